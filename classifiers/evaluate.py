@@ -1,0 +1,139 @@
+"""Evaluates every classifier below a folder on one set of images, and compares them.
+
+python -m classifiers.evaluate --config=configs/digits/evaluate.py --workdir=runs/digits/classifiers
+
+Each run of classifiers.train in the folder is one arm; its seeds are its repetitions. Results go to
+evaluation_NAME.json in the folder, and to a table.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jaxtyping import Float, Int
+from scipy import stats
+from tqdm import tqdm
+
+from classifiers import recipes
+from classifiers.models.resnet import ResNet
+from input_pipeline import loader, sources
+from input_pipeline.files import InputError, write_json
+from launch.runtime import app, checkpoint
+
+
+def make_predict(
+    model: ResNet, source: sources.Source, batch_size: int
+) -> Callable[[dict[str, Any]], Int[np.ndarray, " n"]]:
+    """A function from variables to the predicted class of every image of `source`, in order."""
+    batches = list(loader.eval_batches(source, batch_size))
+
+    @jax.jit
+    def predict(variables: dict[str, Any], images: jax.Array) -> jax.Array:
+        logits = model.apply(variables, recipes.preprocess(images))
+        return jnp.argmax(logits, axis=-1)
+
+    def predict_all(variables: dict[str, Any]) -> np.ndarray:
+        parts = [np.asarray(predict(variables, b["image"]))[b["mask"]] for b in batches]
+        return np.concatenate(parts)
+
+    return predict_all
+
+
+def find_runs(folder: epath.Path) -> list[epath.Path]:
+    """Run directories of classifiers.train in `folder`, or `folder` itself.
+
+    Raises:
+        InputError: there is none.
+    """
+    if (folder / "config.json").exists():
+        return [folder]
+    runs = sorted(path.parent for path in folder.glob("*/config.json")) if folder.exists() else []
+    if not runs:
+        raise InputError(f"{folder} holds no run of classifiers.train: train one, or name its folder")
+    return runs
+
+
+def evaluate_run(run: epath.Path, source: sources.Source, batch_size: int) -> dict[str, Any]:
+    """Accuracy and accuracy by class of each seed of a run.
+
+    Raises:
+        InputError: a seed is missing, unfinished or damaged.
+    """
+    config = app.load_run_config(run)
+    model = recipes.make_model(config.model, len(source.class_names))
+    shape = source[0]["image"].shape
+    abstract = jax.eval_shape(lambda: recipes.init_model(model, jax.random.key(0), shape))
+    predict = make_predict(model, source, batch_size)
+    accuracies, per_class = [], []
+    for seed in range(config.seeds):
+        variables, step = checkpoint.load_inference(run / f"seed_{seed}", abstract)
+        if step < config.total_steps:
+            raise InputError(
+                f"{run / f'seed_{seed}'} has come to step {step} of {config.total_steps}: "
+                "finish its training first"
+            )
+        correct = predict(variables) == source.labels
+        accuracies.append(float(correct.mean()))
+        per_class.append(
+            [float(correct[source.labels == label].mean()) for label in np.unique(source.labels)]
+        )
+    return {"accuracies": accuracies, "per_class": np.mean(per_class, axis=0).tolist()}
+
+
+def compare(
+    accuracies: Float[np.ndarray, " seeds"], baseline: Float[np.ndarray, " seeds"] | None
+) -> dict[str, Any]:
+    """Mean, standard deviation over seeds, and the paired t-test's p-value against a baseline.
+
+    The p-value is None without a baseline, for the baseline itself, and where all differences are
+    the same (which has no t-test).
+    """
+    summary = {"mean": float(np.mean(accuracies)), "std": float(np.std(accuracies, ddof=1))}
+    p_value = None
+    if baseline is not None and len(baseline) == len(accuracies):
+        differences = np.asarray(accuracies) - np.asarray(baseline)
+        if np.ptp(differences) > 0:
+            p_value = float(stats.ttest_1samp(differences, 0.0).pvalue)
+    return {**summary, "p_value": p_value}
+
+
+def main(args: app.Arguments) -> None:
+    """Runs the task."""
+    config = args.config
+    source = sources.load(config.source)
+    if args.dry_run:
+        app.describe(config)
+        return
+    runs = find_runs(args.workdir)
+    progress = tqdm(runs, desc=f"evaluate on {config.name}", unit="run")
+    arms = {run.name: evaluate_run(run, source, config.batch_size) for run in progress}
+    baseline = arms.get(config.baseline, {}).get("accuracies")
+    for arm in arms.values():
+        arm.update(compare(arm["accuracies"], baseline))
+    result = {
+        "name": config.name,
+        "num_images": len(source),
+        "class_names": list(source.class_names),
+        "baseline": config.baseline,
+        "arms": arms,
+    }
+    write_json(args.workdir / f"evaluation_{config.name}.json", result)
+    print(table(arms))
+
+
+def table(arms: dict[str, dict[str, Any]]) -> str:
+    """The arms as lines of text."""
+    width = max(map(len, arms))
+    lines = [f"{'arm':{width}}  accuracy (%)  seeds  p against the baseline"]
+    for name, arm in arms.items():
+        p_value = "" if arm["p_value"] is None else f"{arm['p_value']:.2g}"
+        accuracy = f"{100 * arm['mean']:6.2f} ± {100 * arm['std']:4.2f}"
+        lines.append(f"{name:{width}}  {accuracy}  {len(arm['accuracies']):5}  {p_value}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    app.run(main, __doc__)

@@ -1,0 +1,123 @@
+"""Trains classifiers on real images, generated images, or both; one run a seed.
+
+python -m classifiers.train --config=configs/digits/classifier.py:arm=real+generated,k=10 \\
+    --workdir=runs/classifier
+
+The same command goes on where it stopped. Seed n is trained in the folder seed_n of the run
+directory.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from classifiers import recipes
+from classifiers.evaluate import make_predict
+from classifiers.losses import cross_entropy
+from classifiers.models.resnet import ResNet
+from input_pipeline import loader, sources
+from input_pipeline.mixture import Union
+from launch.runtime import app
+from launch.runtime.loop import fit
+from launch.runtime.mesh import make_mesh
+from launch.runtime.optimizers import make_optimizer
+from launch.runtime.state import TrainState, abstract_state, create_state
+
+Batch = dict[str, Any]
+
+
+def make_train_step(
+    config: ml_collections.ConfigDict, model: ResNet, tx: optax.GradientTransformation
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """The jitted update.
+
+    Args:
+        config: `label_smoothing`, `ema_decay`.
+        model: the network.
+        tx: the optimiser.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        images = recipes.preprocess(batch["image"])
+
+        def loss_of(params: Any) -> tuple[Array, tuple[Array, dict[str, Any]]]:
+            variables = {**state.variables, "params": params}
+            logits, model_state = model.apply(
+                variables, images, train=True, mutable=["batch_stats"]
+            )
+            losses = cross_entropy(logits, batch["label"], config.label_smoothing)
+            return losses.mean(), (logits, model_state)
+
+        (loss, (logits, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(
+            state.variables["params"]
+        )
+        state = state.update(grads, tx, config.ema_decay, model_state)
+        correct = jnp.argmax(logits, axis=-1) == batch["label"]
+        return state, {"loss": loss, "accuracy": correct.mean()}
+
+    return train_step
+
+
+def make_evaluation(
+    source: sources.Source, model: ResNet, batch_size: int
+) -> Callable[[TrainState], dict[str, float]]:
+    """Accuracy on a source, with the inference weights."""
+    predict = make_predict(model, source, batch_size)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        predictions = predict(state.inference_variables)
+        return {"validation_accuracy": float(np.mean(predictions == source.labels))}
+
+    return evaluate
+
+
+def main(args: app.Arguments) -> None:
+    """Runs the task."""
+    config = args.config
+    validation = sources.load(config.evaluation_source)
+    class_names, image_shape = validation.class_names, validation[0]["image"].shape
+    model = recipes.make_model(config.model, len(class_names))
+    init = functools.partial(recipes.init_model, model, image_shape=image_shape)
+    if args.dry_run:
+        app.describe(config, model=jax.eval_shape(init, jax.random.key(0))["params"])
+        return
+    source = Union([sources.load(spec) for spec in config.train_sources.values()])
+    app.claim_workdir(args.workdir, config)
+    mesh = make_mesh(config.mesh)
+    tx = make_optimizer(config.optimizer, config.total_steps)
+    keep_ema = config.ema_decay > 0
+    train_step = make_train_step(config, model, tx)
+    evaluate = make_evaluation(validation, model, config.evaluation_batch_size)
+    for seed in range(config.seeds):
+        data = loader.batches(
+            source,
+            config.batch_size,
+            seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        key = (jax.random.key(seed),)
+        with jax.set_mesh(mesh):
+            fit(
+                workdir=args.workdir / f"seed_{seed}",
+                config=config,
+                mesh=mesh,
+                abstract=abstract_state(init, key, tx, keep_ema),
+                create=functools.partial(create_state, init, key, tx, keep_ema, mesh),
+                train_step=train_step,
+                batches=functools.partial(loader.iterate, data),
+                evaluate=evaluate,
+                label=f"{args.workdir.name} seed {seed}",
+            )
+
+
+if __name__ == "__main__":
+    app.run(main, __doc__)

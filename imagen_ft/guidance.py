@@ -1,0 +1,47 @@
+"""Classifier-free guidance and thresholding (Imagen, section 2.2 and 2.3)."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Image = Float[Array, "b h w c"]
+Text = Float[Array, "b n d"]
+
+
+def guided_eps(
+    predict: Callable[[Image, Text], Image],
+    x: Image,
+    text: Text,
+    null_text: Text,
+    weight: float,
+) -> Image:
+    """w eps(x, text) + (1 - w) eps(x, null).
+
+    Args:
+        predict: the network, at a fixed time; called once, with a doubled batch unless w is 1.
+        x: network input.
+        text: states of the prompts.
+        null_text: states that stand for no text, of the same shape.
+        weight: w of Imagen; 1 is no guidance and no second evaluation.
+    """
+    if weight == 1.0:
+        return predict(x, text)
+    both = predict(jnp.concatenate([x, x]), jnp.concatenate([text, null_text]))
+    conditional, unconditional = jnp.split(both, 2)
+    return weight * conditional + (1.0 - weight) * unconditional
+
+
+def threshold(x0: Image, percentile: float) -> Image:
+    """Keeps predicted images in [-1, 1].
+
+    Args:
+        x0: predicted images.
+        percentile: 100 clips (static thresholding); less divides each image by that percentile of
+            its absolute values, where that exceeds 1 (dynamic thresholding).
+    """
+    if percentile < 100.0:
+        limit = jnp.percentile(jnp.abs(x0), percentile, axis=(1, 2, 3), keepdims=True)
+        limit = jnp.maximum(limit, 1.0)
+        return jnp.clip(x0, -limit, limit) / limit
+    return jnp.clip(x0, -1.0, 1.0)

@@ -1,0 +1,96 @@
+"""Prompts to text states: a byte-level tokenizer and a frozen T5 encoder."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from imagen_ft.models.t5 import T5Encoder
+from input_pipeline.files import InputError
+
+# ByT5's convention (Xue et al. 2022): three special ids, then the 256 bytes.
+PAD, END, FIRST_BYTE = 0, 1, 3
+VOCABULARY = FIRST_BYTE + 256
+
+
+def tokenize(
+    prompts: Sequence[str], max_length: int
+) -> tuple[Int[np.ndarray, "n length"], Bool[np.ndarray, "n length"]]:
+    """UTF-8 bytes, an end token, padding.
+
+    Returns:
+        The ids, and which of them are not padding.
+
+    Raises:
+        InputError: a prompt is too long; it is named.
+    """
+    tokens = np.full((len(prompts), max_length), PAD, np.int32)
+    for row, prompt in enumerate(prompts):
+        ids = [FIRST_BYTE + byte for byte in prompt.encode()] + [END]
+        if len(ids) > max_length:
+            raise InputError(
+                f"prompt {prompt!r} has {len(ids)} tokens, text.max_length is {max_length}"
+            )
+        tokens[row, : len(ids)] = ids
+    return tokens, tokens != PAD
+
+
+@dataclasses.dataclass(frozen=True)
+class TextEncoder:
+    """A frozen T5 encoder with weights drawn from a fixed seed: it needs no download.
+
+    Distinct prompts get distinct states, which is all that a closed list of class names asks for.
+
+    Attributes:
+        model: the network.
+        max_length: tokens a prompt, padding included.
+        seed: of the weights.
+    """
+
+    model: T5Encoder
+    max_length: int
+    seed: int
+
+    def embed(self, prompts: Sequence[str]) -> Float[np.ndarray, "n length d"]:
+        """States of the prompts; padding is kept, and masked inside the encoder only."""
+        tokens, mask = tokenize(prompts, self.max_length)
+
+        def encode(tokens: jax.Array, mask: jax.Array) -> jax.Array:
+            variables = self.model.init(jax.random.key(self.seed), tokens[:1], mask[:1])
+            return self.model.apply(variables, tokens, mask)
+
+        return np.asarray(jax.jit(encode)(tokens, mask))
+
+    def null(self) -> Float[np.ndarray, "1 length d"]:
+        """The states that stand for no text: those of the empty prompt, as DeepFloyd IF has it."""
+        return self.embed([""])
+
+    def parameters(self) -> dict:
+        """Shapes of the weights."""
+        tokens = jnp.zeros((1, self.max_length), jnp.int32)
+        return jax.eval_shape(self.model.init, jax.random.key(0), tokens, tokens > 0)["params"]
+
+
+def make_text_encoder(config: ml_collections.ConfigDict) -> TextEncoder:
+    """Builds the encoder from `max_length`, `seed` and `model` (fields of `T5Encoder`)."""
+    return TextEncoder(
+        T5Encoder(vocab_size=VOCABULARY, **config.model), config.max_length, config.seed
+    )
+
+
+def check_prompts(prompts: Sequence[str], class_names: Sequence[str]) -> None:
+    """A model of a closed list of classes knows nothing else.
+
+    Raises:
+        InputError: names the first prompt that is no class name, and the class names.
+    """
+    for row, prompt in enumerate(prompts, start=1):
+        if prompt not in class_names:
+            shown = ", ".join(class_names[:20]) + (", ..." if len(class_names) > 20 else "")
+            raise InputError(
+                f"prompt {row} is {prompt!r}, which this model does not know (it knows: {shown})"
+            )

@@ -1,0 +1,113 @@
+"""Files that are either complete or absent, and the error every task prints as one line."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from etils import epath
+
+
+class InputError(Exception):
+    """Wrong input, told in one line: what is wrong, where, and what to do."""
+
+
+def is_local(path: epath.PathLike) -> bool:
+    """Whether the path is on a mounted file system, not in an object store such as `gs://`."""
+    return "://" not in os.fspath(path)
+
+
+@contextlib.contextmanager
+def atomic_file(path: epath.PathLike) -> Iterator[BinaryIO]:
+    """Opens a binary file that appears as `path` only if the block ends without an error.
+
+    A local file is written beside its final name, flushed to the disk and renamed. An object store
+    shows an object once its upload has ended, so there the bytes are collected locally first.
+
+    Args:
+        path: the final name, in a folder that exists.
+
+    Yields:
+        The file to write to.
+    """
+    if is_local(path):
+        with _local_atomic_file(Path(path)) as file:
+            yield file
+    else:
+        with tempfile.TemporaryFile() as file:
+            yield file
+            file.seek(0)
+            with epath.Path(path).open("wb") as remote:
+                shutil.copyfileobj(file, remote)
+
+
+@contextlib.contextmanager
+def _local_atomic_file(path: Path) -> Iterator[BinaryIO]:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    # Without this a power cut can undo the rename although the file itself is on the disk.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def remove_temporaries(folder: epath.PathLike, name: str = "") -> None:
+    """Removes what a killed process left half written beside `name` (all names if empty).
+
+    Only the one process that may write these names can call it: it removes running work as well.
+    """
+    prefix = f".{name}." if name else "."
+    if is_local(folder) and Path(folder).is_dir():
+        for path in Path(folder).iterdir():
+            if path.name.startswith(prefix) and path.name.endswith(".tmp"):
+                path.unlink(missing_ok=True)
+
+
+def write_atomic(path: epath.PathLike, data: bytes) -> None:
+    """Writes a whole file that is either complete or absent under its name."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def write_json(path: epath.PathLike, obj: Any) -> None:
+    """Writes JSON with sorted keys, complete or not at all."""
+    write_atomic(path, (json.dumps(obj, indent=2, sort_keys=True) + "\n").encode())
+
+
+def read_json(path: epath.PathLike) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        InputError: it is missing, or it is not JSON.
+    """
+    try:
+        return json.loads(epath.Path(path).read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the path") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not JSON ({error}); restore it or write it again") from None
+
+
+def sha256(path: epath.PathLike) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with epath.Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,168 @@
+"""Sets of labelled images with random access, and the table that opens one from a config."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+from input_pipeline import subsets, synthetic
+from input_pipeline.files import InputError
+
+REAL = 0
+
+DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+# Images per class where the number is fixed; pool and test share the rest in their proportion.
+_DIGITS_PER_CLASS = {"train": 3, "validation": 10}
+_DIGITS_POOL, _DIGITS_SEED = 1000, 1797
+_ALLOWED_KEYS = {
+    "digits": ("name", "split", "per_class"),
+    "synthetic": ("name", "path", "copies", "per_class"),
+}
+
+
+class Source(Protocol):
+    """A labelled image set.
+
+    Attributes:
+        class_names: the name of each label.
+        labels: the label of each image, known without decoding any.
+        domain: 0 for a real image, 1 for a synthetic one.
+    """
+
+    class_names: tuple[str, ...]
+    labels: Int32[np.ndarray, " n"]
+    domain: Int32[np.ndarray, " n"]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """Example i: `image` uint8 [h, w, c], `label` and `domain` int32 scalars."""
+        ...
+
+
+class ArraySource:
+    """A source whose images are in memory."""
+
+    def __init__(
+        self,
+        images: UInt8[np.ndarray, "n h w c"],
+        labels: Int32[np.ndarray, " n"],
+        class_names: tuple[str, ...],
+        domain: int | Int32[np.ndarray, " n"] = REAL,
+    ):
+        """Makes a source.
+
+        Args:
+            images: values [0, 255].
+            labels: indices into class_names.
+            class_names: the name of each label.
+            domain: 0 for real images, 1 for synthetic ones; one for all, or one each.
+        """
+        if images.dtype != np.uint8 or images.ndim != 4 or len(labels) != len(images):
+            raise TypeError(
+                f"expected uint8 [n, h, w, c] and n labels, got {images.dtype} {images.shape} "
+                f"and {len(labels)} labels"
+            )
+        self.images = images
+        self.labels = np.asarray(labels, np.int32)
+        self.class_names = tuple(class_names)
+        self.domain = np.full(len(images), domain, np.int32)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {"image": self.images[i], "label": self.labels[i], "domain": self.domain[i]}
+
+
+def in_memory(source: Source) -> ArraySource:
+    """Decodes a whole source of images of one size, once."""
+    images = np.stack([source[i]["image"] for i in range(len(source))])
+    return ArraySource(images, source.labels, source.class_names, source.domain)
+
+
+@functools.cache
+def _load_digits() -> tuple[UInt8[np.ndarray, "n 8 8 1"], Int32[np.ndarray, " n"]]:
+    # scikit-learn takes 1.5 s to import, which every task on other images saves.
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]  # levels 0..16
+    return images, bunch.target.astype(np.int32)
+
+
+@functools.cache
+def _digit_splits() -> dict[str, Int32[np.ndarray, " m"]]:
+    labels = _load_digits()[1]
+    rng = np.random.default_rng(_DIGITS_SEED)
+    shuffled = [rng.permutation(np.flatnonzero(labels == k)) for k in range(len(DIGIT_NAMES))]
+    parts: dict[str, list[np.ndarray]] = {}
+    start = 0
+    for split, count in _DIGITS_PER_CLASS.items():
+        parts[split] = [indices[start : start + count] for indices in shuffled]
+        start += count
+    rest = [indices[start:] for indices in shuffled]
+    pool = _proportional(np.array([len(indices) for indices in rest]), _DIGITS_POOL)
+    parts["pool"] = [indices[:count] for indices, count in zip(rest, pool, strict=True)]
+    parts["test"] = [indices[count:] for indices, count in zip(rest, pool, strict=True)]
+    return {name: np.sort(np.concatenate(part)) for name, part in parts.items()}
+
+
+def _proportional(counts: np.ndarray, total: int) -> np.ndarray:
+    """Shares `total` in the proportion of `counts`, rounded by the largest remainders."""
+    exact = counts * total / counts.sum()
+    shares = np.floor(exact).astype(int)
+    missing = np.argsort(shares - exact, kind="stable")[: total - shares.sum()]
+    shares[missing] += 1
+    return shares
+
+
+def digits(split: str) -> ArraySource:
+    """The 1,797 handwritten digits of 8 x 8 pixels that scikit-learn carries.
+
+    Args:
+        split: `pool` (1,000 images), `train` (3 a class), `validation` (10 a class) or `test`
+            (667). They are fixed, disjoint and stratified, and together the whole set.
+
+    Raises:
+        InputError: there is no such split.
+    """
+    splits = _digit_splits()
+    if split not in splits:
+        raise InputError(f"digits has no split {split!r}; use one of {', '.join(sorted(splits))}")
+    images, labels = _load_digits()
+    return ArraySource(images[splits[split]], labels[splits[split]], DIGIT_NAMES)
+
+
+def load(spec: Mapping[str, Any]) -> Source:
+    """Opens the source that a config describes; a field that is None counts as absent.
+
+    Args:
+        spec: `name` (`digits` or `synthetic`) and its fields. digits: `split`. synthetic: `path`,
+            and `copies` to take only the first so many copies of the real set. Both: `per_class`,
+            to take only so many images of every class.
+
+    Raises:
+        InputError: an unknown name, field or split, or a generated set that is not complete.
+    """
+    spec = {key: spec[key] for key in spec if spec[key] is not None}
+    name = spec.get("name")
+    if name not in _ALLOWED_KEYS:
+        raise InputError(f"unknown source {name!r}; use one of {', '.join(_ALLOWED_KEYS)}")
+    if unknown := sorted(set(spec) - set(_ALLOWED_KEYS[name])):
+        allowed = ", ".join(_ALLOWED_KEYS[name])
+        raise InputError(f"source {name!r} has no field {unknown[0]!r}; use {allowed}")
+    required = "split" if name == "digits" else "path"
+    if required not in spec:
+        raise InputError(f"source {name!r} needs the field {required!r}; set it in the config")
+    source = digits(spec["split"]) if name == "digits" else _synthetic(spec)
+    if "per_class" in spec:
+        source = subsets.per_class(source, spec["per_class"], seed=0)
+    return source
+
+
+def _synthetic(spec: Mapping[str, Any]) -> Source:
+    source = synthetic.SyntheticSource(spec["path"])
+    return source.first_copies(spec["copies"]) if "copies" in spec else source

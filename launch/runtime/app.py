@@ -1,0 +1,227 @@
+"""From a command line to a running task: flags, the resolved config, one clear line for wrong input."""
+
+import dataclasses
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+from absl import flags
+from clu import parameter_overview
+from etils import epath
+from ml_collections import config_flags
+
+from input_pipeline.files import InputError, read_json, write_json
+
+
+class Diverged(Exception):
+    """Training has left the finite numbers; a restart would end in the same place."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What a task is called with.
+
+    Attributes:
+        config: the resolved config, locked.
+        workdir: the run directory; None only with `dry_run`.
+        dry_run: print what would run, then end.
+        flags: the task's own flags.
+    """
+
+    config: ml_collections.ConfigDict
+    workdir: epath.Path | None
+    dry_run: bool
+    flags: flags.FlagValues
+
+
+def run(
+    task: Callable[[Arguments], None],
+    description: str,
+    define_flags: Callable[[flags.FlagValues], None] | None = None,
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Parses the command line, runs `task` and ends the process.
+
+    Exit codes: 0 done, 1 failed, 2 wrong input (`InputError`) or a full disk, 130 interrupted.
+    """
+    argv = list(sys.argv if argv is None else argv)
+    try:
+        arguments = parse(argv, description, define_flags)
+        # Grain asks absl's global flags for its debugging options.
+        flags.FLAGS.mark_as_parsed()
+        _keep_compilations()
+        task(arguments)
+    except InputError as error:
+        _end(2, f"error: {error}")
+    except Diverged as error:
+        _end(1, f"error: {error}")
+    except KeyboardInterrupt:
+        _end(130, "interrupted: the same command goes on from the last checkpoint or shard")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        place = f" at {error.filename}" if error.filename else ""
+        _end(2, f"error: cannot write{place}: {os.strerror(error.errno)}; mend that, run it again")
+    sys.exit(0)
+
+
+def parse(
+    argv: Sequence[str],
+    description: str = "",
+    define_flags: Callable[[flags.FlagValues], None] | None = None,
+) -> Arguments:
+    """Reads `--config=FILE.py[:arguments]`, `--config.field=value`, `--workdir`, `--dry_run`.
+
+    Raises:
+        InputError: on an unknown flag or config field, a missing file or a value of the wrong type.
+    """
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "run directory; created when missing", flag_values=values)
+    flags.DEFINE_bool(
+        "dry_run", False, "print the resolved config and parameter count, then end", flag_values=values
+    )
+    if define_flags:
+        define_flags(values)
+    _print_help_if_asked(argv, description, values)
+    _check_overrides(argv)
+    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=list(argv))
+    try:
+        rest = values(list(argv))
+    except flags.Error as error:
+        raise InputError(f"command line: {_one_line(error)} (--help lists the flags)") from error
+    if len(rest) > 1:
+        raise InputError(f"command line: {rest[1]!r} is not a flag (--help lists the flags)")
+    if values.workdir is None and not values.dry_run:
+        raise InputError("--workdir is missing: name the run directory, --workdir=DIR")
+    workdir = epath.Path(values.workdir) if values.workdir is not None else None
+    config = values.config
+    config.lock()
+    return Arguments(config, workdir, values.dry_run, values)
+
+
+def claim_workdir(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
+    """Writes `config.json` into a new run directory; refuses one that another config has begun.
+
+    Raises:
+        InputError: the directory belongs to another config, or is a file.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"{workdir} is a file, not a run directory: name another --workdir")
+    path = workdir / "config.json"
+    ours = _plain(config)
+    if not path.exists():
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(path, ours)
+        return
+    theirs = read_json(path)
+    for field in sorted(set(_flatten(ours)) | set(_flatten(theirs))):
+        old, new = (_flatten(tree).get(field, "nothing") for tree in (theirs, ours))
+        if old != new:
+            raise InputError(
+                f"{workdir} was begun with {field} = {old}, now it is {new}: "
+                "name another --workdir, or remove that one"
+            )
+
+
+def load_run_config(workdir: epath.Path | str) -> ml_collections.ConfigDict:
+    """Reads the config that a run directory was made with.
+
+    Raises:
+        InputError: there is no such run.
+    """
+    path = epath.Path(workdir) / "config.json"
+    if not path.exists():
+        raise InputError(f"{workdir} holds no run (no config.json): train it first")
+    return ml_collections.ConfigDict(read_json(path))
+
+
+def describe(config: ml_collections.ConfigDict, **models: Any) -> None:
+    """Prints the resolved config and, for each model, its parameters (shapes are enough)."""
+    print(config.to_json_best_effort(indent=2))
+    for name, params in models.items():
+        print(f"{name}:")
+        print(parameter_overview.get_parameter_overview(params, include_stats=False))
+        total = sum(leaf.size for leaf in jax.tree.leaves(params))
+        print(f"{name}: {total:,} parameters")
+
+
+def _end(code: int, line: str) -> None:
+    print(line, file=sys.stderr)
+    sys.exit(code)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _print_help_if_asked(argv: Sequence[str], text: str, values: flags.FlagValues) -> None:
+    if not {"--help", "-h", "-help"} & set(argv[1:]):
+        return
+    print(text.strip())
+    print("\nflags:\n  --config=FILE.py[:name=value,...]: the experiment")
+    print("  --config.field=value: overrides one field; may be repeated")
+    for flag in sorted(values.get_flags_for_module(sys.modules[__name__]), key=lambda f: f.name):
+        print(f"  --{flag.name}: {flag.help}")
+    known = set(values.get_flags_for_module(sys.modules[__name__]))
+    for name in sorted(values):
+        if values[name] not in known:
+            print(f"  --{name}: {values[name].help}")
+    sys.exit(0)
+
+
+def _check_overrides(argv: Sequence[str]) -> None:
+    """Names the field that does not exist; config_flags would only say 'q'."""
+    files = [arg.partition("=")[2] for arg in argv if arg.startswith("--config=")]
+    if len(files) != 1:
+        raise InputError("--config is missing or doubled: name one file, --config=configs/X/Y.py")
+    config = _load_config_file(files[0])
+    for arg in argv:
+        if not arg.startswith("--config."):
+            continue
+        node: Any = config
+        for field in arg.partition("=")[0].removeprefix("--config.").split("."):
+            if not isinstance(node, ml_collections.ConfigDict) or field not in node:
+                known = ", ".join(node) if isinstance(node, ml_collections.ConfigDict) else "nothing"
+                raise InputError(f"{arg}: there is no config field {field!r} (there is: {known})")
+            node = node[field]
+
+
+def _load_config_file(argument: str) -> ml_collections.ConfigDict:
+    path = argument.partition(":")[0]
+    if not os.path.isfile(path):
+        raise InputError(f"--config={argument}: there is no file {path}")
+    values = flags.FlagValues()
+    argv = ["task", f"--config={argument}"]
+    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+        return values.config
+    except (flags.Error, OSError, ValueError, KeyError) as error:
+        raise InputError(f"--config={argument}: {_one_line(error)}") from error
+
+
+def _keep_compilations() -> None:
+    """Compiled programs are kept from run to run, where the environment names no place of its own."""
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "imagen_ft", "jax"))
+
+
+def _plain(config: ml_collections.ConfigDict) -> Any:
+    """The config as JSON gives it back: tuples are lists."""
+    return json.loads(config.to_json())
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {
+        path: leaf
+        for key, value in tree.items()
+        for path, leaf in _flatten(value, f"{prefix}.{key}" if prefix else key).items()
+    }

@@ -1,0 +1,120 @@
+"""The training loop, the same for diffusion models and classifiers."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from launch.runtime.app import Diverged
+from launch.runtime.checkpoint import Checkpoints
+from launch.runtime.mesh import put_batch, state_shardings
+from launch.runtime.metrics import MetricWriter
+from launch.runtime.state import TrainState
+
+Scalars = Mapping[str, Any]
+
+
+def fit(
+    *,
+    workdir: epath.Path,
+    config: ml_collections.ConfigDict,
+    mesh: Mesh,
+    abstract: TrainState,
+    create: Callable[[], TrainState],
+    train_step: Callable[[TrainState, Any], tuple[TrainState, Scalars]],
+    batches: Callable[[int, int], Iterable[Mapping[str, np.ndarray]]],
+    evaluate: Callable[[TrainState], Scalars] | None = None,
+    label: str = "train",
+) -> TrainState:
+    """Trains up to `config.total_steps`, from the newest sound checkpoint of `workdir` if any.
+
+    Args:
+        workdir: the run directory.
+        config: `total_steps`, and the intervals `log_every`, `checkpoint_every`, `evaluate_every`
+            in steps (0: never; the last step is always evaluated and saved).
+        mesh: where batches go.
+        abstract: shapes of the state.
+        create: makes the state of step 0.
+        train_step: jitted; donates the state.
+        batches: `batches(start, stop)` yields this process's part of those batches.
+        evaluate: scalars of a state.
+        label: what the progress bar says.
+
+    Raises:
+        Diverged: the loss is not finite.
+    """
+    shardings = state_shardings(mesh, abstract)
+    target = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract,
+        shardings,
+    )
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    state = checkpoints.restore(target)
+    state = create() if state is None else state
+    start, total = int(state.step), config.total_steps
+    writer = MetricWriter(workdir, start)
+    if start < total:
+        log = _Log(writer, config.log_every, total, start, label, workdir)
+        for step, batch in enumerate(batches(start, total), start=start + 1):
+            state, metrics = train_step(state, put_batch(mesh, batch))
+            log.after(step, metrics)
+            # Evaluate, save, and only then take the next batch: a resumed run repeats none of them.
+            if evaluate and _due(step, config.evaluate_every, total):
+                writer.write(step, {k: float(v) for k, v in evaluate(state).items()})
+            if _due(step, config.checkpoint_every, total):
+                log.flush()
+                checkpoints.save(state)
+        log.close()
+    checkpoints.close()
+    writer.close()
+    return state
+
+
+def _due(step: int, every: int, total: int) -> bool:
+    return step == total or (every > 0 and step % every == 0)
+
+
+class _Log:
+    """Reads metrics one step late, so that the device never waits for the host."""
+
+    def __init__(
+        self, writer: MetricWriter, every: int, total: int, start: int, label: str, where: epath.Path
+    ):
+        self._writer, self._every, self._total, self._where = writer, every, total, where
+        self._pending: tuple[int, Scalars] | None = None
+        self._last = (start, time.perf_counter())
+        self._bar = tqdm(total=total, initial=start, desc=label, unit="step", mininterval=1.0)
+
+    def after(self, step: int, metrics: Scalars) -> None:
+        self.flush()
+        if _due(step, self._every, self._total):
+            self._pending = (step, metrics)
+        self._bar.update()
+
+    def flush(self) -> None:
+        if self._pending is None:
+            return
+        step, metrics = self._pending
+        self._pending = None
+        scalars = {name: float(value) for name, value in metrics.items()}
+        if not np.isfinite(scalars["loss"]):
+            raise Diverged(
+                f"{self._where}: the loss of step {step} is {scalars['loss']}; the checkpoints "
+                "before it are kept: lower the learning rate or clip the gradient"
+            )
+        now = time.perf_counter()
+        rate = (step - self._last[0]) / (now - self._last[1])
+        self._last = (step, now)
+        self._bar.set_postfix(loss=f"{scalars['loss']:.4f}")
+        self._writer.write(step, {**scalars, "steps_per_second": rate})
+
+    def close(self) -> None:
+        self.flush()
+        self._bar.close()

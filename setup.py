@@ -1,0 +1,54 @@
+"""What the project is made of and needs; `sh launch/demo.sh` and `sh launch/test.sh` install it."""
+
+from setuptools import find_packages, setup
+
+PACKAGES = ("classifiers", "configs", "imagen_ft", "input_pipeline", "launch")
+
+REQUIRES = [
+    "absl-py>=2.1",
+    "clu>=0.0.12",
+    "crc32c>=2.7",
+    "etils[epath]>=1.12",
+    "flax>=0.12.8,<0.14",
+    "grain>=0.2.18,<0.4",
+    "jax>=0.10.2,<0.13",
+    "jaxtyping>=0.3",
+    "matplotlib>=3.9",
+    "ml_collections>=1.1",
+    "numpy>=2.1",
+    "opencv-python-headless>=4.10",
+    "optax>=0.2.8,<0.4",
+    "orbax-checkpoint>=0.12.8,<0.14",
+    "scikit-learn>=1.5",
+    "scipy>=1.14",
+    "tensorboardX>=2.6.2",
+    "tensorflow-datasets>=4.9.10,<5",
+    "tqdm>=4.66",
+]
+
+EXTRAS = {
+    "test": [
+        "diffusers>=0.42.1,<0.44",
+        "import-linter>=2.5,<3",
+        "pytest>=8.3",
+        "ruff>=0.17.5,<0.18",
+        # One release exactly: a newer one would bring its CUDA packages to machines that need none.
+        "torch==2.13.0",
+        "transformers>=5.23,<6",
+    ],
+    "tpu": ["jax[tpu]"],
+    "cuda": ["jax[cuda12]"],
+    "preflight": ["libtpu>=0.0.42"],
+}
+
+setup(
+    name="imagen-ft",
+    version="0.1.0",
+    description="Fine-tune a text-to-image cascade and train classifiers on what it generates",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=[glob for name in PACKAGES for glob in (name, f"{name}.*")]),
+    package_data={"launch": ["*.sh"]},
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+)

@@ -1,0 +1,23 @@
+"""What JAX and matplotlib read once, when they are imported; child processes inherit it."""
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SETTINGS = {
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax-tests"),
+    "JAX_NUMPY_RANK_PROMOTION": "raise",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    "JAX_PLATFORMS": "cpu",
+    # A test that needs several devices starts a process of its own and sets this there.
+    "JAX_NUM_CPU_DEVICES": "1",
+    "HF_HUB_OFFLINE": "1",
+    "MPLBACKEND": "Agg",
+}
+
+if "jax" in sys.modules:
+    raise RuntimeError("a pytest plugin imported jax before tests/conftest.py could set it up")
+os.environ.update(SETTINGS)

@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+
+from input_pipeline.augment.resize import resize
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_shrinking_averages_areas(channels, dtype):
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, channels)).astype(dtype)
+    small = resize(image, 4)
+    assert small.shape == (4, 4, channels) and small.dtype == dtype
+    means = image.reshape(4, 2, 4, 2, channels).mean(axis=(1, 3))
+    np.testing.assert_allclose(small, means, atol=0.5 if dtype == np.uint8 else 1e-4)
+
+
+def test_shrinking_a_checkerboard_leaves_no_pattern():
+    board = (np.indices((9, 9)).sum(axis=0) % 2 * 255).astype(np.uint8)[..., None]
+    small = resize(board, 3)
+    assert small.min() > 100 and small.max() < 155
+
+
+def test_growing_is_bilinear():
+    image = np.array([[0.0, 1.0]], np.float32)[..., None]
+    np.testing.assert_allclose(resize(image, (1, 4))[0, :, 0], [0, 0.25, 0.75, 1], atol=1e-6)
+
+
+def test_each_axis_by_its_own_rule():
+    image = np.array([[0, 255], [255, 0]], np.uint8)[..., None]
+    # Averaged to one row of 127.5, then widened.
+    out = resize(image, (1, 4))
+    assert out.shape == (1, 4, 1)
+    np.testing.assert_allclose(out[..., 0], 127.5, atol=0.6)
+
+
+def test_the_same_size_is_the_same_image():
+    image = np.zeros((3, 5, 1), np.uint8)
+    assert resize(image, (3, 5)) is image
+
+
+def test_floats_keep_their_range():
+    image = np.full((6, 6, 3), -1, np.float32)
+    np.testing.assert_array_equal(resize(image, 4), np.full((4, 4, 3), -1, np.float32))

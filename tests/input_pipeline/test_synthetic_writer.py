@@ -1,0 +1,176 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from input_pipeline import files, synthetic
+from input_pipeline.files import InputError
+from input_pipeline.synthetic import SyntheticSource
+from tests.input_pipeline import tiny_set
+from tests.input_pipeline.tiny_set import CONFIG, IMAGES, contents, shard_path, write, writer
+
+
+def test_global_order():
+    labels = synthetic.labels_for([2, 0, 1], 3)
+    assert labels.dtype == np.int32
+    assert labels.tolist() == [0, 0, 2] * 3
+
+
+def test_sidecar_and_manifest(complete):
+    assert sorted(contents(complete)) == [
+        "dataset_info.json",
+        "features.json",
+        *(f"index/{shard:05d}-of-00003.json" for shard in range(3)),
+        "label.labels.txt",
+        "manifest.json",
+        "provenance.json",
+        *(f"tiny-train.tfrecord-{shard:05d}-of-00003" for shard in range(3)),
+    ]
+    path = shard_path(complete, 1)
+    sidecar = {
+        "num_examples": 5,
+        "num_bytes": path.stat().st_size,
+        "sha256": files.sha256(path),
+        "class_counts": [3, 2],
+        "first_index": 5,
+    }
+    assert files.read_json(complete / "index/00001-of-00003.json") == sidecar
+    manifest = files.read_json(complete / "manifest.json")
+    assert manifest["shards"][1] == {"file": path.name, **sidecar}
+    assert manifest["class_counts"] == [8, 4] and manifest["num_examples"] == 12
+    assert manifest["provenance"] == CONFIG["provenance"]
+    assert writer(complete).complete
+
+
+def test_resuming_gives_the_same_bytes(complete, tmp_path):
+    folder = tmp_path / "resumed"
+    write(writer(folder), [1])
+    assert writer(folder).pending_shards() == [0, 2]
+    write(writer(folder), [2])
+    resumed = writer(folder)
+    assert resumed.pending_shards() == [0] and not resumed.complete
+    with pytest.raises(InputError, match="shards 0 are not written; run imagen_ft"):
+        resumed.finish()
+    with pytest.raises(InputError, match="not complete"):
+        SyntheticSource(folder)
+    write(resumed, [0])
+    resumed.finish()
+    assert resumed.complete
+    assert contents(folder) == contents(complete)
+
+
+KILLED = """
+import os, signal, sys
+from input_pipeline import examples
+from tests.input_pipeline import tiny_set as t
+encode = examples.encode_example
+def encode_or_die(values):
+    if values["index"] == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return encode(values)
+examples.encode_example = encode_or_die
+t.write(t.writer(sys.argv[1]), [0, 1, 2])
+"""
+
+
+def test_killed_while_writing(complete, tmp_path, request):
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-c", KILLED, str(folder)]
+    result = subprocess.run(command, cwd=request.config.rootpath, capture_output=True, text=True)
+    assert result.returncode == -9, result.stderr
+    assert len(list(folder.glob(".*.tmp"))) == 1  # the half shard, under no final name
+    assert not shard_path(folder, 1).exists()
+    resumed = writer(folder)
+    assert resumed.pending_shards() == [1, 2]
+    write(resumed, [1])
+    assert not list(folder.glob(".*.tmp"))
+    write(resumed, [2])
+    resumed.finish()
+    assert contents(folder) == contents(complete)
+
+
+def test_finish_removes_stale_temporaries(complete):
+    for name in (".manifest.json.1.tmp", "index/.00000-of-00003.json.1.tmp"):
+        (complete / name).touch()
+    writer(complete).finish()
+    assert not list(complete.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"provenance": {**CONFIG["provenance"], "seed": 1}}, "provenance.seed"),
+        ({"provenance": {"seed": 0, "stages": {"base": [1.0, 0.0]}}}, "provenance.stages.base"),
+        ({"images_per_shard": 6}, "images_per_shard"),
+        ({"copies": 3, "counts": [1, 1]}, "copies, counts"),
+    ],
+)
+@pytest.mark.parametrize("claim", ["provenance.json", "manifest.json"])
+def test_a_folder_of_another_configuration_is_refused(complete, change, named, claim):
+    for name in {"provenance.json", "manifest.json"} - {claim}:
+        (complete / name).unlink()
+    before = contents(complete)
+    with pytest.raises(InputError, match=f"another {named};"):
+        writer(complete, **change)
+    assert contents(complete) == before
+
+
+def test_shards_of_unknown_origin_are_refused(complete):
+    (complete / "manifest.json").unlink()
+    (complete / "provenance.json").unlink()
+    with pytest.raises(InputError, match=r"no provenance\.json"):
+        writer(complete)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "Tiny-set"}, "lower-case"),
+        ({"class_names": ("cat", "cat")}, r"\['cat'\] occur twice"),
+        ({"counts": [1, 2, 3]}, "2 class names but 3 counts"),
+        ({"counts": [0, 0]}, "not all 0"),
+        ({"copies": 0}, "copies=0"),
+        ({"images_per_shard": 0}, "images_per_shard=0"),
+        ({"image_shape": (4, 4, 2)}, r"\[4, 4, 2\]"),
+    ],
+)
+def test_wrong_values_are_refused_before_anything_is_written(tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        writer(tmp_path / "set", **change)
+    assert not (tmp_path / "set").exists()
+
+
+def test_write_shard_checks_its_images(tmp_path):
+    opened = writer(tmp_path)
+    with pytest.raises(ValueError, match="expected uint8"):
+        opened.write_shard(0, IMAGES[:4], ["a"] * 4)
+    with pytest.raises(ValueError, match="expected uint8"):
+        opened.write_shard(0, IMAGES[:5], ["a"] * 4)
+    assert opened.pending_shards() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        tiny_set.damage_shard,
+        tiny_set.truncate_shard,
+        tiny_set.remove_shard,
+        tiny_set.remove_sidecar,
+        tiny_set.damage_sidecar,
+    ],
+)
+def test_a_damaged_shard_is_pending_again_and_can_be_repaired(complete, damage):
+    before = contents(complete)
+    damage(complete)
+    opened = writer(complete)
+    assert opened.pending_shards() == [1] and not opened.complete
+    write(opened, [1])
+    assert not (complete / "manifest.json").exists()  # until finish, the set is not complete
+    opened.finish()
+    assert contents(complete) == before
+
+
+def test_numpy_values_are_the_same_configuration(complete):
+    provenance = {"seed": np.int64(0), "stages": {"base": np.array([1.25, 0.0])}}
+    assert writer(complete, counts=np.array([2, 1]), provenance=provenance).complete

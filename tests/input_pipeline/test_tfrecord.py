@@ -1,0 +1,124 @@
+import pickle
+import struct
+
+import pytest
+
+from input_pipeline.files import InputError
+from input_pipeline.tfrecord import TFRecordFile, masked_crc, write_tfrecord
+
+RECORDS = [b"123456789", b"", b"abc" * 7]
+STARTS = [0, 25, 41]  # 12 bytes of header and 4 of footer a record
+SIZE = 78
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "x.tfrecord"
+    assert write_tfrecord(path, RECORDS) == SIZE
+    return path
+
+
+def record_at(position):
+    return max(i for i, start in enumerate(STARTS) if start <= position)
+
+
+def crc_bit_by_bit(data):
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def test_bytes_on_disk(tmp_path):
+    write_tfrecord(tmp_path / "x", [b"123456789"])
+    # CRC-32C("123456789") = e3069283 (RFC 3720 polynomial's check value); rotated right by 15 bits
+    # it is 2507c60d, plus a282ead8 is c78ab0e5. The length, 09 and seven zeros, likewise.
+    assert crc_bit_by_bit(b"123456789") == 0xE3069283
+    length_crc = crc_bit_by_bit(b"\x09" + bytes(7))
+    masked = ((length_crc >> 15 | length_crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    assert (tmp_path / "x").read_bytes() == (
+        b"\x09\0\0\0\0\0\0\0" + struct.pack("<I", masked) + b"123456789" + b"\xe5\xb0\x8a\xc7"
+    )
+
+
+def test_round_trip_in_any_order(path):
+    file = pickle.loads(pickle.dumps(TFRecordFile(path)))
+    assert len(file) == 3
+    assert [file[i] for i in (2, 0, 1)] == [RECORDS[2], RECORDS[0], RECORDS[1]]
+    assert list(file) == RECORDS  # ends with IndexError
+    assert file.index[:, :2].tolist() == [[12, 9], [37, 0], [53, 21]]
+
+
+def test_an_empty_shard(tmp_path):
+    assert write_tfrecord(tmp_path / "x", []) == 0
+    assert len(TFRecordFile(tmp_path / "x")) == 0
+
+
+@pytest.mark.parametrize("bit", [0, 7])
+def test_a_flipped_bit_anywhere_is_found_in_its_record(path, bit):
+    whole = path.read_bytes()
+    for position in range(SIZE):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << bit
+        path.write_bytes(damaged)
+        with pytest.raises(InputError) as error:
+            list(TFRecordFile(path))
+        record = record_at(position)
+        part = "length" if position - STARTS[record] < 12 else "data"
+        place = f"{path}: record {record} at byte {STARTS[record]}: damaged {part}"
+        assert str(error.value).startswith(place), position
+
+
+def test_other_records_of_a_damaged_shard_stay_readable(path):
+    damaged = bytearray(path.read_bytes())
+    damaged[STARTS[2] + 12] ^= 1
+    path.write_bytes(damaged)
+    file = TFRecordFile(path)
+    assert file[0] == RECORDS[0]
+    with pytest.raises(InputError, match="record 2 at byte 41"):
+        file[2]
+
+
+def test_truncation_anywhere_inside_a_record(path):
+    whole = path.read_bytes()
+    for size in set(range(SIZE)) - set(STARTS):
+        path.write_bytes(whole[:size])
+        record = record_at(size)
+        with pytest.raises(InputError, match=f"record {record} at byte .*: truncated") as error:
+            TFRecordFile(path)
+        assert "\n" not in str(error.value)
+
+
+def test_a_file_cut_after_it_was_indexed(path):
+    file = TFRecordFile(path)
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(InputError, match="record 2 at byte 41: truncated"):
+        file[2]
+
+
+@pytest.mark.parametrize("length", [50, 1 << 40, (1 << 64) - 1])
+def test_a_huge_length_with_a_right_checksum_allocates_nothing(path, length):
+    header = struct.pack("<Q", length)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:41] + header + struct.pack("<I", masked_crc(header)) + whole[53:])
+    with pytest.raises(InputError, match=rf"record 2 at byte 41.*\({length} bytes announced, 21 l"):
+        TFRecordFile(path)
+
+
+def test_missing_or_remote(tmp_path):
+    with pytest.raises(InputError, match="no such shard"):
+        TFRecordFile(tmp_path / "missing")
+    with pytest.raises(InputError, match="mount or copy"):
+        TFRecordFile("gs://bucket/x.tfrecord")
+
+
+def test_an_error_between_records_leaves_nothing(tmp_path):
+    def records():
+        yield b"one"
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_tfrecord(tmp_path / "x", records())
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,80 @@
+"""A generated set of 12 images in 3 shards, and ways to damage it."""
+
+import json
+
+import numpy as np
+
+from input_pipeline import examples, files
+from input_pipeline.synthetic import SyntheticWriter
+from input_pipeline.tfrecord import TFRecordFile, write_tfrecord
+
+CONFIG = {
+    "name": "tiny",
+    "class_names": ("cat", "dog"),
+    "image_shape": (4, 4, 3),
+    "counts": [2, 1],
+    "copies": 4,
+    "images_per_shard": 5,
+    "provenance": {"seed": 0, "stages": {"base": [1.25, 0.0]}},
+}
+LABELS = [0, 0, 1] * 4
+IMAGES = np.random.default_rng(0).integers(0, 256, (12, 4, 4, 3), np.uint8)
+
+
+def writer(folder, **changes):
+    return SyntheticWriter(folder, **{**CONFIG, **changes})
+
+
+def write(writer, shards):
+    for shard in shards:
+        first, last = writer.shard_range(shard)
+        prompts = [f"a {CONFIG['class_names'][LABELS[i]]}" for i in range(first, last)]
+        writer.write_shard(shard, IMAGES[first:last], prompts)
+
+
+def contents(folder):
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def shard_path(folder, shard):
+    return folder / f"tiny-train.tfrecord-{shard:05d}-of-00003"
+
+
+def flip_byte(path, position):
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+def replace_shard(folder, shard, change):
+    """Rewrites a shard with `change` applied to its list of records, all digests right."""
+    path = shard_path(folder, shard)
+    records = [examples.decode_example(data) for data in TFRecordFile(path)]
+    change(records)
+    size = write_tfrecord(path, [examples.encode_example(record) for record in records])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["shards"][shard].update(num_bytes=size, sha256=files.sha256(path))
+    files.write_json(folder / "manifest.json", manifest)
+
+
+def damage_shard(folder):
+    offset = int(TFRecordFile(shard_path(folder, 1)).index[1, 0])
+    flip_byte(shard_path(folder, 1), offset + 20)  # data of record 1
+
+
+def truncate_shard(folder):
+    path = shard_path(folder, 1)
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def remove_shard(folder):
+    shard_path(folder, 1).unlink()
+
+
+def remove_sidecar(folder):
+    (folder / "index/00001-of-00003.json").unlink()
+
+
+def damage_sidecar(folder):
+    (folder / "index/00001-of-00003.json").write_text("{")
