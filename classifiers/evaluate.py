@@ -52,7 +52,9 @@ def find_runs(folder: epath.Path) -> list[epath.Path]:
         return [folder]
     runs = sorted(path.parent for path in folder.glob("*/config.json")) if folder.exists() else []
     if not runs:
-        raise InputError(f"{folder} holds no run of classifiers.train: train one, or name its folder")
+        raise InputError(
+            f"{folder} holds no run of classifiers.train: train one, or name its folder"
+        )
     return runs
 
 
@@ -63,9 +65,7 @@ def evaluate_run(run: epath.Path, source: sources.Source, batch_size: int) -> di
         InputError: a seed is missing, unfinished or damaged.
     """
     config = app.load_run_config(run)
-    model = recipes.make_model(config.model, len(source.class_names))
-    shape = source[0]["image"].shape
-    abstract = jax.eval_shape(lambda: recipes.init_model(model, jax.random.key(0), shape))
+    model, abstract = _model(run, source)
     predict = make_predict(model, source, batch_size)
     accuracies, per_class = [], []
     for seed in range(config.seeds):
@@ -83,6 +83,13 @@ def evaluate_run(run: epath.Path, source: sources.Source, batch_size: int) -> di
     return {"accuracies": accuracies, "per_class": np.mean(per_class, axis=0).tolist()}
 
 
+def _model(run: epath.Path, source: sources.Source) -> tuple[ResNet, dict[str, Any]]:
+    """A run's model, and the shapes of its variables."""
+    model = recipes.make_model(app.load_run_config(run).model, len(source.class_names))
+    shape = source[0]["image"].shape
+    return model, jax.eval_shape(lambda: recipes.init_model(model, jax.random.key(0), shape))
+
+
 def compare(
     accuracies: Float[np.ndarray, " seeds"], baseline: Float[np.ndarray, " seeds"] | None
 ) -> dict[str, Any]:
@@ -91,7 +98,8 @@ def compare(
     The p-value is None without a baseline, for the baseline itself, and where all differences are
     the same (which has no t-test).
     """
-    summary = {"mean": float(np.mean(accuracies)), "std": float(np.std(accuracies, ddof=1))}
+    std = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0
+    summary = {"mean": float(np.mean(accuracies)), "std": std}
     p_value = None
     if baseline is not None and len(baseline) == len(accuracies):
         differences = np.asarray(accuracies) - np.asarray(baseline)
@@ -105,7 +113,10 @@ def main(args: app.Arguments) -> None:
     config = args.config
     source = sources.load(config.source)
     if args.dry_run:
-        app.describe(config)
+        runs = find_runs(args.workdir) if args.workdir else []
+        app.describe(config, **{run.name: _model(run, source)[1]["params"] for run in runs})
+        if not runs:
+            print("no parameters to count: --workdir names no folder of runs")
         return
     runs = find_runs(args.workdir)
     progress = tqdm(runs, desc=f"evaluate on {config.name}", unit="run")

@@ -1,6 +1,6 @@
-"""Trains classifiers on real images, generated images, or both; one run a seed.
+r"""Trains classifiers on real images, generated images, or both; one run a seed.
 
-python -m classifiers.train --config=configs/digits/classifier.py:arm=real+generated,k=10 \\
+python -m classifiers.train --config=configs/digits/classifier.py:arm=real+generated,k=10 \
     --workdir=runs/classifier
 
 The same command goes on where it stopped. Seed n is trained in the folder seed_n of the run
@@ -23,6 +23,7 @@ from classifiers.evaluate import make_predict
 from classifiers.losses import cross_entropy
 from classifiers.models.resnet import ResNet
 from input_pipeline import loader, sources
+from input_pipeline.augment.crop import random_shift
 from input_pipeline.mixture import Union
 from launch.runtime import app
 from launch.runtime.loop import fit
@@ -90,17 +91,20 @@ def main(args: app.Arguments) -> None:
         app.describe(config, model=jax.eval_shape(init, jax.random.key(0))["params"])
         return
     source = Union([sources.load(spec) for spec in config.train_sources.values()])
+    source = sources.in_memory(source) if config.in_memory else source
     app.claim_workdir(args.workdir, config)
     mesh = make_mesh(config.mesh)
     tx = make_optimizer(config.optimizer, config.total_steps)
     keep_ema = config.ema_decay > 0
     train_step = make_train_step(config, model, tx)
     evaluate = make_evaluation(validation, model, config.evaluation_batch_size)
+    augment = functools.partial(random_shift, max_shift=config.max_shift)
     for seed in range(config.seeds):
         data = loader.batches(
             source,
             config.batch_size,
             seed,
+            augment=augment if config.max_shift else None,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,10 +52,10 @@ class Denoiser:
         channels = self.channels * (2 if self.low_size else 1)
         x = jnp.zeros((1, self.size, self.size, channels))
         level = jnp.zeros((1,)) if self.low_size else None
-        return self.model.init(key, x, jnp.zeros((1,)), jnp.asarray(text)[None], level)
+        return self.model.init(key, x, jnp.zeros((1,)), text[None], level)
 
     def condition(
-        self, low: Image, noise: Image, level: Float[Array, "b"]
+        self, low: Image, noise: Image, level: Float[Array, " b"]
     ) -> Float[Array, "b size size c"]:
         """Upsamples low-resolution images and noises them to a level.
 
@@ -74,10 +75,10 @@ class Denoiser:
         self,
         variables: dict[str, Any],
         x_t: Image,
-        t: Float[Array, "b"],
+        t: Float[Array, " b"],
         text: Float[Array, "b n d"],
         condition: Image | None = None,
-        level: Float[Array, "b"] | None = None,
+        level: Float[Array, " b"] | None = None,
     ) -> Image:
         """The network's prediction of the noise.
 
@@ -134,7 +135,7 @@ class Stage:
     def sample(
         self,
         variables: dict[str, Any],
-        keys: Key[Array, "b"],
+        keys: Key[Array, " b"],
         text: Float[Array, "b n d"],
         null_text: Float[Array, "1 n d"],
         low: Image | None = None,
@@ -205,7 +206,7 @@ class Cascade:
         self,
         prompts: Sequence[str],
         seed: int = 0,
-        indices: Int[np.ndarray, "n"] | None = None,
+        indices: Int[np.ndarray, " n"] | None = None,
         batch_size: int = 100,
         progress: Callable[[int], None] = lambda count: None,
     ) -> UInt8[np.ndarray, "n size size c"]:
@@ -229,7 +230,7 @@ class Cascade:
         self,
         prompts: Sequence[str],
         seed: int = 0,
-        indices: Int[np.ndarray, "n"] | None = None,
+        indices: Int[np.ndarray, " n"] | None = None,
         batch_size: int = 100,
         progress: Callable[[int], None] = lambda count: None,
     ) -> list[UInt8[np.ndarray, "n size size c"]]:
@@ -245,7 +246,9 @@ class Cascade:
             count = len(indices[part])
             fill = (0, min(batch_size, len(prompts)) - count)
             text = states[np.pad(rows[part], fill)]
-            batches.append([out[:count] for out in self._batch(seed, np.pad(indices[part], fill), text, null)])
+            batches.append(
+                [out[:count] for out in self._batch(seed, np.pad(indices[part], fill), text, null)]
+            )
             progress(count)
         return [np.concatenate(stage) for stage in zip(*batches, strict=True)]
 
@@ -270,42 +273,66 @@ def to_uint8(images: Image) -> UInt8[Array, "b h w c"]:
 def load_cascade(config: ml_collections.ConfigDict) -> Cascade:
     """Loads the stages that `config.stages` names, each from its run directory (`run`).
 
-    They are put in order of size, whatever their names.
+    Raises:
+        InputError: a run is missing, unfinished or damaged, was made with another network, text
+            encoder or list of classes than the config says, or the stages do not fit together.
+    """
+    encoder = make_text_encoder(config.text)
+    denoisers = stage_denoisers(config)
+    variables, digests = [], []
+    for name, denoiser in denoisers.items():
+        entry = config.stages[name]
+        run = load_run_config(entry.run)
+        for field, expected in (
+            ("stage", entry.stage),
+            ("text", config.text),
+            ("class_names", config.class_names),
+        ):
+            if _as_json(run[field]) != _as_json(expected):
+                raise InputError(f"{entry.run} was trained with another {field} than the config's")
+        abstract = jax.eval_shape(denoiser.init, jax.random.key(0), jnp.zeros(encoder.shape))
+        restored, step = checkpoint.load_inference(entry.run, abstract)
+        if step < run.total_steps:
+            raise InputError(
+                f"{entry.run} has come to step {step} of {run.total_steps}: finish its training"
+            )
+        variables.append(restored)
+        digests.append(checkpoint.digest(entry.run, step))
+    stages = tuple(make_stage(config.stages[name], denoisers[name]) for name in denoisers)
+    names = tuple(config.class_names)
+    return Cascade(stages, tuple(variables), encoder, names, tuple(digests))
+
+
+def stage_denoisers(config: ml_collections.ConfigDict) -> dict[str, Denoiser]:
+    """The networks of `config.stages` by name, in order of size.
 
     Raises:
-        InputError: a run is missing, unfinished or damaged, or the stages do not fit together.
+        InputError: a stage starts from another size than the one before it makes.
     """
-    loaded = sorted(
-        (_load_stage(entry) for entry in config.stages.values()),
-        key=lambda item: item[0].denoiser.size,
-    )
+    denoisers = {name: make_denoiser(entry.stage) for name, entry in config.stages.items()}
+    ordered = dict(sorted(denoisers.items(), key=lambda item: item[1].size))
     size = 0
-    for stage, _, _, run in loaded:
-        if stage.denoiser.low_size != size:
+    for name, denoiser in ordered.items():
+        if denoiser.low_size != size:
             raise InputError(
-                f"config.stages: the stage of {stage.denoiser.size} px starts from "
-                f"{stage.denoiser.low_size} px, the one before it makes {size} px"
+                f"config.stages.{name} starts from {denoiser.low_size} px, "
+                f"the stage before it makes {size} px"
             )
-        size = stage.denoiser.size
-    stages, variables, digests, runs = zip(*loaded, strict=True)
-    for field in ("text", "class_names"):
-        if len({str(run[field]) for run in runs}) != 1:
-            raise InputError(f"the stages of the cascade were trained with different {field}")
-    names = tuple(runs[0].class_names)
-    return Cascade(stages, variables, make_text_encoder(runs[0].text), names, digests)
+        size = denoiser.size
+    return ordered
 
 
-def _load_stage(
-    entry: ml_collections.ConfigDict,
-) -> tuple[Stage, dict[str, Any], str, ml_collections.ConfigDict]:
-    """A stage, its variables, their digest and the config of the run they come from."""
-    run = load_run_config(entry.run)
-    denoiser = make_denoiser(run.stage)
-    text = make_text_encoder(run.text).null()[0]
-    abstract = jax.eval_shape(denoiser.init, jax.random.key(0), text)
-    variables, step = checkpoint.load_inference(entry.run, abstract)
-    if step < run.total_steps:
-        raise InputError(
-            f"{entry.run} has come to step {step} of {run.total_steps}: finish its training first"
-        )
-    return make_stage(entry, denoiser), variables, checkpoint.digest(entry.run, step), run
+def parameter_shapes(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Shapes of the parameters of every stage and of the text encoder; nothing is loaded."""
+    encoder = make_text_encoder(config.text)
+    text = jnp.zeros(encoder.shape)
+    shapes = {
+        name: jax.eval_shape(denoiser.init, jax.random.key(0), text)["params"]
+        for name, denoiser in stage_denoisers(config).items()
+    }
+    return {**shapes, "text_encoder": encoder.parameters()}
+
+
+def _as_json(value: Any) -> Any:
+    """Configs read back from a run have lists where the file had tuples."""
+    return json.loads(ml_collections.ConfigDict({"value": value}).to_json())

@@ -10,9 +10,9 @@ Image = Float[Array, "b h w c"]
 Scalar = Float[Array, "*b"]
 
 
-def per_image(values: Float[Array, "*b"]) -> Float[Array, "*b 1 1 1"]:
-    """Adds the axes of an image behind one value an image."""
-    return values[..., None, None, None]
+def per_image(values: Scalar) -> Float[Array, "#b 1 1 1"]:
+    """Adds the axes of an image behind one value an image, or behind one for all of them."""
+    return jnp.reshape(values, (-1, 1, 1, 1))
 
 
 def add_noise(x0: Image, eps: Image, logsnr: Scalar) -> Image:
@@ -58,7 +58,7 @@ def posterior(
     return mean, logvar_coeff * log_beta + (1.0 - logvar_coeff) * log_beta_small
 
 
-def stratified_times(key: Key[Array, ""], count: int) -> Float[Array, "count"]:
+def stratified_times(key: Key[Array, ""], count: int) -> Float[Array, " count"]:
     """Uniform times in [0, 1), evenly spread over a batch (Kingma et al. 2021, appendix I.1)."""
     return (jax.random.uniform(key) + jnp.arange(count) / count) % 1.0
 

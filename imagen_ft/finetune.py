@@ -128,7 +128,9 @@ def make_evaluation(
     def evaluate(state: TrainState) -> dict[str, float]:
         variables = state.inference_variables
         losses = [
-            loss(variables, batch, draw) for batch in batches for draw in range(config.evaluation_draws)
+            loss(variables, batch, draw)
+            for batch in batches
+            for draw in range(config.evaluation_draws)
         ]
         return {"validation_loss": float(np.mean([float(value) for value in losses]))}
 
@@ -140,10 +142,10 @@ def _to_size(element: Batch, size: int) -> Batch:
 
 
 def _initial_variables(
-    config: ml_collections.ConfigDict, denoiser: Denoiser, text: Float[Array, "n d"]
+    config: ml_collections.ConfigDict, denoiser: Denoiser, text_shape: tuple[int, int]
 ) -> tuple[Callable[..., dict[str, Any]], tuple[Any, ...]]:
     """A function and its arguments: from the run `config.init_from` names, else from scratch."""
-    scratch, args = denoiser.init, (jax.random.key(config.seed), jnp.asarray(text))
+    scratch, args = denoiser.init, (jax.random.key(config.seed), jnp.zeros(text_shape))
     if not config.init_from:
         return scratch, args
     variables, step = checkpoint.load_inference(config.init_from, jax.eval_shape(scratch, *args))
@@ -175,13 +177,13 @@ def main(args: app.Arguments) -> None:
         raise InputError("config.class_names are not the class names of config.train_source")
     mesh = make_mesh(config.mesh)
     tx = make_optimizer(config.optimizer, config.total_steps)
-    text_table, null_text = jnp.asarray(encoder.embed(config.class_names)), encoder.null()[0]
     if args.dry_run:
-        shapes = jax.eval_shape(denoiser.init, jax.random.key(0), null_text)
+        shapes = jax.eval_shape(denoiser.init, jax.random.key(0), jnp.zeros(encoder.shape))
         app.describe(config, unet=shapes["params"], text_encoder=encoder.parameters())
         return
-    init, init_args = _initial_variables(config, denoiser, null_text)
+    init, init_args = _initial_variables(config, denoiser, encoder.shape)
     app.claim_workdir(args.workdir, config)
+    text_table, null_text = jnp.asarray(encoder.embed(config.class_names)), encoder.null()[0]
     keep_ema = config.ema_decay > 0
     with jax.set_mesh(mesh):
         fit(

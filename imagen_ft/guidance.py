@@ -16,7 +16,7 @@ def guided_eps(
     null_text: Text,
     weight: float,
 ) -> Image:
-    """w eps(x, text) + (1 - w) eps(x, null).
+    """Guided noise: w eps(x, text) + (1 - w) eps(x, null).
 
     Args:
         predict: the network, at a fixed time; called once, with a doubled batch unless w is 1.

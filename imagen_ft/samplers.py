@@ -106,7 +106,7 @@ def sample(
     sampler: Sampler,
     denoise: Denoise,
     schedule: Schedule,
-    keys: Key[Array, "b"],
+    keys: Key[Array, " b"],
     shape: tuple[int, int, int],
 ) -> Image:
     """Draws one image a key; its noise depends on its key alone.

@@ -1,6 +1,7 @@
 """Prompts to text states: a byte-level tokenizer and a frozen T5 encoder."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -15,6 +16,8 @@ from input_pipeline.files import InputError
 # ByT5's convention (Xue et al. 2022): three special ids, then the 256 bytes.
 PAD, END, FIRST_BYTE = 0, 1, 3
 VOCABULARY = FIRST_BYTE + 256
+# Prompts encoded at a time.
+BATCH = 16
 
 
 def tokenize(
@@ -55,15 +58,23 @@ class TextEncoder:
     max_length: int
     seed: int
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[length, d] of one prompt's states."""
+        return self.max_length, self.model.d_model
+
     def embed(self, prompts: Sequence[str]) -> Float[np.ndarray, "n length d"]:
         """States of the prompts; padding is kept, and masked inside the encoder only."""
         tokens, mask = tokenize(prompts, self.max_length)
-
-        def encode(tokens: jax.Array, mask: jax.Array) -> jax.Array:
-            variables = self.model.init(jax.random.key(self.seed), tokens[:1], mask[:1])
-            return self.model.apply(variables, tokens, mask)
-
-        return np.asarray(jax.jit(encode)(tokens, mask))
+        states = []
+        for first in range(0, len(prompts), BATCH):
+            part = slice(first, first + BATCH)
+            fill = ((0, BATCH - len(tokens[part])), (0, 0))
+            batch = _encode(
+                self.model, self.seed, np.pad(tokens[part], fill), np.pad(mask[part], fill)
+            )
+            states.append(np.asarray(batch)[: len(tokens[part])])
+        return np.concatenate(states)
 
     def null(self) -> Float[np.ndarray, "1 length d"]:
         """The states that stand for no text: those of the empty prompt, as DeepFloyd IF has it."""
@@ -73,6 +84,11 @@ class TextEncoder:
         """Shapes of the weights."""
         tokens = jnp.zeros((1, self.max_length), jnp.int32)
         return jax.eval_shape(self.model.init, jax.random.key(0), tokens, tokens > 0)["params"]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _encode(model: T5Encoder, seed: int, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    return model.apply(model.init(jax.random.key(seed), tokens[:1], mask[:1]), tokens, mask)
 
 
 def make_text_encoder(config: ml_collections.ConfigDict) -> TextEncoder:

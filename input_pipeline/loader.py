@@ -15,6 +15,7 @@ from input_pipeline.sources import Source
 Example = dict[str, Any]
 Batch = dict[str, np.ndarray]
 Transform = Callable[[Example], Example]
+Augment = Callable[[Example, np.random.Generator], Example]
 
 _READ_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
 
@@ -33,8 +34,9 @@ class _ShuffledBatches:
     is visibly not uniform on a few dozen examples. So Grain sees whole batches.
     """
 
-    def __init__(self, source, batch_size, seed, transform, process_index, process_count):
-        self._source, self._transform, self._seed = source, transform, seed
+    def __init__(self, source, batch_size, seed, transform, augment, process_index, process_count):
+        self._source, self._seed = source, seed
+        self._transform, self._augment = transform, augment
         self._batch_size = batch_size
         self._part = batch_size // process_count
         self._first = process_index * self._part
@@ -50,7 +52,14 @@ class _ShuffledBatches:
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
             mine = epochs == epoch
             indices[mine] = _epoch_order(n, self._seed, epoch)[positions[mine] % n]
-        return _stack([_example(self._source, i, self._transform) for i in indices.tolist()])
+        return _stack([self._example(*at) for at in zip(indices.tolist(), positions, strict=True)])
+
+    def _example(self, index: int, position: int) -> Example:
+        example = _example(self._source, index, self._transform)
+        if self._augment is None:
+            return example
+        # Every place in the run has its own randomness, whichever process comes by it.
+        return self._augment(example, np.random.default_rng((self._seed, 1, position)))
 
 
 def _example(source: Source, i: int, transform: Transform | None) -> Example:
@@ -68,6 +77,7 @@ def batches(
     seed: int,
     *,
     transform: Transform | None = None,
+    augment: Augment | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.MapDataset:
@@ -81,6 +91,7 @@ def batches(
         batch_size: examples in a global batch, over all processes.
         seed: any integer >= 0.
         transform: maps one example to another, before examples are stacked.
+        augment: the same, after `transform`, with randomness of its own for every example drawn.
         process_index: this process.
         process_count: number of processes.
 
@@ -98,7 +109,7 @@ def batches(
             f"use a multiple of {process_count}"
         )
     return grain.MapDataset.source(
-        _ShuffledBatches(source, batch_size, seed, transform, process_index, process_count)
+        _ShuffledBatches(source, batch_size, seed, transform, augment, process_index, process_count)
     )
 
 

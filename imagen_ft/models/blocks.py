@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 Dtype = Any
 
 
-def timestep_embedding(t: Float[Array, "b"], width: int) -> Float[Array, "b width"]:
+def timestep_embedding(t: Float[Array, " b"], width: int) -> Float[Array, "b width"]:
     """Sinusoids of `t`, cosines first, periods up to 10,000 (Ho et al. 2020)."""
     half = width // 2
     frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half) / half)

@@ -35,7 +35,9 @@ class T5Encoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "b n"], mask: Bool[Array, "b n"]) -> Float[Array, "b n d"]:
+    def __call__(
+        self, tokens: Int[Array, "b n"], mask: Bool[Array, "b n"]
+    ) -> Float[Array, "b n d"]:
         """Encodes.
 
         Args:

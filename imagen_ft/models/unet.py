@@ -24,9 +24,12 @@ class UNet(nn.Module):
     Attributes:
         out_channels: twice the image's channels where the variance is learned.
         block_out_channels: width of each level, from the finest.
-        layers_per_block: resnets a level going down (one more going up); one number, or one a level.
+        layers_per_block: resnets a level going down (one more going up), or one such number for
+            each level.
         attention: for each level, whether it attends to itself and the text.
         cross_attention_dim: width of the projected text.
+        time_embedding_dim: width of the embeddings of time, noise level and pooled text; 0 is four
+            times the finest level's.
         attention_head_dim: channels a head.
         num_groups: groups of every group norm.
         pooling_heads: heads of the text's attention pooling.
@@ -42,6 +45,7 @@ class UNet(nn.Module):
     layers_per_block: int | Sequence[int]
     attention: Sequence[bool]
     cross_attention_dim: int
+    time_embedding_dim: int = 0
     attention_head_dim: int = 64
     num_groups: int = 32
     pooling_heads: int = 64
@@ -54,9 +58,9 @@ class UNet(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b h w c"],
-        t: Float[Array, "b"],
+        t: Float[Array, " b"],
         text: Float[Array, "b n d"],
-        noise_level: Float[Array, "b"] | None = None,
+        noise_level: Float[Array, " b"] | None = None,
     ) -> Float[Array, "b h w out"]:
         """Predicts eps.
 
@@ -82,9 +86,12 @@ class UNet(nn.Module):
         return self._conv(self.out_channels, "conv_out")(h).astype(jnp.float32)
 
     def _embed(self, t: Array, text: Array, noise_level: Array | None) -> Array:
-        first, width = self.block_out_channels[0], self.block_out_channels[0] * 4
+        first = self.block_out_channels[0]
+        width = self.time_embedding_dim or 4 * first
         if self.noise_level != (noise_level is not None):
-            raise ValueError("noise_level goes with a model that has noise_level=True, and only there")
+            raise ValueError(
+                "noise_level goes with a model that has noise_level=True, and only there"
+            )
         embedding = TimestepEmbedding(width, self.dtype, name="time_embedding")(
             timestep_embedding(t, first)
         )

@@ -1,4 +1,4 @@
-"""From a command line to a running task: flags, the resolved config, one clear line for wrong input."""
+"""From a command line to a running task: flags, the config, one clear line for wrong input."""
 
 import dataclasses
 import errno
@@ -83,7 +83,10 @@ def parse(
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "run directory; created when missing", flag_values=values)
     flags.DEFINE_bool(
-        "dry_run", False, "print the resolved config and parameter count, then end", flag_values=values
+        "dry_run",
+        False,
+        "print the resolved config and parameter count, then end",
+        flag_values=values,
     )
     if define_flags:
         define_flags(values)
@@ -165,12 +168,8 @@ def _print_help_if_asked(argv: Sequence[str], text: str, values: flags.FlagValue
     print(text.strip())
     print("\nflags:\n  --config=FILE.py[:name=value,...]: the experiment")
     print("  --config.field=value: overrides one field; may be repeated")
-    for flag in sorted(values.get_flags_for_module(sys.modules[__name__]), key=lambda f: f.name):
-        print(f"  --{flag.name}: {flag.help}")
-    known = set(values.get_flags_for_module(sys.modules[__name__]))
     for name in sorted(values):
-        if values[name] not in known:
-            print(f"  --{name}: {values[name].help}")
+        print(f"  --{name}: {values[name].help}")
     sys.exit(0)
 
 
@@ -186,7 +185,9 @@ def _check_overrides(argv: Sequence[str]) -> None:
         node: Any = config
         for field in arg.partition("=")[0].removeprefix("--config.").split("."):
             if not isinstance(node, ml_collections.ConfigDict) or field not in node:
-                known = ", ".join(node) if isinstance(node, ml_collections.ConfigDict) else "nothing"
+                known = (
+                    ", ".join(node) if isinstance(node, ml_collections.ConfigDict) else "nothing"
+                )
                 raise InputError(f"{arg}: there is no config field {field!r} (there is: {known})")
             node = node[field]
 
@@ -202,11 +203,13 @@ def _load_config_file(argument: str) -> ml_collections.ConfigDict:
         values(argv)
         return values.config
     except (flags.Error, OSError, ValueError, KeyError) as error:
-        raise InputError(f"--config={argument}: {_one_line(error)}") from error
+        # absl wraps the reason in a traceback; it is the last line.
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(f"--config={argument}: {reason}") from error
 
 
 def _keep_compilations() -> None:
-    """Compiled programs are kept from run to run, where the environment names no place of its own."""
+    """Compiled programs are kept from run to run."""
     if jax.config.jax_compilation_cache_dir is None:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "imagen_ft", "jax"))

@@ -1,13 +1,14 @@
 """Checkpoints that are either whole and undamaged or not used."""
 
 import logging
+import os
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from input_pipeline.files import InputError, read_json, sha256, write_json
+from input_pipeline.files import InputError, is_local, read_json, sha256, write_json
 from launch.runtime.state import TrainState
 
 # Orbax checks no contents (65 of 65 flipped bits went unnoticed), so we do.
@@ -22,7 +23,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: epath.Path | str, max_to_keep: int = 2):
-        self._folder = epath.Path(folder)
+        self._folder = _absolute(folder)
         options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
         self._pending: int | None = None
@@ -116,7 +117,9 @@ def find_fault(folder: epath.Path) -> str | None:
 def latest_step(workdir: epath.Path | str) -> int | None:
     """Step of the newest sealed checkpoint of a run; None when there is none."""
     folder = epath.Path(workdir) / "checkpoints"
-    steps = [int(path.parent.name) for path in folder.glob(f"*/{DIGESTS}")] if folder.exists() else []
+    steps = (
+        [int(path.parent.name) for path in folder.glob(f"*/{DIGESTS}")] if folder.exists() else []
+    )
     return max(steps, default=None)
 
 
@@ -136,7 +139,7 @@ def load_inference(workdir: epath.Path | str, abstract: Any) -> tuple[Any, int]:
     step = latest_step(workdir)
     if step is None:
         raise InputError(f"{workdir} holds no finished checkpoint: train it first")
-    folder = epath.Path(workdir) / "checkpoints" / str(step)
+    folder = _absolute(workdir) / "checkpoints" / str(step)
     fault = find_fault(folder)
     if fault is not None:
         raise InputError(f"{fault}: remove {folder} and run the training command again")
@@ -153,11 +156,17 @@ def digest(workdir: epath.Path | str, step: int) -> str:
     return sha256(epath.Path(workdir) / "checkpoints" / str(step) / DIGESTS)
 
 
+def _absolute(path: epath.Path | str) -> epath.Path:
+    """Orbax takes no relative paths."""
+    return epath.Path(os.path.abspath(path)) if is_local(path) else epath.Path(path)
+
+
 def _digests(folder: epath.Path) -> dict[str, str]:
     return {
-        str(path.relative_to(folder)): sha256(path)
-        for path in sorted(folder.glob("**/*"))
-        if path.is_file() and path.name != DIGESTS
+        str((parent / name).relative_to(folder)): sha256(parent / name)
+        for parent, _, names in folder.walk()
+        for name in sorted(names)
+        if name != DIGESTS
     }
 
 

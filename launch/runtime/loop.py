@@ -67,6 +67,7 @@ def fit(
             log.after(step, metrics)
             # Evaluate, save, and only then take the next batch: a resumed run repeats none of them.
             if evaluate and _due(step, config.evaluate_every, total):
+                log.flush()
                 writer.write(step, {k: float(v) for k, v in evaluate(state).items()})
             if _due(step, config.checkpoint_every, total):
                 log.flush()
@@ -85,7 +86,13 @@ class _Log:
     """Reads metrics one step late, so that the device never waits for the host."""
 
     def __init__(
-        self, writer: MetricWriter, every: int, total: int, start: int, label: str, where: epath.Path
+        self,
+        writer: MetricWriter,
+        every: int,
+        total: int,
+        start: int,
+        label: str,
+        where: epath.Path,
     ):
         self._writer, self._every, self._total, self._where = writer, every, total, where
         self._pending: tuple[int, Scalars] | None = None

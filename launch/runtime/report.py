@@ -2,13 +2,13 @@
 
 import base64
 import html
-import io
 from collections.abc import Sequence
 
 from etils import epath
 from matplotlib.figure import Figure
 
 from input_pipeline.files import write_atomic
+from launch.runtime.pictures import to_png
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto;
@@ -54,9 +54,7 @@ class Report:
 
     def figure(self, figure: Figure, caption: str) -> None:
         """Adds a picture, kept inside the page."""
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
-        data = base64.b64encode(buffer.getvalue()).decode()
+        data = base64.b64encode(to_png(figure)).decode()
         caption = html.escape(caption)
         self._parts.append(
             f'<figure><img src="data:image/png;base64,{data}" alt="{caption}">'

@@ -1,7 +1,6 @@
 """The one state of training, created where it will live."""
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.struct
 import jax

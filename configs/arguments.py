@@ -1,0 +1,31 @@
+"""Arguments behind a config file's name: `FILE.py:name=value,name=value`."""
+
+from typing import Any
+
+
+def parse(text: str | None, **defaults: Any) -> dict[str, Any]:
+    """Typed arguments of a config file.
+
+    Args:
+        text: 'name=value,name'; a bare name is a boolean that is set.
+        **defaults: every argument there is; its type decides how a value is read.
+
+    Raises:
+        ValueError: an argument that is not there, or a value of another type.
+    """
+    arguments = dict(defaults)
+    for item in filter(None, (text or "").split(",")):
+        name, given, value = item.partition("=")
+        if name not in defaults:
+            raise ValueError(f"there is no argument {name!r} (there is: {', '.join(defaults)})")
+        kind = type(defaults[name])
+        if kind is bool:
+            if given and value not in ("True", "False"):
+                raise ValueError(f"{item!r}: True or False is needed")
+            arguments[name] = value != "False"
+        else:
+            try:
+                arguments[name] = kind(value)
+            except ValueError:
+                raise ValueError(f"{item!r}: the value is not of type {kind.__name__}") from None
+    return arguments

@@ -1,0 +1,22 @@
+"""Compares all arms on the test digits, which nothing else ever sees.
+
+python -m classifiers.evaluate --config=configs/digits/evaluate.py --workdir=runs/digits/classifiers
+
+`:split=validation` compares them on the digits that every choice is made with.
+
+Hardware: 2 CPU cores, some seconds.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import arguments
+
+
+def get_config(arg=""):
+    args = arguments.parse(arg, split="test", runlocal=False)
+    config = ConfigDict()
+    config.name = args["split"]
+    config.source = dict(name="digits", split=args["split"])
+    config.baseline = "real"
+    config.batch_size = 128
+    return config

@@ -1,0 +1,26 @@
+r"""Fine-tunes the 4x4 base on the 30 labelled digits.
+
+python -m imagen_ft.finetune --config=configs/digits/finetune_base4.py \
+    --workdir=runs/digits/finetune_base4
+
+Hardware: 2 CPU cores, 20 seconds. Expected: RESULT.
+"""
+
+from configs import arguments
+from configs.digits import common
+
+
+def get_config(arg=""):
+    args = arguments.parse(arg, runlocal=False)
+    config = common.training(
+        common.base_stage(),
+        optimizer="adafactor",
+        learning_rate=1e-4,
+        split="train",
+        init_from="runs/digits/pretrain_base4",
+        steps=40,
+        batch_size=64,
+    )
+    if args["runlocal"]:
+        config.total_steps = 20
+    return config

@@ -1,0 +1,212 @@
+"""The demo's report: what generated digits look like, and what they were worth."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from matplotlib.figure import Figure
+
+from input_pipeline import sources
+from input_pipeline.examples import decode_image
+from input_pipeline.files import read_json, write_json
+from input_pipeline.synthetic import SyntheticSource
+from launch.runtime import pictures
+from launch.runtime.metrics import column, read_metrics
+from launch.runtime.report import Report
+
+COPIES = {"real": 0, "real+generated_1x": 1, "real+generated_10x": 10, "real+generated_30x": 30}
+# What the demo promises: so many points, at so small a p-value.
+POINTS, P_VALUE = 0.05, 1e-3
+
+
+def write(root: Path, wall_seconds: float, peak_memory_bytes: int) -> dict[str, Any]:
+    """Writes `report.json` and `report.html` into `root`; returns what report.json holds."""
+    evaluation = read_json(root / "classifiers" / "evaluation_test.json")
+    result = {
+        "arms": evaluation["arms"],
+        "class_names": evaluation["class_names"],
+        "num_test_images": evaluation["num_images"],
+        "wall_seconds": wall_seconds,
+        "peak_memory_bytes": peak_memory_bytes,
+    }
+    generated = sources.in_memory(SyntheticSource(root / "generated"))
+    train, pool = sources.digits("train"), sources.digits("pool")
+    result["nearest_neighbours"] = {
+        "generated_to_train": _mean_distance(generated.images, train.images),
+        "validation_to_train": _mean_distance(sources.digits("validation").images, train.images),
+        "generated_to_pool": _mean_distance(generated.images, pool.images),
+        "validation_to_pool": _mean_distance(sources.digits("validation").images, pool.images),
+    }
+    _page(root, result, generated, train, pool).write(root / "report.html")
+    write_json(root / "report.json", result)
+    return result
+
+
+def verdict(result: dict[str, Any]) -> tuple[str, bool]:
+    """Whether generated digits helped, in a sentence and as a truth value."""
+    arms = result["arms"]
+    mixed = {name: arm for name, arm in arms.items() if name.startswith("real+generated")}
+    name = max(mixed, key=lambda arm: mixed[arm]["mean"])
+    gain, p_value = mixed[name]["mean"] - arms["real"]["mean"], mixed[name]["p_value"]
+    good = gain >= POINTS and p_value is not None and p_value < P_VALUE
+    helped = "helped" if good else "did not help enough"
+    shown = "none" if p_value is None else f"{p_value:.1g}"
+    return (
+        f"Generated digits {helped}: {name} reaches {100 * mixed[name]['mean']:.1f}%, "
+        f"{100 * gain:+.1f} points against real only (paired t-test over seeds, p = {shown}; "
+        f"asked for: {100 * POINTS:.0f} points at p < {P_VALUE}).",
+        good,
+    )
+
+
+def rows(result: dict[str, Any]) -> list[list[str]]:
+    """The table's cells, an arm a row."""
+    real = result["arms"]["real"]["mean"]
+    return [
+        [
+            name,
+            f"{100 * arm['mean']:.2f} ± {100 * arm['std']:.2f}",
+            "" if name == "real" else f"{100 * (arm['mean'] - real):+.2f}",
+            "" if arm["p_value"] is None else f"{arm['p_value']:.1g}",
+        ]
+        for name, arm in result["arms"].items()
+    ]
+
+
+HEADER = ["arm", "test accuracy (%)", "against real", "p-value"]
+
+
+def table(result: dict[str, Any]) -> str:
+    """The table for a terminal."""
+    cells = [HEADER, *rows(result)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(HEADER))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _page(
+    root: Path,
+    result: dict[str, Any],
+    generated: sources.ArraySource,
+    train: sources.ArraySource,
+    pool: sources.ArraySource,
+) -> Report:
+    report = Report("What generated digits are worth")
+    report.verdict(*verdict(result))
+    report.text(
+        "A cascade (4x4, then 8x8) was pretrained on 1,000 digits and fine-tuned on 30 labelled "
+        f"ones, 3 a class. It generated {len(generated):,} digits. The same small ResNet was "
+        f"trained on each mix, and tested on {result['num_test_images']} digits that nothing else "
+        f"has seen. Wall time {result['wall_seconds']:.0f} s, peak memory at most "
+        f"{result['peak_memory_bytes'] / 2**30:.2f} GiB."
+    )
+    report.table(HEADER, rows(result))
+    report.figure(
+        _accuracy_figure(result), "Accuracy against the number of generated digits: mean and "
+        "standard deviation over seeds."
+    )  # fmt: skip
+    report.heading("Generated digits")
+    report.figure(
+        _samples_figure(root / "samples", result["class_names"]),
+        "Class by class: the base stage's 4x4 digit, and to its right the 8x8 digit made of it.",
+    )
+    report.heading("Is it copying?")
+    distances = result["nearest_neighbours"]
+    report.text(
+        "Each generated digit (left) beside the nearest of the 30 real digits it was fine-tuned on "
+        "(middle) and of the 1,000 it was pretrained on (right). Mean distance to the nearest of "
+        f"the 30: {distances['generated_to_train']:.1f} for generated digits, "
+        f"{distances['validation_to_train']:.1f} for real digits it has not seen; of the 1,000: "
+        f"{distances['generated_to_pool']:.1f} and {distances['validation_to_pool']:.1f} (root mean "
+        "square over pixels, of 255). A copy would be at 0."
+    )
+    report.figure(_neighbour_figure(generated, train, pool), "Generated, nearest of 30, of 1,000.")
+    report.heading("Class by class")
+    report.figure(
+        _per_class_figure(result),
+        "Accuracy of classifiers trained on generated digits only against real digits only.",
+    )
+    report.heading("Training")
+    report.figure(_curves_figure(root), "Training loss, and the loss on the 100 validation digits.")
+    return report
+
+
+def _distances(
+    images: UInt8[np.ndarray, "n h w c"], others: UInt8[np.ndarray, "m h w c"]
+) -> Float[np.ndarray, "n m"]:
+    """Root mean square differences over pixels."""
+    a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (images, others))
+    return np.sqrt(((a[:, None] - b[None]) ** 2).mean(axis=-1))
+
+
+def _mean_distance(images: np.ndarray, others: np.ndarray) -> float:
+    return float(_distances(images, others).min(axis=1).mean())
+
+
+def _samples_figure(folder: Path, class_names: list[str]) -> Figure:
+    """The pictures that imagen_ft.sample has made: each digit at 4 px, then at 8 px."""
+    rows = [sorted(folder.glob(f"*_{name}_*px.png")) for name in class_names]
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    axes = figure.subplots(len(rows), len(rows[0]), squeeze=False)
+    for row, (name, paths) in enumerate(zip(class_names, rows, strict=True)):
+        for cell, path in zip(axes[row], paths, strict=True):
+            pictures.show(cell, decode_image(path.read_bytes(), 1))
+        axes[row, 0].set_ylabel(name, rotation=0, ha="right", va="center")
+    return figure
+
+
+def _neighbour_figure(
+    generated: sources.ArraySource, train: sources.ArraySource, pool: sources.ArraySource
+) -> Figure:
+    labels = generated.labels
+    picks = np.concatenate([np.flatnonzero(labels == label)[:3] for label in np.unique(labels)])
+    images = generated.images[picks]
+    near = [s.images[_distances(images, s.images).argmin(axis=1)] for s in (train, pool)]
+    trio = np.stack([images, *near], axis=1).reshape(-1, *images.shape[1:])
+    return pictures.grid(trio, ["generated", "of 30", "of 1,000"] * len(picks), 9)
+
+
+def _accuracy_figure(result: dict[str, Any]) -> Figure:
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    arms = result["arms"]
+    series = [arms[name] for name in COPIES]
+    numbers = [30 * copies for copies in COPIES.values()]
+    mean, std = ([100 * arm[key] for arm in series] for key in ("mean", "std"))
+    axes.errorbar(numbers, mean, std, marker="o", capsize=4, label="30 real + generated")
+    for name, style in (("generated", "--"), ("pool", ":")):
+        label = "900 generated only" if name == "generated" else "pool of 1,000 real"
+        axes.axhline(100 * arms[name]["mean"], ls=style, color="gray", label=label)
+    axes.set_xscale("symlog", linthresh=30)
+    axes.set_xticks(numbers, [str(number) for number in numbers])
+    axes.set(xlabel="generated digits", ylabel="test accuracy (%)")
+    axes.legend()
+    return figure
+
+
+def _per_class_figure(result: dict[str, Any]) -> Figure:
+    figure = Figure(figsize=(5, 4.6), layout="constrained")
+    axes = figure.subplots()
+    real, fake = (
+        100 * np.array(result["arms"][name]["per_class"]) for name in ("real", "generated")
+    )
+    axes.scatter(real, fake)
+    for name, x, y in zip(result["class_names"], real, fake, strict=True):
+        axes.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=9)
+    low = min(real.min(), fake.min()) - 3
+    axes.plot([low, 100], [low, 100], color="gray", lw=1)
+    axes.set(xlabel="real only (%)", ylabel="generated only (%)")
+    return figure
+
+
+def _curves_figure(root: Path) -> Figure:
+    runs = ("pretrain_base4", "finetune_base4", "pretrain_sr8", "finetune_sr8")
+    figure = Figure(figsize=(10, 5.5), layout="constrained")
+    for axes, run in zip(figure.subplots(2, 2).ravel(), runs, strict=True):
+        metrics = read_metrics(root / run)
+        axes.plot(*column(metrics, "loss"), label="training", alpha=0.6)
+        axes.plot(*column(metrics, "validation_loss"), label="validation", marker="o")
+        axes.set(title=run, xlabel="step", ylabel="loss", yscale="log")
+        axes.legend()
+    return figure
