@@ -167,7 +167,7 @@ class Stage:
 
 
 def make_stage(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Stage:
-    """Builds a stage from `sampler`, `guidance_weight`, `threshold_percentile`, `noise_augmentation`.
+    """Builds a stage from the fields of `Stage`; a base needs no `noise_augmentation`.
 
     Raises:
         InputError: an unknown sampler, a level outside [0, 1].

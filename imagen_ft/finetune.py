@@ -114,7 +114,7 @@ def make_train_step(
 def make_evaluation(
     config: ml_collections.ConfigDict, denoiser: Denoiser, text_table: Float[Array, "classes n d"]
 ) -> Callable[[TrainState], dict[str, float]]:
-    """Loss on held-out images with the inference weights; times and noise are the same each time."""
+    """Loss on held-out images with the inference weights; the same times and noise each time."""
     source = sources.load(config.evaluation_source)
     batches = list(
         loader.eval_batches(source, len(source), functools.partial(_to_size, size=denoiser.size))

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 from input_pipeline.files import InputError
-from launch import digits_report
 from launch.road import Road, Step, StepFailed
 
 ARMS = {
@@ -83,6 +82,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         road = Road(root, digits_steps(root, args.runlocal), LANES, _ENVIRONMENT)
         road.run()
+        # JAX comes with it, and would take 300 MB beside the steps.
+        from launch import digits_report
+
         result = digits_report.write(root, road.wall_seconds(), _peak_memory(road))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

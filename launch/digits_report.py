@@ -118,8 +118,8 @@ def _page(
         "(middle) and of the 1,000 it was pretrained on (right). Mean distance to the nearest of "
         f"the 30: {distances['generated_to_train']:.1f} for generated digits, "
         f"{distances['validation_to_train']:.1f} for real digits it has not seen; of the 1,000: "
-        f"{distances['generated_to_pool']:.1f} and {distances['validation_to_pool']:.1f} (root mean "
-        "square over pixels, of 255). A copy would be at 0."
+        f"{distances['generated_to_pool']:.1f} and {distances['validation_to_pool']:.1f} (root "
+        "mean square over pixels, of 255). A copy would be at 0."
     )
     report.figure(_neighbour_figure(generated, train, pool), "Generated, nearest of 30, of 1,000.")
     report.heading("Class by class")

@@ -22,5 +22,5 @@ def get_config(arg=""):
         batch_size=32,
     )
     if args["runlocal"]:
-        config.total_steps = 20
+        config.total_steps, config.checkpoint_every, config.evaluate_every = 20, 5, 10
     return config

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import fcntl
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ from clu import parameter_overview
 from etils import epath
 from ml_collections import config_flags
 
-from input_pipeline.files import InputError, read_json, write_json
+from input_pipeline.files import InputError, is_local, read_json, write_json
 
 
 class Diverged(Exception):
@@ -110,15 +111,20 @@ def parse(
 def claim_workdir(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
     """Writes `config.json` into a new run directory; refuses one that another config has begun.
 
+    A local directory stays locked against other processes until this one ends.
+
     Raises:
-        InputError: the directory belongs to another config, or is a file.
+        InputError: the directory belongs to another config or another process, or is a file.
     """
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"{workdir} is a file, not a run directory: name another --workdir")
+    if jax.process_index() != 0:
+        return
     path = workdir / "config.json"
     ours = _plain(config)
+    workdir.mkdir(parents=True, exist_ok=True)
+    _lock(workdir)
     if not path.exists():
-        workdir.mkdir(parents=True, exist_ok=True)
         write_json(path, ours)
         return
     theirs = read_json(path)
@@ -129,6 +135,21 @@ def claim_workdir(workdir: epath.Path, config: ml_collections.ConfigDict) -> Non
                 f"{workdir} was begun with {field} = {old}, now it is {new}: "
                 "name another --workdir, or remove that one"
             )
+
+
+_LOCKED: set[str] = set()
+
+
+def _lock(workdir: epath.Path) -> None:
+    path = os.path.abspath(workdir)
+    if not is_local(workdir) or path in _LOCKED:
+        return
+    file = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)  # closed with the process
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{workdir}: another process is at work in it; wait for its end") from None
+    _LOCKED.add(path)
 
 
 def load_run_config(workdir: epath.Path | str) -> ml_collections.ConfigDict:
