@@ -23,8 +23,13 @@ ARMS = {
 }
 # Two programs of one thread each: small networks gain little from more threads, and the number of
 # threads decides how sums are rounded. The results do not depend on how many cores a machine has.
+# Programs this small take longer to compile than to run, so they are compiled with less effort.
 LANES = 2
-_ENVIRONMENT = {"NPROC": "1", "JAX_PLATFORMS": "cpu"}
+_ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "NPROC": "1",
+    "XLA_FLAGS": "--xla_backend_optimization_level=1",
+}
 
 
 def digits_steps(root: Path, runlocal: bool) -> list[Step]:

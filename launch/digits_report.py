@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from input_pipeline import sources
 from input_pipeline.examples import decode_image
@@ -16,15 +16,16 @@ from launch.runtime.metrics import column, read_metrics
 from launch.runtime.report import Report
 
 COPIES = {"real": 0, "real+generated_1x": 1, "real+generated_10x": 10, "real+generated_30x": 30}
+ORDER = (*COPIES, "generated", "pool")
 # What the demo promises: so many points, at so small a p-value.
 POINTS, P_VALUE = 0.05, 1e-3
 
 
 def write(root: Path, wall_seconds: float, peak_memory_bytes: int) -> dict[str, Any]:
-    """Writes `report.json` and `report.html` into `root`; returns what report.json holds."""
+    """Writes report.html, report.png, report.json into `root`; returns what the last one holds."""
     evaluation = read_json(root / "classifiers" / "evaluation_test.json")
     result = {
-        "arms": evaluation["arms"],
+        "arms": {name: evaluation["arms"][name] for name in ORDER},
         "class_names": evaluation["class_names"],
         "num_test_images": evaluation["num_images"],
         "wall_seconds": wall_seconds,
@@ -39,6 +40,7 @@ def write(root: Path, wall_seconds: float, peak_memory_bytes: int) -> dict[str, 
         "validation_to_pool": _mean_distance(sources.digits("validation").images, pool.images),
     }
     _page(root, result, generated, train, pool).write(root / "report.html")
+    pictures.save_png(_picture(root, result), root / "report.png")
     write_json(root / "report.json", result)
     return result
 
@@ -85,6 +87,15 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
+def _picture(root: Path, result: dict[str, Any]) -> Figure:
+    """The demo at a glance, for the README."""
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.1))
+    _draw_samples(left, root / "samples", result["class_names"], images_a_class=4)
+    _draw_accuracy(right, result)
+    return figure
+
+
 def _page(
     root: Path,
     result: dict[str, Any],
@@ -102,13 +113,17 @@ def _page(
         f"{result['peak_memory_bytes'] / 2**30:.2f} GiB."
     )
     report.table(HEADER, rows(result))
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    _draw_accuracy(figure, result)
     report.figure(
-        _accuracy_figure(result), "Accuracy against the number of generated digits: mean and "
-        "standard deviation over seeds."
-    )  # fmt: skip
+        figure,
+        "Accuracy against the number of generated digits: mean and standard deviation over seeds.",
+    )
     report.heading("Generated digits")
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    _draw_samples(figure, root / "samples", result["class_names"], images_a_class=8)
     report.figure(
-        _samples_figure(root / "samples", result["class_names"]),
+        figure,
         "Class by class: the base stage's 4x4 digit, and to its right the 8x8 digit made of it.",
     )
     report.heading("Is it copying?")
@@ -144,16 +159,16 @@ def _mean_distance(images: np.ndarray, others: np.ndarray) -> float:
     return float(_distances(images, others).min(axis=1).mean())
 
 
-def _samples_figure(folder: Path, class_names: list[str]) -> Figure:
-    """The pictures that imagen_ft.sample has made: each digit at 4 px, then at 8 px."""
-    rows = [sorted(folder.glob(f"*_{name}_*px.png")) for name in class_names]
-    figure = Figure(figsize=(11, 7), layout="constrained")
+def _draw_samples(
+    figure: Figure | SubFigure, folder: Path, class_names: list[str], images_a_class: int
+) -> None:
+    """Draws what imagen_ft.sample has made: each digit at 4 px, then at 8 px."""
+    rows = [sorted(folder.glob(f"*_{name}_*px.png"))[: 2 * images_a_class] for name in class_names]
     axes = figure.subplots(len(rows), len(rows[0]), squeeze=False)
     for row, (name, paths) in enumerate(zip(class_names, rows, strict=True)):
         for cell, path in zip(axes[row], paths, strict=True):
             pictures.show(cell, decode_image(path.read_bytes(), 1))
         axes[row, 0].set_ylabel(name, rotation=0, ha="right", va="center")
-    return figure
 
 
 def _neighbour_figure(
@@ -167,22 +182,19 @@ def _neighbour_figure(
     return pictures.grid(trio, ["generated", "of 30", "of 1,000"] * len(picks), 9)
 
 
-def _accuracy_figure(result: dict[str, Any]) -> Figure:
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
+def _draw_accuracy(figure: Figure | SubFigure, result: dict[str, Any]) -> None:
     axes = figure.subplots()
     arms = result["arms"]
     series = [arms[name] for name in COPIES]
-    numbers = [30 * copies for copies in COPIES.values()]
+    places, numbers = range(len(series)), [30 * copies for copies in COPIES.values()]
     mean, std = ([100 * arm[key] for arm in series] for key in ("mean", "std"))
-    axes.errorbar(numbers, mean, std, marker="o", capsize=4, label="30 real + generated")
+    axes.errorbar(places, mean, std, marker="o", capsize=4, label="30 real + generated")
     for name, style in (("generated", "--"), ("pool", ":")):
         label = "900 generated only" if name == "generated" else "pool of 1,000 real"
         axes.axhline(100 * arms[name]["mean"], ls=style, color="gray", label=label)
-    axes.set_xscale("symlog", linthresh=30)
-    axes.set_xticks(numbers, [str(number) for number in numbers])
+    axes.set_xticks(places, [str(number) for number in numbers])
     axes.set(xlabel="generated digits", ylabel="test accuracy (%)")
     axes.legend()
-    return figure
 
 
 def _per_class_figure(result: dict[str, Any]) -> Figure:

@@ -21,6 +21,7 @@ def get_config(arg=""):
         steps=40,
         batch_size=64,
     )
+    config.log_every, config.evaluate_every = 5, 20
     if args["runlocal"]:
         config.total_steps, config.checkpoint_every, config.evaluate_every = 20, 5, 10
     return config

@@ -61,15 +61,17 @@ def fit(
     start, total = int(state.step), config.total_steps
     writer = MetricWriter(workdir, start)
     if start < total:
-        log = _Log(writer, config.log_every, total, start, label, workdir)
+        log = _Log(writer, total, start, label, workdir)
         for step, batch in enumerate(batches(start, total), start=start + 1):
             state, metrics = train_step(state, put_batch(mesh, batch))
-            log.after(step, metrics)
+            save = _due(step, config.checkpoint_every, total)
+            # What is saved has to be finite, so the loss is read then, too.
+            log.after(step, metrics, read=save or _due(step, config.log_every, total))
             # Evaluate, save, and only then take the next batch: a resumed run repeats none of them.
             if evaluate and _due(step, config.evaluate_every, total):
                 log.flush()
                 writer.write(step, {k: float(v) for k, v in evaluate(state).items()})
-            if _due(step, config.checkpoint_every, total):
+            if save:
                 log.flush()
                 checkpoints.save(state)
         log.close()
@@ -85,23 +87,15 @@ def _due(step: int, every: int, total: int) -> bool:
 class _Log:
     """Reads metrics one step late, so that the device never waits for the host."""
 
-    def __init__(
-        self,
-        writer: MetricWriter,
-        every: int,
-        total: int,
-        start: int,
-        label: str,
-        where: epath.Path,
-    ):
-        self._writer, self._every, self._total, self._where = writer, every, total, where
+    def __init__(self, writer: MetricWriter, total: int, start: int, label: str, where: epath.Path):
+        self._writer, self._where = writer, where
         self._pending: tuple[int, Scalars] | None = None
         self._last = (start, time.perf_counter())
         self._bar = tqdm(total=total, initial=start, desc=label, unit="step", mininterval=1.0)
 
-    def after(self, step: int, metrics: Scalars) -> None:
+    def after(self, step: int, metrics: Scalars, read: bool) -> None:
         self.flush()
-        if _due(step, self._every, self._total):
+        if read:
             self._pending = (step, metrics)
         self._bar.update()
 

@@ -1,0 +1,207 @@
+"""A checkpoint is whole and undamaged, or it is not used."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from input_pipeline.files import InputError
+from launch.runtime import checkpoint
+from launch.runtime.checkpoint import Checkpoints
+from launch.runtime.state import TrainState
+
+TX = optax.sgd(0.1, momentum=0.9)
+# Values that a detour over decimal or another type would change.
+ODD = np.array([np.nan, np.inf, -0.0, 1e-45, 1 / 3, 3.4e38], np.float32)
+
+
+def make_state(step, keep_ema):
+    rng = np.random.default_rng(step)
+
+    def variables():
+        kernel = jnp.asarray(rng.normal(size=(3, 2)), jnp.float32)
+        return {
+            "params": {"kernel": kernel, "scale": jnp.asarray(rng.permutation(ODD))},
+            "batch_stats": {"mean": jnp.asarray(rng.normal(size=2), jnp.bfloat16)},
+        }
+
+    ours = variables()
+    opt_state = jax.tree.map(lambda leaf: leaf + step, TX.init(ours["params"]))
+    return TrainState(jnp.int32(step), ours, opt_state, variables() if keep_ema else None)
+
+
+def abstract(tree):
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree
+    )
+
+
+def assert_same_bits(ours, theirs):
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def save(workdir, *steps, keep_ema=True):
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    for step in steps:
+        checkpoints.save(make_state(step, keep_ema))
+    checkpoints.close()
+
+
+def restore(workdir, keep_ema=True):
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    try:
+        return checkpoints.restore(abstract(make_state(0, keep_ema)))
+    finally:
+        checkpoints.close()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A run with the checkpoints 2 and 3; 1 had to make room."""
+    workdir = tmp_path_factory.mktemp("saved")
+    save(workdir, 1, 2, 3)
+    return workdir
+
+
+@pytest.fixture
+def run(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "run")
+
+
+def files(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def damage(path):
+    data = bytearray(path.read_bytes()) or bytearray(1)
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_the_newest_comes_back_bit_by_bit(saved):
+    assert sorted(path.name for path in (saved / "checkpoints").iterdir()) == ["2", "3"]
+    assert checkpoint.latest_step(saved) == 3
+    assert_same_bits(restore(saved), make_state(3, keep_ema=True))
+
+
+def test_without_a_moving_average(tmp_path):
+    save(tmp_path, 5, keep_ema=False)
+    expected = make_state(5, keep_ema=False)
+    restored = restore(tmp_path, keep_ema=False)
+    assert_same_bits(restored, expected)
+    assert restored.ema is None
+    variables, step = checkpoint.load_inference(tmp_path, abstract(expected.variables))
+    assert step == 5
+    assert_same_bits(variables, expected.variables)
+
+
+def test_inference_takes_the_moving_average(saved, monkeypatch):
+    expected = make_state(3, keep_ema=True)
+    monkeypatch.chdir(saved.parent)  # a relative path will do
+    variables, step = checkpoint.load_inference(saved.name, abstract(expected.ema))
+    assert step == 3
+    assert_same_bits(variables, expected.ema)
+    assert checkpoint.digest(saved, 3) != checkpoint.digest(saved, 2)
+
+
+def test_a_new_run_has_none(tmp_path):
+    assert restore(tmp_path) is None
+    assert checkpoint.latest_step(tmp_path) is None
+
+
+def test_saving_a_step_again_is_an_error(run):
+    checkpoints = Checkpoints(run / "checkpoints")
+    with pytest.raises(Exception, match="3"):
+        checkpoints.save(make_state(3, keep_ema=True))
+    checkpoints.close()
+
+
+def test_every_file_is_checked(run):
+    folder = run / "checkpoints" / "3"
+    names = files(folder)
+    assert len(names) > 5
+    assert checkpoint.find_fault(folder) is None
+    for path in names:
+        whole = path.read_bytes()
+        damage(path)
+        fault = checkpoint.find_fault(folder)
+        assert fault is not None and (str(path) in fault or path.name == checkpoint.DIGESTS), path
+        path.unlink()
+        if path.name != checkpoint.DIGESTS:
+            assert checkpoint.find_fault(folder) == f"{path} is missing"
+        path.write_bytes(whole)
+    assert checkpoint.find_fault(folder) is None
+
+
+def largest(folder):
+    return max(files(folder), key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    "victim",
+    [largest, lambda folder: folder / "_CHECKPOINT_METADATA"],
+    ids=["arrays", "metadata"],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(run, caplog, victim):
+    path = victim(run / "checkpoints" / "3")
+    damage(path)
+    with pytest.raises(InputError, match=f"{path} is damaged"):
+        checkpoint.load_inference(run, abstract(make_state(3, keep_ema=True).ema))
+    assert_same_bits(restore(run), make_state(2, keep_ema=True))
+    assert f"{path} is damaged" in caplog.text
+    # It is kept for whoever wants to know, and its step can be saved again.
+    assert (run / "damaged_checkpoint_3").is_dir()
+    save(run, 3)
+    assert_same_bits(restore(run), make_state(3, keep_ema=True))
+
+
+def test_damaged_digests_are_no_reason_to_stop(run, caplog):
+    path = run / "checkpoints" / "3" / checkpoint.DIGESTS
+    path.write_bytes(b"z" + path.read_bytes()[1:])
+    assert_same_bits(restore(run), make_state(2, keep_ema=True))
+    assert str(path) in caplog.text
+
+
+def test_an_unsealed_checkpoint_is_removed(run, caplog):
+    (run / "checkpoints" / "3" / checkpoint.DIGESTS).unlink()
+    assert checkpoint.latest_step(run) == 2
+    assert_same_bits(restore(run), make_state(2, keep_ema=True))
+    assert not (run / "checkpoints" / "3").exists()
+    assert not (run / "damaged_checkpoint_3").exists() and caplog.text == ""
+    save(run, 3)
+    assert checkpoint.latest_step(run) == 3
+
+
+def test_only_unsealed_ones_are_a_new_run(run):
+    for step in "23":
+        (run / "checkpoints" / step / checkpoint.DIGESTS).unlink()
+    assert restore(run) is None
+    with pytest.raises(InputError, match="no finished checkpoint"):
+        checkpoint.load_inference(run, None)
+
+
+def test_all_damaged(run):
+    for step in "23":
+        damage(largest(run / "checkpoints" / step))
+    with pytest.raises(InputError, match="no sound checkpoint is left: .*/3/.* is damaged"):
+        restore(run)
+
+
+def test_a_missing_run(tmp_path):
+    with pytest.raises(InputError, match="none holds no finished checkpoint"):
+        checkpoint.load_inference(tmp_path / "none", None)
+
+
+def test_another_model(saved):
+    for name, leaf in (("kernel", jnp.zeros((3, 3))), ("bias", jnp.zeros(2))):
+        other = make_state(3, keep_ema=True).ema
+        other["params"][name] = leaf
+        with pytest.raises(InputError, match="does not fit the config's model") as error:
+            checkpoint.load_inference(saved, abstract(other))
+        assert "\n" not in str(error.value)
