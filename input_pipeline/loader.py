@@ -58,8 +58,10 @@ class _ShuffledBatches:
         example = _example(self._source, index, self._transform)
         if self._augment is None:
             return example
-        # Every place in the run has its own randomness, whichever process comes by it.
-        return self._augment(example, np.random.default_rng((self._seed, 1, position)))
+        # Every place in the run has its own randomness, whichever process comes by it. Philox takes
+        # the place as its counter; seeding another generator would cost more than the crop.
+        bits = np.random.Philox(counter=[0, position, 0, 0], key=[self._seed, 0])
+        return self._augment(example, np.random.Generator(bits))
 
 
 def _example(source: Source, i: int, transform: Transform | None) -> Example:

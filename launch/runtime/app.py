@@ -18,6 +18,9 @@ from ml_collections import config_flags
 
 from input_pipeline.files import InputError, is_local, read_json, write_json
 
+# Of all errors of the system those that the user can mend.
+_USERS_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
+
 
 class Diverged(Exception):
     """Training has left the finite numbers; a restart would end in the same place."""
@@ -64,7 +67,7 @@ def run(
     except KeyboardInterrupt:
         _end(130, "interrupted: the same command goes on from the last checkpoint or shard")
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in _USERS_ERRORS:
             raise
         place = f" at {error.filename}" if error.filename else ""
         _end(2, f"error: cannot write{place}: {os.strerror(error.errno)}; mend that, run it again")
@@ -100,9 +103,9 @@ def parse(
         raise InputError(f"command line: {_one_line(error)} (--help lists the flags)") from error
     if len(rest) > 1:
         raise InputError(f"command line: {rest[1]!r} is not a flag (--help lists the flags)")
-    if values.workdir is None and not values.dry_run:
+    if not values.workdir and not values.dry_run:
         raise InputError("--workdir is missing: name the run directory, --workdir=DIR")
-    workdir = epath.Path(values.workdir) if values.workdir is not None else None
+    workdir = epath.Path(values.workdir) if values.workdir else None
     config = values.config
     config.lock()
     return Arguments(config, workdir, values.dry_run, values)

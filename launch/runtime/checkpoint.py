@@ -1,7 +1,10 @@
 """Checkpoints that are either whole and undamaged or not used."""
 
+import contextlib
+import errno
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -37,7 +40,9 @@ class Checkpoints:
             inference=ocp.args.StandardSave(inference), training=ocp.args.StandardSave(training)
         )
         # Orbax answers False, without a word, for a step that is not newer than the last.
-        if not self._manager.save(step, args=items, force=True):
+        with _full_disk_is_an_oserror(self._folder):
+            saved = self._manager.save(step, args=items, force=True)
+        if not saved:
             raise RuntimeError(f"{self._folder}: the checkpoint of step {step} was not saved")
         self._pending = step
 
@@ -45,7 +50,8 @@ class Checkpoints:
         """Waits for the save under way and seals it with its digests."""
         if self._pending is None:
             return
-        self._manager.wait_until_finished()
+        with _full_disk_is_an_oserror(self._folder):
+            self._manager.wait_until_finished()
         folder = self._folder / str(self._pending)
         if jax.process_index() == 0:
             write_json(folder / DIGESTS, _digests(folder))
@@ -105,7 +111,10 @@ def find_fault(folder: epath.Path) -> str | None:
     """Compares a checkpoint's files with its digests: what is wrong, or None."""
     if not (folder / DIGESTS).exists():
         return UNSEALED
-    expected = read_json(folder / DIGESTS)
+    try:
+        expected = read_json(folder / DIGESTS)
+    except InputError as error:
+        return str(error)
     for name, digest in expected.items():
         if not (folder / name).exists():
             return f"{folder / name} is missing"
@@ -143,17 +152,45 @@ def load_inference(workdir: epath.Path | str, abstract: Any) -> tuple[Any, int]:
     fault = find_fault(folder)
     if fault is not None:
         raise InputError(f"{fault}: remove {folder} and run the training command again")
+    _check_fit(folder / "inference", abstract)
     with ocp.StandardCheckpointer() as checkpointer:
-        try:
-            return checkpointer.restore(folder / "inference", abstract), step
-        except ValueError as error:
-            first = str(error).strip().splitlines()[0]
-            raise InputError(f"{folder} does not fit the config's model: {first}") from error
+        return checkpointer.restore(folder / "inference", abstract), step
+
+
+def _check_fit(folder: epath.Path, abstract: Any) -> None:
+    """Names the first array that is another one; Orbax's own message has many lines or no name."""
+    stored, ours = _shapes(ocp.StandardCheckpointHandler().metadata(folder)), _shapes(abstract)
+    for name in sorted(stored.keys() | ours.keys()):
+        found, wanted = stored.get(name, "missing"), ours.get(name, "missing")
+        if found != wanted:
+            raise InputError(
+                f"{folder} does not fit the config's model: {name} is {found} there and {wanted} "
+                "in the model; name the run of this model"
+            )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
+        for path, leaf in leaves
+    }
 
 
 def digest(workdir: epath.Path | str, step: int) -> str:
     """One digest for all files of a checkpoint."""
     return sha256(epath.Path(workdir) / "checkpoints" / str(step) / DIGESTS)
+
+
+@contextlib.contextmanager
+def _full_disk_is_an_oserror(folder: epath.Path) -> Iterator[None]:
+    """Orbax wraps it in a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
 
 
 def _absolute(path: epath.Path | str) -> epath.Path:

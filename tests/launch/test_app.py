@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 
+import jax
 import pytest
 from absl import flags
 from etils import epath
@@ -54,7 +55,7 @@ def config(tmp_path):
 
 
 BAD = {
-    "unknown field": (["--config.stepz=3"], "'stepz' (there is: steps, rate, name, sizes, model)"),
+    "unknown field": (["--config.stepz=3"], "'stepz' (there is: model, name, rate, sizes, steps)"),
     "unknown field below": (["--config.model.depth=3"], "'depth' (there is: width)"),
     "field below a value": (["--config.steps.first=3"], "'first' (there is: nothing)"),
     "unknown flag": (["--wrkdir=x"], "'wrkdir'"),
@@ -226,9 +227,6 @@ def test_a_missing_run(tmp_path):
 
 
 def test_describe_counts(capsys):
-    class Shape:
-        shape, dtype, size = (3, 4), "float32", 12
-
-    app.describe(small_config(), net={"kernel": Shape()})
+    app.describe(small_config(), net={"kernel": jax.ShapeDtypeStruct((3, 4), "float32")})
     out = capsys.readouterr().out
     assert '"width": 4' in out and out.endswith("net: 12 parameters\n")

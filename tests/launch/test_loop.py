@@ -94,7 +94,7 @@ def assert_as_whole(whole, workdir, state):
 
 
 def test_what_a_run_leaves(whole):
-    workdir, state = whole
+    workdir, _ = whole
     # Losses at every second step and before a checkpoint, evaluations behind them.
     lines = [(line["step"], *(set(line) - {"step"})) for line in metrics(workdir)]
     assert lines == [

@@ -12,7 +12,7 @@ from input_pipeline.files import InputError
 from launch.runtime.optimizers import make_optimizer, make_schedule
 
 SHAPES = {"kernel": (4, 3), "bias": (3,)}
-RATE, DECAY = 0.05, 0.2
+RATE, DECAY = 0.01, 0.2
 
 
 def config(**changes):
