@@ -6,6 +6,8 @@ what is complete is not done again, what was interrupted goes on where it stoppe
 """
 
 import argparse
+import errno
+import os
 import resource
 import sys
 from pathlib import Path
@@ -35,42 +37,49 @@ _ENVIRONMENT = {
 def digits_steps(root: Path, runlocal: bool) -> list[Step]:
     """The command lines of the road, below `root`."""
 
-    def config(name: str, *arguments: str) -> str:
-        arguments = (*arguments, "runlocal") if runlocal else arguments
-        return f"--config=configs/digits/{name}.py" + (
-            f":{','.join(arguments)}" if arguments else ""
-        )
+    def step(name, module, config, workdir, after, seconds, overrides=(), output=None) -> Step:
+        file, _, arguments = config.partition(":")
+        arguments = ",".join(filter(None, (arguments, "runlocal" if runlocal else "")))
+        path = Path("configs/digits") / f"{file}.py"
+        config = f"--config={path}" + (f":{arguments}" if arguments else "")
+        command = (module, config, f"--workdir={workdir}", *overrides)
+        inputs = (path, Path("configs/digits/common.py"), Path("configs/arguments.py"))
+        return Step(name, command, inputs, output or workdir, after, seconds)
 
-    def train(name: str, after: tuple[str, ...], seconds: float, *overrides: str) -> Step:
-        command = ("imagen_ft.finetune", config(name), f"--workdir={root / name}", *overrides)
-        return Step(name, command, root / name, after, seconds)
+    def finetune(name: str, start: str = "") -> Step:
+        after, seconds = ((start,), 25) if start else ((), 90)
+        init = (f"--config.init_from={root / start}",) if start else ()
+        return step(name, "imagen_ft.finetune", name, root / name, after, seconds, init)
 
-    steps = [
-        train("pretrain_base4", (), 80),
-        train("pretrain_sr8", (), 80),
-        train("finetune_base4", ("pretrain_base4",), 15, _start(root, "pretrain_base4")),
-        train("finetune_sr8", ("pretrain_sr8",), 15, _start(root, "pretrain_sr8")),
-    ]
-    stages = [
-        f"--config.stages.{stage}.run={root / f'finetune_{stage}'}" for stage in ("base4", "sr8")
-    ]
-    generated = root / "generated"
-    command = ("imagen_ft.generate", config("generate"), f"--workdir={generated}", *stages)
-    after = ("finetune_base4", "finetune_sr8")
-    steps.append(Step("generate", command, generated / "manifest.json", after, 40))
-    command = ("imagen_ft.sample", config("sample"), f"--workdir={root / 'samples'}", *stages)
-    steps.append(Step("samples", command, root / "samples" / "samples.png", after, 15))
-    for arm, argument in ARMS.items():
-        workdir = root / "classifiers" / arm
-        command = ("classifiers.train", config("classifier", argument), f"--workdir={workdir}")
-        needs = "generated" in arm
-        if needs:
-            command += (f"--config.train_sources.generated.path={generated}",)
-        steps.append(Step(arm, command, workdir, ("generate",) if needs else (), 25))
-    folder = root / "classifiers"
-    command = ("classifiers.evaluate", config("evaluate"), f"--workdir={folder}")
-    steps.append(Step("evaluate", command, folder / "evaluation_test.json", tuple(ARMS), 15))
-    return steps
+    def classify(arm: str, arguments: str) -> Step:
+        after = ("generate",) if "generated" in arm else ()
+        path = (f"--config.train_sources.generated.path={generated}",) if after else ()
+        config, workdir = f"classifier:{arguments}", root / "classifiers" / arm
+        return step(arm, "classifiers.train", config, workdir, after, 45, path)
+
+    tuned = {"base4": root / "finetune_base4", "sr8": root / "finetune_sr8"}
+    stages = [f"--config.stages.{stage}.run={run}" for stage, run in tuned.items()]
+    after = tuple(run.name for run in tuned.values())
+    generated, samples, folder = root / "generated", root / "samples", root / "classifiers"
+    return [
+        finetune("pretrain_base4"),
+        finetune("pretrain_sr8"),
+        finetune("finetune_base4", "pretrain_base4"),
+        finetune("finetune_sr8", "pretrain_sr8"),
+        step(
+            "generate", "imagen_ft.generate", "generate", generated, after, 45, stages,
+            generated / "manifest.json",
+        ),
+        step(
+            "samples", "imagen_ft.sample", "sample", samples, after, 20, stages,
+            samples / "samples.png",
+        ),
+        *(classify(arm, arguments) for arm, arguments in ARMS.items()),
+        step(
+            "evaluate", "classifiers.evaluate", "evaluate", folder, tuple(ARMS), 15, (),
+            folder / "evaluation_test.json",
+        ),
+    ]  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -83,16 +92,22 @@ def main(argv: list[str] | None = None) -> int:
         "--runlocal", action="store_true", help="a few steps of everything, to see that it runs"
     )
     args = parser.parse_args(argv)
-    root = args.workdir
+    root = Path(os.path.relpath(args.workdir))
     try:
         road = Road(root, digits_steps(root, args.runlocal), LANES, _ENVIRONMENT)
         road.run()
+        road.tick()
         # JAX comes with it, and would take 300 MB beside the steps.
         from launch import digits_report
 
         result = digits_report.write(root, road.wall_seconds(), _peak_memory(road))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        print(f"error: cannot write below {root}: {os.strerror(error.errno)}", file=sys.stderr)
         return 2
     except StepFailed as error:
         print(f"error: {error}", file=sys.stderr)
@@ -110,10 +125,6 @@ def _peak_memory(road: Road) -> int:
     peaks = sorted(mark["peak_memory_bytes"] for mark in road.marks().values())
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit + sum(peaks[-LANES:])
-
-
-def _start(root: Path, run: str) -> str:
-    return f"--config.init_from={root / run}"
 
 
 if __name__ == "__main__":

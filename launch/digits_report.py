@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure, SubFigure
+from scipy.spatial.distance import cdist
 
 from input_pipeline import sources
 from input_pipeline.examples import decode_image
@@ -49,9 +50,15 @@ def verdict(result: dict[str, Any]) -> tuple[str, bool]:
     """Whether generated digits helped, in a sentence and as a truth value."""
     arms = result["arms"]
     mixed = {name: arm for name, arm in arms.items() if name.startswith("real+generated")}
-    name = max(mixed, key=lambda arm: mixed[arm]["mean"])
+
+    def holds(name: str) -> bool:
+        p_value = mixed[name]["p_value"]
+        gain = mixed[name]["mean"] - arms["real"]["mean"]
+        return gain >= POINTS and p_value is not None and p_value < P_VALUE
+
+    name = max(mixed, key=lambda arm: (holds(arm), mixed[arm]["mean"]))
     gain, p_value = mixed[name]["mean"] - arms["real"]["mean"], mixed[name]["p_value"]
-    good = gain >= POINTS and p_value is not None and p_value < P_VALUE
+    good = holds(name)
     helped = "helped" if good else "did not help enough"
     shown = "none" if p_value is None else f"{p_value:.1g}"
     return (
@@ -152,7 +159,7 @@ def _distances(
 ) -> Float[np.ndarray, "n m"]:
     """Root mean square differences over pixels."""
     a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (images, others))
-    return np.sqrt(((a[:, None] - b[None]) ** 2).mean(axis=-1))
+    return cdist(a, b) / np.sqrt(a.shape[1])
 
 
 def _mean_distance(images: np.ndarray, others: np.ndarray) -> float:

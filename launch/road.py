@@ -1,5 +1,6 @@
 """Runs command lines that wait for each other, some at a time, and remembers what is done."""
 
+import contextlib
 import ctypes
 import dataclasses
 import os
@@ -15,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from input_pipeline.files import InputError, read_json, write_json
+from input_pipeline.files import read_json, sha256, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +26,15 @@ class Step:
     Attributes:
         name: unique; names its log and its mark too.
         command: arguments behind `python -m`.
-        output: what it makes; a step whose output is gone is done again.
+        inputs: files that the command reads; a step is run again where one has changed.
+        output: what it makes; a step whose output is gone is run again.
         after: names of the steps that have to be done before.
         seconds: what it takes, roughly, for the overall bar.
     """
 
     name: str
     command: tuple[str, ...]
+    inputs: tuple[Path, ...]
     output: Path
     after: tuple[str, ...] = ()
     seconds: float = 10.0
@@ -52,8 +55,9 @@ class StepFailed(Exception):
 class Road:
     """The steps of one work directory.
 
-    A finished step leaves a mark, `steps/NAME.json`: its command, seconds and peak memory. Tasks go
-    on where they were interrupted by themselves, so a step without a mark is simply run again.
+    A finished step leaves a mark, `steps/NAME.json`: what it was run with, seconds, peak memory. Tasks
+    go on where they were interrupted, find out what is complete, and refuse what does not fit what
+    they have begun; so in doubt a step is simply run again.
     """
 
     def __init__(self, workdir: Path, steps: Sequence[Step], lanes: int, env: Mapping[str, str]):
@@ -82,23 +86,23 @@ class Road:
 
         Raises:
             StepFailed: a step has failed; the others are ended.
-            InputError: a mark was made by another command.
         """
         done = {name for name in self._steps if self._is_done(name)}
-        bars = _Bars(self._lanes, sum(step.seconds for step in self._steps.values()))
-        for name in done:
-            bars.finished(self._steps[name], "was complete")
+        bars = _Bars(self._lanes, [s for s in self._steps.values() if s.name not in done])
+        for name in self._steps:
+            if name in done:
+                bars.say(f"{name}: was complete")
         try:
             while len(done) < len(self._steps):
                 self.tick(every=2.0)
                 self._start_ready(done)
                 bars.show({lane: child.progress for lane, child in self._running.items()})
                 for lane, child in list(self._running.items()):
-                    if child.ended():
+                    if self._ended(child):
                         del self._running[lane]
                         self._mark(child)
                         done.add(child.step.name)
-                        bars.finished(child.step, f"done in {child.seconds:.0f} s")
+                        bars.finished(child)
                 time.sleep(0.1)
         finally:
             for child in self._running.values():
@@ -115,15 +119,19 @@ class Road:
         if not path.exists() or not step.output.exists():
             return False
         mark = read_json(path)
-        if mark["command"] != list(step.command):
-            raise InputError(
-                f"{self._workdir} was begun with another command for {name}: remove it, or name "
-                "another --workdir"
-            )
-        return all(
+        return mark["run_with"] == _run_with(step) and all(
             self._is_done(other) and read_json(self._mark_path(other))["ended"] <= mark["ended"]
             for other in step.after
         )
+
+    def _ended(self, child: "_Child") -> bool:
+        try:
+            return child.ended()
+        except StepFailed:
+            # What it was made of may be at fault: the next run looks at that again.
+            for name in child.step.after:
+                self._mark_path(name).unlink(missing_ok=True)
+            raise
 
     def _start_ready(self, done: set[str]) -> None:
         busy = {child.step.name for child in self._running.values()}
@@ -139,7 +147,7 @@ class Road:
         path = self._mark_path(child.step.name)
         path.parent.mkdir(parents=True, exist_ok=True)
         mark = {
-            "command": list(child.step.command),
+            "run_with": _run_with(child.step),
             "ended": time.time(),
             "seconds": child.seconds,
             "peak_memory_bytes": child.peak_memory_bytes,
@@ -147,11 +155,16 @@ class Road:
         write_json(path, mark)
 
 
+def _run_with(step: Step) -> dict[str, Any]:
+    """The command, and a digest of each file that it reads."""
+    return {"command": list(step.command), "inputs": {str(f): sha256(f) for f in step.inputs}}
+
+
 class _Child:
     """A running step; its last line of output is its progress."""
 
     def __init__(self, step: Step, workdir: Path, env: Mapping[str, str]):
-        self.step, self.progress = step, "starting"
+        self.step, self.progress, self.error = step, "starting", ""
         self.seconds, self.peak_memory_bytes = 0.0, 0
         self._log = workdir / "logs" / f"{step.name}.log"
         self._log.parent.mkdir(parents=True, exist_ok=True)
@@ -169,14 +182,15 @@ class _Child:
 
     def _read(self) -> None:
         rest = b""
-        with self._log.open("ab") as log:
-            while chunk := os.read(self._process.stdout.fileno(), 65536):
+        while chunk := os.read(self._process.stdout.fileno(), 65536):
+            # A step must not wait for its log, not even on a full disk.
+            with contextlib.suppress(OSError), self._log.open("ab") as log:
                 log.write(chunk)
-                *lines, rest = re.split(rb"[\r\n]", rest + chunk)
-                shown = [line for line in lines if line.strip()]
-                if shown or rest.strip():
-                    last = shown[-1] if shown else rest
-                    self.progress = last.decode(errors="replace").strip()
+            *lines, rest = re.split(rb"[\r\n]", rest + chunk)
+            for line in filter(bytes.strip, lines):
+                self.progress = line.decode(errors="replace").strip()
+                if self.progress.startswith("error: "):
+                    self.error = self.progress.removeprefix("error: ")
 
     def ended(self) -> bool:
         """Whether it has ended well."""
@@ -187,13 +201,11 @@ class _Child:
         self._reader.join()
         self.seconds = time.perf_counter() - self._start
         self.peak_memory_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        if self._process.returncode:
-            code = self._process.returncode
-            raise StepFailed(
-                f"{self.step.name}: {self.progress.removeprefix('error: ')} (exit code {code}, "
-                f"log: {self._log})",
-                2 if code == 2 else 1,
-            )
+        code = self._process.returncode
+        if code:
+            how = f"exit code {code}" if code > 0 else f"killed by signal {-code}"
+            reason = f"{self.step.name}: {self.error or self.progress} ({how}, log: {self._log})"
+            raise StepFailed(reason, 2 if code == 2 else 1)
         return True
 
     def end(self) -> None:
@@ -209,7 +221,8 @@ class _Bars:
     Where nobody looks (a log file), a line a step instead.
     """
 
-    def __init__(self, lanes: int, total_seconds: float):
+    def __init__(self, lanes: int, steps: Sequence[Step]):
+        total_seconds = sum(step.seconds for step in steps)
         self._quiet = not sys.stderr.isatty()
         form = "{desc} {percentage:3.0f}%|{bar}| {elapsed} so far, about {remaining} left"
         self._total = tqdm(
@@ -225,20 +238,26 @@ class _Bars:
             bar.set_description_str(progress.get(lane, "")[:100])
         self._total.refresh()
 
-    def finished(self, step: Step, how: str) -> None:
-        line = f"{step.name}: {how}"
+    def finished(self, child: _Child) -> None:
+        self.say(f"{child.step.name}: done in {child.seconds:.0f} s")
+        self._total.update(child.step.seconds)
+
+    def say(self, line: str) -> None:
         if self._quiet:
             print(line, file=sys.stderr, flush=True)
         else:
             self._total.write(line, file=sys.stderr)
-        self._total.update(step.seconds)
 
     def close(self) -> None:
         for bar in (*self._lanes, self._total):
             bar.close()
 
 
+# Loaded here: after a fork, beside other threads, it could wait for ever.
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
 def _die_with_parent() -> None:
     """A killed road must not leave steps behind that write beside the next one's."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if _LIBC is not None:
+        _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -50,12 +50,12 @@ class Checkpoints:
         """Waits for the save under way and seals it with its digests."""
         if self._pending is None:
             return
+        step, self._pending = self._pending, None
         with _full_disk_is_an_oserror(self._folder):
             self._manager.wait_until_finished()
-        folder = self._folder / str(self._pending)
+        folder = self._folder / str(step)
         if jax.process_index() == 0:
             write_json(folder / DIGESTS, _digests(folder))
-        self._pending = None
 
     def restore(self, abstract: TrainState) -> TrainState | None:
         """Restores the newest sound checkpoint; None when the run has none.

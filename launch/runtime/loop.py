@@ -1,5 +1,6 @@
 """The training loop, the same for diffusion models and classifiers."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -55,28 +56,26 @@ def fit(
         abstract,
         shardings,
     )
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    state = checkpoints.restore(target)
-    state = create() if state is None else state
-    start, total = int(state.step), config.total_steps
-    writer = MetricWriter(workdir, start)
-    if start < total:
-        log = _Log(writer, total, start, label, workdir)
-        for step, batch in enumerate(batches(start, total), start=start + 1):
-            state, metrics = train_step(state, put_batch(mesh, batch))
-            save = _due(step, config.checkpoint_every, total)
-            # What is saved has to be finite, so the loss is read then, too.
-            log.after(step, metrics, read=save or _due(step, config.log_every, total))
-            # Evaluate, save, and only then take the next batch: a resumed run repeats none of them.
-            if evaluate and _due(step, config.evaluate_every, total):
-                log.flush()
-                writer.write(step, {k: float(v) for k, v in evaluate(state).items()})
-            if save:
-                log.flush()
-                checkpoints.save(state)
-        log.close()
-    checkpoints.close()
-    writer.close()
+    # However it ends, the checkpoint under way is finished: it can be the last good one.
+    with contextlib.closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
+        state = checkpoints.restore(target)
+        state = create() if state is None else state
+        start, total = int(state.step), config.total_steps
+        if start >= total:
+            return state
+        with contextlib.closing(_Log(workdir, start, total, label)) as log:
+            for step, batch in enumerate(batches(start, total), start=start + 1):
+                state, metrics = train_step(state, put_batch(mesh, batch))
+                save = _due(step, config.checkpoint_every, total)
+                # What is saved has to be finite, so the loss is read then, too.
+                log.after(step, metrics, read=save or _due(step, config.log_every, total))
+                # Evaluate, save, and only then take the next batch: a resumed run repeats nothing.
+                if evaluate and _due(step, config.evaluate_every, total):
+                    log.flush()
+                    log.write(step, evaluate(state))
+                if save:
+                    log.flush()
+                    checkpoints.save(state)
     return state
 
 
@@ -87,8 +86,8 @@ def _due(step: int, every: int, total: int) -> bool:
 class _Log:
     """Reads metrics one step late, so that the device never waits for the host."""
 
-    def __init__(self, writer: MetricWriter, total: int, start: int, label: str, where: epath.Path):
-        self._writer, self._where = writer, where
+    def __init__(self, workdir: epath.Path, start: int, total: int, label: str):
+        self._where, self._writer = workdir, MetricWriter(workdir, start)
         self._pending: tuple[int, Scalars] | None = None
         self._last = (start, time.perf_counter())
         self._bar = tqdm(total=total, initial=start, desc=label, unit="step", mininterval=1.0)
@@ -114,8 +113,12 @@ class _Log:
         rate = (step - self._last[0]) / (now - self._last[1])
         self._last = (step, now)
         self._bar.set_postfix(loss=f"{scalars['loss']:.4f}")
-        self._writer.write(step, {**scalars, "steps_per_second": rate})
+        self.write(step, {**scalars, "steps_per_second": rate})
+
+    def write(self, step: int, scalars: Scalars) -> None:
+        self._writer.write(step, {name: float(value) for name, value in scalars.items()})
 
     def close(self) -> None:
-        self.flush()
+        """Ends the bar's line and the files; what is pending has been flushed, or is given up."""
         self._bar.close()
+        self._writer.close()

@@ -28,7 +28,7 @@ def make_mesh(axes: Mapping[str, int]) -> Mesh:
     devices = jax.device_count()
     if sizes.count(-1) == 1:
         sizes[sizes.index(-1)] = devices // max(1, -int(np.prod(sizes)))
-    if int(np.prod(sizes)) != devices:
+    if min(sizes) < 1 or int(np.prod(sizes)) != devices:
         wanted = ", ".join(f"{name} {size}" for name, size in zip(AXES, sizes, strict=True))
         raise InputError(f"config.mesh ({wanted}) does not fit {devices} devices")
     # Sharded convolutions fail under Explicit axes, make_mesh's default.

