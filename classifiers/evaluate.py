@@ -22,6 +22,8 @@ from classifiers.models.resnet import ResNet
 from input_pipeline import loader, sources
 from input_pipeline.files import InputError, write_json
 from launch.runtime import app, checkpoint
+from launch.runtime.images import to_float
+from launch.runtime.workdir import load_run_config
 
 
 def make_predict(
@@ -32,7 +34,7 @@ def make_predict(
 
     @jax.jit
     def predict(variables: dict[str, Any], images: jax.Array) -> jax.Array:
-        logits = model.apply(variables, recipes.preprocess(images))
+        logits = model.apply(variables, to_float(images))
         return jnp.argmax(logits, axis=-1)
 
     def predict_all(variables: dict[str, Any]) -> np.ndarray:
@@ -64,17 +66,13 @@ def evaluate_run(run: epath.Path, source: sources.Source, batch_size: int) -> di
     Raises:
         InputError: a seed is missing, unfinished or damaged.
     """
-    config = app.load_run_config(run)
+    config = load_run_config(run)
     model, abstract = _model(run, source)
     predict = make_predict(model, source, batch_size)
     accuracies, per_class = [], []
     for seed in range(config.seeds):
-        variables, step = checkpoint.load_inference(run / f"seed_{seed}", abstract)
-        if step < config.total_steps:
-            raise InputError(
-                f"{run / f'seed_{seed}'} has come to step {step} of {config.total_steps}: "
-                "finish its training first"
-            )
+        folder = run / f"seed_{seed}"
+        variables = checkpoint.load_inference(folder, abstract, config.total_steps)
         correct = predict(variables) == source.labels
         accuracies.append(float(correct.mean()))
         per_class.append(
@@ -85,7 +83,7 @@ def evaluate_run(run: epath.Path, source: sources.Source, batch_size: int) -> di
 
 def _model(run: epath.Path, source: sources.Source) -> tuple[ResNet, dict[str, Any]]:
     """A run's model, and the shapes of its variables."""
-    model = recipes.make_model(app.load_run_config(run).model, len(source.class_names))
+    model = recipes.make_model(load_run_config(run).model, len(source.class_names))
     shape = source[0]["image"].shape
     return model, jax.eval_shape(lambda: recipes.init_model(model, jax.random.key(0), shape))
 

@@ -5,10 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-from jaxtyping import Array, Float, UInt8
 
 from classifiers.models.resnet import ResNet
 from input_pipeline.files import InputError
+from launch.runtime.config import module_fields
 
 MODELS = {"resnet": ResNet}
 
@@ -19,22 +19,13 @@ def make_model(config: ml_collections.ConfigDict, num_classes: int) -> ResNet:
     Raises:
         InputError: there is no model of that name.
     """
-    fields = {
-        field: tuple(value) if isinstance(value, list | tuple) else value
-        for field, value in config.items()
-    }
+    fields = module_fields(config)
     name = fields.pop("name")
     if name not in MODELS:
         raise InputError(f"model.name={name!r}: known are {', '.join(MODELS)}")
-    fields["dtype"] = jnp.dtype(fields.get("dtype", "float32"))
     return MODELS[name](num_classes=num_classes, **fields)
 
 
 def init_model(model: ResNet, key: jax.Array, image_shape: tuple[int, int, int]) -> dict[str, Any]:
     """New variables of a model for images of `image_shape` [h, w, c]."""
     return model.init(key, jnp.zeros((1, *image_shape)))
-
-
-def preprocess(images: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """[0, 255] to [-1, 1]."""
-    return images.astype(jnp.float32) / 127.5 - 1.0

@@ -24,12 +24,15 @@ from classifiers.losses import cross_entropy
 from classifiers.models.resnet import ResNet
 from input_pipeline import loader, sources
 from input_pipeline.augment.crop import random_shift
+from input_pipeline.files import InputError
 from input_pipeline.mixture import Union
 from launch.runtime import app
-from launch.runtime.loop import fit
+from launch.runtime.images import to_float
+from launch.runtime.loop import check_training, fit
 from launch.runtime.mesh import make_mesh
 from launch.runtime.optimizers import make_optimizer
 from launch.runtime.state import TrainState, abstract_state, create_state
+from launch.runtime.workdir import claim_workdir
 
 Batch = dict[str, Any]
 
@@ -47,7 +50,7 @@ def make_train_step(
 
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        images = recipes.preprocess(batch["image"])
+        images = to_float(batch["image"])
 
         def loss_of(params: Any) -> tuple[Array, tuple[Array, dict[str, Any]]]:
             variables = {**state.variables, "params": params}
@@ -87,14 +90,19 @@ def main(args: app.Arguments) -> None:
     class_names, image_shape = validation.class_names, validation[0]["image"].shape
     model = recipes.make_model(config.model, len(class_names))
     init = functools.partial(recipes.init_model, model, image_shape=image_shape)
+    mesh = make_mesh(config.mesh)
+    check_training(config, mesh)
+    tx = make_optimizer(config.optimizer, config.total_steps)
     if args.dry_run:
         app.describe(config, model=jax.eval_shape(init, jax.random.key(0))["params"])
         return
-    source = Union([sources.load(spec) for spec in config.train_sources.values()])
+    specs = config.train_sources
+    source = Union([sources.load(spec) for spec in specs.values()])
+    if tuple(source.class_names) != tuple(class_names):
+        raise InputError("config.train_sources and config.evaluation_source have different classes")
     source = sources.in_memory(source) if config.in_memory else source
-    app.claim_workdir(args.workdir, config)
-    mesh = make_mesh(config.mesh)
-    tx = make_optimizer(config.optimizer, config.total_steps)
+    digests = {name: sources.digest(spec) for name, spec in specs.items()}
+    claim_workdir(args.workdir, config, {name: found for name, found in digests.items() if found})
     keep_ema = config.ema_decay > 0
     train_step = make_train_step(config, model, tx)
     evaluate = make_evaluation(validation, model, config.evaluation_batch_size)

@@ -1,25 +1,21 @@
-"""Stages and cascades: from prompts to images, one diffusion model after the other."""
+"""Denoisers, stages, cascades: from prompts to images, one diffusion model after the other."""
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from imagen_ft import guidance, samplers
 from imagen_ft.diffusion import add_noise, x0_from_eps
 from imagen_ft.models.unet import UNet
-from imagen_ft.schedule import Schedule, make_schedule
-from imagen_ft.text import TextEncoder, check_prompts, make_text_encoder
-from input_pipeline.files import InputError
-from launch.runtime import checkpoint
-from launch.runtime.app import load_run_config
+from imagen_ft.schedule import Schedule
+from imagen_ft.text import TextEncoder, check_prompts
+from launch.runtime.images import to_uint8
 
 Image = Float[Array, "b h w c"]
 
@@ -53,6 +49,10 @@ class Denoiser:
         x = jnp.zeros((1, self.size, self.size, channels))
         level = jnp.zeros((1,)) if self.low_size else None
         return self.model.init(key, x, jnp.zeros((1,)), text[None], level)
+
+    def shapes(self, text_shape: tuple[int, int]) -> dict[str, Any]:
+        """Shapes of the variables; nothing is made."""
+        return jax.eval_shape(self.init, jax.random.key(0), jnp.zeros(text_shape))
 
     def condition(
         self, low: Image, noise: Image, level: Float[Array, " b"]
@@ -95,22 +95,6 @@ class Denoiser:
             return self.model.apply(variables, x_t, time, text)
         x = jnp.concatenate([x_t, condition], axis=-1)
         return self.model.apply(variables, x, time, text, self.schedule.model_time(level))
-
-
-def make_denoiser(config: ml_collections.ConfigDict) -> Denoiser:
-    """Builds a denoiser from `size`, `low_size`, `channels`, `schedule`, `unet` (fields of `UNet`).
-
-    Raises:
-        InputError: unknown schedule.
-    """
-    fields = {
-        name: tuple(value) if isinstance(value, list | tuple) else value
-        for name, value in config.unet.items()
-    }
-    fields["dtype"] = jnp.dtype(fields.get("dtype", "float32"))
-    model = UNet(out_channels=config.channels, noise_level=config.low_size > 0, **fields)
-    schedule = make_schedule(config.schedule)
-    return Denoiser(model, schedule, config.size, config.low_size, config.channels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,24 +148,6 @@ class Stage:
             return guidance.threshold(x0, self.threshold_percentile)
 
         return samplers.sample(self.sampler, denoise, denoiser.schedule, keys, shape)
-
-
-def make_stage(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Stage:
-    """Builds a stage from the fields of `Stage`; a base needs no `noise_augmentation`.
-
-    Raises:
-        InputError: an unknown sampler, a level outside [0, 1].
-    """
-    level = config.get("noise_augmentation", 0.0)
-    if not 0.0 <= level <= 1.0:
-        raise InputError(f"noise_augmentation={level}: a level is in [0, 1]")
-    return Stage(
-        denoiser,
-        samplers.make_sampler(config.sampler),
-        config.guidance_weight,
-        config.threshold_percentile,
-        level,
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,77 +228,3 @@ class Cascade:
             low = stage.sample(variables, keys, text, null, low)
             images.append(np.asarray(to_uint8(low)))
         return images
-
-
-@jax.jit
-def to_uint8(images: Image) -> UInt8[Array, "b h w c"]:
-    """[-1, 1] to [0, 255], rounded."""
-    return jnp.round(jnp.clip(images * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)
-
-
-def load_cascade(config: ml_collections.ConfigDict) -> Cascade:
-    """Loads the stages that `config.stages` names, each from its run directory (`run`).
-
-    Raises:
-        InputError: a run is missing, unfinished or damaged, was made with another network, text
-            encoder or list of classes than the config says, or the stages do not fit together.
-    """
-    encoder = make_text_encoder(config.text)
-    denoisers = stage_denoisers(config)
-    variables, digests = [], []
-    for name, denoiser in denoisers.items():
-        entry = config.stages[name]
-        run = load_run_config(entry.run)
-        for field, expected in (
-            ("stage", entry.stage),
-            ("text", config.text),
-            ("class_names", config.class_names),
-        ):
-            if _as_json(run[field]) != _as_json(expected):
-                raise InputError(f"{entry.run} was trained with another {field} than the config's")
-        abstract = jax.eval_shape(denoiser.init, jax.random.key(0), jnp.zeros(encoder.shape))
-        restored, step = checkpoint.load_inference(entry.run, abstract)
-        if step < run.total_steps:
-            raise InputError(
-                f"{entry.run} has come to step {step} of {run.total_steps}: finish its training"
-            )
-        variables.append(restored)
-        digests.append(checkpoint.digest(entry.run, step))
-    stages = tuple(make_stage(config.stages[name], denoisers[name]) for name in denoisers)
-    names = tuple(config.class_names)
-    return Cascade(stages, tuple(variables), encoder, names, tuple(digests))
-
-
-def stage_denoisers(config: ml_collections.ConfigDict) -> dict[str, Denoiser]:
-    """The networks of `config.stages` by name, in order of size.
-
-    Raises:
-        InputError: a stage starts from another size than the one before it makes.
-    """
-    denoisers = {name: make_denoiser(entry.stage) for name, entry in config.stages.items()}
-    ordered = dict(sorted(denoisers.items(), key=lambda item: item[1].size))
-    size = 0
-    for name, denoiser in ordered.items():
-        if denoiser.low_size != size:
-            raise InputError(
-                f"config.stages.{name} starts from {denoiser.low_size} px, "
-                f"the stage before it makes {size} px"
-            )
-        size = denoiser.size
-    return ordered
-
-
-def parameter_shapes(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Shapes of the parameters of every stage and of the text encoder; nothing is loaded."""
-    encoder = make_text_encoder(config.text)
-    text = jnp.zeros(encoder.shape)
-    shapes = {
-        name: jax.eval_shape(denoiser.init, jax.random.key(0), text)["params"]
-        for name, denoiser in stage_denoisers(config).items()
-    }
-    return {**shapes, "text_encoder": encoder.parameters()}
-
-
-def _as_json(value: Any) -> Any:
-    """Configs read back from a run have lists where the file had tuples."""
-    return json.loads(ml_collections.ConfigDict({"value": value}).to_json())

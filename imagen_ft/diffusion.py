@@ -63,6 +63,6 @@ def stratified_times(key: Key[Array, ""], count: int) -> Float[Array, " count"]:
     return (jax.random.uniform(key) + jnp.arange(count) / count) % 1.0
 
 
-def eps_loss(predicted: Image, eps: Image) -> Float[Array, ""]:
-    """L_simple (Ho et al. 2020, Eq. 14)."""
-    return jnp.mean(jnp.square(predicted.astype(jnp.float32) - eps))
+def eps_loss(predicted: Image, eps: Image) -> Float[Array, " b"]:
+    """L_simple of each image, a mean over its pixels (Ho et al. 2020, Eq. 14)."""
+    return jnp.mean(jnp.square(predicted.astype(jnp.float32) - eps), axis=(1, 2, 3))

@@ -14,21 +14,27 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
-from imagen_ft.cascade import Denoiser, make_denoiser
+from imagen_ft.assembly import check_same_model, make_denoiser
+from imagen_ft.cascade import Denoiser
 from imagen_ft.diffusion import add_noise, eps_loss, stratified_times
 from imagen_ft.text import make_text_encoder
 from input_pipeline import loader, sources
 from input_pipeline.augment.resize import resize
 from input_pipeline.files import InputError
 from launch.runtime import app, checkpoint
-from launch.runtime.loop import fit
-from launch.runtime.mesh import make_mesh
+from launch.runtime.images import to_float
+from launch.runtime.loop import check_training, fit
+from launch.runtime.mesh import make_mesh, with_shardings
 from launch.runtime.optimizers import make_optimizer
 from launch.runtime.state import TrainState, abstract_state, create_state
+from launch.runtime.workdir import claim_workdir, load_run_config
 
 Batch = dict[str, Any]
+# Folded into the seed's key for what is no step of training.
+EVALUATION = 2**31 - 1
 
 
 def diffusion_loss(
@@ -37,8 +43,8 @@ def diffusion_loss(
     batch: Batch,
     text: Float[Array, "b n d"],
     key: Key[Array, ""],
-) -> Float[Array, ""]:
-    """Mean squared error of eps, at stratified random times.
+) -> Float[Array, " b"]:
+    """Squared error of eps of each image, at stratified random times.
 
     A super-resolution stage sees the means of its targets' pixels as low-resolution images,
     noised to a uniformly random level.
@@ -50,7 +56,7 @@ def diffusion_loss(
         text: states of the prompts.
         key: randomness.
     """
-    x0 = batch["image"].astype(jnp.float32) / 127.5 - 1.0
+    x0 = to_float(batch["image"])
     count = x0.shape[0]
     t_key, eps_key, level_key, noise_key = jax.random.split(key, 4)
     t = stratified_times(t_key, count)
@@ -101,7 +107,7 @@ def make_train_step(
 
         def loss_of(params: Any) -> Array:
             variables = {**state.variables, "params": params}
-            return diffusion_loss(denoiser, variables, batch, text, loss_key)
+            return diffusion_loss(denoiser, variables, batch, text, loss_key).mean()
 
         loss, grads = jax.value_and_grad(loss_of)(state.variables["params"])
         state = state.update(grads, tx, config.ema_decay)
@@ -114,25 +120,35 @@ def make_train_step(
 def make_evaluation(
     config: ml_collections.ConfigDict, denoiser: Denoiser, text_table: Float[Array, "classes n d"]
 ) -> Callable[[TrainState], dict[str, float]]:
-    """Loss on held-out images with the inference weights; the same times and noise each time."""
+    """Loss on held-out images with the inference weights; the same times and noise each time.
+
+    Args:
+        config: `seed`, `evaluation_source`, `evaluation_batch_size` and `evaluation_draws`, how
+            many times and noises an image gets.
+        denoiser: the network.
+        text_table: states of every class's prompt.
+    """
     source = sources.load(config.evaluation_source)
-    batches = list(
-        loader.eval_batches(source, len(source), functools.partial(_to_size, size=denoiser.size))
-    )
+    to_size = functools.partial(_to_size, size=denoiser.size)
 
     @jax.jit
-    def loss(variables: dict[str, Any], batch: Batch, draw: Array) -> Array:
-        key = jax.random.fold_in(jax.random.key(config.seed), draw)
+    def losses(
+        variables: dict[str, Any], batch: Batch, text_table: Array, number: Array, draw: Array
+    ) -> Array:
+        # No step of training has this key.
+        key = jax.random.fold_in(jax.random.key(config.seed), EVALUATION)
+        key = jax.random.fold_in(jax.random.fold_in(key, number), draw)
         return diffusion_loss(denoiser, variables, batch, text_table[batch["label"]], key)
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        variables = state.inference_variables
-        losses = [
-            loss(variables, batch, draw)
-            for batch in batches
-            for draw in range(config.evaluation_draws)
-        ]
-        return {"validation_loss": float(np.mean([float(value) for value in losses]))}
+        found = []
+        for number, batch in enumerate(
+            loader.eval_batches(source, config.evaluation_batch_size, to_size)
+        ):
+            for draw in range(config.evaluation_draws):
+                values = losses(state.inference_variables, batch, text_table, number, draw)
+                found.append(np.asarray(values)[batch["mask"]])
+        return {"validation_loss": float(np.concatenate(found).mean())}
 
     return evaluate
 
@@ -141,16 +157,25 @@ def _to_size(element: Batch, size: int) -> Batch:
     return {**element, "image": resize(element["image"], size)}
 
 
-def _initial_variables(
-    config: ml_collections.ConfigDict, denoiser: Denoiser, text_shape: tuple[int, int]
-) -> tuple[Callable[..., dict[str, Any]], tuple[Any, ...]]:
-    """A function and its arguments: from the run `config.init_from` names, else from scratch."""
-    scratch, args = denoiser.init, (jax.random.key(config.seed), jnp.zeros(text_shape))
-    if not config.init_from:
-        return scratch, args
-    variables, step = checkpoint.load_inference(config.init_from, jax.eval_shape(scratch, *args))
-    print(f"starting from step {step} of {config.init_from}", flush=True)
-    return lambda variables: variables, (variables,)
+def _make_create(
+    config: ml_collections.ConfigDict,
+    denoiser: Denoiser,
+    text_shape: tuple[int, int],
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+) -> tuple[TrainState, Callable[[], TrainState]]:
+    """The state's shapes, and what makes it: from the run `init_from` names, else from scratch."""
+    args, keep_ema = (jax.random.key(config.seed), jnp.zeros(text_shape)), config.ema_decay > 0
+
+    def create() -> TrainState:
+        if not config.init_from:
+            return create_state(denoiser.init, args, tx, keep_ema, mesh)
+        abstract = with_shardings(mesh, denoiser.shapes(text_shape))
+        total_steps = load_run_config(config.init_from).total_steps
+        variables = checkpoint.load_inference(config.init_from, abstract, total_steps)
+        return create_state(lambda variables: variables, (variables,), tx, keep_ema, mesh)
+
+    return abstract_state(denoiser.init, args, tx, keep_ema), create
 
 
 def _training_batches(
@@ -175,26 +200,37 @@ def main(args: app.Arguments) -> None:
     source = sources.load(config.train_source)
     if tuple(source.class_names) != tuple(config.class_names):
         raise InputError("config.class_names are not the class names of config.train_source")
+    if source[0]["image"].shape[-1] != denoiser.channels:
+        raise InputError(
+            f"config.stage.channels={denoiser.channels}, but the images of config.train_source "
+            f"have {source[0]['image'].shape[-1]}"
+        )
     mesh = make_mesh(config.mesh)
+    check_training(config, mesh)
     tx = make_optimizer(config.optimizer, config.total_steps)
     if args.dry_run:
-        shapes = jax.eval_shape(denoiser.init, jax.random.key(0), jnp.zeros(encoder.shape))
+        shapes = denoiser.shapes(encoder.shape)
         app.describe(config, unet=shapes["params"], text_encoder=encoder.parameters())
         return
-    init, init_args = _initial_variables(config, denoiser, encoder.shape)
-    app.claim_workdir(args.workdir, config)
     text_table, null_text = jnp.asarray(encoder.embed(config.class_names)), encoder.null()[0]
-    keep_ema = config.ema_decay > 0
+    abstract, create = _make_create(config, denoiser, encoder.shape, tx, mesh)
+    evaluate = make_evaluation(config, denoiser, text_table)
+    batches = _training_batches(config, source, denoiser.size)
+    inputs = {}
+    if config.init_from:
+        check_same_model(config.init_from, config.stage, config)
+        inputs["init_from"] = checkpoint.digest(config.init_from)
+    claim_workdir(args.workdir, config, inputs)
     with jax.set_mesh(mesh):
         fit(
             workdir=args.workdir,
             config=config,
             mesh=mesh,
-            abstract=abstract_state(init, init_args, tx, keep_ema),
-            create=lambda: create_state(init, init_args, tx, keep_ema, mesh),
+            abstract=abstract,
+            create=create,
             train_step=make_train_step(config, denoiser, tx, text_table, jnp.asarray(null_text)),
-            batches=_training_batches(config, source, denoiser.size),
-            evaluate=make_evaluation(config, denoiser, text_table),
+            batches=batches,
+            evaluate=evaluate,
             label=args.workdir.name,
         )
 

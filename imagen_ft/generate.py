@@ -13,11 +13,14 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from imagen_ft.cascade import Cascade, load_cascade, parameter_shapes
+from imagen_ft.assembly import load_cascade, parameter_shapes
+from imagen_ft.cascade import Cascade
 from input_pipeline import sources
 from input_pipeline.files import InputError
 from input_pipeline.synthetic import SyntheticWriter, verify
 from launch.runtime import app
+from launch.runtime.config import plain
+from launch.runtime.workdir import lock
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -43,16 +46,15 @@ def make_writer(args: app.Arguments, cascade: Cascade) -> SyntheticWriter:
         copies=config.copies,
         images_per_shard=config.images_per_shard,
         provenance={
-            "config": json.loads(config.to_json()),
+            "config": plain(config),
             "weights": list(cascade.digests),
             "version": metadata.version("imagen-ft"),
         },
     )
 
 
-def generate(args: app.Arguments, cascade: Cascade) -> None:
+def generate(args: app.Arguments, cascade: Cascade, writer: SyntheticWriter) -> None:
     """Writes the shards that are missing, then the metadata and the manifest."""
-    writer = make_writer(args, cascade)
     ranges = {shard: writer.shard_range(shard) for shard in writer.pending_shards()}
     total, left = len(writer.labels), sum(last - first for first, last in ranges.values())
     names = np.array(cascade.class_names)
@@ -70,7 +72,7 @@ def generate(args: app.Arguments, cascade: Cascade) -> None:
 
 def main(args: app.Arguments) -> None:
     """Runs the task."""
-    if args.flags.verify:
+    if args.flags.verify and not args.dry_run:
         report = verify(args.workdir)
         print(json.dumps(report, indent=2))
         if not report["ok"]:
@@ -79,8 +81,12 @@ def main(args: app.Arguments) -> None:
     if args.dry_run:
         app.describe(args.config, **parameter_shapes(args.config))
         return
+    if args.config.batch_size < 1:
+        raise InputError(f"config.batch_size={args.config.batch_size}: at least 1 is needed")
     cascade = load_cascade(args.config)
-    generate(args, cascade)
+    writer = make_writer(args, cascade)
+    lock(args.workdir)
+    generate(args, cascade, writer)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from imagen_ft.models.t5 import T5Encoder
 from input_pipeline.files import InputError
+from launch.runtime.config import module_fields
 
 # ByT5's convention (Xue et al. 2022): three special ids, then the 256 bytes.
 PAD, END, FIRST_BYTE = 0, 1, 3
@@ -93,20 +94,27 @@ def _encode(model: T5Encoder, seed: int, tokens: jax.Array, mask: jax.Array) -> 
 
 def make_text_encoder(config: ml_collections.ConfigDict) -> TextEncoder:
     """Builds the encoder from `max_length`, `seed` and `model` (fields of `T5Encoder`)."""
-    return TextEncoder(
-        T5Encoder(vocab_size=VOCABULARY, **config.model), config.max_length, config.seed
-    )
+    model = T5Encoder(vocab_size=VOCABULARY, **module_fields(config.model))
+    return TextEncoder(model, config.max_length, config.seed)
 
 
-def check_prompts(prompts: Sequence[str], class_names: Sequence[str]) -> None:
+def check_prompts(
+    prompts: Sequence[str], class_names: Sequence[str], places: Sequence[str] | None = None
+) -> None:
     """A model of a closed list of classes knows nothing else.
+
+    Args:
+        prompts: to be checked.
+        class_names: what they may be.
+        places: where each comes from, for the message.
 
     Raises:
         InputError: names the first prompt that is no class name, and the class names.
     """
-    for row, prompt in enumerate(prompts, start=1):
+    for row, prompt in enumerate(prompts):
         if prompt not in class_names:
+            place = places[row] if places else f"prompt {row + 1}"
             shown = ", ".join(class_names[:20]) + (", ..." if len(class_names) > 20 else "")
             raise InputError(
-                f"prompt {row} is {prompt!r}, which this model does not know (it knows: {shown})"
+                f"{place}: {prompt!r} is not a class of this model; use one of {shown}"
             )

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
+from etils import epath
 from jaxtyping import Int32, UInt8
 
-from input_pipeline import subsets, synthetic
+from input_pipeline import files, subsets, synthetic
 from input_pipeline.files import InputError
 
 REAL = 0
@@ -161,6 +162,13 @@ def load(spec: Mapping[str, Any]) -> Source:
     if "per_class" in spec:
         source = subsets.per_class(source, spec["per_class"], seed=0)
     return source
+
+
+def digest(spec: Mapping[str, Any]) -> str | None:
+    """What a source holds, as a digest; None for one that never changes."""
+    if spec["name"] == "synthetic":
+        return files.sha256(epath.Path(spec["path"]) / "manifest.json")
+    return None
 
 
 def _synthetic(spec: Mapping[str, Any]) -> Source:

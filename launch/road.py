@@ -55,9 +55,9 @@ class StepFailed(Exception):
 class Road:
     """The steps of one work directory.
 
-    A finished step leaves a mark, `steps/NAME.json`: what it was run with, seconds, peak memory. Tasks
-    go on where they were interrupted, find out what is complete, and refuse what does not fit what
-    they have begun; so in doubt a step is simply run again.
+    A finished step leaves a mark, `steps/NAME.json`: what it was run with, seconds, peak memory.
+    Tasks go on where they were interrupted, find out what is complete, and refuse what does not fit
+    what they have begun; so in doubt a step is simply run again.
     """
 
     def __init__(self, workdir: Path, steps: Sequence[Step], lanes: int, env: Mapping[str, str]):
@@ -182,15 +182,16 @@ class _Child:
 
     def _read(self) -> None:
         rest = b""
-        while chunk := os.read(self._process.stdout.fileno(), 65536):
-            # A step must not wait for its log, not even on a full disk.
-            with contextlib.suppress(OSError), self._log.open("ab") as log:
-                log.write(chunk)
-            *lines, rest = re.split(rb"[\r\n]", rest + chunk)
-            for line in filter(bytes.strip, lines):
-                self.progress = line.decode(errors="replace").strip()
-                if self.progress.startswith("error: "):
-                    self.error = self.progress.removeprefix("error: ")
+        with self._process.stdout as pipe:
+            while chunk := os.read(pipe.fileno(), 65536):
+                # A step must not wait for its log, not even on a full disk.
+                with contextlib.suppress(OSError), self._log.open("ab") as log:
+                    log.write(chunk)
+                *lines, rest = re.split(rb"[\r\n]", rest + chunk)
+                for line in filter(bytes.strip, lines):
+                    self.progress = line.decode(errors="replace").strip()
+                    if self.progress.startswith("error: "):
+                        self.error = self.progress.removeprefix("error: ")
 
     def ended(self) -> bool:
         """Whether it has ended well."""
@@ -213,6 +214,7 @@ class _Child:
         if self._process.returncode is None:
             self._process.terminate()
             self._process.wait()
+            self._reader.join(timeout=1.0)
 
 
 class _Bars:

@@ -16,6 +16,8 @@ SETTINGS = {
     "JAX_NUM_CPU_DEVICES": "1",
     "HF_HUB_OFFLINE": "1",
     "MPLBACKEND": "Agg",
+    # Compiling takes longer than running what the tests compile.
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
 }
 
 if "jax" in sys.modules:

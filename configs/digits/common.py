@@ -9,7 +9,7 @@ CLASS_NAMES = (
 
 def text() -> dict:
     """A T5 encoder with fixed random weights; the longest name has five bytes and an end token."""
-    model = dict(d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4)
+    model = dict(d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, dtype="float32")
     return dict(max_length=6, seed=0, model=model)
 
 
@@ -23,6 +23,7 @@ def base_stage() -> dict:
         attention_head_dim=16,
         num_groups=8,
         pooling_heads=4,
+        dtype="float32",
     )
     return dict(size=4, low_size=0, channels=1, schedule="cosine", unet=unet)
 
@@ -37,6 +38,7 @@ def super_resolution_stage() -> dict:
         attention_head_dim=16,
         num_groups=8,
         pooling_heads=4,
+        dtype="float32",
     )
     return dict(size=8, low_size=4, channels=1, schedule="cosine", unet=unet)
 
@@ -70,6 +72,7 @@ def training(
             text_drop=0.1,
             train_source=dict(name="digits", split=split),
             evaluation_source=dict(name="digits", split="validation"),
+            evaluation_batch_size=100,
             evaluation_draws=4,
             batch_size=batch_size,
             total_steps=steps,

@@ -2,7 +2,7 @@
 
 python -m imagen_ft.generate --config=configs/digits/generate.py --workdir=runs/digits/generated
 
-Hardware: 2 CPU cores, TIME. Expected: 900 images in 6 shards.
+Hardware: 2 CPU cores, 1 minute. Expected: 900 images in 6 shards.
 """
 
 from configs import arguments

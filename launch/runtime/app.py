@@ -2,8 +2,6 @@
 
 import dataclasses
 import errno
-import fcntl
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,7 +14,7 @@ from clu import parameter_overview
 from etils import epath
 from ml_collections import config_flags
 
-from input_pipeline.files import InputError, is_local, read_json, write_json
+from input_pipeline.files import InputError
 
 # Of all errors of the system those that the user can mend.
 _USERS_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
@@ -111,62 +109,6 @@ def parse(
     return Arguments(config, workdir, values.dry_run, values)
 
 
-def claim_workdir(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
-    """Writes `config.json` into a new run directory; refuses one that another config has begun.
-
-    A local directory stays locked against other processes until this one ends.
-
-    Raises:
-        InputError: the directory belongs to another config or another process, or is a file.
-    """
-    if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"{workdir} is a file, not a run directory: name another --workdir")
-    if jax.process_index() != 0:
-        return
-    path = workdir / "config.json"
-    ours = _plain(config)
-    workdir.mkdir(parents=True, exist_ok=True)
-    _lock(workdir)
-    if not path.exists():
-        write_json(path, ours)
-        return
-    theirs = read_json(path)
-    for field in sorted(set(_flatten(ours)) | set(_flatten(theirs))):
-        old, new = (_flatten(tree).get(field, "nothing") for tree in (theirs, ours))
-        if old != new:
-            raise InputError(
-                f"{workdir} was begun with {field} = {old}, now it is {new}: "
-                "name another --workdir, or remove that one"
-            )
-
-
-_LOCKED: set[str] = set()
-
-
-def _lock(workdir: epath.Path) -> None:
-    path = os.path.abspath(workdir)
-    if not is_local(workdir) or path in _LOCKED:
-        return
-    file = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)  # closed with the process
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"{workdir}: another process is at work in it; wait for its end") from None
-    _LOCKED.add(path)
-
-
-def load_run_config(workdir: epath.Path | str) -> ml_collections.ConfigDict:
-    """Reads the config that a run directory was made with.
-
-    Raises:
-        InputError: there is no such run.
-    """
-    path = epath.Path(workdir) / "config.json"
-    if not path.exists():
-        raise InputError(f"{workdir} holds no run (no config.json): train it first")
-    return ml_collections.ConfigDict(read_json(path))
-
-
 def describe(config: ml_collections.ConfigDict, **models: Any) -> None:
     """Prints the resolved config and, for each model, its parameters (shapes are enough)."""
     print(config.to_json_best_effort(indent=2))
@@ -237,18 +179,3 @@ def _keep_compilations() -> None:
     if jax.config.jax_compilation_cache_dir is None:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "imagen_ft", "jax"))
-
-
-def _plain(config: ml_collections.ConfigDict) -> Any:
-    """The config as JSON gives it back: tuples are lists."""
-    return json.loads(config.to_json())
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {
-        path: leaf
-        for key, value in tree.items()
-        for path, leaf in _flatten(value, f"{prefix}.{key}" if prefix else key).items()
-    }

@@ -2,12 +2,14 @@
 
 import contextlib
 import errno
+import hashlib
 import logging
 import os
 from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -29,7 +31,7 @@ class Checkpoints:
         self._folder = _absolute(folder)
         options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
-        self._pending: int | None = None
+        self._pending: tuple[int, str] | None = None
 
     def save(self, state: TrainState) -> None:
         """Begins to save `state` under its step; the one before is finished first."""
@@ -44,18 +46,23 @@ class Checkpoints:
             saved = self._manager.save(step, args=items, force=True)
         if not saved:
             raise RuntimeError(f"{self._folder}: the checkpoint of step {step} was not saved")
-        self._pending = step
+        self._pending = step, _content_digest(inference)
+
+    def seal_if_saved(self) -> None:
+        """Seals the save under way if it has ended; does not wait for it."""
+        if self._pending is not None and not self._manager.is_saving_in_progress():
+            self.finish()
 
     def finish(self) -> None:
         """Waits for the save under way and seals it with its digests."""
         if self._pending is None:
             return
-        step, self._pending = self._pending, None
+        (step, content), self._pending = self._pending, None
         with _full_disk_is_an_oserror(self._folder):
             self._manager.wait_until_finished()
         folder = self._folder / str(step)
         if jax.process_index() == 0:
-            write_json(folder / DIGESTS, _digests(folder))
+            write_json(folder / DIGESTS, {"content": content, "files": _file_digests(folder)})
 
     def restore(self, abstract: TrainState) -> TrainState | None:
         """Restores the newest sound checkpoint; None when the run has none.
@@ -69,24 +76,28 @@ class Checkpoints:
         Raises:
             InputError: every checkpoint is damaged.
         """
-        damaged = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            fault = find_fault(self._folder / str(step))
-            if fault is None:
-                inference, training = _split(abstract)
-                items = ocp.args.Composite(
-                    inference=ocp.args.StandardRestore(inference),
-                    training=ocp.args.StandardRestore(training),
-                )
-                restored = self._manager.restore(step, args=items)
-                return _join(restored["inference"], restored["training"])
-            self._set_aside(step, keep=fault != UNSEALED)
-            if fault != UNSEALED:
-                damaged.append(fault)
-                logging.warning("checkpoint not used: %s", fault)
-        if damaged:
-            raise InputError(f"no sound checkpoint is left: {damaged[0]}; remove the run directory")
-        return None
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        faults = {step: find_fault(self._folder / str(step)) for step in steps}
+        sound = next((step for step in steps if faults[step] is None), None)
+        damaged = [step for step in steps if faults[step] not in (None, UNSEALED)]
+        if sound is None and damaged:
+            raise InputError(
+                f"no sound checkpoint is left: {faults[damaged[0]]}; remove the run directory"
+            )
+        for step in steps:
+            if faults[step] is not None and (sound is None or step > sound):
+                self._set_aside(step, keep=step in damaged)
+                if step in damaged:
+                    logging.warning("checkpoint not used: %s", faults[step])
+        if sound is None:
+            return None
+        inference, training = _split(abstract)
+        items = ocp.args.Composite(
+            inference=ocp.args.StandardRestore(inference),
+            training=ocp.args.StandardRestore(training),
+        )
+        restored = self._manager.restore(sound, args=items)
+        return _join(restored["inference"], restored["training"])
 
     def close(self) -> None:
         """Finishes the save under way."""
@@ -112,9 +123,9 @@ def find_fault(folder: epath.Path) -> str | None:
     if not (folder / DIGESTS).exists():
         return UNSEALED
     try:
-        expected = read_json(folder / DIGESTS)
-    except InputError as error:
-        return str(error)
+        expected = read_json(folder / DIGESTS)["files"]
+    except (InputError, KeyError) as error:
+        return f"{folder / DIGESTS} cannot be read ({error})"
     for name, digest in expected.items():
         if not (folder / name).exists():
             return f"{folder / name} is missing"
@@ -132,29 +143,50 @@ def latest_step(workdir: epath.Path | str) -> int | None:
     return max(steps, default=None)
 
 
-def load_inference(workdir: epath.Path | str, abstract: Any) -> tuple[Any, int]:
-    """Restores the inference variables of a run's newest checkpoint.
+def load_inference(workdir: epath.Path | str, abstract: Any, total_steps: int) -> Any:
+    """Restores the inference variables of a finished run.
 
     Args:
         workdir: the run directory.
-        abstract: their shapes and shardings.
-
-    Returns:
-        The variables and the step they come from.
+        abstract: their shapes, and shardings where they shall be sharded.
+        total_steps: length of the run.
 
     Raises:
-        InputError: no checkpoint, a damaged one, or one of another model.
+        InputError: no checkpoint, a damaged one, one of another model, or the run is not finished.
     """
-    step = latest_step(workdir)
-    if step is None:
-        raise InputError(f"{workdir} holds no finished checkpoint: train it first")
-    folder = _absolute(workdir) / "checkpoints" / str(step)
+    folder = _newest(workdir)
+    if int(folder.name) < total_steps:
+        raise InputError(
+            f"{workdir} has come to step {folder.name} of {total_steps}: finish its training first"
+        )
     fault = find_fault(folder)
     if fault is not None:
         raise InputError(f"{fault}: remove {folder} and run the training command again")
     _check_fit(folder / "inference", abstract)
+    # Without a sharding Orbax would ask for the devices that have saved it.
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or here),
+        abstract,
+    )
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(folder / "inference", abstract), step
+        return checkpointer.restore(folder / "inference", abstract)
+
+
+def digest(workdir: epath.Path | str) -> str:
+    """Digest of a run's newest inference variables: equal values have equal digests.
+
+    Raises:
+        InputError: there is no sealed checkpoint.
+    """
+    return read_json(_newest(workdir) / DIGESTS)["content"]
+
+
+def _newest(workdir: epath.Path | str) -> epath.Path:
+    step = latest_step(workdir)
+    if step is None:
+        raise InputError(f"{workdir} holds no finished checkpoint: train it first")
+    return _absolute(workdir) / "checkpoints" / str(step)
 
 
 def _check_fit(folder: epath.Path, abstract: Any) -> None:
@@ -177,11 +209,6 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
-def digest(workdir: epath.Path | str, step: int) -> str:
-    """One digest for all files of a checkpoint."""
-    return sha256(epath.Path(workdir) / "checkpoints" / str(step) / DIGESTS)
-
-
 @contextlib.contextmanager
 def _full_disk_is_an_oserror(folder: epath.Path) -> Iterator[None]:
     """Orbax wraps it in a ValueError."""
@@ -198,7 +225,18 @@ def _absolute(path: epath.Path | str) -> epath.Path:
     return epath.Path(os.path.abspath(path)) if is_local(path) else epath.Path(path)
 
 
-def _digests(folder: epath.Path) -> dict[str, str]:
+def _content_digest(tree: Any) -> str:
+    """SHA-256 over names, shapes and values; of what this process holds where it holds not all."""
+    result = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        result.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
+        whole = leaf.is_fully_addressable
+        for part in [leaf] if whole else [shard.data for shard in leaf.addressable_shards]:
+            result.update(np.ascontiguousarray(part).tobytes())
+    return result.hexdigest()
+
+
+def _file_digests(folder: epath.Path) -> dict[str, str]:
     return {
         str((parent / name).relative_to(folder)): sha256(parent / name)
         for parent, _, names in folder.walk()

@@ -5,20 +5,37 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from input_pipeline.files import InputError
 from launch.runtime.app import Diverged
-from launch.runtime.checkpoint import Checkpoints
-from launch.runtime.mesh import put_batch, state_shardings
+from launch.runtime.checkpoint import Checkpoints, latest_step
+from launch.runtime.mesh import put_batch, with_shardings
 from launch.runtime.metrics import MetricWriter
 from launch.runtime.state import TrainState
 
 Scalars = Mapping[str, Any]
+
+
+def check_training(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    """Looks for numbers that `fit` could not work with, before a run directory is begun.
+
+    Raises:
+        InputError: names the field.
+    """
+    for field, least in (("total_steps", 1), ("batch_size", 1), ("seed", 0), ("seeds", 1)):
+        if field in config and config[field] < least:
+            raise InputError(f"config.{field}={config[field]}: at least {least} is needed")
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.batch_size % ways:
+        raise InputError(
+            f"config.batch_size={config.batch_size} cannot be split over the {ways} devices of "
+            "mesh.data x mesh.fsdp: use a multiple"
+        )
 
 
 def fit(
@@ -50,15 +67,9 @@ def fit(
     Raises:
         Diverged: the loss is not finite.
     """
-    shardings = state_shardings(mesh, abstract)
-    target = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        abstract,
-        shardings,
-    )
     # However it ends, the checkpoint under way is finished: it can be the last good one.
     with contextlib.closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
-        state = checkpoints.restore(target)
+        state = checkpoints.restore(with_shardings(mesh, abstract))
         state = create() if state is None else state
         start, total = int(state.step), config.total_steps
         if start >= total:
@@ -76,6 +87,7 @@ def fit(
                 if save:
                     log.flush()
                     checkpoints.save(state)
+                checkpoints.seal_if_saved()
     return state
 
 
@@ -106,8 +118,9 @@ class _Log:
         scalars = {name: float(value) for name, value in metrics.items()}
         if not np.isfinite(scalars["loss"]):
             raise Diverged(
-                f"{self._where}: the loss of step {step} is {scalars['loss']}; the checkpoints "
-                "before it are kept: lower the learning rate or clip the gradient"
+                f"{self._where}: the loss of step {step} is {scalars['loss']} (batch {step - 1}; "
+                f"newest sealed checkpoint: {latest_step(self._where)}): lower the learning rate "
+                "or clip the gradient"
             )
         now = time.perf_counter()
         rate = (step - self._last[0]) / (now - self._last[1])

@@ -59,6 +59,15 @@ def state_shardings(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(place, tree)
 
 
+def with_shardings(mesh: Mesh, tree: Any) -> Any:
+    """The shapes of a tree, each with the sharding that `state_shardings` gives it."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        state_shardings(mesh, tree),
+    )
+
+
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """Makes global arrays of this process's part of a batch."""
     sharding = batch_sharding(mesh)

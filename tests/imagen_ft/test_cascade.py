@@ -8,7 +8,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from imagen_ft import text
-from imagen_ft.cascade import Cascade, make_denoiser, make_stage, to_uint8
+from imagen_ft.assembly import make_denoiser, make_stage
+from imagen_ft.cascade import Cascade
 from input_pipeline.files import InputError
 
 NAMES = ("ab", "c", "de")
@@ -163,8 +164,3 @@ def test_stages_with_the_same_fields_are_one_to_jit():
     first, again = stages()[0], stages()[0]
     assert first == again and hash(first) == hash(again)
     assert dataclasses.replace(first, guidance_weight=2.0) != first
-
-
-def test_to_uint8():
-    values = np.float32([-2, -1, -0.996, 0, 0.5, 1, 3]).reshape(1, 1, 7, 1)
-    assert to_uint8(values).ravel().tolist() == [0, 0, 1, 128, 191, 255, 255]

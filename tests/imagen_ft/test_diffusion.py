@@ -84,5 +84,5 @@ def test_stratified_times():
 
 def test_eps_loss():
     predicted, eps = images(0), images(1)
-    expected = np.mean((predicted.astype(np.float64) - eps) ** 2)
+    expected = np.mean((predicted.astype(np.float64) - eps) ** 2, axis=(1, 2, 3))
     np.testing.assert_allclose(diffusion.eps_loss(predicted, eps), expected, rtol=1e-6)

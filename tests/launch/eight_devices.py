@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from input_pipeline.files import InputError
+from launch.runtime.loop import check_training
 from launch.runtime.mesh import make_mesh, put_batch, state_shardings
 from launch.runtime.state import abstract_state, create_state
 
@@ -21,6 +23,15 @@ def mesh_sizes(**axes):
         return list(make_mesh(axes).shape.values())
     except InputError as error:
         return str(error)
+
+
+def fitting(batch_size, **axes):
+    """What check_training says of a batch."""
+    try:
+        check_training(ConfigDict(dict(total_steps=1, batch_size=batch_size)), make_mesh(axes))
+    except InputError as error:
+        return str(error)
+    return "fits"
 
 
 def places(mesh, **shapes):
@@ -102,6 +113,12 @@ def main():
             mesh_sizes(data=-1, fsdp=-1, tensor=8),
             mesh_sizes(data=-2, fsdp=-4),
             mesh_sizes(),
+        ],
+        "batches": [
+            fitting(16, data=8),
+            fitting(12, data=8),
+            fitting(12, data=2, fsdp=4),
+            fitting(12, data=2, tensor=4),
         ],
         "places": places(
             fsdp,

@@ -1,8 +1,6 @@
 """What a command line leads to: the task with its config, or one line and an exit code."""
 
 import errno
-import fcntl
-import os
 
 import jax
 import pytest
@@ -10,8 +8,9 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from input_pipeline.files import InputError, read_json
+from input_pipeline.files import InputError
 from launch.runtime import app
+from launch.runtime.workdir import claim_workdir, load_run_config
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -176,57 +175,21 @@ def test_an_error_of_the_program_keeps_its_traceback(config, tmp_path):
             app.run(Task(error), "", argv=["task", f"--config={config}", f"--workdir={tmp_path}"])
 
 
-def small_config(**changes):
-    return ConfigDict(dict(steps=3, sizes=(1, 2), model=dict(width=4)) | changes)
-
-
-def test_a_work_directory_belongs_to_one_config(tmp_path):
-    workdir = epath.Path(tmp_path) / "runs" / "a"
-    app.claim_workdir(workdir, small_config())
-    assert read_json(workdir / "config.json") == dict(steps=3, sizes=[1, 2], model=dict(width=4))
-    app.claim_workdir(workdir, small_config())  # tuples have become lists, that is the same
-    for other, said in (
-        (small_config(steps=4), "was begun with steps = 3, now it is 4"),
-        (small_config(sizes=(1, 3)), r"sizes = \[1, 2\], now it is \[1, 3\]"),
-        (small_config(model=dict(width=5)), r"model\.width = 4, now it is 5"),
-        (small_config(rate=0.1), r"rate = nothing, now it is 0\.1"),
-        (ConfigDict(dict(steps=3, sizes=(1, 2))), r"model\.width = 4, now it is nothing"),
-    ):
-        with pytest.raises(InputError, match=said):
-            app.claim_workdir(workdir, other)
-    assert app.load_run_config(workdir).steps == 3
-
-
-def test_a_work_directory_is_a_directory(config, tmp_path, capsys):
+def test_a_work_directory_below_a_file(config, tmp_path, capsys):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="is a file, not a run directory"):
-        app.claim_workdir(epath.Path(tmp_path / "file"), small_config())
+    below = tmp_path / "file" / "run"
     with pytest.raises(SystemExit) as ended:
         app.run(
-            lambda args: app.claim_workdir(args.workdir, args.config),
+            lambda args: args.workdir.mkdir(parents=True),
             "",
-            argv=["task", f"--config={config}", f"--workdir={tmp_path / 'file' / 'run'}"],
+            argv=["task", f"--config={config}", f"--workdir={below}"],
         )
     assert ended.value.code == 2
-    assert str(tmp_path / "file") in one_line(capsys)
-
-
-def test_a_work_directory_has_one_process(tmp_path):
-    other = os.open(tmp_path / ".lock", os.O_RDWR | os.O_CREAT)
-    fcntl.flock(other, fcntl.LOCK_EX)
-    with pytest.raises(InputError, match="another process is at work"):
-        app.claim_workdir(epath.Path(tmp_path), small_config())
-    assert not (tmp_path / "config.json").exists()
-    os.close(other)
-    app.claim_workdir(epath.Path(tmp_path), small_config())
-
-
-def test_a_missing_run(tmp_path):
-    with pytest.raises(InputError, match="holds no run"):
-        app.load_run_config(tmp_path / "none")
+    assert f"cannot write at {below}: Not a directory" in one_line(capsys)
 
 
 def test_describe_counts(capsys):
-    app.describe(small_config(), net={"kernel": jax.ShapeDtypeStruct((3, 4), "float32")})
+    config = ConfigDict(dict(model=dict(width=4)))
+    app.describe(config, net={"kernel": jax.ShapeDtypeStruct((3, 4), "float32")})
     out = capsys.readouterr().out
     assert '"width": 4' in out and out.endswith("net: 12 parameters\n")

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -99,18 +100,51 @@ def test_without_a_moving_average(tmp_path):
     restored = restore(tmp_path, keep_ema=False)
     assert_same_bits(restored, expected)
     assert restored.ema is None
-    variables, step = checkpoint.load_inference(tmp_path, abstract(expected.variables))
-    assert step == 5
+    variables = checkpoint.load_inference(tmp_path, abstract(expected.variables), total_steps=5)
     assert_same_bits(variables, expected.variables)
 
 
 def test_inference_takes_the_moving_average(saved, monkeypatch):
-    expected = make_state(3, keep_ema=True)
+    expected = make_state(3, keep_ema=True).ema
     monkeypatch.chdir(saved.parent)  # a relative path will do
-    variables, step = checkpoint.load_inference(saved.name, abstract(expected.ema))
-    assert step == 3
-    assert_same_bits(variables, expected.ema)
-    assert checkpoint.digest(saved, 3) != checkpoint.digest(saved, 2)
+    assert_same_bits(checkpoint.load_inference(saved.name, abstract(expected), 3), expected)
+    # As do shapes without a place.
+    shapes = jax.eval_shape(lambda: expected)
+    assert_same_bits(checkpoint.load_inference(saved, shapes, 3), expected)
+
+
+def test_an_unfinished_run(saved):
+    with pytest.raises(InputError, match="has come to step 3 of 4: finish its training first"):
+        checkpoint.load_inference(saved, abstract(make_state(3, keep_ema=True).ema), 4)
+
+
+def test_digests_are_of_the_values(saved, tmp_path):
+    save(tmp_path / "same", 3)
+    assert checkpoint.digest(tmp_path / "same") == checkpoint.digest(saved)
+    # The same step with the last bit of one inference variable changed; nothing else counts.
+    state = make_state(3, keep_ema=True)
+    kernel = np.array(state.ema["params"]["kernel"])
+    kernel[0, 0] = np.nextafter(kernel[0, 0], np.float32(9))
+    changed = {**state.ema, "params": {**state.ema["params"], "kernel": jnp.asarray(kernel)}}
+    for name, other, same in (
+        ("other", state.replace(ema=changed), False),
+        ("training", state.replace(variables=changed), True),
+    ):
+        with contextlib.closing(Checkpoints(tmp_path / name / "checkpoints")) as checkpoints:
+            checkpoints.save(other)
+        assert (checkpoint.digest(tmp_path / name) == checkpoint.digest(saved)) is same
+    with pytest.raises(InputError, match="no finished checkpoint"):
+        checkpoint.digest(tmp_path / "none")
+
+
+def test_a_save_that_has_ended_is_sealed_without_waiting(tmp_path):
+    with contextlib.closing(Checkpoints(tmp_path / "checkpoints")) as checkpoints:
+        checkpoints.save(make_state(1, keep_ema=False))
+        deadline = time.monotonic() + 30
+        while checkpoint.latest_step(tmp_path) is None:
+            assert time.monotonic() < deadline
+            checkpoints.seal_if_saved()
+        assert checkpoint.find_fault(tmp_path / "checkpoints" / "1") is None
 
 
 def test_a_new_run_has_none(tmp_path):
@@ -174,7 +208,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(run, caplog, v
     path = victim(run / "checkpoints" / "3")
     damage(path)
     with pytest.raises(InputError, match=f"{path} is damaged"):
-        checkpoint.load_inference(run, abstract(make_state(3, keep_ema=True).ema))
+        checkpoint.load_inference(run, abstract(make_state(3, keep_ema=True).ema), total_steps=3)
     assert_same_bits(restore(run), make_state(2, keep_ema=True))
     assert f"{path} is damaged" in caplog.text
     # It is kept for whoever wants to know, and its step can be saved again.
@@ -205,19 +239,20 @@ def test_only_unsealed_ones_are_a_new_run(run):
         (run / "checkpoints" / step / checkpoint.DIGESTS).unlink()
     assert restore(run) is None
     with pytest.raises(InputError, match="no finished checkpoint"):
-        checkpoint.load_inference(run, None)
+        checkpoint.load_inference(run, None, total_steps=3)
 
 
 def test_all_damaged(run):
     for step in "23":
         damage(largest(run / "checkpoints" / step))
-    with pytest.raises(InputError, match=r"no sound checkpoint is left: .*/3/.* is damaged"):
-        restore(run)
+    for _ in range(2):  # and it stays so: nothing is thrown away
+        with pytest.raises(InputError, match=r"no sound checkpoint is left: .*/3/.* is damaged"):
+            restore(run)
 
 
 def test_a_missing_run(tmp_path):
     with pytest.raises(InputError, match="none holds no finished checkpoint"):
-        checkpoint.load_inference(tmp_path / "none", None)
+        checkpoint.load_inference(tmp_path / "none", None, total_steps=3)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +267,7 @@ def test_another_model(saved, change, said):
     other = make_state(3, keep_ema=True).ema
     other["params"] |= change
     with pytest.raises(InputError, match=said) as error:
-        checkpoint.load_inference(saved, abstract(other))
+        checkpoint.load_inference(saved, abstract(other), total_steps=3)
     assert "\n" not in str(error.value)
 
 
@@ -240,4 +275,4 @@ def test_a_part_of_the_model(saved):
     other = make_state(3, keep_ema=True).ema
     del other["params"]["kernel"]
     with pytest.raises(InputError, match=r"params\.kernel is \(3, 2\) there and missing"):
-        checkpoint.load_inference(saved, abstract(other))
+        checkpoint.load_inference(saved, abstract(other), total_steps=3)

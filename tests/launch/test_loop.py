@@ -11,8 +11,9 @@ import pytest
 from etils import epath
 from ml_collections import ConfigDict
 
+from input_pipeline.files import InputError
 from launch.runtime import app, checkpoint
-from launch.runtime.loop import fit
+from launch.runtime.loop import check_training, fit
 from launch.runtime.mesh import make_mesh
 from launch.runtime.metrics import column, read_metrics
 from launch.runtime.state import abstract_state, create_state
@@ -182,7 +183,7 @@ def test_a_diverged_run_keeps_the_checkpoints_before(whole, tmp_path):
     # Batch 4 spoils step 5, which nobody looks at; step 6 is looked at before it is saved.
     with pytest.raises(app.Diverged, match=f"{tmp_path}: the loss of step 6 is nan") as error:
         train(tmp_path, nan=4)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and "batch 5; " in str(error.value)
     assert checkpoint.latest_step(tmp_path) == 3
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
     assert metrics(tmp_path) == [line for line in metrics(whole[0]) if line["step"] <= 4]
@@ -205,6 +206,22 @@ def test_diverged_right_after_a_checkpoint(tmp_path, capsys):
     assert "the loss of step 4 is nan" in lines[-2]
     # The checkpoint of step 3 was still being written when step 4 failed.
     assert checkpoint.latest_step(tmp_path / "run") == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(total_steps=0), r"config\.total_steps=0: at least 1"),
+        (dict(batch_size=0), r"config\.batch_size=0: at least 1"),
+        (dict(seed=-1), r"config\.seed=-1: at least 0"),
+        (dict(seeds=0), r"config\.seeds=0: at least 1"),
+    ],
+)
+def test_numbers_that_cannot_work(changes, said):
+    config = dict(total_steps=1, batch_size=1)
+    check_training(ConfigDict(config), make_mesh({"data": -1}))
+    with pytest.raises(InputError, match=said):
+        check_training(ConfigDict(config | changes), make_mesh({"data": -1}))
 
 
 def test_a_crash_while_writing_metrics(tmp_path):

@@ -35,6 +35,14 @@ def test_sizes_that_do_not_fit(eight):
     assert all("does not fit 8 devices" in message for message in eight["errors"]), eight["errors"]
 
 
+def test_batches_are_split_evenly(eight):
+    fits, *unfit, fits_too = eight["batches"]
+    assert fits == fits_too == "fits"
+    assert len(unfit) == 2
+    for message in unfit:
+        assert message.startswith("config.batch_size=12 cannot be split over the 8 devices")
+
+
 def test_the_largest_divisible_axis_of_big_arrays_is_split(eight):
     assert eight["places"] == {
         "square": ["fsdp"],

@@ -1,0 +1,16 @@
+"""Images at the border: whole numbers in [0, 255] outside, floats in [-1, 1] inside."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+
+def to_float(images: UInt8[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
+    """[0, 255] to [-1, 1]."""
+    return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+@jax.jit
+def to_uint8(images: Float[Array, "*b h w c"]) -> UInt8[Array, "*b h w c"]:
+    """[-1, 1] to [0, 255], rounded."""
+    return jnp.round(jnp.clip(images * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)

@@ -1,0 +1,131 @@
+"""What classifiers are compared by."""
+
+import numpy as np
+import pytest
+import torch
+from etils import epath
+from ml_collections import ConfigDict
+from scipy import stats
+
+from classifiers import evaluate, recipes
+from classifiers.losses import cross_entropy
+from input_pipeline.files import InputError
+from input_pipeline.sources import ArraySource
+
+
+def test_compare_is_a_paired_t_test():
+    rng = np.random.default_rng(0)
+    baseline = rng.uniform(0.7, 0.8, 5)
+    ours = baseline + rng.normal(0.02, 0.02, 5)
+    found = evaluate.compare(ours, baseline)
+    assert found["p_value"] == pytest.approx(stats.ttest_rel(ours, baseline).pvalue, rel=1e-12)
+    assert 1e-6 < found["p_value"] < 0.5
+    assert found["mean"] == pytest.approx(ours.mean())
+    assert found["std"] == pytest.approx(np.sqrt(((ours - ours.mean()) ** 2).sum() / 4))
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "baseline"),
+    [
+        ([0.7, 0.8, 0.75], None),
+        ([0.7, 0.8, 0.75], [0.7, 0.8, 0.75]),
+        ([0.7, 0.8, 0.75], [0.6, 0.7]),
+        ([0.5, 0.75, 0.875], [0.25, 0.5, 0.625]),
+        # The differences are 0.1, but not to the last digit.
+        ([0.9, 0.8, 0.4], [0.8, 0.7, 0.3]),
+        ([0.7], [0.6]),
+    ],
+    ids=["no baseline", "itself", "other seeds", "constant", "constant but rounded", "one seed"],
+)
+def test_no_p_value(accuracies, baseline):
+    found = evaluate.compare(np.array(accuracies), baseline)
+    assert found["p_value"] is None
+    assert found["mean"] == pytest.approx(np.mean(accuracies))
+    assert found["std"] == (np.std(accuracies, ddof=1) if len(accuracies) > 1 else 0)
+
+
+def test_table():
+    arms = {
+        "real": dict(mean=0.8, std=0.0123, p_value=None, accuracies=[0.79, 0.81]),
+        "real+generated": dict(mean=0.905, std=0.01, p_value=1.234e-5, accuracies=[0.9] * 5),
+    }
+    lines = evaluate.table(arms).split("\n")
+    assert lines[0] == "arm             accuracy (%)  seeds  p against the baseline"
+    assert lines[1].split() == ["real", "80.00", "±", "1.23", "2"]
+    assert lines[2].split() == ["real+generated", "90.50", "±", "1.00", "5", "1.2e-05"]
+
+
+def make_run(folder, config='{"seeds": 2}'):
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(config)
+
+
+def test_find_runs(tmp_path):
+    folder = epath.Path(tmp_path)
+    for name in ("b", "a"):
+        make_run(tmp_path / "arms" / name)
+    (tmp_path / "arms" / "notes").mkdir()
+    assert evaluate.find_runs(folder / "arms") == [folder / "arms" / "a", folder / "arms" / "b"]
+    assert evaluate.find_runs(folder / "arms" / "b") == [folder / "arms" / "b"]
+
+
+def test_no_runs(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "none"):
+        with pytest.raises(InputError, match=f"{name} holds no run of classifiers.train: train"):
+            evaluate.find_runs(epath.Path(tmp_path / name))
+
+
+def a_source(count, classes=3):
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (count, 4, 4, 1), np.uint8)
+    names = tuple(f"class {label}" for label in range(classes))
+    return ArraySource(images, np.arange(count) % classes, names)
+
+
+def test_a_run_of_another_task(tmp_path):
+    make_run(tmp_path / "pretrain", '{"stage": {"size": 4}, "total_steps": 3}')
+    with pytest.raises(InputError, match=f"{tmp_path / 'pretrain'} is no run of classifiers.train"):
+        evaluate.evaluate_run(epath.Path(tmp_path / "pretrain"), a_source(4), 2)
+
+
+def test_a_run_without_checkpoints(tmp_path):
+    model = '{"name": "resnet", "stage_sizes": [1], "width": 2, "bottleneck": false}'
+    make_run(tmp_path / "real", f'{{"seeds": 2, "total_steps": 3, "model": {model}}}')
+    with pytest.raises(InputError, match="seed_0 holds no finished checkpoint"):
+        evaluate.evaluate_run(epath.Path(tmp_path / "real"), a_source(4), 2)
+
+
+class Brightest:
+    """In place of a network: the class is the number of the brightest pixel of the first row."""
+
+    def apply(self, variables, images):
+        return variables["sign"] * images[:, 0, :3, 0]
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 8])
+def test_predictions_leave_padding_out(count):
+    source = a_source(count)
+    predict = evaluate.make_predict(Brightest(), source, batch_size=4)
+    pixels = source.images[:, 0, :3, 0].astype(int)
+    assert predict({"sign": np.float32(1)}).tolist() == pixels.argmax(axis=1).tolist()
+    assert predict({"sign": np.float32(-1)}).tolist() == pixels.argmin(axis=1).tolist()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_cross_entropy_against_torch(smoothing):
+    rng = np.random.default_rng(0)
+    logits, labels = 5 * rng.normal(size=(6, 7)).astype(np.float32), rng.integers(0, 7, 6)
+    loss = torch.nn.CrossEntropyLoss(reduction="none", label_smoothing=smoothing)
+    theirs = loss(torch.tensor(logits), torch.tensor(labels)).numpy()
+    np.testing.assert_allclose(cross_entropy(logits, labels, smoothing), theirs, rtol=1e-5)
+
+
+def test_preprocess():
+    pixels = np.array([0, 51, 255], np.uint8).reshape(1, 1, 3, 1)
+    np.testing.assert_allclose(recipes.preprocess(pixels).ravel(), [-1, -0.6, 1], atol=1e-6)
+
+
+def test_unknown_model():
+    with pytest.raises(InputError, match=r"model\.name='vgg': known are resnet"):
+        recipes.make_model(ConfigDict(dict(name="vgg", width=3)), 10)

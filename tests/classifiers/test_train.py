@@ -1,0 +1,129 @@
+"""Training and evaluation through their command lines, on real digits with a tiny network."""
+
+import json
+
+import pytest
+
+from classifiers import evaluate, train
+from input_pipeline.files import read_json
+from launch.runtime import app
+
+TINY = [
+    "--config.model.stage_sizes=(1,)",
+    "--config.model.width=4",
+    "--config.batch_size=16",
+    "--config.total_steps=4",
+    "--config.log_every=2",
+    "--config.evaluation_batch_size=50",
+]
+
+
+def run(task, config, workdir, *argv):
+    """The exit code."""
+    with pytest.raises(SystemExit) as ended:
+        arguments = ["task", f"--config=configs/digits/{config}", f"--workdir={workdir}", *argv]
+        app.run(task, "", argv=arguments)
+    return ended.value.code
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+
+
+@pytest.fixture(scope="module")
+def arms(tmp_path_factory, request):
+    """Two equal runs, and one with another rate."""
+    folder = tmp_path_factory.mktemp("arms")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(request.config.rootpath)
+        config = "classifier.py:arm=real,runlocal"
+        for name in ("real", "again"):
+            assert run(train.main, config, folder / name, *TINY) == 0
+        argv = (*TINY, "--config.optimizer.learning_rate=0.5", "--config.ema_decay=0.5")
+        assert run(train.main, config, folder / "other", *argv) == 0
+        assert run(evaluate.main, "evaluate.py:split=validation", folder) == 0
+    return folder
+
+
+def test_training_leaves_its_seeds(arms):
+    assert read_json(arms / "real" / "config.json")["model"]["width"] == 4
+    for seed in range(2):
+        lines = (arms / "real" / f"seed_{seed}" / "metrics.jsonl").read_text().splitlines()
+        lines = [json.loads(line) for line in lines]
+        assert [line["step"] for line in lines] == [2, 4, 4]
+        assert 0 < lines[0]["loss"] < 10 and 0 <= lines[0]["accuracy"] <= 1
+        assert 0 <= lines[2]["validation_accuracy"] <= 1
+        assert (arms / "real" / f"seed_{seed}" / "checkpoints" / "4" / "digests.json").exists()
+
+
+def test_evaluation_compares_the_arms(arms, capsys):
+    result = read_json(arms / "evaluation_validation.json")
+    assert (result["name"], result["num_images"], result["baseline"]) == ("validation", 100, "real")
+    assert result["class_names"][:2] == ["zero", "one"]
+    assert set(result["arms"]) == {"real", "again", "other"}
+    for name, arm in result["arms"].items():
+        assert len(arm["accuracies"]) == 2 and len(arm["per_class"]) == 10
+        assert arm["mean"] == pytest.approx(sum(arm["accuracies"]) / 2)
+        # Ten images a class.
+        assert arm["mean"] == pytest.approx(sum(arm["per_class"]) / 10)
+        # What training has measured at its end.
+        for seed, accuracy in enumerate(arm["accuracies"]):
+            path = arms / name / f"seed_{seed}" / "metrics.jsonl"
+            last = json.loads(path.read_text().splitlines()[-1])
+            assert last["validation_accuracy"] == pytest.approx(accuracy)
+
+
+def test_the_same_seeds_give_the_same_classifiers(arms):
+    found = read_json(arms / "evaluation_validation.json")["arms"]
+    assert found["real"]["accuracies"] == found["again"]["accuracies"]
+    assert found["again"]["p_value"] is None
+    for seed in range(2):
+        ours, theirs = (
+            arms / name / f"seed_{seed}" / "metrics.jsonl" for name in ("real", "again")
+        )
+        assert losses(ours) == losses(theirs)
+    seeds = [losses(arms / "real" / f"seed_{seed}" / "metrics.jsonl") for seed in range(2)]
+    assert seeds[0] != seeds[1]
+    assert losses(arms / "other" / "seed_0" / "metrics.jsonl") != seeds[0]
+
+
+def losses(path):
+    return [json.loads(line).get("loss") for line in path.read_text().splitlines()]
+
+
+def one_line(capsys):
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1
+    return err
+
+
+def test_a_missing_generated_set(tmp_path, capsys):
+    path = f"--config.train_sources.generated.path={tmp_path / 'none'}"
+    config = "classifier.py:arm=real+generated,k=2"
+    assert run(train.main, config, tmp_path / "run", path) == 2
+    assert str(tmp_path / "none") in one_line(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_config_in_the_same_work_directory(arms, capsys):
+    config = "classifier.py:arm=real,runlocal"
+    assert run(train.main, config, arms / "real", *TINY, "--config.batch_size=8") == 2
+    assert "was begun with batch_size = 16, now it is 8" in one_line(capsys)
+
+
+def test_nothing_to_evaluate(tmp_path, capsys):
+    assert run(evaluate.main, "evaluate.py", tmp_path) == 2
+    assert "holds no run of classifiers.train" in one_line(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unfinished_run(arms, tmp_path, capsys):
+    """Its checkpoint is of an earlier step than its config asks for."""
+    run_folder = tmp_path / "real"
+    run_folder.mkdir()
+    config = read_json(arms / "real" / "config.json") | {"total_steps": 5}
+    (run_folder / "config.json").write_text(json.dumps(config))
+    (run_folder / "seed_0").symlink_to(arms / "real" / "seed_0")
+    assert run(evaluate.main, "evaluate.py:split=validation", tmp_path) == 2
+    assert "has come to step 4 of 5: finish its training" in capsys.readouterr().err
