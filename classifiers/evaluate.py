@@ -83,7 +83,12 @@ def evaluate_run(run: epath.Path, source: sources.Source, batch_size: int) -> di
 
 def _model(run: epath.Path, source: sources.Source) -> tuple[ResNet, dict[str, Any]]:
     """A run's model, and the shapes of its variables."""
-    model = recipes.make_model(load_run_config(run).model, len(source.class_names))
+    config = load_run_config(run)
+    if "model" not in config or "seeds" not in config:
+        raise InputError(
+            f"{run} is no run of classifiers.train: name a folder that holds only such"
+        )
+    model = recipes.make_model(config.model, len(source.class_names))
     shape = source[0]["image"].shape
     return model, jax.eval_shape(lambda: recipes.init_model(model, jax.random.key(0), shape))
 
@@ -101,7 +106,8 @@ def compare(
     p_value = None
     if baseline is not None and len(baseline) == len(accuracies):
         differences = np.asarray(accuracies) - np.asarray(baseline)
-        if np.ptp(differences) > 0:
+        # One image more or less is a larger difference than rounding.
+        if np.ptp(differences) > 1e-9:
             p_value = float(stats.ttest_1samp(differences, 0.0).pvalue)
     return {**summary, "p_value": p_value}
 

@@ -18,7 +18,7 @@ def get_config(arg=""):
         learning_rate=1e-3,
         split="pool",
         init_from="",
-        steps=1200,
+        steps=1000,
         batch_size=64,
     )
     if args["runlocal"]:

@@ -18,7 +18,7 @@ def get_config(arg=""):
         learning_rate=1e-3,
         split="pool",
         init_from="",
-        steps=800,
+        steps=600,
         batch_size=32,
     )
     if args["runlocal"]:

@@ -135,7 +135,8 @@ class AddedKVAttention(nn.Module):
 
     Attributes:
         head_dim: channels a head.
-        num_groups: of the norm of the image and of the norm of the text.
+        num_groups: of the norm of the image.
+        norm_cross_groups: of the norm of the text.
     """
 
     head_dim: int

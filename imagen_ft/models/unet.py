@@ -140,16 +140,20 @@ class UNet(nn.Module):
 
     def _resnet(self, width: int, name: str, resample: str = "") -> ResnetBlock:
         return ResnetBlock(
-            width,
-            self.num_groups,
-            resample,
-            self.skip_time_act,
-            self.out_scale,
-            self.dtype,
+            width=width,
+            num_groups=self.num_groups,
+            resample=resample,
+            skip_time_act=self.skip_time_act,
+            out_scale=self.out_scale,
+            dtype=self.dtype,
             name=name,
         )
 
     def _attend(self, name: str) -> AddedKVAttention:
         return AddedKVAttention(
-            self.attention_head_dim, self.num_groups, self.num_groups, self.dtype, name=name
+            head_dim=self.attention_head_dim,
+            num_groups=self.num_groups,
+            norm_cross_groups=self.num_groups,
+            dtype=self.dtype,
+            name=name,
         )

@@ -90,7 +90,7 @@ def test_a_run_of_another_task(tmp_path):
 
 
 def test_a_run_without_checkpoints(tmp_path):
-    model = '{"name": "resnet", "stage_sizes": [1], "width": 2, "bottleneck": false}'
+    model = '{"name": "resnet", "stage_sizes": [1], "width": 2, "dtype": "float32"}'
     make_run(tmp_path / "real", f'{{"seeds": 2, "total_steps": 3, "model": {model}}}')
     with pytest.raises(InputError, match="seed_0 holds no finished checkpoint"):
         evaluate.evaluate_run(epath.Path(tmp_path / "real"), a_source(4), 2)
@@ -121,11 +121,6 @@ def test_cross_entropy_against_torch(smoothing):
     np.testing.assert_allclose(cross_entropy(logits, labels, smoothing), theirs, rtol=1e-5)
 
 
-def test_preprocess():
-    pixels = np.array([0, 51, 255], np.uint8).reshape(1, 1, 3, 1)
-    np.testing.assert_allclose(recipes.preprocess(pixels).ravel(), [-1, -0.6, 1], atol=1e-6)
-
-
 def test_unknown_model():
     with pytest.raises(InputError, match=r"model\.name='vgg': known are resnet"):
-        recipes.make_model(ConfigDict(dict(name="vgg", width=3)), 10)
+        recipes.make_model(ConfigDict(dict(name="vgg", width=3, dtype="float32")), 10)

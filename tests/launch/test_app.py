@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from input_pipeline.files import InputError
 from launch.runtime import app
-from launch.runtime.workdir import claim_workdir, load_run_config
 
 CONFIG = """
 from ml_collections import ConfigDict

@@ -14,6 +14,8 @@ import pytest
 from input_pipeline.files import read_json
 from launch.road import Road, Step, StepFailed
 
+# A road's own process has no JAX in it; this one has, and JAX warns of every fork.
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 ROOT = Path(__file__).resolve().parents[2]
 
 # python -m work OUTPUT [file to wait for]: notes when it begins and ends, and makes its output.
@@ -38,8 +40,12 @@ print(f"made {output.name} of", os.environ.get("MATERIAL"))
 output.touch()
 note("end")
 """
+# python -m fail CODE [file to wait for]: fails, as soon as the file has something in it.
 FAIL = """
-import sys
+import os, sys, time
+
+while not all(os.path.exists(path) and os.path.getsize(path) for path in sys.argv[2:]):
+    time.sleep(0.005)
 print("all is well", flush=True)
 print("10%|\\r20%|\\rerror: no disk, no glory\\n\\n", end="", file=sys.stderr)
 sys.exit(int(sys.argv[1]))
@@ -159,7 +165,8 @@ def test_time_adds_up_over_runs(site):
 
 @pytest.mark.parametrize(("code", "ours"), [(2, 2), (1, 1), (7, 1)])
 def test_a_step_that_fails(site, code, ours):
-    bad = Step("bad", ("fail", str(code)), (), site.folder / "bad")
+    command = ("fail", str(code), str(site.folder / "slow.pid"))
+    bad = Step("bad", command, (), site.folder / "bad")
     slow = site.step("slow", waits_for=["never"])
     with pytest.raises(StepFailed) as error:
         site.run(slow, bad, site.step("later", "bad"), lanes=2)
