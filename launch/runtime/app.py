@@ -162,6 +162,9 @@ def _load_config_file(argument: str) -> ml_collections.ConfigDict:
     path = argument.partition(":")[0]
     if not os.path.isfile(path):
         raise InputError(f"--config={argument}: there is no file {path}")
+    with open(path, encoding="utf-8", errors="replace") as file:
+        if "get_config" not in file.read():
+            raise InputError(f"--config={argument}: {path} has no get_config; name an experiment")
     values = flags.FlagValues()
     argv = ["task", f"--config={argument}"]
     config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)

@@ -155,4 +155,6 @@ def test_half_precision_keeps_parameters_and_logits_in_float32():
     image = jnp.zeros((1, 24, 24, 3))
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    assert jax.eval_shape(model.apply, variables, image).dtype == jnp.float32
+    for features in (False, True):
+        run = functools.partial(model.apply, features=features)
+        assert jax.eval_shape(run, variables, image).dtype == jnp.float32

@@ -88,6 +88,19 @@ def test_the_same_seeds_give_the_same_classifiers(arms):
     assert losses(arms / "other" / "seed_0" / "metrics.jsonl") != seeds[0]
 
 
+def test_every_seed_has_its_own_order_and_start(tmp_path, monkeypatch):
+    fits = []
+    monkeypatch.setattr(train, "fit", lambda **arguments: fits.append(arguments))
+    assert run(train.main, "classifier.py:arm=real,runlocal", tmp_path / "run", *TINY) == 0
+    assert [fit["workdir"].name for fit in fits] == ["seed_0", "seed_1"]
+    first, second = (next(iter(fit["batches"](0, 1)))["image"] for fit in fits)
+    assert first.shape == (16, 8, 8, 1)
+    # The two draw from 30 images in another order, and shift them otherwise.
+    assert (first != second).any()
+    weights = [fit["create"]().variables["params"]["head"]["kernel"] for fit in fits]
+    assert (weights[0] != weights[1]).any()
+
+
 def losses(path):
     return [json.loads(line).get("loss") for line in path.read_text().splitlines()]
 

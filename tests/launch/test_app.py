@@ -88,15 +88,24 @@ def test_wrong_command_line(config, tmp_path, capsys, argv, said):
     [
         (["--workdir=run"], "--config is missing or doubled: name one file"),
         (["--config=none.py", "--workdir=run"], "--config=none.py: there is no file none.py"),
+        (["--config={parts}", "--workdir=run"], "parts.py has no get_config; name an experiment"),
         (["--config={config}:fast", "--workdir=run"], ":fast: ValueError: there is no argument"),
         (["--config={config}"], "--workdir is missing: name the run directory"),
         (["--config={config}:runlocal", "--number=2"], "--workdir is missing"),
     ],
-    ids=["no config", "no file", "wrong argument", "no workdir", "no workdir but a flag"],
+    ids=[
+        "no config",
+        "no file",
+        "only parts",
+        "wrong argument",
+        "no workdir",
+        "no workdir but a flag",
+    ],
 )
-def test_something_is_missing(config, capsys, argv, said):
-    task = Task()
-    assert task.run(*[arg.format(config=config) for arg in argv]) == 2
+def test_something_is_missing(config, tmp_path, capsys, argv, said):
+    task, parts = Task(), tmp_path / "parts.py"
+    parts.write_text("WIDTH = 4\n")
+    assert task.run(*[arg.format(config=config, parts=parts) for arg in argv]) == 2
     assert task.calls == []
     assert said in one_line(capsys)
 

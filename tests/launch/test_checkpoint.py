@@ -167,13 +167,13 @@ def test_a_disk_that_fills_up_while_orbax_writes(tmp_path, monkeypatch):
         wait(manager)
         raise ValueError('RESOURCE_EXHAUSTED: Error writing "params": No space left on device')
 
-    monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", fail_once)
     with pytest.raises(OSError) as error:
         with contextlib.closing(Checkpoints(tmp_path / "checkpoints")) as checkpoints:
             checkpoints.save(make_state(1, keep_ema=False))
+            monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", fail_once)
             checkpoints.save(make_state(2, keep_ema=False))
     assert error.value.errno == errno.ENOSPC and "checkpoints" in error.value.filename
-    assert checkpoint.latest_step(tmp_path) is None
+    assert checkpoint.latest_step(tmp_path) is None  # closing has sealed nothing
 
 
 def test_every_file_is_checked(run):

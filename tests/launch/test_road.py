@@ -101,7 +101,7 @@ def test_steps_come_after_what_they_need(site, capfd):
     assert marks["a"]["run_with"]["command"] == list(steps[2].command)
     assert marks["a"]["ended"] < marks["b"]["ended"] < marks["c"]["ended"] <= time.time()
     for mark in marks.values():
-        assert 0 < mark["seconds"] < 30 and 2**22 < mark["peak_memory_bytes"] < 2**30
+        assert 0 < mark["seconds"] < 30 and mark["peak_memory_bytes"] > 2**22
     assert (site.workdir / "logs" / "b.log").read_text() == "made b of clay\n"
 
 
