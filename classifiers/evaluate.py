@@ -126,6 +126,8 @@ def main(args: app.Arguments) -> None:
     progress = tqdm(runs, desc=f"evaluate on {config.name}", unit="run")
     arms = {run.name: evaluate_run(run, source, config.batch_size) for run in progress}
     baseline = arms.get(config.baseline, {}).get("accuracies")
+    if baseline is None:
+        print(f"no arm is called {config.baseline} (config.baseline): there are no p-values")
     for arm in arms.values():
         arm.update(compare(arm["accuracies"], baseline))
     result = {

@@ -40,7 +40,7 @@ def get_config(arg=""):
         dtype="float32",
     )
     config.batch_size = 64
-    config.total_steps = 250
+    config.total_steps = 200
     config.max_shift = 1
     config.label_smoothing = 0.1
     config.ema_decay = 0.0

@@ -19,7 +19,7 @@ def get_config(arg=""):
         split="train",
         init_from="runs/digits/pretrain_base4",
         steps=40,
-        batch_size=64,
+        batch_size=32,
     )
     # Not the noise that pretraining has seen.
     config.seed = 1

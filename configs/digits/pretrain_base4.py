@@ -19,7 +19,7 @@ def get_config(arg=""):
         split="pool",
         init_from="",
         steps=1000,
-        batch_size=64,
+        batch_size=32,
     )
     if args["runlocal"]:
         config.total_steps, config.checkpoint_every, config.evaluate_every = 20, 5, 10
