@@ -39,8 +39,8 @@ def get_config(arg=""):
         momentum=0.9,
         dtype="float32",
     )
-    config.batch_size = 64
-    config.total_steps = 200
+    config.batch_size = 32
+    config.total_steps = 350
     config.max_shift = 1
     config.label_smoothing = 0.1
     config.ema_decay = 0.0

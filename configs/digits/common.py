@@ -47,6 +47,7 @@ def training(
     stage: dict,
     optimizer: str,
     learning_rate: float,
+    schedule: str,
     split: str,
     init_from: str,
     steps: int,
@@ -57,7 +58,8 @@ def training(
     Args:
         stage: the network.
         optimizer: its name.
-        learning_rate: constant over the run.
+        learning_rate: at its peak.
+        schedule: of the learning rate, constant or cosine.
         split: of the digits, to train on.
         init_from: the run whose weights are the start; '' is from scratch.
         steps: length of the run.
@@ -81,7 +83,7 @@ def training(
             optimizer=dict(
                 name=optimizer,
                 learning_rate=learning_rate,
-                schedule="constant",
+                schedule=schedule,
                 warmup_steps=0,
                 weight_decay=0.0,
                 clip_norm=1.0,

@@ -16,6 +16,7 @@ def get_config(arg=""):
         common.base_stage(),
         optimizer="adafactor",
         learning_rate=1e-4,
+        schedule="constant",
         split="train",
         init_from="runs/digits/pretrain_base4",
         steps=40,

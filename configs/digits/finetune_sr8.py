@@ -16,6 +16,7 @@ def get_config(arg=""):
         common.super_resolution_stage(),
         optimizer="adam",
         learning_rate=1e-4,
+        schedule="constant",
         split="train",
         init_from="runs/digits/pretrain_sr8",
         steps=25,

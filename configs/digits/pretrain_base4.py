@@ -15,7 +15,8 @@ def get_config(arg=""):
     config = common.training(
         common.base_stage(),
         optimizer="adafactor",
-        learning_rate=1e-3,
+        learning_rate=2e-3,
+        schedule="cosine",
         split="pool",
         init_from="",
         steps=1000,

@@ -15,10 +15,11 @@ def get_config(arg=""):
     config = common.training(
         common.super_resolution_stage(),
         optimizer="adam",
-        learning_rate=1e-3,
+        learning_rate=2e-3,
+        schedule="cosine",
         split="pool",
         init_from="",
-        steps=600,
+        steps=850,
         batch_size=32,
     )
     if args["runlocal"]:
