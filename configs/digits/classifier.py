@@ -29,7 +29,7 @@ def get_config(arg=""):
     config.in_memory = True
     config.evaluation_source = dict(name="digits", split="validation")
     config.evaluation_batch_size = 100
-    config.seeds = 6
+    config.seeds = 7
     config.model = dict(
         name="resnet",
         stage_sizes=(1, 1, 1),
