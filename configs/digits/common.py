@@ -13,34 +13,28 @@ def text() -> dict:
     return dict(max_length=6, seed=0, model=model)
 
 
-def base_stage() -> dict:
-    """4x4 digits from noise."""
-    unet = dict(
-        block_out_channels=(48,),
+def _unet(width: int) -> dict:
+    """One level; attention in the middle only."""
+    return dict(
+        block_out_channels=(width,),
         layers_per_block=1,
         attention=(False,),
-        cross_attention_dim=48,
+        cross_attention_dim=width,
         attention_head_dim=16,
         num_groups=8,
         pooling_heads=4,
         dtype="float32",
     )
-    return dict(size=4, low_size=0, channels=1, schedule="cosine", unet=unet)
+
+
+def base_stage() -> dict:
+    """4x4 digits from noise."""
+    return dict(size=4, low_size=0, channels=1, schedule="cosine", unet=_unet(48))
 
 
 def super_resolution_stage() -> dict:
     """8x8 digits from noise and a 4x4 digit."""
-    unet = dict(
-        block_out_channels=(32,),
-        layers_per_block=1,
-        attention=(False,),
-        cross_attention_dim=32,
-        attention_head_dim=16,
-        num_groups=8,
-        pooling_heads=4,
-        dtype="float32",
-    )
-    return dict(size=8, low_size=4, channels=1, schedule="cosine", unet=unet)
+    return dict(size=8, low_size=4, channels=1, schedule="cosine", unet=_unet(32))
 
 
 def training(
