@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 
 from imagen_ft import guidance, samplers
 from imagen_ft.diffusion import add_noise, x0_from_eps
-from imagen_ft.models.unet import UNet
+from imagen_ft.models.unet import Context, UNet
 from imagen_ft.schedule import Schedule
 from imagen_ft.text import TextEncoder, check_prompts
 from launch.runtime.images import to_uint8
@@ -71,14 +71,29 @@ class Denoiser:
         noised = add_noise(upsampled, noise, self.schedule.logsnr(level))
         return jnp.where(level[:, None, None, None] > 0, noised, upsampled)
 
+    def context(
+        self,
+        variables: dict[str, Any],
+        text: Float[Array, "b n d"],
+        level: Float[Array, " b"] | None = None,
+    ) -> Context:
+        """What the network needs of the prompts, the same at every time.
+
+        Args:
+            variables: of the model.
+            text: states of the prompts.
+            level: what the condition was noised to, for super-resolution.
+        """
+        level = None if level is None else self.schedule.model_time(level)
+        return self.model.apply(variables, text, level, method="context")
+
     def eps(
         self,
         variables: dict[str, Any],
         x_t: Image,
         t: Float[Array, " b"],
-        text: Float[Array, "b n d"],
+        context: Context,
         condition: Image | None = None,
-        level: Float[Array, " b"] | None = None,
     ) -> Image:
         """The network's prediction of the noise.
 
@@ -86,15 +101,12 @@ class Denoiser:
             variables: of the model.
             x_t: noisy images.
             t: time in [0, 1].
-            text: states of the prompts.
+            context: result of `context`.
             condition: result of `condition`, for super-resolution.
-            level: what it was noised to.
         """
+        x = x_t if condition is None else jnp.concatenate([x_t, condition], axis=-1)
         time = self.schedule.model_time(t)
-        if condition is None:
-            return self.model.apply(variables, x_t, time, text)
-        x = jnp.concatenate([x_t, condition], axis=-1)
-        return self.model.apply(variables, x, time, text, self.schedule.model_time(level))
+        return self.model.apply(variables, x, time, context, method="denoise")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,24 +139,24 @@ class Stage:
         """Draws one image a key, in [-1, 1]; with `low`, of what that shows."""
         denoiser, batch = self.denoiser, text.shape[0]
         shape = (denoiser.size, denoiser.size, denoiser.channels)
-        null_text = jnp.broadcast_to(null_text, text.shape)
-        condition, level = None, jnp.full((batch,), self.noise_augmentation)
+        condition, level = None, None
         if low is not None:
+            level = jnp.full((batch,), self.noise_augmentation)
             # The sampler's steps count from 0; the condition's own noise is apart from theirs.
             draw = lambda key: jax.random.normal(jax.random.fold_in(key, 2**31 - 1), shape)  # noqa: E731
             condition = denoiser.condition(low, jax.vmap(draw)(keys), level)
+        if self.guidance_weight != 1.0:
+            twice = lambda a: None if a is None else jnp.concatenate([a, a])  # noqa: E731
+            text = jnp.concatenate([text, jnp.broadcast_to(null_text, text.shape)])
+            condition, level = twice(condition), twice(level)
+        context = denoiser.context(variables, text, level)
 
         def denoise(x_t: Image, t: Float[Array, ""]) -> Image:
-            times = jnp.full((batch,), t)
-            # A doubled batch (guidance) sees everything but the text twice.
-            tile = lambda a, like: jnp.tile(a, (like.shape[0] // batch,) + (1,) * (a.ndim - 1))  # noqa: E731
+            def predict(x: Image) -> Image:
+                return denoiser.eps(variables, x, jnp.full(x.shape[:1], t), context, condition)
 
-            def predict(x: Image, states: Array) -> Image:
-                low_inputs = () if condition is None else (tile(condition, x), tile(level, x))
-                return denoiser.eps(variables, x, tile(times, x), states, *low_inputs)
-
-            eps = guidance.guided_eps(predict, x_t, text, null_text, self.guidance_weight)
-            x0 = x0_from_eps(x_t, eps, denoiser.schedule.logsnr(times))
+            eps = guidance.guided_eps(predict, x_t, self.guidance_weight)
+            x0 = x0_from_eps(x_t, eps, denoiser.schedule.logsnr(t))
             return guidance.threshold(x0, self.threshold_percentile)
 
         return samplers.sample(self.sampler, denoise, denoiser.schedule, keys, shape)

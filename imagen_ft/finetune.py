@@ -67,7 +67,8 @@ def diffusion_loss(
         level = jax.random.uniform(level_key, (count,))
         low = shrink(x0, denoiser.low_size)
         condition = denoiser.condition(low, jax.random.normal(noise_key, x0.shape), level)
-    return eps_loss(denoiser.eps(variables, x_t, t, text, condition, level), eps)
+    context = denoiser.context(variables, text, level)
+    return eps_loss(denoiser.eps(variables, x_t, t, context, condition), eps)
 
 
 def shrink(images: Float[Array, "b h w c"], size: int) -> Float[Array, "b size size c"]:

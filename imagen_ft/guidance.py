@@ -6,29 +6,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Image = Float[Array, "b h w c"]
-Text = Float[Array, "b n d"]
 
 
-def guided_eps(
-    predict: Callable[[Image, Text], Image],
-    x: Image,
-    text: Text,
-    null_text: Text,
-    weight: float,
-) -> Image:
+def guided_eps(predict: Callable[[Image], Image], x: Image, weight: float) -> Image:
     """Guided noise: w eps(x, text) + (1 - w) eps(x, null).
 
     Args:
-        predict: the network, at a fixed time; called once, with a doubled batch unless w is 1.
-        x: network input.
-        text: states of the prompts.
-        null_text: states that stand for no text, of the same shape.
+        predict: the network, at a fixed time; called once: at w = 1 with x and the prompts' text,
+            else with x twice, first for the prompts, then for no text.
+        x: noisy images.
         weight: w of Imagen; 1 is no guidance and no second evaluation.
     """
     if weight == 1.0:
-        return predict(x, text)
-    both = predict(jnp.concatenate([x, x]), jnp.concatenate([text, null_text]))
-    conditional, unconditional = jnp.split(both, 2)
+        return predict(x)
+    conditional, unconditional = jnp.split(predict(jnp.concatenate([x, x])), 2)
     return weight * conditional + (1.0 - weight) * unconditional
 
 

@@ -22,6 +22,7 @@ def _unet(width: int) -> dict:
         cross_attention_dim=width,
         attention_head_dim=16,
         num_groups=8,
+        cross_num_groups=8,
         pooling_heads=4,
         dtype="float32",
     )

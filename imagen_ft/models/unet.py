@@ -1,7 +1,7 @@
 """The U-Net of DeepFloyd IF and of Imagen's base (Saharia et al. 2022, appendix B)."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -10,12 +10,25 @@ from jaxtyping import Array, Float
 from imagen_ft.models.blocks import (
     AddedKVAttention,
     GroupNorm,
+    KeysValues,
     ResnetBlock,
     TextTimeEmbedding,
     TimestepEmbedding,
     gelu,
     timestep_embedding,
 )
+
+
+class Context(NamedTuple):
+    """What a network knows besides x_t and t: the same at every step of sampling.
+
+    Attributes:
+        embedding: of the pooled text and, for super-resolution, of the noise level.
+        keys_values: of the text, for each attention in the order of the computation.
+    """
+
+    embedding: tuple[Float[Array, "b d"], ...]
+    keys_values: tuple[KeysValues, ...]
 
 
 class UNet(nn.Module):
@@ -31,12 +44,16 @@ class UNet(nn.Module):
         time_embedding_dim: width of the embeddings of time, noise level and pooled text; 0 is four
             times the finest level's.
         attention_head_dim: channels a head.
-        num_groups: groups of every group norm.
+        num_groups: groups of every other group norm.
         pooling_heads: heads of the text's attention pooling.
         noise_level: whether the noise level of a low-resolution condition is embedded
             (super-resolution; the condition itself is concatenated to x).
         skip_time_act: the embeddings are activated once, not in every resnet (IF's stage II).
         out_scale: every resnet's output is divided by it.
+        cross_num_groups: groups of the text's norm in every attention.
+        remat: whether every resnet and attention keeps only its inputs for the backward pass and
+            computes the rest again; or one such choice for each level (the middle goes with the
+            coarsest).
         dtype: of the computation; parameters, statistics and output are float32.
     """
 
@@ -48,13 +65,39 @@ class UNet(nn.Module):
     time_embedding_dim: int = 0
     attention_head_dim: int = 64
     num_groups: int = 32
+    cross_num_groups: int = 32
     pooling_heads: int = 64
     noise_level: bool = False
     skip_time_act: bool = False
     out_scale: float = 1.0
+    remat: bool | Sequence[bool] = False
     dtype: Any = jnp.float32
 
-    @nn.compact
+    def setup(self):
+        first, levels = self.block_out_channels[0], len(self.block_out_channels)
+        width = self.time_embedding_dim or 4 * first
+        self.time_embedding = TimestepEmbedding(width, self.dtype)
+        if self.noise_level:
+            self.class_embedding = TimestepEmbedding(width, self.dtype)
+        self.add_embedding = TextTimeEmbedding(width, self.pooling_heads, self.dtype)
+        self.encoder_hid_proj = nn.Dense(self.cross_attention_dim, dtype=self.dtype)
+        self.conv_in = nn.Conv(first, (3, 3), dtype=self.dtype)
+        order = []
+        for level in range(levels):
+            order += self._add_layers(level, f"down_blocks_{level}", self._layers(level))
+            if level < levels - 1:
+                self._add_resnet(level, f"down_blocks_{level}_downsamplers_0", "down")
+        self._add_resnet(levels - 1, "mid_block_resnets_0")
+        order.append(self._add_attention(levels - 1, "mid_block_attentions_0"))
+        self._add_resnet(levels - 1, "mid_block_resnets_1")
+        for level in reversed(range(levels)):
+            order += self._add_layers(level, self._up_name(level), self._layers(level) + 1)
+            if level > 0:
+                self._add_resnet(level, f"{self._up_name(level)}_upsamplers_0", "up")
+        self.attention_order = tuple(order)
+        self.conv_norm_out = GroupNorm(self.num_groups, self.dtype)
+        self.conv_out = nn.Conv(self.out_channels, (3, 3), dtype=self.dtype)
+
     def __call__(
         self,
         x: Float[Array, "b h w c"],
@@ -62,7 +105,7 @@ class UNet(nn.Module):
         text: Float[Array, "b n d"],
         noise_level: Float[Array, " b"] | None = None,
     ) -> Float[Array, "b h w out"]:
-        """Predicts eps.
+        """Predicts eps and, where it is learned, the variance: channels behind those of eps.
 
         Args:
             x: noisy images; for super-resolution with the low-resolution images, already of the
@@ -70,90 +113,129 @@ class UNet(nn.Module):
             t: time, in the units that the weights were trained with (0 to 999 for IF).
             text: states of the text encoder.
             noise_level: of the low-resolution images, in the units of t.
-        """
-        embedding = self._embed(t, text, noise_level)
-        text = nn.Dense(self.cross_attention_dim, dtype=self.dtype, name="encoder_hid_proj")(text)
-        h = self._conv(self.block_out_channels[0], "conv_in")(x)
-        skips = [h]
-        for level in range(len(self.block_out_channels)):
-            h = self._down(level, h, embedding, text, skips)
-        h = self._resnet(self.block_out_channels[-1], "mid_block_resnets_0")(h, embedding)
-        h = self._attend("mid_block_attentions_0")(h, text)
-        h = self._resnet(self.block_out_channels[-1], "mid_block_resnets_1")(h, embedding)
-        for level in reversed(range(len(self.block_out_channels))):
-            h = self._up(level, h, embedding, text, skips)
-        h = gelu(GroupNorm(self.num_groups, self.dtype, name="conv_norm_out")(h))
-        return self._conv(self.out_channels, "conv_out")(h).astype(jnp.float32)
 
-    def _embed(self, t: Array, text: Array, noise_level: Array | None) -> Array:
-        first = self.block_out_channels[0]
-        width = self.time_embedding_dim or 4 * first
+        Raises:
+            ValueError: `noise_level` is given and the model has none, or the other way round.
+        """
+        return self.denoise(x, t, self.context(text, noise_level))
+
+    def context(
+        self, text: Float[Array, "b n d"], noise_level: Float[Array, " b"] | None = None
+    ) -> Context:
+        """What `denoise` needs of the text and the noise level; see `__call__` for both."""
         if self.noise_level != (noise_level is not None):
             raise ValueError(
                 "noise_level goes with a model that has noise_level=True, and only there"
             )
-        embedding = TimestepEmbedding(width, self.dtype, name="time_embedding")(
-            timestep_embedding(t, first)
-        )
+        embedding = [self.add_embedding(text)]
         if noise_level is not None:
-            embedding += TimestepEmbedding(width, self.dtype, name="class_embedding")(
-                timestep_embedding(noise_level, first)
-            )
-        embedding += TextTimeEmbedding(width, self.pooling_heads, self.dtype, name="add_embedding")(
-            text
-        )
-        return gelu(embedding) if self.skip_time_act else embedding
+            sinusoid = timestep_embedding(noise_level, self.block_out_channels[0])
+            embedding.insert(0, self.class_embedding(sinusoid))
+        text = self.encoder_hid_proj(text)
+        keys_values = (getattr(self, name).context(text) for name in self.attention_order)
+        return Context(tuple(embedding), tuple(keys_values))
+
+    def denoise(
+        self, x: Float[Array, "b h w c"], t: Float[Array, " b"], context: Context
+    ) -> Float[Array, "b h w out"]:
+        """As `__call__`, with what `context` has returned."""
+        embedding = self.time_embedding(timestep_embedding(t, self.block_out_channels[0]))
+        for part in context.embedding:
+            embedding = embedding + part
+        if self.skip_time_act:
+            embedding = gelu(embedding)
+        texts = iter(context.keys_values)
+        levels = range(len(self.block_out_channels))
+        h = self.conv_in(x)
+        skips = [h]
+        for level in levels:
+            h = self._down(level, h, embedding, texts, skips)
+        h = self.mid_block_resnets_0(h, embedding)
+        h = self.mid_block_attentions_0(h, next(texts))
+        h = self.mid_block_resnets_1(h, embedding)
+        for level in reversed(levels):
+            h = self._up(level, h, embedding, texts, skips)
+        h = gelu(self.conv_norm_out(h))
+        return self.conv_out(h).astype(jnp.float32)
 
     def _down(
-        self, level: int, h: Array, embedding: Array, text: Array, skips: list[Array]
+        self,
+        level: int,
+        h: Array,
+        embedding: Array,
+        texts: Iterator[KeysValues],
+        skips: list[Array],
     ) -> Array:
-        name, width = f"down_blocks_{level}", self.block_out_channels[level]
+        name = f"down_blocks_{level}"
         for layer in range(self._layers(level)):
-            h = self._resnet(width, f"{name}_resnets_{layer}")(h, embedding)
-            if self.attention[level]:
-                h = self._attend(f"{name}_attentions_{layer}")(h, text)
+            h = self._layer(level, f"{name}_{{}}_{layer}", h, embedding, texts)
             skips.append(h)
         if level < len(self.block_out_channels) - 1:
-            h = self._resnet(width, f"{name}_downsamplers_0", "down")(h, embedding)
+            h = getattr(self, f"{name}_downsamplers_0")(h, embedding)
             skips.append(h)
         return h
 
-    def _up(self, level: int, h: Array, embedding: Array, text: Array, skips: list[Array]) -> Array:
-        # Checkpoints count the blocks of the way up from the coarsest.
-        name = f"up_blocks_{len(self.block_out_channels) - 1 - level}"
-        width = self.block_out_channels[level]
+    def _up(
+        self,
+        level: int,
+        h: Array,
+        embedding: Array,
+        texts: Iterator[KeysValues],
+        skips: list[Array],
+    ) -> Array:
+        name = self._up_name(level)
         for layer in range(self._layers(level) + 1):
             h = jnp.concatenate([h, skips.pop()], axis=-1)
-            h = self._resnet(width, f"{name}_resnets_{layer}")(h, embedding)
-            if self.attention[level]:
-                h = self._attend(f"{name}_attentions_{layer}")(h, text)
-        if level > 0:
-            h = self._resnet(width, f"{name}_upsamplers_0", "up")(h, embedding)
+            h = self._layer(level, f"{name}_{{}}_{layer}", h, embedding, texts)
+        return getattr(self, f"{name}_upsamplers_0")(h, embedding) if level > 0 else h
+
+    def _layer(
+        self, level: int, name: str, h: Array, embedding: Array, texts: Iterator[KeysValues]
+    ) -> Array:
+        h = getattr(self, name.format("resnets"))(h, embedding)
+        if self.attention[level]:
+            h = getattr(self, name.format("attentions"))(h, next(texts))
         return h
 
     def _layers(self, level: int) -> int:
         layers = self.layers_per_block
         return layers if isinstance(layers, int) else layers[level]
 
-    def _conv(self, width: int, name: str) -> nn.Conv:
-        return nn.Conv(width, (3, 3), dtype=self.dtype, name=name)
+    def _up_name(self, level: int) -> str:
+        # Checkpoints count the blocks of the way up from the coarsest.
+        return f"up_blocks_{len(self.block_out_channels) - 1 - level}"
 
-    def _resnet(self, width: int, name: str, resample: str = "") -> ResnetBlock:
-        return ResnetBlock(
-            width=width,
+    def _add_layers(self, level: int, name: str, layers: int) -> list[str]:
+        """Returns the names of the attentions."""
+        for layer in range(layers):
+            self._add_resnet(level, f"{name}_resnets_{layer}")
+        if not self.attention[level]:
+            return []
+        return [self._add_attention(level, f"{name}_attentions_{layer}") for layer in range(layers)]
+
+    def _add_resnet(self, level: int, name: str, resample: str = "") -> None:
+        block = nn.remat(ResnetBlock) if self._remat(level) else ResnetBlock
+        fields = dict(
+            width=self.block_out_channels[level],
             num_groups=self.num_groups,
             resample=resample,
             skip_time_act=self.skip_time_act,
             out_scale=self.out_scale,
             dtype=self.dtype,
-            name=name,
         )
+        setattr(self, name, block(**fields))
 
-    def _attend(self, name: str) -> AddedKVAttention:
-        return AddedKVAttention(
+    def _add_attention(self, level: int, name: str) -> str:
+        block = nn.remat(AddedKVAttention) if self._remat(level) else AddedKVAttention
+        fields = dict(
+            width=self.block_out_channels[level],
             head_dim=self.attention_head_dim,
             num_groups=self.num_groups,
-            norm_cross_groups=self.num_groups,
+            cross_num_groups=self.cross_num_groups,
             dtype=self.dtype,
-            name=name,
         )
+        setattr(self, name, block(**fields))
+        return name
+
+    def _remat(self, level: int) -> bool:
+        return self.remat if isinstance(self.remat, bool) else self.remat[level]

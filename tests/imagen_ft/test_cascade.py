@@ -20,6 +20,7 @@ UNET = dict(
     cross_attention_dim=8,
     attention_head_dim=4,
     num_groups=4,
+    cross_num_groups=4,
     pooling_heads=2,
 )
 SAMPLER = dict(name="ddpm", num_steps=2, logvar_coeff=0.1)
@@ -131,6 +132,19 @@ def test_text_and_low_resolution_images_matter(cascade):
     assert np.abs(base - draw(0, states[::-1], null, None)).max() > 1e-3
     assert np.abs(base - draw(0, states, 0 * null, None)).max() > 1e-3
     assert np.abs(large - draw(1, states, null, -low)).max() > 1e-3
+
+
+def test_the_steps_do_not_read_what_projects_the_text(cascade):
+    stage, variables = cascade.stages[0], cascade.variables[0]
+    inputs = jax.random.split(jax.random.key(3), 3), encoder().embed(NAMES), encoder().null()
+    sample = type(stage).sample.__wrapped__
+    program = jax.make_jaxpr(lambda variables: sample(stage, variables, *inputs))(variables).jaxpr
+    [loop] = [step for step in program.eqns if step.primitive.name == "scan"]
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(variables)]
+    inside = {p for p, var in zip(paths, program.invars, strict=True) if var in set(loop.invars)}
+    text = ("add_k_proj", "add_v_proj", "norm_cross", "encoder_hid_proj", "add_embedding")
+    of_text = {path for path in paths if any(name in path for name in text)}
+    assert of_text and inside == set(paths) - of_text
 
 
 def test_cascade_draws_by_index(cascade):

@@ -5,36 +5,35 @@ from imagen_ft.guidance import guided_eps, threshold
 
 
 class Network:
-    """eps = x * (mean of the text); remembers what it was called with."""
+    """eps = x * (mean of its text); remembers what it was called with."""
 
-    def __init__(self):
-        self.batches = []
+    def __init__(self, *texts):
+        self.text, self.batches = np.concatenate(texts), []
 
-    def __call__(self, x, text):
-        assert len(x) == len(text)
+    def __call__(self, x):
+        assert len(x) == len(self.text)
         self.batches.append(len(x))
-        return x * text.mean(axis=(1, 2)).reshape(-1, 1, 1, 1)
+        return x * self.text.mean(axis=(1, 2)).reshape(-1, 1, 1, 1)
 
 
 def inputs():
     rng = np.random.default_rng(0)
-    x, text, null = (
-        rng.normal(size=s).astype(np.float32) for s in ((3, 2, 2, 1), (3, 4, 5), (3, 4, 5))
-    )
-    return x, text, null
+    return (rng.normal(size=s).astype(np.float32) for s in ((3, 2, 2, 1), (3, 4, 5), (3, 4, 5)))
 
 
 def test_weight_one_is_one_undoubled_evaluation():
-    (x, text, null), network = inputs(), Network()
-    np.testing.assert_array_equal(guided_eps(network, x, text, null, 1.0), Network()(x, text))
+    x, text, _ = inputs()
+    network = Network(text)
+    np.testing.assert_array_equal(guided_eps(network, x, 1.0), Network(text)(x))
     assert network.batches == [3]
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.25, 7.0])
 def test_other_weights_are_one_doubled_evaluation(weight):
-    (x, text, null), network = inputs(), Network()
-    expected = weight * Network()(x, text) + (1 - weight) * Network()(x, null)
-    np.testing.assert_allclose(guided_eps(network, x, text, null, weight), expected, atol=1e-6)
+    x, text, null = inputs()
+    network = Network(text, null)
+    expected = weight * Network(text)(x) + (1 - weight) * Network(null)(x)
+    np.testing.assert_allclose(guided_eps(network, x, weight), expected, atol=1e-6)
     assert network.batches == [6]
 
 

@@ -1,0 +1,174 @@
+"""The models by name: DeepFloyd IF, Imagen, T5, and tiny ones of each kind for tests.
+
+IF's numbers are those of its public configurations, T5's those of its v1.1 checkpoints. Imagen's
+are the paper's (Saharia et al. 2022, appendix B); of what it leaves open we chose:
+
+* The text is projected to 1,024 channels before it is pooled and attended to.
+* imagen_base64: the embeddings are as wide as the finest level. At four times that, the usual
+  width, the network would have 2.23B parameters instead of about 2B.
+* imagen_sr256: the paper lists the same residual blocks for both super-resolution stages, and
+  self-attention is 2% of them, so they cannot have 600M and 400M parameters. With the listed 2, 4,
+  8, 8 ours has 424M; four more each way at the lowest resolution, where they cost least, make it
+  583M.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from imagen_ft.models.efficient_unet import EfficientUNet
+from imagen_ft.models.t5 import T5Encoder
+from imagen_ft.models.unet import UNet
+from input_pipeline.files import InputError
+
+T5_XXL_WIDTH, TINY_T5_WIDTH = 4096, 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A row of the table.
+
+    Attributes:
+        module: the class.
+        fields: its fields that are not left at their defaults.
+        text_width: of the text states that a U-Net is conditioned on.
+    """
+
+    module: type[nn.Module]
+    fields: dict[str, Any]
+    text_width: int = T5_XXL_WIDTH
+
+
+def _if_i(width: int) -> Preset:
+    """IF's base, whose other widths are multiples of the first one's."""
+    fields = dict(
+        out_channels=6,  # eps and the learned variance
+        block_out_channels=(width, 2 * width, 3 * width, 4 * width),
+        layers_per_block=3,
+        attention=(False, True, True, True),
+        cross_attention_dim=4 * width,
+    )
+    return Preset(UNet, fields)
+
+
+def _if_ii(widths: tuple[int, ...], layers: tuple[int, ...]) -> Preset:
+    """IF's super-resolution; text and embeddings are as wide as the coarsest level."""
+    fields = dict(
+        out_channels=6,
+        block_out_channels=widths,
+        layers_per_block=layers,
+        attention=(False, False, False, True, True),
+        cross_attention_dim=widths[-1],
+        time_embedding_dim=widths[-1],
+        noise_level=True,
+        skip_time_act=True,
+        out_scale=1.41422712,
+    )
+    return Preset(UNet, fields)
+
+
+def _imagen_base(width: int) -> Preset:
+    fields = dict(_if_i(width).fields, out_channels=3, cross_attention_dim=1024)
+    return Preset(UNet, dict(fields, time_embedding_dim=width))
+
+
+def _imagen_sr(layers: tuple[int, ...], self_attention: bool) -> Preset:
+    fields = dict(
+        out_channels=3,
+        block_out_channels=(128, 256, 512, 1024),
+        layers_per_block=layers,
+        self_attention=(False, False, False, self_attention),
+        text_attention=(False, False, False, True),
+        cross_attention_dim=1024,
+    )
+    return Preset(EfficientUNet, fields)
+
+
+def _t5(d_model: int, d_ff: int, num_layers: int, num_heads: int, d_kv: int = 64) -> Preset:
+    fields = dict(d_model=d_model, d_ff=d_ff, num_layers=num_layers, num_heads=num_heads)
+    return Preset(T5Encoder, dict(fields, vocab_size=32128, d_kv=d_kv))
+
+
+def _tiny(preset: Preset, **attention: Any) -> Preset:
+    """The same kind with two levels of one layer."""
+    fields = dict(
+        preset.fields,
+        block_out_channels=(8, 16),
+        layers_per_block=(1, 1),
+        cross_attention_dim=16,
+        time_embedding_dim=32,
+        num_groups=4,
+        pooling_heads=2,
+    )
+    return dataclasses.replace(preset, fields=fields | attention, text_width=TINY_T5_WIDTH)
+
+
+_TINY_UNET = dict(attention=(False, True), attention_head_dim=8, cross_num_groups=4)
+_TINY_SR = dict(self_attention=(False, True), text_attention=(False, True), num_heads=2)
+
+PRESETS = {
+    "if_i_m": _if_i(192),
+    "if_i_l": _if_i(320),
+    "if_i_xl": _if_i(704),
+    "if_ii_m": _if_ii((128, 256, 512, 768, 768), layers=(2, 2, 3, 4, 2)),
+    "if_ii_l": _if_ii((160, 320, 640, 960, 1280), layers=(2, 2, 3, 5, 5)),
+    "imagen_base64": _imagen_base(512),
+    "imagen_sr256": _imagen_sr((2, 4, 8, 12), self_attention=True),
+    "imagen_sr1024": _imagen_sr((2, 4, 8, 8), self_attention=False),
+    "t5_xxl": _t5(T5_XXL_WIDTH, d_ff=10240, num_layers=24, num_heads=64),
+    "t5_small": _t5(512, d_ff=1024, num_layers=8, num_heads=6),
+    "tiny_if_i": _tiny(_if_i(8), **_TINY_UNET),
+    "tiny_if_ii": _tiny(_if_ii((8, 16), (1, 1)), **_TINY_UNET),
+    "tiny_imagen_base": _tiny(_imagen_base(8), **_TINY_UNET),
+    "tiny_imagen_sr": _tiny(_imagen_sr((1, 1), self_attention=True), **_TINY_SR),
+    "tiny_t5": _t5(TINY_T5_WIDTH, d_ff=16, num_layers=2, num_heads=2, d_kv=8),
+}
+
+
+def make(name: str, **overrides: Any) -> nn.Module:
+    """The model of that name.
+
+    Args:
+        name: of a row of `PRESETS`.
+        **overrides: fields of the model with other values.
+
+    Raises:
+        InputError: there is no such model, or it has no such field.
+    """
+    preset = _find(name)
+    known = {field.name for field in dataclasses.fields(preset.module)} - {"parent", "name"}
+    if unknown := sorted(set(overrides) - known):
+        raise InputError(
+            f"model {name!r} has no field {unknown[0]!r}; its fields are {', '.join(sorted(known))}"
+        )
+    return preset.module(**preset.fields | overrides)
+
+
+def parameter_shapes(name: str, **overrides: Any) -> dict[str, Any]:
+    """Shapes and types of the parameters, by module and name; nothing is allocated.
+
+    The model takes images of three channels, and with `noise_level` as many of the low-resolution
+    image; arguments and errors are those of `make`.
+    """
+    model = make(name, **overrides)
+    if isinstance(model, T5Encoder):
+        inputs = [jax.ShapeDtypeStruct((1, 1), "int32"), jax.ShapeDtypeStruct((1, 1), "bool")]
+    else:
+        size, channels = 2 ** len(model.block_out_channels), 6 if model.noise_level else 3
+        shapes = [(1, size, size, channels), (1,), (1, 1, _find(name).text_width)]
+        shapes += [(1,)] if model.noise_level else []
+        inputs = [jax.ShapeDtypeStruct(shape, "float32") for shape in shapes]
+    return jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+
+
+def parameter_count(name: str, **overrides: Any) -> int:
+    """Number of parameters; nothing is allocated. See `parameter_shapes`."""
+    return sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(name, **overrides)))
+
+
+def _find(name: str) -> Preset:
+    if name not in PRESETS:
+        raise InputError(f"there is no model {name!r}; use one of {', '.join(PRESETS)}")
+    return PRESETS[name]

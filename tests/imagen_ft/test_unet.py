@@ -1,0 +1,106 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagen_ft.models.unet import UNet
+from tests.parity.torch_weights import relative_error
+
+CONFIG = dict(
+    out_channels=6,
+    block_out_channels=(8, 16),
+    layers_per_block=1,
+    attention=(False, True),
+    cross_attention_dim=8,
+    attention_head_dim=4,
+    num_groups=4,
+    cross_num_groups=4,
+    pooling_heads=2,
+    noise_level=True,
+)
+
+
+def inputs():
+    rng = np.random.default_rng(0)
+    x, text = (rng.normal(size=size).astype(np.float32) for size in ((2, 8, 8, 6), (2, 5, 12)))
+    return x, np.float32([17, 803]), text, np.float32([250, 0])
+
+
+@functools.cache
+def variables():
+    """Values by NumPy: compiling flax's own takes longer than these tests."""
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(UNet(**CONFIG).init, jax.random.key(0), *inputs())
+    return jax.tree.map(
+        lambda leaf: np.float32(
+            rng.normal(0.1, max(leaf.size / leaf.shape[-1], 9) ** -0.5, leaf.shape)
+        ),
+        shapes,
+    )
+
+
+def run(model):
+    return jax.jit(model.apply)(variables(), *inputs())
+
+
+def test_context_is_all_that_text_and_level_do():
+    model = UNet(**CONFIG)
+    x, t, text, level = inputs()
+
+    @jax.jit
+    def in_two(variables):
+        context = model.apply(variables, text, level, method="context")
+        return model.apply(variables, x, t, context, method="denoise")
+
+    np.testing.assert_allclose(in_two(variables()), run(model), atol=1e-6)
+
+
+@pytest.mark.parametrize(("field", "row"), [("x", 0), ("t", 1), ("text", 2), ("noise_level", 3)])
+def test_every_input_matters(field, row):
+    model, changed = UNet(**CONFIG), list(inputs())
+    changed[row] = changed[row][::-1]  # those of the other image
+    other = jax.jit(model.apply)(variables(), *changed)
+    assert np.abs(other - run(model)).max() > 1e-4
+
+
+def test_noise_level_goes_with_its_model():
+    x, t, text, level = inputs()
+    for model, given in ((UNet(**CONFIG), None), (UNet(**dict(CONFIG, noise_level=False)), level)):
+        with pytest.raises(ValueError, match="noise_level"):
+            jax.eval_shape(model.init, jax.random.key(0), x, t, text, given)
+
+
+def test_bfloat16():
+    exact, half = run(UNet(**CONFIG)), run(UNet(**CONFIG, dtype=jnp.bfloat16))
+    assert half.dtype == jnp.float32
+    assert 1e-4 < relative_error(half, exact) < 0.03
+
+
+def rematerialised(remat):
+    """How many parts of the network the backward pass computes again."""
+    model = UNet(**CONFIG, remat=remat)
+    program = jax.make_jaxpr(model.apply)(variables(), *inputs())
+    return sum(step.primitive.name in ("remat", "remat2", "checkpoint") for step in program.eqns)
+
+
+def test_remat_is_chosen_by_level():
+    # Down: a resnet (and its attention), a downsampler; the middle; up: two of each, an upsampler.
+    fine, coarse = 1 + 1 + 2, 2 + 3 + 4 + 1
+    assert rematerialised(False) == 0
+    assert rematerialised((True, False)) == fine
+    assert rematerialised((False, True)) == coarse
+    assert rematerialised(True) == fine + coarse
+
+
+def test_remat_changes_no_result():
+    def output_and_gradient(remat):
+        model = UNet(**CONFIG, remat=remat)
+        loss = lambda variables: jnp.square(model.apply(variables, *inputs())).mean()  # noqa: E731
+        return jax.jit(jax.value_and_grad(loss))(variables())
+
+    for ours, theirs in zip(
+        *(jax.tree.leaves(output_and_gradient(remat)) for remat in (True, False)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
