@@ -3,13 +3,14 @@
 from typing import Any
 
 import ml_collections
+from etils import epath
 
 from imagen_ft import samplers
 from imagen_ft.cascade import Cascade, Denoiser, Stage
 from imagen_ft.models.unet import UNet
 from imagen_ft.schedule import make_schedule
-from imagen_ft.text import make_text_encoder
-from input_pipeline.files import InputError
+from imagen_ft.text import TextEncoder, make_text_encoder
+from input_pipeline.files import InputError, read_json
 from launch.runtime import checkpoint
 from launch.runtime.config import module_fields, plain
 from launch.runtime.workdir import load_run_config
@@ -85,11 +86,13 @@ def load_cascade(config: ml_collections.ConfigDict) -> Cascade:
             encoder or list of classes than the config says, or the stages do not fit together.
     """
     encoder = make_text_encoder(config.text)
+    encoder.embed(config.class_names)  # A prompt that a cache lacks is found before any work.
     stages = make_stages(config)
     variables, digests = [], []
     for name, stage in stages.items():
         run = config.stages[name].run
         check_same_model(run, config.stages[name].stage, config)
+        check_same_text(run, encoder)
         abstract = stage.denoiser.shapes(encoder.shape)
         total_steps = load_run_config(run).total_steps
         variables.append(checkpoint.load_inference(run, abstract, total_steps))
@@ -118,6 +121,24 @@ def check_same_model(
             raise InputError(
                 f"{run} was trained with another {field} than the config has: name another run"
             )
+
+
+def check_same_text(run: str, encoder: TextEncoder) -> None:
+    """Compares the text states that a run was trained with, with ours.
+
+    Args:
+        run: a run directory.
+        encoder: ours.
+
+    Raises:
+        InputError: they are of another encoder.
+    """
+    trained_with = read_json(epath.Path(run) / "inputs.json").get("text", "")
+    if trained_with != encoder.digest:
+        raise InputError(
+            f"{run} was trained with the text states of another encoder than config.text has now: "
+            "name the cache that it was trained with"
+        )
 
 
 def parameter_shapes(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def make_train_step(
 
         loss, grads = jax.value_and_grad(loss_of)(state.variables["params"])
         state = state.update(grads, tx, config.ema_decay)
-        return state, {"loss": loss, "gradient_norm": optax.global_norm(grads)}
+        return state, {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
 
     # Bound as arguments: a closure would compile the tables into the program.
     return functools.partial(train_step, text_table=text_table, null_text=null_text)
@@ -217,7 +217,7 @@ def main(args: app.Arguments) -> None:
     abstract, create = _make_create(config, denoiser, encoder.shape, tx, mesh)
     evaluate = make_evaluation(config, denoiser, text_table)
     batches = _training_batches(config, source, denoiser.size)
-    inputs = {}
+    inputs = {"text": encoder.digest} if encoder.digest else {}
     if config.init_from:
         check_same_model(config.init_from, config.stage, config)
         inputs["init_from"] = checkpoint.digest(config.init_from)

@@ -1,50 +1,51 @@
-"""Prompts to text states: a byte-level tokenizer and a frozen T5 encoder."""
+"""What stands between prompts and the denoisers: text encoders, and states from a cache on disk."""
 
 import dataclasses
 import functools
+import shlex
+import sys
 from collections.abc import Sequence
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 
 from imagen_ft.models.t5 import T5Encoder
+from imagen_ft.text_cache import TextCache
+from imagen_ft.tokenizer import VOCABULARY, preprocess, tokenize
 from input_pipeline.files import InputError
 from launch.runtime.config import module_fields
 
-# ByT5's convention (Xue et al. 2022): three special ids, then the 256 bytes.
-PAD, END, FIRST_BYTE = 0, 1, 3
-VOCABULARY = FIRST_BYTE + 256
-# Prompts encoded at a time.
+# Prompts that the encoder with fixed weights takes at a time.
 BATCH = 16
 
 
-def tokenize(
-    prompts: Sequence[str], max_length: int
-) -> tuple[Int[np.ndarray, "n length"], Bool[np.ndarray, "n length"]]:
-    """UTF-8 bytes, an end token, padding.
+class TextEncoder(Protocol):
+    """Makes of prompts what the denoisers are conditioned on."""
 
-    Returns:
-        The ids, and which of them are not padding.
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[length, d] of one prompt's states."""
 
-    Raises:
-        InputError: a prompt is too long; it is named.
-    """
-    tokens = np.full((len(prompts), max_length), PAD, np.int32)
-    for row, prompt in enumerate(prompts):
-        ids = [FIRST_BYTE + byte for byte in prompt.encode()] + [END]
-        if len(ids) > max_length:
-            raise InputError(
-                f"prompt {prompt!r} has {len(ids)} tokens, text.max_length is {max_length}"
-            )
-        tokens[row, : len(ids)] = ids
-    return tokens, tokens != PAD
+    def embed(self, prompts: Sequence[str]) -> Float[np.ndarray, "n length d"]:
+        """States of the prompts, in float32; padding is kept."""
+
+    def null(self) -> Float[np.ndarray, "1 length d"]:
+        """The states that stand for no text."""
+
+    def parameters(self) -> dict:
+        """Shapes of the weights that it holds."""
+
+    @property
+    def digest(self) -> str:
+        """Of what decides about the states and is not in the config; '' if that is nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
-class TextEncoder:
+class FixedTextEncoder:
     """A frozen T5 encoder with weights drawn from a fixed seed: it needs no download.
 
     Distinct prompts get distinct states, which is all that a closed list of class names asks for.
@@ -86,16 +87,111 @@ class TextEncoder:
         tokens = jnp.zeros((1, self.max_length), jnp.int32)
         return jax.eval_shape(self.model.init, jax.random.key(0), tokens, tokens > 0)["params"]
 
+    @property
+    def digest(self) -> str:
+        """None: the config says all."""
+        return ""
+
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _encode(model: T5Encoder, seed: int, tokens: jax.Array, mask: jax.Array) -> jax.Array:
     return model.apply(model.init(jax.random.key(seed), tokens[:1], mask[:1]), tokens, mask)
 
 
+@dataclasses.dataclass(frozen=True)
+class CachedTextEncoder:
+    """States that T5 has computed before; T5 itself is not there.
+
+    Attributes:
+        cache: the states.
+        null_text: 'empty' is the empty prompt's states (DeepFloyd IF), 'zeros' is zeros (Imagen).
+        template: what a prompt is put into, in place of `{}`.
+    """
+
+    cache: TextCache
+    null_text: str
+    template: str
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[length, d] of one prompt's states."""
+        return self.cache.shape
+
+    def embed(self, prompts: Sequence[str]) -> Float[np.ndarray, "n length d"]:
+        """States of the prompts, in float32; padding is kept.
+
+        Raises:
+            InputError: a prompt is not in the cache; it says how to add it. A state is damaged.
+        """
+        keys = [prompt_key(prompt, self.template) for prompt in prompts]
+        missing = [
+            prompt for prompt, key in zip(prompts, keys, strict=True) if key not in self.cache
+        ]
+        if missing:
+            more = f" (nor are {len(missing) - 1} more)" if len(missing) > 1 else ""
+            flags = ["--prompts=FILE", *self.cache.flags, f"--to={self.cache.folder}"]
+            flags += [f"--template={self.template}"] if self.template != "{}" else []
+            raise InputError(
+                f"prompt {missing[0]!r} is not in {self.cache.folder}{more}: write it to a file "
+                f"and run python -m imagen_ft.text {shlex.join(flags)}"
+            )
+        return self.cache.read(keys)
+
+    def null(self) -> Float[np.ndarray, "1 length d"]:
+        """The states that stand for no text."""
+        if self.null_text == "zeros":
+            return np.zeros((1, *self.shape), np.float32)
+        return self.cache.read([""])
+
+    def parameters(self) -> dict:
+        """None: only states are held."""
+        return {}
+
+    @property
+    def digest(self) -> str:
+        """Of the encoder that has made the states."""
+        return self.cache.digest
+
+
+def prompt_key(prompt: str, template: str = "{}") -> str:
+    """What a cache knows a prompt by: the text that is tokenised."""
+    return preprocess(template.replace("{}", prompt))
+
+
 def make_text_encoder(config: ml_collections.ConfigDict) -> TextEncoder:
-    """Builds the encoder from `max_length`, `seed` and `model` (fields of `T5Encoder`)."""
-    model = T5Encoder(vocab_size=VOCABULARY, **module_fields(config.model))
-    return TextEncoder(model, config.max_length, config.seed)
+    """Builds the encoder of a config.
+
+    Args:
+        config: either `cache`, a folder that `python -m imagen_ft.text` has made, with `null`
+            ('empty' or 'zeros') and `template` where they are not 'empty' and '{}'; or
+            `max_length`, `seed` and `model` (fields of `T5Encoder`) for fixed random weights.
+
+    Raises:
+        InputError: there is no such cache, it is damaged, or a field has a wrong value.
+    """
+    if "cache" not in config:
+        model = T5Encoder(vocab_size=VOCABULARY, **module_fields(config.model))
+        return FixedTextEncoder(model, config.max_length, config.seed)
+    null_text, template = config.get("null", "empty"), config.get("template", "{}")
+    if null_text not in ("empty", "zeros"):
+        raise InputError(f"config.text.null={null_text}: there is empty, zeros")
+    check_template("config.text.template", template)
+    cache = TextCache(config.cache)
+    if null_text == "empty" and "" not in cache:
+        raise InputError(
+            f"{cache.folder} lacks the empty prompt: run python -m imagen_ft.text again"
+        )
+    return CachedTextEncoder(cache, null_text, template)
+
+
+def check_template(place: str, template: str) -> None:
+    """Looks for the `{}` that a prompt takes the place of.
+
+    Raises:
+        InputError: there is none, or more than one.
+    """
+    if template.count("{}") != 1:
+        raise InputError(f"{place}={template}: one {{}} is needed, for the prompt")
 
 
 def check_prompts(
@@ -118,3 +214,9 @@ def check_prompts(
             raise InputError(
                 f"{place}: {prompt!r} is not a class of this model; use one of {shown}"
             )
+
+
+if __name__ == "__main__":
+    from imagen_ft.text_command import main
+
+    sys.exit(main())

@@ -21,7 +21,8 @@ class T5Encoder(nn.Module):
         num_heads: heads a block.
         num_buckets: of the relative positions (half of them for each direction).
         max_distance: beyond it all positions share the last bucket.
-        dtype: of the computation; norms and softmax are float32.
+        dtype: of the matrix products; the residual stream, norms and softmax are float32, for T5's
+            activations grow to where bfloat16 resolves hundreds and float16 overflows.
     """
 
     vocab_size: int
@@ -45,16 +46,15 @@ class T5Encoder(nn.Module):
             mask: which of them are not padding.
 
         Returns:
-            States of every position, padding included.
+            States of every position, padding included; float32.
         """
         embedding = nn.Embed(
             self.vocab_size,
             self.d_model,
             embedding_init=nn.initializers.normal(1.0),
-            dtype=self.dtype,
             name="shared",
         )
-        x = embedding(tokens)
+        x = embedding(tokens).astype(jnp.float32)
         bias = RelativePositionBias(
             self.num_heads, self.num_buckets, self.max_distance, name="relative_attention_bias"
         )(tokens.shape[1])
@@ -67,7 +67,7 @@ class T5Encoder(nn.Module):
                 self.dtype,
                 name=f"block_{layer}",
             )(x, bias, mask)
-        return RMSNorm(name="final_layer_norm")(x).astype(jnp.float32)
+        return RMSNorm(name="final_layer_norm")(x)
 
 
 class T5Block(nn.Module):
@@ -133,7 +133,7 @@ class RelativePositionBias(nn.Module):
         table = nn.Embed(self.num_buckets, self.num_heads, name="embedding")
         position = jnp.arange(length)
         buckets = self._bucket(position[None, :] - position[:, None])
-        return table(buckets).transpose(2, 0, 1)[None]
+        return table(buckets).astype(jnp.float32).transpose(2, 0, 1)[None]
 
     def _bucket(self, relative: Int[Array, "n n"]) -> Int[Array, "n n"]:
         """Half of the buckets for each sign; of these half exact, half logarithmic."""

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from imagen_ft.text import PAD, VOCABULARY, check_prompts, make_text_encoder, tokenize
+from imagen_ft.text import check_prompts, make_text_encoder
+from imagen_ft.tokenizer import PAD, VOCABULARY, tokenize
 from input_pipeline.files import InputError
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -1,6 +1,7 @@
 """Our T5 encoder against transformers', version 1.1 (gated gelu)."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -18,53 +19,93 @@ RENAMES = (
     (r"layer\.0\.SelfAttention\.", "SelfAttention_"),
     (r"layer\.1\.DenseReluDense\.", ""),
 )
+VOCABULARY = 50
 
 
-@pytest.mark.parametrize(
-    ("length", "config"),
-    [
-        (150, dict(d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)),
-        (
-            40,
-            dict(
-                d_model=24,
-                d_kv=6,
-                d_ff=16,
-                num_layers=1,
-                num_heads=2,
-                num_buckets=12,
-                max_distance=30,
-            ),
-        ),
-    ],
-    ids=["default buckets", "few buckets"],
-)
-def test_states(length, config):
-    """Sequences longer than the furthest bucket; padding is kept in the output, masked inside."""
-    model = T5Encoder(vocab_size=50, **config)
-    theirs = randomize(
-        T5EncoderModel(
-            T5Config(
-                vocab_size=50,
-                d_model=config["d_model"],
-                d_kv=config["d_kv"],
-                d_ff=config["d_ff"],
-                num_layers=config["num_layers"],
-                num_heads=config["num_heads"],
-                relative_attention_num_buckets=model.num_buckets,
-                relative_attention_max_distance=model.max_distance,
-                feed_forward_proj="gated-gelu",
-            )
-        ),
-        seed=0,
+def encoder(**fields):
+    return T5Encoder(VOCABULARY, **fields)
+
+
+def reference(model, seed):
+    """transformers' encoder of the same shape, with random weights."""
+    config = T5Config(
+        vocab_size=VOCABULARY,
+        d_model=model.d_model,
+        d_kv=model.d_kv,
+        d_ff=model.d_ff,
+        num_layers=model.num_layers,
+        num_heads=model.num_heads,
+        relative_attention_num_buckets=model.num_buckets,
+        relative_attention_max_distance=model.max_distance,
+        feed_forward_proj="gated-gelu",
     )
-    tokens = np.random.default_rng(0).integers(2, 50, (3, length)).astype(np.int32)
-    mask = np.arange(length) < np.array([[length], [length // 2], [1]])
-    tokens = np.where(mask, tokens, 0)
+    return randomize(T5EncoderModel(config), seed)
 
+
+def prompts(length):
+    """Three rows of ids: full, half full, one token; the rest is padding."""
+    tokens = np.random.default_rng(0).integers(2, VOCABULARY, (3, length)).astype(np.int32)
+    mask = np.arange(length) < np.array([[length], [length // 2], [1]])
+    return np.where(mask, tokens, 0), mask
+
+
+def error(model, theirs, tokens, mask, param_dtype=jnp.float32):
+    """Relative error of our states, with their weights rounded to `param_dtype`."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), tokens, mask)
-    ours = jax.jit(model.apply)(variables(theirs, shapes, RENAMES), tokens, mask)
+    weights = jax.tree.map(
+        lambda leaf: jnp.asarray(leaf, param_dtype), variables(theirs, shapes, RENAMES)
+    )
+    ours = jax.jit(model.apply)(weights, tokens, mask)
+    assert ours.dtype == jnp.float32
     expected = theirs(
         input_ids=torch.from_numpy(tokens).long(), attention_mask=torch.from_numpy(mask).long()
     ).last_hidden_state
-    assert relative_error(ours, expected) <= 1e-5
+    return relative_error(ours, expected)
+
+
+@pytest.mark.parametrize(
+    ("length", "model"),
+    [
+        (150, encoder(d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)),
+        (
+            40,
+            encoder(
+                d_model=24, d_kv=6, d_ff=16, num_layers=1, num_heads=2, num_buckets=12,
+                max_distance=30,
+            ),
+        ),
+        (
+            21,
+            encoder(
+                d_model=10, d_kv=7, d_ff=30, num_layers=3, num_heads=3, num_buckets=8,
+                max_distance=16,
+            ),
+        ),
+        (77, encoder(d_model=48, d_kv=16, d_ff=40, num_layers=2, num_heads=1)),
+    ],
+    ids=["default buckets", "few buckets", "odd widths", "one head"],
+)  # fmt: skip
+def test_states(length, model):
+    """Sequences longer than the furthest bucket; padding is kept in the output, masked inside."""
+    assert error(model, reference(model, seed=0), *prompts(length)) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("param_dtype", "bound"), [(jnp.float32, 1e-4), (jnp.bfloat16, 5e-3)], ids=["float32", "bf16"]
+)
+def test_bfloat16_keeps_large_activations(param_dtype, bound):
+    """A residual stream of 1e5, where bfloat16 resolves 512: only its products are rounded."""
+    model = encoder(d_model=32, d_kv=8, d_ff=48, num_layers=6, num_heads=4, dtype=jnp.bfloat16)
+    theirs = reference(model, seed=0)
+    theirs.shared.weight.mul_(1e5 * model.d_model**0.5)
+    assert error(model, theirs, *prompts(20), param_dtype) <= bound
+
+
+def test_bfloat16_keeps_the_softmax():
+    """Logits around 100, where bfloat16 resolves 0.5, made by the biases alone."""
+    model = encoder(d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, dtype=jnp.bfloat16)
+    theirs = reference(model, seed=0)
+    for block in theirs.encoder.block:
+        block.layer[0].SelfAttention.q.weight.zero_()
+    theirs.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.mul_(200)
+    assert 1e-4 < error(model, theirs, *prompts(20)) <= 1e-2
