@@ -8,8 +8,6 @@ same command goes on where it stopped; another list adds the prompts that are ne
 """
 
 import argparse
-import errno
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -24,6 +22,7 @@ from imagen_ft.text_cache import DTYPES, TextCache
 from imagen_ft.text_embedding import Embedder, fill
 from imagen_ft.tokenizer import PREPROCESSING, T5Tokenizer, load_t5_tokenizer
 from input_pipeline.files import InputError, remove_temporaries
+from launch.commands import exit_code
 from launch.runtime.mesh import make_mesh
 from launch.runtime.workdir import lock
 
@@ -169,19 +168,7 @@ def warn_of_long(tokenizer: T5Tokenizer, prompts: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code, by the conventions of `launch.runtime.app.run`."""
-    try:
-        embed_prompts(parse(argv))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        reason = os.strerror(error.errno)
-        print(f"error: cannot write at {error.filename}: {reason}; run it again", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last part", file=sys.stderr)
-        return 130
-    return 0
+    """Runs the command; returns the exit code, by the conventions of `launch.commands`."""
+    return exit_code(
+        lambda: embed_prompts(parse(argv)), "the same command goes on from the last part"
+    )

@@ -6,14 +6,13 @@ what is complete is not done again, what was interrupted goes on where it stoppe
 """
 
 import argparse
-import errno
 import os
 import resource
 import sys
 from pathlib import Path
 
-from input_pipeline.files import InputError
-from launch.road import Road, Step, StepFailed
+from launch.commands import exit_code
+from launch.road import Road, Step
 
 ARMS = {
     "real": "arm=real",
@@ -93,31 +92,19 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     root = Path(os.path.relpath(args.workdir))
-    try:
-        road = Road(root, digits_steps(root, args.runlocal), LANES, _ENVIRONMENT)
-        road.run()
-        road.tick()
-        # JAX comes with it, and would take 300 MB beside the steps.
-        from launch import digits_report
+    return exit_code(lambda: _run(root, args.runlocal), "the same command goes on where it stopped")
 
-        result = digits_report.write(root, road.wall_seconds(), _peak_memory(road))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        print(f"error: cannot write below {root}: {os.strerror(error.errno)}", file=sys.stderr)
-        return 2
-    except StepFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.code
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on where it stopped", file=sys.stderr)
-        return 130
+
+def _run(root: Path, runlocal: bool) -> None:
+    road = Road(root, digits_steps(root, runlocal), LANES, _ENVIRONMENT)
+    road.run()
+    road.tick()
+    # JAX comes with it, and would take 300 MB beside the steps.
+    from launch import digits_report
+
+    result = digits_report.write(root, road.wall_seconds(), _peak_memory(road))
     print(digits_report.table(result))
     print(f"\n{digits_report.verdict(result)[0]}\nreport: {root / 'report.html'}")
-    return 0
 
 
 def _peak_memory(road: Road) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from input_pipeline.files import read_json, sha256, write_json
+from launch.commands import Failed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Step:
     seconds: float = 10.0
 
 
-class StepFailed(Exception):
+class StepFailed(Failed):
     """A command line has ended with an error.
 
     Attributes:

@@ -1,7 +1,6 @@
 """From a command line to a running task: flags, the config, one clear line for wrong input."""
 
 import dataclasses
-import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,12 +14,10 @@ from etils import epath
 from ml_collections import config_flags
 
 from input_pipeline.files import InputError
-
-# Of all errors of the system those that the user can mend.
-_USERS_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
+from launch.commands import Failed, exit_code
 
 
-class Diverged(Exception):
+class Diverged(Failed):
     """Training has left the finite numbers; a restart would end in the same place."""
 
 
@@ -47,29 +44,18 @@ def run(
     define_flags: Callable[[flags.FlagValues], None] | None = None,
     argv: Sequence[str] | None = None,
 ) -> None:
-    """Parses the command line, runs `task` and ends the process.
-
-    Exit codes: 0 done, 1 failed, 2 wrong input (`InputError`) or a full disk, 130 interrupted.
-    """
+    """Parses the command line, runs `task` and ends the process with the code of `exit_code`."""
     argv = list(sys.argv if argv is None else argv)
-    try:
+
+    def command() -> None:
         arguments = parse(argv, description, define_flags)
         # Grain asks absl's global flags for its debugging options.
         flags.FLAGS.mark_as_parsed()
         _keep_compilations()
         task(arguments)
-    except InputError as error:
-        _end(2, f"error: {error}")
-    except Diverged as error:
-        _end(1, f"error: {error}")
-    except KeyboardInterrupt:
-        _end(130, "interrupted: the same command goes on from the last checkpoint or shard")
-    except OSError as error:
-        if error.errno not in _USERS_ERRORS:
-            raise
-        place = f" at {error.filename}" if error.filename else ""
-        _end(2, f"error: cannot write{place}: {os.strerror(error.errno)}; mend that, run it again")
-    sys.exit(0)
+
+    resume = "the same command goes on from the last checkpoint or shard"
+    sys.exit(exit_code(command, resume))
 
 
 def parse(
@@ -117,11 +103,6 @@ def describe(config: ml_collections.ConfigDict, **models: Any) -> None:
         print(parameter_overview.get_parameter_overview(params, include_stats=False))
         total = sum(leaf.size for leaf in jax.tree.leaves(params))
         print(f"{name}: {total:,} parameters")
-
-
-def _end(code: int, line: str) -> None:
-    print(line, file=sys.stderr)
-    sys.exit(code)
 
 
 def _one_line(error: BaseException) -> str:
