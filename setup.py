@@ -11,6 +11,7 @@ REQUIRES = [
     "etils[epath]>=1.12",
     "flax>=0.12.8,<0.14",
     "grain>=0.2.18,<0.4",
+    "huggingface_hub>=1.0,<3",
     "jax>=0.10.2,<0.13",
     "jaxtyping>=0.3",
     "matplotlib>=3.9",
@@ -19,11 +20,15 @@ REQUIRES = [
     "opencv-python-headless>=4.10",
     "optax>=0.2.8,<0.4",
     "orbax-checkpoint>=0.12.8,<0.14",
+    "protobuf>=4.25",
+    "safetensors>=0.6",
     "scikit-learn>=1.5",
     "scipy>=1.14",
+    "sentencepiece>=0.2",
     "tensorboardX>=2.6.2",
     "tensorflow-datasets>=4.9.10,<5",
     "tqdm>=4.66",
+    "transformers>=5.23,<6",
 ]
 
 EXTRAS = {
@@ -34,7 +39,6 @@ EXTRAS = {
         "ruff>=0.17.5,<0.18",
         # One release exactly: a newer one would bring its CUDA packages to machines that need none.
         "torch==2.13.0",
-        "transformers>=5.23,<6",
     ],
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
@@ -48,7 +52,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=[glob for name in PACKAGES for glob in (name, f"{name}.*")]),
-    package_data={"launch": ["*.sh"]},
+    package_data={"imagen_ft": ["data/*"], "launch": ["*.sh"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )

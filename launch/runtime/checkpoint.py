@@ -14,10 +14,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from input_pipeline.files import InputError, is_local, read_json, sha256, write_json
+from launch.runtime.orbax_memory import freed_memory_returned, frugal_handler
 from launch.runtime.state import TrainState
 
 # Orbax checks no contents (65 of 65 flipped bits went unnoticed), so we do.
 DIGESTS = "digests.json"
+# Arrays are stored in pieces of this size: a host that needs a part of one need not read it all.
+CHUNK_BYTES = 2**23
 
 
 class Checkpoints:
@@ -169,8 +172,59 @@ def load_inference(workdir: epath.Path | str, abstract: Any, total_steps: int) -
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or here),
         abstract,
     )
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(folder / "inference", abstract)
+    restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
+    with freed_memory_returned(), ocp.Checkpointer(frugal_handler(abstract)) as checkpointer:
+        args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args)
+        return checkpointer.restore(folder / "inference", args=args)
+
+
+def save_inference(workdir: epath.Path | str, variables: Any, step: int = 0) -> None:
+    """Saves variables that were not trained here as those of a finished run, and seals them.
+
+    `load_inference` and `digest` then read them. Beyond the variables little memory is needed.
+
+    Args:
+        workdir: the run directory; made if it is missing.
+        variables: the model's collections, in any types.
+        step: length of the run.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    folder = _absolute(workdir) / "checkpoints"
+    # In the background Orbax would copy everything first.
+    options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
+    handlers = {"inference": frugal_handler(variables)}
+    chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), variables)
+    items = ocp.args.Composite(inference=ocp.args.PyTreeSave(variables, save_args=chunks))
+    with (
+        _full_disk_is_an_oserror(folder),
+        freed_memory_returned(),
+        ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager,
+    ):
+        saved = manager.save(step, args=items)
+    if not saved:
+        raise RuntimeError(f"{folder}: the checkpoint of step {step} was not saved")
+    if jax.process_index() == 0:
+        digests = {
+            "content": _content_digest(variables),
+            "files": _file_digests(folder / str(step)),
+        }
+        write_json(folder / str(step) / DIGESTS, digests)
+
+
+def inference_shapes(workdir: epath.Path | str) -> Any:
+    """Shapes and types of a run's newest inference variables, as they are stored.
+
+    Raises:
+        InputError: there is no sealed checkpoint.
+    """
+    metadata = ocp.StandardCheckpointHandler().metadata(_newest(workdir) / "inference")
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+        dict(metadata),
+        is_leaf=lambda leaf: hasattr(leaf, "shape"),
+    )
 
 
 def digest(workdir: epath.Path | str) -> str:

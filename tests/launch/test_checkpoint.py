@@ -250,6 +250,34 @@ def test_all_damaged(run):
             restore(run)
 
 
+def test_variables_that_were_not_trained_here(tmp_path, monkeypatch):
+    """In their own types; read in others; full disks are told as such."""
+    variables = make_state(0, keep_ema=False).variables
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(variables)} == {"float32", "bfloat16"}
+    checkpoint.save_inference(tmp_path, variables, step=2)
+    shapes = checkpoint.inference_shapes(tmp_path)
+    assert shapes == jax.eval_shape(lambda: variables)
+    assert_same_bits(checkpoint.load_inference(tmp_path, shapes, total_steps=2), variables)
+    wider = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), shapes)
+    expected = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), variables)
+    assert_same_bits(checkpoint.load_inference(tmp_path, wider, total_steps=2), expected)
+    # The digest is that of a run with the same values, and damage is noticed.
+    save(tmp_path / "run", 0, keep_ema=False)
+    assert checkpoint.digest(tmp_path / "run") == checkpoint.digest(tmp_path)
+    damage(largest(tmp_path / "checkpoints" / "2"))
+    with pytest.raises(InputError, match="is damaged"):
+        checkpoint.load_inference(tmp_path, shapes, total_steps=2)
+
+    def full(*args, **kwargs):
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+    with pytest.raises(OSError) as error:
+        checkpoint.save_inference(tmp_path / "full", variables)
+    assert error.value.errno == errno.ENOSPC
+    assert checkpoint.latest_step(tmp_path / "full") is None
+
+
 def test_a_missing_run(tmp_path):
     with pytest.raises(InputError, match="none holds no finished checkpoint"):
         checkpoint.load_inference(tmp_path / "none", None, total_steps=3)

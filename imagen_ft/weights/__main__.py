@@ -1,0 +1,141 @@
+"""Imports the weights of DeepFloyd IF, or exports an import or a run to diffusers' layout.
+
+Import a repository of the Hugging Face Hub, or a folder in diffusers' layout:
+  python -m imagen_ft.weights --from=deepfloyd:DeepFloyd/IF-I-M-v1.0 --to=weights/IF-I-M
+  python -m imagen_ft.weights --from=deepfloyd:./IF-I-M --to=gs://bucket/IF-I-M --part=unet
+  python -m imagen_ft.weights --from=deepfloyd:./IF-I-M --to=weights/fp16 --variant=fp16
+
+Export an import, byte for byte as it was:
+  python -m imagen_ft.weights --from=weights/IF-I-M --to=deepfloyd:exported
+
+Export a run of imagen_ft.finetune, with the rest of the pipeline that it was made from:
+  python -m imagen_ft.weights --from=runs/base64 --to=deepfloyd:exported --pipeline=weights/IF-I-M
+  then, in diffusers: IFPipeline.from_pretrained("exported", safety_checker=None)
+
+The repositories are gated: accept their licence on their page, then `hf auth login` or HF_TOKEN.
+An import needs 1.1 times the weights' size of memory and of disk. Interrupted, the same command
+begins again.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+
+import jax
+from absl import flags
+
+from imagen_ft.weights.exporting import DTYPES, export_weights
+from imagen_ft.weights.importing import import_weights
+from imagen_ft.weights.sources import PARTS
+from input_pipeline.files import InputError
+
+LAYOUT = "deepfloyd:"
+# Of all errors of the system those that the user can mend, as in launch.runtime.app.
+_USERS_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Adds the flags of this command."""
+    text = {
+        "from": "deepfloyd:FOLDER or deepfloyd:OWNER/NAME[@REVISION] imports; DIR (import or run) "
+        "exports",
+        "to": "DIR, local or gs://, of an import; deepfloyd:FOLDER of an export",
+        "variant": "fp16 or bf16: which files to import; of an export, how files are named",
+        "pipeline": "export: where text encoder, tokenizer, schedulers and model_index.json are "
+        "taken from; a folder, an import or OWNER/NAME",
+    }
+    for name, help_text in text.items():
+        flags.DEFINE_string(name, None, help_text, flag_values=values)
+    known = ", ".join(PARTS)
+    flags.DEFINE_list(
+        "part", [], f"import: {known}; by default those there are", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "dtype", None, DTYPES, "export: type of the numbers (float32 for a run)", flag_values=values
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line and does the work.
+
+    Raises:
+        InputError: wrong flags or wrong files.
+    """
+    values = flags.FlagValues()
+    define_flags(values)
+    if {"--help", "-h", "-help"} & set(argv[1:]):
+        print((__doc__ or "").strip() + "\n\nflags:")
+        for name in sorted(values):
+            print(f"  --{name}: {values[name].help}")
+        return
+    try:
+        rest = values(list(argv))
+    except flags.Error as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"command line: {reason} (--help lists the flags)") from error
+    if len(rest) > 1:
+        raise InputError(f"command line: {rest[1]!r} is not a flag (--help lists the flags)")
+    source, target = values["from"].value, values["to"].value
+    for name, value in (("from", source), ("to", target)):
+        if not (value or "").removeprefix(LAYOUT):
+            raise InputError(f"--{name} is missing: name a folder (--help shows examples)")
+    if source.startswith(LAYOUT) == target.startswith(LAYOUT):
+        raise InputError(
+            f"one of --from and --to begins with {LAYOUT}, --from to import, --to to export "
+            "(--help shows examples)"
+        )
+    if source.startswith(LAYOUT):
+        _import(source.removeprefix(LAYOUT), target, values)
+    else:
+        _export(source, target.removeprefix(LAYOUT), values)
+
+
+def _import(source: str, target: str, values: flags.FlagValues) -> None:
+    for name in ("pipeline", "dtype"):
+        if values[name].value:
+            raise InputError(f"--{name} is for exports; an import keeps what is there")
+    unknown = sorted(set(values.part) - set(PARTS))
+    if unknown:
+        raise InputError(f"--part={unknown[0]}: known are {', '.join(PARTS)}")
+    if import_weights(source, target, values.part, values.variant):
+        print(f"imported {source} into {target}")
+    else:
+        print(f"{target} holds this import of {source} already")
+
+
+def _export(source: str, target: str, values: flags.FlagValues) -> None:
+    if values.part:
+        raise InputError("--part is for imports; an export writes all that there is")
+    export_weights(source, target, values.pipeline, values.variant, values.dtype)
+    print(f"exported {source} to {target}")
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """Runs the command and ends the process.
+
+    Exit codes: 0 done, 1 failed, 2 wrong input (`InputError`) or a full disk, 130 interrupted.
+    """
+    try:
+        main(list(sys.argv if argv is None else argv))
+    except InputError as error:
+        _end(2, f"error: {error}")
+    except KeyboardInterrupt:
+        _end(130, "interrupted: nothing is half written, the same command begins again")
+    except OSError as error:
+        if error.errno not in _USERS_ERRORS:
+            raise
+        place = f" at {error.filename}" if error.filename else ""
+        _end(2, f"error: cannot write{place}: {os.strerror(error.errno)}; mend that, run it again")
+    sys.exit(0)
+
+
+def _end(code: int, line: str) -> None:
+    print(line, file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    # Files go to files; no accelerator is needed, and its memory might be too small.
+    jax.config.update("jax_platforms", "cpu")
+    run()

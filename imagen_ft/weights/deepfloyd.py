@@ -1,0 +1,293 @@
+"""The configs of DeepFloyd IF in diffusers' layout: of its U-Nets and of its scheduler.
+
+`UNet2DConditionModel` has many forms; a field that would select another one is an error.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from imagen_ft.models.unet import UNet
+from input_pipeline.files import InputError
+
+# Fields with one value that we compute: (diffusers' default where the file has none, ours).
+_FIXED: dict[str, tuple[Any, Any]] = {
+    "act_fn": ("silu", "gelu"),
+    "addition_embed_type": (None, "text"),
+    "addition_time_embed_dim": (None, None),
+    "attention_type": ("default", "default"),
+    "center_input_sample": (False, False),
+    "class_embeddings_concat": (False, False),
+    "conv_in_kernel": (3, 3),
+    "conv_out_kernel": (3, 3),
+    "cross_attention_norm": (None, "group_norm"),
+    "downsample_padding": (1, 1),
+    "dropout": (0.0, 0.0),
+    "dual_cross_attention": (False, False),
+    "encoder_hid_dim_type": ("text_proj", "text_proj"),
+    "flip_sin_to_cos": (True, True),
+    "freq_shift": (0, 0),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn", "UNetMidBlock2DSimpleCrossAttn"),
+    "norm_eps": (1e-5, 1e-5),
+    "num_attention_heads": (None, None),
+    "num_class_embeds": (None, None),
+    "only_cross_attention": (False, False),
+    "projection_class_embeddings_input_dim": (None, None),
+    "resnet_time_scale_shift": ("default", "scale_shift"),
+    "reverse_transformer_layers_per_block": (None, None),
+    "time_cond_proj_dim": (None, None),
+    "time_embedding_type": ("positional", "positional"),
+    "timestep_post_act": (None, None),
+    "transformer_layers_per_block": (1, 1),
+    "use_linear_projection": (False, False),
+}
+# Fields that say which of IF's U-Nets it is, with diffusers' defaults; None: the file must tell.
+_OWN: dict[str, Any] = {
+    "addition_embed_type_num_heads": 64,
+    "attention_head_dim": 8,
+    "block_out_channels": None,
+    "class_embed_type": None,
+    "cross_attention_dim": 1280,
+    "down_block_types": None,
+    "encoder_hid_dim": None,
+    "in_channels": 4,
+    "layers_per_block": 2,
+    "mid_block_only_cross_attention": None,
+    "mid_block_scale_factor": 1.0,
+    "norm_num_groups": 32,
+    "out_channels": 4,
+    "resnet_out_scale_factor": 1.0,
+    "resnet_skip_time_act": False,
+    "sample_size": None,
+    "time_embedding_act_fn": None,
+    "time_embedding_dim": None,
+    "up_block_types": None,
+    "upcast_attention": False,  # these blocks take no notice of it
+}
+_DOWN = {"ResnetDownsampleBlock2D": False, "SimpleCrossAttnDownBlock2D": True}
+_UP = {"ResnetUpsampleBlock2D": False, "SimpleCrossAttnUpBlock2D": True}
+# diffusers has no field for the groups of the text's norm.
+_CROSS_GROUPS = 32
+
+
+def build_unet(config: Mapping[str, Any], where: Any) -> tuple[UNet, Any]:
+    """The U-Net that a `config.json` of diffusers describes.
+
+    Args:
+        config: its content.
+        where: its path, for messages.
+
+    Returns:
+        The model, computing in float32, and the shapes of its parameters.
+
+    Raises:
+        InputError: names the first field that asks for what we do not implement.
+    """
+    name = config.get("_class_name")
+    if name != "UNet2DConditionModel":
+        raise InputError(
+            f"{where}: _class_name is {name!r}, not 'UNet2DConditionModel'; name a U-Net of "
+            "DeepFloyd IF"
+        )
+    _check_fixed(config, where)
+    own = {field: config.get(field, default) for field, default in _OWN.items()}
+    try:
+        _check_own(own, where)
+        model = UNet(**_fields(own))
+        shapes = unet_shapes(model, own["in_channels"], own["encoder_hid_dim"])
+    except (TypeError, ValueError) as error:  # widths that heads or groups do not divide
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{where}: no network can be made of its fields ({reason})") from error
+    return model, shapes
+
+
+def _check_fixed(config: Mapping[str, Any], where: Any) -> None:
+    for field, (default, wanted) in _FIXED.items():
+        found = config.get(field, default)
+        found = default if field == "encoder_hid_dim_type" and found is None else found
+        same = all(value == wanted for value in found) if isinstance(found, list) else None
+        if not (found == wanted if same is None else same):
+            raise InputError(
+                f"{where}: {field} is {found!r}, only {wanted!r} is implemented; "
+                "use a U-Net of DeepFloyd IF"
+            )
+    for field in sorted(config.keys() - _FIXED.keys() - _OWN.keys()):
+        if not field.startswith("_") and config[field] not in (None, False):
+            raise InputError(
+                f"{where}: {field}={config[field]!r} is a field that is not implemented; "
+                "use a U-Net of DeepFloyd IF"
+            )
+
+
+def _check_own(own: dict[str, Any], where: Any) -> None:
+    """Replaces lists of one repeated number by it, and checks what belongs together."""
+
+    def fail(field: str, reason: str) -> None:
+        raise InputError(f"{where}: {field} is {own[field]!r}, {reason}")
+
+    for field in ("block_out_channels", "down_block_types", "up_block_types", "encoder_hid_dim"):
+        if own[field] is None:
+            fail(field, "every U-Net of DeepFloyd IF has it; use such a config.json")
+    for field in ("attention_head_dim", "cross_attention_dim"):
+        if isinstance(own[field], list):
+            if len(set(own[field])) != 1:
+                fail(field, "only one number for all levels is implemented")
+            own[field] = own[field][0]
+    levels = len(own["block_out_channels"])
+    for field, known in (("down_block_types", _DOWN), ("up_block_types", _UP)):
+        if len(own[field]) != levels:
+            fail(field, f"but there are {levels} block_out_channels; give one for each")
+        for block in own[field]:
+            if block not in known:
+                fail(field, f"of which {block} is not implemented; known are {', '.join(known)}")
+    if [_DOWN[b] for b in own["down_block_types"]] != [
+        _UP[b] for b in reversed(own["up_block_types"])
+    ]:
+        fail("up_block_types", "not the mirror of down_block_types; only that is implemented")
+    layers = own["layers_per_block"]
+    if isinstance(layers, list) and len(layers) != levels:
+        fail("layers_per_block", f"but there are {levels} block_out_channels; give one for each")
+    if own["class_embed_type"] not in (None, "timestep"):
+        fail("class_embed_type", "only None and 'timestep' are implemented")
+    if own["mid_block_only_cross_attention"]:
+        fail("mid_block_only_cross_attention", "only None and False are implemented")
+    if own["norm_num_groups"] is None:
+        fail("norm_num_groups", "a U-Net without norms is not implemented")
+    if own["mid_block_scale_factor"] != own["resnet_out_scale_factor"]:
+        scale = own["resnet_out_scale_factor"]
+        fail("mid_block_scale_factor", f"only the resnet_out_scale_factor, {scale}, is implemented")
+    if own["time_embedding_act_fn"] != ("gelu" if own["resnet_skip_time_act"] else None):
+        skip = own["resnet_skip_time_act"]
+        fail("time_embedding_act_fn", f"which with resnet_skip_time_act={skip} is not implemented")
+
+
+def _fields(own: Mapping[str, Any]) -> dict[str, Any]:
+    layers = own["layers_per_block"]
+    return dict(
+        out_channels=own["out_channels"],
+        block_out_channels=tuple(own["block_out_channels"]),
+        layers_per_block=tuple(layers) if isinstance(layers, list) else layers,
+        attention=tuple(_DOWN[block] for block in own["down_block_types"]),
+        cross_attention_dim=own["cross_attention_dim"],
+        time_embedding_dim=own["time_embedding_dim"] or 0,
+        attention_head_dim=own["attention_head_dim"],
+        num_groups=own["norm_num_groups"],
+        cross_num_groups=_CROSS_GROUPS,
+        pooling_heads=own["addition_embed_type_num_heads"],
+        noise_level=own["class_embed_type"] == "timestep",
+        skip_time_act=own["resnet_skip_time_act"],
+        out_scale=float(own["resnet_out_scale_factor"]),
+    )
+
+
+@functools.cache  # tracing a large network takes seconds
+def unet_shapes(model: UNet, in_channels: int, text_width: int) -> Any:
+    """Shapes of the parameters.
+
+    Args:
+        model: the network.
+        in_channels: of its images; for super-resolution those of the condition as well.
+        text_width: of the text encoder's states.
+    """
+    size = 2 ** (len(model.block_out_channels) - 1)
+    x, t = jnp.zeros((1, size, size, in_channels)), jnp.zeros((1,))
+    level = t if model.noise_level else None
+    text = jnp.zeros((1, 1, text_width))
+    return jax.eval_shape(model.init, jax.random.key(0), x, t, text, level)["params"]
+
+
+def unet_config(model: UNet, params: Any, sample_size: int | None, where: Any) -> dict[str, Any]:
+    """The `config.json` with which diffusers computes what `model` computes.
+
+    Args:
+        model: the network.
+        params: its parameters or their shapes.
+        sample_size: pixels of the images it makes.
+        where: where the model comes from, for messages.
+
+    Raises:
+        InputError: diffusers has no such network.
+    """
+    if model.cross_num_groups != _CROSS_GROUPS:
+        raise InputError(
+            f"{where}: cross_num_groups is {model.cross_num_groups}, in diffusers it is always "
+            f"{_CROSS_GROUPS}: this model cannot be exported; train one that has it"
+        )
+    levels = len(model.block_out_channels)
+    layers = model.layers_per_block
+    down, up = ({value: name for name, value in table.items()} for table in (_DOWN, _UP))
+    own = dict(
+        addition_embed_type_num_heads=model.pooling_heads,
+        attention_head_dim=model.attention_head_dim,
+        block_out_channels=list(model.block_out_channels),
+        class_embed_type="timestep" if model.noise_level else None,
+        cross_attention_dim=model.cross_attention_dim,
+        down_block_types=[down[bool(model.attention[level])] for level in range(levels)],
+        encoder_hid_dim=params["encoder_hid_proj"]["kernel"].shape[0],
+        in_channels=params["conv_in"]["kernel"].shape[2],
+        layers_per_block=layers if isinstance(layers, int) else list(layers),
+        mid_block_only_cross_attention=None,
+        mid_block_scale_factor=model.out_scale,
+        norm_num_groups=model.num_groups,
+        out_channels=model.out_channels,
+        resnet_out_scale_factor=model.out_scale,
+        resnet_skip_time_act=model.skip_time_act,
+        sample_size=sample_size,
+        time_embedding_act_fn="gelu" if model.skip_time_act else None,
+        time_embedding_dim=model.time_embedding_dim or None,
+        up_block_types=[up[bool(model.attention[level])] for level in reversed(range(levels))],
+        upcast_attention=False,
+    )
+    fixed = {field: wanted for field, (_, wanted) in _FIXED.items()}
+    return {"_class_name": "UNet2DConditionModel", **dict(sorted({**fixed, **own}.items()))}
+
+
+# What IF's samplers need to know, with DDPMScheduler's defaults.
+_SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "linear",
+    "variance_type": "fixed_small",
+    "clip_sample": True,
+    "clip_sample_range": 1.0,
+    "prediction_type": "epsilon",
+    "thresholding": False,
+    "dynamic_thresholding_ratio": 0.995,
+    "sample_max_value": 1.0,
+    "timestep_spacing": "leading",
+    "steps_offset": 0,
+    "rescale_betas_zero_snr": False,
+    "trained_betas": None,
+}
+_SCHEDULER_VALUES = {
+    "_class_name": ("DDPMScheduler",),
+    "beta_schedule": ("squaredcos_cap_v2",),
+    "variance_type": ("learned_range", "fixed_small", "fixed_small_log", "fixed_large"),
+    "prediction_type": ("epsilon",),
+    "timestep_spacing": ("leading",),
+    "rescale_betas_zero_snr": (False,),
+    "trained_betas": (None,),
+}
+
+
+def scheduler_settings(config: Mapping[str, Any], where: Any) -> dict[str, Any]:
+    """The settings of a `scheduler_config.json`, defaults filled in.
+
+    Args:
+        config: its content.
+        where: its path, for messages.
+
+    Raises:
+        InputError: names the first field that DeepFloyd IF has otherwise.
+    """
+    settings = {field: config.get(field, default) for field, default in _SCHEDULER.items()}
+    held = {**settings, "_class_name": config.get("_class_name", "DDPMScheduler")}
+    for field, known in _SCHEDULER_VALUES.items():
+        if held[field] not in known:
+            raise InputError(
+                f"{where}: {field} is {held[field]!r}; only {' or '.join(map(repr, known))} is "
+                "implemented, as DeepFloyd IF has it: use its scheduler"
+            )
+    return settings

@@ -1,0 +1,281 @@
+"""From imports and runs to diffusers' layout."""
+
+import dataclasses
+import functools
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from imagen_ft.weights import hub, layout
+from imagen_ft.weights.deepfloyd import unet_config
+from imagen_ft.weights.importing import HEADER, MODEL_INDEX, SMALL_PATTERNS, check_schedulers
+from imagen_ft.weights.loading import STORED, load_checkpoint, open_checkpoint
+from imagen_ft.weights.safetensors_files import Weights, write_file, write_model
+from imagen_ft.weights.sources import (
+    FILES,
+    MANIFEST,
+    PARTS,
+    RUN,
+    SMALL_PARTS,
+    NoSuchPart,
+    Part,
+    Place,
+    locate,
+    open_part,
+)
+from imagen_ft.weights.staging import check_target, new_folder
+from input_pipeline.files import InputError, is_local, read_json, write_atomic
+from launch.runtime.workdir import load_run_config
+
+DTYPES = ("float32", "float16", "bfloat16")
+_VARIANT_DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
+
+# Writes one part into the folder that it is given.
+_Writer = Callable[[Path], None]
+# Gives a tensor in the reference's layout by its name, as the type it is told.
+_Read = Callable[[str, np.dtype], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    """How weights are written; without either an import is written as it was."""
+
+    variant: str | None
+    dtype: str | None
+
+    @property
+    def as_imported(self) -> bool:
+        return self.variant is None and self.dtype is None
+
+    @property
+    def numbers(self) -> np.dtype:
+        return jnp.dtype(self.dtype or _VARIANT_DTYPES.get(self.variant or "", "float32"))
+
+
+def export_weights(
+    source: str,
+    target: epath.PathLike,
+    pipeline: str | None = None,
+    variant: str | None = None,
+    dtype: str | None = None,
+) -> None:
+    """Writes weights in diffusers' layout.
+
+    An import is written as it was, byte for byte, unless `variant` or `dtype` ask for another form.
+    A run's U-Net gets a `config.json` made from its fields.
+
+    Args:
+        source: an imported folder, or a run directory of imagen_ft.finetune.
+        target: a local folder that is empty or not there.
+        pipeline: a folder, import or repository with what `source` lacks: text encoder, tokenizer,
+            schedulers, model_index.json. With them diffusers' pipelines load `target`.
+        variant: 'fp16' or 'bf16': part of the files' names, and their type where `dtype` is None.
+        dtype: 'float32', 'float16' or 'bfloat16'; for a run float32 where both are None.
+
+    Raises:
+        InputError: anything is wrong with the source, the pipeline or the target, or diffusers has
+            no such model; nothing is written.
+    """
+    if not is_local(target):
+        raise InputError(f"{target}: safetensors are written to local folders; name one with --to")
+    target = epath.Path(target)
+    check_target(target)
+    form = _Form(variant, dtype)
+    places = _places(source)
+    writers = {name: _make_writer(PARTS[name], place, form) for name, place in places.items()}
+    lenders = [epath.Path(source) / "source"] + ([_lender(pipeline)] if pipeline else [])
+    if pipeline and "text_encoder" not in writers:
+        writers |= _borrow_text_encoder(pipeline, places["unet"], form)
+    small = _small_files(lenders)
+    index = small.pop(MODEL_INDEX, None)
+    if index is not None:
+        index = _without_missing(index, set(writers) | {name.partition("/")[0] for name in small})
+        if "unet" in places:
+            _check_pipeline(PARTS["unet"], places["unet"], json.loads(index), pipeline or source)
+    elif pipeline:
+        raise InputError(f"--pipeline={pipeline} has no {MODEL_INDEX}: name a pipeline's folder")
+    with new_folder(target) as folder:
+        for name, write in writers.items():
+            (folder / name).mkdir()
+            write(Path(folder / name))
+        for name, data in small.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            write_atomic(folder / name, data)
+        if index is not None:
+            write_atomic(folder / MODEL_INDEX, index)
+
+
+def _places(source: str) -> dict[str, Place]:
+    root = epath.Path(source)
+    if (root / MANIFEST).exists():
+        return {name: locate(root, name) for name in read_json(root / MANIFEST)["parts"]}
+    if not root.exists():
+        raise InputError(f"{source}: there is no such folder; name an import or a run")
+    place = locate(root, "unet")
+    if place.kind != RUN:
+        raise InputError(f"{source} is neither an imported folder nor a run: name one to export")
+    return {"unet": place}
+
+
+def _make_writer(part: Part, place: Place, form: _Form) -> _Writer:
+    """Checks what can be checked before anything is written."""
+    model, shapes = open_checkpoint(part, place)
+    copies = place.root / "source" / part.name
+    if place.kind != RUN and form.as_imported:
+        files = read_json(place.root / MANIFEST)["parts"][part.name]["files"]
+        return lambda folder: _write_as_imported(part, place, files, copies, folder)
+    if place.kind == RUN:
+        size = load_run_config(place.folder).stage.size
+        config = json.dumps(unet_config(model, shapes, size, place.folder), indent=2).encode()
+    else:
+        config = _with_dtype((copies / "config.json").read_bytes(), form.numbers)
+    entries = layout.entries(shapes, part.rules)
+    tensors = {name: (entry.reference_shape, form.numbers) for name, entry in entries.items()}
+
+    def write(folder: Path) -> None:
+        read = _reader(part, place, sum(leaf.size for leaf in _leaves(shapes)))
+        write_model(folder, part.stem, form.variant, tensors, read)
+        write_atomic(folder / "config.json", config)
+
+    return write
+
+
+def _write_as_imported(
+    part: Part, place: Place, files: Mapping[str, str], copies: epath.Path, folder: Path
+) -> None:
+    _, shapes = open_checkpoint(part, place)
+    read = _reader(part, place, sum(leaf.size for leaf in _leaves(shapes)))
+    for name, digest in files.items():
+        if write_file(folder / name, (copies / f"{name}{HEADER}").read_bytes(), read) != digest:
+            raise InputError(
+                f"{place.root}: {part.name}/{name} is not what was imported; import it again"
+            )
+    for path in copies.iterdir():
+        if not path.name.endswith(HEADER):
+            write_atomic(folder / path.name, path.read_bytes())
+
+
+def _leaves(shapes: Any) -> list[Any]:
+    return list(flax.traverse_util.flatten_dict(shapes).values())
+
+
+def _reader(part: Part, place: Place, total: int) -> _Read:
+    """Loads the parameters; what it returns gives them away one by one, with a progress bar."""
+    _, params = load_checkpoint(part, place, STORED)
+    entries = layout.entries(params, part.rules)
+    arrays = flax.traverse_util.flatten_dict(params, sep=".")
+    bar = tqdm(total=total, desc=part.name, unit=" numbers", unit_scale=True, disable=None)
+
+    def read(name: str, dtype: np.dtype) -> np.ndarray:
+        entry = entries[part.aliases.get(name, name)]
+        array = entry.to_reference(np.asarray(arrays[entry.path]))
+        with np.errstate(over="ignore"):
+            converted = array.astype(dtype, copy=False)
+        if dtype == np.float16 and array.dtype != dtype and np.isinf(converted).any():
+            raise InputError(f"{name} of {place.folder} does not fit float16: export it as bf16")
+        bar.update(array.size)
+        return converted
+
+    return read
+
+
+def _with_dtype(config: bytes, dtype: np.dtype) -> bytes:
+    """Whatever type the files have, transformers reads them as the one that the config names."""
+    table = json.loads(config)
+    named = {"dtype", "torch_dtype"} & table.keys()
+    if not named:
+        return config
+    table.update(dict.fromkeys(named, dtype.name))
+    return (json.dumps(table, indent=2) + "\n").encode()
+
+
+def _lender(pipeline: str) -> epath.Path:
+    """The folder of a pipeline's small files."""
+    root = epath.Path(pipeline)
+    if not root.exists():
+        locate(pipeline, "scheduler")  # says what is wrong with the name
+        root = epath.Path(hub.fetch(pipeline, SMALL_PATTERNS))
+    return root / "source" if (root / MANIFEST).exists() else root
+
+
+def _borrow_text_encoder(pipeline: str, unet: Place, form: _Form) -> dict[str, _Writer]:
+    part, faults = PARTS["text_encoder"], []
+    width = open_checkpoint(PARTS["unet"], unet)[1]["encoder_hid_proj"]["kernel"].shape[0]
+    for variant in dict.fromkeys((form.variant, None, *_VARIANT_DTYPES)):
+        try:
+            place = locate(pipeline, part.name, variant)
+            config = read_json(place.folder / "config.json")
+            config = config.get("imported", {}).get("config", config)
+            if config.get("d_model") != width:
+                raise InputError(
+                    f"{unet.folder} was trained with text states {width} wide, the text encoder of "
+                    f"{pipeline} has {config.get('d_model')}: name the pipeline with its encoder"
+                )
+            if place.kind != FILES:
+                return {part.name: _make_writer(part, place, _Form(None, None))}
+            weights = open_part(place.folder, part, variant)[2]
+        except NoSuchPart:
+            return {}  # pipelines of diffusers work without: they take embeddings
+        except InputError as error:
+            faults.append(error)
+            continue
+        return {part.name: functools.partial(_copy, weights)}
+    raise faults[0]
+
+
+def _copy(weights: Weights, folder: Path) -> None:
+    for name in ("config.json", weights.index, *weights.files):
+        if name:
+            shutil.copyfile(weights.folder / name, folder / name)
+
+
+def _small_files(lenders: list[epath.Path]) -> dict[str, bytes]:
+    """The small files of a pipeline by name; each folder from the first that has it."""
+    found: dict[str, bytes] = {}
+    for root in lenders:
+        held = {name.partition("/")[0] for name in found}
+        if MODEL_INDEX not in held and (root / MODEL_INDEX).exists():
+            found[MODEL_INDEX] = (root / MODEL_INDEX).read_bytes()
+        for part in SMALL_PARTS:
+            if part not in held and (root / part).exists():
+                for path in sorted((root / part).iterdir()):
+                    if not path.is_dir():
+                        found[f"{part}/{path.name}"] = path.read_bytes()
+        check_schedulers(root)
+    return found
+
+
+def _without_missing(index: bytes, parts: set[str]) -> bytes:
+    """The index of a pipeline, with null for what is not there (the safety checker)."""
+    table = json.loads(index)
+    components = {name for name, value in table.items() if isinstance(value, list) and value[0]}
+    if components <= parts:
+        return index
+    table.update({name: [None, None] for name in components - parts})
+    return (json.dumps(table, indent=2) + "\n").encode()
+
+
+def _check_pipeline(part: Part, place: Place, index: Mapping[str, Any], pipeline: str) -> None:
+    """Whether a pipeline can draw with a U-Net."""
+    model, shapes = open_checkpoint(part, place)
+    name = index.get("_class_name", "")
+    if ("SuperResolution" in name) != model.noise_level:
+        kind = "a super-resolution model" if model.noise_level else "a base model"
+        raise InputError(
+            f"{pipeline} is of the class {name}, but {place.folder} is {kind}: "
+            "name the pipeline of that stage with --pipeline"
+        )
+    channels = shapes["conv_in"]["kernel"].shape[2] // (2 if model.noise_level else 1)
+    if model.out_channels != 2 * channels:
+        raise InputError(
+            f"{place.folder} predicts {model.out_channels} channels; diffusers' {name} needs "
+            f"{2 * channels}, eps and the variance: export it without --pipeline"
+        )

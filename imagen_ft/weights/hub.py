@@ -1,0 +1,88 @@
+"""Downloads from the Hugging Face Hub, kept in its cache; tokens are found as its client does."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import huggingface_hub
+from huggingface_hub import errors
+
+from input_pipeline.files import InputError
+
+_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
+
+
+def is_id(path: str) -> bool:
+    """Whether it has the form owner/name or owner/name@revision."""
+    return _ID.fullmatch(path) is not None
+
+
+def fetch(repository: str, patterns: Sequence[str]) -> Path:
+    """Downloads the files that match, unless they are in the cache; its folder.
+
+    Args:
+        repository: owner/name, or owner/name@revision.
+        patterns: of the files' names.
+
+    Raises:
+        InputError: no such repository or revision, no access to it, no network.
+    """
+    name, _, revision = repository.partition("@")
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision or None, allow_patterns=list(patterns)
+            )
+        )
+    except (errors.HTTPError, OSError, ValueError) as error:
+        _explain(repository, error)
+
+
+def file_names(repository: str) -> list[str]:
+    """Names of all files of a repository.
+
+    Raises:
+        InputError: as `fetch`.
+    """
+    name, _, revision = repository.partition("@")
+    try:
+        return huggingface_hub.HfApi().list_repo_files(name, revision=revision or None)
+    except (errors.HTTPError, OSError, ValueError) as error:
+        _explain(repository, error)
+
+
+def _explain(repository: str, error: Exception) -> NoReturn:
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(
+        error.__cause__, errors.HfHubHTTPError
+    ):
+        error = error.__cause__  # nothing is in the cache because of that
+    page = f"{huggingface_hub.constants.ENDPOINT}/{repository.partition('@')[0]}"
+    if isinstance(error, errors.GatedRepoError):
+        reason = (
+            f"the repository is gated: accept its licence at {page}, then log in "
+            "(hf auth login, or set HF_TOKEN)"
+        )
+    elif isinstance(error, errors.RepositoryNotFoundError):
+        reason = (
+            "there is no such folder, and no such repository that you may see: check the name, "
+            "or log in if it is private or gated (hf auth login, or set HF_TOKEN)"
+        )
+    elif isinstance(error, errors.RevisionNotFoundError):
+        reason = f"the repository has no such revision; {page} lists them"
+    elif isinstance(error, errors.HfHubHTTPError) and not isinstance(
+        error, errors.LocalEntryNotFoundError
+    ):
+        status = error.response.status_code
+        reason = f"the Hub answered {status} ({error.server_message or 'no reason given'}): "
+        reason += "try again later" if status >= 500 else "log in (hf auth login) or check the name"
+    elif isinstance(error, errors.HFValidationError):
+        reason = "there is no such folder, and it is no name of a repository: check it"
+    elif isinstance(error, errors.HTTPError | ConnectionError | errors.LocalEntryNotFoundError):
+        reason = (
+            "there is no such folder, and it cannot be fetched: no network (or HF_HUB_OFFLINE is "
+            "set) and not all of it is in the cache; connect, or name a local folder"
+        )
+    else:
+        raise error
+    raise InputError(f"{repository}: {reason}") from error

@@ -1,0 +1,153 @@
+"""From diffusers' layout to folders that runs start from, nothing lost on the way."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from imagen_ft.weights import hub
+from imagen_ft.weights.deepfloyd import scheduler_settings
+from imagen_ft.weights.layout import Entry
+from imagen_ft.weights.loading import STORED, read_params
+from imagen_ft.weights.safetensors_files import Weights, read_header
+from imagen_ft.weights.sources import (
+    FILES,
+    MANIFEST,
+    PARTS,
+    SMALL_PARTS,
+    NoSuchPart,
+    Place,
+    locate,
+    open_part,
+)
+from imagen_ft.weights.staging import check_target, new_folder
+from input_pipeline.files import InputError, read_json, sha256, write_atomic, write_json
+from launch.runtime import checkpoint
+
+MODEL_INDEX = "model_index.json"
+HEADER = ".header"
+# The files of a pipeline that are kept as they are.
+SMALL_PATTERNS = (MODEL_INDEX, *(f"{name}/*" for name in SMALL_PARTS))
+
+
+def import_weights(
+    source: str,
+    target: epath.PathLike,
+    parts: Sequence[str] = (),
+    variant: str | None = None,
+) -> bool:
+    """Imports the weights of a pipeline, in the types that they are stored in.
+
+    `target` then has a finished run directory for each part, whose checkpoint
+    `load_unet`, `load_t5` and `checkpoint.load_inference` read, and in `source/` the small files as
+    they are: what an export needs to write the same bytes again.
+
+    Args:
+        source: a pipeline's folder, a part's own, or a repository of the Hub.
+        target: a folder, local or `gs://`, that is empty or not there.
+        parts: 'unet', 'text_encoder'; by default those that the source has.
+        variant: 'fp16', 'bf16' or None, the files without a variant in their names.
+
+    Returns:
+        False where `target` already holds this very import.
+
+    Raises:
+        InputError: anything is wrong with the source or the target; nothing is written.
+    """
+    target = epath.Path(target)
+    places = _places(source, parts, variant)
+    opened = {name: open_part(place.folder, PARTS[name], variant) for name, place in places.items()}
+    root = _small_files(source, places)
+    check_schedulers(root)
+    table = {
+        name: {
+            "files": {file: sha256(weights.folder / file) for file in weights.files},
+            "index": weights.index,
+            "variant": variant,
+        }
+        for name, (_, _, weights) in opened.items()
+    }
+    manifest = {"from": source, "parts": table}
+    if (target / MANIFEST).exists() and read_json(target / MANIFEST)["parts"] == table:
+        return False
+    check_target(target)
+    with new_folder(target) as folder:
+        for name, (_, entries, weights) in opened.items():
+            _import_part(name, entries, weights, folder, source)
+        _copy_small(root, list(places), folder / "source")
+        write_json(folder / MANIFEST, manifest)
+    return True
+
+
+def _places(source: str, parts: Sequence[str], variant: str | None) -> dict[str, Place]:
+    places, missing = {}, []
+    for part in parts or PARTS:
+        try:
+            places[part] = locate(source, part, variant)
+        except NoSuchPart as error:
+            if parts:
+                raise
+            missing.append(error)
+    if not places:
+        raise missing[0]
+    for place in places.values():
+        if place.kind != FILES:
+            raise InputError(
+                f"{source} is a run or an import already: name a folder or repository in "
+                "diffusers' layout to import"
+            )
+    return places
+
+
+def _small_files(source: str, places: Mapping[str, Place]) -> Path:
+    root = Path(next(iter(places.values())).root)
+    if not os.path.exists(source):
+        root = hub.fetch(source, SMALL_PATTERNS)
+    return root
+
+
+def check_schedulers(root: epath.Path | Path) -> None:
+    """Checks that the settings of a pipeline's schedulers, if it has any, are IF's.
+
+    Raises:
+        InputError: they are not.
+    """
+    for name in ("scheduler", "image_noising_scheduler"):
+        path = root / name / "scheduler_config.json"
+        if path.exists():
+            scheduler_settings(read_json(path), path)
+
+
+def _import_part(
+    name: str, entries: Mapping[str, Entry], weights: Weights, folder: epath.Path, source: str
+) -> None:
+    params = read_params(PARTS[name], entries, weights, STORED)
+    (folder / name).mkdir(parents=True)
+    checkpoint.save_inference(folder / name, {"params": params})
+    config: dict[str, Any] = {
+        "part": name,
+        "from": source,
+        "variant": weights.variant,
+        "config": read_json(weights.folder / "config.json"),
+    }
+    write_json(folder / name / "config.json", {"imported": config, "total_steps": 0})
+    copies = folder / "source" / name
+    copies.mkdir(parents=True)
+    for path in sorted(weights.folder.glob("*.json")):
+        if ".index." not in path.name or path.name == weights.index:
+            write_atomic(copies / path.name, path.read_bytes())
+    for file in weights.files:
+        write_atomic(copies / f"{file}{HEADER}", read_header(weights.folder / file))
+
+
+def _copy_small(root: Path, parts: Sequence[str], target: epath.Path) -> None:
+    if not any((root / part).is_dir() for part in parts):
+        return  # a part's own folder has no pipeline around it
+    paths = [path for name in SMALL_PARTS for path in (root / name).glob("*") if path.is_file()]
+    for path in [root / MODEL_INDEX, *sorted(paths)]:
+        if path.is_file():
+            copy = target / path.relative_to(root).as_posix()
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(copy, path.read_bytes())

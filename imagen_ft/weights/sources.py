@@ -1,0 +1,234 @@
+"""What a path stands for: a folder or repository in diffusers' layout, an import, a run."""
+
+import dataclasses
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from imagen_ft.weights import hub, layout
+from imagen_ft.weights.deepfloyd import build_unet
+from imagen_ft.weights.safetensors_files import Weights, file_names, find, open_weights
+from imagen_ft.weights.t5 import build_t5
+from input_pipeline.files import InputError, is_local, read_json, sha256, write_atomic
+from launch.runtime import checkpoint
+
+# Written last into an imported folder; names what it was made of.
+MANIFEST = "weights.json"
+# Folders of a pipeline without weights of ours, kept as they are.
+SMALL_PARTS = ("scheduler", "image_noising_scheduler", "tokenizer", "feature_extractor")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A part of a pipeline that has weights.
+
+    Attributes:
+        name: its folder.
+        stem: of its files' names.
+        rules: from our names to the files'.
+        aliases: second names of tensors: {second: first}.
+        build: from the content of config.json and its path to the model and its shapes.
+    """
+
+    name: str
+    stem: str
+    rules: layout.Rules
+    aliases: Mapping[str, str]
+    build: Callable[[Mapping[str, Any], Any], tuple[Any, Any]]
+
+
+PARTS = {
+    part.name: part
+    for part in (
+        Part("unet", "diffusion_pytorch_model", layout.UNET_RULES, {}, build_unet),
+        Part(
+            "text_encoder",
+            "model",
+            layout.T5_RULES,
+            {"encoder.embed_tokens.weight": "shared.weight"},
+            build_t5,
+        ),
+    )
+}
+# The files that tell a part's own folder from others.
+_MARKS = {
+    "unet": ("config.json",),
+    "text_encoder": ("config.json",),
+    "tokenizer": ("tokenizer_config.json", "tokenizer.json", "spiece.model"),
+    "scheduler": ("scheduler_config.json",),
+    "image_noising_scheduler": ("scheduler_config.json",),
+    "feature_extractor": ("preprocessor_config.json",),
+}
+FILES, IMPORTED, RUN = "files", "imported", "run"
+
+
+class NoSuchPart(InputError):
+    """A path has not this part, but may have others."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a part is.
+
+    Attributes:
+        kind: FILES, IMPORTED or RUN.
+        folder: FILES: with the part's files; otherwise a run directory.
+        root: the folder that was named; of a repository, its local copy.
+    """
+
+    kind: str
+    folder: epath.Path
+    root: epath.Path
+
+
+def locate(path: epath.PathLike, part: str, variant: str | None = None) -> Place:
+    """Finds a part; fetches its files (of that variant) where the path is a repository.
+
+    Raises:
+        InputError: there is no such folder, or it has no such part.
+    """
+    root = epath.Path(path)
+    if not root.exists():
+        return _fetch(os.fspath(path), part, variant)
+    if (root / MANIFEST).exists():
+        if part in PARTS and part not in read_json(root / MANIFEST)["parts"]:
+            raise NoSuchPart(f"{root} was imported without its {part}: import that as well")
+        return Place(IMPORTED, root / part, root)
+    config = read_json(root / "config.json") if (root / "config.json").exists() else {}
+    if part in PARTS and config.get("imported", {}).get("part") == part:
+        return Place(IMPORTED, root, root.parent)
+    if part == "unet" and "stage" in config:
+        return Place(RUN, root, root)
+    folders = [root / part]
+    if part not in PARTS or ("_class_name" in config) == (part == "unet"):
+        folders.append(root)
+    for folder in folders if not {"imported", "stage"} & config.keys() else ():
+        if any((folder / mark).exists() for mark in _MARKS[part]):
+            if not is_local(folder):
+                raise InputError(f"{folder}: safetensors are read from local folders; copy it")
+            return Place(FILES, folder, root)
+    raise NoSuchPart(
+        f"{root} has no {part}: it is neither a pipeline's folder, nor the part's own "
+        f"({' or '.join(_MARKS[part])} is missing or of another part), nor an import that was "
+        "finished, nor a run that trained it"
+    )
+
+
+def _fetch(name: str, part: str, variant: str | None) -> Place:
+    if not is_local(name) or not hub.is_id(name):
+        raise InputError(
+            f"{name}: there is no such folder; name one, or a repository of the Hub as owner/name"
+        )
+    if part in SMALL_PARTS:
+        patterns = [f"{part}/*"]
+    else:
+        stem = PARTS[part].stem
+        patterns = [f"{part}/config.json"]
+        patterns += [f"{part}/{pattern}" for pattern in file_names(stem, variant)]
+    root = epath.Path(hub.fetch(name, patterns))
+    folder = root / part
+    held = [path.name for path in folder.iterdir()] if folder.exists() else []
+    if not set(held) & set(_MARKS[part]):
+        raise NoSuchPart(f"{name} has no {part}: name a repository of DeepFloyd IF")
+    if part in PARTS and not any(file in held for file in file_names(stem, variant)[:2]):
+        there = [file.removeprefix(f"{part}/") for file in hub.file_names(name)]
+        find(there, stem, variant, f"{name}/{part}")
+    return Place(FILES, folder, root)
+
+
+def open_part(
+    folder: epath.Path, part: Part, variant: str | None
+) -> tuple[Any, dict[str, layout.Entry], Weights]:
+    """Opens files in diffusers' layout and checks that they fit their config.json.
+
+    Returns:
+        The model, its parameters by the files' names, the files.
+
+    Raises:
+        InputError: anything is missing, damaged, or of a model that is not implemented.
+    """
+    local = Path(folder)
+    where = local / "config.json"
+    model, shapes = part.build(read_json(where), where)
+    weights = open_weights(local, part.stem, variant)
+    entries = layout.entries(shapes, part.rules)
+    found = {name: tensor.shape for name, tensor in weights.tensors.items()}
+    layout.check_fit(entries, found, part.aliases, local)
+    for alias, name in part.aliases.items():
+        if alias in found and name in found:
+            first, second = weights.tensors[name], weights.tensors[alias]
+            if first.dtype != second.dtype or not _same_bytes(first.view(), second.view()):
+                raise InputError(
+                    f"{local}: {alias} and {name} are one matrix in this model, but they differ "
+                    "in the file; download it again"
+                )
+    return model, entries, weights
+
+
+def _same_bytes(first: np.ndarray, second: np.ndarray) -> bool:
+    return np.array_equal(first.view(np.uint8), second.view(np.uint8))
+
+
+def part_folder(path: epath.PathLike, part: str) -> Path:
+    """A local folder with a part's files, of an import with the verbatim copies of the small ones.
+
+    Args:
+        path: a pipeline's folder, the part's own, an import, or a repository of the Hub.
+        part: 'unet', 'text_encoder', 'tokenizer' or 'scheduler'.
+
+    Raises:
+        InputError: there is none, or it cannot be fetched.
+    """
+    place = locate(path, part)
+    if place.kind == FILES:
+        return Path(place.folder)
+    copies = place.root / "source" / part
+    if place.kind == RUN or not copies.exists():
+        raise NoSuchPart(f"{path} holds no files of a {part}: name the pipeline that has them")
+    return Path(copies) if is_local(copies) else _local_copy(copies, place.root / MANIFEST)
+
+
+def _local_copy(folder: epath.Path, manifest: epath.Path) -> Path:
+    """Small files of a remote import, copied once for each content of its manifest."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    target = Path(base, "imagen_ft", "source", sha256(manifest)[:32], folder.name)
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+            whole = Path(temporary, folder.name)
+            whole.mkdir()
+            for path in folder.iterdir():
+                write_atomic(whole / path.name, path.read_bytes())
+            if not target.exists():  # another process may have been faster
+                whole.rename(target)
+    return target
+
+
+def digest(path: epath.PathLike, part: str, variant: str | None = None) -> str:
+    """Digest of a part: equal files, or equal imported or trained weights, have equal digests.
+
+    Args:
+        path: as for `part_folder`, or a run directory.
+        part: 'unet', 'text_encoder', 'tokenizer' or 'scheduler'.
+        variant: of the weights.
+
+    Raises:
+        InputError: there is none.
+    """
+    place = locate(path, part, variant)
+    if part in PARTS and place.kind != FILES:
+        return checkpoint.digest(place.folder)
+    folder = part_folder(path, part)
+    if part in PARTS:
+        weights = open_weights(folder, PARTS[part].stem, variant)
+        names = ["config.json", *weights.files]
+    else:
+        names = sorted(file.name for file in folder.iterdir() if file.is_file())
+    lines = "".join(f"{name} {sha256(folder / name)}\n" for name in names)
+    return hashlib.sha256(lines.encode()).hexdigest()

@@ -1,0 +1,67 @@
+"""The config of T5 v1.1's encoder in transformers' layout."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from imagen_ft.models.t5 import T5Encoder
+from input_pipeline.files import InputError
+
+# Our field and transformers', with its default where the file has none.
+_FIELDS = {
+    "vocab_size": ("vocab_size", 32128),
+    "d_model": ("d_model", 512),
+    "d_kv": ("d_kv", 64),
+    "d_ff": ("d_ff", 2048),
+    "num_layers": ("num_layers", 6),
+    "num_heads": ("num_heads", 8),
+    "num_buckets": ("relative_attention_num_buckets", 32),
+    "max_distance": ("relative_attention_max_distance", 128),
+}
+# Fields with one value that we compute: (transformers' default, ours).
+_FIXED = {
+    "model_type": (None, "t5"),
+    "feed_forward_proj": ("relu", "gated-gelu"),
+    "dense_act_fn": ("gelu_new", "gelu_new"),
+    "is_gated_act": (True, True),
+    "is_decoder": (False, False),
+    "layer_norm_epsilon": (1e-6, 1e-6),
+    "quantization_config": (None, None),
+}
+
+
+def build_t5(config: Mapping[str, Any], where: Any) -> tuple[T5Encoder, Any]:
+    """The encoder that a `config.json` of transformers describes.
+
+    Args:
+        config: its content.
+        where: its path, for messages.
+
+    Returns:
+        The model, computing in float32, and the shapes of its parameters.
+
+    Raises:
+        InputError: names the first field that asks for what we do not implement.
+    """
+    for field, (default, wanted) in _FIXED.items():
+        found = config.get(field, default)
+        if found != wanted:
+            raise InputError(
+                f"{where}: {field} is {found!r}, only {wanted!r} is implemented; "
+                "use the encoder of a T5 v1.1"
+            )
+    fields = {ours: config.get(theirs, default) for ours, (theirs, default) in _FIELDS.items()}
+    for ours, value in fields.items():
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"{where}: {_FIELDS[ours][0]} is {value!r}, not a positive number")
+    model = T5Encoder(**fields)
+    return model, _shapes(model)
+
+
+@functools.cache  # tracing a large network takes seconds
+def _shapes(model: T5Encoder) -> Any:
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return jax.eval_shape(model.init, jax.random.key(0), tokens, tokens > 0)["params"]

@@ -1,0 +1,152 @@
+"""Ours against a peer: alternating runs in one process, a table, and one JSON line a case."""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import torch
+
+
+def arguments(description: str, **defaults: str) -> argparse.Namespace:
+    """Reads the flags that the benchmarks of networks share.
+
+    Args:
+        description: what `--help` prints.
+        **defaults: of `preset` and `batch`.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    sizes = lambda text: [int(size) for size in text.split(",")]  # noqa: E731
+    add = parser.add_argument
+    add("--quick", action="store_true", help="smaller, fewer repeats")
+    add("--preset", help="a model of imagen_ft.models.presets")
+    add("--batch", type=sizes, help="batch sizes, by comma")
+    add("--dtype", default="float32", choices=("float32", "bfloat16"))
+    add("--threads", type=int, default=2, help="of each, on a CPU")
+    add("--forward_only", action="store_true")
+    parser.set_defaults(**{**defaults, "batch": sizes(defaults["batch"])})
+    args = parser.parse_args()
+    if os.environ.get("NPROC") != str(args.threads):
+        # XLA reads it when it starts.
+        os.execve(sys.executable, [*sys.orig_argv], {**os.environ, "NPROC": str(args.threads)})
+    return args
+
+
+def matrix_peak(dtype: str) -> float:
+    """Operations a second of a large matrix product."""
+    size = 8192 if jax.default_backend() == "gpu" else 2048
+    a = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda a: a @ a)
+    product(a).block_until_ready()
+    times = []
+    for _ in range(10):
+        start = time.perf_counter()
+        product(a).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times)
+
+
+def synchronize(result: Any) -> Any:
+    """Waits for PyTorch's device."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What one case took.
+
+    Attributes:
+        case: its name.
+        ours: seconds of each run.
+        peer: seconds of each of the peer's runs.
+        flops: floating-point operations of a run; 0 where they are not counted.
+        work: units of work done in a run, for rates.
+        unit: of the work.
+        error: relative difference of the outputs.
+    """
+
+    case: str
+    ours: list[float]
+    peer: list[float]
+    flops: float
+    work: float
+    unit: str
+    error: float
+
+    @property
+    def ratio(self) -> float:
+        """Our speed over the peer's."""
+        return statistics.median(self.peer) / statistics.median(self.ours)
+
+
+def compare(
+    case: str,
+    ours: Callable[[], object],
+    peer: Callable[[], object],
+    *,
+    error: float,
+    work: float,
+    unit: str,
+    flops: float = 0.0,
+    repeats: int = 7,
+) -> Result:
+    """Times both, alternating, after one warm run of each.
+
+    Args:
+        case: its name.
+        ours: runs ours and waits for the result.
+        peer: the same for the peer.
+        error: relative difference of their outputs, found before.
+        work: done in a run.
+        unit: of the work.
+        flops: of a run.
+        repeats: timed runs of each.
+    """
+    times: tuple[list[float], list[float]] = ([], [])
+    for repeat in range(repeats + 1):
+        for function, found in zip((ours, peer), times, strict=True):
+            start = time.perf_counter()
+            function()
+            if repeat:
+                found.append(time.perf_counter() - start)
+    return Result(case, *times, flops, work, unit, error)
+
+
+def report(results: list[Result], peak: float = 0.0) -> None:
+    """Prints the table and the JSON lines.
+
+    Args:
+        results: of `compare`.
+        peak: operations a second of a large matrix product in this process.
+    """
+    if peak:
+        print(f"\na matrix product reaches {peak / 1e9:,.0f} GFLOP/s here")
+    titles = f"{'ratio':>6} {'GFLOP':>8} {'peak':>5} {'error':>8}"
+    print(f"\n{'case':32} {'ours':>16} {'peer':>16} {titles}")
+    for result in results:
+        share = result.flops / statistics.median(result.ours) / peak if peak else 0.0
+        print(
+            f"{result.case:32} {_shown(result.ours):>16} {_shown(result.peer):>16} "
+            f"{result.ratio:6.2f} {result.flops / 1e9:8,.1f} {share:5.0%} {result.error:8.1e}"
+        )
+    print("(milliseconds: median ± half of the range between the quartiles)\n")
+    for result in results:
+        rates = [result.work / statistics.median(times) for times in (result.ours, result.peer)]
+        line = dict(case=result.case, ours=rates[0], peer=rates[1], unit=result.unit)
+        print(json.dumps({**line, "ratio": result.ratio}))
+
+
+def _shown(times: list[float]) -> str:
+    low, _, high = statistics.quantiles(times, n=4)
+    return f"{1e3 * statistics.median(times):,.1f} ± {500 * (high - low):,.1f}"
