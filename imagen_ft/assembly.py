@@ -6,9 +6,10 @@ import ml_collections
 from etils import epath
 
 from imagen_ft import samplers
-from imagen_ft.cascade import Cascade, Denoiser, Stage
+from imagen_ft.cascade import Cascade
 from imagen_ft.models.unet import UNet
 from imagen_ft.schedule import make_schedule
+from imagen_ft.stage import Denoiser, Stage
 from imagen_ft.text import TextEncoder, make_text_encoder
 from input_pipeline.files import InputError, read_json
 from launch.runtime import checkpoint

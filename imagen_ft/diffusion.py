@@ -34,8 +34,12 @@ def eps_from_x0(x_t: Image, x0: Image, logsnr: Scalar) -> Image:
 
 
 def posterior(
-    x_t: Image, x0: Image, logsnr_t: Scalar, logsnr_s: Scalar, logvar_coeff: float = 0.0
-) -> tuple[Image, Float[Array, "*b 1 1 1"]]:
+    x_t: Image,
+    x0: Image,
+    logsnr_t: Scalar,
+    logsnr_s: Scalar,
+    logvar_coeff: float | Image = 0.0,
+) -> tuple[Image, Float[Array, "#b #h #w #c"]]:
     """Mean and log variance of q(x_s | x_t, x_0), s before t.
 
     Args:
@@ -45,6 +49,7 @@ def posterior(
         logsnr_s: of x_s; larger.
         logvar_coeff: v of Nichol and Dhariwal 2021, Eq. 15: log variance is
             v log beta + (1 - v) log beta~; 0 is the posterior's own variance, 1 the larger one.
+            A number, or one for each value of the images.
     """
     logsnr_t, logsnr_s = per_image(logsnr_t), per_image(logsnr_s)
     alpha_t, _ = alpha_sigma(logsnr_t)

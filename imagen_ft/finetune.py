@@ -18,8 +18,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from imagen_ft.assembly import check_same_model, make_denoiser
-from imagen_ft.cascade import Denoiser
 from imagen_ft.diffusion import add_noise, eps_loss, stratified_times
+from imagen_ft.stage import Denoiser
 from imagen_ft.text import make_text_encoder
 from input_pipeline import loader, sources
 from input_pipeline.augment.resize import resize
@@ -68,7 +68,7 @@ def diffusion_loss(
         low = shrink(x0, denoiser.low_size)
         condition = denoiser.condition(low, jax.random.normal(noise_key, x0.shape), level)
     context = denoiser.context(variables, text, level)
-    return eps_loss(denoiser.eps(variables, x_t, t, context, condition), eps)
+    return eps_loss(denoiser.predict(variables, x_t, t, context, condition), eps)
 
 
 def shrink(images: Float[Array, "b h w c"], size: int) -> Float[Array, "b size size c"]:

@@ -1,38 +1,39 @@
 """Classifier-free guidance and thresholding (Imagen, section 2.2 and 2.3)."""
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Image = Float[Array, "b h w c"]
 
 
-def guided_eps(predict: Callable[[Image], Image], x: Image, weight: float) -> Image:
-    """Guided noise: w eps(x, text) + (1 - w) eps(x, null).
+def guide(output: Image, weight: float, channels: int) -> Image:
+    """Guided output of a doubled batch: w eps(x, text) + (1 - w) eps(x, null).
 
     Args:
-        predict: the network, at a fixed time; called once: at w = 1 with x and the prompts' text,
-            else with x twice, first for the prompts, then for no text.
-        x: noisy images.
-        weight: w of Imagen; 1 is no guidance and no second evaluation.
+        output: of the network, first for the prompts, then for no text.
+        weight: w of Imagen; 1 is no guidance.
+        channels: how many of the output's channels are eps; what is behind them (DeepFloyd IF's
+            variance) is that of the prompts.
+
+    Returns:
+        The output for the prompts, with guided eps.
     """
-    if weight == 1.0:
-        return predict(x)
-    conditional, unconditional = jnp.split(predict(jnp.concatenate([x, x])), 2)
-    return weight * conditional + (1.0 - weight) * unconditional
+    conditional, unconditional = jnp.split(output, 2)
+    eps = weight * conditional[..., :channels] + (1.0 - weight) * unconditional[..., :channels]
+    return jnp.concatenate([eps, conditional[..., channels:]], axis=-1)
 
 
-def threshold(x0: Image, percentile: float) -> Image:
+def threshold(x0: Image, percentile: float, maximum: float = float("inf")) -> Image:
     """Keeps predicted images in [-1, 1].
 
     Args:
         x0: predicted images.
         percentile: 100 clips (static thresholding); less divides each image by that percentile of
             its absolute values, where that exceeds 1 (dynamic thresholding).
+        maximum: the most that is divided by (IF: 1.5 at 64 px, 1 above).
     """
     if percentile < 100.0:
         limit = jnp.percentile(jnp.abs(x0), percentile, axis=(1, 2, 3), keepdims=True)
-        limit = jnp.maximum(limit, 1.0)
+        limit = jnp.clip(limit, 1.0, maximum)
         return jnp.clip(x0, -limit, limit) / limit
     return jnp.clip(x0, -1.0, 1.0)

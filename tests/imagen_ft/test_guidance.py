@@ -1,40 +1,18 @@
 import numpy as np
 import pytest
 
-from imagen_ft.guidance import guided_eps, threshold
-
-
-class Network:
-    """eps = x * (mean of its text); remembers what it was called with."""
-
-    def __init__(self, *texts):
-        self.text, self.batches = np.concatenate(texts), []
-
-    def __call__(self, x):
-        assert len(x) == len(self.text)
-        self.batches.append(len(x))
-        return x * self.text.mean(axis=(1, 2)).reshape(-1, 1, 1, 1)
-
-
-def inputs():
-    rng = np.random.default_rng(0)
-    return (rng.normal(size=s).astype(np.float32) for s in ((3, 2, 2, 1), (3, 4, 5), (3, 4, 5)))
-
-
-def test_weight_one_is_one_undoubled_evaluation():
-    x, text, _ = inputs()
-    network = Network(text)
-    np.testing.assert_array_equal(guided_eps(network, x, 1.0), Network(text)(x))
-    assert network.batches == [3]
+from imagen_ft.guidance import guide, threshold
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.25, 7.0])
-def test_other_weights_are_one_doubled_evaluation(weight):
-    x, text, null = inputs()
-    network = Network(text, null)
-    expected = weight * Network(text)(x) + (1 - weight) * Network(null)(x)
-    np.testing.assert_allclose(guided_eps(network, x, weight), expected, atol=1e-6)
-    assert network.batches == [6]
+def test_guide(weight):
+    """Channels behind eps are the prompts'."""
+    output = np.random.default_rng(0).normal(size=(6, 2, 2, 3)).astype(np.float32)
+    prompts, null = output[:3].astype(np.float64), output[3:].astype(np.float64)
+    found = guide(output, weight, channels=2)
+    eps = weight * prompts[..., :2] + (1 - weight) * null[..., :2]
+    np.testing.assert_allclose(found[..., :2], eps, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found[..., 2:], output[:3, ..., 2:])
 
 
 def test_static_threshold():
@@ -55,3 +33,8 @@ def test_dynamic_threshold(percentile):
     np.testing.assert_allclose(found, np.clip(x0, -limit, limit) / limit, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(found[0], x0[0])
     assert np.abs(found[1:]).max() == 1
+
+
+def test_threshold_has_a_maximum():
+    x0 = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32) * 5
+    np.testing.assert_allclose(threshold(x0, 95.0, 1.5), np.clip(x0, -1.5, 1.5) / 1.5, rtol=1e-6)

@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from imagen_ft.diffusion import per_image, x0_from_eps
-from imagen_ft.samplers import DDIM, DDPM, make_sampler, sample
+from imagen_ft.samplers import DDIM, DDPM, Prediction, make_sampler, noise_of_keys, sample
 from imagen_ft.schedule import Cosine, alpha_sigma
 from input_pipeline.files import InputError
 
@@ -23,7 +23,7 @@ def exact_denoise(x_t, t):
     logsnr = Cosine().logsnr(t)
     alpha, sigma = alpha_sigma(per_image(logsnr))
     eps = sigma * (x_t - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2)
-    return x0_from_eps(x_t, eps, logsnr)
+    return Prediction(x0_from_eps(x_t, eps, logsnr))
 
 
 def draw(sampler, denoise, keys):
@@ -34,7 +34,8 @@ def draw(sampler, denoise, keys):
 @functools.partial(jax.jit, static_argnums=(0, 1, 3))
 def _draw(kind, num_steps, strength, denoise, keys):
     """The strength of the noise is an argument: fewer programs to compile."""
-    return sample(kind(num_steps, strength), denoise, Cosine(), keys, SHAPE)
+    noise = noise_of_keys(keys, SHAPE)
+    return sample(kind(num_steps, strength), denoise, Cosine(), noise)[0]
 
 
 @functools.cache
@@ -115,14 +116,17 @@ def test_ddim_with_noise_is_ddpm():
 
 def test_ddim_is_deterministic_unless_told():
     x_t, x0, noise = np.random.default_rng(0).normal(size=(3, 2, *SHAPE)).astype(np.float32)
-    step = lambda eta, noise: DDIM(4, eta).step(x_t, x0, noise, np.float32(-1), np.float32(2))  # noqa: E731
+
+    def step(eta, noise):
+        return DDIM(4, eta).step(x_t, Prediction(x0), noise, np.float32(-1), np.float32(2))
+
     np.testing.assert_array_equal(step(0.0, noise), step(0.0, -noise))
     assert not np.isclose(step(0.5, noise), step(0.5, -noise)).any()
 
 
 def keep(x_t, t):
     """Says that nothing is noise, so that all noise shows in the result."""
-    return x_t
+    return Prediction(x_t)
 
 
 def test_noise_depends_on_the_key_alone():

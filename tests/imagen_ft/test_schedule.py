@@ -3,7 +3,16 @@ import math
 import numpy as np
 import pytest
 
-from imagen_ft.schedule import SCHEDULES, Cosine, Linear, alpha_sigma, make_schedule
+from imagen_ft.schedule import (
+    SCHEDULES,
+    SPACINGS,
+    Cosine,
+    Linear,
+    SquaredCos,
+    alpha_sigma,
+    make_schedule,
+    sampling_times,
+)
 from input_pipeline.files import InputError
 
 TIMES = np.linspace(0, 1, 1001).astype(np.float32)
@@ -53,9 +62,36 @@ def test_linear():
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_time_of_the_network(name):
-    np.testing.assert_allclose(
-        make_schedule(name).model_time(np.float32([0, 0.25, 1])), [0, 250, 1000]
-    )
+    schedule = make_schedule(name)
+    found = schedule.model_time(np.float32([0, 0.251, 1]))
+    # Of a discrete schedule's 1,000 steps the first one is 0.
+    expected = [0, 250, 999] if schedule.num_train_timesteps else [0, 251, 1000]
+    np.testing.assert_allclose(found, expected)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_sampling_times_of_continuous_schedules(spacing):
+    times = sampling_times(Cosine(), 32, spacing)
+    assert times.shape == (33,) and times[-1] == 0 and (np.diff(times) < 0).all()
+    assert times[0] == 1 if spacing != "leading" else times[0] < 0.98
+    if spacing == "trailing":
+        np.testing.assert_array_equal(times, (np.arange(33) / np.float32(32))[::-1])
+    assert len(sampling_times(Cosine(), 3000, spacing)) == 3001
+
+
+@pytest.mark.parametrize(
+    ("schedule", "num_steps", "spacing", "message"),
+    [
+        (Cosine(), 0, "trailing", "num_steps=0: at least 1 step is needed"),
+        (SquaredCos(), 1001, "trailing", "num_steps=1001: the schedule has 1000 steps"),
+        (Cosine(), 8, "karras", "spacing='karras': known are linspace, .*trailing, .*super100"),
+        (SquaredCos(), 28, "fast27", "spacing='fast27' has 27 of 1000 steps, .*num_steps is 28"),
+        (SquaredCos(100), 27, "fast27", "spacing='fast27' has 27 of 1000 steps"),
+    ],
+)
+def test_times_that_are_not_there(schedule, num_steps, spacing, message):
+    with pytest.raises(InputError, match=message):
+        sampling_times(schedule, num_steps, spacing)
 
 
 def test_unknown_schedule():

@@ -1,0 +1,250 @@
+"""One diffusion model of a cascade: its network and conventions, and its way of sampling."""
+
+import dataclasses
+import functools
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from imagen_ft import guidance, samplers
+from imagen_ft.diffusion import add_noise, x0_from_eps
+from imagen_ft.models.unet import Context
+from imagen_ft.schedule import Schedule
+
+Image = Float[Array, "b h w c"]
+UPSAMPLING = ("bilinear", "bilinear_corners", "nearest")
+# The condition's noise is apart from the steps', which count from 0.
+CONDITION = 2**31 - 1
+
+
+class Network(Protocol):
+    """What a denoiser asks of a model; `UNet` and `EfficientUNet` have it."""
+
+    def init(self, *args: Any) -> Any:
+        """Variables, from a key, x, t, text and noise level."""
+
+    def apply(self, *args: Any, method: str | None = None) -> Any:
+        """Calls the network, or its methods `context` and `denoise`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoiser:
+    """One stage's network with the conventions that it is trained and sampled with.
+
+    Attributes:
+        model: the network.
+        schedule: of the noise, of images and of low-resolution conditions alike.
+        size: of the images, in pixels.
+        low_size: of the low-resolution images it starts from; 0 for a base model.
+        channels: of the images.
+        upsampling: how these are brought to size, one of `UPSAMPLING`.
+        learned_variance: whether the network has channels for it behind those of eps.
+    """
+
+    model: Network
+    schedule: Schedule
+    size: int
+    low_size: int
+    channels: int
+    upsampling: str = "bilinear"
+    learned_variance: bool = False
+
+    def init(self, key: Key[Array, ""], text: Float[Array, "n d"]) -> dict[str, Any]:
+        """New variables.
+
+        Args:
+            key: randomness.
+            text: states of any prompt, for their shape.
+        """
+        channels = self.channels * (2 if self.low_size else 1)
+        x = jnp.zeros((1, self.size, self.size, channels))
+        level = jnp.zeros((1,)) if self.low_size else None
+        return self.model.init(key, x, jnp.zeros((1,)), text[None], level)
+
+    def shapes(self, text_shape: tuple[int, int]) -> dict[str, Any]:
+        """Shapes of the variables; nothing is made."""
+        return jax.eval_shape(self.init, jax.random.key(0), jnp.zeros(text_shape))
+
+    def condition(
+        self, low: Image, noise: Image, level: Float[Array, " b"]
+    ) -> Float[Array, "b size size c"]:
+        """Upsamples low-resolution images and noises them to a level.
+
+        Noise-conditioning augmentation (Ho et al. 2021; Imagen, section 2.4).
+
+        Args:
+            low: low-resolution images in [-1, 1].
+            noise: standard normal, of the shape of the result.
+            level: in [0, 1]; 0 adds nothing.
+        """
+        upsampled = upsample(low, self.size, self.upsampling)
+        noised = add_noise(upsampled, noise, self.schedule.logsnr(level))
+        return jnp.where(level[:, None, None, None] > 0, noised, upsampled)
+
+    def context(
+        self,
+        variables: dict[str, Any],
+        text: Float[Array, "b n d"],
+        level: Float[Array, " b"] | None = None,
+    ) -> Context:
+        """What the network needs of the prompts, the same at every time.
+
+        Args:
+            variables: of the model.
+            text: states of the prompts.
+            level: what the condition was noised to, for super-resolution.
+        """
+        level = None if level is None else self.schedule.model_time(level)
+        return self.model.apply(variables, text, level, method="context")
+
+    def predict(
+        self,
+        variables: dict[str, Any],
+        x_t: Image,
+        t: Float[Array, " b"],
+        context: Context,
+        condition: Image | None = None,
+    ) -> Float[Array, "b h w out"]:
+        """The network's output: eps and, where it is learned, the variance behind it.
+
+        Args:
+            variables: of the model.
+            x_t: noisy images.
+            t: time in [0, 1].
+            context: result of `context`.
+            condition: result of `condition`, for super-resolution.
+        """
+        x = x_t if condition is None else jnp.concatenate([x_t, condition], axis=-1)
+        time = self.schedule.model_time(t)
+        return self.model.apply(variables, x, time, context, method="denoise")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A denoiser with its way of sampling.
+
+    Attributes:
+        denoiser: the network.
+        sampler: steps and variances.
+        guidance_weight: 1 is none.
+        threshold_percentile: see `guidance.threshold`.
+        noise_augmentation: level of the low-resolution images' noise, in [0, 1].
+        threshold_maximum: see `guidance.threshold`.
+        guidance_interval: the times, from and to, at which there is guidance; at others the
+            network runs once (Kynkaanniemi et al. 2024).
+        batch_size: images at a time; 0 is as many as the cascade takes.
+    """
+
+    denoiser: Denoiser
+    sampler: samplers.Sampler
+    guidance_weight: float
+    threshold_percentile: float
+    noise_augmentation: float
+    threshold_maximum: float = float("inf")
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    batch_size: int = 0
+
+    @functools.partial(jax.jit, static_argnums=0, static_argnames="skip_steps")
+    def sample(
+        self,
+        variables: dict[str, Any],
+        keys: Key[Array, " b"],
+        text: Float[Array, "b n d"],
+        null_text: Float[Array, "1 n d"],
+        low: Image | None = None,
+        start: Image | None = None,
+        skip_steps: int = 0,
+    ) -> Image:
+        """Draws one image a key, in [-1, 1].
+
+        Args:
+            variables: of the network.
+            keys: one an image; the image's noise depends on it alone.
+            text: states of the prompts.
+            null_text: states that stand for no text.
+            low: for super-resolution, what the images show.
+            start: images to begin with; see `samplers.sample`.
+            skip_steps: see `samplers.sample`.
+        """
+        size, channels = self.denoiser.size, self.denoiser.channels
+        noise = samplers.noise_of_keys(keys, (size, size, channels))
+        options = dict(start=start, skip_steps=skip_steps)
+        return self.run(variables, noise, text, null_text, low, **options)[0]
+
+    def run(
+        self,
+        variables: dict[str, Any],
+        noise: samplers.Noise,
+        text: Float[Array, "b n d"],
+        null_text: Float[Array, "1 n d"],
+        low: Image | None = None,
+        **options: Any,
+    ) -> tuple[Image, Image | None]:
+        """As `sample`, with any noise and all options of `samplers.sample`."""
+        condition, level = None, None
+        if low is not None:
+            level = jnp.full((text.shape[0],), self.noise_augmentation)
+            condition = self.denoiser.condition(low, noise(CONDITION), level)
+        denoise = self._make_denoise(variables, text, null_text, condition, level)
+        return samplers.sample(self.sampler, denoise, self.denoiser.schedule, noise, **options)
+
+    def _make_denoise(
+        self,
+        variables: dict[str, Any],
+        text: Array,
+        null_text: Array,
+        condition: Image | None,
+        level: Array | None,
+    ) -> samplers.Denoise:
+        denoiser, guided = self.denoiser, self.guidance_weight != 1.0
+        if guided:
+            # A doubled batch sees everything but the text twice.
+            text = jnp.concatenate([text, jnp.broadcast_to(null_text, text.shape)])
+            condition, level = jax.tree.map(lambda a: jnp.concatenate([a, a]), (condition, level))
+        # None of this depends on x_t: it is computed once for all steps.
+        inputs = denoiser.context(variables, text, level), condition
+
+        def once(x_t: Image, t: Float[Array, ""]) -> Image:
+            context, low = jax.tree.map(lambda a: a[: len(x_t)], inputs)
+            return denoiser.predict(variables, x_t, jnp.full(len(x_t), t), context, low)
+
+        def twice(x_t: Image, t: Float[Array, ""]) -> Image:
+            output = once(jnp.concatenate([x_t, x_t]), t)
+            return guidance.guide(output, self.guidance_weight, denoiser.channels)
+
+        def denoise(x_t: Image, t: Float[Array, ""]) -> samplers.Prediction:
+            if guided and self.guidance_interval != (0.0, 1.0):
+                first, last = self.guidance_interval
+                output = jax.lax.cond((t >= first) & (t <= last), twice, once, x_t, t)
+            else:
+                output = (twice if guided else once)(x_t, t)
+            eps, variance = jnp.split(output, [denoiser.channels], axis=-1)
+            x0 = x0_from_eps(x_t, eps, denoiser.schedule.logsnr(t))
+            x0 = guidance.threshold(x0, self.threshold_percentile, self.threshold_maximum)
+            # The network's -1 to 1 is the small to the large variance.
+            return samplers.Prediction(x0, (variance + 1) / 2 if variance.shape[-1] else None)
+
+        return denoise
+
+
+def upsample(
+    images: Float[Array, "b h w c"], size: int, method: str
+) -> Float[Array, "b size size c"]:
+    """Brings square images to a larger size.
+
+    Args:
+        images: to be upsampled.
+        size: in pixels.
+        method: 'bilinear' between the centres of pixels, 'bilinear_corners' between the outer
+            pixels' own (align_corners of PyTorch, DeepFloyd IF), or 'nearest'.
+    """
+    if method != "bilinear_corners":
+        shape = (images.shape[0], size, size, images.shape[-1])
+        return jax.image.resize(images, shape, method, antialias=False)
+    low = images.shape[1]
+    position = np.arange(size) * ((low - 1) / max(size - 1, 1))
+    weights = np.maximum(0.0, 1.0 - np.abs(position[:, None] - np.arange(low))).astype(np.float32)
+    return jnp.einsum("yh,xw,bhwc->byxc", weights, weights, images, precision="highest")
