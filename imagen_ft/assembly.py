@@ -1,15 +1,19 @@
 """From configs and run directories to denoisers, stages and cascades."""
 
+import dataclasses
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 from etils import epath
 
-from imagen_ft import samplers
+from imagen_ft import samplers, weights
 from imagen_ft.cascade import Cascade
+from imagen_ft.models import presets
 from imagen_ft.models.unet import UNet
-from imagen_ft.schedule import make_schedule
-from imagen_ft.stage import Denoiser, Stage
+from imagen_ft.schedule import make_schedule, sampling_times
+from imagen_ft.stage import UPSAMPLING, Denoiser, Network, Stage
 from imagen_ft.text import TextEncoder, make_text_encoder
 from input_pipeline.files import InputError, read_json
 from launch.runtime import checkpoint
@@ -18,41 +22,78 @@ from launch.runtime.workdir import load_run_config
 
 
 def make_denoiser(config: ml_collections.ConfigDict) -> Denoiser:
-    """Builds a denoiser from `size`, `low_size`, `channels`, `schedule`, `unet` (fields of `UNet`).
+    """Builds a denoiser.
+
+    Args:
+        config: `size`, `low_size`, `channels`, `schedule`; `unet`: fields of `UNet`, or `preset`, a
+            name of `models.presets`, and the fields that differ from it; `learned_variance` and
+            `upsampling` where they are not those of `Denoiser`.
 
     Raises:
-        InputError: unknown schedule, or sizes and levels that do not fit together.
+        InputError: unknown schedule, preset or upsampling, or sizes and levels that do not fit
+            together.
     """
-    fields = module_fields(config.unet)
-    levels = len(fields["block_out_channels"])
-    if len(fields["attention"]) != levels:
-        raise InputError(
-            f"unet.attention has {len(fields['attention'])} values, block_out_channels {levels}"
-        )
-    if config.size % 2 ** (levels - 1):
-        raise InputError(f"size={config.size} cannot be halved {levels - 1} times, once a level")
     if config.low_size and config.size % config.low_size:
         raise InputError(f"low_size={config.low_size} does not divide size={config.size}")
-    model = UNet(out_channels=config.channels, noise_level=config.low_size > 0, **fields)
-    schedule = make_schedule(config.schedule)
-    return Denoiser(model, schedule, config.size, config.low_size, config.channels)
+    upsampling = config.get("upsampling", "bilinear")
+    if upsampling not in UPSAMPLING:
+        raise InputError(f"upsampling={upsampling!r}: known are {', '.join(UPSAMPLING)}")
+    learned_variance = config.get("learned_variance", False)
+    return Denoiser(
+        model=_make_network(config, config.channels * (2 if learned_variance else 1)),
+        schedule=make_schedule(config.schedule),
+        size=config.size,
+        low_size=config.low_size,
+        channels=config.channels,
+        upsampling=upsampling,
+        learned_variance=learned_variance,
+    )
+
+
+def _make_network(config: ml_collections.ConfigDict, out_channels: int) -> Network:
+    fields = module_fields(config.unet)
+    own = dict(out_channels=out_channels, noise_level=config.low_size > 0)
+    preset = fields.pop("preset", "")
+    model = presets.make(preset, **fields | own) if preset else UNet(**fields | own)
+    levels = len(model.block_out_channels)
+    if isinstance(model, UNet) and len(model.attention) != levels:
+        raise InputError(
+            f"unet.attention has {len(model.attention)} values, block_out_channels {levels}"
+        )
+    halvings = levels - isinstance(model, UNet)
+    if config.size % 2**halvings:
+        raise InputError(f"size={config.size} cannot be halved {halvings} times, once a level")
+    return model
 
 
 def make_stage(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Stage:
-    """Builds a stage from the fields of `Stage`; a base needs no `noise_augmentation`.
+    """Builds a stage from the fields of `Stage`; those with defaults may be missing.
 
     Raises:
-        InputError: an unknown sampler, a level outside [0, 1].
+        InputError: an unknown sampler or spacing, steps that the schedule does not have, a level
+            outside [0, 1], a negative weight.
     """
-    level = config.get("noise_augmentation", 0.0)
+    level, weight = config.get("noise_augmentation", 0.0), config.guidance_weight
+    interval = tuple(config.get("guidance_interval", (0.0, 1.0)))
     if not 0.0 <= level <= 1.0:
         raise InputError(f"noise_augmentation={level}: a level is in [0, 1]")
+    if weight < 0:
+        raise InputError(f"guidance_weight={weight}: 1 is none, more is more; not below 0")
+    if len(interval) != 2 or not 0.0 <= interval[0] < interval[1] <= 1.0:
+        raise InputError(f"guidance_interval={interval}: from and to, in [0, 1], are needed")
+    sampler = samplers.make_sampler(config.sampler)
+    sampling_times(denoiser.schedule, sampler.num_steps, sampler.spacing)
+    if getattr(sampler, "logvar_coeff", 0.0) is None and not denoiser.learned_variance:
+        raise InputError("sampler.logvar_coeff='learned': the stage has no learned_variance")
     return Stage(
         denoiser=denoiser,
-        sampler=samplers.make_sampler(config.sampler),
-        guidance_weight=config.guidance_weight,
+        sampler=sampler,
+        guidance_weight=weight,
         threshold_percentile=config.threshold_percentile,
+        threshold_maximum=config.get("threshold_maximum", float("inf")),
         noise_augmentation=level,
+        guidance_interval=interval,
+        batch_size=config.get("batch_size", 0),
     )
 
 
@@ -92,14 +133,44 @@ def load_cascade(config: ml_collections.ConfigDict) -> Cascade:
     variables, digests = [], []
     for name, stage in stages.items():
         run = config.stages[name].run
-        check_same_model(run, config.stages[name].stage, config)
-        check_same_text(run, encoder)
-        abstract = stage.denoiser.shapes(encoder.shape)
-        total_steps = load_run_config(run).total_steps
-        variables.append(checkpoint.load_inference(run, abstract, total_steps))
-        digests.append(checkpoint.digest(run))
+        if is_run(run):
+            check_same_model(run, config.stages[name].stage, config)
+            check_same_text(run, encoder)
+            abstract = stage.denoiser.shapes(encoder.shape)
+            total_steps = load_run_config(run).total_steps
+            variables.append(checkpoint.load_inference(run, abstract, total_steps))
+            digests.append(checkpoint.digest(run))
+        else:
+            variables.append(_load_public(run, stage.denoiser, encoder, name))
+            digests.append(weights.digest(run, "unet"))
     names = tuple(config.class_names)
     return Cascade(tuple(stages.values()), tuple(variables), encoder, names, tuple(digests))
+
+
+def is_run(path: str) -> bool:
+    """Whether a path is a run directory of imagen_ft.finetune, not weights from elsewhere."""
+    config = epath.Path(path) / "config.json"
+    return not epath.Path(path).exists() or (config.exists() and "stage" in read_json(config))
+
+
+def _load_public(path: str, denoiser: Denoiser, encoder: TextEncoder, name: str) -> dict[str, Any]:
+    """DeepFloyd IF's weights: an import, or a folder in diffusers' layout."""
+    model, params = weights.load_unet(path)
+    ours = dataclasses.replace(denoiser.model, dtype=model.dtype, remat=model.remat)
+    if ours != model:
+        fields = [f.name for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
+        field = next(f for f in fields if getattr(ours, f) != getattr(model, f))
+        raise InputError(
+            f"config.stages.{name}: {field} is {getattr(ours, field)}, the weights of {path} have "
+            f"{getattr(model, field)}"
+        )
+    wanted = denoiser.shapes(encoder.shape)["params"]
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(lambda leaf: leaf.shape, wanted):
+        raise InputError(
+            f"config.stages.{name}: the weights of {path} take text states or images of another "
+            "width than the config has"
+        )
+    return {"params": params}
 
 
 def check_same_model(

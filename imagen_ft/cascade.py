@@ -1,4 +1,4 @@
-"""Denoisers, stages, cascades: from prompts to images, one diffusion model after the other."""
+"""Cascades: from prompts to images, one diffusion model after the other."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -7,11 +7,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from imagen_ft.stage import Stage
 from imagen_ft.text import TextEncoder, check_prompts
-from launch.runtime.images import to_uint8
+from input_pipeline.files import InputError
+from launch.runtime.images import to_float, to_uint8
+
+Images = UInt8[np.ndarray, "n size size c"]
+Progress = Callable[[int], None]
+
+
+def _silent(count: int) -> None:
+    """No progress is shown."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +30,7 @@ class Cascade:
         stages: in order of size.
         variables: of each stage.
         encoder: of the prompts.
-        class_names: the prompts it was trained with.
+        class_names: the prompts it was trained with; empty where any text will do.
         digests: of each stage's weights.
     """
 
@@ -32,14 +40,32 @@ class Cascade:
     class_names: tuple[str, ...]
     digests: tuple[str, ...]
 
+    @classmethod
+    def load(cls, config: str) -> "Cascade":
+        """Loads the stages that a config of `imagen_ft.sample` names.
+
+        Args:
+            config: its file and arguments, such as 'configs/digits/sample.py'.
+
+        Raises:
+            InputError: see `assembly.load_cascade`.
+        """
+        # They assemble cascades, so this module cannot import them at the top.
+        from imagen_ft.assembly import load_cascade
+        from launch.runtime.app import load_config
+
+        return load_cascade(load_config(config))
+
     def sample(
         self,
         prompts: Sequence[str],
         seed: int = 0,
         indices: Int[np.ndarray, " n"] | None = None,
         batch_size: int = 100,
-        progress: Callable[[int], None] = lambda count: None,
-    ) -> UInt8[np.ndarray, "n size size c"]:
+        progress: Progress = _silent,
+        start: Images | None = None,
+        skip_steps: int = 0,
+    ) -> Images:
         """Draws one image a prompt.
 
         Image n depends on the seed and its index alone, not on the batch it is drawn in.
@@ -48,13 +74,20 @@ class Cascade:
             prompts: one an image.
             seed: of the set of images.
             indices: which images of the set to draw; the first ones where it is None.
-            batch_size: how many are drawn at a time.
+            batch_size: how many are drawn at a time, unless a stage has its own number.
             progress: told the number of images finished, after each batch.
+            start: images of the base's size that it begins with, noised to the first step that is
+                taken (real guidance, He et al. 2023); None begins with noise.
+            skip_steps: steps of the base at the noisiest end that are not taken.
 
         Returns:
             The images of the last stage, in [0, 255].
+
+        Raises:
+            InputError: a prompt is no class name, or `start` does not fit the base.
         """
-        return self.sample_stages(prompts, seed, indices, batch_size, progress)[-1]
+        options = dict(start=start, skip_steps=skip_steps)
+        return self.sample_stages(prompts, seed, indices, batch_size, progress, **options)[-1]
 
     def sample_stages(
         self,
@@ -62,9 +95,64 @@ class Cascade:
         seed: int = 0,
         indices: Int[np.ndarray, " n"] | None = None,
         batch_size: int = 100,
-        progress: Callable[[int], None] = lambda count: None,
-    ) -> list[UInt8[np.ndarray, "n size size c"]]:
+        progress: Progress = _silent,
+        start: Images | None = None,
+        skip_steps: int = 0,
+    ) -> list[Images]:
         """As `sample`, but returns the images of every stage."""
+        if self.stages[0].denoiser.low_size:
+            raise InputError("this cascade has no base: give its images to upsample")
+        if not 0 <= skip_steps < self.stages[0].sampler.num_steps:
+            raise InputError(
+                f"skip_steps={skip_steps}: the base has {self.stages[0].sampler.num_steps} steps"
+            )
+        if start is not None:
+            self._check_images(start, len(prompts), self.stages[0].denoiser.size, "start")
+        return self._draw(0, prompts, seed, indices, batch_size, progress, None, start, skip_steps)
+
+    def upsample(
+        self,
+        images: Images,
+        prompts: Sequence[str],
+        seed: int = 0,
+        indices: Int[np.ndarray, " n"] | None = None,
+        batch_size: int = 100,
+        progress: Progress = _silent,
+    ) -> Images:
+        """Draws given images at the size of the last stage.
+
+        The stage that starts from images of this size is the first one; see `sample` for the rest.
+
+        Raises:
+            InputError: no stage does.
+        """
+        size = np.shape(images)[1]
+        sizes = [stage.denoiser.low_size for stage in self.stages]
+        if size not in sizes:
+            known = " or ".join(str(low) for low in sizes if low)
+            raise InputError(f"images of {size} px: the stages start from {known or 'noise'} px")
+        self._check_images(images, len(prompts), size, "images")
+        first = sizes.index(size)
+        return self._draw(first, prompts, seed, indices, batch_size, progress, images)[-1]
+
+    def _check_images(self, images: Images, count: int, size: int, name: str) -> None:
+        wanted = (count, size, size, self.stages[0].denoiser.channels)
+        if np.shape(images) != wanted or np.asarray(images).dtype != np.uint8:
+            found = f"{np.asarray(images).dtype} {list(np.shape(images))}"
+            raise InputError(f"{name} is {found}: uint8 {list(wanted)} is needed, one a prompt")
+
+    def _draw(
+        self,
+        first_stage: int,
+        prompts: Sequence[str],
+        seed: int,
+        indices: np.ndarray | None,
+        batch_size: int,
+        progress: Progress,
+        low: Images | None = None,
+        start: Images | None = None,
+        skip_steps: int = 0,
+    ) -> list[Images]:
         check_prompts(prompts, self.class_names)
         indices = np.arange(len(prompts)) if indices is None else np.asarray(indices)
         table, rows = np.unique(list(prompts), return_inverse=True)
@@ -72,23 +160,49 @@ class Cascade:
         batches = []
         for first in range(0, len(prompts), batch_size):
             part = slice(first, first + batch_size)
-            # One shape, one compilation: the last batch is filled up.
-            count = len(indices[part])
-            fill = (0, min(batch_size, len(prompts)) - count)
-            text = states[np.pad(rows[part], fill)]
-            batches.append(
-                [out[:count] for out in self._batch(seed, np.pad(indices[part], fill), text, null)]
-            )
-            progress(count)
+            inputs = {"text": states[rows[part]], "indices": indices[part]}
+            if low is not None:
+                inputs["low"] = to_float(jnp.asarray(low[part]))
+            if start is not None:
+                inputs["start"] = to_float(jnp.asarray(start[part]))
+            drawn = []
+            for number in range(first_stage, len(self.stages)):
+                whole = min(batch_size, len(prompts))
+                images = self._run(number, inputs, null, seed, whole, skip_steps)
+                drawn.append(np.asarray(to_uint8(images)))
+                # Only the base begins with images of its own size.
+                inputs = {"text": inputs["text"], "indices": inputs["indices"], "low": images}
+            batches.append(drawn)
+            progress(len(drawn[0]))
         return [np.concatenate(stage) for stage in zip(*batches, strict=True)]
 
-    def _batch(
-        self, seed: int, indices: np.ndarray, text: np.ndarray, null: np.ndarray
-    ) -> list[np.ndarray]:
-        images, low = [], None
-        for number, (stage, variables) in enumerate(zip(self.stages, self.variables, strict=True)):
-            key = jax.random.fold_in(jax.random.key(seed), number)
-            keys = jax.vmap(lambda n, key=key: jax.random.fold_in(key, n))(jnp.asarray(indices))
-            low = stage.sample(variables, keys, text, null, low)
-            images.append(np.asarray(to_uint8(low)))
-        return images
+    def _run(
+        self,
+        number: int,
+        inputs: dict[str, Any],
+        null: Array,
+        seed: int,
+        whole: int,
+        skip_steps: int,
+    ) -> Float[Array, "b size size c"]:
+        """One stage; every batch is filled up to one size, so that one compilation will do."""
+        stage, count = self.stages[number], len(inputs["indices"])
+        size = min(stage.batch_size or whole, whole)
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        skip_steps = 0 if number else skip_steps
+        images = []
+        for first in range(0, count, size):
+            part = {name: values[first : first + size] for name, values in inputs.items()}
+            fill = size - len(part["indices"])
+            part = {name: _filled(values, fill) for name, values in part.items()}
+            keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.asarray(part.pop("indices")))
+            options = dict(part, null_text=null, skip_steps=skip_steps)
+            drawn = stage.sample(self.variables[number], keys, **options)
+            images.append(drawn[: size - fill])
+        return jnp.concatenate(images)
+
+
+def _filled(values: Array, count: int) -> Array:
+    """With rows of zeros behind."""
+    pad = jnp.pad if isinstance(values, jax.Array) else np.pad
+    return pad(values, ((0, count),) + ((0, 0),) * (values.ndim - 1)) if count else values

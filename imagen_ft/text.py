@@ -1,6 +1,7 @@
 """What stands between prompts and the denoisers: text encoders, and states from a cache on disk."""
 
 import dataclasses
+import difflib
 import functools
 import shlex
 import sys
@@ -201,18 +202,20 @@ def check_prompts(
 
     Args:
         prompts: to be checked.
-        class_names: what they may be.
+        class_names: what they may be; empty where any text will do.
         places: where each comes from, for the message.
 
     Raises:
         InputError: names the first prompt that is no class name, and the class names.
     """
     for row, prompt in enumerate(prompts):
-        if prompt not in class_names:
+        if class_names and prompt not in class_names:
             place = places[row] if places else f"prompt {row + 1}"
             shown = ", ".join(class_names[:20]) + (", ..." if len(class_names) > 20 else "")
+            near = difflib.get_close_matches(prompt, class_names, n=1)
+            meant = f" (did you mean {near[0]!r}?)" if near else ""
             raise InputError(
-                f"{place}: {prompt!r} is not a class of this model; use one of {shown}"
+                f"{place}: {prompt!r} is not a class of this model{meant}; use one of {shown}"
             )
 
 

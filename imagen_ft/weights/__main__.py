@@ -13,12 +13,10 @@ Export a run of imagen_ft.finetune, with the rest of the pipeline that it was ma
   then, in diffusers: IFPipeline.from_pretrained("exported", safety_checker=None)
 
 The repositories are gated: accept their licence on their page, then `hf auth login` or HF_TOKEN.
-An import needs 1.1 times the weights' size of memory and of disk. Interrupted, the same command
-begins again.
+An import needs 1.2 times the size of the weights in memory and as much on disk. Interrupted, the
+same command begins again.
 """
 
-import errno
-import os
 import sys
 from collections.abc import Sequence
 
@@ -29,10 +27,9 @@ from imagen_ft.weights.exporting import DTYPES, export_weights
 from imagen_ft.weights.importing import import_weights
 from imagen_ft.weights.sources import PARTS
 from input_pipeline.files import InputError
+from launch.commands import exit_code
 
 LAYOUT = "deepfloyd:"
-# Of all errors of the system those that the user can mend, as in launch.runtime.app.
-_USERS_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -111,31 +108,13 @@ def _export(source: str, target: str, values: flags.FlagValues) -> None:
     print(f"exported {source} to {target}")
 
 
-def run(argv: Sequence[str] | None = None) -> None:
-    """Runs the command and ends the process.
-
-    Exit codes: 0 done, 1 failed, 2 wrong input (`InputError`) or a full disk, 130 interrupted.
-    """
-    try:
-        main(list(sys.argv if argv is None else argv))
-    except InputError as error:
-        _end(2, f"error: {error}")
-    except KeyboardInterrupt:
-        _end(130, "interrupted: nothing is half written, the same command begins again")
-    except OSError as error:
-        if error.errno not in _USERS_ERRORS:
-            raise
-        place = f" at {error.filename}" if error.filename else ""
-        _end(2, f"error: cannot write{place}: {os.strerror(error.errno)}; mend that, run it again")
-    sys.exit(0)
-
-
-def _end(code: int, line: str) -> None:
-    print(line, file=sys.stderr)
-    sys.exit(code)
+def run(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code, by the conventions of `launch.commands`."""
+    argv = list(sys.argv if argv is None else argv)
+    return exit_code(lambda: main(argv), "nothing is half written, the same command begins again")
 
 
 if __name__ == "__main__":
     # Files go to files; no accelerator is needed, and its memory might be too small.
     jax.config.update("jax_platforms", "cpu")
-    run()
+    sys.exit(run())

@@ -125,7 +125,7 @@ def _check_overrides(argv: Sequence[str]) -> None:
     files = [arg.partition("=")[2] for arg in argv if arg.startswith("--config=")]
     if len(files) != 1:
         raise InputError("--config is missing or doubled: name one file, --config=configs/X/Y.py")
-    config = _load_config_file(files[0])
+    config = load_config(files[0])
     for arg in argv:
         if not arg.startswith("--config."):
             continue
@@ -139,7 +139,12 @@ def _check_overrides(argv: Sequence[str]) -> None:
             node = node[field]
 
 
-def _load_config_file(argument: str) -> ml_collections.ConfigDict:
+def load_config(argument: str) -> ml_collections.ConfigDict:
+    """The config of `FILE.py[:arguments]`.
+
+    Raises:
+        InputError: no such file, or it is no config, or the arguments are wrong.
+    """
     path = argument.partition(":")[0]
     if not os.path.isfile(path):
         raise InputError(f"--config={argument}: there is no file {path}")

@@ -1,0 +1,115 @@
+"""Whole stages against diffusers' pipelines: same weights, same text states, same noise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler, IFPipeline, IFSuperResolutionPipeline
+from ml_collections import ConfigDict
+
+from imagen_ft import weights
+from imagen_ft.assembly import make_denoiser, make_stage
+from imagen_ft.stage import CONDITION
+from tests.parity.torch_weights import relative_error
+from tests.parity.weights_models import TEXT_WIDTH, tiny_unet
+
+SIZE, LOW, IMAGES, STEPS = 8, 4, 2, 6
+LEVEL = 250
+IF = "diffusers.pipelines.deepfloyd_if"
+
+
+def make_ours(folder, number, guidance_weight):
+    """A stage and its variables, from the files that diffusers has written."""
+    model, params = weights.load_unet(folder)
+    fields = (
+        "block_out_channels",
+        "layers_per_block",
+        "attention",
+        "cross_attention_dim",
+        "time_embedding_dim",
+        "attention_head_dim",
+        "pooling_heads",
+        "skip_time_act",
+        "out_scale",
+    )
+    config = dict(
+        size=SIZE,
+        low_size=LOW if number == 2 else 0,
+        channels=3,
+        schedule="squaredcos_cap_v2",
+        learned_variance=True,
+        upsampling="bilinear_corners",
+        unet={field: getattr(model, field) for field in fields},
+    )
+    sampler = dict(name="ddpm", num_steps=STEPS, logvar_coeff="learned", spacing="leading")
+    sampling = dict(
+        sampler=sampler,
+        guidance_weight=guidance_weight,
+        threshold_percentile=95.0,
+        threshold_maximum=1.5,
+        noise_augmentation=(LEVEL + 1) / 1000,
+    )
+    denoiser = make_denoiser(ConfigDict(config))
+    assert denoiser.model == model
+    return make_stage(ConfigDict(sampling), denoiser), {"params": params}
+
+
+def make_theirs(unet, number):
+    scheduler = DDPMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        variance_type="learned_range",
+        thresholding=True,
+        dynamic_thresholding_ratio=0.95,
+        sample_max_value=1.5,
+    )
+    parts = dict(unet=unet, scheduler=scheduler, tokenizer=None, text_encoder=None)
+    parts |= dict(safety_checker=None, feature_extractor=None, watermarker=None)
+    kind = IFPipeline if number == 1 else IFSuperResolutionPipeline
+    if number == 2:
+        parts["image_noising_scheduler"] = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    pipeline = kind(**parts, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def to_torch(images):
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1)))
+
+
+@pytest.mark.parametrize("guidance_weight", [1.0, 4.0])
+@pytest.mark.parametrize("number", [1, 2])
+def test_pipeline(number, guidance_weight, tmp_path, monkeypatch):
+    unet = tiny_unet(number)
+    unet.save_pretrained(tmp_path)
+    rng = np.random.default_rng(number)
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    text, null = draw(IMAGES, 5, TEXT_WIDTH), draw(1, 5, TEXT_WIDTH)
+    low = np.tanh(draw(IMAGES, LOW, LOW, 3))
+    noise = draw(STEPS + 2, IMAGES, SIZE, SIZE, 3)  # the last one is the condition's
+
+    # diffusers draws the start, the condition, then the steps.
+    order = [0, *([STEPS + 1] if number == 2 else []), *range(STEPS, 0, -1)]
+    drawn = iter(order)
+    take = lambda *_, **__: to_torch(noise[next(drawn)])  # noqa: E731
+    module = "pipeline_if" if number == 1 else "pipeline_if_superresolution"
+    monkeypatch.setattr(f"{IF}.{module}.randn_tensor", take)
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", take)
+    options = dict(image=to_torch(low), noise_level=LEVEL) if number == 2 else {}
+    expected = make_theirs(unet, number)(
+        **options,
+        height=SIZE,
+        width=SIZE,
+        num_inference_steps=STEPS,
+        guidance_scale=guidance_weight,
+        prompt_embeds=torch.from_numpy(text),
+        negative_prompt_embeds=torch.from_numpy(np.tile(null, (IMAGES, 1, 1))),
+        output_type="pt",
+    ).images.permute(0, 2, 3, 1)
+
+    stage, variables = make_ours(tmp_path, number, guidance_weight)
+    row = lambda step: jnp.asarray(noise)[jnp.where(step == CONDITION, STEPS + 1, step)]  # noqa: E731
+    run = jax.jit(lambda low: stage.run(variables, row, text, null, low)[0])
+    found = run(jnp.asarray(low) if number == 2 else None)
+    assert relative_error(found, expected) <= 1e-3
+    assert expected.abs().mean() > 0.1
