@@ -215,9 +215,13 @@ def check_same_text(run: str, encoder: TextEncoder) -> None:
 
 def parameter_shapes(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Shapes of the parameters of every stage and of the text encoder; nothing is loaded."""
-    encoder = make_text_encoder(config.text)
+    # A cache that is not made yet is as good here as one that is.
+    shape, encoder = config.text.get("shape"), {}
+    if shape is None:
+        shape = make_text_encoder(config.text).shape
+        encoder = {"text_encoder": make_text_encoder(config.text).parameters()}
     shapes = {
-        name: stage.denoiser.shapes(encoder.shape)["params"]
+        name: stage.denoiser.shapes(tuple(shape))["params"]
         for name, stage in make_stages(config).items()
     }
-    return {**shapes, "text_encoder": encoder.parameters()}
+    return {**shapes, **encoder}

@@ -110,6 +110,16 @@ class Cascade:
             self._check_images(start, len(prompts), self.stages[0].denoiser.size, "start")
         return self._draw(0, prompts, seed, indices, batch_size, progress, None, start, skip_steps)
 
+    def path(
+        self, prompts: Sequence[str], seed: int = 0
+    ) -> UInt8[np.ndarray, "steps n size size c"]:
+        """How the base comes to the images that `sample` draws: its predictions, step by step."""
+        check_prompts(prompts, self.class_names)
+        stage, key = self.stages[0], jax.random.fold_in(jax.random.key(seed), 0)
+        keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.arange(len(prompts)))
+        text, null = self.encoder.embed(prompts), self.encoder.null()
+        return np.asarray(to_uint8(stage.path(self.variables[0], keys, text, null)))
+
     def upsample(
         self,
         images: Images,

@@ -2,15 +2,18 @@
 
 python -m imagen_ft.sample --config=configs/digits/sample.py --workdir=runs/samples --prompt=seven
 
-Without --prompt or --prompts, every class the cascade knows is sampled.
+Without --prompt or --prompts, every class the cascade knows is sampled. --path=8 also writes
+path.png: eight moments of the base's way from noise to each of the first images.
 """
 
-from pathlib import Path
-
+import numpy as np
 from absl import flags
+from etils import epath
 from tqdm import tqdm
 
 from imagen_ft.assembly import load_cascade, parameter_shapes
+from imagen_ft.cascade import Cascade, Images
+from imagen_ft.class_names import read_lines
 from imagen_ft.text import check_prompts
 from input_pipeline.examples import encode_png
 from input_pipeline.files import InputError, write_atomic
@@ -18,12 +21,19 @@ from launch.runtime import app, pictures
 
 # A picture of more is not looked at, and takes minutes to draw.
 MOST_SHOWN = 256
+MOST_PATHS = 16
+GRID, PATH = "samples.png", "path.png"
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of this task alone."""
     flags.DEFINE_multi_string("prompt", [], "what to draw; may be repeated", flag_values=values)
-    flags.DEFINE_string("prompts", None, "text file, one prompt a line", flag_values=values)
+    flags.DEFINE_string(
+        "prompts", None, "text file, one prompt a line, or a JSON list", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "path", 0, "moments of the denoising that path.png shows; 0 for none", flag_values=values
+    )
 
 
 def read_prompts(values: flags.FlagValues) -> dict[str, str]:
@@ -34,12 +44,7 @@ def read_prompts(values: flags.FlagValues) -> dict[str, str]:
     """
     prompts = {f"--prompt number {i}": prompt for i, prompt in enumerate(values.prompt, start=1)}
     if values.prompts:
-        try:
-            lines = Path(values.prompts).read_text().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--prompts={values.prompts}: cannot be read as text") from error
-        found = {f"{values.prompts}:{i}": line.strip() for i, line in enumerate(lines, start=1)}
-        prompts |= {place: prompt for place, prompt in found.items() if prompt}
+        prompts |= {place: line for place, line in read_lines(values.prompts) if line}
         if not prompts:
             raise InputError(f"--prompts={values.prompts}: the file holds no prompt")
     return prompts
@@ -53,30 +58,74 @@ def main(args: app.Arguments) -> None:
     for field in ("batch_size", "images_per_prompt"):
         if config[field] < 1:
             raise InputError(f"config.{field}={config[field]}: at least 1 is needed")
-    if args.workdir and args.workdir.exists() and not args.workdir.is_dir():
-        raise InputError(f"{args.workdir} is a file: name a folder as --workdir")
+    if args.flags.path < 0:
+        raise InputError(f"--path={args.flags.path}: how many moments to show; 0 for none")
+    prompts = list(given.values()) or list(config.class_names)
+    prompts = [prompt for prompt in prompts for _ in range(config.images_per_prompt)]
     if args.dry_run:
         app.describe(config, **parameter_shapes(config))
         return
+    if not prompts:
+        raise InputError("nothing to draw: give --prompt=... or --prompts=FILE")
+    sizes = [entry.stage.size for entry in config.stages.values()]
+    check_workdir(args.workdir, prompts, sizes)
     cascade = load_cascade(config)
-    prompts = list(given.values()) or list(cascade.class_names)
-    prompts = [prompt for prompt in prompts for _ in range(config.images_per_prompt)]
+    cascade.encoder.embed(sorted(set(prompts)))  # One that a cache lacks is told before any work.
     with tqdm(total=len(prompts), desc="sample", unit="image") as bar:
         stages = cascade.sample_stages(
             prompts, config.seed, batch_size=config.batch_size, progress=bar.update
         )
-    args.workdir.mkdir(parents=True, exist_ok=True)
     shown = stages if config.show_stages else stages[-1:]
+    write_images(shown, prompts, config.images_per_prompt, args.workdir)
+    if args.flags.path:
+        draw_path(cascade, prompts[:MOST_PATHS], config.seed, args.flags.path, args.workdir)
+
+
+def write_images(
+    stages: list[Images], prompts: list[str], images_per_prompt: int, workdir: epath.Path
+) -> None:
+    """Writes single files of every stage, and one picture of them all."""
+    workdir.mkdir(parents=True, exist_ok=True)
     for number, prompt in enumerate(prompts):
-        for images in shown:
-            path = args.workdir / image_name(number, prompt, images.shape[1])
+        for images in stages:
+            path = workdir / image_name(number, prompt, images.shape[1])
             write_atomic(path, encode_png(images[number]))
     count = min(len(prompts), MOST_SHOWN)
-    tiles = [images[number] for number in range(count) for images in shown]
-    captions = [prompt for prompt in prompts[:count] for _ in shown]
-    columns = config.images_per_prompt * len(shown)
-    pictures.save_png(pictures.grid(tiles, captions, columns), args.workdir / "samples.png")
-    print(f"wrote {len(prompts)} images; {args.workdir / 'samples.png'} shows {count} of them")
+    tiles = [images[number] for number in range(count) for images in stages]
+    captions = [prompt for prompt in prompts[:count] for _ in stages]
+    columns = images_per_prompt * len(stages)
+    pictures.save_png(pictures.grid(tiles, captions, columns), workdir / GRID)
+    print(f"wrote {len(prompts)} images; {workdir / GRID} shows {count} of them")
+
+
+def check_workdir(workdir: epath.Path, prompts: list[str], sizes: list[int]) -> None:
+    """Looks for images of other prompts, among which these would be lost.
+
+    Raises:
+        InputError: there are some, or the folder is a file.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"{workdir} is a file: name a folder as --workdir")
+    ours = {image_name(n, prompt, size) for n, prompt in enumerate(prompts) for size in sizes}
+    found = {path.name for path in workdir.glob("*.png")} if workdir.exists() else set()
+    others = sorted(found - ours - {GRID, PATH})
+    if others:
+        raise InputError(f"{workdir} holds other images ({others[0]}): name another --workdir")
+
+
+def draw_path(
+    cascade: Cascade, prompts: list[str], seed: int, moments: int, workdir: epath.Path
+) -> None:
+    """Writes a picture of the base's predictions, from the noisiest step to the last, by row."""
+    steps = cascade.path(prompts, seed)
+    shown = np.linspace(0, len(steps) - 1, min(moments, len(steps))).round().astype(int)
+    tiles = [steps[step, row] for row in range(len(prompts)) for step in shown]
+    captions = [
+        prompt if not column else f"step {step + 1}"
+        for prompt in prompts
+        for column, step in enumerate(shown)
+    ]
+    pictures.save_png(pictures.grid(tiles, captions, len(shown)), workdir / PATH)
 
 
 def image_name(number: int, prompt: str, size: int) -> str:

@@ -174,6 +174,20 @@ class Stage:
         options = dict(start=start, skip_steps=skip_steps)
         return self.run(variables, noise, text, null_text, low, **options)[0]
 
+    @functools.partial(jax.jit, static_argnums=0)
+    def path(
+        self,
+        variables: dict[str, Any],
+        keys: Key[Array, " b"],
+        text: Float[Array, "b n d"],
+        null_text: Float[Array, "1 n d"],
+        low: Image | None = None,
+    ) -> Float[Array, "steps b h w c"]:
+        """What `sample` predicts x_0 to be at each of its steps, in [-1, 1]."""
+        size, channels = self.denoiser.size, self.denoiser.channels
+        noise = samplers.noise_of_keys(keys, (size, size, channels))
+        return self.run(variables, noise, text, null_text, low, path=True)[1]
+
     def run(
         self,
         variables: dict[str, Any],

@@ -164,8 +164,9 @@ def make_text_encoder(config: ml_collections.ConfigDict) -> TextEncoder:
 
     Args:
         config: either `cache`, a folder that `python -m imagen_ft.text` has made, with `null`
-            ('empty' or 'zeros') and `template` where they are not 'empty' and '{}'; or
-            `max_length`, `seed` and `model` (fields of `T5Encoder`) for fixed random weights.
+            ('empty' or 'zeros') and `template` where they are not 'empty' and '{}', and `shape`,
+            [length, d] of its states, where that has to be known before; or `max_length`, `seed`
+            and `model` (fields of `T5Encoder`) for fixed random weights.
 
     Raises:
         InputError: there is no such cache, it is damaged, or a field has a wrong value.
@@ -178,6 +179,10 @@ def make_text_encoder(config: ml_collections.ConfigDict) -> TextEncoder:
         raise InputError(f"config.text.null={null_text}: there is empty, zeros")
     check_template("config.text.template", template)
     cache = TextCache(config.cache)
+    if tuple(config.get("shape", cache.shape)) != cache.shape:
+        raise InputError(
+            f"config.text.shape={tuple(config.shape)}: {cache.folder} holds states {cache.shape}"
+        )
     if null_text == "empty" and "" not in cache:
         raise InputError(
             f"{cache.folder} lacks the empty prompt: run python -m imagen_ft.text again"

@@ -1,6 +1,7 @@
 """Pictures of images: grids with captions."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from input_pipeline.files import write_atomic
+
+DPI = 110
 
 
 def show(axes: Axes, image: UInt8[np.ndarray, "h w c"]) -> None:
@@ -30,17 +33,20 @@ def grid(
         columns: images a row.
     """
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.0 * columns, 1.2 * rows), layout="constrained")
+    # An image is shown pixel by pixel, or larger where it is small.
+    cell = max(1.0, max(image.shape[0] for image in images) / DPI)
+    figure = Figure(figsize=(cell * columns, (cell + 0.2) * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes[len(images) :]:
         axis.axis("off")
     for axis, image, caption in zip(axes, images, captions, strict=False):
         show(axis, image)
-        axis.set_title(caption, fontsize=9, pad=3)
+        lines = textwrap.wrap(caption, int(14 * cell), max_lines=2, placeholder="…")
+        axis.set_title("\n".join(lines), fontsize=9, pad=3)
     return figure
 
 
-def to_png(figure: Figure, dpi: int = 110) -> bytes:
+def to_png(figure: Figure, dpi: int = DPI) -> bytes:
     """Renders a figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight")

@@ -1,0 +1,69 @@
+"""Draws images with DeepFloyd IF's public weights, at 64 and 256 pixels.
+
+python -m imagen_ft.sample --config=configs/deepfloyd/sample.py --workdir=runs/if --prompt=goldfish
+
+Before it, once: import the weights, and embed the prompts.
+
+    weights="python -m imagen_ft.weights"
+    $weights --from=deepfloyd:DeepFloyd/IF-I-M-v1.0 --to=weights/IF-I-M
+    $weights --from=deepfloyd:DeepFloyd/IF-II-M-v1.0 --to=weights/IF-II-M --part=unet
+    python -m imagen_ft.text --prompts=prompts.txt --weights=weights/IF-I-M --to=data/text
+
+Hardware: one GPU or TPU with 16 GB. Expected: samples.png. `size=l` and `size=xl` take the larger
+models of the same names; `runlocal` two steps a stage.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import arguments
+
+FIRST = {"m": "if_i_m", "l": "if_i_l", "xl": "if_i_xl"}
+SECOND = {"m": "if_ii_m", "l": "if_ii_l", "xl": "if_ii_l"}
+
+
+def get_config(arg=""):
+    args = arguments.parse(arg, runlocal=False, size="m")
+    if args["size"] not in FIRST:
+        raise ValueError(f"size={args['size']}: known are {', '.join(FIRST)}")
+    first, second = (table[args["size"]] for table in (FIRST, SECOND))
+    schedule = dict(channels=3, schedule="squaredcos_cap_v2", learned_variance=True)
+    # IFPipeline's and IFSuperResolutionPipeline's defaults; noise level 250 is t = 0.251.
+    base = dict(
+        run="weights/" + first.replace("if_i_", "IF-I-").upper(),
+        stage=dict(schedule, size=64, low_size=0, unet=dict(preset=first, dtype="bfloat16")),
+        sampler=dict(name="ddpm", num_steps=100, spacing="leading", logvar_coeff="learned"),
+        guidance_weight=7.0,
+        threshold_percentile=95.0,
+        threshold_maximum=1.5,
+    )
+    super_resolution = dict(
+        run="weights/" + second.replace("if_ii_", "IF-II-").upper(),
+        stage=dict(
+            schedule,
+            size=256,
+            low_size=64,
+            upsampling="bilinear_corners",
+            unet=dict(preset=second, dtype="bfloat16"),
+        ),
+        sampler=dict(name="ddpm", num_steps=50, spacing="leading", logvar_coeff="learned"),
+        guidance_weight=4.0,
+        threshold_percentile=95.0,
+        threshold_maximum=1.0,
+        noise_augmentation=0.251,
+        batch_size=4,
+    )
+    config = ConfigDict(
+        dict(
+            seed=0,
+            class_names=(),
+            text=dict(cache="data/text", null="empty", shape=(77, 4096)),
+            stages=dict(base64=base, sr256=super_resolution),
+            batch_size=16,
+            images_per_prompt=4,
+            show_stages=False,
+        )
+    )
+    if args["runlocal"]:
+        for stage in config.stages.values():
+            stage.sampler.num_steps = 2
+    return config
