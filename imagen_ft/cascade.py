@@ -136,11 +136,12 @@ class Cascade:
         Raises:
             InputError: no stage does.
         """
-        size = np.shape(images)[1]
+        size = np.shape(images)[1] if np.ndim(images) == 4 else 0
         sizes = [stage.denoiser.low_size for stage in self.stages]
-        if size not in sizes:
-            known = " or ".join(str(low) for low in sizes if low)
-            raise InputError(f"images of {size} px: the stages start from {known or 'noise'} px")
+        if not size or size not in sizes:
+            known = " or ".join(f"{low} px" for low in sizes if low) or "noise"
+            shape = list(np.shape(images))
+            raise InputError(f"images of shape {shape}: the stages start from {known}")
         self._check_images(images, len(prompts), size, "images")
         first = sizes.index(size)
         return self._draw(first, prompts, seed, indices, batch_size, progress, images)[-1]

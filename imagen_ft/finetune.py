@@ -206,6 +206,8 @@ def main(args: app.Arguments) -> None:
             f"config.stage.channels={denoiser.channels}, but the images of config.train_source "
             f"have {source[0]['image'].shape[-1]}"
         )
+    if denoiser.learned_variance:
+        raise InputError("config.stage.learned_variance=True: there is no loss for it; set False")
     mesh = make_mesh(config.mesh)
     check_training(config, mesh)
     tx = make_optimizer(config.optimizer, config.total_steps)

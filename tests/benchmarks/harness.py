@@ -33,11 +33,13 @@ def arguments(description: str, **defaults: str) -> argparse.Namespace:
     add("--dtype", default="float32", choices=("float32", "bfloat16"))
     add("--threads", type=int, default=2, help="of each, on a CPU")
     add("--forward_only", action="store_true")
+    add("--steps", type=int, help="of a sampler")
     parser.set_defaults(**{**defaults, "batch": sizes(defaults["batch"])})
     args = parser.parse_args()
     if os.environ.get("NPROC") != str(args.threads):
-        # XLA reads it when it starts.
-        os.execve(sys.executable, [*sys.orig_argv], {**os.environ, "NPROC": str(args.threads)})
+        # XLA reads both when it starts; on a GPU it would leave PyTorch a quarter of the memory.
+        settings = {"NPROC": str(args.threads), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        os.execve(sys.executable, [*sys.orig_argv], os.environ | settings)
     return args
 
 
@@ -74,6 +76,7 @@ class Result:
         work: units of work done in a run, for rates.
         unit: of the work.
         error: relative difference of the outputs.
+        evaluations: of the network in a run, for its line of JSON; 0 leaves them out.
     """
 
     case: str
@@ -83,6 +86,7 @@ class Result:
     work: float
     unit: str
     error: float
+    evaluations: int = 0
 
     @property
     def ratio(self) -> float:
@@ -99,6 +103,7 @@ def compare(
     work: float,
     unit: str,
     flops: float = 0.0,
+    evaluations: int = 0,
     repeats: int = 7,
 ) -> Result:
     """Times both, alternating, after one warm run of each.
@@ -111,6 +116,7 @@ def compare(
         work: done in a run.
         unit: of the work.
         flops: of a run.
+        evaluations: of the network in a run, where they are worth telling.
         repeats: timed runs of each.
     """
     times: tuple[list[float], list[float]] = ([], [])
@@ -120,7 +126,7 @@ def compare(
             function()
             if repeat:
                 found.append(time.perf_counter() - start)
-    return Result(case, *times, flops, work, unit, error)
+    return Result(case, *times, flops, work, unit, error, evaluations)
 
 
 def report(results: list[Result], peak: float = 0.0) -> None:
@@ -142,9 +148,13 @@ def report(results: list[Result], peak: float = 0.0) -> None:
         )
     print("(milliseconds: median ± half of the range between the quartiles)\n")
     for result in results:
+        extra = {}
+        if result.evaluations:
+            share = result.flops / statistics.median(result.ours) / peak
+            extra = {"evaluations": result.evaluations, "peak_share": share}
         rates = [result.work / statistics.median(times) for times in (result.ours, result.peer)]
         line = dict(case=result.case, ours=rates[0], peer=rates[1], unit=result.unit)
-        print(json.dumps({**line, "ratio": result.ratio}))
+        print(json.dumps({**line, "ratio": result.ratio, **extra}))
 
 
 def _shown(times: list[float]) -> str:

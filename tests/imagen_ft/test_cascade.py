@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from imagen_ft import text
+from imagen_ft import samplers, text
 from imagen_ft.assembly import make_denoiser, make_stage
 from imagen_ft.cascade import Cascade
 from input_pipeline.files import InputError
+from launch.runtime.images import to_float
 
 NAMES = ("ab", "c", "de")
 UNET = dict(
@@ -65,10 +66,14 @@ def random_variables(stage, seed):
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-@pytest.fixture(scope="module")
-def cascade():
+def make_cascade():
     variables = tuple(random_variables(stage, seed) for seed, stage in enumerate(stages()))
     return Cascade(stages(), variables, encoder(), NAMES, ("", ""))
+
+
+@pytest.fixture(scope="module")
+def cascade():
+    return make_cascade()
 
 
 def bilinear(image, size):
@@ -181,3 +186,121 @@ def test_stages_with_the_same_fields_are_one_to_jit():
     first, again = stages()[0], stages()[0]
     assert first == again and hash(first) == hash(again)
     assert dataclasses.replace(first, guidance_weight=2.0) != first
+
+
+def with_batches(cascade, *sizes):
+    """Each stage with its own batch size; no other test's stages are equal to it."""
+    pairs = zip(cascade.stages, sizes, strict=True)
+    own = tuple(dataclasses.replace(stage, batch_size=size) for stage, size in pairs)
+    return dataclasses.replace(cascade, stages=own)
+
+
+def test_batches_of_a_stage_change_nothing(cascade, monkeypatch):
+    prompts, original, drawn = ["c", "ab", "de", "c", "ab"], samplers.noise_of_keys, []
+
+    def recording(keys, shape):
+        def noise(step):
+            value = original(keys, shape)(step)
+            jax.debug.callback(lambda *both: drawn.append(both), jnp.int32(step), value)
+            return value
+
+        return noise
+
+    def draw(batch_size, *sizes):
+        drawn.clear()
+        images = with_batches(cascade, *sizes).sample_stages(prompts, 7, None, batch_size)
+        jax.effects_barrier()
+        rows = {(int(step), row.tobytes()) for step, rows in drawn for row in np.asarray(rows)}
+        return (
+            images,
+            rows,
+            [{len(rows) for _, rows in drawn if rows.shape[1] == s} for s in (4, 8)],
+        )
+
+    monkeypatch.setattr(samplers, "noise_of_keys", recording)
+    monkeypatch.setattr("imagen_ft.cascade.to_uint8", lambda images: images)
+    together, noise, sizes = draw(5, 5, 5)
+    assert sizes == [{5}, {5}] and len(noise) == 5 * (3 + 4)
+    in_parts, noise_of_parts, sizes = draw(4, 2, 3)
+    assert sizes == [{2}, {3}]
+    assert noise <= noise_of_parts
+    for found, expected in zip(in_parts, together, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        assert np.std(expected, axis=0).mean() > 0.1
+
+
+def test_upsample_is_the_second_half_of_sample(cascade):
+    prompts, indices = ["c", "ab", "de"], np.array([4, 0, 9])
+    small, large = cascade.sample_stages(prompts, 5, indices)
+    found = cascade.upsample(small, prompts, 5, indices, batch_size=2)
+    # The base's images are rounded to whole numbers between the two.
+    assert np.abs(found.astype(int) - large).max() <= 3
+    keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(jax.random.key(5), 1), n))
+    inputs = keys(jnp.asarray(indices)), encoder().embed(prompts), encoder().null()
+    images = cascade.stages[1].sample(cascade.variables[1], *inputs, to_float(small))
+    assert np.abs(found - (np.asarray(images) + 1) * 127.5).max() <= 0.51
+    assert np.abs(cascade.upsample(small, prompts, 6, indices).astype(int) - large).max() > 50
+    assert np.abs(cascade.upsample(255 - small, prompts, 5, indices).astype(int) - large).max() > 50
+
+
+def test_start_of_a_cascade(cascade):
+    prompts = ["c", "ab", "de"]
+    start = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 1), np.uint8)
+    small, large = cascade.sample_stages(prompts, 5, batch_size=2, start=start, skip_steps=1)
+    assert small.shape == (3, 4, 4, 1) and large.shape == (3, 8, 8, 1)
+    keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(jax.random.key(5), 0), n))
+    inputs = keys(jnp.arange(3)), encoder().embed(prompts), encoder().null(), None
+    images = cascade.stages[0].sample(cascade.variables[0], *inputs, to_float(start), skip_steps=1)
+    assert np.abs(small - (np.asarray(images) + 1) * 127.5).max() <= 0.51
+    np.testing.assert_array_equal(
+        cascade.sample(prompts, 5, batch_size=2, start=start, skip_steps=1), large
+    )
+    assert (cascade.sample(prompts, 5, batch_size=2, skip_steps=1) != large).any()
+
+
+IMAGES = np.zeros((2, 4, 4, 1), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((2, 5, 5, 1), np.uint8), r"images of shape \[2, 5, 5, 1\]: .* start from 4 px"),
+        (np.zeros((2, 0, 0, 1), np.uint8), r"images of shape \[2, 0, 0, 1\]: .* start from 4 px"),
+        (np.zeros(4, np.uint8), r"images of shape \[4\]: .* start from 4 px"),
+        (IMAGES[:1], r"images is uint8 \[1, 4, 4, 1\]: uint8 \[2, 4, 4, 1\] is needed, one a"),
+        (IMAGES[..., [0, 0, 0]], r"images is uint8 \[2, 4, 4, 3\]: uint8 \[2, 4, 4, 1\]"),
+        (IMAGES / np.float32(255), r"images is float32 \[2, 4, 4, 1\]: uint8"),
+    ],
+)
+def test_images_that_cannot_be_upsampled(cascade, images, message):
+    with pytest.raises(InputError, match=message) as error:
+        cascade.upsample(images, ["c", "ab"])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(skip_steps=2), "skip_steps=2: the base has 2 steps"),
+        (dict(skip_steps=-1), "skip_steps=-1: the base has 2 steps"),
+        (dict(start=IMAGES[:1]), r"start is uint8 \[1, 4, 4, 1\]: uint8 \[2, 4, 4, 1\] is needed"),
+        (dict(start=np.zeros((2, 8, 8, 1), np.uint8)), r"start is uint8 \[2, 8, 8, 1\]"),
+        (dict(start=to_float(IMAGES)), r"start is float32 \[2, 4, 4, 1\]: uint8"),
+    ],
+)
+def test_starts_that_do_not_fit(cascade, options, message):
+    with pytest.raises(InputError, match=message) as error:
+        cascade.sample(["c", "ab"], **options)
+    assert "\n" not in str(error.value)
+
+
+def test_cascades_without_a_half(cascade):
+    def only(number):
+        fields = dict(stages=cascade.stages[number:][:1], variables=cascade.variables[number:][:1])
+        return dataclasses.replace(cascade, **fields)
+
+    with pytest.raises(InputError, match="this cascade has no base: give its images to upsample"):
+        only(1).sample(["c", "ab"])
+    with pytest.raises(InputError, match=r"\[2, 4, 4, 1\]: the stages start from noise$"):
+        only(0).upsample(IMAGES, ["c", "ab"])
+    assert only(1).upsample(IMAGES, ["c", "ab"]).shape == (2, 8, 8, 1)

@@ -124,6 +124,45 @@ def test_ddim_is_deterministic_unless_told():
     assert not np.isclose(step(0.5, noise), step(0.5, -noise)).any()
 
 
+# Wide, narrow, first and last steps.
+STEPS = [(1.0, 0.5), (0.5, 0.49), (1.0, 0.999), (0.01, 0.001), (0.3, 0.1)]
+
+
+def added_noise(sampler, learned, t, s):
+    """What a step adds for each unit of noise, and the variances that Eq. 15 is between."""
+    x_t, x0 = np.random.default_rng(0).normal(size=(2, 2, *SHAPE)).astype(np.float32)
+    logsnr_t, logsnr_s = (Cosine().logsnr(np.float32(at)) for at in (t, s))
+
+    def step(noise):
+        noise = np.full(x_t.shape, noise, np.float32)
+        after = sampler.step(x_t, Prediction(x0, learned), noise, logsnr_t, logsnr_s)
+        return np.asarray(after, np.float64)
+
+    alpha = alpha_bar(t) / alpha_bar(s)
+    beta_small = (1 - alpha_bar(s)) / (1 - alpha_bar(t)) * (1 - alpha)
+    return (step(4096.0) - step(-4096.0)) / 8192, 1 - alpha, beta_small
+
+
+@pytest.mark.parametrize("coeff", [0.0, 0.3, 1.0, None])
+@pytest.mark.parametrize(("t", "s"), STEPS)
+def test_the_variance_that_a_step_adds(coeff, t, s):
+    """Nichol and Dhariwal 2021, Eq. 15; learned for each value, where there is no constant."""
+    learned = np.random.default_rng(1).uniform(0, 1, (2, *SHAPE)).astype(np.float32)
+    found, beta, beta_small = added_noise(DDPM(4, coeff), learned, t, s)
+    v = learned.astype(np.float64) if coeff is None else np.full_like(found, coeff)
+    expected = np.exp(v * np.log(beta) + (1 - v) * np.log(beta_small))
+    np.testing.assert_allclose(found**2, expected, rtol=2e-4)
+    assert beta_small < beta
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_the_variance_that_a_step_of_ddim_adds(eta):
+    """Song et al. 2021, Eq. 16."""
+    for t, s in STEPS:
+        found, _, beta_small = added_noise(DDIM(4, eta), None, t, s)
+        np.testing.assert_allclose(found**2, eta**2 * beta_small, rtol=2e-4)
+
+
 def keep(x_t, t):
     """Says that nothing is noise, so that all noise shows in the result."""
     return Prediction(x_t)

@@ -30,6 +30,12 @@ def training():
     return config
 
 
+def learned():
+    config = training()
+    config.stage = ConfigDict(dict(config.stage.to_dict(), learned_variance=True))
+    return config
+
+
 def sampling():
     config = generate.get_config("runlocal")
     del config.stages.sr8
@@ -40,7 +46,7 @@ def sampling():
     return config
 
 
-get_config = lambda arg="": {{"train": training, "sample": sampling}}[arg]()
+get_config = lambda arg="": {{"train": training, "learned": learned, "sample": sampling}}[arg]()
 """
 
 
@@ -103,6 +109,13 @@ def test_sampling(digits, tmp_path):
 def test_generating(digits, tmp_path):
     assert run(generate, digits, "sample", tmp_path / "set") == 0
     assert verify(tmp_path / "set")["ok"]
+
+
+def test_a_learned_variance_is_not_trained(digits, tmp_path, capsys):
+    assert run(finetune, digits, "learned", tmp_path / "run") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: config.stage.learned_variance=True") and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_belongs_to_its_text_states(digits, tmp_path, capsys):
