@@ -304,3 +304,12 @@ def test_cascades_without_a_half(cascade):
     with pytest.raises(InputError, match=r"\[2, 4, 4, 1\]: the stages start from noise$"):
         only(0).upsample(IMAGES, ["c", "ab"])
     assert only(1).upsample(IMAGES, ["c", "ab"]).shape == (2, 8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options"),
+    [([], {}), (["ab"], dict(batch_size=0)), (["ab"], dict(indices=np.arange(2)))],
+)
+def test_cascade_needs_prompts(cascade, prompts, options):
+    with pytest.raises(InputError, match="at least one of each is needed"):
+        cascade.sample(prompts, **options)

@@ -106,7 +106,9 @@ def test_pictures(work, tmp_path, capsys):
     again = cascade.upsample(small, prompts)
     # What is given has been rounded to uint8.
     assert np.abs(again.astype(int) - large).mean() < 3
-    with pytest.raises(InputError, match=r"images of shape \[4, 5, 5, 3\]: the stages start from 4 px"):
+    with pytest.raises(
+        InputError, match=r"images of shape \[4, 5, 5, 3\]: the stages start from 4 px"
+    ):
         cascade.upsample(np.zeros((4, 5, 5, 3), np.uint8), prompts)
 
 
