@@ -168,8 +168,8 @@ class Cascade:
         indices = np.arange(len(prompts)) if indices is None else np.asarray(indices)
         if not len(prompts) or len(indices) != len(prompts) or batch_size < 1:
             raise InputError(
-                f"{len(prompts)} prompts, {len(indices)} indices, batch_size={batch_size}: at least "
-                "one of each is needed, and an index for each prompt"
+                f"{len(prompts)} prompts, {len(indices)} indices, batch_size={batch_size}: at "
+                "least one of each is needed, and an index for each prompt"
             )
         table, rows = np.unique(list(prompts), return_inverse=True)
         states, null = self.encoder.embed(table.tolist()), self.encoder.null()
