@@ -151,7 +151,9 @@ def report(results: list[Result], peak: float = 0.0) -> None:
         extra = {}
         if result.evaluations:
             share = result.flops / statistics.median(result.ours) / peak
+            fastest = min(result.peer) / min(result.ours)
             extra = {"evaluations": result.evaluations, "peak_share": share}
+            extra |= {"ratio_of_fastest": fastest}  # what other work on the machine disturbs least
         rates = [result.work / statistics.median(times) for times in (result.ours, result.peer)]
         line = dict(case=result.case, ours=rates[0], peer=rates[1], unit=result.unit)
         print(json.dumps({**line, "ratio": result.ratio, **extra}))
