@@ -187,6 +187,8 @@ def check_same_model(
         InputError: they differ.
     """
     made_with = load_run_config(run)
+    if "stage" not in made_with:
+        raise InputError(f"{run} holds imported weights: name a run of imagen_ft.finetune")
     expected = {"stage": stage, "text": config.text, "class_names": config.class_names}
     for field, value in expected.items():
         if plain(made_with[field]) != plain(value):

@@ -1,6 +1,6 @@
 """Embeds prompts with T5 and keeps their states on disk; training and sampling read them there.
 
-python -m imagen_ft.text --prompts=imagenet --weights=DeepFloyd/IF-I-M-v1.0 --to=data/imagenet_text
+python -m imagen_ft.text --class_names=imagenet --weights=weights/IF-I-M --to=data/imagenet_text
 python -m imagen_ft.text --prompts=prompts.txt --weights=weights/if --to=data/text --dtype=float32
 
 A config then names the cache in place of an encoder: text = dict(cache="data/imagenet_text"). The
@@ -46,8 +46,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     # fmt: off
     add = parser.add_argument
-    add("--prompts", required=True, metavar="FILE",
-        help="text, one prompt a line; .json, a list; or 'imagenet', its 1,000 class names")
+    add("--prompts", metavar="FILE", help="text, one prompt a line; or .json, a list")
+    add("--class_names", metavar="FILE",
+        help="the same, each name once and no blank line; or 'imagenet', CLIP's 1,000 names")
+    add("--num_classes", type=int, metavar="N", help="how many class names there have to be")
     add("--weights", required=True, metavar="DIR",
         help="folder with text_encoder/ and tokenizer/ (diffusers' layout, or what "
         "imagen_ft.weights has imported), or a repository on the Hugging Face Hub")
@@ -65,24 +67,30 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     # fmt: on
     args = parser.parse_args(argv)
     check_template("--template", args.template)
+    if bool(args.prompts) == bool(args.class_names):
+        raise InputError("command line: one of --prompts and --class_names is needed")
     if args.batch_size < 1:
         raise InputError(f"--batch_size={args.batch_size}: at least 1 is needed")
     return args
 
 
-def read_prompts(path: str, template: str) -> list[str]:
+def read_prompts(args: argparse.Namespace) -> list[str]:
     """The texts to be embedded, each once: the empty one, then those of a file.
 
     Raises:
-        InputError: the file cannot be read, or holds no prompt.
+        InputError: the file cannot be read, holds no prompt, or is no list of class names.
     """
-    if path == class_names.IMAGENET:
-        found = list(class_names.load(path))
+    if args.class_names:
+        found = list(class_names.load(args.class_names, args.num_classes))
+    elif args.prompts == class_names.IMAGENET:
+        found = list(class_names.load(args.prompts))
     else:
-        found = [prompt for _, prompt in class_names.read_lines(path) if prompt]
+        found = [prompt for _, prompt in class_names.read_lines(args.prompts) if prompt]
         if not found:
-            raise InputError(f"--prompts={path}: the file holds no prompt; write one a line")
-    return list(dict.fromkeys(["", *(prompt_key(prompt, template) for prompt in found)]))
+            raise InputError(
+                f"--prompts={args.prompts}: the file holds no prompt; write one a line"
+            )
+    return list(dict.fromkeys(["", *(prompt_key(prompt, args.template) for prompt in found)]))
 
 
 def embed_prompts(args: argparse.Namespace) -> None:
@@ -94,7 +102,7 @@ def embed_prompts(args: argparse.Namespace) -> None:
     # Imported here, for it imports the room's other modules, which import `imagen_ft.text`.
     from imagen_ft import weights
 
-    prompts, folder = read_prompts(args.prompts, args.template), epath.Path(args.to)
+    prompts, folder = read_prompts(args), epath.Path(args.to)
     tokenizer = load_t5_tokenizer(weights.part_folder(args.weights, "tokenizer"), args.max_length)
     encoder = {
         "weights": weights.digest(args.weights, "text_encoder", args.variant),

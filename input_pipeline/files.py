@@ -104,6 +104,18 @@ def read_json(path: epath.PathLike) -> Any:
         raise InputError(f"{path}: not JSON ({error}); restore it or write it again") from None
 
 
+def read_object(path: epath.PathLike) -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
+
+    Raises:
+        InputError: it is missing, it is not JSON, or holds something else.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: JSON, but no object ({{...}}); restore it or write it again")
+    return found
+
+
 def sha256(path: epath.PathLike) -> str:
     """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     digest = hashlib.sha256()

@@ -45,7 +45,7 @@ def exit_code(command: Callable[[], None], interrupted: str) -> int:
             raise
         place = f" at {error.filename}" if error.filename else ""
         reason = os.strerror(error.errno)
-        return _end(2, f"error: cannot write{place}: {reason}; mend that, run it again")
+        return _end(2, f"error: cannot read or write{place}: {reason}; mend that, run it again")
     return 0
 
 

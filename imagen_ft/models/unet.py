@@ -43,13 +43,16 @@ class UNet(nn.Module):
         cross_attention_dim: width of the projected text.
         time_embedding_dim: width of the embeddings of time, noise level and pooled text; 0 is four
             times the finest level's.
-        attention_head_dim: channels a head.
+        attention_head_dim: channels a head, or one such number for each block down, which the
+            blocks up take in the same order (diffusers does not reverse it).
         num_groups: groups of every other group norm.
         pooling_heads: heads of the text's attention pooling.
         noise_level: whether the noise level of a low-resolution condition is embedded
             (super-resolution; the condition itself is concatenated to x).
-        skip_time_act: the embeddings are activated once, not in every resnet (IF's stage II).
+        skip_time_act: the embeddings are not activated in every resnet (IF's stage II).
+        time_act: they are activated once, before; None is the same as skip_time_act.
         out_scale: every resnet's output is divided by it.
+        mid_out_scale: the same for those of the middle; None is out_scale.
         cross_num_groups: groups of the text's norm in every attention.
         remat: whether every resnet and attention keeps only its inputs for the backward pass and
             computes the rest again; or one such choice for each level (the middle goes with the
@@ -63,13 +66,15 @@ class UNet(nn.Module):
     attention: Sequence[bool]
     cross_attention_dim: int
     time_embedding_dim: int = 0
-    attention_head_dim: int = 64
+    attention_head_dim: int | Sequence[int] = 64
     num_groups: int = 32
     cross_num_groups: int = 32
     pooling_heads: int = 64
     noise_level: bool = False
     skip_time_act: bool = False
+    time_act: bool | None = None
     out_scale: float = 1.0
+    mid_out_scale: float | None = None
     remat: bool | Sequence[bool] = False
     dtype: Any = jnp.float32
 
@@ -115,7 +120,8 @@ class UNet(nn.Module):
             noise_level: of the low-resolution images, in the units of t.
 
         Raises:
-            ValueError: `noise_level` is given and the model has none, or the other way round.
+            ValueError: `noise_level` is given and the model has none, or the other way round; the
+                images cannot be halved as often as the levels ask for.
         """
         return self.denoise(x, t, self.context(text, noise_level))
 
@@ -142,10 +148,16 @@ class UNet(nn.Module):
         embedding = self.time_embedding(timestep_embedding(t, self.block_out_channels[0]))
         for part in context.embedding:
             embedding = embedding + part
-        if self.skip_time_act:
+        if self.skip_time_act if self.time_act is None else self.time_act:
             embedding = gelu(embedding)
         texts = iter(context.keys_values)
         levels = range(len(self.block_out_channels))
+        stride = 2 ** (len(levels) - 1)
+        if x.shape[1] % stride or x.shape[2] % stride:
+            raise ValueError(
+                f"images of {x.shape[1]}x{x.shape[2]} px: give height and width that are multiples "
+                f"of {stride}, the total stride"
+            )
         h = self.conv_in(x)
         skips = [h]
         for level in levels:
@@ -223,13 +235,19 @@ class UNet(nn.Module):
             out_scale=self.out_scale,
             dtype=self.dtype,
         )
+        if name.startswith("mid") and self.mid_out_scale is not None:
+            fields["out_scale"] = self.mid_out_scale
         setattr(self, name, block(**fields))
 
     def _add_attention(self, level: int, name: str) -> str:
+        head_dim = self.attention_head_dim
+        if not isinstance(head_dim, int):
+            up = name.startswith("up_blocks")
+            head_dim = head_dim[len(head_dim) - 1 - level if up else level]
         block = nn.remat(AddedKVAttention) if self._remat(level) else AddedKVAttention
         fields = dict(
             width=self.block_out_channels[level],
-            head_dim=self.attention_head_dim,
+            head_dim=head_dim,
             num_groups=self.num_groups,
             cross_num_groups=self.cross_num_groups,
             dtype=self.dtype,

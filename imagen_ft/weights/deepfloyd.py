@@ -67,6 +67,19 @@ _OWN: dict[str, Any] = {
     "up_block_types": None,
     "upcast_attention": False,  # these blocks take no notice of it
 }
+_POSITIVE = (
+    "addition_embed_type_num_heads",
+    "attention_head_dim",
+    "block_out_channels",
+    "cross_attention_dim",
+    "encoder_hid_dim",
+    "in_channels",
+    "layers_per_block",
+    "mid_block_scale_factor",
+    "norm_num_groups",
+    "out_channels",
+    "resnet_out_scale_factor",
+)
 _DOWN = {"ResnetDownsampleBlock2D": False, "SimpleCrossAttnDownBlock2D": True}
 _UP = {"ResnetUpsampleBlock2D": False, "SimpleCrossAttnUpBlock2D": True}
 # diffusers has no field for the groups of the text's norm.
@@ -98,7 +111,11 @@ def build_unet(config: Mapping[str, Any], where: Any) -> tuple[UNet, Any]:
         _check_own(own, where)
         model = UNet(**_fields(own))
         shapes = unet_shapes(model, own["in_channels"], own["encoder_hid_dim"])
-    except (TypeError, ValueError) as error:  # widths that heads or groups do not divide
+    except (
+        ArithmeticError,
+        TypeError,
+        ValueError,
+    ) as error:  # widths that heads or groups do not divide
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{where}: no network can be made of its fields ({reason})") from error
     return model, shapes
@@ -131,12 +148,15 @@ def _check_own(own: dict[str, Any], where: Any) -> None:
     for field in ("block_out_channels", "down_block_types", "up_block_types", "encoder_hid_dim"):
         if own[field] is None:
             fail(field, "every U-Net of DeepFloyd IF has it; use such a config.json")
+    levels = len(own["block_out_channels"])
     for field in ("attention_head_dim", "cross_attention_dim"):
         if isinstance(own[field], list):
-            if len(set(own[field])) != 1:
-                fail(field, "only one number for all levels is implemented")
-            own[field] = own[field][0]
-    levels = len(own["block_out_channels"])
+            if len(own[field]) != levels:
+                fail(field, f"but there are {levels} block_out_channels; give one for each")
+            if len(set(own[field])) == 1:
+                own[field] = own[field][0]
+    if isinstance(own["cross_attention_dim"], list):
+        fail("cross_attention_dim", "only one number for all levels is implemented")
     for field, known in (("down_block_types", _DOWN), ("up_block_types", _UP)):
         if len(own[field]) != levels:
             fail(field, f"but there are {levels} block_out_channels; give one for each")
@@ -156,16 +176,18 @@ def _check_own(own: dict[str, Any], where: Any) -> None:
         fail("mid_block_only_cross_attention", "only None and False are implemented")
     if own["norm_num_groups"] is None:
         fail("norm_num_groups", "a U-Net without norms is not implemented")
-    if own["mid_block_scale_factor"] != own["resnet_out_scale_factor"]:
-        scale = own["resnet_out_scale_factor"]
-        fail("mid_block_scale_factor", f"only the resnet_out_scale_factor, {scale}, is implemented")
-    if own["time_embedding_act_fn"] != ("gelu" if own["resnet_skip_time_act"] else None):
-        skip = own["resnet_skip_time_act"]
-        fail("time_embedding_act_fn", f"which with resnet_skip_time_act={skip} is not implemented")
+    if own["time_embedding_act_fn"] not in (None, "gelu"):
+        fail("time_embedding_act_fn", "only None and 'gelu' are implemented")
+    for field in _POSITIVE:
+        values = own[field] if isinstance(own[field], list) else [own[field]]
+        if not all(isinstance(v, int | float) and v > 0 for v in values):
+            fail(field, "a number above 0 is needed")
 
 
 def _fields(own: Mapping[str, Any]) -> dict[str, Any]:
-    layers = own["layers_per_block"]
+    layers, head_dim = own["layers_per_block"], own["attention_head_dim"]
+    out_scale, mid_out_scale = own["resnet_out_scale_factor"], own["mid_block_scale_factor"]
+    time_act, skip_time_act = own["time_embedding_act_fn"] is not None, own["resnet_skip_time_act"]
     return dict(
         out_channels=own["out_channels"],
         block_out_channels=tuple(own["block_out_channels"]),
@@ -173,13 +195,15 @@ def _fields(own: Mapping[str, Any]) -> dict[str, Any]:
         attention=tuple(_DOWN[block] for block in own["down_block_types"]),
         cross_attention_dim=own["cross_attention_dim"],
         time_embedding_dim=own["time_embedding_dim"] or 0,
-        attention_head_dim=own["attention_head_dim"],
+        attention_head_dim=tuple(head_dim) if isinstance(head_dim, list) else head_dim,
         num_groups=own["norm_num_groups"],
         cross_num_groups=_CROSS_GROUPS,
         pooling_heads=own["addition_embed_type_num_heads"],
         noise_level=own["class_embed_type"] == "timestep",
-        skip_time_act=own["resnet_skip_time_act"],
-        out_scale=float(own["resnet_out_scale_factor"]),
+        skip_time_act=skip_time_act,
+        time_act=None if time_act == skip_time_act else time_act,
+        out_scale=float(out_scale),
+        mid_out_scale=None if mid_out_scale == out_scale else float(mid_out_scale),
     )
 
 
@@ -217,11 +241,13 @@ def unet_config(model: UNet, params: Any, sample_size: int | None, where: Any) -
             f"{_CROSS_GROUPS}: this model cannot be exported; train one that has it"
         )
     levels = len(model.block_out_channels)
-    layers = model.layers_per_block
+    layers, head_dim = model.layers_per_block, model.attention_head_dim
+    mid_out_scale = model.out_scale if model.mid_out_scale is None else model.mid_out_scale
+    time_act = model.skip_time_act if model.time_act is None else model.time_act
     down, up = ({value: name for name, value in table.items()} for table in (_DOWN, _UP))
     own = dict(
         addition_embed_type_num_heads=model.pooling_heads,
-        attention_head_dim=model.attention_head_dim,
+        attention_head_dim=head_dim if isinstance(head_dim, int) else list(head_dim),
         block_out_channels=list(model.block_out_channels),
         class_embed_type="timestep" if model.noise_level else None,
         cross_attention_dim=model.cross_attention_dim,
@@ -230,13 +256,13 @@ def unet_config(model: UNet, params: Any, sample_size: int | None, where: Any) -
         in_channels=params["conv_in"]["kernel"].shape[2],
         layers_per_block=layers if isinstance(layers, int) else list(layers),
         mid_block_only_cross_attention=None,
-        mid_block_scale_factor=model.out_scale,
+        mid_block_scale_factor=mid_out_scale,
         norm_num_groups=model.num_groups,
         out_channels=model.out_channels,
         resnet_out_scale_factor=model.out_scale,
         resnet_skip_time_act=model.skip_time_act,
         sample_size=sample_size,
-        time_embedding_act_fn="gelu" if model.skip_time_act else None,
+        time_embedding_act_fn="gelu" if time_act else None,
         time_embedding_dim=model.time_embedding_dim or None,
         up_block_types=[up[bool(model.attention[level])] for level in reversed(range(levels))],
         upcast_attention=False,

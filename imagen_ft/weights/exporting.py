@@ -29,10 +29,11 @@ from imagen_ft.weights.sources import (
     Part,
     Place,
     locate,
+    manifest_parts,
     open_part,
 )
 from imagen_ft.weights.staging import check_target, new_folder
-from input_pipeline.files import InputError, is_local, read_json, write_atomic
+from input_pipeline.files import InputError, is_local, read_object, write_atomic
 from launch.runtime.workdir import load_run_config
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -86,6 +87,8 @@ def export_weights(
     """
     if not is_local(target):
         raise InputError(f"{target}: safetensors are written to local folders; name one with --to")
+    if variant not in (None, *_VARIANT_DTYPES):
+        raise InputError(f"--variant={variant}: known are {', '.join(_VARIANT_DTYPES)}")
     target = epath.Path(target)
     check_target(target)
     form = _Form(variant, dtype)
@@ -116,7 +119,7 @@ def export_weights(
 def _places(source: str) -> dict[str, Place]:
     root = epath.Path(source)
     if (root / MANIFEST).exists():
-        return {name: locate(root, name) for name in read_json(root / MANIFEST)["parts"]}
+        return {name: locate(root, name) for name in manifest_parts(root)}
     if not root.exists():
         raise InputError(f"{source}: there is no such folder; name an import or a run")
     place = locate(root, "unet")
@@ -130,7 +133,7 @@ def _make_writer(part: Part, place: Place, form: _Form) -> _Writer:
     model, shapes = open_checkpoint(part, place)
     copies = place.root / "source" / part.name
     if place.kind != RUN and form.as_imported:
-        files = read_json(place.root / MANIFEST)["parts"][part.name]["files"]
+        files = manifest_parts(place.root)[part.name]["files"]
         return lambda folder: _write_as_imported(part, place, files, copies, folder)
     if place.kind == RUN:
         size = load_run_config(place.folder).stage.size
@@ -168,7 +171,7 @@ def _leaves(shapes: Any) -> list[Any]:
 
 
 def _reader(part: Part, place: Place, total: int) -> _Read:
-    """Loads the parameters; what it returns gives them away one by one, with a progress bar."""
+    """Loads the parameters; what it returns reads them one by one, with a progress bar."""
     _, params = load_checkpoint(part, place, STORED)
     entries = layout.entries(params, part.rules)
     arrays = flax.traverse_util.flatten_dict(params, sep=".")
@@ -212,7 +215,7 @@ def _borrow_text_encoder(pipeline: str, unet: Place, form: _Form) -> dict[str, _
     for variant in dict.fromkeys((form.variant, None, *_VARIANT_DTYPES)):
         try:
             place = locate(pipeline, part.name, variant)
-            config = read_json(place.folder / "config.json")
+            config = read_object(place.folder / "config.json")
             config = config.get("imported", {}).get("config", config)
             if config.get("d_model") != width:
                 raise InputError(

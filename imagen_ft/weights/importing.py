@@ -1,4 +1,4 @@
-"""From diffusers' layout to folders that runs start from, nothing lost on the way."""
+"""From diffusers' layout to folders that every task can read, nothing lost on the way."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -20,10 +20,11 @@ from imagen_ft.weights.sources import (
     NoSuchPart,
     Place,
     locate,
+    manifest_parts,
     open_part,
 )
 from imagen_ft.weights.staging import check_target, new_folder
-from input_pipeline.files import InputError, read_json, sha256, write_atomic, write_json
+from input_pipeline.files import InputError, read_object, sha256, write_atomic, write_json
 from launch.runtime import checkpoint
 
 MODEL_INDEX = "model_index.json"
@@ -70,7 +71,7 @@ def import_weights(
         for name, (_, _, weights) in opened.items()
     }
     manifest = {"from": source, "parts": table}
-    if (target / MANIFEST).exists() and read_json(target / MANIFEST)["parts"] == table:
+    if (target / MANIFEST).exists() and manifest_parts(target) == table:
         return False
     check_target(target)
     with new_folder(target) as folder:
@@ -82,16 +83,20 @@ def import_weights(
 
 
 def _places(source: str, parts: Sequence[str], variant: str | None) -> dict[str, Place]:
-    places, missing = {}, []
+    places: dict[str, Place] = {}
+    missing: list[tuple[str, NoSuchPart]] = []
     for part in parts or PARTS:
         try:
             places[part] = locate(source, part, variant)
         except NoSuchPart as error:
             if parts:
                 raise
-            missing.append(error)
+            missing.append((part, error))
     if not places:
-        raise missing[0]
+        raise missing[0][1]
+    for part, error in missing:
+        if _should_have(source, part):
+            raise InputError(f"{error}; --part={','.join(places)} leaves it out") from error
     for place in places.values():
         if place.kind != FILES:
             raise InputError(
@@ -99,6 +104,14 @@ def _places(source: str, parts: Sequence[str], variant: str | None) -> dict[str,
                 "diffusers' layout to import"
             )
     return places
+
+
+def _should_have(source: str, part: str) -> bool:
+    """Whether a folder without a usable part was to have it: that is not passed over in silence."""
+    root = epath.Path(source)
+    index = root / MODEL_INDEX
+    listed = read_object(index).get(part) if index.exists() else None
+    return (root / part).exists() or bool(listed and listed[0])
 
 
 def _small_files(source: str, places: Mapping[str, Place]) -> Path:
@@ -117,7 +130,7 @@ def check_schedulers(root: epath.Path | Path) -> None:
     for name in ("scheduler", "image_noising_scheduler"):
         path = root / name / "scheduler_config.json"
         if path.exists():
-            scheduler_settings(read_json(path), path)
+            scheduler_settings(read_object(path), path)
 
 
 def _import_part(
@@ -130,7 +143,7 @@ def _import_part(
         "part": name,
         "from": source,
         "variant": weights.variant,
-        "config": read_json(weights.folder / "config.json"),
+        "config": read_object(weights.folder / "config.json"),
     }
     write_json(folder / name / "config.json", {"imported": config, "total_steps": 0})
     copies = folder / "source" / name

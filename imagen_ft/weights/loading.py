@@ -16,7 +16,7 @@ from imagen_ft.weights import layout
 from imagen_ft.weights.deepfloyd import scheduler_settings, unet_shapes
 from imagen_ft.weights.safetensors_files import Weights
 from imagen_ft.weights.sources import FILES, PARTS, RUN, Part, Place, locate, open_part, part_folder
-from input_pipeline.files import InputError, read_json
+from input_pipeline.files import InputError, read_object
 from launch.runtime import checkpoint
 from launch.runtime.mesh import state_shardings
 from launch.runtime.workdir import load_run_config
@@ -77,7 +77,7 @@ def load_scheduler(path: epath.PathLike, part: str = "scheduler") -> dict[str, A
         InputError: there is none, or DeepFloyd IF has no such scheduler.
     """
     config = part_folder(path, part) / "scheduler_config.json"
-    return scheduler_settings(read_json(config), config)
+    return scheduler_settings(read_object(config), config)
 
 
 def _load(
@@ -164,12 +164,10 @@ def open_checkpoint(part: Part, place: Place, variant: str | None = None) -> tup
     if place.kind == RUN:
         return _trained_unet(place.folder)
     path = place.folder / "config.json"
-    imported = read_json(path)["imported"]
+    imported = read_object(path)["imported"]
     if variant not in (None, imported["variant"]):
-        raise InputError(
-            f"{place.folder} was imported from the variant {imported['variant']}, not {variant}: "
-            "import that one"
-        )
+        held = imported["variant"] or "weights without a variant"
+        raise InputError(f"{place.folder} was imported from {held}, not {variant}: import that one")
     return part.build(imported["config"], path)
 
 

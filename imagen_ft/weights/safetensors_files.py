@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from input_pipeline.files import InputError, atomic_file, read_json, write_atomic
+from input_pipeline.files import InputError, atomic_file, read_object, write_atomic
 
 # Beyond it the peers' libraries split a model into several files too.
 MAX_FILE_BYTES = 10 * 10**9
@@ -110,9 +110,9 @@ def find(names: Iterable[str], stem: str, variant: str | None, where: Any) -> tu
         return index, True
     there = _variants(names, stem)
     if there:
-        listed = ", ".join("none" if name is None else name for name in there)
-        wanted = f"variant {variant}" if variant else "weights without a variant"
-        raise InputError(f"{where}: there are no {wanted}; the variants there are: {listed}")
+        listed = " and ".join(name or "the one without a variant" for name in there)
+        wanted = f"the variant {variant}" if variant else "weights without a variant"
+        raise InputError(f"{where}: {wanted} is not there; there is {listed}")
     pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".ckpt")))
     if pickles:
         raise InputError(
@@ -145,8 +145,9 @@ def open_weights(folder: Path, stem: str, variant: str | None) -> Weights:
     name, is_index = find((path.name for path in folder.iterdir()), stem, variant, folder)
     if not is_index:
         return Weights(folder, variant, (name,), None, _open_file(folder / name))
-    weight_map = read_json(folder / name).get("weight_map")
-    if not weight_map:
+    weight_map = read_object(folder / name).get("weight_map")
+    listed = isinstance(weight_map, dict) and weight_map
+    if not listed or not all(isinstance(file, str) for file in weight_map.values()):
         raise InputError(f"{folder / name} has no weight_map: it is no index; download it again")
     files, tensors = tuple(sorted(set(weight_map.values()))), {}
     for file in files:

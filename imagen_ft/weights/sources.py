@@ -15,7 +15,7 @@ from imagen_ft.weights import hub, layout
 from imagen_ft.weights.deepfloyd import build_unet
 from imagen_ft.weights.safetensors_files import Weights, file_names, find, open_weights
 from imagen_ft.weights.t5 import build_t5
-from input_pipeline.files import InputError, is_local, read_json, sha256, write_atomic
+from input_pipeline.files import InputError, is_local, read_object, sha256, write_atomic
 from launch.runtime import checkpoint
 
 # Written last into an imported folder; names what it was made of.
@@ -87,6 +87,18 @@ class Place:
     root: epath.Path
 
 
+def manifest_parts(root: epath.Path) -> dict[str, Any]:
+    """What an import says of its parts, by name.
+
+    Raises:
+        InputError: its manifest is damaged.
+    """
+    parts = read_object(root / MANIFEST).get("parts")
+    if not isinstance(parts, dict):
+        raise InputError(f"{root / MANIFEST}: no manifest of an import; import it again")
+    return parts
+
+
 def locate(path: epath.PathLike, part: str, variant: str | None = None) -> Place:
     """Finds a part; fetches its files (of that variant) where the path is a repository.
 
@@ -97,10 +109,13 @@ def locate(path: epath.PathLike, part: str, variant: str | None = None) -> Place
     if not root.exists():
         return _fetch(os.fspath(path), part, variant)
     if (root / MANIFEST).exists():
-        if part in PARTS and part not in read_json(root / MANIFEST)["parts"]:
-            raise NoSuchPart(f"{root} was imported without its {part}: import that as well")
+        if part in PARTS and part not in manifest_parts(root):
+            raise NoSuchPart(
+                f"{root} was imported without its {part}: import that into a folder of its own "
+                f"(--part={part})"
+            )
         return Place(IMPORTED, root / part, root)
-    config = read_json(root / "config.json") if (root / "config.json").exists() else {}
+    config = read_object(root / "config.json") if (root / "config.json").exists() else {}
     if part in PARTS and config.get("imported", {}).get("part") == part:
         return Place(IMPORTED, root, root.parent)
     if part == "unet" and "stage" in config:
@@ -155,7 +170,7 @@ def open_part(
     """
     local = Path(folder)
     where = local / "config.json"
-    model, shapes = part.build(read_json(where), where)
+    model, shapes = part.build(read_object(where), where)
     weights = open_weights(local, part.stem, variant)
     entries = layout.entries(shapes, part.rules)
     found = {name: tensor.shape for name, tensor in weights.tensors.items()}
@@ -211,7 +226,7 @@ def _local_copy(folder: epath.Path, manifest: epath.Path) -> Path:
 
 
 def digest(path: epath.PathLike, part: str, variant: str | None = None) -> str:
-    """Digest of a part: equal files, or equal imported or trained weights, have equal digests.
+    """Digest of a part: equal files, imported or not, or equal trained weights, have equal ones.
 
     Args:
         path: as for `part_folder`, or a run directory.
@@ -222,13 +237,22 @@ def digest(path: epath.PathLike, part: str, variant: str | None = None) -> str:
         InputError: there is none.
     """
     place = locate(path, part, variant)
-    if part in PARTS and place.kind != FILES:
+    if part in PARTS and place.kind == RUN:
         return checkpoint.digest(place.folder)
     folder = part_folder(path, part)
+    if place.kind == IMPORTED and part in PARTS:
+        # Those of the files that it was imported from: a cache of either is one of both.
+        files = {"config.json": sha256(folder / "config.json")}
+        files |= dict(sorted(manifest_parts(place.root)[part]["files"].items()))
+        return _digest_of(files)
     if part in PARTS:
         weights = open_weights(folder, PARTS[part].stem, variant)
         names = ["config.json", *weights.files]
     else:
         names = sorted(file.name for file in folder.iterdir() if file.is_file())
-    lines = "".join(f"{name} {sha256(folder / name)}\n" for name in names)
+    return _digest_of({name: sha256(folder / name) for name in names})
+
+
+def _digest_of(files: dict[str, str]) -> str:
+    lines = "".join(f"{name} {digest}\n" for name, digest in files.items())
     return hashlib.sha256(lines.encode()).hexdigest()

@@ -57,6 +57,10 @@ def build_t5(config: Mapping[str, Any], where: Any) -> tuple[T5Encoder, Any]:
     for ours, value in fields.items():
         if not isinstance(value, int) or value < 1:
             raise InputError(f"{where}: {_FIELDS[ours][0]} is {value!r}, not a positive number")
+    if fields["num_buckets"] < 4 or fields["num_buckets"] % 4:
+        raise InputError(
+            f"{where}: {_FIELDS['num_buckets'][0]} is {fields['num_buckets']}, not a multiple of 4"
+        )
     model = T5Encoder(**fields)
     return model, _shapes(model)
 

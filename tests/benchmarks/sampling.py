@@ -38,7 +38,7 @@ from tests.benchmarks.harness import (
 )
 from tests.parity import test_unet as parity
 from tests.parity.test_pipelines import IF, LEVEL, make_theirs, to_torch
-from tests.parity.torch_weights import randomize, relative_error, variables
+from tests.parity.torch_weights import UNET_RENAMES, randomize, relative_error, variables
 
 GUIDANCE = {1: 7.0, 2: 4.0}  # of the pipelines' defaults
 # bfloat16 rounds to 3 digits, and the pipelines keep the noisy images in it.
@@ -110,7 +110,7 @@ class Pair:
             theirs = randomize(parity.diffusers_unet(defaults | case.fields), case.number)
         self.variables = jax.tree.map(
             lambda leaf: jnp.asarray(leaf, self.dtype),
-            variables(theirs, self.shapes, parity.RENAMES),
+            variables(theirs, self.shapes, UNET_RENAMES),
         )
         if self.device == "cuda":
             theirs.compile(dynamic=False)

@@ -8,6 +8,7 @@ On a GPU the peer is compiled by torch.compile; on a CPU both use --threads thre
 """
 
 import argparse
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from tests.benchmarks.harness import (
     synchronize,
 )
 from tests.parity import test_unet as parity
-from tests.parity.torch_weights import randomize, relative_error, variables
+from tests.parity.torch_weights import UNET_RENAMES, randomize, relative_error, variables
 
 TOKENS = 77
 
@@ -33,6 +34,8 @@ TOKENS = 77
 def config_of(args: argparse.Namespace) -> tuple[dict, int, int]:
     """The fields of the U-Net, the size of the images, the width of the text."""
     if args.preset:
+        if not args.preset.startswith("if_i_"):
+            sys.exit(f"--preset={args.preset}: this benchmark takes if_i_m, if_i_l, if_i_xl")
         return presets.PRESETS[args.preset].fields, 64, presets.T5_XXL_WIDTH
     width = 64 if args.quick else 96
     fields = dict(
@@ -61,7 +64,7 @@ class Pair:
         self.model = UNet(**fields, dtype=jnp.dtype(args.dtype))
         shapes = jax.eval_shape(self.model.init, jax.random.key(0), *self.inputs(1))
         self.variables = jax.tree.map(
-            lambda leaf: jnp.asarray(leaf, args.dtype), variables(theirs, shapes, parity.RENAMES)
+            lambda leaf: jnp.asarray(leaf, args.dtype), variables(theirs, shapes, UNET_RENAMES)
         )
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
         self.torch_dtype = getattr(torch, args.dtype)

@@ -225,10 +225,27 @@ def test_a_tokenizer_of_another_encoder(pipeline, prompts, tmp_path, capsys):
         (["--max_length=1"], "max_length=1"),
         (["--template=a photo"], "--template=a photo: one {} is needed"),
         (["--promts=x"], "--promts=x"),
+        (["--class_names=imagenet"], "one of --prompts and --class_names is needed"),
     ],
 )
 def test_wrong_flags(pipeline, prompts, tmp_path, capsys, argv, said):
     assert run(prompts, pipeline, tmp_path / "cache", *argv) == 2
+    assert said in one_line(capsys)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "argv", "said"),
+    [
+        ("cat\ndog\ncat\n", [], "names.txt:3: 'cat' is already at "),
+        ("cat\n\ndog\n", [], "names.txt:2 is blank"),
+        ("cat\ndog\n", ["--num_classes=3"], "names.txt has 2 class names, 3 are needed"),
+    ],
+)
+def test_class_names(pipeline, tmp_path, capsys, text, argv, said):
+    (tmp_path / "names.txt").write_text(text)
+    argv = [f"--class_names={tmp_path / 'names.txt'}", f"--weights={pipeline}", *argv]
+    assert text_command.main([*argv, f"--to={tmp_path / 'cache'}"]) == 2
     assert said in one_line(capsys)
     assert not (tmp_path / "cache").exists()
 
@@ -256,5 +273,5 @@ def test_help():
     command = [sys.executable, "-m", "imagen_ft.text", "--help"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == ""
-    assert "python -m imagen_ft.text --prompts=imagenet" in done.stdout
-    assert "its 1,000 class names" in done.stdout
+    assert "python -m imagen_ft.text --class_names=imagenet" in done.stdout
+    assert "CLIP's 1,000 names" in done.stdout

@@ -16,6 +16,7 @@ from imagen_ft import weights
 from imagen_ft.weights import loading, safetensors_files
 from imagen_ft.weights.__main__ import main, run
 from imagen_ft.weights.deepfloyd import scheduler_settings
+from imagen_ft.weights.importing import import_weights
 from input_pipeline.files import InputError, sha256
 from launch.runtime import checkpoint
 from tests.imagen_ft.tiny_weights import (
@@ -130,7 +131,8 @@ UNIMPLEMENTED = dict(
     act_fn="silu",
     addition_embed_type="text_image",
     addition_time_embed_dim=256,
-    attention_head_dim=[16, 32],
+    attention_head_dim=[16, 0],
+    addition_embed_type_num_heads=0,
     attention_type="gated",
     block_out_channels=[48],
     center_input_sample=True,
@@ -150,7 +152,7 @@ UNIMPLEMENTED = dict(
     freq_shift=1,
     layers_per_block=[1, 2],
     mid_block_only_cross_attention=True,
-    mid_block_scale_factor=1.4,
+    mid_block_scale_factor=0,
     mid_block_type="UNetMidBlock2DCrossAttn",
     norm_eps=1e-6,
     norm_num_groups=None,
@@ -158,7 +160,7 @@ UNIMPLEMENTED = dict(
     num_class_embeds=10,
     only_cross_attention=True,
     projection_class_embeddings_input_dim=8,
-    resnet_skip_time_act=True,
+    resnet_out_scale_factor=0,
     resnet_time_scale_shift="default",
     reverse_transformer_layers_per_block=[[1]],
     time_cond_proj_dim=8,
@@ -175,8 +177,8 @@ UNIMPLEMENTED = dict(
 @pytest.mark.parametrize("field", UNIMPLEMENTED)
 def test_unets_that_are_not_implemented(field):
     changed = {**CONFIGS["unet"], field: UNIMPLEMENTED[field]}
-    # Widths are found out by the network; two fields must go together, either may be named.
-    named = {"block_out_channels": "no network", "resnet_skip_time_act": "time_embedding_act_fn"}
+    # Widths are found out by the network, or by the levels that lists are for.
+    named = {"block_out_channels": "(no network|down_block_types)"}
     with pytest.raises(InputError, match=rf"^x/config.json: {named.get(field, field)}") as error:
         loading.PARTS["unet"].build(changed, "x/config.json")
     assert "\n" not in str(error.value)
@@ -206,7 +208,8 @@ def test_unets_whose_config_lacks_a_field(field):
 
 def test_fields_that_change_nothing():
     neutral = dict(_diffusers_version="0.42.1", upcast_attention=True, sample_size=64, new=None)
-    neutral |= dict(only_cross_attention=[False], attention_head_dim=[16], dropout=0)
+    levels = len(CONFIGS["unet"]["block_out_channels"])
+    neutral |= dict(only_cross_attention=[False], attention_head_dim=[16] * levels, dropout=0)
     build = loading.PARTS["unet"].build
     assert build({**CONFIGS["unet"], **neutral}, "")[0] == build(CONFIGS["unet"], "")[0]
 
@@ -298,8 +301,8 @@ def test_damaged_indices(tmp_path):
 def test_variants_that_are_not_there(tmp_path):
     folder = write_part(tmp_path / "unet", "unet", "fp16")
     write_part(folder, "unet", "bf16", files=2)
-    assert_fails(folder, "no weights without a variant; .*: bf16, fp16$")
-    assert_fails(folder, "no variant int8; .*: bf16, fp16$", variant="int8")
+    assert_fails(folder, "weights without a variant is not there; there is bf16 and fp16$")
+    assert_fails(folder, "the variant int8 is not there; there is bf16 and fp16$", variant="int8")
 
 
 def test_an_import_is_a_finished_run(pipeline, imported):
@@ -313,11 +316,39 @@ def test_an_import_is_a_finished_run(pipeline, imported):
             imported / part, checkpoint.inference_shapes(imported / part), total_steps=0
         )
         jax.tree.map(np.testing.assert_array_equal, variables, {"params": held})
-        assert weights.digest(imported, part) == checkpoint.digest(imported / part)
-    with pytest.raises(InputError, match="was imported from the variant None, not fp16"):
+        # A text cache made with either belongs to both.
+        assert weights.digest(imported, part) == weights.digest(pipeline, part)
+    with pytest.raises(InputError, match="was imported from weights without a variant, not fp16"):
         weights.load_unet(imported, variant="fp16")
     with pytest.raises(InputError, match="has no text_encoder"):
         weights.load_t5(imported / "unet")
+
+
+@pytest.mark.parametrize("damage", ["config", "folder"])
+def test_a_part_that_should_be_there_is_not_left_out(pipeline, tmp_path, damage):
+    copy = tmp_path / "copy"
+    shutil.copytree(pipeline, copy)
+    if damage == "config":
+        (copy / "unet/config.json").unlink()
+    else:
+        shutil.rmtree(copy / "unet")
+        (copy / "model_index.json").write_text('{"unet": ["diffusers", "UNet2DConditionModel"]}')
+    with pytest.raises(InputError, match=r"has no unet: .*; --part=text_encoder leaves it out"):
+        import_weights(str(copy), tmp_path / "import")
+    assert not (tmp_path / "import").exists()
+    assert import_weights(str(copy), tmp_path / "import", ["text_encoder"])
+
+
+@pytest.mark.parametrize(
+    "name", ["unet/config.json", "scheduler/scheduler_config.json", "text_encoder/config.json"]
+)
+def test_a_file_that_is_no_object(pipeline, tmp_path, name):
+    copy = tmp_path / "copy"
+    shutil.copytree(pipeline, copy)
+    (copy / name).write_text("[]")
+    with pytest.raises(InputError, match=f"{name}: JSON, but no object"):
+        import_weights(str(copy), tmp_path / "import")
+    assert not (tmp_path / "import").exists()
 
 
 def test_folders_of_parts(pipeline, imported, monkeypatch, tmp_path):

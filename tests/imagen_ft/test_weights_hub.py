@@ -156,7 +156,7 @@ def test_repositories(hub):
         "owner/if@v9": "has no such revision",
         "owner/broken": "answered 500",
         "owner/empty": "has no unet",
-        "variants": "no weights without a variant; the variants there are: bf16, fp16",
+        "variants": "weights without a variant is not there; there is bf16 and fp16",
         "pickle": "pytorch_model.bin is a pickle",
         "offline": "no network",
         "unreachable": "no network",

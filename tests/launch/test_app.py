@@ -160,12 +160,12 @@ FAILURES = {
     "full disk": (
         OSError(errno.ENOSPC, "No space left on device", "/runs/a"),
         2,
-        "error: cannot write at /runs/a: No space left on device; ",
+        "error: cannot read or write at /runs/a: No space left on device; ",
     ),
     "no quota, no name": (
         OSError(errno.EDQUOT, "Disk quota exceeded"),
         2,
-        "error: cannot write: Disk quota exceeded; ",
+        "error: cannot read or write: Disk quota exceeded; ",
     ),
 }
 
@@ -193,7 +193,7 @@ def test_a_work_directory_below_a_file(config, tmp_path, capsys):
             argv=["task", f"--config={config}", f"--workdir={below}"],
         )
     assert ended.value.code == 2
-    assert f"cannot write at {below}: Not a directory" in one_line(capsys)
+    assert f"cannot read or write at {below}: Not a directory" in one_line(capsys)
 
 
 def test_describe_counts(capsys):

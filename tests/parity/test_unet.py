@@ -9,38 +9,36 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from imagen_ft.models.unet import UNet
-from tests.parity.torch_weights import randomize, relative_error, variables
+from imagen_ft import weights
+from tests.parity.torch_weights import randomize, relative_error
 
-RENAMES = (
-    (r"\.(\d+)\b", r"_\1"),  # resnets.0 -> resnets_0
-    (r"^(down_blocks_\d+|mid_block|up_blocks_\d+)\.", r"\1_"),
-)
 TEXT_WIDTH, TOKENS = 32, 5
 # At half of it some norms have groups of four values: there diffusers itself is 2e-5 from float64.
 SIZE = 16
 
 
 def random_config(seed):
-    """A tiny member of the family: stage I where the seed is even, stage II where it is odd."""
+    """A tiny member of the family; what tells stage II from stage I is drawn field by field."""
     rng = np.random.default_rng(seed)
     pick = lambda *values: values[rng.integers(len(values))]  # noqa: E731
-    levels = (1, 2, 2, 3)[seed // 2]
-    widths = [pick(64, 96) for _ in range(levels)]
-    attention = [pick(True, False) for _ in range(levels)]
-    config = dict(
+    levels = (1, 2, 2, 3)[seed % 4]
+    some = lambda *values: tuple(pick(*values) for _ in range(levels))  # noqa: E731
+    return dict(
         out_channels=pick(3, 6),
-        block_out_channels=tuple(widths),
-        layers_per_block=pick(1, tuple(pick(1, 2) for _ in range(levels))),
-        attention=tuple(attention),
+        block_out_channels=some(64, 96),
+        layers_per_block=pick(1, some(1, 2)),
+        attention=some(True, False),
         cross_attention_dim=pick(32, 64, 96),
         time_embedding_dim=pick(0, 64, 96),
-        attention_head_dim=pick(8, 16, 32),
+        attention_head_dim=pick(8, some(8, 16, 32)),
+        num_groups=pick(8, 16, 32),
         pooling_heads=pick(2, 4, 8),
+        noise_level=pick(False, True),
+        skip_time_act=pick(False, True),
+        time_act=pick(None, False, True),
+        out_scale=pick(1.0, 1.41422712),
+        mid_out_scale=pick(None, 1.2),
     )
-    if seed % 2:
-        config |= dict(skip_time_act=True, out_scale=1.41422712, noise_level=True)
-    return config
 
 
 CASES = {f"seed {seed}": random_config(seed) for seed in range(8)}
@@ -48,48 +46,65 @@ CASES = {f"seed {seed}": random_config(seed) for seed in range(8)}
 
 def diffusers_unet(config):
     """The same network as diffusers configures it (its scripts/convert_if.py)."""
-    attention, stage_two = config["attention"], config.get("noise_level", False)
-    scale = config.get("out_scale", 1.0)
+    attention, noise_level = config["attention"], config.get("noise_level", False)
+    skip_time_act, scale = config.get("skip_time_act", False), config.get("out_scale", 1.0)
+    time_act = skip_time_act if config.get("time_act") is None else config["time_act"]
     down = ["SimpleCrossAttnDownBlock2D" if a else "ResnetDownsampleBlock2D" for a in attention]
     up = ["SimpleCrossAttnUpBlock2D" if a else "ResnetUpsampleBlock2D" for a in attention[::-1]]
     return UNet2DConditionModel(
-        in_channels=6 if stage_two else 3,
+        in_channels=6 if noise_level else 3,
         out_channels=config["out_channels"],
         down_block_types=tuple(down),
         mid_block_type="UNetMidBlock2DSimpleCrossAttn",
         up_block_types=tuple(up),
         block_out_channels=config["block_out_channels"],
         layers_per_block=config["layers_per_block"],
-        mid_block_scale_factor=scale,
+        mid_block_scale_factor=config.get("mid_out_scale") or scale,
         act_fn="gelu",
+        norm_num_groups=config.get("num_groups", 32),
         cross_attention_dim=config["cross_attention_dim"],
         encoder_hid_dim=TEXT_WIDTH,
         encoder_hid_dim_type="text_proj",
         attention_head_dim=config["attention_head_dim"],
-        class_embed_type="timestep" if stage_two else None,
+        class_embed_type="timestep" if noise_level else None,
         addition_embed_type="text",
         addition_embed_type_num_heads=config["pooling_heads"],
         resnet_time_scale_shift="scale_shift",
-        resnet_skip_time_act=stage_two,
+        resnet_skip_time_act=skip_time_act,
         resnet_out_scale_factor=scale,
         time_embedding_dim=config.get("time_embedding_dim") or None,
-        time_embedding_act_fn="gelu" if stage_two else None,
+        time_embedding_act_fn="gelu" if time_act else None,
         cross_attention_norm="group_norm",
     )
 
 
 def test_the_cases_cover_the_family():
-    configs = CASES.values()
-    assert {len(config["block_out_channels"]) for config in configs} == {1, 2, 3}
-    assert {config.get("noise_level", False) for config in configs} == {False, True}
-    assert {any(config["attention"]) for config in configs} == {False, True}
-    assert {config["out_channels"] for config in configs} == {3, 6}
-    assert {isinstance(config["layers_per_block"], int) for config in configs} == {False, True}
+    found = {
+        field: {config[field] if np.isscalar(config[field]) or config[field] is None else "levels"
+                for config in CASES.values()}
+        for field in CASES["seed 0"]
+    }  # fmt: skip
+    wanted = dict(
+        out_channels={3, 6},
+        layers_per_block={1, "levels"},
+        attention_head_dim={8, "levels"},
+        num_groups={8, 16, 32},
+        noise_level={False, True},
+        skip_time_act={False, True},
+        time_act={None, False, True},
+        out_scale={1.0, 1.41422712},
+        mid_out_scale={None, 1.2},
+    )
+    assert {field: found[field] for field in wanted} == wanted
+    assert {any(config["attention"]) for config in CASES.values()} == {False, True}
 
 
 @pytest.mark.parametrize("config", CASES.values(), ids=CASES.keys())
-def test_output_and_gradient(config):
-    theirs, model = randomize(diffusers_unet(config), seed=0), UNet(**config)
+def test_output_and_gradient(config, tmp_path):
+    """Through the files that diffusers writes and `load_unet` reads."""
+    theirs = randomize(diffusers_unet(config), seed=0)
+    theirs.save_pretrained(tmp_path)
+    model, params = weights.load_unet(tmp_path)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, SIZE, SIZE, theirs.config.in_channels)).astype(np.float32)
     text = rng.normal(size=(2, TOKENS, TEXT_WIDTH)).astype(np.float32)
@@ -104,11 +119,10 @@ def test_output_and_gradient(config):
 
     # The least optimisation by LLVM: compiling is most of this test's time.
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-    def run(weights, x):
-        output, back = jax.vjp(lambda x: model.apply(weights, x, t, text, level), x)
+    def run(variables, x):
+        output, back = jax.vjp(lambda x: model.apply(variables, x, t, text, level), x)
         return output, back(jnp.asarray(cotangent))[0]
 
-    shapes = jax.eval_shape(model.init, jax.random.key(0), x, t, text, level)
-    output, gradient = run(variables(theirs, shapes, RENAMES), x)
+    output, gradient = run({"params": params}, x)
     assert relative_error(output, expected.detach().permute(0, 2, 3, 1)) <= 1e-5
     assert relative_error(gradient, torch_x.grad.permute(0, 2, 3, 1)) <= 1e-5

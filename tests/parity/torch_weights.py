@@ -6,6 +6,12 @@ import flax.traverse_util
 import numpy as np
 import torch
 
+# From diffusers' names to ours.
+UNET_RENAMES = (
+    (r"\.(\d+)\b", r"_\1"),  # resnets.0 -> resnets_0
+    (r"^(down_blocks_\d+|mid_block|up_blocks_\d+)\.", r"\1_"),
+)
+
 
 def randomize(module, seed):
     """Gives every parameter random values, also those that start as zeros or ones."""
