@@ -220,8 +220,8 @@ def parameter_shapes(config: ml_collections.ConfigDict) -> dict[str, Any]:
     # A cache that is not made yet is as good here as one that is.
     shape, encoder = config.text.get("shape"), {}
     if shape is None:
-        shape = make_text_encoder(config.text).shape
-        encoder = {"text_encoder": make_text_encoder(config.text).parameters()}
+        text_encoder = make_text_encoder(config.text)
+        shape, encoder = text_encoder.shape, {"text_encoder": text_encoder.parameters()}
     shapes = {
         name: stage.denoiser.shapes(tuple(shape))["params"]
         for name, stage in make_stages(config).items()

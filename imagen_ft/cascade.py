@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 from imagen_ft.stage import Stage
 from imagen_ft.text import TextEncoder, check_prompts
@@ -115,10 +115,9 @@ class Cascade:
     ) -> UInt8[np.ndarray, "steps n size size c"]:
         """How the base comes to the images that `sample` draws: its predictions, step by step."""
         check_prompts(prompts, self.class_names)
-        stage, key = self.stages[0], jax.random.fold_in(jax.random.key(seed), 0)
-        keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.arange(len(prompts)))
+        keys = _keys(seed, 0, np.arange(len(prompts)))
         text, null = self.encoder.embed(prompts), self.encoder.null()
-        return np.asarray(to_uint8(stage.path(self.variables[0], keys, text, null)))
+        return np.asarray(to_uint8(self.stages[0].path(self.variables[0], keys, text, null)))
 
     def upsample(
         self,
@@ -204,18 +203,23 @@ class Cascade:
         """One stage; every batch is filled up to one size, so that one compilation will do."""
         stage, count = self.stages[number], len(inputs["indices"])
         size = min(stage.batch_size or whole, whole)
-        key = jax.random.fold_in(jax.random.key(seed), number)
         skip_steps = 0 if number else skip_steps
         images = []
         for first in range(0, count, size):
             part = {name: values[first : first + size] for name, values in inputs.items()}
             fill = size - len(part["indices"])
             part = {name: _filled(values, fill) for name, values in part.items()}
-            keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.asarray(part.pop("indices")))
+            keys = _keys(seed, number, part.pop("indices"))
             options = dict(part, null_text=null, skip_steps=skip_steps)
             drawn = stage.sample(self.variables[number], keys, **options)
             images.append(drawn[: size - fill])
         return jnp.concatenate(images)
+
+
+def _keys(seed: int, stage: int, indices: np.ndarray) -> Key[Array, " n"]:
+    """One an image: a function of the seed, the stage's number and the image's index alone."""
+    key = jax.random.fold_in(jax.random.key(seed), stage)
+    return jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.asarray(indices))
 
 
 def _filled(values: Array, count: int) -> Array:

@@ -169,10 +169,8 @@ class Stage:
             start: images to begin with; see `samplers.sample`.
             skip_steps: see `samplers.sample`.
         """
-        size, channels = self.denoiser.size, self.denoiser.channels
-        noise = samplers.noise_of_keys(keys, (size, size, channels))
         options = dict(start=start, skip_steps=skip_steps)
-        return self.run(variables, noise, text, null_text, low, **options)[0]
+        return self.run(variables, self._noise(keys), text, null_text, low, **options)[0]
 
     @functools.partial(jax.jit, static_argnums=0)
     def path(
@@ -184,9 +182,7 @@ class Stage:
         low: Image | None = None,
     ) -> Float[Array, "steps b h w c"]:
         """What `sample` predicts x_0 to be at each of its steps, in [-1, 1]."""
-        size, channels = self.denoiser.size, self.denoiser.channels
-        noise = samplers.noise_of_keys(keys, (size, size, channels))
-        return self.run(variables, noise, text, null_text, low, path=True)[1]
+        return self.run(variables, self._noise(keys), text, null_text, low, path=True)[1]
 
     def run(
         self,
@@ -204,6 +200,10 @@ class Stage:
             condition = self.denoiser.condition(low, noise(CONDITION), level)
         denoise = self._make_denoise(variables, text, null_text, condition, level)
         return samplers.sample(self.sampler, denoise, self.denoiser.schedule, noise, **options)
+
+    def _noise(self, keys: Key[Array, " b"]) -> samplers.Noise:
+        size = self.denoiser.size
+        return samplers.noise_of_keys(keys, (size, size, self.denoiser.channels))
 
     def _make_denoise(
         self,

@@ -1,35 +1,19 @@
 """How sampling runs: on eight devices, in how many programs, in how much memory."""
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.devices import run_on_eight
 from tests.imagen_ft.test_cascade import NAMES, encoder, low_images, make_cascade, with_batches
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def eight():
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.imagen_ft.sampling_devices"],
-        cwd=ROOT,
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": "8"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert result.pop("devices") == 8
-    return result
+    return run_on_eight("tests.imagen_ft.sampling_devices")
 
 
 @pytest.mark.parametrize("stage", ["base", "super-resolution"])

@@ -1,29 +1,13 @@
 """T5 over eight devices, in a process of their own."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.devices import run_on_eight
 
 
 @pytest.fixture(scope="module")
 def eight():
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.imagen_ft.text_devices"],
-        cwd=ROOT,
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": "8"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert result.pop("devices") == 8
-    return result
+    return run_on_eight("tests.imagen_ft.text_devices")
 
 
 @pytest.mark.parametrize("axes", ["data 2 fsdp 4", "fsdp 8", "data 8"])

@@ -1,0 +1,24 @@
+"""Programs that need eight devices: each runs in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_on_eight(module, *arguments):
+    """What `python -m module` prints as JSON, with eight CPU devices and warnings as errors."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", module, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "8"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result.pop("devices") == 8
+    return result
