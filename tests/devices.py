@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def run_on_eight(module, *arguments):
-    """What `python -m module` prints as JSON, with eight CPU devices and warnings as errors."""
+    """The JSON that `python -m module` prints last, on eight CPU devices, warnings as errors."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", module, *arguments],
         cwd=ROOT,
@@ -19,6 +19,6 @@ def run_on_eight(module, *arguments):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    result = json.loads(done.stdout.splitlines()[-1])
     assert result.pop("devices") == 8
     return result
