@@ -7,7 +7,7 @@ from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int, Int64
 
 from input_pipeline.files import InputError
 from input_pipeline.sources import Source
@@ -34,19 +34,17 @@ class _ShuffledBatches:
     is visibly not uniform on a few dozen examples. So Grain sees whole batches.
     """
 
-    def __init__(self, source, batch_size, seed, transform, augment, process_index, process_count):
+    def __init__(self, source, batch_size, seed, transform, augment, rows):
         self._source, self._seed = source, seed
         self._transform, self._augment = transform, augment
-        self._batch_size = batch_size
-        self._part = batch_size // process_count
-        self._first = process_index * self._part
+        self._batch_size, self._rows = batch_size, rows
 
     def __len__(self) -> int:
         return sys.maxsize // self._batch_size
 
     def __getitem__(self, k: int) -> Batch:
         n = len(self._source)
-        positions = k * self._batch_size + self._first + np.arange(self._part)
+        positions = k * self._batch_size + self._rows
         epochs = positions // n
         indices = np.empty_like(positions)
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
@@ -80,13 +78,12 @@ def batches(
     *,
     transform: Transform | None = None,
     augment: Augment | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Int[np.ndarray, " rows"] | None = None,
 ) -> grain.MapDataset:
     """Endless shuffled batches: element k is a function of (seed, k) only.
 
     Every epoch has its own order and holds each example once; epochs run on across the borders of
-    batches. The parts of all processes, one after the other, are the batch of a single process.
+    batches. What row r of batch k holds does not depend on who loads it.
 
     Args:
         source: what to draw from.
@@ -94,24 +91,21 @@ def batches(
         seed: any integer >= 0.
         transform: maps one example to another, before examples are stacked.
         augment: the same, after `transform`, with randomness of its own for every example drawn.
-        process_index: this process.
-        process_count: number of processes.
+        rows: those of a batch that this process loads; None is all.
 
     Returns:
-        A dataset whose element k is a dict of arrays with batch_size / process_count rows.
+        A dataset whose element k is a dict of arrays with these rows.
 
     Raises:
-        InputError: the source is empty, or the batch cannot be divided among the processes.
+        InputError: the source is empty, or the batch is.
     """
     if not len(source):
         raise InputError("the source holds no examples; check its split or path")
-    if batch_size < 1 or batch_size % process_count:
-        raise InputError(
-            f"batch_size={batch_size} cannot be divided among {process_count} processes; "
-            f"use a multiple of {process_count}"
-        )
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size}: at least 1 is needed")
+    rows = np.arange(batch_size) if rows is None else rows
     return grain.MapDataset.source(
-        _ShuffledBatches(source, batch_size, seed, transform, augment, process_index, process_count)
+        _ShuffledBatches(source, batch_size, seed, transform, augment, rows)
     )
 
 
@@ -127,31 +121,44 @@ def iterate(dataset: grain.MapDataset, start: int, stop: int) -> Iterator[Batch]
 class _EvalBatches:
     """Random access to the batches of one pass in order, the last one padded with zeros."""
 
-    def __init__(self, source, batch_size, transform):
+    def __init__(self, source, batch_size, transform, rows):
         self._source, self._batch_size, self._transform = source, batch_size, transform
+        self._rows = rows
 
     def __len__(self) -> int:
         return -(-len(self._source) // self._batch_size)
 
     def __getitem__(self, k: int) -> Batch:
-        first = k * self._batch_size
-        last = min(first + self._batch_size, len(self._source))
-        batch = _stack([_example(self._source, i, self._transform) for i in range(first, last)])
-        batch["mask"] = np.ones(last - first, bool)
-        missing = self._batch_size - (last - first)
-        return {
+        positions = k * self._batch_size + self._rows
+        mask = positions < len(self._source)
+        # A process whose rows are all padding reads one image, to know its shape.
+        real = positions[mask].tolist() or [0]
+        batch = _stack([_example(self._source, i, self._transform) for i in real])
+        missing = len(positions) - len(real)
+        padded = {
             key: np.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1))
             for key, rows in batch.items()
         }
+        return padded | {"mask": mask}
 
 
 def eval_batches(
-    source: Source, batch_size: int, transform: Transform | None = None
+    source: Source,
+    batch_size: int,
+    transform: Transform | None = None,
+    rows: Int[np.ndarray, " rows"] | None = None,
 ) -> Iterator[Batch]:
     """One pass in order, in batches of one size.
+
+    Args:
+        source: what to read.
+        batch_size: examples in a global batch.
+        transform: maps one example to another.
+        rows: those of a batch that this process loads; None is all.
 
     Returns:
         Batches with the field `mask`, bool [b]: False for the padding of the last batch.
     """
-    dataset = grain.MapDataset.source(_EvalBatches(source, batch_size, transform))
+    rows = np.arange(batch_size) if rows is None else rows
+    dataset = grain.MapDataset.source(_EvalBatches(source, batch_size, transform, rows))
     return iterate(dataset, 0, len(dataset))

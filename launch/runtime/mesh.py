@@ -1,12 +1,13 @@
 """Devices as a mesh with the axes data, fsdp, tensor; where arrays live on it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Int
 
 from input_pipeline.files import InputError
 
@@ -15,24 +16,26 @@ AXES = ("data", "fsdp", "tensor")
 MIN_SHARDED_SIZE = 2**18
 
 
-def make_mesh(axes: Mapping[str, int]) -> Mesh:
-    """Builds the mesh over all devices.
+def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Builds the mesh.
 
     Args:
         axes: size of each of data, fsdp, tensor; one of them may be -1, "all that are left".
+        devices: to build it over; None is all devices of this job.
 
     Raises:
         InputError: the sizes do not multiply to the number of devices.
     """
     sizes = [int(axes.get(name, 1)) for name in AXES]
-    devices = jax.device_count()
+    count = jax.device_count() if devices is None else len(devices)
     if sizes.count(-1) == 1:
-        sizes[sizes.index(-1)] = devices // max(1, -int(np.prod(sizes)))
-    if min(sizes) < 1 or int(np.prod(sizes)) != devices:
+        sizes[sizes.index(-1)] = count // max(1, -int(np.prod(sizes)))
+    if min(sizes) < 1 or int(np.prod(sizes)) != count:
         wanted = ", ".join(f"{name} {size}" for name, size in zip(AXES, sizes, strict=True))
-        raise InputError(f"config.mesh ({wanted}) does not fit {devices} devices")
+        raise InputError(f"config.mesh ({wanted}) does not fit {count} devices")
     # Sharded convolutions fail under Explicit axes, make_mesh's default.
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    types = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -41,20 +44,30 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def state_shardings(mesh: Mesh, tree: Any) -> Any:
-    """FSDP: the largest divisible axis of every big array is split over fsdp.
+    """How a state is split: one rule for all big arrays.
+
+    The last axis, a kernel's output channels, is split over tensor, and of the others the largest
+    over fsdp (of all, where tensor is 1); axes that do not divide stay whole.
 
     Args:
         mesh: the mesh.
         tree: arrays or their shapes.
     """
-    ways = mesh.shape["fsdp"]
+    fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
 
     def place(leaf: Any) -> NamedSharding:
-        divisible = [axis for axis, size in enumerate(leaf.shape) if size % ways == 0]
-        if ways == 1 or leaf.size < MIN_SHARDED_SIZE or not divisible:
+        axes: list[str | None] = [None] * len(leaf.shape)
+        if leaf.size < MIN_SHARDED_SIZE:
             return NamedSharding(mesh, P())
-        largest = max(divisible, key=lambda axis: leaf.shape[axis])
-        return NamedSharding(mesh, P(*[None] * largest, "fsdp"))
+        if tensor > 1 and leaf.shape[-1] % tensor == 0:
+            axes[-1] = "tensor"
+        free = [axis for axis, name in enumerate(axes) if name is None]
+        divisible = [axis for axis in free if leaf.shape[axis] % fsdp == 0]
+        if fsdp > 1 and divisible:
+            axes[max(divisible, key=lambda axis: leaf.shape[axis])] = "fsdp"
+        while axes and axes[-1] is None:
+            axes.pop()
+        return NamedSharding(mesh, P(*axes))
 
     return jax.tree.map(place, tree)
 
@@ -68,10 +81,23 @@ def with_shardings(mesh: Mesh, tree: Any) -> Any:
     )
 
 
+def local_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
+    """Which rows of a global batch this process's devices hold, in order."""
+    places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in places.values()]))
+
+
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Makes global arrays of this process's part of a batch."""
+    """Makes global arrays of this process's rows of a batch, see `local_rows`."""
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, array)
         for name, array in batch.items()
     }
+
+
+def replicate(mesh: Mesh, array: np.ndarray) -> jax.Array:
+    """A global array that every device holds whole; each process has to give the same values."""
+    array = np.asarray(array)
+    place = NamedSharding(mesh, P())
+    return jax.make_array_from_callback(array.shape, place, lambda index: array[index])

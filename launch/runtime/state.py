@@ -1,15 +1,18 @@
 """The one state of training, created where it will live."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
+from launch.runtime.ema import MAIN, Decay
 from launch.runtime.mesh import state_shardings
+
+Variables = dict[str, PyTree]
 
 
 @flax.struct.dataclass
@@ -20,60 +23,67 @@ class TrainState:
         step: number of updates made.
         variables: the model's collections; `params` is what the optimiser moves.
         opt_state: state of the optimiser.
-        ema: exponential moving average of `variables`; None when it is not kept.
+        ema: moving averages of `variables` by name; empty when none is kept.
     """
 
     step: Int[Array, ""]
-    variables: dict[str, PyTree]
+    variables: Variables
     opt_state: optax.OptState
-    ema: dict[str, PyTree] | None
+    ema: dict[str, Variables]
 
     @property
-    def inference_variables(self) -> dict[str, PyTree]:
+    def inference_variables(self) -> Variables:
         """What to sample or evaluate with."""
-        return self.variables if self.ema is None else self.ema
+        return self.ema.get(MAIN, self.variables)
 
     def update(
         self,
         grads: PyTree,
         tx: optax.GradientTransformation,
-        ema_decay: float,
-        model_state: dict[str, PyTree] | None = None,
-    ) -> "TrainState":
+        decays: Mapping[str, Decay],
+        model_state: Variables | None = None,
+    ) -> tuple["TrainState", dict[str, Float[Array, ""]]]:
         """Applies one optimiser step.
 
         Args:
             grads: gradients of the loss with respect to `variables['params']`.
             tx: the optimiser.
-            ema_decay: limit of the moving average's decay; early steps forget faster.
+            decays: of the moving averages, by name.
             model_state: new values of the other collections (batch statistics).
+
+        Returns:
+            The new state; the norms of the gradient, as it comes, and of the update.
         """
         updates, opt_state = tx.update(grads, self.opt_state, self.variables["params"])
         params = optax.apply_updates(self.variables["params"], updates)
         variables = {**self.variables, **(model_state or {}), "params": params}
-        ema = self.ema
-        if ema is not None:
-            # The first steps' weights are worth little: min(decay, (1 + n) / (10 + n)).
-            decay = jnp.minimum(ema_decay, (1.0 + self.step) / (10.0 + self.step))
-            ema = jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), ema, variables)
-        return TrainState(self.step + 1, variables, opt_state, ema)
+        ema = {
+            name: _blend(average, variables, decays[name](self.step))
+            for name, average in self.ema.items()
+        }
+        norms = {"gradient_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
+        return TrainState(self.step + 1, variables, opt_state, ema), norms
+
+
+def _blend(average: Variables, variables: Variables, decay: Float[Array, ""]) -> Variables:
+    return jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), average, variables)
 
 
 def abstract_state(
-    init: Callable[..., dict[str, PyTree]],
+    init: Callable[..., Variables],
     init_args: tuple[PyTree, ...],
     tx: optax.GradientTransformation,
-    keep_ema: bool,
+    averages: Collection[str],
 ) -> TrainState:
     """Shapes of the state that `create_state` makes, without making it."""
-    return jax.eval_shape(lambda *args: _new_state(init(*args), tx, keep_ema), *init_args)
+    return jax.eval_shape(lambda *args: _new_state(init(*args), tx, averages), *init_args)
 
 
 def create_state(
-    init: Callable[..., dict[str, PyTree]],
+    init: Callable[..., Variables],
     init_args: tuple[PyTree, ...],
     tx: optax.GradientTransformation,
-    keep_ema: bool,
+    averages: Collection[str],
     mesh: Mesh,
 ) -> TrainState:
     """Makes a new state, sharded from the start: no device ever holds it whole.
@@ -82,20 +92,20 @@ def create_state(
         init: `init(*init_args)` makes the model's variables.
         init_args: a key, or imported weights.
         tx: the optimiser.
-        keep_ema: whether a moving average is kept.
+        averages: names of the moving averages that are kept.
         mesh: where it lives.
     """
-    shardings = state_shardings(mesh, abstract_state(init, init_args, tx, keep_ema))
-    make = jax.jit(lambda *args: _new_state(init(*args), tx, keep_ema), out_shardings=shardings)
+    shardings = state_shardings(mesh, abstract_state(init, init_args, tx, averages))
+    make = jax.jit(lambda *args: _new_state(init(*args), tx, averages), out_shardings=shardings)
     return make(*init_args)
 
 
 def _new_state(
-    variables: dict[str, PyTree], tx: optax.GradientTransformation, keep_ema: bool
+    variables: Variables, tx: optax.GradientTransformation, averages: Collection[str]
 ) -> TrainState:
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         variables=variables,
         opt_state=tx.init(variables["params"]),
-        ema=jax.tree.map(jnp.copy, variables) if keep_ema else None,
+        ema={name: jax.tree.map(jnp.copy, variables) for name in averages},
     )

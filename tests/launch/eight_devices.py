@@ -1,6 +1,5 @@
 """What test_mesh asks of eight devices, as one JSON line: python -m tests.launch.eight_devices."""
 
-import functools
 import json
 
 import jax
@@ -11,8 +10,9 @@ from ml_collections import ConfigDict
 
 from input_pipeline.files import InputError
 from launch.runtime.loop import check_training
-from launch.runtime.mesh import make_mesh, put_batch, state_shardings
+from launch.runtime.mesh import local_rows, make_mesh, put_batch, replicate, state_shardings
 from launch.runtime.state import abstract_state, create_state
+from launch.runtime.step import make_step
 
 WIDTH = 512  # 2^18 weights are enough to be split
 TX = optax.adam(1e-3)
@@ -40,6 +40,11 @@ def places(mesh, **shapes):
     return {name: list(found.spec) for name, found in state_shardings(mesh, tree).items()}
 
 
+def replicated(mesh):
+    array = replicate(mesh, np.arange(6.0))
+    return [array.is_fully_replicated, len(array.sharding.device_set), array.tolist()]
+
+
 def init(key):
     w_key, v_key = jax.random.split(key)
     w = jax.random.normal(w_key, (WIDTH, WIDTH)) / WIDTH**0.5
@@ -50,18 +55,19 @@ def loss_of(params, batch):
     return jnp.mean((jnp.tanh(batch["x"] @ params["w"]) @ params["v"] - batch["y"]) ** 2)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def train_step(state, batch):
+def update(state, batch):
     loss, grads = jax.value_and_grad(loss_of)(state.variables["params"], batch)
-    return state.update(grads, TX, ema_decay=0.9), {"loss": loss}
+    state, _ = state.update(grads, TX, {"main": lambda n: 0.9})
+    return state, {"loss": loss}
 
 
 def train(mesh):
     """Two steps: the losses, the new state, and how many devices hold how much of the weights."""
-    args = (init, (jax.random.key(0),), TX, True)
+    args = (init, (jax.random.key(0),), TX, ("main",))
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, 16, WIDTH)), rng.normal(size=(2, 16))
     losses = []
+    train_step = make_step(update, mesh, abstract_state(*args))
     with jax.set_mesh(mesh):
         state = create_state(*args, mesh)
         start = jax.device_get(state)
@@ -76,7 +82,7 @@ def train(mesh):
         for leaf in (
             state.variables["params"]["w"],
             state.opt_state[0].mu["w"],
-            state.ema["params"]["w"],
+            state.ema["main"]["params"]["w"],
         )
     ]
     return start, jax.device_get(state), losses, shards, all(jax.tree.leaves(kept))
@@ -131,6 +137,17 @@ def main():
             scalar=(),
             long=(2**18,),
         ),
+        "places_tensor": places(
+            make_mesh({"fsdp": 2, "tensor": 4}),
+            square=(512, 512),
+            kernel=(3, 3, 512, 1024),
+            odd_output=(1024, 513),
+            odd_input=(1001, 512),
+            long=(2**18,),
+            small=(256, 1023),
+        ),
+        "rows": local_rows(make_mesh({"data": 2, "fsdp": 2, "tensor": 2}), 12).tolist(),
+        "replicated": replicated(fsdp),
         "places_data": places(make_mesh({"data": 8}), square=(512, 512)),
         "places_both": places(make_mesh({"data": 2, "fsdp": 4}), odd=(1004, 513)),
         "one": {"losses": losses, "shards": shards},
@@ -139,6 +156,7 @@ def main():
         "data": {"data": 8},
         "fsdp": {"fsdp": 8},
         "both": {"data": 2, "fsdp": 4},
+        "tensor": {"data": 2, "fsdp": 2, "tensor": 2},
     }.items():
         their_start, their_end, losses, shards, kept = train(make_mesh(axes))
         result[name] = {

@@ -38,11 +38,24 @@ def test_the_largest_divisible_axis_of_big_arrays_is_split(eight):
         "scalar": [],
         "long": ["fsdp"],
     }
+    assert eight["places_tensor"] == {
+        "square": ["fsdp", "tensor"],
+        "kernel": [None, None, "fsdp", "tensor"],
+        "odd_output": ["fsdp"],
+        "odd_input": [None, "tensor"],
+        "long": ["tensor"],
+        "small": [],
+    }
     assert eight["places_data"] == {"square": []}
     assert eight["places_both"] == {"odd": ["fsdp"]}
 
 
-@pytest.mark.parametrize(("name", "ways"), [("data", 1), ("fsdp", 8), ("both", 4)])
+def test_one_process_has_all_rows(eight):
+    assert eight["rows"] == list(range(12))
+    assert eight["replicated"] == [True, 8, [0, 1, 2, 3, 4, 5]]
+
+
+@pytest.mark.parametrize(("name", "ways"), [("data", 1), ("fsdp", 8), ("both", 4), ("tensor", 4)])
 def test_training_is_the_same_on_every_mesh(eight, name, ways):
     found = eight[name]
     assert found["start"] == 0

@@ -8,8 +8,14 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
+from imagen_ft.models import presets
 from input_pipeline.files import InputError
-from launch.runtime.optimizers import make_optimizer, make_schedule
+from launch.runtime.optimizers import (
+    frozen_parameters,
+    make_optimizer,
+    make_schedule,
+    stop_frozen,
+)
 
 SHAPES = {"kernel": (4, 3), "bias": (3,)}
 RATE, DECAY = 0.01, 0.2
@@ -22,7 +28,7 @@ def config(**changes):
             learning_rate=RATE,
             schedule="constant",
             warmup_steps=0,
-            weight_decay=DECAY,
+            weight_decay=0.0 if changes.get("name") in ("adam", "adafactor") else DECAY,
             clip_norm=0.0,
         )
         | changes
@@ -58,13 +64,24 @@ TORCH = {
     "adam": (torch.optim.Adam, {}, 0.0),
     "adamw": (torch.optim.AdamW, {}, DECAY),
 }
+OWN = {
+    "sgd": dict(momentum=0.5),
+    "adam": dict(b1=0.8, b2=0.95, eps=1e-3),
+    "adamw": dict(b1=0.8, b2=0.95, eps=1e-3),
+}
 
 
+@pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("clip_norm", [0.0, 0.5])
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("name", TORCH)
-def test_against_torch(name, steps, clip_norm):
+def test_against_torch(name, steps, clip_norm, own):
     kind, arguments, weight_decay = TORCH[name]
+    fields = OWN[name] if own else {}
+    if own and name == "sgd":
+        arguments = arguments | fields
+    elif own:
+        arguments = dict(betas=(fields["b1"], fields["b2"]), eps=fields["eps"])
     params, groups = torch_groups(weight_decay)
     optimizer = kind(groups, lr=RATE, **arguments)
     for step in range(steps):
@@ -73,7 +90,7 @@ def test_against_torch(name, steps, clip_norm):
         if clip_norm:
             torch.nn.utils.clip_grad_norm_(params.values(), clip_norm)
         optimizer.step()
-    ours = train(make_optimizer(config(name=name, clip_norm=clip_norm), 100), steps)
+    ours = train(make_optimizer(config(name=name, clip_norm=clip_norm, **fields), 100), steps)
     for key, theirs in params.items():
         assert np.abs(theirs.numpy() - values(0)[key]).max() > 1e-3
         np.testing.assert_allclose(ours[key], theirs.numpy(), rtol=0, atol=1e-6)
@@ -135,8 +152,86 @@ def test_schedules(changes, expected):
     np.testing.assert_allclose(rates, 0.2 * np.array(expected), atol=1e-7)
 
 
-def test_unknown_names():
-    with pytest.raises(InputError, match=r"optimizer\.name='lion': known are 'adafactor', 'adam'"):
-        make_optimizer(config(name="lion"), 10)
-    with pytest.raises(InputError, match=r"optimizer\.schedule='step': known are 'constant'"):
-        make_optimizer(config(schedule="step"), 10)
+def test_lamb():
+    # You et al. 2020, algorithm 2: Adam's direction with decay, scaled to the parameter's norm.
+    params, first, second = values(0), dict.fromkeys(SHAPES, 0.0), dict.fromkeys(SHAPES, 0.0)
+    for t in (1, 2):
+        for name, grad in values(t).items():
+            first[name] = 0.9 * first[name] + 0.1 * grad.astype(np.float64)
+            second[name] = 0.999 * second[name] + 0.001 * grad.astype(np.float64) ** 2
+            update = first[name] / (1 - 0.9**t) / (np.sqrt(second[name] / (1 - 0.999**t)) + 1e-6)
+            if name == "kernel":
+                update = update + DECAY * params[name]
+            ratio = np.linalg.norm(params[name]) / np.linalg.norm(update)
+            params[name] = params[name] - RATE * ratio * update
+    ours = train(make_optimizer(config(name="lamb"), 100), 2)
+    for name, expected in params.items():
+        np.testing.assert_allclose(ours[name], expected, rtol=0, atol=1e-6)
+
+
+def test_frozen_parameters_stay_and_cost_nothing():
+    frozen = frozen_parameters(["^bia"], values(0))
+    assert frozen == {"kernel": False, "bias": True}
+    # The kernel is clipped as if it were alone.
+    tx = make_optimizer(config(name="adamw", clip_norm=0.5), 100, frozen)
+    ours = train(tx, 2)
+    np.testing.assert_array_equal(ours["bias"], values(0)["bias"])
+    alone = make_optimizer(config(name="adamw", clip_norm=0.5), 100)
+    params, state = {"kernel": jnp.asarray(values(0)["kernel"])}, None
+    state = alone.init(params)
+    for step in (1, 2):
+        updates, state = alone.update({"kernel": values(step)["kernel"]}, state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_array_equal(ours["kernel"], params["kernel"])
+    kept = sum(leaf.size for leaf in jax.tree.leaves(tx.init(values(0))))
+    assert kept == sum(leaf.size for leaf in jax.tree.leaves(alone.init(params)))
+
+    def loss(params):
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(stop_frozen(params, frozen)))
+
+    grads = jax.grad(loss)(values(0))
+    assert not grads["bias"].any() and grads["kernel"].all()
+
+
+def test_nothing_frozen():
+    frozen = frozen_parameters((), values(0))
+    assert frozen == {"kernel": False, "bias": False}
+    plain, ours = (make_optimizer(config(), 100, given) for given in (None, frozen))
+    assert jax.tree.structure(plain.init(values(0))) == jax.tree.structure(ours.init(values(0)))
+
+
+def test_adafactors_state_is_small():
+    shapes = presets.parameter_shapes("imagen_base64")
+    sizes = {}
+    for name in ("adafactor", "adam"):
+        state = jax.eval_shape(make_optimizer(config(name=name), 100).init, shapes)
+        sizes[name] = sum(leaf.size for leaf in jax.tree.leaves(state))
+    assert sizes["adam"] > 4e9 and sizes["adafactor"] < 0.01 * sizes["adam"]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        (["bias", "weight"], r"config\.frozen: 'weight' is found in no .* such as 'bias'"),
+        (["("], r"config\.frozen: '\(' is no pattern"),
+        (["bias", "kern"], "leaves no parameter to train"),
+    ],
+)
+def test_patterns_that_freeze_nothing_or_all(patterns, message):
+    with pytest.raises(InputError, match=message):
+        frozen_parameters(patterns, values(0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(name="lion"), r"optimizer\.name='lion': known are 'adafactor', 'adam'"),
+        (dict(schedule="step"), r"optimizer\.schedule='step': known are 'constant'"),
+        (dict(b1=0.9), r"optimizer 'sgd' has no field 'b1'; use name, .*, momentum"),
+        (dict(name="adam", weight_decay=0.1), r"weight_decay=0\.1: 'adam' has none; set it to 0"),
+        (dict(name="adafactor", weight_decay=0.1), r"weight_decay=0\.1: 'adafactor' has none"),
+    ],
+)
+def test_what_no_optimizer_has(changes, message):
+    with pytest.raises(InputError, match=message):
+        make_optimizer(config(**changes), 10)

@@ -1,0 +1,85 @@
+"""Jobs of several processes: how they find each other, and agree before they begin."""
+
+import os
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+from absl import flags
+from jax.experimental import multihost_utils
+
+from input_pipeline.files import InputError
+
+# Bytes of an error's text that the other processes are told.
+_LONGEST = 1000
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags that `initialize` reads."""
+    options = dict(flag_values=values)
+    flags.DEFINE_string(
+        "coordinator",
+        "",
+        "HOST:PORT of process 0 in a job of several processes, or 'auto' to ask the cluster (TPU "
+        "VM, Slurm, GKE); Slurm and TPU jobs that say so in their environment need no flag",
+        **options,
+    )
+    flags.DEFINE_integer("num_processes", None, "processes of the job (--coordinator)", **options)
+    flags.DEFINE_integer("process_id", None, "which of them this one is, from 0", **options)
+
+
+def initialize(values: flags.FlagValues, environment: Mapping[str, str] | None = None) -> None:
+    """Joins the job's other processes, if the flags or the environment speak of any.
+
+    Raises:
+        InputError: flags that do not fit together.
+    """
+    coordinator, environment = values.coordinator, environment or os.environ
+    explicit = (values.num_processes, values.process_id)
+    if coordinator in ("", "auto"):
+        if explicit != (None, None):
+            raise InputError(
+                "--num_processes and --process_id go with --coordinator=HOST:PORT of process 0"
+            )
+        if coordinator == "auto" or is_one_of_several(environment):
+            jax.distributed.initialize()
+        return
+    if None in explicit:
+        raise InputError(
+            f"--coordinator={coordinator} needs --num_processes and --process_id, or use auto"
+        )
+    count, own = explicit
+    if not 0 <= own < count:
+        raise InputError(f"--process_id={own} is not in 0 .. {count - 1} (--num_processes)")
+    jax.distributed.initialize(coordinator, num_processes=count, process_id=own)
+
+
+def is_one_of_several(environment: Mapping[str, str]) -> bool:
+    """Whether a cluster's environment variables speak of more than one process."""
+    tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS", "1")
+    workers = environment.get("TPU_WORKER_HOSTNAMES", "")
+    slices = environment.get("MEGASCALE_NUM_SLICES", "1")
+    in_step = "SLURM_PROCID" in environment and int(tasks) > 1
+    return in_step or "," in workers or int(slices) > 1
+
+
+def on_first_process(action: Callable[[], None]) -> None:
+    """Runs an action on process 0; if it finds wrong input, every process says so.
+
+    Raises:
+        InputError: of the action.
+    """
+    message = ""
+    if jax.process_index() == 0:
+        try:
+            action()
+        except InputError as error:
+            message = str(error) or "wrong input"
+    if jax.process_count() > 1:
+        text = np.zeros(_LONGEST, np.uint8)
+        told = message.encode()[:_LONGEST]
+        text[: len(told)] = np.frombuffer(told, np.uint8)
+        text = multihost_utils.broadcast_one_to_all(text)
+        message = np.asarray(text).tobytes().rstrip(b"\0").decode(errors="replace")
+    if message:
+        raise InputError(message)

@@ -1,0 +1,46 @@
+"""Accelerators by name: what their makers say they can do."""
+
+import dataclasses
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A row of the table, from the makers' data sheets (docs.cloud.google.com/tpu/docs).
+
+    Attributes:
+        name: as people call it.
+        kinds: beginnings of `jax.Device.device_kind`.
+        peak_flops: dense bfloat16 operations a second.
+        hbm_bytes: memory.
+        hbm_bandwidth: bytes a second.
+        link_bandwidth: bytes a second that a chip sends to its neighbours, over all links.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    peak_flops: float
+    hbm_bytes: int
+    hbm_bandwidth: float
+    link_bandwidth: float
+
+
+GIB = 2**30
+CHIPS = (
+    Chip("v4", ("TPU v4",), 275e12, 32 * GIB, 1228e9, 300e9),
+    Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 819e9, 200e9),
+    Chip("v5p", ("TPU v5p", "TPU v5"), 459e12, 95 * GIB, 2765e9, 600e9),
+    Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1640e9, 448e9),
+    Chip("A100", ("NVIDIA A100",), 312e12, 80 * GIB, 2039e9, 300e9),
+    Chip("H100", ("NVIDIA H100",), 989e12, 80 * GIB, 3350e9, 450e9),
+    Chip("H200", ("NVIDIA H200",), 989e12, 141 * 10**9, 4800e9, 450e9),
+)
+
+
+def chip_of(device: jax.Device) -> Chip | None:
+    """The chip behind a device; None where it is not in the table, as a CPU."""
+    for chip in CHIPS:
+        if device.device_kind.startswith(chip.kinds):
+            return chip
+    return None
