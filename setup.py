@@ -31,8 +31,12 @@ REQUIRES = [
     "transformers>=5.23,<6",
 ]
 
+# Compiles for TPUs without having one; there are wheels for no other system.
+LIBTPU = 'libtpu>=0.0.42; sys_platform == "linux" and platform_machine == "x86_64"'
+
 EXTRAS = {
     "test": [
+        LIBTPU,
         "diffusers>=0.42.1,<0.44",
         "import-linter>=2.5,<3",
         "pytest>=8.3",
@@ -42,7 +46,7 @@ EXTRAS = {
     ],
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
-    "preflight": ["libtpu>=0.0.42"],
+    "preflight": [LIBTPU],
 }
 
 setup(

@@ -27,29 +27,32 @@ from input_pipeline.augment.crop import random_shift
 from input_pipeline.files import InputError
 from input_pipeline.mixture import Union
 from launch.runtime import app
+from launch.runtime.ema import make_decays
 from launch.runtime.images import to_float
 from launch.runtime.loop import check_training, fit
-from launch.runtime.mesh import make_mesh
-from launch.runtime.optimizers import make_optimizer
+from launch.runtime.mesh import local_rows, make_mesh
+from launch.runtime.optimizers import make_optimizer, make_schedule
 from launch.runtime.state import TrainState, abstract_state, create_state
+from launch.runtime.step import make_step
 from launch.runtime.workdir import claim_workdir
 
 Batch = dict[str, Any]
 
 
-def make_train_step(
+def make_update(
     config: ml_collections.ConfigDict, model: ResNet, tx: optax.GradientTransformation
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """The jitted update.
+    """`update(state, batch)` -> the new state and its metrics.
 
     Args:
-        config: `label_smoothing`, `ema_decay`.
+        config: `label_smoothing`, `ema`, and for the learning rate `optimizer`, `total_steps`.
         model: the network.
         tx: the optimiser.
     """
+    decays = make_decays(config.ema)
+    schedule = make_schedule(config.optimizer, config.total_steps)
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         images = to_float(batch["image"])
 
         def loss_of(params: Any) -> tuple[Array, tuple[Array, dict[str, Any]]]:
@@ -63,11 +66,13 @@ def make_train_step(
         (loss, (logits, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(
             state.variables["params"]
         )
-        state = state.update(grads, tx, config.ema_decay, model_state)
-        correct = jnp.argmax(logits, axis=-1) == batch["label"]
-        return state, {"loss": loss, "accuracy": correct.mean()}
+        rate = jnp.asarray(schedule(state.step), jnp.float32)
+        state, norms = state.update(grads, tx, decays, model_state)
+        accuracy = (jnp.argmax(logits, axis=-1) == batch["label"]).mean()
+        metrics = {"loss": loss, "accuracy": accuracy, "learning_rate": rate}
+        return state, {**metrics, **norms}
 
-    return train_step
+    return update
 
 
 def make_evaluation(
@@ -103,8 +108,9 @@ def main(args: app.Arguments) -> None:
     source = sources.in_memory(source) if config.in_memory else source
     digests = {name: sources.digest(spec) for name, spec in specs.items()}
     claim_workdir(args.workdir, config, {name: found for name, found in digests.items() if found})
-    keep_ema = config.ema_decay > 0
-    train_step = make_train_step(config, model, tx)
+    averages = tuple(make_decays(config.ema))
+    abstract = abstract_state(init, (jax.random.key(0),), tx, averages)
+    train_step = make_step(make_update(config, model, tx), mesh, abstract)
     evaluate = make_evaluation(validation, model, config.evaluation_batch_size)
     augment = functools.partial(random_shift, max_shift=config.max_shift)
     for seed in range(config.seeds):
@@ -113,8 +119,7 @@ def main(args: app.Arguments) -> None:
             config.batch_size,
             seed,
             augment=augment if config.max_shift else None,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=local_rows(mesh, config.batch_size),
         )
         key = (jax.random.key(seed),)
         with jax.set_mesh(mesh):
@@ -122,8 +127,8 @@ def main(args: app.Arguments) -> None:
                 workdir=args.workdir / f"seed_{seed}",
                 config=config,
                 mesh=mesh,
-                abstract=abstract_state(init, key, tx, keep_ema),
-                create=functools.partial(create_state, init, key, tx, keep_ema, mesh),
+                abstract=abstract,
+                create=functools.partial(create_state, init, key, tx, averages, mesh),
                 train_step=train_step,
                 batches=functools.partial(loader.iterate, data),
                 evaluate=evaluate,

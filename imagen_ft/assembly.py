@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 from etils import epath
+from jax.sharding import Mesh
 
 from imagen_ft import samplers, weights
 from imagen_ft.cascade import Cascade
+from imagen_ft.diffusion import PREDICTIONS
 from imagen_ft.models import presets
 from imagen_ft.models.unet import UNet
 from imagen_ft.schedule import make_schedule, sampling_times
@@ -18,6 +20,7 @@ from imagen_ft.text import TextEncoder, make_text_encoder
 from input_pipeline.files import InputError, read_json
 from launch.runtime import checkpoint
 from launch.runtime.config import module_fields, plain
+from launch.runtime.ema import MAIN
 from launch.runtime.workdir import load_run_config
 
 
@@ -26,18 +29,21 @@ def make_denoiser(config: ml_collections.ConfigDict) -> Denoiser:
 
     Args:
         config: `size`, `low_size`, `channels`, `schedule`; `unet`: fields of `UNet`, or `preset`, a
-            name of `models.presets`, and the fields that differ from it; `learned_variance` and
-            `upsampling` where they are not those of `Denoiser`.
+            name of `models.presets`, and the fields that differ from it; `learned_variance`,
+            `prediction` and `upsampling` where they are not those of `Denoiser`.
 
     Raises:
-        InputError: unknown schedule, preset or upsampling, or sizes and levels that do not fit
-            together.
+        InputError: unknown schedule, preset, prediction or upsampling, or sizes and levels that do
+            not fit together.
     """
     if config.low_size and config.size % config.low_size:
         raise InputError(f"low_size={config.low_size} does not divide size={config.size}")
     upsampling = config.get("upsampling", "bilinear")
     if upsampling not in UPSAMPLING:
         raise InputError(f"upsampling={upsampling!r}: known are {', '.join(UPSAMPLING)}")
+    prediction = config.get("prediction", "eps")
+    if prediction not in PREDICTIONS:
+        raise InputError(f"prediction={prediction!r}: known are {', '.join(PREDICTIONS)}")
     learned_variance = config.get("learned_variance", False)
     return Denoiser(
         model=_make_network(config, config.channels * (2 if learned_variance else 1)),
@@ -47,6 +53,7 @@ def make_denoiser(config: ml_collections.ConfigDict) -> Denoiser:
         channels=config.channels,
         upsampling=upsampling,
         learned_variance=learned_variance,
+        prediction=prediction,
     )
 
 
@@ -77,10 +84,20 @@ def make_stage(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Stage:
     interval = tuple(config.get("guidance_interval", (0.0, 1.0)))
     if not 0.0 <= level <= 1.0:
         raise InputError(f"noise_augmentation={level}: a level is in [0, 1]")
-    if weight < 0:
+    if not 0.0 <= weight < float("inf"):
         raise InputError(f"guidance_weight={weight}: 1 is none, more is more; not below 0")
     if len(interval) != 2 or not 0.0 <= interval[0] < interval[1] <= 1.0:
         raise InputError(f"guidance_interval={interval}: from and to, in [0, 1], are needed")
+    percentile, batch_size = config.threshold_percentile, config.get("batch_size", 0)
+    maximum = config.get("threshold_maximum", float("inf"))
+    if not 0.0 < percentile <= 100.0:
+        raise InputError(
+            f"threshold_percentile={percentile}: more than 0, at most 100, which clips"
+        )
+    if not maximum >= 1.0:
+        raise InputError(f"threshold_maximum={maximum}: at least 1 is needed")
+    if batch_size < 0:
+        raise InputError(f"batch_size={batch_size}: images at a time; 0 leaves it to the cascade")
     sampler = samplers.make_sampler(config.sampler)
     sampling_times(denoiser.schedule, sampler.num_steps, sampler.spacing)
     if getattr(sampler, "logvar_coeff", 0.0) is None and not denoiser.learned_variance:
@@ -89,11 +106,11 @@ def make_stage(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Stage:
         denoiser=denoiser,
         sampler=sampler,
         guidance_weight=weight,
-        threshold_percentile=config.threshold_percentile,
-        threshold_maximum=config.get("threshold_maximum", float("inf")),
+        threshold_percentile=percentile,
+        threshold_maximum=maximum,
         noise_augmentation=level,
         guidance_interval=interval,
-        batch_size=config.get("batch_size", 0),
+        batch_size=batch_size,
     )
 
 
@@ -123,6 +140,9 @@ def make_stages(config: ml_collections.ConfigDict) -> dict[str, Stage]:
 def load_cascade(config: ml_collections.ConfigDict) -> Cascade:
     """Loads the stages that `config.stages` names, each from its run directory (`run`).
 
+    Of a run the newest weights are taken, or with `best` those that evaluated best; of its moving
+    averages 'main', or the one that `ema` names.
+
     Raises:
         InputError: a run is missing, unfinished or damaged, was made with another network, text
             encoder or list of classes than the config says, or the stages do not fit together.
@@ -132,19 +152,29 @@ def load_cascade(config: ml_collections.ConfigDict) -> Cascade:
     stages = make_stages(config)
     variables, digests = [], []
     for name, stage in stages.items():
-        run = config.stages[name].run
+        entry = config.stages[name]
+        run = entry.run
         if is_run(run):
-            check_same_model(run, config.stages[name].stage, config)
+            check_same_model(run, entry.stage, config)
             check_same_text(run, encoder)
             abstract = stage.denoiser.shapes(encoder.shape)
+            which = dict(ema=entry.get("ema", MAIN), best=entry.get("best", False))
             total_steps = load_run_config(run).total_steps
-            variables.append(checkpoint.load_inference(run, abstract, total_steps))
-            digests.append(checkpoint.digest(run))
+            variables.append(checkpoint.load_inference(run, abstract, total_steps, **which))
+            digests.append(checkpoint.digest(run, **which))
         else:
-            variables.append(_load_public(run, stage.denoiser, encoder, name))
+            place = f"config.stages.{name}"
+            variables.append(load_public(run, stage.denoiser, encoder.shape, place))
             digests.append(weights.digest(run, "unet"))
     names = tuple(config.class_names)
-    return Cascade(tuple(stages.values()), tuple(variables), encoder, names, tuple(digests))
+    return Cascade(
+        tuple(stages.values()),
+        tuple(variables),
+        encoder,
+        names,
+        tuple(digests),
+        batch_size=config.batch_size,
+    )
 
 
 def is_run(path: str) -> bool:
@@ -153,22 +183,39 @@ def is_run(path: str) -> bool:
     return not epath.Path(path).exists() or (config.exists() and "stage" in read_json(config))
 
 
-def _load_public(path: str, denoiser: Denoiser, encoder: TextEncoder, name: str) -> dict[str, Any]:
-    """DeepFloyd IF's weights: an import, or a folder in diffusers' layout."""
-    model, params = weights.load_unet(path)
+def load_public(
+    path: str,
+    denoiser: Denoiser,
+    text_shape: tuple[int, int],
+    place: str,
+    mesh: Mesh | None = None,
+) -> dict[str, Any]:
+    """Loads DeepFloyd IF's weights for a denoiser.
+
+    Args:
+        path: an import, or a folder in diffusers' layout.
+        denoiser: whose network they have to be.
+        text_shape: of one prompt's states.
+        place: of the denoiser in the config, for messages.
+        mesh: see `weights.load_unet`.
+
+    Raises:
+        InputError: they are another network's.
+    """
+    model, params = weights.load_unet(path, mesh=mesh)
     ours = dataclasses.replace(denoiser.model, dtype=model.dtype, remat=model.remat)
     if ours != model:
         fields = [f.name for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
         field = next(f for f in fields if getattr(ours, f) != getattr(model, f))
         raise InputError(
-            f"config.stages.{name}: {field} is {getattr(ours, field)}, the weights of {path} have "
+            f"{place}: {field} is {getattr(ours, field)}, the weights of {path} have "
             f"{getattr(model, field)}"
         )
-    wanted = denoiser.shapes(encoder.shape)["params"]
+    wanted = denoiser.shapes(text_shape)["params"]
     if jax.tree.map(jnp.shape, params) != jax.tree.map(lambda leaf: leaf.shape, wanted):
         raise InputError(
-            f"config.stages.{name}: the weights of {path} take text states or images of another "
-            "width than the config has"
+            f"{place}: the weights of {path} take text states or images of another width than the "
+            "config has"
         )
     return {"params": params}
 
@@ -191,10 +238,19 @@ def check_same_model(
         raise InputError(f"{run} holds imported weights: name a run of imagen_ft.finetune")
     expected = {"stage": stage, "text": config.text, "class_names": config.class_names}
     for field, value in expected.items():
-        if plain(made_with[field]) != plain(value):
+        if _as_trained(made_with[field]) != _as_trained(value):
             raise InputError(
                 f"{run} was trained with another {field} than the config has: name another run"
             )
+
+
+def _as_trained(value: Any) -> Any:
+    """Without the fields that say how to compute, not what: they may differ in sampling."""
+    value = plain(value)
+    if isinstance(value, dict) and "unet" in value:
+        kept = {name: x for name, x in value["unet"].items() if name not in ("dtype", "remat")}
+        return {**value, "unet": kept}
+    return value
 
 
 def check_same_text(run: str, encoder: TextEncoder) -> None:
@@ -217,13 +273,19 @@ def check_same_text(run: str, encoder: TextEncoder) -> None:
 
 def parameter_shapes(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Shapes of the parameters of every stage and of the text encoder; nothing is loaded."""
-    # A cache that is not made yet is as good here as one that is.
-    shape, encoder = config.text.get("shape"), {}
-    if shape is None:
-        text_encoder = make_text_encoder(config.text)
-        shape, encoder = text_encoder.shape, {"text_encoder": text_encoder.parameters()}
+    shape, encoder = text_shapes(config.text)
     shapes = {
-        name: stage.denoiser.shapes(tuple(shape))["params"]
-        for name, stage in make_stages(config).items()
+        name: stage.denoiser.shapes(shape)["params"] for name, stage in make_stages(config).items()
     }
     return {**shapes, **encoder}
+
+
+def text_shapes(config: ml_collections.ConfigDict) -> tuple[tuple[int, int], dict[str, Any]]:
+    """Shape of one prompt's states; shapes of the encoder's parameters, by name.
+
+    A cache that is not made yet is as good here as one that is: `config.shape` says what it holds.
+    """
+    if config.get("shape") is not None:
+        return tuple(config.shape), {}
+    encoder = make_text_encoder(config)
+    return encoder.shape, {"text_encoder": encoder.parameters()}

@@ -32,6 +32,8 @@ class Cascade:
         encoder: of the prompts.
         class_names: the prompts it was trained with; empty where any text will do.
         digests: of each stage's weights.
+        batch_size: how many images are drawn at a time, unless a call or a stage has its own
+            number.
     """
 
     stages: tuple[Stage, ...]
@@ -39,6 +41,7 @@ class Cascade:
     encoder: TextEncoder
     class_names: tuple[str, ...]
     digests: tuple[str, ...]
+    batch_size: int = 100
 
     @classmethod
     def load(cls, config: str) -> "Cascade":
@@ -61,7 +64,7 @@ class Cascade:
         prompts: Sequence[str],
         seed: int = 0,
         indices: Int[np.ndarray, " n"] | None = None,
-        batch_size: int = 100,
+        batch_size: int | None = None,
         progress: Progress = _silent,
         start: Images | None = None,
         skip_steps: int = 0,
@@ -74,7 +77,7 @@ class Cascade:
             prompts: one an image.
             seed: of the set of images.
             indices: which images of the set to draw; the first ones where it is None.
-            batch_size: how many are drawn at a time, unless a stage has its own number.
+            batch_size: how many are drawn at a time, instead of the cascade's number.
             progress: told the number of images finished, after each batch.
             start: images of the base's size that it begins with, noised to the first step that is
                 taken (real guidance, He et al. 2023); None begins with noise.
@@ -94,14 +97,13 @@ class Cascade:
         prompts: Sequence[str],
         seed: int = 0,
         indices: Int[np.ndarray, " n"] | None = None,
-        batch_size: int = 100,
+        batch_size: int | None = None,
         progress: Progress = _silent,
         start: Images | None = None,
         skip_steps: int = 0,
     ) -> list[Images]:
         """As `sample`, but returns the images of every stage."""
-        if self.stages[0].denoiser.low_size:
-            raise InputError("this cascade has no base: give its images to upsample")
+        self._check_base()
         if not 0 <= skip_steps < self.stages[0].sampler.num_steps:
             raise InputError(
                 f"skip_steps={skip_steps}: the base has {self.stages[0].sampler.num_steps} steps"
@@ -114,7 +116,10 @@ class Cascade:
         self, prompts: Sequence[str], seed: int = 0
     ) -> UInt8[np.ndarray, "steps n size size c"]:
         """How the base comes to the images that `sample` draws: its predictions, step by step."""
+        self._check_base()
         check_prompts(prompts, self.class_names)
+        if not len(prompts):
+            raise InputError("0 prompts: at least one is needed")
         keys = _keys(seed, 0, np.arange(len(prompts)))
         text, null = self.encoder.embed(prompts), self.encoder.null()
         return np.asarray(to_uint8(self.stages[0].path(self.variables[0], keys, text, null)))
@@ -125,7 +130,7 @@ class Cascade:
         prompts: Sequence[str],
         seed: int = 0,
         indices: Int[np.ndarray, " n"] | None = None,
-        batch_size: int = 100,
+        batch_size: int | None = None,
         progress: Progress = _silent,
     ) -> Images:
         """Draws given images at the size of the last stage.
@@ -145,6 +150,10 @@ class Cascade:
         first = sizes.index(size)
         return self._draw(first, prompts, seed, indices, batch_size, progress, images)[-1]
 
+    def _check_base(self) -> None:
+        if self.stages[0].denoiser.low_size:
+            raise InputError("this cascade has no base: give its images to upsample")
+
     def _check_images(self, images: Images, count: int, size: int, name: str) -> None:
         wanted = (count, size, size, self.stages[0].denoiser.channels)
         if np.shape(images) != wanted or np.asarray(images).dtype != np.uint8:
@@ -157,7 +166,7 @@ class Cascade:
         prompts: Sequence[str],
         seed: int,
         indices: np.ndarray | None,
-        batch_size: int,
+        batch_size: int | None,
         progress: Progress,
         low: Images | None = None,
         start: Images | None = None,
@@ -165,6 +174,7 @@ class Cascade:
     ) -> list[Images]:
         check_prompts(prompts, self.class_names)
         indices = np.arange(len(prompts)) if indices is None else np.asarray(indices)
+        batch_size = self.batch_size if batch_size is None else batch_size
         if not len(prompts) or len(indices) != len(prompts) or batch_size < 1:
             raise InputError(
                 f"{len(prompts)} prompts, {len(indices)} indices, batch_size={batch_size}: at "

@@ -1,8 +1,9 @@
 """Lists of class names, and prompts, from files; ImageNet's are built in."""
 
 import io
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import resources
 
 from etils import epath
@@ -29,8 +30,8 @@ def load(name_or_path: epath.PathLike, expected: int | None = None) -> tuple[str
             one or the same one twice; it names the line.
     """
     if name_or_path == IMAGENET:
-        text = (resources.files("imagen_ft") / "data" / "imagenet_class_names.txt").read_text()
-        named = [(f"{IMAGENET}:{i}", name) for i, name in enumerate(text.splitlines(), start=1)]
+        names = _built_in("imagenet_class_names.txt")
+        named = [(f"{IMAGENET}:{i}", name) for i, name in enumerate(names, start=1)]
     else:
         named = list(read_lines(name_or_path))
         _check_names(named)
@@ -39,6 +40,51 @@ def load(name_or_path: epath.PathLike, expected: int | None = None) -> tuple[str
             f"{name_or_path} has {len(named)} class names, {expected} are needed: one a class"
         )
     return tuple(name for _, name in named)
+
+
+def wordnet_ids() -> tuple[str, ...]:
+    """Names of ImageNet's 1,000 folders, in the order of the labels."""
+    return _built_in("imagenet_wnids.txt")
+
+
+def resolve(named: str | Sequence[str], found: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The class names that a config means, compared with those of its images.
+
+    Args:
+        named: `config.class_names`: a list of names; the argument of `load`; or '' or an empty
+            list for those of the images.
+        found: class names of the images. With 'imagenet' they may also be the WordNet ids, which
+            ImageNet's folders are named by. None where the images are not at hand: then nothing is
+            compared, and '' is no names.
+
+    Raises:
+        InputError: they differ; it names the first class that does.
+    """
+    if not named:
+        return tuple(found or ())
+    names = load(named) if isinstance(named, str) else tuple(named)
+    if found is None or tuple(found) == names:
+        return names
+    expected = names
+    # Of names and ids, what was meant is the one that has more of those found.
+    if named == IMAGENET and len({*names} & {*found}) <= len({*wordnet_ids()} & {*found}):
+        expected = wordnet_ids()
+    for label, (wanted, there) in enumerate(itertools.zip_longest(expected, found)):
+        if wanted != there:
+            raise InputError(
+                f"config.class_names: class {label} is {_quoted(wanted)}, but {_quoted(there)} in "
+                "the images of config.train_source: make them the same"
+            )
+    return names
+
+
+def _quoted(name: str | None) -> str:
+    return "no class" if name is None else repr(name)
+
+
+def _built_in(file: str) -> tuple[str, ...]:
+    text = (resources.files("imagen_ft") / "data" / file).read_text()
+    return tuple(text.splitlines())
 
 
 def _check_names(named: list[tuple[str, str]]) -> None:

@@ -1,4 +1,4 @@
-"""The forward process, its posterior, and the training loss."""
+"""The forward process, its posterior, and what networks predict."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,8 @@ from imagen_ft.schedule import alpha_sigma
 
 Image = Float[Array, "b h w c"]
 Scalar = Float[Array, "*b"]
+# What a network may say of x_t; see `target`.
+PREDICTIONS = ("eps", "x0", "v")
 
 
 def per_image(values: Scalar) -> Float[Array, "#b 1 1 1"]:
@@ -31,6 +33,35 @@ def eps_from_x0(x_t: Image, x0: Image, logsnr: Scalar) -> Image:
     """The noise that `x0` implies."""
     alpha, sigma = alpha_sigma(per_image(logsnr))
     return (x_t - alpha * x0) / sigma
+
+
+def target(x0: Image, eps: Image, logsnr: Scalar, prediction: str) -> Image:
+    """What a network's output should be at x_t = alpha x_0 + sigma eps.
+
+    Args:
+        x0: clean images.
+        eps: their noise.
+        logsnr: of x_t.
+        prediction: one of `PREDICTIONS`; 'v' is alpha eps - sigma x_0 (Salimans and Ho 2022,
+            section 4).
+    """
+    alpha, sigma = alpha_sigma(per_image(logsnr))
+    return {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0}[prediction]
+
+
+def x0_from_output(output: Image, x_t: Image, logsnr: Scalar, prediction: str) -> Image:
+    """The clean image that a network's output implies.
+
+    Args:
+        output: of the network, its channels of `prediction` alone.
+        x_t: noisy images.
+        logsnr: of x_t.
+        prediction: one of `PREDICTIONS`.
+    """
+    if prediction == "eps":
+        return x0_from_eps(x_t, output, logsnr)
+    alpha, sigma = alpha_sigma(per_image(logsnr))
+    return {"x0": output, "v": alpha * x_t - sigma * output}[prediction]
 
 
 def posterior(
@@ -66,8 +97,3 @@ def posterior(
 def stratified_times(key: Key[Array, ""], count: int) -> Float[Array, " count"]:
     """Uniform times in [0, 1), evenly spread over a batch (Kingma et al. 2021, appendix I.1)."""
     return (jax.random.uniform(key) + jnp.arange(count) / count) % 1.0
-
-
-def eps_loss(predicted: Image, eps: Image) -> Float[Array, " b"]:
-    """L_simple of each image, a mean over its pixels (Ho et al. 2020, Eq. 14)."""
-    return jnp.mean(jnp.square(predicted.astype(jnp.float32) - eps), axis=(1, 2, 3))

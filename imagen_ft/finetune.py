@@ -1,12 +1,15 @@
-"""Trains one stage of the cascade: from scratch, or from another run's weights.
+"""Trains one stage of the cascade: from scratch, from another run, or from public weights.
 
 python -m imagen_ft.finetune --config=configs/digits/finetune_base4.py --workdir=runs/base4
+python -m imagen_ft.finetune --config=configs/imagenet/imagen_base64.py --preflight=v4:4x4x16
 
-The same command goes on where it stopped.
+The same command goes on where it stopped: it takes its own newest sound checkpoint, and only if
+there is none the weights of --config.init_from, and if that is empty new ones. On several hosts
+start it on each; it finds the others by --coordinator or by what the cluster says.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -14,229 +17,251 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
+from absl import flags
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Key
 
-from imagen_ft.assembly import check_same_model, make_denoiser
-from imagen_ft.diffusion import add_noise, eps_loss, stratified_times
+from imagen_ft import class_names
+from imagen_ft.assembly import make_denoiser, text_shapes
+from imagen_ft.losses import DiffusionLoss, make_loss
 from imagen_ft.stage import Denoiser
-from imagen_ft.text import make_text_encoder
+from imagen_ft.text import TextEncoder, make_text_encoder
+from imagen_ft.training import make_evaluation, make_update, table_of
+from imagen_ft.training_pictures import make_pictures
+from imagen_ft.warm_start import check_start, make_create
 from input_pipeline import loader, sources
-from input_pipeline.augment.resize import resize
+from input_pipeline.augment.crop import random_crop
+from input_pipeline.augment.flip import random_flip
+from input_pipeline.augment.resize import square
 from input_pipeline.files import InputError
-from launch.runtime import app, checkpoint
-from launch.runtime.images import to_float
+from launch.runtime import app, distributed, preflight
+from launch.runtime.ema import Decay, make_decays
 from launch.runtime.loop import check_training, fit
-from launch.runtime.mesh import make_mesh, with_shardings
-from launch.runtime.optimizers import make_optimizer
-from launch.runtime.state import TrainState, abstract_state, create_state
-from launch.runtime.workdir import claim_workdir, load_run_config
+from launch.runtime.mesh import batch_sharding, local_rows, make_mesh, replicate, with_shardings
+from launch.runtime.optimizers import frozen_parameters, make_optimizer, make_schedule
+from launch.runtime.state import TrainState, abstract_state
+from launch.runtime.step import TrainStep, make_step
+from launch.runtime.workdir import claim_workdir
 
 Batch = dict[str, Any]
-# Folded into the seed's key for what is no step of training.
-EVALUATION = 2**31 - 1
 
 
-def diffusion_loss(
-    denoiser: Denoiser,
-    variables: dict[str, Any],
-    batch: Batch,
-    text: Float[Array, "b n d"],
-    key: Key[Array, ""],
-) -> Float[Array, " b"]:
-    """Squared error of eps of each image, at stratified random times.
-
-    A super-resolution stage sees the means of its targets' pixels as low-resolution images,
-    noised to a uniformly random level.
-
-    Args:
-        denoiser: the network.
-        variables: its variables.
-        batch: 'image', uint8 [b, size, size, c].
-        text: states of the prompts.
-        key: randomness.
-    """
-    x0 = to_float(batch["image"])
-    count = x0.shape[0]
-    t_key, eps_key, level_key, noise_key = jax.random.split(key, 4)
-    t = stratified_times(t_key, count)
-    eps = jax.random.normal(eps_key, x0.shape)
-    x_t = add_noise(x0, eps, denoiser.schedule.logsnr(t))
-    condition, level = None, None
-    if denoiser.low_size:
-        level = jax.random.uniform(level_key, (count,))
-        low = shrink(x0, denoiser.low_size)
-        condition = denoiser.condition(low, jax.random.normal(noise_key, x0.shape), level)
-    context = denoiser.context(variables, text, level)
-    return eps_loss(denoiser.predict(variables, x_t, t, context, condition), eps)
+def define_flags(values: flags.FlagValues) -> None:
+    """The task's own flags."""
+    distributed.define_flags(values)
+    flags.DEFINE_string(
+        "preflight",
+        "",
+        "compile the step for TPUs that are not there, print memory, operations, traffic and "
+        f"estimated time, and end: {preflight.SYNTAX}",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "preflight_effort",
+        -1.0,
+        "of the compiler, from -1 to 1: above -1 a network of 2B parameters takes over a quarter "
+        "of an hour on two cores",
+        flag_values=values,
+    )
 
 
-def shrink(images: Float[Array, "b h w c"], size: int) -> Float[Array, "b size size c"]:
-    """Means of square blocks of pixels."""
-    b, h, _, c = images.shape
-    factor = h // size
-    blocks = images.reshape(b, size, factor, size, factor, c)  # [b, size, f, size, f, c]
-    return blocks.mean(axis=(2, 4))
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What a config says of a run, with nothing loaded and nothing allocated.
 
-
-def make_train_step(
-    config: ml_collections.ConfigDict,
-    denoiser: Denoiser,
-    tx: optax.GradientTransformation,
-    text_table: Float[Array, "classes n d"],
-    null_text: Float[Array, "n d"],
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """The jitted update; step k's randomness is a function of (config.seed, k).
-
-    Args:
-        config: `seed`, `text_drop`, `ema_decay`.
-        denoiser: the network.
+    Attributes:
+        config: of the run.
+        denoiser: the network, at the size that it is trained at.
+        loss: what is minimised.
+        text_shape: of one prompt's states.
+        names: of the classes; empty where the images' own will do.
         tx: the optimiser.
-        text_table: states of every class's prompt.
-        null_text: states that stand for no text.
+        decays: of the moving averages.
+        frozen: which parameters stay as they are.
+        abstract: shapes of the state.
     """
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def train_step(
-        state: TrainState, batch: Batch, text_table: Array, null_text: Array
-    ) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        drop_key, loss_key = jax.random.split(key)
-        text = text_table[batch["label"]]
-        drop = jax.random.bernoulli(drop_key, config.text_drop, (text.shape[0], 1, 1))
-        text = jnp.where(drop, null_text[None], text)
+    config: ml_collections.ConfigDict
+    denoiser: Denoiser
+    loss: DiffusionLoss
+    text_shape: tuple[int, int]
+    names: tuple[str, ...]
+    tx: optax.GradientTransformation
+    decays: dict[str, Decay]
+    frozen: Any
+    abstract: TrainState
 
-        def loss_of(params: Any) -> Array:
-            variables = {**state.variables, "params": params}
-            return diffusion_loss(denoiser, variables, batch, text, loss_key).mean()
+    @classmethod
+    def of(cls, config: ml_collections.ConfigDict) -> "Training":
+        """Reads a config.
 
-        loss, grads = jax.value_and_grad(loss_of)(state.variables["params"])
-        state = state.update(grads, tx, config.ema_decay)
-        return state, {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
+        Raises:
+            InputError: a field is wrong.
+        """
+        denoiser = _crop(make_denoiser(config.stage), config.get("crop_size", 0))
+        loss, decays = make_loss(config.loss, denoiser), make_decays(config.ema)
+        text_shape, _ = text_shapes(config.text)
+        frozen = frozen_parameters(config.frozen, denoiser.shapes(text_shape)["params"])
+        tx = make_optimizer(config.optimizer, config.total_steps, frozen)
+        args = jax.random.key(config.seed), jnp.zeros(text_shape)
+        abstract = abstract_state(denoiser.init, args, tx, decays)
+        names = class_names.resolve(config.class_names)
+        return cls(config, denoiser, loss, text_shape, names, tx, decays, frozen, abstract)
 
-    # Bound as arguments: a closure would compile the tables into the program.
-    return functools.partial(train_step, text_table=text_table, null_text=null_text)
+    def step(self, mesh: Mesh, text_table: Any, null_text: Any) -> TrainStep:
+        """The update on a mesh.
+
+        Args:
+            mesh: where the state lives.
+            text_table: states of every class's prompt, [classes, n, d].
+            null_text: states that stand for no text, [n, d].
+        """
+        update = make_update(
+            self.config,
+            self.denoiser,
+            self.loss,
+            self.tx,
+            make_schedule(self.config.optimizer, self.config.total_steps),
+            self.decays,
+            self.frozen,
+            unroll=mesh.devices.flat[0].platform == "cpu",
+        )
+        return make_step(update, mesh, self.abstract, (text_table, null_text))
+
+    def lower(self, mesh: Mesh) -> jax.stages.Lowered:
+        """The update's program for a mesh whose devices need not be there."""
+        shape = jax.ShapeDtypeStruct
+        dtype = self.denoiser.model.dtype
+        table = shape((max(1, len(self.names)), *self.text_shape), dtype)
+        step = self.step(mesh, table, shape(self.text_shape, dtype))
+        size, count = self.denoiser.size, self.config.batch_size
+        place = batch_sharding(mesh)
+        batch = dict(
+            image=shape((count, size, size, self.denoiser.channels), np.uint8, sharding=place),
+            label=shape((count,), np.int32, sharding=place),
+        )
+        with jax.set_mesh(mesh):
+            return step.lower(with_shardings(mesh, self.abstract), batch)
 
 
-def make_evaluation(
-    config: ml_collections.ConfigDict, denoiser: Denoiser, text_table: Float[Array, "classes n d"]
-) -> Callable[[TrainState], dict[str, float]]:
-    """Loss on held-out images with the inference weights; the same times and noise each time.
+def _crop(denoiser: Denoiser, size: int) -> Denoiser:
+    """The same network for parts of its images; 0 is whole images."""
+    if not size:
+        return denoiser
+    factor = denoiser.size // max(1, denoiser.low_size)
+    if not 0 < size <= denoiser.size or size % factor or not denoiser.low_size:
+        raise InputError(
+            f"config.crop_size={size}: a multiple of {factor} up to stage.size={denoiser.size} is "
+            "needed, and a stage of super-resolution; 0 trains on whole images"
+        )
+    return dataclasses.replace(denoiser, size=size, low_size=size // factor)
 
-    Args:
-        config: `seed`, `evaluation_source`, `evaluation_batch_size` and `evaluation_draws`, how
-            many times and noises an image gets.
-        denoiser: the network.
-        text_table: states of every class's prompt.
+
+def check_config(training: Training, mesh: Mesh) -> None:
+    """Looks for numbers that training could not work with.
+
+    Raises:
+        InputError: names the field.
     """
-    source = sources.load(config.evaluation_source)
-    to_size = functools.partial(_to_size, size=denoiser.size)
-
-    @jax.jit
-    def losses(
-        variables: dict[str, Any], batch: Batch, text_table: Array, number: Array, draw: Array
-    ) -> Array:
-        # No step of training has this key.
-        key = jax.random.fold_in(jax.random.key(config.seed), EVALUATION)
-        key = jax.random.fold_in(jax.random.fold_in(key, number), draw)
-        return diffusion_loss(denoiser, variables, batch, text_table[batch["label"]], key)
-
-    def evaluate(state: TrainState) -> dict[str, float]:
-        found = []
-        for number, batch in enumerate(
-            loader.eval_batches(source, config.evaluation_batch_size, to_size)
-        ):
-            for draw in range(config.evaluation_draws):
-                values = losses(state.inference_variables, batch, text_table, number, draw)
-                found.append(np.asarray(values)[batch["mask"]])
-        return {"validation_loss": float(np.concatenate(found).mean())}
-
-    return evaluate
+    config = training.config
+    check_training(config, mesh)
+    parts = config.accumulation
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if parts < 1 or config.batch_size % (ways * parts):
+        raise InputError(
+            f"config.accumulation={parts}: batch_size={config.batch_size} cannot be taken in so "
+            f"many parts on {ways} devices of mesh.data x mesh.fsdp"
+        )
+    if not 0.0 <= config.text_drop <= 1.0:
+        raise InputError(f"config.text_drop={config.text_drop}: a probability is in [0, 1]")
 
 
-def _to_size(element: Batch, size: int) -> Batch:
-    return {**element, "image": resize(element["image"], size)}
+def _transform(example: Batch, size: int) -> Batch:
+    return {**example, "image": square(example["image"], size)}
 
 
-def _make_create(
-    config: ml_collections.ConfigDict,
-    denoiser: Denoiser,
-    text_shape: tuple[int, int],
-    tx: optax.GradientTransformation,
-    mesh: Mesh,
-) -> tuple[TrainState, Callable[[], TrainState]]:
-    """The state's shapes, and what makes it: from the run `init_from` names, else from scratch."""
-    args, keep_ema = (jax.random.key(config.seed), jnp.zeros(text_shape)), config.ema_decay > 0
-
-    def create() -> TrainState:
-        if not config.init_from:
-            return create_state(denoiser.init, args, tx, keep_ema, mesh)
-        abstract = with_shardings(mesh, denoiser.shapes(text_shape))
-        total_steps = load_run_config(config.init_from).total_steps
-        variables = checkpoint.load_inference(config.init_from, abstract, total_steps)
-        return create_state(lambda variables: variables, (variables,), tx, keep_ema, mesh)
-
-    return abstract_state(denoiser.init, args, tx, keep_ema), create
+def _augment(example: Batch, rng: np.random.Generator, size: int, crop: int, flip: bool) -> Batch:
+    if crop and crop != size:
+        example = random_crop(example, rng, crop)
+    return random_flip(example, rng) if flip else example
 
 
-def _training_batches(
-    config: ml_collections.ConfigDict, source: sources.Source, size: int
-) -> Callable[[int, int], Iterator[Batch]]:
-    data = loader.batches(
+def _load_images(training: Training) -> tuple[sources.Source, tuple[str, ...]]:
+    source = sources.load(training.config.train_source)
+    names = class_names.resolve(training.config.class_names, source.class_names)
+    channels = source[0]["image"].shape[-1]
+    if channels != training.denoiser.channels:
+        raise InputError(
+            f"config.stage.channels={training.denoiser.channels}, but the images of "
+            f"config.train_source have {channels}"
+        )
+    return source, names
+
+
+def _train(args: app.Arguments, training: Training, encoder: TextEncoder, mesh: Mesh) -> None:
+    config, denoiser = args.config, training.denoiser
+    source, names = _load_images(training)
+    inputs = {"text": encoder.digest} if encoder.digest else {}
+    inputs |= check_start(config)
+    text_table = table_of(encoder.embed(names), denoiser)
+    null_text = table_of(encoder.null()[0], denoiser)
+    # A stage that is trained on parts of its images is watched on parts from their middle.
+    size, crop, flip = config.stage.size, config.get("crop_size", 0), config.get("flip", False)
+    whole = functools.partial(_transform, size=size)
+    watched = functools.partial(_transform, size=denoiser.size)
+    augment = functools.partial(_augment, size=size, crop=crop, flip=flip)
+    batches = loader.batches(
         source,
         config.batch_size,
         config.seed,
-        transform=functools.partial(_to_size, size=size),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        transform=whole,
+        augment=augment if crop or flip else None,
+        rows=local_rows(mesh, config.batch_size),
     )
-    return functools.partial(loader.iterate, data)
-
-
-def main(args: app.Arguments) -> None:
-    """Runs the task."""
-    config = args.config
-    denoiser = make_denoiser(config.stage)
-    encoder = make_text_encoder(config.text)
-    source = sources.load(config.train_source)
-    if tuple(source.class_names) != tuple(config.class_names):
-        raise InputError("config.class_names are not the class names of config.train_source")
-    if source[0]["image"].shape[-1] != denoiser.channels:
-        raise InputError(
-            f"config.stage.channels={denoiser.channels}, but the images of config.train_source "
-            f"have {source[0]['image'].shape[-1]}"
-        )
-    if denoiser.learned_variance:
-        raise InputError("config.stage.learned_variance=True: there is no loss for it; set False")
-    mesh = make_mesh(config.mesh)
-    check_training(config, mesh)
-    tx = make_optimizer(config.optimizer, config.total_steps)
-    if args.dry_run:
-        shapes = denoiser.shapes(encoder.shape)
-        app.describe(config, unet=shapes["params"], text_encoder=encoder.parameters())
-        return
-    text_table, null_text = jnp.asarray(encoder.embed(config.class_names)), encoder.null()[0]
-    abstract, create = _make_create(config, denoiser, encoder.shape, tx, mesh)
-    evaluate = make_evaluation(config, denoiser, text_table)
-    batches = _training_batches(config, source, denoiser.size)
-    inputs = {"text": encoder.digest} if encoder.digest else {}
-    if config.init_from:
-        check_same_model(config.init_from, config.stage, config)
-        inputs["init_from"] = checkpoint.digest(config.init_from)
+    placed = replicate(mesh, text_table), replicate(mesh, null_text)
+    evaluate = make_evaluation(config, denoiser, training.loss, mesh, placed[0], watched)
+    pictures = None
+    if config.get("pictures_every", 0):
+        pictures = make_pictures(config, denoiser, mesh, text_table, null_text, watched)
     claim_workdir(args.workdir, config, inputs)
     with jax.set_mesh(mesh):
         fit(
             workdir=args.workdir,
             config=config,
             mesh=mesh,
-            abstract=abstract,
-            create=create,
-            train_step=make_train_step(config, denoiser, tx, text_table, jnp.asarray(null_text)),
-            batches=batches,
+            abstract=training.abstract,
+            create=make_create(
+                config, denoiser, training.text_shape, training.tx, training.decays, mesh
+            ),
+            train_step=training.step(mesh, *placed),
+            batches=functools.partial(loader.iterate, batches),
             evaluate=evaluate,
+            pictures=pictures,
             label=args.workdir.name,
         )
 
 
+def main(args: app.Arguments) -> None:
+    """Runs the task."""
+    training = Training.of(args.config)
+    if args.dry_run:
+        _, encoder_shapes = text_shapes(args.config.text)
+        shapes = training.abstract.variables["params"]
+        app.describe(args.config, unet=shapes, **encoder_shapes)
+        return
+    if args.flags.preflight:
+        count = sum(leaf.size for leaf in jax.tree.leaves(training.abstract.variables["params"]))
+        preflight.run(
+            args.flags.preflight,
+            training.lower,
+            args.config.mesh,
+            count,
+            args.flags.preflight_effort,
+        )
+        return
+    mesh = make_mesh(args.config.mesh)
+    check_config(training, mesh)
+    _train(args, training, make_text_encoder(args.config.text), mesh)
+
+
 if __name__ == "__main__":
-    app.run(main, __doc__)
+    app.run(main, __doc__, define_flags)

@@ -6,6 +6,8 @@ Without --prompt or --prompts, every class the cascade knows is sampled. --path=
 path.png: eight moments of the base's way from noise to each of the first images.
 """
 
+from typing import Any
+
 import numpy as np
 from absl import flags
 from etils import epath
@@ -16,13 +18,17 @@ from imagen_ft.cascade import Cascade, Images
 from imagen_ft.class_names import read_lines
 from imagen_ft.text import check_prompts
 from input_pipeline.examples import encode_png
-from input_pipeline.files import InputError, write_atomic
+from input_pipeline.files import InputError, read_json, write_atomic, write_json
 from launch.runtime import app, pictures
+from launch.runtime.config import flatten, plain
 
 # A picture of more is not looked at, and takes minutes to draw.
 MOST_SHOWN = 256
 MOST_PATHS = 16
-GRID, PATH = "samples.png", "path.png"
+GRID, PATH, REQUEST = "samples.png", "path.png", "samples.json"
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+# No image depends on them.
+FREE = ("batch_size", "show_stages")
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -44,9 +50,10 @@ def read_prompts(values: flags.FlagValues) -> dict[str, str]:
     """
     prompts = {f"--prompt number {i}": prompt for i, prompt in enumerate(values.prompt, start=1)}
     if values.prompts:
-        prompts |= {place: line for place, line in read_lines(values.prompts) if line}
-        if not prompts:
+        lines = {place: line for place, line in read_lines(values.prompts) if line}
+        if not lines:
             raise InputError(f"--prompts={values.prompts}: the file holds no prompt")
+        prompts |= lines
     return prompts
 
 
@@ -70,12 +77,17 @@ def main(args: app.Arguments) -> None:
     sizes = [entry.stage.size for entry in config.stages.values()]
     check_workdir(args.workdir, prompts, sizes)
     cascade = load_cascade(config)
+    request = {name: value for name, value in plain(config).items() if name not in FREE}
+    request |= dict(prompts=prompts, weights=list(cascade.digests))
+    check_same_request(args.workdir, request)
     cascade.encoder.embed(sorted(set(prompts)))  # One that a cache lacks is told before any work.
     with tqdm(total=len(prompts), desc="sample", unit="image") as bar:
         stages = cascade.sample_stages(
             prompts, config.seed, batch_size=config.batch_size, progress=bar.update
         )
     shown = stages if config.show_stages else stages[-1:]
+    args.workdir.mkdir(parents=True, exist_ok=True)
+    write_json(args.workdir / REQUEST, request)
     write_images(shown, prompts, config.images_per_prompt, args.workdir)
     if args.flags.path:
         draw_path(cascade, prompts[:MOST_PATHS], config.seed, args.flags.path, args.workdir)
@@ -85,7 +97,6 @@ def write_images(
     stages: list[Images], prompts: list[str], images_per_prompt: int, workdir: epath.Path
 ) -> None:
     """Writes single files of every stage, and one picture of them all."""
-    workdir.mkdir(parents=True, exist_ok=True)
     for number, prompt in enumerate(prompts):
         for images in stages:
             path = workdir / image_name(number, prompt, images.shape[1])
@@ -107,10 +118,29 @@ def check_workdir(workdir: epath.Path, prompts: list[str], sizes: list[int]) -> 
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"{workdir} is a file: name a folder as --workdir")
     ours = {image_name(n, prompt, size) for n, prompt in enumerate(prompts) for size in sizes}
-    found = {path.name for path in workdir.glob("*.png")} if workdir.exists() else set()
+    paths = list(workdir.iterdir()) if workdir.exists() else []
+    found = {path.name for path in paths if path.suffix.lower() in IMAGES}
     others = sorted(found - ours - {GRID, PATH})
     if others:
         raise InputError(f"{workdir} holds other images ({others[0]}): name another --workdir")
+
+
+def check_same_request(workdir: epath.Path, request: dict[str, Any]) -> None:
+    """Compares with what the images that are there were drawn with; they would be replaced.
+
+    Raises:
+        InputError: it was something else.
+    """
+    path = workdir / REQUEST
+    if not path.exists():
+        return
+    before, now = flatten(read_json(path)), flatten(request)
+    for field in sorted(before.keys() | now.keys()):
+        if before.get(field) != now.get(field):
+            raise InputError(
+                f"{workdir} holds images that were drawn with {field} = {before.get(field)}, now "
+                f"it is {now.get(field)}: name another --workdir"
+            )
 
 
 def draw_path(
@@ -130,7 +160,9 @@ def draw_path(
 
 def image_name(number: int, prompt: str, size: int) -> str:
     """File name of one image: its number, its prompt where letters allow, its size in pixels."""
-    name = "".join(letter if letter.isalnum() else "_" for letter in prompt)[:80]
+    name = "".join(letter if letter.isalnum() else "_" for letter in prompt)
+    # File systems count bytes, at most 255 with what an unfinished file has behind its name.
+    name = name.encode()[:80].decode(errors="ignore")
     return f"{number:05d}_{name}_{size}px.png"
 
 

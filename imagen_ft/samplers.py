@@ -1,6 +1,7 @@
 """Samplers: frozen dataclasses, each a `lax.scan` from noise to data."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -118,17 +119,30 @@ def make_sampler(config: ml_collections.ConfigDict) -> Sampler:
     `logvar_coeff` may be 'learned'; `spacing` is 'trailing' where it is missing.
 
     Raises:
-        InputError: an unknown name or a number of steps below 1.
+        InputError: an unknown name, a number of steps below 1, a strength of the noise outside
+            [0, 1].
     """
     if config.num_steps < 1:
         raise InputError(f"sampler.num_steps={config.num_steps}: at least 1 step is needed")
     spacing = config.get("spacing", "trailing")
     if config.name == "ddpm":
-        coeff = config.logvar_coeff
-        return DDPM(config.num_steps, None if coeff == "learned" else coeff, spacing)
+        learned = config.logvar_coeff == "learned"
+        coeff = None if learned else _fraction("logvar_coeff", config.logvar_coeff)
+        return DDPM(config.num_steps, coeff, spacing)
     if config.name == "ddim":
-        return DDIM(config.num_steps, config.eta, spacing)
+        return DDIM(config.num_steps, _fraction("eta", config.eta), spacing)
     raise InputError(f"sampler.name={config.name!r}: known are 'ddpm', 'ddim'")
+
+
+def _fraction(name: str, value: float | str) -> float:
+    # Where a config says 'learned', the command line can put no number, but its digits.
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0.0 <= number <= 1.0:
+        raise InputError(f"sampler.{name}={value!r}: a number in [0, 1] is needed")
+    return number
 
 
 def noise_of_keys(keys: Key[Array, " b"], shape: tuple[int, int, int]) -> Noise:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from imagen_ft import guidance, samplers
-from imagen_ft.diffusion import add_noise, x0_from_eps
+from imagen_ft.diffusion import add_noise, x0_from_output
 from imagen_ft.models.unet import Context
 from imagen_ft.schedule import Schedule
 
@@ -41,7 +41,9 @@ class Denoiser:
         low_size: of the low-resolution images it starts from; 0 for a base model.
         channels: of the images.
         upsampling: how these are brought to size, one of `UPSAMPLING`.
-        learned_variance: whether the network has channels for it behind those of eps.
+        learned_variance: whether the network has channels for it behind those of `prediction`.
+        prediction: what the network's first `channels` outputs are, one of
+            `diffusion.PREDICTIONS`.
     """
 
     model: Network
@@ -51,6 +53,7 @@ class Denoiser:
     channels: int
     upsampling: str = "bilinear"
     learned_variance: bool = False
+    prediction: str = "eps"
 
     def init(self, key: Key[Array, ""], text: Float[Array, "n d"]) -> dict[str, Any]:
         """New variables.
@@ -108,7 +111,7 @@ class Denoiser:
         context: Context,
         condition: Image | None = None,
     ) -> Float[Array, "b h w out"]:
-        """The network's output: eps and, where it is learned, the variance behind it.
+        """The network's output: `prediction` and, where it is learned, the variance behind it.
 
         Args:
             variables: of the model.
@@ -235,8 +238,9 @@ class Stage:
                 output = jax.lax.cond((t >= first) & (t <= last), twice, once, x_t, t)
             else:
                 output = (twice if guided else once)(x_t, t)
-            eps, variance = jnp.split(output, [denoiser.channels], axis=-1)
-            x0 = x0_from_eps(x_t, eps, denoiser.schedule.logsnr(t))
+            output, variance = jnp.split(output, [denoiser.channels], axis=-1)
+            logsnr = denoiser.schedule.logsnr(t)
+            x0 = x0_from_output(output, x_t, logsnr, denoiser.prediction)
             x0 = guidance.threshold(x0, self.threshold_percentile, self.threshold_maximum)
             # The network's -1 to 1 is the small to the large variance.
             return samplers.Prediction(x0, (variance + 1) / 2 if variance.shape[-1] else None)

@@ -1,7 +1,8 @@
 """Sets of labelled images with random access, and the table that opens one from a config."""
 
+import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +11,7 @@ from jaxtyping import Int32, UInt8
 
 from input_pipeline import files, subsets, synthetic
 from input_pipeline.files import InputError
+from input_pipeline.image_folder import ImageFolder
 
 REAL = 0
 
@@ -17,10 +19,7 @@ DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "e
 # Images per class where the number is fixed; pool and test share the rest in their proportion.
 _DIGITS_PER_CLASS = {"train": 3, "validation": 10}
 _DIGITS_POOL, _DIGITS_SEED = 1000, 1797
-_ALLOWED_KEYS = {
-    "digits": ("name", "split", "per_class"),
-    "synthetic": ("name", "path", "copies", "per_class"),
-}
+_HELD_OUT_SEED = 0
 
 
 class Source(Protocol):
@@ -141,24 +140,28 @@ def load(spec: Mapping[str, Any]) -> Source:
     """Opens the source that a config describes; a field that is None counts as absent.
 
     Args:
-        spec: `name` (`digits` or `synthetic`) and its fields. digits: `split`. synthetic: `path`,
-            and `copies` to take only the first so many copies of the real set. Both: `per_class`,
-            to take only so many images of every class.
+        spec: `name` and the fields of that source; all have `per_class`, to take only so many
+            images of every class.
+            digits: `split`.
+            synthetic: `path`, and `copies` to take only the first so many copies of the real set.
+            image_folder: `path` and `root`, see `ImageFolder`; and `held_out`, how many images of
+                every class are the `split` 'validation' and not 'train'.
 
     Raises:
-        InputError: an unknown name, field or split, or a generated set that is not complete.
+        InputError: an unknown name, field or split, or a set that is missing, damaged or not
+            complete.
     """
     spec = {key: spec[key] for key in spec if spec[key] is not None}
     name = spec.get("name")
-    if name not in _ALLOWED_KEYS:
-        raise InputError(f"unknown source {name!r}; use one of {', '.join(_ALLOWED_KEYS)}")
-    if unknown := sorted(set(spec) - set(_ALLOWED_KEYS[name])):
-        allowed = ", ".join(_ALLOWED_KEYS[name])
-        raise InputError(f"source {name!r} has no field {unknown[0]!r}; use {allowed}")
-    required = "split" if name == "digits" else "path"
-    if required not in spec:
-        raise InputError(f"source {name!r} needs the field {required!r}; set it in the config")
-    source = digits(spec["split"]) if name == "digits" else _synthetic(spec)
+    if name not in _KINDS:
+        raise InputError(f"unknown source {name!r}; use one of {', '.join(_KINDS)}")
+    kind = _KINDS[name]
+    allowed = ("name", kind.needs, *kind.may_have, "per_class")
+    if unknown := sorted(set(spec) - set(allowed)):
+        raise InputError(f"source {name!r} has no field {unknown[0]!r}; use {', '.join(allowed)}")
+    if kind.needs not in spec:
+        raise InputError(f"source {name!r} needs the field {kind.needs!r}; set it in the config")
+    source = kind.open(spec)
     if "per_class" in spec:
         source = subsets.per_class(source, spec["per_class"], seed=0)
     return source
@@ -168,9 +171,56 @@ def digest(spec: Mapping[str, Any]) -> str | None:
     """What a source holds, as a digest; None for one that never changes."""
     if spec["name"] == "synthetic":
         return files.sha256(epath.Path(spec["path"]) / "manifest.json")
+    if spec["name"] == "image_folder":
+        return ImageFolder(spec["path"], spec.get("root") or "").digest()
     return None
 
 
 def _synthetic(spec: Mapping[str, Any]) -> Source:
     source = synthetic.SyntheticSource(spec["path"])
     return source.first_copies(spec["copies"]) if "copies" in spec else source
+
+
+def _image_folder(spec: Mapping[str, Any]) -> Source:
+    source = ImageFolder(spec["path"], spec.get("root", ""))
+    split, held_out = spec.get("split"), spec.get("held_out")
+    if split is None and held_out is None:
+        return source
+    if split not in ("train", "validation") or held_out is None:
+        raise InputError(
+            f"image_folder with split={split!r}, held_out={held_out!r}: they go together; split "
+            "is 'train' or 'validation', held_out how many images of every class are validation's"
+        )
+    validation = subsets.per_class(source, held_out, seed=_HELD_OUT_SEED)
+    if split == "validation":
+        return validation
+    rest = subsets.Subset(source, np.setdiff1d(np.arange(len(source)), validation.indices))
+    empty = np.flatnonzero(np.bincount(rest.labels, minlength=len(source.class_names)) == 0)
+    if empty.size:
+        raise InputError(
+            f"held_out={held_out} leaves no image of {source.class_names[empty[0]]!r} to train on; "
+            "choose fewer"
+        )
+    return rest
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """A row of the table of sources.
+
+    Attributes:
+        open: opens one, given its fields.
+        needs: the field that has to be there.
+        may_have: other fields of its own.
+    """
+
+    open: Callable[[Mapping[str, Any]], Source]
+    needs: str
+    may_have: tuple[str, ...] = ()
+
+
+_KINDS = {
+    "digits": _Kind(lambda spec: digits(spec["split"]), "split"),
+    "synthetic": _Kind(_synthetic, "path", ("copies",)),
+    "image_folder": _Kind(_image_folder, "path", ("root", "split", "held_out")),
+}

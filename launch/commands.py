@@ -1,4 +1,15 @@
-"""How every command ends: with one clear line for what the user can mend, and an exit code."""
+"""How every command ends: with one clear line for what the user can mend, and an exit code.
+
+| code | means | a scheduler |
+|---|---|---|
+| 0 | done | goes on |
+| 1 | failed: a bug, or training that diverged | does not restart it, it would end the same way |
+| 2 | wrong input or a full disk: the line says what to mend | does not restart it before that |
+| 75 | preempted, all work is saved | runs the same command again |
+| 130 | interrupted from the keyboard | leaves that to the user |
+
+A command that was killed (137, 143) also goes on when it is run again, from its last checkpoint.
+"""
 
 import errno
 import os
@@ -12,13 +23,15 @@ _USERS_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EN
 
 
 class Failed(Exception):
-    """The work has failed, and the message says all about it.
+    """The work has not come to its end, and the message says all about it.
 
     Attributes:
         code: the command's exit code.
+        word: what the line on stderr begins with.
     """
 
     code = 1
+    word = "error"
 
 
 def exit_code(command: Callable[[], None], interrupted: str) -> int:
@@ -29,15 +42,16 @@ def exit_code(command: Callable[[], None], interrupted: str) -> int:
         interrupted: what an interrupted user is told, such as how to go on.
 
     Returns:
-        0 done, 1 failed (`Failed`, or the code it has), 2 wrong input (`InputError`) or a full
-        disk, 130 interrupted.
+        0 done, 2 wrong input (`InputError`) or a full disk, 130 interrupted, and for `Failed` the
+        code it has: 1, or 75 when the same command is to be run again. The module's table says
+        what a scheduler does then.
     """
     try:
         command()
     except InputError as error:
         return _end(2, f"error: {error}")
     except Failed as error:
-        return _end(error.code, f"error: {error}")
+        return _end(error.code, f"{error.word}: {error}")
     except KeyboardInterrupt:
         return _end(130, f"interrupted: {interrupted}")
     except OSError as error:

@@ -2,12 +2,17 @@
 
 import importlib
 import json
+import math
 import re
+import zipfile
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from configs import arguments
+from imagen_ft import class_names
 from launch.runtime import app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -16,6 +21,16 @@ CONFIGS = sorted(
     for path in (ROOT / "configs").glob("*/*.py")
     if "def get_config(" in path.read_text()
 )
+# The papers' numbers: steps, optimiser, parameters, pixels, low-resolution pixels, crops.
+IMAGENET = {
+    "imagen_base64": (210_000, "adafactor", 2.0e9, 64, 0, 0),
+    "imagen_sr256": (490_000, "adam", 600e6, 256, 64, 0),
+    "imagen_sr1024": (2_500_000, "adam", 400e6, 1024, 256, 256),
+    "if_i_l": (210_000, "adafactor", 935e6, 64, 0, 0),
+    "if_i_xl": (210_000, "adafactor", 4305e6, 64, 0, 0),
+    "if_ii_l": (490_000, "adam", 1243e6, 256, 64, 0),
+}
+PARAMETERS = {f"configs/imagenet/{name}.py": row[2] for name, row in IMAGENET.items()}
 # Arguments that change which data a config names.
 VARIANTS = {
     "configs/digits/classifier.py": [
@@ -25,8 +40,11 @@ VARIANTS = {
         "arm=real+generated,k=10,runlocal",
     ],
     "configs/digits/evaluate.py": ["split=validation"],
+    "configs/cifar10/finetune_base16.py": ["data=cifar10,root=", "data=cifar10.zip,root=a/b"],
+    "configs/cifar10/finetune_sr32.py": ["data=cifar10,root=,runlocal"],
+    **{path: ["host", "data=imagenet.zip,train=a,val=b"] for path in PARAMETERS},
 }
-TEST_ONLY = "classifiers.evaluate"
+TEST_ONLY, FINETUNE = "classifiers.evaluate", "imagen_ft.finetune"
 
 
 def load(path):
@@ -83,9 +101,15 @@ def test_its_networks_resolve(path, capsys, monkeypatch):
     smaller, smaller_counts = dry_run(path, "runlocal", capsys)
     assert resolved == json.loads(load(path).get_config("").to_json())
     assert smaller == json.loads(load(path).get_config("runlocal").to_json())
+    if "cache" in resolved.get("text", ()) and "cache" not in smaller["text"]:
+        # A glance embeds the prompts that elsewhere come from a cache.
+        assert "text_encoder" not in counts
+        counts["text_encoder"] = smaller_counts["text_encoder"]
     assert counts.keys() == smaller_counts.keys()
     for count in (*counts.values(), *smaller_counts.values()):
         assert count > 1000
+    if path in PARAMETERS:
+        assert counts["unet"] == pytest.approx(PARAMETERS[path], rel=0.06)
     if command(path)[0] != TEST_ONLY:
         # runlocal is for a glance: never more, and something less.
         assert resolved != smaller
@@ -95,7 +119,8 @@ def test_its_networks_resolve(path, capsys, monkeypatch):
 def test_only_the_last_comparison_sees_the_test_images(path):
     for argument in ("", "runlocal", *VARIANTS.get(path, ())):
         config = json.loads(load(path).get_config(argument).to_json())
-        assert "test" not in leaves(config), argument
+        found = [leaf for leaf in leaves(config) if re.search(r"(^|/)test$", str(leaf))]
+        assert not found, argument
 
 
 @pytest.mark.parametrize(
@@ -122,6 +147,118 @@ def test_arms_of_the_classifiers():
     assert list(get_config("arm=generated").train_sources) == ["generated"]
     with pytest.raises(ValueError, match="arm=fake: there is real, generated"):
         get_config("arm=fake")
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_the_papers_numbers(name):
+    steps, optimizer, _, size, low_size, crop = IMAGENET[name]
+    public = name.startswith("if_")
+    config = load(f"configs/imagenet/{name}.py").get_config()
+    # Azizi et al. 2023, section 3; Saharia et al. 2022, appendix.
+    assert (config.total_steps, config.optimizer.name) == (steps, optimizer)
+    assert (config.batch_size, config.accumulation, config.text_drop) == (2048, 1, 0.1)
+    assert (config.optimizer.learning_rate, config.optimizer.warmup_steps) == (1e-4, 10_000)
+    assert (config.optimizer.schedule, config.optimizer.weight_decay) == ("constant", 0.0)
+    if optimizer == "adam":
+        moments = config.optimizer.b1, config.optimizer.b2, config.optimizer.eps
+        assert moments == (0.9, 0.999, 1e-8)
+    assert config.ema.main.decay == 0.9999 and config.stage.prediction == "eps"
+    stage = config.stage
+    assert (stage.size, stage.low_size, config.crop_size) == (size, low_size, crop)
+    schedule = "linear" if size == 1024 else "cosine"
+    assert stage.schedule == ("squaredcos_cap_v2" if public else schedule)
+    # DeepFloyd IF learns its variance (Nichol & Dhariwal 2021, section 3.1: lambda = 0.001).
+    assert stage.learned_variance == public and config.loss.vlb_weight == 0.001 * public
+    assert stage.upsampling == ("bilinear_corners" if public else "bilinear")
+    assert config.init_from == ("weights/" + name.replace("_", "-").upper() if public else "")
+    assert config.text.null == ("empty" if public else "zeros")
+    assert config.text.shape == ((77 if public else 128), 4096)
+    assert stage.unet.preset == name and stage.unet.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+@pytest.mark.parametrize(("argument", "devices"), [("", 256), ("host", 8), ("runlocal", 1)])
+def test_batches_fit_the_hardware(name, argument, devices):
+    config = load(f"configs/imagenet/{name}.py").get_config(argument)
+    sizes = [size for size in config.mesh.values() if size != -1]
+    assert devices % math.prod(sizes) == 0
+    assert config.batch_size % (config.accumulation * devices) == 0
+    assert config.evaluation_batch_size % devices == 0
+
+
+def test_imagenet_sources():
+    get_config = load("configs/imagenet/if_i_l.py").get_config
+    config = get_config("data=x.zip,train=a/b,val=c")
+    assert (config.train_source.path, config.train_source.root) == ("x.zip", "a/b")
+    assert (config.evaluation_source.path, config.evaluation_source.root) == ("x.zip", "c")
+    config = get_config("runlocal")
+    assert config.init_from == "" and "cache" not in config.text
+    assert config.train_source == get_config().train_source
+
+
+def test_the_longest_name_fits_the_embedded_encoder():
+    for group, names in (("cifar10", None), ("imagenet", class_names.load("imagenet"))):
+        common = load(f"configs/{group}/common.py")
+        text = common.TEXT if group == "cifar10" else common.LOCAL_TEXT
+        longest = max(len(name.encode()) for name in names or common.CLASS_NAMES)
+        assert text["max_length"] == longest + 1
+
+
+def test_cifar10_samples_what_was_trained():
+    for argument in ("", "runlocal"):
+        stages = load("configs/cifar10/sample.py").get_config(argument).stages
+        for name, stage in stages.items():
+            path = f"configs/cifar10/finetune_{name}.py"
+            trained = load(path).get_config(argument)
+            assert trained.stage == stage.stage and stage.run == f"runs/cifar10/{name}"
+            assert f"--workdir={stage.run}" in load(path).__doc__
+            assert trained.text == load("configs/cifar10/sample.py").get_config(argument).text
+
+
+def encoded(image):
+    return cv2.imencode(".png", image)[1].tobytes()
+
+
+def image_zip(path, folders, per_class):
+    """Images of random colours, in these folders of a zip."""
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(path, "w") as archive:
+        for folder in folders:
+            for i in range(per_class):
+                image = np.full((40, 50, 3), rng.integers(0, 256, 3), np.uint8)
+                archive.writestr(f"{folder}/{i}.png", encoded(image))
+    return path
+
+
+def starts(path, argument, workdir, *overrides):
+    """Trains with `runlocal`; the run's last metrics."""
+    task = importlib.import_module(command(path)[0])
+    argv = ["task", f"--config={path}:runlocal,{argument}", f"--workdir={workdir}", *overrides]
+    with pytest.raises(SystemExit) as ended:
+        app.run(task.main, task.__doc__, task.define_flags, argv=argv)
+    assert ended.value.code == 0
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return {key: value for line in lines for key, value in json.loads(line).items()}
+
+
+@pytest.mark.slow  # Compiles a step, an evaluation and a sampler of eight networks: 3 minutes.
+@pytest.mark.parametrize(
+    "path", [path for path in CONFIGS if command(path)[0] == FINETUNE and "digits" not in path]
+)
+def test_runlocal_starts_on_a_cpu(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    imagenet = path.startswith("configs/imagenet")
+    classes = (
+        class_names.wordnet_ids() if imagenet else load("configs/cifar10/common.py").CLASS_NAMES
+    )
+    folders = [f"set/train/{name}" for name in classes]
+    data = image_zip(tmp_path / "data.zip", folders, per_class=1 if imagenet else 60)
+    roots = "train=set/train,val=set/train" if imagenet else "root=set"
+    config = load(path).get_config(f"runlocal,{roots}")
+    metrics = starts(path, f"data={data},{roots}", tmp_path / "run")
+    assert metrics["step"] == config.total_steps
+    assert 0 < metrics["loss"] < 20 and 0 < metrics["validation_loss"] < 20
+    assert (tmp_path / f"run/pictures/step_{config.total_steps}.png").exists()
 
 
 def test_argument_types():

@@ -28,10 +28,11 @@ def get_config(arg=""):
     first, second = (table[args["size"]] for table in (FIRST, SECOND))
     schedule = dict(channels=3, schedule="squaredcos_cap_v2", learned_variance=True)
     # IFPipeline's and IFSuperResolutionPipeline's defaults; noise level 250 is t = 0.251.
+    ddpm = dict(name="ddpm", spacing="leading", logvar_coeff="learned", eta=0.0)
     base = dict(
         run="weights/" + first.replace("if_i_", "IF-I-").upper(),
         stage=dict(schedule, size=64, low_size=0, unet=dict(preset=first, dtype="bfloat16")),
-        sampler=dict(name="ddpm", num_steps=100, spacing="leading", logvar_coeff="learned"),
+        sampler=dict(ddpm, num_steps=100),
         guidance_weight=7.0,
         threshold_percentile=95.0,
         threshold_maximum=1.5,
@@ -45,7 +46,7 @@ def get_config(arg=""):
             upsampling="bilinear_corners",
             unet=dict(preset=second, dtype="bfloat16"),
         ),
-        sampler=dict(name="ddpm", num_steps=50, spacing="leading", logvar_coeff="learned"),
+        sampler=dict(ddpm, num_steps=50),
         guidance_weight=4.0,
         threshold_percentile=95.0,
         threshold_maximum=1.0,

@@ -73,7 +73,10 @@ def training(
             evaluation_draws=4,
             batch_size=batch_size,
             total_steps=steps,
-            ema_decay=0.99,
+            loss=dict(min_snr_gamma=0.0, vlb_weight=0.0),
+            ema=dict(main=dict(decay=0.99, schedule="warmup")),
+            accumulation=1,
+            frozen=(),
             init_from=init_from,
             optimizer=dict(
                 name=optimizer,

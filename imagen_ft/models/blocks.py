@@ -32,10 +32,16 @@ def attend(
     key: Float[Array, "b m heads d"],
     value: Float[Array, "b m heads d"],
 ) -> Float[Array, "b n heads d"]:
-    """Attention with a softmax in float32, implemented as the platform likes it best."""
+    """Attention with a softmax in float32, implemented as the platform likes it best.
+
+    The platform is that of the mesh in use (`jax.set_mesh`), else JAX's default.
+    """
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     fits = query.shape[-1] <= 128 and query.shape[-1] % 8 == 0
-    platform = jax.default_backend()
+    # A mesh may be of chips that this machine does not have. Not lax.platform_dependent: it traces
+    # every form, and cuDNN's cannot be traced where there is no cuDNN.
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    platform = jax.default_backend() if device is None else device.platform
     if platform == "cpu" and query.shape[1] * key.shape[1] >= LARGE_ON_CPU:
         return _attend_by_head(query, key, value)
     # cuDNN's kernel never writes the [n, m] weights to memory; it knows half precision only.

@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from input_pipeline.files import InputError
+
 
 def random_shift(
     example: dict[str, Any], rng: np.random.Generator, max_shift: int
@@ -22,3 +24,22 @@ def random_shift(
     padded[max_shift : max_shift + height, max_shift : max_shift + width] = image
     top, left = (rng.random(2) * (2 * max_shift + 1)).astype(int)
     return {**example, "image": padded[top : top + height, left : left + width]}
+
+
+def random_crop(example: dict[str, Any], rng: np.random.Generator, size: int) -> dict[str, Any]:
+    """A square part of the image; every place is as likely.
+
+    Args:
+        example: its field 'image' is [h, w, c].
+        rng: randomness.
+        size: of the square, in pixels.
+
+    Raises:
+        InputError: the image is smaller.
+    """
+    image = example["image"]
+    height, width = image.shape[:2]
+    if size > min(height, width):
+        raise InputError(f"a crop of {size} px from an image of {height}x{width} px: choose less")
+    top, left = (rng.random(2) * (height - size + 1, width - size + 1)).astype(int)
+    return {**example, "image": image[top : top + size, left : left + size]}

@@ -26,3 +26,19 @@ def resize(image: Image, size: int | tuple[int, int]) -> Image:
         if image.shape[:2] != (h, w):
             image = cv2.resize(image, (w, h), interpolation=rule).reshape(h, w, channels)
     return image
+
+
+def square(image: Image, size: int) -> Image:
+    """The largest square in the middle of an image, resized: what every image set is brought to.
+
+    It shows what the shorter side brought to `size` and a centre crop show, without resizing what
+    the crop cuts off (Dhariwal & Nichol 2021, for ImageNet).
+
+    Args:
+        image: any height, width and number of channels.
+        size: of the square.
+    """
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return resize(image[top : top + side, left : left + side], size)

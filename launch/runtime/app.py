@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from input_pipeline.files import InputError
 from launch.commands import Failed, exit_code
+from launch.runtime import distributed
 
 
 class Diverged(Failed):
@@ -27,7 +28,7 @@ class Arguments:
 
     Attributes:
         config: the resolved config, locked.
-        workdir: the run directory; None only with `dry_run`.
+        workdir: the run directory; None only where nothing is run.
         dry_run: print what would run, then end.
         flags: the task's own flags.
     """
@@ -52,6 +53,11 @@ def run(
         # Grain asks absl's global flags for its debugging options.
         flags.FLAGS.mark_as_parsed()
         _keep_compilations()
+        if "preflight" in arguments.flags and arguments.flags.preflight:
+            # libtpu, which is there for it, would look for chips of this machine and complain.
+            jax.config.update("jax_platforms", "cpu")
+        if "coordinator" in arguments.flags and arguments.workdir:
+            distributed.initialize(arguments.flags)
         task(arguments)
 
     resume = "the same command goes on from the last checkpoint or shard"
@@ -87,9 +93,10 @@ def parse(
         raise InputError(f"command line: {_one_line(error)} (--help lists the flags)") from error
     if len(rest) > 1:
         raise InputError(f"command line: {rest[1]!r} is not a flag (--help lists the flags)")
-    if not values.workdir and not values.dry_run:
+    runs = not (values.dry_run or ("preflight" in values and values.preflight))
+    if not values.workdir and runs:
         raise InputError("--workdir is missing: name the run directory, --workdir=DIR")
-    workdir = epath.Path(values.workdir) if values.workdir else None
+    workdir = epath.Path(values.workdir) if runs else None
     config = values.config
     config.lock()
     return Arguments(config, workdir, values.dry_run, values)

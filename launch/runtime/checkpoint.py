@@ -1,77 +1,63 @@
 """Checkpoints that are either whole and undamaged or not used."""
 
-import contextlib
-import errno
-import hashlib
-import logging
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jaxtyping import PyTree
 
-from input_pipeline.files import InputError, is_local, read_json, sha256, write_json
-from launch.runtime.orbax_memory import freed_memory_returned, frugal_handler
+from input_pipeline.files import InputError, is_local
+from launch.runtime import orbax_memory, seals
+from launch.runtime.digests import begin_content_digest, content_digest
+from launch.runtime.ema import MAIN
+from launch.runtime.saving import SealedSteps, full_disk_is_an_oserror
 from launch.runtime.state import TrainState
 
-# Orbax checks no contents (65 of 65 flipped bits went unnoticed), so we do.
-DIGESTS = "digests.json"
-# Arrays are stored in pieces of this size: a host that needs a part of one need not read it all.
-CHUNK_BYTES = 2**23
+CHECKPOINTS, BEST = "checkpoints", "best"
+_INFERENCE, _TRAINING = "inference", "training"
 
 
 class Checkpoints:
     """The checkpoints of one run, saved in the background.
 
-    A checkpoint holds two items: `inference`, the variables to sample or evaluate with, and
-    `training`, the rest. It counts once its digests are written, after Orbax has committed it.
+    A checkpoint holds the item `inference`, the variables to sample or evaluate with, one
+    `inference_NAME` for each other moving average, and `training`, the rest. It counts once it is
+    sealed. In a job of several processes all share the folder and make the same calls.
     """
 
     def __init__(self, folder: epath.Path | str, max_to_keep: int = 2):
-        self._folder = _absolute(folder)
-        options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True)
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
-        self._pending: tuple[int, str] | None = None
+        self._steps = SealedSteps(_absolute(folder), max_to_keep)
 
     def save(self, state: TrainState) -> None:
-        """Begins to save `state` under its step; the one before is finished first."""
-        self.finish()
-        step = int(state.step)
-        inference, training = _split(state)
-        items = ocp.args.Composite(
-            inference=ocp.args.StandardSave(inference), training=ocp.args.StandardSave(training)
-        )
-        # Orbax answers False, without a word, for a step that is not newer than the last.
-        with _full_disk_is_an_oserror(self._folder):
-            saved = self._manager.save(step, args=items, force=True)
-        if not saved:
-            raise RuntimeError(f"{self._folder}: the checkpoint of step {step} was not saved")
-        self._pending = step, _content_digest(inference)
+        """Begins to save `state` under its step; the one before is finished first.
+
+        Returns once the arrays are copied to the host: they may be donated.
+
+        Raises:
+            OSError: the disk is full.
+            RuntimeError: another process could not save the one before.
+        """
+        averages = _averages(state)
+        items = {**{_item(name): tree for name, tree in averages.items()}, _TRAINING: _rest(state)}
+        _save(self._steps, int(state.step), items, averages, {})
 
     def seal_if_saved(self) -> None:
-        """Seals the save under way if it has ended; does not wait for it."""
-        if self._pending is not None and not self._manager.is_saving_in_progress():
-            self.finish()
+        """Has the save under way sealed if it has ended; does not wait, and is cheap."""
+        self._steps.seal_if_saved()
 
     def finish(self) -> None:
-        """Waits for the save under way and seals it with its digests."""
-        if self._pending is None:
-            return
-        (step, content), self._pending = self._pending, None
-        with _full_disk_is_an_oserror(self._folder):
-            self._manager.wait_until_finished()
-        folder = self._folder / str(step)
-        if jax.process_index() == 0:
-            write_json(folder / DIGESTS, {"content": content, "files": _file_digests(folder)})
+        """Waits until the save under way is sealed, by every process."""
+        self._steps.finish()
 
     def restore(self, abstract: TrainState) -> TrainState | None:
         """Restores the newest sound checkpoint; None when the run has none.
 
-        Unsealed checkpoints (a save that was cut off) are removed, damaged ones named and set
-        aside.
+        Those whose save was cut off are removed, damaged ones set aside; each is named. It may
+        have been saved by other numbers of processes and devices.
 
         Args:
             abstract: shapes and shardings of the state.
@@ -79,106 +65,138 @@ class Checkpoints:
         Raises:
             InputError: every checkpoint is damaged.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        faults = {step: find_fault(self._folder / str(step)) for step in steps}
-        sound = next((step for step in steps if faults[step] is None), None)
-        damaged = [step for step in steps if faults[step] not in (None, UNSEALED)]
-        if sound is None and damaged:
-            raise InputError(
-                f"no sound checkpoint is left: {faults[damaged[0]]}; remove the run directory"
-            )
-        for step in steps:
-            if faults[step] is not None and (sound is None or step > sound):
-                self._set_aside(step, keep=step in damaged)
-                if step in damaged:
-                    logging.warning("checkpoint not used: %s", faults[step])
+        sound, damaged = self._steps.newest_sound()
         if sound is None:
+            if damaged:
+                raise InputError(
+                    f"no sound checkpoint is left: {damaged[max(damaged)]}; remove the run "
+                    "directory"
+                )
             return None
-        inference, training = _split(abstract)
-        items = ocp.args.Composite(
-            inference=ocp.args.StandardRestore(inference),
-            training=ocp.args.StandardRestore(training),
-        )
-        restored = self._manager.restore(sound, args=items)
-        return _join(restored["inference"], restored["training"])
+        folder = self._steps.folder / str(sound)
+        rest = orbax_memory.restore(folder / _TRAINING, _rest(abstract))
+        averages = {
+            name: orbax_memory.restore(folder / _item(name), tree)
+            for name, tree in _averages(abstract).items()
+        }
+        variables = rest.pop("variables") if "variables" in rest else averages.pop(MAIN)
+        return TrainState(**rest, variables=variables, ema=averages)
 
     def close(self) -> None:
-        """Finishes the save under way."""
-        self.finish()
-        self._manager.close()
-
-    def _set_aside(self, step: int, keep: bool) -> None:
-        folder = self._folder / str(step)
-        if keep:
-            target = self._folder.parent / f"damaged_checkpoint_{step}"
-            if not target.exists():
-                folder.rename(target)
-        if folder.exists():
-            folder.rmtree()
-        self._manager.reload()
+        """Finishes what this process has to do for the save under way."""
+        self._steps.close()
 
 
-UNSEALED = "unsealed"
+class Best:
+    """The variables of the step with the best score so far, in a checkpoint of their own."""
 
+    def __init__(self, folder: epath.Path | str, metric: str, mode: str = "min"):
+        """Opens the folder.
 
-def find_fault(folder: epath.Path) -> str | None:
-    """Compares a checkpoint's files with its digests: what is wrong, or None."""
-    if not (folder / DIGESTS).exists():
-        return UNSEALED
-    try:
-        expected = read_json(folder / DIGESTS)["files"]
-    except (InputError, KeyError) as error:
-        return f"{folder / DIGESTS} cannot be read ({error})"
-    for name, digest in expected.items():
-        if not (folder / name).exists():
-            return f"{folder / name} is missing"
-        if sha256(folder / name) != digest:
-            return f"{folder / name} is damaged (its digest differs)"
-    return None
+        Args:
+            folder: `best` in the run directory.
+            metric: name of the scalar to compare.
+            mode: 'min' or 'max': which of its values are better.
+
+        Raises:
+            InputError: the mode is another one.
+        """
+        if mode not in ("min", "max"):
+            raise InputError(f"config.best.mode={mode!r}: known are 'min', 'max'")
+        self._metric, self._sign = metric, 1 if mode == "min" else -1
+        self._steps = SealedSteps(_absolute(folder), max_to_keep=1)
+        self._score: float | None = None
+        self._looked = False
+
+    def offer(self, state: TrainState, scalars: Mapping[str, Any]) -> bool:
+        """Begins to save the state's variables if their score is the best; says whether it is.
+
+        NaN is never best. Scores of steps that a resumed run has not reached yet do not count, so
+        that in the end it has the same best as if it had never stopped.
+
+        Raises:
+            InputError: the metric is not among the scalars.
+        """
+        if self._metric not in scalars:
+            raise InputError(
+                f"config.best.metric={self._metric!r} is not evaluated: there is "
+                f"{', '.join(sorted(scalars))}"
+            )
+        step, score = int(state.step), float(scalars[self._metric])
+        if not self._looked:
+            self._score, self._looked = self._earlier(step), True
+        old = self._score
+        better = not math.isnan(score) and (old is None or self._sign * (score - old) < 0)
+        # All or none: rounding could differ from process to process.
+        if seals.gather_texts("better" if better else "")[0] != "better":
+            return False
+        averages = _averages(state)
+        items = {_item(name): tree for name, tree in averages.items()}
+        _save(self._steps, step, items, averages, {"metric": self._metric, "score": score})
+        self._score = score
+        return True
+
+    def seal_if_saved(self) -> None:
+        """Has the save under way sealed if it has ended; does not wait, and is cheap."""
+        self._steps.seal_if_saved()
+
+    def finish(self) -> None:
+        """Waits until the save under way is sealed, by every process."""
+        self._steps.finish()
+
+    def close(self) -> None:
+        """Finishes what this process has to do for the save under way."""
+        self._steps.close()
+
+    def _earlier(self, step: int) -> float | None:
+        """The best score before `step`, left by an earlier start of the run."""
+        for later in self._steps.steps():
+            if later >= step:
+                self._steps.set_aside(later, keep=False)
+        sound, _ = self._steps.newest_sound()
+        return None if sound is None else seals.read_facts(self._steps.folder / str(sound))["score"]
 
 
 def latest_step(workdir: epath.Path | str) -> int | None:
     """Step of the newest sealed checkpoint of a run; None when there is none."""
-    folder = epath.Path(workdir) / "checkpoints"
-    steps = (
-        [int(path.parent.name) for path in folder.glob(f"*/{DIGESTS}")] if folder.exists() else []
-    )
-    return max(steps, default=None)
+    return _latest(epath.Path(workdir) / CHECKPOINTS)
 
 
-def load_inference(workdir: epath.Path | str, abstract: Any, total_steps: int) -> Any:
+def load_inference(
+    workdir: epath.Path | str,
+    abstract: PyTree,
+    total_steps: int,
+    ema: str = MAIN,
+    best: bool = False,
+) -> PyTree:
     """Restores the inference variables of a finished run.
 
     Args:
         workdir: the run directory.
         abstract: their shapes, and shardings where they shall be sharded.
         total_steps: length of the run.
+        ema: which moving average; `main` is the variables themselves where none is kept.
+        best: those of the best step, not of the last one.
 
     Raises:
-        InputError: no checkpoint, a damaged one, one of another model, or the run is not finished.
+        InputError: no checkpoint, a damaged one, one of another model, no such average, or the run
+            is not finished.
     """
-    folder = _newest(workdir)
-    if int(folder.name) < total_steps:
+    last = int(_newest(workdir).name)
+    if last < total_steps:
         raise InputError(
-            f"{workdir} has come to step {folder.name} of {total_steps}: finish its training first"
+            f"{workdir} has come to step {last} of {total_steps}: finish its training first"
         )
-    fault = find_fault(folder)
+    folder = _newest(workdir, best)
+    fault = seals.find_fault_together(folder)
     if fault is not None:
         raise InputError(f"{fault}: remove {folder} and run the training command again")
-    _check_fit(folder / "inference", abstract)
-    # Without a sharding Orbax would ask for the devices that have saved it.
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or here),
-        abstract,
-    )
-    restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
-    with freed_memory_returned(), ocp.Checkpointer(frugal_handler(abstract)) as checkpointer:
-        args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args)
-        return checkpointer.restore(folder / "inference", args=args)
+    item = folder / _item(_known(folder, ema))
+    orbax_memory.check_fit(item, abstract)
+    return orbax_memory.restore(item, abstract)
 
 
-def save_inference(workdir: epath.Path | str, variables: Any, step: int = 0) -> None:
+def save_inference(workdir: epath.Path | str, variables: PyTree, step: int = 0) -> None:
     """Saves variables that were not trained here as those of a finished run, and seals them.
 
     `load_inference` and `digest` then read them. Beyond the variables little memory is needed.
@@ -191,35 +209,29 @@ def save_inference(workdir: epath.Path | str, variables: Any, step: int = 0) -> 
     Raises:
         OSError: the disk is full.
     """
-    folder = _absolute(workdir) / "checkpoints"
+    folder = _absolute(workdir) / CHECKPOINTS
     # In the background Orbax would copy everything first.
     options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
-    handlers = {"inference": frugal_handler(variables)}
-    chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), variables)
-    items = ocp.args.Composite(inference=ocp.args.PyTreeSave(variables, save_args=chunks))
+    handlers = {_INFERENCE: orbax_memory.frugal_handler(variables)}
     with (
-        _full_disk_is_an_oserror(folder),
-        freed_memory_returned(),
+        full_disk_is_an_oserror(folder),
+        orbax_memory.freed_memory_returned(),
         ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager,
     ):
-        saved = manager.save(step, args=items)
+        saved = manager.save(step, args=orbax_memory.save_args({_INFERENCE: variables}))
     if not saved:
         raise RuntimeError(f"{folder}: the checkpoint of step {step} was not saved")
-    if jax.process_index() == 0:
-        digests = {
-            "content": _content_digest(variables),
-            "files": _file_digests(folder / str(step)),
-        }
-        write_json(folder / str(step) / DIGESTS, digests)
+    here = jax.process_index(), jax.process_count()
+    seals.seal(folder / str(step), *here, _content_digest(variables))
 
 
-def inference_shapes(workdir: epath.Path | str) -> Any:
+def inference_shapes(workdir: epath.Path | str) -> PyTree:
     """Shapes and types of a run's newest inference variables, as they are stored.
 
     Raises:
         InputError: there is no sealed checkpoint.
     """
-    metadata = ocp.StandardCheckpointHandler().metadata(_newest(workdir) / "inference")
+    metadata = ocp.StandardCheckpointHandler().metadata(_newest(workdir) / _INFERENCE)
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
         dict(metadata),
@@ -227,90 +239,76 @@ def inference_shapes(workdir: epath.Path | str) -> Any:
     )
 
 
-def digest(workdir: epath.Path | str) -> str:
-    """Digest of a run's newest inference variables: equal values have equal digests.
+def digest(workdir: epath.Path | str, ema: str = MAIN, best: bool = False) -> str:
+    """Digest of a run's inference variables: equal values have equal digests, however sharded.
+
+    Args:
+        workdir: the run directory.
+        ema: which moving average.
+        best: those of the best step, not of the newest one.
 
     Raises:
-        InputError: there is no sealed checkpoint.
+        InputError: there is no sealed checkpoint, its seal is damaged, or has no such average.
     """
-    return read_json(_newest(workdir) / DIGESTS)["content"]
+    folder = _newest(workdir, best)
+    return seals.read_facts(folder)["content"][_known(folder, ema)]
 
 
-def _newest(workdir: epath.Path | str) -> epath.Path:
-    step = latest_step(workdir)
+def _save(
+    steps: SealedSteps,
+    step: int,
+    items: Mapping[str, PyTree],
+    averages: Mapping[str, PyTree],
+    facts: Mapping[str, Any],
+) -> None:
+    steps.finish()
+    digests = {name: begin_content_digest(tree) for name, tree in averages.items()}
+    content = lambda: {name: finish() for name, finish in digests.items()}  # noqa: E731
+    steps.save(step, items, lambda: {**facts, "content": content()})
+
+
+def _content_digest(variables: PyTree) -> dict[str, Any]:
+    """What the seal keeps of variables without other averages."""
+    return {"content": {MAIN: content_digest(variables)}}
+
+
+def _averages(state: TrainState) -> dict[str, PyTree]:
+    """What can be sampled with, by name; `main` always is."""
+    return {**state.ema, MAIN: state.inference_variables}
+
+
+def _rest(state: TrainState) -> dict[str, PyTree]:
+    rest = {"step": state.step, "opt_state": state.opt_state}
+    return {**rest, "variables": state.variables} if MAIN in state.ema else rest
+
+
+def _item(ema: str) -> str:
+    return _INFERENCE if ema == MAIN else f"{_INFERENCE}_{ema}"
+
+
+def _known(folder: epath.Path, ema: str) -> str:
+    known = seals.read_facts(folder)["content"]
+    if ema not in known:
+        raise InputError(f"{folder} has no average {ema!r}: there is {', '.join(sorted(known))}")
+    return ema
+
+
+def _newest(workdir: epath.Path | str, best: bool = False) -> epath.Path:
+    folder = _absolute(workdir) / (BEST if best else CHECKPOINTS)
+    step = _latest(folder)
+    if step is None and best:
+        raise InputError(f"{folder} holds no checkpoint: train with config.best, or use the last")
     if step is None:
         raise InputError(f"{workdir} holds no finished checkpoint: train it first")
-    return _absolute(workdir) / "checkpoints" / str(step)
+    return folder / str(step)
 
 
-def _check_fit(folder: epath.Path, abstract: Any) -> None:
-    """Names the first array that is another one; Orbax's own message has many lines or no name."""
-    stored, ours = _shapes(ocp.StandardCheckpointHandler().metadata(folder)), _shapes(abstract)
-    for name in sorted(stored.keys() | ours.keys()):
-        found, wanted = stored.get(name, "missing"), ours.get(name, "missing")
-        if found != wanted:
-            raise InputError(
-                f"{folder} does not fit the config's model: {name} is {found} there and {wanted} "
-                "in the model; name the run of this model"
-            )
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
-        for path, leaf in leaves
-    }
-
-
-@contextlib.contextmanager
-def _full_disk_is_an_oserror(folder: epath.Path) -> Iterator[None]:
-    """Orbax wraps it in a ValueError."""
-    try:
-        yield
-    except ValueError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+def _latest(folder: epath.Path) -> int | None:
+    paths = folder.iterdir() if folder.exists() else ()
+    steps = (int(path.name) for path in paths if path.name.isdecimal() and seals.is_sealed(path))
+    return max(steps, default=None)
 
 
 def _absolute(path: epath.Path | str) -> epath.Path:
     """Orbax takes no relative paths."""
     return epath.Path(os.path.abspath(path)) if is_local(path) else epath.Path(path)
-
-
-def _content_digest(tree: Any) -> str:
-    """SHA-256 over names, shapes and values; of what this process holds where it holds not all."""
-    result = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        result.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
-        whole = leaf.is_fully_addressable
-        for part in [leaf] if whole else [shard.data for shard in leaf.addressable_shards]:
-            result.update(np.ascontiguousarray(part).tobytes())
-    return result.hexdigest()
-
-
-def _file_digests(folder: epath.Path) -> dict[str, str]:
-    return {
-        str((parent / name).relative_to(folder)): sha256(parent / name)
-        for parent, _, names in folder.walk()
-        for name in sorted(names)
-        if name != DIGESTS
-    }
-
-
-def _split(state: TrainState) -> tuple[Any, Any]:
-    training = {"step": state.step, "opt_state": state.opt_state}
-    if state.ema is None:
-        return state.variables, training
-    return state.ema, {**training, "variables": state.variables}
-
-
-def _join(inference: Any, training: Any) -> TrainState:
-    own = "variables" in training
-    return TrainState(
-        step=training["step"],
-        opt_state=training["opt_state"],
-        variables=training["variables"] if own else inference,
-        ema=inference if own else None,
-    )

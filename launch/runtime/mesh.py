@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Int
@@ -35,7 +36,20 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
         raise InputError(f"config.mesh ({wanted}) does not fit {count} devices")
     # Sharded convolutions fail under Explicit axes, make_mesh's default.
     types = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+    return Mesh(_arrange(sizes, devices or jax.devices()), AXES, axis_types=types)
+
+
+def _arrange(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Neighbours on the mesh are neighbours on the network; slices are split over data alone."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    # An axis of the mesh may be a part of one of a pod's torus: fsdp 8 on 4x4x16.
+    options = dict(devices=devices, allow_split_physical_axes=True)
+    if slices == 1 or devices[0].platform != "tpu":
+        return mesh_utils.create_device_mesh(sizes, **options)
+    if sizes[0] % slices:
+        raise InputError(f"config.mesh: data {sizes[0]} is no multiple of the {slices} slices")
+    inside = sizes[0] // slices, *sizes[1:]
+    return mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), **options)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -1,25 +1,28 @@
-"""Where numbers go: metrics.jsonl and TensorBoard events."""
+"""Where numbers and pictures go: metrics.jsonl, PNG files and TensorBoard events."""
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 import tensorboardX
 from etils import epath
+from matplotlib.figure import Figure
 
 from input_pipeline.files import write_atomic
+from launch.runtime.pictures import save_png
 
 
 class MetricWriter:
-    """Writes scalars of one run, by step; only the first process writes."""
+    """Writes numbers and pictures of one run, by step; only the first process writes."""
 
     def __init__(self, workdir: epath.Path, start_step: int):
         """Opens the files; lines that a killed run wrote after `start_step` are dropped."""
         self._active = jax.process_index() == 0
         if not self._active:
             return
-        path = workdir / "metrics.jsonl"
+        self._workdir, path = workdir, workdir / "metrics.jsonl"
         kept = [line for line in read_metrics(workdir) if line["step"] <= start_step]
         write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = path.open("a")
@@ -34,11 +37,37 @@ class MetricWriter:
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step)
 
+    def picture(self, step: int, figure: Figure) -> None:
+        """Writes `pictures/step_N.png`, and the same among TensorBoard's images."""
+        if not self._active:
+            return
+        folder = self._workdir / "pictures"
+        folder.mkdir(parents=True, exist_ok=True)
+        save_png(figure, folder / f"step_{step}.png")
+        self._events.add_figure("pictures", figure, step)
+
     def close(self) -> None:
         """Flushes both files."""
         if self._active:
             self._file.close()
             self._events.close()
+
+
+def to_scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Brings metrics to the host, under the names that they are logged by.
+
+    Args:
+        metrics: scalars, and short vectors: entry i of `name` becomes `name/i`. An entry that is
+            NaN had nothing to be measured on and is left out.
+    """
+    scalars = {}
+    for name, value in jax.device_get(dict(metrics)).items():
+        if np.ndim(value) == 0:
+            scalars[name] = float(value)
+            continue
+        found = {f"{name}/{i}": float(entry) for i, entry in enumerate(np.ravel(value))}
+        scalars |= {name: entry for name, entry in found.items() if not np.isnan(entry)}
+    return scalars
 
 
 def read_metrics(workdir: epath.Path | str) -> list[dict[str, float]]:

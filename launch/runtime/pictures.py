@@ -42,7 +42,8 @@ def grid(
     for axis, image, caption in zip(axes, images, captions, strict=False):
         show(axis, image)
         lines = textwrap.wrap(caption, int(14 * cell), max_lines=2, placeholder="…")
-        axis.set_title("\n".join(lines), fontsize=9, pad=3)
+        # A prompt is text: a dollar sign in it begins no formula.
+        axis.set_title("\n".join(lines), fontsize=9, pad=3, parse_math=False)
     return figure
 
 

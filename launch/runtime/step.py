@@ -99,4 +99,3 @@ def _split(leaf: Array, parts: int) -> Array:
     if jax.sharding.get_abstract_mesh().empty:
         return leaf
     return jax.lax.with_sharding_constraint(leaf, P(None, ("data", "fsdp")))
-

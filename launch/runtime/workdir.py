@@ -4,15 +4,26 @@ import fcntl
 import os
 from collections.abc import Mapping
 
-import jax
 import ml_collections
 from etils import epath
 
 from input_pipeline.files import InputError, is_local, read_json, write_json
 from launch.runtime.config import flatten, plain
+from launch.runtime.distributed import on_first_process
 
 # They may change from run to run: no result depends on them, but for the rounding of sums.
-FREE = ("checkpoint_every", "evaluate_every", "log_every", "mesh")
+FREE = (
+    "accumulation",
+    "best",
+    "checkpoint_every",
+    "evaluate_every",
+    "keep_checkpoints",
+    "log_every",
+    "mesh",
+    "pictures",
+    "pictures_every",
+    "profile",
+)
 _LOCKED: set[str] = set()
 
 
@@ -33,13 +44,15 @@ def claim_workdir(
         InputError: the directory belongs to another config, was made from other inputs, is in use
             by another process, or is a file.
     """
-    if jax.process_index() != 0:
-        return
-    lock(workdir)
-    if (workdir / "provenance.json").exists():
-        raise InputError(f"{workdir} holds a generated set: name another --workdir")
-    _compare_or_write(workdir, "inputs.json", dict(inputs or {}))
-    _compare_or_write(workdir, "config.json", plain(config))
+
+    def claim() -> None:
+        lock(workdir)
+        if (workdir / "provenance.json").exists():
+            raise InputError(f"{workdir} holds a generated set: name another --workdir")
+        _compare_or_write(workdir, "inputs.json", dict(inputs or {}))
+        _compare_or_write(workdir, "config.json", plain(config))
+
+    on_first_process(claim)
 
 
 def lock(workdir: epath.Path) -> None:

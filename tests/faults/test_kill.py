@@ -86,7 +86,7 @@ def test_demo_reports_and_does_nothing_twice(whole_run):
     assert page.count("data:image/png;base64,") == 5
     assert "real+generated_10x" in output
 
-    checkpoint = workdir / "pretrain_base4" / "checkpoints" / "20" / "digests.json"
+    checkpoint = workdir / "pretrain_base4" / "checkpoints" / "20" / "digests_0_of_1.json"
     before = checkpoint.stat().st_mtime_ns
     again = finish(start_demo(workdir))
     assert again.count("was complete") == 13 and checkpoint.stat().st_mtime_ns == before

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -174,12 +175,65 @@ def test_cascade_knows_its_classes_only(cascade):
         cascade.sample(["ab", "cd"])
 
 
-def test_a_level_is_a_fraction():
-    config = ConfigDict(
-        dict(STAGES[1][1], sampler=SAMPLER, threshold_percentile=100.0, noise_augmentation=1.5)
+SAMPLING = dict(STAGES[1][1], sampler=SAMPLER, threshold_percentile=100.0)
+
+
+def test_a_stage_is_what_its_config_says():
+    fields = dict(
+        guidance_weight=2.0,
+        guidance_interval=(0.2, 0.7),
+        threshold_percentile=95.0,
+        threshold_maximum=1.5,
+        noise_augmentation=0.4,
+        batch_size=3,
     )
-    with pytest.raises(InputError, match=r"noise_augmentation=1\.5"):
-        make_stage(config, stages()[1].denoiser)
+    stage = make_stage(ConfigDict(SAMPLING | fields), stages()[1].denoiser)
+    assert {name: getattr(stage, name) for name in fields} == fields
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("noise_augmentation", 1.5),
+        ("noise_augmentation", -0.1),
+        ("guidance_weight", -0.5),
+        ("guidance_weight", math.nan),
+        ("guidance_interval", (0.7, 0.2)),
+        ("guidance_interval", (0.2, 1.1)),
+        ("guidance_interval", (0.2,)),
+        ("threshold_percentile", 0.0),
+        ("threshold_percentile", 101.0),
+        ("threshold_maximum", 0.5),
+        ("batch_size", -1),
+    ],
+)
+def test_sampling_that_is_not_possible(field, value):
+    with pytest.raises(InputError, match=rf"^{field}={re.escape(str(value))}: ") as error:
+        make_stage(ConfigDict(SAMPLING | {field: value}), stages()[1].denoiser)
+    assert "\n" not in str(error.value)
+
+
+def test_a_learned_variance_has_to_be_there():
+    sampler = dict(SAMPLER, logvar_coeff="learned")
+    with pytest.raises(InputError, match="the stage has no learned_variance"):
+        make_stage(ConfigDict(SAMPLING | dict(sampler=sampler)), stages()[1].denoiser)
+
+
+def test_upsampling_begins_anywhere_in_a_cascade(cascade):
+    """Three stages; the third one alone has other keys than as the second one."""
+    network = dict(STAGES[1][0], size=16, low_size=8)
+    third = make_stage(ConfigDict(SAMPLING), make_denoiser(ConfigDict(network)))
+    three = dataclasses.replace(
+        cascade,
+        stages=(*cascade.stages, third),
+        variables=(*cascade.variables, random_variables(third, 2)),
+    )
+    prompts = ["c", "ab"]
+    small, middle, large = three.sample_stages(prompts, 5)
+    assert [images.shape[1] for images in (small, middle, large)] == [4, 8, 16]
+    for images in (small, middle):
+        assert np.abs(three.upsample(images, prompts, 5).astype(int) - large).max() <= 8
+    assert np.abs(three.upsample(middle, prompts, 6).astype(int) - large).max() > 50
 
 
 def test_stages_with_the_same_fields_are_one_to_jit():
@@ -256,6 +310,8 @@ def test_start_of_a_cascade(cascade):
         cascade.sample(prompts, 5, batch_size=2, start=start, skip_steps=1), large
     )
     assert (cascade.sample(prompts, 5, batch_size=2, skip_steps=1) != large).any()
+    # The second stage takes all of its steps.
+    assert np.abs(cascade.upsample(small, prompts, 5, batch_size=2).astype(int) - large).max() <= 3
 
 
 IMAGES = np.zeros((2, 4, 4, 1), np.uint8)
@@ -301,6 +357,8 @@ def test_cascades_without_a_half(cascade):
 
     with pytest.raises(InputError, match="this cascade has no base: give its images to upsample"):
         only(1).sample(["c", "ab"])
+    with pytest.raises(InputError, match="this cascade has no base"):
+        only(1).path(["c", "ab"])
     with pytest.raises(InputError, match=r"\[2, 4, 4, 1\]: the stages start from noise$"):
         only(0).upsample(IMAGES, ["c", "ab"])
     assert only(1).upsample(IMAGES, ["c", "ab"]).shape == (2, 8, 8, 1)
@@ -313,3 +371,8 @@ def test_cascades_without_a_half(cascade):
 def test_cascade_needs_prompts(cascade, prompts, options):
     with pytest.raises(InputError, match="at least one of each is needed"):
         cascade.sample(prompts, **options)
+
+
+def test_a_path_needs_prompts(cascade):
+    with pytest.raises(InputError, match="0 prompts: at least one is needed"):
+        cascade.path([])

@@ -53,3 +53,58 @@ def test_what_is_wrong_is_named(tmp_path, file, data, said):
 def test_a_missing_file(tmp_path):
     with pytest.raises(InputError, match=r"none\.txt: cannot be read"):
         class_names.load(tmp_path / "none.txt")
+
+
+NAMES = class_names.load("imagenet")
+IDS = class_names.wordnet_ids()
+
+
+def test_wordnet_ids():
+    assert len(IDS) == len(set(IDS)) == 1000 and list(IDS) == sorted(IDS)
+    named = dict(zip(IDS, NAMES, strict=True))
+    # From WordNet 3.0: ids are offsets of its nouns.
+    assert named["n01440764"] == "tench" and named["n15075141"] == "toilet paper"
+    assert named["n02012849"] == "crane bird" and named["n03126707"] == "construction crane"
+
+
+@pytest.mark.parametrize(
+    ("named", "found", "resolved"),
+    [
+        ("", ("b", "a"), ("b", "a")),
+        ((), ("b", "a"), ("b", "a")),
+        ("", None, ()),
+        (("b", "a"), ("b", "a"), ("b", "a")),
+        (["b", "a"], None, ("b", "a")),
+        ("imagenet", None, NAMES),
+        ("imagenet", IDS, NAMES),
+        ("imagenet", list(IDS), NAMES),
+        ("imagenet", NAMES, NAMES),
+    ],
+)
+def test_resolve(named, found, resolved):
+    assert class_names.resolve(named, found) == resolved
+
+
+@pytest.mark.parametrize(
+    ("named", "found", "said"),
+    [
+        (("a", "b"), ("a", "c"), "class 1 is 'b', but 'c' in the images of config.train"),
+        (("a", "b"), ("b", "a"), "class 0 is 'a', but 'b' in"),
+        (("a",), ("a", "b"), "class 1 is no class, but 'b' in"),
+        (("a", "b"), ("a",), "class 1 is 'b', but no class in"),
+        (NAMES, IDS, "class 0 is 'tench', but 'n01440764'"),
+        ("imagenet", (*IDS[:7], *IDS[8:]), f"class 7 is {IDS[7]!r}, but {IDS[8]!r}"),
+        ("imagenet", IDS[::-1], f"class 0 is {IDS[0]!r}, but {IDS[-1]!r}"),
+        ("imagenet", (*NAMES[:-1], "x"), "class 999 is 'toilet paper', but 'x'"),
+        ("imagenet", ("cat", "dog"), f"class 0 is {IDS[0]!r}, but 'cat'"),
+    ],
+)
+def test_resolve_names_the_first_difference(named, found, said):
+    with pytest.raises(InputError, match=said) as raised:
+        class_names.resolve(named, found)
+    assert "\n" not in str(raised.value)
+
+
+def test_resolve_reads_files(tmp_path):
+    (tmp_path / "names.txt").write_text("one\ntwo\n")
+    assert class_names.resolve(str(tmp_path / "names.txt"), ("one", "two")) == ("one", "two")

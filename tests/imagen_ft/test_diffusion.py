@@ -72,6 +72,29 @@ def test_eps_and_x0_imply_each_other(logsnr):
     np.testing.assert_allclose(diffusion.eps_from_x0(x_t, x0, logsnr), eps, atol=1e-4)
 
 
+def network_targets(x0, eps, logsnr):
+    """The definitions, in float64."""
+    alpha, sigma = np.sqrt(abar(logsnr)), np.sqrt(1 - abar(logsnr))
+    return {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0}
+
+
+@pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
+@pytest.mark.parametrize("logsnr", [np.linspace(-8, 8, 8).astype(np.float32), np.float32([1.5])])
+def test_targets_and_x0_imply_each_other(prediction, logsnr):
+    x0, eps = images(0), images(1)
+    x_t = diffusion.add_noise(x0, eps, logsnr)
+    target = diffusion.target(x0, eps, logsnr, prediction)
+    np.testing.assert_allclose(target, network_targets(x0, eps, logsnr)[prediction], atol=1e-6)
+    found = diffusion.x0_from_output(target, x_t, logsnr, prediction)
+    np.testing.assert_allclose(found, x0, atol=1e-4)
+
+
+def test_eps_as_output_has_the_digits_of_x0_from_eps():
+    x_t, eps = images(0), images(1)
+    found = diffusion.x0_from_output(eps, x_t, LOGSNR_T, "eps")
+    np.testing.assert_array_equal(found, diffusion.x0_from_eps(x_t, eps, LOGSNR_T))
+
+
 def test_stratified_times():
     draw = jax.jit(diffusion.stratified_times, static_argnums=1)
     times = np.stack([draw(jax.random.key(seed), 8) for seed in range(100)])
@@ -80,9 +103,3 @@ def test_stratified_times():
     # The batch as a whole is shifted uniformly.
     assert abs(times.min(axis=1).mean() - 1 / 16) < 0.015
     assert abs(times[:, 0].mean() - 0.5) < 0.12 and times[:, 0].std() > 0.2
-
-
-def test_eps_loss():
-    predicted, eps = images(0), images(1)
-    expected = np.mean((predicted.astype(np.float64) - eps) ** 2, axis=(1, 2, 3))
-    np.testing.assert_allclose(diffusion.eps_loss(predicted, eps), expected, rtol=1e-6)

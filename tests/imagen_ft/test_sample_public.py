@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -12,7 +13,7 @@ from imagen_ft import sample, text_command
 from imagen_ft.cascade import Cascade
 from imagen_ft.weights import __main__ as weights_command
 from input_pipeline.files import InputError
-from launch.runtime import app
+from launch.runtime import app, pictures
 from tests.imagen_ft import tiny_text
 from tests.parity.torch_weights import randomize
 from tests.parity.weights_models import STAGES
@@ -83,9 +84,17 @@ def error(capsys):
     return err
 
 
-def test_pictures(work, tmp_path, capsys):
-    out = tmp_path / "out"
-    assert run(work, out, f"--prompts={work / 'prompts.txt'}", "--path=3") == 0
+def test_pictures(work, tmp_path, monkeypatch):
+    original, batches = Cascade.sample_stages, []
+
+    def recording(self, *args, batch_size, **options):
+        batches.append(batch_size)
+        return original(self, *args, batch_size=batch_size, **options)
+
+    monkeypatch.setattr(Cascade, "sample_stages", recording)
+    out, ours = tmp_path / "out", ["--config.seed=3", "--config.batch_size=7"]
+    assert run(work, out, f"--prompts={work / 'prompts.txt'}", "--path=3", *ours) == 0
+    assert batches == [7]
     names = sorted(path.name for path in out.glob("0*.png"))
     assert [name[:13] for name in names] == [
         "00000_A_goldf",
@@ -100,10 +109,10 @@ def test_pictures(work, tmp_path, capsys):
 
     cascade = Cascade.load(str(work / "config.py"))
     prompts = ["A goldfish", "A goldfish", "two cats", "two cats"]
-    small, large = cascade.sample_stages(prompts, batch_size=16)
+    small, large = cascade.sample_stages(prompts, seed=3, batch_size=7)
     np.testing.assert_array_equal(large, written)
-    np.testing.assert_allclose(cascade.path(prompts)[-1].astype(int), small, atol=1)
-    again = cascade.upsample(small, prompts)
+    np.testing.assert_allclose(cascade.path(prompts, seed=3)[-1].astype(int), small, atol=1)
+    again = cascade.upsample(small, prompts, seed=3)
     # What is given has been rounded to uint8.
     assert np.abs(again.astype(int) - large).mean() < 3
     with pytest.raises(
@@ -112,11 +121,46 @@ def test_pictures(work, tmp_path, capsys):
         cascade.upsample(np.zeros((4, 5, 5, 3), np.uint8), prompts)
 
 
-def test_a_folder_with_other_images(work, tmp_path, capsys):
-    (tmp_path / "holiday.png").touch()
+def test_a_path_is_shown_from_its_first_step_to_its_last(tmp_path, monkeypatch):
+    steps = np.tile(np.arange(9, dtype=np.uint8).reshape(-1, 1, 1, 1, 1), (1, 2, 4, 4, 3))
+    cascade, drawn = mock.Mock(path=lambda prompts, seed: steps + seed), []
+    monkeypatch.setattr(pictures, "grid", lambda *args: drawn.append(args))
+    monkeypatch.setattr(pictures, "save_png", lambda *_: None)
+    sample.draw_path(cascade, ["a", "b"], 10, 3, tmp_path)
+    [(tiles, captions, columns)] = drawn
+    assert [int(tile[0, 0, 0]) for tile in tiles] == [10, 14, 18] * 2
+    assert captions == ["a", "step 5", "step 9", "b", "step 5", "step 9"] and columns == 3
+
+
+def test_any_prompt_has_a_name_and_a_caption(tmp_path):
+    """Dollar signs are not mathematics; no file system takes names of more than 255 bytes."""
+    prompts = [r"cost $\x$", "$_$", "\N{CJK UNIFIED IDEOGRAPH-9B5A}" * 90, "a" * 300]
+    images = np.zeros((4, 8, 8, 3), np.uint8)
+    for number, prompt in enumerate(prompts):
+        assert len(sample.image_name(number, prompt, 1024).encode()) <= 150
+    sample.write_images([images[:2]], prompts[:2], 1, tmp_path)
+    assert cv2.imread(str(tmp_path / "samples.png")) is not None
+
+
+@pytest.mark.parametrize("name", ["holiday.png", "holiday.JPG"])
+def test_a_folder_with_other_images(work, tmp_path, capsys, name):
+    (tmp_path / name).touch()
     assert run(work, tmp_path, "--prompt=two cats") == 2
-    assert re.search(r"holds other images \(holiday\.png\): name another", error(capsys))
-    assert [path.name for path in tmp_path.iterdir()] == ["holiday.png"]
+    assert f"holds other images ({name}): name another" in error(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_images_are_not_replaced_by_others(work, tmp_path, capsys):
+    assert run(work, tmp_path, "--prompt=two cats") == 0
+    images = {path.name: path.read_bytes() for path in tmp_path.glob("*.png")}
+    capsys.readouterr()
+    assert run(work, tmp_path, "--prompt=two cats", "--config.seed=5") == 2
+    assert "drawn with seed = 0, now it is 5: name another --workdir" in error(capsys)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.png")} == images
+    assert run(work, tmp_path, "--prompt=two cats", "--config.batch_size=1") == 0
+
+
+DDIM = ["--config.stages.base64.sampler.name=ddim"]
 
 
 @pytest.mark.parametrize(
@@ -125,6 +169,10 @@ def test_a_folder_with_other_images(work, tmp_path, capsys):
         ([], "nothing to draw: give --prompt=... or --prompts=FILE"),
         (["--prompt=three dogs"], r"'three dogs' is not in .*python -m imagen_ft\.text"),
         (["--prompts=EMPTY"], "the file is empty"),
+        (["--prompts=BLANK"], "blank.txt: the file holds no prompt"),
+        (["--prompt=two cats", "--prompts=BLANK"], "blank.txt: the file holds no prompt"),
+        (["--prompt=two cats", "--config.stages.base64.sampler.eta=2.0", *DDIM], "eta=2.0"),
+        (["--prompt=two cats", "--config.stages.sr256.batch_size=-1"], "batch_size=-1"),
         (["--prompt=two cats", "--config.stages.base64.guidance_weight=-1.0"], "guidance_weight"),
         (["--prompt=two cats", "--config.stages.base64.sampler.num_steps=1001"], "has 1000 steps"),
         (["--prompt=two cats", "--config.stages.base64.sampler.spacing=karras"], "known are"),
@@ -136,7 +184,9 @@ def test_a_folder_with_other_images(work, tmp_path, capsys):
 )
 def test_one_line_for_wrong_input(work, tmp_path, capsys, argv, message):
     (tmp_path / "empty.txt").touch()
-    argv = [arg.replace("EMPTY", str(tmp_path / "empty.txt")) for arg in argv]
+    (tmp_path / "blank.txt").write_text("\n \n")
+    for name in ("empty", "blank"):
+        argv = [arg.replace(name.upper(), str(tmp_path / f"{name}.txt")) for arg in argv]
     assert run(work, tmp_path / "out", *argv) == 2
     assert re.search(message, error(capsys))
     assert not (tmp_path / "out").exists()

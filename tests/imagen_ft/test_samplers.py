@@ -183,3 +183,20 @@ def test_make_sampler():
         make_sampler(ConfigDict(dict(name="ddpm", num_steps=0, logvar_coeff=0.0)))
     with pytest.raises(InputError, match=r"sampler\.name='euler'.*'ddpm', 'ddim'"):
         make_sampler(ConfigDict(dict(name="euler", num_steps=3)))
+    # As the command line has it in place of 'learned'.
+    assert make_sampler(ConfigDict(dict(ddpm, logvar_coeff="0.3"))) == DDPM(3, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("ddpm", "logvar_coeff", 7.0),
+        ("ddpm", "logvar_coeff", -0.1),
+        ("ddpm", "logvar_coeff", "learnt"),
+        ("ddim", "eta", -2.0),
+        ("ddim", "eta", math.nan),
+    ],
+)
+def test_strengths_of_noise_that_are_none(name, field, value):
+    with pytest.raises(InputError, match=rf"sampler\.{field}={value!r}: a number in \[0, 1\]"):
+        make_sampler(ConfigDict({"name": name, "num_steps": 3, field: value}))

@@ -8,10 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from ml_collections import ConfigDict
 
+from imagen_ft.assembly import make_denoiser
+from imagen_ft.diffusion import PREDICTIONS, per_image
 from imagen_ft.samplers import DDIM, DDPM
-from imagen_ft.schedule import Cosine
+from imagen_ft.schedule import Cosine, alpha_sigma
 from imagen_ft.stage import Denoiser, Stage, upsample
+from input_pipeline.files import InputError
 from tests.imagen_ft.test_samplers import affine_step, alpha_bar
 
 SIZE, CHANNELS, IMAGES, STEPS = 4, 2, 3, 5
@@ -172,6 +176,66 @@ def test_learned_variance(weight):
         learned=True, sampler=DDPM(STEPS, 0.3, "leading"), guidance_weight=weight
     )
     assert np.abs(assert_as_expected(constant) - learned).max() > 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class GaussianNetwork:
+    """Knows that images are normal about a number of the text, and says so in its own terms."""
+
+    prediction: str
+
+    def apply(self, variables, *inputs, method):
+        if method == "context":
+            return jnp.mean(inputs[0], axis=(1, 2))
+        x, time, text = inputs
+        alpha, sigma = alpha_sigma(per_image(Cosine().logsnr(time / 1000)))
+        mean, variance = text[:, None, None, None], 0.3**2
+        gain = alpha * variance / (alpha**2 * variance + sigma**2)
+        x0 = mean + gain * (x - alpha * mean)
+        eps = (x - alpha * x0) / sigma
+        return {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0}[self.prediction]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "weight"),
+    [(DDPM(STEPS, 0.3, "leading"), 2.5), (DDIM(STEPS, 0.0, "leading"), 1.0)],
+)
+def test_predictions(sampler, weight):
+    """What is known of Gaussian images gives the same ones, in whatever terms it is said."""
+    stage, _ = make_stage(sampler=sampler, guidance_weight=weight)
+
+    def images(says, taken_for):
+        denoiser = Denoiser(
+            GaussianNetwork(says), Cosine(), SIZE, 0, CHANNELS, prediction=taken_for
+        )
+        return np.asarray(run(dataclasses.replace(stage, denoiser=denoiser))[0])
+
+    wanted = images("eps", "eps")
+    assert 0.1 < wanted.std() < 1 and np.mean(np.abs(wanted) < 0.999) > 0.2
+    for prediction in ("x0", "v"):
+        np.testing.assert_allclose(images(prediction, prediction), wanted, atol=2e-5)
+        assert np.abs(images(prediction, "eps") - wanted).max() > 0.1
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_prediction_of_a_config(prediction):
+    config = stage_config()
+    assert make_denoiser(config).prediction == "eps"
+    config.prediction = prediction
+    assert make_denoiser(config).prediction == prediction
+
+
+def test_an_unknown_prediction():
+    config = stage_config()
+    config.prediction = "score"
+    with pytest.raises(InputError, match=r"prediction='score': known are eps, x0, v$"):
+        make_denoiser(config)
+
+
+def stage_config():
+    unet = dict(block_out_channels=(8,), attention=(False,), layers_per_block=1)
+    unet["cross_attention_dim"] = 8
+    return ConfigDict(dict(size=4, low_size=0, channels=1, schedule="cosine", unet=unet))
 
 
 @pytest.mark.parametrize("maximum", [1.0, 1.5, float("inf")])

@@ -1,7 +1,10 @@
 import numpy as np
+import pytest
 
 from input_pipeline import loader, sources
-from input_pipeline.augment.crop import random_shift
+from input_pipeline.augment.crop import random_crop, random_shift
+from input_pipeline.augment.flip import random_flip
+from input_pipeline.files import InputError
 
 
 def shifted(image: np.ndarray, down: int, right: int) -> np.ndarray:
@@ -26,7 +29,7 @@ def test_random_shift_is_one_of_the_possible_shifts_and_finds_all_of_them():
     assert counts.min() > 20  # 44 expected
 
 
-def augmented(**parts: int) -> list[np.ndarray]:
+def augmented(**parts: np.ndarray) -> list[np.ndarray]:
     def noisy(example, rng):
         return {**example, "noise": rng.random()}
 
@@ -37,10 +40,47 @@ def augmented(**parts: int) -> list[np.ndarray]:
 def test_augmentation_depends_on_seed_and_place_only():
     whole = augmented()
     assert len(np.unique(np.concatenate(whole))) == 48
-    parts = [augmented(process_index=i, process_count=2) for i in range(2)]
+    parts = [augmented(rows=rows) for rows in np.split(np.arange(8), 2)]
     for k, batch in enumerate(whole):
         np.testing.assert_array_equal(batch, np.concatenate([part[k] for part in parts]))
     other_seed = loader.batches(
         sources.digits("train"), 8, 6, augment=lambda e, rng: {**e, "noise": rng.random()}
     )
     assert not np.isin(other_seed[0]["noise"], whole).any()
+
+
+def counts_of(augment, image, times):
+    """How often each result comes; the other fields stay, and so does what goes in."""
+    before, rng, found = image.copy(), np.random.default_rng(0), {}
+    for _ in range(times):
+        example = augment({"image": image, "label": 3}, rng)
+        assert example["label"] == 3
+        key = (example["image"].shape, example["image"].tobytes())
+        found[key] = found.get(key, 0) + 1
+    np.testing.assert_array_equal(image, before)
+    return found
+
+
+def test_random_crop_is_one_of_the_possible_crops_and_finds_all_of_them():
+    image = np.arange(5 * 6 * 2, dtype=np.uint8).reshape(5, 6, 2)
+    found = counts_of(lambda e, rng: random_crop(e, rng, size=4), image, 600)
+    crops = [image[y : y + 4, x : x + 4] for y in range(2) for x in range(3)]
+    assert found.keys() == {((4, 4, 2), crop.tobytes()) for crop in crops}
+    assert min(found.values()) > 60  # 100 expected
+
+
+def test_random_crop_of_the_whole_image():
+    image = np.arange(16, dtype=np.uint8).reshape(4, 4, 1)
+    assert counts_of(lambda e, rng: random_crop(e, rng, 4), image, 5) == {
+        ((4, 4, 1), image.tobytes()): 5
+    }
+    with pytest.raises(InputError, match="a crop of 5 px from an image of 4x4 px: choose less"):
+        random_crop({"image": image}, np.random.default_rng(0), 5)
+
+
+def test_random_flip_mirrors_every_other_image():
+    image = np.arange(12, dtype=np.uint8).reshape(2, 3, 2)
+    found = counts_of(random_flip, image, 400)
+    mirrored = np.stack([image[:, 2 - x] for x in range(3)], axis=1)
+    assert found.keys() == {((2, 3, 2), data.tobytes()) for data in (image, mirrored)}
+    assert 150 < found[(2, 3, 2), image.tobytes()] < 250

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from input_pipeline.augment.resize import resize
+from input_pipeline.augment.resize import resize, square
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -41,3 +41,27 @@ def test_the_same_size_is_the_same_image():
 def test_floats_keep_their_range():
     image = np.full((6, 6, 3), -1, np.float32)
     np.testing.assert_array_equal(resize(image, 4), np.full((4, 4, 3), -1, np.float32))
+
+
+def test_square_of_a_square_is_resize():
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 1), np.uint8)
+    for size in (4, 8, 13):
+        np.testing.assert_array_equal(square(image, size), resize(image, size))
+
+
+@pytest.mark.parametrize("shape", [(6, 10), (10, 6), (7, 10)])
+def test_square_shows_the_middle(shape):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.float32)
+    side = min(shape)
+    top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
+    middle = image[top : top + side, left : left + side]
+    np.testing.assert_array_equal(square(image, side), middle)
+    assert square(image, 12).shape == (12, 12, 3)
+    np.testing.assert_allclose(square(image, 1)[0, 0], middle.mean(axis=(0, 1)), rtol=1e-4)
+
+
+def test_square_is_the_shorter_side_resized_and_the_centre_cropped():
+    y, x = np.mgrid[:48, :64]
+    image = (np.sin(y / 7) + np.cos(x / 9))[..., None].astype(np.float32)
+    whole = resize(image, (12, 16))
+    np.testing.assert_allclose(square(image, 12), whole[:, 2:14], atol=1e-5)

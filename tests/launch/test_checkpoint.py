@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import shutil
+import threading
 import time
 
 import jax
@@ -13,8 +14,9 @@ import orbax.checkpoint as ocp
 import pytest
 
 from input_pipeline.files import InputError
-from launch.runtime import checkpoint
+from launch.runtime import checkpoint, seals
 from launch.runtime.checkpoint import Checkpoints
+from launch.runtime.digests import content_digest
 from launch.runtime.state import TrainState
 
 TX = optax.sgd(0.1, momentum=0.9)
@@ -34,7 +36,8 @@ def make_state(step, keep_ema):
 
     ours = variables()
     opt_state = jax.tree.map(lambda leaf: leaf + step, TX.init(ours["params"]))
-    return TrainState(jnp.int32(step), ours, opt_state, variables() if keep_ema else None)
+    ema = {"main": variables(), "slow": variables()} if keep_ema else {}
+    return TrainState(jnp.int32(step), ours, opt_state, ema)
 
 
 def abstract(tree):
@@ -78,6 +81,9 @@ def run(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "run")
 
 
+SEAL = "digests_0_of_1.json"
+
+
 def files(folder):
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
@@ -99,13 +105,13 @@ def test_without_a_moving_average(tmp_path):
     expected = make_state(5, keep_ema=False)
     restored = restore(tmp_path, keep_ema=False)
     assert_same_bits(restored, expected)
-    assert restored.ema is None
+    assert restored.ema == {}
     variables = checkpoint.load_inference(tmp_path, abstract(expected.variables), total_steps=5)
     assert_same_bits(variables, expected.variables)
 
 
 def test_inference_takes_the_moving_average(saved, monkeypatch):
-    expected = make_state(3, keep_ema=True).ema
+    expected = make_state(3, keep_ema=True).ema["main"]
     monkeypatch.chdir(saved.parent)  # a relative path will do
     assert_same_bits(checkpoint.load_inference(saved.name, abstract(expected), 3), expected)
     # As do shapes without a place.
@@ -115,26 +121,60 @@ def test_inference_takes_the_moving_average(saved, monkeypatch):
 
 def test_an_unfinished_run(saved):
     with pytest.raises(InputError, match="has come to step 3 of 4: finish its training first"):
-        checkpoint.load_inference(saved, abstract(make_state(3, keep_ema=True).ema), 4)
+        checkpoint.load_inference(saved, abstract(make_state(3, keep_ema=True).ema["main"]), 4)
 
 
 def test_digests_are_of_the_values(saved, tmp_path):
     save(tmp_path / "same", 3)
     assert checkpoint.digest(tmp_path / "same") == checkpoint.digest(saved)
-    # The same step with the last bit of one inference variable changed; nothing else counts.
+    # The same step with the last bit of one variable of one average changed; nothing else counts.
     state = make_state(3, keep_ema=True)
-    kernel = np.array(state.ema["params"]["kernel"])
+    kernel = np.array(state.ema["main"]["params"]["kernel"])
     kernel[0, 0] = np.nextafter(kernel[0, 0], np.float32(9))
-    changed = {**state.ema, "params": {**state.ema["params"], "kernel": jnp.asarray(kernel)}}
+    params = {**state.ema["main"]["params"], "kernel": jnp.asarray(kernel)}
+    changed = {**state.ema["main"], "params": params}
     for name, other, same in (
-        ("other", state.replace(ema=changed), False),
-        ("training", state.replace(variables=changed), True),
+        ("main", state.replace(ema={**state.ema, "main": changed}), ["slow"]),
+        ("slow", state.replace(ema={**state.ema, "slow": changed}), ["main"]),
+        ("training", state.replace(variables=changed), ["main", "slow"]),
     ):
         with contextlib.closing(Checkpoints(tmp_path / name / "checkpoints")) as checkpoints:
             checkpoints.save(other)
-        assert (checkpoint.digest(tmp_path / name) == checkpoint.digest(saved)) is same
+        for ema in ("main", "slow"):
+            equal = checkpoint.digest(tmp_path / name, ema) == checkpoint.digest(saved, ema)
+            assert equal is (ema in same)
     with pytest.raises(InputError, match="no finished checkpoint"):
         checkpoint.digest(tmp_path / "none")
+
+
+def test_every_average_can_be_loaded(saved):
+    expected = make_state(3, keep_ema=True).ema
+    slow = checkpoint.load_inference(saved, abstract(expected["slow"]), 3, ema="slow")
+    assert_same_bits(slow, expected["slow"])
+    assert checkpoint.digest(saved, "slow") == content_digest(expected["slow"])
+    for ask in (
+        lambda: checkpoint.load_inference(saved, abstract(expected["slow"]), 3, ema="fast"),
+        lambda: checkpoint.digest(saved, ema="fast"),
+    ):
+        with pytest.raises(InputError, match=r"/3 has no average 'fast': there is main, slow$"):
+            ask()
+
+
+def test_what_is_saved_may_be_donated(tmp_path):
+    """The training step overwrites the state while it is still being written."""
+    numbers = jnp.arange(2**20, dtype=jnp.float32)
+    state = make_state(1, keep_ema=False).replace(variables={"params": {"n": numbers}})
+    expected = np.array(numbers)
+    step = jax.jit(lambda tree: jax.tree.map(lambda x: -x, tree), donate_argnums=0)
+    with contextlib.closing(Checkpoints(tmp_path / "checkpoints")) as checkpoints:
+        checkpoints.save(state)
+        variables = step(state.variables)
+        for _ in range(9):
+            variables = step(variables)
+        jax.block_until_ready(variables)
+    loaded = checkpoint.load_inference(tmp_path, jax.eval_shape(lambda: variables), 1)
+    np.testing.assert_array_equal(loaded["params"]["n"], expected)
+    assert checkpoint.digest(tmp_path) == content_digest({"params": {"n": expected}})
 
 
 def test_a_save_that_has_ended_is_sealed_without_waiting(tmp_path):
@@ -144,7 +184,79 @@ def test_a_save_that_has_ended_is_sealed_without_waiting(tmp_path):
         while checkpoint.latest_step(tmp_path) is None:
             assert time.monotonic() < deadline
             checkpoints.seal_if_saved()
-        assert checkpoint.find_fault(tmp_path / "checkpoints" / "1") is None
+        assert seals.find_fault(tmp_path / "checkpoints" / "1") is None
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """Sealing waits until it is opened."""
+    opened, seal = threading.Event(), seals.seal
+
+    def wait_and_seal(*args):
+        assert opened.wait(timeout=60)
+        seal(*args)
+
+    monkeypatch.setattr(seals, "seal", wait_and_seal)
+    yield opened
+    opened.set()
+
+
+def begin_to_seal(checkpoints):
+    deadline = time.monotonic() + 30
+    while checkpoints._steps._sealing is None:
+        assert time.monotonic() < deadline
+        checkpoints.seal_if_saved()
+
+
+def test_the_loop_goes_on_while_files_are_hashed(tmp_path, gate):
+    """And the checkpoint before is there until the new one is sealed."""
+    save_first = threading.Thread(target=save, args=(tmp_path, 1))
+    save_first.start()
+    gate.set()
+    save_first.join()
+    gate.clear()
+    with contextlib.closing(Checkpoints(tmp_path / "checkpoints", max_to_keep=1)) as checkpoints:
+        checkpoints.save(make_state(2, keep_ema=False))
+        begin_to_seal(checkpoints)
+        for _ in range(3):
+            checkpoints.seal_if_saved()
+        assert checkpoint.latest_step(tmp_path) == 1
+        gate.set()
+        checkpoints.finish()
+        assert checkpoint.latest_step(tmp_path) == 2
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+
+
+def test_the_one_before_stays_until_every_process_has_sealed(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    seal = seals.seal
+    monkeypatch.setattr(seals, "seal", lambda folder, _, __, facts: seal(folder, 0, 2, facts))
+    with contextlib.closing(Checkpoints(tmp_path / "checkpoints", max_to_keep=1)) as checkpoints:
+        checkpoints.save(make_state(2, keep_ema=True))
+        checkpoints.finish()
+    assert checkpoint.latest_step(tmp_path) == 1
+    seal(tmp_path / "checkpoints" / "2", 1, 2, {})
+    assert checkpoint.latest_step(tmp_path) == 2
+
+
+@pytest.mark.parametrize("noticed", ["by the next save", "by finish", "by close"])
+def test_a_disk_that_fills_up_while_the_seal_is_written(tmp_path, monkeypatch, noticed):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "full", "here")
+
+    save(tmp_path, 1, keep_ema=False)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", max_to_keep=1)
+    monkeypatch.setattr(seals, "seal", full)
+    checkpoints.save(make_state(2, keep_ema=False))
+    with pytest.raises(OSError, match="full"):
+        if noticed == "by the next save":
+            checkpoints.save(make_state(3, keep_ema=False))
+        elif noticed == "by finish":
+            checkpoints.finish()
+        else:
+            checkpoints.close()
+    checkpoints.close()
+    assert checkpoint.latest_step(tmp_path) == 1
 
 
 def test_a_new_run_has_none(tmp_path):
@@ -180,22 +292,48 @@ def test_every_file_is_checked(run):
     folder = run / "checkpoints" / "3"
     names = files(folder)
     assert len(names) > 5
-    assert checkpoint.find_fault(folder) is None
+    assert seals.find_fault(folder) is None
     for path in names:
         whole = path.read_bytes()
         damage(path)
-        fault = checkpoint.find_fault(folder)
-        assert fault is not None and (str(path) in fault or path.name == checkpoint.DIGESTS), path
+        fault = seals.find_fault(folder)
+        assert fault is not None and f"{path} is damaged" in fault
         path.unlink()
-        if path.name != checkpoint.DIGESTS:
-            assert checkpoint.find_fault(folder) == f"{path} is missing"
+        missing = f"{folder} is not sealed ({SEAL} is missing)"
+        assert seals.find_fault(folder) == (missing if path.name == SEAL else f"{path} is missing")
         path.write_bytes(whole)
-    assert checkpoint.find_fault(folder) is None
+    assert seals.find_fault(folder) is None
+    (folder / "inference" / "more").write_bytes(b"")
+    assert "more is not one of the checkpoint's files" in seals.find_fault(folder)
+
+
+def test_a_seal_of_several_processes(run):
+    """Each has hashed its share, and the same or another number of them checks it."""
+    folder = run / "checkpoints" / "3"
+    whole = seals.read_facts(folder)
+    seals.break_seal(folder)
+    for index in range(3):
+        assert not seals.is_sealed(folder) and "not sealed" in seals.find_fault(folder)
+        seals.seal(folder, index, 3, whole if index == 0 else {})
+    assert seals.is_sealed(folder) and seals.read_facts(folder) == whole
+    assert checkpoint.latest_step(run) == 3
+    for path in files(folder):
+        data = path.read_bytes()
+        damage(path)
+        for count in (1, 2, 3):
+            faults = [seals.find_fault(folder, index, count) for index in range(count)]
+            # Everyone reads the seals, and one the file.
+            every = path.name.startswith("digests_")
+            assert len([fault for fault in faults if fault]) == (count if every else 1)
+            assert all(f"{path} is damaged" in fault for fault in faults if fault)
+        path.write_bytes(data)
+    (folder / "digests_1_of_3.json").unlink()
+    assert checkpoint.latest_step(run) == 2
 
 
 def largest(folder):
     """Of Orbax's files."""
-    paths = [path for path in files(folder) if path.name != checkpoint.DIGESTS]
+    paths = [path for path in files(folder) if path.name != SEAL]
     return max(paths, key=lambda path: path.stat().st_size)
 
 
@@ -208,7 +346,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(run, caplog, v
     path = victim(run / "checkpoints" / "3")
     damage(path)
     with pytest.raises(InputError, match=f"{path} is damaged"):
-        checkpoint.load_inference(run, abstract(make_state(3, keep_ema=True).ema), total_steps=3)
+        checkpoint.load_inference(run, abstract(make_state(3, keep_ema=True).ema["main"]), 3)
     assert_same_bits(restore(run), make_state(2, keep_ema=True))
     assert f"{path} is damaged" in caplog.text
     # It is kept for whoever wants to know, and its step can be saved again.
@@ -218,25 +356,34 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(run, caplog, v
 
 
 def test_damaged_digests_are_no_reason_to_stop(run, caplog):
-    path = run / "checkpoints" / "3" / checkpoint.DIGESTS
+    path = run / "checkpoints" / "3" / SEAL
     path.write_bytes(b"z" + path.read_bytes()[1:])
     assert_same_bits(restore(run), make_state(2, keep_ema=True))
     assert str(path) in caplog.text
 
 
 def test_an_unsealed_checkpoint_is_removed(run, caplog):
-    (run / "checkpoints" / "3" / checkpoint.DIGESTS).unlink()
+    (run / "checkpoints" / "3" / SEAL).unlink()
     assert checkpoint.latest_step(run) == 2
     assert_same_bits(restore(run), make_state(2, keep_ema=True))
     assert not (run / "checkpoints" / "3").exists()
-    assert not (run / "damaged_checkpoint_3").exists() and caplog.text == ""
+    assert not (run / "damaged_checkpoint_3").exists()
+    assert f"/checkpoints/3 is not sealed ({SEAL} is missing)" in caplog.text
     save(run, 3)
     assert checkpoint.latest_step(run) == 3
 
 
+def test_what_a_killed_save_leaves_is_removed(run):
+    left = run / "checkpoints" / "4.orbax-checkpoint-tmp"
+    left.mkdir()
+    (left / "half").write_bytes(b"x")
+    assert_same_bits(restore(run), make_state(3, keep_ema=True))
+    assert not left.exists()
+
+
 def test_only_unsealed_ones_are_a_new_run(run):
     for step in "23":
-        (run / "checkpoints" / step / checkpoint.DIGESTS).unlink()
+        (run / "checkpoints" / step / SEAL).unlink()
     assert restore(run) is None
     with pytest.raises(InputError, match="no finished checkpoint"):
         checkpoint.load_inference(run, None, total_steps=3)
@@ -292,7 +439,7 @@ def test_a_missing_run(tmp_path):
     ids=["shape", "name"],
 )
 def test_another_model(saved, change, said):
-    other = make_state(3, keep_ema=True).ema
+    other = make_state(3, keep_ema=True).ema["main"]
     other["params"] |= change
     with pytest.raises(InputError, match=said) as error:
         checkpoint.load_inference(saved, abstract(other), total_steps=3)
@@ -300,7 +447,7 @@ def test_another_model(saved, change, said):
 
 
 def test_a_part_of_the_model(saved):
-    other = make_state(3, keep_ema=True).ema
+    other = make_state(3, keep_ema=True).ema["main"]
     del other["params"]["kernel"]
     with pytest.raises(InputError, match=r"params\.kernel is \(3, 2\) there and missing"):
         checkpoint.load_inference(saved, abstract(other), total_steps=3)

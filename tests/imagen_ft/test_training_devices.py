@@ -1,0 +1,49 @@
+"""Twenty steps give the same losses however devices and parts of a batch are arranged."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from tests.devices import run_on_eight
+
+# Mesh (data, fsdp, tensor) and the parts that a batch is taken in.
+SOME = [[[1, 1, 1], 1], [[4, 1, 1], 2], [[2, 2, 2], 1]]
+
+
+def splits(devices):
+    sizes = [size for size in (1, 2, 4, 8) if devices % size == 0]
+    found = itertools.product(sizes, repeat=3)
+    return [list(split) for split in found if np.prod(split) == devices]
+
+
+EVERY = [
+    [split, parts]
+    for devices in (1, 2, 4, 8)
+    for split in splits(devices)
+    for parts in (1, 2)
+    if 16 % (split[0] * split[1] * parts) == 0
+]
+
+
+def check(cases):
+    runs = run_on_eight("tests.imagen_ft.training_devices", json.dumps(cases))["found"]
+    alone, others = runs[0], runs[1:]
+    assert len(set(alone["losses"])) == 20 and alone["held"] == 1
+    for (split, _), run in zip(cases[1:], others, strict=True):
+        for field in ("losses", "gradient_norms"):
+            assert run[field] == pytest.approx(alone[field], rel=1e-5), (split, field)
+        ways = split[1] * split[2]
+        # Vectors are whole everywhere; nearly all else is split.
+        assert 1 / ways <= run["held"] < 1 / ways + 0.2, split
+
+
+def test_losses_on_some_meshes():
+    check(SOME)
+
+
+@pytest.mark.slow
+def test_losses_on_every_mesh():
+    assert len(EVERY) == 40
+    check(EVERY)

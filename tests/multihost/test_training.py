@@ -1,0 +1,68 @@
+"""Training in two processes: the losses of one; what one begins the other number ends."""
+
+import json
+import signal
+import socket
+import time
+
+import pytest
+
+from tests.imagen_ft.tiny_training import finish, numbers, start
+from tests.multihost.processes import run_processes
+
+CASES = [[[4, 1, 1], 1], [[2, 2, 1], 2]]
+
+
+def test_two_processes_have_the_losses_of_one():
+    module = "tests.imagen_ft.training_devices"
+    one, *_ = run_processes(module, "[[[1, 1, 1], 1]]", processes=1, devices=1)
+    two = run_processes(module, json.dumps(CASES), processes=2, devices=2, timeout=300)
+    (alone,) = one["found"]
+    for process in two:
+        assert process["devices"] == 4
+        for run in process["found"]:
+            assert run["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+            assert run["gradient_norms"] == pytest.approx(alone["gradient_norms"], rel=1e-5)
+
+
+def start_two(workdir, *argv):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [start(workdir, *argv, process=p, port=port) for p in range(2)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("alone")
+    finish(start(workdir))
+    return workdir
+
+
+def test_one_process_goes_on_where_two_were_killed(alone, tmp_path):
+    both = start_two(tmp_path)
+    try:
+        while not any((tmp_path / "checkpoints").glob("8/digests_1_of_2.json")):
+            assert all(process.poll() is None for process in both), both[0].communicate()[0]
+            time.sleep(0.01)
+    finally:
+        for process in both:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+    finish(start(tmp_path))
+    expected, found = numbers(alone), numbers(tmp_path)
+    assert len(found) == len(expected) == 24
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours[0] == theirs[0]
+        for a, b in zip(ours[1:], theirs[1:], strict=True):
+            assert a == (b if b is None else pytest.approx(b, rel=1e-4))
+    assert (tmp_path / "pictures" / "step_20.png").exists()
+
+
+def test_an_error_of_the_first_process_is_told_by_both(alone):
+    both = start_two(alone, "--config.seed=5")
+    for process in both:
+        output = process.communicate(timeout=300)[0]
+        assert process.returncode == 2
+        (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+        assert "was begun with seed = 0, now it is 5" in line
