@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from launch.runtime.layers import Conv, Dense
+
 
 class ResNet(nn.Module):
     """A residual network.
@@ -67,7 +69,7 @@ class ResNet(nn.Module):
         x = x.mean(axis=(1, 2)).astype(jnp.float32)
         if features:
             return x
-        return nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name="head")(x)
+        return Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name="head")(x)
 
 
 class ResNetBlock(nn.Module):
@@ -101,11 +103,11 @@ class ResNetBlock(nn.Module):
         return nn.relu(x + h)
 
 
-def _conv(channels: int, kernel: tuple[int, int], stride: int, dtype: Any, name: str) -> nn.Conv:
+def _conv(channels: int, kernel: tuple[int, int], stride: int, dtype: Any, name: str) -> Conv:
     # Explicit padding: 'SAME' would shift strided convolutions against the published networks.
     padding = [((k - 1) // 2, (k - 1) // 2) for k in kernel]
     init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-    return nn.Conv(
+    return Conv(
         channels,
         kernel,
         (stride, stride),

@@ -10,6 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from launch.runtime.layers import Conv, Dense
+from launch.runtime.mesh import split_batch
+
 Dtype = Any
 # Queries times keys from which on a CPU attends head by head.
 LARGE_ON_CPU = 2**16
@@ -103,8 +106,8 @@ class TimestepEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b width"]:
-        x = nn.Dense(self.width, dtype=self.dtype, name="linear_1")(x)
-        return nn.Dense(self.width, dtype=self.dtype, name="linear_2")(gelu(x))
+        x = Dense(self.width, dtype=self.dtype, name="linear_1")(x)
+        return Dense(self.width, dtype=self.dtype, name="linear_2")(gelu(x))
 
 
 class AttentionPooling(nn.Module):
@@ -120,10 +123,10 @@ class AttentionPooling(nn.Module):
             "positional_embedding", nn.initializers.normal(width**-0.5), (1, width)
         )
         token = text.mean(axis=1, keepdims=True) + position[None].astype(text.dtype)
-        tokens = jnp.concatenate([token, text], axis=1)
+        tokens = split_batch(jnp.concatenate([token, text], axis=1))
 
         def project(name: str, x: Array) -> Array:
-            x = nn.Dense(width, dtype=self.dtype, name=name)(x)
+            x = Dense(width, dtype=self.dtype, name=name)(x)
             return x.reshape(*x.shape[:2], self.num_heads, -1)  # [b, n, heads, d / heads]
 
         query, key, value = (
@@ -145,7 +148,7 @@ class TextTimeEmbedding(nn.Module):
     def __call__(self, text: Float[Array, "b n d"]) -> Float[Array, "b width"]:
         x = nn.LayerNorm(1e-5, dtype=jnp.float32, name="norm1")(text).astype(self.dtype)
         x = AttentionPooling(self.num_heads, self.dtype, name="pool")(x)
-        x = nn.Dense(self.width, dtype=self.dtype, name="proj")(x)
+        x = Dense(self.width, dtype=self.dtype, name="proj")(x)
         return nn.LayerNorm(1e-5, dtype=jnp.float32, name="norm2")(x).astype(self.dtype)
 
 
@@ -171,20 +174,20 @@ class ResnetBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], embedding: Float[Array, "b d"]
     ) -> Float[Array, "b h2 w2 width"]:
-        conv = lambda name, **kw: nn.Conv(self.width, (3, 3), dtype=self.dtype, name=name, **kw)  # noqa: E731
+        conv = lambda name, **kw: Conv(self.width, (3, 3), dtype=self.dtype, name=name, **kw)  # noqa: E731
         h = gelu(GroupNorm(self.num_groups, self.dtype, name="norm1")(x))
         if self.resample:
             resample = average_pool if self.resample == "down" else upsample_nearest
             x, h = resample(x), resample(h)
         h = conv("conv1")(h)
         embedding = embedding if self.skip_time_act else gelu(embedding)
-        modulation = nn.Dense(2 * self.width, dtype=self.dtype, name="time_emb_proj")(embedding)
+        modulation = Dense(2 * self.width, dtype=self.dtype, name="time_emb_proj")(embedding)
         scale, shift = jnp.split(modulation[:, None, None], 2, axis=-1)
         h = GroupNorm(self.num_groups, self.dtype, name="norm2")(h) * (1 + scale) + shift
         h = conv("conv2")(gelu(h))
         if x.shape[-1] != self.width:
-            x = nn.Conv(self.width, (1, 1), dtype=self.dtype, name="conv_shortcut")(x)
-        return (x + h) / self.out_scale
+            x = Conv(self.width, (1, 1), dtype=self.dtype, name="conv_shortcut")(x)
+        return split_batch((x + h) / self.out_scale)
 
 
 class AddedKVAttention(nn.Module):
@@ -204,7 +207,7 @@ class AddedKVAttention(nn.Module):
     dtype: Dtype = jnp.float32
 
     def setup(self):
-        dense = functools.partial(nn.Dense, self.width, dtype=self.dtype)
+        dense = functools.partial(Dense, self.width, dtype=self.dtype)
         self.group_norm = GroupNorm(self.num_groups, self.dtype)
         self.norm_cross = GroupNorm(self.cross_num_groups, self.dtype)
         self.to_q, self.to_k, self.to_v = dense(), dense(), dense()
@@ -221,7 +224,7 @@ class AddedKVAttention(nn.Module):
         key = jnp.concatenate([text[0], self._heads(self.to_k(tokens))], axis=1)
         value = jnp.concatenate([text[1], self._heads(self.to_v(tokens))], axis=1)
         out = attend(self._heads(self.to_q(tokens)), key, value)
-        return x + self.to_out_0(out.reshape(tokens.shape)).reshape(x.shape)
+        return split_batch(x + self.to_out_0(out.reshape(tokens.shape)).reshape(x.shape))
 
     def _heads(self, x: Float[Array, "b n c"]) -> Float[Array, "b n heads head_dim"]:
         return x.reshape(*x.shape[:2], -1, self.head_dim)

@@ -33,6 +33,8 @@ from imagen_ft.models.blocks import (
     upsample_nearest,
 )
 from imagen_ft.models.unet import Context
+from launch.runtime.layers import Conv, Dense
+from launch.runtime.mesh import split_batch
 
 
 class EfficientUNet(nn.Module):
@@ -79,13 +81,13 @@ class EfficientUNet(nn.Module):
         self.time_embedding = TimestepEmbedding(width, self.dtype)
         if self.noise_level:
             self.noise_level_embedding = TimestepEmbedding(width, self.dtype)
-        self.text_projection = nn.Dense(self.cross_attention_dim, dtype=self.dtype)
+        self.text_projection = Dense(self.cross_attention_dim, dtype=self.dtype)
         self.text_embedding = TextTimeEmbedding(width, self.pooling_heads, self.dtype)
-        self.conv_in = nn.Conv(first, (3, 3), dtype=self.dtype)
+        self.conv_in = Conv(first, (3, 3), dtype=self.dtype)
         self.down = [DBlock(**self._block(n)) for n in range(len(self.block_out_channels))]
         self.up = [UBlock(**self._block(n)) for n in range(len(self.block_out_channels))]
         self.norm_out = GroupNorm(self.num_groups, self.dtype)
-        self.conv_out = nn.Conv(self.out_channels, (3, 3), dtype=self.dtype)
+        self.conv_out = Conv(self.out_channels, (3, 3), dtype=self.dtype)
 
     def __call__(
         self,
@@ -208,7 +210,7 @@ class DBlock(Block):
     """Strided convolution, then the layers, of which the first one changes the width."""
 
     def setup(self):
-        self.conv = nn.Conv(self.outer_width, (3, 3), strides=2, dtype=self.dtype)
+        self.conv = Conv(self.outer_width, (3, 3), strides=2, dtype=self.dtype)
         self.add_layers([self.width] * self.layers)
 
     def __call__(
@@ -222,7 +224,7 @@ class UBlock(Block):
 
     def setup(self):
         self.add_layers([self.width] * (self.layers - 1) + [self.outer_width])
-        self.conv = nn.Conv(self.outer_width, (3, 3), dtype=self.dtype)
+        self.conv = Conv(self.outer_width, (3, 3), dtype=self.dtype)
 
     def __call__(
         self, h: Float[Array, "b h w c"], embedding: Float[Array, "b d"], text: KeysValues | None
@@ -246,10 +248,10 @@ class EfficientResnetBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], embedding: Float[Array, "b d"]
     ) -> Float[Array, "b h w width"]:
-        conv = functools.partial(nn.Conv, self.width, dtype=self.dtype)
+        conv = functools.partial(Conv, self.width, dtype=self.dtype)
         norm = functools.partial(GroupNorm, self.num_groups, self.dtype)
         h = conv(kernel_size=(3, 3), name="conv1")(nn.swish(norm(name="norm1")(x)))
-        modulation = nn.Dense(2 * self.width, dtype=self.dtype, name="modulation")(embedding)
+        modulation = Dense(2 * self.width, dtype=self.dtype, name="modulation")(embedding)
         scale, shift = jnp.split(modulation[:, None, None], 2, axis=-1)
         h = norm(name="norm2")(h) * (1 + scale) + shift
         h = conv(kernel_size=(3, 3), name="conv2")(nn.swish(h))
@@ -280,7 +282,7 @@ class Attention(nn.Module):
     dtype: Dtype = jnp.float32
 
     def setup(self):
-        dense = functools.partial(nn.Dense, dtype=self.dtype)
+        dense = functools.partial(Dense, dtype=self.dtype)
         project = functools.partial(dense, self.width, use_bias=False)
         self.norm = GroupNorm(self.num_groups, self.dtype)
         self.query, self.out = project(), dense(self.width)
@@ -318,4 +320,4 @@ class Attention(nn.Module):
 
 def merge(x: Array, y: Array) -> Array:
     """The sum of two branches, with their variance."""
-    return (x + y) * 0.5**0.5
+    return split_batch((x + y) * 0.5**0.5)

@@ -17,6 +17,7 @@ from imagen_ft.models.blocks import (
     gelu,
     timestep_embedding,
 )
+from launch.runtime.layers import Conv, Dense
 
 
 class Context(NamedTuple):
@@ -85,8 +86,8 @@ class UNet(nn.Module):
         if self.noise_level:
             self.class_embedding = TimestepEmbedding(width, self.dtype)
         self.add_embedding = TextTimeEmbedding(width, self.pooling_heads, self.dtype)
-        self.encoder_hid_proj = nn.Dense(self.cross_attention_dim, dtype=self.dtype)
-        self.conv_in = nn.Conv(first, (3, 3), dtype=self.dtype)
+        self.encoder_hid_proj = Dense(self.cross_attention_dim, dtype=self.dtype)
+        self.conv_in = Conv(first, (3, 3), dtype=self.dtype)
         order = []
         for level in range(levels):
             order += self._add_layers(level, f"down_blocks_{level}", self._layers(level))
@@ -101,7 +102,7 @@ class UNet(nn.Module):
                 self._add_resnet(level, f"{self._up_name(level)}_upsamplers_0", "up")
         self.attention_order = tuple(order)
         self.conv_norm_out = GroupNorm(self.num_groups, self.dtype)
-        self.conv_out = nn.Conv(self.out_channels, (3, 3), dtype=self.dtype)
+        self.conv_out = Conv(self.out_channels, (3, 3), dtype=self.dtype)
 
     def __call__(
         self,

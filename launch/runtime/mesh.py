@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Int
 
@@ -57,33 +57,45 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
-def state_shardings(mesh: Mesh, tree: Any) -> Any:
-    """How a state is split: one rule for all big arrays.
+def split_batch(x: jax.Array) -> jax.Array:
+    """Pins an activation to the mesh in use (`jax.set_mesh`), if any: its batch is split, no more.
+
+    A batch that does not divide is left alone.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        return x
+    return jax.lax.with_sharding_constraint(x, P(("data", "fsdp")))
+
+
+def state_spec(mesh: Mesh | AbstractMesh, leaf: Any) -> P:
+    """How an array of a state is split: one rule for all big ones.
 
     The last axis, a kernel's output channels, is split over tensor, and of the others the largest
     over fsdp (of all, where tensor is 1); axes that do not divide stay whole.
 
     Args:
         mesh: the mesh.
-        tree: arrays or their shapes.
+        leaf: the array or its shape.
     """
     fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
+    axes: list[str | None] = [None] * len(leaf.shape)
+    if leaf.size < MIN_SHARDED_SIZE:
+        return P()
+    if tensor > 1 and leaf.shape[-1] % tensor == 0:
+        axes[-1] = "tensor"
+    free = [axis for axis, name in enumerate(axes) if name is None]
+    divisible = [axis for axis in free if leaf.shape[axis] % fsdp == 0]
+    if fsdp > 1 and divisible:
+        axes[max(divisible, key=lambda axis: leaf.shape[axis])] = "fsdp"
+    while axes and axes[-1] is None:
+        axes.pop()
+    return P(*axes)
 
-    def place(leaf: Any) -> NamedSharding:
-        axes: list[str | None] = [None] * len(leaf.shape)
-        if leaf.size < MIN_SHARDED_SIZE:
-            return NamedSharding(mesh, P())
-        if tensor > 1 and leaf.shape[-1] % tensor == 0:
-            axes[-1] = "tensor"
-        free = [axis for axis, name in enumerate(axes) if name is None]
-        divisible = [axis for axis in free if leaf.shape[axis] % fsdp == 0]
-        if fsdp > 1 and divisible:
-            axes[max(divisible, key=lambda axis: leaf.shape[axis])] = "fsdp"
-        while axes and axes[-1] is None:
-            axes.pop()
-        return NamedSharding(mesh, P(*axes))
 
-    return jax.tree.map(place, tree)
+def state_shardings(mesh: Mesh, tree: Any) -> Any:
+    """Where the arrays of a state live, see `state_spec`."""
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, state_spec(mesh, leaf)), tree)
 
 
 def with_shardings(mesh: Mesh, tree: Any) -> Any:

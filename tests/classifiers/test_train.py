@@ -7,6 +7,7 @@ import pytest
 from classifiers import evaluate, train
 from input_pipeline.files import read_json
 from launch.runtime import app
+from launch.runtime.metrics import column, read_metrics
 
 TINY = [
     "--config.model.stage_sizes=(1,)",
@@ -49,12 +50,13 @@ def arms(tmp_path_factory, request):
 def test_training_leaves_its_seeds(arms):
     assert read_json(arms / "real" / "config.json")["model"]["width"] == 4
     for seed in range(2):
-        lines = (arms / "real" / f"seed_{seed}" / "metrics.jsonl").read_text().splitlines()
-        lines = [json.loads(line) for line in lines]
-        assert [line["step"] for line in lines] == [2, 4, 4]
+        folder = arms / "real" / f"seed_{seed}"
+        lines = read_metrics(folder)
+        assert [line["step"] for line in lines] == [2, 4, 4, 4]
         assert 0 < lines[0]["loss"] < 10 and 0 <= lines[0]["accuracy"] <= 1
         assert 0 <= lines[2]["validation_accuracy"] <= 1
-        assert (arms / "real" / f"seed_{seed}" / "checkpoints" / "4" / "digests_0_of_1.json").exists()
+        assert lines[3]["checkpoint_seconds"] > 0
+        assert (folder / "checkpoints" / "4" / "digests_0_of_1.json").exists()
 
 
 def test_evaluation_compares_the_arms(arms, capsys):
@@ -69,9 +71,8 @@ def test_evaluation_compares_the_arms(arms, capsys):
         assert arm["mean"] == pytest.approx(sum(arm["per_class"]) / 10)
         # What training has measured at its end.
         for seed, accuracy in enumerate(arm["accuracies"]):
-            path = arms / name / f"seed_{seed}" / "metrics.jsonl"
-            last = json.loads(path.read_text().splitlines()[-1])
-            assert last["validation_accuracy"] == pytest.approx(accuracy)
+            measured = column(read_metrics(arms / name / f"seed_{seed}"), "validation_accuracy")[1]
+            assert measured.tolist() == [pytest.approx(accuracy)]
 
 
 def test_the_same_seeds_give_the_same_classifiers(arms):

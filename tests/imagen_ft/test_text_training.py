@@ -111,10 +111,10 @@ def test_generating(digits, tmp_path):
     assert verify(tmp_path / "set")["ok"]
 
 
-def test_a_learned_variance_is_not_trained(digits, tmp_path, capsys):
+def test_a_learned_variance_needs_the_bound(digits, tmp_path, capsys):
     assert run(finetune, digits, "learned", tmp_path / "run") == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: config.stage.learned_variance=True") and err.count("\n") == 1
+    assert err.startswith("error: loss.vlb_weight=0: ") and err.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 

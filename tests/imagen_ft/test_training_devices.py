@@ -39,6 +39,14 @@ def check(cases):
         assert 1 / ways <= run["held"] < 1 / ways + 0.2, split
 
 
+def test_gradients_where_every_axis_is_split():
+    """XLA's partitioner, left alone, returns some of them wrong by their own size."""
+    found = run_on_eight("tests.imagen_ft.gradient_devices")
+    assert set(found) == {"unet", "efficient_unet"}
+    for errors in found.values():
+        assert len(errors) == 3 and max(errors.values()) < 1e-3
+
+
 def test_losses_on_some_meshes():
     check(SOME)
 

@@ -56,8 +56,8 @@ def get_config(arg=""):
 
 def start(workdir, *argv, process=None, port=None):
     """Starts the run, alone on one device or as one of two processes with two devices each."""
-    command = [sys.executable, "-m", "imagen_ft.finetune", f"--workdir={workdir}", *argv]
-    command.append("--config=tests/imagen_ft/tiny_training.py")
+    command = [sys.executable, "-m", "imagen_ft.finetune", f"--workdir={workdir}"]
+    command += ["--config=tests/imagen_ft/tiny_training.py", *argv]
     devices = 1
     if process is not None:
         command += [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
@@ -81,4 +81,6 @@ def finish(*started):
 
 
 def numbers(workdir, names=("loss", "gradient_norm", "validation_loss", "validation_loss_slow")):
-    return [(line["step"], *(line.get(name) for name in names)) for line in read_metrics(workdir)]
+    """(step, ...) of every line that has one of them: not the times of checkpoints."""
+    lines = [line for line in read_metrics(workdir) if not line.keys().isdisjoint(names)]
+    return [(line["step"], *(line.get(name) for name in names)) for line in lines]

