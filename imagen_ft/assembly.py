@@ -202,6 +202,7 @@ def load_public(
     Raises:
         InputError: they are another network's.
     """
+    check_public(denoiser.prediction, path, place)
     model, params = weights.load_unet(path, mesh=mesh)
     ours = dataclasses.replace(denoiser.model, dtype=model.dtype, remat=model.remat)
     if ours != model:
@@ -218,6 +219,18 @@ def load_public(
             "config has"
         )
     return {"params": params}
+
+
+def check_public(prediction: str, path: str, place: str) -> None:
+    """DeepFloyd IF's networks predict eps; see `load_public`.
+
+    Raises:
+        InputError: the denoiser is to predict something else.
+    """
+    if prediction != "eps":
+        raise InputError(
+            f"{place}: prediction={prediction!r}, but the weights of {path} give 'eps'"
+        )
 
 
 def check_same_model(

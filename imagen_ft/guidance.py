@@ -7,20 +7,23 @@ Image = Float[Array, "b h w c"]
 
 
 def guide(output: Image, weight: float, channels: int) -> Image:
-    """Guided output of a doubled batch: w eps(x, text) + (1 - w) eps(x, null).
+    """Guided output of a doubled batch: w output(x, text) + (1 - w) output(x, null).
+
+    Imagen writes it for eps. For x_0 and v it is the same: each is an affine function of eps, and
+    the weights add up to 1.
 
     Args:
         output: of the network, first for the prompts, then for no text.
         weight: w of Imagen; 1 is no guidance.
-        channels: how many of the output's channels are eps; what is behind them (DeepFloyd IF's
-            variance) is that of the prompts.
+        channels: how many of the output's channels are eps, x_0 or v; what is behind them
+            (DeepFloyd IF's variance) is that of the prompts.
 
     Returns:
-        The output for the prompts, with guided eps.
+        The output for the prompts, its first channels guided.
     """
     conditional, unconditional = jnp.split(output, 2)
-    eps = weight * conditional[..., :channels] + (1.0 - weight) * unconditional[..., :channels]
-    return jnp.concatenate([eps, conditional[..., channels:]], axis=-1)
+    guided = weight * conditional[..., :channels] + (1.0 - weight) * unconditional[..., :channels]
+    return jnp.concatenate([guided, conditional[..., channels:]], axis=-1)
 
 
 def threshold(x0: Image, percentile: float, maximum: float = float("inf")) -> Image:

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from imagen_ft import weights
-from imagen_ft.assembly import check_same_model, is_run, load_public
+from imagen_ft.assembly import check_public, check_same_model, is_run, load_public
 from imagen_ft.stage import Denoiser
 from launch.runtime import checkpoint
 from launch.runtime.mesh import with_shardings
@@ -28,6 +28,7 @@ def check_start(config: ml_collections.ConfigDict) -> dict[str, str]:
     if not path:
         return {}
     if not is_run(path):
+        check_public(config.stage.get("prediction", "eps"), path, "config.stage")
         return {"init_from": weights.digest(path, "unet")}
     check_same_model(path, config.stage, config)
     return {"init_from": checkpoint.digest(path)}

@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 from input_pipeline.files import InputError
 
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h
 # Of all errors of the system those that the user can mend.
 _USERS_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
 

@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from input_pipeline.files import read_json, sha256, write_json
-from launch.commands import Failed
+from launch.commands import PREEMPTED, Failed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +207,7 @@ class _Child:
         if code:
             how = f"exit code {code}" if code > 0 else f"killed by signal {-code}"
             reason = f"{self.step.name}: {self.error or self.progress} ({how}, log: {self._log})"
-            raise StepFailed(reason, 2 if code == 2 else 1)
+            raise StepFailed(reason, code if code in (2, PREEMPTED) else 1)
         return True
 
     def end(self) -> None:

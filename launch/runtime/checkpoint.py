@@ -87,6 +87,16 @@ class Checkpoints:
         self._steps.close()
 
 
+def check_mode(mode: str) -> None:
+    """Looks whether `Best` has this mode.
+
+    Raises:
+        InputError: it has not.
+    """
+    if mode not in ("min", "max"):
+        raise InputError(f"config.best.mode={mode!r}: known are 'min', 'max'")
+
+
 class Best:
     """The variables of the step with the best score so far, in a checkpoint of their own."""
 
@@ -101,8 +111,7 @@ class Best:
         Raises:
             InputError: the mode is another one.
         """
-        if mode not in ("min", "max"):
-            raise InputError(f"config.best.mode={mode!r}: known are 'min', 'max'")
+        check_mode(mode)
         self._metric, self._sign = metric, 1 if mode == "min" else -1
         self._steps = SealedSteps(_absolute(folder), max_to_keep=1)
         self._score: float | None = None

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from matplotlib.figure import Figure
 
 from input_pipeline.files import InputError
-from launch.runtime.checkpoint import Best, Checkpoints, latest_step
+from launch.runtime.checkpoint import Best, Checkpoints, check_mode, latest_step
 from launch.runtime.measure import Profile
 from launch.runtime.mesh import put_batch, with_shardings
 from launch.runtime.preemption import Preempted, Preemption
@@ -31,6 +31,8 @@ def check_training(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     for field, least in (("total_steps", 1), ("batch_size", 1), ("seed", 0), ("seeds", 1)):
         if field in config and config[field] < least:
             raise InputError(f"config.{field}={config[field]}: at least {least} is needed")
+    if config.get("best"):
+        check_mode(config.best.get("mode", "min"))
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.batch_size % ways:
         raise InputError(

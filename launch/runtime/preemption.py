@@ -7,7 +7,7 @@ from typing import Self
 import jax
 from jax.experimental import multihost_utils
 
-from launch.commands import Failed
+from launch.commands import PREEMPTED, Failed
 
 # The last step that JAX was asked about; it lives as long as JAX's own count.
 _asked = 0
@@ -16,7 +16,7 @@ _asked = 0
 class Preempted(Failed):
     """The machine was needed elsewhere; all work is saved, and the same command goes on."""
 
-    code = 75  # EX_TEMPFAIL of sysexits.h
+    code = PREEMPTED
     word = "preempted"
 
 

@@ -1,19 +1,27 @@
 """From a pipeline in diffusers' layout to pictures, by the commands that a user runs."""
 
 import re
+import runpy
 import shutil
 from unittest import mock
 
 import cv2
+import jax
 import numpy as np
+import optax
 import pytest
 from diffusers import UNet2DConditionModel
+from ml_collections import ConfigDict
 
 from imagen_ft import sample, text_command
+from imagen_ft.assembly import make_denoiser
 from imagen_ft.cascade import Cascade
+from imagen_ft.warm_start import check_start, make_create
 from imagen_ft.weights import __main__ as weights_command
+from imagen_ft.weights import load_unet
 from input_pipeline.files import InputError
 from launch.runtime import app, pictures
+from launch.runtime.mesh import make_mesh
 from tests.imagen_ft import tiny_text
 from tests.parity.torch_weights import randomize
 from tests.parity.weights_models import STAGES
@@ -190,3 +198,23 @@ def test_one_line_for_wrong_input(work, tmp_path, capsys, argv, message):
     assert run(work, tmp_path / "out", *argv) == 2
     assert re.search(message, error(capsys))
     assert not (tmp_path / "out").exists()
+
+
+def test_training_begins_with_the_weights(work):
+    stage = runpy.run_path(str(work / "config.py"))["get_config"]().stages.base64.stage
+    config = ConfigDict(dict(init_from=str(work / "imported"), seed=0, stage=stage))
+    assert len(check_start(config)["init_from"]) == 64
+
+    def create():
+        mesh, tx = make_mesh({"data": -1}), optax.sgd(1.0)
+        return make_create(config, make_denoiser(config.stage), (77, 16), tx, ["main"], mesh)()
+
+    state = create()
+    _, params = load_unet(work / "imported")
+    for ours in (state.variables, state.ema["main"]):
+        jax.tree.map(np.testing.assert_array_equal, ours["params"], params)
+
+    config.stage.prediction = "v"
+    for start in (lambda: check_start(config), create):
+        with pytest.raises(InputError, match=r"prediction='v', but the weights of .* give 'eps'"):
+            start()

@@ -196,6 +196,7 @@ def test_crops_are_the_same_network():
         (dict(accumulation=3), r"config\.accumulation=3: batch_size=8 cannot be taken"),
         (dict(accumulation=0), r"config\.accumulation=0"),
         (dict(text_drop=1.5), r"config\.text_drop=1\.5: a probability"),
+        (dict(best=ConfigDict(dict(metric="loss", mode="least"))), r"config\.best\.mode='least'"),
         (dict(frozen=("nowhere",)), "'nowhere' is found in no parameter's path"),
         (dict(ema=ConfigDict(dict(slow=dict(decay=0.9)))), "config.ema has no 'main'"),
     ],
