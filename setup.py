@@ -47,6 +47,8 @@ EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
     "preflight": [LIBTPU],
+    # Run directories at gs://; TensorBoard's events go there by the second.
+    "gcs": ["gcsfs", "google-cloud-storage"],
 }
 
 setup(

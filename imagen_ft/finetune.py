@@ -10,6 +10,7 @@ start it on each; it finds the others by --coordinator or by what the cluster sa
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,16 +26,16 @@ from imagen_ft.assembly import make_denoiser, text_shapes
 from imagen_ft.losses import DiffusionLoss, make_loss
 from imagen_ft.stage import Denoiser
 from imagen_ft.text import TextEncoder, make_text_encoder
-from imagen_ft.training import make_evaluation, make_update, table_of
+from imagen_ft.training import loss_name, make_evaluation, make_update, table_of
 from imagen_ft.training_pictures import make_pictures
 from imagen_ft.warm_start import check_start, make_create
 from input_pipeline import loader, sources
-from input_pipeline.augment.crop import random_crop
+from input_pipeline.augment.crop import central_crop, random_crop
 from input_pipeline.augment.flip import random_flip
 from input_pipeline.augment.resize import square
 from input_pipeline.files import InputError
 from launch.runtime import app, distributed, preflight
-from launch.runtime.ema import Decay, make_decays
+from launch.runtime.ema import MAIN, Decay, make_decays
 from launch.runtime.loop import check_training, fit
 from launch.runtime.mesh import batch_sharding, local_rows, make_mesh, replicate, with_shardings
 from launch.runtime.optimizers import frozen_parameters, make_optimizer, make_schedule
@@ -133,6 +134,7 @@ class Training:
         dtype = self.denoiser.model.dtype
         table = shape((max(1, len(self.names)), *self.text_shape), dtype)
         step = self.step(mesh, table, shape(self.text_shape, dtype))
+        check_config(self, mesh)
         size, count = self.denoiser.size, self.config.batch_size
         place = batch_sharding(mesh)
         batch = dict(
@@ -173,10 +175,25 @@ def check_config(training: Training, mesh: Mesh) -> None:
         )
     if not 0.0 <= config.text_drop <= 1.0:
         raise InputError(f"config.text_drop={config.text_drop}: a probability is in [0, 1]")
+    for field in ("evaluation_batch_size", "evaluation_draws"):
+        if config[field] < 1:
+            raise InputError(f"config.{field}={config[field]}: at least 1 is needed")
+    if config.get("pictures_every", 0) and config.pictures.count < 1:
+        raise InputError(f"config.pictures.count={config.pictures.count}: at least 1 is needed")
+    measured = [loss_name(name) for name in training.decays or (MAIN,)]
+    if config.get("best") and config.best.metric not in measured:
+        raise InputError(
+            f"config.best.metric={config.best.metric!r} is not evaluated: there is "
+            f"{', '.join(measured)}"
+        )
 
 
 def _transform(example: Batch, size: int) -> Batch:
     return {**example, "image": square(example["image"], size)}
+
+
+def _watch(example: Batch, size: int, crop: int) -> Batch:
+    return central_crop(_transform(example, size), crop)
 
 
 def _augment(example: Batch, rng: np.random.Generator, size: int, crop: int, flip: bool) -> Batch:
@@ -194,20 +211,34 @@ def _load_images(training: Training) -> tuple[sources.Source, tuple[str, ...]]:
             f"config.stage.channels={training.denoiser.channels}, but the images of "
             f"config.train_source have {channels}"
         )
+    watched = sources.load(training.config.evaluation_source).class_names
+    if watched != source.class_names:
+        raise InputError(
+            f"config.evaluation_source has {len(watched)} classes, not the "
+            f"{len(source.class_names)} of config.train_source: "
+            f"{_difference(watched, source.class_names)}"
+        )
     return source, names
+
+
+def _difference(ours: Sequence[str], theirs: Sequence[str]) -> str:
+    odd = sorted(set(ours) ^ set(theirs))
+    return f"{odd[0]} is in one of them only" if odd else "they come in another order"
 
 
 def _train(args: app.Arguments, training: Training, encoder: TextEncoder, mesh: Mesh) -> None:
     config, denoiser = args.config, training.denoiser
     source, names = _load_images(training)
     inputs = {"text": encoder.digest} if encoder.digest else {}
-    inputs |= check_start(config)
+    # A resumed run would draw other batches from other images.
+    digest = sources.digest(config.train_source)
+    inputs |= check_start(config) | ({"train_source": digest} if digest else {})
     text_table = table_of(encoder.embed(names), denoiser)
     null_text = table_of(encoder.null()[0], denoiser)
     # A stage that is trained on parts of its images is watched on parts from their middle.
     size, crop, flip = config.stage.size, config.get("crop_size", 0), config.get("flip", False)
     whole = functools.partial(_transform, size=size)
-    watched = functools.partial(_transform, size=denoiser.size)
+    watched = functools.partial(_watch, size=size, crop=denoiser.size)
     augment = functools.partial(_augment, size=size, crop=crop, flip=flip)
     batches = loader.batches(
         source,
@@ -221,7 +252,7 @@ def _train(args: app.Arguments, training: Training, encoder: TextEncoder, mesh: 
     evaluate = make_evaluation(config, denoiser, training.loss, mesh, placed[0], watched)
     pictures = None
     if config.get("pictures_every", 0):
-        pictures = make_pictures(config, denoiser, mesh, text_table, null_text, watched)
+        pictures = make_pictures(config, denoiser, mesh, names, text_table, null_text, watched)
     claim_workdir(args.workdir, config, inputs)
     with jax.set_mesh(mesh):
         fit(

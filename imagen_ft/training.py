@@ -193,13 +193,15 @@ def make_evaluation(
         return found / (len(source) * config.evaluation_draws)
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        losses = {"validation_loss": mean(state.inference_variables)}
-        for name, average in state.ema.items():
-            if name != MAIN:
-                losses[f"validation_loss_{name}"] = mean(average)
-        return losses
+        averages = {MAIN: state.inference_variables, **state.ema}
+        return {loss_name(name): mean(average) for name, average in averages.items()}
 
     return evaluate
+
+
+def loss_name(average: str) -> str:
+    """What the validation loss of a moving average is logged as."""
+    return "validation_loss" if average == MAIN else f"validation_loss_{average}"
 
 
 def table_of(text: np.ndarray, denoiser: Denoiser) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Pictures of what a stage has learned so far: the same images, with the same noise, each time."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ def make_pictures(
     config: ml_collections.ConfigDict,
     denoiser: Denoiser,
     mesh: Mesh,
+    names: Sequence[str],
     text_table: Float[np.ndarray, "classes n d"],
     null_text: Float[np.ndarray, "n d"],
     transform: loader.Transform,
@@ -37,6 +38,7 @@ def make_pictures(
             `assembly.make_stage`.
         denoiser: the network.
         mesh: where the state lives.
+        names: of the classes.
         text_table: states of every class's prompt.
         null_text: states that stand for no text.
         transform: brings images to size.
@@ -49,7 +51,7 @@ def make_pictures(
     examples = [transform(source[int(place)]) for place in places]
     labels = np.array([example["label"] for example in examples])
     real = np.stack([example["image"] for example in examples])
-    captions = [source.class_names[label] for label in labels]
+    captions = [names[label] for label in labels]
     text, null = replicate(mesh, text_table[labels]), replicate(mesh, null_text[None])
     low = np.asarray(shrink(to_float(real), denoiser.low_size)) if denoiser.low_size else None
     placed_low = None if low is None else replicate(mesh, low)

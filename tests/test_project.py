@@ -55,7 +55,7 @@ def broken_rules(path, source):
         banned = ("torch", "torchvision", "diffusers")
         broken |= {name for name in names if any(is_or_is_in(name, ban) for ban in banned)}
         # What the models of two rooms are made of.
-        if "models" not in folders and path != "launch/runtime/layers.py":
+        if "models" not in folders and str(path) != "launch/runtime/layers.py":
             broken |= {name for name in names if is_or_is_in(name, "flax.linen")}
     if room == "configs":
         allowed = {"ml_collections", "configs", *sys.stdlib_module_names}

@@ -101,6 +101,8 @@ def training(arg: str, stage: str, total_steps: int) -> ConfigDict:
             log_every=100,
             evaluate_every=2000,
             checkpoint_every=2000,
+            keep_checkpoints=2,
+            profile=dict(start=0, steps=0),
             pictures_every=2000,
             pictures=dict(count=10, **sampling(stage, runlocal)),
             best=dict(metric="validation_loss", mode="min"),

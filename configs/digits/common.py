@@ -90,6 +90,8 @@ def training(
             log_every=25,
             evaluate_every=200,
             checkpoint_every=200,
+            keep_checkpoints=2,
+            profile=dict(start=0, steps=0),
         )
     )
 

@@ -146,6 +146,8 @@ def training(
             log_every=100,
             evaluate_every=5000,
             checkpoint_every=2500,
+            keep_checkpoints=2,
+            profile=dict(start=0, steps=0),
             pictures_every=5000,
             pictures=dict(
                 count=8,

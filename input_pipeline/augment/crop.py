@@ -43,3 +43,15 @@ def random_crop(example: dict[str, Any], rng: np.random.Generator, size: int) ->
         raise InputError(f"a crop of {size} px from an image of {height}x{width} px: choose less")
     top, left = (rng.random(2) * (height - size + 1, width - size + 1)).astype(int)
     return {**example, "image": image[top : top + size, left : left + size]}
+
+
+def central_crop(example: dict[str, Any], size: int) -> dict[str, Any]:
+    """The square in the middle of the image.
+
+    Args:
+        example: its field 'image' is [h, w, c], h and w at least `size`.
+        size: of the square, in pixels.
+    """
+    height, width, _ = example["image"].shape
+    top, left = (height - size) // 2, (width - size) // 2
+    return {**example, "image": example["image"][top : top + size, left : left + size]}

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -96,6 +97,8 @@ def parse(
     runs = not (values.dry_run or ("preflight" in values and values.preflight))
     if not values.workdir and runs:
         raise InputError("--workdir is missing: name the run directory, --workdir=DIR")
+    if runs and values.workdir.startswith("gs://") and not find_spec("gcsfs"):
+        raise InputError(f'--workdir={values.workdir}: pip install ".[gcs]" first')
     workdir = epath.Path(values.workdir) if runs else None
     config = values.config
     config.lock()

@@ -112,7 +112,7 @@ class Best:
             InputError: the mode is another one.
         """
         check_mode(mode)
-        self._metric, self._sign = metric, 1 if mode == "min" else -1
+        self._compared, self._sign = {"metric": metric, "mode": mode}, 1 if mode == "min" else -1
         self._steps = SealedSteps(_absolute(folder), max_to_keep=1)
         self._score: float | None = None
         self._looked = False
@@ -126,12 +126,13 @@ class Best:
         Raises:
             InputError: the metric is not among the scalars.
         """
-        if self._metric not in scalars:
+        metric = self._compared["metric"]
+        if metric not in scalars:
             raise InputError(
-                f"config.best.metric={self._metric!r} is not evaluated: there is "
+                f"config.best.metric={metric!r} is not evaluated: there is "
                 f"{', '.join(sorted(scalars))}"
             )
-        step, score = int(state.step), float(scalars[self._metric])
+        step, score = int(state.step), float(scalars[metric])
         if not self._looked:
             self._score, self._looked = self._earlier(step), True
         old = self._score
@@ -141,7 +142,7 @@ class Best:
             return False
         averages = _averages(state)
         items = {_item(name): tree for name, tree in averages.items()}
-        _save(self._steps, step, items, averages, {"metric": self._metric, "score": score})
+        _save(self._steps, step, items, averages, {**self._compared, "score": score})
         self._score = score
         return True
 
@@ -158,12 +159,15 @@ class Best:
         self._steps.close()
 
     def _earlier(self, step: int) -> float | None:
-        """The best score before `step`, left by an earlier start of the run."""
+        """The best score before `step`, left by an earlier start that compared the same."""
         for later in self._steps.steps():
             if later >= step:
                 self._steps.set_aside(later, keep=False)
         sound, _ = self._steps.newest_sound()
-        return None if sound is None else seals.read_facts(self._steps.folder / str(sound))["score"]
+        if sound is None:
+            return None
+        facts = seals.read_facts(self._steps.folder / str(sound))
+        return facts["score"] if facts.items() >= self._compared.items() else None
 
 
 def latest_step(workdir: epath.Path | str) -> int | None:

@@ -1,6 +1,7 @@
 """Jobs of several processes: how they find each other, and agree before they begin."""
 
 import os
+import re
 from collections.abc import Callable, Mapping
 
 import jax
@@ -44,6 +45,8 @@ def initialize(values: flags.FlagValues, environment: Mapping[str, str] | None =
         if coordinator == "auto" or is_one_of_several(environment):
             jax.distributed.initialize()
         return
+    if not re.fullmatch(r".+:\d+", coordinator):
+        raise InputError(f"--coordinator={coordinator}: HOST:PORT of process 0 is needed, or auto")
     if None in explicit:
         raise InputError(
             f"--coordinator={coordinator} needs --num_processes and --process_id, or use auto"
@@ -52,6 +55,19 @@ def initialize(values: flags.FlagValues, environment: Mapping[str, str] | None =
     if not 0 <= own < count:
         raise InputError(f"--process_id={own} is not in 0 .. {count - 1} (--num_processes)")
     jax.distributed.initialize(coordinator, num_processes=count, process_id=own)
+
+
+def check_joined() -> None:
+    """Looks whether the processes that the devices speak of have found each other.
+
+    Raises:
+        InputError: they have not: preemption and saving would be each one's own affair.
+    """
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise InputError(
+            f"this is one of {jax.process_count()} processes that have not found each other: add "
+            "--coordinator=auto"
+        )
 
 
 def is_one_of_several(environment: Mapping[str, str]) -> bool:

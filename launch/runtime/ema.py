@@ -33,6 +33,9 @@ def make_decays(config: ml_collections.ConfigDict) -> dict[str, Decay]:
 
 def _make_decay(field: str, spec: Mapping) -> Decay:
     schedule = spec.get("schedule", "warmup")
+    needed = "relative_width" if schedule == "power" else "decay"
+    if schedule in ("constant", "warmup", "power") and needed not in spec:
+        raise InputError(f"{field}.schedule={schedule!r} needs {field}.{needed}")
     if schedule == "power":
         width = spec["relative_width"]
         # At 0.28 the average is as wide as one that weighs all steps alike: nothing is wider.

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from input_pipeline.files import InputError
 from launch.runtime.checkpoint import Best, Checkpoints, check_mode, latest_step
+from launch.runtime.distributed import check_joined
 from launch.runtime.measure import Profile
 from launch.runtime.mesh import put_batch, with_shardings
 from launch.runtime.preemption import Preempted, Preemption
@@ -28,6 +29,7 @@ def check_training(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     Raises:
         InputError: names the field.
     """
+    check_joined()
     for field, least in (("total_steps", 1), ("batch_size", 1), ("seed", 0), ("seeds", 1)):
         if field in config and config[field] < least:
             raise InputError(f"config.{field}={config[field]}: at least {least} is needed")
@@ -100,13 +102,15 @@ def fit(
             profile.after(step, metrics)
             save, scalars = _due(step, config.checkpoint_every, total), None
             log.after(step, metrics, read=save or _due(step, config.log_every, total))
+            leave = preemption.reached(step)
+            # Who has to leave in time neither evaluates nor draws, but for the end of the run.
+            stays = not leave or step == total
             # Evaluate, save, and only then take the next batch: a resumed run repeats nothing.
-            if evaluate and _due(step, config.evaluate_every, total):
+            if evaluate and stays and _due(step, config.evaluate_every, total):
                 scalars = log.evaluate(step, evaluate, state)
             every = config.get("pictures_every", 0)
-            if pictures and every and _due(step, every, total):
+            if pictures and stays and every and _due(step, every, total):
                 log.picture(step, pictures, state)
-            leave = preemption.reached(step)
             if save or leave or (scalars and config.get("best")):
                 log.save(step, storage.keep, state, scalars, save or leave)
             if leave:

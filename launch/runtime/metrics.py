@@ -10,7 +10,7 @@ import tensorboardX
 from etils import epath
 from matplotlib.figure import Figure
 
-from input_pipeline.files import write_atomic
+from input_pipeline.files import is_local, write_atomic
 from launch.runtime.pictures import save_png
 
 
@@ -24,16 +24,23 @@ class MetricWriter:
             return
         self._workdir, path = workdir, workdir / "metrics.jsonl"
         kept = [line for line in read_metrics(workdir) if line["step"] <= start_step]
-        write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self._file = path.open("a")
+        self._text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_atomic(path, self._text.encode())
+        # What is appended to an object of a bucket is not there before the file is closed.
+        self._file = path.open("a") if is_local(workdir) else None
         self._events = tensorboardX.SummaryWriter(str(workdir), purge_step=start_step + 1)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Appends one line: {"step": step, **scalars}."""
         if not self._active:
             return
-        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
-        self._file.flush()
+        line = json.dumps({"step": step, **scalars}) + "\n"
+        if self._file is None:
+            self._text += line
+            write_atomic(self._workdir / "metrics.jsonl", self._text.encode())
+        else:
+            self._file.write(line)
+            self._file.flush()
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step)
 
@@ -49,7 +56,8 @@ class MetricWriter:
     def close(self) -> None:
         """Flushes both files."""
         if self._active:
-            self._file.close()
+            if self._file is not None:
+                self._file.close()
             self._events.close()
 
 

@@ -93,6 +93,8 @@ def make_optimizer(
             f"optimizer.weight_decay={config.weight_decay}: {config.name!r} has none; set it to 0 "
             "or use 'adamw', 'lamb' or 'sgd'"
         )
+    if config.clip_norm < 0:
+        raise InputError(f"optimizer.clip_norm={config.clip_norm}: above 0, or 0 for none")
     rate = make_schedule(config, total_steps)
     tx = make(rate, config.weight_decay, **{name: config[name] for name in own if name in config})
     if config.clip_norm:

@@ -33,6 +33,9 @@ _ALONE = {
     "TPU_WORKER_ID": "0",
     "TPU_LOG_DIR": "disabled",
 }
+_RESULT = (
+    "fits", "bytes_per_chip", "hbm_bytes", "flops_per_chip", "estimated_seconds", "floor_seconds",
+)  # fmt: skip
 Lower = Callable[[Mesh], jax.stages.Lowered]
 
 
@@ -187,6 +190,8 @@ def run(target: str, lower: Lower, axes: Mapping[str, int], parameters: int, eff
             missing or in use.
     """
     plan = parse_target(target)
+    # A program for chips that are not there is kept, but cannot be read back.
+    jax.config.update("jax_enable_compilation_cache", False)
     mesh = make_mesh(axes, plan.devices())
     shape = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
     print(f"preflight for {target}: {mesh.size} chips, mesh {shape}")
@@ -234,6 +239,8 @@ def _measure_elsewhere(
     try:
         return compile_step(lower, make_mesh(axes, elsewhere.devices()), elsewhere, effort)
     except jax.errors.JaxRuntimeError:
+        hbm = parse_target(target).chip.hbm_bytes
+        print(json.dumps(dict.fromkeys(_RESULT) | dict(fits=False, hbm_bytes=hbm)), flush=True)
         found = re.search(r"\(([\d.]+[KMGT])\) exceeds available HBM", error)
         size = f"{found[1]} of temporaries" if found else "too much"
         raise InputError(

@@ -103,8 +103,8 @@ class SealedSteps:
     def newest_sound(self) -> tuple[int | None, dict[int, str]]:
         """Looks for the newest sound step, and puts out of its way what is newer, named.
 
-        Steps whose save was cut off are removed, damaged ones set aside; where no sound one is
-        left, these stay where they are.
+        Steps whose save was cut off are removed, damaged ones set aside. Where no sound one is
+        left, those are set aside and these stay where they are: nothing is lost.
 
         Returns:
             The step, or None; what is wrong with the newer ones that are damaged.
@@ -113,19 +113,24 @@ class SealedSteps:
             for leftover in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 leftover.rmtree()
         faults: dict[int, str] = {}
+        cut_off: list[int] = []
         for step in reversed(self._agreed(self.steps())):
             folder = self.folder / str(step)
             sealed = self._agreed(seals.is_sealed(folder))
             fault = seals.find_fault_together(folder)
             if fault is None:
-                for damaged in faults:
-                    self.set_aside(damaged, keep=True)
+                for newer in cut_off:
+                    self.set_aside(newer, keep=False)
+                for newer in faults:
+                    self.set_aside(newer, keep=True)
                 return step, faults
             logging.warning("checkpoint not used: %s", fault)
             if sealed:
                 faults[step] = fault
             else:
-                self.set_aside(step, keep=False)
+                cut_off.append(step)
+        for step in cut_off:
+            self.set_aside(step, keep=True)
         return None, faults
 
     def steps(self) -> list[int]:

@@ -131,7 +131,8 @@ def _files(folder: epath.Path) -> list[str]:
         for parent, _, files in folder.walk()
         for name in files
     )
-    return sorted(name for name in names if not _PART.fullmatch(name))
+    # Nor what another process has begun to write of its part.
+    return sorted(n for n in names if not (_PART.fullmatch(n) or n.startswith(".digests_")))
 
 
 def _digests(folder: epath.Path, names: Iterable[str]) -> dict[str, str]:

@@ -197,6 +197,13 @@ def test_crops_are_the_same_network():
         (dict(accumulation=0), r"config\.accumulation=0"),
         (dict(text_drop=1.5), r"config\.text_drop=1\.5: a probability"),
         (dict(best=ConfigDict(dict(metric="loss", mode="least"))), r"config\.best\.mode='least'"),
+        (
+            dict(best=ConfigDict(dict(metric="validation_los", mode="min"))),
+            r"config\.best\.metric='validation_los' is not evaluated: there is validation_loss$",
+        ),
+        (dict(evaluation_draws=0), r"config\.evaluation_draws=0: at least 1"),
+        (dict(evaluation_batch_size=0), r"config\.evaluation_batch_size=0"),
+        (dict(pictures_every=1, pictures=ConfigDict(dict(count=0))), r"config\.pictures\.count=0"),
         (dict(frozen=("nowhere",)), "'nowhere' is found in no parameter's path"),
         (dict(ema=ConfigDict(dict(slow=dict(decay=0.9)))), "config.ema has no 'main'"),
     ],

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from input_pipeline import loader, sources
-from input_pipeline.augment.crop import random_crop, random_shift
+from input_pipeline.augment.crop import central_crop, random_crop, random_shift
 from input_pipeline.augment.flip import random_flip
 from input_pipeline.files import InputError
 
@@ -84,3 +84,10 @@ def test_random_flip_mirrors_every_other_image():
     mirrored = np.stack([image[:, 2 - x] for x in range(3)], axis=1)
     assert found.keys() == {((2, 3, 2), data.tobytes()) for data in (image, mirrored)}
     assert 150 < found[(2, 3, 2), image.tobytes()] < 250
+
+
+def test_central_crop():
+    image = np.arange(35, dtype=np.uint8).reshape(7, 5, 1)
+    found = central_crop({"image": image, "label": 3}, 3)
+    assert found["label"] == 3
+    np.testing.assert_array_equal(found["image"], image[2:5, 1:4])

@@ -1,5 +1,6 @@
 import threading
 
+import grain
 import numpy as np
 import pytest
 
@@ -95,7 +96,22 @@ def test_a_far_step_costs_no_more():
     assert batch["image"].shape == (4, 2, 2, 1)
 
 
-def test_reading_ahead_happens_in_another_thread_and_two_batches_deep():
+def test_many_cores_read_at_once(monkeypatch):
+    monkeypatch.setattr(loader, "_READ_AHEAD", grain.ReadOptions(4, 5))
+    together = threading.Barrier(4, timeout=10)
+
+    def meet(example):
+        together.wait()
+        return example
+
+    met = loader.batches(numbered(10), 1, seed=0, transform=meet)
+    alone = loader.batches(numbered(10), 1, seed=0)
+    for k, batch in enumerate(loader.iterate(met, 0, 8)):
+        assert_equal(batch, alone[k])
+
+
+def test_reading_ahead_happens_in_another_thread_and_two_batches_deep(monkeypatch):
+    monkeypatch.setattr(loader, "_READ_AHEAD", grain.ReadOptions(1, 2))
     threads, reached = [], threading.Event()
 
     def spy(example):

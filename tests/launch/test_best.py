@@ -49,7 +49,8 @@ def test_the_best_is_kept(tmp_path, mode, taken):
     assert offer(tmp_path, STEPS, mode) == taken
     assert kept(tmp_path) == taken[-1:]
     found = facts(tmp_path, taken[-1])
-    assert found["score"] == LOSSES[taken[-1]] and found["metric"] == "validation_loss"
+    assert found["score"] == LOSSES[taken[-1]]
+    assert (found["metric"], found["mode"]) == ("validation_loss", mode)
 
 
 def test_the_best_can_be_loaded(tmp_path):
@@ -89,6 +90,14 @@ def test_scores_of_steps_that_are_not_reached_yet_do_not_count(tmp_path):
     # Nor that of the very step, if it comes out otherwise on another mesh.
     assert offer(tmp_path, [4], losses={4: 0.75}) == [4]
     assert facts(tmp_path, 4)["score"] == 0.75
+
+
+def test_scores_of_another_kind_do_not_count(tmp_path):
+    offer(tmp_path, [2], "min")
+    assert offer(tmp_path, [4], "max") == [4]  # 0.25 after 0.5
+    state, scalars = make_state(6, keep_ema=True), {"accuracy": 0.1}
+    with contextlib.closing(Best(tmp_path / "best", "accuracy", "max")) as best:
+        assert best.offer(state, scalars)
 
 
 def test_the_old_best_goes_when_the_new_one_is_sealed(tmp_path, monkeypatch):

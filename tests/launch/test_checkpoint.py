@@ -303,6 +303,9 @@ def test_every_file_is_checked(run):
         assert seals.find_fault(folder) == (missing if path.name == SEAL else f"{path} is missing")
         path.write_bytes(whole)
     assert seals.find_fault(folder) is None
+    # Another process has begun to write its part.
+    (folder / ".digests_1_of_2.json.0123.tmp").write_bytes(b"{")
+    assert seals.find_fault(folder) is None
     (folder / "inference" / "more").write_bytes(b"")
     assert "more is not one of the checkpoint's files" in seals.find_fault(folder)
 
@@ -385,6 +388,8 @@ def test_only_unsealed_ones_are_a_new_run(run):
     for step in "23":
         (run / "checkpoints" / step / SEAL).unlink()
     assert restore(run) is None
+    # They may have lost no more than their seals, and are all that is left.
+    assert all((run / f"damaged_checkpoint_{step}" / "training").is_dir() for step in (2, 3))
     with pytest.raises(InputError, match="no finished checkpoint"):
         checkpoint.load_inference(run, None, total_steps=3)
 

@@ -1,5 +1,6 @@
 """When a process takes itself for one of several; several are in tests/multihost."""
 
+import jax
 import pytest
 from absl import flags
 
@@ -55,6 +56,7 @@ def test_who_is_joined(joined, argv, environment, expected):
     [
         (["--num_processes=2"], "go with --coordinator"),
         (["--coordinator=auto", "--process_id=0"], "go with --coordinator"),
+        (["--coordinator=h", "--num_processes=2", "--process_id=0"], "HOST:PORT of process 0 is"),
         (["--coordinator=h:1", "--num_processes=2"], "needs --num_processes and --process_id"),
         (["--coordinator=h:1", "--num_processes=2", "--process_id=2"], r"is not in 0 \.\. 1"),
     ],
@@ -63,6 +65,13 @@ def test_flags_that_do_not_fit(joined, argv, message):
     with pytest.raises(InputError, match=message):
         distributed.initialize(values(*argv), {"HOME": "/"})
     assert not joined
+
+
+def test_processes_that_have_not_found_each_other(monkeypatch):
+    distributed.check_joined()
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(InputError, match=r"one of 4 processes .* add --coordinator=auto"):
+        distributed.check_joined()
 
 
 def test_the_first_process_speaks_for_all():

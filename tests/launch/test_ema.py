@@ -55,6 +55,7 @@ def test_several():
         (dict(main=dict(decay=1.0)), r"config\.ema\.main\.decay=1\.0: it lies in \(0, 1\)"),
         (dict(main=dict(decay=0.0)), r"config\.ema\.main\.decay=0\.0"),
         (dict(main=dict(schedule="sine")), r"main\.schedule='sine': known are 'constant'"),
+        (dict(main=dict(schedule="power", decay=0.9)), r"needs config\.ema\.main\.relative_width"),
         (dict(main=dict(schedule="power", relative_width=0.3)), r"relative_width=0\.3: it lies"),
     ],
 )

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from tensorboardX.proto.event_pb2 import Event
 
 from input_pipeline.tfrecord import TFRecordFile
-from launch.runtime import measure
+from launch.runtime import measure, metrics
 from launch.runtime.checkpoint import Checkpoints
 from launch.runtime.flops import count_flops
 from launch.runtime.hardware import CHIPS
@@ -56,6 +56,21 @@ def test_numbers_go_to_both_files(tmp_path):
     writer.close()
     found = [(step, value.tag, value.simple_value) for step, value in values(tmp_path)]
     assert found == [(1, "loss", 0.5), (1, "by_level/0", 0.25)]
+
+
+def test_a_bucket_has_every_line_before_the_file_is_closed(tmp_path, monkeypatch):
+    """An object takes the place of another at once, or not at all: there is no appending."""
+    monkeypatch.setattr(metrics, "is_local", lambda path: False)
+    monkeypatch.setattr(epath.Path(tmp_path).__class__, "open", None)
+    writer = MetricWriter(epath.Path(tmp_path), 0)
+    writer.write(1, {"loss": 0.5})
+    writer.write(2, {"loss": 0.25})
+    lines = (tmp_path / "metrics.jsonl").read_bytes().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"step": 1, "loss": 0.5},
+        {"step": 2, "loss": 0.25},
+    ]
+    writer.close()
 
 
 def test_lines_after_the_resumed_step_are_dropped(tmp_path):

@@ -50,16 +50,27 @@ def test_sigterm_in_a_step_and_the_same_command_again(whole, tmp_path):
     assert numbers(tmp_path, *names) == numbers(whole[0], *names)
 
 
+def test_who_has_to_leave_does_not_evaluate_first(whole, tmp_path):
+    """An evaluation, or the compilation of one, can take longer than the machine is left to us."""
+    assert start(tmp_path, faults=dict(sigterm=3)).returncode == 75
+    assert checkpoint.latest_step(tmp_path) == 4
+    assert "distance" not in read_metrics(tmp_path)[-2]
+    assert toy.digest(toy.train(tmp_path)) == whole[1]
+    ours, theirs = (numbers(path, "loss", "distance") for path in (tmp_path, whole[0]))
+    assert ours[0] == theirs[0]
+    assert [4, *ours[1][0]] == theirs[1][0] and ours[1][1] == theirs[1][1][1:]
+
+
 def test_sigterm_in_an_evaluation_waits_for_its_end(tmp_path):
     def evaluate(state):
         if int(state.step) == 4:
             os.kill(os.getpid(), signal.SIGTERM)
         return toy.evaluate(state)
 
-    with pytest.raises(Preempted, match="saved at step 4: run the same command again"):
+    with pytest.raises(Preempted, match="saved at step 5: run the same command again"):
         toy.train(tmp_path, evaluate=evaluate)
     assert column(read_metrics(tmp_path), "distance")[0].tolist() == [4]
-    assert checkpoint.latest_step(tmp_path) == 4
+    assert checkpoint.latest_step(tmp_path) == 5
 
 
 def test_a_second_sigterm_ends_at_once(tmp_path):

@@ -7,16 +7,20 @@ import time
 
 import pytest
 
+from tests.imagen_ft import tiny_training
 from tests.imagen_ft.tiny_training import finish, numbers, start
 from tests.multihost.processes import run_processes
 
-CASES = [[[4, 1, 1], 1], [[2, 2, 1], 2]]
+SOME = [[[2, 2, 1], 2]]
+# Where tensor is split, two devices, of one process or of both, need the same rows.
+MORE = [[[4, 1, 1], 1], [[1, 2, 2], 1], [[2, 1, 2], 2], [[1, 1, 4], 1]]
 
 
-def test_two_processes_have_the_losses_of_one():
+@pytest.mark.parametrize("cases", [SOME, pytest.param(MORE, marks=pytest.mark.slow)])
+def test_two_processes_have_the_losses_of_one(cases):
     module = "tests.imagen_ft.training_devices"
     one, *_ = run_processes(module, "[[[1, 1, 1], 1]]", processes=1, devices=1)
-    two = run_processes(module, json.dumps(CASES), processes=2, devices=2, timeout=300)
+    two = run_processes(module, json.dumps(cases), processes=2, devices=2, timeout=600)
     (alone,) = one["found"]
     for process in two:
         assert process["devices"] == 4
@@ -32,14 +36,10 @@ def start_two(workdir, *argv):
     return [start(workdir, *argv, process=p, port=port) for p in range(2)]
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("alone")
-    finish(start(workdir))
-    return workdir
-
-
-def test_one_process_goes_on_where_two_were_killed(alone, tmp_path):
+@pytest.mark.slow
+def test_one_process_goes_on_where_two_were_killed(tmp_path_factory, tmp_path):
+    alone = tmp_path_factory.mktemp("alone")
+    finish(start(alone))
     both = start_two(tmp_path)
     try:
         while not any((tmp_path / "checkpoints").glob("8/digests_1_of_2.json")):
@@ -59,8 +59,9 @@ def test_one_process_goes_on_where_two_were_killed(alone, tmp_path):
     assert (tmp_path / "pictures" / "step_20.png").exists()
 
 
-def test_an_error_of_the_first_process_is_told_by_both(alone):
-    both = start_two(alone, "--config.seed=5")
+def test_an_error_of_the_first_process_is_told_by_both(tmp_path):
+    (tmp_path / "config.json").write_text(tiny_training.get_config().to_json())
+    both = start_two(tmp_path, "--config.seed=5")
     for process in both:
         output = process.communicate(timeout=300)[0]
         assert process.returncode == 2
