@@ -19,7 +19,8 @@ import ml_collections
 import numpy as np
 import optax
 from absl import flags
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from imagen_ft import class_names
 from imagen_ft.assembly import make_denoiser, text_shapes
@@ -132,8 +133,9 @@ class Training:
         """The update's program for a mesh whose devices need not be there."""
         shape = jax.ShapeDtypeStruct
         dtype = self.denoiser.model.dtype
-        table = shape((max(1, len(self.names)), *self.text_shape), dtype)
-        step = self.step(mesh, table, shape(self.text_shape, dtype))
+        whole = NamedSharding(mesh, P())
+        table = shape((max(1, len(self.names)), *self.text_shape), dtype, sharding=whole)
+        step = self.step(mesh, table, shape(self.text_shape, dtype, sharding=whole))
         check_config(self, mesh)
         size, count = self.denoiser.size, self.config.batch_size
         place = batch_sharding(mesh)

@@ -26,6 +26,7 @@ _CALLED = re.compile(
     r"(?:calls|to_apply|body|branch_computations|called_computations)=(\{.*?\}|%\S+)"
 )
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}")
 _LISTS = re.compile(r"replica_groups=\{(\{[\d,{} ]*\})\}")
 
 
@@ -295,6 +296,14 @@ def _members(attributes: str, chips: int) -> Int[np.ndarray, " g"]:
         )
         ids = np.arange(math.prod(dims)).reshape(dims)
         return ids.transpose(order or range(len(dims))).reshape(shape)[0]
+    if found := _MESH.search(attributes):
+        axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
+        joined = re.findall(r"'(\w+)'", found[2])
+        if math.prod(axes.values()) == chips and ":" not in found[2]:  # no part of an axis
+            ids = np.arange(chips).reshape(tuple(axes.values()))
+            rest = [name for name in axes if name not in joined]
+            order = [list(axes).index(name) for name in rest + joined]
+            return ids.transpose(order).reshape(-1, math.prod(axes[name] for name in joined))[0]
     return np.arange(chips)
 
 

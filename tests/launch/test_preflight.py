@@ -202,9 +202,19 @@ ENTRY %main (a: f32[8], b: f32[1024]) -> f32[8] {
 """
 
 
-def test_collectives_of_a_program():
+@pytest.mark.parametrize(
+    "groups",
+    [
+        "[2,4]<=[4,2]T(1,0)",
+        "{{0,2,4,6},{1,3,5,7}}",
+        "mesh['axis_0'=4,'axis_1'=2] {'axis_0'}",
+        "mesh['axis_0'=2,'axis_1'=2,'axis_2'=2] {'axis_0','axis_1'}",
+    ],
+)
+def test_collectives_of_a_program(groups):
     """By hand: what a chip sends by ring, the loop's six times."""
-    found = hlo_report.collectives(hlo_report.parse(MODULE), dict(data=4, fsdp=2))
+    module = hlo_report.parse(MODULE.replace("[2,4]<=[4,2]T(1,0)", groups))
+    found = hlo_report.collectives(module, dict(data=4, fsdp=2))
     assert {(one.kind, one.axes, one.chips): one.bytes for one in found} == {
         ("all-reduce", ("data",), 4): 6 * 2 * 3 / 4 * 32,
         ("reduce-scatter", ("fsdp",), 2): 1 / 2 * 4096,
