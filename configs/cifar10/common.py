@@ -78,7 +78,7 @@ def training(arg: str, stage: str, total_steps: int) -> ConfigDict:
             text_drop=0.1,
             train_source=dict(source, split="train"),
             evaluation_source=dict(source, split="validation"),
-            evaluation_batch_size=500,
+            evaluation_batch_size=512,
             evaluation_draws=2,
             batch_size=128,
             accumulation=1,

@@ -43,7 +43,7 @@ def _promote(
     """
     inputs, kernel, bias = promote_dtype(inputs, kernel, bias, dtype=dtype, **options)
     mesh = jax.sharding.get_abstract_mesh()
-    return inputs, kernel if mesh.empty else _gather(mesh, kernel), bias
+    return inputs, kernel if mesh.size <= 1 else _gather(mesh, kernel), bias
 
 
 Dense = functools.partial(nn.Dense, promote_dtype=_promote)

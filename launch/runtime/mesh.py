@@ -63,7 +63,7 @@ def split_batch(x: jax.Array) -> jax.Array:
     A batch that does not divide is left alone.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+    if mesh.size <= 1 or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
         return x
     return jax.lax.with_sharding_constraint(x, P(("data", "fsdp")))
 

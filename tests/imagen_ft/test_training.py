@@ -1,6 +1,11 @@
 """The noising of a batch, the update and the evaluation, on a linear network."""
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -13,17 +18,21 @@ from ml_collections import ConfigDict
 from configs.digits import common
 from imagen_ft import training
 from imagen_ft.diffusion import add_noise
-from imagen_ft.finetune import Training, check_config
+from imagen_ft.finetune import Training, _load_images, _watch, check_config
 from imagen_ft.losses import DiffusionLoss
 from imagen_ft.models.unet import Context
 from imagen_ft.schedule import Cosine, SquaredCos
 from imagen_ft.stage import Denoiser
+from input_pipeline import sources
 from input_pipeline.files import InputError
+from input_pipeline.sources import ArraySource
 from launch.runtime.images import to_float
 from launch.runtime.mesh import make_mesh
 from launch.runtime.state import create_state
 from launch.runtime.step import make_step
+from tests.launch.test_preflight import needs_libtpu
 
+ROOT = Path(__file__).resolve().parents[2]
 BATCH = 12
 TEXT = jnp.float32([[[1.0]], [[2.0]], [[3.0]]])  # three classes, one token of one channel
 NULL = jnp.float32([[7.0]])
@@ -211,3 +220,39 @@ def test_crops_are_the_same_network():
 def test_wrong_numbers_are_named(fields, message):
     with pytest.raises(InputError, match=message):
         check_config(Training.of(digits(**fields)), make_mesh({"data": -1}))
+
+
+def test_crops_are_watched_on_crops():
+    """Not on whole images made small: what is drawn and evaluated is as large as in training."""
+    image = np.zeros((40, 32, 1), np.uint8)
+    image[16:24, 12:20] = 255
+    found = _watch({"image": image, "label": 3}, size=32, crop=8)
+    assert found["label"] == 3 and found["image"].shape == (8, 8, 1)
+    assert found["image"].min() == 255
+
+
+def test_labels_mean_the_same_in_evaluation(monkeypatch):
+    images = np.zeros((2, 8, 8, 1), np.uint8)
+    names = dict(train=("cat", "dog"), validation=("ant", "cat"))
+    load = lambda spec: ArraySource(images, np.arange(2), names[spec["split"]])  # noqa: E731
+    monkeypatch.setattr(sources, "load", load)
+    with pytest.raises(InputError, match=r"2 classes, not the 2 of .*: ant is in one of them only"):
+        _load_images(Training.of(digits(class_names=())))
+
+
+@needs_libtpu
+@pytest.mark.slow  # Compiling the step of a small network for a TPU takes two minutes.
+def test_preflight_is_of_the_real_step():
+    config = "configs/cifar10/finetune_base16.py:runlocal"
+    command = [sys.executable, "-m", "imagen_ft.finetune", f"--config={config}"]
+    done = subprocess.run(
+        [*command, "--preflight=v5e:2x2"],
+        cwd=ROOT,
+        env=os.environ | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["fits"] and 0 < found["floor_seconds"] < found["estimated_seconds"]
+    assert "all-reduce           data" in done.stdout and "text_table" not in done.stdout
