@@ -35,7 +35,7 @@ def restored(workdir):
         checkpoints.close()
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(whole, tmp_path, kills):
     rng = np.random.default_rng(0)
     for at in np.sort(rng.uniform(0, 19, kills)):
