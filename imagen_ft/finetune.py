@@ -60,8 +60,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "preflight_effort",
         -1.0,
-        "of the compiler, from -1 to 1: above -1 a network of 2B parameters takes over a quarter "
-        "of an hour on two cores",
+        "of the compiler, from -1 to 1: at -1 a network of 2B parameters takes one core half an "
+        "hour, above it longer",
         flag_values=values,
     )
 

@@ -14,7 +14,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from input_pipeline.files import InputError
-from launch.runtime import hlo_report
+from launch.runtime import hlo_report, hlo_time
 from launch.runtime.hardware import CHIPS, GIB, Chip
 from launch.runtime.mesh import make_mesh
 
@@ -117,6 +117,7 @@ class Program:
         seconds: of a step, as the compiler estimates.
         collectives: what is sent.
         buffers: the largest.
+        shares: of the estimated time, by pass and layer.
     """
 
     memory: Mapping[str, int]
@@ -124,6 +125,7 @@ class Program:
     seconds: float
     collectives: Sequence[hlo_report.Collective]
     buffers: Sequence[hlo_report.Buffer]
+    shares: Sequence[tuple[str, float]] = ()
 
     @property
     def total_bytes(self) -> int:
@@ -164,6 +166,7 @@ def compile_step(lower: Lower, mesh: Mesh, target: Target, effort: float) -> Pro
         seconds=seconds * turns,
         collectives=hlo_report.collectives(module, sizes),
         buffers=hlo_report.largest_buffers(module, 8),
+        shares=hlo_time.shares(module, 12),
     )
 
 
@@ -279,6 +282,9 @@ def _print_compute(program: Program, chip: Chip, floor: float, note: str) -> Non
     print(f"  FLOPs a chip         {program.flops / 1e12:10.3f} T")
     print(f"  compiler's estimate  {program.seconds:10.4f} s")
     print(f"  floor                {floor:10.4f} s, FLOPs / {chip.peak_flops / 1e12:.0f} TFLOP/s")
+    print("where the compiler expects the time to go")
+    for work, share in program.shares:
+        print(f"  {share:6.1%} {work}")
 
 
 def _print_collectives(found: Sequence[hlo_report.Collective]) -> None:

@@ -14,7 +14,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from imagen_ft.models.blocks import attend
 from input_pipeline.files import InputError
-from launch.runtime import hlo_report, preflight
+from launch.runtime import hlo_report, hlo_time, preflight
 from launch.runtime.hardware import CHIPS, Chip
 from launch.runtime.preflight import Program, parse_target, scaled_seconds
 
@@ -229,6 +229,28 @@ def test_a_loop_of_unknown_length_turns_once():
     found = hlo_report.collectives(module, dict(data=4, fsdp=2))
     loop = next(one for one in found if one.kind == "all-reduce")
     assert (loop.bytes, loop.known) == (2 * 3 / 4 * 32, False)
+
+
+def test_shares_of_the_time():
+    sources = {
+        "jit(s)/jvp(Net)/up_1/conv1/dot": 3,
+        "jit(s)/jvp(Net)/up_2/conv2/mul": 2,
+        "jit(s)/transpose(jvp(Net))/Net.up/up_blocks_1_attentions_0/vmap()/exp": 4,
+        "jit(s)/mul": 1,
+    }
+    lines = [
+        f'  %t{cycles} = f32[8]{{0}} add(%a, %a), metadata={{op_name="{source}"}}, '
+        f'backend_config={{"estimated_cycles":"{cycles}"}}'
+        for source, cycles in sources.items()
+    ]
+    text = MODULE.replace("  %b = f32[1024]", "\n".join(lines) + "\n  %b = f32[1024]")
+    assert hlo_time.shares(hlo_report.parse(text), 9) == [
+        ("forward conv*", 0.5),
+        ("backward attentions_*/vmap()", 0.4),
+        ("update", 0.1),
+    ]
+    assert len(hlo_time.shares(hlo_report.parse(text), 2)) == 2
+    assert hlo_time.shares(hlo_report.parse(MODULE), 9) == []
 
 
 def test_largest_buffers_are_those_at_the_peak():
