@@ -62,8 +62,8 @@ def test_one_process_goes_on_where_two_were_killed(tmp_path_factory, tmp_path):
 def test_an_error_of_the_first_process_is_told_by_both(tmp_path):
     (tmp_path / "config.json").write_text(tiny_training.get_config().to_json())
     both = start_two(tmp_path, "--config.seed=5")
-    for process in both:
-        output = process.communicate(timeout=300)[0]
-        assert process.returncode == 2
+    outputs = [process.communicate(timeout=300)[0] for process in both]
+    for process, output in zip(both, outputs, strict=True):
+        assert process.returncode == 2, output
         (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
         assert "was begun with seed = 0, now it is 5" in line
