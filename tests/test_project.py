@@ -54,8 +54,7 @@ def broken_rules(path, source):
     if room != "tests":
         banned = ("torch", "torchvision", "diffusers")
         broken |= {name for name in names if any(is_or_is_in(name, ban) for ban in banned)}
-        # What the models of two rooms are made of.
-        if "models" not in folders and str(path) != "launch/runtime/layers.py":
+        if "models" not in folders:
             broken |= {name for name in names if is_or_is_in(name, "flax.linen")}
     if room == "configs":
         allowed = {"ml_collections", "configs", *sys.stdlib_module_names}
@@ -72,7 +71,6 @@ def broken_rules(path, source):
         ("imagen_ft/text.py", "import flax\nflax.linen.Dense(3)", ["flax.linen"]),
         ("imagen_ft/text.py", "from flax import struct", []),
         ("imagen_ft/models/unet.py", "import flax.linen as nn", []),
-        ("launch/runtime/layers.py", "import flax.linen as nn", []),
         ("classifiers/train.py", "def f():\n  import torch.nn", ["torch.nn"]),
         ("tests/parity/test_unet.py", "import diffusers, torch", []),
         ("tests/parity/test_unet.py", "import tensorflow as tf", ["tensorflow"]),

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from launch.runtime.layers import Conv, Dense
+from classifiers.models.layers import Conv, Dense
 
 
 class ResNet(nn.Module):

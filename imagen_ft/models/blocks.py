@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from launch.runtime.layers import Conv, Dense
+from classifiers.models.layers import Conv, Dense
 from launch.runtime.mesh import split_batch
 
 Dtype = Any

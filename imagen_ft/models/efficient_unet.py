@@ -22,6 +22,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from classifiers.models.layers import Conv, Dense
 from imagen_ft.models.blocks import (
     Dtype,
     GroupNorm,
@@ -33,7 +34,6 @@ from imagen_ft.models.blocks import (
     upsample_nearest,
 )
 from imagen_ft.models.unet import Context
-from launch.runtime.layers import Conv, Dense
 from launch.runtime.mesh import split_batch
 
 

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from classifiers.models.layers import Conv, Dense
 from imagen_ft.models.blocks import (
     AddedKVAttention,
     GroupNorm,
@@ -17,7 +18,6 @@ from imagen_ft.models.blocks import (
     gelu,
     timestep_embedding,
 )
-from launch.runtime.layers import Conv, Dense
 
 
 class Context(NamedTuple):

@@ -1,4 +1,8 @@
-"""Flax's Dense and Conv on a mesh: kernels are used whole over fsdp and split over tensor."""
+"""What all networks are made of: Dense and Conv that say how their kernels travel on a mesh.
+
+Kernels are used whole over fsdp and split over tensor. The U-Nets take these layers from here, as
+`classifiers.models` is the lower room.
+"""
 
 import functools
 from typing import Any
