@@ -9,7 +9,7 @@ import ml_collections
 from etils import epath
 from jax.sharding import Mesh
 
-from imagen_ft import samplers, weights
+from imagen_ft import class_names, samplers, weights
 from imagen_ft.cascade import Cascade
 from imagen_ft.diffusion import PREDICTIONS
 from imagen_ft.models import presets
@@ -21,6 +21,7 @@ from input_pipeline.files import InputError, read_json
 from launch.runtime import checkpoint
 from launch.runtime.config import module_fields, plain
 from launch.runtime.ema import MAIN
+from launch.runtime.mesh import with_shardings
 from launch.runtime.workdir import load_run_config
 
 
@@ -137,18 +138,23 @@ def make_stages(config: ml_collections.ConfigDict) -> dict[str, Stage]:
     return ordered
 
 
-def load_cascade(config: ml_collections.ConfigDict) -> Cascade:
+def load_cascade(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Cascade:
     """Loads the stages that `config.stages` names, each from its run directory (`run`).
 
     Of a run the newest weights are taken, or with `best` those that evaluated best; of its moving
     averages 'main', or the one that `ema` names.
+
+    Args:
+        config: of the task.
+        mesh: where the cascade is to be; None is one device.
 
     Raises:
         InputError: a run is missing, unfinished or damaged, was made with another network, text
             encoder or list of classes than the config says, or the stages do not fit together.
     """
     encoder = make_text_encoder(config.text)
-    encoder.embed(config.class_names)  # A prompt that a cache lacks is found before any work.
+    names = class_names.resolve(config.class_names)
+    encoder.embed(names)  # A prompt that a cache lacks is found before any work.
     stages = make_stages(config)
     variables, digests = [], []
     for name, stage in stages.items():
@@ -158,15 +164,15 @@ def load_cascade(config: ml_collections.ConfigDict) -> Cascade:
             check_same_model(run, entry.stage, config)
             check_same_text(run, encoder)
             abstract = stage.denoiser.shapes(encoder.shape)
+            abstract = abstract if mesh is None else with_shardings(mesh, abstract)
             which = dict(ema=entry.get("ema", MAIN), best=entry.get("best", False))
             total_steps = load_run_config(run).total_steps
             variables.append(checkpoint.load_inference(run, abstract, total_steps, **which))
             digests.append(checkpoint.digest(run, **which))
         else:
             place = f"config.stages.{name}"
-            variables.append(load_public(run, stage.denoiser, encoder.shape, place))
+            variables.append(load_public(run, stage.denoiser, encoder.shape, place, mesh))
             digests.append(weights.digest(run, "unet"))
-    names = tuple(config.class_names)
     return Cascade(
         tuple(stages.values()),
         tuple(variables),
@@ -174,6 +180,7 @@ def load_cascade(config: ml_collections.ConfigDict) -> Cascade:
         names,
         tuple(digests),
         batch_size=config.batch_size,
+        mesh=mesh,
     )
 
 

@@ -1,18 +1,22 @@
 """Cascades: from prompts to images, one diffusion model after the other."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from imagen_ft.stage import Stage
 from imagen_ft.text import TextEncoder, check_prompts
 from input_pipeline.files import InputError
 from launch.runtime.images import to_float, to_uint8
+from launch.runtime.mesh import fetch, put_split
 
 Images = UInt8[np.ndarray, "n size size c"]
 Progress = Callable[[int], None]
@@ -34,6 +38,8 @@ class Cascade:
         digests: of each stage's weights.
         batch_size: how many images are drawn at a time, unless a call or a stage has its own
             number.
+        mesh: of the devices that draw together, each a part of a batch; all processes of a job
+            then have to make the same calls. None is one device.
     """
 
     stages: tuple[Stage, ...]
@@ -42,6 +48,7 @@ class Cascade:
     class_names: tuple[str, ...]
     digests: tuple[str, ...]
     batch_size: int = 100
+    mesh: Mesh | None = None
 
     @classmethod
     def load(cls, config: str) -> "Cascade":
@@ -181,25 +188,78 @@ class Cascade:
                 "least one of each is needed, and an index for each prompt"
             )
         table, rows = np.unique(list(prompts), return_inverse=True)
-        states, null = self.encoder.embed(table.tolist()), self.encoder.null()
+        states = self.encoder.embed(table.tolist())
+        given = {
+            name: images for name, images in (("low", low), ("start", start)) if images is not None
+        }
         batches = []
-        for first in range(0, len(prompts), batch_size):
+        for stages in self._batches(
+            first_stage, states, rows, seed, indices, batch_size, given, skip_steps
+        ):
+            batches.append([fetch(images) for images in stages])
+            progress(len(batches[-1][0]))
+        return [np.concatenate(stage) for stage in zip(*batches, strict=True)]
+
+    def draw_classes(
+        self,
+        labels: Int[np.ndarray, " n"],
+        seed: int,
+        indices: Int[np.ndarray, " n"],
+        batch_size: int | None = None,
+    ) -> Iterator[Images]:
+        """Draws one image a label, of the class of that number, batch by batch.
+
+        A batch is on its way while the one before it is used. See `sample` for the arguments.
+
+        Yields:
+            Images of the last stage, in [0, 255].
+        """
+        self._check_base()
+        batch_size = self.batch_size if batch_size is None else batch_size
+        states = self.encoder.embed(self.class_names)
+        ahead = None
+        for stages in self._batches(0, states, labels, seed, indices, batch_size):
+            if ahead is not None:
+                yield fetch(ahead)
+            ahead = stages[-1]
+        if ahead is not None:
+            yield fetch(ahead)
+
+    def _batches(
+        self,
+        first_stage: int,
+        states: Float[np.ndarray, "prompts n d"],
+        rows: Int[np.ndarray, " n"],
+        seed: int,
+        indices: Int[np.ndarray, " n"],
+        batch_size: int,
+        given: Mapping[str, Images] = types.MappingProxyType({}),
+        skip_steps: int = 0,
+    ) -> Iterator[list[Array]]:
+        """The images of every stage, uint8, on the devices; none is waited for.
+
+        Args:
+            first_stage: to be run.
+            states: of the prompts.
+            rows: which of them each image has.
+            seed: of the set of images.
+            indices: of the images.
+            batch_size: how many are drawn at a time.
+            given: `low` and `start`, see `Stage.sample`, in [0, 255].
+            skip_steps: see `sample`.
+        """
+        null, whole = self.encoder.null(), min(batch_size, len(rows))
+        for first in range(0, len(rows), batch_size):
             part = slice(first, first + batch_size)
             inputs = {"text": states[rows[part]], "indices": indices[part]}
-            if low is not None:
-                inputs["low"] = to_float(jnp.asarray(low[part]))
-            if start is not None:
-                inputs["start"] = to_float(jnp.asarray(start[part]))
+            inputs |= {name: to_float(jnp.asarray(images[part])) for name, images in given.items()}
             drawn = []
             for number in range(first_stage, len(self.stages)):
-                whole = min(batch_size, len(prompts))
                 images = self._run(number, inputs, null, seed, whole, skip_steps)
-                drawn.append(np.asarray(to_uint8(images)))
+                drawn.append(to_uint8(images))
                 # Only the base begins with images of its own size.
                 inputs = {"text": inputs["text"], "indices": inputs["indices"], "low": images}
-            batches.append(drawn)
-            progress(len(drawn[0]))
-        return [np.concatenate(stage) for stage in zip(*batches, strict=True)]
+            yield drawn
 
     def _run(
         self,
@@ -213,15 +273,21 @@ class Cascade:
         """One stage; every batch is filled up to one size, so that one compilation will do."""
         stage, count = self.stages[number], len(inputs["indices"])
         size = min(stage.batch_size or whole, whole)
+        if self.mesh is not None:
+            ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+            size = -(-size // ways) * ways
         skip_steps = 0 if number else skip_steps
         images = []
         for first in range(0, count, size):
             part = {name: values[first : first + size] for name, values in inputs.items()}
             fill = size - len(part["indices"])
             part = {name: _filled(values, fill) for name, values in part.items()}
-            keys = _keys(seed, number, part.pop("indices"))
-            options = dict(part, null_text=null, skip_steps=skip_steps)
-            drawn = stage.sample(self.variables[number], keys, **options)
+            part["keys"] = _keys(seed, number, part.pop("indices"))
+            options = dict(null_text=null, skip_steps=skip_steps)
+            with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
+                if self.mesh is not None:
+                    part = put_split(self.mesh, part)
+                drawn = stage.sample(self.variables[number], **part, **options)
             images.append(drawn[: size - fill])
         return jnp.concatenate(images)
 

@@ -47,7 +47,11 @@ def wordnet_ids() -> tuple[str, ...]:
     return _built_in("imagenet_wnids.txt")
 
 
-def resolve(named: str | Sequence[str], found: Sequence[str] | None = None) -> tuple[str, ...]:
+def resolve(
+    named: str | Sequence[str],
+    found: Sequence[str] | None = None,
+    place: str = "config.train_source",
+) -> tuple[str, ...]:
     """The class names that a config means, compared with those of its images.
 
     Args:
@@ -56,6 +60,7 @@ def resolve(named: str | Sequence[str], found: Sequence[str] | None = None) -> t
         found: class names of the images. With 'imagenet' they may also be the WordNet ids, which
             ImageNet's folders are named by. None where the images are not at hand: then nothing is
             compared, and '' is no names.
+        place: where these images are said, for messages.
 
     Raises:
         InputError: they differ; it names the first class that does.
@@ -73,7 +78,7 @@ def resolve(named: str | Sequence[str], found: Sequence[str] | None = None) -> t
         if wanted != there:
             raise InputError(
                 f"config.class_names: class {label} is {_quoted(wanted)}, but {_quoted(there)} in "
-                "the images of config.train_source: make them the same"
+                f"the images of {place}: make them the same"
             )
     return names
 

@@ -13,6 +13,7 @@ from absl import flags
 from etils import epath
 from tqdm import tqdm
 
+from imagen_ft import class_names
 from imagen_ft.assembly import load_cascade, parameter_shapes
 from imagen_ft.cascade import Cascade, Images
 from imagen_ft.class_names import read_lines
@@ -61,13 +62,14 @@ def main(args: app.Arguments) -> None:
     """Runs the task."""
     config = args.config
     given = read_prompts(args.flags)
-    check_prompts(list(given.values()), config.class_names, list(given))
+    names = class_names.resolve(config.class_names)
+    check_prompts(list(given.values()), names, list(given))
     for field in ("batch_size", "images_per_prompt"):
         if config[field] < 1:
             raise InputError(f"config.{field}={config[field]}: at least 1 is needed")
     if args.flags.path < 0:
         raise InputError(f"--path={args.flags.path}: how many moments to show; 0 for none")
-    prompts = list(given.values()) or list(config.class_names)
+    prompts = list(given.values()) or list(names)
     prompts = [prompt for prompt in prompts for _ in range(config.images_per_prompt)]
     if args.dry_run:
         app.describe(config, **parameter_shapes(config))

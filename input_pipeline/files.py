@@ -116,6 +116,29 @@ def read_object(path: epath.PathLike) -> dict[str, Any]:
     return found
 
 
+def json_digest(obj: Any) -> str:
+    """SHA-256 of what JSON says of an object, however it is laid out."""
+    text = json.dumps(obj, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_sealed(path: epath.PathLike, obj: dict[str, Any]) -> None:
+    """Writes a JSON object with its own digest in the field `digest`."""
+    write_json(path, {**obj, "digest": json_digest(obj)})
+
+
+def read_sealed(path: epath.PathLike) -> dict[str, Any]:
+    """Reads what `write_sealed` wrote, without the digest.
+
+    Raises:
+        InputError: it is missing, or not what was written.
+    """
+    found = read_object(path)
+    if found.pop("digest", None) != json_digest(found):
+        raise InputError(f"{path}: damaged (it does not match its own digest)")
+    return found
+
+
 def sha256(path: epath.PathLike) -> str:
     """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     digest = hashlib.sha256()

@@ -1,9 +1,10 @@
 """Generated image sets: folders of shards that TFDS opens.
 
-NAME-train.tfrecord-00000-of-00009   image, label, class name, prompt, key index
-index/00000-of-00009.json            its sidecar: size, digest, counts; written after the shard
+NAME-train.tfrecord-00000-of-00009   image, label, class name, prompt, index of the image
+index/00000-of-00009.json            its sidecar: size, digest, lengths of records; written after it
 provenance.json                      what the set is made from; written before the first shard
 dataset_info.json, features.json     and the class names, for `tfds.builder_from_directory`
+README.md, samples.png               what people read of the set
 manifest.json                        written last: with it the set is complete
 """
 
@@ -16,13 +17,21 @@ from jaxtyping import UInt8
 from input_pipeline import examples, files
 from input_pipeline.files import InputError
 from input_pipeline.subsets import Subset
-from input_pipeline.synthetic_writer import RESUME, SyntheticWriter, labels_for
+from input_pipeline.synthetic_plan import labels_for
+from input_pipeline.synthetic_writer import (
+    MANIFEST,
+    REPAIR,
+    RESUME,
+    SyntheticWriter,
+    plan_of,
+    sidecar_path,
+)
 from input_pipeline.tfrecord import TFRecordFile
 
-__all__ = ["SYNTHETIC", "SyntheticSource", "SyntheticWriter", "labels_for", "verify"]
+__all__ = ["SYNTHETIC", "SyntheticSource", "SyntheticWriter", "labels_for"]
 
 SYNTHETIC = 1  # the domain of generated images
-_FIELDS = {"image": bytes, "label": int, "class_name": bytes, "prompt": bytes, "index": int}
+FIELDS = {"image": bytes, "label": int, "class_name": bytes, "prompt": bytes, "index": int}
 
 
 class SyntheticSource:
@@ -30,31 +39,42 @@ class SyntheticSource:
 
     Attributes:
         manifest: what the folder's `manifest.json` says.
+        plan: which image is where.
     """
 
     def __init__(self, folder: epath.PathLike):
         """Opens a set.
 
         Raises:
-            InputError: the set is not complete, or a shard is missing or has another size.
+            InputError: the set is not complete, a shard is missing or has another size, or the
+                manifest is damaged.
         """
         self._folder = epath.Path(folder)
-        if not (self._folder / "manifest.json").exists():
-            raise InputError(f"{self._folder}: not complete (no manifest.json): {RESUME}")
-        self.manifest: dict[str, Any] = files.read_json(self._folder / "manifest.json")
-        self.class_names = tuple(self.manifest["class_names"])
-        self.labels = labels_for(self.manifest["counts"], self.manifest["copies"])
-        self.domain = np.full(len(self.labels), SYNTHETIC, np.int32)
+        path = self._folder / MANIFEST
+        if not path.exists():
+            raise InputError(f"{self._folder}: not complete (no {MANIFEST}): {RESUME}")
+        try:
+            self.manifest: dict[str, Any] = files.read_sealed(path)
+            self.plan = plan_of(self.manifest)
+            self.class_names = tuple(self.manifest["class_names"])
+        except (KeyError, TypeError):
+            raise InputError(f"{path}: of another version of this project; {RESUME}") from None
+        except InputError as error:
+            raise InputError(f"{error}; {REPAIR}") from None
+        self.labels = self.plan.labels
+        self.domain = np.broadcast_to(np.int32(SYNTHETIC), self.labels.shape)
         self._shards: dict[int, TFRecordFile] = {}
-        for number in range(len(self.manifest["shards"])):
+        for number in range(self.plan.num_shards):
             self._check_size(number)
 
     def _check_size(self, number: int) -> None:
         entry = self.manifest["shards"][number]
         path = self._folder / entry["file"]
-        if not path.exists() or path.stat().length != entry["num_bytes"]:
-            self.shard(number)  # names the record where the file ends
-            raise InputError(f"{path}: not the {entry['num_bytes']} bytes of its index; {RESUME}")
+        if not path.exists():
+            raise InputError(f"{path}: no such shard; {REPAIR}")
+        size = path.stat().length
+        if size != entry["num_bytes"]:
+            raise InputError(f"{path}: {size} bytes, not {entry['num_bytes']}; {REPAIR}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -65,24 +85,28 @@ class SyntheticSource:
         Raises:
             InputError: its record is damaged or is not the record of image i.
         """
-        number, record = divmod(i, self.manifest["images_per_shard"])
+        i = range(len(self))[i]
+        number, record = self.plan.place(i)
         fields = self.read(number, record)
         if (fields["index"], fields["label"]) != (i, self.labels[i]):
-            raise InputError(f"{self._where(number, record)}: not image {i}; {RESUME}")
-        image = self.decode(fields["image"])
+            raise InputError(f"{self._where(number, record)}: not image {i}; {REPAIR}")
+        image = decode(fields["image"], self.manifest["image_shape"])
         if image is None:
-            raise InputError(f"{self._where(number, record)}: no image of this set; {RESUME}")
+            raise InputError(f"{self._where(number, record)}: no image of this set; {REPAIR}")
         return {"image": image, "label": self.labels[i], "domain": self.domain[i]}
 
     def shard(self, number: int) -> TFRecordFile:
-        """A shard's records, indexed when it is first used."""
+        """A shard's records; where they are is read when it is first used."""
         if number not in self._shards:
             entry = self.manifest["shards"][number]
-            file = TFRecordFile(self._folder / entry["file"])
-            if len(file) != entry["num_examples"]:
-                raise InputError(
-                    f"{file.path}: {len(file)} records instead of {entry['num_examples']}; {RESUME}"
-                )
+            path = sidecar_path(self._folder, number, self.plan.num_shards)
+            try:
+                sidecar = files.read_object(path)
+            except InputError as error:
+                raise InputError(f"{error}; {REPAIR}") from None
+            file = TFRecordFile(self._folder / entry["file"], sidecar.get("lengths"))
+            if len(file) != entry["num_examples"] or file.starts[-1] != entry["num_bytes"]:
+                raise InputError(f"{path}: not the index of its shard; {REPAIR}")
             self._shards[number] = file
         return self._shards[number]
 
@@ -92,24 +116,8 @@ class SyntheticSource:
         Raises:
             InputError: the record is damaged, or a field is missing.
         """
-        data = self.shard(number)[record]
-        try:
-            fields = examples.decode_example(data)
-        except InputError as error:
-            raise InputError(f"{self._where(number, record)}: {error}") from None
-        for name, kind in _FIELDS.items():
-            if [type(value) for value in fields.get(name, [])] != [kind]:
-                raise InputError(f"{self._where(number, record)}: no field {name!r}; {RESUME}")
-        return {name: fields[name][0] for name in _FIELDS}
-
-    def decode(self, data: bytes) -> UInt8[np.ndarray, "h w c"] | None:
-        """An image of this set, or None if the bytes are no image or one of another size."""
-        shape = tuple(self.manifest["image_shape"])
-        try:
-            image = examples.decode_image(data, shape[2])
-        except InputError:
-            return None
-        return image if image.shape == shape else None
+        file = self.shard(number)
+        return parse(file[record], self._where(number, record))
 
     def first_copies(self, copies: int) -> Subset:
         """The first images, exactly so many times the real set with its class balance.
@@ -117,57 +125,41 @@ class SyntheticSource:
         Raises:
             InputError: the set has fewer copies.
         """
-        if not 1 <= copies <= self.manifest["copies"]:
+        if not 1 <= copies <= self.plan.copies:
             raise InputError(
-                f"{self._folder}: copies={copies}, but the set holds {self.manifest['copies']}; "
+                f"{self._folder}: copies={copies}, but the set holds {self.plan.copies}; "
                 "choose fewer or generate more"
             )
-        return Subset(self, np.arange(copies * sum(self.manifest["counts"])))
+        return Subset(self, np.arange(copies * self.plan.copy_size))
 
     def _where(self, number: int, record: int) -> str:
         return f"{self.shard(number).path}: record {record}"
 
 
-def verify(folder: epath.PathLike) -> dict[str, Any]:
-    """Reads a whole set: checksums, digests, every image and every index.
+def parse(data: bytes, where: str) -> dict[str, Any]:
+    """The fields of a record.
 
-    Returns:
-        `num_examples`; `class_counts` (name -> records found); the key indices that are `missing`,
-        `double`, `undecodable` (no image of the set's size) or `mislabelled`; and `ok`, whether
-        these four are empty.
+    Args:
+        data: the record.
+        where: it is, for messages.
 
     Raises:
-        InputError: the set is not complete, or a record is damaged (the first one is named).
+        InputError: it is no record of a generated set.
     """
-    source = SyntheticSource(folder)
-    indices, labels = [], []
-    faults: dict[str, list[int]] = {"undecodable": [], "mislabelled": []}
-    for number, entry in enumerate(source.manifest["shards"]):
-        for record in range(entry["num_examples"]):
-            fields = source.read(number, record)
-            index, label = fields["index"], fields["label"]
-            indices.append(index)
-            labels.append(label)
-            if source.decode(fields["image"]) is None:
-                faults["undecodable"].append(index)
-            if not _is_label_of(source, index, label, fields["class_name"]):
-                faults["mislabelled"].append(index)
-        path = source.shard(number).path
-        if files.sha256(path) != entry["sha256"]:
-            raise InputError(f"{path}: not the file of its index (other digest); {RESUME}")
-    found, times = np.unique(np.array(indices, np.int64), return_counts=True)
-    faults["missing"] = np.setdiff1d(np.arange(len(source)), found).tolist()
-    faults["double"] = found[times > 1].tolist()
-    counts = np.bincount(labels, minlength=len(source.class_names)).tolist()
-    return {
-        "num_examples": len(indices),
-        "class_counts": dict(zip(source.class_names, counts, strict=False)),
-        "ok": not any(faults.values()),
-        **faults,
-    }
+    try:
+        fields = examples.decode_example(data)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    for name, kind in FIELDS.items():
+        if [type(value) for value in fields.get(name, [])] != [kind]:
+            raise InputError(f"{where}: no field {name!r}; {REPAIR}")
+    return {name: fields[name][0] for name in FIELDS}
 
 
-def _is_label_of(source: SyntheticSource, index: int, label: int, class_name: bytes) -> bool:
-    if not 0 <= index < len(source) or label != source.labels[index]:
-        return False
-    return class_name.decode(errors="replace") == source.class_names[label]
+def decode(data: bytes, shape: list[int]) -> UInt8[np.ndarray, "h w c"] | None:
+    """An image, or None if the bytes are no image of this shape."""
+    try:
+        image = examples.decode_image(data, shape[2])
+    except InputError:
+        return None
+    return image if image.shape == tuple(shape) else None

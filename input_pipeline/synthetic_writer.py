@@ -2,36 +2,33 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import Int32, UInt8
+from jaxtyping import UInt8
 
 from input_pipeline import examples, files, tfds_folder
 from input_pipeline.files import InputError
+from input_pipeline.synthetic_plan import Plan, usual_shard
 from input_pipeline.tfrecord import write_tfrecord
 
 RESUME = "run imagen_ft.generate again"
-_FORMAT = 1
+REPAIR = "run imagen_ft.generate with --repair"
+PROVENANCE, MANIFEST, INDEX = "provenance.json", "manifest.json", "index"
+PNG = {"format": "png"}
+_FORMAT = 2
 
 
-def labels_for(counts: Sequence[int], copies: int) -> Int32[np.ndarray, " n"]:
-    """Labels of a generated set in its global order.
-
-    Image n is image n % N of copy n // N, N = sum(counts), and a copy is sorted by class. So the
-    first k * N images are exactly k times the real set, with its balance.
-
-    Args:
-        counts: images of each class in the real set.
-        copies: how many times the real set.
-    """
-    return np.tile(np.repeat(np.arange(len(counts), dtype=np.int32), counts), copies)
-
-
-def _shard_name(name: str, shard: int, num_shards: int) -> str:
+def shard_name(name: str, shard: int, num_shards: int) -> str:
+    """TFDS's name of a shard."""
     return f"{name}-train.tfrecord-{shard:05d}-of-{num_shards:05d}"
+
+
+def sidecar_path(folder: epath.Path, shard: int, num_shards: int) -> epath.Path:
+    """Where a shard's index is."""
+    return folder / INDEX / f"{shard:05d}-of-{num_shards:05d}.json"
 
 
 def _differences(ours: Any, theirs: Any, name: str = "") -> list[str]:
@@ -47,11 +44,14 @@ def _differences(ours: Any, theirs: Any, name: str = "") -> list[str]:
 class SyntheticWriter:
     """Writes a generated set shard by shard; a new one on the same folder goes on with it.
 
-    Several processes may write different shards of one folder; one of them calls `finish`.
+    Several processes may write different shards of one folder; whoever comes last calls `finish`.
 
     Attributes:
-        labels: the label of every image, in global order.
-        num_shards: how many shards the set has.
+        folder: of the set.
+        config: all that decides about the images, as `provenance.json` has it.
+        plan: which images it holds, and where.
+        class_names: the name of each label.
+        set_id: digest of `config`.
     """
 
     def __init__(
@@ -64,6 +64,8 @@ class SyntheticWriter:
         copies: int,
         images_per_shard: int,
         provenance: Mapping[str, Any],
+        encoding: Mapping[str, Any] = PNG,
+        repair: bool = False,
     ):
         """Opens or starts a set.
 
@@ -74,13 +76,16 @@ class SyntheticWriter:
             image_shape: [h, w, 1 or 3].
             counts: images of each class in the real set.
             copies: size of the generated set in real sets.
-            images_per_shard: the last shard may have fewer.
+            images_per_shard: the last shard may have fewer; 0 makes shards of 100 to 200 MB.
             provenance: all that decides about the images (config, weights, seed), as JSON.
+            encoding: `format` png, or jpeg with `quality` (1 to 100).
+            repair: whether a damaged `provenance.json` or `manifest.json` is taken away.
 
         Raises:
-            InputError: a value is wrong, or the folder holds a set made from something else.
+            InputError: a value is wrong, the folder holds a set made from something else, or one
+                of these two files is damaged.
         """
-        self._config = _checked_config(
+        self.config = _checked_config(
             name=name,
             class_names=class_names,
             image_shape=image_shape,
@@ -88,140 +93,206 @@ class SyntheticWriter:
             copies=copies,
             images_per_shard=images_per_shard,
             provenance=provenance,
+            encoding=encoding,
         )
-        self._folder = epath.Path(folder)
-        self._manifest = self._folder / "manifest.json"
-        self.labels = labels_for(counts, copies)
-        self.num_shards = -(-len(self.labels) // images_per_shard)
+        self.set_id = files.json_digest(self.config)
+        self.folder, self.class_names = epath.Path(folder), tuple(class_names)
+        self.plan = plan_of(self.config)
+        self._repair = repair
         self._claim_folder()
 
     def _claim_folder(self) -> None:
-        claim = self._folder / "provenance.json"
-        for path in (claim, self._manifest):
-            if path.exists():
-                found = {key: files.read_json(path).get(key) for key in self._config}
-                if differences := _differences(self._config, found):
-                    raise InputError(
-                        f"{self._folder}: holds a set made with another {', '.join(differences)}; "
-                        "choose another folder or delete this one"
-                    )
-        if not claim.exists():
-            if self._folder.exists() and any(self._folder.glob("*.tfrecord-*")):
+        known = False
+        for name in (PROVENANCE, MANIFEST):
+            path = self.folder / name
+            if not path.exists():
+                continue
+            try:
+                found = files.read_sealed(path)
+            except InputError as error:
+                if not self._repair:
+                    raise InputError(f"{error}; {REPAIR}") from None
+                path.unlink()
+                continue
+            found = {key: found.get(key) for key in self.config}
+            if differences := _differences(self.config, found):
                 raise InputError(
-                    f"{self._folder}: holds shards of unknown origin (no provenance.json); "
+                    f"{self.folder}: holds a set made with another {', '.join(differences)}; "
                     "choose another folder or delete this one"
                 )
-            (self._folder / "index").mkdir(parents=True, exist_ok=True)
-            files.write_json(claim, self._config)
+            known = self._repair
+        claim = self.folder / PROVENANCE
+        if claim.exists():
+            return
+        known = known or (self._repair and any(map(self._is_mine, range(self.plan.num_shards))))
+        if not known and self.folder.exists() and any(self.folder.glob("*.tfrecord-*")):
+            raise InputError(
+                f"{self.folder}: holds shards of unknown origin (no {PROVENANCE}); choose another "
+                "folder or delete this one"
+            )
+        (self.folder / INDEX).mkdir(parents=True, exist_ok=True)
+        files.write_sealed(claim, self.config)
 
-    def shard_range(self, shard: int) -> tuple[int, int]:
-        """First key index of a shard, and one past its last."""
-        size = self._config["images_per_shard"]
-        return shard * size, min((shard + 1) * size, len(self.labels))
+    def _is_mine(self, shard: int) -> bool:
+        sidecar = self.sidecar(shard)
+        return sidecar is not None and sidecar.get("set") == self.set_id
 
-    def pending_shards(self) -> list[int]:
-        """Shards that are missing, damaged or without a sidecar: those to write (again)."""
-        return [shard for shard in range(self.num_shards) if not self._is_written(shard)]
+    def own_shards(self, worker: int = 0, num_workers: int = 1) -> range:
+        """The shards that fall to one of several workers."""
+        return range(worker, self.plan.num_shards, num_workers)
+
+    def is_written(self, shard: int) -> bool:
+        """Whether a shard of this set is there, with the size and digest of its sidecar."""
+        sidecar, path = self.sidecar(shard), self.shard_path(shard)
+        if sidecar is None or not self.is_there(shard, sidecar):
+            return False
+        return files.sha256(path) == sidecar.get("sha256")
+
+    def is_there(self, shard: int, sidecar: Mapping[str, Any] | None = None) -> bool:
+        """Whether a shard of this set is there, with the size of its sidecar; nothing is read."""
+        sidecar = self.sidecar(shard) if sidecar is None else sidecar
+        path = self.shard_path(shard)
+        if sidecar is None or sidecar.get("set") != self.set_id or not path.exists():
+            return False
+        return path.stat().length == sidecar.get("num_bytes")
+
+    def pending_shards(self, worker: int = 0, num_workers: int = 1) -> list[int]:
+        """A worker's shards that are missing, damaged or without a sidecar: those to write."""
+        return [s for s in self.own_shards(worker, num_workers) if not self.is_written(s)]
+
+    def shards_there(self) -> set[int]:
+        """Shards of all workers that have a sidecar; only names are looked at."""
+        found = self.folder.glob(f"{INDEX}/[0-9]*-of-{self.plan.num_shards:05d}.json")
+        return {int(path.name.partition("-")[0]) for path in found}
 
     @property
     def complete(self) -> bool:
         """Whether the set is finished and every shard still has its size and digest."""
-        return self._manifest.exists() and not self.pending_shards()
+        return (self.folder / MANIFEST).exists() and not self.pending_shards()
+
+    def discard(self, shard: int) -> None:
+        """Takes a shard away, to be written again; the set is not complete any more."""
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        for path in (self.sidecar_path(shard), self.shard_path(shard)):
+            path.unlink(missing_ok=True)
 
     def write_shard(
-        self, shard: int, images: UInt8[np.ndarray, "m h w c"], prompts: Sequence[str]
+        self, shard: int, images: Iterable[UInt8[np.ndarray, "h w c"]], prompts: Iterable[str]
     ) -> None:
         """Writes one shard and then its sidecar; each is complete or absent.
 
         Args:
             shard: its number.
-            images: those of `shard_range(shard)`, values [0, 255].
+            images: those of `plan.indices(shard)`, in this order, values [0, 255].
             prompts: the prompt of each.
         """
-        first, last = self.shard_range(shard)
-        expected = (last - first, *self._config["image_shape"])
-        if images.shape != expected or images.dtype != np.uint8 or len(prompts) != last - first:
-            raise ValueError(
-                f"shard {shard}: expected uint8 {expected} and {last - first} prompts, got "
-                f"{images.dtype} {images.shape} and {len(prompts)}"
-            )
-        self._manifest.unlink(missing_ok=True)  # a repair: not complete until it is finished
-        path, sidecar = self._shard_path(shard), self._sidecar_path(shard)
+        encoded = (self.encode(image) for image in images)
+        self.write_encoded(shard, zip(encoded, prompts, strict=True))
+
+    def write_encoded(self, shard: int, encoded: Iterable[tuple[bytes, str]]) -> None:
+        """As `write_shard`, with pairs of an image's file and its prompt."""
+        # A repair: not complete until it is finished.
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        path, sidecar = self.shard_path(shard), self.sidecar_path(shard)
+        sidecar.unlink(missing_ok=True)
         for target in (path, sidecar):
             files.remove_temporaries(target.parent, target.name)
+        indices = self.plan.indices(shard).tolist()
         records = (
-            self._encode(first + i, image, prompt)
-            for i, (image, prompt) in enumerate(zip(images, prompts, strict=True))
+            self._record(index, image, prompt)
+            for index, (image, prompt) in zip(indices, encoded, strict=True)
         )
-        write_tfrecord(path, records)
-        files.write_json(sidecar, self._describe(shard))
+        written = write_tfrecord(path, records)
+        files.write_atomic(sidecar, json.dumps(self.describe(**written._asdict())).encode())
 
-    def finish(self) -> None:
+    def describe(self, num_bytes: int, sha256: str, lengths: Sequence[int]) -> dict[str, Any]:
+        """The sidecar of a shard with this size, digest and lengths of records."""
+        return {
+            "set": self.set_id,
+            "num_examples": len(lengths),
+            "num_bytes": num_bytes,
+            "sha256": sha256,
+            "lengths": list(lengths),
+        }
+
+    def finish(self, card: Iterable[tuple[str, bytes]] = ()) -> None:
         """Makes the folder a TFDS data set and, last, marks it as complete.
+
+        Args:
+            card: names and contents of files that tell people of the set.
 
         Raises:
             InputError: shards are pending.
         """
-        if pending := self.pending_shards():
+        sidecars = [self.sidecar(shard) for shard in range(self.plan.num_shards)]
+        pending = [s for s, sidecar in enumerate(sidecars) if not self.is_there(s, sidecar)]
+        if pending:
             some = ", ".join(map(str, pending[:5])) + (", ..." if len(pending) > 5 else "")
-            raise InputError(f"{self._folder}: shards {some} are not written; {RESUME}")
+            raise InputError(f"{self.folder}: shards {some} are not written; {RESUME}")
+        kept = ("num_examples", "num_bytes", "sha256")
         shards = [
-            {"file": self._shard_path(s).name, **files.read_json(self._sidecar_path(s))}
-            for s in range(self.num_shards)
+            {"file": self.shard_path(shard).name, **{key: sidecar[key] for key in kept}}
+            for shard, sidecar in enumerate(sidecars)
         ]
-        tfds_folder.write_metadata(
-            self._folder,
-            self._config["name"],
-            self._config["class_names"],
-            self._config["image_shape"],
+        names = tfds_folder.write_metadata(
+            self.folder,
+            self.config["name"],
+            self.config["class_names"],
+            self.config["image_shape"],
             [shard["num_examples"] for shard in shards],
             sum(shard["num_bytes"] for shard in shards),
+            self.config["encoding"]["format"],
         )
-        for folder in (self._folder, self._folder / "index"):
+        for name, data in card:
+            files.write_atomic(self.folder / name, data)
+            names.append(name)
+        for folder in (self.folder, self.folder / INDEX):
             files.remove_temporaries(folder)
-        totals = {"num_examples": len(self.labels), "class_counts": self._counts(self.labels)}
-        files.write_json(self._manifest, {**self._config, **totals, "shards": shards})
+        counts = [count * self.plan.copies for count in self.plan.counts]
+        found = {name: files.sha256(self.folder / name) for name in sorted(names)}
+        totals = {"num_examples": self.plan.num_images, "class_counts": counts, "files": found}
+        files.write_sealed(self.folder / MANIFEST, {**self.config, **totals, "shards": shards})
 
-    def _shard_path(self, shard: int) -> epath.Path:
-        return self._folder / _shard_name(self._config["name"], shard, self.num_shards)
+    def shard_path(self, shard: int) -> epath.Path:
+        """Where a shard is."""
+        return self.folder / shard_name(self.config["name"], shard, self.plan.num_shards)
 
-    def _sidecar_path(self, shard: int) -> epath.Path:
-        return self._folder / "index" / f"{shard:05d}-of-{self.num_shards:05d}.json"
+    def sidecar_path(self, shard: int) -> epath.Path:
+        """Where its index is."""
+        return sidecar_path(self.folder, shard, self.plan.num_shards)
 
-    def _counts(self, labels: Int32[np.ndarray, " n"]) -> list[int]:
-        return np.bincount(labels, minlength=len(self._config["class_names"])).tolist()
+    def sidecar(self, shard: int) -> dict[str, Any] | None:
+        """What is written beside a shard; None where there is nothing, or something damaged."""
+        try:
+            return files.read_object(self.sidecar_path(shard))
+        except InputError:
+            return None
 
-    def _encode(self, index: int, image: UInt8[np.ndarray, "h w c"], prompt: str) -> bytes:
-        label = int(self.labels[index])
+    def encode(self, image: UInt8[np.ndarray, "h w c"]) -> bytes:
+        """The file of an image, in the encoding of the set."""
+        expected, encoding = tuple(self.config["image_shape"]), self.config["encoding"]
+        if image.shape != expected or image.dtype != np.uint8:
+            raise ValueError(f"expected uint8 {expected}, got {image.dtype} {image.shape}")
+        if encoding["format"] == "png":
+            return examples.encode_png(image)
+        return examples.encode_jpeg(image, encoding["quality"])
+
+    def _record(self, index: int, image: bytes, prompt: str) -> bytes:
+        label = int(self.plan.labels[index])
         return examples.encode_example(
             {
-                "image": examples.encode_png(image),
+                "image": image,
                 "label": label,
-                "class_name": self._config["class_names"][label],
+                "class_name": self.config["class_names"][label],
                 "prompt": prompt,
                 "index": index,
             }
         )
 
-    def _describe(self, shard: int) -> dict[str, Any]:
-        """The sidecar that the shard on disk should have."""
-        first, last = self.shard_range(shard)
-        path = self._shard_path(shard)
-        return {
-            "num_examples": last - first,
-            "num_bytes": path.stat().length,
-            "sha256": files.sha256(path),
-            "class_counts": self._counts(self.labels[first:last]),
-            "first_index": first,
-        }
 
-    def _is_written(self, shard: int) -> bool:
-        if not self._shard_path(shard).exists() or not self._sidecar_path(shard).exists():
-            return False
-        try:
-            return files.read_json(self._sidecar_path(shard)) == self._describe(shard)
-        except InputError:
-            return False
+def plan_of(config: Mapping[str, Any]) -> Plan:
+    """The plan of a set, of its `provenance.json`."""
+    return Plan(tuple(config["counts"]), config["copies"], config["images_per_shard"])
 
 
 def _plain(value: Any) -> Any:
@@ -235,6 +306,9 @@ def _checked_config(**values: Any) -> dict[str, Any]:
     config = json.loads(json.dumps({"format": _FORMAT, **values}, default=_plain))
     for fault in _faults(config):
         raise InputError(f"generated set: {fault}")
+    if not config["images_per_shard"]:
+        shape, image_format = config["image_shape"], config["encoding"]["format"]
+        config["images_per_shard"] = usual_shard(shape, image_format)
     return config
 
 
@@ -250,6 +324,11 @@ def _faults(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"counts {counts}: give numbers >= 0, not all 0"
     if len(shape) != 3 or shape[2] not in (1, 3):
         yield f"image shape {shape}: use [h, w, 1 or 3]"
-    for key in ("copies", "images_per_shard"):
-        if config[key] < 1:
-            yield f"{key}={config[key]}: must be at least 1"
+    if config["copies"] < 1:
+        yield f"copies={config['copies']}: must be at least 1"
+    if config["images_per_shard"] < 0:
+        yield f"images_per_shard={config['images_per_shard']}: must be at least 1, or 0 for 150 MB"
+    encoding = config["encoding"]
+    wanted = {"png": ["format"], "jpeg": ["format", "quality"]}.get(encoding.get("format"))
+    if sorted(encoding) != wanted or not 1 <= encoding.get("quality", 95) <= 100:
+        yield f"encoding {encoding}: use format png, or format jpeg with quality 1 to 100"

@@ -18,7 +18,8 @@ def write_metadata(
     image_shape: Sequence[int],
     shard_lengths: Sequence[int],
     num_bytes: int,
-) -> None:
+    image_format: str = "png",
+) -> list[str]:
     """Writes `dataset_info.json`, `features.json` and the class names for TFDS.
 
     `tfds.builder_from_directory(folder)` opens it from then on, with a single split `train`.
@@ -30,13 +31,17 @@ def write_metadata(
         image_shape: [h, w, c].
         shard_lengths: records in each shard.
         num_bytes: size of all shards.
+        image_format: png or jpeg.
+
+    Returns:
+        The names of the files.
     """
     # Not at the top: it takes half a second.
     import tensorflow_datasets as tfds
 
     features = tfds.features.FeaturesDict(
         {
-            "image": tfds.features.Image(shape=tuple(image_shape), encoding_format="png"),
+            "image": tfds.features.Image(shape=tuple(image_shape), encoding_format=image_format),
             "label": tfds.features.ClassLabel(names=list(class_names)),
             "class_name": tfds.features.Text(),
             "prompt": tfds.features.Text(),
@@ -55,5 +60,7 @@ def write_metadata(
         )
         info.set_splits(tfds.core.SplitDict([split]))
         info.write_to_directory(draft)
-        for path in sorted(epath.Path(draft).iterdir()):
+        paths = sorted(epath.Path(draft).iterdir())
+        for path in paths:
             files.write_atomic(epath.Path(folder) / path.name, path.read_bytes())
+    return [path.name for path in paths]

@@ -5,9 +5,11 @@ of the data. Grain's reader is sequential and checks neither.
 """
 
 import contextlib
+import hashlib
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import crc32c
 import numpy as np
@@ -30,32 +32,48 @@ def masked_crc(data: bytes) -> int:
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def write_tfrecord(path: epath.PathLike, records: Iterable[bytes]) -> int:
-    """Writes one shard, which appears under its name only when it is complete.
+class Written(NamedTuple):
+    """A shard that has been written.
 
-    Returns:
-        The size of the file in bytes.
+    Attributes:
+        num_bytes: its size.
+        sha256: its digest.
+        lengths: of the data of each record, in bytes.
     """
+
+    num_bytes: int
+    sha256: str
+    lengths: list[int]
+
+
+def write_tfrecord(path: epath.PathLike, records: Iterable[bytes]) -> Written:
+    """Writes one shard, which appears under its name only when it is complete."""
+    digest, lengths = hashlib.sha256(), []
     with files.atomic_file(path) as file:
         for data in records:
             length = _LENGTH.pack(len(data))
-            file.write(length + _CRC.pack(masked_crc(length)))
-            file.write(data + _CRC.pack(masked_crc(data)))
-        return file.tell()
+            record = b"".join(
+                (length, _CRC.pack(masked_crc(length)), data, _CRC.pack(masked_crc(data)))
+            )
+            file.write(record)
+            digest.update(record)
+            lengths.append(len(data))
+        return Written(file.tell(), digest.hexdigest(), lengths)
 
 
 class TFRecordFile:
     """One shard as a sequence of byte strings.
 
-    The headers are read once, when it is made; `file[i]` then reads record i alone. It holds no
-    open file, so it can be pickled, used by several threads, and there can be thousands of them.
+    Where the records begin is known when it is made; `file[i]` then reads record i alone. It holds
+    no open file, so it can be pickled, used by several threads, and there can be thousands of them.
     """
 
-    def __init__(self, path: epath.PathLike):
-        """Indexes the shard.
+    def __init__(self, path: epath.PathLike, lengths: Sequence[int] | None = None):
+        """Finds the records.
 
         Args:
             path: a local file (or one of a mounted bucket).
+            lengths: of the data of each record, where they are known; None reads all headers.
 
         Raises:
             InputError: the file is missing or remote, ends inside a record, or a length is damaged.
@@ -63,41 +81,43 @@ class TFRecordFile:
         if not files.is_local(path):
             raise InputError(f"{path}: shards are read from mounted folders; mount or copy it")
         self.path = os.fspath(path)
-        # Columns: offset of the data, its length, its masked checksum.
-        self.index: Int64[np.ndarray, "n 3"] = self._scan()
+        if lengths is None:
+            lengths = self._scan()
+        # Where each record begins, and where the last one ends.
+        self.starts: Int64[np.ndarray, " n+1"] = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(np.asarray(lengths, np.int64) + _HEADER + _FOOTER, out=self.starts[1:])
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.starts) - 1
 
     def __getitem__(self, i: int) -> bytes:
         """The data of record i.
 
         Raises:
-            InputError: the record does not match its checksum, or the file became shorter.
+            InputError: the record does not match its checksums, or the file became shorter.
         """
-        offset, length, crc = self.index[i].tolist()
+        i = range(len(self))[i]
+        start, end = self.starts[i : i + 2].tolist()
         with self._open() as fd:
-            data = os.pread(fd, length, offset)
+            record = os.pread(fd, end - start, start)
+        length = self._length(record[:_HEADER], i, start, start + len(record))
+        data, crc = record[_HEADER:-_FOOTER], record[-_FOOTER:]
         if len(data) != length:
-            raise self._error(i, offset - _HEADER, "truncated")
-        if masked_crc(data) != crc:
-            raise self._error(i, offset - _HEADER, "damaged data (wrong checksum)")
+            raise self._error(i, start, "not where the index says")
+        if masked_crc(data) != _CRC.unpack(crc)[0]:
+            raise self._error(i, start, "damaged data (wrong checksum)")
         return data
 
-    def _scan(self) -> Int64[np.ndarray, "n 3"]:
-        rows: list[tuple[int, int, int]] = []
+    def _scan(self) -> list[int]:
+        lengths: list[int] = []
         start = 0
         with self._open() as fd:
             size = os.fstat(fd).st_size
-            header = os.pread(fd, _HEADER, 0)
             while start < size:
-                length = self._length(header, len(rows), start, size)
-                offset = start + _HEADER
-                # The end of this record and the header of the next in one read.
-                tail = os.pread(fd, _FOOTER + _HEADER, offset + length)
-                rows.append((offset, length, _CRC.unpack(tail[:_FOOTER])[0]))
-                start, header = offset + length + _FOOTER, tail[_FOOTER:]
-        return np.array(rows, np.int64).reshape(-1, 3)
+                header = os.pread(fd, _HEADER, start)
+                lengths.append(self._length(header, len(lengths), start, size))
+                start += _HEADER + lengths[-1] + _FOOTER
+        return lengths
 
     def _length(self, header: bytes, record: int, start: int, size: int) -> int:
         if len(header) < _HEADER:

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Int
@@ -127,3 +128,27 @@ def replicate(mesh: Mesh, array: np.ndarray) -> jax.Array:
     array = np.asarray(array)
     place = NamedSharding(mesh, P())
     return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
+
+
+def put_split(mesh: Mesh, tree: Any) -> Any:
+    """Splits the first axis of arrays over data and fsdp; each process has to give the same."""
+
+    def put(array: Any) -> jax.Array:
+        place = batch_sharding(mesh)
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            return jax.jit(lambda x: x, out_shardings=place)(array)
+        if jax.process_count() == 1:
+            return jax.device_put(array, place)
+        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(array)))
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
+
+    return jax.tree.map(put, tree)
+
+
+def fetch(array: jax.Array) -> np.ndarray:
+    """The whole of an array, on every process of the job."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)

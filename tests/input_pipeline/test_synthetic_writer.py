@@ -4,17 +4,12 @@ import sys
 import numpy as np
 import pytest
 
-from input_pipeline import files, synthetic
+from input_pipeline import files
 from input_pipeline.files import InputError
 from input_pipeline.synthetic import SyntheticSource
+from input_pipeline.tfrecord import TFRecordFile
 from tests.input_pipeline import tiny_set
 from tests.input_pipeline.tiny_set import CONFIG, IMAGES, contents, shard_path, write, writer
-
-
-def test_global_order():
-    labels = synthetic.labels_for([2, 0, 1], 3)
-    assert labels.dtype == np.int32
-    assert labels.tolist() == [0, 0, 2] * 3
 
 
 def test_sidecar_and_manifest(complete):
@@ -28,16 +23,20 @@ def test_sidecar_and_manifest(complete):
         *(f"tiny-train.tfrecord-{shard:05d}-of-00003" for shard in range(3)),
     ]
     path = shard_path(complete, 1)
-    sidecar = {
+    kept = {
         "num_examples": 5,
         "num_bytes": path.stat().st_size,
         "sha256": files.sha256(path),
-        "class_counts": [3, 2],
-        "first_index": 5,
     }
-    assert files.read_json(complete / "index/00001-of-00003.json") == sidecar
-    manifest = files.read_json(complete / "manifest.json")
-    assert manifest["shards"][1] == {"file": path.name, **sidecar}
+    lengths = [len(data) for data in TFRecordFile(path)]
+    made = writer(complete)
+    sidecar = files.read_json(complete / "index/00001-of-00003.json")
+    assert sidecar == {"set": made.set_id, "lengths": lengths, **kept}
+    manifest = files.read_sealed(complete / "manifest.json")
+    assert manifest["shards"][1] == {"file": path.name, **kept}
+    for name, digest in manifest["files"].items():
+        assert files.sha256(complete / name) == digest
+    assert set(manifest["files"]) == {"dataset_info.json", "features.json", "label.labels.txt"}
     assert manifest["class_counts"] == [8, 4] and manifest["num_examples"] == 12
     assert manifest["provenance"] == CONFIG["provenance"]
     assert writer(complete).complete
@@ -131,8 +130,12 @@ def test_shards_of_unknown_origin_are_refused(complete):
         ({"counts": [1, 2, 3]}, "2 class names but 3 counts"),
         ({"counts": [0, 0]}, "not all 0"),
         ({"copies": 0}, "copies=0"),
-        ({"images_per_shard": 0}, "images_per_shard=0"),
+        ({"images_per_shard": -1}, "images_per_shard=-1"),
         ({"image_shape": (4, 4, 2)}, r"\[4, 4, 2\]"),
+        ({"encoding": {"format": "gif"}}, "encoding .*gif"),
+        ({"encoding": {"format": "png", "quality": 90}}, "encoding"),
+        ({"encoding": {"format": "jpeg"}}, "encoding"),
+        ({"encoding": {"format": "jpeg", "quality": 101}}, "encoding"),
     ],
 )
 def test_wrong_values_are_refused_before_anything_is_written(tmp_path, change, message):
@@ -144,9 +147,12 @@ def test_wrong_values_are_refused_before_anything_is_written(tmp_path, change, m
 def test_write_shard_checks_its_images(tmp_path):
     opened = writer(tmp_path)
     with pytest.raises(ValueError, match="expected uint8"):
-        opened.write_shard(0, IMAGES[:4], ["a"] * 4)
+        opened.write_shard(0, IMAGES[:5, :3], ["a"] * 5)
     with pytest.raises(ValueError, match="expected uint8"):
-        opened.write_shard(0, IMAGES[:5], ["a"] * 4)
+        opened.write_shard(0, IMAGES[:5].astype(np.float32), ["a"] * 5)
+    for images, prompts in ((4, 4), (5, 4), (4, 5), (6, 6)):
+        with pytest.raises(ValueError, match="zip"):
+            opened.write_shard(0, IMAGES[:images], ["a"] * prompts)
     assert opened.pending_shards() == [0, 1, 2]
 
 
@@ -174,3 +180,40 @@ def test_a_damaged_shard_is_pending_again_and_can_be_repaired(complete, damage):
 def test_numpy_values_are_the_same_configuration(complete):
     provenance = {"seed": np.int64(0), "stages": {"base": np.array([1.25, 0.0])}}
     assert writer(complete, counts=np.array([2, 1]), provenance=provenance).complete
+
+
+def test_workers_share_the_shards(tmp_path):
+    one, two = writer(tmp_path), writer(tmp_path)
+    assert list(one.own_shards(0, 2)) == [0, 2] and list(two.own_shards(1, 2)) == [1]
+    write(one, one.pending_shards(0, 2))
+    assert one.shards_there() == {0, 2} and two.pending_shards(1, 2) == [1]
+    with pytest.raises(InputError, match="shards 1 are not written"):
+        one.finish()
+    write(two, [1])
+    two.finish()
+    assert one.complete
+
+
+def test_jpeg(tmp_path):
+    made = writer(tmp_path, encoding={"format": "jpeg", "quality": 95})
+    write(made, made.pending_shards())
+    made.finish()
+    example = SyntheticSource(tmp_path)[3]["image"]
+    # Noise is what JPEG keeps worst: 16 levels are its rounding at this quality.
+    assert np.abs(example.astype(int) - IMAGES[3]).mean() < 16
+    assert TFRecordFile(shard_path(tmp_path, 0))[0].count(b"\xff\xd8\xff") == 1
+    assert '"jpeg"' in (tmp_path / "features.json").read_text()
+
+
+def test_a_damaged_claim_is_mended_where_the_shards_know_their_set(complete):
+    before = contents(complete)
+    for name in ("provenance.json", "manifest.json"):
+        tiny_set.flip_byte(complete / name, 200)
+    with pytest.raises(InputError, match=r"provenance.json: .*--repair"):
+        writer(complete)
+    with pytest.raises(InputError, match=r"unknown origin"):
+        writer(complete, repair=True, copies=5)
+    made = writer(complete, repair=True)
+    assert made.pending_shards() == []
+    made.finish()
+    assert contents(complete) == before

@@ -1,11 +1,10 @@
 """A generated set of 12 images in 3 shards, and ways to damage it."""
 
-import json
-
 import numpy as np
 
 from input_pipeline import examples, files
 from input_pipeline.synthetic import SyntheticWriter
+from input_pipeline.synthetic_plan import Plan
 from input_pipeline.tfrecord import TFRecordFile, write_tfrecord
 
 CONFIG = {
@@ -27,9 +26,16 @@ def writer(folder, **changes):
 
 def write(writer, shards):
     for shard in shards:
-        first, last = writer.shard_range(shard)
-        prompts = [f"a {CONFIG['class_names'][LABELS[i]]}" for i in range(first, last)]
-        writer.write_shard(shard, IMAGES[first:last], prompts)
+        indices = writer.plan.indices(shard)
+        prompts = [f"a {CONFIG['class_names'][LABELS[i]]}" for i in indices]
+        writer.write_shard(shard, IMAGES[indices], prompts)
+
+
+def of_shard(shard):
+    """Indices of its images."""
+    return Plan(tuple(CONFIG["counts"]), CONFIG["copies"], CONFIG["images_per_shard"]).indices(
+        shard
+    )
 
 
 def contents(folder):
@@ -52,15 +58,18 @@ def replace_shard(folder, shard, change):
     path = shard_path(folder, shard)
     records = [examples.decode_example(data) for data in TFRecordFile(path)]
     change(records)
-    size = write_tfrecord(path, [examples.encode_example(record) for record in records])
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["shards"][shard].update(num_bytes=size, sha256=files.sha256(path))
-    files.write_json(folder / "manifest.json", manifest)
+    written = write_tfrecord(path, [examples.encode_example(record) for record in records])
+    manifest = files.read_sealed(folder / "manifest.json")
+    found = dict(num_bytes=written.num_bytes, sha256=written.sha256)
+    manifest["shards"][shard].update(found)
+    files.write_sealed(folder / "manifest.json", manifest)
+    sidecar = folder / f"index/{shard:05d}-of-00003.json"
+    files.write_json(sidecar, files.read_json(sidecar) | found | {"lengths": written.lengths})
 
 
 def damage_shard(folder):
-    offset = int(TFRecordFile(shard_path(folder, 1)).index[1, 0])
-    flip_byte(shard_path(folder, 1), offset + 20)  # data of record 1
+    start = int(TFRecordFile(shard_path(folder, 1)).starts[1])
+    flip_byte(shard_path(folder, 1), start + 32)  # data of record 1
 
 
 def truncate_shard(folder):

@@ -1,0 +1,107 @@
+"""Which images a generated set holds, and where: all of it follows from a few numbers."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int32, Int64, UInt64
+
+# About 150 MB, for images of usual content: bytes stored for each byte of pixels.
+SHARD_BYTES = 150_000_000
+_STORED = {"png": 0.75, "jpeg": 0.2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The images of a set, by index, and the shards that hold them.
+
+    Image n is image n % N of copy n // N of the real set, N = sum(counts), and a copy is sorted by
+    class: so the first k * N images are exactly k times the real set, with its balance. In the
+    shards each copy is shuffled, all by one permutation: every shard, and every batch that is drawn
+    for one, has many classes.
+
+    Attributes:
+        counts: images of each class in the real set.
+        copies: size of the generated set in real sets.
+        images_per_shard: the last shard may have fewer.
+    """
+
+    counts: tuple[int, ...]
+    copies: int
+    images_per_shard: int
+
+    @property
+    def copy_size(self) -> int:
+        """Images of the real set."""
+        return sum(self.counts)
+
+    @property
+    def num_images(self) -> int:
+        """Images of the generated set."""
+        return self.copies * self.copy_size
+
+    @property
+    def num_shards(self) -> int:
+        """Shards that hold them."""
+        return -(-self.num_images // self.images_per_shard)
+
+    @functools.cached_property
+    def labels(self) -> Int32[np.ndarray, " n"]:
+        """The label of every image, by index."""
+        return labels_for(self.counts, self.copies)
+
+    @functools.cached_property
+    def order(self) -> Int32[np.ndarray, " N"]:
+        """The images of a copy in the order in which shards hold them."""
+        return np.argsort(_scatter(self.copy_size), kind="stable").astype(np.int32)
+
+    @functools.cached_property
+    def _places(self) -> Int32[np.ndarray, " N"]:
+        places = np.empty_like(self.order)
+        places[self.order] = np.arange(len(places), dtype=np.int32)
+        return places
+
+    def shard_size(self, shard: int) -> int:
+        """Images in a shard."""
+        size = self.images_per_shard
+        return min(size, self.num_images - shard * size)
+
+    def indices(self, shard: int) -> Int64[np.ndarray, " m"]:
+        """Indices of a shard's images, in the order of its records."""
+        first = shard * self.images_per_shard
+        copy, place = np.divmod(np.arange(first, first + self.shard_size(shard)), self.copy_size)
+        return copy * self.copy_size + self.order[place]
+
+    def place(self, index: int) -> tuple[int, int]:
+        """The shard and the record of an image."""
+        copy, image = divmod(index, self.copy_size)
+        position = copy * self.copy_size + int(self._places[image])
+        return divmod(position, self.images_per_shard)
+
+
+def labels_for(counts: Sequence[int], copies: int) -> Int32[np.ndarray, " n"]:
+    """Labels of a generated set by index; see `Plan`."""
+    return np.tile(np.repeat(np.arange(len(counts), dtype=np.int32), counts), copies)
+
+
+def usual_shard(image_shape: Sequence[int], image_format: str) -> int:
+    """How many images make a shard of 100 to 200 MB.
+
+    Args:
+        image_shape: [h, w, c].
+        image_format: png or jpeg.
+    """
+    record = 200 + _STORED[image_format] * int(np.prod(image_shape))
+    return max(1, int(SHARD_BYTES / record))
+
+
+def _scatter(n: int) -> UInt64[np.ndarray, " n"]:
+    """Pseudo-random numbers that never change: SplitMix64 (Steele et al. 2014) of 1 .. n.
+
+    NumPy's generators may give others in another version, and a set outlives them.
+    """
+    z = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

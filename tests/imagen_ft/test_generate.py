@@ -1,0 +1,247 @@
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imagen_ft import generate
+from input_pipeline import files
+from input_pipeline.synthetic import SyntheticSource
+from input_pipeline.synthetic_check import verify
+from tests.imagen_ft import trivial_generate
+from tests.imagen_ft.trivial_generate import images_of
+from tests.input_pipeline.tiny_set import contents as all_contents
+from tests.input_pipeline.tiny_set import flip_byte
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES, COUNTS = ("ant", "bee", "cat"), {"ant": 30, "bee": 0, "cat": 45}
+
+
+def contents(folder):
+    return {name: data for name, data in all_contents(folder).items() if ".lock" not in name}
+
+
+@pytest.fixture
+def command(tmp_path, capsys):
+    """Runs the command in this process; returns its exit code and what it printed."""
+    counts = tmp_path / "counts.json"
+    counts.write_text(json.dumps(COUNTS))
+
+    def run(folder, *flags, names=NAMES, **options):
+        with pytest.raises(SystemExit) as ended:
+            trivial_generate.main(str(counts), names, f"--workdir={folder}", *flags, **options)
+        return ended.value.code or 0, capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def whole(command, tmp_path):
+    assert command(tmp_path / "whole")[0] == 0
+    return tmp_path / "whole"
+
+
+def test_as_many_images_as_the_real_set_has(whole):
+    source = SyntheticSource(whole)
+    assert np.bincount(source.labels).tolist() == [60, 0, 90]
+    for index in (0, 29, 30, 149):
+        np.testing.assert_array_equal(source[index]["image"], images_of(0, [index], 8)[0])
+    assert verify(whole).ok
+
+
+def test_card_and_manifest(whole):
+    card = (whole / "README.md").read_text()
+    for said in ("150 synthetic images of 2 classes", "8x8 pixels, png", "`0000", "ant, cat", "75"):
+        assert said in card
+    assert (whole / "samples.png").stat().st_size > 1000
+    manifest = files.read_sealed(whole / "manifest.json")
+    assert manifest["class_counts"] == [60, 0, 90]
+    assert manifest["provenance"]["weights"] == ["0" * 64]
+    assert "batch_size" not in manifest["provenance"]["config"]
+
+
+@pytest.mark.parametrize(("workers", "batch_size"), [(1, 7), (2, 32), (4, 150)])
+def test_the_same_set_whoever_makes_it(command, whole, tmp_path, workers, batch_size):
+    for worker in reversed(range(workers)):
+        flags = [f"--worker={worker}", f"--num_workers={workers}"]
+        code, said = command(tmp_path / "again", *flags, batch_size=batch_size)
+        assert code == 0
+        done = "complete, 150 images" in said.out
+        assert done == (worker == 0), said.out
+        assert done or "shards of other workers are not written yet" in said.out
+    assert contents(tmp_path / "again") == contents(whole)
+
+
+def test_a_finished_set_is_left_alone(command, whole):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*.*") if path.name[0] != "."}
+    code, said = command(whole)
+    assert code == 0 and "a second" not in said.out
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_another_config_is_refused(command, whole):
+    for change, named in (
+        (dict(copies=3), "copies"),
+        (dict(per_shard=21), "images_per_shard"),
+        (dict(stored=4), "image_shape"),
+    ):
+        code, said = command(whole, **change)
+        assert code == 2 and named in said.err and said.err.count("\n") == 1, said.err
+
+
+def test_verify_and_repair(command, whole):
+    before = contents(whole)
+    assert command(whole, "--verify")[0] == 0
+    shards = sorted(whole.glob("*.tfrecord-*"))
+    flip_byte(shards[2], 70)
+    shards[4].unlink()
+    (whole / "index" / "00001-of-00008.json").write_text("{}")
+    (whole / "features.json").unlink()
+    code, said = command(whole, "--verify")
+    assert code == 2 and "--repair" in said.err
+    report = json.loads(said.out)
+    assert report["shards_to_repair"] == 3 and report["faults"]["damaged"]["count"] >= 4
+    code, said = command(whole, "--repair")
+    assert code == 0 and "60 images in" in said.out, said.out + said.err
+    assert contents(whole) == before
+
+
+def test_repair_leaves_files_of_another_set_to_people(command, whole):
+    (whole / "trivial-train.tfrecord-00000-of-00001").write_bytes(b"")
+    code, said = command(whole, "--repair")
+    assert code == 2 and "of another set; take such files away" in said.err
+
+
+def test_images_are_stored_smaller(command, tmp_path):
+    assert command(tmp_path / "small", stored=4, size=8)[0] == 0
+    image = SyntheticSource(tmp_path / "small")[3]["image"]
+    full = images_of(0, [3], 8)[0].astype(float)
+    means = full.reshape(4, 2, 4, 2, 3).mean((1, 3))
+    assert np.abs(image - means).max() <= 0.5
+    code, said = command(tmp_path / "large", stored=16, size=8)
+    assert code == 2 and "the cascade draws 8 px" in said.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--worker=1"], "--worker=1 is not in 0 .. 0"),
+        (["--worker=-1", "--num_workers=2"], "--worker=-1 is not in 0 .. 1"),
+        (["--repair", "--num_workers=2"], "--repair is one process's work"),
+        (["--verify"], "holds no generated set"),
+    ],
+)
+def test_wrong_flags(command, tmp_path, flags, message):
+    code, said = command(tmp_path / "set", *flags)
+    assert code == 2 and message in said.err
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({"ant": 1, "bee": 2}, "class 2 is 'cat', but no class in"),
+        ({"ant": 1, "bee": 2, "dog": 3}, "class 2 is 'cat', but 'dog'"),
+        ({"ant": 1, "bee": 2, "cat": -3}, "the count of 'cat' is -3"),
+        ({"ant": 1, "bee": 2, "cat": 0.5}, "the count of 'cat' is 0.5"),
+    ],
+)
+def test_wrong_counts(command, tmp_path, counts, message):
+    (tmp_path / "counts.json").write_text(json.dumps(counts))
+    code, said = command(tmp_path / "set")
+    assert code == 2 and message in said.err and said.err.count("\n") == 1, said.err
+
+
+def start(folder, counts, *flags, seconds=0.02):
+    options = dict(counts=str(counts), names=NAMES, seconds=seconds)
+    command = [sys.executable, "-m", "tests.imagen_ft.trivial_generate", json.dumps(options)]
+    with open(folder.parent / f"{folder.name}.log", "a") as log:
+        return subprocess.Popen(
+            [*command, f"--workdir={folder}", *flags], cwd=ROOT, stdout=log, stderr=log
+        )
+
+
+def kill_at_random(folder, counts, workers, kills, rng):
+    """Starts workers again and again, and kills one after a random part of a second of work."""
+    flags = [[f"--worker={i}", f"--num_workers={workers}"] for i in range(workers)]
+    running = [start(folder, counts, *flags[i]) for i in range(workers)]
+    for _ in range(kills):
+        victim = int(rng.integers(workers))
+        before = set(folder.glob("**/*"))
+        while set(folder.glob("**/*")) == before and running[victim].poll() is None:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.3))
+        running[victim].send_signal(signal.SIGKILL)
+        running[victim].wait()
+        running[victim] = start(folder, counts, *flags[victim])
+    for process in running:
+        assert process.wait(timeout=120) == 0, folder.with_suffix(".log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("workers", "kills"),
+    [
+        (1, 2),
+        pytest.param(1, 20, marks=pytest.mark.slow),
+        pytest.param(4, 20, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_and_started_again(command, tmp_path, workers, kills):
+    folder, counts = tmp_path / "killed", tmp_path / "counts.json"
+    kill_at_random(folder, counts, workers, kills, np.random.default_rng(workers))
+    assert command(tmp_path / "whole")[0] == 0
+    assert contents(folder) == contents(tmp_path / "whole")
+
+
+def test_one_worker_of_a_kind(command, tmp_path):
+    folder, counts = tmp_path / "set", tmp_path / "counts.json"
+    running = start(folder, counts, "--worker=1", "--num_workers=3", seconds=10.0)
+    try:
+        while not (folder / "provenance.json").exists():
+            assert running.poll() is None, (tmp_path / "set.log").read_text()
+            time.sleep(0.02)
+        code, said = command(folder, "--worker=1", "--num_workers=3")
+        assert code == 2 and "worker 1 is already at work" in said.err
+        code, said = command(folder, "--worker=1", "--num_workers=2")
+        assert code == 2 and "3 workers are at work in it, not 2" in said.err
+        code, said = command(folder, "--repair")
+        assert code == 2 and "another process is at work in it" in said.err
+    finally:
+        running.kill()
+        running.wait()
+
+
+def test_a_full_disk(command, tmp_path):
+    """A file system of 64 kB, where mounting is allowed; elsewhere a limit on the size of files."""
+    disk, counts = tmp_path / "disk", tmp_path / "counts.json"
+    disk.mkdir()
+    options = ["-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(["mount", *options]).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        process = start(disk / "set", counts, seconds=0.0)
+        assert process.wait() == 2
+        said = (disk / "set.log").read_text()
+        assert "No space left on device" in said and "Traceback" not in said
+        assert not list((disk / "set").glob(".*.tmp")), "a half shard is left"
+        subprocess.run(["mount", "-o", "remount,size=10m", str(disk)], check=True)
+        assert start(disk / "set", counts, seconds=0.0).wait() == 0
+        assert command(tmp_path / "whole")[0] == 0
+        assert contents(disk / "set") == contents(tmp_path / "whole")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_source_is_picklable(whole):
+    source = pickle.loads(pickle.dumps(SyntheticSource(whole)))
+    np.testing.assert_array_equal(source[7]["image"], images_of(0, [7], 8)[0])
+
+
+def test_no_image_depends_on_free_fields():
+    assert generate.FREE == ("batch_size", "mesh")

@@ -1,0 +1,81 @@
+"""imagen_ft.generate with images that follow from their index: no network, nothing is compiled.
+
+python -m tests.imagen_ft.trivial_generate --counts=FILE --workdir=DIR [--seconds=0.01 a batch] ...
+"""
+
+import dataclasses
+import sys
+import tempfile
+import time
+from types import SimpleNamespace
+
+import numpy as np
+
+from imagen_ft import generate
+from launch.runtime import app
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config():
+    return ConfigDict(dict(
+        name="trivial", class_names={names!r}, counts={counts!r}, copies={copies},
+        images_per_shard={per_shard}, batch_size={batch_size}, seed=0, stages=dict(),
+        encoding=dict(size={stored}, format="png"),
+    ))
+"""
+
+
+def images_of(seed, indices, size):
+    """Noise that is a function of seed and index."""
+    pixels = np.arange(size * size * 3, dtype=np.uint64)
+    z = np.asarray(indices, np.uint64)[:, None] * np.uint64(0x9E3779B97F4A7C15) + pixels
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9) + np.uint64(seed)
+    return (z >> np.uint64(56)).astype(np.uint8).reshape(-1, size, size, 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trivial:
+    """Stands for a cascade."""
+
+    class_names: tuple[str, ...]
+    size: int = 8
+    seconds: float = 0.0
+    digests: tuple[str, ...] = ("0" * 64,)
+
+    @property
+    def stages(self):
+        return (SimpleNamespace(denoiser=SimpleNamespace(size=self.size, channels=3)),)
+
+    def draw_classes(self, labels, seed, indices, batch_size):
+        assert len(labels) == len(indices)
+        for first in range(0, len(indices), batch_size):
+            time.sleep(self.seconds)
+            yield images_of(seed, indices[first : first + batch_size], self.size)
+
+
+def main(
+    counts, names, *flags, copies=2, per_shard=20, batch_size=32, stored=0, size=8, seconds=0.0
+):
+    """Runs the command."""
+    text = CONFIG.format(
+        names=tuple(names),
+        counts=counts,
+        copies=copies,
+        per_shard=per_shard,
+        batch_size=batch_size,
+        stored=stored,
+    )
+    generate.load_cascade = lambda config, mesh: Trivial(tuple(names), size, seconds)
+    with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
+        file.write(text)
+        file.flush()
+        argv = ["generate", f"--config={file.name}", *flags]
+        app.run(generate.main, generate.__doc__, generate.define_flags, argv)
+
+
+if __name__ == "__main__":
+    import json
+
+    options = json.loads(sys.argv[1])
+    main(options.pop("counts"), options.pop("names"), *sys.argv[2:], **options)
