@@ -376,3 +376,13 @@ def test_cascade_needs_prompts(cascade, prompts, options):
 def test_a_path_needs_prompts(cascade):
     with pytest.raises(InputError, match="0 prompts: at least one is needed"):
         cascade.path([])
+
+
+def test_classes_are_drawn_as_their_prompts(cascade):
+    labels, indices = np.array([2, 0, 1, 1, 2]), np.array([7, 3, 0, 9, 4])
+    prompts = [NAMES[label] for label in labels]
+    expected = cascade.sample(prompts, seed=1, indices=indices, batch_size=2)
+    batches = list(cascade.draw_classes(labels, 1, indices, batch_size=2))
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    np.testing.assert_array_equal(np.concatenate(batches), expected)
+    assert list(cascade.draw_classes(labels[:0], 1, indices[:0])) == []

@@ -158,8 +158,8 @@ def test_wrong_counts(command, tmp_path, counts, message):
     assert code == 2 and message in said.err and said.err.count("\n") == 1, said.err
 
 
-def start(folder, counts, *flags, seconds=0.02):
-    options = dict(counts=str(counts), names=NAMES, seconds=seconds)
+def start(folder, counts, *flags, seconds=0.05, copies=2):
+    options = dict(counts=str(counts), names=NAMES, seconds=seconds, copies=copies)
     command = [sys.executable, "-m", "tests.imagen_ft.trivial_generate", json.dumps(options)]
     with open(folder.parent / f"{folder.name}.log", "a") as log:
         return subprocess.Popen(
@@ -167,21 +167,28 @@ def start(folder, counts, *flags, seconds=0.02):
         )
 
 
-def kill_at_random(folder, counts, workers, kills, rng):
-    """Starts workers again and again, and kills one after a random part of a second of work."""
+def kill_at_random(folder, counts, workers, kills, rng, copies):
+    """Starts workers again and again, and kills one after a random part of a second of work.
+
+    Returns:
+        How many of the kills met a worker at work.
+    """
     flags = [[f"--worker={i}", f"--num_workers={workers}"] for i in range(workers)]
-    running = [start(folder, counts, *flags[i]) for i in range(workers)]
+    begin = lambda i: start(folder, counts, *flags[i], copies=copies)  # noqa: E731
+    running, met = [begin(i) for i in range(workers)], 0
     for _ in range(kills):
         victim = int(rng.integers(workers))
         before = set(folder.glob("**/*"))
         while set(folder.glob("**/*")) == before and running[victim].poll() is None:
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.3))
+        met += running[victim].poll() is None
         running[victim].send_signal(signal.SIGKILL)
         running[victim].wait()
-        running[victim] = start(folder, counts, *flags[victim])
+        running[victim] = begin(victim)
     for process in running:
         assert process.wait(timeout=120) == 0, folder.with_suffix(".log").read_text()
+    return met
 
 
 @pytest.mark.parametrize(
@@ -193,9 +200,10 @@ def kill_at_random(folder, counts, workers, kills, rng):
     ],
 )
 def test_killed_and_started_again(command, tmp_path, workers, kills):
-    folder, counts = tmp_path / "killed", tmp_path / "counts.json"
-    kill_at_random(folder, counts, workers, kills, np.random.default_rng(workers))
-    assert command(tmp_path / "whole")[0] == 0
+    folder, counts, copies = tmp_path / "killed", tmp_path / "counts.json", 2 * kills
+    rng = np.random.default_rng(workers)
+    assert kill_at_random(folder, counts, workers, kills, rng, copies) >= kills / 2
+    assert command(tmp_path / "whole", copies=copies)[0] == 0
     assert contents(folder) == contents(tmp_path / "whole")
 
 

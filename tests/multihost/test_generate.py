@@ -1,0 +1,43 @@
+"""One set by one device, by four of one process, by two processes with two each, by workers."""
+
+import json
+
+import numpy as np
+import pytest
+
+from input_pipeline.synthetic import SyntheticSource
+from input_pipeline.synthetic_check import verify
+from tests.multihost.processes import run_processes
+
+MODULE = "tests.imagen_ft.generate_devices"
+COUNTS = {"ab": 7, "c": 4, "de": 12}
+
+
+def make(tmp_path, name, mesh, processes=1, devices=1, workers=1):
+    counts = tmp_path / "counts.json"
+    counts.write_text(json.dumps(COUNTS))
+    for worker in range(workers):
+        flags = (f"--worker={worker}", f"--num_workers={workers}")
+        arguments = str(counts), str(tmp_path / name), json.dumps(mesh), *flags
+        run_processes(MODULE, *arguments, processes=processes, devices=devices)
+    assert verify(tmp_path / name).ok
+    source = SyntheticSource(tmp_path / name)
+    return np.stack([source[i]["image"] for i in range(len(source))]).astype(int)
+
+
+MESHES = {
+    "job": ({"data": -1}, 2, 2, 1),
+    "four": ({"data": 2, "fsdp": 2}, 1, 4, 1),
+    "workers that are jobs": ({"data": -1}, 2, 1, 2),
+}
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in list(MESHES)[1:]]
+
+
+@pytest.mark.parametrize("name", ["job", *SLOW])
+def test_a_set_is_the_same_on_any_devices(tmp_path, name):
+    alone = make(tmp_path, "alone", {"data": -1})
+    assert alone.shape == (23, 8, 8, 1) and alone.std(axis=0).mean() > 10
+    found = make(tmp_path, name, *MESHES[name])
+    # Sums are rounded as the devices' parts of a batch have it.
+    assert np.abs(found - alone).max() <= 1
+    assert (found == alone).mean() > 0.99
