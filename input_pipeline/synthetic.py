@@ -6,6 +6,8 @@ provenance.json                      what the set is made from; written before t
 dataset_info.json, features.json     and the class names, for `tfds.builder_from_directory`
 README.md, samples.png               what people read of the set
 manifest.json                        written last: with it the set is complete
+
+python -m input_pipeline.synthetic --set=DIR --export=folder --to=DIR    # for other trainers
 """
 
 from typing import Any
@@ -163,3 +165,11 @@ def decode(data: bytes, shape: list[int]) -> UInt8[np.ndarray, "h w c"] | None:
     except InputError:
         return None
     return image if image.shape == tuple(shape) else None
+
+
+if __name__ == "__main__":
+    import sys
+
+    from input_pipeline.synthetic_export import main
+
+    sys.exit(main())

@@ -19,6 +19,7 @@ def write_metadata(
     shard_lengths: Sequence[int],
     num_bytes: int,
     image_format: str = "png",
+    file_format: str = "tfrecord",
 ) -> list[str]:
     """Writes `dataset_info.json`, `features.json` and the class names for TFDS.
 
@@ -32,6 +33,7 @@ def write_metadata(
         shard_lengths: records in each shard.
         num_bytes: size of all shards.
         image_format: png or jpeg.
+        file_format: of the shards, tfrecord or array_record.
 
     Returns:
         The names of the files.
@@ -54,7 +56,7 @@ def write_metadata(
             name=name, version=tfds.core.Version(VERSION), data_dir=draft, module_name=""
         )
         info = tfds.core.DatasetInfo(builder=identity, features=features)
-        info.set_file_format("tfrecord")
+        info.set_file_format(file_format)
         split = tfds.core.SplitInfo(
             name="train", shard_lengths=list(shard_lengths), num_bytes=num_bytes
         )
