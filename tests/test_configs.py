@@ -105,7 +105,8 @@ def test_its_networks_resolve(path, capsys, monkeypatch):
         # A glance embeds the prompts that elsewhere come from a cache.
         assert "text_encoder" not in counts
         counts["text_encoder"] = smaller_counts["text_encoder"]
-    assert counts.keys() == smaller_counts.keys()
+    # A glance may leave stages of a cascade out.
+    assert smaller_counts.keys() <= counts.keys() and len(smaller_counts) >= min(2, len(counts))
     for count in (*counts.values(), *smaller_counts.values()):
         assert count > 1000
     if path in PARAMETERS:

@@ -1,0 +1,32 @@
+r"""Generates a synthetic CIFAR-10 with the two stages that were trained before.
+
+python -m imagen_ft.generate --config=configs/cifar10/generate.py --workdir=runs/cifar10/generated
+
+Before it, the two runs that `sample.py` names. Arguments: `k`, how many times the real set; `data`
+and `root` as in `finetune_base16.py`; `runlocal` for a CPU, where the runs had it as well.
+
+Hardware: one GPU, minutes for each k. Expected: as many images of each class as there are to train
+on, in one shard for each 50,000.
+"""
+
+from configs import arguments
+from configs.cifar10 import common, sample
+
+
+def get_config(arg=""):
+    args = arguments.parse(
+        arg, k=1, data="data/cifar10_sample.zip", root="cifar10_sample", runlocal=False
+    )
+    config = sample.get_config("runlocal" if args["runlocal"] else "")
+    del config.images_per_prompt, config.show_stages
+    config.name = "cifar10_synthetic"
+    trained = common.training(f"data={args['data']},root={args['root']}", "base16", total_steps=1)
+    config.real_source = trained.train_source
+    config.copies = args["k"]
+    config.images_per_shard = 0
+    config.encoding = dict(size=0, format="png")
+    config.batch_size = 500 if not args["runlocal"] else 80
+    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    if args["runlocal"]:
+        config.real_source.per_class = 8
+    return config
