@@ -1,18 +1,22 @@
 """Batches: the position in the data is one number, so resuming needs the step and nothing else."""
 
+import gc
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 from jaxtyping import Int, Int64
 
 from input_pipeline.files import InputError
 from input_pipeline.mixture import FixedWeight
 from input_pipeline.order import Plan, Shuffled
 from input_pipeline.sources import Source
+from input_pipeline.workers import end_with_parent
 
 Example = dict[str, Any]
 Batch = dict[str, np.ndarray]
@@ -22,6 +26,7 @@ Augment = Callable[[Example, np.random.Generator], Example]
 # A core decodes some 270 photographs a second; one is left for the step.
 _THREADS = min(16, max(1, (os.cpu_count() or 1) - 1))
 _READ_AHEAD = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_THREADS + 1)
+_WORKER_READ_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
 
 
 class _DrawnBatches:
@@ -120,13 +125,46 @@ def batches(
     )
 
 
-def iterate(dataset: grain.MapDataset, start: int, stop: int) -> Iterator[Batch]:
-    """Batches start .. stop - 1; threads, one a core, read ahead."""
-    reader = iter(dataset[start:stop].to_iter_dataset(_READ_AHEAD))
+def iterate(dataset: grain.MapDataset, start: int, stop: int, workers: int = 0) -> Iterator[Batch]:
+    """Batches start .. stop - 1, the same for any number of workers; they are read ahead.
+
+    Args:
+        dataset: of `batches`.
+        start: the first batch.
+        stop: one past the last.
+        workers: processes that read. They take seconds to start, memory of their own, and shared
+            memory for four batches each. 0 is threads, one a core: as good where most of the time
+            goes to decoding, during which other threads run.
+
+    Raises:
+        InputError: a worker was killed.
+    """
+    reader = iter(_read_ahead(dataset[start:stop], workers))
     try:
         yield from reader
+    except RuntimeError as error:
+        code = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
+        if not workers or not code:
+            raise
+        raise InputError(
+            f"loader_workers={workers}: one of them was killed (exit code {code[1]}), for want of "
+            "memory or of shared memory (/dev/shm): give it more, or take fewer, or 0 for threads"
+        ) from error
     finally:
         reader.close()
+        if workers:
+            # Frames of Grain's that an exception has passed hold shared memory beyond Python's end.
+            del reader
+            gc.collect()
+
+
+def _read_ahead(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
+    if not workers:
+        return dataset.to_iter_dataset(_READ_AHEAD)
+    flags.FLAGS.mark_as_parsed()  # Grain asks absl's global flags for options to hand on.
+    alone = dataset.to_iter_dataset(_WORKER_READ_AHEAD)
+    options = grain.MultiprocessingOptions(workers)
+    return alone.mp_prefetch(options, worker_init_fn=end_with_parent)
 
 
 class _EvalBatches:

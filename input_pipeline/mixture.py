@@ -65,8 +65,8 @@ class Union:
 class FixedWeight:
     """The plan in which synthetic images are the same share of every batch, however many there are.
 
-    "Diversify, Don't Fine-Tune" (2023, section 3.3) gives each domain half. Each runs through epochs
-    of its own, and each of its examples comes once in each. Of the first k batches together,
+    "Diversify, Don't Fine-Tune" (2023, section 3.3) gives each domain half. A domain runs through
+    epochs of its own, with each of its examples once in each. Of the first k batches together,
     floor(k * batch_size * weight) places are synthetic: the share is the same in every batch where
     batch_size * weight is whole, and otherwise one place more in some. Which places they are is
     drawn anew for every batch; with weight 0 the batches are those of the real images alone.
