@@ -165,7 +165,7 @@ def long_tail(
         fields: `n_max` and `gamma`, see `long_tail_counts`, and `order`: classes are the first, the
             second, ... by 'label' (the default) or by 'size', the one with most images first.
         seed: of the draw.
-        labels: the classes; None is all.
+        labels: the classes in their order; None is all.
 
     Raises:
         InputError: a field is missing, unknown or wrong, or no class has `n_max` images.
@@ -187,8 +187,9 @@ def long_tail(
             f"long_tail.n_max={fields['n_max']}, but the largest class, "
             f"{source.class_names[largest]!r}, has {found[largest]} images; choose fewer"
         )
-    key = (lambda label: label) if fields["order"] == "label" else (lambda label: -found[label])
-    return _draw(source, dict(zip(sorted(labels, key=key), counts.tolist(), strict=True)), seed)
+    if fields["order"] == "size":
+        labels = sorted(labels, key=lambda label: -found[label])
+    return _draw(source, dict(zip(labels, counts.tolist(), strict=True)), seed)
 
 
 def long_tail_counts(num_classes: int, n_max: int, gamma: float) -> Int64[np.ndarray, " classes"]:
