@@ -52,13 +52,13 @@ class Epochs:
     def _order(self, epoch: int) -> Int32[np.ndarray, " n"]:
         # All threads come to a new epoch at once; one draws it, which for 12M examples takes 1 s.
         with self._lock:
-            if epoch not in self._orders:
-                rng = np.random.default_rng((self._seed, epoch, self._stream))
-                self._orders[epoch] = rng.permutation(np.arange(self._n, dtype=np.int32))
-            order = self._orders.pop(epoch)
-            self._orders[epoch] = order  # the last one used
-            while len(self._orders) > _KEPT:
+            order = self._orders.pop(epoch, None)
+            while len(self._orders) >= _KEPT:
                 del self._orders[next(iter(self._orders))]
+            if order is None:
+                order = np.arange(self._n, dtype=np.int32)
+                np.random.default_rng((self._seed, epoch, self._stream)).shuffle(order)
+            self._orders[epoch] = order  # the last one used
             return order
 
 
