@@ -4,7 +4,8 @@ python -m classifiers.train --config=configs/digits/classifier.py:arm=real+gener
     --workdir=runs/classifier
 
 The same command goes on where it stopped. Seed n is trained in the folder seed_n of the run
-directory.
+directory. All images of config.train_sources count the same, unless config.synthetic_weight says
+which share of every batch is synthetic; config.loader_workers processes read them, 0 for threads.
 """
 
 import functools

@@ -26,6 +26,8 @@ Augment = Callable[[Example, np.random.Generator], Example]
 # A core decodes some 270 photographs a second; one is left for the step.
 _THREADS = min(16, max(1, (os.cpu_count() or 1) - 1))
 _READ_AHEAD = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_THREADS + 1)
+# Workers hand pixels over in shared memory, a file for each array, and smaller arrays in a pipe.
+_MIN_SHARED_BYTES = 2**20
 _WORKER_READ_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
 
 
@@ -162,7 +164,10 @@ def _read_ahead(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
     if not workers:
         return dataset.to_iter_dataset(_READ_AHEAD)
     flags.FLAGS.mark_as_parsed()  # Grain asks absl's global flags for options to hand on.
-    alone = dataset.to_iter_dataset(_WORKER_READ_AHEAD)
+    alone = grain.experimental.WithOptionsIterDataset(
+        dataset.to_iter_dataset(_WORKER_READ_AHEAD),
+        grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED_BYTES),
+    )
     options = grain.MultiprocessingOptions(workers)
     return alone.mp_prefetch(options, worker_init_fn=end_with_parent)
 

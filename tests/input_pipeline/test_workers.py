@@ -59,6 +59,17 @@ def test_workers_read_the_same_batches_in_the_same_order(workers):
     assert not multiprocessing.active_children()
 
 
+def enlarged(example):
+    return {**example, "image": np.tile(example["image"], (40, 40, 1))}
+
+
+@pytest.mark.slow
+def test_large_batches_come_in_shared_memory():
+    dataset = batches(enlarged)
+    assert dataset[0]["image"].nbytes > 2**20
+    assert_same(dataset, 0, 10, workers=2)
+
+
 def damaged(example):
     if example["label"] == 3:
         raise InputError("x.tfrecord: record 3: damaged; write it again")
