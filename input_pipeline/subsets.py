@@ -41,7 +41,7 @@ class Subset:
         return self._source[int(self.indices[i])]
 
     def key(self, i: int) -> str:
-        """The name of example i in the source."""
+        """The name of example i in the whole source."""
         return self._source.key(int(self.indices[i]))
 
 
