@@ -4,7 +4,8 @@ python -m classifiers.train --config=configs/digits/classifier.py:arm=real+gener
     --workdir=runs/classifier
 
 The same command goes on where it stopped. Seed n is trained in the folder seed_n of the run
-directory.
+directory. All images of config.train_sources count the same, unless config.synthetic_weight says
+which share of every batch is synthetic; config.loader_workers processes read them, 0 for threads.
 """
 
 import functools
@@ -25,7 +26,7 @@ from classifiers.models.resnet import ResNet
 from input_pipeline import loader, sources
 from input_pipeline.augment.crop import random_shift
 from input_pipeline.files import InputError
-from input_pipeline.mixture import Union
+from input_pipeline.mixture import Union, check_weight
 from launch.runtime import app
 from launch.runtime.ema import make_decays
 from launch.runtime.images import to_float
@@ -106,6 +107,9 @@ def main(args: app.Arguments) -> None:
     if tuple(source.class_names) != tuple(class_names):
         raise InputError("config.train_sources and config.evaluation_source have different classes")
     source = sources.in_memory(source) if config.in_memory else source
+    synthetic_weight = config.get("synthetic_weight")
+    if synthetic_weight is not None:
+        check_weight(source.domain, synthetic_weight)
     digests = {name: sources.digest(spec) for name, spec in specs.items()}
     claim_workdir(args.workdir, config, {name: found for name, found in digests.items() if found})
     averages = tuple(make_decays(config.ema))
@@ -120,6 +124,7 @@ def main(args: app.Arguments) -> None:
             seed,
             augment=augment if config.max_shift else None,
             rows=local_rows(mesh, config.batch_size),
+            synthetic_weight=synthetic_weight,
         )
         key = (jax.random.key(seed),)
         with jax.set_mesh(mesh):
@@ -130,7 +135,9 @@ def main(args: app.Arguments) -> None:
                 abstract=abstract,
                 create=functools.partial(create_state, init, key, tx, averages, mesh),
                 train_step=train_step,
-                batches=functools.partial(loader.iterate, data),
+                batches=functools.partial(
+                    loader.iterate, data, workers=config.get("loader_workers", 0)
+                ),
                 evaluate=evaluate,
                 label=f"{args.workdir.name} seed {seed}",
             )

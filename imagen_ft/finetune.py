@@ -266,7 +266,9 @@ def _train(args: app.Arguments, training: Training, encoder: TextEncoder, mesh: 
                 config, denoiser, training.text_shape, training.tx, training.decays, mesh
             ),
             train_step=training.step(mesh, *placed),
-            batches=functools.partial(loader.iterate, batches),
+            batches=functools.partial(
+                loader.iterate, batches, workers=config.get("loader_workers", 0)
+            ),
             evaluate=evaluate,
             pictures=pictures,
             label=args.workdir.name,

@@ -1,17 +1,22 @@
 """Batches: the position in the data is one number, so resuming needs the step and nothing else."""
 
-import functools
+import gc
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 from jaxtyping import Int, Int64
 
 from input_pipeline.files import InputError
+from input_pipeline.mixture import FixedWeight
+from input_pipeline.order import Plan, Shuffled
 from input_pipeline.sources import Source
+from input_pipeline.workers import end_with_parent
 
 Example = dict[str, Any]
 Batch = dict[str, np.ndarray]
@@ -21,42 +26,38 @@ Augment = Callable[[Example, np.random.Generator], Example]
 # A core decodes some 270 photographs a second; one is left for the step.
 _THREADS = min(16, max(1, (os.cpu_count() or 1) - 1))
 _READ_AHEAD = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_THREADS + 1)
+# Workers hand pixels over in shared memory, a file for each array, and smaller arrays in a pipe.
+_MIN_SHARED_BYTES = 2**20
+_WORKER_READ_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
 
 
-@functools.lru_cache(maxsize=4)  # a batch can span two epochs; 8 bytes an example and epoch
-def _epoch_order(n: int, seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
-    order = np.random.default_rng((seed, epoch)).permutation(n)
-    order.flags.writeable = False
-    return order
-
-
-class _ShuffledBatches:
-    """Random access to this process's part of every batch of an endless, shuffled run.
+class _DrawnBatches:
+    """Random access to this process's part of every batch of an endless run.
 
     Grain's element-wise `shuffle().repeat().batch()` costs 95 us an example, and its index shuffle
     is visibly not uniform on a few dozen examples. So Grain sees whole batches.
     """
 
-    def __init__(self, source, batch_size, seed, transform, augment, rows):
-        self._source, self._seed = source, seed
+    def __init__(self, source, plan, batch_size, seed, transform, augment, rows, repeats):
+        self._source, self._plan, self._seed = source, plan, seed
         self._transform, self._augment = transform, augment
-        self._batch_size, self._rows = batch_size, rows
+        self._batch_size, self._rows, self._repeats = batch_size, rows, repeats
 
     def __len__(self) -> int:
         return sys.maxsize // self._batch_size
 
     def __getitem__(self, k: int) -> Batch:
-        n = len(self._source)
-        positions = k * self._batch_size + self._rows
-        epochs = positions // n
-        indices = np.empty_like(positions)
-        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            mine = epochs == epoch
-            indices[mine] = _epoch_order(n, self._seed, epoch)[positions[mine] % n]
-        return _stack([self._example(*at) for at in zip(indices.tolist(), positions, strict=True)])
+        indices = self._plan(k, self._rows // self._repeats)
+        return _stack(list(self._draw(indices.tolist(), k * self._batch_size + self._rows)))
 
-    def _example(self, index: int, position: int) -> Example:
-        example = _example(self._source, index, self._transform)
+    def _draw(self, indices: list[int], positions: Int64[np.ndarray, " rows"]) -> Iterator[Example]:
+        last: int | None = None
+        for index, position in zip(indices, positions, strict=True):
+            if index != last:  # what is repeated is decoded once
+                example, last = _example(self._source, index, self._transform), index
+            yield self._augmented(example, position)
+
+    def _augmented(self, example: Example, position: int) -> Example:
         if self._augment is None:
             return example
         # Every place in the run has its own randomness, whichever process comes by it. Philox takes
@@ -82,6 +83,8 @@ def batches(
     transform: Transform | None = None,
     augment: Augment | None = None,
     rows: Int[np.ndarray, " rows"] | None = None,
+    synthetic_weight: float | None = None,
+    repeats: int = 1,
 ) -> grain.MapDataset:
     """Endless shuffled batches: element k is a function of (seed, k) only.
 
@@ -93,32 +96,80 @@ def batches(
         batch_size: examples in a global batch, over all processes.
         seed: any integer >= 0.
         transform: maps one example to another, before examples are stacked.
-        augment: the same, after `transform`, with randomness of its own for every example drawn.
+        augment: the same, after `transform`, with randomness of its own for every example drawn; it
+            leaves what it is given as it is.
         rows: those of a batch that this process loads; None is all.
+        synthetic_weight: the share of synthetic images in every batch, see `FixedWeight`; None is
+            that of the source, on average.
+        repeats: an example drawn fills so many rows that follow each other, each augmented by
+            itself (Hoffer et al. 2020, Augment Your Batch); an epoch then has as many more batches.
 
     Returns:
         A dataset whose element k is a dict of arrays with these rows.
 
     Raises:
-        InputError: the source is empty, or the batch is.
+        InputError: the source is empty, or the batch is, the weight cannot be kept, or the batch
+            cannot be filled with examples that are repeated so often.
     """
     if not len(source):
         raise InputError("the source holds no examples; check its split or path")
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size}: at least 1 is needed")
+    if repeats < 1 or batch_size % repeats:
+        raise InputError(f"repeats={repeats}: a divisor of batch_size={batch_size} is needed")
     rows = np.arange(batch_size) if rows is None else rows
+    draws = batch_size // repeats
+    plan: Plan = Shuffled(len(source), draws, seed)
+    if synthetic_weight is not None:
+        plan = FixedWeight(source.domain, synthetic_weight, draws, seed)
     return grain.MapDataset.source(
-        _ShuffledBatches(source, batch_size, seed, transform, augment, rows)
+        _DrawnBatches(source, plan, batch_size, seed, transform, augment, rows, repeats)
     )
 
 
-def iterate(dataset: grain.MapDataset, start: int, stop: int) -> Iterator[Batch]:
-    """Batches start .. stop - 1; threads, one a core, read ahead."""
-    reader = iter(dataset[start:stop].to_iter_dataset(_READ_AHEAD))
+def iterate(dataset: grain.MapDataset, start: int, stop: int, workers: int = 0) -> Iterator[Batch]:
+    """Batches start .. stop - 1, the same for any number of workers; they are read ahead.
+
+    Args:
+        dataset: of `batches`.
+        start: the first batch.
+        stop: one past the last.
+        workers: processes that read. They take seconds to start, memory of their own, and shared
+            memory for four batches each. 0 is threads, one a core: as good where most of the time
+            goes to decoding, during which other threads run.
+
+    Raises:
+        InputError: a worker was killed.
+    """
+    reader = iter(_read_ahead(dataset[start:stop], workers))
     try:
         yield from reader
+    except RuntimeError as error:
+        code = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
+        if not workers or not code:
+            raise
+        raise InputError(
+            f"loader_workers={workers}: one of them was killed (exit code {code[1]}), for want of "
+            "memory or of shared memory (/dev/shm): give it more, or take fewer, or 0 for threads"
+        ) from error
     finally:
         reader.close()
+        if workers:
+            # Frames of Grain's that an exception has passed hold shared memory beyond Python's end.
+            del reader
+            gc.collect()
+
+
+def _read_ahead(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
+    if not workers:
+        return dataset.to_iter_dataset(_READ_AHEAD)
+    flags.FLAGS.mark_as_parsed()  # Grain asks absl's global flags for options to hand on.
+    alone = grain.experimental.WithOptionsIterDataset(
+        dataset.to_iter_dataset(_WORKER_READ_AHEAD),
+        grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED_BYTES),
+    )
+    options = grain.MultiprocessingOptions(workers)
+    return alone.mp_prefetch(options, worker_init_fn=end_with_parent)
 
 
 class _EvalBatches:

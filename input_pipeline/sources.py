@@ -140,8 +140,8 @@ def load(spec: Mapping[str, Any]) -> Source:
     """Opens the source that a config describes; a field that is None counts as absent.
 
     Args:
-        spec: `name` and the fields of that source; all have `per_class`, to take only so many
-            images of every class.
+        spec: `name` and the fields of that source; all have those of `subsets.apply`, to take only
+            a part.
             digits: `split`.
             synthetic: `path`, and `copies` to take only the first so many copies of the real set.
             image_folder: `path` and `root`, see `ImageFolder`; and `held_out`, how many images of
@@ -156,19 +156,21 @@ def load(spec: Mapping[str, Any]) -> Source:
     if name not in _KINDS:
         raise InputError(f"unknown source {name!r}; use one of {', '.join(_KINDS)}")
     kind = _KINDS[name]
-    allowed = ("name", kind.needs, *kind.may_have, "per_class")
+    allowed = ("name", kind.needs, *kind.may_have, *subsets.FIELDS)
     if unknown := sorted(set(spec) - set(allowed)):
         raise InputError(f"source {name!r} has no field {unknown[0]!r}; use {', '.join(allowed)}")
     if kind.needs not in spec:
         raise InputError(f"source {name!r} needs the field {kind.needs!r}; set it in the config")
-    source = kind.open(spec)
-    if "per_class" in spec:
-        source = subsets.per_class(source, spec["per_class"], seed=0)
-    return source
+    return subsets.apply(kind.open(spec), spec)
 
 
 def digest(spec: Mapping[str, Any]) -> str | None:
     """What a source holds, as a digest; None for one that never changes."""
+    found = [known for known in (_digest(spec), subsets.digest(spec)) if known]
+    return " and ".join(found) or None
+
+
+def _digest(spec: Mapping[str, Any]) -> str | None:
     if spec["name"] == "synthetic":
         return files.sha256(epath.Path(spec["path"]) / "manifest.json")
     if spec["name"] == "image_folder":

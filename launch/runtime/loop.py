@@ -21,6 +21,7 @@ from launch.runtime.progress import Metrics, Progress
 from launch.runtime.state import TrainState
 
 T = TypeVar("T")
+_LEAST = {"total_steps": 1, "batch_size": 1, "seed": 0, "seeds": 1, "loader_workers": 0}
 
 
 def check_training(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
@@ -30,7 +31,7 @@ def check_training(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
         InputError: names the field.
     """
     check_joined()
-    for field, least in (("total_steps", 1), ("batch_size", 1), ("seed", 0), ("seeds", 1)):
+    for field, least in _LEAST.items():
         if field in config and config[field] < least:
             raise InputError(f"config.{field}={config[field]}: at least {least} is needed")
     if config.get("best"):

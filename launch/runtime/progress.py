@@ -22,6 +22,8 @@ T = TypeVar("T")
 # Where one of these is not finite, the state is not, either.
 CHECKED = ("loss", "gradient_norm", "update_norm")
 LEVELS = "loss_by_level"
+# So many steps are under way at most: the next batch is on the device in time, but not dozens.
+_UNDER_WAY = 2
 # So many steps can be looked back on for the first that was not finite.
 _REMEMBERED = 1000
 
@@ -88,6 +90,8 @@ class Progress:
         self.flush()
         kept = {name: metrics[name] for name in (*CHECKED, LEVELS) if name in metrics}
         self._unchecked.append((step, kept))
+        if len(self._unchecked) > _UNDER_WAY:
+            jax.block_until_ready(self._unchecked[-1 - _UNDER_WAY][1])
         if not self._speed.running:
             jax.block_until_ready(metrics)
             self._speed.run(step)

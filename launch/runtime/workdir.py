@@ -19,6 +19,7 @@ FREE = (
     "checkpoint_every",
     "evaluate_every",
     "keep_checkpoints",
+    "loader_workers",
     "log_every",
     "mesh",
     "pictures",

@@ -127,6 +127,53 @@ def test_reading_ahead_happens_in_another_thread_and_two_batches_deep(monkeypatc
     assert threading.current_thread() not in threads and len(threads) <= 3
 
 
+def noisy(example, rng):
+    return {**example, "noise": rng.random()}
+
+
+@pytest.mark.parametrize("weight", [None, 0.5])
+def test_repeated_examples_are_each_augmented_by_themselves(weight):
+    source = numbered(20)
+    source.domain[10:] = 1
+    options = dict(augment=noisy, synthetic_weight=weight)
+    thrice = loader.batches(source, 12, 0, repeats=3, **options)
+    once = loader.batches(source, 4, 0, **options)
+    for k in range(7):
+        batch, drawn = thrice[k], once[k]
+        np.testing.assert_array_equal(batch["image"], np.repeat(drawn["image"], 3, axis=0))
+        np.testing.assert_array_equal(batch["label"], np.repeat(drawn["label"], 3))
+        assert len(set(batch["noise"])) == 12
+        rows = np.array([1, 2, 3, 11])
+        part = loader.batches(source, 12, 0, repeats=3, rows=rows, **options)[k]
+        assert_equal(part, {name: values[rows] for name, values in batch.items()})
+
+
+def test_what_is_repeated_is_decoded_once():
+    decoded = []
+
+    def spy(example):
+        decoded.append(int(example["label"]))
+        return example
+
+    loader.batches(numbered(10), 12, 0, transform=spy, repeats=4)[0]
+    assert len(decoded) == 3
+
+
+@pytest.mark.parametrize("repeats", [0, -1, 5])
+def test_repeats_that_do_not_fill_a_batch(repeats):
+    with pytest.raises(InputError, match=f"repeats={repeats}: a divisor of batch_size=12"):
+        loader.batches(numbered(10), 12, 0, repeats=repeats)
+
+
+@pytest.mark.parametrize("weight", [None, 0.5])
+def test_grains_own_checkpoints_go_on_alike(weight):
+    source = numbered(20)
+    source.domain[10:] = 1
+    dataset = loader.batches(source, 4, 0, augment=noisy, synthetic_weight=weight)
+    reader = loader._read_ahead(dataset[3:9], workers=0)
+    grain.experimental.assert_equal_output_after_checkpoint(reader)
+
+
 def test_transform_maps_single_examples():
     def invert(example):
         assert example["image"].shape == (2, 2, 1)

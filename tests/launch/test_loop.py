@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from input_pipeline.files import InputError
-from launch.runtime import app, checkpoint, seals
+from launch.runtime import app, checkpoint, loop, seals
 from launch.runtime.loop import check_training
 from launch.runtime.mesh import make_mesh, with_shardings
 from launch.runtime.metrics import column, read_metrics
@@ -167,6 +167,31 @@ def test_intervals_of_zero(tmp_path):
 def test_keeps_as_many_checkpoints_as_it_is_told(tmp_path):
     train(tmp_path, changed(checkpoint_every=1, keep_checkpoints=3))
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["6", "7", "8"]
+
+
+def test_batches_are_put_on_the_device_while_steps_run_but_not_dozens(tmp_path, monkeypatch):
+    losses, under_way, put_batch = [], [], loop.put_batch
+
+    def put(mesh, batch):
+        batch = put_batch(mesh, batch)
+        under_way.append(sum(not loss.is_ready() for loss in losses))
+        return batch
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def slow(state, batch):
+        state, found = toy.train_step(state, batch)
+        square = jnp.full((900, 900), found["loss"])
+        return state, {**found, "loss": (square @ square @ square).mean()}
+
+    def train_step(state, batch):
+        state, found = slow(state, batch)
+        losses.append(found["loss"])
+        return state, found
+
+    monkeypatch.setattr(loop, "put_batch", put)
+    config = changed(total_steps=12, log_every=0, checkpoint_every=0, evaluate_every=0)
+    train(tmp_path, config, train_step=train_step)
+    assert len(under_way) == 12 and 1 <= max(under_way) <= 2
 
 
 def test_a_state_is_saved_as_it_was_while_training_goes_on(tmp_path):

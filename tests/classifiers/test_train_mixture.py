@@ -1,0 +1,114 @@
+"""Real and generated digits in one classifier: as a union, at a fixed share, read by processes."""
+
+import numpy as np
+import pytest
+
+from classifiers import train
+from configs.digits import classifier
+from input_pipeline import loader
+from input_pipeline.files import InputError
+from input_pipeline.sources import DIGIT_NAMES
+from input_pipeline.synthetic import SyntheticWriter
+from launch.runtime import app
+from launch.runtime.metrics import read_metrics
+
+REAL = dict(name="digits", split="train")
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory):
+    """Sixty white images."""
+    folder = tmp_path_factory.mktemp("generated") / "set"
+    writer = SyntheticWriter(folder, "white", DIGIT_NAMES, (8, 8, 1), [3] * 10, 2, 60, {})
+    writer.write_shard(0, np.full((60, 8, 8, 1), 255, np.uint8), [""] * 60)
+    writer.finish()
+    return dict(name="synthetic", path=str(folder))
+
+
+def run(workdir, sources, **fields):
+    """Trains a tiny network for four steps; the exit code."""
+    config = classifier.get_config("runlocal").to_dict()
+    config["train_sources"] = sources
+    config["model"] |= dict(stage_sizes=(1,), width=4)
+    config |= dict(seeds=1, batch_size=16, total_steps=4, log_every=1, checkpoint_every=2)
+    path = workdir.with_suffix(".py")
+    path.write_text(
+        "from ml_collections import ConfigDict\n"
+        f"def get_config():\n    return ConfigDict({config | fields!r})\n"
+    )
+    with pytest.raises(SystemExit) as ended:
+        app.run(train.main, "", argv=["task", f"--config={path}", f"--workdir={workdir}"])
+    return ended.value.code
+
+
+def losses(workdir):
+    return [line["loss"] for line in read_metrics(workdir / "seed_0") if "loss" in line]
+
+
+def drawn(monkeypatch, workdir, sources, **fields):
+    """The first batches that would be trained on."""
+    fits = []
+    monkeypatch.setattr(train, "fit", lambda **arguments: fits.append(arguments))
+    assert run(workdir, sources, **fields) == 0
+    return list(fits[-1]["batches"](0, 20))
+
+
+@pytest.mark.parametrize(
+    ("weight", "counts"), [(0.25, {4}), (0.0, {0}), (1.0, {16}), (0.3, {4, 5})]
+)
+def test_a_fixed_share(generated, tmp_path, monkeypatch, weight, counts):
+    sources = dict(real=REAL, generated=generated)
+    batches = drawn(monkeypatch, tmp_path / "run", sources, synthetic_weight=weight)
+    assert {int(batch["domain"].sum()) for batch in batches} == counts
+    for batch in batches:
+        white = (batch["image"][:, 2:6, 2:6] == 255).all(axis=(1, 2, 3))
+        np.testing.assert_array_equal(white, batch["domain"] == 1)
+
+
+def test_without_a_weight_it_is_the_union(generated, tmp_path, monkeypatch):
+    sources = dict(real=REAL, generated=generated)
+    absent = drawn(monkeypatch, tmp_path / "absent", sources)
+    none = drawn(monkeypatch, tmp_path / "none", sources, synthetic_weight=None)
+    for ours, theirs in zip(absent, none, strict=True):
+        np.testing.assert_array_equal(ours["image"], theirs["image"])
+    # 60 of 90 on average, and not always as many.
+    counts = [int(batch["domain"].sum()) for batch in absent]
+    assert len(set(counts)) > 3 and 9 < np.mean(counts) < 12
+
+
+@pytest.mark.parametrize(
+    ("names", "fields", "said"),
+    [
+        (["real"], dict(synthetic_weight=0.5), "there are no synthetic images to fill 0.5 of"),
+        (["generated"], dict(synthetic_weight=0.5), "there are no real images to fill 0.5 of"),
+        (["real", "generated"], dict(synthetic_weight=1.5), "synthetic_weight=1.5: the share of"),
+        (["real"], dict(loader_workers=-1), "config.loader_workers=-1: at least 0 is needed"),
+    ],
+)
+def test_nonsense_is_refused_before_a_run_is_begun(
+    generated, tmp_path, capsys, names, fields, said
+):
+    sources = dict(real=REAL, generated=generated)
+    assert run(tmp_path / "run", {name: sources[name] for name in names}, **fields) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and said in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_workers(generated, tmp_path, monkeypatch):
+    sources, fields = dict(real=REAL, generated=generated), dict(synthetic_weight=0.25)
+    assert run(tmp_path / "whole", sources, **fields) == 0
+    iterate = loader.iterate
+
+    def cut(dataset, start, stop, workers=0):
+        yield from iterate(dataset, start, min(stop, 3), workers)
+        if stop > 3:
+            raise InputError("a power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loader, "iterate", cut)
+        assert run(tmp_path / "run", sources, loader_workers=2, **fields) == 2
+    assert len(losses(tmp_path / "run")) < 4
+    assert run(tmp_path / "run", sources, loader_workers=1, **fields) == 0
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
