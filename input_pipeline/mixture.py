@@ -39,8 +39,16 @@ class Union:
         return int(self._ends[-1])
 
     def __getitem__(self, i: int) -> dict[str, Any]:
+        number, local = self._at(i)
+        return self._sources[number][local]
+
+    def key(self, i: int) -> str:
+        """The number of the source and the name in it: two sources may use the same one."""
+        number, local = self._at(i)
+        return f"{number}/{self._sources[number].key(local)}"
+
+    def _at(self, i: int) -> tuple[int, int]:
         if not 0 <= i < len(self):
             raise IndexError(f"example {i} of {len(self)}")
         number = int(np.searchsorted(self._ends, i, side="right"))
-        source = self._sources[number]
-        return source[int(i) - int(self._ends[number]) + len(source)]
+        return number, int(i) - int(self._ends[number]) + len(self._sources[number])

@@ -30,6 +30,10 @@ class Subset:
     def __getitem__(self, i: int) -> dict[str, Any]:
         return self._source[int(self.indices[i])]
 
+    def key(self, i: int) -> str:
+        """The name of example i in the whole source."""
+        return self._source.key(int(self.indices[i]))
+
 
 def per_class(source: Source, n: int, seed: int) -> Subset:
     """Draws n examples of every class; a smaller n with the same seed gives a part of them.

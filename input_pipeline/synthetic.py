@@ -74,6 +74,10 @@ class SyntheticSource:
             raise InputError(f"{self._where(number, record)}: no image of this set; {RESUME}")
         return {"image": image, "label": self.labels[i], "domain": self.domain[i]}
 
+    def key(self, i: int) -> str:
+        """The key index of image i."""
+        return str(i)
+
     def shard(self, number: int) -> TFRecordFile:
         """A shard's records, indexed when it is first used."""
         if number not in self._shards:
