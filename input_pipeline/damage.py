@@ -83,7 +83,7 @@ class Skipping:
         try:
             return self._source[self._count.instead.get(i, i)]
         except InputError as error:
-            fault = error
+            fault = InputError(str(error))  # Without the frames, which would hold this source.
         instead, example = self._next(i, fault)
         self._count.add(i, instead, fault)
         return example
