@@ -9,11 +9,11 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import crc32c
 import numpy as np
+from etils import epath
 
 from input_pipeline import byte_ranges, files
 from input_pipeline.byte_ranges import ByteRanges
@@ -55,20 +55,15 @@ class Shard:
         with byte_ranges.opened(self.path) as file:
             return _sample(file, self.size)
 
-    def places(self) -> list[Path]:
+    def places(self) -> list[epath.Path]:
         """Where its index may be, best first."""
         name = f"{os.path.basename(self.path)}.{self.asked}.index"
-        if not files.is_local(self.path):
-            folder = hashlib.sha256(os.path.dirname(self.path).encode()).hexdigest()[:16]
-            return [_cache() / folder / name]
-        path = Path(os.path.abspath(self.path))
-        folder = hashlib.sha256(os.fsencode(path.parent)).hexdigest()[:16]
-        return [path.parent / ".imagen_ft" / name, _cache() / folder / name]
-
-
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "imagen_ft" / "index"
+        path = os.path.abspath(self.path) if files.is_local(self.path) else self.path
+        folder = os.path.dirname(path)
+        digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        beside = epath.Path(folder) / ".imagen_ft" / name
+        return [beside, epath.Path(cache) / "imagen_ft" / "index" / digest / name]
 
 
 def _sample(file: ByteRanges, size: int) -> str:

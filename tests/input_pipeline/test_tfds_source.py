@@ -5,12 +5,15 @@ import pickle
 import shutil
 
 import cv2
+import fsspec
 import numpy as np
 import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
+from fsspec.implementations.memory import MemoryFileSystem
 
 from input_pipeline import image_folder, loader, sources, tfds_shards
+from input_pipeline.array_record_file import ArrayRecordFile
 from input_pipeline.augment.resize import square
 from input_pipeline.files import InputError
 from input_pipeline.tfds_source import TfdsSource
@@ -445,3 +448,44 @@ def test_batches(folder):
     batch = next(loader.iterate(loader.batches(source, 15, seed=0, transform=transform), 0, 1))
     assert batch["image"].shape == (15, 4, 4, 3)
     assert np.bincount(batch["label"]).tolist() == np.bincount(source.labels).tolist()
+
+
+class Store(MemoryFileSystem):
+    """Stands for gs://, which etils and fsspec come by in the same way."""
+
+    protocol = "az"
+    store, pseudo_dirs = {}, [""]
+    read_only = False
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("az://"))
+
+    def _open(self, path, mode="rb", **options):
+        if self.read_only and mode != "rb":
+            raise OSError("Forbidden")
+        return super()._open(path, mode, **options)
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_set_in_a_store(tmp_path, monkeypatch, read_only):
+    fsspec.register_implementation("az", Store, clobber=True)
+    monkeypatch.setattr(Store, "store", {})
+    folder, store = write_set(tmp_path), fsspec.filesystem("az")
+    for path in folder.iterdir():
+        store.pipe_file(f"az://bucket/insects/1.0.0/{path.name}", path.read_bytes())
+    monkeypatch.setattr(Store, "read_only", read_only)
+    spec = dict(name="tfds", data_set="insects", data_dir="az://bucket", split="train[3:]")
+    first = sources.load(spec)
+    in_cache, beside = list((tmp_path / "cache").rglob("*.index")), store.find("az://bucket")
+    assert len(in_cache) == (3 if read_only else 0)
+    assert sum(name.endswith(".index") for name in beside) == (0 if read_only else 3)
+    monkeypatch.setattr(tfds_shards, "_FILES", None)
+    for source in (first, sources.load(spec)):
+        assert file_names(source) == [f"train_{i}.png" for i in range(3, 15)]
+        np.testing.assert_array_equal(source[3]["image"], prepared_set.image("train", 6))
+
+
+def test_array_record_in_a_store():
+    with pytest.raises(InputError, match="az://x: array_record is read from mounted folders"):
+        ArrayRecordFile("az://x")
