@@ -59,14 +59,7 @@ class Shard:
         self.unkept: OSError | None = None
         kept = kept_index.load(self._found, ("label",))
         self.built = kept is None
-        if kept is None:
-            columns = self._build(label, key)
-            # What is damaged may be mended without another size or time.
-            self.unkept = None if self._faults else kept_index.save(self._found, columns)
-            if self._faults or self.unkept:
-                self._columns = columns
-            kept = columns
-        self.labels: np.ndarray = kept["label"]
+        self.labels: np.ndarray = (kept or self._make(label, key))["label"]
         # Records behind a place where a shard cannot be read on are lost, but not unknown.
         if _REST in self._faults and len(self.labels) < records:
             lost = np.full(records - len(self.labels), NO_LABEL, np.int32)
@@ -107,22 +100,25 @@ class Shard:
         """Where its index may be, for messages."""
         return " or ".join(map(str, self._found.places()))
 
+    def _make(self, label: str, key: str) -> Mapping[str, np.ndarray]:
+        columns = self._build(label, key)
+        # What is damaged may be mended without another size or time, so that is not kept.
+        self.unkept = None if self._faults else kept_index.save(self._found, columns)
+        if self._faults or self.unkept:
+            self._columns = columns
+        return columns
+
     def _build(self, label: str, key: str) -> dict[str, np.ndarray]:
         labels, crcs, keys, places = [], [], [], []
         try:
-            for place, data in _FILES[self._format].scan(self.path):
-                found = NO_LABEL, b""
+            for i, (place, data) in enumerate(_FILES[self._format].scan(self.path)):
                 try:
-                    found = _read(data, label, key)
+                    found = self._read(i, data, label, key)
                 except InputError as error:
-                    said = str(error)
-                    where = (
-                        "" if said.startswith(self.path) else f"{self.path}: record {len(labels)}: "
-                    )
-                    self._faults[len(labels)] = where + said
-                labels.append(found[0])
-                keys.append(found[1])
-                crcs.append(0 if isinstance(data, InputError) else masked_crc(data))
+                    self._faults[i] = str(error)
+                    found = NO_LABEL, b"", 0
+                for column, value in zip((labels, keys, crcs), found, strict=True):
+                    column.append(value)
                 places.append(place or (0, 0, 0))
         except InputError as error:
             self._faults[_REST] = str(error)
@@ -132,12 +128,18 @@ class Shard:
             columns["place"] = np.array(places, np.int64).reshape(-1, 3)
         return columns
 
-
-def _read(data: bytes | InputError, label: str, key: str) -> tuple[int, bytes]:
-    if isinstance(data, InputError):
-        raise data
-    fields = examples.decode_example(data)
-    return field(fields, label, int), field(fields, key, bytes) if key else b""
+    def _read(
+        self, i: int, data: bytes | InputError, label: str, key: str
+    ) -> tuple[int, bytes, int]:
+        """Label, key and checksum of record i."""
+        if isinstance(data, InputError):
+            raise data
+        try:
+            fields = examples.decode_example(data)
+            found = field(fields, label, int), field(fields, key, bytes) if key else b""
+        except InputError as error:
+            raise InputError(f"{self.path}: record {i}: {error}") from None
+        return *found, masked_crc(data)
 
 
 def field(fields: Mapping[str, list[Any]], name: str, kind: type) -> Any:
