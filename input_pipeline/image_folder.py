@@ -88,6 +88,10 @@ class ImageFolder:
             raise InputError(f"{self._files.place}/{self._files.names[i]}: {error}") from None
         return {"image": image, "label": self.labels[i], "domain": self.domain[i]}
 
+    def key(self, i: int) -> str:
+        """`class/file` of image i."""
+        return self._files.names[i]
+
     def digest(self) -> str:
         """Of the names of all images, and in a zip of their sizes and checksums as well."""
         return self._files.digest()

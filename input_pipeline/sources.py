@@ -2,16 +2,18 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from etils import epath
 from jaxtyping import Int32, UInt8
 
-from input_pipeline import files, subsets, synthetic
+from input_pipeline import damage, files, subsets, synthetic, tfds_prepared
 from input_pipeline.files import InputError
 from input_pipeline.image_folder import ImageFolder
+from input_pipeline.parquet import ParquetSource
+from input_pipeline.tfds_source import TfdsSource
 
 REAL = 0
 
@@ -41,6 +43,10 @@ class Source(Protocol):
         """Example i: `image` uint8 [h, w, c], `label` and `domain` int32 scalars."""
         ...
 
+    def key(self, i: int) -> str:
+        """A name of example i that no other one has; it does not change with what is left out."""
+        ...
+
 
 class ArraySource:
     """A source whose images are in memory."""
@@ -51,6 +57,7 @@ class ArraySource:
         labels: Int32[np.ndarray, " n"],
         class_names: tuple[str, ...],
         domain: int | Int32[np.ndarray, " n"] = REAL,
+        keys: Sequence[str] | None = None,
     ):
         """Makes a source.
 
@@ -59,6 +66,7 @@ class ArraySource:
             labels: indices into class_names.
             class_names: the name of each label.
             domain: 0 for real images, 1 for synthetic ones; one for all, or one each.
+            keys: the name of each image; None is its number.
         """
         if images.dtype != np.uint8 or images.ndim != 4 or len(labels) != len(images):
             raise TypeError(
@@ -69,6 +77,7 @@ class ArraySource:
         self.labels = np.asarray(labels, np.int32)
         self.class_names = tuple(class_names)
         self.domain = np.full(len(images), domain, np.int32)
+        self._keys = keys
 
     def __len__(self) -> int:
         return len(self.images)
@@ -76,11 +85,16 @@ class ArraySource:
     def __getitem__(self, i: int) -> dict[str, Any]:
         return {"image": self.images[i], "label": self.labels[i], "domain": self.domain[i]}
 
+    def key(self, i: int) -> str:
+        """The name of image i."""
+        return str(i) if self._keys is None else self._keys[i]
+
 
 def in_memory(source: Source) -> ArraySource:
     """Decodes a whole source of images of one size, once."""
     images = np.stack([source[i]["image"] for i in range(len(source))])
-    return ArraySource(images, source.labels, source.class_names, source.domain)
+    keys = [source.key(i) for i in range(len(source))]
+    return ArraySource(images, source.labels, source.class_names, source.domain, keys)
 
 
 @functools.cache
@@ -133,7 +147,9 @@ def digits(split: str) -> ArraySource:
     if split not in splits:
         raise InputError(f"digits has no split {split!r}; use one of {', '.join(sorted(splits))}")
     images, labels = _load_digits()
-    return ArraySource(images[splits[split]], labels[splits[split]], DIGIT_NAMES)
+    part = splits[split]
+    keys = [f"{split}:{i}" for i in range(len(part))]
+    return ArraySource(images[part], labels[part], DIGIT_NAMES, keys=keys)
 
 
 def load(spec: Mapping[str, Any]) -> Source:
@@ -141,11 +157,15 @@ def load(spec: Mapping[str, Any]) -> Source:
 
     Args:
         spec: `name` and the fields of that source; all have those of `subsets.apply`, to take only
-            a part.
+            a part, and `on_damage`: a record that cannot be read is an 'error' (default), or 'skip'
+            lets another of its class stand for it, see `damage.Skipping`.
             digits: `split`.
             synthetic: `path`, and `copies` to take only the first so many copies of the real set.
             image_folder: `path` and `root`, see `ImageFolder`; and `held_out`, how many images of
                 every class are the `split` 'validation' and not 'train'.
+            tfds: `split` in the syntax of TFDS, and `path`, or `data_set` and `data_dir`, see
+                `tfds_prepared.locate`; `image`, `label` and `key` name fields, see `TfdsSource`.
+            parquet: see `ParquetSource`.
 
     Raises:
         InputError: an unknown name, field or split, or a set that is missing, damaged or not
@@ -156,12 +176,18 @@ def load(spec: Mapping[str, Any]) -> Source:
     if name not in _KINDS:
         raise InputError(f"unknown source {name!r}; use one of {', '.join(_KINDS)}")
     kind = _KINDS[name]
-    allowed = ("name", kind.needs, *kind.may_have, *subsets.FIELDS)
+    allowed = ("name", kind.needs, *kind.may_have, *subsets.FIELDS, "on_damage")
     if unknown := sorted(set(spec) - set(allowed)):
         raise InputError(f"source {name!r} has no field {unknown[0]!r}; use {', '.join(allowed)}")
     if kind.needs not in spec:
         raise InputError(f"source {name!r} needs the field {kind.needs!r}; set it in the config")
-    return subsets.apply(kind.open(spec), spec)
+    if spec.setdefault("on_damage", "error") not in damage.POLICIES:
+        raise InputError(
+            f"on_damage={spec['on_damage']!r}; use one of {', '.join(damage.POLICIES)}"
+        )
+    source = subsets.apply(kind.open(spec), spec)
+    # Last, so that no image of another split or part stands for a damaged one.
+    return damage.Skipping(source) if spec["on_damage"] == "skip" else source
 
 
 def digest(spec: Mapping[str, Any]) -> str | None:
@@ -175,6 +201,10 @@ def _digest(spec: Mapping[str, Any]) -> str | None:
         return files.sha256(epath.Path(spec["path"]) / "manifest.json")
     if spec["name"] == "image_folder":
         return ImageFolder(spec["path"], spec.get("root") or "").digest()
+    if spec["name"] == "tfds":
+        return _open_tfds(spec).digest()
+    if spec["name"] == "parquet":
+        return _parquet(spec).digest()
     return None
 
 
@@ -206,6 +236,29 @@ def _image_folder(spec: Mapping[str, Any]) -> Source:
     return rest
 
 
+def _open_tfds(spec: Mapping[str, Any]) -> TfdsSource:
+    fields = {key: spec[key] for key in _TFDS_FIELDS if spec.get(key) is not None}
+    path, data_set = spec.get("path"), spec.get("data_set")
+    if (path is None) == (data_set is None) or (path and spec.get("data_dir")):
+        raise InputError("source 'tfds' needs either path, or data_set and perhaps data_dir")
+    folder = path or tfds_prepared.locate(data_set, spec.get("data_dir"))
+    return TfdsSource(folder, spec["split"], **fields)
+
+
+def _tfds(spec: Mapping[str, Any]) -> Source:
+    source = _open_tfds(spec)
+    return damage.without(source, source.faults, spec["on_damage"])
+
+
+def _parquet(spec: Mapping[str, Any]) -> ParquetSource:
+    fields = {key: spec[key] for key in _PARQUET_FIELDS if spec.get(key) is not None}
+    return ParquetSource(spec["path"], **fields)
+
+
+_TFDS_FIELDS = ("image", "label", "key")
+_PARQUET_FIELDS = ("split", "image", "label", "class_names", "row_groups")
+
+
 @dataclasses.dataclass(frozen=True)
 class _Kind:
     """A row of the table of sources.
@@ -225,4 +278,6 @@ _KINDS = {
     "digits": _Kind(lambda spec: digits(spec["split"]), "split"),
     "synthetic": _Kind(_synthetic, "path", ("copies",)),
     "image_folder": _Kind(_image_folder, "path", ("root", "split", "held_out")),
+    "tfds": _Kind(_tfds, "split", ("path", "data_set", "data_dir", *_TFDS_FIELDS)),
+    "parquet": _Kind(_parquet, "path", _PARQUET_FIELDS),
 }

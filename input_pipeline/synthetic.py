@@ -28,7 +28,7 @@ from input_pipeline.synthetic_writer import (
     plan_of,
     sidecar_path,
 )
-from input_pipeline.tfrecord import TFRecordFile
+from input_pipeline.tfrecord import TFRecordFile, starts_of
 
 __all__ = ["SYNTHETIC", "SyntheticSource", "SyntheticWriter", "labels_for"]
 
@@ -97,6 +97,10 @@ class SyntheticSource:
             raise InputError(f"{self._where(number, record)}: no image of this set; {REPAIR}")
         return {"image": image, "label": self.labels[i], "domain": self.domain[i]}
 
+    def key(self, i: int) -> str:
+        """The key index of image i."""
+        return str(i)
+
     def shard(self, number: int) -> TFRecordFile:
         """A shard's records; where they are is read when it is first used."""
         if number not in self._shards:
@@ -106,7 +110,8 @@ class SyntheticSource:
                 sidecar = files.read_object(path)
             except InputError as error:
                 raise InputError(f"{error}; {REPAIR}") from None
-            file = TFRecordFile(self._folder / entry["file"], sidecar.get("lengths"))
+            starts = starts_of(sidecar.get("lengths", ()))
+            file = TFRecordFile(self._folder / entry["file"], starts)
             if len(file) != entry["num_examples"] or file.starts[-1] != entry["num_bytes"]:
                 raise InputError(f"{path}: not the index of its shard; {REPAIR}")
             self._shards[number] = file

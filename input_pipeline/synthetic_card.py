@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from input_pipeline import examples, synthetic
 from input_pipeline.augment.resize import resize
 from input_pipeline.synthetic_writer import SyntheticWriter
-from input_pipeline.tfrecord import TFRecordFile
+from input_pipeline.tfrecord import TFRecordFile, starts_of
 
 CARD, PICTURE = "README.md", "samples.png"
 _CLASSES, _IMAGES, _TILE = 10, 8, 64
@@ -114,6 +114,6 @@ def _picture(writer: SyntheticWriter, labels: Sequence[int]) -> UInt8[np.ndarray
 def _read(writer: SyntheticWriter, index: int) -> UInt8[np.ndarray, "h w c"]:
     shard, record = writer.plan.place(index)
     path = writer.shard_path(shard)
-    data = TFRecordFile(path, writer.sidecar(shard)["lengths"])[record]
+    data = TFRecordFile(path, starts_of(writer.sidecar(shard)["lengths"]))[record]
     fields = synthetic.parse(data, f"{path}: record {record}")
     return examples.decode_image(fields["image"], writer.config["image_shape"][2])

@@ -210,7 +210,7 @@ def _read(
     lengths = []
     try:
         file = TFRecordFile(path)
-        lengths = (np.diff(file.starts) - 16).tolist()
+        lengths = file.lengths.tolist()
         for record in range(len(file)):
             fields = synthetic.parse(file[record], f"{path}: record {record}")
             index, label = fields["index"], fields["label"]

@@ -16,12 +16,14 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int64
 
-from input_pipeline import files
+from input_pipeline import byte_ranges, files
+from input_pipeline.byte_ranges import Ahead, ByteRanges
 from input_pipeline.files import InputError
 
 _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
-_HEADER = _LENGTH.size + _CRC.size
+_LENGTH_CRC = struct.Struct("<QI")
+_HEADER = _LENGTH_CRC.size
 _FOOTER = _CRC.size
 _REPAIR = "write this shard again"
 
@@ -66,26 +68,30 @@ class TFRecordFile:
 
     Where the records begin is known when it is made; `file[i]` then reads record i alone. It holds
     no open file, so it can be pickled, used by several threads, and there can be thousands of them.
+
+    Attributes:
+        path: of the shard.
+        starts: where each record begins, and where the last one ends.
     """
 
-    def __init__(self, path: epath.PathLike, lengths: Sequence[int] | None = None):
+    def __init__(self, path: epath.PathLike, starts: Int64[np.ndarray, " n+1"] | None = None):
         """Finds the records.
 
         Args:
-            path: a local file (or one of a mounted bucket).
-            lengths: of the data of each record, where they are known; None reads all headers.
+            path: a local file, or an object in a store (`gs://`), of which every read is a request.
+            starts: what this shard had before: then nothing is read.
 
         Raises:
-            InputError: the file is missing or remote, ends inside a record, or a length is damaged.
+            InputError: the file is missing, ends inside a record, or a length is damaged.
         """
-        if not files.is_local(path):
-            raise InputError(f"{path}: shards are read from mounted folders; mount or copy it")
         self.path = os.fspath(path)
-        if lengths is None:
-            lengths = self._scan()
-        # Where each record begins, and where the last one ends.
-        self.starts: Int64[np.ndarray, " n+1"] = np.zeros(len(lengths) + 1, np.int64)
-        np.cumsum(np.asarray(lengths, np.int64) + _HEADER + _FOOTER, out=self.starts[1:])
+        if starts is None:
+            with self._open() as file:
+                # A store answers a few large requests sooner than one a record.
+                whole = not files.is_local(self.path)
+                ends = [end for end, _ in self._records(Ahead(file) if whole else file, whole)]
+                starts = np.array([0, *ends], np.int64)
+        self.starts: Int64[np.ndarray, " n+1"] = starts
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -98,33 +104,65 @@ class TFRecordFile:
         """
         i = range(len(self))[i]
         start, end = self.starts[i : i + 2].tolist()
-        with self._open() as fd:
-            record = os.pread(fd, end - start, start)
+        with self._open() as file:
+            return self._data(file.read(start, end - start), i, start, end)
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, " n"]:
+        """Bytes of each record's data."""
+        return np.diff(self.starts) - _HEADER - _FOOTER
+
+    def where(self, i: int) -> str:
+        """Shard, number and place of record i, for messages."""
+        return _where(self.path, i, int(self.starts[i]))
+
+    def _data(self, record: bytes, i: int, start: int, end: int) -> bytes:
+        """Of a record that has been read from start to end."""
         length = self._length(record[:_HEADER], i, start, start + len(record))
-        data, crc = record[_HEADER:-_FOOTER], record[-_FOOTER:]
-        if len(data) != length:
+        if length != end - start - _HEADER - _FOOTER:
             raise self._error(i, start, "not where the index says")
-        if masked_crc(data) != _CRC.unpack(crc)[0]:
+        data = record[_HEADER:-_FOOTER]
+        if masked_crc(data) != _CRC.unpack(record[-_FOOTER:])[0]:
             raise self._error(i, start, "damaged data (wrong checksum)")
         return data
 
-    def _scan(self) -> list[int]:
-        lengths: list[int] = []
-        start = 0
-        with self._open() as fd:
-            size = os.fstat(fd).st_size
-            while start < size:
-                header = os.pread(fd, _HEADER, start)
-                lengths.append(self._length(header, len(lengths), start, size))
-                start += _HEADER + lengths[-1] + _FOOTER
-        return lengths
+    @classmethod
+    def scan(cls, path: epath.PathLike) -> Iterator[tuple[int, bytes | InputError]]:
+        """Goes through a shard from front to back and reads it once.
+
+        Yields:
+            Where a record ends, and its data or how they are damaged.
+
+        Raises:
+            InputError: the file is missing, ends inside a record, or a length is damaged: what
+                comes after is lost.
+        """
+        shard, start = cls(path, np.zeros(1, np.int64)), 0
+        with shard._open() as file:
+            for i, (end, record) in enumerate(shard._records(Ahead(file), whole=True)):
+                try:
+                    data = shard._data(record, i, start, end)
+                except InputError as error:
+                    yield end, error
+                else:
+                    yield end, data
+                start = end
+
+    def _records(self, file: ByteRanges, whole: bool) -> Iterator[tuple[int, bytes]]:
+        """Where each record ends, and the record if the whole file is read."""
+        size, start, record = file.size(), 0, 0
+        while start < size:
+            header = file.read(start, _HEADER)
+            end = start + self._length(header, record, start, size) + _HEADER + _FOOTER
+            yield end, file.read(start, end - start) if whole else b""
+            start, record = end, record + 1
 
     def _length(self, header: bytes, record: int, start: int, size: int) -> int:
         if len(header) < _HEADER:
             raise self._error(record, start, "truncated")
-        if masked_crc(header[: _LENGTH.size]) != _CRC.unpack(header[_LENGTH.size :])[0]:
+        length, crc = _LENGTH_CRC.unpack(header)
+        if masked_crc(header[: _LENGTH.size]) != crc:
             raise self._error(record, start, "damaged length (wrong checksum)")
-        length = _LENGTH.unpack(header[: _LENGTH.size])[0]
         left = size - start - _HEADER - _FOOTER
         if length > left:
             fault = f"truncated ({length} bytes announced, {max(left, 0)} left)"
@@ -132,15 +170,23 @@ class TFRecordFile:
         return length
 
     def _error(self, record: int, start: int, fault: str) -> InputError:
-        return InputError(f"{self.path}: record {record} at byte {start}: {fault}; {_REPAIR}")
+        return InputError(f"{_where(self.path, record, start)}: {fault}; {_REPAIR}")
 
     @contextlib.contextmanager
-    def _open(self) -> Iterator[int]:
+    def _open(self) -> Iterator[ByteRanges]:
         try:
-            fd = os.open(self.path, os.O_RDONLY)
+            with byte_ranges.opened(self.path) as file:
+                yield file
         except FileNotFoundError:
             raise InputError(f"{self.path}: no such shard; {_REPAIR}") from None
-        try:
-            yield fd
-        finally:
-            os.close(fd)
+
+
+def _where(path: str, record: int, start: int) -> str:
+    return f"{path}: record {record} at byte {start}"
+
+
+def starts_of(lengths: Sequence[int]) -> Int64[np.ndarray, " n+1"]:
+    """Where records begin, and the last one ends, whose data have these lengths."""
+    starts = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(np.asarray(lengths, np.int64) + _HEADER + _FOOTER, out=starts[1:])
+    return starts

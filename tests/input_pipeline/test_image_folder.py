@@ -84,6 +84,7 @@ def test_examples(opened):
     for i, name in enumerate(ORDER):
         example = opened[i]
         expected = picture(*SIZES[name], seed=list(SIZES).index(name))
+        assert opened.key(i) == name
         assert example["image"].shape == expected.shape and example["image"].dtype == np.uint8
         lossless = name.lower().endswith("png")
         difference = np.abs(example["image"].astype(int) - expected)

@@ -76,3 +76,12 @@ def test_in_memory():
     assert pixels(copy) == pixels(union)
     assert copy.labels.tolist() == union.labels.tolist()
     assert copy.domain.tolist() == [0, 0, 1] and copy.class_names == union.class_names
+
+
+def test_keys():
+    first, second = source([1, 2, 3]), source([10, 11], domain=1)
+    union = Union([first, second])
+    assert [union.key(i) for i in range(5)] == ["0/0", "0/1", "0/2", "1/0", "1/1"]
+    subset = Subset(union, np.array([4, 0]))
+    assert [subset.key(i) for i in range(2)] == ["1/1", "0/0"]
+    assert in_memory(subset).key(0) == "1/1"

@@ -26,6 +26,14 @@ def test_digits_split(split):
     assert example["label"] == source.labels[5] and example["domain"] == 0
 
 
+def test_digits_have_names():
+    pool = sources.digits("pool")
+    assert (pool.key(0), pool.key(999)) == ("pool:0", "pool:999")
+    assert sources.load({"name": "digits", "split": "pool", "per_class": 1}).key(0) in {
+        pool.key(i) for i in range(1000)
+    }
+
+
 def test_digits_are_the_whole_set_once():
     images = np.concatenate([sources.digits(split).images for split in SPLITS])
     labels = np.concatenate([sources.digits(split).labels for split in SPLITS])
@@ -90,7 +98,7 @@ def test_load_refuses(spec, message):
 def test_importing_sources_is_cheap(request):
     code = (
         "import sys, input_pipeline.sources;"
-        "slow = {'tensorflow', 'tensorflow_datasets', 'grain', 'sklearn', 'jax'};"
+        "slow = {'tensorflow', 'tensorflow_datasets', 'pyarrow', 'grain', 'sklearn', 'jax'};"
         "print(*(slow & set(sys.modules)))"
     )
     result = subprocess.run(

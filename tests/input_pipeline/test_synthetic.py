@@ -46,6 +46,7 @@ def test_source(complete):
         example = source[i]
         np.testing.assert_array_equal(example["image"], IMAGES[i])
         assert (example["label"], example["domain"]) == (LABELS[i], 1)
+        assert source.key(i) == str(i)
         assert example["label"].dtype == example["domain"].dtype == np.int32
 
 

@@ -1,9 +1,10 @@
 import pickle
 import struct
 
+import fsspec
 import pytest
 
-from input_pipeline import files
+from input_pipeline import byte_ranges, files
 from input_pipeline.files import InputError
 from input_pipeline.tfrecord import TFRecordFile, masked_crc, write_tfrecord
 
@@ -111,11 +112,75 @@ def test_a_huge_length_with_a_right_checksum_allocates_nothing(path, length):
         TFRecordFile(path)
 
 
-def test_missing_or_remote(tmp_path):
+def test_missing(tmp_path):
     with pytest.raises(InputError, match="no such shard"):
         TFRecordFile(tmp_path / "missing")
-    with pytest.raises(InputError, match="mount or copy"):
-        TFRecordFile("gs://bucket/x.tfrecord")
+    with pytest.raises(InputError, match="memory://none/x: no such shard"):
+        TFRecordFile("memory://none/x")
+    with pytest.raises(InputError, match="mount or copy the data"):
+        TFRecordFile("nosuch://bucket/x.tfrecord")
+
+
+@pytest.fixture
+def remote(path):
+    """The same shard in a store: fsspec's, which gs:// is read by as well."""
+    fsspec.filesystem("memory").pipe_file("/tfrecord/x", path.read_bytes())
+    return "memory://tfrecord/x"
+
+
+def test_a_shard_in_a_store(remote):
+    file = pickle.loads(pickle.dumps(TFRecordFile(remote)))
+    assert [file[i] for i in (2, 0, 1)] == [RECORDS[2], RECORDS[0], RECORDS[1]]
+    assert file.starts.tolist() == [*STARTS, SIZE]
+
+
+@pytest.mark.parametrize("window", [1, 30, 1 << 20])
+def test_scan(path, remote, window, monkeypatch):
+    monkeypatch.setattr(byte_ranges, "_WINDOW", window)
+    ends = TFRecordFile(path).starts[1:].tolist()
+    for place in (path, remote):
+        assert list(TFRecordFile.scan(place)) == list(zip(ends, RECORDS, strict=True))
+
+
+def test_scan_goes_on_behind_damaged_data_but_not_a_damaged_length(path):
+    whole = path.read_bytes()
+    path.write_bytes(whole[:14] + b"X" + whole[15:])
+    (_, first), *rest = TFRecordFile.scan(path)
+    assert f"{path}: record 0 at byte 0: damaged data" in str(first)
+    assert [data for _, data in rest] == RECORDS[1:]
+    path.write_bytes(whole[:41] + b"X" + whole[42:])
+    scan = TFRecordFile.scan(path)
+    assert [next(scan)[1], next(scan)[1]] == RECORDS[:2]
+    with pytest.raises(InputError, match="record 2 at byte 41: damaged length"):
+        next(scan)
+
+
+def test_an_index_of_before(path, monkeypatch):
+    starts = TFRecordFile(path).starts
+    with monkeypatch.context() as patch:
+        patch.setattr(byte_ranges, "opened", None)
+        file = TFRecordFile(path, starts)
+    assert list(file) == RECORDS and file.where(1) == f"{path}: record 1 at byte 25"
+    write_tfrecord(path, [b"other data", *RECORDS])
+    with pytest.raises(
+        InputError, match=r"record 0 at byte 0: (not where the index says|truncated)"
+    ):
+        file[0]
+
+
+def test_damage_in_a_store(remote, path):
+    store = fsspec.filesystem("memory")
+    whole = path.read_bytes()
+    store.pipe_file("/tfrecord/x", whole[:54] + b"X" + whole[55:])
+    file = TFRecordFile(remote)
+    assert file[0] == RECORDS[0]
+    with pytest.raises(InputError, match="memory://tfrecord/x: record 2 at byte 41: damaged data"):
+        file[2]
+    store.pipe_file("/tfrecord/x", whole[:60])
+    with pytest.raises(InputError, match="record 2 at byte 41: truncated"):
+        file[2]
+    with pytest.raises(InputError, match=r"record 2 at byte 41: truncated \(21 bytes announced"):
+        TFRecordFile(remote)
 
 
 def test_an_error_between_records_leaves_nothing(tmp_path):
