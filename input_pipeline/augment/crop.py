@@ -1,10 +1,14 @@
-"""Random crops."""
+"""Crops: random ones for training, the middle for evaluation."""
 
+import math
 from typing import Any
 
 import numpy as np
 
+from input_pipeline.augment.resize import resize
 from input_pipeline.files import InputError
+
+_TRIES = 10
 
 
 def random_shift(
@@ -55,3 +59,69 @@ def central_crop(example: dict[str, Any], size: int) -> dict[str, Any]:
     height, width, _ = example["image"].shape
     top, left = (height - size) // 2, (width - size) // 2
     return {**example, "image": example["image"][top : top + size, left : left + size]}
+
+
+def random_resized_crop(
+    example: dict[str, Any],
+    rng: np.random.Generator,
+    size: int,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> dict[str, Any]:
+    """A random part of the image, resized to a square (Szegedy et al. 2015, section 6).
+
+    Args:
+        example: its field 'image' is [h, w, c].
+        rng: randomness.
+        size: of the square, in pixels.
+        scale: area of the part, as shares of the image's; uniform.
+        ratio: width over height of the part; its logarithm is uniform.
+
+    Returns:
+        The example. If ten parts did not fit into the image it shows the middle, as much of it as
+        `ratio` allows.
+    """
+    image = example["image"]
+    top, left, height, width = _random_box(rng, *image.shape[:2], scale, ratio)
+    part = image[top : top + height, left : left + width]
+    return {**example, "image": resize(part, size)}
+
+
+def _random_box(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width, in pixels."""
+    for share, place in rng.random((_TRIES, 2)).tolist():
+        pixels = height * width * (scale[0] + (scale[1] - scale[0]) * share)
+        wide = log_uniform(ratio, place)
+        h, w = round(math.sqrt(pixels / wide)), round(math.sqrt(pixels * wide))
+        if 0 < h <= height and 0 < w <= width:
+            top, left = (rng.random(2) * (height - h + 1, width - w + 1)).astype(int).tolist()
+            return top, left, h, w
+    h = max(1, min(height, round(width / ratio[0])))
+    w = max(1, min(width, round(height * ratio[1])))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def log_uniform(bounds: tuple[float, float], place: float) -> float:
+    """From bounds[0] at place 0 to bounds[1] at 1; uniform in its logarithm if `place` is."""
+    return bounds[0] * (bounds[1] / bounds[0]) ** place
+
+
+def resized_central_crop(example: dict[str, Any], size: int, crop_ratio: float) -> dict[str, Any]:
+    """The middle of the image at a fixed scale: what is evaluated.
+
+    Args:
+        example: its field 'image' is [h, w, c].
+        size: of the square that is returned, in pixels.
+        crop_ratio: in (0, 1]. The shorter side is resized to size / crop_ratio (0.875 and 224:
+            256) before the middle is cut out.
+    """
+    image = example["image"]
+    shorter, side = min(image.shape[:2]), math.floor(size / crop_ratio)
+    shape = tuple(side * length // shorter for length in image.shape[:2])
+    return central_crop({**example, "image": resize(image, shape)}, size)

@@ -1,10 +1,15 @@
 """The one rule by which images change size, in training and in evaluation."""
 
+import functools
+
 import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
+from scipy import sparse
 
 Image = UInt8[np.ndarray, "h w c"] | Float32[np.ndarray, "h w c"]
+
+_LARGE = 1 << 22  # values; `_average` needs room for a float each, OpenCV does not
 
 
 def resize(image: Image, size: int | tuple[int, int]) -> Image:
@@ -20,12 +25,51 @@ def resize(image: Image, size: int | tuple[int, int]) -> Image:
         The image with its dtype, range and channel axis; itself if it already has that size.
     """
     height, width = (size, size) if isinstance(size, int) else size
-    channels = image.shape[2]
     shrunk = min(height, image.shape[0]), min(width, image.shape[1])
-    for (h, w), rule in ((shrunk, cv2.INTER_AREA), ((height, width), cv2.INTER_LINEAR)):
-        if image.shape[:2] != (h, w):
-            image = cv2.resize(image, (w, h), interpolation=rule).reshape(h, w, channels)
+    for shape, rule in ((shrunk, _shrink), ((height, width), _grow)):
+        if image.shape[:2] != shape:
+            image = rule(image, *shape)
     return image
+
+
+def _grow(image: Image, height: int, width: int) -> Image:
+    grown = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    return grown.reshape(height, width, -1)
+
+
+def _shrink(image: Image, height: int, width: int) -> Image:
+    whole = not (image.shape[0] % height or image.shape[1] % width)
+    if whole or image.dtype != np.uint8 or image.size > _LARGE:
+        small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+        return small.reshape(height, width, -1)
+    return _average(image, height, width)
+
+
+def _average(image: Image, height: int, width: int) -> Image:
+    """What OpenCV's INTER_AREA gives, in half its time: it decides per pixel what depends on rows.
+
+    Every row of the result is a weighted sum of a few rows, and so is every column.
+    """
+    h, w, channels = image.shape
+    rows = _weights(h, height) @ image.reshape(h, -1).astype(np.float32)
+    columns = cv2.transpose(rows.reshape(height, w, channels)).reshape(w, -1)
+    small = cv2.convertScaleAbs(_weights(w, width) @ columns)  # rounds
+    return cv2.transpose(small.reshape(width, height, channels)).reshape(height, width, channels)
+
+
+@functools.lru_cache(maxsize=1024)  # the crops of a run come in hundreds of lengths; 3 kB each
+def _weights(length: int, shorter: int) -> sparse.csr_array:
+    """How much of each of `length` pixels is in each of `shorter` equal parts; rows add up to 1."""
+    ends = np.linspace(0, length, shorter + 1)
+    pixels = ends[:-1, None].astype(np.int32) + np.arange(-(-length // shorter) + 1, dtype=np.int32)
+    covered = np.minimum(ends[1:, None], pixels + 1) - np.maximum(ends[:-1, None], pixels)
+    values = (covered.clip(0) * (shorter / length)).astype(np.float32)
+    starts = np.arange(shorter + 1, dtype=np.int32) * pixels.shape[1]
+    # Behind the end nothing is covered, but an index has to be one.
+    columns = np.minimum(pixels, length - 1)
+    weights = sparse.csr_array((values.ravel(), columns.ravel(), starts), shape=(shorter, length))
+    weights.eliminate_zeros()
+    return weights
 
 
 def square(image: Image, size: int) -> Image:

@@ -1,7 +1,10 @@
+import cv2
 import numpy as np
 import pytest
 
+from input_pipeline.augment import resize as resizing
 from input_pipeline.augment.resize import resize, square
+from tests.input_pipeline.photographs import photograph
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -18,6 +21,38 @@ def test_shrinking_a_checkerboard_leaves_no_pattern():
     board = (np.indices((9, 9)).sum(axis=0) % 2 * 255).astype(np.uint8)[..., None]
     small = resize(board, 3)
     assert small.min() > 100 and small.max() < 155
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((60, 80), (33, 79)), ((61, 50), (20, 50)), ((50, 61), (50, 24)), ((301, 250), 224)],
+)
+def test_any_shrinking_averages_areas(shape, size, channels):
+    """By the integral of the image, in float64; and as OpenCV rounds."""
+    image = photograph(*shape, channels)
+    found = resize(image, size)
+    height, width = found.shape[:2]
+    integral = np.zeros((shape[0] + 1, shape[1] + 1, channels))
+    integral[1:, 1:] = image.cumsum(0, dtype=float).cumsum(1)
+    for axis, length in ((0, height), (1, width)):
+        at = np.linspace(0, shape[axis], length + 1)
+        values = lambda line, at=at: np.interp(at, np.arange(len(line)), line)  # noqa: E731
+        integral = np.diff(np.apply_along_axis(values, axis, integral), axis=axis)
+    exact = integral * height * width / np.prod(shape)
+    assert found.shape == (height, width, channels) and found.dtype == np.uint8
+    assert np.abs(found - exact).max() < 0.501
+    opencv = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).reshape(found.shape)
+    different = found != opencv
+    assert different.mean() < 0.001 and np.abs(found - opencv.astype(int)).max() <= 1
+
+
+def test_large_images_and_parts_of_images(monkeypatch):
+    image = photograph(70, 90)[5:, 7:]
+    found = resize(image, (40, 50))
+    monkeypatch.setattr(resizing, "_LARGE", 1)
+    large = resize(image, (40, 50))
+    assert (found != large).mean() < 0.001
 
 
 def test_growing_is_bilinear():

@@ -1,0 +1,73 @@
+"""Images moved, sheared and turned, as Pillow does it: bilinear, and filled where nothing was."""
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+Image = UInt8[np.ndarray, "h w c"]
+Fill = float | Sequence[float]
+
+
+def affine(image: Image, matrix: Sequence[float], fill: Fill) -> Image:
+    """An affine transform.
+
+    The outermost half pixel fades into the fill colour, where Pillow cuts it sharply.
+
+    Args:
+        image: 1 or 3 channels.
+        matrix: a, b, c, d, e, f. What is shown at (x, y) was at (a x + b y + c, d x + e y + f);
+            in pixels, from the upper left corner.
+        fill: what is shown where the image had nothing: a value, or one a channel.
+
+    Returns:
+        An image of the same shape.
+    """
+    height, width, channels = image.shape
+    a, b, c, d, e, f = matrix
+    # OpenCV counts from the middle of the first pixel.
+    inverse = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])
+    value = [fill] * 4 if np.ndim(fill) == 0 else [*fill, 0]
+    # OpenCV 5 takes half the time for four channels that it takes for three.
+    wide = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA) if channels == 3 else image
+    moved = cv2.warpAffine(
+        wide,
+        inverse,
+        (width, height),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=value,
+    )
+    if channels == 3:
+        return cv2.cvtColor(moved, cv2.COLOR_RGBA2RGB)
+    return moved.reshape(image.shape)
+
+
+def shear_x(image: Image, factor: float, fill: Fill) -> Image:
+    """Row y moves by factor * y to the left."""
+    return affine(image, (1, factor, 0, 0, 1, 0), fill)
+
+
+def shear_y(image: Image, factor: float, fill: Fill) -> Image:
+    """Column x moves by factor * x upwards."""
+    return affine(image, (1, 0, 0, factor, 1, 0), fill)
+
+
+def translate_x(image: Image, fraction: float, fill: Fill) -> Image:
+    """To the left by a fraction of the width."""
+    return affine(image, (1, 0, fraction * image.shape[1], 0, 1, 0), fill)
+
+
+def translate_y(image: Image, fraction: float, fill: Fill) -> Image:
+    """Upwards by a fraction of the height."""
+    return affine(image, (1, 0, 0, 0, 1, fraction * image.shape[0]), fill)
+
+
+def rotate(image: Image, degrees: float, fill: Fill) -> Image:
+    """Counter-clockwise about the middle."""
+    angle = math.radians(degrees)
+    cos, sin = math.cos(angle), math.sin(angle)
+    y, x = image.shape[0] / 2, image.shape[1] / 2
+    return affine(image, (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y), fill)

@@ -1,0 +1,177 @@
+"""From a config to what happens to every image: one function for training, one for evaluation."""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from input_pipeline.augment import colour, crop, erasing, flip, randaugment, resize
+from input_pipeline.files import InputError
+
+Example = dict[str, Any]
+Augment = Callable[[Example, np.random.Generator], Example]
+Transform = Callable[[Example], Example]
+
+_TRAINING = ("size", "crop", "flip", "randaugment", "three_augment", "colour_jitter", "erasing")
+_RANDAUGMENT = ("layers", "magnitude", "std", "increasing", "probability", "fill")
+
+
+def make_augment(config: Mapping[str, Any]) -> Augment:
+    """The augmentation that a config describes, its steps in the order of the fields.
+
+    A step whose field is absent, None, False or 0 is left out.
+
+    Args:
+        config: `size` of the square image, in pixels;
+            crop: dict with `scale` and `ratio`, see `crop.random_resized_crop` (either may be left
+                out); without it the image's largest square, resized;
+            flip: whether every other image is mirrored;
+            randaugment: dict of the arguments of `randaugment.rand_augment`;
+            three_augment: whether one of greyscale, solarisation and blur is done;
+            colour_jitter: its strength, see `colour.colour_jitter`;
+            erasing: the probability of random erasing.
+
+    Returns:
+        A function of an example and of randomness. It raises an InputError if the image is not of
+        1 or 3 channels, or `fill` has not one value for each.
+
+    Raises:
+        InputError: a field is unknown, missing or out of range.
+    """
+    config = _fields("augment", config, _TRAINING, needs=("size",))
+    size = _whole("augment.size", config["size"])
+    steps: list[Augment] = [_crop(size, config.get("crop"))]
+    if _flag("augment.flip", config.get("flip")):
+        steps.append(flip.random_flip)
+    if config.get("randaugment") is not None:
+        steps.append(_randaugment(config["randaugment"]))
+    if _flag("augment.three_augment", config.get("three_augment")):
+        steps.append(colour.three_augment)
+    if strength := _number("augment.colour_jitter", config.get("colour_jitter", 0)):
+        steps.append(functools.partial(colour.colour_jitter, strength=strength))
+    if probability := _number("augment.erasing", config.get("erasing", 0), 1):
+        steps.append(functools.partial(erasing.random_erasing, probability=probability))
+    return functools.partial(_apply, steps=steps)
+
+
+def make_eval_transform(config: Mapping[str, Any]) -> Transform:
+    """What an image goes through in evaluation, by the same rule of resizing.
+
+    Args:
+        config: `size` of the square image, in pixels, and `crop_ratio`, see
+            `crop.resized_central_crop`; 1 if it is left out.
+
+    Raises:
+        InputError: a field is unknown, missing or out of range.
+    """
+    config = _fields("evaluation", config, ("size", "crop_ratio"), needs=("size",))
+    size = _whole("evaluation.size", config["size"])
+    ratio = config.get("crop_ratio", 1)
+    if not _number("evaluation.crop_ratio", ratio, 1):
+        raise InputError("evaluation.crop_ratio=0: choose more than 0, up to 1")
+    return functools.partial(crop.resized_central_crop, size=size, crop_ratio=ratio)
+
+
+def _apply(example: Example, rng: np.random.Generator, steps: list[Augment]) -> Example:
+    channels = example["image"].shape[2]
+    if channels not in (1, 3):
+        raise InputError(f"an image of {channels} channels; augmentation knows 1 (grey) and 3")
+    for step in steps:
+        example = step(example, rng)
+    return example
+
+
+def _square(example: Example, rng: np.random.Generator, size: int) -> Example:
+    return {**example, "image": resize.square(example["image"], size)}
+
+
+def _crop(size: int, config: Mapping[str, Any] | None) -> Augment:
+    if config is None:
+        return functools.partial(_square, size=size)
+    config = _fields("augment.crop", config, ("scale", "ratio"))
+    bounds = {name: _bounds(f"augment.crop.{name}", config[name]) for name in config}
+    if bounds.get("scale", (0, 0))[1] > 1:
+        raise InputError(f"augment.crop.scale={bounds['scale']}: a crop is 1 image at most")
+    return functools.partial(crop.random_resized_crop, size=size, **bounds)
+
+
+def _randaugment(config: Mapping[str, Any]) -> Augment:
+    name = "augment.randaugment"
+    config = _fields(name, config, _RANDAUGMENT, needs=("layers", "magnitude"))
+    arguments = {
+        "layers": _whole(f"{name}.layers", config["layers"]),
+        "magnitude": _number(f"{name}.magnitude", config["magnitude"]),
+        "std": _number(f"{name}.std", config.get("std", 0)),
+        "increasing": _flag(f"{name}.increasing", config.get("increasing")),
+        "probability": _number(f"{name}.probability", config.get("probability", 1), 1),
+    }
+    if "fill" in config:
+        arguments["fill"] = _fill(f"{name}.fill", config["fill"])
+        if not isinstance(arguments["fill"], float):
+            return functools.partial(_rand_augment_rgb, **arguments)
+    return functools.partial(randaugment.rand_augment, **arguments)
+
+
+def _rand_augment_rgb(example: Example, rng: np.random.Generator, **arguments: Any) -> Example:
+    if example["image"].shape[2] != 3:
+        raise InputError("augment.randaugment.fill has 3 values, the image is grey; choose one")
+    return randaugment.rand_augment(example, rng, **arguments)
+
+
+def _fields(
+    what: str, config: Mapping[str, Any], known: tuple[str, ...], needs: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The fields that are set.
+
+    Raises:
+        InputError: one is unknown, or one is missing.
+    """
+    if not hasattr(config, "items"):
+        raise InputError(f"{what}={config!r}: expected fields, of {', '.join(known)}")
+    if unknown := sorted(set(config) - set(known)):
+        raise InputError(f"{what} has no field {unknown[0]!r}; use {', '.join(known)}")
+    found = {key: value for key, value in config.items() if value is not None}
+    for name in needs:
+        if name not in found:
+            raise InputError(f"{what} needs the field {name!r}; set it in the config")
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(np.isfinite(value))
+
+
+def _whole(name: str, value: Any) -> int:
+    if not _is_number(value) or value != int(value) or value < 1:
+        raise InputError(f"{name}={value!r}: a whole number of at least 1 is needed")
+    return int(value)
+
+
+def _number(name: str, value: Any, most: float = np.inf) -> float:
+    if not _is_number(value) or not 0 <= value <= most:
+        allowed = "0 or more" if most == np.inf else f"in [0, {most:g}]"
+        raise InputError(f"{name}={value!r}: a number {allowed} is needed")
+    return float(value)
+
+
+def _flag(name: str, value: Any) -> bool:
+    if value not in (None, True, False):
+        raise InputError(f"{name}={value!r}: choose True or False")
+    return bool(value)
+
+
+def _bounds(name: str, value: Any) -> tuple[float, float]:
+    pair = tuple(value) if np.ndim(value) == 1 else ()
+    if len(pair) != 2 or not all(map(_is_number, pair)) or not 0 < pair[0] <= pair[1]:
+        raise InputError(f"{name}={value!r}: two numbers above 0 are needed, the smaller one first")
+    return float(pair[0]), float(pair[1])
+
+
+def _fill(name: str, value: Any) -> float | tuple[float, ...]:
+    values = tuple(value) if np.ndim(value) == 1 else (value,)
+    right = len(values) in (1, 3) and all(map(_is_number, values))
+    if not right or not all(0 <= v <= 255 for v in values):
+        raise InputError(f"{name}={value!r}: one value in [0, 255] is needed, or three")
+    return tuple(map(float, values)) if len(values) == 3 else float(values[0])
