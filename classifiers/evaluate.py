@@ -20,6 +20,7 @@ from tqdm import tqdm
 from classifiers import recipes
 from classifiers.models.resnet import ResNet
 from input_pipeline import loader, sources
+from input_pipeline.augment.policy import Transform
 from input_pipeline.files import InputError, write_json
 from launch.runtime import app, checkpoint
 from launch.runtime.images import to_float
@@ -27,10 +28,19 @@ from launch.runtime.workdir import load_run_config
 
 
 def make_predict(
-    model: ResNet, source: sources.Source, batch_size: int
+    model: ResNet,
+    source: sources.Source,
+    batch_size: int,
+    transform: Transform | None = None,
 ) -> Callable[[dict[str, Any]], Int[np.ndarray, " n"]]:
-    """A function from variables to the predicted class of every image of `source`, in order."""
-    batches = list(loader.eval_batches(source, batch_size))
+    """A function from variables to the predicted class of every image of `source`, in order.
+
+    Args:
+        model: the network.
+        source: the images.
+        batch_size: images at a time.
+        transform: what happens to each of them before.
+    """
 
     @jax.jit
     def predict(variables: dict[str, Any], images: jax.Array) -> jax.Array:
@@ -38,6 +48,7 @@ def make_predict(
         return jnp.argmax(logits, axis=-1)
 
     def predict_all(variables: dict[str, Any]) -> np.ndarray:
+        batches = loader.eval_batches(source, batch_size, transform)
         parts = [np.asarray(predict(variables, b["image"]))[b["mask"]] for b in batches]
         return np.concatenate(parts)
 
@@ -68,7 +79,7 @@ def evaluate_run(run: epath.Path, source: sources.Source, batch_size: int) -> di
     """
     config = load_run_config(run)
     model, abstract = _model(run, source)
-    predict = make_predict(model, source, batch_size)
+    predict = make_predict(model, source, batch_size, recipes.make_transform(config))
     accuracies, per_class = [], []
     for seed in range(config.seeds):
         folder = run / f"seed_{seed}"
@@ -89,7 +100,7 @@ def _model(run: epath.Path, source: sources.Source) -> tuple[ResNet, dict[str, A
             f"{run} is no run of classifiers.train: name a folder that holds only such"
         )
     model = recipes.make_model(config.model, len(source.class_names))
-    shape = source[0]["image"].shape
+    shape = recipes.image_shape(config, source)
     return model, jax.eval_shape(lambda: recipes.init_model(model, jax.random.key(0), shape))
 
 

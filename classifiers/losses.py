@@ -17,10 +17,3 @@ def soft_cross_entropy(
 ) -> Float[Array, " b"]:
     """Cross-entropy an example against probabilities; in float32 whatever the logits are."""
     return optax.softmax_cross_entropy(logits.astype(targets.dtype), targets)
-
-
-def cross_entropy(
-    logits: Float[Array, "b classes"], labels: Int[Array, " b"], label_smoothing: float = 0.0
-) -> Float[Array, " b"]:
-    """Cross-entropy an example, with targets smoothed towards uniform (Szegedy et al. 2016)."""
-    return soft_cross_entropy(logits, soft_targets(labels, logits.shape[-1], label_smoothing))

@@ -6,6 +6,7 @@ python -m classifiers.train --config=configs/digits/classifier.py:arm=real+gener
 The same command goes on where it stopped. Seed n is trained in the folder seed_n of the run
 directory. All images of config.train_sources count the same, unless config.synthetic_weight says
 which share of every batch is synthetic; config.loader_workers processes read them, 0 for threads.
+config.augment, repeats and mix say what happens to images before the model sees them.
 """
 
 import functools
@@ -21,10 +22,10 @@ from jaxtyping import Array
 
 from classifiers import recipes
 from classifiers.evaluate import make_predict
-from classifiers.losses import cross_entropy
+from classifiers.losses import soft_cross_entropy, soft_targets
 from classifiers.models.resnet import ResNet
 from input_pipeline import loader, sources
-from input_pipeline.augment.crop import random_shift
+from input_pipeline.augment.policy import Transform
 from input_pipeline.files import InputError
 from input_pipeline.mixture import Union, check_weight
 from launch.runtime import app
@@ -38,6 +39,7 @@ from launch.runtime.step import make_step
 from launch.runtime.workdir import claim_workdir
 
 Batch = dict[str, Any]
+_MIX = 0  # seed of what is mixed with what
 
 
 def make_update(
@@ -46,22 +48,28 @@ def make_update(
     """`update(state, batch)` -> the new state and its metrics.
 
     Args:
-        config: `label_smoothing`, `ema`, and for the learning rate `optimizer`, `total_steps`.
+        config: `label_smoothing`, `ema`, `mix`, and for the learning rate `optimizer`,
+            `total_steps`. What is mixed with what is the same for all seeds of a run; their images
+            differ.
         model: the network.
         tx: the optimiser.
     """
     decays = make_decays(config.ema)
-    schedule = make_schedule(config.optimizer, config.total_steps)
+    schedule, mix = make_schedule(config.optimizer, config.total_steps), recipes.make_mix(config)
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         images = to_float(batch["image"])
+        targets = soft_targets(batch["label"], model.num_classes, config.label_smoothing)
+        if mix is not None:
+            key = jax.random.fold_in(jax.random.key(_MIX), state.step)
+            images, targets = mix(key, images, targets, batch["domain"])
 
         def loss_of(params: Any) -> tuple[Array, tuple[Array, dict[str, Any]]]:
             variables = {**state.variables, "params": params}
             logits, model_state = model.apply(
                 variables, images, train=True, mutable=["batch_stats"]
             )
-            losses = cross_entropy(logits, batch["label"], config.label_smoothing)
+            losses = soft_cross_entropy(logits, targets)
             return losses.mean(), (logits, model_state)
 
         (loss, (logits, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(
@@ -77,10 +85,10 @@ def make_update(
 
 
 def make_evaluation(
-    source: sources.Source, model: ResNet, batch_size: int
+    source: sources.Source, model: ResNet, batch_size: int, transform: Transform | None = None
 ) -> Callable[[TrainState], dict[str, float]]:
     """Accuracy on a source, with the inference weights."""
-    predict = make_predict(model, source, batch_size)
+    predict = make_predict(model, source, batch_size, transform)
 
     def evaluate(state: TrainState) -> dict[str, float]:
         predictions = predict(state.inference_variables)
@@ -93,12 +101,14 @@ def main(args: app.Arguments) -> None:
     """Runs the task."""
     config = args.config
     validation = sources.load(config.evaluation_source)
-    class_names, image_shape = validation.class_names, validation[0]["image"].shape
+    class_names, image_shape = validation.class_names, recipes.image_shape(config, validation)
     model = recipes.make_model(config.model, len(class_names))
     init = functools.partial(recipes.init_model, model, image_shape=image_shape)
     mesh = make_mesh(config.mesh)
     check_training(config, mesh)
     tx = make_optimizer(config.optimizer, config.total_steps)
+    augment, transform = recipes.make_augment(config), recipes.make_transform(config)
+    recipes.make_mix(config)  # Wrong numbers end here.
     if args.dry_run:
         app.describe(config, model=jax.eval_shape(init, jax.random.key(0))["params"])
         return
@@ -115,16 +125,16 @@ def main(args: app.Arguments) -> None:
     averages = tuple(make_decays(config.ema))
     abstract = abstract_state(init, (jax.random.key(0),), tx, averages)
     train_step = make_step(make_update(config, model, tx), mesh, abstract)
-    evaluate = make_evaluation(validation, model, config.evaluation_batch_size)
-    augment = functools.partial(random_shift, max_shift=config.max_shift)
+    evaluate = make_evaluation(validation, model, config.evaluation_batch_size, transform)
     for seed in range(config.seeds):
         data = loader.batches(
             source,
             config.batch_size,
             seed,
-            augment=augment if config.max_shift else None,
+            augment=augment,
             rows=local_rows(mesh, config.batch_size),
             synthetic_weight=synthetic_weight,
+            repeats=config.get("repeats", 1),
         )
         key = (jax.random.key(seed),)
         with jax.set_mesh(mesh):

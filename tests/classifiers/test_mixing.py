@@ -9,7 +9,7 @@ import optax
 import pytest
 from scipy import stats
 
-from classifiers.losses import cross_entropy, soft_cross_entropy, soft_targets
+from classifiers.losses import soft_cross_entropy, soft_targets
 from classifiers.mixing import mates, mix, random_box
 from input_pipeline.files import InputError
 
@@ -225,10 +225,12 @@ def test_losses_of_labels_and_of_targets():
     )
     smooth = 0.9 * np.eye(4)[labels] + 0.1 / 4
     np.testing.assert_allclose(
-        cross_entropy(logits, labels, 0.1), -(smooth * log_p).sum(-1), rtol=1e-5
+        soft_cross_entropy(logits, soft_targets(labels, 4, 0.1)),
+        -(smooth * log_p).sum(-1),
+        rtol=1e-5,
     )
     np.testing.assert_allclose(
-        cross_entropy(logits, labels),
+        soft_cross_entropy(logits, soft_targets(labels, 4)),
         optax.softmax_cross_entropy_with_integer_labels(logits, labels),
         rtol=1e-5,
     )
@@ -237,4 +239,5 @@ def test_losses_of_labels_and_of_targets():
 def test_losses_of_half_precision_are_computed_in_full():
     logits = jnp.array([[2.0, 0.013]], jnp.bfloat16)
     wanted = np.log1p(np.exp(-2.0 + float(logits[0, 1])))
-    np.testing.assert_allclose(cross_entropy(logits, jnp.array([0])), [wanted], rtol=1e-5)
+    found = soft_cross_entropy(logits, soft_targets(jnp.array([0]), 2))
+    np.testing.assert_allclose(found, [wanted], rtol=1e-5)

@@ -1,0 +1,49 @@
+"""What a config says of augmentation reaches the batches, the step and the evaluation."""
+
+import numpy as np
+import pytest
+
+from tests.classifiers.test_train_mixture import REAL, drawn, losses, run
+
+POLICY = dict(size=6, crop=dict(scale=(0.3, 1.0)), erasing=0.5)
+MIX = dict(mixup=0.2, cutmix=1.0)
+
+
+def test_images_are_augmented_and_repeated(tmp_path, monkeypatch):
+    plain = drawn(monkeypatch, tmp_path / "plain", dict(real=REAL), max_shift=0)
+    found = drawn(
+        monkeypatch, tmp_path / "set", dict(real=REAL), max_shift=0, augment=POLICY, repeats=4
+    )
+    assert {batch["image"].shape for batch in found} == {(16, 6, 6, 1)}
+    drawn_labels = np.concatenate([batch["label"] for batch in plain])[:80]
+    labels = np.concatenate([batch["label"] for batch in found])
+    np.testing.assert_array_equal(labels, np.repeat(drawn_labels, 4))
+    images = np.concatenate([batch["image"] for batch in found])
+    copies = images.reshape(-1, 4, 36)
+    assert (copies[:, 0] != copies[:, 1]).any(axis=1).mean() > 0.9
+
+
+def test_mixing_changes_the_losses_and_a_run_is_repeatable(tmp_path):
+    fields = dict(augment=POLICY, evaluation=dict(size=6, crop_ratio=0.9))
+    for name, more in (("plain", {}), ("mixed", dict(mix=MIX)), ("again", dict(mix=MIX))):
+        assert run(tmp_path / name, dict(real=REAL), **fields, **more) == 0
+    plain, mixed, again = (losses(tmp_path / name) for name in ("plain", "mixed", "again"))
+    assert np.isfinite(mixed).all() and mixed == again
+    assert all(a != b for a, b in zip(plain, mixed, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(augment=dict(size=6, flop=True)), "augment has no field 'flop'"),
+        (dict(augment=dict(size=0)), "augment.size=0"),
+        (dict(evaluation=dict(size=6, crop_ratio=2)), "evaluation.crop_ratio=2"),
+        (dict(mix=dict(mixup=-1)), "mixup=-1"),
+        (dict(mix=dict(mixup=0.2, cut=1.0)), "mix has no field 'cut'"),
+        (dict(repeats=5), "repeats=5: a divisor of batch_size=16"),
+    ],
+)
+def test_wrong_fields(tmp_path, capsys, fields, message):
+    assert run(tmp_path / "run", dict(real=REAL), **fields) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
