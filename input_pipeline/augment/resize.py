@@ -1,11 +1,16 @@
 """The one rule by which images change size, in training and in evaluation."""
 
+from __future__ import annotations
+
 import functools
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
-from scipy import sparse
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 Image = UInt8[np.ndarray, "h w c"] | Float32[np.ndarray, "h w c"]
 
@@ -60,6 +65,9 @@ def _average(image: Image, height: int, width: int) -> Image:
 @functools.lru_cache(maxsize=1024)  # the crops of a run come in hundreds of lengths; 3 kB each
 def _weights(length: int, shorter: int) -> sparse.csr_array:
     """How much of each of `length` pixels is in each of `shorter` equal parts; rows add up to 1."""
+    # Importing it takes a fifth of a second, which tasks on images of one size save.
+    from scipy import sparse
+
     ends = np.linspace(0, length, shorter + 1)
     pixels = ends[:-1, None].astype(np.int32) + np.arange(-(-length // shorter) + 1, dtype=np.int32)
     covered = np.minimum(ends[1:, None], pixels + 1) - np.maximum(ends[:-1, None], pixels)
