@@ -11,7 +11,7 @@ import pytest
 from imagen_ft import finetune, generate, sample, text_command
 from imagen_ft.text_embedding import Embedder
 from input_pipeline.files import read_json
-from input_pipeline.synthetic import verify
+from input_pipeline.synthetic_check import verify
 from launch.runtime import app
 from tests.imagen_ft import tiny_text
 
@@ -108,7 +108,7 @@ def test_sampling(digits, tmp_path):
 
 def test_generating(digits, tmp_path):
     assert run(generate, digits, "sample", tmp_path / "set") == 0
-    assert verify(tmp_path / "set")["ok"]
+    assert verify(tmp_path / "set").ok
 
 
 def test_a_learned_variance_needs_the_bound(digits, tmp_path, capsys):
