@@ -23,7 +23,7 @@ from jaxtyping import Array
 from classifiers import recipes
 from classifiers.evaluate import make_predict
 from classifiers.losses import soft_cross_entropy, soft_targets
-from classifiers.models.resnet import ResNet
+from classifiers.models.presets import Classifier
 from input_pipeline import loader, sources
 from input_pipeline.augment.policy import Transform
 from input_pipeline.files import InputError
@@ -39,18 +39,19 @@ from launch.runtime.step import make_step
 from launch.runtime.workdir import claim_workdir
 
 Batch = dict[str, Any]
-_MIX = 0  # seed of what is mixed with what
+# Seeds of what is mixed with what, and of what is dropped.
+_MIX, _DROP = 0, 1
 
 
 def make_update(
-    config: ml_collections.ConfigDict, model: ResNet, tx: optax.GradientTransformation
+    config: ml_collections.ConfigDict, model: Classifier, tx: optax.GradientTransformation
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """`update(state, batch)` -> the new state and its metrics.
 
     Args:
         config: `label_smoothing`, `ema`, `mix`, and for the learning rate `optimizer`,
-            `total_steps`. What is mixed with what is the same for all seeds of a run; their images
-            differ.
+            `total_steps`. What is mixed with what, and what is dropped, is the same for all seeds
+            of a run; their images differ.
         model: the network.
         tx: the optimiser.
     """
@@ -64,10 +65,14 @@ def make_update(
             key = jax.random.fold_in(jax.random.key(_MIX), state.step)
             images, targets = mix(key, images, targets, batch["domain"])
 
+        rngs = None
+        if model.stochastic:
+            rngs = {"dropout": jax.random.fold_in(jax.random.key(_DROP), state.step)}
+
         def loss_of(params: Any) -> tuple[Array, tuple[Array, dict[str, Any]]]:
             variables = {**state.variables, "params": params}
             logits, model_state = model.apply(
-                variables, images, train=True, mutable=["batch_stats"]
+                variables, images, train=True, mutable=["batch_stats"], rngs=rngs
             )
             losses = soft_cross_entropy(logits, targets)
             return losses.mean(), (logits, model_state)
@@ -85,7 +90,7 @@ def make_update(
 
 
 def make_evaluation(
-    source: sources.Source, model: ResNet, batch_size: int, transform: Transform | None = None
+    source: sources.Source, model: Classifier, batch_size: int, transform: Transform | None = None
 ) -> Callable[[TrainState], dict[str, float]]:
     """Accuracy on a source, with the inference weights."""
     predict = make_predict(model, source, batch_size, transform)

@@ -15,11 +15,17 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from input_pipeline.files import InputError
 from launch.runtime.mesh import state_spec
 
 Kernel = Float[Array, "*inputs outputs"]
 # Queries times keys from which on a CPU attends head by head.
 LARGE_ON_CPU = 2**16
+# What published weights take from a pixel in [0, 1], and by what they divide, channel by channel.
+PIXELS = {
+    "plain": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # Google's ViT; what we train: [-1, 1]
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision, DeiT
+}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -96,3 +102,25 @@ def _attend_by_head(query: Array, key: Array, value: Array) -> Array:
 def gelu(x: Array) -> Array:
     """The exact gelu; by erf, which costs a third of jax.nn.gelu's erfc on CPU."""
     return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
+
+
+def normalise_pixels(images: Float[Array, "b h w c"], pixels: str) -> Float[Array, "b h w c"]:
+    """From [-1, 1] to the scale that a network's weights were trained with.
+
+    Args:
+        images: in [-1, 1].
+        pixels: a key of `PIXELS`; 'plain' changes nothing.
+
+    Raises:
+        InputError: there is no such key, or the images are not RGB.
+    """
+    if pixels not in PIXELS:
+        raise InputError(f"model.pixels={pixels!r}: known are {', '.join(PIXELS)}")
+    if pixels == "plain":
+        return images
+    if images.shape[-1] != 3:
+        raise InputError(
+            f"model.pixels={pixels!r} is for RGB, images have {images.shape[-1]} channels"
+        )
+    mean, std = (jnp.asarray(values)[None, None, None] for values in PIXELS[pixels])
+    return ((images + 1) / 2 - mean) / std

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from classifiers.models.layers import Conv, Dense
+from classifiers.models.layers import Conv, Dense, normalise_pixels
 
 
 class ResNet(nn.Module):
@@ -22,6 +22,8 @@ class ResNet(nn.Module):
         small_stem: one 3x3 convolution for images of some tens of pixels, instead of a 7x7 with
             stride 2 and a max-pool.
         momentum: of the moving batch statistics.
+        dropout: rate before the head.
+        pixels: what the weights expect, see `layers.PIXELS`.
         dtype: of the computation; parameters and statistics are float32.
     """
 
@@ -31,7 +33,14 @@ class ResNet(nn.Module):
     bottleneck: bool = True
     small_stem: bool = False
     momentum: float = 0.9
+    dropout: float = 0.0
+    pixels: str = "plain"
     dtype: Any = jnp.float32
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether training needs the random numbers `dropout`."""
+        return self.dropout > 0
 
     @nn.compact
     def __call__(
@@ -52,7 +61,9 @@ class ResNet(nn.Module):
             dtype=self.dtype,
         )
         kernel, stride = ((3, 3), 1) if self.small_stem else ((7, 7), 2)
-        x = _conv(self.width, kernel, stride, self.dtype, "stem_conv")(images)
+        x = _conv(self.width, kernel, stride, self.dtype, "stem_conv")(
+            normalise_pixels(images, self.pixels)
+        )
         x = nn.relu(norm(name="stem_norm")(x))
         if not self.small_stem:
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
@@ -69,6 +80,7 @@ class ResNet(nn.Module):
         x = x.mean(axis=(1, 2)).astype(jnp.float32)
         if features:
             return x
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name="head")(x)
 
 
