@@ -1,6 +1,6 @@
 """The models by name, one line each, and modules whose fields a config gives.
 
-`size` is of the images that a model was published with: deit_b_384 is deit_b with more patches.
+deit_b_384 is deit_b for larger images: more patches, the same fields.
 DeiT III's official code drops paths of all blocks at one rate; ours rises linearly, as timm's.
 """
 
@@ -24,20 +24,20 @@ class Preset:
     Attributes:
         module: the class.
         fields: its fields that are not left at their defaults.
-        size: pixels each way.
+        size: of its images, pixels each way; None is 224, or that of weights.
     """
 
     module: type[Classifier]
     fields: dict[str, Any]
-    size: int = 224
+    size: int | None = None
 
 
 def _resnet(*stage_sizes: int) -> Preset:
     return Preset(ResNet, dict(stage_sizes=stage_sizes))
 
 
-def _vit(width: int, depth: int, num_heads: int, size: int = 224, **fields: Any) -> Preset:
-    return Preset(ViT, dict(width=width, depth=depth, num_heads=num_heads, **fields), size)
+def _vit(width: int, depth: int, num_heads: int, **fields: Any) -> Preset:
+    return Preset(ViT, dict(width=width, depth=depth, num_heads=num_heads, **fields))
 
 
 _PLAIN = dict(positions="sincos", pool="mean")
@@ -52,7 +52,7 @@ PRESETS = {
     "vit_l16": _vit(1024, 24, 16),
     "deit_s": _vit(384, 12, 6, drop_path=0.1),
     "deit_b": _vit(768, 12, 12, drop_path=0.1),
-    "deit_b_384": _vit(768, 12, 12, size=384, drop_path=0.1),
+    "deit_b_384": dataclasses.replace(_vit(768, 12, 12, drop_path=0.1), size=384),
     "deit_l": _vit(1024, 24, 16, drop_path=0.45, **_DEIT_III),
 }
 
