@@ -113,9 +113,11 @@ def main(args: app.Arguments) -> None:
     check_training(config, mesh)
     tx = make_optimizer(config.optimizer, config.total_steps)
     augment, transform = recipes.make_augment(config), recipes.make_transform(config)
-    recipes.make_mix(config)  # Wrong numbers end here.
+    # Wrong numbers end here.
+    recipes.make_mix(config)
+    shapes = jax.eval_shape(init, jax.random.key(0))
     if args.dry_run:
-        app.describe(config, model=jax.eval_shape(init, jax.random.key(0))["params"])
+        app.describe(config, model=shapes["params"])
         return
     specs = config.train_sources
     source = Union([sources.load(spec) for spec in specs.values()])

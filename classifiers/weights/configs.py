@@ -73,25 +73,28 @@ def build(
     return model, size or trained_size(tensors, model) or (timm.get("input_size") or [224])[-1]
 
 
-def write_configs(folder: Path, model: Classifier, size: int, layout: str) -> None:
+def write_configs(
+    folder: Path, model: Classifier, image_shape: tuple[int, int, int], layout: str
+) -> None:
     """Writes what others need beside weights that `loading.save` writes.
 
     Args:
         folder: of the weights.
         model: the network.
-        size: of its images, pixels each way.
+        image_shape: [h, w, c] of its images, which are square.
         layout: 'transformers', 'timm' or 'torchvision', whose users get timm's.
     """
-    mean, std = (list(values) for values in PIXELS[model.pixels])
+    size, _, channels = image_shape
+    mean, std = (list(values)[:channels] for values in PIXELS[model.pixels])
     if layout != "transformers":
-        facts = {"mean": mean, "std": std, "input_size": [3, size, size]}
+        facts = {"mean": mean, "std": std, "input_size": [channels, size, size]}
         write_json(folder / CONFIG, {"num_classes": model.num_classes, "pretrained_cfg": facts})
         return
     fields = _vit_config(model, size) if isinstance(model, ViT) else _resnet_config(model)
     labels = [f"LABEL_{index}" for index in range(model.num_classes)]
     fields["id2label"] = {str(index): label for index, label in enumerate(labels)}
     fields["label2id"] = {label: index for index, label in enumerate(labels)}
-    write_json(folder / CONFIG, {**fields, "dtype": "float32", "num_channels": 3})
+    write_json(folder / CONFIG, {**fields, "dtype": "float32", "num_channels": channels})
     preprocessor = {
         "image_processor_type": "ViTImageProcessor",
         "size": {"height": size, "width": size},
@@ -178,7 +181,8 @@ def _pixels(config: Mapping[str, Any], where: Any) -> str:
             f"--pixels ({', '.join(PIXELS)})"
         )
     for name, known in PIXELS.items():
-        if np.shape(mean) == np.shape(std) == (3,) and np.allclose((mean, std), known, atol=1e-4):
+        known = np.asarray(known)[:, : len(mean)]
+        if np.shape(mean) == np.shape(std) and np.allclose((mean, std), known, atol=1e-4):
             return name
     raise InputError(
         f"{where}: pixels were scaled by mean {mean} and deviation {std}; known are "

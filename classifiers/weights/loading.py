@@ -111,7 +111,11 @@ def load(
 
 
 def save(
-    path: Path, variables: Mapping[str, Any], model: Classifier, size: int, layout: str
+    path: Path,
+    variables: Mapping[str, Any],
+    model: Classifier,
+    image_shape: tuple[int, int, int],
+    layout: str,
 ) -> None:
     """Writes variables as model.safetensors in another library's layout, in float32.
 
@@ -119,7 +123,7 @@ def save(
         path: a folder that exists.
         variables: of the model.
         model: the network.
-        size: of its images, pixels each way.
+        image_shape: [h, w, c] of its images.
         layout: one of `LAYOUTS`.
 
     Raises:
@@ -134,7 +138,7 @@ def save(
         tensors[counter] = ((), np.dtype(np.int64))
         makers[counter] = functools.partial(np.zeros, ())
     if _is_fixed(model):
-        positions = sincos_positions(*_grid(model, (size, size, 3)), model.width)
+        positions = sincos_positions(*_grid(model, image_shape), model.width)
         tensors[FIXED_POSITIONS] = (positions.shape, positions.dtype)
         makers[FIXED_POSITIONS] = lambda: positions
     header = make_header(tensors)
@@ -158,6 +162,18 @@ def trained_size(tensors: Mapping[str, Any], model: Classifier) -> int | None:
     if not isinstance(model, ViT) or not found:
         return None
     return _rows(found[0].shape[1], model, "the weights") * model.patch_size
+
+
+def trained_channels(tensors: Mapping[str, Any]) -> int:
+    """Channels of the images that weights of a layout, or our variables, are for."""
+    firsts = ("patch_embeddings.projection.weight", "patch_embed.proj.weight", "conv1.weight")
+    firsts += ("embedder.embedder.convolution.weight",)
+    for name, tensor in tensors.items():
+        if name.endswith(("patch_embed.kernel", "stem_conv.kernel")):
+            return tensor.shape[2]
+        if name.endswith(firsts) and not name.startswith("layer"):
+            return tensor.shape[1]
+    return 3
 
 
 def _our_names(

@@ -13,7 +13,14 @@ from classifiers import recipes
 from classifiers.models.presets import MODULES, Classifier
 from classifiers.weights.configs import build, write_configs
 from classifiers.weights.layouts import entries
-from classifiers.weights.loading import find_layout, load, open_tensors, save, trained_size
+from classifiers.weights.loading import (
+    find_layout,
+    load,
+    open_tensors,
+    save,
+    trained_channels,
+    trained_size,
+)
 from input_pipeline.files import InputError, is_local, write_json
 from launch.runtime import checkpoint
 from launch.runtime.staging import check_target, new_folder
@@ -48,7 +55,8 @@ def import_run(
     """
     place = epath.Path(target)
     check_target(place)
-    found = find_layout(open_tensors(source), source)
+    tensors = open_tensors(source)
+    found = find_layout(tensors, source)
     # timm's ResNets have torchvision's names.
     if found != layout and (found, layout) != ("torchvision", "timm"):
         raise InputError(f"{source} holds weights of {found}: say --from={found}:{source}")
@@ -56,7 +64,8 @@ def import_run(
     given = {name: value for name, value in overrides.items() if value is not None}
     network, of_weights = build(source, model, **given)
     size = size or of_weights
-    variables = load(source, network, (size, size, 3), new_head=num_classes is not None)
+    image_shape = (size, size, trained_channels(tensors))
+    variables = load(source, network, image_shape, new_head=num_classes is not None)
     config = {
         "model": describe(network),
         "seeds": 1,
@@ -97,9 +106,10 @@ def export_run(source: str, target: str, layout: str, seed: int = 0) -> None:
     variables = checkpoint.load_inference(folder, shapes, config.total_steps)
     flat = flax.traverse_util.flatten_dict(shapes, sep=".")
     size = trained_size(flat, model) or _evaluated_size(config)
+    image_shape = (size, size, trained_channels(flat))
     with new_folder(epath.Path(target)) as found:
-        save(Path(found), variables, model, size, layout)
-        write_configs(Path(found), model, size, layout)
+        save(Path(found), variables, model, image_shape, layout)
+        write_configs(Path(found), model, image_shape, layout)
 
 
 def describe(model: Classifier) -> dict[str, Any]:

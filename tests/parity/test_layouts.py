@@ -110,7 +110,7 @@ def test_a_file_is_read_alike_and_comes_back(case, tmp_path):
     layout, module, fields, size = CASES[case]
     model = presets.make(module, 5, **fields)
     variables = draw(model, size)
-    weights.save(tmp_path, variables, model, size, layout)
+    weights.save(tmp_path, variables, model, (size, size, 3), layout)
     tensors = safetensors.torch.load_file(tmp_path / "model.safetensors")
     images = draw_images(3, size)
     reference = vit_by_timms_names if module == "vit" else resnet_by_torchvisions_names

@@ -93,8 +93,8 @@ def test_training(pair):
 def test_transformers_reads_what_is_written(pair, tmp_path):
     _, name, model, variables = pair
     changed = jax.tree.map(lambda leaf: leaf * 1.25, variables)
-    weights.save(tmp_path, changed, model, 24, "transformers")
-    write_configs(tmp_path, model, 24, "transformers")
+    weights.save(tmp_path, changed, model, (24, 24, 3), "transformers")
+    write_configs(tmp_path, model, (24, 24, 3), "transformers")
     read, facts = MODELS[name][0].from_pretrained(tmp_path, output_loading_info=True)
     assert not any(facts.values())
     assert {key for key in read.state_dict() if key.endswith(COUNTER)}

@@ -134,8 +134,8 @@ def test_transformers_reads_what_is_written(peers, name, tmp_path):
     peer, folder = peers[name]
     model, variables = ours_of(folder)
     changed = jax.tree.map(lambda leaf: leaf * 1.25, variables)
-    weights.save(tmp_path, changed, model, 12, "transformers")
-    write_configs(tmp_path, model, 12, "transformers")
+    weights.save(tmp_path, changed, model, (12, 12, 3), "transformers")
+    write_configs(tmp_path, model, (12, 12, 3), "transformers")
     read, facts = MODELS[name][0].from_pretrained(tmp_path, output_loading_info=True)
     assert not any(facts.values())
     images = draw_images(2, 12)
