@@ -7,6 +7,7 @@ The same command goes on where it stopped. Seed n is trained in the folder seed_
 directory. All images of config.train_sources count the same, unless config.synthetic_weight says
 which share of every batch is synthetic; config.loader_workers processes read them, 0 for threads.
 config.augment, repeats and mix say what happens to images before the model sees them.
+config.init_from names a run, or weights that classifiers.weights imported, to begin with.
 """
 
 import functools
@@ -20,7 +21,7 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from classifiers import recipes
+from classifiers import recipes, warm_start
 from classifiers.evaluate import make_predict
 from classifiers.losses import soft_cross_entropy, soft_targets
 from classifiers.models.presets import Classifier
@@ -34,7 +35,7 @@ from launch.runtime.images import to_float
 from launch.runtime.loop import check_training, fit
 from launch.runtime.mesh import local_rows, make_mesh
 from launch.runtime.optimizers import make_optimizer, make_schedule
-from launch.runtime.state import TrainState, abstract_state, create_state
+from launch.runtime.state import TrainState, abstract_state
 from launch.runtime.step import make_step
 from launch.runtime.workdir import claim_workdir
 
@@ -128,6 +129,7 @@ def main(args: app.Arguments) -> None:
     if synthetic_weight is not None:
         check_weight(source.domain, synthetic_weight)
     digests = {name: sources.digest(spec) for name, spec in specs.items()}
+    digests |= warm_start.check_start(config, model)
     claim_workdir(args.workdir, config, {name: found for name, found in digests.items() if found})
     averages = tuple(make_decays(config.ema))
     abstract = abstract_state(init, (jax.random.key(0),), tx, averages)
@@ -143,14 +145,15 @@ def main(args: app.Arguments) -> None:
             synthetic_weight=synthetic_weight,
             repeats=config.get("repeats", 1),
         )
-        key = (jax.random.key(seed),)
         with jax.set_mesh(mesh):
             fit(
                 workdir=args.workdir / f"seed_{seed}",
                 config=config,
                 mesh=mesh,
                 abstract=abstract,
-                create=functools.partial(create_state, init, key, tx, averages, mesh),
+                create=functools.partial(
+                    warm_start.create, config, model, image_shape, seed, tx, averages, mesh
+                ),
                 train_step=train_step,
                 batches=functools.partial(
                     loader.iterate, data, workers=config.get("loader_workers", 0)

@@ -26,7 +26,7 @@ from launch.runtime.safetensors_files import (
 STEM = "model"
 POSITIONS, FIXED_POSITIONS = "params.positions", "pos_embed"
 _TRANSFORMERS = ("vit.", "deit.", "resnet.")
-_HEADS = ("head", "head_dist")
+HEADS = ("head", "head_dist")
 _Arrays = dict[str, np.ndarray]
 
 
@@ -100,12 +100,11 @@ def load(
     fixed = held.pop(FIXED_POSITIONS, None) if _is_fixed(model) else None
     if fixed is not None:
         _check_fixed(fixed.view(), model.width, path)
-    grid = _grid(model, image_shape)
-    _check(wanted, held, path, bool(grid))
+    _check(wanted, held, path)
     for name, entry in wanted.items():
         array = np.array(held[name].view(), np.float32)
         if entry.paths == (POSITIONS,) and array.shape != entry.file_shape:
-            array = _resized(array, model, grid, path)
+            array = resized(array, model, image_shape, path)
         arrays |= {key: np.ascontiguousarray(part) for key, part in entry.to_ours(array).items()}
     return flax.traverse_util.unflatten_dict(arrays, sep=".")
 
@@ -176,6 +175,26 @@ def trained_channels(tensors: Mapping[str, Any]) -> int:
     return 3
 
 
+def resized(
+    positions: np.ndarray, model: ViT, image_shape: tuple[int, int, int], where: Any
+) -> np.ndarray:
+    """Positions learned on square images, for images of another shape.
+
+    Args:
+        positions: [1, n, d].
+        model: the network.
+        image_shape: [h, w, c] of the images wanted.
+        where: the positions come from, for the message.
+
+    Raises:
+        InputError: there are not as many as a square image has.
+    """
+    rows = _rows(positions.shape[1], model, where)
+    return resize_positions(
+        positions, _placed_tokens(model), (rows, rows), _grid(model, image_shape)
+    )
+
+
 def _our_names(
     tensors: Mapping[str, Tensor], wanted: Mapping[str, Entry], layout: str
 ) -> dict[str, Tensor]:
@@ -196,7 +215,7 @@ def _new_heads(wanted: Mapping[str, Entry]) -> _Arrays:
         path: np.zeros(entry.shape, np.float32)
         for entry in wanted.values()
         for path in entry.paths
-        if path.split(".")[1] in _HEADS
+        if path.split(".")[1] in HEADS
     }
 
 
@@ -208,9 +227,7 @@ def _head_names(layout: str) -> tuple[str, ...]:
     }[layout]
 
 
-def _check(
-    wanted: Mapping[str, Entry], held: Mapping[str, Tensor], where: Any, resizable: bool
-) -> None:
+def _check(wanted: Mapping[str, Entry], held: Mapping[str, Tensor], where: Any) -> None:
     for name, entry in wanted.items():
         if name not in held:
             raise InputError(
@@ -218,12 +235,12 @@ def _check(
                 "another model or incomplete"
             )
         found, shape = held[name].shape, entry.file_shape
-        alike = resizable and entry.paths == (POSITIONS,) and found[::2] == shape[::2]
-        if found != shape and not (alike and len(found) == len(shape)):
+        alike = entry.paths == (POSITIONS,) and len(found) == 3 and found[::2] == shape[::2]
+        if found != shape and not alike:
             raise InputError(
                 f"{where}: the tensor {name} has the shape {found}, the model's has {shape}; "
                 "use the model of these weights"
-                + (", or a new head" if entry.paths[0].split(".")[1] in _HEADS else "")
+                + (", or a new head" if entry.paths[0].split(".")[1] in HEADS else "")
             )
     if extra := sorted(held.keys() - wanted.keys()):
         raise InputError(
@@ -236,15 +253,8 @@ def _is_fixed(model: Classifier) -> bool:
     return isinstance(model, ViT) and model.positions == "sincos"
 
 
-def _grid(model: Classifier, image_shape: tuple[int, int, int]) -> tuple[int, int] | None:
-    if not isinstance(model, ViT):
-        return None
+def _grid(model: ViT, image_shape: tuple[int, int, int]) -> tuple[int, int]:
     return image_shape[0] // model.patch_size, image_shape[1] // model.patch_size
-
-
-def _resized(array: np.ndarray, model: ViT, grid: tuple[int, int], where: Any) -> np.ndarray:
-    rows = _rows(array.shape[1], model, where)
-    return resize_positions(array, _placed_tokens(model), (rows, rows), grid)
 
 
 def _placed_tokens(model: ViT) -> int:
