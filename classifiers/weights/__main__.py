@@ -2,7 +2,6 @@
 
 Import a folder of transformers, which says what model it is:
   python -m classifiers.weights --from=transformers:./vit-base-patch16-224 --to=runs/vit_b16
-  python -m classifiers.evaluate --config=configs/digits/evaluate.py --workdir=runs/vit_b16
 
 Import weights of timm or torchvision (safetensors), whose model --model names:
   python -m classifiers.weights --from=timm:./deit_small.safetensors --to=runs/deit_s \
@@ -12,7 +11,8 @@ Import weights of timm or torchvision (safetensors), whose model --model names:
 Export a seed of a run of classifiers.train, or an import:
   python -m classifiers.weights --from=runs/deit_s --to=transformers:./exported --seed=0
 
---size resizes learned positions; --num_classes makes a new head for so many classes.
+--size resizes learned positions; --num_classes makes a new head for so many classes. An import is
+what classifiers.evaluate evaluates, and what training begins with (config.init_from).
 """
 
 import sys

@@ -16,6 +16,8 @@ from classifiers.weights.loading import find_layout, open_tensors, trained_size
 from input_pipeline.files import InputError, read_object, write_json
 from launch.runtime.safetensors_files import Tensor
 
+# As DeiT and most others are evaluated.
+CROP_RATIO = 0.875
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 # Fields of transformers' configs with one value that we compute: (its default, ours).
 _FIXED = {
@@ -71,6 +73,17 @@ def build(
     model = presets.make(name, num_classes, **fields)
     size = presets.PRESETS[name].size if name in presets.PRESETS else None
     return model, size or trained_size(tensors, model) or (timm.get("input_size") or [224])[-1]
+
+
+def crop_ratio(path: epath.PathLike) -> float:
+    """The share of an image's side that the weights were evaluated on, 0.875 where no file says it.
+
+    Args:
+        path: as for `build`.
+    """
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    timm = _read(folder / CONFIG).get("pretrained_cfg") or {}
+    return timm.get("crop_pct") or _read(folder / PREPROCESSOR).get("crop_pct") or CROP_RATIO
 
 
 def write_configs(

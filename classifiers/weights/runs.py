@@ -11,7 +11,7 @@ from etils import epath
 
 from classifiers import recipes
 from classifiers.models.presets import MODULES, Classifier
-from classifiers.weights.configs import build, write_configs
+from classifiers.weights.configs import build, crop_ratio, write_configs
 from classifiers.weights.layouts import entries
 from classifiers.weights.loading import (
     find_layout,
@@ -25,9 +25,6 @@ from input_pipeline.files import InputError, is_local, write_json
 from launch.runtime import checkpoint
 from launch.runtime.staging import check_target, new_folder
 from launch.runtime.workdir import load_run_config
-
-# Of evaluation, as DeiT's and most others are evaluated; an import's config.json can be changed.
-CROP_RATIO = 0.875
 
 
 def import_run(
@@ -70,7 +67,7 @@ def import_run(
         "model": describe(network),
         "seeds": 1,
         "total_steps": 0,
-        "evaluation": {"size": size, "crop_ratio": CROP_RATIO},
+        "evaluation": {"size": size, "crop_ratio": crop_ratio(source)},
         "imported": {"from": source, "layout": layout},
     }
     with new_folder(place) as folder:

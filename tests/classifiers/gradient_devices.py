@@ -13,7 +13,7 @@ from launch.runtime import mesh as meshes
 
 BATCH, SIZE, CLASSES = 8, 8, 6
 MESH = (2, 2, 2)
-VIT = dict(width=16, depth=2, num_heads=2, patch_size=2)
+VIT = dict(width=16, depth=1, num_heads=2, patch_size=2)
 RESNET = dict(stage_sizes=(1, 1), width=8, small_stem=True)
 NETS = {
     "class token": ("vit", dict(VIT, layer_scale=0.5, distillation="heads")),

@@ -9,6 +9,7 @@ import safetensors.numpy
 from classifiers import evaluate, recipes, train, weights
 from classifiers.models import presets
 from classifiers.weights.__main__ import run
+from classifiers.weights.configs import write_configs
 from input_pipeline.files import InputError, read_json
 from launch.runtime import checkpoint
 from launch.runtime.workdir import load_run_config
@@ -120,6 +121,44 @@ def test_in_and_out(module, layout, tmp_path, capsys):
         assert size == 8
         found = weights.load(there, network, (8, 8, 3))
     same(found, variables)
+
+
+def test_an_import_is_evaluated_as_the_files_say(vit, tmp_path, monkeypatch):
+    model, path = vit
+    monkeypatch.setitem(presets.PRESETS, "small", presets.Preset(type(model), FIELDS))
+    config = dict(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225], crop_pct=0.9)
+    (path.parent / "config.json").write_text(json.dumps({"pretrained_cfg": config}))
+    assert command(f"--from=timm:{path}", f"--to={tmp_path}/run", "--model=small") == 0
+    assert read_json(tmp_path / "run" / "config.json")["evaluation"]["crop_ratio"] == 0.9
+    assert loaded(tmp_path / "run")[0].pixels == "imagenet"
+    config["mean"] = [0.4, 0.4, 0.4]
+    (path.parent / "config.json").write_text(json.dumps({"pretrained_cfg": config}))
+    with pytest.raises(InputError, match=r"scaled by mean \[0\.4, 0\.4, 0\.4\] and deviation"):
+        weights.build(path, "small")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(hidden_act="relu"), "hidden_act is 'relu', only 'gelu' is implemented"),
+        (dict(qkv_bias=False), "qkv_bias is False, only True"),
+        (dict(model_type="beit"), "model_type is 'beit'; known are vit, resnet, deit"),
+        (dict(patch_size=[4, 4]), r"patch_size is \[4, 4\], not a positive whole number"),
+        (
+            dict(model_type="resnet", hidden_act="relu"),
+            "hidden_sizes is .*, only .* is",
+        ),
+    ],
+)
+def test_configs_of_transformers_that_are_not_ours(changes, message, tmp_path):
+    model = presets.make("vit", 3, **FIELDS)
+    save(tmp_path / "vit", model, layout="transformers")
+    write_configs(tmp_path / "vit", model, (8, 8, 3), "transformers")
+    path = tmp_path / "vit" / "config.json"
+    config = {**read_json(path), "hidden_sizes": [1, 2, 3, 4], **changes}
+    path.write_text(json.dumps(config))
+    with pytest.raises(InputError, match=message):
+        weights.build(tmp_path / "vit")
 
 
 def test_grey_images(tmp_path, capsys):

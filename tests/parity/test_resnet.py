@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from classifiers import weights
+from classifiers.models import presets
 from classifiers.weights.configs import write_configs
 from classifiers.weights.layouts import COUNTER, entries
 from tests.parity.transformers_models import (
@@ -102,3 +104,18 @@ def test_transformers_reads_what_is_written(pair, tmp_path):
     with torch.no_grad():
         theirs = read.eval()(to_torch(images, IMAGENET)).logits
     assert difference(jax.jit(model.apply)(changed, images), theirs) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "depths"),
+    [("resnet50", [3, 4, 6, 3]), ("resnet101", [3, 4, 23, 3]), ("resnet152", [3, 8, 36, 3])],
+)
+def test_published_sizes(name, depths):
+    """Every tensor of the full networks has its name and shape; nothing is allocated."""
+    with torch.device("meta"):
+        config = transformers.ResNetConfig(depths=depths, num_labels=1000)
+        tensors = transformers.ResNetForImageClassification(config).state_dict()
+    theirs = {key: tuple(leaf.shape) for key, leaf in tensors.items() if not key.endswith(COUNTER)}
+    model = presets.make(name, 1000)
+    ours = entries(model, presets.variable_shapes(model, (224, 224, 3)), "transformers")
+    assert {key: entry.file_shape for key, entry in ours.items()} == theirs

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from classifiers import weights
+from classifiers.models import presets
 from classifiers.models.vit import resize_positions
 from classifiers.weights.configs import write_configs
 from classifiers.weights.layouts import entries
@@ -156,3 +157,27 @@ def test_half_precision_is_near(peers):
     out = jax.jit(functools.partial(model.apply, train=True))(variables, images)
     assert out.dtype == jnp.float32
     assert 1e-5 < difference(out, peer(to_torch(images)).logits) < 0.05
+
+
+PUBLISHED = {
+    "vit_b16": dict(),
+    "vit_l16": dict(
+        hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
+    ),
+    "deit_s": dict(hidden_size=384, num_attention_heads=6, intermediate_size=1536),
+    "deit_b_384": dict(image_size=384),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes(name):
+    """Every tensor of the full networks has its name and shape; nothing is allocated."""
+    with torch.device("meta"):
+        config = transformers.ViTConfig(num_labels=1000, **PUBLISHED[name])
+        peer = transformers.ViTForImageClassification(config)
+    size, model = config.image_size, presets.make(name, 1000)
+    names = disk_names(peer)
+    theirs = {disk: tuple(peer.state_dict()[memory].shape) for disk, memory in names.items()}
+    shapes = presets.variable_shapes(model, (size, size, 3))
+    ours = entries(model, shapes, "transformers")
+    assert {key: entry.file_shape for key, entry in ours.items()} == theirs
