@@ -107,7 +107,7 @@ class ViT(nn.Module):
                 name=f"block_{index}",
             )(x)
         x = _norm(self.norm_eps, "norm")(x)
-        pooled = x[:, 0] if self.pool == "token" else x[:, self.num_tokens :].mean(axis=1)
+        pooled = x[:, 0] if self.pool == "token" else x.mean(axis=1)
         if features:
             return pooled
         head = functools.partial(Dense, self.num_classes, kernel_init=nn.initializers.zeros)

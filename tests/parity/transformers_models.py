@@ -11,6 +11,7 @@ VIT = dict(
     intermediate_size=24,
     image_size=12,
     patch_size=4,
+    layer_norm_eps=0.05,  # Others' 1e-12 or 1e-6 could not be told apart.
     num_labels=5,
 )
 RESNET = dict(embedding_size=4, depths=[2, 1], num_labels=5)
