@@ -131,9 +131,9 @@ class SyntheticSource:
         Raises:
             InputError: the set has fewer copies.
         """
-        if not 1 <= copies <= self.plan.copies:
+        if type(copies) is not int or not 1 <= copies <= self.plan.copies:
             raise InputError(
-                f"{self._folder}: copies={copies}, but the set holds {self.plan.copies}; "
+                f"{self._folder}: copies={copies!r}, but the set holds {self.plan.copies}; "
                 "choose fewer or generate more"
             )
         return Subset(self, np.arange(copies * self.plan.copy_size))
