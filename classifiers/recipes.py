@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from classifiers import mixing
 from classifiers.models.resnet import ResNet
+from classifiers.models.resnet_rs import ResNetRS
 from input_pipeline.augment import policy
 from input_pipeline.augment.crop import random_shift
 from input_pipeline.files import InputError
@@ -18,10 +19,10 @@ from input_pipeline.sources import Source
 from launch.runtime.config import module_fields, plain
 
 Mix = Callable[[Array, Array, Array, Array], tuple[Array, Array]]
-MODELS = {"resnet": ResNet}
+MODELS = {"resnet": ResNet, "resnet_rs": ResNetRS}
 
 
-def make_model(config: ml_collections.ConfigDict, num_classes: int) -> ResNet:
+def make_model(config: ml_collections.ConfigDict, num_classes: int) -> ResNet | ResNetRS:
     """Builds the model from `name` and its fields.
 
     Raises:

@@ -64,10 +64,13 @@ def make_update(
             key = jax.random.fold_in(jax.random.key(_MIX), state.step)
             images, targets = mix(key, images, targets, batch["domain"])
 
+        separate = getattr(model, "auxiliary_batch_norm", False)
+        domains = {"domain": batch["domain"]} if separate else {}
+
         def loss_of(params: Any) -> tuple[Array, tuple[Array, dict[str, Any]]]:
             variables = {**state.variables, "params": params}
             logits, model_state = model.apply(
-                variables, images, train=True, mutable=["batch_stats"]
+                variables, images, train=True, mutable=["batch_stats"], **domains
             )
             losses = soft_cross_entropy(logits, targets)
             return losses.mean(), (logits, model_state)
