@@ -17,6 +17,7 @@ from classifiers.models.resnet_rs import ResNetRS
 from classifiers.train import make_update
 from input_pipeline.files import InputError
 from launch.runtime.mesh import make_mesh
+from launch.runtime.optimizers import make_optimizer
 from launch.runtime.state import create_state
 from tests.devices import run_on
 
@@ -197,6 +198,16 @@ def test_the_training_step_passes_the_domain():
             changed = {path for path in of_norms if (before[path] != after[path]).any()}
             expected = {p for p in of_norms if p[-1].startswith("auxiliary_") == bool(index)}
             assert changed and changed == expected
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lamb"])
+def test_only_kernels_are_decayed(optimizer):
+    shared = dict(learning_rate=0.1, schedule="constant", warmup_steps=0, clip_norm=0.0)
+    tx = make_optimizer(ConfigDict(dict(name=optimizer, weight_decay=0.1, **shared)), 1)
+    params = pair("resnet_rs")[2]["params"]
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    for path, leaf in flax.traverse_util.flatten_dict(updates).items():
+        assert leaf.all() == leaf.any() == (path[-1] == "kernel"), path
 
 
 def test_on_four_devices():
