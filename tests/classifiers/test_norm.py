@@ -205,7 +205,7 @@ def test_only_kernels_are_decayed(optimizer):
     shared = dict(learning_rate=0.1, schedule="constant", warmup_steps=0, clip_norm=0.0)
     tx = make_optimizer(ConfigDict(dict(name=optimizer, weight_decay=0.1, **shared)), 1)
     params = pair("resnet_rs")[2]["params"]
-    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    updates, _ = jax.jit(tx.update)(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
     for path, leaf in flax.traverse_util.flatten_dict(updates).items():
         assert leaf.all() == leaf.any() == (path[-1] == "kernel"), path
 
