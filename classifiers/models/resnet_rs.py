@@ -1,4 +1,4 @@
-"""ResNet-RS (Bello et al. 2021, "Revisiting ResNets", section 5 and appendix)."""
+"""ResNet-RS (Bello et al. 2021, "Revisiting ResNets: Improved Training and Scaling Strategies")."""
 
 from collections.abc import Sequence
 from typing import Any
