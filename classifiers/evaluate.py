@@ -18,7 +18,7 @@ from scipy import stats
 from tqdm import tqdm
 
 from classifiers import recipes
-from classifiers.models.resnet import ResNet
+from classifiers.models.presets import Classifier
 from input_pipeline import loader, sources
 from input_pipeline.augment.policy import Transform
 from input_pipeline.files import InputError, write_json
@@ -28,7 +28,7 @@ from launch.runtime.workdir import load_run_config
 
 
 def make_predict(
-    model: ResNet,
+    model: Classifier,
     source: sources.Source,
     batch_size: int,
     transform: Transform | None = None,
@@ -92,7 +92,7 @@ def evaluate_run(run: epath.Path, source: sources.Source, batch_size: int) -> di
     return {"accuracies": accuracies, "per_class": np.mean(per_class, axis=0).tolist()}
 
 
-def _model(run: epath.Path, source: sources.Source) -> tuple[ResNet, dict[str, Any]]:
+def _model(run: epath.Path, source: sources.Source) -> tuple[Classifier, dict[str, Any]]:
     """A run's model, and the shapes of its variables."""
     config = load_run_config(run)
     if "model" not in config or "seeds" not in config:

@@ -10,8 +10,8 @@ import ml_collections
 from jaxtyping import Array
 
 from classifiers import mixing
-from classifiers.models.resnet import ResNet
-from classifiers.models.resnet_rs import ResNetRS
+from classifiers.models import presets
+from classifiers.models.presets import Classifier
 from input_pipeline.augment import policy
 from input_pipeline.augment.crop import random_shift
 from input_pipeline.files import InputError
@@ -19,23 +19,24 @@ from input_pipeline.sources import Source
 from launch.runtime.config import module_fields, plain
 
 Mix = Callable[[Array, Array, Array, Array], tuple[Array, Array]]
-MODELS = {"resnet": ResNet, "resnet_rs": ResNetRS}
 
 
-def make_model(config: ml_collections.ConfigDict, num_classes: int) -> ResNet | ResNetRS:
-    """Builds the model from `name` and its fields.
+def make_model(config: ml_collections.ConfigDict, num_classes: int) -> Classifier:
+    """Builds the model from `name`, of a preset or a module, and fields that differ from it.
 
     Raises:
-        InputError: there is no model of that name.
+        InputError: there is no model of that name, or it has no such field.
     """
     fields = module_fields(config)
-    name = fields.pop("name")
-    if name not in MODELS:
-        raise InputError(f"model.name={name!r}: known are {', '.join(MODELS)}")
-    return MODELS[name](num_classes=num_classes, **fields)
+    name = fields.pop("name", None)
+    if name is None:
+        raise InputError("config.model has no name: name a model")
+    return presets.make(name, num_classes, **fields)
 
 
-def init_model(model: ResNet, key: jax.Array, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+def init_model(
+    model: Classifier, key: jax.Array, image_shape: tuple[int, int, int]
+) -> dict[str, Any]:
     """New variables of a model for images of `image_shape` [h, w, c]."""
     return model.init(key, jnp.zeros((1, *image_shape)))
 

@@ -7,6 +7,7 @@ The same command goes on where it stopped. Seed n is trained in the folder seed_
 directory. All images of config.train_sources count the same, unless config.synthetic_weight says
 which share of every batch is synthetic; config.loader_workers processes read them, 0 for threads.
 config.augment, repeats and mix say what happens to images before the model sees them.
+config.init_from names a run, or weights that classifiers.weights imported, to begin with.
 """
 
 import functools
@@ -20,10 +21,10 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from classifiers import recipes
+from classifiers import recipes, warm_start
 from classifiers.evaluate import make_predict
 from classifiers.losses import soft_cross_entropy, soft_targets
-from classifiers.models.resnet import ResNet
+from classifiers.models.presets import Classifier
 from input_pipeline import loader, sources
 from input_pipeline.augment.policy import Transform
 from input_pipeline.files import InputError
@@ -34,23 +35,24 @@ from launch.runtime.images import to_float
 from launch.runtime.loop import check_training, fit
 from launch.runtime.mesh import local_rows, make_mesh
 from launch.runtime.optimizers import make_optimizer, make_schedule
-from launch.runtime.state import TrainState, abstract_state, create_state
+from launch.runtime.state import TrainState, abstract_state
 from launch.runtime.step import make_step
 from launch.runtime.workdir import claim_workdir
 
 Batch = dict[str, Any]
-_MIX = 0  # seed of what is mixed with what
+# Seeds of what is mixed with what, and of what is dropped.
+_MIX, _DROP = 0, 1
 
 
 def make_update(
-    config: ml_collections.ConfigDict, model: ResNet, tx: optax.GradientTransformation
+    config: ml_collections.ConfigDict, model: Classifier, tx: optax.GradientTransformation
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """`update(state, batch)` -> the new state and its metrics.
 
     Args:
         config: `label_smoothing`, `ema`, `mix`, and for the learning rate `optimizer`,
-            `total_steps`. What is mixed with what is the same for all seeds of a run; their images
-            differ.
+            `total_steps`. What is mixed with what, and what is dropped, is the same for all seeds
+            of a run; their images differ.
         model: the network.
         tx: the optimiser.
     """
@@ -63,14 +65,16 @@ def make_update(
         if mix is not None:
             key = jax.random.fold_in(jax.random.key(_MIX), state.step)
             images, targets = mix(key, images, targets, batch["domain"])
-
         separate = getattr(model, "auxiliary_batch_norm", False)
         domains = {"domain": batch["domain"]} if separate else {}
+        rngs = None
+        if model.stochastic:
+            rngs = {"dropout": jax.random.fold_in(jax.random.key(_DROP), state.step)}
 
         def loss_of(params: Any) -> tuple[Array, tuple[Array, dict[str, Any]]]:
             variables = {**state.variables, "params": params}
             logits, model_state = model.apply(
-                variables, images, train=True, mutable=["batch_stats"], **domains
+                variables, images, train=True, mutable=["batch_stats"], rngs=rngs, **domains
             )
             losses = soft_cross_entropy(logits, targets)
             return losses.mean(), (logits, model_state)
@@ -88,7 +92,7 @@ def make_update(
 
 
 def make_evaluation(
-    source: sources.Source, model: ResNet, batch_size: int, transform: Transform | None = None
+    source: sources.Source, model: Classifier, batch_size: int, transform: Transform | None = None
 ) -> Callable[[TrainState], dict[str, float]]:
     """Accuracy on a source, with the inference weights."""
     predict = make_predict(model, source, batch_size, transform)
@@ -111,9 +115,11 @@ def main(args: app.Arguments) -> None:
     check_training(config, mesh)
     tx = make_optimizer(config.optimizer, config.total_steps)
     augment, transform = recipes.make_augment(config), recipes.make_transform(config)
-    recipes.make_mix(config)  # Wrong numbers end here.
+    # Wrong numbers end here.
+    recipes.make_mix(config)
+    shapes = jax.eval_shape(init, jax.random.key(0))
     if args.dry_run:
-        app.describe(config, model=jax.eval_shape(init, jax.random.key(0))["params"])
+        app.describe(config, model=shapes["params"])
         return
     specs = config.train_sources
     source = Union([sources.load(spec) for spec in specs.values()])
@@ -124,6 +130,7 @@ def main(args: app.Arguments) -> None:
     if synthetic_weight is not None:
         check_weight(source.domain, synthetic_weight)
     digests = {name: sources.digest(spec) for name, spec in specs.items()}
+    digests |= warm_start.check_start(config, model)
     claim_workdir(args.workdir, config, {name: found for name, found in digests.items() if found})
     averages = tuple(make_decays(config.ema))
     abstract = abstract_state(init, (jax.random.key(0),), tx, averages)
@@ -139,14 +146,15 @@ def main(args: app.Arguments) -> None:
             synthetic_weight=synthetic_weight,
             repeats=config.get("repeats", 1),
         )
-        key = (jax.random.key(seed),)
         with jax.set_mesh(mesh):
             fit(
                 workdir=args.workdir / f"seed_{seed}",
                 config=config,
                 mesh=mesh,
                 abstract=abstract,
-                create=functools.partial(create_state, init, key, tx, averages, mesh),
+                create=functools.partial(
+                    warm_start.create, config, model, image_shape, seed, tx, averages, mesh
+                ),
                 train_step=train_step,
                 batches=functools.partial(
                     loader.iterate, data, workers=config.get("loader_workers", 0)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from classifiers.models.dropout import check_rates, drop_path, dropout
-from classifiers.models.layers import Conv, Dense
+from classifiers.models.layers import Conv, Dense, normalise_pixels
 from classifiers.models.norm import Norm, make_norm
 
 # Stage sizes by depth: He et al. 2016, table 1.
@@ -29,6 +29,7 @@ class ResNet(nn.Module):
         auxiliary_batch_norm: synthetic images have batch norms of their own, see
             `norm.AuxiliaryBatchNorm`.
         momentum: of the moving batch statistics.
+        pixels: what the weights expect, see `layers.PIXELS`.
         dtype: of the computation; parameters and statistics are float32.
     """
 
@@ -40,12 +41,18 @@ class ResNet(nn.Module):
     dropout: float = 0.0
     auxiliary_batch_norm: bool = False
     momentum: float = 0.9
+    pixels: str = "plain"
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
         """Checks the fields."""
         check_rates(dropout=self.dropout)
         super().__post_init__()
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether training needs the random numbers `dropout`."""
+        return self.dropout > 0
 
     @nn.compact
     def __call__(
@@ -76,7 +83,9 @@ class ResNet(nn.Module):
             domain=domain,
         )
         kernel, stride = ((3, 3), 1) if self.small_stem else ((7, 7), 2)
-        x = conv(self.width, kernel, stride, self.dtype, "stem_conv")(images)
+        x = conv(self.width, kernel, stride, self.dtype, "stem_conv")(
+            normalise_pixels(images, self.pixels)
+        )
         x = nn.relu(norm(name="stem_norm")(x))
         if not self.small_stem:
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))

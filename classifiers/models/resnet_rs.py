@@ -59,6 +59,11 @@ class ResNetRS(nn.Module):
         check_rates(dropout=self.dropout, drop_path=self.drop_path, se_ratio=self.se_ratio)
         super().__post_init__()
 
+    @property
+    def stochastic(self) -> bool:
+        """Whether training needs the random numbers `dropout`."""
+        return self.dropout > 0 or self.drop_path > 0
+
     @nn.compact
     def __call__(
         self,

@@ -10,12 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from classifiers.models.layers import Conv, Dense
+from classifiers.models.layers import Conv, Dense, attend, gelu
 from launch.runtime.mesh import split_batch
 
 Dtype = Any
-# Queries times keys from which on a CPU attends head by head.
-LARGE_ON_CPU = 2**16
 KeysValues = tuple[Float[Array, "b n heads d"], Float[Array, "b n heads d"]]
 
 
@@ -28,47 +26,6 @@ def timestep_embedding(t: Float[Array, " b"], width: int) -> Float[Array, "b wid
     frequencies = np.exp(np.float64(exponents / np.float32(half))).astype(np.float32)
     angles = t.astype(jnp.float32)[:, None] * frequencies[None]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-
-
-def attend(
-    query: Float[Array, "b n heads d"],
-    key: Float[Array, "b m heads d"],
-    value: Float[Array, "b m heads d"],
-) -> Float[Array, "b n heads d"]:
-    """Attention with a softmax in float32, implemented as the platform likes it best.
-
-    The platform is that of the mesh in use (`jax.set_mesh`), else JAX's default.
-    """
-    half = query.dtype in (jnp.bfloat16, jnp.float16)
-    fits = query.shape[-1] <= 128 and query.shape[-1] % 8 == 0
-    # A mesh may be of chips that this machine does not have. Not lax.platform_dependent: it traces
-    # every form, and cuDNN's cannot be traced where there is no cuDNN.
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    platform = jax.default_backend() if device is None else device.platform
-    if platform == "cpu" and query.shape[1] * key.shape[1] >= LARGE_ON_CPU:
-        return _attend_by_head(query, key, value)
-    # cuDNN's kernel never writes the [n, m] weights to memory; it knows half precision only.
-    implementation = "cudnn" if platform == "gpu" and half and fits else "xla"
-    return jax.nn.dot_product_attention(query, key, value, implementation=implementation)
-
-
-def _attend_by_head(query: Array, key: Array, value: Array) -> Array:
-    """One head of one image at a time: its weights stay in a CPU's cache (4 times as fast)."""
-    b, n, heads, d = query.shape
-    split = lambda x: x.transpose(0, 2, 1, 3).reshape(b * heads, -1, d)  # noqa: E731
-
-    def one(inputs: tuple[Array, Array, Array]) -> Array:
-        q, k, v = inputs
-        logits = jnp.matmul(q, k.T, preferred_element_type=jnp.float32) * d**-0.5
-        return jax.nn.softmax(logits).astype(v.dtype) @ v
-
-    out = jax.lax.map(one, (split(query), split(key), split(value)))  # [b * heads, n, d]
-    return out.reshape(b, heads, n, d).transpose(0, 2, 1, 3)
-
-
-def gelu(x: Array) -> Array:
-    """The exact gelu; by erf, which costs a third of jax.nn.gelu's erfc on CPU."""
-    return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
 
 
 class GroupNorm(nn.Module):

@@ -18,7 +18,6 @@ from imagen_ft.weights import hub, layout
 from imagen_ft.weights.deepfloyd import unet_config
 from imagen_ft.weights.importing import HEADER, MODEL_INDEX, SMALL_PATTERNS, check_schedulers
 from imagen_ft.weights.loading import STORED, load_checkpoint, open_checkpoint
-from imagen_ft.weights.safetensors_files import Weights, write_file, write_model
 from imagen_ft.weights.sources import (
     FILES,
     MANIFEST,
@@ -32,8 +31,9 @@ from imagen_ft.weights.sources import (
     manifest_parts,
     open_part,
 )
-from imagen_ft.weights.staging import check_target, new_folder
 from input_pipeline.files import InputError, is_local, read_object, write_atomic
+from launch.runtime.safetensors_files import Weights, write_file, write_model
+from launch.runtime.staging import check_target, new_folder
 from launch.runtime.workdir import load_run_config
 
 DTYPES = ("float32", "float16", "bfloat16")

@@ -11,7 +11,6 @@ from imagen_ft.weights import hub
 from imagen_ft.weights.deepfloyd import scheduler_settings
 from imagen_ft.weights.layout import Entry
 from imagen_ft.weights.loading import STORED, read_params
-from imagen_ft.weights.safetensors_files import Weights, read_header
 from imagen_ft.weights.sources import (
     FILES,
     MANIFEST,
@@ -23,9 +22,10 @@ from imagen_ft.weights.sources import (
     manifest_parts,
     open_part,
 )
-from imagen_ft.weights.staging import check_target, new_folder
 from input_pipeline.files import InputError, read_object, sha256, write_atomic, write_json
 from launch.runtime import checkpoint
+from launch.runtime.safetensors_files import Weights, read_header
+from launch.runtime.staging import check_target, new_folder
 
 MODEL_INDEX = "model_index.json"
 HEADER = ".header"

@@ -14,11 +14,11 @@ from imagen_ft.models.t5 import T5Encoder
 from imagen_ft.models.unet import UNet
 from imagen_ft.weights import layout
 from imagen_ft.weights.deepfloyd import scheduler_settings, unet_shapes
-from imagen_ft.weights.safetensors_files import Weights
 from imagen_ft.weights.sources import FILES, PARTS, RUN, Part, Place, locate, open_part, part_folder
 from input_pipeline.files import InputError, read_object
 from launch.runtime import checkpoint
 from launch.runtime.mesh import state_shardings
+from launch.runtime.safetensors_files import Weights
 from launch.runtime.workdir import load_run_config
 
 STORED = "stored"

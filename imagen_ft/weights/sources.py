@@ -13,10 +13,10 @@ from etils import epath
 
 from imagen_ft.weights import hub, layout
 from imagen_ft.weights.deepfloyd import build_unet
-from imagen_ft.weights.safetensors_files import Weights, file_names, find, open_weights
 from imagen_ft.weights.t5 import build_t5
 from input_pipeline.files import InputError, is_local, read_object, sha256, write_atomic
 from launch.runtime import checkpoint
+from launch.runtime.safetensors_files import Weights, file_names, find, open_weights
 
 # Written last into an imported folder; names what it was made of.
 MANIFEST = "weights.json"

@@ -18,7 +18,8 @@ from unittest import mock
 
 import jax
 
-from imagen_ft.models import blocks, presets
+from classifiers.models import layers
+from imagen_ft.models import presets
 from imagen_ft.stage import Network
 
 TOKENS = 77
@@ -91,7 +92,7 @@ def program_flops(model: Network, method: str, *args: Any) -> float:
     """
     program = jax.jit(lambda *args: model.apply(*args, method=method))
     # A loop over heads would be counted as one turn of it.
-    with mock.patch.object(blocks, "LARGE_ON_CPU", float("inf")):
+    with mock.patch.object(layers, "LARGE_ON_CPU", float("inf")):
         return program.lower(*args).cost_analysis()["flops"]
 
 

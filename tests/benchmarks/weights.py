@@ -21,10 +21,11 @@ import jax
 import numpy as np
 
 from imagen_ft import weights
-from imagen_ft.weights import layout, safetensors_files
+from imagen_ft.weights import layout
 from imagen_ft.weights.deepfloyd import build_unet
 from imagen_ft.weights.exporting import export_weights
 from imagen_ft.weights.importing import import_weights
+from launch.runtime import safetensors_files
 from tests.imagen_ft.tiny_weights import write_part
 
 ROOT = Path(__file__).resolve().parents[2]

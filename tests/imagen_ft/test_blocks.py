@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from imagen_ft.models import blocks
-from imagen_ft.models.blocks import AddedKVAttention, GroupNorm, attend, gelu
+from classifiers.models import layers
+from classifiers.models.layers import attend, gelu
+from imagen_ft.models.blocks import AddedKVAttention, GroupNorm
 
 
 def random(*shape, seed=0):
@@ -52,7 +53,7 @@ def test_large_attention_on_cpu_is_the_same(dtype, monkeypatch):
     query, key, value = (jnp.asarray(random(2, n, 3, 8, seed=n), dtype) for n in (16, 20, 20))
 
     def run(limit):
-        monkeypatch.setattr(blocks, "LARGE_ON_CPU", limit)
+        monkeypatch.setattr(layers, "LARGE_ON_CPU", limit)
         loss = lambda *args: (attend(*args).astype(jnp.float32) ** 2).sum()  # noqa: E731
         return attend(query, key, value), *jax.grad(loss, argnums=(0, 1, 2))(query, key, value)
 

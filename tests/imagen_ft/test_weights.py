@@ -13,12 +13,12 @@ import pytest
 import safetensors.numpy
 
 from imagen_ft import weights
-from imagen_ft.weights import loading, safetensors_files
+from imagen_ft.weights import loading
 from imagen_ft.weights.__main__ import main, run
 from imagen_ft.weights.deepfloyd import scheduler_settings
 from imagen_ft.weights.importing import import_weights
 from input_pipeline.files import InputError, sha256
-from launch.runtime import checkpoint
+from launch.runtime import checkpoint, safetensors_files
 from tests.imagen_ft.tiny_weights import (
     CONFIGS,
     SCHEDULER,
@@ -415,9 +415,9 @@ main(sys.argv)
 def test_an_interrupted_import_is_made_anew(pipeline, tmp_path, monkeypatch, remote):
     command = ["weights", f"--from=deepfloyd:{pipeline}", f"--to={tmp_path}/imported"]
     if remote:
-        monkeypatch.setattr("imagen_ft.weights.staging.is_local", lambda path: False)
+        monkeypatch.setattr("launch.runtime.staging.is_local", lambda path: False)
         with monkeypatch.context() as patch:
-            patch.setattr("imagen_ft.weights.staging._empty", lambda folder: None)
+            patch.setattr("launch.runtime.staging._empty", lambda folder: None)
             patch.setattr(checkpoint, "_content_digest", lambda tree: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 main(command)

@@ -10,8 +10,8 @@ import numpy as np
 
 from imagen_ft import weights
 from imagen_ft.weights.__main__ import main
-from imagen_ft.weights.safetensors_files import Tensor
 from launch.runtime import mesh
+from launch.runtime.safetensors_files import Tensor
 from tests.imagen_ft.tiny_weights import write_pipeline
 
 

@@ -12,7 +12,7 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 from jax.sharding import AbstractDevice, AbstractMesh
 
-from imagen_ft.models.blocks import attend
+from classifiers.models.layers import attend
 from input_pipeline.files import InputError
 from launch.runtime import hlo_report, hlo_time, preflight
 from launch.runtime.hardware import CHIPS, Chip

@@ -22,6 +22,7 @@ DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": jnp.dtype(jnp.bfloat16),
+    "I64": np.dtype(np.int64),
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -135,8 +136,14 @@ def _variants(names: set[str], stem: str) -> list[str | None]:
     return sorted(found, key=lambda variant: variant or "")
 
 
-def open_weights(folder: Path, stem: str, variant: str | None) -> Weights:
+def open_weights(folder: Path, stem: str, variant: str | None, integers: bool = False) -> Weights:
     """Finds the files of a model and reads their headers.
+
+    Args:
+        folder: where they are.
+        stem: of their names, see `find`.
+        variant: see `find`.
+        integers: whether whole numbers (counts of batches) may be among the tensors.
 
     Raises:
         InputError: no such files, a file that the index names is missing or has not the tensors
@@ -144,7 +151,7 @@ def open_weights(folder: Path, stem: str, variant: str | None) -> Weights:
     """
     name, is_index = find((path.name for path in folder.iterdir()), stem, variant, folder)
     if not is_index:
-        return Weights(folder, variant, (name,), None, _open_file(folder / name))
+        return Weights(folder, variant, (name,), None, open_file(folder / name, integers))
     weight_map = read_object(folder / name).get("weight_map")
     listed = isinstance(weight_map, dict) and weight_map
     if not listed or not all(isinstance(file, str) for file in weight_map.values()):
@@ -155,7 +162,7 @@ def open_weights(folder: Path, stem: str, variant: str | None) -> Weights:
             raise InputError(
                 f"{folder / name} names the file {file}, which is missing: download it as well"
             )
-        held = _open_file(folder / file)
+        held = open_file(folder / file, integers)
         listed = {tensor for tensor, place in weight_map.items() if place == file}
         for tensor in sorted(held.keys() ^ listed):
             raise InputError(
@@ -166,7 +173,8 @@ def open_weights(folder: Path, stem: str, variant: str | None) -> Weights:
     return Weights(folder, variant, files, name, tensors)
 
 
-def _open_file(path: Path) -> dict[str, Tensor]:
+def open_file(path: Path, integers: bool = False) -> dict[str, Tensor]:
+    """Reads the header of one file; arguments and errors are those of `open_weights`."""
     try:
         with safe_open(path, "numpy"):  # it checks that the tensors fill the file without a hole
             pass
@@ -178,10 +186,11 @@ def _open_file(path: Path) -> dict[str, Tensor]:
     header = read_header(path)
     tensors = {}
     for name, (start, end, entry) in tensor_places(header).items():
-        if entry["dtype"] not in DTYPES:
+        readable = [known for known in DTYPES if integers or known != "I64"]
+        if entry["dtype"] not in readable:
             raise InputError(
                 f"{path}: the tensor {name} is of type {entry['dtype']}; "
-                f"only {', '.join(DTYPES)} can be read, save it as one of them"
+                f"only {', '.join(readable)} can be read, save it as one of them"
             )
         first = 8 + len(header) + start
         dtype = DTYPES[entry["dtype"]]
@@ -243,7 +252,7 @@ def write_file(path: Path, header: bytes, read: Callable[[str, np.dtype], np.nda
         write(len(header).to_bytes(8, "little"))
         write(header)
         for name, (start, end, entry) in tensor_places(header).items():
-            array = np.ascontiguousarray(read(name, DTYPES[entry["dtype"]]))
+            array = np.asarray(read(name, DTYPES[entry["dtype"]]), order="C")
             if array.shape != tuple(entry["shape"]) or array.nbytes != end - start:
                 raise ValueError(f"{path}: {name} is {array.shape}, its header says {entry}")
             write(array.reshape(-1).view(np.uint8).data)

@@ -1,0 +1,101 @@
+"""The models by name, one line each, and modules whose fields a config gives.
+
+deit_b_384 is deit_b for larger images: more patches, the same fields.
+DeiT III's official code drops paths of all blocks at one rate; ours rises linearly, as timm's.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from classifiers.models.resnet import SIZES, ResNet
+from classifiers.models.resnet_rs import SIZES as RS_SIZES
+from classifiers.models.resnet_rs import ResNetRS
+from classifiers.models.vit import ViT
+from input_pipeline.files import InputError
+
+Classifier = ResNet | ResNetRS | ViT
+MODULES = {"resnet": ResNet, "resnet_rs": ResNetRS, "vit": ViT}
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A row of the table.
+
+    Attributes:
+        module: the class.
+        fields: its fields that are not left at their defaults.
+        size: of its images, pixels each way; None is 224, or that of weights.
+    """
+
+    module: type[Classifier]
+    fields: dict[str, Any]
+    size: int | None = None
+
+
+def _resnet(depth: int) -> Preset:
+    return Preset(ResNet, dict(stage_sizes=SIZES[depth]))
+
+
+def _resnet_rs(depth: int, **fields: Any) -> Preset:
+    return Preset(ResNetRS, dict(stage_sizes=RS_SIZES[depth], **fields))
+
+
+def _vit(width: int, depth: int, num_heads: int, **fields: Any) -> Preset:
+    return Preset(ViT, dict(width=width, depth=depth, num_heads=num_heads, **fields))
+
+
+_PLAIN = dict(positions="sincos", pool="mean")
+_DEIT_III = dict(positions="learned_patches", layer_scale=1e-4)
+
+PRESETS = {
+    "resnet50": _resnet(50),
+    "resnet101": _resnet(101),
+    "resnet152": _resnet(152),
+    "resnet_rs_50": _resnet_rs(50),
+    "resnet_rs_101": _resnet_rs(101),
+    "resnet_rs_152": _resnet_rs(152),
+    "resnet_rs_350": _resnet_rs(350),
+    "vit_s16": _vit(384, 12, 6, **_PLAIN),
+    "vit_b16": _vit(768, 12, 12),
+    "vit_l16": _vit(1024, 24, 16),
+    "deit_s": _vit(384, 12, 6, drop_path=0.1),
+    "deit_b": _vit(768, 12, 12, drop_path=0.1),
+    "deit_b_384": dataclasses.replace(_vit(768, 12, 12, drop_path=0.1), size=384),
+    "deit_l": _vit(1024, 24, 16, drop_path=0.45, **_DEIT_III),
+}
+
+
+def make(name: str, num_classes: int, **overrides: Any) -> Classifier:
+    """The model of that name.
+
+    Args:
+        name: of a row of `PRESETS` or of `MODULES`.
+        num_classes: of its head.
+        **overrides: fields of the model with other values.
+
+    Raises:
+        InputError: there is no such model, it has no such field, or one has no value.
+    """
+    if name not in PRESETS and name not in MODULES:
+        known = ", ".join((*MODULES, *PRESETS))
+        raise InputError(f"model.name={name!r}: known are {known}")
+    preset = PRESETS.get(name) or Preset(MODULES[name], {})
+    fields = {field.name: field for field in dataclasses.fields(preset.module)}
+    for own in ("parent", "name", "num_classes"):
+        del fields[own]
+    if unknown := sorted(set(overrides) - set(fields)):
+        known = ", ".join(sorted(fields))
+        raise InputError(f"model {name!r} has no field {unknown[0]!r}; its fields are {known}")
+    values = preset.fields | overrides
+    for field, entry in fields.items():
+        if field not in values and entry.default is dataclasses.MISSING:
+            raise InputError(f"model {name!r} needs model.{field}")
+    return preset.module(num_classes=num_classes, **values)
+
+
+def variable_shapes(model: Classifier, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Shapes of a model's variables for images [h, w, c]; nothing is allocated."""
+    image = jax.ShapeDtypeStruct((1, *image_shape), "float32")
+    return jax.eval_shape(model.init, jax.random.key(0), image)

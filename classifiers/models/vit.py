@@ -1,0 +1,289 @@
+"""Vision transformers: ViT, plain ViT, DeiT and DeiT III, which differ by the fields of one module.
+
+ViT is Dosovitskiy et al. 2021 (class token, learned positions); the plain one Beyer et al. 2022
+(means of all tokens, fixed positions); DeiT Touvron et al. 2021 (drop path, if wanted a token for
+distillation); DeiT III Touvron et al. 2022 (layer scale, positions of patches alone).
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from classifiers.models.layers import Conv, Dense, attend, gelu, normalise_pixels
+from input_pipeline.files import InputError
+from launch.runtime.mesh import split_batch
+
+POSITIONS = ("learned", "learned_patches", "sincos")
+POOLS = ("token", "mean")
+DISTILLATIONS = ("", "token", "heads")
+_INIT = nn.initializers.truncated_normal(0.02)
+
+
+class ViT(nn.Module):
+    """A vision transformer for images of any size that its patches divide.
+
+    Learned positions are as many as the images have patches when the variables are made;
+    `classifiers.weights` resizes them.
+
+    Attributes:
+        num_classes: of the head.
+        width: of the tokens.
+        depth: number of blocks.
+        num_heads: of attention.
+        patch_size: pixels each way.
+        mlp_dim: of the hidden layer; None is four times the width.
+        positions: 'learned', 'learned_patches' (none for the class token: DeiT III) or 'sincos'
+            (fixed).
+        pool: what the head sees: the class 'token', or the 'mean' of all patches, which needs none.
+        distillation: 'token' adds DeiT's second token, 'heads' also its head. Logits are then the
+            mean of both heads, in training as well: there is no teacher here.
+        layer_scale: at which the gains of the branches start; None is without.
+        dropout: rate after positions, attention and both layers of the MLPs.
+        drop_path: rate at which an image skips a branch of the last block; from 0 in the first one
+            it rises linearly (Huang et al. 2016, section 3).
+        norm_eps: of the layer norms.
+        pixels: what the weights expect, see `layers.PIXELS`.
+        remat: whether every block keeps only its input for the backward pass.
+        dtype: of the computation; parameters, norms, softmax and logits are float32.
+    """
+
+    num_classes: int
+    width: int
+    depth: int
+    num_heads: int
+    patch_size: int = 16
+    mlp_dim: int | None = None
+    positions: str = "learned"
+    pool: str = "token"
+    distillation: str = ""
+    layer_scale: float | None = None
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    norm_eps: float = 1e-6
+    pixels: str = "plain"
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether training needs the random numbers `dropout`."""
+        return self.dropout > 0 or self.drop_path > 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens before those of the patches."""
+        return (self.pool == "token") + bool(self.distillation)
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "b h w c"], train: bool = False, features: bool = False
+    ) -> Float[Array, "b classes"]:
+        """Logits.
+
+        Args:
+            images: in [-1, 1].
+            train: drop what `dropout` and `drop_path` say.
+            features: return what the head sees instead, [b, d]; with 'heads' the class token.
+
+        Raises:
+            InputError: a field has no such value, or patches do not divide the images.
+        """
+        self._check(images.shape)
+        x = self._embed(normalise_pixels(images, self.pixels), train)
+        block = nn.remat(Block) if self.remat else Block
+        for index in range(self.depth):
+            x = block(
+                num_heads=self.num_heads,
+                mlp_dim=self.mlp_dim or 4 * self.width,
+                layer_scale=self.layer_scale,
+                dropout=self.dropout if train else 0.0,
+                drop_path=self.drop_path * index / max(1, self.depth - 1) if train else 0.0,
+                norm_eps=self.norm_eps,
+                dtype=self.dtype,
+                name=f"block_{index}",
+            )(x)
+        x = _norm(self.norm_eps, "norm")(x)
+        pooled = x[:, 0] if self.pool == "token" else x[:, self.num_tokens :].mean(axis=1)
+        if features:
+            return pooled
+        head = functools.partial(Dense, self.num_classes, kernel_init=nn.initializers.zeros)
+        logits = head(name="head")(pooled)
+        if self.distillation == "heads":
+            logits = (logits + head(name="head_dist")(x[:, 1])) / 2
+        return logits
+
+    def _embed(self, images: Array, train: bool) -> Float[Array, "b n d"]:
+        """Tokens: of the class, of distillation, of the patches."""
+        size = (self.patch_size, self.patch_size)
+        init = nn.initializers.lecun_normal()
+        embed = Conv(
+            self.width, size, size, "VALID", kernel_init=init, dtype=self.dtype, name="patch_embed"
+        )
+        x = embed(images)
+        _, rows, columns, width = x.shape
+        x = x.reshape(-1, rows * columns, width)
+        of_tokens = self.num_tokens if self.positions == "learned" else 0
+        if self.positions == "sincos":
+            positions = jnp.asarray(sincos_positions(rows, columns, width))
+        else:
+            shape = (1, of_tokens + rows * columns, width)
+            positions = self.param("positions", _INIT, shape)
+        x = x.astype(jnp.float32) + positions[:, of_tokens:]
+        tokens = []
+        for index, name in enumerate(self._token_names()):
+            token = self.param(name, _INIT, (1, 1, width))
+            if of_tokens:
+                token = token + positions[:, index : index + 1]
+            tokens.append(jnp.broadcast_to(token, (x.shape[0], 1, width)))
+        x = jnp.concatenate([*tokens, x], axis=1).astype(self.dtype)
+        return split_batch(nn.Dropout(self.dropout, deterministic=not train)(x))
+
+    def _token_names(self) -> list[str]:
+        names = ["class_token"] if self.pool == "token" else []
+        return [*names, "distillation_token"] if self.distillation else names
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        choices = (
+            ("positions", POSITIONS), ("pool", POOLS), ("distillation", DISTILLATIONS)
+        )  # fmt: skip
+        for name, known in choices:
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"model.{name}={getattr(self, name)!r}: known are {', '.join(map(repr, known))}"
+                )
+        for name in ("dropout", "drop_path"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"model.{name}={getattr(self, name)}: a rate is in [0, 1)")
+        if self.distillation and self.pool != "token":
+            raise InputError(
+                f"model.distillation={self.distillation!r} needs the class token: pool='token'"
+            )
+        if self.width % self.num_heads:
+            raise InputError(
+                f"model.num_heads={self.num_heads} does not divide model.width={self.width}"
+            )
+        if shape[1] % self.patch_size or shape[2] % self.patch_size:
+            raise InputError(
+                f"images of {shape[1]}x{shape[2]} pixels cannot be cut into patches of "
+                f"model.patch_size={self.patch_size}: choose a multiple of it as their size"
+            )
+
+
+class Block(nn.Module):
+    """A pre-norm block: attention, then an MLP, each added to what comes in.
+
+    Attributes:
+        num_heads: of attention.
+        mlp_dim: of the hidden layer.
+        layer_scale: see `ViT`.
+        dropout: rate; 0 outside training.
+        drop_path: rate at which an image skips a branch; 0 outside training.
+        norm_eps: of the norms.
+        dtype: of the computation.
+    """
+
+    num_heads: int
+    mlp_dim: int
+    layer_scale: float | None
+    dropout: float
+    drop_path: float
+    norm_eps: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        h = _norm(self.norm_eps, "norm_1")(x).astype(self.dtype)
+        x = x + self._branch(self._attention(h), "scale_1")
+        h = _norm(self.norm_eps, "norm_2")(x).astype(self.dtype)
+        h = self._drop(gelu(self._dense(self.mlp_dim, "mlp_1")(h)))
+        h = self._dense(x.shape[-1], "mlp_2")(h)
+        return split_batch(x + self._branch(h, "scale_2"))
+
+    def _attention(self, x: Array) -> Array:
+        heads = (*x.shape[:2], self.num_heads, x.shape[-1] // self.num_heads)
+        query, key, value = (
+            self._dense(x.shape[-1], name)(x).reshape(heads) for name in ("query", "key", "value")
+        )
+        return self._dense(x.shape[-1], "out")(attend(query, key, value).reshape(x.shape))
+
+    def _branch(self, h: Array, name: str) -> Array:
+        h = self._drop(h)
+        if self.layer_scale is not None:
+            init = nn.initializers.constant(self.layer_scale)
+            scale = self.param(name, init, (h.shape[-1],))
+            h = h * scale.astype(h.dtype)[None, None]
+        return nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=False)(h)
+
+    def _drop(self, h: Array) -> Array:
+        return nn.Dropout(self.dropout, deterministic=False)(h)
+
+    def _dense(self, width: int, name: str) -> Dense:
+        init = nn.initializers.xavier_uniform()
+        return Dense(width, kernel_init=init, dtype=self.dtype, name=name)
+
+
+def _norm(epsilon: float, name: str) -> nn.LayerNorm:
+    # E[x^2] - E[x]^2, Flax's faster variance, would lose digits.
+    return nn.LayerNorm(epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
+
+
+@functools.cache
+def sincos_positions(rows: int, columns: int, width: int) -> Float[np.ndarray, "1 n width"]:
+    """Fixed positions of patches, row by row: sines and cosines of x, then of y.
+
+    Beyer et al. 2022 (section 2, after MoCo v3), with periods up to 10,000.
+
+    Raises:
+        InputError: the width is no multiple of 4.
+    """
+    if width % 4:
+        raise InputError(f"model.width={width}: fixed positions need a multiple of 4")
+    y, x = np.mgrid[:rows, :columns].reshape(2, -1, 1)
+    frequencies = 10_000.0 ** -np.linspace(0, 1, width // 4)
+    angles = [x * frequencies, y * frequencies]
+    parts = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
+    return np.concatenate(parts, axis=1, dtype=np.float32)[None]
+
+
+def resize_positions(
+    positions: Float[Array, "1 n d"], num_tokens: int, old: tuple[int, int], new: tuple[int, int]
+) -> Float[np.ndarray, "1 m d"]:
+    """Learned positions for another number of patches: bicubic, as DeiT and transformers do it.
+
+    That is Keys' kernel with a = -0.75, pixel centres aligned, no wider kernel where patches get
+    fewer. (timm's has a = -0.5 and is wider there.)
+
+    Args:
+        positions: of `num_tokens` tokens, which stay as they are, and of the patches row by row.
+        num_tokens: tokens before the patches that have positions.
+        old: rows and columns of patches there are.
+        new: rows and columns wanted.
+    """
+    positions = np.asarray(positions, np.float32)
+    if tuple(old) == tuple(new):
+        return positions
+    tokens, patches = positions[:, :num_tokens], positions[:, num_tokens:]
+    vertical, horizontal = (_bicubic(*sizes) for sizes in zip(old, new, strict=True))
+    grid = patches[0].reshape(*old, -1).astype(np.float64)
+    grid = np.einsum("ij,kl,jld->ikd", vertical, horizontal, grid, optimize=True)
+    resized = grid.reshape(1, -1, patches.shape[-1]).astype(np.float32)
+    return np.concatenate([tokens, resized], axis=1)
+
+
+def _bicubic(old: int, new: int) -> Float[np.ndarray, "new old"]:
+    """What each new place takes of each old one; beyond the border the last one goes on."""
+    a = -0.75  # Keys 1981, Eq. 15, with a free
+    centres = (np.arange(new) + 0.5) * old / new - 0.5
+    weights = np.zeros((new, old))
+    for offset in range(-1, 3):
+        places = np.floor(centres).astype(int) + offset
+        t = np.abs(centres - places)
+        near = (a + 2) * t**3 - (a + 3) * t**2 + 1
+        far = a * (t**3 - 5 * t**2 + 8 * t - 4)
+        values = np.where(t <= 1, near, far)
+        np.add.at(weights, (np.arange(new), np.clip(places, 0, old - 1)), values)
+    return weights

@@ -1,0 +1,108 @@
+"""Imports a classifier's weights as a finished run, or exports a run; local files only.
+
+Import a folder of transformers, which says what model it is:
+  python -m classifiers.weights --from=transformers:./vit-base-patch16-224 --to=runs/vit_b16
+
+Import weights of timm or torchvision (safetensors), whose model --model names:
+  python -m classifiers.weights --from=timm:./deit_small.safetensors --to=runs/deit_s \
+      --model=deit_s --pixels=imagenet
+  python -m classifiers.weights --from=timm:./deit_base --to=runs/deit_b_384 --model=deit_b_384
+
+Export a seed of a run of classifiers.train, or an import:
+  python -m classifiers.weights --from=runs/deit_s --to=transformers:./exported --seed=0
+
+--size resizes learned positions; --num_classes makes a new head for so many classes. An import is
+what classifiers.evaluate evaluates, and what training begins with (config.init_from).
+"""
+
+import sys
+from collections.abc import Sequence
+
+import jax
+from absl import flags
+
+from classifiers.weights.layouts import LAYOUTS
+from classifiers.weights.runs import export_run, import_run
+from input_pipeline.files import InputError
+from launch.commands import exit_code
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Adds the flags of this command."""
+    layouts = ", ".join(f"{layout}:PATH" for layout in LAYOUTS)
+    text = {
+        "from": f"{layouts} imports; DIR of a run exports",
+        "to": f"DIR of an import; {layouts} of an export",
+        "model": "import: name of a preset; of transformers config.json says it",
+        "pixels": "import: plain or imagenet, where nothing beside the weights says it",
+    }
+    for name, help_text in text.items():
+        flags.DEFINE_string(name, None, help_text, flag_values=values)
+    numbers = {
+        "size": "import: of images, pixels each way; by default that of the weights",
+        "num_classes": "import: of a new head; by default the weights' head is kept",
+        "seed": "export: which seed of the run; 0 by default",
+    }
+    for name, help_text in numbers.items():
+        flags.DEFINE_integer(name, None, help_text, lower_bound=0, flag_values=values)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line and does the work.
+
+    Raises:
+        InputError: wrong flags or wrong files.
+    """
+    values = flags.FlagValues()
+    define_flags(values)
+    if {"--help", "-h", "-help"} & set(argv[1:]):
+        print((__doc__ or "").strip() + "\n\nflags:")
+        for name in sorted(values):
+            print(f"  --{name}: {values[name].help}")
+        return
+    try:
+        rest = values(list(argv))
+    except flags.Error as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"command line: {reason} (--help lists the flags)") from error
+    if len(rest) > 1:
+        raise InputError(f"command line: {rest[1]!r} is not a flag (--help lists the flags)")
+    source, target = (_split(name, values[name].value) for name in ("from", "to"))
+    if bool(source[0]) == bool(target[0]):
+        raise InputError(
+            f"one of --from and --to begins with a layout ({', '.join(LAYOUTS)}) and a colon: "
+            "--from to import, --to to export (--help shows examples)"
+        )
+    importing = bool(source[0])
+    of_imports = ("model", "pixels", "size", "num_classes")
+    for name in ("seed",) if importing else of_imports:
+        if values[name].value is not None:
+            raise InputError(f"--{name} is for {'exports' if importing else 'imports'}")
+    if importing:
+        options = {name: values[name].value for name in of_imports}
+        import_run(source[1], target[1], source[0], **options)
+        print(f"imported {source[1]} into {target[1]}")
+    else:
+        export_run(source[1], target[1], target[0], values.seed or 0)
+        print(f"exported {source[1]} to {target[1]}")
+
+
+def _split(flag: str, value: str | None) -> tuple[str, str]:
+    """Layout and path; no layout where none is named."""
+    layout, colon, path = (value or "").partition(":")
+    layout, path = (layout, path) if colon and layout in LAYOUTS else ("", value or "")
+    if not path:
+        raise InputError(f"--{flag} is missing: name a folder (--help shows examples)")
+    return layout, path
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code, by the conventions of `launch.commands`."""
+    argv = list(sys.argv if argv is None else argv)
+    return exit_code(lambda: main(argv), "nothing is half written, the same command begins again")
+
+
+if __name__ == "__main__":
+    # Files go to files; no accelerator is needed, and its memory might be too small.
+    jax.config.update("jax_platforms", "cpu")
+    sys.exit(run())
