@@ -65,7 +65,8 @@ def make_update(
         if mix is not None:
             key = jax.random.fold_in(jax.random.key(_MIX), state.step)
             images, targets = mix(key, images, targets, batch["domain"])
-
+        separate = getattr(model, "auxiliary_batch_norm", False)
+        domains = {"domain": batch["domain"]} if separate else {}
         rngs = None
         if model.stochastic:
             rngs = {"dropout": jax.random.fold_in(jax.random.key(_DROP), state.step)}
@@ -73,7 +74,7 @@ def make_update(
         def loss_of(params: Any) -> tuple[Array, tuple[Array, dict[str, Any]]]:
             variables = {**state.variables, "params": params}
             logits, model_state = model.apply(
-                variables, images, train=True, mutable=["batch_stats"], rngs=rngs
+                variables, images, train=True, mutable=["batch_stats"], rngs=rngs, **domains
             )
             losses = soft_cross_entropy(logits, targets)
             return losses.mean(), (logits, model_state)

@@ -10,14 +10,20 @@ it. --verify reads a set back, --repair makes what is damaged or missing in it a
 """
 
 import dataclasses
+import functools
 import json
+import subprocess
 import time
+from collections.abc import Collection
 from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 from absl import flags
+from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -30,14 +36,15 @@ from input_pipeline import files, sources
 from input_pipeline.files import InputError
 from input_pipeline.synthetic_card import make_card
 from input_pipeline.synthetic_check import Report, verify
-from input_pipeline.synthetic_writer import MANIFEST, SyntheticWriter
+from input_pipeline.synthetic_writer import INDEX, MANIFEST, PROVENANCE, SyntheticWriter
 from launch.runtime import app, distributed
 from launch.runtime.config import plain
 from launch.runtime.mesh import make_mesh
-from launch.runtime.workdir import join, lock
+from launch.runtime.workdir import join, lock, one_at_a_time
 
-# No image depends on them.
-FREE = ("batch_size", "mesh")
+# No image depends on these fields, wherever in the config: what they name is known by its digest,
+# and counts are told as such.
+FREE = ("batch_size", "cache", "counts", "mesh", "real_source", "remat", "run")
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -80,8 +87,12 @@ def real_counts(config: ml_collections.ConfigDict) -> tuple[tuple[str, ...], lis
     return wanted, [found[name] for name in wanted]
 
 
-def make_writer(args: app.Arguments, cascade: Cascade) -> SyntheticWriter:
-    """Opens the set in the work directory, with all that decides about its images."""
+def set_fields(args: app.Arguments, cascade: Cascade) -> dict[str, Any]:
+    """All that decides about the images of the set, as arguments of `SyntheticWriter`.
+
+    Raises:
+        InputError: a field of the config is wrong.
+    """
     config = args.config
     names, counts = real_counts(config)
     denoiser = cascade.stages[-1].denoiser
@@ -89,9 +100,8 @@ def make_writer(args: app.Arguments, cascade: Cascade) -> SyntheticWriter:
     size = encoding.pop("size", 0) or denoiser.size
     if size > denoiser.size:
         raise InputError(f"config.encoding.size={size}: the cascade draws {denoiser.size} px")
-    kept = {name: value for name, value in plain(config).items() if name not in FREE}
-    return SyntheticWriter(
-        args.workdir,
+    encoder = getattr(cascade, "encoder", None)
+    return dict(
         name=config.name,
         class_names=names,
         image_shape=(size, size, denoiser.channels),
@@ -99,62 +109,98 @@ def make_writer(args: app.Arguments, cascade: Cascade) -> SyntheticWriter:
         copies=config.copies,
         images_per_shard=config.get("images_per_shard", 0),
         provenance={
-            "config": kept,
+            "config": without(plain(config), FREE),
             "weights": list(cascade.digests),
-            "version": metadata.version("imagen-ft"),
+            "text": encoder.digest if encoder else "",
         },
         encoding=encoding,
-        repair=args.flags.repair,
     )
 
 
-def generate(args: app.Arguments, cascade: Cascade, writer: SyntheticWriter) -> None:
-    """Writes this worker's shards that are missing; the last worker completes the set."""
-    values = args.flags
-    pending = _pending(writer, values.worker, values.num_workers)
+def without(config: Any, names: Collection[str]) -> Any:
+    """A config less the fields of these names, at any depth."""
+    if isinstance(config, dict):
+        return {key: without(x, names) for key, x in config.items() if key not in names}
+    return config
+
+
+def generate(args: app.Arguments, cascade: Cascade, fields: dict[str, Any]) -> None:
+    """Writes this worker's shards that are missing; the last worker completes the set.
+
+    Args:
+        args: of the command.
+        cascade: draws the images.
+        fields: see `set_fields`.
+    """
+    writer = SyntheticWriter(args.workdir, **fields)
+    pending = _pending(writer, args.flags.worker, args.flags.num_workers)
     began, plan = time.perf_counter(), writer.plan
-    own = writer.own_shards(values.worker, values.num_workers)
-    with Progress(writer, own, pending, args.workdir.name) as progress:
-        indices = np.concatenate([plan.indices(shard) for shard in pending] or [[]]).astype(int)
-        labels = plan.labels[indices]
-        prompts = cascade.class_names or writer.class_names
-        cascade = dataclasses.replace(cascade, class_names=prompts)
-        with ShardStream(writer, pending, prompts) as stream:
-            batch_size = args.config.batch_size
-            for images in cascade.draw_classes(labels, args.config.seed, indices, batch_size):
-                stream.add(images)
-                progress.drew(len(images))
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("all shards are written")
+    own = writer.own_shards(args.flags.worker, args.flags.num_workers)
+    indices = np.concatenate([plan.indices(shard) for shard in pending] or [[]]).astype(int)
+    prompts = class_names.resolve(args.config.class_names) or writer.class_names
+    drawing = dataclasses.replace(cascade, class_names=prompts).draw_classes(
+        plan.labels[indices], args.config.seed, indices, args.config.batch_size
+    )
+    with (
+        Progress(writer, own, pending, args.workdir.name) as progress,
+        ShardStream(writer, pending, prompts) as stream,
+    ):
+        for images in drawing:
+            distributed.agree(functools.partial(stream.add, images))
+            progress.drew(len(images))
+        distributed.agree(stream.finish)
     if len(indices):
         seconds = time.perf_counter() - began
         print(f"{len(indices):,} images in {seconds:,.0f} s, {len(indices) / seconds:.4g} a second")
-    distributed.on_first_process(lambda: _finish(writer, bool(pending)))
+    distributed.on_first_process(lambda: _finish(writer, pending))
 
 
 def _pending(writer: SyntheticWriter, worker: int, num_workers: int) -> list[int]:
     """Shards to be written, the same on every process of the job."""
     own = writer.own_shards(worker, num_workers)
-    written = np.zeros(len(own), bool)
+    missing = np.zeros(len(own), bool)
     if jax.process_index() == 0:
-        there = writer.shards_there()
-        known = [number for number, shard in enumerate(own) if shard in there]
-        for number in tqdm(known, desc="looking at shards", unit="shard", delay=5):
-            written[number] = writer.is_written(own[number])
+        missing[:] = np.isin(own, writer.pending_shards(worker, num_workers))
     if jax.process_count() > 1:
-        written = np.asarray(multihost_utils.broadcast_one_to_all(written))
-    return [shard for shard, done in zip(own, written, strict=True) if not done]
+        missing = np.asarray(multihost_utils.broadcast_one_to_all(missing))
+    return [shard for shard, wanted in zip(own, missing, strict=True) if wanted]
 
 
-def _finish(writer: SyntheticWriter, wrote: bool) -> None:
-    if not wrote and (writer.folder / MANIFEST).exists():
-        return
-    missing = writer.plan.num_shards - len(writer.shards_there())
-    if missing:
-        print(f"{writer.folder}: {missing} shards of other workers are not written yet")
-        return
-    writer.finish(make_card(writer, writer.config["provenance"]))
-    print(f"{writer.folder}: complete, {writer.plan.num_images:,} images")
+def _finish(writer: SyntheticWriter, written: list[int]) -> None:
+    with one_at_a_time(writer.folder):
+        if (writer.folder / MANIFEST).exists():
+            print(f"{writer.folder}: complete, {writer.plan.num_images:,} images")
+            return
+        missing = {shard for shard, found in enumerate(writer.sidecars()) if found is None}
+        if lost := sorted(missing & set(written)):
+            raise InputError(
+                f"{writer.folder}: shard {lost[0]}, which this job has written, is not to be seen "
+                "here: all its hosts need one folder"
+            )
+        if missing:
+            print(
+                f"{writer.folder}: {len(missing)} shards of other workers are not written yet; "
+                "whoever writes the last one completes the set"
+            )
+            return
+        writer.finish(make_card(writer, writer.config["provenance"]), code_version())
+        print(f"{writer.folder}: complete, {writer.plan.num_images:,} images")
+
+
+def code_version() -> str:
+    """Of this code: the package's, and the commit where there is one."""
+    folder = Path(__file__).parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        commit = found.stdout.strip() if found.returncode == 0 else ""
+    except (OSError, subprocess.TimeoutExpired):
+        commit = ""
+    try:
+        version = metadata.version("imagen-ft")
+    except metadata.PackageNotFoundError:
+        version = ""
+    return " ".join(filter(None, (version, commit))) or "unknown"
 
 
 def check(args: app.Arguments) -> Report:
@@ -165,21 +211,44 @@ def check(args: app.Arguments) -> Report:
     return report
 
 
-def repair(args: app.Arguments) -> None:
-    """Makes what is damaged or missing again."""
-    lock(args.workdir)
-    cascade = load_cascade(args.config, _mesh(args.config))
-    writer = make_writer(args, cascade)
+def check_sound(args: app.Arguments, report: Report) -> None:
+    """What is left to do, by what was found.
+
+    Raises:
+        InputError: something is.
+    """
+    if report.shards or len(report.faults["damaged"]):
+        raise InputError(f"{args.workdir} has faults (above): --repair makes them again")
+    if foreign := report.faults["foreign"]:
+        raise InputError(f"{foreign[0]}: of another set; take such files away")
+    if report.faults["blank"]:
+        raise InputError(
+            f"{args.workdir}: images of one colour (above): so the cascade draws them, to make "
+            "them again changes nothing; look at its guidance and thresholds"
+        )
+
+
+def discard_damaged(args: app.Arguments, fields: dict[str, Any]) -> None:
+    """Takes away what is damaged, so that it is made again."""
+    folder = args.workdir
+    if not any((folder / name).exists() for name in (PROVENANCE, MANIFEST, INDEX)):
+        raise InputError(f"{folder}: holds no generated set; check the path")
+    lock(folder)
+    writer = SyntheticWriter(folder, **fields, repair=True)
     report = check(args)
     for shard in report.shards:
         writer.discard(shard)
-    if report.faults["damaged"]:
+    if not report.ok:
         (writer.folder / MANIFEST).unlink(missing_ok=True)
-    generate(args, cascade, writer)
-    if report.faults["foreign"]:
-        raise InputError(f"{report.faults['foreign'][0]}: of another set; take such files away")
-    if report.faults["blank"]:
-        raise InputError(f"{args.workdir}: blank images (above) are what the cascade draws")
+
+
+def _see(folder: epath.Path) -> None:
+    """Looks whether this host sees what the first one has begun; a mount can be late."""
+    for _ in range(60):
+        if (folder / PROVENANCE).exists():
+            return
+        time.sleep(1)
+    raise InputError(f"{folder} is not the same folder on all hosts: name one that all see")
 
 
 def _mesh(config: ml_collections.ConfigDict) -> Mesh | None:
@@ -194,26 +263,30 @@ def main(args: app.Arguments) -> None:
         return
     if not 0 <= values.worker < values.num_workers:
         raise InputError(f"--worker={values.worker} is not in 0 .. {values.num_workers - 1}")
-    if values.repair and (values.num_workers > 1 or jax.process_count() > 1):
-        raise InputError("--repair is one process's work: leave --num_workers away")
+    if values.repair and values.num_workers > 1:
+        raise InputError("--repair is one worker's work: leave --num_workers away")
     if values.verify:
-        if not check(args).ok:
-            raise InputError(f"{args.workdir} has faults (above): --repair makes them again")
+        check_sound(args, check(args))
         return
     if args.config.batch_size < 1:
         raise InputError(f"config.batch_size={args.config.batch_size}: at least 1 is needed")
     distributed.check_joined()
-    if values.repair:
-        repair(args)
-        return
     cascade = load_cascade(args.config, _mesh(args.config))
+    fields = set_fields(args, cascade)
+    SyntheticWriter.check(**fields)
 
     def claim() -> None:
-        join(args.workdir, values.worker, values.num_workers)
-        make_writer(args, cascade)
+        if values.repair:
+            discard_damaged(args, fields)
+        else:
+            join(args.workdir, values.worker, values.num_workers)
+            SyntheticWriter(args.workdir, **fields)
 
     distributed.on_first_process(claim)
-    generate(args, cascade, make_writer(args, cascade))
+    distributed.agree(functools.partial(_see, args.workdir))
+    generate(args, cascade, fields)
+    if values.repair:
+        distributed.on_first_process(lambda: check_sound(args, verify(args.workdir)))
 
 
 if __name__ == "__main__":

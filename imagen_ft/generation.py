@@ -4,6 +4,7 @@ import concurrent.futures
 import itertools
 import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -41,6 +42,8 @@ class ShardStream:
         self._next, self._images, self._missing = 0, [], 0
         self._size = writer.config["image_shape"][0]
         self._encoders = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+        # Raw images can be large: so many chunks at most wait for an encoder.
+        self._free = threading.BoundedSemaphore(4 * (os.cpu_count() or 1))
         self._background = concurrent.futures.ThreadPoolExecutor(1)
         self._writing: list[concurrent.futures.Future] = []
 
@@ -57,10 +60,20 @@ class ShardStream:
             if self._is_mine():
                 for first in range(0, len(part), _CHUNK):
                     chunk = part[first : first + _CHUNK]
+                    self._free.acquire()
                     self._images.append(self._encoders.submit(self._encode, chunk))
             self._missing += len(part)
             if len(part) == wanted:
                 self._close_shard(shard)
+
+    def finish(self) -> None:
+        """Waits until all shards are written.
+
+        Raises:
+            OSError: one could not be.
+        """
+        while self._writing:
+            self._writing.pop(0).result()
 
     def _is_mine(self) -> bool:
         return self._next % jax.process_count() == jax.process_index()
@@ -73,7 +86,10 @@ class ShardStream:
         self._next, self._images, self._missing = self._next + 1, [], 0
 
     def _encode(self, images: UInt8[np.ndarray, "b h w c"]) -> list[bytes]:
-        return [self._writer.encode(resize(image, self._size)) for image in images]
+        try:
+            return [self._writer.encode(resize(image, self._size)) for image in images]
+        finally:
+            self._free.release()
 
     def _write(self, shard: int, images: list[concurrent.futures.Future]) -> None:
         labels = self._writer.plan.labels[self._writer.plan.indices(shard)]
@@ -90,9 +106,6 @@ class ShardStream:
         # What is complete is written however the work ends.
         self._background.shutdown(wait=True)
         self._encoders.shutdown(wait=True, cancel_futures=True)
-        if kind is None:
-            for writing in self._writing:
-                writing.result()
 
 
 class Progress:

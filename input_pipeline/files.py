@@ -1,5 +1,6 @@
 """Files that are either complete or absent, and the error every task prints as one line."""
 
+import concurrent.futures
 import contextlib
 import hashlib
 import json
@@ -7,11 +8,14 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from etils import epath
+
+T, R = TypeVar("T"), TypeVar("R")
+_THREADS = min(16, 2 * (os.cpu_count() or 1))
 
 
 class InputError(Exception):
@@ -77,6 +81,12 @@ def remove_temporaries(folder: epath.PathLike, name: str = "") -> None:
         for path in Path(folder).iterdir():
             if path.name.startswith(prefix) and path.name.endswith(".tmp"):
                 path.unlink(missing_ok=True)
+
+
+def in_parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """The results for all items, in order; several threads, for what waits for files or hashes."""
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(function, items))
 
 
 def write_atomic(path: epath.PathLike, data: bytes) -> None:

@@ -72,6 +72,13 @@ def _example(source: Source, i: int, transform: Transform | None) -> Example:
 
 
 def _stack(examples: Sequence[Example]) -> Batch:
+    shapes = sorted({example["image"].shape for example in examples})
+    if len(shapes) > 1:
+        small, large = ("x".join(map(str, shape)) for shape in (shapes[0], shapes[-1]))
+        raise InputError(
+            f"images of {small} and of {large} in one batch: bring them to one size "
+            "(config.augment.size, or square)"
+        )
     return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
 
 

@@ -124,6 +124,12 @@ def _check_together(spec: Mapping[str, Any]) -> None:
         )
     if "renumber" in spec and "classes" not in spec:
         raise InputError(f"renumber={spec['renumber']}: no classes are chosen; leave it out")
+    if type(spec.get("renumber", True)) is not bool:
+        raise InputError(f"renumber={spec['renumber']!r}: choose True or False")
+    if not hasattr(spec.get("long_tail", {}), "items"):
+        raise InputError(f"long_tail={spec['long_tail']!r}: give dict(n_max=..., gamma=...)")
+    if type(n := spec.get("per_class", 1)) is not int or n < 1:
+        raise InputError(f"per_class={n!r}: a whole number of at least 1 is needed")
     seed = spec.get("subset_seed", 0)
     if not isinstance(seed, int | np.integer) or seed < 0:
         raise InputError(f"subset_seed={seed!r}: a whole number of at least 0 is needed")
@@ -239,13 +245,13 @@ def find_classes(source: Source, classes: Sequence[str | int]) -> list[int]:
     Raises:
         InputError: there is none, one is unknown or comes twice, or it is no list.
     """
-    if isinstance(classes, str) or not len(classes):
+    if not isinstance(classes, list | tuple) or not classes:
         raise InputError(f"classes={classes!r}: give a list of names or labels")
     names = {name: label for label, name in enumerate(source.class_names)}
     found: list[int] = []
     for one in classes:
         label = names.get(one) if isinstance(one, str) else one
-        if label is None or not 0 <= label < len(names):
+        if type(label) is not int or not 0 <= label < len(names):
             raise InputError(
                 f"classes: there is no class {one!r}; the {len(names)} are {_some(names)}"
             )

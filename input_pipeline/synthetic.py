@@ -19,13 +19,13 @@ from jaxtyping import UInt8
 from input_pipeline import examples, files
 from input_pipeline.files import InputError
 from input_pipeline.subsets import Subset
+from input_pipeline.synthetic_config import plan_of
 from input_pipeline.synthetic_plan import labels_for
 from input_pipeline.synthetic_writer import (
     MANIFEST,
     REPAIR,
     RESUME,
     SyntheticWriter,
-    plan_of,
     sidecar_path,
 )
 from input_pipeline.tfrecord import TFRecordFile, starts_of
@@ -66,8 +66,7 @@ class SyntheticSource:
         self.labels = self.plan.labels
         self.domain = np.broadcast_to(np.int32(SYNTHETIC), self.labels.shape)
         self._shards: dict[int, TFRecordFile] = {}
-        for number in range(self.plan.num_shards):
-            self._check_size(number)
+        files.in_parallel(self._check_size, range(self.plan.num_shards))
 
     def _check_size(self, number: int) -> None:
         entry = self.manifest["shards"][number]
@@ -132,9 +131,9 @@ class SyntheticSource:
         Raises:
             InputError: the set has fewer copies.
         """
-        if not 1 <= copies <= self.plan.copies:
+        if type(copies) is not int or not 1 <= copies <= self.plan.copies:
             raise InputError(
-                f"{self._folder}: copies={copies}, but the set holds {self.plan.copies}; "
+                f"{self._folder}: copies={copies!r}, but the set holds {self.plan.copies}; "
                 "choose fewer or generate more"
             )
         return Subset(self, np.arange(copies * self.plan.copy_size))

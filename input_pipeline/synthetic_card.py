@@ -34,7 +34,6 @@ Each line shows images of one class: {shown}.
 | images a class | {least:,} to {most:,} |
 | shards | {shards:,}, of {per_shard:,} images |
 | weights | {weights} |
-| made by | imagen-ft {version} |
 
 ```python
 import tensorflow_datasets as tfds
@@ -85,7 +84,6 @@ def make_card(writer: SyntheticWriter, provenance: dict[str, Any]) -> list[tuple
         shards=plan.num_shards,
         per_shard=plan.images_per_shard,
         weights=", ".join(f"`{digest}`" for digest in provenance.get("weights", [])) or "none",
-        version=provenance.get("version", "?"),
         provenance=json.dumps(provenance, indent=2, sort_keys=True),
     )
     return [(CARD, text.encode()), (PICTURE, examples.encode_png(_picture(writer, shown)))]

@@ -3,7 +3,7 @@
 import concurrent.futures
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,12 @@ from jaxtyping import Int64
 
 from input_pipeline import files, synthetic
 from input_pipeline.files import InputError
+from input_pipeline.synthetic_config import plan_of
 from input_pipeline.synthetic_plan import Plan
 from input_pipeline.synthetic_writer import (
     INDEX,
     MANIFEST,
     PROVENANCE,
-    plan_of,
     shard_name,
     sidecar_path,
 )
@@ -65,20 +65,20 @@ class Report:
 
     num_examples: int
     class_counts: dict[str, int]
-    faults: dict[str, list[Any]]
+    faults: dict[str, Sequence[Any]]
     shards: list[int]
 
     @property
     def ok(self) -> bool:
         """Whether nothing is wrong."""
-        return not any(self.faults.values())
+        return not any(map(len, self.faults.values()))
 
     def as_json(self) -> dict[str, Any]:
         """For people and programs; long lists are cut."""
         faults = {
-            kind: {"count": len(found), "first": found[:LISTED]}
+            kind: {"count": len(found), "first": np.asarray(found[:LISTED]).tolist()}
             for kind, found in self.faults.items()
-            if found
+            if len(found)
         }
         return {
             "ok": self.ok,
@@ -122,9 +122,9 @@ def verify(folder: epath.PathLike, progress: Callable[[int], Any] = _IDLE) -> Re
             if shard.damaged or shard.undecodable or shard.mislabelled:
                 shards.add(shard.number)
             progress(plan.shard_size(shard.number))
-    faults["missing"] = np.flatnonzero(times == 0).tolist()
-    faults["double"] = np.flatnonzero(times > 1).tolist()
-    shards |= {plan.place(index)[0] for kind in ("missing", "double") for index in faults[kind]}
+    faults["missing"], faults["double"] = np.flatnonzero(times == 0), np.flatnonzero(times > 1)
+    for kind in ("missing", "double"):
+        shards.update(np.unique(plan.places(faults[kind])[0]).tolist())
     faults["damaged"], faults["foreign"] = damaged, _foreign(folder, config, plan)
     found = dict(zip(config["class_names"], counts.tolist(), strict=True))
     return Report(int(counts.sum()), found, faults, sorted(shards))
@@ -143,7 +143,7 @@ def _config(folder: epath.Path) -> tuple[dict[str, Any], list[str]]:
             continue
         if found is None:
             found = content
-            fields = set(content) - {"num_examples", "class_counts", "files", "shards"}
+            fields = set(content) - {"num_examples", "class_counts", "files", "shards", "code"}
         elif any(content.get(field) != found[field] for field in fields):
             damaged.append(f"{folder / name}: of another set than {PROVENANCE}")
     if found is None:
@@ -203,16 +203,18 @@ def _check(
 def _read(
     path: epath.Path, config: dict[str, Any], plan: Plan, number: int
 ) -> tuple[Shard, list[int]]:
-    """Reads every record of a shard; up to the first damaged one."""
+    """Reads every record of a shard, from front to back."""
     indices, labels = [], []
     shard = Shard(number, np.empty(0, np.int64), np.empty(0, np.int64))
     expected = plan.indices(number).tolist()
     lengths = []
     try:
-        file = TFRecordFile(path)
-        lengths = file.lengths.tolist()
-        for record in range(len(file)):
-            fields = synthetic.parse(file[record], f"{path}: record {record}")
+        for record, (_, data) in enumerate(TFRecordFile.scan(path)):
+            if isinstance(data, InputError):
+                shard.damaged.append(str(data))
+                continue
+            lengths.append(len(data))
+            fields = synthetic.parse(data, f"{path}: record {record}")
             index, label = fields["index"], fields["label"]
             indices.append(index)
             labels.append(label)

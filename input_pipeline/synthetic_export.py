@@ -2,7 +2,8 @@
 
 python -m input_pipeline.synthetic --set=runs/generated --export=webdataset --to=DIR
 
-folder        DIR/CLASS/00000012.png: one folder a class, for torchvision's ImageFolder
+folder        DIR/CLASS/00000012.png: one folder a class, for torchvision's ImageFolder, which
+              numbers the classes by their names in order; classes.txt has them by label
 webdataset    DIR/NAME-000000.tar: files 00000012.png, .cls (the label) and .json
 array_record  DIR: random access for Grain and TFDS (`tfds.data_source`), without TensorFlow
 
@@ -13,6 +14,7 @@ import argparse
 import concurrent.futures
 import contextlib
 import errno
+import fcntl
 import io
 import json
 import os
@@ -27,7 +29,8 @@ from tqdm import tqdm
 
 from input_pipeline import files, tfds_folder
 from input_pipeline.files import InputError
-from input_pipeline.synthetic import SyntheticSource
+from input_pipeline.synthetic import SyntheticSource, parse
+from input_pipeline.tfrecord import TFRecordFile
 
 CLAIM = "export.json"
 SUFFIXES = {"png": ".png", "jpeg": ".jpg"}
@@ -36,7 +39,7 @@ SUFFIXES = {"png": ".png", "jpeg": ".jpg"}
 class Export:
     """What all formats need of a set: its records, and where they go."""
 
-    def __init__(self, source: SyntheticSource, folder: Path, kind: str):
+    def __init__(self, source: SyntheticSource, folder: str, kind: str):
         """Opens or starts an export.
 
         Args:
@@ -45,12 +48,15 @@ class Export:
             kind: a key of `WRITERS`.
 
         Raises:
-            InputError: the folder holds something else.
+            InputError: the folder holds something else, is in use or in a store.
         """
-        self.source, self.folder, self.kind = source, folder, kind
+        self.source, self.kind = source, kind
         manifest = source.manifest
         self.name, self.num_shards = manifest["name"], source.plan.num_shards
         self.suffix = SUFFIXES[manifest["encoding"]["format"]]
+        if not files.is_local(folder):
+            raise InputError(f"{folder}: sets are exported to mounted folders; mount or copy it")
+        folder = Path(folder)
         claim = {"format": kind, "set": files.json_digest(manifest)}
         path = folder / CLAIM
         if path.exists():
@@ -59,9 +65,26 @@ class Export:
         elif folder.exists() and any(folder.iterdir()):
             raise InputError(f"{folder}: is not empty; choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._lock()
         files.write_json(path, claim)
         (folder / ".done").mkdir(exist_ok=True)
         files.remove_temporaries(folder)
+
+    def _lock(self) -> None:
+        """Keeps other processes out until this one ends."""
+        self._held = (self.folder / ".lock").open("w")
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._held.close()
+            raise InputError(
+                f"{self.folder}: another process is at work in it; wait for its end"
+            ) from None
+
+    def close(self) -> None:
+        """Lets other processes in."""
+        self._held.close()
 
     def pending(self) -> list[int]:
         """Shards that are not exported yet."""
@@ -74,8 +97,11 @@ class Export:
 
     def records(self, shard: int) -> Iterator[dict[str, Any]]:
         """The fields of a shard's records; texts as such."""
-        for record in range(len(self.source.shard(shard))):
-            fields = self.source.read(shard, record)
+        path = self.source.shard(shard).path
+        for record, (_, data) in enumerate(TFRecordFile.scan(path)):
+            if isinstance(data, InputError):
+                raise data
+            fields = parse(data, f"{path}: record {record}")
             texts = {key: fields[key].decode() for key in ("class_name", "prompt")}
             yield {**fields, **texts}
 
@@ -159,7 +185,7 @@ WRITERS: dict[str, Callable[[Export, int], None]] = {
 }
 
 
-def run(source: SyntheticSource, kind: str, folder: Path) -> None:
+def run(source: SyntheticSource, kind: str, folder: str) -> None:
     """Exports a set.
 
     Args:
@@ -174,7 +200,12 @@ def run(source: SyntheticSource, kind: str, folder: Path) -> None:
     names = [class_folder(name) for name in source.class_names]
     if kind == "folder" and len(set(names)) < len(names):
         raise InputError(f"{folder}: two classes would have one folder; export as webdataset")
-    export = Export(source, folder, kind)
+    with contextlib.closing(Export(source, folder, kind)) as export:
+        _run(export)
+
+
+def _run(export: Export) -> None:
+    kind, folder, source = export.kind, export.folder, export.source
     pending, plan = export.pending(), source.plan
     left = sum(map(plan.shard_size, pending))
     bar = tqdm(total=plan.num_images, initial=plan.num_images - left, unit="image", desc=kind)
@@ -193,6 +224,10 @@ def run(source: SyntheticSource, kind: str, folder: Path) -> None:
             raise
     if kind == "array_record":
         finish_array_record(export)
+    if kind == "folder":
+        # Readers of folders number the classes by their names in order.
+        names = "".join(f"{name}\n" for name in source.class_names)
+        files.write_atomic(folder / "classes.txt", names.encode())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -208,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--to", required=True, metavar="DIR", help="a new folder, or one to go on with")
     args = parser.parse_args(argv)
     try:
-        run(SyntheticSource(args.set), args.export, Path(args.to))
+        run(SyntheticSource(args.set), args.export, args.to)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,8 +1,7 @@
 """Writing generated image sets: shards that appear whole and can be resumed."""
 
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,14 +10,13 @@ from jaxtyping import UInt8
 
 from input_pipeline import examples, files, tfds_folder
 from input_pipeline.files import InputError
-from input_pipeline.synthetic_plan import Plan, usual_shard
+from input_pipeline.synthetic_config import checked_config, differences, plan_of
 from input_pipeline.tfrecord import write_tfrecord
 
 RESUME = "run imagen_ft.generate again"
 REPAIR = "run imagen_ft.generate with --repair"
 PROVENANCE, MANIFEST, INDEX = "provenance.json", "manifest.json", "index"
 PNG = {"format": "png"}
-_FORMAT = 2
 
 
 def shard_name(name: str, shard: int, num_shards: int) -> str:
@@ -29,16 +27,6 @@ def shard_name(name: str, shard: int, num_shards: int) -> str:
 def sidecar_path(folder: epath.Path, shard: int, num_shards: int) -> epath.Path:
     """Where a shard's index is."""
     return folder / INDEX / f"{shard:05d}-of-{num_shards:05d}.json"
-
-
-def _differences(ours: Any, theirs: Any, name: str = "") -> list[str]:
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        return [
-            difference
-            for key in sorted(ours.keys() | theirs.keys())
-            for difference in _differences(ours.get(key), theirs.get(key), f"{name}.{key}")
-        ]
-    return [] if ours == theirs else [name.lstrip(".")]
 
 
 class SyntheticWriter:
@@ -85,7 +73,7 @@ class SyntheticWriter:
             InputError: a value is wrong, the folder holds a set made from something else, or one
                 of these two files is damaged.
         """
-        self.config = _checked_config(
+        self.config = checked_config(
             name=name,
             class_names=class_names,
             image_shape=image_shape,
@@ -101,6 +89,15 @@ class SyntheticWriter:
         self._repair = repair
         self._claim_folder()
 
+    @staticmethod
+    def check(**fields: Any) -> None:
+        """Looks whether these arguments would do; see the class.
+
+        Raises:
+            InputError: a value is wrong.
+        """
+        checked_config(**fields)
+
     def _claim_folder(self) -> None:
         known = False
         for name in (PROVENANCE, MANIFEST):
@@ -115,9 +112,9 @@ class SyntheticWriter:
                 path.unlink()
                 continue
             found = {key: found.get(key) for key in self.config}
-            if differences := _differences(self.config, found):
+            if changed := differences(self.config, found):
                 raise InputError(
-                    f"{self.folder}: holds a set made with another {', '.join(differences)}; "
+                    f"{self.folder}: holds a set made with another {', '.join(changed)}; "
                     "choose another folder or delete this one"
                 )
             known = self._repair
@@ -125,13 +122,18 @@ class SyntheticWriter:
         if claim.exists():
             return
         known = known or (self._repair and any(map(self._is_mine, range(self.plan.num_shards))))
-        if not known and self.folder.exists() and any(self.folder.glob("*.tfrecord-*")):
+        if not known and (found := self._strangers()):
             raise InputError(
-                f"{self.folder}: holds shards of unknown origin (no {PROVENANCE}); choose another "
-                "folder or delete this one"
+                f"{self.folder}: holds {found[0]}, but no {PROVENANCE}, so it is no generated set; "
+                f"choose another folder; if it was one, {REPAIR}"
             )
         (self.folder / INDEX).mkdir(parents=True, exist_ok=True)
         files.write_sealed(claim, self.config)
+
+    def _strangers(self) -> list[str]:
+        """What a new set's folder should not hold."""
+        names = (path.name for path in self.folder.iterdir()) if self.folder.exists() else ()
+        return sorted(name for name in names if name[0] != "." and name != INDEX)
 
     def _is_mine(self, shard: int) -> bool:
         sidecar = self.sidecar(shard)
@@ -158,17 +160,14 @@ class SyntheticWriter:
 
     def pending_shards(self, worker: int = 0, num_workers: int = 1) -> list[int]:
         """A worker's shards that are missing, damaged or without a sidecar: those to write."""
-        return [s for s in self.own_shards(worker, num_workers) if not self.is_written(s)]
+        own = self.own_shards(worker, num_workers)
+        written = files.in_parallel(self.is_written, own)
+        return [shard for shard, done in zip(own, written, strict=True) if not done]
 
     def shards_there(self) -> set[int]:
         """Shards of all workers that have a sidecar; only names are looked at."""
         found = self.folder.glob(f"{INDEX}/[0-9]*-of-{self.plan.num_shards:05d}.json")
         return {int(path.name.partition("-")[0]) for path in found}
-
-    @property
-    def complete(self) -> bool:
-        """Whether the set is finished and every shard still has its size and digest."""
-        return (self.folder / MANIFEST).exists() and not self.pending_shards()
 
     def discard(self, shard: int) -> None:
         """Takes a shard away, to be written again; the set is not complete any more."""
@@ -215,18 +214,20 @@ class SyntheticWriter:
             "lengths": list(lengths),
         }
 
-    def finish(self, card: Iterable[tuple[str, bytes]] = ()) -> None:
+    def finish(self, card: Iterable[tuple[str, bytes]] = (), code: str = "") -> None:
         """Makes the folder a TFDS data set and, last, marks it as complete.
+
+        One process at a time may call it.
 
         Args:
             card: names and contents of files that tell people of the set.
+            code: version of the code that made it, for the manifest.
 
         Raises:
             InputError: shards are pending.
         """
-        sidecars = [self.sidecar(shard) for shard in range(self.plan.num_shards)]
-        pending = [s for s, sidecar in enumerate(sidecars) if not self.is_there(s, sidecar)]
-        if pending:
+        sidecars = self.sidecars()
+        if pending := [shard for shard, found in enumerate(sidecars) if found is None]:
             some = ", ".join(map(str, pending[:5])) + (", ..." if len(pending) > 5 else "")
             raise InputError(f"{self.folder}: shards {some} are not written; {RESUME}")
         kept = ("num_examples", "num_bytes", "sha256")
@@ -246,11 +247,13 @@ class SyntheticWriter:
         for name, data in card:
             files.write_atomic(self.folder / name, data)
             names.append(name)
-        for folder in (self.folder, self.folder / INDEX):
-            files.remove_temporaries(folder)
+        # Not those of shards: another worker could be at one.
+        for name in (*names, MANIFEST, PROVENANCE):
+            files.remove_temporaries(self.folder, name)
         counts = [count * self.plan.copies for count in self.plan.counts]
         found = {name: files.sha256(self.folder / name) for name in sorted(names)}
         totals = {"num_examples": self.plan.num_images, "class_counts": counts, "files": found}
+        totals["code"] = code
         files.write_sealed(self.folder / MANIFEST, {**self.config, **totals, "shards": shards})
 
     def shard_path(self, shard: int) -> epath.Path:
@@ -260,6 +263,15 @@ class SyntheticWriter:
     def sidecar_path(self, shard: int) -> epath.Path:
         """Where its index is."""
         return sidecar_path(self.folder, shard, self.plan.num_shards)
+
+    def sidecars(self) -> list[dict[str, Any] | None]:
+        """Those of all shards that are there (see `is_there`); None for the others."""
+
+        def find(shard: int) -> dict[str, Any] | None:
+            found = self.sidecar(shard)
+            return found if self.is_there(shard, found) else None
+
+        return files.in_parallel(find, range(self.plan.num_shards))
 
     def sidecar(self, shard: int) -> dict[str, Any] | None:
         """What is written beside a shard; None where there is nothing, or something damaged."""
@@ -288,47 +300,3 @@ class SyntheticWriter:
                 "index": index,
             }
         )
-
-
-def plan_of(config: Mapping[str, Any]) -> Plan:
-    """The plan of a set, of its `provenance.json`."""
-    return Plan(tuple(config["counts"]), config["copies"], config["images_per_shard"])
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    raise TypeError(f"provenance must be JSON, got {value!r}")
-
-
-def _checked_config(**values: Any) -> dict[str, Any]:
-    """The values as JSON gives them back, so that they compare with a file; InputError if wrong."""
-    config = json.loads(json.dumps({"format": _FORMAT, **values}, default=_plain))
-    for fault in _faults(config):
-        raise InputError(f"generated set: {fault}")
-    if not config["images_per_shard"]:
-        shape, image_format = config["image_shape"], config["encoding"]["format"]
-        config["images_per_shard"] = usual_shard(shape, image_format)
-    return config
-
-
-def _faults(config: Mapping[str, Any]) -> Iterator[str]:
-    names, counts, shape = config["class_names"], config["counts"], config["image_shape"]
-    if not re.fullmatch("[a-z][a-z0-9_]*", config["name"]):
-        yield f"name {config['name']!r}: use lower-case letters, digits and _, a letter first"
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        yield f"class names {repeated} occur twice; give every class its own"
-    if len(names) != len(counts):
-        yield f"{len(names)} class names but {len(counts)} counts; give one of each a class"
-    if min(counts, default=0) < 0 or not sum(counts):
-        yield f"counts {counts}: give numbers >= 0, not all 0"
-    if len(shape) != 3 or shape[2] not in (1, 3):
-        yield f"image shape {shape}: use [h, w, 1 or 3]"
-    if config["copies"] < 1:
-        yield f"copies={config['copies']}: must be at least 1"
-    if config["images_per_shard"] < 0:
-        yield f"images_per_shard={config['images_per_shard']}: must be at least 1, or 0 for 150 MB"
-    encoding = config["encoding"]
-    wanted = {"png": ["format"], "jpeg": ["format", "quality"]}.get(encoding.get("format"))
-    if sorted(encoding) != wanted or not 1 <= encoding.get("quality", 95) <= 100:
-        yield f"encoding {encoding}: use format png, or format jpeg with quality 1 to 100"

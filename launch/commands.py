@@ -20,7 +20,7 @@ from input_pipeline.files import InputError
 
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h
 # Of all errors of the system those that the user can mend.
-_USERS_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
+USERS_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
 
 
 class Failed(Exception):
@@ -56,7 +56,7 @@ def exit_code(command: Callable[[], None], interrupted: str) -> int:
     except KeyboardInterrupt:
         return _end(130, f"interrupted: {interrupted}")
     except OSError as error:
-        if error.errno not in _USERS_ERRORS:
+        if error.errno not in USERS_ERRORS:
             raise
         place = f" at {error.filename}" if error.filename else ""
         reason = os.strerror(error.errno)

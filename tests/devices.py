@@ -1,4 +1,4 @@
-"""Programs that need eight devices: each runs in a process of its own."""
+"""Programs that need several devices: each runs in a process of its own."""
 
 import json
 import os
@@ -11,14 +11,19 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def run_on_eight(module, *arguments):
     """The JSON that `python -m module` prints last, on eight CPU devices, warnings as errors."""
+    return run_on(8, module, *arguments)
+
+
+def run_on(devices, module, *arguments):
+    """The same on as many."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", module, *arguments],
         cwd=ROOT,
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": "8"},
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    assert result.pop("devices") == 8
+    assert result.pop("devices") == devices
     return result

@@ -9,12 +9,14 @@ from typing import Any
 
 import jax
 
-from classifiers.models.resnet import ResNet
+from classifiers.models.resnet import SIZES, ResNet
+from classifiers.models.resnet_rs import SIZES as RS_SIZES
+from classifiers.models.resnet_rs import ResNetRS
 from classifiers.models.vit import ViT
 from input_pipeline.files import InputError
 
-Classifier = ResNet | ViT
-MODULES = {"resnet": ResNet, "vit": ViT}
+Classifier = ResNet | ResNetRS | ViT
+MODULES = {"resnet": ResNet, "resnet_rs": ResNetRS, "vit": ViT}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +34,12 @@ class Preset:
     size: int | None = None
 
 
-def _resnet(*stage_sizes: int) -> Preset:
-    return Preset(ResNet, dict(stage_sizes=stage_sizes))
+def _resnet(depth: int) -> Preset:
+    return Preset(ResNet, dict(stage_sizes=SIZES[depth]))
+
+
+def _resnet_rs(depth: int, **fields: Any) -> Preset:
+    return Preset(ResNetRS, dict(stage_sizes=RS_SIZES[depth], **fields))
 
 
 def _vit(width: int, depth: int, num_heads: int, **fields: Any) -> Preset:
@@ -44,9 +50,13 @@ _PLAIN = dict(positions="sincos", pool="mean")
 _DEIT_III = dict(positions="learned_patches", layer_scale=1e-4)
 
 PRESETS = {
-    "resnet50": _resnet(3, 4, 6, 3),
-    "resnet101": _resnet(3, 4, 23, 3),
-    "resnet152": _resnet(3, 8, 36, 3),
+    "resnet50": _resnet(50),
+    "resnet101": _resnet(101),
+    "resnet152": _resnet(152),
+    "resnet_rs_50": _resnet_rs(50),
+    "resnet_rs_101": _resnet_rs(101),
+    "resnet_rs_152": _resnet_rs(152),
+    "resnet_rs_350": _resnet_rs(350),
     "vit_s16": _vit(384, 12, 6, **_PLAIN),
     "vit_b16": _vit(768, 12, 12),
     "vit_l16": _vit(1024, 24, 16),

@@ -1,14 +1,18 @@
 """ResNet v1.5 (He et al. 2016; stride in the 3x3 convolution), for large and for small images."""
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from classifiers.models.dropout import check_rates, drop_path, dropout
 from classifiers.models.layers import Conv, Dense, normalise_pixels
+from classifiers.models.norm import Norm, make_norm
+
+# Stage sizes by depth: He et al. 2016, table 1.
+SIZES = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
 class ResNet(nn.Module):
@@ -21,8 +25,10 @@ class ResNet(nn.Module):
         bottleneck: blocks of 1x1, 3x3, 1x1 with four times the width, instead of two 3x3.
         small_stem: one 3x3 convolution for images of some tens of pixels, instead of a 7x7 with
             stride 2 and a max-pool.
+        dropout: of the head's input.
+        auxiliary_batch_norm: synthetic images have batch norms of their own, see
+            `norm.AuxiliaryBatchNorm`.
         momentum: of the moving batch statistics.
-        dropout: rate before the head.
         pixels: what the weights expect, see `layers.PIXELS`.
         dtype: of the computation; parameters and statistics are float32.
     """
@@ -32,10 +38,16 @@ class ResNet(nn.Module):
     width: int = 64
     bottleneck: bool = True
     small_stem: bool = False
-    momentum: float = 0.9
     dropout: float = 0.0
+    auxiliary_batch_norm: bool = False
+    momentum: float = 0.9
     pixels: str = "plain"
     dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        check_rates(dropout=self.dropout)
+        super().__post_init__()
 
     @property
     def stochastic(self) -> bool:
@@ -44,24 +56,34 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "b h w c"], train: bool = False, features: bool = False
+        self,
+        images: Float[Array, "b h w c"],
+        train: bool = False,
+        features: bool = False,
+        domain: Int[Array, " b"] | None = None,
     ) -> Float[Array, "b classes"]:
         """Logits.
 
         Args:
             images: in [-1, 1].
-            train: use and update the statistics of the batch.
+            train: use and update the statistics of the batch; with dropout this takes an rng of
+                that name.
             features: return what the head sees instead, [b, d].
+            domain: with `auxiliary_batch_norm`, 0 for real and 1 for synthetic images; None is all
+                real, in evaluation only.
+
+        Raises:
+            InputError: an auxiliary batch norm is to be trained without the domain.
         """
-        norm = functools.partial(
-            nn.BatchNorm,
-            use_running_average=not train,
+        norm = make_norm(
+            train=train,
             momentum=self.momentum,
-            epsilon=1e-5,
             dtype=self.dtype,
+            auxiliary=self.auxiliary_batch_norm,
+            domain=domain,
         )
         kernel, stride = ((3, 3), 1) if self.small_stem else ((7, 7), 2)
-        x = _conv(self.width, kernel, stride, self.dtype, "stem_conv")(
+        x = conv(self.width, kernel, stride, self.dtype, "stem_conv")(
             normalise_pixels(images, self.pixels)
         )
         x = nn.relu(norm(name="stem_norm")(x))
@@ -76,25 +98,40 @@ class ResNet(nn.Module):
                     norm=norm,
                     dtype=self.dtype,
                     name=f"stage_{stage}_block_{index}",
-                )(x)
-        x = x.mean(axis=(1, 2)).astype(jnp.float32)
+                )(x, train)
+        x = x.mean(axis=(1, 2), dtype=jnp.float32)
         if features:
             return x
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = dropout(x, self.dropout, train)
         return Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name="head")(x)
 
 
 class ResNetBlock(nn.Module):
-    """A residual block; its last norm starts at zero, so that it starts as the identity."""
+    """A residual block; its last norm starts at zero, so that it starts as the identity.
+
+    Attributes:
+        width: channels of its 3x3 convolution.
+        stride: of the first 3x3 convolution.
+        bottleneck: see `ResNet`.
+        norm: makes its norms.
+        dtype: of the computation.
+        se_ratio: of `SqueezeExcite` at the end of the branch; 0 is without.
+        average_shortcut: where the resolution is halved the shortcut averages 2x2 pixels, instead
+            of taking one of four (ResNet-D: He et al. 2019, figure 2c).
+        drop_path: how often training leaves the branch out.
+    """
 
     width: int
     stride: int
     bottleneck: bool
-    norm: Callable[..., nn.Module]
+    norm: Norm
     dtype: Any
+    se_ratio: float = 0.0
+    average_shortcut: bool = False
+    drop_path: float = 0.0
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h2 w2 c2"]:
         """Output of the block."""
         out = self.width * (4 if self.bottleneck else 1)
         # (channels, kernel, stride) of each convolution on the branch.
@@ -105,17 +142,50 @@ class ResNetBlock(nn.Module):
         h = x
         for index, (channels, kernel, stride) in enumerate(layers):
             last = index == len(layers) - 1
-            h = _conv(channels, (kernel, kernel), stride, self.dtype, f"conv_{index}")(h)
+            h = conv(channels, (kernel, kernel), stride, self.dtype, f"conv_{index}")(h)
             scale_init = nn.initializers.zeros if last else nn.initializers.ones
             h = self.norm(scale_init=scale_init, name=f"norm_{index}")(h)
             h = h if last else nn.relu(h)
-        if x.shape != h.shape:
-            x = _conv(out, (1, 1), self.stride, self.dtype, "shortcut_conv")(x)
-            x = self.norm(name="shortcut_norm")(x)
-        return nn.relu(x + h)
+        if self.se_ratio:
+            h = SqueezeExcite(self.se_ratio, self.dtype, name="squeeze_excite")(h)
+        h = drop_path(h, self.drop_path, train)
+        return nn.relu(h + (x if x.shape == h.shape else self._shortcut(x, out)))
+
+    def _shortcut(self, x: Float[Array, "b h w c"], out: int) -> Float[Array, "b h2 w2 c2"]:
+        stride = self.stride
+        if self.average_shortcut and stride > 1:
+            # What hangs over the edge of an odd size does not count.
+            padding, stride = [(0, size % 2) for size in x.shape[1:3]], 1
+            x = nn.avg_pool(x, (2, 2), (2, 2), padding, count_include_pad=False)
+        x = conv(out, (1, 1), stride, self.dtype, "shortcut_conv")(x)
+        return self.norm(name="shortcut_norm")(x)
 
 
-def _conv(channels: int, kernel: tuple[int, int], stride: int, dtype: Any, name: str) -> Conv:
+class SqueezeExcite(nn.Module):
+    """Scales channels by what all pixels together say (Hu et al. 2018, section 3).
+
+    Attributes:
+        ratio: of the channels between its two layers to those that come.
+        dtype: of the computation.
+    """
+
+    ratio: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Output of the block."""
+        channels = x.shape[-1]
+        init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+        h = x.mean((1, 2))
+        width = max(1, int(self.ratio * channels))
+        h = nn.relu(Dense(width, kernel_init=init, dtype=self.dtype, name="reduce")(h))
+        h = Dense(channels, kernel_init=init, dtype=self.dtype, name="expand")(h)
+        return x * nn.sigmoid(h)[:, None, None]
+
+
+def conv(channels: int, kernel: tuple[int, int], stride: int, dtype: Any, name: str) -> Conv:
+    """A convolution without bias; He et al. 2015, Eq. 14 for its start."""
     # Explicit padding: 'SAME' would shift strided convolutions against the published networks.
     padding = [((k - 1) // 2, (k - 1) // 2) for k in kernel]
     init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")

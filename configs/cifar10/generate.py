@@ -6,7 +6,7 @@ Before it, the two runs that `sample.py` names. Arguments: `k`, how many times t
 and `root` as in `finetune_base16.py`; `runlocal` for a CPU, where the runs had it as well.
 
 Hardware: one GPU, minutes for each k. Expected: as many images of each class as there are to train
-on, in one shard for each 50,000.
+on, 5,000 in each shard.
 """
 
 from configs import arguments
@@ -23,7 +23,7 @@ def get_config(arg=""):
     trained = common.training(f"data={args['data']},root={args['root']}", "base16", total_steps=1)
     config.real_source = trained.train_source
     config.copies = args["k"]
-    config.images_per_shard = 0
+    config.images_per_shard = 5000
     config.encoding = dict(size=0, format="png")
     config.batch_size = 500 if not args["runlocal"] else 80
     config.mesh = dict(data=-1, fsdp=1, tensor=1)

@@ -10,6 +10,7 @@ from absl import flags
 from jax.experimental import multihost_utils
 
 from input_pipeline.files import InputError
+from launch.commands import USERS_ERRORS
 
 # Bytes of an error's text that the other processes are told.
 _LONGEST = 1000
@@ -80,22 +81,41 @@ def is_one_of_several(environment: Mapping[str, str]) -> bool:
 
 
 def on_first_process(action: Callable[[], None]) -> None:
-    """Runs an action on process 0; if it finds wrong input, every process says so.
+    """Runs an action on process 0; if it finds wrong input or a full disk, every process says so.
 
     Raises:
         InputError: of the action.
     """
+    agree(action if jax.process_index() == 0 else None)
+
+
+def agree(action: Callable[[], None] | None) -> None:
+    """Runs an action on every process; what one of them cannot do, all of them say.
+
+    Without, the others would wait for it at their next common step, for minutes.
+
+    Args:
+        action: of this process, which has no step in common with others; None does nothing.
+
+    Raises:
+        InputError: of the first process that found wrong input, a full disk or the like.
+    """
     message = ""
-    if jax.process_index() == 0:
-        try:
+    try:
+        if action is not None:
             action()
-        except InputError as error:
-            message = str(error) or "wrong input"
+    except InputError as error:
+        message = str(error) or "wrong input"
+    except OSError as error:
+        if jax.process_count() == 1 or error.errno not in USERS_ERRORS:
+            raise
+        message = f"cannot read or write at {error.filename}: {error.strerror}"
     if jax.process_count() > 1:
         text = np.zeros(_LONGEST, np.uint8)
         told = message.encode()[:_LONGEST]
         text[: len(told)] = np.frombuffer(told, np.uint8)
-        text = multihost_utils.broadcast_one_to_all(text)
-        message = np.asarray(text).tobytes().rstrip(b"\0").decode(errors="replace")
+        texts = np.asarray(multihost_utils.process_allgather(text))
+        found = (row.tobytes().rstrip(b"\0").decode(errors="replace") for row in texts)
+        message = next(filter(None, found), "")
     if message:
         raise InputError(message)

@@ -1,5 +1,6 @@
 """Optimisers and learning-rate schedules by the names that configs use."""
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,22 +13,44 @@ from input_pipeline.files import InputError
 
 
 def make_schedule(config: ml_collections.ConfigDict, total_steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then constant or cosine.
+    """Learning rate by step: linear warm-up, then constant, by cosine, or in steps.
 
     Args:
-        config: `learning_rate`, `schedule` ('constant' or 'cosine'), `warmup_steps`.
+        config: `learning_rate`, `schedule` ('constant', 'cosine' or 'step'), `warmup_steps`, where
+            the default shall not hold `warmup_from`, the first rate (0); and for 'step'
+            `boundaries`, the steps from which on the rate is `factor` (0.1) of what it was before.
         total_steps: where cosine reaches zero.
+
+    Raises:
+        InputError: an unknown schedule, or boundaries that are not its.
     """
     peak, warmup = config.learning_rate, config.warmup_steps
+    if config.schedule != "step" and (extra := {"boundaries", "factor"} & set(config)):
+        raise InputError(f"optimizer.{min(extra)} is of the schedule 'step' alone")
     if config.schedule == "constant":
         after = optax.constant_schedule(peak)
     elif config.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, max(1, total_steps - warmup))
+    elif config.schedule == "step":
+        after = optax.piecewise_constant_schedule(peak, _drops(config))
     else:
-        raise InputError(f"optimizer.schedule={config.schedule!r}: known are 'constant', 'cosine'")
+        known = "'constant', 'cosine', 'step'"
+        raise InputError(f"optimizer.schedule={config.schedule!r}: known are {known}")
     if not warmup:
         return after
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+    before = optax.linear_schedule(config.get("warmup_from", 0.0), peak, warmup)
+    return optax.join_schedules([before, after], [warmup])
+
+
+def _drops(config: ml_collections.ConfigDict) -> dict[int, float]:
+    """Factors of the learning rate by step after the warm-up."""
+    boundaries, warmup = tuple(config.get("boundaries", ())), config.warmup_steps
+    if not boundaries or list(boundaries) != sorted({b for b in boundaries if b > warmup}):
+        raise InputError(
+            f"optimizer.boundaries={boundaries}: 'step' needs steps that rise, from above "
+            f"warmup_steps={warmup}"
+        )
+    return dict.fromkeys((b - warmup for b in boundaries), config.get("factor", 0.1))
 
 
 def _adafactor(rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
@@ -40,28 +63,42 @@ def _adam(rate: optax.Schedule, weight_decay: float, **moments: float) -> Any:
     return optax.adam(rate, **moments)
 
 
-def _adamw(rate: optax.Schedule, weight_decay: float, **moments: float) -> Any:
-    return optax.adamw(rate, weight_decay=weight_decay, mask=_is_kernel, **moments)
+def _adamw(
+    rate: optax.Schedule, weight_decay: float, no_decay: Sequence[str] = (), **moments: float
+) -> Any:
+    mask = functools.partial(_decayed, no_decay)
+    return optax.adamw(rate, weight_decay=weight_decay, mask=mask, **moments)
 
 
-def _lamb(rate: optax.Schedule, weight_decay: float, **moments: float) -> Any:
-    return optax.lamb(rate, weight_decay=weight_decay, mask=_is_kernel, **moments)
+def _lamb(
+    rate: optax.Schedule, weight_decay: float, no_decay: Sequence[str] = (), **moments: float
+) -> Any:
+    mask = functools.partial(_decayed, no_decay)
+    return optax.lamb(rate, weight_decay=weight_decay, mask=mask, **moments)
 
 
-def _sgd(rate: optax.Schedule, weight_decay: float, momentum: float = 0.9) -> Any:
-    decay = optax.add_decayed_weights(weight_decay, mask=_is_kernel)
-    return optax.chain(decay, optax.sgd(rate, momentum=momentum, nesterov=True))
+def _sgd(
+    rate: optax.Schedule,
+    weight_decay: float,
+    momentum: float = 0.9,
+    nesterov: bool = True,
+    no_decay: Sequence[str] = (),
+) -> Any:
+    # Part of the gradient, before the momentum: what papers mean by SGD's weight decay.
+    decay = optax.add_decayed_weights(weight_decay, mask=functools.partial(_decayed, no_decay))
+    return optax.chain(decay, optax.sgd(rate, momentum=momentum, nesterov=nesterov))
 
 
-_SHARED = ("name", "learning_rate", "schedule", "warmup_steps", "weight_decay", "clip_norm")
+_SCHEDULE = ("learning_rate", "schedule", "warmup_steps", "warmup_from", "boundaries", "factor")
+_SHARED = ("name", *_SCHEDULE, "weight_decay", "clip_norm")
 _MOMENTS = ("b1", "b2", "eps")
 # By name: what makes it, its own fields, whether it decays weights.
 _OPTIMIZERS: dict[str, tuple[Callable, tuple[str, ...], bool]] = {
     "adafactor": (_adafactor, (), False),
     "adam": (_adam, _MOMENTS, False),
-    "adamw": (_adamw, _MOMENTS, True),
-    "lamb": (_lamb, _MOMENTS, True),
-    "sgd": (_sgd, ("momentum",), True),
+    "adamw": (_adamw, (*_MOMENTS, "no_decay"), True),
+    "lamb": (_lamb, (*_MOMENTS, "no_decay"), True),
+    "sgd": (_sgd, ("momentum", "nesterov", "no_decay"), True),
 }
 
 
@@ -73,8 +110,9 @@ def make_optimizer(
     Args:
         config: `name` ('adafactor', 'adam', 'adamw', 'lamb' or 'sgd'), the fields of
             `make_schedule`, `clip_norm` of the whole gradient (0: none), `weight_decay` (adamw,
-            lamb, sgd; on kernels only), and where the defaults shall not hold `b1`, `b2`, `eps`
-            (adam, adamw, lamb) or `momentum` (sgd).
+            lamb, sgd; on kernels only, without those that a pattern of `no_decay` finds, see
+            `frozen_parameters`), and where the defaults shall not hold `b1`, `b2`, `eps` (adam,
+            adamw, lamb) or `momentum` and `nesterov` (sgd).
         total_steps: length of the run.
         frozen: result of `frozen_parameters`; these get no update and no optimiser state.
 
@@ -116,22 +154,10 @@ def frozen_parameters(patterns: Sequence[str], params: Any) -> Any:
         InputError: a pattern is no regular expression or is found nowhere, or nothing is left to
             train.
     """
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    found = [False] * len(names)
-    for pattern in patterns:
-        try:
-            hits = [re.search(pattern, name) is not None for name in names]
-        except re.error as error:
-            raise InputError(f"config.frozen: {pattern!r} is no pattern ({error})") from None
-        if not any(hits):
-            raise InputError(
-                f"config.frozen: {pattern!r} is found in no parameter's path, such as {names[0]!r}"
-            )
-        found = [one or other for one, other in zip(found, hits, strict=True)]
-    if all(found):
+    found = _search("config.frozen", patterns, params)
+    if all(jax.tree.leaves(found)):
         raise InputError("config.frozen leaves no parameter to train")
-    return jax.tree_util.tree_unflatten(treedef, found)
+    return found
 
 
 def stop_frozen(params: Any, frozen: Any) -> Any:
@@ -140,6 +166,25 @@ def stop_frozen(params: Any, frozen: Any) -> Any:
     return jax.tree.map(stop, frozen, params)
 
 
-def _is_kernel(params: optax.Params) -> optax.Params:
+def _decayed(no_decay: Sequence[str], params: optax.Params) -> optax.Params:
     """Biases and normalisation scales are vectors; they are not decayed."""
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    spared = _search("optimizer.no_decay", no_decay, params)
+    return jax.tree.map(lambda leaf, spare: leaf.ndim > 1 and not spare, params, spared)
+
+
+def _search(field: str, patterns: Sequence[str], params: Any) -> Any:
+    """Which parameters' paths a pattern is found in: a tree of booleans."""
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    found = [False] * len(names)
+    for pattern in patterns:
+        try:
+            hits = [re.search(pattern, name) is not None for name in names]
+        except re.error as error:
+            raise InputError(f"{field}: {pattern!r} is no pattern ({error})") from None
+        if not any(hits):
+            raise InputError(
+                f"{field}: {pattern!r} is found in no parameter's path, such as {names[0]!r}"
+            )
+        found = [one or other for one, other in zip(found, hits, strict=True)]
+    return jax.tree_util.tree_unflatten(treedef, found)

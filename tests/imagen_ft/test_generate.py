@@ -1,3 +1,4 @@
+import concurrent.futures
 import json
 import os
 import pickle
@@ -6,16 +7,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
+import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
 
 from imagen_ft import generate
-from input_pipeline import files
+from input_pipeline import files, loader, sources
+from input_pipeline.files import InputError
 from input_pipeline.synthetic import SyntheticSource
 from input_pipeline.synthetic_check import verify
+from input_pipeline.synthetic_writer import SyntheticWriter
+from launch.runtime import app
 from tests.imagen_ft import trivial_generate
 from tests.imagen_ft.trivial_generate import images_of
+from tests.input_pipeline.test_synthetic_check import damages
 from tests.input_pipeline.tiny_set import contents as all_contents
 from tests.input_pipeline.tiny_set import flip_byte
 
@@ -133,8 +142,9 @@ def test_images_are_stored_smaller(command, tmp_path):
     [
         (["--worker=1"], "--worker=1 is not in 0 .. 0"),
         (["--worker=-1", "--num_workers=2"], "--worker=-1 is not in 0 .. 1"),
-        (["--repair", "--num_workers=2"], "--repair is one process's work"),
+        (["--repair", "--num_workers=2"], "--repair is one worker's work"),
         (["--verify"], "holds no generated set"),
+        (["--repair"], "holds no generated set"),
     ],
 )
 def test_wrong_flags(command, tmp_path, flags, message):
@@ -251,5 +261,96 @@ def test_source_is_picklable(whole):
     np.testing.assert_array_equal(source[7]["image"], images_of(0, [7], 8)[0])
 
 
-def test_no_image_depends_on_free_fields():
-    assert generate.FREE == ("batch_size", "mesh")
+def test_a_counts_file_may_move(command, whole, tmp_path):
+    config = files.read_sealed(whole / "provenance.json")["provenance"]["config"]
+    assert "seed" in config and not set(config) & set(generate.FREE)
+    nested = {"stages": {"a": {"run": "x", "unet": {"remat": True, "width": 3}}}, "mesh": {}}
+    assert generate.without(nested, generate.FREE) == {"stages": {"a": {"unet": {"width": 3}}}}
+
+
+def test_other_peoples_folders_are_left_alone(command, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("mine")
+    code, said = command(tmp_path / "mine")
+    assert code == 2 and "holds README.md" in said.err
+    assert (tmp_path / "mine" / "README.md").read_text() == "mine"
+
+
+def test_workers_that_end_together(whole, monkeypatch):
+    """All find that nothing is missing: one completes the set, and none of them stumbles."""
+    before = contents(whole)
+    config = files.read_sealed(whole / "provenance.json")
+    fields = {key: config[key] for key in config if key != "format"}
+    writers = [SyntheticWriter(whole, **fields) for _ in range(8)]
+    cards = []
+    make_card = generate.make_card
+    monkeypatch.setattr(generate, "make_card", lambda *a: cards.append(1) or make_card(*a))
+    for number in range(1, 11):
+        (whole / "manifest.json").unlink()
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda writer: generate._finish(writer, []), writers))
+        assert len(cards) == number
+    assert contents(whole) == before
+
+
+def test_a_shard_of_another_worker_that_went_away(command, whole):
+    (whole / "manifest.json").unlink()
+    sorted(whole.glob("*.tfrecord-*"))[1].unlink()
+    code, said = command(whole, "--worker=0", "--num_workers=2")
+    assert code == 0 and "1 shards of other workers are not written yet" in said.out
+    assert command(whole, "--worker=1", "--num_workers=2")[0] == 0
+    assert verify(whole).ok
+
+
+@pytest.mark.parametrize("rounds", [15, pytest.param(200, marks=pytest.mark.slow)])
+def test_random_damage_is_found_and_mended(command, whole, rounds):
+    before, rng = contents(whole), np.random.default_rng(rounds)
+    for _ in range(rounds):
+        what = [damages(whole, rng) for _ in range(rng.integers(1, 4))]
+        code, said = command(whole, "--verify")
+        assert code == 2 and said.err.count("error: ") == 1, what
+        code, said = command(whole, "--repair")
+        assert code == 0, (what, said.err)
+        assert contents(whole) == before, what
+
+
+def test_training_over_a_damaged_set(whole):
+    flip_byte(sorted(whole.glob("*.tfrecord-*"))[2], 70)
+    spec = dict(name="synthetic", path=str(whole))
+    batches = lambda spec: loader.batches(sources.load(spec), 50, seed=0)  # noqa: E731
+    with pytest.raises(InputError, match=r"tfrecord-00002-of-00008: record 0 at byte 0: damaged"):
+        list(loader.iterate(batches(spec), 0, 3))
+    source = sources.load({**spec, "on_damage": "skip"})
+    list(loader.iterate(loader.batches(source, 50, seed=0), 0, 3))
+    assert source.damaged == 1
+
+
+@pytest.fixture
+def store(monkeypatch):
+    """An object store in this process's memory, known as gs://."""
+
+    class Memory(MemoryFileSystem):
+        protocol = ("gs", "gcs")
+        store: ClassVar = {}
+        pseudo_dirs: ClassVar = [""]
+
+    for name in Memory.protocol:
+        fsspec.register_implementation(name, Memory, clobber=True)
+    monkeypatch.setattr(app, "find_spec", lambda name: True)
+    yield Memory.store
+    for name in Memory.protocol:
+        del _registry[name]
+
+
+def test_a_set_in_a_store(command, whole, store):
+    for worker in (1, 0):
+        assert command("gs://bucket/set", f"--worker={worker}", "--num_workers=2")[0] == 0
+    found = {name.removeprefix("gs://bucket/set/"): file.getvalue() for name, file in store.items()}
+    assert {name: data for name, data in found.items() if data} == contents(whole)
+    assert command("gs://bucket/set", "--verify")[0] == 0
+    image = SyntheticSource("gs://bucket/set")[3]["image"]
+    np.testing.assert_array_equal(image, images_of(0, [3], 8)[0])
+    del store[next(name for name in store if name.endswith("tfrecord-00002-of-00008"))]
+    assert command("gs://bucket/set", "--verify")[0] == 2
+    assert command("gs://bucket/set", "--repair")[0] == 0
+    assert command("gs://bucket/set", "--verify")[0] == 0

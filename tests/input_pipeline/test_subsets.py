@@ -223,7 +223,7 @@ def test_no_list(tmp_path, name):
     ("fields", "said"),
     [
         (dict(per_class=9), "per_class=9, but class 'ant' has 8 images; choose 1 to 8"),
-        (dict(per_class=1.5), r"per_class=1\.5, but class"),
+        (dict(per_class=1.5), r"per_class=1\.5: a whole"),
         (dict(per_class=2, classes=["cow"]), "no class 'cow'; the 4 are ant, bee, cat, dog"),
         (dict(classes=[4]), "no class 4; the 4 are"),
         (dict(classes=[-1]), "no class -1"),
@@ -265,3 +265,22 @@ def test_a_config_of_all_fields():
     found = sources.load(spec)
     assert found.class_names == ("seven", "two") and counts(found) == [50, 10]
     assert sources.load(spec.copy_and_resolve_references()).labels.tolist() == found.labels.tolist()
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        dict(classes=[0.5]),
+        dict(classes=[True]),
+        dict(classes=1),
+        dict(classes=[["a"]]),
+        dict(classes="zero"),
+        dict(long_tail=5),
+        dict(per_class="3"),
+        dict(per_class=0.5),
+        dict(classes=[0], renumber="no"),
+    ],
+)
+def test_values_of_another_type(field):
+    with pytest.raises(InputError, match=next(iter(reversed(field)))):
+        sources.load({"name": "digits", "split": "train", **field})

@@ -44,7 +44,8 @@ def test_what_checksums_cannot_see(complete):
 
     replace_shard(complete, 1, forge)
     report = verify(complete)
-    assert report.faults["missing"] == [indices[0]] and report.faults["double"] == [indices[4]]
+    assert report.faults["missing"].tolist() == [indices[0]]
+    assert report.faults["double"].tolist() == [indices[4]]
     assert report.faults["undecodable"] == indices[1:3]
     assert report.faults["mislabelled"] == [indices[3]]
     assert not report.ok and report.shards == [1]
@@ -108,7 +109,8 @@ def test_a_shard_of_another_set_of_the_same_shape(complete, tmp_path):
 
 def damages(folder, rng):
     """One random change of a random file, as a function that makes it; names of what it is."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    every = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = [path for path in every if ".lock" not in path.name]
     path = paths[rng.integers(len(paths))]
     kind = rng.choice(["flip", "flip", "truncate", "delete"])
     if kind == "delete":

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from input_pipeline.synthetic_plan import SHARD_BYTES, Plan, labels_for, usual_shard
+from input_pipeline.synthetic_plan import Plan, labels_for, usual_shard
 
 PLAN = Plan((3, 0, 5, 2), copies=4, images_per_shard=7)
 
@@ -44,7 +44,7 @@ def test_the_plan_of_twelve_million_images():
     """Shards, keys and counts of ten times ImageNet."""
     counts = np.full(1000, 1281)
     counts[:167] += 1  # 1,281,167
-    plan = Plan(tuple(counts.tolist()), copies=10, images_per_shard=usual_shard((64, 64, 3), "png"))
+    plan = Plan(tuple(counts.tolist()), copies=10, images_per_shard=usual_shard((64, 64, 3)))
     assert plan.num_images == 12_811_670 and 100 < plan.num_shards < 1000
     times = np.zeros(plan.num_images, np.uint8)
     found = np.zeros(1000, np.int64)
@@ -57,9 +57,10 @@ def test_the_plan_of_twelve_million_images():
 
 
 @pytest.mark.parametrize(
-    ("shape", "image_format"), [((64, 64, 3), "png"), ((256, 256, 3), "jpeg"), ((8, 8, 1), "png")]
+    ("shape", "quality", "megabytes"),
+    [((64, 64, 3), None, 0.0092), ((256, 256, 3), 95, 0.0285), ((256, 256, 3), 75, 0.0118)],
 )
-def test_usual_shards(shape, image_format):
-    images = usual_shard(shape, image_format)
-    assert 0.5 * SHARD_BYTES < images * (200 + np.prod(shape) * 0.75) < 8 * SHARD_BYTES
-    assert usual_shard((10**5, 10**5, 3), "png") == 1
+def test_usual_shards(shape, quality, megabytes):
+    """Photographs' usual sizes, of PNG by the 64 px ones and of JPEG by those of 256 px."""
+    assert 100 < usual_shard(shape, quality) * megabytes < 200
+    assert usual_shard((10**5, 10**5, 3)) == 1

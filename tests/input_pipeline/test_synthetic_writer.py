@@ -39,7 +39,7 @@ def test_sidecar_and_manifest(complete):
     assert set(manifest["files"]) == {"dataset_info.json", "features.json", "label.labels.txt"}
     assert manifest["class_counts"] == [8, 4] and manifest["num_examples"] == 12
     assert manifest["provenance"] == CONFIG["provenance"]
-    assert writer(complete).complete
+    assert writer(complete).pending_shards() == []
 
 
 def test_resuming_gives_the_same_bytes(complete, tmp_path):
@@ -48,14 +48,14 @@ def test_resuming_gives_the_same_bytes(complete, tmp_path):
     assert writer(folder).pending_shards() == [0, 2]
     write(writer(folder), [2])
     resumed = writer(folder)
-    assert resumed.pending_shards() == [0] and not resumed.complete
+    assert resumed.pending_shards() == [0]
     with pytest.raises(InputError, match="shards 0 are not written; run imagen_ft"):
         resumed.finish()
     with pytest.raises(InputError, match="not complete"):
         SyntheticSource(folder)
     write(resumed, [0])
     resumed.finish()
-    assert resumed.complete
+    assert resumed.pending_shards() == []
     assert contents(folder) == contents(complete)
 
 
@@ -90,10 +90,11 @@ def test_killed_while_writing(complete, tmp_path, request):
 
 
 def test_finish_removes_stale_temporaries(complete):
-    for name in (".manifest.json.1.tmp", "index/.00000-of-00003.json.1.tmp"):
-        (complete / name).touch()
+    at_work = complete / f".{shard_path(complete, 1).name}.1.tmp"  # of another worker
+    for path in (complete / ".manifest.json.1.tmp", at_work):
+        path.touch()
     writer(complete).finish()
-    assert not list(complete.rglob("*.tmp"))
+    assert list(complete.rglob("*.tmp")) == [at_work]
 
 
 @pytest.mark.parametrize(
@@ -118,8 +119,15 @@ def test_a_folder_of_another_configuration_is_refused(complete, change, named, c
 def test_shards_of_unknown_origin_are_refused(complete):
     (complete / "manifest.json").unlink()
     (complete / "provenance.json").unlink()
-    with pytest.raises(InputError, match=r"no provenance\.json"):
+    with pytest.raises(InputError, match=r"holds dataset_info\.json, but no provenance\.json"):
         writer(complete)
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(InputError, match=r"holds README\.md, but no provenance\.json"):
+        writer(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 
 
 @pytest.mark.parametrize(
@@ -170,7 +178,7 @@ def test_a_damaged_shard_is_pending_again_and_can_be_repaired(complete, damage):
     before = contents(complete)
     damage(complete)
     opened = writer(complete)
-    assert opened.pending_shards() == [1] and not opened.complete
+    assert opened.pending_shards() == [1]
     write(opened, [1])
     assert not (complete / "manifest.json").exists()  # until finish, the set is not complete
     opened.finish()
@@ -179,7 +187,7 @@ def test_a_damaged_shard_is_pending_again_and_can_be_repaired(complete, damage):
 
 def test_numpy_values_are_the_same_configuration(complete):
     provenance = {"seed": np.int64(0), "stages": {"base": np.array([1.25, 0.0])}}
-    assert writer(complete, counts=np.array([2, 1]), provenance=provenance).complete
+    assert writer(complete, counts=np.array([2, 1]), provenance=provenance).sidecars()[0]
 
 
 def test_workers_share_the_shards(tmp_path):
@@ -191,7 +199,7 @@ def test_workers_share_the_shards(tmp_path):
         one.finish()
     write(two, [1])
     two.finish()
-    assert one.complete
+    assert one.pending_shards() == []
 
 
 def test_jpeg(tmp_path):
@@ -211,7 +219,7 @@ def test_a_damaged_claim_is_mended_where_the_shards_know_their_set(complete):
         tiny_set.flip_byte(complete / name, 200)
     with pytest.raises(InputError, match=r"provenance.json: .*--repair"):
         writer(complete)
-    with pytest.raises(InputError, match=r"unknown origin"):
+    with pytest.raises(InputError, match=r"no generated set"):
         writer(complete, repair=True, copies=5)
     made = writer(complete, repair=True)
     assert made.pending_shards() == []

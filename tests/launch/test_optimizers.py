@@ -17,7 +17,7 @@ from launch.runtime.optimizers import (
     stop_frozen,
 )
 
-SHAPES = {"kernel": (4, 3), "bias": (3,)}
+SHAPES = {"kernel": (4, 3), "bias": (3,), "embedding": (1, 2, 3)}
 RATE, DECAY = 0.01, 0.2
 
 
@@ -49,12 +49,12 @@ def train(tx, steps):
     return params
 
 
-def torch_groups(weight_decay):
+def torch_groups(weight_decay, decayed=("kernel", "embedding")):
     """Kernels are decayed, vectors are not."""
     start = {name: torch.tensor(value) for name, value in values(0).items()}
     groups = [
-        {"params": [start["kernel"]], "weight_decay": weight_decay},
-        {"params": [start["bias"]], "weight_decay": 0.0},
+        {"params": [value], "weight_decay": weight_decay if name in decayed else 0.0}
+        for name, value in start.items()
     ]
     return start, groups
 
@@ -65,10 +65,28 @@ TORCH = {
     "adamw": (torch.optim.AdamW, {}, DECAY),
 }
 OWN = {
-    "sgd": dict(momentum=0.5),
+    "sgd": dict(momentum=0.5, nesterov=False),
     "adam": dict(b1=0.8, b2=0.95, eps=1e-3),
     "adamw": dict(b1=0.8, b2=0.95, eps=1e-3),
 }
+
+
+def torch_train(name, steps, arguments, groups, clip_norm=0.0):
+    params, groups = groups
+    optimizer = TORCH[name][0](groups, lr=RATE, **arguments)
+    for step in range(steps):
+        for key, grad in values(step + 1).items():
+            params[key].grad = torch.tensor(grad)
+        if clip_norm:
+            torch.nn.utils.clip_grad_norm_(params.values(), clip_norm)
+        optimizer.step()
+    return params
+
+
+def same(ours, theirs):
+    for key, expected in theirs.items():
+        assert np.abs(expected.numpy() - values(0)[key]).max() > 1e-3
+        np.testing.assert_allclose(ours[key], expected.numpy(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -76,24 +94,29 @@ OWN = {
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("name", TORCH)
 def test_against_torch(name, steps, clip_norm, own):
-    kind, arguments, weight_decay = TORCH[name]
+    _, arguments, weight_decay = TORCH[name]
     fields = OWN[name] if own else {}
     if own and name == "sgd":
         arguments = arguments | fields
     elif own:
         arguments = dict(betas=(fields["b1"], fields["b2"]), eps=fields["eps"])
-    params, groups = torch_groups(weight_decay)
-    optimizer = kind(groups, lr=RATE, **arguments)
-    for step in range(steps):
-        for key, grad in values(step + 1).items():
-            params[key].grad = torch.tensor(grad)
-        if clip_norm:
-            torch.nn.utils.clip_grad_norm_(params.values(), clip_norm)
-        optimizer.step()
-    ours = train(make_optimizer(config(name=name, clip_norm=clip_norm, **fields), 100), steps)
-    for key, theirs in params.items():
-        assert np.abs(theirs.numpy() - values(0)[key]).max() > 1e-3
-        np.testing.assert_allclose(ours[key], theirs.numpy(), rtol=0, atol=1e-6)
+    theirs = torch_train(name, steps, arguments, torch_groups(weight_decay), clip_norm)
+    same(
+        train(make_optimizer(config(name=name, clip_norm=clip_norm, **fields), 100), steps), theirs
+    )
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_what_is_not_decayed_against_torch(name):
+    groups = torch_groups(DECAY, decayed=("kernel",))
+    theirs = torch_train(name, 3, TORCH[name][1], groups)
+    same(train(make_optimizer(config(name=name, no_decay=("^embed",)), 100), 3), theirs)
+
+
+def test_a_pattern_of_no_decay_that_is_found_nowhere():
+    tx = make_optimizer(config(name="lamb", no_decay=("pos_embed",)), 100)
+    with pytest.raises(InputError, match=r"optimizer\.no_decay: 'pos_embed' is found in no"):
+        tx.init(values(0))
 
 
 def test_adafactor_on_small_arrays():
@@ -144,6 +167,16 @@ def test_the_optimizer_follows_the_schedule():
         ),
         (dict(schedule="cosine", warmup_steps=2), [0, 0.5, 1, 0.8535534, 0.5, 0.1464466, 0]),
         (dict(schedule="cosine", warmup_steps=6), [0, 1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1]),
+        (dict(schedule="step", boundaries=(2, 5)), [1, 1, 0.1, 0.1, 0.1, 0.01, 0.01]),
+        (
+            # From the run's first step on, whatever the warm-up.
+            dict(schedule="step", warmup_steps=2, boundaries=(3, 4), factor=0.5),
+            [0, 0.5, 1, 0.5, 0.25, 0.25, 0.25],
+        ),
+        (
+            dict(schedule="constant", warmup_steps=4, warmup_from=0.04),
+            [0.2, 0.4, 0.6, 0.8, 1, 1, 1],
+        ),
     ],
 )
 def test_schedules(changes, expected):
@@ -152,7 +185,8 @@ def test_schedules(changes, expected):
     np.testing.assert_allclose(rates, 0.2 * np.array(expected), atol=1e-7)
 
 
-def test_lamb():
+@pytest.mark.parametrize("no_decay", [(), ("kernel",)])
+def test_lamb(no_decay):
     # You et al. 2020, algorithm 2: Adam's direction with decay, scaled to the parameter's norm.
     params, first, second = values(0), dict.fromkeys(SHAPES, 0.0), dict.fromkeys(SHAPES, 0.0)
     for t in (1, 2):
@@ -160,22 +194,23 @@ def test_lamb():
             first[name] = 0.9 * first[name] + 0.1 * grad.astype(np.float64)
             second[name] = 0.999 * second[name] + 0.001 * grad.astype(np.float64) ** 2
             update = first[name] / (1 - 0.9**t) / (np.sqrt(second[name] / (1 - 0.999**t)) + 1e-6)
-            if name == "kernel":
+            if name == "embedding" or (name == "kernel" and not no_decay):
                 update = update + DECAY * params[name]
             ratio = np.linalg.norm(params[name]) / np.linalg.norm(update)
             params[name] = params[name] - RATE * ratio * update
-    ours = train(make_optimizer(config(name="lamb"), 100), 2)
+    ours = train(make_optimizer(config(name="lamb", no_decay=no_decay), 100), 2)
     for name, expected in params.items():
         np.testing.assert_allclose(ours[name], expected, rtol=0, atol=1e-6)
 
 
 def test_frozen_parameters_stay_and_cost_nothing():
-    frozen = frozen_parameters(["^bia"], values(0))
-    assert frozen == {"kernel": False, "bias": True}
+    frozen = frozen_parameters(["^bia", "^emb"], values(0))
+    assert frozen == {"kernel": False, "bias": True, "embedding": True}
     # The kernel is clipped as if it were alone.
     tx = make_optimizer(config(name="adamw", clip_norm=0.5), 100, frozen)
     ours = train(tx, 2)
-    np.testing.assert_array_equal(ours["bias"], values(0)["bias"])
+    for still in ("bias", "embedding"):
+        np.testing.assert_array_equal(ours[still], values(0)[still])
     alone = make_optimizer(config(name="adamw", clip_norm=0.5), 100)
     params, state = {"kernel": jnp.asarray(values(0)["kernel"])}, None
     state = alone.init(params)
@@ -190,12 +225,12 @@ def test_frozen_parameters_stay_and_cost_nothing():
         return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(stop_frozen(params, frozen)))
 
     grads = jax.grad(loss)(values(0))
-    assert not grads["bias"].any() and grads["kernel"].all()
+    assert not grads["bias"].any() and not grads["embedding"].any() and grads["kernel"].all()
 
 
 def test_nothing_frozen():
     frozen = frozen_parameters((), values(0))
-    assert frozen == {"kernel": False, "bias": False}
+    assert not any(frozen.values()) and frozen.keys() == SHAPES.keys()
     plain, ours = (make_optimizer(config(), 100, given) for given in (None, frozen))
     assert jax.tree.structure(plain.init(values(0))) == jax.tree.structure(ours.init(values(0)))
 
@@ -214,7 +249,7 @@ def test_adafactors_state_is_small():
     [
         (["bias", "weight"], r"config\.frozen: 'weight' is found in no .* such as 'bias'"),
         (["("], r"config\.frozen: '\(' is no pattern"),
-        (["bias", "kern"], "leaves no parameter to train"),
+        (["bias", "kern", "emb"], "leaves no parameter to train"),
     ],
 )
 def test_patterns_that_freeze_nothing_or_all(patterns, message):
@@ -226,7 +261,13 @@ def test_patterns_that_freeze_nothing_or_all(patterns, message):
     ("changes", "message"),
     [
         (dict(name="lion"), r"optimizer\.name='lion': known are 'adafactor', 'adam'"),
-        (dict(schedule="step"), r"optimizer\.schedule='step': known are 'constant'"),
+        (dict(schedule="linear"), r"optimizer\.schedule='linear': known are 'constant'"),
+        (dict(schedule="step"), r"boundaries=\(\): 'step' needs steps that rise"),
+        (dict(schedule="step", boundaries=(4, 3)), r"boundaries=\(4, 3\): 'step' needs steps"),
+        (dict(schedule="step", boundaries=(2,), warmup_steps=2), "above warmup_steps=2"),
+        (dict(schedule="cosine", boundaries=(3,)), r"optimizer\.boundaries is of the schedule"),
+        (dict(factor=0.5), r"optimizer\.factor is of the schedule 'step' alone"),
+        (dict(name="adam", no_decay=("x",)), r"'adam' has no field 'no_decay'; use name,"),
         (dict(b1=0.9), r"optimizer 'sgd' has no field 'b1'; use name, .*, momentum"),
         (dict(name="adam", weight_decay=0.1), r"weight_decay=0\.1: 'adam' has none; set it to 0"),
         (dict(name="adafactor", weight_decay=0.1), r"weight_decay=0\.1: 'adafactor' has none"),

@@ -7,7 +7,7 @@ import pytest
 
 from input_pipeline.synthetic import SyntheticSource
 from input_pipeline.synthetic_check import verify
-from tests.multihost.processes import run_processes
+from tests.multihost.processes import run_processes, start_processes
 
 MODULE = "tests.imagen_ft.generate_devices"
 COUNTS = {"ab": 7, "c": 4, "de": 12}
@@ -41,3 +41,20 @@ def test_a_set_is_the_same_on_any_devices(tmp_path, name):
     # Sums are rounded as the devices' parts of a batch have it.
     assert np.abs(found - alone).max() <= 1
     assert (found == alone).mean() > 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("full", "cannot read or write at the disk of process 1: No space left on device"),
+        ("apart", "is not the same folder on all hosts"),
+    ],
+)
+def test_what_one_process_cannot_do_ends_all_of_them(tmp_path, kind, said):
+    (tmp_path / "counts.json").write_text(json.dumps(COUNTS))
+    arguments = kind, str(tmp_path / "counts.json"), str(tmp_path / "set"), '{"data": -1}'
+    with start_processes("tests.imagen_ft.generate_fails", *arguments, devices=1) as started:
+        for process, log in started:
+            assert process.wait(timeout=300) == 2, log.read_text()
+            assert said in log.read_text() and "Traceback" not in log.read_text()

@@ -1,0 +1,31 @@
+"""What networks leave out at random in training; randomness comes from the rng 'dropout'."""
+
+import flax.linen as nn
+from jaxtyping import Array, Float
+
+from input_pipeline.files import InputError
+
+
+def dropout(x: Float[Array, " *shape"], rate: float, train: bool) -> Float[Array, " *shape"]:
+    """Leaves single values out (Srivastava et al. 2014); the others are divided by 1 - rate."""
+    return nn.Dropout(rate, deterministic=not train)(x)
+
+
+def drop_path(x: Float[Array, " *shape"], rate: float, train: bool) -> Float[Array, " *shape"]:
+    """Leaves a residual branch out, example by example: stochastic depth (Huang et al. 2016).
+
+    The branches that are left are divided by 1 - rate, so that evaluation takes all as they are.
+    """
+    whole = tuple(range(1, x.ndim))
+    return nn.Dropout(rate, broadcast_dims=whole, deterministic=not train)(x)
+
+
+def check_rates(**rates: float) -> None:
+    """Looks at the rates of a model's fields.
+
+    Raises:
+        InputError: one is not in [0, 1).
+    """
+    for name, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise InputError(f"model.{name}={rate}: it is in [0, 1)")

@@ -1,0 +1,110 @@
+"""ResNet-RS (Bello et al. 2021, "Revisiting ResNets: Improved Training and Scaling Strategies")."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from classifiers.models.dropout import check_rates, dropout
+from classifiers.models.layers import Dense
+from classifiers.models.norm import Norm, make_norm
+from classifiers.models.resnet import ResNetBlock, conv
+
+# Stage sizes by depth.
+SIZES = {
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+    270: (4, 29, 53, 4),
+    350: (4, 36, 72, 4),
+    420: (4, 44, 87, 4),
+}
+
+
+class ResNetRS(nn.Module):
+    """A ResNet with ResNet-D's stem and shortcuts and squeeze-and-excitation, without max-pool.
+
+    It divides the resolution by 32, rounding up.
+
+    Attributes:
+        num_classes: of the head.
+        stage_sizes: blocks a stage, see `SIZES`; every stage but the first halves the resolution.
+        width: channels of the first stage; they double from stage to stage.
+        se_ratio: of squeeze-and-excitation.
+        drop_path: how often training leaves out a block of the last stage; fewer before, as
+            (stage + 1) / (stages + 1), where the stem is the first.
+        dropout: of the head's input.
+        auxiliary_batch_norm: synthetic images have batch norms of their own, see
+            `norm.AuxiliaryBatchNorm`.
+        momentum: of the moving batch statistics; the published networks have 0 and the moving
+            average of all variables.
+        dtype: of the computation; parameters, statistics and logits are float32.
+    """
+
+    num_classes: int
+    stage_sizes: Sequence[int]
+    width: int = 64
+    se_ratio: float = 0.25
+    drop_path: float = 0.0
+    dropout: float = 0.25
+    auxiliary_batch_norm: bool = False
+    momentum: float = 0.9
+    dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        check_rates(dropout=self.dropout, drop_path=self.drop_path, se_ratio=self.se_ratio)
+        super().__post_init__()
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether training needs the random numbers `dropout`."""
+        return self.dropout > 0 or self.drop_path > 0
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "b h w c"],
+        train: bool = False,
+        features: bool = False,
+        domain: Int[Array, " b"] | None = None,
+    ) -> Float[Array, "b classes"]:
+        """Logits; see `ResNet`, whose arguments and errors these are."""
+        norm = make_norm(
+            train=train,
+            momentum=self.momentum,
+            dtype=self.dtype,
+            auxiliary=self.auxiliary_batch_norm,
+            domain=domain,
+        )
+        x, stages = self._stem(images, norm), len(self.stage_sizes)
+        for stage, size in enumerate(self.stage_sizes):
+            for index in range(size):
+                x = ResNetBlock(
+                    width=self.width * 2**stage,
+                    stride=2 if stage > 0 and index == 0 else 1,
+                    bottleneck=True,
+                    norm=norm,
+                    dtype=self.dtype,
+                    se_ratio=self.se_ratio,
+                    average_shortcut=True,
+                    drop_path=self.drop_path * (stage + 2) / (stages + 1),
+                    name=f"stage_{stage}_block_{index}",
+                )(x, train)
+        x = x.mean(axis=(1, 2), dtype=jnp.float32)
+        if features:
+            return x
+        x = dropout(x, self.dropout, train)
+        return Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name="head")(x)
+
+    def _stem(self, x: Float[Array, "b h w c"], norm: Norm) -> Float[Array, "b h4 w4 d"]:
+        # ResNet-D (He et al. 2019, figure 2b): three 3x3 for one 7x7; the last is for the max-pool.
+        half = self.width // 2
+        layers = ((half, 2), (half, 1), (self.width, 1), (self.width, 2))
+        for index, (channels, stride) in enumerate(layers):
+            x = conv(channels, (3, 3), stride, self.dtype, f"stem_conv_{index}")(x)
+            x = nn.relu(norm(name=f"stem_norm_{index}")(x))
+        return x
