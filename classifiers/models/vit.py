@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from classifiers.models.dropout import check_rates, drop_path, dropout
 from classifiers.models.layers import Conv, Dense, attend, gelu, normalise_pixels
 from input_pipeline.files import InputError
 from launch.runtime.mesh import split_batch
@@ -140,7 +141,7 @@ class ViT(nn.Module):
                 token = token + positions[:, index : index + 1]
             tokens.append(jnp.broadcast_to(token, (x.shape[0], 1, width)))
         x = jnp.concatenate([*tokens, x], axis=1).astype(self.dtype)
-        return split_batch(nn.Dropout(self.dropout, deterministic=not train)(x))
+        return split_batch(dropout(x, self.dropout, train))
 
     def _token_names(self) -> list[str]:
         names = ["class_token"] if self.pool == "token" else []
@@ -155,9 +156,7 @@ class ViT(nn.Module):
                 raise InputError(
                     f"model.{name}={getattr(self, name)!r}: known are {', '.join(map(repr, known))}"
                 )
-        for name in ("dropout", "drop_path"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"model.{name}={getattr(self, name)}: a rate is in [0, 1)")
+        check_rates(dropout=self.dropout, drop_path=self.drop_path)
         if self.distillation and self.pool != "token":
             raise InputError(
                 f"model.distillation={self.distillation!r} needs the class token: pool='token'"
@@ -216,10 +215,10 @@ class Block(nn.Module):
             init = nn.initializers.constant(self.layer_scale)
             scale = self.param(name, init, (h.shape[-1],))
             h = h * scale.astype(h.dtype)[None, None]
-        return nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=False)(h)
+        return drop_path(h, self.drop_path, train=True)
 
     def _drop(self, h: Array) -> Array:
-        return nn.Dropout(self.dropout, deterministic=False)(h)
+        return dropout(h, self.dropout, train=True)
 
     def _dense(self, width: int, name: str) -> Dense:
         init = nn.initializers.xavier_uniform()

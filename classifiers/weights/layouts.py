@@ -14,6 +14,7 @@ import flax.traverse_util
 import numpy as np
 
 from classifiers.models.presets import Classifier
+from classifiers.models.resnet import ResNet
 from classifiers.models.vit import ViT
 from input_pipeline.files import InputError
 
@@ -162,11 +163,12 @@ def _rules(model: Classifier, layout: str) -> Rules:
         _need(layout == "timm", layout, "a vision transformer")
         _need(model.distillation != "token", layout, "a distillation token without its head")
         return _VIT_TIMM
+    _need(isinstance(model, ResNet), layout, "squeeze-and-excitation")
+    _need(not model.auxiliary_batch_norm, layout, "batch norms of synthetic images")
     _need(not model.small_stem, layout, "the stem for small images")
     return _RESNET_TRANSFORMERS if layout == "transformers" else _RESNET_TORCHVISION
 
 
 def _need(there: bool, layout: str, what: str) -> None:
     if not there:
-        others = ", ".join(known for known in LAYOUTS if known != layout)
-        raise InputError(f"{layout} has no model with {what} of this kind: try {others}")
+        raise InputError(f"weights in {layout}'s layout: it has no model with {what} of this kind")

@@ -43,7 +43,7 @@ def begin(path, model, size=8, seed=0):
     return jax.tree.map(np.asarray, state.variables)
 
 
-@pytest.mark.parametrize("module", ["vit", "resnet"])
+@pytest.mark.parametrize("module", ["vit", "resnet", "resnet_rs"])
 def test_the_same_model(module, tmp_path):
     fields = VIT if module == "vit" else dict(stage_sizes=(1,), width=4)
     model = presets.make(module, 3, **fields)

@@ -274,10 +274,17 @@ def test_fixed_positions_are_looked_at(tmp_path):
 @pytest.mark.parametrize(
     ("module", "fields", "layout", "message"),
     [
-        ("vit", dict(layer_scale=0.1), "transformers", "transformers has no model with pooling"),
-        ("vit", dict(distillation="token"), "timm", "timm has no model with a distillation token"),
-        ("vit", {}, "torchvision", "torchvision has no model with a vision transformer"),
+        (
+            "vit",
+            dict(layer_scale=0.1),
+            "transformers",
+            "transformers's layout: it has no model with pooling",
+        ),
+        ("vit", dict(distillation="token"), "timm", "it has no model with a distillation token"),
+        ("vit", {}, "torchvision", "it has no model with a vision transformer"),
         ("resnet", dict(small_stem=True), "torchvision", "the stem for small images"),
+        ("resnet", dict(auxiliary_batch_norm=True), "timm", "batch norms of synthetic images"),
+        ("resnet_rs", {}, "timm", "squeeze-and-excitation"),
     ],
 )
 def test_layouts_without_the_model(module, fields, layout, message, tmp_path):
