@@ -210,6 +210,7 @@ def test_only_kernels_are_decayed(optimizer):
         assert leaf.all() == leaf.any() == (path[-1] == "kernel"), path
 
 
+@pytest.mark.slow  # half a minute; gradients on meshes have a faster test
 def test_on_four_devices():
     found = run_on(4, "tests.classifiers.norm_devices")
     assert set(found) == {"resnet", "resnet_rs"}
