@@ -138,7 +138,7 @@ def repair(folder):
 
 def test_random_damage_is_found_and_mended(complete):
     before, rng = contents(complete), np.random.default_rng(0)
-    for _ in range(200):
+    for _ in range(50):  # 200 by the command, in tests/imagen_ft/test_generate.py
         what = damages(complete, rng)
         try:
             assert not verify(complete).ok, what
