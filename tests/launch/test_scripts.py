@@ -198,7 +198,7 @@ def interrupt(clone, number):
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.02)
         os.killpg(process.pid, number)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=120)
     return process.returncode, err
 
 
