@@ -53,10 +53,15 @@ def whole_run(tmp_path_factory):
     return workdir, finish(start_demo(workdir))
 
 
-def test_killed_demo_ends_with_the_numbers_of_an_uninterrupted_one(whole_run, tmp_path):
+@pytest.mark.parametrize(
+    "moments",
+    [("saved, not sealed", "classifying"), pytest.param(tuple(MOMENTS), marks=pytest.mark.slow)],
+    ids=["two", "all"],
+)
+def test_killed_demo_ends_with_the_numbers_of_an_uninterrupted_one(whole_run, tmp_path, moments):
     whole, _ = whole_run
-    for happened in MOMENTS.values():
-        kill_when(tmp_path, happened)
+    for moment in moments:
+        kill_when(tmp_path, MOMENTS[moment])
     finish(start_demo(tmp_path))
 
     expected, got = (json.loads((d / "report.json").read_text()) for d in (whole, tmp_path))
