@@ -11,6 +11,8 @@ from jaxtyping import UInt8
 from input_pipeline.files import InputError
 
 Value = bytes | str | int | float
+# Images are read and written by threads of our own, one a core: OpenCV's would fight with them.
+cv2.setNumThreads(1)
 _HALF_CHROMA = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420
 
 
