@@ -1,5 +1,6 @@
 """Runs command lines that wait for each other, some at a time, and remembers what is done."""
 
+import collections
 import contextlib
 import ctypes
 import dataclasses
@@ -166,6 +167,8 @@ class _Child:
 
     def __init__(self, step: Step, workdir: Path, env: Mapping[str, str]):
         self.step, self.progress, self.error = step, "starting", ""
+        # The last line of a traceback is often not the one that says what happened.
+        self._last: collections.deque[str] = collections.deque(maxlen=12)
         self.seconds, self.peak_memory_bytes = 0.0, 0
         self._log = workdir / "logs" / f"{step.name}.log"
         self._log.parent.mkdir(parents=True, exist_ok=True)
@@ -191,6 +194,7 @@ class _Child:
                 *lines, rest = re.split(rb"[\r\n]", rest + chunk)
                 for line in filter(bytes.strip, lines):
                     self.progress = line.decode(errors="replace").strip()
+                    self._last.append(self.progress)
                     if self.progress.startswith("error: "):
                         self.error = self.progress.removeprefix("error: ")
 
@@ -206,7 +210,8 @@ class _Child:
         code = self._process.returncode
         if code:
             how = f"exit code {code}" if code > 0 else f"killed by signal {-code}"
-            reason = f"{self.step.name}: {self.error or self.progress} ({how}, log: {self._log})"
+            said = self.error or " | ".join(self._last)
+            reason = f"{self.step.name}: {said} ({how}, log: {self._log})"
             raise StepFailed(reason, code if code in (2, PREEMPTED) else 1)
         return True
 

@@ -189,6 +189,14 @@ def test_a_step_that_is_killed(site):
     assert error.value.code == 1
 
 
+def test_a_step_that_ends_in_a_traceback(site):
+    (site.folder / "broken.py").write_text(
+        "error = RuntimeError('no memory')\nerror.add_note('a note of a library')\nraise error"
+    )
+    with pytest.raises(StepFailed, match=r"RuntimeError: no memory \| a note of a library \(exit"):
+        site.run(Step("broken", ("broken",), (), site.folder / "broken"))
+
+
 def test_after_a_failure_what_it_was_made_of_is_looked_at_again(site):
     bad = Step("bad", ("fail", "1"), (), site.folder / "bad", ("a",))
     with pytest.raises(StepFailed):
