@@ -75,6 +75,43 @@ def image_shape(config: ml_collections.ConfigDict, source: Source) -> tuple[int,
     return (transform(example) if transform else example)["image"].shape
 
 
+def expected_input(
+    config: ml_collections.ConfigDict,
+) -> tuple[int, tuple[int, int, int]] | None:
+    """Number of classes and [h, w, c] of images, if the config says it: no data is needed then.
+
+    Args:
+        config: `num_classes`, and a size in `evaluation` or `augment`; the images are in colour.
+    """
+    size = (config.get("evaluation") or config.get("augment") or {}).get("size")
+    if not config.get("num_classes") or not size:
+        return None
+    make_transform(config)
+    return config.num_classes, (size, size, 3)
+
+
+def check_input(
+    config: ml_collections.ConfigDict,
+    expected: tuple[int, tuple[int, int, int]] | None,
+    found: tuple[int, tuple[int, int, int]],
+) -> None:
+    """Compares what the config says of the images with what they are.
+
+    Raises:
+        InputError: they have another number of classes, or are not in colour.
+    """
+    if expected is None or expected == found:
+        return
+    if expected[0] != found[0]:
+        raise InputError(
+            f"config.num_classes={expected[0]}, but config.evaluation_source has {found[0]} classes"
+        )
+    raise InputError(
+        f"config.evaluation_source has images of the shape {found[1]}, {expected[1]} are expected: "
+        "images in colour are needed"
+    )
+
+
 def make_mix(config: ml_collections.ConfigDict) -> Mix | None:
     """Mixup and CutMix: `mix`, a dict of the arguments of `mixing.mix` and `by_domain`.
 

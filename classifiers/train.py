@@ -12,83 +12,31 @@ config.init_from names a run, or weights that classifiers.weights imported, to b
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
-from jaxtyping import Array
+from absl import flags
 
 from classifiers import recipes, warm_start
 from classifiers.evaluate import make_predict
-from classifiers.losses import soft_cross_entropy, soft_targets
 from classifiers.models.presets import Classifier
+from classifiers.training import Training
 from input_pipeline import loader, sources
 from input_pipeline.augment.policy import Transform
 from input_pipeline.files import InputError
 from input_pipeline.mixture import Union, check_weight
-from launch.runtime import app
-from launch.runtime.ema import make_decays
-from launch.runtime.images import to_float
+from launch.runtime import app, distributed, preflight
 from launch.runtime.loop import check_training, fit
 from launch.runtime.mesh import local_rows, make_mesh
-from launch.runtime.optimizers import make_optimizer, make_schedule
-from launch.runtime.state import TrainState, abstract_state
-from launch.runtime.step import make_step
+from launch.runtime.state import TrainState
 from launch.runtime.workdir import claim_workdir
 
-Batch = dict[str, Any]
-# Seeds of what is mixed with what, and of what is dropped.
-_MIX, _DROP = 0, 1
 
-
-def make_update(
-    config: ml_collections.ConfigDict, model: Classifier, tx: optax.GradientTransformation
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """`update(state, batch)` -> the new state and its metrics.
-
-    Args:
-        config: `label_smoothing`, `ema`, `mix`, and for the learning rate `optimizer`,
-            `total_steps`. What is mixed with what, and what is dropped, is the same for all seeds
-            of a run; their images differ.
-        model: the network.
-        tx: the optimiser.
-    """
-    decays = make_decays(config.ema)
-    schedule, mix = make_schedule(config.optimizer, config.total_steps), recipes.make_mix(config)
-
-    def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        images = to_float(batch["image"])
-        targets = soft_targets(batch["label"], model.num_classes, config.label_smoothing)
-        if mix is not None:
-            key = jax.random.fold_in(jax.random.key(_MIX), state.step)
-            images, targets = mix(key, images, targets, batch["domain"])
-        separate = getattr(model, "auxiliary_batch_norm", False)
-        domains = {"domain": batch["domain"]} if separate else {}
-        rngs = None
-        if model.stochastic:
-            rngs = {"dropout": jax.random.fold_in(jax.random.key(_DROP), state.step)}
-
-        def loss_of(params: Any) -> tuple[Array, tuple[Array, dict[str, Any]]]:
-            variables = {**state.variables, "params": params}
-            logits, model_state = model.apply(
-                variables, images, train=True, mutable=["batch_stats"], rngs=rngs, **domains
-            )
-            losses = soft_cross_entropy(logits, targets)
-            return losses.mean(), (logits, model_state)
-
-        (loss, (logits, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(
-            state.variables["params"]
-        )
-        rate = jnp.asarray(schedule(state.step), jnp.float32)
-        state, norms = state.update(grads, tx, decays, model_state)
-        accuracy = (jnp.argmax(logits, axis=-1) == batch["label"]).mean()
-        metrics = {"loss": loss, "accuracy": accuracy, "learning_rate": rate}
-        return state, {**metrics, **norms}
-
-    return update
+def define_flags(values: flags.FlagValues) -> None:
+    """The task's own flags."""
+    distributed.define_flags(values)
+    preflight.define_flags(values)
 
 
 def make_evaluation(
@@ -104,46 +52,51 @@ def make_evaluation(
     return evaluate
 
 
-def main(args: app.Arguments) -> None:
-    """Runs the task."""
-    config = args.config
-    validation = sources.load(config.evaluation_source)
-    class_names, image_shape = validation.class_names, recipes.image_shape(config, validation)
-    model = recipes.make_model(config.model, len(class_names))
-    init = functools.partial(recipes.init_model, model, image_shape=image_shape)
-    mesh = make_mesh(config.mesh)
-    check_training(config, mesh)
-    tx = make_optimizer(config.optimizer, config.total_steps)
-    augment, transform = recipes.make_augment(config), recipes.make_transform(config)
-    # Wrong numbers end here.
-    recipes.make_mix(config)
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    if args.dry_run:
-        app.describe(config, model=shapes["params"])
-        return
-    specs = config.train_sources
-    source = Union([sources.load(spec) for spec in specs.values()])
-    if tuple(source.class_names) != tuple(class_names):
+def load_training_images(
+    config: ml_collections.ConfigDict, validation: sources.Source
+) -> sources.Source:
+    """The union of all sources to train on.
+
+    Raises:
+        InputError: one is missing or has other classes, or a domain that the config speaks of has
+            no images.
+    """
+    source = Union([sources.load(spec) for spec in config.train_sources.values()])
+    if tuple(source.class_names) != tuple(validation.class_names):
         raise InputError("config.train_sources and config.evaluation_source have different classes")
-    source = sources.in_memory(source) if config.in_memory else source
-    synthetic_weight = config.get("synthetic_weight")
-    if synthetic_weight is not None:
-        check_weight(source.domain, synthetic_weight)
-    digests = {name: sources.digest(spec) for name, spec in specs.items()}
-    digests |= warm_start.check_start(config, model)
+    if config.get("synthetic_weight") is not None:
+        check_weight(source.domain, config.synthetic_weight)
+    return sources.in_memory(source) if config.in_memory else source
+
+
+def train(
+    args: app.Arguments, training: Training, validation: sources.Source, inputs: dict[str, str]
+) -> None:
+    """Trains every seed.
+
+    Args:
+        args: of the command.
+        training: what the config says.
+        validation: images that training watches itself with.
+        inputs: digests of what the run begins with.
+    """
+    config, mesh = args.config, make_mesh(args.config.mesh)
+    augment, transform = recipes.make_augment(config), recipes.make_transform(config)
+    source = load_training_images(config, validation)
+    digests = {name: sources.digest(spec) for name, spec in config.train_sources.items()} | inputs
     claim_workdir(args.workdir, config, {name: found for name, found in digests.items() if found})
-    averages = tuple(make_decays(config.ema))
-    abstract = abstract_state(init, (jax.random.key(0),), tx, averages)
-    train_step = make_step(make_update(config, model, tx), mesh, abstract)
-    evaluate = make_evaluation(validation, model, config.evaluation_batch_size, transform)
+    train_step = training.step(mesh)
+    evaluate = make_evaluation(validation, training.model, config.evaluation_batch_size, transform)
     for seed in range(config.seeds):
         data = loader.batches(
             source,
             config.batch_size,
             seed,
+            # Without augmentation an image of training is prepared as one of evaluation.
+            transform=None if augment else transform,
             augment=augment,
             rows=local_rows(mesh, config.batch_size),
-            synthetic_weight=synthetic_weight,
+            synthetic_weight=config.get("synthetic_weight"),
             repeats=config.get("repeats", 1),
         )
         with jax.set_mesh(mesh):
@@ -151,10 +104,8 @@ def main(args: app.Arguments) -> None:
                 workdir=args.workdir / f"seed_{seed}",
                 config=config,
                 mesh=mesh,
-                abstract=abstract,
-                create=functools.partial(
-                    warm_start.create, config, model, image_shape, seed, tx, averages, mesh
-                ),
+                abstract=training.abstract,
+                create=functools.partial(warm_start.create, training, seed, mesh),
                 train_step=train_step,
                 batches=functools.partial(
                     loader.iterate, data, workers=config.get("loader_workers", 0)
@@ -164,5 +115,30 @@ def main(args: app.Arguments) -> None:
             )
 
 
+def main(args: app.Arguments) -> None:
+    """Runs the task."""
+    config, values = args.config, args.flags
+    runs = not (args.dry_run or values.preflight)
+    expected = recipes.expected_input(config)
+    if runs or expected is None:
+        validation = sources.load(config.evaluation_source)
+        found = len(validation.class_names), recipes.image_shape(config, validation)
+        recipes.check_input(config, expected, found)
+        expected = found
+    training = Training.of(config, *expected)
+    # Wrong numbers end here.
+    recipes.make_augment(config)
+    params = training.abstract.variables["params"]
+    if args.dry_run:
+        app.describe(config, model=params)
+    elif values.preflight:
+        count = sum(leaf.size for leaf in jax.tree.leaves(params))
+        preflight.run(values.preflight, training.lower, config.mesh, count, values.preflight_effort)
+    else:
+        check_training(config, make_mesh(config.mesh))
+        inputs = warm_start.check_start(config, training.model)
+        train(args, training, validation, inputs)
+
+
 if __name__ == "__main__":
-    app.run(main, __doc__)
+    app.run(main, __doc__, define_flags)

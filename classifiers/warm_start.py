@@ -1,20 +1,20 @@
 """What training begins with, where nothing is to be resumed: another run's weights, or new ones."""
 
 import dataclasses
-from collections.abc import Collection
+import functools
 from typing import Any
 
 import flax.traverse_util
 import jax
 import ml_collections
 import numpy as np
-import optax
 from etils import epath
 from jax.sharding import Mesh
 
 from classifiers import recipes
 from classifiers.models import presets
 from classifiers.models.presets import Classifier
+from classifiers.training import Training
 from classifiers.weights.loading import HEADS, POSITIONS, resized
 from input_pipeline.files import InputError
 from launch.runtime import checkpoint
@@ -60,42 +60,33 @@ def check_start(config: ml_collections.ConfigDict, model: Classifier) -> dict[st
     return {f"init_from_{seed}": checkpoint.digest(_folder(path, seed)) for seed in seeds}
 
 
-def create(
-    config: ml_collections.ConfigDict,
-    model: Classifier,
-    image_shape: tuple[int, int, int],
-    seed: int,
-    tx: optax.GradientTransformation,
-    averages: Collection[str],
-    mesh: Mesh,
-) -> TrainState:
+def create(training: Training, seed: int, mesh: Mesh) -> TrainState:
     """The state of step 0: seed n begins with seed n of the run there, if that has as many.
 
     Learned positions are resized to the images' size, see `vit.resize_positions`; the heads are new
     where the number of classes is another.
 
     Args:
-        config: see `check_start`.
-        model: that is trained.
-        image_shape: [h, w, c] of its images.
+        training: what is trained; `config.init_from`, see `check_start`.
         seed: of new weights, and which of the run's.
-        tx: the optimiser.
-        averages: names of the moving averages that are kept.
         mesh: where the state will live.
 
     Raises:
         InputError: the weights do not fit the model.
     """
-    path = config.get("init_from")
+    path = training.config.get("init_from")
+    model, image_shape = training.model, training.image_shape
     if not path:
-        init = lambda key: recipes.init_model(model, key, image_shape)  # noqa: E731
-        return create_state(init, (jax.random.key(seed),), tx, averages, mesh)
-    found = load_run_config(path)
-    folder = _folder(path, seed % found.seeds)
-    shapes = checkpoint.inference_shapes(folder)
-    variables = checkpoint.load_inference(folder, shapes, found.total_steps)
-    variables = _fitted(variables, model, image_shape, path)
-    return create_state(lambda variables: variables, (variables,), tx, averages, mesh)
+        init = functools.partial(recipes.init_model, model, image_shape=image_shape)
+        args: tuple[Any, ...] = (jax.random.key(seed),)
+    else:
+        found = load_run_config(path)
+        folder = _folder(path, seed % found.seeds)
+        shapes = checkpoint.inference_shapes(folder)
+        variables = checkpoint.load_inference(folder, shapes, found.total_steps)
+        init = lambda variables: variables  # noqa: E731
+        args = (_fitted(variables, model, image_shape, path),)
+    return create_state(init, args, training.tx, training.averages, mesh)
 
 
 def _folder(path: str, seed: int) -> epath.Path:

@@ -50,20 +50,7 @@ Batch = dict[str, Any]
 def define_flags(values: flags.FlagValues) -> None:
     """The task's own flags."""
     distributed.define_flags(values)
-    flags.DEFINE_string(
-        "preflight",
-        "",
-        "compile the step for TPUs that are not there, print memory, operations, traffic and "
-        f"estimated time, and end: {preflight.SYNTAX}",
-        flag_values=values,
-    )
-    flags.DEFINE_float(
-        "preflight_effort",
-        -1.0,
-        "of the compiler, from -1 to 1: at -1 a network of 2B parameters takes one core half an "
-        "hour, above it longer",
-        flag_values=values,
-    )
+    preflight.define_flags(values)
 
 
 @dataclasses.dataclass(frozen=True)

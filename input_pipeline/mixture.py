@@ -12,7 +12,7 @@ from input_pipeline.order import Epochs
 from input_pipeline.sources import REAL, Source
 from input_pipeline.synthetic import SYNTHETIC
 
-_NAMES = {REAL: "real", SYNTHETIC: "synthetic"}
+DOMAINS = {REAL: "real", SYNTHETIC: "synthetic"}
 _PLACES = 2  # the stream of where in a batch the domains go; theirs are REAL and SYNTHETIC
 
 
@@ -87,7 +87,7 @@ class FixedWeight:
         # The fraction that is meant: as a float, 3 * (1 / 3) can be a little less than 1.
         self._weight = Fraction(weight).limit_denominator(10**9)
         self._batch_size, self._seed = batch_size, seed
-        self._members = {d: np.flatnonzero(domain == d).astype(np.int32) for d in _NAMES}
+        self._members = {d: np.flatnonzero(domain == d).astype(np.int32) for d in DOMAINS}
         self._epochs = {d: Epochs(len(found), seed, d) for d, found in self._members.items()}
 
     def __call__(self, k: int, places: Int[np.ndarray, " p"]) -> Int64[np.ndarray, " p"]:
@@ -127,6 +127,6 @@ def check_weight(domain: Int32[np.ndarray, " n"], weight: Any) -> None:
     for wanted, share in ((REAL, 1 - weight), (SYNTHETIC, weight)):
         if share and not (domain == wanted).any():
             raise InputError(
-                f"synthetic_weight={weight}: there are no {_NAMES[wanted]} images to fill "
+                f"synthetic_weight={weight}: there are no {DOMAINS[wanted]} images to fill "
                 f"{share:.6g} of every batch with; add a source of them, or leave it None"
             )

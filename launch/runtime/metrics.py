@@ -65,15 +65,16 @@ def to_scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Brings metrics to the host, under the names that they are logged by.
 
     Args:
-        metrics: scalars, and short vectors: entry i of `name` becomes `name/i`. An entry that is
-            NaN had nothing to be measured on and is left out.
+        metrics: scalars; short vectors, whose entry i becomes `name/i`; dicts, whose entry `key`
+            becomes `name/key`. An entry that is NaN had nothing to be measured on and is left out.
     """
     scalars = {}
     for name, value in jax.device_get(dict(metrics)).items():
-        if np.ndim(value) == 0:
+        if not isinstance(value, dict) and np.ndim(value) == 0:
             scalars[name] = float(value)
             continue
-        found = {f"{name}/{i}": float(entry) for i, entry in enumerate(np.ravel(value))}
+        entries = value.items() if isinstance(value, dict) else enumerate(np.ravel(value))
+        found = {f"{name}/{key}": float(entry) for key, entry in entries}
         scalars |= {name: entry for name, entry in found.items() if not np.isnan(entry)}
     return scalars
 

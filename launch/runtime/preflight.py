@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
+from absl import flags
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
@@ -82,6 +83,24 @@ class Target:
                 ) from None
             reason = str(error).splitlines()[0]
             raise InputError(f"--preflight: no slice is {name} ({reason}); {SYNTAX}") from None
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """`--preflight` and `--preflight_effort`."""
+    flags.DEFINE_string(
+        "preflight",
+        "",
+        "compile the step for TPUs that are not there, print memory, operations, traffic and "
+        f"estimated time, and end: {SYNTAX}",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "preflight_effort",
+        -1.0,
+        "of the compiler, from -1 to 1: at -1 a network of 2B parameters takes one core half an "
+        "hour, above it longer",
+        flag_values=values,
+    )
 
 
 def parse_target(text: str) -> Target:

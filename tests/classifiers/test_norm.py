@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from classifiers.models.norm import AuxiliaryBatchNorm
 from classifiers.models.resnet import ResNet
 from classifiers.models.resnet_rs import ResNetRS
-from classifiers.train import make_update
+from classifiers.training import make_update
 from input_pipeline.files import InputError
 from launch.runtime.mesh import make_mesh
 from launch.runtime.optimizers import make_optimizer
@@ -181,7 +181,8 @@ def test_training_needs_the_domain():
 def test_the_training_step_passes_the_domain():
     model, _, found = pair("resnet")
     optimizer = dict(learning_rate=0.1, schedule="constant", warmup_steps=0)
-    config = ConfigDict(dict(label_smoothing=0.0, ema={}, optimizer=optimizer, total_steps=1))
+    fields = dict(label_smoothing=0.0, ema={}, total_steps=1, train_sources=dict(real={}))
+    config = ConfigDict(dict(fields, optimizer=optimizer))
     tx, mesh = optax.sgd(0.1), make_mesh({})
     state = create_state(lambda v: jax.tree.map(jnp.asarray, v), (found,), tx, (), mesh)
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)

@@ -1,6 +1,7 @@
 """Training and evaluation through their command lines, on real digits with a tiny network."""
 
 import json
+import sys
 
 import pytest
 
@@ -23,7 +24,8 @@ def run(task, config, workdir, *argv):
     """The exit code."""
     with pytest.raises(SystemExit) as ended:
         arguments = ["task", f"--config=configs/digits/{config}", f"--workdir={workdir}", *argv]
-        app.run(task, "", argv=arguments)
+        define_flags = getattr(sys.modules[task.__module__], "define_flags", None)
+        app.run(task, "", define_flags, argv=arguments)
     return ended.value.code
 
 

@@ -37,7 +37,8 @@ def run(workdir, sources, **fields):
         f"def get_config():\n    return ConfigDict({config | fields!r})\n"
     )
     with pytest.raises(SystemExit) as ended:
-        app.run(train.main, "", argv=["task", f"--config={path}", f"--workdir={workdir}"])
+        argv = ["task", f"--config={path}", f"--workdir={workdir}"]
+        app.run(train.main, "", train.define_flags, argv=argv)
     return ended.value.code
 
 

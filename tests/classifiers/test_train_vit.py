@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from classifiers import recipes, train
+from classifiers import recipes, train, training
 from classifiers.models import presets
 from configs.digits import classifier
 from launch.runtime import checkpoint
@@ -49,8 +49,9 @@ def loss_at(model):
     batch = {
         "image": rng.integers(0, 256, (16, 8, 8, 1), np.uint8),
         "label": rng.integers(0, 10, 16),
+        "domain": np.zeros(16, np.int32),
     }
-    update = jax.jit(train.make_update(config, model, tx))
+    update = jax.jit(training.make_update(config, model, tx))
     return lambda step: float(
         update(dataclasses.replace(state, step=jnp.int32(step)), batch)[1]["loss"]
     )

@@ -9,12 +9,12 @@ import pytest
 from classifiers import warm_start
 from classifiers.models import presets
 from classifiers.models.vit import resize_positions
+from classifiers.training import Training
 from classifiers.weights.runs import describe
 from configs.digits import classifier
 from input_pipeline.files import InputError, read_json
 from launch.runtime import checkpoint
 from launch.runtime.mesh import make_mesh
-from launch.runtime.optimizers import make_optimizer
 from tests.classifiers.test_train_mixture import REAL, run
 from tests.classifiers.test_weights import draw, same
 
@@ -36,9 +36,9 @@ def begin(path, model, size=8, seed=0):
     config = classifier.get_config("runlocal")
     config.init_from = str(path)
     warm_start.check_start(config, model)
-    tx = make_optimizer(config.optimizer, config.total_steps)
-    mesh = make_mesh({"data": 1})
-    state = warm_start.create(config, model, (size, size, 3), seed, tx, ("main",), mesh)
+    config.model, config.ema = describe(model), dict(main=dict(decay=0.9))
+    training = Training.of(config, model.num_classes, (size, size, 3))
+    state = warm_start.create(training, seed, make_mesh({"data": 1}))
     same(state.ema["main"], state.variables)
     return jax.tree.map(np.asarray, state.variables)
 
