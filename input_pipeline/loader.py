@@ -38,8 +38,8 @@ class _DrawnBatches:
     is visibly not uniform on a few dozen examples. So Grain sees whole batches.
     """
 
-    def __init__(self, source, plan, batch_size, seed, transform, augment, rows, repeats):
-        self._source, self._plan, self._seed = source, plan, seed
+    def __init__(self, source, plan, draws, batch_size, seed, transform, augment, rows, repeats):
+        self._source, self._plan, self._draws, self._seed = source, plan, draws, seed
         self._transform, self._augment = transform, augment
         self._batch_size, self._rows, self._repeats = batch_size, rows, repeats
 
@@ -47,8 +47,10 @@ class _DrawnBatches:
         return sys.maxsize // self._batch_size
 
     def __getitem__(self, k: int) -> Batch:
-        indices = self._plan(k, self._rows // self._repeats)
-        return _stack(list(self._draw(indices.tolist(), k * self._batch_size + self._rows)))
+        positions = k * self._batch_size + self._rows
+        number, places = np.divmod(positions // self._repeats, self._draws)
+        indices = self._plan(int(number[0]), places)
+        return _stack(list(self._draw(indices.tolist(), positions)))
 
     def _draw(self, indices: list[int], positions: Int64[np.ndarray, " rows"]) -> Iterator[Example]:
         last: int | None = None
@@ -110,27 +112,34 @@ def batches(
             that of the source, on average.
         repeats: an example drawn fills so many rows that follow each other, each augmented by
             itself (Hoffer et al. 2020, Augment Your Batch); an epoch then has as many more batches.
+            Where it does not divide the batch, the last example of a batch goes on in the next.
 
     Returns:
         A dataset whose element k is a dict of arrays with these rows.
 
     Raises:
-        InputError: the source is empty, or the batch is, the weight cannot be kept, or the batch
-            cannot be filled with examples that are repeated so often.
+        InputError: the source is empty, or the batch is, the weight cannot be kept, or is to be
+            kept in batches that `repeats` does not divide.
     """
     if not len(source):
         raise InputError("the source holds no examples; check its split or path")
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size}: at least 1 is needed")
-    if repeats < 1 or batch_size % repeats:
-        raise InputError(f"repeats={repeats}: a divisor of batch_size={batch_size} is needed")
+    if repeats < 1:
+        raise InputError(f"repeats={repeats}: at least 1 is needed")
+    if batch_size % repeats and synthetic_weight is not None:
+        raise InputError(
+            f"repeats={repeats} with synthetic_weight={synthetic_weight}: a divisor of "
+            f"batch_size={batch_size} is needed"
+        )
     rows = np.arange(batch_size) if rows is None else rows
-    draws = batch_size // repeats
+    # What the plan takes as a batch: draws for one batch, or for as many as end together.
+    draws = batch_size // repeats if batch_size % repeats == 0 else batch_size
     plan: Plan = Shuffled(len(source), draws, seed)
     if synthetic_weight is not None:
         plan = FixedWeight(source.domain, synthetic_weight, draws, seed)
     return grain.MapDataset.source(
-        _DrawnBatches(source, plan, batch_size, seed, transform, augment, rows, repeats)
+        _DrawnBatches(source, plan, draws, batch_size, seed, transform, augment, rows, repeats)
     )
 
 

@@ -31,6 +31,24 @@ IMAGENET = {
     "if_ii_l": (490_000, "adam", 1243e6, 256, 64, 0),
 }
 PARAMETERS = {f"configs/imagenet/{name}.py": row[2] for name, row in IMAGENET.items()}
+# Epochs, batch, optimiser, its rate and decay, pixels, parameters (Azizi et al. 2023, table 3, but
+# for ResNet-50, where that gives RS-50's; "Diversify, Don't Fine-Tune", 2023, tables 5 and 6).
+RECIPES = {
+    "cas_resnet50": (90, 1024, "sgd", 0.4, 1e-4, 224, 25.6e6),
+    "resnet50": (130, 4096, "sgd", 1.6, 1e-4, 224, 25.6e6),
+    "resnet101": (130, 4096, "sgd", 1.6, 1e-4, 224, 45e6),
+    "resnet152": (130, 4096, "sgd", 1.6, 1e-4, 224, 60e6),
+    "resnet_rs50_160": (350, 4096, "sgd", 1.6, 4e-5, 160, 36e6),
+    "resnet_rs101_160": (350, 4096, "sgd", 1.6, 4e-5, 160, 64e6),
+    "resnet_rs101_192": (350, 4096, "sgd", 1.6, 4e-5, 192, 64e6),
+    "resnet_rs152_224": (350, 4096, "sgd", 1.6, 4e-5, 224, 87e6),
+    "vit_s16": (300, 1024, "adamw", 1e-3, 0.1, 224, 22e6),
+    "deit_s": (300, 1024, "adamw", 1e-3, 0.05, 224, 22e6),
+    "deit_b": (300, 1024, "adamw", 1e-3, 0.05, 224, 86e6),
+    "deit_b_384": (30, 512, "adamw", 5e-6, 1e-8, 384, 86e6),
+    "deit_l": (300, 2048, "lamb", 3e-3, 0.05, 192, 307e6),
+}
+RECIPE_FILES = [f"configs/imagenet/{name}.py" for name in RECIPES]
 # Arguments that change which data a config names.
 VARIANTS = {
     "configs/digits/classifier.py": [
@@ -43,6 +61,12 @@ VARIANTS = {
     "configs/cifar10/finetune_base16.py": ["data=cifar10,root=", "data=cifar10.zip,root=a/b"],
     "configs/cifar10/finetune_sr32.py": ["data=cifar10,root=,runlocal"],
     **{path: ["host", "data=imagenet.zip,train=a,val=b"] for path in PARAMETERS},
+    **{path: ["arm=real+generated,k=3", "arm=generated,generated=x"] for path in RECIPE_FILES},
+    "configs/imagenet/resnet50.py": [
+        "arm=real+generated,same_steps",
+        "batch=1024",
+        "val=validation",
+    ],
 }
 TEST_ONLY, FINETUNE = "classifiers.evaluate", "imagen_ft.finetune"
 
@@ -111,6 +135,8 @@ def test_its_networks_resolve(path, capsys, monkeypatch):
         assert count > 1000
     if path in PARAMETERS:
         assert counts["unet"] == pytest.approx(PARAMETERS[path], rel=0.06)
+    if path in RECIPE_FILES:
+        assert counts["model"] == pytest.approx(RECIPES[Path(path).stem][-1], rel=0.02)
     if command(path)[0] != TEST_ONLY:
         # runlocal is for a glance: never more, and something less.
         assert resolved != smaller
@@ -175,6 +201,49 @@ def test_the_papers_numbers(name):
     assert config.text.null == ("empty" if public else "zeros")
     assert config.text.shape == ((77 if public else 128), 4096)
     assert stage.unet.preset == name and stage.unet.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipes_numbers(name):
+    epochs, batch, optimizer, rate, decay, size, _ = RECIPES[name]
+    get_config = load(f"configs/imagenet/{name}.py").get_config
+    config, images = get_config(), 1_281_167
+    assert config.total_steps == round(epochs * images / batch) and config.batch_size == batch
+    found = config.optimizer
+    assert (found.name, found.learning_rate, found.weight_decay) == (optimizer, rate, decay)
+    assert config.evaluation.size == (config.augment or config.evaluation).size == size
+    assert config.model.dtype == "bfloat16" and config.num_classes == 1000
+    deit, rs = name.startswith("deit"), name.startswith("resnet_rs")
+    plain = name in ("cas_resnet50", "vit_s16")
+    assert config.label_smoothing == (0.0 if plain else 0.1)
+    mix = dict(mixup=0.8, cutmix=1.0) if deit else dict(mixup=0.2) if name == "vit_s16" else {}
+    assert config.mix.to_dict() == mix
+    averaged = 0.9999 if rs else 0.99996 if name in ("deit_s", "deit_b") else None
+    assert (config.ema.main.decay if config.ema else None) == averaged
+    repeated = deit and name != "deit_l"
+    assert config.repeats == (3 if repeated else 1)
+    assert config.augment.get("erasing", 0) == (0.25 if repeated else 0)
+    assert found.clip_norm == (1.0 if name == "vit_s16" else 0.0)
+    if name == "cas_resnet50":
+        assert found.nesterov and found.schedule == "step" and not config.augment
+        drops = [round(30 * n * images / batch) for n in (1, 2)] + [round(80 * images / batch)]
+        assert list(found.boundaries) == drops
+    else:
+        assert found.schedule == ("constant" if name == "deit_b_384" else "cosine")
+        strong = name in ("resnet_rs101_192", "resnet_rs152_224")
+        magnitude = 9 if deit else 15 if strong else 10
+        rand = config.augment.randaugment
+        assert (rand.layers, rand.magnitude) == (2, magnitude)
+    warmup = {"vit_s16": 10_000, "deit_b_384": 0}.get(name, round(5 * images / batch))
+    assert found.warmup_steps == warmup
+    # An epoch of a mixture is longer; the warm-up is not.
+    mixed = get_config("arm=real+generated,k=3")
+    assert mixed.total_steps == round(4 * epochs * images / batch)
+    assert mixed.optimizer.warmup_steps == warmup
+    assert get_config("arm=real+generated,k=3,same_steps").total_steps == config.total_steps
+    assert get_config("arm=generated,k=2").total_steps == round(2 * epochs * images / batch)
+    half = get_config(f"batch={batch // 2}")
+    assert half.optimizer.learning_rate == rate / 2 and half.batch_size == batch // 2
 
 
 @pytest.mark.parametrize("name", IMAGENET)

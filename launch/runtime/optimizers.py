@@ -59,12 +59,12 @@ def _adafactor(rate: optax.Schedule, weight_decay: float) -> optax.GradientTrans
     return optax.adafactor(rate, multiply_by_parameter_scale=False)
 
 
-def _adam(rate: optax.Schedule, weight_decay: float, **moments: float) -> Any:
+def _adam(rate: optax.Schedule, weight_decay: float, **moments: Any) -> Any:
     return optax.adam(rate, **moments)
 
 
 def _adamw(
-    rate: optax.Schedule, weight_decay: float, no_decay: Sequence[str] = (), **moments: float
+    rate: optax.Schedule, weight_decay: float, no_decay: Sequence[str] = (), **moments: Any
 ) -> Any:
     mask = functools.partial(_decayed, no_decay)
     return optax.adamw(rate, weight_decay=weight_decay, mask=mask, **moments)
@@ -95,8 +95,8 @@ _MOMENTS = ("b1", "b2", "eps")
 # By name: what makes it, its own fields, whether it decays weights.
 _OPTIMIZERS: dict[str, tuple[Callable, tuple[str, ...], bool]] = {
     "adafactor": (_adafactor, (), False),
-    "adam": (_adam, _MOMENTS, False),
-    "adamw": (_adamw, (*_MOMENTS, "no_decay"), True),
+    "adam": (_adam, (*_MOMENTS, "mu_dtype"), False),
+    "adamw": (_adamw, (*_MOMENTS, "mu_dtype", "no_decay"), True),
     "lamb": (_lamb, (*_MOMENTS, "no_decay"), True),
     "sgd": (_sgd, ("momentum", "nesterov", "no_decay"), True),
 }

@@ -159,10 +159,32 @@ def test_what_is_repeated_is_decoded_once():
     assert len(decoded) == 3
 
 
-@pytest.mark.parametrize("repeats", [0, -1, 5])
-def test_repeats_that_do_not_fill_a_batch(repeats):
-    with pytest.raises(InputError, match=f"repeats={repeats}: a divisor of batch_size=12"):
-        loader.batches(numbered(10), 12, 0, repeats=repeats)
+def test_repeats_that_do_not_divide_the_batch_go_on_in_the_next():
+    source = numbered(20)
+    thrice = loader.batches(source, 8, 0, repeats=3, augment=noisy)
+    drawn = np.concatenate([loader.batches(source, 8, 0)[k]["label"] for k in range(2)])
+    found = [thrice[k] for k in range(6)]
+    labels = np.concatenate([batch["label"] for batch in found])
+    np.testing.assert_array_equal(labels, np.repeat(drawn, 3))
+    assert len({value for batch in found for value in batch["noise"].tolist()}) == 48
+    rows = np.array([1, 6])
+    part = loader.batches(source, 8, 0, repeats=3, augment=noisy, rows=rows)[4]
+    assert_equal(part, {name: values[rows] for name, values in found[4].items()})
+
+
+@pytest.mark.parametrize(
+    ("repeats", "weight", "message"),
+    [
+        (0, None, "repeats=0: at least 1"),
+        (-1, 0.5, "repeats=-1: at least 1"),
+        (5, 0.5, r"repeats=5 with synthetic_weight=0\.5: a divisor of batch_size=12 is needed"),
+    ],
+)
+def test_wrong_repeats(repeats, weight, message):
+    source = numbered(10)
+    source.domain[5:] = 1
+    with pytest.raises(InputError, match=message):
+        loader.batches(source, 12, 0, repeats=repeats, synthetic_weight=weight)
 
 
 @pytest.mark.parametrize("weight", [None, 0.5])

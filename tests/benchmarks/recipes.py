@@ -1,0 +1,75 @@
+"""What the recipes of the classifiers take on accelerators, from operations; nothing is compiled.
+
+python -m tests.benchmarks.recipes                # at 40% of the peak, an assumption
+python -m tests.benchmarks.recipes --share=0.3
+
+A step's operations are counted in its program (`launch.runtime.flops`): matrix products and
+convolutions, forward and backward, for real images alone.
+"""
+
+import argparse
+import importlib
+import json
+import math
+import re
+from pathlib import Path
+
+import jax
+
+from classifiers import recipes
+from classifiers.training import Training
+from launch.runtime.flops import count_flops
+from launch.runtime.hardware import CHIPS
+from launch.runtime.preflight import parse_target
+
+FOLDER = Path(__file__).parents[2] / "configs" / "imagenet"
+NAMES = sorted(
+    path.stem for path in FOLDER.glob("*.py") if "recognition.training(" in path.read_text()
+)
+
+
+def recipe(name: str) -> tuple[Training, str]:
+    """A config's run with batches of eight, and the target that its header names."""
+    module = importlib.import_module(f"configs.imagenet.{name}")
+    config = module.get_config()
+    training = Training.of(config, *recipes.expected_input(config))
+    return training, re.search(r"--preflight=(\S+?)`", module.__doc__)[1]
+
+
+def step_flops(training: Training, batch: int = 8) -> float:
+    """Operations of a training step for one image."""
+    shape = jax.ShapeDtypeStruct
+    labels = shape((batch,), "int32")
+    images = shape((batch, *training.image_shape), "uint8")
+    inputs = dict(image=images, label=labels, domain=labels)
+    return count_flops(training.update, training.abstract, inputs) / batch
+
+
+def main() -> None:
+    """Prints a table, and a line of JSON a recipe."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--share", type=float, default=0.4, help="of the peak; default %(default)s")
+    share, lines = parser.parse_args().share, []
+    peak = {chip.name: chip.peak_flops for chip in CHIPS}
+    print(f"at {share:.0%} of the peak in bfloat16, real images alone")
+    print(f"{'recipe':18} parameters  GFLOP an image    steps  chips     hours  hours on 8 H100")
+    for name in NAMES:
+        training, target = recipe(name)
+        plan = parse_target(target)
+        chips = math.prod(plan.topology) * plan.slices
+        each, config = step_flops(training), training.config
+        total = each * config.batch_size * config.total_steps
+        hours = total / (chips * peak[plan.generation] * share) / 3600
+        host = total / (8 * peak["H100"] * share) / 3600
+        count = sum(leaf.size for leaf in jax.tree.leaves(training.abstract.variables["params"]))
+        print(
+            f"{name:18} {count / 1e6:8.1f} M  {each / 1e9:14.1f}  {config.total_steps:7,}  "
+            f"{chips:2} {plan.generation}  {hours:8.1f}  {host:15.1f}"
+        )
+        case = dict(case=name, parameters=count, flops=each, hours=hours, target=target)
+        lines.append(json.dumps(dict(case, hours_8_h100=host)))
+    print(*lines, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
