@@ -1,6 +1,5 @@
 """From a config to a model and its input: what training and evaluation have to agree on."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,6 @@ from classifiers import mixing
 from classifiers.models import presets
 from classifiers.models.presets import Classifier
 from input_pipeline.augment import policy
-from input_pipeline.augment.crop import random_shift
 from input_pipeline.files import InputError
 from input_pipeline.sources import Source
 from launch.runtime.config import module_fields, plain
@@ -45,15 +43,12 @@ def make_augment(config: ml_collections.ConfigDict) -> policy.Augment | None:
     """What happens to an image of training.
 
     Args:
-        config: `augment`, see `policy.make_augment`; or `max_shift`, see `random_shift`.
+        config: `augment`, see `policy.make_augment`; nothing, if it is empty.
 
     Raises:
         InputError: a field is wrong.
     """
-    if config.get("augment"):
-        return policy.make_augment(plain(config.augment))
-    shift = config.get("max_shift", 0)
-    return functools.partial(random_shift, max_shift=shift) if shift else None
+    return policy.make_augment(plain(config.augment)) if config.get("augment") else None
 
 
 def make_transform(config: ml_collections.ConfigDict) -> policy.Transform | None:

@@ -32,6 +32,7 @@ def get_config(arg=""):
     config.evaluation_source = dict(name="digits", split="validation")
     config.evaluation_batch_size = 100
     config.seeds = 7
+    config.vmap_seeds = False
     config.model = dict(
         name="resnet",
         stage_sizes=(1, 1, 1),
@@ -43,7 +44,7 @@ def get_config(arg=""):
     )
     config.batch_size = 32
     config.total_steps = 350
-    config.max_shift = 1
+    config.augment = dict(size=8, shift=1)
     config.label_smoothing = 0.1
     config.ema = dict()
     config.optimizer = dict(

@@ -141,6 +141,7 @@ def training(
             evaluation_source=dict(name="image_folder", path=args["data"], root=args["val"]),
             evaluation_batch_size=1024,
             seeds=1,
+            vmap_seeds=False,
             model=dict(model, dtype="bfloat16"),
             init_from=init_from,
             batch_size=batch,

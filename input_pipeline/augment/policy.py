@@ -14,7 +14,8 @@ Example = dict[str, Any]
 Augment = Callable[[Example, np.random.Generator], Example]
 Transform = Callable[[Example], Example]
 
-_TRAINING = ("size", "crop", "flip", "randaugment", "three_augment", "colour_jitter", "erasing")
+_COLOURS = ("randaugment", "three_augment", "colour_jitter")
+_TRAINING = ("size", "crop", "shift", "flip", *_COLOURS, "erasing")
 _RANDAUGMENT = ("layers", "magnitude", "std", "increasing", "probability", "fill")
 
 
@@ -27,6 +28,7 @@ def make_augment(config: Mapping[str, Any]) -> Augment:
         config: `size` of the square image, in pixels;
             crop: dict with `scale` and `ratio`, see `crop.random_resized_crop` (either may be left
                 out); without it the image's largest square, resized;
+            shift: by how many pixels it is moved at most, see `crop.random_shift`;
             flip: whether every other image is mirrored;
             randaugment: dict of the arguments of `randaugment.rand_augment`;
             three_augment: whether one of greyscale, solarisation and blur is done;
@@ -43,6 +45,9 @@ def make_augment(config: Mapping[str, Any]) -> Augment:
     config = _fields("augment", config, _TRAINING, needs=("size",))
     size = _whole("augment.size", config["size"])
     steps: list[Augment] = [_crop(size, config.get("crop"))]
+    if config.get("shift"):
+        shift = _whole("augment.shift", config["shift"])
+        steps.append(functools.partial(crop.random_shift, max_shift=shift))
     if _flag("augment.flip", config.get("flip")):
         steps.append(flip.random_flip)
     if config.get("randaugment") is not None:

@@ -10,10 +10,8 @@ MIX = dict(mixup=0.2, cutmix=1.0)
 
 
 def test_images_are_augmented_and_repeated(tmp_path, monkeypatch):
-    plain = drawn(monkeypatch, tmp_path / "plain", dict(real=REAL), max_shift=0)
-    found = drawn(
-        monkeypatch, tmp_path / "set", dict(real=REAL), max_shift=0, augment=POLICY, repeats=4
-    )
+    plain = drawn(monkeypatch, tmp_path / "plain", dict(real=REAL), augment={})
+    found = drawn(monkeypatch, tmp_path / "set", dict(real=REAL), augment=POLICY, repeats=4)
     assert {batch["image"].shape for batch in found} == {(16, 6, 6, 1)}
     drawn_labels = np.concatenate([batch["label"] for batch in plain])[:80]
     labels = np.concatenate([batch["label"] for batch in found])
@@ -40,7 +38,7 @@ def test_mixing_changes_the_losses_and_a_run_is_repeatable(tmp_path):
         (dict(evaluation=dict(size=6, crop_ratio=2)), "evaluation.crop_ratio=2"),
         (dict(mix=dict(mixup=-1)), "mixup=-1"),
         (dict(mix=dict(mixup=0.2, cut=1.0)), "mix has no field 'cut'"),
-        (dict(repeats=5), "repeats=5: a divisor of batch_size=16"),
+        (dict(repeats=0), "repeats=0: at least 1 is needed"),
     ],
 )
 def test_wrong_fields(tmp_path, capsys, fields, message):

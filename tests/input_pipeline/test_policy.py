@@ -139,6 +139,7 @@ def test_in_the_loader_images_depend_on_seed_and_place_only():
         (dict(size=8, crop=dict(scale=(0.5, 1.5))), "a crop is 1 image at most"),
         (dict(size=8, crop=dict(ratio=(1, float("inf")))), "augment.crop.ratio="),
         (dict(size=8, flip=2), "augment.flip=2: choose True or False"),
+        (dict(size=8, shift=0.5), "augment.shift=0.5: a whole number of at least 1"),
         (dict(size=8, randaugment=True), "augment.randaugment=True: expected fields, of layers"),
         (dict(size=8, randaugment=dict(layers=2)), "randaugment needs the field 'magnitude'"),
         (dict(size=8, randaugment=dict(RAND, layers=0)), "randaugment.layers=0: a whole number"),

@@ -1,0 +1,95 @@
+"""Seeds trained at once are those trained in turn, and go on where they were interrupted."""
+
+import jax
+import numpy as np
+import pytest
+
+from classifiers import evaluate, train
+from classifiers.training import Training
+from configs.digits import classifier
+from input_pipeline.files import read_json
+from launch.runtime import checkpoint
+from launch.runtime.metrics import read_metrics
+from tests.classifiers.test_train import TINY
+from tests.classifiers.test_train import run as run_task
+from tests.classifiers.test_train_mixture import REAL, run
+
+FIELDS = dict(seeds=2, ema=dict(main=dict(decay=0.5)), evaluate_every=2, label_smoothing=0.0)
+VIT = dict(name="vit", width=8, depth=1, num_heads=2, patch_size=4, drop_path=0.1)
+
+
+def variables(folder, model=None):
+    """Inference variables of each seed."""
+    config = classifier.get_config("runlocal")
+    config.model.update(stage_sizes=(1,), width=4)
+    config.model = model or config.model
+    config.ema = FIELDS["ema"]
+    shapes = Training.of(config, 10, (8, 8, 1)).abstract.variables
+    return [checkpoint.load_inference(folder / f"seed_{seed}", shapes, 4) for seed in range(2)]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("together") / "run"
+    assert run(folder, dict(real=REAL), vmap_seeds=True, **FIELDS) == 0
+    return folder
+
+
+def test_seeds_at_once_are_those_in_turn(together, tmp_path):
+    assert run(tmp_path / "run", dict(real=REAL), **FIELDS) == 0
+    for ours, theirs in zip(variables(together), variables(tmp_path / "run"), strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), ours, theirs)
+    found = [line for line in read_metrics(together / "seeds") if "loss" in line]
+    for seed in range(2):
+        alone = [line for line in read_metrics(tmp_path / f"run/seed_{seed}") if "loss" in line]
+        for line, expected in zip(found, alone, strict=True):
+            assert line[f"loss_by_seed/{seed}"] == pytest.approx(expected["loss"], rel=1e-4)
+    for line in found:
+        by_seed = [line[f"accuracy_by_seed/{seed}"] for seed in range(2)]
+        assert line["accuracy"] == pytest.approx(np.mean(by_seed))
+
+
+def test_what_is_interrupted_goes_on_bit_for_bit(together, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("no space left")
+
+    write = train.seeds.write
+    monkeypatch.setattr(train.seeds, "write", fail)
+    with pytest.raises(OSError, match="no space left"):
+        run(tmp_path / "run", dict(real=REAL), vmap_seeds=True, **FIELDS)
+    # Of the last state one checkpoint is taken away, and a seed was half written.
+    monkeypatch.setattr(train.seeds, "write", write)
+    (folder,) = (tmp_path / "run/seeds/checkpoints").glob("4")
+    (folder / "digests_0_of_1.json").unlink()
+    (tmp_path / "run/seed_1/checkpoints/4").mkdir(parents=True)
+    assert run(tmp_path / "run", dict(real=REAL), vmap_seeds=True, **FIELDS) == 0
+    for ours, theirs in zip(variables(tmp_path / "run"), variables(together), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_a_finished_run_is_evaluated_and_not_written_again(together):
+    seal = together / "seed_1" / "checkpoints" / "4" / "digests_0_of_1.json"
+    before = seal.stat().st_mtime_ns
+    assert run(together, dict(real=REAL), vmap_seeds=True, **FIELDS) == 0
+    assert seal.stat().st_mtime_ns == before
+    assert run_task(evaluate.main, "evaluate.py:split=validation", together) == 0
+    (arm,) = read_json(together / "evaluation_validation.json")["arms"].values()
+    last = [line for line in read_metrics(together / "seeds") if "validation_accuracy" in line][-1]
+    assert last["step"] == 4
+    measured = [last[f"validation_accuracy_by_seed/{seed}"] for seed in range(2)]
+    assert arm["accuracies"] == pytest.approx(measured)
+
+
+@pytest.mark.slow  # Every network and what it drops compiles twice.
+def test_other_networks(tmp_path):
+    for name, more in (("turn", {}), ("once", dict(vmap_seeds=True))):
+        assert run(tmp_path / name, dict(real=REAL), model=VIT, **FIELDS, **more) == 0
+    pairs = zip(variables(tmp_path / "once", VIT), variables(tmp_path / "turn", VIT), strict=True)
+    for ours, theirs in pairs:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), ours, theirs)
+
+
+def test_the_flag_cannot_change_midway(together, capsys):
+    argv = (*TINY, "--config.vmap_seeds=False")
+    assert run_task(train.main, "classifier.py:arm=real,runlocal", together, *argv) == 2
+    assert "was begun with" in capsys.readouterr().err
