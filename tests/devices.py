@@ -1,12 +1,21 @@
 """Programs that need several devices: each runs in a process of its own."""
 
+import itertools
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def splits(devices):
+    """Every mesh (data, fsdp, tensor) of so many devices."""
+    sizes = [size for size in (1, 2, 4, 8) if devices % size == 0]
+    found = itertools.product(sizes, repeat=3)
+    return [list(split) for split in found if math.prod(split) == devices]
 
 
 def run_on_eight(module, *arguments):

@@ -1,4 +1,4 @@
-"""kill -9 while a stage is trained, then the same command: bit for bit the uninterrupted run."""
+"""kill -9 while something is trained, then the same command: bit for bit the uninterrupted run."""
 
 import signal
 import time
@@ -7,45 +7,72 @@ import jax
 import numpy as np
 import pytest
 
+from classifiers import seeds
+from classifiers.training import Training as ClassifierTraining
 from imagen_ft.finetune import Training
 from launch.runtime.checkpoint import Checkpoints
-from launch.runtime.metrics import read_metrics
+from tests.classifiers import tiny_training as tiny_classifier
 from tests.imagen_ft import tiny_training
-from tests.imagen_ft.tiny_training import finish, numbers, start
+from tests.tiny_runs import CLASSIFIER, DIFFUSION, SEEDS, finish
+
+RUNS = {"diffusion": DIFFUSION, "classifier": CLASSIFIER, "seeds": SEEDS}
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("whole")
-    finish(start(workdir))
-    return workdir
+def shapes(name):
+    """Of the run's state."""
+    if name == "diffusion":
+        return Training.of(tiny_training.get_config()).abstract
+    config = tiny_classifier.get_config("vmap_seeds" if name == "seeds" else "")
+    training = ClassifierTraining.of(config, 10, (8, 8, 1))
+    return (seeds.stacked(training) if name == "seeds" else training).abstract
 
 
-def restored(workdir):
-    training = Training.of(tiny_training.get_config())
+def restored(name, workdir):
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        training.abstract,
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes(name)
     )
-    checkpoints = Checkpoints(workdir / "checkpoints")
+    checkpoints = Checkpoints(workdir / RUNS[name].folder / "checkpoints")
     try:
         return [np.asarray(leaf) for leaf in jax.tree.leaves(checkpoints.restore(abstract))]
     finally:
         checkpoints.close()
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
-def test_killed_at_random_moments(whole, tmp_path, kills):
-    rng = np.random.default_rng(0)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nobody interrupts, by name; it is made once."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp("whole")
+            finish(RUNS[name].start(made[name]))
+        return made[name]
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("name", "kills"),
+    [
+        ("diffusion", 1),
+        pytest.param("diffusion", 10, marks=pytest.mark.slow),
+        pytest.param("classifier", 10, marks=pytest.mark.slow),
+        pytest.param("seeds", 5, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_at_random_moments(whole, tmp_path, name, kills):
+    rng, run = np.random.default_rng(0), RUNS[name]
     for at in np.sort(rng.uniform(0, 19, kills)):
-        process = start(tmp_path)
-        while len(read_metrics(tmp_path)) < at and process.poll() is None:
+        process = run.start(tmp_path)
+        while len(run.lines(tmp_path)) < at and process.poll() is None:
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.05))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    finish(start(tmp_path))
-    assert numbers(tmp_path) == numbers(whole)
-    for ours, theirs in zip(restored(tmp_path), restored(whole), strict=True):
+    finish(run.start(tmp_path))
+    assert run.numbers(tmp_path) == run.numbers(whole(name))
+    pairs = zip(restored(name, tmp_path), restored(name, whole(name)), strict=True)
+    for ours, theirs in pairs:
         np.testing.assert_array_equal(ours, theirs)

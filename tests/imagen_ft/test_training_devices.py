@@ -1,19 +1,10 @@
 """Twenty steps give the same losses however devices and parts of a batch are arranged."""
 
-import itertools
 import json
 
-import numpy as np
 import pytest
 
-from tests.devices import run_on_eight
-
-
-def splits(devices):
-    sizes = [size for size in (1, 2, 4, 8) if devices % size == 0]
-    found = itertools.product(sizes, repeat=3)
-    return [list(split) for split in found if np.prod(split) == devices]
-
+from tests.devices import run_on_eight, splits
 
 # Mesh (data, fsdp, tensor) and the parts that a batch is taken in.
 EVERY = [

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from tests.imagen_ft import tiny_training
-from tests.imagen_ft.tiny_training import finish, numbers, start
 from tests.multihost.processes import run_processes
+from tests.tiny_runs import DIFFUSION, finish
 
 SOME = [[[2, 2, 1], 2]]
 # Where tensor is split, two devices, of one process or of both, need the same rows.
@@ -33,13 +33,13 @@ def start_two(workdir, *argv):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    return [start(workdir, *argv, process=p, port=port) for p in range(2)]
+    return [DIFFUSION.start(workdir, *argv, process=p, port=port) for p in range(2)]
 
 
 @pytest.mark.slow
 def test_one_process_goes_on_where_two_were_killed(tmp_path_factory, tmp_path):
     alone = tmp_path_factory.mktemp("alone")
-    finish(start(alone))
+    finish(DIFFUSION.start(alone))
     both = start_two(tmp_path)
     try:
         while not any((tmp_path / "checkpoints").glob("8/digests_1_of_2.json")):
@@ -49,8 +49,8 @@ def test_one_process_goes_on_where_two_were_killed(tmp_path_factory, tmp_path):
         for process in both:
             process.send_signal(signal.SIGKILL)
             process.communicate()
-    finish(start(tmp_path))
-    expected, found = numbers(alone), numbers(tmp_path)
+    finish(DIFFUSION.start(tmp_path))
+    expected, found = DIFFUSION.numbers(alone), DIFFUSION.numbers(tmp_path)
     assert len(found) == len(expected) == 24
     for ours, theirs in zip(found, expected, strict=True):
         assert ours[0] == theirs[0]
