@@ -22,19 +22,32 @@ def arguments(description: str, **defaults: str) -> argparse.Namespace:
         description: what `--help` prints.
         **defaults: of `preset` and `batch`.
     """
+    return read_flags(add_flags(description), **defaults)
+
+
+def add_flags(description: str) -> argparse.ArgumentParser:
+    """A parser of the shared flags, for a benchmark that adds its own."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    sizes = lambda text: [int(size) for size in text.split(",")]  # noqa: E731
     add = parser.add_argument
     add("--quick", action="store_true", help="smaller, fewer repeats")
-    add("--preset", help="a model of imagen_ft.models.presets")
-    add("--batch", type=sizes, help="batch sizes, by comma")
+    add("--preset", help="one model alone, by its preset")
+    add("--batch", type=_sizes, help="batch sizes, by comma")
     add("--dtype", default="float32", choices=("float32", "bfloat16"))
     add("--threads", type=int, default=2, help="of each, on a CPU")
     add("--forward_only", action="store_true")
-    add("--steps", type=int, help="of a sampler")
-    parser.set_defaults(**{**defaults, "batch": sizes(defaults["batch"])})
+    add("--steps", type=int, help="of a sampler or of training")
+    return parser
+
+
+def _sizes(text: str) -> list[int]:
+    return [int(size) for size in text.split(",")]
+
+
+def read_flags(parser: argparse.ArgumentParser, **defaults: str) -> argparse.Namespace:
+    """Reads them, and starts the program again with the threads that they ask for."""
+    parser.set_defaults(**{**defaults, "batch": _sizes(defaults["batch"])})
     args = parser.parse_args()
     if os.environ.get("NPROC") != str(args.threads):
         # XLA reads both when it starts; on a GPU it would leave PyTorch a quarter of the memory.
