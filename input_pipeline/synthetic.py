@@ -20,7 +20,6 @@ from input_pipeline import examples, files
 from input_pipeline.files import InputError
 from input_pipeline.subsets import Subset
 from input_pipeline.synthetic_config import plan_of
-from input_pipeline.synthetic_plan import labels_for
 from input_pipeline.synthetic_writer import (
     MANIFEST,
     REPAIR,
@@ -30,7 +29,7 @@ from input_pipeline.synthetic_writer import (
 )
 from input_pipeline.tfrecord import TFRecordFile, starts_of
 
-__all__ = ["SYNTHETIC", "SyntheticSource", "SyntheticWriter", "labels_for"]
+__all__ = ["SYNTHETIC", "SyntheticSource", "SyntheticWriter"]
 
 SYNTHETIC = 1  # the domain of generated images
 FIELDS = {"image": bytes, "label": int, "class_name": bytes, "prompt": bytes, "index": int}

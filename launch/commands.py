@@ -14,7 +14,9 @@ A command that was killed (137, 143) also goes on when it is run again, from its
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from absl import flags
 
 from input_pipeline.files import InputError
 
@@ -33,6 +35,48 @@ class Failed(Exception):
 
     code = 1
     word = "error"
+
+
+def parse_flags(
+    argv: Sequence[str], text: str, define_flags: Callable[[flags.FlagValues], None]
+) -> flags.FlagValues | None:
+    """Reads the flags of a command that has no config.
+
+    Args:
+        argv: the program's name and its arguments.
+        text: what `--help` prints before the flags.
+        define_flags: defines them.
+
+    Returns:
+        Their values; None if help was asked for, which is printed.
+
+    Raises:
+        InputError: an unknown flag, a value of the wrong type, or an argument that is no flag.
+    """
+    values = flags.FlagValues()
+    define_flags(values)
+    if {"--help", "-h", "-help"} & set(argv[1:]):
+        print(text.strip() + "\n\nflags:")
+        for name in sorted(values):
+            print(f"  --{name}: {values[name].help}")
+        return None
+    read_flags(argv, values)
+    return values
+
+
+def read_flags(argv: Sequence[str], values: flags.FlagValues) -> None:
+    """Fills flags from a command line.
+
+    Raises:
+        InputError: see `parse_flags`.
+    """
+    try:
+        rest = values(list(argv))
+    except flags.Error as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"command line: {reason} (--help lists the flags)") from error
+    if len(rest) > 1:
+        raise InputError(f"command line: {rest[1]!r} is not a flag (--help lists the flags)")
 
 
 def exit_code(command: Callable[[], None], interrupted: str) -> int:

@@ -8,6 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import flax
+import jax
+import numpy as np
+
+from launch.runtime import mesh as meshes
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -36,3 +42,34 @@ def run_on(devices, module, *arguments):
     result = json.loads(done.stdout.splitlines()[-1])
     assert result.pop("devices") == devices
     return result
+
+
+def on_mesh(function, sizes, variables, batch, split=None):
+    """`function(variables, batch)` on the first devices, by path; its arrays come back whole.
+
+    Args:
+        function: is jitted.
+        sizes: of the mesh: data, fsdp, tensor.
+        variables: split as a state is.
+        batch: split as batches are.
+        split: name of the part of the variables as which the result is split; by default the
+            compiler decides.
+    """
+    devices = jax.devices()[: math.prod(sizes)]
+    mesh = meshes.make_mesh(dict(zip(meshes.AXES, sizes, strict=True)), devices)
+    shardings = meshes.state_shardings(mesh, variables)
+    out = {} if split is None else dict(out_shardings=shardings[split])
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(variables, shardings)
+        found = jax.jit(function, **out)(placed, meshes.put_batch(mesh, batch))
+    held = [leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(placed["params"])]
+    assert all(held) == (math.prod(sizes) == 1)
+    return flax.traverse_util.flatten_dict(jax.device_get(found), sep="/")
+
+
+def relative_errors(found, expected, names):
+    """The largest error of each array, relative to its own largest value."""
+    return {
+        name: float(np.abs(found[name] - expected[name]).max() / np.abs(expected[name]).max())
+        for name in names
+    }

@@ -24,7 +24,7 @@ from absl import flags
 from classifiers.weights.layouts import LAYOUTS
 from classifiers.weights.runs import export_run, import_run
 from input_pipeline.files import InputError
-from launch.commands import exit_code
+from launch.commands import exit_code, parse_flags
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -53,20 +53,9 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         InputError: wrong flags or wrong files.
     """
-    values = flags.FlagValues()
-    define_flags(values)
-    if {"--help", "-h", "-help"} & set(argv[1:]):
-        print((__doc__ or "").strip() + "\n\nflags:")
-        for name in sorted(values):
-            print(f"  --{name}: {values[name].help}")
+    values = parse_flags(argv, __doc__ or "", define_flags)
+    if values is None:
         return
-    try:
-        rest = values(list(argv))
-    except flags.Error as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"command line: {reason} (--help lists the flags)") from error
-    if len(rest) > 1:
-        raise InputError(f"command line: {rest[1]!r} is not a flag (--help lists the flags)")
     source, target = (_split(name, values[name].value) for name in ("from", "to"))
     if bool(source[0]) == bool(target[0]):
         raise InputError(

@@ -27,7 +27,7 @@ from imagen_ft.weights.exporting import DTYPES, export_weights
 from imagen_ft.weights.importing import import_weights
 from imagen_ft.weights.sources import PARTS
 from input_pipeline.files import InputError
-from launch.commands import exit_code
+from launch.commands import exit_code, parse_flags
 
 LAYOUT = "deepfloyd:"
 
@@ -59,20 +59,9 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         InputError: wrong flags or wrong files.
     """
-    values = flags.FlagValues()
-    define_flags(values)
-    if {"--help", "-h", "-help"} & set(argv[1:]):
-        print((__doc__ or "").strip() + "\n\nflags:")
-        for name in sorted(values):
-            print(f"  --{name}: {values[name].help}")
+    values = parse_flags(argv, __doc__ or "", define_flags)
+    if values is None:
         return
-    try:
-        rest = values(list(argv))
-    except flags.Error as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"command line: {reason} (--help lists the flags)") from error
-    if len(rest) > 1:
-        raise InputError(f"command line: {rest[1]!r} is not a flag (--help lists the flags)")
     source, target = values["from"].value, values["to"].value
     for name, value in (("from", source), ("to", target)):
         if not (value or "").removeprefix(LAYOUT):

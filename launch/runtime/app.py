@@ -15,7 +15,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from input_pipeline.files import InputError
-from launch.commands import Failed, exit_code
+from launch.commands import Failed, exit_code, read_flags
 from launch.runtime import distributed
 
 
@@ -88,12 +88,7 @@ def parse(
     _print_help_if_asked(argv, description, values)
     _check_overrides(argv)
     config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=list(argv))
-    try:
-        rest = values(list(argv))
-    except flags.Error as error:
-        raise InputError(f"command line: {_one_line(error)} (--help lists the flags)") from error
-    if len(rest) > 1:
-        raise InputError(f"command line: {rest[1]!r} is not a flag (--help lists the flags)")
+    read_flags(argv, values)
     runs = not (values.dry_run or ("preflight" in values and values.preflight))
     if not values.workdir and runs:
         raise InputError("--workdir is missing: name the run directory, --workdir=DIR")
@@ -113,10 +108,6 @@ def describe(config: ml_collections.ConfigDict, **models: Any) -> None:
         print(parameter_overview.get_parameter_overview(params, include_stats=False))
         total = sum(leaf.size for leaf in jax.tree.leaves(params))
         print(f"{name}: {total:,} parameters")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 def _print_help_if_asked(argv: Sequence[str], text: str, values: flags.FlagValues) -> None:

@@ -4,12 +4,12 @@ import functools
 import json
 from unittest import mock
 
-import flax
 import jax
 import numpy as np
 
 from classifiers.models import presets
 from launch.runtime import mesh as meshes
+from tests.devices import on_mesh, relative_errors
 
 BATCH, SIZE, CLASSES = 8, 8, 6
 MESH = (2, 2, 2)
@@ -24,9 +24,6 @@ NETS = {
 
 def gradients(net, variables, batch, sizes):
     """Gradient of a weighted mean of the output, by parameter."""
-    devices = jax.devices()[: int(np.prod(sizes))]
-    mesh = meshes.make_mesh(dict(zip(meshes.AXES, sizes, strict=True)), devices)
-    shardings = meshes.state_shardings(mesh, variables)
 
     def gradient(variables, batch):
         def loss(params):
@@ -36,11 +33,7 @@ def gradients(net, variables, batch, sizes):
 
         return jax.grad(loss)(variables["params"])
 
-    with jax.set_mesh(mesh):
-        found = jax.jit(gradient, out_shardings=shardings["params"])(
-            jax.device_put(variables, shardings), meshes.put_batch(mesh, batch)
-        )
-    return flax.traverse_util.flatten_dict(jax.device_get(found), sep="/")
+    return on_mesh(gradient, sizes, variables, batch, "params")
 
 
 def error(name, fields):
@@ -57,7 +50,7 @@ def error(name, fields):
     names = [name for name in alone if np.abs(alone[name]).max() > 1e-4]
     assert len(alone) - len(names) <= 2, set(alone) - set(names)
     found = gradients(net, variables, batch, MESH)
-    return max(float(np.abs(found[n] - alone[n]).max() / np.abs(alone[n]).max()) for n in names)
+    return max(relative_errors(found, alone, names).values())
 
 
 def main():

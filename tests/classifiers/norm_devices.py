@@ -6,7 +6,6 @@ The largest relative errors of logits, gradients and statistics as one JSON line
 import json
 from unittest import mock
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from classifiers.models.resnet import ResNet
 from classifiers.models.resnet_rs import ResNetRS
 from launch.runtime import mesh as meshes
+from tests.devices import on_mesh, relative_errors
 
 FIELDS = dict(num_classes=3, stage_sizes=(1, 1), width=8, dropout=0.25, auxiliary_batch_norm=True)
 NETS = {
@@ -26,9 +26,6 @@ DOMAIN = np.int32([0, 1, 1, 1, 0, 0, 0, 1])
 
 def step(net, variables, batch, sizes):
     """Logits, gradients and new statistics, by name, of a weighted mean of the logits."""
-    devices = jax.devices()[: int(np.prod(sizes))]
-    mesh = meshes.make_mesh(dict(zip(meshes.AXES, sizes, strict=True)), devices)
-    shardings = meshes.state_shardings(mesh, variables)
 
     def gradient(variables, batch):
         def loss(params):
@@ -45,12 +42,7 @@ def step(net, variables, batch, sizes):
         grads, (logits, stats) = jax.grad(loss, has_aux=True)(variables["params"])
         return {"logits": logits, "gradient": grads, "batch_stats": stats}
 
-    with jax.set_mesh(mesh):
-        split = jax.device_put(variables, shardings)
-        found = jax.jit(gradient)(split, meshes.put_batch(mesh, batch))
-    held = [leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(split["params"])]
-    assert all(held) == (sizes == (1, 1, 1))
-    return flax.traverse_util.flatten_dict(jax.device_get(found), sep="/")
+    return on_mesh(gradient, sizes, variables, batch)
 
 
 def errors(net):
@@ -64,8 +56,7 @@ def errors(net):
     variables = jax.tree.map(lambda leaf: leaf + 0.1 * np.abs(draw(*leaf.shape)), variables)
     alone, split = (step(net, variables, batch, sizes) for sizes in ((1, 1, 1), (2, 2, 1)))
     found = {}
-    for name, value in alone.items():
-        error = float(np.abs(split[name] - value).max() / np.abs(value).max())
+    for name, error in relative_errors(split, alone, alone).items():
         kind = name.split("/")[0]
         found[kind] = max(found.get(kind, 0.0), error)
     return found

@@ -3,7 +3,6 @@
 import json
 from unittest import mock
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from imagen_ft.models.efficient_unet import EfficientUNet
 from imagen_ft.models.unet import UNet
 from launch.runtime import mesh as meshes
+from tests.devices import on_mesh, relative_errors
 
 BATCH, SIZE, TOKENS, WIDTH = 8, 4, 6, 64
 MESH = (2, 2, 2)
@@ -43,22 +43,15 @@ NETS = {
 
 def gradients(net, variables, batch, sizes):
     """Gradient of a weighted mean of the output, by parameter."""
-    devices = jax.devices()[: int(np.prod(sizes))]
-    mesh = meshes.make_mesh(dict(zip(meshes.AXES, sizes, strict=True)), devices)
-    shardings = meshes.state_shardings(mesh, variables)
 
     def gradient(variables, batch):
         def loss(variables):
             output = net.apply(variables, batch["x"], batch["t"], batch["text"])
             return (output * batch["weight"]).mean()
 
-        return jax.grad(loss)(variables)
+        return jax.grad(loss)(variables)["params"]
 
-    with jax.set_mesh(mesh):
-        found = jax.jit(gradient, out_shardings=shardings)(
-            jax.device_put(variables, shardings), meshes.put_batch(mesh, batch)
-        )
-    return flax.traverse_util.flatten_dict(jax.device_get(found["params"]), sep="/")
+    return on_mesh(gradient, sizes, variables, batch, "params")
 
 
 def error(net):
@@ -76,7 +69,7 @@ def error(net):
     assert len(alone) - len(names) <= 4
 
     found = gradients(net, variables, batch, MESH)
-    return max(float(np.abs(found[n] - alone[n]).max() / np.abs(alone[n]).max()) for n in names)
+    return max(relative_errors(found, alone, names).values())
 
 
 def main():
