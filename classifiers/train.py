@@ -4,8 +4,9 @@ python -m classifiers.train --config=configs/digits/classifier.py:arm=real+gener
     --workdir=runs/classifier
 
 The same command goes on where it stopped. Seed n is trained in the folder seed_n of the run
-directory. All images of config.train_sources count the same, unless config.synthetic_weight says
-which share of every batch is synthetic; config.loader_workers processes read them, 0 for threads.
+directory, and learning_curves.png shows how all went. All images of config.train_sources count the
+same, unless config.synthetic_weight says which share of every batch is synthetic;
+config.loader_workers processes read them, 0 for threads.
 config.augment, repeats and mix say what happens to images before the model sees them.
 config.init_from names a run, or weights that classifiers.weights imported, to begin with.
 config.vmap_seeds trains all seeds as one program: faster where one does not fill a chip.
@@ -22,7 +23,7 @@ from absl import flags
 from etils import epath
 from jax.sharding import Mesh
 
-from classifiers import recipes, seeds, warm_start
+from classifiers import curves, recipes, seeds, warm_start
 from classifiers.evaluate import make_predict
 from classifiers.models.presets import Classifier
 from classifiers.training import Batch, Training
@@ -106,6 +107,7 @@ def train(
     run = _train_together if config.get("vmap_seeds") else _train_in_turn
     with jax.set_mesh(mesh):
         run(args.workdir, training, mesh, reader, measure)
+    distributed.on_first_process(lambda: curves.write(args.workdir, config.seeds))
 
 
 def _train_in_turn(

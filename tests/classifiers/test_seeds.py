@@ -4,12 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from classifiers import evaluate, train
+from classifiers import curves, evaluate, train
 from classifiers.training import Training
 from configs.digits import classifier
+from input_pipeline.examples import decode_image
 from input_pipeline.files import read_json
 from launch.runtime import checkpoint
-from launch.runtime.metrics import read_metrics
+from launch.runtime.metrics import column, read_metrics
 from tests.classifiers.test_train import TINY
 from tests.classifiers.test_train import run as run_task
 from tests.classifiers.test_train_mixture import REAL, run
@@ -65,6 +66,19 @@ def test_what_is_interrupted_goes_on_bit_for_bit(together, tmp_path, monkeypatch
     assert run(tmp_path / "run", dict(real=REAL), vmap_seeds=True, **FIELDS) == 0
     for ours, theirs in zip(variables(tmp_path / "run"), variables(together), strict=True):
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_curves(together, tmp_path):
+    assert run(tmp_path / "run", dict(real=REAL), **FIELDS) == 0
+    for ours, alone in zip(curves.read(together, 2), curves.read(tmp_path / "run", 2), strict=True):
+        for name in curves.NAMES:
+            (steps, values), (expected_steps, expected) = column(ours, name), column(alone, name)
+            assert steps.tolist() == expected_steps.tolist() and len(steps) >= 2
+            np.testing.assert_allclose(values, expected, atol=1e-4)
+    left, right = curves.draw(curves.read(together, 2)).axes
+    assert len(left.lines) == 2 and len(right.lines) == 4
+    for folder in (together, tmp_path / "run"):
+        assert decode_image((folder / "learning_curves.png").read_bytes(), 3).shape[0] > 300
 
 
 def test_a_finished_run_is_evaluated_and_not_written_again(together):
