@@ -30,6 +30,7 @@ from input_pipeline.augment.policy import Transform
 from input_pipeline.files import InputError
 from input_pipeline.mixture import Union, check_weight
 from launch.runtime import app
+from launch.runtime.distributed import on_first_process
 from launch.runtime.ema import make_decays
 from launch.runtime.images import to_float
 from launch.runtime.loop import check_training, fit
@@ -132,6 +133,7 @@ def main(args: app.Arguments) -> None:
     digests = {name: sources.digest(spec) for name, spec in specs.items()}
     digests |= warm_start.check_start(config, model)
     claim_workdir(args.workdir, config, {name: found for name, found in digests.items() if found})
+    on_first_process(lambda: recipes.save_class_names(args.workdir, class_names))
     averages = tuple(make_decays(config.ema))
     abstract = abstract_state(init, (jax.random.key(0),), tx, averages)
     train_step = make_step(make_update(config, model, tx), mesh, abstract)
