@@ -61,7 +61,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=[glob for name in PACKAGES for glob in (name, f"{name}.*")]),
-    package_data={"imagen_ft": ["data/*"], "launch": ["*.sh"]},
+    package_data={
+        **{room: ["data/*"] for room in ("classifiers", "imagen_ft", "input_pipeline")},
+        "launch": ["*.sh"],
+    },
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )

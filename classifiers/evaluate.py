@@ -1,30 +1,35 @@
-"""Evaluates every classifier below a folder on one set of images, and compares them.
+r"""Evaluates runs of classifiers.train on one or several sets of images, and compares them.
 
 python -m classifiers.evaluate --config=configs/digits/evaluate.py --workdir=runs/digits/classifiers
 
-Each run of classifiers.train in the folder is one arm; its seeds are its repetitions. Results go to
-evaluation_NAME.json in the folder, and to a table.
+Each run below the folder, and each of config.runs, is one arm; its seeds are its repetitions. A set
+NAME of config.sets is summed up in evaluation_NAME.json and a table: top-1, top-5, loss,
+calibration error, accuracy by class, of many-, medium- and few-shot classes (config.shots) and
+under attack (config.attacks); evaluation.png draws them. What is done is kept in the folder
+`evaluations`, so that the same command goes on where it stopped, and does only what is new.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from etils import epath
 from jaxtyping import Float, Int
 from scipy import stats
 from tqdm import tqdm
 
-from classifiers import recipes
+from classifiers import label_maps
+from classifiers.evaluation import report, scores, shots
+from classifiers.evaluation.runs import Run, find_runs, open_run
+from classifiers.evaluation.seeds import RunOnSet, check_attacks
+from classifiers.evaluation.sets import EvaluationSet, check_specs, open_sets
 from classifiers.models.presets import Classifier
-from input_pipeline import loader, sources
+from input_pipeline import sources
 from input_pipeline.augment.policy import Transform
 from input_pipeline.files import InputError, write_json
-from launch.runtime import app, checkpoint
-from launch.runtime.images import to_float
-from launch.runtime.workdir import load_run_config
+from launch.runtime import app, pictures
+from launch.runtime.mesh import make_mesh
 
 
 def make_predict(
@@ -41,67 +46,9 @@ def make_predict(
         batch_size: images at a time.
         transform: what happens to each of them before.
     """
-
-    @jax.jit
-    def predict(variables: dict[str, Any], images: jax.Array) -> jax.Array:
-        logits = model.apply(variables, to_float(images))
-        return jnp.argmax(logits, axis=-1)
-
-    def predict_all(variables: dict[str, Any]) -> np.ndarray:
-        batches = loader.eval_batches(source, batch_size, transform)
-        parts = [np.asarray(predict(variables, b["image"]))[b["mask"]] for b in batches]
-        return np.concatenate(parts)
-
-    return predict_all
-
-
-def find_runs(folder: epath.Path) -> list[epath.Path]:
-    """Run directories of classifiers.train in `folder`, or `folder` itself.
-
-    Raises:
-        InputError: there is none.
-    """
-    if (folder / "config.json").exists():
-        return [folder]
-    runs = sorted(path.parent for path in folder.glob("*/config.json")) if folder.exists() else []
-    if not runs:
-        raise InputError(
-            f"{folder} holds no run of classifiers.train: train one, or name its folder"
-        )
-    return runs
-
-
-def evaluate_run(run: epath.Path, source: sources.Source, batch_size: int) -> dict[str, Any]:
-    """Accuracy and accuracy by class of each seed of a run.
-
-    Raises:
-        InputError: a seed is missing, unfinished or damaged.
-    """
-    config = load_run_config(run)
-    model, abstract = _model(run, source)
-    predict = make_predict(model, source, batch_size, recipes.make_transform(config))
-    accuracies, per_class = [], []
-    for seed in range(config.seeds):
-        folder = run / f"seed_{seed}"
-        variables = checkpoint.load_inference(folder, abstract, config.total_steps)
-        correct = predict(variables) == source.labels
-        accuracies.append(float(correct.mean()))
-        per_class.append(
-            [float(correct[source.labels == label].mean()) for label in np.unique(source.labels)]
-        )
-    return {"accuracies": accuracies, "per_class": np.mean(per_class, axis=0).tolist()}
-
-
-def _model(run: epath.Path, source: sources.Source) -> tuple[Classifier, dict[str, Any]]:
-    """A run's model, and the shapes of its variables."""
-    config = load_run_config(run)
-    if "model" not in config or "seeds" not in config:
-        raise InputError(
-            f"{run} is no run of classifiers.train: name a folder that holds only such"
-        )
-    model = recipes.make_model(config.model, len(source.class_names))
-    shape = recipes.image_shape(config, source)
-    return model, jax.eval_shape(lambda: recipes.init_model(model, jax.random.key(0), shape))
+    label_map = label_maps.identity(source.class_names)
+    score = scores.make_score(model, source, label_map, batch_size, transform)
+    return lambda variables: score(variables)["predicted"]
 
 
 def compare(
@@ -126,41 +73,153 @@ def compare(
 def main(args: app.Arguments) -> None:
     """Runs the task."""
     config = args.config
-    source = sources.load(config.source)
+    check(config)
     if args.dry_run:
-        runs = find_runs(args.workdir) if args.workdir else []
-        app.describe(config, **{run.name: _model(run, source)[1]["params"] for run in runs})
-        if not runs:
-            print("no parameters to count: --workdir names no folder of runs")
+        _describe(config, args.flags.workdir)
         return
-    runs = find_runs(args.workdir)
-    progress = tqdm(runs, desc=f"evaluate on {config.name}", unit="run")
-    arms = {run.name: evaluate_run(run, source, config.batch_size) for run in progress}
-    baseline = arms.get(config.baseline, {}).get("accuracies")
-    if baseline is None:
+    runs = _open_runs(config, args.workdir)
+    evaluated = open_sets(config.sets)
+    for run in runs:
+        for found in evaluated.values():
+            found.check_model(run.path, run.num_classes, run.class_names)
+    counts = shots.count_images(config.shots, runs) if config.shots else None
+    seeds = _evaluate(config, args.workdir, runs, evaluated)
+    results = {}
+    for name, found in evaluated.items():
+        results[name] = _result(config, found, seeds[name], counts)
+        write_json(args.workdir / f"evaluation_{name}.json", results[name])
+        print(f"\n{report.table(results[name])}")
+    if len(results) > 1:
+        print(f"\n{report.overview(results)}")
+    if config.baseline not in (run.name for run in runs):
         print(f"no arm is called {config.baseline} (config.baseline): there are no p-values")
+    pictures.save_png(report.picture(results), args.workdir / "evaluation.png")
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Looks at all of a config that needs no files.
+
+    Raises:
+        InputError: a field is wrong.
+    """
+    check_specs(config.sets)
+    check_attacks(config.attacks, config.sets)
+    for field in ("batch_size", "calibration_bins"):
+        if config[field] < 1:
+            raise InputError(f"config.{field}={config[field]}: at least 1 is needed")
+    if config.shots:
+        shots.check(config.shots)
+
+
+def _open_runs(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[Run]:
+    """All runs, each once.
+
+    Raises:
+        InputError: there is none, one is of another task, or two have the same name.
+    """
+    paths = [path for folder in config.runs for path in find_runs(epath.Path(folder))]
+    if not paths or any(workdir.glob("*/config.json")):
+        paths = [*find_runs(workdir), *paths]
+    found: dict[str, epath.Path] = {}
+    for path in paths:
+        if path.name in found and found[path.name].resolve() != path.resolve():
+            raise InputError(
+                f"two runs are called {path.name}: {found[path.name]} and {path}; rename a folder"
+            )
+        found.setdefault(path.name, path)
+    return [open_run(path, **config.checkpoint) for path in found.values()]
+
+
+def _describe(config: ml_collections.ConfigDict, workdir: str | None) -> None:
+    """What a dry run prints."""
+    named = workdir and epath.Path(workdir).exists()
+    runs = _open_runs(config, epath.Path(workdir)) if named or config.runs else []
+    app.describe(config, **{run.name: run.shapes()["params"] for run in runs})
+    if not runs:
+        print("no parameters to count: --workdir names no folder of runs")
+
+
+def _evaluate(
+    config: ml_collections.ConfigDict,
+    workdir: epath.Path,
+    runs: list[Run],
+    evaluated: dict[str, EvaluationSet],
+) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """What each seed of each run has reached, by set and run."""
+    mesh = make_mesh({"data": -1})
+    results: dict[str, dict[str, list]] = {name: {} for name in evaluated}
+    with tqdm(unit="image", unit_scale=True) as bar:
+        works = [
+            (run, name, RunOnSet(run, found, config, mesh, bar.update))
+            for run in runs
+            for name, found in evaluated.items()
+        ]
+        bar.total = sum(work.num_images * run.seeds for run, _, work in works)
+        for run, name, work in works:
+            for seed in range(run.seeds):
+                bar.set_description(f"{run.name} seed {seed} on {name}")
+                path = workdir / "evaluations" / name / f"{run.name}-seed_{seed}.json"
+                found, kept = work.read_or_make(path, seed)
+                bar.total -= work.num_images if kept else 0
+                results[name].setdefault(run.name, []).append(found)
+    return results
+
+
+def _result(
+    config: ml_collections.ConfigDict,
+    evaluated: EvaluationSet,
+    seeds: dict[str, list[dict[str, Any]]],
+    counts: Int[np.ndarray, " model_classes"] | None,
+) -> dict[str, Any]:
+    """What is written of a set."""
+    arms = {name: _arm(found) for name, found in seeds.items()}
+    baseline = arms.get(config.baseline, {}).get("accuracies")
+    groups = None if counts is None else shots.groups(counts, evaluated.label_map, config.shots)
     for arm in arms.values():
         arm.update(compare(arm["accuracies"], baseline))
-    result = {
-        "name": config.name,
-        "num_images": len(source),
-        "class_names": list(source.class_names),
+        if groups is not None:
+            arm.update(shots.accuracies(arm["per_class"], groups))
+    return {
+        "name": evaluated.name,
+        "num_images": len(evaluated.source),
+        "class_names": list(evaluated.label_map.class_names),
+        "label_map": evaluated.made_from["label_map"],
         "baseline": config.baseline,
         "arms": arms,
     }
-    write_json(args.workdir / f"evaluation_{config.name}.json", result)
-    print(table(arms))
 
 
-def table(arms: dict[str, dict[str, Any]]) -> str:
-    """The arms as lines of text."""
-    width = max(map(len, arms))
-    lines = [f"{'arm':{width}}  accuracy (%)  seeds  p against the baseline"]
-    for name, arm in arms.items():
-        p_value = "" if arm["p_value"] is None else f"{arm['p_value']:.2g}"
-        accuracy = f"{100 * arm['mean']:6.2f} ± {100 * arm['std']:4.2f}"
-        lines.append(f"{name:{width}}  {accuracy}  {len(arm['accuracies']):5}  {p_value}")
-    return "\n".join(lines)
+def _arm(seeds: list[dict[str, Any]]) -> dict[str, Any]:
+    """The seeds of a run together."""
+    names = {"accuracies": "accuracy", "top5": "top5", "loss": "loss"}
+    names["calibration_error"] = "calibration_error"
+    per_class = [
+        None if column[0] is None else float(np.mean(column))
+        for column in zip(*(seed["per_class"] for seed in seeds), strict=True)
+    ]
+    bins = seeds[0]["calibration"]
+    attacks = {}
+    for name, first in seeds[0]["attacks"].items():
+        found = [seed["attacks"][name] for seed in seeds]
+        accuracies = [one["accuracy"] for one in found]
+        clean = [one["clean_accuracy"] for one in found]
+        summary = {key: compare(accuracies, None)[key] for key in ("mean", "std")}
+        attacks[name] = {
+            "accuracies": accuracies,
+            "clean_accuracies": clean,
+            "num_images": first["num_images"],
+            **summary,
+        }
+    return {
+        **{plural: [seed[name] for seed in seeds] for plural, name in names.items()},
+        "per_class": per_class,
+        "calibration": {
+            key: np.sum([seed["calibration"][key] for seed in seeds], axis=0).tolist()
+            for key in bins
+        },
+        "attacks": attacks,
+        "checkpoints": [seed["checkpoint"] for seed in seeds],
+    }
 
 
 if __name__ == "__main__":

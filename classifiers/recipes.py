@@ -1,21 +1,23 @@
 """From a config to a model and its input: what training and evaluation have to agree on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+from etils import epath
 from jaxtyping import Array
 
 from classifiers import mixing
 from classifiers.models import presets
 from classifiers.models.presets import Classifier
 from input_pipeline.augment import policy
-from input_pipeline.files import InputError
+from input_pipeline.files import InputError, read_json, write_json
 from input_pipeline.sources import Source
 from launch.runtime.config import module_fields, plain
 
+_CLASS_NAMES = "class_names.json"
 Mix = Callable[[Array, Array, Array, Array], tuple[Array, Array]]
 
 
@@ -30,6 +32,21 @@ def make_model(config: ml_collections.ConfigDict, num_classes: int) -> Classifie
     if name is None:
         raise InputError("config.model has no name: name a model")
     return presets.make(name, num_classes, **fields)
+
+
+def save_class_names(workdir: epath.Path, class_names: Sequence[str]) -> None:
+    """Keeps what a run's labels are called, in their order, in its directory."""
+    write_json(workdir / _CLASS_NAMES, list(class_names))
+
+
+def load_class_names(workdir: epath.Path) -> list[str] | None:
+    """What `save_class_names` has kept; None where nothing was, as in imports.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = workdir / _CLASS_NAMES
+    return read_json(path) if path.exists() else None
 
 
 def init_model(

@@ -103,6 +103,8 @@ def train(
         )
         return functools.partial(loader.iterate, data, workers=config.get("loader_workers", 0))
 
+    names = validation.class_names
+    distributed.on_first_process(lambda: recipes.save_class_names(args.workdir, names))
     measure = make_measure(validation, training.model, config.evaluation_batch_size, transform)
     run = _train_together if config.get("vmap_seeds") else _train_in_turn
     with jax.set_mesh(mesh):

@@ -9,6 +9,7 @@ from importlib import resources
 from etils import epath
 
 from input_pipeline.files import InputError
+from input_pipeline.imagenet import wordnet_ids
 
 IMAGENET = "imagenet"
 
@@ -40,11 +41,6 @@ def load(name_or_path: epath.PathLike, expected: int | None = None) -> tuple[str
             f"{name_or_path} has {len(named)} class names, {expected} are needed: one a class"
         )
     return tuple(name for _, name in named)
-
-
-def wordnet_ids() -> tuple[str, ...]:
-    """Names of ImageNet's 1,000 folders, in the order of the labels."""
-    return _built_in("imagenet_wnids.txt")
 
 
 def resolve(

@@ -13,6 +13,7 @@ import pytest
 
 from configs import arguments
 from imagen_ft import class_names
+from input_pipeline.imagenet import wordnet_ids
 from launch.runtime import app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -318,9 +319,7 @@ def starts(path, argument, workdir, *overrides):
 def test_runlocal_starts_on_a_cpu(path, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     imagenet = path.startswith("configs/imagenet")
-    classes = (
-        class_names.wordnet_ids() if imagenet else load("configs/cifar10/common.py").CLASS_NAMES
-    )
+    classes = wordnet_ids() if imagenet else load("configs/cifar10/common.py").CLASS_NAMES
     folders = [f"set/train/{name}" for name in classes]
     data = image_zip(tmp_path / "data.zip", folders, per_class=1 if imagenet else 60)
     roots = "train=set/train,val=set/train" if imagenet else "root=set"

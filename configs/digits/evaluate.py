@@ -15,8 +15,12 @@ from configs import arguments
 def get_config(arg=""):
     args = arguments.parse(arg, split="test", runlocal=False)
     config = ConfigDict()
-    config.name = args["split"]
-    config.source = dict(name="digits", split=args["split"])
+    config.sets = {args["split"]: dict(source=dict(name="digits", split=args["split"]))}
+    config.runs = ()
+    config.checkpoint = dict(best=False, ema="main")
     config.baseline = "real"
     config.batch_size = 128
+    config.calibration_bins = 15
+    config.attacks = dict()
+    config.shots = dict()
     return config

@@ -175,6 +175,19 @@ def latest_step(workdir: epath.Path | str) -> int | None:
     return _latest(epath.Path(workdir) / CHECKPOINTS)
 
 
+def check_finished(workdir: epath.Path | str, total_steps: int) -> None:
+    """Looks whether a run has come to its end.
+
+    Raises:
+        InputError: it has not, or has no checkpoint.
+    """
+    last = int(_newest(workdir).name)
+    if last < total_steps:
+        raise InputError(
+            f"{workdir} has come to step {last} of {total_steps}: finish its training first"
+        )
+
+
 def load_inference(
     workdir: epath.Path | str,
     abstract: PyTree,
@@ -195,11 +208,7 @@ def load_inference(
         InputError: no checkpoint, a damaged one, one of another model, no such average, or the run
             is not finished.
     """
-    last = int(_newest(workdir).name)
-    if last < total_steps:
-        raise InputError(
-            f"{workdir} has come to step {last} of {total_steps}: finish its training first"
-        )
+    check_finished(workdir, total_steps)
     folder = _newest(workdir, best)
     fault = seals.find_fault_together(folder)
     if fault is not None:

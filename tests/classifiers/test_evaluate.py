@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from etils import epath
 from ml_collections import ConfigDict
 from scipy import stats
 
@@ -44,56 +43,11 @@ def test_no_p_value(accuracies, baseline):
     assert found["std"] == (np.std(accuracies, ddof=1) if len(accuracies) > 1 else 0)
 
 
-def test_table():
-    arms = {
-        "real": dict(mean=0.8, std=0.0123, p_value=None, accuracies=[0.79, 0.81]),
-        "real+generated": dict(mean=0.905, std=0.01, p_value=1.234e-5, accuracies=[0.9] * 5),
-    }
-    lines = evaluate.table(arms).split("\n")
-    assert lines[0] == "arm             accuracy (%)  seeds  p against the baseline"
-    assert lines[1].split() == ["real", "80.00", "±", "1.23", "2"]
-    assert lines[2].split() == ["real+generated", "90.50", "±", "1.00", "5", "1.2e-05"]
-
-
-def make_run(folder, config='{"seeds": 2}'):
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(config)
-
-
-def test_find_runs(tmp_path):
-    folder = epath.Path(tmp_path)
-    for name in ("b", "a"):
-        make_run(tmp_path / "arms" / name)
-    (tmp_path / "arms" / "notes").mkdir()
-    assert evaluate.find_runs(folder / "arms") == [folder / "arms" / "a", folder / "arms" / "b"]
-    assert evaluate.find_runs(folder / "arms" / "b") == [folder / "arms" / "b"]
-
-
-def test_no_runs(tmp_path):
-    (tmp_path / "empty").mkdir()
-    for name in ("empty", "none"):
-        with pytest.raises(InputError, match=f"{name} holds no run of classifiers.train: train"):
-            evaluate.find_runs(epath.Path(tmp_path / name))
-
-
 def a_source(count, classes=3):
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (count, 4, 4, 1), np.uint8)
     names = tuple(f"class {label}" for label in range(classes))
     return ArraySource(images, np.arange(count) % classes, names)
-
-
-def test_a_run_of_another_task(tmp_path):
-    make_run(tmp_path / "pretrain", '{"stage": {"size": 4}, "total_steps": 3}')
-    with pytest.raises(InputError, match=f"{tmp_path / 'pretrain'} is no run of classifiers.train"):
-        evaluate.evaluate_run(epath.Path(tmp_path / "pretrain"), a_source(4), 2)
-
-
-def test_a_run_without_checkpoints(tmp_path):
-    model = '{"name": "resnet", "stage_sizes": [1], "width": 2, "dtype": "float32"}'
-    make_run(tmp_path / "real", f'{{"seeds": 2, "total_steps": 3, "model": {model}}}')
-    with pytest.raises(InputError, match="seed_0 holds no finished checkpoint"):
-        evaluate.evaluate_run(epath.Path(tmp_path / "real"), a_source(4), 2)
 
 
 class Brightest:

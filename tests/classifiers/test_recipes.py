@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from classifiers import train
-from imagen_ft import class_names
+from input_pipeline.imagenet import wordnet_ids
 from input_pipeline.synthetic import SyntheticWriter
 from launch.runtime import app
 from launch.runtime.metrics import read_metrics
@@ -18,7 +18,7 @@ ROOT = "train=set/train,val=set/train"
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A zip of one image a class, and a generated set of one image a class."""
-    folder, names = tmp_path_factory.mktemp("data"), class_names.wordnet_ids()
+    folder, names = tmp_path_factory.mktemp("data"), wordnet_ids()
     images = image_zip(folder / "data.zip", [f"set/train/{name}" for name in names], per_class=1)
     write_set(folder / "generated", names)
     return images, folder / "generated"

@@ -2,6 +2,7 @@ import pytest
 
 from imagen_ft import class_names
 from input_pipeline.files import InputError
+from input_pipeline.imagenet import wordnet_ids
 
 
 def test_imagenet():
@@ -56,7 +57,7 @@ def test_a_missing_file(tmp_path):
 
 
 NAMES = class_names.load("imagenet")
-IDS = class_names.wordnet_ids()
+IDS = wordnet_ids()
 
 
 def test_wordnet_ids():

@@ -1,0 +1,106 @@
+"""Results of an evaluation as tables for a terminal, and as a picture."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from classifiers.evaluation.shots import GROUPS
+
+Result = Mapping[str, Any]
+_COLUMNS = 3
+
+
+def table(result: Result) -> str:
+    """The arms of a set as lines of text: means and standard deviations over seeds."""
+    arms = result["arms"]
+    first = next(iter(arms.values()))
+    shots = [group for group in GROUPS if group in first]
+    header = ["arm", "top-1 (%)", "top-5 (%)", "loss", "ECE (%)"]
+    header += [f"{group} (%)" for group in shots]
+    header += [f"{name} (%)" for name in first["attacks"]]
+    rows = [[*header, "seeds", f"p against {result['baseline']}"]]
+    for name, arm in arms.items():
+        row = [name, _spread(arm["mean"], arm["std"]), _percent(np.mean(arm["top5"]))]
+        row += [f"{np.mean(arm['loss']):.3f}", _percent(np.mean(arm["calibration_error"]))]
+        row += [_percent(arm[group]) for group in shots]
+        row += [_spread(found["mean"], found["std"]) for found in arm["attacks"].values()]
+        p_value = "" if arm["p_value"] is None else f"{arm['p_value']:.2g}"
+        rows.append([*row, str(len(arm["accuracies"])), p_value])
+    title = (
+        f"{result['name']}: {result['num_images']:,} images, {len(result['class_names'])} classes"
+    )
+    return "\n".join([title, *_aligned(rows)])
+
+
+def overview(results: Mapping[str, Result]) -> str:
+    """Mean top-1 of every arm on every set as lines of text."""
+    arms = next(iter(results.values()))["arms"]
+    rows = [["top-1 (%)", *results]]
+    rows += [[a, *(_percent(r["arms"][a]["mean"]) for r in results.values())] for a in arms]
+    return "\n".join(_aligned(rows))
+
+
+def picture(results: Mapping[str, Result]) -> Figure:
+    """Top-1 of the arms on the sets, and for each set how far confidence can be trusted."""
+    panels = 1 + len(results)
+    columns = min(_COLUMNS, panels)
+    lines = -(-panels // columns)
+    figure = Figure(figsize=(4.6 * columns, 4.2 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    _draw_accuracy(axes[0], results)
+    for axis, result in zip(axes[1:], results.values(), strict=False):
+        _draw_reliability(axis, result)
+    for axis in axes[panels:]:
+        axis.axis("off")
+    return figure
+
+
+def _draw_accuracy(axes: Axes, results: Mapping[str, Result]) -> None:
+    arms = list(next(iter(results.values()))["arms"])
+    places, width = np.arange(len(results)), 0.8 / len(arms)
+    for k, arm in enumerate(arms):
+        found = [result["arms"][arm] for result in results.values()]
+        mean, std = ([100 * one[key] for one in found] for key in ("mean", "std"))
+        shift = (k - (len(arms) - 1) / 2) * width
+        axes.bar(places + shift, mean, width, yerr=std, capsize=2, label=arm)
+    axes.set_xticks(places, list(results), rotation=20 if len(results) > 3 else 0)
+    axes.set(ylabel="top-1 (%)", ylim=(0, 100), title="accuracy")
+    axes.legend(fontsize=8)
+
+
+def _draw_reliability(axes: Axes, result: Result) -> None:
+    """Guo et al. 2017, figure 1: accuracy against confidence, in bins; all seeds together."""
+    axes.plot([0, 1], [0, 1], color="gray", lw=1, ls="--")
+    for name, arm in result["arms"].items():
+        found = {key: np.array(values) for key, values in arm["calibration"].items()}
+        there = found["count"] > 0
+        x, y = (found[key][there] / found["count"][there] for key in ("confidence", "correct"))
+        error = 100 * np.mean(arm["calibration_error"])
+        axes.plot(x, y, marker="o", ms=3, label=f"{name} (ECE {error:.1f}%)")
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    axes.set_title(result["name"], parse_math=False)
+    axes.legend(fontsize=8)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}"
+
+
+def _spread(mean: float, std: float) -> str:
+    return f"{100 * mean:.2f} ± {100 * std:.2f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns of one width: the first begins, the others end together."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        name, *cells = (
+            cell.rjust(width) if k else cell.ljust(width)
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("  ".join([name, *cells]).rstrip())
+    return lines

@@ -1,0 +1,212 @@
+"""What a classifier says of every image, and the numbers that sum it up."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from classifiers.label_maps import NONE, LabelMap
+from classifiers.models.presets import Classifier
+from input_pipeline import loader
+from input_pipeline.augment.policy import Transform
+from input_pipeline.sources import Source
+from launch.runtime import mesh as meshes
+from launch.runtime.images import to_float
+
+Variables = dict[str, Any]
+# Each has one entry an image.
+Scores = dict[str, np.ndarray]
+# A step of `over_batches`: images uint8 [b, h, w, c], labels and places in the source, both [b].
+Step = Callable[[Array, Array, Array], Mapping[str, Array]]
+Judge = Callable[
+    [Variables, Float[Array, "b h w c"], Int[Array, " b"]], dict[str, Float[Array, " b"]]
+]
+_TOP = 5
+
+
+def judge(
+    logits: Float[Array, "b model_classes"], labels: Int[Array, " b"], label_map: LabelMap
+) -> dict[str, Array]:
+    """Compares a model's outputs with labels.
+
+    The softmax runs over the competing classes. A label that several of the model's classes stand
+    for has the sum of their probabilities.
+
+    Args:
+        logits: of all classes of the model, finite.
+        labels: in the set's numbers.
+        label_map: which of the classes stand for which label.
+
+    Returns:
+        predicted: the label of the most probable class, or NONE;
+        top5: whether the label is among the answers of the five most probable classes (of all,
+            where fewer compete: then always);
+        loss: minus the logarithm of the label's probability;
+        confidence: the probability of what is predicted. All are of the shape [b].
+    """
+    competing, answers = label_map.competing[None], jnp.asarray(label_map.answers)
+    logits = jnp.where(competing, logits.astype(jnp.float32), -jnp.inf)
+    log_p = jax.nn.log_softmax(logits)
+    top = jax.lax.top_k(logits, min(_TOP, int(label_map.competing.sum())))[1]
+    first = jnp.argmax(logits, axis=1)
+    predicted = answers[first]
+    own = answers[None] == labels[:, None]
+    # A class that stands for no label is alone in what it says.
+    itself = jnp.arange(len(answers))[None] == first[:, None]
+    same = jnp.where(predicted[:, None] == NONE, itself, answers[None] == predicted[:, None])
+    return {
+        "predicted": predicted,
+        "top5": (answers[top] == labels[:, None]).any(axis=1),
+        "loss": -jax.nn.logsumexp(log_p, axis=1, where=own),
+        "confidence": jnp.exp(jax.nn.logsumexp(log_p, axis=1, where=same & competing)),
+    }
+
+
+def make_judge(model: Classifier, label_map: LabelMap) -> Judge:
+    """`judge` of what the model says of images in [-1, 1], as a function of its variables."""
+
+    def of_images(variables: Variables, images: Array, labels: Array) -> dict[str, Array]:
+        return judge(model.apply(variables, images), labels, label_map)
+
+    return of_images
+
+
+def make_score(
+    model: Classifier,
+    source: Source,
+    label_map: LabelMap,
+    batch_size: int,
+    transform: Transform | None = None,
+    mesh: Mesh | None = None,
+    tell: Callable[[int], Any] = lambda images: None,
+) -> Callable[[Variables], Scores]:
+    """A function from variables to the `judge` of every image of a source, in order.
+
+    Args:
+        model: the network.
+        source: images whose labels are the label map's.
+        label_map: how these belong to the model's classes.
+        batch_size: images at a time.
+        transform: what happens to each of them before.
+        mesh: see `over_batches`.
+        tell: is told how many images have been done.
+    """
+    of_images = make_judge(model, label_map)
+
+    @jax.jit
+    def step(variables: Variables, images: Array, labels: Array) -> dict[str, Array]:
+        return of_images(variables, to_float(images), labels)
+
+    def score(variables: Variables) -> Scores:
+        at = lambda images, labels, _: step(variables, images, labels)  # noqa: E731
+        return over_batches(at, source, batch_size, transform, mesh, tell)
+
+    return score
+
+
+def over_batches(
+    step: Step,
+    source: Source,
+    batch_size: int,
+    transform: Transform | None = None,
+    mesh: Mesh | None = None,
+    tell: Callable[[int], Any] = lambda images: None,
+) -> Scores:
+    """What a step says of every image, in order; results are fetched one batch late.
+
+    Args:
+        step: what is done; it gets padding too, which is left out of the results.
+        source: the images.
+        batch_size: images at a time; with a mesh the next multiple of its devices.
+        transform: what happens to each of them before.
+        mesh: batches are split over its axes data and fsdp; None leaves them where JAX puts them.
+        tell: is told how many images have been done.
+    """
+    if mesh is not None:
+        share = mesh.shape["data"] * mesh.shape["fsdp"]
+        batch_size = -(-batch_size // share) * share
+    parts: list[Scores] = []
+    waiting: list[tuple[Mapping[str, Array], np.ndarray]] = []
+
+    def fetch() -> None:
+        for found, mask in waiting:
+            parts.append({name: np.asarray(value)[mask] for name, value in found.items()})
+            tell(int(mask.sum()))
+        waiting.clear()
+
+    for k, batch in enumerate(loader.eval_batches(source, batch_size, transform)):
+        places = np.arange(k * batch_size, (k + 1) * batch_size, dtype=np.int32)
+        inputs = {"image": batch["image"], "label": batch["label"], "place": places}
+        if mesh is None:
+            found = step(*inputs.values())
+        else:
+            with jax.set_mesh(mesh):
+                found = step(*meshes.put_batch(mesh, inputs).values())
+        fetch()
+        waiting.append((found, batch["mask"]))
+    fetch()
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def summarise(
+    scores: Scores, labels: Int[np.ndarray, " n"], num_classes: int, bins: int
+) -> dict[str, Any]:
+    """The numbers that sum up `judge` of a set, for JSON; all but the loss are in [0, 1].
+
+    Args:
+        scores: of its images.
+        labels: of its images.
+        num_classes: of the set.
+        bins: of the calibration error.
+
+    Returns:
+        accuracy, top5, loss (in nats): means over images; per_class: the accuracy of each class,
+        None without images; calibration_error and calibration, see `calibration`.
+    """
+    correct = scores["predicted"] == labels
+    return {
+        "accuracy": float(correct.mean()),
+        "top5": float(scores["top5"].mean()),
+        "loss": float(scores["loss"].mean(dtype=np.float64)),
+        "per_class": per_class(correct, labels, num_classes),
+        **calibration(scores["confidence"], correct, bins),
+    }
+
+
+def per_class(
+    correct: np.ndarray, labels: Int[np.ndarray, " n"], num_classes: int
+) -> list[float | None]:
+    """Mean of `correct` over the images of each class; None for a class without any."""
+    count = np.bincount(labels, minlength=num_classes)
+    right = np.bincount(labels, weights=correct, minlength=num_classes)
+    return [float(r / n) if n else None for r, n in zip(right, count, strict=True)]
+
+
+def calibration(
+    confidence: Float[np.ndarray, " n"], correct: np.ndarray, bins: int
+) -> dict[str, Any]:
+    """The expected calibration error (Guo et al. 2017, Eq. 3).
+
+    Args:
+        confidence: probability of each prediction.
+        correct: whether it is right.
+        bins: of equal width over [0, 1]; a bin holds its upper end.
+
+    Returns:
+        calibration_error: mean over images of |accuracy - confidence| of their bin;
+        calibration: the bins' `count`, and sums of `confidence` and of `correct` over their images.
+    """
+    confidence = confidence.astype(np.float64)
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    sums = {
+        "count": np.bincount(place, minlength=bins),
+        "confidence": np.bincount(place, weights=confidence, minlength=bins),
+        "correct": np.bincount(place, weights=correct, minlength=bins),
+    }
+    error = np.abs(sums["correct"] - sums["confidence"]).sum() / len(confidence)
+    named = {name: values.tolist() for name, values in sums.items()}
+    return {"calibration_error": float(error), "calibration": named}

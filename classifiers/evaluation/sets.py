@@ -1,0 +1,158 @@
+"""The sets of an evaluation: opened, with the classes that the models know."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from classifiers import label_maps
+from classifiers.label_maps import LabelMap
+from input_pipeline import sources
+from input_pipeline.files import InputError
+from input_pipeline.sources import Source
+from input_pipeline.subsets import Renumbered, Subset
+from launch.runtime.config import plain
+
+_FIELDS = ("source", "label_map", "prepare")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSet:
+    """A set of labelled images to evaluate on.
+
+    Attributes:
+        name: of its results.
+        source: the images; their labels are places in `label_map.class_names`.
+        label_map: how its classes belong to the model's.
+        made_from: what its results depend on, for JSON.
+    """
+
+    name: str
+    source: Source
+    label_map: LabelMap
+    made_from: dict[str, Any]
+
+    def check_model(self, run: Any, num_classes: int, class_names: list[str] | None) -> None:
+        """Whether a model's predictions can be compared with this set's labels.
+
+        Args:
+            run: where the model is from.
+            num_classes: that it was trained for.
+            class_names: their names in its order, if the run has kept them.
+
+        Raises:
+            InputError: they cannot.
+        """
+        where = f"config.sets.{self.name}"
+        wanted, mapped = self.label_map.num_model_classes, self.made_from["label_map"]
+        if num_classes != wanted:
+            needs = (
+                f"label_map={mapped!r} is for the {wanted:,} classes of ImageNet"
+                if mapped
+                else f"the set has {wanted}: choose another set, or a label_map"
+            )
+            raise InputError(f"{where}: {run} was trained for {num_classes} classes, {needs}")
+        if class_names is None:
+            return
+        expected = list(label_maps.wordnet_ids()) if mapped else list(self.label_map.class_names)
+        if mapped and not set(class_names) & set(expected):
+            return  # The same classes by other names, as far as one can tell.
+        for label, (ours, theirs) in enumerate(zip(expected, class_names, strict=True)):
+            if ours != theirs:
+                raise InputError(
+                    f"{where}: label {label} is {ours!r}, but {theirs!r} to {run}: evaluate on a "
+                    "set whose classes have the names and the order of the training"
+                )
+
+
+class WithoutBorder:
+    """A source whose images have lost some pixels on each side."""
+
+    def __init__(self, source: Source, pixels: int):
+        self._source, self._inside = source, slice(pixels, -pixels)
+        self.class_names, self.labels = source.class_names, source.labels
+        self.domain = source.domain
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        example = self._source[i]
+        return {**example, "image": example["image"][self._inside, self._inside]}
+
+    def key(self, i: int) -> str:
+        """The name of example i in the source."""
+        return self._source.key(i)
+
+
+def check_specs(specs: Mapping[str, Any]) -> None:
+    """Looks at `config.sets` without opening any.
+
+    Raises:
+        InputError: there is none, or a name, a field or a label map is wrong.
+    """
+    if not specs:
+        raise InputError("config.sets is empty: name a set, sets.NAME = dict(source=...)")
+    for name, spec in specs.items():
+        where = f"config.sets.{name}"
+        if not re.fullmatch(r"[\w.+-]+", name):
+            raise InputError(f"{where}: the name goes into a file's; use letters, digits, _ and -")
+        if unknown := sorted(set(spec) - set(_FIELDS)):
+            raise InputError(f"{where} has no field {unknown[0]!r}; use {', '.join(_FIELDS)}")
+        if "source" not in spec:
+            raise InputError(f"{where} needs the field 'source', as input_pipeline.sources.load")
+        mapped = spec.get("label_map", "")
+        if mapped and mapped not in label_maps.MAPS:
+            known = ", ".join(map(repr, label_maps.MAPS))
+            raise InputError(f"{where}.label_map={mapped!r}: known are '', {known}")
+
+
+def open_sets(specs: Mapping[str, Any]) -> dict[str, EvaluationSet]:
+    """Opens all sets.
+
+    Args:
+        specs: by name `source`, see `sources.load`; `label_map`, see `label_maps`; and `prepare`,
+            what to do where it is missing.
+
+    Raises:
+        InputError: one is wrong, missing or damaged, or has other classes than its label map.
+    """
+    check_specs(specs)
+    return {name: _open(name, plain(spec)) for name, spec in specs.items()}
+
+
+def _open(name: str, spec: dict[str, Any]) -> EvaluationSet:
+    mapped = spec.get("label_map", "")
+    try:
+        source = sources.load(spec["source"])
+        _check_labels(source)
+        label_map = label_maps.resolve(mapped, source.class_names, "classes" in spec["source"])
+    except InputError as error:
+        prepare = spec.get("prepare")
+        advice = f"; to prepare the set: {prepare}" if prepare else ""
+        raise InputError(f"config.sets.{name}: {error}{advice}") from None
+    digest = sources.digest(spec["source"])
+    made_from = {"source": spec["source"], "label_map": mapped, "digest": digest}
+    return EvaluationSet(name, _mapped(source, label_map), label_map, made_from)
+
+
+def _check_labels(source: Source) -> None:
+    if not len(source):
+        raise InputError("the set holds no images; check its source")
+    wrong = np.flatnonzero((source.labels < 0) | (source.labels >= len(source.class_names)))
+    if wrong.size:
+        i = int(wrong[0])
+        raise InputError(
+            f"image {source.key(i)} has label {source.labels[i]}, but there are "
+            f"{len(source.class_names)} classes; mend the set's labels"
+        )
+
+
+def _mapped(source: Source, label_map: LabelMap) -> Source:
+    places = label_map.places.tolist()
+    if places != list(range(len(source.class_names))):
+        kept = np.flatnonzero(np.isin(source.labels, places))
+        source = Renumbered(Subset(source, kept), places)
+    return WithoutBorder(source, label_map.border) if label_map.border else source

@@ -1,0 +1,90 @@
+"""Accuracy of classes with many, a medium number and few images of training.
+
+The convention for long-tailed ImageNet of "Diversify, Don't Fine-Tune" (2023, appendix B): many is
+more than 800, few is fewer than 300.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from classifiers.evaluation.runs import Run
+from classifiers.label_maps import LabelMap
+from input_pipeline import sources
+from input_pipeline.files import InputError
+from launch.runtime.config import plain
+
+GROUPS = ("many", "medium", "few")
+_FIELDS = ("source", "many", "few")
+
+
+def check(spec: Mapping[str, Any]) -> None:
+    """Looks at `config.shots`.
+
+    Raises:
+        InputError: a field is missing, unknown or out of range.
+    """
+    if set(spec) != set(_FIELDS):
+        raise InputError(f"config.shots has the fields {', '.join(spec)}; {', '.join(_FIELDS)} are")
+    if not 0 < spec["few"] <= spec["many"]:
+        raise InputError(
+            f"config.shots: few={spec['few']} (fewer images than that) and many={spec['many']} "
+            "(more than that) have to be above 0, and many not below few"
+        )
+
+
+def count_images(spec: Mapping[str, Any], runs: Sequence[Run]) -> Int[np.ndarray, " model_classes"]:
+    """How many images of each class the runs were trained on.
+
+    Args:
+        spec: `source`, the real images of the training.
+        runs: that were trained on it.
+
+    Raises:
+        InputError: the source is missing, or has other classes than a run.
+    """
+    try:
+        source = sources.load(plain(spec["source"]))
+    except InputError as error:
+        raise InputError(f"config.shots.source: {error}") from None
+    names = list(source.class_names)
+    for run in runs:
+        if len(names) != run.num_classes or (run.class_names or names) != names:
+            raise InputError(
+                f"config.shots.source has other classes than {run.path} was trained for "
+                f"({len(names)} and {run.num_classes}): name its training images"
+            )
+    return np.bincount(source.labels, minlength=len(names))
+
+
+def groups(
+    counts: Int[np.ndarray, " model_classes"], label_map: LabelMap, spec: Mapping[str, Any]
+) -> list[str]:
+    """Of each class of a set, which of `GROUPS` it is in.
+
+    Args:
+        counts: images of training of each class of the model. A class of the set that several of
+            them stand for has their sum.
+        label_map: of the set.
+        spec: `many` and `few`, the limits; both belong to medium.
+    """
+    known = label_map.answers >= 0
+    images = np.bincount(
+        label_map.answers[known], weights=counts[known], minlength=len(label_map.class_names)
+    )
+    many, few = images > spec["many"], images < spec["few"]
+    return ["many" if m else "few" if f else "medium" for m, f in zip(many, few, strict=True)]
+
+
+def accuracies(
+    per_class: Sequence[float | None], of_classes: Sequence[str]
+) -> dict[str, float | None]:
+    """Mean accuracy over the classes of each group; None for a group without any."""
+    found = {}
+    for group in GROUPS:
+        rows = zip(per_class, of_classes, strict=True)
+        values = [value for value, of in rows if of == group and value is not None]
+        found[group] = float(np.mean(values)) if values else None
+    return found

@@ -1,0 +1,90 @@
+"""Networks that read the answer from the image, runs of them, and sets of such images."""
+
+import json
+import zipfile
+
+import cv2
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from launch.runtime import app, checkpoint
+
+
+class Oracle:
+    """Finds the class that is written into the first pixel; `shift` is added to its number.
+
+    What has the second-best output is `second` further.
+    """
+
+    def __init__(self, num_classes):
+        self.num_classes = num_classes
+
+    def init(self, key, images):
+        variables = {"shift": jnp.zeros((), jnp.int32), "second": jnp.ones((), jnp.int32)}
+        return {"params": {"head": {"bias": jnp.zeros(self.num_classes)}, **variables}}
+
+    def apply(self, variables, images):
+        levels = jnp.round(images[:, 0, 0] * 127.5 + 127.5).astype(jnp.int32)
+        params = variables["params"]
+        first = levels[:, 0] * 250 + levels[:, 1] + params["shift"]
+        best, next_best = (
+            jnp.eye(self.num_classes)[number % self.num_classes]
+            for number in (first, first + params["second"])
+        )
+        return 40 * best + 30 * next_best
+
+
+def png(label, size=4, border=0):
+    """An image that says its class; RGB."""
+    image = np.zeros((size, size, 3), np.uint8)
+    image[:] = label // 250, label % 250, 7
+    if border:
+        framed = np.zeros((size + 2 * border, size + 2 * border, 3), np.uint8)
+        framed[:, :, 0] = 255
+        framed[border:-border, border:-border] = image
+        image = framed
+    return cv2.imencode(".png", image[..., ::-1])[1].tobytes()
+
+
+def write_zip(path, images):
+    """Images by `class/file`."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in images.items():
+            archive.writestr(name, data)
+    return str(path)
+
+
+def write_run(folder, variables, seeds=1, **config):
+    """A finished run whose checkpoints hold these variables, or those of a function of the seed."""
+    for seed in range(seeds):
+        found = variables(seed) if callable(variables) else variables
+        checkpoint.save_inference(folder / f"seed_{seed}", found)
+    config = {"model": {"name": "resnet"}, "seeds": seeds, "total_steps": 0, **config}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def run(task, config, workdir, *argv):
+    """The exit code of a task with a config file of the repository or one that is given."""
+    with pytest.raises(SystemExit) as ended:
+        arguments = ["task", f"--config={config}", f"--workdir={workdir}", *argv]
+        app.run(task, "", argv=arguments)
+    return ended.value.code
+
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config():
+    return ConfigDict(dict(
+        runs=(), checkpoint=dict(best=False, ema="main"), baseline="real", batch_size=7,
+        calibration_bins=15, **{fields!r}
+    ))
+"""
+
+
+def write_config(path, sets, attacks=None, shots=None):
+    fields = dict(sets=sets, attacks=attacks or {}, shots=shots or {})
+    path.write_text(CONFIG.format(fields=fields))
+    return path
