@@ -35,6 +35,13 @@ class Failed(Exception):
     word = "error"
 
 
+class Preempted(Failed):
+    """The machine was needed elsewhere; all work is saved, and the same command goes on."""
+
+    code = PREEMPTED
+    word = "preempted"
+
+
 def exit_code(command: Callable[[], None], interrupted: str) -> int:
     """Runs a command; errors that are not bugs become one line on stderr.
 
