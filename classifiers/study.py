@@ -70,13 +70,8 @@ def main(args: app.Arguments) -> None:
         return
     facts = study_facts.look(config, runs)
     lock(args.workdir)
-    road = Road(
-        workdir,
-        steps,
-        args.flags.jobs,
-        {name: str(value) for name, value in config.environment.items()},
-        launcher,
-    )
+    environment = {name: str(value) for name, value in config.environment.items()}
+    road = Road(workdir, steps, args.flags.jobs, environment, launcher)
     road.run()
     road.tick()
     result = study_results.collect(config, runs, facts)

@@ -10,6 +10,7 @@ from matplotlib.ticker import EngFormatter
 
 from launch.runtime import plots
 from launch.runtime.plots import BOTH, GENERATED, REAL
+from launch.runtime.report import p_text, points
 
 _LEVELS = {"mean": "top-1 accuracy (%)", "top5_mean": "top-5 accuracy (%)"}
 
@@ -51,27 +52,27 @@ def scaling(found: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(6.4 * len(levels), 4.2), layout="constrained")
     for axes, level in zip(figure.subplots(1, len(levels), squeeze=False)[0], levels, strict=True):
         for i, (label, model) in enumerate(found.items()):
-            points, color = model["points"], f"C{i}"
+            curve, color = model["points"], f"C{i}"
             x, mean, std = (
-                [point[key] for point in points] for key in ("num_generated", level, _std(level))
+                [point[key] for point in curve] for key in ("num_generated", level, _std(level))
             )
             plots.mean_and_std(axes, x, mean, std, label, color)
             axes.axhline(100 * mean[0], color=color, ls="--", lw=1, alpha=0.7)
         axes.plot([], [], color="gray", ls="--", lw=1, label="real only")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set(xlabel="generated images added to the real ones", ylabel=_LEVELS[level])
-        _copies_axis(axes, points)
+        _copies_axis(axes, curve)
         axes.grid(alpha=0.25)
         axes.legend()
     return figure
 
 
-def _copies_axis(axes: Axes, points: Sequence[Mapping[str, Any]]) -> None:
+def _copies_axis(axes: Axes, curve: Sequence[Mapping[str, Any]]) -> None:
     """The same numbers at the top, as multiples of the real set."""
-    one = points[-1]["num_generated"] / points[-1]["copies"]
+    one = curve[-1]["num_generated"] / curve[-1]["copies"]
     top = axes.secondary_xaxis("top", functions=(lambda n: n / one, lambda k: k * one))
-    top.set_xticks([point["copies"] for point in points])
-    top.set_xlabel(f"times the real set ({points[0]['num_real']:,} images)")
+    top.set_xticks([point["copies"] for point in curve])
+    top.set_xlabel(f"times the real set ({curve[0]['num_real']:,} images)")
 
 
 def models(found: Mapping[str, Any]) -> Figure:
@@ -87,6 +88,8 @@ def models(found: Mapping[str, Any]) -> Figure:
         ("both", BOTH, both, 0.13),
     ):
         mean, std = (100 * np.array([row[k] for row in rows]) for k in (key, f"{key}_std"))
+        # Bars of deviations would hide each other.
+        shift *= std.any()
         left.errorbar(
             mean, places + shift, xerr=std if std.any() else None, fmt="o", ms=7, capsize=3,
             color=color, label=label,
@@ -108,6 +111,10 @@ def models(found: Mapping[str, Any]) -> Figure:
         )  # fmt: skip
     right.margins(x=0.25)
     right.set(xlabel="both against real only (points)")
+    over = found["both"]
+    if over["p_value"] is not None:
+        mean, p_value = points(over["mean_difference"]), p_text(over["p_value"])
+        right.set_title(f"mean {mean}, p = {p_value} over models", fontsize=10)
     return figure
 
 

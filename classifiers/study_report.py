@@ -219,8 +219,8 @@ def _models(report: Report, workdir: Path, result: Mapping[str, Any]) -> None:
 def _per_class(report: Report, workdir: Path, result: Mapping[str, Any]) -> None:
     report.heading("Class by class")
     report.table(*per_class_table(result))
-    names = result["evaluation"]["class_names"]
     for model, found in result["per_class"].items():
+        names = [result["evaluation"]["class_names"][label] for label in found["classes"]]
         figure = study_plots.per_class(found, names)
         _figure(report, workdir / f"per_class_{model}.png", figure, f"{model}. {_PER_CLASS}")
         report.table(*extremes_table(found, names))

@@ -172,16 +172,20 @@ def per_class(arms: Arms, names: Sequence[str]) -> dict[str, Any]:
         names: of the two arms, real first.
 
     Returns:
-        By model: the accuracies by class `real` and `generated`, of how many classes generated
-        images are `better`, `worse` and `equal`, `share_better` of all, and Pearson's `correlation`
-        (None where one of them is the same for all classes).
+        By model: `classes`, the labels of which there are images; their accuracies, `real` and
+        `generated`; of how many classes generated images are `better`, `worse` and `equal`,
+        `share_better` of all, and Pearson's `correlation` (None where one of them is the same for
+        all classes).
     """
     found = {}
     for model, by_name in arms.items():
-        real, generated = (np.asarray(by_name[name]["per_class"]) for name in names)
+        pairs = list(zip(*(by_name[name]["per_class"] for name in names), strict=True))
+        classes = [label for label, pair in enumerate(pairs) if None not in pair]
+        real, generated = np.array([pairs[label] for label in classes], float).T
         better, worse = (generated > real + _ROUNDING), (generated < real - _ROUNDING)
         varied = len(real) > 1 and np.ptp(real) > _ROUNDING and np.ptp(generated) > _ROUNDING
         found[model] = {
+            "classes": classes,
             "real": real.tolist(),
             "generated": generated.tolist(),
             "better": int(better.sum()),

@@ -22,7 +22,8 @@ def get_config(arg=""):
     behind += ["runlocal"] if args["runlocal"] else []
 
     def named(name):
-        return f"configs/cifar10/{name}.py" + (":" + ",".join(behind) if behind else "")
+        told = ",".join(behind)
+        return f"configs/cifar10/{name}.py" + (f":{told}" if told else "")
 
     config = ConfigDict()
     config.name = "CIFAR-10"

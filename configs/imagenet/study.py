@@ -32,8 +32,9 @@ def get_config(arg=""):
     behind = [f"data={args['data']}"] if args["data"] else []
     behind += ["runlocal"] if args["runlocal"] else []
 
-    def named(name):
-        return f"configs/imagenet/{name}.py" + (":" + ",".join(behind) if behind else "")
+    def named(name, *arguments):
+        told = ",".join([*arguments, *behind])
+        return f"configs/imagenet/{name}.py" + (f":{told}" if told else "")
 
     config = ConfigDict()
     config.name = "ImageNet"
@@ -55,7 +56,7 @@ def get_config(arg=""):
     config.generated = args["generated"]
     config.overrides = ()
     config.seeds = 0
-    config.evaluation = dict(config=named("evaluate"), set="validation")
+    config.evaluation = dict(config=named("evaluate", "sets=val"), set="val")
     config.environment = dict()
     if args["runlocal"]:
         config.models_of.models = ("resnet50", "vit_s16")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from classifiers import study
+from classifiers import evaluate, study
 from input_pipeline.files import read_json
 from input_pipeline.sources import DIGIT_NAMES
 from input_pipeline.synthetic import SyntheticWriter
@@ -259,6 +259,28 @@ def test_a_model_begins_with_another_ones_run_of_the_same_arm(site):
         assert start in json.loads(told[f"train-large-{arm}"])
         assert not any("init_from" in word for word in json.loads(told[f"train-small-{arm}"]))
     assert {row["model"] for row in site.result()["cas"]} == {"large"}
+
+
+@pytest.mark.slow  # Six programs that compile: up to two minutes.
+def test_its_numbers_are_those_of_an_evaluation_of_its_runs(site, generated):
+    """Trains and evaluates; then classifiers.evaluate compares the same runs in its own way."""
+    site.argv = site.argv[:-1]
+    numbers = ("total_steps=60", "batch_size=16", "model.stage_sizes=(1,)", "seeds=3")
+    argv = ("--config.studies=('scaling','cas')", f"--config.overrides={numbers}", "--jobs=2")
+    assert site.run(*argv) == 0
+    runs = site.workdir / "runs" / "resnet"
+    with pytest.raises(SystemExit) as ended:
+        argv = ["task", "--config=configs/digits/evaluate.py", f"--workdir={runs}"]
+        app.run(evaluate.main, "", argv=argv)
+    assert ended.value.code == 0
+    theirs, ours = read_json(runs / "evaluation_test.json")["arms"], site.result()["arms"]["resnet"]
+    assert set(ours) == set(theirs) == set(ARMS)
+    for name, arm in theirs.items():
+        assert {key: ours[name][key] for key in arm} == arm
+    # White squares teach nothing: chance, far below what digits teach.
+    assert ours["generated_1x"]["mean"] < 0.2 < ours["real"]["mean"] - 0.1
+    assert ours["generated_1x"]["p_value"] < 0.05
+    assert (site.workdir / "scaling.png").exists()
 
 
 def test_dry_run(site, capsys):
