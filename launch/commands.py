@@ -37,6 +37,13 @@ class Failed(Exception):
     word = "error"
 
 
+class Preempted(Failed):
+    """The machine was needed elsewhere; all work is saved, and the same command goes on."""
+
+    code = PREEMPTED
+    word = "preempted"
+
+
 def parse_flags(
     argv: Sequence[str], text: str, define_flags: Callable[[flags.FlagValues], None]
 ) -> flags.FlagValues | None:

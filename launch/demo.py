@@ -11,6 +11,7 @@ import resource
 import sys
 from pathlib import Path
 
+from configs.digits.common import ENVIRONMENT
 from launch.commands import exit_code
 from launch.road import Road, Step
 
@@ -22,15 +23,7 @@ ARMS = {
     "real+generated_10x": "arm=real+generated,k=10",
     "real+generated_30x": "arm=real+generated,k=30",
 }
-# Two programs of one thread each: small networks gain little from more threads, and the number of
-# threads decides how sums are rounded. The results do not depend on how many cores a machine has.
-# Programs this small take longer to compile than to run, so they are compiled with less effort.
 LANES = 2
-_ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "NPROC": "1",
-    "XLA_FLAGS": "--xla_backend_optimization_level=1",
-}
 
 
 def digits_steps(root: Path, runlocal: bool) -> list[Step]:
@@ -96,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(root: Path, runlocal: bool) -> None:
-    road = Road(root, digits_steps(root, runlocal), LANES, _ENVIRONMENT)
+    road = Road(root, digits_steps(root, runlocal), LANES, ENVIRONMENT)
     road.run()
     road.tick()
     # JAX comes with it, and would take 300 MB beside the steps.

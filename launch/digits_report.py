@@ -12,9 +12,9 @@ from input_pipeline import sources
 from input_pipeline.examples import decode_image
 from input_pipeline.files import read_json, write_json
 from input_pipeline.synthetic import SyntheticSource
-from launch.runtime import pictures
+from launch.runtime import pictures, plots
 from launch.runtime.metrics import column, read_metrics
-from launch.runtime.report import Report
+from launch.runtime.report import Report, p_text, percent, points, text_table
 
 COPIES = {"real": 0, "real+generated_1x": 1, "real+generated_10x": 10, "real+generated_30x": 30}
 ORDER = (*COPIES, "generated", "pool")
@@ -75,9 +75,9 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
     return [
         [
             name,
-            f"{100 * arm['mean']:.2f} ± {100 * arm['std']:.2f}",
-            "" if name == "real" else f"{100 * (arm['mean'] - real):+.2f}",
-            "" if arm["p_value"] is None else f"{arm['p_value']:.1g}",
+            percent(arm["mean"], arm["std"]),
+            "" if name == "real" else points(arm["mean"] - real),
+            p_text(arm["p_value"]),
         ]
         for name, arm in result["arms"].items()
     ]
@@ -88,10 +88,7 @@ HEADER = ["arm", "test accuracy (%)", "against real", "p-value"]
 
 def table(result: dict[str, Any]) -> str:
     """The table for a terminal."""
-    cells = [HEADER, *rows(result)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(HEADER))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return text_table(HEADER, rows(result))
 
 
 def _picture(root: Path, result: dict[str, Any]) -> Figure:
@@ -194,8 +191,8 @@ def _draw_accuracy(figure: Figure | SubFigure, result: dict[str, Any]) -> None:
     arms = result["arms"]
     series = [arms[name] for name in COPIES]
     places, numbers = range(len(series)), [30 * copies for copies in COPIES.values()]
-    mean, std = ([100 * arm[key] for arm in series] for key in ("mean", "std"))
-    axes.errorbar(places, mean, std, marker="o", capsize=4, label="30 real + generated")
+    mean, std = ([arm[key] for arm in series] for key in ("mean", "std"))
+    plots.mean_and_std(axes, places, mean, std, "30 real + generated")
     for name, style in (("generated", "--"), ("pool", ":")):
         label = "900 generated only" if name == "generated" else "pool of 1,000 real"
         axes.axhline(100 * arms[name]["mean"], ls=style, color="gray", label=label)
@@ -207,15 +204,8 @@ def _draw_accuracy(figure: Figure | SubFigure, result: dict[str, Any]) -> None:
 def _per_class_figure(result: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(5, 4.6), layout="constrained")
     axes = figure.subplots()
-    real, fake = (
-        100 * np.array(result["arms"][name]["per_class"]) for name in ("real", "generated")
-    )
-    axes.scatter(real, fake)
-    for name, x, y in zip(result["class_names"], real, fake, strict=True):
-        axes.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=9)
-    low = min(real.min(), fake.min()) - 3
-    axes.plot([low, 100], [low, 100], color="gray", lw=1)
-    axes.set(xlabel="real only (%)", ylabel="generated only (%)")
+    real, fake = (result["arms"][name]["per_class"] for name in ("real", "generated"))
+    plots.class_scatter(axes, real, fake, result["class_names"])
     return figure
 
 

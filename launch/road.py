@@ -1,57 +1,23 @@
 """Runs command lines that wait for each other, some at a time, and remembers what is done."""
 
-import collections
 import contextlib
-import ctypes
-import dataclasses
-import os
-import re
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from input_pipeline.files import read_json, sha256, write_json
-from launch.commands import PREEMPTED, Failed
+from launch.commands import Preempted
+from launch.steps import Child, Step, StepFailed
 
+__all__ = ["PYTHON", "Road", "Step", "StepFailed"]
 
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """One command line.
-
-    Attributes:
-        name: unique; names its log and its mark too.
-        command: arguments behind `python -m`.
-        inputs: files that the command reads; a step is run again where one has changed.
-        output: what it makes; a step whose output is gone is run again.
-        after: names of the steps that have to be done before.
-        seconds: what it takes, roughly, for the overall bar.
-    """
-
-    name: str
-    command: tuple[str, ...]
-    inputs: tuple[Path, ...]
-    output: Path
-    after: tuple[str, ...] = ()
-    seconds: float = 10.0
-
-
-class StepFailed(Failed):
-    """A command line has ended with an error.
-
-    Attributes:
-        code: its exit code.
-    """
-
-    def __init__(self, message: str, code: int):
-        super().__init__(message)
-        self.code = code
+PYTHON = (sys.executable, "-m")
 
 
 class Road:
@@ -62,11 +28,28 @@ class Road:
     what they have begun; so in doubt a step is simply run again.
     """
 
-    def __init__(self, workdir: Path, steps: Sequence[Step], lanes: int, env: Mapping[str, str]):
-        """Prepares to run `steps` of `workdir`, `lanes` at a time, with `env` on top of ours."""
+    def __init__(
+        self,
+        workdir: Path,
+        steps: Sequence[Step],
+        lanes: int,
+        env: Mapping[str, str],
+        launcher: Sequence[str] = PYTHON,
+    ):
+        """Prepares to run steps.
+
+        Args:
+            workdir: where marks and logs are.
+            steps: the command lines.
+            lanes: how many run at a time.
+            env: environment variables on top of ours.
+            launcher: stands before every command; `{lane}` in it is the number of the lane, from 0,
+                and `{step}` the name of the step. It ends when the command has ended, with its
+                exit code.
+        """
         self._workdir, self._steps, self._env = workdir, {s.name: s for s in steps}, dict(env)
-        self._lanes = lanes
-        self._running: dict[int, _Child] = {}
+        self._lanes, self._launcher = lanes, tuple(launcher)
+        self._running: dict[int, Child] = {}
         self._clock = workdir / "clock.json"
         self._seconds_before = read_json(self._clock)["seconds"] if self._clock.exists() else 0.0
         self._start = time.perf_counter()
@@ -87,29 +70,34 @@ class Road:
         """Runs what is not done.
 
         Raises:
-            StepFailed: a step has failed; the others are ended.
+            StepFailed: a step has failed; the others are ended, as by SIGTERM: they save.
+            Preempted: SIGTERM came; all steps are ended in the same way.
         """
         done = {name for name in self._steps if self._is_done(name)}
         bars = _Bars(self._lanes, [s for s in self._steps.values() if s.name not in done])
         for name in self._steps:
             if name in done:
                 bars.say(f"{name}: was complete")
-        try:
-            while len(done) < len(self._steps):
-                self.tick(every=2.0)
-                self._start_ready(done)
-                bars.show({lane: child.progress for lane, child in self._running.items()})
-                for lane, child in list(self._running.items()):
-                    if self._ended(child):
-                        del self._running[lane]
-                        self._mark(child)
-                        done.add(child.step.name)
-                        bars.finished(child)
-                time.sleep(0.1)
-        finally:
-            for child in self._running.values():
-                child.end()
-            bars.close()
+        with _sigterm_raises():
+            try:
+                while len(done) < len(self._steps):
+                    self.tick(every=2.0)
+                    self._start_ready(done)
+                    bars.show({lane: child.progress for lane, child in self._running.items()})
+                    for lane, child in list(self._running.items()):
+                        if self._ended(child):
+                            del self._running[lane]
+                            self._mark(child)
+                            done.add(child.step.name)
+                            bars.finished(child)
+                    time.sleep(0.1)
+            finally:
+                # All are told before any is waited for: saving takes them a while.
+                for child in self._running.values():
+                    child.terminate()
+                for child in self._running.values():
+                    child.wait()
+                bars.close()
 
     def marks(self) -> dict[str, dict[str, Any]]:
         """What the finished steps have left, by name."""
@@ -126,7 +114,7 @@ class Road:
             for other in step.after
         )
 
-    def _ended(self, child: "_Child") -> bool:
+    def _ended(self, child: "Child") -> bool:
         try:
             return child.ended()
         except StepFailed:
@@ -140,12 +128,15 @@ class Road:
         free = [lane for lane in range(self._lanes) if lane not in self._running]
         for step in self._steps.values():
             if free and step.name not in done | busy and set(step.after) <= done:
-                self._running[free.pop(0)] = _Child(step, self._workdir, self._env)
+                lane = free.pop(0)
+                words = {"{lane}": str(lane), "{step}": step.name}
+                launcher = [_replaced(word, words) for word in self._launcher]
+                self._running[lane] = Child(step, self._workdir, self._env, launcher)
 
     def _mark_path(self, name: str) -> Path:
         return self._workdir / "steps" / f"{name}.json"
 
-    def _mark(self, child: "_Child") -> None:
+    def _mark(self, child: "Child") -> None:
         path = self._mark_path(child.step.name)
         path.parent.mkdir(parents=True, exist_ok=True)
         mark = {
@@ -158,69 +149,33 @@ class Road:
 
 
 def _run_with(step: Step) -> dict[str, Any]:
-    """The command, and a digest of each file that it reads."""
-    return {"command": list(step.command), "inputs": {str(f): sha256(f) for f in step.inputs}}
+    """The command, and digests of what decides what it makes."""
+    found = {"command": list(step.command), "inputs": {str(f): sha256(f) for f in step.inputs}}
+    return found | ({"digest": step.digest} if step.digest else {})
 
 
-class _Child:
-    """A running step; its last line of output is its progress."""
+def _replaced(word: str, words: Mapping[str, str]) -> str:
+    for old, new in words.items():
+        word = word.replace(old, new)
+    return word
 
-    def __init__(self, step: Step, workdir: Path, env: Mapping[str, str]):
-        self.step, self.progress, self.error = step, "starting", ""
-        # The last line of a traceback is often not the one that says what happened.
-        self._last: collections.deque[str] = collections.deque(maxlen=12)
-        self.seconds, self.peak_memory_bytes = 0.0, 0
-        self._log = workdir / "logs" / f"{step.name}.log"
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        self._start = time.perf_counter()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", *step.command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **env},
-            preexec_fn=_die_with_parent,
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
 
-    def _read(self) -> None:
-        rest = b""
-        with self._process.stdout as pipe:
-            while chunk := os.read(pipe.fileno(), 65536):
-                # A step must not wait for its log, not even on a full disk.
-                with contextlib.suppress(OSError), self._log.open("ab") as log:
-                    log.write(chunk)
-                *lines, rest = re.split(rb"[\r\n]", rest + chunk)
-                for line in filter(bytes.strip, lines):
-                    self.progress = line.decode(errors="replace").strip()
-                    self._last.append(self.progress)
-                    if self.progress.startswith("error: "):
-                        self.error = self.progress.removeprefix("error: ")
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Lets SIGTERM unwind the stack, as Ctrl-C does; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
-    def ended(self) -> bool:
-        """Whether it has ended well."""
-        pid, status, usage = os.wait4(self._process.pid, os.WNOHANG)
-        if not pid:
-            return False
-        self._process.returncode = os.waitstatus_to_exitcode(status)
-        self._reader.join()
-        self.seconds = time.perf_counter() - self._start
-        self.peak_memory_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        code = self._process.returncode
-        if code:
-            how = f"exit code {code}" if code > 0 else f"killed by signal {-code}"
-            said = self.error or " | ".join(self._last)
-            reason = f"{self.step.name}: {said} ({how}, log: {self._log})"
-            raise StepFailed(reason, code if code in (2, PREEMPTED) else 1)
-        return True
+    def leave(number: int, frame: object) -> None:
+        raise Preempted("SIGTERM came, and every step was told to save: run the same command again")
 
-    def end(self) -> None:
-        """Stops it; what it has completed stays."""
-        if self._process.returncode is None:
-            self._process.terminate()
-            self._process.wait()
-            self._reader.join(timeout=1.0)
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        # None is a handler that was not set from Python.
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 class _Bars:
@@ -246,7 +201,7 @@ class _Bars:
             bar.set_description_str(progress.get(lane, "")[:100])
         self._total.refresh()
 
-    def finished(self, child: _Child) -> None:
+    def finished(self, child: Child) -> None:
         self.say(f"{child.step.name}: done in {child.seconds:.0f} s")
         self._total.update(child.step.seconds)
 
@@ -259,13 +214,3 @@ class _Bars:
     def close(self) -> None:
         for bar in (*self._lanes, self._total):
             bar.close()
-
-
-# Loaded here: after a fork, beside other threads, it could wait for ever.
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-def _die_with_parent() -> None:
-    """A killed road must not leave steps behind that write beside the next one's."""
-    if _LIBC is not None:
-        _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -6,6 +6,15 @@ CLASS_NAMES = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
 )  # fmt: skip
 
+# Programs of one thread each: small networks gain little from more threads, and the number of
+# threads decides how sums are rounded. The results do not depend on how many cores a machine has.
+# Programs this small take longer to compile than to run, so they are compiled with less effort.
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "NPROC": "1",
+    "XLA_FLAGS": "--xla_backend_optimization_level=1",
+}
+
 
 def text() -> dict:
     """A T5 encoder with fixed random weights; the longest name has five bytes and an end token."""

@@ -12,11 +12,12 @@ from jax.sharding import Mesh
 from matplotlib.figure import Figure
 
 from input_pipeline.files import InputError
+from launch.commands import Preempted
 from launch.runtime.checkpoint import Best, Checkpoints, check_mode, latest_step
 from launch.runtime.distributed import check_joined
 from launch.runtime.measure import Profile
 from launch.runtime.mesh import put_batch, with_shardings
-from launch.runtime.preemption import Preempted, Preemption
+from launch.runtime.preemption import Preemption
 from launch.runtime.progress import Metrics, Progress
 from launch.runtime.state import TrainState
 

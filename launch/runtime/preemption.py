@@ -7,17 +7,10 @@ from typing import Self
 import jax
 from jax.experimental import multihost_utils
 
-from launch.commands import PREEMPTED, Failed
+from launch.commands import Preempted
 
 # The last step that JAX was asked about; it lives as long as JAX's own count.
 _asked = 0
-
-
-class Preempted(Failed):
-    """The machine was needed elsewhere; all work is saved, and the same command goes on."""
-
-    code = PREEMPTED
-    word = "preempted"
 
 
 class Preemption:

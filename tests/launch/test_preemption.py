@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from launch.commands import Failed, exit_code
+from launch.commands import Failed, Preempted, exit_code
 from launch.runtime import checkpoint, preemption
 from launch.runtime.app import Diverged
 from launch.runtime.metrics import column, read_metrics
-from launch.runtime.preemption import Preempted, Preemption
+from launch.runtime.preemption import Preemption
 from tests.launch import toy
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,6 +1,8 @@
 """Steps that wait for each other, with small modules in place of the tasks."""
 
+import concurrent.futures
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -12,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from input_pipeline.files import read_json
-from launch.road import Road, Step, StepFailed
+from launch import steps
+from launch.commands import Preempted
+from launch.road import PYTHON, Road, Step, StepFailed
 
-# A road's own process has no JAX in it; this one has, and JAX warns of every fork.
-pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 ROOT = Path(__file__).resolve().parents[2]
 
 # python -m work OUTPUT [file to wait for]: notes when it begins and ends, and makes its output.
@@ -40,6 +42,27 @@ print(f"made {output.name} of", os.environ.get("MATERIAL"))
 output.touch()
 note("end")
 """
+# python -m stay OUTPUT: works until SIGTERM comes, saves, and says so.
+STAY = """
+import pathlib, signal, sys, time
+
+
+def leave(number, frame):
+    pathlib.Path(sys.argv[1]).with_suffix(".saved").touch()
+    print("preempted: it is saved")
+    sys.exit(75)
+
+
+signal.signal(signal.SIGTERM, leave)
+pathlib.Path(sys.argv[1]).with_suffix(".pid").write_text("here")
+time.sleep(60)
+"""
+# Starts what it is given as a child of its own, as a job system does, and notes what it was told.
+LAUNCHER = """#!/bin/sh
+echo "$1 $2" >>"$TOLD"
+shift 2
+"$@"
+"""
 # python -m fail CODE [file to wait for]: fails, as soon as the file has something in it.
 FAIL = """
 import os, sys, time
@@ -59,6 +82,7 @@ class Site:
         self.folder, self.workdir = folder, folder / "run"
         (folder / "work.py").write_text(WORK)
         (folder / "fail.py").write_text(FAIL)
+        (folder / "stay.py").write_text(STAY)
         self.env = {"PYTHONPATH": str(folder), "MATERIAL": "clay"}
 
     def step(self, name, *after, waits_for=()):
@@ -66,8 +90,20 @@ class Site:
         command = ("work", *(str(self.folder / file) for file in (name, *waits_for)))
         return Step(name, command, (self.folder / "work.py",), self.folder / name, after)
 
-    def road(self, *steps, lanes=1):
-        return Road(self.workdir, steps, lanes, self.env)
+    def stay(self, name):
+        """A step of the module `stay`."""
+        return Step(name, ("stay", str(self.folder / name)), (), self.folder / name)
+
+    def launcher(self):
+        """What a launcher is told, and the file that notes it."""
+        path, told = self.folder / "launcher", self.folder / "told"
+        path.write_text(LAUNCHER)
+        path.chmod(0o755)
+        self.env["TOLD"] = str(told)
+        return (str(path), "lane={lane}", "job-{step}", *PYTHON), told
+
+    def road(self, *steps, lanes=1, launcher=PYTHON):
+        return Road(self.workdir, steps, lanes, self.env, launcher)
 
     def run(self, *steps, lanes=1):
         """Returns what was begun and ended, in order."""
@@ -202,6 +238,80 @@ def test_after_a_failure_what_it_was_made_of_is_looked_at_again(site):
     with pytest.raises(StepFailed):
         site.run(site.step("a"), bad, site.step("b"))
     assert site.run(site.step("a"), site.step("b")) == ["begin a", "end a", "begin b", "end b"]
+
+
+def test_preempted_steps_end_the_road_as_preempted(site):
+    (site.folder / "gone.py").write_text("import sys\nprint('preempted: saved')\nsys.exit(75)")
+    with pytest.raises(StepFailed) as error:
+        site.run(Step("gone", ("gone",), (), site.folder / "gone"))
+    assert (error.value.code, error.value.word) == (75, "preempted")
+    assert str(error.value).startswith("gone: saved (exit code 75, ")
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_sigterm_is_passed_on_to_all_steps(site, launched):
+    launcher = site.launcher()[0] if launched else PYTHON
+    road = site.road(site.stay("a"), site.stay("b"), lanes=2, launcher=launcher)
+    before = signal.getsignal(signal.SIGTERM)
+    both = [site.folder / f"{name}.pid" for name in "ab"]
+
+    def call():
+        wait_until(lambda: all(path.exists() for path in both))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        called = pool.submit(call)
+        with pytest.raises(Preempted, match="SIGTERM came, and every step was told to save"):
+            road.run()
+        called.result()
+    wait_until(lambda: all(path.with_suffix(".saved").exists() for path in both))
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not (site.workdir / "steps").exists()
+
+
+def test_a_failure_lets_the_others_save(site):
+    bad = Step("bad", ("fail", "1", str(site.folder / "a.pid")), (), site.folder / "bad")
+    with pytest.raises(StepFailed, match=r"^bad: "):
+        site.run(site.stay("a"), bad, lanes=2)
+    assert (site.folder / "a.saved").exists()
+
+
+def test_steps_are_started_by_a_launcher(site):
+    launcher, told = site.launcher()
+    steps = [site.step("a", waits_for=["b.pid"]), site.step("b", waits_for=["a.pid"])]
+    site.road(*steps, lanes=2, launcher=launcher).run()
+    assert sorted(told.read_text().splitlines()) == ["lane=0 job-a", "lane=1 job-b"]
+    # Who starts them changes nothing in what they make.
+    assert site.run(*steps) == []
+
+
+def test_a_launcher_that_does_not_wait(site, monkeypatch):
+    monkeypatch.setattr(steps, "_GRACE", 0.3)
+    lazy = site.folder / "lazy"
+    lazy.write_text("#!/bin/sh\necho submitted\n")
+    lazy.chmod(0o755)
+    with pytest.raises(StepFailed) as error:
+        site.road(site.step("a"), launcher=(str(lazy), *PYTHON)).run()
+    assert f"a: it ended well, but {site.folder / 'a'} is not there: whatever starts it has" in str(
+        error.value
+    )
+    assert error.value.code == 1 and not (site.workdir / "steps").exists()
+
+
+def test_a_network_file_system_may_be_late(site):
+    (site.folder / "late.py").write_text(
+        "import subprocess, sys\n"
+        "subprocess.Popen(['sh', '-c', 'sleep 0.5; touch \"$0\"', sys.argv[1]],"
+        " stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)\n"
+    )
+    site.run(Step("late", ("late", str(site.folder / "made")), (), site.folder / "made"))
+    assert site.road(site.step("late")).marks()["late"]["seconds"] > 0
+
+
+def test_another_digest_runs_the_step_again(site):
+    first, second = (dataclasses.replace(site.step("a"), digest=d) for d in ("one", "two"))
+    assert site.run(first) == ["begin a", "end a"] and site.run(first) == []
+    assert site.run(second) == ["begin a", "end a"] and site.run(second) == []
 
 
 def test_another_command_or_input_runs_the_step_again(site):

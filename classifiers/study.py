@@ -1,0 +1,113 @@
+r"""Studies what generated images are worth: trains, evaluates and compares many classifiers.
+
+python -m classifiers.study --config=configs/digits/study.py --workdir=runs/digits/study --jobs=2
+
+    cas         accuracy of training on generated images alone, beside real ones
+    scaling     accuracy against the number of generated images, mean and deviation over seeds
+    models      real, generated and both for several models, with the paired t-test over them
+    per_class   accuracy by class, real against generated
+
+config.studies names those to make, config.models_of the models of each. In the work directory come
+runs/MODEL/ARM (classifiers.train, then classifiers.evaluate), logs/, study.json, a PNG file a
+figure and report.html. The same command goes on where it stopped and makes only what is missing.
+
+--jobs command lines run at a time, each started by --submit, in which {lane} is the job's place,
+from 0 to jobs - 1, and {step} its name. Jobs on one machine would fight for its chips, so give each
+its own:
+
+    --jobs=4 --submit="env CUDA_VISIBLE_DEVICES={lane}"
+    --jobs=8 --submit="srun --gpus=8 --job-name={step}" --python=python3
+
+Whatever is named there has to wait for the job's end and pass on its exit code; images, configs and
+the work directory have to be where all machines see them.
+"""
+
+import contextlib
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from classifiers import study_facts, study_plan, study_report, study_results
+from input_pipeline.files import InputError, is_local
+from launch.road import Road
+from launch.runtime import app
+from launch.runtime.workdir import lock
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags of this task."""
+    options = dict(flag_values=values)
+    flags.DEFINE_integer("jobs", 1, "command lines at a time", lower_bound=1, **options)
+    flags.DEFINE_string(
+        "submit",
+        "",
+        "starts each of them, such as 'srun --gpus=8' or 'env CUDA_VISIBLE_DEVICES={lane}'; it "
+        "waits for their end",
+        **options,
+    )
+    flags.DEFINE_string(
+        "python", sys.executable, "the Python that runs them, where it lies elsewhere", **options
+    )
+
+
+def main(args: app.Arguments) -> None:
+    """Runs the task."""
+    config = args.config
+    # Here only shapes are computed; chips, which one process holds at a time, are for the jobs.
+    jax.config.update("jax_platforms", "cpu")
+    if args.workdir and not is_local(args.workdir):
+        raise InputError(f"--workdir={args.workdir}: a study needs a folder of a file system")
+    workdir = Path(args.workdir or "WORKDIR")
+    launcher = _launcher(args.flags)
+    runs = study_plan.make_runs(config, workdir)
+    steps = study_plan.make_steps(config, runs)
+    if args.dry_run:
+        _describe(args, runs, [shlex.join([*launcher, *step.command]) for step in steps])
+        return
+    facts = study_facts.look(config, runs)
+    lock(args.workdir)
+    environment = {name: str(value) for name, value in config.environment.items()}
+    road = Road(workdir, steps, args.flags.jobs, environment, launcher)
+    road.run()
+    road.tick()
+    result = study_results.collect(config, runs, facts)
+    study_report.write(workdir, f"What generated images are worth: {config.name}", result)
+    print(study_report.tables(result))
+    print(f"report: {workdir / 'report.html'}")
+
+
+def _launcher(values: flags.FlagValues) -> list[str]:
+    """What stands before every command.
+
+    Raises:
+        InputError: it cannot be read, or there is no such program.
+    """
+    try:
+        launcher = [*shlex.split(values.submit), values.python, "-m"]
+    except ValueError as error:
+        raise InputError(f"--submit={values.submit}: {error}") from None
+    if not shutil.which(launcher[0]):
+        flag = "--submit" if values.submit else "--python"
+        raise InputError(f"{flag}: there is no program {launcher[0]!r}; name one that can be run")
+    return launcher
+
+
+def _describe(args: app.Arguments, runs: list[study_plan.Run], commands: list[str]) -> None:
+    """Prints what would run."""
+    app.describe(args.config)
+    for command in commands:
+        print(command)
+    for label, run in {run.model: run for run in runs}.items():
+        # Where the images are not, the model's input is not known.
+        with contextlib.suppress(InputError):
+            print(f"{label}: {study_facts.size_of(run.config)[1]:,} parameters")
+    trainings = sum(run.config.seeds for run in runs)
+    print(f"{len(runs)} runs of classifiers.train, {trainings} trainings with all their seeds")
+
+
+if __name__ == "__main__":
+    app.run(main, __doc__, define_flags)

@@ -1,0 +1,96 @@
+"""What a study's runs are made from: whether it is there, and how much of it."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from classifiers import recipes
+from classifiers.study_plan import Run
+from input_pipeline import sources
+from input_pipeline.files import InputError, json_digest
+from launch.runtime import app
+from launch.runtime.config import plain
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known of a study before it is begun.
+
+    Attributes:
+        images: by model and arm, the numbers of real and of generated images.
+        sizes: by model, side of its input in pixels, and parameters.
+    """
+
+    images: dict[tuple[str, str], tuple[int, int]]
+    sizes: dict[str, tuple[int, int]]
+
+
+def look(config: ml_collections.ConfigDict, runs: Sequence[Run]) -> Facts:
+    """Opens all images and shapes all models.
+
+    Raises:
+        InputError: a set is missing, damaged or too small, or a model has no such field.
+    """
+    opened: dict[str, sources.Source] = {}
+
+    def count(spec: Any) -> np.ndarray:
+        key = json_digest(plain(spec))
+        if key not in opened:
+            opened[key] = sources.load(spec)
+        return np.bincount(opened[key].domain, minlength=2)
+
+    count(evaluation_source(config))
+    images, sizes = {}, {}
+    for run in runs:
+        counts = sum(count(spec) for spec in run.config.train_sources.values())
+        images[run.model, run.arm.name] = (int(counts[0]), int(counts[1]))
+        if run.model not in sizes:
+            sizes[run.model] = size_of(run.config)
+    return Facts(images, sizes)
+
+
+def size_of(config: ml_collections.ConfigDict) -> tuple[int, int]:
+    """Side of a model's input in pixels, and its parameters.
+
+    Args:
+        config: of classifiers.train.
+
+    Raises:
+        InputError: its evaluation images are missing, or the model has no such field.
+    """
+    source = sources.load(config.evaluation_source)
+    shape = recipes.image_shape(config, source)
+    model = recipes.make_model(config.model, len(source.class_names))
+    init = functools.partial(recipes.init_model, model, image_shape=shape)
+    params = jax.eval_shape(init, jax.random.key(0))["params"]
+    return shape[0], sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def evaluation_source(config: ml_collections.ConfigDict) -> Any:
+    """The source of the images that the study evaluates on.
+
+    Raises:
+        InputError: the evaluation's config cannot be read, or has no such set.
+    """
+    found, name = app.load_config(config.evaluation.config), config.evaluation.set
+    if "sets" not in found and "name" not in found:
+        raise InputError(
+            f"config.evaluation.config: {config.evaluation.config} is no config of "
+            "classifiers.evaluate"
+        )
+    known = (
+        {label: one.source for label, one in found.sets.items()}
+        if "sets" in found
+        else {found.name: found.source}
+    )
+    if name not in known:
+        raise InputError(
+            f"config.evaluation.set: {config.evaluation.config} has no set {name!r}, but "
+            f"{', '.join(known)}"
+        )
+    return known[name]

@@ -1,0 +1,234 @@
+"""Which runs a study needs, and the command lines that make them.
+
+CAS and classes need real and generated images, each alone; models need both together as well;
+scaling needs the real ones with 0, 1, 2, ... times as many generated ones. A run that several
+studies need is made once.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_collections
+from etils import epath
+
+from input_pipeline.files import InputError, json_digest
+from launch.road import Step
+from launch.runtime import app
+from launch.runtime.config import plain
+
+STUDIES = ("cas", "scaling", "models", "per_class")
+# An evaluation takes little of the time of a training.
+_EVALUATION = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """What is trained on.
+
+    Attributes:
+        real: whether real images are.
+        copies: how many times as many generated images as there are real ones; 0 is none.
+    """
+
+    real: bool
+    copies: int
+
+    @property
+    def name(self) -> str:
+        """Names the run's folder."""
+        return "real" if not self.copies else f"{self._kind}_{self.copies}x"
+
+    @property
+    def arguments(self) -> str:
+        """As a config of classifiers.train takes them."""
+        return f"arm={self._kind}" + (f",k={self.copies}" if self.copies else "")
+
+    @property
+    def _kind(self) -> str:
+        kinds = ("real",) * self.real + ("generated",) * bool(self.copies)
+        return "+".join(kinds)
+
+
+REAL = Arm(real=True, copies=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run of classifiers.train.
+
+    Attributes:
+        model: its label in the study's config.
+        arm: what it is trained on.
+        folder: its run directory.
+        command: arguments behind `python -m`.
+        config: what they resolve to.
+        start: the model whose run of the same arm it begins with; '' begins from scratch.
+    """
+
+    model: str
+    arm: Arm
+    folder: Path
+    command: tuple[str, ...]
+    config: ml_collections.ConfigDict
+    start: str
+
+    @property
+    def step(self) -> str:
+        """The name of its training."""
+        return f"train-{self.model}-{self.arm.name}"
+
+
+def arms_of(config: ml_collections.ConfigDict, study: str) -> tuple[Arm, ...]:
+    """What the models of a study are trained on."""
+    if study == "scaling":
+        return tuple(Arm(True, copies) for copies in config.scaling_copies)
+    generated, both = Arm(False, config.copies), Arm(True, config.copies)
+    return (REAL, generated, both) if study == "models" else (REAL, generated)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Looks at a study's numbers and names.
+
+    Raises:
+        InputError: one of them makes no sense.
+    """
+    if not config.studies:
+        raise InputError(f"config.studies is empty: name some of {', '.join(STUDIES)}")
+    for study in config.studies:
+        if study not in STUDIES:
+            raise InputError(f"config.studies: there is no {study!r}; use {', '.join(STUDIES)}")
+        if not config.models_of.get(study):
+            raise InputError(f"config.models_of.{study} is empty: name some of config.models")
+        for label in config.models_of[study]:
+            if label not in config.models:
+                known = ", ".join(config.models)
+                raise InputError(f"config.models_of.{study}: {label!r} is not in models ({known})")
+            if not re.fullmatch(r"[\w.@+-]+", label):
+                raise InputError(f"config.models: {label!r} cannot name a folder; use letters")
+            if not config.models[label].get("config"):
+                raise InputError(f"config.models.{label} has no config: name a file")
+    copies = tuple(config.scaling_copies)
+    if any(type(k) is not int or k < 0 for k in copies) or sorted(set(copies)) != list(copies):
+        raise InputError(f"config.scaling_copies={copies}: whole numbers that grow, from 0")
+    if "scaling" in config.studies and (len(copies) < 2 or copies[0]):
+        raise InputError(f"config.scaling_copies={copies}: 0 (real only) and at least one more")
+    if config.copies < 1:
+        raise InputError(f"config.copies={config.copies}: at least 1 is needed")
+    if config.seeds < 0:
+        raise InputError(f"config.seeds={config.seeds}: 0 takes those of the models' configs")
+
+
+def make_runs(config: ml_collections.ConfigDict, workdir: Path) -> list[Run]:
+    """All runs that the studies need, each once; nothing is written.
+
+    Raises:
+        InputError: something in `config` is wrong, or in the config of a model.
+    """
+    check(config)
+    wanted = [
+        (model, arm)
+        for study in config.studies
+        for model in config.models_of[study]
+        for arm in arms_of(config, study)
+    ]
+    # A list that grows: what a run begins with is a run as well.
+    for model, arm in wanted:
+        start = _start(config, model)
+        if start and (start, arm) not in wanted:
+            wanted.append((start, arm))
+    labels = list(dict.fromkeys(model for model, _ in wanted))
+    order = sorted(set(wanted), key=lambda p: (labels.index(p[0]), not p[1].real, p[1].copies))
+    return [_run(config, workdir, model, arm) for model, arm in order]
+
+
+def _start(config: ml_collections.ConfigDict, label: str) -> str:
+    """The model that a model begins with, or ''."""
+    chain = [label]
+    while start := config.models[chain[-1]].get("init_from", ""):
+        if start not in config.models or start in chain:
+            raise InputError(
+                f"config.models.{chain[-1]}.init_from={start!r}: name another one of config.models "
+                "that does not begin with this one, or ''"
+            )
+        chain.append(start)
+    return chain[1] if len(chain) > 1 else ""
+
+
+def _run(config: ml_collections.ConfigDict, workdir: Path, label: str, arm: Arm) -> Run:
+    model = config.models[label]
+    file, _, arguments = model.config.partition(":")
+    arguments = ",".join(filter(None, (arguments, arm.arguments)))
+    start, runs = _start(config, label), workdir / "runs"
+    folder = runs / label / arm.name
+    overrides = [*config.overrides, *model.get("overrides", ())]
+    if config.seeds:
+        overrides.append(f"seeds={config.seeds}")
+    if config.generated and arm.copies:
+        overrides.append(f"train_sources.generated.path={config.generated}")
+    if start:
+        overrides.append(f"init_from={runs / start / arm.name}")
+    argv = (
+        f"--config={file}:{arguments}",
+        f"--workdir={folder}",
+        *(f"--config.{override}" for override in overrides),
+    )
+    try:
+        resolved = app.parse(["classifiers.train", *argv]).config
+    except InputError as error:
+        raise InputError(f"config.models.{label}: {error}") from None
+    run = Run(label, arm, folder, ("classifiers.train", *argv), resolved, start)
+    _check_resolved(run, model.config)
+    return run
+
+
+def _check_resolved(run: Run, name: str) -> None:
+    """Whether a model's config does what its arguments say."""
+    missing = [f for f in ("train_sources", "seeds", "total_steps") if f not in run.config]
+    if missing:
+        raise InputError(
+            f"config.models.{run.model}: {name} is no config of classifiers.train (it has no "
+            f"{missing[0]!r})"
+        )
+    specs = run.config.train_sources.values()
+    found = [spec.get("copies") for spec in specs if spec.get("name") == "synthetic"]
+    if found != [run.arm.copies] * bool(run.arm.copies):
+        raise InputError(
+            f"config.models.{run.model}: {run.arm.arguments} of {name} trains on generated sets "
+            f"with copies {found}; one of {run.arm.copies} is needed"
+        )
+
+
+def make_steps(config: ml_collections.ConfigDict, runs: Sequence[Run]) -> list[Step]:
+    """A training and an evaluation for each run.
+
+    Raises:
+        InputError: the evaluation's config cannot be read.
+    """
+    trainings = {(run.model, run.arm): run.step for run in runs}
+    evaluation = json_digest(plain(app.load_config(config.evaluation.config)))
+    steps = []
+    for run in runs:
+        seeds, total_steps = run.config.seeds, run.config.total_steps
+        last = run.folder / f"seed_{seeds - 1}" / "checkpoints" / str(total_steps)
+        weight = float(seeds * total_steps * run.config.batch_size)
+        digest = json_digest(plain(run.config))
+        manifests = tuple(path / "manifest.json" for path in _generated_sets(run))
+        after = (trainings[run.start, run.arm],) if run.start else ()
+        steps.append(Step(run.step, run.command, manifests, last, after, weight, digest))
+        argv = (f"--config={config.evaluation.config}", f"--workdir={run.folder}")
+        command, weight = ("classifiers.evaluate", *argv), _EVALUATION * weight
+        name, path = run.step.replace("train", "evaluate", 1), evaluation_path(config, run)
+        steps.append(Step(name, command, (), path, (run.step,), weight, evaluation))
+    return steps
+
+
+def evaluation_path(config: ml_collections.ConfigDict, run: Run) -> Path:
+    """What the evaluation of a run writes."""
+    return run.folder / f"evaluation_{config.evaluation.set}.json"
+
+
+def _generated_sets(run: Run) -> list[epath.Path]:
+    specs = run.config.train_sources.values()
+    return [epath.Path(spec.path) for spec in specs if spec.get("name") == "synthetic"]

@@ -1,0 +1,147 @@
+"""The figures of a study; what they show is in `study_results`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from launch.runtime import plots
+from launch.runtime.plots import BOTH, GENERATED, REAL
+from launch.runtime.report import p_text, points
+
+_LEVELS = {"mean": "top-1 accuracy (%)", "top5_mean": "top-5 accuracy (%)"}
+
+
+def _levels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Top-1, and top-5 where it was measured."""
+    return [key for key in _LEVELS if all(row[key] is not None for row in rows)]
+
+
+def cas(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Bars, a model's two side by side."""
+    labels = list(dict.fromkeys(row["model"] for row in rows))
+    levels = _levels(rows)
+    width = max(4.2, 1.3 + 1.2 * len(labels)) * len(levels)
+    figure = Figure(figsize=(width, 3.8), layout="constrained")
+    for axes, level in zip(figure.subplots(1, len(levels), squeeze=False)[0], levels, strict=True):
+        for i, (kind, color) in enumerate((("real", REAL), ("generated", GENERATED))):
+            part = [row for row in rows if bool(row["num_generated"]) == bool(i)]
+            mean, std = (np.array([100 * row[k] for row in part]) for k in (level, _std(level)))
+            places = np.arange(len(part)) + 0.38 * (i - 0.5)
+            error = std if std.any() else None
+            axes.bar(places, mean, 0.36, color=color, yerr=error, capsize=4, label=f"{kind} only")
+            for x, y, e in zip(places, mean, std, strict=True):
+                axes.annotate(
+                    f"{y:.1f}", (x, y + e), (0, 3), textcoords="offset points", ha="center",
+                    fontsize=9,
+                )  # fmt: skip
+        axes.set_xticks(range(len(labels)), labels)
+        axes.margins(y=0.25)
+        axes.set(ylabel=_LEVELS[level])
+        axes.legend(loc="upper right", ncols=2, fontsize=9)
+    return figure
+
+
+def scaling(found: Mapping[str, Any]) -> Figure:
+    """Curves with standard deviations over the number of generated images, one a model."""
+    every = [point for model in found.values() for point in model["points"]]
+    levels = _levels(every)
+    figure = Figure(figsize=(6.4 * len(levels), 4.2), layout="constrained")
+    for axes, level in zip(figure.subplots(1, len(levels), squeeze=False)[0], levels, strict=True):
+        for i, (label, model) in enumerate(found.items()):
+            curve, color = model["points"], f"C{i}"
+            x, mean, std = (
+                [point[key] for point in curve] for key in ("num_generated", level, _std(level))
+            )
+            plots.mean_and_std(axes, x, mean, std, label, color)
+            axes.axhline(100 * mean[0], color=color, ls="--", lw=1, alpha=0.7)
+        axes.plot([], [], color="gray", ls="--", lw=1, label="real only")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set(xlabel="generated images added to the real ones", ylabel=_LEVELS[level])
+        _copies_axis(axes, curve)
+        axes.grid(alpha=0.25)
+        axes.legend()
+    return figure
+
+
+def _copies_axis(axes: Axes, curve: Sequence[Mapping[str, Any]]) -> None:
+    """The same numbers at the top, as multiples of the real set."""
+    one = curve[-1]["num_generated"] / curve[-1]["copies"]
+    top = axes.secondary_xaxis("top", functions=(lambda n: n / one, lambda k: k * one))
+    top.set_xticks([point["copies"] for point in curve])
+    top.set_xlabel(f"times the real set ({curve[0]['num_real']:,} images)")
+
+
+def models(found: Mapping[str, Any]) -> Figure:
+    """Each model's three accuracies on a line, and beside it what generated images brought."""
+    rows = found["rows"]
+    figure = Figure(figsize=(10, 1.7 + 0.42 * len(rows)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.7, 1))
+    places = np.arange(len(rows))
+    both = f"real + {found['arms']['generated'].replace('_', ' ')}"
+    for key, color, label, shift in (
+        ("generated", GENERATED, "generated only", -0.13),
+        ("real", REAL, "real only", 0.0),
+        ("both", BOTH, both, 0.13),
+    ):
+        mean, std = (100 * np.array([row[k] for row in rows]) for k in (key, f"{key}_std"))
+        # Bars of deviations would hide each other.
+        shift *= std.any()
+        left.errorbar(
+            mean, places + shift, xerr=std if std.any() else None, fmt="o", ms=7, capsize=3,
+            color=color, label=label,
+        )  # fmt: skip
+    ends = [[100 * row[key] for key in ("real", "generated", "both")] for row in rows]
+    left.hlines(places, np.min(ends, 1), np.max(ends, 1), color="lightgray", lw=2, zorder=0)
+    left.set_yticks(places, [row["model"] for row in rows])
+    left.set_ylim(len(rows) - 0.5, -0.5)
+    left.set(xlabel="top-1 accuracy (%)")
+    left.grid(axis="x", alpha=0.25)
+    figure.legend(loc="outside upper center", ncols=3, fontsize=9, frameon=False)
+    gains = np.array([100 * row["difference"] for row in rows])
+    right.barh(places, gains, 0.55, color=[BOTH if gain > 0 else GENERATED for gain in gains])
+    right.axvline(0, color="black", lw=0.8)
+    for y, gain in zip(places, gains, strict=True):
+        right.annotate(
+            f"{gain:+.2f}", (gain, y), (4 if gain >= 0 else -4, 0), textcoords="offset points",
+            ha="left" if gain >= 0 else "right", va="center", fontsize=9,
+        )  # fmt: skip
+    right.margins(x=0.25)
+    right.set(xlabel="both against real only (points)")
+    over = found["both"]
+    if over["p_value"] is not None:
+        mean, p_value = points(over["mean_difference"]), p_text(over["p_value"])
+        right.set_title(f"mean {mean}, p = {p_value} over models", fontsize=10)
+    return figure
+
+
+def per_class(found: Mapping[str, Any], class_names: Sequence[str]) -> Figure:
+    """Class against class, and all classes in the order of their real accuracy."""
+    figure = Figure(figsize=(11, 4.9), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
+    real, generated = np.asarray(found["real"]), np.asarray(found["generated"])
+    plots.class_scatter(left, real, generated, class_names)
+    shares = f"generated better in {100 * found['share_better']:.0f}% of classes"
+    r = found["correlation"]
+    left.set_title(shares + ("" if r is None else f", correlation {r:.2f}"), fontsize=10)
+    order = np.argsort(real, kind="stable")
+    size = 4 if len(order) <= 100 else 2
+    for values, color, label in ((real, REAL, "real only"), (generated, GENERATED, "generated")):
+        right.plot(100 * values[order], "o", ms=size, color=color, alpha=0.75, label=label)
+    if len(order) <= 30:
+        right.set_xticks(
+            range(len(order)), [class_names[i] for i in order], rotation=45, ha="right"
+        )
+        right.set(ylabel="accuracy (%)")
+    else:
+        right.set(xlabel="classes, in the order of accuracy of real only", ylabel="accuracy (%)")
+    right.grid(alpha=0.25)
+    right.legend()
+    return figure
+
+
+def _std(level: str) -> str:
+    return level.replace("mean", "std")

@@ -1,0 +1,251 @@
+"""What people read of a study: tables, PNG files and a page."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from classifiers import study_plots
+from input_pipeline.files import write_atomic, write_json
+from launch.runtime import pictures
+from launch.runtime.report import Report, p_text, percent, points, text_table
+
+Table = tuple[list[str], list[list[str]]]
+_LEVEL = 0.05
+_EXTREMES = 5
+_CAS = (
+    "Classification accuracy score (Ravuri & Vinyals 2019): accuracy on real images of models that "
+    "were trained on generated images only, beside the same models trained on real ones."
+)
+_SCALING = (
+    "Accuracy against the number of generated images that are added to the real ones: mean and "
+    "standard deviation over seeds. p: paired t-test over seeds against real only."
+)
+_MODELS = (
+    "The same recipe of each model on real images, on generated ones and on both. p: paired t-test "
+    "of both against real only, over the seeds of a model."
+)
+_PER_CLASS = (
+    "Accuracy by class, the mean over seeds; a point is a class. Above the line generated images "
+    "train better than real ones."
+)
+
+
+def write(workdir: Path, title: str, result: Mapping[str, Any]) -> None:
+    """Writes study.json, a PNG file a figure, and report.html with all of it."""
+    write_json(workdir / "study.json", result)
+    report = Report(title)
+    for text, good in verdicts(result):
+        report.verdict(text, good)
+    evaluation = result["evaluation"]
+    report.text(
+        f"{sum(map(len, result['arms'].values()))} classifiers, evaluated on the "
+        f"{evaluation['num_images']:,} images of the set {evaluation['set']!r}. Accuracies are in "
+        "percent, differences in percentage points; ± is the standard deviation over seeds."
+    )
+    sections = {"cas": _cas, "scaling": _scaling, "models": _models, "per_class": _per_class}
+    for study, section in sections.items():
+        if study in result:
+            section(report, workdir, result)
+    report.write(workdir / "report.html")
+
+
+def verdicts(result: Mapping[str, Any]) -> list[tuple[str, bool]]:
+    """What the study of models, or else that of sizes, comes to: sentences, and whether good."""
+    if "models" in result:
+        both = result["models"]["both"]
+        rows = result["models"]["rows"]
+        p_value = both["p_value"] if len(rows) > 1 else rows[0]["p_value"]
+        over = "models" if len(rows) > 1 else "seeds"
+        return [(
+            f"Generated images beside real ones: {both['num_better']} of {len(rows)} models gain, "
+            f"{points(both['mean_difference'])} points on average {_test(p_value, over)}.",
+            _holds(both["mean_difference"], p_value),
+        )]  # fmt: skip
+    found = []
+    for model, scaled in result.get("scaling", {}).items():
+        best = next(point for point in scaled["points"] if point["arm"] == scaled["best"])
+        found.append((
+            f"{model} is best with {best['num_generated']:,} generated images: "
+            f"{percent(best['mean'])}%, {points(best['difference'])} points against real only "
+            f"{_test(best['p_value'], 'seeds')}.",
+            _holds(best["difference"], best["p_value"]),
+        ))  # fmt: skip
+    return found
+
+
+def _holds(difference: float, p_value: float | None) -> bool:
+    return difference > 0 and p_value is not None and p_value < _LEVEL
+
+
+def _test(p_value: float | None, over: str) -> str:
+    if p_value is None:
+        return f"(no paired t-test over {over}: too few of them, or all the same)"
+    return f"(paired t-test over {over}, p = {p_text(p_value)})"
+
+
+def tables(result: Mapping[str, Any]) -> str:
+    """The tables for a terminal."""
+    makers = {"cas": cas_table, "scaling": scaling_table, "models": models_table,
+              "per_class": per_class_table}  # fmt: skip
+    found = [f"{study}\n{text_table(*make(result))}" for study, make in makers.items()
+             if study in result]  # fmt: skip
+    return "\n\n".join([*found, *(text for text, _ in verdicts(result))])
+
+
+def cas_table(result: Mapping[str, Any]) -> Table:
+    """A row a model and set of images (Azizi et al. 2023, table 2)."""
+    rows = result["cas"]
+    top5 = rows[0]["top5_mean"] is not None
+    header = ["model", "trained on", "images", "top-1 (%)", *["top-5 (%)"] * top5, "against real",
+              "p"]  # fmt: skip
+    cells = []
+    for row in rows:
+        fake, many = row["num_generated"], len(_arm(result, row)["accuracies"]) > 1
+        cells.append([
+            row["model"],
+            "generated" if fake else "real",
+            f"{fake or row['num_real']:,}",
+            *_scores(row, top5, many),
+            points(row["difference"]) if fake else "",
+            p_text(row["p_value"]),
+        ])  # fmt: skip
+    return header, cells
+
+
+def scaling_table(result: Mapping[str, Any]) -> Table:
+    """A row a model and number of generated images (Azizi et al. 2023, table A.3)."""
+    flat = [{"model": m, **point} for m, s in result["scaling"].items() for point in s["points"]]
+    top5 = flat[0]["top5_mean"] is not None
+    header = ["model", "times", "generated", "in all", "top-1 (%)", *["top-5 (%)"] * top5,
+              "against real", "p"]  # fmt: skip
+    cells = [
+        [
+            row["model"],
+            f"{row['copies']}x",
+            f"{row['num_generated']:,}",
+            f"{row['num_real'] + row['num_generated']:,}",
+            *_scores(row, top5, len(_arm(result, row)["accuracies"]) > 1),
+            points(row["difference"]) if row["copies"] else "",
+            p_text(row["p_value"]),
+        ]
+        for row in flat
+    ]
+    return header, cells
+
+
+def models_table(result: Mapping[str, Any]) -> Table:
+    """A row a model, as in table 3 of Azizi et al. 2023, and the mean of all."""
+    header = ["model", "input", "parameters", "real (%)", "generated (%)", "real + generated (%)",
+              "difference", "p"]  # fmt: skip
+    found = result["models"]
+    cells = []
+    for row in found["rows"]:
+        size, many = result["sizes"][row["model"]], row["seeds"] > 1
+        arms = [percent(row[k], row[f"{k}_std"] if many else None)
+                for k in ("real", "generated", "both")]  # fmt: skip
+        cells.append([
+            row["model"], f"{size['input']}x{size['input']}", _short(size["parameters"]), *arms,
+            points(row["difference"]), p_text(row["p_value"]),
+        ])  # fmt: skip
+    if len(found["rows"]) > 1:
+        means = [percent(np.mean([row[k] for row in found["rows"]]))
+                 for k in ("real", "generated", "both")]  # fmt: skip
+        both = found["both"]
+        cells.append(["mean; paired t-test over models", "", "", *means,
+                      points(both["mean_difference"]), p_text(both["p_value"])])  # fmt: skip
+    return header, cells
+
+
+def per_class_table(result: Mapping[str, Any]) -> Table:
+    """A row a model: in how many classes generated images train better."""
+    header = ["model", "classes", "generated better", "equal", "real better", "share better (%)",
+              "correlation"]  # fmt: skip
+    cells = [
+        [
+            model,
+            str(len(found["real"])),
+            str(found["better"]),
+            str(found["equal"]),
+            str(found["worse"]),
+            f"{100 * found['share_better']:.1f}",
+            "" if found["correlation"] is None else f"{found['correlation']:.2f}",
+        ]
+        for model, found in result["per_class"].items()
+    ]
+    return header, cells
+
+
+def extremes_table(found: Mapping[str, Any], class_names: Sequence[str]) -> Table:
+    """The classes that gain and lose most by training on generated images."""
+    gains = np.subtract(found["generated"], found["real"])
+    order = np.argsort(-gains, kind="stable")
+    few = order if len(order) <= 2 * _EXTREMES else [*order[:_EXTREMES], *order[-_EXTREMES:]]
+    cells = [
+        [class_names[i], percent(found["real"][i]), percent(found["generated"][i]),
+         points(gains[i])]
+        for i in few
+    ]  # fmt: skip
+    return ["class", "real (%)", "generated (%)", "difference"], cells
+
+
+def _cas(report: Report, workdir: Path, result: Mapping[str, Any]) -> None:
+    report.heading("Classification accuracy score")
+    report.table(*cas_table(result))
+    _figure(report, workdir / "cas.png", study_plots.cas(result["cas"]), _CAS)
+
+
+def _scaling(report: Report, workdir: Path, result: Mapping[str, Any]) -> None:
+    report.heading("How many generated images")
+    _figure(report, workdir / "scaling.png", study_plots.scaling(result["scaling"]), _SCALING)
+    report.table(*scaling_table(result))
+
+
+def _models(report: Report, workdir: Path, result: Mapping[str, Any]) -> None:
+    report.heading("Real, generated, both")
+    report.table(*models_table(result))
+    for kind, name in (("both", "Both"), ("generated", "Generated only")):
+        found = result["models"][kind]
+        report.text(
+            f"{name} against real only: {found['num_better']} of {found['num_models']} models are "
+            f"better, {points(found['mean_difference'])} ± {100 * found['std_difference']:.2f} "
+            f"points over models {_test(found['p_value'], 'models')}."
+        )
+    _figure(report, workdir / "models.png", study_plots.models(result["models"]), _MODELS)
+
+
+def _per_class(report: Report, workdir: Path, result: Mapping[str, Any]) -> None:
+    report.heading("Class by class")
+    report.table(*per_class_table(result))
+    for model, found in result["per_class"].items():
+        names = [result["evaluation"]["class_names"][label] for label in found["classes"]]
+        figure = study_plots.per_class(found, names)
+        _figure(report, workdir / f"per_class_{model}.png", figure, f"{model}. {_PER_CLASS}")
+        report.table(*extremes_table(found, names))
+
+
+def _figure(report: Report, path: Path, figure: Figure, caption: str) -> None:
+    png = pictures.to_png(figure)
+    write_atomic(path, png)
+    report.png(png, caption)
+
+
+def _arm(result: Mapping[str, Any], row: Mapping[str, Any]) -> Mapping[str, Any]:
+    return result["arms"][row["model"]][row["arm"]]
+
+
+def _scores(row: Mapping[str, Any], top5: bool, many: bool) -> list[str]:
+    """Top-1 and perhaps top-5; the deviation only where there are several seeds."""
+    scores = [percent(row["mean"], row["std"] if many else None)]
+    if top5:
+        scores.append(percent(row["top5_mean"], row["top5_std"] if many else None))
+    return scores
+
+
+def _short(parameters: int) -> str:
+    """As in 25.6M."""
+    if parameters >= 1e6:
+        return f"{parameters / 1e6:.1f}M"
+    return f"{parameters / 1e3:.1f}k" if parameters >= 1e3 else str(parameters)

@@ -1,0 +1,202 @@
+"""From the evaluations of a study's runs to its numbers. Accuracies are shares in [0, 1].
+
+Differences are against real images only. P-values are of two-sided paired t-tests: over the seeds
+of a model (seed n of both begins with the same weights), and over models as in Azizi et al. 2023,
+section 5.3. Where there is no test (one pair, or all differences the same) they are None.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+from scipy import stats
+
+from classifiers.evaluate import compare
+from classifiers.study_facts import Facts
+from classifiers.study_plan import REAL, Run, arms_of, evaluation_path
+from input_pipeline.files import InputError, read_json
+
+Arms = Mapping[str, Mapping[str, dict[str, Any]]]
+# One image more or less is a larger difference than rounding.
+_ROUNDING = 1e-9
+
+
+def collect(config: ml_collections.ConfigDict, runs: Sequence[Run], facts: Facts) -> dict[str, Any]:
+    """Everything that a study says, as JSON takes it.
+
+    Returns:
+        `evaluation` (set, number of images, class names), `sizes` of the models, `arms` by model
+        and name (see `read_arms`), and for each study of `config.studies` its numbers: see `cas`,
+        `scaling`, `models` and `per_class`.
+
+    Raises:
+        InputError: the evaluations are not of one set of images.
+    """
+    found = [read_json(evaluation_path(config, run)) for run in runs]
+    evaluation = {key: found[0][key] for key in ("num_images", "class_names")}
+    for run, other in zip(runs, found, strict=True):
+        if any(other[key] != value for key, value in evaluation.items()):
+            raise InputError(
+                f"{evaluation_path(config, run)} is of other images than that of {runs[0].folder}: "
+                "remove it and run the same command again"
+            )
+    arms = read_arms(runs, found, facts)
+    result = {
+        "evaluation": {"set": config.evaluation.set, **evaluation},
+        "sizes": {label: {"input": s, "parameters": n} for label, (s, n) in facts.sizes.items()},
+        "arms": arms,
+    }
+    for study in config.studies:
+        names = [arm.name for arm in arms_of(config, study)]
+        result[study] = _STUDIES[study]({m: arms[m] for m in config.models_of[study]}, names)
+    return result
+
+
+def read_arms(
+    runs: Sequence[Run], evaluations: Sequence[Mapping[str, Any]], facts: Facts
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """What was measured, by model and by name of the arm.
+
+    Returns:
+        For each: `copies`, `num_real` and `num_generated` images, `accuracies` of the seeds, their
+        `mean` and `std`, `per_class`, `difference` and `p_value` against real images only; the same
+        with `top5_` before it where the evaluation has top-5 accuracies.
+    """
+    arms: dict[str, dict[str, dict[str, Any]]] = {}
+    for run, evaluation in zip(runs, evaluations, strict=True):
+        arm = dict(evaluation["arms"][run.arm.name])
+        arm["num_real"], arm["num_generated"] = facts.images[run.model, run.arm.name]
+        arm["copies"] = run.arm.copies
+        arms.setdefault(run.model, {})[run.arm.name] = arm
+    for found in arms.values():
+        real = found[REAL.name]
+        for arm in found.values():
+            arm.update(against(arm["accuracies"], real["accuracies"]))
+            if "top5" in arm and "top5" in real:
+                top5 = against(arm["top5"], real["top5"])
+                arm.update({f"top5_{key}": value for key, value in top5.items()})
+    return arms
+
+
+def against(values: Sequence[float], baseline: Sequence[float]) -> dict[str, Any]:
+    """`mean`, `std`, `difference` to the baseline's mean and `p_value`, over pairs."""
+    difference = float(np.mean(values) - np.mean(baseline))
+    return {**compare(np.asarray(values), np.asarray(baseline)), "difference": difference}
+
+
+def cas(arms: Arms, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Classification accuracy scores: on real images, of training on generated ones alone.
+
+    Ravuri & Vinyals 2019; the model trained on real images is the reference.
+
+    Args:
+        arms: of the models.
+        names: of the two arms, real first.
+
+    Returns:
+        A row for each model and arm: `model`, `arm` and what `read_arms` says of it.
+    """
+    keep = ("num_real", "num_generated", *_SCORES)
+    return [
+        {"model": model, "arm": name, **{key: found[name].get(key) for key in keep}}
+        for model, found in arms.items()
+        for name in names
+    ]
+
+
+def scaling(arms: Arms, names: Sequence[str]) -> dict[str, Any]:
+    """Accuracy against the number of generated images that are added: Azizi et al., figure 6.
+
+    Returns:
+        By model: `points`, one a number of images, with its `copies`, and `best`, the name of the
+        arm with the highest mean.
+    """
+    keep = ("copies", "num_real", "num_generated", *_SCORES)
+    return {
+        model: {
+            "points": [{"arm": n, **{key: found[n].get(key) for key in keep}} for n in names],
+            "best": max(names, key=lambda name: found[name]["mean"]),
+        }
+        for model, found in arms.items()
+    }
+
+
+def models(arms: Arms, names: Sequence[str]) -> dict[str, Any]:
+    """Real, generated and both for several models: Azizi et al., table 3.
+
+    Args:
+        arms: of the models.
+        names: of the three arms: real, generated, both.
+
+    Returns:
+        `rows`, one a model; and of both against real (`both`) and of generated against real
+        (`generated`): `mean_difference` and `std_difference` over models, `num_better` and the
+        `p_value` of the paired t-test over them.
+    """
+    real, generated, both = names
+    keys = {"real": real, "generated": generated, "both": both}
+    rows = []
+    for model, found in arms.items():
+        row: dict[str, Any] = {"model": model, "seeds": len(found[real]["accuracies"])}
+        for key, name in keys.items():
+            row |= {key: found[name]["mean"], f"{key}_std": found[name]["std"]}
+        row |= {key: found[both][key] for key in ("difference", "p_value")}
+        rows.append(row)
+    means = {key: np.array([row[key] for row in rows]) for key in keys}
+    return {
+        "arms": keys,
+        "rows": rows,
+        **{key: over_models(means[key], means["real"]) for key in ("both", "generated")},
+    }
+
+
+def over_models(values: Sequence[float], baseline: Sequence[float]) -> dict[str, Any]:
+    """A paired comparison over models of their mean accuracies."""
+    differences = np.asarray(values) - np.asarray(baseline)
+    summary = compare(np.asarray(values), np.asarray(baseline))
+    return {
+        "num_models": len(differences),
+        "num_better": int((differences > _ROUNDING).sum()),
+        "mean_difference": float(differences.mean()),
+        "std_difference": float(differences.std(ddof=1)) if len(differences) > 1 else 0.0,
+        "p_value": summary["p_value"],
+    }
+
+
+def per_class(arms: Arms, names: Sequence[str]) -> dict[str, Any]:
+    """Accuracy by class of training on generated images against real ones: Azizi et al., figure 5.
+
+    Args:
+        arms: of the models.
+        names: of the two arms, real first.
+
+    Returns:
+        By model: `classes`, the labels of which there are images; their accuracies, `real` and
+        `generated`; of how many classes generated images are `better`, `worse` and `equal`,
+        `share_better` of all, and Pearson's `correlation` (None where one of them is the same for
+        all classes).
+    """
+    found = {}
+    for model, by_name in arms.items():
+        pairs = list(zip(*(by_name[name]["per_class"] for name in names), strict=True))
+        classes = [label for label, pair in enumerate(pairs) if None not in pair]
+        real, generated = np.array([pairs[label] for label in classes], float).T
+        better, worse = (generated > real + _ROUNDING), (generated < real - _ROUNDING)
+        varied = len(real) > 1 and np.ptp(real) > _ROUNDING and np.ptp(generated) > _ROUNDING
+        found[model] = {
+            "classes": classes,
+            "real": real.tolist(),
+            "generated": generated.tolist(),
+            "better": int(better.sum()),
+            "worse": int(worse.sum()),
+            "equal": int((~better & ~worse).sum()),
+            "share_better": float(better.mean()),
+            "correlation": float(stats.pearsonr(real, generated)[0]) if varied else None,
+        }
+    return found
+
+
+_SCORES = ("mean", "std", "difference", "p_value",
+           "top5_mean", "top5_std", "top5_difference", "top5_p_value")  # fmt: skip
+_STUDIES = {"cas": cas, "scaling": scaling, "models": models, "per_class": per_class}
