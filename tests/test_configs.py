@@ -8,13 +8,17 @@ import zipfile
 from pathlib import Path
 
 import cv2
+import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+from classifiers import evaluate, label_maps, recipes
 from configs import arguments
 from imagen_ft import class_names
 from input_pipeline.imagenet import wordnet_ids
-from launch.runtime import app
+from tests import commands
+from tests.classifiers.evaluation import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(
@@ -62,6 +66,8 @@ VARIANTS = {
     "configs/digits/study.py": ["generated=x"],
     "configs/cifar10/study.py": ["data=x.zip", "generated=x"],
     "configs/imagenet/study.py": ["data=x.zip", "generated=x", "seeds=3"],
+    "configs/cifar10/evaluate.py": ["data=cifar10,root=", "data=cifar10.zip,root=a/b,runlocal"],
+    "configs/imagenet/evaluate.py": ["sets=val+r", "data=x.zip", "shifts=/x", "gamma=50,train=a"],
     "configs/cifar10/finetune_base16.py": ["data=cifar10,root=", "data=cifar10.zip,root=a/b"],
     "configs/cifar10/finetune_sr32.py": ["data=cifar10,root=,runlocal"],
     **{path: ["host", "data=imagenet.zip,train=a,val=b"] for path in PARAMETERS},
@@ -91,12 +97,10 @@ def command(path):
 def dry_run(path, argument, capsys):
     """What the task prints: its config, and the number of parameters of each network."""
     task = importlib.import_module(command(path)[0])
-    config = f"--config={path}" + (f":{argument}" if argument else "")
-    with pytest.raises(SystemExit) as ended:
-        define_flags = getattr(task, "define_flags", None)
-        app.run(task.main, task.__doc__, define_flags, argv=["task", config, "--dry_run"])
+    config = path + (f":{argument}" if argument else "")
+    code = commands.run(task.main, config, None, "--dry_run")
     out, err = capsys.readouterr()
-    assert (ended.value.code, err) == (0, "")
+    assert (code, err) == (0, "")
     resolved, end = json.JSONDecoder().raw_decode(out)
     counts = re.findall(r"^(\w+): ([\d,]+) parameters$", out[end:], re.M)
     counts = {name: int(count.replace(",", "")) for name, count in counts}
@@ -282,6 +286,24 @@ def test_the_longest_name_fits_the_embedded_encoder():
         assert text["max_length"] == longest + 1
 
 
+def test_sets_of_the_imagenet_evaluation():
+    get_config = load("configs/imagenet/evaluate.py").get_config
+    sets = get_config("").sets
+    assert sorted(sets) == ["a", "objectnet", "r", "sketch", "v2", "val"]
+    assert {found.label_map for found in sets.values()} == {"", *label_maps.MAPS}
+    assert all(found.prepare for found in sets.values())
+    assert sorted(get_config("sets=r+a").sets) == ["a", "r"]
+    assert list(get_config("runlocal").sets) == ["val"]
+    assert get_config("sets=r").attacks.to_dict() == {}
+    with pytest.raises(ValueError, match="there is no 'w2', but val"):
+        get_config("sets=val+w2")
+    config = get_config("data=x.zip,val=a,train=b,shifts=/y,gamma=100")
+    assert (config.sets.val.source.path, config.sets.val.source.root) == ("x.zip", "a")
+    assert config.sets.r.source.path == "/y/imagenet-r"
+    assert config.shots.source.root == "b" and (config.shots.many, config.shots.few) == (800, 300)
+    assert config.shots.source.long_tail.to_dict() == dict(n_max=1300, gamma=100)
+
+
 def test_cifar10_samples_what_was_trained():
     for argument in ("", "runlocal"):
         stages = load("configs/cifar10/sample.py").get_config(argument).stages
@@ -308,13 +330,36 @@ def image_zip(path, folders, per_class):
     return path
 
 
+@pytest.mark.parametrize(
+    ("group", "arguments", "size"),
+    [("cifar10", "root=set", 10), ("imagenet", "val=set/test", 1000)],
+)
+def test_runlocal_evaluates_on_a_cpu(group, arguments, size, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    classes = wordnet_ids() if size == 1000 else load("configs/cifar10/common.py").CLASS_NAMES
+    folders = [f"set/test/{name}" for name in classes]
+    data = image_zip(tmp_path / "data.zip", folders, per_class=1 if size == 1000 else 8)
+    fields = dict(name="resnet", stage_sizes=(1,), width=4, small_stem=True, dtype="float32")
+    model = recipes.make_model(ConfigDict(fields), size)
+    variables = recipes.init_model(model, jax.random.key(0), (16, 16, 3))
+    head = jax.tree.map(np.zeros_like, variables["params"]["head"])
+    variables = {**variables, "params": {**variables["params"], "head": head}}
+    tiny.write_run(tmp_path / "run", variables, model=fields, evaluation=dict(size=16))
+    config = f"configs/{group}/evaluate.py:runlocal,data={data},{arguments}"
+    assert commands.run(evaluate.main, config, tmp_path / "run") == 0
+    (path,) = (tmp_path / "run").glob("evaluation_*.json")
+    found = json.loads(path.read_text())
+    assert found["num_images"] == (80 if size == 10 else 1000)
+    (arm,) = found["arms"].values()
+    # With a head of zeros it always says the first class.
+    assert arm["accuracies"] == [1 / size] and arm["loss"] == [pytest.approx(math.log(size))]
+    assert arm["attacks"] and arm["calibration_error"] == [pytest.approx(0, abs=1e-6)]
+
+
 def starts(path, argument, workdir, *overrides):
     """Trains with `runlocal`; the run's last metrics."""
     task = importlib.import_module(command(path)[0])
-    argv = ["task", f"--config={path}:runlocal,{argument}", f"--workdir={workdir}", *overrides]
-    with pytest.raises(SystemExit) as ended:
-        app.run(task.main, task.__doc__, task.define_flags, argv=argv)
-    assert ended.value.code == 0
+    assert commands.run(task.main, f"{path}:runlocal,{argument}", workdir, *overrides) == 0
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return {key: value for line in lines for key, value in json.loads(line).items()}
 

@@ -7,7 +7,9 @@ Before it, runs of classifiers.train, or imports of classifiers.weights, in that
 the 1,000 classes in the order of the WordNet ids. What can be said behind the name of the file:
 
     sets      of those below, joined by +: sets=val+v2+r (all by default)
-    data      folder or zip of ImageNet, with `val` (and for gamma `train`) in it
+    data      a folder or zip with the two folders below in it
+    val       which holds the validation images
+    train     which holds the training images; looked at for gamma alone
     shifts    folder of the other sets
     gamma     of runs on the long tail of n_max=1300 with this gamma: accuracy of many-, medium-
               and few-shot classes as well
@@ -64,9 +66,16 @@ _PREPARE_VAL = "sort ILSVRC2012_img_val.tar of image-net.org into one folder a W
 
 def get_config(arg=""):
     args = arguments.parse(
-        arg, sets="", data="data/imagenet", shifts="data", gamma=0, runlocal=False
+        arg,
+        sets="",
+        data="data/imagenet",
+        train="train",
+        val="val",
+        shifts="data",
+        gamma=0,
+        runlocal=False,
     )
-    sets = {"val": _set("", args["data"], "val", _PREPARE_VAL)}
+    sets = {"val": _set("", args["data"], args["val"], _PREPARE_VAL)}
     for name, (label_map, folder, archive) in SHIFTS.items():
         sets[name] = _set(label_map, f"{args['shifts']}/{folder}", "", f"unpack {archive}")
     default = "val" if args["runlocal"] else "+".join(sets)
@@ -81,7 +90,7 @@ def get_config(arg=""):
     config.batch_size = 256
     config.calibration_bins = 15
     config.attacks = _attacks(args["runlocal"]) if "val" in chosen else dict()
-    config.shots = _shots(args["data"], args["gamma"]) if args["gamma"] else dict()
+    config.shots = _shots(args) if args["gamma"] else dict()
     if args["runlocal"]:
         config.batch_size = 8
         for found in config.sets.values():
@@ -104,8 +113,8 @@ def _attacks(runlocal: bool) -> dict:
     )
 
 
-def _shots(data: str, gamma: int) -> dict:
+def _shots(args: dict) -> dict:
     """The limits of "Diversify, Don't Fine-Tune" (2023, appendix B)."""
-    long_tail = dict(n_max=1300, gamma=gamma)
-    source = dict(name="image_folder", path=data, root="train", long_tail=long_tail)
+    long_tail = dict(n_max=1300, gamma=args["gamma"])
+    source = dict(name="image_folder", path=args["data"], root=args["train"], long_tail=long_tail)
     return dict(source=source, many=800, few=300)

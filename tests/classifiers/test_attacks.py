@@ -87,7 +87,7 @@ def network():
     """A network, and images whose labels are what it says of them."""
     variables, pixels = draw(0.5), images()
     logits = Net().apply(variables, pixels / np.float32(127.5) - 1)
-    return Net(), variables, pixels, np.argmax(logits, 1).astype(int)
+    return Net(), variables, pixels, np.asarray(logits).argmax(1)
 
 
 @pytest.mark.parametrize("epsilon", [0.5, 6, 40])

@@ -10,6 +10,7 @@ from classifiers import evaluate, label_maps, recipes
 from imagen_ft import class_names
 from input_pipeline.files import InputError, read_json
 from input_pipeline.imagenet import wordnet_ids
+from tests import commands
 from tests.classifiers.evaluation import tiny
 
 IDS = wordnet_ids()
@@ -159,7 +160,7 @@ def test_an_oracle_is_right_on_every_set(tmp_path, monkeypatch, capsys):
         variables = {"params": params | {"shift": np.int32(shift), "second": np.int32(second)}}
         tiny.write_run(tmp_path / "runs" / name, variables)
     config = tiny.write_config(tmp_path / "config.py", written_sets(tmp_path))
-    assert tiny.run(evaluate.main, config, tmp_path / "runs", "--config.batch_size=250") == 0
+    assert commands.run(evaluate.main, config, tmp_path / "runs", "--config.batch_size=250") == 0
     sets = ("val", "v2", "sketch", "r", "a", "objectnet")
     found = {name: read_json(tmp_path / "runs" / f"evaluation_{name}.json") for name in sets}
     assert [found[name]["num_images"] for name in sets] == [1000, 1000, 1000, 200, 200, 125]

@@ -8,8 +8,8 @@ import pytest
 from classifiers import train
 from input_pipeline.imagenet import wordnet_ids
 from input_pipeline.synthetic import SyntheticWriter
-from launch.runtime import app
 from launch.runtime.metrics import read_metrics
+from tests import commands
 from tests.test_configs import RECIPES, image_zip
 
 ROOT = "train=set/train,val=set/train"
@@ -36,10 +36,7 @@ def run(path, data, arm, workdir, *argv):
     """The exit code."""
     images, generated = data
     argument = f"runlocal,arm={arm},data={images},{ROOT},generated={generated}"
-    with pytest.raises(SystemExit) as ended:
-        argv = ["task", f"--config={path}:{argument}", f"--workdir={workdir}", *argv]
-        app.run(train.main, "", train.define_flags, argv=argv)
-    return ended.value.code
+    return commands.run(train.main, f"{path}:{argument}", workdir, *argv)
 
 
 @pytest.mark.parametrize(

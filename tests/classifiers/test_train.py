@@ -1,14 +1,13 @@
 """Training and evaluation through their command lines, on real digits with a tiny network."""
 
 import json
-import sys
 
 import pytest
 
 from classifiers import evaluate, train
 from input_pipeline.files import read_json
-from launch.runtime import app
 from launch.runtime.metrics import column, read_metrics
+from tests import commands
 
 TINY = [
     "--config.model.stage_sizes=(1,)",
@@ -21,12 +20,8 @@ TINY = [
 
 
 def run(task, config, workdir, *argv):
-    """The exit code."""
-    with pytest.raises(SystemExit) as ended:
-        arguments = ["task", f"--config=configs/digits/{config}", f"--workdir={workdir}", *argv]
-        define_flags = getattr(sys.modules[task.__module__], "define_flags", None)
-        app.run(task, "", define_flags, argv=arguments)
-    return ended.value.code
+    """The exit code, with a config of the digits."""
+    return commands.run(task, f"configs/digits/{config}", workdir, *argv)
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ from input_pipeline import loader
 from input_pipeline.files import InputError
 from input_pipeline.sources import DIGIT_NAMES
 from input_pipeline.synthetic import SyntheticWriter
-from launch.runtime import app
 from launch.runtime.metrics import read_metrics
+from tests import commands
 
 REAL = dict(name="digits", split="train")
 
@@ -36,10 +36,7 @@ def run(workdir, sources, **fields):
         "from ml_collections import ConfigDict\n"
         f"def get_config():\n    return ConfigDict({config | fields!r})\n"
     )
-    with pytest.raises(SystemExit) as ended:
-        argv = ["task", f"--config={path}", f"--workdir={workdir}"]
-        app.run(train.main, "", train.define_flags, argv=argv)
-    return ended.value.code
+    return commands.run(train.main, path, workdir)
 
 
 def losses(workdir):

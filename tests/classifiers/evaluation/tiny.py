@@ -6,9 +6,8 @@ import zipfile
 import cv2
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from launch.runtime import app, checkpoint
+from launch.runtime import checkpoint
 
 
 class Oracle:
@@ -63,14 +62,6 @@ def write_run(folder, variables, seeds=1, **config):
     config = {"model": {"name": "resnet"}, "seeds": seeds, "total_steps": 0, **config}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
-
-
-def run(task, config, workdir, *argv):
-    """The exit code of a task with a config file of the repository or one that is given."""
-    with pytest.raises(SystemExit) as ended:
-        arguments = ["task", f"--config={config}", f"--workdir={workdir}", *argv]
-        app.run(task, "", argv=arguments)
-    return ended.value.code
 
 
 CONFIG = """

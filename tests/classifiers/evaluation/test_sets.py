@@ -1,0 +1,123 @@
+"""Opening sets: what is wrong is told before anything is evaluated."""
+
+import numpy as np
+import pytest
+
+from classifiers import label_maps
+from classifiers.evaluation import sets
+from input_pipeline import sources
+from input_pipeline.files import InputError
+from input_pipeline.imagenet import wordnet_ids
+from input_pipeline.sources import ArraySource
+from tests.classifiers.evaluation import tiny
+
+DIGITS = dict(name="digits", split="validation")
+
+
+@pytest.mark.parametrize(
+    ("specs", "said"),
+    [
+        ({}, "config.sets is empty"),
+        ({"a/b": dict(source=DIGITS)}, "config.sets.a/b: the name goes into a file's"),
+        ({"a": dict(path="x")}, "config.sets.a has no field 'path'; use source, label_map"),
+        ({"a": dict(label_map="")}, "config.sets.a needs the field 'source'"),
+        ({"a": dict(source=DIGITS, label_map="v2")}, "config.sets.a.label_map='v2': known are ''"),
+    ],
+)
+def test_wrong_fields(specs, said):
+    with pytest.raises(InputError, match=said):
+        sets.check_specs(specs)
+
+
+def test_a_missing_set_says_how_to_prepare_it(tmp_path):
+    path = tmp_path / "imagenet-r"
+    spec = dict(
+        source=dict(name="image_folder", path=str(path)),
+        label_map="imagenet_r",
+        prepare="unpack imagenet-r.tar",
+    )
+    with pytest.raises(InputError) as raised:
+        sets.open_sets({"r": spec})
+    said = str(raised.value)
+    assert said.startswith(f"config.sets.r: {path}: no such folder") and "\n" not in said
+    assert said.endswith("; to prepare the set: unpack imagenet-r.tar")
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_labels_out_of_range(label, monkeypatch):
+    images = np.zeros((4, 2, 2, 3), np.uint8)
+    source = ArraySource(images, np.array([0, 1, label, 2]), ("a", "b", "c"))
+    monkeypatch.setattr(sources, "load", lambda spec: source)
+    with pytest.raises(InputError, match=f"image 2 has label {label}, but there are 3 classes"):
+        sets.open_sets({"test": dict(source=DIGITS)})
+
+
+def test_an_empty_set(monkeypatch):
+    source = ArraySource(np.zeros((0, 2, 2, 3), np.uint8), np.zeros(0, int), ("a",))
+    monkeypatch.setattr(sources, "load", lambda spec: source)
+    with pytest.raises(InputError, match="the set holds no images"):
+        sets.open_sets({"test": dict(source=DIGITS)})
+
+
+def test_objectnet_loses_its_border_and_other_classes(tmp_path):
+    folders = sorted([*objects(), "air_freshener", "zoom"])
+    images = {f"{name}/{i}.png": tiny.png(i, border=2) for name in folders for i in range(2)}
+    path = tiny.write_zip(tmp_path / "objectnet.zip", images)
+    spec = dict(source=dict(name="image_folder", path=path), label_map="objectnet")
+    found = sets.open_sets({"objectnet": spec})["objectnet"]
+    assert len(found.source) == 226 and len(found.label_map.class_names) == 113
+    assert found.source.labels.tolist() == [label for label in range(113) for _ in range(2)]
+    for i in (0, 1, 225):
+        example = found.source[i]
+        assert example["image"].shape == (4, 4, 3) and (example["image"][..., 2] == 7).all()
+        name = found.label_map.class_names[example["label"]]
+        assert found.source.key(i) == f"{name}/{i % 2}.png"
+
+
+def objects():
+    return label_maps._table("objectnet_wnids.txt")
+
+
+def test_chosen_classes_of_a_set(tmp_path):
+    wnids = sorted(["n01443537", "n01484850", *wordnet_ids()[500:510]])
+    path = tiny.write_zip(
+        tmp_path / "r.zip", {f"{w}/{i}.png": tiny.png(i) for w in wnids for i in range(2)}
+    )
+    source = dict(name="image_folder", path=path, classes=["n01484850", "n01443537"])
+    spec = dict(source=source, label_map="imagenet_r")
+    found = sets.open_sets({"r": spec})["r"]
+    assert found.label_map.class_names == ("n01484850", "n01443537")
+    assert found.source.labels.tolist() == [1, 1, 0, 0]
+    assert [found.label_map.answers[label] for label in (1, 2)] == [1, 0]
+
+
+def model_check(found, num_classes, names):
+    with pytest.raises(InputError) as raised:
+        found.check_model("runs/a", num_classes, names)
+    return str(raised.value)
+
+
+def test_another_model():
+    found = sets.open_sets({"test": dict(source=DIGITS)})["test"]
+    names = list(sources.DIGIT_NAMES)
+    found.check_model("runs/a", 10, None)
+    found.check_model("runs/a", 10, names)
+    said = model_check(found, 1000, None)
+    assert said == (
+        "config.sets.test: runs/a was trained for 1000 classes, the set has 10: choose another "
+        "set, or a label_map"
+    )
+    said = model_check(found, 10, names[::-1])
+    assert "config.sets.test: label 0 is 'zero', but 'nine' to runs/a" in said
+
+
+def test_another_model_of_a_mapped_set(tmp_path):
+    images = {f"{label}/0.png": tiny.png(label) for label in range(1000)}
+    source = dict(name="image_folder", path=tiny.write_zip(tmp_path / "v2.zip", images))
+    found = sets.open_sets({"v2": dict(source=source, label_map="imagenet_v2")})["v2"]
+    found.check_model("runs/a", 1000, None)
+    found.check_model("runs/a", 1000, list(wordnet_ids()))
+    found.check_model("runs/a", 1000, [f"class {k}" for k in range(1000)])
+    assert "is for the 1,000 classes of ImageNet" in model_check(found, 10, None)
+    said = model_check(found, 1000, list(wordnet_ids())[::-1])
+    assert "label 0 is 'n01440764', but 'n15075141' to runs/a" in said
