@@ -32,5 +32,5 @@ def get_config(arg=""):
             warmup_epochs=2,
         ),
         epochs=100,
-        cpu_epochs=30,
+        cpu_epochs=20,
     )

@@ -28,5 +28,5 @@ def get_config(arg=""):
             warmup_epochs=5,
         ),
         epochs=200,
-        cpu_epochs=30,
+        cpu_epochs=20,
     )
