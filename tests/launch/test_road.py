@@ -249,7 +249,14 @@ def test_preempted_steps_end_the_road_as_preempted(site):
 
 
 @pytest.mark.parametrize("launched", [False, True])
-def test_sigterm_is_passed_on_to_all_steps(site, launched):
+@pytest.mark.parametrize(
+    ("number", "error", "said"),
+    [
+        (signal.SIGTERM, Preempted, "SIGTERM came, and every step was told to save"),
+        (signal.SIGINT, KeyboardInterrupt, None),
+    ],
+)
+def test_who_stops_the_road_lets_its_steps_save(site, launched, number, error, said):
     launcher = site.launcher()[0] if launched else PYTHON
     road = site.road(site.stay("a"), site.stay("b"), lanes=2, launcher=launcher)
     before = signal.getsignal(signal.SIGTERM)
@@ -257,11 +264,11 @@ def test_sigterm_is_passed_on_to_all_steps(site, launched):
 
     def call():
         wait_until(lambda: all(path.exists() for path in both))
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         called = pool.submit(call)
-        with pytest.raises(Preempted, match="SIGTERM came, and every step was told to save"):
+        with pytest.raises(error, match=said):
             road.run()
         called.result()
     wait_until(lambda: all(path.with_suffix(".saved").exists() for path in both))
