@@ -31,7 +31,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from classifiers import study_facts, study_plan, study_report, study_results
+from classifiers.studies import facts, plan, report, results
 from input_pipeline.files import InputError, is_local
 from launch.road import Road
 from launch.runtime import app
@@ -63,20 +63,20 @@ def main(args: app.Arguments) -> None:
         raise InputError(f"--workdir={args.workdir}: a study needs a folder of a file system")
     workdir = Path(args.workdir or "WORKDIR")
     launcher = _launcher(args.flags)
-    runs = study_plan.make_runs(config, workdir)
-    steps = study_plan.make_steps(config, runs)
+    runs = plan.make_runs(config, workdir)
+    steps = plan.make_steps(config, runs)
     if args.dry_run:
         _describe(args, runs, [shlex.join([*launcher, *step.command]) for step in steps])
         return
-    facts = study_facts.look(config, runs)
+    known = facts.look(config, runs)
     lock(args.workdir)
     environment = {name: str(value) for name, value in config.environment.items()}
     road = Road(workdir, steps, args.flags.jobs, environment, launcher)
     road.run()
     road.tick()
-    result = study_results.collect(config, runs, facts)
-    study_report.write(workdir, f"What generated images are worth: {config.name}", result)
-    print(study_report.tables(result))
+    result = results.collect(config, runs, known)
+    report.write(workdir, f"What generated images are worth: {config.name}", result)
+    print(report.tables(result))
     print(f"report: {workdir / 'report.html'}")
 
 
@@ -96,7 +96,7 @@ def _launcher(values: flags.FlagValues) -> list[str]:
     return launcher
 
 
-def _describe(args: app.Arguments, runs: list[study_plan.Run], commands: list[str]) -> None:
+def _describe(args: app.Arguments, runs: list[plan.Run], commands: list[str]) -> None:
     """Prints what would run."""
     app.describe(args.config)
     for command in commands:
@@ -104,7 +104,7 @@ def _describe(args: app.Arguments, runs: list[study_plan.Run], commands: list[st
     for label, run in {run.model: run for run in runs}.items():
         # Where the images are not, the model's input is not known.
         with contextlib.suppress(InputError):
-            print(f"{label}: {study_facts.size_of(run.config)[1]:,} parameters")
+            print(f"{label}: {facts.size_of(run.config)[1]:,} parameters")
     trainings = sum(run.config.seeds for run in runs)
     print(f"{len(runs)} runs of classifiers.train, {trainings} trainings with all their seeds")
 

@@ -288,7 +288,7 @@ def test_dry_run(site, capsys):
     out, err = capsys.readouterr()
     assert err == "" and not site.workdir.exists() and site.calls() == []
     config, end = json.JSONDecoder().raw_decode(out)
-    assert config["studies"] == list(study.study_plan.STUDIES)
+    assert config["studies"] == list(study.plan.STUDIES)
     lines = out[end:].strip().splitlines()
     commands = [line for line in lines if line.startswith("env 'LANE={lane}' ")]
     assert len(commands) == len(STEPS)

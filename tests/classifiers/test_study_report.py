@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from classifiers import study_plots, study_report, study_results
+from classifiers.studies import figures, report, results
 from launch.runtime import plots
 from tests.classifiers.test_study_results import TABLE_3, arms_of, of_the_paper
 
@@ -37,16 +37,16 @@ def made_up(classes=1000):
     one = arms_of({"resnet50": {"real": [0.7309], "generated_1x": [0.6496]}}, **top5)
     arms, curve = of_the_paper(), arms_of({"resnet50": scaled()}, **top5)
     names = NAMES[:2]
-    found = study_results.per_class({"cas_resnet50": by_class(classes)}, names)
+    found = results.per_class({"cas_resnet50": by_class(classes)}, names)
     return {
         "evaluation": dict(
             set="validation", num_images=50_000, class_names=[f"class {i}" for i in range(classes)]
         ),
         "sizes": {model: dict(input=224, parameters=25_600_000) for model in TABLE_3},
         "arms": arms | {"resnet50": curve["resnet50"] | one["resnet50"]},
-        "cas": study_results.cas(one, names),
-        "scaling": study_results.scaling(curve, list(scaled())),
-        "models": study_results.models(arms, NAMES),
+        "cas": results.cas(one, names),
+        "scaling": results.scaling(curve, list(scaled())),
+        "models": results.models(arms, NAMES),
         "per_class": found,
     }
 
@@ -57,59 +57,57 @@ def result():
 
 
 def test_tables(result):
-    header, rows = study_report.models_table(result)
+    header, rows = report.models_table(result)
     assert header[3:6] == ["real (%)", "generated (%)", "real + generated (%)"]
     assert rows[0] == [
         "ResNet-50", "224x224", "25.6M", "76.39", "69.24", "78.17", "+1.78", "",
     ]  # fmt: skip
     assert rows[-1][3:] == ["80.21", "72.77", "81.25", "+1.04", "1e-05"] and len(rows) == 13
-    header, rows = study_report.cas_table(result)
+    header, rows = report.cas_table(result)
     assert header == [
         "model", "trained on", "images", "top-1 (%)", "top-5 (%)", "against real", "p",
     ]  # fmt: skip
     assert rows[1] == ["resnet50", "generated", "30", "64.96", "90.00", "-8.13", ""]
-    header, rows = study_report.scaling_table(result)
+    header, rows = report.scaling_table(result)
     assert [row[1] for row in rows] == [f"{k}x" for k in range(11)]
     assert rows[10][2:4] == ["300", "330"] and re.fullmatch(r"7\d\.\d\d ± 0\.\d\d", rows[10][4])
     assert rows[0][6:] == ["", ""] and rows[10][6].startswith("-2.")
-    header, rows = study_report.per_class_table(result)
+    header, rows = report.per_class_table(result)
     assert int(rows[0][2]) + int(rows[0][3]) + int(rows[0][4]) == 1000
-    shown = study_report.tables(result)
+    shown = report.tables(result)
     assert shown.count("\n\n") == 4 and "mean; paired t-test over models" in shown
 
 
 def test_extremes_are_the_largest_gains_and_losses():
     found = {"real": np.linspace(0.5, 0.9, 20), "generated": np.linspace(0.9, 0.5, 20)}
-    rows = study_report.extremes_table(found, [str(i) for i in range(20)])[1]
+    rows = report.extremes_table(found, [str(i) for i in range(20)])[1]
     assert [row[0] for row in rows] == ["0", "1", "2", "3", "4", "15", "16", "17", "18", "19"]
     assert rows[0] == ["0", "50.00", "90.00", "+40.00"]
     few = {"real": [0.5, 0.6], "generated": [0.4, 0.9]}
-    assert [row[0] for row in study_report.extremes_table(few, "ab")[1]] == ["b", "a"]
+    assert [row[0] for row in report.extremes_table(few, "ab")[1]] == ["b", "a"]
 
 
 def test_verdicts(result):
-    ((text, good),) = study_report.verdicts(result)
+    ((text, good),) = report.verdicts(result)
     assert good and text == (
         "Generated images beside real ones: 12 of 12 models gain, +1.04 points on average (paired "
         "t-test over models, p = 1e-05)."
     )
-    ((text, good),) = study_report.verdicts({"scaling": result["scaling"]})
+    ((text, good),) = report.verdicts({"scaling": result["scaling"]})
     assert good and text.startswith("resnet50 is best with 30 generated images: 7")
-    assert study_report.verdicts({}) == []
+    assert report.verdicts({}) == []
     harm = {"a": {"real": [0.7, 0.8, 0.8], "generated_1x": [0.5] * 3,
                   "real+generated_1x": [0.6, 0.72, 0.69]}}  # fmt: skip
-    one = {"models": study_results.models(arms_of(harm), NAMES)}
-    ((text, good),) = study_report.verdicts(one)
+    one = {"models": results.models(arms_of(harm), NAMES)}
+    ((text, good),) = report.verdicts(one)
     assert not good and "0 of 1 models gain, -9.67 points" in text and "over seeds, p = 0.0" in text
     single = {"a": {name: [0.5] for name in NAMES}}
-    ((text, good),) = study_report.verdicts(
-        {"models": study_results.models(arms_of(single), NAMES)}
-    )
+    ((text, good),) = report.verdicts({"models": results.models(arms_of(single), NAMES)})
     assert not good and "no paired t-test over seeds: too few of them" in text
 
 
 def test_the_page(result, tmp_path):
-    study_report.write(tmp_path, "What <generated> images are worth", result)
+    report.write(tmp_path, "What <generated> images are worth", result)
     page = (tmp_path / "report.html").read_text()
     assert "<h1>What &lt;generated&gt; images are worth</h1>" in page
     assert page.count("<h2>") == 4 and page.count('src="data:image/png;base64,') == 4
@@ -126,7 +124,7 @@ def drawn(axes):
 
 
 def test_scaling_is_drawn_as_measured(result):
-    figure = study_plots.scaling(result["scaling"])
+    figure = figures.scaling(result["scaling"])
     left, right = figure.axes[:2]
     assert (left.get_ylabel(), right.get_ylabel()) == ("top-1 accuracy (%)", "top-5 accuracy (%)")
     assert drawn(left) == ["real only", "resnet50"]
@@ -139,7 +137,7 @@ def test_scaling_is_drawn_as_measured(result):
 
 
 def test_models_are_drawn_in_order(result):
-    left, right = study_plots.models(result["models"]).axes
+    left, right = figures.models(result["models"]).axes
     assert [label.get_text() for label in left.get_yticklabels()] == list(TABLE_3)
     assert left.get_ylim()[0] > left.get_ylim()[1]
     assert right.get_title() == "mean +1.04, p = 1e-05 over models"
@@ -148,11 +146,11 @@ def test_models_are_drawn_in_order(result):
 
 
 def test_cas_is_drawn_with_its_errors():
-    rows = study_results.cas(
+    rows = results.cas(
         arms_of({m: {"real": [0.7, 0.72], "generated_1x": [0.6, 0.5]} for m in ("a", "b")}),
         ("real", "generated_1x"),
     )
-    (axes,) = study_plots.cas(rows).axes
+    (axes,) = figures.cas(rows).axes
     heights = [bar.get_height() for bar in axes.patches]
     assert heights == pytest.approx([71, 71, 55, 55])
     assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b"]
@@ -160,8 +158,8 @@ def test_cas_is_drawn_with_its_errors():
 
 @pytest.mark.parametrize(("classes", "names"), [(10, 10), (1000, 0)])
 def test_classes_are_drawn(classes, names):
-    found = study_results.per_class({"a": by_class(classes)}, NAMES[:2])["a"]
-    left, right = study_plots.per_class(found, [f"class {i}" for i in range(classes)]).axes
+    found = results.per_class({"a": by_class(classes)}, NAMES[:2])["a"]
+    left, right = figures.per_class(found, [f"class {i}" for i in range(classes)]).axes
     points = left.collections[0].get_offsets()
     expected = 100 * np.stack([found["real"], found["generated"]], axis=1)
     np.testing.assert_allclose(points, expected)

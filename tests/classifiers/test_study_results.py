@@ -8,9 +8,9 @@ import pytest
 from ml_collections import ConfigDict
 from scipy import stats
 
-from classifiers import study_results
-from classifiers.study_facts import Facts
-from classifiers.study_plan import REAL, Arm, Run
+from classifiers.studies import results
+from classifiers.studies.facts import Facts
+from classifiers.studies.plan import REAL, Arm, Run
 from input_pipeline.files import InputError
 
 # Azizi et al. 2023, table 3: top-1 of real only, generated only, both.
@@ -43,7 +43,7 @@ def arms_of(accuracies, **fields):
                 "copies": 0 if name == "real" else int(name.split("_")[1][:-1]),
                 "num_real": 30 * (not name.startswith("generated")),
                 "num_generated": 0 if name == "real" else 30 * int(name.split("_")[1][:-1]),
-                **study_results.against(values, real),
+                **results.against(values, real),
                 **fields,
             }
             for name, values in by_name.items()
@@ -69,7 +69,7 @@ def test_names_of_arms():
 
 
 def test_the_paired_t_test_of_the_paper():
-    found = study_results.models(of_the_paper(), ("real", "generated_1x", "real+generated_1x"))
+    found = results.models(of_the_paper(), ("real", "generated_1x", "real+generated_1x"))
     both = found["both"]
     # Section 5.3: "using a paired t-test, the results are statistically significant with p = 1e-5".
     assert f"{both['p_value']:.0e}" == "1e-05"
@@ -88,27 +88,27 @@ def test_the_paired_t_test_of_the_paper():
 
 def test_over_seeds():
     """Differences of 1, 2 and 3 points: t = 2 / (1 / sqrt 3) with two degrees of freedom."""
-    found = study_results.against([0.51, 0.64, 0.58], [0.50, 0.62, 0.55])
+    found = results.against([0.51, 0.64, 0.58], [0.50, 0.62, 0.55])
     assert found["difference"] == pytest.approx(0.02) and found["mean"] == pytest.approx(1.73 / 3)
     t = 2 * np.sqrt(3)
     # Student's distribution with two degrees of freedom has a closed form.
     assert found["p_value"] == pytest.approx(1 - t / np.sqrt(2 + t**2))
-    assert study_results.against([0.5], [0.4])["p_value"] is None
-    assert study_results.against([0.5, 0.6], [0.4, 0.5])["p_value"] is None
+    assert results.against([0.5], [0.4])["p_value"] is None
+    assert results.against([0.5, 0.6], [0.4, 0.5])["p_value"] is None
 
 
 def test_over_models_counts_gains():
-    found = study_results.over_models([0.5, 0.7, 0.6, 0.9], [0.5, 0.6, 0.7, 0.8])
+    found = results.over_models([0.5, 0.7, 0.6, 0.9], [0.5, 0.6, 0.7, 0.8])
     assert (found["num_models"], found["num_better"]) == (4, 2)
     assert found["mean_difference"] == pytest.approx(0.025)
-    one = study_results.over_models([0.5], [0.4])
+    one = results.over_models([0.5], [0.4])
     assert (one["num_better"], one["std_difference"], one["p_value"]) == (1, 0.0, None)
 
 
 def test_scaling():
     accuracies = {"real": [0.5, 0.7], "real+generated_1x": [0.6, 0.9],
                   "real+generated_10x": [0.4, 0.8]}  # fmt: skip
-    found = study_results.scaling(arms_of({"resnet": accuracies}), list(accuracies))["resnet"]
+    found = results.scaling(arms_of({"resnet": accuracies}), list(accuracies))["resnet"]
     assert found["best"] == "real+generated_1x"
     points = found["points"]
     assert [point["copies"] for point in points] == [0, 1, 10]
@@ -125,26 +125,26 @@ def test_per_class():
     arms = arms_of({"a": {"real": [0.5], "generated_1x": [0.4]}})
     arms["a"]["real"]["per_class"] = [0.1, 0.4, 0.6, 0.9, 0.5]
     arms["a"]["generated_1x"]["per_class"] = [0.2, 0.3, 0.6 + 1e-12, 0.8, 0.7]
-    found = study_results.per_class(arms, ("real", "generated_1x"))["a"]
+    found = results.per_class(arms, ("real", "generated_1x"))["a"]
     assert (found["better"], found["equal"], found["worse"]) == (2, 1, 2)
     assert found["share_better"] == 0.4
     expected = np.corrcoef(found["real"], found["generated"])[0, 1]
     assert found["correlation"] == pytest.approx(expected)
     assert found["classes"] == [0, 1, 2, 3, 4]
     arms["a"]["real"]["per_class"] = [0.5] * 5
-    found = study_results.per_class(arms, ("real", "generated_1x"))["a"]
+    found = results.per_class(arms, ("real", "generated_1x"))["a"]
     assert found["correlation"] is None and found["better"] == 3
     # A class that has no images in the set.
     for name, values in (("real", [0.1, None, 0.6]), ("generated_1x", [0.2, None, 0.5])):
         arms["a"][name]["per_class"] = values
-    found = study_results.per_class(arms, ("real", "generated_1x"))["a"]
+    found = results.per_class(arms, ("real", "generated_1x"))["a"]
     assert (found["classes"], found["real"], found["generated"]) == ([0, 2], [0.1, 0.6], [0.2, 0.5])
     assert found["share_better"] == 0.5
 
 
 def test_cas():
     arms = of_the_paper()
-    found = study_results.cas({"ResNet-50": arms["ResNet-50"]}, ("real", "generated_1x"))
+    found = results.cas({"ResNet-50": arms["ResNet-50"]}, ("real", "generated_1x"))
     assert [(row["model"], row["arm"]) for row in found] == [
         ("ResNet-50", "real"),
         ("ResNet-50", "generated_1x"),
@@ -182,7 +182,7 @@ FACTS = Facts(
 
 
 def test_collected(tmp_path):
-    result = study_results.collect(CONFIG, evaluations(tmp_path), FACTS)
+    result = results.collect(CONFIG, evaluations(tmp_path), FACTS)
     assert set(result) == {"evaluation", "sizes", "arms", "cas", "per_class"}
     assert result["sizes"] == {"resnet": {"input": 8, "parameters": 500}}
     arm = result["arms"]["resnet"]["generated_1x"]
@@ -196,4 +196,4 @@ def test_collected(tmp_path):
 @pytest.mark.parametrize("fields", [dict(num_images=9), dict(class_names=["a", "c"])])
 def test_evaluations_of_different_images(tmp_path, fields):
     with pytest.raises(InputError, match=r"generated_1x/evaluation_test\.json is of other images"):
-        study_results.collect(CONFIG, evaluations(tmp_path, **fields), FACTS)
+        results.collect(CONFIG, evaluations(tmp_path, **fields), FACTS)

@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 
 from classifiers import recipes
-from classifiers.study_plan import Run
+from classifiers.studies.plan import Run
 from input_pipeline import sources
 from input_pipeline.files import InputError, json_digest
 from launch.runtime import app

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from classifiers import study_plots
+from classifiers.studies import figures
 from input_pipeline.files import write_atomic, write_json
 from launch.runtime import pictures
 from launch.runtime.report import Report, p_text, percent, points, text_table
@@ -194,12 +194,12 @@ def extremes_table(found: Mapping[str, Any], class_names: Sequence[str]) -> Tabl
 def _cas(report: Report, workdir: Path, result: Mapping[str, Any]) -> None:
     report.heading("Classification accuracy score")
     report.table(*cas_table(result))
-    _figure(report, workdir / "cas.png", study_plots.cas(result["cas"]), _CAS)
+    _figure(report, workdir / "cas.png", figures.cas(result["cas"]), _CAS)
 
 
 def _scaling(report: Report, workdir: Path, result: Mapping[str, Any]) -> None:
     report.heading("How many generated images")
-    _figure(report, workdir / "scaling.png", study_plots.scaling(result["scaling"]), _SCALING)
+    _figure(report, workdir / "scaling.png", figures.scaling(result["scaling"]), _SCALING)
     report.table(*scaling_table(result))
 
 
@@ -213,7 +213,7 @@ def _models(report: Report, workdir: Path, result: Mapping[str, Any]) -> None:
             f"better, {points(found['mean_difference'])} ± {100 * found['std_difference']:.2f} "
             f"points over models {_test(found['p_value'], 'models')}."
         )
-    _figure(report, workdir / "models.png", study_plots.models(result["models"]), _MODELS)
+    _figure(report, workdir / "models.png", figures.models(result["models"]), _MODELS)
 
 
 def _per_class(report: Report, workdir: Path, result: Mapping[str, Any]) -> None:
@@ -221,7 +221,7 @@ def _per_class(report: Report, workdir: Path, result: Mapping[str, Any]) -> None
     report.table(*per_class_table(result))
     for model, found in result["per_class"].items():
         names = [result["evaluation"]["class_names"][label] for label in found["classes"]]
-        figure = study_plots.per_class(found, names)
+        figure = figures.per_class(found, names)
         _figure(report, workdir / f"per_class_{model}.png", figure, f"{model}. {_PER_CLASS}")
         report.table(*extremes_table(found, names))
 

@@ -1,4 +1,4 @@
-"""The figures of a study; what they show is in `study_results`."""
+"""The figures of a study; what they show is in `results`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -13,8 +13,8 @@ import numpy as np
 from scipy import stats
 
 from classifiers.evaluate import compare
-from classifiers.study_facts import Facts
-from classifiers.study_plan import REAL, Run, arms_of, evaluation_path
+from classifiers.studies.facts import Facts
+from classifiers.studies.plan import REAL, Run, arms_of, evaluation_path
 from input_pipeline.files import InputError, read_json
 
 Arms = Mapping[str, Mapping[str, dict[str, Any]]]
