@@ -29,9 +29,8 @@ def table(result: Result) -> str:
         row += [_spread(found["mean"], found["std"]) for found in arm["attacks"].values()]
         p_value = "" if arm["p_value"] is None else f"{arm['p_value']:.2g}"
         rows.append([*row, str(len(arm["accuracies"])), p_value])
-    title = (
-        f"{result['name']}: {result['num_images']:,} images, {len(result['class_names'])} classes"
-    )
+    classes = len(result["class_names"])
+    title = f"{result['name']}: {result['num_images']:,} images, {classes:,} classes"
     return "\n".join([title, *_aligned(rows)])
 
 

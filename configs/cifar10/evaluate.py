@@ -12,7 +12,8 @@ the file:
 The attacks are of 8/255, the usual ball for CIFAR-10 (Madry et al. 2018, section 5), whose PGD for
 evaluation takes 20 steps of 2/255.
 
-Hardware: one GPU, a minute for each run of a small ResNet; without attacks 2 CPU cores.
+Hardware: one GPU. On the sample's 3,000 test images the attacks cost as much as training on some
+70,000 images, for each seed of each run.
 """
 
 from ml_collections import ConfigDict
@@ -37,8 +38,8 @@ def get_config(arg=""):
     config.batch_size = 256
     config.calibration_bins = 15
     config.attacks = dict(
-        fgsm=dict(kind="fgsm", epsilon=8),
-        pgd=dict(kind="pgd", epsilon=8, steps=20, step_size=2, seed=0),
+        fgsm=dict(kind="fgsm", epsilon=8, num_images=0),
+        pgd=dict(kind="pgd", epsilon=8, steps=20, step_size=2, seed=0, num_images=0),
     )
     config.shots = dict()
     if args["runlocal"]:
