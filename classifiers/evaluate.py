@@ -6,10 +6,10 @@ Each run below the folder, and each of config.runs, is one arm; its seeds are it
 NAME of config.sets is summed up in evaluation_NAME.json and a table: top-1, top-5, loss,
 calibration error, accuracy by class, of many-, medium- and few-shot classes (config.shots) and
 under attack (config.attacks); evaluation.png draws them. What is done is kept in the folder
-`evaluations`, so that the same command goes on where it stopped, and does only what is new.
+`evaluations`, so that the same command goes on where it stopped, and does only what is new. It is
+one process, with all its devices.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import ml_collections
@@ -19,36 +19,14 @@ from jaxtyping import Float, Int
 from scipy import stats
 from tqdm import tqdm
 
-from classifiers import label_maps
-from classifiers.evaluation import report, scores, shots
+from classifiers.evaluation import report, shots
 from classifiers.evaluation.runs import Run, find_runs, open_run
 from classifiers.evaluation.seeds import RunOnSet, check_attacks
 from classifiers.evaluation.sets import EvaluationSet, check_specs, open_sets
-from classifiers.models.presets import Classifier
-from input_pipeline import sources
-from input_pipeline.augment.policy import Transform
 from input_pipeline.files import InputError, write_json
 from launch.runtime import app, pictures
 from launch.runtime.mesh import make_mesh
-
-
-def make_predict(
-    model: Classifier,
-    source: sources.Source,
-    batch_size: int,
-    transform: Transform | None = None,
-) -> Callable[[dict[str, Any]], Int[np.ndarray, " n"]]:
-    """A function from variables to the predicted class of every image of `source`, in order.
-
-    Args:
-        model: the network.
-        source: the images.
-        batch_size: images at a time.
-        transform: what happens to each of them before.
-    """
-    label_map = label_maps.identity(source.class_names)
-    score = scores.make_score(model, source, label_map, batch_size, transform)
-    return lambda variables: score(variables)["predicted"]
+from launch.runtime.workdir import lock
 
 
 def compare(
@@ -83,6 +61,7 @@ def main(args: app.Arguments) -> None:
         for found in evaluated.values():
             found.check_model(run.path, run.num_classes, run.class_names)
     counts = shots.count_images(config.shots, runs) if config.shots else None
+    lock(args.workdir / "evaluations")
     seeds = _evaluate(config, args.workdir, runs, evaluated)
     results = {}
     for name, found in evaluated.items():

@@ -7,19 +7,52 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
 from classifiers.training import Batch, Training, Update
+from input_pipeline.files import InputError
 from launch.runtime import checkpoint
 from launch.runtime.distributed import on_first_process
+from launch.runtime.ema import MAIN
 from launch.runtime.mesh import state_shardings
 from launch.runtime.state import TrainState
 
 FOLDER = "seeds"
 # The step is the same for all seeds, everything else has them as its first axis.
 _AXES = TrainState(step=None, variables=0, opt_state=0, ema=0)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Looks for what cannot be kept of each seed where all are trained together.
+
+    Raises:
+        InputError: the config asks for it.
+    """
+    if not config.get("vmap_seeds"):
+        return
+    if config.get("best"):
+        raise InputError("config.best with vmap_seeds: each seed has its own best; set one of them")
+    if extra := sorted(set(config.ema) - {MAIN}):
+        raise InputError(
+            f"config.ema.{extra[0]} with vmap_seeds: of each seed only {MAIN!r} is kept; take it "
+            "away, or vmap_seeds"
+        )
+
+
+def check_alone(config: ml_collections.ConfigDict) -> None:
+    """Refuses what would be compiled for one seed and run for all.
+
+    Raises:
+        InputError: the seeds are to be trained together.
+    """
+    if config.get("vmap_seeds"):
+        raise InputError(
+            "--preflight compiles the step of one seed: leave config.vmap_seeds away, and multiply "
+            "the memory of parameters and activations by config.seeds"
+        )
 
 
 def stacked(training: Training) -> Training:

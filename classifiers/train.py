@@ -17,14 +17,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from absl import flags
 from etils import epath
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
 
 from classifiers import curves, recipes, seeds, warm_start
-from classifiers.evaluate import make_predict
 from classifiers.models.presets import Classifier
 from classifiers.training import Batch, Training
 from input_pipeline import loader, sources
@@ -32,8 +34,9 @@ from input_pipeline.augment.policy import Transform
 from input_pipeline.files import InputError
 from input_pipeline.mixture import Union, check_weight
 from launch.runtime import app, distributed, preflight
+from launch.runtime.images import to_float
 from launch.runtime.loop import check_training, fit
-from launch.runtime.mesh import local_rows, make_mesh
+from launch.runtime.mesh import local_rows, make_mesh, put_batch
 from launch.runtime.state import TrainState
 from launch.runtime.workdir import claim_workdir
 
@@ -48,11 +51,28 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def make_measure(
-    source: sources.Source, model: Classifier, batch_size: int, transform: Transform | None
-) -> Callable[[dict[str, Any]], float]:
-    """Accuracy of variables on a source."""
-    predict = make_predict(model, source, batch_size, transform)
-    return lambda variables: float(np.mean(predict(variables) == source.labels))
+    source: sources.Source,
+    model: Classifier,
+    batch_size: int,
+    transform: Transform | None,
+    mesh: Mesh,
+) -> Measure:
+    """Accuracy of variables on a source, whose images all processes share among them."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    batch_size = -(-batch_size // ways) * ways
+    rows = local_rows(mesh, batch_size)
+
+    @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, P()))
+    def count(variables: dict[str, Any], batch: Batch) -> Array:
+        found = jnp.argmax(model.apply(variables, to_float(batch["image"])), axis=-1)
+        return ((found == batch["label"]) & batch["mask"]).sum()
+
+    def measure(variables: dict[str, Any]) -> float:
+        batches = loader.eval_batches(source, batch_size, transform, rows)
+        correct = [count(variables, put_batch(mesh, batch)) for batch in batches]
+        return sum(map(int, correct)) / len(source)
+
+    return measure
 
 
 def load_training_images(
@@ -61,12 +81,14 @@ def load_training_images(
     """The union of all sources to train on.
 
     Raises:
-        InputError: one is missing or has other classes, or a domain that the config speaks of has
-            no images.
+        InputError: one is missing or has other classes, a label is of none of them, or a domain
+            that the config speaks of has no images.
     """
     source = Union([sources.load(spec) for spec in config.train_sources.values()])
     if tuple(source.class_names) != tuple(validation.class_names):
         raise InputError("config.train_sources and config.evaluation_source have different classes")
+    for each in (source, validation):
+        sources.check_labels(each)
     if config.get("synthetic_weight") is not None:
         check_weight(source.domain, config.synthetic_weight)
     return sources.in_memory(source) if config.in_memory else source
@@ -89,6 +111,10 @@ def train(
     digests = {name: sources.digest(spec) for name, spec in config.train_sources.items()} | inputs
     claim_workdir(args.workdir, config, {name: found for name, found in digests.items() if found})
 
+    workers, together = config.get("loader_workers", 0), config.get("vmap_seeds")
+    if together:
+        workers = -(-workers // config.seeds)
+
     def reader(seed: int) -> Callable[[int, int], Iterator[Batch]]:
         data = loader.batches(
             source,
@@ -101,12 +127,14 @@ def train(
             synthetic_weight=config.get("synthetic_weight"),
             repeats=config.get("repeats", 1),
         )
-        return functools.partial(loader.iterate, data, workers=config.get("loader_workers", 0))
+        return functools.partial(loader.iterate, data, workers=workers)
 
     names = validation.class_names
     distributed.on_first_process(lambda: recipes.save_class_names(args.workdir, names))
-    measure = make_measure(validation, training.model, config.evaluation_batch_size, transform)
-    run = _train_together if config.get("vmap_seeds") else _train_in_turn
+    measure = make_measure(
+        validation, training.model, config.evaluation_batch_size, transform, mesh
+    )
+    run = _train_together if together else _train_in_turn
     with jax.set_mesh(mesh):
         run(args.workdir, training, mesh, reader, measure)
     distributed.on_first_process(lambda: curves.write(args.workdir, config.seeds))
@@ -172,10 +200,12 @@ def main(args: app.Arguments) -> None:
     if args.dry_run:
         app.describe(config, model=params)
     elif values.preflight:
+        seeds.check_alone(config)
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         preflight.run(values.preflight, training.lower, config.mesh, count, values.preflight_effort)
     else:
         check_training(config, make_mesh(config.mesh))
+        seeds.check(config)
         inputs = warm_start.check_start(config, training.model)
         train(args, training, validation, inputs)
 

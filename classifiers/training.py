@@ -59,8 +59,12 @@ def make_update(
             "config.mix.by_domain=False with model.auxiliary_batch_norm: a mixture of a real and a "
             "synthetic image would be of neither domain; set it to True"
         )
-    loss = losses.make_loss(config)
-    weigh = _weights(config)
+    loss, weigh = losses.make_loss(config), _weights(config)
+    if config.get("synthetic_loss_weight", 1.0) != 1.0 and mix and not config.mix.get("by_domain"):
+        raise InputError(
+            "config.mix.by_domain=False with synthetic_loss_weight: a mixture of a real and a "
+            "synthetic image has no weight of its own; set it to True"
+        )
     split = len(config.train_sources) > 1
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
@@ -112,7 +116,10 @@ def _weights(config: ml_collections.ConfigDict) -> Callable[[Array, Array], Arra
 
 
 def _by_domain(domain: Array, **values: Float[Array, " b"]) -> dict[str, dict[str, Array]]:
-    """`NAME_by_domain`: means over the examples of each domain; NaN where there is none."""
+    """`NAME_by_domain`: means over the examples of each domain; NaN where there is none.
+
+    Where images of both are mixed with each other, a mixture is of the domain of its first one.
+    """
     means: dict[str, dict[str, Array]] = {}
     for name, each in values.items():
         found = means[f"{name}_by_domain"] = {}

@@ -164,9 +164,8 @@ def check_config(training: Training, mesh: Mesh) -> None:
         )
     if not 0.0 <= config.text_drop <= 1.0:
         raise InputError(f"config.text_drop={config.text_drop}: a probability is in [0, 1]")
-    for field in ("evaluation_batch_size", "evaluation_draws"):
-        if config[field] < 1:
-            raise InputError(f"config.{field}={config[field]}: at least 1 is needed")
+    if config.evaluation_draws < 1:
+        raise InputError(f"config.evaluation_draws={config.evaluation_draws}: at least 1 is needed")
     if config.get("pictures_every", 0) and config.pictures.count < 1:
         raise InputError(f"config.pictures.count={config.pictures.count}: at least 1 is needed")
     measured = [loss_name(name) for name in training.decays or (MAIN,)]

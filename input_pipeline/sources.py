@@ -281,3 +281,20 @@ _KINDS = {
     "tfds": _Kind(_tfds, "split", ("path", "data_set", "data_dir", *_TFDS_FIELDS)),
     "parquet": _Kind(_parquet, "path", _PARQUET_FIELDS),
 }
+
+
+def check_labels(source: Source) -> None:
+    """Looks whether every label is that of a class.
+
+    Raises:
+        InputError: one is not, or there is no image.
+    """
+    if not len(source):
+        raise InputError("the set holds no images; check its source")
+    wrong = np.flatnonzero((source.labels < 0) | (source.labels >= len(source.class_names)))
+    if wrong.size:
+        i = int(wrong[0])
+        raise InputError(
+            f"image {source.key(i)} has label {source.labels[i]}, but there are "
+            f"{len(source.class_names)} classes; mend the set's labels"
+        )

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from classifiers import evaluate, label_maps, recipes
 from configs import arguments
 from imagen_ft import class_names
+from input_pipeline import subsets
 from input_pipeline.imagenet import wordnet_ids
 from tests import commands
 from tests.classifiers.evaluation import tiny
@@ -256,6 +257,23 @@ def test_the_recipes_numbers(name):
     assert get_config("arm=generated,k=2").total_steps == round(2 * epochs * images / batch)
     half = get_config(f"batch={batch // 2}")
     assert half.optimizer.learning_rate == rate / 2 and half.batch_size == batch // 2
+    assert half.optimizer.warmup_steps == pytest.approx(2 * warmup, abs=1)
+    for arm in ("real", "generated", "real+generated"):
+        start = f"runs/imagenet/deit_b/{arm}" if name == "deit_b_384" else ""
+        assert get_config(f"arm={arm}").init_from == start
+
+
+def test_few_and_unequal_images_to_train_on():
+    get_config = load("configs/imagenet/resnet50.py").get_config
+    config = get_config("per_class=100,epochs=100,batch=2048")
+    assert config.train_sources.real.per_class == 100
+    assert config.total_steps == round(100 * 100_000 / 2048)
+    mixed = get_config("arm=real+generated,k=2,per_class=100,epochs=100")
+    assert mixed.total_steps == round(100 * (100_000 + 2 * 1_281_167) / 4096)
+    config = get_config("gamma=50,epochs=100")
+    assert config.train_sources.real.long_tail.to_dict() == dict(n_max=1300, gamma=50)
+    images = int(subsets.long_tail_counts(1000, 1300, 50).sum())
+    assert config.total_steps == round(100 * images / 4096)
 
 
 @pytest.mark.parametrize("name", IMAGENET)

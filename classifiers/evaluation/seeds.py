@@ -19,7 +19,7 @@ from input_pipeline.subsets import Subset
 from launch.runtime.config import plain
 
 # Of what is kept: to be raised when a number changes its meaning.
-_FORMAT = 1
+_FORMAT = 2
 
 
 def check_attacks(specs: Mapping[str, Any], sets: Mapping[str, Any]) -> dict[str, Attack]:
@@ -78,7 +78,9 @@ class RunOnSet:
         self._score = scores.make_score(
             model, evaluated.source, evaluated.label_map, *self._batches(), tell
         )
-        judge = scores.make_judge(model, evaluated.label_map)
+        # In bfloat16 a step of less than half a grey level would be rounded away.
+        precise = model.clone(dtype=np.dtype("float32"))
+        judge = scores.make_judge(precise, evaluated.label_map)
         specs = plain(config["attacks"])
         self._specs = {
             name: spec for name, spec in specs.items() if evaluated.name in _sets(spec, evaluated)

@@ -127,7 +127,7 @@ def _open(name: str, spec: dict[str, Any]) -> EvaluationSet:
     mapped = spec.get("label_map", "")
     try:
         source = sources.load(spec["source"])
-        _check_labels(source)
+        sources.check_labels(source)
         label_map = label_maps.resolve(mapped, source.class_names, "classes" in spec["source"])
     except InputError as error:
         prepare = spec.get("prepare")
@@ -136,18 +136,6 @@ def _open(name: str, spec: dict[str, Any]) -> EvaluationSet:
     digest = sources.digest(spec["source"])
     made_from = {"source": spec["source"], "label_map": mapped, "digest": digest}
     return EvaluationSet(name, _mapped(source, label_map), label_map, made_from)
-
-
-def _check_labels(source: Source) -> None:
-    if not len(source):
-        raise InputError("the set holds no images; check its source")
-    wrong = np.flatnonzero((source.labels < 0) | (source.labels >= len(source.class_names)))
-    if wrong.size:
-        i = int(wrong[0])
-        raise InputError(
-            f"image {source.key(i)} has label {source.labels[i]}, but there are "
-            f"{len(source.class_names)} classes; mend the set's labels"
-        )
 
 
 def _mapped(source: Source, label_map: LabelMap) -> Source:

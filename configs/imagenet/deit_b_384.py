@@ -6,8 +6,8 @@ python -m classifiers.train --config=configs/imagenet/deit_b_384.py:arm=real+gen
 `recognition.py` describes the arguments (`:arm=real`, `k`, `:data=DIR`, `:runlocal`, ...). Without
 the hardware, `--dry_run` prints the network, and `--preflight=v4:2x4x4` what a chip needs.
 
-Touvron et al. 2021, section 5: the rate is constant. It begins with a run of `deit_b.py`
-(`--config.init_from=DIR`), of the same arm as this one.
+Touvron et al. 2021, section 5: the rate is constant. It begins with the run of `deit_b.py` of the
+same arm, runs/imagenet/deit_b/ARM; `--config.init_from=DIR` names another.
 
 Hardware: 32 TPU v4, 1.0 hours, or 8 H100, 1.1 hours, by operations; to feed them takes a core for
 every 150 to 270 images a second. Expected top-1 (%), real / generated / both: 83.16 / 75.45 / 83.75
@@ -34,5 +34,5 @@ def get_config(arg=""):
         mix=dict(mixup=0.8, cutmix=1.0),
         label_smoothing=0.1,
         repeats=3,
-        init_from="runs/imagenet/deit_b/real+generated",
+        init_from="runs/imagenet/deit_b",
     )

@@ -6,7 +6,9 @@ Arguments of each config, as in `FILE.py:arm=real+generated,k=3,data=data/imagen
     k             copies of the real set's size that are taken of the generated set
     generated     the folder of that set, made by `imagen_ft.generate`
     same_steps    as many steps as with real images alone; else an epoch is all of the arm
-    batch         another batch; the learning rate keeps its proportion to it, the epochs stay
+    epochs, batch other ones; the learning rate keeps its proportion to the batch
+    per_class     so many real images a class, drawn at random (low data: 100, 200 or 500)
+    gamma         real images in a long tail from 1,300 a class down to 1,300 / gamma
     data          a folder, or a zip, of `train/n01440764/*.JPEG` and `val/n01440764/*.JPEG`
     train, val    what these two folders in it are called
     runlocal      four steps of a tiny network at 32 px: it starts on a CPU
@@ -15,11 +17,12 @@ Arguments of each config, as in `FILE.py:arm=real+generated,k=3,data=data/imagen
 with `--config.synthetic_weight=0.5 --config.synthetic_loss_weight=0.6`, and with a ResNet also
 `--config.model.auxiliary_batch_norm=True`.
 
+Low data and long tails there are `epochs=100` with `per_class` or `gamma`, and for real images
+alone `batch=2048` with `--config.optimizer.learning_rate=0.88`. An epoch is of what is there.
+
 The expected times are FLOPs / 40% of the chips' bfloat16 peak for real images alone; they are
 printed by `python -m tests.benchmarks.recipes`.
 """
-
-from collections.abc import Callable
 
 from ml_collections import ConfigDict, config_dict
 
@@ -87,6 +90,7 @@ def training(
     repeats: int = 1,
     ema: float = 0.0,
     init_from: str = "",
+    scale: tuple[float, float] = (0.08, 1.0),
     drops: tuple[int, ...] = (),
 ) -> ConfigDict:
     """A run of classifiers.train.
@@ -104,7 +108,8 @@ def training(
         mix: Mixup and CutMix.
         repeats: how often an image is in a batch.
         ema: decay of the weights' average; 0 is without.
-        init_from: a run to begin with.
+        init_from: folder of the runs to begin with, one for each arm.
+        scale: of the random resized crops, as shares of the image's area.
         drops: epochs at which the learning rate falls to a tenth.
     """
     args = arguments.parse(
@@ -113,23 +118,37 @@ def training(
         k=1,
         generated="data/imagenet_synthetic",
         same_steps=False,
+        epochs=0,
         batch=0,
+        per_class=0,
+        gamma=0.0,
         data="data/imagenet",
         train="train",
         val="val",
         runlocal=False,
     )
     batch = args["batch"] or batch_size
-    sources = arms(args, dict(name="image_folder", path=args["data"], root=args["train"]))
-    sets = 1 if args["same_steps"] else ("real" in sources) + args["k"] * ("generated" in sources)
-    steps: Callable[[float], int] = lambda epochs: round(epochs * sets * NUM_IMAGES / batch)  # noqa: E731
+    real = dict(name="image_folder", path=args["data"], root=args["train"])
+    if args["per_class"]:
+        real["per_class"] = args["per_class"]
+    if args["gamma"]:
+        real["long_tail"] = dict(n_max=1300, gamma=args["gamma"])
+    sources, epochs = arms(args, real), args["epochs"] or epochs
+    images = _num_images(args) * ("real" in sources or args["same_steps"])
+    if not args["same_steps"]:
+        images += args["k"] * NUM_IMAGES * ("generated" in sources)
+
+    def steps(epochs: int) -> int:
+        return round(epochs * images / batch)
+
     optimizer = dict(optimizer, learning_rate=optimizer["learning_rate"] * batch / batch_size)
-    # A warm-up is as long whatever the arm.
-    warmup_epochs = optimizer.pop("warmup_epochs", 0)
-    optimizer.setdefault("warmup_steps", round(warmup_epochs * NUM_IMAGES / batch))
+    # A warm-up sees as many images whatever the arm and the batch.
+    warmup = optimizer.pop("warmup_steps", 0) * batch_size / batch
+    warmup += optimizer.pop("warmup_epochs", 0) * _num_images(args) / batch
+    optimizer["warmup_steps"] = round(warmup)
     if drops:
         optimizer |= dict(schedule="step", boundaries=tuple(map(steps, drops)), factor=0.1)
-    crops = dict(size=size, crop=dict(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)), flip=True)
+    crops = dict(size=size, crop=dict(scale=scale, ratio=(3 / 4, 4 / 3)), flip=True)
     config = ConfigDict(
         dict(
             num_classes=NUM_CLASSES,
@@ -143,7 +162,7 @@ def training(
             seeds=1,
             vmap_seeds=False,
             model=dict(model, dtype="bfloat16"),
-            init_from=init_from,
+            init_from=f"{init_from}/{args['arm']}" if init_from else "",
             batch_size=batch,
             total_steps=steps(epochs),
             augment={} if augment is None else crops | augment,
@@ -164,6 +183,13 @@ def training(
     if args["runlocal"]:
         _shrink(config)
     return config
+
+
+def _num_images(args: dict) -> int:
+    """Real images that the arguments leave of the training set."""
+    if args["gamma"]:
+        return sum(int(1300 * args["gamma"] ** (-k / 999) + 1e-9) for k in range(NUM_CLASSES))
+    return args["per_class"] * NUM_CLASSES or NUM_IMAGES
 
 
 def arms(args: dict, real: dict) -> dict:

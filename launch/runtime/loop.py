@@ -22,7 +22,14 @@ from launch.runtime.progress import Metrics, Progress
 from launch.runtime.state import TrainState
 
 T = TypeVar("T")
-_LEAST = {"total_steps": 1, "batch_size": 1, "seed": 0, "seeds": 1, "loader_workers": 0}
+_LEAST = {
+    "total_steps": 1,
+    "batch_size": 1,
+    "evaluation_batch_size": 1,
+    "seed": 0,
+    "seeds": 1,
+    "loader_workers": 0,
+}
 
 
 def check_training(config: ml_collections.ConfigDict, mesh: Mesh) -> None:

@@ -131,8 +131,9 @@ def make_optimizer(
             f"optimizer.weight_decay={config.weight_decay}: {config.name!r} has none; set it to 0 "
             "or use 'adamw', 'lamb' or 'sgd'"
         )
-    if config.clip_norm < 0:
-        raise InputError(f"optimizer.clip_norm={config.clip_norm}: above 0, or 0 for none")
+    for field in ("learning_rate", "weight_decay", "warmup_steps", "clip_norm"):
+        if not 0 <= config[field] < float("inf"):
+            raise InputError(f"optimizer.{field}={config[field]}: a number of at least 0 is needed")
     rate = make_schedule(config, total_steps)
     tx = make(rate, config.weight_decay, **{name: config[name] for name in own if name in config})
     if config.clip_norm:

@@ -6,10 +6,11 @@ import torch
 from ml_collections import ConfigDict
 from scipy import stats
 
-from classifiers import evaluate, recipes
+from classifiers import evaluate, recipes, train
 from classifiers.losses import soft_cross_entropy, soft_targets
 from input_pipeline.files import InputError
 from input_pipeline.sources import ArraySource
+from launch.runtime.mesh import make_mesh
 
 
 def test_compare_is_a_paired_t_test():
@@ -58,12 +59,12 @@ class Brightest:
 
 
 @pytest.mark.parametrize("count", [1, 4, 5, 8])
-def test_predictions_leave_padding_out(count):
+def test_what_training_measures_leaves_padding_out(count):
     source = a_source(count)
-    predict = evaluate.make_predict(Brightest(), source, batch_size=4)
+    measure = train.make_measure(source, Brightest(), 4, None, make_mesh({}))
     pixels = source.images[:, 0, :3, 0].astype(int)
-    assert predict({"sign": np.float32(1)}).tolist() == pixels.argmax(axis=1).tolist()
-    assert predict({"sign": np.float32(-1)}).tolist() == pixels.argmin(axis=1).tolist()
+    for sign, found in ((1, pixels.argmax(axis=1)), (-1, pixels.argmin(axis=1))):
+        assert measure({"sign": np.float32(sign)}) == (found == source.labels).mean()
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])

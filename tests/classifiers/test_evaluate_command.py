@@ -293,7 +293,7 @@ def test_outputs_that_are_not_finite(tmp_path, capsys):
     assert run(evaluate.main, config, tmp_path / "runs") == 2
     err = capsys.readouterr().err.splitlines()[-1]
     assert "real/seed_0: its outputs on small are not finite; leave this run out" in err
-    assert not list((tmp_path / "runs").glob("evaluation*"))
+    assert not list((tmp_path / "runs").glob("evaluation[_.]*"))
 
 
 def test_a_dry_run_counts_parameters(runs, capsys):

@@ -107,3 +107,21 @@ def test_the_flag_cannot_change_midway(together, capsys):
     argv = (*TINY, "--config.vmap_seeds=False")
     assert run_task(train.main, "classifier.py:arm=real,runlocal", together, *argv) == 2
     assert "was begun with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(best=dict(metric="validation_accuracy", mode="max")), "config.best with vmap_seeds"),
+        (dict(ema=dict(main=dict(decay=0.5), slow=dict(decay=0.9))), "config.ema.slow with vmap"),
+    ],
+)
+def test_what_is_not_kept_of_each_seed_is_refused(tmp_path, capsys, fields, message):
+    assert run(tmp_path / "run", dict(real=REAL), **(FIELDS | fields), vmap_seeds=True) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_the_preflight_is_of_one_seed(tmp_path, capsys):
+    argv = (*TINY, "--config.vmap_seeds=True", "--preflight=v4:2x2x1")
+    assert run_task(train.main, "classifier.py:arm=real,runlocal", tmp_path, *argv) == 2
+    assert "--preflight compiles the step of one seed" in capsys.readouterr().err

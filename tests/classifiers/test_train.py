@@ -5,6 +5,7 @@ import json
 import pytest
 
 from classifiers import evaluate, train
+from input_pipeline import sources
 from input_pipeline.files import read_json
 from launch.runtime.metrics import column, read_metrics
 from tests import commands
@@ -121,6 +122,31 @@ def test_another_config_in_the_same_work_directory(arms, capsys):
     config = "classifier.py:arm=real,runlocal"
     assert run(train.main, config, arms / "real", *TINY, "--config.batch_size=8") == 2
     assert "was begun with batch_size = 16, now it is 8" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("evaluation_batch_size=0", "config.evaluation_batch_size=0: at least 1"),
+        ("optimizer.learning_rate=-1.0", "optimizer.learning_rate=-1.0: a number of at least 0"),
+        ("optimizer.learning_rate=nan", "optimizer.learning_rate=nan"),
+        ("optimizer.weight_decay=-1.0", "optimizer.weight_decay=-1.0"),
+        ("optimizer.warmup_steps=-3", "optimizer.warmup_steps=-3"),
+    ],
+)
+def test_wrong_numbers(tmp_path, capsys, flag, message):
+    config = "classifier.py:arm=real,runlocal"
+    assert run(train.main, config, tmp_path / "run", *TINY, f"--config.{flag}") == 2
+    assert message in one_line(capsys) and not (tmp_path / "run").exists()
+
+
+def test_a_label_that_is_no_class(tmp_path, capsys, monkeypatch):
+    digits = sources.digits("train")
+    digits.labels[3] = 10
+    monkeypatch.setattr(sources, "load", lambda spec: digits)
+    assert run(train.main, "classifier.py:arm=real,runlocal", tmp_path / "run", *TINY) == 2
+    assert "has label 10, but there are 10 classes" in one_line(capsys)
+    assert not (tmp_path / "run").exists()
 
 
 def test_nothing_to_evaluate(tmp_path, capsys):

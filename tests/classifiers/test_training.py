@@ -132,6 +132,13 @@ def test_what_is_mixed_is_of_one_domain_where_each_has_its_norms():
     Training.of(config_of(**fields, mix=dict(mixup=0.2, by_domain=True)), 10, (8, 8, 1))
 
 
+def test_a_mixture_of_both_domains_has_no_weight():
+    fields = dict(train_sources=BOTH, synthetic_loss_weight=0.6)
+    with pytest.raises(InputError, match=r"mix\.by_domain=False with synthetic_loss_weight"):
+        Training.of(config_of(**fields, mix=dict(mixup=0.2)), 10, (8, 8, 1))
+    Training.of(config_of(**fields, mix=dict(mixup=0.2, by_domain=True)), 10, (8, 8, 1))
+
+
 def test_presets_have_the_same_step_in_any_domain():
     """A model that has no norms of its own for a domain does not look at it."""
     batch = draw()
