@@ -104,22 +104,11 @@ def make_attack(
         attack: which.
         judge: predictions and losses of images in [-1, 1], see `scores.make_judge`.
     """
-    epsilon, step_size = attack.epsilon / _LEVELS, attack.step_size / _LEVELS
+    epsilon, step_size = (jnp.float32(x / _LEVELS) for x in (attack.epsilon, attack.step_size))
 
     def loss_of(x: Array, variables: Variables, labels: Array) -> tuple[Array, tuple]:
         found = judge(variables, x, labels)
         return found["loss"].sum(), (found["loss"], found["predicted"] == labels)
-
-    def project(x: Array, clean: Array) -> Array:
-        return jnp.clip(x, jnp.maximum(clean - epsilon, -1), jnp.minimum(clean + epsilon, 1))
-
-    @jax.jit
-    def begin(images: Array, places: Array) -> tuple[Array, Array]:
-        """The images, and a random point in the ball of each that depends on its place alone."""
-        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(attack.seed), i))(places)
-        draw = lambda key: jax.random.uniform(key, images.shape[1:], minval=-1, maxval=1)  # noqa: E731
-        clean = to_float(images)
-        return clean, project(clean + epsilon * jax.vmap(draw)(keys), clean)
 
     @jax.jit
     def look(variables: Variables, x: Array, labels: Array, best: Found) -> Found:
@@ -130,22 +119,35 @@ def make_attack(
         variables: Variables, clean: Array, x: Array, labels: Array, best: Found, size: Array
     ) -> tuple[Array, Found]:
         slope, seen = jax.grad(loss_of, has_aux=True)(x, variables, labels)
-        return project(x + size * jnp.sign(slope), clean), _stronger(best, Found(x, *seen))
+        x_next = _project(x + size * jnp.sign(slope), clean, epsilon)
+        return x_next, _stronger(best, Found(x, *seen))
 
     def run(variables: Variables, images: Array, labels: Array, places: Array) -> Found:
-        clean, start = begin(images, places)
-        best = _nothing(clean, labels)
-        x, best = climb(variables, clean, clean, labels, best, jnp.float32(epsilon))
+        clean = to_float(images)
+        x, best = climb(variables, clean, clean, labels, _nothing(clean, labels), epsilon)
         best = look(variables, x, labels, best)
         if attack.kind == "fgsm":
             return best
-        x = start
+        x = _start(clean, places, epsilon, attack.seed)
         # No loop inside a program: there the gradients of convolutions are slow on a CPU.
         for _ in range(attack.steps):
-            x, best = climb(variables, clean, x, labels, best, jnp.float32(step_size))
+            x, best = climb(variables, clean, x, labels, best, step_size)
         return look(variables, x, labels, best)
 
     return run
+
+
+def _project(x: Array, clean: Array, epsilon: Array) -> Array:
+    """Into the ball around the clean image, and into the range of pixels."""
+    return jnp.clip(x, jnp.maximum(clean - epsilon, -1), jnp.minimum(clean + epsilon, 1))
+
+
+@jax.jit
+def _start(clean: Array, places: Array, epsilon: Array, seed: int) -> Array:
+    """A random point in the ball of each image, which depends on the image's place alone."""
+    keys = jax.vmap(lambda place: jax.random.fold_in(jax.random.key(seed), place))(places)
+    draw = lambda key: jax.random.uniform(key, clean.shape[1:], minval=-1, maxval=1)  # noqa: E731
+    return _project(clean + epsilon * jax.vmap(draw)(keys), clean, epsilon)
 
 
 def _nothing(clean: Array, labels: Array) -> Found:
