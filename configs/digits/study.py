@@ -5,7 +5,7 @@ python -m classifiers.study --config=configs/digits/study.py --workdir=runs/digi
 Before it, the demo (or what it does as single commands), which leaves runs/digits/generated. As
 many generated digits as real ones (30), but for scaling, which adds up to ten times as many.
 
-Hardware: 2 CPU cores, ... minutes; with `runlocal` one.
+Hardware: 2 CPU cores, tens of minutes; with `runlocal` a few.
 """
 
 from ml_collections import ConfigDict
