@@ -7,9 +7,10 @@ import time
 
 import pytest
 
+from launch.runtime import checkpoint
 from tests.imagen_ft import tiny_training
 from tests.multihost.processes import run_processes
-from tests.tiny_runs import DIFFUSION, finish
+from tests.tiny_runs import CLASSIFIER, DIFFUSION, SEEDS, finish
 
 SOME = [[[2, 2, 1], 2]]
 # Where tensor is split, two devices, of one process or of both, need the same rows.
@@ -29,11 +30,17 @@ def test_two_processes_have_the_losses_of_one(cases):
             assert run["gradient_norms"] == pytest.approx(alone["gradient_norms"], rel=1e-5)
 
 
-def start_two(workdir, *argv):
+def start_two(workdir, *argv, run=DIFFUSION):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    return [DIFFUSION.start(workdir, *argv, process=p, port=port) for p in range(2)]
+    return [run.start(workdir, *argv, process=p, port=port) for p in range(2)]
+
+
+def same(ours, theirs):
+    """Numbers of a step, some of which there are at other steps only."""
+    for a, b in zip(ours, theirs, strict=True):
+        assert a == (b if b is None else pytest.approx(b, rel=1e-4))
 
 
 @pytest.mark.slow
@@ -53,10 +60,25 @@ def test_one_process_goes_on_where_two_were_killed(tmp_path_factory, tmp_path):
     expected, found = DIFFUSION.numbers(alone), DIFFUSION.numbers(tmp_path)
     assert len(found) == len(expected) == 24
     for ours, theirs in zip(found, expected, strict=True):
-        assert ours[0] == theirs[0]
-        for a, b in zip(ours[1:], theirs[1:], strict=True):
-            assert a == (b if b is None else pytest.approx(b, rel=1e-4))
+        same(ours, theirs)
     assert (tmp_path / "pictures" / "step_20.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", [CLASSIFIER, SEEDS], ids=["in turn", "at once"])
+def test_two_processes_train_the_classifier_of_one(run, tmp_path):
+    """From the first batch to the last evaluation, and what is left for others to read."""
+    finish(run.start(tmp_path / "alone"))
+    finish(*start_two(tmp_path / "both", run=run))
+    expected, found = run.numbers(tmp_path / "alone"), run.numbers(tmp_path / "both")
+    assert len(found) == len(expected) >= 20
+    for ours, theirs in zip(found, expected, strict=True):
+        same(ours, theirs)
+    for seed in range(1 if run is CLASSIFIER else 2):
+        folder = tmp_path / "both" / f"seed_{seed}"
+        shapes = checkpoint.inference_shapes(folder)
+        checkpoint.load_inference(folder, shapes, 20)
+    assert (tmp_path / "both" / "learning_curves.png").exists()
 
 
 def test_an_error_of_the_first_process_is_told_by_both(tmp_path):
