@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding
@@ -79,7 +80,8 @@ class RunOnSet:
             model, evaluated.source, evaluated.label_map, *self._batches(), tell
         )
         # In bfloat16 a step of less than half a grey level would be rounded away.
-        precise = model.clone(dtype=np.dtype("float32"))
+        fields = ml_collections.ConfigDict(run.config.model.to_dict() | {"dtype": "float32"})
+        precise = recipes.make_model(fields, run.num_classes)
         judge = scores.make_judge(precise, evaluated.label_map)
         specs = plain(config["attacks"])
         self._specs = {
