@@ -47,6 +47,7 @@ def look(config: ml_collections.ConfigDict, runs: Sequence[Run]) -> Facts:
     count(evaluation_source(config))
     images, sizes = {}, {}
     for run in runs:
+        count(run.config.evaluation_source)
         counts = sum(count(spec) for spec in run.config.train_sources.values())
         images[run.model, run.arm.name] = (int(counts[0]), int(counts[1]))
         if run.model not in sizes:
@@ -61,11 +62,15 @@ def size_of(config: ml_collections.ConfigDict) -> tuple[int, int]:
         config: of classifiers.train.
 
     Raises:
-        InputError: its evaluation images are missing, or the model has no such field.
+        InputError: the model has no such field, or its input is not known from the config and its
+            evaluation images are missing.
     """
-    source = sources.load(config.evaluation_source)
-    shape = recipes.image_shape(config, source)
-    model = recipes.make_model(config.model, len(source.class_names))
+    expected = recipes.expected_input(config)
+    if expected is None:
+        source = sources.load(config.evaluation_source)
+        expected = len(source.class_names), recipes.image_shape(config, source)
+    num_classes, shape = expected
+    model = recipes.make_model(config.model, num_classes)
     init = functools.partial(recipes.init_model, model, image_shape=shape)
     params = jax.eval_shape(init, jax.random.key(0))["params"]
     return shape[0], sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -78,19 +83,14 @@ def evaluation_source(config: ml_collections.ConfigDict) -> Any:
         InputError: the evaluation's config cannot be read, or has no such set.
     """
     found, name = app.load_config(config.evaluation.config), config.evaluation.set
-    if "sets" not in found and "name" not in found:
+    if "sets" not in found:
         raise InputError(
             f"config.evaluation.config: {config.evaluation.config} is no config of "
             "classifiers.evaluate"
         )
-    known = (
-        {label: one.source for label, one in found.sets.items()}
-        if "sets" in found
-        else {found.name: found.source}
-    )
-    if name not in known:
+    if name not in found.sets:
         raise InputError(
             f"config.evaluation.set: {config.evaluation.config} has no set {name!r}, but "
-            f"{', '.join(known)}"
+            f"{', '.join(found.sets)}"
         )
-    return known[name]
+    return found.sets[name].source

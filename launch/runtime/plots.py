@@ -49,7 +49,8 @@ def class_scatter(
     few = len(real) <= _MOST_NAMES
     both = np.concatenate([real, generated])
     room = 0.05 * max(np.ptp(both), 5.0)
-    span = [max(both.min() - room, -3.0), min(both.max() + room, 103.0)]
+    # A name stands to the right of its point.
+    span = [max(both.min() - room, -3.0), both.max() + (3 * room if few else room)]
     axes.plot(span, span, color="gray", lw=1, zorder=1)
     axes.scatter(real, generated, s=30 if few else 12, alpha=0.9 if few else 0.45, lw=0, zorder=2)
     if few:
