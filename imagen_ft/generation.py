@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from input_pipeline import examples
 from input_pipeline.augment.resize import resize
 from input_pipeline.synthetic_writer import SyntheticWriter
 
@@ -38,6 +39,7 @@ class ShardStream:
             shards: in the order in which their images come.
             prompts: of each class.
         """
+        examples.load_messages()
         self._writer, self._shards, self._prompts = writer, list(shards), prompts
         self._next, self._images, self._missing = 0, [], 0
         self._size = writer.config["image_shape"][0]

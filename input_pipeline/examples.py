@@ -17,8 +17,13 @@ _HALF_CHROMA = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420
 
 
 @functools.cache
-def _proto():
-    # Importing tensorflow_datasets takes half a second, which tasks without records save.
+def load_messages() -> tuple[Any, Any]:
+    """The messages of a record; whoever reads or writes records in threads calls it before.
+
+    While tensorflow_datasets is imported, etils replaces Python's `__import__` for all threads, and
+    what JAX imports in another one meanwhile fails. It takes half a second, which tasks without
+    records save.
+    """
     from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
     return tf_example_pb2.Example, tf_feature_pb2
@@ -33,14 +38,14 @@ def encode_example(values: Mapping[str, Value | Sequence[Value]]) -> bytes:
     Raises:
         TypeError: a value is of another kind.
     """
-    example = _proto()[0]()
+    example = load_messages()[0]()
     for name, value in values.items():
         example.features.feature[name].CopyFrom(_feature(name, value))
     return example.SerializeToString(deterministic=True)
 
 
 def _feature(name: str, value: Value | Sequence[Value]):
-    proto = _proto()[1]
+    proto = load_messages()[1]
     scalar = isinstance(value, bytes | str) or np.ndim(value) == 0
     items = [value] if scalar else list(value)
     if all(isinstance(item, bytes | str) for item in items):
@@ -65,7 +70,7 @@ def decode_example(data: bytes) -> dict[str, list[Any]]:
     from google.protobuf.message import DecodeError
 
     try:
-        features = _proto()[0].FromString(data).features.feature
+        features = load_messages()[0].FromString(data).features.feature
     except DecodeError:
         raise InputError("not a tf.train.Example; write this shard again") from None
     decoded = {}

@@ -50,6 +50,7 @@ class SyntheticSource:
             InputError: the set is not complete, a shard is missing or has another size, or the
                 manifest is damaged.
         """
+        examples.load_messages()
         self._folder = epath.Path(folder)
         path = self._folder / MANIFEST
         if not path.exists():
