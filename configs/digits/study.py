@@ -5,7 +5,7 @@ python -m classifiers.study --config=configs/digits/study.py --workdir=runs/digi
 Before it, the demo (or what it does as single commands), which leaves runs/digits/generated. As
 many generated digits as real ones (30), but for scaling, which adds up to ten times as many.
 
-Hardware: 2 CPU cores, a quarter of an hour; with `runlocal` a minute. Expected: CAS 71% against 76%
+Hardware: 2 CPU cores, about 15 minutes; with `runlocal` under two. Expected: CAS 71% against 76%
 of real ones; scaling from 76% (0) over 81% (1x) to 86% (5x and more); 1x helps every model, by 2 to
 5 points.
 """
