@@ -54,17 +54,9 @@ def make_update(
     decays = make_decays(config.ema)
     schedule, mix = make_schedule(config.optimizer, config.total_steps), recipes.make_mix(config)
     separate = getattr(model, "auxiliary_batch_norm", False)
-    if separate and mix is not None and not config.mix.get("by_domain"):
-        raise InputError(
-            "config.mix.by_domain=False with model.auxiliary_batch_norm: a mixture of a real and a "
-            "synthetic image would be of neither domain; set it to True"
-        )
+    if mix is not None:
+        _check_mix(config, separate)
     loss, weigh = losses.make_loss(config), _weights(config)
-    if config.get("synthetic_loss_weight", 1.0) != 1.0 and mix and not config.mix.get("by_domain"):
-        raise InputError(
-            "config.mix.by_domain=False with synthetic_loss_weight: a mixture of a real and a "
-            "synthetic image has no weight of its own; set it to True"
-        )
     split = len(config.train_sources) > 1
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
@@ -73,15 +65,16 @@ def make_update(
         if mix is not None:
             key = jax.random.fold_in(jax.random.key(_MIX), state.step)
             images, targets = mix(key, images, targets, batch["domain"])
-        domains = {"domain": batch["domain"]} if separate else {}
-        rngs = None
-        if model.stochastic:
-            rngs = {"dropout": jax.random.fold_in(jax.random.key(_DROP), state.step)}
+        rngs = {"dropout": jax.random.fold_in(jax.random.key(_DROP), state.step)}
 
         def loss_of(params: Any) -> tuple[Array, tuple[Array, Array, dict[str, Any]]]:
-            variables = {**state.variables, "params": params}
             logits, model_state = model.apply(
-                variables, images, train=True, mutable=["batch_stats"], rngs=rngs, **domains
+                {**state.variables, "params": params},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+                rngs=rngs if model.stochastic else None,
+                **({"domain": batch["domain"]} if separate else {}),
             )
             values = loss(logits, targets)
             return weigh(values, batch["domain"]).mean(), (values, logits, model_state)
@@ -98,6 +91,23 @@ def make_update(
         return state, {**metrics, **norms}
 
     return update
+
+
+def _check_mix(config: ml_collections.ConfigDict, separate: bool) -> None:
+    """Refuses mixtures across domains where what follows has to know an image's domain."""
+    if config.mix.get("by_domain"):
+        return
+    both = "a mixture of a real and a synthetic image"
+    if separate:
+        raise InputError(
+            f"config.mix.by_domain=False with model.auxiliary_batch_norm: {both} would be of "
+            "neither domain; set it to True"
+        )
+    if config.get("synthetic_loss_weight", 1.0) != 1.0:
+        raise InputError(
+            f"config.mix.by_domain=False with synthetic_loss_weight: {both} has no weight of its "
+            "own; set it to True"
+        )
 
 
 def _weights(config: ml_collections.ConfigDict) -> Callable[[Array, Array], Array]:

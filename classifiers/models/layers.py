@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from classifiers.models import products
 from input_pipeline.files import InputError
 from launch.runtime.mesh import state_spec
 
@@ -59,8 +60,8 @@ def _promote(
     return inputs, kernel if mesh.size <= 1 else _gather(mesh, kernel), bias
 
 
-Dense = functools.partial(nn.Dense, promote_dtype=_promote)
-Conv = functools.partial(nn.Conv, promote_dtype=_promote)
+Dense = functools.partial(nn.Dense, promote_dtype=_promote, dot_general=products.dot_general)
+Conv = functools.partial(nn.Conv, promote_dtype=_promote, conv_general_dilated=products.convolve)
 
 
 def attend(
@@ -74,10 +75,9 @@ def attend(
     """
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     fits = query.shape[-1] <= 128 and query.shape[-1] % 8 == 0
-    # A mesh may be of chips that this machine does not have. Not lax.platform_dependent: it traces
-    # every form, and cuDNN's cannot be traced where there is no cuDNN.
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    platform = jax.default_backend() if device is None else device.platform
+    # Not lax.platform_dependent: it traces every form, and cuDNN's cannot be traced where there is
+    # no cuDNN.
+    platform = products.platform()
     if platform == "cpu" and query.shape[1] * key.shape[1] >= LARGE_ON_CPU:
         return _attend_by_head(query, key, value)
     # cuDNN's kernel never writes the [n, m] weights to memory; it knows half precision only.

@@ -12,9 +12,9 @@ Arguments of each config, as in `FILE.py:arm=real+generated,k=2`:
     runlocal      some steps of a tiny network
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
-from configs import arguments
+from configs import arguments, classification
 
 # Of the sample's 12,500, less 50 a class that training is watched with.
 NUM_IMAGES, HELD_OUT = 12_000, 50
@@ -34,7 +34,42 @@ def training(
         epochs: over all images of the arm.
         cpu_epochs: the same with `cpu`.
     """
-    args = arguments.parse(
+    args = _parse(arg)
+    root = f"{args['root']}/train" if args["root"] else "train"
+    real = dict(name="image_folder", path=args["data"], root=root, held_out=HELD_OUT)
+    generated = dict(name="synthetic", path=args["generated"], copies=args["k"])
+    sources = classification.arm_sources(args["arm"], dict(real, split="train"), generated)
+    batch = 128 if args["cpu"] else 256
+    sets = 1 if args["same_steps"] else ("real" in sources) + args["k"] * ("generated" in sources)
+    steps_per_epoch = args["images"] / batch
+    optimizer = dict(optimizer, learning_rate=optimizer["learning_rate"] * batch / 256)
+    optimizer["warmup_steps"] = round(optimizer.pop("warmup_epochs") * steps_per_epoch)
+    config = classification.run(
+        num_classes=10,
+        train_sources=sources,
+        in_memory=True,
+        evaluation_source=dict(real, split="validation"),
+        evaluation_batch_size=500,
+        model=dict(full, dtype="bfloat16"),
+        batch_size=batch,
+        total_steps=round((cpu_epochs if args["cpu"] else epochs) * sets * steps_per_epoch),
+        augment=dict(size=32, shift=4, flip=True),
+        evaluation=dict(size=32, crop_ratio=1.0),
+        label_smoothing=0.1,
+        optimizer=optimizer,
+        log_every=50,
+        evaluate_every=round(steps_per_epoch * (2 if args["cpu"] else 10)),
+        checkpoint_every=1000,
+    )
+    if args["cpu"]:
+        config.model.update(cpu, dtype="float32")
+    if args["runlocal"]:
+        _shrink(config, tiny)
+    return config
+
+
+def _parse(arg: str) -> dict:
+    return arguments.parse(
         arg,
         arm="real",
         k=1,
@@ -46,56 +81,10 @@ def training(
         cpu=False,
         runlocal=False,
     )
-    root = f"{args['root']}/train" if args["root"] else "train"
-    real = dict(name="image_folder", path=args["data"], root=root, held_out=HELD_OUT)
-    generated = dict(name="synthetic", path=args["generated"], copies=args["k"])
-    arms = {
-        "real": dict(real=dict(real, split="train")),
-        "generated": dict(generated=generated),
-        "real+generated": dict(real=dict(real, split="train"), generated=generated),
-    }
-    if args["arm"] not in arms:
-        raise ValueError(f"arm={args['arm']}: there is {', '.join(arms)}")
-    sources, batch = arms[args["arm"]], 128 if args["cpu"] else 256
-    sets = 1 if args["same_steps"] else ("real" in sources) + args["k"] * ("generated" in sources)
-    steps_per_epoch = args["images"] / batch
-    optimizer = dict(optimizer, learning_rate=optimizer["learning_rate"] * batch / 256)
-    optimizer["warmup_steps"] = round(optimizer.pop("warmup_epochs") * steps_per_epoch)
-    config = ConfigDict(
-        dict(
-            num_classes=10,
-            train_sources=sources,
-            in_memory=True,
-            synthetic_weight=config_dict.placeholder(float),
-            synthetic_loss_weight=1.0,
-            loader_workers=0,
-            evaluation_source=dict(real, split="validation"),
-            evaluation_batch_size=500,
-            seeds=1,
-            vmap_seeds=False,
-            model=dict(full, dtype="bfloat16"),
-            init_from="",
-            batch_size=batch,
-            total_steps=round((cpu_epochs if args["cpu"] else epochs) * sets * steps_per_epoch),
-            augment=dict(size=32, shift=4, flip=True),
-            evaluation=dict(size=32, crop_ratio=1.0),
-            repeats=1,
-            mix={},
-            loss="cross_entropy",
-            label_smoothing=0.1,
-            ema={},
-            optimizer=optimizer,
-            mesh=dict(data=-1, fsdp=1, tensor=1),
-            log_every=50,
-            evaluate_every=round(steps_per_epoch * (2 if args["cpu"] else 10)),
-            checkpoint_every=1000,
-            keep_checkpoints=2,
-        )
-    )
-    if args["cpu"]:
-        config.model.update(cpu, dtype="float32")
-    if args["runlocal"]:
-        config.model.update(tiny, dtype="float32")
-        config.total_steps, config.optimizer.warmup_steps, config.batch_size = 20, 2, 16
-        config.log_every, config.evaluate_every, config.checkpoint_every = 5, 20, 10
-    return config
+
+
+def _shrink(config: ConfigDict, tiny: dict) -> None:
+    """What the run is with `runlocal`."""
+    config.model.update(tiny, dtype="float32")
+    config.total_steps, config.optimizer.warmup_steps, config.batch_size = 20, 2, 16
+    config.log_every, config.evaluate_every, config.checkpoint_every = 5, 20, 10

@@ -17,17 +17,4 @@ from configs.imagenet import recognition
 
 
 def get_config(arg=""):
-    return recognition.training(
-        arg,
-        model=dict(name="deit_s"),
-        size=224,
-        epochs=300,
-        batch_size=1024,
-        optimizer=recognition.transformer("adamw", 1e-3, warmup_epochs=5, warmup_from=1e-6),
-        crop_ratio=0.875,
-        augment=dict(randaugment=recognition.deit_rand_augment(), erasing=0.25),
-        mix=dict(mixup=0.8, cutmix=1.0),
-        label_smoothing=0.1,
-        repeats=3,
-        ema=0.99996,
-    )
+    return recognition.deit(arg, "deit_s")

@@ -24,9 +24,9 @@ The expected times are FLOPs / 40% of the chips' bfloat16 peak for real images a
 printed by `python -m tests.benchmarks.recipes`.
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
-from configs import arguments
+from configs import arguments, classification
 
 NUM_IMAGES, NUM_CLASSES = 1_281_167, 1000
 _LOCAL = {
@@ -75,6 +75,55 @@ def transformer(name: str, learning_rate: float, weight_decay: float = 0.05, **f
     )
 
 
+def resnet(arg: str, name: str) -> ConfigDict:
+    """Azizi et al. 2023, section 5.4; RandAugment as ResNet-RS-50 has it."""
+    return training(
+        arg,
+        model=dict(name=name, dropout=0.25, auxiliary_batch_norm=False),
+        size=224,
+        epochs=130,
+        batch_size=4096,
+        optimizer=momentum(1.6),
+        crop_ratio=0.875,
+        augment=dict(randaugment=rand_augment(2, 10)),
+        label_smoothing=0.1,
+    )
+
+
+def resnet_rs(arg: str, name: str, *, size: int, magnitude: int) -> ConfigDict:
+    """Bello et al. 2021, table 7 and appendix; the evaluation's crop leaves 32 px away."""
+    return training(
+        arg,
+        model=dict(name=name, auxiliary_batch_norm=False),
+        size=size,
+        epochs=350,
+        batch_size=4096,
+        optimizer=momentum(1.6, weight_decay=4e-5),
+        crop_ratio=size / (size + 32),
+        augment=dict(randaugment=rand_augment(2, magnitude)),
+        label_smoothing=0.1,
+        ema=0.9999,
+    )
+
+
+def deit(arg: str, name: str) -> ConfigDict:
+    """Touvron et al. 2021, table 9."""
+    return training(
+        arg,
+        model=dict(name=name),
+        size=224,
+        epochs=300,
+        batch_size=1024,
+        optimizer=transformer("adamw", 1e-3, warmup_epochs=5, warmup_from=1e-6),
+        crop_ratio=0.875,
+        augment=dict(randaugment=deit_rand_augment(), erasing=0.25),
+        mix=dict(mixup=0.8, cutmix=1.0),
+        label_smoothing=0.1,
+        repeats=3,
+        ema=0.99996,
+    )
+
+
 def training(
     arg: str,
     *,
@@ -112,7 +161,45 @@ def training(
         scale: of the random resized crops, as shares of the image's area.
         drops: epochs at which the learning rate falls to a tenth.
     """
-    args = arguments.parse(
+    args = _parse(arg)
+    sources, batch = _sources(args), args["batch"] or batch_size
+    images = _num_images(args, sources)
+
+    def steps(epochs: int) -> int:
+        return round(epochs * images / batch)
+
+    optimizer = _for_batch(optimizer, args, batch, batch_size)
+    if drops:
+        optimizer |= dict(schedule="step", boundaries=tuple(map(steps, drops)), factor=0.1)
+    crops = dict(size=size, crop=dict(scale=scale, ratio=(3 / 4, 4 / 3)), flip=True)
+    config = classification.run(
+        num_classes=NUM_CLASSES,
+        train_sources=sources,
+        loader_workers=16,
+        evaluation_source=dict(name="image_folder", path=args["data"], root=args["val"]),
+        evaluation_batch_size=1024,
+        model=dict(model, dtype="bfloat16"),
+        init_from=f"{init_from}/{args['arm']}" if init_from else "",
+        batch_size=batch,
+        total_steps=steps(args["epochs"] or epochs),
+        augment={} if augment is None else crops | augment,
+        evaluation=dict(size=size, crop_ratio=crop_ratio),
+        repeats=repeats,
+        mix=mix or {},
+        label_smoothing=label_smoothing,
+        ema=dict(main=dict(decay=ema, schedule="constant")) if ema else {},
+        optimizer=optimizer,
+        log_every=100,
+        evaluate_every=5000,
+        checkpoint_every=1000,
+    )
+    if args["runlocal"]:
+        _shrink(config)
+    return config
+
+
+def _parse(arg: str) -> dict:
+    return arguments.parse(
         arg,
         arm="real",
         k=1,
@@ -127,82 +214,40 @@ def training(
         val="val",
         runlocal=False,
     )
-    batch = args["batch"] or batch_size
+
+
+def _sources(args: dict) -> dict:
     real = dict(name="image_folder", path=args["data"], root=args["train"])
     if args["per_class"]:
         real["per_class"] = args["per_class"]
     if args["gamma"]:
         real["long_tail"] = dict(n_max=1300, gamma=args["gamma"])
-    sources, epochs = arms(args, real), args["epochs"] or epochs
-    images = _num_images(args) * ("real" in sources or args["same_steps"])
+    generated = dict(name="synthetic", path=args["generated"], copies=args["k"])
+    return classification.arm_sources(args["arm"], real, generated)
+
+
+def _num_images(args: dict, sources: dict) -> int:
+    """Images of an epoch of the arm."""
+    images = _num_real(args) * ("real" in sources or args["same_steps"])
     if not args["same_steps"]:
         images += args["k"] * NUM_IMAGES * ("generated" in sources)
-
-    def steps(epochs: int) -> int:
-        return round(epochs * images / batch)
-
-    optimizer = dict(optimizer, learning_rate=optimizer["learning_rate"] * batch / batch_size)
-    # A warm-up sees as many images whatever the arm and the batch.
-    warmup = optimizer.pop("warmup_steps", 0) * batch_size / batch
-    warmup += optimizer.pop("warmup_epochs", 0) * _num_images(args) / batch
-    optimizer["warmup_steps"] = round(warmup)
-    if drops:
-        optimizer |= dict(schedule="step", boundaries=tuple(map(steps, drops)), factor=0.1)
-    crops = dict(size=size, crop=dict(scale=scale, ratio=(3 / 4, 4 / 3)), flip=True)
-    config = ConfigDict(
-        dict(
-            num_classes=NUM_CLASSES,
-            train_sources=sources,
-            in_memory=False,
-            synthetic_weight=config_dict.placeholder(float),
-            synthetic_loss_weight=1.0,
-            loader_workers=16,
-            evaluation_source=dict(name="image_folder", path=args["data"], root=args["val"]),
-            evaluation_batch_size=1024,
-            seeds=1,
-            vmap_seeds=False,
-            model=dict(model, dtype="bfloat16"),
-            init_from=f"{init_from}/{args['arm']}" if init_from else "",
-            batch_size=batch,
-            total_steps=steps(epochs),
-            augment={} if augment is None else crops | augment,
-            evaluation=dict(size=size, crop_ratio=crop_ratio),
-            repeats=repeats,
-            mix=mix or {},
-            loss="cross_entropy",
-            label_smoothing=label_smoothing,
-            ema=dict(main=dict(decay=ema, schedule="constant")) if ema else {},
-            optimizer=optimizer,
-            mesh=dict(data=-1, fsdp=1, tensor=1),
-            log_every=100,
-            evaluate_every=5000,
-            checkpoint_every=1000,
-            keep_checkpoints=2,
-        )
-    )
-    if args["runlocal"]:
-        _shrink(config)
-    return config
+    return images
 
 
-def _num_images(args: dict) -> int:
+def _num_real(args: dict) -> int:
     """Real images that the arguments leave of the training set."""
     if args["gamma"]:
         return sum(int(1300 * args["gamma"] ** (-k / 999) + 1e-9) for k in range(NUM_CLASSES))
     return args["per_class"] * NUM_CLASSES or NUM_IMAGES
 
 
-def arms(args: dict, real: dict) -> dict:
-    """The sources of the arm that the arguments name."""
-    generated = dict(name="synthetic", path=args["generated"], copies=args["k"])
-    found = {
-        "real": dict(real=real),
-        "generated": dict(generated=generated),
-        "real+generated": dict(real=real, generated=generated),
-    }
-    if args["arm"] not in found:
-        raise ValueError(f"arm={args['arm']}: there is {', '.join(found)}")
-    return found[args["arm"]]
+def _for_batch(optimizer: dict, args: dict, batch: int, meant: int) -> dict:
+    """The optimiser for another batch than was meant; its warm-up in steps."""
+    optimizer = dict(optimizer, learning_rate=optimizer["learning_rate"] * batch / meant)
+    # A warm-up sees as many images whatever the arm and the batch.
+    warmup = optimizer.pop("warmup_steps", 0) * meant / batch
+    warmup += optimizer.pop("warmup_epochs", 0) * _num_real(args) / batch
+    return dict(optimizer, warmup_steps=round(warmup))
 
 
 def _shrink(config: ConfigDict) -> None:

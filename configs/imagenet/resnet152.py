@@ -17,14 +17,4 @@ from configs.imagenet import recognition
 
 
 def get_config(arg=""):
-    return recognition.training(
-        arg,
-        model=dict(name="resnet152", dropout=0.25, auxiliary_batch_norm=False),
-        size=224,
-        epochs=130,
-        batch_size=4096,
-        optimizer=recognition.momentum(1.6),
-        crop_ratio=0.875,
-        augment=dict(randaugment=recognition.rand_augment(2, 10)),
-        label_smoothing=0.1,
-    )
+    return recognition.resnet(arg, "resnet152")

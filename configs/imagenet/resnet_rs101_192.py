@@ -18,15 +18,4 @@ from configs.imagenet import recognition
 
 
 def get_config(arg=""):
-    return recognition.training(
-        arg,
-        model=dict(name="resnet_rs_101", auxiliary_batch_norm=False),
-        size=192,
-        epochs=350,
-        batch_size=4096,
-        optimizer=recognition.momentum(1.6, weight_decay=4e-5),
-        crop_ratio=192 / 224,
-        augment=dict(randaugment=recognition.rand_augment(2, 15)),
-        label_smoothing=0.1,
-        ema=0.9999,
-    )
+    return recognition.resnet_rs(arg, "resnet_rs_101", size=192, magnitude=15)

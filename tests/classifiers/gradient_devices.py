@@ -7,7 +7,7 @@ from unittest import mock
 import jax
 import numpy as np
 
-from classifiers.models import presets
+from classifiers.models import presets, products
 from launch.runtime import mesh as meshes
 from tests.devices import on_mesh, relative_errors
 
@@ -56,6 +56,8 @@ def error(name, fields):
 def main():
     with mock.patch.object(meshes, "MIN_SHARDED_SIZE", 64):
         found = {name: error(*net) for name, net in NETS.items()}
+        with mock.patch.object(products, "LARGE", 0):
+            found |= {f"{name}, as products": error(*NETS[name]) for name in ("mean", "resnet")}
     print(json.dumps({"devices": jax.device_count(), **found}))
 
 

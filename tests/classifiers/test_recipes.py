@@ -10,7 +10,7 @@ from input_pipeline.imagenet import wordnet_ids
 from input_pipeline.synthetic import SyntheticWriter
 from launch.runtime.metrics import read_metrics
 from tests import commands
-from tests.test_configs import RECIPES, image_zip
+from tests.configs.tables import RECIPES, image_zip
 
 ROOT = "train=set/train,val=set/train"
 

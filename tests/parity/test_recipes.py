@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from launch.runtime.optimizers import make_optimizer, make_schedule
-from tests.test_configs import RECIPES
+from tests.configs.tables import RECIPES
 
 SHAPES = {
     "block/kernel": (4, 3),
@@ -55,8 +55,10 @@ def decayed(name, config):
     return len(SHAPES[name]) > 1 and (name == "block/kernel" or not config.get("no_decay"))
 
 
-class Lamb(torch.optim.Optimizer):
-    """You et al. 2020, algorithm 2, with the norm itself as phi."""
+class Moments(torch.optim.Optimizer):
+    """Adam's bias-corrected moments; what is made of them is the subclass's."""
+
+    moment = torch.float32
 
     def __init__(self, groups, lr):
         super().__init__(groups, dict(lr=lr, weight_decay=0.0))
@@ -66,30 +68,29 @@ class Lamb(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 state = self.state.setdefault(p, dict(t=0, m=torch.zeros_like(p), v=0.0))
-                state["t"] += 1
-                state["m"] = 0.9 * state["m"] + 0.1 * p.grad
-                state["v"] = 0.999 * state["v"] + 0.001 * p.grad**2
-                m, v = (state[k] / (1 - b ** state["t"]) for k, b in (("m", 0.9), ("v", 0.999)))
-                update = m / (v.sqrt() + 1e-6) + group["weight_decay"] * p
-                p -= group["lr"] * p.norm() / update.norm() * update
+                t = state["t"] = state["t"] + 1
+                m = 0.9 * state["m"].float() + 0.1 * p.grad
+                v = state["v"] = 0.999 * state["v"] + 0.001 * p.grad**2
+                state["m"] = m.to(self.moment)
+                m, v = m / (1 - 0.9**t), v / (1 - 0.999**t)
+                p -= group["lr"] * self.direction(m, v.sqrt(), p, group["weight_decay"])
 
 
-class HalfAdamW(torch.optim.Optimizer):
+class Lamb(Moments):
+    """You et al. 2020, algorithm 2, with the norm itself as phi."""
+
+    def direction(self, m, root, p, decay):
+        update = m / (root + 1e-6) + decay * p
+        return p.norm() / update.norm() * update
+
+
+class HalfAdamW(Moments):
     """Loshchilov & Hutter 2019, algorithm 2; the first moment is kept in bfloat16."""
 
-    def __init__(self, groups, lr):
-        super().__init__(groups, dict(lr=lr, weight_decay=0.0))
+    moment = torch.bfloat16
 
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            for p in group["params"]:
-                state = self.state.setdefault(p, dict(t=0, m=torch.zeros_like(p).bfloat16(), v=0.0))
-                state["t"] += 1
-                m = 0.9 * state["m"].float() + 0.1 * p.grad
-                state["m"], state["v"] = m.bfloat16(), 0.999 * state["v"] + 0.001 * p.grad**2
-                m, v = m / (1 - 0.9 ** state["t"]), state["v"] / (1 - 0.999 ** state["t"])
-                p -= group["lr"] * (m / (v.sqrt() + 1e-8) + group["weight_decay"] * p)
+    def direction(self, m, root, p, decay):
+        return m / (root + 1e-8) + decay * p
 
 
 def peer_of(config, groups):

@@ -1,0 +1,70 @@
+"""What the tests of the configs look things up in."""
+
+import importlib
+import re
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "configs").glob("*/*.py")
+    if "def get_config(" in path.read_text()
+)
+# The papers' numbers: steps, optimiser, parameters, pixels, low-resolution pixels, crops.
+IMAGENET = {
+    "imagen_base64": (210_000, "adafactor", 2.0e9, 64, 0, 0),
+    "imagen_sr256": (490_000, "adam", 600e6, 256, 64, 0),
+    "imagen_sr1024": (2_500_000, "adam", 400e6, 1024, 256, 256),
+    "if_i_l": (210_000, "adafactor", 935e6, 64, 0, 0),
+    "if_i_xl": (210_000, "adafactor", 4305e6, 64, 0, 0),
+    "if_ii_l": (490_000, "adam", 1243e6, 256, 64, 0),
+}
+PARAMETERS = {f"configs/imagenet/{name}.py": row[2] for name, row in IMAGENET.items()}
+# Epochs, batch, optimiser, its rate and decay, pixels, parameters (Azizi et al. 2023, table 3, but
+# for ResNet-50, where that gives RS-50's; "Diversify, Don't Fine-Tune", 2023, tables 5 and 6).
+RECIPES = {
+    "cas_resnet50": (90, 1024, "sgd", 0.4, 1e-4, 224, 25.6e6),
+    "resnet50": (130, 4096, "sgd", 1.6, 1e-4, 224, 25.6e6),
+    "resnet101": (130, 4096, "sgd", 1.6, 1e-4, 224, 45e6),
+    "resnet152": (130, 4096, "sgd", 1.6, 1e-4, 224, 60e6),
+    "resnet_rs50_160": (350, 4096, "sgd", 1.6, 4e-5, 160, 36e6),
+    "resnet_rs101_160": (350, 4096, "sgd", 1.6, 4e-5, 160, 64e6),
+    "resnet_rs101_192": (350, 4096, "sgd", 1.6, 4e-5, 192, 64e6),
+    "resnet_rs152_224": (350, 4096, "sgd", 1.6, 4e-5, 224, 87e6),
+    "vit_s16": (300, 1024, "adamw", 1e-3, 0.1, 224, 22e6),
+    "deit_s": (300, 1024, "adamw", 1e-3, 0.05, 224, 22e6),
+    "deit_b": (300, 1024, "adamw", 1e-3, 0.05, 224, 86e6),
+    "deit_b_384": (30, 512, "adamw", 5e-6, 1e-8, 384, 86e6),
+    "deit_l": (300, 2048, "lamb", 3e-3, 0.05, 192, 307e6),
+}
+RECIPE_FILES = [f"configs/imagenet/{name}.py" for name in RECIPES]
+
+
+def load(path):
+    return importlib.import_module(path.removesuffix(".py").replace("/", "."))
+
+
+def command(path):
+    """The task's module and the config's path, from the command line that heads the file."""
+    found = re.match(r".*?\n\npython -m (\S+) --config=([\w/.]+)", load(path).__doc__, re.S)
+    assert found, f"{path} does not begin with its command line"
+    return found.groups()
+
+
+def encoded(image):
+    return cv2.imencode(".png", image)[1].tobytes()
+
+
+def image_zip(path, folders, per_class):
+    """Images of random colours, in these folders of a zip."""
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(path, "w") as archive:
+        for folder in folders:
+            for i in range(per_class):
+                image = np.full((40, 50, 3), rng.integers(0, 256, 3), np.uint8)
+                archive.writestr(f"{folder}/{i}.png", encoded(image))
+    return path

@@ -1,0 +1,140 @@
+"""Every config loads, and its networks' shapes resolve without weights."""
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from configs import arguments
+from tests import commands
+from tests.configs.tables import CONFIGS, PARAMETERS, RECIPE_FILES, RECIPES, ROOT, command, load
+
+# Arguments that change which data a config names.
+VARIANTS = {
+    "configs/digits/classifier.py": [
+        "arm=pool",
+        "arm=generated,k=30",
+        "arm=real+generated,k=1",
+        "arm=real+generated,k=10,runlocal",
+    ],
+    "configs/digits/evaluate.py": ["split=validation"],
+    "configs/digits/study.py": ["generated=x"],
+    "configs/cifar10/study.py": ["data=x.zip", "generated=x"],
+    "configs/imagenet/study.py": ["data=x.zip", "generated=x", "seeds=3"],
+    "configs/cifar10/evaluate.py": ["data=cifar10,root=", "data=cifar10.zip,root=a/b,runlocal"],
+    "configs/imagenet/evaluate.py": ["sets=val+r", "data=x.zip", "shifts=/x", "gamma=50,train=a"],
+    "configs/cifar10/finetune_base16.py": ["data=cifar10,root=", "data=cifar10.zip,root=a/b"],
+    "configs/cifar10/finetune_sr32.py": ["data=cifar10,root=,runlocal"],
+    **{path: ["host", "data=imagenet.zip,train=a,val=b"] for path in PARAMETERS},
+    **{path: ["arm=real+generated,k=3", "arm=generated,generated=x"] for path in RECIPE_FILES},
+    "configs/imagenet/resnet50.py": [
+        "arm=real+generated,same_steps",
+        "batch=1024",
+        "val=validation",
+    ],
+}
+# Tasks that compare what was trained: they may look at the test images.
+COMPARISONS = ("classifiers.evaluate", "classifiers.study")
+
+
+def dry_run(path, argument, capsys):
+    """What the task prints: its config, and the number of parameters of each network."""
+    task = importlib.import_module(command(path)[0])
+    config = path + (f":{argument}" if argument else "")
+    code = commands.run(task.main, config, None, "--dry_run")
+    out, err = capsys.readouterr()
+    assert (code, err) == (0, "")
+    resolved, end = json.JSONDecoder().raw_decode(out)
+    counts = re.findall(r"^(\w+): ([\d,]+) parameters$", out[end:], re.M)
+    counts = {name: int(count.replace(",", "")) for name, count in counts}
+    if not counts:
+        assert task.__name__ == "classifiers.evaluate" and "no parameters to count" in out
+    return resolved, counts
+
+
+def leaves(tree):
+    if isinstance(tree, dict | list):
+        for value in tree.values() if isinstance(tree, dict) else tree:
+            yield from leaves(value)
+    else:
+        yield tree
+
+
+def test_there_are_configs():
+    assert len(CONFIGS) >= 8
+
+
+@pytest.mark.parametrize("path", CONFIGS)
+def test_it_begins_with_its_command_line(path):
+    task, named = command(path)
+    assert named == path
+    assert callable(importlib.import_module(task).main)
+
+
+@pytest.mark.parametrize("path", CONFIGS)
+def test_its_networks_resolve(path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    resolved, counts = dry_run(path, "", capsys)
+    smaller, smaller_counts = dry_run(path, "runlocal", capsys)
+    assert resolved == json.loads(load(path).get_config("").to_json())
+    assert smaller == json.loads(load(path).get_config("runlocal").to_json())
+    if "cache" in resolved.get("text", ()) and "cache" not in smaller["text"]:
+        # A glance embeds the prompts that elsewhere come from a cache.
+        assert "text_encoder" not in counts
+        counts["text_encoder"] = smaller_counts["text_encoder"]
+    # A glance may leave stages of a cascade out.
+    assert smaller_counts.keys() <= counts.keys() and len(smaller_counts) >= min(2, len(counts))
+    for count in (*counts.values(), *smaller_counts.values()):
+        assert count > 1000
+    if path in PARAMETERS:
+        assert counts["unet"] == pytest.approx(PARAMETERS[path], rel=0.06)
+    if path in RECIPE_FILES:
+        assert counts["model"] == pytest.approx(RECIPES[Path(path).stem][-1], rel=0.02)
+    if command(path)[0] != "classifiers.evaluate":
+        # runlocal is for a glance: never more, and something less.
+        assert resolved != smaller
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if command(path)[0] not in COMPARISONS])
+def test_only_the_last_comparison_sees_the_test_images(path):
+    for argument in ("", "runlocal", *VARIANTS.get(path, ())):
+        config = json.loads(load(path).get_config(argument).to_json())
+        found = [leaf for leaf in leaves(config) if re.search(r"(^|/)test$", str(leaf))]
+        assert not found, argument
+
+
+@pytest.mark.parametrize(
+    ("path", "argument"), [(path, argument) for path in VARIANTS for argument in VARIANTS[path]]
+)
+def test_arguments(path, argument):
+    default, found = (json.loads(load(path).get_config(a).to_json()) for a in ("", argument))
+    assert found != default and found.keys() == default.keys()
+
+
+@pytest.mark.parametrize("path", CONFIGS)
+def test_unknown_arguments(path):
+    with pytest.raises(ValueError, match="there is no argument 'quickly'"):
+        load(path).get_config("quickly")
+
+
+def test_argument_types():
+    def parse(text):
+        return arguments.parse(text, arm="real", k=30, rate=0.5, runlocal=False)
+
+    default = dict(arm="real", k=30, rate=0.5, runlocal=False)
+    assert parse("") == parse(None) == default
+    found = parse("k=7,arm=a=b,runlocal,rate=1e-3")
+    assert found == dict(arm="a=b", k=7, rate=1e-3, runlocal=True)
+    assert type(found["k"]) is int
+    assert parse("runlocal=False") == default and parse("runlocal=True")["runlocal"]
+    for text, said in (
+        ("k=many", "'k=many': the value is not of type int"),
+        ("k", "'k': the value is not of type int"),
+        ("rate=x", "not of type float"),
+        ("runlocal=yes", "'runlocal=yes': True or False is needed"),
+        ("size=3", r"no argument 'size' \(there is: arm, k, rate, runlocal\)"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            parse(text)
