@@ -1,4 +1,4 @@
-"""Counting a program's operations before it is compiled, alike on every platform.
+"""Counting a program's operations before it is compiled, as the platform in use does them.
 
 XLA counts them itself, but before compiling on CPUs only, and the body of a loop once.
 """
