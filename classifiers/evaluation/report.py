@@ -8,9 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from classifiers.evaluation.shots import GROUPS
+from launch.runtime.report import percent
 
 Result = Mapping[str, Any]
 _COLUMNS = 3
+# More bars are too thin to write upon.
+_MOST_NUMBERS = 8
 
 
 def table(result: Result) -> str:
@@ -23,10 +26,10 @@ def table(result: Result) -> str:
     header += [f"{name} (%)" for name in first["attacks"]]
     rows = [[*header, "seeds", f"p against {result['baseline']}"]]
     for name, arm in arms.items():
-        row = [name, _spread(arm["mean"], arm["std"]), _percent(np.mean(arm["top5"]))]
+        row = [name, percent(arm["mean"], arm["std"]), _percent(np.mean(arm["top5"]))]
         row += [f"{np.mean(arm['loss']):.3f}", _percent(np.mean(arm["calibration_error"]))]
         row += [_percent(arm[group]) for group in shots]
-        row += [_spread(found["mean"], found["std"]) for found in arm["attacks"].values()]
+        row += [percent(found["mean"], found["std"]) for found in arm["attacks"].values()]
         p_value = "" if arm["p_value"] is None else f"{arm['p_value']:.2g}"
         rows.append([*row, str(len(arm["accuracies"])), p_value])
     classes = len(result["class_names"])
@@ -64,9 +67,12 @@ def _draw_accuracy(axes: Axes, results: Mapping[str, Result]) -> None:
         found = [result["arms"][arm] for result in results.values()]
         mean, std = ([100 * one[key] for one in found] for key in ("mean", "std"))
         shift = (k - (len(arms) - 1) / 2) * width
-        axes.bar(places + shift, mean, width, yerr=std, capsize=2, label=arm)
+        error = std if any(std) else None
+        bars = axes.bar(places + shift, mean, width, yerr=error, capsize=2, label=arm)
+        if len(arms) * len(results) <= _MOST_NUMBERS:
+            axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
     axes.set_xticks(places, list(results), rotation=20 if len(results) > 3 else 0)
-    axes.set(ylabel="top-1 (%)", ylim=(0, 100), title="accuracy")
+    axes.set(ylabel="top-1 (%)", ylim=(0, 105), title="accuracy")
     axes.legend(fontsize=8)
 
 
@@ -85,11 +91,7 @@ def _draw_reliability(axes: Axes, result: Result) -> None:
 
 
 def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.2f}"
-
-
-def _spread(mean: float, std: float) -> str:
-    return f"{100 * mean:.2f} ± {100 * std:.2f}"
+    return "" if value is None else percent(value)
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -56,7 +56,7 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "kills"),
     [
-        ("diffusion", 1),
+        ("classifier", 1),
         pytest.param("diffusion", 10, marks=pytest.mark.slow),
         pytest.param("classifier", 10, marks=pytest.mark.slow),
         pytest.param("seeds", 5, marks=pytest.mark.slow),
