@@ -22,7 +22,7 @@ def arm_sources(arm: str, real: dict, generated: dict, **others: dict) -> dict:
     return arms[arm]
 
 
-def run(**fields: Any) -> ConfigDict:
+def make_config(**fields: Any) -> ConfigDict:
     """A run of classifiers.train, plain but for what is given."""
     return ConfigDict(
         dict(

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from classifiers.models import products
 from input_pipeline.files import InputError
-from launch.runtime.mesh import state_spec
+from launch.runtime.mesh import platform, state_spec
 
 Kernel = Float[Array, "*inputs outputs"]
 # Queries times keys from which on a CPU attends head by head.
@@ -77,11 +77,11 @@ def attend(
     fits = query.shape[-1] <= 128 and query.shape[-1] % 8 == 0
     # Not lax.platform_dependent: it traces every form, and cuDNN's cannot be traced where there is
     # no cuDNN.
-    platform = products.platform()
-    if platform == "cpu" and query.shape[1] * key.shape[1] >= LARGE_ON_CPU:
+    here = platform()
+    if here == "cpu" and query.shape[1] * key.shape[1] >= LARGE_ON_CPU:
         return _attend_by_head(query, key, value)
     # cuDNN's kernel never writes the [n, m] weights to memory; it knows half precision only.
-    implementation = "cudnn" if platform == "gpu" and half and fits else "xla"
+    implementation = "cudnn" if here == "gpu" and half and fits else "xla"
     return jax.nn.dot_product_attention(query, key, value, implementation=implementation)
 
 

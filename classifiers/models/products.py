@@ -16,24 +16,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from launch.runtime.mesh import platform
+
 # Operations from which the form matters; below it, programs are better small.
 LARGE = 2**27
 # Wider kernels are those of patches, whose gradients would be too many slices.
 _WIDEST = 7
-Pairs = tuple[tuple[int, int], ...]
-
-
-def platform() -> str:
-    """That of the mesh in use (`jax.set_mesh`), whose chips may not be here; else JAX's default."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
+_Pairs = tuple[tuple[int, int], ...]
 
 
 def dot_general(
     x: Float[Array, "*b i"], kernel: Float[Array, "i o"], dimension_numbers: Any, **options: Any
 ) -> Float[Array, "*b o"]:
-    """`jax.lax.dot_general` as a dense layer calls it."""
-    if platform() == "cpu" and 2 * math.prod(x.shape) * kernel.shape[1] >= LARGE:
+    """`jax.lax.dot_general` as a dense layer calls it; another form of `LARGE` ones on a CPU."""
+    large = 2 * math.prod(x.shape) * kernel.shape[1] >= LARGE
+    if platform() == "cpu" and large and options.get("precision") is None:
         return _product(x, kernel)
     return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
 
@@ -45,7 +42,11 @@ def convolve(
     padding: str | Sequence[tuple[int, int]],
     **options: Any,
 ) -> Float[Array, "b *space2 o"]:
-    """`jax.lax.conv_general_dilated` as a convolutional layer calls it: channels are last."""
+    """`jax.lax.conv_general_dilated` as a convolutional layer calls it: channels are last.
+
+    On a CPU, `LARGE` convolutions over two axes take another form, but for dilated and grouped
+    ones.
+    """
     plain = jax.lax.conv_general_dilated
     window, strides = kernel.shape[:-2], tuple(strides)
     dilations = (*options["lhs_dilation"], *options["rhs_dilation"])
@@ -55,13 +56,14 @@ def convolve(
         or max(window) > _WIDEST
         or options["feature_group_count"] != 1
         or set(dilations) != {1}
+        or options.get("precision") is not None
     ):
         return plain(x, kernel, strides, padding, **options)
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
     pads = tuple((int(low), int(high)) for low, high in padding)
     places = x.shape[0] * math.prod(_sizes(x, window, strides, pads))
-    if 2 * places * kernel.size < LARGE:
+    if 2 * places * kernel.size < LARGE or min(map(min, pads)) < 0:
         return plain(x, kernel, strides, padding, **options)
     if window == (1, 1) and not any(map(any, pads)):
         return _product(x[:, :: strides[0], :: strides[1]], kernel[0, 0])
@@ -74,53 +76,53 @@ def _product(x: Float[Array, "*b i"], kernel: Float[Array, "i o"]) -> Float[Arra
 
 
 def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _product(x, kernel), (x, kernel)
+    return (_rows(x) @ kernel).reshape(*x.shape[:-1], kernel.shape[1]), (x, kernel)
 
 
 def _product_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = kept
-    return (_rows(gradient) @ kernel.T).reshape(x.shape), _inner(x, gradient)
+    return (_rows(gradient) @ kernel.T).reshape(x.shape), _kernel_gradient(x, gradient)
 
 
 _product.defvjp(_product_forward, _product_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _convolution(strides: tuple[int, ...], pads: Pairs, x: Array, kernel: Array) -> Array:
+def _convolution(strides: tuple[int, ...], pads: _Pairs, x: Array, kernel: Array) -> Array:
     return _plain(strides, pads, x, kernel)
 
 
-def _plain(strides: tuple[int, ...], pads: Pairs, x: Array, kernel: Array) -> Array:
-    form = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=form)
+def _plain(strides: tuple[int, ...], pads: _Pairs, x: Array, kernel: Array) -> Array:
+    axes = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=axes)
 
 
 def _convolution_forward(
-    strides: tuple[int, ...], pads: Pairs, x: Array, kernel: Array
+    strides: tuple[int, ...], pads: _Pairs, x: Array, kernel: Array
 ) -> tuple[Array, tuple[Array, Array]]:
-    return _convolution(strides, pads, x, kernel), (x, kernel)
+    return _plain(strides, pads, x, kernel), (x, kernel)
 
 
 def _convolution_backward(
-    strides: tuple[int, ...], pads: Pairs, kept: tuple[Array, Array], gradient: Array
+    strides: tuple[int, ...], pads: _Pairs, kept: tuple[Array, Array], gradient: Array
 ) -> tuple[Array, Array]:
     x, kernel = kept
     of_x = functools.partial(_plain, strides, pads, kernel=kernel)
     (x_gradient,) = jax.linear_transpose(of_x, x)(gradient)
-    height, width, (down, right) = *gradient.shape[1:3], strides
+    (down, right), (height, width) = strides, gradient.shape[1:3]
     padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     rows = []
     for i in range(kernel.shape[0]):
         row = padded[:, i : i + down * (height - 1) + 1 : down]
         seen = [row[:, :, j : j + right * (width - 1) + 1 : right] for j in range(kernel.shape[1])]
-        rows.append(_inner(jnp.concatenate(seen, axis=-1), gradient))
+        rows.append(_kernel_gradient(jnp.concatenate(seen, axis=-1), gradient))
     return x_gradient, jnp.stack(rows).reshape(kernel.shape)
 
 
 _convolution.defvjp(_convolution_forward, _convolution_backward)
 
 
-def _sizes(x: Array, window: Sequence[int], strides: Sequence[int], pads: Pairs) -> list[int]:
+def _sizes(x: Array, window: Sequence[int], strides: Sequence[int], pads: _Pairs) -> list[int]:
     """Height and width of a convolution's result."""
     return [
         (size + sum(pad) - wide) // stride + 1
@@ -132,5 +134,9 @@ def _rows(x: Float[Array, "*b i"]) -> Float[Array, "n i"]:
     return x.reshape(-1, x.shape[-1])
 
 
-def _inner(x: Float[Array, "*b i"], y: Float[Array, "*b o"]) -> Float[Array, "i o"]:
-    return jax.lax.dot_general(_rows(x), _rows(y), (((0,), (0,)), ((), ())))
+def _kernel_gradient(
+    x: Float[Array, "*b i"], gradient: Float[Array, "*b o"]
+) -> Float[Array, "i o"]:
+    rows = (_rows(x), _rows(gradient))
+    found = jax.lax.dot_general(*rows, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    return found.astype(x.dtype)

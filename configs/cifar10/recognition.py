@@ -44,7 +44,7 @@ def training(
     steps_per_epoch = args["images"] / batch
     optimizer = dict(optimizer, learning_rate=optimizer["learning_rate"] * batch / 256)
     optimizer["warmup_steps"] = round(optimizer.pop("warmup_epochs") * steps_per_epoch)
-    config = classification.run(
+    config = classification.make_config(
         num_classes=10,
         train_sources=sources,
         in_memory=True,

@@ -33,5 +33,5 @@ def get_config(arg=""):
             warmup_epochs=2,
         ),
         epochs=100,
-        cpu_epochs=20,
+        cpu_epochs=13,
     )

@@ -12,7 +12,7 @@ from configs import arguments, classification
 
 def get_config(arg=""):
     args = arguments.parse(arg, arm="real", k=30, runlocal=False)
-    config = classification.run(
+    config = classification.make_config(
         train_sources=classification.arm_sources(
             args["arm"],
             real=dict(name="digits", split="train"),

@@ -172,7 +172,7 @@ def training(
     if drops:
         optimizer |= dict(schedule="step", boundaries=tuple(map(steps, drops)), factor=0.1)
     crops = dict(size=size, crop=dict(scale=scale, ratio=(3 / 4, 4 / 3)), flip=True)
-    config = classification.run(
+    config = classification.make_config(
         num_classes=NUM_CLASSES,
         train_sources=sources,
         loader_workers=16,

@@ -16,7 +16,8 @@ def count_flops(function: Callable[..., Any], *args: Any) -> float:
 
     What is computed again in the backward pass counts again. A `scan` counts as often as it turns,
     a `while_loop`, whose turns nobody knows, once, and of a `cond` the longest branch. Not counted
-    is what falls on the padding of a convolution, and what a kernel written by hand does (cuDNN's
+    is what falls on the padding of a convolution (but where a CPU takes its kernel's gradient as
+    products, see `classifiers.models.products`), and what a kernel written by hand does (cuDNN's
     attention). The function is traced, not compiled.
 
     Args:

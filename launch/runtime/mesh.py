@@ -53,6 +53,12 @@ def _arrange(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
     return mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), **options)
 
 
+def platform() -> str:
+    """That of the mesh in use (`jax.set_mesh`), whose chips may not be here; else JAX's default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first axis of a batch is split over data and fsdp."""
     return NamedSharding(mesh, P(("data", "fsdp")))

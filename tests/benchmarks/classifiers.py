@@ -40,6 +40,7 @@ from launch.runtime.state import create_state
 from tests.benchmarks.harness import (
     Result,
     add_flags,
+    as_on_tpu,
     compare,
     matrix_peak,
     read_flags,
@@ -143,7 +144,8 @@ def training(pair: Pair, count: int, repeats: int) -> Result:
 
     variables = jax.tree.map(jnp.copy, pair.variables)
     held = [variables, tx.init(variables["params"])]
-    flops = count_flops(step, *held, images, labels)
+    with as_on_tpu():
+        flops = count_flops(step, *held, images, labels)
     program = jax.jit(step, donate_argnums=(0, 1)).lower(*held, images, labels).compile()
     pair.theirs.train()
     peer_images, peer_labels = pair.torch_batch(count)

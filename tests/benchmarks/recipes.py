@@ -12,21 +12,16 @@ import importlib
 import json
 import math
 import re
-from pathlib import Path
 
 import jax
-from jax.sharding import AbstractDevice, AbstractMesh
 
 from classifiers import recipes
 from classifiers.training import Training
 from launch.runtime.flops import count_flops
 from launch.runtime.hardware import CHIPS
 from launch.runtime.preflight import parse_target
-
-FOLDER = Path(__file__).parents[2] / "configs" / "imagenet"
-NAMES = sorted(
-    path.stem for path in FOLDER.glob("*.py") if "    return recognition." in path.read_text()
-)
+from tests.benchmarks.harness import as_on_tpu
+from tests.configs.tables import RECIPES
 
 
 def recipe(name: str) -> tuple[Training, str]:
@@ -43,9 +38,7 @@ def step_flops(training: Training, batch: int = 8) -> float:
     labels = shape((batch,), "int32")
     images = shape((batch, *training.image_shape), "uint8")
     inputs = dict(image=images, label=labels, domain=labels)
-    # As TPUs do it: on a CPU some products take another form.
-    device = AbstractDevice("TPU v4", None, "tpu")
-    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("data",), abstract_device=device)):
+    with as_on_tpu():
         return count_flops(training.update, training.abstract, inputs) / batch
 
 
@@ -57,7 +50,7 @@ def main() -> None:
     peak = {chip.name: chip.peak_flops for chip in CHIPS}
     print(f"at {share:.0%} of the peak in bfloat16, real images alone")
     print(f"{'recipe':18} parameters  GFLOP an image    steps  chips     hours  hours on 8 H100")
-    for name in NAMES:
+    for name in sorted(RECIPES):
         training, target = recipe(name)
         plan = parse_target(target)
         chips = math.prod(plan.topology) * plan.slices

@@ -31,8 +31,10 @@ def always(monkeypatch):
 
 def pair(ours, theirs, shape, **fields):
     """Values and gradients of our layer and of Flax's, with the same parameters."""
-    x = jax.random.normal(jax.random.key(0), shape)
+    dtype = fields.get("dtype", jnp.float32)
+    x = jax.random.normal(jax.random.key(0), shape, dtype)
     params = theirs(**fields).init(jax.random.key(1), x)
+    assert "custom_vjp" in traced(ours(**fields), params, x)
 
     def value(layer, params, x):
         return jnp.sum(jnp.sin(layer(**fields).apply(params, x)))
@@ -48,14 +50,35 @@ def assert_close(found, expected):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-def used(function, *args):
-    return "custom_vjp" in str(jax.make_jaxpr(function)(*args))
+def traced(layer, params, x):
+    return str(jax.make_jaxpr(layer.apply)(params, x))
 
 
 @pytest.mark.parametrize(("height", "width", "kernel", "strides", "padding"), CONVOLUTIONS)
 def test_convolutions(height, width, kernel, strides, padding, always):
     fields = dict(features=5, kernel_size=kernel, strides=strides, padding=padding)
     assert_close(*pair(layers.Conv, nn.Conv, (2, height, width, 3), **fields))
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+def test_a_pointwise_convolution_is_a_product(strides, always):
+    x, layer = jnp.ones((2, 6, 5, 3)), layers.Conv(4, (1, 1), strides)
+    params = layer.init(jax.random.key(0), x)
+    assert "conv_general_dilated" not in traced(layer, params, x)
+
+
+@pytest.mark.parametrize(("layer", "plain"), [(layers.Conv, nn.Conv), (layers.Dense, nn.Dense)])
+def test_half_precision(layer, plain, always):
+    """As near to float32 as Flax's own layer, sums of thousands of terms included."""
+    fields = dict(features=4) | (dict(kernel_size=(3, 3)) if plain is nn.Conv else {})
+    ((_, exact), _), ours, theirs = (
+        pair(layer, plain, (8, 32, 32, 4), **fields),
+        *pair(layer, plain, (8, 32, 32, 4), **fields, dtype=jnp.bfloat16),
+    )
+    for a, b, c in zip(*map(jax.tree.leaves, (ours[1], theirs[1], exact)), strict=True):
+        assert a.dtype == b.dtype
+        errors = [np.abs(np.asarray(one, np.float32) - c).mean() for one in (a, b)]
+        assert errors[0] < 1.5 * errors[1] + 1e-3 * np.abs(c).mean()
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (2, 3, 4), (2, 3, 2, 5)])
@@ -70,14 +93,15 @@ def test_dense_layers(shape, always):
         dict(kernel_size=(3, 3), feature_group_count=2),
         dict(kernel_size=(3, 3), kernel_dilation=2),
         dict(kernel_size=(8, 8), strides=8),
+        dict(kernel_size=(3, 3), padding=[(-1, 0), (0, 0)]),
+        dict(kernel_size=(1, 1), precision="highest"),
     ],
 )
 def test_other_convolutions_are_left_alone(fields, always):
     x = jnp.ones((2, 16, 16, 4) if len(fields["kernel_size"]) == 2 else (2, 16, 4))
     layer = layers.Conv(features=6, **fields)
     params = layer.init(jax.random.key(0), x)
-    assert not used(layer.apply, params, x)
-    assert_close(*pair(layers.Conv, nn.Conv, x.shape, features=6, **fields))
+    assert "custom_vjp" not in traced(layer, params, x)
 
 
 def test_small_products_are_left_alone(monkeypatch):
@@ -86,17 +110,18 @@ def test_small_products_are_left_alone(monkeypatch):
     for layer, params, size in ((conv, of_conv, 2 * 128 * 9 * 24), (dense, of_dense, 2 * 128 * 24)):
         for large, expected in ((size, True), (size + 1, False)):
             monkeypatch.setattr(products, "LARGE", large)
-            assert used(layer.apply, params, x) == expected
+            assert ("custom_vjp" in traced(layer, params, x)) == expected
 
 
-def test_other_platforms_are_left_alone(always):
-    x, layer = jnp.ones((2, 8, 8, 4)), layers.Conv(6, (3, 3))
+@pytest.mark.parametrize("kind", ["tpu", "gpu"])
+@pytest.mark.parametrize("layer", [layers.Conv(6, (3, 3)), layers.Conv(6, (1, 1)), layers.Dense(6)])
+def test_other_platforms_are_left_alone(layer, kind, always):
+    x = jnp.ones((2, 8, 8, 4))
     params = layer.init(jax.random.key(0), x)
-    kind = "TPU v4"
-    mesh = AbstractMesh((1,), ("data",), abstract_device=AbstractDevice(kind, None, "tpu"))
-    assert used(layer.apply, params, x)
+    mesh = AbstractMesh((1,), ("data",), abstract_device=AbstractDevice(kind, None, kind))
+    assert "custom_vjp" in traced(layer, params, x)
     with jax.sharding.use_abstract_mesh(mesh):
-        assert not used(layer.apply, params, x)
+        assert "custom_vjp" not in traced(layer, params, x)
 
 
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3)])

@@ -20,7 +20,7 @@ CASES = [[[2, 2, 1], 2], [[4, 1, 1], 1], [[1, 2, 2], 1], [[2, 1, 2], 2], [[1, 1,
 def test_two_processes_have_the_losses_of_one():
     module = "tests.imagen_ft.training_devices"
     one, *_ = run_processes(module, "[[[1, 1, 1], 1]]", processes=1, devices=1)
-    two = run_processes(module, json.dumps(CASES), processes=2, devices=2, timeout=600)
+    two = run_processes(module, json.dumps(CASES), processes=2, devices=2, timeout=900)
     (alone,) = one["found"]
     for process in two:
         assert process["devices"] == 4

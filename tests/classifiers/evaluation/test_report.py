@@ -69,6 +69,9 @@ def test_picture(count):
     first, *others = [axes for axes in report.picture(results).axes if axes.axison]
     assert [patch.get_height() for patch in first.patches] == [80.0] * count + [90.5] * count
     assert len(others) == count
+    # The numbers of many bars would hide each other.
+    numbers = ["80.0"] * count + ["90.5"] * count
+    assert [text.get_text() for text in first.texts] == (numbers if count < 5 else [])
     for axes in others:
         curve = axes.get_lines()[1]
         # Bins without images are not drawn.
