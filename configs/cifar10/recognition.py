@@ -8,7 +8,7 @@ Arguments of each config, as in `FILE.py:arm=real+generated,k=2`:
     same_steps    as many steps as with real images alone; else an epoch is all of the arm
     data, root    a folder or a zip, and the folder in it that holds `train/airplane/*` and so on
     images        how many real ones there are to train on, for the length of an epoch
-    cpu           a smaller network and fewer epochs: ten minutes of two cores
+    cpu           a smaller network and fewer epochs, for two cores
     runlocal      some steps of a tiny network
 """
 
