@@ -1,6 +1,7 @@
 """What JAX and matplotlib read once, when they are imported; child processes inherit it."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -23,3 +24,5 @@ SETTINGS = {
 if "jax" in sys.modules:
     raise RuntimeError("a pytest plugin imported jax before tests/conftest.py could set it up")
 os.environ.update(SETTINGS)
+# A suite that a script has started in the background ignores Ctrl-C, and so would every child.
+signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -73,7 +73,23 @@ def test_it_begins_with_its_command_line(path):
     assert callable(importlib.import_module(task).main)
 
 
-@pytest.mark.parametrize("path", CONFIGS)
+# Each takes ten seconds of two cores to shape; if_i_l and imagen_sr256 are always looked at.
+LONG = [
+    f"configs/{name}.py"
+    for name in (
+        "deepfloyd/sample",
+        "imagenet/if_i_xl",
+        "imagenet/if_ii_l",
+        "imagenet/imagen_base64",
+        "imagenet/study",
+    )
+]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.slow) if path in LONG else path for path in CONFIGS],
+)
 def test_its_networks_resolve(path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     resolved, counts = dry_run(path, "", capsys)

@@ -168,7 +168,7 @@ def assert_same_files(ours, theirs):
     ("dtype", "options"),
     [
         (torch.float32, {}),
-        (torch.float16, dict(variant="fp16")),
+        pytest.param(torch.float16, dict(variant="fp16"), marks=pytest.mark.slow),
         (torch.bfloat16, dict(max_shard_size="30KB")),
     ],
     ids=["one file", "one file of a variant", "several"],
