@@ -72,16 +72,20 @@ def convolve(
 
 @jax.custom_vjp
 def _product(x: Float[Array, "*b i"], kernel: Float[Array, "i o"]) -> Float[Array, "*b o"]:
+    return _by_rows(x, kernel)
+
+
+def _by_rows(x: Float[Array, "*b i"], kernel: Float[Array, "i o"]) -> Float[Array, "*b o"]:
     return (_rows(x) @ kernel).reshape(*x.shape[:-1], kernel.shape[1])
 
 
 def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return (_rows(x) @ kernel).reshape(*x.shape[:-1], kernel.shape[1]), (x, kernel)
+    return _by_rows(x, kernel), (x, kernel)
 
 
 def _product_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = kept
-    return (_rows(gradient) @ kernel.T).reshape(x.shape), _kernel_gradient(x, gradient)
+    return _by_rows(gradient, kernel.T), _kernel_gradient(x, gradient)
 
 
 _product.defvjp(_product_forward, _product_backward)

@@ -78,7 +78,7 @@ def test_half_precision(layer, plain, always):
     for a, b, c in zip(*map(jax.tree.leaves, (ours[1], theirs[1], exact)), strict=True):
         assert a.dtype == b.dtype
         errors = [np.abs(np.asarray(one, np.float32) - c).mean() for one in (a, b)]
-        assert errors[0] < 1.5 * errors[1] + 1e-3 * np.abs(c).mean()
+        assert errors[0] <= 1.5 * errors[1]
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (2, 3, 4), (2, 3, 2, 5)])
