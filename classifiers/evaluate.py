@@ -15,37 +15,20 @@ from typing import Any
 import ml_collections
 import numpy as np
 from etils import epath
-from jaxtyping import Float, Int
-from scipy import stats
+from jaxtyping import Int
 from tqdm import tqdm
 
 from classifiers.evaluation import report, shots
+from classifiers.evaluation.run_on_set import RunOnSet, check_attacks
 from classifiers.evaluation.runs import Run, find_runs, open_run
-from classifiers.evaluation.seeds import RunOnSet, check_attacks
 from classifiers.evaluation.sets import EvaluationSet, check_specs, open_sets
-from input_pipeline.files import InputError, write_json
-from launch.runtime import app, pictures
-from launch.runtime.mesh import make_mesh
-from launch.runtime.workdir import lock
-
-
-def compare(
-    accuracies: Float[np.ndarray, " seeds"], baseline: Float[np.ndarray, " seeds"] | None
-) -> dict[str, Any]:
-    """Mean, standard deviation over seeds, and the paired t-test's p-value against a baseline.
-
-    The p-value is None without a baseline, for the baseline itself, and where all differences are
-    the same (which has no t-test).
-    """
-    std = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0
-    summary = {"mean": float(np.mean(accuracies)), "std": std}
-    p_value = None
-    if baseline is not None and len(baseline) == len(accuracies):
-        differences = np.asarray(accuracies) - np.asarray(baseline)
-        # One image more or less is a larger difference than rounding.
-        if np.ptp(differences) > 1e-9:
-            p_value = float(stats.ttest_1samp(differences, 0.0).pvalue)
-    return {**summary, "p_value": p_value}
+from classifiers.evaluation.statistics import compare
+from launch.errors import InputError
+from launch.files import write_json
+from launch.runtime import app
+from launch.runtime.devices.mesh import make_mesh
+from launch.runtime.locks import lock
+from launch.runtime.reports import image_grid
 
 
 def main(args: app.Arguments) -> None:
@@ -72,7 +55,7 @@ def main(args: app.Arguments) -> None:
         print(f"\n{report.overview(results)}")
     if config.baseline not in (run.name for run in runs):
         print(f"no arm is called {config.baseline} (config.baseline): there are no p-values")
-    pictures.save_png(report.picture(results), args.workdir / "evaluation.png")
+    image_grid.save_png(report.picture(results), args.workdir / "evaluation.png")
 
 
 def check(config: ml_collections.ConfigDict) -> None:

@@ -32,10 +32,11 @@ import jax
 from absl import flags
 
 from classifiers.studies import facts, plan, report, results
-from input_pipeline.files import InputError, is_local
-from launch.road import Road
+from launch.errors import InputError
+from launch.files import is_local
+from launch.jobs.runner import Road
 from launch.runtime import app
-from launch.runtime.workdir import lock
+from launch.runtime.locks import lock
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -26,18 +26,23 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from classifiers import curves, recipes, seeds, warm_start
+from classifiers import from_config
 from classifiers.models.presets import Classifier
-from classifiers.training import Batch, Training
-from input_pipeline import loader, sources
+from classifiers.training import curves, vmap_seeds, warm_start
+from classifiers.training.update import Batch, Training
+from input_pipeline import sources
 from input_pipeline.augment.policy import Transform
-from input_pipeline.files import InputError
-from input_pipeline.mixture import Union, check_weight
-from launch.runtime import app, distributed, preflight
+from input_pipeline.batches import loader
+from input_pipeline.batches.mixture import Union, check_weight
+from input_pipeline.source import Source, check_labels, in_memory
+from launch.errors import InputError
+from launch.runtime import app
+from launch.runtime.devices import distributed
+from launch.runtime.devices.mesh import local_rows, make_mesh, put_batch
 from launch.runtime.images import to_float
-from launch.runtime.loop import check_training, fit
-from launch.runtime.mesh import local_rows, make_mesh, put_batch
+from launch.runtime.preflight import preflight
 from launch.runtime.state import TrainState
+from launch.runtime.training.loop import check_training, fit
 from launch.runtime.workdir import claim_workdir
 
 Reader = Callable[[int], Callable[[int, int], Iterator[Batch]]]
@@ -51,7 +56,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def make_measure(
-    source: sources.Source,
+    source: Source,
     model: Classifier,
     batch_size: int,
     transform: Transform | None,
@@ -75,9 +80,7 @@ def make_measure(
     return measure
 
 
-def load_training_images(
-    config: ml_collections.ConfigDict, validation: sources.Source
-) -> sources.Source:
+def load_training_images(config: ml_collections.ConfigDict, validation: Source) -> Source:
     """The union of all sources to train on.
 
     Raises:
@@ -88,14 +91,14 @@ def load_training_images(
     if tuple(source.class_names) != tuple(validation.class_names):
         raise InputError("config.train_sources and config.evaluation_source have different classes")
     for each in (source, validation):
-        sources.check_labels(each)
+        check_labels(each)
     if config.get("synthetic_weight") is not None:
         check_weight(source.domain, config.synthetic_weight)
-    return sources.in_memory(source) if config.in_memory else source
+    return in_memory(source) if config.in_memory else source
 
 
 def train(
-    args: app.Arguments, training: Training, validation: sources.Source, inputs: dict[str, str]
+    args: app.Arguments, training: Training, validation: Source, inputs: dict[str, str]
 ) -> None:
     """Trains every seed.
 
@@ -106,7 +109,7 @@ def train(
         inputs: digests of what the run begins with.
     """
     config, mesh = args.config, make_mesh(args.config.mesh)
-    augment, transform = recipes.make_augment(config), recipes.make_transform(config)
+    augment, transform = from_config.make_augment(config), from_config.make_transform(config)
     source = load_training_images(config, validation)
     digests = {name: sources.digest(spec) for name, spec in config.train_sources.items()} | inputs
     claim_workdir(args.workdir, config, {name: found for name, found in digests.items() if found})
@@ -130,7 +133,7 @@ def train(
         return functools.partial(loader.iterate, data, workers=workers)
 
     names = validation.class_names
-    distributed.on_first_process(lambda: recipes.save_class_names(args.workdir, names))
+    distributed.on_first_process(lambda: from_config.save_class_names(args.workdir, names))
     measure = make_measure(
         validation, training.model, config.evaluation_batch_size, transform, mesh
     )
@@ -161,51 +164,51 @@ def _train_in_turn(
 def _train_together(
     workdir: epath.Path, training: Training, mesh: Mesh, reader: Reader, measure: Measure
 ) -> None:
-    count, whole = training.config.seeds, seeds.stacked(training)
+    count, whole = training.config.seeds, vmap_seeds.stacked(training)
 
     def evaluate(state: TrainState) -> dict[str, Any]:
-        found = np.array([measure(seeds.variables_of(state, seed)) for seed in range(count)])
+        found = np.array([measure(vmap_seeds.variables_of(state, seed)) for seed in range(count)])
         return {"validation_accuracy": found.mean(), "validation_accuracy_by_seed": found}
 
     state = fit(
-        workdir=workdir / seeds.FOLDER,
+        workdir=workdir / vmap_seeds.FOLDER,
         config=training.config,
         mesh=mesh,
         abstract=whole.abstract,
-        create=lambda: seeds.create(
+        create=lambda: vmap_seeds.create(
             [warm_start.create(training, seed, mesh) for seed in range(count)], mesh
         ),
         train_step=whole.step(mesh),
-        batches=seeds.batches([reader(seed) for seed in range(count)]),
+        batches=vmap_seeds.batches([reader(seed) for seed in range(count)]),
         evaluate=evaluate,
         label=f"{workdir.name} {count} seeds",
     )
-    seeds.write(workdir, state, training.config.total_steps, count)
+    vmap_seeds.write(workdir, state, training.config.total_steps, count)
 
 
 def main(args: app.Arguments) -> None:
     """Runs the task."""
     config, values = args.config, args.flags
     runs = not (args.dry_run or values.preflight)
-    expected = recipes.expected_input(config)
+    expected = from_config.expected_input(config)
     if runs or expected is None:
         validation = sources.load(config.evaluation_source)
-        found = len(validation.class_names), recipes.image_shape(config, validation)
-        recipes.check_input(config, expected, found)
+        found = len(validation.class_names), from_config.image_shape(config, validation)
+        from_config.check_input(config, expected, found)
         expected = found
     training = Training.of(config, *expected)
     # Wrong numbers end here.
-    recipes.make_augment(config)
+    from_config.make_augment(config)
     params = training.abstract.variables["params"]
     if args.dry_run:
         app.describe(config, model=params)
     elif values.preflight:
-        seeds.check_alone(config)
+        vmap_seeds.check_alone(config)
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         preflight.run(values.preflight, training.lower, config.mesh, count, values.preflight_effort)
     else:
         check_training(config, make_mesh(config.mesh))
-        seeds.check(config)
+        vmap_seeds.check(config)
         inputs = warm_start.check_start(config, training.model)
         train(args, training, validation, inputs)
 

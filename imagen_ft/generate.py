@@ -11,12 +11,7 @@ it. --verify reads a set back, --repair makes what is damaged or missing in it a
 
 import dataclasses
 import functools
-import json
-import subprocess
 import time
-from collections.abc import Collection
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,25 +21,21 @@ from absl import flags
 from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from tqdm import tqdm
 
-from imagen_ft import class_names
-from imagen_ft.assembly import load_cascade, parameter_shapes
-from imagen_ft.cascade import Cascade
-from imagen_ft.generation import Progress, ShardStream
-from input_pipeline import files, sources
-from input_pipeline.files import InputError
-from input_pipeline.synthetic_card import make_card
-from input_pipeline.synthetic_check import Report, verify
-from input_pipeline.synthetic_writer import INDEX, MANIFEST, PROVENANCE, SyntheticWriter
-from launch.runtime import app, distributed
-from launch.runtime.config import plain
-from launch.runtime.mesh import make_mesh
-from launch.runtime.workdir import join, lock, one_at_a_time
-
-# No image depends on these fields, wherever in the config: what they name is known by its digest,
-# and counts are told as such.
-FREE = ("batch_size", "cache", "counts", "mesh", "real_source", "remat", "run")
+from imagen_ft.cascade import Cascade, load_cascade
+from imagen_ft.cascade.loading import parameter_shapes
+from imagen_ft.generation.contents import code_version, set_fields
+from imagen_ft.generation.repair import check, check_sound, discard_damaged
+from imagen_ft.generation.stream import Progress, ShardStream
+from imagen_ft.text import class_names
+from input_pipeline.synthetic.card import make_card
+from input_pipeline.synthetic.verify import verify
+from input_pipeline.synthetic.writer import MANIFEST, PROVENANCE, SyntheticWriter
+from launch.errors import InputError
+from launch.runtime import app
+from launch.runtime.devices import distributed
+from launch.runtime.devices.mesh import make_mesh
+from launch.runtime.locks import join, one_at_a_time
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -57,71 +48,6 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "repair", False, "read a set back, and make again what is damaged or missing", **options
     )
-
-
-def real_counts(config: ml_collections.ConfigDict) -> tuple[tuple[str, ...], list[int]]:
-    """Names of the classes, and how many images the real set has of each.
-
-    Args:
-        config: `real_source`, or `counts`: a JSON file, class -> number; and `class_names`.
-
-    Raises:
-        InputError: they are not the config's classes, or neither or both of the fields are there.
-    """
-    source, path = config.get("real_source"), config.get("counts")
-    if bool(source) == bool(path):
-        raise InputError("config.real_source or config.counts: one of them says how many images")
-    if source:
-        real = sources.load(source)
-        names = tuple(real.class_names)
-        class_names.resolve(config.class_names, names, "config.real_source")
-        return names, np.bincount(real.labels, minlength=len(names)).tolist()
-    found = files.read_object(path)
-    wrong = [name for name, n in found.items() if type(n) is not int or n < 0]
-    if wrong:
-        raise InputError(f"{path}: the count of {wrong[0]!r} is {found[wrong[0]]!r}, no number")
-    wanted = class_names.resolve(config.class_names) or tuple(found)
-    if wanted != tuple(found) and sorted(found) != sorted(wanted):
-        wanted = tuple(sorted(found))  # WordNet ids
-        class_names.resolve(config.class_names, wanted, path)
-    return wanted, [found[name] for name in wanted]
-
-
-def set_fields(args: app.Arguments, cascade: Cascade) -> dict[str, Any]:
-    """All that decides about the images of the set, as arguments of `SyntheticWriter`.
-
-    Raises:
-        InputError: a field of the config is wrong.
-    """
-    config = args.config
-    names, counts = real_counts(config)
-    denoiser = cascade.stages[-1].denoiser
-    encoding = dict(plain(config.get("encoding", {"format": "png"})))
-    size = encoding.pop("size", 0) or denoiser.size
-    if size > denoiser.size:
-        raise InputError(f"config.encoding.size={size}: the cascade draws {denoiser.size} px")
-    encoder = getattr(cascade, "encoder", None)
-    return dict(
-        name=config.name,
-        class_names=names,
-        image_shape=(size, size, denoiser.channels),
-        counts=counts,
-        copies=config.copies,
-        images_per_shard=config.get("images_per_shard", 0),
-        provenance={
-            "config": without(plain(config), FREE),
-            "weights": list(cascade.digests),
-            "text": encoder.digest if encoder else "",
-        },
-        encoding=encoding,
-    )
-
-
-def without(config: Any, names: Collection[str]) -> Any:
-    """A config less the fields of these names, at any depth."""
-    if isinstance(config, dict):
-        return {key: without(x, names) for key, x in config.items() if key not in names}
-    return config
 
 
 def generate(args: app.Arguments, cascade: Cascade, fields: dict[str, Any]) -> None:
@@ -185,61 +111,6 @@ def _finish(writer: SyntheticWriter, written: list[int]) -> None:
             return
         writer.finish(make_card(writer, writer.config["provenance"]), code_version())
         print(f"{writer.folder}: complete, {writer.plan.num_images:,} images")
-
-
-def code_version() -> str:
-    """Of this code: the package's, and the commit where there is one."""
-    folder = Path(__file__).parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10)
-        commit = found.stdout.strip() if found.returncode == 0 else ""
-    except (OSError, subprocess.TimeoutExpired):
-        commit = ""
-    try:
-        version = metadata.version("imagen-ft")
-    except metadata.PackageNotFoundError:
-        version = ""
-    return " ".join(filter(None, (version, commit))) or "unknown"
-
-
-def check(args: app.Arguments) -> Report:
-    """Reads the set back and prints what was found."""
-    with tqdm(desc=f"verifying {args.workdir.name}", unit="image", mininterval=1) as bar:
-        report = verify(args.workdir, bar.update)
-    print(json.dumps(report.as_json(), indent=2))
-    return report
-
-
-def check_sound(args: app.Arguments, report: Report) -> None:
-    """What is left to do, by what was found.
-
-    Raises:
-        InputError: something is.
-    """
-    if report.shards or len(report.faults["damaged"]):
-        raise InputError(f"{args.workdir} has faults (above): --repair makes them again")
-    if foreign := report.faults["foreign"]:
-        raise InputError(f"{foreign[0]}: of another set; take such files away")
-    if report.faults["blank"]:
-        raise InputError(
-            f"{args.workdir}: images of one colour (above): so the cascade draws them, to make "
-            "them again changes nothing; look at its guidance and thresholds"
-        )
-
-
-def discard_damaged(args: app.Arguments, fields: dict[str, Any]) -> None:
-    """Takes away what is damaged, so that it is made again."""
-    folder = args.workdir
-    if not any((folder / name).exists() for name in (PROVENANCE, MANIFEST, INDEX)):
-        raise InputError(f"{folder}: holds no generated set; check the path")
-    lock(folder)
-    writer = SyntheticWriter(folder, **fields, repair=True)
-    report = check(args)
-    for shard in report.shards:
-        writer.discard(shard)
-    if not report.ok:
-        (writer.folder / MANIFEST).unlink(missing_ok=True)
 
 
 def _see(folder: epath.Path) -> None:

@@ -13,15 +13,18 @@ from absl import flags
 from etils import epath
 from tqdm import tqdm
 
-from imagen_ft import class_names
-from imagen_ft.assembly import load_cascade, parameter_shapes
-from imagen_ft.cascade import Cascade, Images
-from imagen_ft.class_names import read_lines
-from imagen_ft.text import check_prompts
-from input_pipeline.examples import encode_png
-from input_pipeline.files import InputError, read_json, write_atomic, write_json
-from launch.runtime import app, pictures
+from imagen_ft.cascade import Cascade, load_cascade
+from imagen_ft.cascade.cascade import Images
+from imagen_ft.cascade.loading import parameter_shapes
+from imagen_ft.text import class_names
+from imagen_ft.text.class_names import read_lines
+from imagen_ft.text.encoders import check_prompts
+from input_pipeline.records.examples import encode_png
+from launch.errors import InputError
+from launch.files import read_json, write_atomic, write_json
+from launch.runtime import app
 from launch.runtime.config import flatten, plain
+from launch.runtime.reports import image_grid
 
 # A picture of more is not looked at, and takes minutes to draw.
 MOST_SHOWN = 256
@@ -107,7 +110,7 @@ def write_images(
     tiles = [images[number] for number in range(count) for images in stages]
     captions = [prompt for prompt in prompts[:count] for _ in stages]
     columns = images_per_prompt * len(stages)
-    pictures.save_png(pictures.grid(tiles, captions, columns), workdir / GRID)
+    image_grid.save_png(image_grid.grid(tiles, captions, columns), workdir / GRID)
     print(f"wrote {len(prompts)} images; {workdir / GRID} shows {count} of them")
 
 
@@ -157,7 +160,7 @@ def draw_path(
         for prompt in prompts
         for column, step in enumerate(shown)
     ]
-    pictures.save_png(pictures.grid(tiles, captions, len(shown)), workdir / PATH)
+    image_grid.save_png(image_grid.grid(tiles, captions, len(shown)), workdir / PATH)
 
 
 def image_name(number: int, prompt: str, size: int) -> str:

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Makes .venv, installs, and runs the whole road on the digits: sh launch/demo.sh [options of launch.demo]
+# Makes .venv, installs, and runs the whole road on the digits: sh launch/demo.sh [options of imagen_ft.demo]
 set -eu
 CDPATH='' cd -- "$(dirname -- "$0")/.."
 . launch/environment.sh
 prepare launch/demo.sh base 3000
-exec .venv/bin/python -m launch.demo "$@"
+exec .venv/bin/python -m imagen_ft.demo "$@"

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from classifiers.evaluation.shots import GROUPS
-from launch.runtime.report import percent
+from launch.runtime.reports.html import percent
 
 Result = Mapping[str, Any]
 _COLUMNS = 3

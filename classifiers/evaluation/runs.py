@@ -6,11 +6,16 @@ from typing import Any
 import ml_collections
 from etils import epath
 
-from classifiers import recipes
-from input_pipeline.files import InputError
-from launch.runtime import checkpoint
+from classifiers import from_config
+from launch.errors import InputError
+from launch.runtime import run
 from launch.runtime.ema import MAIN
-from launch.runtime.workdir import load_run_config
+from launch.runtime.run import (
+    check_finished,
+    inference_shapes,
+    load_inference,
+    load_run_config,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +50,11 @@ class Run:
 
     def shapes(self) -> dict[str, Any]:
         """Shapes of a seed's variables, as stored."""
-        return checkpoint.inference_shapes(_folder(self.path, 0))
+        return inference_shapes(_folder(self.path, 0))
 
     def digest(self, seed: int) -> str:
         """Digest of a seed's variables."""
-        return checkpoint.digest(_folder(self.path, seed), self.ema, self.best)
+        return run.digest(_folder(self.path, seed), self.ema, self.best)
 
     def load(self, seed: int, abstract: dict[str, Any]) -> dict[str, Any]:
         """A seed's variables.
@@ -62,9 +67,7 @@ class Run:
             InputError: the checkpoint is damaged, or of another model.
         """
         folder = _folder(self.path, seed)
-        return checkpoint.load_inference(
-            folder, abstract, self.config.total_steps, self.ema, self.best
-        )
+        return load_inference(folder, abstract, self.config.total_steps, self.ema, self.best)
 
 
 def find_runs(folder: epath.Path) -> list[epath.Path]:
@@ -96,11 +99,11 @@ def open_run(path: epath.Path, best: bool = False, ema: str = MAIN) -> Run:
         )
     for seed in range(config.seeds):
         folder = _folder(path, seed)
-        checkpoint.check_finished(folder, config.total_steps)
-        checkpoint.digest(folder, ema, best)
-    shapes = checkpoint.inference_shapes(_folder(path, 0))
+        check_finished(folder, config.total_steps)
+        run.digest(folder, ema, best)
+    shapes = inference_shapes(_folder(path, 0))
     num_classes = shapes["params"]["head"]["bias"].shape[0]
-    return Run(path, config, num_classes, recipes.load_class_names(path), best, ema)
+    return Run(path, config, num_classes, from_config.load_class_names(path), best, ema)
 
 
 def _folder(path: epath.Path, seed: int) -> epath.Path:

@@ -9,12 +9,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from classifiers.label_maps import NONE, LabelMap
+from classifiers.evaluation.label_maps import NONE, LabelMap
 from classifiers.models.presets import Classifier
-from input_pipeline import loader
 from input_pipeline.augment.policy import Transform
-from input_pipeline.sources import Source
-from launch.runtime import mesh as meshes
+from input_pipeline.batches import loader
+from input_pipeline.source import Source
+from launch.runtime.devices import mesh as meshes
 from launch.runtime.images import to_float
 
 Variables = dict[str, Any]

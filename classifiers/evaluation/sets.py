@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from classifiers import label_maps
-from classifiers.label_maps import LabelMap
+from classifiers.evaluation import label_maps
+from classifiers.evaluation.label_maps import LabelMap
 from input_pipeline import sources
-from input_pipeline.files import InputError
-from input_pipeline.sources import Source
-from input_pipeline.subsets import Renumbered, Subset
+from input_pipeline.source import Source, Subset, check_labels
+from input_pipeline.sources.subsets import Renumbered
+from launch.errors import InputError
 from launch.runtime.config import plain
 
 _FIELDS = ("source", "label_map", "prepare")
@@ -127,7 +127,7 @@ def _open(name: str, spec: dict[str, Any]) -> EvaluationSet:
     mapped = spec.get("label_map", "")
     try:
         source = sources.load(spec["source"])
-        sources.check_labels(source)
+        check_labels(source)
         label_map = label_maps.resolve(mapped, source.class_names, "classes" in spec["source"])
     except InputError as error:
         prepare = spec.get("prepare")

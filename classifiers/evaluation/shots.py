@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from classifiers.evaluation.label_maps import LabelMap
 from classifiers.evaluation.runs import Run
-from classifiers.label_maps import LabelMap
 from input_pipeline import sources
-from input_pipeline.files import InputError
+from launch.errors import InputError
 from launch.runtime.config import plain
 
 GROUPS = ("many", "medium", "few")

@@ -3,7 +3,7 @@
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from input_pipeline.files import InputError
+from launch.errors import InputError
 
 
 def dropout(x: Float[Array, " *shape"], rate: float, train: bool) -> Float[Array, " *shape"]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from input_pipeline.files import InputError
+from launch.errors import InputError
 
 Norm = Callable[..., Callable[[Array], Array]]
 _SETS = ("", "auxiliary_")  # before the names of the real and of the synthetic set

@@ -13,7 +13,7 @@ from classifiers.models.resnet import SIZES, ResNet
 from classifiers.models.resnet_rs import SIZES as RS_SIZES
 from classifiers.models.resnet_rs import ResNetRS
 from classifiers.models.vit import ViT
-from input_pipeline.files import InputError
+from launch.errors import InputError
 
 Classifier = ResNet | ResNetRS | ViT
 MODULES = {"resnet": ResNet, "resnet_rs": ResNetRS, "vit": ViT}

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from classifiers.models.dropout import check_rates, drop_path, dropout
-from classifiers.models.layers import Conv, Dense, normalise_pixels
 from classifiers.models.norm import Norm, make_norm
+from launch.runtime.layers.layers import Conv, Dense, normalise_pixels
 
 # Stage sizes by depth: He et al. 2016, table 1.
 SIZES = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from classifiers.models.dropout import check_rates, dropout
-from classifiers.models.layers import Dense
 from classifiers.models.norm import Norm, make_norm
 from classifiers.models.resnet import ResNetBlock, conv
+from launch.runtime.layers.layers import Dense
 
 # Stage sizes by depth.
 SIZES = {

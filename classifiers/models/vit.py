@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from classifiers.models.dropout import check_rates, drop_path, dropout
-from classifiers.models.layers import Conv, Dense, attend, gelu, normalise_pixels
-from input_pipeline.files import InputError
-from launch.runtime.mesh import split_batch
+from launch.errors import InputError
+from launch.runtime.devices.mesh import split_batch
+from launch.runtime.layers.layers import Conv, Dense, attend, gelu, normalise_pixels
 
 POSITIONS = ("learned", "learned_patches", "sincos")
 POOLS = ("token", "mean")

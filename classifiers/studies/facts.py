@@ -9,12 +9,13 @@ import jax
 import ml_collections
 import numpy as np
 
-from classifiers import recipes
+from classifiers import from_config
 from classifiers.studies.plan import Run
 from input_pipeline import sources
-from input_pipeline.files import InputError, json_digest
-from launch.runtime import app
-from launch.runtime.config import plain
+from input_pipeline.source import Source
+from launch.errors import InputError
+from launch.files import json_digest
+from launch.runtime.config import load_config, plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ def look(config: ml_collections.ConfigDict, runs: Sequence[Run]) -> Facts:
     Raises:
         InputError: a set is missing, damaged or too small, or a model has no such field.
     """
-    opened: dict[str, sources.Source] = {}
+    opened: dict[str, Source] = {}
 
     def count(spec: Any) -> np.ndarray:
         key = json_digest(plain(spec))
@@ -65,13 +66,13 @@ def size_of(config: ml_collections.ConfigDict) -> tuple[int, int]:
         InputError: the model has no such field, or its input is not known from the config and its
             evaluation images are missing.
     """
-    expected = recipes.expected_input(config)
+    expected = from_config.expected_input(config)
     if expected is None:
         source = sources.load(config.evaluation_source)
-        expected = len(source.class_names), recipes.image_shape(config, source)
+        expected = len(source.class_names), from_config.image_shape(config, source)
     num_classes, shape = expected
-    model = recipes.make_model(config.model, num_classes)
-    init = functools.partial(recipes.init_model, model, image_shape=shape)
+    model = from_config.make_model(config.model, num_classes)
+    init = functools.partial(from_config.init_model, model, image_shape=shape)
     params = jax.eval_shape(init, jax.random.key(0))["params"]
     return shape[0], sum(leaf.size for leaf in jax.tree.leaves(params))
 
@@ -82,7 +83,7 @@ def evaluation_source(config: ml_collections.ConfigDict) -> Any:
     Raises:
         InputError: the evaluation's config cannot be read, or has no such set.
     """
-    found, name = app.load_config(config.evaluation.config), config.evaluation.set
+    found, name = load_config(config.evaluation.config), config.evaluation.set
     if "sets" not in found:
         raise InputError(
             f"config.evaluation.config: {config.evaluation.config} is no config of "

@@ -13,10 +13,11 @@ from pathlib import Path
 import ml_collections
 from etils import epath
 
-from input_pipeline.files import InputError, json_digest
-from launch.road import Step
+from launch.errors import InputError
+from launch.files import json_digest
+from launch.jobs.runner import Step
 from launch.runtime import app
-from launch.runtime.config import plain
+from launch.runtime.config import load_config, plain
 
 STUDIES = ("cas", "scaling", "models", "per_class")
 # An evaluation takes little of the time of a training.
@@ -207,7 +208,7 @@ def make_steps(config: ml_collections.ConfigDict, runs: Sequence[Run]) -> list[S
         InputError: the evaluation's config cannot be read.
     """
     trainings = {(run.model, run.arm): run.step for run in runs}
-    evaluation = json_digest(plain(app.load_config(config.evaluation.config)))
+    evaluation = json_digest(plain(load_config(config.evaluation.config)))
     steps = []
     for run in runs:
         seeds, total_steps = run.config.seeds, run.config.total_steps

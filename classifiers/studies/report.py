@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from classifiers.studies import figures
-from input_pipeline.files import write_atomic, write_json
-from launch.runtime import pictures
-from launch.runtime.report import Report, p_text, percent, points, text_table
+from launch.files import write_atomic, write_json
+from launch.runtime.reports import image_grid
+from launch.runtime.reports.html import Report, p_text, percent, points, text_table
 
 Table = tuple[list[str], list[list[str]]]
 _LEVEL = 0.05
@@ -227,7 +227,7 @@ def _per_class(report: Report, workdir: Path, result: Mapping[str, Any]) -> None
 
 
 def _figure(report: Report, path: Path, figure: Figure, caption: str) -> None:
-    png = pictures.to_png(figure)
+    png = image_grid.to_png(figure)
     write_atomic(path, png)
     report.png(png, caption)
 

@@ -12,10 +12,11 @@ import ml_collections
 import numpy as np
 from scipy import stats
 
-from classifiers.evaluate import compare
+from classifiers.evaluation.statistics import compare
 from classifiers.studies.facts import Facts
 from classifiers.studies.plan import REAL, Run, arms_of, evaluation_path
-from input_pipeline.files import InputError, read_json
+from launch.errors import InputError
+from launch.files import read_json
 
 Arms = Mapping[str, Mapping[str, dict[str, Any]]]
 # One image more or less is a larger difference than rounding.

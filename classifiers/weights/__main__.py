@@ -23,8 +23,8 @@ from absl import flags
 
 from classifiers.weights.layouts import LAYOUTS
 from classifiers.weights.runs import export_run, import_run
-from input_pipeline.files import InputError
-from launch.commands import exit_code, parse_flags
+from launch.cli import exit_code, parse_flags
+from launch.errors import InputError
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -86,7 +86,7 @@ def _split(flag: str, value: str | None) -> tuple[str, str]:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code, by the conventions of `launch.commands`."""
+    """Runs the command; returns the exit code, by the conventions of `launch.cli`."""
     argv = list(sys.argv if argv is None else argv)
     return exit_code(lambda: main(argv), "nothing is half written, the same command begins again")
 

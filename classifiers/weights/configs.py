@@ -8,13 +8,14 @@ import numpy as np
 from etils import epath
 
 from classifiers.models import presets
-from classifiers.models.layers import PIXELS
 from classifiers.models.presets import Classifier
 from classifiers.models.resnet import ResNet
 from classifiers.models.vit import ViT
 from classifiers.weights.loading import find_layout, open_tensors, trained_size
-from input_pipeline.files import InputError, read_object, write_json
-from launch.runtime.safetensors_files import Tensor
+from launch.errors import InputError
+from launch.files import read_object, write_json
+from launch.runtime.checkpoints.safetensors_io import Tensor
+from launch.runtime.layers.layers import PIXELS
 
 # As DeiT and most others are evaluated.
 CROP_RATIO = 0.875

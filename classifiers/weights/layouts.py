@@ -16,7 +16,7 @@ import numpy as np
 from classifiers.models.presets import Classifier
 from classifiers.models.resnet import ResNet
 from classifiers.models.vit import ViT
-from input_pipeline.files import InputError
+from launch.errors import InputError
 
 LAYOUTS = ("transformers", "timm", "torchvision")
 # Counts that PyTorch's batch norms keep and nothing here reads.

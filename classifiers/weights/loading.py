@@ -14,8 +14,8 @@ from classifiers.models import presets
 from classifiers.models.presets import Classifier
 from classifiers.models.vit import ViT, resize_positions, sincos_positions
 from classifiers.weights.layouts import COUNTER, Entry, entries
-from input_pipeline.files import InputError
-from launch.runtime.safetensors_files import (
+from launch.errors import InputError
+from launch.runtime.checkpoints.safetensors_io import (
     Tensor,
     make_header,
     open_file,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 from etils import epath
 
-from classifiers import recipes
+from classifiers import from_config
 from classifiers.models.presets import MODULES, Classifier
 from classifiers.weights.configs import build, crop_ratio, write_configs
 from classifiers.weights.layouts import entries
@@ -21,10 +21,11 @@ from classifiers.weights.loading import (
     trained_channels,
     trained_size,
 )
-from input_pipeline.files import InputError, is_local, write_json
-from launch.runtime import checkpoint
-from launch.runtime.staging import check_target, new_folder
-from launch.runtime.workdir import load_run_config
+from launch.errors import InputError
+from launch.files import is_local, write_json
+from launch.runtime.checkpoints import checkpoint
+from launch.runtime.new_folder import check_target, new_folder
+from launch.runtime.run import inference_shapes, load_inference, load_run_config
 
 
 def import_run(
@@ -96,11 +97,11 @@ def export_run(source: str, target: str, layout: str, seed: int = 0) -> None:
     if seed >= config.seeds:
         raise InputError(f"--seed={seed}: {source} has the seeds 0 to {config.seeds - 1}")
     folder = epath.Path(source) / f"seed_{seed}"
-    shapes = checkpoint.inference_shapes(folder)
+    shapes = inference_shapes(folder)
     num_classes = shapes["params"]["head"]["bias"].shape[0]
-    model = recipes.make_model(config.model, num_classes)
+    model = from_config.make_model(config.model, num_classes)
     entries(model, shapes, layout)  # A layout without such a model is told before all is read.
-    variables = checkpoint.load_inference(folder, shapes, config.total_steps)
+    variables = load_inference(folder, shapes, config.total_steps)
     flat = flax.traverse_util.flatten_dict(shapes, sep=".")
     size = trained_size(flat, model) or _evaluated_size(config)
     image_shape = (size, size, trained_channels(flat))

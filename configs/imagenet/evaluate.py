@@ -25,8 +25,8 @@ the 1,000 classes in the order of the WordNet ids. What can be said behind the n
 | objectnet | 18,574 | objectnet-1.0/images | objectnet-1.0.zip |
 
 A set that is missing ends the command before it begins, with a line that says where to get it; what
-counts as right on each is said in `classifiers/label_maps.py`. The attacks are on 5,000 validation
-images. 4/255 is the usual ball for networks that were trained against attacks; 1/255 is there
+counts as right on each is said in `classifiers/evaluation/label_maps.py`. The attacks are on 5,000
+validation images. 4/255 is the usual ball for networks that were trained against attacks; 1/255 is there
 because others get next to nothing right in that. The numbers of the attacks are ours.
 
 Hardware: one GPU. The 167,000 images of a checkpoint take as long as decoding them, some 270 a

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from classifiers.models.layers import Conv, Dense, attend, gelu
-from launch.runtime.mesh import split_batch
+from launch.runtime.devices.mesh import split_batch
+from launch.runtime.layers.layers import Conv, Dense, attend, gelu
 
 Dtype = Any
 KeysValues = tuple[Float[Array, "b n heads d"], Float[Array, "b n heads d"]]

@@ -22,7 +22,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from classifiers.models.layers import Conv, Dense
 from imagen_ft.models.blocks import (
     Dtype,
     GroupNorm,
@@ -34,7 +33,8 @@ from imagen_ft.models.blocks import (
     upsample_nearest,
 )
 from imagen_ft.models.unet import Context
-from launch.runtime.mesh import split_batch
+from launch.runtime.devices.mesh import split_batch
+from launch.runtime.layers.layers import Conv, Dense
 
 
 class EfficientUNet(nn.Module):

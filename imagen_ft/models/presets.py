@@ -21,7 +21,7 @@ import jax
 from imagen_ft.models.efficient_unet import EfficientUNet
 from imagen_ft.models.t5 import T5Encoder
 from imagen_ft.models.unet import UNet
-from input_pipeline.files import InputError
+from launch.errors import InputError
 
 T5_XXL_WIDTH, TINY_T5_WIDTH = 4096, 16
 

@@ -7,7 +7,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from classifiers.models.layers import Conv, Dense
 from imagen_ft.models.blocks import (
     AddedKVAttention,
     GroupNorm,
@@ -18,6 +17,7 @@ from imagen_ft.models.blocks import (
     gelu,
     timestep_embedding,
 )
+from launch.runtime.layers.layers import Conv, Dense
 
 
 class Context(NamedTuple):

@@ -26,8 +26,8 @@ from absl import flags
 from imagen_ft.weights.exporting import DTYPES, export_weights
 from imagen_ft.weights.importing import import_weights
 from imagen_ft.weights.sources import PARTS
-from input_pipeline.files import InputError
-from launch.commands import exit_code, parse_flags
+from launch.cli import exit_code, parse_flags
+from launch.errors import InputError
 
 LAYOUT = "deepfloyd:"
 
@@ -98,7 +98,7 @@ def _export(source: str, target: str, values: flags.FlagValues) -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code, by the conventions of `launch.commands`."""
+    """Runs the command; returns the exit code, by the conventions of `launch.cli`."""
     argv = list(sys.argv if argv is None else argv)
     return exit_code(lambda: main(argv), "nothing is half written, the same command begins again")
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from imagen_ft.models.unet import UNet
-from input_pipeline.files import InputError
+from launch.errors import InputError
 
 # Fields with one value that we compute: (diffusers' default where the file has none, ours).
 _FIXED: dict[str, tuple[Any, Any]] = {

@@ -31,10 +31,11 @@ from imagen_ft.weights.sources import (
     manifest_parts,
     open_part,
 )
-from input_pipeline.files import InputError, is_local, read_object, write_atomic
-from launch.runtime.safetensors_files import Weights, write_file, write_model
-from launch.runtime.staging import check_target, new_folder
-from launch.runtime.workdir import load_run_config
+from launch.errors import InputError
+from launch.files import is_local, read_object, write_atomic
+from launch.runtime.checkpoints.safetensors_io import Weights, write_file, write_model
+from launch.runtime.new_folder import check_target, new_folder
+from launch.runtime.run import load_run_config
 
 DTYPES = ("float32", "float16", "bfloat16")
 _VARIANT_DTYPES = {"fp16": "float16", "bf16": "bfloat16"}

@@ -8,7 +8,7 @@ from typing import NoReturn
 import huggingface_hub
 from huggingface_hub import errors
 
-from input_pipeline.files import InputError
+from launch.errors import InputError
 
 _ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
 

@@ -22,10 +22,11 @@ from imagen_ft.weights.sources import (
     manifest_parts,
     open_part,
 )
-from input_pipeline.files import InputError, read_object, sha256, write_atomic, write_json
-from launch.runtime import checkpoint
-from launch.runtime.safetensors_files import Weights, read_header
-from launch.runtime.staging import check_target, new_folder
+from launch.errors import InputError
+from launch.files import read_object, sha256, write_atomic, write_json
+from launch.runtime.checkpoints import checkpoint
+from launch.runtime.checkpoints.safetensors_io import Weights, read_header
+from launch.runtime.new_folder import check_target, new_folder
 
 MODEL_INDEX = "model_index.json"
 HEADER = ".header"
@@ -42,7 +43,7 @@ def import_weights(
     """Imports the weights of a pipeline, in the types that they are stored in.
 
     `target` then has a finished run directory for each part, whose checkpoint
-    `load_unet`, `load_t5` and `checkpoint.load_inference` read, and in `source/` the small files as
+    `load_unet`, `load_t5` and `run.load_inference` read, and in `source/` the small files as
     they are: what an export needs to write the same bytes again.
 
     Args:

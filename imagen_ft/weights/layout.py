@@ -8,7 +8,7 @@ from typing import Any
 import flax.traverse_util
 import numpy as np
 
-from input_pipeline.files import InputError
+from launch.errors import InputError
 
 # (pattern in our dotted parameter path, what it is called in PyTorch's files), applied in order.
 Rules = Sequence[tuple[str, str]]

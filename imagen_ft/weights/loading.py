@@ -10,16 +10,17 @@ from etils import epath
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from tqdm import tqdm
 
+from imagen_ft.diffusion.from_config import make_denoiser
 from imagen_ft.models.t5 import T5Encoder
 from imagen_ft.models.unet import UNet
 from imagen_ft.weights import layout
 from imagen_ft.weights.deepfloyd import scheduler_settings, unet_shapes
 from imagen_ft.weights.sources import FILES, PARTS, RUN, Part, Place, locate, open_part, part_folder
-from input_pipeline.files import InputError, read_object
-from launch.runtime import checkpoint
-from launch.runtime.mesh import state_shardings
-from launch.runtime.safetensors_files import Weights
-from launch.runtime.workdir import load_run_config
+from launch.errors import InputError
+from launch.files import read_object
+from launch.runtime.checkpoints.safetensors_io import Weights
+from launch.runtime.devices.mesh import state_shardings
+from launch.runtime.run import inference_shapes, load_inference, load_run_config
 
 STORED = "stored"
 # Tensors that are read at a time: changing their layout takes longer than reading them.
@@ -142,7 +143,7 @@ def load_checkpoint(
         InputError: it is damaged, of another variant, or not a model of this kind.
     """
     model, shapes = open_checkpoint(part, place, variant)
-    stored = checkpoint.inference_shapes(place.folder)["params"]
+    stored = inference_shapes(place.folder)["params"]
     if jax.tree.structure(stored) != jax.tree.structure(shapes):
         stored = shapes  # load_inference will name the difference
 
@@ -152,7 +153,7 @@ def load_checkpoint(
 
     wanted = {"params": jax.tree.map(abstract, shapes, stored)}
     total_steps = load_run_config(place.folder).total_steps
-    return model, checkpoint.load_inference(place.folder, wanted, total_steps)["params"]
+    return model, load_inference(place.folder, wanted, total_steps)["params"]
 
 
 def open_checkpoint(part: Part, place: Place, variant: str | None = None) -> tuple[Any, Any]:
@@ -172,11 +173,8 @@ def open_checkpoint(part: Part, place: Place, variant: str | None = None) -> tup
 
 
 def _trained_unet(run: epath.Path) -> tuple[UNet, Any]:
-    # Whoever assembles cascades may load weights, so that module cannot be imported at the top.
-    from imagen_ft.assembly import make_denoiser
-
     model = make_denoiser(load_run_config(run).stage).model
-    stored = checkpoint.inference_shapes(run)["params"]
+    stored = inference_shapes(run)["params"]
     if not isinstance(model, UNet) or not {"encoder_hid_proj", "conv_in", "conv_out"} <= set(
         stored
     ):

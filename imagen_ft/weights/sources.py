@@ -14,9 +14,10 @@ from etils import epath
 from imagen_ft.weights import hub, layout
 from imagen_ft.weights.deepfloyd import build_unet
 from imagen_ft.weights.t5 import build_t5
-from input_pipeline.files import InputError, is_local, read_object, sha256, write_atomic
-from launch.runtime import checkpoint
-from launch.runtime.safetensors_files import Weights, file_names, find, open_weights
+from launch.errors import InputError
+from launch.files import is_local, read_object, sha256, write_atomic
+from launch.runtime import run
+from launch.runtime.checkpoints.safetensors_io import Weights, file_names, find, open_weights
 
 # Written last into an imported folder; names what it was made of.
 MANIFEST = "weights.json"
@@ -238,7 +239,7 @@ def digest(path: epath.PathLike, part: str, variant: str | None = None) -> str:
     """
     place = locate(path, part, variant)
     if part in PARTS and place.kind == RUN:
-        return checkpoint.digest(place.folder)
+        return run.digest(place.folder)
     folder = part_folder(path, part)
     if place.kind == IMPORTED and part in PARTS:
         # Those of the files that it was imported from: a cache of either is one of both.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from imagen_ft.models.t5 import T5Encoder
-from input_pipeline.files import InputError
+from launch.errors import InputError
 
 # Our field and transformers', with its default where the file has none.
 _FIELDS = {

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.augment.resize import resize
-from input_pipeline.files import InputError
+from launch.errors import InputError
 
 _TRIES = 10
 

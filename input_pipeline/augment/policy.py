@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.augment import colour, crop, erasing, flip, randaugment, resize
-from input_pipeline.files import InputError
+from launch.errors import InputError
 
 Example = dict[str, Any]
 Augment = Callable[[Example, np.random.Generator], Example]

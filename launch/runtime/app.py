@@ -14,13 +14,10 @@ from clu import parameter_overview
 from etils import epath
 from ml_collections import config_flags
 
-from input_pipeline.files import InputError
-from launch.commands import Failed, exit_code, read_flags
-from launch.runtime import distributed
-
-
-class Diverged(Failed):
-    """Training has left the finite numbers; a restart would end in the same place."""
+from launch.cli import exit_code, read_flags
+from launch.errors import InputError
+from launch.runtime.config import check_overrides
+from launch.runtime.devices import distributed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +83,7 @@ def parse(
     if define_flags:
         define_flags(values)
     _print_help_if_asked(argv, description, values)
-    _check_overrides(argv)
+    check_overrides(argv)
     config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=list(argv))
     read_flags(argv, values)
     runs = not (values.dry_run or ("preflight" in values and values.preflight))
@@ -119,49 +116,6 @@ def _print_help_if_asked(argv: Sequence[str], text: str, values: flags.FlagValue
     for name in sorted(values):
         print(f"  --{name}: {values[name].help}")
     sys.exit(0)
-
-
-def _check_overrides(argv: Sequence[str]) -> None:
-    """Names the field that does not exist; config_flags would only say 'q'."""
-    files = [arg.partition("=")[2] for arg in argv if arg.startswith("--config=")]
-    if len(files) != 1:
-        raise InputError("--config is missing or doubled: name one file, --config=configs/X/Y.py")
-    config = load_config(files[0])
-    for arg in argv:
-        if not arg.startswith("--config."):
-            continue
-        node: Any = config
-        for field in arg.partition("=")[0].removeprefix("--config.").split("."):
-            if not isinstance(node, ml_collections.ConfigDict) or field not in node:
-                known = (
-                    ", ".join(node) if isinstance(node, ml_collections.ConfigDict) else "nothing"
-                )
-                raise InputError(f"{arg}: there is no config field {field!r} (there is: {known})")
-            node = node[field]
-
-
-def load_config(argument: str) -> ml_collections.ConfigDict:
-    """The config of `FILE.py[:arguments]`.
-
-    Raises:
-        InputError: no such file, or it is no config, or the arguments are wrong.
-    """
-    path = argument.partition(":")[0]
-    if not os.path.isfile(path):
-        raise InputError(f"--config={argument}: there is no file {path}")
-    with open(path, encoding="utf-8", errors="replace") as file:
-        if "get_config" not in file.read():
-            raise InputError(f"--config={argument}: {path} has no get_config; name an experiment")
-    values = flags.FlagValues()
-    argv = ["task", f"--config={argument}"]
-    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
-    try:
-        values(argv)
-        return values.config
-    except (flags.Error, OSError, ValueError, KeyError) as error:
-        # absl wraps the reason in a traceback; it is the last line.
-        reason = str(error).strip().splitlines()[-1]
-        raise InputError(f"--config={argument}: {reason}") from error
 
 
 def _keep_compilations() -> None:

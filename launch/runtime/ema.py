@@ -7,7 +7,7 @@ import ml_collections
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from input_pipeline.files import InputError
+from launch.errors import InputError
 
 # The average that is sampled and evaluated with.
 MAIN = "main"

@@ -9,8 +9,8 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
+from launch.runtime.devices.mesh import state_shardings
 from launch.runtime.ema import MAIN, Decay
-from launch.runtime.mesh import state_shardings
 
 Variables = dict[str, PyTree]
 

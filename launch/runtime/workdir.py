@@ -1,17 +1,15 @@
 """Run directories: one config, one process, known inputs."""
 
-import contextlib
-import fcntl
-import os
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import ml_collections
 from etils import epath
 
-from input_pipeline.files import InputError, is_local, read_json, write_json
+from launch.errors import InputError
+from launch.files import read_json, write_json
 from launch.runtime.config import flatten, plain
-from launch.runtime.distributed import on_first_process
+from launch.runtime.devices.distributed import on_first_process
+from launch.runtime.locks import lock
 
 # They may change from run to run: no result depends on them, but for the rounding of sums.
 FREE = (
@@ -27,10 +25,6 @@ FREE = (
     "pictures_every",
     "profile",
 )
-# What this process holds of each directory: open files, closed with the process.
-_HELD: dict[str, list[int]] = {}
-_ALONE: set[str] = set()
-_TRIES = 50
 
 
 def claim_workdir(
@@ -59,114 +53,6 @@ def claim_workdir(
         _compare_or_write(workdir, "config.json", plain(config))
 
     on_first_process(claim)
-
-
-def lock(workdir: epath.Path) -> None:
-    """Makes a work directory and keeps other processes out of it until this one ends.
-
-    Raises:
-        InputError: another process is in it, or it is a file.
-    """
-    path = _enter(workdir)
-    if not is_local(workdir) or path in _ALONE:
-        return
-    _leave(path)
-    if not _locked(_open(path, ".lock"), fcntl.LOCK_EX):
-        _leave(path)
-        raise InputError(f"{workdir}: another process is at work in it; wait for its end")
-    _ALONE.add(path)
-
-
-def join(workdir: epath.Path, worker: int, num_workers: int) -> None:
-    """Makes a work directory that several workers share, and stays in it until this process ends.
-
-    Raises:
-        InputError: this worker is in it already, other workers divide the work otherwise, a process
-            that needs it for itself is in it, or it is a file.
-    """
-    path = _enter(workdir)
-    if not is_local(workdir):
-        return
-    _leave(path)
-    try:
-        _share(_open(path, ".lock"), str(num_workers))
-        if not _locked(_open(path, f".lock-worker-{worker}"), fcntl.LOCK_EX):
-            raise InputError(f"worker {worker} is already at work in it; wait for its end")
-    except InputError as error:
-        _leave(path)
-        raise InputError(f"{workdir}: {error}") from None
-
-
-@contextlib.contextmanager
-def one_at_a_time(workdir: epath.Path) -> Iterator[None]:
-    """Lets one process at a time through a block, the others wait; in a store all go through."""
-    if not is_local(workdir):
-        yield
-        return
-    file = os.open(os.path.join(workdir, ".lock-finish"), os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(file)
-
-
-def _share(file: int, num_workers: str) -> None:
-    """Holds a lock together with those who say the same number."""
-    for left in reversed(range(_TRIES)):
-        if _locked(file, fcntl.LOCK_EX):
-            # The first one here says how many there are.
-            os.ftruncate(file, 0)
-            os.pwrite(file, num_workers.encode(), 0)
-        if _locked(file, fcntl.LOCK_SH):
-            break
-        if not left:
-            raise InputError("another process is at work in it; wait for its end")
-        time.sleep(0.1)  # One that comes in holds it alone for a moment.
-    if (found := os.pread(file, 20, 0).decode()) != num_workers:
-        raise InputError(
-            f"{found} workers are at work in it, not {num_workers}; say --num_workers={found}, or "
-            "wait for their end"
-        )
-
-
-def _enter(workdir: epath.Path) -> str:
-    if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"{workdir} is a file, not a folder: name another --workdir")
-    workdir.mkdir(parents=True, exist_ok=True)
-    return os.path.abspath(workdir)
-
-
-def _open(path: str, name: str) -> int:
-    file = os.open(os.path.join(path, name), os.O_RDWR | os.O_CREAT, 0o644)
-    _HELD.setdefault(path, []).append(file)
-    return file
-
-
-def _leave(path: str) -> None:
-    _ALONE.discard(path)
-    for file in _HELD.pop(path, ()):
-        os.close(file)
-
-
-def _locked(file: int, how: int) -> bool:
-    try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def load_run_config(workdir: epath.Path | str) -> ml_collections.ConfigDict:
-    """Reads the config that a run directory was made with.
-
-    Raises:
-        InputError: there is no such run.
-    """
-    path = epath.Path(workdir) / "config.json"
-    if not path.exists():
-        raise InputError(f"{workdir} holds no run (no config.json): train it first")
-    return ml_collections.ConfigDict(read_json(path))
 
 
 def _compare_or_write(workdir: epath.Path, name: str, ours: dict) -> None:

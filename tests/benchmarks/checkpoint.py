@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from launch.runtime import seals
-from launch.runtime.checkpoint import Checkpoints
-from launch.runtime.digests import content_digest
-from launch.runtime.mesh import make_mesh
+from launch.runtime.checkpoints import seals
+from launch.runtime.checkpoints.checkpoint import Checkpoints
+from launch.runtime.checkpoints.content_digest import content_digest
+from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.state import create_state
 
 TX = optax.adam(1e-3)

@@ -28,14 +28,15 @@ import torch
 import transformers
 
 from classifiers import weights
-from classifiers.losses import soft_cross_entropy, soft_targets
-from classifiers.training import Training
+from classifiers.training.losses import soft_cross_entropy, soft_targets
+from classifiers.training.update import Training
 from configs.imagenet import resnet50, vit_s16
-from input_pipeline import loader, sources
+from input_pipeline import sources
 from input_pipeline.augment.policy import make_augment
+from input_pipeline.batches import loader
 from launch.runtime.config import plain
-from launch.runtime.flops import count_flops
-from launch.runtime.mesh import make_mesh, put_batch
+from launch.runtime.devices.flops import count_flops
+from launch.runtime.devices.mesh import make_mesh, put_batch
 from launch.runtime.state import create_state
 from tests.benchmarks.harness import (
     Result,

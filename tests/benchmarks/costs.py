@@ -18,9 +18,9 @@ from unittest import mock
 
 import jax
 
-from classifiers.models import layers
+from imagen_ft.diffusion.denoiser import Network
 from imagen_ft.models import presets
-from imagen_ft.stage import Network
+from launch.runtime.layers import layers
 
 TOKENS = 77
 IMAGES = 1_000_000

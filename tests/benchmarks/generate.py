@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from input_pipeline import files
-from input_pipeline.synthetic import SyntheticSource
-from input_pipeline.synthetic_check import verify
-from input_pipeline.synthetic_writer import SyntheticWriter
+from input_pipeline.synthetic.source import SyntheticSource
+from input_pipeline.synthetic.verify import verify
+from input_pipeline.synthetic.writer import SyntheticWriter
+from launch import files
 from tests.imagen_ft.trivial_generate import Trivial
 
 NAMES = tuple(f"class{i:03d}" for i in range(1000))

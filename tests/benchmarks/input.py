@@ -27,13 +27,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from input_pipeline import loader
 from input_pipeline.augment import randaugment
 from input_pipeline.augment.policy import make_augment
 from input_pipeline.augment.resize import square
-from input_pipeline.image_folder import ImageFolder
+from input_pipeline.batches import loader
+from input_pipeline.sources.image_folder import ImageFolder
 from tests.benchmarks.harness import Result, report
-from tests.input_pipeline.photographs import photograph
+from tests.input_pipeline.augment.photographs import photograph
 
 BILINEAR = Image.Resampling.BILINEAR
 SIZE, BATCH, LAYERS, MAGNITUDE, FILL = 224, 32, 2, 10, 128

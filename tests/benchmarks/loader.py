@@ -25,12 +25,12 @@ import cv2
 import grain
 import numpy as np
 
-from input_pipeline import loader
 from input_pipeline.augment.crop import random_crop
 from input_pipeline.augment.flip import random_flip
-from input_pipeline.examples import decode_image
-from input_pipeline.mixture import FixedWeight
-from input_pipeline.order import Epochs, Shuffled
+from input_pipeline.batches import loader
+from input_pipeline.batches.mixture import FixedWeight
+from input_pipeline.batches.order import Epochs, Shuffled
+from input_pipeline.records.examples import decode_image
 
 REAL = 1_281_167
 

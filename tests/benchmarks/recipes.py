@@ -3,7 +3,7 @@
 python -m tests.benchmarks.recipes                # at 40% of the peak, an assumption
 python -m tests.benchmarks.recipes --share=0.3
 
-A step's operations are counted in its program (`launch.runtime.flops`): matrix products and
+A step's operations are counted in its program (`launch.runtime.devices.flops`): matrix products and
 convolutions, forward and backward, for real images alone.
 """
 
@@ -15,11 +15,11 @@ import re
 
 import jax
 
-from classifiers import recipes
-from classifiers.training import Training
-from launch.runtime.flops import count_flops
-from launch.runtime.hardware import CHIPS
-from launch.runtime.preflight import parse_target
+from classifiers import from_config
+from classifiers.training.update import Training
+from launch.runtime.devices.flops import count_flops
+from launch.runtime.devices.hardware import CHIPS
+from launch.runtime.preflight.preflight import parse_target
 from tests.benchmarks.harness import as_on_tpu
 from tests.configs.tables import RECIPES
 
@@ -28,7 +28,7 @@ def recipe(name: str) -> tuple[Training, str]:
     """A config's run with batches of eight, and the target that its header names."""
     module = importlib.import_module(f"configs.imagenet.{name}")
     config = module.get_config()
-    training = Training.of(config, *recipes.expected_input(config))
+    training = Training.of(config, *from_config.expected_input(config))
     return training, re.search(r"--preflight=(\S+?)`", module.__doc__)[1]
 
 

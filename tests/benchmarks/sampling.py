@@ -22,20 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from imagen_ft.diffusion.denoiser import Denoiser
+from imagen_ft.diffusion.samplers import DDPM, noise_of_keys
+from imagen_ft.diffusion.schedule import SquaredCos
+from imagen_ft.diffusion.stage import CONDITION, Stage
 from imagen_ft.models import presets
 from imagen_ft.models.unet import UNet
-from imagen_ft.samplers import DDPM, noise_of_keys
-from imagen_ft.schedule import SquaredCos
-from imagen_ft.stage import CONDITION, Denoiser, Stage
 from tests.benchmarks.costs import TOKENS, model_flops
-from tests.benchmarks.harness import (
-    Result,
-    arguments,
-    compare,
-    matrix_peak,
-    report,
-    synchronize,
-)
+from tests.benchmarks.harness import Result, arguments, compare, matrix_peak, report, synchronize
 from tests.parity import test_unet as parity
 from tests.parity.test_pipelines import IF, LEVEL, make_theirs, to_torch
 from tests.parity.torch_weights import UNET_RENAMES, randomize, relative_error, variables

@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from imagen_ft import class_names
-from imagen_ft.text import prompt_key
-from imagen_ft.text_cache import TextCache
+from imagen_ft.text import class_names
+from imagen_ft.text.cache import TextCache
+from imagen_ft.text.encoders import prompt_key
 
 LOG_EVERY = 10
 

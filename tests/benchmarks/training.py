@@ -20,16 +20,16 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
-from imagen_ft.losses import DiffusionLoss
-from imagen_ft.schedule import SquaredCos, alpha_sigma
-from imagen_ft.stage import Denoiser
-from imagen_ft.training import image_losses
+from imagen_ft.diffusion.denoiser import Denoiser
+from imagen_ft.diffusion.losses import DiffusionLoss
+from imagen_ft.diffusion.schedule import SquaredCos, alpha_sigma
+from imagen_ft.training.update import image_losses
+from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.ema import make_decays
 from launch.runtime.images import to_float
-from launch.runtime.mesh import make_mesh
-from launch.runtime.optimizers import make_optimizer
 from launch.runtime.state import TrainState, create_state
-from launch.runtime.step import make_step
+from launch.runtime.training.optimizers import make_optimizer
+from launch.runtime.training.step import make_step
 from tests.benchmarks.harness import Result, arguments, compare, matrix_peak, report, synchronize
 from tests.benchmarks.unet import Pair
 from tests.parity.torch_weights import relative_error

@@ -25,10 +25,10 @@ from imagen_ft.weights import layout
 from imagen_ft.weights.deepfloyd import build_unet
 from imagen_ft.weights.exporting import export_weights
 from imagen_ft.weights.importing import import_weights
-from launch.runtime import safetensors_files
-from tests.imagen_ft.tiny_weights import write_part
+from launch.runtime.checkpoints import safetensors_io
+from tests.imagen_ft.weights.tiny_weights import write_part
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 # As DeepFloyd IF's base models, with narrower text.
 WIDTHS = {"quick": 96, "full": 192}
 CASES = ("load", "import", "load the import", "export", "load, diffusers")
@@ -65,7 +65,7 @@ def write_model(folder, width):
     float32 = np.dtype(np.float32)
     tensors = {name: (entry.reference_shape, float32) for name, entry in entries.items()}
     rng = np.random.default_rng(0)
-    safetensors_files.write_model(
+    safetensors_io.write_model(
         folder / "unet",
         "diffusion_pytorch_model",
         None,

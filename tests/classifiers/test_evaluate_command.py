@@ -10,13 +10,15 @@ import torch
 from etils import epath
 from ml_collections import ConfigDict
 
-from classifiers import evaluate, recipes, train
-from classifiers.evaluation import seeds
+from classifiers import evaluate, from_config, train
+from classifiers.evaluation import run_on_set
 from input_pipeline import sources
-from input_pipeline.files import InputError, read_json
-from launch.runtime import checkpoint
+from input_pipeline.sources.digits import DIGIT_NAMES
+from launch.errors import InputError
+from launch.files import read_json
+from launch.runtime.run import load_inference
 from tests.classifiers.evaluation import tiny
-from tests.commands import run
+from tests.support.commands import run
 
 FIELDS = dict(name="resnet", stage_sizes=(1,), width=4, small_stem=True, dtype="float32")
 VALIDATION = dict(name="digits", split="validation")
@@ -33,12 +35,14 @@ SHOTS = dict(
 
 
 def model():
-    return recipes.make_model(ConfigDict(FIELDS), 10)
+    return from_config.make_model(ConfigDict(FIELDS), 10)
 
 
 def variables(seed):
     """Of no trained network, but one that says other things of other images."""
-    found = jax.jit(lambda key: recipes.init_model(model(), key, (8, 8, 1)))(jax.random.key(seed))
+    found = jax.jit(lambda key: from_config.init_model(model(), key, (8, 8, 1)))(
+        jax.random.key(seed)
+    )
     head = found["params"]["head"]
     kernel = 3 * np.random.default_rng(seed).normal(size=head["kernel"].shape)
     head = {**head, "kernel": kernel.astype(np.float32)}
@@ -62,7 +66,7 @@ def runs(tmp_path_factory, request):
 def logits(run, seed, source):
     """Of all images at once."""
     abstract = jax.eval_shape(lambda: variables(0))
-    found = checkpoint.load_inference(run / f"seed_{seed}", abstract, 60)
+    found = load_inference(run / f"seed_{seed}", abstract, 60)
     images = np.stack([source[i]["image"] for i in range(len(source))])
     return torch.tensor(np.asarray(model().apply(found, images / np.float32(127.5) - 1)))
 
@@ -73,7 +77,7 @@ def test_results_are_what_torch_says_of_the_outputs(runs):
         result = read_json(runs / f"evaluation_{name}.json")
         labels = torch.tensor(source.labels.astype(int))
         assert result["num_images"] == len(source) and result["baseline"] == "real"
-        assert result["class_names"] == list(sources.DIGIT_NAMES) and result["name"] == name
+        assert result["class_names"] == list(DIGIT_NAMES) and result["name"] == name
         for arm, found in result["arms"].items():
             for seed in range(2):
                 said = logits(runs / arm, seed, source)
@@ -137,14 +141,14 @@ def again(copied, monkeypatch):
 
     def command(sets=SETS, attacks=ATTACKS, code=0, **fields):
         done = []
-        make = seeds.RunOnSet._make
+        make = run_on_set.RunOnSet._make
 
         def counted(self, seed):
             done.append((self._run.name, self._set.name, seed))
             return make(self, seed)
 
         with monkeypatch.context() as patch:
-            patch.setattr(seeds.RunOnSet, "_make", counted)
+            patch.setattr(run_on_set.RunOnSet, "_make", counted)
             config = tiny.write_config(copied.parent / "again.py", sets, attacks, SHOTS)
             argv = [f"--config.{name}={value}" for name, value in fields.items()]
             assert run(evaluate.main, config, copied, *argv) == code
@@ -186,7 +190,7 @@ def test_an_interrupted_command_goes_on(runs, copied, again, monkeypatch):
     kept = copied / "evaluations" / "small"
     for path in kept.iterdir():
         path.unlink()
-    make = seeds.RunOnSet._make
+    make = run_on_set.RunOnSet._make
 
     def interrupted(self, seed):
         if self._run.name == "real" and seed == 1:
@@ -194,7 +198,7 @@ def test_an_interrupted_command_goes_on(runs, copied, again, monkeypatch):
         return make(self, seed)
 
     with monkeypatch.context() as patch:
-        patch.setattr(seeds.RunOnSet, "_make", interrupted)
+        patch.setattr(run_on_set.RunOnSet, "_make", interrupted)
         again(code=130)
     assert sorted(path.name for path in kept.iterdir()) == [
         "other-seed_0.json", "other-seed_1.json", "real-seed_0.json",
@@ -307,11 +311,11 @@ def test_a_dry_run_counts_parameters(runs, capsys):
 def test_names_of_classes_are_compared(tmp_path, capsys):
     folder = tiny.write_run(tmp_path / "runs" / "real", variables(0), model=FIELDS)
     config = tiny.write_config(tmp_path / "config.py", SETS)
-    recipes.save_class_names(folder, list(sources.DIGIT_NAMES)[::-1])
+    from_config.save_class_names(folder, list(DIGIT_NAMES)[::-1])
     assert run(evaluate.main, config, tmp_path / "runs") == 2
     assert "config.sets.small: label 0 is 'zero', but 'nine'" in one_line(capsys)
     (folder / "class_names.json").write_text("[")
     with pytest.raises(InputError, match="not JSON"):
-        recipes.load_class_names(folder)
-    (folder / "class_names.json").write_text(json.dumps(sources.DIGIT_NAMES))
+        from_config.load_class_names(folder)
+    (folder / "class_names.json").write_text(json.dumps(DIGIT_NAMES))
     assert run(evaluate.main, config, tmp_path / "runs") == 0

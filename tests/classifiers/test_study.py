@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from classifiers import evaluate, study
-from input_pipeline.files import read_json
-from input_pipeline.sources import DIGIT_NAMES
-from input_pipeline.synthetic import SyntheticWriter
+from input_pipeline.sources.digits import DIGIT_NAMES
+from input_pipeline.synthetic.source import SyntheticWriter
+from launch.files import read_json
 from launch.runtime import app
 from tests.classifiers import fake_python
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/digits/study.py:runlocal"
 ARMS = ("real", "real+generated_1x", "generated_1x")
 RUNS = [f"{model}-{arm}" for model in ("resnet", "narrow") for arm in ARMS]

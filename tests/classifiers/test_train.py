@@ -6,9 +6,10 @@ import pytest
 
 from classifiers import evaluate, train
 from input_pipeline import sources
-from input_pipeline.files import read_json
-from launch.runtime.metrics import column, read_metrics
-from tests import commands
+from input_pipeline.sources.digits import digits
+from launch.files import read_json
+from launch.runtime.training.metrics import column, read_metrics
+from tests.support import commands
 
 TINY = [
     "--config.model.stage_sizes=(1,)",
@@ -141,9 +142,9 @@ def test_wrong_numbers(tmp_path, capsys, flag, message):
 
 
 def test_a_label_that_is_no_class(tmp_path, capsys, monkeypatch):
-    digits = sources.digits("train")
-    digits.labels[3] = 10
-    monkeypatch.setattr(sources, "load", lambda spec: digits)
+    images = digits("train")
+    images.labels[3] = 10
+    monkeypatch.setattr(sources, "load", lambda spec: images)
     assert run(train.main, "classifier.py:arm=real,runlocal", tmp_path / "run", *TINY) == 2
     assert "has label 10, but there are 10 classes" in one_line(capsys)
     assert not (tmp_path / "run").exists()

@@ -5,9 +5,9 @@ import pytest
 
 from classifiers import evaluate
 from configs.digits import classifier
-from input_pipeline.files import read_json
+from launch.files import read_json
 from launch.runtime import app
-from launch.runtime.metrics import column, read_metrics
+from launch.runtime.training.metrics import column, read_metrics
 from tests.classifiers.test_train_mixture import REAL, generated, losses, run
 
 __all__ = ["generated"]  # the fixture

@@ -5,12 +5,12 @@ import pytest
 
 from classifiers import train
 from configs.digits import classifier
-from input_pipeline import loader
-from input_pipeline.files import InputError
-from input_pipeline.sources import DIGIT_NAMES
-from input_pipeline.synthetic import SyntheticWriter
-from launch.runtime.metrics import read_metrics
-from tests import commands
+from input_pipeline.batches import loader
+from input_pipeline.sources.digits import DIGIT_NAMES
+from input_pipeline.synthetic.source import SyntheticWriter
+from launch.errors import InputError
+from launch.runtime.training.metrics import read_metrics
+from tests.support import commands
 
 REAL = dict(name="digits", split="train")
 

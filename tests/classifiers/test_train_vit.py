@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from classifiers import recipes, train, training
+from classifiers import from_config, train
 from classifiers.models import presets
+from classifiers.training.update import make_update
 from configs.digits import classifier
-from launch.runtime import checkpoint
-from launch.runtime.metrics import column, read_metrics
-from launch.runtime.optimizers import make_optimizer
+from launch.runtime.run import digest
 from launch.runtime.state import TrainState
+from launch.runtime.training.metrics import column, read_metrics
+from launch.runtime.training.optimizers import make_optimizer
 from tests.classifiers.test_train import run
 
 VIT = dict(width=8, depth=2, num_heads=2, patch_size=4, pool="mean")
@@ -39,7 +40,7 @@ def loss_at(model):
     """The loss of one batch and one model as a function of the step."""
     config = classifier.get_config("runlocal")
     tx = make_optimizer(config.optimizer, config.total_steps)
-    variables = jax.jit(functools.partial(recipes.init_model, model, image_shape=(8, 8, 1)))(
+    variables = jax.jit(functools.partial(from_config.init_model, model, image_shape=(8, 8, 1)))(
         jax.random.key(0)
     )
     head = variables["params"]["head"]
@@ -51,7 +52,7 @@ def loss_at(model):
         "label": rng.integers(0, 10, 16),
         "domain": np.zeros(16, np.int32),
     }
-    update = jax.jit(training.make_update(config, model, tx))
+    update = jax.jit(make_update(config, model, tx))
     return lambda step: float(
         update(dataclasses.replace(state, step=jnp.int32(step)), batch)[1]["loss"]
     )
@@ -81,10 +82,10 @@ def trained(folder):
 
 def test_a_resumed_run_drops_the_same(tmp_path):
     losses = trained(tmp_path)
-    digest = checkpoint.digest(tmp_path / "seed_0")
+    before = digest(tmp_path / "seed_0")
     shutil.rmtree(tmp_path / "seed_0" / "checkpoints" / "4")
     assert len(losses) == 4 and trained(tmp_path)[-2:] == losses[-2:]
-    assert checkpoint.digest(tmp_path / "seed_0") == digest
+    assert digest(tmp_path / "seed_0") == before
 
 
 def test_presets_and_their_fields(tmp_path, capsys):

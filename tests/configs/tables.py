@@ -3,12 +3,12 @@
 import importlib
 import re
 import zipfile
-from pathlib import Path
 
 import cv2
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support import ROOT
+
 CONFIGS = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (ROOT / "configs").glob("*/*.py")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from configs import arguments
-from tests import commands
 from tests.configs.tables import CONFIGS, PARAMETERS, RECIPE_FILES, RECIPES, ROOT, command, load
+from tests.support import commands
 
 # Arguments that change which data a config names.
 VARIANTS = {

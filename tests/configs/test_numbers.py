@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from classifiers import label_maps
-from imagen_ft import class_names
-from input_pipeline import subsets
+from classifiers.evaluation import label_maps
+from imagen_ft.text import class_names
+from input_pipeline.sources import subsets
 from tests.configs.tables import IMAGENET, RECIPES, load
 
 

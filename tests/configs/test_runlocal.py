@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from classifiers import evaluate, recipes
+from classifiers import evaluate, from_config
 from input_pipeline.imagenet import wordnet_ids
-from tests import commands
 from tests.classifiers.evaluation import tiny
 from tests.configs.tables import CONFIGS, ROOT, command, image_zip, load
+from tests.support import commands
 
 FINETUNE = "imagen_ft.finetune"
 
@@ -28,8 +28,8 @@ def test_runlocal_evaluates_on_a_cpu(group, arguments, size, tmp_path, monkeypat
     folders = [f"set/test/{name}" for name in classes]
     data = image_zip(tmp_path / "data.zip", folders, per_class=1 if size == 1000 else 8)
     fields = dict(name="resnet", stage_sizes=(1,), width=4, small_stem=True, dtype="float32")
-    model = recipes.make_model(ConfigDict(fields), size)
-    variables = recipes.init_model(model, jax.random.key(0), (16, 16, 3))
+    model = from_config.make_model(ConfigDict(fields), size)
+    variables = from_config.init_model(model, jax.random.key(0), (16, 16, 3))
     head = jax.tree.map(np.zeros_like, variables["params"]["head"])
     variables = {**variables, "params": {**variables["params"], "head": head}}
     tiny.write_run(tmp_path / "run", variables, model=fields, evaluation=dict(size=16))

@@ -7,9 +7,9 @@ import shutil
 import jax
 import pytest
 
-from launch.runtime import seals
-from launch.runtime.checkpoint import Checkpoints
-from tests.launch.test_checkpoint import (
+from launch.runtime.checkpoints import seals
+from launch.runtime.checkpoints.checkpoint import Checkpoints
+from tests.launch.runtime.checkpoints.test_checkpoint import (
     abstract,
     assert_same_bits,
     files,

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support import ROOT
 
 
 def start_demo(workdir: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "launch.demo", "--runlocal", f"--workdir={workdir}"]
+    command = [sys.executable, "-m", "imagen_ft.demo", "--runlocal", f"--workdir={workdir}"]
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

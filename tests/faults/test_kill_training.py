@@ -7,13 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from classifiers import seeds
-from classifiers.training import Training as ClassifierTraining
-from imagen_ft.finetune import Training
-from launch.runtime.checkpoint import Checkpoints
+from classifiers.training import vmap_seeds
+from classifiers.training.update import Training as ClassifierTraining
+from imagen_ft.training.run import Training
+from launch.runtime.checkpoints.checkpoint import Checkpoints
 from tests.classifiers import tiny_training as tiny_classifier
 from tests.imagen_ft import tiny_training
-from tests.tiny_runs import CLASSIFIER, DIFFUSION, SEEDS, finish
+from tests.support.tiny_runs import CLASSIFIER, DIFFUSION, SEEDS, finish
 
 RUNS = {"diffusion": DIFFUSION, "classifier": CLASSIFIER, "seeds": SEEDS}
 
@@ -24,7 +24,7 @@ def shapes(name):
         return Training.of(tiny_training.get_config()).abstract
     config = tiny_classifier.get_config("vmap_seeds" if name == "seeds" else "")
     training = ClassifierTraining.of(config, 10, (8, 8, 1))
-    return (seeds.stacked(training) if name == "seeds" else training).abstract
+    return (vmap_seeds.stacked(training) if name == "seeds" else training).abstract
 
 
 def restored(name, workdir):

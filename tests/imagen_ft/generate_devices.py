@@ -13,8 +13,8 @@ import jax
 
 from imagen_ft import generate
 from launch.runtime import app
-from launch.runtime.mesh import state_shardings
-from tests.imagen_ft import test_cascade
+from launch.runtime.devices.mesh import state_shardings
+from tests.imagen_ft.cascade import test_cascade
 from tests.imagen_ft.trivial_generate import CONFIG
 from tests.multihost.processes import join
 

@@ -8,7 +8,7 @@ import sys
 
 import jax
 
-from input_pipeline.synthetic_writer import SyntheticWriter
+from input_pipeline.synthetic.writer import SyntheticWriter
 from tests.imagen_ft import generate_devices
 from tests.multihost import processes
 

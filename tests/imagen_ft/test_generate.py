@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import ClassVar
 
 import fsspec
@@ -16,19 +15,22 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 
 from imagen_ft import generate
-from input_pipeline import files, loader, sources
-from input_pipeline.files import InputError
-from input_pipeline.synthetic import SyntheticSource
-from input_pipeline.synthetic_check import verify
-from input_pipeline.synthetic_writer import SyntheticWriter
+from imagen_ft.generation.contents import FREE, without
+from input_pipeline import sources
+from input_pipeline.batches import loader
+from input_pipeline.synthetic.source import SyntheticSource
+from input_pipeline.synthetic.verify import verify
+from input_pipeline.synthetic.writer import SyntheticWriter
+from launch import files
+from launch.errors import InputError
 from launch.runtime import app
 from tests.imagen_ft import trivial_generate
 from tests.imagen_ft.trivial_generate import images_of
-from tests.input_pipeline.test_synthetic_check import damages
-from tests.input_pipeline.tiny_set import contents as all_contents
-from tests.input_pipeline.tiny_set import flip_byte
+from tests.input_pipeline.synthetic.test_verify import damages
+from tests.input_pipeline.synthetic.tiny_set import contents as all_contents
+from tests.input_pipeline.synthetic.tiny_set import flip_byte
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 NAMES, COUNTS = ("ant", "bee", "cat"), {"ant": 30, "bee": 0, "cat": 45}
 
 
@@ -263,9 +265,9 @@ def test_source_is_picklable(whole):
 
 def test_a_counts_file_may_move(command, whole, tmp_path):
     config = files.read_sealed(whole / "provenance.json")["provenance"]["config"]
-    assert "seed" in config and not set(config) & set(generate.FREE)
+    assert "seed" in config and not set(config) & set(FREE)
     nested = {"stages": {"a": {"run": "x", "unet": {"remat": True, "width": 3}}}, "mesh": {}}
-    assert generate.without(nested, generate.FREE) == {"stages": {"a": {"unet": {"width": 3}}}}
+    assert without(nested, FREE) == {"stages": {"a": {"unet": {"width": 3}}}}
 
 
 def test_other_peoples_folders_are_left_alone(command, tmp_path):

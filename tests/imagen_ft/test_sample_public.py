@@ -13,16 +13,18 @@ import pytest
 from diffusers import UNet2DConditionModel
 from ml_collections import ConfigDict
 
-from imagen_ft import sample, text_command
-from imagen_ft.assembly import make_denoiser
+from imagen_ft import sample
 from imagen_ft.cascade import Cascade
-from imagen_ft.warm_start import check_start, make_create
+from imagen_ft.diffusion.from_config import make_denoiser
+from imagen_ft.text import __main__
+from imagen_ft.training.warm_start import check_start, make_create
 from imagen_ft.weights import __main__ as weights_command
 from imagen_ft.weights import load_unet
-from input_pipeline.files import InputError
-from launch.runtime import app, pictures
-from launch.runtime.mesh import make_mesh
-from tests.imagen_ft import tiny_text
+from launch.errors import InputError
+from launch.runtime import app
+from launch.runtime.devices.mesh import make_mesh
+from launch.runtime.reports import image_grid
+from tests.imagen_ft.text import tiny_text
 from tests.parity.torch_weights import randomize
 from tests.parity.weights_models import STAGES
 
@@ -68,7 +70,7 @@ def work(tmp_path_factory, request):
     shutil.rmtree(folder / "first")
     (folder / "prompts.txt").write_text("A goldfish\n\ntwo cats\n")
     argv = [f"--prompts={folder / 'prompts.txt'}", f"--weights={imported}"]
-    assert text_command.main([*argv, f"--to={folder / 'cache'}"]) == 0
+    assert __main__.main([*argv, f"--to={folder / 'cache'}"]) == 0
     shutil.rmtree(imported / "text_encoder")
     paths = dict(first=imported, second=folder / "second", cache=folder / "cache")
     text = CONFIG.format(**{name: str(path) for name, path in paths.items()})
@@ -132,8 +134,8 @@ def test_pictures(work, tmp_path, monkeypatch):
 def test_a_path_is_shown_from_its_first_step_to_its_last(tmp_path, monkeypatch):
     steps = np.tile(np.arange(9, dtype=np.uint8).reshape(-1, 1, 1, 1, 1), (1, 2, 4, 4, 3))
     cascade, drawn = mock.Mock(path=lambda prompts, seed: steps + seed), []
-    monkeypatch.setattr(pictures, "grid", lambda *args: drawn.append(args))
-    monkeypatch.setattr(pictures, "save_png", lambda *_: None)
+    monkeypatch.setattr(image_grid, "grid", lambda *args: drawn.append(args))
+    monkeypatch.setattr(image_grid, "save_png", lambda *_: None)
     sample.draw_path(cascade, ["a", "b"], 10, 3, tmp_path)
     [(tiles, captions, columns)] = drawn
     assert [int(tile[0, 0, 0]) for tile in tiles] == [10, 14, 18] * 2

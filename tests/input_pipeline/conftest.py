@@ -1,6 +1,6 @@
 import pytest
 
-from tests.input_pipeline.tiny_set import write, writer
+from tests.input_pipeline.synthetic.tiny_set import write, writer
 
 
 @pytest.fixture

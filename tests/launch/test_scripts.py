@@ -6,11 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support import ROOT
+
 PYTHONS = ("python3.13", "python3.12", "python3.11", "python3")
 
 # Runs the scripts' own questions in the real Python; only says that it makes, installs and runs.
@@ -18,7 +18,7 @@ GOOD = f"""#!/bin/sh
 case "$1 $2" in
 "-m venv") rm -rf "$4" && mkdir -p "$4/bin" && cp "$0" "$4/bin/python" && echo venv >>"$CALLS" ;;
 "-m pip") echo "pip $*" >>"$CALLS"; eval "${{PIP:-:}}" ;;
-"-m launch.demo" | "-m pytest") echo "$PWD" "${{PYTHONPATH-clean}}"; printf '[%s]' "$@" ;;
+"-m imagen_ft.demo" | "-m pytest") echo "$PWD" "${{PYTHONPATH-clean}}"; printf '[%s]' "$@" ;;
 *) exec "{sys.executable}" "$@" ;;
 esac
 """
@@ -148,7 +148,7 @@ def test_the_first_python_that_is_fit_is_taken(clone):
 
 def test_installs_once_and_runs_in_the_repository(clone):
     code, told, err = clone.run("demo.sh", "--a=b c", "d")
-    assert (code, told, err) == (0, [f"{clone.root} clean", "[-m][launch.demo][--a=b c][d]"], "")
+    assert (code, told, err) == (0, [f"{clone.root} clean", "[-m][imagen_ft.demo][--a=b c][d]"], "")
     assert clone.called() == ["venv", "."]
     assert clone.run("demo.sh")[0] == 0
     assert clone.called() == []

@@ -12,9 +12,11 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
-from launch.runtime import checkpoint, mesh, seals
-from launch.runtime.checkpoint import Best, Checkpoints
-from launch.runtime.digests import content_digest
+from launch.runtime.checkpoints import seals
+from launch.runtime.checkpoints.checkpoint import Best, Checkpoints
+from launch.runtime.checkpoints.content_digest import content_digest
+from launch.runtime.devices import mesh
+from launch.runtime.run import latest_step, load_inference
 from launch.runtime.state import TrainState, abstract_state, create_state
 from tests.multihost.processes import join
 
@@ -92,7 +94,7 @@ def restore(folder, devices):
     wanted = abstract(devices)
     placed = jax.tree.map(lambda x, y: x.sharding == y.sharding, state, wanted)
     loaded = {
-        f"{name} of the best" if best else name: checkpoint.load_inference(
+        f"{name} of the best" if best else name: load_inference(
             folder, wanted.variables, int(state.step), ema=name, best=best
         )
         for name, best in (("main", False), ("slow", False), ("main", True))
@@ -120,7 +122,7 @@ def fail(folder, devices):
         try:
             checkpoints.finish()
         except (OSError, RuntimeError) as error:
-            return {"error": str(error), "latest": checkpoint.latest_step(folder)}
+            return {"error": str(error), "latest": latest_step(folder)}
 
 
 def main(what, folder):

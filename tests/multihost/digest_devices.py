@@ -8,8 +8,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from launch.runtime import mesh
-from launch.runtime.digests import content_digest
+from launch.runtime.checkpoints.content_digest import _on_devices, content_digest
+from launch.runtime.devices import mesh
 from tests.multihost.processes import join
 
 DTYPES = (bool, np.int8, np.uint16, np.int32, ml_dtypes.bfloat16, np.float16, np.float32)
@@ -43,10 +43,9 @@ def main():
 
 def largest_collective(shape):
     """Elements in the largest result of a collective, in the program that hashes one array."""
-    from launch.runtime import digests
 
     whole = NamedSharding(shape.sharding.mesh, P())
-    program = digests._on_devices(whole).lower(shape).compile().as_text()
+    program = _on_devices(whole).lower(shape).compile().as_text()
     lines = [line for line in program.splitlines() if " all-" in line or " collective-" in line]
     assert lines
     sizes = [line.split("[", 1)[1].split("]", 1)[0] for line in lines]

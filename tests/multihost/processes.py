@@ -15,7 +15,8 @@ from typing import Any
 
 import jax
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support import ROOT
+
 _ADDRESS, _COUNT, _INDEX = "TEST_COORDINATOR", "TEST_PROCESSES", "TEST_PROCESS"
 
 

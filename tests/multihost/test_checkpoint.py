@@ -4,8 +4,9 @@ import shutil
 
 import pytest
 
-from launch.runtime import checkpoint, seals
-from tests.launch.test_checkpoint import damage, files
+from launch.runtime.checkpoints import seals
+from launch.runtime.run import digest
+from tests.launch.runtime.checkpoints.test_checkpoint import damage, files
 from tests.multihost.processes import run_processes
 
 MODULE = "tests.multihost.checkpoint_processes"
@@ -28,8 +29,8 @@ def test_each_process_has_hashed_its_share(saved):
         assert seals.find_fault(folder) is None
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "3"]
     assert [path.name for path in (workdir / "best").iterdir()] == ["2"]
-    assert checkpoint.digest(workdir) == digests["main"]
-    assert checkpoint.digest(workdir, "slow") == digests["slow"] != digests["main"]
+    assert digest(workdir) == digests["main"]
+    assert digest(workdir, "slow") == digests["slow"] != digests["main"]
 
 
 @pytest.mark.parametrize(("processes", "devices"), [(2, 2), (1, 1)])
@@ -40,7 +41,7 @@ def test_other_processes_restore_the_same_bits(saved, processes, devices):
         assert found["devices"] == processes * devices
         assert found["step"] == 3 and found["placed"]
         assert found["digests"] == digests
-        best = checkpoint.digest(workdir, best=True)
+        best = digest(workdir, best=True)
         assert found["loaded"] == {
             "main": digests["main"],
             "slow": digests["slow"],

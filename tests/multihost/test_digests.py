@@ -8,8 +8,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from launch.runtime import digests
-from launch.runtime.digests import begin_content_digest, content_digest
+from launch.runtime.checkpoints.content_digest import (
+    _OF_BITS,
+    _OF_INDEX,
+    _OFFSETS,
+    begin_content_digest,
+    content_digest,
+)
 from tests.multihost.digest_devices import SPECS, SPLIT, arrays
 from tests.multihost.processes import run_processes
 
@@ -30,7 +35,7 @@ def expected(tree):
         data = array.tobytes()
         words = [int.from_bytes(data[i : i + width], "little") for i in range(0, len(data), width)]
         result.update(f"['{name}'] {array.shape} {array.dtype}".encode())
-        for factors in zip(digests._OF_BITS, digests._OF_INDEX, digests._OFFSETS, strict=True):
+        for factors in zip(_OF_BITS, _OF_INDEX, _OFFSETS, strict=True):
             a, b, c = factors
             hashes = [mixed((a * w + b * mixed(i) + c) % 2**32) for i, w in enumerate(words)]
             result.update((sum(hashes) % 2**32).to_bytes(4, "little"))
@@ -59,7 +64,7 @@ def test_large_arrays_of_the_host_are_hashed_in_blocks(monkeypatch):
     array = np.asfortranarray(np.random.default_rng(0).normal(size=(5, 11)).astype(np.float32))
     whole = expected({"a": array})
     for size in (1, 7, 16, 55):
-        monkeypatch.setattr(digests, "_BLOCK", size)
+        monkeypatch.setattr(f"{content_digest.__module__}._BLOCK", size)
         assert content_digest({"a": array}) == whole
 
 

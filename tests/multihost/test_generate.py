@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from input_pipeline.synthetic import SyntheticSource
-from input_pipeline.synthetic_check import verify
+from input_pipeline.synthetic.source import SyntheticSource
+from input_pipeline.synthetic.verify import verify
 from tests.multihost.processes import run_processes, start_processes
 
 MODULE = "tests.imagen_ft.generate_devices"

@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from launch.runtime import checkpoint
+from launch.runtime.run import inference_shapes, load_inference
 from tests.imagen_ft import tiny_training
 from tests.multihost.processes import run_processes
-from tests.tiny_runs import CLASSIFIER, DIFFUSION, SEEDS, finish
+from tests.support.tiny_runs import CLASSIFIER, DIFFUSION, SEEDS, finish
 
 # Where tensor is split, two devices, of one process or of both, need the same rows.
 CASES = [[[2, 2, 1], 2], [[4, 1, 1], 1], [[1, 2, 2], 1], [[2, 1, 2], 2], [[1, 1, 4], 1]]
@@ -18,7 +18,7 @@ CASES = [[[2, 2, 1], 2], [[4, 1, 1], 1], [[1, 2, 2], 1], [[2, 1, 2], 2], [[1, 1,
 
 @pytest.mark.slow
 def test_two_processes_have_the_losses_of_one():
-    module = "tests.imagen_ft.training_devices"
+    module = "tests.imagen_ft.training.training_devices"
     one, *_ = run_processes(module, "[[[1, 1, 1], 1]]", processes=1, devices=1)
     two = run_processes(module, json.dumps(CASES), processes=2, devices=2, timeout=900)
     (alone,) = one["found"]
@@ -75,8 +75,8 @@ def test_two_processes_train_the_classifier_of_one(run, tmp_path):
         same(ours, theirs)
     for seed in range(1 if run is CLASSIFIER else 2):
         folder = tmp_path / "both" / f"seed_{seed}"
-        shapes = checkpoint.inference_shapes(folder)
-        checkpoint.load_inference(folder, shapes, 20)
+        shapes = inference_shapes(folder)
+        load_inference(folder, shapes, 20)
     assert (tmp_path / "both" / "learning_curves.png").exists()
 
 

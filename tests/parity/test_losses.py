@@ -11,10 +11,10 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 from scipy.special import ndtr
 
-from imagen_ft.losses import DiffusionLoss
-from imagen_ft.schedule import Cosine, Linear, SquaredCos
-from imagen_ft.stage import Denoiser
-from tests.imagen_ft.test_losses import batch, log_likelihood, losses, make
+from imagen_ft.diffusion.denoiser import Denoiser
+from imagen_ft.diffusion.losses import DiffusionLoss
+from imagen_ft.diffusion.schedule import Cosine, Linear, SquaredCos
+from tests.imagen_ft.diffusion.test_losses import batch, log_likelihood, losses, make
 
 STEPS = 1000
 

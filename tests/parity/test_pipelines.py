@@ -9,8 +9,8 @@ from diffusers import DDPMScheduler, IFPipeline, IFSuperResolutionPipeline
 from ml_collections import ConfigDict
 
 from imagen_ft import weights
-from imagen_ft.assembly import make_denoiser, make_stage
-from imagen_ft.stage import CONDITION
+from imagen_ft.diffusion.from_config import make_denoiser, make_stage
+from imagen_ft.diffusion.stage import CONDITION
 from tests.parity.torch_weights import relative_error
 from tests.parity.weights_models import TEXT_WIDTH, tiny_unet
 

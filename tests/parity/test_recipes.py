@@ -10,7 +10,7 @@ import optax
 import pytest
 import torch
 
-from launch.runtime.optimizers import make_optimizer, make_schedule
+from launch.runtime.training.optimizers import make_optimizer, make_schedule
 from tests.configs.tables import RECIPES
 
 SHAPES = {

@@ -14,10 +14,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from input_pipeline.tfds_source import TfdsSource
+from input_pipeline.sources.tfds import TfdsSource
 from tests.conftest import ROOT
-from tests.input_pipeline.test_image_folder import picture
-from tests.input_pipeline.tiny_set import IMAGES, LABELS, of_shard, write, writer
+from tests.input_pipeline.sources.test_image_folder import picture
+from tests.input_pipeline.synthetic.tiny_set import IMAGES, LABELS, of_shard, write, writer
 
 pytestmark = pytest.mark.slow  # Installing TensorFlow takes two minutes, importing it ten seconds.
 

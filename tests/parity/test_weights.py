@@ -19,7 +19,7 @@ from imagen_ft.weights import layout
 from imagen_ft.weights.__main__ import main
 from imagen_ft.weights.deepfloyd import build_unet
 from imagen_ft.weights.t5 import build_t5
-from input_pipeline.files import InputError
+from launch.errors import InputError
 from tests.parity.torch_weights import relative_error
 from tests.parity.weights_models import make_run, ours, theirs, tiny_t5, tiny_unet
 
@@ -253,7 +253,7 @@ def test_a_pipeline_with_another_variant_of_the_text_encoder(saved, tmp_path):
 
 def test_other_types_and_names(saved, tmp_path, monkeypatch):
     """An import as bfloat16, in several files that both libraries read."""
-    monkeypatch.setattr("launch.runtime.safetensors_files.MAX_FILE_BYTES", 200_000)
+    monkeypatch.setattr("launch.runtime.checkpoints.safetensors_io.MAX_FILE_BYTES", 200_000)
     main(["weights", f"--from=deepfloyd:{saved}/1", f"--to={tmp_path}/imported"])
     exported = tmp_path / "exported"
     main(["weights", f"--from={tmp_path}/imported", f"--to=deepfloyd:{exported}", "--variant=bf16"])

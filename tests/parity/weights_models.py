@@ -7,8 +7,8 @@ from diffusers import UNet2DConditionModel
 from transformers import T5Config, T5EncoderModel
 
 from imagen_ft import weights
-from input_pipeline.files import write_json
-from launch.runtime import checkpoint
+from launch.files import write_json
+from launch.runtime.checkpoints import checkpoint
 from tests.parity.torch_weights import randomize
 
 TEXT_WIDTH = 32

@@ -7,11 +7,10 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from classifiers import attacks, label_maps
-from classifiers.evaluation import scores
+from classifiers.evaluation import attacks, label_maps, scores
 from classifiers.models import presets
-from input_pipeline.sources import ArraySource
-from launch.runtime.mesh import make_mesh
+from input_pipeline.source import ArraySource
+from launch.runtime.devices.mesh import make_mesh
 
 COUNT, CLASSES = 21, 6
 PGD = dict(kind="pgd", epsilon=4, steps=2, step_size=2, seed=1)

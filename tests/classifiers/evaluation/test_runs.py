@@ -4,7 +4,7 @@ import pytest
 from etils import epath
 
 from classifiers.evaluation import runs
-from input_pipeline.files import InputError
+from launch.errors import InputError
 
 
 def make_run(folder, config='{"seeds": 2}'):

@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from classifiers import label_maps
-from classifiers.evaluation import scores
-from classifiers.label_maps import NONE, LabelMap
+from classifiers.evaluation import label_maps, scores
+from classifiers.evaluation.label_maps import NONE, LabelMap
 from input_pipeline.imagenet import wordnet_ids
-from input_pipeline.sources import ArraySource
+from input_pipeline.source import ArraySource
 
 B, CLASSES, BINS = 64, 12, 15
 

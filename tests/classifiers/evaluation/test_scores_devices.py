@@ -1,4 +1,4 @@
-from tests.devices import run_on_eight
+from tests.support.devices import run_on_eight
 
 
 def test_eight_devices_say_what_one_says():

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from classifiers import label_maps
-from classifiers.evaluation import sets
+from classifiers.evaluation import label_maps, sets
 from input_pipeline import sources
-from input_pipeline.files import InputError
 from input_pipeline.imagenet import wordnet_ids
-from input_pipeline.sources import ArraySource
+from input_pipeline.source import ArraySource
+from input_pipeline.sources.digits import DIGIT_NAMES
+from launch.errors import InputError
 from tests.classifiers.evaluation import tiny
 
 DIGITS = dict(name="digits", split="validation")
@@ -99,7 +99,7 @@ def model_check(found, num_classes, names):
 
 def test_another_model():
     found = sets.open_sets({"test": dict(source=DIGITS)})["test"]
-    names = list(sources.DIGIT_NAMES)
+    names = list(DIGIT_NAMES)
     found.check_model("runs/a", 10, None)
     found.check_model("runs/a", 10, names)
     said = model_check(found, 1000, None)

@@ -5,9 +5,8 @@ import types
 import numpy as np
 import pytest
 
-from classifiers import label_maps
-from classifiers.evaluation import shots
-from input_pipeline.files import InputError
+from classifiers.evaluation import label_maps, shots
+from launch.errors import InputError
 
 LIMITS = dict(source=dict(name="digits", split="train"), many=800, few=300)
 

@@ -7,7 +7,7 @@ import cv2
 import jax.numpy as jnp
 import numpy as np
 
-from launch.runtime import checkpoint
+from launch.runtime.checkpoints import checkpoint
 
 
 class Oracle:

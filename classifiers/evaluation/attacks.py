@@ -1,0 +1,163 @@
+"""Adversarial images: the fast gradient sign method and projected gradient descent, in L-infinity.
+
+Pixels count in grey levels of 0 to 255: an epsilon of 4 is the 4/255 of images in [0, 1].
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from classifiers.evaluation.scores import Judge, Variables
+from launch.errors import InputError
+from launch.runtime.images import to_float
+
+# Grey levels that are 1 where images are in [-1, 1].
+_LEVELS = 127.5
+_FIELDS = {
+    "fgsm": ("kind", "epsilon"),
+    "pgd": ("kind", "epsilon", "steps", "step_size", "seed"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """How images are changed.
+
+    Attributes:
+        kind: 'fgsm' or 'pgd'.
+        epsilon: how much a pixel changes at most, in grey levels of 255.
+        steps: of pgd.
+        step_size: how much a step of pgd changes a pixel, in grey levels of 255.
+        seed: of the point in the ball where pgd begins.
+    """
+
+    kind: str
+    epsilon: float
+    steps: int = 0
+    step_size: float = 0.0
+    seed: int = 0
+
+
+def make(where: str, spec: Mapping[str, Any]) -> Attack:
+    """An attack from a config.
+
+    Args:
+        where: its name in the config, for messages.
+        spec: the fields of `Attack`; `seed` may be left out.
+
+    Raises:
+        InputError: a field is unknown, missing or out of range.
+    """
+    kind = spec.get("kind")
+    if kind not in _FIELDS:
+        raise InputError(f"{where}.kind={kind!r}: known are {', '.join(map(repr, _FIELDS))}")
+    known = _FIELDS[kind]
+    if unknown := sorted(set(spec) - set(known)):
+        raise InputError(f"{where} has no field {unknown[0]!r}; {kind} has {', '.join(known)}")
+    for name in known:
+        value = spec.get(name, 0 if name == "seed" else None)
+        if name == "kind":
+            continue
+        whole = name in ("steps", "seed")
+        number = isinstance(value, int) if whole else isinstance(value, int | float)
+        if not number or isinstance(value, bool) or not (0 if name == "seed" else 1e-9) <= value:
+            wanted = "a whole number" if whole else "a number of grey levels (of 255)"
+            least = "at least 0" if name == "seed" else "above 0"
+            raise InputError(f"{where}.{name}={value!r}: {wanted} {least} is needed")
+    if not spec["epsilon"] <= 255:
+        raise InputError(f"{where}.epsilon={spec['epsilon']}: there are 255 grey levels")
+    return Attack(**spec)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The strongest point of each image that an attack has looked at.
+
+    A wrong prediction is stronger than a right one, of both the one with the higher loss.
+    """
+
+    images: Float[Array, "b h w c"]
+    loss: Float[Array, " b"]
+    correct: Bool[Array, " b"]
+
+
+jax.tree_util.register_dataclass(Found, ["images", "loss", "correct"], [])
+
+
+def make_attack(
+    attack: Attack, judge: Judge
+) -> Callable[[Variables, UInt8[Array, "b h w c"], Int[Array, " b"], Int[Array, " b"]], Found]:
+    """The attack as a function of variables, images, labels and the images' places in their set.
+
+    FGSM looks at the image and at x + epsilon sign(grad L) (Goodfellow et al. 2015, section 4).
+    PGD looks at the same two, then begins somewhere in the ball, uniformly, and takes steps of
+    step_size sign(grad L), each back into the ball and into the range of pixels (Madry et al. 2018,
+    section 2.1). What counts is the strongest of all points, so that PGD never finds less than FGSM
+    of the same epsilon, and neither less than no attack. Points are real numbers: what they are
+    rounded to is not looked at.
+
+    Args:
+        attack: which.
+        judge: predictions and losses of images in [-1, 1], see `scores.make_judge`.
+    """
+    epsilon, step_size = (jnp.float32(x / _LEVELS) for x in (attack.epsilon, attack.step_size))
+
+    def loss_of(x: Array, variables: Variables, labels: Array) -> tuple[Array, tuple]:
+        found = judge(variables, x, labels)
+        return found["loss"].sum(), (found["loss"], found["predicted"] == labels)
+
+    @jax.jit
+    def look(variables: Variables, x: Array, labels: Array, best: Found) -> Found:
+        return _stronger(best, Found(x, *loss_of(x, variables, labels)[1]))
+
+    @jax.jit
+    def climb(
+        variables: Variables, clean: Array, x: Array, labels: Array, best: Found, size: Array
+    ) -> tuple[Array, Found]:
+        slope, seen = jax.grad(loss_of, has_aux=True)(x, variables, labels)
+        x_next = _project(x + size * jnp.sign(slope), clean, epsilon)
+        return x_next, _stronger(best, Found(x, *seen))
+
+    def run(variables: Variables, images: Array, labels: Array, places: Array) -> Found:
+        clean = to_float(images)
+        x, best = climb(variables, clean, clean, labels, _nothing(clean, labels), epsilon)
+        best = look(variables, x, labels, best)
+        if attack.kind == "fgsm":
+            return best
+        x = _start(clean, places, epsilon, attack.seed)
+        # No loop inside a program: there the gradients of convolutions are slow on a CPU.
+        for _ in range(attack.steps):
+            x, best = climb(variables, clean, x, labels, best, step_size)
+        return look(variables, x, labels, best)
+
+    return run
+
+
+def _project(x: Array, clean: Array, epsilon: Array) -> Array:
+    """Into the ball around the clean image, and into the range of pixels."""
+    return jnp.clip(x, jnp.maximum(clean - epsilon, -1), jnp.minimum(clean + epsilon, 1))
+
+
+@jax.jit
+def _start(clean: Array, places: Array, epsilon: Array, seed: int) -> Array:
+    """A random point in the ball of each image, which depends on the image's place alone."""
+    keys = jax.vmap(lambda place: jax.random.fold_in(jax.random.key(seed), place))(places)
+    draw = lambda key: jax.random.uniform(key, clean.shape[1:], minval=-1, maxval=1)  # noqa: E731
+    return _project(clean + epsilon * jax.vmap(draw)(keys), clean, epsilon)
+
+
+def _nothing(clean: Array, labels: Array) -> Found:
+    """Weaker than every point."""
+    loss = jnp.full_like(labels, -jnp.inf, jnp.float32)
+    return Found(clean, loss, jnp.full_like(labels, True, bool))
+
+
+def _stronger(a: Found, b: Found) -> Found:
+    better = jnp.where(a.correct == b.correct, b.loss > a.loss, a.correct)
+    images = jnp.where(better[:, None, None, None], b.images, a.images)
+    loss = jnp.where(better, b.loss, a.loss)
+    return Found(images, loss, jnp.where(better, b.correct, a.correct))

@@ -1,0 +1,128 @@
+"""Where the classes of an evaluation set are among a model's, found by their names.
+
+Right is what the sets' authors count as right, of the 1,000 classes of ImageNet:
+
+| map | folders | a prediction is |
+|---|---|---|
+| '' | the model's classes, in its order | the most probable class |
+| imagenet_v2 | 0 to 999, which are labels, or WordNet ids | as '' |
+| imagenet_sketch | 1,000 WordNet ids | as '' |
+| imagenet_r, imagenet_a | 200 WordNet ids | the most probable one of these 200 |
+| objectnet | 313 names, of which 113 are classes of ImageNet | the most probable of all 1,000 |
+
+ImageNet-V2: Recht et al. 2019; sorted as texts, its folders are in another order. Sketch: Wang et
+al. 2019. R and A: Hendrycks et al. 2021 ("The Many Faces of Robustness", "Natural Adversarial
+Examples"), whose code looks at 200 outputs only. ObjectNet: Barbu et al. 2019; up to three classes
+of ImageNet stand for one of its classes (a chair is a barber chair, a folding chair or a rocking
+chair), and any of them is right; a prediction outside the 113 is wrong, and images lose the red
+border of 2 pixels that marks them, as in the authors' code. The lists in `data/` are facts of the
+sets: the folders of R and A, and what ObjectNet's mapping files say.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from importlib import resources
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+from input_pipeline.imagenet import wordnet_ids
+from launch.errors import InputError
+
+MAPS = ("imagenet_v2", "imagenet_sketch", "imagenet_r", "imagenet_a", "objectnet")
+# What a class of the model that is none of the set's stands for.
+NONE = -1
+_OBJECTNET_BORDER = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelMap:
+    """How the classes of a set and of a model belong together.
+
+    Attributes:
+        class_names: of the set's classes that are evaluated; their places are the labels.
+        places: the label of each of them in the source, whose other classes are left out.
+        answers: the label that each class of the model stands for, or `NONE`.
+        competing: the classes of the model of which the most probable one is the prediction.
+        border: pixels that images lose on each side.
+    """
+
+    class_names: tuple[str, ...]
+    places: Int32[np.ndarray, " classes"]
+    answers: Int32[np.ndarray, " model_classes"]
+    competing: Bool[np.ndarray, " model_classes"]
+    border: int = 0
+
+    @property
+    def num_model_classes(self) -> int:
+        """How many classes the model has to have."""
+        return len(self.answers)
+
+
+def identity(class_names: Sequence[str]) -> LabelMap:
+    """The set's classes are the model's."""
+    labels = np.arange(len(class_names), dtype=np.int32)
+    return LabelMap(tuple(class_names), labels, labels, np.ones(len(labels), bool))
+
+
+def resolve(name: str, class_names: Sequence[str], part: bool = False) -> LabelMap:
+    """The label map of a set.
+
+    Args:
+        name: '' or one of `MAPS`.
+        class_names: of the set as it is on disk.
+        part: whether some of the classes may be missing; those there are compete with all.
+
+    Raises:
+        InputError: there is no such map, or the classes are not those of the set.
+    """
+    if not name:
+        return identity(class_names)
+    if name not in MAPS:
+        raise InputError(f"label_map={name!r}: known are '', {', '.join(map(repr, MAPS))}")
+    known = _labels(name, class_names)
+    missing = [folder for folder in known if folder not in set(class_names)]
+    unknown = [folder for folder in class_names if folder not in known]
+    if name == "objectnet":
+        unknown = []  # 200 of its classes are none of ImageNet.
+    if len(missing) == len(known) or unknown or (missing and not part):
+        said = f"has {unknown[0]!r}" if unknown else f"lacks {missing[0]!r}"
+        raise InputError(
+            f"label_map={name!r} is of {len(known)} classes, {_some(known)}, but the set "
+            f"{said}: unpack the whole set, or choose another label_map"
+        )
+    kept = [label for label, folder in enumerate(class_names) if folder in known]
+    answers = np.full(len(wordnet_ids()), NONE, np.int32)
+    for label, place in enumerate(kept):
+        answers[list(known[class_names[place]])] = label
+    competing = np.ones(len(answers), bool)
+    if name != "objectnet":
+        competing[:] = False
+        competing[[label for labels in known.values() for label in labels]] = True
+    names = tuple(class_names[place] for place in kept)
+    border = _OBJECTNET_BORDER if name == "objectnet" else 0
+    return LabelMap(names, np.array(kept, np.int32), answers, competing, border)
+
+
+def _labels(name: str, class_names: Sequence[str]) -> Mapping[str, tuple[int, ...]]:
+    """The labels that a model of ImageNet's 1,000 classes may give to images of each folder."""
+    number = {wnid: label for label, wnid in enumerate(wordnet_ids())}
+    if name == "imagenet_v2" and all(folder.isdecimal() for folder in class_names):
+        return {str(label): (label,) for label in range(len(number))}
+    if name in ("imagenet_v2", "imagenet_sketch"):
+        return {wnid: (label,) for wnid, label in number.items()}
+    table = _table(f"{name}_wnids.txt")
+    return {folder: tuple(number[wnid] for wnid in wnids) for folder, wnids in table.items()}
+
+
+@functools.cache
+def _table(file: str) -> dict[str, tuple[str, ...]]:
+    """Folder -> WordNet ids; a folder that stands alone in its line is named by its id."""
+    text = (resources.files("classifiers") / "data" / file).read_text()
+    rows = (line.split() for line in text.splitlines())
+    return {folder: tuple(wnids) or (folder,) for folder, *wnids in rows}
+
+
+def _some(names: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join([*list(names)[:2], "..."])

@@ -1,0 +1,185 @@
+"""What each seed of a run reaches on a set; kept on disk, so that no work is done twice."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from classifiers import from_config
+from classifiers.evaluation import attacks, scores
+from classifiers.evaluation.attacks import Attack
+from classifiers.evaluation.runs import Run
+from classifiers.evaluation.sets import EvaluationSet
+from input_pipeline.source import Subset
+from launch.errors import InputError
+from launch.files import read_sealed, write_sealed
+from launch.runtime.config import plain
+
+# Of what is kept: to be raised when a number changes its meaning.
+_FORMAT = 2
+
+
+def check_attacks(specs: Mapping[str, Any], sets: Mapping[str, Any]) -> dict[str, Attack]:
+    """The attacks of a config.
+
+    Args:
+        specs: by name the fields of `attacks.make`, and perhaps `sets`, the names of those that are
+            attacked (none is all), and `num_images`, how many images of each (0 is all).
+        sets: `config.sets`.
+
+    Raises:
+        InputError: a field is wrong, or there is no such set.
+    """
+    found = {}
+    for name, spec in plain(specs).items():
+        where = f"config.attacks.{name}"
+        chosen, count = spec.pop("sets", ()), spec.pop("num_images", 0)
+        if unknown := [one for one in chosen if one not in sets]:
+            raise InputError(f"{where}.sets has {unknown[0]!r}; there is {', '.join(sets)}")
+        if not isinstance(count, int) or count < 0:
+            raise InputError(f"{where}.num_images={count!r}: choose a number, or 0 for all")
+        found[name] = attacks.make(where, spec)
+    return found
+
+
+class RunOnSet:
+    """A run's network, compiled for a set and the attacks on it."""
+
+    def __init__(
+        self,
+        run: Run,
+        evaluated: EvaluationSet,
+        config: Mapping[str, Any],
+        mesh: Mesh,
+        tell: Callable[[int], Any],
+    ):
+        """Makes the network's functions; they compile when they are first used.
+
+        Args:
+            run: whose seeds are evaluated.
+            evaluated: on which set.
+            config: `batch_size`, `calibration_bins` and `attacks`.
+            mesh: whose axes data and fsdp batches are split over.
+            tell: is told how many images have been done.
+
+        Raises:
+            InputError: images cannot be made what the network takes.
+        """
+        self._run, self._set, self._config, self._mesh = run, evaluated, config, mesh
+        self._tell = tell
+        self._transform = from_config.make_transform(run.config)
+        model = from_config.make_model(run.config.model, run.num_classes)
+        shape = from_config.image_shape(run.config, evaluated.source)
+        init = lambda: from_config.init_model(model, jax.random.key(0), shape)  # noqa: E731
+        self._abstract = jax.eval_shape(init)
+        self._score = scores.make_score(
+            model, evaluated.source, evaluated.label_map, *self._batches(), tell
+        )
+        # In bfloat16 a step of less than half a grey level would be rounded away.
+        fields = ml_collections.ConfigDict(run.config.model.to_dict() | {"dtype": "float32"})
+        precise = from_config.make_model(fields, run.num_classes)
+        judge = scores.make_judge(precise, evaluated.label_map)
+        specs = plain(config["attacks"])
+        self._specs = {
+            name: spec for name, spec in specs.items() if evaluated.name in _sets(spec, evaluated)
+        }
+        made = check_attacks(self._specs, {evaluated.name: None} | dict(config["sets"]))
+        self._attacks = {name: attacks.make_attack(a, judge) for name, a in made.items()}
+
+    @property
+    def num_images(self) -> int:
+        """Images that a seed looks at, once for each attack as well."""
+        return len(self._set.source) + sum(len(self._places(name)) for name in self._attacks)
+
+    def read_or_make(self, path: epath.Path, seed: int) -> tuple[dict[str, Any], bool]:
+        """A seed's results: what is kept at `path`, or else is made and kept there.
+
+        Args:
+            path: of a JSON file.
+            seed: which.
+
+        Returns:
+            What `scores.summarise` says; `attacks`, by name `accuracy`, `clean_accuracy` of the
+            same images and `num_images`; `checkpoint`, the weights' digest. And whether it was
+            there already.
+
+        Raises:
+            InputError: the checkpoint is damaged or of another model, or its outputs are not
+                finite.
+        """
+        made_from = self._made_from(seed)
+        try:
+            kept = read_sealed(path)
+        except InputError:
+            kept = {}
+        if kept.get("made_from") == made_from:
+            return kept["results"], True
+        results = {**self._make(seed), "checkpoint": made_from["checkpoint"]}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_sealed(path, {"made_from": made_from, "results": results})
+        return results, False
+
+    def _made_from(self, seed: int) -> dict[str, Any]:
+        fields = ("model", "evaluation", "augment")
+        network = {name: self._run.config.get(name) for name in fields}
+        facts = {
+            "format": _FORMAT,
+            "checkpoint": self._run.digest(seed),
+            "network": network,
+            "set": self._set.made_from,
+            "attacks": self._specs,
+            "calibration_bins": self._config["calibration_bins"],
+        }
+        return plain(facts)
+
+    def _make(self, seed: int) -> dict[str, Any]:
+        variables = self._run.load(seed, self._abstract)
+        variables = jax.device_put(variables, NamedSharding(self._mesh, P()))
+        found, labels = self._score(variables), self._set.source.labels
+        if not np.isfinite(found["loss"]).all():
+            raise InputError(
+                f"{self._run.path}/seed_{seed}: its outputs on {self._set.name} are not finite; "
+                "leave this run out, or train it again"
+            )
+        num_classes = len(self._set.label_map.class_names)
+        results = scores.summarise(found, labels, num_classes, self._config["calibration_bins"])
+        correct = found["predicted"] == labels
+        return {
+            **results,
+            "attacks": {name: self._attacked(name, variables, correct) for name in self._attacks},
+        }
+
+    def _attacked(
+        self, name: str, variables: dict[str, Any], correct: np.ndarray
+    ) -> dict[str, Any]:
+        places, attack = self._places(name), self._attacks[name]
+        whole = len(places) == len(self._set.source)
+        source = self._set.source if whole else Subset(self._set.source, places)
+
+        def step(images: jax.Array, labels: jax.Array, at: jax.Array) -> dict[str, jax.Array]:
+            return {"correct": attack(variables, images, labels, at).correct}
+
+        found = scores.over_batches(step, source, *self._batches(), self._tell)["correct"]
+        return {
+            "accuracy": float(found.mean()),
+            "clean_accuracy": float(correct[places].mean()),
+            "num_images": len(places),
+        }
+
+    def _batches(self) -> tuple[Any, ...]:
+        return self._config["batch_size"], self._transform, self._mesh
+
+    def _places(self, name: str) -> np.ndarray:
+        """Of the images that are attacked: evenly spread, as sets are sorted by class."""
+        total = len(self._set.source)
+        count = min(self._specs[name].get("num_images", 0) or total, total)
+        return np.arange(count) * total // count
+
+
+def _sets(spec: Mapping[str, Any], evaluated: EvaluationSet) -> list[str]:
+    return spec.get("sets") or [evaluated.name]

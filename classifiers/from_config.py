@@ -1,0 +1,124 @@
+"""From a config to a model and its input: what training and evaluation have to agree on."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from etils import epath
+from jaxtyping import Array
+
+from classifiers.models import presets
+from classifiers.models.presets import Classifier
+from input_pipeline.augment import policy
+from input_pipeline.source import Source
+from launch.errors import InputError
+from launch.files import read_json, write_json
+from launch.runtime.config import module_fields, plain
+
+_CLASS_NAMES = "class_names.json"
+Mix = Callable[[Array, Array, Array, Array], tuple[Array, Array]]
+
+
+def make_model(config: ml_collections.ConfigDict, num_classes: int) -> Classifier:
+    """Builds the model from `name`, of a preset or a module, and fields that differ from it.
+
+    Raises:
+        InputError: there is no model of that name, or it has no such field.
+    """
+    fields = module_fields(config)
+    name = fields.pop("name", None)
+    if name is None:
+        raise InputError("config.model has no name: name a model")
+    return presets.make(name, num_classes, **fields)
+
+
+def save_class_names(workdir: epath.Path, class_names: Sequence[str]) -> None:
+    """Keeps what a run's labels are called, in their order, in its directory."""
+    write_json(workdir / _CLASS_NAMES, list(class_names))
+
+
+def load_class_names(workdir: epath.Path) -> list[str] | None:
+    """What `save_class_names` has kept; None where nothing was, as in imports.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = workdir / _CLASS_NAMES
+    return read_json(path) if path.exists() else None
+
+
+def init_model(
+    model: Classifier, key: jax.Array, image_shape: tuple[int, int, int]
+) -> dict[str, Any]:
+    """New variables of a model for images of `image_shape` [h, w, c]."""
+    return model.init(key, jnp.zeros((1, *image_shape)))
+
+
+def make_augment(config: ml_collections.ConfigDict) -> policy.Augment | None:
+    """What happens to an image of training.
+
+    Args:
+        config: `augment`, see `policy.make_augment`; nothing, if it is empty.
+
+    Raises:
+        InputError: a field is wrong.
+    """
+    return policy.make_augment(plain(config.augment)) if config.get("augment") else None
+
+
+def make_transform(config: ml_collections.ConfigDict) -> policy.Transform | None:
+    """What happens to an image of evaluation: `evaluation`, see `policy.make_eval_transform`.
+
+    Raises:
+        InputError: a field is wrong, or images of training would have another size.
+    """
+    found = plain(config.get("evaluation") or {})
+    size = (config.get("augment") or {}).get("size")
+    if size and not found:
+        found = {"size": size}
+    return policy.make_eval_transform(found) if found else None
+
+
+def image_shape(config: ml_collections.ConfigDict, source: Source) -> tuple[int, int, int]:
+    """[h, w, c] of what the model sees of a source in evaluation."""
+    example, transform = source[0], make_transform(config)
+    return (transform(example) if transform else example)["image"].shape
+
+
+def expected_input(
+    config: ml_collections.ConfigDict,
+) -> tuple[int, tuple[int, int, int]] | None:
+    """Number of classes and [h, w, c] of images, if the config says it: no data is needed then.
+
+    Args:
+        config: `num_classes`, and a size in `evaluation` or `augment`; the images are in colour.
+    """
+    size = (config.get("evaluation") or config.get("augment") or {}).get("size")
+    if not config.get("num_classes") or not size:
+        return None
+    make_transform(config)
+    return config.num_classes, (size, size, 3)
+
+
+def check_input(
+    config: ml_collections.ConfigDict,
+    expected: tuple[int, tuple[int, int, int]] | None,
+    found: tuple[int, tuple[int, int, int]],
+) -> None:
+    """Compares what the config says of the images with what they are.
+
+    Raises:
+        InputError: they have another number of classes, or are not in colour.
+    """
+    if expected is None or expected == found:
+        return
+    if expected[0] != found[0]:
+        raise InputError(
+            f"config.num_classes={expected[0]}, but config.evaluation_source has {found[0]} classes"
+        )
+    raise InputError(
+        f"config.evaluation_source has images of the shape {found[1]}, {expected[1]} are expected: "
+        "images in colour are needed"
+    )

@@ -1,0 +1,60 @@
+"""Losses of classification."""
+
+from collections.abc import Callable
+
+import jax
+import ml_collections
+import optax
+from jaxtyping import Array, Float, Int
+
+from launch.errors import InputError
+
+
+def soft_targets(
+    labels: Int[Array, " b"], num_classes: int, label_smoothing: float = 0.0
+) -> Float[Array, "b classes"]:
+    """Labels as probabilities, smoothed towards uniform (Szegedy et al. 2016, section 7)."""
+    return optax.smooth_labels(jax.nn.one_hot(labels, num_classes), label_smoothing)
+
+
+def soft_cross_entropy(
+    logits: Float[Array, "b classes"], targets: Float[Array, "b classes"]
+) -> Float[Array, " b"]:
+    """Cross-entropy an example against probabilities; in float32 whatever the logits are."""
+    return optax.softmax_cross_entropy(logits.astype(targets.dtype), targets)
+
+
+def binary_cross_entropy(
+    logits: Float[Array, "b classes"], targets: Float[Array, "b classes"]
+) -> Float[Array, " b"]:
+    """Binary cross-entropy an example, the mean over all classes; in float32.
+
+    As DeiT III (Touvron et al. 2022, section 3.2; after Wightman et al. 2021, section 3.1) every
+    class that is in a mixed image is a target of 1, however small its part.
+    """
+    present = (targets > 0).astype(targets.dtype)
+    return optax.sigmoid_binary_cross_entropy(logits.astype(targets.dtype), present).mean(-1)
+
+
+LOSSES = {"cross_entropy": soft_cross_entropy, "bce": binary_cross_entropy}
+
+
+def make_loss(config: ml_collections.ConfigDict) -> Callable[[Array, Array], Array]:
+    """The loss an example, from logits and targets.
+
+    Args:
+        config: `loss`, a name in `LOSSES`; 'cross_entropy' if it is left out. `label_smoothing`.
+
+    Raises:
+        InputError: there is no such loss, or it has no smoothed labels.
+    """
+    name, smoothing = config.get("loss", "cross_entropy"), config.label_smoothing
+    if name not in LOSSES:
+        raise InputError(f"config.loss={name!r}: known are {', '.join(LOSSES)}")
+    if not 0.0 <= smoothing < 1.0:
+        raise InputError(f"config.label_smoothing={smoothing}: at least 0 and below 1 is needed")
+    if smoothing and name == "bce":
+        raise InputError(
+            f"config.label_smoothing={smoothing} makes every class a target of 'bce': set it to 0"
+        )
+    return LOSSES[name]

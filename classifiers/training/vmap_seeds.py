@@ -1,0 +1,148 @@
+"""All seeds of a run trained at once, as one vectorised step: small networks fill a chip so."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from classifiers.training.update import Batch, Training, Update
+from launch.errors import InputError
+from launch.runtime.checkpoints import checkpoint
+from launch.runtime.devices.distributed import on_first_process
+from launch.runtime.devices.mesh import state_shardings
+from launch.runtime.ema import MAIN
+from launch.runtime.run import latest_step
+from launch.runtime.state import TrainState
+
+FOLDER = "seeds"
+# The step is the same for all seeds, everything else has them as its first axis.
+_AXES = TrainState(step=None, variables=0, opt_state=0, ema=0)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Looks for what cannot be kept of each seed where all are trained together.
+
+    Raises:
+        InputError: the config asks for it.
+    """
+    if not config.get("vmap_seeds"):
+        return
+    if config.get("best"):
+        raise InputError("config.best with vmap_seeds: each seed has its own best; set one of them")
+    if extra := sorted(set(config.ema) - {MAIN}):
+        raise InputError(
+            f"config.ema.{extra[0]} with vmap_seeds: of each seed only {MAIN!r} is kept; take it "
+            "away, or vmap_seeds"
+        )
+
+
+def check_alone(config: ml_collections.ConfigDict) -> None:
+    """Refuses what would be compiled for one seed and run for all.
+
+    Raises:
+        InputError: the seeds are to be trained together.
+    """
+    if config.get("vmap_seeds"):
+        raise InputError(
+            "--preflight compiles the step of one seed: leave config.vmap_seeds away, and multiply "
+            "the memory of parameters and activations by config.seeds"
+        )
+
+
+def stacked(training: Training) -> Training:
+    """The same run for `config.seeds` states at once.
+
+    The state's arrays have the seeds as their first axis, those of batches as their second: [b,
+    seeds, ...]. Metrics are means over the seeds, and `NAME_by_seed` one value each of loss and
+    accuracy.
+    """
+    count = training.config.seeds
+
+    def grow(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype)
+
+    grown = jax.tree.map(grow, training.abstract)
+    abstract = dataclasses.replace(grown, step=training.abstract.step)
+    return dataclasses.replace(training, abstract=abstract, update=_vectorised(training.update))
+
+
+def _vectorised(update: Update) -> Update:
+    each = jax.vmap(update, in_axes=(_AXES, 1), out_axes=(_AXES, 0))
+
+    def update_all(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+        state, metrics = each(state, batch)
+        # A seed whose batch has none of a domain does not count for it.
+        means = {
+            name: jax.tree.map(jnp.nanmean if isinstance(values, dict) else jnp.mean, values)
+            for name, values in metrics.items()
+        }
+        own = {f"{name}_by_seed": metrics[name] for name in ("loss", "accuracy")}
+        return state, {**means, **own}
+
+    return update_all
+
+
+def create(states: Sequence[TrainState], mesh: Mesh) -> TrainState:
+    """One state of several; for a moment both are held.
+
+    Args:
+        states: of step 0, one a seed.
+        mesh: where it will live.
+    """
+
+    def join(*states: TrainState) -> TrainState:
+        whole = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        return dataclasses.replace(whole, step=states[0].step)
+
+    places = state_shardings(mesh, jax.eval_shape(join, *states))
+    return jax.jit(join, out_shardings=places)(*states)
+
+
+def variables_of(state: TrainState, seed: int) -> dict[str, Any]:
+    """The inference variables of one seed."""
+    return jax.tree.map(lambda leaf: leaf[seed], state.inference_variables)
+
+
+def batches(readers: Sequence[Callable[[int, int], Iterable[Batch]]]) -> Callable:
+    """Reads the batches of all seeds: [b, seeds, ...].
+
+    Args:
+        readers: `reader(start, stop)` of each seed.
+    """
+
+    def read(start: int, stop: int) -> Iterator[Batch]:
+        for each in zip(*(reader(start, stop) for reader in readers), strict=True):
+            yield {name: np.stack([batch[name] for batch in each], axis=1) for name in each[0]}
+
+    return read
+
+
+def write(workdir: epath.Path, state: TrainState, total_steps: int, count: int) -> None:
+    """Leaves each seed as a finished run of its own: `seed_n`, for evaluation and warm starts.
+
+    What is there is not written again, what was interrupted is.
+
+    Args:
+        workdir: the run directory.
+        state: at the end.
+        total_steps: length of the run.
+        count: of the seeds.
+    """
+    for seed in range(count):
+        folder = workdir / f"seed_{seed}"
+        if latest_step(folder) == total_steps:
+            continue
+        on_first_process(functools.partial(_clear, folder))
+        checkpoint.save_inference(folder, variables_of(state, seed), total_steps)
+
+
+def _clear(folder: epath.Path) -> None:
+    if folder.exists():
+        folder.rmtree()

@@ -1,0 +1,179 @@
+"""From configs and run directories to the stages of a cascade."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from etils import epath
+from jax.sharding import Mesh
+
+from imagen_ft import weights
+from imagen_ft.diffusion.denoiser import Denoiser
+from imagen_ft.diffusion.from_config import make_stages
+from imagen_ft.diffusion.stage import Stage
+from imagen_ft.text.encoders import TextEncoder, text_shapes
+from launch.errors import InputError
+from launch.files import read_json
+from launch.runtime.config import plain
+from launch.runtime.devices.mesh import with_shardings
+from launch.runtime.ema import MAIN
+from launch.runtime.run import digest, load_inference, load_run_config
+
+
+def load_stages(
+    config: ml_collections.ConfigDict, encoder: TextEncoder, mesh: Mesh | None = None
+) -> tuple[tuple[Stage, ...], tuple[dict[str, Any], ...], tuple[str, ...]]:
+    """Loads the stages that `config.stages` names, each from its run directory (`run`).
+
+    Of a run the newest weights are taken, or with `best` those that evaluated best; of its moving
+    averages 'main', or the one that `ema` names.
+
+    Args:
+        config: of the task.
+        encoder: of the prompts.
+        mesh: where the cascade is to be; None is one device.
+
+    Returns:
+        The stages in order of size, the variables of each, and digests of these.
+
+    Raises:
+        InputError: a run is missing, unfinished or damaged, was made with another network, text
+            encoder or list of classes than the config says, or the stages do not fit together.
+    """
+    stages = make_stages(config)
+    variables, digests = [], []
+    for name, stage in stages.items():
+        entry = config.stages[name]
+        run = entry.run
+        if is_run(run):
+            check_same_model(run, entry.stage, config)
+            check_same_text(run, encoder)
+            abstract = stage.denoiser.shapes(encoder.shape)
+            abstract = abstract if mesh is None else with_shardings(mesh, abstract)
+            which = dict(ema=entry.get("ema", MAIN), best=entry.get("best", False))
+            total_steps = load_run_config(run).total_steps
+            variables.append(load_inference(run, abstract, total_steps, **which))
+            digests.append(digest(run, **which))
+        else:
+            place = f"config.stages.{name}"
+            variables.append(load_public(run, stage.denoiser, encoder.shape, place, mesh))
+            digests.append(weights.digest(run, "unet"))
+    return tuple(stages.values()), tuple(variables), tuple(digests)
+
+
+def is_run(path: str) -> bool:
+    """Whether a path is a run directory of imagen_ft.finetune, not weights from elsewhere."""
+    config = epath.Path(path) / "config.json"
+    return not epath.Path(path).exists() or (config.exists() and "stage" in read_json(config))
+
+
+def load_public(
+    path: str,
+    denoiser: Denoiser,
+    text_shape: tuple[int, int],
+    place: str,
+    mesh: Mesh | None = None,
+) -> dict[str, Any]:
+    """Loads DeepFloyd IF's weights for a denoiser.
+
+    Args:
+        path: an import, or a folder in diffusers' layout.
+        denoiser: whose network they have to be.
+        text_shape: of one prompt's states.
+        place: of the denoiser in the config, for messages.
+        mesh: see `weights.load_unet`.
+
+    Raises:
+        InputError: they are another network's.
+    """
+    check_public(denoiser.prediction, path, place)
+    model, params = weights.load_unet(path, mesh=mesh)
+    ours = dataclasses.replace(denoiser.model, dtype=model.dtype, remat=model.remat)
+    if ours != model:
+        fields = [f.name for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
+        field = next(f for f in fields if getattr(ours, f) != getattr(model, f))
+        raise InputError(
+            f"{place}: {field} is {getattr(ours, field)}, the weights of {path} have "
+            f"{getattr(model, field)}"
+        )
+    wanted = denoiser.shapes(text_shape)["params"]
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(lambda leaf: leaf.shape, wanted):
+        raise InputError(
+            f"{place}: the weights of {path} take text states or images of another width than the "
+            "config has"
+        )
+    return {"params": params}
+
+
+def check_public(prediction: str, path: str, place: str) -> None:
+    """DeepFloyd IF's networks predict eps; see `load_public`.
+
+    Raises:
+        InputError: the denoiser is to predict something else.
+    """
+    if prediction != "eps":
+        raise InputError(
+            f"{place}: prediction={prediction!r}, but the weights of {path} give 'eps'"
+        )
+
+
+def check_same_model(
+    run: str, stage: ml_collections.ConfigDict, config: ml_collections.ConfigDict
+) -> None:
+    """Compares what a run was trained with, with what we take it for.
+
+    Args:
+        run: a run directory.
+        stage: the network we expect.
+        config: its `text` and `class_names` are what we expect.
+
+    Raises:
+        InputError: they differ.
+    """
+    made_with = load_run_config(run)
+    if "stage" not in made_with:
+        raise InputError(f"{run} holds imported weights: name a run of imagen_ft.finetune")
+    expected = {"stage": stage, "text": config.text, "class_names": config.class_names}
+    for field, value in expected.items():
+        if _as_trained(made_with[field]) != _as_trained(value):
+            raise InputError(
+                f"{run} was trained with another {field} than the config has: name another run"
+            )
+
+
+def _as_trained(value: Any) -> Any:
+    """Without the fields that say how to compute, not what: they may differ in sampling."""
+    value = plain(value)
+    if isinstance(value, dict) and "unet" in value:
+        kept = {name: x for name, x in value["unet"].items() if name not in ("dtype", "remat")}
+        return {**value, "unet": kept}
+    return value
+
+
+def check_same_text(run: str, encoder: TextEncoder) -> None:
+    """Compares the text states that a run was trained with, with ours.
+
+    Args:
+        run: a run directory.
+        encoder: ours.
+
+    Raises:
+        InputError: they are of another encoder.
+    """
+    trained_with = read_json(epath.Path(run) / "inputs.json").get("text", "")
+    if trained_with != encoder.digest:
+        raise InputError(
+            f"{run} was trained with the text states of another encoder than config.text has now: "
+            "name the cache that it was trained with"
+        )
+
+
+def parameter_shapes(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Shapes of the parameters of every stage and of the text encoder; nothing is loaded."""
+    shape, encoder = text_shapes(config.text)
+    shapes = {
+        name: stage.denoiser.shapes(shape)["params"] for name, stage in make_stages(config).items()
+    }
+    return {**shapes, **encoder}

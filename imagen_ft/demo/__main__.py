@@ -1,0 +1,111 @@
+"""The whole road on the digits embedded in scikit-learn: `sh launch/demo.sh`.
+
+Pretrains a small text-to-image cascade, fine-tunes it on 30 labelled digits, generates 900, trains
+classifiers on real and generated digits and says what the generated ones were worth. Run it again:
+what is complete is not done again, what was interrupted goes on where it stopped.
+"""
+
+import argparse
+import os
+import resource
+import sys
+from pathlib import Path
+
+from configs.digits.common import ENVIRONMENT
+from launch.cli import exit_code
+from launch.jobs.runner import Road, Step
+
+ARMS = {
+    "real": "arm=real",
+    "pool": "arm=pool",
+    "generated": "arm=generated,k=30",
+    "real+generated_1x": "arm=real+generated,k=1",
+    "real+generated_10x": "arm=real+generated,k=10",
+    "real+generated_30x": "arm=real+generated,k=30",
+}
+LANES = 2
+
+
+def digits_steps(root: Path, runlocal: bool) -> list[Step]:
+    """The command lines of the road, below `root`."""
+
+    def step(name, module, config, workdir, after, seconds, overrides=(), output=None) -> Step:
+        file, _, arguments = config.partition(":")
+        arguments = ",".join(filter(None, (arguments, "runlocal" if runlocal else "")))
+        path = Path("configs/digits") / f"{file}.py"
+        config = f"--config={path}" + (f":{arguments}" if arguments else "")
+        command = (module, config, f"--workdir={workdir}", *overrides)
+        inputs = (path, Path("configs/digits/common.py"), Path("configs/arguments.py"))
+        return Step(name, command, inputs, output or workdir, after, seconds)
+
+    def finetune(name: str, start: str = "") -> Step:
+        after, seconds = ((start,), 25) if start else ((), 90)
+        init = (f"--config.init_from={root / start}",) if start else ()
+        return step(name, "imagen_ft.finetune", name, root / name, after, seconds, init)
+
+    def classify(arm: str, arguments: str) -> Step:
+        after = ("generate",) if "generated" in arm else ()
+        path = (f"--config.train_sources.generated.path={generated}",) if after else ()
+        config, workdir = f"classifier:{arguments}", root / "classifiers" / arm
+        return step(arm, "classifiers.train", config, workdir, after, 45, path)
+
+    tuned = {"base4": root / "finetune_base4", "sr8": root / "finetune_sr8"}
+    stages = [f"--config.stages.{stage}.run={run}" for stage, run in tuned.items()]
+    after = tuple(run.name for run in tuned.values())
+    generated, samples, folder = root / "generated", root / "samples", root / "classifiers"
+    return [
+        finetune("pretrain_base4"),
+        finetune("pretrain_sr8"),
+        finetune("finetune_base4", "pretrain_base4"),
+        finetune("finetune_sr8", "pretrain_sr8"),
+        step(
+            "generate", "imagen_ft.generate", "generate", generated, after, 45, stages,
+            generated / "manifest.json",
+        ),
+        step(
+            "samples", "imagen_ft.sample", "sample", samples, after, 20, stages,
+            samples / "samples.png",
+        ),
+        *(classify(arm, arguments) for arm, arguments in ARMS.items()),
+        step(
+            "evaluate", "classifiers.evaluate", "evaluate", folder, tuple(ARMS), 15, (),
+            folder / "evaluation_test.json",
+        ),
+    ]  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the road and writes the report; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, prog="sh launch/demo.sh")
+    parser.add_argument(
+        "--workdir", type=Path, default=Path("runs/digits"), help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--runlocal", action="store_true", help="a few steps of everything, to see that it runs"
+    )
+    args = parser.parse_args(argv)
+    root = Path(os.path.relpath(args.workdir))
+    return exit_code(lambda: _run(root, args.runlocal), "the same command goes on where it stopped")
+
+
+def _run(root: Path, runlocal: bool) -> None:
+    road = Road(root, digits_steps(root, runlocal), LANES, ENVIRONMENT)
+    road.run()
+    road.tick()
+    # JAX comes with it, and would take 300 MB beside the steps.
+    from imagen_ft.demo import report
+
+    result = report.write(root, road.wall_seconds(), _peak_memory(road))
+    print(report.table(result))
+    print(f"\n{report.verdict(result)[0]}\nreport: {root / 'report.html'}")
+
+
+def _peak_memory(road: Road) -> int:
+    """An upper bound, in bytes: ours and the largest steps', as if those had run together."""
+    peaks = sorted(mark["peak_memory_bytes"] for mark in road.marks().values())
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit + sum(peaks[-LANES:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

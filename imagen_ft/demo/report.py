@@ -1,0 +1,220 @@
+"""The demo's report: what generated digits look like, and what they were worth."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from matplotlib.figure import Figure, SubFigure
+from scipy.spatial.distance import cdist
+
+from input_pipeline.records.examples import decode_image
+from input_pipeline.source import ArraySource, in_memory
+from input_pipeline.sources.digits import digits
+from input_pipeline.synthetic.source import SyntheticSource
+from launch.files import read_json, write_json
+from launch.runtime.reports import image_grid, plots
+from launch.runtime.reports.html import Report, p_text, percent, points, text_table
+from launch.runtime.training.metrics import column, read_metrics
+
+COPIES = {"real": 0, "real+generated_1x": 1, "real+generated_10x": 10, "real+generated_30x": 30}
+ORDER = (*COPIES, "generated", "pool")
+# What the demo promises: so many points, at so small a p-value.
+POINTS, P_VALUE = 0.05, 1e-3
+
+
+def write(root: Path, wall_seconds: float, peak_memory_bytes: int) -> dict[str, Any]:
+    """Writes report.html, report.png, report.json into `root`; returns what the last one holds."""
+    evaluation = read_json(root / "classifiers" / "evaluation_test.json")
+    result = {
+        "arms": {name: evaluation["arms"][name] for name in ORDER},
+        "class_names": evaluation["class_names"],
+        "num_test_images": evaluation["num_images"],
+        "wall_seconds": wall_seconds,
+        "peak_memory_bytes": peak_memory_bytes,
+    }
+    generated = in_memory(SyntheticSource(root / "generated"))
+    train, pool = digits("train"), digits("pool")
+    result["nearest_neighbours"] = {
+        "generated_to_train": _mean_distance(generated.images, train.images),
+        "validation_to_train": _mean_distance(digits("validation").images, train.images),
+        "generated_to_pool": _mean_distance(generated.images, pool.images),
+        "validation_to_pool": _mean_distance(digits("validation").images, pool.images),
+    }
+    _page(root, result, generated, train, pool).write(root / "report.html")
+    image_grid.save_png(_picture(root, result), root / "report.png")
+    write_json(root / "report.json", result)
+    return result
+
+
+def verdict(result: dict[str, Any]) -> tuple[str, bool]:
+    """Whether generated digits helped, in a sentence and as a truth value."""
+    arms = result["arms"]
+    mixed = {name: arm for name, arm in arms.items() if name.startswith("real+generated")}
+
+    def holds(name: str) -> bool:
+        p_value = mixed[name]["p_value"]
+        gain = mixed[name]["mean"] - arms["real"]["mean"]
+        return gain >= POINTS and p_value is not None and p_value < P_VALUE
+
+    name = max(mixed, key=lambda arm: (holds(arm), mixed[arm]["mean"]))
+    gain, p_value = mixed[name]["mean"] - arms["real"]["mean"], mixed[name]["p_value"]
+    good = holds(name)
+    helped = "helped" if good else "did not help enough"
+    shown = "none" if p_value is None else f"{p_value:.1g}"
+    return (
+        f"Generated digits {helped}: {name} reaches {100 * mixed[name]['mean']:.1f}%, "
+        f"{100 * gain:+.1f} points against real only (paired t-test over seeds, p = {shown}; "
+        f"asked for: {100 * POINTS:.0f} points at p < {P_VALUE}).",
+        good,
+    )
+
+
+def rows(result: dict[str, Any]) -> list[list[str]]:
+    """The table's cells, an arm a row."""
+    real = result["arms"]["real"]["mean"]
+    return [
+        [
+            name,
+            percent(arm["mean"], arm["std"]),
+            "" if name == "real" else points(arm["mean"] - real),
+            p_text(arm["p_value"]),
+        ]
+        for name, arm in result["arms"].items()
+    ]
+
+
+HEADER = ["arm", "test accuracy (%)", "against real", "p-value"]
+
+
+def table(result: dict[str, Any]) -> str:
+    """The table for a terminal."""
+    return text_table(HEADER, rows(result))
+
+
+def _picture(root: Path, result: dict[str, Any]) -> Figure:
+    """The demo at a glance, for the README."""
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.1))
+    _draw_samples(left, root / "samples", result["class_names"], images_a_class=4)
+    _draw_accuracy(right, result)
+    return figure
+
+
+def _page(
+    root: Path,
+    result: dict[str, Any],
+    generated: ArraySource,
+    train: ArraySource,
+    pool: ArraySource,
+) -> Report:
+    report = Report("What generated digits are worth")
+    report.verdict(*verdict(result))
+    report.text(
+        "A cascade (4x4, then 8x8) was pretrained on 1,000 digits and fine-tuned on 30 labelled "
+        f"ones, 3 a class. It generated {len(generated):,} digits. The same small ResNet was "
+        f"trained on each mix, and tested on {result['num_test_images']} digits that nothing else "
+        f"has seen. Wall time {result['wall_seconds']:.0f} s, peak memory at most "
+        f"{result['peak_memory_bytes'] / 2**30:.2f} GiB."
+    )
+    report.table(HEADER, rows(result))
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    _draw_accuracy(figure, result)
+    report.figure(
+        figure,
+        "Accuracy against the number of generated digits: mean and standard deviation over seeds.",
+    )
+    report.heading("Generated digits")
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    _draw_samples(figure, root / "samples", result["class_names"], images_a_class=8)
+    report.figure(
+        figure,
+        "Class by class: the base stage's 4x4 digit, and to its right the 8x8 digit made of it.",
+    )
+    report.heading("Is it copying?")
+    distances = result["nearest_neighbours"]
+    report.text(
+        "Each generated digit (left) beside the nearest of the 30 real digits it was fine-tuned on "
+        "(middle) and of the 1,000 it was pretrained on (right). Mean distance to the nearest of "
+        f"the 30: {distances['generated_to_train']:.1f} for generated digits, "
+        f"{distances['validation_to_train']:.1f} for real digits it has not seen; of the 1,000: "
+        f"{distances['generated_to_pool']:.1f} and {distances['validation_to_pool']:.1f} (root "
+        "mean square over pixels, of 255). A copy would be at 0."
+    )
+    report.figure(_neighbour_figure(generated, train, pool), "Generated, nearest of 30, of 1,000.")
+    report.heading("Class by class")
+    report.figure(
+        _per_class_figure(result),
+        "Accuracy of classifiers trained on generated digits only against real digits only.",
+    )
+    report.heading("Training")
+    report.figure(_curves_figure(root), "Training loss, and the loss on the 100 validation digits.")
+    return report
+
+
+def _distances(
+    images: UInt8[np.ndarray, "n h w c"], others: UInt8[np.ndarray, "m h w c"]
+) -> Float[np.ndarray, "n m"]:
+    """Root mean square differences over pixels."""
+    a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (images, others))
+    return cdist(a, b) / np.sqrt(a.shape[1])
+
+
+def _mean_distance(images: np.ndarray, others: np.ndarray) -> float:
+    return float(_distances(images, others).min(axis=1).mean())
+
+
+def _draw_samples(
+    figure: Figure | SubFigure, folder: Path, class_names: list[str], images_a_class: int
+) -> None:
+    """Draws what imagen_ft.sample has made: each digit at 4 px, then at 8 px."""
+    rows = [sorted(folder.glob(f"*_{name}_*px.png"))[: 2 * images_a_class] for name in class_names]
+    axes = figure.subplots(len(rows), len(rows[0]), squeeze=False)
+    for row, (name, paths) in enumerate(zip(class_names, rows, strict=True)):
+        for cell, path in zip(axes[row], paths, strict=True):
+            image_grid.show(cell, decode_image(path.read_bytes(), 1))
+        axes[row, 0].set_ylabel(name, rotation=0, ha="right", va="center")
+
+
+def _neighbour_figure(generated: ArraySource, train: ArraySource, pool: ArraySource) -> Figure:
+    labels = generated.labels
+    picks = np.concatenate([np.flatnonzero(labels == label)[:3] for label in np.unique(labels)])
+    images = generated.images[picks]
+    near = [s.images[_distances(images, s.images).argmin(axis=1)] for s in (train, pool)]
+    trio = np.stack([images, *near], axis=1).reshape(-1, *images.shape[1:])
+    return image_grid.grid(trio, ["generated", "of 30", "of 1,000"] * len(picks), 9)
+
+
+def _draw_accuracy(figure: Figure | SubFigure, result: dict[str, Any]) -> None:
+    axes = figure.subplots()
+    arms = result["arms"]
+    series = [arms[name] for name in COPIES]
+    places, numbers = range(len(series)), [30 * copies for copies in COPIES.values()]
+    mean, std = ([arm[key] for arm in series] for key in ("mean", "std"))
+    plots.mean_and_std(axes, places, mean, std, "30 real + generated")
+    for name, style in (("generated", "--"), ("pool", ":")):
+        label = "900 generated only" if name == "generated" else "pool of 1,000 real"
+        axes.axhline(100 * arms[name]["mean"], ls=style, color="gray", label=label)
+    axes.set_xticks(places, [str(number) for number in numbers])
+    axes.set(xlabel="generated digits", ylabel="test accuracy (%)")
+    axes.legend()
+
+
+def _per_class_figure(result: dict[str, Any]) -> Figure:
+    figure = Figure(figsize=(5, 4.6), layout="constrained")
+    axes = figure.subplots()
+    real, fake = (result["arms"][name]["per_class"] for name in ("real", "generated"))
+    plots.class_scatter(axes, real, fake, result["class_names"])
+    return figure
+
+
+def _curves_figure(root: Path) -> Figure:
+    runs = ("pretrain_base4", "finetune_base4", "pretrain_sr8", "finetune_sr8")
+    figure = Figure(figsize=(10, 5.5), layout="constrained")
+    for axes, run in zip(figure.subplots(2, 2).ravel(), runs, strict=True):
+        metrics = read_metrics(root / run)
+        axes.plot(*column(metrics, "loss"), label="training", alpha=0.6)
+        axes.plot(*column(metrics, "validation_loss"), label="validation", marker="o")
+        axes.set(title=run, xlabel="step", ylabel="loss", yscale="log")
+        axes.legend()
+    return figure

@@ -1,0 +1,126 @@
+"""Denoisers and stages from configs."""
+
+import ml_collections
+
+from imagen_ft.diffusion import samplers
+from imagen_ft.diffusion.denoiser import UPSAMPLING, Denoiser, Network
+from imagen_ft.diffusion.process import PREDICTIONS
+from imagen_ft.diffusion.schedule import make_schedule, sampling_times
+from imagen_ft.diffusion.stage import Stage
+from imagen_ft.models import presets
+from imagen_ft.models.unet import UNet
+from launch.errors import InputError
+from launch.runtime.config import module_fields
+
+
+def make_denoiser(config: ml_collections.ConfigDict) -> Denoiser:
+    """Builds a denoiser.
+
+    Args:
+        config: `size`, `low_size`, `channels`, `schedule`; `unet`: fields of `UNet`, or `preset`, a
+            name of `models.presets`, and the fields that differ from it; `learned_variance`,
+            `prediction` and `upsampling` where they are not those of `Denoiser`.
+
+    Raises:
+        InputError: unknown schedule, preset, prediction or upsampling, or sizes and levels that do
+            not fit together.
+    """
+    if config.low_size and config.size % config.low_size:
+        raise InputError(f"low_size={config.low_size} does not divide size={config.size}")
+    upsampling = config.get("upsampling", "bilinear")
+    if upsampling not in UPSAMPLING:
+        raise InputError(f"upsampling={upsampling!r}: known are {', '.join(UPSAMPLING)}")
+    prediction = config.get("prediction", "eps")
+    if prediction not in PREDICTIONS:
+        raise InputError(f"prediction={prediction!r}: known are {', '.join(PREDICTIONS)}")
+    learned_variance = config.get("learned_variance", False)
+    return Denoiser(
+        model=_make_network(config, config.channels * (2 if learned_variance else 1)),
+        schedule=make_schedule(config.schedule),
+        size=config.size,
+        low_size=config.low_size,
+        channels=config.channels,
+        upsampling=upsampling,
+        learned_variance=learned_variance,
+        prediction=prediction,
+    )
+
+
+def _make_network(config: ml_collections.ConfigDict, out_channels: int) -> Network:
+    fields = module_fields(config.unet)
+    own = dict(out_channels=out_channels, noise_level=config.low_size > 0)
+    preset = fields.pop("preset", "")
+    model = presets.make(preset, **fields | own) if preset else UNet(**fields | own)
+    levels = len(model.block_out_channels)
+    if isinstance(model, UNet) and len(model.attention) != levels:
+        raise InputError(
+            f"unet.attention has {len(model.attention)} values, block_out_channels {levels}"
+        )
+    halvings = levels - isinstance(model, UNet)
+    if config.size % 2**halvings:
+        raise InputError(f"size={config.size} cannot be halved {halvings} times, once a level")
+    return model
+
+
+def make_stage(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Stage:
+    """Builds a stage from the fields of `Stage`; those with defaults may be missing.
+
+    Raises:
+        InputError: an unknown sampler or spacing, steps that the schedule does not have, a level
+            outside [0, 1], a negative weight.
+    """
+    level, weight = config.get("noise_augmentation", 0.0), config.guidance_weight
+    interval = tuple(config.get("guidance_interval", (0.0, 1.0)))
+    if not 0.0 <= level <= 1.0:
+        raise InputError(f"noise_augmentation={level}: a level is in [0, 1]")
+    if not 0.0 <= weight < float("inf"):
+        raise InputError(f"guidance_weight={weight}: 1 is none, more is more; not below 0")
+    if len(interval) != 2 or not 0.0 <= interval[0] < interval[1] <= 1.0:
+        raise InputError(f"guidance_interval={interval}: from and to, in [0, 1], are needed")
+    percentile, batch_size = config.threshold_percentile, config.get("batch_size", 0)
+    maximum = config.get("threshold_maximum", float("inf"))
+    if not 0.0 < percentile <= 100.0:
+        raise InputError(
+            f"threshold_percentile={percentile}: more than 0, at most 100, which clips"
+        )
+    if not maximum >= 1.0:
+        raise InputError(f"threshold_maximum={maximum}: at least 1 is needed")
+    if batch_size < 0:
+        raise InputError(f"batch_size={batch_size}: images at a time; 0 leaves it to the cascade")
+    sampler = samplers.make_sampler(config.sampler)
+    sampling_times(denoiser.schedule, sampler.num_steps, sampler.spacing)
+    if getattr(sampler, "logvar_coeff", 0.0) is None and not denoiser.learned_variance:
+        raise InputError("sampler.logvar_coeff='learned': the stage has no learned_variance")
+    return Stage(
+        denoiser=denoiser,
+        sampler=sampler,
+        guidance_weight=weight,
+        threshold_percentile=percentile,
+        threshold_maximum=maximum,
+        noise_augmentation=level,
+        guidance_interval=interval,
+        batch_size=batch_size,
+    )
+
+
+def make_stages(config: ml_collections.ConfigDict) -> dict[str, Stage]:
+    """The stages of `config.stages` by name, in order of size; no weights are loaded.
+
+    Raises:
+        InputError: a stage starts from another size than the one before it makes, or there is none.
+    """
+    stages = {
+        name: make_stage(entry, make_denoiser(entry.stage)) for name, entry in config.stages.items()
+    }
+    if not stages:
+        raise InputError("config.stages is empty: name at least one run of imagen_ft.finetune")
+    ordered = dict(sorted(stages.items(), key=lambda item: item[1].denoiser.size))
+    size = 0
+    for name, stage in ordered.items():
+        if stage.denoiser.low_size != size:
+            raise InputError(
+                f"config.stages.{name} starts from {stage.denoiser.low_size} px, "
+                f"the stage before it makes {size} px"
+            )
+        size = stage.denoiser.size
+    return ordered

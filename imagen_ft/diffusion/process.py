@@ -1,0 +1,99 @@
+"""The forward process, its posterior, and what networks predict."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from imagen_ft.diffusion.schedule import alpha_sigma
+
+Image = Float[Array, "b h w c"]
+Scalar = Float[Array, "*b"]
+# What a network may say of x_t; see `target`.
+PREDICTIONS = ("eps", "x0", "v")
+
+
+def per_image(values: Scalar) -> Float[Array, "#b 1 1 1"]:
+    """Adds the axes of an image behind one value an image, or behind one for all of them."""
+    return jnp.reshape(values, (-1, 1, 1, 1))
+
+
+def add_noise(x0: Image, eps: Image, logsnr: Scalar) -> Image:
+    """q(x_t | x_0): alpha x_0 + sigma eps (Ho et al. 2020, Eq. 4)."""
+    alpha, sigma = alpha_sigma(per_image(logsnr))
+    return alpha * x0 + sigma * eps
+
+
+def x0_from_eps(x_t: Image, eps: Image, logsnr: Scalar) -> Image:
+    """The clean image that `eps` implies."""
+    alpha, sigma = alpha_sigma(per_image(logsnr))
+    return (x_t - sigma * eps) / alpha
+
+
+def eps_from_x0(x_t: Image, x0: Image, logsnr: Scalar) -> Image:
+    """The noise that `x0` implies."""
+    alpha, sigma = alpha_sigma(per_image(logsnr))
+    return (x_t - alpha * x0) / sigma
+
+
+def target(x0: Image, eps: Image, logsnr: Scalar, prediction: str) -> Image:
+    """What a network's output should be at x_t = alpha x_0 + sigma eps.
+
+    Args:
+        x0: clean images.
+        eps: their noise.
+        logsnr: of x_t.
+        prediction: one of `PREDICTIONS`; 'v' is alpha eps - sigma x_0 (Salimans and Ho 2022,
+            section 4).
+    """
+    alpha, sigma = alpha_sigma(per_image(logsnr))
+    return {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0}[prediction]
+
+
+def x0_from_output(output: Image, x_t: Image, logsnr: Scalar, prediction: str) -> Image:
+    """The clean image that a network's output implies.
+
+    Args:
+        output: of the network, its channels of `prediction` alone.
+        x_t: noisy images.
+        logsnr: of x_t.
+        prediction: one of `PREDICTIONS`.
+    """
+    if prediction == "eps":
+        return x0_from_eps(x_t, output, logsnr)
+    alpha, sigma = alpha_sigma(per_image(logsnr))
+    return {"x0": output, "v": alpha * x_t - sigma * output}[prediction]
+
+
+def posterior(
+    x_t: Image,
+    x0: Image,
+    logsnr_t: Scalar,
+    logsnr_s: Scalar,
+    logvar_coeff: float | Image = 0.0,
+) -> tuple[Image, Float[Array, "#b #h #w #c"]]:
+    """Mean and log variance of q(x_s | x_t, x_0), s before t.
+
+    Args:
+        x_t: noisy images.
+        x0: clean images.
+        logsnr_t: of x_t.
+        logsnr_s: of x_s; larger.
+        logvar_coeff: v of Nichol and Dhariwal 2021, Eq. 15: log variance is
+            v log beta + (1 - v) log beta~; 0 is the posterior's own variance, 1 the larger one.
+            A number, or one for each value of the images.
+    """
+    logsnr_t, logsnr_s = per_image(logsnr_t), per_image(logsnr_s)
+    alpha_t, _ = alpha_sigma(logsnr_t)
+    alpha_s, _ = alpha_sigma(logsnr_s)
+    # Kingma et al. 2021, appendix A.4; expm1 keeps close steps exact.
+    ratio, rest = jnp.exp(logsnr_t - logsnr_s), -jnp.expm1(logsnr_t - logsnr_s)
+    mean = alpha_s * (ratio * x_t / alpha_t + rest * x0)
+    log_sigma2_t, log_sigma2_s = jax.nn.log_sigmoid(-logsnr_t), jax.nn.log_sigmoid(-logsnr_s)
+    log_beta = jnp.log(rest) + log_sigma2_t
+    log_beta_small = log_beta + log_sigma2_s - log_sigma2_t
+    return mean, logvar_coeff * log_beta + (1.0 - logvar_coeff) * log_beta_small
+
+
+def stratified_times(key: Key[Array, ""], count: int) -> Float[Array, " count"]:
+    """Uniform times in [0, 1), evenly spread over a batch (Kingma et al. 2021, appendix I.1)."""
+    return (jax.random.uniform(key) + jnp.arange(count) / count) % 1.0

@@ -1,0 +1,177 @@
+"""Noise schedules of variance-preserving diffusion: log signal-to-noise ratio by time."""
+
+import dataclasses
+import functools
+import json
+from importlib import resources
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from launch.errors import InputError
+
+
+class Schedule(Protocol):
+    """`t` in [0, 1]: 0 is data, 1 is noise.
+
+    Attributes:
+        num_train_timesteps: steps of a discrete schedule, of which step k is t = (k + 1) / steps;
+            0 where time is continuous.
+    """
+
+    num_train_timesteps: int
+
+    def logsnr(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
+        """log(alpha^2 / sigma^2), decreasing in t."""
+
+    def model_time(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
+        """`t` in the units that the network was trained with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine:
+    """alpha = cos(pi t / 2), with t squeezed so that logsnr stays in its bounds.
+
+    Nichol and Dhariwal 2021, Eq. 17, in continuous time as in Imagen.
+    """
+
+    logsnr_min: float = -20.0
+    logsnr_max: float = 20.0
+    num_train_timesteps: int = dataclasses.field(default=0, init=False)
+
+    def logsnr(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
+        """See `Schedule`."""
+        first = jnp.arctan(jnp.exp(-0.5 * self.logsnr_max))
+        last = jnp.arctan(jnp.exp(-0.5 * self.logsnr_min))
+        return -2.0 * jnp.log(jnp.tan(first + t * (last - first)))
+
+    def model_time(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
+        """See `Schedule`."""
+        return 1000.0 * t
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """beta rising linearly over 1,000 steps, in continuous time (Ho et al. 2020).
+
+    log abar(t) is the integral of -beta, 1,000 times from `beta_first` to `beta_last`.
+    """
+
+    beta_first: float = 1e-4
+    beta_last: float = 0.02
+    num_train_timesteps: int = dataclasses.field(default=0, init=False)
+
+    def logsnr(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
+        """See `Schedule`."""
+        slope = self.beta_last - self.beta_first
+        # A first thousandth keeps the ratio finite at t = 0, as a first discrete step would.
+        log_abar = -1000.0 * (self.beta_first * t + 0.5 * slope * t * t) - self.beta_first
+        return log_abar - jnp.log(-jnp.expm1(log_abar))
+
+    def model_time(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
+        """See `Schedule`."""
+        return 1000.0 * t
+
+
+@dataclasses.dataclass(frozen=True)
+class SquaredCos:
+    """The discrete cosine schedule of DeepFloyd IF (Nichol and Dhariwal 2021, Eq. 17).
+
+    beta_k is at most 0.999; t is rounded to a step, and below half a step to data without noise.
+    """
+
+    num_train_timesteps: int = 1000
+
+    def logsnr(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
+        """See `Schedule`."""
+        return jnp.asarray(_squared_cos_logsnr(self.num_train_timesteps))[self._row(t)]
+
+    def model_time(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
+        """See `Schedule`; for IF's weights 0 to 999."""
+        return jnp.maximum(self._row(t) - 1, 0).astype(jnp.float32)
+
+    def _row(self, t: Float[Array, "*b"]) -> Array:
+        return jnp.round(jnp.asarray(t) * self.num_train_timesteps).astype(jnp.int32)
+
+
+@functools.cache
+def _squared_cos_logsnr(steps: int) -> np.ndarray:
+    """Row k + 1 is step k; row 0 is data, whose noise is less than float32 can tell from none."""
+    angle = (np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2
+    betas = np.minimum(1.0 - np.cos(angle[1:]) ** 2 / np.cos(angle[:-1]) ** 2, 0.999)
+    # Rounded as in diffusers, with which the public weights are used.
+    alphas = np.float32(1.0) - betas.astype(np.float32)
+    log_abar = np.cumsum(np.log(alphas.astype(np.float64)))
+    logsnr = log_abar - np.log(-np.expm1(log_abar))
+    return np.concatenate([[100.0], logsnr]).astype(np.float32)
+
+
+SCHEDULES = {"cosine": Cosine, "linear": Linear, "squaredcos_cap_v2": SquaredCos}
+
+
+def make_schedule(name: str) -> Schedule:
+    """Returns the schedule of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in SCHEDULES:
+        raise InputError(f"schedule {name!r}: known are {', '.join(SCHEDULES)}")
+    return SCHEDULES[name]()
+
+
+SPACINGS = ("linspace", "leading", "trailing")
+
+
+@functools.cache
+def named_spacings() -> dict[str, list[int]]:
+    """DeepFloyd IF's lists of steps, of 1,000, by name; from the noisiest."""
+    return json.loads((resources.files("imagen_ft") / "data" / "if_timesteps.json").read_text())
+
+
+def sampling_times(schedule: Schedule, num_steps: int, spacing: str) -> Float[np.ndarray, " n+1"]:
+    """The times that a sampler goes through, from the noisiest to 0, data.
+
+    Args:
+        schedule: a discrete one gets times of its steps.
+        num_steps: evaluations of the network.
+        spacing: 'linspace' (both ends), 'leading' (ends at the first step), 'trailing' (begins at
+            the last one) as in Lin et al. 2024, Table 2; or one of `named_spacings`, whose length
+            `num_steps` has to be.
+
+    Raises:
+        InputError: no such spacing, or a number of steps that it or the schedule does not have.
+    """
+    total = schedule.num_train_timesteps or 1000
+    if num_steps < 1:
+        raise InputError(f"sampler.num_steps={num_steps}: at least 1 step is needed")
+    if num_steps > total and schedule.num_train_timesteps:
+        raise InputError(f"sampler.num_steps={num_steps}: the schedule has {total} steps")
+    if spacing in named_spacings():
+        steps = np.asarray(named_spacings()[spacing], np.float64)
+        if len(steps) != num_steps or total != 1000:
+            raise InputError(
+                f"sampler.spacing={spacing!r} has {len(steps)} of 1000 steps, sampler.num_steps is "
+                f"{num_steps}"
+            )
+    elif spacing == "linspace":
+        steps = np.linspace(0, total - 1, num_steps)[::-1]
+    elif spacing == "leading":
+        ratio = total // num_steps if schedule.num_train_timesteps else total / num_steps
+        steps = np.arange(num_steps)[::-1] * ratio
+    elif spacing == "trailing":
+        steps = np.arange(num_steps, 0, -1) * (total / num_steps) - 1
+    else:
+        known = ", ".join((*SPACINGS, *named_spacings()))
+        raise InputError(f"sampler.spacing={spacing!r}: known are {known}")
+    if schedule.num_train_timesteps:
+        steps = np.round(steps)
+    return np.append((steps + 1) / total, 0.0).astype(np.float32)
+
+
+def alpha_sigma(logsnr: Float[Array, "*b"]) -> tuple[Float[Array, "*b"], Float[Array, "*b"]]:
+    """Scales of data and noise; their squares sum to one."""
+    return jnp.sqrt(jax.nn.sigmoid(logsnr)), jnp.sqrt(jax.nn.sigmoid(-logsnr))

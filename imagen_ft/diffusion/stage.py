@@ -1,0 +1,139 @@
+"""One diffusion model of a cascade: its network and conventions, and its way of sampling."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from imagen_ft.diffusion import guidance, samplers
+from imagen_ft.diffusion.denoiser import Denoiser, Image
+from imagen_ft.diffusion.process import x0_from_output
+
+# The condition's noise is apart from the steps', which count from 0.
+CONDITION = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A denoiser with its way of sampling.
+
+    Attributes:
+        denoiser: the network.
+        sampler: steps and variances.
+        guidance_weight: 1 is none.
+        threshold_percentile: see `guidance.threshold`.
+        noise_augmentation: level of the low-resolution images' noise, in [0, 1].
+        threshold_maximum: see `guidance.threshold`.
+        guidance_interval: the times, from and to, at which there is guidance; at others the
+            network runs once (Kynkaanniemi et al. 2024).
+        batch_size: images at a time; 0 is as many as the cascade takes.
+    """
+
+    denoiser: Denoiser
+    sampler: samplers.Sampler
+    guidance_weight: float
+    threshold_percentile: float
+    noise_augmentation: float
+    threshold_maximum: float = float("inf")
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    batch_size: int = 0
+
+    @functools.partial(jax.jit, static_argnums=0, static_argnames="skip_steps")
+    def sample(
+        self,
+        variables: dict[str, Any],
+        keys: Key[Array, " b"],
+        text: Float[Array, "b n d"],
+        null_text: Float[Array, "1 n d"],
+        low: Image | None = None,
+        start: Image | None = None,
+        skip_steps: int = 0,
+    ) -> Image:
+        """Draws one image a key, in [-1, 1].
+
+        Args:
+            variables: of the network.
+            keys: one an image; the image's noise depends on it alone.
+            text: states of the prompts.
+            null_text: states that stand for no text.
+            low: for super-resolution, what the images show.
+            start: images to begin with; see `samplers.sample`.
+            skip_steps: see `samplers.sample`.
+        """
+        options = dict(start=start, skip_steps=skip_steps)
+        return self.run(variables, self._noise(keys), text, null_text, low, **options)[0]
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def path(
+        self,
+        variables: dict[str, Any],
+        keys: Key[Array, " b"],
+        text: Float[Array, "b n d"],
+        null_text: Float[Array, "1 n d"],
+        low: Image | None = None,
+    ) -> Float[Array, "steps b h w c"]:
+        """What `sample` predicts x_0 to be at each of its steps, in [-1, 1]."""
+        return self.run(variables, self._noise(keys), text, null_text, low, path=True)[1]
+
+    def run(
+        self,
+        variables: dict[str, Any],
+        noise: samplers.Noise,
+        text: Float[Array, "b n d"],
+        null_text: Float[Array, "1 n d"],
+        low: Image | None = None,
+        **options: Any,
+    ) -> tuple[Image, Image | None]:
+        """As `sample`, with any noise and all options of `samplers.sample`."""
+        condition, level = None, None
+        if low is not None:
+            level = jnp.full((text.shape[0],), self.noise_augmentation)
+            condition = self.denoiser.condition(low, noise(CONDITION), level)
+        denoise = self._make_denoise(variables, text, null_text, condition, level)
+        return samplers.sample(self.sampler, denoise, self.denoiser.schedule, noise, **options)
+
+    def _noise(self, keys: Key[Array, " b"]) -> samplers.Noise:
+        size = self.denoiser.size
+        return samplers.noise_of_keys(keys, (size, size, self.denoiser.channels))
+
+    def _make_denoise(
+        self,
+        variables: dict[str, Any],
+        text: Array,
+        null_text: Array,
+        condition: Image | None,
+        level: Array | None,
+    ) -> samplers.Denoise:
+        denoiser, guided = self.denoiser, self.guidance_weight != 1.0
+        if guided:
+            # A doubled batch sees everything but the text twice.
+            text = jnp.concatenate([text, jnp.broadcast_to(null_text, text.shape)])
+            condition, level = jax.tree.map(lambda a: jnp.concatenate([a, a]), (condition, level))
+        # None of this depends on x_t: it is computed once for all steps.
+        inputs = denoiser.context(variables, text, level), condition
+
+        def once(x_t: Image, t: Float[Array, ""]) -> Image:
+            context, low = jax.tree.map(lambda a: a[: len(x_t)], inputs)
+            return denoiser.predict(variables, x_t, jnp.full(len(x_t), t), context, low)
+
+        def twice(x_t: Image, t: Float[Array, ""]) -> Image:
+            output = once(jnp.concatenate([x_t, x_t]), t)
+            return guidance.guide(output, self.guidance_weight, denoiser.channels)
+
+        def denoise(x_t: Image, t: Float[Array, ""]) -> samplers.Prediction:
+            if guided and self.guidance_interval != (0.0, 1.0):
+                first, last = self.guidance_interval
+                output = jax.lax.cond((t >= first) & (t <= last), twice, once, x_t, t)
+            else:
+                output = (twice if guided else once)(x_t, t)
+            output, variance = jnp.split(output, [denoiser.channels], axis=-1)
+            logsnr = denoiser.schedule.logsnr(t)
+            x0 = x0_from_output(output, x_t, logsnr, denoiser.prediction)
+            x0 = guidance.threshold(x0, self.threshold_percentile, self.threshold_maximum)
+            # The network's -1 to 1 is the small to the large variance.
+            return samplers.Prediction(x0, (variance + 1) / 2 if variance.shape[-1] else None)
+
+        return denoise

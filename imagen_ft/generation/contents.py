@@ -1,0 +1,103 @@
+"""What a synthetic set holds: classes and counts, and the fields that decide its images."""
+
+import subprocess
+from collections.abc import Collection
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from imagen_ft.cascade import Cascade
+from imagen_ft.text import class_names
+from input_pipeline import sources
+from launch import files
+from launch.errors import InputError
+from launch.runtime import app
+from launch.runtime.config import plain
+
+# No image depends on these fields, wherever in the config: what they name is known by its digest,
+# and counts are told as such.
+FREE = ("batch_size", "cache", "counts", "mesh", "real_source", "remat", "run")
+
+
+def real_counts(config: ml_collections.ConfigDict) -> tuple[tuple[str, ...], list[int]]:
+    """Names of the classes, and how many images the real set has of each.
+
+    Args:
+        config: `real_source`, or `counts`: a JSON file, class -> number; and `class_names`.
+
+    Raises:
+        InputError: they are not the config's classes, or neither or both of the fields are there.
+    """
+    source, path = config.get("real_source"), config.get("counts")
+    if bool(source) == bool(path):
+        raise InputError("config.real_source or config.counts: one of them says how many images")
+    if source:
+        real = sources.load(source)
+        names = tuple(real.class_names)
+        class_names.resolve(config.class_names, names, "config.real_source")
+        return names, np.bincount(real.labels, minlength=len(names)).tolist()
+    found = files.read_object(path)
+    wrong = [name for name, n in found.items() if type(n) is not int or n < 0]
+    if wrong:
+        raise InputError(f"{path}: the count of {wrong[0]!r} is {found[wrong[0]]!r}, no number")
+    wanted = class_names.resolve(config.class_names) or tuple(found)
+    if wanted != tuple(found) and sorted(found) != sorted(wanted):
+        wanted = tuple(sorted(found))  # WordNet ids
+        class_names.resolve(config.class_names, wanted, path)
+    return wanted, [found[name] for name in wanted]
+
+
+def set_fields(args: app.Arguments, cascade: Cascade) -> dict[str, Any]:
+    """All that decides about the images of the set, as arguments of `SyntheticWriter`.
+
+    Raises:
+        InputError: a field of the config is wrong.
+    """
+    config = args.config
+    names, counts = real_counts(config)
+    denoiser = cascade.stages[-1].denoiser
+    encoding = dict(plain(config.get("encoding", {"format": "png"})))
+    size = encoding.pop("size", 0) or denoiser.size
+    if size > denoiser.size:
+        raise InputError(f"config.encoding.size={size}: the cascade draws {denoiser.size} px")
+    encoder = getattr(cascade, "encoder", None)
+    return dict(
+        name=config.name,
+        class_names=names,
+        image_shape=(size, size, denoiser.channels),
+        counts=counts,
+        copies=config.copies,
+        images_per_shard=config.get("images_per_shard", 0),
+        provenance={
+            "config": without(plain(config), FREE),
+            "weights": list(cascade.digests),
+            "text": encoder.digest if encoder else "",
+        },
+        encoding=encoding,
+    )
+
+
+def without(config: Any, names: Collection[str]) -> Any:
+    """A config less the fields of these names, at any depth."""
+    if isinstance(config, dict):
+        return {key: without(x, names) for key, x in config.items() if key not in names}
+    return config
+
+
+def code_version() -> str:
+    """Of this code: the package's, and the commit where there is one."""
+    folder = Path(__file__).parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        commit = found.stdout.strip() if found.returncode == 0 else ""
+    except (OSError, subprocess.TimeoutExpired):
+        commit = ""
+    try:
+        version = metadata.version("imagen-ft")
+    except metadata.PackageNotFoundError:
+        version = ""
+    return " ".join(filter(None, (version, commit))) or "unknown"

@@ -1,0 +1,51 @@
+"""Reads a synthetic set back; discards what is damaged, so that it is made again."""
+
+import json
+from typing import Any
+
+from tqdm import tqdm
+
+from input_pipeline.synthetic.verify import Report, verify
+from input_pipeline.synthetic.writer import INDEX, MANIFEST, PROVENANCE, SyntheticWriter
+from launch.errors import InputError
+from launch.runtime import app
+from launch.runtime.locks import lock
+
+
+def check(args: app.Arguments) -> Report:
+    """Reads the set back and prints what was found."""
+    with tqdm(desc=f"verifying {args.workdir.name}", unit="image", mininterval=1) as bar:
+        report = verify(args.workdir, bar.update)
+    print(json.dumps(report.as_json(), indent=2))
+    return report
+
+
+def check_sound(args: app.Arguments, report: Report) -> None:
+    """What is left to do, by what was found.
+
+    Raises:
+        InputError: something is.
+    """
+    if report.shards or len(report.faults["damaged"]):
+        raise InputError(f"{args.workdir} has faults (above): --repair makes them again")
+    if foreign := report.faults["foreign"]:
+        raise InputError(f"{foreign[0]}: of another set; take such files away")
+    if report.faults["blank"]:
+        raise InputError(
+            f"{args.workdir}: images of one colour (above): so the cascade draws them, to make "
+            "them again changes nothing; look at its guidance and thresholds"
+        )
+
+
+def discard_damaged(args: app.Arguments, fields: dict[str, Any]) -> None:
+    """Takes away what is damaged, so that it is made again."""
+    folder = args.workdir
+    if not any((folder / name).exists() for name in (PROVENANCE, MANIFEST, INDEX)):
+        raise InputError(f"{folder}: holds no generated set; check the path")
+    lock(folder)
+    writer = SyntheticWriter(folder, **fields, repair=True)
+    report = check(args)
+    for shard in report.shards:
+        writer.discard(shard)
+    if not report.ok:
+        (writer.folder / MANIFEST).unlink(missing_ok=True)

@@ -1,0 +1,154 @@
+"""From a stream of images to shards: encoded and written while the next ones are drawn."""
+
+import concurrent.futures
+import itertools
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from input_pipeline.augment.resize import resize
+from input_pipeline.records import examples
+from input_pipeline.synthetic.writer import SyntheticWriter
+
+# Seconds between two looks at what other workers have written.
+LOOK_EVERY = 10.0
+# Images that a thread encodes at a time.
+_CHUNK = 16
+
+
+class ShardStream:
+    """Takes the images of some shards in order; writes each shard when its last image is there.
+
+    In a job of several processes each writes every so many-th shard. A shard is written in the
+    background, and at most one waits: then `add` waits as well.
+    """
+
+    def __init__(self, writer: SyntheticWriter, shards: Sequence[int], prompts: Sequence[str]):
+        """Makes a stream.
+
+        Args:
+            writer: of the set.
+            shards: in the order in which their images come.
+            prompts: of each class.
+        """
+        examples.load_messages()
+        self._writer, self._shards, self._prompts = writer, list(shards), prompts
+        self._next, self._images, self._missing = 0, [], 0
+        self._size = writer.config["image_shape"][0]
+        self._encoders = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+        # Raw images can be large: so many chunks at most wait for an encoder.
+        self._free = threading.BoundedSemaphore(4 * (os.cpu_count() or 1))
+        self._background = concurrent.futures.ThreadPoolExecutor(1)
+        self._writing: list[concurrent.futures.Future] = []
+
+    def add(self, images: UInt8[np.ndarray, "b h w c"]) -> None:
+        """Takes the next images.
+
+        Raises:
+            OSError: an earlier shard could not be written.
+        """
+        while len(images):
+            shard = self._shards[self._next]
+            wanted = self._writer.plan.shard_size(shard) - self._missing
+            part, images = images[:wanted], images[wanted:]
+            if self._is_mine():
+                for first in range(0, len(part), _CHUNK):
+                    chunk = part[first : first + _CHUNK]
+                    self._free.acquire()
+                    self._images.append(self._encoders.submit(self._encode, chunk))
+            self._missing += len(part)
+            if len(part) == wanted:
+                self._close_shard(shard)
+
+    def finish(self) -> None:
+        """Waits until all shards are written.
+
+        Raises:
+            OSError: one could not be.
+        """
+        while self._writing:
+            self._writing.pop(0).result()
+
+    def _is_mine(self) -> bool:
+        return self._next % jax.process_count() == jax.process_index()
+
+    def _close_shard(self, shard: int) -> None:
+        if self._is_mine():
+            while len(self._writing) > 1:
+                self._writing.pop(0).result()
+            self._writing.append(self._background.submit(self._write, shard, self._images))
+        self._next, self._images, self._missing = self._next + 1, [], 0
+
+    def _encode(self, images: UInt8[np.ndarray, "b h w c"]) -> list[bytes]:
+        try:
+            return [self._writer.encode(resize(image, self._size)) for image in images]
+        finally:
+            self._free.release()
+
+    def _write(self, shard: int, images: list[concurrent.futures.Future]) -> None:
+        labels = self._writer.plan.labels[self._writer.plan.indices(shard)]
+        prompts = (self._prompts[label] for label in labels)
+        encoded = itertools.chain.from_iterable(chunk.result() for chunk in images)
+        self._writer.write_encoded(shard, zip(encoded, prompts, strict=True))
+
+    def __enter__(self) -> "ShardStream":
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # What is complete is written however the work ends.
+        self._background.shutdown(wait=True)
+        self._encoders.shutdown(wait=True, cancel_futures=True)
+
+
+class Progress:
+    """A bar over the whole set: this worker's images, and what the others have written."""
+
+    def __init__(self, writer: SyntheticWriter, own: range, pending: Sequence[int], name: str):
+        """Begins the bar.
+
+        Args:
+            writer: of the set.
+            own: shards of this worker.
+            pending: those that are not written yet.
+            name: of the set.
+        """
+        self._writer, self._own = writer, own
+        size = writer.plan.shard_size
+        self._mine = sum(size(shard) for shard in own) - sum(size(shard) for shard in pending)
+        self._others, self._looked = self._look(), time.monotonic()
+        self._bar = tqdm(
+            total=writer.plan.num_images,
+            initial=self._mine + self._others,
+            desc=name,
+            unit="image",
+            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+            disable=jax.process_index() > 0,
+        )
+
+    def drew(self, count: int) -> None:
+        """Counts images of this worker."""
+        self._mine += count
+        if len(self._own) < self._writer.plan.num_shards:
+            if time.monotonic() - self._looked > LOOK_EVERY:
+                self._others, self._looked = self._look(), time.monotonic()
+        self._bar.update(self._mine + self._others - self._bar.n)
+
+    def _look(self) -> int:
+        others = (shard for shard in self._writer.shards_there() if shard not in self._own)
+        return sum(self._writer.plan.shard_size(shard) for shard in others)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()

@@ -1,0 +1,144 @@
+"""Lists of class names, and prompts, from files; ImageNet's are built in."""
+
+import io
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from importlib import resources
+
+from etils import epath
+
+from input_pipeline.imagenet import wordnet_ids
+from launch.errors import InputError
+
+IMAGENET = "imagenet"
+
+
+def load(name_or_path: epath.PathLike, expected: int | None = None) -> tuple[str, ...]:
+    """Reads class names in the order of their labels.
+
+    'imagenet' stands for the 1,000 names that CLIP's prompts use, in the order of the WordNet ids
+    (Radford et al. 2021; openai/CLIP, notebooks/Prompt_Engineering_for_ImageNet.ipynb). They hold
+    'missile' twice (labels 657 and 744) and 'sunglasses' twice (836 and 837): what is published is
+    not changed here, so this list alone may have duplicates.
+
+    Args:
+        name_or_path: 'imagenet', a text file with one name a line, or a `.json` file with a list.
+        expected: how many there have to be; None takes any number.
+
+    Raises:
+        InputError: the file is missing, neither text nor JSON, has another number of names, a blank
+            one or the same one twice; it names the line.
+    """
+    if name_or_path == IMAGENET:
+        names = _built_in("imagenet_class_names.txt")
+        named = [(f"{IMAGENET}:{i}", name) for i, name in enumerate(names, start=1)]
+    else:
+        named = list(read_lines(name_or_path))
+        _check_names(named)
+    if expected is not None and len(named) != expected:
+        raise InputError(
+            f"{name_or_path} has {len(named)} class names, {expected} are needed: one a class"
+        )
+    return tuple(name for _, name in named)
+
+
+def resolve(
+    named: str | Sequence[str],
+    found: Sequence[str] | None = None,
+    place: str = "config.train_source",
+) -> tuple[str, ...]:
+    """The class names that a config means, compared with those of its images.
+
+    Args:
+        named: `config.class_names`: a list of names; the argument of `load`; or '' or an empty
+            list for those of the images.
+        found: class names of the images. With 'imagenet' they may also be the WordNet ids, which
+            ImageNet's folders are named by. None where the images are not at hand: then nothing is
+            compared, and '' is no names.
+        place: where these images are said, for messages.
+
+    Raises:
+        InputError: they differ; it names the first class that does.
+    """
+    if not named:
+        return tuple(found or ())
+    names = load(named) if isinstance(named, str) else tuple(named)
+    if found is None or tuple(found) == names:
+        return names
+    expected = names
+    # Of names and ids, what was meant is the one that has more of those found.
+    if named == IMAGENET and len({*names} & {*found}) <= len({*wordnet_ids()} & {*found}):
+        expected = wordnet_ids()
+    for label, (wanted, there) in enumerate(itertools.zip_longest(expected, found)):
+        if wanted != there:
+            raise InputError(
+                f"config.class_names: class {label} is {_quoted(wanted)}, but {_quoted(there)} in "
+                f"the images of {place}: make them the same"
+            )
+    return names
+
+
+def _quoted(name: str | None) -> str:
+    return "no class" if name is None else repr(name)
+
+
+def _built_in(file: str) -> tuple[str, ...]:
+    text = (resources.files("imagen_ft") / "data" / file).read_text()
+    return tuple(text.splitlines())
+
+
+def _check_names(named: list[tuple[str, str]]) -> None:
+    seen: dict[str, str] = {}
+    for place, name in named:
+        if not name:
+            raise InputError(f"{place} is blank: a class name is needed there; mend the list")
+        if name in seen:
+            raise InputError(
+                f"{place}: {name!r} is already at {seen[name]}: give every class its own name"
+            )
+        seen[name] = place
+
+
+def read_lines(path: epath.PathLike) -> Iterator[tuple[str, str]]:
+    """The lines of a text file, or the strings of the list in a `.json` file.
+
+    Args:
+        path: its name tells which of both it is.
+
+    Yields:
+        Where a line is, for messages, and the line without white space around it.
+
+    Raises:
+        InputError: the file cannot be read as what it should be, or holds nothing.
+    """
+    path = epath.Path(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError:
+        raise InputError(f"{path}: cannot be read; name a file, one line an entry") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}:{line}: not text in UTF-8; save the file as that") from None
+    if path.suffix == ".json":
+        found = [(f"{path}, item {i}", line) for i, line in _json_list(path, text)]
+    else:
+        lines = enumerate(io.StringIO(text, newline=None), start=1)
+        found = [(f"{path}:{i}", line) for i, line in lines]
+    if not found:
+        raise InputError(f"{path}: the file is empty; write one line an entry")
+    for place, line in found:
+        yield place, line.strip()
+
+
+def _json_list(path: epath.Path, text: str) -> Iterator[tuple[int, str]]:
+    try:
+        entries = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg}); mend the file") from None
+    if not isinstance(entries, list):
+        raise InputError(f'{path}: JSON, but no list; write ["...", "..."]')
+    for number, entry in enumerate(entries, start=1):
+        if not isinstance(entry, str):
+            raise InputError(f"{path}, item {number}: {entry!r} is no string; mend the list")
+        yield number, entry

@@ -1,0 +1,234 @@
+"""What stands between prompts and the denoisers: text encoders, and states from a cache on disk."""
+
+import dataclasses
+import difflib
+import functools
+import shlex
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jaxtyping import Float
+
+from imagen_ft.models.t5 import T5Encoder
+from imagen_ft.text.cache import TextCache
+from imagen_ft.text.tokenizer import VOCABULARY, preprocess, tokenize
+from launch.errors import InputError
+from launch.runtime.config import module_fields
+
+# Prompts that the encoder with fixed weights takes at a time.
+BATCH = 16
+
+
+class TextEncoder(Protocol):
+    """Makes of prompts what the denoisers are conditioned on."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[length, d] of one prompt's states."""
+
+    def embed(self, prompts: Sequence[str]) -> Float[np.ndarray, "n length d"]:
+        """States of the prompts, in float32; padding is kept."""
+
+    def null(self) -> Float[np.ndarray, "1 length d"]:
+        """The states that stand for no text."""
+
+    def parameters(self) -> dict:
+        """Shapes of the weights that it holds."""
+
+    @property
+    def digest(self) -> str:
+        """Of what decides about the states and is not in the config; '' if that is nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedTextEncoder:
+    """A frozen T5 encoder with weights drawn from a fixed seed: it needs no download.
+
+    Distinct prompts get distinct states, which is all that a closed list of class names asks for.
+
+    Attributes:
+        model: the network.
+        max_length: tokens a prompt, padding included.
+        seed: of the weights.
+    """
+
+    model: T5Encoder
+    max_length: int
+    seed: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[length, d] of one prompt's states."""
+        return self.max_length, self.model.d_model
+
+    def embed(self, prompts: Sequence[str]) -> Float[np.ndarray, "n length d"]:
+        """States of the prompts; padding is kept, and masked inside the encoder only."""
+        tokens, mask = tokenize(prompts, self.max_length)
+        states = []
+        for first in range(0, len(prompts), BATCH):
+            part = slice(first, first + BATCH)
+            fill = ((0, BATCH - len(tokens[part])), (0, 0))
+            batch = _encode(
+                self.model, self.seed, np.pad(tokens[part], fill), np.pad(mask[part], fill)
+            )
+            states.append(np.asarray(batch)[: len(tokens[part])])
+        return np.concatenate(states)
+
+    def null(self) -> Float[np.ndarray, "1 length d"]:
+        """The states that stand for no text: those of the empty prompt, as DeepFloyd IF has it."""
+        return self.embed([""])
+
+    def parameters(self) -> dict:
+        """Shapes of the weights."""
+        tokens = jnp.zeros((1, self.max_length), jnp.int32)
+        return jax.eval_shape(self.model.init, jax.random.key(0), tokens, tokens > 0)["params"]
+
+    @property
+    def digest(self) -> str:
+        """None: the config says all."""
+        return ""
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _encode(model: T5Encoder, seed: int, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    return model.apply(model.init(jax.random.key(seed), tokens[:1], mask[:1]), tokens, mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedTextEncoder:
+    """States that T5 has computed before; T5 itself is not there.
+
+    Attributes:
+        cache: the states.
+        null_text: 'empty' is the empty prompt's states (DeepFloyd IF), 'zeros' is zeros (Imagen).
+        template: what a prompt is put into, in place of `{}`.
+    """
+
+    cache: TextCache
+    null_text: str
+    template: str
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[length, d] of one prompt's states."""
+        return self.cache.shape
+
+    def embed(self, prompts: Sequence[str]) -> Float[np.ndarray, "n length d"]:
+        """States of the prompts, in float32; padding is kept.
+
+        Raises:
+            InputError: a prompt is not in the cache; it says how to add it. A state is damaged.
+        """
+        keys = [prompt_key(prompt, self.template) for prompt in prompts]
+        missing = [
+            prompt for prompt, key in zip(prompts, keys, strict=True) if key not in self.cache
+        ]
+        if missing:
+            more = f" (nor are {len(missing) - 1} more)" if len(missing) > 1 else ""
+            flags = ["--prompts=FILE", *self.cache.flags, f"--to={self.cache.folder}"]
+            flags += [f"--template={self.template}"] if self.template != "{}" else []
+            raise InputError(
+                f"prompt {missing[0]!r} is not in {self.cache.folder}{more}: write it to a file "
+                f"and run python -m imagen_ft.text {shlex.join(flags)}"
+            )
+        return self.cache.read(keys)
+
+    def null(self) -> Float[np.ndarray, "1 length d"]:
+        """The states that stand for no text."""
+        if self.null_text == "zeros":
+            return np.zeros((1, *self.shape), np.float32)
+        return self.cache.read([""])
+
+    def parameters(self) -> dict:
+        """None: only states are held."""
+        return {}
+
+    @property
+    def digest(self) -> str:
+        """Of the encoder that has made the states."""
+        return self.cache.digest
+
+
+def prompt_key(prompt: str, template: str = "{}") -> str:
+    """What a cache knows a prompt by: the text that is tokenised."""
+    return preprocess(template.replace("{}", prompt))
+
+
+def make_text_encoder(config: ml_collections.ConfigDict) -> TextEncoder:
+    """Builds the encoder of a config.
+
+    Args:
+        config: either `cache`, a folder that `python -m imagen_ft.text` has made, with `null`
+            ('empty' or 'zeros') and `template` where they are not 'empty' and '{}', and `shape`,
+            [length, d] of its states, where that has to be known before; or `max_length`, `seed`
+            and `model` (fields of `T5Encoder`) for fixed random weights.
+
+    Raises:
+        InputError: there is no such cache, it is damaged, or a field has a wrong value.
+    """
+    if "cache" not in config:
+        model = T5Encoder(vocab_size=VOCABULARY, **module_fields(config.model))
+        return FixedTextEncoder(model, config.max_length, config.seed)
+    null_text, template = config.get("null", "empty"), config.get("template", "{}")
+    if null_text not in ("empty", "zeros"):
+        raise InputError(f"config.text.null={null_text}: there is empty, zeros")
+    check_template("config.text.template", template)
+    cache = TextCache(config.cache)
+    if tuple(config.get("shape", cache.shape)) != cache.shape:
+        raise InputError(
+            f"config.text.shape={tuple(config.shape)}: {cache.folder} holds states {cache.shape}"
+        )
+    if null_text == "empty" and "" not in cache:
+        raise InputError(
+            f"{cache.folder} lacks the empty prompt: run python -m imagen_ft.text again"
+        )
+    return CachedTextEncoder(cache, null_text, template)
+
+
+def check_template(place: str, template: str) -> None:
+    """Looks for the `{}` that a prompt takes the place of.
+
+    Raises:
+        InputError: there is none, or more than one.
+    """
+    if template.count("{}") != 1:
+        raise InputError(f"{place}={template}: one {{}} is needed, for the prompt")
+
+
+def check_prompts(
+    prompts: Sequence[str], class_names: Sequence[str], places: Sequence[str] | None = None
+) -> None:
+    """A model of a closed list of classes knows nothing else.
+
+    Args:
+        prompts: to be checked.
+        class_names: what they may be; empty where any text will do.
+        places: where each comes from, for the message.
+
+    Raises:
+        InputError: names the first prompt that is no class name, and the class names.
+    """
+    for row, prompt in enumerate(prompts):
+        if class_names and prompt not in class_names:
+            place = places[row] if places else f"prompt {row + 1}"
+            shown = ", ".join(class_names[:20]) + (", ..." if len(class_names) > 20 else "")
+            near = difflib.get_close_matches(prompt, class_names, n=1)
+            meant = f" (did you mean {near[0]!r}?)" if near else ""
+            raise InputError(
+                f"{place}: {prompt!r} is not a class of this model{meant}; use one of {shown}"
+            )
+
+
+def text_shapes(config: ml_collections.ConfigDict) -> tuple[tuple[int, int], dict[str, Any]]:
+    """Shape of one prompt's states; shapes of the encoder's parameters, by name.
+
+    A cache that is not made yet is as good here as one that is: `config.shape` says what it holds.
+    """
+    if config.get("shape") is not None:
+        return tuple(config.shape), {}
+    encoder = make_text_encoder(config)
+    return encoder.shape, {"text_encoder": encoder.parameters()}

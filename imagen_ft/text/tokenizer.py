@@ -1,0 +1,131 @@
+"""Prompts to tokens: bytes for models of our own, T5's pieces for DeepFloyd IF."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from launch.errors import InputError
+from launch.files import sha256
+
+# ByT5's convention (Xue et al. 2022): three special ids, then the 256 bytes.
+PAD, END, FIRST_BYTE = 0, 1, 3
+VOCABULARY = FIRST_BYTE + 256
+
+# The files of a tokenizer's folder that decide about its tokens.
+_VOCABULARIES = ("tokenizer.json", "spiece.model")
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+Tokens = tuple[Int[np.ndarray, "n length"], Bool[np.ndarray, "n length"]]
+
+
+def tokenize(prompts: Sequence[str], max_length: int) -> Tokens:
+    """UTF-8 bytes, an end token, padding.
+
+    Returns:
+        The ids, and which of them are not padding.
+
+    Raises:
+        InputError: a prompt is too long; it is named.
+    """
+    tokens = np.full((len(prompts), max_length), PAD, np.int32)
+    for row, prompt in enumerate(prompts):
+        ids = [FIRST_BYTE + byte for byte in prompt.encode()] + [END]
+        if len(ids) > max_length:
+            raise InputError(
+                f"prompt {prompt!r} has {len(ids)} tokens, text.max_length is {max_length}"
+            )
+        tokens[row, : len(ids)] = ids
+    return tokens, tokens != PAD
+
+
+PREPROCESSING = "lower-case, no white space around"
+
+
+def preprocess(prompt: str) -> str:
+    """What DeepFloyd IF makes of a prompt before it is tokenised."""
+    return prompt.lower().strip()
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Tokenizer:
+    """The tokens that DeepFloyd IF gives to T5: pieces, an end token, padding; too long is cut.
+
+    Attributes:
+        pieces: transformers' tokenizer.
+        max_length: tokens a prompt, padding included.
+        digest: of the files that it was read from.
+    """
+
+    pieces: Any
+    max_length: int
+    digest: str
+
+    def __call__(self, prompts: Sequence[str]) -> Tokens:
+        """Tokens of prompts as they are: `preprocess` comes before.
+
+        Returns:
+            The ids, and which of them are not padding.
+        """
+        batch = self.pieces(
+            list(prompts), padding="max_length", max_length=self.max_length, truncation=True
+        )
+        return np.asarray(batch["input_ids"], np.int32), np.asarray(batch["attention_mask"], bool)
+
+    def too_long(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts of which the end will be cut off."""
+        ids = self.pieces(list(prompts), verbose=False)["input_ids"] if prompts else []
+        return [
+            prompt for prompt, row in zip(prompts, ids, strict=True) if len(row) > self.max_length
+        ]
+
+
+def load_t5_tokenizer(folder: Path, max_length: int = 77) -> T5Tokenizer:
+    """Reads the `tokenizer` folder of a pipeline.
+
+    Args:
+        folder: holds `tokenizer.json`, or `spiece.model` alone as the published repositories do.
+        max_length: tokens a prompt; IF was trained with 77 (diffusers, pipeline_if.py).
+
+    Raises:
+        InputError: the folder holds neither, or what it holds is damaged.
+    """
+    if max_length < 2:
+        raise InputError(f"max_length={max_length}: a prompt needs 2 tokens or more")
+    if not any((folder / name).is_file() for name in _VOCABULARIES):
+        raise InputError(
+            f"{folder} holds no tokenizer ({' or '.join(_VOCABULARIES)}): name a folder that does"
+        )
+    # Importing them takes a second, and of all tasks only this one needs them.
+    import transformers
+
+    try:
+        if not (folder / "tokenizer.json").is_file():
+            _check_pieces(folder / "spiece.model")
+        pieces = transformers.T5Tokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # The Rust below raises bare Exceptions.
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{folder}: the tokenizer cannot be read ({reason}); fetch it again"
+        ) from error
+    return T5Tokenizer(pieces, max_length, _digest(folder))
+
+
+def _check_pieces(path: Path) -> None:
+    """Where it cannot read a model, transformers takes it for one of another library's."""
+    import sentencepiece
+
+    model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    found = model.pad_id(), model.eos_id(), model.unk_id()
+    if found != (0, 1, 2):
+        raise ValueError(f"{path.name}: T5's ids of pad, end, unknown are 0, 1, 2, not {found}")
+
+
+def _digest(folder: Path) -> str:
+    paths = [folder / name for name in (*_VOCABULARIES, *_SETTINGS)]
+    found = [f"{path.name} {sha256(path)}\n" for path in paths if path.is_file()]
+    return hashlib.sha256("".join(found).encode()).hexdigest()

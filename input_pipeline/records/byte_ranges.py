@@ -1,0 +1,107 @@
+"""Parts of a file by their place: mounted files and objects of a store such as `gs://` alike."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Protocol
+
+from launch import files
+from launch.errors import InputError
+
+_WINDOW = 8 << 20  # bytes that one request to a store should at least bring
+
+
+class ByteRanges(Protocol):
+    """A file that is open for reading, by several threads if need be."""
+
+    def size(self) -> int:
+        """Its bytes."""
+        ...
+
+    def changed(self) -> str:
+        """What is another one after the file was written again: its time, or a store's tag."""
+        ...
+
+    def read(self, offset: int, length: int) -> bytes:
+        """The bytes from an offset on; fewer where the file ends."""
+        ...
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[ByteRanges]:
+    """Opens a file for as long as the block lasts; an object in a store is not held open.
+
+    Raises:
+        FileNotFoundError: there is none.
+        InputError: the store cannot be reached for want of a package, or is of no known kind.
+    """
+    if not files.is_local(path):
+        yield _Object(path)
+        return
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        yield _Mounted(fd)
+    finally:
+        os.close(fd)
+
+
+class _Mounted:
+    def __init__(self, fd: int):
+        self._fd = fd
+
+    def size(self) -> int:
+        return os.fstat(self._fd).st_size
+
+    def changed(self) -> str:
+        return str(os.fstat(self._fd).st_mtime_ns)
+
+    def read(self, offset: int, length: int) -> bytes:
+        return os.pread(self._fd, length, offset)
+
+
+class _Object:
+    def __init__(self, path: str):
+        import fsspec
+
+        try:
+            self._store, self._path = fsspec.core.url_to_fs(path)
+        except ImportError as error:
+            raise InputError(f"{path}: {error}; install it, or mount or copy the data") from None
+        except ValueError as error:
+            raise InputError(f"{path}: {error}; mount or copy the data") from None
+
+    def size(self) -> int:
+        return self._store.size(self._path)
+
+    def changed(self) -> str:
+        info = self._store.info(self._path)
+        known = ("mtime", "updated", "LastModified", "ETag", "etag", "created")
+        return str(next((info[key] for key in known if info.get(key)), ""))
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self._store.cat_file(self._path, start=offset, end=offset + length)
+
+
+class Ahead:
+    """Reads much at a time, for whoever goes through a file from front to back."""
+
+    def __init__(self, file: ByteRanges):
+        self._file, self._size = file, file.size()
+        self._start, self._window = 0, b""
+
+    def size(self) -> int:
+        """Its bytes."""
+        return self._size
+
+    def changed(self) -> str:
+        """See `ByteRanges`."""
+        return self._file.changed()
+
+    def read(self, offset: int, length: int) -> bytes:
+        """The bytes from an offset on; fewer where the file ends."""
+        length = max(0, min(length, self._size - offset))
+        at = offset - self._start
+        if at < 0 or at + length > len(self._window):
+            whole = min(max(length, _WINDOW), self._size - offset)
+            self._start, self._window, at = offset, self._file.read(offset, whole), 0
+        return self._window[at : at + length]

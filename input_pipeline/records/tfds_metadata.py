@@ -1,0 +1,68 @@
+"""The files that make a folder of shards a TFDS data set."""
+
+import tempfile
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+
+from launch import files
+
+VERSION = "1.0.0"
+
+
+def write_metadata(
+    folder: epath.PathLike,
+    name: str,
+    class_names: Sequence[str],
+    image_shape: Sequence[int],
+    shard_lengths: Sequence[int],
+    num_bytes: int,
+    image_format: str = "png",
+    file_format: str = "tfrecord",
+) -> list[str]:
+    """Writes `dataset_info.json`, `features.json` and the class names for TFDS.
+
+    `tfds.builder_from_directory(folder)` opens it from then on, with a single split `train`.
+
+    Args:
+        folder: holds the shards `NAME-train.tfrecord-00000-of-0000N`.
+        name: of the data set, as in the names of the shards.
+        class_names: the name of each label.
+        image_shape: [h, w, c].
+        shard_lengths: records in each shard.
+        num_bytes: size of all shards.
+        image_format: png or jpeg.
+        file_format: of the shards, tfrecord or array_record.
+
+    Returns:
+        The names of the files.
+    """
+    # Not at the top: it takes half a second.
+    import tensorflow_datasets as tfds
+
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=tuple(image_shape), encoding_format=image_format),
+            "label": tfds.features.ClassLabel(names=list(class_names)),
+            "class_name": tfds.features.Text(),
+            "prompt": tfds.features.Text(),
+            "index": tfds.features.Scalar(np.int64),
+        }
+    )
+    # TFDS does not write atomically: let it write elsewhere, then move file by file.
+    with tempfile.TemporaryDirectory() as draft:
+        identity = tfds.core.DatasetIdentity(
+            name=name, version=tfds.core.Version(VERSION), data_dir=draft, module_name=""
+        )
+        info = tfds.core.DatasetInfo(builder=identity, features=features)
+        info.set_file_format(file_format)
+        split = tfds.core.SplitInfo(
+            name="train", shard_lengths=list(shard_lengths), num_bytes=num_bytes
+        )
+        info.set_splits(tfds.core.SplitDict([split]))
+        info.write_to_directory(draft)
+        paths = sorted(epath.Path(draft).iterdir())
+        for path in paths:
+            files.write_atomic(epath.Path(folder) / path.name, path.read_bytes())
+    return [path.name for path in paths]

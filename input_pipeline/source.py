@@ -1,0 +1,125 @@
+"""Labelled image sets with random access: what every source has, and those held in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Int, Int32, UInt8
+
+from launch.errors import InputError
+
+REAL = 0
+
+
+class Source(Protocol):
+    """A labelled image set.
+
+    Attributes:
+        class_names: the name of each label.
+        labels: the label of each image, known without decoding any.
+        domain: 0 for a real image, 1 for a synthetic one.
+    """
+
+    class_names: tuple[str, ...]
+    labels: Int32[np.ndarray, " n"]
+    domain: Int32[np.ndarray, " n"]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """Example i: `image` uint8 [h, w, c], `label` and `domain` int32 scalars."""
+        ...
+
+    def key(self, i: int) -> str:
+        """A name of example i that no other one has; it does not change with what is left out."""
+        ...
+
+
+class ArraySource:
+    """A source whose images are in memory."""
+
+    def __init__(
+        self,
+        images: UInt8[np.ndarray, "n h w c"],
+        labels: Int32[np.ndarray, " n"],
+        class_names: tuple[str, ...],
+        domain: int | Int32[np.ndarray, " n"] = REAL,
+        keys: Sequence[str] | None = None,
+    ):
+        """Makes a source.
+
+        Args:
+            images: values [0, 255].
+            labels: indices into class_names.
+            class_names: the name of each label.
+            domain: 0 for real images, 1 for synthetic ones; one for all, or one each.
+            keys: the name of each image; None is its number.
+        """
+        if images.dtype != np.uint8 or images.ndim != 4 or len(labels) != len(images):
+            raise TypeError(
+                f"expected uint8 [n, h, w, c] and n labels, got {images.dtype} {images.shape} "
+                f"and {len(labels)} labels"
+            )
+        self.images = images
+        self.labels = np.asarray(labels, np.int32)
+        self.class_names = tuple(class_names)
+        self.domain = np.full(len(images), domain, np.int32)
+        self._keys = keys
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {"image": self.images[i], "label": self.labels[i], "domain": self.domain[i]}
+
+    def key(self, i: int) -> str:
+        """The name of image i."""
+        return str(i) if self._keys is None else self._keys[i]
+
+
+def in_memory(source: Source) -> ArraySource:
+    """Decodes a whole source of images of one size, once."""
+    images = np.stack([source[i]["image"] for i in range(len(source))])
+    keys = [source.key(i) for i in range(len(source))]
+    return ArraySource(images, source.labels, source.class_names, source.domain, keys)
+
+
+def check_labels(source: Source) -> None:
+    """Looks whether every label is that of a class.
+
+    Raises:
+        InputError: one is not, or there is no image.
+    """
+    if not len(source):
+        raise InputError("the set holds no images; check its source")
+    wrong = np.flatnonzero((source.labels < 0) | (source.labels >= len(source.class_names)))
+    if wrong.size:
+        i = int(wrong[0])
+        raise InputError(
+            f"image {source.key(i)} has label {source.labels[i]}, but there are "
+            f"{len(source.class_names)} classes; mend the set's labels"
+        )
+
+
+class Subset:
+    """The examples of a source at the given indices, in their order."""
+
+    def __init__(self, source: Source, indices: Int[np.ndarray, " m"]):
+        """Makes a subset; an index may occur several times."""
+        self.indices = np.asarray(indices, np.int64)
+        self._source = source
+        self.class_names = source.class_names
+        self.labels = source.labels[self.indices]
+        self.domain = source.domain[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return self._source[int(self.indices[i])]
+
+    def key(self, i: int) -> str:
+        """The name of example i in the whole source."""
+        return self._source.key(int(self.indices[i]))

@@ -1,0 +1,144 @@
+"""What becomes of records that cannot be read: an error, or another record of the same class."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from input_pipeline.source import Subset
+from launch.errors import InputError
+
+if TYPE_CHECKING:
+    from input_pipeline.source import Source
+
+POLICIES = ("error", "skip")
+_TRIES = 100  # damaged records of a class, one after the other: that is no accident
+
+
+class _Count:
+    """Damaged records and what stands for them; it tells stderr at the 1st, 2nd, 4th, 8th, ..."""
+
+    def __init__(self, total: int):
+        self.lock = threading.Lock()
+        self.instead: dict[int, int] = {}
+        self._total, self._said = total, 0
+
+    def add(self, i: int, instead: int, error: InputError) -> None:
+        with self.lock:
+            if i in self.instead:
+                return
+            self.instead[i] = instead
+            if len(self.instead) >= 2 * self._said:
+                self._said = len(self.instead)
+                self._say(f"; now {error}")
+
+    def end(self) -> None:
+        if len(self.instead) > self._said:
+            self._say("")
+
+    def _say(self, last: str) -> None:
+        count = len(self.instead)
+        print(
+            f"on_damage=skip: {count} of {self._total} records are damaged, others of their class "
+            f"stand for them{last}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+class Skipping:
+    """A source in whose place of a damaged record is the next sound one of the same class.
+
+    So labels stay true. Which one it is depends on the data alone. Several threads may use it;
+    stderr is told, at the end as well.
+    """
+
+    def __init__(self, source: Source):
+        """Wraps a source; it should be the last wrapper, so that no other split stands in."""
+        self._source = source
+        self.class_names, self.labels = source.class_names, source.labels
+        self.domain = source.domain
+        self._start()
+
+    @property
+    def damaged(self) -> int:
+        """Records that were found damaged until now."""
+        return len(self._count.instead)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """Example i, or the one that stands for it.
+
+        Raises:
+            InputError: many of the class are damaged one after the other, or all.
+        """
+        i = int(i)
+        try:
+            return self._source[self._count.instead.get(i, i)]
+        except InputError as error:
+            fault = InputError(str(error))  # Without the frames, which would hold this source.
+        instead, example = self._next(i, fault)
+        self._count.add(i, instead, fault)
+        return example
+
+    def key(self, i: int) -> str:
+        """The name of record i, damaged or not."""
+        return self._source.key(i)
+
+    def _next(self, i: int, fault: InputError) -> tuple[int, dict[str, Any]]:
+        alike = np.flatnonzero((self.labels == self.labels[i]) & (self.domain == self.domain[i]))
+        after = np.roll(alike, -int(np.searchsorted(alike, i, side="right")))[:-1]
+        for j in after[:_TRIES].tolist():
+            try:
+                return j, self._source[j]
+            except InputError:
+                continue
+        tried = min(len(after), _TRIES) + 1
+        raise InputError(
+            f"on_damage=skip: {tried} records of class {self.class_names[self.labels[i]]!r} in a "
+            f"row cannot be read, which no skipping mends: {fault}"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_count", "_end")}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
+
+    def _start(self) -> None:
+        self._count = _Count(len(self.labels))
+        self._end = weakref.finalize(self, self._count.end)
+
+
+def without(source: Source, faults: Mapping[int, str], policy: str) -> Source:
+    """A source without the records that are too damaged to have a label.
+
+    Args:
+        source: its labels are classes but for these records.
+        faults: number of such a record -> how it is damaged.
+        policy: 'skip' or 'error'.
+
+    Raises:
+        InputError: there are faults and the policy is 'error', or nothing is left.
+    """
+    if not faults:
+        return source
+    first = faults[min(faults)]
+    left = np.setdiff1d(np.arange(len(source)), list(faults))
+    if policy == "error" or not left.size:
+        raise InputError(first)
+    print(
+        f"on_damage=skip: {len(faults)} of {len(source)} records have no readable label and are "
+        f"left out; the first: {first}",
+        file=sys.stderr,
+        flush=True,
+    )
+    return Subset(source, left)

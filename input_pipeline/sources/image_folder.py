@@ -1,0 +1,269 @@
+"""Labelled images as files: `class/file.jpg` in a folder, or in a zip of one."""
+
+import contextlib
+import hashlib
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+from etils import epath
+from jaxtyping import Int64, UInt8
+
+from input_pipeline.records import examples
+from launch import files
+from launch.errors import InputError
+
+SUFFIXES = (".jpg", ".jpeg", ".png")  # in capital letters as well
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip's member: signature, length of name and extra
+_PNG_END = b"IEND\xaeB`\x82"
+
+
+class _Files(Protocol):
+    """Where the images are.
+
+    Attributes:
+        place: for messages.
+        names: `class/file` of each image, sorted by class, then by file.
+        class_names: sorted.
+    """
+
+    place: str
+    names: list[str]
+    class_names: tuple[str, ...]
+
+    def read(self, i: int) -> bytes:
+        """The bytes of image i."""
+
+    def digest(self) -> str:
+        """Of what is known without reading an image."""
+
+
+class ImageFolder:
+    """Images with random access; their labels are known without reading one.
+
+    A class is a folder, its label the place of its name in sorted order (for WordNet ids that is
+    ImageNet's order). Every file in it is an image; what lies beside the classes, and what has a
+    name that begins with a dot, is not looked at. Only names are held, no open file: it can be
+    pickled, and used by several threads.
+    """
+
+    def __init__(self, path: epath.PathLike, root: str = ""):
+        """Lists the images.
+
+        Args:
+            path: a mounted folder, or a zip.
+            root: the folder in it that holds the classes. In a zip '' is the only one that does.
+
+        Raises:
+            InputError: there is no such folder or zip or it is damaged, a class has no image, or a
+                file in a class is no JPEG or PNG by its name.
+        """
+        path = os.fspath(path)
+        if not files.is_local(path):
+            raise InputError(f"{path}: images are read from mounted folders; mount or copy it")
+        self._files: _Files = _Zip(path, root) if os.path.isfile(path) else _Folder(path, root)
+        self.class_names = self._files.class_names
+        number = {name: label for label, name in enumerate(self.class_names)}
+        labels = [number[name.partition("/")[0]] for name in self._files.names]
+        self.labels = np.array(labels, np.int32)
+        self.domain = np.zeros(len(labels), np.int32)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """Example i: RGB, each image of its own size.
+
+        Raises:
+            InputError: the file is missing, damaged, cut short or no image; it is named.
+        """
+        data = self._files.read(i)
+        try:
+            image = decode(data)
+        except InputError as error:
+            raise InputError(f"{self._files.place}/{self._files.names[i]}: {error}") from None
+        return {"image": image, "label": self.labels[i], "domain": self.domain[i]}
+
+    def key(self, i: int) -> str:
+        """`class/file` of image i."""
+        return self._files.names[i]
+
+    def digest(self) -> str:
+        """Of the names of all images, and in a zip of their sizes and checksums as well."""
+        return self._files.digest()
+
+
+def decode(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes a file as the usual training on ImageNet does.
+
+    An orientation tag is ignored, opacity dropped. Grey, palette and CMYK become RGB; of 16 bits
+    the upper 8 are kept.
+
+    Args:
+        data: PNG, JPEG or any format that OpenCV reads.
+
+    Returns:
+        Values [0, 255].
+
+    Raises:
+        InputError: the bytes are no image, or a part of one.
+    """
+    # OpenCV 5 refuses a part without saying why; that older ones refuse is not relied on.
+    if not _is_whole(data):
+        raise InputError(f"{len(data)} bytes that are the beginning of an image; fetch it again")
+    try:
+        return examples.decode_image(data, channels=3)
+    except cv2.error as error:
+        raise InputError(f"OpenCV does not decode it ({error.err}); convert it") from None
+
+
+def _is_whole(data: bytes) -> bool:
+    if data.startswith(b"\x89PNG"):
+        return _PNG_END in data
+    if not data.startswith(b"\xff\xd8"):
+        return True  # OpenCV will tell.
+    # The end marker after the first scan begins: a preview in the header has one of its own.
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return data.find(b"\xff\xd9", at) >= 0
+
+
+class _Folder:
+    """Images in a folder."""
+
+    def __init__(self, path: str, root: str):
+        self.place = os.path.join(path, root) if root else path
+        if not os.path.isdir(self.place):
+            raise InputError(f"{self.place}: no such folder, and no zip; check path and root")
+        with os.scandir(self.place) as entries:
+            classes = [entry.name for entry in entries if entry.is_dir()]
+        classes = [name for name in classes if not _is_hidden(name)]
+        found = {name: os.listdir(os.path.join(self.place, name)) for name in classes}
+        self.class_names, self.names = _arrange(self.place, found)
+
+    def read(self, i: int) -> bytes:
+        with _opened(f"{self.place}/{self.names[i]}") as fd:
+            return os.pread(fd, os.fstat(fd).st_size, 0)
+
+    def digest(self) -> str:
+        return _digest(self.names)
+
+
+class _Zip:
+    """Images in a zip; its list is read once, an image by its place alone."""
+
+    def __init__(self, path: str, root: str):
+        self._path = path
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = {member.filename: member for member in archive.infolist()}
+        except (zipfile.BadZipFile, EOFError, OSError):
+            raise InputError(f"{path}: no zip, or one cut short; fetch it again") from None
+        root = root.strip("/") or _only_root(path, members)
+        self.place = f"{path}/{root}" if root else path
+        prefix = f"{root}/" if root else ""
+        found: dict[str, list[str]] = {}
+        for member in members:
+            folder, below, file = member.removeprefix(prefix).partition("/")
+            if member.startswith(prefix) and below and not _is_hidden(folder):
+                found.setdefault(folder, []).extend([file] if file else [])
+        self.class_names, self.names = _arrange(self.place, found)
+        # Columns: where its header is, method, size in the zip, size, checksum.
+        rows = [self._row(members[prefix + name]) for name in self.names]
+        self.index: Int64[np.ndarray, "n 5"] = np.array(rows, np.int64)
+
+    def _row(self, member: zipfile.ZipInfo) -> tuple[int, ...]:
+        if member.flag_bits & 1 or member.compress_type not in (
+            zipfile.ZIP_STORED,
+            zipfile.ZIP_DEFLATED,
+        ):
+            raise InputError(
+                f"{self._path}: {member.filename} is encrypted, or neither stored nor deflated; "
+                "write the zip again"
+            )
+        sizes = member.compress_size, member.file_size
+        return member.header_offset, member.compress_type, *sizes, member.CRC
+
+    def read(self, i: int) -> bytes:
+        start, method, packed_size, size, crc = self.index[i].tolist()
+        with _opened(self._path) as fd:
+            header = os.pread(fd, _LOCAL_HEADER.size, start)
+            if len(header) == _LOCAL_HEADER.size and header.startswith(b"PK\x03\x04"):
+                start += _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack(header)[1:])
+            data = os.pread(fd, packed_size, start)
+        with contextlib.suppress(zlib.error):  # The checksum tells it.
+            if method == zipfile.ZIP_DEFLATED:
+                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
+        if len(data) != size or zlib.crc32(data) != crc:
+            raise InputError(
+                f"{self.place}/{self.names[i]}: damaged (wrong checksum); fetch the zip again"
+            )
+        return data
+
+    def digest(self) -> str:
+        return _digest(self.names, self.index[:, 3:].astype("<i8").tobytes())
+
+
+def _only_root(path: str, members: Sequence[str]) -> str:
+    """The folder that holds the classes, if every image is in a class of the same one."""
+    images = (member for member in members if member.lower().endswith(SUFFIXES))
+    parts = (image.rsplit("/", 2) for image in images if not any(map(_is_hidden, image.split("/"))))
+    roots = sorted({"".join(part[:-2]) for part in parts if len(part) > 1})
+    if not roots:
+        raise InputError(f"{path}: holds no class/file{' or class/file'.join(SUFFIXES)}")
+    if len(roots) > 1:
+        first = repr(roots[0]) if roots[0] else "its top"
+        raise InputError(
+            f"{path}: holds classes in {first} and in {roots[1]!r}: choose one of them as root"
+        )
+    return roots[0]
+
+
+def _is_hidden(name: str) -> bool:
+    """Also the folder in which macOS puts its notes into a zip."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _arrange(place: str, found: dict[str, list[str]]) -> tuple[tuple[str, ...], list[str]]:
+    """Class names, and `class/file` of every image.
+
+    Raises:
+        InputError: there is no class, one has no image, or something in it is none.
+    """
+    if not found:
+        raise InputError(f"{place}: holds no folders of images; name the one that does")
+    names = []
+    for folder in sorted(found):
+        images = sorted(name for name in found[folder] if not _is_hidden(name))
+        for name in images:
+            if "/" in name or not name.lower().endswith(SUFFIXES):
+                raise InputError(
+                    f"{place}/{folder}/{name}: not a file {', '.join(SUFFIXES)}; take it out, or "
+                    "choose another root"
+                )
+        if not images:
+            raise InputError(f"{place}/{folder}: holds no image; fill or remove it")
+        names += [f"{folder}/{name}" for name in images]
+    return tuple(sorted(found)), names
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[int]:
+    try:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); restore it") from None
+
+
+def _digest(names: Sequence[str], content: bytes = b"") -> str:
+    return hashlib.sha256(os.fsencode("\n".join(names)) + b"\0" + content).hexdigest()

@@ -1,0 +1,289 @@
+"""Labelled images in Parquet files as the Hugging Face Hub has them."""
+
+import collections
+import glob
+import hashlib
+import json
+import os
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from input_pipeline.sources.image_folder import decode
+from launch import files
+from launch.errors import InputError
+
+# NAME-00000-of-00012.parquet; older files of the Hub have a digest behind it.
+_NUMBERED = re.compile(r"(.+)-\d+-of-(\d+)(?:-\w+)?\.parquet")
+_AGAIN = "fetch it again"
+
+
+class ParquetSource:
+    """Images with random access by row group; their labels come without reading an image.
+
+    Parquet holds rows in groups, and one image costs its whole group: for training that shuffles
+    choose files with small groups, or array_record. It holds no open file, so it can be pickled and
+    used by several threads.
+    """
+
+    def __init__(
+        self,
+        path: os.PathLike | str,
+        split: str | None = None,
+        image: str = "image",
+        label: str = "label",
+        class_names: Sequence[str] | None = None,
+        row_groups: int = 4,
+    ):
+        """Opens files: reads their footers and the column of labels.
+
+        Args:
+            path: a mounted folder that holds `*.parquet`, or a pattern that matches such files.
+            split: takes the files `SPLIT-00000-of-0000N.parquet` of the folder only.
+            image: name of a column of bytes, or of structs with the field `bytes`.
+            label: name of a column of integers.
+            class_names: the name of each label, where the files do not say it.
+            row_groups: how many are kept in memory.
+
+        Raises:
+            InputError: a file is missing or damaged, has another schema or other classes than the
+                first one, or a label is no class.
+        """
+        self._paths = _paths(os.fspath(path), split)
+        self._root = os.path.commonpath([os.path.dirname(path) for path in self._paths])
+        self._columns = (image, label)
+        self._row_groups = row_groups
+        opened = [_File(path, image, label) for path in self._paths]
+        self.class_names = _class_names(opened, class_names)
+        self._footers = [file.footer for file in opened]
+        self._digests = [file.digest for file in opened]
+        groups = [(n, g, rows) for n, file in enumerate(opened) for g, rows in file.groups()]
+        # Columns: number of the file, of its row group, first row in the file, end in this source.
+        self._groups: Int64[np.ndarray, "groups 4"] = _table(groups)
+        self.labels = np.concatenate([file.labels for file in opened])
+        self.domain = np.zeros(len(self.labels), np.int32)
+        _check_labels(self.labels, len(self.class_names), self._where)
+        self._start()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """Example i: RGB, each image of its own size.
+
+        Raises:
+            InputError: its row group is damaged, or it holds no image.
+        """
+        group, _, row = self._at(i)
+        try:
+            data = self._group(group)[row].as_py()
+            if not data:
+                raise InputError("holds no bytes of an image; fetch the file with its images")
+            pixels = decode(data)
+        except InputError as error:
+            raise InputError(f"{self._where(i)}: {error}") from None
+        return {"image": pixels, "label": self.labels[i], "domain": self.domain[i]}
+
+    def key(self, i: int) -> str:
+        """File and row of image i."""
+        _, path, _ = self._at(i)
+        return f"{os.path.relpath(path, self._root)}:{self._row(i)}"
+
+    def digest(self) -> str:
+        """Of names and footers of all files (they have every column's size), and of labels."""
+        names = [os.path.relpath(path, self._root) for path in self._paths]
+        told = json.dumps([names, self._digests, self.class_names]).encode()
+        return hashlib.sha256(told + self.labels.astype("<i4").tobytes()).hexdigest()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_cache")}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
+
+    def _start(self) -> None:
+        self._lock = threading.Lock()
+        self._cache: collections.OrderedDict[int, Any] = collections.OrderedDict()
+
+    def _at(self, i: int) -> tuple[int, str, int]:
+        """Row group, file and row in the group."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"example {i} of {len(self)}")
+        group = int(np.searchsorted(self._groups[:, 3], i, side="right"))
+        first = int(self._groups[group - 1, 3]) if group else 0
+        return group, self._paths[self._groups[group, 0]], int(i) - first
+
+    def _row(self, i: int) -> int:
+        group, _, row = self._at(i)
+        return int(self._groups[group, 2]) + row
+
+    def _where(self, i: int) -> str:
+        return f"{self._at(i)[1]}: row {self._row(i)}"
+
+    def _group(self, group: int) -> Any:
+        """The encoded images of a row group."""
+        with self._lock:
+            if group in self._cache:
+                self._cache.move_to_end(group)
+                return self._cache[group]
+        # Two threads may read the same one; to wait for each other would cost more.
+        images = self._read(group)
+        with self._lock:
+            self._cache[group] = images
+            while len(self._cache) > self._row_groups:
+                self._cache.popitem(last=False)
+        return images
+
+    def _read(self, group: int) -> Any:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        number, inner = self._groups[group, :2].tolist()
+        try:
+            with pq.ParquetFile(
+                self._paths[number], metadata=self._footers[number], page_checksum_verification=True
+            ) as file:
+                column = file.read_row_group(inner, [self._columns[0]]).column(0)
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"its row group cannot be read ({_line(error)}); {_AGAIN}") from None
+        column = column.combine_chunks()
+        return column.field("bytes") if pa.types.is_struct(column.type) else column
+
+
+class _File:
+    """What a file says besides its images."""
+
+    def __init__(self, path: str, image: str, label: str):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with pq.ParquetFile(path) as file:
+                self.path, self.footer, self.schema = path, file.metadata, file.schema_arrow
+                self._check_columns(image, label)
+                column = file.read([label]).column(0)
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{path}: no whole Parquet file ({_line(error)}); {_AGAIN}") from None
+        if column.null_count:
+            raise InputError(
+                f"{path}: {column.null_count} rows have no label; choose another split"
+            )
+        self.labels = column.to_numpy().astype(np.int32)
+        self.digest = _footer_digest(path)
+        self._label = label
+
+    def groups(self) -> list[tuple[int, int]]:
+        """Number of each row group, and its rows."""
+        footer = self.footer
+        return [(g, footer.row_group(g).num_rows) for g in range(footer.num_row_groups)]
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """As the Hub's library writes them."""
+        told = json.loads((self.schema.metadata or {}).get(b"huggingface", b"{}"))
+        feature = told.get("info", {}).get("features", {}).get(self._label, {})
+        return tuple(feature["names"]) if feature.get("names") else None
+
+    def _check_columns(self, image: str, label: str) -> None:
+        import pyarrow as pa
+
+        found = ", ".join(f"{field.name} ({field.type})" for field in self.schema)
+        for name, kind, fits in (
+            (image, "bytes or of structs with bytes", _holds_bytes),
+            (label, "integers", pa.types.is_integer),
+        ):
+            if name not in self.schema.names or not fits(self.schema.field(name).type):
+                raise InputError(f"{self.path}: no column {name!r} of {kind}; it has {found}")
+
+
+def _holds_bytes(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        names = [kind.field(i).name for i in range(kind.num_fields)]
+        return "bytes" in names and _holds_bytes(kind.field("bytes").type)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _paths(path: str, split: str | None) -> list[str]:
+    if not files.is_local(path):
+        raise InputError(f"{path}: Parquet is read from mounted folders; mount or copy it")
+    if not os.path.isdir(path):
+        if split is not None:
+            raise InputError(f"{path}: split={split!r} goes with a folder; leave it out here")
+        found = sorted(glob.glob(path, recursive=True))
+        if not found:
+            raise InputError(f"{path}: no such folder, and no file matches; check the path")
+        return found
+    found = {name for name in os.listdir(path) if name.endswith(".parquet") and name[0] != "."}
+    numbered = {name: m for name in found if (m := _NUMBERED.fullmatch(name))}
+    splits = sorted({m[1] for m in numbered.values()})
+    if split is not None:
+        found = {name for name, m in numbered.items() if m[1] == split}
+    if not found:
+        splits = f"it has {', '.join(splits)}" if splits else "it holds no *.parquet"
+        raise InputError(f"{path}: no files {split or '*'}-*.parquet; {splits}")
+    if len(splits) > 1 and split is None:
+        raise InputError(f"{path}: holds the splits {', '.join(splits)}; choose one as split")
+    totals = {m[2] for name, m in numbered.items() if name in found}
+    if totals and (len(totals) > 1 or len(found) != int(next(iter(totals)))):
+        raise InputError(
+            f"{path}: {len(found)} files of {' and '.join(sorted(totals))}; fetch the missing "
+            "ones, or name a part of them by a pattern"
+        )
+    return [os.path.join(path, name) for name in sorted(found)]
+
+
+def _class_names(opened: Sequence[_File], given: Sequence[str] | None) -> tuple[str, ...]:
+    first = opened[0].class_names()
+    for file in opened:
+        if file.class_names() != first or not file.schema.equals(opened[0].schema):
+            raise InputError(
+                f"{file.path}: other columns or classes than {opened[0].path}; keep one data set "
+                "in a folder"
+            )
+    if given is not None and first is not None and tuple(given) != first:
+        raise InputError(
+            f"{opened[0].path}: its class names are not the {len(given)} of the config: leave "
+            "class_names out"
+        )
+    if given is None and first is None:
+        raise InputError(f"{opened[0].path}: names no classes; set class_names in the config")
+    return tuple(given) if first is None else first
+
+
+def _check_labels(labels: np.ndarray, classes: int, where: Any) -> None:
+    wrong = (labels < 0) | (labels >= classes)
+    if wrong.any():
+        i = int(np.argmax(wrong))
+        raise InputError(
+            f"{where(i)}: label {labels[i]}, but there are {classes} classes; choose a split with "
+            "labels, or give all class_names"
+        )
+
+
+def _table(groups: Sequence[tuple[int, int, int]]) -> Int64[np.ndarray, "groups 4"]:
+    """Number of file and group, first row in the file, and where it ends among all."""
+    rows, in_file, end = [], 0, 0
+    for number, group, length in groups:
+        in_file = 0 if group == 0 else in_file
+        end += length
+        rows.append((number, group, in_file, end))
+        in_file += length
+    return np.array(rows, np.int64).reshape(-1, 4)
+
+
+def _footer_digest(path: str) -> str:
+    with open(path, "rb") as file:
+        file.seek(-8, os.SEEK_END)
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - length, os.SEEK_END)
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

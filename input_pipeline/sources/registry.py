@@ -1,0 +1,151 @@
+"""Sets of labelled images with random access, and the table that opens one from a config."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from input_pipeline.source import Source, Subset
+from input_pipeline.sources import damage, subsets, tfds_prepared
+from input_pipeline.sources.digits import digits
+from input_pipeline.sources.image_folder import ImageFolder
+from input_pipeline.sources.parquet import ParquetSource
+from input_pipeline.sources.tfds import TfdsSource
+from input_pipeline.synthetic.source import SyntheticSource
+from launch import files
+from launch.errors import InputError
+
+_HELD_OUT_SEED = 0
+
+
+def load(spec: Mapping[str, Any]) -> Source:
+    """Opens the source that a config describes; a field that is None counts as absent.
+
+    Args:
+        spec: `name` and the fields of that source; all have those of `subsets.apply`, to take only
+            a part, and `on_damage`: a record that cannot be read is an 'error' (default), or 'skip'
+            lets another of its class stand for it, see `damage.Skipping`.
+            digits: `split`.
+            synthetic: `path`, and `copies` to take only the first so many copies of the real set.
+            image_folder: `path` and `root`, see `ImageFolder`; and `held_out`, how many images of
+                every class are the `split` 'validation' and not 'train'.
+            tfds: `split` in the syntax of TFDS, and `path`, or `data_set` and `data_dir`, see
+                `tfds_prepared.locate`; `image`, `label` and `key` name fields, see `TfdsSource`.
+            parquet: see `ParquetSource`.
+
+    Raises:
+        InputError: an unknown name, field or split, or a set that is missing, damaged or not
+            complete.
+    """
+    spec = {key: spec[key] for key in spec if spec[key] is not None}
+    name = spec.get("name")
+    if name not in _KINDS:
+        raise InputError(f"unknown source {name!r}; use one of {', '.join(_KINDS)}")
+    kind = _KINDS[name]
+    allowed = ("name", kind.needs, *kind.may_have, *subsets.FIELDS, "on_damage")
+    if unknown := sorted(set(spec) - set(allowed)):
+        raise InputError(f"source {name!r} has no field {unknown[0]!r}; use {', '.join(allowed)}")
+    if kind.needs not in spec:
+        raise InputError(f"source {name!r} needs the field {kind.needs!r}; set it in the config")
+    if spec.setdefault("on_damage", "error") not in damage.POLICIES:
+        raise InputError(
+            f"on_damage={spec['on_damage']!r}; use one of {', '.join(damage.POLICIES)}"
+        )
+    source = subsets.apply(kind.open(spec), spec)
+    # Last, so that no image of another split or part stands for a damaged one.
+    return damage.Skipping(source) if spec["on_damage"] == "skip" else source
+
+
+def digest(spec: Mapping[str, Any]) -> str | None:
+    """What a source holds, as a digest; None for one that never changes."""
+    found = [known for known in (_digest(spec), subsets.digest(spec)) if known]
+    return " and ".join(found) or None
+
+
+def _digest(spec: Mapping[str, Any]) -> str | None:
+    if spec["name"] == "synthetic":
+        return files.sha256(epath.Path(spec["path"]) / "manifest.json")
+    if spec["name"] == "image_folder":
+        return ImageFolder(spec["path"], spec.get("root") or "").digest()
+    if spec["name"] == "tfds":
+        return _open_tfds(spec).digest()
+    if spec["name"] == "parquet":
+        return _parquet(spec).digest()
+    return None
+
+
+def _synthetic(spec: Mapping[str, Any]) -> Source:
+    source = SyntheticSource(spec["path"])
+    return source.first_copies(spec["copies"]) if "copies" in spec else source
+
+
+def _image_folder(spec: Mapping[str, Any]) -> Source:
+    source = ImageFolder(spec["path"], spec.get("root", ""))
+    split, held_out = spec.get("split"), spec.get("held_out")
+    if split is None and held_out is None:
+        return source
+    if split not in ("train", "validation") or held_out is None:
+        raise InputError(
+            f"image_folder with split={split!r}, held_out={held_out!r}: they go together; split "
+            "is 'train' or 'validation', held_out how many images of every class are validation's"
+        )
+    validation = subsets.per_class(source, held_out, seed=_HELD_OUT_SEED)
+    if split == "validation":
+        return validation
+    rest = Subset(source, np.setdiff1d(np.arange(len(source)), validation.indices))
+    empty = np.flatnonzero(np.bincount(rest.labels, minlength=len(source.class_names)) == 0)
+    if empty.size:
+        raise InputError(
+            f"held_out={held_out} leaves no image of {source.class_names[empty[0]]!r} to train on; "
+            "choose fewer"
+        )
+    return rest
+
+
+def _open_tfds(spec: Mapping[str, Any]) -> TfdsSource:
+    fields = {key: spec[key] for key in _TFDS_FIELDS if spec.get(key) is not None}
+    path, data_set = spec.get("path"), spec.get("data_set")
+    if (path is None) == (data_set is None) or (path and spec.get("data_dir")):
+        raise InputError("source 'tfds' needs either path, or data_set and perhaps data_dir")
+    folder = path or tfds_prepared.locate(data_set, spec.get("data_dir"))
+    return TfdsSource(folder, spec["split"], **fields)
+
+
+def _tfds(spec: Mapping[str, Any]) -> Source:
+    source = _open_tfds(spec)
+    return damage.without(source, source.faults, spec["on_damage"])
+
+
+def _parquet(spec: Mapping[str, Any]) -> ParquetSource:
+    fields = {key: spec[key] for key in _PARQUET_FIELDS if spec.get(key) is not None}
+    return ParquetSource(spec["path"], **fields)
+
+
+_TFDS_FIELDS = ("image", "label", "key")
+_PARQUET_FIELDS = ("split", "image", "label", "class_names", "row_groups")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """A row of the table of sources.
+
+    Attributes:
+        open: opens one, given its fields.
+        needs: the field that has to be there.
+        may_have: other fields of its own.
+    """
+
+    open: Callable[[Mapping[str, Any]], Source]
+    needs: str
+    may_have: tuple[str, ...] = ()
+
+
+_KINDS = {
+    "digits": _Kind(lambda spec: digits(spec["split"]), "split"),
+    "synthetic": _Kind(_synthetic, "path", ("copies",)),
+    "image_folder": _Kind(_image_folder, "path", ("root", "split", "held_out")),
+    "tfds": _Kind(_tfds, "split", ("path", "data_set", "data_dir", *_TFDS_FIELDS)),
+    "parquet": _Kind(_parquet, "path", _PARQUET_FIELDS),
+}

@@ -1,0 +1,245 @@
+"""Parts of a source: chosen records, chosen classes, so many images of a class.
+
+All draws come from one order of each class's images by seed and label. So fewer images are a part
+of more, whether they are drawn for a class, for a long tail or for some of the classes only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from input_pipeline.source import Subset
+from input_pipeline.sources.keep import find_keys
+from launch import files
+from launch.errors import InputError
+
+if TYPE_CHECKING:
+    from input_pipeline.source import Source
+
+# What every source can be given in a config, see `apply`.
+FIELDS = ("per_class", "subset_seed", "long_tail", "classes", "renumber", "keep")
+
+
+class Renumbered:
+    """A source of some of its classes, whose labels are their places among these."""
+
+    def __init__(self, source: Source, labels: Sequence[int]):
+        """Numbers anew.
+
+        Args:
+            source: all its examples are of these classes.
+            labels: the old label of each new one.
+        """
+        new = np.full(len(source.class_names), -1, np.int32)
+        new[list(labels)] = np.arange(len(labels))
+        self._source = source
+        self.class_names = tuple(source.class_names[label] for label in labels)
+        self.labels = new[source.labels]
+        self.domain = source.domain
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {**self._source[i], "label": self.labels[i]}
+
+    def key(self, i: int) -> str:
+        """The name of example i in the source."""
+        return self._source.key(i)
+
+
+def apply(source: Source, spec: Mapping[str, Any]) -> Source:
+    """The part of a source that a config asks for.
+
+    Args:
+        source: the whole.
+        spec: may have, and is applied in this order,
+            keep: a file of record keys, see `keep.find_keys`;
+            classes: names or labels of those that are taken. They become the labels 0, 1, ... in
+                this order; with `renumber` False all keep the names and labels that they have;
+            per_class: how many images of each of them; or long_tail, a dict of the arguments of
+                `long_tail_counts`, and `order`, see `long_tail`;
+            subset_seed: of the draw of these images, 0 by default.
+
+    Raises:
+        InputError: a field is wrong, or asks for what the source has not.
+    """
+    _check_together(spec)
+    if "keep" in spec:
+        source = Subset(source, find_keys(source, spec["keep"]))
+    labels = None
+    if "classes" in spec:
+        labels = find_classes(source, spec["classes"])
+        source = Subset(source, np.flatnonzero(np.isin(source.labels, labels)))
+    seed = spec.get("subset_seed", 0)
+    if "per_class" in spec:
+        source = per_class(source, spec["per_class"], seed, labels)
+    if "long_tail" in spec:
+        source = long_tail(source, dict(spec["long_tail"]), seed, labels)
+    if labels is not None and spec.get("renumber", True):
+        source = Renumbered(source, labels)
+    return source
+
+
+def digest(spec: Mapping[str, Any]) -> str | None:
+    """Of the files that `apply` reads; None if there is none."""
+    return files.sha256(spec["keep"]) if spec.get("keep") else None
+
+
+def _check_together(spec: Mapping[str, Any]) -> None:
+    if "per_class" in spec and "long_tail" in spec:
+        raise InputError(
+            f"per_class={spec['per_class']} and long_tail both say how many images a class has: "
+            "leave one out"
+        )
+    if "subset_seed" in spec and not {"per_class", "long_tail"} & set(spec):
+        raise InputError(
+            f"subset_seed={spec['subset_seed']}: nothing is drawn; add per_class or long_tail, or "
+            "leave it out"
+        )
+    if "renumber" in spec and "classes" not in spec:
+        raise InputError(f"renumber={spec['renumber']}: no classes are chosen; leave it out")
+    if type(spec.get("renumber", True)) is not bool:
+        raise InputError(f"renumber={spec['renumber']!r}: choose True or False")
+    if not hasattr(spec.get("long_tail", {}), "items"):
+        raise InputError(f"long_tail={spec['long_tail']!r}: give dict(n_max=..., gamma=...)")
+    if type(n := spec.get("per_class", 1)) is not int or n < 1:
+        raise InputError(f"per_class={n!r}: a whole number of at least 1 is needed")
+    seed = spec.get("subset_seed", 0)
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise InputError(f"subset_seed={seed!r}: a whole number of at least 0 is needed")
+
+
+def per_class(source: Source, n: int, seed: int, labels: Sequence[int] | None = None) -> Subset:
+    """Draws n examples of every class; a smaller n with the same seed gives a part of them.
+
+    Args:
+        source: where from.
+        n: how many.
+        seed: of the draw.
+        labels: the classes; None is all.
+
+    Raises:
+        InputError: a class has fewer than n examples.
+    """
+    labels = range(len(source.class_names)) if labels is None else labels
+    found = np.bincount(source.labels, minlength=len(source.class_names))
+    for label in labels:
+        if not isinstance(n, int | np.integer) or not 0 < n <= found[label]:
+            raise InputError(
+                f"per_class={n}, but class {source.class_names[label]!r} has {found[label]} "
+                f"images; choose 1 to {found[label]}"
+            )
+    return _draw(source, dict.fromkeys(labels, n), seed)
+
+
+def long_tail(
+    source: Source, fields: Mapping[str, Any], seed: int, labels: Sequence[int] | None = None
+) -> Subset:
+    """Draws a long tail; one of fewer images, or steeper, is a part of it.
+
+    As in "Diversify, Don't Fine-Tune" (2023, appendix B) the counts are limits: a class that has
+    fewer images gives all.
+
+    Args:
+        source: where from.
+        fields: `n_max` and `gamma`, see `long_tail_counts`, and `order`: classes are the first, the
+            second, ... by 'label' (the default) or by 'size', the one with most images first.
+        seed: of the draw.
+        labels: the classes in their order; None is all.
+
+    Raises:
+        InputError: a field is missing, unknown or wrong, or no class has `n_max` images.
+    """
+    labels = range(len(source.class_names)) if labels is None else labels
+    fields = {"order": "label", **fields}
+    if set(fields) != {"n_max", "gamma", "order"}:
+        raise InputError(
+            f"long_tail has the fields {', '.join(sorted(fields))}; n_max and gamma are needed, "
+            "order may be there"
+        )
+    if fields["order"] not in ("label", "size"):
+        raise InputError(f"long_tail.order={fields['order']!r}: use 'label' or 'size'")
+    counts = long_tail_counts(len(labels), fields["n_max"], fields["gamma"])
+    found = np.bincount(source.labels, minlength=len(source.class_names))
+    largest = max(labels, key=lambda label: found[label])
+    if counts[0] > found[largest]:
+        raise InputError(
+            f"long_tail.n_max={fields['n_max']}, but the largest class, "
+            f"{source.class_names[largest]!r}, has {found[largest]} images; choose fewer"
+        )
+    if fields["order"] == "size":
+        labels = sorted(labels, key=lambda label: -found[label])
+    return _draw(source, dict(zip(labels, counts.tolist(), strict=True)), seed)
+
+
+def long_tail_counts(num_classes: int, n_max: int, gamma: float) -> Int64[np.ndarray, " classes"]:
+    """Images of each class: an exponential decline, rounded down.
+
+    Cui et al. 2019 (Class-Balanced Loss, section 5.1); ImageNet-LT is another distribution, whose
+    published list can be given as `keep`.
+
+    Args:
+        num_classes: how many classes.
+        n_max: images of the first one.
+        gamma: the imbalance: how many times the last one's.
+
+    Raises:
+        InputError: n_max < 1, gamma < 1, or the last class is left with no image.
+    """
+    if not all(isinstance(value, int | float) and value >= 1 for value in (n_max, gamma)):
+        raise InputError(
+            f"long_tail.n_max={n_max!r}, long_tail.gamma={gamma!r}: numbers >= 1 are needed"
+        )
+    if n_max < gamma:
+        raise InputError(
+            f"long_tail.gamma={gamma} leaves the last class of n_max={n_max} without an image; "
+            f"choose a gamma of 1 to {n_max}"
+        )
+    # n_k = n_1 gamma^(-(k - 1) / (K - 1)); what is meant to be whole may come out a little less.
+    k = np.arange(num_classes)
+    exact = n_max * float(gamma) ** (-k / max(1, num_classes - 1))
+    return np.floor(exact + 1e-9).astype(np.int64)
+
+
+def _draw(source: Source, counts: Mapping[int, int], seed: int) -> Subset:
+    """The first images of each class (label -> how many) in its order for this seed."""
+    order = np.argsort(source.labels, kind="stable")
+    ends = np.cumsum(np.bincount(source.labels, minlength=len(source.class_names)))
+    members = np.split(order, ends[:-1])
+    chosen = [
+        np.random.default_rng((seed, label)).permutation(members[label])[:count]
+        for label, count in counts.items()
+    ]
+    return Subset(source, np.sort(np.concatenate(chosen)))
+
+
+def find_classes(source: Source, classes: Sequence[str | int]) -> list[int]:
+    """The labels of classes that are given by name or by label.
+
+    Raises:
+        InputError: there is none, one is unknown or comes twice, or it is no list.
+    """
+    if not isinstance(classes, list | tuple) or not classes:
+        raise InputError(f"classes={classes!r}: give a list of names or labels")
+    names = {name: label for label, name in enumerate(source.class_names)}
+    found: list[int] = []
+    for one in classes:
+        label = names.get(one) if isinstance(one, str) else one
+        if type(label) is not int or not 0 <= label < len(names):
+            raise InputError(
+                f"classes: there is no class {one!r}; the {len(names)} are {_some(names)}"
+            )
+        if label in found:
+            raise InputError(f"classes: {one!r} comes twice; name it once")
+        found.append(label)
+    return found
+
+
+def _some(names: Sequence[str] | Mapping[str, int]) -> str:
+    shown = ", ".join(list(names)[:5])
+    return f"{shown}, ..." if len(names) > 5 else shown

@@ -1,0 +1,151 @@
+"""Images that TFDS prepared, as array_record or tfrecord, read without TensorFlow."""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+
+from input_pipeline.records import examples
+from input_pipeline.sources import tfds_prepared
+from input_pipeline.sources.image_folder import decode
+from input_pipeline.sources.tfds_shards import NO_LABEL, Shard, field, open_shards
+from launch.errors import InputError
+
+
+class TfdsSource:
+    """A split of a prepared data set with random access; its labels come without an image.
+
+    They are read from the records once and then kept, see `kept_index`. It holds no open file, so
+    it can be pickled and used by several threads.
+
+    Attributes:
+        faults: number of each record that is too damaged to have a label -> how it is.
+    """
+
+    def __init__(
+        self,
+        folder: os.PathLike | str,
+        split: str,
+        image: str = "image",
+        label: str = "label",
+        key: str = "",
+    ):
+        """Opens a split.
+
+        Args:
+            folder: see `tfds_prepared.find`.
+            split: in the syntax of TFDS: `train[:99%]`, `train[5:10]+validation`.
+            image: name of the field of images.
+            label: name of the field of labels.
+            key: see `tfds_prepared.open_split`.
+
+        Raises:
+            InputError: see `open_split`; a shard is missing or another set's; a label is no class.
+        """
+        self._split = tfds_prepared.open_split(tfds_prepared.find(folder), split, image, label, key)
+        self._fields = (image, label)
+        self.class_names = self._split.class_names
+        parts = self._split.parts
+        self._shards = open_shards(
+            {part.path: part.records for part in parts},
+            self._split.file_format,
+            label,
+            self._split.key,
+        )
+        self._ends = np.cumsum([part.take for part in parts])
+        labels = {path: shard.labels for path, shard in self._shards.items()}
+        self.labels: Int32[np.ndarray, " n"] = self._in_order(labels)
+        self.domain = np.zeros(len(self.labels), np.int32)
+        self.faults = {int(i): self._fault(int(i)) for i in np.flatnonzero(self.labels == NO_LABEL)}
+        self._check_labels()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """Example i: RGB, each image of its own size.
+
+        Raises:
+            InputError: its record is damaged or holds no image, or not the label of the index.
+        """
+        shard, record = self._at(i)
+        if i in self.faults:
+            raise InputError(self.faults[i])
+        data = shard.file[record]
+        image, label = self._fields
+        try:
+            fields = examples.decode_example(data)
+            found = field(fields, label, int)
+            if found != self.labels[i]:
+                raise InputError(
+                    f"its label is {found}, in the index {self.labels[i]}; remove {shard.kept()}"
+                )
+            pixels = decode(field(fields, image, bytes))
+        except InputError as error:
+            raise InputError(f"{shard.file.where(record)}: {error}") from None
+        return {"image": pixels, "label": self.labels[i], "domain": self.domain[i]}
+
+    def key(self, i: int) -> str:
+        """The name of record i that the data set gives it, or else `shard:record`.
+
+        Raises:
+            InputError: the data set gives two of them the same name.
+        """
+        shard, record = self._at(i)
+        if not self._split.key:
+            return f"{os.path.basename(shard.path)}:{record}"
+        return self._names[i].decode()
+
+    @functools.cached_property
+    def _names(self) -> np.ndarray:
+        names = self._gather("key")
+        named = names[self.labels != NO_LABEL]
+        found, times = np.unique(named, return_counts=True)
+        if (times > 1).any():
+            twice = found[times > 1][0].decode()
+            raise InputError(
+                f"{self._split.folder}: {self._split.key} {twice!r} is of several records; choose "
+                "another field as key"
+            )
+        return names
+
+    def digest(self) -> str:
+        """Of class names, labels and the checksums of all records."""
+        digest = hashlib.sha256(json.dumps(self.class_names).encode())
+        digest.update(self.labels.astype("<i4").tobytes())
+        digest.update(self._gather("crc").astype("<u4").tobytes())
+        return digest.hexdigest()
+
+    def _at(self, i: int) -> tuple[Shard, int]:
+        if not 0 <= i < len(self):
+            raise IndexError(f"example {i} of {len(self)}")
+        number = int(np.searchsorted(self._ends, i, side="right"))
+        part = self._split.parts[number]
+        return self._shards[part.path], part.skip + int(i) - int(self._ends[number]) + part.take
+
+    def _gather(self, column: str) -> np.ndarray:
+        return self._in_order({path: s.column(column) for path, s in self._shards.items()})
+
+    def _in_order(self, of_shards: Mapping[str, np.ndarray]) -> np.ndarray:
+        parts = self._split.parts
+        return np.concatenate([of_shards[part.path][part.skip :][: part.take] for part in parts])
+
+    def _fault(self, i: int) -> str:
+        shard, record = self._at(i)
+        return shard.fault(record)
+
+    def _check_labels(self) -> None:
+        wrong = (self.labels < 0) | (self.labels >= len(self.class_names))
+        wrong &= self.labels != NO_LABEL
+        if wrong.any():
+            i = int(np.argmax(wrong))
+            shard, record = self._at(i)
+            raise InputError(
+                f"{shard.path}: record {record} has label {self.labels[i]}, but there are "
+                f"{len(self.class_names)} classes; choose a split with labels, or prepare it again"
+            )

@@ -1,0 +1,197 @@
+"""Data sets that TFDS prepared: where they are, and which records a split is."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterator
+
+from etils import epath
+
+from launch.errors import InputError
+
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+_FORMATS = ("array_record", "tfrecord")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Some records of a shard, one after the other.
+
+    Attributes:
+        path: of the shard.
+        skip: records before the first.
+        take: how many.
+        records: in the whole shard.
+    """
+
+    path: str
+    skip: int
+    take: int
+    records: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """What a split, or a slice of some, is made of.
+
+    Attributes:
+        folder: of the data set.
+        file_format: 'array_record' or 'tfrecord'.
+        class_names: the name of each label.
+        key: the field that names a record; '' if none does.
+        parts: in the order of TFDS.
+    """
+
+    folder: str
+    file_format: str
+    class_names: tuple[str, ...]
+    key: str
+    parts: tuple[Part, ...]
+
+
+def locate(data_set: str, data_dir: epath.PathLike | None = None) -> epath.Path:
+    """The folder of a data set by its name.
+
+    Args:
+        data_set: as TFDS writes it, `name[/config][:version]`; the newest version by default, and
+            the config if there is only one.
+        data_dir: where TFDS prepared it; None is `$TFDS_DATA_DIR`, or `~/tensorflow_datasets`.
+
+    Raises:
+        InputError: it is not there, or there are several configs.
+    """
+    matched = re.fullmatch(r"(\w+)(?:/([\w.-]+))?(?::(\d+\.\d+\.\d+))?", data_set)
+    if not matched:
+        raise InputError(f"data set {data_set!r}: write name, name/config or name/config:1.0.0")
+    name, config, version = matched.groups()
+    base = epath.Path(
+        data_dir or os.environ.get("TFDS_DATA_DIR") or os.path.expanduser("~/tensorflow_datasets")
+    )
+    folder = base / name / config if config else base / name
+    if not folder.exists():
+        raise InputError(
+            f"{folder}: {data_set} is not prepared; where TensorFlow is installed run 'tfds build "
+            f"{name}{f'/{config}' if config else ''} --file_format=array_record --data_dir={base}'"
+            f" (some sets first want files in {base}/downloads/manual), or set data_dir"
+        )
+    return find(folder, version)
+
+
+def find(folder: epath.PathLike, version: str | None = None) -> epath.Path:
+    """The folder that holds the records: this one, or its newest version.
+
+    Raises:
+        InputError: there is none, or it holds several configs.
+    """
+    folder = epath.Path(folder)
+    if (folder / "dataset_info.json").exists():
+        return folder
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; prepare the data set there with 'tfds build'")
+    versions = {path.name: path for path in folder.iterdir() if _is_prepared(path)}
+    if versions and version is None:
+        return max(versions.values(), key=lambda path: [int(x) for x in path.name.split(".")])
+    if version is not None and (versions or not _configs(folder)):
+        if version not in versions:
+            found = ", ".join(sorted(versions)) or "none"
+            raise InputError(f"{folder}: version {version} is not there; found: {found}")
+        return versions[version]
+    configs = _configs(folder)
+    if len(configs) != 1:
+        found = f"configs {', '.join(configs)}; name one of them" if configs else "no data set"
+        raise InputError(f"{folder}: holds {found}{'' if configs else ' that TFDS prepared'}")
+    return find(folder / configs[0], version)
+
+
+def _is_prepared(folder: epath.Path) -> bool:
+    return bool(_VERSION.fullmatch(folder.name)) and (folder / "dataset_info.json").exists()
+
+
+def _configs(folder: epath.Path) -> list[str]:
+    below = (path for path in folder.iterdir() if path.is_dir() and path.name[0] not in "._")
+    return sorted(path.name for path in below if any(_is_prepared(v) for v in path.iterdir()))
+
+
+def open_split(
+    folder: epath.PathLike, split: str, image: str = "image", label: str = "label", key: str = ""
+) -> Split:
+    """Reads what TFDS wrote about a data set.
+
+    Args:
+        folder: holds `dataset_info.json`, `features.json` and the shards.
+        split: in the syntax of TFDS: `train[:99%]`, `train[5:10]+validation`.
+        image: name of the field of images.
+        label: name of the field of labels.
+        key: name of the text that names a record; '' is `file_name` if there is one.
+
+    Raises:
+        InputError: a file is missing or damaged, or there is no such field, split or slice.
+    """
+    import tensorflow_datasets as tfds
+
+    folder = os.fspath(folder)
+    try:
+        info = tfds.builder_from_directory(folder).info
+        features, file_format = dict(info.features), info.file_format.value
+    except Exception as error:  # TFDS lets through whatever its parsers raise.
+        said = f"{type(error).__name__}: {_line(error)}"
+        raise InputError(
+            f"{folder}: its metadata cannot be read ({said}); prepare it again"
+        ) from None
+    if file_format not in _FORMATS:
+        raise InputError(
+            f"{folder}: written as {file_format}; prepare it as {' or '.join(_FORMATS)}"
+        )
+    for name, kind in ((image, "Image"), (label, "ClassLabel"), (key, "Text")):
+        _check_field(folder, features, name, kind)
+    return Split(
+        folder=folder,
+        file_format=file_format,
+        class_names=_class_names(folder, label, features[label]),
+        key=key or ("file_name" if _kind(features.get("file_name")) == "Text" else ""),
+        parts=tuple(_parts(folder, info.splits, split)),
+    )
+
+
+def _check_field(folder: str, features: dict, name: str, kind: str) -> None:
+    if name and _kind(features.get(name)) != kind:
+        found = ", ".join(f"{n} ({_kind(f)})" for n, f in sorted(features.items()))
+        raise InputError(f"{folder}: no field {name!r} of kind {kind}; it has {found}")
+
+
+def _kind(feature: object) -> str:
+    return type(feature).__name__
+
+
+def _class_names(folder: str, label: str, feature) -> tuple[str, ...]:
+    path = epath.Path(folder) / f"{label}.labels.txt"
+    if not path.exists():
+        return tuple(map(str, range(feature.num_classes)))  # as TFDS itself calls them
+    names = tuple(path.read_text().strip("\n").split("\n"))
+    if len(names) != feature.num_classes:
+        raise InputError(
+            f"{path}: {len(names)} class names, but features.json says {feature.num_classes}; "
+            "prepare the data set again"
+        )
+    return names
+
+
+def _parts(folder: str, splits, split: str) -> Iterator[Part]:
+    try:
+        instructions = splits[split].file_instructions
+    except (ValueError, KeyError, NotImplementedError) as error:
+        raise InputError(
+            f"{folder}: split {split!r}: {_line(error)} It has {', '.join(sorted(splits))}; slices "
+            "are written like train[:99%]"
+        ) from None
+    if not sum(one.take for one in instructions):
+        raise InputError(f"{folder}: split {split!r} holds no record; take a larger slice")
+    for one in instructions:
+        yield Part(os.fspath(one.filename), one.skip, one.take, one.examples_in_shard)
+
+
+def _line(error: Exception) -> str:
+    """The last line: the first ones of TFDS say that parsing failed, this one why."""
+    said = error.args[0] if isinstance(error, KeyError) and error.args else error
+    lines = [line.strip() for line in str(said).splitlines() if line.strip()]
+    return lines[-1] if lines else ""

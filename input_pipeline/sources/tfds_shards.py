@@ -1,0 +1,224 @@
+"""Shards that TFDS prepared, each with its index: labels, names and checksums of its records."""
+
+import concurrent.futures
+import functools
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from input_pipeline.records import examples, index_cache
+from input_pipeline.records.array_record import ArrayRecordFile
+from input_pipeline.records.tfrecord import TFRecordFile, masked_crc
+from launch.errors import InputError
+
+NO_LABEL = np.iinfo(np.int32).min  # of a record that is too damaged to have one
+
+_FILES = {"array_record": ArrayRecordFile, "tfrecord": TFRecordFile}
+_THREADS = min(16, 2 * (os.cpu_count() or 1))
+_REST = -1
+
+
+class Shard:
+    """A shard and what is known of it without an image.
+
+    Attributes:
+        path: of the file.
+        labels: of all its records, `NO_LABEL` where one is damaged.
+        built: whether its index had to be made now.
+        unkept: why it could be kept nowhere.
+    """
+
+    def __init__(self, path: str, file_format: str, records: int, label: str, key: str):
+        """Reads the index, or makes it, for which the whole shard is read.
+
+        Args:
+            path: of the file.
+            file_format: 'array_record' or 'tfrecord'.
+            records: how many there should be.
+            label: name of the field of labels.
+            key: name of the text that names a record, or ''.
+
+        Raises:
+            InputError: the file is missing, or has another number of records.
+        """
+        self.path, self._format = path, file_format
+        try:
+            self._found = index_cache.Shard.found(path, f"{label}-{key}")
+        except FileNotFoundError:
+            raise InputError(
+                f"{path}: no such shard; prepare or fetch the data set again"
+            ) from None
+        self._faults: dict[int, str] = {}
+        self._columns: Mapping[str, np.ndarray] = {}
+        self.unkept: OSError | None = None
+        kept = index_cache.load(self._found, ("label",))
+        self.built = kept is None
+        self.labels: np.ndarray = (kept or self._make(label, key))["label"]
+        # Records behind a place where a shard cannot be read on are lost, but not unknown.
+        if _REST in self._faults and len(self.labels) < records:
+            lost = np.full(records - len(self.labels), NO_LABEL, np.int32)
+            self.labels = np.concatenate([self.labels, lost])
+        if len(self.labels) != records:
+            raise InputError(
+                f"{path}: {len(self.labels)} records, but dataset_info.json says {records}: not a "
+                "shard of this set; prepare or fetch it again"
+            )
+
+    @functools.cached_property
+    def file(self) -> TFRecordFile | ArrayRecordFile:
+        """Its records."""
+        if self._format == "array_record":
+            return ArrayRecordFile(self.path)
+        return TFRecordFile(self.path, self._loaded("starts"))
+
+    def column(self, name: str) -> np.ndarray:
+        """What the index says of all records: `crc` or `key` (bytes).
+
+        Raises:
+            InputError: the shard was written again, or its index was removed.
+        """
+        found = self._loaded(name)
+        lost = len(self.labels) - len(found)
+        return np.concatenate([found, np.zeros(lost, found.dtype)]) if lost else found
+
+    def _loaded(self, name: str) -> np.ndarray:
+        found = self._columns or index_cache.load(self._found, (name,))
+        if found is None:
+            raise InputError(f"{self.path}: its index went away while it was read; run this again")
+        return found[name]
+
+    def fault(self, record: int) -> str:
+        """How a record without a label is damaged."""
+        return self._faults.get(record) or self._faults[_REST]
+
+    def kept(self) -> str:
+        """Where its index may be, for messages."""
+        return " or ".join(map(str, self._found.places()))
+
+    def _make(self, label: str, key: str) -> Mapping[str, np.ndarray]:
+        columns = self._build(label, key)
+        # What is damaged may be mended without another size or time, so that is not kept.
+        self.unkept = None if self._faults else index_cache.save(self._found, columns)
+        if self._faults or self.unkept:
+            self._columns = columns
+        return columns
+
+    def _build(self, label: str, key: str) -> dict[str, np.ndarray]:
+        labels, crcs, keys, starts = [], [], [], [0]
+        try:
+            for i, (end, data) in enumerate(_FILES[self._format].scan(self.path)):
+                try:
+                    found = self._read(i, data, label, key)
+                except InputError as error:
+                    self._faults[i] = str(error)
+                    found = NO_LABEL, b"", 0
+                for column, value in zip((labels, keys, crcs), found, strict=True):
+                    column.append(value)
+                starts.append(end)
+        except InputError as error:
+            self._faults[_REST] = str(error)
+        columns = dict(label=np.array(labels, np.int32), crc=np.array(crcs, np.uint32))
+        columns["key"] = np.array(keys, np.bytes_) if keys else np.array([], "S1")
+        if self._format == "tfrecord":
+            columns["starts"] = np.array(starts, np.int64)
+        return columns
+
+    def _read(
+        self, i: int, data: bytes | InputError, label: str, key: str
+    ) -> tuple[int, bytes, int]:
+        """Label, key and checksum of record i."""
+        if isinstance(data, InputError):
+            raise data
+        try:
+            fields = examples.decode_example(data)
+            found = field(fields, label, int), field(fields, key, bytes) if key else b""
+        except InputError as error:
+            raise InputError(f"{self.path}: record {i}: {error}") from None
+        return *found, masked_crc(data)
+
+
+def field(fields: Mapping[str, list[Any]], name: str, kind: type) -> Any:
+    """The one value of a field.
+
+    Raises:
+        InputError: there is none, or it is of another kind.
+    """
+    values = fields.get(name, [])
+    if [type(value) for value in values] != [kind]:
+        raise InputError(f"no field {name!r} of one {kind.__name__}; prepare this shard again")
+    return values[0]
+
+
+def open_shards(
+    paths: Mapping[str, int], file_format: str, label: str, key: str
+) -> dict[str, Shard]:
+    """Opens shards, several at a time; says so if that takes long because they have no index.
+
+    Args:
+        paths: path -> the records there should be.
+        file_format: 'array_record' or 'tfrecord'.
+        label: name of the field of labels.
+        key: name of the text that names a record, or ''.
+
+    Raises:
+        InputError: see `Shard`.
+    """
+    # Processes that begin together share the work, each in another order.
+    order = random.SystemRandom().sample(sorted(paths), len(paths))
+    progress = _Progress(len(order))
+
+    def open_one(path: str) -> Shard:
+        shard = Shard(path, file_format, paths[path], label, key)
+        progress.count(shard)
+        return shard
+
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        opened = [pool.submit(open_one, path) for path in order]
+        try:
+            shards = {path: one.result() for path, one in zip(order, opened, strict=True)}
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    progress.end([shards[path] for path in order])
+    return shards
+
+
+class _Progress:
+    """Tells on stderr that shards are being read for the first time, and how far that is."""
+
+    def __init__(self, total: int):
+        self._lock = threading.Lock()
+        self._total, self._built = total, 0
+        self._start = self._said = time.monotonic()
+
+    def count(self, shard: Shard) -> None:
+        with self._lock:
+            self._built += shard.built
+            now = time.monotonic()
+            if shard.built and now - self._said > 30:
+                self._said = now
+                folder = os.path.dirname(shard.path)
+                _say(f"{folder}: {self._built} of {self._total} shards are indexed, this once")
+
+    def end(self, shards: Sequence[Shard]) -> None:
+        seconds = time.monotonic() - self._start
+        if self._built and seconds > 30:
+            _say(
+                f"{os.path.dirname(shards[0].path)}: {self._built} shards indexed, {seconds:.0f} s"
+            )
+        if unkept := [shard for shard in shards if shard.unkept]:
+            _say(
+                f"{unkept[0].path}: its index cannot be kept in {unkept[0].kept()} "
+                f"({unkept[0].unkept}), nor {len(unkept) - 1} others: the shards are read at every "
+                "start; set XDG_CACHE_HOME to a folder that can be written to"
+            )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

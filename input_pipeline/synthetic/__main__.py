@@ -1,0 +1,265 @@
+"""A generated set for trainers that do not read TFRecord.
+
+python -m input_pipeline.synthetic --set=runs/generated --export=webdataset --to=DIR
+
+folder        DIR/CLASS/00000012.png: one folder a class, for torchvision's ImageFolder, which
+              numbers the classes by their names in order; classes.txt has them by label
+webdataset    DIR/NAME-000000.tar: files 00000012.png, .cls (the label) and .json
+array_record  DIR: random access for Grain and TFDS (`tfds.data_source`), without TensorFlow
+
+The same command goes on where it stopped; each shard is read once, and its checksums are checked.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import errno
+import fcntl
+import io
+import json
+import os
+import sys
+import tarfile
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from input_pipeline.records import tfds_metadata
+from input_pipeline.records.tfrecord import TFRecordFile
+from input_pipeline.synthetic.source import SyntheticSource, parse
+from launch import files
+from launch.errors import InputError
+
+CLAIM = "export.json"
+SUFFIXES = {"png": ".png", "jpeg": ".jpg"}
+
+
+class Export:
+    """What all formats need of a set: its records, and where they go."""
+
+    def __init__(self, source: SyntheticSource, folder: str, kind: str):
+        """Opens or starts an export.
+
+        Args:
+            source: the set.
+            folder: made if it is missing.
+            kind: a key of `WRITERS`.
+
+        Raises:
+            InputError: the folder holds something else, is in use or in a store.
+        """
+        self.source, self.kind = source, kind
+        manifest = source.manifest
+        self.name, self.num_shards = manifest["name"], source.plan.num_shards
+        self.suffix = SUFFIXES[manifest["encoding"]["format"]]
+        if not files.is_local(folder):
+            raise InputError(f"{folder}: sets are exported to mounted folders; mount or copy it")
+        folder = Path(folder)
+        claim = {"format": kind, "set": files.json_digest(manifest)}
+        path = folder / CLAIM
+        if path.exists():
+            if {k: files.read_object(path).get(k) for k in claim} != claim:
+                raise InputError(f"{folder}: holds another export; choose another folder")
+        elif folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder}: is not empty; choose another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._lock()
+        files.write_json(path, claim)
+        (folder / ".done").mkdir(exist_ok=True)
+        files.remove_temporaries(folder)
+
+    def _lock(self) -> None:
+        """Keeps other processes out until this one ends."""
+        self._held = (self.folder / ".lock").open("w")
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._held.close()
+            raise InputError(
+                f"{self.folder}: another process is at work in it; wait for its end"
+            ) from None
+
+    def close(self) -> None:
+        """Lets other processes in."""
+        self._held.close()
+
+    def pending(self) -> list[int]:
+        """Shards that are not exported yet."""
+        done = {int(path.name) for path in (self.folder / ".done").iterdir()}
+        return [shard for shard in range(self.num_shards) if shard not in done]
+
+    def finished(self, shard: int) -> None:
+        """Notes that a shard is exported and on the disk."""
+        (self.folder / ".done" / str(shard)).touch()
+
+    def records(self, shard: int) -> Iterator[dict[str, Any]]:
+        """The fields of a shard's records; texts as such."""
+        path = self.source.shard(shard).path
+        for record, (_, data) in enumerate(TFRecordFile.scan(path)):
+            if isinstance(data, InputError):
+                raise data
+            fields = parse(data, f"{path}: record {record}")
+            texts = {key: fields[key].decode() for key in ("class_name", "prompt")}
+            yield {**fields, **texts}
+
+
+def to_folder(export: Export, shard: int) -> None:
+    """Writes one file an image, in the folder of its class."""
+    folders = set()
+    for fields in export.records(shard):
+        folder = export.folder / class_folder(fields["class_name"])
+        if folder not in folders:
+            folder.mkdir(exist_ok=True)
+            folders.add(folder)
+        (folder / f"{fields['index']:08d}{export.suffix}").write_bytes(fields["image"])
+    # A shard is noted as done when its images are on the disk, all at once.
+    os.sync()
+
+
+def to_webdataset(export: Export, shard: int) -> None:
+    """Writes one tar."""
+    path = export.folder / f"{export.name}-{shard:06d}.tar"
+    with files.atomic_file(path) as file, tarfile.open(fileobj=file, mode="w") as tar:
+        for fields in export.records(shard):
+            kept = {key: fields[key] for key in ("label", "class_name", "prompt", "index")}
+            for suffix, data in (
+                (export.suffix, fields["image"]),
+                (".cls", str(fields["label"]).encode()),
+                (".json", json.dumps(kept, sort_keys=True).encode()),
+            ):
+                member = tarfile.TarInfo(f"{fields['index']:08d}{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+def to_array_record(export: Export, shard: int) -> None:
+    """Writes one array_record file of the same tf.train.Examples."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    path = export.folder / _array_record_name(export, shard)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    writer = ArrayRecordWriter(str(temporary), "group_size:1")
+    try:
+        file = export.source.shard(shard)
+        for record in range(len(file)):
+            writer.write(file[record])
+    finally:
+        writer.close()
+    with temporary.open("rb") as written:
+        os.fsync(written.fileno())
+    os.replace(temporary, path)
+
+
+def _array_record_name(export: Export, shard: int) -> str:
+    return f"{export.name}-train.array_record-{shard:05d}-of-{export.num_shards:05d}"
+
+
+def finish_array_record(export: Export) -> None:
+    """Makes the folder a TFDS data set."""
+    manifest, plan = export.source.manifest, export.source.plan
+    paths = [export.folder / _array_record_name(export, s) for s in range(export.num_shards)]
+    tfds_metadata.write_metadata(
+        export.folder,
+        export.name,
+        export.source.class_names,
+        manifest["image_shape"],
+        [plan.shard_size(shard) for shard in range(export.num_shards)],
+        sum(path.stat().st_size for path in paths),
+        manifest["encoding"]["format"],
+        file_format="array_record",
+    )
+
+
+def class_folder(name: str) -> str:
+    """The name of a class as that of a folder."""
+    return name.replace("/", "_").replace("\0", "_").lstrip(".") or "_"
+
+
+WRITERS: dict[str, Callable[[Export, int], None]] = {
+    "folder": to_folder,
+    "webdataset": to_webdataset,
+    "array_record": to_array_record,
+}
+
+
+def run(source: SyntheticSource, kind: str, folder: str) -> None:
+    """Exports a set.
+
+    Args:
+        source: the set.
+        kind: a key of `WRITERS`.
+        folder: where to.
+
+    Raises:
+        InputError: the folder holds something else, the set is damaged, or two classes would have
+            one folder.
+    """
+    names = [class_folder(name) for name in source.class_names]
+    if kind == "folder" and len(set(names)) < len(names):
+        raise InputError(f"{folder}: two classes would have one folder; export as webdataset")
+    with contextlib.closing(Export(source, folder, kind)) as export:
+        _run(export)
+
+
+def _run(export: Export) -> None:
+    kind, folder, source = export.kind, export.folder, export.source
+    pending, plan = export.pending(), source.plan
+    left = sum(map(plan.shard_size, pending))
+    bar = tqdm(total=plan.num_images, initial=plan.num_images - left, unit="image", desc=kind)
+
+    def write(shard: int) -> None:
+        WRITERS[kind](export, shard)
+        export.finished(shard)
+        bar.update(plan.shard_size(shard))
+
+    with bar, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            for _ in pool.map(write, pending):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    if kind == "array_record":
+        finish_array_record(export)
+    if kind == "folder":
+        # Readers of folders number the classes by their names in order.
+        names = "".join(f"{name}\n" for name in source.class_names)
+        files.write_atomic(folder / "classes.txt", names.encode())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m input_pipeline.synthetic",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--set", required=True, metavar="DIR", help="folder of a generated set")
+    add("--export", required=True, choices=sorted(WRITERS), help="the format")
+    add("--to", required=True, metavar="DIR", help="a new folder, or one to go on with")
+    args = parser.parse_args(argv)
+    try:
+        run(SyntheticSource(args.set), args.export, args.to)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        print(f"error: {args.to}: {error.strerror}; the same command goes on", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        with contextlib.suppress(BrokenPipeError):
+            print("interrupted: the same command goes on", file=sys.stderr)
+        return 130
+    print(f"{args.to}: complete")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

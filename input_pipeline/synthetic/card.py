@@ -1,0 +1,118 @@
+"""What people read of a generated set: a data-set card and a picture."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from input_pipeline.augment.resize import resize
+from input_pipeline.records import examples
+from input_pipeline.records.tfrecord import TFRecordFile, starts_of
+from input_pipeline.synthetic import source
+from input_pipeline.synthetic.writer import SyntheticWriter
+
+CARD, PICTURE = "README.md", "samples.png"
+_CLASSES, _IMAGES, _TILE = 10, 8, 64
+_TEXT = """---
+pretty_name: {name}
+task_categories: [image-classification]
+tags: [synthetic, diffusion]
+---
+
+# {name}
+
+{images:,} synthetic images of {classes:,} classes, {height}x{width} pixels, {encoding}: {copies}
+for each of the {real:,} images of a real set, class by class. No image of it is real.
+
+![Some of them]({picture})
+
+Each line shows images of one class: {shown}.
+
+| | |
+|---|---|
+| images a class | {least:,} to {most:,} |
+| shards | {shards:,}, of {per_shard:,} images |
+| weights | {weights} |
+
+```python
+import tensorflow_datasets as tfds
+
+data = tfds.builder_from_directory("THIS FOLDER").as_dataset(split="train")
+```
+
+Without TensorFlow, `config.train_sources.generated = dict(name="synthetic", path="THIS FOLDER")`
+trains a classifier of imagen-ft on it. A record has `image`, `label`, `class_name`, `prompt` and
+`index`; the first {real:,} indices are one image for each real one, and so on. The shards' names,
+sizes and digests are in `manifest.json`. This reads all of it back:
+
+    python -m imagen_ft.generate --config=... --workdir="THIS FOLDER" --verify
+
+## Made from
+
+```json
+{provenance}
+```
+"""
+
+
+def make_card(writer: SyntheticWriter, provenance: dict[str, Any]) -> list[tuple[str, bytes]]:
+    """Names and contents of the card's files, of shards that are all written.
+
+    Args:
+        writer: of the set.
+        provenance: what it is made from.
+    """
+    plan, config = writer.plan, writer.config
+    height, width, _ = config["image_shape"]
+    labels = np.flatnonzero(plan.counts)
+    shown = labels[np.linspace(0, len(labels) - 1, min(_CLASSES, len(labels))).astype(int)]
+    quality = config["encoding"].get("quality")
+    text = _TEXT.format(
+        name=config["name"],
+        images=plan.num_images,
+        classes=len(labels),
+        height=height,
+        width=width,
+        encoding=config["encoding"]["format"] + (f" of quality {quality}" if quality else ""),
+        copies=plan.copies,
+        real=plan.copy_size,
+        picture=PICTURE,
+        shown=", ".join(writer.class_names[label] for label in shown),
+        least=min(plan.counts[label] * plan.copies for label in labels),
+        most=max(plan.counts) * plan.copies,
+        shards=plan.num_shards,
+        per_shard=plan.images_per_shard,
+        weights=", ".join(f"`{digest}`" for digest in provenance.get("weights", [])) or "none",
+        provenance=json.dumps(provenance, indent=2, sort_keys=True),
+    )
+    return [(CARD, text.encode()), (PICTURE, examples.encode_png(_picture(writer, shown)))]
+
+
+def _picture(writer: SyntheticWriter, labels: Sequence[int]) -> UInt8[np.ndarray, "h w c"]:
+    """One line of images a class, on white."""
+    height, width, channels = writer.config["image_shape"]
+    scale = max(1, _TILE // max(height, width)) if max(height, width) < _TILE else 1
+    tile = (height * scale, width * scale)
+    if max(tile) > 2 * _TILE:
+        tile = tuple(side * 2 * _TILE // max(tile) for side in tile)
+    gap = 2
+    rows, columns = len(labels), _IMAGES
+    picture = np.full(
+        (rows * (tile[0] + gap) + gap, columns * (tile[1] + gap) + gap, channels), 255, np.uint8
+    )
+    for row, label in enumerate(labels):
+        for column, index in enumerate(np.flatnonzero(writer.plan.labels == label)[:columns]):
+            image = np.repeat(np.repeat(_read(writer, int(index)), scale, 0), scale, 1)
+            top, left = gap + row * (tile[0] + gap), gap + column * (tile[1] + gap)
+            picture[top : top + tile[0], left : left + tile[1]] = resize(image, tile)
+    return picture
+
+
+def _read(writer: SyntheticWriter, index: int) -> UInt8[np.ndarray, "h w c"]:
+    shard, record = writer.plan.place(index)
+    path = writer.shard_path(shard)
+    data = TFRecordFile(path, starts_of(writer.sidecar(shard)["lengths"]))[record]
+    fields = source.parse(data, f"{path}: record {record}")
+    return examples.decode_image(fields["image"], writer.config["image_shape"][2])

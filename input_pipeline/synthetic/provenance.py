@@ -1,0 +1,68 @@
+"""All that decides about the images of a generated set: what its `provenance.json` holds."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from input_pipeline.synthetic.plan import Plan, usual_shard
+from launch.errors import InputError
+
+_FORMAT = 2
+
+
+def differences(ours: Any, theirs: Any, name: str = "") -> list[str]:
+    """Names of the fields in which two configs differ."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return [
+            difference
+            for key in sorted(ours.keys() | theirs.keys())
+            for difference in differences(ours.get(key), theirs.get(key), f"{name}.{key}")
+        ]
+    return [] if ours == theirs else [name.lstrip(".")]
+
+
+def plan_of(config: Mapping[str, Any]) -> Plan:
+    """The plan of a set, of its `provenance.json`."""
+    return Plan(tuple(config["counts"]), config["copies"], config["images_per_shard"])
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"provenance must be JSON, got {value!r}")
+
+
+def checked_config(**values: Any) -> dict[str, Any]:
+    """The values as JSON gives them back, so that they compare with a file; InputError if wrong."""
+    config = json.loads(json.dumps({"format": _FORMAT, **values}, default=_plain))
+    for fault in _faults(config):
+        raise InputError(f"generated set: {fault}")
+    if not config["images_per_shard"]:
+        quality = config["encoding"].get("quality")
+        config["images_per_shard"] = usual_shard(config["image_shape"], quality)
+    return config
+
+
+def _faults(config: Mapping[str, Any]) -> Iterator[str]:
+    names, counts, shape = config["class_names"], config["counts"], config["image_shape"]
+    if not re.fullmatch("[a-z][a-z0-9_]*", config["name"]):
+        yield f"name {config['name']!r}: use lower-case letters, digits and _, a letter first"
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        yield f"class names {repeated} occur twice; give every class its own"
+    if len(names) != len(counts):
+        yield f"{len(names)} class names but {len(counts)} counts; give one of each a class"
+    if min(counts, default=0) < 0 or not sum(counts):
+        yield f"counts {counts}: give numbers >= 0, not all 0"
+    if len(shape) != 3 or shape[2] not in (1, 3):
+        yield f"image shape {shape}: use [h, w, 1 or 3]"
+    if config["copies"] < 1:
+        yield f"copies={config['copies']}: must be at least 1"
+    if config["images_per_shard"] < 0:
+        yield f"images_per_shard={config['images_per_shard']}: must be at least 1, or 0 for 150 MB"
+    encoding = config["encoding"]
+    wanted = {"png": ["format"], "jpeg": ["format", "quality"]}.get(encoding.get("format"))
+    if sorted(encoding) != wanted or not 1 <= encoding.get("quality", 95) <= 100:
+        yield f"encoding {encoding}: use format png, or format jpeg with quality 1 to 100"

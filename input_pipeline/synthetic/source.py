@@ -1,0 +1,164 @@
+"""Generated image sets: folders of shards that TFDS opens.
+
+NAME-train.tfrecord-00000-of-00009   image, label, class name, prompt, index of the image
+index/00000-of-00009.json            its sidecar: size, digest, lengths of records; written after it
+provenance.json                      what the set is made from; written before the first shard
+dataset_info.json, features.json     and the class names, for `tfds.builder_from_directory`
+README.md, samples.png               what people read of the set
+manifest.json                        written last: with it the set is complete
+
+python -m input_pipeline.synthetic --set=DIR --export=folder --to=DIR    # for other trainers
+"""
+
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+
+from input_pipeline.records import examples
+from input_pipeline.records.tfrecord import TFRecordFile, starts_of
+from input_pipeline.source import Subset
+from input_pipeline.synthetic.provenance import plan_of
+from input_pipeline.synthetic.writer import MANIFEST, REPAIR, RESUME, sidecar_path
+from launch import files
+from launch.errors import InputError
+
+SYNTHETIC = 1  # the domain of generated images
+FIELDS = {"image": bytes, "label": int, "class_name": bytes, "prompt": bytes, "index": int}
+
+
+class SyntheticSource:
+    """A complete generated set with random access; its labels are known without reading a shard.
+
+    Attributes:
+        manifest: what the folder's `manifest.json` says.
+        plan: which image is where.
+    """
+
+    def __init__(self, folder: epath.PathLike):
+        """Opens a set.
+
+        Raises:
+            InputError: the set is not complete, a shard is missing or has another size, or the
+                manifest is damaged.
+        """
+        examples.load_messages()
+        self._folder = epath.Path(folder)
+        path = self._folder / MANIFEST
+        if not path.exists():
+            raise InputError(f"{self._folder}: not complete (no {MANIFEST}): {RESUME}")
+        try:
+            self.manifest: dict[str, Any] = files.read_sealed(path)
+            self.plan = plan_of(self.manifest)
+            self.class_names = tuple(self.manifest["class_names"])
+        except (KeyError, TypeError):
+            raise InputError(f"{path}: of another version of this project; {RESUME}") from None
+        except InputError as error:
+            raise InputError(f"{error}; {REPAIR}") from None
+        self.labels = self.plan.labels
+        self.domain = np.broadcast_to(np.int32(SYNTHETIC), self.labels.shape)
+        self._shards: dict[int, TFRecordFile] = {}
+        files.in_parallel(self._check_size, range(self.plan.num_shards))
+
+    def _check_size(self, number: int) -> None:
+        entry = self.manifest["shards"][number]
+        path = self._folder / entry["file"]
+        if not path.exists():
+            raise InputError(f"{path}: no such shard; {REPAIR}")
+        size = path.stat().length
+        if size != entry["num_bytes"]:
+            raise InputError(f"{path}: {size} bytes, not {entry['num_bytes']}; {REPAIR}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """Example i, decoded.
+
+        Raises:
+            InputError: its record is damaged or is not the record of image i.
+        """
+        i = range(len(self))[i]
+        number, record = self.plan.place(i)
+        fields = self.read(number, record)
+        if (fields["index"], fields["label"]) != (i, self.labels[i]):
+            raise InputError(f"{self._where(number, record)}: not image {i}; {REPAIR}")
+        image = decode(fields["image"], self.manifest["image_shape"])
+        if image is None:
+            raise InputError(f"{self._where(number, record)}: no image of this set; {REPAIR}")
+        return {"image": image, "label": self.labels[i], "domain": self.domain[i]}
+
+    def key(self, i: int) -> str:
+        """The key index of image i."""
+        return str(i)
+
+    def shard(self, number: int) -> TFRecordFile:
+        """A shard's records; where they are is read when it is first used."""
+        if number not in self._shards:
+            entry = self.manifest["shards"][number]
+            path = sidecar_path(self._folder, number, self.plan.num_shards)
+            try:
+                sidecar = files.read_object(path)
+            except InputError as error:
+                raise InputError(f"{error}; {REPAIR}") from None
+            starts = starts_of(sidecar.get("lengths", ()))
+            file = TFRecordFile(self._folder / entry["file"], starts)
+            if len(file) != entry["num_examples"] or file.starts[-1] != entry["num_bytes"]:
+                raise InputError(f"{path}: not the index of its shard; {REPAIR}")
+            self._shards[number] = file
+        return self._shards[number]
+
+    def read(self, number: int, record: int) -> dict[str, Any]:
+        """The fields of one record: `image`, `class_name`, `prompt` (bytes), `label`, `index`.
+
+        Raises:
+            InputError: the record is damaged, or a field is missing.
+        """
+        file = self.shard(number)
+        return parse(file[record], self._where(number, record))
+
+    def first_copies(self, copies: int) -> Subset:
+        """The first images, exactly so many times the real set with its class balance.
+
+        Raises:
+            InputError: the set has fewer copies.
+        """
+        if type(copies) is not int or not 1 <= copies <= self.plan.copies:
+            raise InputError(
+                f"{self._folder}: copies={copies!r}, but the set holds {self.plan.copies}; "
+                "choose fewer or generate more"
+            )
+        return Subset(self, np.arange(copies * self.plan.copy_size))
+
+    def _where(self, number: int, record: int) -> str:
+        return f"{self.shard(number).path}: record {record}"
+
+
+def parse(data: bytes, where: str) -> dict[str, Any]:
+    """The fields of a record.
+
+    Args:
+        data: the record.
+        where: it is, for messages.
+
+    Raises:
+        InputError: it is no record of a generated set.
+    """
+    try:
+        fields = examples.decode_example(data)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    for name, kind in FIELDS.items():
+        if [type(value) for value in fields.get(name, [])] != [kind]:
+            raise InputError(f"{where}: no field {name!r}; {REPAIR}")
+    return {name: fields[name][0] for name in FIELDS}
+
+
+def decode(data: bytes, shape: list[int]) -> UInt8[np.ndarray, "h w c"] | None:
+    """An image, or None if the bytes are no image of this shape."""
+    try:
+        image = examples.decode_image(data, shape[2])
+    except InputError:
+        return None
+    return image if image.shape == tuple(shape) else None

@@ -1,0 +1,236 @@
+"""Reading a generated set back: what of it is not as it has to be."""
+
+import concurrent.futures
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import Int64
+
+from input_pipeline.records.tfrecord import TFRecordFile
+from input_pipeline.synthetic import source
+from input_pipeline.synthetic.plan import Plan
+from input_pipeline.synthetic.provenance import plan_of
+from input_pipeline.synthetic.writer import INDEX, MANIFEST, PROVENANCE, shard_name, sidecar_path
+from launch import files
+from launch.errors import InputError
+
+# Of each kind of fault so many are listed.
+LISTED = 20
+_IDLE = lambda count: None  # noqa: E731
+
+
+@dataclasses.dataclass
+class Shard:
+    """What was found in one shard.
+
+    Attributes:
+        number: of the shard.
+        indices: of its records.
+        labels: of its records.
+        undecodable: indices whose image is none of the set's size.
+        mislabelled: indices with another label or class name than the set's.
+        blank: indices of images of one colour.
+        damaged: what is wrong with its files, in one line each.
+    """
+
+    number: int
+    indices: Int64[np.ndarray, " m"]
+    labels: Int64[np.ndarray, " m"]
+    undecodable: list[int] = dataclasses.field(default_factory=list)
+    mislabelled: list[int] = dataclasses.field(default_factory=list)
+    blank: list[int] = dataclasses.field(default_factory=list)
+    damaged: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `verify` found.
+
+    Attributes:
+        num_examples: records.
+        class_counts: class -> records.
+        faults: kind -> what has it: `missing`, `double`, `undecodable`, `mislabelled` and `blank`
+            name images by index, `damaged` and `foreign` (of another set) name files.
+        shards: to be made again.
+    """
+
+    num_examples: int
+    class_counts: dict[str, int]
+    faults: dict[str, Sequence[Any]]
+    shards: list[int]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not any(map(len, self.faults.values()))
+
+    def as_json(self) -> dict[str, Any]:
+        """For people and programs; long lists are cut."""
+        faults = {
+            kind: {"count": len(found), "first": np.asarray(found[:LISTED]).tolist()}
+            for kind, found in self.faults.items()
+            if len(found)
+        }
+        return {
+            "ok": self.ok,
+            "num_examples": self.num_examples,
+            "class_counts": self.class_counts,
+            "faults": faults,
+            "shards_to_repair": len(self.shards),
+        }
+
+
+def verify(folder: epath.PathLike, progress: Callable[[int], Any] = _IDLE) -> Report:
+    """Reads a whole set: checksums, digests, every image and every index.
+
+    A shard at a time is read by each of the machine's cores; nothing is kept of an image.
+
+    Args:
+        folder: of the set.
+        progress: told the number of images that were read, after each shard.
+
+    Raises:
+        InputError: there is no set, or not even what it is made from can be read.
+    """
+    folder = epath.Path(folder)
+    config, damaged = _config(folder)
+    plan, set_id = plan_of(config), files.json_digest(config)
+    entries = _manifest(folder, damaged)
+    check = lambda number: _check(folder, config, plan, set_id, entries, number)  # noqa: E731
+    times = np.zeros(plan.num_images, np.uint8)
+    counts = np.zeros(len(config["class_names"]), np.int64)
+    faults: dict[str, list[Any]] = {"undecodable": [], "mislabelled": [], "blank": []}
+    shards = set()
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for shard in pool.map(check, range(plan.num_shards)):
+            inside = (shard.indices >= 0) & (shard.indices < len(times))
+            np.add.at(times, shard.indices[inside], 1)
+            known = (shard.labels >= 0) & (shard.labels < len(counts))
+            np.add.at(counts, shard.labels[known], 1)
+            for kind in faults:
+                faults[kind] += getattr(shard, kind)
+            damaged += shard.damaged
+            if shard.damaged or shard.undecodable or shard.mislabelled:
+                shards.add(shard.number)
+            progress(plan.shard_size(shard.number))
+    faults["missing"], faults["double"] = np.flatnonzero(times == 0), np.flatnonzero(times > 1)
+    for kind in ("missing", "double"):
+        shards.update(np.unique(plan.places(faults[kind])[0]).tolist())
+    faults["damaged"], faults["foreign"] = damaged, _foreign(folder, config, plan)
+    found = dict(zip(config["class_names"], counts.tolist(), strict=True))
+    return Report(int(counts.sum()), found, faults, sorted(shards))
+
+
+def _config(folder: epath.Path) -> tuple[dict[str, Any], list[str]]:
+    """What the set is made from, of `provenance.json` or else of `manifest.json`."""
+    if not (folder / PROVENANCE).exists() and not (folder / MANIFEST).exists():
+        raise InputError(f"{folder}: holds no generated set (no {PROVENANCE}); check the path")
+    damaged, found = [], None
+    for name in (PROVENANCE, MANIFEST):
+        try:
+            content = files.read_sealed(folder / name)
+        except InputError as error:
+            damaged.append(str(error))
+            continue
+        if found is None:
+            found = content
+            fields = set(content) - {"num_examples", "class_counts", "files", "shards", "code"}
+        elif any(content.get(field) != found[field] for field in fields):
+            damaged.append(f"{folder / name}: of another set than {PROVENANCE}")
+    if found is None:
+        raise InputError("; ".join(damaged))
+    return {field: found[field] for field in fields}, damaged
+
+
+def _manifest(folder: epath.Path, damaged: list[str]) -> list[dict[str, Any]] | None:
+    """The manifest's lines on shards; its other files are looked at."""
+    try:
+        manifest = files.read_sealed(folder / MANIFEST)
+    except InputError:
+        return None
+    for name, digest in manifest["files"].items():
+        path = folder / name
+        if not path.exists() or files.sha256(path) != digest:
+            damaged.append(f"{path}: missing or not what was written")
+    return manifest["shards"]
+
+
+def _foreign(folder: epath.Path, config: dict[str, Any], plan: Plan) -> list[str]:
+    """Shards and sidecars that are none of the set's."""
+    numbers = range(plan.num_shards)
+    shards = {shard_name(config["name"], number, plan.num_shards) for number in numbers}
+    sidecars = {sidecar_path(folder, number, plan.num_shards).name for number in numbers}
+    found = [path for path in folder.glob("*.tfrecord-*") if path.name not in shards]
+    found += [path for path in folder.glob(f"{INDEX}/*.json") if path.name not in sidecars]
+    return [str(path) for path in sorted(found)]
+
+
+def _check(
+    folder: epath.Path,
+    config: dict[str, Any],
+    plan: Plan,
+    set_id: str,
+    entries: list[dict[str, Any]] | None,
+    number: int,
+) -> Shard:
+    """Reads one shard and its sidecar."""
+    path = folder / shard_name(config["name"], number, plan.num_shards)
+    shard, lengths = _read(path, config, plan, number)
+    if shard.damaged:
+        return shard
+    sidecar = sidecar_path(folder, number, plan.num_shards)
+    kept = dict(num_examples=len(lengths), num_bytes=path.stat().length, sha256=files.sha256(path))
+    try:
+        found = files.read_object(sidecar)
+        if found != {"set": set_id, "lengths": lengths, **kept}:
+            shard.damaged.append(f"{sidecar}: not the index of {path.name}")
+    except InputError as error:
+        shard.damaged.append(str(error))
+    if entries is not None and entries[number] != {"file": path.name, **kept}:
+        shard.damaged.append(f"{path}: not the shard of {MANIFEST}")
+    return shard
+
+
+def _read(
+    path: epath.Path, config: dict[str, Any], plan: Plan, number: int
+) -> tuple[Shard, list[int]]:
+    """Reads every record of a shard, from front to back."""
+    indices, labels = [], []
+    shard = Shard(number, np.empty(0, np.int64), np.empty(0, np.int64))
+    expected = plan.indices(number).tolist()
+    lengths = []
+    try:
+        for record, (_, data) in enumerate(TFRecordFile.scan(path)):
+            if isinstance(data, InputError):
+                shard.damaged.append(str(data))
+                continue
+            lengths.append(len(data))
+            fields = source.parse(data, f"{path}: record {record}")
+            index, label = fields["index"], fields["label"]
+            indices.append(index)
+            labels.append(label)
+            if not _is_label_of(config, plan, index, label, fields["class_name"]):
+                shard.mislabelled.append(index)
+            elif record >= len(expected) or index != expected[record]:
+                shard.damaged.append(f"{path}: record {record} is image {index}, not its own")
+            image = source.decode(fields["image"], config["image_shape"])
+            if image is None:
+                shard.undecodable.append(index)
+            elif image.min() == image.max():
+                shard.blank.append(index)
+    except InputError as error:
+        shard.damaged.append(str(error))
+    shard.indices, shard.labels = np.array(indices, np.int64), np.array(labels, np.int64)
+    return shard, lengths
+
+
+def _is_label_of(
+    config: dict[str, Any], plan: Plan, index: int, label: int, class_name: bytes
+) -> bool:
+    if not 0 <= index < plan.num_images or label != plan.labels[index]:
+        return False
+    return class_name.decode(errors="replace") == config["class_names"][label]

@@ -1,0 +1,303 @@
+"""Writing generated image sets: shards that appear whole and can be resumed."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+
+from input_pipeline.records import examples, tfds_metadata
+from input_pipeline.records.tfrecord import write_tfrecord
+from input_pipeline.synthetic.provenance import checked_config, differences, plan_of
+from launch import files
+from launch.errors import InputError
+
+RESUME = "run imagen_ft.generate again"
+REPAIR = "run imagen_ft.generate with --repair"
+PROVENANCE, MANIFEST, INDEX = "provenance.json", "manifest.json", "index"
+PNG = {"format": "png"}
+
+
+def shard_name(name: str, shard: int, num_shards: int) -> str:
+    """TFDS's name of a shard."""
+    return f"{name}-train.tfrecord-{shard:05d}-of-{num_shards:05d}"
+
+
+def sidecar_path(folder: epath.Path, shard: int, num_shards: int) -> epath.Path:
+    """Where a shard's index is."""
+    return folder / INDEX / f"{shard:05d}-of-{num_shards:05d}.json"
+
+
+class SyntheticWriter:
+    """Writes a generated set shard by shard; a new one on the same folder goes on with it.
+
+    Several processes may write different shards of one folder; whoever comes last calls `finish`.
+
+    Attributes:
+        folder: of the set.
+        config: all that decides about the images, as `provenance.json` has it.
+        plan: which images it holds, and where.
+        class_names: the name of each label.
+        set_id: digest of `config`.
+    """
+
+    def __init__(
+        self,
+        folder: epath.PathLike,
+        name: str,
+        class_names: Sequence[str],
+        image_shape: Sequence[int],
+        counts: Sequence[int],
+        copies: int,
+        images_per_shard: int,
+        provenance: Mapping[str, Any],
+        encoding: Mapping[str, Any] = PNG,
+        repair: bool = False,
+    ):
+        """Opens or starts a set.
+
+        Args:
+            folder: made if it is missing.
+            name: of the data set: lower-case letters, digits and underscores.
+            class_names: the name of each label; all different, as TFDS demands.
+            image_shape: [h, w, 1 or 3].
+            counts: images of each class in the real set.
+            copies: size of the generated set in real sets.
+            images_per_shard: the last shard may have fewer; 0 makes shards of 100 to 200 MB.
+            provenance: all that decides about the images (config, weights, seed), as JSON.
+            encoding: `format` png, or jpeg with `quality` (1 to 100).
+            repair: whether a damaged `provenance.json` or `manifest.json` is taken away.
+
+        Raises:
+            InputError: a value is wrong, the folder holds a set made from something else, or one
+                of these two files is damaged.
+        """
+        self.config = checked_config(
+            name=name,
+            class_names=class_names,
+            image_shape=image_shape,
+            counts=counts,
+            copies=copies,
+            images_per_shard=images_per_shard,
+            provenance=provenance,
+            encoding=encoding,
+        )
+        self.set_id = files.json_digest(self.config)
+        self.folder, self.class_names = epath.Path(folder), tuple(class_names)
+        self.plan = plan_of(self.config)
+        self._repair = repair
+        self._claim_folder()
+
+    @staticmethod
+    def check(**fields: Any) -> None:
+        """Looks whether these arguments would do; see the class.
+
+        Raises:
+            InputError: a value is wrong.
+        """
+        checked_config(**fields)
+
+    def _claim_folder(self) -> None:
+        known = False
+        for name in (PROVENANCE, MANIFEST):
+            path = self.folder / name
+            if not path.exists():
+                continue
+            try:
+                found = files.read_sealed(path)
+            except InputError as error:
+                if not self._repair:
+                    raise InputError(f"{error}; {REPAIR}") from None
+                path.unlink()
+                continue
+            found = {key: found.get(key) for key in self.config}
+            if changed := differences(self.config, found):
+                raise InputError(
+                    f"{self.folder}: holds a set made with another {', '.join(changed)}; "
+                    "choose another folder or delete this one"
+                )
+            known = self._repair
+        claim = self.folder / PROVENANCE
+        if claim.exists():
+            return
+        known = known or (self._repair and any(map(self._is_mine, range(self.plan.num_shards))))
+        if not known and (found := self._strangers()):
+            raise InputError(
+                f"{self.folder}: holds {found[0]}, but no {PROVENANCE}, so it is no generated set; "
+                f"choose another folder; if it was one, {REPAIR}"
+            )
+        (self.folder / INDEX).mkdir(parents=True, exist_ok=True)
+        files.write_sealed(claim, self.config)
+
+    def _strangers(self) -> list[str]:
+        """What a new set's folder should not hold."""
+        names = (path.name for path in self.folder.iterdir()) if self.folder.exists() else ()
+        return sorted(name for name in names if name[0] != "." and name != INDEX)
+
+    def _is_mine(self, shard: int) -> bool:
+        sidecar = self.sidecar(shard)
+        return sidecar is not None and sidecar.get("set") == self.set_id
+
+    def own_shards(self, worker: int = 0, num_workers: int = 1) -> range:
+        """The shards that fall to one of several workers."""
+        return range(worker, self.plan.num_shards, num_workers)
+
+    def is_written(self, shard: int) -> bool:
+        """Whether a shard of this set is there, with the size and digest of its sidecar."""
+        sidecar, path = self.sidecar(shard), self.shard_path(shard)
+        if sidecar is None or not self.is_there(shard, sidecar):
+            return False
+        return files.sha256(path) == sidecar.get("sha256")
+
+    def is_there(self, shard: int, sidecar: Mapping[str, Any] | None = None) -> bool:
+        """Whether a shard of this set is there, with the size of its sidecar; nothing is read."""
+        sidecar = self.sidecar(shard) if sidecar is None else sidecar
+        path = self.shard_path(shard)
+        if sidecar is None or sidecar.get("set") != self.set_id or not path.exists():
+            return False
+        return path.stat().length == sidecar.get("num_bytes")
+
+    def pending_shards(self, worker: int = 0, num_workers: int = 1) -> list[int]:
+        """A worker's shards that are missing, damaged or without a sidecar: those to write."""
+        own = self.own_shards(worker, num_workers)
+        written = files.in_parallel(self.is_written, own)
+        return [shard for shard, done in zip(own, written, strict=True) if not done]
+
+    def shards_there(self) -> set[int]:
+        """Shards of all workers that have a sidecar; only names are looked at."""
+        found = self.folder.glob(f"{INDEX}/[0-9]*-of-{self.plan.num_shards:05d}.json")
+        return {int(path.name.partition("-")[0]) for path in found}
+
+    def discard(self, shard: int) -> None:
+        """Takes a shard away, to be written again; the set is not complete any more."""
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        for path in (self.sidecar_path(shard), self.shard_path(shard)):
+            path.unlink(missing_ok=True)
+
+    def write_shard(
+        self, shard: int, images: Iterable[UInt8[np.ndarray, "h w c"]], prompts: Iterable[str]
+    ) -> None:
+        """Writes one shard and then its sidecar; each is complete or absent.
+
+        Args:
+            shard: its number.
+            images: those of `plan.indices(shard)`, in this order, values [0, 255].
+            prompts: the prompt of each.
+        """
+        encoded = (self.encode(image) for image in images)
+        self.write_encoded(shard, zip(encoded, prompts, strict=True))
+
+    def write_encoded(self, shard: int, encoded: Iterable[tuple[bytes, str]]) -> None:
+        """As `write_shard`, with pairs of an image's file and its prompt."""
+        # A repair: not complete until it is finished.
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        path, sidecar = self.shard_path(shard), self.sidecar_path(shard)
+        sidecar.unlink(missing_ok=True)
+        for target in (path, sidecar):
+            files.remove_temporaries(target.parent, target.name)
+        indices = self.plan.indices(shard).tolist()
+        records = (
+            self._record(index, image, prompt)
+            for index, (image, prompt) in zip(indices, encoded, strict=True)
+        )
+        written = write_tfrecord(path, records)
+        files.write_atomic(sidecar, json.dumps(self.describe(**written._asdict())).encode())
+
+    def describe(self, num_bytes: int, sha256: str, lengths: Sequence[int]) -> dict[str, Any]:
+        """The sidecar of a shard with this size, digest and lengths of records."""
+        return {
+            "set": self.set_id,
+            "num_examples": len(lengths),
+            "num_bytes": num_bytes,
+            "sha256": sha256,
+            "lengths": list(lengths),
+        }
+
+    def finish(self, card: Iterable[tuple[str, bytes]] = (), code: str = "") -> None:
+        """Makes the folder a TFDS data set and, last, marks it as complete.
+
+        One process at a time may call it.
+
+        Args:
+            card: names and contents of files that tell people of the set.
+            code: version of the code that made it, for the manifest.
+
+        Raises:
+            InputError: shards are pending.
+        """
+        sidecars = self.sidecars()
+        if pending := [shard for shard, found in enumerate(sidecars) if found is None]:
+            some = ", ".join(map(str, pending[:5])) + (", ..." if len(pending) > 5 else "")
+            raise InputError(f"{self.folder}: shards {some} are not written; {RESUME}")
+        kept = ("num_examples", "num_bytes", "sha256")
+        shards = [
+            {"file": self.shard_path(shard).name, **{key: sidecar[key] for key in kept}}
+            for shard, sidecar in enumerate(sidecars)
+        ]
+        names = tfds_metadata.write_metadata(
+            self.folder,
+            self.config["name"],
+            self.config["class_names"],
+            self.config["image_shape"],
+            [shard["num_examples"] for shard in shards],
+            sum(shard["num_bytes"] for shard in shards),
+            self.config["encoding"]["format"],
+        )
+        for name, data in card:
+            files.write_atomic(self.folder / name, data)
+            names.append(name)
+        # Not those of shards: another worker could be at one.
+        for name in (*names, MANIFEST, PROVENANCE):
+            files.remove_temporaries(self.folder, name)
+        counts = [count * self.plan.copies for count in self.plan.counts]
+        found = {name: files.sha256(self.folder / name) for name in sorted(names)}
+        totals = {"num_examples": self.plan.num_images, "class_counts": counts, "files": found}
+        totals["code"] = code
+        files.write_sealed(self.folder / MANIFEST, {**self.config, **totals, "shards": shards})
+
+    def shard_path(self, shard: int) -> epath.Path:
+        """Where a shard is."""
+        return self.folder / shard_name(self.config["name"], shard, self.plan.num_shards)
+
+    def sidecar_path(self, shard: int) -> epath.Path:
+        """Where its index is."""
+        return sidecar_path(self.folder, shard, self.plan.num_shards)
+
+    def sidecars(self) -> list[dict[str, Any] | None]:
+        """Those of all shards that are there (see `is_there`); None for the others."""
+
+        def find(shard: int) -> dict[str, Any] | None:
+            found = self.sidecar(shard)
+            return found if self.is_there(shard, found) else None
+
+        return files.in_parallel(find, range(self.plan.num_shards))
+
+    def sidecar(self, shard: int) -> dict[str, Any] | None:
+        """What is written beside a shard; None where there is nothing, or something damaged."""
+        try:
+            return files.read_object(self.sidecar_path(shard))
+        except InputError:
+            return None
+
+    def encode(self, image: UInt8[np.ndarray, "h w c"]) -> bytes:
+        """The file of an image, in the encoding of the set."""
+        expected, encoding = tuple(self.config["image_shape"]), self.config["encoding"]
+        if image.shape != expected or image.dtype != np.uint8:
+            raise ValueError(f"expected uint8 {expected}, got {image.dtype} {image.shape}")
+        if encoding["format"] == "png":
+            return examples.encode_png(image)
+        return examples.encode_jpeg(image, encoding["quality"])
+
+    def _record(self, index: int, image: bytes, prompt: str) -> bytes:
+        label = int(self.plan.labels[index])
+        return examples.encode_example(
+            {
+                "image": image,
+                "label": label,
+                "class_name": self.config["class_names"][label],
+                "prompt": prompt,
+                "index": index,
+            }
+        )

@@ -1,0 +1,96 @@
+"""How every command ends: with one clear line for what the user can mend, and an exit code.
+
+| code | means | a scheduler |
+|---|---|---|
+| 0 | done | goes on |
+| 1 | failed: a bug, or training that diverged | does not restart it, it would end the same way |
+| 2 | wrong input or a full disk: the line says what to mend | does not restart it before that |
+| 75 | preempted, all work is saved | runs the same command again |
+| 130 | interrupted from the keyboard | leaves that to the user |
+
+A command that was killed (137, 143) also goes on when it is run again, from its last checkpoint.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from launch.errors import USERS_ERRORS, Failed, InputError
+
+
+def parse_flags(
+    argv: Sequence[str], text: str, define_flags: Callable[[flags.FlagValues], None]
+) -> flags.FlagValues | None:
+    """Reads the flags of a command that has no config.
+
+    Args:
+        argv: the program's name and its arguments.
+        text: what `--help` prints before the flags.
+        define_flags: defines them.
+
+    Returns:
+        Their values; None if help was asked for, which is printed.
+
+    Raises:
+        InputError: an unknown flag, a value of the wrong type, or an argument that is no flag.
+    """
+    values = flags.FlagValues()
+    define_flags(values)
+    if {"--help", "-h", "-help"} & set(argv[1:]):
+        print(text.strip() + "\n\nflags:")
+        for name in sorted(values):
+            print(f"  --{name}: {values[name].help}")
+        return None
+    read_flags(argv, values)
+    return values
+
+
+def read_flags(argv: Sequence[str], values: flags.FlagValues) -> None:
+    """Fills flags from a command line.
+
+    Raises:
+        InputError: see `parse_flags`.
+    """
+    try:
+        rest = values(list(argv))
+    except flags.Error as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"command line: {reason} (--help lists the flags)") from error
+    if len(rest) > 1:
+        raise InputError(f"command line: {rest[1]!r} is not a flag (--help lists the flags)")
+
+
+def exit_code(command: Callable[[], None], interrupted: str) -> int:
+    """Runs a command; errors that are not bugs become one line on stderr.
+
+    Args:
+        command: does the work.
+        interrupted: what an interrupted user is told, such as how to go on.
+
+    Returns:
+        0 done, 2 wrong input (`InputError`) or a full disk, 130 interrupted, and for `Failed` the
+        code it has: 1, or 75 when the same command is to be run again. The module's table says
+        what a scheduler does then.
+    """
+    try:
+        command()
+    except InputError as error:
+        return _end(2, f"error: {error}")
+    except Failed as error:
+        return _end(error.code, f"{error.word}: {error}")
+    except KeyboardInterrupt:
+        return _end(130, f"interrupted: {interrupted}")
+    except OSError as error:
+        if error.errno not in USERS_ERRORS:
+            raise
+        place = f" at {error.filename}" if error.filename else ""
+        reason = os.strerror(error.errno)
+        return _end(2, f"error: cannot read or write{place}: {reason}; mend that, run it again")
+    return 0
+
+
+def _end(code: int, line: str) -> int:
+    print(line, file=sys.stderr)
+    return code

@@ -1,0 +1,156 @@
+"""Files that are either complete or absent, and the error every task prints as one line."""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from etils import epath
+
+from launch.errors import InputError
+
+T, R = TypeVar("T"), TypeVar("R")
+_THREADS = min(16, 2 * (os.cpu_count() or 1))
+
+
+def is_local(path: epath.PathLike) -> bool:
+    """Whether the path is on a mounted file system, not in an object store such as `gs://`."""
+    return "://" not in os.fspath(path)
+
+
+@contextlib.contextmanager
+def atomic_file(path: epath.PathLike) -> Iterator[BinaryIO]:
+    """Opens a binary file that appears as `path` only if the block ends without an error.
+
+    A local file is written beside its final name, flushed to the disk and renamed. An object store
+    shows an object once its upload has ended, so there the bytes are collected locally first.
+
+    Args:
+        path: the final name, in a folder that exists.
+
+    Yields:
+        The file to write to.
+    """
+    if is_local(path):
+        with _local_atomic_file(Path(path)) as file:
+            yield file
+    else:
+        with tempfile.TemporaryFile() as file:
+            yield file
+            file.seek(0)
+            with epath.Path(path).open("wb") as remote:
+                shutil.copyfileobj(file, remote)
+
+
+@contextlib.contextmanager
+def _local_atomic_file(path: Path) -> Iterator[BinaryIO]:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    # Without this a power cut can undo the rename although the file itself is on the disk.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def remove_temporaries(folder: epath.PathLike, name: str = "") -> None:
+    """Removes what a killed process left half written beside `name` (all names if empty).
+
+    Only the one process that may write these names can call it: it removes running work as well.
+    """
+    prefix = f".{name}." if name else "."
+    if is_local(folder) and Path(folder).is_dir():
+        for path in Path(folder).iterdir():
+            if path.name.startswith(prefix) and path.name.endswith(".tmp"):
+                path.unlink(missing_ok=True)
+
+
+def in_parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """The results for all items, in order; several threads, for what waits for files or hashes."""
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(function, items))
+
+
+def write_atomic(path: epath.PathLike, data: bytes) -> None:
+    """Writes a whole file that is either complete or absent under its name."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def write_json(path: epath.PathLike, obj: Any) -> None:
+    """Writes JSON with sorted keys, complete or not at all."""
+    write_atomic(path, (json.dumps(obj, indent=2, sort_keys=True) + "\n").encode())
+
+
+def read_json(path: epath.PathLike) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        InputError: it is missing, or it is not JSON.
+    """
+    try:
+        return json.loads(epath.Path(path).read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the path") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not JSON ({error}); restore it or write it again") from None
+
+
+def read_object(path: epath.PathLike) -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
+
+    Raises:
+        InputError: it is missing, it is not JSON, or holds something else.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: JSON, but no object ({{...}}); restore it or write it again")
+    return found
+
+
+def json_digest(obj: Any) -> str:
+    """SHA-256 of what JSON says of an object, however it is laid out."""
+    text = json.dumps(obj, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_sealed(path: epath.PathLike, obj: dict[str, Any]) -> None:
+    """Writes a JSON object with its own digest in the field `digest`."""
+    write_json(path, {**obj, "digest": json_digest(obj)})
+
+
+def read_sealed(path: epath.PathLike) -> dict[str, Any]:
+    """Reads what `write_sealed` wrote, without the digest.
+
+    Raises:
+        InputError: it is missing, or not what was written.
+    """
+    found = read_object(path)
+    if found.pop("digest", None) != json_digest(found):
+        raise InputError(f"{path}: damaged (it does not match its own digest)")
+    return found
+
+
+def sha256(path: epath.PathLike) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with epath.Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,120 @@
+"""How Orbax is set up: what it writes, and with how much memory beyond the arrays themselves."""
+
+import contextlib
+import ctypes
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from jaxtyping import PyTree
+
+from launch.errors import InputError
+
+# Arrays are stored in pieces of this size: a host that needs a part of one need not read it all.
+CHUNK_BYTES = 2**23
+# Of malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def save_args(items: Mapping[str, PyTree]) -> ocp.args.Composite:
+    """What Orbax is to save: trees of arrays by name."""
+    chunks = ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES)
+    return ocp.args.Composite(
+        **{
+            name: ocp.args.PyTreeSave(tree, save_args=jax.tree.map(lambda _: chunks, tree))
+            for name, tree in items.items()
+        }
+    )
+
+
+def saving_handlers() -> ocp.handlers.CheckpointHandlerRegistry:
+    """For saving trees of any name in the background."""
+    # Weights hardly shrink, and to try takes longer than to write them.
+    implementation = ocp.BasePyTreeCheckpointHandler(use_compression=False)
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    handler = ocp.PyTreeCheckpointHandler(handler_impl=implementation)
+    registry.add(None, ocp.args.PyTreeSave, handler)
+    return registry
+
+
+def restore(folder: epath.Path, abstract: PyTree) -> PyTree:
+    """Restores one saved tree, whatever devices have saved it.
+
+    Args:
+        folder: of the item.
+        abstract: shapes and types, with shardings; where there is none, it is this process's first
+            device.
+    """
+    # Without a sharding Orbax would ask for the devices that have saved it.
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or here),
+        abstract,
+    )
+    restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
+    with freed_memory_returned(), ocp.Checkpointer(frugal_handler(abstract)) as checkpointer:
+        args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args)
+        return checkpointer.restore(folder, args=args)
+
+
+def check_fit(folder: epath.Path, abstract: PyTree) -> None:
+    """Checks that a saved tree has the names and shapes of ours.
+
+    Raises:
+        InputError: names the first array that is another one; Orbax's own message has many lines
+            or no name.
+    """
+    stored, ours = _shapes(ocp.StandardCheckpointHandler().metadata(folder)), _shapes(abstract)
+    for name in sorted(stored.keys() | ours.keys()):
+        found, wanted = stored.get(name, "missing"), ours.get(name, "missing")
+        if found != wanted:
+            raise InputError(
+                f"{folder} does not fit the config's model: {name} is {found} there and {wanted} "
+                "in the model; name the run of this model"
+            )
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
+        for path, leaf in leaves
+    }
+
+
+def frugal_handler(tree: Any) -> ocp.PyTreeCheckpointHandler:
+    """Orbax's handler with limits, without which it holds a second copy of the whole tree.
+
+    Args:
+        tree: what it will save or restore.
+    """
+    # No array may be as large as the limit, in the type that it is stored in or is read as.
+    limit = max([2**24, *(8 * leaf.size for leaf in jax.tree.leaves(tree))])
+    implementation = ocp.BasePyTreeCheckpointHandler(
+        save_concurrent_bytes=limit,
+        save_device_host_concurrent_bytes=limit,
+        restore_concurrent_bytes=limit,
+        use_compression=False,  # weights hardly shrink, and it takes memory and time
+    )
+    return ocp.PyTreeCheckpointHandler(handler_impl=implementation)
+
+
+@contextlib.contextmanager
+def freed_memory_returned() -> Iterator[None]:
+    """Large blocks go back to the system when they are freed; glibc keeps them for each thread.
+
+    What it keeps of Orbax's buffers can be half of a model.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # not glibc
+        yield
+        return
+    mallopt(_M_MMAP_THRESHOLD, 2**20)
+    try:
+        yield
+    finally:
+        # Where glibc's own adjustment ends.
+        mallopt(_M_MMAP_THRESHOLD, 2**25)
+        mallopt(_M_TRIM_THRESHOLD, 2**26)

@@ -1,0 +1,208 @@
+"""Steps that are saved in the background, and count once they are sealed."""
+
+import contextlib
+import errno
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from jaxtyping import PyTree
+
+from launch.runtime.checkpoints import seals
+from launch.runtime.checkpoints.orbax_options import save_args, saving_handlers
+from launch.runtime.devices.distributed import gather_texts
+
+Facts = Callable[[], Mapping[str, Any]]
+
+
+class SealedSteps:
+    """A folder of checkpoints, one a step; all processes share it and call all but `close` alike.
+
+    Orbax copies the arrays to the host and writes them in threads; when it has ended, another
+    thread hashes this process's share of the files. What is not sealed yet is as good as absent,
+    and an older step is removed only when enough newer ones are sealed.
+    """
+
+    def __init__(self, folder: epath.Path, max_to_keep: int):
+        self.folder, self._max_to_keep = folder, max_to_keep
+        options = ocp.CheckpointManagerOptions(
+            create=True,
+            # Two managers at work at the same step must not wait at each other's barriers.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                barrier_sync_key_prefix=folder.name
+            ),
+        )
+        self._manager = ocp.CheckpointManager(
+            folder, options=options, handler_registry=saving_handlers()
+        )
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="seal")
+        self._pending: tuple[int, Facts] | None = None
+        self._sealing: Future[None] | None = None
+
+    def save(self, step: int, items: Mapping[str, PyTree], facts: Facts) -> None:
+        """Begins to save; the save before is finished first. The arrays may be donated afterwards.
+
+        Args:
+            step: not there yet.
+            items: trees of arrays by name.
+            facts: called when they are needed: JSON that the seal keeps.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        self.finish()
+        with full_disk_is_an_oserror(self.folder):
+            saved = self._manager.save(step, args=save_args(items), force=True)
+        # Orbax can answer False without a word.
+        if not saved:
+            raise RuntimeError(f"{self.folder}: the checkpoint of step {step} was not saved")
+        self._pending = step, facts
+
+    def seal_if_saved(self) -> None:
+        """Has the save under way sealed, in a thread, if Orbax has ended; waits for nothing."""
+        if self._pending and not self._sealing and not self._manager.is_saving_in_progress():
+            self._begin_to_seal()
+
+    def finish(self) -> None:
+        """Waits until the save under way is sealed, by every process.
+
+        Raises:
+            OSError: the disk is full.
+            RuntimeError: another process has failed.
+        """
+        if self._pending is None:
+            return
+        step, error = self._pending[0], None
+        try:
+            self._finish_here()
+        except Exception as found:  # whatever it is, the others wait to hear of it
+            error = found
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}" if error else ""
+        faults = gather_texts(said)
+        if error is not None:
+            raise error
+        for process, fault in enumerate(faults):
+            if fault:
+                raise RuntimeError(f"step {step} was not saved: process {process}: {fault}")
+        self._remove_old()
+
+    def close(self) -> None:
+        """Seals this process's share of the save under way; may be called by one process alone."""
+        try:
+            if self._pending is not None:
+                self._finish_here()
+        finally:
+            self._thread.shutdown()
+            self._manager.close()
+
+    def newest_sound(self) -> tuple[int | None, dict[int, str]]:
+        """Looks for the newest sound step, and puts out of its way what is newer, named.
+
+        Steps whose save was cut off are removed, damaged ones set aside. Where no sound one is
+        left, those are set aside and these stay where they are: nothing is lost.
+
+        Returns:
+            The step, or None; what is wrong with the newer ones that are damaged.
+        """
+        if jax.process_index() == 0:
+            for leftover in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                leftover.rmtree()
+        faults: dict[int, str] = {}
+        cut_off: list[int] = []
+        for step in reversed(self._agreed(self.steps())):
+            folder = self.folder / str(step)
+            sealed = self._agreed(seals.is_sealed(folder))
+            fault = seals.find_fault_together(folder)
+            if fault is None:
+                for newer in cut_off:
+                    self.set_aside(newer, keep=False)
+                for newer in faults:
+                    self.set_aside(newer, keep=True)
+                return step, faults
+            logging.warning("checkpoint not used: %s", fault)
+            if sealed:
+                faults[step] = fault
+            else:
+                cut_off.append(step)
+        for step in cut_off:
+            self.set_aside(step, keep=True)
+        return None, faults
+
+    def steps(self) -> list[int]:
+        """All that there are, sealed or not; Orbax leaves out those it takes for cut off."""
+        names = (path.name for path in self.folder.iterdir())
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def set_aside(self, step: int, keep: bool) -> None:
+        """Makes room for a new save of a step.
+
+        Args:
+            step: that is not used.
+            keep: renames it to `damaged_*` beside the folder, where none is there yet.
+        """
+        if jax.process_index() == 0:
+            folder, name = self.folder / str(step), self.folder.name.removesuffix("s")
+            target = self.folder.parent / f"damaged_{name}_{step}"
+            if keep and not target.exists():
+                folder.rename(target)
+            else:
+                _remove(folder)
+        gather_texts("")  # the others wait
+        self._manager.reload()
+
+    @staticmethod
+    def _agreed(found: Any) -> Any:
+        """What process 0 has found; all have to go the same way."""
+        return json.loads(gather_texts(json.dumps(found))[0])
+
+    def _begin_to_seal(self) -> None:
+        step, facts = self._pending
+        folder, here = self.folder / str(step), (jax.process_index(), jax.process_count())
+        found = facts()
+
+        def work() -> None:
+            seals.seal(folder, *here, found)
+            self._remove_old()
+
+        self._sealing = self._thread.submit(work)
+
+    def _finish_here(self) -> None:
+        try:
+            with full_disk_is_an_oserror(self.folder):
+                self._manager.wait_until_finished()
+            if self._sealing is None:
+                self._begin_to_seal()
+            self._sealing.result()
+        finally:
+            self._pending = self._sealing = None
+
+    def _remove_old(self) -> None:
+        if jax.process_index() != 0:
+            return
+        steps = self.steps()
+        sealed = [step for step in steps if seals.is_sealed(self.folder / str(step))]
+        for step in steps:
+            if len(sealed) >= self._max_to_keep and step < sealed[-self._max_to_keep]:
+                _remove(self.folder / str(step))
+
+
+def _remove(folder: epath.Path) -> None:
+    seals.break_seal(folder)
+    folder.rmtree()
+
+
+@contextlib.contextmanager
+def full_disk_is_an_oserror(folder: epath.Path) -> Iterator[None]:
+    """Orbax wraps it in a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error

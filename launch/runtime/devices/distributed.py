@@ -1,0 +1,134 @@
+"""Jobs of several processes: how they find each other, and agree before they begin."""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+from absl import flags
+from jax.experimental import multihost_utils
+
+from launch.errors import USERS_ERRORS, InputError
+
+# Bytes of an error's text that the other processes are told.
+_LONGEST = 1000
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags that `initialize` reads."""
+    options = dict(flag_values=values)
+    flags.DEFINE_string(
+        "coordinator",
+        "",
+        "HOST:PORT of process 0 in a job of several processes, or 'auto' to ask the cluster (TPU "
+        "VM, Slurm, GKE); Slurm and TPU jobs that say so in their environment need no flag",
+        **options,
+    )
+    flags.DEFINE_integer("num_processes", None, "processes of the job (--coordinator)", **options)
+    flags.DEFINE_integer("process_id", None, "which of them this one is, from 0", **options)
+
+
+def initialize(values: flags.FlagValues, environment: Mapping[str, str] | None = None) -> None:
+    """Joins the job's other processes, if the flags or the environment speak of any.
+
+    Raises:
+        InputError: flags that do not fit together.
+    """
+    coordinator, environment = values.coordinator, environment or os.environ
+    explicit = (values.num_processes, values.process_id)
+    if coordinator in ("", "auto"):
+        if explicit != (None, None):
+            raise InputError(
+                "--num_processes and --process_id go with --coordinator=HOST:PORT of process 0"
+            )
+        if coordinator == "auto" or is_one_of_several(environment):
+            jax.distributed.initialize()
+        return
+    if not re.fullmatch(r".+:\d+", coordinator):
+        raise InputError(f"--coordinator={coordinator}: HOST:PORT of process 0 is needed, or auto")
+    if None in explicit:
+        raise InputError(
+            f"--coordinator={coordinator} needs --num_processes and --process_id, or use auto"
+        )
+    count, own = explicit
+    if not 0 <= own < count:
+        raise InputError(f"--process_id={own} is not in 0 .. {count - 1} (--num_processes)")
+    jax.distributed.initialize(coordinator, num_processes=count, process_id=own)
+
+
+def check_joined() -> None:
+    """Looks whether the processes that the devices speak of have found each other.
+
+    Raises:
+        InputError: they have not: preemption and saving would be each one's own affair.
+    """
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise InputError(
+            f"this is one of {jax.process_count()} processes that have not found each other: add "
+            "--coordinator=auto"
+        )
+
+
+def is_one_of_several(environment: Mapping[str, str]) -> bool:
+    """Whether a cluster's environment variables speak of more than one process."""
+    tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS", "1")
+    workers = environment.get("TPU_WORKER_HOSTNAMES", "")
+    slices = environment.get("MEGASCALE_NUM_SLICES", "1")
+    in_step = "SLURM_PROCID" in environment and int(tasks) > 1
+    return in_step or "," in workers or int(slices) > 1
+
+
+def on_first_process(action: Callable[[], None]) -> None:
+    """Runs an action on process 0; if it finds wrong input or a full disk, every process says so.
+
+    Raises:
+        InputError: of the action.
+    """
+    agree(action if jax.process_index() == 0 else None)
+
+
+def agree(action: Callable[[], None] | None) -> None:
+    """Runs an action on every process; what one of them cannot do, all of them say.
+
+    Without, the others would wait for it at their next common step, for minutes.
+
+    Args:
+        action: of this process, which has no step in common with others; None does nothing.
+
+    Raises:
+        InputError: of the first process that found wrong input, a full disk or the like.
+    """
+    message = ""
+    try:
+        if action is not None:
+            action()
+    except InputError as error:
+        message = str(error) or "wrong input"
+    except OSError as error:
+        if jax.process_count() == 1 or error.errno not in USERS_ERRORS:
+            raise
+        message = f"cannot read or write at {error.filename}: {error.strerror}"
+    if jax.process_count() > 1:
+        text = np.zeros(_LONGEST, np.uint8)
+        told = message.encode()[:_LONGEST]
+        text[: len(told)] = np.frombuffer(told, np.uint8)
+        texts = np.asarray(multihost_utils.process_allgather(text))
+        found = (row.tobytes().rstrip(b"\0").decode(errors="replace") for row in texts)
+        message = next(filter(None, found), "")
+    if message:
+        raise InputError(message)
+
+
+_TEXT_BYTES = 2**16
+
+
+def gather_texts(text: str) -> list[str]:
+    """The texts of all processes, cut to 65,536 bytes, in their order; all have to call it."""
+    if jax.process_count() == 1:
+        return [text]
+    data = np.zeros(_TEXT_BYTES, np.uint8)
+    encoded = text.encode()[:_TEXT_BYTES]
+    data[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    rows = multihost_utils.process_allgather(data)
+    return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in rows]

@@ -1,0 +1,160 @@
+"""Devices as a mesh with the axes data, fsdp, tensor; where arrays live on it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import mesh_utils, multihost_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Int
+
+from launch.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+# Smaller arrays are cheaper to keep whole than to gather.
+MIN_SHARDED_SIZE = 2**18
+
+
+def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Builds the mesh.
+
+    Args:
+        axes: size of each of data, fsdp, tensor; one of them may be -1, "all that are left".
+        devices: to build it over; None is all devices of this job.
+
+    Raises:
+        InputError: the sizes do not multiply to the number of devices.
+    """
+    sizes = [int(axes.get(name, 1)) for name in AXES]
+    count = jax.device_count() if devices is None else len(devices)
+    if sizes.count(-1) == 1:
+        sizes[sizes.index(-1)] = count // max(1, -int(np.prod(sizes)))
+    if min(sizes) < 1 or int(np.prod(sizes)) != count:
+        wanted = ", ".join(f"{name} {size}" for name, size in zip(AXES, sizes, strict=True))
+        raise InputError(f"config.mesh ({wanted}) does not fit {count} devices")
+    # Sharded convolutions fail under Explicit axes, make_mesh's default.
+    types = (AxisType.Auto,) * len(AXES)
+    return Mesh(_arrange(sizes, devices or jax.devices()), AXES, axis_types=types)
+
+
+def _arrange(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Neighbours on the mesh are neighbours on the network; slices are split over data alone."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    # An axis of the mesh may be a part of one of a pod's torus: fsdp 8 on 4x4x16.
+    options = dict(devices=devices, allow_split_physical_axes=True)
+    if slices == 1 or devices[0].platform != "tpu":
+        return mesh_utils.create_device_mesh(sizes, **options)
+    if sizes[0] % slices:
+        raise InputError(f"config.mesh: data {sizes[0]} is no multiple of the {slices} slices")
+    inside = sizes[0] // slices, *sizes[1:]
+    return mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), **options)
+
+
+def platform() -> str:
+    """That of the mesh in use (`jax.set_mesh`), whose chips may not be here; else JAX's default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first axis of a batch is split over data and fsdp."""
+    return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def split_batch(x: jax.Array) -> jax.Array:
+    """Pins an activation to the mesh in use (`jax.set_mesh`), if any: its batch is split, no more.
+
+    A batch that does not divide is left alone.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size <= 1 or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        return x
+    return jax.lax.with_sharding_constraint(x, P(("data", "fsdp")))
+
+
+def state_spec(mesh: Mesh | AbstractMesh, leaf: Any) -> P:
+    """How an array of a state is split: one rule for all big ones.
+
+    The last axis, a kernel's output channels, is split over tensor, and of the others the largest
+    over fsdp (of all, where tensor is 1); axes that do not divide stay whole.
+
+    Args:
+        mesh: the mesh.
+        leaf: the array or its shape.
+    """
+    fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
+    axes: list[str | None] = [None] * len(leaf.shape)
+    if leaf.size < MIN_SHARDED_SIZE:
+        return P()
+    if tensor > 1 and leaf.shape[-1] % tensor == 0:
+        axes[-1] = "tensor"
+    free = [axis for axis, name in enumerate(axes) if name is None]
+    divisible = [axis for axis in free if leaf.shape[axis] % fsdp == 0]
+    if fsdp > 1 and divisible:
+        axes[max(divisible, key=lambda axis: leaf.shape[axis])] = "fsdp"
+    while axes and axes[-1] is None:
+        axes.pop()
+    return P(*axes)
+
+
+def state_shardings(mesh: Mesh, tree: Any) -> Any:
+    """Where the arrays of a state live, see `state_spec`."""
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, state_spec(mesh, leaf)), tree)
+
+
+def with_shardings(mesh: Mesh, tree: Any) -> Any:
+    """The shapes of a tree, each with the sharding that `state_shardings` gives it."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        state_shardings(mesh, tree),
+    )
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
+    """Which rows of a global batch this process's devices hold, in order."""
+    places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in places.values()]))
+
+
+def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Makes global arrays of this process's rows of a batch, see `local_rows`."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in batch.items()
+    }
+
+
+def replicate(mesh: Mesh, array: np.ndarray) -> jax.Array:
+    """A global array that every device holds whole; each process has to give the same values."""
+    array = np.asarray(array)
+    place = NamedSharding(mesh, P())
+    return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
+
+
+def put_split(mesh: Mesh, tree: Any) -> Any:
+    """Splits the first axis of arrays over data and fsdp; each process has to give the same."""
+
+    def put(array: Any) -> jax.Array:
+        place = batch_sharding(mesh)
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            return jax.jit(lambda x: x, out_shardings=place)(array)
+        if jax.process_count() == 1:
+            return jax.device_put(array, place)
+        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(array)))
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
+
+    return jax.tree.map(put, tree)
+
+
+def fetch(array: jax.Array) -> np.ndarray:
+    """The whole of an array, on every process of the job."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)

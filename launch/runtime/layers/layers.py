@@ -1,0 +1,126 @@
+"""What all networks are made of: Dense and Conv that say how their kernels travel, attention.
+
+Kernels are used whole over fsdp and split over tensor. The U-Nets take these layers from here, as
+`classifiers.models` is the lower room.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+from launch.errors import InputError
+from launch.runtime.devices.mesh import platform, state_spec
+from launch.runtime.layers import cpu_kernels
+
+Kernel = Float[Array, "*inputs outputs"]
+# Queries times keys from which on a CPU attends head by head.
+LARGE_ON_CPU = 2**16
+# What published weights take from a pixel in [0, 1], and by what they divide, channel by channel.
+PIXELS = {
+    "plain": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # Google's ViT; what we train: [-1, 1]
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision, DeiT
+}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gather(mesh: AbstractMesh, kernel: Kernel) -> Kernel:
+    axes = (axis if axis == "tensor" else None for axis in state_spec(mesh, kernel))
+    return jax.lax.with_sharding_constraint(kernel, P(*axes))
+
+
+def _forward(mesh: AbstractMesh, kernel: Kernel) -> tuple[Kernel, None]:
+    return _gather(mesh, kernel), None
+
+
+def _backward(mesh: AbstractMesh, _: None, gradient: Kernel) -> tuple[Kernel]:
+    # Split at once: what a device does not keep of a gradient need not reach it.
+    return (jax.lax.with_sharding_constraint(gradient, state_spec(mesh, gradient)),)
+
+
+_gather.defvjp(_forward, _backward)
+
+
+def _promote(
+    inputs: Array, kernel: Kernel, bias: Array | None, *, dtype: Any = None, **options: Any
+) -> tuple[Array, ...]:
+    """Casts all three, and then gathers the kernel: in half precision half the bytes travel.
+
+    Gathering is said and not left to XLA's partitioner. Where data, fsdp and tensor are all split
+    it would otherwise find ways of its own, some with wrong gradients.
+    """
+    inputs, kernel, bias = promote_dtype(inputs, kernel, bias, dtype=dtype, **options)
+    mesh = jax.sharding.get_abstract_mesh()
+    return inputs, kernel if mesh.size <= 1 else _gather(mesh, kernel), bias
+
+
+Dense = functools.partial(nn.Dense, promote_dtype=_promote, dot_general=cpu_kernels.dot_general)
+Conv = functools.partial(nn.Conv, promote_dtype=_promote, conv_general_dilated=cpu_kernels.convolve)
+
+
+def attend(
+    query: Float[Array, "b n heads d"],
+    key: Float[Array, "b m heads d"],
+    value: Float[Array, "b m heads d"],
+) -> Float[Array, "b n heads d"]:
+    """Attention with a softmax in float32, implemented as the platform likes it best.
+
+    The platform is that of the mesh in use (`jax.set_mesh`), else JAX's default.
+    """
+    half = query.dtype in (jnp.bfloat16, jnp.float16)
+    fits = query.shape[-1] <= 128 and query.shape[-1] % 8 == 0
+    # Not lax.platform_dependent: it traces every form, and cuDNN's cannot be traced where there is
+    # no cuDNN.
+    here = platform()
+    if here == "cpu" and query.shape[1] * key.shape[1] >= LARGE_ON_CPU:
+        return _attend_by_head(query, key, value)
+    # cuDNN's kernel never writes the [n, m] weights to memory; it knows half precision only.
+    implementation = "cudnn" if here == "gpu" and half and fits else "xla"
+    return jax.nn.dot_product_attention(query, key, value, implementation=implementation)
+
+
+def _attend_by_head(query: Array, key: Array, value: Array) -> Array:
+    """One head of one image at a time: its weights stay in a CPU's cache (4 times as fast)."""
+    b, n, heads, d = query.shape
+    split = lambda x: x.transpose(0, 2, 1, 3).reshape(b * heads, -1, d)  # noqa: E731
+
+    def one(inputs: tuple[Array, Array, Array]) -> Array:
+        q, k, v = inputs
+        logits = jnp.matmul(q, k.T, preferred_element_type=jnp.float32) * d**-0.5
+        return jax.nn.softmax(logits).astype(v.dtype) @ v
+
+    out = jax.lax.map(one, (split(query), split(key), split(value)))  # [b * heads, n, d]
+    return out.reshape(b, heads, n, d).transpose(0, 2, 1, 3)
+
+
+def gelu(x: Array) -> Array:
+    """The exact gelu; by erf, which costs a third of jax.nn.gelu's erfc on CPU."""
+    return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
+
+
+def normalise_pixels(images: Float[Array, "b h w c"], pixels: str) -> Float[Array, "b h w c"]:
+    """From [-1, 1] to the scale that a network's weights were trained with.
+
+    Args:
+        images: in [-1, 1].
+        pixels: a key of `PIXELS`; 'plain' changes nothing.
+
+    Raises:
+        InputError: there is no such key, or the images are not RGB.
+    """
+    if pixels not in PIXELS:
+        raise InputError(f"model.pixels={pixels!r}: known are {', '.join(PIXELS)}")
+    if pixels == "plain":
+        return images
+    if images.shape[-1] != 3:
+        raise InputError(
+            f"model.pixels={pixels!r} is for RGB, images have {images.shape[-1]} channels"
+        )
+    mean, std = (jnp.asarray(values)[None, None, None] for values in PIXELS[pixels])
+    return ((images + 1) / 2 - mean) / std

@@ -1,0 +1,70 @@
+"""Folders that are either whole or not there."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from etils import epath
+
+from launch.errors import InputError
+from launch.files import is_local
+from launch.runtime.locks import lock
+
+# In an object store, which cannot rename a folder: there until the folder is whole.
+_UNFINISHED = ".unfinished"
+
+
+def check_target(target: epath.Path) -> None:
+    """Whether a folder may be made there.
+
+    Raises:
+        InputError: there is something.
+    """
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target} is a file: name another folder with --to")
+    if target.exists() and any(target.iterdir()) and not (target / _UNFINISHED).exists():
+        raise InputError(f"{target} is not empty: name another folder with --to, or remove it")
+
+
+@contextlib.contextmanager
+def new_folder(target: epath.Path) -> Iterator[epath.Path]:
+    """Makes a folder; what an error or a killed process leaves behind is removed and made anew.
+
+    Args:
+        target: its final name; `check_target` has been called.
+
+    Yields:
+        The folder to write to. On a file system it gets its final name when all is written.
+
+    Raises:
+        InputError: another process is at work on it.
+    """
+    local = is_local(target)
+    target = epath.Path(os.path.abspath(target)) if local else target
+    folder = target.parent / f".{target.name}.unfinished" if local else target
+    if local:
+        lock(folder)
+    _empty(folder)
+    if not local:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _UNFINISHED).write_text("")
+    try:
+        yield folder
+    except BaseException:
+        _empty(folder)
+        if local:
+            folder.rmtree()
+        raise
+    if local:
+        (folder / ".lock").unlink(missing_ok=True)  # not made again by the process that had it
+        os.rename(folder, target)
+    else:
+        (folder / _UNFINISHED).unlink()
+
+
+def _empty(folder: epath.Path) -> None:
+    for path in list(folder.iterdir()) if folder.exists() else ():
+        if path.is_dir():
+            path.rmtree()
+        elif path.name not in (".lock", _UNFINISHED):
+            path.unlink()

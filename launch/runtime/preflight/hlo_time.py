@@ -1,0 +1,43 @@
+"""Where the time of a compiled step goes, by the compiler's own estimates."""
+
+import re
+from collections import defaultdict
+
+from launch.runtime.preflight.hlo import Module
+
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+
+
+def shares(module: Module, count: int) -> list[tuple[str, float]]:
+    """Shares of a step's estimated cycles, by pass and layer; waiting is not counted.
+
+    Args:
+        module: the program.
+        count: how many kinds of work are returned, the largest first.
+
+    Returns:
+        Names such as 'backward resnets_*/conv*', and shares of all the cycles that are told.
+    """
+    cycles: dict[str, int] = defaultdict(int)
+    for line in module.computations[module.entry]:
+        if found := _CYCLES.search(line.attributes):
+            cycles[_work(line.source)] += int(found[1])
+    total = sum(cycles.values())
+    ordered = sorted(cycles.items(), key=lambda item: -item[1])
+    return [(work, some / total) for work, some in ordered[:count] if some]
+
+
+def _work(source: str) -> str:
+    """Pass and layer that an operation comes from, such as `jit(f)/jvp(Net)/block_3/conv1/mul`."""
+    if "transpose(jvp(" in source:
+        direction = "backward"
+    else:
+        direction = "forward" if "jvp(" in source else "update"
+    *path, _ = source.split("/") or [""]
+    layers = [part for part in path if not re.match(r"(jit|jvp|transpose)\b", part)]
+    # Of a function inside a layer, such as vmap(), the layer is told as well.
+    last = layers[-2:] if layers and "(" in layers[-1] else layers[-1:]
+    if direction == "update" or not last:
+        return direction
+    name = re.sub(r"\d+", "*", "/".join(last))
+    return f"{direction} {re.sub(r'^.*blocks?_(?:[*]_)?', '', name)}"

@@ -1,0 +1,372 @@
+"""Compiles a training step for TPUs that nobody holds, and tells what it would need and take."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+from absl import flags
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from launch.errors import InputError
+from launch.runtime.devices.hardware import CHIPS, GIB, Chip
+from launch.runtime.devices.mesh import make_mesh
+from launch.runtime.preflight import hlo, hlo_time
+
+# Axes of the torus of a slice.
+GENERATIONS = {"v4": 3, "v5p": 3, "v5e": 2, "v6e": 2}
+SYNTAX = "GENERATION:TOPOLOGY[*SLICES], such as v4:4x4x16, v5p:4x4x8*2, v5e:16x16 or v6e:16x16"
+SCALES = (64, 128, 256, 512, 1024, 2048, 4096)
+# More memory than any other has: what does not fit elsewhere is measured there.
+LARGEST = "v5p"
+HELP = "remat, a larger config.mesh.fsdp, fewer images a chip and step, or accumulation would help"
+# Without, libtpu asks Google's metadata server what machine this is, waits for it, and complains.
+_ALONE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v4-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_LOG_DIR": "disabled",
+}
+_RESULT = (
+    "fits", "bytes_per_chip", "hbm_bytes", "flops_per_chip", "estimated_seconds", "floor_seconds",
+)  # fmt: skip
+Lower = Callable[[Mesh], jax.stages.Lowered]
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """TPUs.
+
+    Attributes:
+        generation: a key of `GENERATIONS`.
+        topology: chips along each axis of the torus of a slice.
+        slices: how many such slices.
+    """
+
+    generation: str
+    topology: tuple[int, ...]
+    slices: int
+
+    @property
+    def chip(self) -> Chip:
+        """The row of the table."""
+        return next(chip for chip in CHIPS if chip.name == self.generation)
+
+    def devices(self) -> Sequence[jax.Device]:
+        """Stand-ins to compile for.
+
+        Raises:
+            InputError: libtpu is missing or in use, or there is no such slice.
+        """
+        if importlib.util.find_spec("libtpu") is None:
+            raise InputError('--preflight compiles with libtpu: pip install ".[preflight]"')
+        for name, value in _ALONE.items():
+            os.environ.setdefault(name, value)
+        options: dict = {"num_slices": self.slices} if self.slices > 1 else {}
+        if self.generation == "v4":
+            options["chip_config_name"] = "megacore"  # both cores as one device
+        name = f"{self.generation}:{'x'.join(map(str, self.topology))}"
+        try:
+            return topologies.get_topology_desc(name, "tpu", **options).devices
+        except jax.errors.JaxRuntimeError as error:
+            if "lockfile" in str(error):
+                raise InputError(
+                    "--preflight: another process uses libtpu (/tmp/libtpu_lockfile); "
+                    "wait for its end"
+                ) from None
+            reason = str(error).splitlines()[0]
+            raise InputError(f"--preflight: no slice is {name} ({reason}); {SYNTAX}") from None
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """`--preflight` and `--preflight_effort`."""
+    flags.DEFINE_string(
+        "preflight",
+        "",
+        "compile the step for TPUs that are not there, print memory, operations, traffic and "
+        f"estimated time, and end: {SYNTAX}",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "preflight_effort",
+        -1.0,
+        "of the compiler, from -1 to 1: at -1 a network of 2B parameters takes one core half an "
+        "hour, above it longer",
+        flag_values=values,
+    )
+
+
+def parse_target(text: str) -> Target:
+    """Reads what `--preflight` is given.
+
+    Raises:
+        InputError: it is no `SYNTAX`.
+    """
+    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?", text)
+    if not found:
+        raise InputError(f"--preflight={text}: write {SYNTAX}")
+    generation, topology = found[1], tuple(int(size) for size in found[2].split("x"))
+    if generation not in GENERATIONS:
+        raise InputError(f"--preflight={text}: known are {', '.join(GENERATIONS)}; write {SYNTAX}")
+    if len(topology) != GENERATIONS[generation]:
+        raise InputError(
+            f"--preflight={text}: {generation} slices have {GENERATIONS[generation]} axes; "
+            f"write {SYNTAX}"
+        )
+    slices = int(found[3] or 1)
+    if not slices or not math.prod(topology):
+        raise InputError(f"--preflight={text}: a size is 0; write {SYNTAX}")
+    return Target(generation, topology, slices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The compiled step of one chip.
+
+    Attributes:
+        memory: bytes by kind; what is aliased is counted in arguments and in outputs.
+        flops: of a step.
+        seconds: of a step, as the compiler estimates.
+        collectives: what is sent.
+        buffers: the largest.
+        shares: of the estimated time, by pass and layer.
+    """
+
+    memory: Mapping[str, int]
+    flops: float
+    seconds: float
+    collectives: Sequence[hlo.Collective]
+    buffers: Sequence[hlo.Buffer]
+    shares: Sequence[tuple[str, float]] = ()
+
+    @property
+    def total_bytes(self) -> int:
+        """Memory that the chip needs."""
+        aliased = self.memory["aliased"]
+        return sum(self.memory.values()) - 2 * aliased
+
+
+def compile_step(lower: Lower, mesh: Mesh, target: Target, effort: float) -> Program:
+    """Compiles the step for the chips of a mesh.
+
+    Args:
+        lower: lowers it for a mesh, `jax.set_mesh` being its own affair.
+        mesh: of the target's devices.
+        target: where it would run.
+        effort: of the compiler, -1 to 1: less and more than usual.
+
+    Raises:
+        jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED, it does not fit.
+    """
+    compiled = lower(mesh).compile(compiler_options={"exec_time_optimization_effort": effort})
+    stats, costs = compiled.memory_analysis(), compiled.cost_analysis()
+    memory = dict(
+        arguments=stats.argument_size_in_bytes,
+        outputs=stats.output_size_in_bytes,
+        aliased=stats.alias_size_in_bytes,
+        temporaries=stats.temp_size_in_bytes,
+        code=stats.generated_code_size_in_bytes,
+    )
+    module = hlo.parse(compiled.as_text())
+    sizes = dict(mesh.shape) | {"data": mesh.shape["data"] // target.slices}
+    # The compiler counts one turn of every loop.
+    turns = hlo.loop_factor(module)
+    seconds = _mended(costs["optimal_seconds"], costs["flops"] / target.chip.peak_flops)
+    return Program(
+        memory,
+        flops=costs["flops"] * turns,
+        seconds=seconds * turns,
+        collectives=hlo.collectives(module, sizes),
+        buffers=hlo.largest_buffers(module, 8),
+        shares=hlo_time.shares(module, 12),
+    )
+
+
+def _mended(estimate: float, floor: float) -> float:
+    """The compiler's sum of seconds, without the -1 it adds for each operation it cannot tell.
+
+    Of the sums that this leaves open, whole seconds apart, the smallest not below the floor.
+    """
+    return estimate + max(0, math.ceil(floor - estimate))
+
+
+def run(target: str, lower: Lower, axes: Mapping[str, int], parameters: int, effort: float) -> None:
+    """Prints what a step would need and take on a target; the last line is JSON.
+
+    Args:
+        target: in the form of `SYNTAX`.
+        lower: lowers the step for a mesh.
+        axes: of the mesh; see `make_mesh`.
+        parameters: of the model.
+        effort: of the compiler, -1 to 1; at 0, a large model's step takes it tens of minutes.
+
+    Raises:
+        InputError: it does not fit, after all has been printed; a wrong target or mesh; libtpu is
+            missing or in use.
+    """
+    plan = parse_target(target)
+    # A program for chips that are not there is kept, but cannot be read back.
+    jax.config.update("jax_enable_compilation_cache", False)
+    mesh = make_mesh(axes, plan.devices())
+    shape = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    print(f"preflight for {target}: {mesh.size} chips, mesh {shape}")
+    print(f"parameters: {parameters:,}", flush=True)
+    refused, note = False, ""
+    try:
+        program = compile_step(lower, mesh, plan, effort)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        refused, note = True, f" (it does not fit; as compiled for {LARGEST})"
+        program = _measure_elsewhere(target, lower, axes, mesh.size, effort, str(error))
+    fits = not refused and program.total_bytes <= plan.chip.hbm_bytes
+    _print_memory(program, plan.chip, note)
+    floor = program.flops / plan.chip.peak_flops
+    _print_compute(program, plan.chip, floor, note)
+    _print_collectives(program.collectives)
+    if not refused:
+        _print_scaling(program, plan.chip, mesh, parameters)
+    result = dict(
+        fits=fits,
+        bytes_per_chip=program.total_bytes,
+        hbm_bytes=plan.chip.hbm_bytes,
+        flops_per_chip=program.flops,
+        estimated_seconds=None if refused else program.seconds,
+        floor_seconds=floor,
+    )
+    print(json.dumps(result), flush=True)
+    if not fits:
+        raise InputError(
+            f"--preflight={target}: the step needs {program.total_bytes / GIB:.1f} GiB a chip of "
+            f"{plan.chip.hbm_bytes / GIB:.0f}; the largest buffers are "
+            f"{'; '.join(map(_describe, program.buffers[:3]))}; {HELP}"
+        )
+
+
+def _measure_elsewhere(
+    target: str, lower: Lower, axes: Mapping[str, int], chips: int, effort: float, error: str
+) -> Program:
+    """The step on as many chips with more memory: the compiler tells nothing of what it refuses."""
+    topology = [1, 1, 1]
+    for factor in sorted(_prime_factors(chips), reverse=True):
+        topology[topology.index(min(topology))] *= factor
+    elsewhere = Target(LARGEST, tuple(sorted(topology)), 1)
+    try:
+        return compile_step(lower, make_mesh(axes, elsewhere.devices()), elsewhere, effort)
+    except jax.errors.JaxRuntimeError:
+        hbm = parse_target(target).chip.hbm_bytes
+        print(json.dumps(dict.fromkeys(_RESULT) | dict(fits=False, hbm_bytes=hbm)), flush=True)
+        found = re.search(r"\(([\d.]+[KMGT])\) exceeds available HBM", error)
+        size = f"{found[1]} of temporaries" if found else "too much"
+        raise InputError(
+            f"--preflight={target}: the step needs {size} a chip, more than {LARGEST} has; {HELP}"
+        ) from None
+
+
+def _prime_factors(number: int) -> list[int]:
+    for factor in range(2, number + 1):
+        if number % factor == 0:
+            return [factor, *_prime_factors(number // factor)]
+    return []
+
+
+def _describe(buffer: hlo.Buffer) -> str:
+    source = f" of {buffer.source}" if buffer.source else ""
+    return f"{buffer.bytes / GIB:.2f} GiB in {buffer.count} x {buffer.shape}{source}"
+
+
+def _print_memory(program: Program, chip: Chip, note: str) -> None:
+    print(f"\nmemory a chip{note}, GiB")
+    for kind, size in program.memory.items():
+        print(f"  {kind:12} {size / GIB:8.2f}")
+    free = 1 - program.total_bytes / chip.hbm_bytes
+    print(
+        f"  {'total':12} {program.total_bytes / GIB:8.2f} of {chip.hbm_bytes / GIB:.0f}: ", end=""
+    )
+    print(f"{free:.0%} free (what is aliased counts once)")
+    print("largest buffers at the peak of the schedule")
+    for buffer in program.buffers:
+        print(f"  {_describe(buffer)}")
+
+
+def _print_compute(program: Program, chip: Chip, floor: float, note: str) -> None:
+    print(f"\na step{note}")
+    print(f"  FLOPs a chip         {program.flops / 1e12:10.3f} T")
+    print(f"  compiler's estimate  {program.seconds:10.4f} s")
+    print(f"  floor                {floor:10.4f} s, FLOPs / {chip.peak_flops / 1e12:.0f} TFLOP/s")
+    print("where the compiler expects the time to go")
+    for work, share in program.shares:
+        print(f"  {share:6.1%} {work}")
+
+
+def _print_collectives(found: Sequence[hlo.Collective]) -> None:
+    groups = defaultdict(list)
+    for collective in found:
+        groups[collective.kind, "+".join(collective.axes), collective.chips].append(collective)
+    print(f"\n{'collective':20} {'over':12} {'chips':>6} {'count':>6} {'GB a chip sends':>16}")
+    for (kind, axes, chips), members in sorted(groups.items()):
+        sent = sum(member.bytes for member in members) / 1e9
+        once = "" if all(member.known for member in members) else "  (one turn of a loop)"
+        print(f"{kind:20} {axes:12} {chips:6} {len(members):6} {sent:16.3f}{once}")
+
+
+def scaled_seconds(
+    program: Program, chip: Chip, mesh: Mapping[str, int], parameters: int, chips: int
+) -> float:
+    """Model of a step's time with the same work a chip: only the data axis grows.
+
+    The compiler's estimate, less what the data axis costs by this model on the compiled mesh, plus
+    what it costs on `chips`. That is a ring over each slice, (d - 1) / d of the bytes at the
+    bandwidth of the links, which the mesh's axes share equally; then among k slices (k - 1) / k of
+    a chip's part at the network's. Nothing is hidden behind computation.
+
+    Args:
+        program: the compiled step.
+        chip: whose bandwidths count.
+        mesh: sizes of the axes that it was compiled for.
+        parameters: of the model; where the compiled data axis is 1, gradients are taken to be sent
+            in float32, reduced and gathered.
+        chips: of the scaled run.
+
+    Returns:
+        Seconds.
+    """
+    rest = math.prod(size for name, size in mesh.items() if name != "data")
+    shared = max(1, sum(size > 1 for name, size in mesh.items() if name != "data") + 1)
+
+    def cost(chips: int, whole: float) -> float:
+        slices = -(-chips // chip.slice_size)
+        inside = chips / rest / slices
+        links = whole * (1 - 1 / inside) / (chip.link_bandwidth / shared)
+        return links + whole / inside * (1 - 1 / slices) / chip.network_bandwidth
+
+    data = mesh["data"]
+    sent = sum(one.bytes for one in program.collectives if "data" in one.axes)
+    if data > 1:
+        whole = sent * data / (data - 1)
+        return max(0.0, program.seconds - cost(data * rest, whole)) + cost(chips, whole)
+    return program.seconds + cost(chips, 8 * parameters / rest)
+
+
+def _print_scaling(program: Program, chip: Chip, mesh: Mesh, parameters: int) -> None:
+    rest = mesh.size // mesh.shape["data"]
+    print(
+        f"\nweak scaling, the same work a chip (a model, not compiled: {scaled_seconds.__name__})"
+    )
+    print(f"{'chips':>6} {'data':>6} {'slices':>6} {'s a step':>9} {'efficiency':>11}")
+    first = None
+    for chips in SCALES:
+        slices = -(-chips // chip.slice_size)
+        if chips % (rest * slices):
+            print(f"{chips:6}    no mesh with fsdp x tensor = {rest}")
+            continue
+        seconds = scaled_seconds(program, chip, mesh.shape, parameters, chips)
+        first = first or seconds
+        print(f"{chips:6} {chips // rest:6} {slices:6} {seconds:9.4f} {first / seconds:11.1%}")

@@ -1,0 +1,59 @@
+"""Pictures of images: grids with captions."""
+
+import io
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from launch.files import write_atomic
+
+DPI = 110
+
+
+def show(axes: Axes, image: UInt8[np.ndarray, "h w c"]) -> None:
+    """Draws one image, pixel by pixel."""
+    axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def grid(
+    images: Sequence[UInt8[np.ndarray, "h w c"]], captions: Sequence[str], columns: int
+) -> Figure:
+    """Images row by row, each with its caption above.
+
+    Args:
+        images: of any sizes, values in [0, 255].
+        captions: one an image; may be empty.
+        columns: images a row.
+    """
+    rows = -(-len(images) // columns)
+    # An image is shown pixel by pixel, or larger where it is small.
+    cell = max(1.0, max(image.shape[0] for image in images) / DPI)
+    figure = Figure(figsize=(cell * columns, (cell + 0.2) * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[len(images) :]:
+        axis.axis("off")
+    for axis, image, caption in zip(axes, images, captions, strict=False):
+        show(axis, image)
+        lines = textwrap.wrap(caption, int(14 * cell), max_lines=2, placeholder="…")
+        # A prompt is text: a dollar sign in it begins no formula.
+        axis.set_title("\n".join(lines), fontsize=9, pad=3, parse_math=False)
+    return figure
+
+
+def to_png(figure: Figure, dpi: int = DPI) -> bytes:
+    """Renders a figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight")
+    return buffer.getvalue()
+
+
+def save_png(figure: Figure, path: epath.Path | str) -> None:
+    """Writes a figure as PNG."""
+    write_atomic(path, to_png(figure))

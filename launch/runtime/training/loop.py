@@ -1,0 +1,182 @@
+"""The training loop, the same for diffusion models and classifiers."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from matplotlib.figure import Figure
+
+from launch.errors import InputError, Preempted
+from launch.runtime.checkpoints.checkpoint import Best, Checkpoints, check_mode
+from launch.runtime.devices.distributed import check_joined
+from launch.runtime.devices.mesh import put_batch, with_shardings
+from launch.runtime.run import latest_step
+from launch.runtime.state import TrainState
+from launch.runtime.training.measure import Profile
+from launch.runtime.training.preemption import Preemption
+from launch.runtime.training.progress import Metrics, Progress
+
+T = TypeVar("T")
+_LEAST = {
+    "total_steps": 1,
+    "batch_size": 1,
+    "evaluation_batch_size": 1,
+    "seed": 0,
+    "seeds": 1,
+    "loader_workers": 0,
+}
+
+
+def check_training(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    """Looks for numbers that `fit` could not work with, before a run directory is begun.
+
+    Raises:
+        InputError: names the field.
+    """
+    check_joined()
+    for field, least in _LEAST.items():
+        if field in config and config[field] < least:
+            raise InputError(f"config.{field}={config[field]}: at least {least} is needed")
+    if config.get("best"):
+        check_mode(config.best.get("mode", "min"))
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.batch_size % ways:
+        raise InputError(
+            f"config.batch_size={config.batch_size} cannot be split over the {ways} devices of "
+            "mesh.data x mesh.fsdp: use a multiple"
+        )
+
+
+def fit(
+    *,
+    workdir: epath.Path,
+    config: ml_collections.ConfigDict,
+    mesh: Mesh,
+    abstract: TrainState,
+    create: Callable[[], TrainState],
+    train_step: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
+    batches: Callable[[int, int], Iterable[Mapping[str, np.ndarray]]],
+    evaluate: Callable[[TrainState], Mapping[str, Any]] | None = None,
+    pictures: Callable[[TrainState], Figure] | None = None,
+    label: str = "train",
+) -> TrainState:
+    """Trains up to `config.total_steps`, from the newest sound checkpoint of `workdir` if any.
+
+    Every process calls it, and all see the same metrics; the first one writes and prints.
+
+    Args:
+        workdir: the run directory.
+        config: `total_steps`; the intervals `log_every`, `checkpoint_every`, `evaluate_every` and,
+            if it has it, `pictures_every`, in steps (0: never; the last step is always logged,
+            evaluated and saved). If it has them, also `keep_checkpoints`, how many (2);
+            `best`, a dict of `metric` and `mode` ('min' or 'max'): the checkpoint that evaluates
+            best is kept besides; `profile`, a dict of `start` and `steps`: these are traced.
+        mesh: where batches go.
+        abstract: shapes of the state.
+        create: makes the state of step 0.
+        train_step: jitted; donates the state. Its metrics are scalars, 'loss' among them, and
+            short vectors (see `metrics.to_scalars`).
+        batches: `batches(start, stop)` yields this process's part of those batches.
+        evaluate: scalars of a state.
+        pictures: a figure of a state.
+        label: the run's name on the terminal.
+
+    Raises:
+        Diverged: the loss, a norm of the gradient or the update, or the validation loss is not
+            finite.
+        Preempted: the machine is taken away; all is saved.
+    """
+    with Preemption() as preemption, contextlib.ExitStack() as opened:
+        # However it ends, what is being saved is finished: it can be the last good checkpoint.
+        storage = _close_with(opened, _Storage(workdir, config))
+        state = storage.restore(mesh, abstract)
+        state = create() if state is None else state
+        start, total = int(state.step), config.total_steps
+        if start >= total:
+            return state
+        profile = Profile(workdir / "profile", first=start + 1, **(config.get("profile") or {}))
+        _close_with(opened, profile)
+        log = _close_with(opened, Progress(workdir, start, total, label, storage.newest))
+        for step, batch in enumerate(log.wait_for(batches(start, total)), start=start + 1):
+            batch = put_batch(mesh, batch)
+            log.before(train_step, state, batch)
+            profile.before(step, state)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, metrics = train_step(state, batch)
+            profile.after(step, metrics)
+            save, scalars = _due(step, config.checkpoint_every, total), None
+            log.after(step, metrics, read=save or _due(step, config.log_every, total))
+            leave = preemption.reached(step)
+            # Who has to leave in time neither evaluates nor draws, but for the end of the run.
+            stays = not leave or step == total
+            # Evaluate, save, and only then take the next batch: a resumed run repeats nothing.
+            if evaluate and stays and _due(step, config.evaluate_every, total):
+                scalars = log.evaluate(step, evaluate, state)
+            every = config.get("pictures_every", 0)
+            if pictures and stays and every and _due(step, every, total):
+                log.picture(step, pictures, state)
+            if save or leave or (scalars and config.get("best")):
+                log.save(step, storage.keep, state, scalars, save or leave)
+            if leave:
+                storage.finish()
+                raise Preempted(f"{workdir} is saved at step {step}: run the same command again")
+            storage.seal_if_saved()
+        storage.finish()
+    return state
+
+
+class _Storage:
+    """The newest checkpoints of a run and, where the config asks for it, the best one."""
+
+    def __init__(self, workdir: epath.Path, config: ml_collections.ConfigDict):
+        self._workdir, best = workdir, config.get("best")
+        keep = config.get("keep_checkpoints", 2)
+        self._checkpoints = Checkpoints(workdir / "checkpoints", max_to_keep=keep)
+        self._best = Best(workdir / "best", **best) if best else None
+
+    def restore(self, mesh: Mesh, abstract: TrainState) -> TrainState | None:
+        return self._checkpoints.restore(with_shardings(mesh, abstract))
+
+    def keep(self, state: TrainState, scalars: Mapping[str, float] | None, save: bool) -> None:
+        """Offers the state as the best if it was evaluated; saves it as the newest."""
+        if self._best and scalars:
+            self._best.offer(state, scalars)
+        if save:
+            # A run that goes on from here does not evaluate this step again.
+            if self._best:
+                self._best.finish()
+            self._checkpoints.save(state)
+
+    def seal_if_saved(self) -> None:
+        for saved in self._all():
+            saved.seal_if_saved()
+
+    def finish(self) -> None:
+        for saved in self._all():
+            saved.finish()
+
+    def newest(self) -> str:
+        """Where the newest sealed checkpoint is; the one under way is waited for."""
+        self.finish()
+        step = latest_step(self._workdir)
+        return "none" if step is None else str(self._workdir / "checkpoints" / str(step))
+
+    def close(self) -> None:
+        for saved in self._all():
+            saved.close()
+
+    def _all(self) -> list[Checkpoints | Best]:
+        return [self._best, self._checkpoints] if self._best else [self._checkpoints]
+
+
+def _close_with(opened: contextlib.ExitStack, thing: T) -> T:
+    return opened.enter_context(contextlib.closing(thing))
+
+
+def _due(step: int, every: int, total: int) -> bool:
+    return step == total or (every > 0 and step % every == 0)

@@ -1,0 +1,191 @@
+"""Optimisers and learning-rate schedules by the names that configs use."""
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+
+from launch.errors import InputError
+
+
+def make_schedule(config: ml_collections.ConfigDict, total_steps: int) -> optax.Schedule:
+    """Learning rate by step: linear warm-up, then constant, by cosine, or in steps.
+
+    Args:
+        config: `learning_rate`, `schedule` ('constant', 'cosine' or 'step'), `warmup_steps`, where
+            the default shall not hold `warmup_from`, the first rate (0); and for 'step'
+            `boundaries`, the steps from which on the rate is `factor` (0.1) of what it was before.
+        total_steps: where cosine reaches zero.
+
+    Raises:
+        InputError: an unknown schedule, or boundaries that are not its.
+    """
+    peak, warmup = config.learning_rate, config.warmup_steps
+    if config.schedule != "step" and (extra := {"boundaries", "factor"} & set(config)):
+        raise InputError(f"optimizer.{min(extra)} is of the schedule 'step' alone")
+    if config.schedule == "constant":
+        after = optax.constant_schedule(peak)
+    elif config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, max(1, total_steps - warmup))
+    elif config.schedule == "step":
+        after = optax.piecewise_constant_schedule(peak, _drops(config))
+    else:
+        known = "'constant', 'cosine', 'step'"
+        raise InputError(f"optimizer.schedule={config.schedule!r}: known are {known}")
+    if not warmup:
+        return after
+    before = optax.linear_schedule(config.get("warmup_from", 0.0), peak, warmup)
+    return optax.join_schedules([before, after], [warmup])
+
+
+def _drops(config: ml_collections.ConfigDict) -> dict[int, float]:
+    """Factors of the learning rate by step after the warm-up."""
+    boundaries, warmup = tuple(config.get("boundaries", ())), config.warmup_steps
+    if not boundaries or list(boundaries) != sorted({b for b in boundaries if b > warmup}):
+        raise InputError(
+            f"optimizer.boundaries={boundaries}: 'step' needs steps that rise, from above "
+            f"warmup_steps={warmup}"
+        )
+    return dict.fromkeys((b - warmup for b in boundaries), config.get("factor", 0.1))
+
+
+def _adafactor(rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+    # As Imagen trains its base: a given rate, no first moment; updates are not scaled by the size
+    # of the parameter.
+    return optax.adafactor(rate, multiply_by_parameter_scale=False)
+
+
+def _adam(rate: optax.Schedule, weight_decay: float, **moments: Any) -> Any:
+    return optax.adam(rate, **moments)
+
+
+def _adamw(
+    rate: optax.Schedule, weight_decay: float, no_decay: Sequence[str] = (), **moments: Any
+) -> Any:
+    mask = functools.partial(_decayed, no_decay)
+    return optax.adamw(rate, weight_decay=weight_decay, mask=mask, **moments)
+
+
+def _lamb(
+    rate: optax.Schedule, weight_decay: float, no_decay: Sequence[str] = (), **moments: float
+) -> Any:
+    mask = functools.partial(_decayed, no_decay)
+    return optax.lamb(rate, weight_decay=weight_decay, mask=mask, **moments)
+
+
+def _sgd(
+    rate: optax.Schedule,
+    weight_decay: float,
+    momentum: float = 0.9,
+    nesterov: bool = True,
+    no_decay: Sequence[str] = (),
+) -> Any:
+    # Part of the gradient, before the momentum: what papers mean by SGD's weight decay.
+    decay = optax.add_decayed_weights(weight_decay, mask=functools.partial(_decayed, no_decay))
+    return optax.chain(decay, optax.sgd(rate, momentum=momentum, nesterov=nesterov))
+
+
+_SCHEDULE = ("learning_rate", "schedule", "warmup_steps", "warmup_from", "boundaries", "factor")
+_SHARED = ("name", *_SCHEDULE, "weight_decay", "clip_norm")
+_MOMENTS = ("b1", "b2", "eps")
+# By name: what makes it, its own fields, whether it decays weights.
+_OPTIMIZERS: dict[str, tuple[Callable, tuple[str, ...], bool]] = {
+    "adafactor": (_adafactor, (), False),
+    "adam": (_adam, (*_MOMENTS, "mu_dtype"), False),
+    "adamw": (_adamw, (*_MOMENTS, "mu_dtype", "no_decay"), True),
+    "lamb": (_lamb, (*_MOMENTS, "no_decay"), True),
+    "sgd": (_sgd, ("momentum", "nesterov", "no_decay"), True),
+}
+
+
+def make_optimizer(
+    config: ml_collections.ConfigDict, total_steps: int, frozen: Any = None
+) -> optax.GradientTransformation:
+    """Builds the optimiser.
+
+    Args:
+        config: `name` ('adafactor', 'adam', 'adamw', 'lamb' or 'sgd'), the fields of
+            `make_schedule`, `clip_norm` of the whole gradient (0: none), `weight_decay` (adamw,
+            lamb, sgd; on kernels only, without those that a pattern of `no_decay` finds, see
+            `frozen_parameters`), and where the defaults shall not hold `b1`, `b2`, `eps` (adam,
+            adamw, lamb) or `momentum` and `nesterov` (sgd).
+        total_steps: length of the run.
+        frozen: result of `frozen_parameters`; these get no update and no optimiser state.
+
+    Raises:
+        InputError: an unknown optimiser or field, or a number that the optimiser would ignore.
+    """
+    if config.name not in _OPTIMIZERS:
+        known = ", ".join(repr(name) for name in _OPTIMIZERS)
+        raise InputError(f"optimizer.name={config.name!r}: known are {known}")
+    make, own, decays = _OPTIMIZERS[config.name]
+    if unknown := sorted(set(config) - {*_SHARED, *own}):
+        allowed = ", ".join((*_SHARED, *own))
+        raise InputError(f"optimizer {config.name!r} has no field {unknown[0]!r}; use {allowed}")
+    if config.weight_decay and not decays:
+        raise InputError(
+            f"optimizer.weight_decay={config.weight_decay}: {config.name!r} has none; set it to 0 "
+            "or use 'adamw', 'lamb' or 'sgd'"
+        )
+    for field in ("learning_rate", "weight_decay", "warmup_steps", "clip_norm"):
+        if not 0 <= config[field] < float("inf"):
+            raise InputError(f"optimizer.{field}={config[field]}: a number of at least 0 is needed")
+    rate = make_schedule(config, total_steps)
+    tx = make(rate, config.weight_decay, **{name: config[name] for name in own if name in config})
+    if config.clip_norm:
+        tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
+    if frozen is None or not any(jax.tree.leaves(frozen)):
+        return tx
+    labels = jax.tree.map(lambda still: "frozen" if still else "trained", frozen)
+    return optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
+
+
+def frozen_parameters(patterns: Sequence[str], params: Any) -> Any:
+    """Which parameters stay as they are: a tree of booleans.
+
+    Args:
+        patterns: regular expressions, searched for in paths such as `down_0/resnet_0/conv1/kernel`.
+        params: the parameters or their shapes.
+
+    Raises:
+        InputError: a pattern is no regular expression or is found nowhere, or nothing is left to
+            train.
+    """
+    found = _search("config.frozen", patterns, params)
+    if all(jax.tree.leaves(found)):
+        raise InputError("config.frozen leaves no parameter to train")
+    return found
+
+
+def stop_frozen(params: Any, frozen: Any) -> Any:
+    """Parameters without gradients where they are frozen: the backward pass is spared them."""
+    stop = lambda still, leaf: jax.lax.stop_gradient(leaf) if still else leaf  # noqa: E731
+    return jax.tree.map(stop, frozen, params)
+
+
+def _decayed(no_decay: Sequence[str], params: optax.Params) -> optax.Params:
+    """Biases and normalisation scales are vectors; they are not decayed."""
+    spared = _search("optimizer.no_decay", no_decay, params)
+    return jax.tree.map(lambda leaf, spare: leaf.ndim > 1 and not spare, params, spared)
+
+
+def _search(field: str, patterns: Sequence[str], params: Any) -> Any:
+    """Which parameters' paths a pattern is found in: a tree of booleans."""
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    found = [False] * len(names)
+    for pattern in patterns:
+        try:
+            hits = [re.search(pattern, name) is not None for name in names]
+        except re.error as error:
+            raise InputError(f"{field}: {pattern!r} is no pattern ({error})") from None
+        if not any(hits):
+            raise InputError(
+                f"{field}: {pattern!r} is found in no parameter's path, such as {names[0]!r}"
+            )
+        found = [one or other for one, other in zip(found, hits, strict=True)]
+    return jax.tree_util.tree_unflatten(treedef, found)

@@ -1,0 +1,226 @@
+"""What a training loop tells: metrics one step late, and whether they are finite."""
+
+import collections
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from etils import epath
+from jaxtyping import Array, Float
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from launch.errors import Diverged
+from launch.runtime.training.measure import Speed, floor_seconds, memory
+from launch.runtime.training.metrics import MetricWriter, to_scalars
+
+Metrics = Mapping[str, Float[Array, "..."]]
+T = TypeVar("T")
+# Where one of these is not finite, the state is not, either.
+CHECKED = ("loss", "gradient_norm", "update_norm")
+LEVELS = "loss_by_level"
+# So many steps are under way at most: the next batch is on the device in time, but not dozens.
+_UNDER_WAY = 2
+# So many steps can be looked back on for the first that was not finite.
+_REMEMBERED = 1000
+
+
+class Progress:
+    """The log of one run. Metrics are read one step late: the device never waits for the host.
+
+    A logged step has, besides its metrics, `step_seconds`; `images_per_second`, of all devices
+    together; `data_wait`, the share of the time that this process waited for batches;
+    `share_of_peak`, of the chips' bfloat16 operations, where the chip is known; and the numbers of
+    `memory`. The first step, which compiles, evaluations, pictures and saving do not count in
+    these: they have `first_step_seconds`, `evaluation_seconds`, `pictures_seconds` and
+    `checkpoint_seconds`.
+    """
+
+    def __init__(
+        self,
+        workdir: epath.Path,
+        start: int,
+        total: int,
+        label: str,
+        newest_checkpoint: Callable[[], str],
+    ):
+        """Opens the files.
+
+        Args:
+            workdir: the run directory.
+            start: the step that the run goes on from.
+            total: its last step.
+            label: its name on the terminal.
+            newest_checkpoint: where that is, for the message when training diverges.
+        """
+        self._workdir, self._newest_checkpoint = workdir, newest_checkpoint
+        self._writer = MetricWriter(workdir, start)
+        self._terminal = _Terminal(start, total, label)
+        self._speed = Speed()
+        self._pending: tuple[int, Metrics] | None = None
+        self._unchecked = collections.deque[tuple[int, Metrics]](maxlen=_REMEMBERED)
+
+    def wait_for(self, batches: Iterable[T]) -> Iterator[T]:
+        """Hands the batches on, and takes the time that each is waited for."""
+        rest = iter(batches)
+        while True:
+            began = time.perf_counter()
+            try:
+                batch = next(rest)
+            except StopIteration:
+                return
+            self._speed.waited += time.perf_counter() - began
+            yield batch
+
+    def before(self, train_step: Callable[..., Any], state: Any, batch: Mapping[str, Any]) -> None:
+        """Is told of a step that is about to be made; of the first it learns images and FLOPs."""
+        if not self._speed.started:
+            images = len(next(iter(batch.values())))
+            self._speed.start(images, floor_seconds(train_step, state, batch))
+
+    def after(self, step: int, metrics: Metrics, read: bool) -> None:
+        """Is told of a step under way; reads the metrics of the one before, if they are to be.
+
+        Raises:
+            Diverged: they are not finite.
+        """
+        self.flush()
+        kept = {name: metrics[name] for name in (*CHECKED, LEVELS) if name in metrics}
+        self._unchecked.append((step, kept))
+        if len(self._unchecked) > _UNDER_WAY:
+            jax.block_until_ready(self._unchecked[-1 - _UNDER_WAY][1])
+        if not self._speed.running:
+            jax.block_until_ready(metrics)
+            self._speed.run(step)
+        if read:
+            self._pending = (step, metrics)
+        self._terminal.update()
+
+    def flush(self) -> None:
+        """Waits for the metrics that are to be read, and writes them.
+
+        Raises:
+            Diverged: they are not finite.
+        """
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        self.check()
+        scalars = to_scalars(metrics)
+        speed = self._speed.look(step)
+        self._terminal.show(step, scalars["loss"], speed.get("images_per_second"))
+        self._writer.write(step, {**scalars, **speed, **memory()})
+
+    def check(self) -> None:
+        """Waits for the newest step: what it has left is finite, or the first that was not is told.
+
+        Raises:
+            Diverged: with the step, its batch, and where the newest checkpoint is.
+        """
+        if self._unchecked and any(_not_finite(self._unchecked[-1][1])):
+            step, metrics = next(known for known in self._unchecked if any(_not_finite(known[1])))
+            name = next(_not_finite(metrics))
+            levels = np.flatnonzero(~np.isfinite(metrics[LEVELS])) if LEVELS in metrics else ()
+            where = ", ".join(f"{LEVELS}/{i}" for i in levels)
+            more = f"; not finite, or of no image: {where}" if where else ""
+            self._diverged(step, name.replace("_", " "), float(metrics[name]), more)
+        self._unchecked.clear()
+
+    def evaluate(self, step: int, evaluate: Callable[[Any], Mapping], state: Any) -> dict:
+        """Evaluates a state and logs that.
+
+        Raises:
+            Diverged: 'validation_loss' is not finite.
+        """
+        found, seconds = self._pause(evaluate, state)
+        scalars = to_scalars(found)
+        if not np.isfinite(scalars.get("validation_loss", 0.0)):
+            self._diverged(step, "validation loss", scalars["validation_loss"])
+        self._writer.write(step, {**scalars, "evaluation_seconds": seconds})
+        return scalars
+
+    def picture(self, step: int, pictures: Callable[[Any], Figure], state: Any) -> None:
+        """Draws a picture of a state and files it."""
+        figure, seconds = self._pause(pictures, state)
+        self._writer.picture(step, figure)
+        self._writer.write(step, {"pictures_seconds": seconds})
+
+    def save(self, step: int, save: Callable[..., Any], *args: Any) -> None:
+        """Saves, if the newest state is finite, and logs how long training stood still for it.
+
+        Raises:
+            Diverged: it is not.
+        """
+        _, seconds = self._pause(save, *args)
+        self._writer.write(step, {"checkpoint_seconds": seconds})
+
+    def close(self) -> None:
+        """Ends the bar's line and the files; what is pending has been flushed, or is given up."""
+        self._terminal.close()
+        self._writer.close()
+
+    def _pause(self, work: Callable[..., T], *args: Any) -> tuple[T, float]:
+        """Does what is not training; its seconds begin when the steps under way have ended."""
+        self.flush()
+        self.check()
+        began = time.perf_counter()
+        result = work(*args)
+        seconds = time.perf_counter() - began
+        self._speed.paused += seconds
+        return result, seconds
+
+    def _diverged(self, step: int, name: str, value: float, more: str = "") -> None:
+        raise Diverged(
+            f"{self._workdir}: the {name} of step {step} is {value}{more} (batch {step - 1}; "
+            f"newest sound checkpoint: {self._newest_checkpoint()}): lower the learning rate or "
+            "clip the gradient"
+        )
+
+
+def _not_finite(metrics: Metrics) -> Iterator[str]:
+    return (name for name in CHECKED if name in metrics and not np.isfinite(metrics[name]))
+
+
+class _Terminal:
+    """A bar on a terminal; in a file or a pipe a line each time that metrics are logged."""
+
+    def __init__(self, start: int, total: int, label: str):
+        first, terminal = jax.process_index() == 0, sys.stderr.isatty()
+        self._lines, self._label, self._total = first and not terminal, label, total
+        self._began: tuple[int, float] | None = None
+        self._bar = tqdm(
+            total=total,
+            initial=start,
+            desc=label,
+            unit="step",
+            mininterval=1.0,
+            disable=not (first and terminal),
+        )
+        self._print(f"{start}/{total} steps")
+
+    def update(self) -> None:
+        self._bar.update()
+
+    def show(self, step: int, loss: float, images_per_second: float | None) -> None:
+        said = [f"loss={loss:.4f}"]
+        if images_per_second is not None:
+            said.append(f"{images_per_second:.4g} images/s")
+        self._bar.set_postfix_str(", ".join(said))
+        now = time.perf_counter()
+        if self._began is None:
+            self._began = step, now
+        since, then = self._began
+        if step > since:
+            left = (now - then) / (step - since) * (self._total - step)
+            said.append(f"{tqdm.format_interval(left)} left")
+        self._print(f"{step}/{self._total} steps, {', '.join(said)}")
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def _print(self, line: str) -> None:
+        if self._lines:
+            print(f"{self._label}: {line}", file=sys.stderr, flush=True)

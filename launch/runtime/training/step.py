@@ -1,0 +1,101 @@
+"""The jitted update: where its results live, and how a batch is taken in parts."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, PyTree
+
+from launch.runtime.devices.mesh import state_shardings
+from launch.runtime.state import TrainState
+
+Batch = Mapping[str, Any]
+PerExample = dict[str, Float[Array, " b"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """A jitted `update(state, batch, *constants) -> (state, metrics)` that donates the state.
+
+    Attributes:
+        jitted: the function.
+        constants: arrays that are the same at every step; in a closure they would become part of
+            the program.
+    """
+
+    jitted: Any
+    constants: tuple[Any, ...]
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        """Runs it."""
+        return self.jitted(state, batch, *self.constants)
+
+    def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
+        """Its program for these arguments, or for their shapes."""
+        return self.jitted.lower(state, batch, *self.constants)
+
+
+def make_step(
+    update: Callable[..., tuple[TrainState, dict[str, Array]]],
+    mesh: Mesh,
+    abstract: TrainState,
+    constants: tuple[Any, ...] = (),
+) -> TrainStep:
+    """Jits an update.
+
+    Args:
+        update: `update(state, batch, *constants)`.
+        mesh: the state stays where `state_shardings` has put it there; metrics come back whole.
+        abstract: shapes of the state.
+        constants: see `TrainStep`.
+    """
+    places = state_shardings(mesh, abstract), NamedSharding(mesh, P())
+    return TrainStep(jax.jit(update, donate_argnums=0, out_shardings=places), constants)
+
+
+def accumulate(
+    loss_of: Callable[[PyTree, PyTree], tuple[Float[Array, ""], PerExample]],
+    params: PyTree,
+    examples: PyTree,
+    parts: int,
+    unroll: bool = False,
+) -> tuple[PerExample, PyTree]:
+    """Gradient of the mean loss of a batch, of which only a part is held in memory at a time.
+
+    Args:
+        loss_of: (params, examples) -> mean loss, and values of each example.
+        params: where the gradient is taken.
+        examples: arrays with the batch as their first axis.
+        parts: how many there are; they divide the batch.
+        unroll: write them out one after the other. On a CPU a loop would take 30 times as long:
+            there convolutions in loops have slow gradients.
+
+    Returns:
+        The values of every example, in the batch's order, and the gradient.
+    """
+    grad_of = jax.grad(loss_of, has_aux=True)
+    if parts == 1:
+        grads, values = grad_of(params, examples)
+        return values, grads
+
+    def body(total: PyTree, part: PyTree) -> tuple[PyTree, PerExample]:
+        grads, values = grad_of(params, part)
+        return jax.tree.map(jnp.add, total, grads), values
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    split = jax.tree.map(lambda leaf: _split(leaf, parts), examples)
+    total, values = jax.lax.scan(body, zeros, split, unroll=parts if unroll else 1)
+    join = lambda leaf: leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:])  # noqa: E731
+    return jax.tree.map(join, values), jax.tree.map(lambda grad: grad / parts, total)
+
+
+def _split(leaf: Array, parts: int) -> Array:
+    """[b, ...] to [parts, b / parts, ...]; every part takes its share of every device's rows."""
+    leaf = leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1)
+    if jax.sharding.get_abstract_mesh().empty:
+        return leaf
+    return jax.lax.with_sharding_constraint(leaf, P(None, ("data", "fsdp")))

@@ -1,0 +1,199 @@
+"""The numbers of a study against the paper's own table, scipy, and by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from scipy import stats
+
+from classifiers.studies import results
+from classifiers.studies.facts import Facts
+from classifiers.studies.plan import REAL, Arm, Run
+from launch.errors import InputError
+
+# Azizi et al. 2023, table 3: top-1 of real only, generated only, both.
+TABLE_3 = {
+    "ResNet-50": (76.39, 69.24, 78.17),
+    "ResNet-101": (78.15, 71.31, 79.74),
+    "ResNet-152": (78.59, 72.38, 80.15),
+    "ResNet-RS-50": (79.10, 70.72, 79.97),
+    "ResNet-RS-101": (80.11, 72.73, 80.89),
+    "ResNet-RS-101 at 190": (81.29, 73.63, 81.80),
+    "ResNet-RS-152": (82.81, 74.46, 83.10),
+    "ViT-S/16": (79.89, 71.88, 81.00),
+    "DeiT-S": (78.97, 72.26, 80.49),
+    "DeiT-B": (81.79, 74.55, 82.84),
+    "DeiT-B at 384": (83.16, 75.45, 83.75),
+    "DeiT-L": (82.22, 74.60, 83.05),
+}
+GENERATED, BOTH = Arm(False, 1), Arm(True, 1)
+NAMES = tuple(arm.name for arm in (REAL, BOTH, GENERATED))
+
+
+def arms_of(accuracies, **fields):
+    """By model: what `read_arms` makes of accuracies by name of the arm."""
+    arms = {}
+    for model, by_name in accuracies.items():
+        real = by_name["real"]
+        arms[model] = {
+            name: {
+                "accuracies": list(values),
+                "copies": 0 if name == "real" else int(name.split("_")[1][:-1]),
+                "num_real": 30 * (not name.startswith("generated")),
+                "num_generated": 0 if name == "real" else 30 * int(name.split("_")[1][:-1]),
+                **results.against(values, real),
+                **fields,
+            }
+            for name, values in by_name.items()
+        }
+    return arms
+
+
+def of_the_paper():
+    return arms_of(
+        {
+            model: {"real": [real / 100], "generated_1x": [fake / 100],
+                    "real+generated_1x": [both / 100]}
+            for model, (real, fake, both) in TABLE_3.items()
+        }
+    )  # fmt: skip
+
+
+def test_names_of_arms():
+    assert NAMES == ("real", "real+generated_1x", "generated_1x")
+    assert [arm.arguments for arm in (REAL, BOTH, GENERATED, Arm(True, 10))] == [
+        "arm=real", "arm=real+generated,k=1", "arm=generated,k=1", "arm=real+generated,k=10",
+    ]  # fmt: skip
+
+
+def test_the_paired_t_test_of_the_paper():
+    found = results.models(of_the_paper(), ("real", "generated_1x", "real+generated_1x"))
+    both = found["both"]
+    # Section 5.3: "using a paired t-test, the results are statistically significant with p = 1e-5".
+    assert f"{both['p_value']:.0e}" == "1e-05"
+    real, fake, mixed = np.array(list(TABLE_3.values())).T / 100
+    assert both["p_value"] == pytest.approx(stats.ttest_rel(mixed, real).pvalue, rel=1e-9)
+    assert both["mean_difference"] == pytest.approx(0.0104)
+    assert both["std_difference"] == pytest.approx(np.std(mixed - real, ddof=1))
+    assert (both["num_models"], both["num_better"]) == (12, 12)
+    alone = found["generated"]
+    assert (alone["num_better"], alone["num_models"]) == (0, 12)
+    assert alone["p_value"] == pytest.approx(stats.ttest_rel(fake, real).pvalue, rel=1e-9)
+    row = found["rows"][0]
+    assert (row["model"], row["seeds"], row["p_value"]) == ("ResNet-50", 1, None)
+    assert row["difference"] == pytest.approx(0.0178) and row["both_std"] == 0
+
+
+def test_over_seeds():
+    """Differences of 1, 2 and 3 points: t = 2 / (1 / sqrt 3) with two degrees of freedom."""
+    found = results.against([0.51, 0.64, 0.58], [0.50, 0.62, 0.55])
+    assert found["difference"] == pytest.approx(0.02) and found["mean"] == pytest.approx(1.73 / 3)
+    t = 2 * np.sqrt(3)
+    # Student's distribution with two degrees of freedom has a closed form.
+    assert found["p_value"] == pytest.approx(1 - t / np.sqrt(2 + t**2))
+    assert results.against([0.5], [0.4])["p_value"] is None
+    assert results.against([0.5, 0.6], [0.4, 0.5])["p_value"] is None
+
+
+def test_over_models_counts_gains():
+    found = results.over_models([0.5, 0.7, 0.6, 0.9], [0.5, 0.6, 0.7, 0.8])
+    assert (found["num_models"], found["num_better"]) == (4, 2)
+    assert found["mean_difference"] == pytest.approx(0.025)
+    one = results.over_models([0.5], [0.4])
+    assert (one["num_better"], one["std_difference"], one["p_value"]) == (1, 0.0, None)
+
+
+def test_scaling():
+    accuracies = {"real": [0.5, 0.7], "real+generated_1x": [0.6, 0.9],
+                  "real+generated_10x": [0.4, 0.8]}  # fmt: skip
+    found = results.scaling(arms_of({"resnet": accuracies}), list(accuracies))["resnet"]
+    assert found["best"] == "real+generated_1x"
+    points = found["points"]
+    assert [point["copies"] for point in points] == [0, 1, 10]
+    assert [point["num_generated"] for point in points] == [0, 30, 300]
+    assert [point["mean"] for point in points] == pytest.approx([0.6, 0.75, 0.6])
+    std = [np.sqrt(0.02), np.sqrt(0.045), np.sqrt(0.08)]
+    assert [point["std"] for point in points] == pytest.approx(std)
+    assert [point["difference"] for point in points] == pytest.approx([0, 0.15, 0])
+    assert points[0]["p_value"] is None and points[0]["top5_mean"] is None
+    assert points[1]["p_value"] == pytest.approx(stats.ttest_rel([0.6, 0.9], [0.5, 0.7]).pvalue)
+
+
+def test_per_class():
+    arms = arms_of({"a": {"real": [0.5], "generated_1x": [0.4]}})
+    arms["a"]["real"]["per_class"] = [0.1, 0.4, 0.6, 0.9, 0.5]
+    arms["a"]["generated_1x"]["per_class"] = [0.2, 0.3, 0.6 + 1e-12, 0.8, 0.7]
+    found = results.per_class(arms, ("real", "generated_1x"))["a"]
+    assert (found["better"], found["equal"], found["worse"]) == (2, 1, 2)
+    assert found["share_better"] == 0.4
+    expected = np.corrcoef(found["real"], found["generated"])[0, 1]
+    assert found["correlation"] == pytest.approx(expected)
+    assert found["classes"] == [0, 1, 2, 3, 4]
+    arms["a"]["real"]["per_class"] = [0.5] * 5
+    found = results.per_class(arms, ("real", "generated_1x"))["a"]
+    assert found["correlation"] is None and found["better"] == 3
+    # A class that has no images in the set.
+    for name, values in (("real", [0.1, None, 0.6]), ("generated_1x", [0.2, None, 0.5])):
+        arms["a"][name]["per_class"] = values
+    found = results.per_class(arms, ("real", "generated_1x"))["a"]
+    assert (found["classes"], found["real"], found["generated"]) == ([0, 2], [0.1, 0.6], [0.2, 0.5])
+    assert found["share_better"] == 0.5
+
+
+def test_cas():
+    arms = of_the_paper()
+    found = results.cas({"ResNet-50": arms["ResNet-50"]}, ("real", "generated_1x"))
+    assert [(row["model"], row["arm"]) for row in found] == [
+        ("ResNet-50", "real"),
+        ("ResNet-50", "generated_1x"),
+    ]
+    assert [row["mean"] for row in found] == pytest.approx([0.7639, 0.6924])
+    assert found[1]["difference"] == pytest.approx(-0.0715)
+
+
+def evaluations(folder, **fields):
+    """Evaluations of one model's real and generated images, on disk."""
+    runs = []
+    for arm, accuracies in ((REAL, [0.5, 0.7]), (GENERATED, [0.4, 0.5])):
+        run = Run("resnet", arm, Path(folder) / arm.name, (), ConfigDict(), "")
+        run.folder.mkdir()
+        measured = {"accuracies": accuracies, "per_class": [0.6, 0.5], "top5": [0.8, 0.9],
+                    "p_value": 0.5, "mean": 0.0, "std": 0.0}  # fmt: skip
+        told = {"num_images": 10, "class_names": ["a", "b"], "arms": {arm.name: measured}}
+        told |= fields if arm is GENERATED else {}
+        (run.folder / "evaluation_test.json").write_text(json.dumps(told))
+        runs.append(run)
+    return runs
+
+
+CONFIG = ConfigDict(
+    dict(
+        studies=("cas", "per_class"),
+        models_of=dict(cas=("resnet",), per_class=("resnet",)),
+        copies=1,
+        evaluation=dict(config="", set="test"),
+    )
+)
+FACTS = Facts(
+    {("resnet", "real"): (30, 0), ("resnet", "generated_1x"): (0, 30)}, {"resnet": (8, 500)}
+)
+
+
+def test_collected(tmp_path):
+    result = results.collect(CONFIG, evaluations(tmp_path), FACTS)
+    assert set(result) == {"evaluation", "sizes", "arms", "cas", "per_class"}
+    assert result["sizes"] == {"resnet": {"input": 8, "parameters": 500}}
+    arm = result["arms"]["resnet"]["generated_1x"]
+    # The evaluation of one run knows of no other.
+    assert arm["p_value"] == pytest.approx(stats.ttest_rel([0.4, 0.5], [0.5, 0.7]).pvalue)
+    assert (arm["mean"], arm["num_generated"]) == (pytest.approx(0.45), 30)
+    assert arm["top5_mean"] == pytest.approx(0.85) and arm["top5_difference"] == 0
+    json.dumps(result, allow_nan=False)
+
+
+@pytest.mark.parametrize("fields", [dict(num_images=9), dict(class_names=["a", "c"])])
+def test_evaluations_of_different_images(tmp_path, fields):
+    with pytest.raises(InputError, match=r"generated_1x/evaluation_test\.json is of other images"):
+        results.collect(CONFIG, evaluations(tmp_path, **fields), FACTS)

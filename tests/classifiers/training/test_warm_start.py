@@ -1,0 +1,106 @@
+"""Training that begins with another run's weights: other classes, larger images, other seeds."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from classifiers.models import presets
+from classifiers.models.vit import resize_positions
+from classifiers.training import warm_start
+from classifiers.training.update import Training
+from classifiers.weights.runs import describe
+from configs.digits import classifier
+from launch.errors import InputError
+from launch.files import read_json
+from launch.runtime.checkpoints import checkpoint
+from launch.runtime.devices.mesh import make_mesh
+from launch.runtime.run import digest
+from tests.classifiers.test_train_mixture import REAL, run
+from tests.classifiers.weights.test_weights import draw, same
+
+VIT = dict(width=8, depth=1, num_heads=2, patch_size=4)
+
+
+def write_run(folder, model, size=8, seeds=2):
+    """A finished run; its seeds' variables."""
+    found = [draw(model, size, seed) for seed in range(seeds)]
+    for seed, variables in enumerate(found):
+        checkpoint.save_inference(folder / f"seed_{seed}", variables)
+    config = {"model": describe(model), "seeds": seeds, "total_steps": 0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return found
+
+
+def begin(path, model, size=8, seed=0):
+    """The variables and the averages of step 0."""
+    config = classifier.get_config("runlocal")
+    config.init_from = str(path)
+    warm_start.check_start(config, model)
+    config.model, config.ema = describe(model), dict(main=dict(decay=0.9))
+    training = Training.of(config, model.num_classes, (size, size, 3))
+    state = warm_start.create(training, seed, make_mesh({"data": 1}))
+    same(state.ema["main"], state.variables)
+    return jax.tree.map(np.asarray, state.variables)
+
+
+@pytest.mark.parametrize("module", ["vit", "resnet", "resnet_rs"])
+def test_the_same_model(module, tmp_path):
+    fields = VIT if module == "vit" else dict(stage_sizes=(1,), width=4)
+    model = presets.make(module, 3, **fields)
+    seeds = write_run(tmp_path, model)
+    # A third seed begins with the first of two.
+    for seed in range(3):
+        same(begin(tmp_path, model, seed=seed), seeds[seed % 2])
+
+
+def test_larger_images_and_other_classes(tmp_path):
+    old = write_run(tmp_path, presets.make("vit", 3, **VIT))[0]["params"]
+    model = presets.make("vit", 5, **VIT, drop_path=0.1, dropout=0.1, remat=True)
+    found = begin(tmp_path, model, 16)["params"]
+    head = found.pop("head")
+    assert head["kernel"].shape == (8, 5) and not head["kernel"].any() and not head["bias"].any()
+    expected = resize_positions(old.pop("positions"), 1, (2, 2), (4, 4))
+    np.testing.assert_array_equal(found.pop("positions"), expected)
+    del old["head"]
+    same(found, old)
+
+
+@pytest.mark.parametrize(
+    ("module", "fields", "message"),
+    [
+        ("vit", dict(VIT, num_heads=4), r"has model\.num_heads=2, config\.model 4: give both"),
+        ("vit", dict(VIT, pixels="imagenet"), r"has model\.pixels='plain'"),
+        ("vit", dict(VIT, layer_scale=0.1), r"do not agree on params\.block_0\.scale_1"),
+        ("resnet", dict(stage_sizes=(1,)), r"is a ViT, config\.model a ResNet"),
+    ],
+)
+def test_other_models(module, fields, message, tmp_path):
+    write_run(tmp_path, presets.make("vit", 3, **VIT))
+    with pytest.raises(InputError, match=message) as raised:
+        begin(tmp_path, presets.make(module, 3, **fields))
+    assert f"config.init_from={tmp_path}" in str(raised.value)
+
+
+def test_grey_weights_for_coloured_images(tmp_path):
+    model = presets.make("vit", 3, **VIT)
+    variables = write_run(tmp_path / "run", model)[0]
+    variables["params"]["patch_embed"]["kernel"] = np.ones((4, 4, 1, 8), np.float32)
+    with pytest.raises(InputError, match=r"kernel has the shape \(4, 4, 1, 8\), config\.model's"):
+        warm_start._fitted(variables, model, (8, 8, 3), "run")
+
+
+def test_the_command(tmp_path, capsys):
+    model = dict(VIT, name="vit")
+    assert run(tmp_path / "first", dict(real=REAL), model=model) == 0
+    optimizer = dict(classifier.get_config().optimizer, learning_rate=0.0)
+    fields = dict(model=model, init_from=f"{tmp_path}/first")
+    assert run(tmp_path / "second", dict(real=REAL), **fields, optimizer=optimizer) == 0
+    first, second = (digest(tmp_path / name / "seed_0") for name in ("first", "second"))
+    assert first == second
+    assert read_json(tmp_path / "second" / "inputs.json")["init_from_0"] == first
+    capsys.readouterr()
+    assert run(tmp_path / "third", dict(real=REAL), **fields | dict(init_from="none")) == 2
+    assert "none holds no run" in capsys.readouterr().err
+    assert not (tmp_path / "third").exists()

@@ -1,0 +1,364 @@
+"""The command that takes weights in and out, and what it says of files that do not fit."""
+
+import json
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from classifiers import evaluate, from_config, train, weights
+from classifiers.models import presets
+from classifiers.weights.__main__ import run
+from classifiers.weights.configs import write_configs
+from launch.errors import InputError
+from launch.files import read_json
+from launch.runtime.checkpoints import checkpoint
+from launch.runtime.run import inference_shapes, load_inference, load_run_config
+from tests.classifiers.test_train import run as run_task
+
+FIELDS = dict(width=8, depth=1, num_heads=2, patch_size=4)
+TINY_RESNET = dict(stage_sizes=(1,), width=4)
+
+
+def shapes_of(model, size):
+    return presets.variable_shapes(model, (size, size, 3))
+
+
+def draw(model, size, seed=0):
+    rng = np.random.default_rng(seed)
+    normal = lambda leaf: rng.normal(size=leaf.shape).astype(np.float32)  # noqa: E731
+    return _map(normal, shapes_of(model, size))
+
+
+def _map(function, tree):
+    if isinstance(tree, dict):
+        return {name: _map(function, leaf) for name, leaf in tree.items()}
+    return function(tree)
+
+
+def same(ours, theirs):
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            same(ours[name], theirs[name])
+    else:
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def save(folder, model, size=8, layout="timm", **changes):
+    """Random weights, saved in a layout, with some tensors changed (None: left out)."""
+    folder.mkdir(exist_ok=True)
+    weights.save(folder, draw(model, size), model, (size, size, 3), layout)
+    path = folder / "model.safetensors"
+    tensors = {**safetensors.numpy.load_file(path), **changes}
+    tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    safetensors.numpy.save_file(tensors, path)
+    return path
+
+
+@pytest.fixture
+def vit(tmp_path):
+    """A ViT, and its weights in timm's layout."""
+    model = presets.make("vit", 3, **FIELDS)
+    return model, save(tmp_path / "vit", model)
+
+
+def command(*argv):
+    return run(["weights", *map(str, argv)])
+
+
+def one_line(capsys):
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1
+    return err
+
+
+def loaded(folder, seed=0):
+    """The model and the variables of a run."""
+    config = load_run_config(folder)
+    shapes = inference_shapes(folder / f"seed_{seed}")
+    model = from_config.make_model(config.model, shapes["params"]["head"]["bias"].shape[0])
+    return model, load_inference(folder / f"seed_{seed}", shapes, config.total_steps)
+
+
+BOTH_WAYS = [
+    ("vit", "transformers"), ("vit", "timm"), ("resnet", "transformers"), ("resnet", "torchvision")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("module", "layout"), BOTH_WAYS)
+def test_in_and_out(module, layout, tmp_path, capsys):
+    """Runs of ours to another library's files, and from them to an import: all the same."""
+    fields = FIELDS | dict(norm_eps=1e-5, drop_path=0.1) if module == "vit" else TINY_RESNET
+    model = presets.make(module, 3, **fields)
+    variables = draw(model, 8)
+    first = tmp_path / "first"
+    checkpoint.save_inference(first / "seed_0", variables)
+    config = {
+        "model": dict(name=module, **fields),
+        "seeds": 1,
+        "total_steps": 0,
+        "evaluation": dict(size=8),
+    }
+    (first / "config.json").write_text(json.dumps(config))
+    there = tmp_path / "there"
+    assert command(f"--from={first}", f"--to={layout}:{there}") == 0
+    assert (there / "model.safetensors").exists() and (there / "config.json").exists()
+    back = tmp_path / "back"
+    if layout == "transformers":
+        assert command(f"--from={layout}:{there}", f"--to={back}") == 0
+        network, found = loaded(back)
+        for name in ("width", "norm_eps", "stage_sizes", "pixels"):
+            assert getattr(network, name, None) == getattr(model, name, None)
+        assert read_json(back / "config.json")["evaluation"]["size"] == (
+            8 if module == "vit" else 224
+        )
+    else:
+        # The module alone has not all its fields.
+        assert command(f"--from={layout}:{there}", f"--to={back}", f"--model={module}") == 2
+        assert ("model." if module == "vit" else "stage_sizes") in one_line(capsys)
+        assert not back.exists()
+        network, size = weights.build(there, module, **fields)
+        assert size == 8
+        found = weights.load(there, network, (8, 8, 3))
+    same(found, variables)
+
+
+def test_an_import_is_evaluated_as_the_files_say(vit, tmp_path, monkeypatch):
+    model, path = vit
+    monkeypatch.setitem(presets.PRESETS, "small", presets.Preset(type(model), FIELDS))
+    config = dict(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225], crop_pct=0.9)
+    (path.parent / "config.json").write_text(json.dumps({"pretrained_cfg": config}))
+    assert command(f"--from=timm:{path}", f"--to={tmp_path}/run", "--model=small") == 0
+    assert read_json(tmp_path / "run" / "config.json")["evaluation"]["crop_ratio"] == 0.9
+    assert loaded(tmp_path / "run")[0].pixels == "imagenet"
+    config["mean"] = [0.4, 0.4, 0.4]
+    (path.parent / "config.json").write_text(json.dumps({"pretrained_cfg": config}))
+    with pytest.raises(InputError, match=r"scaled by mean \[0\.4, 0\.4, 0\.4\] and deviation"):
+        weights.build(path, "small")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(hidden_act="relu"), "hidden_act is 'relu', only 'gelu' is implemented"),
+        (dict(qkv_bias=False), "qkv_bias is False, only True"),
+        (dict(model_type="beit"), "model_type is 'beit'; known are vit, resnet, deit"),
+        (dict(patch_size=[4, 4]), r"patch_size is \[4, 4\], not a positive whole number"),
+        (
+            dict(model_type="resnet", hidden_act="relu"),
+            "hidden_sizes is .*, only .* is",
+        ),
+    ],
+)
+def test_configs_of_transformers_that_are_not_ours(changes, message, tmp_path):
+    model = presets.make("vit", 3, **FIELDS)
+    save(tmp_path / "vit", model, layout="transformers")
+    write_configs(tmp_path / "vit", model, (8, 8, 3), "transformers")
+    path = tmp_path / "vit" / "config.json"
+    config = {**read_json(path), "hidden_sizes": [1, 2, 3, 4], **changes}
+    path.write_text(json.dumps(config))
+    with pytest.raises(InputError, match=message):
+        weights.build(tmp_path / "vit")
+
+
+def test_grey_images(tmp_path, capsys):
+    model = presets.make("vit", 3, **FIELDS)
+    variables = draw(model, 8)
+    variables["params"]["patch_embed"]["kernel"] = np.ones((4, 4, 1, 8), np.float32)
+    checkpoint.save_inference(tmp_path / "run" / "seed_0", variables)
+    config = dict(model=dict(name="vit", **FIELDS), seeds=1, total_steps=0)
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    there = tmp_path / "there"
+    assert command(f"--from={tmp_path}/run", f"--to=transformers:{there}") == 0
+    assert read_json(there / "config.json")["num_channels"] == 1
+    assert read_json(there / "preprocessor_config.json")["image_mean"] == [0.5]
+    assert command(f"--from=transformers:{there}", f"--to={tmp_path}/back") == 0
+    same(loaded(tmp_path / "back")[1], variables)
+    with pytest.raises(InputError, match=r"projection\.weight has the shape \(8, 1, 4, 4\)"):
+        weights.load(there, model, (8, 8, 3))
+
+
+def test_a_preset_of_another_size(tmp_path, monkeypatch):
+    """The positions of weights are resized to what the preset, or --size, wants."""
+    small = presets.Preset(presets.MODULES["vit"], FIELDS)
+    monkeypatch.setitem(presets.PRESETS, "small", small)
+    monkeypatch.setitem(presets.PRESETS, "small_16", presets.dataclasses.replace(small, size=16))
+    path = save(tmp_path / "vit", presets.make("small", 3))
+    for name, flags, size in (
+        ("small", (), 8), ("small_16", (), 16), ("small", ("--size=12",), 12)
+    ):  # fmt: skip
+        to = tmp_path / f"{name}_{size}"
+        flags = (f"--model={name}", "--pixels=imagenet", *flags)
+        assert command(f"--from=timm:{path}", f"--to={to}", *flags) == 0
+        model, variables = loaded(to)
+        assert variables["params"]["positions"].shape == (1, 1 + (size // 4) ** 2, 8)
+        assert model.pixels == "imagenet"
+        assert read_json(to / "config.json")["evaluation"] == {"size": size, "crop_ratio": 0.875}
+
+
+def test_a_new_head(vit, tmp_path, monkeypatch):
+    model, path = vit
+    monkeypatch.setitem(presets.PRESETS, "small", presets.Preset(type(model), FIELDS))
+    flags = ("--model=small", "--pixels=plain", "--num_classes=7")
+    assert command(f"--from=timm:{path}", f"--to={tmp_path}/new", *flags) == 0
+    _, variables = loaded(tmp_path / "new")
+    head = variables["params"].pop("head")
+    assert head["kernel"].shape == (8, 7) and not head["kernel"].any() and not head["bias"].any()
+    old = weights.load(path, model, (8, 8, 3))
+    del old["params"]["head"]
+    same(variables, old)
+
+
+def test_a_base_model_of_transformers(tmp_path):
+    """Its names have no prefix, and it has a pooler instead of a head."""
+    model = presets.make("vit", 3, **FIELDS)
+    path = save(tmp_path / "vit", model, layout="transformers")
+    tensors = safetensors.numpy.load_file(path)
+    base = {name.removeprefix("vit."): tensor for name, tensor in tensors.items()}
+    for part in ("weight", "bias"):
+        base[f"pooler.dense.{part}"] = base.pop(f"classifier.{part}")
+    safetensors.numpy.save_file(base, path)
+    full = draw(model, 8)
+    found = weights.load(path, model, (8, 8, 3), new_head=True)
+    assert not found["params"].pop("head")["kernel"].any()
+    del full["params"]["head"]
+    same(found, full)
+    with pytest.raises(InputError, match=r"the tensor vit\.classifier|the tensor classifier"):
+        weights.load(path, model, (8, 8, 3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"blocks.0.norm1.weight": None}, r"the tensor blocks\.0\.norm1\.weight is missing"),
+        ({"blocks.0.ls1.gamma": np.ones(8)}, r"no tensor blocks\.0\.ls1\.gamma in the model \(1"),
+        (
+            {"blocks.0.attn.qkv.bias": np.ones(23)},
+            r"blocks\.0\.attn\.qkv\.bias has the shape \(23,\), the model's has \(24,\)",
+        ),
+        ({"head.bias": np.ones(4)}, r"head\.bias has the shape \(4,\).*or a new head"),
+        ({"pos_embed": np.ones((1, 4, 8))}, "4 positions, which are not those of a square image"),
+        ({"pos_embed": np.ones((1, 5, 4))}, r"pos_embed has the shape \(1, 5, 4\)"),
+        ({"head.bias": np.ones(3, np.int32)}, "of type I32; only F64, F32, F16, BF16, I64 can"),
+    ],
+)
+def test_files_that_do_not_fit(changes, message, tmp_path):
+    model = presets.make("vit", 3, **FIELDS)
+    path = save(tmp_path / "vit", model, **changes)
+    with pytest.raises(InputError, match=message) as raised:
+        weights.load(path, model, (8, 8, 3))
+    assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_half_precision_becomes_float32(vit):
+    model, path = vit
+    tensors = safetensors.numpy.load_file(path)
+    half = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
+    safetensors.numpy.save_file(half, path)
+    found = weights.load(path, model, (8, 8, 3))["params"]["block_0"]["query"]["kernel"]
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, half["blocks.0.attn.qkv.weight"][:8].T)
+
+
+def test_fixed_positions_are_looked_at(tmp_path):
+    fields = FIELDS | dict(pool="mean", positions="sincos")
+    model = presets.make("vit", 3, **fields)
+    path = save(tmp_path / "vit", model)
+    # Weights for images of any size; the file has those of 8 pixels.
+    same(weights.load(path, model, (16, 16, 3)), draw(model, 16))
+    path = save(tmp_path / "other", model, pos_embed=np.zeros((1, 4, 8)))
+    with pytest.raises(InputError, match="pos_embed does not hold the model's fixed positions"):
+        weights.load(path, model, (8, 8, 3))
+
+
+@pytest.mark.parametrize(
+    ("module", "fields", "layout", "message"),
+    [
+        (
+            "vit",
+            dict(layer_scale=0.1),
+            "transformers",
+            "transformers's layout: it has no model with pooling",
+        ),
+        ("vit", dict(distillation="token"), "timm", "it has no model with a distillation token"),
+        ("vit", {}, "torchvision", "it has no model with a vision transformer"),
+        ("resnet", dict(small_stem=True), "torchvision", "the stem for small images"),
+        ("resnet", dict(auxiliary_batch_norm=True), "timm", "batch norms of synthetic images"),
+        ("resnet_rs", {}, "timm", "squeeze-and-excitation"),
+    ],
+)
+def test_layouts_without_the_model(module, fields, layout, message, tmp_path):
+    model = presets.make(module, 3, **(FIELDS if module == "vit" else TINY_RESNET) | fields)
+    with pytest.raises(InputError, match=message):
+        weights.save(tmp_path, draw(model, 8), model, (8, 8, 3), layout)
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_files(tmp_path):
+    model = presets.make("vit", 3, **FIELDS)
+    (tmp_path / "empty").mkdir()
+    safetensors.numpy.save_file({"down.weight": np.ones(3)}, tmp_path / "unet.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(b"\x80" + bytes(10))
+    for name, message in (
+        ("none", "there is no such file or folder"),
+        ("empty", "there are no weights"),
+        ("unet.safetensors", r"down\.weight and the rest are of no layout that is known"),
+        ("cut.safetensors", "is not a whole safetensors file"),
+    ):
+        with pytest.raises(InputError, match=message):
+            weights.load(tmp_path / name, model, (8, 8, 3))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ((), "--from is missing"),
+        (("--from=timm:x",), "--to is missing"),
+        (("--from=timm:x", "--to=timm:y"), "one of --from and --to begins with a layout"),
+        (("--from=x", "--to=y"), "one of --from and --to begins with a layout"),
+        (("--from=x", "--to=timm:y", "--model=vit_b16"), "--model is for imports"),
+        (("--from=timm:x", "--to=y", "--seed=1"), "--seed is for exports"),
+        (("--from=timm:x", "--to=y", "--size=big"), "command line: "),
+        (("--from=timm:x", "--to=y", "more"), "'more' is not a flag"),
+        (("--from=timm:none", "--to=y"), "there is no such file or folder"),
+        (("--from=timm:vit", "--to=y"), "names no model of transformers: name one with --model"),
+        (("--from=timm:vit", "--to=y", "--model=vit_b16"), "say it with --pixels"),
+        (("--from=timm:vit", "--to=vit", "--model=vit_b16"), "vit is not empty"),
+        (("--from=transformers:vit", "--to=y"), "holds weights of timm: say --from=timm:vit"),
+        (("--from=none", "--to=timm:y"), "none holds no run"),
+        (("--from=vit", "--to=timm:gs://y"), "written to local folders"),
+    ],
+)
+def test_wrong_commands(vit, argv, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert command(*argv) == 2
+    assert message in one_line(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["vit"]
+
+
+def test_help(capsys):
+    assert command("--help") == 0
+    assert "--pixels: import: plain or imagenet" in capsys.readouterr().out
+
+
+def test_a_trained_run_is_exported(tmp_path, monkeypatch, request, capsys):
+    """And its import is evaluated as the run is."""
+    monkeypatch.chdir(request.config.rootpath)
+    runs = tmp_path / "runs"
+    fields = [f"--config.model={dict(name='vit', **FIELDS)}"]
+    argv = ("--config.total_steps=2", "--config.log_every=1", "--config.batch_size=16")
+    config = "classifier.py:arm=real,runlocal"
+    assert run_task(train.main, config, runs / "ours", *fields, *argv) == 0
+    capsys.readouterr()
+    there = f"transformers:{tmp_path}/there"
+    assert command(f"--from={runs}/ours", f"--to={there}", "--seed=2") == 2
+    assert "has the seeds 0 to 1" in one_line(capsys)
+    assert command(f"--from={runs}/ours", f"--to={there}", "--seed=1") == 0
+    assert command(f"--from={there}", f"--to={runs}/back") == 0
+    path = runs / "back" / "config.json"
+    assert read_json(path)["evaluation"] == {"size": 8, "crop_ratio": 0.875}
+    path.write_text(json.dumps(read_json(path) | {"evaluation": None}))
+    assert run_task(evaluate.main, "evaluate.py:split=validation", runs) == 0
+    found = read_json(runs / "evaluation_validation.json")["arms"]
+    assert found["back"]["accuracies"] == found["ours"]["accuracies"][1:]

@@ -1,0 +1,389 @@
+import dataclasses
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from imagen_ft.cascade import Cascade
+from imagen_ft.diffusion import samplers
+from imagen_ft.diffusion.from_config import make_denoiser, make_stage
+from imagen_ft.text import encoders
+from launch.errors import InputError
+from launch.runtime.images import to_float
+
+NAMES = ("ab", "c", "de")
+UNET = dict(
+    block_out_channels=(8,),
+    layers_per_block=1,
+    attention=(False,),
+    cross_attention_dim=8,
+    attention_head_dim=4,
+    num_groups=4,
+    cross_num_groups=4,
+    pooling_heads=2,
+)
+SAMPLER = dict(name="ddpm", num_steps=2, logvar_coeff=0.1)
+# The base stage is guided, the super-resolution stage noises what it starts from.
+STAGES = (
+    (
+        dict(size=4, low_size=0, channels=1, schedule="cosine", unet=UNET),
+        dict(guidance_weight=1.5, noise_augmentation=0.0),
+    ),
+    (
+        dict(size=8, low_size=4, channels=1, schedule="cosine", unet=UNET),
+        dict(guidance_weight=1.0, noise_augmentation=0.3),
+    ),
+)
+
+
+def encoder():
+    model = dict(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    return encoders.make_text_encoder(ConfigDict(dict(max_length=3, seed=0, model=model)))
+
+
+def stages():
+    return tuple(
+        make_stage(
+            ConfigDict(dict(sampling, sampler=SAMPLER, threshold_percentile=100.0)),
+            make_denoiser(ConfigDict(network)),
+        )
+        for network, sampling in STAGES
+    )
+
+
+def random_variables(stage, seed):
+    """Values by NumPy: compiling flax's own takes ten times as long as these tests."""
+    shapes = jax.eval_shape(stage.denoiser.init, jax.random.key(0), jnp.zeros(encoder().shape))
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        around = 1.0 if path[-1].key == "scale" else 0.0
+        spread = max(math.prod(leaf.shape[:-1]), 25) ** -0.5
+        return np.asarray(rng.normal(around, spread, leaf.shape), np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def make_cascade():
+    variables = tuple(random_variables(stage, seed) for seed, stage in enumerate(stages()))
+    return Cascade(stages(), variables, encoder(), NAMES, ("", ""))
+
+
+@pytest.fixture(scope="module")
+def cascade():
+    return make_cascade()
+
+
+def bilinear(image, size):
+    """Half-pixel centres, edges repeated, without a library."""
+    position = np.clip((np.arange(size) + 0.5) * len(image) / size - 0.5, 0, len(image) - 1)
+    first = np.floor(position).astype(int)
+    weight = (position - first)[:, None]
+    rows = lambda a: (1 - weight) * a[first] + weight * a[np.minimum(first + 1, len(a) - 1)]  # noqa: E731
+    return rows(rows(image).T).T
+
+
+def low_images(count):
+    return np.random.default_rng(0).uniform(-1, 1, (count, 4, 4, 1)).astype(np.float32)
+
+
+def test_condition_without_noise_is_bilinear():
+    denoiser, low = stages()[1].denoiser, low_images(3)
+    noise = np.full((3, 8, 8, 1), np.nan, np.float32)
+    found = denoiser.condition(low, noise, np.zeros(3, np.float32))
+    expected = np.stack([bilinear(image[..., 0], 8) for image in low])[..., None]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_condition_noised_to_a_level():
+    denoiser, low = stages()[1].denoiser, np.tile(low_images(1), (4000, 1, 1, 1))
+    noise = np.asarray(jax.random.normal(jax.random.key(0), (4000, 8, 8, 1)))
+    level = np.tile(np.float32([0.01, 0.2, 0.6, 1]), 1000)
+    found = np.asarray(denoiser.condition(low, noise, level), np.float64).reshape(1000, 4, 8, 8)
+    upsampled = bilinear(low[0, ..., 0], 8)
+    # Variance-preserving: cos and sin of the level's angle.
+    angle = np.pi / 2 * level[:4]
+    np.testing.assert_allclose(found.var(axis=0).mean(axis=(1, 2)), np.sin(angle) ** 2, rtol=0.03)
+    mean = np.cos(angle)[:, None, None] * upsampled
+    assert np.abs(found.mean(axis=0) - mean).max() < 5 / np.sqrt(1000)
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["base", "super-resolution"])
+def test_an_image_is_the_same_in_any_batch(cascade, number):
+    stage, variables = cascade.stages[number], cascade.variables[number]
+    keys = jax.random.split(jax.random.key(3), 3)
+    states, null = encoder().embed(NAMES), encoder().null()
+    low = low_images(3) if number else None
+    together = np.asarray(stage.sample(variables, keys, states, null, low))
+    size = stage.denoiser.size
+    assert together.shape == (3, size, size, 1)
+    # The images are neither the same nor all clipped to black and white.
+    assert np.std(together, axis=0).mean() > 0.1 and (np.abs(together) < 1).mean() > 0.3
+    alone = stage.sample(variables, keys[1:2], states[1:2], null, low[1:2] if number else None)
+    np.testing.assert_allclose(alone, together[1:2], atol=1e-5)
+
+
+def test_text_and_low_resolution_images_matter(cascade):
+    keys, states = jax.random.split(jax.random.key(3), 3), encoder().embed(NAMES)
+    null, low = encoder().null(), low_images(3)
+
+    def draw(number, states, null, low):
+        variables = cascade.variables[number]
+        return np.asarray(cascade.stages[number].sample(variables, keys, states, null, low))
+
+    base, large = draw(0, states, null, None), draw(1, states, null, low)
+    assert np.abs(base - draw(0, states[::-1], null, None)).max() > 1e-3
+    assert np.abs(base - draw(0, states, 0 * null, None)).max() > 1e-3
+    assert np.abs(large - draw(1, states, null, -low)).max() > 1e-3
+
+
+def test_the_steps_do_not_read_what_projects_the_text(cascade):
+    stage, variables = cascade.stages[0], cascade.variables[0]
+    inputs = jax.random.split(jax.random.key(3), 3), encoder().embed(NAMES), encoder().null()
+    sample = type(stage).sample.__wrapped__
+    program = jax.make_jaxpr(lambda variables: sample(stage, variables, *inputs))(variables).jaxpr
+    [loop] = [step for step in program.eqns if step.primitive.name == "scan"]
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(variables)]
+    inside = {p for p, var in zip(paths, program.invars, strict=True) if var in set(loop.invars)}
+    encoders = ("add_k_proj", "add_v_proj", "norm_cross", "encoder_hid_proj", "add_embedding")
+    of_text = {path for path in paths if any(name in path for name in encoders)}
+    assert of_text and inside == set(paths) - of_text
+
+
+def test_cascade_draws_by_index(cascade):
+    prompts, told = ["c", "ab", "de", "c"], []
+    small, large = cascade.sample_stages(prompts, seed=5, batch_size=3, progress=told.append)
+    assert small.shape == (4, 4, 4, 1) and large.shape == (4, 8, 8, 1)
+    assert small.dtype == large.dtype == np.uint8
+    assert told == [3, 1]
+    # The same prompt, but another image.
+    assert (large[0] != large[3]).any()
+    again = cascade.sample(prompts[2:3], seed=5, indices=np.array([2]), batch_size=1)
+    np.testing.assert_allclose(again.astype(int), large[2:3], atol=1)
+    other = cascade.sample(prompts[2:3], seed=6, indices=np.array([2]), batch_size=1)
+    assert (other != again).any()
+
+
+def test_cascade_knows_its_classes_only(cascade):
+    with pytest.raises(
+        InputError,
+        match=r"prompt 2: 'cd' is not a class of this model \(did you mean 'c'\?\); use one of ab",
+    ):
+        cascade.sample(["ab", "cd"])
+
+
+SAMPLING = dict(STAGES[1][1], sampler=SAMPLER, threshold_percentile=100.0)
+
+
+def test_a_stage_is_what_its_config_says():
+    fields = dict(
+        guidance_weight=2.0,
+        guidance_interval=(0.2, 0.7),
+        threshold_percentile=95.0,
+        threshold_maximum=1.5,
+        noise_augmentation=0.4,
+        batch_size=3,
+    )
+    stage = make_stage(ConfigDict(SAMPLING | fields), stages()[1].denoiser)
+    assert {name: getattr(stage, name) for name in fields} == fields
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("noise_augmentation", 1.5),
+        ("noise_augmentation", -0.1),
+        ("guidance_weight", -0.5),
+        ("guidance_weight", math.nan),
+        ("guidance_interval", (0.7, 0.2)),
+        ("guidance_interval", (0.2, 1.1)),
+        ("guidance_interval", (0.2,)),
+        ("threshold_percentile", 0.0),
+        ("threshold_percentile", 101.0),
+        ("threshold_maximum", 0.5),
+        ("batch_size", -1),
+    ],
+)
+def test_sampling_that_is_not_possible(field, value):
+    with pytest.raises(InputError, match=rf"^{field}={re.escape(str(value))}: ") as error:
+        make_stage(ConfigDict(SAMPLING | {field: value}), stages()[1].denoiser)
+    assert "\n" not in str(error.value)
+
+
+def test_a_learned_variance_has_to_be_there():
+    sampler = dict(SAMPLER, logvar_coeff="learned")
+    with pytest.raises(InputError, match="the stage has no learned_variance"):
+        make_stage(ConfigDict(SAMPLING | dict(sampler=sampler)), stages()[1].denoiser)
+
+
+def test_upsampling_begins_anywhere_in_a_cascade(cascade):
+    """Three stages; the third one alone has other keys than as the second one."""
+    network = dict(STAGES[1][0], size=16, low_size=8)
+    third = make_stage(ConfigDict(SAMPLING), make_denoiser(ConfigDict(network)))
+    three = dataclasses.replace(
+        cascade,
+        stages=(*cascade.stages, third),
+        variables=(*cascade.variables, random_variables(third, 2)),
+    )
+    prompts = ["c", "ab"]
+    small, middle, large = three.sample_stages(prompts, 5)
+    assert [images.shape[1] for images in (small, middle, large)] == [4, 8, 16]
+    for images in (small, middle):
+        assert np.abs(three.upsample(images, prompts, 5).astype(int) - large).max() <= 8
+    assert np.abs(three.upsample(middle, prompts, 6).astype(int) - large).max() > 50
+
+
+def test_stages_with_the_same_fields_are_one_to_jit():
+    first, again = stages()[0], stages()[0]
+    assert first == again and hash(first) == hash(again)
+    assert dataclasses.replace(first, guidance_weight=2.0) != first
+
+
+def with_batches(cascade, *sizes):
+    """Each stage with its own batch size; no other test's stages are equal to it."""
+    pairs = zip(cascade.stages, sizes, strict=True)
+    own = tuple(dataclasses.replace(stage, batch_size=size) for stage, size in pairs)
+    return dataclasses.replace(cascade, stages=own)
+
+
+def test_batches_of_a_stage_change_nothing(cascade, monkeypatch):
+    prompts, original, drawn = ["c", "ab", "de", "c", "ab"], samplers.noise_of_keys, []
+
+    def recording(keys, shape):
+        def noise(step):
+            value = original(keys, shape)(step)
+            jax.debug.callback(lambda *both: drawn.append(both), jnp.int32(step), value)
+            return value
+
+        return noise
+
+    def draw(batch_size, *sizes):
+        drawn.clear()
+        images = with_batches(cascade, *sizes).sample_stages(prompts, 7, None, batch_size)
+        jax.effects_barrier()
+        rows = {(int(step), row.tobytes()) for step, rows in drawn for row in np.asarray(rows)}
+        return (
+            images,
+            rows,
+            [{len(rows) for _, rows in drawn if rows.shape[1] == s} for s in (4, 8)],
+        )
+
+    monkeypatch.setattr(samplers, "noise_of_keys", recording)
+    monkeypatch.setattr("imagen_ft.cascade.to_uint8", lambda images: images)
+    together, noise, sizes = draw(5, 5, 5)
+    assert sizes == [{5}, {5}] and len(noise) == 5 * (3 + 4)
+    in_parts, noise_of_parts, sizes = draw(4, 2, 3)
+    assert sizes == [{2}, {3}]
+    assert noise <= noise_of_parts
+    for found, expected in zip(in_parts, together, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        assert np.std(expected, axis=0).mean() > 0.1
+
+
+def test_upsample_is_the_second_half_of_sample(cascade):
+    prompts, indices = ["c", "ab", "de"], np.array([4, 0, 9])
+    small, large = cascade.sample_stages(prompts, 5, indices)
+    found = cascade.upsample(small, prompts, 5, indices, batch_size=2)
+    # The base's images are rounded to whole numbers between the two.
+    assert np.abs(found.astype(int) - large).max() <= 3
+    keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(jax.random.key(5), 1), n))
+    inputs = keys(jnp.asarray(indices)), encoder().embed(prompts), encoder().null()
+    images = cascade.stages[1].sample(cascade.variables[1], *inputs, to_float(small))
+    assert np.abs(found - (np.asarray(images) + 1) * 127.5).max() <= 0.51
+    assert np.abs(cascade.upsample(small, prompts, 6, indices).astype(int) - large).max() > 50
+    assert np.abs(cascade.upsample(255 - small, prompts, 5, indices).astype(int) - large).max() > 50
+
+
+def test_start_of_a_cascade(cascade):
+    prompts = ["c", "ab", "de"]
+    start = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 1), np.uint8)
+    small, large = cascade.sample_stages(prompts, 5, batch_size=2, start=start, skip_steps=1)
+    assert small.shape == (3, 4, 4, 1) and large.shape == (3, 8, 8, 1)
+    keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(jax.random.key(5), 0), n))
+    inputs = keys(jnp.arange(3)), encoder().embed(prompts), encoder().null(), None
+    images = cascade.stages[0].sample(cascade.variables[0], *inputs, to_float(start), skip_steps=1)
+    assert np.abs(small - (np.asarray(images) + 1) * 127.5).max() <= 0.51
+    np.testing.assert_array_equal(
+        cascade.sample(prompts, 5, batch_size=2, start=start, skip_steps=1), large
+    )
+    assert (cascade.sample(prompts, 5, batch_size=2, skip_steps=1) != large).any()
+    # The second stage takes all of its steps.
+    assert np.abs(cascade.upsample(small, prompts, 5, batch_size=2).astype(int) - large).max() <= 3
+
+
+IMAGES = np.zeros((2, 4, 4, 1), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((2, 5, 5, 1), np.uint8), r"images of shape \[2, 5, 5, 1\]: .* start from 4 px"),
+        (np.zeros((2, 0, 0, 1), np.uint8), r"images of shape \[2, 0, 0, 1\]: .* start from 4 px"),
+        (np.zeros(4, np.uint8), r"images of shape \[4\]: .* start from 4 px"),
+        (IMAGES[:1], r"images is uint8 \[1, 4, 4, 1\]: uint8 \[2, 4, 4, 1\] is needed, one a"),
+        (IMAGES[..., [0, 0, 0]], r"images is uint8 \[2, 4, 4, 3\]: uint8 \[2, 4, 4, 1\]"),
+        (IMAGES / np.float32(255), r"images is float32 \[2, 4, 4, 1\]: uint8"),
+    ],
+)
+def test_images_that_cannot_be_upsampled(cascade, images, message):
+    with pytest.raises(InputError, match=message) as error:
+        cascade.upsample(images, ["c", "ab"])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(skip_steps=2), "skip_steps=2: the base has 2 steps"),
+        (dict(skip_steps=-1), "skip_steps=-1: the base has 2 steps"),
+        (dict(start=IMAGES[:1]), r"start is uint8 \[1, 4, 4, 1\]: uint8 \[2, 4, 4, 1\] is needed"),
+        (dict(start=np.zeros((2, 8, 8, 1), np.uint8)), r"start is uint8 \[2, 8, 8, 1\]"),
+        (dict(start=to_float(IMAGES)), r"start is float32 \[2, 4, 4, 1\]: uint8"),
+    ],
+)
+def test_starts_that_do_not_fit(cascade, options, message):
+    with pytest.raises(InputError, match=message) as error:
+        cascade.sample(["c", "ab"], **options)
+    assert "\n" not in str(error.value)
+
+
+def test_cascades_without_a_half(cascade):
+    def only(number):
+        fields = dict(stages=cascade.stages[number:][:1], variables=cascade.variables[number:][:1])
+        return dataclasses.replace(cascade, **fields)
+
+    with pytest.raises(InputError, match="this cascade has no base: give its images to upsample"):
+        only(1).sample(["c", "ab"])
+    with pytest.raises(InputError, match="this cascade has no base"):
+        only(1).path(["c", "ab"])
+    with pytest.raises(InputError, match=r"\[2, 4, 4, 1\]: the stages start from noise$"):
+        only(0).upsample(IMAGES, ["c", "ab"])
+    assert only(1).upsample(IMAGES, ["c", "ab"]).shape == (2, 8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options"),
+    [([], {}), (["ab"], dict(batch_size=0)), (["ab"], dict(indices=np.arange(2)))],
+)
+def test_cascade_needs_prompts(cascade, prompts, options):
+    with pytest.raises(InputError, match="at least one of each is needed"):
+        cascade.sample(prompts, **options)
+
+
+def test_a_path_needs_prompts(cascade):
+    with pytest.raises(InputError, match="0 prompts: at least one is needed"):
+        cascade.path([])
+
+
+def test_classes_are_drawn_as_their_prompts(cascade):
+    labels, indices = np.array([2, 0, 1, 1, 2]), np.array([7, 3, 0, 9, 4])
+    prompts = [NAMES[label] for label in labels]
+    expected = cascade.sample(prompts, seed=1, indices=indices, batch_size=2)
+    batches = list(cascade.draw_classes(labels, 1, indices, batch_size=2))
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    np.testing.assert_array_equal(np.concatenate(batches), expected)
+    assert list(cascade.draw_classes(labels[:0], 1, indices[:0])) == []

@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+
+from imagen_ft.diffusion.guidance import guide, threshold
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.25, 7.0])
+def test_guide(weight):
+    """Channels behind eps are the prompts'."""
+    output = np.random.default_rng(0).normal(size=(6, 2, 2, 3)).astype(np.float32)
+    prompts, null = output[:3].astype(np.float64), output[3:].astype(np.float64)
+    found = guide(output, weight, channels=2)
+    eps = weight * prompts[..., :2] + (1 - weight) * null[..., :2]
+    np.testing.assert_allclose(found[..., :2], eps, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found[..., 2:], output[:3, ..., 2:])
+
+
+def test_static_threshold():
+    x0 = np.float32([-3, -1, -0.5, 0, 0.9, 1.1]).reshape(1, 2, 3, 1)
+    np.testing.assert_array_equal(threshold(x0, 100.0), np.clip(x0, -1, 1))
+
+
+@pytest.mark.parametrize("percentile", [50.0, 95.0, 99.5])
+def test_dynamic_threshold(percentile):
+    rng = np.random.default_rng(0)
+    # One image that needs none of it, and two that do, each by its own measure.
+    x0 = rng.normal(size=(3, 8, 8, 3)) * np.array([0.2, 2, 5]).reshape(3, 1, 1, 1)
+    x0 = x0.astype(np.float32)
+    limit = np.percentile(np.abs(x0), percentile, axis=(1, 2, 3)).reshape(3, 1, 1, 1)
+    assert limit[0] < 1 < limit[1] < limit[2]
+    limit = np.maximum(limit, 1)
+    found = np.asarray(threshold(x0, percentile))
+    np.testing.assert_allclose(found, np.clip(x0, -limit, limit) / limit, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found[0], x0[0])
+    assert np.abs(found[1:]).max() == 1
+
+
+def test_threshold_has_a_maximum():
+    x0 = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32) * 5
+    np.testing.assert_allclose(threshold(x0, 95.0, 1.5), np.clip(x0, -1.5, 1.5) / 1.5, rtol=1e-6)

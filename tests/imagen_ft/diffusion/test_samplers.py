@@ -1,0 +1,202 @@
+"""Sampling from a Gaussian: the right noise is known, and every moment follows by recursion."""
+
+import functools
+import math
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from imagen_ft.diffusion.process import per_image, x0_from_eps
+from imagen_ft.diffusion.samplers import DDIM, DDPM, Prediction, make_sampler, noise_of_keys, sample
+from imagen_ft.diffusion.schedule import Cosine, alpha_sigma
+from launch.errors import InputError
+
+MEAN, STD = 0.4, 0.3
+SHAPE, IMAGES = (4, 4, 2), 2048
+VALUES = IMAGES * math.prod(SHAPE)
+
+
+def exact_denoise(x_t, t):
+    """x_0 by the noise E[eps | x_t], where x_0 is normal with that mean and deviation."""
+    logsnr = Cosine().logsnr(t)
+    alpha, sigma = alpha_sigma(per_image(logsnr))
+    eps = sigma * (x_t - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2)
+    return Prediction(x0_from_eps(x_t, eps, logsnr))
+
+
+def draw(sampler, denoise, keys):
+    strength = sampler.logvar_coeff if isinstance(sampler, DDPM) else sampler.eta
+    return _draw(type(sampler), sampler.num_steps, strength, denoise, keys)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 3))
+def _draw(kind, num_steps, strength, denoise, keys):
+    """The strength of the noise is an argument: fewer programs to compile."""
+    noise = noise_of_keys(keys, SHAPE)
+    return sample(kind(num_steps, strength), denoise, Cosine(), noise)[0]
+
+
+@functools.cache
+def keys(seed=0):
+    return jax.random.split(jax.random.key(seed), IMAGES)
+
+
+def alpha_bar(t):
+    first = math.atan(math.exp(-10))
+    return math.cos(first + t * (math.pi / 2 - 2 * first)) ** 2
+
+
+def affine_step(sampler, abar_t, abar_s):
+    """x_s = a x_t + b x_0 + standard normal times sqrt(variance)."""
+    alpha = abar_t / abar_s
+    beta = 1 - alpha
+    beta_small = (1 - abar_s) / (1 - abar_t) * beta
+    if isinstance(sampler, DDPM):
+        # Ho et al. 2020, Eq. 7; Nichol and Dhariwal 2021, Eq. 15.
+        a = math.sqrt(alpha) * (1 - abar_s) / (1 - abar_t)
+        b = math.sqrt(abar_s) * beta / (1 - abar_t)
+        return a, b, beta**sampler.logvar_coeff * beta_small ** (1 - sampler.logvar_coeff)
+    # Song et al. 2021, Eq. 12 and 16.
+    variance = sampler.eta**2 * beta_small
+    a = math.sqrt(1 - abar_s - variance) / math.sqrt(1 - abar_t)
+    return a, math.sqrt(abar_s) - a * math.sqrt(abar_t), variance
+
+
+def predicted_moments(sampler):
+    """Mean and variance of what the sampler draws, by recursion from the noise."""
+    mean, variance = 0.0, 1 - alpha_bar(1)
+    for step in range(sampler.num_steps, 0, -1):
+        abar_t, abar_s = (
+            alpha_bar(step / sampler.num_steps),
+            alpha_bar((step - 1) / sampler.num_steps),
+        )
+        # E[x_0 | x_t] = c + d x_t
+        d = math.sqrt(abar_t) * STD**2 / (abar_t * STD**2 + 1 - abar_t)
+        c = MEAN * (1 - math.sqrt(abar_t) * d)
+        if step == 1:
+            return c + d * mean, d**2 * variance
+        a, b, added = affine_step(sampler, abar_t, abar_s)
+        mean = a * mean + b * (c + d * mean)
+        variance = (a + b * d) ** 2 * variance + added
+
+
+SAMPLERS = [
+    DDPM(4),
+    DDPM(4, 0.3),
+    DDPM(4, 1.0),
+    DDIM(4),
+    DDIM(4, 1.0),
+    DDPM(200),
+    DDPM(200, 1.0),
+    DDIM(200),
+]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+def test_moments(sampler):
+    images = np.asarray(draw(sampler, exact_denoise, keys()), np.float64)
+    mean, variance = predicted_moments(sampler)
+    # Five standard errors of a mean and of a variance.
+    assert abs(images.mean() - mean) < 5 * math.sqrt(variance / VALUES)
+    assert abs(images.var() / variance - 1) < 5 * math.sqrt(2 / VALUES)
+    if sampler.num_steps == 200:
+        assert abs(mean - MEAN) < 1e-3 and abs(math.sqrt(variance) / STD - 1) < 0.04
+    # Every pixel of every image has noise of its own.
+    flat = images.reshape(IMAGES, -1)
+    correlation = np.corrcoef(flat.T) - np.eye(flat.shape[1])
+    assert np.abs(correlation).max() < 5 / math.sqrt(IMAGES)
+
+
+def test_ddim_with_noise_is_ddpm():
+    ddpm, ddim = (draw(sampler, exact_denoise, keys()) for sampler in (DDPM(4), DDIM(4, 1.0)))
+    np.testing.assert_allclose(ddim, ddpm, atol=2e-3)
+
+
+def test_ddim_is_deterministic_unless_told():
+    x_t, x0, noise = np.random.default_rng(0).normal(size=(3, 2, *SHAPE)).astype(np.float32)
+
+    def step(eta, noise):
+        return DDIM(4, eta).step(x_t, Prediction(x0), noise, np.float32(-1), np.float32(2))
+
+    np.testing.assert_array_equal(step(0.0, noise), step(0.0, -noise))
+    assert not np.isclose(step(0.5, noise), step(0.5, -noise)).any()
+
+
+# Wide, narrow, first and last steps.
+STEPS = [(1.0, 0.5), (0.5, 0.49), (1.0, 0.999), (0.01, 0.001), (0.3, 0.1)]
+
+
+def added_noise(sampler, learned, t, s):
+    """What a step adds for each unit of noise, and the variances that Eq. 15 is between."""
+    x_t, x0 = np.random.default_rng(0).normal(size=(2, 2, *SHAPE)).astype(np.float32)
+    logsnr_t, logsnr_s = (Cosine().logsnr(np.float32(at)) for at in (t, s))
+
+    def step(noise):
+        noise = np.full(x_t.shape, noise, np.float32)
+        after = sampler.step(x_t, Prediction(x0, learned), noise, logsnr_t, logsnr_s)
+        return np.asarray(after, np.float64)
+
+    alpha = alpha_bar(t) / alpha_bar(s)
+    beta_small = (1 - alpha_bar(s)) / (1 - alpha_bar(t)) * (1 - alpha)
+    return (step(4096.0) - step(-4096.0)) / 8192, 1 - alpha, beta_small
+
+
+@pytest.mark.parametrize("coeff", [0.0, 0.3, 1.0, None])
+@pytest.mark.parametrize(("t", "s"), STEPS)
+def test_the_variance_that_a_step_adds(coeff, t, s):
+    """Nichol and Dhariwal 2021, Eq. 15; learned for each value, where there is no constant."""
+    learned = np.random.default_rng(1).uniform(0, 1, (2, *SHAPE)).astype(np.float32)
+    found, beta, beta_small = added_noise(DDPM(4, coeff), learned, t, s)
+    v = learned.astype(np.float64) if coeff is None else np.full_like(found, coeff)
+    expected = np.exp(v * np.log(beta) + (1 - v) * np.log(beta_small))
+    np.testing.assert_allclose(found**2, expected, rtol=2e-4)
+    assert beta_small < beta
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_the_variance_that_a_step_of_ddim_adds(eta):
+    """Song et al. 2021, Eq. 16."""
+    for t, s in STEPS:
+        found, _, beta_small = added_noise(DDIM(4, eta), None, t, s)
+        np.testing.assert_allclose(found**2, eta**2 * beta_small, rtol=2e-4)
+
+
+def keep(x_t, t):
+    """Says that nothing is noise, so that all noise shows in the result."""
+    return Prediction(x_t)
+
+
+def test_noise_depends_on_the_key_alone():
+    everyone = np.asarray(draw(DDPM(3, 0.3), keep, keys()[:7]))
+    assert len(np.unique(everyone[:, 0, 0, 0])) == 7
+    np.testing.assert_array_equal(draw(DDPM(3, 0.3), keep, keys()[4:5]), everyone[4:5])
+    assert not np.isclose(everyone, draw(DDPM(3, 0.3), keep, keys(seed=1)[:7])).any()
+
+
+def test_make_sampler():
+    ddpm = ConfigDict(dict(name="ddpm", num_steps=3, logvar_coeff=0.3))
+    assert make_sampler(ddpm) == DDPM(3, 0.3)
+    assert make_sampler(ConfigDict(dict(name="ddim", num_steps=3, eta=0.5))) == DDIM(3, 0.5)
+    with pytest.raises(InputError, match="num_steps=0"):
+        make_sampler(ConfigDict(dict(name="ddpm", num_steps=0, logvar_coeff=0.0)))
+    with pytest.raises(InputError, match=r"sampler\.name='euler'.*'ddpm', 'ddim'"):
+        make_sampler(ConfigDict(dict(name="euler", num_steps=3)))
+    # As the command line has it in place of 'learned'.
+    assert make_sampler(ConfigDict(dict(ddpm, logvar_coeff="0.3"))) == DDPM(3, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("ddpm", "logvar_coeff", 7.0),
+        ("ddpm", "logvar_coeff", -0.1),
+        ("ddpm", "logvar_coeff", "learnt"),
+        ("ddim", "eta", -2.0),
+        ("ddim", "eta", math.nan),
+    ],
+)
+def test_strengths_of_noise_that_are_none(name, field, value):
+    with pytest.raises(InputError, match=rf"sampler\.{field}={value!r}: a number in \[0, 1\]"):
+        make_sampler(ConfigDict({"name": name, "num_steps": 3, field: value}))

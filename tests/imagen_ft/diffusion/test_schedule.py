@@ -1,0 +1,99 @@
+import math
+
+import numpy as np
+import pytest
+
+from imagen_ft.diffusion.schedule import (
+    SCHEDULES,
+    SPACINGS,
+    Cosine,
+    Linear,
+    SquaredCos,
+    alpha_sigma,
+    make_schedule,
+    sampling_times,
+)
+from launch.errors import InputError
+
+TIMES = np.linspace(0, 1, 1001).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_logsnr_falls(name):
+    logsnr = np.asarray(make_schedule(name).logsnr(TIMES))
+    assert logsnr.shape == TIMES.shape and np.isfinite(logsnr).all()
+    assert (np.diff(logsnr) < 0).all()
+    assert logsnr[0] > 9 and logsnr[-1] < -9
+
+
+def test_alpha_and_sigma():
+    logsnr = np.linspace(-20, 20, 81).astype(np.float32)
+    alpha, sigma = (np.asarray(a, np.float64) for a in alpha_sigma(logsnr))
+    np.testing.assert_allclose(alpha**2 + sigma**2, 1, atol=1e-6)
+    np.testing.assert_allclose(2 * np.log(alpha / sigma), logsnr, atol=1e-5)
+
+
+def test_cosine():
+    t = TIMES[1:-1].astype(np.float64)
+    alpha, sigma = (np.asarray(a, np.float64) for a in alpha_sigma(Cosine().logsnr(TIMES[1:-1])))
+    # Squeezing t into the bounds of logsnr turns the angle by at most atan(exp(-10)).
+    squeeze = math.exp(-10)
+    np.testing.assert_allclose(alpha, np.cos(np.pi * t / 2), atol=1.1 * squeeze)
+    np.testing.assert_allclose(sigma, np.sin(np.pi * t / 2), atol=1.1 * squeeze)
+
+
+def test_cosine_keeps_its_bounds():
+    bounds = Cosine(logsnr_min=-5.0, logsnr_max=9.0).logsnr(np.float32([0, 1]))
+    np.testing.assert_allclose(bounds, [9, -5], rtol=1e-4)
+    np.testing.assert_allclose(Cosine().logsnr(np.float32([0, 0.5, 1])), [20, 0, -20], atol=1e-2)
+
+
+def test_linear():
+    alpha, _ = alpha_sigma(Linear().logsnr(TIMES))
+    log_abar = 2 * np.log(np.asarray(alpha, np.float64))
+    fine = np.linspace(0, 1, 1000 * 20 + 1)
+    beta = 1e-4 + (0.02 - 1e-4) * fine
+    integral = np.concatenate([[0], np.cumsum((beta[1:] + beta[:-1]) / 2)]) / 20
+    np.testing.assert_allclose(log_abar, -1e-4 - integral[::20], rtol=1e-3)
+    # The discrete product of Ho et al. 2020, up to the size of its steps.
+    log_product = np.cumsum(np.log1p(-np.linspace(1e-4, 0.02, 1000)))
+    np.testing.assert_allclose(log_abar[1:], log_product, rtol=0.02, atol=4e-4)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_time_of_the_network(name):
+    schedule = make_schedule(name)
+    found = schedule.model_time(np.float32([0, 0.251, 1]))
+    # Of a discrete schedule's 1,000 steps the first one is 0.
+    expected = [0, 250, 999] if schedule.num_train_timesteps else [0, 251, 1000]
+    np.testing.assert_allclose(found, expected)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_sampling_times_of_continuous_schedules(spacing):
+    times = sampling_times(Cosine(), 32, spacing)
+    assert times.shape == (33,) and times[-1] == 0 and (np.diff(times) < 0).all()
+    assert times[0] == 1 if spacing != "leading" else times[0] < 0.98
+    if spacing == "trailing":
+        np.testing.assert_array_equal(times, (np.arange(33) / np.float32(32))[::-1])
+    assert len(sampling_times(Cosine(), 3000, spacing)) == 3001
+
+
+@pytest.mark.parametrize(
+    ("schedule", "num_steps", "spacing", "message"),
+    [
+        (Cosine(), 0, "trailing", "num_steps=0: at least 1 step is needed"),
+        (SquaredCos(), 1001, "trailing", "num_steps=1001: the schedule has 1000 steps"),
+        (Cosine(), 8, "karras", "spacing='karras': known are linspace, .*trailing, .*super100"),
+        (SquaredCos(), 28, "fast27", "spacing='fast27' has 27 of 1000 steps, .*num_steps is 28"),
+        (SquaredCos(100), 27, "fast27", "spacing='fast27' has 27 of 1000 steps"),
+    ],
+)
+def test_times_that_are_not_there(schedule, num_steps, spacing, message):
+    with pytest.raises(InputError, match=message):
+        sampling_times(schedule, num_steps, spacing)
+
+
+def test_unknown_schedule():
+    with pytest.raises(InputError, match=r"'sigmoid'.*cosine, linear"):
+        make_schedule("sigmoid")

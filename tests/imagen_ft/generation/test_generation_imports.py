@@ -1,0 +1,13 @@
+"""What threads of the generator need is imported before they start: etils patches `__import__`."""
+
+import types
+
+from imagen_ft.generation.stream import ShardStream
+from input_pipeline.records import examples
+
+
+def test_messages_are_loaded_before_a_thread_writes():
+    examples.load_messages.cache_clear()
+    writer = types.SimpleNamespace(config={"image_shape": (8, 8, 1)})
+    with ShardStream(writer, [], []):
+        assert examples.load_messages.cache_info().currsize == 1

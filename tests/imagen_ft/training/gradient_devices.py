@@ -1,0 +1,82 @@
+"""Gradients of both U-Nets on eight devices against those on one: errors as one JSON line."""
+
+import json
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from imagen_ft.models.efficient_unet import EfficientUNet
+from imagen_ft.models.unet import UNet
+from launch.runtime.devices import mesh as meshes
+from tests.support.devices import on_mesh, relative_errors
+
+BATCH, SIZE, TOKENS, WIDTH = 8, 4, 6, 64
+MESH = (2, 2, 2)
+NETS = {
+    "unet": UNet(
+        out_channels=2,
+        block_out_channels=(8,),
+        layers_per_block=1,
+        attention=(True,),
+        cross_attention_dim=8,
+        attention_head_dim=8,
+        num_groups=4,
+        cross_num_groups=4,
+        pooling_heads=2,
+    ),
+    "efficient_unet": EfficientUNet(
+        out_channels=2,
+        block_out_channels=(8,),
+        layers_per_block=(1,),
+        self_attention=(True,),
+        text_attention=(True,),
+        cross_attention_dim=WIDTH,
+        noise_level=False,
+        num_heads=2,
+        num_groups=4,
+        pooling_heads=2,
+    ),
+}
+
+
+def gradients(net, variables, batch, sizes):
+    """Gradient of a weighted mean of the output, by parameter."""
+
+    def gradient(variables, batch):
+        def loss(variables):
+            output = net.apply(variables, batch["x"], batch["t"], batch["text"])
+            return (output * batch["weight"]).mean()
+
+        return jax.grad(loss)(variables)["params"]
+
+    return on_mesh(gradient, sizes, variables, batch, "params")
+
+
+def error(net):
+    """The largest relative error of any parameter's gradient."""
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    x, text = draw(BATCH, SIZE, SIZE, 1), draw(BATCH, TOKENS, WIDTH)
+    batch = dict(x=x, t=10 * draw(BATCH), text=text, weight=draw(BATCH, SIZE, SIZE, 2))
+    variables = net.init(jax.random.key(0), x, batch["t"], text)
+    # Some kernels begin as zeros, and would hide the gradients of all behind them.
+    variables = jax.tree.map(lambda leaf: leaf + 0.1 * draw(*leaf.shape), variables)
+    alone = gradients(net, variables, batch, (1, 1, 1))
+    # A softmax does not see a bias of its keys: their gradients are rounding errors.
+    names = [name for name in alone if jnp.abs(alone[name]).max() > 1e-7]
+    assert len(alone) - len(names) <= 4
+
+    found = gradients(net, variables, batch, MESH)
+    return max(relative_errors(found, alone, names).values())
+
+
+def main():
+    with mock.patch.object(meshes, "MIN_SHARDED_SIZE", 64):
+        found = {name: error(net) for name, net in NETS.items()}
+    print(json.dumps({"devices": jax.device_count(), **found}))
+
+
+if __name__ == "__main__":
+    main()

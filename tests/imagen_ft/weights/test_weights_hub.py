@@ -1,0 +1,170 @@
+"""Repositories of the Hub, from a server on this machine that answers as the Hub does."""
+
+import hashlib
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from tests.imagen_ft.weights.tiny_weights import tensors, write_part, write_pipeline
+from tests.support import ROOT
+
+TOKEN = "hf_aTokenThatThisServerKnows"
+CLIENT = "tests.imagen_ft.weights.weights_hub_client"
+
+
+class FakeHub(http.server.ThreadingHTTPServer):
+    """Serves `repositories`: {name: {revision: {path: bytes}}}; notes what was downloaded."""
+
+    def __init__(self, repositories):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.repositories, self.downloads = repositories, []
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def answer(self, status, body=b"", **headers):
+        self.send_response(status)
+        for name, value in {"Content-Length": len(body), **headers}.items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def do_GET(self):
+        parts = self.path.partition("?")[0].strip("/").split("/")
+        api = parts[:2] == ["api", "models"]
+        if len(parts) < 4:
+            return self.answer(404)
+        owner, name, kind, revision, *path = parts[2:] if api else parts
+        revisions = self.server.repositories.get(f"{owner}/{name}")
+        if name == "broken":
+            return self.answer(500)
+        if revisions is None:
+            return self.answer(401, X_Error_Code="RepoNotFound")
+        commits = {hashlib.sha1(r.encode()).hexdigest(): r for r in revisions}
+        revision = commits.get(revision, revision)
+        if revision not in revisions:
+            return self.answer(404, X_Error_Code="RevisionNotFound")
+        files, commit = revisions[revision], hashlib.sha1(revision.encode()).hexdigest()
+        if kind == "revision":
+            siblings = [{"rfilename": name} for name in files]
+            table = {"id": f"{owner}/{name}", "sha": commit, "siblings": siblings}
+            return self.answer(200, json.dumps(table).encode())
+        if kind == "tree":
+            listing = [
+                {
+                    "type": "file",
+                    "path": n,
+                    "size": len(data),
+                    "oid": hashlib.sha1(data).hexdigest(),
+                }
+                for n, data in files.items()
+            ]
+            return self.answer(200, json.dumps(listing).encode())
+        if name == "gated" and self.headers["Authorization"] != f"Bearer {TOKEN}":
+            return self.answer(401, X_Error_Code="GatedRepo")
+        data = files["/".join(path)]
+        if self.command == "GET":
+            self.server.downloads.append(f"{owner}/{name}/{'/'.join(path)}")
+        etag = hashlib.sha1(data).hexdigest()
+        return self.answer(200, data, ETag=f'"{etag}"', X_Repo_Commit=commit)
+
+    do_HEAD = do_GET
+
+
+def files(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """The server, and a function that lets the client ask it."""
+    folder = tmp_path_factory.mktemp("hub")
+    pipeline = write_pipeline(folder / "pipeline", variant="fp16", files=2)
+    write_part(pipeline / "unet", "unet", variant="bf16")
+    content = files(pipeline) | {"unet/README.md": b"", "unet/pytorch_model.bin": b"pickle"}
+    write_part(pipeline / "unet-fp16", "unet")
+    held = {name: -value for name, value in tensors("unet").items()}
+    write_part(pipeline / "v2", "unet", held=held)
+    second = write_part(folder / "second/unet", "unet", variant="fp16", held=held).parent
+    pickle = {
+        "text_encoder/pytorch_model.bin": b"",
+        "text_encoder/config.json": b'{"model_type":1}',
+    }
+    server = FakeHub(
+        {
+            "owner/if": {"main": content, "v2": files(second)},
+            "owner/gated": {"main": content},
+            "owner/empty": {"main": {"README.md": b""}},
+            "owner/pickle": {"main": pickle},
+        }
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def ask(*arguments, **environment):
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-m", CLIENT, *arguments],
+            cwd=ROOT,
+            env={
+                **{name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"},
+                "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+                "HF_HOME": str(folder / "home"),
+                **environment,
+            },
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    yield server, ask, pipeline, folder
+    server.shutdown()
+    server.server_close()
+
+
+def test_repositories(hub):
+    server, ask, pipeline, folder = hub
+    found = ask(str(pipeline), str(folder))
+    assert found["same"] and found["revision"] and found["imported"] and found["cached"]
+    assert found["tokenizer"] == ["spiece.model", "tokenizer_config.json"]
+    assert found["digest"][0] == found["digest"][1]
+    # Of the one variant that was asked for (v2 has one file), and once.
+    unet = [name for name in server.downloads if "/unet/" in name and name.startswith("owner/if/")]
+    assert sorted(unet) == [
+        "owner/if/unet/config.json",
+        "owner/if/unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors",
+        "owner/if/unet/diffusion_pytorch_model.fp16-00002-of-00002.safetensors",
+        "owner/if/unet/diffusion_pytorch_model.fp16.safetensors",
+        "owner/if/unet/diffusion_pytorch_model.safetensors.index.fp16.json",
+    ]
+    said = {
+        "owner/gated": f"is gated: accept its licence at http://127.0.0.1:{server.server_port}/owner",
+        "owner/unknown": "no such repository that you may see",
+        "owner/if@v9": "has no such revision",
+        "owner/broken": "answered 500",
+        "owner/empty": "has no unet",
+        "variants": "weights without a variant is not there; there is bf16 and fp16",
+        "pickle": "pytorch_model.bin is a pickle",
+        "offline": "no network",
+        "unreachable": "no network",
+    }
+    for name, part in said.items():
+        assert part in found[name] and "\n" not in found[name], (name, found[name])
+
+
+def test_a_token_opens_a_gated_repository(hub):
+    _, ask, _, _ = hub
+    assert ask(HF_TOKEN=TOKEN) == {"gated": "loaded"}

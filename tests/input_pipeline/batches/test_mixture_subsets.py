@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+
+from input_pipeline.batches import loader
+from input_pipeline.batches.mixture import Union
+from input_pipeline.source import ArraySource, Subset, in_memory
+from input_pipeline.sources.digits import digits
+from input_pipeline.sources.subsets import per_class
+from launch.errors import InputError
+
+
+def source(values, domain=0, names=("a", "b")):
+    images = np.array(values, np.uint8).reshape(-1, 1, 1, 1)
+    return ArraySource(images, np.array(values) % 2, names, domain)
+
+
+def pixels(source):
+    return [int(source[i]["image"][0, 0, 0]) for i in range(len(source))]
+
+
+def test_union_is_one_source_after_the_other():
+    union = Union([source([1, 2, 3]), source([], domain=1), source([10, 11], domain=1)])
+    assert len(union) == 5
+    assert pixels(union) == [1, 2, 3, 10, 11]
+    assert union.labels.tolist() == [1, 0, 1, 0, 1]
+    assert union.domain.tolist() == [0, 0, 0, 1, 1]
+    assert [int(union[i]["domain"]) for i in range(5)] == [0, 0, 0, 1, 1]
+    assert union.class_names == ("a", "b")
+    with pytest.raises(IndexError):
+        union[5]
+
+
+def test_batches_of_a_union_hold_both_domains():
+    union = Union([source(range(20)), source(range(20), domain=1)])
+    batch = loader.batches(union, 40, seed=0)[0]
+    assert batch["domain"].sum() == 20
+    assert 0 < batch["domain"][:20].sum() < 20
+
+
+@pytest.mark.parametrize("names", [("b", "a"), ("a", "b", "c")])
+def test_union_refuses_other_classes(names):
+    with pytest.raises(InputError, match="source 1 has classes"):
+        Union([source([1]), source([1], names=names)])
+
+
+def test_union_of_nothing():
+    with pytest.raises(InputError, match="no sources"):
+        Union([])
+
+
+def test_subset_keeps_its_order():
+    subset = Subset(source([5, 6, 7, 8]), np.array([3, 0, 0]))
+    assert pixels(subset) == [8, 5, 5]
+    assert subset.labels.tolist() == [0, 1, 1]
+    with pytest.raises(IndexError):
+        subset[3]
+
+
+def test_per_class_is_balanced_fixed_and_nested():
+    pool = digits("pool")
+    small, large = per_class(pool, 3, seed=1), per_class(pool, 10, seed=1)
+    assert np.bincount(large.labels).tolist() == [10] * 10
+    assert large.indices.tolist() == per_class(pool, 10, seed=1).indices.tolist()
+    assert set(small.indices) < set(large.indices)
+    assert set(small.indices) != set(per_class(pool, 3, seed=2).indices)
+
+
+@pytest.mark.parametrize("n", [0, 3])
+def test_per_class_refuses_what_a_class_has_not(n):
+    with pytest.raises(InputError, match=r"class 'b' has 2|class 'a' has 3"):
+        per_class(source([0, 1, 2, 3, 4]), n, seed=0)
+
+
+def test_in_memory():
+    union = Union([source([1, 2]), source([3], domain=1)])
+    copy = in_memory(union)
+    assert pixels(copy) == pixels(union)
+    assert copy.labels.tolist() == union.labels.tolist()
+    assert copy.domain.tolist() == [0, 0, 1] and copy.class_names == union.class_names
+
+
+def test_keys():
+    first, second = source([1, 2, 3]), source([10, 11], domain=1)
+    union = Union([first, second])
+    assert [union.key(i) for i in range(5)] == ["0/0", "0/1", "0/2", "1/0", "1/1"]
+    subset = Subset(union, np.array([4, 0]))
+    assert [subset.key(i) for i in range(2)] == ["1/1", "0/0"]
+    assert in_memory(subset).key(0) == "1/1"

@@ -1,0 +1,124 @@
+import io
+import json
+import subprocess
+import sys
+import tarfile
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from input_pipeline.sources.image_folder import ImageFolder
+from input_pipeline.synthetic import __main__
+from tests.input_pipeline.synthetic.tiny_set import (
+    IMAGES,
+    LABELS,
+    contents,
+    damage_shard,
+    write,
+    writer,
+)
+
+NAMES = ("cat", "dog")
+
+
+def export(folder, kind, to):
+    return __main__.main([f"--set={folder}", f"--export={kind}", f"--to={to}"])
+
+
+def test_folder(complete, tmp_path):
+    assert export(complete, "folder", tmp_path / "out") == 0
+    found = ImageFolder(tmp_path / "out")
+    assert found.class_names == NAMES and len(found) == 12
+    for index, label in enumerate(LABELS):
+        data = (tmp_path / "out" / NAMES[label] / f"{index:08d}.png").read_bytes()
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+        np.testing.assert_array_equal(image, IMAGES[index])
+
+
+def test_webdataset(complete, tmp_path):
+    assert export(complete, "webdataset", tmp_path / "out") == 0
+    members = {}
+    for path in sorted((tmp_path / "out").glob("tiny-00000[0-2].tar")):
+        with tarfile.open(path) as tar:
+            names = tar.getnames()
+            # Readers group neighbours of one name.
+            assert [name.split(".")[1] for name in names] == ["png", "cls", "json"] * (
+                len(names) // 3
+            )
+            members |= {name: tar.extractfile(name).read() for name in names}
+    assert len(members) == 36
+    for index, label in enumerate(LABELS):
+        image = cv2.imdecode(np.frombuffer(members[f"{index:08d}.png"], np.uint8), cv2.IMREAD_COLOR)
+        np.testing.assert_array_equal(image[..., ::-1], IMAGES[index])
+        assert members[f"{index:08d}.cls"] == str(label).encode()
+        assert json.loads(members[f"{index:08d}.json"]) == {
+            "label": label,
+            "class_name": NAMES[label],
+            "prompt": f"a {NAMES[label]}",
+            "index": index,
+        }
+
+
+def test_array_record_is_a_data_source_of_tfds(complete, tmp_path):
+    assert export(complete, "array_record", tmp_path / "out") == 0
+    source = tfds.builder_from_directory(tmp_path / "out").as_data_source(split="train")
+    assert len(source) == 12
+    for example in source:
+        index = example["index"]
+        np.testing.assert_array_equal(example["image"], IMAGES[index])
+        assert example["label"] == LABELS[index]
+
+
+@pytest.mark.parametrize("kind", sorted(__main__.WRITERS))
+def test_an_export_goes_on_where_it_stopped(complete, tmp_path, monkeypatch, kind):
+    assert export(complete, kind, tmp_path / "whole") == 0
+    write_one = __main__.WRITERS[kind]
+
+    def stop(export, shard):
+        if shard == 1:
+            raise OSError(28, "No space left on device")
+        write_one(export, shard)
+
+    monkeypatch.setitem(__main__.WRITERS, kind, stop)
+    assert export(complete, kind, tmp_path / "out") == 2
+    monkeypatch.setitem(__main__.WRITERS, kind, write_one)
+    assert export(complete, kind, tmp_path / "out") == 0
+    if kind != "array_record":
+        assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert set(contents(tmp_path / "out")) == set(contents(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda f, to: damage_shard(f), "record 1 at byte"),
+        (lambda f, to: to.mkdir() or (to / "x").touch(), "is not empty"),
+        (lambda f, to: export(f, "folder", to), "holds another export"),
+        (lambda f, to: (f / "manifest.json").unlink(), "not complete"),
+    ],
+)
+def test_wrong_input(complete, tmp_path, capsys, prepare, message):
+    to = tmp_path / "out"
+    prepare(complete, to)
+    capsys.readouterr()
+    assert export(complete, "webdataset", to) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert message in said[-1] and said[-1].startswith("error: ")
+
+
+def test_classes_of_one_folder(tmp_path, capsys):
+    made = writer(tmp_path / "set", class_names=("a/b", "a_b"))
+    write(made, made.pending_shards())
+    made.finish()
+    assert export(tmp_path / "set", "folder", tmp_path / "out") == 2
+    assert "one folder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_help(request):
+    command = [sys.executable, "-m", "input_pipeline.synthetic", "--help"]
+    done = subprocess.run(command, cwd=request.config.rootpath, capture_output=True, text=True)
+    assert done.returncode == 0 and "webdataset" in done.stdout and not done.stderr
+    assert io.StringIO(done.stdout).readline().startswith("usage: python -m input_pipeline.synth")

@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from input_pipeline import sources
+from input_pipeline.records.tfrecord import TFRecordFile
+from input_pipeline.synthetic.source import SyntheticSource
+from launch.errors import InputError
+from tests.input_pipeline.synthetic.tiny_set import (
+    IMAGES,
+    LABELS,
+    damage_shard,
+    flip_byte,
+    of_shard,
+    replace_shard,
+    shard_path,
+    truncate_shard,
+)
+
+
+def test_records_are_those_of_tfds(complete):
+    builder = tfds.builder_from_directory(complete)
+    split = builder.info.splits["train"]
+    assert split.num_examples == 12 and split.shard_lengths == [5, 5, 2]
+    assert [path.name for path in split.filepaths] == [
+        shard_path(complete, shard).name for shard in range(3)
+    ]
+    features = builder.info.features
+    assert features["image"].shape == (4, 4, 3)
+    assert features["label"].names == ["cat", "dog"]
+    assert set(features) == {"image", "label", "class_name", "prompt", "index"}
+    example = features.deserialize_example_np(TFRecordFile(split.filepaths[1])[3])
+    index = int(of_shard(1)[3])
+    np.testing.assert_array_equal(example.pop("image"), IMAGES[index])
+    name = ("cat", "dog")[LABELS[index]].encode()
+    prompt = b"a " + name
+    label = LABELS[index]
+    assert example == {"label": label, "class_name": name, "prompt": prompt, "index": index}
+
+
+def test_source(complete):
+    source = SyntheticSource(complete)
+    assert len(source) == 12 and source.class_names == ("cat", "dog")
+    assert source.labels.tolist() == LABELS and source.domain.tolist() == [1] * 12
+    for i in (11, 0, 5, 4):
+        example = source[i]
+        np.testing.assert_array_equal(example["image"], IMAGES[i])
+        assert (example["label"], example["domain"]) == (LABELS[i], 1)
+        assert source.key(i) == str(i)
+        assert example["label"].dtype == example["domain"].dtype == np.int32
+
+
+def test_load_a_part(complete):
+    spec = {"name": "synthetic", "path": str(complete)}
+    assert len(sources.load(spec)) == 12
+    part = sources.load({**spec, "copies": 2})
+    assert part.labels.tolist() == [0, 0, 1] * 2
+    np.testing.assert_array_equal(part[5]["image"], IMAGES[5])
+    assert sources.load({**spec, "copies": 2, "per_class": 1}).labels.tolist() in ([0, 1], [1, 0])
+    with pytest.raises(InputError, match="copies=5, but the set holds 4"):
+        sources.load({**spec, "copies": 5})
+
+
+def test_source_names_a_shard_that_was_cut(complete):
+    truncate_shard(complete)
+    with pytest.raises(InputError, match=r"-00001-of-00003: \d+ bytes, not \d+; .*--repair"):
+        SyntheticSource(complete)
+
+
+def test_source_refuses_missing_and_longer_shards(complete):
+    path = shard_path(complete, 2)
+    path.write_bytes(path.read_bytes() + shard_path(complete, 0).read_bytes())
+    with pytest.raises(InputError, match=r"00002-of-00003: \d+ bytes, not"):
+        SyntheticSource(complete)
+    path.unlink()
+    with pytest.raises(InputError, match="00002-of-00003: no such shard"):
+        SyntheticSource(complete)
+
+
+def test_source_names_a_damaged_record(complete):
+    damage_shard(complete)
+    source, indices = SyntheticSource(complete), of_shard(1)
+    np.testing.assert_array_equal(source[indices[0]]["image"], IMAGES[indices[0]])
+    with pytest.raises(InputError, match=r"00001-of-00003: record 1 at byte .* damaged data"):
+        source[indices[1]]
+
+
+def test_source_refuses_a_record_of_another_image(complete):
+    replace_shard(complete, 1, lambda records: records.reverse())
+    first = of_shard(1)[0]
+    with pytest.raises(InputError, match=f"record 0: not image {first}"):
+        SyntheticSource(complete)[first]
+
+
+def test_source_refuses_an_index_of_another_shard(complete):
+    other = (complete / "index/00002-of-00003.json").read_bytes()
+    (complete / "index/00001-of-00003.json").write_bytes(other)
+    with pytest.raises(InputError, match=r"00001-of-00003\.json: not the index of its shard"):
+        SyntheticSource(complete)[of_shard(1)[0]]
+
+
+def test_source_refuses_a_damaged_manifest(complete):
+    flip_byte(complete / "manifest.json", 100)
+    with pytest.raises(InputError, match=r"manifest.json: .*--repair"):
+        SyntheticSource(complete)

@@ -1,0 +1,136 @@
+"""The forms for CPUs compute what JAX does, and only where they are meant to be used."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
+
+from launch.runtime.layers import cpu_kernels, layers
+
+# Height, width, kernel, strides, padding.
+CONVOLUTIONS = [
+    (6, 5, (1, 1), 1, [(0, 0)] * 2),
+    (7, 6, (1, 1), 2, [(0, 0)] * 2),
+    (6, 5, (1, 1), 1, [(1, 1)] * 2),
+    (6, 5, (3, 3), 1, [(1, 1)] * 2),
+    (7, 6, (3, 3), 2, [(1, 1)] * 2),
+    (9, 12, (7, 5), (2, 3), [(3, 3), (2, 0)]),
+    (8, 8, (3, 3), 2, "SAME"),
+    (8, 9, (2, 3), 1, "VALID"),
+]
+
+
+@pytest.fixture
+def always(monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "LARGE", 0)
+
+
+def pair(ours, theirs, shape, **fields):
+    """Values and gradients of our layer and of Flax's, with the same parameters."""
+    dtype = fields.get("dtype", jnp.float32)
+    x = jax.random.normal(jax.random.key(0), shape, dtype)
+    params = theirs(**fields).init(jax.random.key(1), x)
+    assert "custom_vjp" in traced(ours(**fields), params, x)
+
+    def value(layer, params, x):
+        return jnp.sum(jnp.sin(layer(**fields).apply(params, x)))
+
+    return [
+        jax.jit(jax.value_and_grad(functools.partial(value, layer), (0, 1)))(params, x)
+        for layer in (ours, theirs)
+    ]
+
+
+def assert_close(found, expected):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def traced(layer, params, x):
+    return str(jax.make_jaxpr(layer.apply)(params, x))
+
+
+@pytest.mark.parametrize(("height", "width", "kernel", "strides", "padding"), CONVOLUTIONS)
+def test_convolutions(height, width, kernel, strides, padding, always):
+    fields = dict(features=5, kernel_size=kernel, strides=strides, padding=padding)
+    assert_close(*pair(layers.Conv, nn.Conv, (2, height, width, 3), **fields))
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+def test_a_pointwise_convolution_is_a_product(strides, always):
+    x, layer = jnp.ones((2, 6, 5, 3)), layers.Conv(4, (1, 1), strides)
+    params = layer.init(jax.random.key(0), x)
+    assert "conv_general_dilated" not in traced(layer, params, x)
+
+
+@pytest.mark.parametrize(("layer", "plain"), [(layers.Conv, nn.Conv), (layers.Dense, nn.Dense)])
+def test_half_precision(layer, plain, always):
+    """As near to float32 as Flax's own layer, sums of thousands of terms included."""
+    fields = dict(features=4) | (dict(kernel_size=(3, 3)) if plain is nn.Conv else {})
+    ((_, exact), _), ours, theirs = (
+        pair(layer, plain, (8, 32, 32, 4), **fields),
+        *pair(layer, plain, (8, 32, 32, 4), **fields, dtype=jnp.bfloat16),
+    )
+    for a, b, c in zip(*map(jax.tree.leaves, (ours[1], theirs[1], exact)), strict=True):
+        assert a.dtype == b.dtype
+        errors = [np.abs(np.asarray(one, np.float32) - c).mean() for one in (a, b)]
+        assert errors[0] <= 1.5 * errors[1]
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (2, 3, 4), (2, 3, 2, 5)])
+def test_dense_layers(shape, always):
+    assert_close(*pair(layers.Dense, nn.Dense, shape, features=6))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(kernel_size=(3,)),
+        dict(kernel_size=(3, 3), feature_group_count=2),
+        dict(kernel_size=(3, 3), kernel_dilation=2),
+        dict(kernel_size=(8, 8), strides=8),
+        dict(kernel_size=(3, 3), padding=[(-1, 0), (0, 0)]),
+        dict(kernel_size=(1, 1), precision="highest"),
+    ],
+)
+def test_other_convolutions_are_left_alone(fields, always):
+    x = jnp.ones((2, 16, 16, 4) if len(fields["kernel_size"]) == 2 else (2, 16, 4))
+    layer = layers.Conv(features=6, **fields)
+    params = layer.init(jax.random.key(0), x)
+    assert "custom_vjp" not in traced(layer, params, x)
+
+
+def test_small_products_are_left_alone(monkeypatch):
+    x, conv, dense = jnp.ones((2, 8, 8, 4)), layers.Conv(6, (3, 3)), layers.Dense(6)
+    of_conv, of_dense = (layer.init(jax.random.key(0), x) for layer in (conv, dense))
+    for layer, params, size in ((conv, of_conv, 2 * 128 * 9 * 24), (dense, of_dense, 2 * 128 * 24)):
+        for large, expected in ((size, True), (size + 1, False)):
+            monkeypatch.setattr(cpu_kernels, "LARGE", large)
+            assert ("custom_vjp" in traced(layer, params, x)) == expected
+
+
+@pytest.mark.parametrize("kind", ["tpu", "gpu"])
+@pytest.mark.parametrize("layer", [layers.Conv(6, (3, 3)), layers.Conv(6, (1, 1)), layers.Dense(6)])
+def test_other_platforms_are_left_alone(layer, kind, always):
+    x = jnp.ones((2, 8, 8, 4))
+    params = layer.init(jax.random.key(0), x)
+    mesh = AbstractMesh((1,), ("data",), abstract_device=AbstractDevice(kind, None, kind))
+    assert "custom_vjp" in traced(layer, params, x)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert "custom_vjp" not in traced(layer, params, x)
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3)])
+def test_seeds_at_once(kernel, always):
+    x = jax.random.normal(jax.random.key(0), (3, 2, 6, 6, 4))
+    ours, theirs = layers.Conv(5, kernel), nn.Conv(5, kernel)
+    params = jax.vmap(theirs.init)(jax.random.split(jax.random.key(1), 3), x)
+
+    def gradient(layer):
+        return jax.vmap(jax.grad(lambda params, x: jnp.sum(jnp.sin(layer.apply(params, x)))))
+
+    assert_close(*(jax.jit(gradient(layer))(params, x) for layer in (ours, theirs)))

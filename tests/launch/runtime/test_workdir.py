@@ -1,0 +1,88 @@
+"""A run directory has one config, one process, known inputs."""
+
+import fcntl
+import os
+
+import pytest
+from etils import epath
+from ml_collections import ConfigDict
+
+from launch.errors import InputError
+from launch.files import read_json
+from launch.runtime.locks import lock
+from launch.runtime.run import load_run_config
+from launch.runtime.workdir import claim_workdir
+
+
+def small_config(**changes):
+    fields = dict(steps=3, sizes=(1, 2), model=dict(width=4), log_every=2, mesh=dict(data=1))
+    return ConfigDict(fields | changes)
+
+
+def test_it_belongs_to_one_config(tmp_path):
+    workdir = epath.Path(tmp_path) / "runs" / "a"
+    claim_workdir(workdir, small_config())
+    assert read_json(workdir / "config.json") == dict(
+        steps=3, sizes=[1, 2], model=dict(width=4), log_every=2, mesh=dict(data=1)
+    )
+    claim_workdir(workdir, small_config())  # tuples have become lists, that is the same
+    claim_workdir(workdir, small_config(log_every=5, mesh=dict(data=8, fsdp=1)))
+    for other, said in (
+        (small_config(steps=4), "was begun with steps = 3, now it is 4: name another --workdir"),
+        (small_config(sizes=(1, 3)), r"sizes = \[1, 2\], now it is \[1, 3\]"),
+        (small_config(model=dict(width=5)), r"model\.width = 4, now it is 5"),
+        (small_config(rate=0.1), r"rate = nothing, now it is 0\.1"),
+        (ConfigDict(dict(steps=3, sizes=(1, 2))), r"model\.width = 4, now it is nothing"),
+    ):
+        with pytest.raises(InputError, match=said):
+            claim_workdir(workdir, other)
+    assert load_run_config(workdir).steps == 3
+    assert load_run_config(workdir).log_every == 2
+
+
+def test_it_belongs_to_what_it_is_made_from(tmp_path):
+    claim_workdir(epath.Path(tmp_path), small_config(), {"init_from": "abc"})
+    claim_workdir(epath.Path(tmp_path), small_config(), {"init_from": "abc"})
+    for inputs, said in (
+        ({"init_from": "abd"}, "init_from = abc, now it is abd"),
+        ({}, "init_from = abc, now it is nothing"),
+        (None, "init_from = abc, now it is nothing"),
+        ({"init_from": "abc", "generated": "e"}, "generated = nothing, now it is e"),
+    ):
+        with pytest.raises(InputError, match=said):
+            claim_workdir(epath.Path(tmp_path), small_config(), inputs)
+
+
+def test_it_is_no_generated_set(tmp_path):
+    (tmp_path / "provenance.json").write_text("{}")
+    with pytest.raises(InputError, match="holds a generated set: name another --workdir"):
+        claim_workdir(epath.Path(tmp_path), small_config())
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_it_is_a_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a file, not a folder: name another --workdir"):
+        claim_workdir(epath.Path(tmp_path / "file"), small_config())
+
+
+def test_it_has_one_process(tmp_path):
+    workdir = epath.Path(tmp_path)
+    other = os.open(tmp_path / ".lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    for claim in (lock, lambda workdir: claim_workdir(workdir, small_config())):
+        with pytest.raises(InputError, match="another process is at work in it"):
+            claim(workdir)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    os.close(other)
+    claim_workdir(workdir, small_config())
+    lock(workdir)  # it is ours already
+    again = os.open(tmp_path / ".lock", os.O_RDWR)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(again)
+
+
+def test_a_missing_run(tmp_path):
+    with pytest.raises(InputError, match="none holds no run"):
+        load_run_config(tmp_path / "none")

@@ -1,0 +1,48 @@
+import hashlib
+
+import pytest
+
+from launch import files
+from launch.errors import InputError
+
+
+def test_json_round_trip_leaves_only_the_file(tmp_path):
+    path = tmp_path / "a.json"
+    files.write_json(path, {"b": [1, 2.5, None], "a": "ü"})
+    assert files.read_json(path) == {"a": "ü", "b": [1, 2.5, None]}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_read_json_names_the_path(tmp_path):
+    with pytest.raises(InputError, match=r"missing\.json: no such file"):
+        files.read_json(tmp_path / "missing.json")
+    (tmp_path / "half.json").write_text('{"a": ')
+    with pytest.raises(InputError, match=r"half\.json: not JSON") as error:
+        files.read_json(tmp_path / "half.json")
+    assert "\n" not in str(error.value)
+
+
+def test_an_error_while_writing_keeps_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a"
+    files.write_atomic(path, b"old")
+    with pytest.raises(RuntimeError), files.atomic_file(path) as file:
+        file.write(b"half of the new")
+        assert path.read_bytes() == b"old"
+        raise RuntimeError
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_remove_temporaries_of_one_name(tmp_path):
+    for name in (".a.json.123.tmp", ".a.jsonl.123.tmp", "a.json", ".a.json"):
+        (tmp_path / name).touch()
+    files.remove_temporaries(tmp_path, "a.json")
+    assert {p.name for p in tmp_path.iterdir()} == {".a.jsonl.123.tmp", "a.json", ".a.json"}
+    files.remove_temporaries(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"a.json", ".a.json"}
+
+
+def test_sha256(tmp_path):
+    data = bytes(range(256)) * 8192  # more than one block
+    (tmp_path / "a").write_bytes(data)
+    assert files.sha256(tmp_path / "a") == hashlib.sha256(data).hexdigest()
