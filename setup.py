@@ -43,6 +43,7 @@ EXTRAS = {
         "diffusers>=0.42.1,<0.44",
         "import-linter>=2.5,<3",
         "pytest>=8.3",
+        "pytest-xdist>=3.6",
         "ruff>=0.17.5,<0.18",
         # One release exactly: a newer one would bring its CUDA packages to machines that need none.
         "torch==2.13.0",

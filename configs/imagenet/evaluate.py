@@ -26,8 +26,8 @@ the 1,000 classes in the order of the WordNet ids. What can be said behind the n
 
 A set that is missing ends the command before it begins, with a line that says where to get it; what
 counts as right on each is said in `classifiers/evaluation/label_maps.py`. The attacks are on 5,000
-validation images. 4/255 is the usual ball for networks that were trained against attacks; 1/255 is there
-because others get next to nothing right in that. The numbers of the attacks are ours.
+validation images. 4/255 is the usual ball for networks that were trained against attacks; 1/255 is
+there because others get next to nothing right in that. The numbers of the attacks are ours.
 
 Hardware: one GPU. The 167,000 images of a checkpoint take as long as decoding them, some 270 a
 second on each core; the attacks cost as much as training on some 125,000 images.

@@ -7,7 +7,7 @@ import pytest
 
 from classifiers import train
 from input_pipeline.imagenet import wordnet_ids
-from input_pipeline.synthetic.source import SyntheticWriter
+from input_pipeline.synthetic.writer import SyntheticWriter
 from launch.runtime.training.metrics import read_metrics
 from tests.configs.tables import RECIPES, image_zip
 from tests.support import commands

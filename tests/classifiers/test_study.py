@@ -15,7 +15,7 @@ import pytest
 
 from classifiers import evaluate, study
 from input_pipeline.sources.digits import DIGIT_NAMES
-from input_pipeline.synthetic.source import SyntheticWriter
+from input_pipeline.synthetic.writer import SyntheticWriter
 from launch.files import read_json
 from launch.runtime import app
 from tests.classifiers import fake_python

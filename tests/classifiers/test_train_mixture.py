@@ -7,7 +7,7 @@ from classifiers import train
 from configs.digits import classifier
 from input_pipeline.batches import loader
 from input_pipeline.sources.digits import DIGIT_NAMES
-from input_pipeline.synthetic.source import SyntheticWriter
+from input_pipeline.synthetic.writer import SyntheticWriter
 from launch.errors import InputError
 from launch.runtime.training.metrics import read_metrics
 from tests.support import commands

@@ -8,7 +8,7 @@ import pytest
 from imagen_ft.demo import report
 from input_pipeline.records.examples import encode_png
 from input_pipeline.sources.digits import digits
-from input_pipeline.synthetic.source import SyntheticWriter
+from input_pipeline.synthetic.writer import SyntheticWriter
 
 
 def made_up(**changes):

@@ -21,7 +21,7 @@ from imagen_ft.diffusion.process import add_noise
 from imagen_ft.diffusion.schedule import Cosine, SquaredCos
 from imagen_ft.finetune import _load_images
 from imagen_ft.models.unet import Context
-from imagen_ft.training.run import Training, _watch, check_config
+from imagen_ft.training.run import Training, check_config, watch
 from imagen_ft.training.update import draw_inputs, image_losses, make_update, shrink
 from input_pipeline import sources
 from input_pipeline.source import ArraySource
@@ -226,7 +226,7 @@ def test_crops_are_watched_on_crops():
     """Not on whole images made small: what is drawn and evaluated is as large as in training."""
     image = np.zeros((40, 32, 1), np.uint8)
     image[16:24, 12:20] = 255
-    found = _watch({"image": image, "label": 3}, size=32, crop=8)
+    found = watch({"image": image, "label": 3}, size=32, crop=8)
     assert found["label"] == 3 and found["image"].shape == (8, 8, 1)
     assert found["image"].min() == 255
 

@@ -5,7 +5,7 @@ import numpy as np
 from input_pipeline.records import examples
 from input_pipeline.records.tfrecord import TFRecordFile, write_tfrecord
 from input_pipeline.synthetic.plan import Plan
-from input_pipeline.synthetic.source import SyntheticWriter
+from input_pipeline.synthetic.writer import SyntheticWriter
 from launch import files
 
 CONFIG = {
