@@ -17,8 +17,9 @@ SETTINGS = {
     "JAX_NUM_CPU_DEVICES": "1",
     "HF_HUB_OFFLINE": "1",
     "MPLBACKEND": "Agg",
-    # Compiling takes longer than running what the tests compile.
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    # Compiling takes longer than running what the tests compile. Flags of the caller are kept, so
+    # that XLA_FLAGS=--xla_cpu_max_isa=AVX2 sh launch/test.sh tests another processor.
+    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip(),
 }
 
 if "jax" in sys.modules:

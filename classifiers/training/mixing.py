@@ -134,10 +134,10 @@ def make_mix(config: ml_collections.ConfigDict) -> Mix | None:
         raise InputError(f"mix has no field {unknown[0]!r}; use {', '.join(known)}, by_domain")
     fields = {"mixup": 0.0, "cutmix": 0.0, **fields}
 
-    def mix(key: Array, images: Array, targets: Array, domain: Array) -> tuple[Array, Array]:
+    def mixed(key: Array, images: Array, targets: Array, domain: Array) -> tuple[Array, Array]:
         return mix(key, images, targets, domain=domain if by_domain else None, **fields)
 
     # Its numbers are looked at now, and not in the first step.
     shapes = ((2, 4, 4, 3), jnp.float32), ((2, 2), jnp.float32), ((2,), jnp.int32)
-    jax.eval_shape(mix, jax.random.key(0), *(jax.ShapeDtypeStruct(*shape) for shape in shapes))
-    return mix
+    jax.eval_shape(mixed, jax.random.key(0), *(jax.ShapeDtypeStruct(*shape) for shape in shapes))
+    return mixed

@@ -143,7 +143,7 @@ def opening(total: int) -> dict:
         code = (
             "import sys, time, json\n"
             "from tests.benchmarks.generate import memory\n"
-            "from input_pipeline.synthetic import SyntheticSource\n"
+            "from input_pipeline.synthetic.source import SyntheticSource\n"
             "before, began = memory('self', 'VmHWM'), time.perf_counter()\n"
             "source = SyntheticSource(sys.argv[1])\n"
             "len(source.labels), source.plan.place(0)\n"

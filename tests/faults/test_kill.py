@@ -74,6 +74,7 @@ def losses(run: Path) -> list[tuple[int, float | None, float | None]]:
     return [(line["step"], line.get("loss"), line.get("validation_loss")) for line in lines]
 
 
+@pytest.mark.slow  # The road of the fast suite is shorter, see tests/imagen_ft/demo.
 def test_demo_reports_and_does_nothing_twice(whole_run):
     workdir, output = whole_run
     report = json.loads((workdir / "report.json").read_text())

@@ -15,6 +15,7 @@ from configs.digits import classifier
 from launch.errors import InputError
 from launch.runtime.state import TrainState
 from launch.runtime.training.metrics import to_scalars
+from tests.support.close import assert_same_up_to_rounding
 
 REAL, BOTH = dict(real={}), dict(real={}, generated={})
 
@@ -94,7 +95,7 @@ def test_lambda_weighs_what_synthetic_images_teach():
     (real, of_real, share), (fake, of_fake, rest) = parts.values()
     assert metrics["loss"] == pytest.approx(share * real + 0.6 * rest * fake, rel=1e-5)
     expected = jax.tree.map(lambda a, b: share * a + 0.6 * rest * b, of_real, of_fake)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), gradient, expected)
+    assert_same_up_to_rounding(gradient, expected)
     # What is measured of a domain is not weighed.
     assert metrics["loss_by_domain/real"] == pytest.approx(real, rel=1e-5)
     assert metrics["loss_by_domain/synthetic"] == pytest.approx(fake, rel=1e-5)

@@ -14,6 +14,7 @@ from imagen_ft.diffusion.from_config import make_denoiser, make_stage
 from imagen_ft.text import encoders
 from launch.errors import InputError
 from launch.runtime.images import to_float
+from tests.support.close import assert_same_up_to_rounding
 
 NAMES = ("ab", "c", "de")
 UNET = dict(
@@ -96,7 +97,7 @@ def test_condition_without_noise_is_bilinear():
     noise = np.full((3, 8, 8, 1), np.nan, np.float32)
     found = denoiser.condition(low, noise, np.zeros(3, np.float32))
     expected = np.stack([bilinear(image[..., 0], 8) for image in low])[..., None]
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert_same_up_to_rounding(found, expected)
 
 
 def test_condition_noised_to_a_level():
@@ -124,7 +125,7 @@ def test_an_image_is_the_same_in_any_batch(cascade, number):
     # The images are neither the same nor all clipped to black and white.
     assert np.std(together, axis=0).mean() > 0.1 and (np.abs(together) < 1).mean() > 0.3
     alone = stage.sample(variables, keys[1:2], states[1:2], null, low[1:2] if number else None)
-    np.testing.assert_allclose(alone, together[1:2], atol=1e-5)
+    assert_same_up_to_rounding(alone, together[1:2])
 
 
 def test_text_and_low_resolution_images_matter(cascade):
@@ -273,14 +274,14 @@ def test_batches_of_a_stage_change_nothing(cascade, monkeypatch):
         )
 
     monkeypatch.setattr(samplers, "noise_of_keys", recording)
-    monkeypatch.setattr("imagen_ft.cascade.to_uint8", lambda images: images)
+    monkeypatch.setattr("imagen_ft.cascade.cascade.to_uint8", lambda images: images)
     together, noise, sizes = draw(5, 5, 5)
     assert sizes == [{5}, {5}] and len(noise) == 5 * (3 + 4)
     in_parts, noise_of_parts, sizes = draw(4, 2, 3)
     assert sizes == [{2}, {3}]
     assert noise <= noise_of_parts
     for found, expected in zip(in_parts, together, strict=True):
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+        assert_same_up_to_rounding(found, expected)
         assert np.std(expected, axis=0).mean() > 0.1
 
 

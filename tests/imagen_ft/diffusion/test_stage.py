@@ -18,6 +18,7 @@ from imagen_ft.diffusion.schedule import Cosine, alpha_sigma
 from imagen_ft.diffusion.stage import Stage
 from launch.errors import InputError
 from tests.imagen_ft.diffusion.test_samplers import affine_step, alpha_bar
+from tests.support.close import assert_same_up_to_rounding
 
 SIZE, CHANNELS, IMAGES, STEPS = 4, 2, 3, 5
 # Of the spacing 'leading': none is 1, where all of x_0 would hang on the last digit of eps.
@@ -152,7 +153,7 @@ def test_guidance(weight, interval, evaluations):
     if len(set(evaluations)) == 1:
         # At no time, or at all of them: as without an interval.
         plain, _ = make_stage(guidance_weight=weight if evaluations[0] == 2 else 1.0)
-        np.testing.assert_allclose(run(plain)[0], images, atol=1e-6)
+        assert_same_up_to_rounding(run(plain)[0], images)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +274,7 @@ def test_path():
     inputs = VARIABLES, jax.random.split(jax.random.key(0), IMAGES), TEXT, NULL
     images, path = stage.sample(*inputs), stage.path(*inputs)
     assert path.shape == (STEPS, IMAGES, SIZE, SIZE, CHANNELS)
-    np.testing.assert_allclose(path[-1], images, atol=1e-6)
+    assert_same_up_to_rounding(path[-1], images)
     assert np.abs(np.diff(np.asarray(path), axis=0)).max(axis=(1, 2, 3, 4)).min() > 1e-3
 
 

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from imagen_ft.models.presets import make
 from tests.parity.torch_weights import relative_error
+from tests.support.close import assert_same_up_to_rounding
 
 HEIGHT, WIDTH, TOKENS, TEXT_WIDTH = 8, 12, 5, 16
 # What JAX calls a part that the backward pass computes again.
@@ -186,7 +187,7 @@ def test_every_parameter_gets_a_gradient():
 def test_remat_changes_nothing_but_memory():
     output, gradient = output_and_gradient(model())
     output_remat, gradient_remat = output_and_gradient(model(remat=True))
-    np.testing.assert_allclose(output_remat, output, atol=1e-6)
+    assert_same_up_to_rounding(output_remat, output)
     assert gradient_remat.keys() == gradient.keys()
     for name, leaf in gradient.items():
         np.testing.assert_allclose(gradient_remat[name], leaf, atol=1e-4, err_msg=name)
@@ -212,7 +213,7 @@ def test_context_is_computed_once():
     denoise = jax.jit(functools.partial(model().apply, rest, method="denoise"))
     for time in (t, t[::-1]):
         expected = apply(model(), variables(), x, time, text, level)
-        np.testing.assert_allclose(denoise(x, time, context), expected, atol=1e-6)
+        assert_same_up_to_rounding(denoise(x, time, context), expected)
 
 
 def test_bfloat16_is_close():

@@ -406,7 +406,7 @@ def test_an_import_again(pipeline, imported, tmp_path, capsys):
 KILLED = """
 import os, sys
 from imagen_ft.weights.__main__ import main
-from launch.runtime import checkpoint
+from launch.runtime.checkpoints import checkpoint
 save = checkpoint.save_inference
 checkpoint.save_inference = lambda *args: (save(*args), os.kill(os.getpid(), 9))
 main(sys.argv)

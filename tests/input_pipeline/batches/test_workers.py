@@ -23,7 +23,8 @@ from tests.support import ROOT
 # A slow consumer of two workers, which tells how far it is.
 SLOW = """
 import time
-from input_pipeline import loader, sources
+from input_pipeline import sources
+from input_pipeline.batches import loader
 if __name__ == "__main__":
     for batch in loader.iterate(loader.batches(sources.digits("pool"), 8, 0), 0, 10**6, workers=2):
         print(batch["label"][0], flush=True)

@@ -68,8 +68,8 @@ def test_resuming_gives_the_same_bytes(complete, tmp_path):
 
 KILLED = """
 import os, signal, sys
-from input_pipeline import examples
-from tests.input_pipeline import tiny_set as t
+from input_pipeline.records import examples
+from tests.input_pipeline.synthetic import tiny_set as t
 encode = examples.encode_example
 def encode_or_die(values):
     if values["index"] == 8:

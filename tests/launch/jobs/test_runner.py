@@ -102,12 +102,12 @@ class Site:
         return (str(path), "lane={lane}", "job-{step}", *PYTHON), told
 
     def road(self, *steps, lanes=1, launcher=PYTHON):
-        return Road(self.workdir, job, lanes, self.env, launcher)
+        return Road(self.workdir, steps, lanes, self.env, launcher)
 
     def run(self, *steps, lanes=1):
         """Returns what was begun and ended, in order."""
         (self.folder / "events").unlink(missing_ok=True)
-        self.road(*job, lanes=lanes).run()
+        self.road(*steps, lanes=lanes).run()
         return self.events()
 
     def events(self):
@@ -121,8 +121,8 @@ def site(tmp_path):
 
 
 def test_steps_come_after_what_they_need(site, capfd):
-    job = [site.step("c", "b"), site.step("b", "a"), site.step("a")]
-    road = site.road(*job)
+    steps = [site.step("c", "b"), site.step("b", "a"), site.step("a")]
+    road = site.road(*steps)
     road.run()
     assert site.events() == ["begin a", "end a", "begin b", "end b", "begin c", "end c"]
     shown = capfd.readouterr()
@@ -133,7 +133,7 @@ def test_steps_come_after_what_they_need(site, capfd):
         "c: done",
     ]
     marks = road.marks()
-    assert marks["a"]["run_with"]["command"] == list(job[2].command)
+    assert marks["a"]["run_with"]["command"] == list(steps[2].command)
     assert marks["a"]["ended"] < marks["b"]["ended"] < marks["c"]["ended"] <= time.time()
     for mark in marks.values():
         assert 0 < mark["seconds"] < 30 and mark["peak_memory_bytes"] > 2**22
@@ -142,8 +142,8 @@ def test_steps_come_after_what_they_need(site, capfd):
 
 def test_two_lanes_work_at_the_same_time(site):
     # Each waits for the other to have begun.
-    job = [site.step("a", waits_for=["b.pid"]), site.step("b", waits_for=["a.pid"])]
-    events = site.run(*job, lanes=2)
+    steps = [site.step("a", waits_for=["b.pid"]), site.step("b", waits_for=["a.pid"])]
+    events = site.run(*steps, lanes=2)
     assert set(events[:2]) == {"begin a", "begin b"}
 
 
@@ -153,31 +153,31 @@ def test_one_lane_takes_one_at_a_time(site):
 
 
 def test_what_is_complete_is_not_done_again(site, capfd):
-    job = [site.step("a"), site.step("b", "a")]
-    site.run(*job)
-    first = site.road(*job).marks()
+    steps = [site.step("a"), site.step("b", "a")]
+    site.run(*steps)
+    first = site.road(*steps).marks()
     capfd.readouterr()
-    assert site.run(*job) == [] and site.road(*job).marks() == first
+    assert site.run(*steps) == [] and site.road(*steps).marks() == first
     assert capfd.readouterr().err.splitlines() == ["a: was complete", "b: was complete"]
 
 
 @pytest.mark.parametrize(("gone", "again"), [("a", "ab"), ("b", "b"), ("c", "c")])
 def test_what_is_gone_is_done_again_and_what_was_made_of_it(site, gone, again):
-    job = [site.step("a"), site.step("b", "a"), site.step("c")]
-    site.run(*job)
+    steps = [site.step("a"), site.step("b", "a"), site.step("c")]
+    site.run(*steps)
     (site.folder / gone).unlink()
-    events = site.run(*job)
+    events = site.run(*steps)
     assert events == [f"{what} {name}" for name in again for what in ("begin", "end")]
-    assert site.run(*job) == []
+    assert site.run(*steps) == []
 
 
 def test_what_was_made_of_something_older_is_done_again(site):
-    job = [site.step("a"), site.step("b", "a")]
-    site.run(*job)
+    steps = [site.step("a"), site.step("b", "a")]
+    site.run(*steps)
     # As if the road had been killed between the second making of a and of b.
     (site.folder / "a").unlink()
-    site.run(job[0])
-    assert site.run(*job) == ["begin b", "end b"]
+    site.run(steps[0])
+    assert site.run(*steps) == ["begin b", "end b"]
 
 
 def test_time_adds_up_over_runs(site):
@@ -284,11 +284,11 @@ def test_a_failure_lets_the_others_save(site):
 
 def test_steps_are_started_by_a_launcher(site):
     launcher, told = site.launcher()
-    job = [site.step("a", waits_for=["b.pid"]), site.step("b", waits_for=["a.pid"])]
-    site.road(*job, lanes=2, launcher=launcher).run()
+    steps = [site.step("a", waits_for=["b.pid"]), site.step("b", waits_for=["a.pid"])]
+    site.road(*steps, lanes=2, launcher=launcher).run()
     assert sorted(told.read_text().splitlines()) == ["lane=0 job-a", "lane=1 job-b"]
     # Who starts them changes nothing in what they make.
-    assert site.run(*job) == []
+    assert site.run(*steps) == []
 
 
 def test_a_launcher_that_does_not_wait(site, monkeypatch):
@@ -348,7 +348,7 @@ def wait_until(happened):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
 def test_a_killed_road_takes_its_steps_along(site):
-    job = [site.step("a"), site.step("b", "a", waits_for=["go"]), site.step("c", "b")]
+    steps = [site.step("a"), site.step("b", "a", waits_for=["go"]), site.step("c", "b")]
     road = (
         "import sys, json; from pathlib import Path; from launch.jobs.runner import Road, Step\n"
         "workdir, steps, env = json.loads(sys.argv[1])\n"
@@ -357,7 +357,7 @@ def test_a_killed_road_takes_its_steps_along(site):
         "Road(Path(workdir), steps, 2, env).run()\n"
     )
     told = [
-        [s.name, s.command, [str(path) for path in s.inputs], str(s.output), s.after] for s in job
+        [s.name, s.command, [str(path) for path in s.inputs], str(s.output), s.after] for s in steps
     ]
     argument = json.dumps([str(site.workdir), told, site.env])
     with subprocess.Popen([sys.executable, "-c", road, argument], cwd=ROOT) as process:
@@ -370,4 +370,4 @@ def test_a_killed_road_takes_its_steps_along(site):
     assert sorted(path.name for path in (site.workdir / "steps").iterdir()) == ["a.json"]
 
     (site.folder / "go").touch()
-    assert site.run(*job, lanes=2) == ["begin b", "end b", "begin c", "end c"]
+    assert site.run(*steps, lanes=2) == ["begin b", "end b", "begin c", "end c"]

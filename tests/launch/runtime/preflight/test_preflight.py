@@ -30,7 +30,7 @@ import sys
 import jax
 from jax.sharding import NamedSharding, PartitionSpec as P
 from launch.cli import exit_code
-from launch.runtime import preflight
+from launch.runtime.preflight import preflight
 
 target, rows = sys.argv[1], int(sys.argv[2])
 
