@@ -31,4 +31,4 @@ def test_the_road_ends_in_a_classifier_and_is_not_run_twice(tmp_path, capfd):
 
     capfd.readouterr()
     Road(tmp_path, road, LANES, ENVIRONMENT).run()
-    assert capfd.readouterr().out.count("was complete") == len(SHORT)
+    assert capfd.readouterr().err.count("was complete") == len(SHORT)
