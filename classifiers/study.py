@@ -34,7 +34,7 @@ from absl import flags
 from classifiers.studies import facts, plan, report, results
 from launch.errors import InputError
 from launch.files import is_local
-from launch.jobs.runner import Road
+from launch.jobs.runner import JobRunner
 from launch.runtime import app
 from launch.runtime.locks import lock
 
@@ -72,7 +72,7 @@ def main(args: app.Arguments) -> None:
     known = facts.look(config, runs)
     lock(args.workdir)
     environment = {name: str(value) for name, value in config.environment.items()}
-    road = Road(workdir, steps, args.flags.jobs, environment, launcher)
+    road = JobRunner(workdir, steps, args.flags.jobs, environment, launcher)
     road.run()
     road.tick()
     result = results.collect(config, runs, known)

@@ -15,7 +15,7 @@ from etils import epath
 
 from launch.errors import InputError
 from launch.files import json_digest
-from launch.jobs.runner import Step
+from launch.jobs.runner import Job
 from launch.runtime import app
 from launch.runtime.config import load_config, plain
 
@@ -201,7 +201,7 @@ def _check_resolved(run: Run, name: str) -> None:
         )
 
 
-def make_steps(config: ml_collections.ConfigDict, runs: Sequence[Run]) -> list[Step]:
+def make_steps(config: ml_collections.ConfigDict, runs: Sequence[Run]) -> list[Job]:
     """A training and an evaluation for each run.
 
     Raises:
@@ -217,11 +217,11 @@ def make_steps(config: ml_collections.ConfigDict, runs: Sequence[Run]) -> list[S
         digest = json_digest(plain(run.config))
         manifests = tuple(path / "manifest.json" for path in _generated_sets(run))
         after = (trainings[run.start, run.arm],) if run.start else ()
-        steps.append(Step(run.step, run.command, manifests, last, after, weight, digest))
+        steps.append(Job(run.step, run.command, manifests, last, after, weight, digest))
         argv = (f"--config={config.evaluation.config}", f"--workdir={run.folder}")
         command, weight = ("classifiers.evaluate", *argv), _EVALUATION * weight
         name, path = run.step.replace("train", "evaluate", 1), evaluation_path(config, run)
-        steps.append(Step(name, command, (), path, (run.step,), weight, evaluation))
+        steps.append(Job(name, command, (), path, (run.step,), weight, evaluation))
     return steps
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from configs.digits.common import ENVIRONMENT
 from launch.cli import exit_code
-from launch.jobs.runner import Road, Step
+from launch.jobs.runner import Job, JobRunner
 
 ARMS = {
     "real": "arm=real",
@@ -26,24 +26,24 @@ ARMS = {
 LANES = 2
 
 
-def digits_steps(root: Path, runlocal: bool) -> list[Step]:
+def digits_steps(root: Path, runlocal: bool) -> list[Job]:
     """The command lines of the road, below `root`."""
 
-    def step(name, module, config, workdir, after, seconds, overrides=(), output=None) -> Step:
+    def step(name, module, config, workdir, after, seconds, overrides=(), output=None) -> Job:
         file, _, arguments = config.partition(":")
         arguments = ",".join(filter(None, (arguments, "runlocal" if runlocal else "")))
         path = Path("configs/digits") / f"{file}.py"
         config = f"--config={path}" + (f":{arguments}" if arguments else "")
         command = (module, config, f"--workdir={workdir}", *overrides)
         inputs = (path, Path("configs/digits/common.py"), Path("configs/arguments.py"))
-        return Step(name, command, inputs, output or workdir, after, seconds)
+        return Job(name, command, inputs, output or workdir, after, seconds)
 
-    def finetune(name: str, start: str = "") -> Step:
+    def finetune(name: str, start: str = "") -> Job:
         after, seconds = ((start,), 25) if start else ((), 90)
         init = (f"--config.init_from={root / start}",) if start else ()
         return step(name, "imagen_ft.finetune", name, root / name, after, seconds, init)
 
-    def classify(arm: str, arguments: str) -> Step:
+    def classify(arm: str, arguments: str) -> Job:
         after = ("generate",) if "generated" in arm else ()
         path = (f"--config.train_sources.generated.path={generated}",) if after else ()
         config, workdir = f"classifier:{arguments}", root / "classifiers" / arm
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(root: Path, runlocal: bool) -> None:
-    road = Road(root, digits_steps(root, runlocal), LANES, ENVIRONMENT)
+    road = JobRunner(root, digits_steps(root, runlocal), LANES, ENVIRONMENT)
     road.run()
     road.tick()
     # JAX comes with it, and would take 300 MB beside the steps.
@@ -100,7 +100,7 @@ def _run(root: Path, runlocal: bool) -> None:
     print(f"\n{report.verdict(result)[0]}\nreport: {root / 'report.html'}")
 
 
-def _peak_memory(road: Road) -> int:
+def _peak_memory(road: JobRunner) -> int:
     """An upper bound, in bytes: ours and the largest steps', as if those had run together."""
     peaks = sorted(mark["peak_memory_bytes"] for mark in road.marks().values())
     unit = 1 if sys.platform == "darwin" else 1024

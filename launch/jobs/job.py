@@ -22,7 +22,7 @@ _GRACE = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class Job:
     """One command line.
 
     Attributes:
@@ -44,7 +44,7 @@ class Step:
     digest: str = ""
 
 
-class StepFailed(Failed):
+class JobFailed(Failed):
     """A command line has ended with an error.
 
     Attributes:
@@ -67,7 +67,7 @@ class Child:
         peak_memory_bytes: of the largest of its processes, once it has ended.
     """
 
-    def __init__(self, step: Step, workdir: Path, env: Mapping[str, str], launcher: Sequence[str]):
+    def __init__(self, step: Job, workdir: Path, env: Mapping[str, str], launcher: Sequence[str]):
         self.step, self.progress, self._error = step, "starting", ""
         # The last line of a traceback is often not the one that says what happened.
         self._last: collections.deque[str] = collections.deque(maxlen=12)
@@ -109,7 +109,7 @@ class Child:
         """Whether it has ended well, and its output can be seen.
 
         Raises:
-            StepFailed: it has not ended well, or nothing was made.
+            JobFailed: it has not ended well, or nothing was made.
         """
         if self._process.returncode is None and not self._reap():
             return False
@@ -118,11 +118,11 @@ class Child:
             how = f"exit code {code}" if code > 0 else f"killed by signal {-code}"
             said = self._error or " | ".join(self._last)
             reason = f"{self.step.name}: {said} ({how}, log: {self._log})"
-            raise StepFailed(reason, code if code in (2, PREEMPTED) else 1)
+            raise JobFailed(reason, code if code in (2, PREEMPTED) else 1)
         if self.step.output.exists():
             return True
         if time.perf_counter() - self._start - self.seconds > _GRACE:
-            raise StepFailed(
+            raise JobFailed(
                 f"{self.step.name}: it ended well, but {self.step.output} is not there: whatever "
                 f"starts it has to wait for its end (log: {self._log})",
                 1,

@@ -13,14 +13,14 @@ from tqdm import tqdm
 
 from launch.errors import Preempted
 from launch.files import read_json, sha256, write_json
-from launch.jobs.job import Child, Step, StepFailed
+from launch.jobs.job import Child, Job, JobFailed
 
-__all__ = ["PYTHON", "Road", "Step", "StepFailed"]
+__all__ = ["PYTHON", "Job", "JobFailed", "JobRunner"]
 
 PYTHON = (sys.executable, "-m")
 
 
-class Road:
+class JobRunner:
     """The steps of one work directory.
 
     A finished step leaves a mark, `steps/NAME.json`: what it was run with, seconds, peak memory.
@@ -31,7 +31,7 @@ class Road:
     def __init__(
         self,
         workdir: Path,
-        steps: Sequence[Step],
+        steps: Sequence[Job],
         lanes: int,
         env: Mapping[str, str],
         launcher: Sequence[str] = PYTHON,
@@ -70,7 +70,7 @@ class Road:
         """Runs what is not done.
 
         Raises:
-            StepFailed: a step has failed; the others are ended, as by SIGTERM: they save.
+            JobFailed: a step has failed; the others are ended, as by SIGTERM: they save.
             Preempted: SIGTERM came; all steps are ended in the same way.
         """
         done = {name for name in self._steps if self._is_done(name)}
@@ -117,7 +117,7 @@ class Road:
     def _ended(self, child: "Child") -> bool:
         try:
             return child.ended()
-        except StepFailed:
+        except JobFailed:
             # What it was made of may be at fault: the next run looks at that again.
             for name in child.step.after:
                 self._mark_path(name).unlink(missing_ok=True)
@@ -148,7 +148,7 @@ class Road:
         write_json(path, mark)
 
 
-def _run_with(step: Step) -> dict[str, Any]:
+def _run_with(step: Job) -> dict[str, Any]:
     """The command, and digests of what decides what it makes."""
     found = {"command": list(step.command), "inputs": {str(f): sha256(f) for f in step.inputs}}
     return found | ({"digest": step.digest} if step.digest else {})
@@ -184,7 +184,7 @@ class _Bars:
     Where nobody looks (a log file), a line a step instead.
     """
 
-    def __init__(self, lanes: int, steps: Sequence[Step]):
+    def __init__(self, lanes: int, steps: Sequence[Job]):
         total_seconds = sum(step.seconds for step in steps)
         self._quiet = not sys.stderr.isatty()
         form = "{desc} {percentage:3.0f}%|{bar}| {elapsed} so far, about {remaining} left"

@@ -5,7 +5,7 @@ import json
 
 from configs.digits.common import ENVIRONMENT
 from imagen_ft.demo.__main__ import LANES, digits_steps
-from launch.jobs.runner import Road
+from launch.jobs.runner import JobRunner
 
 # Without the samples, the comparison and the other arms, which are commands of the same kinds.
 SHORT = (
@@ -21,8 +21,8 @@ SHORT = (
 def test_the_road_ends_in_a_classifier_and_is_not_run_twice(tmp_path, capfd):
     steps = {step.name: step for step in digits_steps(tmp_path, runlocal=True)}
     road = [dataclasses.replace(steps[name], seconds=0) for name in SHORT]
-    Road(tmp_path, road, LANES, ENVIRONMENT).run()
-    assert set(Road(tmp_path, road, LANES, ENVIRONMENT).marks()) == set(SHORT)
+    JobRunner(tmp_path, road, LANES, ENVIRONMENT).run()
+    assert set(JobRunner(tmp_path, road, LANES, ENVIRONMENT).marks()) == set(SHORT)
     manifest = json.loads((tmp_path / "generated" / "manifest.json").read_text())
     assert sum(manifest["counts"]) > 0
     for seed in range(2):
@@ -30,5 +30,5 @@ def test_the_road_ends_in_a_classifier_and_is_not_run_twice(tmp_path, capfd):
         assert "validation_accuracy" in metrics.read_text()
 
     capfd.readouterr()
-    Road(tmp_path, road, LANES, ENVIRONMENT).run()
+    JobRunner(tmp_path, road, LANES, ENVIRONMENT).run()
     assert capfd.readouterr().err.count("was complete") == len(SHORT)

@@ -16,7 +16,7 @@ import pytest
 from launch.errors import Preempted
 from launch.files import read_json
 from launch.jobs import job
-from launch.jobs.runner import PYTHON, Road, Step, StepFailed
+from launch.jobs.runner import PYTHON, Job, JobFailed, JobRunner
 from tests.support import ROOT
 
 # python -m work OUTPUT [file to wait for]: notes when it begins and ends, and makes its output.
@@ -87,11 +87,11 @@ class Site:
     def step(self, name, *after, waits_for=()):
         """A step of the module `work`; its input is the module's file."""
         command = ("work", *(str(self.folder / file) for file in (name, *waits_for)))
-        return Step(name, command, (self.folder / "work.py",), self.folder / name, after)
+        return Job(name, command, (self.folder / "work.py",), self.folder / name, after)
 
     def stay(self, name):
         """A step of the module `stay`."""
-        return Step(name, ("stay", str(self.folder / name)), (), self.folder / name)
+        return Job(name, ("stay", str(self.folder / name)), (), self.folder / name)
 
     def launcher(self):
         """What a launcher is told, and the file that notes it."""
@@ -102,7 +102,7 @@ class Site:
         return (str(path), "lane={lane}", "job-{step}", *PYTHON), told
 
     def road(self, *steps, lanes=1, launcher=PYTHON):
-        return Road(self.workdir, steps, lanes, self.env, launcher)
+        return JobRunner(self.workdir, steps, lanes, self.env, launcher)
 
     def run(self, *steps, lanes=1):
         """Returns what was begun and ended, in order."""
@@ -201,9 +201,9 @@ def test_time_adds_up_over_runs(site):
 @pytest.mark.parametrize(("code", "ours"), [(2, 2), (75, 75), (1, 1), (7, 1)])
 def test_a_step_that_fails(site, code, ours):
     command = ("fail", str(code), str(site.folder / "slow.pid"))
-    bad = Step("bad", command, (), site.folder / "bad")
+    bad = Job("bad", command, (), site.folder / "bad")
     slow = site.step("slow", waits_for=["never"])
-    with pytest.raises(StepFailed) as error:
+    with pytest.raises(JobFailed) as error:
         site.run(slow, bad, site.step("later", "bad"), lanes=2)
     log = site.workdir / "logs" / "bad.log"
     assert str(error.value) == f"bad: no disk, no glory (exit code {code}, log: {log})"
@@ -219,8 +219,8 @@ def test_a_step_that_is_killed(site):
     (site.folder / "killed.py").write_text(
         "import os\nprint('busy', flush=True)\nos.kill(os.getpid(), 9)"
     )
-    with pytest.raises(StepFailed, match=r"^killed: busy \(killed by signal 9, log: ") as error:
-        site.run(Step("killed", ("killed",), (), site.folder / "killed"))
+    with pytest.raises(JobFailed, match=r"^killed: busy \(killed by signal 9, log: ") as error:
+        site.run(Job("killed", ("killed",), (), site.folder / "killed"))
     assert error.value.code == 1
 
 
@@ -228,21 +228,21 @@ def test_a_step_that_ends_in_a_traceback(site):
     (site.folder / "broken.py").write_text(
         "error = RuntimeError('no memory')\nerror.add_note('a note of a library')\nraise error"
     )
-    with pytest.raises(StepFailed, match=r"RuntimeError: no memory \| a note of a library \(exit"):
-        site.run(Step("broken", ("broken",), (), site.folder / "broken"))
+    with pytest.raises(JobFailed, match=r"RuntimeError: no memory \| a note of a library \(exit"):
+        site.run(Job("broken", ("broken",), (), site.folder / "broken"))
 
 
 def test_after_a_failure_what_it_was_made_of_is_looked_at_again(site):
-    bad = Step("bad", ("fail", "1"), (), site.folder / "bad", ("a",))
-    with pytest.raises(StepFailed):
+    bad = Job("bad", ("fail", "1"), (), site.folder / "bad", ("a",))
+    with pytest.raises(JobFailed):
         site.run(site.step("a"), bad, site.step("b"))
     assert site.run(site.step("a"), site.step("b")) == ["begin a", "end a", "begin b", "end b"]
 
 
 def test_preempted_steps_end_the_road_as_preempted(site):
     (site.folder / "gone.py").write_text("import sys\nprint('preempted: saved')\nsys.exit(75)")
-    with pytest.raises(StepFailed) as error:
-        site.run(Step("gone", ("gone",), (), site.folder / "gone"))
+    with pytest.raises(JobFailed) as error:
+        site.run(Job("gone", ("gone",), (), site.folder / "gone"))
     assert (error.value.code, error.value.word) == (75, "preempted")
     assert str(error.value).startswith("gone: saved (exit code 75, ")
 
@@ -276,8 +276,8 @@ def test_who_stops_the_road_lets_its_steps_save(site, launched, number, error, s
 
 
 def test_a_failure_lets_the_others_save(site):
-    bad = Step("bad", ("fail", "1", str(site.folder / "a.pid")), (), site.folder / "bad")
-    with pytest.raises(StepFailed, match=r"^bad: "):
+    bad = Job("bad", ("fail", "1", str(site.folder / "a.pid")), (), site.folder / "bad")
+    with pytest.raises(JobFailed, match=r"^bad: "):
         site.run(site.stay("a"), bad, lanes=2)
     assert (site.folder / "a.saved").exists()
 
@@ -296,7 +296,7 @@ def test_a_launcher_that_does_not_wait(site, monkeypatch):
     lazy = site.folder / "lazy"
     lazy.write_text("#!/bin/sh\necho submitted\n")
     lazy.chmod(0o755)
-    with pytest.raises(StepFailed) as error:
+    with pytest.raises(JobFailed) as error:
         site.road(site.step("a"), launcher=(str(lazy), *PYTHON)).run()
     assert f"a: it ended well, but {site.folder / 'a'} is not there: whatever starts it has" in str(
         error.value
@@ -310,7 +310,7 @@ def test_a_network_file_system_may_be_late(site):
         "subprocess.Popen(['sh', '-c', 'sleep 0.5; touch \"$0\"', sys.argv[1]],"
         " stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)\n"
     )
-    site.run(Step("late", ("late", str(site.folder / "made")), (), site.folder / "made"))
+    site.run(Job("late", ("late", str(site.folder / "made")), (), site.folder / "made"))
     assert site.road(site.step("late")).marks()["late"]["seconds"] > 0
 
 
@@ -350,11 +350,11 @@ def wait_until(happened):
 def test_a_killed_road_takes_its_steps_along(site):
     steps = [site.step("a"), site.step("b", "a", waits_for=["go"]), site.step("c", "b")]
     road = (
-        "import sys, json; from pathlib import Path; from launch.jobs.runner import Road, Step\n"
+        "import sys, json; from pathlib import Path; from launch.jobs.runner import Job, JobRunner\n"
         "workdir, steps, env = json.loads(sys.argv[1])\n"
-        "steps = [Step(n, tuple(c), tuple(map(Path, i)), Path(o), tuple(a))"
+        "steps = [Job(n, tuple(c), tuple(map(Path, i)), Path(o), tuple(a))"
         " for n, c, i, o, a in steps]\n"
-        "Road(Path(workdir), steps, 2, env).run()\n"
+        "JobRunner(Path(workdir), steps, 2, env).run()\n"
     )
     told = [
         [s.name, s.command, [str(path) for path in s.inputs], str(s.output), s.after] for s in steps
