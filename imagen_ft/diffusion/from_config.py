@@ -89,7 +89,7 @@ def make_stage(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Stage:
         raise InputError(f"batch_size={batch_size}: images at a time; 0 leaves it to the cascade")
     sampler = samplers.make_sampler(config.sampler)
     sampling_times(denoiser.schedule, sampler.num_steps, sampler.spacing)
-    if getattr(sampler, "logvar_coeff", 0.0) is None and not denoiser.learned_variance:
+    if sampler.needs_learned_variance and not denoiser.learned_variance:
         raise InputError("sampler.logvar_coeff='learned': the stage has no learned_variance")
     return Stage(
         denoiser=denoiser,

@@ -1,5 +1,6 @@
 """Samplers: frozen dataclasses, each a `lax.scan` from noise to data."""
 
+import abc
 import dataclasses
 import math
 from collections.abc import Callable
@@ -9,13 +10,15 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from imagen_ft.diffusion.process import add_noise, eps_from_x0, per_image, posterior
 from imagen_ft.diffusion.schedule import Schedule, sampling_times
 from launch.errors import InputError
 
 Image = Float[Array, "b h w c"]
+# What a sampler remembers from step to step: a tree of arrays.
+Carry = PyTree
 
 
 class Prediction(NamedTuple):
@@ -35,13 +38,73 @@ Denoise = Callable[[Image, Float[Array, ""]], Prediction]
 Noise = Callable[[Array], Image]
 
 
+class Interval(NamedTuple):
+    """One step of sampling, from time t to the earlier time s.
+
+    Attributes:
+        t: where it begins.
+        s: where it ends.
+        logsnr_t: of t.
+        logsnr_s: of s.
+        last: whether s is 0, where nothing is left to draw.
+    """
+
+    t: Float[Array, ""]
+    s: Float[Array, ""]
+    logsnr_t: Float[Array, ""]
+    logsnr_s: Float[Array, ""]
+    last: Bool[Array, ""]
+
+
 class Sampler(Protocol):
-    """One step of sampling, from time t to the earlier time s."""
+    """From noise to data over a scan, whose carry is the sampler's own.
+
+    A solver with a memory keeps earlier predictions in the carry; one of second order calls the
+    network more than once in a step.
+    """
 
     num_steps: int
     spacing: str
 
+    @property
+    def needs_learned_variance(self) -> bool:
+        """Whether the network has to predict `Prediction.logvar_coeff`."""
+
+    def initialise(self, x: Image) -> Carry:
+        """The carry of the first step, which begins with the images `x`."""
+
     def step(
+        self, carry: Carry, denoise: Denoise, noise: Image, interval: Interval
+    ) -> tuple[Carry, Prediction]:
+        """Takes one step; returns the next carry and the prediction that stands for this step."""
+
+    def finalise(self, carry: Carry) -> Image:
+        """The images, from the carry of the last step."""
+
+
+class SingleStep(abc.ABC):
+    """Samplers whose next images follow from the present ones and one prediction."""
+
+    needs_learned_variance = False
+
+    def initialise(self, x: Image) -> Image:
+        """See `Sampler`."""
+        return x
+
+    def step(
+        self, carry: Image, denoise: Denoise, noise: Image, interval: Interval
+    ) -> tuple[Image, Prediction]:
+        """See `Sampler`."""
+        prediction = denoise(carry, interval.t)
+        x_s = self.update(carry, prediction, noise, interval.logsnr_t, interval.logsnr_s)
+        return jnp.where(interval.last, prediction.x0, x_s), prediction
+
+    def finalise(self, carry: Image) -> Image:
+        """See `Sampler`."""
+        return carry
+
+    @abc.abstractmethod
+    def update(
         self,
         x_t: Image,
         prediction: Prediction,
@@ -53,7 +116,7 @@ class Sampler(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class DDPM:
+class DDPM(SingleStep):
     """Ancestral sampling (Ho et al. 2020), with the variance of Nichol and Dhariwal's Eq. 15.
 
     Attributes:
@@ -67,7 +130,12 @@ class DDPM:
     logvar_coeff: float | None = 0.0
     spacing: str = "trailing"
 
-    def step(
+    @property
+    def needs_learned_variance(self) -> bool:
+        """Where the variance is the network's."""
+        return self.logvar_coeff is None
+
+    def update(
         self,
         x_t: Image,
         prediction: Prediction,
@@ -75,15 +143,16 @@ class DDPM:
         logsnr_t: Float[Array, ""],
         logsnr_s: Float[Array, ""],
     ) -> Image:
-        """See `Sampler`."""
-        learned = self.logvar_coeff is None
-        coeff = prediction.logvar_coeff if learned else self.logvar_coeff
+        """See `SingleStep`."""
+        coeff = self.logvar_coeff
+        if self.needs_learned_variance:
+            coeff = prediction.logvar_coeff
         mean, log_variance = posterior(x_t, prediction.x0, logsnr_t, logsnr_s, coeff)
         return mean + jnp.exp(0.5 * log_variance) * noise
 
 
 @dataclasses.dataclass(frozen=True)
-class DDIM:
+class DDIM(SingleStep):
     """Implicit sampling (Song et al. 2021, Eq. 12); eps is that of the thresholded x_0.
 
     Attributes:
@@ -96,7 +165,7 @@ class DDIM:
     eta: float = 0.0
     spacing: str = "trailing"
 
-    def step(
+    def update(
         self,
         x_t: Image,
         prediction: Prediction,
@@ -104,13 +173,26 @@ class DDIM:
         logsnr_t: Float[Array, ""],
         logsnr_s: Float[Array, ""],
     ) -> Image:
-        """See `Sampler`."""
+        """See `SingleStep`."""
         _, log_variance = posterior(x_t, prediction.x0, logsnr_t, logsnr_s)
         variance = self.eta**2 * jnp.exp(log_variance)
         alpha_s = jnp.sqrt(jax.nn.sigmoid(per_image(logsnr_s)))
         direction = jnp.sqrt(jnp.maximum(jax.nn.sigmoid(-per_image(logsnr_s)) - variance, 0.0))
         eps = eps_from_x0(x_t, prediction.x0, logsnr_t)
         return alpha_s * prediction.x0 + direction * eps + jnp.sqrt(variance) * noise
+
+
+def _make_ddpm(config: ml_collections.ConfigDict, spacing: str) -> DDPM:
+    learned = config.logvar_coeff == "learned"
+    coeff = None if learned else _fraction("logvar_coeff", config.logvar_coeff)
+    return DDPM(config.num_steps, coeff, spacing)
+
+
+def _make_ddim(config: ml_collections.ConfigDict, spacing: str) -> DDIM:
+    return DDIM(config.num_steps, _fraction("eta", config.eta), spacing)
+
+
+_MAKERS = {"ddpm": _make_ddpm, "ddim": _make_ddim}
 
 
 def make_sampler(config: ml_collections.ConfigDict) -> Sampler:
@@ -124,14 +206,10 @@ def make_sampler(config: ml_collections.ConfigDict) -> Sampler:
     """
     if config.num_steps < 1:
         raise InputError(f"sampler.num_steps={config.num_steps}: at least 1 step is needed")
-    spacing = config.get("spacing", "trailing")
-    if config.name == "ddpm":
-        learned = config.logvar_coeff == "learned"
-        coeff = None if learned else _fraction("logvar_coeff", config.logvar_coeff)
-        return DDPM(config.num_steps, coeff, spacing)
-    if config.name == "ddim":
-        return DDIM(config.num_steps, _fraction("eta", config.eta), spacing)
-    raise InputError(f"sampler.name={config.name!r}: known are 'ddpm', 'ddim'")
+    if config.name not in _MAKERS:
+        known = ", ".join(map(repr, _MAKERS))
+        raise InputError(f"sampler.name={config.name!r}: known are {known}")
+    return _MAKERS[config.name](config, config.get("spacing", "trailing"))
 
 
 def _fraction(name: str, value: float | str) -> float:
@@ -187,14 +265,15 @@ def sample(
     times = sampling_times(schedule, sampler.num_steps, sampler.spacing)
     steps = np.arange(sampler.num_steps, 0, -1)[skip_steps:]
 
-    def body(x_t: Image, at: tuple[Array, Array, Array]) -> tuple[Image, Image | None]:
+    def body(carry: Carry, at: tuple[Array, Array, Array]) -> tuple[Carry, Image | None]:
         step, t, s = at
-        prediction = denoise(x_t, t)
-        x_s = sampler.step(x_t, prediction, noise(step), schedule.logsnr(t), schedule.logsnr(s))
-        # Nothing is left to draw at time 0.
-        return jnp.where(step == 1, prediction.x0, x_s), prediction.x0 if path else None
+        interval = Interval(t, s, schedule.logsnr(t), schedule.logsnr(s), step == 1)
+        carry, prediction = sampler.step(carry, denoise, noise(step), interval)
+        return carry, prediction.x0 if path else None
 
     x = noise(jnp.zeros((), jnp.int32))
     if start is not None:
         x = add_noise(start, x, schedule.logsnr(jnp.asarray(times[skip_steps])))
-    return jax.lax.scan(body, x, (steps, times[skip_steps:-1], times[skip_steps + 1 :]))
+    intervals = steps, times[skip_steps:-1], times[skip_steps + 1 :]
+    carry, predictions = jax.lax.scan(body, sampler.initialise(x), intervals)
+    return sampler.finalise(carry), predictions

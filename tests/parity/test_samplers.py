@@ -73,7 +73,7 @@ def compare(sampler, scheduler, said, noise, percentile, maximum, monkeypatch, *
 
     @jax.jit
     def one_step(x_t, t, s, drawn):
-        return sampler.step(x_t, predict(x_t, t), drawn, SCHEDULE.logsnr(t), SCHEDULE.logsnr(s))
+        return sampler.update(x_t, predict(x_t, t), drawn, SCHEDULE.logsnr(t), SCHEDULE.logsnr(s))
 
     x = noise[0]
     for row, t in enumerate(scheduler.timesteps):

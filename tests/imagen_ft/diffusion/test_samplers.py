@@ -118,7 +118,7 @@ def test_ddim_is_deterministic_unless_told():
     x_t, x0, noise = np.random.default_rng(0).normal(size=(3, 2, *SHAPE)).astype(np.float32)
 
     def step(eta, noise):
-        return DDIM(4, eta).step(x_t, Prediction(x0), noise, np.float32(-1), np.float32(2))
+        return DDIM(4, eta).update(x_t, Prediction(x0), noise, np.float32(-1), np.float32(2))
 
     np.testing.assert_array_equal(step(0.0, noise), step(0.0, -noise))
     assert not np.isclose(step(0.5, noise), step(0.5, -noise)).any()
@@ -135,7 +135,7 @@ def added_noise(sampler, learned, t, s):
 
     def step(noise):
         noise = np.full(x_t.shape, noise, np.float32)
-        after = sampler.step(x_t, Prediction(x0, learned), noise, logsnr_t, logsnr_s)
+        after = sampler.update(x_t, Prediction(x0, learned), noise, logsnr_t, logsnr_s)
         return np.asarray(after, np.float64)
 
     alpha = alpha_bar(t) / alpha_bar(s)

@@ -350,7 +350,8 @@ def wait_until(happened):
 def test_a_killed_road_takes_its_steps_along(site):
     steps = [site.step("a"), site.step("b", "a", waits_for=["go"]), site.step("c", "b")]
     road = (
-        "import sys, json; from pathlib import Path; from launch.jobs.runner import Job, JobRunner\n"
+        "import sys, json; from pathlib import Path\n"
+        "from launch.jobs.runner import Job, JobRunner\n"
         "workdir, steps, env = json.loads(sys.argv[1])\n"
         "steps = [Job(n, tuple(c), tuple(map(Path, i)), Path(o), tuple(a))"
         " for n, c, i, o, a in steps]\n"
