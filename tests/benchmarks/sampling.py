@@ -30,9 +30,9 @@ from imagen_ft.models import presets
 from imagen_ft.models.unet import UNet
 from tests.benchmarks.costs import TOKENS, model_flops
 from tests.benchmarks.harness import Result, arguments, compare, matrix_peak, report, synchronize
-from tests.parity import test_unet as parity
-from tests.parity.test_pipelines import IF, LEVEL, make_theirs, to_torch
 from tests.parity.torch_weights import UNET_RENAMES, randomize, relative_error, variables
+from tests.support import diffusers_unet as parity
+from tests.support.diffusers_pipelines import IF, LEVEL, make_theirs, to_torch
 
 GUIDANCE = {1: 7.0, 2: 4.0}  # of the pipelines' defaults
 # bfloat16 rounds to 3 digits, and the pipelines keep the noisy images in it.

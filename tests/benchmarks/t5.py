@@ -15,8 +15,8 @@ from transformers import T5Config, T5EncoderModel
 
 from imagen_ft.models import presets
 from tests.benchmarks.harness import arguments, compare, matrix_peak, report, synchronize
-from tests.parity.test_t5 import RENAMES
 from tests.parity.torch_weights import relative_error, variables
+from tests.support.transformers_t5 import RENAMES
 
 TOKENS = 77
 

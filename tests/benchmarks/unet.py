@@ -18,8 +18,8 @@ import torch
 from imagen_ft.models import presets
 from imagen_ft.models.unet import UNet
 from tests.benchmarks.harness import Result, arguments, compare, matrix_peak, report, synchronize
-from tests.parity import test_unet as parity
 from tests.parity.torch_weights import UNET_RENAMES, randomize, relative_error, variables
+from tests.support import diffusers_unet as parity
 
 TOKENS = 77
 

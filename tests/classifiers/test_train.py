@@ -9,21 +9,7 @@ from input_pipeline import sources
 from input_pipeline.sources.digits import digits
 from launch.files import read_json
 from launch.runtime.training.metrics import column, read_metrics
-from tests.support import commands
-
-TINY = [
-    "--config.model.stage_sizes=(1,)",
-    "--config.model.width=4",
-    "--config.batch_size=16",
-    "--config.total_steps=4",
-    "--config.log_every=2",
-    "--config.evaluation_batch_size=50",
-]
-
-
-def run(task, config, workdir, *argv):
-    """The exit code, with a config of the digits."""
-    return commands.run(task, f"configs/digits/{config}", workdir, *argv)
+from tests.support.classifier_task import TINY, run
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.classifiers.test_train_mixture import REAL, drawn, losses, run
+from tests.support.classifier_mixture import REAL, drawn, losses, run
 
 POLICY = dict(size=6, crop=dict(scale=(0.3, 1.0)), erasing=0.5)
 MIX = dict(mixup=0.2, cutmix=1.0)

@@ -3,52 +3,9 @@
 import numpy as np
 import pytest
 
-from classifiers import train
-from configs.digits import classifier
 from input_pipeline.batches import loader
-from input_pipeline.sources.digits import DIGIT_NAMES
-from input_pipeline.synthetic.writer import SyntheticWriter
 from launch.errors import InputError
-from launch.runtime.training.metrics import read_metrics
-from tests.support import commands
-
-REAL = dict(name="digits", split="train")
-
-
-@pytest.fixture(scope="module")
-def generated(tmp_path_factory):
-    """Sixty white images."""
-    folder = tmp_path_factory.mktemp("generated") / "set"
-    writer = SyntheticWriter(folder, "white", DIGIT_NAMES, (8, 8, 1), [3] * 10, 2, 60, {})
-    writer.write_shard(0, np.full((60, 8, 8, 1), 255, np.uint8), [""] * 60)
-    writer.finish()
-    return dict(name="synthetic", path=str(folder))
-
-
-def run(workdir, sources, **fields):
-    """Trains a tiny network for four steps; the exit code."""
-    config = classifier.get_config("runlocal").to_dict()
-    config["train_sources"] = sources
-    config["model"] |= dict(stage_sizes=(1,), width=4)
-    config |= dict(seeds=1, batch_size=16, total_steps=4, log_every=1, checkpoint_every=2)
-    path = workdir.with_suffix(".py")
-    path.write_text(
-        "from ml_collections import ConfigDict\n"
-        f"def get_config():\n    return ConfigDict({config | fields!r})\n"
-    )
-    return commands.run(train.main, path, workdir)
-
-
-def losses(workdir):
-    return [line["loss"] for line in read_metrics(workdir / "seed_0") if "loss" in line]
-
-
-def drawn(monkeypatch, workdir, sources, **fields):
-    """The first batches that would be trained on."""
-    fits = []
-    monkeypatch.setattr(train, "fit", lambda **arguments: fits.append(arguments))
-    assert run(workdir, sources, **fields) == 0
-    return list(fits[-1]["batches"](0, 20))
+from tests.support.classifier_mixture import REAL, drawn, losses, run
 
 
 @pytest.mark.parametrize(

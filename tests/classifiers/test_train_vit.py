@@ -17,7 +17,7 @@ from launch.runtime.run import digest
 from launch.runtime.state import TrainState
 from launch.runtime.training.metrics import column, read_metrics
 from launch.runtime.training.optimizers import make_optimizer
-from tests.classifiers.test_train import run
+from tests.support.classifier_task import run
 
 VIT = dict(width=8, depth=2, num_heads=2, patch_size=4, pool="mean")
 RESNET = dict(stage_sizes=(1,), width=4, bottleneck=False, small_stem=True)

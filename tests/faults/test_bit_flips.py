@@ -9,7 +9,7 @@ import pytest
 
 from launch.runtime.checkpoints import seals
 from launch.runtime.checkpoints.checkpoint import Checkpoints
-from tests.launch.runtime.checkpoints.test_checkpoint import (
+from tests.support.checkpoint_states import (
     abstract,
     assert_same_bits,
     files,

@@ -14,9 +14,9 @@ import jax
 from imagen_ft import generate
 from launch.runtime import app
 from launch.runtime.devices.mesh import state_shardings
-from tests.imagen_ft.cascade import test_cascade
 from tests.imagen_ft.trivial_generate import CONFIG
 from tests.multihost.processes import join
+from tests.support import small_cascade
 
 
 def main(counts, workdir, mesh, *flags):
@@ -24,14 +24,14 @@ def main(counts, workdir, mesh, *flags):
     join()
 
     def load(config, mesh):
-        cascade = test_cascade.make_cascade()
+        cascade = small_cascade.make_cascade()
         if mesh is None:
             return cascade
         variables = [jax.device_put(v, state_shardings(mesh, v)) for v in cascade.variables]
         return dataclasses.replace(cascade, variables=tuple(variables), mesh=mesh)
 
     generate.load_cascade = load
-    fields = dict(names=test_cascade.NAMES, copies=1, per_shard=6, batch_size=10, stored=0)
+    fields = dict(names=small_cascade.NAMES, copies=1, per_shard=6, batch_size=10, stored=0)
     with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
         text = CONFIG.format(counts=counts, **fields)
         file.write(text.replace("stages=dict()", f"stages=dict(), mesh={json.loads(mesh)}"))

@@ -26,10 +26,10 @@ from launch.errors import InputError
 from launch.runtime import app
 from tests.imagen_ft import trivial_generate
 from tests.imagen_ft.trivial_generate import images_of
-from tests.input_pipeline.synthetic.test_verify import damages
 from tests.input_pipeline.synthetic.tiny_set import contents as all_contents
 from tests.input_pipeline.synthetic.tiny_set import flip_byte
 from tests.support import ROOT
+from tests.support.damages import damages
 
 NAMES, COUNTS = ("ant", "bee", "cat"), {"ant": 30, "bee": 0, "cat": 45}
 

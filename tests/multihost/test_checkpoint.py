@@ -6,8 +6,8 @@ import pytest
 
 from launch.runtime.checkpoints import seals
 from launch.runtime.run import digest
-from tests.launch.runtime.checkpoints.test_checkpoint import damage, files
 from tests.multihost.processes import run_processes
+from tests.support.checkpoint_states import damage, files
 
 MODULE = "tests.multihost.checkpoint_processes"
 

@@ -14,7 +14,7 @@ from scipy.special import ndtr
 from imagen_ft.diffusion.denoiser import Denoiser
 from imagen_ft.diffusion.losses import DiffusionLoss
 from imagen_ft.diffusion.schedule import Cosine, Linear, SquaredCos
-from tests.imagen_ft.diffusion.test_losses import batch, log_likelihood, losses, make
+from tests.support.diffusion_losses import batch, log_likelihood, losses, make
 
 STEPS = 1000
 

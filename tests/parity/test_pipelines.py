@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, IFPipeline, IFSuperResolutionPipeline
 from ml_collections import ConfigDict
 
 from imagen_ft import weights
@@ -13,10 +12,9 @@ from imagen_ft.diffusion.from_config import make_denoiser, make_stage
 from imagen_ft.diffusion.stage import CONDITION
 from tests.parity.torch_weights import relative_error
 from tests.parity.weights_models import TEXT_WIDTH, tiny_unet
+from tests.support.diffusers_pipelines import IF, LEVEL, make_theirs, to_torch
 
 SIZE, LOW, IMAGES, STEPS = 8, 4, 2, 6
-LEVEL = 250
-IF = "diffusers.pipelines.deepfloyd_if"
 
 
 def make_ours(folder, number, guidance_weight):
@@ -53,28 +51,6 @@ def make_ours(folder, number, guidance_weight):
     denoiser = make_denoiser(ConfigDict(config))
     assert denoiser.model == model
     return make_stage(ConfigDict(sampling), denoiser), {"params": params}
-
-
-def make_theirs(unet, number):
-    scheduler = DDPMScheduler(
-        beta_schedule="squaredcos_cap_v2",
-        variance_type="learned_range",
-        thresholding=True,
-        dynamic_thresholding_ratio=0.95,
-        sample_max_value=1.5,
-    )
-    parts = dict(unet=unet, scheduler=scheduler, tokenizer=None, text_encoder=None)
-    parts |= dict(safety_checker=None, feature_extractor=None, watermarker=None)
-    kind = IFPipeline if number == 1 else IFSuperResolutionPipeline
-    if number == 2:
-        parts["image_noising_scheduler"] = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
-    pipeline = kind(**parts, requires_safety_checker=False)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def to_torch(images):
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1)))
 
 
 @pytest.mark.parametrize("guidance_weight", [1.0, 4.0])

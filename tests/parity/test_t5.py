@@ -9,16 +9,8 @@ from transformers import T5Config, T5EncoderModel
 
 from imagen_ft.models.t5 import T5Encoder
 from tests.parity.torch_weights import randomize, relative_error, variables
+from tests.support.transformers_t5 import RENAMES
 
-RENAMES = (
-    (r"^encoder\.embed_tokens", "shared"),  # the same weights under a second name
-    (r"^encoder\.", ""),
-    (r"^.*relative_attention_bias", "relative_attention_bias.embedding"),
-    (r"block\.(\d+)\.", r"block_\1."),
-    (r"layer\.(\d)\.layer_norm", r"layer_\1_layer_norm"),
-    (r"layer\.0\.SelfAttention\.", "SelfAttention_"),
-    (r"layer\.1\.DenseReluDense\.", ""),
-)
 VOCABULARY = 50
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from classifiers.studies import figures, report, results
 from launch.runtime.reports import plots
-from tests.classifiers.studies.test_results import TABLE_3, arms_of, of_the_paper
+from tests.support.study_results import TABLE_3, arms_of, of_the_paper
 
 NAMES = ("real", "generated_1x", "real+generated_1x")
 

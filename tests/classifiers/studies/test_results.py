@@ -12,53 +12,10 @@ from classifiers.studies import results
 from classifiers.studies.facts import Facts
 from classifiers.studies.plan import REAL, Arm, Run
 from launch.errors import InputError
+from tests.support.study_results import TABLE_3, arms_of, of_the_paper
 
-# Azizi et al. 2023, table 3: top-1 of real only, generated only, both.
-TABLE_3 = {
-    "ResNet-50": (76.39, 69.24, 78.17),
-    "ResNet-101": (78.15, 71.31, 79.74),
-    "ResNet-152": (78.59, 72.38, 80.15),
-    "ResNet-RS-50": (79.10, 70.72, 79.97),
-    "ResNet-RS-101": (80.11, 72.73, 80.89),
-    "ResNet-RS-101 at 190": (81.29, 73.63, 81.80),
-    "ResNet-RS-152": (82.81, 74.46, 83.10),
-    "ViT-S/16": (79.89, 71.88, 81.00),
-    "DeiT-S": (78.97, 72.26, 80.49),
-    "DeiT-B": (81.79, 74.55, 82.84),
-    "DeiT-B at 384": (83.16, 75.45, 83.75),
-    "DeiT-L": (82.22, 74.60, 83.05),
-}
 GENERATED, BOTH = Arm(False, 1), Arm(True, 1)
 NAMES = tuple(arm.name for arm in (REAL, BOTH, GENERATED))
-
-
-def arms_of(accuracies, **fields):
-    """By model: what `read_arms` makes of accuracies by name of the arm."""
-    arms = {}
-    for model, by_name in accuracies.items():
-        real = by_name["real"]
-        arms[model] = {
-            name: {
-                "accuracies": list(values),
-                "copies": 0 if name == "real" else int(name.split("_")[1][:-1]),
-                "num_real": 30 * (not name.startswith("generated")),
-                "num_generated": 0 if name == "real" else 30 * int(name.split("_")[1][:-1]),
-                **results.against(values, real),
-                **fields,
-            }
-            for name, values in by_name.items()
-        }
-    return arms
-
-
-def of_the_paper():
-    return arms_of(
-        {
-            model: {"real": [real / 100], "generated_1x": [fake / 100],
-                    "real+generated_1x": [both / 100]}
-            for model, (real, fake, both) in TABLE_3.items()
-        }
-    )  # fmt: skip
 
 
 def test_names_of_arms():

@@ -12,9 +12,9 @@ from input_pipeline.records.examples import decode_image
 from launch.files import read_json
 from launch.runtime.run import load_inference
 from launch.runtime.training.metrics import column, read_metrics
-from tests.classifiers.test_train import TINY
-from tests.classifiers.test_train import run as run_task
-from tests.classifiers.test_train_mixture import REAL, run
+from tests.support.classifier_mixture import REAL, run
+from tests.support.classifier_task import TINY
+from tests.support.classifier_task import run as run_task
 
 FIELDS = dict(seeds=2, ema=dict(main=dict(decay=0.5)), evaluate_every=2, label_smoothing=0.0)
 VIT = dict(name="vit", width=8, depth=1, num_heads=2, patch_size=4, drop_path=0.1)

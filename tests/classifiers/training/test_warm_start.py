@@ -17,8 +17,8 @@ from launch.files import read_json
 from launch.runtime.checkpoints import checkpoint
 from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.run import digest
-from tests.classifiers.test_train_mixture import REAL, run
-from tests.classifiers.weights.test_weights import draw, same
+from tests.support.classifier_mixture import REAL, run
+from tests.support.classifier_weights import draw, same
 
 VIT = dict(width=8, depth=1, num_heads=2, patch_size=4)
 

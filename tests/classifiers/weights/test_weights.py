@@ -14,35 +14,11 @@ from launch.errors import InputError
 from launch.files import read_json
 from launch.runtime.checkpoints import checkpoint
 from launch.runtime.run import inference_shapes, load_inference, load_run_config
-from tests.classifiers.test_train import run as run_task
+from tests.support.classifier_task import run as run_task
+from tests.support.classifier_weights import draw, same
 
 FIELDS = dict(width=8, depth=1, num_heads=2, patch_size=4)
 TINY_RESNET = dict(stage_sizes=(1,), width=4)
-
-
-def shapes_of(model, size):
-    return presets.variable_shapes(model, (size, size, 3))
-
-
-def draw(model, size, seed=0):
-    rng = np.random.default_rng(seed)
-    normal = lambda leaf: rng.normal(size=leaf.shape).astype(np.float32)  # noqa: E731
-    return _map(normal, shapes_of(model, size))
-
-
-def _map(function, tree):
-    if isinstance(tree, dict):
-        return {name: _map(function, leaf) for name, leaf in tree.items()}
-    return function(tree)
-
-
-def same(ours, theirs):
-    if isinstance(ours, dict):
-        assert ours.keys() == theirs.keys()
-        for name in ours:
-            same(ours[name], theirs[name])
-    else:
-        np.testing.assert_array_equal(ours, theirs)
 
 
 def save(folder, model, size=8, layout="timm", **changes):

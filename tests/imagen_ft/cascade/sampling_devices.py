@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from imagen_ft.diffusion.samplers import noise_of_keys
 from imagen_ft.diffusion.stage import CONDITION
 from launch.runtime.devices.mesh import make_mesh
-from tests.imagen_ft.cascade.test_cascade import NAMES, encoder, low_images, make_cascade
+from tests.support.small_cascade import NAMES, encoder, low_images, make_cascade
 
 IMAGES, ALONE = 64, (0, 37, 63)
 STEPS = (0, 1, 2, CONDITION)

@@ -8,75 +8,21 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from imagen_ft.cascade import Cascade
 from imagen_ft.diffusion import samplers
 from imagen_ft.diffusion.from_config import make_denoiser, make_stage
-from imagen_ft.text import encoders
 from launch.errors import InputError
 from launch.runtime.images import to_float
 from tests.support.close import assert_same_up_to_rounding
-
-NAMES = ("ab", "c", "de")
-UNET = dict(
-    block_out_channels=(8,),
-    layers_per_block=1,
-    attention=(False,),
-    cross_attention_dim=8,
-    attention_head_dim=4,
-    num_groups=4,
-    cross_num_groups=4,
-    pooling_heads=2,
+from tests.support.small_cascade import (
+    NAMES,
+    SAMPLER,
+    STAGES,
+    encoder,
+    low_images,
+    random_variables,
+    stages,
+    with_batches,
 )
-SAMPLER = dict(name="ddpm", num_steps=2, logvar_coeff=0.1)
-# The base stage is guided, the super-resolution stage noises what it starts from.
-STAGES = (
-    (
-        dict(size=4, low_size=0, channels=1, schedule="cosine", unet=UNET),
-        dict(guidance_weight=1.5, noise_augmentation=0.0),
-    ),
-    (
-        dict(size=8, low_size=4, channels=1, schedule="cosine", unet=UNET),
-        dict(guidance_weight=1.0, noise_augmentation=0.3),
-    ),
-)
-
-
-def encoder():
-    model = dict(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
-    return encoders.make_text_encoder(ConfigDict(dict(max_length=3, seed=0, model=model)))
-
-
-def stages():
-    return tuple(
-        make_stage(
-            ConfigDict(dict(sampling, sampler=SAMPLER, threshold_percentile=100.0)),
-            make_denoiser(ConfigDict(network)),
-        )
-        for network, sampling in STAGES
-    )
-
-
-def random_variables(stage, seed):
-    """Values by NumPy: compiling flax's own takes ten times as long as these tests."""
-    shapes = jax.eval_shape(stage.denoiser.init, jax.random.key(0), jnp.zeros(encoder().shape))
-    rng = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        around = 1.0 if path[-1].key == "scale" else 0.0
-        spread = max(math.prod(leaf.shape[:-1]), 25) ** -0.5
-        return np.asarray(rng.normal(around, spread, leaf.shape), np.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
-
-
-def make_cascade():
-    variables = tuple(random_variables(stage, seed) for seed, stage in enumerate(stages()))
-    return Cascade(stages(), variables, encoder(), NAMES, ("", ""))
-
-
-@pytest.fixture(scope="module")
-def cascade():
-    return make_cascade()
 
 
 def bilinear(image, size):
@@ -86,10 +32,6 @@ def bilinear(image, size):
     weight = (position - first)[:, None]
     rows = lambda a: (1 - weight) * a[first] + weight * a[np.minimum(first + 1, len(a) - 1)]  # noqa: E731
     return rows(rows(image).T).T
-
-
-def low_images(count):
-    return np.random.default_rng(0).uniform(-1, 1, (count, 4, 4, 1)).astype(np.float32)
 
 
 def test_condition_without_noise_is_bilinear():
@@ -242,13 +184,6 @@ def test_stages_with_the_same_fields_are_one_to_jit():
     first, again = stages()[0], stages()[0]
     assert first == again and hash(first) == hash(again)
     assert dataclasses.replace(first, guidance_weight=2.0) != first
-
-
-def with_batches(cascade, *sizes):
-    """Each stage with its own batch size; no other test's stages are equal to it."""
-    pairs = zip(cascade.stages, sizes, strict=True)
-    own = tuple(dataclasses.replace(stage, batch_size=size) for stage, size in pairs)
-    return dataclasses.replace(cascade, stages=own)
 
 
 def test_batches_of_a_stage_change_nothing(cascade, monkeypatch):

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.imagen_ft.cascade.test_cascade import (
+from tests.support.devices import run_on_eight
+from tests.support.small_cascade import (
     NAMES,
     encoder,
     low_images,
     make_cascade,
     with_batches,
 )
-from tests.support.devices import run_on_eight
 
 
 @pytest.fixture(scope="module")

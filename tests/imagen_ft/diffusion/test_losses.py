@@ -1,6 +1,5 @@
 """Losses against their definitions in float64, finite differences and what theory says."""
 
-import functools
 import math
 
 import jax
@@ -8,9 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from scipy.special import ndtr
 
-from imagen_ft.diffusion.denoiser import Denoiser
 from imagen_ft.diffusion.losses import (
     DiffusionLoss,
     discretized_log_likelihood,
@@ -18,47 +15,12 @@ from imagen_ft.diffusion.losses import (
     make_loss,
     min_snr_weight,
 )
-from imagen_ft.diffusion.process import PREDICTIONS, add_noise, target
+from imagen_ft.diffusion.process import PREDICTIONS, target
 from imagen_ft.diffusion.schedule import Cosine, Linear, SquaredCos
 from launch.errors import InputError
+from tests.support.diffusion_losses import LEVELS, batch, log_likelihood, losses, make
 
 SCHEDULES = [SquaredCos(), SquaredCos(8), Cosine(), Linear()]
-LEVELS = np.arange(256) / 127.5 - 1
-
-
-def make(schedule, prediction="eps", learned=True):
-    return Denoiser(None, schedule, 2, 0, 1, learned_variance=learned, prediction=prediction)
-
-
-def levels(rng, shape):
-    """Pixels, the first and the last level among them."""
-    found = rng.integers(0, 256, shape)
-    found[:, 0, 0], found[:, -1, -1] = 0, 255
-    return np.float32(LEVELS[found])
-
-
-def batch(schedule, t, prediction="eps", error=0.3, size=3, seed=0):
-    """Arguments of a loss: pixels, their noise, and what a network in error says of it."""
-    rng = np.random.default_rng(seed)
-    shape = (len(t), size, size, 1)
-    x0, eps = levels(rng, shape), rng.normal(size=shape).astype(np.float32)
-    logsnr = schedule.logsnr(jnp.asarray(t))
-    output = target(x0, eps, logsnr, prediction) + error * rng.normal(size=shape)
-    variance = rng.uniform(-1.2, 1.2, size=shape)
-    output = np.concatenate([output, variance], axis=-1).astype(np.float32)
-    return output, np.asarray(add_noise(x0, eps, logsnr)), x0, eps, np.float32(t)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def losses(loss, denoiser, *inputs):
-    return loss(denoiser, *inputs)
-
-
-def log_likelihood(x0, mean, log_variance, cdf=ndtr):
-    """Of pixels under a normal distribution, as improved-diffusion defines it, in float64."""
-    above, below = (cdf((x0 - mean + side / 255) * np.exp(-0.5 * log_variance)) for side in (1, -1))
-    inner = np.where(x0 > 0.999, 1 - below, above - below)
-    return np.log(np.maximum(np.where(x0 < -0.999, above, inner), 1e-12))
 
 
 @pytest.mark.parametrize("log_variance", [-14.0, -9.0, -3.0, 0.0])

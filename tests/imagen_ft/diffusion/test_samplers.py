@@ -12,8 +12,8 @@ from imagen_ft.diffusion.process import per_image, x0_from_eps
 from imagen_ft.diffusion.samplers import DDIM, DDPM, Prediction, make_sampler, noise_of_keys, sample
 from imagen_ft.diffusion.schedule import Cosine, alpha_sigma
 from launch.errors import InputError
+from tests.support.affine_samplers import MEAN, STD, alpha_bar, predicted_moments
 
-MEAN, STD = 0.4, 0.3
 SHAPE, IMAGES = (4, 4, 2), 2048
 VALUES = IMAGES * math.prod(SHAPE)
 
@@ -41,45 +41,6 @@ def _draw(kind, num_steps, strength, denoise, keys):
 @functools.cache
 def keys(seed=0):
     return jax.random.split(jax.random.key(seed), IMAGES)
-
-
-def alpha_bar(t):
-    first = math.atan(math.exp(-10))
-    return math.cos(first + t * (math.pi / 2 - 2 * first)) ** 2
-
-
-def affine_step(sampler, abar_t, abar_s):
-    """x_s = a x_t + b x_0 + standard normal times sqrt(variance)."""
-    alpha = abar_t / abar_s
-    beta = 1 - alpha
-    beta_small = (1 - abar_s) / (1 - abar_t) * beta
-    if isinstance(sampler, DDPM):
-        # Ho et al. 2020, Eq. 7; Nichol and Dhariwal 2021, Eq. 15.
-        a = math.sqrt(alpha) * (1 - abar_s) / (1 - abar_t)
-        b = math.sqrt(abar_s) * beta / (1 - abar_t)
-        return a, b, beta**sampler.logvar_coeff * beta_small ** (1 - sampler.logvar_coeff)
-    # Song et al. 2021, Eq. 12 and 16.
-    variance = sampler.eta**2 * beta_small
-    a = math.sqrt(1 - abar_s - variance) / math.sqrt(1 - abar_t)
-    return a, math.sqrt(abar_s) - a * math.sqrt(abar_t), variance
-
-
-def predicted_moments(sampler):
-    """Mean and variance of what the sampler draws, by recursion from the noise."""
-    mean, variance = 0.0, 1 - alpha_bar(1)
-    for step in range(sampler.num_steps, 0, -1):
-        abar_t, abar_s = (
-            alpha_bar(step / sampler.num_steps),
-            alpha_bar((step - 1) / sampler.num_steps),
-        )
-        # E[x_0 | x_t] = c + d x_t
-        d = math.sqrt(abar_t) * STD**2 / (abar_t * STD**2 + 1 - abar_t)
-        c = MEAN * (1 - math.sqrt(abar_t) * d)
-        if step == 1:
-            return c + d * mean, d**2 * variance
-        a, b, added = affine_step(sampler, abar_t, abar_s)
-        mean = a * mean + b * (c + d * mean)
-        variance = (a + b * d) ** 2 * variance + added
 
 
 SAMPLERS = [

@@ -16,7 +16,7 @@ import pytest
 from imagen_ft.diffusion.process import x0_from_eps
 from imagen_ft.diffusion.samplers import DDIM, DDPM, Prediction, sample
 from imagen_ft.diffusion.schedule import Cosine, alpha_sigma
-from tests.imagen_ft.diffusion.test_samplers import (
+from tests.support.affine_samplers import (
     MEAN,
     STD,
     affine_step,

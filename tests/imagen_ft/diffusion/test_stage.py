@@ -17,7 +17,7 @@ from imagen_ft.diffusion.samplers import DDIM, DDPM
 from imagen_ft.diffusion.schedule import Cosine, alpha_sigma
 from imagen_ft.diffusion.stage import Stage
 from launch.errors import InputError
-from tests.imagen_ft.diffusion.test_samplers import affine_step, alpha_bar
+from tests.support.affine_samplers import affine_step, alpha_bar
 from tests.support.close import assert_same_up_to_rounding
 
 SIZE, CHANNELS, IMAGES, STEPS = 4, 2, 3, 5

@@ -11,7 +11,7 @@ from imagen_ft.models.presets import PRESETS, T5_XXL_WIDTH, make, parameter_coun
 from imagen_ft.models.t5 import T5Encoder
 from imagen_ft.models.unet import UNet
 from launch.errors import InputError
-from tests.parity import test_unet as parity
+from tests.support import diffusers_unet as parity
 
 # Computed from the public configurations, in millions.
 IF = {"if_i_m": 371.6, "if_i_l": 935.4, "if_i_xl": 4304.7, "if_ii_m": 461.1, "if_ii_l": 1243.3}

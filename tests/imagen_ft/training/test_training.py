@@ -30,8 +30,8 @@ from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.images import to_float
 from launch.runtime.state import create_state
 from launch.runtime.training.step import make_step
-from tests.launch.runtime.preflight.test_preflight import needs_libtpu
 from tests.support import ROOT
+from tests.support.libtpu import needs_libtpu
 
 BATCH = 12
 TEXT = jnp.float32([[[1.0]], [[2.0]], [[3.0]]])  # three classes, one token of one channel

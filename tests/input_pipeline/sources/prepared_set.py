@@ -8,7 +8,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from input_pipeline.records import examples
 from input_pipeline.records.tfrecord import write_tfrecord
-from tests.input_pipeline.sources.test_image_folder import encoded, picture
+from tests.support.image_folder import encoded, picture
 
 NAMES = ("ant", "bee", "cow")
 FORMATS = ("tfrecord", "array_record")

@@ -11,8 +11,8 @@ from input_pipeline.sources import damage
 from input_pipeline.sources.damage import Skipping
 from input_pipeline.synthetic.source import SyntheticSource
 from launch.errors import InputError
-from tests.input_pipeline.sources.test_image_folder import encoded, picture, write_folder
 from tests.input_pipeline.synthetic.tiny_set import IMAGES, LABELS, damage_shard, of_shard
+from tests.support.image_folder import encoded, picture, write_folder
 
 
 class Damaged(ArraySource):

@@ -15,23 +15,10 @@ from input_pipeline.augment.resize import square
 from input_pipeline.batches import loader
 from input_pipeline.sources.image_folder import ImageFolder, decode
 from launch.errors import InputError
+from tests.support.image_folder import encoded, picture, write_folder
 
 SIZES = {"dog/b.PNG": (6, 9), "dog/a.jpg": (16, 8), "cat/1.jpeg": (8, 8), "ant/z.png": (5, 5)}
 ORDER = ("ant/z.png", "cat/1.jpeg", "dog/a.jpg", "dog/b.PNG")
-
-
-def picture(height, width, seed=0):
-    """Smooth, so that JPEG changes little."""
-    y, x = np.mgrid[:height, :width]
-    waves = [np.sin(x / 5 + seed), np.cos(y / 4 + seed), np.sin((x + y) / 9)]
-    return np.rint(np.stack(waves, axis=-1) * 100 + 128).astype(np.uint8)
-
-
-def encoded(image, kind="PNG", **options):
-    image = image if isinstance(image, PIL.Image.Image) else PIL.Image.fromarray(image)
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def contents():
@@ -39,14 +26,6 @@ def contents():
         name: encoded(picture(*size, seed), "PNG" if name.lower().endswith("png") else "JPEG")
         for seed, (name, size) in enumerate(SIZES.items())
     }
-
-
-def write_folder(folder, named):
-    for name, data in named.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return folder
 
 
 def write_zip(path, named, methods=(zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)):

@@ -11,7 +11,7 @@ from input_pipeline import sources
 from input_pipeline.sources import parquet
 from input_pipeline.sources.parquet import ParquetSource
 from launch.errors import InputError
-from tests.input_pipeline.sources.test_image_folder import encoded, picture
+from tests.support.image_folder import encoded, picture
 
 NAMES = ("cat", "dog", "eel")
 LENGTHS = (5, 7)

@@ -31,8 +31,8 @@ from tests.input_pipeline.sources.prepared_set import (
     write_set,
     write_shard,
 )
-from tests.input_pipeline.sources.test_image_folder import encoded, picture
 from tests.input_pipeline.synthetic.tiny_set import IMAGES, LABELS, flip_byte, of_shard
+from tests.support.image_folder import encoded, picture
 
 
 @pytest.fixture(autouse=True)

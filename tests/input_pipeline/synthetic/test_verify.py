@@ -16,6 +16,7 @@ from tests.input_pipeline.synthetic.tiny_set import (
     write,
     writer,
 )
+from tests.support.damages import damages
 
 
 def test_a_good_set(complete):
@@ -105,24 +106,6 @@ def test_a_shard_of_another_set_of_the_same_shape(complete, tmp_path):
         target.write_bytes(path.read_bytes())
     assert verify(complete).shards == [1]
     assert writer(complete).pending_shards() == [1]
-
-
-def damages(folder, rng):
-    """One random change of a random file, as a function that makes it; names of what it is."""
-    every = sorted(path for path in folder.rglob("*") if path.is_file())
-    paths = [path for path in every if ".lock" not in path.name]
-    path = paths[rng.integers(len(paths))]
-    kind = rng.choice(["flip", "flip", "truncate", "delete"])
-    if kind == "delete":
-        path.unlink()
-    else:
-        data = bytearray(path.read_bytes())
-        if kind == "flip":
-            data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
-        else:
-            del data[rng.integers(len(data)) :]
-        path.write_bytes(data)
-    return f"{kind} {path.name}"
 
 
 def repair(folder):

@@ -9,7 +9,6 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 import pytest
 
@@ -18,55 +17,17 @@ from launch.runtime.checkpoints import checkpoint, seals
 from launch.runtime.checkpoints.checkpoint import Checkpoints
 from launch.runtime.checkpoints.content_digest import content_digest
 from launch.runtime.run import digest, inference_shapes, latest_step, load_inference
-from launch.runtime.state import TrainState
-
-TX = optax.sgd(0.1, momentum=0.9)
-# Values that a detour over decimal or another type would change.
-ODD = np.array([np.nan, np.inf, -0.0, 1e-45, 1 / 3, 3.4e38], np.float32)
-
-
-def make_state(step, keep_ema):
-    rng = np.random.default_rng(step)
-
-    def variables():
-        kernel = jnp.asarray(rng.normal(size=(3, 2)), jnp.float32)
-        return {
-            "params": {"kernel": kernel, "scale": jnp.asarray(rng.permutation(ODD))},
-            "batch_stats": {"mean": jnp.asarray(rng.normal(size=2), jnp.bfloat16)},
-        }
-
-    ours = variables()
-    opt_state = jax.tree.map(lambda leaf: leaf + step, TX.init(ours["params"]))
-    ema = {"main": variables(), "slow": variables()} if keep_ema else {}
-    return TrainState(jnp.int32(step), ours, opt_state, ema)
-
-
-def abstract(tree):
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree
-    )
-
-
-def assert_same_bits(ours, theirs):
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        assert a.dtype == b.dtype and a.shape == b.shape
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
-
-
-def save(workdir, *steps, keep_ema=True):
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    for step in steps:
-        checkpoints.save(make_state(step, keep_ema))
-    checkpoints.close()
-
-
-def restore(workdir, keep_ema=True):
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    try:
-        return checkpoints.restore(abstract(make_state(0, keep_ema)))
-    finally:
-        checkpoints.close()
+from tests.support.checkpoint_states import (
+    SEAL,
+    abstract,
+    assert_same_bits,
+    damage,
+    files,
+    largest,
+    make_state,
+    restore,
+    save,
+)
 
 
 @pytest.fixture(scope="module")
@@ -80,19 +41,6 @@ def saved(tmp_path_factory):
 @pytest.fixture
 def run(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "run")
-
-
-SEAL = "digests_0_of_1.json"
-
-
-def files(folder):
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def damage(path):
-    data = bytearray(path.read_bytes()) or bytearray(1)
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
 
 
 def test_the_newest_comes_back_bit_by_bit(saved):
@@ -333,12 +281,6 @@ def test_a_seal_of_several_processes(run):
         path.write_bytes(data)
     (folder / "digests_1_of_3.json").unlink()
     assert latest_step(run) == 2
-
-
-def largest(folder):
-    """Of Orbax's files."""
-    paths = [path for path in files(folder) if path.name != SEAL]
-    return max(paths, key=lambda path: path.stat().st_size)
 
 
 @pytest.mark.parametrize(

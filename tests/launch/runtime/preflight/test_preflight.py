@@ -1,7 +1,6 @@
 import fcntl
 import json
 import os
-import platform
 import subprocess
 import sys
 
@@ -17,12 +16,9 @@ from launch.runtime.layers.layers import attend
 from launch.runtime.preflight import hlo, hlo_time, preflight
 from launch.runtime.preflight.preflight import Program, parse_target, scaled_seconds
 from tests.support import ROOT
+from tests.support.libtpu import needs_libtpu
 
 LIBTPU_LOCK = "/tmp/libtpu_lockfile"
-needs_libtpu = pytest.mark.skipif(
-    sys.platform != "linux" or platform.machine() != "x86_64",
-    reason="there is no libtpu for this system",
-)
 
 # Eight layers in a loop, their weights split over fsdp; ROWS examples a chip.
 PREFLIGHT = """
