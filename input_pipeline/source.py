@@ -1,7 +1,5 @@
 """Labelled image sets with random access: what every source has, and those held in memory."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Protocol
 

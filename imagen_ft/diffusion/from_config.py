@@ -17,9 +17,10 @@ def make_denoiser(config: ml_collections.ConfigDict) -> Denoiser:
     """Builds a denoiser.
 
     Args:
-        config: `size`, `low_size`, `channels`, `schedule`; `unet`: fields of `UNet`, or `preset`, a
-            name of `models.presets`, and the fields that differ from it; `learned_variance`,
-            `prediction` and `upsampling` where they are not those of `Denoiser`.
+        config: `size`, `low_size`, `channels`; `schedule`, see `make_schedule`; `unet`: fields of
+            `UNet`, or `preset`, a name of `models.presets`, and the fields that differ from it;
+            `learned_variance`, `prediction` and `upsampling` where they are not those of
+            `Denoiser`.
 
     Raises:
         InputError: unknown schedule, preset, prediction or upsampling, or sizes and levels that do

@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import json
+from collections.abc import Mapping
 from importlib import resources
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -112,15 +113,29 @@ def _squared_cos_logsnr(steps: int) -> np.ndarray:
 SCHEDULES = {"cosine": Cosine, "linear": Linear, "squaredcos_cap_v2": SquaredCos}
 
 
-def make_schedule(name: str) -> Schedule:
-    """Returns the schedule of that name.
+def make_schedule(config: str | Mapping[str, Any]) -> Schedule:
+    """Builds a schedule.
+
+    Args:
+        config: its name, one of `SCHEDULES`; or a dict of `name` and the numbers that differ from
+            the defaults of its class.
 
     Raises:
-        InputError: there is none.
+        InputError: no such name or number, or one out of its range.
     """
+    numbers = {"name": config} if isinstance(config, str) else dict(config)
+    name = numbers.pop("name", None)
     if name not in SCHEDULES:
         raise InputError(f"schedule {name!r}: known are {', '.join(SCHEDULES)}")
-    return SCHEDULES[name]()
+    known = [field.name for field in dataclasses.fields(SCHEDULES[name]) if field.init]
+    if unknown := sorted(set(numbers) - set(known)):
+        raise InputError(f"schedule.{unknown[0]}: {name!r} has no such number, but {known}")
+    schedule = SCHEDULES[name](**numbers)
+    if numbers:
+        ratios = np.asarray(schedule.logsnr(jnp.asarray([0.0, 0.5, 1.0])))
+        if not np.isfinite(ratios).all() or not (np.diff(ratios) < 0).all():
+            raise InputError(f"schedule={name}, {numbers}: logsnr must be finite and fall with t")
+    return schedule
 
 
 SPACINGS = ("linspace", "leading", "trailing")

@@ -1,20 +1,15 @@
 """What becomes of records that cannot be read: an error, or another record of the same class."""
 
-from __future__ import annotations
-
 import sys
 import threading
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from input_pipeline.source import Subset
+from input_pipeline.source import Source, Subset
 from launch.errors import InputError
-
-if TYPE_CHECKING:
-    from input_pipeline.source import Source
 
 POLICIES = ("error", "skip")
 _TRIES = 100  # damaged records of a class, one after the other: that is no accident

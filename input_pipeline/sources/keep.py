@@ -1,18 +1,12 @@
 """Lists of records to keep: what a filter has left of a set."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import numpy as np
 from etils import epath
 from jaxtyping import Int64
 
+from input_pipeline.source import Source
 from launch import files
 from launch.errors import InputError
-
-if TYPE_CHECKING:
-    from input_pipeline.source import Source
 
 
 def find_keys(source: Source, path: epath.PathLike) -> Int64[np.ndarray, " m"]:

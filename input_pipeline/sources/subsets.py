@@ -4,21 +4,16 @@ All draws come from one order of each class's images by seed and label. So fewer
 of more, whether they are drawn for a class, for a long tail or for some of the classes only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
-from input_pipeline.source import Subset
+from input_pipeline.source import Source, Subset
 from input_pipeline.sources.keep import find_keys
 from launch import files
 from launch.errors import InputError
-
-if TYPE_CHECKING:
-    from input_pipeline.source import Source
 
 # What every source can be given in a config, see `apply`.
 FIELDS = ("per_class", "subset_seed", "long_tail", "classes", "renumber", "keep")

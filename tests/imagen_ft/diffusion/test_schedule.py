@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from imagen_ft.diffusion.schedule import (
     SCHEDULES,
@@ -97,3 +98,25 @@ def test_times_that_are_not_there(schedule, num_steps, spacing, message):
 def test_unknown_schedule():
     with pytest.raises(InputError, match=r"'sigmoid'.*cosine, linear"):
         make_schedule("sigmoid")
+
+
+def test_numbers_of_a_schedule():
+    config = ConfigDict(dict(name="cosine", logsnr_min=-12.0, logsnr_max=15.0))
+    assert make_schedule(config) == Cosine(-12.0, 15.0)
+    np.testing.assert_allclose(make_schedule(config).logsnr(np.float32([0, 1])), [15, -12], 1e-4)
+    assert make_schedule(dict(name="squaredcos_cap_v2", num_train_timesteps=100)) == SquaredCos(100)
+    assert make_schedule(dict(name="linear")) == make_schedule("linear")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (dict(name="cosine", beta_last=0.1), "schedule.beta_last: 'cosine' has no such number"),
+        (dict(logsnr_min=-12.0), "schedule None: known are cosine"),
+        (dict(name="cosine", logsnr_min=20.0, logsnr_max=-20.0), "must be finite and fall"),
+        (dict(name="linear", beta_last=-1.0), "must be finite and fall"),
+    ],
+)
+def test_wrong_numbers_of_a_schedule(config, message):
+    with pytest.raises(InputError, match=message):
+        make_schedule(config)
