@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from classifiers.evaluation import report, shots
 from classifiers.evaluation.run_on_set import RunOnSet, check_attacks
-from classifiers.evaluation.runs import Run, find_runs, open_run
+from classifiers.evaluation.runs import EvaluatedRun, find_runs, open_run
 from classifiers.evaluation.sets import EvaluationSet, check_specs, open_sets
 from classifiers.evaluation.statistics import compare
 from launch.errors import InputError
@@ -73,7 +73,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         shots.check(config.shots)
 
 
-def _open_runs(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[Run]:
+def _open_runs(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[EvaluatedRun]:
     """All runs, each once.
 
     Raises:
@@ -104,7 +104,7 @@ def _describe(config: ml_collections.ConfigDict, workdir: str | None) -> None:
 def _evaluate(
     config: ml_collections.ConfigDict,
     workdir: epath.Path,
-    runs: list[Run],
+    runs: list[EvaluatedRun],
     evaluated: dict[str, EvaluationSet],
 ) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """What each seed of each run has reached, by set and run."""

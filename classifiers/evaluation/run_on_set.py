@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from classifiers import from_config
 from classifiers.evaluation import attacks, scores
 from classifiers.evaluation.attacks import Attack
-from classifiers.evaluation.runs import Run
+from classifiers.evaluation.runs import EvaluatedRun
 from classifiers.evaluation.sets import EvaluationSet
 from input_pipeline.source import Subset
 from launch.errors import InputError
@@ -52,7 +52,7 @@ class RunOnSet:
 
     def __init__(
         self,
-        run: Run,
+        run: EvaluatedRun,
         evaluated: EvaluationSet,
         config: Mapping[str, Any],
         mesh: Mesh,

@@ -8,35 +8,37 @@ from etils import epath
 
 from classifiers import from_config
 from launch.errors import InputError
-from launch.runtime import run
 from launch.runtime.ema import MAIN
-from launch.runtime.run import (
-    check_finished,
-    inference_shapes,
-    load_inference,
-    load_run_config,
-)
+from launch.runtime.run import CLASSIFIER, Run
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class EvaluatedRun:
     """A finished run of classifiers.train, or an import of classifiers.weights.
 
     Attributes:
-        path: its directory.
-        config: that it was made with.
+        run: its directory.
         num_classes: of its checkpoints.
         class_names: their names, or None where the run has not kept them.
         best: whether the best step counts, and not the last one.
         ema: which moving average counts.
     """
 
-    path: epath.Path
-    config: ml_collections.ConfigDict
+    run: Run
     num_classes: int
     class_names: list[str] | None
     best: bool
     ema: str
+
+    @property
+    def path(self) -> epath.Path:
+        """Its directory."""
+        return self.run.path
+
+    @property
+    def config(self) -> ml_collections.ConfigDict:
+        """What it was made with."""
+        return self.run.config
 
     @property
     def name(self) -> str:
@@ -50,11 +52,11 @@ class Run:
 
     def shapes(self) -> dict[str, Any]:
         """Shapes of a seed's variables, as stored."""
-        return inference_shapes(_folder(self.path, 0))
+        return self.run.seed(0).shapes()
 
     def digest(self, seed: int) -> str:
         """Digest of a seed's variables."""
-        return run.digest(_folder(self.path, seed), self.ema, self.best)
+        return self.run.seed(seed).digest(self.ema, self.best)
 
     def load(self, seed: int, abstract: dict[str, Any]) -> dict[str, Any]:
         """A seed's variables.
@@ -66,8 +68,7 @@ class Run:
         Raises:
             InputError: the checkpoint is damaged, or of another model.
         """
-        folder = _folder(self.path, seed)
-        return load_inference(folder, abstract, self.config.total_steps, self.ema, self.best)
+        return self.run.seed(seed).variables(abstract, self.ema, self.best)
 
 
 def find_runs(folder: epath.Path) -> list[epath.Path]:
@@ -86,25 +87,19 @@ def find_runs(folder: epath.Path) -> list[epath.Path]:
     return runs
 
 
-def open_run(path: epath.Path, best: bool = False, ema: str = MAIN) -> Run:
+def open_run(path: epath.Path, best: bool = False, ema: str = MAIN) -> EvaluatedRun:
     """Looks at a run; nothing is loaded.
 
     Raises:
         InputError: it is of another task, or a seed is missing or unfinished.
     """
-    config = load_run_config(path)
-    if "model" not in config or "seeds" not in config:
+    run = Run.open(path)
+    if run.kind != CLASSIFIER:
         raise InputError(
             f"{path} is no run of classifiers.train: name a folder that holds only such"
         )
-    for seed in range(config.seeds):
-        folder = _folder(path, seed)
-        check_finished(folder, config.total_steps)
-        run.digest(folder, ema, best)
-    shapes = inference_shapes(_folder(path, 0))
-    num_classes = shapes["params"]["head"]["bias"].shape[0]
-    return Run(path, config, num_classes, from_config.load_class_names(path), best, ema)
-
-
-def _folder(path: epath.Path, seed: int) -> epath.Path:
-    return path / f"seed_{seed}"
+    for seed in map(run.seed, range(run.config.seeds)):
+        seed.check_finished()
+        seed.digest(ema, best)
+    num_classes = run.seed(0).shapes()["params"]["head"]["bias"].shape[0]
+    return EvaluatedRun(run, num_classes, from_config.load_class_names(path), best, ema)

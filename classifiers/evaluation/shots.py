@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from classifiers.evaluation.label_maps import LabelMap
-from classifiers.evaluation.runs import Run
+from classifiers.evaluation.runs import EvaluatedRun
 from input_pipeline import sources
 from launch.errors import InputError
 from launch.runtime.config import plain
@@ -35,7 +35,9 @@ def check(spec: Mapping[str, Any]) -> None:
         )
 
 
-def count_images(spec: Mapping[str, Any], runs: Sequence[Run]) -> Int[np.ndarray, " model_classes"]:
+def count_images(
+    spec: Mapping[str, Any], runs: Sequence[EvaluatedRun]
+) -> Int[np.ndarray, " model_classes"]:
     """How many images of each class the runs were trained on.
 
     Args:

@@ -8,7 +8,6 @@ import flax.traverse_util
 import jax
 import ml_collections
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh
 
 from classifiers import from_config
@@ -17,7 +16,7 @@ from classifiers.models.presets import Classifier
 from classifiers.training.update import Training
 from classifiers.weights.loading import HEADS, POSITIONS, resized
 from launch.errors import InputError
-from launch.runtime.run import digest, inference_shapes, load_inference, load_run_config
+from launch.runtime.run import CLASSIFIER, Run
 from launch.runtime.state import TrainState, create_state
 
 # What may differ from the run that it begins with: none of it changes what the weights mean.
@@ -39,10 +38,10 @@ def check_start(config: ml_collections.ConfigDict, model: Classifier) -> dict[st
     path = config.get("init_from")
     if not path:
         return {}
-    found = load_run_config(path)
-    if "model" not in found or "seeds" not in found:
+    run = Run.open(path)
+    if run.kind != CLASSIFIER:
         raise InputError(f"config.init_from={path} is no run of classifiers.train or import")
-    theirs = from_config.make_model(found.model, model.num_classes)
+    theirs = from_config.make_model(run.config.model, model.num_classes)
     if type(theirs) is not type(model):
         raise InputError(
             f"config.init_from={path} is a {type(theirs).__name__}, config.model a "
@@ -55,8 +54,8 @@ def check_start(config: ml_collections.ConfigDict, model: Classifier) -> dict[st
                 f"config.init_from={path} has model.{field.name}={other!r}, config.model "
                 f"{ours!r}: give both the same"
             )
-    seeds = range(min(config.seeds, found.seeds))
-    return {f"init_from_{seed}": digest(_folder(path, seed)) for seed in seeds}
+    seeds = range(min(config.seeds, run.config.seeds))
+    return {f"init_from_{seed}": run.seed(seed).digest() for seed in seeds}
 
 
 def create(training: Training, seed: int, mesh: Mesh) -> TrainState:
@@ -79,17 +78,12 @@ def create(training: Training, seed: int, mesh: Mesh) -> TrainState:
         init = functools.partial(from_config.init_model, model, image_shape=image_shape)
         args: tuple[Any, ...] = (jax.random.key(seed),)
     else:
-        found = load_run_config(path)
-        folder = _folder(path, seed % found.seeds)
-        shapes = inference_shapes(folder)
-        variables = load_inference(folder, shapes, found.total_steps)
+        run = Run.open(path)
+        run = run.seed(seed % run.config.seeds)
+        variables = run.variables(run.shapes())
         init = lambda variables: variables  # noqa: E731
         args = (_fitted(variables, model, image_shape, path),)
     return create_state(init, args, training.tx, training.averages, mesh)
-
-
-def _folder(path: str, seed: int) -> epath.Path:
-    return epath.Path(path) / f"seed_{seed}"
 
 
 def _fitted(

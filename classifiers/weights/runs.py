@@ -25,7 +25,7 @@ from launch.errors import InputError
 from launch.files import is_local, write_json
 from launch.runtime.checkpoints import checkpoint
 from launch.runtime.new_folder import check_target, new_folder
-from launch.runtime.run import inference_shapes, load_inference, load_run_config
+from launch.runtime.run import CLASSIFIER, Run
 
 
 def import_run(
@@ -91,17 +91,18 @@ def export_run(source: str, target: str, layout: str, seed: int = 0) -> None:
     if not is_local(target):
         raise InputError(f"{target}: safetensors are written to local folders; name one with --to")
     check_target(epath.Path(target))
-    config = load_run_config(source)
-    if "model" not in config or "seeds" not in config:
+    run = Run.open(source)
+    config = run.config
+    if run.kind != CLASSIFIER:
         raise InputError(f"{source} is no run of classifiers.train: name one with --from")
     if seed >= config.seeds:
         raise InputError(f"--seed={seed}: {source} has the seeds 0 to {config.seeds - 1}")
-    folder = epath.Path(source) / f"seed_{seed}"
-    shapes = inference_shapes(folder)
+    run = run.seed(seed)
+    shapes = run.shapes()
     num_classes = shapes["params"]["head"]["bias"].shape[0]
     model = from_config.make_model(config.model, num_classes)
     entries(model, shapes, layout)  # A layout without such a model is told before all is read.
-    variables = load_inference(folder, shapes, config.total_steps)
+    variables = run.variables(shapes)
     flat = flax.traverse_util.flatten_dict(shapes, sep=".")
     size = trained_size(flat, model) or _evaluated_size(config)
     image_shape = (size, size, trained_channels(flat))

@@ -15,11 +15,10 @@ from imagen_ft.diffusion.from_config import make_stages
 from imagen_ft.diffusion.stage import Stage
 from imagen_ft.text.encoders import TextEncoder, text_shapes
 from launch.errors import InputError
-from launch.files import read_json
 from launch.runtime.config import plain
 from launch.runtime.devices.mesh import with_shardings
 from launch.runtime.ema import MAIN
-from launch.runtime.run import digest, load_inference, load_run_config
+from launch.runtime.run import STAGE, Run
 
 
 def load_stages(
@@ -46,27 +45,33 @@ def load_stages(
     variables, digests = [], []
     for name, stage in stages.items():
         entry = config.stages[name]
-        run = entry.run
-        if is_run(run):
+        run = open_run(entry.run)
+        if run is not None:
             check_same_model(run, entry.stage, config)
             check_same_text(run, encoder)
             abstract = stage.denoiser.shapes(encoder.shape)
             abstract = abstract if mesh is None else with_shardings(mesh, abstract)
             which = dict(ema=entry.get("ema", MAIN), best=entry.get("best", False))
-            total_steps = load_run_config(run).total_steps
-            variables.append(load_inference(run, abstract, total_steps, **which))
-            digests.append(digest(run, **which))
+            variables.append(run.variables(abstract, **which))
+            digests.append(run.digest(**which))
         else:
             place = f"config.stages.{name}"
-            variables.append(load_public(run, stage.denoiser, encoder.shape, place, mesh))
-            digests.append(weights.digest(run, "unet"))
+            variables.append(load_public(entry.run, stage.denoiser, encoder.shape, place, mesh))
+            digests.append(weights.digest(entry.run, "unet"))
     return tuple(stages.values()), tuple(variables), tuple(digests)
 
 
-def is_run(path: str) -> bool:
-    """Whether a path is a run directory of imagen_ft.finetune, not weights from elsewhere."""
-    config = epath.Path(path) / "config.json"
-    return not epath.Path(path).exists() or (config.exists() and "stage" in read_json(config))
+def open_run(path: str) -> Run | None:
+    """A run of imagen_ft.finetune; None where the path holds weights from elsewhere.
+
+    Raises:
+        InputError: there is nothing.
+    """
+    folder = epath.Path(path)
+    if folder.exists() and not (folder / "config.json").exists():
+        return None
+    run = Run.open(folder)
+    return run if run.kind == STAGE else None
 
 
 def load_public(
@@ -120,26 +125,23 @@ def check_public(prediction: str, path: str, place: str) -> None:
 
 
 def check_same_model(
-    run: str, stage: ml_collections.ConfigDict, config: ml_collections.ConfigDict
+    run: Run, stage: ml_collections.ConfigDict, config: ml_collections.ConfigDict
 ) -> None:
     """Compares what a run was trained with, with what we take it for.
 
     Args:
-        run: a run directory.
+        run: of imagen_ft.finetune.
         stage: the network we expect.
         config: its `text` and `class_names` are what we expect.
 
     Raises:
         InputError: they differ.
     """
-    made_with = load_run_config(run)
-    if "stage" not in made_with:
-        raise InputError(f"{run} holds imported weights: name a run of imagen_ft.finetune")
     expected = {"stage": stage, "text": config.text, "class_names": config.class_names}
     for field, value in expected.items():
-        if _as_trained(made_with[field]) != _as_trained(value):
+        if _as_trained(run.config[field]) != _as_trained(value):
             raise InputError(
-                f"{run} was trained with another {field} than the config has: name another run"
+                f"{run.path} was trained with another {field} than the config has: name another run"
             )
 
 
@@ -152,21 +154,21 @@ def _as_trained(value: Any) -> Any:
     return value
 
 
-def check_same_text(run: str, encoder: TextEncoder) -> None:
+def check_same_text(run: Run, encoder: TextEncoder) -> None:
     """Compares the text states that a run was trained with, with ours.
 
     Args:
-        run: a run directory.
+        run: of imagen_ft.finetune.
         encoder: ours.
 
     Raises:
         InputError: they are of another encoder.
     """
-    trained_with = read_json(epath.Path(run) / "inputs.json").get("text", "")
+    trained_with = run.inputs.get("text", "")
     if trained_with != encoder.digest:
         raise InputError(
-            f"{run} was trained with the text states of another encoder than config.text has now: "
-            "name the cache that it was trained with"
+            f"{run.path} was trained with the text states of another encoder than config.text has "
+            "now: name the cache that it was trained with"
         )
 
 

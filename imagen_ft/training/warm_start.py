@@ -10,10 +10,9 @@ import optax
 from jax.sharding import Mesh
 
 from imagen_ft import weights
-from imagen_ft.cascade.loading import check_public, check_same_model, is_run, load_public
+from imagen_ft.cascade.loading import check_public, check_same_model, load_public, open_run
 from imagen_ft.diffusion.denoiser import Denoiser
 from launch.runtime.devices.mesh import with_shardings
-from launch.runtime.run import digest, load_inference, load_run_config
 from launch.runtime.state import TrainState, create_state
 
 
@@ -26,11 +25,12 @@ def check_start(config: ml_collections.ConfigDict) -> dict[str, str]:
     path = config.init_from
     if not path:
         return {}
-    if not is_run(path):
+    run = open_run(path)
+    if run is None:
         check_public(config.stage.get("prediction", "eps"), path, "config.stage")
         return {"init_from": weights.digest(path, "unet")}
-    check_same_model(path, config.stage, config)
-    return {"init_from": digest(path)}
+    check_same_model(run, config.stage, config)
+    return {"init_from": run.digest()}
 
 
 def make_create(
@@ -63,7 +63,8 @@ def make_create(
 
 
 def _load(path: str, denoiser: Denoiser, text_shape: tuple[int, int], mesh: Mesh) -> dict[str, Any]:
-    if not is_run(path):
+    run = open_run(path)
+    if run is None:
         return load_public(path, denoiser, text_shape, "config.stage", mesh)
     abstract = with_shardings(mesh, denoiser.shapes(text_shape))
-    return load_inference(path, abstract, load_run_config(path).total_steps)
+    return run.variables(abstract)

@@ -35,7 +35,7 @@ from launch.errors import InputError
 from launch.files import is_local, read_object, write_atomic
 from launch.runtime.checkpoints.safetensors_io import Weights, write_file, write_model
 from launch.runtime.new_folder import check_target, new_folder
-from launch.runtime.run import load_run_config
+from launch.runtime.run import Run
 
 DTYPES = ("float32", "float16", "bfloat16")
 _VARIANT_DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
@@ -137,7 +137,7 @@ def _make_writer(part: Part, place: Place, form: _Form) -> _Writer:
         files = manifest_parts(place.root)[part.name]["files"]
         return lambda folder: _write_as_imported(part, place, files, copies, folder)
     if place.kind == RUN:
-        size = load_run_config(place.folder).stage.size
+        size = Run.open(place.folder).config.stage.size
         config = json.dumps(unet_config(model, shapes, size, place.folder), indent=2).encode()
     else:
         config = _with_dtype((copies / "config.json").read_bytes(), form.numbers)

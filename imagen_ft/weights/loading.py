@@ -20,7 +20,7 @@ from launch.errors import InputError
 from launch.files import read_object
 from launch.runtime.checkpoints.safetensors_io import Weights
 from launch.runtime.devices.mesh import state_shardings
-from launch.runtime.run import inference_shapes, load_inference, load_run_config
+from launch.runtime.run import Run
 
 STORED = "stored"
 # Tensors that are read at a time: changing their layout takes longer than reading them.
@@ -143,17 +143,17 @@ def load_checkpoint(
         InputError: it is damaged, of another variant, or not a model of this kind.
     """
     model, shapes = open_checkpoint(part, place, variant)
-    stored = inference_shapes(place.folder)["params"]
+    run = Run.open(place.folder)
+    stored = run.shapes()["params"]
     if jax.tree.structure(stored) != jax.tree.structure(shapes):
-        stored = shapes  # load_inference will name the difference
+        stored = shapes  # Run.variables will name the difference
 
     def abstract(leaf: Any, held: Any) -> jax.ShapeDtypeStruct:
         shape = jax.ShapeDtypeStruct(leaf.shape, _dtype(held.dtype, dtype))
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=_sharding(mesh, shape))
 
     wanted = {"params": jax.tree.map(abstract, shapes, stored)}
-    total_steps = load_run_config(place.folder).total_steps
-    return model, load_inference(place.folder, wanted, total_steps)["params"]
+    return model, run.variables(wanted)["params"]
 
 
 def open_checkpoint(part: Part, place: Place, variant: str | None = None) -> tuple[Any, Any]:
@@ -163,7 +163,7 @@ def open_checkpoint(part: Part, place: Place, variant: str | None = None) -> tup
         InputError: it is of another variant, or not a model of this kind.
     """
     if place.kind == RUN:
-        return _trained_unet(place.folder)
+        return _trained_unet(Run.open(place.folder))
     path = place.folder / "config.json"
     imported = read_object(path)["imported"]
     if variant not in (None, imported["variant"]):
@@ -172,15 +172,15 @@ def open_checkpoint(part: Part, place: Place, variant: str | None = None) -> tup
     return part.build(imported["config"], path)
 
 
-def _trained_unet(run: epath.Path) -> tuple[UNet, Any]:
-    model = make_denoiser(load_run_config(run).stage).model
-    stored = inference_shapes(run)["params"]
+def _trained_unet(run: Run) -> tuple[UNet, Any]:
+    model = make_denoiser(run.config.stage).model
+    stored = run.shapes()["params"]
     if not isinstance(model, UNet) or not {"encoder_hid_proj", "conv_in", "conv_out"} <= set(
         stored
     ):
         raise InputError(
-            f"{run} was trained with a {type(model).__name__} that is none of DeepFloyd IF's kind; "
-            "name a run of a UNet"
+            f"{run.path} was trained with a {type(model).__name__} that is none of DeepFloyd IF's "
+            "kind; name a run of a UNet"
         )
     channels = stored["conv_in"]["kernel"].shape[2]
     text_width = stored["encoder_hid_proj"]["kernel"].shape[0]

@@ -239,7 +239,7 @@ def digest(path: epath.PathLike, part: str, variant: str | None = None) -> str:
     """
     place = locate(path, part, variant)
     if part in PARTS and place.kind == RUN:
-        return run.digest(place.folder)
+        return run.Run.open(place.folder).digest()
     folder = part_folder(path, part)
     if place.kind == IMPORTED and part in PARTS:
         # Those of the files that it was imported from: a cache of either is one of both.

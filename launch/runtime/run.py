@@ -1,5 +1,8 @@
 """Finished runs: their configs, newest checkpoints and variables."""
 
+import dataclasses
+import functools
+
 import jax
 import ml_collections
 import orbax.checkpoint as ocp
@@ -11,6 +14,70 @@ from launch.files import read_json
 from launch.runtime.checkpoints import orbax_options, seals
 from launch.runtime.checkpoints.checkpoint import BEST, CHECKPOINTS, INFERENCE, absolute, item_name
 from launch.runtime.ema import MAIN
+
+STAGE, CLASSIFIER, IMPORT = "stage", "classifier", "import"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run directory, whose config is read once.
+
+    Attributes:
+        path: the directory.
+        config: that it was made with.
+        folder: where its checkpoints are: `path`, or that of one of several seeds.
+    """
+
+    path: epath.Path
+    config: ml_collections.ConfigDict
+    folder: epath.Path
+
+    @classmethod
+    def open(cls, path: epath.PathLike) -> "Run":
+        """Reads a run's config.
+
+        Raises:
+            InputError: there is no such run.
+        """
+        path = epath.Path(path)
+        return cls(path, load_run_config(path), path)
+
+    @property
+    def kind(self) -> str:
+        """Whose run it is: `STAGE`, `CLASSIFIER`, or `IMPORT` for other weights."""
+        if "stage" in self.config:
+            return STAGE
+        return CLASSIFIER if "model" in self.config and "seeds" in self.config else IMPORT
+
+    @functools.cached_property
+    def inputs(self) -> dict[str, str]:
+        """Digests of what it was made from, by name."""
+        return read_json(self.path / "inputs.json")
+
+    @property
+    def step(self) -> int | None:
+        """Of the newest sealed checkpoint; None when there is none."""
+        return latest_step(self.folder)
+
+    def seed(self, number: int) -> "Run":
+        """One of several seeds."""
+        return dataclasses.replace(self, folder=self.path / f"seed_{number}")
+
+    def check_finished(self) -> None:
+        """See `check_finished`."""
+        check_finished(self.folder, self.config.total_steps)
+
+    def shapes(self) -> PyTree:
+        """See `inference_shapes`."""
+        return inference_shapes(self.folder)
+
+    def variables(self, abstract: PyTree, ema: str = MAIN, best: bool = False) -> PyTree:
+        """See `load_inference`."""
+        return load_inference(self.folder, abstract, self.config.total_steps, ema, best)
+
+    def digest(self, ema: str = MAIN, best: bool = False) -> str:
+        """See `digest`."""
+        return digest(self.folder, ema, best)
 
 
 def latest_step(workdir: epath.Path | str) -> int | None:

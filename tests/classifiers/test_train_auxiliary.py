@@ -8,7 +8,7 @@ from configs.digits import classifier
 from launch.files import read_json
 from launch.runtime import app
 from launch.runtime.training.metrics import column, read_metrics
-from tests.support.classifier_mixture import REAL, generated, losses, run
+from tests.support.classifier_mixture import REAL, losses, run
 
 __all__ = ["generated"]  # the fixture
 AUXILIARY = {"plain": False, "auxiliary": True}

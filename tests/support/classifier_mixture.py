@@ -1,26 +1,11 @@
 """Trainings on real and synthetic digits, tiny."""
 
-import numpy as np
-import pytest
-
 from classifiers import train
 from configs.digits import classifier
-from input_pipeline.sources.digits import DIGIT_NAMES
-from input_pipeline.synthetic.writer import SyntheticWriter
 from launch.runtime.training.metrics import read_metrics
 from tests.support import commands
 
 REAL = dict(name="digits", split="train")
-
-
-@pytest.fixture(scope="module")
-def generated(tmp_path_factory):
-    """Sixty white images."""
-    folder = tmp_path_factory.mktemp("generated") / "set"
-    writer = SyntheticWriter(folder, "white", DIGIT_NAMES, (8, 8, 1), [3] * 10, 2, 60, {})
-    writer.write_shard(0, np.full((60, 8, 8, 1), 255, np.uint8), [""] * 60)
-    writer.finish()
-    return dict(name="synthetic", path=str(folder))
 
 
 def run(workdir, sources, **fields):

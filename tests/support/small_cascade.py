@@ -6,7 +6,6 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from ml_collections import ConfigDict
 
 from imagen_ft.cascade import Cascade
@@ -71,11 +70,6 @@ def random_variables(stage, seed):
 def make_cascade():
     variables = tuple(random_variables(stage, seed) for seed, stage in enumerate(stages()))
     return Cascade(stages(), variables, encoder(), NAMES, ("", ""))
-
-
-@pytest.fixture(scope="module")
-def cascade():
-    return make_cascade()
 
 
 def low_images(count):

@@ -19,10 +19,16 @@ from tests.support.small_cascade import (
     STAGES,
     encoder,
     low_images,
+    make_cascade,
     random_variables,
     stages,
     with_batches,
 )
+
+
+@pytest.fixture(scope="module")
+def cascade():
+    return make_cascade()
 
 
 def bilinear(image, size):

@@ -1,0 +1,15 @@
+import numpy as np
+import pytest
+
+from input_pipeline.sources.digits import DIGIT_NAMES
+from input_pipeline.synthetic.writer import SyntheticWriter
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory):
+    """Sixty white images."""
+    folder = tmp_path_factory.mktemp("generated") / "set"
+    writer = SyntheticWriter(folder, "white", DIGIT_NAMES, (8, 8, 1), [3] * 10, 2, 60, {})
+    writer.write_shard(0, np.full((60, 8, 8, 1), 255, np.uint8), [""] * 60)
+    writer.finish()
+    return dict(name="synthetic", path=str(folder))

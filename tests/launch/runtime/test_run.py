@@ -1,0 +1,56 @@
+"""A run directory as an object."""
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from launch.errors import InputError
+from launch.runtime.checkpoints.checkpoint import save_inference
+from launch.runtime.run import CLASSIFIER, IMPORT, STAGE, Run
+from launch.runtime.workdir import claim_workdir
+
+VARIABLES = {"params": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind"),
+    [
+        (dict(stage=dict(size=4)), STAGE),
+        (dict(model=dict(name="vit"), seeds=2), CLASSIFIER),
+        (dict(imported=dict(variant="fp16")), IMPORT),
+        (dict(model=dict(name="vit")), IMPORT),
+    ],
+)
+def test_kinds(tmp_path, fields, kind):
+    claim_workdir(tmp_path, ConfigDict(dict(fields, total_steps=3)), {"text": "abc"})
+    run = Run.open(tmp_path)
+    assert run.kind == kind and run.inputs == {"text": "abc"} and run.step is None
+
+
+def test_checkpoints_of_a_seed(tmp_path):
+    claim_workdir(tmp_path, ConfigDict(dict(model=dict(), seeds=2, total_steps=3)))
+    save_inference(tmp_path / "seed_1", VARIABLES, step=3)
+    run = Run.open(tmp_path)
+    first, second = run.seed(0), run.seed(1)
+    assert (first.step, second.step) == (None, 3)
+    assert second.path == tmp_path and second.config is run.config
+    second.check_finished()
+    found = second.variables(second.shapes())
+    jax.tree.map(np.testing.assert_array_equal, found, VARIABLES)
+    assert len(second.digest()) == 64
+    with pytest.raises(InputError, match="holds no finished checkpoint"):
+        first.check_finished()
+
+
+def test_an_unfinished_run_gives_no_variables(tmp_path):
+    claim_workdir(tmp_path, ConfigDict(dict(total_steps=9)))
+    save_inference(tmp_path, VARIABLES, step=3)
+    run = Run.open(tmp_path)
+    with pytest.raises(InputError, match="come to step 3 of 9"):
+        run.variables(run.shapes())
+
+
+def test_no_run(tmp_path):
+    with pytest.raises(InputError, match=r"none holds no run \(no config.json\)"):
+        Run.open(tmp_path / "none")
