@@ -10,7 +10,6 @@ from launch.runtime import app
 from launch.runtime.training.metrics import column, read_metrics
 from tests.support.classifier_mixture import REAL, losses, run
 
-__all__ = ["generated"]  # the fixture
 AUXILIARY = {"plain": False, "auxiliary": True}
 
 
