@@ -13,7 +13,7 @@ config.vmap_seeds trains all seeds as one program: faster where one does not fil
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -80,14 +80,21 @@ def make_measure(
     return measure
 
 
-def load_training_images(config: ml_collections.ConfigDict, validation: Source) -> Source:
+def join_training_images(
+    config: ml_collections.ConfigDict, opened: Mapping[str, Source], validation: Source
+) -> Source:
     """The union of all sources to train on.
+
+    Args:
+        config: `in_memory`, `synthetic_weight`.
+        opened: the sources of `config.train_sources`.
+        validation: the source that training watches itself with.
 
     Raises:
         InputError: one is missing or has other classes, a label is of none of them, or a domain
             that the config speaks of has no images.
     """
-    source = Union([sources.load(spec) for spec in config.train_sources.values()])
+    source = Union(list(opened.values()))
     if tuple(source.class_names) != tuple(validation.class_names):
         raise InputError("config.train_sources and config.evaluation_source have different classes")
     for each in (source, validation):
@@ -110,9 +117,11 @@ def train(
     """
     config, mesh = args.config, make_mesh(args.config.mesh)
     augment, transform = from_config.make_augment(config), from_config.make_transform(config)
-    source = load_training_images(config, validation)
-    digests = {name: sources.digest(spec) for name, spec in config.train_sources.items()} | inputs
-    claim_workdir(args.workdir, config, {name: found for name, found in digests.items() if found})
+    opened = {name: sources.load(spec) for name, spec in config.train_sources.items()}
+    source = join_training_images(config, opened, validation)
+    digests = {name: source.digest() for name, source in opened.items()} | inputs
+    digests = {name: digest for name, digest in digests.items() if digest}
+    claim_workdir(args.workdir, config, digests)
 
     workers, together = config.get("loader_workers", 0), config.get("vmap_seeds")
     if together:

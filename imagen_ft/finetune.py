@@ -72,7 +72,7 @@ def _train(args: app.Arguments, training: Training, encoder: TextEncoder, mesh: 
     source, names = _load_images(training)
     inputs = {"text": encoder.digest} if encoder.digest else {}
     # A resumed run would draw other batches from other images.
-    digest = sources.digest(config.train_source)
+    digest = source.digest()
     inputs |= check_start(config) | ({"train_source": digest} if digest else {})
     text_table = table_of(encoder.embed(names), denoiser)
     null_text = table_of(encoder.null()[0], denoiser)

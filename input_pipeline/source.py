@@ -1,6 +1,6 @@
 """Labelled image sets with random access: what every source has, and those held in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,6 +34,10 @@ class Source(Protocol):
         """A name of example i that no other one has; it does not change with what is left out."""
         ...
 
+    def digest(self) -> str | None:
+        """What decides about the examples, as a digest; None for a set that never changes."""
+        ...
+
 
 class ArraySource:
     """A source whose images are in memory."""
@@ -45,6 +49,7 @@ class ArraySource:
         class_names: tuple[str, ...],
         domain: int | Int32[np.ndarray, " n"] = REAL,
         keys: Sequence[str] | None = None,
+        digest: str | None = None,
     ):
         """Makes a source.
 
@@ -54,6 +59,7 @@ class ArraySource:
             class_names: the name of each label.
             domain: 0 for real images, 1 for synthetic ones; one for all, or one each.
             keys: the name of each image; None is its number.
+            digest: see `Source.digest`.
         """
         if images.dtype != np.uint8 or images.ndim != 4 or len(labels) != len(images):
             raise TypeError(
@@ -64,7 +70,7 @@ class ArraySource:
         self.labels = np.asarray(labels, np.int32)
         self.class_names = tuple(class_names)
         self.domain = np.full(len(images), domain, np.int32)
-        self._keys = keys
+        self._keys, self._digest = keys, digest
 
     def __len__(self) -> int:
         return len(self.images)
@@ -76,12 +82,17 @@ class ArraySource:
         """The name of image i."""
         return str(i) if self._keys is None else self._keys[i]
 
+    def digest(self) -> str | None:
+        """What was given as it."""
+        return self._digest
+
 
 def in_memory(source: Source) -> ArraySource:
     """Decodes a whole source of images of one size, once."""
     images = np.stack([source[i]["image"] for i in range(len(source))])
     keys = [source.key(i) for i in range(len(source))]
-    return ArraySource(images, source.labels, source.class_names, source.domain, keys)
+    digest = source.digest()
+    return ArraySource(images, source.labels, source.class_names, source.domain, keys, digest)
 
 
 def check_labels(source: Source) -> None:
@@ -101,19 +112,39 @@ def check_labels(source: Source) -> None:
         )
 
 
-class Subset:
+class Wrapper:
+    """A source in front of another one; all that a subclass does not change is as it is there."""
+
+    def __init__(self, source: Source):
+        """Wraps a source."""
+        self._source = source
+        self.class_names, self.labels = source.class_names, source.labels
+        self.domain = source.domain
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return self._source[i]
+
+    def key(self, i: int) -> str:
+        """The name of example i in the whole source."""
+        return self._source.key(i)
+
+    def digest(self) -> str | None:
+        """Of the whole source."""
+        return self._source.digest()
+
+
+class Subset(Wrapper):
     """The examples of a source at the given indices, in their order."""
 
     def __init__(self, source: Source, indices: Int[np.ndarray, " m"]):
         """Makes a subset; an index may occur several times."""
+        super().__init__(source)
         self.indices = np.asarray(indices, np.int64)
-        self._source = source
-        self.class_names = source.class_names
         self.labels = source.labels[self.indices]
         self.domain = source.domain[self.indices]
-
-    def __len__(self) -> int:
-        return len(self.indices)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         return self._source[int(self.indices[i])]
@@ -121,3 +152,8 @@ class Subset:
     def key(self, i: int) -> str:
         """The name of example i in the whole source."""
         return self._source.key(int(self.indices[i]))
+
+
+def joined_digest(digests: Iterable[str | None]) -> str | None:
+    """One digest of several; None if all are."""
+    return " and ".join(digest for digest in digests if digest) or None

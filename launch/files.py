@@ -105,9 +105,24 @@ def read_json(path: epath.PathLike) -> Any:
         InputError: it is missing, or it is not JSON.
     """
     try:
-        return json.loads(epath.Path(path).read_text())
+        data = epath.Path(path).read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; check the path") from None
+    return parse_json(data, path)
+
+
+def parse_json(data: bytes, path: epath.PathLike) -> Any:
+    """What the bytes of a JSON file hold.
+
+    Args:
+        data: all of them.
+        path: of the file, for messages.
+
+    Raises:
+        InputError: they are not JSON.
+    """
+    try:
+        return json.loads(data)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: not JSON ({error}); restore it or write it again") from None
 

@@ -10,7 +10,7 @@ import numpy as np
 from classifiers.evaluation import label_maps
 from classifiers.evaluation.label_maps import LabelMap
 from input_pipeline import sources
-from input_pipeline.source import Source, Subset, check_labels
+from input_pipeline.source import Source, Subset, Wrapper, check_labels
 from input_pipeline.sources.subsets import Renumbered
 from launch.errors import InputError
 from launch.runtime.config import plain
@@ -67,24 +67,16 @@ class EvaluationSet:
                 )
 
 
-class WithoutBorder:
+class WithoutBorder(Wrapper):
     """A source whose images have lost some pixels on each side."""
 
     def __init__(self, source: Source, pixels: int):
-        self._source, self._inside = source, slice(pixels, -pixels)
-        self.class_names, self.labels = source.class_names, source.labels
-        self.domain = source.domain
-
-    def __len__(self) -> int:
-        return len(self._source)
+        super().__init__(source)
+        self._inside = slice(pixels, -pixels)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         example = self._source[i]
         return {**example, "image": example["image"][self._inside, self._inside]}
-
-    def key(self, i: int) -> str:
-        """The name of example i in the source."""
-        return self._source.key(i)
 
 
 def check_specs(specs: Mapping[str, Any]) -> None:
@@ -133,8 +125,7 @@ def _open(name: str, spec: dict[str, Any]) -> EvaluationSet:
         prepare = spec.get("prepare")
         advice = f"; to prepare the set: {prepare}" if prepare else ""
         raise InputError(f"config.sets.{name}: {error}{advice}") from None
-    digest = sources.digest(spec["source"])
-    made_from = {"source": spec["source"], "label_map": mapped, "digest": digest}
+    made_from = {"source": spec["source"], "label_map": mapped, "digest": source.digest()}
     return EvaluationSet(name, _mapped(source, label_map), label_map, made_from)
 
 

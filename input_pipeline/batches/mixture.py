@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int, Int32, Int64
 
 from input_pipeline.batches.order import Epochs
-from input_pipeline.source import REAL, Source
+from input_pipeline.source import REAL, Source, joined_digest
 from input_pipeline.synthetic.source import SYNTHETIC
 from launch.errors import InputError
 
@@ -53,6 +53,10 @@ class Union:
         """The number of the source and the name in it: two sources may use the same one."""
         number, local = self._at(i)
         return f"{number}/{self._sources[number].key(local)}"
+
+    def digest(self) -> str | None:
+        """Of all sources, in their order."""
+        return joined_digest(source.digest() for source in self._sources)
 
     def _at(self, i: int) -> tuple[int, int]:
         if not 0 <= i < len(self):

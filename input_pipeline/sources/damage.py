@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.source import Source, Subset
+from input_pipeline.source import Source, Subset, Wrapper
 from launch.errors import InputError
 
 POLICIES = ("error", "skip")
@@ -46,7 +46,7 @@ class _Count:
         )
 
 
-class Skipping:
+class Skipping(Wrapper):
     """A source in whose place of a damaged record is the next sound one of the same class.
 
     So labels stay true. Which one it is depends on the data alone. Several threads may use it;
@@ -55,18 +55,13 @@ class Skipping:
 
     def __init__(self, source: Source):
         """Wraps a source; it should be the last wrapper, so that no other split stands in."""
-        self._source = source
-        self.class_names, self.labels = source.class_names, source.labels
-        self.domain = source.domain
+        super().__init__(source)
         self._start()
 
     @property
     def damaged(self) -> int:
         """Records that were found damaged until now."""
         return len(self._count.instead)
-
-    def __len__(self) -> int:
-        return len(self._source)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         """Example i, or the one that stands for it.
@@ -82,10 +77,6 @@ class Skipping:
         instead, example = self._next(i, fault)
         self._count.add(i, instead, fault)
         return example
-
-    def key(self, i: int) -> str:
-        """The name of record i, damaged or not."""
-        return self._source.key(i)
 
     def _next(self, i: int, fault: InputError) -> tuple[int, dict[str, Any]]:
         alike = np.flatnonzero((self.labels == self.labels[i]) & (self.domain == self.domain[i]))

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from input_pipeline.source import Source, Subset
 from input_pipeline.sources import damage, subsets, tfds_prepared
@@ -14,7 +13,6 @@ from input_pipeline.sources.image_folder import ImageFolder
 from input_pipeline.sources.parquet import ParquetSource
 from input_pipeline.sources.tfds import TfdsSource
 from input_pipeline.synthetic.source import SyntheticSource
-from launch import files
 from launch.errors import InputError
 
 _HELD_OUT_SEED = 0
@@ -58,24 +56,6 @@ def load(spec: Mapping[str, Any]) -> Source:
     return damage.Skipping(source) if spec["on_damage"] == "skip" else source
 
 
-def digest(spec: Mapping[str, Any]) -> str | None:
-    """What a source holds, as a digest; None for one that never changes."""
-    found = [known for known in (_digest(spec), subsets.digest(spec)) if known]
-    return " and ".join(found) or None
-
-
-def _digest(spec: Mapping[str, Any]) -> str | None:
-    if spec["name"] == "synthetic":
-        return files.sha256(epath.Path(spec["path"]) / "manifest.json")
-    if spec["name"] == "image_folder":
-        return ImageFolder(spec["path"], spec.get("root") or "").digest()
-    if spec["name"] == "tfds":
-        return _open_tfds(spec).digest()
-    if spec["name"] == "parquet":
-        return _parquet(spec).digest()
-    return None
-
-
 def _synthetic(spec: Mapping[str, Any]) -> Source:
     source = SyntheticSource(spec["path"])
     return source.first_copies(spec["copies"]) if "copies" in spec else source
@@ -104,22 +84,18 @@ def _image_folder(spec: Mapping[str, Any]) -> Source:
     return rest
 
 
-def _open_tfds(spec: Mapping[str, Any]) -> TfdsSource:
-    fields = {key: spec[key] for key in _TFDS_FIELDS if spec.get(key) is not None}
+def _tfds(spec: Mapping[str, Any]) -> Source:
+    fields = {key: spec[key] for key in _TFDS_FIELDS if key in spec}
     path, data_set = spec.get("path"), spec.get("data_set")
     if (path is None) == (data_set is None) or (path and spec.get("data_dir")):
         raise InputError("source 'tfds' needs either path, or data_set and perhaps data_dir")
     folder = path or tfds_prepared.locate(data_set, spec.get("data_dir"))
-    return TfdsSource(folder, spec["split"], **fields)
-
-
-def _tfds(spec: Mapping[str, Any]) -> Source:
-    source = _open_tfds(spec)
+    source = TfdsSource(folder, spec["split"], **fields)
     return damage.without(source, source.faults, spec["on_damage"])
 
 
 def _parquet(spec: Mapping[str, Any]) -> ParquetSource:
-    fields = {key: spec[key] for key in _PARQUET_FIELDS if spec.get(key) is not None}
+    fields = {key: spec[key] for key in _PARQUET_FIELDS if key in spec}
     return ParquetSource(spec["path"], **fields)
 
 

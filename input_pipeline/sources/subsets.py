@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from input_pipeline.source import Source, Subset
-from input_pipeline.sources.keep import find_keys
-from launch import files
+from input_pipeline.source import Source, Subset, Wrapper
+from input_pipeline.sources.kept_records import KeptRecords
 from launch.errors import InputError
 
 # What every source can be given in a config, see `apply`.
 FIELDS = ("per_class", "subset_seed", "long_tail", "classes", "renumber", "keep")
 
 
-class Renumbered:
+class Renumbered(Wrapper):
     """A source of some of its classes, whose labels are their places among these."""
 
     def __init__(self, source: Source, labels: Sequence[int]):
@@ -29,22 +28,14 @@ class Renumbered:
             source: all its examples are of these classes.
             labels: the old label of each new one.
         """
+        super().__init__(source)
         new = np.full(len(source.class_names), -1, np.int32)
         new[list(labels)] = np.arange(len(labels))
-        self._source = source
         self.class_names = tuple(source.class_names[label] for label in labels)
         self.labels = new[source.labels]
-        self.domain = source.domain
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         return {**self._source[i], "label": self.labels[i]}
-
-    def key(self, i: int) -> str:
-        """The name of example i in the source."""
-        return self._source.key(i)
 
 
 def apply(source: Source, spec: Mapping[str, Any]) -> Source:
@@ -53,7 +44,7 @@ def apply(source: Source, spec: Mapping[str, Any]) -> Source:
     Args:
         source: the whole.
         spec: may have, and is applied in this order,
-            keep: a file of record keys, see `keep.find_keys`;
+            keep: a file of record keys, see `kept_records.KeptRecords`;
             classes: names or labels of those that are taken. They become the labels 0, 1, ... in
                 this order; with `renumber` False all keep the names and labels that they have;
             per_class: how many images of each of them; or long_tail, a dict of the arguments of
@@ -65,7 +56,7 @@ def apply(source: Source, spec: Mapping[str, Any]) -> Source:
     """
     _check_together(spec)
     if "keep" in spec:
-        source = Subset(source, find_keys(source, spec["keep"]))
+        source = KeptRecords(source, spec["keep"])
     labels = None
     if "classes" in spec:
         labels = find_classes(source, spec["classes"])
@@ -78,11 +69,6 @@ def apply(source: Source, spec: Mapping[str, Any]) -> Source:
     if labels is not None and spec.get("renumber", True):
         source = Renumbered(source, labels)
     return source
-
-
-def digest(spec: Mapping[str, Any]) -> str | None:
-    """Of the files that `apply` reads; None if there is none."""
-    return files.sha256(spec["keep"]) if spec.get("keep") else None
 
 
 def _check_together(spec: Mapping[str, Any]) -> None:

@@ -50,6 +50,7 @@ class SyntheticSource:
             raise InputError(f"{self._folder}: not complete (no {MANIFEST}): {RESUME}")
         try:
             self.manifest: dict[str, Any] = files.read_sealed(path)
+            self._digest = files.sha256(path)
             self.plan = plan_of(self.manifest)
             self.class_names = tuple(self.manifest["class_names"])
         except (KeyError, TypeError):
@@ -92,6 +93,10 @@ class SyntheticSource:
     def key(self, i: int) -> str:
         """The key index of image i."""
         return str(i)
+
+    def digest(self) -> str:
+        """Of the manifest, which has the digests of all shards."""
+        return self._digest
 
     def shard(self, number: int) -> TFRecordFile:
         """A shard's records; where they are is read when it is first used."""

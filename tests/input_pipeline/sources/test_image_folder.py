@@ -240,7 +240,7 @@ def test_a_removed_file_is_named(tmp_path):
 
 def test_digests(tmp_path):
     def digest(path, **spec):
-        return sources.digest(dict(name="image_folder", path=str(path), **spec))
+        return sources.load(dict(name="image_folder", path=str(path), **spec)).digest()
 
     named = contents()
     path = write_zip(tmp_path / "a.zip", below("root", named))

@@ -167,7 +167,7 @@ def test_damaged_images(tmp_path):
 
 def test_digest(tmp_path):
     def digest(folder):
-        return sources.digest(dict(name="parquet", path=str(folder)))
+        return sources.load(dict(name="parquet", path=str(folder))).digest()
 
     folder = write_files(tmp_path / "a")
     before = digest(folder)

@@ -7,10 +7,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from input_pipeline import sources
-from input_pipeline.source import ArraySource
+from input_pipeline.batches.mixture import Union
+from input_pipeline.source import ArraySource, in_memory
 from input_pipeline.sources import subsets
+from input_pipeline.sources.damage import Skipping
 from input_pipeline.sources.subsets import long_tail_counts
 from launch.errors import InputError
+from launch.files import sha256
 
 NAMES = ("ant", "bee", "cat", "dog")
 
@@ -180,9 +183,24 @@ def test_lists_of_other_systems(tmp_path):
 
 def test_another_list_has_another_digest(tmp_path):
     spec = {"name": "digits", "split": "pool"}
-    assert sources.digest(spec) is None and sources.digest({**spec, "keep": None}) is None
-    found = [sources.digest({**spec, "keep": write(tmp_path, [key])}) for key in ("a", "b", "a")]
-    assert found[0] == found[2] != found[1]
+    assert sources.load(spec).digest() is None
+    assert sources.load({**spec, "keep": None}).digest() is None
+    lists = [write(tmp_path, [f"pool:{n}"], f"{n}.txt") for n in (1, 2)]
+    ours = [sources.load({**spec, "keep": path}).digest() for path in lists]
+    assert ours == [sha256(path) for path in lists] and ours[0] != ours[1]
+
+
+def test_parts_have_the_digest_of_the_whole(tmp_path):
+    images, labels, names = np.zeros((4, 1, 1, 1), np.uint8), np.arange(4) % 2, ("a", "b")
+    whole = ArraySource(images, labels, names, digest="whole")
+    spec = dict(per_class=1, classes=["b", "a"])
+    for part in (subsets.apply(whole, spec), Skipping(whole), Union([whole]), in_memory(whole)):
+        assert part.digest() == "whole"
+    path = write(tmp_path, ["0", "1", "2", "3"])
+    kept = subsets.apply(whole, {"keep": path})
+    assert Skipping(kept).digest() == f"whole and {sha256(path)}"
+    unchanging = ArraySource(images, labels, names)
+    assert Union([unchanging, kept, whole]).digest() == f"whole and {sha256(path)} and whole"
 
 
 @pytest.mark.parametrize(

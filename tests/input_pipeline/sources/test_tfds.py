@@ -225,15 +225,15 @@ def test_an_index_of_other_data_is_not_believed(folder):
 def test_digests(tmp_path):
     paths = [write_set(tmp_path / name, name) for name in FORMATS]
     spec = dict(name="tfds", split="train")
-    digests = [sources.digest(dict(spec, path=str(path))) for path in paths]
+    digests = [sources.load(dict(spec, path=str(path))).digest() for path in paths]
     assert digests[0] == digests[1] and len(digests[0]) == 64
-    part = sources.digest(dict(spec, path=str(paths[0]), split="train[:9]"))
+    part = sources.load(dict(spec, path=str(paths[0]), split="train[:9]")).digest()
     assert part != digests[0]
     changed = [*records("train")[:-1], record("train", 14, file_name="other.png")]
     other = write_set(
         tmp_path / "other", data=lambda split: changed if split == "train" else records(split)
     )
-    assert sources.digest(dict(spec, path=str(other))) != digests[0]
+    assert sources.load(dict(spec, path=str(other))).digest() != digests[0]
 
 
 def test_found_by_name(tmp_path, monkeypatch):

@@ -1,0 +1,72 @@
+"""Lists of records to keep: what a filter has left of a set."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+from jaxtyping import Int64
+
+from input_pipeline.source import Source, Subset, joined_digest
+from launch import files
+from launch.errors import InputError
+
+
+class KeptRecords(Subset):
+    """The records of a source whose keys a file lists, in the source's order."""
+
+    def __init__(self, source: Source, path: epath.PathLike):
+        """Reads the list.
+
+        Args:
+            source: its method `key` gives the name of each record.
+            path: a JSON list if it ends in `.json`, else text with one key a line.
+
+        Raises:
+            InputError: there is no such file, it lists no key, one twice, or one that the source
+                has not; the first such is named.
+        """
+        data = _read(epath.Path(path))
+        super().__init__(source, _find(source, _parse(data, epath.Path(path)), path))
+        self._digest = hashlib.sha256(data).hexdigest()
+
+    def digest(self) -> str | None:
+        """Of the whole source, and of the list."""
+        return joined_digest((super().digest(), self._digest))
+
+
+def _find(source: Source, keys: Sequence[str], path: epath.PathLike) -> Int64[np.ndarray, " m"]:
+    """Indices of the records with these keys, ascending."""
+    listed: set[str] = set()
+    for key in keys:
+        if key in listed:
+            raise InputError(f"{path}: lists {key!r} twice; list it once")
+        listed.add(key)
+    # Only what is listed is held: of a large set, names of all records would be gigabytes.
+    indices = [i for i in range(len(source)) if source.key(i) in listed]
+    if unknown := listed.difference(source.key(i) for i in indices):
+        first = next(key for key in keys if key in unknown)
+        like = f" (the first it has is {source.key(0)!r})" if len(source) else ""
+        raise InputError(f"{path}: the source has no record {first!r}{like}; make the list from it")
+    return np.array(indices, np.int64)
+
+
+def _read(path: epath.Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(f"{path}: no such file of keys; check keep") from None
+
+
+def _parse(data: bytes, path: epath.Path) -> list[str]:
+    if path.suffix == ".json":
+        keys = files.parse_json(data, path)
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+            raise InputError(f"{path}: no JSON list of texts; write one, or a text of a key a line")
+    else:
+        # Names of files need not be UTF-8; this is how Python lists the others.
+        lines = data.decode("utf-8", "surrogateescape").split("\n")
+        keys = [line.removesuffix("\r") for line in lines if line.strip()]
+    if not keys:
+        raise InputError(f"{path}: lists no key, so nothing would be kept; leave keep out")
+    return keys
