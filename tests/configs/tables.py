@@ -42,6 +42,79 @@ RECIPES = {
     "deit_l": (300, 2048, "lamb", 3e-3, 0.05, 192, 307e6),
 }
 RECIPE_FILES = [f"configs/imagenet/{name}.py" for name in RECIPES]
+# Arguments besides `runlocal` that change a config: all that its file, or its group's, describes.
+VARIANTS = {
+    "configs/cifar10/evaluate.py": ["data=cifar10,root=", "data=cifar10.zip,root=a/b,runlocal"],
+    "configs/cifar10/finetune_base16.py": ["data=cifar10,root=", "data=cifar10.zip,root=a/b"],
+    "configs/cifar10/finetune_sr32.py": ["data=cifar10,root=,runlocal", "data=x.zip,root=a"],
+    "configs/cifar10/generate.py": ["k=10", "data=cifar10,root=", "k=2,data=x.zip,root=a,runlocal"],
+    **{
+        f"configs/cifar10/{name}.py": [
+            "cpu",
+            "cpu,runlocal",
+            "arm=generated,generated=x",
+            "arm=real+generated,k=2",
+            "arm=real+generated,k=3,cpu",
+            "arm=real+generated,same_steps",
+            "arm=real+generated,runlocal",
+            "data=cifar10,root=",
+            "data=x.zip,root=a,images=45000",
+        ]
+        for name in ("resnet", "vit")
+    },
+    "configs/cifar10/study.py": ["data=x.zip", "generated=x", "data=x.zip,generated=x,runlocal"],
+    "configs/deepfloyd/sample.py": ["size=l", "size=xl", "size=l,runlocal"],
+    "configs/digits/classifier.py": [
+        "arm=pool",
+        "arm=generated",
+        "arm=generated,k=10",
+        "arm=real+generated,k=1",
+        "arm=real+generated,k=10,runlocal",
+    ],
+    "configs/digits/evaluate.py": ["split=validation"],
+    "configs/digits/study.py": ["generated=x", "generated=x,runlocal"],
+    **{
+        path: ["host", "host,runlocal", "data=imagenet.zip,train=a,val=b", "data=x,runlocal"]
+        for path in PARAMETERS
+    },
+    **{
+        path: [
+            "arm=real+generated,k=3",
+            "arm=real+generated,k=2,same_steps",
+            "arm=generated,generated=x",
+            "arm=real+generated,runlocal",
+            "batch=1000",
+            "epochs=50",
+            "per_class=100,epochs=100,batch=2048",
+            "arm=real+generated,k=2,gamma=50",
+            "data=imagenet.zip,train=a,val=b",
+        ]
+        for path in RECIPE_FILES
+    },
+    "configs/imagenet/evaluate.py": [
+        "sets=val+r",
+        "sets=r",
+        "data=x.zip",
+        "shifts=/x",
+        "gamma=50,train=a",
+        "data=x.zip,val=a,train=b,shifts=/y,gamma=100,runlocal",
+    ],
+    "configs/imagenet/generate.py": [
+        "size=64",
+        "k=10",
+        "data=imagenet.zip,train=a",
+        "cascade=imagen",
+        "cascade=imagen,size=64",
+        "cascade=imagen,size=1024,k=3",
+        "cascade=imagen,runlocal",
+    ],
+    "configs/imagenet/study.py": [
+        "data=x.zip",
+        "generated=x",
+        "seeds=3",
+        "data=x.zip,generated=x,runlocal",
+    ],
+}
 
 
 def load(path):

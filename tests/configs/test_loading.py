@@ -8,33 +8,18 @@ from pathlib import Path
 import pytest
 
 from configs import arguments
-from tests.configs.tables import CONFIGS, PARAMETERS, RECIPE_FILES, RECIPES, ROOT, command, load
+from tests.configs.tables import (
+    CONFIGS,
+    PARAMETERS,
+    RECIPE_FILES,
+    RECIPES,
+    ROOT,
+    VARIANTS,
+    command,
+    load,
+)
 from tests.support import commands
 
-# Arguments that change which data a config names.
-VARIANTS = {
-    "configs/digits/classifier.py": [
-        "arm=pool",
-        "arm=generated,k=30",
-        "arm=real+generated,k=1",
-        "arm=real+generated,k=10,runlocal",
-    ],
-    "configs/digits/evaluate.py": ["split=validation"],
-    "configs/digits/study.py": ["generated=x"],
-    "configs/cifar10/study.py": ["data=x.zip", "generated=x"],
-    "configs/imagenet/study.py": ["data=x.zip", "generated=x", "seeds=3"],
-    "configs/cifar10/evaluate.py": ["data=cifar10,root=", "data=cifar10.zip,root=a/b,runlocal"],
-    "configs/imagenet/evaluate.py": ["sets=val+r", "data=x.zip", "shifts=/x", "gamma=50,train=a"],
-    "configs/cifar10/finetune_base16.py": ["data=cifar10,root=", "data=cifar10.zip,root=a/b"],
-    "configs/cifar10/finetune_sr32.py": ["data=cifar10,root=,runlocal"],
-    **{path: ["host", "data=imagenet.zip,train=a,val=b"] for path in PARAMETERS},
-    **{path: ["arm=real+generated,k=3", "arm=generated,generated=x"] for path in RECIPE_FILES},
-    "configs/imagenet/resnet50.py": [
-        "arm=real+generated,same_steps",
-        "batch=1024",
-        "val=validation",
-    ],
-}
 # Tasks that compare what was trained: they may look at the test images.
 COMPARISONS = ("classifiers.evaluate", "classifiers.study")
 
