@@ -22,10 +22,6 @@ from ml_collections import ConfigDict
 
 from configs import arguments
 
-# Made by `python -m imagen_ft.text --class_names=imagenet --weights=weights/IF-I-L --to=CACHE`.
-IF_TEXT = dict(cache="data/imagenet_text", null="empty", shape=(77, 4096))
-# The same with --max_length=128; zeros stand for no text.
-IMAGEN_TEXT = dict(cache="data/imagenet_text128", null="zeros", shape=(128, 4096))
 # The longest class name has 37 bytes; an end token follows.
 LOCAL_TEXT = dict(
     max_length=38,
@@ -34,140 +30,25 @@ LOCAL_TEXT = dict(
 )
 
 
-def imagen_stage(preset: str, schedule: str, size: int, low_size: int = 0) -> dict:
-    """A stage of Imagen's kind."""
-    return dict(
-        size=size,
-        low_size=low_size,
-        channels=3,
-        schedule=schedule,
-        prediction="eps",
-        learned_variance=False,
-        upsampling="bilinear",
-        unet=dict(preset=preset, remat=False, dtype="bfloat16"),
-    )
-
-
-def if_stage(preset: str, remat: bool, size: int, low_size: int = 0) -> dict:
-    """A stage with the conventions of DeepFloyd IF's weights."""
-    return dict(
-        size=size,
-        low_size=low_size,
-        channels=3,
-        schedule="squaredcos_cap_v2",
-        prediction="eps",
-        learned_variance=True,
-        upsampling="bilinear_corners",
-        unet=dict(preset=preset, remat=remat, dtype="bfloat16"),
-    )
-
-
-def if_sampler(num_steps: int) -> dict:
-    """As the public pipelines draw."""
-    return dict(
-        name="ddpm", num_steps=num_steps, spacing="leading", logvar_coeff="learned", eta=0.0
-    )
-
-
-def adafactor() -> dict:
-    """For the base: no weight decay, no first moment."""
-    return dict(
-        name="adafactor",
-        learning_rate=1e-4,
-        schedule="constant",
-        warmup_steps=10_000,
-        weight_decay=0.0,
-        clip_norm=1.0,
-    )
-
-
-def adam() -> dict:
-    """For super-resolution."""
-    return dict(adafactor(), name="adam", b1=0.9, b2=0.999, eps=1e-8)
-
-
-def training(
-    arg: str,
-    *,
-    stage: dict,
-    tiny: str,
-    optimizer: dict,
-    total_steps: int,
-    text: dict,
-    sampler: dict,
-    guidance_weight: float,
-    host_accumulation: int,
-    weights: str = "",
-    vlb_weight: float = 0.0,
-    crop_size: int = 0,
-) -> ConfigDict:
-    """A run of imagen_ft.finetune.
-
-    Args:
-        arg: arguments of the config; see the module.
-        stage: the network.
-        tiny: preset that stands for it with `runlocal`.
-        optimizer: see `adafactor` and `adam`.
-        total_steps: length of the run.
-        text: states of the class names.
-        sampler: draws the pictures.
-        guidance_weight: with which it does.
-        host_accumulation: parts that a batch is taken in with `host`.
-        weights: to start from; '' is from scratch.
-        vlb_weight: of the bound that trains a learned variance.
-        crop_size: of the random crops to train on; 0 is whole images.
-    """
-    args = arguments.parse(
+def parse(arg: str) -> dict:
+    """The arguments of a config, see the module."""
+    return arguments.parse(
         arg, data="data/imagenet", train="train", val="val", host=False, runlocal=False
     )
-    source = dict(name="image_folder", path=args["data"])
-    config = ConfigDict(
-        dict(
-            seed=0,
-            class_names="imagenet",
-            stage=stage,
-            text=text,
-            text_drop=0.1,
-            train_source=dict(source, root=args["train"]),
-            evaluation_source=dict(source, root=args["val"], per_class=10),
-            evaluation_batch_size=2048,
-            evaluation_draws=1,
-            batch_size=2048,
-            accumulation=1,
-            crop_size=crop_size,
-            flip=False,
-            total_steps=total_steps,
-            ema=dict(main=dict(decay=0.9999, schedule="warmup")),
-            loss=dict(min_snr_gamma=0.0, vlb_weight=vlb_weight),
-            init_from=weights,
-            frozen=(),
-            optimizer=optimizer,
-            mesh=dict(data=-1, fsdp=8, tensor=1),
-            log_every=100,
-            evaluate_every=5000,
-            checkpoint_every=2500,
-            keep_checkpoints=2,
-            profile=dict(start=0, steps=0),
-            pictures_every=5000,
-            pictures=dict(
-                count=8,
-                sampler=sampler,
-                guidance_weight=guidance_weight,
-                threshold_percentile=99.5,
-            ),
-            best=dict(metric="validation_loss", mode="min"),
-        )
-    )
-    if args["host"]:
-        config.batch_size, config.accumulation = 512, host_accumulation
-        config.evaluation_batch_size = 256
-    if args["runlocal"]:
-        _shrink(config, tiny)
-    return config
 
 
-def _shrink(config: ConfigDict, tiny: str) -> None:
-    """What the run is with `runlocal`."""
+def train_source(args: dict) -> dict:
+    """The training images."""
+    return dict(name="image_folder", path=args["data"], root=args["train"])
+
+
+def evaluation_source(args: dict) -> dict:
+    """Ten validation images a class."""
+    return dict(name="image_folder", path=args["data"], root=args["val"], per_class=10)
+
+
+def shrink(config: ConfigDict, tiny: str) -> None:
+    """What the run is with `runlocal`; `tiny` is the preset that stands for its network."""
     # The tiny networks attend at a half or a quarter of the size.
     factor = 16 if config.crop_size else 8 if config.stage.low_size else 4
     for field in ("size", "low_size"):

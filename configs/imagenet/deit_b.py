@@ -13,8 +13,8 @@ every 150 to 270 images a second. Expected top-1 (%), real / generated / both: 8
 (Azizi et al. 2023, table 3).
 """
 
-from configs.imagenet import recognition
+from configs.imagenet import deit_s
 
 
 def get_config(arg=""):
-    return recognition.deit(arg, "deit_b")
+    return deit_s.get_config(arg, name="deit_b")

@@ -14,25 +14,62 @@ every 150 to 270 images a second. Expected top-1 (%), real / generated / both: 8
 (Azizi et al. 2023, table 3).
 """
 
+from ml_collections import ConfigDict, config_dict
+
 from configs.imagenet import recognition
 
 
 def get_config(arg=""):
-    return recognition.training(
-        arg,
-        model=dict(name="deit_b_384"),
-        size=384,
-        epochs=30,
-        batch_size=512,
-        optimizer=dict(
-            recognition.transformer("adamw", 5e-6, weight_decay=1e-8),
-            schedule="constant",
-            warmup_steps=0,
-        ),
-        crop_ratio=1.0,
-        augment=dict(randaugment=recognition.deit_rand_augment(), erasing=0.25),
-        mix=dict(mixup=0.8, cutmix=1.0),
-        label_smoothing=0.1,
-        repeats=3,
-        init_from="runs/imagenet/deit_b",
+    args = recognition.parse(arg)
+    batch_size = args["batch"] or 512
+    epochs = args["epochs"] or 30
+
+    config = ConfigDict()
+    config.seeds = 1
+    config.vmap_seeds = False
+    config.batch_size = batch_size
+    config.total_steps = recognition.epochs_to_steps(epochs, batch_size, args)
+
+    config.num_classes = 1000
+    config.train_sources = recognition.train_sources(args)
+    config.synthetic_weight = config_dict.placeholder(float)  # of a batch; None shuffles all
+    config.synthetic_loss_weight = 1.0
+    config.in_memory = False
+    config.loader_workers = 16  # processes
+    config.repeats = 3  # of an image in a batch (repeated augmentation)
+    config.augment = dict(
+        size=384,  # pixels
+        crop=dict(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)),  # of the area; width / height
+        flip=True,
+        # Two layers, each done half of the time, as in timm's rand-m9-mstd0.5-inc1.
+        randaugment=dict(layers=2, magnitude=9, std=0.5, increasing=True, probability=0.5),
+        erasing=0.25,  # probability
     )
+    config.mix = dict(mixup=0.8, cutmix=1.0)  # one of the two, each half of the time
+
+    config.model = dict(name="deit_b_384", dtype="bfloat16")
+    config.init_from = f"runs/imagenet/deit_b/{args['arm']}"
+    config.loss = "cross_entropy"
+    config.label_smoothing = 0.1
+    config.optimizer = dict(
+        name="adamw",
+        learning_rate=5e-6 * batch_size / 512,
+        schedule="constant",
+        warmup_steps=0,
+        weight_decay=1e-8,
+        no_decay=("positions", "token"),
+        clip_norm=0.0,  # not at all
+    )
+    config.ema = {}  # no average of the weights
+    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+
+    config.evaluation_source = recognition.evaluation_source(args)
+    config.evaluation_batch_size = 1024
+    config.evaluation = dict(size=384, crop_ratio=1.0)
+    config.log_every = 100  # steps, like the next two
+    config.evaluate_every = 5000
+    config.checkpoint_every = 1000
+    config.keep_checkpoints = 2
+    if args["runlocal"]:
+        recognition.shrink(config)
+    return config

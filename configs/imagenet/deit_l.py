@@ -15,19 +15,61 @@ every 150 to 270 images a second. Expected top-1 (%), real / generated / both: 8
 (Azizi et al. 2023, table 3; theirs at 224 px).
 """
 
+from ml_collections import ConfigDict, config_dict
+
 from configs.imagenet import recognition
 
 
 def get_config(arg=""):
-    return recognition.training(
-        arg,
-        model=dict(name="deit_l", remat=False),
-        size=192,
-        epochs=300,
-        batch_size=2048,
-        optimizer=recognition.transformer("lamb", 3e-3, warmup_epochs=5),
-        crop_ratio=1.0,
-        augment=dict(randaugment=recognition.deit_rand_augment()),
-        mix=dict(mixup=0.8, cutmix=1.0),
-        label_smoothing=0.1,
+    args = recognition.parse(arg)
+    batch_size = args["batch"] or 2048
+    epochs = args["epochs"] or 300
+
+    config = ConfigDict()
+    config.seeds = 1
+    config.vmap_seeds = False
+    config.batch_size = batch_size
+    config.total_steps = recognition.epochs_to_steps(epochs, batch_size, args)
+
+    config.num_classes = 1000
+    config.train_sources = recognition.train_sources(args)
+    config.synthetic_weight = config_dict.placeholder(float)  # of a batch; None shuffles all
+    config.synthetic_loss_weight = 1.0
+    config.in_memory = False
+    config.loader_workers = 16  # processes
+    config.repeats = 1  # of an image in a batch
+    config.augment = dict(
+        size=192,  # pixels
+        crop=dict(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)),  # of the area; width / height
+        flip=True,
+        # The paper gives the magnitude; the rest is DeiT's.
+        randaugment=dict(layers=2, magnitude=9, std=0.5, increasing=True, probability=0.5),
     )
+    config.mix = dict(mixup=0.8, cutmix=1.0)  # one of the two, each half of the time
+
+    config.model = dict(name="deit_l", remat=False, dtype="bfloat16")
+    config.init_from = ""
+    config.loss = "cross_entropy"
+    config.label_smoothing = 0.1
+    config.optimizer = dict(
+        name="lamb",
+        learning_rate=3e-3 * batch_size / 2048,  # at its peak
+        schedule="cosine",
+        warmup_steps=recognition.warmup_steps(5, batch_size, args),  # 5 epochs
+        weight_decay=0.05,
+        no_decay=("positions", "token"),
+        clip_norm=0.0,  # not at all
+    )
+    config.ema = {}  # no average of the weights
+    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+
+    config.evaluation_source = recognition.evaluation_source(args)
+    config.evaluation_batch_size = 1024
+    config.evaluation = dict(size=192, crop_ratio=1.0)
+    config.log_every = 100  # steps, like the next two
+    config.evaluate_every = 5000
+    config.checkpoint_every = 1000
+    config.keep_checkpoints = 2
+    if args["runlocal"]:
+        recognition.shrink(config)
+    return config

@@ -89,32 +89,35 @@ def get_config(arg=""):
     config.baseline = "real"
     config.batch_size = 256
     config.calibration_bins = 15
-    config.attacks = _attacks(args["runlocal"]) if "val" in chosen else dict()
-    config.shots = _shots(args) if args["gamma"] else dict()
+    config.attacks = dict()
+    if "val" in chosen:
+        images = dict(sets=("val",), num_images=5000)
+        pgd = dict(kind="pgd", steps=10, seed=0, **images)
+        # Epsilon and step size in 255ths.
+        config.attacks.fgsm_1 = dict(kind="fgsm", epsilon=1, **images)
+        config.attacks.pgd_1 = dict(pgd, epsilon=1, step_size=0.25)
+        config.attacks.pgd_4 = dict(pgd, epsilon=4, step_size=1)
+    config.shots = dict()
+    if args["gamma"]:
+        # "Diversify, Don't Fine-Tune" (2023, appendix B).
+        config.shots.source = dict(
+            name="image_folder",
+            path=args["data"],
+            root=args["train"],
+            long_tail=dict(n_max=1300, gamma=args["gamma"]),
+        )
+        config.shots.many, config.shots.few = 800, 300  # images a class
     if args["runlocal"]:
         config.batch_size = 8
-        for found in config.sets.values():
-            found.source.per_class = 1
+        for entry in config.sets.values():
+            entry.source.per_class = 1
+        for attack in config.attacks.values():
+            attack.num_images = 4
+            if attack.kind == "pgd":
+                attack.steps = 2
     return config
 
 
 def _set(label_map: str, path: str, root: str, prepare: str) -> dict:
     source = dict(name="image_folder", path=path, root=root)
     return dict(source=source, label_map=label_map, prepare=prepare)
-
-
-def _attacks(runlocal: bool) -> dict:
-    where = dict(sets=("val",), num_images=4 if runlocal else 5000)
-    pgd = dict(kind="pgd", steps=2 if runlocal else 10, seed=0)
-    return dict(
-        fgsm_1=dict(kind="fgsm", epsilon=1, **where),
-        pgd_1=dict(pgd, epsilon=1, step_size=0.25, **where),
-        pgd_4=dict(pgd, epsilon=4, step_size=1, **where),
-    )
-
-
-def _shots(args: dict) -> dict:
-    """The limits of "Diversify, Don't Fine-Tune" (2023, appendix B)."""
-    long_tail = dict(n_max=1300, gamma=args["gamma"])
-    source = dict(name="image_folder", path=args["data"], root=args["train"], long_tail=long_tail)
-    return dict(source=source, many=800, few=300)

@@ -30,25 +30,45 @@ from ml_collections import ConfigDict
 from configs import arguments
 from configs.imagenet import common, if_i_l, if_ii_l, imagen_base64, imagen_sr256, imagen_sr1024
 
-
-def _ddpm(num_steps: int, logvar_coeff: float) -> dict:
-    return dict(name="ddpm", num_steps=num_steps, logvar_coeff=logvar_coeff, eta=0.0)
-
-
-# Of each stage: its run, the config that trains it, guidance and sampler.
+# The stages of each cascade by the size of their images: the config that trains a stage, and how it
+# is sampled.
 CASCADES = {
     "if": {
-        64: ("if_i_l", if_i_l, 1.25, common.if_sampler(100)),
-        256: ("if_ii_l", if_ii_l, 1.0, common.if_sampler(50)),
+        64: dict(
+            name="if_i_l",
+            training=if_i_l,
+            guidance_weight=1.25,
+            sampler=dict(
+                name="ddpm", num_steps=100, spacing="leading", logvar_coeff="learned", eta=0.0
+            ),
+        ),
+        256: dict(
+            name="if_ii_l",
+            training=if_ii_l,
+            guidance_weight=1.0,
+            sampler=dict(
+                name="ddpm", num_steps=50, spacing="leading", logvar_coeff="learned", eta=0.0
+            ),
+        ),
     },
     "imagen": {
-        64: ("imagen_base64", imagen_base64, 1.25, _ddpm(1000, 0.0)),
-        256: ("imagen_sr256", imagen_sr256, 1.0, _ddpm(1000, 0.1)),
-        1024: (
-            "imagen_sr1024",
-            imagen_sr1024,
-            1.0,
-            dict(name="ddim", num_steps=32, logvar_coeff=0.0, eta=0.0),
+        64: dict(
+            name="imagen_base64",
+            training=imagen_base64,
+            guidance_weight=1.25,
+            sampler=dict(name="ddpm", num_steps=1000, logvar_coeff=0.0, eta=0.0),
+        ),
+        256: dict(
+            name="imagen_sr256",
+            training=imagen_sr256,
+            guidance_weight=1.0,
+            sampler=dict(name="ddpm", num_steps=1000, logvar_coeff=0.1, eta=0.0),
+        ),
+        1024: dict(
+            name="imagen_sr1024",
+            training=imagen_sr1024,
+            guidance_weight=1.0,
+            sampler=dict(name="ddim", num_steps=32, logvar_coeff=0.0, eta=0.0),
         ),
     },
 }
@@ -60,36 +80,41 @@ def get_config(arg=""):
     )
     if args["cascade"] not in CASCADES:
         raise ValueError(f"cascade={args['cascade']}: there is {', '.join(CASCADES)}")
-    table, size = CASCADES[args["cascade"]], 64 if args["runlocal"] else args["size"]
-    if size not in table:
-        raise ValueError(f"size={size}: there is {', '.join(map(str, table))}")
-    stages, text = {}, None
-    for pixels, (name, training, guidance_weight, sampler) in table.items():
-        if pixels > size:
-            break
-        trained = training.get_config("runlocal" if args["runlocal"] else "")
-        text = text or trained.text
-        stages[name] = dict(
-            run=f"runs/imagenet/{name}",
-            stage=trained.stage,
-            sampler=dict(sampler, num_steps=2) if args["runlocal"] else sampler,
-            guidance_weight=guidance_weight,
+    cascade = CASCADES[args["cascade"]]
+    size = 64 if args["runlocal"] else args["size"]
+    if size not in cascade:
+        raise ValueError(f"size={size}: there is {', '.join(map(str, cascade))}")
+    local = "runlocal" if args["runlocal"] else ""
+
+    config = ConfigDict()
+    config.name = f"imagenet_{args['cascade']}_{size}"
+    config.seed = 0
+    config.copies = args["k"]
+    config.class_names = "imagenet"
+    config.real_source = common.train_source(args)
+    # Of all stages the same.
+    config.text = cascade[64]["training"].get_config(local).text
+    config.stages = {
+        stage["name"]: dict(
+            run=f"runs/imagenet/{stage['name']}",
+            stage=stage["training"].get_config(local).stage,
+            sampler=stage["sampler"],
+            guidance_weight=stage["guidance_weight"],
             threshold_percentile=99.5,
-            noise_augmentation=0.0,
+            noise_augmentation=0.0,  # of the low-resolution image
         )
-    png, jpeg = dict(size=0, format="png"), dict(size=256, format="jpeg", quality=95)
-    return ConfigDict(
-        dict(
-            name=f"imagenet_{args['cascade']}_{size}",
-            seed=0,
-            class_names="imagenet",
-            text=text,
-            stages=stages,
-            real_source=dict(name="image_folder", path=args["data"], root=args["train"]),
-            copies=args["k"],
-            images_per_shard=0,
-            encoding=png if size == 64 else jpeg,
-            batch_size=8 if args["runlocal"] else 256,
-            mesh=dict(data=-1, fsdp=1, tensor=1),
-        )
-    )
+        for pixels, stage in cascade.items()
+        if pixels <= size
+    }
+    config.batch_size = 256
+    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    config.images_per_shard = 0  # as many as make 150 MB
+    if size == 64:
+        config.encoding = dict(size=0, format="png")  # as large as they are
+    else:
+        config.encoding = dict(size=256, format="jpeg", quality=95)
+    if args["runlocal"]:
+        config.batch_size = 8
+        for stage in config.stages.values():
+            stage.sampler.num_steps = 2
+    return config

@@ -19,20 +19,77 @@ its 32, and the compiler estimates 0.498 s a step, half of it in convolutions, 0
 least for its FLOPs.
 """
 
+from ml_collections import ConfigDict
+
 from configs.imagenet import common
 
 
 def get_config(arg=""):
-    return common.training(
-        arg,
-        stage=common.if_stage("if_i_xl", remat=True, size=64),
-        tiny="tiny_if_i",
-        optimizer=common.adafactor(),
-        total_steps=210_000,
-        text=common.IF_TEXT,
-        guidance_weight=1.25,
-        sampler=common.if_sampler(num_steps=100),
-        host_accumulation=8,
-        weights="weights/IF-I-XL",
-        vlb_weight=0.001,
+    args = common.parse(arg)
+
+    config = ConfigDict()
+    config.seed = 0
+    # Azizi et al. 2023, section 4.1.
+    config.batch_size = 2048
+    config.total_steps = 210_000
+    config.accumulation = 1  # parts that a batch is taken in
+
+    config.class_names = "imagenet"
+    config.train_source = common.train_source(args)
+    config.crop_size = 0  # whole images
+    config.flip = False
+    # The empty prompt stands for no text.
+    config.text = dict(cache="data/imagenet_text", null="empty", shape=(77, 4096))
+    config.text_drop = 0.1
+
+    config.stage = dict(
+        size=64,  # pixels
+        low_size=0,  # from noise alone
+        channels=3,
+        schedule="squaredcos_cap_v2",
+        prediction="eps",
+        learned_variance=True,
+        upsampling="bilinear_corners",
+        unet=dict(preset="if_i_xl", remat=True, dtype="bfloat16"),
     )
+    config.init_from = "weights/IF-I-XL"
+    config.frozen = ()
+    # Nichol & Dhariwal 2021, section 3.1: lambda.
+    config.loss = dict(min_snr_gamma=0.0, vlb_weight=0.001)
+    # Saharia et al. 2022, appendix; the clipping is ours.
+    config.optimizer = dict(
+        name="adafactor",  # without a first moment
+        learning_rate=1e-4,
+        schedule="constant",
+        warmup_steps=10_000,
+        weight_decay=0.0,
+        clip_norm=1.0,
+    )
+    config.ema = dict(main=dict(decay=0.9999, schedule="warmup"))
+    config.mesh = dict(data=-1, fsdp=8, tensor=1)
+
+    config.evaluation_source = common.evaluation_source(args)
+    config.evaluation_batch_size = 2048
+    config.evaluation_draws = 1  # of noise for each image
+    config.log_every = 100  # steps, like the other intervals
+    config.evaluate_every = 5000
+    config.checkpoint_every = 2500
+    config.keep_checkpoints = 2
+    config.best = dict(metric="validation_loss", mode="min")
+    config.pictures_every = 5000
+    config.pictures = dict(
+        count=8,
+        # The public pipeline's sampler.
+        sampler=dict(
+            name="ddpm", num_steps=100, spacing="leading", logvar_coeff="learned", eta=0.0
+        ),
+        guidance_weight=1.25,
+        threshold_percentile=99.5,
+    )
+    config.profile = dict(start=0, steps=0)
+    if args["host"]:
+        config.batch_size, config.accumulation = 512, 8
+        config.evaluation_batch_size = 256
+    if args["runlocal"]:
+        common.shrink(config, "tiny_if_i")
+    return config

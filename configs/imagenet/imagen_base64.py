@@ -22,18 +22,74 @@ estimates 0.236 s a step: half in convolutions, a fifth in attention, whose floa
 through memory, 0.129 s being the least for its FLOPs.
 """
 
+from ml_collections import ConfigDict
+
 from configs.imagenet import common
 
 
 def get_config(arg=""):
-    return common.training(
-        arg,
-        stage=common.imagen_stage("imagen_base64", "cosine", size=64),
-        tiny="tiny_imagen_base",
-        optimizer=common.adafactor(),
-        total_steps=210_000,
-        text=common.IMAGEN_TEXT,
-        guidance_weight=1.25,
-        sampler=dict(name="ddpm", num_steps=128, logvar_coeff=0.0, eta=0.0),
-        host_accumulation=4,
+    args = common.parse(arg)
+
+    config = ConfigDict()
+    config.seed = 0
+    # Azizi et al. 2023, section 4.1.
+    config.batch_size = 2048
+    config.total_steps = 210_000
+    config.accumulation = 1  # parts that a batch is taken in
+
+    config.class_names = "imagenet"
+    config.train_source = common.train_source(args)
+    config.crop_size = 0  # whole images
+    config.flip = False
+    # Zeros stand for no text.
+    config.text = dict(cache="data/imagenet_text128", null="zeros", shape=(128, 4096))
+    config.text_drop = 0.1
+
+    config.stage = dict(
+        size=64,  # pixels
+        low_size=0,  # from noise alone
+        channels=3,
+        schedule="cosine",
+        prediction="eps",
+        learned_variance=False,
+        upsampling="bilinear",
+        unet=dict(preset="imagen_base64", remat=False, dtype="bfloat16"),
     )
+    config.init_from = ""  # from scratch
+    config.frozen = ()
+    config.loss = dict(min_snr_gamma=0.0, vlb_weight=0.0)
+    # Saharia et al. 2022, appendix; the clipping is ours.
+    config.optimizer = dict(
+        name="adafactor",  # without a first moment
+        learning_rate=1e-4,
+        schedule="constant",
+        warmup_steps=10_000,
+        weight_decay=0.0,
+        clip_norm=1.0,
+    )
+    config.ema = dict(main=dict(decay=0.9999, schedule="warmup"))
+    config.mesh = dict(data=-1, fsdp=8, tensor=1)
+
+    config.evaluation_source = common.evaluation_source(args)
+    config.evaluation_batch_size = 2048
+    config.evaluation_draws = 1  # of noise for each image
+    config.log_every = 100  # steps, like the other intervals
+    config.evaluate_every = 5000
+    config.checkpoint_every = 2500
+    config.keep_checkpoints = 2
+    config.best = dict(metric="validation_loss", mode="min")
+    config.pictures_every = 5000
+    config.pictures = dict(
+        count=8,
+        # Guidance and variance are those of Azizi et al. 2023, who take 1000 steps (4.2).
+        sampler=dict(name="ddpm", num_steps=128, logvar_coeff=0.0, eta=0.0),
+        guidance_weight=1.25,
+        threshold_percentile=99.5,
+    )
+    config.profile = dict(start=0, steps=0)
+    if args["host"]:
+        config.batch_size, config.accumulation = 512, 4
+        config.evaluation_batch_size = 256
+    if args["runlocal"]:
+        common.shrink(config, "tiny_imagen_base")
+    return config

@@ -21,18 +21,77 @@ H100: 0.25 s a step, 33 hours. By `--preflight` a v4 chip needs 6.2 GiB of its 3
 estimates 0.071 s a step, nearly two thirds in convolutions, 0.044 s being the least for its FLOPs.
 """
 
+from ml_collections import ConfigDict
+
 from configs.imagenet import common
 
 
 def get_config(arg=""):
-    return common.training(
-        arg,
-        stage=common.imagen_stage("imagen_sr256", "cosine", size=256, low_size=64),
-        tiny="tiny_imagen_sr",
-        optimizer=common.adam(),
-        total_steps=490_000,
-        text=common.IMAGEN_TEXT,
-        guidance_weight=1.0,
-        sampler=dict(name="ddpm", num_steps=128, logvar_coeff=0.1, eta=0.0),
-        host_accumulation=2,
+    args = common.parse(arg)
+
+    config = ConfigDict()
+    config.seed = 0
+    # Azizi et al. 2023, section 4.1.
+    config.batch_size = 2048
+    config.total_steps = 490_000
+    config.accumulation = 1  # parts that a batch is taken in
+
+    config.class_names = "imagenet"
+    config.train_source = common.train_source(args)
+    config.crop_size = 0  # whole images
+    config.flip = False
+    # Zeros stand for no text.
+    config.text = dict(cache="data/imagenet_text128", null="zeros", shape=(128, 4096))
+    config.text_drop = 0.1
+
+    config.stage = dict(
+        size=256,  # pixels
+        low_size=64,
+        channels=3,
+        schedule="cosine",
+        prediction="eps",
+        learned_variance=False,
+        upsampling="bilinear",
+        unet=dict(preset="imagen_sr256", remat=False, dtype="bfloat16"),
     )
+    config.init_from = ""  # from scratch
+    config.frozen = ()
+    config.loss = dict(min_snr_gamma=0.0, vlb_weight=0.0)
+    # Saharia et al. 2022, appendix; the clipping is ours.
+    config.optimizer = dict(
+        name="adam",
+        learning_rate=1e-4,
+        schedule="constant",
+        warmup_steps=10_000,
+        b1=0.9,
+        b2=0.999,
+        eps=1e-8,
+        weight_decay=0.0,
+        clip_norm=1.0,
+    )
+    config.ema = dict(main=dict(decay=0.9999, schedule="warmup"))
+    config.mesh = dict(data=-1, fsdp=8, tensor=1)
+
+    config.evaluation_source = common.evaluation_source(args)
+    config.evaluation_batch_size = 2048
+    config.evaluation_draws = 1  # of noise for each image
+    config.log_every = 100  # steps, like the other intervals
+    config.evaluate_every = 5000
+    config.checkpoint_every = 2500
+    config.keep_checkpoints = 2
+    config.best = dict(metric="validation_loss", mode="min")
+    config.pictures_every = 5000
+    config.pictures = dict(
+        count=8,
+        # Guidance and variance are those of Azizi et al. 2023, who take 1000 steps (4.2).
+        sampler=dict(name="ddpm", num_steps=128, logvar_coeff=0.1, eta=0.0),
+        guidance_weight=1.0,
+        threshold_percentile=99.5,
+    )
+    config.profile = dict(start=0, steps=0)
+    if args["host"]:
+        config.batch_size, config.accumulation = 512, 2
+        config.evaluation_batch_size = 256
+    if args["runlocal"]:
+        common.shrink(config, "tiny_imagen_sr")
+    return config

@@ -35,170 +35,8 @@ _LOCAL = {
 }
 
 
-def rand_augment(layers: int, magnitude: int) -> dict:
-    """RandAugment with every layer done."""
-    return dict(layers=layers, magnitude=magnitude)
-
-
-def deit_rand_augment() -> dict:
-    """DeiT's: two layers at 9 with a deviation of 0.5, each done half of the time (timm)."""
-    return dict(layers=2, magnitude=9, std=0.5, increasing=True, probability=0.5)
-
-
-def momentum(
-    learning_rate: float, weight_decay: float = 1e-4, *, nesterov: bool = False, **schedule
-) -> dict:
-    """SGD with momentum 0.9 and a warm-up of five epochs."""
-    return dict(
-        name="sgd",
-        learning_rate=learning_rate,
-        schedule="cosine",
-        momentum=0.9,
-        nesterov=nesterov,
-        weight_decay=weight_decay,
-        clip_norm=0.0,
-        warmup_epochs=5,
-        **schedule,
-    )
-
-
-def transformer(name: str, learning_rate: float, weight_decay: float = 0.05, **fields) -> dict:
-    """AdamW or LAMB; neither tokens nor positions decay."""
-    return dict(
-        name=name,
-        learning_rate=learning_rate,
-        schedule="cosine",
-        weight_decay=weight_decay,
-        no_decay=("positions", "token"),
-        clip_norm=0.0,
-        **fields,
-    )
-
-
-def resnet(arg: str, name: str) -> ConfigDict:
-    """Azizi et al. 2023, section 5.4; RandAugment as ResNet-RS-50 has it."""
-    return training(
-        arg,
-        model=dict(name=name, dropout=0.25, auxiliary_batch_norm=False),
-        size=224,
-        epochs=130,
-        batch_size=4096,
-        optimizer=momentum(1.6),
-        crop_ratio=0.875,
-        augment=dict(randaugment=rand_augment(2, 10)),
-        label_smoothing=0.1,
-    )
-
-
-def resnet_rs(arg: str, name: str, *, size: int, magnitude: int) -> ConfigDict:
-    """Bello et al. 2021, table 7 and appendix; the evaluation's crop leaves 32 px away."""
-    return training(
-        arg,
-        model=dict(name=name, auxiliary_batch_norm=False),
-        size=size,
-        epochs=350,
-        batch_size=4096,
-        optimizer=momentum(1.6, weight_decay=4e-5),
-        crop_ratio=size / (size + 32),
-        augment=dict(randaugment=rand_augment(2, magnitude)),
-        label_smoothing=0.1,
-        ema=0.9999,
-    )
-
-
-def deit(arg: str, name: str) -> ConfigDict:
-    """Touvron et al. 2021, table 9."""
-    return training(
-        arg,
-        model=dict(name=name),
-        size=224,
-        epochs=300,
-        batch_size=1024,
-        optimizer=transformer("adamw", 1e-3, warmup_epochs=5, warmup_from=1e-6),
-        crop_ratio=0.875,
-        augment=dict(randaugment=deit_rand_augment(), erasing=0.25),
-        mix=dict(mixup=0.8, cutmix=1.0),
-        label_smoothing=0.1,
-        repeats=3,
-        ema=0.99996,
-    )
-
-
-def training(
-    arg: str,
-    *,
-    model: dict,
-    size: int,
-    epochs: int,
-    batch_size: int,
-    optimizer: dict,
-    crop_ratio: float,
-    augment: dict | None,
-    label_smoothing: float = 0.0,
-    mix: dict | None = None,
-    repeats: int = 1,
-    ema: float = 0.0,
-    init_from: str = "",
-    scale: tuple[float, float] = (0.08, 1.0),
-    drops: tuple[int, ...] = (),
-) -> ConfigDict:
-    """A run of classifiers.train.
-
-    Args:
-        arg: arguments of the config; see the module.
-        model: `name` and the fields that differ from the preset's.
-        size: of images, pixels each way.
-        epochs: over all images of the arm.
-        batch_size: which the learning rate is meant for.
-        optimizer: see `momentum` and `transformer`; `warmup_epochs` become steps.
-        crop_ratio: of the evaluation's central crop.
-        augment: besides the random resized crop and the flip; None trains on the central crop.
-        label_smoothing: towards uniform.
-        mix: Mixup and CutMix.
-        repeats: how often an image is in a batch.
-        ema: decay of the weights' average; 0 is without.
-        init_from: folder of the runs to begin with, one for each arm.
-        scale: of the random resized crops, as shares of the image's area.
-        drops: epochs at which the learning rate falls to a tenth.
-    """
-    args = _parse(arg)
-    sources, batch = _sources(args), args["batch"] or batch_size
-    images = _num_images(args, sources)
-
-    def steps(epochs: int) -> int:
-        return round(epochs * images / batch)
-
-    optimizer = _for_batch(optimizer, args, batch, batch_size)
-    if drops:
-        optimizer |= dict(schedule="step", boundaries=tuple(map(steps, drops)), factor=0.1)
-    crops = dict(size=size, crop=dict(scale=scale, ratio=(3 / 4, 4 / 3)), flip=True)
-    config = classification.make_config(
-        num_classes=NUM_CLASSES,
-        train_sources=sources,
-        loader_workers=16,
-        evaluation_source=dict(name="image_folder", path=args["data"], root=args["val"]),
-        evaluation_batch_size=1024,
-        model=dict(model, dtype="bfloat16"),
-        init_from=f"{init_from}/{args['arm']}" if init_from else "",
-        batch_size=batch,
-        total_steps=steps(args["epochs"] or epochs),
-        augment={} if augment is None else crops | augment,
-        evaluation=dict(size=size, crop_ratio=crop_ratio),
-        repeats=repeats,
-        mix=mix or {},
-        label_smoothing=label_smoothing,
-        ema=dict(main=dict(decay=ema, schedule="constant")) if ema else {},
-        optimizer=optimizer,
-        log_every=100,
-        evaluate_every=5000,
-        checkpoint_every=1000,
-    )
-    if args["runlocal"]:
-        _shrink(config)
-    return config
-
-
-def _parse(arg: str) -> dict:
+def parse(arg: str) -> dict:
+    """The arguments of a config, see the module; epochs and batch of 0 are the recipe's."""
     return arguments.parse(
         arg,
         arm="real",
@@ -216,7 +54,8 @@ def _parse(arg: str) -> dict:
     )
 
 
-def _sources(args: dict) -> dict:
+def train_sources(args: dict) -> dict:
+    """The images of the arm."""
     real = dict(name="image_folder", path=args["data"], root=args["train"])
     if args["per_class"]:
         real["per_class"] = args["per_class"]
@@ -226,12 +65,24 @@ def _sources(args: dict) -> dict:
     return classification.arm_sources(args["arm"], real, generated)
 
 
-def _num_images(args: dict, sources: dict) -> int:
-    """Images of an epoch of the arm."""
-    images = _num_real(args) * ("real" in sources or args["same_steps"])
-    if not args["same_steps"]:
-        images += args["k"] * NUM_IMAGES * ("generated" in sources)
-    return images
+def evaluation_source(args: dict) -> dict:
+    """The 50,000 validation images."""
+    return dict(name="image_folder", path=args["data"], root=args["val"])
+
+
+def epochs_to_steps(epochs: int, batch_size: int, args: dict) -> int:
+    """Steps in which all images of the arm are seen so many times."""
+    real, generated = (name in args["arm"].split("+") for name in ("real", "generated"))
+    if args["same_steps"]:
+        images = _num_real(args)
+    else:
+        images = _num_real(args) * real + args["k"] * NUM_IMAGES * generated
+    return round(epochs * images / batch_size)
+
+
+def warmup_steps(epochs: int, batch_size: int, args: dict) -> int:
+    """Steps in which as many images are seen as the real ones so many times, whatever the arm."""
+    return round(epochs * _num_real(args) / batch_size)
 
 
 def _num_real(args: dict) -> int:
@@ -241,21 +92,10 @@ def _num_real(args: dict) -> int:
     return args["per_class"] * NUM_CLASSES or NUM_IMAGES
 
 
-def _for_batch(optimizer: dict, args: dict, batch: int, meant: int) -> dict:
-    """The optimiser for another batch than was meant; its warm-up in steps."""
-    optimizer = dict(optimizer, learning_rate=optimizer["learning_rate"] * batch / meant)
-    # A warm-up sees as many images whatever the arm and the batch.
-    warmup = optimizer.pop("warmup_steps", 0) * meant / batch
-    warmup += optimizer.pop("warmup_epochs", 0) * _num_real(args) / batch
-    return dict(optimizer, warmup_steps=round(warmup))
-
-
-def _shrink(config: ConfigDict) -> None:
+def shrink(config: ConfigDict) -> None:
     """What the run is with `runlocal`."""
     kind = "resnet" if config.model.name.startswith("resnet") else "vit"
     config.model.update(_LOCAL[kind], dtype="float32")
-    if "drop_path" in config.model and kind == "resnet":
-        del config.model["drop_path"]
     config.init_from, config.loader_workers = "", 0
     config.evaluation.size = 32
     if config.augment:

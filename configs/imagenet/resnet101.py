@@ -13,8 +13,8 @@ every 150 to 270 images a second. Expected top-1 (%), real / generated / both: 7
 (Azizi et al. 2023, table 3).
 """
 
-from configs.imagenet import recognition
+from configs.imagenet import resnet50
 
 
 def get_config(arg=""):
-    return recognition.resnet(arg, "resnet101")
+    return resnet50.get_config(arg, name="resnet101")

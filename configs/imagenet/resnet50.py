@@ -13,8 +13,61 @@ every 150 to 270 images a second. Expected top-1 (%), real / generated / both: 7
 (Azizi et al. 2023, table 3).
 """
 
+from ml_collections import ConfigDict, config_dict
+
 from configs.imagenet import recognition
 
 
-def get_config(arg=""):
-    return recognition.resnet(arg, "resnet50")
+def get_config(arg="", name="resnet50"):
+    args = recognition.parse(arg)
+    batch_size = args["batch"] or 4096
+    epochs = args["epochs"] or 130
+
+    config = ConfigDict()
+    config.seeds = 1
+    config.vmap_seeds = False
+    config.batch_size = batch_size
+    config.total_steps = recognition.epochs_to_steps(epochs, batch_size, args)
+
+    config.num_classes = 1000
+    config.train_sources = recognition.train_sources(args)
+    config.synthetic_weight = config_dict.placeholder(float)  # of a batch; None shuffles all
+    config.synthetic_loss_weight = 1.0
+    config.in_memory = False
+    config.loader_workers = 16  # processes
+    config.repeats = 1  # of an image in a batch
+    config.augment = dict(
+        size=224,  # pixels
+        crop=dict(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)),  # of the area; width / height
+        flip=True,
+        randaugment=dict(layers=2, magnitude=10),  # ResNet-RS-50's (Bello et al. 2021)
+    )
+    config.mix = {}
+
+    config.model = dict(name=name, dropout=0.25, auxiliary_batch_norm=False, dtype="bfloat16")
+    config.init_from = ""
+    config.loss = "cross_entropy"
+    config.label_smoothing = 0.1
+    config.optimizer = dict(
+        name="sgd",
+        learning_rate=1.6 * batch_size / 4096,  # at its peak
+        schedule="cosine",
+        warmup_steps=recognition.warmup_steps(5, batch_size, args),  # 5 epochs
+        momentum=0.9,
+        nesterov=False,
+        weight_decay=1e-4,
+        clip_norm=0.0,  # not at all
+    )
+    config.ema = {}  # no average of the weights
+    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+
+    config.evaluation_source = recognition.evaluation_source(args)
+    config.evaluation_batch_size = 1024
+    config.evaluation = dict(size=224, crop_ratio=0.875)  # the central 224 of 256 pixels
+    config.log_every = 100  # steps, like the next two
+    config.evaluate_every = 5000
+    config.checkpoint_every = 1000
+    config.keep_checkpoints = 2
+    if args["runlocal"]:
+        recognition.shrink(config)
+    return config

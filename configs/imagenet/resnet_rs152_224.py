@@ -14,8 +14,8 @@ every 150 to 270 images a second. Expected top-1 (%), real / generated / both: 8
 (Azizi et al. 2023, table 3).
 """
 
-from configs.imagenet import recognition
+from configs.imagenet import resnet_rs50_160
 
 
 def get_config(arg=""):
-    return recognition.resnet_rs(arg, "resnet_rs_152", size=224, magnitude=15)
+    return resnet_rs50_160.get_config(arg, name="resnet_rs_152", size=224, magnitude=15)

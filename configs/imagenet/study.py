@@ -29,18 +29,18 @@ def get_config(arg=""):
     args = arguments.parse(
         arg, data="", generated="data/imagenet_synthetic", seeds=10, runlocal=False
     )
-    behind = [f"data={args['data']}"] if args["data"] else []
-    behind += ["runlocal"] if args["runlocal"] else []
+    everywhere = [f"data={args['data']}"] if args["data"] else []
+    everywhere += ["runlocal"] if args["runlocal"] else []
 
-    def named(name, *arguments):
-        told = ",".join([*arguments, *behind])
-        return f"configs/imagenet/{name}.py" + (f":{told}" if told else "")
+    def path(name, *arguments):
+        arguments = ",".join([*arguments, *everywhere])
+        return f"configs/imagenet/{name}.py" + (f":{arguments}" if arguments else "")
 
     config = ConfigDict()
     config.name = "ImageNet"
     config.studies = ("cas", "scaling", "models", "per_class")
     config.models = {
-        label: dict(config=named(label), overrides=()) for label in (*COMPARED, "cas_resnet50")
+        label: dict(config=path(label), overrides=()) for label in (*COMPARED, "cas_resnet50")
     }
     # DeiT-B at 384 px goes on from DeiT-B, each arm from the same.
     config.models.deit_b_384.init_from = "deit_b"
@@ -56,7 +56,7 @@ def get_config(arg=""):
     config.generated = args["generated"]
     config.overrides = ()
     config.seeds = 0
-    config.evaluation = dict(config=named("evaluate", "sets=val"), set="val")
+    config.evaluation = dict(config=path("evaluate", "sets=val"), set="val")
     config.environment = dict()
     if args["runlocal"]:
         config.models_of.models = ("resnet50", "vit_s16")

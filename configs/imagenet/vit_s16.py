@@ -14,24 +14,61 @@ every 150 to 270 images a second. Expected top-1 (%), real / generated / both: 7
 (Azizi et al. 2023, table 3).
 """
 
+from ml_collections import ConfigDict, config_dict
+
 from configs.imagenet import recognition
 
 
 def get_config(arg=""):
-    return recognition.training(
-        arg,
-        model=dict(name="vit_s16"),
-        size=224,
-        epochs=300,
-        batch_size=1024,
-        optimizer=dict(
-            recognition.transformer("adamw", 1e-3, weight_decay=0.1, mu_dtype="bfloat16"),
-            no_decay=(),
-            clip_norm=1.0,
-            warmup_steps=10_000,
-        ),
-        crop_ratio=224 / 256,
-        augment=dict(randaugment=recognition.rand_augment(2, 10)),
-        mix=dict(mixup=0.2),
-        scale=(0.05, 1.0),
+    args = recognition.parse(arg)
+    batch_size = args["batch"] or 1024
+    epochs = args["epochs"] or 300
+
+    config = ConfigDict()
+    config.seeds = 1
+    config.vmap_seeds = False
+    config.batch_size = batch_size
+    config.total_steps = recognition.epochs_to_steps(epochs, batch_size, args)
+
+    config.num_classes = 1000
+    config.train_sources = recognition.train_sources(args)
+    config.synthetic_weight = config_dict.placeholder(float)  # of a batch; None shuffles all
+    config.synthetic_loss_weight = 1.0
+    config.in_memory = False
+    config.loader_workers = 16  # processes
+    config.repeats = 1  # of an image in a batch
+    config.augment = dict(
+        size=224,  # pixels
+        crop=dict(scale=(0.05, 1.0), ratio=(3 / 4, 4 / 3)),  # of the area; width / height
+        flip=True,
+        randaugment=dict(layers=2, magnitude=10),
     )
+    config.mix = dict(mixup=0.2)
+
+    config.model = dict(name="vit_s16", dtype="bfloat16")
+    config.init_from = ""
+    config.loss = "cross_entropy"
+    config.label_smoothing = 0.0
+    config.optimizer = dict(
+        name="adamw",
+        learning_rate=1e-3 * batch_size / 1024,  # at its peak
+        schedule="cosine",
+        warmup_steps=round(10_000 * 1024 / batch_size),
+        mu_dtype="bfloat16",  # of the first moment
+        weight_decay=0.1,
+        no_decay=(),
+        clip_norm=1.0,
+    )
+    config.ema = {}  # no average of the weights
+    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+
+    config.evaluation_source = recognition.evaluation_source(args)
+    config.evaluation_batch_size = 1024
+    config.evaluation = dict(size=224, crop_ratio=224 / 256)
+    config.log_every = 100  # steps, like the next two
+    config.evaluate_every = 5000
+    config.checkpoint_every = 1000
+    config.keep_checkpoints = 2
+    if args["runlocal"]:
+        recognition.shrink(config)
+    return config

@@ -27,7 +27,7 @@ def test_the_papers_numbers(name):
     steps, optimizer, _, size, low_size, crop = IMAGENET[name]
     public = name.startswith("if_")
     config = load(f"configs/imagenet/{name}.py").get_config()
-    # Azizi et al. 2023, section 3; Saharia et al. 2022, appendix.
+    # Azizi et al. 2023, section 4.1; Saharia et al. 2022, appendix.
     assert (config.total_steps, config.optimizer.name) == (steps, optimizer)
     assert (config.batch_size, config.accumulation, config.text_drop) == (2048, 1, 0.1)
     assert (config.optimizer.learning_rate, config.optimizer.warmup_steps) == (1e-4, 10_000)
