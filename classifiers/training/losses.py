@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 from jaxtyping import Array, Float, Int
@@ -58,3 +59,33 @@ def make_loss(config: ml_collections.ConfigDict) -> Callable[[Array, Array], Arr
             f"config.label_smoothing={smoothing} makes every class a target of 'bce': set it to 0"
         )
     return LOSSES[name]
+
+
+def domain_weights(config: ml_collections.ConfigDict) -> tuple[float, float]:
+    """What the loss of a real and of a synthetic example counts.
+
+    Args:
+        config: `synthetic_loss_weight`, 1 if it is left out; `train_sources`.
+
+    Raises:
+        InputError: the weight is no finite number >= 0, or there is nothing to weigh against.
+    """
+    weight = config.get("synthetic_loss_weight", 1.0)
+    if not 0.0 <= weight < float("inf"):
+        raise InputError(f"config.synthetic_loss_weight={weight}: at least 0 is needed")
+    if weight != 1.0 and len(config.train_sources) < 2:
+        raise InputError(
+            f"config.synthetic_loss_weight={weight} weighs synthetic images against real ones, and "
+            "config.train_sources has one source: set it to 1, or name both"
+        )
+    return 1.0, weight
+
+
+def weighted(
+    values: Float[Array, " b"], domain: Int[Array, " b"], weights: tuple[float, float]
+) -> Float[Array, " b"]:
+    """Losses times their domains' weights, see `domain_weights`; as they are where all count 1."""
+    if weights == (1.0, 1.0):
+        return values
+    real, synthetic = weights
+    return values * jnp.where(domain == 0, real, synthetic)

@@ -141,3 +141,28 @@ def make_mix(config: ml_collections.ConfigDict) -> Mix | None:
     shapes = ((2, 4, 4, 3), jnp.float32), ((2, 2), jnp.float32), ((2,), jnp.int32)
     jax.eval_shape(mixed, jax.random.key(0), *(jax.ShapeDtypeStruct(*shape) for shape in shapes))
     return mixed
+
+
+def check_mix(config: ml_collections.ConfigDict, separate_norms: bool) -> None:
+    """Looks for mixtures across domains where what follows has to know an image's domain.
+
+    Args:
+        config: `mix`, see `make_mix`; `synthetic_loss_weight`.
+        separate_norms: whether each domain has its own batch norms.
+
+    Raises:
+        InputError: there are such.
+    """
+    if not config.get("mix") or config.mix.get("by_domain"):
+        return
+    both = "a mixture of a real and a synthetic image"
+    if separate_norms:
+        raise InputError(
+            f"config.mix.by_domain=False with model.auxiliary_batch_norm: {both} would be of "
+            "neither domain; set it to True"
+        )
+    if config.get("synthetic_loss_weight", 1.0) != 1.0:
+        raise InputError(
+            f"config.mix.by_domain=False with synthetic_loss_weight: {both} has no weight of its "
+            "own; set it to True"
+        )

@@ -12,14 +12,15 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from classifiers.training.update import Batch, Training, Update
+from classifiers.training.training import Training
 from launch.errors import InputError
 from launch.runtime.checkpoints import checkpoint
 from launch.runtime.devices.distributed import on_first_process
 from launch.runtime.devices.mesh import state_shardings
 from launch.runtime.ema import MAIN
 from launch.runtime.run import latest_step
-from launch.runtime.state import TrainState
+from launch.runtime.state import TrainState, Variables
+from launch.runtime.training.step import Batch
 
 FOLDER = "seeds"
 # The step is the same for all seeds, everything else has them as its first axis.
@@ -56,37 +57,38 @@ def check_alone(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def stacked(training: Training) -> Training:
-    """The same run for `config.seeds` states at once.
+class StackedTraining(Training):
+    """A run whose seeds are one state.
 
     The state's arrays have the seeds as their first axis, those of batches as their second: [b,
     seeds, ...]. Metrics are means over the seeds, and `NAME_by_seed` one value each of loss and
     accuracy.
     """
-    count = training.config.seeds
 
-    def grow(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype)
-
-    grown = jax.tree.map(grow, training.abstract)
-    abstract = dataclasses.replace(grown, step=training.abstract.step)
-    return dataclasses.replace(training, abstract=abstract, update=_vectorised(training.update))
-
-
-def _vectorised(update: Update) -> Update:
-    each = jax.vmap(update, in_axes=(_AXES, 1), out_axes=(_AXES, 0))
-
-    def update_all(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+    def update(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+        """One step of all seeds, see `Training.update`."""
+        each = jax.vmap(super().update, in_axes=(_AXES, 1), out_axes=(_AXES, 0))
         state, metrics = each(state, batch)
         # A seed whose batch has none of a domain does not count for it.
         means = {
             name: jax.tree.map(jnp.nanmean if isinstance(values, dict) else jnp.mean, values)
             for name, values in metrics.items()
         }
-        own = {f"{name}_by_seed": metrics[name] for name in ("loss", "accuracy")}
-        return state, {**means, **own}
+        by_seed = {f"{name}_by_seed": metrics[name] for name in ("loss", "accuracy")}
+        return state, {**means, **by_seed}
 
-    return update_all
+
+def stacked(training: Training) -> StackedTraining:
+    """The same run for `config.seeds` states at once."""
+    count = training.config.seeds
+
+    def grow(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype)
+
+    grown = jax.tree.map(grow, training.abstract)
+    fields = {field.name: getattr(training, field.name) for field in dataclasses.fields(training)}
+    fields["abstract"] = dataclasses.replace(grown, step=training.abstract.step)
+    return StackedTraining(**fields)
 
 
 def create(states: Sequence[TrainState], mesh: Mesh) -> TrainState:
@@ -101,11 +103,11 @@ def create(states: Sequence[TrainState], mesh: Mesh) -> TrainState:
         whole = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
         return dataclasses.replace(whole, step=states[0].step)
 
-    places = state_shardings(mesh, jax.eval_shape(join, *states))
-    return jax.jit(join, out_shardings=places)(*states)
+    shardings = state_shardings(mesh, jax.eval_shape(join, *states))
+    return jax.jit(join, out_shardings=shardings)(*states)
 
 
-def variables_of(state: TrainState, seed: int) -> dict[str, Any]:
+def variables_of(state: TrainState, seed: int) -> Variables:
     """The inference variables of one seed."""
     return jax.tree.map(lambda leaf: leaf[seed], state.inference_variables)
 

@@ -2,39 +2,37 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import flax.traverse_util
 import jax
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
 from classifiers import from_config
 from classifiers.models import presets
 from classifiers.models.presets import Classifier
-from classifiers.training.update import Training
+from classifiers.training.training import Training
 from classifiers.weights.loading import HEADS, POSITIONS, resized
 from launch.errors import InputError
 from launch.runtime.run import CLASSIFIER, Run
-from launch.runtime.state import TrainState, create_state
+from launch.runtime.state import TrainState, Variables, create_state
 
 # What may differ from the run that it begins with: none of it changes what the weights mean.
 _FREE = {"num_classes", "dropout", "drop_path", "momentum", "remat", "dtype", "layer_scale"}
 _OWN = {"parent", "name"}
 
 
-def check_start(config: ml_collections.ConfigDict, model: Classifier) -> dict[str, str]:
+def check_start(training: Training) -> dict[str, str]:
     """Looks at what `config.init_from` names: digests for `claim_workdir`.
 
     Args:
-        config: `init_from`, a run of classifiers.train or an import of classifiers.weights, '' for
-            new weights; `seeds`.
-        model: that is trained.
+        training: its config has `seeds` and `init_from`: a run of classifiers.train or an import of
+            classifiers.weights, '' for new weights.
 
     Raises:
         InputError: it is missing, unfinished, damaged or another model's.
     """
+    config, model = training.config, training.model
     path = config.get("init_from")
     if not path:
         return {}
@@ -58,7 +56,7 @@ def check_start(config: ml_collections.ConfigDict, model: Classifier) -> dict[st
     return {f"init_from_{seed}": run.seed(seed).digest() for seed in seeds}
 
 
-def create(training: Training, seed: int, mesh: Mesh) -> TrainState:
+def create(training: Training, mesh: Mesh, seed: int) -> TrainState:
     """The state of step 0: seed n begins with seed n of the run there, if that has as many.
 
     Learned positions are resized to the images' size, see `vit.resize_positions`; the heads are new
@@ -66,44 +64,41 @@ def create(training: Training, seed: int, mesh: Mesh) -> TrainState:
 
     Args:
         training: what is trained; `config.init_from`, see `check_start`.
+        mesh: where the state will live, from the start.
         seed: of new weights, and which of the run's.
-        mesh: where the state will live.
 
     Raises:
         InputError: the weights do not fit the model.
     """
-    path = training.config.get("init_from")
+    path, tx, averages = training.config.get("init_from"), training.tx, training.decays
     model, image_shape = training.model, training.image_shape
-    if not path:
-        init = functools.partial(from_config.init_model, model, image_shape=image_shape)
-        args: tuple[Any, ...] = (jax.random.key(seed),)
-    else:
+    if path:
         run = Run.open(path)
         run = run.seed(seed % run.config.seeds)
-        variables = run.variables(run.shapes())
-        init = lambda variables: variables  # noqa: E731
-        args = (_fitted(variables, model, image_shape, path),)
-    return create_state(init, args, training.tx, training.averages, mesh)
+        variables = _fitted(run.variables(run.shapes()), model, image_shape, path)
+        return create_state(lambda variables: variables, (variables,), tx, averages, mesh)
+    init = functools.partial(from_config.init_model, model, image_shape=image_shape)
+    return create_state(init, (jax.random.key(seed),), tx, averages, mesh)
 
 
 def _fitted(
-    variables: dict[str, Any], model: Classifier, image_shape: tuple[int, int, int], path: str
-) -> dict[str, Any]:
+    variables: Variables, model: Classifier, image_shape: tuple[int, int, int], path: str
+) -> Variables:
     flatten = flax.traverse_util.flatten_dict
-    held = flatten(variables, sep=".")
-    wanted = flatten(presets.variable_shapes(model, image_shape), sep=".")
-    for name in sorted(held.keys() ^ wanted.keys()):
+    arrays = flatten(variables, sep=".")
+    shapes = flatten(presets.variable_shapes(model, image_shape), sep=".")
+    for name in sorted(arrays.keys() ^ shapes.keys()):
         raise InputError(f"config.init_from={path} and config.model do not agree on {name}")
-    for name, leaf in wanted.items():
-        if held[name].shape == leaf.shape:
+    for name, leaf in shapes.items():
+        if arrays[name].shape == leaf.shape:
             continue
         if name == POSITIONS:
-            held[name] = resized(np.asarray(held[name]), model, image_shape, path)
+            arrays[name] = resized(np.asarray(arrays[name]), model, image_shape, path)
         elif name.split(".")[1] in HEADS:
-            held[name] = np.zeros(leaf.shape, leaf.dtype)
+            arrays[name] = np.zeros(leaf.shape, leaf.dtype)
         else:
             raise InputError(
-                f"config.init_from={path}: {name} has the shape {held[name].shape}, "
+                f"config.init_from={path}: {name} has the shape {arrays[name].shape}, "
                 f"config.model's has {leaf.shape}"
             )
-    return flax.traverse_util.unflatten_dict(held, sep=".")
+    return flax.traverse_util.unflatten_dict(arrays, sep=".")

@@ -29,7 +29,7 @@ import transformers
 
 from classifiers import weights
 from classifiers.training.losses import soft_cross_entropy, soft_targets
-from classifiers.training.update import Training
+from classifiers.training.training import Training
 from configs.imagenet import resnet50, vit_s16
 from input_pipeline import sources
 from input_pipeline.augment.policy import make_augment

@@ -16,7 +16,7 @@ import re
 import jax
 
 from classifiers import from_config
-from classifiers.training.update import Training
+from classifiers.training.training import Training
 from launch.runtime.devices.flops import count_flops
 from launch.runtime.devices.hardware import CHIPS
 from launch.runtime.preflight.preflight import parse_target

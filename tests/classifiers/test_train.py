@@ -5,6 +5,7 @@ import json
 import pytest
 
 from classifiers import evaluate, train
+from classifiers.training import train_seeds
 from input_pipeline import sources
 from input_pipeline.sources.digits import digits
 from launch.files import read_json
@@ -76,7 +77,7 @@ def test_the_same_seeds_give_the_same_classifiers(arms):
 
 def test_every_seed_has_its_own_order_and_start(tmp_path, monkeypatch):
     fits = []
-    monkeypatch.setattr(train, "fit", lambda **arguments: fits.append(arguments))
+    monkeypatch.setattr(train_seeds, "fit", lambda **arguments: fits.append(arguments))
     assert run(train.main, "classifier.py:arm=real,runlocal", tmp_path / "run", *TINY) == 0
     assert [fit["workdir"].name for fit in fits] == ["seed_0", "seed_1"]
     first, second = (next(iter(fit["batches"](0, 1)))["image"] for fit in fits)

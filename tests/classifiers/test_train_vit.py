@@ -11,7 +11,7 @@ import pytest
 
 from classifiers import from_config, train
 from classifiers.models import presets
-from classifiers.training.update import make_update
+from classifiers.training.training import Training
 from configs.digits import classifier
 from launch.runtime.run import digest
 from launch.runtime.state import TrainState
@@ -52,7 +52,8 @@ def loss_at(model):
         "label": rng.integers(0, 10, 16),
         "domain": np.zeros(16, np.int32),
     }
-    update = jax.jit(make_update(config, model, tx))
+    training = Training.of(config, 10, (8, 8, 1))
+    update = jax.jit(dataclasses.replace(training, model=model, tx=tx).update)
     return lambda step: float(
         update(dataclasses.replace(state, step=jnp.int32(step)), batch)[1]["loss"]
     )

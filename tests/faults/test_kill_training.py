@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from classifiers.training import vmap_seeds
-from classifiers.training.update import Training as ClassifierTraining
-from imagen_ft.training.run import Training
+from classifiers.training.training import Training as ClassifierTraining
+from imagen_ft.training.training import Training
 from launch.runtime.checkpoints.checkpoint import Checkpoints
 from tests.classifiers import tiny_training as tiny_classifier
 from tests.imagen_ft import tiny_training

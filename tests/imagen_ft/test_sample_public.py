@@ -1,5 +1,6 @@
 """From a pipeline in diffusers' layout to pictures, by the commands that a user runs."""
 
+import dataclasses
 import re
 import runpy
 import shutil
@@ -11,13 +12,14 @@ import numpy as np
 import optax
 import pytest
 from diffusers import UNet2DConditionModel
-from ml_collections import ConfigDict
 
+from configs.digits import common
 from imagen_ft import sample
 from imagen_ft.cascade import Cascade
 from imagen_ft.diffusion.from_config import make_denoiser
 from imagen_ft.text import __main__
-from imagen_ft.training.warm_start import check_start, make_create
+from imagen_ft.training import warm_start
+from imagen_ft.training.training import Training
 from imagen_ft.weights import __main__ as weights_command
 from imagen_ft.weights import load_unet
 from launch.errors import InputError
@@ -204,19 +206,18 @@ def test_one_line_for_wrong_input(work, tmp_path, capsys, argv, message):
 
 def test_training_begins_with_the_weights(work):
     stage = runpy.run_path(str(work / "config.py"))["get_config"]().stages.base64.stage
-    config = ConfigDict(dict(init_from=str(work / "imported"), seed=0, stage=stage))
-    assert len(check_start(config)["init_from"]) == 64
-
-    def create():
-        mesh, tx = make_mesh({"data": -1}), optax.sgd(1.0)
-        return make_create(config, make_denoiser(config.stage), (77, 16), tx, ["main"], mesh)()
-
-    state = create()
+    config = common.training(stage, "adam", 1e-3, "constant", "train", str(work / "imported"), 1, 8)
+    config.loss.vlb_weight = 0.001
+    # Of the text only its shape counts here.
+    training = dataclasses.replace(Training.of(config), text_shape=(77, 16), tx=optax.sgd(1.0))
+    assert len(warm_start.check_start(training)["init_from"]) == 64
+    state = warm_start.create(training, make_mesh({"data": -1}))
     _, params = load_unet(work / "imported")
     for ours in (state.variables, state.ema["main"]):
         jax.tree.map(np.testing.assert_array_equal, ours["params"], params)
 
     config.stage.prediction = "v"
-    for start in (lambda: check_start(config), create):
+    other = dataclasses.replace(training, denoiser=make_denoiser(config.stage))
+    for start in (warm_start.check_start, lambda t: warm_start.create(t, make_mesh({"data": -1}))):
         with pytest.raises(InputError, match=r"prediction='v', but the weights of .* give 'eps'"):
-            start()
+            start(other)

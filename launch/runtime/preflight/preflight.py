@@ -13,6 +13,7 @@ import jax
 from absl import flags
 from jax.experimental import topologies
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from launch.errors import InputError
 from launch.runtime.devices.hardware import CHIPS, GIB, Chip
@@ -197,14 +198,14 @@ def _mended(estimate: float, floor: float) -> float:
     return estimate + max(0, math.ceil(floor - estimate))
 
 
-def run(target: str, lower: Lower, axes: Mapping[str, int], parameters: int, effort: float) -> None:
+def run(target: str, lower: Lower, axes: Mapping[str, int], params: PyTree, effort: float) -> None:
     """Prints what a step would need and take on a target; the last line is JSON.
 
     Args:
         target: in the form of `SYNTAX`.
         lower: lowers the step for a mesh.
         axes: of the mesh; see `make_mesh`.
-        parameters: of the model.
+        params: of the model, or their shapes.
         effort: of the compiler, -1 to 1; at 0, a large model's step takes it tens of minutes.
 
     Raises:
@@ -212,6 +213,7 @@ def run(target: str, lower: Lower, axes: Mapping[str, int], parameters: int, eff
             missing or in use.
     """
     plan = parse_target(target)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     # A program for chips that are not there is kept, but cannot be read back.
     jax.config.update("jax_enable_compilation_cache", False)
     mesh = make_mesh(axes, plan.devices())

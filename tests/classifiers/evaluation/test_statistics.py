@@ -1,14 +1,19 @@
 """What classifiers are compared by."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from ml_collections import ConfigDict
 from scipy import stats
 
-from classifiers import from_config, train
+from classifiers import from_config
 from classifiers.evaluation.statistics import compare
+from classifiers.training.evaluation import make_evaluation
 from classifiers.training.losses import soft_cross_entropy, soft_targets
+from classifiers.training.training import Training
+from configs.digits import classifier
 from input_pipeline.source import ArraySource
 from launch.errors import InputError
 from launch.runtime.devices.mesh import make_mesh
@@ -62,10 +67,13 @@ class Brightest:
 @pytest.mark.parametrize("count", [1, 4, 5, 8])
 def test_what_training_measures_leaves_padding_out(count):
     source = a_source(count)
-    measure = train.make_measure(source, Brightest(), 4, None, make_mesh({}))
+    config = classifier.get_config("runlocal")
+    config.augment, config.evaluation_batch_size = {}, 4
+    training = dataclasses.replace(Training.of(config, 3, (4, 4, 1)), model=Brightest())
+    accuracy = make_evaluation(training, source, make_mesh({}))
     pixels = source.images[:, 0, :3, 0].astype(int)
     for sign, found in ((1, pixels.argmax(axis=1)), (-1, pixels.argmin(axis=1))):
-        assert measure({"sign": np.float32(sign)}) == (found == source.labels).mean()
+        assert accuracy({"sign": np.float32(sign)}) == (found == source.labels).mean()
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])

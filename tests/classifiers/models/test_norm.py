@@ -1,5 +1,6 @@
 """The second batch norm: each domain has what plain batch norm would give it alone."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 from classifiers.models.norm import AuxiliaryBatchNorm
 from classifiers.models.resnet import ResNet
 from classifiers.models.resnet_rs import ResNetRS
-from classifiers.training.update import make_update
+from classifiers.training.training import Training
 from launch.errors import InputError
 from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.state import create_state
@@ -180,16 +181,27 @@ def test_training_needs_the_domain():
 
 def test_the_training_step_passes_the_domain():
     model, _, found = pair("resnet")
-    optimizer = dict(learning_rate=0.1, schedule="constant", warmup_steps=0)
+    optimizer = dict(
+        name="sgd",
+        clip_norm=0.0,
+        weight_decay=0.0,
+        learning_rate=0.1,
+        schedule="constant",
+        warmup_steps=0,
+    )
     fields = dict(label_smoothing=0.0, ema={}, total_steps=1, train_sources=dict(real={}))
-    config = ConfigDict(dict(fields, optimizer=optimizer))
+    config = ConfigDict(
+        dict(fields, optimizer=optimizer, model=dict(name="resnet", stage_sizes=(1, 1), width=4))
+    )
+    training = Training.of(config, 3, (8, 8, 1))
     tx, mesh = optax.sgd(0.1), make_mesh({})
+    update = jax.jit(dataclasses.replace(training, model=model, tx=tx).update)
     state = create_state(lambda v: jax.tree.map(jnp.asarray, v), (found,), tx, (), mesh)
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)
     batch = dict(image=images, label=np.int32([0, 1, 2, 0]))
     for index in PREFIX:
         domain = np.full(4, index, np.int32)
-        moved, metrics = jax.jit(make_update(config, model, tx))(state, {**batch, "domain": domain})
+        moved, metrics = update(state, {**batch, "domain": domain})
         assert np.isfinite(metrics["loss"])
         for kind in ("params", "batch_stats"):
             before, after = (

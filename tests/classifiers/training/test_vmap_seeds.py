@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from classifiers import evaluate, train
-from classifiers.training import curves
-from classifiers.training.update import Training
+from classifiers.training import curves, vmap_seeds
+from classifiers.training.training import Training
 from configs.digits import classifier
 from input_pipeline.records.examples import decode_image
 from launch.files import read_json
@@ -55,12 +55,12 @@ def test_what_is_interrupted_goes_on_bit_for_bit(together, tmp_path, monkeypatch
     def fail(*_):
         raise OSError("no space left")
 
-    write = train.vmap_seeds.write
-    monkeypatch.setattr(train.vmap_seeds, "write", fail)
+    write = vmap_seeds.write
+    monkeypatch.setattr(vmap_seeds, "write", fail)
     with pytest.raises(OSError, match="no space left"):
         run(tmp_path / "run", dict(real=REAL), vmap_seeds=True, **FIELDS)
     # Of the last state one checkpoint is taken away, and a seed was half written.
-    monkeypatch.setattr(train.vmap_seeds, "write", write)
+    monkeypatch.setattr(vmap_seeds, "write", write)
     (folder,) = (tmp_path / "run/seeds/checkpoints").glob("4")
     (folder / "digests_0_of_1.json").unlink()
     (tmp_path / "run/seed_1/checkpoints/4").mkdir(parents=True)

@@ -9,7 +9,7 @@ import pytest
 from classifiers.models import presets
 from classifiers.models.vit import resize_positions
 from classifiers.training import warm_start
-from classifiers.training.update import Training
+from classifiers.training.training import Training
 from classifiers.weights.runs import describe
 from configs.digits import classifier
 from launch.errors import InputError
@@ -37,10 +37,10 @@ def begin(path, model, size=8, seed=0):
     """The variables and the averages of step 0."""
     config = classifier.get_config("runlocal")
     config.init_from = str(path)
-    warm_start.check_start(config, model)
     config.model, config.ema = describe(model), dict(main=dict(decay=0.9))
     training = Training.of(config, model.num_classes, (size, size, 3))
-    state = warm_start.create(training, seed, make_mesh({"data": 1}))
+    warm_start.check_start(training)
+    state = warm_start.create(training, make_mesh({"data": 1}), seed)
     same(state.ema["main"], state.variables)
     return jax.tree.map(np.asarray, state.variables)
 

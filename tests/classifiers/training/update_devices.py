@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from classifiers.training import warm_start
-from classifiers.training.update import Training
+from classifiers.training.training import Training
 from input_pipeline.batches import loader
 from input_pipeline.sources.digits import digits
 from launch.runtime.devices import mesh as meshes
@@ -32,7 +32,7 @@ def losses_of(net, sizes):
     data, found = loader.batches(source, BATCH, seed=0, rows=rows), []
     step = training.step(mesh)
     with jax.set_mesh(mesh):
-        state = warm_start.create(training, 0, mesh)
+        state = warm_start.create(training, mesh, 0)
         for batch in loader.iterate(data, 0, STEPS):
             state, metrics = step(state, meshes.put_batch(mesh, batch))
             found.append(metrics)

@@ -19,17 +19,16 @@ from imagen_ft.diffusion.denoiser import Denoiser
 from imagen_ft.diffusion.losses import DiffusionLoss
 from imagen_ft.diffusion.process import add_noise
 from imagen_ft.diffusion.schedule import Cosine, SquaredCos
-from imagen_ft.finetune import _load_images
 from imagen_ft.models.unet import Context
-from imagen_ft.training.run import Training, check_config, watch
-from imagen_ft.training.update import draw_inputs, image_losses, make_update, shrink
+from imagen_ft.training.batch_losses import draw_inputs, image_losses, shrink
+from imagen_ft.training.images import evaluation_transform, open_images
+from imagen_ft.training.training import Training
 from input_pipeline import sources
 from input_pipeline.source import ArraySource
 from launch.errors import InputError
 from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.images import to_float
-from launch.runtime.state import create_state
-from launch.runtime.training.step import make_step
+from launch.runtime.state import abstract_state, create_state
 from tests.support import ROOT
 from tests.support.libtpu import needs_libtpu
 
@@ -110,12 +109,21 @@ def updated(steps=1, frozen=False, rate=0.1, **fields):
     """The parameters and metrics after some steps."""
     stage, config, tx = denoiser(low_size=2), config_of(**fields), optax.sgd(rate)
     kept = {"params": {"w": False, "b": frozen}}["params"]
-    update = make_update(
-        config, stage, DiffusionLoss(), tx, lambda step: 0.1 * step, {}, kept, unroll=True
-    )
     mesh, init = make_mesh({"data": -1}), lambda key: stage.init(key, NULL)
     args = (init, (jax.random.key(0),), tx, ())
-    step = make_step(update, mesh, jax.eval_shape(lambda: create_state(*args, mesh)), (TEXT, NULL))
+    training = Training(
+        config=config,
+        denoiser=stage,
+        loss=DiffusionLoss(),
+        text_shape=NULL.shape,
+        names=(),
+        tx=tx,
+        schedule=lambda step: 0.1 * step,
+        decays={},
+        frozen=kept,
+        abstract=abstract_state(*args),
+    )
+    step = training.step(mesh, TEXT, NULL)
     with jax.set_mesh(mesh):
         state = create_state(*args, mesh)
         for k in range(steps):
@@ -219,14 +227,16 @@ def test_crops_are_the_same_network():
 )
 def test_wrong_numbers_are_named(fields, message):
     with pytest.raises(InputError, match=message):
-        check_config(Training.of(digits(**fields)), make_mesh({"data": -1}))
+        Training.of(digits(**fields)).check(make_mesh({"data": -1}))
 
 
 def test_crops_are_watched_on_crops():
     """Not on whole images made small: what is drawn and evaluated is as large as in training."""
     image = np.zeros((40, 32, 1), np.uint8)
     image[16:24, 12:20] = 255
-    found = watch({"image": image, "label": 3}, size=32, crop=8)
+    config = digits(crop_size=8)
+    config.stage.size, config.stage.low_size = 32, 16
+    found = evaluation_transform(Training.of(config))({"image": image, "label": 3})
     assert found["label"] == 3 and found["image"].shape == (8, 8, 1)
     assert found["image"].min() == 255
 
@@ -237,7 +247,7 @@ def test_labels_mean_the_same_in_evaluation(monkeypatch):
     load = lambda spec: ArraySource(images, np.arange(2), names[spec["split"]])  # noqa: E731
     monkeypatch.setattr(sources, "load", load)
     with pytest.raises(InputError, match=r"2 classes, not the 2 of .*: ant is in one of them only"):
-        _load_images(Training.of(digits(class_names=())))
+        open_images(Training.of(digits(class_names=())))
 
 
 @needs_libtpu

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from imagen_ft.text.encoders import make_text_encoder
-from imagen_ft.training.run import Training
-from imagen_ft.training.warm_start import make_create
+from imagen_ft.training import warm_start
+from imagen_ft.training.training import Training
 from input_pipeline import sources
 from input_pipeline.batches import loader
 from launch.runtime.devices import mesh as meshes
@@ -40,11 +40,8 @@ def losses_of(sizes, parts):
     step = training.step(mesh, text, meshes.replicate(mesh, encoder.null()[0]))
     source, rows = sources.load(config.train_source), meshes.local_rows(mesh, BATCH)
     data, losses = loader.batches(source, BATCH, seed=0, rows=rows), []
-    create = make_create(
-        config, training.denoiser, training.text_shape, training.tx, training.decays, mesh
-    )
     with jax.set_mesh(mesh):
-        state = create()
+        state = warm_start.create(training, mesh)
         for batch in loader.iterate(data, 0, STEPS):
             batch = {name: batch[name] for name in ("image", "label")}
             state, metrics = step(state, meshes.put_batch(mesh, batch))

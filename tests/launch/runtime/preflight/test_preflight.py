@@ -44,7 +44,8 @@ def lower(mesh):
         return jax.jit(step, donate_argnums=0).lower(weights, x)
 
 axes = dict(data=-1, fsdp=4)
-sys.exit(exit_code(lambda: preflight.run(target, lower, axes, 8 * 2**20, -1.0), ""))
+params = jax.ShapeDtypeStruct((8, 1024, 1024), "float32")
+sys.exit(exit_code(lambda: preflight.run(target, lower, axes, params, -1.0), ""))
 """
 
 

@@ -1,5 +1,7 @@
 """Losses against PyTorch, weights of the domains, and what a step measures of each."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -10,7 +12,7 @@ import torch
 
 from classifiers.models import presets
 from classifiers.training import losses
-from classifiers.training.update import Training, make_update
+from classifiers.training.training import Training
 from configs.digits import classifier
 from launch.errors import InputError
 from launch.runtime.state import TrainState
@@ -42,14 +44,14 @@ def begin(config, tx):
     head = variables["params"]["head"]
     head["kernel"] = jax.random.normal(jax.random.key(1), head["kernel"].shape)
     state = TrainState(jnp.zeros((), jnp.int32), variables, tx.init(variables["params"]), {})
-    return training.model, state
+    return dataclasses.replace(training, tx=tx), state
 
 
 def step(config, batch, tx=None):
     """Metrics of a step, and the gradient: what SGD at a rate of 1 subtracts."""
     tx = tx or optax.sgd(1.0)
-    model, state = begin(config, tx)
-    after, metrics = jax.jit(make_update(config, model, tx))(state, batch)
+    training, state = begin(config, tx)
+    after, metrics = jax.jit(training.update)(state, batch)
     gradient = jax.tree.map(jnp.subtract, state.variables["params"], after.variables["params"])
     return to_scalars(metrics), gradient
 
@@ -146,4 +148,4 @@ def test_presets_have_the_same_step_in_any_domain():
     first, _ = step(config_of(train_sources=REAL), batch)
     second, _ = step(config_of(train_sources=REAL), {**batch, "domain": 1 - batch["domain"]})
     assert first["loss"] == second["loss"]
-    assert isinstance(begin(config_of(train_sources=REAL), optax.sgd(1.0))[0], presets.ViT)
+    assert isinstance(begin(config_of(train_sources=REAL), optax.sgd(1.0))[0].model, presets.ViT)

@@ -1,0 +1,87 @@
+"""The images that classifiers are trained on and watched with."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+
+from jax.sharding import Mesh
+
+from classifiers import from_config
+from classifiers.training.training import Training
+from input_pipeline import sources
+from input_pipeline.batches import loader
+from input_pipeline.batches.mixture import Union, check_weight
+from input_pipeline.source import Source, check_labels, in_memory
+from launch.errors import InputError
+from launch.runtime.devices.mesh import local_rows
+from launch.runtime.training.step import Batch
+
+# `read(start, stop)` yields this process's part of those batches.
+Reader = Callable[[int, int], Iterator[Batch]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Opened sources.
+
+    Attributes:
+        train: the union of all that are trained on.
+        evaluation: what training watches itself with; its classes are the same.
+        digests: of the sources that can change, by their names in `config.train_sources`.
+    """
+
+    train: Source
+    evaluation: Source
+    digests: dict[str, str]
+
+
+def open_images(training: Training, evaluation: Source) -> Images:
+    """Opens the sources of `config.train_sources`.
+
+    Args:
+        training: its config has `in_memory` and `synthetic_weight`.
+        evaluation: the images of `config.evaluation_source`.
+
+    Raises:
+        InputError: one is missing or has other classes, a label is of none of them, or a domain
+            that the config speaks of has no images.
+    """
+    config = training.config
+    opened = {name: sources.load(spec) for name, spec in config.train_sources.items()}
+    train: Source = Union(list(opened.values()))
+    if tuple(train.class_names) != tuple(evaluation.class_names):
+        raise InputError("config.train_sources and config.evaluation_source have different classes")
+    for source in (train, evaluation):
+        check_labels(source)
+    if config.get("synthetic_weight") is not None:
+        check_weight(train.domain, config.synthetic_weight)
+    digests = {name: digest for name, source in opened.items() if (digest := source.digest())}
+    return Images(in_memory(train) if config.in_memory else train, evaluation, digests)
+
+
+def make_reader(training: Training, source: Source, seed: int, mesh: Mesh) -> Reader:
+    """What reads the batches of one seed.
+
+    Args:
+        training: its config says what happens to images, and how they come together in batches.
+        source: all of them.
+        seed: of their order and of their augmentation.
+        mesh: where the batches go.
+    """
+    config = training.config
+    augment, transform = from_config.make_augment(config), from_config.make_transform(config)
+    batches = loader.batches(
+        source,
+        config.batch_size,
+        seed,
+        # Without augmentation an image of training is prepared as one of evaluation.
+        transform=None if augment else transform,
+        augment=augment,
+        rows=local_rows(mesh, config.batch_size),
+        synthetic_weight=config.get("synthetic_weight"),
+        repeats=config.get("repeats", 1),
+    )
+    workers = config.get("loader_workers", 0)
+    if config.get("vmap_seeds"):  # They are shared among the seeds.
+        workers = -(-workers // config.seeds)
+    return functools.partial(loader.iterate, batches, workers=workers)

@@ -1,0 +1,91 @@
+"""The training of all seeds of a run, from opened images to their last checkpoints."""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from classifiers import from_config
+from classifiers.training import curves, vmap_seeds, warm_start
+from classifiers.training.evaluation import make_evaluation
+from classifiers.training.images import Images, make_reader
+from classifiers.training.training import Training
+from launch.runtime.devices.distributed import on_first_process
+from launch.runtime.state import TrainState
+from launch.runtime.training.loop import fit
+from launch.runtime.workdir import claim_workdir
+
+
+def train_seeds(
+    training: Training, images: Images, inputs: dict[str, str], mesh: Mesh, workdir: epath.Path
+) -> None:
+    """Trains every seed, or goes on with it: in turn, or all at once with `config.vmap_seeds`.
+
+    Args:
+        training: what the config says.
+        images: to train on, and to watch training with.
+        inputs: digests of what the run begins with.
+        mesh: where the states live.
+        workdir: the run directory.
+
+    Raises:
+        InputError: the run directory is another run's.
+    """
+    config = training.config
+    claim_workdir(workdir, config, images.digests | inputs)
+    names = images.evaluation.class_names
+    on_first_process(lambda: from_config.save_class_names(workdir, names))
+    train = _train_together if config.get("vmap_seeds") else _train_in_turn
+    with jax.set_mesh(mesh):
+        train(training, images, mesh, workdir)
+    on_first_process(lambda: curves.write(workdir, config.seeds))
+
+
+def _train_in_turn(training: Training, images: Images, mesh: Mesh, workdir: epath.Path) -> None:
+    accuracy = make_evaluation(training, images.evaluation, mesh)
+    train_step = training.step(mesh)
+    for seed in range(training.config.seeds):
+        fit(
+            workdir=workdir / f"seed_{seed}",
+            config=training.config,
+            mesh=mesh,
+            abstract=training.abstract,
+            create=functools.partial(warm_start.create, training, mesh, seed),
+            train_step=train_step,
+            batches=make_reader(training, images.train, seed, mesh),
+            evaluate=lambda state: {"validation_accuracy": accuracy(state.inference_variables)},
+            label=f"{workdir.name} seed {seed}",
+        )
+
+
+def _train_together(training: Training, images: Images, mesh: Mesh, workdir: epath.Path) -> None:
+    count, stacked = training.config.seeds, vmap_seeds.stacked(training)
+    accuracy = make_evaluation(training, images.evaluation, mesh)
+
+    def evaluate(state: TrainState) -> dict[str, Any]:
+        by_seed = [accuracy(vmap_seeds.variables_of(state, seed)) for seed in range(count)]
+        return {
+            "validation_accuracy": np.mean(by_seed),
+            "validation_accuracy_by_seed": np.array(by_seed),
+        }
+
+    def create() -> TrainState:
+        states = [warm_start.create(training, mesh, seed) for seed in range(count)]
+        return vmap_seeds.create(states, mesh)
+
+    readers = [make_reader(training, images.train, seed, mesh) for seed in range(count)]
+    state = fit(
+        workdir=workdir / vmap_seeds.FOLDER,
+        config=training.config,
+        mesh=mesh,
+        abstract=stacked.abstract,
+        create=create,
+        train_step=stacked.step(mesh),
+        batches=vmap_seeds.batches(readers),
+        evaluate=evaluate,
+        label=f"{workdir.name} {count} seeds",
+    )
+    vmap_seeds.write(workdir, state, training.config.total_steps, count)

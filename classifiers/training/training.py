@@ -1,0 +1,172 @@
+"""What a config says of the training of a classifier, and its update."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from classifiers import from_config
+from classifiers.from_config import Mix
+from classifiers.models.presets import Classifier
+from classifiers.training import losses
+from classifiers.training.mixing import check_mix, make_mix
+from input_pipeline.batches.mixture import DOMAINS
+from launch.runtime.devices.mesh import batch_sharding, with_shardings
+from launch.runtime.ema import Decay, make_decays
+from launch.runtime.images import to_float
+from launch.runtime.state import TrainState, abstract_state
+from launch.runtime.training.loop import check_training
+from launch.runtime.training.optimizers import make_optimizer, make_schedule
+from launch.runtime.training.step import Batch, TrainStep, make_step
+
+# Seeds of what is mixed with what, and of what is dropped.
+_MIX, _DROP = 0, 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What a config says of a run, with nothing loaded and nothing allocated.
+
+    Attributes:
+        config: of the run.
+        model: the network.
+        image_shape: [h, w, c] of what it is given.
+        loss: of each example, from logits and targets.
+        weights: what the loss of a real and of a synthetic example is multiplied with.
+        mix: see `make_mix`.
+        tx: the optimiser.
+        schedule: its learning rate at each step.
+        decays: of the moving averages.
+        abstract: shapes of the state.
+    """
+
+    config: ml_collections.ConfigDict
+    model: Classifier
+    image_shape: tuple[int, int, int]
+    loss: Callable[[Array, Array], Array]
+    weights: tuple[float, float]
+    mix: Mix | None
+    tx: optax.GradientTransformation
+    schedule: optax.Schedule
+    decays: dict[str, Decay]
+    abstract: TrainState
+
+    @classmethod
+    def of(
+        cls, config: ml_collections.ConfigDict, num_classes: int, image_shape: tuple[int, int, int]
+    ) -> "Training":
+        """Reads a config.
+
+        Args:
+            config: `loss` and `label_smoothing`, see `losses.make_loss`; `synthetic_loss_weight`,
+                see `losses.domain_weights`; `train_sources`: where there are several, metrics of
+                each domain are measured too; `model`, `mix`, `ema`, `optimizer`, `total_steps`.
+            num_classes: of the images.
+            image_shape: theirs, [h, w, c].
+
+        Raises:
+            InputError: a field is wrong.
+        """
+        model = from_config.make_model(config.model, num_classes)
+        tx = make_optimizer(config.optimizer, config.total_steps)
+        schedule, decays = (
+            make_schedule(config.optimizer, config.total_steps),
+            make_decays(config.ema),
+        )
+        init = functools.partial(from_config.init_model, model, image_shape=image_shape)
+        abstract = abstract_state(init, (jax.random.key(0),), tx, decays)
+        mix = make_mix(config)
+        check_mix(config, getattr(model, "auxiliary_batch_norm", False))
+        loss, weights = losses.make_loss(config), losses.domain_weights(config)
+        return cls(config, model, image_shape, loss, weights, mix, tx, schedule, decays, abstract)
+
+    def check(self, mesh: Mesh) -> None:
+        """Looks for numbers that training could not work with.
+
+        Raises:
+            InputError: names the field.
+        """
+        check_training(self.config, mesh)
+
+    def update(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+        """One step: the new state and its metrics.
+
+        The loss is the mean over the batch of what each example's is by its domain's weight
+        ("Diversify, Don't Fine-Tune", 2023, section 3.3: lambda). What is mixed with what, and what
+        is dropped, is the same for all seeds of a run; their images differ.
+
+        Args:
+            state: before it.
+            batch: 'image' uint8 [b, h, w, c], 'label' and 'domain' [b].
+        """
+        images, domain = to_float(batch["image"]), batch["domain"]
+        smoothing = self.config.label_smoothing
+        targets = losses.soft_targets(batch["label"], self.model.num_classes, smoothing)
+        if self.mix is not None:
+            key = jax.random.fold_in(jax.random.key(_MIX), state.step)
+            images, targets = self.mix(key, images, targets, domain)
+        rngs = {"dropout": jax.random.fold_in(jax.random.key(_DROP), state.step)}
+        separate = getattr(self.model, "auxiliary_batch_norm", False)
+
+        def loss_of(params: Any) -> tuple[Array, tuple[Array, Array, dict[str, Any]]]:
+            logits, model_state = self.model.apply(
+                {**state.variables, "params": params},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+                rngs=rngs if self.model.stochastic else None,
+                **({"domain": domain} if separate else {}),
+            )
+            values = self.loss(logits, targets)
+            mean = losses.weighted(values, domain, self.weights).mean()
+            return mean, (values, logits, model_state)
+
+        (mean, (values, logits, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(
+            state.variables["params"]
+        )
+        rate = jnp.asarray(self.schedule(state.step), jnp.float32)
+        state, norms = state.update(grads, self.tx, self.decays, model_state)
+        correct = (jnp.argmax(logits, axis=-1) == batch["label"]).astype(jnp.float32)
+        metrics = {"loss": mean, "accuracy": correct.mean(), "learning_rate": rate}
+        if len(self.config.train_sources) > 1:
+            metrics |= _by_domain(domain, loss=values, accuracy=correct)
+        return state, {**metrics, **norms}
+
+    def step(self, mesh: Mesh) -> TrainStep:
+        """The update on a mesh."""
+        return make_step(self.update, mesh, self.abstract)
+
+    def lower(self, mesh: Mesh) -> jax.stages.Lowered:
+        """The update's program for a mesh whose devices need not be there."""
+        self.check(mesh)
+        count, rows = self.config.batch_size, batch_sharding(mesh)
+
+        def shape(*sizes: int, dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(sizes, dtype, sharding=rows)
+
+        images = shape(count, *self.image_shape, dtype=np.uint8)
+        batch = dict(image=images, label=shape(count), domain=shape(count))
+        with jax.set_mesh(mesh):
+            return self.step(mesh).lower(with_shardings(mesh, self.abstract), batch)
+
+
+def _by_domain(domain: Array, **values: Float[Array, " b"]) -> dict[str, dict[str, Array]]:
+    """`NAME_by_domain`: means over the examples of each domain; NaN where there is none.
+
+    Where images of both are mixed with each other, a mixture is of the domain of its first one.
+    """
+    means: dict[str, dict[str, Array]] = {}
+    for name, each in values.items():
+        of_domains = means[f"{name}_by_domain"] = {}
+        for number, label in DOMAINS.items():
+            members = domain == number
+            of_domains[label] = jnp.where(members, each, 0.0).sum() / members.sum()
+    return means

@@ -1,0 +1,81 @@
+"""The noising of a batch, and the loss of each of its images."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from imagen_ft.diffusion.denoiser import Denoiser
+from imagen_ft.diffusion.losses import DiffusionLoss
+from imagen_ft.diffusion.process import add_noise, stratified_times
+from imagen_ft.diffusion.schedule import Schedule
+from launch.runtime.images import to_float
+from launch.runtime.state import Variables
+from launch.runtime.training.step import Batch
+
+Inputs = dict[str, Array]
+Losses = dict[str, Float[Array, " b"]]
+
+
+def draw_inputs(denoiser: Denoiser, batch: Batch, key: Key[Array, ""]) -> Inputs:
+    """Adds to a batch all that is random in its loss: what is behind it can be taken in parts.
+
+    Times are stratified over the batch, the low-resolution images' noise level is uniform.
+
+    Args:
+        denoiser: the network.
+        batch: 'image', uint8 [b, size, size, c], and 'label'.
+        key: randomness.
+    """
+    shape = batch["image"].shape
+    t_key, eps_key, level_key, noise_key = jax.random.split(key, 4)
+    inputs = dict(image=batch["image"], label=batch["label"])
+    inputs["t"] = _training_times(denoiser.schedule, stratified_times(t_key, shape[0]))
+    inputs["eps"] = jax.random.normal(eps_key, shape)
+    if denoiser.low_size:
+        level = jax.random.uniform(level_key, shape[:1])
+        inputs["level"] = _training_times(denoiser.schedule, level)
+        inputs["condition_noise"] = jax.random.normal(noise_key, shape)
+    return inputs
+
+
+def _training_times(schedule: Schedule, u: Float[Array, " b"]) -> Float[Array, " b"]:
+    """Times from uniform numbers in [0, 1); a discrete schedule's are those of its steps."""
+    steps = schedule.num_train_timesteps
+    return (jnp.floor(u * steps) + 1) / steps if steps else u
+
+
+def image_losses(
+    denoiser: Denoiser,
+    loss: DiffusionLoss,
+    variables: Variables,
+    inputs: Inputs,
+    text: Float[Array, "b n d"],
+) -> Losses:
+    """Losses of each image, see `DiffusionLoss`.
+
+    A super-resolution stage sees the means of its targets' pixels as low-resolution images.
+
+    Args:
+        denoiser: the network.
+        loss: what is computed of its output.
+        variables: its variables.
+        inputs: result of `draw_inputs`.
+        text: states of the prompts.
+    """
+    x0, t = to_float(inputs["image"]), inputs["t"]
+    x_t = add_noise(x0, inputs["eps"], denoiser.schedule.logsnr(t))
+    condition, level = None, None
+    if denoiser.low_size:
+        level, low = inputs["level"], shrink(x0, denoiser.low_size)
+        condition = denoiser.condition(low, inputs["condition_noise"], level)
+    context = denoiser.context(variables, text, level)
+    output = denoiser.predict(variables, x_t, t, context, condition)
+    return loss(denoiser, output, x_t, x0, inputs["eps"], t)
+
+
+def shrink(images: Float[Array, "b h w c"], size: int) -> Float[Array, "b size size c"]:
+    """Means of square blocks of pixels."""
+    b, h, _, c = images.shape
+    factor = h // size
+    blocks = images.reshape(b, size, factor, size, factor, c)  # [b, size, f, size, f, c]
+    return blocks.mean(axis=(2, 4))

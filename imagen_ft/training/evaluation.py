@@ -1,0 +1,62 @@
+"""How good a stage is while it is trained: its loss on held-out images."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+from imagen_ft.training.batch_losses import draw_inputs, image_losses
+from imagen_ft.training.images import evaluation_transform
+from imagen_ft.training.training import Training, loss_name
+from input_pipeline.batches import loader
+from input_pipeline.source import Source
+from launch.runtime.devices.mesh import local_rows, put_batch
+from launch.runtime.ema import MAIN
+from launch.runtime.state import TrainState, Variables
+from launch.runtime.training.step import Batch
+
+
+def make_evaluation(
+    training: Training, source: Source, mesh: Mesh, text_table: Float[Array, "classes n d"]
+) -> Callable[[TrainState], dict[str, float]]:
+    """Loss on held-out images, of every moving average; the same times and noise each time.
+
+    Args:
+        training: its config has `seed`, `evaluation_batch_size` and `evaluation_draws`, how many
+            times and noises an image gets.
+        source: the held-out images.
+        mesh: where the batches go.
+        text_table: states of every class's prompt.
+    """
+    config, transform = training.config, evaluation_transform(training)
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    batch_size = -(-config.evaluation_batch_size // ways) * ways
+    rows = local_rows(mesh, batch_size)
+
+    @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, P()))
+    def total(
+        variables: Variables, batch: Batch, text_table: Array, number: int, draw: int
+    ) -> Array:
+        key = jax.random.fold_in(jax.random.fold_in(training.evaluation_key, number), draw)
+        text, inputs = text_table[batch["label"]], draw_inputs(training.denoiser, batch, key)
+        losses = image_losses(training.denoiser, training.loss, variables, inputs, text)["loss"]
+        return jnp.where(batch["mask"], losses, 0.0).sum()
+
+    def mean(variables: Variables) -> float:
+        losses = 0.0
+        batches = loader.eval_batches(source, batch_size, transform, rows)
+        for number, batch in enumerate(batches):
+            batch = put_batch(mesh, batch)
+            for draw in range(config.evaluation_draws):
+                losses += float(total(variables, batch, text_table, number, draw))
+        return losses / (len(source) * config.evaluation_draws)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        averages = {MAIN: state.inference_variables, **state.ema}
+        return {loss_name(name): mean(average) for name, average in averages.items()}
+
+    return evaluate

@@ -1,0 +1,71 @@
+"""The training of one stage, from opened images to its last checkpoint."""
+
+import functools
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from imagen_ft.text.encoders import TextEncoder
+from imagen_ft.training import warm_start
+from imagen_ft.training.evaluation import make_evaluation
+from imagen_ft.training.images import open_images, training_augment, training_transform
+from imagen_ft.training.pictures import make_pictures
+from imagen_ft.training.training import Training
+from input_pipeline.batches import loader
+from launch.runtime.devices.mesh import local_rows, replicate
+from launch.runtime.training.loop import fit
+from launch.runtime.workdir import claim_workdir
+
+
+def train_stage(training: Training, encoder: TextEncoder, mesh: Mesh, workdir: epath.Path) -> None:
+    """Trains a stage, or goes on with it.
+
+    Args:
+        training: what the config says.
+        encoder: of the prompts.
+        mesh: where the state lives.
+        workdir: the run directory.
+
+    Raises:
+        InputError: images, weights or the run directory do not fit the config.
+    """
+    config = training.config
+    images = open_images(training)
+    # With other text, weights or images a resumed run would be another one.
+    inputs = {"text": encoder.digest} | warm_start.check_start(training)
+    inputs["train_source"] = images.train.digest()
+    inputs = {name: digest for name, digest in inputs.items() if digest}
+    # A table of text can be large: it is held in the precision that the network computes in.
+    dtype = training.denoiser.model.dtype
+    text_table: np.ndarray = encoder.embed(images.prompts).astype(dtype)
+    null_text: np.ndarray = encoder.null()[0].astype(dtype)
+    text = replicate(mesh, text_table), replicate(mesh, null_text)
+    batches = loader.batches(
+        images.train,
+        config.batch_size,
+        config.seed,
+        transform=training_transform(training),
+        augment=training_augment(training),
+        rows=local_rows(mesh, config.batch_size),
+    )
+    pictures = None
+    if config.get("pictures_every", 0):
+        pictures = make_pictures(training, images, mesh, text_table, null_text)
+    claim_workdir(workdir, config, inputs)
+    with jax.set_mesh(mesh):
+        fit(
+            workdir=workdir,
+            config=config,
+            mesh=mesh,
+            abstract=training.abstract,
+            create=functools.partial(warm_start.create, training, mesh),
+            train_step=training.step(mesh, *text),
+            batches=functools.partial(
+                loader.iterate, batches, workers=config.get("loader_workers", 0)
+            ),
+            evaluate=make_evaluation(training, images.evaluation, mesh, text[0]),
+            pictures=pictures,
+            label=workdir.name,
+        )

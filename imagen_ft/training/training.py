@@ -1,0 +1,207 @@
+"""What a config says of the training of one stage, and its update."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Key
+
+from imagen_ft.diffusion.denoiser import Denoiser
+from imagen_ft.diffusion.from_config import make_denoiser
+from imagen_ft.diffusion.losses import DiffusionLoss, level_losses, make_loss
+from imagen_ft.text import class_names
+from imagen_ft.text.encoders import text_shapes
+from imagen_ft.training.batch_losses import Inputs, Losses, draw_inputs, image_losses
+from launch.errors import InputError
+from launch.runtime.devices.mesh import batch_sharding, with_shardings
+from launch.runtime.ema import MAIN, Decay, make_decays
+from launch.runtime.state import TrainState, abstract_state
+from launch.runtime.training.loop import check_training
+from launch.runtime.training.optimizers import (
+    frozen_parameters,
+    make_optimizer,
+    make_schedule,
+    stop_frozen,
+)
+from launch.runtime.training.step import Batch, TrainStep, accumulate, make_step
+
+# Folded into the seed's key for what is no step of training.
+_EVALUATION = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What a config says of a run, with nothing loaded and nothing allocated.
+
+    Attributes:
+        config: of the run.
+        denoiser: the network, at the size that it is trained at.
+        loss: what is minimised.
+        text_shape: of one prompt's states.
+        names: of the classes; empty where the images' own will do.
+        tx: the optimiser.
+        schedule: its learning rate at each step.
+        decays: of the moving averages.
+        frozen: which parameters stay as they are.
+        abstract: shapes of the state.
+    """
+
+    config: ml_collections.ConfigDict
+    denoiser: Denoiser
+    loss: DiffusionLoss
+    text_shape: tuple[int, int]
+    names: tuple[str, ...]
+    tx: optax.GradientTransformation
+    schedule: optax.Schedule
+    decays: dict[str, Decay]
+    frozen: Any
+    abstract: TrainState
+
+    @classmethod
+    def of(cls, config: ml_collections.ConfigDict) -> "Training":
+        """Reads a config.
+
+        Raises:
+            InputError: a field is wrong.
+        """
+        denoiser = _crop(make_denoiser(config.stage), config.get("crop_size", 0))
+        loss, decays = make_loss(config.loss, denoiser), make_decays(config.ema)
+        text_shape, _ = text_shapes(config.text)
+        frozen = frozen_parameters(config.frozen, denoiser.shapes(text_shape)["params"])
+        tx = make_optimizer(config.optimizer, config.total_steps, frozen)
+        schedule = make_schedule(config.optimizer, config.total_steps)
+        args = jax.random.key(config.seed), jnp.zeros(text_shape)
+        abstract = abstract_state(denoiser.init, args, tx, decays)
+        names = class_names.resolve(config.class_names)
+        return cls(
+            config, denoiser, loss, text_shape, names, tx, schedule, decays, frozen, abstract
+        )
+
+    @property
+    def evaluation_key(self) -> Key[Array, ""]:
+        """A key that no step of training has."""
+        return jax.random.fold_in(jax.random.key(self.config.seed), _EVALUATION)
+
+    def check(self, mesh: Mesh) -> None:
+        """Looks for numbers that training could not work with.
+
+        Raises:
+            InputError: names the field.
+        """
+        config = self.config
+        check_training(config, mesh)
+        parts = config.accumulation
+        ways = mesh.shape["data"] * mesh.shape["fsdp"]
+        if parts < 1 or config.batch_size % (ways * parts):
+            raise InputError(
+                f"config.accumulation={parts}: batch_size={config.batch_size} cannot be taken in "
+                f"so many parts on {ways} devices of mesh.data x mesh.fsdp"
+            )
+        if not 0.0 <= config.text_drop <= 1.0:
+            raise InputError(f"config.text_drop={config.text_drop}: a probability is in [0, 1]")
+        if config.evaluation_draws < 1:
+            raise InputError(
+                f"config.evaluation_draws={config.evaluation_draws}: at least 1 is needed"
+            )
+        if config.get("pictures_every", 0) and config.pictures.count < 1:
+            raise InputError(f"config.pictures.count={config.pictures.count}: at least 1 is needed")
+        measured = [loss_name(name) for name in self.decays or (MAIN,)]
+        if config.get("best") and config.best.metric not in measured:
+            raise InputError(
+                f"config.best.metric={config.best.metric!r} is not evaluated: there is "
+                f"{', '.join(measured)}"
+            )
+
+    def update(
+        self,
+        state: TrainState,
+        batch: Batch,
+        text_table: Float[Array, "classes n d"],
+        null_text: Float[Array, "n d"],
+        unroll: bool = False,
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """One step: the new state and its metrics.
+
+        Step k's randomness is a function of (config.seed, k).
+
+        Args:
+            state: before it.
+            batch: see `draw_inputs`.
+            text_table: states of every class's prompt.
+            null_text: states that stand for no text.
+            unroll: see `step.accumulate`.
+        """
+        config = self.config
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        drop_key, loss_key = jax.random.split(key)
+        inputs = draw_inputs(self.denoiser, batch, loss_key)
+        shape = (len(batch["label"]), 1, 1)
+        inputs["drop"] = jax.random.bernoulli(drop_key, config.text_drop, shape)
+
+        def loss_of(params: Any, inputs: Inputs) -> tuple[Array, Losses]:
+            variables = {**state.variables, "params": stop_frozen(params, self.frozen)}
+            text = jnp.where(inputs["drop"], null_text[None], text_table[inputs["label"]])
+            losses = image_losses(self.denoiser, self.loss, variables, inputs, text)
+            return losses["loss"].mean(), losses
+
+        params, parts = state.variables["params"], config.accumulation
+        losses, grads = accumulate(loss_of, params, inputs, parts, unroll)
+        rate = jnp.asarray(self.schedule(state.step), jnp.float32)
+        state, norms = state.update(grads, self.tx, self.decays)
+        metrics = {name: values.mean() for name, values in losses.items()}
+        metrics["loss_by_level"] = level_losses(losses["loss"], inputs["t"])
+        return state, {**metrics, **norms, "learning_rate": rate}
+
+    def step(self, mesh: Mesh, text_table: Any, null_text: Any) -> TrainStep:
+        """The update on a mesh.
+
+        Args:
+            mesh: where the state lives.
+            text_table: states of every class's prompt, [classes, n, d].
+            null_text: states that stand for no text, [n, d].
+        """
+        on_cpu = mesh.devices.flat[0].platform == "cpu"
+        update = functools.partial(self.update, unroll=on_cpu)
+        return make_step(update, mesh, self.abstract, (text_table, null_text))
+
+    def lower(self, mesh: Mesh) -> jax.stages.Lowered:
+        """The update's program for a mesh whose devices need not be there."""
+        self.check(mesh)
+        shape = jax.ShapeDtypeStruct
+        dtype = self.denoiser.model.dtype
+        whole = NamedSharding(mesh, P())
+        table = shape((max(1, len(self.names)), *self.text_shape), dtype, sharding=whole)
+        step = self.step(mesh, table, shape(self.text_shape, dtype, sharding=whole))
+        size, count = self.denoiser.size, self.config.batch_size
+        rows = batch_sharding(mesh)
+        batch = dict(
+            image=shape((count, size, size, self.denoiser.channels), np.uint8, sharding=rows),
+            label=shape((count,), np.int32, sharding=rows),
+        )
+        with jax.set_mesh(mesh):
+            return step.lower(with_shardings(mesh, self.abstract), batch)
+
+
+def _crop(denoiser: Denoiser, size: int) -> Denoiser:
+    """The same network for parts of its images; 0 is whole images."""
+    if not size:
+        return denoiser
+    factor = denoiser.size // max(1, denoiser.low_size)
+    if not 0 < size <= denoiser.size or size % factor or not denoiser.low_size:
+        raise InputError(
+            f"config.crop_size={size}: a multiple of {factor} up to stage.size={denoiser.size} is "
+            "needed, and a stage of super-resolution; 0 trains on whole images"
+        )
+    return dataclasses.replace(denoiser, size=size, low_size=size // factor)
+
+
+def loss_name(average: str) -> str:
+    """What the validation loss of a moving average is logged as."""
+    return "validation_loss" if average == MAIN else f"validation_loss_{average}"
