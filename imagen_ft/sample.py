@@ -21,9 +21,9 @@ from imagen_ft.text.class_names import read_lines
 from imagen_ft.text.encoders import check_prompts
 from input_pipeline.records.examples import encode_png
 from launch.errors import InputError
-from launch.files import read_json, write_atomic, write_json
+from launch.files import differences, read_json, write_atomic, write_json
 from launch.runtime import app
-from launch.runtime.config import flatten, plain
+from launch.runtime.config import plain
 from launch.runtime.reports import image_grid
 
 # A picture of more is not looked at, and takes minutes to draw.
@@ -139,13 +139,11 @@ def check_same_request(workdir: epath.Path, request: dict[str, Any]) -> None:
     path = workdir / REQUEST
     if not path.exists():
         return
-    before, now = flatten(read_json(path)), flatten(request)
-    for field in sorted(before.keys() | now.keys()):
-        if before.get(field) != now.get(field):
-            raise InputError(
-                f"{workdir} holds images that were drawn with {field} = {before.get(field)}, now "
-                f"it is {now.get(field)}: name another --workdir"
-            )
+    for field, (before, now) in differences(read_json(path), request).items():
+        raise InputError(
+            f"{workdir} holds images that were drawn with {field} = {before}, now it is {now}: "
+            "name another --workdir"
+        )
 
 
 def draw_path(

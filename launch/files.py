@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -143,6 +143,38 @@ def json_digest(obj: Any) -> str:
     """SHA-256 of what JSON says of an object, however it is laid out."""
     text = json.dumps(obj, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Nothing:
+    """What `differences` has for a field that is missing."""
+
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+NOTHING = Nothing()
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The fields in which two nested dicts differ, such as a config and the one on disk.
+
+    Args:
+        old: JSON, or what `plain` makes of a config: tuples and lists differ.
+        new: as `old`.
+
+    Returns:
+        By dotted path, in order, the values of both; `NOTHING` where a field is missing. An empty
+        dict is one that is missing.
+    """
+    changed: dict[str, tuple[Any, Any]] = {}
+    for key in sorted(old.keys() | new.keys()):
+        before, now = old.get(key, NOTHING), new.get(key, NOTHING)
+        inside = [{} if value is NOTHING else value for value in (before, now)]
+        if before != now and all(isinstance(value, dict) for value in inside):
+            changed |= {f"{key}.{path}": pair for path, pair in differences(*inside).items()}
+        elif before != now:
+            changed[key] = before, now
+    return changed
 
 
 def write_sealed(path: epath.PathLike, obj: dict[str, Any]) -> None:

@@ -15,10 +15,14 @@ from imagen_ft.diffusion.from_config import make_stages
 from imagen_ft.diffusion.stage import Stage
 from imagen_ft.text.encoders import TextEncoder, text_shapes
 from launch.errors import InputError
+from launch.files import differences
 from launch.runtime.config import plain
 from launch.runtime.devices.mesh import with_shardings
 from launch.runtime.ema import MAIN
 from launch.runtime.run import STAGE, Run
+
+# How to compute, not what: may differ in sampling.
+_HOW = ("stage.unet.dtype", "stage.unet.remat")
 
 
 def load_stages(
@@ -138,20 +142,13 @@ def check_same_model(
         InputError: they differ.
     """
     expected = {"stage": stage, "text": config.text, "class_names": config.class_names}
-    for field, value in expected.items():
-        if _as_trained(run.config[field]) != _as_trained(value):
+    trained = {field: run.config[field] for field in expected}
+    for field, (before, now) in differences(plain(trained), plain(expected)).items():
+        if field not in _HOW:
             raise InputError(
-                f"{run.path} was trained with another {field} than the config has: name another run"
+                f"{run.path} was trained with {field} = {before}, the config has {now}: name "
+                "another run"
             )
-
-
-def _as_trained(value: Any) -> Any:
-    """Without the fields that say how to compute, not what: they may differ in sampling."""
-    value = plain(value)
-    if isinstance(value, dict) and "unet" in value:
-        kept = {name: x for name, x in value["unet"].items() if name not in ("dtype", "remat")}
-        return {**value, "unet": kept}
-    return value
 
 
 def check_same_text(run: Run, encoder: TextEncoder) -> None:

@@ -18,7 +18,7 @@ from etils import epath
 from jaxtyping import Float
 
 from launch.errors import InputError
-from launch.files import read_json, write_atomic, write_json
+from launch.files import differences, read_json, write_atomic, write_json
 
 DTYPES = ("bfloat16", "float32")
 _STATES = "states"
@@ -103,14 +103,12 @@ class TextCache:
         Raises:
             InputError: they differ; it says in what.
         """
-        for field in sorted(self.encoder.keys() | encoder.keys()):
-            old, new = self.encoder.get(field), encoder.get(field)
-            if old != new:
-                raise InputError(
-                    f"{self.folder} holds the states of another encoder ({field} was "
-                    f"{str(old)[:16]}, now it is {str(new)[:16]}): name another folder, or remove "
-                    "that one"
-                )
+        for field, (old, new) in differences(self.encoder, encoder).items():
+            raise InputError(
+                f"{self.folder} holds the states of another encoder ({field} was "
+                f"{str(old)[:16]}, now it is {str(new)[:16]}): name another folder, or remove "
+                "that one"
+            )
 
     def read(self, prompts: Sequence[str]) -> Float[np.ndarray, "n length d"]:
         """States of prompts that are all in the cache, as float32; only theirs are read.

@@ -13,17 +13,6 @@ from launch.errors import InputError
 _FORMAT = 2
 
 
-def differences(ours: Any, theirs: Any, name: str = "") -> list[str]:
-    """Names of the fields in which two configs differ."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        return [
-            difference
-            for key in sorted(ours.keys() | theirs.keys())
-            for difference in differences(ours.get(key), theirs.get(key), f"{name}.{key}")
-        ]
-    return [] if ours == theirs else [name.lstrip(".")]
-
-
 def plan_of(config: Mapping[str, Any]) -> Plan:
     """The plan of a set, of its `provenance.json`."""
     return Plan(tuple(config["counts"]), config["copies"], config["images_per_shard"])

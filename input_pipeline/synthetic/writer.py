@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 
 from input_pipeline.records import examples, tfds_metadata
 from input_pipeline.records.tfrecord import write_tfrecord
-from input_pipeline.synthetic.provenance import checked_config, differences, plan_of
+from input_pipeline.synthetic.provenance import checked_config, plan_of
 from launch import files
 from launch.errors import InputError
 
@@ -112,8 +112,8 @@ class SyntheticWriter:
                     raise InputError(f"{error}; {REPAIR}") from None
                 path.unlink()
                 continue
-            found = {key: found.get(key) for key in self.config}
-            if changed := differences(self.config, found):
+            found = {key: found[key] for key in self.config.keys() & found.keys()}
+            if changed := files.differences(found, self.config):
                 raise InputError(
                     f"{self.folder}: holds a set made with another {', '.join(changed)}; "
                     "choose another folder or delete this one"

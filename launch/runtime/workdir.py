@@ -6,8 +6,8 @@ import ml_collections
 from etils import epath
 
 from launch.errors import InputError
-from launch.files import read_json, write_json
-from launch.runtime.config import flatten, plain
+from launch.files import differences, read_json, write_json
+from launch.runtime.config import plain
 from launch.runtime.devices.distributed import on_first_process
 from launch.runtime.locks import lock
 
@@ -60,10 +60,8 @@ def _compare_or_write(workdir: epath.Path, name: str, ours: dict) -> None:
     if not path.exists():
         write_json(path, ours)
         return
-    old, new = flatten(read_json(path)), flatten(ours)
-    for field in sorted(old.keys() | new.keys()):
-        before, now = old.get(field, "nothing"), new.get(field, "nothing")
-        if before != now and field.partition(".")[0] not in FREE:
+    for field, (before, now) in differences(read_json(path), ours).items():
+        if field.partition(".")[0] not in FREE:
             raise InputError(
                 f"{workdir} was begun with {field} = {before}, now it is {now}: "
                 "name another --workdir, or remove that one"

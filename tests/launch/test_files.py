@@ -46,3 +46,22 @@ def test_sha256(tmp_path):
     data = bytes(range(256)) * 8192  # more than one block
     (tmp_path / "a").write_bytes(data)
     assert files.sha256(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+
+
+def test_differences_are_named_by_path_with_both_values():
+    old = {"seed": 1, "unet": {"width": 4, "heads": [1, 2], "text": {}}, "gone": None, "kind": 2}
+    assert files.differences(old, old) == {}
+    new = {
+        "seed": 1,
+        "unet": {"width": 5, "heads": [1, 3]},
+        "new": {"a": {"b": 0}},
+        "kind": {"x": 1},
+    }
+    assert list(files.differences(old, new).items()) == [
+        ("gone", (None, files.NOTHING)),
+        ("kind", (2, {"x": 1})),
+        ("new.a.b", (files.NOTHING, 0)),
+        ("unet.heads", ([1, 2], [1, 3])),
+        ("unet.width", (4, 5)),
+    ]
+    assert str(files.NOTHING) == "nothing"
