@@ -15,10 +15,10 @@ from jax.sharding import Mesh
 from classifiers.training.training import Training
 from launch.errors import InputError
 from launch.runtime.checkpoints import checkpoint
+from launch.runtime.checkpoints.inference import latest_step
 from launch.runtime.devices.distributed import on_first_process
 from launch.runtime.devices.mesh import state_shardings
 from launch.runtime.ema import MAIN
-from launch.runtime.run import latest_step
 from launch.runtime.state import TrainState, Variables
 from launch.runtime.training.step import Batch
 

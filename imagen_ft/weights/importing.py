@@ -43,7 +43,7 @@ def import_weights(
     """Imports the weights of a pipeline, in the types that they are stored in.
 
     `target` then has a finished run directory for each part, whose checkpoint
-    `load_unet`, `load_t5` and `run.load_inference` read, and in `source/` the small files as
+    `load_unet`, `load_t5` and `Run.variables` read, and in `source/` the small files as
     they are: what an export needs to write the same bytes again.
 
     Args:

@@ -16,7 +16,7 @@ from input_pipeline import sources
 from input_pipeline.sources.digits import DIGIT_NAMES
 from launch.errors import InputError
 from launch.files import read_json
-from launch.runtime.run import load_inference
+from launch.runtime.run import Run
 from tests.classifiers.evaluation import tiny
 from tests.support.commands import run
 
@@ -66,7 +66,7 @@ def runs(tmp_path_factory, request):
 def logits(run, seed, source):
     """Of all images at once."""
     abstract = jax.eval_shape(lambda: variables(0))
-    found = load_inference(run / f"seed_{seed}", abstract, 60)
+    found = Run.open(run).seed(seed).variables(abstract)
     images = np.stack([source[i]["image"] for i in range(len(source))])
     return torch.tensor(np.asarray(model().apply(found, images / np.float32(127.5) - 1)))
 

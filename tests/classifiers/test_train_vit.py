@@ -13,7 +13,7 @@ from classifiers import from_config, train
 from classifiers.models import presets
 from classifiers.training.training import Training
 from configs.digits import classifier
-from launch.runtime.run import digest
+from launch.runtime.run import Run
 from launch.runtime.state import TrainState
 from launch.runtime.training.metrics import column, read_metrics
 from launch.runtime.training.optimizers import make_optimizer
@@ -83,10 +83,10 @@ def trained(folder):
 
 def test_a_resumed_run_drops_the_same(tmp_path):
     losses = trained(tmp_path)
-    before = digest(tmp_path / "seed_0")
+    before = Run.open(tmp_path).seed(0).digest()
     shutil.rmtree(tmp_path / "seed_0" / "checkpoints" / "4")
     assert len(losses) == 4 and trained(tmp_path)[-2:] == losses[-2:]
-    assert digest(tmp_path / "seed_0") == before
+    assert Run.open(tmp_path).seed(0).digest() == before
 
 
 def test_presets_and_their_fields(tmp_path, capsys):

@@ -15,8 +15,8 @@ from jax.experimental import multihost_utils
 from launch.runtime.checkpoints import seals
 from launch.runtime.checkpoints.checkpoint import Best, Checkpoints
 from launch.runtime.checkpoints.content_digest import content_digest
+from launch.runtime.checkpoints.inference import latest_step, load_inference
 from launch.runtime.devices import mesh
-from launch.runtime.run import latest_step, load_inference
 from launch.runtime.state import TrainState, abstract_state, create_state
 from tests.multihost.processes import join
 

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from launch.runtime.checkpoints import seals
-from launch.runtime.run import digest
+from launch.runtime.checkpoints.inference import digest
 from tests.multihost.processes import run_processes
 from tests.support.checkpoint_states import damage, files
 

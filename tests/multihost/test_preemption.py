@@ -3,7 +3,7 @@
 import json
 import time
 
-from launch.runtime.run import latest_step
+from launch.runtime.checkpoints.inference import latest_step
 from launch.runtime.training.metrics import column, read_metrics
 from tests.multihost.processes import run_processes, start_processes
 

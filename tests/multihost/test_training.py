@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from launch.runtime.run import inference_shapes, load_inference
+from launch.runtime.run import Run
 from tests.imagen_ft import tiny_training
 from tests.multihost.processes import run_processes
 from tests.support.tiny_runs import CLASSIFIER, DIFFUSION, SEEDS, finish
@@ -74,9 +74,8 @@ def test_two_processes_train_the_classifier_of_one(run, tmp_path):
     for ours, theirs in zip(found, expected, strict=True):
         same(ours, theirs)
     for seed in range(1 if run is CLASSIFIER else 2):
-        folder = tmp_path / "both" / f"seed_{seed}"
-        shapes = inference_shapes(folder)
-        load_inference(folder, shapes, 20)
+        both = Run.open(tmp_path / "both").seed(seed)
+        both.variables(both.shapes())
     assert (tmp_path / "both" / "learning_curves.png").exists()
 
 

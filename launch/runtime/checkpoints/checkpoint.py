@@ -178,7 +178,8 @@ class Best:
 def save_inference(workdir: epath.Path | str, variables: PyTree, step: int = 0) -> None:
     """Saves variables that were not trained here as those of a finished run, and seals them.
 
-    `load_inference` and `digest` then read them. Beyond the variables little memory is needed.
+    `inference.load_inference` and `digest` then read them. Beyond the variables little memory is
+    needed.
 
     Args:
         workdir: the run directory; made if it is missing.

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from launch.errors import InputError, Preempted
 from launch.runtime.checkpoints.checkpoint import Best, Checkpoints, check_mode
+from launch.runtime.checkpoints.inference import latest_step
 from launch.runtime.devices.distributed import check_joined
 from launch.runtime.devices.mesh import put_batch, with_shardings
-from launch.runtime.run import latest_step
 from launch.runtime.state import TrainState
 from launch.runtime.training.measure import Profile
 from launch.runtime.training.preemption import Preemption

@@ -10,7 +10,7 @@ from classifiers.training.training import Training
 from configs.digits import classifier
 from input_pipeline.records.examples import decode_image
 from launch.files import read_json
-from launch.runtime.run import load_inference
+from launch.runtime.run import Run
 from launch.runtime.training.metrics import column, read_metrics
 from tests.support.classifier_mixture import REAL, run
 from tests.support.classifier_task import TINY
@@ -27,7 +27,7 @@ def variables(folder, model=None):
     config.model = model or config.model
     config.ema = FIELDS["ema"]
     shapes = Training.of(config, 10, (8, 8, 1)).abstract.variables
-    return [load_inference(folder / f"seed_{seed}", shapes, 4) for seed in range(2)]
+    return [Run.open(folder).seed(seed).variables(shapes) for seed in range(2)]
 
 
 @pytest.fixture(scope="module")

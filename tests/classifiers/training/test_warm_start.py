@@ -16,7 +16,7 @@ from launch.errors import InputError
 from launch.files import read_json
 from launch.runtime.checkpoints import checkpoint
 from launch.runtime.devices.mesh import make_mesh
-from launch.runtime.run import digest
+from launch.runtime.run import Run
 from tests.support.classifier_mixture import REAL, run
 from tests.support.classifier_weights import draw, same
 
@@ -97,7 +97,7 @@ def test_the_command(tmp_path, capsys):
     optimizer = dict(classifier.get_config().optimizer, learning_rate=0.0)
     fields = dict(model=model, init_from=f"{tmp_path}/first")
     assert run(tmp_path / "second", dict(real=REAL), **fields, optimizer=optimizer) == 0
-    first, second = (digest(tmp_path / name / "seed_0") for name in ("first", "second"))
+    first, second = (Run.open(tmp_path / name).seed(0).digest() for name in ("first", "second"))
     assert first == second
     assert read_json(tmp_path / "second" / "inputs.json")["init_from_0"] == first
     capsys.readouterr()

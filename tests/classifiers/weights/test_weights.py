@@ -13,7 +13,7 @@ from classifiers.weights.configs import write_configs
 from launch.errors import InputError
 from launch.files import read_json
 from launch.runtime.checkpoints import checkpoint
-from launch.runtime.run import inference_shapes, load_inference, load_run_config
+from launch.runtime.run import Run
 from tests.support.classifier_task import run as run_task
 from tests.support.classifier_weights import draw, same
 
@@ -51,10 +51,10 @@ def one_line(capsys):
 
 def loaded(folder, seed=0):
     """The model and the variables of a run."""
-    config = load_run_config(folder)
-    shapes = inference_shapes(folder / f"seed_{seed}")
-    model = from_config.make_model(config.model, shapes["params"]["head"]["bias"].shape[0])
-    return model, load_inference(folder / f"seed_{seed}", shapes, config.total_steps)
+    run = Run.open(folder).seed(seed)
+    shapes = run.shapes()
+    model = from_config.make_model(run.config.model, shapes["params"]["head"]["bias"].shape[0])
+    return model, run.variables(shapes)
 
 
 BOTH_WAYS = [

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from launch.errors import InputError
 from launch.files import read_json
 from launch.runtime.locks import lock
-from launch.runtime.run import load_run_config
+from launch.runtime.run import Run
 from launch.runtime.workdir import claim_workdir
 
 
@@ -36,8 +36,8 @@ def test_it_belongs_to_one_config(tmp_path):
     ):
         with pytest.raises(InputError, match=said):
             claim_workdir(workdir, other)
-    assert load_run_config(workdir).steps == 3
-    assert load_run_config(workdir).log_every == 2
+    assert Run.open(workdir).config.steps == 3
+    assert Run.open(workdir).config.log_every == 2
 
 
 def test_it_belongs_to_what_it_is_made_from(tmp_path):
@@ -85,4 +85,4 @@ def test_it_has_one_process(tmp_path):
 
 def test_a_missing_run(tmp_path):
     with pytest.raises(InputError, match="none holds no run"):
-        load_run_config(tmp_path / "none")
+        Run.open(tmp_path / "none")

@@ -9,7 +9,7 @@ from launch.errors import InputError
 from launch.runtime.checkpoints import seals
 from launch.runtime.checkpoints.checkpoint import Best, Checkpoints
 from launch.runtime.checkpoints.content_digest import content_digest
-from launch.runtime.run import digest, load_inference
+from launch.runtime.checkpoints.inference import digest, load_inference
 from tests.support.checkpoint_states import (
     abstract,
     assert_same_bits,

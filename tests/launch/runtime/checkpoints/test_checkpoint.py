@@ -16,7 +16,12 @@ from launch.errors import InputError
 from launch.runtime.checkpoints import checkpoint, seals
 from launch.runtime.checkpoints.checkpoint import Checkpoints
 from launch.runtime.checkpoints.content_digest import content_digest
-from launch.runtime.run import digest, inference_shapes, latest_step, load_inference
+from launch.runtime.checkpoints.inference import (
+    digest,
+    inference_shapes,
+    latest_step,
+    load_inference,
+)
 from tests.support.checkpoint_states import (
     SEAL,
     abstract,

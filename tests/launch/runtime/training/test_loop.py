@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from launch.errors import Diverged, InputError
 from launch.runtime import app
 from launch.runtime.checkpoints import checkpoint, seals
+from launch.runtime.checkpoints.inference import latest_step
 from launch.runtime.devices.mesh import make_mesh, with_shardings
-from launch.runtime.run import latest_step
 from launch.runtime.state import abstract_state
 from launch.runtime.training import loop
 from launch.runtime.training.loop import check_training

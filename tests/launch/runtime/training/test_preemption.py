@@ -10,7 +10,7 @@ import pytest
 
 from launch.cli import exit_code
 from launch.errors import Diverged, Failed, Preempted
-from launch.runtime.run import latest_step
+from launch.runtime.checkpoints.inference import latest_step
 from launch.runtime.training import preemption
 from launch.runtime.training.metrics import column, read_metrics
 from launch.runtime.training.preemption import Preemption
