@@ -10,6 +10,7 @@ REQUIRES = [
     "clu>=0.0.12",
     "crc32c>=2.7",
     "etils[epath]>=1.12",
+    "filelock>=4.3,<5",
     "flax>=0.12.8,<0.14",
     "fsspec>=2024.6",
     "grain>=0.2.18,<0.4",

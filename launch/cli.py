@@ -21,7 +21,10 @@ from launch.errors import USERS_ERRORS, Failed, InputError
 
 
 def parse_flags(
-    argv: Sequence[str], text: str, define_flags: Callable[[flags.FlagValues], None]
+    argv: Sequence[str],
+    text: str,
+    define_flags: Callable[[flags.FlagValues], None],
+    required: Sequence[str] = (),
 ) -> flags.FlagValues | None:
     """Reads the flags of a command that has no config.
 
@@ -29,12 +32,14 @@ def parse_flags(
         argv: the program's name and its arguments.
         text: what `--help` prints before the flags.
         define_flags: defines them.
+        required: names of those that have to be there.
 
     Returns:
         Their values; None if help was asked for, which is printed.
 
     Raises:
-        InputError: an unknown flag, a value of the wrong type, or an argument that is no flag.
+        InputError: an unknown flag, a value of the wrong type, an argument that is no flag, or a
+            required flag is missing.
     """
     values = flags.FlagValues()
     define_flags(values)
@@ -44,6 +49,9 @@ def parse_flags(
             print(f"  --{name}: {values[name].help}")
         return None
     read_flags(argv, values)
+    for name in required:
+        if not values[name].value:
+            raise InputError(f"command line: --{name} is missing (--help lists the flags)")
     return values
 
 

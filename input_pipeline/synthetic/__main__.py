@@ -10,11 +10,7 @@ array_record  DIR: random access for Grain and TFDS (`tfds.data_source`), withou
 The same command goes on where it stopped; each shard is read once, and its checksums are checked.
 """
 
-import argparse
 import concurrent.futures
-import contextlib
-import errno
-import fcntl
 import io
 import json
 import os
@@ -25,13 +21,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from absl import flags
+from etils import epath
 from tqdm import tqdm
 
 from input_pipeline.records import tfds_metadata
 from input_pipeline.records.tfrecord import TFRecordFile
 from input_pipeline.synthetic.source import SyntheticSource, parse
 from launch import files
+from launch.cli import exit_code, parse_flags
 from launch.errors import InputError
+from launch.runtime.locks import lock
 
 CLAIM = "export.json"
 SUFFIXES = {"png": ".png", "jpeg": ".jpg"}
@@ -65,27 +65,11 @@ class Export:
                 raise InputError(f"{folder}: holds another export; choose another folder")
         elif folder.exists() and any(folder.iterdir()):
             raise InputError(f"{folder}: is not empty; choose another folder")
-        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self._lock()
+        lock(epath.Path(folder))
         files.write_json(path, claim)
         (folder / ".done").mkdir(exist_ok=True)
         files.remove_temporaries(folder)
-
-    def _lock(self) -> None:
-        """Keeps other processes out until this one ends."""
-        self._held = (self.folder / ".lock").open("w")
-        try:
-            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._held.close()
-            raise InputError(
-                f"{self.folder}: another process is at work in it; wait for its end"
-            ) from None
-
-    def close(self) -> None:
-        """Lets other processes in."""
-        self._held.close()
 
     def pending(self) -> list[int]:
         """Shards that are not exported yet."""
@@ -186,7 +170,7 @@ WRITERS: dict[str, Callable[[Export, int], None]] = {
 }
 
 
-def run(source: SyntheticSource, kind: str, folder: str) -> None:
+def export_set(source: SyntheticSource, kind: str, folder: str) -> None:
     """Exports a set.
 
     Args:
@@ -201,12 +185,7 @@ def run(source: SyntheticSource, kind: str, folder: str) -> None:
     names = [class_folder(name) for name in source.class_names]
     if kind == "folder" and len(set(names)) < len(names):
         raise InputError(f"{folder}: two classes would have one folder; export as webdataset")
-    with contextlib.closing(Export(source, folder, kind)) as export:
-        _run(export)
-
-
-def _run(export: Export) -> None:
-    kind, folder, source = export.kind, export.folder, export.source
+    export = Export(source, folder, kind)
     pending, plan = export.pending(), source.plan
     left = sum(map(plan.shard_size, pending))
     bar = tqdm(total=plan.num_images, initial=plan.num_images - left, unit="image", desc=kind)
@@ -228,38 +207,35 @@ def _run(export: Export) -> None:
     if kind == "folder":
         # Readers of folders number the classes by their names in order.
         names = "".join(f"{name}\n" for name in source.class_names)
-        files.write_atomic(folder / "classes.txt", names.encode())
+        files.write_atomic(export.folder / "classes.txt", names.encode())
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m input_pipeline.synthetic",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--set", required=True, metavar="DIR", help="folder of a generated set")
-    add("--export", required=True, choices=sorted(WRITERS), help="the format")
-    add("--to", required=True, metavar="DIR", help="a new folder, or one to go on with")
-    args = parser.parse_args(argv)
-    try:
-        run(SyntheticSource(args.set), args.export, args.to)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        print(f"error: {args.to}: {error.strerror}; the same command goes on", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        with contextlib.suppress(BrokenPipeError):
-            print("interrupted: the same command goes on", file=sys.stderr)
-        return 130
-    print(f"{args.to}: complete")
-    return 0
+def define_flags(values: flags.FlagValues) -> None:
+    """Adds the flags of this command."""
+    options = dict(flag_values=values)
+    flags.DEFINE_string("set", None, "folder of a generated set", **options)
+    flags.DEFINE_enum("export", None, sorted(WRITERS), "the format", **options)
+    flags.DEFINE_string("to", None, "a new folder, or one to go on with", **options)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line and does the work.
+
+    Raises:
+        InputError: wrong flags, or see `export_set`.
+    """
+    values = parse_flags(argv, __doc__ or "", define_flags, required=("set", "export", "to"))
+    if values is not None:
+        folder, kind, to = (values[name].value for name in ("set", "export", "to"))
+        export_set(SyntheticSource(folder), kind, to)
+        print(f"{to}: complete")
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code, by the conventions of `launch.cli`."""
+    argv = list(sys.argv if argv is None else argv)
+    return exit_code(lambda: main(argv), "the same command goes on")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

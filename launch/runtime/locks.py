@@ -7,13 +7,14 @@ import time
 from collections.abc import Iterator
 
 from etils import epath
+from filelock import FileLock, Timeout
 
 from launch.errors import InputError
 from launch.files import is_local
 
-# What this process holds of each directory: open files, closed with the process.
-_HELD: dict[str, list[int]] = {}
-_ALONE: set[str] = set()
+# What this process holds of each directory until it ends: alone, or with other workers.
+_ALONE: dict[str, FileLock] = {}
+_WITH_OTHERS: dict[str, tuple[int, FileLock]] = {}
 _TRIES = 50
 
 
@@ -27,10 +28,10 @@ def lock(workdir: epath.Path) -> None:
     if not is_local(workdir) or path in _ALONE:
         return
     _leave(path)
-    if not _locked(_open(path, ".lock"), fcntl.LOCK_EX):
-        _leave(path)
+    own = _file_lock(path, ".lock")
+    if not _acquired(own):
         raise InputError(f"{workdir}: another process is at work in it; wait for its end")
-    _ALONE.add(path)
+    _ALONE[path] = own
 
 
 def join(workdir: epath.Path, worker: int, num_workers: int) -> None:
@@ -44,37 +45,34 @@ def join(workdir: epath.Path, worker: int, num_workers: int) -> None:
     if not is_local(workdir):
         return
     _leave(path)
+    # The same file as that of `lock`, which a FileLock could only hold alone.
+    shared = os.open(os.path.join(path, ".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    own = _file_lock(path, f".lock-worker-{worker}")
     try:
-        _share(_open(path, ".lock"), str(num_workers))
-        if not _locked(_open(path, f".lock-worker-{worker}"), fcntl.LOCK_EX):
+        _share(shared, str(num_workers))
+        if not _acquired(own):
             raise InputError(f"worker {worker} is already at work in it; wait for its end")
     except InputError as error:
-        _leave(path)
+        os.close(shared)
         raise InputError(f"{workdir}: {error}") from None
+    _WITH_OTHERS[path] = shared, own
 
 
 @contextlib.contextmanager
 def one_at_a_time(workdir: epath.Path) -> Iterator[None]:
     """Lets one process at a time through a block, the others wait; in a store all go through."""
-    if not is_local(workdir):
+    with _file_lock(workdir, ".lock-finish") if is_local(workdir) else contextlib.nullcontext():
         yield
-        return
-    file = os.open(os.path.join(workdir, ".lock-finish"), os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(file)
 
 
 def _share(file: int, num_workers: str) -> None:
     """Holds a lock together with those who say the same number."""
     for left in reversed(range(_TRIES)):
-        if _locked(file, fcntl.LOCK_EX):
+        if _flocked(file, fcntl.LOCK_EX):
             # The first one here says how many there are.
             os.ftruncate(file, 0)
             os.pwrite(file, num_workers.encode(), 0)
-        if _locked(file, fcntl.LOCK_SH):
+        if _flocked(file, fcntl.LOCK_SH):
             break
         if not left:
             raise InputError("another process is at work in it; wait for its end")
@@ -93,19 +91,28 @@ def _enter(workdir: epath.Path) -> str:
     return os.path.abspath(workdir)
 
 
-def _open(path: str, name: str) -> int:
-    file = os.open(os.path.join(path, name), os.O_RDWR | os.O_CREAT, 0o644)
-    _HELD.setdefault(path, []).append(file)
-    return file
-
-
 def _leave(path: str) -> None:
-    _ALONE.discard(path)
-    for file in _HELD.pop(path, ()):
-        os.close(file)
+    if path in _ALONE:
+        _ALONE.pop(path).release()
+    if path in _WITH_OTHERS:
+        shared, own = _WITH_OTHERS.pop(path)
+        os.close(shared)
+        own.release()
 
 
-def _locked(file: int, how: int) -> bool:
+def _file_lock(path: epath.PathLike, name: str) -> FileLock:
+    return FileLock(os.path.join(path, name), thread_local=False)
+
+
+def _acquired(one: FileLock) -> bool:
+    try:
+        one.acquire(blocking=False)
+    except Timeout:
+        return False
+    return True
+
+
+def _flocked(file: int, how: int) -> bool:
     try:
         fcntl.flock(file, how | fcntl.LOCK_NB)
     except BlockingIOError:

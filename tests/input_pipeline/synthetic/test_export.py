@@ -1,5 +1,5 @@
-import io
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from filelock import FileLock
 
 from input_pipeline.sources.image_folder import ImageFolder
 from input_pipeline.synthetic import __main__
@@ -24,7 +25,7 @@ NAMES = ("cat", "dog")
 
 
 def export(folder, kind, to):
-    return __main__.main([f"--set={folder}", f"--export={kind}", f"--to={to}"])
+    return __main__.run(["synthetic", f"--set={folder}", f"--export={kind}", f"--to={to}"])
 
 
 def test_folder(complete, tmp_path):
@@ -117,8 +118,33 @@ def test_classes_of_one_folder(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_one_process_at_a_time(complete, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    assert export(complete, "folder", tmp_path / "first") == 0
+    shutil.copy(tmp_path / "first" / "export.json", tmp_path / "out")
+    with FileLock(tmp_path / "out" / ".lock"):
+        assert export(complete, "folder", tmp_path / "out") == 2
+    assert "another process is at work in it" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "export.json"]
+
+
 def test_help(request):
     command = [sys.executable, "-m", "input_pipeline.synthetic", "--help"]
     done = subprocess.run(command, cwd=request.config.rootpath, capture_output=True, text=True)
-    assert done.returncode == 0 and "webdataset" in done.stdout and not done.stderr
-    assert io.StringIO(done.stdout).readline().startswith("usage: python -m input_pipeline.synth")
+    assert done.returncode == 0 and not done.stderr
+    assert "python -m input_pipeline.synthetic --set=runs/generated" in done.stdout
+    assert "<array_record|folder|webdataset>: the format" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--set=set", "--to=out"], "--export is missing"),
+        (["--set=set", "--to=out", "--export=zip"], "<array_record|folder|webdataset>"),
+        (["--set=set", "--to=out", "--export=folder", "more"], "'more' is not a flag"),
+    ],
+)
+def test_wrong_flags(capsys, argv, said):
+    assert __main__.run(["synthetic", *argv]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.startswith("error: command line: ") and err.count("\n") == 1
