@@ -11,8 +11,75 @@ Hardware: one GPU, 5 minutes (0.4 TFLOP a step; decoding takes as long). `:runlo
 a small network, for a CPU.
 """
 
+from ml_collections import ConfigDict
+
 from configs.cifar10 import common
 
 
 def get_config(arg=""):
-    return common.training(arg, "base16", total_steps=20_000)
+    args = common.parse(arg)
+
+    config = ConfigDict()
+    config.seed = 0
+    config.batch_size = 128
+    config.total_steps = 20_000
+    config.accumulation = 1  # parts that a batch is taken in
+
+    config.class_names = common.CLASS_NAMES
+    config.train_source = common.source(args, "train")
+    config.crop_size = 0  # whole images
+    config.flip = True
+    config.text = common.TEXT
+    config.text_drop = 0.1
+
+    config.stage = dict(
+        size=16,  # pixels
+        low_size=0,  # from noise alone
+        channels=3,
+        schedule="cosine",
+        prediction="eps",
+        unet=dict(
+            block_out_channels=(64, 128, 256),
+            layers_per_block=2,
+            attention=(False, True, True),
+            cross_attention_dim=256,
+            attention_head_dim=64,
+            num_groups=32,
+            cross_num_groups=32,
+            pooling_heads=4,
+            dtype="bfloat16",
+        ),
+    )
+    config.init_from = ""  # from scratch
+    config.frozen = ()
+    config.loss = dict(min_snr_gamma=0.0, vlb_weight=0.0)
+    config.optimizer = dict(
+        name="adam",
+        learning_rate=5e-4,  # at its peak
+        schedule="cosine",
+        warmup_steps=500,
+        weight_decay=0.0,
+        clip_norm=1.0,
+    )
+    config.ema = dict(main=dict(decay=0.999, schedule="warmup"))
+    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+
+    config.evaluation_source = common.source(args, "validation")
+    config.evaluation_batch_size = 512
+    config.evaluation_draws = 2  # of noise for each image
+    config.log_every = 100  # steps, like the other intervals
+    config.evaluate_every = 2000
+    config.checkpoint_every = 2000
+    config.keep_checkpoints = 2
+    config.best = dict(metric="validation_loss", mode="min")
+    config.pictures_every = 2000
+    config.pictures = dict(
+        count=10,
+        sampler=dict(name="ddpm", num_steps=128, logvar_coeff=0.0, eta=0.0),
+        guidance_weight=1.25,
+        threshold_percentile=99.5,
+    )
+    config.profile = dict(start=0, steps=0)
+    if args["runlocal"]:
+        common.shrink(config)
+    return config

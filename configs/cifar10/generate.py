@@ -9,6 +9,8 @@ Hardware: one GPU, minutes for each k. Expected: as many images of each class as
 on, 5,000 in each shard.
 """
 
+from ml_collections import ConfigDict
+
 from configs import arguments
 from configs.cifar10 import common, sample
 
@@ -17,16 +19,21 @@ def get_config(arg=""):
     args = arguments.parse(
         arg, k=1, data="data/cifar10_sample.zip", root="cifar10_sample", runlocal=False
     )
-    config = sample.get_config("runlocal" if args["runlocal"] else "")
-    del config.images_per_prompt, config.show_stages
+    drawn = sample.get_config("runlocal" if args["runlocal"] else "")
+
+    config = ConfigDict()
     config.name = "cifar10_synthetic"
-    trained = common.training(f"data={args['data']},root={args['root']}", "base16", total_steps=1)
-    config.real_source = trained.train_source
+    config.seed = 0
     config.copies = args["k"]
-    config.images_per_shard = 5000
-    config.encoding = dict(size=0, format="png")
-    config.batch_size = 500 if not args["runlocal"] else 80
+    config.class_names = common.CLASS_NAMES
+    config.real_source = common.source(args, "train")
+    config.text = drawn.text
+    config.stages = drawn.stages
+    config.batch_size = 500
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    config.images_per_shard = 5000
+    config.encoding = dict(size=0, format="png")  # as large as they are
     if args["runlocal"]:
+        config.batch_size = 80
         config.real_source.per_class = 8
     return config

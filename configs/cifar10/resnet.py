@@ -10,28 +10,68 @@ Hardware: one GPU, minutes. `:cpu`, a smaller network, 2 cores: 8 minutes. Expec
 12,000 real images: 61% of the test images; with 20 epochs, `--config.total_steps=1875`, 67%.
 """
 
-from configs.cifar10 import recognition
+from ml_collections import ConfigDict, config_dict
+
+from configs.cifar10 import common, recognition
 
 
 def get_config(arg=""):
-    model = dict(
-        name="resnet", stage_sizes=(2, 2, 2, 2), width=64, bottleneck=False, small_stem=True
+    args = recognition.parse(arg)
+    batch_size = 128 if args["cpu"] else 256
+    epochs = 13 if args["cpu"] else 100
+
+    config = ConfigDict()
+    config.seeds = 1
+    config.vmap_seeds = False
+    config.batch_size = batch_size
+    config.total_steps = recognition.epochs_to_steps(epochs, batch_size, args)
+
+    config.num_classes = 10
+    config.train_sources = recognition.train_sources(args)
+    config.synthetic_weight = config_dict.placeholder(float)  # of a batch; None shuffles all
+    config.synthetic_loss_weight = 1.0
+    config.in_memory = True
+    config.loader_workers = 0  # threads
+    config.repeats = 1  # of an image in a batch
+    config.augment = dict(size=32, shift=4, flip=True)  # pixels
+    config.mix = {}
+
+    config.model = dict(
+        name="resnet",
+        stage_sizes=(2, 2, 2, 2),
+        width=64,
+        bottleneck=False,
+        small_stem=True,
+        auxiliary_batch_norm=False,
+        dtype="bfloat16",
     )
-    return recognition.training(
-        arg,
-        full=dict(model, auxiliary_batch_norm=False),
-        cpu=dict(stage_sizes=(1, 1, 1), width=16),
-        tiny=dict(stage_sizes=(1,), width=8),
-        optimizer=dict(
-            name="sgd",
-            learning_rate=0.2,
-            schedule="cosine",
-            momentum=0.9,
-            nesterov=True,
-            weight_decay=5e-4,
-            clip_norm=0.0,
-            warmup_epochs=2,
-        ),
-        epochs=100,
-        cpu_epochs=13,
+    if args["cpu"]:
+        config.model.update(stage_sizes=(1, 1, 1), width=16, dtype="float32")
+    config.init_from = ""
+    config.loss = "cross_entropy"
+    config.label_smoothing = 0.1
+    config.optimizer = dict(
+        name="sgd",
+        learning_rate=0.2 * batch_size / 256,  # at its peak
+        schedule="cosine",
+        warmup_steps=round(2 * args["images"] / batch_size),  # 2 epochs of the real images
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=5e-4,
+        clip_norm=0.0,  # not at all
     )
+    config.ema = {}  # no average of the weights
+    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+
+    config.evaluation_source = common.source(args, "validation")
+    config.evaluation_batch_size = 500
+    config.evaluation = dict(size=32, crop_ratio=1.0)
+    config.log_every = 50  # steps, like the next two
+    # Two or ten epochs of the real images.
+    config.evaluate_every = round((2 if args["cpu"] else 10) * args["images"] / batch_size)
+    config.checkpoint_every = 1000
+    config.keep_checkpoints = 2
+    if args["runlocal"]:
+        config.model.update(stage_sizes=(1,), width=8, dtype="float32")
+        recognition.shrink(config)
+    return config

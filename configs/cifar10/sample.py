@@ -16,30 +16,39 @@ images of each class at 16 and 32 pixels.
 from ml_collections import ConfigDict
 
 from configs import arguments
-from configs.cifar10 import common
+from configs.cifar10 import common, finetune_base16, finetune_sr32
 
 
 def get_config(arg=""):
-    runlocal = arguments.parse(arg, runlocal=False)["runlocal"]
-    base = dict(
-        common.sampling("base16", runlocal),
-        run="runs/cifar10/base16",
-        stage=common.base_stage(runlocal),
+    args = arguments.parse(arg, runlocal=False)
+    local = "runlocal" if args["runlocal"] else ""
+
+    config = ConfigDict()
+    config.seed = 0
+    config.class_names = common.CLASS_NAMES
+    config.text = common.TEXT
+    config.stages = dict(
+        base16=dict(
+            run="runs/cifar10/base16",
+            stage=finetune_base16.get_config(local).stage,
+            sampler=dict(name="ddpm", num_steps=128, logvar_coeff=0.0, eta=0.0),
+            guidance_weight=1.25,
+            threshold_percentile=99.5,
+        ),
+        sr32=dict(
+            run="runs/cifar10/sr32",
+            stage=finetune_sr32.get_config(local).stage,
+            sampler=dict(name="ddpm", num_steps=64, logvar_coeff=0.1, eta=0.0),
+            guidance_weight=1.0,
+            threshold_percentile=99.5,
+            noise_augmentation=0.0,  # of the low-resolution image
+        ),
     )
-    super_resolution = dict(
-        common.sampling("sr32", runlocal),
-        run="runs/cifar10/sr32",
-        stage=common.super_resolution_stage(runlocal),
-        noise_augmentation=0.0,
-    )
-    return ConfigDict(
-        dict(
-            seed=0,
-            class_names=common.CLASS_NAMES,
-            text=common.TEXT,
-            stages=dict(base16=base, sr32=super_resolution),
-            batch_size=80,
-            images_per_prompt=2 if runlocal else 8,
-            show_stages=True,
-        )
-    )
+    config.batch_size = 80
+    config.images_per_prompt = 8
+    config.show_stages = True
+    if args["runlocal"]:
+        config.images_per_prompt = 2
+        for stage in config.stages.values():
+            stage.sampler.num_steps = 2
+    return config

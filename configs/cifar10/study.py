@@ -18,17 +18,16 @@ NETWORKS = ("resnet", "vit")
 
 def get_config(arg=""):
     args = arguments.parse(arg, data="", generated="runs/cifar10/generated", runlocal=False)
-    behind = [f"data={args['data']}"] if args["data"] else []
-    behind += ["runlocal"] if args["runlocal"] else []
+    everywhere = [f"data={args['data']}"] if args["data"] else []
+    everywhere += ["runlocal"] if args["runlocal"] else []
 
-    def named(name):
-        told = ",".join(behind)
-        return f"configs/cifar10/{name}.py" + (f":{told}" if told else "")
+    def path(name):
+        return f"configs/cifar10/{name}.py" + (f":{','.join(everywhere)}" if everywhere else "")
 
     config = ConfigDict()
     config.name = "CIFAR-10"
     config.studies = ("cas", "scaling", "models", "per_class")
-    config.models = {label: dict(config=named(label), overrides=()) for label in NETWORKS}
+    config.models = {label: dict(config=path(label), overrides=()) for label in NETWORKS}
     config.models_of = dict(
         cas=NETWORKS, scaling=("resnet",), models=NETWORKS, per_class=("resnet",)
     )
@@ -37,7 +36,7 @@ def get_config(arg=""):
     config.generated = args["generated"]
     config.overrides = ()
     config.seeds = 5
-    config.evaluation = dict(config=named("evaluate"), set="test")
+    config.evaluation = dict(config=path("evaluate"), set="test")
     config.environment = dict()
     if args["runlocal"]:
         config.scaling_copies, config.seeds = (0, 1), 2

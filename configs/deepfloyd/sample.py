@@ -25,45 +25,55 @@ def get_config(arg=""):
     args = arguments.parse(arg, runlocal=False, size="m")
     if args["size"] not in FIRST:
         raise ValueError(f"size={args['size']}: known are {', '.join(FIRST)}")
-    first, second = (table[args["size"]] for table in (FIRST, SECOND))
-    schedule = dict(channels=3, schedule="squaredcos_cap_v2", learned_variance=True)
-    # IFPipeline's and IFSuperResolutionPipeline's defaults; noise level 250 is t = 0.251.
-    ddpm = dict(name="ddpm", spacing="leading", logvar_coeff="learned", eta=0.0)
-    base = dict(
-        run="weights/" + first.replace("if_i_", "IF-I-").upper(),
-        stage=dict(schedule, size=64, low_size=0, unet=dict(preset=first, dtype="bfloat16")),
-        sampler=dict(ddpm, num_steps=100),
-        guidance_weight=7.0,
-        threshold_percentile=95.0,
-        threshold_maximum=1.5,
-    )
-    super_resolution = dict(
-        run="weights/" + second.replace("if_ii_", "IF-II-").upper(),
-        stage=dict(
-            schedule,
-            size=256,
-            low_size=64,
-            upsampling="bilinear_corners",
-            unet=dict(preset=second, dtype="bfloat16"),
+    first, second = FIRST[args["size"]], SECOND[args["size"]]
+
+    config = ConfigDict()
+    config.seed = 0
+    config.class_names = ()
+    config.text = dict(cache="data/text", null="empty", shape=(77, 4096))
+    # IFPipeline's and IFSuperResolutionPipeline's defaults.
+    config.stages = dict(
+        base64=dict(
+            run="weights/" + first.replace("if_i_", "IF-I-").upper(),
+            stage=dict(
+                size=64,  # pixels
+                low_size=0,  # from noise alone
+                channels=3,
+                schedule="squaredcos_cap_v2",
+                learned_variance=True,
+                unet=dict(preset=first, dtype="bfloat16"),
+            ),
+            sampler=dict(
+                name="ddpm", num_steps=100, spacing="leading", logvar_coeff="learned", eta=0.0
+            ),
+            guidance_weight=7.0,
+            threshold_percentile=95.0,
+            threshold_maximum=1.5,
         ),
-        sampler=dict(ddpm, num_steps=50),
-        guidance_weight=4.0,
-        threshold_percentile=95.0,
-        threshold_maximum=1.0,
-        noise_augmentation=0.251,
-        batch_size=4,
+        sr256=dict(
+            run="weights/" + second.replace("if_ii_", "IF-II-").upper(),
+            stage=dict(
+                size=256,
+                low_size=64,
+                channels=3,
+                schedule="squaredcos_cap_v2",
+                learned_variance=True,
+                upsampling="bilinear_corners",
+                unet=dict(preset=second, dtype="bfloat16"),
+            ),
+            sampler=dict(
+                name="ddpm", num_steps=50, spacing="leading", logvar_coeff="learned", eta=0.0
+            ),
+            guidance_weight=4.0,
+            threshold_percentile=95.0,
+            threshold_maximum=1.0,
+            noise_augmentation=0.251,  # t of the noise level 250
+            batch_size=4,
+        ),
     )
-    config = ConfigDict(
-        dict(
-            seed=0,
-            class_names=(),
-            text=dict(cache="data/text", null="empty", shape=(77, 4096)),
-            stages=dict(base64=base, sr256=super_resolution),
-            batch_size=16,
-            images_per_prompt=4,
-            show_stages=False,
-        )
-    )
+    config.batch_size = 16
+    config.images_per_prompt = 4
+    config.show_stages = False
     if args["runlocal"]:
         for stage in config.stages.values():
             stage.sampler.num_steps = 2

@@ -7,47 +7,63 @@ k is the number of generated sets of the real set's size. Hardware: 2 CPU cores,
 validation accuracy: real 79%, real+generated (k=30) 93%, pool 99%.
 """
 
+from ml_collections import ConfigDict, config_dict
+
 from configs import arguments, classification
 
 
 def get_config(arg=""):
     args = arguments.parse(arg, arm="real", k=30, runlocal=False)
-    config = classification.make_config(
-        train_sources=classification.arm_sources(
-            args["arm"],
-            real=dict(name="digits", split="train"),
-            generated=dict(name="synthetic", path="runs/digits/generated", copies=args["k"]),
-            pool=dict(name="digits", split="pool"),
-        ),
-        in_memory=True,
-        evaluation_source=dict(name="digits", split="validation"),
-        evaluation_batch_size=100,
-        seeds=7,
-        model=dict(
-            name="resnet",
-            stage_sizes=(1, 1, 1),
-            width=16,
-            bottleneck=False,
-            small_stem=True,
-            momentum=0.9,
-            dtype="float32",
-        ),
-        batch_size=32,
-        total_steps=350,
-        augment=dict(size=8, shift=1),
-        label_smoothing=0.1,
-        optimizer=dict(
-            name="sgd",
-            learning_rate=0.1,
-            schedule="cosine",
-            warmup_steps=20,
-            weight_decay=5e-4,
-            clip_norm=0.0,
-        ),
-        log_every=25,
-        evaluate_every=0,
-        checkpoint_every=0,
+
+    config = ConfigDict()
+    config.seeds = 7
+    config.vmap_seeds = False
+    config.batch_size = 32
+    config.total_steps = 350
+
+    config.train_sources = classification.arm_sources(
+        args["arm"],
+        real=dict(name="digits", split="train"),
+        generated=dict(name="synthetic", path="runs/digits/generated", copies=args["k"]),
+        pool=dict(name="digits", split="pool"),
     )
+    config.synthetic_weight = config_dict.placeholder(float)  # of a batch; None shuffles all
+    config.synthetic_loss_weight = 1.0
+    config.in_memory = True
+    config.loader_workers = 0  # threads
+    config.repeats = 1  # of an image in a batch
+    config.augment = dict(size=8, shift=1)  # pixels
+    config.mix = {}
+
+    config.model = dict(
+        name="resnet",
+        stage_sizes=(1, 1, 1),
+        width=16,
+        bottleneck=False,
+        small_stem=True,
+        momentum=0.9,
+        dtype="float32",
+    )
+    config.init_from = ""
+    config.loss = "cross_entropy"
+    config.label_smoothing = 0.1
+    config.optimizer = dict(
+        name="sgd",
+        learning_rate=0.1,  # at its peak
+        schedule="cosine",
+        warmup_steps=20,
+        weight_decay=5e-4,
+        clip_norm=0.0,  # not at all
+    )
+    config.ema = {}  # no average of the weights
+    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+
+    config.evaluation_source = dict(name="digits", split="validation")
+    config.evaluation_batch_size = 100
+    config.log_every = 25  # steps
+    config.evaluate_every = 0  # at the end alone
+    config.checkpoint_every = 0  # the same
+    config.keep_checkpoints = 2
     if args["runlocal"]:
         config.seeds, config.total_steps = 2, 10
     return config

@@ -47,87 +47,28 @@ def super_resolution_stage() -> dict:
     return dict(size=8, low_size=4, channels=1, schedule="cosine", unet=_unet(32))
 
 
-def training(
-    stage: dict,
-    optimizer: str,
-    learning_rate: float,
-    schedule: str,
-    split: str,
-    init_from: str,
-    steps: int,
-    batch_size: int,
-) -> ConfigDict:
-    """A run of imagen_ft.finetune.
-
-    Args:
-        stage: the network.
-        optimizer: its name.
-        learning_rate: at its peak.
-        schedule: of the learning rate, constant or cosine.
-        split: of the digits, to train on.
-        init_from: the run whose weights are the start; '' is from scratch.
-        steps: length of the run.
-        batch_size: images a step.
-    """
-    return ConfigDict(
-        dict(
-            seed=0,
-            class_names=CLASS_NAMES,
-            stage=stage,
-            text=text(),
-            text_drop=0.1,
-            train_source=dict(name="digits", split=split),
-            evaluation_source=dict(name="digits", split="validation"),
-            evaluation_batch_size=100,
-            evaluation_draws=4,
-            batch_size=batch_size,
-            total_steps=steps,
-            loss=dict(min_snr_gamma=0.0, vlb_weight=0.0),
-            ema=dict(main=dict(decay=0.99, schedule="warmup")),
-            accumulation=1,
-            frozen=(),
-            init_from=init_from,
-            optimizer=dict(
-                name=optimizer,
-                learning_rate=learning_rate,
-                schedule=schedule,
-                warmup_steps=0,
-                weight_decay=0.0,
-                clip_norm=1.0,
-            ),
-            mesh=dict(data=-1, fsdp=1, tensor=1),
-            log_every=25,
-            evaluate_every=200,
-            checkpoint_every=200,
-            keep_checkpoints=2,
-            profile=dict(start=0, steps=0),
-        )
-    )
-
-
 def cascade() -> ConfigDict:
     """The fine-tuned stages and how they are sampled."""
-    base = dict(
-        run="runs/digits/finetune_base4",
-        stage=base_stage(),
-        sampler=dict(name="ddpm", num_steps=32, logvar_coeff=0.0, eta=0.0),
-        guidance_weight=1.25,
-        threshold_percentile=100.0,
+    config = ConfigDict()
+    config.seed = 0
+    config.class_names = CLASS_NAMES
+    config.text = text()
+    config.stages = dict(
+        base4=dict(
+            run="runs/digits/finetune_base4",
+            stage=base_stage(),
+            sampler=dict(name="ddpm", num_steps=32, logvar_coeff=0.0, eta=0.0),
+            guidance_weight=1.25,
+            threshold_percentile=100.0,
+        ),
+        sr8=dict(
+            run="runs/digits/finetune_sr8",
+            stage=super_resolution_stage(),
+            sampler=dict(name="ddpm", num_steps=16, logvar_coeff=0.1, eta=0.0),
+            guidance_weight=1.0,
+            threshold_percentile=100.0,
+            noise_augmentation=0.0,  # of the low-resolution image
+        ),
     )
-    super_resolution = dict(
-        run="runs/digits/finetune_sr8",
-        stage=super_resolution_stage(),
-        sampler=dict(name="ddpm", num_steps=16, logvar_coeff=0.1, eta=0.0),
-        guidance_weight=1.0,
-        threshold_percentile=100.0,
-        noise_augmentation=0.0,
-    )
-    return ConfigDict(
-        dict(
-            seed=0,
-            class_names=CLASS_NAMES,
-            text=text(),
-            stages=dict(base4=base, sr8=super_resolution),
-            batch_size=150,
-        )
-    )
+    config.batch_size = 150
+    return config

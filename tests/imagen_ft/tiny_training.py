@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs.digits import common
+from configs.digits import pretrain_sr8
 
 STEPS, BATCH = 20, 16
 
@@ -31,7 +31,10 @@ def stage():
 
 def get_config(arg=""):
     """Twenty steps; saved every fourth, evaluated every fifth, drawn at the tenth and last."""
-    config = common.training(stage(), "adam", 1e-3, "constant", "train", "", STEPS, BATCH)
+    config = pretrain_sr8.get_config()
+    config.stage, config.train_source.split = ConfigDict(stage()), "train"
+    config.total_steps, config.batch_size = STEPS, BATCH
+    config.optimizer.learning_rate, config.optimizer.schedule = 1e-3, "constant"
     config.loss.vlb_weight = 1e-3
     config.ema = ConfigDict(dict(main=dict(decay=0.9), slow=dict(decay=0.99)))
     config.log_every, config.checkpoint_every, config.evaluate_every = 1, 4, 5

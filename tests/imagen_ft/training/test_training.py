@@ -14,7 +14,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from configs.digits import common
+from configs.digits import pretrain_sr8
 from imagen_ft.diffusion.denoiser import Denoiser
 from imagen_ft.diffusion.losses import DiffusionLoss
 from imagen_ft.diffusion.process import add_noise
@@ -187,9 +187,8 @@ def test_frozen_parameters_stay():
 
 
 def digits(**fields):
-    config = common.training(
-        common.super_resolution_stage(), "adam", 1e-3, "constant", "train", "", 4, 8
-    )
+    config = pretrain_sr8.get_config()
+    config.train_source.split, config.total_steps, config.batch_size = "train", 4, 8
     for name, value in fields.items():
         config[name] = value
     return config
