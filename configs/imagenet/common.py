@@ -1,4 +1,4 @@
-"""What the runs on ImageNet share: the papers' numbers, for a pod, one host or a glance.
+"""What the generators' runs on ImageNet share: arguments, images, and a glance at each.
 
 Azizi et al. 2023 fine-tune a base for 210,000 steps with Adafactor and its super-resolution for
 490,000 with Adam, batch 2048. Imagen (Saharia et al. 2022, appendix) has the learning rate, the

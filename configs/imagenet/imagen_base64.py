@@ -41,7 +41,7 @@ def get_config(arg=""):
     config.train_source = common.train_source(args)
     config.crop_size = 0  # whole images
     config.flip = False
-    # Zeros stand for no text.
+    # Tokens, channels; zeros stand for no text.
     config.text = dict(cache="data/imagenet_text128", null="zeros", shape=(128, 4096))
     config.text_drop = 0.1
 
@@ -68,7 +68,7 @@ def get_config(arg=""):
         clip_norm=1.0,
     )
     config.ema = dict(main=dict(decay=0.9999, schedule="warmup"))
-    config.mesh = dict(data=-1, fsdp=8, tensor=1)
+    config.mesh = dict(data=-1, fsdp=8, tensor=1)  # parameters in eight parts
 
     config.evaluation_source = common.evaluation_source(args)
     config.evaluation_batch_size = 2048

@@ -27,6 +27,9 @@ def test_it_belongs_to_one_config(tmp_path):
     )
     claim_workdir(workdir, small_config())  # tuples have become lists, that is the same
     claim_workdir(workdir, small_config(log_every=5, mesh=dict(data=8, fsdp=1)))
+    written, reordered = (workdir / "config.json").read_bytes(), epath.Path(tmp_path) / "b"
+    claim_workdir(reordered, ConfigDict(dict(reversed(small_config().items()))))
+    assert (reordered / "config.json").read_bytes() == written
     for other, said in (
         (small_config(steps=4), "was begun with steps = 3, now it is 4: name another --workdir"),
         (small_config(sizes=(1, 3)), r"sizes = \[1, 2\], now it is \[1, 3\]"),
