@@ -5,14 +5,16 @@ classifiers on real and generated digits and says what the generated ones were w
 what is complete is not done again, what was interrupted goes on where it stopped.
 """
 
-import argparse
 import os
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from absl import flags
+
 from configs.digits.common import ENVIRONMENT
-from launch.cli import exit_code
+from launch.cli import exit_code, parse_flags
 from launch.jobs.runner import Job, JobRunner
 
 ARMS = {
@@ -74,18 +76,28 @@ def digits_steps(root: Path, runlocal: bool) -> list[Job]:
     ]  # fmt: skip
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the road and writes the report; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, prog="sh launch/demo.sh")
-    parser.add_argument(
-        "--workdir", type=Path, default=Path("runs/digits"), help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--runlocal", action="store_true", help="a few steps of everything, to see that it runs"
-    )
-    args = parser.parse_args(argv)
-    root = Path(os.path.relpath(args.workdir))
-    return exit_code(lambda: _run(root, args.runlocal), "the same command goes on where it stopped")
+def define_flags(values: flags.FlagValues) -> None:
+    """Adds the flags of this command."""
+    options = dict(flag_values=values)
+    flags.DEFINE_string("workdir", "runs/digits", "folder of all runs and the report", **options)
+    flags.DEFINE_bool("runlocal", False, "a few steps of all, to see that it runs", **options)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the road and writes the report.
+
+    Raises:
+        InputError: wrong flags.
+    """
+    values = parse_flags(argv, __doc__ or "", define_flags, required=("workdir",))
+    if values is not None:
+        _run(Path(os.path.relpath(values.workdir)), values.runlocal)
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code, by the conventions of `launch.cli`."""
+    argv = list(sys.argv if argv is None else argv)
+    return exit_code(lambda: main(argv), "the same command goes on where it stopped")
 
 
 def _run(root: Path, runlocal: bool) -> None:
@@ -108,4 +120,4 @@ def _peak_memory(road: JobRunner) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

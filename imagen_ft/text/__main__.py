@@ -7,13 +7,13 @@ A config then names the cache in place of an encoder: text = dict(cache="data/im
 same command goes on where it stopped; another list adds the prompts that are new.
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import flags
 from etils import epath
 
 from imagen_ft import weights
@@ -22,93 +22,98 @@ from imagen_ft.text.cache import DTYPES, TextCache
 from imagen_ft.text.embedding import Embedder, fill
 from imagen_ft.text.encoders import check_template, prompt_key
 from imagen_ft.text.tokenizer import PREPROCESSING, T5Tokenizer, load_t5_tokenizer
-from launch.cli import exit_code
+from launch.cli import exit_code, parse_flags
 from launch.errors import InputError
 from launch.files import remove_temporaries
 from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.locks import lock
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"command line: {message} (--help lists the flags)")
+def define_flags(values: flags.FlagValues) -> None:
+    """Adds the flags of this command."""
+    options = dict(flag_values=values)
+    text = {
+        "prompts": "file of text, one prompt a line; or .json, a list",
+        "class_names": "the same, each name once and no blank line; or 'imagenet', CLIP's 1,000 "
+        "names",
+        "weights": "folder with text_encoder/ and tokenizer/ (diffusers' layout, or what "
+        "imagen_ft.weights has imported), or a repository on the Hugging Face Hub",
+        "to": "the cache; made, or added to",
+        "variant": "of the files of weights, such as fp16; by default those without one",
+    }
+    for name, help_text in text.items():
+        flags.DEFINE_string(name, None, help_text, **options)
+    flags.DEFINE_string(
+        "template",
+        "{}",
+        "put every prompt in place of the {} of this text, as in 'a photo of a {}'; "
+        "config.text.template has to be the same",
+        **options,
+    )
+    flags.DEFINE_enum(
+        "dtype",
+        "bfloat16",
+        DTYPES,
+        "of parameters, computation and states; bfloat16 by default",
+        **options,
+    )
+    numbers = {
+        "num_classes": (None, "how many class names there have to be"),
+        "max_length": (77, "tokens a prompt, padding included; 77 by default, as in DeepFloyd IF"),
+        "batch_size": (64, "prompts at a time, over all devices; 64 by default"),
+    }
+    for name, (default, help_text) in numbers.items():
+        flags.DEFINE_integer(name, default, help_text, **options)
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line.
+def check_flags(values: flags.FlagValues) -> None:
+    """Looks at the flags; see `define_flags`.
 
     Raises:
-        InputError: a flag is unknown or missing, or has a wrong value.
+        InputError: one has a wrong value, or what to embed is missing or said twice.
     """
-    parser = _Parser(
-        prog="python -m imagen_ft.text",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    # fmt: off
-    add = parser.add_argument
-    add("--prompts", metavar="FILE", help="text, one prompt a line; or .json, a list")
-    add("--class_names", metavar="FILE",
-        help="the same, each name once and no blank line; or 'imagenet', CLIP's 1,000 names")
-    add("--num_classes", type=int, metavar="N", help="how many class names there have to be")
-    add("--weights", required=True, metavar="DIR",
-        help="folder with text_encoder/ and tokenizer/ (diffusers' layout, or what "
-        "imagen_ft.weights has imported), or a repository on the Hugging Face Hub")
-    add("--to", required=True, metavar="CACHE", help="the cache; made, or added to")
-    add("--template", default="{}", metavar="TEXT",
-        help="put every prompt in place of the {} of this text, as in 'a photo of a {}'; "
-        "config.text.template has to be the same")
-    add("--dtype", choices=DTYPES, default="bfloat16",
-        help="of parameters, computation and states; default: %(default)s")
-    add("--variant", help="of the files of weights, such as fp16; default: those without one")
-    add("--max_length", type=int, default=77, metavar="N",
-        help="tokens a prompt, padding included; default: %(default)s, as DeepFloyd IF has it")
-    add("--batch_size", type=int, default=64, metavar="N",
-        help="prompts at a time, over all devices; default: %(default)s")
-    # fmt: on
-    args = parser.parse_args(argv)
-    check_template("--template", args.template)
-    if bool(args.prompts) == bool(args.class_names):
+    check_template("--template", values.template)
+    if bool(values.prompts) == bool(values.class_names):
         raise InputError("command line: one of --prompts and --class_names is needed")
-    if args.batch_size < 1:
-        raise InputError(f"--batch_size={args.batch_size}: at least 1 is needed")
-    return args
+    if values.batch_size < 1:
+        raise InputError(f"--batch_size={values.batch_size}: at least 1 is needed")
 
 
-def read_prompts(args: argparse.Namespace) -> list[str]:
+def read_prompts(values: flags.FlagValues) -> list[str]:
     """The texts to be embedded, each once: the empty one, then those of a file.
 
     Raises:
         InputError: the file cannot be read, holds no prompt, or is no list of class names.
     """
-    if args.class_names:
-        found = list(class_names.load(args.class_names, args.num_classes))
-    elif args.prompts == class_names.IMAGENET:
-        found = list(class_names.load(args.prompts))
+    if values.class_names:
+        found = list(class_names.load(values.class_names, values.num_classes))
+    elif values.prompts == class_names.IMAGENET:
+        found = list(class_names.load(values.prompts))
     else:
-        found = [prompt for _, prompt in class_names.read_lines(args.prompts) if prompt]
+        found = [prompt for _, prompt in class_names.read_lines(values.prompts) if prompt]
         if not found:
             raise InputError(
-                f"--prompts={args.prompts}: the file holds no prompt; write one a line"
+                f"--prompts={values.prompts}: the file holds no prompt; write one a line"
             )
-    return list(dict.fromkeys(["", *(prompt_key(prompt, args.template) for prompt in found)]))
+    return list(dict.fromkeys(["", *(prompt_key(prompt, values.template) for prompt in found)]))
 
 
-def embed_prompts(args: argparse.Namespace) -> None:
+def embed_prompts(values: flags.FlagValues) -> None:
     """Brings the states of all prompts into the cache.
 
     Raises:
         InputError: wrong input, or the cache is another encoder's, damaged or in use.
     """
-    prompts, folder = read_prompts(args), epath.Path(args.to)
-    tokenizer = load_t5_tokenizer(weights.part_folder(args.weights, "tokenizer"), args.max_length)
+    prompts, folder = read_prompts(values), epath.Path(values.to)
+    tokenizer = load_t5_tokenizer(
+        weights.part_folder(values.weights, "tokenizer"), values.max_length
+    )
     encoder = {
-        "weights": weights.digest(args.weights, "text_encoder", args.variant),
+        "weights": weights.digest(values.weights, "text_encoder", values.variant),
         "tokenizer": tokenizer.digest,
-        "max_length": args.max_length,
+        "max_length": values.max_length,
         "preprocessing": PREPROCESSING,
-        "dtype": args.dtype,
+        "dtype": values.dtype,
     }
     cache, writes = open_cache(folder, encoder), jax.process_index() == 0
     missing = [prompt for prompt in prompts if cache is None or prompt not in cache]
@@ -117,22 +122,22 @@ def embed_prompts(args: argparse.Namespace) -> None:
             claim(folder)  # Loading takes minutes: whether another process is there is told before.
         warn_of_long(tokenizer, missing)
         # Parameters are split over all devices, and so are batches.
-        mesh, dtype = make_mesh({"fsdp": -1}), jnp.dtype(args.dtype)
-        model, params = weights.load_t5(args.weights, dtype, mesh, args.variant)
+        mesh, dtype = make_mesh({"fsdp": -1}), jnp.dtype(values.dtype)
+        model, params = weights.load_t5(values.weights, dtype, mesh, values.variant)
         embedder = Embedder(model.clone(dtype=dtype), params, tokenizer, mesh)
         if writes:
             claim(folder)
             cache = open_cache(folder, encoder)
             if cache is None:
-                cache = TextCache.create(folder, encoder, embedder.shape, made_with(args))
-        fill(cache if writes else None, embedder, missing, args.batch_size)
+                cache = TextCache.create(folder, encoder, embedder.shape, made_with(values))
+        fill(cache if writes else None, embedder, missing, values.batch_size)
     print(f"{folder}: {len(prompts)} prompts, {len(missing)} of them new")
 
 
-def made_with(args: argparse.Namespace) -> list[str]:
+def made_with(values: flags.FlagValues) -> list[str]:
     """The flags that stand for the encoder."""
     names = ("weights", "variant", "dtype", "max_length")
-    given = {name: getattr(args, name) for name in names}
+    given = {name: values[name].value for name in names}
     return [f"--{name}={value}" for name, value in given.items() if value is not None]
 
 
@@ -174,12 +179,23 @@ def warn_of_long(tokenizer: T5Tokenizer, prompts: Sequence[str]) -> None:
         )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line and does the work.
+
+    Raises:
+        InputError: wrong flags, or see `embed_prompts`.
+    """
+    values = parse_flags(argv, __doc__ or "", define_flags, required=("weights", "to"))
+    if values is not None:
+        check_flags(values)
+        embed_prompts(values)
+
+
+def run(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code, by the conventions of `launch.cli`."""
-    return exit_code(
-        lambda: embed_prompts(parse(argv)), "the same command goes on from the last part"
-    )
+    argv = list(sys.argv if argv is None else argv)
+    return exit_code(lambda: main(argv), "the same command goes on from the last part")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -72,7 +72,7 @@ def work(tmp_path_factory, request):
     shutil.rmtree(folder / "first")
     (folder / "prompts.txt").write_text("A goldfish\n\ntwo cats\n")
     argv = [f"--prompts={folder / 'prompts.txt'}", f"--weights={imported}"]
-    assert __main__.main([*argv, f"--to={folder / 'cache'}"]) == 0
+    assert __main__.run(["text", *argv, f"--to={folder / 'cache'}"]) == 0
     shutil.rmtree(imported / "text_encoder")
     paths = dict(first=imported, second=folder / "second", cache=folder / "cache")
     text = CONFIG.format(**{name: str(path) for name, path in paths.items()})

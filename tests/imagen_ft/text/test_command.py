@@ -51,7 +51,8 @@ def cache(pipeline, tmp_path_factory):
 
 def run(prompts, weights, to, *argv):
     """The exit code."""
-    return __main__.main([f"--prompts={prompts}", f"--weights={weights}", f"--to={to}", *argv])
+    where = [f"--prompts={prompts}", f"--weights={weights}", f"--to={to}"]
+    return __main__.run(["text", *where, *argv])
 
 
 def cached(pipeline, tmp_path, *names):
@@ -220,11 +221,14 @@ def test_a_tokenizer_of_another_encoder(pipeline, prompts, tmp_path, capsys):
         (["--prompts=/dev/null"], "/dev/null: the file is empty"),
         (["--weights=/dev/null"], "/dev/null"),
         (["--to=/dev/null"], "--to=/dev/null is a file"),
-        (["--dtype=float16"], "'float16'"),
+        (["--dtype=float16"], "--dtype=float16: value should be one of <bfloat16|float32>"),
         (["--batch_size=0"], "--batch_size=0: at least 1"),
         (["--max_length=1"], "max_length=1"),
         (["--template=a photo"], "--template=a photo: one {} is needed"),
-        (["--promts=x"], "--promts=x"),
+        (["--promts=x"], "'promts'. Did you mean: prompts"),
+        (["--weights="], "--weights is missing"),
+        (["--max_length=many"], "--max_length=many"),
+        (["more"], "'more' is not a flag"),
         (["--class_names=imagenet"], "one of --prompts and --class_names is needed"),
     ],
 )
@@ -245,7 +249,7 @@ def test_wrong_flags(pipeline, prompts, tmp_path, capsys, argv, said):
 def test_class_names(pipeline, tmp_path, capsys, text, argv, said):
     (tmp_path / "names.txt").write_text(text)
     argv = [f"--class_names={tmp_path / 'names.txt'}", f"--weights={pipeline}", *argv]
-    assert __main__.main([*argv, f"--to={tmp_path / 'cache'}"]) == 2
+    assert __main__.run(["text", *argv, f"--to={tmp_path / 'cache'}"]) == 2
     assert said in one_line(capsys)
     assert not (tmp_path / "cache").exists()
 

@@ -59,7 +59,7 @@ def digits(tmp_path_factory, request):
     names = folder / "names.txt"
     names.write_text("zero\none\ntwo\nthree\nfour\nfive\nsix\nseven\neight\nnine\n")
     argv = [f"--prompts={names}", f"--weights={folder / 'pipeline'}", f"--to={folder / 'cache'}"]
-    assert __main__.main([*argv, "--template=the digit {}"]) == 0
+    assert __main__.run(["text", *argv, "--template=the digit {}"]) == 0
     text = CONFIG.format(cache=str(folder / "cache"), run=str(folder / "run"))
     (folder / "config.py").write_text(text)
     # Neither its weights nor its tokenizer are needed any more.
