@@ -1,0 +1,133 @@
+"""How far things travel through the code: rooms, import chains, files entered on the way.
+
+python -m tests.benchmarks.structure
+
+Prints lines of Python by room, the longest chain of imports, and which files of the project are
+entered (a function of theirs is called) while a cascade of two stages is loaded from run
+directories, and while an image comes from a folder on the disk into a step of training. No time is
+measured, and there is no peer.
+"""
+
+import functools
+import json
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import grimp
+import jax
+import numpy as np
+
+from configs.digits import common, sample
+from imagen_ft import finetune
+from imagen_ft.cascade import load_cascade
+from imagen_ft.training import warm_start
+from imagen_ft.training.images import open_images, training_transform
+from imagen_ft.training.training import Training
+from input_pipeline.batches import loader
+from launch.runtime.devices.mesh import make_mesh, put_batch
+from tests.support import ROOT, commands
+
+ROOMS = ("imagen_ft", "classifiers", "input_pipeline", "launch", "configs", "tests")
+
+
+def lines_by_room() -> dict[str, int]:
+    """Lines of Python files."""
+    return {
+        room: sum(len(path.read_bytes().splitlines()) for path in (ROOT / room).rglob("*.py"))
+        for room in ROOMS
+    }
+
+
+def longest_chain() -> list[str]:
+    """Modules of which each imports the next; the longest such list."""
+    graph = grimp.build_graph(*ROOMS[:-1])
+
+    @functools.cache
+    def chain_from(module: str) -> tuple[str, ...]:
+        below = map(chain_from, sorted(graph.find_modules_directly_imported_by(module)))
+        return (module, *max(below, key=len, default=()))
+
+    return list(max(map(chain_from, sorted(graph.modules)), key=len))
+
+
+def files_entered(action: Callable[[], object]) -> list[str]:
+    """Files of the rooms whose functions are called by any thread, in the order of their first."""
+    entered: dict[str, None] = {}
+    prefixes = tuple(f"{ROOT / room}/" for room in ROOMS[:-1])
+
+    def note(frame, event, _argument):
+        code = frame.f_code
+        if event == "call" and code.co_name != "<module>" and code.co_filename.startswith(prefixes):
+            entered[str(Path(code.co_filename).relative_to(ROOT))] = None
+
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    return list(entered)
+
+
+def loading_a_cascade(folder: Path) -> list[str]:
+    """Files entered by `load_cascade` of a base and a super-resolution stage."""
+    config = sample.get_config()
+    for name, entry in config.stages.items():
+        start = ["--config.init_from=", "--config.total_steps=1"]
+        stage = "pretrain_base4" if not entry.stage.low_size else "pretrain_sr8"
+        entry.run = str(folder / name)
+        if commands.run(finetune.main, f"configs/digits/{stage}.py", entry.run, *start):
+            raise RuntimeError(f"{stage} was not trained")
+    return files_entered(lambda: load_cascade(config))
+
+
+def an_image_to_the_step(folder: Path) -> list[str]:
+    """Files entered from the opening of a folder of images to the step of training with a batch."""
+    for name in ("ant", "bee"):
+        (folder / name).mkdir()
+        image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+        (folder / name / "0.png").write_bytes(cv2.imencode(".png", image)[1].tobytes())
+    stage = common.base_stage() | dict(channels=3)
+    config = common.training(stage, "adam", 1e-3, "constant", "train", "", 1, 2)
+    config.train_source = config.evaluation_source = dict(name="image_folder", path=str(folder))
+    config.class_names = ("ant", "bee")
+    training, mesh = Training.of(config), make_mesh(config.mesh)
+    text = np.zeros((2, *training.text_shape), np.float32)
+    step = training.step(mesh, text, text[0])
+
+    def action():
+        source = open_images(training).train
+        batches = loader.batches(source, 2, config.seed, transform=training_transform(training))
+        step(state, put_batch(mesh, next(iter(loader.iterate(batches, 0, 1)))))
+
+    with jax.set_mesh(mesh):
+        state = warm_start.create(training, mesh)
+        return files_entered(action)
+
+
+def main() -> None:
+    """Prints it all, the last lines as JSON."""
+    lines, chain = lines_by_room(), longest_chain()
+    print("\n".join(f"{room:16}{count:8,} lines" for room, count in lines.items()))
+    print(f"\nlongest chain of imports, {len(chain)} modules:\n  " + "\n  ".join(chain))
+    results = [dict(case="lines", **lines), dict(case="longest import chain", modules=len(chain))]
+    for name, measure in (
+        ("load_cascade", loading_a_cascade),
+        ("an image to the step", an_image_to_the_step),
+    ):
+        with tempfile.TemporaryDirectory() as folder:
+            entered = measure(Path(folder))
+        print(f"\n{name} enters {len(entered)} files:\n  " + "\n  ".join(entered))
+        results.append(dict(case=name, files=len(entered)))
+    print()
+    for result in results:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
