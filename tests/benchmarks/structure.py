@@ -2,12 +2,14 @@
 
 python -m tests.benchmarks.structure
 
-Prints lines of Python by room, the longest chain of imports, and which files of the project are
-entered (a function of theirs is called) while a cascade of two stages is loaded from run
-directories, and while an image comes from a folder on the disk into a step of training. No time is
-measured, and there is no peer.
+Prints lines of Python by room and the longest chain of imports. Then, while a cascade of two stages
+is loaded from run directories, and while images come from a folder on the disk into a step of
+training: which files of the project are entered (a function of theirs is called), by how many
+calls, and how often each file on the disk is opened. No time is measured, and there is no peer.
 """
 
+import collections
+import dataclasses
 import functools
 import json
 import sys
@@ -54,16 +56,35 @@ def longest_chain() -> list[str]:
     return list(max(map(chain_from, sorted(graph.modules)), key=len))
 
 
-def files_entered(action: Callable[[], object]) -> list[str]:
-    """Files of the rooms whose functions are called by any thread, in the order of their first."""
-    entered: dict[str, None] = {}
+@dataclasses.dataclass
+class Journey:
+    """What an action has passed.
+
+    Attributes:
+        entered: files of the rooms, in the order of the first call, and the number of calls.
+        opened: files below a folder on the disk, and how often each was opened.
+    """
+
+    entered: collections.Counter
+    opened: collections.Counter
+
+
+def follow(action: Callable[[], object], folder: Path) -> Journey:
+    """Runs an action and notes what any of its threads calls and opens."""
+    journey = Journey(collections.Counter(), collections.Counter())
     prefixes = tuple(f"{ROOT / room}/" for room in ROOMS[:-1])
 
     def note(frame, event, _argument):
         code = frame.f_code
         if event == "call" and code.co_name != "<module>" and code.co_filename.startswith(prefixes):
-            entered[str(Path(code.co_filename).relative_to(ROOT))] = None
+            journey.entered[str(Path(code.co_filename).relative_to(ROOT))] += 1
 
+    def hear(event, arguments):
+        if event == "open" and listening and str(arguments[0]).startswith(f"{folder}/"):
+            journey.opened[Path(arguments[0]).name] += 1
+
+    listening = [True]
+    sys.addaudithook(hear)  # It cannot be taken away again.
     threading.setprofile(note)
     sys.setprofile(note)
     try:
@@ -71,11 +92,12 @@ def files_entered(action: Callable[[], object]) -> list[str]:
     finally:
         sys.setprofile(None)
         threading.setprofile(None)
-    return list(entered)
+        listening.clear()
+    return journey
 
 
-def loading_a_cascade(folder: Path) -> list[str]:
-    """Files entered by `load_cascade` of a base and a super-resolution stage."""
+def loading_a_cascade(folder: Path) -> Journey:
+    """`load_cascade` of a base and a super-resolution stage."""
     config = sample.get_config()
     for name, entry in config.stages.items():
         start = ["--config.init_from=", "--config.total_steps=1"]
@@ -83,11 +105,11 @@ def loading_a_cascade(folder: Path) -> list[str]:
         entry.run = str(folder / name)
         if commands.run(finetune.main, f"configs/digits/{stage}.py", entry.run, *start):
             raise RuntimeError(f"{stage} was not trained")
-    return files_entered(lambda: load_cascade(config))
+    return follow(lambda: load_cascade(config), folder)
 
 
-def an_image_to_the_step(folder: Path) -> list[str]:
-    """Files entered from the opening of a folder of images to the step of training with a batch."""
+def images_to_a_step(folder: Path) -> Journey:
+    """From the opening of a folder of images to the step of training with a batch of two."""
     for name in ("ant", "bee"):
         (folder / name).mkdir()
         image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
@@ -107,7 +129,7 @@ def an_image_to_the_step(folder: Path) -> list[str]:
 
     with jax.set_mesh(mesh):
         state = warm_start.create(training, mesh)
-        return files_entered(action)
+        return follow(action, folder)
 
 
 def main() -> None:
@@ -118,12 +140,17 @@ def main() -> None:
     results = [dict(case="lines", **lines), dict(case="longest import chain", modules=len(chain))]
     for name, measure in (
         ("load_cascade", loading_a_cascade),
-        ("an image to the step", an_image_to_the_step),
+        ("images to a step", images_to_a_step),
     ):
         with tempfile.TemporaryDirectory() as folder:
-            entered = measure(Path(folder))
-        print(f"\n{name} enters {len(entered)} files:\n  " + "\n  ".join(entered))
-        results.append(dict(case=name, files=len(entered)))
+            journey = measure(Path(folder))
+        entered, calls = journey.entered, journey.entered.total()
+        print(f"\n{name} enters {len(entered)} files by {calls} calls:")
+        print("\n".join(f"  {path:52}{count:6} calls" for path, count in entered.items()))
+        several = {name: count for name, count in journey.opened.items() if count > 1}
+        print(f"files opened: {journey.opened.total()}; more than once: {several or 'none'}")
+        opened = journey.opened.total()
+        results.append(dict(case=name, files=len(entered), calls=calls, opened=opened))
     print()
     for result in results:
         print(json.dumps(result))
