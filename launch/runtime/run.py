@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from launch.errors import InputError
 from launch.files import read_json
-from launch.runtime.checkpoints import inference
+from launch.runtime.checkpoints.inference import SealedCheckpoint, latest_step
 from launch.runtime.ema import MAIN
 
 STAGE, CLASSIFIER, IMPORT = "stage", "classifier", "import"
@@ -17,7 +17,7 @@ STAGE, CLASSIFIER, IMPORT = "stage", "classifier", "import"
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run directory, whose config is read once.
+    """A run directory; its config, its inputs and which checkpoint is its newest are read once.
 
     Attributes:
         path: the directory.
@@ -57,24 +57,65 @@ class Run:
     @property
     def step(self) -> int | None:
         """Of the newest sealed checkpoint; None when there is none."""
-        return inference.latest_step(self.folder)
+        return latest_step(self.folder)
+
+    @functools.cached_property
+    def newest(self) -> SealedCheckpoint:
+        """The newest sealed checkpoint, when it is first asked for.
+
+        Raises:
+            InputError: there is none.
+        """
+        return SealedCheckpoint.find(self.folder)
+
+    @functools.cached_property
+    def best(self) -> SealedCheckpoint:
+        """The one that evaluated best; see `newest`."""
+        return SealedCheckpoint.find(self.folder, best=True)
 
     def seed(self, number: int) -> "Run":
         """One of several seeds."""
         return dataclasses.replace(self, folder=self.path / f"seed_{number}")
 
     def check_finished(self) -> None:
-        """Looks whether it has come to its end, see `inference.check_finished`."""
-        inference.check_finished(self.folder, self.config.total_steps)
+        """Looks whether it has come to its end.
+
+        Raises:
+            InputError: it has not, or has no checkpoint.
+        """
+        step, total_steps = self.newest.step, self.config.total_steps
+        if step < total_steps:
+            raise InputError(
+                f"{self.folder} has come to step {step} of {total_steps}: finish its training first"
+            )
 
     def shapes(self) -> PyTree:
-        """Shapes of its variables as they are stored, see `inference.inference_shapes`."""
-        return inference.inference_shapes(self.folder)
+        """Shapes and types of its newest inference variables, as they are stored.
+
+        Raises:
+            InputError: there is no checkpoint.
+        """
+        return self.newest.shapes()
 
     def variables(self, abstract: PyTree, ema: str = MAIN, best: bool = False) -> PyTree:
-        """The variables of the finished run, see `inference.load_inference`."""
-        return inference.load_inference(self.folder, abstract, self.config.total_steps, ema, best)
+        """The inference variables of the finished run.
+
+        Args:
+            abstract: their shapes, and shardings where they shall be sharded.
+            ema: which moving average; `main` is the variables themselves where none is kept.
+            best: those of the best step, not of the last one.
+
+        Raises:
+            InputError: no checkpoint, a damaged one, one of another model, no such average, or the
+                run is not finished.
+        """
+        self.check_finished()
+        return (self.best if best else self.newest).variables(abstract, ema)
 
     def digest(self, ema: str = MAIN, best: bool = False) -> str:
-        """Of the variables' values, see `inference.digest`."""
-        return inference.digest(self.folder, ema, best)
+        """Of the values of the inference variables; see `variables`.
+
+        Raises:
+            InputError: no checkpoint, a damaged seal, or no such average.
+        """
+        return (self.best if best else self.newest).digest(ema)

@@ -15,10 +15,11 @@ from jax.experimental import multihost_utils
 from launch.runtime.checkpoints import seals
 from launch.runtime.checkpoints.checkpoint import Best, Checkpoints
 from launch.runtime.checkpoints.content_digest import content_digest
-from launch.runtime.checkpoints.inference import latest_step, load_inference
+from launch.runtime.checkpoints.inference import latest_step
 from launch.runtime.devices import mesh
 from launch.runtime.state import TrainState, abstract_state, create_state
 from tests.multihost.processes import join
+from tests.support.checkpoint_states import open_run
 
 # By the rule for large arrays the small ones here are split as well.
 mesh.MIN_SHARDED_SIZE = 32
@@ -94,8 +95,8 @@ def restore(folder, devices):
     wanted = abstract(devices)
     placed = jax.tree.map(lambda x, y: x.sharding == y.sharding, state, wanted)
     loaded = {
-        f"{name} of the best" if best else name: load_inference(
-            folder, wanted.variables, int(state.step), ema=name, best=best
+        f"{name} of the best" if best else name: open_run(folder, int(state.step)).variables(
+            wanted.variables, ema=name, best=best
         )
         for name, best in (("main", False), ("slow", False), ("main", True))
     }

@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from etils import epath
+from ml_collections import ConfigDict
 
 from launch.runtime.checkpoints.checkpoint import Checkpoints
+from launch.runtime.run import Run
 from launch.runtime.state import TrainState
 
 TX = optax.sgd(0.1, momentum=0.9)
@@ -55,6 +58,12 @@ def restore(workdir, keep_ema=True):
         return checkpoints.restore(abstract(make_state(0, keep_ema)))
     finally:
         checkpoints.close()
+
+
+def open_run(workdir, total_steps):
+    """A run without a config.json."""
+    path = epath.Path(workdir)
+    return Run(path, ConfigDict(dict(total_steps=total_steps)), path)
 
 
 SEAL = "digests_0_of_1.json"

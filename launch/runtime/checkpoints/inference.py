@@ -1,5 +1,8 @@
 """What is read of a folder of checkpoints: its newest step, and the variables for inference."""
 
+import dataclasses
+import functools
+
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
@@ -16,93 +19,84 @@ def latest_step(workdir: epath.Path | str) -> int | None:
     return _latest(epath.Path(workdir) / CHECKPOINTS)
 
 
-def check_finished(workdir: epath.Path | str, total_steps: int) -> None:
-    """Looks whether a run has come to its end.
+@dataclasses.dataclass(frozen=True)
+class SealedCheckpoint:
+    """A checkpoint that was saved to its end.
 
-    Raises:
-        InputError: it has not, or has no checkpoint.
+    Attributes:
+        folder: its own; its name is the step.
     """
-    last = int(_newest(workdir).name)
-    if last < total_steps:
-        raise InputError(
-            f"{workdir} has come to step {last} of {total_steps}: finish its training first"
+
+    folder: epath.Path
+
+    @classmethod
+    def find(cls, workdir: epath.Path | str, best: bool = False) -> "SealedCheckpoint":
+        """The newest one of a run, or its best one.
+
+        Raises:
+            InputError: there is none.
+        """
+        folder = absolute(workdir) / (BEST if best else CHECKPOINTS)
+        step = _latest(folder)
+        if step is None and best:
+            raise InputError(
+                f"{folder} holds no checkpoint: train with config.best, or use the last"
+            )
+        if step is None:
+            raise InputError(f"{workdir} holds no finished checkpoint: train it first")
+        return cls(folder / str(step))
+
+    @property
+    def step(self) -> int:
+        """Number of updates behind it."""
+        return int(self.folder.name)
+
+    @functools.cached_property
+    def digests(self) -> dict[str, str]:
+        """Of the variables of each moving average: equal values have equal ones, however sharded.
+
+        Raises:
+            InputError: the seal is damaged.
+        """
+        return seals.read_facts(self.folder)["content"]
+
+    def digest(self, ema: str = MAIN) -> str:
+        """Digest of one moving average; `main` is the variables themselves where none is kept.
+
+        Raises:
+            InputError: there is no such average, or the seal is damaged.
+        """
+        if ema not in self.digests:
+            names = ", ".join(sorted(self.digests))
+            raise InputError(f"{self.folder} has no average {ema!r}: there is {names}")
+        return self.digests[ema]
+
+    def shapes(self) -> PyTree:
+        """Shapes and types of the inference variables, as they are stored."""
+        metadata = ocp.StandardCheckpointHandler().metadata(self.folder / INFERENCE)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+            dict(metadata),
+            is_leaf=lambda leaf: hasattr(leaf, "shape"),
         )
 
+    def variables(self, abstract: PyTree, ema: str = MAIN) -> PyTree:
+        """Restores one moving average.
 
-def load_inference(
-    workdir: epath.Path | str,
-    abstract: PyTree,
-    total_steps: int,
-    ema: str = MAIN,
-    best: bool = False,
-) -> PyTree:
-    """Restores the inference variables of a finished run.
+        Args:
+            abstract: shapes of the variables, and shardings where they shall be sharded.
+            ema: see `digest`.
 
-    Args:
-        workdir: the run directory.
-        abstract: their shapes, and shardings where they shall be sharded.
-        total_steps: length of the run.
-        ema: which moving average; `main` is the variables themselves where none is kept.
-        best: those of the best step, not of the last one.
-
-    Raises:
-        InputError: no checkpoint, a damaged one, one of another model, no such average, or the run
-            is not finished.
-    """
-    check_finished(workdir, total_steps)
-    folder = _newest(workdir, best)
-    fault = seals.find_fault_together(folder)
-    if fault is not None:
-        raise InputError(f"{fault}: remove {folder} and run the training command again")
-    item = folder / item_name(_average(folder, ema))
-    orbax_options.check_fit(item, abstract)
-    return orbax_options.restore(item, abstract)
-
-
-def inference_shapes(workdir: epath.Path | str) -> PyTree:
-    """Shapes and types of a run's newest inference variables, as they are stored.
-
-    Raises:
-        InputError: there is no sealed checkpoint.
-    """
-    metadata = ocp.StandardCheckpointHandler().metadata(_newest(workdir) / INFERENCE)
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
-        dict(metadata),
-        is_leaf=lambda leaf: hasattr(leaf, "shape"),
-    )
-
-
-def digest(workdir: epath.Path | str, ema: str = MAIN, best: bool = False) -> str:
-    """Digest of a run's inference variables: equal values have equal digests, however sharded.
-
-    Args:
-        workdir: the run directory.
-        ema: which moving average.
-        best: those of the best step, not of the newest one.
-
-    Raises:
-        InputError: there is no sealed checkpoint, its seal is damaged, or has no such average.
-    """
-    folder = _newest(workdir, best)
-    return seals.read_facts(folder)["content"][_average(folder, ema)]
-
-
-def _average(folder: epath.Path, ema: str) -> str:
-    averages = seals.read_facts(folder)["content"]
-    if ema not in averages:
-        raise InputError(f"{folder} has no average {ema!r}: there is {', '.join(sorted(averages))}")
-    return ema
-
-
-def _newest(workdir: epath.Path | str, best: bool = False) -> epath.Path:
-    folder = absolute(workdir) / (BEST if best else CHECKPOINTS)
-    step = _latest(folder)
-    if step is None and best:
-        raise InputError(f"{folder} holds no checkpoint: train with config.best, or use the last")
-    if step is None:
-        raise InputError(f"{workdir} holds no finished checkpoint: train it first")
-    return folder / str(step)
+        Raises:
+            InputError: it is damaged, of another model, or has no such average.
+        """
+        fault = seals.find_fault_together(self.folder)
+        if fault is not None:
+            raise InputError(f"{fault}: remove {self.folder} and run the training command again")
+        self.digest(ema)
+        item = self.folder / item_name(ema)
+        orbax_options.check_fit(item, abstract)
+        return orbax_options.restore(item, abstract)
 
 
 def _latest(folder: epath.Path) -> int | None:

@@ -9,6 +9,7 @@ from launch.errors import InputError
 from launch.runtime.checkpoints.checkpoint import save_inference
 from launch.runtime.run import CLASSIFIER, IMPORT, STAGE, Run
 from launch.runtime.workdir import claim_workdir
+from tests.support.checkpoint_states import SEAL
 
 VARIABLES = {"params": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}}
 
@@ -41,6 +42,19 @@ def test_checkpoints_of_a_seed(tmp_path):
     assert len(second.digest()) == 64
     with pytest.raises(InputError, match="holds no finished checkpoint"):
         first.check_finished()
+
+
+def test_what_is_read_once(tmp_path):
+    claim_workdir(tmp_path, ConfigDict(dict(total_steps=3)), {"text": "abc"})
+    save_inference(tmp_path, VARIABLES, step=3)
+    run = Run.open(tmp_path)
+    digest, inputs = run.digest(), run.inputs
+    for name in ("config.json", "inputs.json", f"checkpoints/3/{SEAL}"):
+        (tmp_path / name).unlink()
+    run.check_finished()
+    assert run.digest() == digest and run.inputs == inputs
+    with pytest.raises(InputError, match="is not sealed"):
+        run.variables(VARIABLES)
 
 
 def test_an_unfinished_run_gives_no_variables(tmp_path):

@@ -9,13 +9,14 @@ from launch.errors import InputError
 from launch.runtime.checkpoints import seals
 from launch.runtime.checkpoints.checkpoint import Best, Checkpoints
 from launch.runtime.checkpoints.content_digest import content_digest
-from launch.runtime.checkpoints.inference import digest, load_inference
+from launch.runtime.checkpoints.inference import SealedCheckpoint
 from tests.support.checkpoint_states import (
     abstract,
     assert_same_bits,
     damage,
     largest,
     make_state,
+    open_run,
 )
 
 # Validation losses by step; 6 is no better than 4, as it is the same.
@@ -58,17 +59,19 @@ def test_the_best_can_be_loaded(tmp_path):
     with contextlib.closing(Checkpoints(tmp_path / "checkpoints")) as checkpoints:
         checkpoints.save(make_state(10, keep_ema=True))
     with pytest.raises(InputError, match=r"best holds no checkpoint: train with config\.best"):
-        load_inference(tmp_path, None, 10, best=True)
+        open_run(tmp_path, 10).variables(None, best=True)
     offer(tmp_path, STEPS)
     expected = make_state(8, keep_ema=True).ema
     for ema in ("main", "slow"):
-        found = load_inference(tmp_path, abstract(expected[ema]), 10, ema=ema, best=True)
+        found = open_run(tmp_path, 10).variables(abstract(expected[ema]), ema=ema, best=True)
         assert_same_bits(found, expected[ema])
-        assert digest(tmp_path, ema, best=True) == content_digest(expected[ema])
+        assert SealedCheckpoint.find(tmp_path, best=True).digest(ema) == content_digest(
+            expected[ema]
+        )
     assert not (tmp_path / "best" / "8" / "training").exists()  # it is to sample with
     # How far the run has come is another matter.
     with pytest.raises(InputError, match="step 10 of 12: finish its training first"):
-        load_inference(tmp_path, abstract(expected["main"]), 12, best=True)
+        open_run(tmp_path, 12).variables(abstract(expected["main"]), best=True)
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])

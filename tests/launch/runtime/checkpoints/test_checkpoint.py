@@ -16,12 +16,7 @@ from launch.errors import InputError
 from launch.runtime.checkpoints import checkpoint, seals
 from launch.runtime.checkpoints.checkpoint import Checkpoints
 from launch.runtime.checkpoints.content_digest import content_digest
-from launch.runtime.checkpoints.inference import (
-    digest,
-    inference_shapes,
-    latest_step,
-    load_inference,
-)
+from launch.runtime.checkpoints.inference import SealedCheckpoint, latest_step
 from tests.support.checkpoint_states import (
     SEAL,
     abstract,
@@ -30,6 +25,7 @@ from tests.support.checkpoint_states import (
     files,
     largest,
     make_state,
+    open_run,
     restore,
     save,
 )
@@ -60,27 +56,29 @@ def test_without_a_moving_average(tmp_path):
     restored = restore(tmp_path, keep_ema=False)
     assert_same_bits(restored, expected)
     assert restored.ema == {}
-    variables = load_inference(tmp_path, abstract(expected.variables), total_steps=5)
+    variables = open_run(tmp_path, 5).variables(abstract(expected.variables))
     assert_same_bits(variables, expected.variables)
 
 
 def test_inference_takes_the_moving_average(saved, monkeypatch):
     expected = make_state(3, keep_ema=True).ema["main"]
     monkeypatch.chdir(saved.parent)  # a relative path will do
-    assert_same_bits(load_inference(saved.name, abstract(expected), 3), expected)
+    assert_same_bits(open_run(saved.name, 3).variables(abstract(expected)), expected)
     # As do shapes without a place.
     shapes = jax.eval_shape(lambda: expected)
-    assert_same_bits(load_inference(saved, shapes, 3), expected)
+    assert_same_bits(open_run(saved, 3).variables(shapes), expected)
 
 
 def test_an_unfinished_run(saved):
     with pytest.raises(InputError, match="has come to step 3 of 4: finish its training first"):
-        load_inference(saved, abstract(make_state(3, keep_ema=True).ema["main"]), 4)
+        open_run(saved, 4).variables(abstract(make_state(3, keep_ema=True).ema["main"]))
 
 
 def test_digests_are_of_the_values(saved, tmp_path):
     save(tmp_path / "same", 3)
-    assert digest(tmp_path / "same") == digest(saved)
+    assert (
+        SealedCheckpoint.find(tmp_path / "same").digest() == SealedCheckpoint.find(saved).digest()
+    )
     # The same step with the last bit of one variable of one average changed; nothing else counts.
     state = make_state(3, keep_ema=True)
     kernel = np.array(state.ema["main"]["params"]["kernel"])
@@ -95,20 +93,22 @@ def test_digests_are_of_the_values(saved, tmp_path):
         with contextlib.closing(Checkpoints(tmp_path / name / "checkpoints")) as checkpoints:
             checkpoints.save(other)
         for ema in ("main", "slow"):
-            equal = digest(tmp_path / name, ema) == digest(saved, ema)
+            equal = SealedCheckpoint.find(tmp_path / name).digest(ema) == SealedCheckpoint.find(
+                saved
+            ).digest(ema)
             assert equal is (ema in same)
     with pytest.raises(InputError, match="no finished checkpoint"):
-        digest(tmp_path / "none")
+        SealedCheckpoint.find(tmp_path / "none").digest()
 
 
 def test_every_average_can_be_loaded(saved):
     expected = make_state(3, keep_ema=True).ema
-    slow = load_inference(saved, abstract(expected["slow"]), 3, ema="slow")
+    slow = open_run(saved, 3).variables(abstract(expected["slow"]), ema="slow")
     assert_same_bits(slow, expected["slow"])
-    assert digest(saved, "slow") == content_digest(expected["slow"])
+    assert SealedCheckpoint.find(saved).digest("slow") == content_digest(expected["slow"])
     for ask in (
-        lambda: load_inference(saved, abstract(expected["slow"]), 3, ema="fast"),
-        lambda: digest(saved, ema="fast"),
+        lambda: open_run(saved, 3).variables(abstract(expected["slow"]), ema="fast"),
+        lambda: SealedCheckpoint.find(saved).digest(ema="fast"),
     ):
         with pytest.raises(InputError, match=r"/3 has no average 'fast': there is main, slow$"):
             ask()
@@ -126,9 +126,9 @@ def test_what_is_saved_may_be_donated(tmp_path):
         for _ in range(9):
             variables = step(variables)
         jax.block_until_ready(variables)
-    loaded = load_inference(tmp_path, jax.eval_shape(lambda: variables), 1)
+    loaded = open_run(tmp_path, 1).variables(jax.eval_shape(lambda: variables))
     np.testing.assert_array_equal(loaded["params"]["n"], expected)
-    assert digest(tmp_path) == content_digest({"params": {"n": expected}})
+    assert SealedCheckpoint.find(tmp_path).digest() == content_digest({"params": {"n": expected}})
 
 
 def test_a_save_that_has_ended_is_sealed_without_waiting(tmp_path):
@@ -297,7 +297,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(run, caplog, v
     path = victim(run / "checkpoints" / "3")
     damage(path)
     with pytest.raises(InputError, match=f"{path} is damaged"):
-        load_inference(run, abstract(make_state(3, keep_ema=True).ema["main"]), 3)
+        open_run(run, 3).variables(abstract(make_state(3, keep_ema=True).ema["main"]))
     assert_same_bits(restore(run), make_state(2, keep_ema=True))
     assert f"{path} is damaged" in caplog.text
     # It is kept for whoever wants to know, and its step can be saved again.
@@ -339,7 +339,7 @@ def test_only_unsealed_ones_are_a_new_run(run):
     # They may have lost no more than their seals, and are all that is left.
     assert all((run / f"damaged_checkpoint_{step}" / "training").is_dir() for step in (2, 3))
     with pytest.raises(InputError, match="no finished checkpoint"):
-        load_inference(run, None, total_steps=3)
+        open_run(run, 3).variables(None)
 
 
 def test_all_damaged(run):
@@ -355,18 +355,20 @@ def test_variables_that_were_not_trained_here(tmp_path, monkeypatch):
     variables = make_state(0, keep_ema=False).variables
     assert {leaf.dtype.name for leaf in jax.tree.leaves(variables)} == {"float32", "bfloat16"}
     checkpoint.save_inference(tmp_path, variables, step=2)
-    shapes = inference_shapes(tmp_path)
+    shapes = SealedCheckpoint.find(tmp_path).shapes()
     assert shapes == jax.eval_shape(lambda: variables)
-    assert_same_bits(load_inference(tmp_path, shapes, total_steps=2), variables)
+    assert_same_bits(open_run(tmp_path, 2).variables(shapes), variables)
     wider = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), shapes)
     expected = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), variables)
-    assert_same_bits(load_inference(tmp_path, wider, total_steps=2), expected)
+    assert_same_bits(open_run(tmp_path, 2).variables(wider), expected)
     # The digest is that of a run with the same values, and damage is noticed.
     save(tmp_path / "run", 0, keep_ema=False)
-    assert digest(tmp_path / "run") == digest(tmp_path)
+    assert (
+        SealedCheckpoint.find(tmp_path / "run").digest() == SealedCheckpoint.find(tmp_path).digest()
+    )
     damage(largest(tmp_path / "checkpoints" / "2"))
     with pytest.raises(InputError, match="is damaged"):
-        load_inference(tmp_path, shapes, total_steps=2)
+        open_run(tmp_path, 2).variables(shapes)
 
     def full(*args, **kwargs):
         raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
@@ -380,7 +382,7 @@ def test_variables_that_were_not_trained_here(tmp_path, monkeypatch):
 
 def test_a_missing_run(tmp_path):
     with pytest.raises(InputError, match="none holds no finished checkpoint"):
-        load_inference(tmp_path / "none", None, total_steps=3)
+        open_run(tmp_path / "none", 3).variables(None)
 
 
 @pytest.mark.parametrize(
@@ -395,7 +397,7 @@ def test_another_model(saved, change, said):
     other = make_state(3, keep_ema=True).ema["main"]
     other["params"] |= change
     with pytest.raises(InputError, match=said) as error:
-        load_inference(saved, abstract(other), total_steps=3)
+        open_run(saved, 3).variables(abstract(other))
     assert "\n" not in str(error.value)
 
 
@@ -403,4 +405,4 @@ def test_a_part_of_the_model(saved):
     other = make_state(3, keep_ema=True).ema["main"]
     del other["params"]["kernel"]
     with pytest.raises(InputError, match=r"params\.kernel is \(3, 2\) there and missing"):
-        load_inference(saved, abstract(other), total_steps=3)
+        open_run(saved, 3).variables(abstract(other))
