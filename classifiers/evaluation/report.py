@@ -1,6 +1,6 @@
 """Results of an evaluation as tables for a terminal, and as a picture."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from classifiers.evaluation.shots import GROUPS
-from launch.runtime.reports.html import percent
+from launch.runtime.reports.tables import percent, text_table
 
 Result = Mapping[str, Any]
 _COLUMNS = 3
@@ -24,7 +24,8 @@ def table(result: Result) -> str:
     header = ["arm", "top-1 (%)", "top-5 (%)", "loss", "ECE (%)"]
     header += [f"{group} (%)" for group in shots]
     header += [f"{name} (%)" for name in first["attacks"]]
-    rows = [[*header, "seeds", f"p against {result['baseline']}"]]
+    header += ["seeds", f"p against {result['baseline']}"]
+    rows = []
     for name, arm in arms.items():
         row = [name, percent(arm["mean"], arm["std"]), _percent(np.mean(arm["top5"]))]
         row += [f"{np.mean(arm['loss']):.3f}", _percent(np.mean(arm["calibration_error"]))]
@@ -34,15 +35,14 @@ def table(result: Result) -> str:
         rows.append([*row, str(len(arm["accuracies"])), p_value])
     classes = len(result["class_names"])
     title = f"{result['name']}: {result['num_images']:,} images, {classes:,} classes"
-    return "\n".join([title, *_aligned(rows)])
+    return f"{title}\n{text_table(header, rows)}"
 
 
 def overview(results: Mapping[str, Result]) -> str:
     """Mean top-1 of every arm on every set as lines of text."""
     arms = next(iter(results.values()))["arms"]
-    rows = [["top-1 (%)", *results]]
-    rows += [[a, *(_percent(r["arms"][a]["mean"]) for r in results.values())] for a in arms]
-    return "\n".join(_aligned(rows))
+    rows = [[a, *(_percent(r["arms"][a]["mean"]) for r in results.values())] for a in arms]
+    return text_table(["top-1 (%)", *results], rows)
 
 
 def picture(results: Mapping[str, Result]) -> Figure:
@@ -92,16 +92,3 @@ def _draw_reliability(axes: Axes, result: Result) -> None:
 
 def _percent(value: float | None) -> str:
     return "" if value is None else percent(value)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of one width: the first begins, the others end together."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        name, *cells = (
-            cell.rjust(width) if k else cell.ljust(width)
-            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append("  ".join([name, *cells]).rstrip())
-    return lines

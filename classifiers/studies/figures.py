@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from launch.runtime.reports import plots
-from launch.runtime.reports.html import p_text, points
 from launch.runtime.reports.plots import BOTH, GENERATED, REAL
+from launch.runtime.reports.tables import p_text, points
 
 _LEVELS = {"mean": "top-1 accuracy (%)", "top5_mean": "top-5 accuracy (%)"}
 

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from classifiers.studies import figures
 from launch.files import write_atomic, write_json
 from launch.runtime.reports import image_grid
-from launch.runtime.reports.html import Report, p_text, percent, points, text_table
+from launch.runtime.reports.html import Report
+from launch.runtime.reports.tables import p_text, percent, points, text_table
 
 Table = tuple[list[str], list[list[str]]]
 _LEVEL = 0.05
@@ -90,7 +91,7 @@ def tables(result: Mapping[str, Any]) -> str:
     """The tables for a terminal."""
     makers = {"cas": cas_table, "scaling": scaling_table, "models": models_table,
               "per_class": per_class_table}  # fmt: skip
-    found = [f"{study}\n{text_table(*make(result))}" for study, make in makers.items()
+    found = [f"{study}\n{text_table(*make(result), rule=True)}" for study, make in makers.items()
              if study in result]  # fmt: skip
     return "\n\n".join([*found, *(text for text, _ in verdicts(result))])
 

@@ -14,7 +14,8 @@ from input_pipeline.sources.digits import digits
 from input_pipeline.synthetic.source import SyntheticSource
 from launch.files import read_json, write_json
 from launch.runtime.reports import image_grid, plots
-from launch.runtime.reports.html import Report, p_text, percent, points, text_table
+from launch.runtime.reports.html import Report
+from launch.runtime.reports.tables import p_text, percent, points, text_table
 from launch.runtime.training.metrics import column, read_metrics
 
 COPIES = {"real": 0, "real+generated_1x": 1, "real+generated_10x": 10, "real+generated_30x": 30}
@@ -89,7 +90,7 @@ HEADER = ["arm", "test accuracy (%)", "against real", "p-value"]
 
 def table(result: dict[str, Any]) -> str:
     """The table for a terminal."""
-    return text_table(HEADER, rows(result))
+    return text_table(HEADER, rows(result), rule=True)
 
 
 def _picture(root: Path, result: dict[str, Any]) -> Figure:

@@ -25,6 +25,7 @@ from launch.runtime.checkpoints import seals
 from launch.runtime.checkpoints.checkpoint import Checkpoints
 from launch.runtime.checkpoints.content_digest import content_digest
 from launch.runtime.devices.mesh import make_mesh
+from launch.runtime.reports.tables import text_table
 from launch.runtime.state import create_state
 
 TX = optax.adam(1e-3)
@@ -109,11 +110,12 @@ def report(times, size, hashed):
     middle = {case: statistics.median(values) for case, values in times.items()}
     sizes = {case: size for case in ("save", "save and wait", "check", "check and restore")}
     sizes["digest"] = hashed
-    print(f"{'case':20} {'seconds':>9} {'least':>9} {'most':>9} {'steps':>7} {'GB/s':>7}")
+    rows = []
     for case, values in times.items():
-        rate = f"{sizes[case] / middle[case] / 1e9:7.2f}" if case in sizes else ""
-        spread = f"{min(values):9.4f} {max(values):9.4f}"
-        print(f"{case:20} {middle[case]:9.4f} {spread} {middle[case] / middle['step']:7.2f} {rate}")
+        seconds = [f"{number:.4f}" for number in (middle[case], min(values), max(values))]
+        rate = f"{sizes[case] / middle[case] / 1e9:.2f}" if case in sizes else ""
+        rows.append([case, *seconds, f"{middle[case] / middle['step']:.2f}", rate])
+    print(text_table(["case", "seconds", "least", "most", "steps", "GB/s"], rows))
     peers = {"save": "save and wait", "step beside a save": "step"}
     for case, seconds in middle.items():
         peer = middle[peers[case]] if case in peers else None

@@ -21,6 +21,7 @@ import jax
 from imagen_ft.diffusion.denoiser import Network
 from imagen_ft.models import presets
 from launch.runtime.layers import layers
+from launch.runtime.reports.tables import text_table
 
 TOKENS = 77
 IMAGES = 1_000_000
@@ -126,13 +127,14 @@ def network_flops(preset: str, size: int, method: str) -> float:
 
 def print_networks() -> None:
     """One line a network: operations of a forward pass, of the text and of a step."""
-    print(f"\n{'GFLOP, one image':20} {'forward':>9} {'PyTorch':>9} {'text':>9} {'step':>9}")
+    rows = []
     stages = {stage.preset: stage for stages in CASCADES.values() for stage in stages}
     for preset, stage in stages.items():
         parts = (network_flops(preset, stage.size, method) for method in ("context", "denoise"))
         text, step = (part / 1e9 for part in parts)
         known = f"{BY_PYTORCH[preset]:,}" if preset in BY_PYTORCH else ""
-        print(f"{preset:20} {text + step:9,.0f} {known:>9} {text:9,.1f} {step:9,.0f}")
+        rows.append([preset, f"{text + step:,.0f}", known, f"{text:,.1f}", f"{step:,.0f}"])
+    print("\n" + text_table(["GFLOP, one image", "forward", "PyTorch", "text", "step"], rows))
 
 
 def chip_hours(flops: float, share: float) -> dict[str, float]:
@@ -148,8 +150,7 @@ def chip_hours(flops: float, share: float) -> dict[str, float]:
 def print_costs(share: float) -> None:
     """The table of a million images, at 64 px and after super-resolution."""
     print(f"\nchip-hours of a million images at {share:.0%} of the peak")
-    print(f"{'':20} {'steps':>12} {'TFLOP/image':>12}" + "".join(f"{c:>10}" for c in PEAKS))
-    lines = []
+    lines, rows = [], []
     for name, stages in CASCADES.items():
         flops, evaluations = 0.0, []
         for stage in stages:
@@ -157,9 +158,10 @@ def print_costs(share: float) -> None:
             evaluations.append(f"{stage.steps}{' x 2' if stage.guided else ''}")
             hours = chip_hours(flops, share)
             case = f"{name.split(',')[0] if stage is stages[0] else name}, {stage.size} px"
-            row = f"{case:20} {evaluations[-1]:>12} {flops / 1e12:12,.1f}"
-            print(row + "".join(f"{value:10,.0f}" for value in hours.values()))
+            numbers = [f"{flops / 1e12:,.1f}", *(f"{value:,.0f}" for value in hours.values())]
+            rows.append([case, evaluations[-1], *numbers])
             lines.append(dict(case=case, unit="chip-hours", share=share, images=IMAGES, **hours))
+    print(text_table(["", "steps", "TFLOP/image", *PEAKS], rows))
     print("(each 256 px row is the whole cascade; its steps are those of the second stage)\n")
     print(*map(json.dumps, lines), sep="\n")
 

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import torch
 from jax.sharding import AbstractDevice, AbstractMesh
 
+from launch.runtime.reports.tables import text_table
+
 
 def arguments(description: str, **defaults: str) -> argparse.Namespace:
     """Reads the flags that the benchmarks of networks share.
@@ -159,14 +161,14 @@ def report(results: list[Result], peak: float = 0.0) -> None:
     """
     if peak:
         print(f"\na matrix product reaches {peak / 1e9:,.0f} GFLOP/s here")
-    titles = f"{'ratio':>6} {'GFLOP':>8} {'peak':>5} {'error':>8}"
-    print(f"\n{'case':32} {'ours':>16} {'peer':>16} {titles}")
+    rows = []
     for result in results:
         share = result.flops / statistics.median(result.ours) / peak if peak else 0.0
-        print(
-            f"{result.case:32} {_shown(result.ours):>16} {_shown(result.peer):>16} "
-            f"{result.ratio:6.2f} {result.flops / 1e9:8,.1f} {share:5.0%} {result.error:8.1e}"
-        )
+        numbers = [f"{result.ratio:.2f}", f"{result.flops / 1e9:,.1f}", f"{share:.0%}"]
+        times = [_shown(result.ours), _shown(result.peer)]
+        rows.append([result.case, *times, *numbers, f"{result.error:.1e}"])
+    header = ["case", "ours", "peer", "ratio", "GFLOP", "peak", "error"]
+    print("\n" + text_table(header, rows))
     print("(milliseconds: median ± half of the range between the quartiles)\n")
     for result in results:
         extra = {}

@@ -31,6 +31,7 @@ from input_pipeline.batches import loader
 from input_pipeline.batches.mixture import FixedWeight
 from input_pipeline.batches.order import Epochs, Shuffled
 from input_pipeline.records.examples import decode_image
+from launch.runtime.reports.tables import text_table
 
 REAL = 1_281_167
 
@@ -40,12 +41,16 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def row(case: str, ours: float, peer: float | None, unit: str, **more: float) -> dict:
-    """Prints a row; returns what its line of JSON says."""
+def line(case: str, ours: float, peer: float | None, unit: str, **more: float) -> dict:
+    """What a line of JSON says."""
     ratio = peer and ours / peer
-    shown = " " * 24 if ratio is None else f" {peer:14,.6g} {ratio:8.2f}"
-    print(f"{case:44} {ours:14,.6g}{shown} {unit}", flush=True)
     return dict(case=case, ours=ours, peer=peer, unit=unit, ratio=ratio, **more)
+
+
+def cells(case: str, ours: float, peer: float | None, ratio: float | None, unit: str, **_) -> list:
+    """What a row of the table says."""
+    compared = ["", ""] if ratio is None else [f"{peer:,.6g}", f"{ratio:.2f}"]
+    return [case, f"{ours:,.6g}", *compared, unit]
 
 
 def median_seconds(function: Callable[[int], object], count: int) -> float:
@@ -69,8 +74,8 @@ def measure_order(n: int, batch: int) -> Iterator[dict]:
         drawn = epochs(epoch * n + whole)
         assert (np.bincount(drawn, minlength=n) == 1).all()
         del drawn
-        yield row(f"the order of epoch {epoch}", seconds, None, "s", examples=n)
-        yield row(f"memory after epoch {epoch}", megabytes, None, "MB", examples=n)
+        yield line(f"the order of epoch {epoch}", seconds, None, "s", examples=n)
+        yield line(f"memory after epoch {epoch}", megabytes, None, "MB", examples=n)
     grains = grain.MapDataset.range(n).shuffle(seed=0).repeat().batch(batch)
     peer = median_seconds(grains.__getitem__, 4)
     domain = np.repeat(np.array([0, 1], np.int32), [REAL, n])
@@ -81,7 +86,7 @@ def measure_order(n: int, batch: int) -> Iterator[dict]:
     ):
         plan(0, rows)
         ours = median_seconds(lambda k, plan=plan: plan(k, rows), 100)
-        yield row(f"{name}, {batch} places", batch / ours, batch / peer, "indices/s")
+        yield line(f"{name}, {batch} places", batch / ours, batch / peer, "indices/s")
 
 
 class Photographs:
@@ -127,7 +132,7 @@ def measure_decoding(batch: int, steps: int, workers: list[int]) -> Iterator[dic
         rate = steps * batch / (times[warm + steps] - times[warm])
         name = f"{count} processes" if count else f"threads on {os.cpu_count()} cores"
         first = times[1] - times[0]
-        yield row(f"decoding, {name}", rate, alone, "images/s", first_batch_seconds=first)
+        yield line(f"decoding, {name}", rate, alone, "images/s", first_batch_seconds=first)
 
 
 def main() -> None:
@@ -142,12 +147,11 @@ def main() -> None:
     parser.add_argument("--workers", default="0,1,2", help="numbers of processes, by comma")
     args = parser.parse_args()
     cv2.setNumThreads(1)
-    print(f"{'case':44} {'ours':>14} {'peer':>14} {'ratio':>8}")
     found = list(measure_order(int(1e6 * (1 if args.quick else args.millions)), args.batch))
     workers = [int(count) for count in args.workers.split(",")]
     found += measure_decoding(args.images, 12 if args.quick else 40, workers)
-    for line in found:
-        print(json.dumps(line))
+    print(text_table(["case", "ours", "peer", "ratio", ""], [cells(**one) for one in found]))
+    print(*map(json.dumps, found), sep="\n")
 
 
 if __name__ == "__main__":

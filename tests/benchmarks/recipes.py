@@ -20,6 +20,7 @@ from classifiers.training.training import Training
 from launch.runtime.devices.flops import count_flops
 from launch.runtime.devices.hardware import CHIPS
 from launch.runtime.preflight.preflight import parse_target
+from launch.runtime.reports.tables import text_table
 from tests.benchmarks.harness import as_on_tpu
 from tests.configs.tables import RECIPES
 
@@ -46,10 +47,9 @@ def main() -> None:
     """Prints a table, and a line of JSON a recipe."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--share", type=float, default=0.4, help="of the peak; default %(default)s")
-    share, lines = parser.parse_args().share, []
+    share, lines, rows = parser.parse_args().share, [], []
     peak = {chip.name: chip.peak_flops for chip in CHIPS}
     print(f"at {share:.0%} of the peak in bfloat16, real images alone")
-    print(f"{'recipe':18} parameters  GFLOP an image    steps  chips     hours  hours on 8 H100")
     for name in sorted(RECIPES):
         training, target = recipe(name)
         plan = parse_target(target)
@@ -59,12 +59,20 @@ def main() -> None:
         hours = total / (chips * peak[plan.generation] * share) / 3600
         host = total / (8 * peak["H100"] * share) / 3600
         count = sum(leaf.size for leaf in jax.tree.leaves(training.abstract.variables["params"]))
-        print(
-            f"{name:18} {count / 1e6:8.1f} M  {each / 1e9:14.1f}  {config.total_steps:7,}  "
-            f"{chips:2} {plan.generation}  {hours:8.1f}  {host:15.1f}"
-        )
+        work = [f"{count / 1e6:.1f} M", f"{each / 1e9:.1f}", f"{config.total_steps:,}"]
+        rows.append([name, *work, f"{chips} {plan.generation}", f"{hours:.1f}", f"{host:.1f}"])
         case = dict(case=name, parameters=count, flops=each, hours=hours, target=target)
         lines.append(json.dumps(dict(case, hours_8_h100=host)))
+    header = [
+        "recipe",
+        "parameters",
+        "GFLOP an image",
+        "steps",
+        "chips",
+        "hours",
+        "hours on 8 H100",
+    ]
+    print(text_table(header, rows))
     print(*lines, sep="\n")
 
 

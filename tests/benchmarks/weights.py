@@ -26,6 +26,7 @@ from imagen_ft.weights.deepfloyd import build_unet
 from imagen_ft.weights.exporting import export_weights
 from imagen_ft.weights.importing import import_weights
 from launch.runtime.checkpoints import safetensors_io
+from launch.runtime.reports.tables import text_table
 from tests.imagen_ft.weights.tiny_weights import write_part
 from tests.support import ROOT
 
@@ -151,14 +152,14 @@ def main(quick):
     sums = [run["sum"] for runs in results.values() for run in runs if run["sum"] is not None]
     np.testing.assert_allclose(sums, sums[0], rtol=1e-4)  # the libraries sum in different orders
     print(f"{size / 1e6:.0f} MB, {repeats} repeats: median (least to most)")
-    print(f"{'case':18} {'seconds':>22} {'GB/s':>6} {'memory / model':>15}")
-    lines = []
+    lines, rows = [], []
     for case, runs in results.items():
         seconds = [run["seconds"] for run in runs]
         middle, memory = statistics.median(seconds), max(run["peak"] for run in runs) / size
         spread = f"{middle:.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
-        print(f"{case:18} {spread:>22} {size / middle / 1e9:6.2f} {memory:15.2f}")
+        rows.append([case, spread, f"{size / middle / 1e9:.2f}", f"{memory:.2f}"])
         lines.append({"case": case, "ours": middle, "unit": "s", "memory_ratio": memory})
+    print(text_table(["case", "seconds", "GB/s", "memory / model"], rows))
     peer = lines.pop()
     for line in lines:
         own = {"peer": None, "ratio": None}

@@ -19,6 +19,7 @@ from launch.errors import InputError
 from launch.runtime.devices.hardware import CHIPS, GIB, Chip
 from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.preflight import hlo, hlo_time
+from launch.runtime.reports.tables import text_table
 
 # Axes of the torus of a slice.
 GENERATIONS = {"v4": 3, "v5p": 3, "v5e": 2, "v6e": 2}
@@ -312,11 +313,12 @@ def _print_collectives(found: Sequence[hlo.Collective]) -> None:
     groups = defaultdict(list)
     for collective in found:
         groups[collective.kind, "+".join(collective.axes), collective.chips].append(collective)
-    print(f"\n{'collective':20} {'over':12} {'chips':>6} {'count':>6} {'GB a chip sends':>16}")
+    rows = []
     for (kind, axes, chips), members in sorted(groups.items()):
         sent = sum(member.bytes for member in members) / 1e9
-        once = "" if all(member.known for member in members) else "  (one turn of a loop)"
-        print(f"{kind:20} {axes:12} {chips:6} {len(members):6} {sent:16.3f}{once}")
+        once = "" if all(member.known for member in members) else "(one turn of a loop)"
+        rows.append([kind, axes, f"{chips}", f"{len(members)}", f"{sent:.3f}", once])
+    print("\n" + text_table(["collective", "over", "chips", "count", "GB a chip sends", ""], rows))
 
 
 def scaled_seconds(
@@ -362,13 +364,14 @@ def _print_scaling(program: Program, chip: Chip, mesh: Mesh, parameters: int) ->
     print(
         f"\nweak scaling, the same work a chip (a model, not compiled: {scaled_seconds.__name__})"
     )
-    print(f"{'chips':>6} {'data':>6} {'slices':>6} {'s a step':>9} {'efficiency':>11}")
-    first = None
+    rows, first = [], None
     for chips in SCALES:
         slices = -(-chips // chip.slice_size)
         if chips % (rest * slices):
-            print(f"{chips:6}    no mesh with fsdp x tensor = {rest}")
+            rows.append([f"{chips}", "", "", "", "", f"no mesh with fsdp x tensor = {rest}"])
             continue
         seconds = scaled_seconds(program, chip, mesh.shape, parameters, chips)
         first = first or seconds
-        print(f"{chips:6} {chips // rest:6} {slices:6} {seconds:9.4f} {first / seconds:11.1%}")
+        shares = [f"{seconds:.4f}", f"{first / seconds:.1%}"]
+        rows.append([f"{chips}", f"{chips // rest}", f"{slices}", *shares, ""])
+    print(text_table(["chips", "data", "slices", "s a step", "efficiency", ""], rows))

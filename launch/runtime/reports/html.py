@@ -23,29 +23,6 @@ figure { margin: 1rem 0; } img { max-width: 100%; } figcaption { color: #555; fo
 """
 
 
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of text cells for a terminal."""
-    cells = [header, *rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def percent(mean: float, std: float | None = None) -> str:
-    """Shares of 1 as a cell of a table, in percent: mean, or mean and standard deviation."""
-    return f"{100 * mean:.2f}" + ("" if std is None else f" ± {100 * std:.2f}")
-
-
-def points(difference: float) -> str:
-    """A difference of shares of 1 as a cell of a table, in percentage points."""
-    return f"{100 * difference:+.2f}"
-
-
-def p_text(p_value: float | None) -> str:
-    """A p-value as a cell of a table; empty where there is none."""
-    return "" if p_value is None else f"{p_value:.1g}"
-
-
 class Report:
     """Collects parts in order; `write` makes the page."""
 

@@ -81,10 +81,11 @@ def test_rows_and_table():
     ]
     lines = report.table(made_up()).split("\n")
     assert len(lines) == 8 and set(lines[1]) == {"-"}
-    assert lines[0].split("  ")[0] == "arm" and lines[4].startswith("real+generated_10x  87.50 ± ")
-    # Columns stand below each other.
-    assert len(set(map(len, lines))) == 1
-    assert lines[0].index("p-value") == lines[4].index("2e-05")
+    assert lines[0].split("  ")[0] == "arm" and lines[4].startswith("real+generated_10x  ")
+    # Columns end together.
+    assert {len(line) for line in lines} == {len(lines[0]), len(lines[2])}
+    assert lines[0].index("(%)") + 3 == lines[2].index("± 1.00") + 6 == len(lines[2])
+    assert lines[0].endswith(" p-value") and lines[4].endswith("  2e-05")
 
 
 @pytest.fixture
