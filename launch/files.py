@@ -25,6 +25,16 @@ def is_local(path: epath.PathLike) -> bool:
     return "://" not in os.fspath(path)
 
 
+def cache_folder(name: str) -> Path:
+    """Where this user's computer keeps what can be made again; may not be there yet.
+
+    Args:
+        name: of what is kept.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base, "imagen_ft", name)
+
+
 @contextlib.contextmanager
 def atomic_file(path: epath.PathLike) -> Iterator[BinaryIO]:
     """Opens a binary file that appears as `path` only if the block ends without an error.

@@ -15,7 +15,7 @@ from imagen_ft.weights import hub, layout
 from imagen_ft.weights.deepfloyd import build_unet
 from imagen_ft.weights.t5 import build_t5
 from launch.errors import InputError
-from launch.files import is_local, read_object, sha256, write_atomic
+from launch.files import cache_folder, is_local, read_object, sha256, write_atomic
 from launch.runtime import run
 from launch.runtime.checkpoints.safetensors_io import Weights, file_names, find, open_weights
 
@@ -212,8 +212,7 @@ def part_folder(path: epath.PathLike, part: str) -> Path:
 
 def _local_copy(folder: epath.Path, manifest: epath.Path) -> Path:
     """Small files of a remote import, copied once for each content of its manifest."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    target = Path(base, "imagen_ft", "source", sha256(manifest)[:32], folder.name)
+    target = cache_folder("source") / sha256(manifest)[:32] / folder.name
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as temporary:

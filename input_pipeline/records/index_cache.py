@@ -62,9 +62,8 @@ class Shard:
         path = os.path.abspath(self.path) if files.is_local(self.path) else self.path
         folder = os.path.dirname(path)
         digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         beside = epath.Path(folder) / ".imagen_ft" / name
-        return [beside, epath.Path(cache) / "imagen_ft" / "index" / digest / name]
+        return [beside, epath.Path(files.cache_folder("index")) / digest / name]
 
 
 def _sample(file: ByteRanges, size: int) -> str:

@@ -1,7 +1,6 @@
 """From a command line to a running task: flags, the config, one clear line for wrong input."""
 
 import dataclasses
-import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -16,6 +15,7 @@ from ml_collections import config_flags
 
 from launch.cli import exit_code, read_flags
 from launch.errors import InputError
+from launch.files import cache_folder
 from launch.runtime.config import check_overrides
 from launch.runtime.devices import distributed
 
@@ -121,5 +121,4 @@ def _print_help_if_asked(argv: Sequence[str], text: str, values: flags.FlagValue
 def _keep_compilations() -> None:
     """Compiled programs are kept from run to run."""
     if jax.config.jax_compilation_cache_dir is None:
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "imagen_ft", "jax"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder("jax")))

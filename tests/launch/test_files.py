@@ -1,4 +1,5 @@
 import hashlib
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,14 @@ def test_remove_temporaries_of_one_name(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {".a.jsonl.123.tmp", "a.json", ".a.json"}
     files.remove_temporaries(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"a.json", ".a.json"}
+
+
+def test_cache_folder(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert files.cache_folder("jax") == Path("/cache/imagen_ft/jax")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert files.cache_folder("jax") == Path("/home/me/.cache/imagen_ft/jax")
 
 
 def test_sha256(tmp_path):
