@@ -15,7 +15,7 @@ from launch.files import is_local
 from launch.runtime.checkpoints import orbax_options, seals
 from launch.runtime.checkpoints.content_digest import begin_content_digest, content_digest
 from launch.runtime.checkpoints.sealed_steps import SealedSteps, full_disk_is_an_oserror
-from launch.runtime.devices.distributed import gather_texts
+from launch.runtime.devices.distributed import from_first_process
 from launch.runtime.ema import MAIN
 from launch.runtime.state import TrainState
 
@@ -143,7 +143,7 @@ class Best:
         old = self._score
         better = not math.isnan(score) and (old is None or self._sign * (score - old) < 0)
         # All or none: rounding could differ from process to process.
-        if gather_texts("better" if better else "")[0] != "better":
+        if not from_first_process(better):
             return False
         averages = _averages(state)
         items = {item_name(name): tree for name, tree in averages.items()}

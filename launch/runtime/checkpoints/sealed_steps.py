@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +15,7 @@ from jaxtyping import PyTree
 
 from launch.runtime.checkpoints import seals
 from launch.runtime.checkpoints.orbax_options import save_args, saving_handlers
-from launch.runtime.devices.distributed import gather_texts
+from launch.runtime.devices.distributed import from_first_process, gather_texts
 
 Facts = Callable[[], Mapping[str, Any]]
 
@@ -115,9 +114,10 @@ class SealedSteps:
                 leftover.rmtree()
         faults: dict[int, str] = {}
         cut_off: list[int] = []
-        for step in reversed(self._agreed(self.steps())):
+        # All have to go the same way.
+        for step in reversed(from_first_process(self.steps())):
             folder = self.folder / str(step)
-            sealed = self._agreed(seals.is_sealed(folder))
+            sealed = from_first_process(seals.is_sealed(folder))
             fault = seals.find_fault_together(folder)
             if fault is None:
                 for newer in cut_off:
@@ -155,11 +155,6 @@ class SealedSteps:
                 _remove(folder)
         gather_texts("")  # the others wait
         self._manager.reload()
-
-    @staticmethod
-    def _agreed(found: Any) -> Any:
-        """What process 0 has found; all have to go the same way."""
-        return json.loads(gather_texts(json.dumps(found))[0])
 
     def _begin_to_seal(self) -> None:
         step, facts = self._pending

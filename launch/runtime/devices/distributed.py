@@ -1,8 +1,10 @@
 """Jobs of several processes: how they find each other, and agree before they begin."""
 
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,9 +12,6 @@ from absl import flags
 from jax.experimental import multihost_utils
 
 from launch.errors import USERS_ERRORS, InputError
-
-# Bytes of an error's text that the other processes are told.
-_LONGEST = 1000
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -88,6 +87,26 @@ def on_first_process(action: Callable[[], None]) -> None:
     agree(action if jax.process_index() == 0 else None)
 
 
+def decide_on_first_process(decision: Callable[[], Any]) -> Any:
+    """What a function returns on process 0, on every process; called there alone.
+
+    Args:
+        decision: gives what JSON can say, and comes back so: a tuple as a list.
+
+    Raises:
+        InputError: of the function.
+    """
+    decisions: list[Any] = []
+    on_first_process(lambda: decisions.append(decision()))
+    return from_first_process(decisions[0] if decisions else None)
+
+
+def from_first_process(value: Any) -> Any:
+    """The value of process 0 on every process, as JSON gives it back; all have to call it."""
+    own = json.dumps(value) if jax.process_index() == 0 else ""
+    return json.loads(gather_texts(own)[0])
+
+
 def agree(action: Callable[[], None] | None) -> None:
     """Runs an action on every process; what one of them cannot do, all of them say.
 
@@ -109,26 +128,21 @@ def agree(action: Callable[[], None] | None) -> None:
         if jax.process_count() == 1 or error.errno not in USERS_ERRORS:
             raise
         message = f"cannot read or write at {error.filename}: {error.strerror}"
-    if jax.process_count() > 1:
-        text = np.zeros(_LONGEST, np.uint8)
-        told = message.encode()[:_LONGEST]
-        text[: len(told)] = np.frombuffer(told, np.uint8)
-        texts = np.asarray(multihost_utils.process_allgather(text))
-        found = (row.tobytes().rstrip(b"\0").decode(errors="replace") for row in texts)
-        message = next(filter(None, found), "")
-    if message:
+    if message := next(filter(None, gather_texts(message)), ""):
         raise InputError(message)
 
 
-_TEXT_BYTES = 2**16
-
-
 def gather_texts(text: str) -> list[str]:
-    """The texts of all processes, cut to 65,536 bytes, in their order; all have to call it."""
+    """The texts of all processes in their order; all have to call it. Cheap where all are empty."""
     if jax.process_count() == 1:
         return [text]
-    data = np.zeros(_TEXT_BYTES, np.uint8)
-    encoded = text.encode()[:_TEXT_BYTES]
-    data[: len(encoded)] = np.frombuffer(encoded, np.uint8)
-    rows = multihost_utils.process_allgather(data)
-    return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in rows]
+    data = np.frombuffer(text.encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(data))))
+    if not sizes.any():
+        return [""] * len(sizes)
+    # Each length compiles a program of its own.
+    length = max(1024, 1 << int(sizes.max() - 1).bit_length())
+    rows = multihost_utils.process_allgather(np.pad(data, (0, length - len(data))))
+    return [
+        row[:size].tobytes().decode() for row, size in zip(np.asarray(rows), sizes, strict=True)
+    ]

@@ -84,3 +84,13 @@ def test_the_first_process_speaks_for_all():
 
     with pytest.raises(InputError, match="no"):
         distributed.on_first_process(wrong)
+
+
+def test_the_first_process_decides_for_all():
+    assert distributed.decide_on_first_process(lambda: {"a": (1, None)}) == {"a": [1, None]}
+
+    def wrong():
+        raise InputError("no")
+
+    with pytest.raises(InputError, match="no"):
+        distributed.decide_on_first_process(wrong)
