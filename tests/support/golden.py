@@ -1,0 +1,55 @@
+"""Some updates of a trainer, whose numbers a test has written down."""
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Of a row's largest value. Instruction sets and threads change the numbers by a tenth of it.
+SHARE = 1e-6
+METRICS = ("loss", "gradient_norm", "update_norm", "learning_rate")
+
+
+def take_steps(step, state, batches):
+    """The state after a step for each batch, and the metrics of each."""
+    # What begins at zero would hide all that comes before it.
+    params = jax.tree.map(_rippled, state.variables["params"])
+    averages = {
+        name: {**average, "params": jax.tree.map(jnp.copy, params)}
+        for name, average in state.ema.items()
+    }
+    state = state.replace(variables={**state.variables, "params": params}, ema=averages)
+    metrics = []
+    for batch in batches:
+        state, measured = step(state, batch)
+        metrics.append(jax.device_get(measured))
+    return state, metrics
+
+
+def _rippled(leaf):
+    return leaf + 0.1 * jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape)
+
+
+def rows(state, metrics, paths):
+    """Metrics of each step, and three values of some arrays and of their averages."""
+    table = {name: [float(each[name]) for each in metrics] for name in METRICS}
+    for label, variables in {"trained": state.variables, **state.ema}.items():
+        leaves = flax.traverse_util.flatten_dict(variables, sep="/")
+        for path in paths:
+            values = np.asarray(leaves[path]).ravel()
+            # An odd stride, for otherwise all would be of the first channel.
+            values = values[:: len(values) // 3 | 1]
+            table[f"{label} {path}"] = [float(value) for value in values]
+    return table
+
+
+def assert_golden(table, golden):
+    """Compares rows of numbers with those that were written down; shows all that differ."""
+    assert table.keys() == golden.keys()
+    errors = {
+        name: np.abs(np.subtract(table[name], expected)).max() / np.abs(expected).max()
+        for name, expected in golden.items()
+    }
+    wrong = [name for name, error in errors.items() if not error <= SHARE]
+    shown = [f"{name}: {table[name]}, off by {errors[name]:.1e} of its scale" for name in wrong]
+    assert not wrong, "\n".join(shown)
