@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 from etils import epath
-from jaxtyping import Array
 
 from classifiers.models import presets
 from classifiers.models.presets import Classifier
@@ -16,6 +15,7 @@ from input_pipeline.source import Source
 from launch.errors import InputError
 from launch.files import read_json, write_json
 from launch.runtime.config import module_fields, plain
+from launch.runtime.types import Array
 
 _CLASS_NAMES = "class_names.json"
 Mix = Callable[[Array, Array, Array, Array], tuple[Array, Array]]

@@ -1,7 +1,7 @@
 """Labelled image sets with random access: what every source has, and those held in memory."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
@@ -11,6 +11,7 @@ from launch.errors import InputError
 REAL = 0
 
 
+@runtime_checkable
 class Source(Protocol):
     """A labelled image set.
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from classifiers.evaluation.scores import Judge, Variables
 from launch.errors import InputError
 from launch.runtime.images import to_float
+from launch.runtime.types import Array
 
 # Grey levels that are 1 where images are in [-1, 1].
 _LEVELS = 127.5

@@ -19,6 +19,7 @@ from input_pipeline.source import Subset
 from launch.errors import InputError
 from launch.files import read_sealed, write_sealed
 from launch.runtime.config import plain
+from launch.runtime.types import Variables
 
 # Of what is kept: to be raised when a number changes its meaning.
 _FORMAT = 2
@@ -154,9 +155,7 @@ class RunOnSet:
             "attacks": {name: self._attacked(name, variables, correct) for name in self._attacks},
         }
 
-    def _attacked(
-        self, name: str, variables: dict[str, Any], correct: np.ndarray
-    ) -> dict[str, Any]:
+    def _attacked(self, name: str, variables: Variables, correct: np.ndarray) -> dict[str, Any]:
         places, attack = self._places(name), self._attacks[name]
         whole = len(places) == len(self._set.source)
         source = self._set.source if whole else Subset(self._set.source, places)

@@ -10,6 +10,7 @@ from classifiers import from_config
 from launch.errors import InputError
 from launch.runtime.ema import MAIN
 from launch.runtime.run import CLASSIFIER, Run
+from launch.runtime.types import Variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,7 @@ class EvaluatedRun:
         """Digest of a seed's variables."""
         return self.run.seed(seed).digest(self.ema, self.best)
 
-    def load(self, seed: int, abstract: dict[str, Any]) -> dict[str, Any]:
+    def load(self, seed: int, abstract: Variables) -> dict[str, Any]:
         """A seed's variables.
 
         Args:

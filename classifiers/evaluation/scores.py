@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from classifiers.evaluation.label_maps import NONE, LabelMap
 from classifiers.models.presets import Classifier
@@ -16,8 +16,8 @@ from input_pipeline.batches import loader
 from input_pipeline.source import Source
 from launch.runtime.devices import mesh as meshes
 from launch.runtime.images import to_float
+from launch.runtime.types import Array, Variables
 
-Variables = dict[str, Any]
 # Each has one entry an image.
 Scores = dict[str, np.ndarray]
 # A step of `over_batches`: images uint8 [b, h, w, c], labels and places in the source, both [b].

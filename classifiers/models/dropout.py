@@ -1,9 +1,10 @@
 """What networks leave out at random in training; randomness comes from the rng 'dropout'."""
 
 import flax.linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from launch.errors import InputError
+from launch.runtime.types import Array
 
 
 def dropout(x: Float[Array, " *shape"], rate: float, train: bool) -> Float[Array, " *shape"]:

@@ -7,9 +7,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from launch.errors import InputError
+from launch.runtime.types import Array
 
 Norm = Callable[..., Callable[[Array], Array]]
 _SETS = ("", "auxiliary_")  # before the names of the real and of the synthetic set

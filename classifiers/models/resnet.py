@@ -5,11 +5,12 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from classifiers.models.dropout import check_rates, drop_path, dropout
 from classifiers.models.norm import Norm, make_norm
 from launch.runtime.layers.layers import Conv, Dense, normalise_pixels
+from launch.runtime.types import Array
 
 # Stage sizes by depth: He et al. 2016, table 1.
 SIZES = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -184,7 +185,7 @@ class SqueezeExcite(nn.Module):
         return x * nn.sigmoid(h)[:, None, None]
 
 
-def conv(channels: int, kernel: tuple[int, int], stride: int, dtype: Any, name: str) -> Conv:
+def conv(channels: int, kernel: tuple[int, int], stride: int, dtype: Any, name: str) -> nn.Module:
     """A convolution without bias; He et al. 2015, Eq. 14 for its start."""
     # Explicit padding: 'SAME' would shift strided convolutions against the published networks.
     padding = [((k - 1) // 2, (k - 1) // 2) for k in kernel]

@@ -5,12 +5,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from classifiers.models.dropout import check_rates, dropout
 from classifiers.models.norm import Norm, make_norm
 from classifiers.models.resnet import ResNetBlock, conv
 from launch.runtime.layers.layers import Dense
+from launch.runtime.types import Array
 
 # Stage sizes by depth.
 SIZES = {

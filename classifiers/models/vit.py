@@ -11,12 +11,13 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from classifiers.models.dropout import check_rates, drop_path, dropout
 from launch.errors import InputError
 from launch.runtime.devices.mesh import split_batch
 from launch.runtime.layers.layers import Conv, Dense, attend, gelu, normalise_pixels
+from launch.runtime.types import Array
 
 POSITIONS = ("learned", "learned_patches", "sincos")
 POOLS = ("token", "mean")

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array
 
 from classifiers import from_config
 from classifiers.training.training import Training
@@ -15,8 +14,7 @@ from input_pipeline.batches import loader
 from input_pipeline.source import Source
 from launch.runtime.devices.mesh import local_rows, put_batch
 from launch.runtime.images import to_float
-from launch.runtime.state import Variables
-from launch.runtime.training.step import Batch
+from launch.runtime.types import Array, Batch, Variables
 
 
 def make_evaluation(training: Training, source: Source, mesh: Mesh) -> Callable[[Variables], float]:

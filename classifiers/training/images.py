@@ -14,7 +14,7 @@ from input_pipeline.batches.mixture import Union, check_weight
 from input_pipeline.source import Source, check_labels, in_memory
 from launch.errors import InputError
 from launch.runtime.devices.mesh import local_rows
-from launch.runtime.training.step import Batch
+from launch.runtime.types import Batch
 
 # `read(start, stop)` yields this process's part of those batches.
 Reader = Callable[[int, int], Iterator[Batch]]

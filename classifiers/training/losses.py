@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from launch.errors import InputError
+from launch.runtime.types import Array
 
 
 def soft_targets(

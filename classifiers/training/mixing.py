@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 import ml_collections
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from classifiers.from_config import Mix
 from launch.errors import InputError
 from launch.runtime.config import plain
+from launch.runtime.types import Array
 
 
 def mix(

@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from classifiers import from_config
 from classifiers.from_config import Mix
@@ -25,7 +25,8 @@ from launch.runtime.images import to_float
 from launch.runtime.state import TrainState, abstract_state
 from launch.runtime.training.loop import check_training
 from launch.runtime.training.optimizers import make_optimizer, make_schedule
-from launch.runtime.training.step import Batch, TrainStep, make_step
+from launch.runtime.training.step import TrainStep, make_step
+from launch.runtime.types import Array, Batch
 
 # Seeds of what is mixed with what, and of what is dropped.
 _MIX, _DROP = 0, 1

@@ -19,8 +19,8 @@ from launch.runtime.checkpoints.inference import latest_step
 from launch.runtime.devices.distributed import on_first_process
 from launch.runtime.devices.mesh import state_shardings
 from launch.runtime.ema import MAIN
-from launch.runtime.state import TrainState, Variables
-from launch.runtime.training.step import Batch
+from launch.runtime.state import TrainState
+from launch.runtime.types import Batch, Variables
 
 FOLDER = "seeds"
 # The step is the same for all seeds, everything else has them as its first axis.

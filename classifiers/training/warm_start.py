@@ -15,7 +15,8 @@ from classifiers.training.training import Training
 from classifiers.weights.loading import HEADS, POSITIONS, resized
 from launch.errors import InputError
 from launch.runtime.run import CLASSIFIER, Run
-from launch.runtime.state import TrainState, Variables, create_state
+from launch.runtime.state import TrainState, create_state
+from launch.runtime.types import Variables
 
 # What may differ from the run that it begins with: none of it changes what the weights mean.
 _FREE = {"num_classes", "dropout", "drop_path", "momentum", "remat", "dtype", "layer_scale"}

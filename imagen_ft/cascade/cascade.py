@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Float, Int, Key, UInt8
 
 from imagen_ft.cascade.loading import load_stages
 from imagen_ft.diffusion.stage import Stage
@@ -21,6 +21,7 @@ from launch.errors import InputError
 from launch.runtime.config import load_config
 from launch.runtime.devices.mesh import fetch, put_split
 from launch.runtime.images import to_float, to_uint8
+from launch.runtime.types import Array
 
 Images = UInt8[np.ndarray, "n size size c"]
 Progress = Callable[[int], None]

@@ -1,16 +1,17 @@
 """A network with the conventions that it is trained and sampled with."""
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Float, Key
 
 from imagen_ft.diffusion.process import add_noise
 from imagen_ft.diffusion.schedule import Schedule
 from imagen_ft.models.unet import Context
+from launch.runtime.types import Array, Variables
 
 Image = Float[Array, "b h w c"]
 
@@ -18,6 +19,7 @@ Image = Float[Array, "b h w c"]
 UPSAMPLING = ("bilinear", "bilinear_corners", "nearest")
 
 
+@runtime_checkable
 class Network(Protocol):
     """What a denoiser asks of a model; `UNet` and `EfficientUNet` have it."""
 
@@ -87,7 +89,7 @@ class Denoiser:
 
     def context(
         self,
-        variables: dict[str, Any],
+        variables: Variables,
         text: Float[Array, "b n d"],
         level: Float[Array, " b"] | None = None,
     ) -> Context:
@@ -103,7 +105,7 @@ class Denoiser:
 
     def predict(
         self,
-        variables: dict[str, Any],
+        variables: Variables,
         x_t: Image,
         t: Float[Array, " b"],
         context: Context,

@@ -1,7 +1,9 @@
 """Classifier-free guidance and thresholding (Imagen, section 2.2 and 2.3)."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from launch.runtime.types import Array
 
 Image = Float[Array, "b h w c"]
 

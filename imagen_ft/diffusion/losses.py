@@ -6,12 +6,13 @@ import math
 import jax
 import jax.numpy as jnp
 import ml_collections
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from imagen_ft.diffusion.denoiser import Denoiser
 from imagen_ft.diffusion.process import posterior, target, x0_from_output
 from imagen_ft.diffusion.schedule import Schedule
 from launch.errors import InputError
+from launch.runtime.types import Array
 
 Image = Float[Array, "b h w c"]
 # Steps that the bound has where time is continuous.

@@ -2,9 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Float, Key
 
 from imagen_ft.diffusion.schedule import alpha_sigma
+from launch.runtime.types import Array
 
 Image = Float[Array, "b h w c"]
 Scalar = Float[Array, "*b"]

@@ -4,17 +4,18 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key, PyTree
+from jaxtyping import Bool, Float, Key, PyTree
 
 from imagen_ft.diffusion.process import add_noise, eps_from_x0, per_image, posterior
 from imagen_ft.diffusion.schedule import Schedule, sampling_times
 from launch.errors import InputError
+from launch.runtime.types import Array
 
 Image = Float[Array, "b h w c"]
 # What a sampler remembers from step to step: a tree of arrays.
@@ -56,6 +57,7 @@ class Interval(NamedTuple):
     last: Bool[Array, ""]
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """From noise to data over a scan, whose carry is the sampler's own.
 

@@ -5,16 +5,18 @@ import functools
 import json
 from collections.abc import Mapping
 from importlib import resources
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from launch.errors import InputError
+from launch.runtime.types import Array
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """`t` in [0, 1]: 0 is data, 1 is noise.
 

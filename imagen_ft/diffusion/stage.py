@@ -6,11 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Float, Key
 
 from imagen_ft.diffusion import guidance, samplers
 from imagen_ft.diffusion.denoiser import Denoiser, Image
 from imagen_ft.diffusion.process import x0_from_output
+from launch.runtime.types import Array, Variables
 
 # The condition's noise is apart from the steps', which count from 0.
 CONDITION = 2**31 - 1
@@ -44,7 +45,7 @@ class Stage:
     @functools.partial(jax.jit, static_argnums=0, static_argnames="skip_steps")
     def sample(
         self,
-        variables: dict[str, Any],
+        variables: Variables,
         keys: Key[Array, " b"],
         text: Float[Array, "b n d"],
         null_text: Float[Array, "1 n d"],
@@ -69,7 +70,7 @@ class Stage:
     @functools.partial(jax.jit, static_argnums=0)
     def path(
         self,
-        variables: dict[str, Any],
+        variables: Variables,
         keys: Key[Array, " b"],
         text: Float[Array, "b n d"],
         null_text: Float[Array, "1 n d"],
@@ -80,7 +81,7 @@ class Stage:
 
     def run(
         self,
-        variables: dict[str, Any],
+        variables: Variables,
         noise: samplers.Noise,
         text: Float[Array, "b n d"],
         null_text: Float[Array, "1 n d"],
@@ -101,7 +102,7 @@ class Stage:
 
     def _make_denoise(
         self,
-        variables: dict[str, Any],
+        variables: Variables,
         text: Array,
         null_text: Array,
         condition: Image | None,

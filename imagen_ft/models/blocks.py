@@ -8,10 +8,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from launch.runtime.devices.mesh import split_batch
 from launch.runtime.layers.layers import Conv, Dense, attend, gelu
+from launch.runtime.types import Array
 
 Dtype = Any
 KeysValues = tuple[Float[Array, "b n heads d"], Float[Array, "b n heads d"]]

@@ -20,7 +20,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from imagen_ft.models.blocks import (
     Dtype,
@@ -35,6 +35,7 @@ from imagen_ft.models.blocks import (
 from imagen_ft.models.unet import Context
 from launch.runtime.devices.mesh import split_batch
 from launch.runtime.layers.layers import Conv, Dense
+from launch.runtime.types import Array
 
 
 class EfficientUNet(nn.Module):

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from imagen_ft.models.blocks import (
     AddedKVAttention,
@@ -18,6 +18,7 @@ from imagen_ft.models.blocks import (
     timestep_embedding,
 )
 from launch.runtime.layers.layers import Conv, Dense
+from launch.runtime.types import Array
 
 
 class Context(NamedTuple):

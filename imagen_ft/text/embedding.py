@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Float
 from tqdm import tqdm
 
 from imagen_ft.models.t5 import T5Encoder
@@ -17,6 +17,7 @@ from imagen_ft.text.cache import TextCache
 from imagen_ft.text.tokenizer import T5Tokenizer
 from launch.errors import InputError
 from launch.runtime.devices.mesh import batch_sharding
+from launch.runtime.types import Array
 
 # Of a cache's parts. What an interruption loses is one part at most.
 PART_BYTES = 2**26

@@ -5,7 +5,7 @@ import difflib
 import functools
 import shlex
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from launch.runtime.config import module_fields
 BATCH = 16
 
 
+@runtime_checkable
 class TextEncoder(Protocol):
     """Makes of prompts what the denoisers are conditioned on."""
 

@@ -2,15 +2,14 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Float, Key
 
 from imagen_ft.diffusion.denoiser import Denoiser
 from imagen_ft.diffusion.losses import DiffusionLoss
 from imagen_ft.diffusion.process import add_noise, stratified_times
 from imagen_ft.diffusion.schedule import Schedule
 from launch.runtime.images import to_float
-from launch.runtime.state import Variables
-from launch.runtime.training.step import Batch
+from launch.runtime.types import Array, Batch, Variables
 
 Inputs = dict[str, Array]
 Losses = dict[str, Float[Array, " b"]]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from imagen_ft.training.batch_losses import draw_inputs, image_losses
 from imagen_ft.training.images import evaluation_transform
@@ -16,8 +16,8 @@ from input_pipeline.batches import loader
 from input_pipeline.source import Source
 from launch.runtime.devices.mesh import local_rows, put_batch
 from launch.runtime.ema import MAIN
-from launch.runtime.state import TrainState, Variables
-from launch.runtime.training.step import Batch
+from launch.runtime.state import TrainState
+from launch.runtime.types import Array, Batch, Variables
 
 
 def make_evaluation(

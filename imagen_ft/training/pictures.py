@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from imagen_ft.diffusion.from_config import make_stage
@@ -17,7 +17,8 @@ from imagen_ft.training.training import Training
 from launch.runtime.devices.mesh import replicate
 from launch.runtime.images import to_float, to_uint8
 from launch.runtime.reports import image_grid
-from launch.runtime.state import TrainState, Variables
+from launch.runtime.state import TrainState
+from launch.runtime.types import Array, Variables
 
 
 def make_pictures(

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Key
+from jaxtyping import Float, Key
 
 from imagen_ft.diffusion.denoiser import Denoiser
 from imagen_ft.diffusion.from_config import make_denoiser
@@ -30,7 +30,8 @@ from launch.runtime.training.optimizers import (
     make_schedule,
     stop_frozen,
 )
-from launch.runtime.training.step import Batch, TrainStep, accumulate, make_step
+from launch.runtime.training.step import TrainStep, accumulate, make_step
+from launch.runtime.types import Array, Batch
 
 # Folded into the seed's key for what is no step of training.
 _EVALUATION = 2**31 - 1

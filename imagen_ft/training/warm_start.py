@@ -8,7 +8,8 @@ from imagen_ft import weights
 from imagen_ft.cascade.loading import check_public, check_same_model, load_public, open_run
 from imagen_ft.training.training import Training
 from launch.runtime.devices.mesh import with_shardings
-from launch.runtime.state import TrainState, Variables, create_state
+from launch.runtime.state import TrainState, create_state
+from launch.runtime.types import Variables
 
 
 def check_start(training: Training) -> dict[str, str]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from imagen_ft.models.unet import UNet
 from launch.errors import InputError
+from launch.runtime.types import Variables
 
 # Fields with one value that we compute: (diffusers' default where the file has none, ours).
 _FIXED: dict[str, tuple[Any, Any]] = {
@@ -139,7 +140,7 @@ def _check_fixed(config: Mapping[str, Any], where: Any) -> None:
             )
 
 
-def _check_own(own: dict[str, Any], where: Any) -> None:
+def _check_own(own: Variables, where: Any) -> None:
     """Replaces lists of one repeated number by it, and checks what belongs together."""
 
     def fail(field: str, reason: str) -> None:

@@ -1,7 +1,7 @@
 """Which example comes where in an endless run: known from the seed and the place alone."""
 
 import threading
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, Int32, Int64
@@ -10,6 +10,7 @@ from jaxtyping import Int, Int32, Int64
 _KEPT = 2
 
 
+@runtime_checkable
 class Plan(Protocol):
     """What the batches of a run hold."""
 

@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from launch import files
 from launch.errors import InputError
@@ -11,6 +11,7 @@ from launch.errors import InputError
 _WINDOW = 8 << 20  # bytes that one request to a store should at least bring
 
 
+@runtime_checkable
 class ByteRanges(Protocol):
     """A file that is open for reading, by several threads if need be."""
 

@@ -7,7 +7,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -23,6 +23,7 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip's member: signature, lengt
 _PNG_END = b"IEND\xaeB`\x82"
 
 
+@runtime_checkable
 class _Files(Protocol):
     """Where the images are.
 

@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from launch.errors import InputError
+from launch.runtime.types import Array
 
 # The average that is sampled and evaluated with.
 MAIN = "main"

@@ -2,7 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Float, UInt8
+
+from launch.runtime.types import Array
 
 
 def to_float(images: UInt8[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:

@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Float, Int, PyTree
 
 from launch.runtime.devices.mesh import state_shardings
 from launch.runtime.ema import MAIN, Decay
-
-Variables = dict[str, PyTree]
+from launch.runtime.types import Array, Variables
 
 
 @flax.struct.dataclass

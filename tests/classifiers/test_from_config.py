@@ -11,7 +11,6 @@ from input_pipeline.synthetic.writer import SyntheticWriter
 from launch.runtime.training.metrics import read_metrics
 from tests.configs.tables import RECIPES, image_zip
 from tests.support import commands
-from tests.support.generated_set import write_shard
 
 ROOT = "train=set/train,val=set/train"
 
@@ -29,7 +28,7 @@ def write_set(folder, names):
     count = len(names)
     writer = SyntheticWriter(folder, "set", names, (36, 36, 3), [1] * count, 1, count, {})
     images = np.random.default_rng(0).integers(0, 256, (count, 36, 36, 3), np.uint8)
-    write_shard(writer, 0, images, [""] * count)
+    writer.write_shard(0, images, [""] * count)
     writer.finish()
 
 

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Int, PyTree, UInt32
+from jaxtyping import Int, PyTree, UInt32
+
+from launch.runtime.types import Array
 
 # Random numbers; those that multiply are odd, so that no bit is lost. One of each for each lane.
 _OF_BITS = (0x9E3779B1, 0xC2B2AE3D, 0x27D4EB2F, 0x165667B1)

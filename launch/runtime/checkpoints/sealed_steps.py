@@ -2,8 +2,8 @@
 
 import contextlib
 import errno
+import logging
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -125,7 +125,7 @@ class SealedSteps:
                 for newer in faults:
                     self.set_aside(newer, keep=True)
                 return step, faults
-            print(f"checkpoint not used: {fault}", file=sys.stderr, flush=True)
+            logging.warning("checkpoint not used: %s", fault)
             if sealed:
                 faults[step] = fault
             else:

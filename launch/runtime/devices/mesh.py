@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Int
 
 from launch.errors import InputError
+from launch.runtime.types import Batch
 
 AXES = ("data", "fsdp", "tensor")
 # Smaller arrays are cheaper to keep whole than to gather.
@@ -120,7 +121,7 @@ def local_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in places.values()]))
 
 
-def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+def put_batch(mesh: Mesh, batch: Batch) -> dict[str, jax.Array]:
     """Makes global arrays of this process's rows of a batch, see `local_rows`."""
     sharding = batch_sharding(mesh)
     return {

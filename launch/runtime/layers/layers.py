@@ -13,11 +13,12 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from launch.errors import InputError
 from launch.runtime.devices.mesh import platform, state_spec
 from launch.runtime.layers import cpu_kernels
+from launch.runtime.types import Array
 
 Kernel = Float[Array, "*inputs outputs"]
 # Queries times keys from which on a CPU attends head by head.

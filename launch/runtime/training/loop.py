@@ -19,7 +19,8 @@ from launch.runtime.devices.mesh import put_batch, with_shardings
 from launch.runtime.state import TrainState
 from launch.runtime.training.measure import Profile
 from launch.runtime.training.preemption import Preemption
-from launch.runtime.training.progress import Metrics, Progress
+from launch.runtime.training.progress import Progress
+from launch.runtime.types import Metrics
 
 T = TypeVar("T")
 _LEAST = {

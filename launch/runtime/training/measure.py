@@ -3,7 +3,7 @@
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from etils import epath
 
 from launch.runtime.devices.flops import count_flops
 from launch.runtime.devices.hardware import chip_of
+from launch.runtime.types import Batch
 
 
 class Speed:
@@ -70,9 +71,7 @@ class Speed:
         return found
 
 
-def floor_seconds(
-    train_step: Callable[..., Any], state: Any, batch: Mapping[str, Any]
-) -> float | None:
+def floor_seconds(train_step: Callable[..., Any], state: Any, batch: Batch) -> float | None:
     """Time of a step if all devices worked at their peak in bfloat16.
 
     Args:

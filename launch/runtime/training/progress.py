@@ -9,15 +9,14 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from etils import epath
-from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from launch.errors import Diverged
 from launch.runtime.training.measure import Speed, floor_seconds, memory
 from launch.runtime.training.metrics import MetricWriter, to_scalars
+from launch.runtime.types import Batch, Metrics
 
-Metrics = Mapping[str, Float[Array, "..."]]
 T = TypeVar("T")
 # Where one of these is not finite, the state is not, either.
 CHECKED = ("loss", "gradient_norm", "update_norm")
@@ -75,7 +74,7 @@ class Progress:
             self._speed.waited += time.perf_counter() - began
             yield batch
 
-    def before(self, train_step: Callable[..., Any], state: Any, batch: Mapping[str, Any]) -> None:
+    def before(self, train_step: Callable[..., Any], state: Any, batch: Batch) -> None:
         """Is told of a step that is about to be made; of the first it learns images and FLOPs."""
         if not self._speed.started:
             images = len(next(iter(batch.values())))

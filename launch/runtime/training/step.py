@@ -1,19 +1,19 @@
 """The jitted update: where its results live, and how a batch is taken in parts."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float, PyTree
 
 from launch.runtime.devices.mesh import state_shardings
 from launch.runtime.state import TrainState
+from launch.runtime.types import Array, Batch
 
-Batch = Mapping[str, Any]
 PerExample = dict[str, Float[Array, " b"]]
 
 
