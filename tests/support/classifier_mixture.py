@@ -1,6 +1,7 @@
 """Trainings on real and synthetic digits, tiny."""
 
 from classifiers import train
+from classifiers.training import train_seeds
 from configs.digits import classifier
 from launch.runtime.training.metrics import read_metrics
 from tests.support import commands
@@ -29,6 +30,6 @@ def losses(workdir):
 def drawn(monkeypatch, workdir, sources, **fields):
     """The first batches that would be trained on."""
     fits = []
-    monkeypatch.setattr(train, "fit", lambda **arguments: fits.append(arguments))
+    monkeypatch.setattr(train_seeds, "fit", lambda **arguments: fits.append(arguments))
     assert run(workdir, sources, **fields) == 0
     return list(fits[-1]["batches"](0, 20))
