@@ -103,7 +103,6 @@ def expected_input(
 
 
 def check_input(
-    config: ml_collections.ConfigDict,
     expected: tuple[int, tuple[int, int, int]] | None,
     found: tuple[int, tuple[int, int, int]],
 ) -> None:

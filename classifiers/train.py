@@ -41,7 +41,7 @@ def main(args: app.Arguments) -> None:
     if image_input is None or not (args.dry_run or values.preflight):
         evaluation = sources.load(config.evaluation_source)
         actual = len(evaluation.class_names), from_config.image_shape(config, evaluation)
-        from_config.check_input(config, image_input, actual)
+        from_config.check_input(image_input, actual)
         image_input = actual
     training = Training.of(config, *image_input)
     from_config.make_augment(config)  # Wrong numbers end here.

@@ -14,8 +14,8 @@ from imagen_ft.diffusion.from_config import make_denoiser
 from imagen_ft.models.t5 import T5Encoder
 from imagen_ft.models.unet import UNet
 from imagen_ft.weights import layout
-from imagen_ft.weights.deepfloyd import scheduler_settings, unet_shapes
-from imagen_ft.weights.sources import FILES, PARTS, RUN, Part, Place, locate, open_part, part_folder
+from imagen_ft.weights.deepfloyd import unet_shapes
+from imagen_ft.weights.sources import FILES, PARTS, RUN, Part, Place, locate, open_part
 from launch.errors import InputError
 from launch.files import read_object
 from launch.runtime.checkpoints.safetensors_io import Weights
@@ -65,20 +65,6 @@ def load_t5(
         InputError: as `load_unet`.
     """
     return _load(PARTS["text_encoder"], path, dtype, mesh, variant)
-
-
-def load_scheduler(path: epath.PathLike, part: str = "scheduler") -> dict[str, Any]:
-    """The settings of a scheduler, defaults filled in: num_train_timesteps, variance_type, ...
-
-    Args:
-        path: as for `part_folder`.
-        part: 'scheduler', or 'image_noising_scheduler' of a super-resolution stage.
-
-    Raises:
-        InputError: there is none, or DeepFloyd IF has no such scheduler.
-    """
-    config = part_folder(path, part) / "scheduler_config.json"
-    return scheduler_settings(read_object(config), config)
 
 
 def _load(

@@ -47,10 +47,10 @@ def grid(
     return figure
 
 
-def to_png(figure: Figure, dpi: int = DPI) -> bytes:
+def to_png(figure: Figure) -> bytes:
     """Renders a figure."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight")
+    figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight")
     return buffer.getvalue()
 
 

@@ -18,7 +18,7 @@ from imagen_ft.weights.__main__ import main, run
 from imagen_ft.weights.deepfloyd import scheduler_settings
 from imagen_ft.weights.importing import import_weights
 from launch.errors import InputError
-from launch.files import sha256
+from launch.files import read_object, sha256
 from launch.runtime.checkpoints import checkpoint, safetensors_io
 from launch.runtime.run import Run
 from tests.imagen_ft.weights.tiny_weights import (
@@ -252,7 +252,8 @@ def test_schedulers_that_are_not_ifs(field, value):
 
 
 def test_the_settings_of_a_scheduler(tmp_path, pipeline):
-    settings = weights.load_scheduler(pipeline)
+    path = pipeline / "scheduler/scheduler_config.json"
+    settings = scheduler_settings(read_object(path), path)
     assert settings == scheduler_settings(SCHEDULER, "")
     assert settings["num_train_timesteps"] == 1000 and settings["clip_sample"] is True
     assert settings["sample_max_value"] == 1.5 and settings["prediction_type"] == "epsilon"
