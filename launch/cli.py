@@ -43,16 +43,31 @@ def parse_flags(
     """
     values = flags.FlagValues()
     define_flags(values)
-    if {"--help", "-h", "-help"} & set(argv[1:]):
-        print(text.strip() + "\n\nflags:")
-        for name in sorted(values):
-            print(f"  --{name}: {values[name].help}")
+    if helped(argv, text, values):
         return None
     read_flags(argv, values)
     for name in required:
         if not values[name].value:
             raise InputError(f"command line: --{name} is missing (--help lists the flags)")
     return values
+
+
+def helped(
+    argv: Sequence[str], text: str, values: flags.FlagValues, others: Sequence[str] = ()
+) -> bool:
+    """Prints help, if it is asked for; whether it is.
+
+    Args:
+        argv: the program's name and its arguments.
+        text: stands before the flags.
+        values: the flags.
+        others: lines on flags that are not among them.
+    """
+    if not {"--help", "-h", "-help"} & set(argv[1:]):
+        return False
+    lines = (f"--{name}: {values[name].help}" for name in sorted(values))
+    print(text.strip(), "", "flags:", *(f"  {line}" for line in (*others, *lines)), sep="\n")
+    return True
 
 
 def read_flags(argv: Sequence[str], values: flags.FlagValues) -> None:

@@ -13,11 +13,16 @@ from clu import parameter_overview
 from etils import epath
 from ml_collections import config_flags
 
-from launch.cli import exit_code, read_flags
+from launch.cli import exit_code, helped, read_flags
 from launch.errors import InputError
 from launch.files import cache_folder
 from launch.runtime.config import check_overrides
 from launch.runtime.devices import distributed
+
+_CONFIG_HELP = (
+    "--config=FILE.py[:name=value,...]: the experiment",
+    "--config.field=value: overrides one field; may be repeated",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +87,8 @@ def parse(
     )
     if define_flags:
         define_flags(values)
-    _print_help_if_asked(argv, description, values)
+    if helped(argv, description, values, _CONFIG_HELP):
+        sys.exit(0)
     check_overrides(argv)
     config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=list(argv))
     read_flags(argv, values)
@@ -105,17 +111,6 @@ def describe(config: ml_collections.ConfigDict, **models: Any) -> None:
         print(parameter_overview.get_parameter_overview(params, include_stats=False))
         total = sum(leaf.size for leaf in jax.tree.leaves(params))
         print(f"{name}: {total:,} parameters")
-
-
-def _print_help_if_asked(argv: Sequence[str], text: str, values: flags.FlagValues) -> None:
-    if not {"--help", "-h", "-help"} & set(argv[1:]):
-        return
-    print(text.strip())
-    print("\nflags:\n  --config=FILE.py[:name=value,...]: the experiment")
-    print("  --config.field=value: overrides one field; may be repeated")
-    for name in sorted(values):
-        print(f"  --{name}: {values[name].help}")
-    sys.exit(0)
 
 
 def _keep_compilations() -> None:
