@@ -23,10 +23,10 @@ from tests.support import ROOT
 # A slow consumer of two workers, which tells how far it is.
 SLOW = """
 import time
-from input_pipeline import sources
 from input_pipeline.batches import loader
+from input_pipeline.sources.digits import digits
 if __name__ == "__main__":
-    for batch in loader.iterate(loader.batches(sources.digits("pool"), 8, 0), 0, 10**6, workers=2):
+    for batch in loader.iterate(loader.batches(digits("pool"), 8, 0), 0, 10**6, workers=2):
         print(batch["label"][0], flush=True)
         time.sleep(0.1)
 """
