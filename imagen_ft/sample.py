@@ -14,8 +14,8 @@ from etils import epath
 from tqdm import tqdm
 
 from imagen_ft.cascade import Cascade, load_cascade
-from imagen_ft.cascade.cascade import Images
 from imagen_ft.cascade.loading import parameter_shapes
+from imagen_ft.cascade.request import Images
 from imagen_ft.text import class_names
 from imagen_ft.text.class_names import read_lines
 from imagen_ft.text.encoders import check_prompts
@@ -29,10 +29,10 @@ from launch.runtime.reports import image_grid
 # A picture of more is not looked at, and takes minutes to draw.
 MOST_SHOWN = 256
 MOST_PATHS = 16
-GRID, PATH, REQUEST = "samples.png", "path.png", "samples.json"
+GRID, PATH, SETTINGS = "samples.png", "path.png", "samples.json"
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
-# No image depends on them.
-FREE = ("batch_size", "show_stages")
+# Fields of the config that samples.json leaves out: no image depends on them.
+OUTSIDE_SETTINGS = ("batch_size", "show_stages")
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -54,7 +54,7 @@ def read_prompts(values: flags.FlagValues) -> dict[str, str]:
     """
     prompts = {f"--prompt number {i}": prompt for i, prompt in enumerate(values.prompt, start=1)}
     if values.prompts:
-        lines = {place: line for place, line in read_lines(values.prompts) if line}
+        lines = {source: line for source, line in read_lines(values.prompts) if line}
         if not lines:
             raise InputError(f"--prompts={values.prompts}: the file holds no prompt")
         prompts |= lines
@@ -82,17 +82,16 @@ def main(args: app.Arguments) -> None:
     sizes = [entry.stage.size for entry in config.stages.values()]
     check_workdir(args.workdir, prompts, sizes)
     cascade = load_cascade(config)
-    request = {name: value for name, value in plain(config).items() if name not in FREE}
-    request |= dict(prompts=prompts, weights=list(cascade.digests))
-    check_same_request(args.workdir, request)
+    fields = plain(config).items()
+    settings = {name: value for name, value in fields if name not in OUTSIDE_SETTINGS}
+    settings |= dict(prompts=prompts, weights=list(cascade.digests))
+    check_same_settings(args.workdir, settings)
     cascade.encoder.embed(sorted(set(prompts)))  # One that a cache lacks is told before any work.
     with tqdm(total=len(prompts), desc="sample", unit="image") as bar:
-        stages = cascade.sample_stages(
-            prompts, config.seed, batch_size=config.batch_size, progress=bar.update
-        )
+        stages = cascade.sample(prompts, seed=config.seed, every_stage=True, progress=bar.update)
     shown = stages if config.show_stages else stages[-1:]
     args.workdir.mkdir(parents=True, exist_ok=True)
-    write_json(args.workdir / REQUEST, request)
+    write_json(args.workdir / SETTINGS, settings)
     write_images(shown, prompts, config.images_per_prompt, args.workdir)
     if args.flags.path:
         draw_path(cascade, prompts[:MOST_PATHS], config.seed, args.flags.path, args.workdir)
@@ -124,22 +123,22 @@ def check_workdir(workdir: epath.Path, prompts: list[str], sizes: list[int]) -> 
         raise InputError(f"{workdir} is a file: name a folder as --workdir")
     ours = {image_name(n, prompt, size) for n, prompt in enumerate(prompts) for size in sizes}
     paths = list(workdir.iterdir()) if workdir.exists() else []
-    found = {path.name for path in paths if path.suffix.lower() in IMAGES}
-    others = sorted(found - ours - {GRID, PATH})
+    images = {path.name for path in paths if path.suffix.lower() in IMAGES}
+    others = sorted(images - ours - {GRID, PATH})
     if others:
         raise InputError(f"{workdir} holds other images ({others[0]}): name another --workdir")
 
 
-def check_same_request(workdir: epath.Path, request: dict[str, Any]) -> None:
+def check_same_settings(workdir: epath.Path, settings: dict[str, Any]) -> None:
     """Compares with what the images that are there were drawn with; they would be replaced.
 
     Raises:
         InputError: it was something else.
     """
-    path = workdir / REQUEST
+    path = workdir / SETTINGS
     if not path.exists():
         return
-    for field, (before, now) in differences(read_json(path), request).items():
+    for field, (before, now) in differences(read_json(path), settings).items():
         raise InputError(
             f"{workdir} holds images that were drawn with {field} = {before}, now it is {now}: "
             "name another --workdir"

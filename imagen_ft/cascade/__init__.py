@@ -1,5 +1,6 @@
-"""Cascades: `Cascade.load` or `load_cascade`, then `sample`."""
+"""Cascades: `Cascade.load` or `load_cascade`, then `sample` or, for a `Request`, `stream`."""
 
 from imagen_ft.cascade.cascade import Cascade, load_cascade
+from imagen_ft.cascade.request import Request
 
-__all__ = ["Cascade", "load_cascade"]
+__all__ = ["Cascade", "Request", "load_cascade"]

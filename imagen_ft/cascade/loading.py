@@ -59,8 +59,8 @@ def load_stages(
             variables.append(run.variables(abstract, **which))
             digests.append(run.digest(**which))
         else:
-            place = f"config.stages.{name}"
-            variables.append(load_public(entry.run, stage.denoiser, encoder.shape, place, mesh))
+            field = f"config.stages.{name}"
+            variables.append(load_public(entry.run, stage.denoiser, encoder.shape, field, mesh))
             digests.append(weights.digest(entry.run, "unet"))
     return tuple(stages.values()), tuple(variables), tuple(digests)
 
@@ -82,7 +82,7 @@ def load_public(
     path: str,
     denoiser: Denoiser,
     text_shape: tuple[int, int],
-    place: str,
+    field: str,
     mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """Loads DeepFloyd IF's weights for a denoiser.
@@ -91,32 +91,32 @@ def load_public(
         path: an import, or a folder in diffusers' layout.
         denoiser: whose network they have to be.
         text_shape: of one prompt's states.
-        place: of the denoiser in the config, for messages.
+        field: of the denoiser in the config, for messages.
         mesh: see `weights.load_unet`.
 
     Raises:
         InputError: they are another network's.
     """
-    check_public(denoiser.prediction, path, place)
+    check_public(denoiser.prediction, path, field)
     model, params = weights.load_unet(path, mesh=mesh)
     ours = dataclasses.replace(denoiser.model, dtype=model.dtype, remat=model.remat)
     if ours != model:
-        fields = [f.name for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
-        field = next(f for f in fields if getattr(ours, f) != getattr(model, f))
+        names = [f.name for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
+        name = next(name for name in names if getattr(ours, name) != getattr(model, name))
         raise InputError(
-            f"{place}: {field} is {getattr(ours, field)}, the weights of {path} have "
-            f"{getattr(model, field)}"
+            f"{field}: {name} is {getattr(ours, name)}, the weights of {path} have "
+            f"{getattr(model, name)}"
         )
-    wanted = denoiser.shapes(text_shape)["params"]
-    if jax.tree.map(jnp.shape, params) != jax.tree.map(lambda leaf: leaf.shape, wanted):
+    shapes = jax.tree.map(lambda leaf: leaf.shape, denoiser.shapes(text_shape)["params"])
+    if jax.tree.map(jnp.shape, params) != shapes:
         raise InputError(
-            f"{place}: the weights of {path} take text states or images of another width than the "
+            f"{field}: the weights of {path} take text states or images of another width than the "
             "config has"
         )
     return {"params": params}
 
 
-def check_public(prediction: str, path: str, place: str) -> None:
+def check_public(prediction: str, path: str, field: str) -> None:
     """DeepFloyd IF's networks predict eps; see `load_public`.
 
     Raises:
@@ -124,7 +124,7 @@ def check_public(prediction: str, path: str, place: str) -> None:
     """
     if prediction != "eps":
         raise InputError(
-            f"{place}: prediction={prediction!r}, but the weights of {path} give 'eps'"
+            f"{field}: prediction={prediction!r}, but the weights of {path} give 'eps'"
         )
 
 

@@ -19,7 +19,7 @@ from launch.runtime.config import plain
 
 # No image depends on these fields, wherever in the config: what they name is known by its digest,
 # and counts are told as such.
-FREE = ("batch_size", "cache", "counts", "mesh", "real_source", "remat", "run")
+OUTSIDE_PROVENANCE = ("batch_size", "cache", "counts", "mesh", "real_source", "remat", "run")
 
 
 def real_counts(config: ml_collections.ConfigDict) -> tuple[tuple[str, ...], list[int]]:
@@ -39,15 +39,15 @@ def real_counts(config: ml_collections.ConfigDict) -> tuple[tuple[str, ...], lis
         names = tuple(real.class_names)
         class_names.resolve(config.class_names, names, "config.real_source")
         return names, np.bincount(real.labels, minlength=len(names)).tolist()
-    found = files.read_object(path)
-    wrong = [name for name, n in found.items() if type(n) is not int or n < 0]
+    counts = files.read_object(path)
+    wrong = [name for name, n in counts.items() if type(n) is not int or n < 0]
     if wrong:
-        raise InputError(f"{path}: the count of {wrong[0]!r} is {found[wrong[0]]!r}, no number")
-    wanted = class_names.resolve(config.class_names) or tuple(found)
-    if wanted != tuple(found) and sorted(found) != sorted(wanted):
-        wanted = tuple(sorted(found))  # WordNet ids
-        class_names.resolve(config.class_names, wanted, path)
-    return wanted, [found[name] for name in wanted]
+        raise InputError(f"{path}: the count of {wrong[0]!r} is {counts[wrong[0]]!r}, no number")
+    names = class_names.resolve(config.class_names) or tuple(counts)
+    if names != tuple(counts) and sorted(counts) != sorted(names):
+        names = tuple(sorted(counts))  # WordNet ids
+        class_names.resolve(config.class_names, names, path)
+    return names, [counts[name] for name in names]
 
 
 def set_fields(args: app.Arguments, cascade: Cascade) -> dict[str, Any]:
@@ -63,7 +63,6 @@ def set_fields(args: app.Arguments, cascade: Cascade) -> dict[str, Any]:
     size = encoding.pop("size", 0) or denoiser.size
     if size > denoiser.size:
         raise InputError(f"config.encoding.size={size}: the cascade draws {denoiser.size} px")
-    encoder = getattr(cascade, "encoder", None)
     return dict(
         name=config.name,
         class_names=names,
@@ -72,9 +71,9 @@ def set_fields(args: app.Arguments, cascade: Cascade) -> dict[str, Any]:
         copies=config.copies,
         images_per_shard=config.get("images_per_shard", 0),
         provenance={
-            "config": without(plain(config), FREE),
+            "config": without(plain(config), OUTSIDE_PROVENANCE),
             "weights": list(cascade.digests),
-            "text": encoder.digest if encoder else "",
+            "text": cascade.encoder.digest,
         },
         encoding=encoding,
     )
@@ -92,8 +91,8 @@ def code_version() -> str:
     folder = Path(__file__).parent
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10)
-        commit = found.stdout.strip() if found.returncode == 0 else ""
+        described = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        commit = described.stdout.strip() if described.returncode == 0 else ""
     except (OSError, subprocess.TimeoutExpired):
         commit = ""
     try:

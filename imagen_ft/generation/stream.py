@@ -41,7 +41,7 @@ class ShardStream:
         """
         examples.load_messages()
         self._writer, self._shards, self._prompts = writer, list(shards), prompts
-        self._next, self._images, self._missing = 0, [], 0
+        self._next, self._images, self._taken = 0, [], 0
         self._size = writer.config["image_shape"][0]
         self._encoders = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
         # Raw images can be large: so many chunks at most wait for an encoder.
@@ -57,15 +57,15 @@ class ShardStream:
         """
         while len(images):
             shard = self._shards[self._next]
-            wanted = self._writer.plan.shard_size(shard) - self._missing
-            part, images = images[:wanted], images[wanted:]
+            missing = self._writer.plan.shard_size(shard) - self._taken
+            taken, images = images[:missing], images[missing:]
             if self._is_mine():
-                for first in range(0, len(part), _CHUNK):
-                    chunk = part[first : first + _CHUNK]
+                for first in range(0, len(taken), _CHUNK):
+                    chunk = taken[first : first + _CHUNK]
                     self._free.acquire()
                     self._images.append(self._encoders.submit(self._encode, chunk))
-            self._missing += len(part)
-            if len(part) == wanted:
+            self._taken += len(taken)
+            if len(taken) == missing:
                 self._close_shard(shard)
 
     def finish(self) -> None:
@@ -85,7 +85,7 @@ class ShardStream:
             while len(self._writing) > 1:
                 self._writing.pop(0).result()
             self._writing.append(self._background.submit(self._write, shard, self._images))
-        self._next, self._images, self._missing = self._next + 1, [], 0
+        self._next, self._images, self._taken = self._next + 1, [], 0
 
     def _encode(self, images: UInt8[np.ndarray, "b h w c"]) -> list[bytes]:
         try:
@@ -110,7 +110,7 @@ class ShardStream:
         self._encoders.shutdown(wait=True, cancel_futures=True)
 
 
-class Progress:
+class SetProgressBar:
     """A bar over the whole set: this worker's images, and what the others have written."""
 
     def __init__(self, writer: SyntheticWriter, own: range, pending: Sequence[int], name: str):
@@ -147,7 +147,7 @@ class Progress:
         others = (shard for shard in self._writer.shards_there() if shard not in self._own)
         return sum(self._writer.plan.shard_size(shard) for shard in others)
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "SetProgressBar":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from imagen_ft.cascade import Request
 from input_pipeline.synthetic.source import SyntheticSource
 from input_pipeline.synthetic.verify import verify
 from input_pipeline.synthetic.writer import SyntheticWriter
@@ -103,9 +104,10 @@ def overhead(rate: float) -> dict:
     """Sampling with and without writing, with a sampler of so many images a second of 64 px."""
     images, batch = int(rate * 30), 64
     labels = np.zeros(images, int)
-    sampler = Trivial(("a",), 64, batch / rate)
+    sampler = Trivial(("a",), batch, 64, batch / rate)
+    request = Request(labels=labels, indices=np.arange(images))
     began = time.perf_counter()
-    for _ in sampler.draw_classes(labels, 0, np.arange(images), batch):
+    for _ in sampler.stream(request):
         pass
     alone = time.perf_counter() - began
     with tempfile.TemporaryDirectory() as folder:

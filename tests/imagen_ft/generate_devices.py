@@ -24,7 +24,7 @@ def main(counts, workdir, mesh, *flags):
     join()
 
     def load(config, mesh):
-        cascade = small_cascade.make_cascade()
+        cascade = dataclasses.replace(small_cascade.make_cascade(), batch_size=config.batch_size)
         if mesh is None:
             return cascade
         variables = [jax.device_put(v, state_shardings(mesh, v)) for v in cascade.variables]

@@ -14,10 +14,11 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 
-from imagen_ft import generate
-from imagen_ft.generation.contents import FREE, without
+from imagen_ft.generation.contents import OUTSIDE_PROVENANCE, without
+from imagen_ft.generation.worker import complete
 from input_pipeline import sources
 from input_pipeline.batches import loader
+from input_pipeline.synthetic.card import make_card
 from input_pipeline.synthetic.source import SyntheticSource
 from input_pipeline.synthetic.verify import verify
 from input_pipeline.synthetic.writer import SyntheticWriter
@@ -265,9 +266,9 @@ def test_source_is_picklable(whole):
 
 def test_a_counts_file_may_move(command, whole, tmp_path):
     config = files.read_sealed(whole / "provenance.json")["provenance"]["config"]
-    assert "seed" in config and not set(config) & set(FREE)
+    assert "seed" in config and not set(config) & set(OUTSIDE_PROVENANCE)
     nested = {"stages": {"a": {"run": "x", "unet": {"remat": True, "width": 3}}}, "mesh": {}}
-    assert without(nested, FREE) == {"stages": {"a": {"unet": {"width": 3}}}}
+    assert without(nested, OUTSIDE_PROVENANCE) == {"stages": {"a": {"unet": {"width": 3}}}}
 
 
 def test_other_peoples_folders_are_left_alone(command, tmp_path):
@@ -285,12 +286,12 @@ def test_workers_that_end_together(whole, monkeypatch):
     fields = {key: config[key] for key in config if key != "format"}
     writers = [SyntheticWriter(whole, **fields) for _ in range(8)]
     cards = []
-    make_card = generate.make_card
-    monkeypatch.setattr(generate, "make_card", lambda *a: cards.append(1) or make_card(*a))
+    counted = lambda *args: cards.append(1) or make_card(*args)  # noqa: E731
+    monkeypatch.setattr("imagen_ft.generation.worker.make_card", counted)
     for number in range(1, 11):
         (whole / "manifest.json").unlink()
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda writer: generate._finish(writer, []), writers))
+            list(pool.map(lambda writer: complete(writer, []), writers))
         assert len(cards) == number
     assert contents(whole) == before
 

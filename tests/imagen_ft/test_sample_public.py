@@ -97,13 +97,13 @@ def error(capsys):
 
 
 def test_pictures(work, tmp_path, monkeypatch):
-    original, batches = Cascade.sample_stages, []
+    original, batches = Cascade.sample, []
 
-    def recording(self, *args, batch_size, **options):
-        batches.append(batch_size)
-        return original(self, *args, batch_size=batch_size, **options)
+    def recording(self, *args, **options):
+        batches.append(self.batch_size)
+        return original(self, *args, **options)
 
-    monkeypatch.setattr(Cascade, "sample_stages", recording)
+    monkeypatch.setattr(Cascade, "sample", recording)
     out, ours = tmp_path / "out", ["--config.seed=3", "--config.batch_size=7"]
     assert run(work, out, f"--prompts={work / 'prompts.txt'}", "--path=3", *ours) == 0
     assert batches == [7]
@@ -121,16 +121,16 @@ def test_pictures(work, tmp_path, monkeypatch):
 
     cascade = Cascade.load(str(work / "config.py"))
     prompts = ["A goldfish", "A goldfish", "two cats", "two cats"]
-    small, large = cascade.sample_stages(prompts, seed=3, batch_size=7)
+    small, large = cascade.sample(prompts, seed=3, batch_size=7, every_stage=True)
     np.testing.assert_array_equal(large, written)
     np.testing.assert_allclose(cascade.path(prompts, seed=3)[-1].astype(int), small, atol=1)
-    again = cascade.upsample(small, prompts, seed=3)
+    again = cascade.sample(prompts, seed=3, low=small)
     # What is given has been rounded to uint8.
     assert np.abs(again.astype(int) - large).mean() < 3
     with pytest.raises(
-        InputError, match=r"images of shape \[4, 5, 5, 3\]: the stages start from 4 px"
+        InputError, match=r"low of shape \[4, 5, 5, 3\]: the stages start from 4 px"
     ):
-        cascade.upsample(np.zeros((4, 5, 5, 3), np.uint8), prompts)
+        cascade.sample(prompts, low=np.zeros((4, 5, 5, 3), np.uint8))
 
 
 def test_a_path_is_shown_from_its_first_step_to_its_last(tmp_path, monkeypatch):

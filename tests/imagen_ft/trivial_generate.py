@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from imagen_ft import generate
+from imagen_ft.generation import worker
 from launch.runtime import app
 
 CONFIG = """
@@ -39,6 +40,7 @@ class Trivial:
     """Stands for a cascade."""
 
     class_names: tuple[str, ...]
+    batch_size: int
     size: int = 8
     seconds: float = 0.0
     digests: tuple[str, ...] = ("0" * 64,)
@@ -47,11 +49,16 @@ class Trivial:
     def stages(self):
         return (SimpleNamespace(denoiser=SimpleNamespace(size=self.size, channels=3)),)
 
-    def draw_classes(self, labels, seed, indices, batch_size):
-        assert len(labels) == len(indices)
-        for first in range(0, len(indices), batch_size):
+    @property
+    def encoder(self):
+        return SimpleNamespace(digest="")
+
+    def stream(self, request):
+        assert len(request.labels) == len(request.indices)
+        for first in range(0, len(request), self.batch_size):
             time.sleep(self.seconds)
-            yield images_of(seed, indices[first : first + batch_size], self.size)
+            indices = request.indices[first : first + self.batch_size]
+            yield [images_of(request.seed, indices, self.size)]
 
 
 def main(
@@ -66,8 +73,10 @@ def main(
         batch_size=batch_size,
         stored=stored,
     )
-    generate.load_cascade = lambda config, mesh: Trivial(tuple(names), size, seconds)
-    generate.code_version = lambda: "trivial"  # git takes longer than all the rest
+    generate.load_cascade = lambda config, mesh: Trivial(
+        tuple(names), config.batch_size, size, seconds
+    )
+    worker.code_version = lambda: "trivial"  # git takes longer than all the rest
     with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
         file.write(text)
         file.flush()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from imagen_ft.cascade import Request
 from imagen_ft.diffusion import samplers
 from imagen_ft.diffusion.from_config import make_denoiser, make_stage
 from launch.errors import InputError
@@ -104,11 +105,13 @@ def test_the_steps_do_not_read_what_projects_the_text(cascade):
 
 
 def test_cascade_draws_by_index(cascade):
-    prompts, told = ["c", "ab", "de", "c"], []
-    small, large = cascade.sample_stages(prompts, seed=5, batch_size=3, progress=told.append)
+    prompts, counts = ["c", "ab", "de", "c"], []
+    options = dict(seed=5, batch_size=3)
+    small, large = cascade.sample(prompts, every_stage=True, progress=counts.append, **options)
     assert small.shape == (4, 4, 4, 1) and large.shape == (4, 8, 8, 1)
     assert small.dtype == large.dtype == np.uint8
-    assert told == [3, 1]
+    assert counts == [3, 1]
+    np.testing.assert_array_equal(cascade.sample(prompts, **options), large)
     # The same prompt, but another image.
     assert (large[0] != large[3]).any()
     again = cascade.sample(prompts[2:3], seed=5, indices=np.array([2]), batch_size=1)
@@ -179,11 +182,15 @@ def test_upsampling_begins_anywhere_in_a_cascade(cascade):
         variables=(*cascade.variables, random_variables(third, 2)),
     )
     prompts = ["c", "ab"]
-    small, middle, large = three.sample_stages(prompts, 5)
+    small, middle, large = three.sample(prompts, seed=5, every_stage=True)
     assert [images.shape[1] for images in (small, middle, large)] == [4, 8, 16]
     for images in (small, middle):
-        assert np.abs(three.upsample(images, prompts, 5).astype(int) - large).max() <= 8
-    assert np.abs(three.upsample(middle, prompts, 6).astype(int) - large).max() > 50
+        again = three.sample(prompts, seed=5, low=images)
+        assert np.abs(again.astype(int) - large).max() <= 8
+    other = three.sample(prompts, seed=6, low=middle)
+    assert np.abs(other.astype(int) - large).max() > 50
+    run = three.sample(prompts, seed=5, low=small, every_stage=True)
+    assert [images.shape[1] for images in run] == [8, 16]
 
 
 def test_stages_with_the_same_fields_are_one_to_jit():
@@ -205,7 +212,8 @@ def test_batches_of_a_stage_change_nothing(cascade, monkeypatch):
 
     def draw(batch_size, *sizes):
         drawn.clear()
-        images = with_batches(cascade, *sizes).sample_stages(prompts, 7, None, batch_size)
+        own = with_batches(cascade, *sizes)
+        images = own.sample(prompts, seed=7, batch_size=batch_size, every_stage=True)
         jax.effects_barrier()
         rows = {(int(step), row.tobytes()) for step, rows in drawn for row in np.asarray(rows)}
         return (
@@ -226,35 +234,37 @@ def test_batches_of_a_stage_change_nothing(cascade, monkeypatch):
         assert np.std(expected, axis=0).mean() > 0.1
 
 
-def test_upsample_is_the_second_half_of_sample(cascade):
+def test_enlarging_is_the_second_half_of_sampling(cascade):
     prompts, indices = ["c", "ab", "de"], np.array([4, 0, 9])
-    small, large = cascade.sample_stages(prompts, 5, indices)
-    found = cascade.upsample(small, prompts, 5, indices, batch_size=2)
+    options = dict(seed=5, indices=indices)
+    small, large = cascade.sample(prompts, every_stage=True, **options)
+    enlarged = cascade.sample(prompts, low=small, batch_size=2, **options)
     # The base's images are rounded to whole numbers between the two.
-    assert np.abs(found.astype(int) - large).max() <= 3
+    assert np.abs(enlarged.astype(int) - large).max() <= 3
     keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(jax.random.key(5), 1), n))
     inputs = keys(jnp.asarray(indices)), encoder().embed(prompts), encoder().null()
     images = cascade.stages[1].sample(cascade.variables[1], *inputs, to_float(small))
-    assert np.abs(found - (np.asarray(images) + 1) * 127.5).max() <= 0.51
-    assert np.abs(cascade.upsample(small, prompts, 6, indices).astype(int) - large).max() > 50
-    assert np.abs(cascade.upsample(255 - small, prompts, 5, indices).astype(int) - large).max() > 50
+    assert np.abs(enlarged - (np.asarray(images) + 1) * 127.5).max() <= 0.51
+    for changed in (dict(low=small, seed=6), dict(low=255 - small)):
+        other = cascade.sample(prompts, **(options | changed))
+        assert np.abs(other.astype(int) - large).max() > 50
 
 
 def test_start_of_a_cascade(cascade):
     prompts = ["c", "ab", "de"]
     start = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 1), np.uint8)
-    small, large = cascade.sample_stages(prompts, 5, batch_size=2, start=start, skip_steps=1)
+    options = dict(seed=5, batch_size=2, start=start, skip_steps=1)
+    small, large = cascade.sample(prompts, every_stage=True, **options)
     assert small.shape == (3, 4, 4, 1) and large.shape == (3, 8, 8, 1)
     keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(jax.random.key(5), 0), n))
     inputs = keys(jnp.arange(3)), encoder().embed(prompts), encoder().null(), None
     images = cascade.stages[0].sample(cascade.variables[0], *inputs, to_float(start), skip_steps=1)
     assert np.abs(small - (np.asarray(images) + 1) * 127.5).max() <= 0.51
-    np.testing.assert_array_equal(
-        cascade.sample(prompts, 5, batch_size=2, start=start, skip_steps=1), large
-    )
-    assert (cascade.sample(prompts, 5, batch_size=2, skip_steps=1) != large).any()
+    np.testing.assert_array_equal(cascade.sample(prompts, **options), large)
+    assert (cascade.sample(prompts, seed=5, batch_size=2, skip_steps=1) != large).any()
     # The second stage takes all of its steps.
-    assert np.abs(cascade.upsample(small, prompts, 5, batch_size=2).astype(int) - large).max() <= 3
+    enlarged = cascade.sample(prompts, seed=5, batch_size=2, low=small)
+    assert np.abs(enlarged.astype(int) - large).max() <= 3
 
 
 IMAGES = np.zeros((2, 4, 4, 1), np.uint8)
@@ -263,17 +273,17 @@ IMAGES = np.zeros((2, 4, 4, 1), np.uint8)
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (np.zeros((2, 5, 5, 1), np.uint8), r"images of shape \[2, 5, 5, 1\]: .* start from 4 px"),
-        (np.zeros((2, 0, 0, 1), np.uint8), r"images of shape \[2, 0, 0, 1\]: .* start from 4 px"),
-        (np.zeros(4, np.uint8), r"images of shape \[4\]: .* start from 4 px"),
-        (IMAGES[:1], r"images is uint8 \[1, 4, 4, 1\]: uint8 \[2, 4, 4, 1\] is needed, one a"),
-        (IMAGES[..., [0, 0, 0]], r"images is uint8 \[2, 4, 4, 3\]: uint8 \[2, 4, 4, 1\]"),
-        (IMAGES / np.float32(255), r"images is float32 \[2, 4, 4, 1\]: uint8"),
+        (np.zeros((2, 5, 5, 1), np.uint8), r"low of shape \[2, 5, 5, 1\]: .* start from 4 px"),
+        (np.zeros((2, 0, 0, 1), np.uint8), r"low of shape \[2, 0, 0, 1\]: .* start from 4 px"),
+        (np.zeros(4, np.uint8), r"low of shape \[4\]: .* start from 4 px"),
+        (IMAGES[:1], r"low is uint8 \[1, 4, 4, 1\]: uint8 \[2, 4, 4, 1\] is needed, one a"),
+        (IMAGES[..., [0, 0, 0]], r"low is uint8 \[2, 4, 4, 3\]: uint8 \[2, 4, 4, 1\]"),
+        (IMAGES / np.float32(255), r"low is float32 \[2, 4, 4, 1\]: uint8"),
     ],
 )
-def test_images_that_cannot_be_upsampled(cascade, images, message):
+def test_images_that_cannot_be_enlarged(cascade, images, message):
     with pytest.raises(InputError, match=message) as error:
-        cascade.upsample(images, ["c", "ab"])
+        cascade.sample(["c", "ab"], low=images)
     assert "\n" not in str(error.value)
 
 
@@ -285,6 +295,8 @@ def test_images_that_cannot_be_upsampled(cascade, images, message):
         (dict(start=IMAGES[:1]), r"start is uint8 \[1, 4, 4, 1\]: uint8 \[2, 4, 4, 1\] is needed"),
         (dict(start=np.zeros((2, 8, 8, 1), np.uint8)), r"start is uint8 \[2, 8, 8, 1\]"),
         (dict(start=to_float(IMAGES)), r"start is float32 \[2, 4, 4, 1\]: uint8"),
+        (dict(start=IMAGES, low=IMAGES), "start and skip_steps are of the base, which low leaves"),
+        (dict(skip_steps=1, low=IMAGES), "start and skip_steps are of the base, which low leaves"),
     ],
 )
 def test_starts_that_do_not_fit(cascade, options, message):
@@ -298,22 +310,34 @@ def test_cascades_without_a_half(cascade):
         fields = dict(stages=cascade.stages[number:][:1], variables=cascade.variables[number:][:1])
         return dataclasses.replace(cascade, **fields)
 
-    with pytest.raises(InputError, match="this cascade has no base: give its images to upsample"):
+    with pytest.raises(InputError, match="this cascade has no base: give images to enlarge as low"):
         only(1).sample(["c", "ab"])
     with pytest.raises(InputError, match="this cascade has no base"):
         only(1).path(["c", "ab"])
     with pytest.raises(InputError, match=r"\[2, 4, 4, 1\]: the stages start from noise$"):
-        only(0).upsample(IMAGES, ["c", "ab"])
-    assert only(1).upsample(IMAGES, ["c", "ab"]).shape == (2, 8, 8, 1)
+        only(0).sample(["c", "ab"], low=IMAGES)
+    assert only(1).sample(["c", "ab"], low=IMAGES).shape == (2, 8, 8, 1)
 
 
 @pytest.mark.parametrize(
-    ("prompts", "options"),
-    [([], {}), (["ab"], dict(batch_size=0)), (["ab"], dict(indices=np.arange(2)))],
+    ("fields", "message"),
+    [
+        (dict(), "prompts or labels: one of them says what to draw"),
+        (dict(prompts=["ab"], labels=np.zeros(1, int)), "prompts or labels: one of them"),
+        (dict(prompts=[]), "0 prompts: at least one is needed"),
+        (dict(labels=np.zeros(0, int)), "0 labels: at least one is needed"),
+        (dict(prompts=["ab"], batch_size=0), "batch_size=0: at least 1 is needed"),
+        (dict(prompts=["ab"], indices=np.arange(2)), "2 indices for 1 prompts: one each"),
+        (dict(labels=np.array([0, 3])), "label 3: the cascade has 3 classes, from 0"),
+        (dict(labels=np.array([0, -1])), "label -1: the cascade has 3 classes, from 0"),
+    ],
 )
-def test_cascade_needs_prompts(cascade, prompts, options):
-    with pytest.raises(InputError, match="at least one of each is needed"):
-        cascade.sample(prompts, **options)
+def test_requests_that_are_refused(cascade, fields, message):
+    # Before a batch is asked for.
+    with pytest.raises(InputError, match=message):
+        cascade.stream(Request(**fields))
+    with pytest.raises(InputError, match=message):
+        cascade.sample(**fields)
 
 
 def test_a_path_needs_prompts(cascade):
@@ -324,8 +348,23 @@ def test_a_path_needs_prompts(cascade):
 def test_classes_are_drawn_as_their_prompts(cascade):
     labels, indices = np.array([2, 0, 1, 1, 2]), np.array([7, 3, 0, 9, 4])
     prompts = [NAMES[label] for label in labels]
-    expected = cascade.sample(prompts, seed=1, indices=indices, batch_size=2)
-    batches = list(cascade.draw_classes(labels, 1, indices, batch_size=2))
-    assert [len(batch) for batch in batches] == [2, 2, 1]
-    np.testing.assert_array_equal(np.concatenate(batches), expected)
-    assert list(cascade.draw_classes(labels[:0], 1, indices[:0])) == []
+    options = dict(seed=1, indices=indices, batch_size=2)
+    expected = cascade.sample(prompts, every_stage=True, **options)
+    batches = list(cascade.stream(Request(labels=labels, **options)))
+    assert [[len(images) for images in batch] for batch in batches] == [[2], [2], [1]]
+    np.testing.assert_array_equal(np.concatenate([images for [images] in batches]), expected[1])
+    batches = list(cascade.stream(Request(labels=labels, **options), every_stage=True))
+    for images, whole in zip(zip(*batches, strict=True), expected, strict=True):
+        np.testing.assert_array_equal(np.concatenate(images), whole)
+
+
+def test_a_stream_is_one_batch_ahead_and_no_more(cascade, monkeypatch):
+    """Each batch is fetched when the next one is on its way, and only what is asked for."""
+    module, steps = "imagen_ft.cascade.cascade", []
+    monkeypatch.setattr(f"{module}.to_uint8", lambda images: steps.append("run") or images)
+    monkeypatch.setattr(f"{module}.fetch", lambda images: steps.append(images.shape))
+    for _ in dataclasses.replace(cascade, batch_size=2).stream(Request(["ab"] * 5)):
+        steps.append("use")
+    run = ["run", "run"]  # both stages
+    fetched = [*run, *run, (2, 8, 8, 1), "use", *run, (2, 8, 8, 1), "use", (1, 8, 8, 1), "use"]
+    assert steps == fetched

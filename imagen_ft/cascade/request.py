@@ -1,0 +1,125 @@
+"""What a cascade is asked to draw."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from imagen_ft.diffusion.stage import Stage
+from imagen_ft.text.encoders import check_prompts
+from launch.errors import InputError
+
+Images = UInt8[np.ndarray, "n size size c"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Request:
+    """Which images a cascade is to draw: of prompts, or of classes by their numbers.
+
+    Image n of a set depends on the seed, its index and its prompt alone, not on the batch that it
+    is drawn in.
+
+    Attributes:
+        prompts: one an image.
+        labels: instead of prompts, the number of each image's class among the cascade's.
+        seed: of the set of images.
+        indices: which images of the set these are; None is the first ones.
+        batch_size: how many are drawn at a time; None is the cascade's own number.
+        low: images in [0, 255] to be drawn larger, one an image; the first stage to run is the one
+            that starts from images of this size. None begins with the base.
+        start: images of the base's size, in [0, 255], that it begins with, noised to the first
+            step that is taken (real guidance, He et al. 2023). None begins with noise.
+        skip_steps: steps of the base at the noisiest end that are not taken.
+    """
+
+    prompts: Sequence[str] | None = None
+    _: dataclasses.KW_ONLY
+    labels: Int[np.ndarray, " n"] | None = None
+    seed: int = 0
+    indices: Int[np.ndarray, " n"] | None = None
+    batch_size: int | None = None
+    low: Images | None = None
+    start: Images | None = None
+    skip_steps: int = 0
+
+    def __len__(self) -> int:
+        """How many images are asked for."""
+        rows = self.labels if self.prompts is None else self.prompts
+        return 0 if rows is None else len(rows)
+
+    def check(self, stages: Sequence[Stage], class_names: Sequence[str]) -> None:
+        """Looks whether a cascade can draw this.
+
+        Args:
+            stages: of the cascade.
+            class_names: of the cascade; empty where any text will do.
+
+        Raises:
+            InputError: a prompt is no class name, a label no class's number, images do not fit a
+                stage, or fields do not fit together.
+        """
+        self._check_counts()
+        self._check_text(class_names)
+        self._check_images(stages)
+
+    def first_stage(self, stages: Sequence[Stage]) -> int:
+        """Number of the stage that is run first, see `low`.
+
+        Raises:
+            InputError: none starts from such images, or the cascade has no base.
+        """
+        sizes = [stage.denoiser.low_size for stage in stages]
+        if self.low is None:
+            if sizes[0]:
+                raise InputError("this cascade has no base: give images to enlarge as low")
+            return 0
+        shape = np.shape(self.low)
+        size = shape[1] if len(shape) == 4 else 0
+        if not size or size not in sizes:
+            starts = " or ".join(f"{low_size} px" for low_size in sizes if low_size) or "noise"
+            raise InputError(f"low of shape {list(shape)}: the stages start from {starts}")
+        return sizes.index(size)
+
+    def _check_counts(self) -> None:
+        if (self.prompts is None) == (self.labels is None):
+            raise InputError("prompts or labels: one of them says what to draw")
+        name = "labels" if self.prompts is None else "prompts"
+        if not len(self):
+            raise InputError(f"0 {name}: at least one is needed")
+        if self.indices is not None and len(self.indices) != len(self):
+            raise InputError(
+                f"{len(self.indices)} indices for {len(self)} {name}: one each is needed"
+            )
+        if self.batch_size is not None and self.batch_size < 1:
+            raise InputError(f"batch_size={self.batch_size}: at least 1 is needed")
+
+    def _check_text(self, class_names: Sequence[str]) -> None:
+        if self.prompts is not None:
+            check_prompts(self.prompts, class_names)
+            return
+        labels = np.asarray(self.labels)
+        if labels.min() < 0 or labels.max() >= len(class_names):
+            outside = labels[(labels < 0) | (labels >= len(class_names))][0]
+            raise InputError(f"label {outside}: the cascade has {len(class_names)} classes, from 0")
+
+    def _check_images(self, stages: Sequence[Stage]) -> None:
+        first, base = self.first_stage(stages), stages[0]
+        if self.low is not None:
+            self._check_shape("low", self.low, stages[first].denoiser.low_size, base)
+            if self.start is not None or self.skip_steps:
+                raise InputError("start and skip_steps are of the base, which low leaves out")
+        if not 0 <= self.skip_steps < base.sampler.num_steps:
+            raise InputError(
+                f"skip_steps={self.skip_steps}: the base has {base.sampler.num_steps} steps"
+            )
+        if self.start is not None:
+            self._check_shape("start", self.start, base.denoiser.size, base)
+
+    def _check_shape(self, name: str, images: Images, size: int, base: Stage) -> None:
+        images, shape = np.asarray(images), (len(self), size, size, base.denoiser.channels)
+        if images.shape != shape or images.dtype != np.uint8:
+            raise InputError(
+                f"{name} is {images.dtype} {list(images.shape)}: uint8 {list(shape)} is needed, "
+                "one an image"
+            )

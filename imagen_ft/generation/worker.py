@@ -1,0 +1,87 @@
+"""One worker's part of a generated set: it draws its shards, and completes the set if it is last.
+
+All processes of a job are one worker, and make the same calls.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from imagen_ft.cascade import Cascade, Request
+from imagen_ft.generation.contents import code_version
+from imagen_ft.generation.stream import SetProgressBar, ShardStream
+from imagen_ft.text import class_names
+from input_pipeline.synthetic.card import make_card
+from input_pipeline.synthetic.writer import MANIFEST, SyntheticWriter
+from launch.errors import InputError
+from launch.runtime import app
+from launch.runtime.devices import distributed
+from launch.runtime.locks import one_at_a_time
+
+
+def generate(args: app.Arguments, cascade: Cascade, fields: dict[str, Any]) -> None:
+    """Writes this worker's shards that are missing; the last worker completes the set.
+
+    Args:
+        args: of the command; its config has `class_names` and `seed`.
+        cascade: draws the images.
+        fields: see `contents.set_fields`.
+    """
+    writer = SyntheticWriter(args.workdir, **fields)
+    workers = args.flags.worker, args.flags.num_workers
+    own = writer.own_shards(*workers)
+    pending = distributed.decide_on_first_process(lambda: writer.pending_shards(*workers))
+    prompts = class_names.resolve(args.config.class_names) or writer.class_names
+    began, count = time.perf_counter(), sum(map(writer.plan.shard_size, pending))
+    with (
+        SetProgressBar(writer, own, pending, args.workdir.name) as progress,
+        ShardStream(writer, pending, prompts) as stream,
+    ):
+        if pending:
+            indices = np.concatenate([writer.plan.indices(shard) for shard in pending])
+            request = Request(
+                labels=writer.plan.labels[indices], seed=args.config.seed, indices=indices
+            )
+            # A cascade that draws any text draws the set's classes.
+            for [images] in dataclasses.replace(cascade, class_names=prompts).stream(request):
+                distributed.agree(functools.partial(stream.add, images))
+                progress.drew(len(images))
+        distributed.agree(stream.finish)
+    if count:
+        seconds = time.perf_counter() - began
+        print(f"{count:,} images in {seconds:,.0f} s, {count / seconds:.4g} a second")
+    distributed.on_first_process(lambda: complete(writer, pending))
+
+
+def complete(writer: SyntheticWriter, written: Sequence[int]) -> None:
+    """Completes the set if no shard is missing; prints what there is.
+
+    Args:
+        writer: of the set.
+        written: shards that this job has written.
+
+    Raises:
+        InputError: one of these is missing.
+    """
+    with one_at_a_time(writer.folder):
+        if (writer.folder / MANIFEST).exists():
+            print(f"{writer.folder}: complete, {writer.plan.num_images:,} images")
+            return
+        missing = {shard for shard, sidecar in enumerate(writer.sidecars()) if sidecar is None}
+        if lost := sorted(missing & set(written)):
+            raise InputError(
+                f"{writer.folder}: shard {lost[0]}, which this job has written, is not to be seen "
+                "here: all its hosts need one folder"
+            )
+        if missing:
+            print(
+                f"{writer.folder}: {len(missing)} shards of other workers are not written yet; "
+                "whoever writes the last one completes the set"
+            )
+            return
+        writer.finish(make_card(writer, writer.config["provenance"]), code_version())
+        print(f"{writer.folder}: complete, {writer.plan.num_images:,} images")
