@@ -23,7 +23,7 @@ import grimp
 import jax
 import numpy as np
 
-from configs.digits import common, sample
+from configs.digits import pretrain_base4, sample
 from imagen_ft import finetune
 from imagen_ft.cascade import load_cascade
 from imagen_ft.training import warm_start
@@ -114,8 +114,8 @@ def images_to_a_step(folder: Path) -> Journey:
         (folder / name).mkdir()
         image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
         (folder / name / "0.png").write_bytes(cv2.imencode(".png", image)[1].tobytes())
-    stage = common.base_stage() | dict(channels=3)
-    config = common.training(stage, "adam", 1e-3, "constant", "train", "", 1, 2)
+    config = pretrain_base4.get_config()
+    config.stage.channels, config.batch_size = 3, 2
     config.train_source = config.evaluation_source = dict(name="image_folder", path=str(folder))
     config.class_names = ("ant", "bee")
     training, mesh = Training.of(config), make_mesh(config.mesh)

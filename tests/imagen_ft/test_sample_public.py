@@ -13,7 +13,7 @@ import optax
 import pytest
 from diffusers import UNet2DConditionModel
 
-from configs.digits import common
+from configs.digits import finetune_base4
 from imagen_ft import sample
 from imagen_ft.cascade import Cascade
 from imagen_ft.diffusion.from_config import make_denoiser
@@ -206,7 +206,8 @@ def test_one_line_for_wrong_input(work, tmp_path, capsys, argv, message):
 
 def test_training_begins_with_the_weights(work):
     stage = runpy.run_path(str(work / "config.py"))["get_config"]().stages.base64.stage
-    config = common.training(stage, "adam", 1e-3, "constant", "train", str(work / "imported"), 1, 8)
+    config = finetune_base4.get_config()
+    config.stage, config.init_from = stage, str(work / "imported")
     config.loss.vlb_weight = 0.001
     # Of the text only its shape counts here.
     training = dataclasses.replace(Training.of(config), text_shape=(77, 16), tx=optax.sgd(1.0))
