@@ -143,10 +143,10 @@ def read_object(path: epath.PathLike) -> dict[str, Any]:
     Raises:
         InputError: it is missing, it is not JSON, or holds something else.
     """
-    found = read_json(path)
-    if not isinstance(found, dict):
+    content = read_json(path)
+    if not isinstance(content, dict):
         raise InputError(f"{path}: JSON, but no object ({{...}}); restore it or write it again")
-    return found
+    return content
 
 
 def json_digest(obj: Any) -> str:
@@ -198,10 +198,10 @@ def read_sealed(path: epath.PathLike) -> dict[str, Any]:
     Raises:
         InputError: it is missing, or not what was written.
     """
-    found = read_object(path)
-    if found.pop("digest", None) != json_digest(found):
+    content = read_object(path)
+    if content.pop("digest", None) != json_digest(content):
         raise InputError(f"{path}: damaged (it does not match its own digest)")
-    return found
+    return content
 
 
 def sha256(path: epath.PathLike) -> str:

@@ -38,11 +38,11 @@ def three_augment(example: dict[str, Any], rng: np.random.Generator) -> dict[str
         rng: randomness.
     """
     image = example["image"]
-    which, place = rng.random(2)
+    which, u = rng.random(2)
     if which < 1 / 3:
         image = pixels.greyscale(image)
     elif which < 2 / 3:
         image = pixels.solarize(image, _SOLARIZE_FROM)
     else:
-        image = pixels.blur(image, _SIGMAS[0] + (_SIGMAS[1] - _SIGMAS[0]) * place)
+        image = pixels.blur(image, _SIGMAS[0] + (_SIGMAS[1] - _SIGMAS[0]) * u)
     return {**example, "image": image}

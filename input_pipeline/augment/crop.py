@@ -14,7 +14,7 @@ _TRIES = 10
 def random_shift(
     example: dict[str, Any], rng: np.random.Generator, max_shift: int
 ) -> dict[str, Any]:
-    """Pads the image with zeros and crops it back at a random place (He et al. 2016, section 4.2).
+    """Pads the image with zeros and crops it back at random (He et al. 2016, section 4.2).
 
     Args:
         example: its field 'image' is [h, w, c].
@@ -31,7 +31,7 @@ def random_shift(
 
 
 def random_crop(example: dict[str, Any], rng: np.random.Generator, size: int) -> dict[str, Any]:
-    """A square part of the image; every place is as likely.
+    """A square of the image; every position is as likely.
 
     Args:
         example: its field 'image' is [h, w, c].
@@ -68,23 +68,23 @@ def random_resized_crop(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> dict[str, Any]:
-    """A random part of the image, resized to a square (Szegedy et al. 2015, section 6).
+    """A random box of the image, resized to a square (Szegedy et al. 2015, section 6).
 
     Args:
         example: its field 'image' is [h, w, c].
         rng: randomness.
         size: of the square, in pixels.
-        scale: area of the part, as shares of the image's; uniform.
-        ratio: width over height of the part; its logarithm is uniform.
+        scale: area of the box, as shares of the image's; uniform.
+        ratio: width over height of the box; its logarithm is uniform.
 
     Returns:
-        The example. If ten parts did not fit into the image it shows the middle, as much of it as
+        The example. If ten boxes did not fit into the image it shows the middle, as much of it as
         `ratio` allows.
     """
     image = example["image"]
     top, left, height, width = _random_box(rng, *image.shape[:2], scale, ratio)
-    part = image[top : top + height, left : left + width]
-    return {**example, "image": resize(part, size)}
+    cropped = image[top : top + height, left : left + width]
+    return {**example, "image": resize(cropped, size)}
 
 
 def _random_box(
@@ -95,9 +95,9 @@ def _random_box(
     ratio: tuple[float, float],
 ) -> tuple[int, int, int, int]:
     """Top, left, height and width, in pixels."""
-    for share, place in rng.random((_TRIES, 2)).tolist():
+    for share, u in rng.random((_TRIES, 2)).tolist():
         pixels = height * width * (scale[0] + (scale[1] - scale[0]) * share)
-        wide = log_uniform(ratio, place)
+        wide = log_uniform(ratio, u)
         h, w = round(math.sqrt(pixels / wide)), round(math.sqrt(pixels * wide))
         if 0 < h <= height and 0 < w <= width:
             top, left = (rng.random(2) * (height - h + 1, width - w + 1)).astype(int).tolist()
@@ -107,9 +107,9 @@ def _random_box(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def log_uniform(bounds: tuple[float, float], place: float) -> float:
-    """From bounds[0] at place 0 to bounds[1] at 1; uniform in its logarithm if `place` is."""
-    return bounds[0] * (bounds[1] / bounds[0]) ** place
+def log_uniform(bounds: tuple[float, float], u: float) -> float:
+    """From bounds[0] at u = 0 to bounds[1] at 1; log-uniform if `u` is uniform."""
+    return bounds[0] * (bounds[1] / bounds[0]) ** u
 
 
 def resized_central_crop(example: dict[str, Any], size: int, crop_ratio: float) -> dict[str, Any]:

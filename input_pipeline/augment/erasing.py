@@ -34,15 +34,15 @@ def random_erasing(
         aspect: height over width; its logarithm is uniform.
 
     Returns:
-        The example; itself if no box was wanted, or none of ten fitted.
+        The example; itself if no box was drawn, or none of ten fitted.
     """
     if rng.random() >= probability:
         return example
     image = example["image"]
     height, width, channels = image.shape
-    for share, place in rng.random((_TRIES, 2)).tolist():
+    for share, u in rng.random((_TRIES, 2)).tolist():
         pixels = height * width * (area[0] + (area[1] - area[0]) * share)
-        ratio = log_uniform(aspect, place)
+        ratio = log_uniform(aspect, u)
         h, w = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
         if h < height and w < width:
             top, left = (rng.random(2) * (height - h + 1, width - w + 1)).astype(int)

@@ -126,7 +126,7 @@ def _rand_augment_rgb(example: Example, rng: np.random.Generator, **arguments: A
 
 
 def _fields(
-    what: str, config: Mapping[str, Any], known: tuple[str, ...], needs: Iterable[str] = ()
+    what: str, config: Mapping[str, Any], allowed: tuple[str, ...], needs: Iterable[str] = ()
 ) -> dict[str, Any]:
     """The fields that are set.
 
@@ -134,14 +134,14 @@ def _fields(
         InputError: one is unknown, or one is missing.
     """
     if not hasattr(config, "items"):
-        raise InputError(f"{what}={config!r}: expected fields, of {', '.join(known)}")
-    if unknown := sorted(set(config) - set(known)):
-        raise InputError(f"{what} has no field {unknown[0]!r}; use {', '.join(known)}")
-    found = {key: value for key, value in config.items() if value is not None}
+        raise InputError(f"{what}={config!r}: expected fields, of {', '.join(allowed)}")
+    if unknown := sorted(set(config) - set(allowed)):
+        raise InputError(f"{what} has no field {unknown[0]!r}; use {', '.join(allowed)}")
+    given = {key: value for key, value in config.items() if value is not None}
     for name in needs:
-        if name not in found:
+        if name not in given:
             raise InputError(f"{what} needs the field {name!r}; set it in the config")
-    return found
+    return given
 
 
 def _is_number(value: Any) -> bool:

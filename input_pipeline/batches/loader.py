@@ -48,8 +48,8 @@ class _DrawnBatches:
 
     def __getitem__(self, k: int) -> Batch:
         positions = k * self._batch_size + self._rows
-        number, places = np.divmod(positions // self._repeats, self._draws)
-        indices = self._plan(int(number[0]), places)
+        number, plan_rows = np.divmod(positions // self._repeats, self._draws)
+        indices = self._plan(int(number[0]), plan_rows)
         return _stack(list(self._draw(indices.tolist(), positions)))
 
     def _draw(self, indices: list[int], positions: Int64[np.ndarray, " rows"]) -> Iterator[Example]:
@@ -62,8 +62,8 @@ class _DrawnBatches:
     def _augmented(self, example: Example, position: int) -> Example:
         if self._augment is None:
             return example
-        # Every place in the run has its own randomness, whichever process comes by it. Philox takes
-        # the place as its counter; seeding another generator would cost more than the crop.
+        # Every position in the run has its own randomness, whichever process comes by it. Philox
+        # takes it as its counter; seeding another generator would cost more than the crop.
         bits = np.random.Philox(counter=[0, position, 0, 0], key=[self._seed, 0])
         return self._augment(example, np.random.Generator(bits))
 

@@ -13,7 +13,7 @@ from input_pipeline.synthetic.source import SYNTHETIC
 from launch.errors import InputError
 
 DOMAINS = {REAL: "real", SYNTHETIC: "synthetic"}
-_PLACES = 2  # the stream of where in a batch the domains go; theirs are REAL and SYNTHETIC
+_ROW_STREAM = 2  # the stream of the domains' rows in a batch; theirs are REAL and SYNTHETIC
 
 
 class Union:
@@ -70,8 +70,8 @@ class FixedWeight:
 
     "Diversify, Don't Fine-Tune" (2023, section 3.3) gives each domain half. A domain runs through
     epochs of its own, with each of its examples once in each. Of the first k batches together,
-    floor(k * batch_size * weight) places are synthetic: the share is the same in every batch where
-    batch_size * weight is whole, and otherwise one place more in some. Which places they are is
+    floor(k * batch_size * weight) rows are synthetic: the share is the same in every batch where
+    batch_size * weight is whole, and otherwise one row more in some. Which rows they are is
     drawn anew for every batch; with weight 0 the batches are those of the real images alone.
     """
 
@@ -81,7 +81,7 @@ class FixedWeight:
         Args:
             domain: of each example: 0 real, 1 synthetic.
             weight: the share of the synthetic images, in [0, 1].
-            batch_size: places in a global batch.
+            batch_size: rows in a global batch.
             seed: any integer >= 0.
 
         Raises:
@@ -92,20 +92,20 @@ class FixedWeight:
         self._weight = Fraction(weight).limit_denominator(10**9)
         self._batch_size, self._seed = batch_size, seed
         self._members = {d: np.flatnonzero(domain == d).astype(np.int32) for d in DOMAINS}
-        self._epochs = {d: Epochs(len(found), seed, d) for d, found in self._members.items()}
+        self._epochs = {d: Epochs(len(members), seed, d) for d, members in self._members.items()}
 
-    def __call__(self, k: int, places: Int[np.ndarray, " p"]) -> Int64[np.ndarray, " p"]:
+    def __call__(self, k: int, rows: Int[np.ndarray, " p"]) -> Int64[np.ndarray, " p"]:
         """See `order.Plan`."""
         before = self._synthetic_before(k)
         domains = np.arange(self._batch_size) < self._synthetic_before(k + 1) - before
-        np.random.default_rng((self._seed, k, _PLACES)).shuffle(domains)
+        np.random.default_rng((self._seed, k, _ROW_STREAM)).shuffle(domains)
         first = {REAL: k * self._batch_size - before, SYNTHETIC: before}
-        indices = np.empty(len(places), np.int64)
+        indices = np.empty(len(rows), np.int64)
         for domain, members in self._members.items():
             ranks = np.cumsum(domains == domain) - 1
-            mine = domains[places] == domain
+            mine = domains[rows] == domain
             if mine.any():
-                indices[mine] = members[self._epochs[domain](first[domain] + ranks[places[mine]])]
+                indices[mine] = members[self._epochs[domain](first[domain] + ranks[rows[mine]])]
         return indices
 
     def _synthetic_before(self, k: int) -> int:
@@ -128,9 +128,9 @@ def check_weight(domain: Int32[np.ndarray, " n"], weight: Any) -> None:
             f"synthetic_weight={weight!r}: the share of every batch that is synthetic, in [0, 1]; "
             "None takes all images alike"
         )
-    for wanted, share in ((REAL, 1 - weight), (SYNTHETIC, weight)):
-        if share and not (domain == wanted).any():
+    for kind, share in ((REAL, 1 - weight), (SYNTHETIC, weight)):
+        if share and not (domain == kind).any():
             raise InputError(
-                f"synthetic_weight={weight}: there are no {DOMAINS[wanted]} images to fill "
+                f"synthetic_weight={weight}: there are no {DOMAINS[kind]} images to fill "
                 f"{share:.6g} of every batch with; add a source of them, or leave it None"
             )

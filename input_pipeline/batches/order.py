@@ -1,4 +1,4 @@
-"""Which example comes where in an endless run: known from the seed and the place alone."""
+"""Which example comes where in an endless run: known from the seed and the position alone."""
 
 import threading
 from typing import Protocol, runtime_checkable
@@ -14,8 +14,8 @@ _KEPT = 2
 class Plan(Protocol):
     """What the batches of a run hold."""
 
-    def __call__(self, k: int, places: Int[np.ndarray, " p"]) -> Int64[np.ndarray, " p"]:
-        """The index of the example at each of these places of batch k."""
+    def __call__(self, k: int, rows: Int[np.ndarray, " p"]) -> Int64[np.ndarray, " p"]:
+        """The index of the example at each of these rows of batch k."""
         ...
 
 
@@ -71,11 +71,11 @@ class Shuffled:
 
         Args:
             n: examples, at least 1.
-            batch_size: places in a global batch.
+            batch_size: rows in a global batch.
             seed: any integer >= 0.
         """
         self._batch_size, self._epochs = batch_size, Epochs(n, seed)
 
-    def __call__(self, k: int, places: Int[np.ndarray, " p"]) -> Int64[np.ndarray, " p"]:
+    def __call__(self, k: int, rows: Int[np.ndarray, " p"]) -> Int64[np.ndarray, " p"]:
         """See `Plan`."""
-        return self._epochs(k * self._batch_size + places)
+        return self._epochs(k * self._batch_size + rows)

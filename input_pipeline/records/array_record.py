@@ -117,5 +117,5 @@ class ArrayRecordFile:
 
 
 def _line(error: Exception) -> str:
-    """The cause without the places in the library, which follow it."""
+    """The cause without the source lines of the library, which follow it."""
     return str(error).split("; ")[0].replace("\n", " ")

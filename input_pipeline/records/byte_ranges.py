@@ -1,4 +1,4 @@
-"""Parts of a file by their place: mounted files and objects of a store such as `gs://` alike."""
+"""Ranges of a file's bytes: mounted files and objects of a store such as `gs://` alike."""
 
 import contextlib
 import os
@@ -76,8 +76,8 @@ class _Object:
 
     def changed(self) -> str:
         info = self._store.info(self._path)
-        known = ("mtime", "updated", "LastModified", "ETag", "etag", "created")
-        return str(next((info[key] for key in known if info.get(key)), ""))
+        fields = ("mtime", "updated", "LastModified", "ETag", "etag", "created")
+        return str(next((info[key] for key in fields if info.get(key)), ""))
 
     def read(self, offset: int, length: int) -> bytes:
         return self._store.cat_file(self._path, start=offset, end=offset + length)

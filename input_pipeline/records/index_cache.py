@@ -22,7 +22,7 @@ from launch import files
 Columns = Mapping[str, np.ndarray]
 
 _FORMAT = 1
-_SAMPLES, _SAMPLE = 16, 4096  # places of a shard, and bytes at each, that tell it from another
+_SAMPLES, _SAMPLE = 16, 4096  # points of a file, and bytes at each, that tell it from another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,50 +73,51 @@ def _sample(file: ByteRanges, size: int) -> str:
     return digest.hexdigest()
 
 
-def load(shard: Shard, wanted: tuple[str, ...]) -> dict[str, np.ndarray] | None:
+def load(shard: Shard, names: tuple[str, ...]) -> dict[str, np.ndarray] | None:
     """Reads columns of a shard's index.
 
     Returns:
         Name -> column; None if there is no index, or it is damaged, or of other content.
     """
-    for place in shard.places():
+    for path in shard.places():
         try:
-            data = place.read_bytes()
+            data = path.read_bytes()
         except OSError:
             continue
-        columns = _parse(data, shard, wanted)
+        columns = _parse(data, shard, names)
         if columns is not None:
             return columns
     return None
 
 
-def _parse(data: bytes, shard: Shard, wanted: tuple[str, ...]) -> dict[str, np.ndarray] | None:
+def _parse(data: bytes, shard: Shard, names: tuple[str, ...]) -> dict[str, np.ndarray] | None:
     line, _, body = data.partition(b"\n")
     try:
         header = json.loads(line)
         fixed = (header["format"], header["shard"], header["asked"], header["size"])
-        crc, written, sample, columns = (header[k] for k in ("crc", "changed", "sample", "columns"))
+        crc, written, sample = header["crc"], header["changed"], header["sample"]
+        described = header["columns"]
     except (ValueError, KeyError, TypeError):
         return None
     if fixed != (_FORMAT, os.path.basename(shard.path), shard.asked, shard.size):
         return None
-    if crc32c.crc32c(json.dumps(columns).encode() + body) != crc:
+    if crc32c.crc32c(json.dumps(described).encode() + body) != crc:
         return None
     if written != shard.changed and sample != shard.sample():
         return None
-    found = {}
-    for name in wanted:
-        dtype, shape, offset = columns[name]
+    columns = {}
+    for name in names:
+        dtype, shape, offset = described[name]
         count = int(np.prod(shape))
-        found[name] = np.frombuffer(body, np.dtype(dtype), count, offset).reshape(shape).copy()
-    return found
+        columns[name] = np.frombuffer(body, np.dtype(dtype), count, offset).reshape(shape).copy()
+    return columns
 
 
 def save(shard: Shard, columns: Columns) -> OSError | None:
     """Keeps an index, complete or not at all.
 
     Returns:
-        Why no place could be written to; None if one could.
+        Why no path could be written to; None if one could.
     """
     described: dict[str, list[Any]] = {}
     body = b""
@@ -127,10 +128,10 @@ def save(shard: Shard, columns: Columns) -> OSError | None:
     header |= dict(size=shard.size, changed=shard.changed, sample=shard.sample())
     header |= dict(columns=described, crc=crc32c.crc32c(json.dumps(described).encode() + body))
     failed = None
-    for place in shard.places():
+    for path in shard.places():
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            files.write_atomic(place, json.dumps(header).encode() + b"\n" + body)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.write_atomic(path, json.dumps(header).encode() + b"\n" + body)
         except OSError as error:
             failed = error
         else:

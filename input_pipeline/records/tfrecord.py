@@ -114,7 +114,7 @@ class TFRecordFile:
         return np.diff(self.starts) - _HEADER - _FOOTER
 
     def where(self, i: int) -> str:
-        """Shard, number and place of record i, for messages."""
+        """Shard, number and offset of record i, for messages."""
         return _where(self.path, i, int(self.starts[i]))
 
     def _data(self, record: bytes, i: int, start: int, end: int) -> bytes:

@@ -47,7 +47,7 @@ class _Count:
 
 
 class Skipping(Wrapper):
-    """A source in whose place of a damaged record is the next sound one of the same class.
+    """A source that gives, for a damaged record, the next sound one of the same class.
 
     So labels stay true. Which one it is depends on the data alone. Several threads may use it;
     stderr is told, at the end as well.

@@ -29,16 +29,16 @@ def _digit_splits() -> dict[str, Int32[np.ndarray, " m"]]:
     labels = _load_digits()[1]
     rng = np.random.default_rng(_DIGITS_SEED)
     shuffled = [rng.permutation(np.flatnonzero(labels == k)) for k in range(len(DIGIT_NAMES))]
-    parts: dict[str, list[np.ndarray]] = {}
+    members: dict[str, list[np.ndarray]] = {}
     start = 0
     for split, count in _DIGITS_PER_CLASS.items():
-        parts[split] = [indices[start : start + count] for indices in shuffled]
+        members[split] = [indices[start : start + count] for indices in shuffled]
         start += count
     rest = [indices[start:] for indices in shuffled]
     pool = _proportional(np.array([len(indices) for indices in rest]), _DIGITS_POOL)
-    parts["pool"] = [indices[:count] for indices, count in zip(rest, pool, strict=True)]
-    parts["test"] = [indices[count:] for indices, count in zip(rest, pool, strict=True)]
-    return {name: np.sort(np.concatenate(part)) for name, part in parts.items()}
+    members["pool"] = [indices[:count] for indices, count in zip(rest, pool, strict=True)]
+    members["test"] = [indices[count:] for indices, count in zip(rest, pool, strict=True)]
+    return {name: np.sort(np.concatenate(by_class)) for name, by_class in members.items()}
 
 
 def _proportional(counts: np.ndarray, total: int) -> np.ndarray:
@@ -64,6 +64,6 @@ def digits(split: str) -> ArraySource:
     if split not in splits:
         raise InputError(f"digits has no split {split!r}; use one of {', '.join(sorted(splits))}")
     images, labels = _load_digits()
-    part = splits[split]
-    keys = [f"{split}:{i}" for i in range(len(part))]
-    return ArraySource(images[part], labels[part], DIGIT_NAMES, keys=keys)
+    indices = splits[split]
+    keys = [f"{split}:{i}" for i in range(len(indices))]
+    return ArraySource(images[indices], labels[indices], DIGIT_NAMES, keys=keys)

@@ -28,12 +28,12 @@ class _Files(Protocol):
     """Where the images are.
 
     Attributes:
-        place: for messages.
+        location: of the folder that holds the classes, for messages.
         names: `class/file` of each image, sorted by class, then by file.
         class_names: sorted.
     """
 
-    place: str
+    location: str
     names: list[str]
     class_names: tuple[str, ...]
 
@@ -47,7 +47,7 @@ class _Files(Protocol):
 class ImageFolder:
     """Images with random access; their labels are known without reading one.
 
-    A class is a folder, its label the place of its name in sorted order (for WordNet ids that is
+    A class is a folder, its label the position of its name in sorted order (for WordNet ids that is
     ImageNet's order). Every file in it is an image; what lies beside the classes, and what has a
     name that begins with a dot, is not looked at. Only names are held, no open file: it can be
     pickled, and used by several threads.
@@ -87,7 +87,7 @@ class ImageFolder:
         try:
             image = decode(data)
         except InputError as error:
-            raise InputError(f"{self._files.place}/{self._files.names[i]}: {error}") from None
+            raise InputError(f"{self._files.location}/{self._files.names[i]}: {error}") from None
         return {"image": image, "label": self.labels[i], "domain": self.domain[i]}
 
     def key(self, i: int) -> str:
@@ -139,17 +139,17 @@ class _Folder:
     """Images in a folder."""
 
     def __init__(self, path: str, root: str):
-        self.place = os.path.join(path, root) if root else path
-        if not os.path.isdir(self.place):
-            raise InputError(f"{self.place}: no such folder, and no zip; check path and root")
-        with os.scandir(self.place) as entries:
+        self.location = os.path.join(path, root) if root else path
+        if not os.path.isdir(self.location):
+            raise InputError(f"{self.location}: no such folder, and no zip; check path and root")
+        with os.scandir(self.location) as entries:
             classes = [entry.name for entry in entries if entry.is_dir()]
         classes = [name for name in classes if not _is_hidden(name)]
-        found = {name: os.listdir(os.path.join(self.place, name)) for name in classes}
-        self.class_names, self.names = _arrange(self.place, found)
+        listing = {name: os.listdir(os.path.join(self.location, name)) for name in classes}
+        self.class_names, self.names = _arrange(self.location, listing)
 
     def read(self, i: int) -> bytes:
-        with _opened(f"{self.place}/{self.names[i]}") as fd:
+        with _opened(f"{self.location}/{self.names[i]}") as fd:
             return os.pread(fd, os.fstat(fd).st_size, 0)
 
     def digest(self) -> str:
@@ -157,7 +157,7 @@ class _Folder:
 
 
 class _Zip:
-    """Images in a zip; its list is read once, an image by its place alone."""
+    """Images in a zip; its list is read once, an image by its offset alone."""
 
     def __init__(self, path: str, root: str):
         self._path = path
@@ -167,14 +167,14 @@ class _Zip:
         except (zipfile.BadZipFile, EOFError, OSError):
             raise InputError(f"{path}: no zip, or one cut short; fetch it again") from None
         root = root.strip("/") or _only_root(path, members)
-        self.place = f"{path}/{root}" if root else path
+        self.location = f"{path}/{root}" if root else path
         prefix = f"{root}/" if root else ""
-        found: dict[str, list[str]] = {}
+        listing: dict[str, list[str]] = {}
         for member in members:
             folder, below, file = member.removeprefix(prefix).partition("/")
             if member.startswith(prefix) and below and not _is_hidden(folder):
-                found.setdefault(folder, []).extend([file] if file else [])
-        self.class_names, self.names = _arrange(self.place, found)
+                listing.setdefault(folder, []).extend([file] if file else [])
+        self.class_names, self.names = _arrange(self.location, listing)
         # Columns: where its header is, method, size in the zip, size, checksum.
         rows = [self._row(members[prefix + name]) for name in self.names]
         self.index: Int64[np.ndarray, "n 5"] = np.array(rows, np.int64)
@@ -203,7 +203,7 @@ class _Zip:
                 data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
         if len(data) != size or zlib.crc32(data) != crc:
             raise InputError(
-                f"{self.place}/{self.names[i]}: damaged (wrong checksum); fetch the zip again"
+                f"{self.location}/{self.names[i]}: damaged (wrong checksum); fetch the zip again"
             )
         return data
 
@@ -214,8 +214,9 @@ class _Zip:
 def _only_root(path: str, members: Sequence[str]) -> str:
     """The folder that holds the classes, if every image is in a class of the same one."""
     images = (member for member in members if member.lower().endswith(SUFFIXES))
-    parts = (image.rsplit("/", 2) for image in images if not any(map(_is_hidden, image.split("/"))))
-    roots = sorted({"".join(part[:-2]) for part in parts if len(part) > 1})
+    shown = (image for image in images if not any(map(_is_hidden, image.split("/"))))
+    levels = (image.rsplit("/", 2) for image in shown)  # root, class, file
+    roots = sorted({"".join(names[:-2]) for names in levels if len(names) > 1})
     if not roots:
         raise InputError(f"{path}: holds no class/file{' or class/file'.join(SUFFIXES)}")
     if len(roots) > 1:
@@ -231,27 +232,27 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _arrange(place: str, found: dict[str, list[str]]) -> tuple[tuple[str, ...], list[str]]:
+def _arrange(location: str, listing: dict[str, list[str]]) -> tuple[tuple[str, ...], list[str]]:
     """Class names, and `class/file` of every image.
 
     Raises:
         InputError: there is no class, one has no image, or something in it is none.
     """
-    if not found:
-        raise InputError(f"{place}: holds no folders of images; name the one that does")
+    if not listing:
+        raise InputError(f"{location}: holds no folders of images; name the one that does")
     names = []
-    for folder in sorted(found):
-        images = sorted(name for name in found[folder] if not _is_hidden(name))
+    for folder in sorted(listing):
+        images = sorted(name for name in listing[folder] if not _is_hidden(name))
         for name in images:
             if "/" in name or not name.lower().endswith(SUFFIXES):
                 raise InputError(
-                    f"{place}/{folder}/{name}: not a file {', '.join(SUFFIXES)}; take it out, or "
-                    "choose another root"
+                    f"{location}/{folder}/{name}: not a file {', '.join(SUFFIXES)}; take it "
+                    "out, or choose another root"
                 )
         if not images:
-            raise InputError(f"{place}/{folder}: holds no image; fill or remove it")
+            raise InputError(f"{location}/{folder}: holds no image; fill or remove it")
         names += [f"{folder}/{name}" for name in images]
-    return tuple(sorted(found)), names
+    return tuple(sorted(listing)), names
 
 
 @contextlib.contextmanager

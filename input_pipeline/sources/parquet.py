@@ -96,8 +96,8 @@ class ParquetSource:
     def digest(self) -> str:
         """Of names and footers of all files (they have every column's size), and of labels."""
         names = [os.path.relpath(path, self._root) for path in self._paths]
-        told = json.dumps([names, self._digests, self.class_names]).encode()
-        return hashlib.sha256(told + self.labels.astype("<i4").tobytes()).hexdigest()
+        facts = json.dumps([names, self._digests, self.class_names]).encode()
+        return hashlib.sha256(facts + self.labels.astype("<i4").tobytes()).hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_cache")}
@@ -184,20 +184,20 @@ class _File:
 
     def class_names(self) -> tuple[str, ...] | None:
         """As the Hub's library writes them."""
-        told = json.loads((self.schema.metadata or {}).get(b"huggingface", b"{}"))
-        feature = told.get("info", {}).get("features", {}).get(self._label, {})
+        metadata = json.loads((self.schema.metadata or {}).get(b"huggingface", b"{}"))
+        feature = metadata.get("info", {}).get("features", {}).get(self._label, {})
         return tuple(feature["names"]) if feature.get("names") else None
 
     def _check_columns(self, image: str, label: str) -> None:
         import pyarrow as pa
 
-        found = ", ".join(f"{field.name} ({field.type})" for field in self.schema)
+        columns = ", ".join(f"{field.name} ({field.type})" for field in self.schema)
         for name, kind, fits in (
             (image, "bytes or of structs with bytes", _holds_bytes),
             (label, "integers", pa.types.is_integer),
         ):
             if name not in self.schema.names or not fits(self.schema.field(name).type):
-                raise InputError(f"{self.path}: no column {name!r} of {kind}; it has {found}")
+                raise InputError(f"{self.path}: no column {name!r} of {kind}; it has {columns}")
 
 
 def _holds_bytes(kind: Any) -> bool:
@@ -215,27 +215,27 @@ def _paths(path: str, split: str | None) -> list[str]:
     if not os.path.isdir(path):
         if split is not None:
             raise InputError(f"{path}: split={split!r} goes with a folder; leave it out here")
-        found = sorted(glob.glob(path, recursive=True))
-        if not found:
+        paths = sorted(glob.glob(path, recursive=True))
+        if not paths:
             raise InputError(f"{path}: no such folder, and no file matches; check the path")
-        return found
-    found = {name for name in os.listdir(path) if name.endswith(".parquet") and name[0] != "."}
-    numbered = {name: m for name in found if (m := _NUMBERED.fullmatch(name))}
+        return paths
+    names = {name for name in os.listdir(path) if name.endswith(".parquet") and name[0] != "."}
+    numbered = {name: m for name in names if (m := _NUMBERED.fullmatch(name))}
     splits = sorted({m[1] for m in numbered.values()})
     if split is not None:
-        found = {name for name, m in numbered.items() if m[1] == split}
-    if not found:
+        names = {name for name, m in numbered.items() if m[1] == split}
+    if not names:
         splits = f"it has {', '.join(splits)}" if splits else "it holds no *.parquet"
         raise InputError(f"{path}: no files {split or '*'}-*.parquet; {splits}")
     if len(splits) > 1 and split is None:
         raise InputError(f"{path}: holds the splits {', '.join(splits)}; choose one as split")
-    totals = {m[2] for name, m in numbered.items() if name in found}
-    if totals and (len(totals) > 1 or len(found) != int(next(iter(totals)))):
+    totals = {m[2] for name, m in numbered.items() if name in names}
+    if totals and (len(totals) > 1 or len(names) != int(next(iter(totals)))):
         raise InputError(
-            f"{path}: {len(found)} files of {' and '.join(sorted(totals))}; fetch the missing "
+            f"{path}: {len(names)} files of {' and '.join(sorted(totals))}; fetch the missing "
             "ones, or name a part of them by a pattern"
         )
-    return [os.path.join(path, name) for name in sorted(found)]
+    return [os.path.join(path, name) for name in sorted(names)]
 
 
 def _class_names(opened: Sequence[_File], given: Sequence[str] | None) -> tuple[str, ...]:

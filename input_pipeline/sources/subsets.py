@@ -19,7 +19,7 @@ FIELDS = ("per_class", "subset_seed", "long_tail", "classes", "renumber", "keep"
 
 
 class Renumbered(Wrapper):
-    """A source of some of its classes, whose labels are their places among these."""
+    """A source of some of its classes, whose labels are their positions among these."""
 
     def __init__(self, source: Source, labels: Sequence[int]):
         """Numbers anew.
@@ -108,12 +108,12 @@ def per_class(source: Source, n: int, seed: int, labels: Sequence[int] | None = 
         InputError: a class has fewer than n examples.
     """
     labels = range(len(source.class_names)) if labels is None else labels
-    found = np.bincount(source.labels, minlength=len(source.class_names))
+    available = np.bincount(source.labels, minlength=len(source.class_names))
     for label in labels:
-        if not isinstance(n, int | np.integer) or not 0 < n <= found[label]:
+        if not isinstance(n, int | np.integer) or not 0 < n <= available[label]:
             raise InputError(
-                f"per_class={n}, but class {source.class_names[label]!r} has {found[label]} "
-                f"images; choose 1 to {found[label]}"
+                f"per_class={n}, but class {source.class_names[label]!r} has {available[label]} "
+                f"images; choose 1 to {available[label]}"
             )
     return _draw(source, dict.fromkeys(labels, n), seed)
 
@@ -146,15 +146,15 @@ def long_tail(
     if fields["order"] not in ("label", "size"):
         raise InputError(f"long_tail.order={fields['order']!r}: use 'label' or 'size'")
     counts = long_tail_counts(len(labels), fields["n_max"], fields["gamma"])
-    found = np.bincount(source.labels, minlength=len(source.class_names))
-    largest = max(labels, key=lambda label: found[label])
-    if counts[0] > found[largest]:
+    available = np.bincount(source.labels, minlength=len(source.class_names))
+    largest = max(labels, key=lambda label: available[label])
+    if counts[0] > available[largest]:
         raise InputError(
             f"long_tail.n_max={fields['n_max']}, but the largest class, "
-            f"{source.class_names[largest]!r}, has {found[largest]} images; choose fewer"
+            f"{source.class_names[largest]!r}, has {available[largest]} images; choose fewer"
         )
     if fields["order"] == "size":
-        labels = sorted(labels, key=lambda label: -found[label])
+        labels = sorted(labels, key=lambda label: -available[label])
     return _draw(source, dict(zip(labels, counts.tolist(), strict=True)), seed)
 
 
@@ -208,17 +208,17 @@ def find_classes(source: Source, classes: Sequence[str | int]) -> list[int]:
     if not isinstance(classes, list | tuple) or not classes:
         raise InputError(f"classes={classes!r}: give a list of names or labels")
     names = {name: label for label, name in enumerate(source.class_names)}
-    found: list[int] = []
-    for one in classes:
-        label = names.get(one) if isinstance(one, str) else one
+    labels: list[int] = []
+    for chosen in classes:
+        label = names.get(chosen) if isinstance(chosen, str) else chosen
         if type(label) is not int or not 0 <= label < len(names):
             raise InputError(
-                f"classes: there is no class {one!r}; the {len(names)} are {_some(names)}"
+                f"classes: there is no class {chosen!r}; the {len(names)} are {_some(names)}"
             )
-        if label in found:
-            raise InputError(f"classes: {one!r} comes twice; name it once")
-        found.append(label)
-    return found
+        if label in labels:
+            raise InputError(f"classes: {chosen!r} comes twice; name it once")
+        labels.append(label)
+    return labels
 
 
 def _some(names: Sequence[str] | Mapping[str, int]) -> str:

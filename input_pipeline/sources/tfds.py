@@ -20,7 +20,7 @@ from launch.errors import InputError
 class TfdsSource:
     """A split of a prepared data set with random access; its labels come without an image.
 
-    They are read from the records once and then kept, see `kept_index`. It holds no open file, so
+    They are read from the records once and then kept, see `tfds_shards`. It holds no open file, so
     it can be pickled and used by several threads.
 
     Attributes:
@@ -50,14 +50,14 @@ class TfdsSource:
         self._split = tfds_prepared.open_split(tfds_prepared.find(folder), split, image, label, key)
         self._fields = (image, label)
         self.class_names = self._split.class_names
-        parts = self._split.parts
+        slices = self._split.slices
         self._shards = open_shards(
-            {part.path: part.records for part in parts},
+            {piece.path: piece.records for piece in slices},
             self._split.file_format,
             label,
             self._split.key,
         )
-        self._ends = np.cumsum([part.take for part in parts])
+        self._ends = np.cumsum([piece.take for piece in slices])
         labels = {path: shard.labels for path, shard in self._shards.items()}
         self.labels: Int32[np.ndarray, " n"] = self._in_order(labels)
         self.domain = np.zeros(len(self.labels), np.int32)
@@ -80,10 +80,10 @@ class TfdsSource:
         image, label = self._fields
         try:
             fields = examples.decode_example(data)
-            found = field(fields, label, int)
-            if found != self.labels[i]:
+            stored = field(fields, label, int)
+            if stored != self.labels[i]:
                 raise InputError(
-                    f"its label is {found}, in the index {self.labels[i]}; remove {shard.kept()}"
+                    f"its label is {stored}, in the index {self.labels[i]}; remove {shard.kept()}"
                 )
             pixels = decode(field(fields, image, bytes))
         except InputError as error:
@@ -105,9 +105,9 @@ class TfdsSource:
     def _names(self) -> np.ndarray:
         names = self._gather("key")
         named = names[self.labels != NO_LABEL]
-        found, times = np.unique(named, return_counts=True)
+        distinct, times = np.unique(named, return_counts=True)
         if (times > 1).any():
-            twice = found[times > 1][0].decode()
+            twice = distinct[times > 1][0].decode()
             raise InputError(
                 f"{self._split.folder}: {self._split.key} {twice!r} is of several records; choose "
                 "another field as key"
@@ -125,15 +125,15 @@ class TfdsSource:
         if not 0 <= i < len(self):
             raise IndexError(f"example {i} of {len(self)}")
         number = int(np.searchsorted(self._ends, i, side="right"))
-        part = self._split.parts[number]
-        return self._shards[part.path], part.skip + int(i) - int(self._ends[number]) + part.take
+        piece = self._split.slices[number]
+        return self._shards[piece.path], piece.skip + int(i) - int(self._ends[number]) + piece.take
 
     def _gather(self, column: str) -> np.ndarray:
         return self._in_order({path: s.column(column) for path, s in self._shards.items()})
 
     def _in_order(self, of_shards: Mapping[str, np.ndarray]) -> np.ndarray:
-        parts = self._split.parts
-        return np.concatenate([of_shards[part.path][part.skip :][: part.take] for part in parts])
+        slices = self._split.slices
+        return np.concatenate([of_shards[s.path][s.skip :][: s.take] for s in slices])
 
     def _fault(self, i: int) -> str:
         shard, record = self._at(i)

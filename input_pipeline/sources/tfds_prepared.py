@@ -14,7 +14,7 @@ _FORMATS = ("array_record", "tfrecord")
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class ShardSlice:
     """Some records of a shard, one after the other.
 
     Attributes:
@@ -39,14 +39,14 @@ class Split:
         file_format: 'array_record' or 'tfrecord'.
         class_names: the name of each label.
         key: the field that names a record; '' if none does.
-        parts: in the order of TFDS.
+        slices: in the order of TFDS.
     """
 
     folder: str
     file_format: str
     class_names: tuple[str, ...]
     key: str
-    parts: tuple[Part, ...]
+    slices: tuple[ShardSlice, ...]
 
 
 def locate(data_set: str, data_dir: epath.PathLike | None = None) -> epath.Path:
@@ -93,13 +93,13 @@ def find(folder: epath.PathLike, version: str | None = None) -> epath.Path:
         return max(versions.values(), key=lambda path: [int(x) for x in path.name.split(".")])
     if version is not None and (versions or not _configs(folder)):
         if version not in versions:
-            found = ", ".join(sorted(versions)) or "none"
-            raise InputError(f"{folder}: version {version} is not there; found: {found}")
+            listed = ", ".join(sorted(versions)) or "none"
+            raise InputError(f"{folder}: version {version} is not there; found: {listed}")
         return versions[version]
     configs = _configs(folder)
     if len(configs) != 1:
-        found = f"configs {', '.join(configs)}; name one of them" if configs else "no data set"
-        raise InputError(f"{folder}: holds {found}{'' if configs else ' that TFDS prepared'}")
+        content = f"configs {', '.join(configs)}; name one of them" if configs else "no data set"
+        raise InputError(f"{folder}: holds {content}{'' if configs else ' that TFDS prepared'}")
     return find(folder / configs[0], version)
 
 
@@ -149,14 +149,14 @@ def open_split(
         file_format=file_format,
         class_names=_class_names(folder, label, features[label]),
         key=key or ("file_name" if _kind(features.get("file_name")) == "Text" else ""),
-        parts=tuple(_parts(folder, info.splits, split)),
+        slices=tuple(_slices(folder, info.splits, split)),
     )
 
 
 def _check_field(folder: str, features: dict, name: str, kind: str) -> None:
     if name and _kind(features.get(name)) != kind:
-        found = ", ".join(f"{n} ({_kind(f)})" for n, f in sorted(features.items()))
-        raise InputError(f"{folder}: no field {name!r} of kind {kind}; it has {found}")
+        listed = ", ".join(f"{n} ({_kind(f)})" for n, f in sorted(features.items()))
+        raise InputError(f"{folder}: no field {name!r} of kind {kind}; it has {listed}")
 
 
 def _kind(feature: object) -> str:
@@ -176,7 +176,7 @@ def _class_names(folder: str, label: str, feature) -> tuple[str, ...]:
     return names
 
 
-def _parts(folder: str, splits, split: str) -> Iterator[Part]:
+def _slices(folder: str, splits, split: str) -> Iterator[ShardSlice]:
     try:
         instructions = splits[split].file_instructions
     except (ValueError, KeyError, NotImplementedError) as error:
@@ -184,10 +184,11 @@ def _parts(folder: str, splits, split: str) -> Iterator[Part]:
             f"{folder}: split {split!r}: {_line(error)} It has {', '.join(sorted(splits))}; slices "
             "are written like train[:99%]"
         ) from None
-    if not sum(one.take for one in instructions):
+    if not sum(instruction.take for instruction in instructions):
         raise InputError(f"{folder}: split {split!r} holds no record; take a larger slice")
-    for one in instructions:
-        yield Part(os.fspath(one.filename), one.skip, one.take, one.examples_in_shard)
+    for instruction in instructions:
+        path, records = os.fspath(instruction.filename), instruction.examples_in_shard
+        yield ShardSlice(path, instruction.skip, instruction.take, records)
 
 
 def _line(error: Exception) -> str:

@@ -60,7 +60,7 @@ class Shard:
         kept = index_cache.load(self._found, ("label",))
         self.built = kept is None
         self.labels: np.ndarray = (kept or self._make(label, key))["label"]
-        # Records behind a place where a shard cannot be read on are lost, but not unknown.
+        # Records behind the byte from which a shard cannot be read are lost, but not unknown.
         if _REST in self._faults and len(self.labels) < records:
             lost = np.full(records - len(self.labels), NO_LABEL, np.int32)
             self.labels = np.concatenate([self.labels, lost])
@@ -83,15 +83,15 @@ class Shard:
         Raises:
             InputError: the shard was written again, or its index was removed.
         """
-        found = self._loaded(name)
-        lost = len(self.labels) - len(found)
-        return np.concatenate([found, np.zeros(lost, found.dtype)]) if lost else found
+        column = self._loaded(name)
+        lost = len(self.labels) - len(column)
+        return np.concatenate([column, np.zeros(lost, column.dtype)]) if lost else column
 
     def _loaded(self, name: str) -> np.ndarray:
-        found = self._columns or index_cache.load(self._found, (name,))
-        if found is None:
+        columns = self._columns or index_cache.load(self._found, (name,))
+        if columns is None:
             raise InputError(f"{self.path}: its index went away while it was read; run this again")
-        return found[name]
+        return columns[name]
 
     def fault(self, record: int) -> str:
         """How a record without a label is damaged."""
@@ -114,11 +114,11 @@ class Shard:
         try:
             for i, (end, data) in enumerate(_FILES[self._format].scan(self.path)):
                 try:
-                    found = self._read(i, data, label, key)
+                    row = self._read(i, data, label, key)
                 except InputError as error:
                     self._faults[i] = str(error)
-                    found = NO_LABEL, b"", 0
-                for column, value in zip((labels, keys, crcs), found, strict=True):
+                    row = NO_LABEL, b"", 0
+                for column, value in zip((labels, keys, crcs), row, strict=True):
                     column.append(value)
                 starts.append(end)
         except InputError as error:
@@ -137,10 +137,10 @@ class Shard:
             raise data
         try:
             fields = examples.decode_example(data)
-            found = field(fields, label, int), field(fields, key, bytes) if key else b""
+            entry = field(fields, label, int), field(fields, key, bytes) if key else b""
         except InputError as error:
             raise InputError(f"{self.path}: record {i}: {error}") from None
-        return *found, masked_crc(data)
+        return *entry, masked_crc(data)
 
 
 def field(fields: Mapping[str, list[Any]], name: str, kind: type) -> Any:
@@ -181,7 +181,7 @@ def open_shards(
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         opened = [pool.submit(open_one, path) for path in order]
         try:
-            shards = {path: one.result() for path, one in zip(order, opened, strict=True)}
+            shards = {path: future.result() for path, future in zip(order, opened, strict=True)}
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -59,9 +59,9 @@ class Plan:
 
     @functools.cached_property
     def _places(self) -> Int32[np.ndarray, " N"]:
-        places = np.empty_like(self.order)
-        places[self.order] = np.arange(len(places), dtype=np.int32)
-        return places
+        positions = np.empty_like(self.order)
+        positions[self.order] = np.arange(len(positions), dtype=np.int32)
+        return positions
 
     def shard_size(self, shard: int) -> int:
         """Images in a shard."""
@@ -71,8 +71,8 @@ class Plan:
     def indices(self, shard: int) -> Int64[np.ndarray, " m"]:
         """Indices of a shard's images, in the order of its records."""
         first = shard * self.images_per_shard
-        copy, place = np.divmod(np.arange(first, first + self.shard_size(shard)), self.copy_size)
-        return copy * self.copy_size + self.order[place]
+        copy, position = np.divmod(np.arange(first, first + self.shard_size(shard)), self.copy_size)
+        return copy * self.copy_size + self.order[position]
 
     def place(self, index: int) -> tuple[int, int]:
         """The shard and the record of an image."""

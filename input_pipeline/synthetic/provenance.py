@@ -52,6 +52,6 @@ def _faults(config: Mapping[str, Any]) -> Iterator[str]:
     if config["images_per_shard"] < 0:
         yield f"images_per_shard={config['images_per_shard']}: must be at least 1, or 0 for 150 MB"
     encoding = config["encoding"]
-    wanted = {"png": ["format"], "jpeg": ["format", "quality"]}.get(encoding.get("format"))
-    if sorted(encoding) != wanted or not 1 <= encoding.get("quality", 95) <= 100:
+    fields = {"png": ["format"], "jpeg": ["format", "quality"]}.get(encoding.get("format"))
+    if sorted(encoding) != fields or not 1 <= encoding.get("quality", 95) <= 100:
         yield f"encoding {encoding}: use format png, or format jpeg with quality 1 to 100"

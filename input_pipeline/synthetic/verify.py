@@ -71,9 +71,9 @@ class Report:
     def as_json(self) -> dict[str, Any]:
         """For people and programs; long lists are cut."""
         faults = {
-            kind: {"count": len(found), "first": np.asarray(found[:LISTED]).tolist()}
-            for kind, found in self.faults.items()
-            if len(found)
+            kind: {"count": len(cases), "first": np.asarray(cases[:LISTED]).tolist()}
+            for kind, cases in self.faults.items()
+            if len(cases)
         }
         return {
             "ok": self.ok,
@@ -109,8 +109,8 @@ def verify(folder: epath.PathLike, progress: Callable[[int], Any] = _IDLE) -> Re
         for shard in pool.map(check, range(plan.num_shards)):
             inside = (shard.indices >= 0) & (shard.indices < len(times))
             np.add.at(times, shard.indices[inside], 1)
-            known = (shard.labels >= 0) & (shard.labels < len(counts))
-            np.add.at(counts, shard.labels[known], 1)
+            valid = (shard.labels >= 0) & (shard.labels < len(counts))
+            np.add.at(counts, shard.labels[valid], 1)
             for kind in faults:
                 faults[kind] += getattr(shard, kind)
             damaged += shard.damaged
@@ -121,29 +121,29 @@ def verify(folder: epath.PathLike, progress: Callable[[int], Any] = _IDLE) -> Re
     for kind in ("missing", "double"):
         shards.update(np.unique(plan.places(faults[kind])[0]).tolist())
     faults["damaged"], faults["foreign"] = damaged, _foreign(folder, config, plan)
-    found = dict(zip(config["class_names"], counts.tolist(), strict=True))
-    return Report(int(counts.sum()), found, faults, sorted(shards))
+    class_counts = dict(zip(config["class_names"], counts.tolist(), strict=True))
+    return Report(int(counts.sum()), class_counts, faults, sorted(shards))
 
 
 def _config(folder: epath.Path) -> tuple[dict[str, Any], list[str]]:
     """What the set is made from, of `provenance.json` or else of `manifest.json`."""
     if not (folder / PROVENANCE).exists() and not (folder / MANIFEST).exists():
         raise InputError(f"{folder}: holds no generated set (no {PROVENANCE}); check the path")
-    damaged, found = [], None
+    damaged, config = [], None
     for name in (PROVENANCE, MANIFEST):
         try:
             content = files.read_sealed(folder / name)
         except InputError as error:
             damaged.append(str(error))
             continue
-        if found is None:
-            found = content
+        if config is None:
+            config = content
             fields = set(content) - {"num_examples", "class_counts", "files", "shards", "code"}
-        elif any(content.get(field) != found[field] for field in fields):
+        elif any(content.get(field) != config[field] for field in fields):
             damaged.append(f"{folder / name}: of another set than {PROVENANCE}")
-    if found is None:
+    if config is None:
         raise InputError("; ".join(damaged))
-    return {field: found[field] for field in fields}, damaged
+    return {field: config[field] for field in fields}, damaged
 
 
 def _manifest(folder: epath.Path, damaged: list[str]) -> list[dict[str, Any]] | None:
@@ -164,9 +164,9 @@ def _foreign(folder: epath.Path, config: dict[str, Any], plan: Plan) -> list[str
     numbers = range(plan.num_shards)
     shards = {shard_name(config["name"], number, plan.num_shards) for number in numbers}
     sidecars = {sidecar_path(folder, number, plan.num_shards).name for number in numbers}
-    found = [path for path in folder.glob("*.tfrecord-*") if path.name not in shards]
-    found += [path for path in folder.glob(f"{INDEX}/*.json") if path.name not in sidecars]
-    return [str(path) for path in sorted(found)]
+    paths = [path for path in folder.glob("*.tfrecord-*") if path.name not in shards]
+    paths += [path for path in folder.glob(f"{INDEX}/*.json") if path.name not in sidecars]
+    return [str(path) for path in sorted(paths)]
 
 
 def _check(
@@ -185,8 +185,8 @@ def _check(
     sidecar = sidecar_path(folder, number, plan.num_shards)
     kept = dict(num_examples=len(lengths), num_bytes=path.stat().length, sha256=files.sha256(path))
     try:
-        found = files.read_object(sidecar)
-        if found != {"set": set_id, "lengths": lengths, **kept}:
+        index = files.read_object(sidecar)
+        if index != {"set": set_id, "lengths": lengths, **kept}:
             shard.damaged.append(f"{sidecar}: not the index of {path.name}")
     except InputError as error:
         shard.damaged.append(str(error))

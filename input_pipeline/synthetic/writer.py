@@ -100,33 +100,33 @@ class SyntheticWriter:
         checked_config(**fields)
 
     def _claim_folder(self) -> None:
-        known = False
+        is_own = False
         for name in (PROVENANCE, MANIFEST):
             path = self.folder / name
             if not path.exists():
                 continue
             try:
-                found = files.read_sealed(path)
+                recorded = files.read_sealed(path)
             except InputError as error:
                 if not self._repair:
                     raise InputError(f"{error}; {REPAIR}") from None
                 path.unlink()
                 continue
-            found = {key: found[key] for key in self.config.keys() & found.keys()}
-            if changed := files.differences(found, self.config):
+            recorded = {key: recorded[key] for key in self.config.keys() & recorded.keys()}
+            if changed := files.differences(recorded, self.config):
                 raise InputError(
                     f"{self.folder}: holds a set made with another {', '.join(changed)}; "
                     "choose another folder or delete this one"
                 )
-            known = self._repair
+            is_own = self._repair
         claim = self.folder / PROVENANCE
         if claim.exists():
             return
-        known = known or (self._repair and any(map(self._is_mine, range(self.plan.num_shards))))
-        if not known and (found := self._strangers()):
+        is_own = is_own or (self._repair and any(map(self._is_mine, range(self.plan.num_shards))))
+        if not is_own and (strangers := self._strangers()):
             raise InputError(
-                f"{self.folder}: holds {found[0]}, but no {PROVENANCE}, so it is no generated set; "
-                f"choose another folder; if it was one, {REPAIR}"
+                f"{self.folder}: holds {strangers[0]}, but no {PROVENANCE}, so it is no generated "
+                f"set; choose another folder; if it was one, {REPAIR}"
             )
         (self.folder / INDEX).mkdir(parents=True, exist_ok=True)
         files.write_sealed(claim, self.config)
@@ -167,8 +167,8 @@ class SyntheticWriter:
 
     def shards_there(self) -> set[int]:
         """Shards of all workers that have a sidecar; only names are looked at."""
-        found = self.folder.glob(f"{INDEX}/[0-9]*-of-{self.plan.num_shards:05d}.json")
-        return {int(path.name.partition("-")[0]) for path in found}
+        sidecars = self.folder.glob(f"{INDEX}/[0-9]*-of-{self.plan.num_shards:05d}.json")
+        return {int(path.name.partition("-")[0]) for path in sidecars}
 
     def discard(self, shard: int) -> None:
         """Takes a shard away, to be written again; the set is not complete any more."""
@@ -228,7 +228,7 @@ class SyntheticWriter:
             InputError: shards are pending.
         """
         sidecars = self.sidecars()
-        if pending := [shard for shard, found in enumerate(sidecars) if found is None]:
+        if pending := [shard for shard, sidecar in enumerate(sidecars) if sidecar is None]:
             some = ", ".join(map(str, pending[:5])) + (", ..." if len(pending) > 5 else "")
             raise InputError(f"{self.folder}: shards {some} are not written; {RESUME}")
         kept = ("num_examples", "num_bytes", "sha256")
@@ -252,8 +252,8 @@ class SyntheticWriter:
         for name in (*names, MANIFEST, PROVENANCE):
             files.remove_temporaries(self.folder, name)
         counts = [count * self.plan.copies for count in self.plan.counts]
-        found = {name: files.sha256(self.folder / name) for name in sorted(names)}
-        totals = {"num_examples": self.plan.num_images, "class_counts": counts, "files": found}
+        digests = {name: files.sha256(self.folder / name) for name in sorted(names)}
+        totals = {"num_examples": self.plan.num_images, "class_counts": counts, "files": digests}
         totals["code"] = code
         files.write_sealed(self.folder / MANIFEST, {**self.config, **totals, "shards": shards})
 
@@ -269,8 +269,8 @@ class SyntheticWriter:
         """Those of all shards that are there (see `is_there`); None for the others."""
 
         def find(shard: int) -> dict[str, Any] | None:
-            found = self.sidecar(shard)
-            return found if self.is_there(shard, found) else None
+            sidecar = self.sidecar(shard)
+            return sidecar if self.is_there(shard, sidecar) else None
 
         return files.in_parallel(find, range(self.plan.num_shards))
 

@@ -102,8 +102,8 @@ class Child:
                 for line in filter(bytes.strip, lines):
                     self.progress = line.decode(errors="replace").strip()
                     self._last.append(self.progress)
-                    if told := re.match(rf"({Failed.word}|{Preempted.word}): (.+)", self.progress):
-                        self._error = told[2]
+                    if error := re.match(rf"({Failed.word}|{Preempted.word}): (.+)", self.progress):
+                        self._error = error[2]
 
     def ended(self) -> bool:
         """Whether it has ended well, and its output can be seen.

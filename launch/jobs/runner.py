@@ -150,8 +150,8 @@ class JobRunner:
 
 def _run_with(step: Job) -> dict[str, Any]:
     """The command, and digests of what decides what it makes."""
-    found = {"command": list(step.command), "inputs": {str(f): sha256(f) for f in step.inputs}}
-    return found | ({"digest": step.digest} if step.digest else {})
+    recipe = {"command": list(step.command), "inputs": {str(f): sha256(f) for f in step.inputs}}
+    return recipe | ({"digest": step.digest} if step.digest else {})
 
 
 def _replaced(word: str, words: Mapping[str, str]) -> str:

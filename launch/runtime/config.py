@@ -39,10 +39,10 @@ def check_overrides(argv: Sequence[str]) -> None:
         node: Any = config
         for field in arg.partition("=")[0].removeprefix("--config.").split("."):
             if not isinstance(node, ml_collections.ConfigDict) or field not in node:
-                known = (
+                fields = (
                     ", ".join(node) if isinstance(node, ml_collections.ConfigDict) else "nothing"
                 )
-                raise InputError(f"{arg}: there is no config field {field!r} (there is: {known})")
+                raise InputError(f"{arg}: there is no config field {field!r} (there is: {fields})")
             node = node[field]
 
 

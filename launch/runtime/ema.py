@@ -45,8 +45,8 @@ def _make_decay(field: str, spec: Mapping) -> Decay:
         gamma = power_of(width)
         return lambda n: (1.0 - 1.0 / (1.0 + n)) ** (gamma + 1.0)
     if schedule not in ("constant", "warmup"):
-        known = "'constant', 'warmup', 'power'"
-        raise InputError(f"{field}.schedule={schedule!r}: known are {known}")
+        schedules = "'constant', 'warmup', 'power'"
+        raise InputError(f"{field}.schedule={schedule!r}: known are {schedules}")
     decay = spec["decay"]
     if not 0.0 < decay < 1.0:
         raise InputError(f"{field}.decay={decay}: it lies in (0, 1); without config.ema is none")

@@ -55,12 +55,12 @@ def claim_workdir(
     on_first_process(claim)
 
 
-def _compare_or_write(workdir: epath.Path, name: str, ours: dict) -> None:
+def _compare_or_write(workdir: epath.Path, name: str, current: dict) -> None:
     path = workdir / name
     if not path.exists():
-        write_json(path, ours)
+        write_json(path, current)
         return
-    for field, (before, now) in differences(read_json(path), ours).items():
+    for field, (before, now) in differences(read_json(path), current).items():
         if field.partition(".")[0] not in FREE:
             raise InputError(
                 f"{workdir} was begun with {field} = {before}, now it is {now}: "

@@ -66,13 +66,13 @@ def check_fit(folder: epath.Path, abstract: PyTree) -> None:
         InputError: names the first array that is another one; Orbax's own message has many lines
             or no name.
     """
-    stored, ours = _shapes(ocp.StandardCheckpointHandler().metadata(folder)), _shapes(abstract)
-    for name in sorted(stored.keys() | ours.keys()):
-        found, wanted = stored.get(name, "missing"), ours.get(name, "missing")
-        if found != wanted:
+    stored, expected = _shapes(ocp.StandardCheckpointHandler().metadata(folder)), _shapes(abstract)
+    for name in sorted(stored.keys() | expected.keys()):
+        stored_shape, model_shape = stored.get(name, "missing"), expected.get(name, "missing")
+        if stored_shape != model_shape:
             raise InputError(
-                f"{folder} does not fit the config's model: {name} is {found} there and {wanted} "
-                "in the model; name the run of this model"
+                f"{folder} does not fit the config's model: {name} is {stored_shape} there "
+                f"and {model_shape} in the model; name the run of this model"
             )
 
 

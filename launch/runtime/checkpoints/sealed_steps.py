@@ -80,8 +80,8 @@ class SealedSteps:
         step, error = self._pending[0], None
         try:
             self._finish_here()
-        except Exception as found:  # whatever it is, the others wait to hear of it
-            error = found
+        except Exception as failure:  # whatever it is, the others wait to hear of it
+            error = failure
         said = f"{type(error).__name__}: {' '.join(str(error).split())}" if error else ""
         faults = gather_texts(said)
         if error is not None:
@@ -157,12 +157,12 @@ class SealedSteps:
         self._manager.reload()
 
     def _begin_to_seal(self) -> None:
-        step, facts = self._pending
+        step, gather_facts = self._pending
         folder, here = self.folder / str(step), (jax.process_index(), jax.process_count())
-        found = facts()
+        facts = gather_facts()
 
         def work() -> None:
-            seals.seal(folder, *here, found)
+            seals.seal(folder, *here, facts)
             self._remove_old()
 
         self._sealing = self._thread.submit(work)

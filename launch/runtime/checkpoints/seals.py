@@ -19,13 +19,13 @@ from launch.errors import InputError
 from launch.files import sha256, write_atomic
 from launch.runtime.devices.distributed import gather_texts
 
-_PART = re.compile(r"digests_(\d+)_of_(\d+)\.json")
+_SHARE_NAME = re.compile(r"digests_(\d+)_of_(\d+)\.json")
 # An object store answers each request late; hashing itself lets other threads run.
 _THREADS = 4
 
 
 def seal(folder: epath.PathLike, index: int, count: int, facts: Mapping[str, Any]) -> None:
-    """Writes one process's part of a folder's seal; no collective, so it can run in a thread.
+    """Writes one process's share of a folder's seal; no collective, so it can run in a thread.
 
     Args:
         folder: its files are complete and change no more.
@@ -35,18 +35,19 @@ def seal(folder: epath.PathLike, index: int, count: int, facts: Mapping[str, Any
     """
     folder = epath.Path(folder)
     digests = _digests(folder, _files(folder)[index::count])
-    write_atomic(folder / _part(index, count), _text({"files": digests, "facts": dict(facts)}))
+    body = {"files": digests, "facts": dict(facts)}
+    write_atomic(folder / _share_name(index, count), _text(body))
 
 
 def is_sealed(folder: epath.PathLike) -> bool:
-    """Whether all parts of the folder's seal are there; says nothing about what they hold."""
-    return not _missing_parts(epath.Path(folder))
+    """Whether all shares of the folder's seal are there; says nothing about what they hold."""
+    return not _missing_share(epath.Path(folder))
 
 
 def break_seal(folder: epath.PathLike) -> None:
     """Removes the seal, so that a folder that is half removed counts no more."""
     folder = epath.Path(folder)
-    for name in _parts(folder):
+    for name in _share_names(folder):
         (folder / name).unlink()
 
 
@@ -57,7 +58,7 @@ def read_facts(folder: epath.PathLike) -> dict[str, Any]:
         InputError: the seal is damaged.
     """
     folder = epath.Path(folder)
-    return _read_part(folder / min(_parts(folder)))["facts"]
+    return _read_share(folder / min(_share_names(folder)))["facts"]
 
 
 def find_fault(folder: epath.PathLike, index: int = 0, count: int = 1) -> str | None:
@@ -69,23 +70,23 @@ def find_fault(folder: epath.PathLike, index: int = 0, count: int = 1) -> str | 
         count: of processes that check; what one finds the others do not know.
     """
     folder = epath.Path(folder)
-    missing = _missing_parts(folder)
+    missing = _missing_share(folder)
     if missing:
         return f"{folder} is not sealed ({missing} is missing)"
-    names = _parts(folder)
-    if len({_PART.fullmatch(name)[2] for name in names}) > 1:
+    names = _share_names(folder)
+    if len({_SHARE_NAME.fullmatch(name)[2] for name in names}) > 1:
         return f"{folder} has the seals of two saves ({', '.join(names)})"
     expected: dict[str, str] = {}
     try:
         for name in names:
-            expected |= _read_part(folder / name)["files"]
+            expected |= _read_share(folder / name)["files"]
     except InputError as error:
         return str(error)
-    found = _files(folder)
-    for name in sorted(expected.keys() ^ set(found)):
+    present = _files(folder)
+    for name in sorted(expected.keys() ^ set(present)):
         said = "is missing" if name in expected else "is not one of the checkpoint's files"
         return f"{folder / name} {said}"
-    for name, digest in _digests(folder, found[index::count]).items():
+    for name, digest in _digests(folder, present[index::count]).items():
         if digest != expected[name]:
             return f"{folder / name} is damaged (its digest differs)"
     return None
@@ -97,20 +98,20 @@ def find_fault_together(folder: epath.PathLike) -> str | None:
     return next(filter(None, gather_texts(fault or "")), None)
 
 
-def _part(index: int, count: int) -> str:
+def _share_name(index: int, count: int) -> str:
     return f"digests_{index}_of_{count}.json"
 
 
-def _parts(folder: epath.Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if _PART.fullmatch(path.name))
+def _share_names(folder: epath.Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if _SHARE_NAME.fullmatch(path.name))
 
 
-def _missing_parts(folder: epath.Path) -> str:
+def _missing_share(folder: epath.Path) -> str:
     """The first name that is not there; empty when nothing is missing."""
-    there = set(_parts(folder)) if folder.exists() else set()
-    counts = [int(_PART.fullmatch(name)[2]) for name in there]
-    wanted = (_part(index, max(counts, default=1)) for index in range(max(counts, default=1)))
-    return next((name for name in wanted if name not in there), "")
+    there = set(_share_names(folder)) if folder.exists() else set()
+    counts = [int(_SHARE_NAME.fullmatch(name)[2]) for name in there]
+    names = (_share_name(index, max(counts, default=1)) for index in range(max(counts, default=1)))
+    return next((name for name in names if name not in there), "")
 
 
 def _files(folder: epath.Path) -> list[str]:
@@ -119,15 +120,15 @@ def _files(folder: epath.Path) -> list[str]:
         for parent, _, files in folder.walk()
         for name in files
     )
-    # Nor what another process has begun to write of its part.
-    return sorted(n for n in names if not (_PART.fullmatch(n) or n.startswith(".digests_")))
+    # Nor what another process has begun to write of its share.
+    return sorted(n for n in names if not (_SHARE_NAME.fullmatch(n) or n.startswith(".digests_")))
 
 
 def _digests(folder: epath.Path, names: Iterable[str]) -> dict[str, str]:
     with ThreadPoolExecutor(_THREADS) as pool:
         names = list(names)
-        found = pool.map(lambda name: sha256(folder / name), names)
-        return dict(zip(names, found, strict=True))
+        digests = pool.map(lambda name: sha256(folder / name), names)
+        return dict(zip(names, digests, strict=True))
 
 
 def _text(body: Mapping[str, Any]) -> bytes:
@@ -135,7 +136,7 @@ def _text(body: Mapping[str, Any]) -> bytes:
     return (json.dumps({**body, "sha256": own}, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _read_part(path: epath.Path) -> dict[str, Any]:
+def _read_share(path: epath.Path) -> dict[str, Any]:
     data = path.read_bytes()
     try:
         body = json.loads(data)

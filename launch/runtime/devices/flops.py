@@ -70,7 +70,7 @@ def _of_convolution(eqn: Any) -> float:
         )
         gap = params["lhs_dilation"][i]
         starts = np.arange(count) * params["window_strides"][i] - low
-        places = starts[:, None] + np.arange(width) * params["rhs_dilation"][i]
-        inside = (places >= 0) & (places <= (size - 1) * gap) & (places % gap == 0)
+        positions = starts[:, None] + np.arange(width) * params["rhs_dilation"][i]
+        inside = (positions >= 0) & (positions <= (size - 1) * gap) & (positions % gap == 0)
         products *= int(inside.sum())
     return 2.0 * products

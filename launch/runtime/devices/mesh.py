@@ -34,8 +34,8 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
     if sizes.count(-1) == 1:
         sizes[sizes.index(-1)] = count // max(1, -int(np.prod(sizes)))
     if min(sizes) < 1 or int(np.prod(sizes)) != count:
-        wanted = ", ".join(f"{name} {size}" for name, size in zip(AXES, sizes, strict=True))
-        raise InputError(f"config.mesh ({wanted}) does not fit {count} devices")
+        described = ", ".join(f"{name} {size}" for name, size in zip(AXES, sizes, strict=True))
+        raise InputError(f"config.mesh ({described}) does not fit {count} devices")
     # Sharded convolutions fail under Explicit axes, make_mesh's default.
     types = (AxisType.Auto,) * len(AXES)
     return Mesh(_arrange(sizes, devices or jax.devices()), AXES, axis_types=types)
@@ -117,8 +117,8 @@ def with_shardings(mesh: Mesh, tree: Any) -> Any:
 
 def local_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
     """Which rows of a global batch this process's devices hold, in order."""
-    places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
-    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in places.values()]))
+    indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in indices.values()]))
 
 
 def put_batch(mesh: Mesh, batch: Batch) -> dict[str, jax.Array]:
@@ -133,23 +133,23 @@ def put_batch(mesh: Mesh, batch: Batch) -> dict[str, jax.Array]:
 def replicate(mesh: Mesh, array: np.ndarray) -> jax.Array:
     """A global array that every device holds whole; each process has to give the same values."""
     array = np.asarray(array)
-    place = NamedSharding(mesh, P())
-    return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
+    sharding = NamedSharding(mesh, P())
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def put_split(mesh: Mesh, tree: Any) -> Any:
     """Splits the first axis of arrays over data and fsdp; each process has to give the same."""
 
     def put(array: Any) -> jax.Array:
-        place = batch_sharding(mesh)
+        sharding = batch_sharding(mesh)
         if isinstance(array, jax.Array) and not array.is_fully_addressable:
-            return jax.jit(lambda x: x, out_shardings=place)(array)
+            return jax.jit(lambda x: x, out_shardings=sharding)(array)
         if jax.process_count() == 1:
-            return jax.device_put(array, place)
+            return jax.device_put(array, sharding)
         if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(put(jax.random.key_data(array)))
         array = np.asarray(array)
-        return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     return jax.tree.map(put, tree)
 

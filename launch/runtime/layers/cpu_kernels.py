@@ -63,8 +63,8 @@ def convolve(
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
     pads = tuple((int(low), int(high)) for low, high in padding)
-    places = x.shape[0] * math.prod(_sizes(x, window, strides, pads))
-    if 2 * places * kernel.size < LARGE or min(map(min, pads)) < 0:
+    positions = x.shape[0] * math.prod(_sizes(x, window, strides, pads))
+    if 2 * positions * kernel.size < LARGE or min(map(min, pads)) < 0:
         return plain(x, kernel, strides, padding, **options)
     if window == (1, 1) and not any(map(any, pads)):
         return _product(x[:, :: strides[0], :: strides[1]], kernel[0, 0])
@@ -143,5 +143,6 @@ def _kernel_gradient(
     x: Float[Array, "*b i"], gradient: Float[Array, "*b o"]
 ) -> Float[Array, "i o"]:
     rows = (_rows(x), _rows(gradient))
-    found = jax.lax.dot_general(*rows, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-    return found.astype(x.dtype)
+    axes = (((0,), (0,)), ((), ()))
+    products = jax.lax.dot_general(*rows, axes, preferred_element_type=jnp.float32)
+    return products.astype(x.dtype)

@@ -91,12 +91,12 @@ def _attend_by_head(query: Array, key: Array, value: Array) -> Array:
     b, n, heads, d = query.shape
     split = lambda x: x.transpose(0, 2, 1, 3).reshape(b * heads, -1, d)  # noqa: E731
 
-    def one(inputs: tuple[Array, Array, Array]) -> Array:
+    def attend_head(inputs: tuple[Array, Array, Array]) -> Array:
         q, k, v = inputs
         logits = jnp.matmul(q, k.T, preferred_element_type=jnp.float32) * d**-0.5
         return jax.nn.softmax(logits).astype(v.dtype) @ v
 
-    out = jax.lax.map(one, (split(query), split(key), split(value)))  # [b * heads, n, d]
+    out = jax.lax.map(attend_head, (split(query), split(key), split(value)))  # [b * heads, n, d]
     return out.reshape(b, heads, n, d).transpose(0, 2, 1, 3)
 
 

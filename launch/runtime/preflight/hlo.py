@@ -56,8 +56,8 @@ class Instruction:
     @property
     def source(self) -> str:
         """Where in the traced program it comes from; '' where the compiler does not say."""
-        found = re.search(r'op_name="([^"]*)"', self.attributes)
-        return found[1] if found else ""
+        match = re.search(r'op_name="([^"]*)"', self.attributes)
+        return match[1] if match else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,14 +77,14 @@ class Collective:
         axes: of the mesh that it runs over; all of them where the text does not tell.
         chips: how many it joins.
         bytes: that a chip sends for it in a step, by ring.
-        known: whether the number of turns of every loop around it is known; one is counted if not.
+        turns_known: whether the number of turns of every loop around it is; one is counted if not.
     """
 
     kind: str
     axes: tuple[str, ...]
     chips: int
     bytes: float
-    known: bool
+    turns_known: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,8 +177,8 @@ def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
         module: the program of one chip.
         mesh: size of each axis, in order, of the chips that it was compiled for.
     """
-    found = []
-    for computation, turns, known in _calls(module, module.entry, 1, True):
+    operations = []
+    for computation, turns, turns_known in _calls(module, module.entry, 1, True):
         instructions = {line.name: line for line in module.computations[computation]}
         for line in instructions.values():
             kind = line.opcode.removesuffix("-start")
@@ -191,13 +191,15 @@ def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
                 axes, chips = ("data",), 2
             operand = sum(size_of(instructions[name].shape) for name in line.operands)
             sent = turns * operand * _RING[kind](max(chips, 1))
-            found.append(Collective(kind, axes, chips, sent, known))
-    return found
+            operations.append(Collective(kind, axes, chips, sent, turns_known))
+    return operations
 
 
-def _calls(module: Module, name: str, turns: int, known: bool) -> Iterator[tuple[str, int, bool]]:
+def _calls(
+    module: Module, name: str, turns: int, turns_known: bool
+) -> Iterator[tuple[str, int, bool]]:
     """The computations that run, each with how often."""
-    yield name, turns, known
+    yield name, turns, turns_known
     for line in module.computations[name]:
         if line.opcode in ("all-reduce", "reduce-scatter", "reduce", "scatter", "sort", "map"):
             continue  # what they call works on two numbers
@@ -207,7 +209,7 @@ def _calls(module: Module, name: str, turns: int, known: bool) -> Iterator[tuple
         for called in _CALLED.findall(line.attributes):
             for inner in re.findall(r"%([\w.\-]+)", called):
                 if inner in module.computations:
-                    yield from _calls(module, inner, turns * count, known and sure)
+                    yield from _calls(module, inner, turns * count, turns_known and sure)
 
 
 def _turns(module: Module, caller: str, loop: Instruction) -> tuple[int, bool]:
@@ -253,7 +255,8 @@ def _matrix_flops(module: Module, computation: str, line: Instruction) -> float:
     labels = re.search(r"dim_labels=\w+_(\w+)->\w+", line.attributes)
     if line.opcode != "convolution" or not labels:
         return 0.0
-    kernel = next(one for one in module.computations[computation] if one.name == line.operands[1])
+    lines = module.computations[computation]
+    kernel = next(other for other in lines if other.name == line.operands[1])
     sizes, result = (_dims(shape) for shape in (kernel.shape, line.shape))
     per_value = math.prod(
         size for label, size in zip(labels[1], sizes, strict=True) if label != "o"
@@ -275,31 +278,31 @@ def _group(attributes: str, mesh: Mapping[str, int]) -> tuple[tuple[str, ...], i
     """Axes that a collective runs over, and how many chips it joins."""
     names, sizes = tuple(mesh), tuple(mesh.values())
     members = _members(attributes, math.prod(sizes))
-    places = np.stack(np.unravel_index(members, sizes))  # [axes, chips]
-    moves = (places != places[:, :1]).any(axis=1)
+    coordinates = np.stack(np.unravel_index(members, sizes))  # [axes, chips]
+    moves = (coordinates != coordinates[:, :1]).any(axis=1)
     return tuple(name for name, moved in zip(names, moves, strict=True) if moved), len(members)
 
 
 def _members(attributes: str, chips: int) -> Int[np.ndarray, " g"]:
     """The first group that joins more than one chip, else the first."""
-    if found := re.search(r"source_target_pairs=\{(\{[\d,{} ]*\})\}", attributes) or (
-        found := _LISTS.search(attributes)
+    if match := re.search(r"source_target_pairs=\{(\{[\d,{} ]*\})\}", attributes) or (
+        match := _LISTS.search(attributes)
     ):
         groups = [
-            [int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", found[1])
+            [int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", match[1])
         ]
         different = [group for group in groups if len(set(group)) > 1]
         return np.unique((different or groups)[0])
-    if found := _IOTA.search(attributes):
+    if match := _IOTA.search(attributes):
         shape, dims, order = (
-            [int(n) for n in (part or "").split(",") if n] for part in found.groups()
+            [int(n) for n in (numbers or "").split(",") if n] for numbers in match.groups()
         )
         ids = np.arange(math.prod(dims)).reshape(dims)
         return ids.transpose(order or range(len(dims))).reshape(shape)[0]
-    if found := _MESH.search(attributes):
-        axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
-        joined = re.findall(r"'(\w+)'", found[2])
-        if math.prod(axes.values()) == chips and ":" not in found[2]:  # no part of an axis
+    if match := _MESH.search(attributes):
+        axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
+        joined = re.findall(r"'(\w+)'", match[2])
+        if math.prod(axes.values()) == chips and ":" not in match[2]:  # no part of an axis
             ids = np.arange(chips).reshape(tuple(axes.values()))
             rest = [name for name in axes if name not in joined]
             order = [list(axes).index(name) for name in rest + joined]

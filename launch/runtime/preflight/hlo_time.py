@@ -20,8 +20,8 @@ def shares(module: Module, count: int) -> list[tuple[str, float]]:
     """
     cycles: dict[str, int] = defaultdict(int)
     for line in module.computations[module.entry]:
-        if found := _CYCLES.search(line.attributes):
-            cycles[_work(line.source)] += int(found[1])
+        if match := _CYCLES.search(line.attributes):
+            cycles[_work(line.source)] += int(match[1])
     total = sum(cycles.values())
     ordered = sorted(cycles.items(), key=lambda item: -item[1])
     return [(work, some / total) for work, some in ordered[:count] if some]
@@ -34,7 +34,7 @@ def _work(source: str) -> str:
     else:
         direction = "forward" if "jvp(" in source else "update"
     *path, _ = source.split("/") or [""]
-    layers = [part for part in path if not re.match(r"(jit|jvp|transpose)\b", part)]
+    layers = [scope for scope in path if not re.match(r"(jit|jvp|transpose)\b", scope)]
     # Of a function inside a layer, such as vmap(), the layer is told as well.
     last = layers[-2:] if layers and "(" in layers[-1] else layers[-1:]
     if direction == "update" or not last:

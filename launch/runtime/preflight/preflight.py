@@ -111,10 +111,10 @@ def parse_target(text: str) -> Target:
     Raises:
         InputError: it is no `SYNTAX`.
     """
-    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?", text)
-    if not found:
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?", text)
+    if not match:
         raise InputError(f"--preflight={text}: write {SYNTAX}")
-    generation, topology = found[1], tuple(int(size) for size in found[2].split("x"))
+    generation, topology = match[1], tuple(int(size) for size in match[2].split("x"))
     if generation not in GENERATIONS:
         raise InputError(f"--preflight={text}: known are {', '.join(GENERATIONS)}; write {SYNTAX}")
     if len(topology) != GENERATIONS[generation]:
@@ -122,7 +122,7 @@ def parse_target(text: str) -> Target:
             f"--preflight={text}: {generation} slices have {GENERATIONS[generation]} axes; "
             f"write {SYNTAX}"
         )
-    slices = int(found[3] or 1)
+    slices = int(match[3] or 1)
     if not slices or not math.prod(topology):
         raise InputError(f"--preflight={text}: a size is 0; write {SYNTAX}")
     return Target(generation, topology, slices)
@@ -266,8 +266,8 @@ def _measure_elsewhere(
     except jax.errors.JaxRuntimeError:
         hbm = parse_target(target).chip.hbm_bytes
         print(json.dumps(dict.fromkeys(_RESULT) | dict(fits=False, hbm_bytes=hbm)), flush=True)
-        found = re.search(r"\(([\d.]+[KMGT])\) exceeds available HBM", error)
-        size = f"{found[1]} of temporaries" if found else "too much"
+        match = re.search(r"\(([\d.]+[KMGT])\) exceeds available HBM", error)
+        size = f"{match[1]} of temporaries" if match else "too much"
         raise InputError(
             f"--preflight={target}: the step needs {size} a chip, more than {LARGEST} has; {HELP}"
         ) from None
@@ -309,14 +309,14 @@ def _print_compute(program: Program, chip: Chip, floor: float, note: str) -> Non
         print(f"  {share:6.1%} {work}")
 
 
-def _print_collectives(found: Sequence[hlo.Collective]) -> None:
+def _print_collectives(collectives: Sequence[hlo.Collective]) -> None:
     groups = defaultdict(list)
-    for collective in found:
+    for collective in collectives:
         groups[collective.kind, "+".join(collective.axes), collective.chips].append(collective)
     rows = []
     for (kind, axes, chips), members in sorted(groups.items()):
         sent = sum(member.bytes for member in members) / 1e9
-        once = "" if all(member.known for member in members) else "(one turn of a loop)"
+        once = "" if all(member.turns_known for member in members) else "(one turn of a loop)"
         rows.append([kind, axes, f"{chips}", f"{len(members)}", f"{sent:.3f}", once])
     print("\n" + text_table(["collective", "over", "chips", "count", "GB a chip sends", ""], rows))
 
@@ -352,7 +352,7 @@ def scaled_seconds(
         return links + whole / inside * (1 - 1 / slices) / chip.network_bandwidth
 
     data = mesh["data"]
-    sent = sum(one.bytes for one in program.collectives if "data" in one.axes)
+    sent = sum(collective.bytes for collective in program.collectives if "data" in collective.axes)
     if data > 1:
         whole = sent * data / (data - 1)
         return max(0.0, program.seconds - cost(data * rest, whole)) + cost(chips, whole)

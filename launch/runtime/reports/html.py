@@ -24,24 +24,24 @@ figure { margin: 1rem 0; } img { max-width: 100%; } figcaption { color: #555; fo
 
 
 class Report:
-    """Collects parts in order; `write` makes the page."""
+    """Collects its elements in order; `write` makes the page."""
 
     def __init__(self, title: str):
         self._title = title
-        self._parts: list[str] = []
+        self._elements: list[str] = []
 
     def heading(self, text: str) -> None:
         """Begins a section."""
-        self._parts.append(f"<h2>{html.escape(text)}</h2>")
+        self._elements.append(f"<h2>{html.escape(text)}</h2>")
 
     def text(self, text: str) -> None:
         """Adds a paragraph."""
-        self._parts.append(f"<p>{html.escape(text)}</p>")
+        self._elements.append(f"<p>{html.escape(text)}</p>")
 
     def verdict(self, text: str, good: bool) -> None:
         """Adds a paragraph that stands out."""
         kind = "verdict" if good else "verdict bad"
-        self._parts.append(f'<p class="{kind}">{html.escape(text)}</p>')
+        self._elements.append(f'<p class="{kind}">{html.escape(text)}</p>')
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Adds a table of text cells."""
@@ -50,7 +50,7 @@ class Report:
             "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
             for row in rows
         ]
-        self._parts.append(f"<table><tr>{head}</tr>{''.join(lines)}</table>")
+        self._elements.append(f"<table><tr>{head}</tr>{''.join(lines)}</table>")
 
     def figure(self, figure: Figure, caption: str) -> None:
         """Adds a figure, kept inside the page."""
@@ -60,7 +60,7 @@ class Report:
         """Adds a picture, kept inside the page."""
         data = base64.b64encode(png).decode()
         caption = html.escape(caption)
-        self._parts.append(
+        self._elements.append(
             f'<figure><img src="data:image/png;base64,{data}" alt="{caption}">'
             f"<figcaption>{caption}</figcaption></figure>"
         )
@@ -70,6 +70,6 @@ class Report:
         title = html.escape(self._title)
         page = (
             f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
-            f"<style>{_STYLE}</style><h1>{title}</h1>{''.join(self._parts)}</html>\n"
+            f"<style>{_STYLE}</style><h1>{title}</h1>{''.join(self._elements)}</html>\n"
         )
         write_atomic(path, page.encode())

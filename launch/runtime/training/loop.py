@@ -175,8 +175,8 @@ class _Storage:
         return [self._best, self._checkpoints] if self._best else [self._checkpoints]
 
 
-def _close_with(opened: contextlib.ExitStack, thing: T) -> T:
-    return opened.enter_context(contextlib.closing(thing))
+def _close_with(opened: contextlib.ExitStack, resource: T) -> T:
+    return opened.enter_context(contextlib.closing(resource))
 
 
 def _due(step: int, every: int, total: int) -> bool:

@@ -56,19 +56,19 @@ class Speed:
     def look(self, step: int) -> dict[str, float]:
         """What is to be logged at a step that has just ended; the next look begins here."""
         now, (since, then) = time.perf_counter(), self._since
-        found, self._first = self._first, {}
+        scalars, self._first = self._first, {}
         if step > since:
             seconds = now - then - self.paused
             step_seconds = seconds / (step - since)
-            found |= {
+            scalars |= {
                 "step_seconds": step_seconds,
                 "images_per_second": self._images / step_seconds,
                 "data_wait": self.waited / seconds,
             }
             if self._floor:
-                found["share_of_peak"] = self._floor / step_seconds
+                scalars["share_of_peak"] = self._floor / step_seconds
         self._since, self.waited, self.paused = (step, now), 0.0, 0.0
-        return found
+        return scalars
 
 
 def floor_seconds(train_step: Callable[..., Any], state: Any, batch: Batch) -> float | None:
@@ -92,10 +92,10 @@ def memory() -> dict[str, float]:
     """Peaks so far in bytes: of this process's fullest device where it tells, of the process."""
     # The unit is the system's (getrusage(2)).
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = {"host_peak_bytes": float(host * (1 if sys.platform == "darwin" else 1024))}
+    scalars = {"host_peak_bytes": float(host * (1 if sys.platform == "darwin" else 1024))}
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    peaks = [known["peak_bytes_in_use"] for known in stats if "peak_bytes_in_use" in known]
-    return found | ({"device_peak_bytes": float(max(peaks))} if peaks else {})
+    peaks = [stat["peak_bytes_in_use"] for stat in stats if "peak_bytes_in_use" in stat]
+    return scalars | ({"device_peak_bytes": float(max(peaks))} if peaks else {})
 
 
 class Profile:

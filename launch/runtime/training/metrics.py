@@ -74,8 +74,8 @@ def to_scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
             scalars[name] = float(value)
             continue
         entries = value.items() if isinstance(value, dict) else enumerate(np.ravel(value))
-        found = {f"{name}/{key}": float(entry) for key, entry in entries}
-        scalars |= {name: entry for name, entry in found.items() if not np.isnan(entry)}
+        numbers = {f"{name}/{key}": float(entry) for key, entry in entries}
+        scalars |= {name: entry for name, entry in numbers.items() if not np.isnan(entry)}
     return scalars
 
 

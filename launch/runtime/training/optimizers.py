@@ -34,8 +34,8 @@ def make_schedule(config: ml_collections.ConfigDict, total_steps: int) -> optax.
     elif config.schedule == "step":
         after = optax.piecewise_constant_schedule(peak, _drops(config))
     else:
-        known = "'constant', 'cosine', 'step'"
-        raise InputError(f"optimizer.schedule={config.schedule!r}: known are {known}")
+        schedules = "'constant', 'cosine', 'step'"
+        raise InputError(f"optimizer.schedule={config.schedule!r}: known are {schedules}")
     if not warmup:
         return after
     before = optax.linear_schedule(config.get("warmup_from", 0.0), peak, warmup)
@@ -120,8 +120,8 @@ def make_optimizer(
         InputError: an unknown optimiser or field, or a number that the optimiser would ignore.
     """
     if config.name not in _OPTIMIZERS:
-        known = ", ".join(repr(name) for name in _OPTIMIZERS)
-        raise InputError(f"optimizer.name={config.name!r}: known are {known}")
+        names = ", ".join(repr(name) for name in _OPTIMIZERS)
+        raise InputError(f"optimizer.name={config.name!r}: known are {names}")
     make, own, decays = _OPTIMIZERS[config.name]
     if unknown := sorted(set(config) - {*_SHARED, *own}):
         allowed = ", ".join((*_SHARED, *own))
@@ -155,10 +155,10 @@ def frozen_parameters(patterns: Sequence[str], params: Any) -> Any:
         InputError: a pattern is no regular expression or is found nowhere, or nothing is left to
             train.
     """
-    found = _search("config.frozen", patterns, params)
-    if all(jax.tree.leaves(found)):
+    frozen = _search("config.frozen", patterns, params)
+    if all(jax.tree.leaves(frozen)):
         raise InputError("config.frozen leaves no parameter to train")
-    return found
+    return frozen
 
 
 def stop_frozen(params: Any, frozen: Any) -> Any:
@@ -177,7 +177,7 @@ def _search(field: str, patterns: Sequence[str], params: Any) -> Any:
     """Which parameters' paths a pattern is found in: a tree of booleans."""
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    found = [False] * len(names)
+    matched = [False] * len(names)
     for pattern in patterns:
         try:
             hits = [re.search(pattern, name) is not None for name in names]
@@ -187,5 +187,5 @@ def _search(field: str, patterns: Sequence[str], params: Any) -> Any:
             raise InputError(
                 f"{field}: {pattern!r} is found in no parameter's path, such as {names[0]!r}"
             )
-        found = [one or other for one, other in zip(found, hits, strict=True)]
-    return jax.tree_util.tree_unflatten(treedef, found)
+        matched = [before or hit for before, hit in zip(matched, hits, strict=True)]
+    return jax.tree_util.tree_unflatten(treedef, matched)

@@ -120,7 +120,7 @@ class Progress:
             Diverged: with the step, its batch, and where the newest checkpoint is.
         """
         if self._unchecked and any(_not_finite(self._unchecked[-1][1])):
-            step, metrics = next(known for known in self._unchecked if any(_not_finite(known[1])))
+            step, metrics = next(entry for entry in self._unchecked if any(_not_finite(entry[1])))
             name = next(_not_finite(metrics))
             levels = np.flatnonzero(~np.isfinite(metrics[LEVELS])) if LEVELS in metrics else ()
             where = ", ".join(f"{LEVELS}/{i}" for i in levels)
@@ -134,8 +134,8 @@ class Progress:
         Raises:
             Diverged: 'validation_loss' is not finite.
         """
-        found, seconds = self._pause(evaluate, state)
-        scalars = to_scalars(found)
+        metrics, seconds = self._pause(evaluate, state)
+        scalars = to_scalars(metrics)
         if not np.isfinite(scalars.get("validation_loss", 0.0)):
             self._diverged(step, "validation loss", scalars["validation_loss"])
         self._writer.write(step, {**scalars, "evaluation_seconds": seconds})

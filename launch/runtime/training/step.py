@@ -1,4 +1,4 @@
-"""The jitted update: where its results live, and how a batch is taken in parts."""
+"""The jitted update: where its results live, and how a batch is taken in chunks."""
 
 import dataclasses
 from collections.abc import Callable
@@ -53,24 +53,24 @@ def make_step(
         abstract: shapes of the state.
         constants: see `TrainStep`.
     """
-    places = state_shardings(mesh, abstract), NamedSharding(mesh, P())
-    return TrainStep(jax.jit(update, donate_argnums=0, out_shardings=places), constants)
+    shardings = state_shardings(mesh, abstract), NamedSharding(mesh, P())
+    return TrainStep(jax.jit(update, donate_argnums=0, out_shardings=shardings), constants)
 
 
 def accumulate(
     loss_of: Callable[[PyTree, PyTree], tuple[Float[Array, ""], PerExample]],
     params: PyTree,
     examples: PyTree,
-    parts: int,
+    chunks: int,
     unroll: bool = False,
 ) -> tuple[PerExample, PyTree]:
-    """Gradient of the mean loss of a batch, of which only a part is held in memory at a time.
+    """Gradient of the mean loss of a batch, of which only a chunk is in memory at a time.
 
     Args:
         loss_of: (params, examples) -> mean loss, and values of each example.
         params: where the gradient is taken.
         examples: arrays with the batch as their first axis.
-        parts: how many there are; they divide the batch.
+        chunks: how many there are; they divide the batch.
         unroll: write them out one after the other. On a CPU a loop would take 30 times as long:
             there convolutions in loops have slow gradients.
 
@@ -78,24 +78,24 @@ def accumulate(
         The values of every example, in the batch's order, and the gradient.
     """
     grad_of = jax.grad(loss_of, has_aux=True)
-    if parts == 1:
+    if chunks == 1:
         grads, values = grad_of(params, examples)
         return values, grads
 
-    def body(total: PyTree, part: PyTree) -> tuple[PyTree, PerExample]:
-        grads, values = grad_of(params, part)
+    def body(total: PyTree, chunk: PyTree) -> tuple[PyTree, PerExample]:
+        grads, values = grad_of(params, chunk)
         return jax.tree.map(jnp.add, total, grads), values
 
     zeros = jax.tree.map(jnp.zeros_like, params)
-    split = jax.tree.map(lambda leaf: _split(leaf, parts), examples)
-    total, values = jax.lax.scan(body, zeros, split, unroll=parts if unroll else 1)
+    split = jax.tree.map(lambda leaf: _split(leaf, chunks), examples)
+    total, values = jax.lax.scan(body, zeros, split, unroll=chunks if unroll else 1)
     join = lambda leaf: leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:])  # noqa: E731
-    return jax.tree.map(join, values), jax.tree.map(lambda grad: grad / parts, total)
+    return jax.tree.map(join, values), jax.tree.map(lambda grad: grad / chunks, total)
 
 
-def _split(leaf: Array, parts: int) -> Array:
-    """[b, ...] to [parts, b / parts, ...]; every part takes its share of every device's rows."""
-    leaf = leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1)
+def _split(leaf: Array, chunks: int) -> Array:
+    """[b, ...] to [chunks, b / chunks, ...]; every chunk takes its share of every device's rows."""
+    leaf = leaf.reshape(-1, chunks, *leaf.shape[1:]).swapaxes(0, 1)
     if jax.sharding.get_abstract_mesh().empty:
         return leaf
     return jax.lax.with_sharding_constraint(leaf, P(None, ("data", "fsdp")))

@@ -217,14 +217,14 @@ def test_collectives_of_a_program(groups):
         ("all-gather", ("data", "fsdp"), 8): 7 * 64,
         ("collective-permute", ("data",), 2): 512,
     }
-    assert all(one.known for one in found)
+    assert all(one.turns_known for one in found)
 
 
 def test_a_loop_of_unknown_length_turns_once():
     module = hlo.parse(MODULE.replace("direction=LT", "direction=NE"))
     found = hlo.collectives(module, dict(data=4, fsdp=2))
     loop = next(one for one in found if one.kind == "all-reduce")
-    assert (loop.bytes, loop.known) == (2 * 3 / 4 * 32, False)
+    assert (loop.bytes, loop.turns_known) == (2 * 3 / 4 * 32, False)
 
 
 def test_shares_of_the_time():
