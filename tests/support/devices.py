@@ -65,6 +65,23 @@ def on_mesh(function, sizes, variables, batch, split=None):
     return flax.traverse_util.flatten_dict(jax.device_get(found), sep="/")
 
 
+def drawn(init, rng):
+    """Variables of the shapes that `init()` has, none of them zero; it is not compiled.
+
+    Kernels are normal with the variance that keeps activations' scale, scales around 1, and all
+    else around 0.
+    """
+
+    def draw(path, leaf):
+        values = rng.normal(size=leaf.shape).astype(leaf.dtype)
+        if leaf.ndim > 1:
+            return values / np.float32(np.sqrt(math.prod(leaf.shape[:-1])))
+        is_scale = path[-1].key in ("scale", "var")
+        return np.float32(is_scale) + np.float32(0.1) * values
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(init))
+
+
 def relative_errors(found, expected, names):
     """The largest error of each array, relative to its own largest value."""
     return {

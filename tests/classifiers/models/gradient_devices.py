@@ -10,7 +10,7 @@ import numpy as np
 from classifiers.models import presets
 from launch.runtime.devices import mesh as meshes
 from launch.runtime.layers import cpu_kernels
-from tests.support.devices import on_mesh, relative_errors
+from tests.support.devices import drawn, on_mesh, relative_errors
 
 BATCH, SIZE, CLASSES = 8, 8, 6
 MESH = (2, 2, 2)
@@ -43,9 +43,8 @@ def error(name, fields):
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
     net = presets.make(name, CLASSES, **fields)
     batch = dict(image=draw(BATCH, SIZE, SIZE, 3), weight=draw(BATCH, CLASSES))
-    variables = jax.jit(net.init)(jax.random.key(0), batch["image"])
     # Heads and some scales begin as zeros, and would hide the gradients of all behind them.
-    variables = jax.tree.map(lambda leaf: leaf + 0.1 * draw(*leaf.shape), variables)
+    variables = drawn(lambda: net.init(jax.random.key(0), batch["image"]), rng)
     alone = gradients(net, variables, batch, (1, 1, 1))
     # A softmax does not see a bias of its keys: their gradients are rounding errors.
     names = [name for name in alone if np.abs(alone[name]).max() > 1e-4]

@@ -10,7 +10,7 @@ import numpy as np
 from imagen_ft.models.efficient_unet import EfficientUNet
 from imagen_ft.models.unet import UNet
 from launch.runtime.devices import mesh as meshes
-from tests.support.devices import on_mesh, relative_errors
+from tests.support.devices import drawn, on_mesh, relative_errors
 
 BATCH, SIZE, TOKENS, WIDTH = 8, 4, 6, 64
 MESH = (2, 2, 2)
@@ -60,9 +60,8 @@ def error(net):
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
     x, text = draw(BATCH, SIZE, SIZE, 1), draw(BATCH, TOKENS, WIDTH)
     batch = dict(x=x, t=10 * draw(BATCH), text=text, weight=draw(BATCH, SIZE, SIZE, 2))
-    variables = net.init(jax.random.key(0), x, batch["t"], text)
     # Some kernels begin as zeros, and would hide the gradients of all behind them.
-    variables = jax.tree.map(lambda leaf: leaf + 0.1 * draw(*leaf.shape), variables)
+    variables = drawn(lambda: net.init(jax.random.key(0), x, batch["t"], text), rng)
     alone = gradients(net, variables, batch, (1, 1, 1))
     # A softmax does not see a bias of its keys: their gradients are rounding errors.
     names = [name for name in alone if jnp.abs(alone[name]).max() > 1e-7]
