@@ -1,20 +1,24 @@
 #!/bin/sh
-# Makes .venv, installs the test extra, and runs the tests: sh launch/test.sh [--all] [options of pytest]
-# --all runs the long proofs too (the marker `slow`).
+# Makes .venv, installs the test extra, and runs the tests:
+#   sh launch/test.sh [--all | --slice=K/6] [options of pytest]
+# --all runs the long proofs too (the marker `slow`), --slice=K/6 the K-th sixth of them.
 set -eu
 CDPATH='' cd -- "$(dirname -- "$0")/.."
 . launch/environment.sh
+script=launch/test.sh
 
-all=''
+fast_only=yes
 set -- -m 'not slow' "$@"
 for argument do
     shift
     case $argument in
-    --all) all=yes ;;
+    --all) fast_only='' ;;
+    --slice=[1-6]/6) fast_only='' && set -- "$@" "$argument" ;;
+    --slice*) fail "--slice=K/6 with K from 1 to 6 is needed, got $argument" ;;
     *) set -- "$@" "$argument" ;;
     esac
 done
-[ -z "$all" ] || shift 2
+[ -n "$fast_only" ] || shift 2
 
 prepare launch/test.sh test 5000
 exec .venv/bin/python -m pytest "$@"

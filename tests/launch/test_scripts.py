@@ -31,6 +31,9 @@ exec "{sys.executable}" -c 'import sys; sys.modules["ensurepip"] = None; exec(sy
 NO_VENV = GOOD.replace(
     '"-m venv")', '"-m venv") echo "Error: no room for the name"; exit 1 ;; unused)'
 )
+GIT = """#!/bin/sh
+case "$2" in --is-shallow-repository) echo {} ;; --count) echo {} ;; esac
+"""
 DISK = """#!/bin/sh
 printf '%s\\n' 'Filesystem 1024-blocks Used Available Capacity Mounted on' '/dev/a 9 9 {} 99% /'
 """
@@ -226,7 +229,37 @@ def test_a_killed_update_is_repeated_from_the_start(clone):
         ([], "[-m][pytest][-m][not slow]"),
         (["tests/launch", "-k", "a or b"], "[-m][pytest][-m][not slow][tests/launch][-k][a or b]"),
         (["-x", "--all"], "[-m][pytest][-x]"),
+        (["--slice=6/6", "-x"], "[-m][pytest][--slice=6/6][-x]"),
     ],
 )
 def test_long_proofs_are_run_when_asked_for(clone, arguments, given):
     assert clone.run("test.sh", *arguments)[1][1:] == [given]
+
+
+@pytest.mark.parametrize("argument", ["--slice=0/6", "--slice=7/6", "--slice=1/5", "--slice"])
+def test_a_wrong_slice_gets_one_line_before_anything_is_made(clone, argument):
+    code, told, err = clone.run("test.sh", argument)
+    assert (code, told, clone.called()) == (2, [], [])
+    assert err == f"launch/test.sh: --slice=K/6 with K from 1 to 6 is needed, got {argument}\n"
+
+
+@pytest.mark.parametrize(
+    ("git", "arguments", "given", "reason"),
+    [
+        (GIT.format("false", 12), [], "[--slice=1/6]", "commit 12"),
+        (GIT.format("false", 17), [], "[--slice=6/6]", "commit 17"),
+        (GIT.format("true", 1), [], "[--slice=4/6]", "day 21, as the history is not here"),
+        ("#!/bin/sh\nexit 127\n", [], "[--slice=4/6]", "day 21, as the history is not here"),
+        (GIT.format("false", 12), ["--all"], "", None),
+    ],
+)
+def test_ci_takes_another_slice_for_each_commit(clone, git, arguments, given, reason):
+    clone.program("git", git)
+    clone.program("date", f"#!/bin/sh\necho {21 * 86400 + 5}\n")
+    (clone.root / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", clone.root / ".ci")
+    command = [clone.root / ".ci" / "run", *arguments]
+    out = subprocess.run(command, env=clone.env, capture_output=True, text=True, check=True).stdout
+    said = f".ci/run: {given[1:-1]} of the slow proofs ({reason})"
+    assert (said in out.splitlines()) == (reason is not None)
+    assert out.endswith(f"[-m][pytest]{given}")
