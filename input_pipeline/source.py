@@ -1,14 +1,16 @@
 """Labelled image sets with random access: what every source has, and those held in memory."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int, Int32, UInt8
+from jaxtyping import Int, Int32
 
 from launch.errors import InputError
 
 REAL = 0
+# 'image' uint8 [h, w, c], 'label' and 'domain' int32 scalars.
+Example = dict[str, Any]
 
 
 @runtime_checkable
@@ -27,8 +29,8 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        """Example i: `image` uint8 [h, w, c], `label` and `domain` int32 scalars."""
+    def __getitem__(self, i: SupportsIndex) -> Example:
+        """Example i."""
         ...
 
     def key(self, i: int) -> str:
@@ -45,17 +47,17 @@ class ArraySource:
 
     def __init__(
         self,
-        images: UInt8[np.ndarray, "n h w c"],
-        labels: Int32[np.ndarray, " n"],
-        class_names: tuple[str, ...],
-        domain: int | Int32[np.ndarray, " n"] = REAL,
+        images: np.ndarray,
+        labels: Int[np.ndarray, " n"],
+        class_names: Sequence[str],
+        domain: int | Int[np.ndarray, " n"] = REAL,
         keys: Sequence[str] | None = None,
         digest: str | None = None,
     ):
         """Makes a source.
 
         Args:
-            images: values [0, 255].
+            images: uint8 [n, h, w, c], values [0, 255].
             labels: indices into class_names.
             class_names: the name of each label.
             domain: 0 for real images, 1 for synthetic ones; one for all, or one each.
@@ -76,7 +78,7 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: SupportsIndex) -> Example:
         return {"image": self.images[i], "label": self.labels[i], "domain": self.domain[i]}
 
     def key(self, i: int) -> str:
@@ -125,7 +127,7 @@ class Wrapper:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: SupportsIndex) -> Example:
         return self._source[i]
 
     def key(self, i: int) -> str:
@@ -147,7 +149,7 @@ class Subset(Wrapper):
         self.labels = source.labels[self.indices]
         self.domain = source.domain[self.indices]
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: SupportsIndex) -> Example:
         return self._source[int(self.indices[i])]
 
     def key(self, i: int) -> str:

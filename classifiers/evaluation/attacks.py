@@ -4,8 +4,7 @@ Pixels count in grey levels of 0 to 255: an epsilon of 4 is the 4/255 of images 
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from classifiers.evaluation.scores import Judge, Variables
 from launch.errors import InputError
+from launch.fields import Fields
 from launch.runtime.images import to_float
 from launch.runtime.types import Array
 
@@ -43,7 +43,7 @@ class Attack:
     seed: int = 0
 
 
-def make(where: str, spec: Mapping[str, Any]) -> Attack:
+def make(where: str, spec: Fields) -> Attack:
     """An attack from a config.
 
     Args:

@@ -1,6 +1,6 @@
 """What each seed of a run reaches on a set; kept on disk, so that no work is done twice."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from classifiers.evaluation.runs import EvaluatedRun
 from classifiers.evaluation.sets import EvaluationSet
 from input_pipeline.source import Subset
 from launch.errors import InputError
+from launch.fields import Fields
 from launch.files import read_sealed, write_sealed
 from launch.runtime.config import plain
 from launch.runtime.types import Variables
@@ -25,7 +26,7 @@ from launch.runtime.types import Variables
 _FORMAT = 2
 
 
-def check_attacks(specs: Mapping[str, Any], sets: Mapping[str, Any]) -> dict[str, Attack]:
+def check_attacks(specs: Fields, sets: Fields) -> dict[str, Attack]:
     """The attacks of a config.
 
     Args:
@@ -55,7 +56,7 @@ class RunOnSet:
         self,
         run: EvaluatedRun,
         evaluated: EvaluationSet,
-        config: Mapping[str, Any],
+        config: Fields,
         mesh: Mesh,
         tell: Callable[[int], Any],
     ):
@@ -180,5 +181,5 @@ class RunOnSet:
         return np.arange(count) * total // count
 
 
-def _sets(spec: Mapping[str, Any], evaluated: EvaluationSet) -> list[str]:
+def _sets(spec: Fields, evaluated: EvaluationSet) -> list[str]:
     return spec.get("sets") or [evaluated.name]

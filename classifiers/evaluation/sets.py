@@ -2,17 +2,17 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 
 from classifiers.evaluation import label_maps
 from classifiers.evaluation.label_maps import LabelMap
 from input_pipeline import sources
-from input_pipeline.source import Source, Subset, Wrapper, check_labels
+from input_pipeline.source import Example, Source, Subset, Wrapper, check_labels
 from input_pipeline.sources.subsets import Renumbered
 from launch.errors import InputError
+from launch.fields import Fields
 from launch.runtime.config import plain
 
 _FIELDS = ("source", "label_map", "prepare")
@@ -74,12 +74,12 @@ class WithoutBorder(Wrapper):
         super().__init__(source)
         self._inside = slice(pixels, -pixels)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: SupportsIndex) -> Example:
         example = self._source[i]
         return {**example, "image": example["image"][self._inside, self._inside]}
 
 
-def check_specs(specs: Mapping[str, Any]) -> None:
+def check_specs(specs: Fields) -> None:
     """Looks at `config.sets` without opening any.
 
     Raises:
@@ -101,7 +101,7 @@ def check_specs(specs: Mapping[str, Any]) -> None:
             raise InputError(f"{where}.label_map={mapped!r}: known are '', {known}")
 
 
-def open_sets(specs: Mapping[str, Any]) -> dict[str, EvaluationSet]:
+def open_sets(specs: Fields) -> dict[str, EvaluationSet]:
     """Opens all sets.
 
     Args:

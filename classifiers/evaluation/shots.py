@@ -4,8 +4,7 @@ The convention for long-tailed ImageNet of "Diversify, Don't Fine-Tune" (2023, a
 more than 800, few is fewer than 300.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -14,13 +13,14 @@ from classifiers.evaluation.label_maps import LabelMap
 from classifiers.evaluation.runs import EvaluatedRun
 from input_pipeline import sources
 from launch.errors import InputError
+from launch.fields import Fields
 from launch.runtime.config import plain
 
 GROUPS = ("many", "medium", "few")
 _FIELDS = ("source", "many", "few")
 
 
-def check(spec: Mapping[str, Any]) -> None:
+def check(spec: Fields) -> None:
     """Looks at `config.shots`.
 
     Raises:
@@ -35,9 +35,7 @@ def check(spec: Mapping[str, Any]) -> None:
         )
 
 
-def count_images(
-    spec: Mapping[str, Any], runs: Sequence[EvaluatedRun]
-) -> Int[np.ndarray, " model_classes"]:
+def count_images(spec: Fields, runs: Sequence[EvaluatedRun]) -> Int[np.ndarray, " model_classes"]:
     """How many images of each class the runs were trained on.
 
     Args:
@@ -62,7 +60,7 @@ def count_images(
 
 
 def groups(
-    counts: Int[np.ndarray, " model_classes"], label_map: LabelMap, spec: Mapping[str, Any]
+    counts: Int[np.ndarray, " model_classes"], label_map: LabelMap, spec: Fields
 ) -> list[str]:
     """Of each class of a set, which of `GROUPS` it is in.
 

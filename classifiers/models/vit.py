@@ -221,7 +221,7 @@ class Block(nn.Module):
     def _drop(self, h: Array) -> Array:
         return dropout(h, self.dropout, train=True)
 
-    def _dense(self, width: int, name: str) -> Dense:
+    def _dense(self, width: int, name: str) -> nn.Module:
         init = nn.initializers.xavier_uniform()
         return Dense(width, kernel_init=init, dtype=self.dtype, name=name)
 

@@ -6,11 +6,10 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Key
+from jaxtyping import Float, Key, PyTree
 
 from imagen_ft.diffusion.process import add_noise
 from imagen_ft.diffusion.schedule import Schedule
-from imagen_ft.models.unet import Context
 from launch.runtime.types import Array, Variables
 
 Image = Float[Array, "b h w c"]
@@ -92,7 +91,7 @@ class Denoiser:
         variables: Variables,
         text: Float[Array, "b n d"],
         level: Float[Array, " b"] | None = None,
-    ) -> Context:
+    ) -> PyTree:
         """What the network needs of the prompts, the same at every time.
 
         Args:
@@ -108,7 +107,7 @@ class Denoiser:
         variables: Variables,
         x_t: Image,
         t: Float[Array, " b"],
-        context: Context,
+        context: PyTree,
         condition: Image | None = None,
     ) -> Float[Array, "b h w out"]:
         """The network's output: `prediction` and, where it is learned, the variance behind it.

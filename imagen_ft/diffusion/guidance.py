@@ -5,10 +5,10 @@ from jaxtyping import Float
 
 from launch.runtime.types import Array
 
-Image = Float[Array, "b h w c"]
 
-
-def guide(output: Image, weight: float, channels: int) -> Image:
+def guide(
+    output: Float[Array, "two_b h w c"], weight: float, channels: int
+) -> Float[Array, "b h w c"]:
     """Guided output of a doubled batch: w output(x, text) + (1 - w) output(x, null).
 
     Imagen writes it for eps. For x_0 and v it is the same: each is an affine function of eps, and
@@ -28,7 +28,9 @@ def guide(output: Image, weight: float, channels: int) -> Image:
     return jnp.concatenate([guided, conditional[..., channels:]], axis=-1)
 
 
-def threshold(x0: Image, percentile: float, maximum: float = float("inf")) -> Image:
+def threshold(
+    x0: Float[Array, "b h w c"], percentile: float, maximum: float = float("inf")
+) -> Float[Array, "b h w c"]:
     """Keeps predicted images in [-1, 1].
 
     Args:

@@ -70,7 +70,7 @@ def posterior(
     x0: Image,
     logsnr_t: Scalar,
     logsnr_s: Scalar,
-    logvar_coeff: float | Image = 0.0,
+    logvar_coeff: float | Float[Array, ""] | Image = 0.0,
 ) -> tuple[Image, Float[Array, "#b #h #w #c"]]:
     """Mean and log variance of q(x_s | x_t, x_0), s before t.
 

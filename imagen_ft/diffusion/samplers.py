@@ -129,7 +129,7 @@ class DDPM(SingleStep):
     """
 
     num_steps: int
-    logvar_coeff: float | None = 0.0
+    logvar_coeff: float | Float[Array, ""] | None = 0.0
     spacing: str = "trailing"
 
     @property
@@ -164,7 +164,7 @@ class DDIM(SingleStep):
     """
 
     num_steps: int
-    eta: float = 0.0
+    eta: float | Float[Array, ""] = 0.0
     spacing: str = "trailing"
 
     def update(
@@ -248,7 +248,7 @@ def sample(
     start: Image | None = None,
     skip_steps: int = 0,
     path: bool = False,
-) -> tuple[Image, Image | None]:
+) -> tuple[Image, Float[Array, "steps b h w c"] | None]:
     """Draws images.
 
     Args:

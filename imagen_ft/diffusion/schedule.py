@@ -3,9 +3,8 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
 from importlib import resources
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from launch.errors import InputError
+from launch.fields import Fields
 from launch.runtime.types import Array
 
 
@@ -115,7 +115,7 @@ def _squared_cos_logsnr(steps: int) -> np.ndarray:
 SCHEDULES = {"cosine": Cosine, "linear": Linear, "squaredcos_cap_v2": SquaredCos}
 
 
-def make_schedule(config: str | Mapping[str, Any]) -> Schedule:
+def make_schedule(config: str | Fields) -> Schedule:
     """Builds a schedule.
 
     Args:
@@ -149,7 +149,9 @@ def named_spacings() -> dict[str, list[int]]:
     return json.loads((resources.files("imagen_ft") / "data" / "if_timesteps.json").read_text())
 
 
-def sampling_times(schedule: Schedule, num_steps: int, spacing: str) -> Float[np.ndarray, " n+1"]:
+def sampling_times(
+    schedule: Schedule, num_steps: int, spacing: str
+) -> Float[np.ndarray, " {num_steps}+1"]:
     """The times that a sampler goes through, from the noisiest to 0, data.
 
     Args:

@@ -13,6 +13,8 @@ from imagen_ft.diffusion.denoiser import Denoiser, Image
 from imagen_ft.diffusion.process import x0_from_output
 from launch.runtime.types import Array, Variables
 
+Output = Float[Array, "b h w outputs"]
+
 # The condition's noise is apart from the steps', which count from 0.
 CONDITION = 2**31 - 1
 
@@ -116,11 +118,11 @@ class Stage:
         # None of this depends on x_t: it is computed once for all steps.
         inputs = denoiser.context(variables, text, level), condition
 
-        def once(x_t: Image, t: Float[Array, ""]) -> Image:
+        def once(x_t: Image, t: Float[Array, ""]) -> Output:
             context, low = jax.tree.map(lambda a: a[: len(x_t)], inputs)
             return denoiser.predict(variables, x_t, jnp.full(len(x_t), t), context, low)
 
-        def twice(x_t: Image, t: Float[Array, ""]) -> Image:
+        def twice(x_t: Image, t: Float[Array, ""]) -> Output:
             output = once(jnp.concatenate([x_t, x_t]), t)
             return guidance.guide(output, self.guidance_weight, denoiser.channels)
 

@@ -15,7 +15,7 @@ from launch.runtime.layers.layers import Conv, Dense, attend, gelu
 from launch.runtime.types import Array
 
 Dtype = Any
-KeysValues = tuple[Float[Array, "b n heads d"], Float[Array, "b n heads d"]]
+KeysValues = tuple[Float[Array, "b tokens heads channels"], Float[Array, "b tokens heads channels"]]
 
 
 def timestep_embedding(t: Float[Array, " b"], width: int) -> Float[Array, "b width"]:

@@ -1,18 +1,15 @@
 """Random changes of colour: colour jitter, and the three of DeiT III."""
 
-from typing import Any
-
 import numpy as np
 
 from input_pipeline.augment import pixels
+from input_pipeline.source import Example
 
 _SOLARIZE_FROM = 128
 _SIGMAS = (0.1, 2.0)  # pixels
 
 
-def colour_jitter(
-    example: dict[str, Any], rng: np.random.Generator, strength: float
-) -> dict[str, Any]:
+def colour_jitter(example: Example, rng: np.random.Generator, strength: float) -> Example:
     """Other brightness, contrast and saturation, in random order.
 
     Args:
@@ -28,7 +25,7 @@ def colour_jitter(
     return {**example, "image": image}
 
 
-def three_augment(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+def three_augment(example: Example, rng: np.random.Generator) -> Example:
     """One of greyscale, solarisation and blur (Touvron et al. 2022, DeiT III, section 4).
 
     There a colour jitter of 0.3 follows.

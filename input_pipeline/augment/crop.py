@@ -1,19 +1,19 @@
 """Crops: random ones for training, the middle for evaluation."""
 
 import math
-from typing import Any
 
 import numpy as np
 
 from input_pipeline.augment.resize import resize
+from input_pipeline.source import Example
 from launch.errors import InputError
 
 _TRIES = 10
 
 
 def random_shift(
-    example: dict[str, Any], rng: np.random.Generator, max_shift: int
-) -> dict[str, Any]:
+    example: Example, rng: np.random.Generator, max_shift: int
+) -> Example:
     """Pads the image with zeros and crops it back at random (He et al. 2016, section 4.2).
 
     Args:
@@ -30,7 +30,7 @@ def random_shift(
     return {**example, "image": padded[top : top + height, left : left + width]}
 
 
-def random_crop(example: dict[str, Any], rng: np.random.Generator, size: int) -> dict[str, Any]:
+def random_crop(example: Example, rng: np.random.Generator, size: int) -> Example:
     """A square of the image; every position is as likely.
 
     Args:
@@ -49,7 +49,7 @@ def random_crop(example: dict[str, Any], rng: np.random.Generator, size: int) ->
     return {**example, "image": image[top : top + size, left : left + size]}
 
 
-def central_crop(example: dict[str, Any], size: int) -> dict[str, Any]:
+def central_crop(example: Example, size: int) -> Example:
     """The square in the middle of the image.
 
     Args:
@@ -62,12 +62,12 @@ def central_crop(example: dict[str, Any], size: int) -> dict[str, Any]:
 
 
 def random_resized_crop(
-    example: dict[str, Any],
+    example: Example,
     rng: np.random.Generator,
     size: int,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> dict[str, Any]:
+) -> Example:
     """A random box of the image, resized to a square (Szegedy et al. 2015, section 6).
 
     Args:
@@ -112,7 +112,7 @@ def log_uniform(bounds: tuple[float, float], u: float) -> float:
     return bounds[0] * (bounds[1] / bounds[0]) ** u
 
 
-def resized_central_crop(example: dict[str, Any], size: int, crop_ratio: float) -> dict[str, Any]:
+def resized_central_crop(example: Example, size: int, crop_ratio: float) -> Example:
     """The middle of the image at a fixed scale: what is evaluated.
 
     Args:

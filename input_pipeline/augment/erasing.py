@@ -1,11 +1,11 @@
 """Random erasing."""
 
 import math
-from typing import Any
 
 import numpy as np
 
 from input_pipeline.augment.crop import log_uniform
+from input_pipeline.source import Example
 
 _TRIES = 10
 # ImageNet's mean and standard deviation: noise of mean 0 and variance 1 there is this in [0, 255].
@@ -14,12 +14,12 @@ _STD = 255 * np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def random_erasing(
-    example: dict[str, Any],
+    example: Example,
     rng: np.random.Generator,
     probability: float,
     area: tuple[float, float] = (0.02, 1 / 3),
     aspect: tuple[float, float] = (0.3, 1 / 0.3),
-) -> dict[str, Any]:
+) -> Example:
     """Replaces a box by noise, pixel by pixel (Zhong et al. 2020, algorithm 1).
 
     timm, and DeiT with it, draws standard normal noise once the image has been normalised by

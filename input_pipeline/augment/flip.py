@@ -1,12 +1,12 @@
 """Random mirror images."""
 
-from typing import Any
-
 import cv2
 import numpy as np
 
+from input_pipeline.source import Example
 
-def random_flip(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+
+def random_flip(example: Example, rng: np.random.Generator) -> Example:
     """Exchanges left and right in every other image.
 
     Args:

@@ -1,16 +1,17 @@
 """From a config to what happens to every image: one function for training, one for evaluation."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from input_pipeline.augment import colour, crop, erasing, flip, randaugment, resize
+from input_pipeline.source import Example
 from launch.errors import InputError
+from launch.fields import Fields
 
-Example = dict[str, Any]
 Augment = Callable[[Example, np.random.Generator], Example]
 Transform = Callable[[Example], Example]
 
@@ -19,7 +20,7 @@ _TRAINING = ("size", "crop", "shift", "flip", *_COLOURS, "erasing")
 _RANDAUGMENT = ("layers", "magnitude", "std", "increasing", "probability", "fill")
 
 
-def make_augment(config: Mapping[str, Any]) -> Augment:
+def make_augment(config: Fields) -> Augment:
     """The augmentation that a config describes, its steps in the order of the fields.
 
     A step whose field is absent, None, False or 0 is left out.
@@ -61,7 +62,7 @@ def make_augment(config: Mapping[str, Any]) -> Augment:
     return functools.partial(_apply, steps=steps)
 
 
-def make_eval_transform(config: Mapping[str, Any]) -> Transform:
+def make_eval_transform(config: Fields) -> Transform:
     """What an image goes through in evaluation, by the same rule of resizing.
 
     Args:
@@ -92,7 +93,7 @@ def _square(example: Example, rng: np.random.Generator, size: int) -> Example:
     return {**example, "image": resize.square(example["image"], size)}
 
 
-def _crop(size: int, config: Mapping[str, Any] | None) -> Augment:
+def _crop(size: int, config: Any) -> Augment:
     if config is None:
         return functools.partial(_square, size=size)
     config = _fields("augment.crop", config, ("scale", "ratio"))
@@ -102,7 +103,7 @@ def _crop(size: int, config: Mapping[str, Any] | None) -> Augment:
     return functools.partial(crop.random_resized_crop, size=size, **bounds)
 
 
-def _randaugment(config: Mapping[str, Any]) -> Augment:
+def _randaugment(config: Any) -> Augment:
     name = "augment.randaugment"
     config = _fields(name, config, _RANDAUGMENT, needs=("layers", "magnitude"))
     arguments = {
@@ -126,7 +127,7 @@ def _rand_augment_rgb(example: Example, rng: np.random.Generator, **arguments: A
 
 
 def _fields(
-    what: str, config: Mapping[str, Any], allowed: tuple[str, ...], needs: Iterable[str] = ()
+    what: str, config: Any, allowed: tuple[str, ...], needs: Iterable[str] = ()
 ) -> dict[str, Any]:
     """The fields that are set.
 

@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from input_pipeline.augment import geometry, pixels
 from input_pipeline.augment.geometry import Fill, Image
+from input_pipeline.source import Example
 
 _FULL = 10  # the magnitude that the ranges below are given for
 
@@ -95,7 +95,7 @@ def operate(
 
 
 def rand_augment(
-    example: dict[str, Any],
+    example: Example,
     rng: np.random.Generator,
     layers: int,
     magnitude: float,
@@ -103,7 +103,7 @@ def rand_augment(
     increasing: bool = False,
     probability: float = 1.0,
     fill: Fill = 128,
-) -> dict[str, Any]:
+) -> Example:
     """Operations one after the other, each drawn uniformly (Cubuk et al. 2020, section 3).
 
     DeiT's `rand-m9-mstd0.5-inc1` of timm is two layers, magnitude 9, std 0.5, increasing and

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from scipy import sparse
 
 Image = UInt8[np.ndarray, "h w c"] | Float32[np.ndarray, "h w c"]
+Square = UInt8[np.ndarray, "{size} {size} c"] | Float32[np.ndarray, "{size} {size} c"]
+Resized = UInt8[np.ndarray, "{height} {width} c"] | Float32[np.ndarray, "{height} {width} c"]
 
 _LARGE = 1 << 22  # values; `_average` needs room for a float each, OpenCV does not
 
 
-def resize(image: Image, size: int | tuple[int, int]) -> Image:
+def resize(image: Image, size: int | tuple[int, int]) -> np.ndarray:
     """Resizes an image: area averages where it shrinks, bilinear where it grows.
 
     OpenCV's bilinear does not filter before it drops pixels, so it is never used to shrink.
@@ -37,12 +39,12 @@ def resize(image: Image, size: int | tuple[int, int]) -> Image:
     return image
 
 
-def _grow(image: Image, height: int, width: int) -> Image:
+def _grow(image: Image, height: int, width: int) -> Resized:
     grown = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
     return grown.reshape(height, width, -1)
 
 
-def _shrink(image: Image, height: int, width: int) -> Image:
+def _shrink(image: Image, height: int, width: int) -> Resized:
     whole = not (image.shape[0] % height or image.shape[1] % width)
     if whole or image.dtype != np.uint8 or image.size > _LARGE:
         small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
@@ -50,7 +52,7 @@ def _shrink(image: Image, height: int, width: int) -> Image:
     return _average(image, height, width)
 
 
-def _average(image: Image, height: int, width: int) -> Image:
+def _average(image: Image, height: int, width: int) -> Resized:
     """What OpenCV's INTER_AREA gives, in half its time: it decides per pixel what depends on rows.
 
     Every row of the result is a weighted sum of a few rows, and so is every column.
@@ -80,7 +82,7 @@ def _weights(length: int, shorter: int) -> sparse.csr_array:
     return weights
 
 
-def square(image: Image, size: int) -> Image:
+def square(image: Image, size: int) -> Square:
     """The largest square in the middle of an image, resized: what every image set is brought to.
 
     It shows what the shorter side brought to `size` and a centre crop show, without resizing what

@@ -15,10 +15,9 @@ from jaxtyping import Int, Int64
 from input_pipeline.batches.mixture import FixedWeight
 from input_pipeline.batches.order import Plan, Shuffled
 from input_pipeline.batches.workers import end_with_parent
-from input_pipeline.source import Source
+from input_pipeline.source import Example, Source
 from launch.errors import InputError
 
-Example = dict[str, Any]
 Batch = dict[str, np.ndarray]
 Transform = Callable[[Example], Example]
 Augment = Callable[[Example, np.random.Generator], Example]
@@ -59,7 +58,7 @@ class _DrawnBatches:
                 example, last = _example(self._source, index, self._transform), index
             yield self._augmented(example, position)
 
-    def _augmented(self, example: Example, position: int) -> Example:
+    def _augmented(self, example: Example, position: np.integer) -> Example:
         if self._augment is None:
             return example
         # Every position in the run has its own randomness, whichever process comes by it. Philox
@@ -92,7 +91,7 @@ def batches(
     transform: Transform | None = None,
     augment: Augment | None = None,
     rows: Int[np.ndarray, " rows"] | None = None,
-    synthetic_weight: float | None = None,
+    synthetic_weight: Any = None,
     repeats: int = 1,
 ) -> grain.MapDataset:
     """Endless shuffled batches: element k is a function of (seed, k) only.

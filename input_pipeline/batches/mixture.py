@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import Int, Int32, Int64
 
 from input_pipeline.batches.order import Epochs
-from input_pipeline.source import REAL, Source, joined_digest
+from input_pipeline.source import REAL, Example, Source, joined_digest
 from input_pipeline.synthetic.source import SYNTHETIC
 from launch.errors import InputError
 
@@ -45,7 +45,7 @@ class Union:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: SupportsIndex) -> Example:
         number, local = self._at(i)
         return self._sources[number][local]
 
@@ -75,7 +75,7 @@ class FixedWeight:
     drawn anew for every batch; with weight 0 the batches are those of the real images alone.
     """
 
-    def __init__(self, domain: Int32[np.ndarray, " n"], weight: float, batch_size: int, seed: int):
+    def __init__(self, domain: Int32[np.ndarray, " n"], weight: Any, batch_size: int, seed: int):
         """Makes a plan.
 
         Args:

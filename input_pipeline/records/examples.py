@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 
 from launch.errors import InputError
 
-Value = bytes | str | int | float
+Value = bytes | str | int | float | np.integer | np.floating
 # Images are read and written by threads of our own, one a core: OpenCV's would fight with them.
 cv2.setNumThreads(1)
 _HALF_CHROMA = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420
@@ -80,7 +80,7 @@ def decode_example(data: bytes) -> dict[str, list[Any]]:
     return decoded
 
 
-def encode_png(image: UInt8[np.ndarray, "h w c"]) -> bytes:
+def encode_png(image: np.ndarray) -> bytes:
     """Encodes an image of 1 or 3 channels (RGB), values [0, 255], as PNG."""
     return _encode(".png", image, [])
 

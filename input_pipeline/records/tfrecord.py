@@ -75,7 +75,7 @@ class TFRecordFile:
         starts: where each record begins, and where the last one ends.
     """
 
-    def __init__(self, path: epath.PathLike, starts: Int64[np.ndarray, " n+1"] | None = None):
+    def __init__(self, path: epath.PathLike, starts: Int64[np.ndarray, " ends"] | None = None):
         """Finds the records.
 
         Args:
@@ -92,7 +92,7 @@ class TFRecordFile:
                 whole = not files.is_local(self.path)
                 ends = [end for end, _ in self._records(Ahead(file) if whole else file, whole)]
                 starts = np.array([0, *ends], np.int64)
-        self.starts: Int64[np.ndarray, " n+1"] = starts
+        self.starts: Int64[np.ndarray, " ends"] = starts
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -186,7 +186,7 @@ def _where(path: str, record: int, start: int) -> str:
     return f"{path}: record {record} at byte {start}"
 
 
-def starts_of(lengths: Sequence[int]) -> Int64[np.ndarray, " n+1"]:
+def starts_of(lengths: Sequence[int]) -> Int64[np.ndarray, " ends"]:
     """Where records begin, and the last one ends, whose data have these lengths."""
     starts = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(np.asarray(lengths, np.int64) + _HEADER + _FOOTER, out=starts[1:])

@@ -4,11 +4,11 @@ import sys
 import threading
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 
-from input_pipeline.source import Source, Subset, Wrapper
+from input_pipeline.source import Example, Source, Subset, Wrapper
 from launch.errors import InputError
 
 POLICIES = ("error", "skip")
@@ -63,7 +63,7 @@ class Skipping(Wrapper):
         """Records that were found damaged until now."""
         return len(self._count.instead)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: SupportsIndex) -> Example:
         """Example i, or the one that stands for it.
 
         Raises:
@@ -78,7 +78,7 @@ class Skipping(Wrapper):
         self._count.add(i, instead, fault)
         return example
 
-    def _next(self, i: int, fault: InputError) -> tuple[int, dict[str, Any]]:
+    def _next(self, i: int, fault: InputError) -> tuple[int, Example]:
         alike = np.flatnonzero((self.labels == self.labels[i]) & (self.domain == self.domain[i]))
         after = np.roll(alike, -int(np.searchsorted(alike, i, side="right")))[:-1]
         for j in after[:_TRIES].tolist():

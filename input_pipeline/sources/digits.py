@@ -3,7 +3,7 @@
 import functools
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int32, Int64, UInt8
 
 from input_pipeline.source import ArraySource
 from launch.errors import InputError
@@ -25,7 +25,7 @@ def _load_digits() -> tuple[UInt8[np.ndarray, "n 8 8 1"], Int32[np.ndarray, " n"
 
 
 @functools.cache
-def _digit_splits() -> dict[str, Int32[np.ndarray, " m"]]:
+def _digit_splits() -> dict[str, Int64[np.ndarray, " _"]]:
     labels = _load_digits()[1]
     rng = np.random.default_rng(_DIGITS_SEED)
     shuffled = [rng.permutation(np.flatnonzero(labels == k)) for k in range(len(DIGIT_NAMES))]

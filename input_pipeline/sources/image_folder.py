@@ -6,8 +6,8 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol, SupportsIndex, runtime_checkable
 
 import cv2
 import numpy as np
@@ -15,6 +15,7 @@ from etils import epath
 from jaxtyping import Int64, UInt8
 
 from input_pipeline.records import examples
+from input_pipeline.source import Example
 from launch import files
 from launch.errors import InputError
 
@@ -77,7 +78,7 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: SupportsIndex) -> Example:
         """Example i: RGB, each image of its own size.
 
         Raises:
@@ -211,7 +212,7 @@ class _Zip:
         return _digest(self.names, self.index[:, 3:].astype("<i8").tobytes())
 
 
-def _only_root(path: str, members: Sequence[str]) -> str:
+def _only_root(path: str, members: Iterable[str]) -> str:
     """The folder that holds the classes, if every image is in a class of the same one."""
     images = (member for member in members if member.lower().endswith(SUFFIXES))
     shown = (image for image in images if not any(map(_is_hidden, image.split("/"))))

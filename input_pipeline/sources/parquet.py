@@ -8,11 +8,12 @@ import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import Int64
 
+from input_pipeline.source import Example
 from input_pipeline.sources.image_folder import decode
 from launch import files
 from launch.errors import InputError
@@ -72,7 +73,7 @@ class ParquetSource:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: SupportsIndex) -> Example:
         """Example i: RGB, each image of its own size.
 
         Raises:

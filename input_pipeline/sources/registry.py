@@ -1,8 +1,7 @@
 """Sets of labelled images with random access, and the table that opens one from a config."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
@@ -14,11 +13,12 @@ from input_pipeline.sources.parquet import ParquetSource
 from input_pipeline.sources.tfds import TfdsSource
 from input_pipeline.synthetic.source import SyntheticSource
 from launch.errors import InputError
+from launch.fields import Fields
 
 _HELD_OUT_SEED = 0
 
 
-def load(spec: Mapping[str, Any]) -> Source:
+def load(spec: Fields) -> Source:
     """Opens the source that a config describes; a field that is None counts as absent.
 
     Args:
@@ -56,12 +56,12 @@ def load(spec: Mapping[str, Any]) -> Source:
     return damage.Skipping(source) if spec["on_damage"] == "skip" else source
 
 
-def _synthetic(spec: Mapping[str, Any]) -> Source:
+def _synthetic(spec: Fields) -> Source:
     source = SyntheticSource(spec["path"])
     return source.first_copies(spec["copies"]) if "copies" in spec else source
 
 
-def _image_folder(spec: Mapping[str, Any]) -> Source:
+def _image_folder(spec: Fields) -> Source:
     source = ImageFolder(spec["path"], spec.get("root", ""))
     split, held_out = spec.get("split"), spec.get("held_out")
     if split is None and held_out is None:
@@ -84,7 +84,7 @@ def _image_folder(spec: Mapping[str, Any]) -> Source:
     return rest
 
 
-def _tfds(spec: Mapping[str, Any]) -> Source:
+def _tfds(spec: Fields) -> Source:
     fields = {key: spec[key] for key in _TFDS_FIELDS if key in spec}
     path, data_set = spec.get("path"), spec.get("data_set")
     if (path is None) == (data_set is None) or (path and spec.get("data_dir")):
@@ -94,7 +94,7 @@ def _tfds(spec: Mapping[str, Any]) -> Source:
     return damage.without(source, source.faults, spec["on_damage"])
 
 
-def _parquet(spec: Mapping[str, Any]) -> ParquetSource:
+def _parquet(spec: Fields) -> ParquetSource:
     fields = {key: spec[key] for key in _PARQUET_FIELDS if key in spec}
     return ParquetSource(spec["path"], **fields)
 
@@ -113,7 +113,7 @@ class _Kind:
         may_have: other fields of its own.
     """
 
-    open: Callable[[Mapping[str, Any]], Source]
+    open: Callable[[Fields], Source]
     needs: str
     may_have: tuple[str, ...] = ()
 

@@ -5,14 +5,15 @@ of more, whether they are drawn for a class, for a long tail or for some of the 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import Int64
 
-from input_pipeline.source import Source, Subset, Wrapper
+from input_pipeline.source import Example, Source, Subset, Wrapper
 from input_pipeline.sources.kept_records import KeptRecords
 from launch.errors import InputError
+from launch.fields import Fields
 
 # What every source can be given in a config, see `apply`.
 FIELDS = ("per_class", "subset_seed", "long_tail", "classes", "renumber", "keep")
@@ -34,11 +35,11 @@ class Renumbered(Wrapper):
         self.class_names = tuple(source.class_names[label] for label in labels)
         self.labels = new[source.labels]
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: SupportsIndex) -> Example:
         return {**self._source[i], "label": self.labels[i]}
 
 
-def apply(source: Source, spec: Mapping[str, Any]) -> Source:
+def apply(source: Source, spec: Fields) -> Source:
     """The part of a source that a config asks for.
 
     Args:
@@ -71,7 +72,7 @@ def apply(source: Source, spec: Mapping[str, Any]) -> Source:
     return source
 
 
-def _check_together(spec: Mapping[str, Any]) -> None:
+def _check_together(spec: Fields) -> None:
     if "per_class" in spec and "long_tail" in spec:
         raise InputError(
             f"per_class={spec['per_class']} and long_tail both say how many images a class has: "
@@ -119,7 +120,7 @@ def per_class(source: Source, n: int, seed: int, labels: Sequence[int] | None = 
 
 
 def long_tail(
-    source: Source, fields: Mapping[str, Any], seed: int, labels: Sequence[int] | None = None
+    source: Source, fields: Fields, seed: int, labels: Sequence[int] | None = None
 ) -> Subset:
     """Draws a long tail; one of fewer images, or steeper, is a part of it.
 
@@ -158,7 +159,7 @@ def long_tail(
     return _draw(source, dict(zip(labels, counts.tolist(), strict=True)), seed)
 
 
-def long_tail_counts(num_classes: int, n_max: int, gamma: float) -> Int64[np.ndarray, " classes"]:
+def long_tail_counts(num_classes: int, n_max: Any, gamma: Any) -> Int64[np.ndarray, " classes"]:
     """Images of each class: an exponential decline, rounded down.
 
     Cui et al. 2019 (Class-Balanced Loss, section 5.1); ImageNet-LT is another distribution, whose
@@ -199,7 +200,7 @@ def _draw(source: Source, counts: Mapping[int, int], seed: int) -> Subset:
     return Subset(source, np.sort(np.concatenate(chosen)))
 
 
-def find_classes(source: Source, classes: Sequence[str | int]) -> list[int]:
+def find_classes(source: Source, classes: Any) -> list[int]:
     """The labels of classes that are given by name or by label.
 
     Raises:

@@ -5,12 +5,13 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import SupportsIndex
 
 import numpy as np
 from jaxtyping import Int32
 
 from input_pipeline.records import examples
+from input_pipeline.source import Example
 from input_pipeline.sources import tfds_prepared
 from input_pipeline.sources.image_folder import decode
 from input_pipeline.sources.tfds_shards import NO_LABEL, Shard, field, open_shards
@@ -67,7 +68,7 @@ class TfdsSource:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: SupportsIndex) -> Example:
         """Example i: RGB, each image of its own size.
 
         Raises:

@@ -2,18 +2,19 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from input_pipeline.synthetic.plan import Plan, usual_shard
 from launch.errors import InputError
+from launch.fields import Fields
 
 _FORMAT = 2
 
 
-def plan_of(config: Mapping[str, Any]) -> Plan:
+def plan_of(config: Fields) -> Plan:
     """The plan of a set, of its `provenance.json`."""
     return Plan(tuple(config["counts"]), config["copies"], config["images_per_shard"])
 
@@ -35,7 +36,7 @@ def checked_config(**values: Any) -> dict[str, Any]:
     return config
 
 
-def _faults(config: Mapping[str, Any]) -> Iterator[str]:
+def _faults(config: Fields) -> Iterator[str]:
     names, counts, shape = config["class_names"], config["counts"], config["image_shape"]
     if not re.fullmatch("[a-z][a-z0-9_]*", config["name"]):
         yield f"name {config['name']!r}: use lower-case letters, digits and _, a letter first"

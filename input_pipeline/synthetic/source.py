@@ -10,7 +10,7 @@ manifest.json                        written last: with it the set is complete
 python -m input_pipeline.synthetic --set=DIR --export=folder --to=DIR    # for other trainers
 """
 
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from etils import epath
@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 
 from input_pipeline.records import examples
 from input_pipeline.records.tfrecord import TFRecordFile, starts_of
-from input_pipeline.source import Subset
+from input_pipeline.source import Example, Subset
 from input_pipeline.synthetic.provenance import plan_of
 from input_pipeline.synthetic.writer import MANIFEST, REPAIR, RESUME, sidecar_path
 from launch import files
@@ -74,7 +74,7 @@ class SyntheticSource:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: SupportsIndex) -> Example:
         """Example i, decoded.
 
         Raises:

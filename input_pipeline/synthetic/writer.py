@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import UInt8
+from jaxtyping import Int
 
 from input_pipeline.records import examples, tfds_metadata
 from input_pipeline.records.tfrecord import write_tfrecord
@@ -49,7 +49,7 @@ class SyntheticWriter:
         name: str,
         class_names: Sequence[str],
         image_shape: Sequence[int],
-        counts: Sequence[int],
+        counts: Sequence[int] | Int[np.ndarray, " classes"],
         copies: int,
         images_per_shard: int,
         provenance: Mapping[str, Any],
@@ -176,9 +176,7 @@ class SyntheticWriter:
         for path in (self.sidecar_path(shard), self.shard_path(shard)):
             path.unlink(missing_ok=True)
 
-    def write_shard(
-        self, shard: int, images: Iterable[UInt8[np.ndarray, "h w c"]], prompts: Iterable[str]
-    ) -> None:
+    def write_shard(self, shard: int, images: Iterable[np.ndarray], prompts: Iterable[str]) -> None:
         """Writes one shard and then its sidecar; each is complete or absent.
 
         Args:
@@ -281,7 +279,7 @@ class SyntheticWriter:
         except InputError:
             return None
 
-    def encode(self, image: UInt8[np.ndarray, "h w c"]) -> bytes:
+    def encode(self, image: np.ndarray) -> bytes:
         """The file of an image, in the encoding of the set."""
         expected, encoding = tuple(self.config["image_shape"]), self.config["encoding"]
         if image.shape != expected or image.dtype != np.uint8:

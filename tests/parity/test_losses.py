@@ -14,7 +14,7 @@ from scipy.special import ndtr
 from imagen_ft.diffusion.denoiser import Denoiser
 from imagen_ft.diffusion.losses import DiffusionLoss
 from imagen_ft.diffusion.schedule import Cosine, Linear, SquaredCos
-from tests.support.diffusion_losses import batch, log_likelihood, losses, make
+from tests.support.diffusion_losses import NoNetwork, batch, log_likelihood, losses, make
 
 STEPS = 1000
 
@@ -120,7 +120,7 @@ def theirs(prediction, gamma):
 @pytest.mark.parametrize("gamma", [1.0, 5.0])
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
 def test_min_snr(prediction, gamma):
-    denoiser = Denoiser(None, SquaredCos(), 2, 0, 1, prediction=prediction)
+    denoiser = Denoiser(NoNetwork(), SquaredCos(), 2, 0, 1, prediction=prediction)
     rng = np.random.default_rng(0)
     output, x_t, x0, eps = rng.normal(size=(4, STEPS, 2, 2, 1)).astype(np.float32)
     t = np.float32((np.arange(STEPS) + 1) / STEPS)

@@ -13,8 +13,18 @@ from imagen_ft.diffusion.process import add_noise, target
 LEVELS = np.arange(256) / 127.5 - 1
 
 
+class NoNetwork:
+    """In place of a network that nothing asks."""
+
+    def init(self, *args):
+        raise NotImplementedError
+
+    def apply(self, *args, method=None):
+        raise NotImplementedError
+
+
 def make(schedule, prediction="eps", learned=True):
-    return Denoiser(None, schedule, 2, 0, 1, learned_variance=learned, prediction=prediction)
+    return Denoiser(NoNetwork(), schedule, 2, 0, 1, learned_variance=learned, prediction=prediction)
 
 
 def levels(rng, shape):

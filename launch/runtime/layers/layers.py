@@ -50,7 +50,7 @@ _gather.defvjp(_forward, _backward)
 
 def _promote(
     inputs: Array, kernel: Kernel, bias: Array | None, *, dtype: Any = None, **options: Any
-) -> tuple[Array, ...]:
+) -> tuple[Array | None, ...]:
     """Casts all three, and then gathers the kernel: in half precision half the bytes travel.
 
     Gathering is said and not left to XLA's partitioner. Where data, fsdp and tensor are all split

@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -52,7 +53,7 @@ def test_posterior_has_the_small_variance_by_default():
 
 def test_posterior_of_one_time_for_the_whole_batch():
     x_t, x0 = images(0), images(1)
-    one = process.posterior(x_t, x0, np.float32(-1), np.float32(2), 0.3)
+    one = process.posterior(x_t, x0, jnp.float32(-1), jnp.float32(2), 0.3)
     each = process.posterior(x_t, x0, *np.float32([[-1] * len(x0), [2] * len(x0)]), 0.3)
     np.testing.assert_allclose(one[0], each[0], rtol=1e-6)
     np.testing.assert_allclose(np.broadcast_to(one[1], each[1].shape), each[1], rtol=1e-6)
@@ -64,7 +65,9 @@ def test_add_noise():
     np.testing.assert_allclose(process.add_noise(x0, eps, logsnr), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("logsnr", [np.linspace(-8, 8, 8).astype(np.float32), np.float32(1.5)])
+@pytest.mark.parametrize(
+    "logsnr", [np.linspace(-8, 8, 8).astype(np.float32), np.array(1.5, np.float32)]
+)
 def test_eps_and_x0_imply_each_other(logsnr):
     x0, eps = images(0), images(1)
     x_t = process.add_noise(x0, eps, logsnr)

@@ -4,6 +4,7 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -79,7 +80,7 @@ def test_ddim_is_deterministic_unless_told():
     x_t, x0, noise = np.random.default_rng(0).normal(size=(3, 2, *SHAPE)).astype(np.float32)
 
     def step(eta, noise):
-        return DDIM(4, eta).update(x_t, Prediction(x0), noise, np.float32(-1), np.float32(2))
+        return DDIM(4, eta).update(x_t, Prediction(x0), noise, jnp.float32(-1), jnp.float32(2))
 
     np.testing.assert_array_equal(step(0.0, noise), step(0.0, -noise))
     assert not np.isclose(step(0.5, noise), step(0.5, -noise)).any()
@@ -92,7 +93,7 @@ STEPS = [(1.0, 0.5), (0.5, 0.49), (1.0, 0.999), (0.01, 0.001), (0.3, 0.1)]
 def added_noise(sampler, learned, t, s):
     """What a step adds for each unit of noise, and the variances that Eq. 15 is between."""
     x_t, x0 = np.random.default_rng(0).normal(size=(2, 2, *SHAPE)).astype(np.float32)
-    logsnr_t, logsnr_s = (Cosine().logsnr(np.float32(at)) for at in (t, s))
+    logsnr_t, logsnr_s = (Cosine().logsnr(jnp.float32(at)) for at in (t, s))
 
     def step(noise):
         noise = np.full(x_t.shape, noise, np.float32)

@@ -43,6 +43,9 @@ class Network:
     learned: bool = False
     calls: list = dataclasses.field(default_factory=list, hash=False, compare=False)
 
+    def init(self, *args):
+        return VARIABLES
+
     def apply(self, variables, *inputs, method):
         if method == "context":
             text, _ = inputs
@@ -185,6 +188,9 @@ class GaussianNetwork:
     """Knows that images are normal about a number of the text, and says so in its own terms."""
 
     prediction: str
+
+    def init(self, *args):
+        return VARIABLES
 
     def apply(self, variables, *inputs, method):
         if method == "context":

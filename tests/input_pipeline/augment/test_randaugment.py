@@ -55,7 +55,7 @@ def test_arguments(name, monkeypatch):
         for sign in (1, -1):
             seen.clear()
             for magnitude in MAGNITUDES:
-                operate(None, name, magnitude, sign, increasing, 99)
+                operate(np.zeros((4, 4, 3), np.uint8), name, magnitude, sign, increasing, 99)
             if name not in table:
                 assert seen == [()] * 4
                 continue

@@ -11,7 +11,7 @@ from launch.errors import InputError
 
 def source(values, domain=0, names=("a", "b")):
     images = np.array(values, np.uint8).reshape(-1, 1, 1, 1)
-    return ArraySource(images, np.array(values) % 2, names, domain)
+    return ArraySource(images, np.array(values, np.int32) % 2, names, domain)
 
 
 def pixels(source):
