@@ -39,16 +39,16 @@ def main(args: app.Arguments) -> None:
         _describe(config, args.flags.workdir)
         return
     runs = _open_runs(config, args.workdir)
-    evaluated = open_sets(config.sets)
+    sets = open_sets(config.sets)
     for run in runs:
-        for found in evaluated.values():
-            found.check_model(run.path, run.num_classes, run.class_names)
+        for evaluation_set in sets.values():
+            evaluation_set.check_model(run.path, run.num_classes, run.class_names)
     counts = shots.count_images(config.shots, runs) if config.shots else None
     lock(args.workdir / "evaluations")
-    seeds = _evaluate(config, args.workdir, runs, evaluated)
+    seeds = _evaluate(config, args.workdir, runs, sets)
     results = {}
-    for name, found in evaluated.items():
-        results[name] = _result(config, found, seeds[name], counts)
+    for name, evaluation_set in sets.items():
+        results[name] = _result(config, evaluation_set, seeds[name], counts)
         write_json(args.workdir / f"evaluation_{name}.json", results[name])
         print(f"\n{report.table(results[name])}")
     if len(results) > 1:
@@ -82,14 +82,14 @@ def _open_runs(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[E
     paths = [path for folder in config.runs for path in find_runs(epath.Path(folder))]
     if not paths or any(workdir.glob("*/config.json")):
         paths = [*find_runs(workdir), *paths]
-    found: dict[str, epath.Path] = {}
+    by_name: dict[str, epath.Path] = {}
     for path in paths:
-        if path.name in found and found[path.name].resolve() != path.resolve():
+        if path.name in by_name and by_name[path.name].resolve() != path.resolve():
             raise InputError(
-                f"two runs are called {path.name}: {found[path.name]} and {path}; rename a folder"
+                f"two runs are called {path.name}: {by_name[path.name]} and {path}; rename a folder"
             )
-        found.setdefault(path.name, path)
-    return [open_run(path, **config.checkpoint) for path in found.values()]
+        by_name.setdefault(path.name, path)
+    return [open_run(path, **config.checkpoint) for path in by_name.values()]
 
 
 def _describe(config: ml_collections.ConfigDict, workdir: str | None) -> None:
@@ -105,47 +105,49 @@ def _evaluate(
     config: ml_collections.ConfigDict,
     workdir: epath.Path,
     runs: list[EvaluatedRun],
-    evaluated: dict[str, EvaluationSet],
+    sets: dict[str, EvaluationSet],
 ) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """What each seed of each run has reached, by set and run."""
     mesh = make_mesh({"data": -1})
-    results: dict[str, dict[str, list]] = {name: {} for name in evaluated}
+    results: dict[str, dict[str, list]] = {name: {} for name in sets}
     with tqdm(unit="image", unit_scale=True) as bar:
         works = [
-            (run, name, RunOnSet(run, found, config, mesh, bar.update))
+            (run, name, RunOnSet(run, evaluation_set, config, mesh, bar.update))
             for run in runs
-            for name, found in evaluated.items()
+            for name, evaluation_set in sets.items()
         ]
         bar.total = sum(work.num_images * run.seeds for run, _, work in works)
         for run, name, work in works:
             for seed in range(run.seeds):
                 bar.set_description(f"{run.name} seed {seed} on {name}")
                 path = workdir / "evaluations" / name / f"{run.name}-seed_{seed}.json"
-                found, kept = work.read_or_make(path, seed)
+                seed_results, kept = work.read_or_make(path, seed)
                 bar.total -= work.num_images if kept else 0
-                results[name].setdefault(run.name, []).append(found)
+                results[name].setdefault(run.name, []).append(seed_results)
     return results
 
 
 def _result(
     config: ml_collections.ConfigDict,
-    evaluated: EvaluationSet,
+    evaluation_set: EvaluationSet,
     seeds: dict[str, list[dict[str, Any]]],
     counts: Int[np.ndarray, " model_classes"] | None,
 ) -> dict[str, Any]:
     """What is written of a set."""
-    arms = {name: _arm(found) for name, found in seeds.items()}
+    arms = {name: _arm(seed_results) for name, seed_results in seeds.items()}
     baseline = arms.get(config.baseline, {}).get("accuracies")
-    groups = None if counts is None else shots.groups(counts, evaluated.label_map, config.shots)
+    groups = (
+        None if counts is None else shots.groups(counts, evaluation_set.label_map, config.shots)
+    )
     for arm in arms.values():
         arm.update(compare(arm["accuracies"], baseline))
         if groups is not None:
             arm.update(shots.accuracies(arm["per_class"], groups))
     return {
-        "name": evaluated.name,
-        "num_images": len(evaluated.source),
-        "class_names": list(evaluated.label_map.class_names),
-        "label_map": evaluated.made_from["label_map"],
+        "name": evaluation_set.name,
+        "num_images": len(evaluation_set.source),
+        "class_names": list(evaluation_set.label_map.class_names),
+        "label_map": evaluation_set.made_from["label_map"],
         "baseline": config.baseline,
         "arms": arms,
     }
@@ -162,9 +164,9 @@ def _arm(seeds: list[dict[str, Any]]) -> dict[str, Any]:
     bins = seeds[0]["calibration"]
     attacks = {}
     for name, first in seeds[0]["attacks"].items():
-        found = [seed["attacks"][name] for seed in seeds]
-        accuracies = [one["accuracy"] for one in found]
-        clean = [one["clean_accuracy"] for one in found]
+        attack_results = [seed["attacks"][name] for seed in seeds]
+        accuracies = [result["accuracy"] for result in attack_results]
+        clean = [result["clean_accuracy"] for result in attack_results]
         summary = {key: compare(accuracies, None)[key] for key in ("mean", "std")}
         attacks[name] = {
             "accuracies": accuracies,

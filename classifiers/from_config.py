@@ -74,11 +74,11 @@ def make_transform(config: ml_collections.ConfigDict) -> policy.Transform | None
     Raises:
         InputError: a field is wrong, or images of training would have another size.
     """
-    found = plain(config.get("evaluation") or {})
+    spec = plain(config.get("evaluation") or {})
     size = (config.get("augment") or {}).get("size")
-    if size and not found:
-        found = {"size": size}
-    return policy.make_eval_transform(found) if found else None
+    if size and not spec:
+        spec = {"size": size}
+    return policy.make_eval_transform(spec) if spec else None
 
 
 def image_shape(config: ml_collections.ConfigDict, source: Source) -> tuple[int, int, int]:
@@ -104,20 +104,21 @@ def expected_input(
 
 def check_input(
     expected: tuple[int, tuple[int, int, int]] | None,
-    found: tuple[int, tuple[int, int, int]],
+    actual: tuple[int, tuple[int, int, int]],
 ) -> None:
     """Compares what the config says of the images with what they are.
 
     Raises:
         InputError: they have another number of classes, or are not in colour.
     """
-    if expected is None or expected == found:
+    if expected is None or expected == actual:
         return
-    if expected[0] != found[0]:
+    if expected[0] != actual[0]:
         raise InputError(
-            f"config.num_classes={expected[0]}, but config.evaluation_source has {found[0]} classes"
+            f"config.num_classes={expected[0]}, but config.evaluation_source has {actual[0]} "
+            "classes"
         )
     raise InputError(
-        f"config.evaluation_source has images of the shape {found[1]}, {expected[1]} are expected: "
-        "images in colour are needed"
+        f"config.evaluation_source has images of the shape {actual[1]}, {expected[1]} are "
+        "expected: images in colour are needed"
     )

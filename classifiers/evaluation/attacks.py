@@ -56,26 +56,26 @@ def make(where: str, spec: Fields) -> Attack:
     kind = spec.get("kind")
     if kind not in _FIELDS:
         raise InputError(f"{where}.kind={kind!r}: known are {', '.join(map(repr, _FIELDS))}")
-    known = _FIELDS[kind]
-    if unknown := sorted(set(spec) - set(known)):
-        raise InputError(f"{where} has no field {unknown[0]!r}; {kind} has {', '.join(known)}")
-    for name in known:
+    names = _FIELDS[kind]
+    if unknown := sorted(set(spec) - set(names)):
+        raise InputError(f"{where} has no field {unknown[0]!r}; {kind} has {', '.join(names)}")
+    for name in names:
         value = spec.get(name, 0 if name == "seed" else None)
         if name == "kind":
             continue
         whole = name in ("steps", "seed")
         number = isinstance(value, int) if whole else isinstance(value, int | float)
         if not number or isinstance(value, bool) or not (0 if name == "seed" else 1e-9) <= value:
-            wanted = "a whole number" if whole else "a number of grey levels (of 255)"
+            number_kind = "a whole number" if whole else "a number of grey levels (of 255)"
             least = "at least 0" if name == "seed" else "above 0"
-            raise InputError(f"{where}.{name}={value!r}: {wanted} {least} is needed")
+            raise InputError(f"{where}.{name}={value!r}: {number_kind} {least} is needed")
     if not spec["epsilon"] <= 255:
         raise InputError(f"{where}.epsilon={spec['epsilon']}: there are 255 grey levels")
     return Attack(**spec)
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class StrongestPoints:
     """The strongest point of each image that an attack has looked at.
 
     A wrong prediction is stronger than a right one, of both the one with the higher loss.
@@ -86,13 +86,15 @@ class Found:
     correct: Bool[Array, " b"]
 
 
-jax.tree_util.register_dataclass(Found, ["images", "loss", "correct"], [])
+jax.tree_util.register_dataclass(StrongestPoints, ["images", "loss", "correct"], [])
 
 
 def make_attack(
     attack: Attack, judge: Judge
-) -> Callable[[Variables, UInt8[Array, "b h w c"], Int[Array, " b"], Int[Array, " b"]], Found]:
-    """The attack as a function of variables, images, labels and the images' places in their set.
+) -> Callable[
+    [Variables, UInt8[Array, "b h w c"], Int[Array, " b"], Int[Array, " b"]], StrongestPoints
+]:
+    """The attack as a function of variables, images, labels and the images' positions in the set.
 
     FGSM looks at the image and at x + epsilon sign(grad L) (Goodfellow et al. 2015, section 4).
     PGD looks at the same two, then begins somewhere in the ball, uniformly, and takes steps of
@@ -108,28 +110,37 @@ def make_attack(
     epsilon, step_size = (jnp.float32(x / _LEVELS) for x in (attack.epsilon, attack.step_size))
 
     def loss_of(x: Array, variables: Variables, labels: Array) -> tuple[Array, tuple]:
-        found = judge(variables, x, labels)
-        return found["loss"].sum(), (found["loss"], found["predicted"] == labels)
+        scores = judge(variables, x, labels)
+        return scores["loss"].sum(), (scores["loss"], scores["predicted"] == labels)
 
     @jax.jit
-    def look(variables: Variables, x: Array, labels: Array, best: Found) -> Found:
-        return _stronger(best, Found(x, *loss_of(x, variables, labels)[1]))
+    def look(
+        variables: Variables, x: Array, labels: Array, best: StrongestPoints
+    ) -> StrongestPoints:
+        return _stronger(best, StrongestPoints(x, *loss_of(x, variables, labels)[1]))
 
     @jax.jit
     def climb(
-        variables: Variables, clean: Array, x: Array, labels: Array, best: Found, size: Array
-    ) -> tuple[Array, Found]:
+        variables: Variables,
+        clean: Array,
+        x: Array,
+        labels: Array,
+        best: StrongestPoints,
+        size: Array,
+    ) -> tuple[Array, StrongestPoints]:
         slope, seen = jax.grad(loss_of, has_aux=True)(x, variables, labels)
         x_next = _project(x + size * jnp.sign(slope), clean, epsilon)
-        return x_next, _stronger(best, Found(x, *seen))
+        return x_next, _stronger(best, StrongestPoints(x, *seen))
 
-    def run(variables: Variables, images: Array, labels: Array, places: Array) -> Found:
+    def run(
+        variables: Variables, images: Array, labels: Array, positions: Array
+    ) -> StrongestPoints:
         clean = to_float(images)
-        x, best = climb(variables, clean, clean, labels, _nothing(clean, labels), epsilon)
+        x, best = climb(variables, clean, clean, labels, _weakest(clean, labels), epsilon)
         best = look(variables, x, labels, best)
         if attack.kind == "fgsm":
             return best
-        x = _start(clean, places, epsilon, attack.seed)
+        x = _start(clean, positions, epsilon, attack.seed)
         # No loop inside a program: there the gradients of convolutions are slow on a CPU.
         for _ in range(attack.steps):
             x, best = climb(variables, clean, x, labels, best, step_size)
@@ -144,21 +155,21 @@ def _project(x: Array, clean: Array, epsilon: Array) -> Array:
 
 
 @jax.jit
-def _start(clean: Array, places: Array, epsilon: Array, seed: int) -> Array:
-    """A random point in the ball of each image, which depends on the image's place alone."""
-    keys = jax.vmap(lambda place: jax.random.fold_in(jax.random.key(seed), place))(places)
+def _start(clean: Array, positions: Array, epsilon: Array, seed: int) -> Array:
+    """A random point in the ball of each image, which depends on the image's position alone."""
+    keys = jax.vmap(lambda position: jax.random.fold_in(jax.random.key(seed), position))(positions)
     draw = lambda key: jax.random.uniform(key, clean.shape[1:], minval=-1, maxval=1)  # noqa: E731
     return _project(clean + epsilon * jax.vmap(draw)(keys), clean, epsilon)
 
 
-def _nothing(clean: Array, labels: Array) -> Found:
-    """Weaker than every point."""
+def _weakest(clean: Array, labels: Array) -> StrongestPoints:
+    """What every point is stronger than."""
     loss = jnp.full_like(labels, -jnp.inf, jnp.float32)
-    return Found(clean, loss, jnp.full_like(labels, True, bool))
+    return StrongestPoints(clean, loss, jnp.full_like(labels, True, bool))
 
 
-def _stronger(a: Found, b: Found) -> Found:
+def _stronger(a: StrongestPoints, b: StrongestPoints) -> StrongestPoints:
     better = jnp.where(a.correct == b.correct, b.loss > a.loss, a.correct)
     images = jnp.where(better[:, None, None, None], b.images, a.images)
     loss = jnp.where(better, b.loss, a.loss)
-    return Found(images, loss, jnp.where(better, b.correct, a.correct))
+    return StrongestPoints(images, loss, jnp.where(better, b.correct, a.correct))

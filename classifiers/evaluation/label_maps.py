@@ -41,15 +41,15 @@ class LabelMap:
     """How the classes of a set and of a model belong together.
 
     Attributes:
-        class_names: of the set's classes that are evaluated; their places are the labels.
-        places: the label of each of them in the source, whose other classes are left out.
+        class_names: of the set's classes that are evaluated; their positions are the labels.
+        source_labels: the label of each of them in the source, whose other classes are left out.
         answers: the label that each class of the model stands for, or `NONE`.
         competing: the classes of the model of which the most probable one is the prediction.
         border: pixels that images lose on each side.
     """
 
     class_names: tuple[str, ...]
-    places: Int32[np.ndarray, " classes"]
+    source_labels: Int32[np.ndarray, " classes"]
     answers: Int32[np.ndarray, " model_classes"]
     competing: Bool[np.ndarray, " model_classes"]
     border: int = 0
@@ -66,13 +66,13 @@ def identity(class_names: Sequence[str]) -> LabelMap:
     return LabelMap(tuple(class_names), labels, labels, np.ones(len(labels), bool))
 
 
-def resolve(name: str, class_names: Sequence[str], part: bool = False) -> LabelMap:
+def resolve(name: str, class_names: Sequence[str], partial: bool = False) -> LabelMap:
     """The label map of a set.
 
     Args:
         name: '' or one of `MAPS`.
         class_names: of the set as it is on disk.
-        part: whether some of the classes may be missing; those there are compete with all.
+        partial: whether some of the classes may be missing; those there are compete with all.
 
     Raises:
         InputError: there is no such map, or the classes are not those of the set.
@@ -81,26 +81,26 @@ def resolve(name: str, class_names: Sequence[str], part: bool = False) -> LabelM
         return identity(class_names)
     if name not in MAPS:
         raise InputError(f"label_map={name!r}: known are '', {', '.join(map(repr, MAPS))}")
-    known = _labels(name, class_names)
-    missing = [folder for folder in known if folder not in set(class_names)]
-    unknown = [folder for folder in class_names if folder not in known]
+    folder_labels = _labels(name, class_names)
+    missing = [folder for folder in folder_labels if folder not in set(class_names)]
+    unknown = [folder for folder in class_names if folder not in folder_labels]
     if name == "objectnet":
         unknown = []  # 200 of its classes are none of ImageNet.
-    if len(missing) == len(known) or unknown or (missing and not part):
+    if len(missing) == len(folder_labels) or unknown or (missing and not partial):
         said = f"has {unknown[0]!r}" if unknown else f"lacks {missing[0]!r}"
         raise InputError(
-            f"label_map={name!r} is of {len(known)} classes, {_some(known)}, but the set "
-            f"{said}: unpack the whole set, or choose another label_map"
+            f"label_map={name!r} is of {len(folder_labels)} classes, {_some(folder_labels)}, but "
+            f"the set {said}: unpack the whole set, or choose another label_map"
         )
-    kept = [label for label, folder in enumerate(class_names) if folder in known]
+    kept = [label for label, folder in enumerate(class_names) if folder in folder_labels]
     answers = np.full(len(wordnet_ids()), NONE, np.int32)
-    for label, place in enumerate(kept):
-        answers[list(known[class_names[place]])] = label
+    for label, source_label in enumerate(kept):
+        answers[list(folder_labels[class_names[source_label]])] = label
     competing = np.ones(len(answers), bool)
     if name != "objectnet":
         competing[:] = False
-        competing[[label for labels in known.values() for label in labels]] = True
-    names = tuple(class_names[place] for place in kept)
+        competing[[label for labels in folder_labels.values() for label in labels]] = True
+    names = tuple(class_names[source_label] for source_label in kept)
     border = _OBJECTNET_BORDER if name == "objectnet" else 0
     return LabelMap(names, np.array(kept, np.int32), answers, competing, border)
 

@@ -30,7 +30,7 @@ def table(result: Result) -> str:
         row = [name, percent(arm["mean"], arm["std"]), _percent(np.mean(arm["top5"]))]
         row += [f"{np.mean(arm['loss']):.3f}", _percent(np.mean(arm["calibration_error"]))]
         row += [_percent(arm[group]) for group in shots]
-        row += [percent(found["mean"], found["std"]) for found in arm["attacks"].values()]
+        row += [percent(attack["mean"], attack["std"]) for attack in arm["attacks"].values()]
         p_value = "" if arm["p_value"] is None else f"{arm['p_value']:.2g}"
         rows.append([*row, str(len(arm["accuracies"])), p_value])
     classes = len(result["class_names"])
@@ -62,16 +62,16 @@ def picture(results: Mapping[str, Result]) -> Figure:
 
 def _draw_accuracy(axes: Axes, results: Mapping[str, Result]) -> None:
     arms = list(next(iter(results.values()))["arms"])
-    places, width = np.arange(len(results)), 0.8 / len(arms)
+    positions, width = np.arange(len(results)), 0.8 / len(arms)
     for k, arm in enumerate(arms):
-        found = [result["arms"][arm] for result in results.values()]
-        mean, std = ([100 * one[key] for one in found] for key in ("mean", "std"))
+        set_results = [result["arms"][arm] for result in results.values()]
+        mean, std = ([100 * result[key] for result in set_results] for key in ("mean", "std"))
         shift = (k - (len(arms) - 1) / 2) * width
         error = std if any(std) else None
-        bars = axes.bar(places + shift, mean, width, yerr=error, capsize=2, label=arm)
+        bars = axes.bar(positions + shift, mean, width, yerr=error, capsize=2, label=arm)
         if len(arms) * len(results) <= _MOST_NUMBERS:
             axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
-    axes.set_xticks(places, list(results), rotation=20 if len(results) > 3 else 0)
+    axes.set_xticks(positions, list(results), rotation=20 if len(results) > 3 else 0)
     axes.set(ylabel="top-1 (%)", ylim=(0, 105), title="accuracy")
     axes.legend(fontsize=8)
 
@@ -80,9 +80,9 @@ def _draw_reliability(axes: Axes, result: Result) -> None:
     """Guo et al. 2017, figure 1: accuracy against confidence, in bins; all seeds together."""
     axes.plot([0, 1], [0, 1], color="gray", lw=1, ls="--")
     for name, arm in result["arms"].items():
-        found = {key: np.array(values) for key, values in arm["calibration"].items()}
-        there = found["count"] > 0
-        x, y = (found[key][there] / found["count"][there] for key in ("confidence", "correct"))
+        bins = {key: np.array(values) for key, values in arm["calibration"].items()}
+        filled = bins["count"] > 0
+        x, y = (bins[key][filled] / bins["count"][filled] for key in ("confidence", "correct"))
         error = 100 * np.mean(arm["calibration_error"])
         axes.plot(x, y, marker="o", ms=3, label=f"{name} (ECE {error:.1f}%)")
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))

@@ -37,16 +37,16 @@ def check_attacks(specs: Fields, sets: Fields) -> dict[str, Attack]:
     Raises:
         InputError: a field is wrong, or there is no such set.
     """
-    found = {}
+    by_name = {}
     for name, spec in plain(specs).items():
         where = f"config.attacks.{name}"
         chosen, count = spec.pop("sets", ()), spec.pop("num_images", 0)
-        if unknown := [one for one in chosen if one not in sets]:
+        if unknown := [set_name for set_name in chosen if set_name not in sets]:
             raise InputError(f"{where}.sets has {unknown[0]!r}; there is {', '.join(sets)}")
         if not isinstance(count, int) or count < 0:
             raise InputError(f"{where}.num_images={count!r}: choose a number, or 0 for all")
-        found[name] = attacks.make(where, spec)
-    return found
+        by_name[name] = attacks.make(where, spec)
+    return by_name
 
 
 class RunOnSet:
@@ -96,7 +96,9 @@ class RunOnSet:
     @property
     def num_images(self) -> int:
         """Images that a seed looks at, once for each attack as well."""
-        return len(self._set.source) + sum(len(self._places(name)) for name in self._attacks)
+        return len(self._set.source) + sum(
+            len(self._attacked_positions(name)) for name in self._attacks
+        )
 
     def read_or_make(self, path: epath.Path, seed: int) -> tuple[dict[str, Any], bool]:
         """A seed's results: what is kept at `path`, or else is made and kept there.
@@ -129,7 +131,7 @@ class RunOnSet:
     def _made_from(self, seed: int) -> dict[str, Any]:
         fields = ("model", "evaluation", "augment")
         network = {name: self._run.config.get(name) for name in fields}
-        facts = {
+        origin = {
             "format": _FORMAT,
             "checkpoint": self._run.digest(seed),
             "network": network,
@@ -137,44 +139,46 @@ class RunOnSet:
             "attacks": self._specs,
             "calibration_bins": self._config["calibration_bins"],
         }
-        return plain(facts)
+        return plain(origin)
 
     def _make(self, seed: int) -> dict[str, Any]:
         variables = self._run.load(seed, self._abstract)
         variables = jax.device_put(variables, NamedSharding(self._mesh, P()))
-        found, labels = self._score(variables), self._set.source.labels
-        if not np.isfinite(found["loss"]).all():
+        image_scores, labels = self._score(variables), self._set.source.labels
+        if not np.isfinite(image_scores["loss"]).all():
             raise InputError(
                 f"{self._run.path}/seed_{seed}: its outputs on {self._set.name} are not finite; "
                 "leave this run out, or train it again"
             )
         num_classes = len(self._set.label_map.class_names)
-        results = scores.summarise(found, labels, num_classes, self._config["calibration_bins"])
-        correct = found["predicted"] == labels
+        results = scores.summarise(
+            image_scores, labels, num_classes, self._config["calibration_bins"]
+        )
+        correct = image_scores["predicted"] == labels
         return {
             **results,
             "attacks": {name: self._attacked(name, variables, correct) for name in self._attacks},
         }
 
     def _attacked(self, name: str, variables: Variables, correct: np.ndarray) -> dict[str, Any]:
-        places, attack = self._places(name), self._attacks[name]
-        whole = len(places) == len(self._set.source)
-        source = self._set.source if whole else Subset(self._set.source, places)
+        positions, attack = self._attacked_positions(name), self._attacks[name]
+        whole = len(positions) == len(self._set.source)
+        source = self._set.source if whole else Subset(self._set.source, positions)
 
         def step(images: jax.Array, labels: jax.Array, at: jax.Array) -> dict[str, jax.Array]:
             return {"correct": attack(variables, images, labels, at).correct}
 
-        found = scores.over_batches(step, source, *self._batches(), self._tell)["correct"]
+        still_correct = scores.over_batches(step, source, *self._batches(), self._tell)["correct"]
         return {
-            "accuracy": float(found.mean()),
-            "clean_accuracy": float(correct[places].mean()),
-            "num_images": len(places),
+            "accuracy": float(still_correct.mean()),
+            "clean_accuracy": float(correct[positions].mean()),
+            "num_images": len(positions),
         }
 
     def _batches(self) -> tuple[Any, ...]:
         return self._config["batch_size"], self._transform, self._mesh
 
-    def _places(self, name: str) -> np.ndarray:
+    def _attacked_positions(self, name: str) -> np.ndarray:
         """Of the images that are attacked: evenly spread, as sets are sorted by class."""
         total = len(self._set.source)
         count = min(self._specs[name].get("num_images", 0) or total, total)

@@ -20,7 +20,7 @@ from launch.runtime.types import Array, Variables
 
 # Each has one entry an image.
 Scores = dict[str, np.ndarray]
-# A step of `over_batches`: images uint8 [b, h, w, c], labels and places in the source, both [b].
+# A step of `over_batches`: images uint8 [b, h, w, c], labels and positions in the source, both [b].
 Step = Callable[[Array, Array, Array], Mapping[str, Array]]
 Judge = Callable[
     [Variables, Float[Array, "b h w c"], Int[Array, " b"]], dict[str, Float[Array, " b"]]
@@ -129,27 +129,29 @@ def over_batches(
     if mesh is not None:
         share = mesh.shape["data"] * mesh.shape["fsdp"]
         batch_size = -(-batch_size // share) * share
-    parts: list[Scores] = []
+    batch_scores: list[Scores] = []
     waiting: list[tuple[Mapping[str, Array], np.ndarray]] = []
 
     def fetch() -> None:
-        for found, mask in waiting:
-            parts.append({name: np.asarray(value)[mask] for name, value in found.items()})
+        for outputs, mask in waiting:
+            batch_scores.append({name: np.asarray(value)[mask] for name, value in outputs.items()})
             tell(int(mask.sum()))
         waiting.clear()
 
     for k, batch in enumerate(loader.eval_batches(source, batch_size, transform)):
-        places = np.arange(k * batch_size, (k + 1) * batch_size, dtype=np.int32)
-        inputs = {"image": batch["image"], "label": batch["label"], "place": places}
+        positions = np.arange(k * batch_size, (k + 1) * batch_size, dtype=np.int32)
+        inputs = {"image": batch["image"], "label": batch["label"], "position": positions}
         if mesh is None:
-            found = step(*inputs.values())
+            outputs = step(*inputs.values())
         else:
             with jax.set_mesh(mesh):
-                found = step(*meshes.put_batch(mesh, inputs).values())
+                outputs = step(*meshes.put_batch(mesh, inputs).values())
         fetch()
-        waiting.append((found, batch["mask"]))
+        waiting.append((outputs, batch["mask"]))
     fetch()
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {
+        name: np.concatenate([scores[name] for scores in batch_scores]) for name in batch_scores[0]
+    }
 
 
 def summarise(
@@ -201,11 +203,11 @@ def calibration(
         calibration: the bins' `count`, and sums of `confidence` and of `correct` over their images.
     """
     confidence = confidence.astype(np.float64)
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    bin_index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     sums = {
-        "count": np.bincount(place, minlength=bins),
-        "confidence": np.bincount(place, weights=confidence, minlength=bins),
-        "correct": np.bincount(place, weights=correct, minlength=bins),
+        "count": np.bincount(bin_index, minlength=bins),
+        "confidence": np.bincount(bin_index, weights=confidence, minlength=bins),
+        "correct": np.bincount(bin_index, weights=correct, minlength=bins),
     }
     error = np.abs(sums["correct"] - sums["confidence"]).sum() / len(confidence)
     named = {name: values.tolist() for name, values in sums.items()}

@@ -24,7 +24,7 @@ class EvaluationSet:
 
     Attributes:
         name: of its results.
-        source: the images; their labels are places in `label_map.class_names`.
+        source: the images; their labels are positions in `label_map.class_names`.
         label_map: how its classes belong to the model's.
         made_from: what its results depend on, for JSON.
     """
@@ -46,12 +46,12 @@ class EvaluationSet:
             InputError: they cannot.
         """
         where = f"config.sets.{self.name}"
-        wanted, mapped = self.label_map.num_model_classes, self.made_from["label_map"]
-        if num_classes != wanted:
+        map_classes, mapped = self.label_map.num_model_classes, self.made_from["label_map"]
+        if num_classes != map_classes:
             needs = (
-                f"label_map={mapped!r} is for the {wanted:,} classes of ImageNet"
+                f"label_map={mapped!r} is for the {map_classes:,} classes of ImageNet"
                 if mapped
-                else f"the set has {wanted}: choose another set, or a label_map"
+                else f"the set has {map_classes}: choose another set, or a label_map"
             )
             raise InputError(f"{where}: {run} was trained for {num_classes} classes, {needs}")
         if class_names is None:
@@ -59,11 +59,11 @@ class EvaluationSet:
         expected = list(label_maps.wordnet_ids()) if mapped else list(self.label_map.class_names)
         if mapped and not set(class_names) & set(expected):
             return  # The same classes by other names, as far as one can tell.
-        for label, (ours, theirs) in enumerate(zip(expected, class_names, strict=True)):
-            if ours != theirs:
+        for label, (expected_name, name) in enumerate(zip(expected, class_names, strict=True)):
+            if expected_name != name:
                 raise InputError(
-                    f"{where}: label {label} is {ours!r}, but {theirs!r} to {run}: evaluate on a "
-                    "set whose classes have the names and the order of the training"
+                    f"{where}: label {label} is {expected_name!r}, but {name!r} to {run}: evaluate "
+                    "on a set whose classes have the names and the order of the training"
                 )
 
 
@@ -97,8 +97,8 @@ def check_specs(specs: Fields) -> None:
             raise InputError(f"{where} needs the field 'source', as input_pipeline.sources.load")
         mapped = spec.get("label_map", "")
         if mapped and mapped not in label_maps.MAPS:
-            known = ", ".join(map(repr, label_maps.MAPS))
-            raise InputError(f"{where}.label_map={mapped!r}: known are '', {known}")
+            maps = ", ".join(map(repr, label_maps.MAPS))
+            raise InputError(f"{where}.label_map={mapped!r}: known are '', {maps}")
 
 
 def open_sets(specs: Fields) -> dict[str, EvaluationSet]:
@@ -130,8 +130,8 @@ def _open(name: str, spec: dict[str, Any]) -> EvaluationSet:
 
 
 def _mapped(source: Source, label_map: LabelMap) -> Source:
-    places = label_map.places.tolist()
-    if places != list(range(len(source.class_names))):
-        kept = np.flatnonzero(np.isin(source.labels, places))
-        source = Renumbered(Subset(source, kept), places)
+    source_labels = label_map.source_labels.tolist()
+    if source_labels != list(range(len(source.class_names))):
+        kept = np.flatnonzero(np.isin(source.labels, source_labels))
+        source = Renumbered(Subset(source, kept), source_labels)
     return WithoutBorder(source, label_map.border) if label_map.border else source

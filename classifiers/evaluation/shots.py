@@ -70,9 +70,9 @@ def groups(
         label_map: of the set.
         spec: `many` and `few`, the limits; both belong to medium.
     """
-    known = label_map.answers >= 0
+    mapped = label_map.answers >= 0
     images = np.bincount(
-        label_map.answers[known], weights=counts[known], minlength=len(label_map.class_names)
+        label_map.answers[mapped], weights=counts[mapped], minlength=len(label_map.class_names)
     )
     many, few = images > spec["many"], images < spec["few"]
     return ["many" if m else "few" if f else "medium" for m, f in zip(many, few, strict=True)]
@@ -82,9 +82,9 @@ def accuracies(
     per_class: Sequence[float | None], of_classes: Sequence[str]
 ) -> dict[str, float | None]:
     """Mean accuracy over the classes of each group; None for a group without any."""
-    found = {}
+    means = {}
     for group in GROUPS:
         rows = zip(per_class, of_classes, strict=True)
         values = [value for value, of in rows if of == group and value is not None]
-        found[group] = float(np.mean(values)) if values else None
-    return found
+        means[group] = float(np.mean(values)) if values else None
+    return means

@@ -13,7 +13,7 @@ from launch.errors import InputError
 from launch.runtime.types import Array
 
 Norm = Callable[..., Callable[[Array], Array]]
-_SETS = ("", "auxiliary_")  # before the names of the real and of the synthetic set
+_PREFIXES = ("", "auxiliary_")  # before the names of the real and of the synthetic set
 
 
 def make_norm(
@@ -87,7 +87,7 @@ class AuxiliaryBatchNorm(nn.Module):
         synthetic = jnp.zeros(len(x), bool) if domain is None else domain != 0
         per_example = _moments(x) if train else None
         affine = []
-        for prefix, members in zip(_SETS, (~synthetic, synthetic), strict=True):
+        for prefix, members in zip(_PREFIXES, (~synthetic, synthetic), strict=True):
             mean, var = self._statistics(prefix, members, x.shape[-1], per_example)
             scale = self.param(prefix + "scale", self.scale_init, mean.shape, jnp.float32)
             bias = self.param(prefix + "bias", nn.initializers.zeros, mean.shape, jnp.float32)
@@ -122,12 +122,12 @@ class AuxiliaryBatchNorm(nn.Module):
             jnp.where(members[:, None], value, 0).sum(0) / jnp.maximum(count, 1)
             for value in per_example
         )
-        found = mean, jnp.maximum(square - mean**2, 0)
+        moments = mean, jnp.maximum(square - mean**2, 0)
         if not self.is_initializing():
-            for old, new in zip(moving, found, strict=True):
+            for old, new in zip(moving, moments, strict=True):
                 moved = self.momentum * old.value + (1 - self.momentum) * new
                 old.value = jnp.where(count > 0, moved, old.value)
-        return found
+        return moments
 
 
 def _moments(x: Float[Array, "b h w c"]) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:

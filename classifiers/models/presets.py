@@ -79,15 +79,15 @@ def make(name: str, num_classes: int, **overrides: Any) -> Classifier:
         InputError: there is no such model, it has no such field, or one has no value.
     """
     if name not in PRESETS and name not in MODULES:
-        known = ", ".join((*MODULES, *PRESETS))
-        raise InputError(f"model.name={name!r}: known are {known}")
+        names = ", ".join((*MODULES, *PRESETS))
+        raise InputError(f"model.name={name!r}: known are {names}")
     preset = PRESETS.get(name) or Preset(MODULES[name], {})
     fields = {field.name: field for field in dataclasses.fields(preset.module)}
     for own in ("parent", "name", "num_classes"):
         del fields[own]
     if unknown := sorted(set(overrides) - set(fields)):
-        known = ", ".join(sorted(fields))
-        raise InputError(f"model {name!r} has no field {unknown[0]!r}; its fields are {known}")
+        names = ", ".join(sorted(fields))
+        raise InputError(f"model {name!r} has no field {unknown[0]!r}; its fields are {names}")
     values = preset.fields | overrides
     for field, entry in fields.items():
         if field not in values and entry.default is dataclasses.MISSING:

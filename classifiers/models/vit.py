@@ -152,11 +152,10 @@ class ViT(nn.Module):
         choices = (
             ("positions", POSITIONS), ("pool", POOLS), ("distillation", DISTILLATIONS)
         )  # fmt: skip
-        for name, known in choices:
-            if getattr(self, name) not in known:
-                raise InputError(
-                    f"model.{name}={getattr(self, name)!r}: known are {', '.join(map(repr, known))}"
-                )
+        for name, allowed in choices:
+            if getattr(self, name) not in allowed:
+                names = ", ".join(map(repr, allowed))
+                raise InputError(f"model.{name}={getattr(self, name)!r}: known are {names}")
         check_rates(dropout=self.dropout, drop_path=self.drop_path)
         if self.distillation and self.pool != "token":
             raise InputError(
@@ -245,8 +244,8 @@ def sincos_positions(rows: int, columns: int, width: int) -> Float[np.ndarray, "
     y, x = np.mgrid[:rows, :columns].reshape(2, -1, 1)
     frequencies = 10_000.0 ** -np.linspace(0, 1, width // 4)
     angles = [x * frequencies, y * frequencies]
-    parts = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
-    return np.concatenate(parts, axis=1, dtype=np.float32)[None]
+    waves = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
+    return np.concatenate(waves, axis=1, dtype=np.float32)[None]
 
 
 def resize_positions(
@@ -275,15 +274,15 @@ def resize_positions(
 
 
 def _bicubic(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """What each new place takes of each old one; beyond the border the last one goes on."""
+    """What each new position takes of each old one; beyond the border the last one goes on."""
     a = -0.75  # Keys 1981, Eq. 15, with a free
     centres = (np.arange(new) + 0.5) * old / new - 0.5
     weights = np.zeros((new, old))
     for offset in range(-1, 3):
-        places = np.floor(centres).astype(int) + offset
-        t = np.abs(centres - places)
+        neighbours = np.floor(centres).astype(int) + offset
+        t = np.abs(centres - neighbours)
         near = (a + 2) * t**3 - (a + 3) * t**2 + 1
         far = a * (t**3 - 5 * t**2 + 8 * t - 4)
         values = np.where(t <= 1, near, far)
-        np.add.at(weights, (np.arange(new), np.clip(places, 0, old - 1)), values)
+        np.add.at(weights, (np.arange(new), np.clip(neighbours, 0, old - 1)), values)
     return weights

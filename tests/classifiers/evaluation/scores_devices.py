@@ -32,8 +32,8 @@ def main():
         placed = jax.device_put(variables, NamedSharding(mesh, P())) if mesh else variables
         score = scores.make_score(model, source, label_map, 10, mesh=mesh)
 
-        def step(images, labels, places, placed=placed):
-            reached = attack(placed, images, labels, places)
+        def step(images, labels, positions, placed=placed):
+            reached = attack(placed, images, labels, positions)
             return {"attacked": reached.loss, "correct": reached.correct}
 
         attacked = scores.over_batches(step, source, 10, mesh=mesh)

@@ -22,10 +22,10 @@ def images(seed=0, size=SIZE, channels=3):
     return found
 
 
-def run(spec, model, variables, pixels, labels, places=None, label_map=MAP):
+def run(spec, model, variables, pixels, labels, positions=None, label_map=MAP):
     attack = attacks.make_attack(attacks.make("here", spec), scores.make_judge(model, label_map))
-    places = np.arange(len(pixels)) if places is None else places
-    return attack(variables, pixels, labels, places)
+    positions = np.arange(len(pixels)) if positions is None else positions
+    return attack(variables, pixels, labels, positions)
 
 
 class Linear:

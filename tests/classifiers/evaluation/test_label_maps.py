@@ -78,7 +78,7 @@ def test_objectnet():
         labels = accepted[found.class_names.index(folder)]
         assert sorted(NAMES[IDS[label]] for label in labels) == sorted(names)
     # Other folders lie between, so labels of the source are others.
-    assert [folders("objectnet")[place] for place in found.places] == list(found.class_names)
+    assert [folders("objectnet")[label] for label in found.source_labels] == list(found.class_names)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_v2_sorted_as_text_is_another_order():
 
 
 def test_a_part_competes_with_the_whole():
-    found = label_maps.resolve("imagenet_r", folders("imagenet_r")[3:5], part=True)
+    found = label_maps.resolve("imagenet_r", folders("imagenet_r")[3:5], partial=True)
     assert len(found.class_names) == 2 and found.competing.sum() == 200
     assert (found.answers >= 0).sum() == 2
 
