@@ -18,10 +18,10 @@ from etils import epath
 from jaxtyping import Int
 from tqdm import tqdm
 
-from classifiers.evaluation import report, shots
+from classifiers.evaluation import report, shot_groups
+from classifiers.evaluation.evaluated_runs import EvaluatedRun, find_runs, open_run
+from classifiers.evaluation.image_sets import EvaluationSet, check_specs, open_sets
 from classifiers.evaluation.run_on_set import RunOnSet, check_attacks
-from classifiers.evaluation.runs import EvaluatedRun, find_runs, open_run
-from classifiers.evaluation.sets import EvaluationSet, check_specs, open_sets
 from classifiers.evaluation.statistics import compare
 from launch.errors import InputError
 from launch.files import write_json
@@ -43,7 +43,7 @@ def main(args: app.Arguments) -> None:
     for run in runs:
         for evaluation_set in sets.values():
             evaluation_set.check_model(run.path, run.num_classes, run.class_names)
-    counts = shots.count_images(config.shots, runs) if config.shots else None
+    counts = shot_groups.count_images(config.shots, runs) if config.shots else None
     lock(args.workdir / "evaluations")
     seeds = _evaluate(config, args.workdir, runs, sets)
     results = {}
@@ -70,7 +70,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         if config[field] < 1:
             raise InputError(f"config.{field}={config[field]}: at least 1 is needed")
     if config.shots:
-        shots.check(config.shots)
+        shot_groups.check(config.shots)
 
 
 def _open_runs(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[EvaluatedRun]:
@@ -137,12 +137,14 @@ def _result(
     arms = {name: _arm(seed_results) for name, seed_results in seeds.items()}
     baseline = arms.get(config.baseline, {}).get("accuracies")
     groups = (
-        None if counts is None else shots.groups(counts, evaluation_set.label_map, config.shots)
+        None
+        if counts is None
+        else shot_groups.groups(counts, evaluation_set.label_map, config.shots)
     )
     for arm in arms.values():
         arm.update(compare(arm["accuracies"], baseline))
         if groups is not None:
-            arm.update(shots.accuracies(arm["per_class"], groups))
+            arm.update(shot_groups.accuracies(arm["per_class"], groups))
     return {
         "name": evaluation_set.name,
         "num_images": len(evaluation_set.source),

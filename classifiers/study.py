@@ -31,7 +31,8 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from classifiers.studies import facts, plan, report, results
+from classifiers.studies import plan, report, results
+from classifiers.studies.inventory import model_size, take_inventory
 from launch.errors import InputError
 from launch.files import is_local
 from launch.jobs.runner import JobRunner
@@ -65,17 +66,17 @@ def main(args: app.Arguments) -> None:
     workdir = Path(args.workdir or "WORKDIR")
     launcher = _launcher(args.flags)
     runs = plan.make_runs(config, workdir)
-    steps = plan.make_steps(config, runs)
+    jobs = plan.make_jobs(config, runs)
     if args.dry_run:
-        _describe(args, runs, [shlex.join([*launcher, *step.command]) for step in steps])
+        _describe(args, runs, [shlex.join([*launcher, *job.command]) for job in jobs])
         return
-    known = facts.look(config, runs)
+    inventory = take_inventory(config, runs)
     lock(args.workdir)
     environment = {name: str(value) for name, value in config.environment.items()}
-    road = JobRunner(workdir, steps, args.flags.jobs, environment, launcher)
-    road.run()
-    road.tick()
-    result = results.collect(config, runs, known)
+    runner = JobRunner(workdir, jobs, args.flags.jobs, environment, launcher)
+    runner.run()
+    runner.tick()
+    result = results.collect(config, runs, inventory)
     report.write(workdir, f"What generated images are worth: {config.name}", result)
     print(report.tables(result))
     print(f"report: {workdir / 'report.html'}")
@@ -97,7 +98,7 @@ def _launcher(values: flags.FlagValues) -> list[str]:
     return launcher
 
 
-def _describe(args: app.Arguments, runs: list[plan.Run], commands: list[str]) -> None:
+def _describe(args: app.Arguments, runs: list[plan.PlannedRun], commands: list[str]) -> None:
     """Prints what would run."""
     app.describe(args.config)
     for command in commands:
@@ -105,7 +106,7 @@ def _describe(args: app.Arguments, runs: list[plan.Run], commands: list[str]) ->
     for label, run in {run.model: run for run in runs}.items():
         # Where the images are not, the model's input is not known.
         with contextlib.suppress(InputError):
-            print(f"{label}: {facts.size_of(run.config)[1]:,} parameters")
+            print(f"{label}: {model_size(run.config)[1]:,} parameters")
     trainings = sum(run.config.seeds for run in runs)
     print(f"{len(runs)} runs of classifiers.train, {trainings} trainings with all their seeds")
 

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from classifiers.evaluation.shots import GROUPS
+from classifiers.evaluation.shot_groups import GROUPS
 from launch.runtime.reports.tables import percent, text_table
 
 Result = Mapping[str, Any]

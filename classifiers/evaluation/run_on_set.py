@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec as P
 from classifiers import from_config
 from classifiers.evaluation import attacks, scores
 from classifiers.evaluation.attacks import Attack
-from classifiers.evaluation.runs import EvaluatedRun
-from classifiers.evaluation.sets import EvaluationSet
+from classifiers.evaluation.evaluated_runs import EvaluatedRun
+from classifiers.evaluation.image_sets import EvaluationSet
 from input_pipeline.source import Subset
 from launch.errors import InputError
 from launch.fields import Fields

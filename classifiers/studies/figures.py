@@ -28,12 +28,16 @@ def cas(rows: Sequence[Mapping[str, Any]]) -> Figure:
     figure = Figure(figsize=(width, 3.8), layout="constrained")
     for axes, level in zip(figure.subplots(1, len(levels), squeeze=False)[0], levels, strict=True):
         for i, (kind, color) in enumerate((("real", REAL), ("generated", GENERATED))):
-            part = [row for row in rows if bool(row["num_generated"]) == bool(i)]
-            mean, std = (np.array([100 * row[k] for row in part]) for k in (level, _std(level)))
-            places = np.arange(len(part)) + 0.38 * (i - 0.5)
+            kind_rows = [row for row in rows if bool(row["num_generated"]) == bool(i)]
+            mean, std = (
+                np.array([100 * row[k] for row in kind_rows]) for k in (level, _std(level))
+            )
+            positions = np.arange(len(kind_rows)) + 0.38 * (i - 0.5)
             error = std if std.any() else None
-            axes.bar(places, mean, 0.36, color=color, yerr=error, capsize=4, label=f"{kind} only")
-            for x, y, e in zip(places, mean, std, strict=True):
+            axes.bar(
+                positions, mean, 0.36, color=color, yerr=error, capsize=4, label=f"{kind} only"
+            )
+            for x, y, e in zip(positions, mean, std, strict=True):
                 axes.annotate(
                     f"{y:.1f}", (x, y + e), (0, 3), textcoords="offset points", ha="center",
                     fontsize=9,
@@ -45,13 +49,13 @@ def cas(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def scaling(found: Mapping[str, Any]) -> Figure:
+def scaling(curves: Mapping[str, Any]) -> Figure:
     """Curves with standard deviations over the number of generated images, one a model."""
-    every = [point for model in found.values() for point in model["points"]]
-    levels = _levels(every)
+    all_points = [point for model in curves.values() for point in model["points"]]
+    levels = _levels(all_points)
     figure = Figure(figsize=(6.4 * len(levels), 4.2), layout="constrained")
     for axes, level in zip(figure.subplots(1, len(levels), squeeze=False)[0], levels, strict=True):
-        for i, (label, model) in enumerate(found.items()):
+        for i, (label, model) in enumerate(curves.items()):
             curve, color = model["points"], f"C{i}"
             x, mean, std = (
                 [point[key] for point in curve] for key in ("num_generated", level, _std(level))
@@ -69,19 +73,19 @@ def scaling(found: Mapping[str, Any]) -> Figure:
 
 def _copies_axis(axes: Axes, curve: Sequence[Mapping[str, Any]]) -> None:
     """The same numbers at the top, as multiples of the real set."""
-    one = curve[-1]["num_generated"] / curve[-1]["copies"]
-    top = axes.secondary_xaxis("top", functions=(lambda n: n / one, lambda k: k * one))
+    copy_size = curve[-1]["num_generated"] / curve[-1]["copies"]
+    top = axes.secondary_xaxis("top", functions=(lambda n: n / copy_size, lambda k: k * copy_size))
     top.set_xticks([point["copies"] for point in curve])
     top.set_xlabel(f"times the real set ({curve[0]['num_real']:,} images)")
 
 
-def models(found: Mapping[str, Any]) -> Figure:
+def models(comparison: Mapping[str, Any]) -> Figure:
     """Each model's three accuracies on a line, and beside it what generated images brought."""
-    rows = found["rows"]
+    rows = comparison["rows"]
     figure = Figure(figsize=(10, 1.7 + 0.42 * len(rows)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.7, 1))
-    places = np.arange(len(rows))
-    both = f"real + {found['arms']['generated'].replace('_', ' ')}"
+    positions = np.arange(len(rows))
+    both = f"real + {comparison['arms']['generated'].replace('_', ' ')}"
     for key, color, label, shift in (
         ("generated", GENERATED, "generated only", -0.13),
         ("real", REAL, "real only", 0.0),
@@ -91,41 +95,41 @@ def models(found: Mapping[str, Any]) -> Figure:
         # Bars of deviations would hide each other.
         shift *= std.any()
         left.errorbar(
-            mean, places + shift, xerr=std if std.any() else None, fmt="o", ms=7, capsize=3,
+            mean, positions + shift, xerr=std if std.any() else None, fmt="o", ms=7, capsize=3,
             color=color, label=label,
         )  # fmt: skip
     ends = [[100 * row[key] for key in ("real", "generated", "both")] for row in rows]
-    left.hlines(places, np.min(ends, 1), np.max(ends, 1), color="lightgray", lw=2, zorder=0)
-    left.set_yticks(places, [row["model"] for row in rows])
+    left.hlines(positions, np.min(ends, 1), np.max(ends, 1), color="lightgray", lw=2, zorder=0)
+    left.set_yticks(positions, [row["model"] for row in rows])
     left.set_ylim(len(rows) - 0.5, -0.5)
     left.set(xlabel="top-1 accuracy (%)")
     left.grid(axis="x", alpha=0.25)
     figure.legend(loc="outside upper center", ncols=3, fontsize=9, frameon=False)
     gains = np.array([100 * row["difference"] for row in rows])
-    right.barh(places, gains, 0.55, color=[BOTH if gain > 0 else GENERATED for gain in gains])
+    right.barh(positions, gains, 0.55, color=[BOTH if gain > 0 else GENERATED for gain in gains])
     right.axvline(0, color="black", lw=0.8)
-    for y, gain in zip(places, gains, strict=True):
+    for y, gain in zip(positions, gains, strict=True):
         right.annotate(
             f"{gain:+.2f}", (gain, y), (4 if gain >= 0 else -4, 0), textcoords="offset points",
             ha="left" if gain >= 0 else "right", va="center", fontsize=9,
         )  # fmt: skip
     right.margins(x=0.25)
     right.set(xlabel="both against real only (points)")
-    over = found["both"]
+    over = comparison["both"]
     if over["p_value"] is not None:
         mean, p_value = points(over["mean_difference"]), p_text(over["p_value"])
         right.set_title(f"mean {mean}, p = {p_value} over models", fontsize=10)
     return figure
 
 
-def per_class(found: Mapping[str, Any], class_names: Sequence[str]) -> Figure:
+def per_class(comparison: Mapping[str, Any], class_names: Sequence[str]) -> Figure:
     """Class against class, and all classes in the order of their real accuracy."""
     figure = Figure(figsize=(11, 4.9), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
-    real, generated = np.asarray(found["real"]), np.asarray(found["generated"])
+    real, generated = np.asarray(comparison["real"]), np.asarray(comparison["generated"])
     plots.class_scatter(left, real, generated, class_names)
-    shares = f"generated better in {100 * found['share_better']:.0f}% of classes"
-    r = found["correlation"]
+    shares = f"generated better in {100 * comparison['share_better']:.0f}% of classes"
+    r = comparison["correlation"]
     left.set_title(shares + ("" if r is None else f", correlation {r:.2f}"), fontsize=10)
     order = np.argsort(real, kind="stable")
     size = 4 if len(order) <= 100 else 2

@@ -56,7 +56,7 @@ REAL = Arm(real=True, copies=0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """A run of classifiers.train.
 
     Attributes:
@@ -76,8 +76,8 @@ class Run:
     start: str
 
     @property
-    def step(self) -> str:
-        """The name of its training."""
+    def job_name(self) -> str:
+        """What its training is called among the jobs."""
         return f"train-{self.model}-{self.arm.name}"
 
 
@@ -104,8 +104,8 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise InputError(f"config.models_of.{study} is empty: name some of config.models")
         for label in config.models_of[study]:
             if label not in config.models:
-                known = ", ".join(config.models)
-                raise InputError(f"config.models_of.{study}: {label!r} is not in models ({known})")
+                labels = ", ".join(config.models)
+                raise InputError(f"config.models_of.{study}: {label!r} is not in models ({labels})")
             if not re.fullmatch(r"[\w.@+-]+", label):
                 raise InputError(f"config.models: {label!r} cannot name a folder; use letters")
             if not config.models[label].get("config"):
@@ -121,26 +121,26 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise InputError(f"config.seeds={config.seeds}: 0 takes those of the models' configs")
 
 
-def make_runs(config: ml_collections.ConfigDict, workdir: Path) -> list[Run]:
+def make_runs(config: ml_collections.ConfigDict, workdir: Path) -> list[PlannedRun]:
     """All runs that the studies need, each once; nothing is written.
 
     Raises:
         InputError: something in `config` is wrong, or in the config of a model.
     """
     check(config)
-    wanted = [
+    pairs = [
         (model, arm)
         for study in config.studies
         for model in config.models_of[study]
         for arm in arms_of(config, study)
     ]
     # A list that grows: what a run begins with is a run as well.
-    for model, arm in wanted:
+    for model, arm in pairs:
         start = _start(config, model)
-        if start and (start, arm) not in wanted:
-            wanted.append((start, arm))
-    labels = list(dict.fromkeys(model for model, _ in wanted))
-    order = sorted(set(wanted), key=lambda p: (labels.index(p[0]), not p[1].real, p[1].copies))
+        if start and (start, arm) not in pairs:
+            pairs.append((start, arm))
+    labels = list(dict.fromkeys(model for model, _ in pairs))
+    order = sorted(set(pairs), key=lambda p: (labels.index(p[0]), not p[1].real, p[1].copies))
     return [_run(config, workdir, model, arm) for model, arm in order]
 
 
@@ -157,7 +157,7 @@ def _start(config: ml_collections.ConfigDict, label: str) -> str:
     return chain[1] if len(chain) > 1 else ""
 
 
-def _run(config: ml_collections.ConfigDict, workdir: Path, label: str, arm: Arm) -> Run:
+def _run(config: ml_collections.ConfigDict, workdir: Path, label: str, arm: Arm) -> PlannedRun:
     model = config.models[label]
     file, _, arguments = model.config.partition(":")
     arguments = ",".join(filter(None, (arguments, arm.arguments)))
@@ -179,12 +179,12 @@ def _run(config: ml_collections.ConfigDict, workdir: Path, label: str, arm: Arm)
         resolved = app.parse(["classifiers.train", *argv]).config
     except InputError as error:
         raise InputError(f"config.models.{label}: {error}") from None
-    run = Run(label, arm, folder, ("classifiers.train", *argv), resolved, start)
+    run = PlannedRun(label, arm, folder, ("classifiers.train", *argv), resolved, start)
     _check_resolved(run, model.config)
     return run
 
 
-def _check_resolved(run: Run, name: str) -> None:
+def _check_resolved(run: PlannedRun, name: str) -> None:
     """Whether a model's config does what its arguments say."""
     missing = [f for f in ("train_sources", "seeds", "total_steps") if f not in run.config]
     if missing:
@@ -193,23 +193,23 @@ def _check_resolved(run: Run, name: str) -> None:
             f"{missing[0]!r})"
         )
     specs = run.config.train_sources.values()
-    found = [spec.get("copies") for spec in specs if spec.get("name") == "synthetic"]
-    if found != [run.arm.copies] * bool(run.arm.copies):
+    copies = [spec.get("copies") for spec in specs if spec.get("name") == "synthetic"]
+    if copies != [run.arm.copies] * bool(run.arm.copies):
         raise InputError(
             f"config.models.{run.model}: {run.arm.arguments} of {name} trains on generated sets "
-            f"with copies {found}; one of {run.arm.copies} is needed"
+            f"with copies {copies}; one of {run.arm.copies} is needed"
         )
 
 
-def make_steps(config: ml_collections.ConfigDict, runs: Sequence[Run]) -> list[Job]:
+def make_jobs(config: ml_collections.ConfigDict, runs: Sequence[PlannedRun]) -> list[Job]:
     """A training and an evaluation for each run.
 
     Raises:
         InputError: the evaluation's config cannot be read.
     """
-    trainings = {(run.model, run.arm): run.step for run in runs}
+    trainings = {(run.model, run.arm): run.job_name for run in runs}
     evaluation = json_digest(plain(load_config(config.evaluation.config)))
-    steps = []
+    jobs = []
     for run in runs:
         seeds, total_steps = run.config.seeds, run.config.total_steps
         last = run.folder / f"seed_{seeds - 1}" / "checkpoints" / str(total_steps)
@@ -217,19 +217,19 @@ def make_steps(config: ml_collections.ConfigDict, runs: Sequence[Run]) -> list[J
         digest = json_digest(plain(run.config))
         manifests = tuple(path / "manifest.json" for path in _generated_sets(run))
         after = (trainings[run.start, run.arm],) if run.start else ()
-        steps.append(Job(run.step, run.command, manifests, last, after, weight, digest))
+        jobs.append(Job(run.job_name, run.command, manifests, last, after, weight, digest))
         argv = (f"--config={config.evaluation.config}", f"--workdir={run.folder}")
         command, weight = ("classifiers.evaluate", *argv), _EVALUATION * weight
-        name, path = run.step.replace("train", "evaluate", 1), evaluation_path(config, run)
-        steps.append(Job(name, command, (), path, (run.step,), weight, evaluation))
-    return steps
+        name, path = run.job_name.replace("train", "evaluate", 1), evaluation_path(config, run)
+        jobs.append(Job(name, command, (), path, (run.job_name,), weight, evaluation))
+    return jobs
 
 
-def evaluation_path(config: ml_collections.ConfigDict, run: Run) -> Path:
+def evaluation_path(config: ml_collections.ConfigDict, run: PlannedRun) -> Path:
     """What the evaluation of a run writes."""
     return run.folder / f"evaluation_{config.evaluation.set}.json"
 
 
-def _generated_sets(run: Run) -> list[epath.Path]:
+def _generated_sets(run: PlannedRun) -> list[epath.Path]:
     specs = run.config.train_sources.values()
     return [epath.Path(spec.path) for spec in specs if spec.get("name") == "synthetic"]

@@ -65,16 +65,16 @@ def verdicts(result: Mapping[str, Any]) -> list[tuple[str, bool]]:
             f"{points(both['mean_difference'])} points on average {_test(p_value, over)}.",
             _holds(both["mean_difference"], p_value),
         )]  # fmt: skip
-    found = []
+    sentences = []
     for model, scaled in result.get("scaling", {}).items():
         best = next(point for point in scaled["points"] if point["arm"] == scaled["best"])
-        found.append((
+        sentences.append((
             f"{model} is best with {best['num_generated']:,} generated images: "
             f"{percent(best['mean'])}%, {points(best['difference'])} points against real only "
             f"{_test(best['p_value'], 'seeds')}.",
             _holds(best["difference"], best["p_value"]),
         ))  # fmt: skip
-    return found
+    return sentences
 
 
 def _holds(difference: float, p_value: float | None) -> bool:
@@ -91,9 +91,9 @@ def tables(result: Mapping[str, Any]) -> str:
     """The tables for a terminal."""
     makers = {"cas": cas_table, "scaling": scaling_table, "models": models_table,
               "per_class": per_class_table}  # fmt: skip
-    found = [f"{study}\n{text_table(*make(result), rule=True)}" for study, make in makers.items()
+    texts = [f"{study}\n{text_table(*make(result), rule=True)}" for study, make in makers.items()
              if study in result]  # fmt: skip
-    return "\n\n".join([*found, *(text for text, _ in verdicts(result))])
+    return "\n\n".join([*texts, *(text for text, _ in verdicts(result))])
 
 
 def cas_table(result: Mapping[str, Any]) -> Table:
@@ -141,9 +141,9 @@ def models_table(result: Mapping[str, Any]) -> Table:
     """A row a model, as in table 3 of Azizi et al. 2023, and the mean of all."""
     header = ["model", "input", "parameters", "real (%)", "generated (%)", "real + generated (%)",
               "difference", "p"]  # fmt: skip
-    found = result["models"]
+    comparison = result["models"]
     cells = []
-    for row in found["rows"]:
+    for row in comparison["rows"]:
         size, many = result["sizes"][row["model"]], row["seeds"] > 1
         arms = [percent(row[k], row[f"{k}_std"] if many else None)
                 for k in ("real", "generated", "both")]  # fmt: skip
@@ -151,10 +151,10 @@ def models_table(result: Mapping[str, Any]) -> Table:
             row["model"], f"{size['input']}x{size['input']}", _short(size["parameters"]), *arms,
             points(row["difference"]), p_text(row["p_value"]),
         ])  # fmt: skip
-    if len(found["rows"]) > 1:
-        means = [percent(np.mean([row[k] for row in found["rows"]]))
+    if len(comparison["rows"]) > 1:
+        means = [percent(np.mean([row[k] for row in comparison["rows"]]))
                  for k in ("real", "generated", "both")]  # fmt: skip
-        both = found["both"]
+        both = comparison["both"]
         cells.append(["mean; paired t-test over models", "", "", *means,
                       points(both["mean_difference"]), p_text(both["p_value"])])  # fmt: skip
     return header, cells
@@ -167,27 +167,27 @@ def per_class_table(result: Mapping[str, Any]) -> Table:
     cells = [
         [
             model,
-            str(len(found["real"])),
-            str(found["better"]),
-            str(found["equal"]),
-            str(found["worse"]),
-            f"{100 * found['share_better']:.1f}",
-            "" if found["correlation"] is None else f"{found['correlation']:.2f}",
+            str(len(comparison["real"])),
+            str(comparison["better"]),
+            str(comparison["equal"]),
+            str(comparison["worse"]),
+            f"{100 * comparison['share_better']:.1f}",
+            "" if comparison["correlation"] is None else f"{comparison['correlation']:.2f}",
         ]
-        for model, found in result["per_class"].items()
+        for model, comparison in result["per_class"].items()
     ]
     return header, cells
 
 
-def extremes_table(found: Mapping[str, Any], class_names: Sequence[str]) -> Table:
+def extremes_table(comparison: Mapping[str, Any], class_names: Sequence[str]) -> Table:
     """The classes that gain and lose most by training on generated images."""
-    gains = np.subtract(found["generated"], found["real"])
+    gains = np.subtract(comparison["generated"], comparison["real"])
     order = np.argsort(-gains, kind="stable")
-    few = order if len(order) <= 2 * _EXTREMES else [*order[:_EXTREMES], *order[-_EXTREMES:]]
+    shown = order if len(order) <= 2 * _EXTREMES else [*order[:_EXTREMES], *order[-_EXTREMES:]]
     cells = [
-        [class_names[i], percent(found["real"][i]), percent(found["generated"][i]),
+        [class_names[i], percent(comparison["real"][i]), percent(comparison["generated"][i]),
          points(gains[i])]
-        for i in few
+        for i in shown
     ]  # fmt: skip
     return ["class", "real (%)", "generated (%)", "difference"], cells
 
@@ -208,11 +208,12 @@ def _models(report: Report, workdir: Path, result: Mapping[str, Any]) -> None:
     report.heading("Real, generated, both")
     report.table(*models_table(result))
     for kind, name in (("both", "Both"), ("generated", "Generated only")):
-        found = result["models"][kind]
+        comparison = result["models"][kind]
         report.text(
-            f"{name} against real only: {found['num_better']} of {found['num_models']} models are "
-            f"better, {points(found['mean_difference'])} ± {100 * found['std_difference']:.2f} "
-            f"points over models {_test(found['p_value'], 'models')}."
+            f"{name} against real only: {comparison['num_better']} of {comparison['num_models']} "
+            f"models are better, {points(comparison['mean_difference'])} ± "
+            f"{100 * comparison['std_difference']:.2f} points over models "
+            f"{_test(comparison['p_value'], 'models')}."
         )
     _figure(report, workdir / "models.png", figures.models(result["models"]), _MODELS)
 
@@ -220,11 +221,11 @@ def _models(report: Report, workdir: Path, result: Mapping[str, Any]) -> None:
 def _per_class(report: Report, workdir: Path, result: Mapping[str, Any]) -> None:
     report.heading("Class by class")
     report.table(*per_class_table(result))
-    for model, found in result["per_class"].items():
-        names = [result["evaluation"]["class_names"][label] for label in found["classes"]]
-        figure = figures.per_class(found, names)
+    for model, comparison in result["per_class"].items():
+        names = [result["evaluation"]["class_names"][label] for label in comparison["classes"]]
+        figure = figures.per_class(comparison, names)
         _figure(report, workdir / f"per_class_{model}.png", figure, f"{model}. {_PER_CLASS}")
-        report.table(*extremes_table(found, names))
+        report.table(*extremes_table(comparison, names))
 
 
 def _figure(report: Report, path: Path, figure: Figure, caption: str) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 from scipy import stats
 
 from classifiers.evaluation.statistics import compare
-from classifiers.studies.facts import Facts
-from classifiers.studies.plan import REAL, Run, arms_of, evaluation_path
+from classifiers.studies.inventory import Inventory
+from classifiers.studies.plan import REAL, PlannedRun, arms_of, evaluation_path
 from launch.errors import InputError
 from launch.files import read_json
 
@@ -23,7 +23,9 @@ Arms = Mapping[str, Mapping[str, dict[str, Any]]]
 _ROUNDING = 1e-9
 
 
-def collect(config: ml_collections.ConfigDict, runs: Sequence[Run], facts: Facts) -> dict[str, Any]:
+def collect(
+    config: ml_collections.ConfigDict, runs: Sequence[PlannedRun], inventory: Inventory
+) -> dict[str, Any]:
     """Everything that a study says, as JSON takes it.
 
     Returns:
@@ -34,18 +36,20 @@ def collect(config: ml_collections.ConfigDict, runs: Sequence[Run], facts: Facts
     Raises:
         InputError: the evaluations are not of one set of images.
     """
-    found = [read_json(evaluation_path(config, run)) for run in runs]
-    evaluation = {key: found[0][key] for key in ("num_images", "class_names")}
-    for run, other in zip(runs, found, strict=True):
+    evaluations = [read_json(evaluation_path(config, run)) for run in runs]
+    evaluation = {key: evaluations[0][key] for key in ("num_images", "class_names")}
+    for run, other in zip(runs, evaluations, strict=True):
         if any(other[key] != value for key, value in evaluation.items()):
             raise InputError(
                 f"{evaluation_path(config, run)} is of other images than that of {runs[0].folder}: "
                 "remove it and run the same command again"
             )
-    arms = read_arms(runs, found, facts)
+    arms = read_arms(runs, evaluations, inventory)
     result = {
         "evaluation": {"set": config.evaluation.set, **evaluation},
-        "sizes": {label: {"input": s, "parameters": n} for label, (s, n) in facts.sizes.items()},
+        "sizes": {
+            label: {"input": s, "parameters": n} for label, (s, n) in inventory.model_sizes.items()
+        },
         "arms": arms,
     }
     for study in config.studies:
@@ -55,7 +59,7 @@ def collect(config: ml_collections.ConfigDict, runs: Sequence[Run], facts: Facts
 
 
 def read_arms(
-    runs: Sequence[Run], evaluations: Sequence[Mapping[str, Any]], facts: Facts
+    runs: Sequence[PlannedRun], evaluations: Sequence[Mapping[str, Any]], inventory: Inventory
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """What was measured, by model and by name of the arm.
 
@@ -67,12 +71,12 @@ def read_arms(
     arms: dict[str, dict[str, dict[str, Any]]] = {}
     for run, evaluation in zip(runs, evaluations, strict=True):
         arm = dict(evaluation["arms"][run.arm.name])
-        arm["num_real"], arm["num_generated"] = facts.images[run.model, run.arm.name]
+        arm["num_real"], arm["num_generated"] = inventory.image_counts[run.model, run.arm.name]
         arm["copies"] = run.arm.copies
         arms.setdefault(run.model, {})[run.arm.name] = arm
-    for found in arms.values():
-        real = found[REAL.name]
-        for arm in found.values():
+    for by_name in arms.values():
+        real = by_name[REAL.name]
+        for arm in by_name.values():
             arm.update(against(arm["accuracies"], real["accuracies"]))
             if "top5" in arm and "top5" in real:
                 top5 = against(arm["top5"], real["top5"])
@@ -100,8 +104,8 @@ def cas(arms: Arms, names: Sequence[str]) -> list[dict[str, Any]]:
     """
     keep = ("num_real", "num_generated", *_SCORES)
     return [
-        {"model": model, "arm": name, **{key: found[name].get(key) for key in keep}}
-        for model, found in arms.items()
+        {"model": model, "arm": name, **{key: by_name[name].get(key) for key in keep}}
+        for model, by_name in arms.items()
         for name in names
     ]
 
@@ -116,10 +120,10 @@ def scaling(arms: Arms, names: Sequence[str]) -> dict[str, Any]:
     keep = ("copies", "num_real", "num_generated", *_SCORES)
     return {
         model: {
-            "points": [{"arm": n, **{key: found[n].get(key) for key in keep}} for n in names],
-            "best": max(names, key=lambda name: found[name]["mean"]),
+            "points": [{"arm": n, **{key: by_name[n].get(key) for key in keep}} for n in names],
+            "best": max(names, key=lambda name: by_name[name]["mean"]),
         }
-        for model, found in arms.items()
+        for model, by_name in arms.items()
     }
 
 
@@ -138,11 +142,11 @@ def models(arms: Arms, names: Sequence[str]) -> dict[str, Any]:
     real, generated, both = names
     keys = {"real": real, "generated": generated, "both": both}
     rows = []
-    for model, found in arms.items():
-        row: dict[str, Any] = {"model": model, "seeds": len(found[real]["accuracies"])}
+    for model, by_name in arms.items():
+        row: dict[str, Any] = {"model": model, "seeds": len(by_name[real]["accuracies"])}
         for key, name in keys.items():
-            row |= {key: found[name]["mean"], f"{key}_std": found[name]["std"]}
-        row |= {key: found[both][key] for key in ("difference", "p_value")}
+            row |= {key: by_name[name]["mean"], f"{key}_std": by_name[name]["std"]}
+        row |= {key: by_name[both][key] for key in ("difference", "p_value")}
         rows.append(row)
     means = {key: np.array([row[key] for row in rows]) for key in keys}
     return {
@@ -178,14 +182,14 @@ def per_class(arms: Arms, names: Sequence[str]) -> dict[str, Any]:
         `share_better` of all, and Pearson's `correlation` (None where one of them is the same for
         all classes).
     """
-    found = {}
+    comparisons = {}
     for model, by_name in arms.items():
         pairs = list(zip(*(by_name[name]["per_class"] for name in names), strict=True))
         classes = [label for label, pair in enumerate(pairs) if None not in pair]
         real, generated = np.array([pairs[label] for label in classes], float).T
         better, worse = (generated > real + _ROUNDING), (generated < real - _ROUNDING)
         varied = len(real) > 1 and np.ptp(real) > _ROUNDING and np.ptp(generated) > _ROUNDING
-        found[model] = {
+        comparisons[model] = {
             "classes": classes,
             "real": real.tolist(),
             "generated": generated.tolist(),
@@ -195,7 +199,7 @@ def per_class(arms: Arms, names: Sequence[str]) -> dict[str, Any]:
             "share_better": float(better.mean()),
             "correlation": float(stats.pearsonr(real, generated)[0]) if varied else None,
         }
-    return found
+    return comparisons
 
 
 _SCORES = ("mean", "std", "difference", "p_value",

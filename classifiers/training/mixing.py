@@ -65,11 +65,13 @@ def mix(
     switch = (switch if mixup else 1.0) if cutmix else 0.0
     cut = jax.random.uniform(keys[1], (n,)) < switch
     # What the mate has: of the image and its targets by mixup, of the area by CutMix.
-    whole = jax.random.beta(keys[2], mixup, mixup, (n,)) if mixup else jnp.zeros(n)
-    part = jax.random.beta(keys[3], cutmix, cutmix, (n,)) if cutmix else jnp.zeros(n)
-    box = random_box(keys[4], part, height, width)
-    of_pixels = jnp.where(cut[:, None, None], box, whole[:, None, None]) * mixed[:, None, None]
-    of_targets = jnp.where(cut, box.mean((1, 2)), whole) * mixed
+    mixup_share = jax.random.beta(keys[2], mixup, mixup, (n,)) if mixup else jnp.zeros(n)
+    cutmix_share = jax.random.beta(keys[3], cutmix, cutmix, (n,)) if cutmix else jnp.zeros(n)
+    box = random_box(keys[4], cutmix_share, height, width)
+    of_pixels = (
+        jnp.where(cut[:, None, None], box, mixup_share[:, None, None]) * mixed[:, None, None]
+    )
+    of_targets = jnp.where(cut, box.mean((1, 2)), mixup_share) * mixed
     order = None if domain is None else mates(domain)
     return _blend(images, of_pixels[..., None], order), _blend(targets, of_targets[:, None], order)
 
@@ -108,8 +110,8 @@ def mates(domain: Int[Array, " b"]) -> Int[Array, " b"]:
     ordered = domain[order]
     first = jnp.searchsorted(ordered, ordered, side="left")
     last = jnp.searchsorted(ordered, ordered, side="right") - 1
-    places = jnp.arange(len(domain))
-    return jnp.zeros_like(order).at[order].set(order[first + last - places])
+    positions = jnp.arange(len(domain))
+    return jnp.zeros_like(order).at[order].set(order[first + last - positions])
 
 
 def _blend(own: Array, share: Array, order: Array | None) -> Array:
@@ -130,9 +132,9 @@ def make_mix(config: ml_collections.ConfigDict) -> Mix | None:
     if not fields:
         return None
     by_domain = bool(fields.pop("by_domain", False))
-    known = ("mixup", "cutmix", "switch", "probability", "per_example")
-    if unknown := sorted(set(fields) - set(known)):
-        raise InputError(f"mix has no field {unknown[0]!r}; use {', '.join(known)}, by_domain")
+    names = ("mixup", "cutmix", "switch", "probability", "per_example")
+    if unknown := sorted(set(fields) - set(names)):
+        raise InputError(f"mix has no field {unknown[0]!r}; use {', '.join(names)}, by_domain")
     fields = {"mixup": 0.0, "cutmix": 0.0, **fields}
 
     def mixed(key: Array, images: Array, targets: Array, domain: Array) -> tuple[Array, Array]:

@@ -9,7 +9,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from classifiers import from_config
-from classifiers.training import curves, vmap_seeds, warm_start
+from classifiers.training import learning_curves, vmap_seeds, warm_start
 from classifiers.training.evaluation import make_evaluation
 from classifiers.training.images import Images, make_reader
 from classifiers.training.training import Training
@@ -41,7 +41,7 @@ def train_seeds(
     train = _train_together if config.get("vmap_seeds") else _train_in_turn
     with jax.set_mesh(mesh):
         train(training, images, mesh, workdir)
-    on_first_process(lambda: curves.write(workdir, config.seeds))
+    on_first_process(lambda: learning_curves.write(workdir, config.seeds))
 
 
 def _train_in_turn(training: Training, images: Images, mesh: Mesh, workdir: epath.Path) -> None:

@@ -71,7 +71,7 @@ class Training:
                 see `losses.domain_weights`; `train_sources`: where there are several, metrics of
                 each domain are measured too; `model`, `mix`, `ema`, `optimizer`, `total_steps`.
             num_classes: of the images.
-            image_shape: theirs, [h, w, c].
+            image_shape: of the images, [h, w, c].
 
         Raises:
             InputError: a field is wrong.
@@ -165,9 +165,9 @@ def _by_domain(domain: Array, **values: Float[Array, " b"]) -> dict[str, dict[st
     Where images of both are mixed with each other, a mixture is of the domain of its first one.
     """
     means: dict[str, dict[str, Array]] = {}
-    for name, each in values.items():
+    for name, per_example in values.items():
         of_domains = means[f"{name}_by_domain"] = {}
         for number, label in DOMAINS.items():
             members = domain == number
-            of_domains[label] = jnp.where(members, each, 0.0).sum() / members.sum()
+            of_domains[label] = jnp.where(members, per_example, 0.0).sum() / members.sum()
     return means

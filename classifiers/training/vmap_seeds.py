@@ -67,8 +67,8 @@ class StackedTraining(Training):
 
     def update(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         """One step of all seeds, see `Training.update`."""
-        each = jax.vmap(super().update, in_axes=(_AXES, 1), out_axes=(_AXES, 0))
-        state, metrics = each(state, batch)
+        update = jax.vmap(super().update, in_axes=(_AXES, 1), out_axes=(_AXES, 0))
+        state, metrics = update(state, batch)
         # A seed whose batch has none of a domain does not count for it.
         means = {
             name: jax.tree.map(jnp.nanmean if isinstance(values, dict) else jnp.mean, values)
@@ -120,8 +120,11 @@ def batches(readers: Sequence[Callable[[int, int], Iterable[Batch]]]) -> Callabl
     """
 
     def read(start: int, stop: int) -> Iterator[Batch]:
-        for each in zip(*(reader(start, stop) for reader in readers), strict=True):
-            yield {name: np.stack([batch[name] for batch in each], axis=1) for name in each[0]}
+        for seed_batches in zip(*(reader(start, stop) for reader in readers), strict=True):
+            yield {
+                name: np.stack([batch[name] for batch in seed_batches], axis=1)
+                for name in seed_batches[0]
+            }
 
     return read
 

@@ -19,8 +19,9 @@ from launch.runtime.state import TrainState, create_state
 from launch.runtime.types import Variables
 
 # What may differ from the run that it begins with: none of it changes what the weights mean.
-_FREE = {"num_classes", "dropout", "drop_path", "momentum", "remat", "dtype", "layer_scale"}
-_OWN = {"parent", "name"}
+_MAY_DIFFER = {"num_classes", "dropout", "drop_path", "momentum", "remat", "dtype", "layer_scale"}
+# Those that every Flax module has.
+_MODULE_FIELDS = {"parent", "name"}
 
 
 def check_start(training: Training) -> dict[str, str]:
@@ -40,18 +41,18 @@ def check_start(training: Training) -> dict[str, str]:
     run = Run.open(path)
     if run.kind != CLASSIFIER:
         raise InputError(f"config.init_from={path} is no run of classifiers.train or import")
-    theirs = from_config.make_model(run.config.model, model.num_classes)
-    if type(theirs) is not type(model):
+    start_model = from_config.make_model(run.config.model, model.num_classes)
+    if type(start_model) is not type(model):
         raise InputError(
-            f"config.init_from={path} is a {type(theirs).__name__}, config.model a "
+            f"config.init_from={path} is a {type(start_model).__name__}, config.model a "
             f"{type(model).__name__}: name a run of the same model"
         )
     for field in dataclasses.fields(model):
-        ours, other = getattr(model, field.name), getattr(theirs, field.name)
-        if field.name not in _FREE | _OWN and ours != other:
+        value, start_value = getattr(model, field.name), getattr(start_model, field.name)
+        if field.name not in _MAY_DIFFER | _MODULE_FIELDS and value != start_value:
             raise InputError(
-                f"config.init_from={path} has model.{field.name}={other!r}, config.model "
-                f"{ours!r}: give both the same"
+                f"config.init_from={path} has model.{field.name}={start_value!r}, config.model "
+                f"{value!r}: give both the same"
             )
     seeds = range(min(config.seeds, run.config.seeds))
     return {f"init_from_{seed}": run.seed(seed).digest() for seed in seeds}
@@ -76,13 +77,13 @@ def create(training: Training, mesh: Mesh, seed: int) -> TrainState:
     if path:
         run = Run.open(path)
         run = run.seed(seed % run.config.seeds)
-        variables = _fitted(run.variables(run.shapes()), model, image_shape, path)
+        variables = _fit_variables(run.variables(run.shapes()), model, image_shape, path)
         return create_state(lambda variables: variables, (variables,), tx, averages, mesh)
     init = functools.partial(from_config.init_model, model, image_shape=image_shape)
     return create_state(init, (jax.random.key(seed),), tx, averages, mesh)
 
 
-def _fitted(
+def _fit_variables(
     variables: Variables, model: Classifier, image_shape: tuple[int, int, int], path: str
 ) -> Variables:
     flatten = flax.traverse_util.flatten_dict

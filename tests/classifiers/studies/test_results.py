@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 from scipy import stats
 
 from classifiers.studies import results
-from classifiers.studies.facts import Facts
-from classifiers.studies.plan import REAL, Arm, Run
+from classifiers.studies.inventory import Inventory
+from classifiers.studies.plan import REAL, Arm, PlannedRun
 from launch.errors import InputError
 from tests.support.study_results import TABLE_3, arms_of, of_the_paper
 
@@ -114,7 +114,7 @@ def evaluations(folder, **fields):
     """Evaluations of one model's real and generated images, on disk."""
     runs = []
     for arm, accuracies in ((REAL, [0.5, 0.7]), (GENERATED, [0.4, 0.5])):
-        run = Run("resnet", arm, Path(folder) / arm.name, (), ConfigDict(), "")
+        run = PlannedRun("resnet", arm, Path(folder) / arm.name, (), ConfigDict(), "")
         run.folder.mkdir()
         measured = {"accuracies": accuracies, "per_class": [0.6, 0.5], "top5": [0.8, 0.9],
                     "p_value": 0.5, "mean": 0.0, "std": 0.0}  # fmt: skip
@@ -133,13 +133,13 @@ CONFIG = ConfigDict(
         evaluation=dict(config="", set="test"),
     )
 )
-FACTS = Facts(
+INVENTORY = Inventory(
     {("resnet", "real"): (30, 0), ("resnet", "generated_1x"): (0, 30)}, {"resnet": (8, 500)}
 )
 
 
 def test_collected(tmp_path):
-    result = results.collect(CONFIG, evaluations(tmp_path), FACTS)
+    result = results.collect(CONFIG, evaluations(tmp_path), INVENTORY)
     assert set(result) == {"evaluation", "sizes", "arms", "cas", "per_class"}
     assert result["sizes"] == {"resnet": {"input": 8, "parameters": 500}}
     arm = result["arms"]["resnet"]["generated_1x"]
@@ -153,4 +153,4 @@ def test_collected(tmp_path):
 @pytest.mark.parametrize("fields", [dict(num_images=9), dict(class_names=["a", "c"])])
 def test_evaluations_of_different_images(tmp_path, fields):
     with pytest.raises(InputError, match=r"generated_1x/evaluation_test\.json is of other images"):
-        results.collect(CONFIG, evaluations(tmp_path, **fields), FACTS)
+        results.collect(CONFIG, evaluations(tmp_path, **fields), INVENTORY)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from classifiers import evaluate, train
-from classifiers.training import curves, vmap_seeds
+from classifiers.training import learning_curves, vmap_seeds
 from classifiers.training.training import Training
 from configs.digits import classifier
 from input_pipeline.records.examples import decode_image
@@ -71,12 +71,14 @@ def test_what_is_interrupted_goes_on_bit_for_bit(together, tmp_path, monkeypatch
 
 def test_curves(together, tmp_path):
     assert run(tmp_path / "run", dict(real=REAL), **FIELDS) == 0
-    for ours, alone in zip(curves.read(together, 2), curves.read(tmp_path / "run", 2), strict=True):
-        for name in curves.NAMES:
+    for ours, alone in zip(
+        learning_curves.read(together, 2), learning_curves.read(tmp_path / "run", 2), strict=True
+    ):
+        for name in learning_curves.NAMES:
             (steps, values), (expected_steps, expected) = column(ours, name), column(alone, name)
             assert steps.tolist() == expected_steps.tolist() and len(steps) >= 2
             np.testing.assert_allclose(values, expected, atol=1e-4)
-    left, right = curves.draw(curves.read(together, 2)).axes
+    left, right = learning_curves.draw(learning_curves.read(together, 2)).axes
     assert len(left.lines) == 2 and len(right.lines) == 4
     for folder in (together, tmp_path / "run"):
         assert decode_image((folder / "learning_curves.png").read_bytes(), 3).shape[0] > 300

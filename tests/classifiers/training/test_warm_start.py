@@ -88,7 +88,7 @@ def test_grey_weights_for_coloured_images(tmp_path):
     variables = write_run(tmp_path / "run", model)[0]
     variables["params"]["patch_embed"]["kernel"] = np.ones((4, 4, 1, 8), np.float32)
     with pytest.raises(InputError, match=r"kernel has the shape \(4, 4, 1, 8\), config\.model's"):
-        warm_start._fitted(variables, model, (8, 8, 3), "run")
+        warm_start._fit_variables(variables, model, (8, 8, 3), "run")
 
 
 def test_the_command(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""What a study's runs are made from: whether it is there, and how much of it."""
+"""The inventory of a study: are its images there, how many, and how large are its models."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 
 from classifiers import from_config
-from classifiers.studies.plan import Run
+from classifiers.studies.plan import PlannedRun
 from input_pipeline import sources
 from input_pipeline.source import Source
 from launch.errors import InputError
@@ -19,19 +19,19 @@ from launch.runtime.config import load_config, plain
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
-    """What is known of a study before it is begun.
+class Inventory:
+    """What a study has to work with, counted before it is begun.
 
     Attributes:
-        images: by model and arm, the numbers of real and of generated images.
-        sizes: by model, side of its input in pixels, and parameters.
+        image_counts: by model and arm, the numbers of real and of generated images.
+        model_sizes: by model, side of its input in pixels, and parameters.
     """
 
-    images: dict[tuple[str, str], tuple[int, int]]
-    sizes: dict[str, tuple[int, int]]
+    image_counts: dict[tuple[str, str], tuple[int, int]]
+    model_sizes: dict[str, tuple[int, int]]
 
 
-def look(config: ml_collections.ConfigDict, runs: Sequence[Run]) -> Facts:
+def take_inventory(config: ml_collections.ConfigDict, runs: Sequence[PlannedRun]) -> Inventory:
     """Opens all images and shapes all models.
 
     Raises:
@@ -46,17 +46,17 @@ def look(config: ml_collections.ConfigDict, runs: Sequence[Run]) -> Facts:
         return np.bincount(opened[key].domain, minlength=2)
 
     count(evaluation_source(config))
-    images, sizes = {}, {}
+    image_counts, model_sizes = {}, {}
     for run in runs:
         count(run.config.evaluation_source)
         counts = sum(count(spec) for spec in run.config.train_sources.values())
-        images[run.model, run.arm.name] = (int(counts[0]), int(counts[1]))
-        if run.model not in sizes:
-            sizes[run.model] = size_of(run.config)
-    return Facts(images, sizes)
+        image_counts[run.model, run.arm.name] = (int(counts[0]), int(counts[1]))
+        if run.model not in model_sizes:
+            model_sizes[run.model] = model_size(run.config)
+    return Inventory(image_counts, model_sizes)
 
 
-def size_of(config: ml_collections.ConfigDict) -> tuple[int, int]:
+def model_size(config: ml_collections.ConfigDict) -> tuple[int, int]:
     """Side of a model's input in pixels, and its parameters.
 
     Args:
@@ -83,15 +83,15 @@ def evaluation_source(config: ml_collections.ConfigDict) -> Any:
     Raises:
         InputError: the evaluation's config cannot be read, or has no such set.
     """
-    found, name = load_config(config.evaluation.config), config.evaluation.set
-    if "sets" not in found:
+    evaluation, name = load_config(config.evaluation.config), config.evaluation.set
+    if "sets" not in evaluation:
         raise InputError(
             f"config.evaluation.config: {config.evaluation.config} is no config of "
             "classifiers.evaluate"
         )
-    if name not in found.sets:
+    if name not in evaluation.sets:
         raise InputError(
             f"config.evaluation.set: {config.evaluation.config} has no set {name!r}, but "
-            f"{', '.join(found.sets)}"
+            f"{', '.join(evaluation.sets)}"
         )
-    return found.sets[name].source
+    return evaluation.sets[name].source

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
+from classifiers.evaluation.evaluated_runs import EvaluatedRun
 from classifiers.evaluation.label_maps import LabelMap
-from classifiers.evaluation.runs import EvaluatedRun
 from input_pipeline import sources
 from launch.errors import InputError
 from launch.fields import Fields

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from classifiers.evaluation import label_maps, sets
+from classifiers.evaluation import image_sets, label_maps
 from input_pipeline import sources
 from input_pipeline.imagenet import wordnet_ids
 from input_pipeline.source import ArraySource
@@ -26,7 +26,7 @@ DIGITS = dict(name="digits", split="validation")
 )
 def test_wrong_fields(specs, said):
     with pytest.raises(InputError, match=said):
-        sets.check_specs(specs)
+        image_sets.check_specs(specs)
 
 
 def test_a_missing_set_says_how_to_prepare_it(tmp_path):
@@ -37,7 +37,7 @@ def test_a_missing_set_says_how_to_prepare_it(tmp_path):
         prepare="unpack imagenet-r.tar",
     )
     with pytest.raises(InputError) as raised:
-        sets.open_sets({"r": spec})
+        image_sets.open_sets({"r": spec})
     said = str(raised.value)
     assert said.startswith(f"config.sets.r: {path}: no such folder") and "\n" not in said
     assert said.endswith("; to prepare the set: unpack imagenet-r.tar")
@@ -49,14 +49,14 @@ def test_labels_out_of_range(label, monkeypatch):
     source = ArraySource(images, np.array([0, 1, label, 2]), ("a", "b", "c"))
     monkeypatch.setattr(sources, "load", lambda spec: source)
     with pytest.raises(InputError, match=f"image 2 has label {label}, but there are 3 classes"):
-        sets.open_sets({"test": dict(source=DIGITS)})
+        image_sets.open_sets({"test": dict(source=DIGITS)})
 
 
 def test_an_empty_set(monkeypatch):
     source = ArraySource(np.zeros((0, 2, 2, 3), np.uint8), np.zeros(0, int), ("a",))
     monkeypatch.setattr(sources, "load", lambda spec: source)
     with pytest.raises(InputError, match="the set holds no images"):
-        sets.open_sets({"test": dict(source=DIGITS)})
+        image_sets.open_sets({"test": dict(source=DIGITS)})
 
 
 def test_objectnet_loses_its_border_and_other_classes(tmp_path):
@@ -64,7 +64,7 @@ def test_objectnet_loses_its_border_and_other_classes(tmp_path):
     images = {f"{name}/{i}.png": tiny.png(i, border=2) for name in folders for i in range(2)}
     path = tiny.write_zip(tmp_path / "objectnet.zip", images)
     spec = dict(source=dict(name="image_folder", path=path), label_map="objectnet")
-    found = sets.open_sets({"objectnet": spec})["objectnet"]
+    found = image_sets.open_sets({"objectnet": spec})["objectnet"]
     assert len(found.source) == 226 and len(found.label_map.class_names) == 113
     assert found.source.labels.tolist() == [label for label in range(113) for _ in range(2)]
     for i in (0, 1, 225):
@@ -85,7 +85,7 @@ def test_chosen_classes_of_a_set(tmp_path):
     )
     source = dict(name="image_folder", path=path, classes=["n01484850", "n01443537"])
     spec = dict(source=source, label_map="imagenet_r")
-    found = sets.open_sets({"r": spec})["r"]
+    found = image_sets.open_sets({"r": spec})["r"]
     assert found.label_map.class_names == ("n01484850", "n01443537")
     assert found.source.labels.tolist() == [1, 1, 0, 0]
     assert [found.label_map.answers[label] for label in (1, 2)] == [1, 0]
@@ -98,7 +98,7 @@ def model_check(found, num_classes, names):
 
 
 def test_another_model():
-    found = sets.open_sets({"test": dict(source=DIGITS)})["test"]
+    found = image_sets.open_sets({"test": dict(source=DIGITS)})["test"]
     names = list(DIGIT_NAMES)
     found.check_model("runs/a", 10, None)
     found.check_model("runs/a", 10, names)
@@ -114,7 +114,7 @@ def test_another_model():
 def test_another_model_of_a_mapped_set(tmp_path):
     images = {f"{label}/0.png": tiny.png(label) for label in range(1000)}
     source = dict(name="image_folder", path=tiny.write_zip(tmp_path / "v2.zip", images))
-    found = sets.open_sets({"v2": dict(source=source, label_map="imagenet_v2")})["v2"]
+    found = image_sets.open_sets({"v2": dict(source=source, label_map="imagenet_v2")})["v2"]
     found.check_model("runs/a", 1000, None)
     found.check_model("runs/a", 1000, list(wordnet_ids()))
     found.check_model("runs/a", 1000, [f"class {k}" for k in range(1000)])
