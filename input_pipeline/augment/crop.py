@@ -11,9 +11,7 @@ from launch.errors import InputError
 _TRIES = 10
 
 
-def random_shift(
-    example: Example, rng: np.random.Generator, max_shift: int
-) -> Example:
+def random_shift(example: Example, rng: np.random.Generator, max_shift: int) -> Example:
     """Pads the image with zeros and crops it back at random (He et al. 2016, section 4.2).
 
     Args:
