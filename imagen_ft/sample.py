@@ -19,7 +19,7 @@ from imagen_ft.cascade.request import Images
 from imagen_ft.text import class_names
 from imagen_ft.text.class_names import read_lines
 from imagen_ft.text.encoders import check_prompts
-from input_pipeline.records.examples import encode_png
+from input_pipeline.records.image_codec import encode_png
 from launch.errors import InputError
 from launch.files import differences, read_json, write_atomic, write_json
 from launch.runtime import app

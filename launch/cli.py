@@ -108,9 +108,9 @@ def exit_code(command: Callable[[], None], interrupted: str) -> int:
     except OSError as error:
         if error.errno not in USERS_ERRORS:
             raise
-        place = f" at {error.filename}" if error.filename else ""
+        location = f" at {error.filename}" if error.filename else ""
         reason = os.strerror(error.errno)
-        return _end(2, f"error: cannot read or write{place}: {reason}; mend that, run it again")
+        return _end(2, f"error: cannot read or write{location}: {reason}; mend that, run it again")
     return 0
 
 

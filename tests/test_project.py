@@ -76,7 +76,7 @@ def broken_rules(path, source):
         ("classifiers/train.py", "def f():\n  import torch.nn", ["torch.nn"]),
         ("tests/parity/test_unet.py", "import diffusers, torch", []),
         ("tests/parity/test_unet.py", "import tensorflow as tf", ["tensorflow"]),
-        ("input_pipeline/records/examples.py", "import tensorflow_datasets", []),
+        ("input_pipeline/records/tf_example.py", "import tensorflow_datasets", []),
         ("configs/digits/base.py", "import math, jax", ["jax"]),
         ("configs/digits/base.py", "from ml_collections import config_dict", []),
     ],

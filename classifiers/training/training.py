@@ -25,7 +25,7 @@ from launch.runtime.images import to_float
 from launch.runtime.state import TrainState, abstract_state
 from launch.runtime.training.loop import check_training
 from launch.runtime.training.optimizers import make_optimizer, make_schedule
-from launch.runtime.training.step import TrainStep, make_step
+from launch.runtime.training.train_step import TrainStep, make_step
 from launch.runtime.types import Array, Batch
 
 # Seeds of what is mixed with what, and of what is dropped.

@@ -23,8 +23,8 @@ from classifiers.weights.loading import (
 )
 from launch.errors import InputError
 from launch.files import is_local, write_json
+from launch.runtime.atomic_folder import atomic_folder, check_target
 from launch.runtime.checkpoints import checkpoint
-from launch.runtime.new_folder import check_target, new_folder
 from launch.runtime.run import CLASSIFIER, Run
 
 
@@ -71,7 +71,7 @@ def import_run(
         "evaluation": {"size": size, "crop_ratio": crop_ratio(source)},
         "imported": {"from": source, "layout": layout},
     }
-    with new_folder(place) as folder:
+    with atomic_folder(place) as folder:
         checkpoint.save_inference(folder / "seed_0", variables)
         write_json(folder / "config.json", config)
 
@@ -106,7 +106,7 @@ def export_run(source: str, target: str, layout: str, seed: int = 0) -> None:
     flat = flax.traverse_util.flatten_dict(shapes, sep=".")
     size = trained_size(flat, model) or _evaluated_size(config)
     image_shape = (size, size, trained_channels(flat))
-    with new_folder(epath.Path(target)) as found:
+    with atomic_folder(epath.Path(target)) as found:
         save(Path(found), variables, model, image_shape, layout)
         write_configs(Path(found), model, image_shape, layout)
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure, SubFigure
 from scipy.spatial.distance import cdist
 
-from input_pipeline.records.examples import decode_image
+from input_pipeline.records.image_codec import decode_image
 from input_pipeline.source import ArraySource, in_memory
 from input_pipeline.sources.digits import digits
 from input_pipeline.synthetic.source import SyntheticSource

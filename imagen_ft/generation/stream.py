@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from input_pipeline.augment.resize import resize
-from input_pipeline.records import examples
+from input_pipeline.records import tf_example
 from input_pipeline.synthetic.writer import SyntheticWriter
 
 # Seconds between two looks at what other workers have written.
@@ -39,7 +39,7 @@ class ShardStream:
             shards: in the order in which their images come.
             prompts: of each class.
         """
-        examples.load_messages()
+        tf_example.load_messages()
         self._writer, self._shards, self._prompts = writer, list(shards), prompts
         self._next, self._images, self._taken = 0, [], 0
         self._size = writer.config["image_shape"][0]

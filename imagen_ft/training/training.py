@@ -30,7 +30,7 @@ from launch.runtime.training.optimizers import (
     make_schedule,
     stop_frozen,
 )
-from launch.runtime.training.step import TrainStep, accumulate, make_step
+from launch.runtime.training.train_step import TrainStep, accumulate, make_step
 from launch.runtime.types import Array, Batch
 
 # Folded into the seed's key for what is no step of training.

@@ -33,8 +33,8 @@ from imagen_ft.weights.sources import (
 )
 from launch.errors import InputError
 from launch.files import is_local, read_object, write_atomic
+from launch.runtime.atomic_folder import atomic_folder, check_target
 from launch.runtime.checkpoints.safetensors_io import Weights, write_file, write_model
-from launch.runtime.new_folder import check_target, new_folder
 from launch.runtime.run import Run
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -106,7 +106,7 @@ def export_weights(
             _check_pipeline(PARTS["unet"], places["unet"], json.loads(index), pipeline or source)
     elif pipeline:
         raise InputError(f"--pipeline={pipeline} has no {MODEL_INDEX}: name a pipeline's folder")
-    with new_folder(target) as folder:
+    with atomic_folder(target) as folder:
         for name, write in writers.items():
             (folder / name).mkdir()
             write(Path(folder / name))

@@ -24,9 +24,9 @@ from imagen_ft.weights.sources import (
 )
 from launch.errors import InputError
 from launch.files import read_object, sha256, write_atomic, write_json
+from launch.runtime.atomic_folder import atomic_folder, check_target
 from launch.runtime.checkpoints import checkpoint
 from launch.runtime.checkpoints.safetensors_io import Weights, read_header
-from launch.runtime.new_folder import check_target, new_folder
 
 MODEL_INDEX = "model_index.json"
 HEADER = ".header"
@@ -75,7 +75,7 @@ def import_weights(
     if (target / MANIFEST).exists() and manifest_parts(target) == table:
         return False
     check_target(target)
-    with new_folder(target) as folder:
+    with atomic_folder(target) as folder:
         for name, (_, entries, weights) in opened.items():
             _import_part(name, entries, weights, folder, source)
         _copy_small(root, list(places), folder / "source")

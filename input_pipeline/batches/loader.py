@@ -13,7 +13,7 @@ from absl import flags
 from jaxtyping import Int, Int64
 
 from input_pipeline.batches.mixture import FixedWeight
-from input_pipeline.batches.order import Plan, Shuffled
+from input_pipeline.batches.order import BatchPlan, Shuffled
 from input_pipeline.batches.workers import end_with_parent
 from input_pipeline.source import Example, Source
 from launch.errors import InputError
@@ -134,7 +134,7 @@ def batches(
     rows = np.arange(batch_size) if rows is None else rows
     # What the plan takes as a batch: draws for one batch, or for as many as end together.
     draws = batch_size // repeats if batch_size % repeats == 0 else batch_size
-    plan: Plan = Shuffled(len(source), draws, seed)
+    plan: BatchPlan = Shuffled(len(source), draws, seed)
     if synthetic_weight is not None:
         plan = FixedWeight(source.domain, synthetic_weight, draws, seed)
     return grain.MapDataset.source(

@@ -46,19 +46,19 @@ class Union:
         return int(self._ends[-1])
 
     def __getitem__(self, i: SupportsIndex) -> Example:
-        number, local = self._at(i)
+        number, local = self._locate(i)
         return self._sources[number][local]
 
     def key(self, i: int) -> str:
         """The number of the source and the name in it: two sources may use the same one."""
-        number, local = self._at(i)
+        number, local = self._locate(i)
         return f"{number}/{self._sources[number].key(local)}"
 
     def digest(self) -> str | None:
         """Of all sources, in their order."""
         return joined_digest(source.digest() for source in self._sources)
 
-    def _at(self, i: int) -> tuple[int, int]:
+    def _locate(self, i: int) -> tuple[int, int]:
         if not 0 <= i < len(self):
             raise IndexError(f"example {i} of {len(self)}")
         number = int(np.searchsorted(self._ends, i, side="right"))
@@ -95,7 +95,7 @@ class FixedWeight:
         self._epochs = {d: Epochs(len(members), seed, d) for d, members in self._members.items()}
 
     def __call__(self, k: int, rows: Int[np.ndarray, " p"]) -> Int64[np.ndarray, " p"]:
-        """See `order.Plan`."""
+        """See `order.BatchPlan`."""
         before = self._synthetic_before(k)
         domains = np.arange(self._batch_size) < self._synthetic_before(k + 1) - before
         np.random.default_rng((self._seed, k, _ROW_STREAM)).shuffle(domains)

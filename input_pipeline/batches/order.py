@@ -11,7 +11,7 @@ _KEPT = 2
 
 
 @runtime_checkable
-class Plan(Protocol):
+class BatchPlan(Protocol):
     """What the batches of a run hold."""
 
     def __call__(self, k: int, rows: Int[np.ndarray, " p"]) -> Int64[np.ndarray, " p"]:
@@ -77,5 +77,5 @@ class Shuffled:
         self._batch_size, self._epochs = batch_size, Epochs(n, seed)
 
     def __call__(self, k: int, rows: Int[np.ndarray, " p"]) -> Int64[np.ndarray, " p"]:
-        """See `Plan`."""
+        """See `BatchPlan`."""
         return self._epochs(k * self._batch_size + rows)

@@ -1,4 +1,4 @@
-"""What a shard says without its images, kept on disk: found out once, and again when it changes.
+"""What a file says without its images, kept on disk: made once, and again when the file changes.
 
 An index is a line of JSON (what it is of, where its columns are, their checksum) and its columns.
 It lies beside the shard in `.imagen_ft/`, or in the user's cache folder where that is not writable.
@@ -26,8 +26,8 @@ _SAMPLES, _SAMPLE = 16, 4096  # points of a file, and bytes at each, that tell i
 
 
 @dataclasses.dataclass(frozen=True)
-class Shard:
-    """A file as it is now, and what is asked of it.
+class CacheKey:
+    """What an index is kept under: a file as it is now, and what is asked of it.
 
     Attributes:
         path: of the file.
@@ -42,8 +42,8 @@ class Shard:
     changed: str
 
     @classmethod
-    def found(cls, path: str, asked: str) -> "Shard":
-        """The shard at a path.
+    def of_file(cls, path: str, asked: str) -> "CacheKey":
+        """The key of the file at a path.
 
         Raises:
             FileNotFoundError: there is none.
@@ -56,7 +56,7 @@ class Shard:
         with byte_ranges.opened(self.path) as file:
             return _sample(file, self.size)
 
-    def places(self) -> list[epath.Path]:
+    def paths(self) -> list[epath.Path]:
         """Where its index may be, best first."""
         name = f"{os.path.basename(self.path)}.{self.asked}.index"
         path = os.path.abspath(self.path) if files.is_local(self.path) else self.path
@@ -73,24 +73,24 @@ def _sample(file: ByteRanges, size: int) -> str:
     return digest.hexdigest()
 
 
-def load(shard: Shard, names: tuple[str, ...]) -> dict[str, np.ndarray] | None:
+def load(key: CacheKey, names: tuple[str, ...]) -> dict[str, np.ndarray] | None:
     """Reads columns of a shard's index.
 
     Returns:
         Name -> column; None if there is no index, or it is damaged, or of other content.
     """
-    for path in shard.places():
+    for path in key.paths():
         try:
             data = path.read_bytes()
         except OSError:
             continue
-        columns = _parse(data, shard, names)
+        columns = _parse(data, key, names)
         if columns is not None:
             return columns
     return None
 
 
-def _parse(data: bytes, shard: Shard, names: tuple[str, ...]) -> dict[str, np.ndarray] | None:
+def _parse(data: bytes, key: CacheKey, names: tuple[str, ...]) -> dict[str, np.ndarray] | None:
     line, _, body = data.partition(b"\n")
     try:
         header = json.loads(line)
@@ -99,11 +99,11 @@ def _parse(data: bytes, shard: Shard, names: tuple[str, ...]) -> dict[str, np.nd
         described = header["columns"]
     except (ValueError, KeyError, TypeError):
         return None
-    if fixed != (_FORMAT, os.path.basename(shard.path), shard.asked, shard.size):
+    if fixed != (_FORMAT, os.path.basename(key.path), key.asked, key.size):
         return None
     if crc32c.crc32c(json.dumps(described).encode() + body) != crc:
         return None
-    if written != shard.changed and sample != shard.sample():
+    if written != key.changed and sample != key.sample():
         return None
     columns = {}
     for name in names:
@@ -113,7 +113,7 @@ def _parse(data: bytes, shard: Shard, names: tuple[str, ...]) -> dict[str, np.nd
     return columns
 
 
-def save(shard: Shard, columns: Columns) -> OSError | None:
+def save(key: CacheKey, columns: Columns) -> OSError | None:
     """Keeps an index, complete or not at all.
 
     Returns:
@@ -124,11 +124,11 @@ def save(shard: Shard, columns: Columns) -> OSError | None:
     for name, column in columns.items():
         described[name] = [column.dtype.str, list(column.shape), len(body)]
         body += column.tobytes()
-    header = dict(format=_FORMAT, shard=os.path.basename(shard.path), asked=shard.asked)
-    header |= dict(size=shard.size, changed=shard.changed, sample=shard.sample())
+    header = dict(format=_FORMAT, shard=os.path.basename(key.path), asked=key.asked)
+    header |= dict(size=key.size, changed=key.changed, sample=key.sample())
     header |= dict(columns=described, crc=crc32c.crc32c(json.dumps(described).encode() + body))
     failed = None
-    for path in shard.places():
+    for path in key.paths():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write_atomic(path, json.dumps(header).encode() + b"\n" + body)

@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int64, UInt8
 
-from input_pipeline.records import examples
+from input_pipeline.records import image_codec
 from input_pipeline.source import Example
 from launch import files
 from launch.errors import InputError
@@ -119,7 +119,7 @@ def decode(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
     if not _is_whole(data):
         raise InputError(f"{len(data)} bytes that are the beginning of an image; fetch it again")
     try:
-        return examples.decode_image(data, channels=3)
+        return image_codec.decode_image(data, channels=3)
     except cv2.error as error:
         raise InputError(f"OpenCV does not decode it ({error.err}); convert it") from None
 

@@ -68,7 +68,7 @@ class ParquetSource:
         self.labels = np.concatenate([file.labels for file in opened])
         self.domain = np.zeros(len(self.labels), np.int32)
         _check_labels(self.labels, len(self.class_names), self._where)
-        self._start()
+        self._empty_cache()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -79,7 +79,7 @@ class ParquetSource:
         Raises:
             InputError: its row group is damaged, or it holds no image.
         """
-        group, _, row = self._at(i)
+        group, _, row = self._locate(i)
         try:
             data = self._group(group)[row].as_py()
             if not data:
@@ -91,7 +91,7 @@ class ParquetSource:
 
     def key(self, i: int) -> str:
         """File and row of image i."""
-        _, path, _ = self._at(i)
+        _, path, _ = self._locate(i)
         return f"{os.path.relpath(path, self._root)}:{self._row(i)}"
 
     def digest(self) -> str:
@@ -105,13 +105,13 @@ class ParquetSource:
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state)
-        self._start()
+        self._empty_cache()
 
-    def _start(self) -> None:
+    def _empty_cache(self) -> None:
         self._lock = threading.Lock()
         self._cache: collections.OrderedDict[int, Any] = collections.OrderedDict()
 
-    def _at(self, i: int) -> tuple[int, str, int]:
+    def _locate(self, i: int) -> tuple[int, str, int]:
         """Row group, file and row in the group."""
         if not 0 <= i < len(self):
             raise IndexError(f"example {i} of {len(self)}")
@@ -120,11 +120,11 @@ class ParquetSource:
         return group, self._paths[self._groups[group, 0]], int(i) - first
 
     def _row(self, i: int) -> int:
-        group, _, row = self._at(i)
+        group, _, row = self._locate(i)
         return int(self._groups[group, 2]) + row
 
     def _where(self, i: int) -> str:
-        return f"{self._at(i)[1]}: row {self._row(i)}"
+        return f"{self._locate(i)[1]}: row {self._row(i)}"
 
     def _group(self, group: int) -> Any:
         """The encoded images of a row group."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from input_pipeline.source import Source, Subset
-from input_pipeline.sources import damage, subsets, tfds_prepared
+from input_pipeline.sources import damaged_records, subsets, tfds_prepared
 from input_pipeline.sources.digits import digits
 from input_pipeline.sources.image_folder import ImageFolder
 from input_pipeline.sources.parquet import ParquetSource
@@ -24,7 +24,7 @@ def load(spec: Fields) -> Source:
     Args:
         spec: `name` and the fields of that source; all have those of `subsets.apply`, to take only
             a part, and `on_damage`: a record that cannot be read is an 'error' (default), or 'skip'
-            lets another of its class stand for it, see `damage.Skipping`.
+            lets another of its class stand for it, see `damaged_records.SkipDamaged`.
             digits: `split`.
             synthetic: `path`, and `copies` to take only the first so many copies of the real set.
             image_folder: `path` and `root`, see `ImageFolder`; and `held_out`, how many images of
@@ -47,13 +47,13 @@ def load(spec: Fields) -> Source:
         raise InputError(f"source {name!r} has no field {unknown[0]!r}; use {', '.join(allowed)}")
     if kind.needs not in spec:
         raise InputError(f"source {name!r} needs the field {kind.needs!r}; set it in the config")
-    if spec.setdefault("on_damage", "error") not in damage.POLICIES:
+    if spec.setdefault("on_damage", "error") not in damaged_records.POLICIES:
         raise InputError(
-            f"on_damage={spec['on_damage']!r}; use one of {', '.join(damage.POLICIES)}"
+            f"on_damage={spec['on_damage']!r}; use one of {', '.join(damaged_records.POLICIES)}"
         )
     source = subsets.apply(kind.open(spec), spec)
     # Last, so that no image of another split or part stands for a damaged one.
-    return damage.Skipping(source) if spec["on_damage"] == "skip" else source
+    return damaged_records.SkipDamaged(source) if spec["on_damage"] == "skip" else source
 
 
 def _synthetic(spec: Fields) -> Source:
@@ -91,7 +91,7 @@ def _tfds(spec: Fields) -> Source:
         raise InputError("source 'tfds' needs either path, or data_set and perhaps data_dir")
     folder = path or tfds_prepared.locate(data_set, spec.get("data_dir"))
     source = TfdsSource(folder, spec["split"], **fields)
-    return damage.without(source, source.faults, spec["on_damage"])
+    return damaged_records.leave_out(source, source.faults, spec["on_damage"])
 
 
 def _parquet(spec: Fields) -> ParquetSource:

@@ -10,11 +10,11 @@ from typing import SupportsIndex
 import numpy as np
 from jaxtyping import Int32
 
-from input_pipeline.records import examples
+from input_pipeline.records import tf_example
 from input_pipeline.source import Example
 from input_pipeline.sources import tfds_prepared
 from input_pipeline.sources.image_folder import decode
-from input_pipeline.sources.tfds_shards import NO_LABEL, Shard, field, open_shards
+from input_pipeline.sources.tfds_shards import NO_LABEL, IndexedShard, field, open_shards
 from launch.errors import InputError
 
 
@@ -74,17 +74,18 @@ class TfdsSource:
         Raises:
             InputError: its record is damaged or holds no image, or not the label of the index.
         """
-        shard, record = self._at(i)
+        shard, record = self._locate(i)
         if i in self.faults:
             raise InputError(self.faults[i])
         data = shard.file[record]
         image, label = self._fields
         try:
-            fields = examples.decode_example(data)
+            fields = tf_example.decode_example(data)
             stored = field(fields, label, int)
             if stored != self.labels[i]:
                 raise InputError(
-                    f"its label is {stored}, in the index {self.labels[i]}; remove {shard.kept()}"
+                    f"its label is {stored}, in the index {self.labels[i]}; remove "
+                    f"{shard.index_paths()}"
                 )
             pixels = decode(field(fields, image, bytes))
         except InputError as error:
@@ -97,7 +98,7 @@ class TfdsSource:
         Raises:
             InputError: the data set gives two of them the same name.
         """
-        shard, record = self._at(i)
+        shard, record = self._locate(i)
         if not self._split.key:
             return f"{os.path.basename(shard.path)}:{record}"
         return self._names[i].decode()
@@ -122,7 +123,7 @@ class TfdsSource:
         digest.update(self._gather("crc").astype("<u4").tobytes())
         return digest.hexdigest()
 
-    def _at(self, i: int) -> tuple[Shard, int]:
+    def _locate(self, i: int) -> tuple[IndexedShard, int]:
         if not 0 <= i < len(self):
             raise IndexError(f"example {i} of {len(self)}")
         number = int(np.searchsorted(self._ends, i, side="right"))
@@ -137,7 +138,7 @@ class TfdsSource:
         return np.concatenate([of_shards[s.path][s.skip :][: s.take] for s in slices])
 
     def _fault(self, i: int) -> str:
-        shard, record = self._at(i)
+        shard, record = self._locate(i)
         return shard.fault(record)
 
     def _check_labels(self) -> None:
@@ -145,7 +146,7 @@ class TfdsSource:
         wrong &= self.labels != NO_LABEL
         if wrong.any():
             i = int(np.argmax(wrong))
-            shard, record = self._at(i)
+            shard, record = self._locate(i)
             raise InputError(
                 f"{shard.path}: record {record} has label {self.labels[i]}, but there are "
                 f"{len(self.class_names)} classes; choose a split with labels, or prepare it again"

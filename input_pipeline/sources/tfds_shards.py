@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.records import examples, index_cache
+from input_pipeline.records import index_cache, tf_example
 from input_pipeline.records.array_record import ArrayRecordFile
 from input_pipeline.records.tfrecord import TFRecordFile, masked_crc
 from launch.errors import InputError
@@ -24,7 +24,7 @@ _THREADS = min(16, 2 * (os.cpu_count() or 1))
 _REST = -1
 
 
-class Shard:
+class IndexedShard:
     """A shard and what is known of it without an image.
 
     Attributes:
@@ -49,7 +49,7 @@ class Shard:
         """
         self.path, self._format = path, file_format
         try:
-            self._found = index_cache.Shard.found(path, f"{label}-{key}")
+            self._cache_key = index_cache.CacheKey.of_file(path, f"{label}-{key}")
         except FileNotFoundError:
             raise InputError(
                 f"{path}: no such shard; prepare or fetch the data set again"
@@ -57,9 +57,9 @@ class Shard:
         self._faults: dict[int, str] = {}
         self._columns: Mapping[str, np.ndarray] = {}
         self.unkept: OSError | None = None
-        kept = index_cache.load(self._found, ("label",))
+        kept = index_cache.load(self._cache_key, ("label",))
         self.built = kept is None
-        self.labels: np.ndarray = (kept or self._make(label, key))["label"]
+        self.labels: np.ndarray = (kept or self._make_index(label, key))["label"]
         # Records behind the byte from which a shard cannot be read are lost, but not unknown.
         if _REST in self._faults and len(self.labels) < records:
             lost = np.full(records - len(self.labels), NO_LABEL, np.int32)
@@ -75,7 +75,7 @@ class Shard:
         """Its records."""
         if self._format == "array_record":
             return ArrayRecordFile(self.path)
-        return TFRecordFile(self.path, self._loaded("starts"))
+        return TFRecordFile(self.path, self._load_column("starts"))
 
     def column(self, name: str) -> np.ndarray:
         """What the index says of all records: `crc` or `key` (bytes).
@@ -83,12 +83,12 @@ class Shard:
         Raises:
             InputError: the shard was written again, or its index was removed.
         """
-        column = self._loaded(name)
+        column = self._load_column(name)
         lost = len(self.labels) - len(column)
         return np.concatenate([column, np.zeros(lost, column.dtype)]) if lost else column
 
-    def _loaded(self, name: str) -> np.ndarray:
-        columns = self._columns or index_cache.load(self._found, (name,))
+    def _load_column(self, name: str) -> np.ndarray:
+        columns = self._columns or index_cache.load(self._cache_key, (name,))
         if columns is None:
             raise InputError(f"{self.path}: its index went away while it was read; run this again")
         return columns[name]
@@ -97,24 +97,24 @@ class Shard:
         """How a record without a label is damaged."""
         return self._faults.get(record) or self._faults[_REST]
 
-    def kept(self) -> str:
+    def index_paths(self) -> str:
         """Where its index may be, for messages."""
-        return " or ".join(map(str, self._found.places()))
+        return " or ".join(map(str, self._cache_key.paths()))
 
-    def _make(self, label: str, key: str) -> Mapping[str, np.ndarray]:
-        columns = self._build(label, key)
+    def _make_index(self, label: str, key: str) -> Mapping[str, np.ndarray]:
+        columns = self._read_columns(label, key)
         # What is damaged may be mended without another size or time, so that is not kept.
-        self.unkept = None if self._faults else index_cache.save(self._found, columns)
+        self.unkept = None if self._faults else index_cache.save(self._cache_key, columns)
         if self._faults or self.unkept:
             self._columns = columns
         return columns
 
-    def _build(self, label: str, key: str) -> dict[str, np.ndarray]:
+    def _read_columns(self, label: str, key: str) -> dict[str, np.ndarray]:
         labels, crcs, keys, starts = [], [], [], [0]
         try:
             for i, (end, data) in enumerate(_FILES[self._format].scan(self.path)):
                 try:
-                    row = self._read(i, data, label, key)
+                    row = self._read_record(i, data, label, key)
                 except InputError as error:
                     self._faults[i] = str(error)
                     row = NO_LABEL, b"", 0
@@ -129,14 +129,14 @@ class Shard:
             columns["starts"] = np.array(starts, np.int64)
         return columns
 
-    def _read(
+    def _read_record(
         self, i: int, data: bytes | InputError, label: str, key: str
     ) -> tuple[int, bytes, int]:
         """Label, key and checksum of record i."""
         if isinstance(data, InputError):
             raise data
         try:
-            fields = examples.decode_example(data)
+            fields = tf_example.decode_example(data)
             entry = field(fields, label, int), field(fields, key, bytes) if key else b""
         except InputError as error:
             raise InputError(f"{self.path}: record {i}: {error}") from None
@@ -157,7 +157,7 @@ def field(fields: Mapping[str, list[Any]], name: str, kind: type) -> Any:
 
 def open_shards(
     paths: Mapping[str, int], file_format: str, label: str, key: str
-) -> dict[str, Shard]:
+) -> dict[str, IndexedShard]:
     """Opens shards, several at a time; says so if that takes long because they have no index.
 
     Args:
@@ -167,14 +167,14 @@ def open_shards(
         key: name of the text that names a record, or ''.
 
     Raises:
-        InputError: see `Shard`.
+        InputError: see `IndexedShard`.
     """
     # Processes that begin together share the work, each in another order.
     order = random.SystemRandom().sample(sorted(paths), len(paths))
-    progress = _Progress(len(order))
+    progress = _IndexingLog(len(order))
 
-    def open_one(path: str) -> Shard:
-        shard = Shard(path, file_format, paths[path], label, key)
+    def open_one(path: str) -> IndexedShard:
+        shard = IndexedShard(path, file_format, paths[path], label, key)
         progress.count(shard)
         return shard
 
@@ -189,7 +189,7 @@ def open_shards(
     return shards
 
 
-class _Progress:
+class _IndexingLog:
     """Tells on stderr that shards are being read for the first time, and how far that is."""
 
     def __init__(self, total: int):
@@ -197,7 +197,7 @@ class _Progress:
         self._total, self._built = total, 0
         self._start = self._said = time.monotonic()
 
-    def count(self, shard: Shard) -> None:
+    def count(self, shard: IndexedShard) -> None:
         with self._lock:
             self._built += shard.built
             now = time.monotonic()
@@ -206,7 +206,7 @@ class _Progress:
                 folder = os.path.dirname(shard.path)
                 _say(f"{folder}: {self._built} of {self._total} shards are indexed, this once")
 
-    def end(self, shards: Sequence[Shard]) -> None:
+    def end(self, shards: Sequence[IndexedShard]) -> None:
         seconds = time.monotonic() - self._start
         if self._built and seconds > 30:
             _say(
@@ -214,7 +214,7 @@ class _Progress:
             )
         if unkept := [shard for shard in shards if shard.unkept]:
             _say(
-                f"{unkept[0].path}: its index cannot be kept in {unkept[0].kept()} "
+                f"{unkept[0].path}: its index cannot be kept in {unkept[0].index_paths()} "
                 f"({unkept[0].unkept}), nor {len(unkept) - 1} others: the shards are read at every "
                 "start; set XDG_CACHE_HOME to a folder that can be written to"
             )

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from input_pipeline.augment.resize import resize
-from input_pipeline.records import examples
+from input_pipeline.records import image_codec
 from input_pipeline.records.tfrecord import TFRecordFile, starts_of
 from input_pipeline.synthetic import source
 from input_pipeline.synthetic.writer import SyntheticWriter
@@ -87,7 +87,7 @@ def make_card(writer: SyntheticWriter, provenance: dict[str, Any]) -> list[tuple
         weights=", ".join(f"`{digest}`" for digest in provenance.get("weights", [])) or "none",
         provenance=json.dumps(provenance, indent=2, sort_keys=True),
     )
-    return [(CARD, text.encode()), (PICTURE, examples.encode_png(_picture(writer, shown)))]
+    return [(CARD, text.encode()), (PICTURE, image_codec.encode_png(_picture(writer, shown)))]
 
 
 def _picture(writer: SyntheticWriter, labels: Sequence[int]) -> UInt8[np.ndarray, "h w c"]:
@@ -111,8 +111,8 @@ def _picture(writer: SyntheticWriter, labels: Sequence[int]) -> UInt8[np.ndarray
 
 
 def _read(writer: SyntheticWriter, index: int) -> UInt8[np.ndarray, "h w c"]:
-    shard, record = writer.plan.place(index)
+    shard, record = writer.plan.locate(index)
     path = writer.shard_path(shard)
     data = TFRecordFile(path, starts_of(writer.sidecar(shard)["lengths"]))[record]
     fields = source.parse(data, f"{path}: record {record}")
-    return examples.decode_image(fields["image"], writer.config["image_shape"][2])
+    return image_codec.decode_image(fields["image"], writer.config["image_shape"][2])

@@ -58,7 +58,7 @@ class Plan:
         return np.argsort(_scatter(self.copy_size), kind="stable").astype(np.int32)
 
     @functools.cached_property
-    def _places(self) -> Int32[np.ndarray, " N"]:
+    def _positions(self) -> Int32[np.ndarray, " N"]:
         positions = np.empty_like(self.order)
         positions[self.order] = np.arange(len(positions), dtype=np.int32)
         return positions
@@ -74,17 +74,17 @@ class Plan:
         copy, position = np.divmod(np.arange(first, first + self.shard_size(shard)), self.copy_size)
         return copy * self.copy_size + self.order[position]
 
-    def place(self, index: int) -> tuple[int, int]:
+    def locate(self, index: int) -> tuple[int, int]:
         """The shard and the record of an image."""
-        shard, record = self.places(np.array([index]))
+        shard, record = self.locate_all(np.array([index]))
         return int(shard[0]), int(record[0])
 
-    def places(
+    def locate_all(
         self, indices: Int64[np.ndarray, " m"]
     ) -> tuple[Int64[np.ndarray, " m"], Int64[np.ndarray, " m"]]:
         """The shards and the records of images."""
         copy, image = np.divmod(indices, self.copy_size)
-        return np.divmod(copy * self.copy_size + self._places[image], self.images_per_shard)
+        return np.divmod(copy * self.copy_size + self._positions[image], self.images_per_shard)
 
 
 def labels_for(counts: Sequence[int], copies: int) -> Int32[np.ndarray, " n"]:

@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
-from input_pipeline.records import examples
+from input_pipeline.records import image_codec, tf_example
 from input_pipeline.records.tfrecord import TFRecordFile, starts_of
 from input_pipeline.source import Example, Subset
 from input_pipeline.synthetic.provenance import plan_of
@@ -43,7 +43,7 @@ class SyntheticSource:
             InputError: the set is not complete, a shard is missing or has another size, or the
                 manifest is damaged.
         """
-        examples.load_messages()
+        tf_example.load_messages()
         self._folder = epath.Path(folder)
         path = self._folder / MANIFEST
         if not path.exists():
@@ -81,7 +81,7 @@ class SyntheticSource:
             InputError: its record is damaged or is not the record of image i.
         """
         i = range(len(self))[i]
-        number, record = self.plan.place(i)
+        number, record = self.plan.locate(i)
         fields = self.read(number, record)
         if (fields["index"], fields["label"]) != (i, self.labels[i]):
             raise InputError(f"{self._where(number, record)}: not image {i}; {REPAIR}")
@@ -151,7 +151,7 @@ def parse(data: bytes, where: str) -> dict[str, Any]:
         InputError: it is no record of a generated set.
     """
     try:
-        fields = examples.decode_example(data)
+        fields = tf_example.decode_example(data)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     for name, kind in FIELDS.items():
@@ -163,7 +163,7 @@ def parse(data: bytes, where: str) -> dict[str, Any]:
 def decode(data: bytes, shape: list[int]) -> UInt8[np.ndarray, "h w c"] | None:
     """An image, or None if the bytes are no image of this shape."""
     try:
-        image = examples.decode_image(data, shape[2])
+        image = image_codec.decode_image(data, shape[2])
     except InputError:
         return None
     return image if image.shape == tuple(shape) else None

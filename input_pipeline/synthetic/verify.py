@@ -24,8 +24,8 @@ _IDLE = lambda count: None  # noqa: E731
 
 
 @dataclasses.dataclass
-class Shard:
-    """What was found in one shard.
+class ShardReport:
+    """What `verify` finds in one shard.
 
     Attributes:
         number: of the shard.
@@ -119,7 +119,7 @@ def verify(folder: epath.PathLike, progress: Callable[[int], Any] = _IDLE) -> Re
             progress(plan.shard_size(shard.number))
     faults["missing"], faults["double"] = np.flatnonzero(times == 0), np.flatnonzero(times > 1)
     for kind in ("missing", "double"):
-        shards.update(np.unique(plan.places(faults[kind])[0]).tolist())
+        shards.update(np.unique(plan.locate_all(faults[kind])[0]).tolist())
     faults["damaged"], faults["foreign"] = damaged, _foreign(folder, config, plan)
     class_counts = dict(zip(config["class_names"], counts.tolist(), strict=True))
     return Report(int(counts.sum()), class_counts, faults, sorted(shards))
@@ -176,7 +176,7 @@ def _check(
     set_id: str,
     entries: list[dict[str, Any]] | None,
     number: int,
-) -> Shard:
+) -> ShardReport:
     """Reads one shard and its sidecar."""
     path = folder / shard_name(config["name"], number, plan.num_shards)
     shard, lengths = _read(path, config, plan, number)
@@ -197,10 +197,10 @@ def _check(
 
 def _read(
     path: epath.Path, config: dict[str, Any], plan: Plan, number: int
-) -> tuple[Shard, list[int]]:
+) -> tuple[ShardReport, list[int]]:
     """Reads every record of a shard, from front to back."""
     indices, labels = [], []
-    shard = Shard(number, np.empty(0, np.int64), np.empty(0, np.int64))
+    shard = ShardReport(number, np.empty(0, np.int64), np.empty(0, np.int64))
     expected = plan.indices(number).tolist()
     lengths = []
     try:

@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int
 
-from input_pipeline.records import examples, tfds_metadata
+from input_pipeline.records import image_codec, tf_example, tfds_metadata
 from input_pipeline.records.tfrecord import write_tfrecord
 from input_pipeline.synthetic.provenance import checked_config, plan_of
 from launch import files
@@ -285,12 +285,12 @@ class SyntheticWriter:
         if image.shape != expected or image.dtype != np.uint8:
             raise ValueError(f"expected uint8 {expected}, got {image.dtype} {image.shape}")
         if encoding["format"] == "png":
-            return examples.encode_png(image)
-        return examples.encode_jpeg(image, encoding["quality"])
+            return image_codec.encode_png(image)
+        return image_codec.encode_jpeg(image, encoding["quality"])
 
     def _record(self, index: int, image: bytes, prompt: str) -> bytes:
         label = int(self.plan.labels[index])
-        return examples.encode_example(
+        return tf_example.encode_example(
             {
                 "image": image,
                 "label": label,

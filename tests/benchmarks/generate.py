@@ -148,7 +148,7 @@ def opening(total: int) -> dict:
             "from input_pipeline.synthetic.source import SyntheticSource\n"
             "before, began = memory('self', 'VmHWM'), time.perf_counter()\n"
             "source = SyntheticSource(sys.argv[1])\n"
-            "len(source.labels), source.plan.place(0)\n"
+            "len(source.labels), source.plan.locate(0)\n"
             "opened, used = time.perf_counter() - began, memory('self', 'VmHWM') - before\n"
             "for number in range(source.plan.num_shards): source.shard(number)\n"
             "whole, most = time.perf_counter() - began, memory('self', 'VmHWM') - before\n"

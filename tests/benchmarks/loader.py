@@ -30,7 +30,7 @@ from input_pipeline.augment.flip import random_flip
 from input_pipeline.batches import loader
 from input_pipeline.batches.mixture import FixedWeight
 from input_pipeline.batches.order import Epochs, Shuffled
-from input_pipeline.records.examples import decode_image
+from input_pipeline.records.image_codec import decode_image
 from launch.runtime.reports.tables import text_table
 
 REAL = 1_281_167

@@ -29,7 +29,7 @@ from launch.runtime.ema import make_decays
 from launch.runtime.images import to_float
 from launch.runtime.state import TrainState, create_state
 from launch.runtime.training.optimizers import make_optimizer
-from launch.runtime.training.step import make_step
+from launch.runtime.training.train_step import make_step
 from tests.benchmarks.harness import Result, arguments, compare, matrix_peak, report, synchronize
 from tests.benchmarks.unet import Pair
 from tests.parity.torch_weights import relative_error

@@ -17,9 +17,9 @@ from launch.runtime.checkpoints.inference import latest_step
 from launch.runtime.devices.distributed import check_joined
 from launch.runtime.devices.mesh import put_batch, with_shardings
 from launch.runtime.state import TrainState
-from launch.runtime.training.measure import Profile
+from launch.runtime.training.performance import Profile
 from launch.runtime.training.preemption import Preemption
-from launch.runtime.training.progress import Progress
+from launch.runtime.training.training_log import TrainingLog
 from launch.runtime.types import Metrics
 
 T = TypeVar("T")
@@ -102,7 +102,7 @@ def fit(
             return state
         profile = Profile(workdir / "profile", first=start + 1, **(config.get("profile") or {}))
         _close_with(opened, profile)
-        log = _close_with(opened, Progress(workdir, start, total, label, storage.newest))
+        log = _close_with(opened, TrainingLog(workdir, start, total, label, storage.newest))
         for step, batch in enumerate(log.wait_for(batches(start, total)), start=start + 1):
             batch = put_batch(mesh, batch)
             log.before(train_step, state, batch)

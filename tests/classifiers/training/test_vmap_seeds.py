@@ -8,7 +8,7 @@ from classifiers import evaluate, train
 from classifiers.training import learning_curves, vmap_seeds
 from classifiers.training.training import Training
 from configs.digits import classifier
-from input_pipeline.records.examples import decode_image
+from input_pipeline.records.image_codec import decode_image
 from launch.files import read_json
 from launch.runtime.run import Run
 from launch.runtime.training.metrics import column, read_metrics

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from imagen_ft.demo import report
-from input_pipeline.records.examples import encode_png
+from input_pipeline.records.image_codec import encode_png
 from input_pipeline.sources.digits import digits
 from input_pipeline.synthetic.writer import SyntheticWriter
 

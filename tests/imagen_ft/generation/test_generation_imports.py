@@ -3,11 +3,11 @@
 import types
 
 from imagen_ft.generation.stream import ShardStream
-from input_pipeline.records import examples
+from input_pipeline.records import tf_example
 
 
 def test_messages_are_loaded_before_a_thread_writes():
-    examples.load_messages.cache_clear()
+    tf_example.load_messages.cache_clear()
     writer = types.SimpleNamespace(config={"image_shape": (8, 8, 1)})
     with ShardStream(writer, [], []):
-        assert examples.load_messages.cache_info().currsize == 1
+        assert tf_example.load_messages.cache_info().currsize == 1

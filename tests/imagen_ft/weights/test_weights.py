@@ -417,9 +417,9 @@ main(sys.argv)
 def test_an_interrupted_import_is_made_anew(pipeline, tmp_path, monkeypatch, remote):
     command = ["weights", f"--from=deepfloyd:{pipeline}", f"--to={tmp_path}/imported"]
     if remote:
-        monkeypatch.setattr("launch.runtime.new_folder.is_local", lambda path: False)
+        monkeypatch.setattr("launch.runtime.atomic_folder.is_local", lambda path: False)
         with monkeypatch.context() as patch:
-            patch.setattr("launch.runtime.new_folder._empty", lambda folder: None)
+            patch.setattr("launch.runtime.atomic_folder._empty", lambda folder: None)
             patch.setattr(checkpoint, "_content_digest", lambda tree: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 main(command)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.records import index_cache
-from input_pipeline.records.index_cache import Shard
+from input_pipeline.records.index_cache import CacheKey
 
 COLUMNS = {
     "label": np.array([3, 1, 2], np.int32),
@@ -24,7 +24,7 @@ def shard(tmp_path):
     path = tmp_path / "data" / "x"
     path.parent.mkdir()
     path.write_bytes(bytes(range(256)) * 1000)
-    return Shard.found(str(path), "label")
+    return CacheKey.of_file(str(path), "label")
 
 
 def test_columns_come_back_one_by_one(shard):
@@ -39,11 +39,11 @@ def test_columns_come_back_one_by_one(shard):
 
 def test_it_answers_one_question_about_one_shard(shard, tmp_path):
     index_cache.save(shard, COLUMNS)
-    assert index_cache.load(Shard.found(shard.path, "fine_label"), ("label",)) is None
+    assert index_cache.load(CacheKey.of_file(shard.path, "fine_label"), ("label",)) is None
     (index,) = (tmp_path / "data" / ".imagen_ft").iterdir()
     (tmp_path / "data" / "y").write_bytes(bytes(256_000))
-    other = Shard.found(str(tmp_path / "data" / "y"), "label")
-    os.rename(index, other.places()[0])
+    other = CacheKey.of_file(str(tmp_path / "data" / "y"), "label")
+    os.rename(index, other.paths()[0])
     assert index_cache.load(other, ("label",)) is None
 
 
@@ -52,7 +52,7 @@ def rewritten(shard, data):
     with open(shard.path, "wb") as file:
         file.write(data)
     os.utime(shard.path, ns=(0, 10**18))
-    return Shard.found(shard.path, shard.asked)
+    return CacheKey.of_file(shard.path, shard.asked)
 
 
 def test_a_shard_that_was_written_again(shard):
@@ -68,16 +68,16 @@ def test_a_shard_that_was_written_again(shard):
 def test_a_shard_that_goes_away(shard):
     os.remove(shard.path)
     with pytest.raises(FileNotFoundError):
-        Shard.found(shard.path, "label")
+        CacheKey.of_file(shard.path, "label")
 
 
 def test_places(shard, tmp_path, monkeypatch):
-    beside, in_cache = shard.places()
+    beside, in_cache = shard.paths()
     assert beside == tmp_path / "data" / ".imagen_ft" / "x.label.index"
     assert tmp_path / "cache" / "imagen_ft" / "index" in in_cache.parents
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert tmp_path / "home" / ".cache" / "imagen_ft" in shard.places()[1].parents
+    assert tmp_path / "home" / ".cache" / "imagen_ft" in shard.paths()[1].parents
     (tmp_path / "data" / ".imagen_ft").write_text("in the way")
     (tmp_path / "home").write_text("in the way")
     assert isinstance(index_cache.save(shard, COLUMNS), OSError)

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from input_pipeline.records import examples
+from input_pipeline.records import tf_example
 from input_pipeline.records.tfrecord import write_tfrecord
 from tests.support.image_folder import encoded, picture
 
@@ -25,7 +25,7 @@ def label(i):
 
 def record(split, i, **changes):
     fields = {"image": encoded(image(split, i)), "label": label(i), "file_name": f"{split}_{i}.png"}
-    return examples.encode_example({**fields, **changes})
+    return tf_example.encode_example({**fields, **changes})
 
 
 def records(split):

@@ -10,7 +10,7 @@ from input_pipeline import sources
 from input_pipeline.batches.mixture import Union
 from input_pipeline.source import ArraySource, in_memory
 from input_pipeline.sources import subsets
-from input_pipeline.sources.damage import Skipping
+from input_pipeline.sources.damaged_records import SkipDamaged
 from input_pipeline.sources.subsets import long_tail_counts
 from launch.errors import InputError
 from launch.files import sha256
@@ -194,11 +194,11 @@ def test_parts_have_the_digest_of_the_whole(tmp_path):
     images, labels, names = np.zeros((4, 1, 1, 1), np.uint8), np.arange(4) % 2, ("a", "b")
     whole = ArraySource(images, labels, names, digest="whole")
     spec = dict(per_class=1, classes=["b", "a"])
-    for part in (subsets.apply(whole, spec), Skipping(whole), Union([whole]), in_memory(whole)):
+    for part in (subsets.apply(whole, spec), SkipDamaged(whole), Union([whole]), in_memory(whole)):
         assert part.digest() == "whole"
     path = write(tmp_path, ["0", "1", "2", "3"])
     kept = subsets.apply(whole, {"keep": path})
-    assert Skipping(kept).digest() == f"whole and {sha256(path)}"
+    assert SkipDamaged(kept).digest() == f"whole and {sha256(path)}"
     unchanging = ArraySource(images, labels, names)
     assert Union([unchanging, kept, whole]).digest() == f"whole and {sha256(path)} and whole"
 

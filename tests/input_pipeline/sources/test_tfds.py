@@ -151,7 +151,7 @@ def test_no_shard_is_read_again(folder, monkeypatch):
     assert len(list((folder / ".imagen_ft").iterdir())) == 3
     monkeypatch.setattr(tfds_shards, "_FILES", None)
     assert TfdsSource(folder, "train").labels.tolist() == expected
-    monkeypatch.setattr(image_folder.examples, "decode_image", None)
+    monkeypatch.setattr(image_folder.image_codec, "decode_image", None)
     assert len(TfdsSource(folder, "train[:3]").labels) == 3
 
 

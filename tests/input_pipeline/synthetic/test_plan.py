@@ -18,7 +18,7 @@ def test_every_image_has_one_place():
     found = [PLAN.indices(shard) for shard in range(6)]
     assert sorted(np.concatenate(found)) == list(range(40))
     for shard, indices in enumerate(found):
-        assert [PLAN.place(int(index)) for index in indices] == [
+        assert [PLAN.locate(int(index)) for index in indices] == [
             (shard, record) for record in range(len(indices))
         ]
     # A copy ends before the next one begins.

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from input_pipeline.records import examples
+from input_pipeline.records import image_codec
 from input_pipeline.synthetic.verify import verify
 from launch.errors import InputError
 from tests.input_pipeline.synthetic.tiny_set import (
@@ -40,7 +40,7 @@ def test_what_checksums_cannot_see(complete):
     def forge(records):
         records[0] = records[4]
         records[1]["image"] = [b"no image"]
-        records[2]["image"] = [examples.encode_png(np.zeros((4, 5, 3), np.uint8))]
+        records[2]["image"] = [image_codec.encode_png(np.zeros((4, 5, 3), np.uint8))]
         records[3]["class_name"] = [wrong[1 - records[3]["label"][0]]]
 
     replace_shard(complete, 1, forge)
@@ -53,7 +53,7 @@ def test_what_checksums_cannot_see(complete):
 
 
 def test_blank_images_are_told_and_not_made_again(complete):
-    blank = examples.encode_png(np.full((4, 4, 3), 7, np.uint8))
+    blank = image_codec.encode_png(np.full((4, 4, 3), 7, np.uint8))
     replace_shard(complete, 1, lambda records: records[2].update(image=[blank]))
     report = verify(complete)
     assert report.faults["blank"] == [of_shard(1)[2]] and not report.ok

@@ -68,14 +68,14 @@ def test_resuming_gives_the_same_bytes(complete, tmp_path):
 
 KILLED = """
 import os, signal, sys
-from input_pipeline.records import examples
+from input_pipeline.records import tf_example
 from tests.input_pipeline.synthetic import tiny_set as t
-encode = examples.encode_example
+encode = tf_example.encode_example
 def encode_or_die(values):
     if values["index"] == 8:
         os.kill(os.getpid(), signal.SIGKILL)
     return encode(values)
-examples.encode_example = encode_or_die
+tf_example.encode_example = encode_or_die
 t.write(t.writer(sys.argv[1]), [0, 1, 2])
 """
 

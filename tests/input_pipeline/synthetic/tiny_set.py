@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from input_pipeline.records import examples
+from input_pipeline.records import tf_example
 from input_pipeline.records.tfrecord import TFRecordFile, write_tfrecord
 from input_pipeline.synthetic.plan import Plan
 from input_pipeline.synthetic.writer import SyntheticWriter
@@ -57,9 +57,9 @@ def flip_byte(path, position):
 def replace_shard(folder, shard, change):
     """Rewrites a shard with `change` applied to its list of records, all digests right."""
     path = shard_path(folder, shard)
-    records = [examples.decode_example(data) for data in TFRecordFile(path)]
+    records = [tf_example.decode_example(data) for data in TFRecordFile(path)]
     change(records)
-    written = write_tfrecord(path, [examples.encode_example(record) for record in records])
+    written = write_tfrecord(path, [tf_example.encode_example(record) for record in records])
     manifest = files.read_sealed(folder / "manifest.json")
     found = dict(num_bytes=written.num_bytes, sha256=written.sha256)
     manifest["shards"][shard].update(found)

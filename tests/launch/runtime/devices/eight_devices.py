@@ -12,7 +12,7 @@ from launch.errors import InputError
 from launch.runtime.devices.mesh import local_rows, make_mesh, put_batch, replicate, state_shardings
 from launch.runtime.state import abstract_state, create_state
 from launch.runtime.training.loop import check_training
-from launch.runtime.training.step import make_step
+from launch.runtime.training.train_step import make_step
 
 WIDTH = 512  # 2^18 weights are enough to be split
 TX = optax.adam(1e-3)

@@ -19,9 +19,9 @@ from input_pipeline.records.tfrecord import TFRecordFile
 from launch.runtime.checkpoints.checkpoint import Checkpoints
 from launch.runtime.devices.flops import count_flops
 from launch.runtime.devices.hardware import CHIPS
-from launch.runtime.training import measure, metrics
-from launch.runtime.training.measure import Speed, floor_seconds, memory
+from launch.runtime.training import metrics, performance
 from launch.runtime.training.metrics import MetricWriter, column, read_metrics, to_scalars
+from launch.runtime.training.performance import StepTimer, floor_seconds, memory
 from tests.support import ROOT, toy
 
 
@@ -138,23 +138,23 @@ def test_lines_are_whole_after_a_kill(tmp_path):
 class Clock:
     def __init__(self, monkeypatch):
         self.now = 100.0
-        monkeypatch.setattr(measure.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(performance.time, "perf_counter", lambda: self.now)
 
 
 def test_times_of_steps(monkeypatch):
     clock = Clock(monkeypatch)
-    speed = Speed()
-    speed.start(images=32, floor_seconds=0.5)
-    assert speed.started and not speed.running
+    timer = StepTimer()
+    timer.start(images=32, floor_seconds=0.5)
+    assert timer.started and not timer.running
     clock.now += 60  # compiles
-    speed.waited += 7.0  # belongs to the first step
-    speed.paused += 7.0
-    speed.run(301)
-    assert speed.running
+    timer.waited += 7.0  # belongs to the first step
+    timer.paused += 7.0
+    timer.run(301)
+    assert timer.running
     clock.now += 30
-    speed.waited += 5.0
-    speed.paused += 10.0
-    assert speed.look(311) == {
+    timer.waited += 5.0
+    timer.paused += 10.0
+    assert timer.lap(311) == {
         "first_step_seconds": 60.0,
         "step_seconds": 2.0,
         "images_per_second": 16.0,
@@ -162,7 +162,7 @@ def test_times_of_steps(monkeypatch):
         "share_of_peak": 0.25,
     }
     clock.now += 4
-    assert speed.look(312) == {
+    assert timer.lap(312) == {
         "step_seconds": 4.0,
         "images_per_second": 8.0,
         "data_wait": 0.0,
@@ -172,14 +172,14 @@ def test_times_of_steps(monkeypatch):
 
 def test_the_first_step_alone_has_no_speed(monkeypatch):
     clock = Clock(monkeypatch)
-    speed = Speed()
-    speed.start(images=32, floor_seconds=None)
+    timer = StepTimer()
+    timer.start(images=32, floor_seconds=None)
     clock.now += 3
-    speed.run(1)
+    timer.run(1)
     clock.now += 1
-    assert speed.look(1) == {"first_step_seconds": 3.0}
+    assert timer.lap(1) == {"first_step_seconds": 3.0}
     clock.now += 2
-    assert "share_of_peak" not in speed.look(2)
+    assert "share_of_peak" not in timer.lap(2)
 
 
 def test_evaluations_pictures_and_saving_are_not_in_the_times_of_steps(tmp_path, monkeypatch):
@@ -227,7 +227,7 @@ def test_floor_of_a_step(monkeypatch, caplog):
 
     args = jnp.ones((10, 30)), {"x": jnp.ones((30, 20))}
     assert floor_seconds(multiply, *args) is None  # a CPU
-    monkeypatch.setattr(measure, "chip_of", lambda device: CHIP)
+    monkeypatch.setattr(performance, "chip_of", lambda device: CHIP)
     assert floor_seconds(lambda *args: multiply(*args), *args) is None
     with jax.log_compiles(), caplog.at_level("WARNING"):
         assert floor_seconds(multiply, *args) == pytest.approx(2 * 10 * 30 * 20 / 1e6)
@@ -304,7 +304,7 @@ def test_share_of_peak_is_logged(tmp_path, monkeypatch):
         traced.append(1)
         return toy.train_step(state, batch)
 
-    monkeypatch.setattr(measure, "chip_of", lambda device: CHIP)
+    monkeypatch.setattr(performance, "chip_of", lambda device: CHIP)
     toy.train(tmp_path, train_step=train_step)
     assert len(traced) == 1
     lines = read_metrics(tmp_path)

@@ -1,4 +1,4 @@
-"""A batch in parts against the whole batch; the jitted step with its constants."""
+"""A batch in chunks against the whole batch; the jitted step with its constants."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 
 from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.state import abstract_state, create_state
-from launch.runtime.training.step import accumulate, make_step
+from launch.runtime.training.train_step import accumulate, make_step
 
 RNG = np.random.default_rng(0)
 EXAMPLES = {"x": RNG.normal(size=(12, 3)).astype(np.float32), "y": np.arange(12.0)}

@@ -15,7 +15,7 @@ POLICIES = ("error", "skip")
 _TRIES = 100  # damaged records of a class, one after the other: that is no accident
 
 
-class _Count:
+class _DamageCount:
     """Damaged records and what stands for them; it tells stderr at the 1st, 2nd, 4th, 8th, ..."""
 
     def __init__(self, total: int):
@@ -46,7 +46,7 @@ class _Count:
         )
 
 
-class Skipping(Wrapper):
+class SkipDamaged(Wrapper):
     """A source that gives, for a damaged record, the next sound one of the same class.
 
     So labels stay true. Which one it is depends on the data alone. Several threads may use it;
@@ -56,7 +56,7 @@ class Skipping(Wrapper):
     def __init__(self, source: Source):
         """Wraps a source; it should be the last wrapper, so that no other split stands in."""
         super().__init__(source)
-        self._start()
+        self._begin_count()
 
     @property
     def damaged(self) -> int:
@@ -97,14 +97,14 @@ class Skipping(Wrapper):
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state)
-        self._start()
+        self._begin_count()
 
-    def _start(self) -> None:
-        self._count = _Count(len(self.labels))
+    def _begin_count(self) -> None:
+        self._count = _DamageCount(len(self.labels))
         self._end = weakref.finalize(self, self._count.end)
 
 
-def without(source: Source, faults: Mapping[int, str], policy: str) -> Source:
+def leave_out(source: Source, faults: Mapping[int, str], policy: str) -> Source:
     """A source without the records that are too damaged to have a label.
 
     Args:

@@ -14,8 +14,8 @@ from launch.runtime.devices.hardware import chip_of
 from launch.runtime.types import Batch
 
 
-class Speed:
-    """Times of the steps since the last look.
+class StepTimer:
+    """Times of the steps since the last lap.
 
     Attributes:
         waited: seconds since then that were spent waiting for batches.
@@ -53,8 +53,8 @@ class Speed:
         self._first = {"first_step_seconds": now - self._began}
         self._since, self.waited, self.paused = (step, now), 0.0, 0.0
 
-    def look(self, step: int) -> dict[str, float]:
-        """What is to be logged at a step that has just ended; the next look begins here."""
+    def lap(self, step: int) -> dict[str, float]:
+        """What is to be logged at a step that has just ended; the next lap begins here."""
         now, (since, then) = time.perf_counter(), self._since
         scalars, self._first = self._first, {}
         if step > since:

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from launch.errors import Diverged
-from launch.runtime.training.measure import Speed, floor_seconds, memory
 from launch.runtime.training.metrics import MetricWriter, to_scalars
+from launch.runtime.training.performance import StepTimer, floor_seconds, memory
 from launch.runtime.types import Batch, Metrics
 
 T = TypeVar("T")
@@ -27,7 +27,7 @@ _UNDER_WAY = 2
 _REMEMBERED = 1000
 
 
-class Progress:
+class TrainingLog:
     """The log of one run. Metrics are read one step late: the device never waits for the host.
 
     A logged step has, besides its metrics, `step_seconds`; `images_per_second`, of all devices
@@ -58,7 +58,7 @@ class Progress:
         self._workdir, self._newest_checkpoint = workdir, newest_checkpoint
         self._writer = MetricWriter(workdir, start)
         self._terminal = _Terminal(start, total, label)
-        self._speed = Speed()
+        self._timer = StepTimer()
         self._pending: tuple[int, Metrics] | None = None
         self._unchecked = collections.deque[tuple[int, Metrics]](maxlen=_REMEMBERED)
 
@@ -71,14 +71,14 @@ class Progress:
                 batch = next(rest)
             except StopIteration:
                 return
-            self._speed.waited += time.perf_counter() - began
+            self._timer.waited += time.perf_counter() - began
             yield batch
 
     def before(self, train_step: Callable[..., Any], state: Any, batch: Batch) -> None:
         """Is told of a step that is about to be made; of the first it learns images and FLOPs."""
-        if not self._speed.started:
+        if not self._timer.started:
             images = len(next(iter(batch.values())))
-            self._speed.start(images, floor_seconds(train_step, state, batch))
+            self._timer.start(images, floor_seconds(train_step, state, batch))
 
     def after(self, step: int, metrics: Metrics, read: bool) -> None:
         """Is told of a step under way; reads the metrics of the one before, if they are to be.
@@ -91,9 +91,9 @@ class Progress:
         self._unchecked.append((step, kept))
         if len(self._unchecked) > _UNDER_WAY:
             jax.block_until_ready(self._unchecked[-1 - _UNDER_WAY][1])
-        if not self._speed.running:
+        if not self._timer.running:
             jax.block_until_ready(metrics)
-            self._speed.run(step)
+            self._timer.run(step)
         if read:
             self._pending = (step, metrics)
         self._terminal.update()
@@ -109,7 +109,7 @@ class Progress:
         (step, metrics), self._pending = self._pending, None
         self.check()
         scalars = to_scalars(metrics)
-        speed = self._speed.look(step)
+        speed = self._timer.lap(step)
         self._terminal.show(step, scalars["loss"], speed.get("images_per_second"))
         self._writer.write(step, {**scalars, **speed, **memory()})
 
@@ -168,7 +168,7 @@ class Progress:
         began = time.perf_counter()
         result = work(*args)
         seconds = time.perf_counter() - began
-        self._speed.paused += seconds
+        self._timer.paused += seconds
         return result, seconds
 
     def _diverged(self, step: int, name: str, value: float, more: str = "") -> None:

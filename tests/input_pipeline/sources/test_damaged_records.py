@@ -7,8 +7,8 @@ import pytest
 
 from input_pipeline import sources
 from input_pipeline.source import ArraySource
-from input_pipeline.sources import damage
-from input_pipeline.sources.damage import Skipping
+from input_pipeline.sources import damaged_records
+from input_pipeline.sources.damaged_records import SkipDamaged
 from input_pipeline.synthetic.source import SyntheticSource
 from launch.errors import InputError
 from tests.input_pipeline.synthetic.tiny_set import IMAGES, LABELS, damage_shard, of_shard
@@ -34,7 +34,7 @@ def pixels(source):
 
 
 def test_the_next_of_the_same_class_stands_in():
-    source = Skipping(Damaged([0, 1, 0, 1, 0, 1], bad=[0, 5, 2]))
+    source = SkipDamaged(Damaged([0, 1, 0, 1, 0, 1], bad=[0, 5, 2]))
     assert pixels(source) == [4, 1, 4, 3, 4, 1]
     assert [int(source[i]["label"]) for i in range(6)] == source.labels.tolist() == [0, 1] * 3
     assert source.damaged == 3 and source.key(0) == "0"
@@ -44,11 +44,11 @@ def test_the_next_of_the_same_class_stands_in():
 def test_a_generated_image_does_not_stand_for_a_real_one():
     inner = Damaged([0] * 4, bad=[0])
     inner.domain = np.array([0, 1, 1, 0], np.int32)
-    assert pixels(Skipping(inner))[0] == 3
+    assert pixels(SkipDamaged(inner))[0] == 3
 
 
 def test_what_is_said(capsys):
-    source = Skipping(Damaged([0] * 50, bad=range(1, 20, 2)))
+    source = SkipDamaged(Damaged([0] * 50, bad=range(1, 20, 2)))
     pixels(source)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 4  # at 1, 2, 4 and 8
@@ -65,26 +65,26 @@ def test_what_is_said(capsys):
 
 
 def test_nothing_is_said_of_sound_records(capsys):
-    assert pixels(Skipping(Damaged([0] * 5, bad=[]))) == [0, 1, 2, 3, 4]
+    assert pixels(SkipDamaged(Damaged([0] * 5, bad=[]))) == [0, 1, 2, 3, 4]
     gc.collect()
     assert capsys.readouterr().err == ""
 
 
 def test_too_many_are_an_error():
-    source = Skipping(Damaged([0, 1, 1, 1], bad=[1, 2, 3]))
+    source = SkipDamaged(Damaged([0, 1, 1, 1], bad=[1, 2, 3]))
     assert int(source[0]["image"][0, 0, 0]) == 0
     with pytest.raises(
         InputError, match=r"3 records of class 'b' in a row cannot be read.* record 1"
     ):
         source[1]
-    many = Skipping(Damaged([0] * 250, bad=range(120)))
+    many = SkipDamaged(Damaged([0] * 250, bad=range(120)))
     assert int(many[30]["image"][0, 0, 0]) == 120
     with pytest.raises(InputError, match="101 records of class 'a' in a row"):
         many[5]
 
 
 def test_threads_count_each_record_once():
-    source = Skipping(Damaged([0] * 200, bad=range(0, 200, 3)))
+    source = SkipDamaged(Damaged([0] * 200, bad=range(0, 200, 3)))
     copy = pickle.loads(pickle.dumps(source))
     for one in (source, copy):
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -125,9 +125,9 @@ def test_no_held_out_image_stands_in(tmp_path):
 
 def test_without():
     source = Damaged([0, 1, 0], bad=[])
-    assert damage.without(source, {}, "error") is source
+    assert damaged_records.leave_out(source, {}, "error") is source
     with pytest.raises(InputError, match="first"):
-        damage.without(source, {2: "second", 1: "first"}, "error")
-    assert pixels(damage.without(source, {1: "x"}, "skip")) == [0, 2]
+        damaged_records.leave_out(source, {2: "second", 1: "first"}, "error")
+    assert pixels(damaged_records.leave_out(source, {1: "x"}, "skip")) == [0, 2]
     with pytest.raises(InputError, match=r"^x$"):
-        damage.without(source, {0: "x", 1: "y", 2: "z"}, "skip")
+        damaged_records.leave_out(source, {0: "x", 1: "y", 2: "z"}, "skip")

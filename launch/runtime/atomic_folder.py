@@ -27,7 +27,7 @@ def check_target(target: epath.Path) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(target: epath.Path) -> Iterator[epath.Path]:
+def atomic_folder(target: epath.Path) -> Iterator[epath.Path]:
     """Makes a folder; what an error or a killed process leaves behind is removed and made anew.
 
     Args:
