@@ -25,20 +25,20 @@ def count_flops(function: Callable[..., Any], *args: Any) -> float:
             again.
         *args: arrays or their shapes.
     """
-    return _of_jaxpr(jax.make_jaxpr(lambda *args: function(*args))(*args).jaxpr)
+    return _jaxpr_flops(jax.make_jaxpr(lambda *args: function(*args))(*args).jaxpr)
 
 
-def _of_jaxpr(jaxpr: Any) -> float:
-    return sum(map(_of_equation, jaxpr.eqns))
+def _jaxpr_flops(jaxpr: Any) -> float:
+    return sum(map(_equation_flops, jaxpr.eqns))
 
 
-def _of_equation(eqn: Any) -> float:
+def _equation_flops(eqn: Any) -> float:
     name = eqn.primitive.name
     if name == "dot_general":
-        return _of_dot(eqn)
+        return _dot_flops(eqn)
     if name == "conv_general_dilated":
-        return _of_convolution(eqn)
-    inner = [_of_jaxpr(jaxpr) for value in eqn.params.values() for jaxpr in _jaxprs(value)]
+        return _convolution_flops(eqn)
+    inner = [_jaxpr_flops(jaxpr) for value in eqn.params.values() for jaxpr in _jaxprs(value)]
     if name == "cond":
         return max(inner)
     return sum(inner) * (eqn.params["length"] if name == "scan" else 1)
@@ -51,13 +51,13 @@ def _jaxprs(value: Any) -> Iterator[Any]:
             yield jaxpr
 
 
-def _of_dot(eqn: Any) -> float:
+def _dot_flops(eqn: Any) -> float:
     (contracted, _), _ = eqn.params["dimension_numbers"]
     left, result = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     return 2.0 * math.prod(result) * math.prod(left[axis] for axis in contracted)
 
 
-def _of_convolution(eqn: Any) -> float:
+def _convolution_flops(eqn: Any) -> float:
     image, kernel = (variable.aval.shape for variable in eqn.invars)
     result, params = eqn.outvars[0].aval.shape, eqn.params
     image_axes, kernel_axes, result_axes = params["dimension_numbers"]

@@ -113,8 +113,8 @@ class Profile:
             start: the first step to trace.
             steps: how many; 0 is none.
         """
-        wanted = steps > 0 and start >= first and jax.process_index() == 0
-        self._folder, self._start = folder, start if wanted else None
+        is_traced = steps > 0 and start >= first and jax.process_index() == 0
+        self._folder, self._start = folder, start if is_traced else None
         self._last, self._open = start + steps - 1, False
 
     def before(self, step: int, state: Any) -> None:
