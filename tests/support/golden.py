@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Of a row's largest value. Instruction sets and threads change the numbers by a tenth of it.
+# Of the largest number in a row; other instruction sets change the numbers by a third of it.
 SHARE = 1e-6
 METRICS = ("loss", "gradient_norm", "update_norm", "learning_rate")
 
@@ -31,15 +31,15 @@ def _rippled(leaf):
 
 
 def rows(state, metrics, paths):
-    """Metrics of each step, and three values of some arrays and of their averages."""
+    """Metrics of each step; of some arrays, and of their averages, a few values and the largest."""
     table = {name: [float(each[name]) for each in metrics] for name in METRICS}
     for label, variables in {"trained": state.variables, **state.ema}.items():
         leaves = flax.traverse_util.flatten_dict(variables, sep="/")
         for path in paths:
             values = np.asarray(leaves[path]).ravel()
             # An odd stride, for otherwise all would be of the first channel.
-            values = values[:: len(values) // 3 | 1]
-            table[f"{label} {path}"] = [float(value) for value in values]
+            chosen = [*values[:: len(values) // 3 | 1], np.abs(values).max()]
+            table[f"{label} {path}"] = [float(value) for value in chosen]
     return table
 
 
