@@ -12,7 +12,8 @@ from classifiers import from_config
 from classifiers.models import presets
 from classifiers.models.presets import Classifier
 from classifiers.training.training import Training
-from classifiers.weights.loading import HEADS, POSITIONS, resized
+from classifiers.weights.positions import POSITIONS, resized
+from classifiers.weights.weight_files import HEADS
 from launch.errors import InputError
 from launch.runtime.run import CLASSIFIER, Run
 from launch.runtime.state import TrainState, create_state

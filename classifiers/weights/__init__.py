@@ -1,6 +1,6 @@
 """Weights of classifiers in and out: files of transformers, timm and torchvision, local ones."""
 
-from classifiers.weights.configs import build
-from classifiers.weights.loading import load, save
+from classifiers.weights.config_files import build
+from classifiers.weights.weight_files import load, save
 
 __all__ = ["build", "load", "save"]

@@ -21,8 +21,9 @@ from collections.abc import Sequence
 import jax
 from absl import flags
 
-from classifiers.weights.layouts import LAYOUTS
-from classifiers.weights.runs import export_run, import_run
+from classifiers.weights.exporting import export_run
+from classifiers.weights.importing import import_run
+from classifiers.weights.tensor_rules import LAYOUTS
 from launch.cli import exit_code, parse_flags
 from launch.errors import InputError
 

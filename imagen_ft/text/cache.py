@@ -19,6 +19,11 @@ from jaxtyping import Float
 
 from launch.errors import InputError
 from launch.files import differences, read_json, write_atomic, write_json
+from launch.runtime.checkpoints.safetensors_header import (
+    LENGTH_BYTES,
+    parse_header,
+    read_header,
+)
 
 DTYPES = ("bfloat16", "float32")
 _STATES = "states"
@@ -154,25 +159,25 @@ class TextCache:
         self._index(part)
 
     def _index(self, part: epath.Path) -> None:
-        """Reads the head of a part: https://github.com/huggingface/safetensors, Format."""
+        """Reads the header of a part."""
         try:
-            with part.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                head = json.loads(file.read(min(length, part.stat().length)))
-            tensor, metadata = head[_STATES], head["__metadata__"]
+            header = read_header(part)
+            entries, metadata = parse_header(header)
+            states = entries[_STATES]
             prompts, checksums = json.loads(metadata["prompts"]), json.loads(metadata["crc32c"])
-            shape, (first, last) = tuple(tensor["shape"]), tensor["data_offsets"]
-            whole = part.stat().length == 8 + length + last
-            fits = shape == (len(prompts), *self.shape) and len(checksums) == len(prompts)
+            data_start = LENGTH_BYTES + len(header)
+            whole = part.stat().length == data_start + states.end
+            fits = states.shape == (len(prompts), *self.shape) and len(checksums) == len(prompts)
             of_us = metadata["encoder"] == self.digest
         except (KeyError, TypeError, ValueError):
             raise InputError(_damaged(part, "its head")) from None
         if not of_us:
             raise InputError(f"{part}: of another encoder than {self.folder}: take it out there")
-        if not whole or not fits or last - first != len(prompts) * self.row_bytes:
+        size = states.end - states.start
+        if not whole or not fits or size != len(prompts) * self.row_bytes:
             raise InputError(_damaged(part, "its length"))
         for number, (prompt, checksum) in enumerate(zip(prompts, checksums, strict=True)):
-            offset = 8 + length + first + number * self.row_bytes
+            offset = data_start + states.start + number * self.row_bytes
             self._rows.setdefault(prompt, _Row(part, number, offset, checksum))
 
 

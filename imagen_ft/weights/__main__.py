@@ -25,7 +25,7 @@ from absl import flags
 
 from imagen_ft.weights.exporting import DTYPES, export_weights
 from imagen_ft.weights.importing import import_weights
-from imagen_ft.weights.sources import PARTS
+from imagen_ft.weights.pipeline_parts import PARTS
 from launch.cli import exit_code, parse_flags
 from launch.errors import InputError
 
@@ -44,9 +44,9 @@ def define_flags(values: flags.FlagValues) -> None:
     }
     for name, help_text in text.items():
         flags.DEFINE_string(name, None, help_text, flag_values=values)
-    known = ", ".join(PARTS)
+    parts = ", ".join(PARTS)
     flags.DEFINE_list(
-        "part", [], f"import: {known}; by default those there are", flag_values=values
+        "part", [], f"import: {parts}; by default those there are", flag_values=values
     )
     flags.DEFINE_enum(
         "dtype", None, DTYPES, "export: type of the numbers (float32 for a run)", flag_values=values

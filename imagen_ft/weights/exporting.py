@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import flax.traverse_util
+import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from imagen_ft.weights import hub, layout
-from imagen_ft.weights.deepfloyd import unet_config
+from imagen_ft.weights import hub
 from imagen_ft.weights.importing import HEADER, MODEL_INDEX, SMALL_PATTERNS, check_schedulers
 from imagen_ft.weights.loading import STORED, load_checkpoint, open_checkpoint
-from imagen_ft.weights.sources import (
+from imagen_ft.weights.pipeline_parts import (
     FILES,
     MANIFEST,
     PARTS,
@@ -26,15 +26,17 @@ from imagen_ft.weights.sources import (
     SMALL_PARTS,
     NoSuchPart,
     Part,
-    Place,
+    PartLocation,
     locate,
     manifest_parts,
     open_part,
 )
+from imagen_ft.weights.unet_config import unet_config
 from launch.errors import InputError
 from launch.files import is_local, read_object, write_atomic
 from launch.runtime.atomic_folder import atomic_folder, check_target
 from launch.runtime.checkpoints.safetensors_io import Weights, write_file, write_model
+from launch.runtime.checkpoints.tensor_mapping import tensor_mappings
 from launch.runtime.run import Run
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -42,7 +44,7 @@ _VARIANT_DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
 
 # Writes one part into the folder that it is given.
 _Writer = Callable[[Path], None]
-# Gives a tensor in the reference's layout by its name, as the type it is told.
+# Gives a tensor of the files by its name, as the type that is asked for.
 _Read = Callable[[str, np.dtype], np.ndarray]
 
 
@@ -93,17 +95,19 @@ def export_weights(
     target = epath.Path(target)
     check_target(target)
     form = _Form(variant, dtype)
-    places = _places(source)
-    writers = {name: _make_writer(PARTS[name], place, form) for name, place in places.items()}
+    locations = _locations(source)
+    writers = {
+        name: _make_writer(PARTS[name], location, form) for name, location in locations.items()
+    }
     lenders = [epath.Path(source) / "source"] + ([_lender(pipeline)] if pipeline else [])
     if pipeline and "text_encoder" not in writers:
-        writers |= _borrow_text_encoder(pipeline, places["unet"], form)
+        writers |= _borrow_text_encoder(pipeline, locations["unet"], form)
     small = _small_files(lenders)
     index = small.pop(MODEL_INDEX, None)
     if index is not None:
         index = _without_missing(index, set(writers) | {name.partition("/")[0] for name in small})
-        if "unet" in places:
-            _check_pipeline(PARTS["unet"], places["unet"], json.loads(index), pipeline or source)
+        if "unet" in locations:
+            _check_pipeline(PARTS["unet"], locations["unet"], json.loads(index), pipeline or source)
     elif pipeline:
         raise InputError(f"--pipeline={pipeline} has no {MODEL_INDEX}: name a pipeline's folder")
     with atomic_folder(target) as folder:
@@ -117,35 +121,35 @@ def export_weights(
             write_atomic(folder / MODEL_INDEX, index)
 
 
-def _places(source: str) -> dict[str, Place]:
+def _locations(source: str) -> dict[str, PartLocation]:
     root = epath.Path(source)
     if (root / MANIFEST).exists():
         return {name: locate(root, name) for name in manifest_parts(root)}
     if not root.exists():
         raise InputError(f"{source}: there is no such folder; name an import or a run")
-    place = locate(root, "unet")
-    if place.kind != RUN:
+    location = locate(root, "unet")
+    if location.kind != RUN:
         raise InputError(f"{source} is neither an imported folder nor a run: name one to export")
-    return {"unet": place}
+    return {"unet": location}
 
 
-def _make_writer(part: Part, place: Place, form: _Form) -> _Writer:
+def _make_writer(part: Part, location: PartLocation, form: _Form) -> _Writer:
     """Checks what can be checked before anything is written."""
-    model, shapes = open_checkpoint(part, place)
-    copies = place.root / "source" / part.name
-    if place.kind != RUN and form.as_imported:
-        files = manifest_parts(place.root)[part.name]["files"]
-        return lambda folder: _write_as_imported(part, place, files, copies, folder)
-    if place.kind == RUN:
-        size = Run.open(place.folder).config.stage.size
-        config = json.dumps(unet_config(model, shapes, size, place.folder), indent=2).encode()
+    model, shapes = open_checkpoint(part, location)
+    copies = location.root / "source" / part.name
+    if location.kind != RUN and form.as_imported:
+        files = manifest_parts(location.root)[part.name]["files"]
+        return lambda folder: _write_as_imported(part, location, files, copies, folder)
+    if location.kind == RUN:
+        size = Run.open(location.folder).config.stage.size
+        config = json.dumps(unet_config(model, shapes, size, location.folder), indent=2).encode()
     else:
         config = _with_dtype((copies / "config.json").read_bytes(), form.numbers)
-    entries = layout.entries(shapes, part.rules)
-    tensors = {name: (entry.reference_shape, form.numbers) for name, entry in entries.items()}
+    mappings = tensor_mappings(shapes, part.rules)
+    tensors = {name: (mapping.file_shape, form.numbers) for name, mapping in mappings.items()}
 
     def write(folder: Path) -> None:
-        read = _reader(part, place, sum(leaf.size for leaf in _leaves(shapes)))
+        read = _reader(part, location, sum(leaf.size for leaf in jax.tree.leaves(shapes)))
         write_model(folder, part.stem, form.variant, tensors, read)
         write_atomic(folder / "config.json", config)
 
@@ -153,38 +157,33 @@ def _make_writer(part: Part, place: Place, form: _Form) -> _Writer:
 
 
 def _write_as_imported(
-    part: Part, place: Place, files: Mapping[str, str], copies: epath.Path, folder: Path
+    part: Part, location: PartLocation, files: Mapping[str, str], copies: epath.Path, folder: Path
 ) -> None:
-    _, shapes = open_checkpoint(part, place)
-    read = _reader(part, place, sum(leaf.size for leaf in _leaves(shapes)))
+    _, shapes = open_checkpoint(part, location)
+    read = _reader(part, location, sum(leaf.size for leaf in jax.tree.leaves(shapes)))
     for name, digest in files.items():
         if write_file(folder / name, (copies / f"{name}{HEADER}").read_bytes(), read) != digest:
             raise InputError(
-                f"{place.root}: {part.name}/{name} is not what was imported; import it again"
+                f"{location.root}: {part.name}/{name} is not what was imported; import it again"
             )
     for path in copies.iterdir():
         if not path.name.endswith(HEADER):
             write_atomic(folder / path.name, path.read_bytes())
 
 
-def _leaves(shapes: Any) -> list[Any]:
-    return list(flax.traverse_util.flatten_dict(shapes).values())
-
-
-def _reader(part: Part, place: Place, total: int) -> _Read:
+def _reader(part: Part, location: PartLocation, total: int) -> _Read:
     """Loads the parameters; what it returns reads them one by one, with a progress bar."""
-    _, params = load_checkpoint(part, place, STORED)
-    entries = layout.entries(params, part.rules)
+    _, params = load_checkpoint(part, location, STORED)
+    mappings = tensor_mappings(params, part.rules)
     arrays = flax.traverse_util.flatten_dict(params, sep=".")
     bar = tqdm(total=total, desc=part.name, unit=" numbers", unit_scale=True, disable=None)
 
     def read(name: str, dtype: np.dtype) -> np.ndarray:
-        entry = entries[part.aliases.get(name, name)]
-        array = entry.to_reference(np.asarray(arrays[entry.path]))
+        array = mappings[part.aliases.get(name, name)].to_file(arrays)
         with np.errstate(over="ignore"):
             converted = array.astype(dtype, copy=False)
         if dtype == np.float16 and array.dtype != dtype and np.isinf(converted).any():
-            raise InputError(f"{name} of {place.folder} does not fit float16: export it as bf16")
+            raise InputError(f"{name} of {location.folder} does not fit float16: export it as bf16")
         bar.update(array.size)
         return converted
 
@@ -194,10 +193,10 @@ def _reader(part: Part, place: Place, total: int) -> _Read:
 def _with_dtype(config: bytes, dtype: np.dtype) -> bytes:
     """Whatever type the files have, transformers reads them as the one that the config names."""
     table = json.loads(config)
-    named = {"dtype", "torch_dtype"} & table.keys()
-    if not named:
+    fields = {"dtype", "torch_dtype"} & table.keys()
+    if not fields:
         return config
-    table.update(dict.fromkeys(named, dtype.name))
+    table.update(dict.fromkeys(fields, dtype.name))
     return (json.dumps(table, indent=2) + "\n").encode()
 
 
@@ -210,22 +209,22 @@ def _lender(pipeline: str) -> epath.Path:
     return root / "source" if (root / MANIFEST).exists() else root
 
 
-def _borrow_text_encoder(pipeline: str, unet: Place, form: _Form) -> dict[str, _Writer]:
+def _borrow_text_encoder(pipeline: str, unet: PartLocation, form: _Form) -> dict[str, _Writer]:
     part, faults = PARTS["text_encoder"], []
     width = open_checkpoint(PARTS["unet"], unet)[1]["encoder_hid_proj"]["kernel"].shape[0]
     for variant in dict.fromkeys((form.variant, None, *_VARIANT_DTYPES)):
         try:
-            place = locate(pipeline, part.name, variant)
-            config = read_object(place.folder / "config.json")
+            location = locate(pipeline, part.name, variant)
+            config = read_object(location.folder / "config.json")
             config = config.get("imported", {}).get("config", config)
             if config.get("d_model") != width:
                 raise InputError(
                     f"{unet.folder} was trained with text states {width} wide, the text encoder of "
                     f"{pipeline} has {config.get('d_model')}: name the pipeline with its encoder"
                 )
-            if place.kind != FILES:
-                return {part.name: _make_writer(part, place, _Form(None, None))}
-            weights = open_part(place.folder, part, variant)[2]
+            if location.kind != FILES:
+                return {part.name: _make_writer(part, location, _Form(None, None))}
+            weights = open_part(location.folder, part, variant)[2]
         except NoSuchPart:
             return {}  # pipelines of diffusers work without: they take embeddings
         except InputError as error:
@@ -243,18 +242,18 @@ def _copy(weights: Weights, folder: Path) -> None:
 
 def _small_files(lenders: list[epath.Path]) -> dict[str, bytes]:
     """The small files of a pipeline by name; each folder from the first that has it."""
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     for root in lenders:
-        held = {name.partition("/")[0] for name in found}
-        if MODEL_INDEX not in held and (root / MODEL_INDEX).exists():
-            found[MODEL_INDEX] = (root / MODEL_INDEX).read_bytes()
+        lent = {name.partition("/")[0] for name in contents}
+        if MODEL_INDEX not in lent and (root / MODEL_INDEX).exists():
+            contents[MODEL_INDEX] = (root / MODEL_INDEX).read_bytes()
         for part in SMALL_PARTS:
-            if part not in held and (root / part).exists():
+            if part not in lent and (root / part).exists():
                 for path in sorted((root / part).iterdir()):
                     if not path.is_dir():
-                        found[f"{part}/{path.name}"] = path.read_bytes()
+                        contents[f"{part}/{path.name}"] = path.read_bytes()
         check_schedulers(root)
-    return found
+    return contents
 
 
 def _without_missing(index: bytes, parts: set[str]) -> bytes:
@@ -267,19 +266,21 @@ def _without_missing(index: bytes, parts: set[str]) -> bytes:
     return (json.dumps(table, indent=2) + "\n").encode()
 
 
-def _check_pipeline(part: Part, place: Place, index: Mapping[str, Any], pipeline: str) -> None:
+def _check_pipeline(
+    part: Part, location: PartLocation, index: Mapping[str, Any], pipeline: str
+) -> None:
     """Whether a pipeline can draw with a U-Net."""
-    model, shapes = open_checkpoint(part, place)
+    model, shapes = open_checkpoint(part, location)
     name = index.get("_class_name", "")
     if ("SuperResolution" in name) != model.noise_level:
         kind = "a super-resolution model" if model.noise_level else "a base model"
         raise InputError(
-            f"{pipeline} is of the class {name}, but {place.folder} is {kind}: "
+            f"{pipeline} is of the class {name}, but {location.folder} is {kind}: "
             "name the pipeline of that stage with --pipeline"
         )
     channels = shapes["conv_in"]["kernel"].shape[2] // (2 if model.noise_level else 1)
     if model.out_channels != 2 * channels:
         raise InputError(
-            f"{place.folder} predicts {model.out_channels} channels; diffusers' {name} needs "
+            f"{location.folder} predicts {model.out_channels} channels; diffusers' {name} needs "
             f"{2 * channels}, eps and the variance: export it without --pipeline"
         )

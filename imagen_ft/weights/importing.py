@@ -8,25 +8,26 @@ from typing import Any
 from etils import epath
 
 from imagen_ft.weights import hub
-from imagen_ft.weights.deepfloyd import scheduler_settings
-from imagen_ft.weights.layout import Entry
 from imagen_ft.weights.loading import STORED, read_params
-from imagen_ft.weights.sources import (
+from imagen_ft.weights.pipeline_parts import (
     FILES,
     MANIFEST,
     PARTS,
     SMALL_PARTS,
     NoSuchPart,
-    Place,
+    PartLocation,
     locate,
     manifest_parts,
     open_part,
 )
+from imagen_ft.weights.scheduler_config import scheduler_settings
 from launch.errors import InputError
 from launch.files import read_object, sha256, write_atomic, write_json
 from launch.runtime.atomic_folder import atomic_folder, check_target
 from launch.runtime.checkpoints import checkpoint
-from launch.runtime.checkpoints.safetensors_io import Weights, read_header
+from launch.runtime.checkpoints.safetensors_header import read_header
+from launch.runtime.checkpoints.safetensors_io import Weights
+from launch.runtime.checkpoints.tensor_mapping import TensorMapping
 
 MODEL_INDEX = "model_index.json"
 HEADER = ".header"
@@ -59,9 +60,12 @@ def import_weights(
         InputError: anything is wrong with the source or the target; nothing is written.
     """
     target = epath.Path(target)
-    places = _places(source, parts, variant)
-    opened = {name: open_part(place.folder, PARTS[name], variant) for name, place in places.items()}
-    root = _small_files(source, places)
+    locations = _locations(source, parts, variant)
+    opened = {
+        name: open_part(location.folder, PARTS[name], variant)
+        for name, location in locations.items()
+    }
+    root = _small_files(source, locations)
     check_schedulers(root)
     table = {
         name: {
@@ -76,35 +80,35 @@ def import_weights(
         return False
     check_target(target)
     with atomic_folder(target) as folder:
-        for name, (_, entries, weights) in opened.items():
-            _import_part(name, entries, weights, folder, source)
-        _copy_small(root, list(places), folder / "source")
+        for name, (_, mappings, weights) in opened.items():
+            _import_part(name, mappings, weights, folder, source)
+        _copy_small(root, list(locations), folder / "source")
         write_json(folder / MANIFEST, manifest)
     return True
 
 
-def _places(source: str, parts: Sequence[str], variant: str | None) -> dict[str, Place]:
-    places: dict[str, Place] = {}
+def _locations(source: str, parts: Sequence[str], variant: str | None) -> dict[str, PartLocation]:
+    locations: dict[str, PartLocation] = {}
     missing: list[tuple[str, NoSuchPart]] = []
     for part in parts or PARTS:
         try:
-            places[part] = locate(source, part, variant)
+            locations[part] = locate(source, part, variant)
         except NoSuchPart as error:
             if parts:
                 raise
             missing.append((part, error))
-    if not places:
+    if not locations:
         raise missing[0][1]
     for part, error in missing:
         if _should_have(source, part):
-            raise InputError(f"{error}; --part={','.join(places)} leaves it out") from error
-    for place in places.values():
-        if place.kind != FILES:
+            raise InputError(f"{error}; --part={','.join(locations)} leaves it out") from error
+    for location in locations.values():
+        if location.kind != FILES:
             raise InputError(
                 f"{source} is a run or an import already: name a folder or repository in "
                 "diffusers' layout to import"
             )
-    return places
+    return locations
 
 
 def _should_have(source: str, part: str) -> bool:
@@ -115,8 +119,8 @@ def _should_have(source: str, part: str) -> bool:
     return (root / part).exists() or bool(listed and listed[0])
 
 
-def _small_files(source: str, places: Mapping[str, Place]) -> Path:
-    root = Path(next(iter(places.values())).root)
+def _small_files(source: str, locations: Mapping[str, PartLocation]) -> Path:
+    root = Path(next(iter(locations.values())).root)
     if not os.path.exists(source):
         root = hub.fetch(source, SMALL_PATTERNS)
     return root
@@ -135,9 +139,13 @@ def check_schedulers(root: epath.Path | Path) -> None:
 
 
 def _import_part(
-    name: str, entries: Mapping[str, Entry], weights: Weights, folder: epath.Path, source: str
+    name: str,
+    mappings: Mapping[str, TensorMapping],
+    weights: Weights,
+    folder: epath.Path,
+    source: str,
 ) -> None:
-    params = read_params(PARTS[name], entries, weights, STORED)
+    params = read_params(PARTS[name], mappings, weights, STORED)
     (folder / name).mkdir(parents=True)
     checkpoint.save_inference(folder / name, {"params": params})
     config: dict[str, Any] = {

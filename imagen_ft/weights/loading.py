@@ -1,8 +1,10 @@
 """Models with their weights: from files tensor by tensor, or from checkpoints."""
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,12 +15,20 @@ from tqdm import tqdm
 from imagen_ft.diffusion.from_config import make_denoiser
 from imagen_ft.models.t5 import T5Encoder
 from imagen_ft.models.unet import UNet
-from imagen_ft.weights import layout
-from imagen_ft.weights.deepfloyd import unet_shapes
-from imagen_ft.weights.sources import FILES, PARTS, RUN, Part, Place, locate, open_part
+from imagen_ft.weights.pipeline_parts import (
+    FILES,
+    PARTS,
+    RUN,
+    Part,
+    PartLocation,
+    locate,
+    open_part,
+)
+from imagen_ft.weights.unet_config import unet_shapes
 from launch.errors import InputError
 from launch.files import read_object
 from launch.runtime.checkpoints.safetensors_io import Weights
+from launch.runtime.checkpoints.tensor_mapping import TensorMapping
 from launch.runtime.devices.mesh import state_shardings
 from launch.runtime.run import Run
 
@@ -70,16 +80,16 @@ def load_t5(
 def _load(
     part: Part, path: epath.PathLike, dtype: Any, mesh: Mesh | None, variant: str | None
 ) -> tuple[Any, dict[str, Any]]:
-    place = locate(path, part.name, variant)
-    if place.kind != FILES:
-        return load_checkpoint(part, place, dtype, mesh, variant)
-    model, entries, weights = open_part(place.folder, part, variant)
-    return model, read_params(part, entries, weights, dtype, mesh)
+    location = locate(path, part.name, variant)
+    if location.kind != FILES:
+        return load_checkpoint(part, location, dtype, mesh, variant)
+    model, mappings, weights = open_part(location.folder, part, variant)
+    return model, read_params(part, mappings, weights, dtype, mesh)
 
 
 def read_params(
     part: Part,
-    entries: dict[str, layout.Entry],
+    mappings: Mapping[str, TensorMapping],
     weights: Weights,
     dtype: Any = None,
     mesh: Mesh | None = None,
@@ -88,37 +98,37 @@ def read_params(
 
     Args:
         part: which they are.
-        entries: the parameters by the files' names.
+        mappings: of the tensors, by the files' names.
         weights: the files.
         dtype: as for `load_unet`.
         mesh: as for `load_unet`.
     """
-    second = {name: alias for alias, name in part.aliases.items()}
+    second_names = {name: alias for alias, name in part.aliases.items()}
 
     def read(name: str) -> tuple[str, jax.Array]:
-        entry = entries[name]
-        tensor = weights.tensors.get(name) or weights.tensors[second[name]]
-        wanted = jax.ShapeDtypeStruct(entry.shape, _dtype(tensor.dtype, dtype))
+        mapping = mappings[name]
+        tensor = weights.tensors.get(name) or weights.tensors[second_names[name]]
+        abstract = jax.ShapeDtypeStruct(mapping.shape, _dtype(tensor.dtype, dtype))
 
-        def part_of(index: layout.Index) -> np.ndarray:
-            held = entry.to_ours(tensor.view()[entry.reference_index(index)])
-            return np.array(held, dtype=wanted.dtype, order="C")
+        def shard(index: tuple[slice, ...]) -> np.ndarray:
+            (array,) = mapping.to_ours(tensor.view()[mapping.by_file_axis(index)])
+            return np.array(array, dtype=abstract.dtype, order="C")
 
-        array = jax.make_array_from_callback(entry.shape, _sharding(mesh, wanted), part_of)
+        array = jax.make_array_from_callback(mapping.shape, _sharding(mesh, abstract), shard)
         array.block_until_ready()
         bar.update(tensor.nbytes)
-        return entry.path, array
+        return mapping.paths[0], array
 
     with (
         tqdm(total=weights.nbytes, desc=part.name, unit="B", unit_scale=True, disable=None) as bar,
         ThreadPoolExecutor(READERS) as pool,
     ):
-        return layout.unflatten(dict(pool.map(read, entries)))
+        return flax.traverse_util.unflatten_dict(dict(pool.map(read, mappings)), sep=".")
 
 
 def load_checkpoint(
     part: Part,
-    place: Place,
+    location: PartLocation,
     dtype: Any = None,
     mesh: Mesh | None = None,
     variant: str | None = None,
@@ -128,42 +138,45 @@ def load_checkpoint(
     Raises:
         InputError: it is damaged, of another variant, or not a model of this kind.
     """
-    model, shapes = open_checkpoint(part, place, variant)
-    run = Run.open(place.folder)
+    model, shapes = open_checkpoint(part, location, variant)
+    run = Run.open(location.folder)
     stored = run.shapes()["params"]
     if jax.tree.structure(stored) != jax.tree.structure(shapes):
         stored = shapes  # Run.variables will name the difference
 
-    def abstract(leaf: Any, held: Any) -> jax.ShapeDtypeStruct:
-        shape = jax.ShapeDtypeStruct(leaf.shape, _dtype(held.dtype, dtype))
-        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=_sharding(mesh, shape))
+    def abstract(shape: Any, stored: Any) -> jax.ShapeDtypeStruct:
+        array = jax.ShapeDtypeStruct(shape.shape, _dtype(stored.dtype, dtype))
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=_sharding(mesh, array))
 
-    wanted = {"params": jax.tree.map(abstract, shapes, stored)}
-    return model, run.variables(wanted)["params"]
+    variables = run.variables({"params": jax.tree.map(abstract, shapes, stored)})
+    return model, variables["params"]
 
 
-def open_checkpoint(part: Part, place: Place, variant: str | None = None) -> tuple[Any, Any]:
+def open_checkpoint(
+    part: Part, location: PartLocation, variant: str | None = None
+) -> tuple[Any, Any]:
     """The model of an import or a run, and the shapes of its parameters; nothing is loaded.
 
     Raises:
         InputError: it is of another variant, or not a model of this kind.
     """
-    if place.kind == RUN:
-        return _trained_unet(Run.open(place.folder))
-    path = place.folder / "config.json"
+    if location.kind == RUN:
+        return _trained_unet(Run.open(location.folder))
+    path = location.folder / "config.json"
     imported = read_object(path)["imported"]
     if variant not in (None, imported["variant"]):
-        held = imported["variant"] or "weights without a variant"
-        raise InputError(f"{place.folder} was imported from {held}, not {variant}: import that one")
+        origin = imported["variant"] or "weights without a variant"
+        raise InputError(
+            f"{location.folder} was imported from {origin}, not {variant}: import that one"
+        )
     return part.build(imported["config"], path)
 
 
 def _trained_unet(run: Run) -> tuple[UNet, Any]:
     model = make_denoiser(run.config.stage).model
     stored = run.shapes()["params"]
-    if not isinstance(model, UNet) or not {"encoder_hid_proj", "conv_in", "conv_out"} <= set(
-        stored
-    ):
+    layers = {"encoder_hid_proj", "conv_in", "conv_out"}
+    if not isinstance(model, UNet) or not layers <= stored.keys():
         raise InputError(
             f"{run.path} was trained with a {type(model).__name__} that is none of DeepFloyd IF's "
             "kind; name a run of a UNet"

@@ -21,11 +21,12 @@ import jax
 import numpy as np
 
 from imagen_ft import weights
-from imagen_ft.weights import layout
-from imagen_ft.weights.deepfloyd import build_unet
 from imagen_ft.weights.exporting import export_weights
 from imagen_ft.weights.importing import import_weights
+from imagen_ft.weights.tensor_rules import UNET_RULES
+from imagen_ft.weights.unet_config import build_unet
 from launch.runtime.checkpoints import safetensors_io
+from launch.runtime.checkpoints.tensor_mapping import tensor_mappings
 from launch.runtime.reports.tables import text_table
 from tests.imagen_ft.weights.tiny_weights import write_part
 from tests.support import ROOT
@@ -62,9 +63,9 @@ def write_model(folder, width):
     (folder / "unet").mkdir(parents=True)
     (folder / "unet/config.json").write_text(json.dumps(config(width)))
     _, shapes = build_unet(config(width), "")
-    entries = layout.entries(shapes, layout.UNET_RULES)
+    mappings = tensor_mappings(shapes, UNET_RULES)
     float32 = np.dtype(np.float32)
-    tensors = {name: (entry.reference_shape, float32) for name, entry in entries.items()}
+    tensors = {name: (mapping.file_shape, float32) for name, mapping in mappings.items()}
     rng = np.random.default_rng(0)
     safetensors_io.write_model(
         folder / "unet",

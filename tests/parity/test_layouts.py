@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from classifiers import weights
 from classifiers.models import presets
-from classifiers.weights.layouts import COUNTER
+from classifiers.weights.tensor_rules import COUNTER
 from tests.parity.transformers_models import difference, draw_images
 
 FIELDS = dict(patch_size=4, width=16, depth=2, num_heads=4)

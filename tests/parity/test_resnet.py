@@ -11,8 +11,9 @@ import transformers
 
 from classifiers import weights
 from classifiers.models import presets
-from classifiers.weights.configs import write_configs
-from classifiers.weights.layouts import COUNTER, entries
+from classifiers.weights.config_files import write_configs
+from classifiers.weights.tensor_rules import COUNTER, FUSED, tensor_rules
+from launch.runtime.checkpoints.tensor_mapping import tensor_mappings
 from tests.parity.transformers_models import (
     IMAGENET,
     MODELS,
@@ -79,17 +80,18 @@ def test_training(pair):
     statistics, gradients = reference.state_dict(), dict(reference.named_parameters())
     scale = max(value.grad.abs().max().item() for value in gradients.values())
     before = flat(variables)
-    for key, entry in entries(model, variables, "transformers").items():
+    rules = tensor_rules(model, "transformers")
+    for key, mapping in tensor_mappings(variables, rules, FUSED).items():
         if key in gradients:
-            gap = np.abs(entry.to_file(arrays) - gradients[key].grad.numpy()).max()
+            gap = np.abs(mapping.to_file(arrays) - gradients[key].grad.numpy()).max()
             assert gap <= 1e-5 * scale, key
             continue
         expected = statistics[key].numpy()
         if key.endswith("running_var"):
             # PyTorch notes the unbiased variance, Flax the one that it divides by.
-            kept, count = 0.9 * entry.to_file(before), counts[key.rpartition(".")[0]]
+            kept, count = 0.9 * mapping.to_file(before), counts[key.rpartition(".")[0]]
             expected = kept + (expected - kept) * (count - 1) / count
-        assert difference(entry.to_file(arrays), expected) <= 1e-5, key
+        assert difference(mapping.to_file(arrays), expected) <= 1e-5, key
 
 
 def test_transformers_reads_what_is_written(pair, tmp_path):
@@ -117,5 +119,6 @@ def test_published_sizes(name, depths):
         tensors = transformers.ResNetForImageClassification(config).state_dict()
     theirs = {key: tuple(leaf.shape) for key, leaf in tensors.items() if not key.endswith(COUNTER)}
     model = presets.make(name, 1000)
-    ours = entries(model, presets.variable_shapes(model, (224, 224, 3)), "transformers")
-    assert {key: entry.file_shape for key, entry in ours.items()} == theirs
+    shapes = presets.variable_shapes(model, (224, 224, 3))
+    ours = tensor_mappings(shapes, tensor_rules(model, "transformers"), FUSED)
+    assert {key: mapping.file_shape for key, mapping in ours.items()} == theirs

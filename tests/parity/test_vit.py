@@ -13,8 +13,9 @@ import transformers
 from classifiers import weights
 from classifiers.models import presets
 from classifiers.models.vit import resize_positions
-from classifiers.weights.configs import write_configs
-from classifiers.weights.layouts import entries
+from classifiers.weights.config_files import write_configs
+from classifiers.weights.tensor_rules import FUSED, tensor_rules
+from launch.runtime.checkpoints.tensor_mapping import tensor_mappings
 from tests.parity.transformers_models import (
     IMAGENET,
     MODELS,
@@ -105,8 +106,9 @@ def test_gradients(peers, name):
     theirs = {key: value.grad.numpy() for key, value in peer.named_parameters()}
     names = disk_names(peer)
     scale = max(np.abs(grad).max() for grad in theirs.values())
-    for key, entry in entries(model, variables, "transformers").items():
-        ours = entry.to_file(grads)
+    rules = tensor_rules(model, "transformers")
+    for key, mapping in tensor_mappings(variables, rules, FUSED).items():
+        ours = mapping.to_file(grads)
         assert np.abs(ours - theirs[names[key]]).max() <= 1e-5 * scale, key
 
 
@@ -179,5 +181,5 @@ def test_published_sizes(name):
     names = disk_names(peer)
     theirs = {disk: tuple(peer.state_dict()[memory].shape) for disk, memory in names.items()}
     shapes = presets.variable_shapes(model, (size, size, 3))
-    ours = entries(model, shapes, "transformers")
-    assert {key: entry.file_shape for key, entry in ours.items()} == theirs
+    ours = tensor_mappings(shapes, tensor_rules(model, "transformers"), FUSED)
+    assert {key: mapping.file_shape for key, mapping in ours.items()} == theirs

@@ -15,11 +15,12 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from imagen_ft import weights
 from imagen_ft.models import presets
-from imagen_ft.weights import layout
 from imagen_ft.weights.__main__ import main
-from imagen_ft.weights.deepfloyd import build_unet
-from imagen_ft.weights.t5 import build_t5
+from imagen_ft.weights.t5_config import build_t5
+from imagen_ft.weights.tensor_rules import T5_ALIASES, T5_RULES, UNET_RULES
+from imagen_ft.weights.unet_config import build_unet
 from launch.errors import InputError
+from launch.runtime.checkpoints.tensor_mapping import check_fit, tensor_mappings
 from tests.parity.torch_weights import relative_error
 from tests.parity.weights_models import make_run, ours, theirs, tiny_t5, tiny_unet
 
@@ -131,8 +132,8 @@ def test_every_tensor_of_the_full_sized_unets(name):
     with torch.device("meta"):
         peer = UNet2DConditionModel(**FULL_SIZE[name])
     model, shapes = build_unet(json.loads(peer.to_json_string()), "config.json")
-    entries = layout.entries(shapes, layout.UNET_RULES)
-    assert {name: entry.reference_shape for name, entry in entries.items()} == {
+    mappings = tensor_mappings(shapes, UNET_RULES)
+    assert {name: mapping.file_shape for name, mapping in mappings.items()} == {
         name: tuple(tensor.shape) for name, tensor in peer.state_dict().items()
     }
     assert model == presets.make(name)
@@ -144,9 +145,8 @@ def test_every_tensor_of_t5_xxl():
     with torch.device("meta"):
         peer = T5EncoderModel(config)
     model, shapes = build_t5(config.to_dict(), "config.json")
-    entries = layout.entries(shapes, layout.T5_RULES)
-    found = {name: tuple(tensor.shape) for name, tensor in peer.state_dict().items()}
-    layout.check_fit(entries, found, {"encoder.embed_tokens.weight": "shared.weight"}, "")
+    peer_shapes = {name: tuple(tensor.shape) for name, tensor in peer.state_dict().items()}
+    check_fit(tensor_mappings(shapes, T5_RULES), peer_shapes, "", aliases=T5_ALIASES)
     assert model == presets.make("t5_xxl")
 
 

@@ -8,24 +8,23 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import huggingface_hub
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from launch.errors import InputError
 from launch.files import atomic_file, read_object, write_atomic
+from launch.runtime.checkpoints.safetensors_header import (
+    DTYPES,
+    LENGTH_BYTES,
+    make_header,
+    parse_header,
+    read_header,
+    tensor_bytes,
+)
 
 # Beyond it the peers' libraries split a model into several files too.
 MAX_FILE_BYTES = 10 * 10**9
-
-DTYPES = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": jnp.dtype(jnp.bfloat16),
-    "I64": np.dtype(np.int64),
-}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """Bytes of the whole tensor."""
-        return int(np.prod(self.shape)) * self.dtype.itemsize
+        return tensor_bytes(self.shape, self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,15 +80,23 @@ class Weights:
 
 def file_names(stem: str, variant: str | None) -> tuple[str, str, str]:
     """Glob patterns of a single file, of the index and of the files that it indexes."""
-    dot, shard = f".{variant}" if variant else "", "-?????-of-?????"
-    return (
-        f"{stem}{dot}.safetensors",
-        f"{stem}.safetensors.index{dot}.json",
-        f"{stem}{dot}{shard}.safetensors",
-    )
+    name = _name_pattern(stem, variant)
+    return name.format(suffix=""), _index_name(stem, variant), name.format(suffix="-?????-of-?????")
 
 
-def find(names: Iterable[str], stem: str, variant: str | None, where: Any) -> tuple[str, bool]:
+def _name_pattern(stem: str, variant: str | None) -> str:
+    dot = f".{variant}" if variant else ""
+    return f"{stem}{dot}{{suffix}}.safetensors"
+
+
+def _index_name(stem: str, variant: str | None) -> str:
+    dot = f".{variant}" if variant else ""
+    return f"{stem}.safetensors.index{dot}.json"
+
+
+def choose_file(
+    names: Iterable[str], stem: str, variant: str | None, where: Any
+) -> tuple[str, bool]:
     """Chooses the single file, or else the index, of a variant.
 
     Args:
@@ -110,11 +117,10 @@ def find(names: Iterable[str], stem: str, variant: str | None, where: Any) -> tu
         return single, False
     if index in names:
         return index, True
-    there = _variants(names, stem)
-    if there:
-        listed = " and ".join(name or "the one without a variant" for name in there)
-        wanted = f"the variant {variant}" if variant else "weights without a variant"
-        raise InputError(f"{where}: {wanted} is not there; there is {listed}")
+    if variants := _variants(names, stem):
+        others = " and ".join(name or "the one without a variant" for name in variants)
+        missing = f"the variant {variant}" if variant else "weights without a variant"
+        raise InputError(f"{where}: {missing} is not there; there is {others}")
     pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".ckpt")))
     if pickles:
         raise InputError(
@@ -130,11 +136,8 @@ def _variants(names: set[str], stem: str) -> list[str | None]:
     variant = r"(?:\.(\w+))?"
     single = re.compile(rf"{stem}{variant}\.safetensors")
     index = re.compile(rf"{stem}\.safetensors\.index{variant}\.json")
-    found = {
-        match[1] for name in names for match in [single.fullmatch(name) or index.fullmatch(name)]
-        if match
-    }  # fmt: skip
-    return sorted(found, key=lambda variant: variant or "")
+    matches = [single.fullmatch(name) or index.fullmatch(name) for name in names]
+    return sorted({match[1] for match in matches if match}, key=lambda variant: variant or "")
 
 
 def open_weights(folder: Path, stem: str, variant: str | None, integers: bool = False) -> Weights:
@@ -142,35 +145,35 @@ def open_weights(folder: Path, stem: str, variant: str | None, integers: bool = 
 
     Args:
         folder: where they are.
-        stem: of their names, see `find`.
-        variant: see `find`.
+        stem: of their names, see `choose_file`.
+        variant: see `choose_file`.
         integers: whether whole numbers (counts of batches) may be among the tensors.
 
     Raises:
         InputError: no such files, a file that the index names is missing or has not the tensors
             that the index says, a damaged file, tensors that are not floating-point numbers.
     """
-    name, is_index = find((path.name for path in folder.iterdir()), stem, variant, folder)
+    name, is_index = choose_file((path.name for path in folder.iterdir()), stem, variant, folder)
     if not is_index:
         return Weights(folder, variant, (name,), None, open_file(folder / name, integers))
     weight_map = read_object(folder / name).get("weight_map")
-    listed = isinstance(weight_map, dict) and weight_map
-    if not listed or not all(isinstance(file, str) for file in weight_map.values()):
+    files = weight_map.values() if isinstance(weight_map, dict) else ()
+    if not files or not all(isinstance(file, str) for file in files):
         raise InputError(f"{folder / name} has no weight_map: it is no index; download it again")
-    files, tensors = tuple(sorted(set(weight_map.values()))), {}
+    files, tensors = tuple(sorted(set(files))), {}
     for file in files:
         if Path(file).name != file or not (folder / file).is_file():
             raise InputError(
                 f"{folder / name} names the file {file}, which is missing: download it as well"
             )
-        held = open_file(folder / file, integers)
-        listed = {tensor for tensor, place in weight_map.items() if place == file}
-        for tensor in sorted(held.keys() ^ listed):
+        tensors_of_file = open_file(folder / file, integers)
+        indexed = {tensor for tensor, indexed_in in weight_map.items() if indexed_in == file}
+        for tensor in sorted(tensors_of_file.keys() ^ indexed):
             raise InputError(
                 f"{folder / name} and {file} do not agree on the tensor {tensor}: they are of "
                 "different models or incomplete, download both again"
             )
-        tensors.update(held)
+        tensors.update(tensors_of_file)
     return Weights(folder, variant, files, name, tensors)
 
 
@@ -184,52 +187,19 @@ def open_file(path: Path, integers: bool = False) -> dict[str, Tensor]:
             f"{path} is not a whole safetensors file ({' '.join(str(error).split())}): "
             "download or copy it again"
         ) from None
+    readable = [dtype for dtype in DTYPES if integers or dtype != "I64"]
     header = read_header(path)
     tensors = {}
-    for name, (start, end, entry) in tensor_places(header).items():
-        readable = [known for known in DTYPES if integers or known != "I64"]
-        if entry["dtype"] not in readable:
+    for name, entry in parse_header(header)[0].items():
+        if entry.dtype not in readable:
             raise InputError(
-                f"{path}: the tensor {name} is of type {entry['dtype']}; "
+                f"{path}: the tensor {name} is of type {entry.dtype}; "
                 f"only {', '.join(readable)} can be read, save it as one of them"
             )
-        first = 8 + len(header) + start
-        dtype = DTYPES[entry["dtype"]]
-        tensors[name] = Tensor(path, first, tuple(entry["shape"]), dtype)
-        assert tensors[name].nbytes == end - start
+        start = LENGTH_BYTES + len(header) + entry.start
+        tensors[name] = Tensor(path, start, entry.shape, DTYPES[entry.dtype])
+        assert tensors[name].nbytes == entry.end - entry.start
     return tensors
-
-
-def read_header(path: Path) -> bytes:
-    """The JSON that a file begins with, padding included."""
-    with path.open("rb") as file:
-        return file.read(int.from_bytes(file.read(8), "little"))
-
-
-def tensor_places(header: bytes) -> dict[str, tuple[int, int, dict]]:
-    """First byte, end and header entry of every tensor, in the order of the file."""
-    table = json.loads(header)
-    table.pop("__metadata__", None)
-    places = {name: (*entry["data_offsets"], entry) for name, entry in table.items()}
-    return dict(sorted(places.items(), key=lambda item: item[1][:2]))
-
-
-def make_header(tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> bytes:
-    """A header as the safetensors library writes it: widest types first, then by name.
-
-    Args:
-        tensors: shape and type by name.
-    """
-    order = sorted(tensors, key=lambda name: (-tensors[name][1].itemsize, name))
-    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name in order:
-        shape, dtype = tensors[name]
-        start, end = end, end + int(np.prod(shape)) * dtype.itemsize
-        offsets = [start, end]
-        table[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": offsets}
-    header = json.dumps(table, separators=(",", ":")).encode()
-    return header + b" " * (-len(header) % 8)
 
 
 def write_file(path: Path, header: bytes, read: Callable[[str, np.dtype], np.ndarray]) -> str:
@@ -238,7 +208,7 @@ def write_file(path: Path, header: bytes, read: Callable[[str, np.dtype], np.nda
     Args:
         path: of the file.
         header: as `read_header` or `make_header` return it.
-        read: gives a tensor by its name, as the type it is told.
+        read: gives a tensor by its name, as the type that is asked for.
 
     Returns:
         SHA-256 of the file.
@@ -250,11 +220,11 @@ def write_file(path: Path, header: bytes, read: Callable[[str, np.dtype], np.nda
             digest.update(data)
             file.write(data)
 
-        write(len(header).to_bytes(8, "little"))
+        write(len(header).to_bytes(LENGTH_BYTES, "little"))
         write(header)
-        for name, (start, end, entry) in tensor_places(header).items():
-            array = np.asarray(read(name, DTYPES[entry["dtype"]]), order="C")
-            if array.shape != tuple(entry["shape"]) or array.nbytes != end - start:
+        for name, entry in parse_header(header)[0].items():
+            array = np.asarray(read(name, DTYPES[entry.dtype]), order="C")
+            if array.shape != entry.shape or array.nbytes != entry.end - entry.start:
                 raise ValueError(f"{path}: {name} is {array.shape}, its header says {entry}")
             write(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
@@ -269,29 +239,25 @@ def write_model(
 ) -> None:
     """Writes a model as one file, or with an index as several of at most `MAX_FILE_BYTES` each.
 
+    A larger tensor has a file of its own.
+
     Args:
         folder: exists.
         stem: of the files' names.
         variant: part of the files' names.
         tensors: shape and type by name.
-        read: gives a tensor by its name, as the type it is told.
+        read: gives a tensor by its name, as the type that is asked for.
     """
-    groups: list[list[str]] = [[]]
-    total = used = 0
-    for name, (shape, dtype) in tensors.items():
-        size = int(np.prod(shape)) * dtype.itemsize
-        if groups[-1] and used + size > MAX_FILE_BYTES:
-            groups.append([])
-            used = 0
-        groups[-1].append(name)
-        used, total = used + size, total + size
-    single, index, shard = file_names(stem, variant)
-    weight_map = {}
-    for number, group in enumerate(groups, 1):
-        name = shard.replace("?????-of-?????", f"{number:05}-of-{len(groups):05}")
-        name = single if len(groups) == 1 else name
-        write_file(folder / name, make_header({n: tensors[n] for n in group}), read)
-        weight_map.update(dict.fromkeys(group, name))
-    if len(groups) > 1:
-        table = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        write_atomic(folder / index, (json.dumps(table, indent=2) + "\n").encode())
+    split = huggingface_hub.split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda tensor: tensor_bytes(*tensor),
+        filename_pattern=_name_pattern(stem, variant),
+        max_shard_size=MAX_FILE_BYTES,
+    )
+    for file, names in split.filename_to_tensors.items():
+        write_file(folder / file, make_header({name: tensors[name] for name in names}), read)
+    if split.is_sharded:
+        weight_map = dict(sorted(split.tensor_to_filename.items()))
+        index = {"metadata": split.metadata, "weight_map": weight_map}
+        data = (json.dumps(index, indent=2) + "\n").encode()
+        write_atomic(folder / _index_name(stem, variant), data)

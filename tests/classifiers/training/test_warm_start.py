@@ -10,7 +10,7 @@ from classifiers.models import presets
 from classifiers.models.vit import resize_positions
 from classifiers.training import warm_start
 from classifiers.training.training import Training
-from classifiers.weights.runs import describe
+from classifiers.weights.importing import describe
 from configs.digits import classifier
 from launch.errors import InputError
 from launch.files import read_json

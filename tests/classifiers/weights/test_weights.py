@@ -9,7 +9,7 @@ import safetensors.numpy
 from classifiers import evaluate, from_config, train, weights
 from classifiers.models import presets
 from classifiers.weights.__main__ import run
-from classifiers.weights.configs import write_configs
+from classifiers.weights.config_files import write_configs
 from launch.errors import InputError
 from launch.files import read_json
 from launch.runtime.checkpoints import checkpoint
@@ -211,7 +211,7 @@ def test_a_base_model_of_transformers(tmp_path):
         ({"blocks.0.ls1.gamma": np.ones(8)}, r"no tensor blocks\.0\.ls1\.gamma in the model \(1"),
         (
             {"blocks.0.attn.qkv.bias": np.ones(23)},
-            r"blocks\.0\.attn\.qkv\.bias has the shape \(23,\), the model's has \(24,\)",
+            r"blocks\.0\.attn\.qkv\.bias has the shape \(23,\), in the model it has \(24,\)",
         ),
         ({"head.bias": np.ones(4)}, r"head\.bias has the shape \(4,\).*or a new head"),
         ({"pos_embed": np.ones((1, 4, 8))}, "4 positions, which are not those of a square image"),

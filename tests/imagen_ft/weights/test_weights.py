@@ -10,16 +10,15 @@ import sys
 import jax
 import numpy as np
 import pytest
-import safetensors.numpy
 
 from imagen_ft import weights
 from imagen_ft.weights import loading
 from imagen_ft.weights.__main__ import main, run
-from imagen_ft.weights.deepfloyd import scheduler_settings
 from imagen_ft.weights.importing import import_weights
+from imagen_ft.weights.scheduler_config import scheduler_settings
 from launch.errors import InputError
-from launch.files import read_object, sha256
-from launch.runtime.checkpoints import checkpoint, safetensors_io
+from launch.files import read_object
+from launch.runtime.checkpoints import checkpoint
 from launch.runtime.run import Run
 from tests.imagen_ft.weights.tiny_weights import (
     CONFIGS,
@@ -362,7 +361,7 @@ def test_folders_of_parts(pipeline, imported, monkeypatch, tmp_path):
     with pytest.raises(InputError, match="has no tokenizer"):
         weights.part_folder(pipeline / "unet", "tokenizer")
     # Of an import in an object store the copies are copied once.
-    monkeypatch.setattr("imagen_ft.weights.sources.is_local", lambda path: False)
+    monkeypatch.setattr("imagen_ft.weights.pipeline_parts.is_local", lambda path: False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     copy = weights.part_folder(imported, "tokenizer")
     assert copy.is_relative_to(tmp_path) and weights.part_folder(imported, "tokenizer") == copy
@@ -472,20 +471,6 @@ def test_numbers_too_large_for_half_precision(tmp_path):
         main([*command, "--variant=fp16"])
     main([*command, "--variant=bf16"])
     assert (tmp_path / "exported/unet/diffusion_pytorch_model.bf16.safetensors").exists()
-
-
-def test_a_file_is_what_the_library_would_write(tmp_path):
-    """Types of several widths, in the library's order and with its padding."""
-    held = {
-        "b": np.arange(6, dtype=np.float32).reshape(2, 3),
-        "a": np.arange(3, dtype=np.float16),
-        "c": np.arange(4, dtype=np.float32),
-    }
-    safetensors.numpy.save_file(held, tmp_path / "theirs", metadata={"format": "pt"})
-    header = safetensors_io.make_header({n: (a.shape, a.dtype) for n, a in held.items()})
-    digest = safetensors_io.write_file(tmp_path / "ours", header, lambda name, _: held[name])
-    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
-    assert digest == sha256(tmp_path / "ours")
 
 
 @pytest.mark.parametrize(

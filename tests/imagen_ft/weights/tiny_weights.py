@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from imagen_ft.weights import layout
-from imagen_ft.weights.sources import PARTS
+from imagen_ft.weights.pipeline_parts import PARTS
+from launch.runtime.checkpoints.tensor_mapping import tensor_mappings
 
 CONFIGS = {
     "unet": dict(
@@ -63,8 +63,8 @@ def tensors(part, dtype="float32"):
     _, shapes = PARTS[part].build(CONFIGS[part], "config.json")
     rng = np.random.default_rng(0)
     return {
-        name: rng.normal(size=entry.reference_shape).astype(jnp.dtype(dtype))
-        for name, entry in layout.entries(shapes, PARTS[part].rules).items()
+        name: rng.normal(size=mapping.file_shape).astype(jnp.dtype(dtype))
+        for name, mapping in tensor_mappings(shapes, PARTS[part].rules).items()
     }
 
 

@@ -1,4 +1,4 @@
-"""The config of T5 v1.1's encoder in transformers' layout."""
+"""`config.json` of T5 v1.1's encoder in transformers' layout."""
 
 import functools
 from collections.abc import Mapping
@@ -46,11 +46,11 @@ def build_t5(config: Mapping[str, Any], where: Any) -> tuple[T5Encoder, Any]:
     Raises:
         InputError: names the first field that asks for what we do not implement.
     """
-    for field, (default, wanted) in _FIXED.items():
-        found = config.get(field, default)
-        if found != wanted:
+    for field, (default, ours) in _FIXED.items():
+        value = config.get(field, default)
+        if value != ours:
             raise InputError(
-                f"{where}: {field} is {found!r}, only {wanted!r} is implemented; "
+                f"{where}: {field} is {value!r}, only {ours!r} is implemented; "
                 "use the encoder of a T5 v1.1"
             )
     fields = {ours: config.get(theirs, default) for ours, (theirs, default) in _FIELDS.items()}

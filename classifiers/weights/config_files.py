@@ -11,7 +11,8 @@ from classifiers.models import presets
 from classifiers.models.presets import Classifier
 from classifiers.models.resnet import ResNet
 from classifiers.models.vit import ViT
-from classifiers.weights.loading import find_layout, open_tensors, trained_size
+from classifiers.weights.positions import trained_size
+from classifiers.weights.weight_files import find_layout, open_tensors
 from launch.errors import InputError
 from launch.files import read_object, write_json
 from launch.runtime.checkpoints.safetensors_io import Tensor
@@ -47,7 +48,8 @@ def build(
     """The model of weights, and the size of its images: the preset's, else that of the weights.
 
     Args:
-        path: see `loading.open_tensors`; a folder may hold transformers' or timm's config.json.
+        path: see `weight_files.open_tensors`; a folder may hold a config.json of transformers or
+            timm.
         name: of a preset or module. A config.json of transformers needs none.
         **overrides: fields of the model; `num_classes` is otherwise that of the weights' head, and
             `pixels` what preprocessor_config.json or timm's config.json say.
@@ -90,7 +92,7 @@ def crop_ratio(path: epath.PathLike) -> float:
 def write_configs(
     folder: Path, model: Classifier, image_shape: tuple[int, int, int], layout: str
 ) -> None:
-    """Writes what others need beside weights that `loading.save` writes.
+    """Writes what others need beside weights that `weight_files.save` writes.
 
     Args:
         folder: of the weights.
@@ -101,8 +103,8 @@ def write_configs(
     size, _, channels = image_shape
     mean, std = (list(values)[:channels] for values in PIXELS[model.pixels])
     if layout != "transformers":
-        facts = {"mean": mean, "std": std, "input_size": [channels, size, size]}
-        write_json(folder / CONFIG, {"num_classes": model.num_classes, "pretrained_cfg": facts})
+        images = {"mean": mean, "std": std, "input_size": [channels, size, size]}
+        write_json(folder / CONFIG, {"num_classes": model.num_classes, "pretrained_cfg": images})
         return
     fields = _vit_config(model, size) if isinstance(model, ViT) else _resnet_config(model)
     labels = [f"LABEL_{index}" for index in range(model.num_classes)]
@@ -126,9 +128,9 @@ def _from_transformers(
     kind = config["model_type"]
     if kind not in _FIXED:
         raise InputError(f"{where}: model_type is {kind!r}; known are {', '.join(_FIXED)}")
-    for field, (default, wanted) in _FIXED[kind].items():
-        if (found := config.get(field, default)) != wanted:
-            raise InputError(f"{where}: {field} is {found!r}, only {wanted!r} is implemented")
+    for field, (default, ours) in _FIXED[kind].items():
+        if (value := config.get(field, default)) != ours:
+            raise InputError(f"{where}: {field} is {value!r}, only {ours!r} is implemented")
     if kind == "resnet":
         return "resnet", _resnet_fields(config, where)
     fields = {ours: config.get(theirs, default) for ours, (theirs, default) in _VIT_FIELDS.items()}
@@ -146,9 +148,9 @@ def _resnet_fields(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
     depths = config.get("depths", (3, 4, 6, 3))
     width = _whole(config.get("embedding_size", 64), "embedding_size", where)
     widths = [width * (4 if bottleneck else 1) * 2**stage for stage in range(len(depths))]
-    found = list(config.get("hidden_sizes", (256, 512, 1024, 2048)))
-    if found != widths:
-        raise InputError(f"{where}: hidden_sizes is {found}, only {widths} is implemented")
+    hidden_sizes = list(config.get("hidden_sizes", (256, 512, 1024, 2048)))
+    if hidden_sizes != widths:
+        raise InputError(f"{where}: hidden_sizes is {hidden_sizes}, only {widths} is implemented")
     return dict(stage_sizes=tuple(depths), width=width, bottleneck=bottleneck)
 
 
@@ -194,9 +196,9 @@ def _pixels(config: Mapping[str, Any], where: Any) -> str:
             f"{where}: nothing beside the weights says how pixels were scaled: say it with "
             f"--pixels ({', '.join(PIXELS)})"
         )
-    for name, known in PIXELS.items():
-        known = np.asarray(known)[:, : len(mean)]
-        if np.shape(mean) == np.shape(std) and np.allclose((mean, std), known, atol=1e-4):
+    for name, statistics in PIXELS.items():
+        statistics = np.asarray(statistics)[:, : len(mean)]
+        if np.shape(mean) == np.shape(std) and np.allclose((mean, std), statistics, atol=1e-4):
             return name
     raise InputError(
         f"{where}: pixels were scaled by mean {mean} and deviation {std}; known are "

@@ -1,4 +1,4 @@
-"""The configs of DeepFloyd IF in diffusers' layout: of its U-Nets and of its scheduler.
+"""`config.json` of a U-Net of DeepFloyd IF in diffusers' layout, for both ways.
 
 `UNet2DConditionModel` has many forms; a field that would select another one is an error.
 """
@@ -12,7 +12,6 @@ import jax.numpy as jnp
 
 from imagen_ft.models.unet import UNet
 from launch.errors import InputError
-from launch.runtime.types import Variables
 
 # Fields with one value that we compute: (diffusers' default where the file has none, ours).
 _FIXED: dict[str, tuple[Any, Any]] = {
@@ -112,24 +111,22 @@ def build_unet(config: Mapping[str, Any], where: Any) -> tuple[UNet, Any]:
         _check_own(own, where)
         model = UNet(**_fields(own))
         shapes = unet_shapes(model, own["in_channels"], own["encoder_hid_dim"])
-    except (
-        ArithmeticError,
-        TypeError,
-        ValueError,
-    ) as error:  # widths that heads or groups do not divide
+    # Widths that heads or groups do not divide.
+    except (ArithmeticError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{where}: no network can be made of its fields ({reason})") from error
     return model, shapes
 
 
 def _check_fixed(config: Mapping[str, Any], where: Any) -> None:
-    for field, (default, wanted) in _FIXED.items():
-        found = config.get(field, default)
-        found = default if field == "encoder_hid_dim_type" and found is None else found
-        same = all(value == wanted for value in found) if isinstance(found, list) else None
-        if not (found == wanted if same is None else same):
+    for field, (default, ours) in _FIXED.items():
+        value = config.get(field, default)
+        value = default if field == "encoder_hid_dim_type" and value is None else value
+        # A list has one value for each level.
+        same = all(x == ours for x in value) if isinstance(value, list) else value == ours
+        if not same:
             raise InputError(
-                f"{where}: {field} is {found!r}, only {wanted!r} is implemented; "
+                f"{where}: {field} is {value!r}, only {ours!r} is implemented; "
                 "use a U-Net of DeepFloyd IF"
             )
     for field in sorted(config.keys() - _FIXED.keys() - _OWN.keys()):
@@ -140,7 +137,7 @@ def _check_fixed(config: Mapping[str, Any], where: Any) -> None:
             )
 
 
-def _check_own(own: Variables, where: Any) -> None:
+def _check_own(own: dict[str, Any], where: Any) -> None:
     """Replaces lists of one repeated number by it, and checks what belongs together."""
 
     def fail(field: str, reason: str) -> None:
@@ -158,12 +155,12 @@ def _check_own(own: Variables, where: Any) -> None:
                 own[field] = own[field][0]
     if isinstance(own["cross_attention_dim"], list):
         fail("cross_attention_dim", "only one number for all levels is implemented")
-    for field, known in (("down_block_types", _DOWN), ("up_block_types", _UP)):
+    for field, blocks in (("down_block_types", _DOWN), ("up_block_types", _UP)):
         if len(own[field]) != levels:
             fail(field, f"but there are {levels} block_out_channels; give one for each")
         for block in own[field]:
-            if block not in known:
-                fail(field, f"of which {block} is not implemented; known are {', '.join(known)}")
+            if block not in blocks:
+                fail(field, f"of which {block} is not implemented; known are {', '.join(blocks)}")
     if [_DOWN[b] for b in own["down_block_types"]] != [
         _UP[b] for b in reversed(own["up_block_types"])
     ]:
@@ -268,53 +265,5 @@ def unet_config(model: UNet, params: Any, sample_size: int | None, where: Any) -
         up_block_types=[up[bool(model.attention[level])] for level in reversed(range(levels))],
         upcast_attention=False,
     )
-    fixed = {field: wanted for field, (_, wanted) in _FIXED.items()}
+    fixed = {field: ours for field, (_, ours) in _FIXED.items()}
     return {"_class_name": "UNet2DConditionModel", **dict(sorted({**fixed, **own}.items()))}
-
-
-# What IF's samplers need to know, with DDPMScheduler's defaults.
-_SCHEDULER = {
-    "num_train_timesteps": 1000,
-    "beta_schedule": "linear",
-    "variance_type": "fixed_small",
-    "clip_sample": True,
-    "clip_sample_range": 1.0,
-    "prediction_type": "epsilon",
-    "thresholding": False,
-    "dynamic_thresholding_ratio": 0.995,
-    "sample_max_value": 1.0,
-    "timestep_spacing": "leading",
-    "steps_offset": 0,
-    "rescale_betas_zero_snr": False,
-    "trained_betas": None,
-}
-_SCHEDULER_VALUES = {
-    "_class_name": ("DDPMScheduler",),
-    "beta_schedule": ("squaredcos_cap_v2",),
-    "variance_type": ("learned_range", "fixed_small", "fixed_small_log", "fixed_large"),
-    "prediction_type": ("epsilon",),
-    "timestep_spacing": ("leading",),
-    "rescale_betas_zero_snr": (False,),
-    "trained_betas": (None,),
-}
-
-
-def scheduler_settings(config: Mapping[str, Any], where: Any) -> dict[str, Any]:
-    """The settings of a `scheduler_config.json`, defaults filled in.
-
-    Args:
-        config: its content.
-        where: its path, for messages.
-
-    Raises:
-        InputError: names the first field that DeepFloyd IF has otherwise.
-    """
-    settings = {field: config.get(field, default) for field, default in _SCHEDULER.items()}
-    held = {**settings, "_class_name": config.get("_class_name", "DDPMScheduler")}
-    for field, known in _SCHEDULER_VALUES.items():
-        if held[field] not in known:
-            raise InputError(
-                f"{where}: {field} is {held[field]!r}; only {' or '.join(map(repr, known))} is "
-                "implemented, as DeepFloyd IF has it: use its scheduler"
-            )
-    return settings

@@ -1,4 +1,4 @@
-"""What a path stands for: a folder or repository in diffusers' layout, an import, a run."""
+"""Parts of a pipeline, in whatever a path stands for: diffusers' layout, an import, a run."""
 
 import dataclasses
 import hashlib
@@ -11,13 +11,25 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from imagen_ft.weights import hub, layout
-from imagen_ft.weights.deepfloyd import build_unet
-from imagen_ft.weights.t5 import build_t5
+from imagen_ft.weights import hub
+from imagen_ft.weights.t5_config import build_t5
+from imagen_ft.weights.tensor_rules import T5_ALIASES, T5_RULES, UNET_RULES
+from imagen_ft.weights.unet_config import build_unet
 from launch.errors import InputError
 from launch.files import cache_folder, is_local, read_object, sha256, write_atomic
 from launch.runtime import run
-from launch.runtime.checkpoints.safetensors_io import Weights, file_names, find, open_weights
+from launch.runtime.checkpoints.safetensors_io import (
+    Weights,
+    choose_file,
+    file_names,
+    open_weights,
+)
+from launch.runtime.checkpoints.tensor_mapping import (
+    Rules,
+    TensorMapping,
+    check_fit,
+    tensor_mappings,
+)
 
 # Written last into an imported folder; names what it was made of.
 MANIFEST = "weights.json"
@@ -39,7 +51,7 @@ class Part:
 
     name: str
     stem: str
-    rules: layout.Rules
+    rules: Rules
     aliases: Mapping[str, str]
     build: Callable[[Mapping[str, Any], Any], tuple[Any, Any]]
 
@@ -47,14 +59,8 @@ class Part:
 PARTS = {
     part.name: part
     for part in (
-        Part("unet", "diffusion_pytorch_model", layout.UNET_RULES, {}, build_unet),
-        Part(
-            "text_encoder",
-            "model",
-            layout.T5_RULES,
-            {"encoder.embed_tokens.weight": "shared.weight"},
-            build_t5,
-        ),
+        Part("unet", "diffusion_pytorch_model", UNET_RULES, {}, build_unet),
+        Part("text_encoder", "model", T5_RULES, T5_ALIASES, build_t5),
     )
 }
 # The files that tell a part's own folder from others.
@@ -74,7 +80,7 @@ class NoSuchPart(InputError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class PartLocation:
     """Where a part is.
 
     Attributes:
@@ -100,7 +106,7 @@ def manifest_parts(root: epath.Path) -> dict[str, Any]:
     return parts
 
 
-def locate(path: epath.PathLike, part: str, variant: str | None = None) -> Place:
+def locate(path: epath.PathLike, part: str, variant: str | None = None) -> PartLocation:
     """Finds a part; fetches its files (of that variant) where the path is a repository.
 
     Raises:
@@ -115,12 +121,12 @@ def locate(path: epath.PathLike, part: str, variant: str | None = None) -> Place
                 f"{root} was imported without its {part}: import that into a folder of its own "
                 f"(--part={part})"
             )
-        return Place(IMPORTED, root / part, root)
+        return PartLocation(IMPORTED, root / part, root)
     config = read_object(root / "config.json") if (root / "config.json").exists() else {}
     if part in PARTS and config.get("imported", {}).get("part") == part:
-        return Place(IMPORTED, root, root.parent)
+        return PartLocation(IMPORTED, root, root.parent)
     if part == "unet" and "stage" in config:
-        return Place(RUN, root, root)
+        return PartLocation(RUN, root, root)
     folders = [root / part]
     if part not in PARTS or ("_class_name" in config) == (part == "unet"):
         folders.append(root)
@@ -128,7 +134,7 @@ def locate(path: epath.PathLike, part: str, variant: str | None = None) -> Place
         if any((folder / mark).exists() for mark in _MARKS[part]):
             if not is_local(folder):
                 raise InputError(f"{folder}: safetensors are read from local folders; copy it")
-            return Place(FILES, folder, root)
+            return PartLocation(FILES, folder, root)
     raise NoSuchPart(
         f"{root} has no {part}: it is neither a pipeline's folder, nor the part's own "
         f"({' or '.join(_MARKS[part])} is missing or of another part), nor an import that was "
@@ -136,7 +142,7 @@ def locate(path: epath.PathLike, part: str, variant: str | None = None) -> Place
     )
 
 
-def _fetch(name: str, part: str, variant: str | None) -> Place:
+def _fetch(name: str, part: str, variant: str | None) -> PartLocation:
     if not is_local(name) or not hub.is_id(name):
         raise InputError(
             f"{name}: there is no such folder; name one, or a repository of the Hub as owner/name"
@@ -149,18 +155,18 @@ def _fetch(name: str, part: str, variant: str | None) -> Place:
         patterns += [f"{part}/{pattern}" for pattern in file_names(stem, variant)]
     root = epath.Path(hub.fetch(name, patterns))
     folder = root / part
-    held = [path.name for path in folder.iterdir()] if folder.exists() else []
-    if not set(held) & set(_MARKS[part]):
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    if not set(names) & set(_MARKS[part]):
         raise NoSuchPart(f"{name} has no {part}: name a repository of DeepFloyd IF")
-    if part in PARTS and not any(file in held for file in file_names(stem, variant)[:2]):
-        there = [file.removeprefix(f"{part}/") for file in hub.file_names(name)]
-        find(there, stem, variant, f"{name}/{part}")
-    return Place(FILES, folder, root)
+    if part in PARTS and not any(file in names for file in file_names(stem, variant)[:2]):
+        names_there = [file.removeprefix(f"{part}/") for file in hub.file_names(name)]
+        choose_file(names_there, stem, variant, f"{name}/{part}")
+    return PartLocation(FILES, folder, root)
 
 
 def open_part(
     folder: epath.Path, part: Part, variant: str | None
-) -> tuple[Any, dict[str, layout.Entry], Weights]:
+) -> tuple[Any, dict[str, TensorMapping], Weights]:
     """Opens files in diffusers' layout and checks that they fit their config.json.
 
     Returns:
@@ -173,18 +179,24 @@ def open_part(
     where = local / "config.json"
     model, shapes = part.build(read_object(where), where)
     weights = open_weights(local, part.stem, variant)
-    entries = layout.entries(shapes, part.rules)
-    found = {name: tensor.shape for name, tensor in weights.tensors.items()}
-    layout.check_fit(entries, found, part.aliases, local)
+    mappings = tensor_mappings(shapes, part.rules)
+    check_fit(
+        mappings,
+        {name: tensor.shape for name, tensor in weights.tensors.items()},
+        local,
+        model="the model of its config.json",
+        advice="use the config.json of these weights",
+        aliases=part.aliases,
+    )
     for alias, name in part.aliases.items():
-        if alias in found and name in found:
+        if {alias, name} <= weights.tensors.keys():
             first, second = weights.tensors[name], weights.tensors[alias]
             if first.dtype != second.dtype or not _same_bytes(first.view(), second.view()):
                 raise InputError(
                     f"{local}: {alias} and {name} are one matrix in this model, but they differ "
                     "in the file; download it again"
                 )
-    return model, entries, weights
+    return model, mappings, weights
 
 
 def _same_bytes(first: np.ndarray, second: np.ndarray) -> bool:
@@ -201,13 +213,13 @@ def part_folder(path: epath.PathLike, part: str) -> Path:
     Raises:
         InputError: there is none, or it cannot be fetched.
     """
-    place = locate(path, part)
-    if place.kind == FILES:
-        return Path(place.folder)
-    copies = place.root / "source" / part
-    if place.kind == RUN or not copies.exists():
+    location = locate(path, part)
+    if location.kind == FILES:
+        return Path(location.folder)
+    copies = location.root / "source" / part
+    if location.kind == RUN or not copies.exists():
         raise NoSuchPart(f"{path} holds no files of a {part}: name the pipeline that has them")
-    return Path(copies) if is_local(copies) else _local_copy(copies, place.root / MANIFEST)
+    return Path(copies) if is_local(copies) else _local_copy(copies, location.root / MANIFEST)
 
 
 def _local_copy(folder: epath.Path, manifest: epath.Path) -> Path:
@@ -236,14 +248,14 @@ def digest(path: epath.PathLike, part: str, variant: str | None = None) -> str:
     Raises:
         InputError: there is none.
     """
-    place = locate(path, part, variant)
-    if part in PARTS and place.kind == RUN:
-        return run.Run.open(place.folder).digest()
+    location = locate(path, part, variant)
+    if part in PARTS and location.kind == RUN:
+        return run.Run.open(location.folder).digest()
     folder = part_folder(path, part)
-    if place.kind == IMPORTED and part in PARTS:
+    if location.kind == IMPORTED and part in PARTS:
         # Those of the files that it was imported from: a cache of either is one of both.
         files = {"config.json": sha256(folder / "config.json")}
-        files |= dict(sorted(manifest_parts(place.root)[part]["files"].items()))
+        files |= dict(sorted(manifest_parts(location.root)[part]["files"].items()))
         return _digest_of(files)
     if part in PARTS:
         weights = open_weights(folder, PARTS[part].stem, variant)

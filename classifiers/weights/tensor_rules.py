@@ -1,29 +1,19 @@
-"""Names and shapes of a classifier's tensors in other libraries' files, for both ways.
+"""Names of a classifier's tensors in other libraries' files: a table of rules for each layout.
 
 transformers: ViTForImageClassification, DeiTForImageClassification (and WithTeacher),
 ResNetForImageClassification, as they are on disk. timm: VisionTransformer and its children.
 torchvision: ResNet, whose names timm's has too.
 """
 
-import dataclasses
-import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-import flax.traverse_util
-import numpy as np
-
 from classifiers.models.presets import Classifier
 from classifiers.models.resnet import ResNet
 from classifiers.models.vit import ViT
 from launch.errors import InputError
+from launch.runtime.checkpoints.tensor_mapping import Rules
 
 LAYOUTS = ("transformers", "timm", "torchvision")
 # Counts that PyTorch's batch norms keep and nothing here reads.
 COUNTER = "num_batches_tracked"
-
-# (pattern in our dotted path, what is written for it), applied in order.
-Rules = Sequence[tuple[str, str | Callable[[re.Match], str]]]
 
 _ENDS: Rules = (
     (r"^(params|batch_stats)\.", ""),
@@ -88,73 +78,20 @@ _RESNET_TORCHVISION: Rules = (
     (r"^stem_norm\.", "bn1."),
     (r"^head\.", "fc."),
 )
-_FUSED = ("query", "key", "value")
+# timm keeps them in one tensor, in this order.
+FUSED = ("query", "key", "value")
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One tensor of a file, and what of ours it holds.
-
-    Attributes:
-        paths: dotted, of our arrays; several lie one after the other along the file's first axis.
-        shape: of each of ours.
-        axes: axis i of the file is our axis `axes[i]`.
-    """
-
-    paths: tuple[str, ...]
-    shape: tuple[int, ...]
-    axes: tuple[int, ...]
-
-    @property
-    def file_shape(self) -> tuple[int, ...]:
-        """Shape in the file."""
-        shape = tuple(self.shape[axis] for axis in self.axes)
-        return (len(self.paths) * shape[0], *shape[1:]) if len(self.paths) > 1 else shape
-
-    def to_ours(self, array: np.ndarray) -> dict[str, np.ndarray]:
-        """Our arrays, by path."""
-        parts = np.split(array, len(self.paths)) if len(self.paths) > 1 else [array]
-        ours = (part.transpose(np.argsort(self.axes)) for part in parts)
-        return dict(zip(self.paths, ours, strict=True))
-
-    def to_file(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The file's tensor, of our arrays by path."""
-        parts = [np.asarray(arrays[path]).transpose(self.axes) for path in self.paths]
-        return np.concatenate(parts) if len(parts) > 1 else parts[0]
-
-
-def entries(model: Classifier, shapes: Mapping[str, Any], layout: str) -> dict[str, Entry]:
-    """What a file of the layout holds of a model, by the file's names.
+def tensor_rules(model: Classifier, layout: str) -> Rules:
+    """From our names to a layout's.
 
     Args:
         model: the network.
-        shapes: its variables or their shapes, nested.
         layout: one of `LAYOUTS`.
 
     Raises:
         InputError: the layout has no such model.
     """
-    rules = _rules(model, layout)
-    found: dict[str, Entry] = {}
-    # Of fused tensors the parts are in the order of _FUSED, not of the alphabet.
-    flat = flax.traverse_util.flatten_dict(shapes, sep=".").items()
-    for path, leaf in sorted(flat, key=lambda item: _order(item[0])):
-        name = path
-        for pattern, replacement in rules:
-            name = re.sub(pattern, replacement, name)
-        shape = tuple(leaf.shape)
-        axes = {2: (1, 0), 4: (3, 2, 0, 1)}[len(shape)] if path.endswith(".kernel") else None
-        paths = (*found[name].paths, path) if name in found else (path,)
-        found[name] = Entry(paths, shape, axes or tuple(range(len(shape))))
-    return found
-
-
-def _order(path: str) -> int:
-    part = path.split(".")[-2]
-    return _FUSED.index(part) if part in _FUSED else 0
-
-
-def _rules(model: Classifier, layout: str) -> Rules:
     if isinstance(model, ViT):
         if layout == "transformers":
             plain = model.pool == "token" and model.positions == "learned"
@@ -169,6 +106,8 @@ def _rules(model: Classifier, layout: str) -> Rules:
     return _RESNET_TRANSFORMERS if layout == "transformers" else _RESNET_TORCHVISION
 
 
-def _need(there: bool, layout: str, what: str) -> None:
-    if not there:
-        raise InputError(f"weights in {layout}'s layout: it has no model with {what} of this kind")
+def _need(has_model: bool, layout: str, feature: str) -> None:
+    if not has_model:
+        raise InputError(
+            f"weights in {layout}'s layout: it has no model with {feature} of this kind"
+        )

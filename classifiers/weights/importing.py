@@ -1,0 +1,76 @@
+"""From other libraries' files to a finished run of classifiers.train."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from etils import epath
+
+from classifiers.models.presets import MODULES, Classifier
+from classifiers.weights.config_files import build, crop_ratio
+from classifiers.weights.weight_files import find_layout, load, open_tensors, trained_channels
+from launch.errors import InputError
+from launch.files import write_json
+from launch.runtime.atomic_folder import atomic_folder, check_target
+from launch.runtime.checkpoints import checkpoint
+
+
+def import_run(
+    source: str,
+    target: str,
+    layout: str,
+    model: str | None = None,
+    pixels: str | None = None,
+    size: int | None = None,
+    num_classes: int | None = None,
+) -> None:
+    """Writes weights as a finished run with one seed, for classifiers.evaluate and export.
+
+    Args:
+        source: see `weight_files.open_tensors`.
+        target: a folder that is empty or not there.
+        layout: that the files have to be of.
+        model: see `config_files.build`.
+        pixels: see `layers.PIXELS`; None is what stands beside the weights.
+        size: of images; None is the weights'.
+        num_classes: of a new head; None keeps the weights' head.
+
+    Raises:
+        InputError: anything is wrong with the files; nothing is written.
+    """
+    check_target(epath.Path(target))
+    tensors = open_tensors(source)
+    layout_there = find_layout(tensors, source)
+    # timm's ResNets have torchvision's names.
+    if layout_there != layout and (layout_there, layout) != ("torchvision", "timm"):
+        raise InputError(
+            f"{source} holds weights of {layout_there}: say --from={layout_there}:{source}"
+        )
+    overrides = {"pixels": pixels, "num_classes": num_classes}
+    given = {name: value for name, value in overrides.items() if value is not None}
+    network, of_weights = build(source, model, **given)
+    size = size or of_weights
+    image_shape = (size, size, trained_channels(tensors))
+    variables = load(source, network, image_shape, new_head=num_classes is not None)
+    config = {
+        "model": describe(network),
+        "seeds": 1,
+        "total_steps": 0,
+        "evaluation": {"size": size, "crop_ratio": crop_ratio(source)},
+        "imported": {"from": source, "layout": layout},
+    }
+    with atomic_folder(epath.Path(target)) as folder:
+        checkpoint.save_inference(folder / "seed_0", variables)
+        write_json(folder / "config.json", config)
+
+
+def describe(model: Classifier) -> dict[str, Any]:
+    """A model as `config.model`: its module's name, and fields that are not at their defaults."""
+    (name,) = (name for name, module in MODULES.items() if type(model) is module)
+    fields = {
+        field.name: getattr(model, field.name)
+        for field in dataclasses.fields(model)
+        if field.name not in ("parent", "name", "num_classes", "dtype")
+        and getattr(model, field.name) != field.default
+    }
+    return {"name": name, **fields, "dtype": jnp.dtype(model.dtype).name}

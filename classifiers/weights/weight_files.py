@@ -1,0 +1,206 @@
+"""Variables of a classifier from files of other libraries, and back."""
+
+import functools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import numpy as np
+from etils import epath
+
+from classifiers.models import presets
+from classifiers.models.presets import Classifier
+from classifiers.models.vit import sincos_positions
+from classifiers.weights.positions import (
+    FIXED_POSITIONS,
+    POSITIONS,
+    check_fixed_positions,
+    has_fixed_positions,
+    patch_grid,
+    resized,
+)
+from classifiers.weights.tensor_rules import COUNTER, FUSED, tensor_rules
+from launch.errors import InputError
+from launch.runtime.checkpoints.safetensors_header import make_header
+from launch.runtime.checkpoints.safetensors_io import Tensor, open_file, open_weights, write_file
+from launch.runtime.checkpoints.tensor_mapping import TensorMapping, check_fit, tensor_mappings
+
+STEM = "model"
+_TRANSFORMERS = ("vit.", "deit.", "resnet.")
+HEADS = ("head", "head_dist")
+_Arrays = dict[str, np.ndarray]
+
+
+def open_tensors(path: epath.PathLike) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a folder with model.safetensors or its index.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return open_weights(path, STEM, None, integers=True).tensors
+    if not path.exists():
+        raise InputError(f"{path}: there is no such file or folder; name one with weights")
+    return open_file(path, integers=True)
+
+
+def find_layout(names: Iterable[str], where: Any) -> str:
+    """The layout of `LAYOUTS` that tensors' names tell.
+
+    Raises:
+        InputError: none of them.
+    """
+    names = list(names)
+    signs = {
+        "transformers": ("vit.", "deit.", "resnet.", "embeddings.", "embedder."),
+        "timm": ("blocks.", "patch_embed."),
+        "torchvision": ("layer1.", "conv1."),
+    }
+    for layout, starts in signs.items():
+        if any(name.startswith(starts) for name in names):
+            return layout
+    raise InputError(
+        f"{where}: {min(names, default='no tensor')} and the rest are of no layout that is known, "
+        "which are transformers', timm's and torchvision's"
+    )
+
+
+def load(
+    path: epath.PathLike,
+    model: Classifier,
+    image_shape: tuple[int, int, int],
+    new_head: bool = False,
+) -> dict[str, Any]:
+    """Loads weights of transformers, timm or torchvision into a model's variables.
+
+    Args:
+        path: see `open_tensors`.
+        model: the network; its `pixels` and `norm_eps` are those of the weights.
+        image_shape: [h, w, c] of its images. Positions learned on squares of another size are
+            resized, see `vit.resize_positions`.
+        new_head: leave the heads at zero, for other classes.
+
+    Returns:
+        Variables in float32, for `model.apply`.
+
+    Raises:
+        InputError: no such file, a damaged one, or one that is not of this model: names the first
+            tensor that is missing, too much or of another shape.
+    """
+    tensors = open_tensors(path)
+    layout = find_layout(tensors, path)
+    shapes = presets.variable_shapes(model, image_shape)
+    mappings = tensor_mappings(shapes, tensor_rules(model, layout), FUSED)
+    tensors = _tensors_of_model(tensors, mappings, layout)
+    arrays: _Arrays = {}
+    if new_head:
+        arrays = _new_heads(mappings)
+        mappings = {name: m for name, m in mappings.items() if m.paths[0] not in arrays}
+        heads = _head_names(layout)
+        tensors = {name: tensors[name] for name in tensors if not name.startswith(heads)}
+    if has_fixed_positions(model) and FIXED_POSITIONS in tensors:
+        check_fixed_positions(tensors.pop(FIXED_POSITIONS).view(), model.width, path)
+    _check_fit(mappings, tensors, path)
+    for name, mapping in mappings.items():
+        array = np.array(tensors[name].view(), np.float32)
+        if mapping.paths == (POSITIONS,) and array.shape != mapping.file_shape:
+            array = resized(array, model, image_shape, path)
+        ours = (np.ascontiguousarray(view) for view in mapping.to_ours(array))
+        arrays |= zip(mapping.paths, ours, strict=True)
+    return flax.traverse_util.unflatten_dict(arrays, sep=".")
+
+
+def save(
+    path: Path,
+    variables: Mapping[str, Any],
+    model: Classifier,
+    image_shape: tuple[int, int, int],
+    layout: str,
+) -> None:
+    """Writes variables as model.safetensors in another library's layout, in float32.
+
+    Args:
+        path: a folder that exists.
+        variables: of the model.
+        model: the network.
+        image_shape: [h, w, c] of its images.
+        layout: one of `LAYOUTS`.
+
+    Raises:
+        InputError: the layout has no such model.
+    """
+    mappings = tensor_mappings(variables, tensor_rules(model, layout), FUSED)
+    arrays = flax.traverse_util.flatten_dict(variables, sep=".")
+    makers = {name: functools.partial(m.to_file, arrays) for name, m in mappings.items()}
+    tensors = {name: (m.file_shape, np.dtype(np.float32)) for name, m in mappings.items()}
+    for name in [name for name in mappings if name.endswith(".running_mean")]:
+        counter = name.replace("running_mean", COUNTER)
+        tensors[counter] = ((), np.dtype(np.int64))
+        makers[counter] = functools.partial(np.zeros, ())
+    if has_fixed_positions(model):
+        positions = sincos_positions(*patch_grid(model, image_shape), model.width)
+        tensors[FIXED_POSITIONS] = (positions.shape, positions.dtype)
+        makers[FIXED_POSITIONS] = lambda: positions
+    header = make_header(tensors)
+    write_file(
+        path / f"{STEM}.safetensors", header, lambda name, dtype: makers[name]().astype(dtype)
+    )
+
+
+def trained_channels(tensors: Mapping[str, Any]) -> int:
+    """Channels of the images that weights of a layout, or our variables, are for."""
+    firsts = ("patch_embeddings.projection.weight", "patch_embed.proj.weight", "conv1.weight")
+    firsts += ("embedder.embedder.convolution.weight",)
+    for name, tensor in tensors.items():
+        if name.endswith(("patch_embed.kernel", "stem_conv.kernel")):
+            return tensor.shape[2]
+        if name.endswith(firsts) and not name.startswith("layer"):
+            return tensor.shape[1]
+    return 3
+
+
+def _tensors_of_model(
+    tensors: Mapping[str, Tensor], mappings: Mapping[str, TensorMapping], layout: str
+) -> dict[str, Tensor]:
+    """The tensors without those that nobody reads; those of a base model with its prefix."""
+    prefix = ""
+    if layout == "transformers" and not any(name.startswith(_TRANSFORMERS) for name in tensors):
+        prefix = next(iter(mappings)).partition(".")[0] + "."
+    return {
+        prefix + name: tensor
+        for name, tensor in tensors.items()
+        if not name.endswith(COUNTER) and ".pooler." not in prefix + name
+    }
+
+
+def _new_heads(mappings: Mapping[str, TensorMapping]) -> _Arrays:
+    return {
+        path: np.zeros(mapping.shape, np.float32)
+        for mapping in mappings.values()
+        for path in mapping.paths
+        if path.split(".")[1] in HEADS
+    }
+
+
+def _head_names(layout: str) -> tuple[str, ...]:
+    return {
+        "transformers": ("classifier.", "cls_classifier.", "distillation_classifier."),
+        "timm": ("head.", "head_dist."),
+        "torchvision": ("fc.",),
+    }[layout]
+
+
+def _check_fit(
+    mappings: Mapping[str, TensorMapping], tensors: Mapping[str, Tensor], where: Any
+) -> None:
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    advice_on = {}
+    for name, mapping in mappings.items():
+        shape, model_shape = shapes.get(name, ()), mapping.file_shape
+        if mapping.paths == (POSITIONS,) and len(shape) == 3 and shape[::2] == model_shape[::2]:
+            shapes[name] = model_shape  # as many as the images need, after they are resized
+        if mapping.paths[0].split(".")[1] in HEADS:
+            advice_on[name] = "use the model of these weights, or a new head"
+    check_fit(mappings, shapes, where, advice_on=advice_on)

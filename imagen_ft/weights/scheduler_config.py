@@ -1,0 +1,53 @@
+"""`scheduler_config.json` of DeepFloyd IF in diffusers' layout."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from launch.errors import InputError
+
+# What IF's samplers need to know, with DDPMScheduler's defaults.
+_DEFAULTS = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "linear",
+    "variance_type": "fixed_small",
+    "clip_sample": True,
+    "clip_sample_range": 1.0,
+    "prediction_type": "epsilon",
+    "thresholding": False,
+    "dynamic_thresholding_ratio": 0.995,
+    "sample_max_value": 1.0,
+    "timestep_spacing": "leading",
+    "steps_offset": 0,
+    "rescale_betas_zero_snr": False,
+    "trained_betas": None,
+}
+_IMPLEMENTED = {
+    "_class_name": ("DDPMScheduler",),
+    "beta_schedule": ("squaredcos_cap_v2",),
+    "variance_type": ("learned_range", "fixed_small", "fixed_small_log", "fixed_large"),
+    "prediction_type": ("epsilon",),
+    "timestep_spacing": ("leading",),
+    "rescale_betas_zero_snr": (False,),
+    "trained_betas": (None,),
+}
+
+
+def scheduler_settings(config: Mapping[str, Any], where: Any) -> dict[str, Any]:
+    """The settings of a `scheduler_config.json`, defaults filled in.
+
+    Args:
+        config: its content.
+        where: its path, for messages.
+
+    Raises:
+        InputError: names the first field that DeepFloyd IF has otherwise.
+    """
+    settings = {field: config.get(field, default) for field, default in _DEFAULTS.items()}
+    checked = {**settings, "_class_name": config.get("_class_name", "DDPMScheduler")}
+    for field, values in _IMPLEMENTED.items():
+        if checked[field] not in values:
+            raise InputError(
+                f"{where}: {field} is {checked[field]!r}; only {' or '.join(map(repr, values))} is "
+                "implemented, as DeepFloyd IF has it: use its scheduler"
+            )
+    return settings

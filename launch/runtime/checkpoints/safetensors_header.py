@@ -1,0 +1,90 @@
+"""What a safetensors file begins with: names, types, shapes and offsets of its tensors.
+
+Source: https://github.com/huggingface/safetensors, Format.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+# By the names that headers use.
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": jnp.dtype(jnp.bfloat16),
+    "I64": np.dtype(np.int64),
+}
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# Bytes before the header, which say how long it is.
+LENGTH_BYTES = 8
+_METADATA = "__metadata__"
+
+
+class HeaderEntry(NamedTuple):
+    """What a header says of a tensor; `dtype` by its name there.
+
+    `start` and `end` are bytes, counted from the end of the header.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def read_header(path: epath.PathLike) -> bytes:
+    """The JSON that a file begins with, padding included; less of it where the file is cut short.
+
+    Args:
+        path: a local or remote file.
+    """
+    path = epath.Path(path)
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        return file.read(min(length, path.stat().length))
+
+
+def parse_header(header: bytes) -> tuple[dict[str, HeaderEntry], dict[str, str]]:
+    """What a header says of every tensor, in the order of the file, and its metadata.
+
+    Raises:
+        ValueError, TypeError, KeyError: it is damaged.
+    """
+    table = json.loads(header)
+    if not isinstance(table, dict):
+        raise ValueError("a header is a JSON object")
+    metadata = table.pop(_METADATA, {})
+    entries = {
+        name: HeaderEntry(entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
+        for name, entry in table.items()
+    }
+    return dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].end))), metadata
+
+
+def make_header(tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> bytes:
+    """A header as the safetensors library writes it: widest types first, then by name.
+
+    Args:
+        tensors: shape and type by name.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name][1].itemsize, name))
+    table: dict[str, Any] = {_METADATA: {"format": "pt"}}
+    end = 0
+    for name in names:
+        shape, dtype = tensors[name]
+        start, end = end, end + tensor_bytes(shape, dtype)
+        offsets = [start, end]
+        table[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": offsets}
+    header = json.dumps(table, separators=(",", ":")).encode()
+    return header + b" " * (-len(header) % 8)
+
+
+def tensor_bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    """Bytes of a tensor in a file."""
+    return math.prod(shape) * dtype.itemsize
