@@ -112,12 +112,12 @@ def _labels(name: str, class_names: Sequence[str]) -> Mapping[str, tuple[int, ..
         return {str(label): (label,) for label in range(len(number))}
     if name in ("imagenet_v2", "imagenet_sketch"):
         return {wnid: (label,) for wnid, label in number.items()}
-    table = _table(f"{name}_wnids.txt")
+    table = wnid_table(f"{name}_wnids.txt")
     return {folder: tuple(number[wnid] for wnid in wnids) for folder, wnids in table.items()}
 
 
 @functools.cache
-def _table(file: str) -> dict[str, tuple[str, ...]]:
+def wnid_table(file: str) -> dict[str, tuple[str, ...]]:
     """Folder -> WordNet ids; a folder that stands alone in its line is named by its id."""
     text = (resources.files("classifiers") / "data" / file).read_text()
     rows = (line.split() for line in text.splitlines())

@@ -75,7 +75,7 @@ def test_objectnet_loses_its_border_and_other_classes(tmp_path):
 
 
 def objects():
-    return label_maps._table("objectnet_wnids.txt")
+    return label_maps.wnid_table("objectnet_wnids.txt")
 
 
 def test_chosen_classes_of_a_set(tmp_path):

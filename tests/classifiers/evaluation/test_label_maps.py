@@ -42,7 +42,7 @@ OBJECTNET = {
 
 def folders(name):
     """As in the authors' archives."""
-    table = label_maps._table(f"{name}_wnids.txt")
+    table = label_maps.wnid_table(f"{name}_wnids.txt")
     return sorted([*table, "air_freshener", "zoom"] if name == "objectnet" else table)
 
 
@@ -134,7 +134,7 @@ def written_sets(folder):
     for name in "ra":
         of_set = folders(f"imagenet_{name}")
         images[name] = {f"{wnid}/0.png": tiny.png(number[wnid]) for wnid in of_set}
-    objects = label_maps._table("objectnet_wnids.txt")
+    objects = label_maps.wnid_table("objectnet_wnids.txt")
     images["objectnet"] = {"air_freshener/0.png": tiny.png(0, border=2)} | {
         f"{name}/{wnid}.png": tiny.png(number[wnid], border=2)
         for name, wnids in objects.items()
@@ -181,7 +181,7 @@ def test_an_oracle_is_right_on_every_set(tmp_path, monkeypatch, capsys):
 
 def accuracy(name, shift, second):
     """By the authors' rules, image by image."""
-    objects = label_maps._table("objectnet_wnids.txt").values()
+    objects = label_maps.wnid_table("objectnet_wnids.txt").values()
     of_set = {"r": folders("imagenet_r"), "a": folders("imagenet_a")}.get(name, IDS)
     competing, right = set(of_set), []
     for label, wnid in enumerate(IDS):

@@ -1,5 +1,6 @@
 """RandAugment: what an operation does at a magnitude, and how often it is drawn."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -50,7 +51,7 @@ def test_arguments(name, monkeypatch):
         return image
 
     row = OPERATIONS[name]
-    monkeypatch.setitem(OPERATIONS, name, randaugment._Operation(spy, row.argument, row.filled))
+    monkeypatch.setitem(OPERATIONS, name, dataclasses.replace(row, apply=spy))
     for increasing, table in ((True, INCREASING), (False, NOT_INCREASING)):
         for sign in (1, -1):
             seen.clear()
