@@ -28,10 +28,10 @@ ARMS = {
 LANES = 2
 
 
-def digits_steps(root: Path, runlocal: bool) -> list[Job]:
+def digits_jobs(root: Path, runlocal: bool) -> list[Job]:
     """The command lines of the road, below `root`."""
 
-    def step(name, module, config, workdir, after, seconds, overrides=(), output=None) -> Job:
+    def job(name, module, config, workdir, after, seconds, overrides=(), output=None) -> Job:
         file, _, arguments = config.partition(":")
         arguments = ",".join(filter(None, (arguments, "runlocal" if runlocal else "")))
         path = Path("configs/digits") / f"{file}.py"
@@ -43,13 +43,13 @@ def digits_steps(root: Path, runlocal: bool) -> list[Job]:
     def finetune(name: str, start: str = "") -> Job:
         after, seconds = ((start,), 25) if start else ((), 90)
         init = (f"--config.init_from={root / start}",) if start else ()
-        return step(name, "imagen_ft.finetune", name, root / name, after, seconds, init)
+        return job(name, "imagen_ft.finetune", name, root / name, after, seconds, init)
 
     def classify(arm: str, arguments: str) -> Job:
         after = ("generate",) if "generated" in arm else ()
         path = (f"--config.train_sources.generated.path={generated}",) if after else ()
         config, workdir = f"classifier:{arguments}", root / "classifiers" / arm
-        return step(arm, "classifiers.train", config, workdir, after, 45, path)
+        return job(arm, "classifiers.train", config, workdir, after, 45, path)
 
     tuned = {"base4": root / "finetune_base4", "sr8": root / "finetune_sr8"}
     stages = [f"--config.stages.{stage}.run={run}" for stage, run in tuned.items()]
@@ -60,16 +60,16 @@ def digits_steps(root: Path, runlocal: bool) -> list[Job]:
         finetune("pretrain_sr8"),
         finetune("finetune_base4", "pretrain_base4"),
         finetune("finetune_sr8", "pretrain_sr8"),
-        step(
+        job(
             "generate", "imagen_ft.generate", "generate", generated, after, 45, stages,
             generated / "manifest.json",
         ),
-        step(
+        job(
             "samples", "imagen_ft.sample", "sample", samples, after, 20, stages,
             samples / "samples.png",
         ),
         *(classify(arm, arguments) for arm, arguments in ARMS.items()),
-        step(
+        job(
             "evaluate", "classifiers.evaluate", "evaluate", folder, tuple(ARMS), 15, (),
             folder / "evaluation_test.json",
         ),
@@ -101,20 +101,20 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(root: Path, runlocal: bool) -> None:
-    road = JobRunner(root, digits_steps(root, runlocal), LANES, ENVIRONMENT)
-    road.run()
-    road.tick()
+    runner = JobRunner(root, digits_jobs(root, runlocal), LANES, ENVIRONMENT)
+    runner.run()
+    runner.tick()
     # JAX comes with it, and would take 300 MB beside the steps.
     from imagen_ft.demo import report
 
-    result = report.write(root, road.wall_seconds(), _peak_memory(road))
+    result = report.write(root, runner.wall_seconds(), _peak_memory(runner))
     print(report.table(result))
     print(f"\n{report.verdict(result)[0]}\nreport: {root / 'report.html'}")
 
 
-def _peak_memory(road: JobRunner) -> int:
+def _peak_memory(runner: JobRunner) -> int:
     """An upper bound, in bytes: ours and the largest steps', as if those had run together."""
-    peaks = sorted(mark["peak_memory_bytes"] for mark in road.marks().values())
+    peaks = sorted(mark["peak_memory_bytes"] for mark in runner.marks().values())
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit + sum(peaks[-LANES:])
 

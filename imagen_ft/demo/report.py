@@ -190,13 +190,13 @@ def _draw_accuracy(figure: Figure | SubFigure, result: dict[str, Any]) -> None:
     axes = figure.subplots()
     arms = result["arms"]
     series = [arms[name] for name in COPIES]
-    places, numbers = range(len(series)), [30 * copies for copies in COPIES.values()]
+    positions, numbers = range(len(series)), [30 * copies for copies in COPIES.values()]
     mean, std = ([arm[key] for arm in series] for key in ("mean", "std"))
-    plots.mean_and_std(axes, places, mean, std, "30 real + generated")
+    plots.mean_and_std(axes, positions, mean, std, "30 real + generated")
     for name, style in (("generated", "--"), ("pool", ":")):
         label = "900 generated only" if name == "generated" else "pool of 1,000 real"
         axes.axhline(100 * arms[name]["mean"], ls=style, color="gray", label=label)
-    axes.set_xticks(places, [str(number) for number in numbers])
+    axes.set_xticks(positions, [str(number) for number in numbers])
     axes.set(xlabel="generated digits", ylabel="test accuracy (%)")
     axes.legend()
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Key, PyTree
 
-from imagen_ft.diffusion.process import add_noise
+from imagen_ft.diffusion.forward_process import add_noise
 from imagen_ft.diffusion.schedule import Schedule
 from launch.runtime.types import Array, Variables
 
@@ -42,7 +42,7 @@ class Denoiser:
         upsampling: how these are brought to size, one of `UPSAMPLING`.
         learned_variance: whether the network has channels for it behind those of `prediction`.
         prediction: what the network's first `channels` outputs are, one of
-            `process.PREDICTIONS`.
+            `forward_process.PREDICTIONS`.
     """
 
     model: Network

@@ -4,7 +4,7 @@ import ml_collections
 
 from imagen_ft.diffusion import samplers
 from imagen_ft.diffusion.denoiser import UPSAMPLING, Denoiser, Network
-from imagen_ft.diffusion.process import PREDICTIONS
+from imagen_ft.diffusion.forward_process import PREDICTIONS
 from imagen_ft.diffusion.schedule import make_schedule, sampling_times
 from imagen_ft.diffusion.stage import Stage
 from imagen_ft.models import presets

@@ -9,7 +9,7 @@ import ml_collections
 from jaxtyping import Float
 
 from imagen_ft.diffusion.denoiser import Denoiser
-from imagen_ft.diffusion.process import posterior, target, x0_from_output
+from imagen_ft.diffusion.forward_process import posterior, target, x0_from_output
 from imagen_ft.diffusion.schedule import Schedule
 from launch.errors import InputError
 from launch.runtime.types import Array
@@ -63,8 +63,8 @@ class DiffusionLoss:
         output = output.astype(x0.dtype)
         mean_output, variance_output = jnp.split(output, [denoiser.channels], axis=-1)
         logsnr = denoiser.schedule.logsnr(t)
-        wanted = target(x0, eps, logsnr, denoiser.prediction)
-        simple = jnp.mean(jnp.square(mean_output - wanted), axis=(1, 2, 3))
+        target_output = target(x0, eps, logsnr, denoiser.prediction)
+        simple = jnp.mean(jnp.square(mean_output - target_output), axis=(1, 2, 3))
         loss = simple * min_snr_weight(logsnr, self.min_snr_gamma, denoiser.prediction)
         if not denoiser.learned_variance:
             return {"loss": loss, "simple": simple}
@@ -87,10 +87,10 @@ def make_loss(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Diffusio
         InputError: an unknown field, a value that is negative or not finite, a bound without a
             learned variance or a learned variance without a bound.
     """
-    known = [field.name for field in dataclasses.fields(DiffusionLoss)]
+    names = [field.name for field in dataclasses.fields(DiffusionLoss)]
     for name, value in config.items():
-        if name not in known:
-            raise InputError(f"loss.{name}: known are {', '.join(known)}")
+        if name not in names:
+            raise InputError(f"loss.{name}: known are {', '.join(names)}")
         if not 0.0 <= value < math.inf:
             raise InputError(f"loss.{name}={value}: 0 is none, more is more; not below 0")
     loss = DiffusionLoss(**config)
@@ -112,7 +112,7 @@ def min_snr_weight(logsnr: Float[Array, " b"], gamma: float, prediction: str) ->
     Args:
         logsnr: of x_t.
         gamma: the most that the error of x_0 is weighted by; 0 is unweighted.
-        prediction: whose error it is, one of `process.PREDICTIONS`.
+        prediction: whose error it is, one of `forward_process.PREDICTIONS`.
     """
     if not gamma:
         return jnp.ones_like(logsnr)
@@ -191,9 +191,9 @@ def discretized_log_likelihood(x0: Image, mean: Image, log_variance: Image) -> I
 def level_losses(
     losses: Float[Array, " b"], t: Float[Array, " b"], bins: int = 10
 ) -> Float[Array, " bins"]:
-    """Means of the losses over equal parts of [0, 1] that `t` falls in; NaN where it never does."""
-    part = jnp.minimum((t * bins).astype(jnp.int32), bins - 1)
-    member = part[:, None] == jnp.arange(bins)[None]
+    """Means of the losses over equal bins of [0, 1] that `t` falls in; NaN where it never does."""
+    bin_index = jnp.minimum((t * bins).astype(jnp.int32), bins - 1)
+    member = bin_index[:, None] == jnp.arange(bins)[None]
     total = jnp.sum(jnp.where(member, losses[:, None], 0.0), axis=0)
     count = jnp.sum(member, axis=0)
     return jnp.where(count > 0, total / jnp.maximum(count, 1), jnp.nan)

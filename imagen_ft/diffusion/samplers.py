@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 from jaxtyping import Bool, Float, Key, PyTree
 
-from imagen_ft.diffusion.process import add_noise, eps_from_x0, per_image, posterior
+from imagen_ft.diffusion.forward_process import add_noise, eps_from_x0, per_image, posterior
 from imagen_ft.diffusion.schedule import Schedule, sampling_times
 from launch.errors import InputError
 from launch.runtime.types import Array
@@ -209,8 +209,8 @@ def make_sampler(config: ml_collections.ConfigDict) -> Sampler:
     if config.num_steps < 1:
         raise InputError(f"sampler.num_steps={config.num_steps}: at least 1 step is needed")
     if config.name not in _MAKERS:
-        known = ", ".join(map(repr, _MAKERS))
-        raise InputError(f"sampler.name={config.name!r}: known are {known}")
+        names = ", ".join(map(repr, _MAKERS))
+        raise InputError(f"sampler.name={config.name!r}: known are {names}")
     return _MAKERS[config.name](config, config.get("spacing", "trailing"))
 
 

@@ -129,9 +129,9 @@ def make_schedule(config: str | Fields) -> Schedule:
     name = numbers.pop("name", None)
     if name not in SCHEDULES:
         raise InputError(f"schedule {name!r}: known are {', '.join(SCHEDULES)}")
-    known = [field.name for field in dataclasses.fields(SCHEDULES[name]) if field.init]
-    if unknown := sorted(set(numbers) - set(known)):
-        raise InputError(f"schedule.{unknown[0]}: {name!r} has no such number, but {known}")
+    names = [field.name for field in dataclasses.fields(SCHEDULES[name]) if field.init]
+    if unknown := sorted(set(numbers) - set(names)):
+        raise InputError(f"schedule.{unknown[0]}: {name!r} has no such number, but {names}")
     schedule = SCHEDULES[name](**numbers)
     if numbers:
         ratios = np.asarray(schedule.logsnr(jnp.asarray([0.0, 0.5, 1.0])))
@@ -184,8 +184,8 @@ def sampling_times(
     elif spacing == "trailing":
         steps = np.arange(num_steps, 0, -1) * (total / num_steps) - 1
     else:
-        known = ", ".join((*SPACINGS, *named_spacings()))
-        raise InputError(f"sampler.spacing={spacing!r}: known are {known}")
+        names = ", ".join((*SPACINGS, *named_spacings()))
+        raise InputError(f"sampler.spacing={spacing!r}: known are {names}")
     if schedule.num_train_timesteps:
         steps = np.round(steps)
     return np.append((steps + 1) / total, 0.0).astype(np.float32)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Key
 
 from imagen_ft.diffusion import guidance, samplers
 from imagen_ft.diffusion.denoiser import Denoiser, Image
-from imagen_ft.diffusion.process import x0_from_output
+from imagen_ft.diffusion.forward_process import x0_from_output
 from launch.runtime.types import Array, Variables
 
 Output = Float[Array, "b h w outputs"]

@@ -307,7 +307,7 @@ class Attention(nn.Module):
         pairs = [text] if self.text_attention else []
         if self.self_attention:
             pairs.append((self._heads(self.key(h)), self._heads(self.value(h))))
-        keys, values = (jnp.concatenate(parts, axis=1) for parts in zip(*pairs, strict=True))
+        keys, values = (jnp.concatenate(arrays, axis=1) for arrays in zip(*pairs, strict=True))
         h = attend(self._heads(self.query(h)), keys, values)
         x = merge(x, self.out(h.reshape(h.shape[0], -1, self.width)).reshape(x.shape))
         if not self.self_attention:

@@ -138,10 +138,10 @@ def make(name: str, **overrides: Any) -> nn.Module:
         InputError: there is no such model, or it has no such field.
     """
     preset = _find(name)
-    known = {field.name for field in dataclasses.fields(preset.module)} - {"parent", "name"}
-    if unknown := sorted(set(overrides) - known):
+    names = {field.name for field in dataclasses.fields(preset.module)} - {"parent", "name"}
+    if unknown := sorted(set(overrides) - names):
         raise InputError(
-            f"model {name!r} has no field {unknown[0]!r}; its fields are {', '.join(sorted(known))}"
+            f"model {name!r} has no field {unknown[0]!r}; its fields are {', '.join(sorted(names))}"
         )
     return preset.module(**preset.fields | overrides)
 

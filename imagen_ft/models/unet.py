@@ -148,8 +148,8 @@ class UNet(nn.Module):
     ) -> Float[Array, "b h w out"]:
         """As `__call__`, with what `context` has returned."""
         embedding = self.time_embedding(timestep_embedding(t, self.block_out_channels[0]))
-        for part in context.embedding:
-            embedding = embedding + part
+        for vector in context.embedding:
+            embedding = embedding + vector
         if self.skip_time_act if self.time_act is None else self.time_act:
             embedding = gelu(embedding)
         texts = iter(context.keys_values)

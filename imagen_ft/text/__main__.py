@@ -19,8 +19,8 @@ from etils import epath
 from imagen_ft import weights
 from imagen_ft.text import class_names
 from imagen_ft.text.cache import DTYPES, TextCache
-from imagen_ft.text.embedding import Embedder, fill
 from imagen_ft.text.encoders import check_template, prompt_key
+from imagen_ft.text.t5_embedder import T5Embedder, fill_cache
 from imagen_ft.text.tokenizer import PREPROCESSING, T5Tokenizer, load_t5_tokenizer
 from launch.cli import exit_code, parse_flags
 from launch.errors import InputError
@@ -86,16 +86,16 @@ def read_prompts(values: flags.FlagValues) -> list[str]:
         InputError: the file cannot be read, holds no prompt, or is no list of class names.
     """
     if values.class_names:
-        found = list(class_names.load(values.class_names, values.num_classes))
+        texts = list(class_names.load(values.class_names, values.num_classes))
     elif values.prompts == class_names.IMAGENET:
-        found = list(class_names.load(values.prompts))
+        texts = list(class_names.load(values.prompts))
     else:
-        found = [prompt for _, prompt in class_names.read_lines(values.prompts) if prompt]
-        if not found:
+        texts = [prompt for _, prompt in class_names.read_lines(values.prompts) if prompt]
+        if not texts:
             raise InputError(
                 f"--prompts={values.prompts}: the file holds no prompt; write one a line"
             )
-    return list(dict.fromkeys(["", *(prompt_key(prompt, values.template) for prompt in found)]))
+    return list(dict.fromkeys(["", *(prompt_key(prompt, values.template) for prompt in texts)]))
 
 
 def embed_prompts(values: flags.FlagValues) -> None:
@@ -119,18 +119,18 @@ def embed_prompts(values: flags.FlagValues) -> None:
     missing = [prompt for prompt in prompts if cache is None or prompt not in cache]
     if missing:
         if writes and cache is not None:
-            claim(folder)  # Loading takes minutes: whether another process is there is told before.
+            claim(folder)  # Loading takes minutes: another process there is noticed before.
         warn_of_long(tokenizer, missing)
         # Parameters are split over all devices, and so are batches.
         mesh, dtype = make_mesh({"fsdp": -1}), jnp.dtype(values.dtype)
         model, params = weights.load_t5(values.weights, dtype, mesh, values.variant)
-        embedder = Embedder(model.clone(dtype=dtype), params, tokenizer, mesh)
+        embedder = T5Embedder(model.clone(dtype=dtype), params, tokenizer, mesh)
         if writes:
             claim(folder)
             cache = open_cache(folder, encoder)
             if cache is None:
                 cache = TextCache.create(folder, encoder, embedder.shape, made_with(values))
-        fill(cache if writes else None, embedder, missing, values.batch_size)
+        fill_cache(cache if writes else None, embedder, missing, values.batch_size)
     print(f"{folder}: {len(prompts)} prompts, {len(missing)} of them new")
 
 

@@ -32,7 +32,7 @@ _STATES = "states"
 class _Row(NamedTuple):
     """Where one prompt's states are."""
 
-    part: epath.Path
+    path: epath.Path
     number: int
     offset: int
     checksum: int
@@ -60,18 +60,18 @@ class TextCache:
         if not path.exists():
             raise InputError(f"{folder} holds no text cache: make it by python -m imagen_ft.text")
         try:
-            found = read_json(path)
-            self.encoder: dict[str, Any] = dict(found["encoder"])
-            self.shape = tuple(int(size) for size in found["shape"])
+            contents = read_json(path)
+            self.encoder: dict[str, Any] = dict(contents["encoder"])
+            self.shape = tuple(int(size) for size in contents["shape"])
             self.dtype = jnp.dtype(self.encoder["dtype"])
-            self.flags = [str(flag) for flag in found["flags"]]
+            self.flags = [str(flag) for flag in contents["flags"]]
         except (KeyError, TypeError, ValueError):
             raise InputError(f"{path}: damaged; remove {folder} and make it again") from None
         self._rows: dict[str, _Row] = {}
-        self._next = 0
-        for part in sorted(self.folder.glob("part-[0-9]*.safetensors")):
-            self._index(part)
-            self._next = max(self._next, 1 + int(part.stem.removeprefix("part-")))
+        self._next_part = 0
+        for path in sorted(self.folder.glob("part-[0-9]*.safetensors")):
+            self._index(path)
+            self._next_part = max(self._next_part, 1 + int(path.stem.removeprefix("part-")))
 
     @classmethod
     def create(
@@ -82,8 +82,8 @@ class TextCache:
         flags: Sequence[str],
     ) -> "TextCache":
         """Begins an empty cache in a folder that exists; see the class for the arguments."""
-        found = {"encoder": dict(encoder), "shape": list(shape), "flags": list(flags)}
-        write_json(epath.Path(folder) / "encoder.json", found)
+        contents = {"encoder": dict(encoder), "shape": list(shape), "flags": list(flags)}
+        write_json(epath.Path(folder) / "encoder.json", contents)
         return cls(folder)
 
     @property
@@ -122,18 +122,18 @@ class TextCache:
             InputError: a row is damaged; its file and prompt are named.
         """
         states = np.empty((len(prompts), *self.shape), np.float32)
-        wanted = sorted((self._rows[prompt], i, prompt) for i, prompt in enumerate(prompts))
-        part, file = None, None
+        rows = sorted((self._rows[prompt], i, prompt) for i, prompt in enumerate(prompts))
+        path, file = None, None
         try:
-            for row, i, prompt in wanted:
-                if row.part != part:
+            for row, i, prompt in rows:
+                if row.path != path:
                     if file:
                         file.close()
-                    part, file = row.part, row.part.open("rb")
+                    path, file = row.path, row.path.open("rb")
                 file.seek(row.offset)
                 data = file.read(self.row_bytes)
                 if _checksum(prompt, data) != row.checksum:
-                    raise InputError(_damaged(part, f"row {row.number}, {prompt!r}"))
+                    raise InputError(_damaged(path, f"row {row.number}, {prompt!r}"))
                 states[i] = np.frombuffer(data, self.dtype).reshape(self.shape)
         finally:
             if file:
@@ -153,37 +153,37 @@ class TextCache:
             "prompts": json.dumps(list(prompts)),
             "crc32c": json.dumps(checksums),
         }
-        part = self.folder / f"part-{self._next:05d}.safetensors"
-        write_atomic(part, safetensors.numpy.save({_STATES: states}, metadata))
-        self._next += 1
-        self._index(part)
+        path = self.folder / f"part-{self._next_part:05d}.safetensors"
+        write_atomic(path, safetensors.numpy.save({_STATES: states}, metadata))
+        self._next_part += 1
+        self._index(path)
 
-    def _index(self, part: epath.Path) -> None:
+    def _index(self, path: epath.Path) -> None:
         """Reads the header of a part."""
         try:
-            header = read_header(part)
+            header = read_header(path)
             entries, metadata = parse_header(header)
             states = entries[_STATES]
             prompts, checksums = json.loads(metadata["prompts"]), json.loads(metadata["crc32c"])
             data_start = LENGTH_BYTES + len(header)
-            whole = part.stat().length == data_start + states.end
+            whole = path.stat().length == data_start + states.end
             fits = states.shape == (len(prompts), *self.shape) and len(checksums) == len(prompts)
-            of_us = metadata["encoder"] == self.digest
+            same_encoder = metadata["encoder"] == self.digest
         except (KeyError, TypeError, ValueError):
-            raise InputError(_damaged(part, "its head")) from None
-        if not of_us:
-            raise InputError(f"{part}: of another encoder than {self.folder}: take it out there")
+            raise InputError(_damaged(path, "its head")) from None
+        if not same_encoder:
+            raise InputError(f"{path}: of another encoder than {self.folder}: take it out there")
         size = states.end - states.start
         if not whole or not fits or size != len(prompts) * self.row_bytes:
-            raise InputError(_damaged(part, "its length"))
+            raise InputError(_damaged(path, "its length"))
         for number, (prompt, checksum) in enumerate(zip(prompts, checksums, strict=True)):
             offset = data_start + states.start + number * self.row_bytes
-            self._rows.setdefault(prompt, _Row(part, number, offset, checksum))
+            self._rows.setdefault(prompt, _Row(path, number, offset, checksum))
 
 
 def _checksum(prompt: str, data: bytes) -> int:
     return crc32c.crc32c(data, crc32c.crc32c(prompt.encode()))
 
 
-def _damaged(part: epath.Path, what: str) -> str:
-    return f"{part}: {what} is damaged; remove that file, then embed its prompts again"
+def _damaged(path: epath.Path, what: str) -> str:
+    return f"{path}: {what} is damaged; remove that file, then embed its prompts again"

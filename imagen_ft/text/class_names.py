@@ -45,36 +45,37 @@ def load(name_or_path: epath.PathLike, expected: int | None = None) -> tuple[str
 
 def resolve(
     named: str | Sequence[str],
-    found: Sequence[str] | None = None,
-    place: str = "config.train_source",
+    image_names: Sequence[str] | None = None,
+    source_field: str = "config.train_source",
 ) -> tuple[str, ...]:
     """The class names that a config means, compared with those of its images.
 
     Args:
         named: `config.class_names`: a list of names; the argument of `load`; or '' or an empty
             list for those of the images.
-        found: class names of the images. With 'imagenet' they may also be the WordNet ids, which
-            ImageNet's folders are named by. None where the images are not at hand: then nothing is
-            compared, and '' is no names.
-        place: where these images are said, for messages.
+        image_names: class names of the images. With 'imagenet' they may also be the WordNet ids,
+            which ImageNet's folders are named by. None where the images are not at hand: then
+            nothing is compared, and '' is no names.
+        source_field: the field that names these images, for messages.
 
     Raises:
         InputError: they differ; it names the first class that does.
     """
     if not named:
-        return tuple(found or ())
+        return tuple(image_names or ())
     names = load(named) if isinstance(named, str) else tuple(named)
-    if found is None or tuple(found) == names:
+    if image_names is None or tuple(image_names) == names:
         return names
     expected = names
-    # Of names and ids, what was meant is the one that has more of those found.
-    if named == IMAGENET and len({*names} & {*found}) <= len({*wordnet_ids()} & {*found}):
-        expected = wordnet_ids()
-    for label, (wanted, there) in enumerate(itertools.zip_longest(expected, found)):
-        if wanted != there:
+    # Of names and ids, those were meant that the images have more of.
+    ids = wordnet_ids()
+    if named == IMAGENET and len({*names} & {*image_names}) <= len({*ids} & {*image_names}):
+        expected = ids
+    for label, (name, image_name) in enumerate(itertools.zip_longest(expected, image_names)):
+        if name != image_name:
             raise InputError(
-                f"config.class_names: class {label} is {_quoted(wanted)}, but {_quoted(there)} in "
-                f"the images of {place}: make them the same"
+                f"config.class_names: class {label} is {_quoted(name)}, but {_quoted(image_name)} "
+                f"in the images of {source_field}: make them the same"
             )
     return names
 
@@ -90,14 +91,14 @@ def _built_in(file: str) -> tuple[str, ...]:
 
 def _check_names(named: list[tuple[str, str]]) -> None:
     seen: dict[str, str] = {}
-    for place, name in named:
+    for location, name in named:
         if not name:
-            raise InputError(f"{place} is blank: a class name is needed there; mend the list")
+            raise InputError(f"{location} is blank: a class name is needed there; mend the list")
         if name in seen:
             raise InputError(
-                f"{place}: {name!r} is already at {seen[name]}: give every class its own name"
+                f"{location}: {name!r} is already at {seen[name]}: give every class its own name"
             )
-        seen[name] = place
+        seen[name] = location
 
 
 def read_lines(path: epath.PathLike) -> Iterator[tuple[str, str]]:
@@ -121,14 +122,14 @@ def read_lines(path: epath.PathLike) -> Iterator[tuple[str, str]]:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}:{line}: not text in UTF-8; save the file as that") from None
     if path.suffix == ".json":
-        found = [(f"{path}, item {i}", line) for i, line in _json_list(path, text)]
+        entries = [(f"{path}, item {i}", line) for i, line in _json_list(path, text)]
     else:
         lines = enumerate(io.StringIO(text, newline=None), start=1)
-        found = [(f"{path}:{i}", line) for i, line in lines]
-    if not found:
+        entries = [(f"{path}:{i}", line) for i, line in lines]
+    if not entries:
         raise InputError(f"{path}: the file is empty; write one line an entry")
-    for place, line in found:
-        yield place, line.strip()
+    for location, line in entries:
+        yield location, line.strip()
 
 
 def _json_list(path: epath.Path, text: str) -> Iterator[tuple[int, str]]:

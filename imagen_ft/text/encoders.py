@@ -71,12 +71,12 @@ class FixedTextEncoder:
         tokens, mask = tokenize(prompts, self.max_length)
         states = []
         for first in range(0, len(prompts), BATCH):
-            part = slice(first, first + BATCH)
-            fill = ((0, BATCH - len(tokens[part])), (0, 0))
+            rows = slice(first, first + BATCH)
+            fill = ((0, BATCH - len(tokens[rows])), (0, 0))
             batch = _encode(
-                self.model, self.seed, np.pad(tokens[part], fill), np.pad(mask[part], fill)
+                self.model, self.seed, np.pad(tokens[rows], fill), np.pad(mask[rows], fill)
             )
-            states.append(np.asarray(batch)[: len(tokens[part])])
+            states.append(np.asarray(batch)[: len(tokens[rows])])
         return np.concatenate(states)
 
     def null(self) -> Float[np.ndarray, "1 length d"]:
@@ -165,8 +165,8 @@ def make_text_encoder(config: ml_collections.ConfigDict) -> TextEncoder:
     Args:
         config: either `cache`, a folder that `python -m imagen_ft.text` has made, with `null`
             ('empty' or 'zeros') and `template` where they are not 'empty' and '{}', and `shape`,
-            [length, d] of its states, where that has to be known before; or `max_length`, `seed`
-            and `model` (fields of `T5Encoder`) for fixed random weights.
+            [length, d] of its states, where that is needed before it is made; or `max_length`,
+            `seed` and `model` (fields of `T5Encoder`) for fixed random weights.
 
     Raises:
         InputError: there is no such cache, it is damaged, or a field has a wrong value.
@@ -190,37 +190,37 @@ def make_text_encoder(config: ml_collections.ConfigDict) -> TextEncoder:
     return CachedTextEncoder(cache, null_text, template)
 
 
-def check_template(place: str, template: str) -> None:
+def check_template(field: str, template: str) -> None:
     """Looks for the `{}` that a prompt takes the place of.
 
     Raises:
         InputError: there is none, or more than one.
     """
     if template.count("{}") != 1:
-        raise InputError(f"{place}={template}: one {{}} is needed, for the prompt")
+        raise InputError(f"{field}={template}: one {{}} is needed, for the prompt")
 
 
 def check_prompts(
-    prompts: Sequence[str], class_names: Sequence[str], places: Sequence[str] | None = None
+    prompts: Sequence[str], class_names: Sequence[str], locations: Sequence[str] | None = None
 ) -> None:
     """A model of a closed list of classes knows nothing else.
 
     Args:
         prompts: to be checked.
         class_names: what they may be; empty where any text will do.
-        places: where each comes from, for the message.
+        locations: where each comes from, for the message.
 
     Raises:
         InputError: names the first prompt that is no class name, and the class names.
     """
     for row, prompt in enumerate(prompts):
         if class_names and prompt not in class_names:
-            place = places[row] if places else f"prompt {row + 1}"
+            location = locations[row] if locations else f"prompt {row + 1}"
             shown = ", ".join(class_names[:20]) + (", ..." if len(class_names) > 20 else "")
             near = difflib.get_close_matches(prompt, class_names, n=1)
             meant = f" (did you mean {near[0]!r}?)" if near else ""
             raise InputError(
-                f"{place}: {prompt!r} is not a class of this model{meant}; use one of {shown}"
+                f"{location}: {prompt!r} is not a class of this model{meant}; use one of {shown}"
             )
 
 

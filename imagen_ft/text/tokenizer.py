@@ -120,12 +120,12 @@ def _check_pieces(path: Path) -> None:
     import sentencepiece
 
     model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    found = model.pad_id(), model.eos_id(), model.unk_id()
-    if found != (0, 1, 2):
-        raise ValueError(f"{path.name}: T5's ids of pad, end, unknown are 0, 1, 2, not {found}")
+    ids = model.pad_id(), model.eos_id(), model.unk_id()
+    if ids != (0, 1, 2):
+        raise ValueError(f"{path.name}: T5's ids of pad, end, unknown are 0, 1, 2, not {ids}")
 
 
 def _digest(folder: Path) -> str:
     paths = [folder / name for name in (*_VOCABULARIES, *_SETTINGS)]
-    found = [f"{path.name} {sha256(path)}\n" for path in paths if path.is_file()]
-    return hashlib.sha256("".join(found).encode()).hexdigest()
+    lines = [f"{path.name} {sha256(path)}\n" for path in paths if path.is_file()]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

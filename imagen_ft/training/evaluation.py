@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
 
-from imagen_ft.training.batch_losses import draw_inputs, image_losses
+from imagen_ft.training.image_losses import draw_inputs, image_losses
 from imagen_ft.training.images import evaluation_transform
 from imagen_ft.training.training import Training, loss_name
 from input_pipeline.batches import loader

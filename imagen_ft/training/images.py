@@ -57,14 +57,14 @@ def open_images(training: Training) -> Images:
     return Images(train, evaluation, prompts)
 
 
-def _difference(ours: Sequence[str], theirs: Sequence[str]) -> str:
-    odd = sorted(set(ours) ^ set(theirs))
+def _difference(names: Sequence[str], other_names: Sequence[str]) -> str:
+    odd = sorted(set(names) ^ set(other_names))
     return f"{odd[0]} is in one of them only" if odd else "they come in another order"
 
 
 def training_transform(training: Training) -> Transform:
     """Brings an image to the size of the stage."""
-    return functools.partial(_whole, size=training.config.stage.size)
+    return functools.partial(_resize, size=training.config.stage.size)
 
 
 def training_augment(training: Training) -> Augment | None:
@@ -73,24 +73,24 @@ def training_augment(training: Training) -> Augment | None:
     crop, flip = config.get("crop_size", 0), config.get("flip", False)
     if not (crop or flip):
         return None
-    return functools.partial(_random_part, size=config.stage.size, crop=crop, flip=flip)
+    return functools.partial(_crop_and_flip, size=config.stage.size, crop=crop, flip=flip)
 
 
 def evaluation_transform(training: Training) -> Transform:
     """Brings an image to size; of a stage that is trained on parts it is the part in the middle."""
     sizes = dict(size=training.config.stage.size, crop=training.denoiser.size)
-    return functools.partial(_middle, **sizes)
+    return functools.partial(_resize_and_crop, **sizes)
 
 
-def _whole(example: Example, size: int) -> Example:
+def _resize(example: Example, size: int) -> Example:
     return {**example, "image": square(example["image"], size)}
 
 
-def _middle(example: Example, size: int, crop: int) -> Example:
-    return central_crop(_whole(example, size), crop)
+def _resize_and_crop(example: Example, size: int, crop: int) -> Example:
+    return central_crop(_resize(example, size), crop)
 
 
-def _random_part(
+def _crop_and_flip(
     example: Example, rng: np.random.Generator, size: int, crop: int, flip: bool
 ) -> Example:
     if crop and crop != size:

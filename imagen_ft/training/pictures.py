@@ -11,7 +11,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from imagen_ft.diffusion.from_config import make_stage
-from imagen_ft.training.batch_losses import shrink
+from imagen_ft.training.image_losses import shrink
 from imagen_ft.training.images import Images, evaluation_transform
 from imagen_ft.training.training import Training
 from launch.runtime.devices.mesh import replicate

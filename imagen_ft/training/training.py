@@ -18,7 +18,7 @@ from imagen_ft.diffusion.from_config import make_denoiser
 from imagen_ft.diffusion.losses import DiffusionLoss, level_losses, make_loss
 from imagen_ft.text import class_names
 from imagen_ft.text.encoders import text_shapes
-from imagen_ft.training.batch_losses import Inputs, Losses, draw_inputs, image_losses
+from imagen_ft.training.image_losses import Inputs, Losses, draw_inputs, image_losses
 from launch.errors import InputError
 from launch.runtime.devices.mesh import batch_sharding, with_shardings
 from launch.runtime.ema import MAIN, Decay, make_decays
@@ -98,11 +98,11 @@ class Training:
         """
         config = self.config
         check_training(config, mesh)
-        parts = config.accumulation
+        splits = config.accumulation
         ways = mesh.shape["data"] * mesh.shape["fsdp"]
-        if parts < 1 or config.batch_size % (ways * parts):
+        if splits < 1 or config.batch_size % (ways * splits):
             raise InputError(
-                f"config.accumulation={parts}: batch_size={config.batch_size} cannot be taken in "
+                f"config.accumulation={splits}: batch_size={config.batch_size} cannot be taken in "
                 f"so many parts on {ways} devices of mesh.data x mesh.fsdp"
             )
         if not 0.0 <= config.text_drop <= 1.0:
@@ -152,8 +152,8 @@ class Training:
             losses = image_losses(self.denoiser, self.loss, variables, inputs, text)
             return losses["loss"].mean(), losses
 
-        params, parts = state.variables["params"], config.accumulation
-        losses, grads = accumulate(loss_of, params, inputs, parts, unroll)
+        params = state.variables["params"]
+        losses, grads = accumulate(loss_of, params, inputs, config.accumulation, unroll)
         rate = jnp.asarray(self.schedule(state.step), jnp.float32)
         state, norms = state.update(grads, self.tx, self.decays)
         metrics = {name: values.mean() for name, values in losses.items()}

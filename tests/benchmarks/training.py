@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from imagen_ft.diffusion.denoiser import Denoiser
 from imagen_ft.diffusion.losses import DiffusionLoss
 from imagen_ft.diffusion.schedule import SquaredCos, alpha_sigma
-from imagen_ft.training.batch_losses import image_losses
+from imagen_ft.training.image_losses import image_losses
 from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.ema import make_decays
 from launch.runtime.images import to_float

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from imagen_ft.diffusion.denoiser import Denoiser
-from imagen_ft.diffusion.process import add_noise, target
+from imagen_ft.diffusion.forward_process import add_noise, target
 
 LEVELS = np.arange(256) / 127.5 - 1
 

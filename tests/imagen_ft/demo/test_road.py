@@ -5,7 +5,7 @@ import json
 import os
 
 from configs.digits.common import ENVIRONMENT
-from imagen_ft.demo.__main__ import LANES, digits_steps
+from imagen_ft.demo.__main__ import LANES, digits_jobs
 from launch.jobs.runner import JobRunner
 
 # Without the samples, the comparison and the other arms, which are commands of the same kinds.
@@ -29,11 +29,11 @@ QUICK = ENVIRONMENT | {"XLA_FLAGS": os.environ["XLA_FLAGS"]}
 
 
 def test_the_road_ends_in_a_classifier_and_is_not_run_twice(tmp_path, capfd):
-    steps = {step.name: step for step in digits_steps(tmp_path, runlocal=True)}
+    jobs = {job.name: job for job in digits_jobs(tmp_path, runlocal=True)}
     road = []
-    for step in (steps[name] for name in SHORT):
-        command = (*step.command, *CHEAPER.get(step.command[0], ()))
-        road.append(dataclasses.replace(step, command=command, seconds=0))
+    for job in (jobs[name] for name in SHORT):
+        command = (*job.command, *CHEAPER.get(job.command[0], ()))
+        road.append(dataclasses.replace(job, command=command, seconds=0))
     JobRunner(tmp_path, road, LANES, QUICK).run()
     assert set(JobRunner(tmp_path, road, LANES, QUICK).marks()) == set(SHORT)
     manifest = json.loads((tmp_path / "generated" / "manifest.json").read_text())

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from imagen_ft.diffusion.forward_process import PREDICTIONS, target
 from imagen_ft.diffusion.losses import (
     DiffusionLoss,
     discretized_log_likelihood,
@@ -15,7 +16,6 @@ from imagen_ft.diffusion.losses import (
     make_loss,
     min_snr_weight,
 )
-from imagen_ft.diffusion.process import PREDICTIONS, target
 from imagen_ft.diffusion.schedule import Cosine, Linear, SquaredCos
 from launch.errors import InputError
 from tests.support.diffusion_losses import LEVELS, batch, log_likelihood, losses, make

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from imagen_ft.diffusion.process import per_image, x0_from_eps
+from imagen_ft.diffusion.forward_process import per_image, x0_from_eps
 from imagen_ft.diffusion.samplers import DDIM, DDPM, Prediction, make_sampler, noise_of_keys, sample
 from imagen_ft.diffusion.schedule import Cosine, alpha_sigma
 from launch.errors import InputError

@@ -11,8 +11,8 @@ import torch
 from ml_collections import ConfigDict
 
 from imagen_ft.diffusion.denoiser import Denoiser, upsample
+from imagen_ft.diffusion.forward_process import PREDICTIONS, per_image
 from imagen_ft.diffusion.from_config import make_denoiser
-from imagen_ft.diffusion.process import PREDICTIONS, per_image
 from imagen_ft.diffusion.samplers import DDIM, DDPM
 from imagen_ft.diffusion.schedule import Cosine, alpha_sigma
 from imagen_ft.diffusion.stage import Stage

@@ -15,7 +15,7 @@ import transformers
 from diffusers import IFPipeline
 from ml_collections import ConfigDict
 
-from imagen_ft.text import __main__, class_names, embedding
+from imagen_ft.text import __main__, class_names, t5_embedder
 from imagen_ft.text.cache import TextCache
 from imagen_ft.text.encoders import make_text_encoder
 from imagen_ft.text.tokenizer import load_t5_tokenizer, preprocess
@@ -106,7 +106,7 @@ def test_bfloat16(pipeline, prompts, tmp_path):
 
 def test_the_same_command_goes_on(pipeline, cache, prompts, tmp_path, capsys, monkeypatch):
     """Interrupted while it writes its second part; two prompts a part."""
-    monkeypatch.setattr(embedding, "PART_BYTES", 2 * TextCache(cache).row_bytes)
+    monkeypatch.setattr(t5_embedder, "PART_BYTES", 2 * TextCache(cache).row_bytes)
     append, to = TextCache.append, tmp_path / "cache"
     argv = (prompts, pipeline, to, "--dtype=float32", "--batch_size=3")
 
@@ -121,9 +121,9 @@ def test_the_same_command_goes_on(pipeline, cache, prompts, tmp_path, capsys, mo
         assert run(*argv) == 130
     assert len(TextCache(to)) == 2
     seen = []
-    embed = embedding.Embedder.embed
+    embed = t5_embedder.T5Embedder.embed
     spy = lambda self, prompts, size: seen.extend(prompts) or embed(self, prompts, size)  # noqa: E731
-    monkeypatch.setattr(embedding.Embedder, "embed", spy)
+    monkeypatch.setattr(t5_embedder.T5Embedder, "embed", spy)
     assert run(*argv) == 0
     assert seen == ["one", "two", "red fox", "hen of the woods mushroom"]
     files = sorted(path.name for path in to.iterdir())
@@ -131,7 +131,7 @@ def test_the_same_command_goes_on(pipeline, cache, prompts, tmp_path, capsys, mo
     whole = [preprocess(name) for name in ("", *NAMES)]
     np.testing.assert_allclose(TextCache(to).read(whole), TextCache(cache).read(whole), atol=1e-5)
     # Nothing is left to do, and so nothing is loaded.
-    monkeypatch.setattr(embedding.Embedder, "__post_init__", None)
+    monkeypatch.setattr(t5_embedder.T5Embedder, "__post_init__", None)
     assert run(*argv) == 0
     assert "6 prompts, 0 of them new" in capsys.readouterr().out
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_ft.models.t5 import T5Encoder
-from imagen_ft.text.embedding import Embedder
+from imagen_ft.text.t5_embedder import T5Embedder
 from launch.runtime.devices.mesh import make_mesh, state_shardings
 
 # 2^18 weights, from which on they are split.
@@ -44,7 +44,7 @@ def params():
 def embed(mesh, weights, dtype):
     """Batches of eleven prompts, and how many elements of wi_0, of eight prompts a device holds."""
     weights = jax.device_put(weights, state_shardings(mesh, weights))
-    embedder = Embedder(MODEL.clone(dtype=dtype), weights, Tokenizer(), mesh)
+    embedder = T5Embedder(MODEL.clone(dtype=dtype), weights, Tokenizer(), mesh)
     prompts = [
         "",
         *(name[:6] for name in "zero one two three four five six seven nine ten".split()),

@@ -10,7 +10,7 @@ import pytest
 
 from imagen_ft import finetune, generate, sample
 from imagen_ft.text import __main__
-from imagen_ft.text.embedding import Embedder
+from imagen_ft.text.t5_embedder import T5Embedder
 from input_pipeline.synthetic.verify import verify
 from launch.files import read_json
 from launch.runtime import app
@@ -66,7 +66,7 @@ def digits(tmp_path_factory, request):
     shutil.rmtree(folder / "pipeline")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(request.config.rootpath)
-        patch.setattr(Embedder, "__post_init__", None)
+        patch.setattr(T5Embedder, "__post_init__", None)
         assert run(finetune, folder, "train", folder / "run") == 0
     return folder
 

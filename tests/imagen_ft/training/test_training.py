@@ -17,11 +17,11 @@ from ml_collections import ConfigDict
 
 from configs.digits import pretrain_sr8
 from imagen_ft.diffusion.denoiser import Denoiser
+from imagen_ft.diffusion.forward_process import add_noise
 from imagen_ft.diffusion.losses import DiffusionLoss
-from imagen_ft.diffusion.process import add_noise
 from imagen_ft.diffusion.schedule import Cosine, SquaredCos
 from imagen_ft.models.unet import Context
-from imagen_ft.training.batch_losses import draw_inputs, image_losses, shrink
+from imagen_ft.training.image_losses import draw_inputs, image_losses, shrink
 from imagen_ft.training.images import evaluation_transform, open_images
 from imagen_ft.training.training import Training
 from input_pipeline import sources

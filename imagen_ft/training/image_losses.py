@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Float, Key
 
 from imagen_ft.diffusion.denoiser import Denoiser
+from imagen_ft.diffusion.forward_process import add_noise, stratified_times
 from imagen_ft.diffusion.losses import DiffusionLoss
-from imagen_ft.diffusion.process import add_noise, stratified_times
 from imagen_ft.diffusion.schedule import Schedule
 from launch.runtime.images import to_float
 from launch.runtime.types import Array, Batch, Variables

@@ -24,7 +24,7 @@ PART_BYTES = 2**26
 
 
 @dataclasses.dataclass(frozen=True)
-class Embedder:
+class T5Embedder:
     """T5 with its weights where they will be used.
 
     Attributes:
@@ -66,23 +66,23 @@ class Embedder:
         batch_size = -(-min(batch_size, len(prompts)) // ways) * ways
         pending: tuple[jax.Array, int] | None = None
         for first in range(0, len(prompts), batch_size):
-            part = prompts[first : first + batch_size]
-            batch = self._put(*self.tokenizer(part), batch_size)
+            batch_prompts = prompts[first : first + batch_size]
+            batch = self._put(*self.tokenizer(batch_prompts), batch_size)
             states = _encode(self.model, self.mesh, self.params, *batch)
             # The states of a batch are fetched while the devices are at work on the next one.
             if pending:
                 yield np.asarray(pending[0])[: pending[1]]
-            pending = states, len(part)
+            pending = states, len(batch_prompts)
         if pending:
             yield np.asarray(pending[0])[: pending[1]]
 
     def _put(self, tokens: np.ndarray, mask: np.ndarray, batch_size: int) -> tuple[Array, Array]:
-        fill = ((0, batch_size - len(tokens)), (0, 0))
+        padding = ((0, batch_size - len(tokens)), (0, 0))
         sharding = batch_sharding(self.mesh)
         # Every process knows the whole batch, and gives its devices their rows.
         tokens, mask = (
             jax.make_array_from_callback(a.shape, sharding, lambda index, a=a: a[index])
-            for a in (np.pad(tokens, fill), np.pad(mask, fill))
+            for a in (np.pad(tokens, padding), np.pad(mask, padding))
         )
         return tokens, mask
 
@@ -98,8 +98,8 @@ def _encode(
     return jax.lax.with_sharding_constraint(states, NamedSharding(mesh, PartitionSpec()))
 
 
-def fill(
-    cache: TextCache | None, embedder: Embedder, prompts: Sequence[str], batch_size: int
+def fill_cache(
+    cache: TextCache | None, embedder: T5Embedder, prompts: Sequence[str], batch_size: int
 ) -> None:
     """Embeds prompts and adds them to a cache, part by part.
 

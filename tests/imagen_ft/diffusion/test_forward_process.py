@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_ft.diffusion import process
+from imagen_ft.diffusion import forward_process
 
 # Log signal-to-noise ratios of x_t and of the cleaner x_s: wide, narrow and extreme steps.
 LOGSNR_T = np.float32([-20, -20, -4, 0, 0, 3, 10, -19.99])
@@ -36,7 +36,7 @@ def ddpm_posterior(x_t, x0, logsnr_t, logsnr_s):
 @pytest.mark.parametrize("coeff", [0.0, 0.3, 1.0])
 def test_posterior(coeff):
     x_t, x0 = images(0), images(1)
-    mean, log_variance = process.posterior(x_t, x0, LOGSNR_T, LOGSNR_S, coeff)
+    mean, log_variance = forward_process.posterior(x_t, x0, LOGSNR_T, LOGSNR_S, coeff)
     expected, beta, beta_small = ddpm_posterior(x_t, x0, LOGSNR_T, LOGSNR_S)
     np.testing.assert_allclose(mean, expected, rtol=1e-5, atol=1e-6)
     log_expected = coeff * np.log(beta) + (1 - coeff) * np.log(beta_small)
@@ -45,7 +45,7 @@ def test_posterior(coeff):
 
 def test_posterior_has_the_small_variance_by_default():
     x_t, x0 = images(0), images(1)
-    _, log_variance = process.posterior(x_t, x0, LOGSNR_T, LOGSNR_S)
+    _, log_variance = forward_process.posterior(x_t, x0, LOGSNR_T, LOGSNR_S)
     _, beta, beta_small = ddpm_posterior(x_t, x0, LOGSNR_T, LOGSNR_S)
     np.testing.assert_allclose(np.exp(log_variance), beta_small, rtol=1e-4)
     assert (beta_small < beta).all()
@@ -53,8 +53,8 @@ def test_posterior_has_the_small_variance_by_default():
 
 def test_posterior_of_one_time_for_the_whole_batch():
     x_t, x0 = images(0), images(1)
-    one = process.posterior(x_t, x0, jnp.float32(-1), jnp.float32(2), 0.3)
-    each = process.posterior(x_t, x0, *np.float32([[-1] * len(x0), [2] * len(x0)]), 0.3)
+    one = forward_process.posterior(x_t, x0, jnp.float32(-1), jnp.float32(2), 0.3)
+    each = forward_process.posterior(x_t, x0, *np.float32([[-1] * len(x0), [2] * len(x0)]), 0.3)
     np.testing.assert_allclose(one[0], each[0], rtol=1e-6)
     np.testing.assert_allclose(np.broadcast_to(one[1], each[1].shape), each[1], rtol=1e-6)
 
@@ -62,7 +62,7 @@ def test_posterior_of_one_time_for_the_whole_batch():
 def test_add_noise():
     x0, eps, logsnr = images(0), images(1), LOGSNR_T
     expected = np.sqrt(abar(logsnr)) * x0 + np.sqrt(1 - abar(logsnr)) * eps
-    np.testing.assert_allclose(process.add_noise(x0, eps, logsnr), expected, atol=1e-6)
+    np.testing.assert_allclose(forward_process.add_noise(x0, eps, logsnr), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,9 @@ def test_add_noise():
 )
 def test_eps_and_x0_imply_each_other(logsnr):
     x0, eps = images(0), images(1)
-    x_t = process.add_noise(x0, eps, logsnr)
-    np.testing.assert_allclose(process.x0_from_eps(x_t, eps, logsnr), x0, atol=1e-4)
-    np.testing.assert_allclose(process.eps_from_x0(x_t, x0, logsnr), eps, atol=1e-4)
+    x_t = forward_process.add_noise(x0, eps, logsnr)
+    np.testing.assert_allclose(forward_process.x0_from_eps(x_t, eps, logsnr), x0, atol=1e-4)
+    np.testing.assert_allclose(forward_process.eps_from_x0(x_t, x0, logsnr), eps, atol=1e-4)
 
 
 def network_targets(x0, eps, logsnr):
@@ -81,25 +81,25 @@ def network_targets(x0, eps, logsnr):
     return {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0}
 
 
-@pytest.mark.parametrize("prediction", process.PREDICTIONS)
+@pytest.mark.parametrize("prediction", forward_process.PREDICTIONS)
 @pytest.mark.parametrize("logsnr", [np.linspace(-8, 8, 8).astype(np.float32), np.float32([1.5])])
 def test_targets_and_x0_imply_each_other(prediction, logsnr):
     x0, eps = images(0), images(1)
-    x_t = process.add_noise(x0, eps, logsnr)
-    target = process.target(x0, eps, logsnr, prediction)
+    x_t = forward_process.add_noise(x0, eps, logsnr)
+    target = forward_process.target(x0, eps, logsnr, prediction)
     np.testing.assert_allclose(target, network_targets(x0, eps, logsnr)[prediction], atol=1e-6)
-    found = process.x0_from_output(target, x_t, logsnr, prediction)
+    found = forward_process.x0_from_output(target, x_t, logsnr, prediction)
     np.testing.assert_allclose(found, x0, atol=1e-4)
 
 
 def test_eps_as_output_has_the_digits_of_x0_from_eps():
     x_t, eps = images(0), images(1)
-    found = process.x0_from_output(eps, x_t, LOGSNR_T, "eps")
-    np.testing.assert_array_equal(found, process.x0_from_eps(x_t, eps, LOGSNR_T))
+    found = forward_process.x0_from_output(eps, x_t, LOGSNR_T, "eps")
+    np.testing.assert_array_equal(found, forward_process.x0_from_eps(x_t, eps, LOGSNR_T))
 
 
 def test_stratified_times():
-    draw = jax.jit(process.stratified_times, static_argnums=1)
+    draw = jax.jit(forward_process.stratified_times, static_argnums=1)
     times = np.stack([draw(jax.random.key(seed), 8) for seed in range(100)])
     assert times.min() >= 0 and times.max() < 1
     np.testing.assert_allclose(np.diff(np.sort(times)), 1 / 8, atol=1e-6)
