@@ -49,7 +49,7 @@ def main(args: app.Arguments) -> None:
     if args.dry_run:
         app.describe(config, model=params)
     elif values.preflight:
-        vmap_seeds.check_alone(config)
+        vmap_seeds.check_preflight(config)
         preflight.run(
             values.preflight, training.lower, config.mesh, params, values.preflight_effort
         )

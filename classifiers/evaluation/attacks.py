@@ -17,7 +17,7 @@ from launch.runtime.images import to_float
 from launch.runtime.types import Array
 
 # Grey levels that are 1 where images are in [-1, 1].
-_LEVELS = 127.5
+_LEVELS_PER_UNIT = 127.5
 _FIELDS = {
     "fgsm": ("kind", "epsilon"),
     "pgd": ("kind", "epsilon", "steps", "step_size", "seed"),
@@ -107,7 +107,9 @@ def make_attack(
         attack: which.
         judge: predictions and losses of images in [-1, 1], see `scores.make_judge`.
     """
-    epsilon, step_size = (jnp.float32(x / _LEVELS) for x in (attack.epsilon, attack.step_size))
+    epsilon, step_size = (
+        jnp.float32(x / _LEVELS_PER_UNIT) for x in (attack.epsilon, attack.step_size)
+    )
 
     def loss_of(x: Array, variables: Variables, labels: Array) -> tuple[Array, tuple]:
         scores = judge(variables, x, labels)

@@ -32,7 +32,7 @@ from launch.errors import InputError
 
 MAPS = ("imagenet_v2", "imagenet_sketch", "imagenet_r", "imagenet_a", "objectnet")
 # What a class of the model that is none of the set's stands for.
-NONE = -1
+NO_LABEL = -1
 _OBJECTNET_BORDER = 2
 
 
@@ -43,7 +43,7 @@ class LabelMap:
     Attributes:
         class_names: of the set's classes that are evaluated; their positions are the labels.
         source_labels: the label of each of them in the source, whose other classes are left out.
-        answers: the label that each class of the model stands for, or `NONE`.
+        answers: the label that each class of the model stands for, or `NO_LABEL`.
         competing: the classes of the model of which the most probable one is the prediction.
         border: pixels that images lose on each side.
     """
@@ -87,13 +87,14 @@ def resolve(name: str, class_names: Sequence[str], partial: bool = False) -> Lab
     if name == "objectnet":
         unknown = []  # 200 of its classes are none of ImageNet.
     if len(missing) == len(folder_labels) or unknown or (missing and not partial):
-        said = f"has {unknown[0]!r}" if unknown else f"lacks {missing[0]!r}"
+        difference = f"has {unknown[0]!r}" if unknown else f"lacks {missing[0]!r}"
+        first = ", ".join([*list(folder_labels)[:2], "..."])
         raise InputError(
-            f"label_map={name!r} is of {len(folder_labels)} classes, {_some(folder_labels)}, but "
-            f"the set {said}: unpack the whole set, or choose another label_map"
+            f"label_map={name!r} is of {len(folder_labels)} classes, {first}, but the set "
+            f"{difference}: unpack the whole set, or choose another label_map"
         )
     kept = [label for label, folder in enumerate(class_names) if folder in folder_labels]
-    answers = np.full(len(wordnet_ids()), NONE, np.int32)
+    answers = np.full(len(wordnet_ids()), NO_LABEL, np.int32)
     for label, source_label in enumerate(kept):
         answers[list(folder_labels[class_names[source_label]])] = label
     competing = np.ones(len(answers), bool)
@@ -122,7 +123,3 @@ def wnid_table(file: str) -> dict[str, tuple[str, ...]]:
     text = (resources.files("classifiers") / "data" / file).read_text()
     rows = (line.split() for line in text.splitlines())
     return {folder: tuple(wnids) or (folder,) for folder, *wnids in rows}
-
-
-def _some(names: Mapping[str, tuple[int, ...]]) -> str:
-    return ", ".join([*list(names)[:2], "..."])

@@ -55,7 +55,7 @@ class RunOnSet:
     def __init__(
         self,
         run: EvaluatedRun,
-        evaluated: EvaluationSet,
+        evaluation_set: EvaluationSet,
         config: Fields,
         mesh: Mesh,
         tell: Callable[[int], Any],
@@ -64,7 +64,7 @@ class RunOnSet:
 
         Args:
             run: whose seeds are evaluated.
-            evaluated: on which set.
+            evaluation_set: on which set.
             config: `batch_size`, `calibration_bins` and `attacks`.
             mesh: whose axes data and fsdp batches are split over.
             tell: is told how many images have been done.
@@ -72,25 +72,27 @@ class RunOnSet:
         Raises:
             InputError: images cannot be made what the network takes.
         """
-        self._run, self._set, self._config, self._mesh = run, evaluated, config, mesh
+        self._run, self._set, self._config, self._mesh = run, evaluation_set, config, mesh
         self._tell = tell
         self._transform = from_config.make_transform(run.config)
         model = from_config.make_model(run.config.model, run.num_classes)
-        shape = from_config.image_shape(run.config, evaluated.source)
+        shape = from_config.image_shape(run.config, evaluation_set.source)
         init = lambda: from_config.init_model(model, jax.random.key(0), shape)  # noqa: E731
         self._abstract = jax.eval_shape(init)
         self._score = scores.make_score(
-            model, evaluated.source, evaluated.label_map, *self._batches(), tell
+            model, evaluation_set.source, evaluation_set.label_map, *self._batches(), tell
         )
         # In bfloat16 a step of less than half a grey level would be rounded away.
         fields = ml_collections.ConfigDict(run.config.model.to_dict() | {"dtype": "float32"})
         precise = from_config.make_model(fields, run.num_classes)
-        judge = scores.make_judge(precise, evaluated.label_map)
+        judge = scores.make_judge(precise, evaluation_set.label_map)
         specs = plain(config["attacks"])
         self._specs = {
-            name: spec for name, spec in specs.items() if evaluated.name in _sets(spec, evaluated)
+            name: spec
+            for name, spec in specs.items()
+            if evaluation_set.name in _attacked_sets(spec, evaluation_set)
         }
-        made = check_attacks(self._specs, {evaluated.name: None} | dict(config["sets"]))
+        made = check_attacks(self._specs, {evaluation_set.name: None} | dict(config["sets"]))
         self._attacks = {name: attacks.make_attack(a, judge) for name, a in made.items()}
 
     @property
@@ -185,5 +187,5 @@ class RunOnSet:
         return np.arange(count) * total // count
 
 
-def _sets(spec: Fields, evaluated: EvaluationSet) -> list[str]:
-    return spec.get("sets") or [evaluated.name]
+def _attacked_sets(spec: Fields, evaluation_set: EvaluationSet) -> list[str]:
+    return spec.get("sets") or [evaluation_set.name]

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from classifiers.evaluation.label_maps import NONE, LabelMap
+from classifiers.evaluation.label_maps import NO_LABEL, LabelMap
 from classifiers.models.presets import Classifier
 from input_pipeline.augment.policy import Transform
 from input_pipeline.batches import loader
@@ -25,7 +25,7 @@ Step = Callable[[Array, Array, Array], Mapping[str, Array]]
 Judge = Callable[
     [Variables, Float[Array, "b h w c"], Int[Array, " b"]], dict[str, Float[Array, " b"]]
 ]
-_TOP = 5
+_TOP_K = 5
 
 
 def judge(
@@ -42,7 +42,7 @@ def judge(
         label_map: which of the classes stand for which label.
 
     Returns:
-        predicted: the label of the most probable class, or NONE;
+        predicted: the label of the most probable class, or NO_LABEL;
         top5: whether the label is among the answers of the five most probable classes (of all,
             where fewer compete: then always);
         loss: minus the logarithm of the label's probability;
@@ -51,13 +51,13 @@ def judge(
     competing, answers = label_map.competing[None], jnp.asarray(label_map.answers)
     logits = jnp.where(competing, logits.astype(jnp.float32), -jnp.inf)
     log_p = jax.nn.log_softmax(logits)
-    top = jax.lax.top_k(logits, min(_TOP, int(label_map.competing.sum())))[1]
+    top = jax.lax.top_k(logits, min(_TOP_K, int(label_map.competing.sum())))[1]
     first = jnp.argmax(logits, axis=1)
     predicted = answers[first]
     own = answers[None] == labels[:, None]
     # A class that stands for no label is alone in what it says.
     itself = jnp.arange(len(answers))[None] == first[:, None]
-    same = jnp.where(predicted[:, None] == NONE, itself, answers[None] == predicted[:, None])
+    same = jnp.where(predicted[:, None] == NO_LABEL, itself, answers[None] == predicted[:, None])
     return {
         "predicted": predicted,
         "top5": (answers[top] == labels[:, None]).any(axis=1),

@@ -12,26 +12,24 @@ from launch.runtime.reports import plots
 from launch.runtime.reports.plots import BOTH, GENERATED, REAL
 from launch.runtime.reports.tables import p_text, points
 
-_LEVELS = {"mean": "top-1 accuracy (%)", "top5_mean": "top-5 accuracy (%)"}
+_AXIS_LABELS = {"mean": "top-1 accuracy (%)", "top5_mean": "top-5 accuracy (%)"}
 
 
-def _levels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _measured_keys(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Top-1, and top-5 where it was measured."""
-    return [key for key in _LEVELS if all(row[key] is not None for row in rows)]
+    return [key for key in _AXIS_LABELS if all(row[key] is not None for row in rows)]
 
 
 def cas(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Bars, a model's two side by side."""
     labels = list(dict.fromkeys(row["model"] for row in rows))
-    levels = _levels(rows)
-    width = max(4.2, 1.3 + 1.2 * len(labels)) * len(levels)
+    keys = _measured_keys(rows)
+    width = max(4.2, 1.3 + 1.2 * len(labels)) * len(keys)
     figure = Figure(figsize=(width, 3.8), layout="constrained")
-    for axes, level in zip(figure.subplots(1, len(levels), squeeze=False)[0], levels, strict=True):
+    for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
         for i, (kind, color) in enumerate((("real", REAL), ("generated", GENERATED))):
             kind_rows = [row for row in rows if bool(row["num_generated"]) == bool(i)]
-            mean, std = (
-                np.array([100 * row[k] for row in kind_rows]) for k in (level, _std(level))
-            )
+            mean, std = (np.array([100 * row[k] for row in kind_rows]) for k in (key, _std(key)))
             positions = np.arange(len(kind_rows)) + 0.38 * (i - 0.5)
             error = std if std.any() else None
             axes.bar(
@@ -44,7 +42,7 @@ def cas(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 )  # fmt: skip
         axes.set_xticks(range(len(labels)), labels)
         axes.margins(y=0.25)
-        axes.set(ylabel=_LEVELS[level])
+        axes.set(ylabel=_AXIS_LABELS[key])
         axes.legend(loc="upper right", ncols=2, fontsize=9)
     return figure
 
@@ -52,19 +50,19 @@ def cas(rows: Sequence[Mapping[str, Any]]) -> Figure:
 def scaling(curves: Mapping[str, Any]) -> Figure:
     """Curves with standard deviations over the number of generated images, one a model."""
     all_points = [point for model in curves.values() for point in model["points"]]
-    levels = _levels(all_points)
-    figure = Figure(figsize=(6.4 * len(levels), 4.2), layout="constrained")
-    for axes, level in zip(figure.subplots(1, len(levels), squeeze=False)[0], levels, strict=True):
+    keys = _measured_keys(all_points)
+    figure = Figure(figsize=(6.4 * len(keys), 4.2), layout="constrained")
+    for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
         for i, (label, model) in enumerate(curves.items()):
             curve, color = model["points"], f"C{i}"
             x, mean, std = (
-                [point[key] for point in curve] for key in ("num_generated", level, _std(level))
+                [point[name] for point in curve] for name in ("num_generated", key, _std(key))
             )
             plots.mean_and_std(axes, x, mean, std, label, color)
             axes.axhline(100 * mean[0], color=color, ls="--", lw=1, alpha=0.7)
         axes.plot([], [], color="gray", ls="--", lw=1, label="real only")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.set(xlabel="generated images added to the real ones", ylabel=_LEVELS[level])
+        axes.set(xlabel="generated images added to the real ones", ylabel=_AXIS_LABELS[key])
         _copies_axis(axes, curve)
         axes.grid(alpha=0.25)
         axes.legend()
@@ -147,5 +145,5 @@ def per_class(comparison: Mapping[str, Any], class_names: Sequence[str]) -> Figu
     return figure
 
 
-def _std(level: str) -> str:
-    return level.replace("mean", "std")
+def _std(key: str) -> str:
+    return key.replace("mean", "std")

@@ -21,7 +21,7 @@ from launch.runtime.config import load_config, plain
 
 STUDIES = ("cas", "scaling", "models", "per_class")
 # An evaluation takes little of the time of a training.
-_EVALUATION = 0.05
+_EVALUATION_SHARE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +219,7 @@ def make_jobs(config: ml_collections.ConfigDict, runs: Sequence[PlannedRun]) -> 
         after = (trainings[run.start, run.arm],) if run.start else ()
         jobs.append(Job(run.job_name, run.command, manifests, last, after, weight, digest))
         argv = (f"--config={config.evaluation.config}", f"--workdir={run.folder}")
-        command, weight = ("classifiers.evaluate", *argv), _EVALUATION * weight
+        command, weight = ("classifiers.evaluate", *argv), _EVALUATION_SHARE * weight
         name, path = run.job_name.replace("train", "evaluate", 1), evaluation_path(config, run)
         jobs.append(Job(name, command, (), path, (run.job_name,), weight, evaluation))
     return jobs

@@ -14,7 +14,7 @@ from launch.runtime.reports.html import Report
 from launch.runtime.reports.tables import p_text, percent, points, text_table
 
 Table = tuple[list[str], list[list[str]]]
-_LEVEL = 0.05
+_SIGNIFICANCE = 0.05
 _EXTREMES = 5
 _CAS = (
     "Classification accuracy score (Ravuri & Vinyals 2019): accuracy on real images of models that "
@@ -78,7 +78,7 @@ def verdicts(result: Mapping[str, Any]) -> list[tuple[str, bool]]:
 
 
 def _holds(difference: float, p_value: float | None) -> bool:
-    return difference > 0 and p_value is not None and p_value < _LEVEL
+    return difference > 0 and p_value is not None and p_value < _SIGNIFICANCE
 
 
 def _test(p_value: float | None, over: str) -> str:

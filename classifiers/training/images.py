@@ -16,7 +16,7 @@ from launch.errors import InputError
 from launch.runtime.devices.mesh import local_rows
 from launch.runtime.types import Batch
 
-# `read(start, stop)` yields this process's part of those batches.
+# `read(start, stop)` yields this process's rows of those batches.
 Reader = Callable[[int, int], Iterator[Batch]]
 
 

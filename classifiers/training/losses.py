@@ -32,7 +32,7 @@ def binary_cross_entropy(
     """Binary cross-entropy an example, the mean over all classes; in float32.
 
     As DeiT III (Touvron et al. 2022, section 3.2; after Wightman et al. 2021, section 3.1) every
-    class that is in a mixed image is a target of 1, however small its part.
+    class that is in a mixed image is a target of 1, however small its share.
     """
     present = (targets > 0).astype(targets.dtype)
     return optax.sigmoid_binary_cross_entropy(logits.astype(targets.dtype), present).mean(-1)

@@ -29,7 +29,7 @@ from launch.runtime.training.train_step import TrainStep, make_step
 from launch.runtime.types import Array, Batch
 
 # Seeds of what is mixed with what, and of what is dropped.
-_MIX, _DROP = 0, 1
+_MIX_SEED, _DROP_SEED = 0, 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,9 +112,9 @@ class Training:
         smoothing = self.config.label_smoothing
         targets = losses.soft_targets(batch["label"], self.model.num_classes, smoothing)
         if self.mix is not None:
-            key = jax.random.fold_in(jax.random.key(_MIX), state.step)
+            key = jax.random.fold_in(jax.random.key(_MIX_SEED), state.step)
             images, targets = self.mix(key, images, targets, domain)
-        rngs = {"dropout": jax.random.fold_in(jax.random.key(_DROP), state.step)}
+        rngs = {"dropout": jax.random.fold_in(jax.random.key(_DROP_SEED), state.step)}
         separate = getattr(self.model, "auxiliary_batch_norm", False)
 
         def loss_of(params: Any) -> tuple[Array, tuple[Array, Array, dict[str, Any]]]:

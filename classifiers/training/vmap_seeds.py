@@ -44,7 +44,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def check_alone(config: ml_collections.ConfigDict) -> None:
+def check_preflight(config: ml_collections.ConfigDict) -> None:
     """Refuses what would be compiled for one seed and run for all.
 
     Raises:
@@ -92,7 +92,7 @@ def stacked(training: Training) -> StackedTraining:
 
 
 def create(states: Sequence[TrainState], mesh: Mesh) -> TrainState:
-    """One state of several; for a moment both are held.
+    """One state of several; for a moment both are in memory.
 
     Args:
         states: of step 0, one a seed.

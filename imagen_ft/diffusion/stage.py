@@ -16,7 +16,7 @@ from launch.runtime.types import Array, Variables
 Output = Float[Array, "b h w outputs"]
 
 # The condition's noise is apart from the steps', which count from 0.
-CONDITION = 2**31 - 1
+CONDITION_STEP = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Stage:
         condition, level = None, None
         if low is not None:
             level = jnp.full((text.shape[0],), self.noise_augmentation)
-            condition = self.denoiser.condition(low, noise(CONDITION), level)
+            condition = self.denoiser.condition(low, noise(CONDITION_STEP), level)
         denoise = self._make_denoise(variables, text, null_text, condition, level)
         return samplers.sample(self.sampler, denoise, self.denoiser.schedule, noise, **options)
 

@@ -20,7 +20,7 @@ from launch.errors import InputError
 from launch.runtime.config import module_fields
 
 # Prompts that the encoder with fixed weights takes at a time.
-BATCH = 16
+BATCH_SIZE = 16
 
 
 @runtime_checkable
@@ -70,9 +70,9 @@ class FixedTextEncoder:
         """States of the prompts; padding is kept, and masked inside the encoder only."""
         tokens, mask = tokenize(prompts, self.max_length)
         states = []
-        for first in range(0, len(prompts), BATCH):
-            rows = slice(first, first + BATCH)
-            fill = ((0, BATCH - len(tokens[rows])), (0, 0))
+        for first in range(0, len(prompts), BATCH_SIZE):
+            rows = slice(first, first + BATCH_SIZE)
+            fill = ((0, BATCH_SIZE - len(tokens[rows])), (0, 0))
             batch = _encode(
                 self.model, self.seed, np.pad(tokens[rows], fill), np.pad(mask[rows], fill)
             )
@@ -145,7 +145,7 @@ class CachedTextEncoder:
         return self.cache.read([""])
 
     def parameters(self) -> dict:
-        """None: only states are held."""
+        """None: there are only states."""
         return {}
 
     @property

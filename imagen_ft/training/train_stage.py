@@ -37,7 +37,7 @@ def train_stage(training: Training, encoder: TextEncoder, mesh: Mesh, workdir: e
     inputs = {"text": encoder.digest} | warm_start.check_start(training)
     inputs["train_source"] = images.train.digest()
     inputs = {name: digest for name, digest in inputs.items() if digest}
-    # A table of text can be large: it is held in the precision that the network computes in.
+    # A table of text can be large: it is kept in the precision that the network computes in.
     dtype = training.denoiser.model.dtype
     text_table: np.ndarray = encoder.embed(images.prompts).astype(dtype)
     null_text: np.ndarray = encoder.null()[0].astype(dtype)

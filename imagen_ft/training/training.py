@@ -34,7 +34,7 @@ from launch.runtime.training.train_step import TrainStep, accumulate, make_step
 from launch.runtime.types import Array, Batch
 
 # Folded into the seed's key for what is no step of training.
-_EVALUATION = 2**31 - 1
+_EVALUATION_STEP = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Training:
         denoiser: the network, at the size that it is trained at.
         loss: what is minimised.
         text_shape: of one prompt's states.
-        names: of the classes; empty where the images' own will do.
+        class_names: in the order of their labels; empty where the images' own will do.
         tx: the optimiser.
         schedule: its learning rate at each step.
         decays: of the moving averages.
@@ -58,7 +58,7 @@ class Training:
     denoiser: Denoiser
     loss: DiffusionLoss
     text_shape: tuple[int, int]
-    names: tuple[str, ...]
+    class_names: tuple[str, ...]
     tx: optax.GradientTransformation
     schedule: optax.Schedule
     decays: dict[str, Decay]
@@ -88,7 +88,7 @@ class Training:
     @property
     def evaluation_key(self) -> Key[Array, ""]:
         """A key that no step of training has."""
-        return jax.random.fold_in(jax.random.key(self.config.seed), _EVALUATION)
+        return jax.random.fold_in(jax.random.key(self.config.seed), _EVALUATION_STEP)
 
     def check(self, mesh: Mesh) -> None:
         """Looks for numbers that training could not work with.
@@ -178,7 +178,7 @@ class Training:
         shape = jax.ShapeDtypeStruct
         dtype = self.denoiser.model.dtype
         whole = NamedSharding(mesh, P())
-        table = shape((max(1, len(self.names)), *self.text_shape), dtype, sharding=whole)
+        table = shape((max(1, len(self.class_names)), *self.text_shape), dtype, sharding=whole)
         step = self.step(mesh, table, shape(self.text_shape, dtype, sharding=whole))
         size, count = self.denoiser.size, self.config.batch_size
         rows = batch_sharding(mesh)

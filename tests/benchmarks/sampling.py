@@ -25,7 +25,7 @@ import torch
 from imagen_ft.diffusion.denoiser import Denoiser
 from imagen_ft.diffusion.samplers import DDPM, noise_of_keys
 from imagen_ft.diffusion.schedule import SquaredCos
-from imagen_ft.diffusion.stage import CONDITION, Stage
+from imagen_ft.diffusion.stage import CONDITION_STEP, Stage
 from imagen_ft.models import presets
 from imagen_ft.models.unet import UNet
 from tests.benchmarks.costs import TOKENS, model_flops
@@ -139,7 +139,7 @@ class Pair:
         second = self.case.number == 2
         draw = noise_of_keys(keys, (self.case.size, self.case.size, 3))
         # diffusers draws the start, the condition, then the steps.
-        order = iter([0, *([CONDITION] if second else []), *range(self.steps, 0, -1)])
+        order = iter([0, *([CONDITION_STEP] if second else []), *range(self.steps, 0, -1)])
         take = lambda *_, **__: to_torch(np.asarray(draw(next(order)))).to(  # noqa: E731
             self.device, self.torch_dtype
         )

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from imagen_ft import weights
 from imagen_ft.diffusion.from_config import make_denoiser, make_stage
-from imagen_ft.diffusion.stage import CONDITION
+from imagen_ft.diffusion.stage import CONDITION_STEP
 from tests.parity.torch_weights import relative_error
 from tests.parity.weights_models import TEXT_WIDTH, tiny_unet
 from tests.support.diffusers_pipelines import IF, LEVEL, make_theirs, to_torch
@@ -84,7 +84,7 @@ def test_pipeline(number, guidance_weight, tmp_path, monkeypatch):
     ).images.permute(0, 2, 3, 1)
 
     stage, variables = make_ours(tmp_path, number, guidance_weight)
-    row = lambda step: jnp.asarray(noise)[jnp.where(step == CONDITION, STEPS + 1, step)]  # noqa: E731
+    row = lambda step: jnp.asarray(noise)[jnp.where(step == CONDITION_STEP, STEPS + 1, step)]  # noqa: E731
     run = jax.jit(lambda low: stage.run(variables, row, text, null, low)[0])
     found = run(jnp.asarray(low) if number == 2 else None)
     assert relative_error(found, expected) <= 1e-3

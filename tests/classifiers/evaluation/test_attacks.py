@@ -166,7 +166,7 @@ def test_only_competing_classes_are_aimed_at():
             other = 100 * x.mean((1, 2, 3))[:, None]
             return jnp.concatenate([super().apply(variables, x), other], axis=1)
 
-    answers, competing = np.array([0, 1, label_maps.NONE]), np.array([True, True, False])
+    answers, competing = np.array([0, 1, label_maps.NO_LABEL]), np.array([True, True, False])
     label_map = label_maps.LabelMap(("a", "b"), np.arange(2), answers, competing)
     found = run(PGD, Three(), variables, pixels, labels, label_map=label_map)
     expected = run(PGD, Linear(), variables, pixels, labels, label_map=label_maps.identity("ab"))

@@ -65,7 +65,7 @@ def test_lists_of_200(name, count):
     assert found.class_names == tuple(wnids) and found.num_model_classes == 1000
     assert np.flatnonzero(found.competing).tolist() == [IDS.index(wnid) for wnid in wnids]
     assert all(found.answers[IDS.index(wnid)] == label for label, wnid in enumerate(wnids))
-    assert (found.answers == label_maps.NONE).sum() == 1000 - count
+    assert (found.answers == label_maps.NO_LABEL).sum() == 1000 - count
 
 
 def test_objectnet():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from classifiers.evaluation import label_maps, scores
-from classifiers.evaluation.label_maps import NONE, LabelMap
+from classifiers.evaluation.label_maps import NO_LABEL, LabelMap
 from input_pipeline.imagenet import wordnet_ids
 from input_pipeline.source import ArraySource
 
@@ -51,7 +51,7 @@ def test_a_part_of_the_classes_is_the_part_of_the_outputs():
     """As in the code of ImageNet-R and ImageNet-A: output[:, indices], then all as usual."""
     logits, labels = outputs()
     some = [1, 4, 5, 7, 8, 10]
-    answers, competing = np.full(CLASSES, NONE), np.zeros(CLASSES, bool)
+    answers, competing = np.full(CLASSES, NO_LABEL), np.zeros(CLASSES, bool)
     answers[some], competing[some] = range(6), True
     labels = labels % 6
     label_map = LabelMap(tuple("abcdef"), np.arange(6), answers, competing)
@@ -66,7 +66,7 @@ def test_several_classes_stand_for_one():
     """As ObjectNet's authors: each of the five best is made a label of theirs, or -1."""
     logits, _ = outputs()
     stands_for = {0: 2, 3: 0, 4: 0, 7: 1, 9: 0}
-    answers = np.array([stands_for.get(k, NONE) for k in range(CLASSES)])
+    answers = np.array([stands_for.get(k, NO_LABEL) for k in range(CLASSES)])
     labels = np.arange(B) % 3
     label_map = LabelMap(tuple("abc"), np.arange(3), answers, np.ones(CLASSES, bool))
     found = judge(logits, labels, label_map)
@@ -79,7 +79,7 @@ def test_several_classes_stand_for_one():
         assert found["loss"][row] == pytest.approx(-np.log(p[row, own].sum()), rel=1e-4)
         said = [k for k, of in stands_for.items() if of == best[0]] or [logits[row].argmax()]
         assert found["confidence"][row] == pytest.approx(p[row, said].sum(), rel=1e-4)
-    assert (found["predicted"] == NONE).any() and (found["predicted"] == 0).any()
+    assert (found["predicted"] == NO_LABEL).any() and (found["predicted"] == 0).any()
 
 
 @pytest.mark.parametrize("classes", [2, 5])
@@ -92,7 +92,10 @@ def test_the_gradient_of_the_loss_is_finite_and_right():
     logits, labels = outputs()
     competing = np.arange(CLASSES) % 2 == 0
     label_map = LabelMap(
-        tuple("abcdef"), np.arange(6), np.where(competing, np.arange(CLASSES) // 2, NONE), competing
+        tuple("abcdef"),
+        np.arange(6),
+        np.where(competing, np.arange(CLASSES) // 2, NO_LABEL),
+        competing,
     )
     labels = labels % 6
     found = jax.grad(lambda x: scores.judge(x, labels, label_map)["loss"].sum())(logits)

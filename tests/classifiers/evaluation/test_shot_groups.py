@@ -18,7 +18,7 @@ def test_the_limits_belong_to_medium():
 
 
 def test_a_class_of_several_has_the_images_of_all():
-    answers = np.array([1, label_maps.NONE, 0, 1])
+    answers = np.array([1, label_maps.NO_LABEL, 0, 1])
     label_map = label_maps.LabelMap(("a", "b"), np.arange(2), answers, np.ones(4, bool))
     assert shot_groups.groups(np.array([500, 9000, 100, 400]), label_map, LIMITS) == ["few", "many"]
 

@@ -11,12 +11,12 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from imagen_ft.diffusion.samplers import noise_of_keys
-from imagen_ft.diffusion.stage import CONDITION
+from imagen_ft.diffusion.stage import CONDITION_STEP
 from launch.runtime.devices.mesh import make_mesh
 from tests.support.small_cascade import NAMES, encoder, low_images, make_cascade
 
 IMAGES, ALONE = 64, (0, 37, 63)
-STEPS = (0, 1, 2, CONDITION)
+STEPS = (0, 1, 2, CONDITION_STEP)
 
 
 def make_inputs(number):

@@ -117,7 +117,7 @@ def updated(steps=1, frozen=False, rate=0.1, **fields):
         denoiser=stage,
         loss=DiffusionLoss(),
         text_shape=NULL.shape,
-        names=(),
+        class_names=(),
         tx=tx,
         schedule=lambda step: 0.1 * step,
         decays={},

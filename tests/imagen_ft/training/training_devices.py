@@ -36,7 +36,7 @@ def losses_of(sizes, parts):
     devices = jax.devices()[: int(np.prod(sizes))]
     mesh = meshes.make_mesh(dict(zip(meshes.AXES, sizes, strict=True)), devices)
     training, encoder = Training.of(config), make_text_encoder(config.text)
-    text = meshes.replicate(mesh, encoder.embed(training.names))
+    text = meshes.replicate(mesh, encoder.embed(training.class_names))
     step = training.step(mesh, text, meshes.replicate(mesh, encoder.null()[0]))
     source, rows = sources.load(config.train_source), meshes.local_rows(mesh, BATCH)
     data, losses = loader.batches(source, BATCH, seed=0, rows=rows), []
