@@ -43,6 +43,7 @@ EXTRAS = {
         LIBTPU,
         "diffusers>=0.42.1,<0.44",
         "import-linter>=2.5,<3",
+        "mypy>=2.4.1,<2.5",
         "pytest>=8.3",
         "pytest-xdist>=3.6",
         "ruff>=0.17.5,<0.18",

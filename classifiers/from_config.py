@@ -53,7 +53,7 @@ def init_model(
     model: Classifier, key: jax.Array, image_shape: tuple[int, int, int]
 ) -> dict[str, Any]:
     """New variables of a model for images of `image_shape` [h, w, c]."""
-    return model.init(key, jnp.zeros((1, *image_shape)))
+    return dict(model.init(key, jnp.zeros((1, *image_shape))))
 
 
 def make_augment(config: ml_collections.ConfigDict) -> policy.Augment | None:

@@ -42,17 +42,19 @@ from launch.runtime.locks import lock
 
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of this task."""
-    options = dict(flag_values=values)
-    flags.DEFINE_integer("jobs", 1, "command lines at a time", lower_bound=1, **options)
+    flags.DEFINE_integer("jobs", 1, "command lines at a time", lower_bound=1, flag_values=values)
     flags.DEFINE_string(
         "submit",
         "",
         "starts each of them, such as 'srun --gpus=8' or 'env CUDA_VISIBLE_DEVICES={lane}'; it "
         "waits for their end",
-        **options,
+        flag_values=values,
     )
     flags.DEFINE_string(
-        "python", sys.executable, "the Python that runs them, where it lies elsewhere", **options
+        "python",
+        sys.executable,
+        "the Python that runs them, where it lies elsewhere",
+        flag_values=values,
     )
 
 
@@ -61,9 +63,9 @@ def main(args: app.Arguments) -> None:
     config = args.config
     # Here only shapes are computed; chips, which one process holds at a time, are for the jobs.
     jax.config.update("jax_platforms", "cpu")
-    if args.workdir and not is_local(args.workdir):
-        raise InputError(f"--workdir={args.workdir}: a study needs a folder of a file system")
-    workdir = Path(args.workdir or "WORKDIR")
+    if args.folder and not is_local(args.folder):
+        raise InputError(f"--workdir={args.folder}: a study needs a folder of a file system")
+    workdir = Path(args.folder or "WORKDIR")
     launcher = _launcher(args.flags)
     runs = plan.make_runs(config, workdir)
     jobs = plan.make_jobs(config, runs)

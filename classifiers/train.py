@@ -58,6 +58,7 @@ def main(args: app.Arguments) -> None:
         training.check(mesh)
         vmap_seeds.check(config)
         inputs = warm_start.check_start(training)
+        assert evaluation is not None  # opened above, as something is run
         images = open_images(training, evaluation)
         train_seeds(training, images, inputs, mesh, args.workdir)
 

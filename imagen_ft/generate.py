@@ -35,12 +35,16 @@ from launch.runtime.locks import join
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of this task alone."""
     distributed.define_flags(values)
-    options = dict(flag_values=values)
-    flags.DEFINE_integer("worker", 0, "which of --num_workers this one is, from 0", **options)
-    flags.DEFINE_integer("num_workers", 1, "workers that share --workdir", **options)
-    flags.DEFINE_bool("verify", False, "read a set back and check every record", **options)
+    flags.DEFINE_integer(
+        "worker", 0, "which of --num_workers this one is, from 0", flag_values=values
+    )
+    flags.DEFINE_integer("num_workers", 1, "workers that share --workdir", flag_values=values)
+    flags.DEFINE_bool("verify", False, "read a set back and check every record", flag_values=values)
     flags.DEFINE_bool(
-        "repair", False, "read a set back, and make again what is damaged or missing", **options
+        "repair",
+        False,
+        "read a set back, and make again what is damaged or missing",
+        flag_values=values,
     )
 
 

@@ -16,7 +16,8 @@ from etils import epath
 
 from launch.errors import InputError
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 _THREADS = min(16, 2 * (os.cpu_count() or 1))
 
 

@@ -1,6 +1,7 @@
 """The rules that hold for every file: DESIGN.md (Rooms) and the style checks."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -139,3 +140,9 @@ def test_ruff_check():
 
 def test_ruff_format():
     run(BIN / "ruff", "format", "--check", "--no-cache", "--output-format=concise", ".")
+
+
+def test_types():
+    checked = run(BIN / "mypy", f"--python-executable={sys.executable}")
+    # It says nothing of rooms that it was not given.
+    assert int(re.search(r"no issues found in (\d+) source files", checked)[1]) > 200

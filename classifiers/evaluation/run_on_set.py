@@ -15,12 +15,13 @@ from classifiers.evaluation import attacks, scores
 from classifiers.evaluation.attacks import Attack
 from classifiers.evaluation.evaluated_runs import EvaluatedRun
 from classifiers.evaluation.image_sets import EvaluationSet
+from input_pipeline.augment.policy import Transform
 from input_pipeline.source import Subset
 from launch.errors import InputError
 from launch.fields import Fields
 from launch.files import read_sealed, write_sealed
 from launch.runtime.config import plain
-from launch.runtime.types import Variables
+from launch.runtime.types import Array, Variables
 
 # Of what is kept: to be raised when a number changes its meaning.
 _FORMAT = 2
@@ -167,7 +168,7 @@ class RunOnSet:
         whole = len(positions) == len(self._set.source)
         source = self._set.source if whole else Subset(self._set.source, positions)
 
-        def step(images: jax.Array, labels: jax.Array, at: jax.Array) -> dict[str, jax.Array]:
+        def step(images: Array, labels: Array, at: Array) -> dict[str, Array]:
             return {"correct": attack(variables, images, labels, at).correct}
 
         still_correct = scores.over_batches(step, source, *self._batches(), self._tell)["correct"]
@@ -177,7 +178,7 @@ class RunOnSet:
             "num_images": len(positions),
         }
 
-    def _batches(self) -> tuple[Any, ...]:
+    def _batches(self) -> tuple[int, Transform | None, Mesh]:
         return self._config["batch_size"], self._transform, self._mesh
 
     def _attacked_positions(self, name: str) -> np.ndarray:

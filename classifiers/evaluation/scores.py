@@ -1,7 +1,7 @@
 """What a classifier says of every image, and the numbers that sum it up."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,8 @@ def make_judge(model: Classifier, label_map: LabelMap) -> Judge:
     """`judge` of what the model says of images in [-1, 1], as a function of its variables."""
 
     def of_images(variables: Variables, images: Array, labels: Array) -> dict[str, Array]:
-        return judge(model.apply(variables, images), labels, label_map)
+        logits = cast(Array, model.apply(variables, images))
+        return judge(logits, labels, label_map)
 
     return of_images
 

@@ -100,8 +100,8 @@ class AuxiliaryBatchNorm(nn.Module):
                 :, None, None
             ]  # [b, 1, 1, c]
 
-        mean, scale, bias = (choose(*pair) for pair in zip(*affine, strict=True))
-        return ((x - mean) * scale + bias).astype(self.dtype)
+        means, scales, biases = (choose(*pair) for pair in zip(*affine, strict=True))
+        return ((x - means) * scales + biases).astype(self.dtype)
 
     def _statistics(
         self,
@@ -116,7 +116,8 @@ class AuxiliaryBatchNorm(nn.Module):
             for name, init in (("mean", jnp.zeros), ("var", jnp.ones))
         ]
         if per_example is None:
-            return tuple(old.value for old in moving)
+            mean, var = (old.value for old in moving)
+            return mean, var
         count = members.sum()
         mean, square = (
             jnp.where(members[:, None], value, 0).sum(0) / jnp.maximum(count, 1)

@@ -136,6 +136,7 @@ class ResNetBlock(nn.Module):
         """Output of the block."""
         out = self.width * (4 if self.bottleneck else 1)
         # (channels, kernel, stride) of each convolution on the branch.
+        layers: tuple[tuple[int, int, int], ...]
         if self.bottleneck:
             layers = ((self.width, 1, 1), (self.width, 3, self.stride), (out, 1, 1))
         else:

@@ -115,8 +115,8 @@ def models(comparison: Mapping[str, Any]) -> Figure:
     right.set(xlabel="both against real only (points)")
     over = comparison["both"]
     if over["p_value"] is not None:
-        mean, p_value = points(over["mean_difference"]), p_text(over["p_value"])
-        right.set_title(f"mean {mean}, p = {p_value} over models", fontsize=10)
+        gain, p_value = points(over["mean_difference"]), p_text(over["p_value"])
+        right.set_title(f"mean {gain}, p = {p_value} over models", fontsize=10)
     return figure
 
 

@@ -49,7 +49,7 @@ def take_inventory(config: ml_collections.ConfigDict, runs: Sequence[PlannedRun]
     image_counts, model_sizes = {}, {}
     for run in runs:
         count(run.config.evaluation_source)
-        counts = sum(count(spec) for spec in run.config.train_sources.values())
+        counts = np.sum([count(spec) for spec in run.config.train_sources.values()], axis=0)
         image_counts[run.model, run.arm.name] = (int(counts[0]), int(counts[1]))
         if run.model not in model_sizes:
             model_sizes[run.model] = model_size(run.config)

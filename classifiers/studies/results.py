@@ -45,7 +45,7 @@ def collect(
                 "remove it and run the same command again"
             )
     arms = read_arms(runs, evaluations, inventory)
-    result = {
+    result: dict[str, Any] = {
         "evaluation": {"set": config.evaluation.set, **evaluation},
         "sizes": {
             label: {"input": s, "parameters": n} for label, (s, n) in inventory.model_sizes.items()
@@ -156,10 +156,10 @@ def models(arms: Arms, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def over_models(values: Sequence[float], baseline: Sequence[float]) -> dict[str, Any]:
+def over_models(values: np.ndarray, baseline: np.ndarray) -> dict[str, Any]:
     """A paired comparison over models of their mean accuracies."""
-    differences = np.asarray(values) - np.asarray(baseline)
-    summary = compare(np.asarray(values), np.asarray(baseline))
+    differences = values - baseline
+    summary = compare(values, baseline)
     return {
         "num_models": len(differences),
         "num_better": int((differences > _ROUNDING).sum()),

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ def make_evaluation(training: Training, source: Source, mesh: Mesh) -> Callable[
 
     @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, P()))
     def count(variables: Variables, batch: Batch) -> Array:
-        logits = training.model.apply(variables, to_float(batch["image"]))
+        logits = cast(Array, training.model.apply(variables, to_float(batch["image"])))
         return ((jnp.argmax(logits, axis=-1) == batch["label"]) & batch["mask"]).sum()
 
     def accuracy(variables: Variables) -> float:

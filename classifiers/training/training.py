@@ -116,15 +116,16 @@ class Training:
             images, targets = self.mix(key, images, targets, domain)
         rngs = {"dropout": jax.random.fold_in(jax.random.key(_DROP_SEED), state.step)}
         separate = getattr(self.model, "auxiliary_batch_norm", False)
+        options: dict[str, Any] = {"domain": domain} if separate else {}
 
-        def loss_of(params: Any) -> tuple[Array, tuple[Array, Array, dict[str, Any]]]:
+        def loss_of(params: Any) -> tuple[Array, tuple[Array, Array, Any]]:
             logits, model_state = self.model.apply(
                 {**state.variables, "params": params},
                 images,
                 train=True,
                 mutable=["batch_stats"],
                 rngs=rngs if self.model.stochastic else None,
-                **({"domain": domain} if separate else {}),
+                **options,
             )
             values = self.loss(logits, targets)
             mean = losses.weighted(values, domain, self.weights).mean()

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from classifiers import from_config
 from classifiers.models import presets
 from classifiers.models.presets import Classifier
+from classifiers.models.vit import ViT
 from classifiers.training.training import Training
 from classifiers.weights.positions import POSITIONS, resized
 from classifiers.weights.weight_files import HEADS
@@ -95,7 +96,7 @@ def _fit_variables(
     for name, leaf in shapes.items():
         if arrays[name].shape == leaf.shape:
             continue
-        if name == POSITIONS:
+        if name == POSITIONS and isinstance(model, ViT):
             arrays[name] = resized(np.asarray(arrays[name]), model, image_shape, path)
         elif name.split(".")[1] in HEADS:
             arrays[name] = np.zeros(leaf.shape, leaf.dtype)

@@ -10,6 +10,7 @@ from etils import epath
 from classifiers.models import presets
 from classifiers.models.presets import Classifier
 from classifiers.models.resnet import ResNet
+from classifiers.models.resnet_rs import ResNetRS
 from classifiers.models.vit import ViT
 from classifiers.weights.positions import trained_size
 from classifiers.weights.weight_files import find_layout, open_tensors
@@ -166,7 +167,7 @@ def _vit_config(model: ViT, size: int) -> dict[str, Any]:
     return {**fields, **rates, **names, "hidden_act": "gelu", "qkv_bias": True}
 
 
-def _resnet_config(model: ResNet) -> dict[str, Any]:
+def _resnet_config(model: ResNet | ResNetRS) -> dict[str, Any]:
     wide = model.width * (4 if model.bottleneck else 1)
     return {
         "architectures": ["ResNetForImageClassification"],
@@ -196,8 +197,8 @@ def _pixels(config: Mapping[str, Any], where: Any) -> str:
             f"{where}: nothing beside the weights says how pixels were scaled: say it with "
             f"--pixels ({', '.join(PIXELS)})"
         )
-    for name, statistics in PIXELS.items():
-        statistics = np.asarray(statistics)[:, : len(mean)]
+    for name, scaling in PIXELS.items():
+        statistics = np.asarray(scaling)[:, : len(mean)]
         if np.shape(mean) == np.shape(std) and np.allclose((mean, std), statistics, atol=1e-4):
             return name
     raise InputError(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -50,7 +50,7 @@ def resized(
     )
 
 
-def has_fixed_positions(model: Classifier) -> bool:
+def has_fixed_positions(model: Classifier) -> TypeGuard[ViT]:
     """Whether positions are computed, not learned: our variables then have none, files may."""
     return isinstance(model, ViT) and model.positions == "sincos"
 

@@ -1,7 +1,7 @@
 """Variables of a classifier from files of other libraries, and back."""
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from etils import epath
 
 from classifiers.models import presets
 from classifiers.models.presets import Classifier
-from classifiers.models.vit import sincos_positions
+from classifiers.models.vit import ViT, sincos_positions
 from classifiers.weights.positions import (
     FIXED_POSITIONS,
     POSITIONS,
@@ -105,7 +105,8 @@ def load(
     _check_fit(mappings, tensors, path)
     for name, mapping in mappings.items():
         array = np.array(tensors[name].view(), np.float32)
-        if mapping.paths == (POSITIONS,) and array.shape != mapping.file_shape:
+        fits = mapping.paths != (POSITIONS,) or array.shape == mapping.file_shape
+        if not fits and isinstance(model, ViT):
             array = resized(array, model, image_shape, path)
         ours = (np.ascontiguousarray(view) for view in mapping.to_ours(array))
         arrays |= zip(mapping.paths, ours, strict=True)
@@ -133,8 +134,12 @@ def save(
     """
     mappings = tensor_mappings(variables, tensor_rules(model, layout), FUSED)
     arrays = flax.traverse_util.flatten_dict(variables, sep=".")
-    makers = {name: functools.partial(m.to_file, arrays) for name, m in mappings.items()}
-    tensors = {name: (m.file_shape, np.dtype(np.float32)) for name, m in mappings.items()}
+    makers: dict[str, Callable[[], np.ndarray]] = {
+        name: functools.partial(m.to_file, arrays) for name, m in mappings.items()
+    }
+    tensors: dict[str, tuple[tuple[int, ...], np.dtype]] = {
+        name: (m.file_shape, np.dtype(np.float32)) for name, m in mappings.items()
+    }
     for name in [name for name in mappings if name.endswith(".running_mean")]:
         counter = name.replace("running_mean", COUNTER)
         tensors[counter] = ((), np.dtype(np.int64))
@@ -151,8 +156,12 @@ def save(
 
 def trained_channels(tensors: Mapping[str, Any]) -> int:
     """Channels of the images that weights of a layout, or our variables, are for."""
-    firsts = ("patch_embeddings.projection.weight", "patch_embed.proj.weight", "conv1.weight")
-    firsts += ("embedder.embedder.convolution.weight",)
+    firsts = (
+        "patch_embeddings.projection.weight",
+        "patch_embed.proj.weight",
+        "conv1.weight",
+        "embedder.embedder.convolution.weight",
+    )
     for name, tensor in tensors.items():
         if name.endswith(("patch_embed.kernel", "stem_conv.kernel")):
             return tensor.shape[2]

@@ -157,8 +157,8 @@ class Cascade:
         """The images of every stage, batch by batch, on the devices; none is waited for."""
         states, rows = self._embed(request)
         indices = np.arange(len(rows)) if request.indices is None else np.asarray(request.indices)
-        given = {"low": request.low, "start": request.start}
-        given = {name: images for name, images in given.items() if images is not None}
+        optional = {"low": request.low, "start": request.start}
+        given = {name: images for name, images in optional.items() if images is not None}
         batch_size = self._batch_size(request)
         for first in range(0, len(rows), batch_size):
             batch = slice(first, first + batch_size)

@@ -99,7 +99,8 @@ def load_public(
     """
     check_public(denoiser.prediction, path, field)
     model, params = weights.load_unet(path, mesh=mesh)
-    ours = dataclasses.replace(denoiser.model, dtype=model.dtype, remat=model.remat)
+    network: Any = denoiser.model  # a dataclass, which its protocol cannot say
+    ours = dataclasses.replace(network, dtype=model.dtype, remat=model.remat)
     if ours != model:
         names = [f.name for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
         name = next(name for name in names if getattr(ours, name) != getattr(model, name))

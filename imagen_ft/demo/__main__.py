@@ -78,9 +78,12 @@ def digits_jobs(root: Path, runlocal: bool) -> list[Job]:
 
 def define_flags(values: flags.FlagValues) -> None:
     """Adds the flags of this command."""
-    options = dict(flag_values=values)
-    flags.DEFINE_string("workdir", "runs/digits", "folder of all runs and the report", **options)
-    flags.DEFINE_bool("runlocal", False, "a few steps of all, to see that it runs", **options)
+    flags.DEFINE_string(
+        "workdir", "runs/digits", "folder of all runs and the report", flag_values=values
+    )
+    flags.DEFINE_bool(
+        "runlocal", False, "a few steps of all, to see that it runs", flag_values=values
+    )
 
 
 def main(argv: Sequence[str]) -> None:

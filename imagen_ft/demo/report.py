@@ -96,7 +96,7 @@ def table(result: dict[str, Any]) -> str:
 def _picture(root: Path, result: dict[str, Any]) -> Figure:
     """The demo at a glance, for the README."""
     figure = Figure(figsize=(11, 4.8), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.1))
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 1.1)).ravel()
     _draw_samples(left, root / "samples", result["class_names"], images_a_class=4)
     _draw_accuracy(right, result)
     return figure
@@ -183,7 +183,7 @@ def _neighbour_figure(generated: ArraySource, train: ArraySource, pool: ArraySou
     images = generated.images[picks]
     near = [s.images[_distances(images, s.images).argmin(axis=1)] for s in (train, pool)]
     trio = np.stack([images, *near], axis=1).reshape(-1, *images.shape[1:])
-    return image_grid.grid(trio, ["generated", "of 30", "of 1,000"] * len(picks), 9)
+    return image_grid.grid(list(trio), ["generated", "of 30", "of 1,000"] * len(picks), 9)
 
 
 def _draw_accuracy(figure: Figure | SubFigure, result: dict[str, Any]) -> None:

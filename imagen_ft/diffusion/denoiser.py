@@ -20,12 +20,18 @@ UPSAMPLING = ("bilinear", "bilinear_corners", "nearest")
 
 @runtime_checkable
 class Network(Protocol):
-    """What a denoiser asks of a model; `UNet` and `EfficientUNet` have it."""
+    """What a denoiser asks of a model; `UNet` and `EfficientUNet` have it.
 
-    def init(self, *args: Any) -> Any:
+    Attributes:
+        dtype: of the computation.
+    """
+
+    dtype: Any
+
+    def init(self, key: Any, /, *args: Any) -> Any:
         """Variables, from a key, x, t, text and noise level."""
 
-    def apply(self, *args: Any, method: str | None = None) -> Any:
+    def apply(self, variables: Any, /, *args: Any, method: str | None = None) -> Any:
         """Calls the network, or its methods `context` and `denoise`."""
 
 

@@ -8,6 +8,7 @@ from imagen_ft.diffusion.forward_process import PREDICTIONS
 from imagen_ft.diffusion.schedule import make_schedule, sampling_times
 from imagen_ft.diffusion.stage import Stage
 from imagen_ft.models import presets
+from imagen_ft.models.efficient_unet import EfficientUNet
 from imagen_ft.models.unet import UNet
 from launch.errors import InputError
 from launch.runtime.config import module_fields
@@ -52,6 +53,7 @@ def _make_network(config: ml_collections.ConfigDict, out_channels: int) -> Netwo
     own = dict(out_channels=out_channels, noise_level=config.low_size > 0)
     preset = fields.pop("preset", "")
     model = presets.make(preset, **fields | own) if preset else UNet(**fields | own)
+    assert isinstance(model, UNet | EfficientUNet)  # no other has a field out_channels
     levels = len(model.block_out_channels)
     if isinstance(model, UNet) and len(model.attention) != levels:
         raise InputError(

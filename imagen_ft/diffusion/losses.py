@@ -150,8 +150,8 @@ def bound_term(
     # The mean is linear: that of the error is the means' distance, and x_t cancels exactly.
     distance, log_beta = posterior(jnp.zeros_like(x0), x0 - predicted, logsnr_t, logsnr_s, 1.0)
     second = jnp.maximum(position, 2.0)
-    logsnrs = (schedule.logsnr((second - back) / steps) for back in (0, 1))
-    _, log_beta_small = posterior(x0, x0, *logsnrs, 0.0)
+    logsnr_t, logsnr_s = (schedule.logsnr((second - back) / steps) for back in (0, 1))
+    _, log_beta_small = posterior(x0, x0, logsnr_t, logsnr_s, 0.0)
     log_variance = logvar_coeff * log_beta + (1.0 - logvar_coeff) * log_beta_small
     kl = normal_kl(distance, log_beta_small, log_variance)
     # Gradients of the branch that is not taken have to be finite too.

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from launch.runtime.types import Array
 
 Image = Float[Array, "b h w c"]
 # What a sampler remembers from step to step: a tree of arrays.
-Carry = PyTree
+Carry: TypeAlias = PyTree
 
 
 class Prediction(NamedTuple):
@@ -36,7 +36,7 @@ class Prediction(NamedTuple):
 
 Denoise = Callable[[Image, Float[Array, ""]], Prediction]
 # (step) -> standard normal noise; step 0 is what sampling starts from.
-Noise = Callable[[Array], Image]
+Noise = Callable[[int | Array], Image]
 
 
 class Interval(NamedTuple):
@@ -87,7 +87,13 @@ class Sampler(Protocol):
 class SingleStep(abc.ABC):
     """Samplers whose next images follow from the present ones and one prediction."""
 
-    needs_learned_variance = False
+    num_steps: int
+    spacing: str
+
+    @property
+    def needs_learned_variance(self) -> bool:
+        """See `Sampler`."""
+        return False
 
     def initialise(self, x: Image) -> Image:
         """See `Sampler`."""
@@ -146,9 +152,9 @@ class DDPM(SingleStep):
         logsnr_s: Float[Array, ""],
     ) -> Image:
         """See `SingleStep`."""
-        coeff = self.logvar_coeff
-        if self.needs_learned_variance:
-            coeff = prediction.logvar_coeff
+        learned = self.logvar_coeff is None
+        coeff = prediction.logvar_coeff if learned else self.logvar_coeff
+        assert coeff is not None, "the network has learned no variance"
         mean, log_variance = posterior(x_t, prediction.x0, logsnr_t, logsnr_s, coeff)
         return mean + jnp.exp(0.5 * log_variance) * noise
 
@@ -233,7 +239,7 @@ def noise_of_keys(keys: Key[Array, " b"], shape: tuple[int, int, int]) -> Noise:
         shape: [h, w, c] of an image.
     """
 
-    def noise(step: Array) -> Image:
+    def noise(step: int | Array) -> Image:
         draw = lambda key: jax.random.normal(jax.random.fold_in(key, step), shape)  # noqa: E731
         return jax.vmap(draw)(keys)
 

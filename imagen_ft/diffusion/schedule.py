@@ -170,7 +170,7 @@ def sampling_times(
     if num_steps > total and schedule.num_train_timesteps:
         raise InputError(f"sampler.num_steps={num_steps}: the schedule has {total} steps")
     if spacing in named_spacings():
-        steps = np.asarray(named_spacings()[spacing], np.float64)
+        steps: np.ndarray = np.asarray(named_spacings()[spacing], np.float64)
         if len(steps) != num_steps or total != 1000:
             raise InputError(
                 f"sampler.spacing={spacing!r} has {len(steps)} of 1000 steps, sampler.num_steps is "

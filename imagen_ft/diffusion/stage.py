@@ -79,7 +79,9 @@ class Stage:
         low: Image | None = None,
     ) -> Float[Array, "steps b h w c"]:
         """What `sample` predicts x_0 to be at each of its steps, in [-1, 1]."""
-        return self.run(variables, self._noise(keys), text, null_text, low, path=True)[1]
+        _, path = self.run(variables, self._noise(keys), text, null_text, low, path=True)
+        assert path is not None
+        return path
 
     def run(
         self,

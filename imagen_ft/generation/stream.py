@@ -41,7 +41,8 @@ class ShardStream:
         """
         tf_example.load_messages()
         self._writer, self._shards, self._prompts = writer, list(shards), prompts
-        self._next, self._images, self._taken = 0, [], 0
+        self._next, self._taken = 0, 0
+        self._images: list[concurrent.futures.Future] = []
         self._size = writer.config["image_shape"][0]
         self._encoders = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
         # Raw images can be large: so many chunks at most wait for an encoder.

@@ -31,7 +31,6 @@ from launch.runtime.locks import lock
 
 def define_flags(values: flags.FlagValues) -> None:
     """Adds the flags of this command."""
-    options = dict(flag_values=values)
     text = {
         "prompts": "file of text, one prompt a line; or .json, a list",
         "class_names": "the same, each name once and no blank line; or 'imagenet', CLIP's 1,000 "
@@ -42,20 +41,20 @@ def define_flags(values: flags.FlagValues) -> None:
         "variant": "of the files of weights, such as fp16; by default those without one",
     }
     for name, help_text in text.items():
-        flags.DEFINE_string(name, None, help_text, **options)
+        flags.DEFINE_string(name, None, help_text, flag_values=values)
     flags.DEFINE_string(
         "template",
         "{}",
         "put every prompt in place of the {} of this text, as in 'a photo of a {}'; "
         "config.text.template has to be the same",
-        **options,
+        flag_values=values,
     )
     flags.DEFINE_enum(
         "dtype",
         "bfloat16",
         DTYPES,
         "of parameters, computation and states; bfloat16 by default",
-        **options,
+        flag_values=values,
     )
     numbers = {
         "num_classes": (None, "how many class names there have to be"),
@@ -63,7 +62,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "batch_size": (64, "prompts at a time, over all devices; 64 by default"),
     }
     for name, (default, help_text) in numbers.items():
-        flags.DEFINE_integer(name, default, help_text, **options)
+        flags.DEFINE_integer(name, default, help_text, flag_values=values)
 
 
 def check_flags(values: flags.FlagValues) -> None:

@@ -6,6 +6,7 @@ each. A part appears complete or not at all and is never changed: to go on is to
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -62,7 +63,8 @@ class TextCache:
         try:
             contents = read_json(path)
             self.encoder: dict[str, Any] = dict(contents["encoder"])
-            self.shape = tuple(int(size) for size in contents["shape"])
+            length, width = contents["shape"]
+            self.shape = int(length), int(width)
             self.dtype = jnp.dtype(self.encoder["dtype"])
             self.flags = [str(flag) for flag in contents["flags"]]
         except (KeyError, TypeError, ValueError):
@@ -123,21 +125,14 @@ class TextCache:
         """
         states = np.empty((len(prompts), *self.shape), np.float32)
         rows = sorted((self._rows[prompt], i, prompt) for i, prompt in enumerate(prompts))
-        path, file = None, None
-        try:
-            for row, i, prompt in rows:
-                if row.path != path:
-                    if file:
-                        file.close()
-                    path, file = row.path, row.path.open("rb")
-                file.seek(row.offset)
-                data = file.read(self.row_bytes)
-                if _checksum(prompt, data) != row.checksum:
-                    raise InputError(_damaged(path, f"row {row.number}, {prompt!r}"))
-                states[i] = np.frombuffer(data, self.dtype).reshape(self.shape)
-        finally:
-            if file:
-                file.close()
+        for path, rows_of_file in itertools.groupby(rows, lambda row: row[0].path):
+            with path.open("rb") as file:
+                for row, i, prompt in rows_of_file:
+                    file.seek(row.offset)
+                    data = file.read(self.row_bytes)
+                    if _checksum(prompt, data) != row.checksum:
+                        raise InputError(_damaged(path, f"row {row.number}, {prompt!r}"))
+                    states[i] = np.frombuffer(data, self.dtype).reshape(self.shape)
         return states
 
     def append(self, prompts: Sequence[str], states: Float[np.ndarray, "n length d"]) -> None:

@@ -119,8 +119,8 @@ def read_lines(path: epath.PathLike) -> Iterator[tuple[str, str]]:
     except OSError:
         raise InputError(f"{path}: cannot be read; name a file, one line an entry") from None
     except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}:{line}: not text in UTF-8; save the file as that") from None
+        number = error.object.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}:{number}: not text in UTF-8; save the file as that") from None
     if path.suffix == ".json":
         entries = [(f"{path}, item {i}", line) for i, line in _json_list(path, text)]
     else:

@@ -5,7 +5,7 @@ import difflib
 import functools
 import shlex
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +96,8 @@ class FixedTextEncoder:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _encode(model: T5Encoder, seed: int, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-    return model.apply(model.init(jax.random.key(seed), tokens[:1], mask[:1]), tokens, mask)
+    variables = model.init(jax.random.key(seed), tokens[:1], mask[:1])
+    return cast(jax.Array, model.apply(variables, tokens, mask))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -80,11 +80,11 @@ class T5Embedder:
         padding = ((0, batch_size - len(tokens)), (0, 0))
         sharding = batch_sharding(self.mesh)
         # Every process knows the whole batch, and gives its devices their rows.
-        tokens, mask = (
-            jax.make_array_from_callback(a.shape, sharding, lambda index, a=a: a[index])
-            for a in (np.pad(tokens, padding), np.pad(mask, padding))
-        )
-        return tokens, mask
+
+        def put(array: np.ndarray) -> jax.Array:
+            return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+        return put(np.pad(tokens, padding)), put(np.pad(mask, padding))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -93,7 +93,7 @@ def _encode(
 ) -> Array:
     # By default a float32 product is one of bfloat16 on TPUs, and of TF32 on GPUs.
     with jax.default_matmul_precision("highest" if model.dtype == jnp.float32 else "default"):
-        states = model.apply({"params": params}, tokens, mask).astype(model.dtype)
+        states = cast(jax.Array, model.apply({"params": params}, tokens, mask)).astype(model.dtype)
     # Whole on every process: one of them writes it.
     return jax.lax.with_sharding_constraint(states, NamedSharding(mesh, PartitionSpec()))
 

@@ -50,9 +50,9 @@ def make_evaluation(
         losses = 0.0
         batches = loader.eval_batches(source, batch_size, transform, rows)
         for number, batch in enumerate(batches):
-            batch = put_batch(mesh, batch)
+            placed = put_batch(mesh, batch)
             for draw in range(config.evaluation_draws):
-                losses += float(total(variables, batch, text_table, number, draw))
+                losses += float(total(variables, placed, text_table, number, draw))
         return losses / (len(source) * config.evaluation_draws)
 
     def evaluate(state: TrainState) -> dict[str, float]:

@@ -59,7 +59,7 @@ def make_pictures(
     def figure(state: TrainState) -> Figure:
         drawn = np.asarray(draw(state.inference_variables, text, null, placed_low))
         if low is None:
-            return image_grid.grid(drawn, captions, columns=min(8, len(drawn)))
+            return image_grid.grid(list(drawn), captions, columns=min(8, len(drawn)))
         began = np.asarray(to_uint8(low)).repeat(denoiser.size // denoiser.low_size, axis=1)
         began = began.repeat(denoiser.size // denoiser.low_size, axis=2)
         rows = zip(began, drawn, real, captions, strict=True)

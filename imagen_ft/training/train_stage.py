@@ -34,9 +34,12 @@ def train_stage(training: Training, encoder: TextEncoder, mesh: Mesh, workdir: e
     config = training.config
     images = open_images(training)
     # With other text, weights or images a resumed run would be another one.
-    inputs = {"text": encoder.digest} | warm_start.check_start(training)
-    inputs["train_source"] = images.train.digest()
-    inputs = {name: digest for name, digest in inputs.items() if digest}
+    digests = {
+        "text": encoder.digest,
+        **warm_start.check_start(training),
+        "train_source": images.train.digest(),
+    }
+    inputs = {name: digest for name, digest in digests.items() if digest}
     # A table of text can be large: it is kept in the precision that the network computes in.
     dtype = training.denoiser.model.dtype
     text_table: np.ndarray = encoder.embed(images.prompts).astype(dtype)

@@ -62,9 +62,9 @@ def main(argv: Sequence[str]) -> None:
     values = parse_flags(argv, __doc__ or "", define_flags)
     if values is None:
         return
-    source, target = values["from"].value, values["to"].value
+    source, target = (values[name].value or "" for name in ("from", "to"))
     for name, value in (("from", source), ("to", target)):
-        if not (value or "").removeprefix(LAYOUT):
+        if not value.removeprefix(LAYOUT):
             raise InputError(f"--{name} is missing: name a folder (--help shows examples)")
     if source.startswith(LAYOUT) == target.startswith(LAYOUT):
         raise InputError(

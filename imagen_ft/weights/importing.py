@@ -99,9 +99,9 @@ def _locations(source: str, parts: Sequence[str], variant: str | None) -> dict[s
             missing.append((part, error))
     if not locations:
         raise missing[0][1]
-    for part, error in missing:
+    for part, reason in missing:
         if _should_have(source, part):
-            raise InputError(f"{error}; --part={','.join(locations)} leaves it out") from error
+            raise InputError(f"{reason}; --part={','.join(locations)} leaves it out") from reason
     for location in locations.values():
         if location.kind != FILES:
             raise InputError(

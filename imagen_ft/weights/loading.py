@@ -110,7 +110,7 @@ def read_params(
         tensor = weights.tensors.get(name) or weights.tensors[second_names[name]]
         abstract = jax.ShapeDtypeStruct(mapping.shape, _dtype(tensor.dtype, dtype))
 
-        def shard(index: tuple[slice, ...]) -> np.ndarray:
+        def shard(index: Any) -> np.ndarray:
             (array,) = mapping.to_ours(tensor.view()[mapping.by_file_axis(index)])
             return np.array(array, dtype=abstract.dtype, order="C")
 
@@ -141,7 +141,8 @@ def load_checkpoint(
     model, shapes = open_checkpoint(part, location, variant)
     run = Run.open(location.folder)
     stored = run.shapes()["params"]
-    if jax.tree.structure(stored) != jax.tree.structure(shapes):
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (stored, shapes)]
+    if structures[0] != structures[1]:
         stored = shapes  # Run.variables will name the difference
 
     def abstract(shape: Any, stored: Any) -> jax.ShapeDtypeStruct:

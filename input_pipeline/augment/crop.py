@@ -80,7 +80,8 @@ def random_resized_crop(
         `ratio` allows.
     """
     image = example["image"]
-    top, left, height, width = _random_box(rng, *image.shape[:2], scale, ratio)
+    height, width, _ = image.shape
+    top, left, height, width = _random_box(rng, height, width, scale, ratio)
     cropped = image[top : top + height, left : left + width]
     return {**example, "image": resize(cropped, size)}
 

@@ -29,7 +29,7 @@ def affine(image: Image, matrix: Sequence[float], fill: Fill) -> Image:
     a, b, c, d, e, f = matrix
     # OpenCV counts from the middle of the first pixel.
     inverse = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])
-    value = [fill] * 4 if np.ndim(fill) == 0 else [*fill, 0]
+    value = [*fill, 0.0] if isinstance(fill, Sequence) else [fill] * 4
     # OpenCV 5 takes half the time for four channels that it takes for three.
     wide = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA) if channels == 3 else image
     moved = cv2.warpAffine(

@@ -1,6 +1,7 @@
 """From a config to what happens to every image: one function for training, one for evaluation."""
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from numbers import Real
 from typing import Any
@@ -97,7 +98,9 @@ def _crop(size: int, config: Any) -> Augment:
     if config is None:
         return functools.partial(_square, size=size)
     config = _fields("augment.crop", config, ("scale", "ratio"))
-    bounds = {name: _bounds(f"augment.crop.{name}", config[name]) for name in config}
+    bounds: dict[str, Any] = {
+        name: _bounds(f"augment.crop.{name}", config[name]) for name in config
+    }
     if bounds.get("scale", (0, 0))[1] > 1:
         raise InputError(f"augment.crop.scale={bounds['scale']}: a crop is 1 image at most")
     return functools.partial(crop.random_resized_crop, size=size, **bounds)
@@ -106,7 +109,7 @@ def _crop(size: int, config: Any) -> Augment:
 def _randaugment(config: Any) -> Augment:
     name = "augment.randaugment"
     config = _fields(name, config, _RANDAUGMENT, needs=("layers", "magnitude"))
-    arguments = {
+    arguments: dict[str, Any] = {
         "layers": _whole(f"{name}.layers", config["layers"]),
         "magnitude": _number(f"{name}.magnitude", config["magnitude"]),
         "std": _number(f"{name}.std", config.get("std", 0)),
@@ -146,7 +149,7 @@ def _fields(
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and bool(np.isfinite(value))
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _whole(name: str, value: Any) -> int:

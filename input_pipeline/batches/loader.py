@@ -63,7 +63,7 @@ class _DrawnBatches:
             return example
         # Every position in the run has its own randomness, whichever process comes by it. Philox
         # takes it as its counter; seeding another generator would cost more than the crop.
-        bits = np.random.Philox(counter=[0, position, 0, 0], key=[self._seed, 0])
+        bits = np.random.Philox(counter=[0, int(position), 0, 0], key=[self._seed, 0])
         return self._augment(example, np.random.Generator(bits))
 
 

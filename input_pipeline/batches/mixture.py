@@ -1,5 +1,6 @@
 """Real and synthetic images as one source, and as fixed shares of every batch."""
 
+import operator
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, SupportsIndex
@@ -46,7 +47,7 @@ class Union:
         return int(self._ends[-1])
 
     def __getitem__(self, i: SupportsIndex) -> Example:
-        number, local = self._locate(i)
+        number, local = self._locate(operator.index(i))
         return self._sources[number][local]
 
     def key(self, i: int) -> str:

@@ -22,5 +22,7 @@ def end_with_parent(index: int, count: int) -> None:
 
 
 def _wait_and_end() -> None:
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only a process that another has started is a worker"
+    parent.join()
     os._exit(1)

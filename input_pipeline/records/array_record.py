@@ -16,7 +16,7 @@ _REPAIR = "prepare or fetch this shard again"
 class _Readers:
     """Open readers of the whole process, at most so many that its open files suffice."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._open: collections.OrderedDict[str, tuple[Any, Any]] = collections.OrderedDict()
 

@@ -39,10 +39,10 @@ def encode_example(values: Mapping[str, Value | Sequence[Value]]) -> bytes:
     return example.SerializeToString(deterministic=True)
 
 
-def _feature(name: str, value: Value | Sequence[Value]):
+def _feature(name: str, value: Any) -> Any:
     proto = load_messages()[1]
     scalar = isinstance(value, bytes | str) or np.ndim(value) == 0
-    items = [value] if scalar else list(value)
+    items: list[Any] = [value] if scalar else list(value)
     if all(isinstance(item, bytes | str) for item in items):
         items = [item.encode() if isinstance(item, str) else item for item in items]
         return proto.Feature(bytes_list=proto.BytesList(value=items))
@@ -73,6 +73,3 @@ def decode_example(data: bytes) -> dict[str, list[Any]]:
         kind = feature.WhichOneof("kind")
         decoded[name] = list(getattr(feature, kind).value) if kind else []
     return decoded
-
-
-Value = bytes | str | int | float | np.integer | np.floating

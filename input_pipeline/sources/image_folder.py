@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import operator
 import os
 import struct
 import zipfile
@@ -84,7 +85,7 @@ class ImageFolder:
         Raises:
             InputError: the file is missing, damaged, cut short or no image; it is named.
         """
-        data = self._files.read(i)
+        data = self._files.read(operator.index(i))
         try:
             image = decode(data)
         except InputError as error:

@@ -4,6 +4,7 @@ import collections
 import glob
 import hashlib
 import json
+import operator
 import os
 import re
 import threading
@@ -79,6 +80,7 @@ class ParquetSource:
         Raises:
             InputError: its row group is damaged, or it holds no image.
         """
+        i = operator.index(i)
         group, _, row = self._locate(i)
         try:
             data = self._group(group)[row].as_py()
@@ -226,8 +228,8 @@ def _paths(path: str, split: str | None) -> list[str]:
     if split is not None:
         names = {name for name, m in numbered.items() if m[1] == split}
     if not names:
-        splits = f"it has {', '.join(splits)}" if splits else "it holds no *.parquet"
-        raise InputError(f"{path}: no files {split or '*'}-*.parquet; {splits}")
+        others = f"it has {', '.join(splits)}" if splits else "it holds no *.parquet"
+        raise InputError(f"{path}: no files {split or '*'}-*.parquet; {others}")
     if len(splits) > 1 and split is None:
         raise InputError(f"{path}: holds the splits {', '.join(splits)}; choose one as split")
     totals = {m[2] for name, m in numbered.items() if name in names}
@@ -247,14 +249,16 @@ def _class_names(opened: Sequence[_File], given: Sequence[str] | None) -> tuple[
                 f"{file.path}: other columns or classes than {opened[0].path}; keep one data set "
                 "in a folder"
             )
-    if given is not None and first is not None and tuple(given) != first:
+    if given is None:
+        if first is None:
+            raise InputError(f"{opened[0].path}: names no classes; set class_names in the config")
+        return first
+    if first is not None and tuple(given) != first:
         raise InputError(
             f"{opened[0].path}: its class names are not the {len(given)} of the config: leave "
             "class_names out"
         )
-    if given is None and first is None:
-        raise InputError(f"{opened[0].path}: names no classes; set class_names in the config")
-    return tuple(given) if first is None else first
+    return tuple(given)
 
 
 def _check_labels(labels: np.ndarray, classes: int, where: Any) -> None:

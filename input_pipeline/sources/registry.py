@@ -89,7 +89,7 @@ def _tfds(spec: Fields) -> Source:
     path, data_set = spec.get("path"), spec.get("data_set")
     if (path is None) == (data_set is None) or (path and spec.get("data_dir")):
         raise InputError("source 'tfds' needs either path, or data_set and perhaps data_dir")
-    folder = path or tfds_prepared.locate(data_set, spec.get("data_dir"))
+    folder = path or tfds_prepared.locate(spec["data_set"], spec.get("data_dir"))
     source = TfdsSource(folder, spec["split"], **fields)
     return damaged_records.leave_out(source, source.faults, spec["on_damage"])
 

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import operator
 import os
 from collections.abc import Mapping
 from typing import SupportsIndex
@@ -74,6 +75,7 @@ class TfdsSource:
         Raises:
             InputError: its record is damaged or holds no image, or not the label of the index.
         """
+        i = operator.index(i)
         shard, record = self._locate(i)
         if i in self.faults:
             raise InputError(self.faults[i])

@@ -19,7 +19,10 @@ from launch.errors import InputError
 
 NO_LABEL = np.iinfo(np.int32).min  # of a record that is too damaged to have one
 
-_FILES = {"array_record": ArrayRecordFile, "tfrecord": TFRecordFile}
+_FILES: dict[str, type[ArrayRecordFile] | type[TFRecordFile]] = {
+    "array_record": ArrayRecordFile,
+    "tfrecord": TFRecordFile,
+}
 _THREADS = min(16, 2 * (os.cpu_count() or 1))
 _REST = -1
 
@@ -110,7 +113,10 @@ class IndexedShard:
         return columns
 
     def _read_columns(self, label: str, key: str) -> dict[str, np.ndarray]:
-        labels, crcs, keys, starts = [], [], [], [0]
+        labels: list[int] = []
+        crcs: list[int] = []
+        keys: list[bytes] = []
+        starts: list[int | None] = [0]
         try:
             for i, (end, data) in enumerate(_FILES[self._format].scan(self.path)):
                 try:
@@ -118,13 +124,17 @@ class IndexedShard:
                 except InputError as error:
                     self._faults[i] = str(error)
                     row = NO_LABEL, b"", 0
-                for column, value in zip((labels, keys, crcs), row, strict=True):
-                    column.append(value)
+                labels.append(row[0])
+                keys.append(row[1])
+                crcs.append(row[2])
                 starts.append(end)
         except InputError as error:
             self._faults[_REST] = str(error)
-        columns = dict(label=np.array(labels, np.int32), crc=np.array(crcs, np.uint32))
-        columns["key"] = np.array(keys, np.bytes_) if keys else np.array([], "S1")
+        columns: dict[str, np.ndarray] = {
+            "label": np.array(labels, np.int32),
+            "crc": np.array(crcs, np.uint32),
+            "key": np.array(keys, np.bytes_) if keys else np.array([], "S1"),
+        }
         if self._format == "tfrecord":
             columns["starts"] = np.array(starts, np.int64)
         return columns

@@ -57,19 +57,18 @@ class Export:
         self.suffix = SUFFIXES[manifest["encoding"]["format"]]
         if not files.is_local(folder):
             raise InputError(f"{folder}: sets are exported to mounted folders; mount or copy it")
-        folder = Path(folder)
+        self.folder = Path(folder)
         claim = {"format": kind, "set": files.json_digest(manifest)}
-        path = folder / CLAIM
+        path = self.folder / CLAIM
         if path.exists():
             if {k: files.read_object(path).get(k) for k in claim} != claim:
                 raise InputError(f"{folder}: holds another export; choose another folder")
-        elif folder.exists() and any(folder.iterdir()):
+        elif self.folder.exists() and any(self.folder.iterdir()):
             raise InputError(f"{folder}: is not empty; choose another folder")
-        self.folder = folder
         lock(epath.Path(folder))
         files.write_json(path, claim)
-        (folder / ".done").mkdir(exist_ok=True)
-        files.remove_temporaries(folder)
+        (self.folder / ".done").mkdir(exist_ok=True)
+        files.remove_temporaries(self.folder)
 
     def pending(self) -> list[int]:
         """Shards that are not exported yet."""
@@ -206,16 +205,15 @@ def export_set(source: SyntheticSource, kind: str, folder: str) -> None:
         finish_array_record(export)
     if kind == "folder":
         # Readers of folders number the classes by their names in order.
-        names = "".join(f"{name}\n" for name in source.class_names)
-        files.write_atomic(export.folder / "classes.txt", names.encode())
+        text = "".join(f"{name}\n" for name in source.class_names)
+        files.write_atomic(export.folder / "classes.txt", text.encode())
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Adds the flags of this command."""
-    options = dict(flag_values=values)
-    flags.DEFINE_string("set", None, "folder of a generated set", **options)
-    flags.DEFINE_enum("export", None, sorted(WRITERS), "the format", **options)
-    flags.DEFINE_string("to", None, "a new folder, or one to go on with", **options)
+    flags.DEFINE_string("set", None, "folder of a generated set", flag_values=values)
+    flags.DEFINE_enum("export", None, sorted(WRITERS), "the format", flag_values=values)
+    flags.DEFINE_string("to", None, "a new folder, or one to go on with", flag_values=values)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -226,9 +224,8 @@ def main(argv: Sequence[str]) -> None:
     """
     values = parse_flags(argv, __doc__ or "", define_flags, required=("set", "export", "to"))
     if values is not None:
-        folder, kind, to = (values[name].value for name in ("set", "export", "to"))
-        export_set(SyntheticSource(folder), kind, to)
-        print(f"{to}: complete")
+        export_set(SyntheticSource(values.set), values.export, values.to)
+        print(f"{values.to}: complete")
 
 
 def run(argv: Sequence[str] | None = None) -> int:

@@ -113,6 +113,8 @@ def _picture(writer: SyntheticWriter, labels: Sequence[int]) -> UInt8[np.ndarray
 def _read(writer: SyntheticWriter, index: int) -> UInt8[np.ndarray, "h w c"]:
     shard, record = writer.plan.locate(index)
     path = writer.shard_path(shard)
-    data = TFRecordFile(path, starts_of(writer.sidecar(shard)["lengths"]))[record]
+    sidecar = writer.sidecar(shard)
+    assert sidecar is not None, "a card is made when all shards are written"
+    data = TFRecordFile(path, starts_of(sidecar["lengths"]))[record]
     fields = source.parse(data, f"{path}: record {record}")
     return image_codec.decode_image(fields["image"], writer.config["image_shape"][2])

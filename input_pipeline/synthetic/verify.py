@@ -117,12 +117,15 @@ def verify(folder: epath.PathLike, progress: Callable[[int], Any] = _IDLE) -> Re
             if shard.damaged or shard.undecodable or shard.mislabelled:
                 shards.add(shard.number)
             progress(plan.shard_size(shard.number))
-    faults["missing"], faults["double"] = np.flatnonzero(times == 0), np.flatnonzero(times > 1)
-    for kind in ("missing", "double"):
-        shards.update(np.unique(plan.locate_all(faults[kind])[0]).tolist())
+    for kind, indices in (
+        ("missing", np.flatnonzero(times == 0)),
+        ("double", np.flatnonzero(times > 1)),
+    ):
+        shards.update(np.unique(plan.locate_all(indices)[0]).tolist())
+        faults[kind] = indices.tolist()
     faults["damaged"], faults["foreign"] = damaged, _foreign(folder, config, plan)
     class_counts = dict(zip(config["class_names"], counts.tolist(), strict=True))
-    return Report(int(counts.sum()), class_counts, faults, sorted(shards))
+    return Report(int(counts.sum()), class_counts, dict(faults), sorted(shards))
 
 
 def _config(folder: epath.Path) -> tuple[dict[str, Any], list[str]]:

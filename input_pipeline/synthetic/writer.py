@@ -232,7 +232,7 @@ class SyntheticWriter:
         kept = ("num_examples", "num_bytes", "sha256")
         shards = [
             {"file": self.shard_path(shard).name, **{key: sidecar[key] for key in kept}}
-            for shard, sidecar in enumerate(sidecars)
+            for shard, sidecar in enumerate(filter(None, sidecars))
         ]
         names = tfds_metadata.write_metadata(
             self.folder,

@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from launch.errors import PREEMPTED, Failed, Preempted
 
@@ -88,12 +89,14 @@ class Child:
                 # A group of its own: what the launcher has started is ended with it.
                 process_group=0,
             )
-        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader = threading.Thread(
+            target=self._read, args=(self._process.stdout,), daemon=True
+        )
         self._reader.start()
 
-    def _read(self) -> None:
+    def _read(self, pipe: IO[bytes]) -> None:
         rest = b""
-        with self._process.stdout as pipe:
+        with pipe:
             while chunk := os.read(pipe.fileno(), 65536):
                 # A step must not wait for its log, not even on a full disk.
                 with contextlib.suppress(OSError), self._log.open("ab") as log:

@@ -31,15 +31,21 @@ class Arguments:
 
     Attributes:
         config: the resolved config, locked.
-        workdir: the run directory; None only where nothing is run.
+        folder: the run directory; None only where nothing is run.
         dry_run: print what would run, then end.
         flags: the task's own flags.
     """
 
     config: ml_collections.ConfigDict
-    workdir: epath.Path | None
+    folder: epath.Path | None
     dry_run: bool
     flags: flags.FlagValues
+
+    @property
+    def workdir(self) -> epath.Path:
+        """The run directory, for who runs something."""
+        assert self.folder is not None, "a task without a run directory only tells what it would do"
+        return self.folder
 
 
 def run(
@@ -59,7 +65,7 @@ def run(
         if "preflight" in arguments.flags and arguments.flags.preflight:
             # libtpu, which is there for it, would look for chips of this machine and complain.
             jax.config.update("jax_platforms", "cpu")
-        if "coordinator" in arguments.flags and arguments.workdir:
+        if "coordinator" in arguments.flags and arguments.folder:
             distributed.initialize(arguments.flags)
         task(arguments)
 
@@ -115,5 +121,6 @@ def describe(config: ml_collections.ConfigDict, **models: Any) -> None:
 
 def _keep_compilations() -> None:
     """Compiled programs are kept from run to run."""
-    if jax.config.jax_compilation_cache_dir is None:
+    # JAX makes the attributes of its options when it is imported.
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(cache_folder("jax")))

@@ -157,10 +157,10 @@ def open_weights(folder: Path, stem: str, variant: str | None, integers: bool = 
     if not is_index:
         return Weights(folder, variant, (name,), None, open_file(folder / name, integers))
     weight_map = read_object(folder / name).get("weight_map")
-    files = weight_map.values() if isinstance(weight_map, dict) else ()
-    if not files or not all(isinstance(file, str) for file in files):
+    whole = isinstance(weight_map, dict) and all(isinstance(f, str) for f in weight_map.values())
+    if not weight_map or not whole:
         raise InputError(f"{folder / name} has no weight_map: it is no index; download it again")
-    files, tensors = tuple(sorted(set(files))), {}
+    files, tensors = tuple(sorted(set(weight_map.values()))), {}
     for file in files:
         if Path(file).name != file or not (folder / file).is_file():
             raise InputError(

@@ -66,7 +66,7 @@ class SealedSteps:
     def seal_if_saved(self) -> None:
         """Has the save under way sealed, in a thread, if Orbax has ended; waits for nothing."""
         if self._pending and not self._sealing and not self._manager.is_saving_in_progress():
-            self._begin_to_seal()
+            self._sealing = self._seal(*self._pending)
 
     def finish(self) -> None:
         """Waits until the save under way is sealed, by every process.
@@ -77,9 +77,10 @@ class SealedSteps:
         """
         if self._pending is None:
             return
-        step, error = self._pending[0], None
+        step, gather_facts = self._pending
+        error: Exception | None = None
         try:
-            self._finish_here()
+            self._finish_here(step, gather_facts)
         except Exception as failure:  # whatever it is, the others wait to hear of it
             error = failure
         said = f"{type(error).__name__}: {' '.join(str(error).split())}" if error else ""
@@ -95,7 +96,7 @@ class SealedSteps:
         """Seals this process's share of the save under way; may be called by one process alone."""
         try:
             if self._pending is not None:
-                self._finish_here()
+                self._finish_here(*self._pending)
         finally:
             self._thread.shutdown()
             self._manager.close()
@@ -156,8 +157,7 @@ class SealedSteps:
         gather_texts("")  # the others wait
         self._manager.reload()
 
-    def _begin_to_seal(self) -> None:
-        step, gather_facts = self._pending
+    def _seal(self, step: int, gather_facts: Facts) -> Future[None]:
         folder, here = self.folder / str(step), (jax.process_index(), jax.process_count())
         facts = gather_facts()
 
@@ -165,15 +165,13 @@ class SealedSteps:
             seals.seal(folder, *here, facts)
             self._remove_old()
 
-        self._sealing = self._thread.submit(work)
+        return self._thread.submit(work)
 
-    def _finish_here(self) -> None:
+    def _finish_here(self, step: int, gather_facts: Facts) -> None:
         try:
             with full_disk_is_an_oserror(self.folder):
                 self._manager.wait_until_finished()
-            if self._sealing is None:
-                self._begin_to_seal()
-            self._sealing.result()
+            (self._sealing or self._seal(step, gather_facts)).result()
         finally:
             self._pending = self._sealing = None
 

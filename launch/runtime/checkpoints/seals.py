@@ -74,7 +74,7 @@ def find_fault(folder: epath.PathLike, index: int = 0, count: int = 1) -> str | 
     if missing:
         return f"{folder} is not sealed ({missing} is missing)"
     names = _share_names(folder)
-    if len({_SHARE_NAME.fullmatch(name)[2] for name in names}) > 1:
+    if len({_SHARE_NAME.sub(r"\2", name) for name in names}) > 1:
         return f"{folder} has the seals of two saves ({', '.join(names)})"
     expected: dict[str, str] = {}
     try:
@@ -109,7 +109,7 @@ def _share_names(folder: epath.Path) -> list[str]:
 def _missing_share(folder: epath.Path) -> str:
     """The first name that is not there; empty when nothing is missing."""
     there = set(_share_names(folder)) if folder.exists() else set()
-    counts = [int(_SHARE_NAME.fullmatch(name)[2]) for name in there]
+    counts = [int(_SHARE_NAME.sub(r"\2", name)) for name in there]
     names = (_share_name(index, max(counts, default=1)) for index in range(max(counts, default=1)))
     return next((name for name in names if name not in there), "")
 

@@ -109,7 +109,7 @@ def check_fit(
     aliases, advice_on = aliases or {}, advice_on or {}
     second_names = {name: alias for alias, name in aliases.items()}
     for name, mapping in mappings.items():
-        names = [name for name in (name, second_names.get(name)) if name in shapes]
+        names = [n for n in (name, second_names.get(name)) if n and n in shapes]
         if not names:
             raise InputError(
                 f"{where}: the tensor {name} is missing, which {model} has; the weights are of "

@@ -16,16 +16,19 @@ from launch.errors import USERS_ERRORS, InputError
 
 def define_flags(values: flags.FlagValues) -> None:
     """The flags that `initialize` reads."""
-    options = dict(flag_values=values)
     flags.DEFINE_string(
         "coordinator",
         "",
         "HOST:PORT of process 0 in a job of several processes, or 'auto' to ask the cluster (TPU "
         "VM, Slurm, GKE); Slurm and TPU jobs that say so in their environment need no flag",
-        **options,
+        flag_values=values,
     )
-    flags.DEFINE_integer("num_processes", None, "processes of the job (--coordinator)", **options)
-    flags.DEFINE_integer("process_id", None, "which of them this one is, from 0", **options)
+    flags.DEFINE_integer(
+        "num_processes", None, "processes of the job (--coordinator)", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "process_id", None, "which of them this one is, from 0", flag_values=values
+    )
 
 
 def initialize(values: flags.FlagValues, environment: Mapping[str, str] | None = None) -> None:

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Int
 
 from launch.errors import InputError
-from launch.runtime.types import Batch
+from launch.runtime.types import Array, Batch
 
 AXES = ("data", "fsdp", "tensor")
 # Smaller arrays are cheaper to keep whole than to gather.
@@ -45,7 +45,7 @@ def _arrange(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
     """Neighbours on the mesh are neighbours on the network; slices are split over data alone."""
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     # An axis of the mesh may be a part of one of a pod's torus: fsdp 8 on 4x4x16.
-    options = dict(devices=devices, allow_split_physical_axes=True)
+    options: dict[str, Any] = dict(devices=devices, allow_split_physical_axes=True)
     if slices == 1 or devices[0].platform != "tpu":
         return mesh_utils.create_device_mesh(sizes, **options)
     if sizes[0] % slices:
@@ -65,7 +65,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
-def split_batch(x: jax.Array) -> jax.Array:
+def split_batch(x: Array) -> Array:
     """Pins an activation to the mesh in use (`jax.set_mesh`), if any: its batch is split, no more.
 
     A batch that does not divide is left alone.
@@ -154,8 +154,8 @@ def put_split(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(put, tree)
 
 
-def fetch(array: jax.Array) -> np.ndarray:
+def fetch(array: Array) -> np.ndarray:
     """The whole of an array, on every process of the job."""
-    if array.is_fully_addressable:
+    if isinstance(array, np.ndarray) or array.is_fully_addressable:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)

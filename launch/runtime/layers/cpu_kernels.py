@@ -14,10 +14,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from launch.runtime.devices.mesh import platform
-from launch.runtime.types import Array
 
 # Operations from which the form matters; below it, programs are better small.
 LARGE = 2**27

@@ -5,7 +5,7 @@ Kernels are used whole over fsdp and split over tensor. The U-Nets take these la
 """
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -61,8 +61,12 @@ def _promote(
     return inputs, kernel if mesh.size <= 1 else _gather(mesh, kernel), bias
 
 
-Dense = functools.partial(nn.Dense, promote_dtype=_promote, dot_general=cpu_kernels.dot_general)
-Conv = functools.partial(nn.Conv, promote_dtype=_promote, conv_general_dilated=cpu_kernels.convolve)
+# Flax's type of the function is one of any number of arrays, but the layers give it these three.
+_promotes: Any = _promote
+Dense = functools.partial(nn.Dense, promote_dtype=_promotes, dot_general=cpu_kernels.dot_general)
+Conv = functools.partial(
+    nn.Conv, promote_dtype=_promotes, conv_general_dilated=cpu_kernels.convolve
+)
 
 
 def attend(
@@ -82,7 +86,7 @@ def attend(
     if here == "cpu" and query.shape[1] * key.shape[1] >= LARGE_ON_CPU:
         return _attend_by_head(query, key, value)
     # cuDNN's kernel never writes the [n, m] weights to memory; it knows half precision only.
-    implementation = "cudnn" if here == "gpu" and half and fits else "xla"
+    implementation: Literal["cudnn", "xla"] = "cudnn" if here == "gpu" and half and fits else "xla"
     return jax.nn.dot_product_attention(query, key, value, implementation=implementation)
 
 

@@ -106,7 +106,8 @@ class Buffer:
 
 def parse(text: str) -> Module:
     """Reads `jax.stages.Compiled.as_text()`."""
-    computations, entry, name, lines = {}, "", "", []
+    computations, entry, name = {}, "", ""
+    lines: list[Instruction] = []
     for line in text.splitlines():
         if line.endswith("{") and " -> " in line and line[0] in "%E":
             name = line.removeprefix("ENTRY ").split(maxsplit=1)[0].lstrip("%")
@@ -214,7 +215,7 @@ def _calls(
 
 def _turns(module: Module, caller: str, loop: Instruction) -> tuple[int, bool]:
     """Turns of a loop that counts up to a constant, and whether this is one."""
-    condition = module.computations[re.search(r"condition=%([\w.\-]+)", loop.attributes)[1]]
+    condition = module.computations[re.findall(r"condition=%([\w.\-]+)", loop.attributes)[0]]
     lines = {line.name: line for line in condition}
     outer = {line.name: line for line in module.computations[caller]}
     root = condition[-1]

@@ -8,6 +8,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 from absl import flags
@@ -167,8 +168,10 @@ def compile_step(lower: Lower, mesh: Mesh, target: Target, effort: float) -> Pro
     Raises:
         jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED, it does not fit.
     """
-    compiled = lower(mesh).compile(compiler_options={"exec_time_optimization_effort": effort})
-    stats, costs = compiled.memory_analysis(), compiled.cost_analysis()
+    options: dict[str, Any] = {"exec_time_optimization_effort": effort}
+    compiled = lower(mesh).compile(compiler_options=options)
+    stats, costs, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    assert stats and costs and text, "the compiler for TPUs has all three"
     memory = dict(
         arguments=stats.argument_size_in_bytes,
         outputs=stats.output_size_in_bytes,
@@ -176,7 +179,7 @@ def compile_step(lower: Lower, mesh: Mesh, target: Target, effort: float) -> Pro
         temporaries=stats.temp_size_in_bytes,
         code=stats.generated_code_size_in_bytes,
     )
-    module = hlo.parse(compiled.as_text())
+    module = hlo.parse(text)
     sizes = dict(mesh.shape) | {"data": mesh.shape["data"] // target.slices}
     # The compiler counts one turn of every loop.
     turns = hlo.loop_factor(module)

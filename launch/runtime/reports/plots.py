@@ -8,13 +8,14 @@ from matplotlib.axes import Axes
 REAL, GENERATED, BOTH = "#1f6fb4", "#d1495b", "#2a9d6f"
 # More names than this hide each other.
 _MOST_NAMES = 30
+Values = Sequence[float] | np.ndarray
 
 
 def mean_and_std(
     axes: Axes,
-    x: Sequence[float],
-    mean: Sequence[float],
-    std: Sequence[float],
+    x: Values,
+    mean: Values,
+    std: Values,
     label: str,
     color: str | None = None,
 ) -> None:
@@ -28,15 +29,14 @@ def mean_and_std(
         label: for the legend.
         color: matplotlib's next one if None.
     """
-    mean, std = 100 * np.asarray(mean), 100 * np.asarray(std)
-    bars = axes.errorbar(x, mean, std, marker="o", capsize=4, label=label, color=color)
-    if std.any():
-        axes.fill_between(x, mean - std, mean + std, color=bars[0].get_color(), alpha=0.15, lw=0)
+    means, stds = 100 * np.asarray(mean), 100 * np.asarray(std)
+    bars = axes.errorbar(x, means, stds, marker="o", capsize=4, label=label, color=color)
+    if stds.any():
+        low, high = means - stds, means + stds
+        axes.fill_between(x, low, high, color=bars[0].get_color(), alpha=0.15, lw=0)
 
 
-def class_scatter(
-    axes: Axes, real: Sequence[float], generated: Sequence[float], class_names: Sequence[str]
-) -> None:
+def class_scatter(axes: Axes, real: Values, generated: Values, class_names: Sequence[str]) -> None:
     """Accuracy by class of training on generated images against training on real ones.
 
     Args:
@@ -45,16 +45,16 @@ def class_scatter(
         generated: the same.
         class_names: written beside the points where there are few.
     """
-    real, generated = 100 * np.asarray(real), 100 * np.asarray(generated)
-    few = len(real) <= _MOST_NAMES
-    both = np.concatenate([real, generated])
+    xs, ys = 100 * np.asarray(real), 100 * np.asarray(generated)
+    few = len(xs) <= _MOST_NAMES
+    both = np.concatenate([xs, ys])
     room = 0.05 * max(np.ptp(both), 5.0)
     # A name stands to the right of its point.
     span = [max(both.min() - room, -3.0), both.max() + (3 * room if few else room)]
     axes.plot(span, span, color="gray", lw=1, zorder=1)
-    axes.scatter(real, generated, s=30 if few else 12, alpha=0.9 if few else 0.45, lw=0, zorder=2)
+    axes.scatter(xs, ys, s=30 if few else 12, alpha=0.9 if few else 0.45, lw=0, zorder=2)
     if few:
-        for name, x, y in zip(class_names, real, generated, strict=True):
+        for name, x, y in zip(class_names, xs, ys, strict=True):
             axes.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=9)
     axes.set(xlim=span, ylim=span, aspect="equal")
     axes.set(xlabel="trained on real images (%)", ylabel="trained on generated images (%)")

@@ -2,11 +2,10 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from matplotlib.figure import Figure
@@ -20,9 +19,8 @@ from launch.runtime.state import TrainState
 from launch.runtime.training.performance import Profile
 from launch.runtime.training.preemption import Preemption
 from launch.runtime.training.training_log import TrainingLog
-from launch.runtime.types import Metrics
+from launch.runtime.types import Batch, Metrics
 
-T = TypeVar("T")
 _LEAST = {
     "total_steps": 1,
     "batch_size": 1,
@@ -61,7 +59,7 @@ def fit(
     abstract: TrainState,
     create: Callable[[], TrainState],
     train_step: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
-    batches: Callable[[int, int], Iterable[Mapping[str, np.ndarray]]],
+    batches: Callable[[int, int], Iterable[Batch]],
     evaluate: Callable[[TrainState], Mapping[str, Any]] | None = None,
     pictures: Callable[[TrainState], Figure] | None = None,
     label: str = "train",
@@ -94,15 +92,17 @@ def fit(
     """
     with Preemption() as preemption, contextlib.ExitStack() as opened:
         # However it ends, what is being saved is finished: it can be the last good checkpoint.
-        storage = _close_with(opened, _Storage(workdir, config))
+        storage = _Storage(workdir, config)
+        opened.callback(storage.close)
         state = storage.restore(mesh, abstract)
         state = create() if state is None else state
         start, total = int(state.step), config.total_steps
         if start >= total:
             return state
         profile = Profile(workdir / "profile", first=start + 1, **(config.get("profile") or {}))
-        _close_with(opened, profile)
-        log = _close_with(opened, TrainingLog(workdir, start, total, label, storage.newest))
+        opened.callback(profile.close)
+        log = TrainingLog(workdir, start, total, label, storage.newest)
+        opened.callback(log.close)
         for step, batch in enumerate(log.wait_for(batches(start, total)), start=start + 1):
             batch = put_batch(mesh, batch)
             log.before(train_step, state, batch)
@@ -173,10 +173,6 @@ class _Storage:
 
     def _all(self) -> list[Checkpoints | Best]:
         return [self._best, self._checkpoints] if self._best else [self._checkpoints]
-
-
-def _close_with(opened: contextlib.ExitStack, resource: T) -> T:
-    return opened.enter_context(contextlib.closing(resource))
 
 
 def _due(step: int, every: int, total: int) -> bool:

@@ -1,7 +1,7 @@
 """Where numbers and pictures go: metrics.jsonl, PNG files and TensorBoard events."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -86,7 +86,7 @@ def read_metrics(workdir: epath.Path | str) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines]
 
 
-def column(metrics: list[dict[str, float]], name: str) -> tuple[np.ndarray, np.ndarray]:
+def column(metrics: Sequence[Mapping[str, float]], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of one scalar."""
     rows = [(line["step"], line[name]) for line in metrics if name in line]
     steps, values = zip(*rows, strict=True) if rows else ((), ())

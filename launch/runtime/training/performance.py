@@ -24,7 +24,8 @@ class StepTimer:
 
     def __init__(self) -> None:
         self.waited = self.paused = 0.0
-        self._images, self._floor, self._began = 0, None, time.perf_counter()
+        self._images, self._began = 0, time.perf_counter()
+        self._floor: float | None = None
         self._since: tuple[int, float] | None = None
         self._first: dict[str, float] = {}
 
@@ -55,6 +56,7 @@ class StepTimer:
 
     def lap(self, step: int) -> dict[str, float]:
         """What is to be logged at a step that has just ended; the next lap begins here."""
+        assert self._since is not None, "run() comes first"
         now, (since, then) = time.perf_counter(), self._since
         scalars, self._first = self._first, {}
         if step > since:

@@ -1,7 +1,7 @@
 """The jitted update: where its results live, and how a batch is taken in chunks."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -34,7 +34,9 @@ class TrainStep:
         """Runs it."""
         return self.jitted(state, batch, *self.constants)
 
-    def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
+    def lower(
+        self, state: TrainState, batch: Batch | Mapping[str, jax.ShapeDtypeStruct]
+    ) -> jax.stages.Lowered:
         """Its program for these arguments, or for their shapes."""
         return self.jitted.lower(state, batch, *self.constants)
 

@@ -55,10 +55,10 @@ def test_over_seeds():
 
 
 def test_over_models_counts_gains():
-    found = results.over_models([0.5, 0.7, 0.6, 0.9], [0.5, 0.6, 0.7, 0.8])
+    found = results.over_models(np.array([0.5, 0.7, 0.6, 0.9]), np.array([0.5, 0.6, 0.7, 0.8]))
     assert (found["num_models"], found["num_better"]) == (4, 2)
     assert found["mean_difference"] == pytest.approx(0.025)
-    one = results.over_models([0.5], [0.4])
+    one = results.over_models(np.array([0.5]), np.array([0.4]))
     assert (one["num_better"], one["std_difference"], one["p_value"]) == (1, 0.0, None)
 
 

@@ -135,7 +135,7 @@ def test_overrides_arrive(config, tmp_path):
 def test_dry_run_needs_no_work_directory(config):
     task = Task()
     assert task.run(f"--config={config}", "--dry_run") == 0
-    assert task.calls[0].dry_run and task.calls[0].workdir is None
+    assert task.calls[0].dry_run and task.calls[0].folder is None
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["-h"], ["--config=none.py", "--help"]])
