@@ -187,11 +187,11 @@ def test_import_and_export_keep_every_byte(tmp_path, dtype, options):
         for asked in (None, "stored"):
             arguments = dict(dtype=asked, variant=options.get("variant"))
             expected = load(tmp_path / "saved", **arguments)
-            found = load(imported, **arguments)
-            assert found[0] == expected[0]
+            loaded = load(imported, **arguments)
+            assert loaded[0] == expected[0]
             same = jax.tree.map(
                 lambda a, b: a.dtype == b.dtype and bool(jnp.array_equal(a, b)),
-                found[1],
+                loaded[1],
                 expected[1],
             )
             assert all(jax.tree.leaves(same))
@@ -263,9 +263,9 @@ def test_other_types_and_names(saved, tmp_path, monkeypatch):
         (UNet2DConditionModel, "unet", tiny_unet(1)),
         (T5EncoderModel, "text_encoder", tiny_t5()),
     ):
-        found = library.from_pretrained(exported / part, variant="bf16").float().state_dict()
+        state = library.from_pretrained(exported / part, variant="bf16").float().state_dict()
         for name, tensor in peer.state_dict().items():
-            assert torch.equal(found[name], tensor.bfloat16().float()), name
+            assert torch.equal(state[name], tensor.bfloat16().float()), name
     config = json.loads((exported / "text_encoder/config.json").read_bytes())
     assert config.get("dtype", config.get("torch_dtype")) == "bfloat16"
     # One type for all: a half-precision T5 of transformers would keep some in float32.

@@ -83,7 +83,7 @@ def test_in_and_out(module, layout, tmp_path, capsys):
     back = tmp_path / "back"
     if layout == "transformers":
         assert command(f"--from={layout}:{there}", f"--to={back}") == 0
-        network, found = loaded(back)
+        network, imported = loaded(back)
         for name in ("width", "norm_eps", "stage_sizes", "pixels"):
             assert getattr(network, name, None) == getattr(model, name, None)
         assert read_json(back / "config.json")["evaluation"]["size"] == (
@@ -96,8 +96,8 @@ def test_in_and_out(module, layout, tmp_path, capsys):
         assert not back.exists()
         network, size = weights.build(there, module, **fields)
         assert size == 8
-        found = weights.load(there, network, (8, 8, 3))
-    same(found, variables)
+        imported = weights.load(there, network, (8, 8, 3))
+    same(imported, variables)
 
 
 def test_an_import_is_evaluated_as_the_files_say(vit, tmp_path, monkeypatch):
@@ -196,10 +196,10 @@ def test_a_base_model_of_transformers(tmp_path):
         base[f"pooler.dense.{part}"] = base.pop(f"classifier.{part}")
     safetensors.numpy.save_file(base, path)
     full = draw(model, 8)
-    found = weights.load(path, model, (8, 8, 3), new_head=True)
-    assert not found["params"].pop("head")["kernel"].any()
+    imported = weights.load(path, model, (8, 8, 3), new_head=True)
+    assert not imported["params"].pop("head")["kernel"].any()
     del full["params"]["head"]
-    same(found, full)
+    same(imported, full)
     with pytest.raises(InputError, match=r"the tensor vit\.classifier|the tensor classifier"):
         weights.load(path, model, (8, 8, 3))
 
@@ -232,9 +232,9 @@ def test_half_precision_becomes_float32(vit):
     tensors = safetensors.numpy.load_file(path)
     half = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
     safetensors.numpy.save_file(half, path)
-    found = weights.load(path, model, (8, 8, 3))["params"]["block_0"]["query"]["kernel"]
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, half["blocks.0.attn.qkv.weight"][:8].T)
+    kernel = weights.load(path, model, (8, 8, 3))["params"]["block_0"]["query"]["kernel"]
+    assert kernel.dtype == np.float32
+    np.testing.assert_array_equal(kernel, half["blocks.0.attn.qkv.weight"][:8].T)
 
 
 def test_fixed_positions_are_looked_at(tmp_path):
@@ -336,5 +336,5 @@ def test_a_trained_run_is_exported(tmp_path, monkeypatch, request, capsys):
     assert read_json(path)["evaluation"] == {"size": 8, "crop_ratio": 0.875}
     path.write_text(json.dumps(read_json(path) | {"evaluation": None}))
     assert run_task(evaluate.main, "evaluate.py:split=validation", runs) == 0
-    found = read_json(runs / "evaluation_validation.json")["arms"]
-    assert found["back"]["accuracies"] == found["ours"]["accuracies"][1:]
+    arms = read_json(runs / "evaluation_validation.json")["arms"]
+    assert arms["back"]["accuracies"] == arms["ours"]["accuracies"][1:]

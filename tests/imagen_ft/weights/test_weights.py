@@ -63,16 +63,17 @@ def test_every_form_of_the_files(tmp_path):
         folder = tmp_path / f"{variant}{files}"
         write_part(folder, "unet", variant, files)
         other = {name: -value for name, value in tensors("unet").items()}
-        write_part(folder, "unet", "other", 1, held=other)
-        found, wanted = weights.load_unet(folder, variant=variant), weights.load_unet(expected)
-        assert found[0] == wanted[0]
-        jax.tree.map(np.testing.assert_array_equal, found[1], wanted[1])
+        write_part(folder, "unet", "other", 1, arrays=other)
+        model, params = weights.load_unet(folder, variant=variant)
+        expected_model, expected_params = weights.load_unet(expected)
+        assert model == expected_model
+        jax.tree.map(np.testing.assert_array_equal, params, expected_params)
 
 
 def test_types(tmp_path):
-    held = tensors("text_encoder", "bfloat16")
-    held["shared.weight"] = held["shared.weight"].astype(np.float16)
-    write_part(tmp_path, "text_encoder", held=held)
+    arrays = tensors("text_encoder", "bfloat16")
+    arrays["shared.weight"] = arrays["shared.weight"].astype(np.float16)
+    write_part(tmp_path, "text_encoder", arrays=arrays)
     for dtype, of_most, of_one in (
         (None, "float32", "float32"),
         ("stored", "bfloat16", "float16"),
@@ -85,11 +86,11 @@ def test_types(tmp_path):
 
 @pytest.mark.parametrize("names", [("embed",), ("shared", "embed")], ids=["second name", "both"])
 def test_the_tied_embedding_of_t5(tmp_path, names):
-    held = tensors("text_encoder")
-    matrix = held.pop("shared.weight")
+    arrays = tensors("text_encoder")
+    matrix = arrays.pop("shared.weight")
     called = {"shared": "shared.weight", "embed": "encoder.embed_tokens.weight"}
-    held |= {called[name]: matrix for name in names}
-    write_part(tmp_path / "saved/text_encoder", "text_encoder", held=held)
+    arrays |= {called[name]: matrix for name in names}
+    write_part(tmp_path / "saved/text_encoder", "text_encoder", arrays=arrays)
     params = weights.load_t5(tmp_path / "saved")[1]
     np.testing.assert_array_equal(params["shared"]["embedding"], matrix)
     main(["weights", f"--from=deepfloyd:{tmp_path}/saved", f"--to={tmp_path}/imported"])
@@ -98,8 +99,8 @@ def test_the_tied_embedding_of_t5(tmp_path, names):
     assert (tmp_path / "exported" / name).read_bytes() == (tmp_path / "saved" / name).read_bytes()
 
     if len(names) == 2:
-        held[called["embed"]] = matrix + 1
-        write_part(tmp_path / "saved/text_encoder", "text_encoder", held=held)
+        arrays[called["embed"]] = matrix + 1
+        write_part(tmp_path / "saved/text_encoder", "text_encoder", arrays=arrays)
         assert_fails(
             tmp_path / "saved", "embed_tokens.weight and shared.weight .* differ", "text_encoder"
         )
@@ -119,12 +120,12 @@ def test_the_tied_embedding_of_t5(tmp_path, names):
     ids=["missing", "extra", "shape", "type"],
 )
 def test_tensors_that_do_not_fit(tmp_path, change, said):
-    held = tensors("unet")
+    arrays = tensors("unet")
     for name, value in change.items():
-        held.pop(f"{name}.weight", None)
+        arrays.pop(f"{name}.weight", None)
         if value is not None:
-            held[f"{name}.weight"] = value
-    assert_fails(write_part(tmp_path / "unet", "unet", held=held), said)
+            arrays[f"{name}.weight"] = value
+    assert_fails(write_part(tmp_path / "unet", "unet", arrays=arrays), said)
 
 
 UNIMPLEMENTED = dict(
@@ -309,14 +310,14 @@ def test_variants_that_are_not_there(tmp_path):
 
 def test_an_import_is_a_finished_run(pipeline, imported):
     for part, load in (("unet", weights.load_unet), ("text_encoder", weights.load_t5)):
-        expected, held = load(pipeline)
+        expected_model, expected_params = load(pipeline)
         for path in (imported, imported / part):  # as a whole, and the run alone
             model, params = load(path)
-            assert model == expected
-            jax.tree.map(np.testing.assert_array_equal, params, held)
+            assert model == expected_model
+            jax.tree.map(np.testing.assert_array_equal, params, expected_params)
         run = Run.open(imported / part)
         variables = run.variables(run.shapes())
-        jax.tree.map(np.testing.assert_array_equal, variables, {"params": held})
+        jax.tree.map(np.testing.assert_array_equal, variables, {"params": expected_params})
         # A text cache made with either belongs to both.
         assert weights.digest(imported, part) == weights.digest(pipeline, part)
     with pytest.raises(InputError, match="was imported from weights without a variant, not fp16"):
@@ -462,9 +463,9 @@ def test_an_export_that_fails_leaves_nothing(imported, tmp_path):
 
 
 def test_numbers_too_large_for_half_precision(tmp_path):
-    held = tensors("unet")
-    held["conv_in.bias"][0] = 1e5
-    write_part(tmp_path / "saved/unet", "unet", held=held)
+    arrays = tensors("unet")
+    arrays["conv_in.bias"][0] = 1e5
+    write_part(tmp_path / "saved/unet", "unet", arrays=arrays)
     main(["weights", f"--from=deepfloyd:{tmp_path}/saved", f"--to={tmp_path}/imported"])
     command = ["weights", f"--from={tmp_path}/imported", f"--to=deepfloyd:{tmp_path}/exported"]
     with pytest.raises(InputError, match=r"conv_in\.bias of .* does not fit float16"):

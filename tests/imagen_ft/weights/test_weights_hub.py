@@ -97,9 +97,9 @@ def hub(tmp_path_factory):
     write_part(pipeline / "unet", "unet", variant="bf16")
     content = files(pipeline) | {"unet/README.md": b"", "unet/pytorch_model.bin": b"pickle"}
     write_part(pipeline / "unet-fp16", "unet")
-    held = {name: -value for name, value in tensors("unet").items()}
-    write_part(pipeline / "v2", "unet", held=held)
-    second = write_part(folder / "second/unet", "unet", variant="fp16", held=held).parent
+    arrays = {name: -value for name, value in tensors("unet").items()}
+    write_part(pipeline / "v2", "unet", arrays=arrays)
+    second = write_part(folder / "second/unet", "unet", variant="fp16", arrays=arrays).parent
     pickle = {
         "text_encoder/pytorch_model.bin": b"",
         "text_encoder/config.json": b'{"model_type":1}',
@@ -137,10 +137,10 @@ def hub(tmp_path_factory):
 
 def test_repositories(hub):
     server, ask, pipeline, folder = hub
-    found = ask(str(pipeline), str(folder))
-    assert found["same"] and found["revision"] and found["imported"] and found["cached"]
-    assert found["tokenizer"] == ["spiece.model", "tokenizer_config.json"]
-    assert found["digest"][0] == found["digest"][1]
+    answer = ask(str(pipeline), str(folder))
+    assert answer["same"] and answer["revision"] and answer["imported"] and answer["cached"]
+    assert answer["tokenizer"] == ["spiece.model", "tokenizer_config.json"]
+    assert answer["digest"][0] == answer["digest"][1]
     # Of the one variant that was asked for (v2 has one file), and once.
     unet = [name for name in server.downloads if "/unet/" in name and name.startswith("owner/if/")]
     assert sorted(unet) == [
@@ -161,8 +161,8 @@ def test_repositories(hub):
         "offline": "no network",
         "unreachable": "no network",
     }
-    for name, part in said.items():
-        assert part in found[name] and "\n" not in found[name], (name, found[name])
+    for name, words in said.items():
+        assert words in answer[name] and "\n" not in answer[name], (name, answer[name])
 
 
 def test_a_token_opens_a_gated_repository(hub):

@@ -5,7 +5,7 @@ from tests.support.devices import run_on_eight
 
 def test_every_device_gets_its_own_part(tmp_path):
     result = run_on_eight("tests.imagen_ft.weights.weights_devices", str(tmp_path))
-    for name, found in result.items():
-        assert found["equal"] and found["placed"] and found["split"] > 8, name
+    for name, checks in result.items():
+        assert checks["equal"] and checks["placed"] and checks["split"] > 8, name
         # From files no device reads more than its own; Orbax reads for itself.
-        assert found["read in eighths"] == (found["split"] if "pipeline" in name else 0), name
+        assert checks["read in eighths"] == (checks["split"] if "pipeline" in name else 0), name

@@ -73,19 +73,19 @@ def write_json(path, table):
     path.write_text(json.dumps(table))
 
 
-def write_part(folder, part, variant=None, files=1, dtype="float32", held=None):
+def write_part(folder, part, variant=None, files=1, dtype="float32", arrays=None):
     """One file, or several with an index."""
-    held = tensors(part, dtype) if held is None else held
+    arrays = tensors(part, dtype) if arrays is None else arrays
     write_json(folder / "config.json", CONFIGS[part])
     stem, dot = PARTS[part].stem, f".{variant}" if variant else ""
     names = [f"{stem}{dot}-{n:05}-of-{files:05}.safetensors" for n in range(1, files + 1)]
     names = names if files > 1 else [f"{stem}{dot}.safetensors"]
-    places = {tensor: names[n % files] for n, tensor in enumerate(held)}
+    weight_map = {tensor: names[n % files] for n, tensor in enumerate(arrays)}
     for name in names:
-        part_of = {tensor: held[tensor] for tensor, place in places.items() if place == name}
-        safetensors.numpy.save_file(part_of, folder / name, metadata={"format": "pt"})
+        of_file = {tensor: arrays[tensor] for tensor in arrays if weight_map[tensor] == name}
+        safetensors.numpy.save_file(of_file, folder / name, metadata={"format": "pt"})
     if files > 1:
-        write_json(folder / f"{stem}.safetensors.index{dot}.json", {"weight_map": places})
+        write_json(folder / f"{stem}.safetensors.index{dot}.json", {"weight_map": weight_map})
     return folder
 
 

@@ -44,14 +44,16 @@ def main_test(folder):
     result = {"devices": jax.device_count()}
     for part, load in (("unet", weights.load_unet), ("text_encoder", weights.load_t5)):
         expected = load(pipeline)[1]
-        wanted = mesh.state_shardings(devices, expected)
+        shardings = mesh.state_shardings(devices, expected)
         for name in ("pipeline", "imported"):
             shares = {}
             with watched_view(shares):
                 params = load(folder / name, mesh=devices)[1]
             equal = jax.tree.map(np.array_equal, params, expected)
-            placed = jax.tree.map(lambda leaf, place: leaf.sharding == place, params, wanted)
-            split = [not place.is_fully_replicated for place in jax.tree.leaves(wanted)]
+            placed = jax.tree.map(
+                lambda leaf, sharding: leaf.sharding == sharding, params, shardings
+            )
+            split = [not sharding.is_fully_replicated for sharding in jax.tree.leaves(shardings)]
             result[f"{part} {name}"] = {
                 "equal": all(jax.tree.leaves(equal)),
                 "placed": all(jax.tree.leaves(placed)),

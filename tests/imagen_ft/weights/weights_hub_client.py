@@ -22,16 +22,16 @@ def attempt(function, *args, **kwargs):
         return str(error)
 
 
-def same(found, path):
+def same(loaded, path):
     model, params = weights.load_unet(path)
-    equal = jax.tree.map(np.array_equal, params, found[1])
-    return found[0] == model and all(jax.tree.leaves(equal))
+    equal = jax.tree.map(np.array_equal, params, loaded[1])
+    return loaded[0] == model and all(jax.tree.leaves(equal))
 
 
 def ask(pipeline, folder):
     result = {}
-    found = weights.load_unet("owner/if", variant="fp16")
-    result["same"] = same(found, f"{pipeline}/unet-fp16")
+    loaded = weights.load_unet("owner/if", variant="fp16")
+    result["same"] = same(loaded, f"{pipeline}/unet-fp16")
     result["revision"] = same(weights.load_unet("owner/if@v2", variant="fp16"), f"{pipeline}/v2")
     result["tokenizer"] = sorted(
         path.name for path in weights.part_folder("owner/if", "tokenizer").iterdir()
