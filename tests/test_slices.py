@@ -69,7 +69,9 @@ def test_slices_take_about_as_long():
     sums = dict.fromkeys(slices.SLICES, 0)
     for file, seconds in slices.SECONDS.items():
         sums[dealt[file]] += seconds
-    assert max(sums.values()) <= 1.25 * sum(sums.values()) / len(sums), sums
+    # A file is not divided.
+    longest = max(slices.SECONDS.values())
+    assert max(sums.values()) <= max(longest, 1.25 * sum(sums.values()) / len(sums)), sums
 
 
 def test_what_takes_long_is_alone():
