@@ -33,16 +33,16 @@ def train(workdir, flags, steps=10):
 def evaluate(workdir, flags):
     model, arm = workdir.parent.name, workdir.name
     seeds = len(list(workdir.glob("seed_*")))
-    found = accuracies(model, arm, seeds)
-    mean = sum(found) / seeds
+    measured_accuracies = accuracies(model, arm, seeds)
+    mean = sum(measured_accuracies) / seeds
     per_class = [mean - 0.1, mean - 0.05, mean + 0.05, mean + 0.1]
     if arm.startswith("generated"):
         per_class = [*per_class[2:], *per_class[:2]]
-    top5 = [accuracy + 0.2 for accuracy in found]
-    measured = {"accuracies": found, "per_class": per_class, "top5": top5}
+    top5 = [accuracy + 0.2 for accuracy in measured_accuracies]
+    measured = {"accuracies": measured_accuracies, "per_class": per_class, "top5": top5}
     measured |= {"mean": mean, "std": 0.0, "p_value": None}
-    told = {"num_images": 400, "class_names": CLASSES, "arms": {arm: measured}}
-    (workdir / "evaluation_test.json").write_text(json.dumps(told))
+    evaluation = {"num_images": 400, "class_names": CLASSES, "arms": {arm: measured}}
+    (workdir / "evaluation_test.json").write_text(json.dumps(evaluation))
 
 
 def lines(path):

@@ -66,9 +66,9 @@ def runs(tmp_path_factory, request):
 def logits(run, seed, source):
     """Of all images at once."""
     abstract = jax.eval_shape(lambda: variables(0))
-    found = Run.open(run).seed(seed).variables(abstract)
+    weights = Run.open(run).seed(seed).variables(abstract)
     images = np.stack([source[i]["image"] for i in range(len(source))])
-    return torch.tensor(np.asarray(model().apply(found, images / np.float32(127.5) - 1)))
+    return torch.tensor(np.asarray(model().apply(weights, images / np.float32(127.5) - 1)))
 
 
 def test_results_are_what_torch_says_of_the_outputs(runs):
@@ -78,27 +78,27 @@ def test_results_are_what_torch_says_of_the_outputs(runs):
         labels = torch.tensor(source.labels.astype(int))
         assert result["num_images"] == len(source) and result["baseline"] == "real"
         assert result["class_names"] == list(DIGIT_NAMES) and result["name"] == name
-        for arm, found in result["arms"].items():
+        for arm, arm_results in result["arms"].items():
             for seed in range(2):
                 said = logits(runs / arm, seed, source)
                 right = said.argmax(1) == labels
-                assert found["accuracies"][seed] == pytest.approx(float(right.float().mean()))
+                assert arm_results["accuracies"][seed] == pytest.approx(float(right.float().mean()))
                 top = (said.topk(5).indices == labels[:, None]).any(1)
-                assert found["top5"][seed] == pytest.approx(float(top.float().mean()))
+                assert arm_results["top5"][seed] == pytest.approx(float(top.float().mean()))
                 loss = torch.nn.functional.cross_entropy(said, labels)
-                assert found["loss"][seed] == pytest.approx(float(loss), rel=1e-4)
-                assert 0 < found["calibration_error"][seed] < 1
-            assert len(found["per_class"]) == 10
-            assert found["mean"] == pytest.approx(np.mean(found["per_class"]))
-            assert sum(found["calibration"]["count"]) == 2 * len(source)
+                assert arm_results["loss"][seed] == pytest.approx(float(loss), rel=1e-4)
+                assert 0 < arm_results["calibration_error"][seed] < 1
+            assert len(arm_results["per_class"]) == 10
+            assert arm_results["mean"] == pytest.approx(np.mean(arm_results["per_class"]))
+            assert sum(arm_results["calibration"]["count"]) == 2 * len(source)
         accuracies = {name: arm["accuracies"] for name, arm in result["arms"].items()}
         assert accuracies["real"] != accuracies["other"] and min(accuracies["real"]) > 0.12
         assert result["arms"]["real"]["p_value"] is None
 
 
 def test_attacks_are_on_their_set_alone(runs):
-    found = read_json(runs / "evaluation_validation.json")["arms"]
-    assert all(arm["attacks"] == {} for arm in found.values())
+    arms = read_json(runs / "evaluation_validation.json")["arms"]
+    assert all(arm["attacks"] == {} for arm in arms.values())
     source = sources.load(SMALL)
     for name, arm in read_json(runs / "evaluation_small.json")["arms"].items():
         fgsm, pgd = arm["attacks"]["fgsm"], arm["attacks"]["pgd"]
@@ -161,29 +161,29 @@ def test_what_is_done_is_not_done_again(runs, copied, again):
     assert again() == [] and results(copied) == results(runs)
     # Batches and the baseline change nothing that is kept.
     assert again(sets={"small": SETS["small"]}, batch_size=13, baseline="other") == []
-    found = results(copied)["small"]["arms"]
-    assert found["other"]["p_value"] is None
-    assert found["real"]["loss"] == results(runs)["small"]["arms"]["real"]["loss"]
+    arms = results(copied)["small"]["arms"]
+    assert arms["other"]["p_value"] is None
+    assert arms["real"]["loss"] == results(runs)["small"]["arms"]["real"]["loss"]
 
 
 def test_what_has_changed_is_done(runs, copied, again):
     stronger = {**ATTACKS, "fgsm": dict(ATTACKS["fgsm"], epsilon=30)}
     small = [(name, "small", seed) for name in ("other", "real") for seed in range(2)]
     assert again(attacks=stronger) == small
-    found, before = results(copied), results(runs)
-    assert found["validation"] == before["validation"]
+    after, before = results(copied), results(runs)
+    assert after["validation"] == before["validation"]
     for name, arm in before["small"]["arms"].items():
-        ours = found["small"]["arms"][name]
-        assert ours["accuracies"] == arm["accuracies"]
-        assert ours["attacks"]["pgd"] == arm["attacks"]["pgd"]
-        assert ours["attacks"]["fgsm"]["mean"] < arm["attacks"]["fgsm"]["mean"]
+        arm_after = after["small"]["arms"][name]
+        assert arm_after["accuracies"] == arm["accuracies"]
+        assert arm_after["attacks"]["pgd"] == arm["attacks"]["pgd"]
+        assert arm_after["attacks"]["fgsm"]["mean"] < arm["attacks"]["fgsm"]["mean"]
 
 
 def test_other_bins_are_other_results(copied, again):
     sets = {"validation": SETS["validation"]}
     assert len(again(sets=sets, attacks={}, calibration_bins=4)) == 4
-    found = results(copied)["validation"]["arms"]["real"]["calibration"]
-    assert len(found["count"]) == 4
+    calibration = results(copied)["validation"]["arms"]["real"]["calibration"]
+    assert len(calibration["count"]) == 4
 
 
 def test_an_interrupted_command_goes_on(runs, copied, again, monkeypatch):
@@ -215,18 +215,18 @@ def test_damaged_results_are_made_again(runs, copied, again):
 
 def test_runs_elsewhere_and_other_weights(runs, tmp_path):
     config = tiny.write_config(tmp_path / "config.py", {"small": SETS["small"]})
-    workdir, found = tmp_path / "results", []
+    workdir, evaluations = tmp_path / "results", []
     for folder in ("old", "new"):
-        seed = len(found)
+        seed = len(evaluations)
         tiny.write_run(tmp_path / folder / "real", variables(seed), model=FIELDS)
         elsewhere = repr((str(tmp_path / folder), str(runs / "other")))
         assert run(evaluate.main, config, workdir, f"--config.runs={elsewhere}") == 0
-        found.append(read_json(workdir / "evaluation_small.json")["arms"])
-        assert set(found[-1]) == {"real", "other"}
+        evaluations.append(read_json(workdir / "evaluation_small.json")["arms"])
+        assert set(evaluations[-1]) == {"real", "other"}
     # A finished run of the same name with other weights has taken its place.
-    assert found[0]["other"] == found[1]["other"]
-    assert found[0]["real"]["loss"] != found[1]["real"]["loss"]
-    assert found[0]["real"]["checkpoints"] != found[1]["real"]["checkpoints"]
+    assert evaluations[0]["other"] == evaluations[1]["other"]
+    assert evaluations[0]["real"]["loss"] != evaluations[1]["real"]["loss"]
+    assert evaluations[0]["real"]["checkpoints"] != evaluations[1]["real"]["checkpoints"]
 
 
 def one_line(capsys):

@@ -74,9 +74,9 @@ class Site:
     def calls(self):
         """The steps that were started since the last question, in order."""
         path = self.folder / "calls"
-        found = [line.split()[0] for line in fake_python.lines(path)]
+        names = [line.split()[0] for line in fake_python.lines(path)]
         path.unlink(missing_ok=True)
-        return found
+        return names
 
     def write(self, name, *lines):
         (self.folder / name).write_text("".join(f"{line}\n" for line in lines))
@@ -205,17 +205,17 @@ def test_jobs_are_submitted(site):
     submit.chmod(0o755)
     argv = ("--jobs=2", f"--submit={submit} 'lane {{lane}}' --job-name={{step}}")
     assert site.run(CAS, *argv) == 0
-    told = fake_python.lines(site.folder / "told")
-    assert sorted(line.split("--job-name=")[1] for line in told) == sorted(site.calls())
-    assert {line.split(" --")[0] for line in told} == {"lane 0", "lane 1"}
+    lines = fake_python.lines(site.folder / "told")
+    assert sorted(line.split("--job-name=")[1] for line in lines) == sorted(site.calls())
+    assert {line.split(" --")[0] for line in lines} == {"lane 0", "lane 1"}
 
 
 def test_the_command_lines(site, generated):
     only = ("--config.studies=('models',)", "--config.models_of.models=('narrow',)")
     assert site.run(*only, "--config.seeds=3", "--config.overrides=('batch_size=16',)") == 0
-    told = dict(line.split(" ", 1) for line in fake_python.lines(site.folder / "calls"))
+    arguments = dict(line.split(" ", 1) for line in fake_python.lines(site.folder / "calls"))
     folder = site.workdir / "runs" / "narrow" / "real+generated_1x"
-    assert json.loads(told["train-narrow-real+generated_1x"]) == [
+    assert json.loads(arguments["train-narrow-real+generated_1x"]) == [
         "--config=configs/digits/classifier.py:runlocal,arm=real+generated,k=1",
         f"--workdir={folder}",
         "--config.batch_size=16",
@@ -223,14 +223,14 @@ def test_the_command_lines(site, generated):
         "--config.seeds=3",
         f"--config.train_sources.generated.path={generated}",
     ]
-    assert json.loads(told["train-narrow-real"]) == [
+    assert json.loads(arguments["train-narrow-real"]) == [
         "--config=configs/digits/classifier.py:runlocal,arm=real",
         f"--workdir={folder.with_name('real')}",
         "--config.batch_size=16",
         "--config.model.width=8",
         "--config.seeds=3",
     ]
-    assert json.loads(told["evaluate-narrow-real+generated_1x"]) == [
+    assert json.loads(arguments["evaluate-narrow-real+generated_1x"]) == [
         "--config=configs/digits/evaluate.py",
         f"--workdir={folder}",
     ]
@@ -251,13 +251,13 @@ def test_a_model_begins_with_another_ones_run_of_the_same_arm(site):
     config = a_config(site, studies=("cas",), models=models, models_of=dict(cas=("large",)))
     site.argv = (config, *site.argv[1:])
     assert site.run("--jobs=4") == 0
-    told = dict(line.split(" ", 1) for line in fake_python.lines(site.folder / "calls"))
+    arguments = dict(line.split(" ", 1) for line in fake_python.lines(site.folder / "calls"))
     calls = site.calls()
     for arm in ("real", "generated_1x"):
         assert calls.index(f"train-small-{arm}") < calls.index(f"train-large-{arm}")
         start = f"--config.init_from={site.workdir}/runs/small/{arm}"
-        assert start in json.loads(told[f"train-large-{arm}"])
-        assert not any("init_from" in word for word in json.loads(told[f"train-small-{arm}"]))
+        assert start in json.loads(arguments[f"train-large-{arm}"])
+        assert not any("init_from" in word for word in json.loads(arguments[f"train-small-{arm}"]))
     assert {row["model"] for row in site.result()["cas"]} == {"large"}
 
 
@@ -273,13 +273,16 @@ def test_its_numbers_are_those_of_an_evaluation_of_its_runs(site, generated):
         argv = ["task", "--config=configs/digits/evaluate.py", f"--workdir={runs}"]
         app.run(evaluate.main, "", argv=argv)
     assert ended.value.code == 0
-    theirs, ours = read_json(runs / "evaluation_test.json")["arms"], site.result()["arms"]["resnet"]
-    assert set(ours) == set(theirs) == set(ARMS)
-    for name, arm in theirs.items():
+    evaluated, arms = (
+        read_json(runs / "evaluation_test.json")["arms"],
+        site.result()["arms"]["resnet"],
+    )
+    assert set(arms) == set(evaluated) == set(ARMS)
+    for name, arm in evaluated.items():
         for key in ("accuracies", "mean", "std", "p_value", "per_class"):
-            assert ours[name][key] == arm[key]
+            assert arms[name][key] == arm[key]
     # White squares teach nothing.
-    assert ours["generated_1x"]["mean"] + 0.03 < ours["real"]["mean"]
+    assert arms["generated_1x"]["mean"] + 0.03 < arms["real"]["mean"]
     assert (site.workdir / "scaling.png").exists()
 
 

@@ -11,12 +11,12 @@ MIX = dict(mixup=0.2, cutmix=1.0)
 
 def test_images_are_augmented_and_repeated(tmp_path, monkeypatch):
     plain = drawn(monkeypatch, tmp_path / "plain", dict(real=REAL), augment={})
-    found = drawn(monkeypatch, tmp_path / "set", dict(real=REAL), augment=POLICY, repeats=4)
-    assert {batch["image"].shape for batch in found} == {(16, 6, 6, 1)}
+    batches = drawn(monkeypatch, tmp_path / "set", dict(real=REAL), augment=POLICY, repeats=4)
+    assert {batch["image"].shape for batch in batches} == {(16, 6, 6, 1)}
     drawn_labels = np.concatenate([batch["label"] for batch in plain])[:80]
-    labels = np.concatenate([batch["label"] for batch in found])
+    labels = np.concatenate([batch["label"] for batch in batches])
     np.testing.assert_array_equal(labels, np.repeat(drawn_labels, 4))
-    images = np.concatenate([batch["image"] for batch in found])
+    images = np.concatenate([batch["image"] for batch in batches])
     copies = images.reshape(-1, 4, 36)
     assert (copies[:, 0] != copies[:, 1]).any(axis=1).mean() > 0.9
 

@@ -58,13 +58,13 @@ def worst_margin(variables, x, labels, epsilon):
 def test_a_linear_classifier_is_attacked_as_well_as_can_be(spec):
     variables, pixels, x, labels = linear_case()
     margin, worst = worst_margin(variables, x, labels, 6)
-    found = run(spec, Linear(), variables, pixels, labels, label_map=label_maps.identity("ab"))
-    assert found.correct.tolist() == (margin > 0).tolist()
+    strongest = run(spec, Linear(), variables, pixels, labels, label_map=label_maps.identity("ab"))
+    assert strongest.correct.tolist() == (margin > 0).tolist()
     clean, _ = worst_margin(variables, x, labels, 0)
     assert 3 < (margin > 0).sum() < (clean > 0).sum() - 3
-    np.testing.assert_allclose(found.loss, np.log1p(np.exp(-margin)), rtol=1e-4)
+    np.testing.assert_allclose(strongest.loss, np.log1p(np.exp(-margin)), rtol=1e-4)
     # Where the gradient is 0 in float32 a pixel stays; here that is nowhere.
-    assert_same_up_to_rounding(found.images, worst)
+    assert_same_up_to_rounding(strongest.images, worst)
 
 
 class Net:
@@ -97,12 +97,12 @@ def test_attacks_stay_in_the_ball_and_in_the_range(network, kind, epsilon):
     spec = dict(kind=kind, epsilon=epsilon)
     if kind == "pgd":
         spec |= dict(steps=4, step_size=epsilon)
-    found = np.asarray(run(spec, model, variables, pixels, labels).images)
-    change = found - (pixels / np.float32(127.5) - 1)
+    attacked = np.asarray(run(spec, model, variables, pixels, labels).images)
+    change = attacked - (pixels / np.float32(127.5) - 1)
     assert np.abs(change).max() <= epsilon / 127.5 + 1e-6
     assert np.abs(change).max() > 0.99 * epsilon / 127.5
-    assert found.min() >= -1 and found.max() <= 1
-    assert found.shape == pixels.shape and found.dtype == np.float32
+    assert attacked.min() >= -1 and attacked.max() <= 1
+    assert attacked.shape == pixels.shape and attacked.dtype == np.float32
 
 
 @pytest.mark.parametrize(("epsilon", "more"), [(0.5, 0), (1, 1), (2, 1)])
@@ -120,11 +120,11 @@ def test_pgd_finds_what_fgsm_finds_and_more(network, epsilon, more):
 def test_what_is_said_of_the_found_images_is_so(network):
     model, variables, pixels, labels = network
     for spec in (FGSM, PGD):
-        found = run(spec, model, variables, pixels, labels)
-        logits = torch.tensor(np.asarray(model.apply(variables, found.images)))
-        assert found.correct.tolist() == (logits.argmax(1).numpy() == labels).tolist()
+        strongest = run(spec, model, variables, pixels, labels)
+        logits = torch.tensor(np.asarray(model.apply(variables, strongest.images)))
+        assert strongest.correct.tolist() == (logits.argmax(1).numpy() == labels).tolist()
         loss = torch.nn.functional.cross_entropy(logits, torch.tensor(labels), reduction="none")
-        np.testing.assert_allclose(found.loss, loss.numpy(), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(strongest.loss, loss.numpy(), rtol=1e-3, atol=1e-4)
 
 
 def test_fgsm_follows_torchs_gradient():
@@ -132,7 +132,7 @@ def test_fgsm_follows_torchs_gradient():
     variables = draw(1 / 8)
     pixels, labels = images(5)[4:], np.arange(B - 4) % CLASSES
     pixels = np.clip(pixels, 10, 245)
-    found = run(FGSM, Net(), variables, pixels, labels)
+    strongest = run(FGSM, Net(), variables, pixels, labels)
     a, b = (torch.tensor(variables[name]) for name in "ab")
     x = torch.tensor(pixels / np.float32(127.5) - 1, requires_grad=True)
     logits = torch.sin(x.reshape(len(x), -1) @ a) @ b
@@ -141,15 +141,15 @@ def test_fgsm_follows_torchs_gradient():
     expected = x.detach().numpy() + 6 / 127.5 * np.sign(slope)
     clear = np.abs(slope) > 1e-5
     assert clear.mean() > 0.99
-    np.testing.assert_allclose(np.asarray(found.images)[clear], expected[clear], atol=1e-6)
+    np.testing.assert_allclose(np.asarray(strongest.images)[clear], expected[clear], atol=1e-6)
 
 
 def test_random_starts_belong_to_images_not_to_batches(network):
     model, variables, pixels, labels = network
     whole = run(PGD, model, variables, pixels, labels)
-    part = run(PGD, model, variables, pixels[8:16], labels[8:16], np.arange(8, 16))
-    assert whole.correct[8:16].tolist() == part.correct.tolist()
-    np.testing.assert_allclose(whole.loss[8:16], part.loss, rtol=1e-3, atol=1e-4)
+    second_half = run(PGD, model, variables, pixels[8:16], labels[8:16], np.arange(8, 16))
+    assert whole.correct[8:16].tolist() == second_half.correct.tolist()
+    np.testing.assert_allclose(whole.loss[8:16], second_half.loss, rtol=1e-3, atol=1e-4)
     small = dict(PGD, epsilon=1, step_size=0.25)
     one, other = (
         run(dict(small, seed=seed), model, variables, pixels, labels) for seed in range(2)
@@ -168,10 +168,10 @@ def test_only_competing_classes_are_aimed_at():
 
     answers, competing = np.array([0, 1, label_maps.NO_LABEL]), np.array([True, True, False])
     label_map = label_maps.LabelMap(("a", "b"), np.arange(2), answers, competing)
-    found = run(PGD, Three(), variables, pixels, labels, label_map=label_map)
+    strongest = run(PGD, Three(), variables, pixels, labels, label_map=label_map)
     expected = run(PGD, Linear(), variables, pixels, labels, label_map=label_maps.identity("ab"))
-    assert_same_up_to_rounding(found.images, expected.images)
-    np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-5)
+    assert_same_up_to_rounding(strongest.images, expected.images)
+    np.testing.assert_allclose(strongest.loss, expected.loss, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -64,14 +64,16 @@ def test_objectnet_loses_its_border_and_other_classes(tmp_path):
     images = {f"{name}/{i}.png": tiny.png(i, border=2) for name in folders for i in range(2)}
     path = tiny.write_zip(tmp_path / "objectnet.zip", images)
     spec = dict(source=dict(name="image_folder", path=path), label_map="objectnet")
-    found = image_sets.open_sets({"objectnet": spec})["objectnet"]
-    assert len(found.source) == 226 and len(found.label_map.class_names) == 113
-    assert found.source.labels.tolist() == [label for label in range(113) for _ in range(2)]
+    evaluation_set = image_sets.open_sets({"objectnet": spec})["objectnet"]
+    assert len(evaluation_set.source) == 226 and len(evaluation_set.label_map.class_names) == 113
+    assert evaluation_set.source.labels.tolist() == [
+        label for label in range(113) for _ in range(2)
+    ]
     for i in (0, 1, 225):
-        example = found.source[i]
+        example = evaluation_set.source[i]
         assert example["image"].shape == (4, 4, 3) and (example["image"][..., 2] == 7).all()
-        name = found.label_map.class_names[example["label"]]
-        assert found.source.key(i) == f"{name}/{i % 2}.png"
+        name = evaluation_set.label_map.class_names[example["label"]]
+        assert evaluation_set.source.key(i) == f"{name}/{i % 2}.png"
 
 
 def objects():
@@ -85,39 +87,41 @@ def test_chosen_classes_of_a_set(tmp_path):
     )
     source = dict(name="image_folder", path=path, classes=["n01484850", "n01443537"])
     spec = dict(source=source, label_map="imagenet_r")
-    found = image_sets.open_sets({"r": spec})["r"]
-    assert found.label_map.class_names == ("n01484850", "n01443537")
-    assert found.source.labels.tolist() == [1, 1, 0, 0]
-    assert [found.label_map.answers[label] for label in (1, 2)] == [1, 0]
+    evaluation_set = image_sets.open_sets({"r": spec})["r"]
+    assert evaluation_set.label_map.class_names == ("n01484850", "n01443537")
+    assert evaluation_set.source.labels.tolist() == [1, 1, 0, 0]
+    assert [evaluation_set.label_map.answers[label] for label in (1, 2)] == [1, 0]
 
 
-def model_check(found, num_classes, names):
+def model_check(evaluation_set, num_classes, names):
     with pytest.raises(InputError) as raised:
-        found.check_model("runs/a", num_classes, names)
+        evaluation_set.check_model("runs/a", num_classes, names)
     return str(raised.value)
 
 
 def test_another_model():
-    found = image_sets.open_sets({"test": dict(source=DIGITS)})["test"]
+    evaluation_set = image_sets.open_sets({"test": dict(source=DIGITS)})["test"]
     names = list(DIGIT_NAMES)
-    found.check_model("runs/a", 10, None)
-    found.check_model("runs/a", 10, names)
-    said = model_check(found, 1000, None)
+    evaluation_set.check_model("runs/a", 10, None)
+    evaluation_set.check_model("runs/a", 10, names)
+    said = model_check(evaluation_set, 1000, None)
     assert said == (
         "config.sets.test: runs/a was trained for 1000 classes, the set has 10: choose another "
         "set, or a label_map"
     )
-    said = model_check(found, 10, names[::-1])
+    said = model_check(evaluation_set, 10, names[::-1])
     assert "config.sets.test: label 0 is 'zero', but 'nine' to runs/a" in said
 
 
 def test_another_model_of_a_mapped_set(tmp_path):
     images = {f"{label}/0.png": tiny.png(label) for label in range(1000)}
     source = dict(name="image_folder", path=tiny.write_zip(tmp_path / "v2.zip", images))
-    found = image_sets.open_sets({"v2": dict(source=source, label_map="imagenet_v2")})["v2"]
-    found.check_model("runs/a", 1000, None)
-    found.check_model("runs/a", 1000, list(wordnet_ids()))
-    found.check_model("runs/a", 1000, [f"class {k}" for k in range(1000)])
-    assert "is for the 1,000 classes of ImageNet" in model_check(found, 10, None)
-    said = model_check(found, 1000, list(wordnet_ids())[::-1])
+    evaluation_set = image_sets.open_sets({"v2": dict(source=source, label_map="imagenet_v2")})[
+        "v2"
+    ]
+    evaluation_set.check_model("runs/a", 1000, None)
+    evaluation_set.check_model("runs/a", 1000, list(wordnet_ids()))
+    evaluation_set.check_model("runs/a", 1000, [f"class {k}" for k in range(1000)])
+    assert "is for the 1,000 classes of ImageNet" in model_check(evaluation_set, 10, None)
+    said = model_check(evaluation_set, 1000, list(wordnet_ids())[::-1])
     assert "label 0 is 'n01440764', but 'n15075141' to runs/a" in said

@@ -46,8 +46,8 @@ def folders(name):
     return sorted([*table, "air_freshener", "zoom"] if name == "objectnet" else table)
 
 
-def digest(found):
-    return hashlib.sha256(json.dumps(found, separators=(",", ":")).encode()).hexdigest()
+def digest(labels):
+    return hashlib.sha256(json.dumps(labels, separators=(",", ":")).encode()).hexdigest()
 
 
 def test_wordnet_ids():
@@ -61,24 +61,26 @@ def test_lists_of_200(name, count):
     wnids = folders(name)
     assert len(wnids) == count and set(wnids) < set(IDS)
     assert digest([IDS.index(wnid) for wnid in wnids]) == DIGESTS[name]
-    found = label_maps.resolve(name, wnids)
-    assert found.class_names == tuple(wnids) and found.num_model_classes == 1000
-    assert np.flatnonzero(found.competing).tolist() == [IDS.index(wnid) for wnid in wnids]
-    assert all(found.answers[IDS.index(wnid)] == label for label, wnid in enumerate(wnids))
-    assert (found.answers == label_maps.NO_LABEL).sum() == 1000 - count
+    label_map = label_maps.resolve(name, wnids)
+    assert label_map.class_names == tuple(wnids) and label_map.num_model_classes == 1000
+    assert np.flatnonzero(label_map.competing).tolist() == [IDS.index(wnid) for wnid in wnids]
+    assert all(label_map.answers[IDS.index(wnid)] == label for label, wnid in enumerate(wnids))
+    assert (label_map.answers == label_maps.NO_LABEL).sum() == 1000 - count
 
 
 def test_objectnet():
-    found = label_maps.resolve("objectnet", folders("objectnet"))
-    assert len(found.class_names) == 113 and "air_freshener" not in found.class_names
-    accepted = [np.flatnonzero(found.answers == label).tolist() for label in range(113)]
+    label_map = label_maps.resolve("objectnet", folders("objectnet"))
+    assert len(label_map.class_names) == 113 and "air_freshener" not in label_map.class_names
+    accepted = [np.flatnonzero(label_map.answers == label).tolist() for label in range(113)]
     assert digest(sorted(accepted)) == DIGESTS["objectnet"]
-    assert found.competing.all() and found.border == 2
+    assert label_map.competing.all() and label_map.border == 2
     for folder, names in OBJECTNET.items():
-        labels = accepted[found.class_names.index(folder)]
+        labels = accepted[label_map.class_names.index(folder)]
         assert sorted(NAMES[IDS[label]] for label in labels) == sorted(names)
     # Other folders lie between, so labels of the source are others.
-    assert [folders("objectnet")[label] for label in found.source_labels] == list(found.class_names)
+    assert [folders("objectnet")[label] for label in label_map.source_labels] == list(
+        label_map.class_names
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,24 +92,24 @@ def test_objectnet():
     ],
 )
 def test_permutations(name, classes):
-    found = label_maps.resolve(name, classes)
-    assert sorted(found.answers) == list(range(1000)) and found.competing.all()
-    for place, folder in enumerate(classes):
+    label_map = label_maps.resolve(name, classes)
+    assert sorted(label_map.answers) == list(range(1000)) and label_map.competing.all()
+    for source_label, folder in enumerate(classes):
         label = int(folder) if folder.isdecimal() else IDS.index(folder)
-        assert found.answers[label] == place
+        assert label_map.answers[label] == source_label
 
 
 def test_v2_sorted_as_text_is_another_order():
-    found = label_maps.resolve("imagenet_v2", sorted(map(str, range(1000))))
-    assert found.class_names[:4] == ("0", "1", "10", "100")
-    assert (found.answers != np.arange(1000)).sum() == 988
-    assert (found.answers[10], found.answers[2]) == (2, 1 + 1 + 10 + 100)
+    label_map = label_maps.resolve("imagenet_v2", sorted(map(str, range(1000))))
+    assert label_map.class_names[:4] == ("0", "1", "10", "100")
+    assert (label_map.answers != np.arange(1000)).sum() == 988
+    assert (label_map.answers[10], label_map.answers[2]) == (2, 1 + 1 + 10 + 100)
 
 
 def test_a_part_competes_with_the_whole():
-    found = label_maps.resolve("imagenet_r", folders("imagenet_r")[3:5], partial=True)
-    assert len(found.class_names) == 2 and found.competing.sum() == 200
-    assert (found.answers >= 0).sum() == 2
+    label_map = label_maps.resolve("imagenet_r", folders("imagenet_r")[3:5], partial=True)
+    assert len(label_map.class_names) == 2 and label_map.competing.sum() == 200
+    assert (label_map.answers >= 0).sum() == 2
 
 
 @pytest.mark.parametrize(
@@ -164,16 +166,18 @@ def test_an_oracle_is_right_on_every_set(tmp_path, monkeypatch, capsys):
     config = tiny.write_config(tmp_path / "config.py", written_sets(tmp_path))
     assert commands.run(evaluate.main, config, tmp_path / "runs", "--config.batch_size=250") == 0
     sets = ("val", "v2", "sketch", "r", "a", "objectnet")
-    found = {name: read_json(tmp_path / "runs" / f"evaluation_{name}.json") for name in sets}
-    assert [found[name]["num_images"] for name in sets] == [1000, 1000, 1000, 200, 200, 125]
-    for name, result in found.items():
+    results = {name: read_json(tmp_path / "runs" / f"evaluation_{name}.json") for name in sets}
+    assert [results[name]["num_images"] for name in sets] == [1000, 1000, 1000, 200, 200, 125]
+    for name, result in results.items():
         arms = result["arms"]
         assert arms["real"]["mean"] == 1.0 and set(arms["real"]["per_class"]) == {1.0}, name
         assert arms["real"]["loss"][0] < 1e-3 and arms["real"]["calibration_error"][0] < 1e-3
         assert arms["second"]["top5"] == [1.0]
         expected = {shift: accuracy(name, *shifts[shift]) for shift in shifts}
         assert {arm: arms[arm]["mean"] for arm in arms} == pytest.approx(expected), name
-    assert found["val"]["arms"]["next"]["mean"] == 0 and found["r"]["arms"]["second"]["mean"] > 0.5
+    assert (
+        results["val"]["arms"]["next"]["mean"] == 0 and results["r"]["arms"]["second"]["mean"] > 0.5
+    )
     table = capsys.readouterr().out
     assert "objectnet: 125 images, 113 classes" in table
     assert (tmp_path / "runs" / "evaluation.png").stat().st_size > 10_000

@@ -19,8 +19,8 @@ def outputs(classes=CLASSES, seed=0):
 
 
 def judge(logits, labels, label_map):
-    found = jax.jit(scores.judge, static_argnums=2)(logits, labels, Static(label_map))
-    return {name: np.asarray(value) for name, value in found.items()}
+    judged = jax.jit(scores.judge, static_argnums=2)(logits, labels, Static(label_map))
+    return {name: np.asarray(value) for name, value in judged.items()}
 
 
 class Static:
@@ -35,16 +35,16 @@ class Static:
 
 def test_plain_classes_against_torch():
     logits, labels = outputs()
-    found = judge(logits, labels, label_maps.identity(range(CLASSES)))
+    judged = judge(logits, labels, label_maps.identity(range(CLASSES)))
     theirs = torch.tensor(logits)
-    assert found["predicted"].tolist() == theirs.argmax(1).tolist()
+    assert judged["predicted"].tolist() == theirs.argmax(1).tolist()
     top = theirs.topk(5, dim=1).indices
-    assert found["top5"].tolist() == (top == torch.tensor(labels)[:, None]).any(1).tolist()
-    assert 0 < found["top5"].sum() < B
+    assert judged["top5"].tolist() == (top == torch.tensor(labels)[:, None]).any(1).tolist()
+    assert 0 < judged["top5"].sum() < B
     loss = torch.nn.functional.cross_entropy(theirs, torch.tensor(labels), reduction="none")
-    np.testing.assert_allclose(found["loss"], loss.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(judged["loss"], loss.numpy(), rtol=1e-5)
     confidence = theirs.softmax(1).max(1).values
-    np.testing.assert_allclose(found["confidence"], confidence.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(judged["confidence"], confidence.numpy(), rtol=1e-5)
 
 
 def test_a_part_of_the_classes_is_the_part_of_the_outputs():
@@ -55,10 +55,10 @@ def test_a_part_of_the_classes_is_the_part_of_the_outputs():
     answers[some], competing[some] = range(6), True
     labels = labels % 6
     label_map = LabelMap(tuple("abcdef"), np.arange(6), answers, competing)
-    found = judge(logits, labels, label_map)
+    judged = judge(logits, labels, label_map)
     expected = judge(logits[:, some], labels, label_maps.identity("abcdef"))
     for name, values in expected.items():
-        np.testing.assert_allclose(found[name], values, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(judged[name], values, rtol=1e-5, err_msg=name)
     assert (logits.argmax(1) != np.array(some)[expected["predicted"]]).any()
 
 
@@ -69,17 +69,17 @@ def test_several_classes_stand_for_one():
     answers = np.array([stands_for.get(k, NO_LABEL) for k in range(CLASSES)])
     labels = np.arange(B) % 3
     label_map = LabelMap(tuple("abc"), np.arange(3), answers, np.ones(CLASSES, bool))
-    found = judge(logits, labels, label_map)
+    judged = judge(logits, labels, label_map)
     p = torch.tensor(logits).softmax(1).numpy()
     for row, label in enumerate(labels):
         best = [stands_for.get(k, -1) for k in np.argsort(-logits[row])[:5]]
-        assert found["predicted"][row] == best[0]
-        assert found["top5"][row] == (label in best)
+        assert judged["predicted"][row] == best[0]
+        assert judged["top5"][row] == (label in best)
         own = [k for k, of in stands_for.items() if of == label]
-        assert found["loss"][row] == pytest.approx(-np.log(p[row, own].sum()), rel=1e-4)
+        assert judged["loss"][row] == pytest.approx(-np.log(p[row, own].sum()), rel=1e-4)
         said = [k for k, of in stands_for.items() if of == best[0]] or [logits[row].argmax()]
-        assert found["confidence"][row] == pytest.approx(p[row, said].sum(), rel=1e-4)
-    assert (found["predicted"] == NO_LABEL).any() and (found["predicted"] == 0).any()
+        assert judged["confidence"][row] == pytest.approx(p[row, said].sum(), rel=1e-4)
+    assert (judged["predicted"] == NO_LABEL).any() and (judged["predicted"] == 0).any()
 
 
 @pytest.mark.parametrize("classes", [2, 5])
@@ -98,11 +98,11 @@ def test_the_gradient_of_the_loss_is_finite_and_right():
         competing,
     )
     labels = labels % 6
-    found = jax.grad(lambda x: scores.judge(x, labels, label_map)["loss"].sum())(logits)
+    gradient = jax.grad(lambda x: scores.judge(x, labels, label_map)["loss"].sum())(logits)
     expected = np.zeros_like(logits)
     expected[:, ::2] = torch.tensor(logits[:, ::2]).softmax(1).numpy()
     expected[np.arange(B), 2 * labels] -= 1
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(gradient, expected, atol=1e-5)
 
 
 def brute_force_calibration_error(confidence, correct):
@@ -120,11 +120,11 @@ def test_calibration_error():
     rng = np.random.default_rng(0)
     confidence = np.append(rng.uniform(0.01, 1, 500), [1.0, 1.0]).astype(np.float32)
     correct = rng.uniform(size=502) < confidence**2
-    found = scores.calibration(confidence, correct, BINS)
+    calibration = scores.calibration(confidence, correct, BINS)
     expected = brute_force_calibration_error(confidence.astype(np.float64), correct)
-    assert found["calibration_error"] == pytest.approx(expected, rel=1e-12)
+    assert calibration["calibration_error"] == pytest.approx(expected, rel=1e-12)
     assert 0.05 < expected < 0.4
-    bins = found["calibration"]
+    bins = calibration["calibration"]
     assert sum(bins["count"]) == 502 and sum(bins["correct"]) == correct.sum()
     assert sum(bins["confidence"]) == pytest.approx(confidence.sum(dtype=np.float64))
 
@@ -132,18 +132,18 @@ def test_calibration_error():
 @pytest.mark.parametrize(("right", "error"), [(1.0, 0.0), (0.0, 1.0), (0.25, 0.75)])
 def test_calibration_error_of_the_certain(right, error):
     correct = np.arange(100) < 100 * right
-    found = scores.calibration(np.ones(100, np.float32), correct, BINS)
-    assert found["calibration_error"] == pytest.approx(error)
+    calibration = scores.calibration(np.ones(100, np.float32), correct, BINS)
+    assert calibration["calibration_error"] == pytest.approx(error)
 
 
 def test_summary():
-    found = {
+    image_scores = {
         "predicted": np.array([0, 1, 1, 3]),
         "top5": np.array([True, True, False, True]),
         "loss": np.array([0.5, 1.0, 2.5, 0.0], np.float32),
         "confidence": np.full(4, 0.5, np.float32),
     }
-    summary = scores.summarise(found, np.array([0, 0, 1, 3]), num_classes=5, bins=2)
+    summary = scores.summarise(image_scores, np.array([0, 0, 1, 3]), num_classes=5, bins=2)
     assert (summary["accuracy"], summary["top5"], summary["loss"]) == (0.75, 0.75, 1.0)
     assert summary["per_class"] == [0.5, 1.0, None, 1.0, None]
     assert summary["calibration_error"] == 0.25
@@ -162,18 +162,20 @@ def test_every_image_counts_once(count):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, 2, 6, 1), np.uint8)
     source = ArraySource(images, np.arange(count) % 6, tuple("abcdef"))
-    told = []
+    counts = []
     score = scores.make_score(
-        Reader(), source, label_maps.identity("abcdef"), batch_size=4, tell=told.append
+        Reader(), source, label_maps.identity("abcdef"), batch_size=4, tell=counts.append
     )
-    found = score({"scale": np.float32(-9)})
-    assert found["predicted"].tolist() == images[:, 0, :, 0].argmin(1).tolist()
-    assert all(values.shape == (count,) for values in found.values()) and sum(told) == count
+    image_scores = score({"scale": np.float32(-9)})
+    assert image_scores["predicted"].tolist() == images[:, 0, :, 0].argmin(1).tolist()
+    assert (
+        all(values.shape == (count,) for values in image_scores.values()) and sum(counts) == count
+    )
     logits = -9 * (images[:, 0, :, 0] / 127.5 - 1)
     expected = torch.nn.functional.cross_entropy(
         torch.tensor(logits), torch.tensor(source.labels.astype(int)), reduction="none"
     )
-    np.testing.assert_allclose(found["loss"], expected.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(image_scores["loss"], expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_imagenets_own_order():

@@ -2,7 +2,7 @@ from tests.support.devices import run_on_eight
 
 
 def test_eight_devices_say_what_one_says():
-    found = run_on_eight("tests.classifiers.evaluation.scores_devices")
-    assert found.pop("moved") > 1e-3
-    assert found["predicted"] == found["top5"] == found["correct"] == 0
-    assert max(found.values()) < 1e-4, found
+    differences = run_on_eight("tests.classifiers.evaluation.scores_devices")
+    assert differences.pop("moved") > 1e-3
+    assert differences["predicted"] == differences["top5"] == differences["correct"] == 0
+    assert max(differences.values()) < 1e-4, differences

@@ -13,8 +13,8 @@ LIMITS = dict(source=dict(name="digits", split="train"), many=800, few=300)
 
 def test_the_limits_belong_to_medium():
     counts = np.array([1300, 801, 800, 500, 300, 299, 1])
-    found = shot_groups.groups(counts, label_maps.identity("abcdefg"), LIMITS)
-    assert found == ["many", "many", "medium", "medium", "medium", "few", "few"]
+    groups = shot_groups.groups(counts, label_maps.identity("abcdefg"), LIMITS)
+    assert groups == ["many", "many", "medium", "medium", "medium", "few", "few"]
 
 
 def test_a_class_of_several_has_the_images_of_all():
@@ -25,8 +25,8 @@ def test_a_class_of_several_has_the_images_of_all():
 
 def test_accuracies_are_means_over_classes():
     groups = ["many", "many", "few", "few", "few"]
-    found = shot_groups.accuracies([0.5, 1.0, 0.2, None, 0.4], groups)
-    assert found == pytest.approx({"many": 0.75, "medium": None, "few": 0.3})
+    means = shot_groups.accuracies([0.5, 1.0, 0.2, None, 0.4], groups)
+    assert means == pytest.approx({"many": 0.75, "medium": None, "few": 0.3})
 
 
 def a_run(classes, names=None):

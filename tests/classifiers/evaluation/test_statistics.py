@@ -22,12 +22,16 @@ from launch.runtime.devices.mesh import make_mesh
 def test_compare_is_a_paired_t_test():
     rng = np.random.default_rng(0)
     baseline = rng.uniform(0.7, 0.8, 5)
-    ours = baseline + rng.normal(0.02, 0.02, 5)
-    found = compare(ours, baseline)
-    assert found["p_value"] == pytest.approx(stats.ttest_rel(ours, baseline).pvalue, rel=1e-12)
-    assert 1e-6 < found["p_value"] < 0.5
-    assert found["mean"] == pytest.approx(ours.mean())
-    assert found["std"] == pytest.approx(np.sqrt(((ours - ours.mean()) ** 2).sum() / 4))
+    accuracies = baseline + rng.normal(0.02, 0.02, 5)
+    comparison = compare(accuracies, baseline)
+    assert comparison["p_value"] == pytest.approx(
+        stats.ttest_rel(accuracies, baseline).pvalue, rel=1e-12
+    )
+    assert 1e-6 < comparison["p_value"] < 0.5
+    assert comparison["mean"] == pytest.approx(accuracies.mean())
+    assert comparison["std"] == pytest.approx(
+        np.sqrt(((accuracies - accuracies.mean()) ** 2).sum() / 4)
+    )
 
 
 @pytest.mark.parametrize(
@@ -44,10 +48,10 @@ def test_compare_is_a_paired_t_test():
     ids=["no baseline", "itself", "other seeds", "constant", "constant but rounded", "one seed"],
 )
 def test_no_p_value(accuracies, baseline):
-    found = compare(np.array(accuracies), baseline)
-    assert found["p_value"] is None
-    assert found["mean"] == pytest.approx(np.mean(accuracies))
-    assert found["std"] == (np.std(accuracies, ddof=1) if len(accuracies) > 1 else 0)
+    comparison = compare(np.array(accuracies), baseline)
+    assert comparison["p_value"] is None
+    assert comparison["mean"] == pytest.approx(np.mean(accuracies))
+    assert comparison["std"] == (np.std(accuracies, ddof=1) if len(accuracies) > 1 else 0)
 
 
 def a_source(count, classes=3):
@@ -72,8 +76,8 @@ def test_what_training_measures_leaves_padding_out(count):
     training = dataclasses.replace(Training.of(config, 3, (4, 4, 1)), model=Brightest())
     accuracy = make_evaluation(training, source, make_mesh({}))
     pixels = source.images[:, 0, :3, 0].astype(int)
-    for sign, found in ((1, pixels.argmax(axis=1)), (-1, pixels.argmin(axis=1))):
-        assert accuracy({"sign": np.float32(sign)}) == (found == source.labels).mean()
+    for sign, predicted in ((1, pixels.argmax(axis=1)), (-1, pixels.argmin(axis=1))):
+        assert accuracy({"sign": np.float32(sign)}) == (predicted == source.labels).mean()
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])

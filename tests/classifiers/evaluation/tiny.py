@@ -57,8 +57,8 @@ def write_zip(path, images):
 def write_run(folder, variables, seeds=1, **config):
     """A finished run whose checkpoints hold these variables, or those of a function of the seed."""
     for seed in range(seeds):
-        found = variables(seed) if callable(variables) else variables
-        checkpoint.save_inference(folder / f"seed_{seed}", found)
+        seed_variables = variables(seed) if callable(variables) else variables
+        checkpoint.save_inference(folder / f"seed_{seed}", seed_variables)
     config = {"model": {"name": "resnet"}, "seeds": seeds, "total_steps": 0, **config}
     (folder / "config.json").write_text(json.dumps(config))
     return folder

@@ -37,7 +37,7 @@ def made_up(classes=1000):
     one = arms_of({"resnet50": {"real": [0.7309], "generated_1x": [0.6496]}}, **top5)
     arms, curve = of_the_paper(), arms_of({"resnet50": scaled()}, **top5)
     names = NAMES[:2]
-    found = results.per_class({"cas_resnet50": by_class(classes)}, names)
+    comparison = results.per_class({"cas_resnet50": by_class(classes)}, names)
     return {
         "evaluation": dict(
             set="validation", num_images=50_000, class_names=[f"class {i}" for i in range(classes)]
@@ -47,7 +47,7 @@ def made_up(classes=1000):
         "cas": results.cas(one, names),
         "scaling": results.scaling(curve, list(scaled())),
         "models": results.models(arms, NAMES),
-        "per_class": found,
+        "per_class": comparison,
     }
 
 
@@ -79,8 +79,8 @@ def test_tables(result):
 
 
 def test_extremes_are_the_largest_gains_and_losses():
-    found = {"real": np.linspace(0.5, 0.9, 20), "generated": np.linspace(0.9, 0.5, 20)}
-    rows = report.extremes_table(found, [str(i) for i in range(20)])[1]
+    comparison = {"real": np.linspace(0.5, 0.9, 20), "generated": np.linspace(0.9, 0.5, 20)}
+    rows = report.extremes_table(comparison, [str(i) for i in range(20)])[1]
     assert [row[0] for row in rows] == ["0", "1", "2", "3", "4", "15", "16", "17", "18", "19"]
     assert rows[0] == ["0", "50.00", "90.00", "+40.00"]
     few = {"real": [0.5, 0.6], "generated": [0.4, 0.9]}
@@ -158,10 +158,10 @@ def test_cas_is_drawn_with_its_errors():
 
 @pytest.mark.parametrize(("classes", "names"), [(10, 10), (1000, 0)])
 def test_classes_are_drawn(classes, names):
-    found = results.per_class({"a": by_class(classes)}, NAMES[:2])["a"]
-    left, right = figures.per_class(found, [f"class {i}" for i in range(classes)]).axes
+    comparison = results.per_class({"a": by_class(classes)}, NAMES[:2])["a"]
+    left, right = figures.per_class(comparison, [f"class {i}" for i in range(classes)]).axes
     points = left.collections[0].get_offsets()
-    expected = 100 * np.stack([found["real"], found["generated"]], axis=1)
+    expected = 100 * np.stack([comparison["real"], comparison["generated"]], axis=1)
     np.testing.assert_allclose(points, expected)
     assert len(left.texts) == names
     assert left.get_xlim() == left.get_ylim()

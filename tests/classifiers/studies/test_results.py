@@ -26,8 +26,8 @@ def test_names_of_arms():
 
 
 def test_the_paired_t_test_of_the_paper():
-    found = results.models(of_the_paper(), ("real", "generated_1x", "real+generated_1x"))
-    both = found["both"]
+    comparison = results.models(of_the_paper(), ("real", "generated_1x", "real+generated_1x"))
+    both = comparison["both"]
     # Section 5.3: "using a paired t-test, the results are statistically significant with p = 1e-5".
     assert f"{both['p_value']:.0e}" == "1e-05"
     real, fake, mixed = np.array(list(TABLE_3.values())).T / 100
@@ -35,29 +35,31 @@ def test_the_paired_t_test_of_the_paper():
     assert both["mean_difference"] == pytest.approx(0.0104)
     assert both["std_difference"] == pytest.approx(np.std(mixed - real, ddof=1))
     assert (both["num_models"], both["num_better"]) == (12, 12)
-    alone = found["generated"]
+    alone = comparison["generated"]
     assert (alone["num_better"], alone["num_models"]) == (0, 12)
     assert alone["p_value"] == pytest.approx(stats.ttest_rel(fake, real).pvalue, rel=1e-9)
-    row = found["rows"][0]
+    row = comparison["rows"][0]
     assert (row["model"], row["seeds"], row["p_value"]) == ("ResNet-50", 1, None)
     assert row["difference"] == pytest.approx(0.0178) and row["both_std"] == 0
 
 
 def test_over_seeds():
     """Differences of 1, 2 and 3 points: t = 2 / (1 / sqrt 3) with two degrees of freedom."""
-    found = results.against([0.51, 0.64, 0.58], [0.50, 0.62, 0.55])
-    assert found["difference"] == pytest.approx(0.02) and found["mean"] == pytest.approx(1.73 / 3)
+    comparison = results.against([0.51, 0.64, 0.58], [0.50, 0.62, 0.55])
+    assert comparison["difference"] == pytest.approx(0.02) and comparison["mean"] == pytest.approx(
+        1.73 / 3
+    )
     t = 2 * np.sqrt(3)
     # Student's distribution with two degrees of freedom has a closed form.
-    assert found["p_value"] == pytest.approx(1 - t / np.sqrt(2 + t**2))
+    assert comparison["p_value"] == pytest.approx(1 - t / np.sqrt(2 + t**2))
     assert results.against([0.5], [0.4])["p_value"] is None
     assert results.against([0.5, 0.6], [0.4, 0.5])["p_value"] is None
 
 
 def test_over_models_counts_gains():
-    found = results.over_models(np.array([0.5, 0.7, 0.6, 0.9]), np.array([0.5, 0.6, 0.7, 0.8]))
-    assert (found["num_models"], found["num_better"]) == (4, 2)
-    assert found["mean_difference"] == pytest.approx(0.025)
+    comparison = results.over_models(np.array([0.5, 0.7, 0.6, 0.9]), np.array([0.5, 0.6, 0.7, 0.8]))
+    assert (comparison["num_models"], comparison["num_better"]) == (4, 2)
+    assert comparison["mean_difference"] == pytest.approx(0.025)
     one = results.over_models(np.array([0.5]), np.array([0.4]))
     assert (one["num_better"], one["std_difference"], one["p_value"]) == (1, 0.0, None)
 
@@ -65,9 +67,9 @@ def test_over_models_counts_gains():
 def test_scaling():
     accuracies = {"real": [0.5, 0.7], "real+generated_1x": [0.6, 0.9],
                   "real+generated_10x": [0.4, 0.8]}  # fmt: skip
-    found = results.scaling(arms_of({"resnet": accuracies}), list(accuracies))["resnet"]
-    assert found["best"] == "real+generated_1x"
-    points = found["points"]
+    curve = results.scaling(arms_of({"resnet": accuracies}), list(accuracies))["resnet"]
+    assert curve["best"] == "real+generated_1x"
+    points = curve["points"]
     assert [point["copies"] for point in points] == [0, 1, 10]
     assert [point["num_generated"] for point in points] == [0, 30, 300]
     assert [point["mean"] for point in points] == pytest.approx([0.6, 0.75, 0.6])
@@ -82,32 +84,36 @@ def test_per_class():
     arms = arms_of({"a": {"real": [0.5], "generated_1x": [0.4]}})
     arms["a"]["real"]["per_class"] = [0.1, 0.4, 0.6, 0.9, 0.5]
     arms["a"]["generated_1x"]["per_class"] = [0.2, 0.3, 0.6 + 1e-12, 0.8, 0.7]
-    found = results.per_class(arms, ("real", "generated_1x"))["a"]
-    assert (found["better"], found["equal"], found["worse"]) == (2, 1, 2)
-    assert found["share_better"] == 0.4
-    expected = np.corrcoef(found["real"], found["generated"])[0, 1]
-    assert found["correlation"] == pytest.approx(expected)
-    assert found["classes"] == [0, 1, 2, 3, 4]
+    comparison = results.per_class(arms, ("real", "generated_1x"))["a"]
+    assert (comparison["better"], comparison["equal"], comparison["worse"]) == (2, 1, 2)
+    assert comparison["share_better"] == 0.4
+    expected = np.corrcoef(comparison["real"], comparison["generated"])[0, 1]
+    assert comparison["correlation"] == pytest.approx(expected)
+    assert comparison["classes"] == [0, 1, 2, 3, 4]
     arms["a"]["real"]["per_class"] = [0.5] * 5
-    found = results.per_class(arms, ("real", "generated_1x"))["a"]
-    assert found["correlation"] is None and found["better"] == 3
+    comparison = results.per_class(arms, ("real", "generated_1x"))["a"]
+    assert comparison["correlation"] is None and comparison["better"] == 3
     # A class that has no images in the set.
     for name, values in (("real", [0.1, None, 0.6]), ("generated_1x", [0.2, None, 0.5])):
         arms["a"][name]["per_class"] = values
-    found = results.per_class(arms, ("real", "generated_1x"))["a"]
-    assert (found["classes"], found["real"], found["generated"]) == ([0, 2], [0.1, 0.6], [0.2, 0.5])
-    assert found["share_better"] == 0.5
+    comparison = results.per_class(arms, ("real", "generated_1x"))["a"]
+    assert (comparison["classes"], comparison["real"], comparison["generated"]) == (
+        [0, 2],
+        [0.1, 0.6],
+        [0.2, 0.5],
+    )
+    assert comparison["share_better"] == 0.5
 
 
 def test_cas():
     arms = of_the_paper()
-    found = results.cas({"ResNet-50": arms["ResNet-50"]}, ("real", "generated_1x"))
-    assert [(row["model"], row["arm"]) for row in found] == [
+    rows = results.cas({"ResNet-50": arms["ResNet-50"]}, ("real", "generated_1x"))
+    assert [(row["model"], row["arm"]) for row in rows] == [
         ("ResNet-50", "real"),
         ("ResNet-50", "generated_1x"),
     ]
-    assert [row["mean"] for row in found] == pytest.approx([0.7639, 0.6924])
-    assert found[1]["difference"] == pytest.approx(-0.0715)
+    assert [row["mean"] for row in rows] == pytest.approx([0.7639, 0.6924])
+    assert rows[1]["difference"] == pytest.approx(-0.0715)
 
 
 def evaluations(folder, **fields):
@@ -118,9 +124,9 @@ def evaluations(folder, **fields):
         run.folder.mkdir()
         measured = {"accuracies": accuracies, "per_class": [0.6, 0.5], "top5": [0.8, 0.9],
                     "p_value": 0.5, "mean": 0.0, "std": 0.0}  # fmt: skip
-        told = {"num_images": 10, "class_names": ["a", "b"], "arms": {arm.name: measured}}
-        told |= fields if arm is GENERATED else {}
-        (run.folder / "evaluation_test.json").write_text(json.dumps(told))
+        evaluation = {"num_images": 10, "class_names": ["a", "b"], "arms": {arm.name: measured}}
+        evaluation |= fields if arm is GENERATED else {}
+        (run.folder / "evaluation_test.json").write_text(json.dumps(evaluation))
         runs.append(run)
     return runs
 

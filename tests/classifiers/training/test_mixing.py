@@ -22,8 +22,8 @@ def draw(count, images=IMAGES, targets=TARGETS, **arguments):
     """`count` mixed batches, each with a key of its own."""
     keys = jax.random.split(jax.random.key(0), count)
     mixing = functools.partial(mix, **arguments)
-    found = jax.jit(jax.vmap(lambda key: mixing(key, images, targets)))(keys)
-    return jax.tree.map(np.asarray, found)
+    mixed = jax.jit(jax.vmap(lambda key: mixing(key, images, targets)))(keys)
+    return jax.tree.map(np.asarray, mixed)
 
 
 def own_share(targets):
@@ -33,9 +33,9 @@ def own_share(targets):
 
 def assert_mixed(images, targets, kept):
     """By the share `kept` [..., b], in float64."""
-    for found, own in ((images, IMAGES), (targets, TARGETS)):
+    for mixed, own in ((images, IMAGES), (targets, TARGETS)):
         share = kept.astype(np.float64).reshape(kept.shape + (1,) * (own.ndim - 1))
-        np.testing.assert_allclose(found, share * own + (1 - share) * own[::-1], atol=3e-7)
+        np.testing.assert_allclose(mixed, share * own + (1 - share) * own[::-1], atol=3e-7)
 
 
 @pytest.mark.parametrize("per_example", [False, True])
@@ -86,9 +86,9 @@ def test_cutmix(per_example):
     np.testing.assert_allclose(targets, (1 - share) * TARGETS + share * TARGETS[::-1], atol=1e-6)
     for mask, share in zip(other.reshape(-1, SIZE, SIZE), shares.ravel(), strict=True):
         assert np.prod(box_of(mask)) == round(share * SIZE**2)  # a box it is
-    wanted = shares_of_boxes(None, 20_000, SIZE, SIZE)
+    expected = shares_of_boxes(None, 20_000, SIZE, SIZE)
     drawn = shares.ravel() if per_example else shares[:, 0]
-    assert stats.ks_2samp(drawn, wanted).pvalue > 0.01
+    assert stats.ks_2samp(drawn, expected).pvalue > 0.01
     if not per_example:
         assert (other == other[:, :1]).all()
 
@@ -103,10 +103,10 @@ def test_boxes(area):
         )
     )
     assert boxes.shape == (count, height, width) and boxes.dtype == bool
-    wanted = shares_of_boxes(area, 50_000, height, width)
-    assert abs(boxes.mean() - wanted.mean()) < 0.012
+    expected = shares_of_boxes(area, 50_000, height, width)
+    assert abs(boxes.mean() - expected.mean()) < 0.012
     if area:
-        assert stats.ks_2samp(boxes.mean((1, 2)), wanted).pvalue > 0.01
+        assert stats.ks_2samp(boxes.mean((1, 2)), expected).pvalue > 0.01
         heights, widths = np.transpose([box_of(box) for box in boxes[:300]])
         assert heights.max() == int(height * area**0.5) // 2 * 2
         assert widths.max() == int(width * area**0.5) // 2 * 2
@@ -125,12 +125,12 @@ def kinds(images):
 @pytest.mark.parametrize("per_example", [False, True])
 def test_how_often(per_example):
     arguments = dict(mixup=1.0, cutmix=20.0, switch=0.3, probability=0.6, per_example=per_example)
-    found = kinds(draw(800, **arguments)[0])
-    drawn = found.ravel() if per_example else found[:, 0]
+    drawn_kinds = kinds(draw(800, **arguments)[0])
+    drawn = drawn_kinds.ravel() if per_example else drawn_kinds[:, 0]
     counts = np.bincount(drawn, minlength=3)
-    wanted = np.array([0.4, 0.6 * 0.7, 0.6 * 0.3]) * len(drawn)
-    assert stats.chisquare(counts, wanted).pvalue > 0.01
-    assert per_example or (found == found[:, :1]).all()
+    expected = np.array([0.4, 0.6 * 0.7, 0.6 * 0.3]) * len(drawn)
+    assert stats.chisquare(counts, expected).pvalue > 0.01
+    assert per_example or (drawn_kinds == drawn_kinds[:, :1]).all()
 
 
 def test_always_and_never():
@@ -172,12 +172,12 @@ def test_mates_stay_in_their_domain():
     rng = np.random.default_rng(0)
     for _ in range(20):
         domain = rng.integers(0, 3, 11).astype(np.int32)
-        found = np.asarray(jax.jit(mates)(domain))
-        np.testing.assert_array_equal(domain[found], domain)
-        np.testing.assert_array_equal(found[found], np.arange(11))
+        partners = np.asarray(jax.jit(mates)(domain))
+        np.testing.assert_array_equal(domain[partners], domain)
+        np.testing.assert_array_equal(partners[partners], np.arange(11))
         for one in range(3):
-            places = np.flatnonzero(domain == one)
-            np.testing.assert_array_equal(found[places], places[::-1])
+            positions = np.flatnonzero(domain == one)
+            np.testing.assert_array_equal(partners[positions], positions[::-1])
 
 
 def test_mixing_within_domains():
@@ -205,9 +205,9 @@ def test_wrong_numbers(arguments, message):
 
 
 def test_smoothed_targets():
-    found = soft_targets(np.array([2, 0]), 4, 0.1)
+    targets = soft_targets(np.array([2, 0]), 4, 0.1)
     np.testing.assert_allclose(
-        found, [[0.025, 0.025, 0.925, 0.025], [0.925, 0.025, 0.025, 0.025]], rtol=1e-6
+        targets, [[0.025, 0.025, 0.925, 0.025], [0.925, 0.025, 0.025, 0.025]], rtol=1e-6
     )
     np.testing.assert_array_equal(soft_targets(np.array([2]), 4), [[0, 0, 1, 0]])
 
@@ -238,6 +238,6 @@ def test_losses_of_labels_and_of_targets():
 
 def test_losses_of_half_precision_are_computed_in_full():
     logits = jnp.array([[2.0, 0.013]], jnp.bfloat16)
-    wanted = np.log1p(np.exp(-2.0 + float(logits[0, 1])))
-    found = soft_cross_entropy(logits, soft_targets(jnp.array([0]), 2))
-    np.testing.assert_allclose(found, [wanted], rtol=1e-5)
+    expected = np.log1p(np.exp(-2.0 + float(logits[0, 1])))
+    losses = soft_cross_entropy(logits, soft_targets(jnp.array([0]), 2))
+    np.testing.assert_allclose(losses, [expected], rtol=1e-5)

@@ -69,7 +69,7 @@ def test_losses_are_those_of_torch(name, smoothing, mixed):
     config = ml_collections.ConfigDict(dict(loss=name, label_smoothing=smoothing))
     targets = losses.soft_targets(labels, 5, smoothing)
     targets = 0.7 * targets + 0.3 * targets[::-1] if mixed else targets
-    found = losses.make_loss(config)(jnp.asarray(logits), targets)
+    values = losses.make_loss(config)(jnp.asarray(logits), targets)
     theirs = torch_targets(labels, 5, mixed)
     if name == "bce":
         # DeiT III's engine: BCEWithLogitsLoss against every class that is there.
@@ -80,8 +80,8 @@ def test_losses_are_those_of_torch(name, smoothing, mixed):
         expected = torch.nn.functional.cross_entropy(
             torch.tensor(logits).double(), theirs, label_smoothing=smoothing, reduction="none"
         )
-    assert found.shape == (6,)
-    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
+    assert values.shape == (6,)
+    np.testing.assert_allclose(values, expected.numpy(), rtol=1e-5)
 
 
 def test_lambda_weighs_what_synthetic_images_teach():

@@ -41,12 +41,12 @@ def test_seeds_at_once_are_those_in_turn(together, tmp_path):
     assert run(tmp_path / "run", dict(real=REAL), **FIELDS) == 0
     for ours, theirs in zip(variables(together), variables(tmp_path / "run"), strict=True):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), ours, theirs)
-    found = [line for line in read_metrics(together / "seeds") if "loss" in line]
+    lines = [line for line in read_metrics(together / "seeds") if "loss" in line]
     for seed in range(2):
         alone = [line for line in read_metrics(tmp_path / f"run/seed_{seed}") if "loss" in line]
-        for line, expected in zip(found, alone, strict=True):
+        for line, expected in zip(lines, alone, strict=True):
             assert line[f"loss_by_seed/{seed}"] == pytest.approx(expected["loss"], rel=1e-4)
-    for line in found:
+    for line in lines:
         by_seed = [line[f"accuracy_by_seed/{seed}"] for seed in range(2)]
         assert line["accuracy"] == pytest.approx(np.mean(by_seed))
 

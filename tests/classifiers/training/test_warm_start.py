@@ -58,13 +58,13 @@ def test_the_same_model(module, tmp_path):
 def test_larger_images_and_other_classes(tmp_path):
     old = write_run(tmp_path, presets.make("vit", 3, **VIT))[0]["params"]
     model = presets.make("vit", 5, **VIT, drop_path=0.1, dropout=0.1, remat=True)
-    found = begin(tmp_path, model, 16)["params"]
-    head = found.pop("head")
+    params = begin(tmp_path, model, 16)["params"]
+    head = params.pop("head")
     assert head["kernel"].shape == (8, 5) and not head["kernel"].any() and not head["bias"].any()
     expected = resize_positions(old.pop("positions"), 1, (2, 2), (4, 4))
-    np.testing.assert_array_equal(found.pop("positions"), expected)
+    np.testing.assert_array_equal(params.pop("positions"), expected)
     del old["head"]
-    same(found, old)
+    same(params, old)
 
 
 @pytest.mark.parametrize(

@@ -88,14 +88,14 @@ def test_targets_and_x0_imply_each_other(prediction, logsnr):
     x_t = forward_process.add_noise(x0, eps, logsnr)
     target = forward_process.target(x0, eps, logsnr, prediction)
     np.testing.assert_allclose(target, network_targets(x0, eps, logsnr)[prediction], atol=1e-6)
-    found = forward_process.x0_from_output(target, x_t, logsnr, prediction)
-    np.testing.assert_allclose(found, x0, atol=1e-4)
+    implied = forward_process.x0_from_output(target, x_t, logsnr, prediction)
+    np.testing.assert_allclose(implied, x0, atol=1e-4)
 
 
 def test_eps_as_output_has_the_digits_of_x0_from_eps():
     x_t, eps = images(0), images(1)
-    found = forward_process.x0_from_output(eps, x_t, LOGSNR_T, "eps")
-    np.testing.assert_array_equal(found, forward_process.x0_from_eps(x_t, eps, LOGSNR_T))
+    implied = forward_process.x0_from_output(eps, x_t, LOGSNR_T, "eps")
+    np.testing.assert_array_equal(implied, forward_process.x0_from_eps(x_t, eps, LOGSNR_T))
 
 
 def test_stratified_times():

@@ -9,10 +9,10 @@ def test_guide(weight):
     """Channels behind eps are the prompts'."""
     output = np.random.default_rng(0).normal(size=(6, 2, 2, 3)).astype(np.float32)
     prompts, null = output[:3].astype(np.float64), output[3:].astype(np.float64)
-    found = guide(output, weight, channels=2)
+    guided = guide(output, weight, channels=2)
     eps = weight * prompts[..., :2] + (1 - weight) * null[..., :2]
-    np.testing.assert_allclose(found[..., :2], eps, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(found[..., 2:], output[:3, ..., 2:])
+    np.testing.assert_allclose(guided[..., :2], eps, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(guided[..., 2:], output[:3, ..., 2:])
 
 
 def test_static_threshold():
@@ -29,10 +29,10 @@ def test_dynamic_threshold(percentile):
     limit = np.percentile(np.abs(x0), percentile, axis=(1, 2, 3)).reshape(3, 1, 1, 1)
     assert limit[0] < 1 < limit[1] < limit[2]
     limit = np.maximum(limit, 1)
-    found = np.asarray(threshold(x0, percentile))
-    np.testing.assert_allclose(found, np.clip(x0, -limit, limit) / limit, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(found[0], x0[0])
-    assert np.abs(found[1:]).max() == 1
+    limited = np.asarray(threshold(x0, percentile))
+    np.testing.assert_allclose(limited, np.clip(x0, -limit, limit) / limit, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(limited[0], x0[0])
+    assert np.abs(limited[1:]).max() == 1
 
 
 def test_threshold_has_a_maximum():

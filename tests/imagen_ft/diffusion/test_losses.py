@@ -29,13 +29,13 @@ def test_probabilities_of_all_levels(mean, log_variance):
     """They add up to one, and are a float64 cdf's far into the tails."""
     column = lambda values: np.float32(values).reshape(-1, 1, 1, 1)  # noqa: E731
     x0, ones = column(LEVELS), np.ones((256, 1, 1, 1), np.float32)
-    found = discretized_log_likelihood(x0, mean * ones, log_variance * ones)
-    found = np.asarray(found, np.float64).ravel()
-    assert math.isclose(np.exp(found).sum(), 1, rel_tol=1e-4)
-    wanted = log_likelihood(LEVELS, np.float32(mean), log_variance)
-    seen = wanted > math.log(1e-9)
-    np.testing.assert_allclose(found[seen], wanted[seen], rtol=1e-3, atol=1e-4)
-    assert np.isfinite(found).all() and (found <= 0).all()
+    log_probabilities = discretized_log_likelihood(x0, mean * ones, log_variance * ones)
+    log_probabilities = np.asarray(log_probabilities, np.float64).ravel()
+    assert math.isclose(np.exp(log_probabilities).sum(), 1, rel_tol=1e-4)
+    expected = log_likelihood(LEVELS, np.float32(mean), log_variance)
+    seen = expected > math.log(1e-9)
+    np.testing.assert_allclose(log_probabilities[seen], expected[seen], rtol=1e-3, atol=1e-4)
+    assert np.isfinite(log_probabilities).all() and (log_probabilities <= 0).all()
 
 
 def test_bound_of_gaussian_pixels():
@@ -50,23 +50,26 @@ def test_bound_of_gaussian_pixels():
     x0 = LEVELS[np.round(std * pixels * 127.5 + 127.5).astype(int)]
     x_t = np.sqrt(abar) * x0 + np.sqrt(1 - abar) * eps
     total = abar * std**2 + 1 - abar
-    predicted, known = np.sqrt(abar) * std**2 / total * x_t, std**2 * (1 - abar) / total
+    predicted, posterior_variance = (
+        np.sqrt(abar) * std**2 / total * x_t,
+        std**2 * (1 - abar) / total,
+    )
     # The variance of p(x_s | x_t), as a part of the way from the small to the large one.
     late, before = abar[100:], abar[99:-1]
     beta = 1 - late / before
     small = beta * (1 - before) / (1 - late)
-    variance = small + before * (beta / (1 - late)) ** 2 * known[100:]
-    part = np.append(np.ones(100), np.log(variance / small) / np.log(beta / small))
+    variance = small + before * (beta / (1 - late)) ** 2 * posterior_variance[100:]
+    coeff = np.append(np.ones(100), np.log(variance / small) / np.log(beta / small))
     said = (x_t - np.sqrt(abar) * predicted) / np.sqrt(1 - abar)
-    output = np.concatenate([said, np.broadcast_to(column(2 * part - 1), said.shape)], axis=-1)
+    output = np.concatenate([said, np.broadcast_to(column(2 * coeff - 1), said.shape)], axis=-1)
     inputs = [np.float32(a) for a in (output, x_t, x0, eps, t)]
     vlb = np.asarray(losses(DiffusionLoss(0.0, 0.001), make(schedule), *inputs)["vlb"], np.float64)
     # Mutual information of normal variables; nothing of it is left at the last step.
-    told = 0.5 * math.log2(total.flat[0] / (1 - abar.flat[0]))
-    np.testing.assert_allclose(vlb[100:].sum(), told, rtol=0.01)
+    bits = 0.5 * math.log2(total.flat[0] / (1 - abar.flat[0]))
+    np.testing.assert_allclose(vlb[100:].sum(), bits, rtol=0.01)
     error = np.linspace(-8, 8, 10_001)
     error_density = np.exp(-0.5 * error**2) / np.exp(-0.5 * error**2).sum()
-    spread = math.sqrt(known.flat[0])
+    spread = math.sqrt(posterior_variance.flat[0])
     rest = error_density @ -log_likelihood(0.0, error * spread, 2 * math.log(spread))
     np.testing.assert_allclose(vlb[:100].mean(), rest / math.log(2), rtol=0.02)
 
@@ -76,21 +79,21 @@ def test_bound_of_gaussian_pixels():
 def test_loss_is_the_sum_of_its_parts(schedule, prediction):
     t = np.array([1, 2, 4, 7, 8]) / 8
     inputs = batch(schedule, t, prediction)
-    found = losses(DiffusionLoss(5.0, 0.001), make(schedule, prediction), *inputs)
-    wanted = target(*inputs[2:4], schedule.logsnr(inputs[4]), prediction)
-    simple = np.mean((inputs[0][..., :1].astype(np.float64) - wanted) ** 2, axis=(1, 2, 3))
-    np.testing.assert_allclose(found["simple"], simple, rtol=1e-5)
+    computed = losses(DiffusionLoss(5.0, 0.001), make(schedule, prediction), *inputs)
+    target_output = target(*inputs[2:4], schedule.logsnr(inputs[4]), prediction)
+    simple = np.mean((inputs[0][..., :1].astype(np.float64) - target_output) ** 2, axis=(1, 2, 3))
+    np.testing.assert_allclose(computed["simple"], simple, rtol=1e-5)
     steps = 8 if schedule == SquaredCos(8) else 1000
     weight = np.asarray(min_snr_weight(schedule.logsnr(inputs[4]), 5.0, prediction), np.float64)
-    parts = weight * simple + 0.001 * steps * np.asarray(found["vlb"], np.float64)
-    np.testing.assert_allclose(found["loss"], parts, rtol=1e-5)
+    total = weight * simple + 0.001 * steps * np.asarray(computed["vlb"], np.float64)
+    np.testing.assert_allclose(computed["loss"], total, rtol=1e-5)
 
 
 def test_without_a_learned_variance():
     output, *inputs = batch(Cosine(), [0.2, 0.7])
-    found = losses(DiffusionLoss(), make(Cosine(), learned=False), output[..., :1], *inputs)
-    assert set(found) == {"loss", "simple"}
-    np.testing.assert_array_equal(found["loss"], found["simple"])
+    computed = losses(DiffusionLoss(), make(Cosine(), learned=False), output[..., :1], *inputs)
+    assert set(computed) == {"loss", "simple"}
+    np.testing.assert_array_equal(computed["loss"], computed["simple"])
 
 
 def test_an_output_of_less_precision():
@@ -98,11 +101,11 @@ def test_an_output_of_less_precision():
     output, *inputs = batch(SquaredCos(), [0.001, 0.3, 1.0])
     coarse = jnp.asarray(output, jnp.bfloat16)
     loss, denoiser = DiffusionLoss(5.0, 0.001), make(SquaredCos())
-    found = losses(loss, denoiser, coarse, *inputs)
-    wanted = losses(loss, denoiser, coarse.astype(jnp.float32), *inputs)
-    for name in found:
-        assert found[name].dtype == jnp.float32
-        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-6)
+    computed = losses(loss, denoiser, coarse, *inputs)
+    expected = losses(loss, denoiser, coarse.astype(jnp.float32), *inputs)
+    for name in computed:
+        assert computed[name].dtype == jnp.float32
+        np.testing.assert_allclose(computed[name], expected[name], rtol=1e-6)
 
 
 # SNR, gamma, and the weights of the errors of eps, x_0 and v, by hand.
@@ -121,8 +124,8 @@ def test_an_output_of_less_precision():
 )
 def test_min_snr_by_hand(snr, gamma, weights):
     logsnr = jnp.full((2,), math.log(snr), jnp.float32)
-    found = [min_snr_weight(logsnr, gamma, prediction)[1] for prediction in ("eps", "x0", "v")]
-    np.testing.assert_allclose(found, weights, rtol=1e-5, atol=1e-30)
+    computed = [min_snr_weight(logsnr, gamma, prediction)[1] for prediction in ("eps", "x0", "v")]
+    np.testing.assert_allclose(computed, weights, rtol=1e-5, atol=1e-30)
 
 
 def test_min_snr_weights_the_same_error_the_same():
@@ -145,13 +148,13 @@ def test_min_snr_weights_the_same_error_the_same():
     np.testing.assert_allclose(weighted[1], np.minimum(np.exp(logsnr), 2) * error, rtol=1e-4)
 
 
-def with_held_mean(loss, denoiser, output, held, inputs):
+def with_held_mean(loss, denoiser, output, fixed_output, inputs):
     """Each image's loss, with the bound's mean from another output: what stop_gradient means."""
-    found = loss(denoiser, output, *inputs)
-    mixed = jnp.concatenate([held[..., :1], output[..., 1:]], axis=-1)
+    computed = loss(denoiser, output, *inputs)
+    mixed = jnp.concatenate([fixed_output[..., :1], output[..., 1:]], axis=-1)
     steps = denoiser.schedule.num_train_timesteps or 1000
-    bound = loss(denoiser, mixed, *inputs)["vlb"] - found["vlb"]
-    return found["loss"] + loss.vlb_weight * steps * bound
+    bound = loss(denoiser, mixed, *inputs)["vlb"] - computed["vlb"]
+    return computed["loss"] + loss.vlb_weight * steps * bound
 
 
 def finite_differences(function, at, step=1e-5):
@@ -178,19 +181,19 @@ def test_gradients_by_finite_differences(schedule, prediction):
         def network(weights):
             return jnp.concatenate([inputs[0], output[..., 1:]], axis=-1) @ weights
 
-        def of_output(changed, held):
-            return with_held_mean(loss, denoiser, changed, held, inputs)
+        def of_output(changed, fixed_output):
+            return with_held_mean(loss, denoiser, changed, fixed_output, inputs)
 
         def mean_loss(output):
             return loss(denoiser, output, *inputs)["loss"].mean()
 
-        found = jax.jit(jax.grad(mean_loss))(output)
-        wanted = finite_differences(lambda changed: of_output(changed, output).mean(), output)
-        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-8)
-        found = jax.jit(jax.grad(lambda weights: mean_loss(network(weights))))(weights)
-        held = network(weights)
-        wanted = finite_differences(lambda w: of_output(network(w), held).mean(), weights)
-        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+        gradient = jax.jit(jax.grad(mean_loss))(output)
+        expected = finite_differences(lambda changed: of_output(changed, output).mean(), output)
+        np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-8)
+        gradient = jax.jit(jax.grad(lambda weights: mean_loss(network(weights))))(weights)
+        fixed_output = network(weights)
+        expected = finite_differences(lambda w: of_output(network(w), fixed_output).mean(), weights)
+        np.testing.assert_allclose(gradient, expected, rtol=1e-5)
 
 
 def test_bound_trains_the_variance_alone():
@@ -256,7 +259,7 @@ def test_a_loss_that_cannot_be(fields, learned, message):
 def test_level_losses():
     t = np.float32([0.0, 0.05, 0.1, 0.35, 0.99, 1.0, 0.62])
     values = np.float32([1, 3, 5, 7, 9, 11, np.inf])
-    wanted = [2, 5, np.nan, 7, np.nan, np.nan, np.inf, np.nan, np.nan, 10]
-    np.testing.assert_array_equal(jax.jit(level_losses)(values, t), np.float32(wanted))
+    expected = [2, 5, np.nan, 7, np.nan, np.nan, np.inf, np.nan, np.nan, 10]
+    np.testing.assert_array_equal(jax.jit(level_losses)(values, t), np.float32(expected))
     halves = jax.jit(level_losses, static_argnums=2)(values, t, 2)
     np.testing.assert_array_equal(halves, np.float32([4, np.inf]))

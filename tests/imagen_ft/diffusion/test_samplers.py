@@ -110,10 +110,10 @@ def added_noise(sampler, learned, t, s):
 def test_the_variance_that_a_step_adds(coeff, t, s):
     """Nichol and Dhariwal 2021, Eq. 15; learned for each value, where there is no constant."""
     learned = np.random.default_rng(1).uniform(0, 1, (2, *SHAPE)).astype(np.float32)
-    found, beta, beta_small = added_noise(DDPM(4, coeff), learned, t, s)
-    v = learned.astype(np.float64) if coeff is None else np.full_like(found, coeff)
+    std, beta, beta_small = added_noise(DDPM(4, coeff), learned, t, s)
+    v = learned.astype(np.float64) if coeff is None else np.full_like(std, coeff)
     expected = np.exp(v * np.log(beta) + (1 - v) * np.log(beta_small))
-    np.testing.assert_allclose(found**2, expected, rtol=2e-4)
+    np.testing.assert_allclose(std**2, expected, rtol=2e-4)
     assert beta_small < beta
 
 
@@ -121,8 +121,8 @@ def test_the_variance_that_a_step_adds(coeff, t, s):
 def test_the_variance_that_a_step_of_ddim_adds(eta):
     """Song et al. 2021, Eq. 16."""
     for t, s in STEPS:
-        found, _, beta_small = added_noise(DDIM(4, eta), None, t, s)
-        np.testing.assert_allclose(found**2, eta**2 * beta_small, rtol=2e-4)
+        std, _, beta_small = added_noise(DDIM(4, eta), None, t, s)
+        np.testing.assert_allclose(std**2, eta**2 * beta_small, rtol=2e-4)
 
 
 def keep(x_t, t):

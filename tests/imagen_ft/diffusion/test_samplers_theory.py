@@ -41,7 +41,7 @@ def exact_denoise(data):
     """x_0 by the noise E[eps | x_t], with no use of the direction."""
     weights, means, stds = (np.array(values) for values in data)
     roots = [np.linalg.eigh(covariance(std**2, ACROSS_STD**2)) for std in stds]
-    scales, axes = (np.stack(part).astype(np.float32) for part in zip(*roots, strict=True))
+    scales, axes = (np.stack(column).astype(np.float32) for column in zip(*roots, strict=True))
     centres = np.float32(means[:, None] * ALONG)
 
     def denoise(x_t, t):
@@ -145,8 +145,8 @@ def test_mean_and_covariance_of_samples(sampler, data):
 def test_quadrature_agrees_with_the_recursion():
     """Where both exist, which is for Gaussian data."""
     for sampler in SAMPLERS:
-        found = theory(sampler, ((1.0,), (MEAN,), (STD,)))
-        np.testing.assert_allclose(found, [*predicted_moments(sampler), 0], atol=1e-6)
+        integrated = theory(sampler, ((1.0,), (MEAN,), (STD,)))
+        np.testing.assert_allclose(integrated, [*predicted_moments(sampler), 0], atol=1e-6)
 
 
 def slopes(errors):
@@ -170,8 +170,8 @@ def std_error(sampler, num_steps):
 @pytest.mark.parametrize("sampler", ORDERS, ids=lambda s: f"{type(s).__name__} {s}")
 def test_the_recursion_converges_at_first_order(sampler):
     errors = [std_error(sampler, num_steps) for num_steps in (1024, 2048, 4096, 8192)]
-    found = slopes(errors)
-    assert (np.abs(found - 1) < 0.04).all() and abs(found[-1] - 1) < 0.01
+    orders = slopes(errors)
+    assert (np.abs(orders - 1) < 0.04).all() and abs(orders[-1] - 1) < 0.01
     assert abs(errors[-1]) < 1e-3
 
 
@@ -200,8 +200,8 @@ def test_ddim_samples_converge_to_the_exact_flow():
         stds = [math.sqrt(gaussian_variance(DDIM(num_steps), s)) for s in (std, ACROSS_STD)]
         np.testing.assert_allclose(images, flow(noise, *stds), atol=1e-3)
         errors.append(np.sqrt(np.mean((images - flow(noise, std, ACROSS_STD)) ** 2)))
-    found = slopes(errors)
-    assert (np.diff(found) > 0).all() and 0.9 < found[-1] < 1
+    orders = slopes(errors)
+    assert (np.diff(orders) > 0).all() and 0.9 < orders[-1] < 1
 
 
 @pytest.mark.parametrize("coeff", [0.0, 0.3])

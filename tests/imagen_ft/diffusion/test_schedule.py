@@ -64,10 +64,10 @@ def test_linear():
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_time_of_the_network(name):
     schedule = make_schedule(name)
-    found = schedule.model_time(np.float32([0, 0.251, 1]))
+    times = schedule.model_time(np.float32([0, 0.251, 1]))
     # Of a discrete schedule's 1,000 steps the first one is 0.
     expected = [0, 250, 999] if schedule.num_train_timesteps else [0, 251, 1000]
-    np.testing.assert_allclose(found, expected)
+    np.testing.assert_allclose(times, expected)
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)

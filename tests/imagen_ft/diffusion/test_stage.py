@@ -218,11 +218,11 @@ def test_predictions(sampler, weight):
         )
         return np.asarray(run(dataclasses.replace(stage, denoiser=denoiser))[0])
 
-    wanted = images("eps", "eps")
-    assert 0.1 < wanted.std() < 1 and np.mean(np.abs(wanted) < 0.999) > 0.2
+    expected = images("eps", "eps")
+    assert 0.1 < expected.std() < 1 and np.mean(np.abs(expected) < 0.999) > 0.2
     for prediction in ("x0", "v"):
-        np.testing.assert_allclose(images(prediction, prediction), wanted, atol=2e-5)
-        assert np.abs(images(prediction, "eps") - wanted).max() > 0.1
+        np.testing.assert_allclose(images(prediction, prediction), expected, atol=2e-5)
+        assert np.abs(images(prediction, "eps") - expected).max() > 0.1
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -286,16 +286,16 @@ def test_path():
 
 @pytest.mark.parametrize(("low", "size"), [(4, 8), (3, 12), (5, 20), (1, 4), (16, 64)])
 @pytest.mark.parametrize(
-    ("method", "theirs"),
+    ("method", "options"),
     [
         ("bilinear", dict(mode="bilinear", align_corners=False)),
         ("bilinear_corners", dict(mode="bilinear", align_corners=True)),
         ("nearest", dict(mode="nearest")),
     ],
 )
-def test_upsample(method, theirs, low, size):
+def test_upsample(method, options, low, size):
     images = np.random.default_rng(0).uniform(-1, 1, (2, low, low, 3)).astype(np.float32)
-    found = upsample(jnp.asarray(images), size, method)
+    upsampled = upsample(jnp.asarray(images), size, method)
     columns = torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1)))
-    wanted = torch.nn.functional.interpolate(columns, size=(size, size), **theirs)
-    np.testing.assert_allclose(np.moveaxis(np.asarray(found), -1, 1), wanted, atol=2e-6)
+    expected = torch.nn.functional.interpolate(columns, size=(size, size), **options)
+    np.testing.assert_allclose(np.moveaxis(np.asarray(upsampled), -1, 1), expected, atol=2e-6)

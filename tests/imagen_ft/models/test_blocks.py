@@ -21,19 +21,19 @@ def test_group_norm_is_torchs():
         4,
         *(torch.from_numpy(params[name]).double() for name in ("scale", "bias")),
     )
-    found = norm.apply({"params": params}, x)
+    normed = norm.apply({"params": params}, x)
     # The mean is a hundred times the deviation.
-    np.testing.assert_allclose(found, expected.permute(0, 2, 3, 1), atol=2e-4)
+    np.testing.assert_allclose(normed, expected.permute(0, 2, 3, 1), atol=2e-4)
 
 
 def test_group_norm_has_float32_statistics_in_bfloat16():
     # In bfloat16 a sum of 4,096 ones would stop at 256.
     x = jnp.tile(jnp.bfloat16([1.0, 3.0]), (1, 4096, 2))
-    found = GroupNorm(2, jnp.bfloat16).apply(
+    normed = GroupNorm(2, jnp.bfloat16).apply(
         {"params": {"scale": np.ones(4, np.float32), "bias": np.zeros(4, np.float32)}}, x
     )
-    assert found.dtype == jnp.bfloat16
-    np.testing.assert_allclose(found[0, 0], [-1, 1, -1, 1], atol=0.01)
+    assert normed.dtype == jnp.bfloat16
+    np.testing.assert_allclose(normed[0, 0], [-1, 1, -1, 1], atol=0.01)
 
 
 def test_group_norm_names_a_width_that_does_not_divide():

@@ -224,8 +224,8 @@ def test_bfloat16_is_close():
     jaxpr = jax.make_jaxpr(lambda v: half.apply(v, *inputs()))(variables())
 
     def types(name):
-        found = [equation for equation in jaxpr.eqns if equation.primitive.name == name]
-        return {str(variable.aval.dtype) for equation in found for variable in equation.invars}
+        equations = [equation for equation in jaxpr.eqns if equation.primitive.name == name]
+        return {str(variable.aval.dtype) for equation in equations for variable in equation.invars}
 
     assert types("conv_general_dilated") == types("dot_general") == {"bfloat16"}
     # Of the statistics of every norm.

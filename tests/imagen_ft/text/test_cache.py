@@ -36,9 +36,9 @@ def test_states_come_back(tmp_path, dtype):
     states = make(tmp_path, dtype)
     cache = TextCache(tmp_path)
     assert len(cache) == 4 and "red fox" in cache and "fox" not in cache
-    found = cache.read([PROMPTS[i] for i in (3, 1, 0, 1)])
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, states[[3, 1, 0, 1]])
+    rows = cache.read([PROMPTS[i] for i in (3, 1, 0, 1)])
+    assert rows.dtype == np.float32
+    np.testing.assert_array_equal(rows, states[[3, 1, 0, 1]])
     cache.append(["new"], states[:1])
     again = TextCache(tmp_path).read([*PROMPTS, "new"])
     np.testing.assert_array_equal(again, states[[0, 1, 2, 3, 0]])
@@ -53,10 +53,10 @@ def test_it_is_as_large_as_its_states(tmp_path):
 
 def test_a_damaged_row_is_named(tmp_path):
     states = make(tmp_path)
-    part = tmp_path / "part-00001.safetensors"
-    data = bytearray(part.read_bytes())
+    path = tmp_path / "part-00001.safetensors"
+    data = bytearray(path.read_bytes())
     data[-1] ^= 1
-    part.write_bytes(data)
+    path.write_bytes(data)
     cache = TextCache(tmp_path)
     np.testing.assert_array_equal(cache.read(PROMPTS[:3]), states[:3])
     named = r"part-00001\.safetensors: row 1, 'a photo of a red fox' is damaged; remove that file"
@@ -67,10 +67,10 @@ def test_a_damaged_row_is_named(tmp_path):
 def test_a_prompt_keeps_to_its_row(tmp_path):
     """Two prompts of a part changed places in its head: the checksums are of prompt and row."""
     states = make(tmp_path)
-    part = tmp_path / "part-00000.safetensors"
-    head = safetensors.safe_open(part, "np").metadata()
+    path = tmp_path / "part-00000.safetensors"
+    head = safetensors.safe_open(path, "np").metadata()
     head["prompts"] = json.dumps(["café", ""])
-    part.write_bytes(safetensors.numpy.save({"states": states[:2].astype(jnp.bfloat16)}, head))
+    path.write_bytes(safetensors.numpy.save({"states": states[:2].astype(jnp.bfloat16)}, head))
     with pytest.raises(InputError, match=r"part-00000\.safetensors: row 1, '' is damaged"):
         TextCache(tmp_path).read([""])
 
@@ -78,8 +78,8 @@ def test_a_prompt_keeps_to_its_row(tmp_path):
 @pytest.mark.parametrize("keep", [0, 5, 60, -1])
 def test_a_file_cut_short_is_named(tmp_path, keep):
     make(tmp_path)
-    part = tmp_path / "part-00000.safetensors"
-    part.write_bytes(part.read_bytes()[:keep])
+    path = tmp_path / "part-00000.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(InputError, match=r"part-00000\.safetensors: its (head|length) is damaged"):
         TextCache(tmp_path)
 

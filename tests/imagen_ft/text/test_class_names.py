@@ -69,7 +69,7 @@ def test_wordnet_ids():
 
 
 @pytest.mark.parametrize(
-    ("named", "found", "resolved"),
+    ("named", "image_names", "resolved"),
     [
         ("", ("b", "a"), ("b", "a")),
         ((), ("b", "a"), ("b", "a")),
@@ -82,12 +82,12 @@ def test_wordnet_ids():
         ("imagenet", NAMES, NAMES),
     ],
 )
-def test_resolve(named, found, resolved):
-    assert class_names.resolve(named, found) == resolved
+def test_resolve(named, image_names, resolved):
+    assert class_names.resolve(named, image_names) == resolved
 
 
 @pytest.mark.parametrize(
-    ("named", "found", "said"),
+    ("named", "image_names", "said"),
     [
         (("a", "b"), ("a", "c"), "class 1 is 'b', but 'c' in the images of config.train"),
         (("a", "b"), ("b", "a"), "class 0 is 'a', but 'b' in"),
@@ -100,9 +100,9 @@ def test_resolve(named, found, resolved):
         ("imagenet", ("cat", "dog"), f"class 0 is {IDS[0]!r}, but 'cat'"),
     ],
 )
-def test_resolve_names_the_first_difference(named, found, said):
+def test_resolve_names_the_first_difference(named, image_names, said):
     with pytest.raises(InputError, match=said) as raised:
-        class_names.resolve(named, found)
+        class_names.resolve(named, image_names)
     assert "\n" not in str(raised.value)
 
 

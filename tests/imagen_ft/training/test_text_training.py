@@ -81,8 +81,8 @@ def run(task, folder, argument, workdir, *argv):
 
 
 def test_training(digits):
-    found = read_json(digits / "run" / "config.json")["text"]
-    assert found == {"cache": str(digits / "cache"), "template": "the digit {}"}
+    text = read_json(digits / "run" / "config.json")["text"]
+    assert text == {"cache": str(digits / "cache"), "template": "the digit {}"}
     lines = (digits / "run" / "metrics.jsonl").read_text()
     assert '"step": 2' in lines and "validation_loss" in lines
 

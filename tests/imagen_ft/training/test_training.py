@@ -158,10 +158,10 @@ def test_an_update_follows_the_gradient():
 
 def test_parts_of_a_batch_make_the_same_update():
     whole, metrics = updated(3)
-    parts, their_metrics = updated(3, accumulation=4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), whole, parts)
+    split, split_metrics = updated(3, accumulation=4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), whole, split)
     for name, value in metrics.items():
-        np.testing.assert_allclose(value, their_metrics[name], rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(value, split_metrics[name], rtol=1e-4, err_msg=name)
 
 
 def test_steps_and_seeds_have_their_own_noise():
@@ -236,9 +236,9 @@ def test_crops_are_watched_on_crops():
     image[16:24, 12:20] = 255
     config = digits(crop_size=8)
     config.stage.size, config.stage.low_size = 32, 16
-    found = evaluation_transform(Training.of(config))({"image": image, "label": 3})
-    assert found["label"] == 3 and found["image"].shape == (8, 8, 1)
-    assert found["image"].min() == 255
+    example = evaluation_transform(Training.of(config))({"image": image, "label": 3})
+    assert example["label"] == 3 and example["image"].shape == (8, 8, 1)
+    assert example["image"].min() == 255
 
 
 def test_labels_mean_the_same_in_evaluation(monkeypatch):
@@ -263,7 +263,7 @@ def test_preflight_is_of_the_real_step():
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["fits"] and 0 < found["floor_seconds"] < found["estimated_seconds"]
+    estimate = json.loads(done.stdout.splitlines()[-1])
+    assert estimate["fits"] and 0 < estimate["floor_seconds"] < estimate["estimated_seconds"]
     assert re.search(r"^all-reduce +data ", done.stdout, re.MULTILINE)
     assert "text_table" not in done.stdout

@@ -18,9 +18,9 @@ EVERY = [
 
 def test_gradients_where_every_axis_is_split():
     """XLA's partitioner, left alone, returns some of them wrong by their own size."""
-    found = run_on_eight("tests.imagen_ft.training.gradient_devices")
-    assert set(found) == {"unet", "efficient_unet"}
-    assert max(found.values()) < 1e-3
+    errors = run_on_eight("tests.imagen_ft.training.gradient_devices")
+    assert set(errors) == {"unet", "efficient_unet"}
+    assert max(errors.values()) < 1e-3
 
 
 @pytest.mark.slow
