@@ -16,6 +16,8 @@ LEVELS = np.arange(256) / 127.5 - 1
 class NoNetwork:
     """In place of a network that nothing asks."""
 
+    dtype = None
+
     def init(self, *args):
         raise NotImplementedError
 

@@ -37,10 +37,12 @@ class Network:
 
     Attributes:
         learned: whether there is a variance.
+        dtype: of the computation.
         calls: time and batch size of each evaluation.
     """
 
     learned: bool = False
+    dtype: type = jnp.float32
     calls: list = dataclasses.field(default_factory=list, hash=False, compare=False)
 
     def init(self, *args):
@@ -188,6 +190,7 @@ class GaussianNetwork:
     """Knows that images are normal about a number of the text, and says so in its own terms."""
 
     prediction: str
+    dtype: type = jnp.float32
 
     def init(self, *args):
         return VARIABLES
