@@ -41,6 +41,7 @@ LIBTPU = 'libtpu>=0.0.42; sys_platform == "linux" and platform_machine == "x86_6
 EXTRAS = {
     "test": [
         LIBTPU,
+        "beartype>=0.22,<0.24",
         "diffusers>=0.42.1,<0.44",
         "import-linter>=2.5,<3",
         "mypy>=2.4.1,<2.5",

@@ -21,7 +21,7 @@ from imagen_ft.text.class_names import read_lines
 from imagen_ft.text.encoders import check_prompts
 from input_pipeline.records.image_codec import encode_png
 from launch.errors import InputError
-from launch.files import differences, read_json, write_atomic, write_json
+from launch.files import differences, read_object, write_atomic, write_json
 from launch.runtime import app
 from launch.runtime.config import plain
 from launch.runtime.reports import image_grid
@@ -138,7 +138,7 @@ def check_same_settings(workdir: epath.Path, settings: dict[str, Any]) -> None:
     path = workdir / SETTINGS
     if not path.exists():
         return
-    for field, (before, now) in differences(read_json(path), settings).items():
+    for field, (before, now) in differences(read_object(path), settings).items():
         raise InputError(
             f"{workdir} holds images that were drawn with {field} = {before}, now it is {now}: "
             "name another --workdir"

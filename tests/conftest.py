@@ -29,3 +29,10 @@ if "jax" in sys.modules:
 os.environ.update(SETTINGS)
 # A suite that a script has started in the background ignores Ctrl-C, and so would every child.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# From here on the functions of these rooms look at the types and shapes that they take and give.
+from jaxtyping import install_import_hook  # noqa: E402
+
+import tests.support.typechecker  # noqa: E402
+
+install_import_hook(tests.support.typechecker.ROOMS, "tests.support.typechecker.check")

@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Int
 
 from input_pipeline.imagenet import wordnet_ids
 from launch.errors import InputError
@@ -49,8 +49,8 @@ class LabelMap:
     """
 
     class_names: tuple[str, ...]
-    source_labels: Int32[np.ndarray, " classes"]
-    answers: Int32[np.ndarray, " model_classes"]
+    source_labels: Int[np.ndarray, " classes"]
+    answers: Int[np.ndarray, " model_classes"]
     competing: Bool[np.ndarray, " model_classes"]
     border: int = 0
 

@@ -1,7 +1,7 @@
 """What a classifier says of every image, and the numbers that sum it up."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,6 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from classifiers.evaluation.label_maps import NO_LABEL, LabelMap
-from classifiers.models.presets import Classifier
 from input_pipeline.augment.policy import Transform
 from input_pipeline.batches import loader
 from input_pipeline.source import Source
@@ -26,6 +25,15 @@ Judge = Callable[
     [Variables, Float[Array, "b h w c"], Int[Array, " b"]], dict[str, Float[Array, " b"]]
 ]
 _TOP_K = 5
+
+
+@runtime_checkable
+class Network(Protocol):
+    """What is asked of a classifier."""
+
+    def apply(self, variables: Any, *args: Any) -> Any:
+        """Logits [b, classes], from images [b, h, w, c] in [-1, 1]."""
+        ...
 
 
 def judge(
@@ -66,7 +74,7 @@ def judge(
     }
 
 
-def make_judge(model: Classifier, label_map: LabelMap) -> Judge:
+def make_judge(model: Network, label_map: LabelMap) -> Judge:
     """`judge` of what the model says of images in [-1, 1], as a function of its variables."""
 
     def of_images(variables: Variables, images: Array, labels: Array) -> dict[str, Array]:
@@ -77,7 +85,7 @@ def make_judge(model: Classifier, label_map: LabelMap) -> Judge:
 
 
 def make_score(
-    model: Classifier,
+    model: Network,
     source: Source,
     label_map: LabelMap,
     batch_size: int,

@@ -24,7 +24,7 @@ from launch.runtime.types import Batch, Variables
 
 FOLDER = "seeds"
 # The step is the same for all seeds, everything else has them as its first axis.
-_AXES: Any = TrainState(step=None, variables=0, opt_state=0, ema=0)  # type: ignore[arg-type]
+_AXES: Any = TrainState(step=None, variables=0, opt_state=0, ema=0)
 
 
 def check(config: ml_collections.ConfigDict) -> None:

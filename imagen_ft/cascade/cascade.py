@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int, Key, UInt8
 
 from imagen_ft.cascade.loading import load_stages
-from imagen_ft.cascade.request import Images, Request
+from imagen_ft.cascade.request import Request
 from imagen_ft.diffusion.stage import Stage
 from imagen_ft.text import class_names
 from imagen_ft.text.encoders import TextEncoder, make_text_encoder
@@ -69,7 +69,7 @@ class Cascade:
         every_stage: Literal[False] = False,
         progress: Callable[[int], object] | None = None,
         **fields: Any,
-    ) -> Images: ...
+    ) -> np.ndarray: ...
 
     @overload
     def sample(
@@ -79,7 +79,7 @@ class Cascade:
         every_stage: Literal[True],
         progress: Callable[[int], object] | None = None,
         **fields: Any,
-    ) -> list[Images]: ...
+    ) -> list[np.ndarray]: ...
 
     def sample(
         self,
@@ -88,7 +88,7 @@ class Cascade:
         every_stage: bool = False,
         progress: Callable[[int], object] | None = None,
         **fields: Any,
-    ) -> Images | list[Images]:
+    ) -> np.ndarray | list[np.ndarray]:
         """Draws all images of a request: `sample(["a goldfish"], seed=1)`.
 
         Args:
@@ -98,7 +98,7 @@ class Cascade:
             **fields: the other fields of `Request`: `seed`, `low` to enlarge images, ...
 
         Returns:
-            The images of the last stage, in [0, 255].
+            The images of the last stage, uint8 [n, size, size, c] in [0, 255].
 
         Raises:
             InputError: see `Request.check`.
@@ -111,7 +111,7 @@ class Cascade:
         stages = [np.concatenate(images) for images in zip(*batches, strict=True)]
         return stages if every_stage else stages[-1]
 
-    def stream(self, request: Request, every_stage: bool = False) -> Iterator[list[Images]]:
+    def stream(self, request: Request, every_stage: bool = False) -> Iterator[list[np.ndarray]]:
         """Draws a request batch by batch: one is on its way while the one before it is used.
 
         Args:
@@ -119,8 +119,8 @@ class Cascade:
             every_stage: whether to yield the images of all stages that are run.
 
         Returns:
-            An iterator over batches: images of the last stage alone or of every stage, in
-            [0, 255].
+            An iterator over batches: images of the last stage alone or of every stage, uint8
+            [b, size, size, c] in [0, 255].
 
         Raises:
             InputError: see `Request.check`; at once, not with the first batch.
@@ -173,8 +173,8 @@ class Cascade:
 
     def _run_stages(
         self, request: Request, inputs: dict[str, np.ndarray], begin: dict[str, Array]
-    ) -> list[UInt8[Array, "b size size c"]]:
-        """The images of every stage.
+    ) -> list[Array]:
+        """The images of every stage, uint8 [b, size, size, c], each of its own size.
 
         Args:
             request: that the batch is of.
@@ -236,7 +236,7 @@ def load_cascade(config: ml_collections.ConfigDict, mesh: Mesh | None = None) ->
     )
 
 
-def _fetch_one_behind(batches: Iterable[list[Array]]) -> Iterator[list[Images]]:
+def _fetch_one_behind(batches: Iterable[list[Array]]) -> Iterator[list[np.ndarray]]:
     """Batches on the host: each is waited for when the next one is on its way."""
     ahead = None
     for batch in batches:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -26,21 +27,21 @@ class Request:
         seed: of the set of images.
         indices: which images of the set these are; None is the first ones.
         batch_size: how many are drawn at a time; None is the cascade's own number.
-        low: images in [0, 255] to be drawn larger, one an image; the first stage to run is the one
-            that starts from images of this size. None begins with the base.
-        start: images of the base's size, in [0, 255], that it begins with, noised to the first
-            step that is taken (real guidance, He et al. 2023). None begins with noise.
+        low: uint8 [n, size, size, c], to be drawn larger, one an image; the first stage to run is
+            the one that starts from images of this size. None begins with the base.
+        start: uint8 images of the base's size that it begins with, noised to the first step that is
+            taken (real guidance, He et al. 2023). None begins with noise.
         skip_steps: steps of the base at the noisiest end that are not taken.
     """
 
     prompts: Sequence[str] | None = None
     _: dataclasses.KW_ONLY
-    labels: Int[np.ndarray, " n"] | None = None
+    labels: np.ndarray | None = None
     seed: int = 0
     indices: Int[np.ndarray, " n"] | None = None
     batch_size: int | None = None
-    low: Images | None = None
-    start: Images | None = None
+    low: np.ndarray | None = None
+    start: np.ndarray | None = None
     skip_steps: int = 0
 
     def __len__(self) -> int:
@@ -74,17 +75,21 @@ class Request:
             if sizes[0]:
                 raise InputError("this cascade has no base: give images to enlarge as low")
             return 0
-        shape = np.shape(self.low)
-        size = shape[1] if len(shape) == 4 else 0
+        shape = _shape(self.low)
+        size = shape[1] if shape and len(shape) == 4 else 0
         if not size or size not in sizes:
             starts = " or ".join(f"{low_size} px" for low_size in sizes if low_size) or "noise"
-            raise InputError(f"low of shape {list(shape)}: the stages start from {starts}")
+            given = "images of several shapes" if shape is None else f"shape {list(shape)}"
+            raise InputError(f"low of {given}: the stages start from {starts}")
         return sizes.index(size)
 
     def _check_counts(self) -> None:
         if (self.prompts is None) == (self.labels is None):
             raise InputError("prompts or labels: one of them says what to draw")
         name = "labels" if self.prompts is None else "prompts"
+        rows: Any = self.labels if self.prompts is None else self.prompts
+        if len(_shape(rows) or ()) != 1:
+            raise InputError(f"{name}: give a list, with one for each image")
         if not len(self):
             raise InputError(f"0 {name}: at least one is needed")
         if self.indices is not None and len(self.indices) != len(self):
@@ -99,6 +104,8 @@ class Request:
             check_prompts(self.prompts, class_names)
             return
         labels = np.asarray(self.labels)
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise InputError(f"labels are {labels.dtype}: whole numbers of classes are needed")
         if labels.min() < 0 or labels.max() >= len(class_names):
             outside = labels[(labels < 0) | (labels >= len(class_names))][0]
             raise InputError(f"label {outside}: the cascade has {len(class_names)} classes, from 0")
@@ -116,10 +123,18 @@ class Request:
         if self.start is not None:
             self._check_shape("start", self.start, base.denoiser.size, base)
 
-    def _check_shape(self, name: str, images: Images, size: int, base: Stage) -> None:
+    def _check_shape(self, name: str, images: np.ndarray, size: int, base: Stage) -> None:
         images, shape = np.asarray(images), (len(self), size, size, base.denoiser.channels)
         if images.shape != shape or images.dtype != np.uint8:
             raise InputError(
                 f"{name} is {images.dtype} {list(images.shape)}: uint8 {list(shape)} is needed, "
                 "one an image"
             )
+
+
+def _shape(rows: Any) -> tuple[int, ...] | None:
+    """Of an array or nested lists; None where these are of several shapes."""
+    try:
+        return np.shape(rows)
+    except ValueError:
+        return None

@@ -77,7 +77,10 @@ class Denoiser:
         return jax.eval_shape(self.init, jax.random.key(0), jnp.zeros(text_shape))
 
     def condition(
-        self, low: Image, noise: Image, level: Float[Array, " b"]
+        self,
+        low: Float[Array, "b low_size low_size c"],
+        noise: Float[Array, "b size size c"],
+        level: Float[Array, " b"],
     ) -> Float[Array, "b size size c"]:
         """Upsamples low-resolution images and noises them to a level.
 

@@ -13,6 +13,7 @@ from imagen_ft.diffusion.denoiser import Denoiser, Image
 from imagen_ft.diffusion.forward_process import x0_from_output
 from launch.runtime.types import Array, Variables
 
+LowImage = Float[Array, "b low_h low_w c"]
 Output = Float[Array, "b h w outputs"]
 
 # The condition's noise is apart from the steps', which count from 0.
@@ -51,7 +52,7 @@ class Stage:
         keys: Key[Array, " b"],
         text: Float[Array, "b n d"],
         null_text: Float[Array, "1 n d"],
-        low: Image | None = None,
+        low: LowImage | None = None,
         start: Image | None = None,
         skip_steps: int = 0,
     ) -> Image:
@@ -76,7 +77,7 @@ class Stage:
         keys: Key[Array, " b"],
         text: Float[Array, "b n d"],
         null_text: Float[Array, "1 n d"],
-        low: Image | None = None,
+        low: LowImage | None = None,
     ) -> Float[Array, "steps b h w c"]:
         """What `sample` predicts x_0 to be at each of its steps, in [-1, 1]."""
         _, path = self.run(variables, self._noise(keys), text, null_text, low, path=True)
@@ -89,9 +90,9 @@ class Stage:
         noise: samplers.Noise,
         text: Float[Array, "b n d"],
         null_text: Float[Array, "1 n d"],
-        low: Image | None = None,
+        low: LowImage | None = None,
         **options: Any,
-    ) -> tuple[Image, Image | None]:
+    ) -> tuple[Image, Float[Array, "steps b h w c"] | None]:
         """As `sample`, with any noise and all options of `samplers.sample`."""
         condition, level = None, None
         if low is not None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from imagen_ft.training.image_losses import draw_inputs, image_losses
 from imagen_ft.training.images import evaluation_transform
@@ -39,7 +39,11 @@ def make_evaluation(
 
     @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, P()))
     def total(
-        variables: Variables, batch: Batch, text_table: Array, number: int, draw: int
+        variables: Variables,
+        batch: Batch,
+        text_table: Array,
+        number: Int[Array, ""],
+        draw: Int[Array, ""],
     ) -> Array:
         key = jax.random.fold_in(jax.random.fold_in(training.evaluation_key, number), draw)
         text, inputs = text_table[batch["label"]], draw_inputs(training.denoiser, batch, key)

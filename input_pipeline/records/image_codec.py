@@ -30,7 +30,7 @@ def encode_jpeg(image: UInt8[np.ndarray, "h w c"], quality: int) -> bytes:
     return _encode(".jpg", image, options)
 
 
-def _encode(suffix: str, image: UInt8[np.ndarray, "h w c"], options: Sequence[int]) -> bytes:
+def _encode(suffix: str, image: np.ndarray, options: Sequence[int]) -> bytes:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3):
         raise TypeError(f"expected uint8 [h, w, 1 or 3], got {image.dtype} {image.shape}")
     pixels = image if image.shape[-1] == 1 else image[..., ::-1]

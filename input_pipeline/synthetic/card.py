@@ -1,11 +1,10 @@
 """What people read of a generated set: a data-set card and a picture."""
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from input_pipeline.augment.resize import resize
 from input_pipeline.records import image_codec
@@ -90,7 +89,7 @@ def make_card(writer: SyntheticWriter, provenance: dict[str, Any]) -> list[tuple
     return [(CARD, text.encode()), (PICTURE, image_codec.encode_png(_picture(writer, shown)))]
 
 
-def _picture(writer: SyntheticWriter, labels: Sequence[int]) -> UInt8[np.ndarray, "h w c"]:
+def _picture(writer: SyntheticWriter, labels: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "h w c"]:
     """One line of images a class, on white."""
     height, width, channels = writer.config["image_shape"]
     scale = max(1, _TILE // max(height, width)) if max(height, width) < _TILE else 1

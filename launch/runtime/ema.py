@@ -1,6 +1,6 @@
 """Moving averages of the weights: how fast each forgets, by step."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import ml_collections
@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from launch.errors import InputError
+from launch.fields import Fields
 from launch.runtime.types import Array
 
 # The average that is sampled and evaluated with.
@@ -32,7 +33,7 @@ def make_decays(config: ml_collections.ConfigDict) -> dict[str, Decay]:
     return {name: _make_decay(f"config.ema.{name}", spec) for name, spec in config.items()}
 
 
-def _make_decay(field: str, spec: Mapping) -> Decay:
+def _make_decay(field: str, spec: Fields) -> Decay:
     schedule = spec.get("schedule", "warmup")
     needed = "relative_width" if schedule == "power" else "decay"
     if schedule in ("constant", "warmup", "power") and needed not in spec:

@@ -8,7 +8,7 @@ from etils import epath
 from jaxtyping import PyTree
 
 from launch.errors import InputError
-from launch.files import read_json
+from launch.files import read_object
 from launch.runtime.checkpoints.inference import SealedCheckpoint, latest_step
 from launch.runtime.ema import MAIN
 
@@ -40,7 +40,7 @@ class Run:
         config = path / "config.json"
         if not config.exists():
             raise InputError(f"{path} holds no run (no config.json): train it first")
-        return cls(path, ml_collections.ConfigDict(read_json(config)), path)
+        return cls(path, ml_collections.ConfigDict(read_object(config)), path)
 
     @property
     def kind(self) -> str:
@@ -52,7 +52,7 @@ class Run:
     @functools.cached_property
     def inputs(self) -> dict[str, str]:
         """Digests of what it was made from, by name."""
-        return read_json(self.path / "inputs.json")
+        return read_object(self.path / "inputs.json")
 
     @property
     def step(self) -> int | None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Float, Int, PyTree
+from jaxtyping import Float, PyTree
 
 from launch.runtime.devices.mesh import state_shardings
 from launch.runtime.ema import MAIN, Decay
@@ -18,17 +18,19 @@ from launch.runtime.types import Array, Variables
 class TrainState:
     """Everything that a resumed run needs.
 
+    In place of arrays it may hold what is said of them: shapes, shardings, axes.
+
     Attributes:
-        step: number of updates made.
+        step: number of updates made, int32 [].
         variables: the model's collections; `params` is what the optimiser moves.
         opt_state: state of the optimiser.
         ema: moving averages of `variables` by name; empty when none is kept.
     """
 
-    step: Int[Array, ""]
-    variables: Variables
-    opt_state: optax.OptState
-    ema: dict[str, Variables]
+    step: PyTree
+    variables: PyTree
+    opt_state: PyTree
+    ema: PyTree
 
     @property
     def inference_variables(self) -> Variables:
@@ -64,7 +66,7 @@ class TrainState:
         return TrainState(self.step + 1, variables, opt_state, ema), norms
 
 
-def _blend(average: Variables, variables: Variables, decay: Float[Array, ""]) -> Variables:
+def _blend(average: Variables, variables: Variables, decay: float | Float[Array, ""]) -> Variables:
     return jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), average, variables)
 
 

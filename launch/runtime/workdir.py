@@ -6,7 +6,7 @@ import ml_collections
 from etils import epath
 
 from launch.errors import InputError
-from launch.files import differences, read_json, write_json
+from launch.files import differences, read_object, write_json
 from launch.runtime.config import plain
 from launch.runtime.devices.distributed import on_first_process
 from launch.runtime.locks import lock
@@ -60,7 +60,7 @@ def _compare_or_write(workdir: epath.Path, name: str, current: dict) -> None:
     if not path.exists():
         write_json(path, current)
         return
-    for field, (before, now) in differences(read_json(path), current).items():
+    for field, (before, now) in differences(read_object(path), current).items():
         if field.partition(".")[0] not in FREE:
             raise InputError(
                 f"{workdir} was begun with {field} = {before}, now it is {now}: "

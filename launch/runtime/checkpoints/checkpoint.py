@@ -31,7 +31,7 @@ class Checkpoints:
     sealed. In a job of several processes all share the folder and make the same calls.
     """
 
-    def __init__(self, folder: epath.Path | str, max_to_keep: int = 2):
+    def __init__(self, folder: epath.PathLike, max_to_keep: int = 2):
         self._steps = SealedSteps(absolute(folder), max_to_keep)
 
     def save(self, state: TrainState) -> None:
@@ -105,7 +105,7 @@ def check_mode(mode: str) -> None:
 class Best:
     """The variables of the step with the best score so far, in a checkpoint of their own."""
 
-    def __init__(self, folder: epath.Path | str, metric: str, mode: str = "min"):
+    def __init__(self, folder: epath.PathLike, metric: str, mode: str = "min"):
         """Opens the folder.
 
         Args:
@@ -175,7 +175,7 @@ class Best:
         return facts["score"] if facts.items() >= self._compared.items() else None
 
 
-def save_inference(workdir: epath.Path | str, variables: PyTree, step: int = 0) -> None:
+def save_inference(workdir: epath.PathLike, variables: PyTree, step: int = 0) -> None:
     """Saves variables that were not trained here as those of a finished run, and seals them.
 
     `inference.load_inference` and `digest` then read them. Beyond the variables little memory is
@@ -238,6 +238,6 @@ def item_name(ema: str) -> str:
     return INFERENCE if ema == MAIN else f"{INFERENCE}_{ema}"
 
 
-def absolute(path: epath.Path | str) -> epath.Path:
+def absolute(path: epath.PathLike) -> epath.Path:
     """Orbax takes no relative paths."""
     return epath.Path(os.path.abspath(path)) if is_local(path) else epath.Path(path)

@@ -14,7 +14,7 @@ from launch.runtime.checkpoints.checkpoint import BEST, CHECKPOINTS, INFERENCE, 
 from launch.runtime.ema import MAIN
 
 
-def latest_step(workdir: epath.Path | str) -> int | None:
+def latest_step(workdir: epath.PathLike) -> int | None:
     """Step of the newest sealed checkpoint of a run; None when there is none."""
     return _latest(epath.Path(workdir) / CHECKPOINTS)
 
@@ -30,7 +30,7 @@ class SealedCheckpoint:
     folder: epath.Path
 
     @classmethod
-    def find(cls, workdir: epath.Path | str, best: bool = False) -> "SealedCheckpoint":
+    def find(cls, workdir: epath.PathLike, best: bool = False) -> "SealedCheckpoint":
         """The newest one of a run, or its best one.
 
         Raises:

@@ -29,7 +29,7 @@ def save_args(items: Mapping[str, PyTree]) -> ocp.args.Composite:
     )
 
 
-def saving_handlers() -> ocp.handlers.CheckpointHandlerRegistry:
+def saving_handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
     """For saving trees of any name in the background."""
     # Weights hardly shrink, and to try takes longer than to write them.
     implementation = ocp.BasePyTreeCheckpointHandler(use_compression=False)

@@ -1,6 +1,6 @@
 """Devices as a mesh with the axes data, fsdp, tensor; where arrays live on it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Int
 
 from launch.errors import InputError
+from launch.fields import Fields
 from launch.runtime.types import Array, Batch
 
 AXES = ("data", "fsdp", "tensor")
@@ -19,7 +20,7 @@ AXES = ("data", "fsdp", "tensor")
 MIN_SHARDED_SIZE = 2**18
 
 
-def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(axes: Fields, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Builds the mesh.
 
     Args:

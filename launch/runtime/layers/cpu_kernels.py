@@ -37,7 +37,7 @@ def dot_general(
 
 def convolve(
     x: Float[Array, "b *space i"],
-    kernel: Float[Array, "*window i o"],
+    kernel: Float[Array, "*window group_i o"],
     strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     **options: Any,

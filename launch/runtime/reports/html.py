@@ -65,7 +65,7 @@ class Report:
             f"<figcaption>{caption}</figcaption></figure>"
         )
 
-    def write(self, path: epath.Path | str) -> None:
+    def write(self, path: epath.PathLike) -> None:
         """Writes the page."""
         title = html.escape(self._title)
         page = (

@@ -54,6 +54,6 @@ def to_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def save_png(figure: Figure, path: epath.Path | str) -> None:
+def save_png(figure: Figure, path: epath.PathLike) -> None:
     """Writes a figure as PNG."""
     write_atomic(path, to_png(figure))

@@ -79,7 +79,7 @@ def to_scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
     return scalars
 
 
-def read_metrics(workdir: epath.Path | str) -> list[dict[str, float]]:
+def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
     """Reads metrics.jsonl; a last line that a crash cut off is left out."""
     path = epath.Path(workdir) / "metrics.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []

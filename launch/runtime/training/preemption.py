@@ -2,7 +2,6 @@
 
 import signal
 from types import FrameType
-from typing import Self
 
 import jax
 from jax.experimental import multihost_utils
@@ -25,7 +24,7 @@ class Preemption:
     def __init__(self) -> None:
         self._noted = False
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Preemption":
         if jax.process_count() == 1:
             self._before = signal.signal(signal.SIGTERM, self._note)
         return self

@@ -10,6 +10,7 @@ from scipy import stats
 
 from classifiers import from_config
 from classifiers.evaluation.statistics import compare
+from classifiers.models.resnet import ResNet
 from classifiers.training.evaluation import make_evaluation
 from classifiers.training.losses import soft_cross_entropy, soft_targets
 from classifiers.training.training import Training
@@ -61,7 +62,7 @@ def a_source(count, classes=3):
     return ArraySource(images, np.arange(count) % classes, names)
 
 
-class Brightest:
+class Brightest(ResNet):
     """In place of a network: the class is the number of the brightest pixel of the first row."""
 
     def apply(self, variables, images):
@@ -73,7 +74,7 @@ def test_what_training_measures_leaves_padding_out(count):
     source = a_source(count)
     config = classifier.get_config("runlocal")
     config.augment, config.evaluation_batch_size = {}, 4
-    training = dataclasses.replace(Training.of(config, 3, (4, 4, 1)), model=Brightest())
+    training = dataclasses.replace(Training.of(config, 3, (4, 4, 1)), model=Brightest(3, (1,)))
     accuracy = make_evaluation(training, source, make_mesh({}))
     pixels = source.images[:, 0, :3, 0].astype(int)
     for sign, predicted in ((1, pixels.argmax(axis=1)), (-1, pixels.argmin(axis=1))):

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from classifiers import evaluate, train
 from classifiers.training import learning_curves, vmap_seeds
@@ -72,13 +73,15 @@ def test_what_is_interrupted_goes_on_bit_for_bit(together, tmp_path, monkeypatch
 def test_curves(together, tmp_path):
     assert run(tmp_path / "run", dict(real=REAL), **FIELDS) == 0
     for ours, alone in zip(
-        learning_curves.read(together, 2), learning_curves.read(tmp_path / "run", 2), strict=True
+        learning_curves.read(epath.Path(together), 2),
+        learning_curves.read(epath.Path(tmp_path / "run"), 2),
+        strict=True,
     ):
         for name in learning_curves.NAMES:
             (steps, values), (expected_steps, expected) = column(ours, name), column(alone, name)
             assert steps.tolist() == expected_steps.tolist() and len(steps) >= 2
             np.testing.assert_allclose(values, expected, atol=1e-4)
-    left, right = learning_curves.draw(learning_curves.read(together, 2)).axes
+    left, right = learning_curves.draw(learning_curves.read(epath.Path(together), 2)).axes
     assert len(left.lines) == 2 and len(right.lines) == 4
     for folder in (together, tmp_path / "run"):
         assert decode_image((folder / "learning_curves.png").read_bytes(), 3).shape[0] > 300

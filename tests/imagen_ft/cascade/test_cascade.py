@@ -330,6 +330,10 @@ def test_cascades_without_a_half(cascade):
         (dict(prompts=["ab"], indices=np.arange(2)), "2 indices for 1 prompts: one each"),
         (dict(labels=np.array([0, 3])), "label 3: the cascade has 3 classes, from 0"),
         (dict(labels=np.array([0, -1])), "label -1: the cascade has 3 classes, from 0"),
+        (dict(labels=np.array([0.0, 1.0])), "labels are float64: whole numbers of classes"),
+        (dict(labels=np.array([True])), "labels are bool: whole numbers of classes"),
+        (dict(labels=np.zeros((2, 1), int)), "labels: give a list, with one for each image"),
+        (dict(prompts="ab"), "prompts: give a list, with one for each image"),
     ],
 )
 def test_requests_that_are_refused(cascade, fields, message):
