@@ -105,12 +105,13 @@ def test_all_damage_is_found_and_the_file_named(run, harm, count, said):
 @pytest.mark.parametrize(
     "wanted", ["_CHECKPOINT_METADATA", "_METADATA", "d", "digests_1_of_2.json", "manifest.ocdbt"]
 )
-def test_the_run_goes_on_from_the_checkpoint_before(run, caplog, harm, wanted):
+def test_the_run_goes_on_from_the_checkpoint_before(run, capsys, harm, wanted):
     paths = [path for path in files(run / "checkpoints" / "2") if kind(path) == wanted]
     path = max(paths, key=lambda path: path.stat().st_size)
     harm(path, random.Random(0))
     assert_same_bits(restore(run), make_state(1, keep_ema=True))
-    assert path.name in caplog.text and "/checkpoints/2" in caplog.text
+    err = capsys.readouterr().err
+    assert path.name in err and "/checkpoints/2" in err
     # And comes to the same end.
     with contextlib.closing(Checkpoints(run / "checkpoints")) as checkpoints:
         state = checkpoints.restore(abstract(make_state(0, keep_ema=True)))

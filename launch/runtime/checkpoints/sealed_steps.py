@@ -2,8 +2,8 @@
 
 import contextlib
 import errno
-import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -126,7 +126,7 @@ class SealedSteps:
                 for newer in faults:
                     self.set_aside(newer, keep=True)
                 return step, faults
-            logging.warning("checkpoint not used: %s", fault)
+            print(f"checkpoint not used: {fault}", file=sys.stderr, flush=True)
             if sealed:
                 faults[step] = fault
             else:

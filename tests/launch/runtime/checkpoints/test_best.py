@@ -122,7 +122,7 @@ def test_the_old_best_goes_when_the_new_one_is_sealed(tmp_path, monkeypatch):
     assert kept(tmp_path) == [6]
 
 
-def test_a_damaged_best_is_named_and_does_not_count(tmp_path, caplog):
+def test_a_damaged_best_is_named_and_does_not_count(tmp_path, capsys):
     offer(tmp_path, [2])
     shutil.copytree(tmp_path / "best" / "2", tmp_path / "two")
     offer(tmp_path, [4])
@@ -130,7 +130,7 @@ def test_a_damaged_best_is_named_and_does_not_count(tmp_path, caplog):
     path = largest(tmp_path / "best" / "4")
     damage(path)
     assert offer(tmp_path, [6], losses={6: 0.375}) == [6]  # better than 2, not than 4
-    assert f"{path} is damaged" in caplog.text
+    assert f"{path} is damaged" in capsys.readouterr().err
     assert kept(tmp_path) == [6] and (tmp_path / "damaged_best_4").is_dir()
 
 

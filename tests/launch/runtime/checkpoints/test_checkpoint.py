@@ -293,33 +293,33 @@ def test_a_seal_of_several_processes(run):
     [largest, lambda folder: folder / "_CHECKPOINT_METADATA"],
     ids=["arrays", "metadata"],
 )
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(run, caplog, victim):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(run, capsys, victim):
     path = victim(run / "checkpoints" / "3")
     damage(path)
     with pytest.raises(InputError, match=f"{path} is damaged"):
         open_run(run, 3).variables(abstract(make_state(3, keep_ema=True).ema["main"]))
     assert_same_bits(restore(run), make_state(2, keep_ema=True))
-    assert f"{path} is damaged" in caplog.text
+    assert f"{path} is damaged" in capsys.readouterr().err
     # It is kept for whoever wants to know, and its step can be saved again.
     assert (run / "damaged_checkpoint_3").is_dir()
     save(run, 3)
     assert_same_bits(restore(run), make_state(3, keep_ema=True))
 
 
-def test_damaged_digests_are_no_reason_to_stop(run, caplog):
+def test_damaged_digests_are_no_reason_to_stop(run, capsys):
     path = run / "checkpoints" / "3" / SEAL
     path.write_bytes(b"z" + path.read_bytes()[1:])
     assert_same_bits(restore(run), make_state(2, keep_ema=True))
-    assert str(path) in caplog.text
+    assert str(path) in capsys.readouterr().err
 
 
-def test_an_unsealed_checkpoint_is_removed(run, caplog):
+def test_an_unsealed_checkpoint_is_removed(run, capsys):
     (run / "checkpoints" / "3" / SEAL).unlink()
     assert latest_step(run) == 2
     assert_same_bits(restore(run), make_state(2, keep_ema=True))
     assert not (run / "checkpoints" / "3").exists()
     assert not (run / "damaged_checkpoint_3").exists()
-    assert f"/checkpoints/3 is not sealed ({SEAL} is missing)" in caplog.text
+    assert f"/checkpoints/3 is not sealed ({SEAL} is missing)" in capsys.readouterr().err
     save(run, 3)
     assert latest_step(run) == 3
 
