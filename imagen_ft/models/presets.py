@@ -163,11 +163,6 @@ def parameter_shapes(name: str, **overrides: Any) -> dict[str, Any]:
     return jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
 
 
-def parameter_count(name: str, **overrides: Any) -> int:
-    """Number of parameters; nothing is allocated. See `parameter_shapes`."""
-    return sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(name, **overrides)))
-
-
 def _find(name: str) -> Preset:
     if name not in PRESETS:
         raise InputError(f"there is no model {name!r}; use one of {', '.join(PRESETS)}")

@@ -176,19 +176,14 @@ class SyntheticWriter:
         for path in (self.sidecar_path(shard), self.shard_path(shard)):
             path.unlink(missing_ok=True)
 
-    def write_shard(self, shard: int, images: Iterable[np.ndarray], prompts: Iterable[str]) -> None:
+    def write_encoded(self, shard: int, encoded: Iterable[tuple[bytes, str]]) -> None:
         """Writes one shard and then its sidecar; each is complete or absent.
 
         Args:
             shard: its number.
-            images: those of `plan.indices(shard)`, in this order, values [0, 255].
-            prompts: the prompt of each.
+            encoded: for each of `plan.indices(shard)`, in this order, what `encode` makes of its
+                image, and its prompt.
         """
-        encoded = (self.encode(image) for image in images)
-        self.write_encoded(shard, zip(encoded, prompts, strict=True))
-
-    def write_encoded(self, shard: int, encoded: Iterable[tuple[bytes, str]]) -> None:
-        """As `write_shard`, with pairs of an image's file and its prompt."""
         # A repair: not complete until it is finished.
         (self.folder / MANIFEST).unlink(missing_ok=True)
         path, sidecar = self.shard_path(shard), self.sidecar_path(shard)

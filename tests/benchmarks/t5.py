@@ -36,7 +36,8 @@ def main() -> None:
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, args.dtype), params)
     theirs = theirs.to(device, getattr(torch, args.dtype))
     call = torch.compile(theirs) if device == "cuda" else theirs
-    print(f"{presets.parameter_count(args.preset) / 1e6:.1f}M parameters, {args.dtype}, {device}")
+    millions = sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6
+    print(f"{millions:.1f}M parameters, {args.dtype}, {device}")
 
     results = []
     for batch in args.batch:

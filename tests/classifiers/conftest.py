@@ -3,6 +3,7 @@ import pytest
 
 from input_pipeline.sources.digits import DIGIT_NAMES
 from input_pipeline.synthetic.writer import SyntheticWriter
+from tests.support.generated_set import write_shard
 
 
 @pytest.fixture(scope="module")
@@ -10,6 +11,6 @@ def generated(tmp_path_factory):
     """Sixty white images."""
     folder = tmp_path_factory.mktemp("generated") / "set"
     writer = SyntheticWriter(folder, "white", DIGIT_NAMES, (8, 8, 1), [3] * 10, 2, 60, {})
-    writer.write_shard(0, np.full((60, 8, 8, 1), 255, np.uint8), [""] * 60)
+    write_shard(writer, 0, np.full((60, 8, 8, 1), 255, np.uint8), [""] * 60)
     writer.finish()
     return dict(name="synthetic", path=str(folder))

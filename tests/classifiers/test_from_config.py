@@ -11,6 +11,7 @@ from input_pipeline.synthetic.writer import SyntheticWriter
 from launch.runtime.training.metrics import read_metrics
 from tests.configs.tables import RECIPES, image_zip
 from tests.support import commands
+from tests.support.generated_set import write_shard
 
 ROOT = "train=set/train,val=set/train"
 
@@ -28,7 +29,7 @@ def write_set(folder, names):
     count = len(names)
     writer = SyntheticWriter(folder, "set", names, (36, 36, 3), [1] * count, 1, count, {})
     images = np.random.default_rng(0).integers(0, 256, (count, 36, 36, 3), np.uint8)
-    writer.write_shard(0, images, [""] * count)
+    write_shard(writer, 0, images, [""] * count)
     writer.finish()
 
 

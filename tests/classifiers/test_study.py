@@ -20,6 +20,7 @@ from launch.files import read_json
 from launch.runtime import app
 from tests.classifiers import fake_python
 from tests.support import ROOT
+from tests.support.generated_set import write_shard
 
 CONFIG = "configs/digits/study.py:runlocal"
 ARMS = ("real", "real+generated_1x", "generated_1x")
@@ -34,7 +35,7 @@ STEPS = {f"{task}-{run}" for run in RUNS for task in ("train", "evaluate")}
 def a_set(folder, level):
     """Two copies of the 30 digits' labels, all of one level."""
     writer = SyntheticWriter(folder, "plain", DIGIT_NAMES, (8, 8, 1), [3] * 10, 2, 60, {})
-    writer.write_shard(0, np.full((60, 8, 8, 1), level, np.uint8), [""] * 60)
+    write_shard(writer, 0, np.full((60, 8, 8, 1), level, np.uint8), [""] * 60)
     writer.finish()
     return folder
 

@@ -14,7 +14,6 @@ class Chip:
         kinds: beginnings of `jax.Device.device_kind`.
         peak_flops: dense bfloat16 operations a second.
         hbm_bytes: memory.
-        hbm_bandwidth: bytes a second.
         link_bandwidth: bytes a second that a chip sends to its neighbours, over all links.
         slice_size: chips that these links join at most: of a TPU slice, of a GPU host.
         network_bandwidth: bytes a second that a chip sends beyond them. Google names none for v4;
@@ -25,7 +24,6 @@ class Chip:
     kinds: tuple[str, ...]
     peak_flops: float
     hbm_bytes: int
-    hbm_bandwidth: float
     link_bandwidth: float
     slice_size: int
     network_bandwidth: float
@@ -33,13 +31,13 @@ class Chip:
 
 GIB = 2**30
 CHIPS = (
-    Chip("v4", ("TPU v4",), 275e12, 32 * GIB, 1228e9, 300e9, 4096, 6.25e9),
-    Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 819e9, 200e9, 256, 3.125e9),
-    Chip("v5p", ("TPU v5p", "TPU v5"), 459e12, 95 * GIB, 2765e9, 600e9, 6144, 6.25e9),
-    Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1640e9, 448e9, 256, 12.5e9),
-    Chip("A100", ("NVIDIA A100",), 312e12, 80 * GIB, 2039e9, 300e9, 8, 25e9),
-    Chip("H100", ("NVIDIA H100",), 989e12, 80 * GIB, 3350e9, 450e9, 8, 50e9),
-    Chip("H200", ("NVIDIA H200",), 989e12, 141 * 10**9, 4800e9, 450e9, 8, 50e9),
+    Chip("v4", ("TPU v4",), 275e12, 32 * GIB, 300e9, 4096, 6.25e9),
+    Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 200e9, 256, 3.125e9),
+    Chip("v5p", ("TPU v5p", "TPU v5"), 459e12, 95 * GIB, 600e9, 6144, 6.25e9),
+    Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 448e9, 256, 12.5e9),
+    Chip("A100", ("NVIDIA A100",), 312e12, 80 * GIB, 300e9, 8, 25e9),
+    Chip("H100", ("NVIDIA H100",), 989e12, 80 * GIB, 450e9, 8, 50e9),
+    Chip("H200", ("NVIDIA H200",), 989e12, 141 * 10**9, 450e9, 8, 50e9),
 )
 
 

@@ -9,6 +9,7 @@ from imagen_ft.demo import report
 from input_pipeline.records.image_codec import encode_png
 from input_pipeline.sources.digits import digits
 from input_pipeline.synthetic.writer import SyntheticWriter
+from tests.support.generated_set import write_shard
 
 
 def made_up(**changes):
@@ -110,7 +111,7 @@ def run(tmp_path):
     )
     # The digits of the training set come first in their class.
     order = [int(np.flatnonzero(train.labels == label)[0]) for label in range(10)]
-    writer.write_shard(0, train.images[order], list(train.class_names))
+    write_shard(writer, 0, train.images[order], list(train.class_names))
     writer.finish()
 
     (tmp_path / "samples").mkdir()

@@ -17,6 +17,7 @@ from tests.input_pipeline.synthetic.tiny_set import (
     writer,
 )
 from tests.support.damages import damages
+from tests.support.generated_set import write_shard
 
 
 def test_a_good_set(complete):
@@ -100,7 +101,7 @@ def test_files_of_another_set(complete):
 def test_a_shard_of_another_set_of_the_same_shape(complete, tmp_path):
     other = writer(tmp_path / "other", provenance={"seed": 1})
     images = IMAGES[::-1]
-    other.write_shard(1, images[other.plan.indices(1)], ["a"] * 5)
+    write_shard(other, 1, images[other.plan.indices(1)], ["a"] * 5)
     for path in (other.shard_path(1), other.sidecar_path(1)):
         target = complete / path.relative_to(tmp_path / "other")
         target.write_bytes(path.read_bytes())

@@ -17,6 +17,7 @@ from tests.input_pipeline.synthetic.tiny_set import (
     write,
     writer,
 )
+from tests.support.generated_set import write_shard
 
 
 def test_sidecar_and_manifest(complete):
@@ -162,12 +163,12 @@ def test_wrong_values_are_refused_before_anything_is_written(tmp_path, change, m
 def test_write_shard_checks_its_images(tmp_path):
     opened = writer(tmp_path)
     with pytest.raises(ValueError, match="expected uint8"):
-        opened.write_shard(0, IMAGES[:5, :3], ["a"] * 5)
+        write_shard(opened, 0, IMAGES[:5, :3], ["a"] * 5)
     with pytest.raises(ValueError, match="expected uint8"):
-        opened.write_shard(0, IMAGES[:5].astype(np.float32), ["a"] * 5)
+        write_shard(opened, 0, IMAGES[:5].astype(np.float32), ["a"] * 5)
     for images, prompts in ((4, 4), (5, 4), (4, 5), (6, 6)):
         with pytest.raises(ValueError, match="zip"):
-            opened.write_shard(0, IMAGES[:images], ["a"] * prompts)
+            write_shard(opened, 0, IMAGES[:images], ["a"] * prompts)
     assert opened.pending_shards() == [0, 1, 2]
 
 

@@ -7,6 +7,7 @@ from input_pipeline.records.tfrecord import TFRecordFile, write_tfrecord
 from input_pipeline.synthetic.plan import Plan
 from input_pipeline.synthetic.writer import SyntheticWriter
 from launch import files
+from tests.support.generated_set import write_shard
 
 CONFIG = {
     "name": "tiny",
@@ -29,7 +30,7 @@ def write(writer, shards):
     for shard in shards:
         indices = writer.plan.indices(shard)
         prompts = [f"a {CONFIG['class_names'][LABELS[i]]}" for i in indices]
-        writer.write_shard(shard, IMAGES[indices], prompts)
+        write_shard(writer, shard, IMAGES[indices], prompts)
 
 
 def of_shard(shard):

@@ -279,7 +279,7 @@ def test_sizes(shape, size, padded):
 
 def test_scaling_model():
     """By hand, on chips of which eight are a slice."""
-    chip = Chip("", (), 1.0, 1, 1.0, link_bandwidth=200.0, slice_size=8, network_bandwidth=10.0)
+    chip = Chip("", (), 1.0, 1, link_bandwidth=200.0, slice_size=8, network_bandwidth=10.0)
     sent = hlo.Collective("all-reduce", ("data",), 2, 150.0, True)
     program = Program({}, 1.0, 10.0, [sent], [])
     seconds = lambda chips: scaled_seconds(program, chip, dict(data=2, fsdp=2), 0, chips)  # noqa: E731
