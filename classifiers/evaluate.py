@@ -96,7 +96,7 @@ def _describe(config: ml_collections.ConfigDict, workdir: str | None) -> None:
     """What a dry run prints."""
     named = workdir and epath.Path(workdir).exists()
     runs = _open_runs(config, epath.Path(workdir)) if named or config.runs else []
-    app.describe(config, **{run.name: run.shapes()["params"] for run in runs})
+    app.describe(config, **{run.name: run.seeds[0].shapes()["params"] for run in runs})
     if not runs:
         print("no parameters to count: --workdir names no folder of runs")
 
@@ -116,9 +116,9 @@ def _evaluate(
             for run in runs
             for name, evaluation_set in sets.items()
         ]
-        bar.total = sum(work.num_images * run.seeds for run, _, work in works)
+        bar.total = sum(work.num_images * len(run.seeds) for run, _, work in works)
         for run, name, work in works:
-            for seed in range(run.seeds):
+            for seed in range(len(run.seeds)):
                 bar.set_description(f"{run.name} seed {seed} on {name}")
                 path = workdir / "evaluations" / name / f"{run.name}-seed_{seed}.json"
                 seed_results, kept = work.read_or_make(path, seed)

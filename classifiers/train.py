@@ -12,11 +12,12 @@ config.init_from names a run, or weights that classifiers.weights imported, to b
 config.vmap_seeds trains all seeds as one program: faster where one does not fill a chip.
 """
 
+import functools
+
 from absl import flags
 
 from classifiers import from_config
-from classifiers.training import vmap_seeds, warm_start
-from classifiers.training.images import open_images
+from classifiers.training import vmap_seeds
 from classifiers.training.train_seeds import train_seeds
 from classifiers.training.training import Training
 from input_pipeline import sources
@@ -35,11 +36,11 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(args: app.Arguments) -> None:
     """Runs the task."""
     config, values = args.config, args.flags
+    load_evaluation = functools.cache(lambda: sources.load(config.evaluation_source))
     image_input = from_config.expected_input(config)
-    evaluation = None
     # What the config says of the images is enough where none is to be read.
     if image_input is None or not (args.dry_run or values.preflight):
-        evaluation = sources.load(config.evaluation_source)
+        evaluation = load_evaluation()
         actual = len(evaluation.class_names), from_config.image_shape(config, evaluation)
         from_config.check_input(image_input, actual)
         image_input = actual
@@ -57,10 +58,7 @@ def main(args: app.Arguments) -> None:
         mesh = make_mesh(config.mesh)
         training.check(mesh)
         vmap_seeds.check(config)
-        inputs = warm_start.check_start(training)
-        assert evaluation is not None  # opened above, as something is run
-        images = open_images(training, evaluation)
-        train_seeds(training, images, inputs, mesh, args.workdir)
+        train_seeds(training, load_evaluation(), mesh, args.workdir)
 
 
 if __name__ == "__main__":

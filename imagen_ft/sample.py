@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from imagen_ft.cascade import Cascade, load_cascade
 from imagen_ft.cascade.loading import parameter_shapes
-from imagen_ft.cascade.request import Images
 from imagen_ft.text import class_names
 from imagen_ft.text.class_names import read_lines
 from imagen_ft.text.encoders import check_prompts
@@ -98,7 +97,7 @@ def main(args: app.Arguments) -> None:
 
 
 def write_images(
-    stages: list[Images], prompts: list[str], images_per_prompt: int, workdir: epath.Path
+    stages: list[np.ndarray], prompts: list[str], images_per_prompt: int, workdir: epath.Path
 ) -> None:
     """Writes single files of every stage, and one picture of them all."""
     for number, prompt in enumerate(prompts):

@@ -1,6 +1,6 @@
 """Labelled image sets with random access: what every source has, and those held in memory."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
@@ -11,6 +11,8 @@ from launch.errors import InputError
 REAL = 0
 # 'image' uint8 [h, w, c], 'label' and 'domain' int32 scalars.
 Example = dict[str, Any]
+Transform = Callable[[Example], Example]
+Augment = Callable[[Example, np.random.Generator], Example]
 
 
 @runtime_checkable

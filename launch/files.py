@@ -1,4 +1,4 @@
-"""Files that are either complete or absent, and the error every task prints as one line."""
+"""Files that are either complete or absent, JSON, digests, and the cache folder."""
 
 import concurrent.futures
 import contextlib

@@ -1,4 +1,4 @@
-"""That annotations are checked in the tests: jaxtyping's import hook is on in every room."""
+"""That annotations are checked in the tests, by jaxtyping's import hook."""
 
 import jax.numpy as jnp
 import numpy as np

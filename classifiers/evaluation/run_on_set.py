@@ -136,7 +136,7 @@ class RunOnSet:
         network = {name: self._run.config.get(name) for name in fields}
         origin = {
             "format": _FORMAT,
-            "checkpoint": self._run.digest(seed),
+            "checkpoint": self._run.seeds[seed].digest(**self._run.checkpoint),
             "network": network,
             "set": self._set.made_from,
             "attacks": self._specs,
@@ -145,12 +145,13 @@ class RunOnSet:
         return plain(origin)
 
     def _make(self, seed: int) -> dict[str, Any]:
-        variables = self._run.load(seed, self._abstract)
+        run = self._run.seeds[seed]
+        variables = run.variables(self._abstract, **self._run.checkpoint)
         variables = jax.device_put(variables, NamedSharding(self._mesh, P()))
         image_scores, labels = self._score(variables), self._set.source.labels
         if not np.isfinite(image_scores["loss"]).all():
             raise InputError(
-                f"{self._run.path}/seed_{seed}: its outputs on {self._set.name} are not finite; "
+                f"{run.folder}: its outputs on {self._set.name} are not finite; "
                 "leave this run out, or train it again"
             )
         num_classes = len(self._set.label_map.class_names)

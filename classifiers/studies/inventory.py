@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -39,37 +39,42 @@ def take_inventory(config: ml_collections.ConfigDict, runs: Sequence[PlannedRun]
     """
     opened: dict[str, Source] = {}
 
-    def count(spec: Any) -> np.ndarray:
+    def load(spec: Any) -> Source:
         key = json_digest(plain(spec))
         if key not in opened:
             opened[key] = sources.load(spec)
-        return np.bincount(opened[key].domain, minlength=2)
+        return opened[key]
 
-    count(evaluation_source(config))
+    def count(spec: Any) -> np.ndarray:
+        return np.bincount(load(spec).domain, minlength=2)
+
+    load(evaluation_source(config))
     image_counts, model_sizes = {}, {}
     for run in runs:
-        count(run.config.evaluation_source)
+        load(run.config.evaluation_source)
         counts = np.sum([count(spec) for spec in run.config.train_sources.values()], axis=0)
         image_counts[run.model, run.arm.name] = (int(counts[0]), int(counts[1]))
         if run.model not in model_sizes:
-            model_sizes[run.model] = model_size(run.config)
+            model_sizes[run.model] = model_size(run.config, load)
     return Inventory(image_counts, model_sizes)
 
 
-def model_size(config: ml_collections.ConfigDict) -> tuple[int, int]:
+def model_size(
+    config: ml_collections.ConfigDict, load: Callable[[Any], Source] = sources.load
+) -> tuple[int, int]:
     """Side of a model's input in pixels, and its parameters.
 
     Args:
         config: of classifiers.train.
+        load: opens its evaluation images, where the config does not say what they are.
 
     Raises:
-        InputError: the model has no such field, or its input is not known from the config and its
-            evaluation images are missing.
+        InputError: the model has no such field, or the images that are asked are missing.
     """
     expected = from_config.expected_input(config)
     if expected is None:
-        source = sources.load(config.evaluation_source)
-        expected = len(source.class_names), from_config.image_shape(config, source)
+        evaluation = load(config.evaluation_source)
+        expected = len(evaluation.class_names), from_config.image_shape(config, evaluation)
     num_classes, shape = expected
     model = from_config.make_model(config.model, num_classes)
     init = functools.partial(from_config.init_model, model, image_shape=shape)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
 
 from jax.sharding import Mesh
 
@@ -14,14 +13,11 @@ from input_pipeline.batches.mixture import Union, check_weight
 from input_pipeline.source import Source, check_labels, in_memory
 from launch.errors import InputError
 from launch.runtime.devices.mesh import local_rows
-from launch.runtime.types import Batch
-
-# `read(start, stop)` yields this process's rows of those batches.
-Reader = Callable[[int, int], Iterator[Batch]]
+from launch.runtime.types import Reader
 
 
 @dataclasses.dataclass(frozen=True)
-class Images:
+class TrainingImages:
     """Opened sources.
 
     Attributes:
@@ -35,7 +31,7 @@ class Images:
     digests: dict[str, str]
 
 
-def open_images(training: Training, evaluation: Source) -> Images:
+def open_images(training: Training, evaluation: Source) -> TrainingImages:
     """Opens the sources of `config.train_sources`.
 
     Args:
@@ -56,7 +52,8 @@ def open_images(training: Training, evaluation: Source) -> Images:
     if config.get("synthetic_weight") is not None:
         check_weight(train.domain, config.synthetic_weight)
     digests = {name: digest for name, source in opened.items() if (digest := source.digest())}
-    return Images(in_memory(train) if config.in_memory else train, evaluation, digests)
+    whole = in_memory(train) if config.in_memory else train
+    return TrainingImages(whole, evaluation, digests)
 
 
 def make_reader(training: Training, source: Source, seed: int, mesh: Mesh) -> Reader:

@@ -9,12 +9,13 @@ from classifiers.training import vmap_seeds
 from launch.runtime.reports.image_grid import save_png
 from launch.runtime.training.metrics import column, read_metrics
 
-Metrics = Sequence[Mapping[str, float]]
+# Of one seed, a dict for each line of metrics.jsonl.
+MetricLines = Sequence[Mapping[str, float]]
 # What `vmap_seeds.FOLDER` has of each seed, by what a folder of its own calls it.
 NAMES = ("loss", "accuracy", "validation_accuracy")
 
 
-def read(workdir: epath.Path, count: int) -> list[Metrics]:
+def read(workdir: epath.Path, count: int) -> list[MetricLines]:
     """Metrics of each seed, whether they were trained in turn or together."""
     together = read_metrics(workdir / vmap_seeds.FOLDER)
     if not together:
@@ -29,7 +30,7 @@ def read(workdir: epath.Path, count: int) -> list[Metrics]:
     ]
 
 
-def draw(runs: Sequence[Metrics]) -> Figure:
+def draw(runs: Sequence[MetricLines]) -> Figure:
     """Training loss on the left; on the right accuracy on validation images and on the batches."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)

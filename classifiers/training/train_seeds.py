@@ -11,40 +11,41 @@ from jax.sharding import Mesh
 from classifiers import from_config
 from classifiers.training import learning_curves, vmap_seeds, warm_start
 from classifiers.training.evaluation import make_evaluation
-from classifiers.training.images import Images, make_reader
+from classifiers.training.images import TrainingImages, make_reader, open_images
 from classifiers.training.training import Training
+from input_pipeline.source import Source
 from launch.runtime.devices.distributed import on_first_process
 from launch.runtime.state import TrainState
 from launch.runtime.training.loop import fit
 from launch.runtime.workdir import claim_workdir
 
 
-def train_seeds(
-    training: Training, images: Images, inputs: dict[str, str], mesh: Mesh, workdir: epath.Path
-) -> None:
+def train_seeds(training: Training, evaluation: Source, mesh: Mesh, workdir: epath.Path) -> None:
     """Trains every seed, or goes on with it: in turn, or all at once with `config.vmap_seeds`.
 
     Args:
         training: what the config says.
-        images: to train on, and to watch training with.
-        inputs: digests of what the run begins with.
+        evaluation: images of `config.evaluation_source`, which have said what the model is given.
         mesh: where the states live.
         workdir: the run directory.
 
     Raises:
-        InputError: the run directory is another run's.
+        InputError: images, weights or the run directory do not fit the config.
     """
     config = training.config
-    claim_workdir(workdir, config, images.digests | inputs)
-    names = images.evaluation.class_names
-    on_first_process(lambda: from_config.save_class_names(workdir, names))
+    start_digests = warm_start.check_start(training)
+    images = open_images(training, evaluation)
+    claim_workdir(workdir, config, images.digests | start_digests)
+    on_first_process(lambda: from_config.save_class_names(workdir, evaluation.class_names))
     train = _train_together if config.get("vmap_seeds") else _train_in_turn
     with jax.set_mesh(mesh):
         train(training, images, mesh, workdir)
     on_first_process(lambda: learning_curves.write(workdir, config.seeds))
 
 
-def _train_in_turn(training: Training, images: Images, mesh: Mesh, workdir: epath.Path) -> None:
+def _train_in_turn(
+    training: Training, images: TrainingImages, mesh: Mesh, workdir: epath.Path
+) -> None:
     accuracy = make_evaluation(training, images.evaluation, mesh)
     train_step = training.step(mesh)
     for seed in range(training.config.seeds):
@@ -61,7 +62,9 @@ def _train_in_turn(training: Training, images: Images, mesh: Mesh, workdir: epat
         )
 
 
-def _train_together(training: Training, images: Images, mesh: Mesh, workdir: epath.Path) -> None:
+def _train_together(
+    training: Training, images: TrainingImages, mesh: Mesh, workdir: epath.Path
+) -> None:
     count, stacked = training.config.seeds, vmap_seeds.stacked(training)
     accuracy = make_evaluation(training, images.evaluation, mesh)
 

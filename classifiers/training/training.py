@@ -22,6 +22,7 @@ from input_pipeline.batches.mixture import DOMAINS
 from launch.runtime.devices.mesh import batch_sharding, with_shardings
 from launch.runtime.ema import Decay, make_decays
 from launch.runtime.images import to_float
+from launch.runtime.run import Run
 from launch.runtime.state import TrainState, abstract_state
 from launch.runtime.training.loop import check_training
 from launch.runtime.training.optimizers import make_optimizer, make_schedule
@@ -78,16 +79,20 @@ class Training:
         """
         model = from_config.make_model(config.model, num_classes)
         tx = make_optimizer(config.optimizer, config.total_steps)
-        schedule, decays = (
-            make_schedule(config.optimizer, config.total_steps),
-            make_decays(config.ema),
-        )
+        schedule = make_schedule(config.optimizer, config.total_steps)
+        decays = make_decays(config.ema)
         init = functools.partial(from_config.init_model, model, image_shape=image_shape)
         abstract = abstract_state(init, (jax.random.key(0),), tx, decays)
         mix = make_mix(config)
         check_mix(config, getattr(model, "auxiliary_batch_norm", False))
         loss, weights = losses.make_loss(config), losses.domain_weights(config)
         return cls(config, model, image_shape, loss, weights, mix, tx, schedule, decays, abstract)
+
+    @functools.cached_property
+    def start(self) -> Run | None:
+        """The run that `config.init_from` names, opened once; None for new weights."""
+        path = self.config.get("init_from")
+        return Run.open(path) if path else None
 
     def check(self, mesh: Mesh) -> None:
         """Looks for numbers that training could not work with.

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from launch.runtime.devices.distributed import on_first_process
 from launch.runtime.devices.mesh import state_shardings
 from launch.runtime.ema import MAIN
 from launch.runtime.state import TrainState
-from launch.runtime.types import Batch, Variables
+from launch.runtime.types import Batch, Reader, Variables
 
 FOLDER = "seeds"
 # The step is the same for all seeds, everything else has them as its first axis.
@@ -112,7 +112,7 @@ def variables_of(state: TrainState, seed: int) -> Variables:
     return jax.tree.map(lambda leaf: leaf[seed], state.inference_variables)
 
 
-def batches(readers: Sequence[Callable[[int, int], Iterable[Batch]]]) -> Callable:
+def batches(readers: Sequence[Reader]) -> Reader:
     """Reads the batches of all seeds: [b, seeds, ...].
 
     Args:

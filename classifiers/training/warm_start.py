@@ -16,7 +16,7 @@ from classifiers.training.training import Training
 from classifiers.weights.positions import POSITIONS, resized
 from classifiers.weights.weight_files import HEADS
 from launch.errors import InputError
-from launch.runtime.run import CLASSIFIER, Run
+from launch.runtime.run import CLASSIFIER
 from launch.runtime.state import TrainState, create_state
 from launch.runtime.types import Variables
 
@@ -36,11 +36,10 @@ def check_start(training: Training) -> dict[str, str]:
     Raises:
         InputError: it is missing, unfinished, damaged or another model's.
     """
-    config, model = training.config, training.model
-    path = config.get("init_from")
-    if not path:
+    config, model, run = training.config, training.model, training.start
+    if run is None:
         return {}
-    run = Run.open(path)
+    path = config.init_from
     if run.kind != CLASSIFIER:
         raise InputError(f"config.init_from={path} is no run of classifiers.train or import")
     start_model = from_config.make_model(run.config.model, model.num_classes)
@@ -56,8 +55,8 @@ def check_start(training: Training) -> dict[str, str]:
                 f"config.init_from={path} has model.{field.name}={start_value!r}, config.model "
                 f"{value!r}: give both the same"
             )
-    seeds = range(min(config.seeds, run.config.seeds))
-    return {f"init_from_{seed}": run.seed(seed).digest() for seed in seeds}
+    used = run.seeds[: config.seeds]
+    return {f"init_from_{seed}": start.digest() for seed, start in enumerate(used)}
 
 
 def create(training: Training, mesh: Mesh, seed: int) -> TrainState:
@@ -74,12 +73,12 @@ def create(training: Training, mesh: Mesh, seed: int) -> TrainState:
     Raises:
         InputError: the weights do not fit the model.
     """
-    path, tx, averages = training.config.get("init_from"), training.tx, training.decays
+    tx, averages = training.tx, training.decays
     model, image_shape = training.model, training.image_shape
-    if path:
-        run = Run.open(path)
-        run = run.seed(seed % run.config.seeds)
-        variables = _fit_variables(run.variables(run.shapes()), model, image_shape, path)
+    if training.start is not None:
+        starts, path = training.start.seeds, training.config.init_from
+        start = starts[seed % len(starts)]
+        variables = _fit_variables(start.variables(start.shapes()), model, image_shape, path)
         return create_state(lambda variables: variables, (variables,), tx, averages, mesh)
     init = functools.partial(from_config.init_model, model, image_shape=image_shape)
     return create_state(init, (jax.random.key(seed),), tx, averages, mesh)

@@ -38,7 +38,7 @@ def export_run(source: str, target: str, layout: str, seed: int = 0) -> None:
         raise InputError(f"{source} is no run of classifiers.train: name one with --from")
     if seed >= config.seeds:
         raise InputError(f"--seed={seed}: {source} has the seeds 0 to {config.seeds - 1}")
-    run = run.seed(seed)
+    run = run.seeds[seed]
     shapes = run.shapes()
     num_classes = shapes["params"]["head"]["bias"].shape[0]
     model = from_config.make_model(config.model, num_classes)

@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 
 from imagen_ft.diffusion.stage import Stage
 from imagen_ft.text.encoders import check_prompts
 from launch.errors import InputError
-
-Images = UInt8[np.ndarray, "n size size c"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

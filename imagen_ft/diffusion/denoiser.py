@@ -8,12 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Key, PyTree
 
-from imagen_ft.diffusion.forward_process import add_noise
+from imagen_ft.diffusion.forward_process import Image, add_noise
 from imagen_ft.diffusion.schedule import Schedule
 from launch.runtime.types import Array, Variables
-
-Image = Float[Array, "b h w c"]
-
 
 UPSAMPLING = ("bilinear", "bilinear_corners", "nearest")
 

@@ -7,6 +7,7 @@ from jaxtyping import Float, Key
 from imagen_ft.diffusion.schedule import alpha_sigma
 from launch.runtime.types import Array
 
+# Of one size in a function, in [-1, 1] where they are clean.
 Image = Float[Array, "b h w c"]
 Scalar = Float[Array, "*b"]
 # What a network may say of x_t; see `target`.

@@ -93,7 +93,10 @@ def make_stage(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Stage:
     sampler = samplers.make_sampler(config.sampler)
     sampling_times(denoiser.schedule, sampler.num_steps, sampler.spacing)
     if sampler.needs_learned_variance and not denoiser.learned_variance:
-        raise InputError("sampler.logvar_coeff='learned': the stage has no learned_variance")
+        raise InputError(
+            f"sampler.name={config.sampler.name!r} as it is set takes the network's variance, but "
+            "the stage has no learned_variance; set that, or another sampler"
+        )
     return Stage(
         denoiser=denoiser,
         sampler=sampler,

@@ -9,12 +9,11 @@ import ml_collections
 from jaxtyping import Float
 
 from imagen_ft.diffusion.denoiser import Denoiser
-from imagen_ft.diffusion.forward_process import posterior, target, x0_from_output
+from imagen_ft.diffusion.forward_process import Image, posterior, target, x0_from_output
 from imagen_ft.diffusion.schedule import Schedule
 from launch.errors import InputError
 from launch.runtime.types import Array
 
-Image = Float[Array, "b h w c"]
 # Steps that the bound has where time is continuous.
 CONTINUOUS_STEPS = 1000
 

@@ -12,12 +12,11 @@ import ml_collections
 import numpy as np
 from jaxtyping import Bool, Float, Key, PyTree
 
-from imagen_ft.diffusion.forward_process import add_noise, eps_from_x0, per_image, posterior
+from imagen_ft.diffusion.forward_process import Image, add_noise, eps_from_x0, per_image, posterior
 from imagen_ft.diffusion.schedule import Schedule, sampling_times
 from launch.errors import InputError
 from launch.runtime.types import Array
 
-Image = Float[Array, "b h w c"]
 # What a sampler remembers from step to step: a tree of arrays.
 Carry: TypeAlias = PyTree
 
@@ -152,8 +151,7 @@ class DDPM(SingleStep):
         logsnr_s: Float[Array, ""],
     ) -> Image:
         """See `SingleStep`."""
-        learned = self.logvar_coeff is None
-        coeff = prediction.logvar_coeff if learned else self.logvar_coeff
+        coeff = self.logvar_coeff if not self.needs_learned_variance else prediction.logvar_coeff
         assert coeff is not None, "the network has learned no variance"
         mean, log_variance = posterior(x_t, prediction.x0, logsnr_t, logsnr_s, coeff)
         return mean + jnp.exp(0.5 * log_variance) * noise

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 from importlib import resources
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -125,13 +125,18 @@ def make_schedule(config: str | Fields) -> Schedule:
     Raises:
         InputError: no such name or number, or one out of its range.
     """
-    numbers = {"name": config} if isinstance(config, str) else dict(config)
+    numbers: dict[str, Any] = {"name": config} if isinstance(config, str) else dict(config)
     name = numbers.pop("name", None)
     if name not in SCHEDULES:
         raise InputError(f"schedule {name!r}: known are {', '.join(SCHEDULES)}")
     names = [field.name for field in dataclasses.fields(SCHEDULES[name]) if field.init]
     if unknown := sorted(set(numbers) - set(names)):
         raise InputError(f"schedule.{unknown[0]}: {name!r} has no such number, but {names}")
+    for field, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise InputError(f"schedule.{field}={number!r}: a number is needed")
+    if (steps := numbers.get("num_train_timesteps", 1)) < 1:
+        raise InputError(f"schedule.num_train_timesteps={steps}: at least 1 is needed")
     schedule = SCHEDULES[name](**numbers)
     if numbers:
         ratios = np.asarray(schedule.logsnr(jnp.asarray([0.0, 0.5, 1.0])))

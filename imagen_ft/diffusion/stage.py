@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Float, Key
 
 from imagen_ft.diffusion import guidance, samplers
-from imagen_ft.diffusion.denoiser import Denoiser, Image
-from imagen_ft.diffusion.forward_process import x0_from_output
+from imagen_ft.diffusion.denoiser import Denoiser
+from imagen_ft.diffusion.forward_process import Image, x0_from_output
 from launch.runtime.types import Array, Variables
 
 LowImage = Float[Array, "b low_h low_w c"]

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
+from jax.sharding import Mesh
 
 from imagen_ft.text import class_names
 from imagen_ft.training.training import Training
@@ -12,27 +13,31 @@ from input_pipeline import sources
 from input_pipeline.augment.crop import central_crop, random_crop
 from input_pipeline.augment.flip import random_flip
 from input_pipeline.augment.resize import square
-from input_pipeline.batches.loader import Augment, Example, Transform
-from input_pipeline.source import Source
+from input_pipeline.batches import loader
+from input_pipeline.source import Example, Source, Transform
 from launch.errors import InputError
+from launch.runtime.devices.mesh import local_rows
+from launch.runtime.types import Reader
 
 
 @dataclasses.dataclass(frozen=True)
-class Images:
+class TrainingImages:
     """Opened sources.
 
     Attributes:
         train: what is drawn from.
         evaluation: what is held out; its classes are the same.
+        digests: of `train`, if it can change, by its name in the config.
         prompts: one a class.
     """
 
     train: Source
     evaluation: Source
+    digests: dict[str, str]
     prompts: tuple[str, ...]
 
 
-def open_images(training: Training) -> Images:
+def open_images(training: Training) -> TrainingImages:
     """Opens `config.train_source` and `config.evaluation_source`.
 
     Raises:
@@ -54,7 +59,8 @@ def open_images(training: Training) -> Images:
             f"{len(train.class_names)} of config.train_source: "
             f"{_difference(evaluation.class_names, train.class_names)}"
         )
-    return Images(train, evaluation, prompts)
+    digest = train.digest()
+    return TrainingImages(train, evaluation, {"train_source": digest} if digest else {}, prompts)
 
 
 def _difference(names: Sequence[str], other_names: Sequence[str]) -> str:
@@ -62,18 +68,27 @@ def _difference(names: Sequence[str], other_names: Sequence[str]) -> str:
     return f"{odd[0]} is in one of them only" if odd else "they come in another order"
 
 
-def training_transform(training: Training) -> Transform:
-    """Brings an image to the size of the stage."""
-    return functools.partial(_resize, size=training.config.stage.size)
+def make_reader(training: Training, source: Source, mesh: Mesh) -> Reader:
+    """What reads the batches: images at the stage's size, or random parts of them.
 
-
-def training_augment(training: Training) -> Augment | None:
-    """A random part of the image where the stage is trained on parts, at random mirrored."""
+    Args:
+        training: its config has `crop_size` and `flip` where images are augmented, `batch_size`,
+            `seed` and `loader_workers`.
+        source: the images.
+        mesh: where the batches go.
+    """
     config = training.config
-    crop, flip = config.get("crop_size", 0), config.get("flip", False)
-    if not (crop or flip):
-        return None
-    return functools.partial(_crop_and_flip, size=config.stage.size, crop=crop, flip=flip)
+    size, crop, flip = config.stage.size, config.get("crop_size", 0), config.get("flip", False)
+    augment = functools.partial(_crop_and_flip, size=size, crop=crop, flip=flip)
+    batches = loader.batches(
+        source,
+        config.batch_size,
+        config.seed,
+        transform=functools.partial(_resize, size=size),
+        augment=augment if crop or flip else None,
+        rows=local_rows(mesh, config.batch_size),
+    )
+    return functools.partial(loader.iterate, batches, workers=config.get("loader_workers", 0))
 
 
 def evaluation_transform(training: Training) -> Transform:

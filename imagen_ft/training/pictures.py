@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from imagen_ft.diffusion.from_config import make_stage
 from imagen_ft.training.image_losses import shrink
-from imagen_ft.training.images import Images, evaluation_transform
+from imagen_ft.training.images import TrainingImages, evaluation_transform
 from imagen_ft.training.training import Training
 from launch.runtime.devices.mesh import replicate
 from launch.runtime.images import to_float, to_uint8
@@ -23,7 +23,7 @@ from launch.runtime.types import Array, Variables
 
 def make_pictures(
     training: Training,
-    images: Images,
+    images: TrainingImages,
     mesh: Mesh,
     text_table: Float[np.ndarray, "classes n d"],
     null_text: Float[np.ndarray, "n d"],

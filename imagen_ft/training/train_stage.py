@@ -10,11 +10,10 @@ from jax.sharding import Mesh
 from imagen_ft.text.encoders import TextEncoder
 from imagen_ft.training import warm_start
 from imagen_ft.training.evaluation import make_evaluation
-from imagen_ft.training.images import open_images, training_augment, training_transform
+from imagen_ft.training.images import make_reader, open_images
 from imagen_ft.training.pictures import make_pictures
 from imagen_ft.training.training import Training
-from input_pipeline.batches import loader
-from launch.runtime.devices.mesh import local_rows, replicate
+from launch.runtime.devices.mesh import replicate
 from launch.runtime.training.loop import fit
 from launch.runtime.workdir import claim_workdir
 
@@ -34,25 +33,13 @@ def train_stage(training: Training, encoder: TextEncoder, mesh: Mesh, workdir: e
     config = training.config
     images = open_images(training)
     # With other text, weights or images a resumed run would be another one.
-    digests = {
-        "text": encoder.digest,
-        **warm_start.check_start(training),
-        "train_source": images.train.digest(),
-    }
-    inputs = {name: digest for name, digest in digests.items() if digest}
+    text_digest = {"text": encoder.digest} if encoder.digest else {}
+    inputs = text_digest | warm_start.check_start(training) | images.digests
     # A table of text can be large: it is kept in the precision that the network computes in.
     dtype = training.denoiser.model.dtype
     text_table: np.ndarray = encoder.embed(images.prompts).astype(dtype)
     null_text: np.ndarray = encoder.null()[0].astype(dtype)
     text = replicate(mesh, text_table), replicate(mesh, null_text)
-    batches = loader.batches(
-        images.train,
-        config.batch_size,
-        config.seed,
-        transform=training_transform(training),
-        augment=training_augment(training),
-        rows=local_rows(mesh, config.batch_size),
-    )
     pictures = None
     if config.get("pictures_every", 0):
         pictures = make_pictures(training, images, mesh, text_table, null_text)
@@ -65,9 +52,7 @@ def train_stage(training: Training, encoder: TextEncoder, mesh: Mesh, workdir: e
             abstract=training.abstract,
             create=functools.partial(warm_start.create, training, mesh),
             train_step=training.step(mesh, *text),
-            batches=functools.partial(
-                loader.iterate, batches, workers=config.get("loader_workers", 0)
-            ),
+            batches=make_reader(training, images.train, mesh),
             evaluate=make_evaluation(training, images.evaluation, mesh, text[0]),
             pictures=pictures,
             label=workdir.name,

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Key
 
+from imagen_ft.cascade.loading import open_run
 from imagen_ft.diffusion.denoiser import Denoiser
 from imagen_ft.diffusion.from_config import make_denoiser
 from imagen_ft.diffusion.losses import DiffusionLoss, level_losses, make_loss
@@ -22,6 +23,7 @@ from imagen_ft.training.image_losses import Inputs, Losses, draw_inputs, image_l
 from launch.errors import InputError
 from launch.runtime.devices.mesh import batch_sharding, with_shardings
 from launch.runtime.ema import MAIN, Decay, make_decays
+from launch.runtime.run import Run
 from launch.runtime.state import TrainState, abstract_state
 from launch.runtime.training.loop import check_training
 from launch.runtime.training.optimizers import (
@@ -85,6 +87,11 @@ class Training:
             config, denoiser, loss, text_shape, names, tx, schedule, decays, frozen, abstract
         )
 
+    @functools.cached_property
+    def start(self) -> Run | None:
+        """The run that `config.init_from` names, opened once; None for public or new weights."""
+        return open_run(self.config.init_from) if self.config.init_from else None
+
     @property
     def evaluation_key(self) -> Key[Array, ""]:
         """A key that no step of training has."""
@@ -137,7 +144,7 @@ class Training:
             batch: see `draw_inputs`.
             text_table: states of every class's prompt.
             null_text: states that stand for no text.
-            unroll: see `step.accumulate`.
+            unroll: see `train_step.accumulate`.
         """
         config = self.config
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)

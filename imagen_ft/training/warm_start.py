@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from imagen_ft import weights
-from imagen_ft.cascade.loading import check_public, check_same_model, load_public, open_run
+from imagen_ft.cascade.loading import check_public, check_same_model, load_public
 from imagen_ft.training.training import Training
 from launch.runtime.devices.mesh import with_shardings
 from launch.runtime.state import TrainState, create_state
@@ -21,12 +21,11 @@ def check_start(training: Training) -> dict[str, str]:
     config = training.config
     if not config.init_from:
         return {}
-    run = open_run(config.init_from)
-    if run is None:
+    if training.start is None:
         check_public(config.stage.get("prediction", "eps"), config.init_from, "config.stage")
         return {"init_from": weights.digest(config.init_from, "unet")}
-    check_same_model(run, config.stage, config)
-    return {"init_from": run.digest()}
+    check_same_model(training.start, config.stage, config)
+    return {"init_from": training.start.digest()}
 
 
 def create(training: Training, mesh: Mesh) -> TrainState:
@@ -48,8 +47,8 @@ def create(training: Training, mesh: Mesh) -> TrainState:
 
 
 def _load(training: Training, mesh: Mesh) -> Variables:
-    path, denoiser = training.config.init_from, training.denoiser
-    run = open_run(path)
-    if run is None:
-        return load_public(path, denoiser, training.text_shape, "config.stage", mesh)
-    return run.variables(with_shardings(mesh, denoiser.shapes(training.text_shape)))
+    denoiser, text_shape = training.denoiser, training.text_shape
+    if training.start is None:
+        path = training.config.init_from
+        return load_public(path, denoiser, text_shape, "config.stage", mesh)
+    return training.start.variables(with_shardings(mesh, denoiser.shapes(text_shape)))

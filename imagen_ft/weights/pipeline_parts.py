@@ -17,7 +17,6 @@ from imagen_ft.weights.tensor_rules import T5_ALIASES, T5_RULES, UNET_RULES
 from imagen_ft.weights.unet_config import build_unet
 from launch.errors import InputError
 from launch.files import cache_folder, is_local, read_object, sha256, write_atomic
-from launch.runtime import run
 from launch.runtime.checkpoints.safetensors_io import (
     Weights,
     choose_file,
@@ -30,6 +29,7 @@ from launch.runtime.checkpoints.tensor_mapping import (
     check_fit,
     tensor_mappings,
 )
+from launch.runtime.run import STAGE, Run, kind_of
 
 # Written last into an imported folder; names what it was made of.
 MANIFEST = "weights.json"
@@ -125,12 +125,12 @@ def locate(path: epath.PathLike, part: str, variant: str | None = None) -> PartL
     config = read_object(root / "config.json") if (root / "config.json").exists() else {}
     if part in PARTS and config.get("imported", {}).get("part") == part:
         return PartLocation(IMPORTED, root, root.parent)
-    if part == "unet" and "stage" in config:
+    if part == "unet" and kind_of(config) == STAGE:
         return PartLocation(RUN, root, root)
     folders = [root / part]
     if part not in PARTS or ("_class_name" in config) == (part == "unet"):
         folders.append(root)
-    for folder in folders if not {"imported", "stage"} & config.keys() else ():
+    for folder in folders if "imported" not in config and kind_of(config) != STAGE else ():
         if any((folder / mark).exists() for mark in _MARKS[part]):
             if not is_local(folder):
                 raise InputError(f"{folder}: safetensors are read from local folders; copy it")
@@ -250,7 +250,7 @@ def digest(path: epath.PathLike, part: str, variant: str | None = None) -> str:
     """
     location = locate(path, part, variant)
     if part in PARTS and location.kind == RUN:
-        return run.Run.open(location.folder).digest()
+        return Run.open(location.folder).digest()
     folder = part_folder(path, part)
     if location.kind == IMPORTED and part in PARTS:
         # Those of the files that it was imported from: a cache of either is one of both.

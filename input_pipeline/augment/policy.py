@@ -2,19 +2,16 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from input_pipeline.augment import colour, crop, erasing, flip, randaugment, resize
-from input_pipeline.source import Example
+from input_pipeline.source import Augment, Example, Transform
 from launch.errors import InputError
 from launch.fields import Fields
-
-Augment = Callable[[Example, np.random.Generator], Example]
-Transform = Callable[[Example], Example]
 
 _COLOURS = ("randaugment", "three_augment", "colour_jitter")
 _TRAINING = ("size", "crop", "shift", "flip", *_COLOURS, "erasing")

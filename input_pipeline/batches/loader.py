@@ -4,7 +4,7 @@ import gc
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
@@ -15,12 +15,10 @@ from jaxtyping import Int, Int64
 from input_pipeline.batches.mixture import FixedWeight
 from input_pipeline.batches.order import BatchPlan, Shuffled
 from input_pipeline.batches.workers import end_with_parent
-from input_pipeline.source import Example, Source
+from input_pipeline.source import Augment, Example, Source, Transform
 from launch.errors import InputError
 
 Batch = dict[str, np.ndarray]
-Transform = Callable[[Example], Example]
-Augment = Callable[[Example, np.random.Generator], Example]
 
 # A core decodes some 270 photographs a second; one is left for the step.
 _THREADS = min(16, max(1, (os.cpu_count() or 1) - 1))

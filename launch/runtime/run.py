@@ -8,11 +8,19 @@ from etils import epath
 from jaxtyping import PyTree
 
 from launch.errors import InputError
+from launch.fields import Fields
 from launch.files import read_object
-from launch.runtime.checkpoints.inference import SealedCheckpoint, latest_step
+from launch.runtime.checkpoints.inference import SealedCheckpoint
 from launch.runtime.ema import MAIN
 
 STAGE, CLASSIFIER, IMPORT = "stage", "classifier", "import"
+
+
+def kind_of(config: Fields) -> str:
+    """Whose config it is: `STAGE`, `CLASSIFIER`, or `IMPORT` for all else."""
+    if "stage" in config:
+        return STAGE
+    return CLASSIFIER if "model" in config and "seeds" in config else IMPORT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,19 +53,12 @@ class Run:
     @property
     def kind(self) -> str:
         """Whose run it is: `STAGE`, `CLASSIFIER`, or `IMPORT` for other weights."""
-        if "stage" in self.config:
-            return STAGE
-        return CLASSIFIER if "model" in self.config and "seeds" in self.config else IMPORT
+        return kind_of(self.config)
 
     @functools.cached_property
     def inputs(self) -> dict[str, str]:
         """Digests of what it was made from, by name."""
         return read_object(self.path / "inputs.json")
-
-    @property
-    def step(self) -> int | None:
-        """Of the newest sealed checkpoint; None when there is none."""
-        return latest_step(self.folder)
 
     @functools.cached_property
     def newest(self) -> SealedCheckpoint:
@@ -68,14 +69,24 @@ class Run:
         """
         return SealedCheckpoint.find(self.folder)
 
+    @property
+    def step(self) -> int | None:
+        """Of `newest`; None when there is none."""
+        try:
+            return self.newest.step
+        except InputError:
+            return None
+
     @functools.cached_property
     def best(self) -> SealedCheckpoint:
         """The one that evaluated best; see `newest`."""
         return SealedCheckpoint.find(self.folder, best=True)
 
-    def seed(self, number: int) -> "Run":
-        """One of several seeds."""
-        return dataclasses.replace(self, folder=self.path / f"seed_{number}")
+    @functools.cached_property
+    def seeds(self) -> tuple["Run", ...]:
+        """Each of the `config.seeds` that were trained; what is read of one is kept with it."""
+        folders = (self.path / f"seed_{number}" for number in range(self.config.seeds))
+        return tuple(dataclasses.replace(self, folder=folder) for folder in folders)
 
     def check_finished(self) -> None:
         """Looks whether it has come to its end.

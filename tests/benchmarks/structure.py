@@ -27,9 +27,8 @@ from configs.digits import pretrain_base4, sample
 from imagen_ft import finetune
 from imagen_ft.cascade import load_cascade
 from imagen_ft.training import warm_start
-from imagen_ft.training.images import open_images, training_transform
+from imagen_ft.training.images import make_reader, open_images
 from imagen_ft.training.training import Training
-from input_pipeline.batches import loader
 from launch.runtime.devices.mesh import make_mesh, put_batch
 from tests.support import ROOT, commands
 
@@ -124,8 +123,7 @@ def images_to_a_step(folder: Path) -> Journey:
 
     def action():
         source = open_images(training).train
-        batches = loader.batches(source, 2, config.seed, transform=training_transform(training))
-        step(state, put_batch(mesh, next(iter(loader.iterate(batches, 0, 1)))))
+        step(state, put_batch(mesh, next(iter(make_reader(training, source, mesh)(0, 1)))))
 
     with jax.set_mesh(mesh):
         state = warm_start.create(training, mesh)

@@ -66,7 +66,7 @@ def runs(tmp_path_factory, request):
 def logits(run, seed, source):
     """Of all images at once."""
     abstract = jax.eval_shape(lambda: variables(0))
-    weights = Run.open(run).seed(seed).variables(abstract)
+    weights = Run.open(run).seeds[seed].variables(abstract)
     images = np.stack([source[i]["image"] for i in range(len(source))])
     return torch.tensor(np.asarray(model().apply(weights, images / np.float32(127.5) - 1)))
 

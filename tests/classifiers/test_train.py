@@ -11,6 +11,7 @@ from input_pipeline.sources.digits import digits
 from launch.files import read_json
 from launch.runtime.training.metrics import column, read_metrics
 from tests.support.classifier_task import TINY, run
+from tests.support.openings import count_openings
 
 
 @pytest.fixture(autouse=True)
@@ -76,10 +77,11 @@ def test_the_same_seeds_give_the_same_classifiers(arms):
 
 
 def test_every_seed_has_its_own_order_and_start(tmp_path, monkeypatch):
-    fits = []
+    fits, opened = [], count_openings(monkeypatch)
     monkeypatch.setattr(train_seeds, "fit", lambda **arguments: fits.append(arguments))
     assert run(train.main, "classifier.py:arm=real,runlocal", tmp_path / "run", *TINY) == 0
     assert [fit["workdir"].name for fit in fits] == ["seed_0", "seed_1"]
+    assert [spec["split"] for spec in opened] == ["validation", "train"]  # each once
     first, second = (next(iter(fit["batches"](0, 1)))["image"] for fit in fits)
     assert first.shape == (16, 8, 8, 1)
     # The two draw from 30 images in another order, and shift them otherwise.

@@ -83,10 +83,10 @@ def trained(folder):
 
 def test_a_resumed_run_drops_the_same(tmp_path):
     losses = trained(tmp_path)
-    before = Run.open(tmp_path).seed(0).digest()
+    before = Run.open(tmp_path).seeds[0].digest()
     shutil.rmtree(tmp_path / "seed_0" / "checkpoints" / "4")
     assert len(losses) == 4 and trained(tmp_path)[-2:] == losses[-2:]
-    assert Run.open(tmp_path).seed(0).digest() == before
+    assert Run.open(tmp_path).seeds[0].digest() == before
 
 
 def test_presets_and_their_fields(tmp_path, capsys):

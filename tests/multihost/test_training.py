@@ -74,7 +74,7 @@ def test_two_processes_train_the_classifier_of_one(run, tmp_path):
     for ours, theirs in zip(found, expected, strict=True):
         same(ours, theirs)
     for seed in range(1 if run is CLASSIFIER else 2):
-        both = Run.open(tmp_path / "both").seed(seed)
+        both = Run.open(tmp_path / "both").seeds[seed]
         both.variables(both.shapes())
     assert (tmp_path / "both" / "learning_curves.png").exists()
 

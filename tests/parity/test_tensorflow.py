@@ -15,8 +15,8 @@ import PIL.Image
 import pytest
 
 from input_pipeline.sources.tfds import TfdsSource
-from tests.conftest import ROOT
 from tests.input_pipeline.synthetic.tiny_set import IMAGES, LABELS, of_shard, write, writer
+from tests.support import ROOT
 from tests.support.image_folder import picture
 
 pytestmark = pytest.mark.slow  # Installing TensorFlow takes two minutes, importing it ten seconds.

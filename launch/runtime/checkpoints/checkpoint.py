@@ -178,7 +178,7 @@ class Best:
 def save_inference(workdir: epath.PathLike, variables: PyTree, step: int = 0) -> None:
     """Saves variables that were not trained here as those of a finished run, and seals them.
 
-    `inference.load_inference` and `digest` then read them. Beyond the variables little memory is
+    `Run.variables` and `Run.digest` then read them. Beyond the variables little memory is
     needed.
 
     Args:

@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 
 from launch.runtime.checkpoints import seals
 from launch.runtime.checkpoints.orbax_options import save_args, saving_handlers
-from launch.runtime.devices.distributed import from_first_process, gather_texts
+from launch.runtime.devices.distributed import from_first_process, gather_texts, on_first_process
 
 Facts = Callable[[], Mapping[str, Any]]
 
@@ -147,14 +147,16 @@ class SealedSteps:
             step: that is not used.
             keep: renames it to `damaged_*` beside the folder, where none is there yet.
         """
-        if jax.process_index() == 0:
+
+        def make_room() -> None:
             folder, name = self.folder / str(step), self.folder.name.removesuffix("s")
             target = self.folder.parent / f"damaged_{name}_{step}"
             if keep and not target.exists():
                 folder.rename(target)
             else:
                 _remove(folder)
-        gather_texts("")  # the others wait
+
+        on_first_process(make_room)
         self._manager.reload()
 
     def _seal(self, step: int, gather_facts: Facts) -> Future[None]:

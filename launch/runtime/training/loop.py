@@ -1,7 +1,7 @@
 """The training loop, the same for diffusion models and classifiers."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from launch.runtime.state import TrainState
 from launch.runtime.training.performance import Profile
 from launch.runtime.training.preemption import Preemption
 from launch.runtime.training.training_log import TrainingLog
-from launch.runtime.types import Batch, Metrics
+from launch.runtime.types import Metrics, Reader
 
 _LEAST = {
     "total_steps": 1,
@@ -59,7 +59,7 @@ def fit(
     abstract: TrainState,
     create: Callable[[], TrainState],
     train_step: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
-    batches: Callable[[int, int], Iterable[Batch]],
+    batches: Reader,
     evaluate: Callable[[TrainState], Mapping[str, Any]] | None = None,
     pictures: Callable[[TrainState], Figure] | None = None,
     label: str = "train",
@@ -80,7 +80,7 @@ def fit(
         create: makes the state of step 0.
         train_step: jitted; donates the state. Its metrics are scalars, 'loss' among them, and
             short vectors (see `metrics.to_scalars`).
-        batches: `batches(start, stop)` yields this process's part of those batches.
+        batches: of the run.
         evaluate: scalars of a state.
         pictures: a figure of a state.
         label: the run's name on the terminal.

@@ -28,7 +28,7 @@ def variables(folder, model=None):
     config.model = model or config.model
     config.ema = FIELDS["ema"]
     shapes = Training.of(config, 10, (8, 8, 1)).abstract.variables
-    return [Run.open(folder).seed(seed).variables(shapes) for seed in range(2)]
+    return [Run.open(folder).seeds[seed].variables(shapes) for seed in range(2)]
 
 
 @pytest.fixture(scope="module")

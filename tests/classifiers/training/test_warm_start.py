@@ -15,6 +15,7 @@ from configs.digits import classifier
 from launch.errors import InputError
 from launch.files import read_json
 from launch.runtime.checkpoints import checkpoint
+from launch.runtime.checkpoints.inference import SealedCheckpoint
 from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.run import Run
 from tests.support.classifier_mixture import REAL, run
@@ -53,6 +54,21 @@ def test_the_same_model(module, tmp_path):
     # A third seed begins with the first of two.
     for seed in range(3):
         same(begin(tmp_path, model, seed=seed), seeds[seed % 2])
+
+
+def test_the_run_is_opened_once(tmp_path, monkeypatch):
+    model = presets.make("vit", 3, **VIT)
+    write_run(tmp_path, model)
+    opened, find = [], SealedCheckpoint.find
+    monkeypatch.setattr(SealedCheckpoint, "find", lambda *of: opened.append(of) or find(*of))
+    config = classifier.get_config("runlocal")
+    config.model, config.init_from, config.seeds = describe(model), str(tmp_path), 3
+    training = Training.of(config, 3, (8, 8, 3))
+    warm_start.check_start(training)
+    (tmp_path / "config.json").unlink()
+    for seed in range(3):
+        warm_start.create(training, make_mesh({"data": 1}), seed)
+    assert [str(folder) for folder, *_ in opened] == [str(tmp_path / f"seed_{n}") for n in (0, 1)]
 
 
 def test_larger_images_and_other_classes(tmp_path):
@@ -97,7 +113,7 @@ def test_the_command(tmp_path, capsys):
     optimizer = dict(classifier.get_config().optimizer, learning_rate=0.0)
     fields = dict(model=model, init_from=f"{tmp_path}/first")
     assert run(tmp_path / "second", dict(real=REAL), **fields, optimizer=optimizer) == 0
-    first, second = (Run.open(tmp_path / name).seed(0).digest() for name in ("first", "second"))
+    first, second = (Run.open(tmp_path / name).seeds[0].digest() for name in ("first", "second"))
     assert first == second
     assert read_json(tmp_path / "second" / "inputs.json")["init_from_0"] == first
     capsys.readouterr()

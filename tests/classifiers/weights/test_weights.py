@@ -51,7 +51,7 @@ def one_line(capsys):
 
 def loaded(folder, seed=0):
     """The model and the variables of a run."""
-    run = Run.open(folder).seed(seed)
+    run = Run.open(folder).seeds[seed]
     shapes = run.shapes()
     model = from_config.make_model(run.config.model, shapes["params"]["head"]["bias"].shape[0])
     return model, run.variables(shapes)

@@ -113,6 +113,8 @@ def test_numbers_of_a_schedule():
     [
         (dict(name="cosine", beta_last=0.1), "schedule.beta_last: 'cosine' has no such number"),
         (dict(logsnr_min=-12.0), "schedule None: known are cosine"),
+        (dict(name="cosine", logsnr_max="x"), r"schedule\.logsnr_max='x': a number is needed"),
+        (dict(name="squaredcos_cap_v2", num_train_timesteps=0), "steps=0: at least 1 is needed"),
         (dict(name="cosine", logsnr_min=20.0, logsnr_max=-20.0), "must be finite and fall"),
         (dict(name="linear", beta_last=-1.0), "must be finite and fall"),
     ],

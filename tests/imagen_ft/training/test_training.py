@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 from ml_collections import ConfigDict
 
 from configs.digits import pretrain_sr8
@@ -21,6 +22,8 @@ from imagen_ft.diffusion.forward_process import add_noise
 from imagen_ft.diffusion.losses import DiffusionLoss
 from imagen_ft.diffusion.schedule import Cosine, SquaredCos
 from imagen_ft.models.unet import Context
+from imagen_ft.text.encoders import make_text_encoder
+from imagen_ft.training import train_stage
 from imagen_ft.training.image_losses import draw_inputs, image_losses, shrink
 from imagen_ft.training.images import evaluation_transform, open_images
 from imagen_ft.training.training import Training
@@ -30,8 +33,10 @@ from launch.errors import InputError
 from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.images import to_float
 from launch.runtime.state import abstract_state, create_state
+from tests.imagen_ft import tiny_training
 from tests.support import ROOT
 from tests.support.libtpu import needs_libtpu
+from tests.support.openings import count_openings
 
 BATCH = 12
 TEXT = jnp.float32([[[1.0]], [[2.0]], [[3.0]]])  # three classes, one token of one channel
@@ -248,6 +253,18 @@ def test_labels_mean_the_same_in_evaluation(monkeypatch):
     monkeypatch.setattr(sources, "load", load)
     with pytest.raises(InputError, match=r"2 classes, not the 2 of .*: ant is in one of them only"):
         open_images(Training.of(digits(class_names=())))
+
+
+def test_every_source_is_opened_once(monkeypatch, tmp_path):
+    """For batches, evaluation, pictures and digests alike."""
+    opened, fits = count_openings(monkeypatch), []
+    monkeypatch.setattr(train_stage, "fit", lambda **arguments: fits.append(arguments))
+    config = tiny_training.get_config()
+    training, mesh = Training.of(config), make_mesh(config.mesh)
+    encoder = make_text_encoder(config.text)
+    train_stage.train_stage(training, encoder, mesh, epath.Path(tmp_path) / "run")
+    assert [spec["split"] for spec in opened] == ["train", "validation"]
+    assert fits[0]["pictures"] is not None
 
 
 @needs_libtpu

@@ -33,7 +33,8 @@ def test_checkpoints_of_a_seed(tmp_path):
     claim_workdir(tmp_path, ConfigDict(dict(model=dict(), seeds=2, total_steps=3)))
     save_inference(tmp_path / "seed_1", VARIABLES, step=3)
     run = Run.open(tmp_path)
-    first, second = run.seed(0), run.seed(1)
+    first, second = run.seeds
+    assert run.seeds[1] is second
     assert (first.step, second.step) == (None, 3)
     assert second.path == tmp_path and second.config is run.config
     second.check_finished()
