@@ -169,7 +169,7 @@ def _arm(seeds: list[dict[str, Any]]) -> dict[str, Any]:
         attack_results = [seed["attacks"][name] for seed in seeds]
         accuracies = [result["accuracy"] for result in attack_results]
         clean = [result["clean_accuracy"] for result in attack_results]
-        summary = {key: compare(np.array(accuracies), None)[key] for key in ("mean", "std")}
+        summary = {key: compare(accuracies, None)[key] for key in ("mean", "std")}
         attacks[name] = {
             "accuracies": accuracies,
             "clean_accuracies": clean,

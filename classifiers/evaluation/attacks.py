@@ -157,7 +157,7 @@ def _project(x: Array, clean: Array, epsilon: Array) -> Array:
 
 
 @jax.jit
-def _start(clean: Array, positions: Array, epsilon: Array, seed: int) -> Array:
+def _start(clean: Array, positions: Array, epsilon: Array, seed: Int[Array, ""]) -> Array:
     """A random point in the ball of each image, which depends on the image's position alone."""
     keys = jax.vmap(lambda position: jax.random.fold_in(jax.random.key(seed), position))(positions)
     draw = lambda key: jax.random.uniform(key, clean.shape[1:], minval=-1, maxval=1)  # noqa: E731

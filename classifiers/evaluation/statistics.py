@@ -1,15 +1,15 @@
 """What the accuracies of several seeds say."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from scipy import stats
 
+Accuracies = Sequence[float] | np.ndarray  # of the seeds
 
-def compare(
-    accuracies: Float[np.ndarray, " seeds"], baseline: Float[np.ndarray, " seeds"] | None
-) -> dict[str, Any]:
+
+def compare(accuracies: Accuracies, baseline: Accuracies | None) -> dict[str, Any]:
     """Mean, standard deviation over seeds, and the paired t-test's p-value against a baseline.
 
     The p-value is None without a baseline, for the baseline itself, and where all differences are

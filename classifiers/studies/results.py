@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 from scipy import stats
 
-from classifiers.evaluation.statistics import compare
+from classifiers.evaluation.statistics import Accuracies, compare
 from classifiers.studies.inventory import Inventory
 from classifiers.studies.plan import REAL, PlannedRun, arms_of, evaluation_path
 from launch.errors import InputError
@@ -84,10 +84,10 @@ def read_arms(
     return arms
 
 
-def against(values: Sequence[float], baseline: Sequence[float]) -> dict[str, Any]:
+def against(values: Accuracies, baseline: Accuracies) -> dict[str, Any]:
     """`mean`, `std`, `difference` to the baseline's mean and `p_value`, over pairs."""
     difference = float(np.mean(values) - np.mean(baseline))
-    return {**compare(np.asarray(values), np.asarray(baseline)), "difference": difference}
+    return {**compare(values, baseline), "difference": difference}
 
 
 def cas(arms: Arms, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -104,7 +104,7 @@ def overhead(rate: float) -> dict:
     """Sampling with and without writing, with a sampler of so many images a second of 64 px."""
     images, batch = int(rate * 30), 64
     labels = np.zeros(images, int)
-    sampler = Trivial(("a",), batch, 64, batch / rate)
+    sampler = Trivial.of(("a",), batch, 64, batch / rate)
     request = Request(labels=labels, indices=np.arange(images))
     began = time.perf_counter()
     for _ in sampler.stream(request):

@@ -309,7 +309,7 @@ def test_a_dry_run_counts_parameters(runs, capsys):
 
 
 def test_names_of_classes_are_compared(tmp_path, capsys):
-    folder = tiny.write_run(tmp_path / "runs" / "real", variables(0), model=FIELDS)
+    folder = epath.Path(tiny.write_run(tmp_path / "runs" / "real", variables(0), model=FIELDS))
     config = tiny.write_config(tmp_path / "config.py", SETS)
     from_config.save_class_names(folder, list(DIGIT_NAMES)[::-1])
     assert run(evaluate.main, config, tmp_path / "runs") == 2

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from diffusers import UNet2DConditionModel
+from etils import epath
 
 from configs.digits import finetune_base4
 from imagen_ft import sample
@@ -135,10 +136,10 @@ def test_pictures(work, tmp_path, monkeypatch):
 
 def test_a_path_is_shown_from_its_first_step_to_its_last(tmp_path, monkeypatch):
     steps = np.tile(np.arange(9, dtype=np.uint8).reshape(-1, 1, 1, 1, 1), (1, 2, 4, 4, 3))
-    cascade, drawn = mock.Mock(path=lambda prompts, seed: steps + seed), []
+    cascade, drawn = mock.Mock(Cascade, path=lambda prompts, seed: steps + seed), []
     monkeypatch.setattr(image_grid, "grid", lambda *args: drawn.append(args))
     monkeypatch.setattr(image_grid, "save_png", lambda *_: None)
-    sample.draw_path(cascade, ["a", "b"], 10, 3, tmp_path)
+    sample.draw_path(cascade, ["a", "b"], 10, 3, epath.Path(tmp_path))
     [(tiles, captions, columns)] = drawn
     assert [int(tile[0, 0, 0]) for tile in tiles] == [10, 14, 18] * 2
     assert captions == ["a", "step 5", "step 9", "b", "step 5", "step 9"] and columns == 3
@@ -150,7 +151,7 @@ def test_any_prompt_has_a_name_and_a_caption(tmp_path):
     images = np.zeros((4, 8, 8, 3), np.uint8)
     for number, prompt in enumerate(prompts):
         assert len(sample.image_name(number, prompt, 1024).encode()) <= 150
-    sample.write_images([images[:2]], prompts[:2], 1, tmp_path)
+    sample.write_images([images[:2]], prompts[:2], 1, epath.Path(tmp_path))
     assert cv2.imread(str(tmp_path / "samples.png")) is not None
 
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from imagen_ft import generate
+from imagen_ft.cascade import Cascade
 from imagen_ft.generation import worker
 from launch.runtime import app
 
@@ -36,22 +37,18 @@ def images_of(seed, indices, size):
 
 
 @dataclasses.dataclass(frozen=True)
-class Trivial:
-    """Stands for a cascade."""
+class Trivial(Cascade):
+    """A cascade that draws noise, a batch in so many seconds."""
 
-    class_names: tuple[str, ...]
-    batch_size: int
     size: int = 8
     seconds: float = 0.0
-    digests: tuple[str, ...] = ("0" * 64,)
 
-    @property
-    def stages(self):
-        return (SimpleNamespace(denoiser=SimpleNamespace(size=self.size, channels=3)),)
-
-    @property
-    def encoder(self):
-        return SimpleNamespace(digest="")
+    @classmethod
+    def of(cls, class_names, batch_size, size=8, seconds=0.0):
+        stage = SimpleNamespace(denoiser=SimpleNamespace(size=size, channels=3))
+        encoder = SimpleNamespace(digest="")
+        digests = ("0" * 64,)
+        return cls((stage,), ({},), encoder, class_names, digests, batch_size, None, size, seconds)
 
     def stream(self, request):
         assert len(request.labels) == len(request.indices)
@@ -73,7 +70,7 @@ def main(
         batch_size=batch_size,
         stored=stored,
     )
-    generate.load_cascade = lambda config, mesh: Trivial(
+    generate.load_cascade = lambda config, mesh: Trivial.of(
         tuple(names), config.batch_size, size, seconds
     )
     worker.code_version = lambda: "trivial"  # git takes longer than all the rest

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Int, PyTree, UInt32
+from jaxtyping import Integer, PyTree, UInt32
 
 from launch.runtime.types import Array
 
@@ -104,7 +104,7 @@ def _of_host_array(x: np.ndarray) -> UInt32[np.ndarray, "4"]:
 
 @jax.jit
 def _of_block(
-    words: Int[Array, " n"], start: UInt32[Array, ""], count: UInt32[Array, ""]
+    words: Integer[Array, " n"], start: UInt32[Array, ""], count: UInt32[Array, ""]
 ) -> UInt32[Array, "4"]:
     index = jnp.arange(words.size, dtype=jnp.uint32)
     hashes = _hashes(words, start + index)

@@ -9,6 +9,7 @@ import flax.traverse_util
 import numpy as np
 
 from launch.errors import InputError
+from launch.runtime.types import Array
 
 # (pattern in our dotted path, what is written for it), applied in order.
 Rules = Sequence[tuple[str, str | Callable[[re.Match], str]]]
@@ -49,7 +50,7 @@ class TensorMapping:
         arrays = np.split(array, len(self.paths)) if len(self.paths) > 1 else [array]
         return [array.transpose(np.argsort(self.axes)) for array in arrays]
 
-    def to_file(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    def to_file(self, arrays: Mapping[str, Array]) -> np.ndarray:
         """The file's tensor, of our arrays by path; a view where it holds one of them."""
         tensors = [np.asarray(arrays[path]).transpose(self.axes) for path in self.paths]
         return np.concatenate(tensors) if len(tensors) > 1 else tensors[0]

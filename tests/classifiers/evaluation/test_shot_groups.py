@@ -1,11 +1,12 @@
 """Many-, medium- and few-shot classes."""
 
-import types
-
 import numpy as np
 import pytest
+from etils import epath
+from ml_collections import ConfigDict
 
 from classifiers.evaluation import label_maps, shot_groups
+from classifiers.evaluation.evaluated_runs import EvaluatedRun
 from launch.errors import InputError
 
 LIMITS = dict(source=dict(name="digits", split="train"), many=800, few=300)
@@ -30,7 +31,8 @@ def test_accuracies_are_means_over_classes():
 
 
 def a_run(classes, names=None):
-    return types.SimpleNamespace(num_classes=classes, class_names=names, path="runs/a")
+    path = epath.Path("runs/a")
+    return EvaluatedRun(path, ConfigDict(), path, classes, names, checkpoint={})
 
 
 def test_images_of_training_are_counted():

@@ -49,7 +49,7 @@ def test_compare_is_a_paired_t_test():
     ids=["no baseline", "itself", "other seeds", "constant", "constant but rounded", "one seed"],
 )
 def test_no_p_value(accuracies, baseline):
-    comparison = compare(np.array(accuracies), baseline)
+    comparison = compare(accuracies, baseline)
     assert comparison["p_value"] is None
     assert comparison["mean"] == pytest.approx(np.mean(accuracies))
     assert comparison["std"] == (np.std(accuracies, ddof=1) if len(accuracies) > 1 else 0)

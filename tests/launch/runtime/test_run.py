@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from ml_collections import ConfigDict
 
 from launch.errors import InputError
@@ -14,6 +15,11 @@ from tests.support.checkpoint_states import SEAL
 VARIABLES = {"params": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}}
 
 
+@pytest.fixture
+def path(tmp_path):
+    return epath.Path(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("fields", "kind"),
     [
@@ -23,20 +29,20 @@ VARIABLES = {"params": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}}
         (dict(model=dict(name="vit")), IMPORT),
     ],
 )
-def test_kinds(tmp_path, fields, kind):
-    claim_workdir(tmp_path, ConfigDict(dict(fields, total_steps=3)), {"text": "abc"})
-    run = Run.open(tmp_path)
+def test_kinds(path, fields, kind):
+    claim_workdir(path, ConfigDict(dict(fields, total_steps=3)), {"text": "abc"})
+    run = Run.open(path)
     assert run.kind == kind and run.inputs == {"text": "abc"} and run.step is None
 
 
-def test_checkpoints_of_a_seed(tmp_path):
-    claim_workdir(tmp_path, ConfigDict(dict(model=dict(), seeds=2, total_steps=3)))
-    save_inference(tmp_path / "seed_1", VARIABLES, step=3)
-    run = Run.open(tmp_path)
+def test_checkpoints_of_a_seed(path):
+    claim_workdir(path, ConfigDict(dict(model=dict(), seeds=2, total_steps=3)))
+    save_inference(path / "seed_1", VARIABLES, step=3)
+    run = Run.open(path)
     first, second = run.seeds
     assert run.seeds[1] is second
     assert (first.step, second.step) == (None, 3)
-    assert second.path == tmp_path and second.config is run.config
+    assert second.path == path and second.config is run.config
     second.check_finished()
     found = second.variables(second.shapes())
     jax.tree.map(np.testing.assert_array_equal, found, VARIABLES)
@@ -45,27 +51,27 @@ def test_checkpoints_of_a_seed(tmp_path):
         first.check_finished()
 
 
-def test_what_is_read_once(tmp_path):
-    claim_workdir(tmp_path, ConfigDict(dict(total_steps=3)), {"text": "abc"})
-    save_inference(tmp_path, VARIABLES, step=3)
-    run = Run.open(tmp_path)
+def test_what_is_read_once(path):
+    claim_workdir(path, ConfigDict(dict(total_steps=3)), {"text": "abc"})
+    save_inference(path, VARIABLES, step=3)
+    run = Run.open(path)
     digest, inputs = run.digest(), run.inputs
     for name in ("config.json", "inputs.json", f"checkpoints/3/{SEAL}"):
-        (tmp_path / name).unlink()
+        (path / name).unlink()
     run.check_finished()
     assert run.digest() == digest and run.inputs == inputs
     with pytest.raises(InputError, match="is not sealed"):
         run.variables(VARIABLES)
 
 
-def test_an_unfinished_run_gives_no_variables(tmp_path):
-    claim_workdir(tmp_path, ConfigDict(dict(total_steps=9)))
-    save_inference(tmp_path, VARIABLES, step=3)
-    run = Run.open(tmp_path)
+def test_an_unfinished_run_gives_no_variables(path):
+    claim_workdir(path, ConfigDict(dict(total_steps=9)))
+    save_inference(path, VARIABLES, step=3)
+    run = Run.open(path)
     with pytest.raises(InputError, match="come to step 3 of 9"):
         run.variables(run.shapes())
 
 
-def test_no_run(tmp_path):
+def test_no_run(path):
     with pytest.raises(InputError, match=r"none holds no run \(no config.json\)"):
-        Run.open(tmp_path / "none")
+        Run.open(path / "none")

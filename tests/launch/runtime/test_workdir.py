@@ -94,9 +94,10 @@ def test_a_missing_run(tmp_path):
 @pytest.mark.parametrize("text", ["[]", "null", "3"])
 @pytest.mark.parametrize("name", ["config.json", "inputs.json"])
 def test_a_file_that_holds_no_object(tmp_path, name, text):
-    claim_workdir(tmp_path, small_config(), {"text": "abc"})
-    (tmp_path / name).write_text(text)
+    workdir = epath.Path(tmp_path)
+    claim_workdir(workdir, small_config(), {"text": "abc"})
+    (workdir / name).write_text(text)
     with pytest.raises(InputError, match=f"{name}: JSON, but no object"):
-        claim_workdir(tmp_path, small_config(), {"text": "abc"})
+        claim_workdir(workdir, small_config(), {"text": "abc"})
     with pytest.raises(InputError, match=f"{name}: JSON, but no object"):
-        assert Run.open(tmp_path).inputs
+        assert Run.open(workdir).inputs
