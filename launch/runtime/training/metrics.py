@@ -1,6 +1,7 @@
 """Where numbers and pictures go: metrics.jsonl, PNG files and TensorBoard events."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,17 +14,35 @@ from matplotlib.figure import Figure
 from launch.files import is_local, write_atomic
 from launch.runtime.reports.image_grid import save_png
 
+METRICS = "metrics.jsonl"
+# What a run that goes on has found damaged among its numbers, as it was.
+DAMAGED = "metrics.damaged"
+
 
 class MetricWriter:
     """Writes numbers and pictures of one run, by step; only the first process writes."""
 
     def __init__(self, workdir: epath.Path, start_step: int):
-        """Opens the files; lines that a killed run wrote after `start_step` are dropped."""
+        """Opens the files.
+
+        Lines that a killed run wrote after `start_step` are dropped; damaged ones are taken to a
+        file of their own, and stderr is told of them. It is told as well where there are none at
+        all of a run that goes on.
+        """
         self._active = jax.process_index() == 0
         if not self._active:
             return
-        self._workdir, path = workdir, workdir / "metrics.jsonl"
-        kept = [line for line in read_metrics(workdir) if line["step"] <= start_step]
+        self._workdir, path = workdir, workdir / METRICS
+        lines, damaged = _read(path)
+        if damaged:
+            aside = workdir / DAMAGED
+            earlier = aside.read_bytes() if aside.exists() else b""
+            write_atomic(aside, earlier + b"".join(line + b"\n" for line in damaged))
+            _tell(f"{path}: {_count(damaged)} taken to {aside.name}")
+        kept = [line for line in lines if line["step"] <= start_step]
+        if start_step and not kept:
+            state = "holds no numbers" if path.exists() else "is missing"
+            _tell(f"{path} {state}: those up to step {start_step} are lost, the run goes on")
         self._text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomic(path, self._text.encode())
         # What is appended to an object of a bucket is not there before the file is closed.
@@ -37,7 +56,7 @@ class MetricWriter:
         line = json.dumps({"step": step, **scalars}) + "\n"
         if self._file is None:
             self._text += line
-            write_atomic(self._workdir / "metrics.jsonl", self._text.encode())
+            write_atomic(self._workdir / METRICS, self._text.encode())
         else:
             self._file.write(line)
             self._file.flush()
@@ -80,10 +99,43 @@ def to_scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
-    """Reads metrics.jsonl; a last line that a crash cut off is left out."""
-    path = epath.Path(workdir) / "metrics.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    """Reads metrics.jsonl, a dict a line: `step`, a whole number from 0, and other numbers.
+
+    A last line that a crash cut off is left out; so are damaged ones, and stderr is told of them.
+    """
+    path = epath.Path(workdir) / METRICS
+    lines, damaged = _read(path)
+    if damaged:
+        _tell(f"{path}: {_count(damaged)} left out")
+    return lines
+
+
+def _read(path: epath.Path) -> tuple[list[dict[str, float]], list[bytes]]:
+    """What the lines hold, and those that are damaged."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    parsed = [_parse(line) for line in lines]
+    damaged = [line for line, numbers in zip(lines, parsed, strict=True) if numbers is None]
+    return [numbers for numbers in parsed if numbers is not None], damaged
+
+
+def _parse(line: bytes) -> dict[str, float] | None:
+    try:
+        numbers = json.loads(line)
+        step, values = numbers["step"], numbers.values()
+        is_sound = type(step) is int and 0 <= step < 2**63
+        is_sound = is_sound and all(type(value) in (int, float) for value in values)
+        np.array([*values], float)  # An integer can be too large for that.
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
+        return None
+    return numbers if is_sound else None
+
+
+def _count(damaged: Sequence[bytes]) -> str:
+    return "1 damaged line is" if len(damaged) == 1 else f"{len(damaged)} damaged lines are"
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def column(metrics: Sequence[Mapping[str, float]], name: str) -> tuple[np.ndarray, np.ndarray]:

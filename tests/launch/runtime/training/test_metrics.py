@@ -111,6 +111,58 @@ def test_a_crash_while_writing_metrics(tmp_path):
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 0.5}]
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"",
+        b'{"step": 2, "loss": 0.',
+        b'{"step": 2, "loss": 0.5}}',
+        b'{"step": 2, "l\xffss": 0.5}',
+        b"[" * 100_000,
+        b"2",
+        b"null",
+        b"[2]",
+        b'{"loss": 0.5}',
+        b'{"step": null, "loss": 0.5}',
+        b'{"step": "2", "loss": 0.5}',
+        b'{"step": 2.5, "loss": 0.5}',
+        b'{"step": NaN, "loss": 0.5}',
+        b'{"step": true, "loss": 0.5}',
+        b'{"step": -2, "loss": 0.5}',
+        b'{"step": 1' + 30 * b"0" + b"}",
+        b'{"step": 1' + 5000 * b"0" + b"}",
+        b'{"step": 2, "loss": 1' + 400 * b"0" + b"}",
+        b'{"step": 2, "loss": "0.5"}',
+        b'{"step": 2, "loss": [0.5]}',
+    ],
+    ids=lambda line: line[:24].decode(errors="replace"),
+)
+def test_damaged_lines_are_set_aside_and_counted(tmp_path, capsys, damaged):
+    path, nan = tmp_path / "metrics.jsonl", b'{"step": 3, "loss": NaN}'
+    path.write_bytes(b"\n".join([b'{"step": 1, "loss": 4}', damaged, nan, damaged, b""]))
+    steps, losses = column(read_metrics(tmp_path), "loss")
+    np.testing.assert_array_equal([steps, losses], [[1, 3], [4, np.nan]])
+    assert capsys.readouterr().err == f"{path}: 2 damaged lines are left out\n"
+    for _ in range(2):  # Nothing of it is lost, and it is told once.
+        MetricWriter(epath.Path(tmp_path), 3).close()
+    assert path.read_bytes() == b'{"step": 1, "loss": 4}\n' + nan + b"\n"
+    assert (tmp_path / "metrics.damaged").read_bytes() == 2 * (damaged + b"\n")
+    said = f"{path}: 2 damaged lines are taken to metrics.damaged\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_run_that_goes_on_without_its_metrics_says_so(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    MetricWriter(epath.Path(tmp_path), 0).close()  # a run that begins
+    assert not capsys.readouterr().err
+    rest = "those up to step 3 are lost, the run goes on\n"
+    MetricWriter(epath.Path(tmp_path), 3).close()
+    assert capsys.readouterr().err == f"{path} holds no numbers: {rest}"
+    path.unlink()
+    MetricWriter(epath.Path(tmp_path), 3).close()
+    assert capsys.readouterr().err == f"{path} is missing: {rest}"
+
+
 def test_lines_are_whole_after_a_kill(tmp_path):
     program = (
         "import sys, itertools; from etils import epath\n"
