@@ -33,6 +33,7 @@ from absl import flags
 
 from classifiers.studies import plan, report, results
 from classifiers.studies.inventory import model_size, take_inventory
+from launch.cli import say
 from launch.errors import InputError
 from launch.files import is_local
 from launch.jobs.runner import JobRunner
@@ -81,7 +82,7 @@ def main(args: app.Arguments) -> None:
     result = results.collect(config, runs, inventory)
     report.write(workdir, f"What generated images are worth: {config.name}", result)
     print(report.tables(result))
-    print(f"report: {workdir / 'report.html'}")
+    say(f"report: {workdir / 'report.html'}", sys.stdout)
 
 
 def _launcher(values: flags.FlagValues) -> list[str]:

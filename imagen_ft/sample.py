@@ -6,6 +6,7 @@ Without --prompt or --prompts, every class the cascade knows is sampled. --path=
 path.png: eight moments of the base's way from noise to each of the first images.
 """
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from imagen_ft.text import class_names
 from imagen_ft.text.class_names import read_lines
 from imagen_ft.text.encoders import check_prompts
 from input_pipeline.records.image_codec import encode_png
+from launch.cli import say
 from launch.errors import InputError
 from launch.files import differences, read_object, write_atomic, write_json
 from launch.runtime import app
@@ -109,7 +111,7 @@ def write_images(
     captions = [prompt for prompt in prompts[:count] for _ in stages]
     columns = images_per_prompt * len(stages)
     image_grid.save_png(image_grid.grid(tiles, captions, columns), workdir / GRID)
-    print(f"wrote {len(prompts)} images; {workdir / GRID} shows {count} of them")
+    say(f"wrote {len(prompts)} images; {workdir / GRID} shows {count} of them", sys.stdout)
 
 
 def check_workdir(workdir: epath.Path, prompts: list[str], sizes: list[int]) -> None:

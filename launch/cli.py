@@ -11,13 +11,21 @@
 A command that was killed (137, 143) also goes on when it is run again, from its last checkpoint.
 """
 
+import contextlib
 import os
+import resource
+import select
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from typing import TextIO
 
 from absl import flags
 
-from launch.errors import USERS_ERRORS, Failed, InputError
+from launch.errors import Failed, InputError, users_error
+
+# A run of one small stage opens about 40; loaders of large sets some hundred.
+FEWEST_FILES, MANY_FILES = 48, 4096
 
 
 def parse_flags(
@@ -66,7 +74,9 @@ def helped(
     if not {"--help", "-h", "-help"} & set(argv[1:]):
         return False
     lines = (f"--{name}: {values[name].help}" for name in sorted(values))
-    print(text.strip(), "", "flags:", *(f"  {line}" for line in (*others, *lines)), sep="\n")
+    # A reader such as `head` has seen enough when it closes the pipe.
+    with contextlib.suppress(BrokenPipeError):
+        print(text.strip(), "", "flags:", *(f"  {line}" for line in (*others, *lines)), sep="\n")
     return True
 
 
@@ -97,23 +107,111 @@ def exit_code(command: Callable[[], None], interrupted: str) -> int:
         code it has: 1, or 75 when the same command is to be run again. The module's table says
         what a scheduler does then.
     """
+    _open_closed_streams()
+    code, line = _outcome(command, interrupted)
+    # A reader that closes its pipe after the work is done is no fault.
+    unwritten = _flush(sys.stdout)
+    if code == 0 and unwritten and not isinstance(unwritten, BrokenPipeError):
+        code, line = 2, _cannot_print(unwritten)
+    if line:
+        # Who gives us no place to say what is wrong still gets the code.
+        with contextlib.suppress(OSError):
+            say(line)
+    _flush(sys.stderr)
+    return code
+
+
+def say(line: str, stream: TextIO | None = None) -> None:
+    """Prints one line; what is no printable character in it, such as of a path, is escaped.
+
+    Args:
+        line: without its end.
+        stream: where to; stderr by default.
+    """
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    print(line, file=stream or sys.stderr, flush=True)
+
+
+def _outcome(command: Callable[[], None], interrupted: str) -> tuple[int, str]:
+    """The exit code, and the line on stderr."""
     try:
+        _allow_open_files()
         command()
     except InputError as error:
-        return _end(2, f"error: {error}")
+        return 2, f"error: {error}"
     except Failed as error:
-        return _end(error.code, f"{error.word}: {error}")
+        return error.code, f"{error.word}: {error}"
     except KeyboardInterrupt:
-        return _end(130, f"interrupted: {interrupted}")
+        return 130, f"interrupted: {interrupted}"
     except OSError as error:
-        if error.errno not in USERS_ERRORS:
+        if error.filename is None and any(map(_fails, (sys.stdout, sys.stderr))):
+            return 2, _cannot_print(error)
+        reason = users_error(error)
+        if reason is None:
             raise
-        location = f" at {error.filename}" if error.filename else ""
-        reason = os.strerror(error.errno)
-        return _end(2, f"error: cannot read or write{location}: {reason}; mend that, run it again")
-    return 0
+        return 2, f"error: {reason}; mend that, run it again"
+    except KeyError as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if not frame.f_globals["__name__"].startswith("etils.epath"):
+            raise
+        beginning = error.args[0]
+        return 2, f"error: no path that begins with {beginning} can be opened: name a local one"
+    return 0, ""
 
 
-def _end(code: int, line: str) -> int:
-    print(line, file=sys.stderr)
-    return code
+def _cannot_print(error: OSError) -> str:
+    return f"error: cannot write what is to be printed: {error.strerror}; mend that, run it again"
+
+
+def _fails(stream: TextIO) -> bool:
+    """Whether a stream takes no more; an unbuffered one forgets what it could not write."""
+    if _flush(stream):
+        return True
+    with contextlib.suppress(OSError):  # A stream in memory has no number.
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    return False
+
+
+def _flush(stream: TextIO) -> OSError | None:
+    """Writes what is left of a stream; where that fails, the error, and nothing is left."""
+    try:
+        stream.flush()
+    except OSError as error:
+        # Python would try once more at the very end, and say so in lines and a code of its own.
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
+        return error
+    return None
+
+
+def _allow_open_files() -> None:
+    """Raises the limit of open files to what the system allows.
+
+    Raises:
+        InputError: that is too few: saving would fail in the threads of libraries.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    most = MANY_FILES if hard == unlimited else min(hard, MANY_FILES)
+    if soft != unlimited and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < FEWEST_FILES:
+        raise InputError(
+            f"a process may open {most} files here, at least {FEWEST_FILES} are needed: raise it "
+            "by ulimit -n"
+        )
+
+
+def _open_closed_streams() -> None:
+    """Opens standard streams that the caller has closed, as if they led nowhere.
+
+    The next files to be opened would get their numbers, and what libraries print would be written
+    into them.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode)  # It gets the number itself, the lowest free one.
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)

@@ -1,10 +1,61 @@
 """Errors that end a command with one line, and the exit codes they stand for."""
 
 import errno
+import os
 
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h
-# Of all errors of the system those that the user can mend.
-USERS_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
+# What the user can mend although no file is named: full disks, limits of the system, hardware.
+_NAMELESS = (
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EROFS,
+)
+# What no file that the user names brings about: our own handling of files, memory and processes.
+_OURS = (
+    errno.EAGAIN,
+    errno.EBADF,
+    errno.ECHILD,
+    errno.EDEADLK,
+    errno.EFAULT,
+    errno.EINTR,
+    errno.EPIPE,
+    errno.ESPIPE,
+    errno.ESRCH,
+)
+# Object stores raise these without a number or a name, with a text that says all.
+_TEXTS = (
+    FileExistsError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+
+
+def users_error(error: OSError) -> str | None:
+    """What a line says of an error of the system that the user can mend; None for all others.
+
+    With a file's name nearly every one can be: a folder where a file should be, a loop of links, a
+    name that is too long. Lost connections and children are bugs, or accidents that a traceback
+    tells more of.
+    """
+    if isinstance(error, ConnectionError | TimeoutError | ChildProcessError):
+        return None
+    if error.errno is None:
+        return f"cannot read or write: {error}" if isinstance(error, _TEXTS) else None
+    if error.errno in _OURS or (error.filename is None and error.errno not in _NAMELESS):
+        return None
+    names = [
+        os.fsdecode(n) for n in (error.filename, error.filename2) if isinstance(n, str | bytes)
+    ]
+    location = f" at {' and '.join(names)}" if names else ""
+    return f"cannot read or write{location}: {os.strerror(error.errno)}"
 
 
 class InputError(Exception):

@@ -31,9 +31,24 @@ def cache_folder(name: str) -> Path:
 
     Args:
         name: of what is kept.
+
+    Raises:
+        InputError: the user has no home, and what stands for one is another's.
     """
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if base.startswith("~"):
+        base = _home_of_the_homeless()
     return Path(base, "imagen_ft", name)
+
+
+def _home_of_the_homeless() -> str:
+    """A folder for a user without HOME and without an entry in passwd, as in containers."""
+    path = Path(tempfile.gettempdir(), f"cache-{os.getuid()}")
+    path.mkdir(mode=0o700, exist_ok=True)
+    # Programs are kept in it, so nobody else may write there.
+    if path.is_symlink() or path.stat().st_uid != os.getuid():
+        raise InputError(f"{path} is another user's: set XDG_CACHE_HOME to a folder of your own")
+    return str(path)
 
 
 @contextlib.contextmanager
@@ -134,8 +149,11 @@ def parse_json(data: bytes, path: epath.PathLike) -> Any:
     """
     try:
         return json.loads(data)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not JSON ({error}); restore it or write it again") from None
+    except RecursionError:
+        reason = "it is nested too deeply"
+    except ValueError as error:  # Also text that is not UTF-8, and integers of 4,300 digits.
+        reason = str(error)
+    raise InputError(f"{path}: not JSON ({reason}); restore it or write it again")
 
 
 def read_object(path: epath.PathLike) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from absl import flags
 from classifiers.weights.exporting import export_run
 from classifiers.weights.importing import import_run
 from classifiers.weights.tensor_rules import LAYOUTS
-from launch.cli import exit_code, parse_flags
+from launch.cli import exit_code, parse_flags, say
 from launch.errors import InputError
 
 
@@ -71,10 +71,10 @@ def main(argv: Sequence[str]) -> None:
     if importing:
         options = {name: values[name].value for name in of_imports}
         import_run(source[1], target[1], source[0], **options)
-        print(f"imported {source[1]} into {target[1]}")
+        say(f"imported {source[1]} into {target[1]}", sys.stdout)
     else:
         export_run(source[1], target[1], target[0], values.seed or 0)
-        print(f"exported {source[1]} to {target[1]}")
+        say(f"exported {source[1]} to {target[1]}", sys.stdout)
 
 
 def _split(flag: str, value: str | None) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from configs.digits.common import ENVIRONMENT
-from launch.cli import exit_code, parse_flags
+from launch.cli import exit_code, parse_flags, say
 from launch.jobs.runner import Job, JobRunner
 
 ARMS = {
@@ -112,7 +112,8 @@ def _run(root: Path, runlocal: bool) -> None:
 
     result = report.write(root, runner.wall_seconds(), _peak_memory(runner))
     print(report.table(result))
-    print(f"\n{report.verdict(result)[0]}\nreport: {root / 'report.html'}")
+    print(f"\n{report.verdict(result)[0]}")
+    say(f"report: {root / 'report.html'}", sys.stdout)
 
 
 def _peak_memory(runner: JobRunner) -> int:

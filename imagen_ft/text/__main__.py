@@ -22,7 +22,7 @@ from imagen_ft.text.cache import DTYPES, TextCache
 from imagen_ft.text.encoders import check_template, prompt_key
 from imagen_ft.text.t5_embedder import T5Embedder, fill_cache
 from imagen_ft.text.tokenizer import PREPROCESSING, T5Tokenizer, load_t5_tokenizer
-from launch.cli import exit_code, parse_flags
+from launch.cli import exit_code, parse_flags, say
 from launch.errors import InputError
 from launch.files import remove_temporaries
 from launch.runtime.devices.mesh import make_mesh
@@ -130,7 +130,7 @@ def embed_prompts(values: flags.FlagValues) -> None:
             if cache is None:
                 cache = TextCache.create(folder, encoder, embedder.shape, made_with(values))
         fill_cache(cache if writes else None, embedder, missing, values.batch_size)
-    print(f"{folder}: {len(prompts)} prompts, {len(missing)} of them new")
+    say(f"{folder}: {len(prompts)} prompts, {len(missing)} of them new", sys.stdout)
 
 
 def made_with(values: flags.FlagValues) -> list[str]:
@@ -172,10 +172,7 @@ def warn_of_long(tokenizer: T5Tokenizer, prompts: Sequence[str]) -> None:
     long = tokenizer.too_long(prompts)
     if long:
         count = "one prompt is" if len(long) == 1 else f"{len(long)} prompts are"
-        print(
-            f"warning: {count} cut off after {tokenizer.max_length} tokens; first {long[0]!r}",
-            file=sys.stderr,
-        )
+        say(f"warning: {count} cut off after {tokenizer.max_length} tokens; first {long[0]!r}")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -26,7 +26,7 @@ from absl import flags
 from imagen_ft.weights.exporting import DTYPES, export_weights
 from imagen_ft.weights.importing import import_weights
 from imagen_ft.weights.pipeline_parts import PARTS
-from launch.cli import exit_code, parse_flags
+from launch.cli import exit_code, parse_flags, say
 from launch.errors import InputError
 
 LAYOUT = "deepfloyd:"
@@ -85,16 +85,16 @@ def _import(source: str, target: str, values: flags.FlagValues) -> None:
     if unknown:
         raise InputError(f"--part={unknown[0]}: known are {', '.join(PARTS)}")
     if import_weights(source, target, values.part, values.variant):
-        print(f"imported {source} into {target}")
+        say(f"imported {source} into {target}", sys.stdout)
     else:
-        print(f"{target} holds this import of {source} already")
+        say(f"{target} holds this import of {source} already", sys.stdout)
 
 
 def _export(source: str, target: str, values: flags.FlagValues) -> None:
     if values.part:
         raise InputError("--part is for imports; an export writes all that there is")
     export_weights(source, target, values.pipeline, values.variant, values.dtype)
-    print(f"exported {source} to {target}")
+    say(f"exported {source} to {target}", sys.stdout)
 
 
 def run(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,5 @@
 """What becomes of records that cannot be read: an error, or another record of the same class."""
 
-import sys
 import threading
 import weakref
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from input_pipeline.source import Example, Source, Subset, Wrapper
+from launch.cli import say
 from launch.errors import InputError
 
 POLICIES = ("error", "skip")
@@ -38,11 +38,9 @@ class _DamageCount:
 
     def _say(self, last: str) -> None:
         count = len(self.instead)
-        print(
+        say(
             f"on_damage=skip: {count} of {self._total} records are damaged, others of their class "
-            f"stand for them{last}",
-            file=sys.stderr,
-            flush=True,
+            f"stand for them{last}"
         )
 
 
@@ -121,10 +119,8 @@ def leave_out(source: Source, faults: Mapping[int, str], policy: str) -> Source:
     left = np.setdiff1d(np.arange(len(source)), list(faults))
     if policy == "error" or not left.size:
         raise InputError(first)
-    print(
+    say(
         f"on_damage=skip: {len(faults)} of {len(source)} records have no readable label and are "
-        f"left out; the first: {first}",
-        file=sys.stderr,
-        flush=True,
+        f"left out; the first: {first}"
     )
     return Subset(source, left)

@@ -4,7 +4,6 @@ import concurrent.futures
 import functools
 import os
 import random
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from input_pipeline.records import index_cache, tf_example
 from input_pipeline.records.array_record import ArrayRecordFile
 from input_pipeline.records.tfrecord import TFRecordFile, masked_crc
+from launch.cli import say
 from launch.errors import InputError
 
 NO_LABEL = np.iinfo(np.int32).min  # of a record that is too damaged to have one
@@ -214,21 +214,15 @@ class _IndexingLog:
             if shard.built and now - self._said > 30:
                 self._said = now
                 folder = os.path.dirname(shard.path)
-                _say(f"{folder}: {self._built} of {self._total} shards are indexed, this once")
+                say(f"{folder}: {self._built} of {self._total} shards are indexed, this once")
 
     def end(self, shards: Sequence[IndexedShard]) -> None:
         seconds = time.monotonic() - self._start
         if self._built and seconds > 30:
-            _say(
-                f"{os.path.dirname(shards[0].path)}: {self._built} shards indexed, {seconds:.0f} s"
-            )
+            say(f"{os.path.dirname(shards[0].path)}: {self._built} shards indexed, {seconds:.0f} s")
         if unkept := [shard for shard in shards if shard.unkept]:
-            _say(
+            say(
                 f"{unkept[0].path}: its index cannot be kept in {unkept[0].index_paths()} "
                 f"({unkept[0].unkept}), nor {len(unkept) - 1} others: the shards are read at every "
                 "start; set XDG_CACHE_HOME to a folder that can be written to"
             )
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

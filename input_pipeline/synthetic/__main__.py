@@ -29,7 +29,7 @@ from input_pipeline.records import tfds_metadata
 from input_pipeline.records.tfrecord import TFRecordFile
 from input_pipeline.synthetic.source import SyntheticSource, parse
 from launch import files
-from launch.cli import exit_code, parse_flags
+from launch.cli import exit_code, parse_flags, say
 from launch.errors import InputError
 from launch.runtime.locks import lock
 
@@ -225,7 +225,7 @@ def main(argv: Sequence[str]) -> None:
     values = parse_flags(argv, __doc__ or "", define_flags, required=("set", "export", "to"))
     if values is not None:
         export_set(SyntheticSource(values.set), values.export, values.to)
-        print(f"{values.to}: complete")
+        say(f"{values.to}: complete", sys.stdout)
 
 
 def run(argv: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from launch.cli import say
 from launch.errors import Preempted
 from launch.files import read_json, sha256, write_json
 from launch.jobs.job import Child, Job, JobFailed
@@ -207,7 +208,7 @@ class _Bars:
 
     def say(self, line: str) -> None:
         if self._quiet:
-            print(line, file=sys.stderr, flush=True)
+            say(line)
         else:
             self._total.write(line, file=sys.stderr)
 

@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from launch.cli import exit_code, helped, read_flags
 from launch.errors import InputError
 from launch.files import cache_folder
-from launch.runtime.config import check_overrides
+from launch.runtime.config import check_overrides, load_config
 from launch.runtime.devices import distributed
 
 _CONFIG_HELP = (
@@ -95,18 +95,29 @@ def parse(
         define_flags(values)
     if helped(argv, description, values, _CONFIG_HELP):
         sys.exit(0)
-    check_overrides(argv)
-    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=list(argv))
+    config, argv = _config(argv)
+    check_overrides(argv, config)
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     read_flags(argv, values)
     runs = not (values.dry_run or ("preflight" in values and values.preflight))
-    if not values.workdir and runs:
+    folder = _folder(values.workdir) if runs else None
+    return Arguments(values.config, folder, values.dry_run, values)
+
+
+def _config(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, list[str]]:
+    """The config that `--config` names, and the other arguments."""
+    names = [arg.removeprefix("--config=") for arg in argv if arg.startswith("--config=")]
+    if len(names) != 1:
+        raise InputError("--config is missing or doubled: name one file, --config=configs/X/Y.py")
+    return load_config(names[0]), [arg for arg in argv if not arg.startswith("--config=")]
+
+
+def _folder(workdir: str | None) -> epath.Path:
+    if not workdir:
         raise InputError("--workdir is missing: name the run directory, --workdir=DIR")
-    if runs and values.workdir.startswith("gs://") and not find_spec("gcsfs"):
-        raise InputError(f'--workdir={values.workdir}: pip install ".[gcs]" first')
-    workdir = epath.Path(values.workdir) if runs else None
-    config = values.config
-    config.lock()
-    return Arguments(config, workdir, values.dry_run, values)
+    if workdir.startswith("gs://") and not find_spec("gcsfs"):
+        raise InputError(f'--workdir={workdir}: pip install ".[gcs]" first')
+    return epath.Path(workdir)
 
 
 def describe(config: ml_collections.ConfigDict, **models: Any) -> None:

@@ -2,13 +2,14 @@
 
 import json
 import os
+import sys
+import traceback
+import types
 from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import ml_collections
-from absl import flags
-from ml_collections import config_flags
 
 from launch.errors import InputError
 
@@ -27,12 +28,8 @@ def module_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return {**fields, "dtype": jnp.dtype(fields.get("dtype", "float32"))}
 
 
-def check_overrides(argv: Sequence[str]) -> None:
+def check_overrides(argv: Sequence[str], config: ml_collections.ConfigDict) -> None:
     """Names the field that does not exist; config_flags would only say 'q'."""
-    files = [arg.partition("=")[2] for arg in argv if arg.startswith("--config=")]
-    if len(files) != 1:
-        raise InputError("--config is missing or doubled: name one file, --config=configs/X/Y.py")
-    config = load_config(files[0])
     for arg in argv:
         if not arg.startswith("--config."):
             continue
@@ -52,19 +49,35 @@ def load_config(argument: str) -> ml_collections.ConfigDict:
     Raises:
         InputError: no such file, or it is no config, or the arguments are wrong.
     """
-    path = argument.partition(":")[0]
+    path, colon, given = argument.partition(":")
     if not os.path.isfile(path):
-        raise InputError(f"--config={argument}: there is no file {path}")
-    with open(path, encoding="utf-8", errors="replace") as file:
-        if "get_config" not in file.read():
-            raise InputError(f"--config={argument}: {path} has no get_config; name an experiment")
-    values = flags.FlagValues()
-    argv = ["task", f"--config={argument}"]
-    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
+        hint = "; what follows a ':' is no part of the path, but arguments" if colon else ""
+        raise InputError(f"--config={argument}: there is no file {path}{hint}")
+    with open(path, "rb") as file:
+        text = file.read()
+    if b"get_config" not in text:
+        raise InputError(f"--config={argument}: {path} has no get_config; name an experiment")
+    module = types.ModuleType("experiment")
+    module.__file__ = path
+    sys.modules[module.__name__] = module  # Dataclasses look there for their module.
     try:
-        values(argv)
-        return values.config
-    except (flags.Error, OSError, ValueError, KeyError) as error:
-        # absl wraps the reason in a traceback; it is the last line.
-        reason = str(error).strip().splitlines()[-1]
-        raise InputError(f"--config={argument}: {reason}") from error
+        exec(compile(text, path, "exec"), module.__dict__)
+        config = module.get_config(*([given] if colon else []))
+    except (Exception, SystemExit) as error:
+        raise InputError(f"--config={argument}: {_reason(error, path)}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise InputError(
+            f"--config={argument}: get_config gives {type(config).__name__}, not a ConfigDict"
+        )
+    return config
+
+
+def _reason(error: BaseException, path: str) -> str:
+    """An error of a config file in one line: what it is, and in which line of the file."""
+    if isinstance(error, SyntaxError) and error.lineno:
+        return f"{error.filename}, line {error.lineno}: {error.msg}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == path]
+    location = f" ({path}, line {lines[-1]})" if lines else ""
+    text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    return f"{text}{location}"

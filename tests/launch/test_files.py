@@ -1,5 +1,7 @@
 import hashlib
+import os
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -17,10 +19,6 @@ def test_json_round_trip_leaves_only_the_file(tmp_path):
 def test_read_json_names_the_path(tmp_path):
     with pytest.raises(InputError, match=r"missing\.json: no such file"):
         files.read_json(tmp_path / "missing.json")
-    (tmp_path / "half.json").write_text('{"a": ')
-    with pytest.raises(InputError, match=r"half\.json: not JSON") as error:
-        files.read_json(tmp_path / "half.json")
-    assert "\n" not in str(error.value)
 
 
 def test_an_error_while_writing_keeps_the_old_file_and_nothing_else(tmp_path):
@@ -49,6 +47,37 @@ def test_cache_folder(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/me")
     assert files.cache_folder("jax") == Path("/home/me/.cache/imagen_ft/jax")
+
+
+def test_cache_folder_of_a_user_without_a_home(monkeypatch, tmp_path):
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", mock.Mock(side_effect=KeyError))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    base = tmp_path / f"cache-{os.getuid()}"
+    assert files.cache_folder("jax") == base / "imagen_ft" / "jax"
+    assert files.cache_folder("jax") == base / "imagen_ft" / "jax" and base.stat().st_mode & 63 == 0
+    base.rename(tmp_path / "other")
+    base.symlink_to(tmp_path / "other")
+    with pytest.raises(InputError, match=f"{base} is another user's: set XDG_CACHE_HOME"):
+        files.cache_folder("jax")
+
+
+BAD_JSON = {
+    "half": (b'{"a": ', "Expecting value"),
+    "nested": (b"[" * 10**5, "it is nested too deeply"),
+    "integer": (b"9" * 5000, "Exceeds the limit"),
+    "not UTF-8": (b'"\xff"', "'utf-8' codec can't decode"),
+    "empty": (b"", "Expecting value"),
+}
+
+
+@pytest.mark.parametrize(("data", "said"), BAD_JSON.values(), ids=BAD_JSON)
+def test_what_is_not_json(tmp_path, data, said):
+    (tmp_path / "bad.json").write_bytes(data)
+    with pytest.raises(InputError, match=rf"bad\.json: not JSON \({said}") as error:
+        files.read_json(tmp_path / "bad.json")
+    assert "\n" not in str(error.value)
 
 
 def test_sha256(tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from launch.errors import USERS_ERRORS, InputError
+from launch.errors import InputError, users_error
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -128,9 +128,9 @@ def agree(action: Callable[[], None] | None) -> None:
     except InputError as error:
         message = str(error) or "wrong input"
     except OSError as error:
-        if jax.process_count() == 1 or error.errno not in USERS_ERRORS:
+        message = users_error(error) or ""
+        if jax.process_count() == 1 or not message:
             raise
-        message = f"cannot read or write at {error.filename}: {error.strerror}"
     if message := next(filter(None, gather_texts(message)), ""):
         raise InputError(message)
 

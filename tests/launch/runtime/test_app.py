@@ -90,6 +90,7 @@ def test_wrong_command_line(config, tmp_path, capsys, argv, said):
         (["--config=none.py", "--workdir=run"], "--config=none.py: there is no file none.py"),
         (["--config={parts}", "--workdir=run"], "parts.py has no get_config; name an experiment"),
         (["--config={config}:fast", "--workdir=run"], ":fast: ValueError: there is no argument"),
+        (["--config=a:b/c.py", "--workdir=run"], "no file a; what follows a ':' is no part of"),
         (["--config={config}"], "--workdir is missing: name the run directory"),
         (["--config={config}:runlocal", "--number=2"], "--workdir is missing"),
     ],
@@ -98,6 +99,7 @@ def test_wrong_command_line(config, tmp_path, capsys, argv, said):
         "no file",
         "only parts",
         "wrong argument",
+        "colon in a path",
         "no workdir",
         "no workdir but a flag",
     ],
@@ -108,6 +110,46 @@ def test_something_is_missing(config, tmp_path, capsys, argv, said):
     assert task.run(*[arg.format(config=config, parts=parts) for arg in argv]) == 2
     assert task.calls == []
     assert said in one_line(capsys)
+
+
+# What a config file holds, and what is said of it; {} is its path.
+BAD_CONFIGS = {
+    "syntax": ("def get_config():\n  return (\n", "{}, line 2: '(' was never closed"),
+    "no text": ("# get_config\n\0", "source code string cannot contain null bytes"),
+    "import": (
+        "import gone.away  # get_config",
+        "ModuleNotFoundError: No module named 'gone' ({}, line 1)",
+    ),
+    "end": ("import sys; sys.exit(0)  # get_config", "SystemExit: 0 ({}, line 1)"),
+    "end in get_config": ("def get_config():\n  raise SystemExit", "SystemExit ({}, line 2)"),
+    "error": ("def get_config():\n\n  return 1 / 0", "division by zero ({}, line 3)"),
+    "error of many lines": (
+        "def get_config():\n  raise RuntimeError('a\\nb')",
+        "RuntimeError: a b ({}, line 2)",
+    ),
+    "error below": ("import json\ndef get_config():\n  json.loads('{')", "({}, line 3)"),
+    "recursion": ("def get_config():\n  get_config()", "recursion depth exceeded ({}, line 2)"),
+    "nothing": ("def get_config(): pass", "get_config gives NoneType, not a ConfigDict"),
+    "dict": ("def get_config(): return dict(a=1)", "get_config gives dict, not a ConfigDict"),
+    "no function": ("get_config = 3", "TypeError: 'int' object is not callable"),
+    "name elsewhere": ("# get_config", "AttributeError: module 'experiment' has no attribute"),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), BAD_CONFIGS.values(), ids=BAD_CONFIGS)
+def test_config_files_that_are_none(tmp_path, capsys, text, said):
+    task, path = Task(), tmp_path / "bad.py"
+    path.write_text(text)
+    assert task.run(f"--config={path}", f"--workdir={tmp_path / 'run'}") == 2
+    assert task.calls == [] and not (tmp_path / "run").exists()
+    err = one_line(capsys)
+    assert err.startswith(f"error: --config={path}: ") and said.format(path) in err
+
+
+def test_config_that_takes_no_arguments(tmp_path, capsys):
+    (tmp_path / "config.py").write_text("def get_config(): pass")
+    assert Task().run(f"--config={tmp_path / 'config.py'}:k=1", "--workdir=x") == 2
+    assert "TypeError: get_config() takes 0 positional arguments" in one_line(capsys)
 
 
 def test_overrides_arrive(config, tmp_path):
