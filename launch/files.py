@@ -218,8 +218,10 @@ def read_sealed(path: epath.PathLike) -> dict[str, Any]:
         InputError: it is missing, or not what was written.
     """
     content = read_object(path)
-    if content.pop("digest", None) != json_digest(content):
-        raise InputError(f"{path}: damaged (it does not match its own digest)")
+    if "digest" not in content:
+        raise InputError(f"{path}: has no digest of its own; it is damaged, or of an older version")
+    if content.pop("digest") != json_digest(content):
+        raise InputError(f"{path}: damaged (it does not match its own digest); restore it")
     return content
 
 

@@ -62,7 +62,10 @@ def open_run(path: epath.Path, best: bool = False, ema: str = MAIN) -> Evaluated
     num_classes = run.seeds[0].shapes()["params"]["head"]["bias"].shape[0]
     names = from_config.load_class_names(path)
     checkpoint: dict[str, Any] = dict(ema=ema, best=best)
-    evaluated = EvaluatedRun(run.path, run.config, run.folder, num_classes, names, checkpoint)
+    fields = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
+    evaluated = EvaluatedRun(
+        **fields, num_classes=num_classes, class_names=names, checkpoint=checkpoint
+    )
     for seed in evaluated.seeds:
         seed.check_finished()
         seed.digest(**checkpoint)

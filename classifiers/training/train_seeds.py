@@ -15,6 +15,7 @@ from classifiers.training.images import TrainingImages, make_reader, open_images
 from classifiers.training.training import Training
 from input_pipeline.source import Source
 from launch.runtime.devices.distributed import on_first_process
+from launch.runtime.run_record import seed_name
 from launch.runtime.state import TrainState
 from launch.runtime.training.loop import fit
 from launch.runtime.workdir import claim_workdir
@@ -35,22 +36,23 @@ def train_seeds(training: Training, evaluation: Source, mesh: Mesh, workdir: epa
     config = training.config
     start_digests = warm_start.check_start(training)
     images = open_images(training, evaluation)
-    claim_workdir(workdir, config, images.digests | start_digests)
+    run_name = claim_workdir(workdir, config, images.digests | start_digests)
     on_first_process(lambda: from_config.save_class_names(workdir, evaluation.class_names))
     train = _train_together if config.get("vmap_seeds") else _train_in_turn
     with jax.set_mesh(mesh):
-        train(training, images, mesh, workdir)
+        train(training, images, mesh, workdir, run_name)
     on_first_process(lambda: learning_curves.write(workdir, config.seeds))
 
 
 def _train_in_turn(
-    training: Training, images: TrainingImages, mesh: Mesh, workdir: epath.Path
+    training: Training, images: TrainingImages, mesh: Mesh, workdir: epath.Path, run_name: str
 ) -> None:
     accuracy = make_evaluation(training, images.evaluation, mesh)
     train_step = training.step(mesh)
     for seed in range(training.config.seeds):
         fit(
             workdir=workdir / f"seed_{seed}",
+            run_name=seed_name(run_name, f"seed_{seed}"),
             config=training.config,
             mesh=mesh,
             abstract=training.abstract,
@@ -63,7 +65,7 @@ def _train_in_turn(
 
 
 def _train_together(
-    training: Training, images: TrainingImages, mesh: Mesh, workdir: epath.Path
+    training: Training, images: TrainingImages, mesh: Mesh, workdir: epath.Path, run_name: str
 ) -> None:
     count, stacked = training.config.seeds, vmap_seeds.stacked(training)
     accuracy = make_evaluation(training, images.evaluation, mesh)
@@ -82,6 +84,7 @@ def _train_together(
     readers = [make_reader(training, images.train, seed, mesh) for seed in range(count)]
     state = fit(
         workdir=workdir / vmap_seeds.FOLDER,
+        run_name=seed_name(run_name, vmap_seeds.FOLDER),
         config=training.config,
         mesh=mesh,
         abstract=stacked.abstract,
@@ -91,4 +94,4 @@ def _train_together(
         evaluate=evaluate,
         label=f"{workdir.name} {count} seeds",
     )
-    vmap_seeds.write(workdir, state, training.config.total_steps, count)
+    vmap_seeds.write(workdir, run_name, state, training.config.total_steps, count)

@@ -19,6 +19,7 @@ from launch.runtime.checkpoints.inference import latest_step
 from launch.runtime.devices.distributed import on_first_process
 from launch.runtime.devices.mesh import state_shardings
 from launch.runtime.ema import MAIN
+from launch.runtime.run_record import seed_name
 from launch.runtime.state import TrainState
 from launch.runtime.types import Batch, Reader, Variables
 
@@ -129,13 +130,16 @@ def batches(readers: Sequence[Reader]) -> Reader:
     return read
 
 
-def write(workdir: epath.Path, state: TrainState, total_steps: int, count: int) -> None:
+def write(
+    workdir: epath.Path, run_name: str, state: TrainState, total_steps: int, count: int
+) -> None:
     """Leaves each seed as a finished run of its own: `seed_n`, for evaluation and warm starts.
 
     What is there is not written again, what was interrupted is.
 
     Args:
         workdir: the run directory.
+        run_name: see `run_record`.
         state: at the end.
         total_steps: length of the run.
         count: of the seeds.
@@ -145,7 +149,8 @@ def write(workdir: epath.Path, state: TrainState, total_steps: int, count: int) 
         if latest_step(folder) == total_steps:
             continue
         on_first_process(functools.partial(_clear, folder))
-        checkpoint.save_inference(folder, variables_of(state, seed), total_steps)
+        name = seed_name(run_name, folder.name)
+        checkpoint.save_inference(folder, name, variables_of(state, seed), total_steps)
 
 
 def _clear(folder: epath.Path) -> None:

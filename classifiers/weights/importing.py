@@ -10,9 +10,9 @@ from classifiers.models.presets import MODULES, Classifier
 from classifiers.weights.config_files import build, crop_ratio
 from classifiers.weights.weight_files import find_layout, load, open_tensors, trained_channels
 from launch.errors import InputError
-from launch.files import write_json
 from launch.runtime.atomic_folder import atomic_folder, check_target
 from launch.runtime.checkpoints import checkpoint
+from launch.runtime.run_record import seed_name, write_record
 
 
 def import_run(
@@ -60,8 +60,8 @@ def import_run(
         "imported": {"from": source, "layout": layout},
     }
     with atomic_folder(epath.Path(target)) as folder:
-        checkpoint.save_inference(folder / "seed_0", variables)
-        write_json(folder / "config.json", config)
+        name = seed_name(write_record(folder, config, inputs={}), "seed_0")
+        checkpoint.save_inference(folder / "seed_0", name, variables)
 
 
 def describe(model: Classifier) -> dict[str, Any]:

@@ -43,10 +43,11 @@ def train_stage(training: Training, encoder: TextEncoder, mesh: Mesh, workdir: e
     pictures = None
     if config.get("pictures_every", 0):
         pictures = make_pictures(training, images, mesh, text_table, null_text)
-    claim_workdir(workdir, config, inputs)
+    run_name = claim_workdir(workdir, config, inputs)
     with jax.set_mesh(mesh):
         fit(
             workdir=workdir,
+            run_name=run_name,
             config=config,
             mesh=mesh,
             abstract=training.abstract,

@@ -28,6 +28,7 @@ from launch.runtime.checkpoints import checkpoint
 from launch.runtime.checkpoints.safetensors_header import read_header
 from launch.runtime.checkpoints.safetensors_io import Weights
 from launch.runtime.checkpoints.tensor_mapping import TensorMapping
+from launch.runtime.run_record import write_record
 
 MODEL_INDEX = "model_index.json"
 HEADER = ".header"
@@ -147,14 +148,14 @@ def _import_part(
 ) -> None:
     params = read_params(PARTS[name], mappings, weights, STORED)
     (folder / name).mkdir(parents=True)
-    checkpoint.save_inference(folder / name, {"params": params})
     config: dict[str, Any] = {
         "part": name,
         "from": source,
         "variant": weights.variant,
         "config": read_object(weights.folder / "config.json"),
     }
-    write_json(folder / name / "config.json", {"imported": config, "total_steps": 0})
+    run_name = write_record(folder / name, {"imported": config, "total_steps": 0}, inputs={})
+    checkpoint.save_inference(folder / name, run_name, {"params": params})
     copies = folder / "source" / name
     copies.mkdir(parents=True)
     for path in sorted(weights.folder.glob("*.json")):

@@ -26,7 +26,7 @@ from imagen_ft.weights.pipeline_parts import (
 )
 from imagen_ft.weights.unet_config import unet_shapes
 from launch.errors import InputError
-from launch.files import read_object
+from launch.files import read_sealed
 from launch.runtime.checkpoints.safetensors_io import Weights
 from launch.runtime.checkpoints.tensor_mapping import TensorMapping
 from launch.runtime.devices.mesh import state_shardings
@@ -164,7 +164,7 @@ def open_checkpoint(
     if location.kind == RUN:
         return _trained_unet(Run.open(location.folder))
     path = location.folder / "config.json"
-    imported = read_object(path)["imported"]
+    imported = read_sealed(path)["imported"]
     if variant not in (None, imported["variant"]):
         origin = imported["variant"] or "weights without a variant"
         raise InputError(

@@ -9,9 +9,9 @@ from jaxtyping import PyTree
 
 from launch.errors import InputError
 from launch.fields import Fields
-from launch.files import read_object
 from launch.runtime.checkpoints.inference import SealedCheckpoint
 from launch.runtime.ema import MAIN
+from launch.runtime.run_record import CONFIG, read_record, seed_name
 
 STAGE, CLASSIFIER, IMPORT = "stage", "classifier", "import"
 
@@ -30,11 +30,15 @@ class Run:
     Attributes:
         path: the directory.
         config: that it was made with.
+        inputs: digests of what it was made from, by name.
+        run_name: what its checkpoints call it, see `run_record`.
         folder: where its checkpoints are: `path`, or that of one of several seeds.
     """
 
     path: epath.Path
     config: ml_collections.ConfigDict
+    inputs: dict[str, str]
+    run_name: str
     folder: epath.Path
 
     @classmethod
@@ -42,23 +46,18 @@ class Run:
         """Reads a run's config.
 
         Raises:
-            InputError: there is no such run.
+            InputError: there is no such run, or what it says of itself is damaged.
         """
         path = epath.Path(path)
-        config = path / "config.json"
-        if not config.exists():
-            raise InputError(f"{path} holds no run (no config.json): train it first")
-        return cls(path, ml_collections.ConfigDict(read_object(config)), path)
+        if not (path / CONFIG).exists():
+            raise InputError(f"{path} holds no run (no {CONFIG}): train it first")
+        config, inputs, run_name = read_record(path)
+        return cls(path, ml_collections.ConfigDict(config), inputs, run_name, path)
 
     @property
     def kind(self) -> str:
         """Whose run it is: `STAGE`, `CLASSIFIER`, or `IMPORT` for other weights."""
         return kind_of(self.config)
-
-    @functools.cached_property
-    def inputs(self) -> dict[str, str]:
-        """Digests of what it was made from, by name."""
-        return read_object(self.path / "inputs.json")
 
     @functools.cached_property
     def newest(self) -> SealedCheckpoint:
@@ -67,7 +66,7 @@ class Run:
         Raises:
             InputError: there is none.
         """
-        return SealedCheckpoint.find(self.folder)
+        return SealedCheckpoint.find(self.folder, self.run_name)
 
     @property
     def step(self) -> int | None:
@@ -80,13 +79,18 @@ class Run:
     @functools.cached_property
     def best(self) -> SealedCheckpoint:
         """The one that evaluated best; see `newest`."""
-        return SealedCheckpoint.find(self.folder, best=True)
+        return SealedCheckpoint.find(self.folder, self.run_name, best=True)
 
     @functools.cached_property
     def seeds(self) -> tuple["Run", ...]:
         """Each of the `config.seeds` that were trained; what is read of one is kept with it."""
-        folders = (self.path / f"seed_{number}" for number in range(self.config.seeds))
-        return tuple(dataclasses.replace(self, folder=folder) for folder in folders)
+        names = (f"seed_{number}" for number in range(self.config.seeds))
+        return tuple(
+            dataclasses.replace(
+                self, folder=self.path / name, run_name=seed_name(self.run_name, name)
+            )
+            for name in names
+        )
 
     def check_finished(self) -> None:
         """Looks whether it has come to its end.

@@ -6,10 +6,13 @@ import ml_collections
 from etils import epath
 
 from launch.errors import InputError
-from launch.files import differences, read_object, write_json
+from launch.files import differences
+from launch.runtime.checkpoints.checkpoint import BEST, CHECKPOINTS
+from launch.runtime.checkpoints.orbax_options import check_path
 from launch.runtime.config import plain
-from launch.runtime.devices.distributed import on_first_process
+from launch.runtime.devices.distributed import decide_on_first_process
 from launch.runtime.locks import lock
+from launch.runtime.run_record import CONFIG, read_record, write_record
 
 # They may change from run to run: no result depends on them, but for the rounding of sums.
 FREE = (
@@ -29,7 +32,7 @@ FREE = (
 
 def claim_workdir(
     workdir: epath.Path, config: ml_collections.ConfigDict, inputs: Mapping[str, str] | None = None
-) -> None:
+) -> str:
     """Begins or goes on with a run directory: writes `config.json` and `inputs.json`, or compares.
 
     A local directory stays locked against other processes until this one ends. Call it last, when
@@ -40,29 +43,47 @@ def claim_workdir(
         config: of the run.
         inputs: digests of what the run is made from, by name.
 
+    Returns:
+        The run's name, which its checkpoints carry.
+
     Raises:
         InputError: the directory belongs to another config, was made from other inputs, is in use
-            by another process, or is a file.
+            by another process, or is a file; its record is damaged or gone; or checkpoints cannot
+            be saved under such a path.
     """
 
-    def claim() -> None:
+    def claim() -> str:
+        check_path(workdir)
         lock(workdir)
         if (workdir / "provenance.json").exists():
             raise InputError(f"{workdir} holds a generated set: name another --workdir")
-        _compare_or_write(workdir, "inputs.json", dict(inputs or {}))
-        _compare_or_write(workdir, "config.json", plain(config))
+        current = plain(config), dict(inputs or {})
+        if not (workdir / CONFIG).exists():
+            _check_new(workdir)
+            return write_record(workdir, *current)
+        before_config, before_inputs, name = read_record(workdir)
+        _compare(workdir, before_inputs, current[1])
+        _compare(workdir, before_config, current[0])
+        return name
 
-    on_first_process(claim)
+    return decide_on_first_process(claim)
 
 
-def _compare_or_write(workdir: epath.Path, name: str, current: dict) -> None:
-    path = workdir / name
-    if not path.exists():
-        write_json(path, current)
-        return
-    for field, (before, now) in differences(read_object(path), current).items():
+def _check_new(workdir: epath.Path) -> None:
+    """A config is written before all checkpoints: where there are some, it was lost."""
+    for folder in (workdir, *(path for path in workdir.iterdir() if path.is_dir())):
+        for name in (CHECKPOINTS, BEST):
+            if (folder / name).is_dir() and any((folder / name).iterdir()):
+                raise InputError(
+                    f"{workdir} holds checkpoints, but no {CONFIG}: restore it, or name another "
+                    "--workdir"
+                )
+
+
+def _compare(workdir: epath.Path, before: dict, current: dict) -> None:
+    for field, (old, new) in differences(before, current).items():
         if field.partition(".")[0] not in FREE:
             raise InputError(
-                f"{workdir} was begun with {field} = {before}, now it is {now}: "
+                f"{workdir} was begun with {field} = {old}, now it is {new}: "
                 "name another --workdir, or remove that one"
             )

@@ -27,6 +27,7 @@ from launch.runtime.checkpoints.content_digest import content_digest
 from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.reports.tables import text_table
 from launch.runtime.state import create_state
+from tests.support.checkpoint_states import RUN_NAME
 
 TX = optax.adam(1e-3)
 WIDTH = 1024
@@ -89,7 +90,7 @@ def measure(folder, layers, batch, saves):
     state = create_state(*args, make_mesh({"fsdp": -1}))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     x = jax.random.normal(jax.random.key(1), (batch, WIDTH))
-    with contextlib.closing(Checkpoints(folder / "checkpoints")) as checkpoints:
+    with contextlib.closing(Checkpoints(folder / "checkpoints", RUN_NAME)) as checkpoints:
         state = train_and_save(checkpoints, state, x, Clock())  # compiles
         clock = Clock()
         for _ in range(saves):

@@ -9,9 +9,11 @@ from classifiers.training import train_seeds
 from input_pipeline import sources
 from input_pipeline.sources.digits import digits
 from launch.files import read_json
+from launch.runtime.run import Run
 from launch.runtime.training.metrics import column, read_metrics
 from tests.support.classifier_task import TINY, run
 from tests.support.openings import count_openings
+from tests.support.written_runs import write_run
 
 
 @pytest.fixture(autouse=True)
@@ -147,10 +149,9 @@ def test_nothing_to_evaluate(tmp_path, capsys):
 
 def test_an_unfinished_run(arms, tmp_path, capsys):
     """Its checkpoint is of an earlier step than its config asks for."""
-    run_folder = tmp_path / "real"
-    run_folder.mkdir()
-    config = read_json(arms / "real" / "config.json") | {"total_steps": 5}
-    (run_folder / "config.json").write_text(json.dumps(config))
-    (run_folder / "seed_0").symlink_to(arms / "real" / "seed_0")
+    finished = Run.open(arms / "real")
+    seed = finished.seeds[0]
+    config = finished.config.to_dict() | {"total_steps": 5, "seeds": 1}
+    write_run(tmp_path / "real", config, seed.variables(seed.shapes()))
     assert run(evaluate.main, "evaluate.py:split=validation", tmp_path) == 2
-    assert "has come to step 4 of 5: finish its training" in capsys.readouterr().err
+    assert "has come to step 0 of 5: finish its training" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import pytest
 from launch.runtime.checkpoints import seals
 from launch.runtime.checkpoints.checkpoint import Checkpoints
 from tests.support.checkpoint_states import (
+    RUN_NAME,
     abstract,
     assert_same_bits,
     files,
@@ -113,7 +114,7 @@ def test_the_run_goes_on_from_the_checkpoint_before(run, capsys, harm, wanted):
     err = capsys.readouterr().err
     assert path.name in err and "/checkpoints/2" in err
     # And comes to the same end.
-    with contextlib.closing(Checkpoints(run / "checkpoints")) as checkpoints:
+    with contextlib.closing(Checkpoints(run / "checkpoints", RUN_NAME)) as checkpoints:
         state = checkpoints.restore(abstract(make_state(0, keep_ema=True)))
         checkpoints.save(make_state(int(state.step) + 1, keep_ema=True))
     assert_same_bits(restore(run), make_state(2, keep_ema=True))

@@ -6,11 +6,13 @@ import time
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from classifiers.training import vmap_seeds
 from classifiers.training.training import Training as ClassifierTraining
 from imagen_ft.training.training import Training
 from launch.runtime.checkpoints.checkpoint import Checkpoints
+from launch.runtime.run_record import read_record, seed_name
 from tests.classifiers import tiny_training as tiny_classifier
 from tests.imagen_ft import tiny_training
 from tests.support.tiny_runs import CLASSIFIER, DIFFUSION, SEEDS, finish
@@ -32,7 +34,9 @@ def restored(name, workdir):
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes(name)
     )
-    checkpoints = Checkpoints(workdir / RUNS[name].folder / "checkpoints")
+    folder, (_, _, run_name) = RUNS[name].folder, read_record(epath.Path(workdir))
+    run_name = run_name if folder == "." else seed_name(run_name, folder)
+    checkpoints = Checkpoints(workdir / folder / "checkpoints", run_name)
     try:
         return [np.asarray(leaf) for leaf in jax.tree.leaves(checkpoints.restore(abstract))]
     finally:

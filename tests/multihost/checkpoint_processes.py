@@ -19,7 +19,7 @@ from launch.runtime.checkpoints.inference import latest_step
 from launch.runtime.devices import mesh
 from launch.runtime.state import TrainState, abstract_state, create_state
 from tests.multihost.processes import join
-from tests.support.checkpoint_states import open_run
+from tests.support.checkpoint_states import RUN_NAME, open_run
 
 # By the rule for large arrays the small ones here are split as well.
 mesh.MIN_SHARDED_SIZE = 32
@@ -68,8 +68,8 @@ def digests_of(state):
 def save(folder, devices):
     """Steps 1 to 3, the second best of all; the digests of the last."""
     with (
-        contextlib.closing(Checkpoints(folder / "checkpoints")) as checkpoints,
-        contextlib.closing(Best(folder / "best", "loss")) as best,
+        contextlib.closing(Checkpoints(folder / "checkpoints", RUN_NAME)) as checkpoints,
+        contextlib.closing(Best(folder / "best", RUN_NAME, "loss")) as best,
     ):
         for step, loss in ((1, 0.5), (2, 0.25), (3, 0.375)):
             state = make_state(devices, step)
@@ -90,7 +90,7 @@ def poison(tree):
 
 
 def restore(folder, devices):
-    with contextlib.closing(Checkpoints(folder / "checkpoints")) as checkpoints:
+    with contextlib.closing(Checkpoints(folder / "checkpoints", RUN_NAME)) as checkpoints:
         state = checkpoints.restore(abstract(devices))
     wanted = abstract(devices)
     placed = jax.tree.map(lambda x, y: x.sharding == y.sharding, state, wanted)
@@ -118,7 +118,7 @@ def fail(folder, devices):
         seal(folder, index, count, facts)
 
     seals.seal = seal_or_fail
-    with contextlib.closing(Checkpoints(folder / "checkpoints")) as checkpoints:
+    with contextlib.closing(Checkpoints(folder / "checkpoints", RUN_NAME)) as checkpoints:
         checkpoints.save(make_state(devices, 4))
         try:
             checkpoints.finish()

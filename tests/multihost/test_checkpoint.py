@@ -5,9 +5,8 @@ import shutil
 import pytest
 
 from launch.runtime.checkpoints import seals
-from launch.runtime.checkpoints.inference import SealedCheckpoint
 from tests.multihost.processes import run_processes
-from tests.support.checkpoint_states import damage, files
+from tests.support.checkpoint_states import damage, files, newest
 
 MODULE = "tests.multihost.checkpoint_processes"
 
@@ -29,8 +28,8 @@ def test_each_process_has_hashed_its_share(saved):
         assert seals.find_fault(folder) is None
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "3"]
     assert [path.name for path in (workdir / "best").iterdir()] == ["2"]
-    assert SealedCheckpoint.find(workdir).digest() == digests["main"]
-    assert SealedCheckpoint.find(workdir).digest("slow") == digests["slow"] != digests["main"]
+    assert newest(workdir).digest() == digests["main"]
+    assert newest(workdir).digest("slow") == digests["slow"] != digests["main"]
 
 
 @pytest.mark.parametrize(("processes", "devices"), [(2, 2), (1, 1)])
@@ -41,7 +40,7 @@ def test_other_processes_restore_the_same_bits(saved, processes, devices):
         assert found["devices"] == processes * devices
         assert found["step"] == 3 and found["placed"]
         assert found["digests"] == digests
-        best = SealedCheckpoint.find(workdir, best=True).digest()
+        best = newest(workdir, best=True).digest()
         assert found["loaded"] == {
             "main": digests["main"],
             "slow": digests["slow"],

@@ -4,11 +4,12 @@ import jax
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
+from etils import epath
 from transformers import T5Config, T5EncoderModel
 
 from imagen_ft import weights
-from launch.files import write_json
 from launch.runtime.checkpoints import checkpoint
+from launch.runtime.run_record import write_record
 from tests.parity.torch_weights import randomize
 
 TEXT_WIDTH = 32
@@ -102,6 +103,6 @@ def make_run(folder, stage, params, **unet):
     low_size = 4 if stage == 2 else 0
     stage = dict(size=8, low_size=low_size, channels=3, schedule="cosine", unet={**fields, **unet})
     folder.mkdir()
-    write_json(folder / "config.json", {"total_steps": 3, "stage": stage})
-    checkpoint.save_inference(folder, {"params": params}, step=3)
+    run_name = write_record(epath.Path(folder), {"total_steps": 3, "stage": stage}, inputs={})
+    checkpoint.save_inference(folder, run_name, {"params": params}, step=3)
     return folder

@@ -8,9 +8,11 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from launch.runtime.checkpoints.checkpoint import Checkpoints
+from launch.runtime.checkpoints.inference import SealedCheckpoint
 from launch.runtime.run import Run
 from launch.runtime.state import TrainState
 
+RUN_NAME = "a run"
 TX = optax.sgd(0.1, momentum=0.9)
 # Values that a detour over decimal or another type would change.
 ODD = np.array([np.nan, np.inf, -0.0, 1e-45, 1 / 3, 3.4e38], np.float32)
@@ -46,14 +48,14 @@ def assert_same_bits(ours, theirs):
 
 
 def save(workdir, *steps, keep_ema=True):
-    checkpoints = Checkpoints(workdir / "checkpoints")
+    checkpoints = Checkpoints(workdir / "checkpoints", RUN_NAME)
     for step in steps:
         checkpoints.save(make_state(step, keep_ema))
     checkpoints.close()
 
 
 def restore(workdir, keep_ema=True):
-    checkpoints = Checkpoints(workdir / "checkpoints")
+    checkpoints = Checkpoints(workdir / "checkpoints", RUN_NAME)
     try:
         return checkpoints.restore(abstract(make_state(0, keep_ema)))
     finally:
@@ -63,7 +65,11 @@ def restore(workdir, keep_ema=True):
 def open_run(workdir, total_steps):
     """A run without a config.json."""
     path = epath.Path(workdir)
-    return Run(path, ConfigDict(dict(total_steps=total_steps)), path)
+    return Run(path, ConfigDict(dict(total_steps=total_steps)), {}, RUN_NAME, path)
+
+
+def newest(workdir, best=False):
+    return SealedCheckpoint.find(workdir, RUN_NAME, best)
 
 
 SEAL = "digests_0_of_1.json"

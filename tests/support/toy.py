@@ -24,6 +24,7 @@ from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.state import abstract_state, create_state
 from launch.runtime.training.loop import fit
 from tests.multihost.processes import join
+from tests.support.checkpoint_states import RUN_NAME
 
 TX = optax.sgd(0.1, momentum=0.9)
 DECAYS = {"main": lambda n: 0.9}
@@ -94,6 +95,7 @@ def train(
     with jax.set_mesh(mesh):
         return fit(
             workdir=epath.Path(workdir),
+            run_name=RUN_NAME,
             config=config,
             mesh=mesh,
             abstract=abstract_state(*args),

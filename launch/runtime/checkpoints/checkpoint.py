@@ -14,7 +14,12 @@ from launch.errors import InputError
 from launch.files import is_local
 from launch.runtime.checkpoints import orbax_options, seals
 from launch.runtime.checkpoints.content_digest import begin_content_digest, content_digest
-from launch.runtime.checkpoints.sealed_steps import SealedSteps, full_disk_is_an_oserror
+from launch.runtime.checkpoints.sealed_steps import (
+    SealedSteps,
+    check_whole,
+    full_disk_is_an_oserror,
+    identity,
+)
 from launch.runtime.devices.distributed import from_first_process
 from launch.runtime.ema import MAIN
 from launch.runtime.state import TrainState
@@ -31,8 +36,15 @@ class Checkpoints:
     sealed. In a job of several processes all share the folder and make the same calls.
     """
 
-    def __init__(self, folder: epath.PathLike, max_to_keep: int = 2):
-        self._steps = SealedSteps(absolute(folder), max_to_keep)
+    def __init__(self, folder: epath.PathLike, run_name: str, max_to_keep: int = 2):
+        """Opens the folder.
+
+        Args:
+            folder: `checkpoints` in the run directory.
+            run_name: see `run_record`; checkpoints of another run are not used.
+            max_to_keep: as many newest ones.
+        """
+        self._steps = SealedSteps(absolute(folder), run_name, max_to_keep)
 
     def save(self, state: TrainState) -> None:
         """Begins to save `state` under its step; the one before is finished first.
@@ -105,11 +117,12 @@ def check_mode(mode: str) -> None:
 class Best:
     """The variables of the step with the best score so far, in a checkpoint of their own."""
 
-    def __init__(self, folder: epath.PathLike, metric: str, mode: str = "min"):
+    def __init__(self, folder: epath.PathLike, run_name: str, metric: str, mode: str = "min"):
         """Opens the folder.
 
         Args:
             folder: `best` in the run directory.
+            run_name: see `run_record`.
             metric: name of the scalar to compare.
             mode: 'min' or 'max': which of its values are better.
 
@@ -118,7 +131,7 @@ class Best:
         """
         check_mode(mode)
         self._compared, self._sign = {"metric": metric, "mode": mode}, 1 if mode == "min" else -1
-        self._steps = SealedSteps(absolute(folder), max_to_keep=1)
+        self._steps = SealedSteps(absolute(folder), run_name, max_to_keep=1)
         self._score: float | None = None
         self._looked = False
 
@@ -175,7 +188,9 @@ class Best:
         return facts["score"] if facts.items() >= self._compared.items() else None
 
 
-def save_inference(workdir: epath.PathLike, variables: PyTree, step: int = 0) -> None:
+def save_inference(
+    workdir: epath.PathLike, run_name: str, variables: PyTree, step: int = 0
+) -> None:
     """Saves variables that were not trained here as those of a finished run, and seals them.
 
     `Run.variables` and `Run.digest` then read them. Beyond the variables little memory is
@@ -183,6 +198,7 @@ def save_inference(workdir: epath.PathLike, variables: PyTree, step: int = 0) ->
 
     Args:
         workdir: the run directory; made if it is missing.
+        run_name: see `run_record`.
         variables: the model's collections, in any types.
         step: length of the run.
 
@@ -202,7 +218,10 @@ def save_inference(workdir: epath.PathLike, variables: PyTree, step: int = 0) ->
     if not saved:
         raise RuntimeError(f"{folder}: the checkpoint of step {step} was not saved")
     here = jax.process_index(), jax.process_count()
-    seals.seal(folder / str(step), *here, _content_digest(variables))
+    if jax.process_index() == 0:
+        check_whole(folder / str(step), {INFERENCE: len(jax.tree.leaves(variables))})
+    facts = {**_content_digest(variables), **identity(folder, run_name, step)}
+    seals.seal(folder / str(step), *here, facts)
 
 
 def _save(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -11,6 +12,7 @@ from jaxtyping import PyTree
 from launch.errors import InputError
 from launch.runtime.checkpoints import orbax_options, seals
 from launch.runtime.checkpoints.checkpoint import BEST, CHECKPOINTS, INFERENCE, absolute, item_name
+from launch.runtime.checkpoints.sealed_steps import identity, steps_in
 from launch.runtime.ema import MAIN
 
 
@@ -25,13 +27,20 @@ class SealedCheckpoint:
 
     Attributes:
         folder: its own; its name is the step.
+        run_name: of the run that it has to be of, see `run_record`.
     """
 
     folder: epath.Path
+    run_name: str
 
     @classmethod
-    def find(cls, workdir: epath.PathLike, best: bool = False) -> "SealedCheckpoint":
+    def find(cls, workdir: epath.PathLike, run_name: str, best: bool = False) -> "SealedCheckpoint":
         """The newest one of a run, or its best one.
+
+        Args:
+            workdir: the run directory, or that of a seed.
+            run_name: of the run, or of the seed in it.
+            best: the best and not the newest one.
 
         Raises:
             InputError: there is none.
@@ -44,7 +53,7 @@ class SealedCheckpoint:
             )
         if step is None:
             raise InputError(f"{workdir} holds no finished checkpoint: train it first")
-        return cls(folder / str(step))
+        return cls(folder / str(step), run_name)
 
     @property
     def step(self) -> int:
@@ -56,9 +65,11 @@ class SealedCheckpoint:
         """Of the variables of each moving average: equal values have equal ones, however sharded.
 
         Raises:
-            InputError: the seal is damaged.
+            InputError: the seal is damaged, or of another step or run.
         """
-        return seals.read_facts(self.folder)["content"]
+        facts = seals.read_facts(self.folder)
+        seals.check_facts(facts, self._identity, self.folder)
+        return facts["content"]
 
     def digest(self, ema: str = MAIN) -> str:
         """Digest of one moving average; `main` is the variables themselves where none is kept.
@@ -72,7 +83,12 @@ class SealedCheckpoint:
         return self.digests[ema]
 
     def shapes(self) -> PyTree:
-        """Shapes and types of the inference variables, as they are stored."""
+        """Shapes and types of the inference variables, as they are stored.
+
+        Raises:
+            InputError: see `digests`.
+        """
+        self.digest()
         metadata = ocp.StandardCheckpointHandler().metadata(self.folder / INFERENCE)
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
@@ -90,7 +106,7 @@ class SealedCheckpoint:
         Raises:
             InputError: it is damaged, of another model, or has no such average.
         """
-        fault = seals.find_fault_together(self.folder)
+        fault = seals.find_fault_together(self.folder, self._identity)
         if fault is not None:
             raise InputError(f"{fault}: remove {self.folder} and run the training command again")
         self.digest(ema)
@@ -98,8 +114,11 @@ class SealedCheckpoint:
         orbax_options.check_fit(item, abstract)
         return orbax_options.restore(item, abstract)
 
+    @property
+    def _identity(self) -> dict[str, Any]:
+        return identity(self.folder.parent, self.run_name, self.step)
+
 
 def _latest(folder: epath.Path) -> int | None:
-    paths = folder.iterdir() if folder.exists() else ()
-    steps = (int(path.name) for path in paths if path.name.isdecimal() and seals.is_sealed(path))
-    return max(steps, default=None)
+    steps = steps_in(folder) if folder.exists() else []
+    return max((n for n in steps if seals.is_sealed(folder / str(n))), default=None)

@@ -2,20 +2,62 @@
 
 import contextlib
 import ctypes
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+import tensorstore
 from etils import epath
 from jaxtyping import PyTree
 
 from launch.errors import InputError
+from launch.files import is_local
 
 # Arrays are stored in pieces of this size: a host that needs a part of one need not read it all.
 CHUNK_BYTES = 2**23
 # Of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+# Orbax looks for the files that it has written with a pattern, and takes a path for one.
+_NO_PLAIN_TEXT = "*?[\\"
+
+
+def check_path(path: epath.PathLike) -> None:
+    """Looks whether Orbax can save under a path.
+
+    Raises:
+        InputError: it cannot: a checkpoint would lack its arrays.
+    """
+    for character in os.path.abspath(path) if is_local(path) else os.fspath(path):
+        if character in _NO_PLAIN_TEXT:
+            raise InputError(
+                f"{path}: checkpoints cannot be saved under a path with {character!r}; name a "
+                "folder without it"
+            )
+
+
+def find_gap(folder: epath.Path, num_arrays: int) -> str | None:
+    """What a saved tree lacks, or None: Orbax can say that it is written when it is not.
+
+    Args:
+        folder: of the item.
+        num_arrays: that the tree has.
+    """
+    manifest = folder / "manifest.ocdbt"
+    if not manifest.exists():
+        return f"{manifest} is missing"
+    bucket, _, key = os.fspath(folder).removeprefix("gs://").partition("/")
+    base = (
+        {"driver": "file", "path": f"{folder}/"}
+        if is_local(folder)
+        else {"driver": "gcs", "bucket": bucket, "path": f"{key}/"}
+    )
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    names = [name for name in store.list().result() if name.endswith(b"/.zarray")]
+    if len(names) != num_arrays:
+        return f"{folder} holds {len(names)} of {num_arrays} arrays"
+    return None
 
 
 def save_args(items: Mapping[str, PyTree]) -> ocp.args.Composite:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,11 +14,14 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jaxtyping import PyTree
 
+from launch.errors import Failed
 from launch.runtime.checkpoints import seals
-from launch.runtime.checkpoints.orbax_options import save_args, saving_handlers
+from launch.runtime.checkpoints.orbax_options import find_gap, save_args, saving_handlers
 from launch.runtime.devices.distributed import from_first_process, gather_texts, on_first_process
 
 Facts = Callable[[], Mapping[str, Any]]
+# As they are written: 0024 would be read as 24, which is not there.
+_STEP_NAME = re.compile("0|[1-9][0-9]*", re.ASCII)
 
 
 class SealedSteps:
@@ -28,8 +32,8 @@ class SealedSteps:
     and an older step is removed only when enough newer ones are sealed.
     """
 
-    def __init__(self, folder: epath.Path, max_to_keep: int):
-        self.folder, self._max_to_keep = folder, max_to_keep
+    def __init__(self, folder: epath.Path, run_name: str, max_to_keep: int):
+        self.folder, self._run_name, self._max_to_keep = folder, run_name, max_to_keep
         options = ocp.CheckpointManagerOptions(
             create=True,
             # Two managers at work at the same step must not wait at each other's barriers.
@@ -62,6 +66,7 @@ class SealedSteps:
         if not saved:
             raise RuntimeError(f"{self.folder}: the checkpoint of step {step} was not saved")
         self._pending = step, facts
+        self._num_arrays = {name: len(jax.tree.leaves(tree)) for name, tree in items.items()}
 
     def seal_if_saved(self) -> None:
         """Has the save under way sealed, in a thread, if Orbax has ended; waits for nothing."""
@@ -119,7 +124,8 @@ class SealedSteps:
         for step in reversed(from_first_process(self.steps())):
             folder = self.folder / str(step)
             sealed = from_first_process(seals.is_sealed(folder))
-            fault = seals.find_fault_together(folder)
+            expected = identity(self.folder, self._run_name, step)
+            fault = seals.find_fault_together(folder, expected)
             if fault is None:
                 for newer in cut_off:
                     self.set_aside(newer, keep=False)
@@ -137,8 +143,7 @@ class SealedSteps:
 
     def steps(self) -> list[int]:
         """All that there are, sealed or not; Orbax leaves out those it takes for cut off."""
-        names = (path.name for path in self.folder.iterdir())
-        return sorted(int(name) for name in names if name.isdecimal())
+        return steps_in(self.folder)
 
     def set_aside(self, step: int, keep: bool) -> None:
         """Makes room for a new save of a step.
@@ -161,9 +166,12 @@ class SealedSteps:
 
     def _seal(self, step: int, gather_facts: Facts) -> Future[None]:
         folder, here = self.folder / str(step), (jax.process_index(), jax.process_count())
-        facts = gather_facts()
+        facts = {**gather_facts(), **identity(self.folder, self._run_name, step)}
 
         def work() -> None:
+            # Orbax has brought the parts of all processes together on the first one.
+            if jax.process_index() == 0:
+                check_whole(folder, self._num_arrays)
             seals.seal(folder, *here, facts)
             self._remove_old()
 
@@ -185,6 +193,37 @@ class SealedSteps:
         for step in steps:
             if len(sealed) >= self._max_to_keep and step < sealed[-self._max_to_keep]:
                 _remove(self.folder / str(step))
+
+
+def identity(folder: epath.Path, run_name: str, step: int) -> dict[str, Any]:
+    """What the seal of a checkpoint says of where it belongs.
+
+    Args:
+        folder: of the run's checkpoints.
+        run_name: see `run_record`.
+        step: of this one.
+    """
+    return {"run": run_name, "kind": folder.name, "step": step}
+
+
+def steps_in(folder: epath.Path) -> list[int]:
+    """The steps that a folder has a checkpoint of, sealed or not, in order."""
+    return sorted(int(path.name) for path in folder.iterdir() if _STEP_NAME.fullmatch(path.name))
+
+
+def check_whole(folder: epath.Path, num_arrays: Mapping[str, int]) -> None:
+    """Looks whether what Orbax calls saved can be read, before it is sealed.
+
+    Args:
+        folder: of the checkpoint.
+        num_arrays: of each item.
+
+    Raises:
+        Failed: something is missing.
+    """
+    for name, count in num_arrays.items():
+        if gap := find_gap(folder / name, count):
+            raise Failed(f"a checkpoint was not written whole: {gap}; it is not used")
 
 
 def _remove(folder: epath.Path) -> None:

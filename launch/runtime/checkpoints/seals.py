@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -40,36 +41,81 @@ def seal(folder: epath.PathLike, index: int, count: int, facts: Mapping[str, Any
 
 
 def is_sealed(folder: epath.PathLike) -> bool:
-    """Whether all shares of the folder's seal are there; says nothing about what they hold."""
-    return not _missing_share(epath.Path(folder))
+    """Whether all shares of the folder's seal are there; says nothing about what they hold.
+
+    A folder that cannot be read counts: it is no leftover of a save that was cut off.
+    """
+    try:
+        return not _missing_share(epath.Path(folder))
+    except OSError:
+        return True
 
 
 def break_seal(folder: epath.PathLike) -> None:
     """Removes the seal, so that a folder that is half removed counts no more."""
     folder = epath.Path(folder)
     for name in _share_names(folder):
-        (folder / name).unlink()
+        share = folder / name
+        share.rmtree() if share.is_dir() else share.unlink()
 
 
 def read_facts(folder: epath.PathLike) -> dict[str, Any]:
     """The facts of a sealed folder.
 
     Raises:
-        InputError: the seal is damaged.
+        InputError: the seal is damaged, or cannot be read.
     """
     folder = epath.Path(folder)
-    return _read_share(folder / min(_share_names(folder)))["facts"]
+    try:
+        return _read_share(folder / min(_share_names(folder)))["facts"]
+    except OSError as error:
+        raise InputError(_unreadable(folder, error)) from error
 
 
-def find_fault(folder: epath.PathLike, index: int = 0, count: int = 1) -> str | None:
+def find_fault(
+    folder: epath.PathLike,
+    index: int = 0,
+    count: int = 1,
+    expected_facts: Mapping[str, Any] = MappingProxyType({}),
+) -> str | None:
     """Compares a folder with its seal: what is wrong with it, or None.
+
+    What cannot be read is a fault as well.
 
     Args:
         folder: to check.
         index: of this process, which hashes its share of the files.
         count: of processes that check; what one finds the others do not know.
+        expected_facts: what has to be among the facts.
     """
-    folder = epath.Path(folder)
+    try:
+        return _find_fault(epath.Path(folder), index, count, expected_facts)
+    except OSError as error:
+        return _unreadable(epath.Path(folder), error)
+
+
+def check_facts(facts: Mapping[str, Any], expected: Mapping[str, Any], folder: epath.Path) -> None:
+    """Looks whether a seal is of what is expected there.
+
+    Raises:
+        InputError: names the fact that is another one.
+    """
+    for name, value in expected.items():
+        if name not in facts:
+            raise InputError(f"{folder} has a seal of an older version, without its {name}")
+        if facts[name] != value:
+            raise InputError(
+                f"{folder} was saved as {name} {facts[name]}, not {value}: it belongs elsewhere"
+            )
+
+
+def _unreadable(folder: epath.Path, error: OSError) -> str:
+    return f"{error.filename or folder} cannot be read ({error.strerror or error})"
+
+
+def _find_fault(
+    folder: epath.Path, index: int, count: int, expected_facts: Mapping[str, Any]
+) -> str | None:
     missing = _missing_share(folder)
     if missing:
         return f"{folder} is not sealed ({missing} is missing)"
@@ -80,6 +126,7 @@ def find_fault(folder: epath.PathLike, index: int = 0, count: int = 1) -> str | 
     try:
         for name in names:
             expected |= _read_share(folder / name)["files"]
+        check_facts(read_facts(folder), expected_facts, folder)
     except InputError as error:
         return str(error)
     present = _files(folder)
@@ -92,9 +139,11 @@ def find_fault(folder: epath.PathLike, index: int = 0, count: int = 1) -> str | 
     return None
 
 
-def find_fault_together(folder: epath.PathLike) -> str | None:
+def find_fault_together(
+    folder: epath.PathLike, expected_facts: Mapping[str, Any] = MappingProxyType({})
+) -> str | None:
     """`find_fault` by all processes of this job, with the same answer on each."""
-    fault = find_fault(folder, jax.process_index(), jax.process_count())
+    fault = find_fault(folder, jax.process_index(), jax.process_count(), expected_facts)
     return next(filter(None, gather_texts(fault or "")), None)
 
 

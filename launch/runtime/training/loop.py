@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from matplotlib.figure import Figure
 
 from launch.errors import InputError, Preempted
-from launch.runtime.checkpoints.checkpoint import Best, Checkpoints, check_mode
+from launch.runtime.checkpoints.checkpoint import BEST, CHECKPOINTS, Best, Checkpoints, check_mode
 from launch.runtime.checkpoints.inference import latest_step
 from launch.runtime.devices.distributed import check_joined
 from launch.runtime.devices.mesh import put_batch, with_shardings
@@ -54,6 +54,7 @@ def check_training(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
 def fit(
     *,
     workdir: epath.Path,
+    run_name: str,
     config: ml_collections.ConfigDict,
     mesh: Mesh,
     abstract: TrainState,
@@ -70,6 +71,7 @@ def fit(
 
     Args:
         workdir: the run directory.
+        run_name: which its checkpoints carry, see `claim_workdir`.
         config: `total_steps`; the intervals `log_every`, `checkpoint_every`, `evaluate_every` and,
             if it has it, `pictures_every`, in steps (0: never; the last step is always logged,
             evaluated and saved). If it has them, also `keep_checkpoints`, how many (2);
@@ -92,7 +94,7 @@ def fit(
     """
     with Preemption() as preemption, contextlib.ExitStack() as opened:
         # However it ends, what is being saved is finished: it can be the last good checkpoint.
-        storage = _Storage(workdir, config)
+        storage = _Storage(workdir, run_name, config)
         opened.callback(storage.close)
         state = storage.restore(mesh, abstract)
         state = create() if state is None else state
@@ -134,11 +136,11 @@ def fit(
 class _Storage:
     """The newest checkpoints of a run and, where the config asks for it, the best one."""
 
-    def __init__(self, workdir: epath.Path, config: ml_collections.ConfigDict):
+    def __init__(self, workdir: epath.Path, run_name: str, config: ml_collections.ConfigDict):
         self._workdir, best = workdir, config.get("best")
         keep = config.get("keep_checkpoints", 2)
-        self._checkpoints = Checkpoints(workdir / "checkpoints", max_to_keep=keep)
-        self._best = Best(workdir / "best", **best) if best else None
+        self._checkpoints = Checkpoints(workdir / CHECKPOINTS, run_name, max_to_keep=keep)
+        self._best = Best(workdir / BEST, run_name, **best) if best else None
 
     def restore(self, mesh: Mesh, abstract: TrainState) -> TrainState | None:
         return self._checkpoints.restore(with_shardings(mesh, abstract))
@@ -165,7 +167,7 @@ class _Storage:
         """Where the newest sealed checkpoint is; the one under way is waited for."""
         self.finish()
         step = latest_step(self._workdir)
-        return "none" if step is None else str(self._workdir / "checkpoints" / str(step))
+        return "none" if step is None else str(self._workdir / CHECKPOINTS / str(step))
 
     def close(self) -> None:
         for saved in self._all():

@@ -32,7 +32,7 @@ def test_accuracies_are_means_over_classes():
 
 def a_run(classes, names=None):
     path = epath.Path("runs/a")
-    return EvaluatedRun(path, ConfigDict(), path, classes, names, checkpoint={})
+    return EvaluatedRun(path, ConfigDict(), {}, "", path, classes, names, checkpoint={})
 
 
 def test_images_of_training_are_counted():

@@ -1,6 +1,5 @@
 """Networks that read the answer from the image, runs of them, and sets of such images."""
 
-import json
 import zipfile
 
 import cv2
@@ -8,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from launch.runtime.checkpoints import checkpoint
+from tests.support import written_runs
 
 
 class Oracle(nn.Module):
@@ -56,11 +55,9 @@ def write_zip(path, images):
 
 def write_run(folder, variables, seeds=1, **config):
     """A finished run whose checkpoints hold these variables, or those of a function of the seed."""
-    for seed in range(seeds):
-        seed_variables = variables(seed) if callable(variables) else variables
-        checkpoint.save_inference(folder / f"seed_{seed}", seed_variables)
     config = {"model": {"name": "resnet"}, "seeds": seeds, "total_steps": 0, **config}
-    (folder / "config.json").write_text(json.dumps(config))
+    of_seeds = (variables(seed) if callable(variables) else variables for seed in range(seeds))
+    written_runs.write_run(folder, config, *of_seeds)
     return folder
 
 

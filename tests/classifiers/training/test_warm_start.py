@@ -1,7 +1,5 @@
 """Training that begins with another run's weights: other classes, larger images, other seeds."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
@@ -14,10 +12,10 @@ from classifiers.weights.importing import describe
 from configs.digits import classifier
 from launch.errors import InputError
 from launch.files import read_json
-from launch.runtime.checkpoints import checkpoint
 from launch.runtime.checkpoints.inference import SealedCheckpoint
 from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.run import Run
+from tests.support import written_runs
 from tests.support.classifier_mixture import REAL, run
 from tests.support.classifier_weights import draw, same
 
@@ -27,10 +25,8 @@ VIT = dict(width=8, depth=1, num_heads=2, patch_size=4)
 def write_run(folder, model, size=8, seeds=2):
     """A finished run; its seeds' variables."""
     found = [draw(model, size, seed) for seed in range(seeds)]
-    for seed, variables in enumerate(found):
-        checkpoint.save_inference(folder / f"seed_{seed}", variables)
     config = {"model": describe(model), "seeds": seeds, "total_steps": 0}
-    (folder / "config.json").write_text(json.dumps(config))
+    written_runs.write_run(folder, config, *found)
     return found
 
 

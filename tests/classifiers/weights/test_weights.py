@@ -12,10 +12,10 @@ from classifiers.weights.__main__ import run
 from classifiers.weights.config_files import write_configs
 from launch.errors import InputError
 from launch.files import read_json
-from launch.runtime.checkpoints import checkpoint
 from launch.runtime.run import Run
 from tests.support.classifier_task import run as run_task
 from tests.support.classifier_weights import draw, same
+from tests.support.written_runs import write_run
 
 FIELDS = dict(width=8, depth=1, num_heads=2, patch_size=4)
 TINY_RESNET = dict(stage_sizes=(1,), width=4)
@@ -69,14 +69,13 @@ def test_in_and_out(module, layout, tmp_path, capsys):
     model = presets.make(module, 3, **fields)
     variables = draw(model, 8)
     first = tmp_path / "first"
-    checkpoint.save_inference(first / "seed_0", variables)
     config = {
         "model": dict(name=module, **fields),
         "seeds": 1,
         "total_steps": 0,
         "evaluation": dict(size=8),
     }
-    (first / "config.json").write_text(json.dumps(config))
+    write_run(first, config, variables)
     there = tmp_path / "there"
     assert command(f"--from={first}", f"--to={layout}:{there}") == 0
     assert (there / "model.safetensors").exists() and (there / "config.json").exists()
@@ -142,9 +141,8 @@ def test_grey_images(tmp_path, capsys):
     model = presets.make("vit", 3, **FIELDS)
     variables = draw(model, 8)
     variables["params"]["patch_embed"]["kernel"] = np.ones((4, 4, 1, 8), np.float32)
-    checkpoint.save_inference(tmp_path / "run" / "seed_0", variables)
     config = dict(model=dict(name="vit", **FIELDS), seeds=1, total_steps=0)
-    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    write_run(tmp_path / "run", config, variables)
     there = tmp_path / "there"
     assert command(f"--from={tmp_path}/run", f"--to=transformers:{there}") == 0
     assert read_json(there / "config.json")["num_channels"] == 1
@@ -332,9 +330,11 @@ def test_a_trained_run_is_exported(tmp_path, monkeypatch, request, capsys):
     assert "has the seeds 0 to 1" in one_line(capsys)
     assert command(f"--from={runs}/ours", f"--to={there}", "--seed=1") == 0
     assert command(f"--from={there}", f"--to={runs}/back") == 0
-    path = runs / "back" / "config.json"
-    assert read_json(path)["evaluation"] == {"size": 8, "crop_ratio": 0.875}
-    path.write_text(json.dumps(read_json(path) | {"evaluation": None}))
+    back = Run.open(runs / "back")
+    assert back.config.evaluation.to_dict() == {"size": 8, "crop_ratio": 0.875}
+    variables = back.seeds[0].variables(back.seeds[0].shapes())
+    back.path.rmtree()
+    write_run(back.path, back.config.to_dict() | {"evaluation": None}, variables)
     assert run_task(evaluate.main, "evaluate.py:split=validation", runs) == 0
     arms = read_json(runs / "evaluation_validation.json")["arms"]
     assert arms["back"]["accuracies"] == arms["ours"]["accuracies"][1:]

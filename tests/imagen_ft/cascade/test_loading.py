@@ -16,7 +16,7 @@ def config(width=4, dtype="float32", length=77, class_names=("cat", "dog")):
     )
 
 
-RUN = Run(epath.Path("run"), config(), epath.Path("run"))
+RUN = Run(epath.Path("run"), config(), {}, "", epath.Path("run"))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """From a pipeline's text encoder to images: a cache takes the encoder's place in every task."""
 
-import json
 import re
 import shutil
 
@@ -12,7 +11,7 @@ from imagen_ft import finetune, generate, sample
 from imagen_ft.text import __main__
 from imagen_ft.text.t5_embedder import T5Embedder
 from input_pipeline.synthetic.verify import verify
-from launch.files import read_json
+from launch.files import read_json, read_sealed, write_sealed
 from launch.runtime import app
 from tests.imagen_ft.text import tiny_text
 
@@ -122,11 +121,11 @@ def test_a_learned_variance_needs_the_bound(digits, tmp_path, capsys):
 def test_a_run_belongs_to_its_text_states(digits, tmp_path, capsys):
     """The cache at the same path has been made again, with another encoder."""
     path = digits / "run" / "inputs.json"
-    trained_with = read_json(path)
+    sealed, trained_with = path.read_bytes(), read_sealed(path)
     assert len(trained_with["text"]) == 64
-    path.write_text('{"text": "another"}')
+    write_sealed(path, {"text": "another"})
     assert run(sample, digits, "sample", tmp_path / "samples") == 2
-    path.write_text(json.dumps(trained_with))
+    path.write_bytes(sealed)
     err = capsys.readouterr().err
     assert "was trained with the text states of another encoder" in err and err.count("\n") == 1
     assert not (tmp_path / "samples").exists()

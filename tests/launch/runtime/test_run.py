@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from launch.errors import InputError
 from launch.runtime.checkpoints.checkpoint import save_inference
 from launch.runtime.run import CLASSIFIER, IMPORT, STAGE, Run
+from launch.runtime.run_record import seed_name
 from launch.runtime.workdir import claim_workdir
 from tests.support.checkpoint_states import SEAL
 
@@ -36,8 +37,8 @@ def test_kinds(path, fields, kind):
 
 
 def test_checkpoints_of_a_seed(path):
-    claim_workdir(path, ConfigDict(dict(model=dict(), seeds=2, total_steps=3)))
-    save_inference(path / "seed_1", VARIABLES, step=3)
+    run_name = claim_workdir(path, ConfigDict(dict(model=dict(), seeds=2, total_steps=3)))
+    save_inference(path / "seed_1", seed_name(run_name, "seed_1"), VARIABLES, step=3)
     run = Run.open(path)
     first, second = run.seeds
     assert run.seeds[1] is second
@@ -52,8 +53,8 @@ def test_checkpoints_of_a_seed(path):
 
 
 def test_what_is_read_once(path):
-    claim_workdir(path, ConfigDict(dict(total_steps=3)), {"text": "abc"})
-    save_inference(path, VARIABLES, step=3)
+    run_name = claim_workdir(path, ConfigDict(dict(total_steps=3)), {"text": "abc"})
+    save_inference(path, run_name, VARIABLES, step=3)
     run = Run.open(path)
     digest, inputs = run.digest(), run.inputs
     for name in ("config.json", "inputs.json", f"checkpoints/3/{SEAL}"):
@@ -65,8 +66,8 @@ def test_what_is_read_once(path):
 
 
 def test_an_unfinished_run_gives_no_variables(path):
-    claim_workdir(path, ConfigDict(dict(total_steps=9)))
-    save_inference(path, VARIABLES, step=3)
+    run_name = claim_workdir(path, ConfigDict(dict(total_steps=9)))
+    save_inference(path, run_name, VARIABLES, step=3)
     run = Run.open(path)
     with pytest.raises(InputError, match="come to step 3 of 9"):
         run.variables(run.shapes())

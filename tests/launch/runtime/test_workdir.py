@@ -8,7 +8,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from launch.errors import InputError
-from launch.files import read_json
+from launch.files import read_sealed
 from launch.runtime.locks import lock
 from launch.runtime.run import Run
 from launch.runtime.workdir import claim_workdir
@@ -22,7 +22,7 @@ def small_config(**changes):
 def test_it_belongs_to_one_config(tmp_path):
     workdir = epath.Path(tmp_path) / "runs" / "a"
     claim_workdir(workdir, small_config())
-    assert read_json(workdir / "config.json") == dict(
+    assert read_sealed(workdir / "config.json") == dict(
         steps=3, sizes=[1, 2], model=dict(width=4), log_every=2, mesh=dict(data=1)
     )
     claim_workdir(workdir, small_config())  # tuples have become lists, that is the same
@@ -101,3 +101,60 @@ def test_a_file_that_holds_no_object(tmp_path, name, text):
         claim_workdir(workdir, small_config(), {"text": "abc"})
     with pytest.raises(InputError, match=f"{name}: JSON, but no object"):
         assert Run.open(workdir).inputs
+
+
+@pytest.mark.parametrize("name", ["run[1]", "run*", "wha?", "back\\slash"])
+def test_a_path_that_orbax_cannot_take(tmp_path, name):
+    with pytest.raises(InputError, match="checkpoints cannot be saved under a path with"):
+        claim_workdir(epath.Path(tmp_path / name / "run"), small_config())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", ["checkpoints", "seed_3/checkpoints", "best"])
+def test_checkpoints_without_a_config(tmp_path, folder):
+    workdir = epath.Path(tmp_path)
+    claim_workdir(workdir, small_config())
+    (workdir / "config.json").unlink()
+    (workdir / folder).mkdir(parents=True)
+    claim_workdir(workdir, small_config(steps=4))  # no checkpoint: nothing was trained
+    (workdir / "config.json").unlink()
+    (workdir / folder / "7").mkdir()
+    with pytest.raises(InputError, match=r"holds checkpoints, but no config\.json: restore it"):
+        claim_workdir(workdir, small_config())
+    assert not (workdir / "config.json").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "inputs.json"])
+def test_a_record_that_was_changed_or_lost(tmp_path, name):
+    workdir = epath.Path(tmp_path)
+    claim_workdir(workdir, small_config(), {"text": "abc"})
+    written = (workdir / name).read_bytes()
+    for changed in (written.replace(b"3", b"2", 1), written.replace(b"abc", b"abd", 1)):
+        (workdir / name).write_bytes(changed)
+        for use in (
+            lambda: claim_workdir(workdir, small_config(), {"text": "abc"}),
+            lambda: Run.open(workdir),
+        ):
+            if changed != written:
+                with pytest.raises(InputError, match=f"{name}: damaged"):
+                    use()
+    (workdir / "inputs.json").unlink()
+    with pytest.raises(InputError, match=r"inputs\.json: no such file"):
+        claim_workdir(workdir, small_config(), {"text": "abc"})
+
+
+def test_runs_have_names_of_their_own(tmp_path):
+    """Of what they were made from; what may change from start to start changes no name."""
+    config, inputs = small_config(), {"text": "abc"}
+    names = [
+        claim_workdir(epath.Path(tmp_path) / name, *record)
+        for name, record in {
+            "a": (config, inputs),
+            "b": (config, inputs),
+            "c": (small_config(steps=4), inputs),
+            "d": (config, {"text": "abd"}),
+        }.items()
+    ]
+    assert names[0] == names[1] and len(set(names)) == 3
+    assert claim_workdir(epath.Path(tmp_path) / "a", small_config(log_every=5), inputs) == names[0]
+    assert Run.open(tmp_path / "a").run_name == names[0]

@@ -9,13 +9,14 @@ from launch.errors import InputError
 from launch.runtime.checkpoints import seals
 from launch.runtime.checkpoints.checkpoint import Best, Checkpoints
 from launch.runtime.checkpoints.content_digest import content_digest
-from launch.runtime.checkpoints.inference import SealedCheckpoint
 from tests.support.checkpoint_states import (
+    RUN_NAME,
     abstract,
     assert_same_bits,
     damage,
     largest,
     make_state,
+    newest,
     open_run,
 )
 
@@ -26,7 +27,7 @@ STEPS = list(LOSSES)
 
 def offer(workdir, steps, mode="min", losses=LOSSES):
     """Offers states of these steps, as one start of a run; which were taken."""
-    with contextlib.closing(Best(workdir / "best", "validation_loss", mode)) as best:
+    with contextlib.closing(Best(workdir / "best", RUN_NAME, "validation_loss", mode)) as best:
         taken = [
             step
             for step in steps
@@ -56,7 +57,7 @@ def test_the_best_is_kept(tmp_path, mode, taken):
 
 
 def test_the_best_can_be_loaded(tmp_path):
-    with contextlib.closing(Checkpoints(tmp_path / "checkpoints")) as checkpoints:
+    with contextlib.closing(Checkpoints(tmp_path / "checkpoints", RUN_NAME)) as checkpoints:
         checkpoints.save(make_state(10, keep_ema=True))
     with pytest.raises(InputError, match=r"best holds no checkpoint: train with config\.best"):
         open_run(tmp_path, 10).variables(None, best=True)
@@ -65,9 +66,7 @@ def test_the_best_can_be_loaded(tmp_path):
     for ema in ("main", "slow"):
         found = open_run(tmp_path, 10).variables(abstract(expected[ema]), ema=ema, best=True)
         assert_same_bits(found, expected[ema])
-        assert SealedCheckpoint.find(tmp_path, best=True).digest(ema) == content_digest(
-            expected[ema]
-        )
+        assert newest(tmp_path, best=True).digest(ema) == content_digest(expected[ema])
     assert not (tmp_path / "best" / "8" / "training").exists()  # it is to sample with
     # How far the run has come is another matter.
     with pytest.raises(InputError, match="step 10 of 12: finish its training first"):
@@ -100,7 +99,7 @@ def test_scores_of_another_kind_do_not_count(tmp_path):
     offer(tmp_path, [2], "min")
     assert offer(tmp_path, [4], "max") == [4]  # 0.25 after 0.5
     state, scalars = make_state(6, keep_ema=True), {"accuracy": 0.1}
-    with contextlib.closing(Best(tmp_path / "best", "accuracy", "max")) as best:
+    with contextlib.closing(Best(tmp_path / "best", RUN_NAME, "accuracy", "max")) as best:
         assert best.offer(state, scalars)
 
 
@@ -110,7 +109,7 @@ def test_the_old_best_goes_when_the_new_one_is_sealed(tmp_path, monkeypatch):
     def full(*args):
         raise OSError("full")
 
-    with contextlib.closing(Best(tmp_path / "best", "validation_loss")) as best:
+    with contextlib.closing(Best(tmp_path / "best", RUN_NAME, "validation_loss")) as best:
         with monkeypatch.context() as patch:
             patch.setattr(seals, "seal", full)
             assert best.offer(make_state(4, keep_ema=True), {"validation_loss": 0.25})
@@ -136,7 +135,7 @@ def test_a_damaged_best_is_named_and_does_not_count(tmp_path, capsys):
 
 def test_wrong_settings(tmp_path):
     with pytest.raises(InputError, match=r"config\.best\.mode='least': known are 'min', 'max'"):
-        Best(tmp_path / "best", "validation_loss", "least")
-    with contextlib.closing(Best(tmp_path / "best", "accuracy", "max")) as best:
+        Best(tmp_path / "best", RUN_NAME, "validation_loss", "least")
+    with contextlib.closing(Best(tmp_path / "best", RUN_NAME, "accuracy", "max")) as best:
         with pytest.raises(InputError, match=r"'accuracy' is not evaluated: there is a, b$"):
             best.offer(make_state(1, keep_ema=False), {"b": 1.0, "a": 2.0})

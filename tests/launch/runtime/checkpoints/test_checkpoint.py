@@ -16,8 +16,9 @@ from launch.errors import InputError
 from launch.runtime.checkpoints import checkpoint, seals
 from launch.runtime.checkpoints.checkpoint import Checkpoints
 from launch.runtime.checkpoints.content_digest import content_digest
-from launch.runtime.checkpoints.inference import SealedCheckpoint, latest_step
+from launch.runtime.checkpoints.inference import latest_step
 from tests.support.checkpoint_states import (
+    RUN_NAME,
     SEAL,
     abstract,
     assert_same_bits,
@@ -25,6 +26,7 @@ from tests.support.checkpoint_states import (
     files,
     largest,
     make_state,
+    newest,
     open_run,
     restore,
     save,
@@ -76,9 +78,7 @@ def test_an_unfinished_run(saved):
 
 def test_digests_are_of_the_values(saved, tmp_path):
     save(tmp_path / "same", 3)
-    assert (
-        SealedCheckpoint.find(tmp_path / "same").digest() == SealedCheckpoint.find(saved).digest()
-    )
+    assert newest(tmp_path / "same").digest() == newest(saved).digest()
     # The same step with the last bit of one variable of one average changed; nothing else counts.
     state = make_state(3, keep_ema=True)
     kernel = np.array(state.ema["main"]["params"]["kernel"])
@@ -90,25 +90,25 @@ def test_digests_are_of_the_values(saved, tmp_path):
         ("slow", state.replace(ema={**state.ema, "slow": changed}), ["main"]),
         ("training", state.replace(variables=changed), ["main", "slow"]),
     ):
-        with contextlib.closing(Checkpoints(tmp_path / name / "checkpoints")) as checkpoints:
+        with contextlib.closing(
+            Checkpoints(tmp_path / name / "checkpoints", RUN_NAME)
+        ) as checkpoints:
             checkpoints.save(other)
         for ema in ("main", "slow"):
-            equal = SealedCheckpoint.find(tmp_path / name).digest(ema) == SealedCheckpoint.find(
-                saved
-            ).digest(ema)
+            equal = newest(tmp_path / name).digest(ema) == newest(saved).digest(ema)
             assert equal is (ema in same)
     with pytest.raises(InputError, match="no finished checkpoint"):
-        SealedCheckpoint.find(tmp_path / "none").digest()
+        newest(tmp_path / "none").digest()
 
 
 def test_every_average_can_be_loaded(saved):
     expected = make_state(3, keep_ema=True).ema
     slow = open_run(saved, 3).variables(abstract(expected["slow"]), ema="slow")
     assert_same_bits(slow, expected["slow"])
-    assert SealedCheckpoint.find(saved).digest("slow") == content_digest(expected["slow"])
+    assert newest(saved).digest("slow") == content_digest(expected["slow"])
     for ask in (
         lambda: open_run(saved, 3).variables(abstract(expected["slow"]), ema="fast"),
-        lambda: SealedCheckpoint.find(saved).digest(ema="fast"),
+        lambda: newest(saved).digest(ema="fast"),
     ):
         with pytest.raises(InputError, match=r"/3 has no average 'fast': there is main, slow$"):
             ask()
@@ -120,7 +120,7 @@ def test_what_is_saved_may_be_donated(tmp_path):
     state = make_state(1, keep_ema=False).replace(variables={"params": {"n": numbers}})
     expected = np.array(numbers)
     step = jax.jit(lambda tree: jax.tree.map(lambda x: -x, tree), donate_argnums=0)
-    with contextlib.closing(Checkpoints(tmp_path / "checkpoints")) as checkpoints:
+    with contextlib.closing(Checkpoints(tmp_path / "checkpoints", RUN_NAME)) as checkpoints:
         checkpoints.save(state)
         variables = step(state.variables)
         for _ in range(9):
@@ -128,11 +128,11 @@ def test_what_is_saved_may_be_donated(tmp_path):
         jax.block_until_ready(variables)
     loaded = open_run(tmp_path, 1).variables(jax.eval_shape(lambda: variables))
     np.testing.assert_array_equal(loaded["params"]["n"], expected)
-    assert SealedCheckpoint.find(tmp_path).digest() == content_digest({"params": {"n": expected}})
+    assert newest(tmp_path).digest() == content_digest({"params": {"n": expected}})
 
 
 def test_a_save_that_has_ended_is_sealed_without_waiting(tmp_path):
-    with contextlib.closing(Checkpoints(tmp_path / "checkpoints")) as checkpoints:
+    with contextlib.closing(Checkpoints(tmp_path / "checkpoints", RUN_NAME)) as checkpoints:
         checkpoints.save(make_state(1, keep_ema=False))
         deadline = time.monotonic() + 30
         while latest_step(tmp_path) is None:
@@ -169,7 +169,9 @@ def test_the_loop_goes_on_while_files_are_hashed(tmp_path, gate):
     gate.set()
     save_first.join()
     gate.clear()
-    with contextlib.closing(Checkpoints(tmp_path / "checkpoints", max_to_keep=1)) as checkpoints:
+    with contextlib.closing(
+        Checkpoints(tmp_path / "checkpoints", RUN_NAME, max_to_keep=1)
+    ) as checkpoints:
         checkpoints.save(make_state(2, keep_ema=False))
         begin_to_seal(checkpoints)
         for _ in range(3):
@@ -185,7 +187,9 @@ def test_the_one_before_stays_until_every_process_has_sealed(tmp_path, monkeypat
     save(tmp_path, 1)
     seal = seals.seal
     monkeypatch.setattr(seals, "seal", lambda folder, _, __, facts: seal(folder, 0, 2, facts))
-    with contextlib.closing(Checkpoints(tmp_path / "checkpoints", max_to_keep=1)) as checkpoints:
+    with contextlib.closing(
+        Checkpoints(tmp_path / "checkpoints", RUN_NAME, max_to_keep=1)
+    ) as checkpoints:
         checkpoints.save(make_state(2, keep_ema=True))
         checkpoints.finish()
     assert latest_step(tmp_path) == 1
@@ -199,7 +203,7 @@ def test_a_disk_that_fills_up_while_the_seal_is_written(tmp_path, monkeypatch, n
         raise OSError(errno.ENOSPC, "full", "here")
 
     save(tmp_path, 1, keep_ema=False)
-    checkpoints = Checkpoints(tmp_path / "checkpoints", max_to_keep=1)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", RUN_NAME, max_to_keep=1)
     monkeypatch.setattr(seals, "seal", full)
     checkpoints.save(make_state(2, keep_ema=False))
     with pytest.raises(OSError, match="full"):
@@ -219,7 +223,7 @@ def test_a_new_run_has_none(tmp_path):
 
 
 def test_saving_a_step_again_is_an_error(run):
-    checkpoints = Checkpoints(run / "checkpoints")
+    checkpoints = Checkpoints(run / "checkpoints", RUN_NAME)
     with pytest.raises(Exception, match="3"):
         checkpoints.save(make_state(3, keep_ema=True))
     checkpoints.close()
@@ -234,7 +238,7 @@ def test_a_disk_that_fills_up_while_orbax_writes(tmp_path, monkeypatch):
         raise ValueError('RESOURCE_EXHAUSTED: Error writing "params": No space left on device')
 
     with pytest.raises(OSError) as error:
-        with contextlib.closing(Checkpoints(tmp_path / "checkpoints")) as checkpoints:
+        with contextlib.closing(Checkpoints(tmp_path / "checkpoints", RUN_NAME)) as checkpoints:
             checkpoints.save(make_state(1, keep_ema=False))
             monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", fail_once)
             checkpoints.save(make_state(2, keep_ema=False))
@@ -354,8 +358,8 @@ def test_variables_that_were_not_trained_here(tmp_path, monkeypatch):
     """In their own types; read in others; full disks are told as such."""
     variables = make_state(0, keep_ema=False).variables
     assert {leaf.dtype.name for leaf in jax.tree.leaves(variables)} == {"float32", "bfloat16"}
-    checkpoint.save_inference(tmp_path, variables, step=2)
-    shapes = SealedCheckpoint.find(tmp_path).shapes()
+    checkpoint.save_inference(tmp_path, RUN_NAME, variables, step=2)
+    shapes = newest(tmp_path).shapes()
     assert shapes == jax.eval_shape(lambda: variables)
     assert_same_bits(open_run(tmp_path, 2).variables(shapes), variables)
     wider = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), shapes)
@@ -363,9 +367,7 @@ def test_variables_that_were_not_trained_here(tmp_path, monkeypatch):
     assert_same_bits(open_run(tmp_path, 2).variables(wider), expected)
     # The digest is that of a run with the same values, and damage is noticed.
     save(tmp_path / "run", 0, keep_ema=False)
-    assert (
-        SealedCheckpoint.find(tmp_path / "run").digest() == SealedCheckpoint.find(tmp_path).digest()
-    )
+    assert newest(tmp_path / "run").digest() == newest(tmp_path).digest()
     damage(largest(tmp_path / "checkpoints" / "2"))
     with pytest.raises(InputError, match="is damaged"):
         open_run(tmp_path, 2).variables(shapes)
@@ -375,7 +377,7 @@ def test_variables_that_were_not_trained_here(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ocp.CheckpointManager, "save", full)
     with pytest.raises(OSError) as error:
-        checkpoint.save_inference(tmp_path / "full", variables)
+        checkpoint.save_inference(tmp_path / "full", RUN_NAME, variables)
     assert error.value.errno == errno.ENOSPC
     assert latest_step(tmp_path / "full") is None
 

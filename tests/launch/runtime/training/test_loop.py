@@ -23,6 +23,7 @@ from launch.runtime.training import loop
 from launch.runtime.training.loop import check_training
 from launch.runtime.training.metrics import column, read_metrics
 from tests.support import toy
+from tests.support.checkpoint_states import RUN_NAME
 from tests.support.toy import CONFIG, MEASURED, PowerCut, changed, leaves, train
 
 NORMS = {"gradient_norm", "update_norm"}
@@ -213,7 +214,9 @@ def test_a_state_is_saved_as_it_was_while_training_goes_on(tmp_path):
         train(tmp_path, config, init=init, train_step=train_step, evaluate=None, cut=9)
     mesh = make_mesh({"data": -1})
     abstract = abstract_state(init, (jax.random.key(0),), toy.TX, toy.DECAYS)
-    with contextlib.closing(checkpoint.Checkpoints(tmp_path / "checkpoints")) as checkpoints:
+    with contextlib.closing(
+        checkpoint.Checkpoints(tmp_path / "checkpoints", RUN_NAME)
+    ) as checkpoints:
         state = checkpoints.restore(with_shardings(mesh, abstract))
     expected = np.asarray(init(jax.random.key(0))["params"]["w"])
     np.testing.assert_array_equal(state.ema["main"]["params"]["w"], expected)
