@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -51,7 +50,7 @@ def load_class_names(workdir: epath.Path) -> list[str] | None:
 
 
 def init_model(
-    model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int]
+    model: Classifier, key: jax.Array, image_shape: tuple[int, int, int]
 ) -> dict[str, Any]:
     """New variables of a model for images of `image_shape` [h, w, c]."""
     return dict(model.init(key, jnp.zeros((1, *image_shape))))

@@ -156,8 +156,8 @@ def written_sets(folder):
 
 def test_an_oracle_is_right_on_every_set(tmp_path, monkeypatch, capsys):
     """Through the command: three networks at once, of which one knows the truth."""
-    monkeypatch.setattr(from_config, "make_model", lambda config, classes: tiny.Oracle(classes))
-    params = tiny.Oracle(1000).init(None, None)["params"]
+    monkeypatch.setattr(from_config, "make_model", lambda config, classes: tiny.Oracle(classes, ()))
+    params = tiny.Oracle(1000, ()).init(None, None)["params"]
     # The last one's second-best output is right; the best one is often of a class that R lacks.
     shifts = {"real": (0, 1), "next": (1, 1), "second": (1, -1)}
     for name, (shift, second) in shifts.items():
