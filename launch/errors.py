@@ -55,7 +55,17 @@ def users_error(error: OSError) -> str | None:
         os.fsdecode(n) for n in (error.filename, error.filename2) if isinstance(n, str | bytes)
     ]
     location = f" at {' and '.join(names)}" if names else ""
-    return f"cannot read or write{location}: {os.strerror(error.errno)}"
+    disk = ""
+    if names and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        disk = f" (the disk at {_mount_point(names[0])})"
+    return f"cannot read or write{location}: {os.strerror(error.errno)}{disk}"
+
+
+def _mount_point(path: str) -> str:
+    path = os.path.abspath(path)
+    while not os.path.ismount(path):
+        path = os.path.dirname(path)
+    return path
 
 
 class InputError(Exception):

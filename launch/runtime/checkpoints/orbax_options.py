@@ -2,10 +2,13 @@
 
 import contextlib
 import ctypes
+import functools
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import absl.logging
 import jax
 import orbax.checkpoint as ocp
 import tensorstore
@@ -58,6 +61,19 @@ def find_gap(folder: epath.Path, num_arrays: int) -> str | None:
     if len(names) != num_arrays:
         return f"{folder} holds {len(names)} of {num_arrays} arrays"
     return None
+
+
+class _RaisedAsWell(logging.Filter):
+    """Leaves out the errors that Orbax logs, traceback and all, before it raises them."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.levelno >= logging.ERROR and f"{os.sep}orbax{os.sep}" in record.pathname)
+
+
+@functools.cache
+def raise_only() -> None:
+    """Has Orbax raise its errors, and not log them as well."""
+    absl.logging.get_absl_logger().addFilter(_RaisedAsWell())
 
 
 def save_args(items: Mapping[str, PyTree]) -> ocp.args.Composite:

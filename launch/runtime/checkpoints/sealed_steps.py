@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,8 +16,14 @@ from etils import epath
 from jaxtyping import PyTree
 
 from launch.errors import Failed
+from launch.files import is_local, naming
 from launch.runtime.checkpoints import seals
-from launch.runtime.checkpoints.orbax_options import find_gap, save_args, saving_handlers
+from launch.runtime.checkpoints.orbax_options import (
+    find_gap,
+    raise_only,
+    save_args,
+    saving_handlers,
+)
 from launch.runtime.devices.distributed import from_first_process, gather_texts, on_first_process
 
 Facts = Callable[[], Mapping[str, Any]]
@@ -34,6 +41,7 @@ class SealedSteps:
 
     def __init__(self, folder: epath.Path, run_name: str, max_to_keep: int):
         self.folder, self._run_name, self._max_to_keep = folder, run_name, max_to_keep
+        raise_only()
         options = ocp.CheckpointManagerOptions(
             create=True,
             # Two managers at work at the same step must not wait at each other's barriers.
@@ -60,6 +68,7 @@ class SealedSteps:
             OSError: the disk is full.
         """
         self.finish()
+        check_space(self.folder, items)
         with full_disk_is_an_oserror(self.folder):
             saved = self._manager.save(step, args=save_args(items), force=True)
         # Orbax can answer False without a word.
@@ -99,12 +108,11 @@ class SealedSteps:
 
     def close(self) -> None:
         """Seals this process's share of the save under way; may be called by one process alone."""
-        try:
+        with full_disk_is_an_oserror(self.folder), contextlib.ExitStack() as closing:
+            closing.callback(self._manager.close)
+            closing.callback(self._thread.shutdown)
             if self._pending is not None:
                 self._finish_here(*self._pending)
-        finally:
-            self._thread.shutdown()
-            self._manager.close()
 
     def newest_sound(self) -> tuple[int | None, dict[int, str]]:
         """Looks for the newest sound step, and puts out of its way what is newer, named.
@@ -211,6 +219,27 @@ def steps_in(folder: epath.Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if _STEP_NAME.fullmatch(path.name))
 
 
+def check_space(folder: epath.Path, items: Mapping[str, PyTree]) -> None:
+    """Looks whether there is room for a checkpoint, on a disk of this machine.
+
+    Orbax would find out in one of its threads, and leave half a checkpoint.
+
+    Raises:
+        OSError: there is not.
+    """
+    if not is_local(folder):
+        return
+    # What this process writes, and a little for what Orbax says about each array.
+    num_bytes = sum(
+        sum(shard.data.nbytes for shard in leaf.addressable_shards if shard.replica_id == 0) + 2048
+        if isinstance(leaf, jax.Array)
+        else 2048 + leaf.nbytes
+        for leaf in jax.tree.leaves(items)
+    )
+    if shutil.disk_usage(folder).free < num_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
 def check_whole(folder: epath.Path, num_arrays: Mapping[str, int]) -> None:
     """Looks whether what Orbax calls saved can be read, before it is sealed.
 
@@ -233,9 +262,10 @@ def _remove(folder: epath.Path) -> None:
 
 @contextlib.contextmanager
 def full_disk_is_an_oserror(folder: epath.Path) -> Iterator[None]:
-    """Orbax wraps it in a ValueError."""
+    """Orbax wraps it in a ValueError, or names no file."""
     try:
-        yield
+        with naming(folder):
+            yield
     except ValueError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -170,8 +170,9 @@ class _Storage:
         return "none" if step is None else str(self._workdir / CHECKPOINTS / str(step))
 
     def close(self) -> None:
-        for saved in self._all():
-            saved.close()
+        with contextlib.ExitStack() as closing:
+            for saved in self._all():
+                closing.callback(saved.close)
 
     def _all(self) -> list[Checkpoints | Best]:
         return [self._best, self._checkpoints] if self._best else [self._checkpoints]

@@ -1,5 +1,6 @@
 """Where numbers and pictures go: metrics.jsonl, PNG files and TensorBoard events."""
 
+import contextlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -7,12 +8,12 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorboardX
 from etils import epath
 from matplotlib.figure import Figure
 
-from launch.files import is_local, write_atomic
-from launch.runtime.reports.image_grid import save_png
+from launch.files import is_local, naming, write_atomic
+from launch.runtime.reports.image_grid import to_png
+from launch.runtime.training.event_file import EventFile
 
 METRICS = "metrics.jsonl"
 # What a run that goes on has found damaged among its numbers, as it was.
@@ -47,7 +48,8 @@ class MetricWriter:
         write_atomic(path, self._text.encode())
         # What is appended to an object of a bucket is not there before the file is closed.
         self._file = path.open("a") if is_local(workdir) else None
-        self._events = tensorboardX.SummaryWriter(str(workdir), purge_step=start_step + 1)
+        with naming(workdir):
+            self._events = EventFile(workdir, first_step=start_step + 1)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Appends one line: {"step": step, **scalars}."""
@@ -58,10 +60,11 @@ class MetricWriter:
             self._text += line
             write_atomic(self._workdir / METRICS, self._text.encode())
         else:
-            self._file.write(line)
-            self._file.flush()
-        for name, value in scalars.items():
-            self._events.add_scalar(name, value, step)
+            with naming(self._workdir / METRICS):
+                self._file.write(line)
+                self._file.flush()
+        with naming(self._workdir):
+            self._events.scalars(step, scalars)
 
     def picture(self, step: int, figure: Figure) -> None:
         """Writes `pictures/step_N.png`, and the same among TensorBoard's images."""
@@ -69,15 +72,18 @@ class MetricWriter:
             return
         folder = self._workdir / "pictures"
         folder.mkdir(parents=True, exist_ok=True)
-        save_png(figure, folder / f"step_{step}.png")
-        self._events.add_figure("pictures", figure, step)
+        png = to_png(figure)
+        write_atomic(folder / f"step_{step}.png", png)
+        with naming(self._workdir):
+            self._events.image(step, "pictures", png)
 
     def close(self) -> None:
         """Flushes both files."""
         if self._active:
-            if self._file is not None:
-                self._file.close()
-            self._events.close()
+            with naming(self._workdir), contextlib.ExitStack() as closing:
+                closing.callback(self._events.close)
+                if self._file is not None:
+                    closing.callback(self._file.close)
 
 
 def to_scalars(metrics: Mapping[str, Any]) -> dict[str, float]:

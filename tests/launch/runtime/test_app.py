@@ -202,7 +202,7 @@ FAILURES = {
     "full disk": (
         OSError(errno.ENOSPC, "No space left on device", "/runs/a"),
         2,
-        "error: cannot read or write at /runs/a: No space left on device; ",
+        "error: cannot read or write at /runs/a: No space left on device (the disk at /); ",
     ),
     "no quota, no name": (
         OSError(errno.EDQUOT, "Disk quota exceeded"),
