@@ -1,9 +1,6 @@
 """What a synthetic set holds: classes and counts, and the fields that decide its images."""
 
-import subprocess
 from collections.abc import Collection
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -84,19 +81,3 @@ def without(config: Any, names: Collection[str]) -> Any:
     if isinstance(config, dict):
         return {key: without(x, names) for key, x in config.items() if key not in names}
     return config
-
-
-def code_version() -> str:
-    """Of this code: the package's, and the commit where there is one."""
-    folder = Path(__file__).parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        described = subprocess.run(command, capture_output=True, text=True, timeout=10)
-        commit = described.stdout.strip() if described.returncode == 0 else ""
-    except (OSError, subprocess.TimeoutExpired):
-        commit = ""
-    try:
-        version = metadata.version("imagen-ft")
-    except metadata.PackageNotFoundError:
-        version = ""
-    return " ".join(filter(None, (version, commit))) or "unknown"

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from imagen_ft.cascade import Cascade, Request
-from imagen_ft.generation.contents import code_version
 from imagen_ft.generation.stream import SetProgressBar, ShardStream
 from imagen_ft.text import class_names
 from input_pipeline.synthetic.card import make_card
 from input_pipeline.synthetic.writer import MANIFEST, SyntheticWriter
+from launch.code_version import code_version
 from launch.errors import InputError
 from launch.runtime import app
 from launch.runtime.devices import distributed

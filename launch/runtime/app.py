@@ -14,10 +14,11 @@ from etils import epath
 from ml_collections import config_flags
 
 from launch.cli import exit_code, helped, read_flags
-from launch.errors import InputError
+from launch.code_version import code_version
+from launch.errors import Failed, InputError
 from launch.files import cache_folder
-from launch.runtime.config import check_overrides, load_config
-from launch.runtime.devices import distributed
+from launch.runtime.config import check_overrides, load_config, plain
+from launch.runtime.devices import distributed, peers
 
 _CONFIG_HELP = (
     "--config=FILE.py[:name=value,...]: the experiment",
@@ -67,10 +68,36 @@ def run(
             jax.config.update("jax_platforms", "cpu")
         if "coordinator" in arguments.flags and arguments.folder:
             distributed.initialize(arguments.flags)
-        task(arguments)
+        if not jax.distributed.is_initialized() or jax.process_count() == 1:
+            task(arguments)
+            return
+        peers.watch()
+        try:
+            distributed.check_same(_settings(arguments))
+            task(arguments)
+        except (InputError, Failed):
+            raise
+        except Exception:
+            # Of many kinds, where a process was lost that a step needs.
+            peers.wait_for_the_end()
+            raise
 
     resume = "the same command goes on from the last checkpoint or shard"
-    sys.exit(exit_code(command, resume))
+    try:
+        code = exit_code(command, resume)
+    except BaseException:
+        peers.leave(1)
+        raise
+    peers.leave(code)
+    sys.exit(code)
+
+
+def _settings(arguments: Arguments) -> dict[str, Any]:
+    """What all processes of a job have to have in common."""
+    # The config holds its overrides, which are flags as well.
+    names = [n for n in arguments.flags if n not in ("coordinator", "process_id")]
+    common = {f"--{n}": arguments.flags[n].value for n in names if n.partition(".")[0] != "config"}
+    return {**common, "config": plain(arguments.config), "the code": code_version()}
 
 
 def parse(

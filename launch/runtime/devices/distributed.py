@@ -12,6 +12,7 @@ from absl import flags
 from jax.experimental import multihost_utils
 
 from launch.errors import InputError, users_error
+from launch.files import differences
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -57,6 +58,25 @@ def initialize(values: flags.FlagValues, environment: Mapping[str, str] | None =
     if not 0 <= own < count:
         raise InputError(f"--process_id={own} is not in 0 .. {count - 1} (--num_processes)")
     jax.distributed.initialize(coordinator, num_processes=count, process_id=own)
+
+
+def check_same(settings: Mapping[str, Any]) -> None:
+    """Compares what the processes of this job were started with.
+
+    Args:
+        settings: what has to be the same on all, as JSON has it; nested.
+
+    Raises:
+        InputError: names the field and the processes.
+    """
+    own = json.dumps(settings)
+    first, *others = (json.loads(text) for text in gather_texts(own))
+    for number, other in enumerate(others, start=1):
+        for field, (expected, value) in differences(first, other).items():
+            raise InputError(
+                f"process {number} was started with {field} = {value}, process 0 with {expected}: "
+                "start all processes of a job alike"
+            )
 
 
 def check_joined() -> None:
