@@ -85,7 +85,9 @@ def named(number):
 def test_errors_of_a_file_are_the_users(capsys, name):
     number = getattr(errno, name)
     assert cli.exit_code(mock.Mock(side_effect=named(number)), "") == 2
-    said = f"error: cannot read or write at /runs/a: {os.strerror(number)}; mend that, run it again"
+    disk = " (the disk at /)" if name == "ENOSPC" else ""
+    reason = f"{os.strerror(number)}{disk}"
+    said = f"error: cannot read or write at /runs/a: {reason}; mend that, run it again"
     assert capsys.readouterr().err == f"{said}\n"
 
 

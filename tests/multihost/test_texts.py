@@ -13,6 +13,6 @@ def test_processes_hear_of_each_other():
         "first": [0, ""],
         "decided": {"of": 0},
         "wrong": "wörong " * 300,
-        "full": "cannot read or write at /disk: No space left on device",
+        "full": "cannot read or write at /disk: No space left on device (the disk at /)",
         "well": "",
     }

@@ -6,8 +6,11 @@ import socket
 import time
 
 import pytest
+from etils import epath
 
+from launch.runtime.config import plain
 from launch.runtime.run import Run
+from launch.runtime.run_record import write_record
 from tests.imagen_ft import tiny_training
 from tests.multihost.processes import run_processes
 from tests.support.tiny_runs import CLASSIFIER, DIFFUSION, SEEDS, finish
@@ -80,7 +83,7 @@ def test_two_processes_train_the_classifier_of_one(run, tmp_path):
 
 
 def test_an_error_of_the_first_process_is_told_by_both(tmp_path):
-    (tmp_path / "config.json").write_text(tiny_training.get_config().to_json())
+    write_record(epath.Path(tmp_path), plain(tiny_training.get_config()), inputs={})
     both = start_two(tmp_path, "--config.seed=5")
     outputs = [process.communicate(timeout=300)[0] for process in both]
     for process, output in zip(both, outputs, strict=True):

@@ -5,6 +5,7 @@ import ctypes
 import functools
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -72,8 +73,16 @@ class _RaisedAsWell(logging.Filter):
 
 @functools.cache
 def raise_only() -> None:
-    """Has Orbax raise its errors, and not log them as well."""
+    """Has Orbax raise its errors, and print nothing above the line that tells of them."""
     absl.logging.get_absl_logger().addFilter(_RaisedAsWell())
+    earlier = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        # Of the writes that were under way when the first one failed; nobody waits for them.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            earlier(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def save_args(items: Mapping[str, PyTree]) -> ocp.args.Composite:

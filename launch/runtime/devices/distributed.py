@@ -3,16 +3,21 @@
 import json
 import os
 import re
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
+from filelock import FileLock, Timeout
 from jax.experimental import multihost_utils
 
 from launch.errors import InputError, users_error
 from launch.files import differences
+
+# Until this process ends.
+_NUMBERS: list[FileLock] = []
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -57,7 +62,22 @@ def initialize(values: flags.FlagValues, environment: Mapping[str, str] | None =
     count, own = explicit
     if not 0 <= own < count:
         raise InputError(f"--process_id={own} is not in 0 .. {count - 1} (--num_processes)")
+    _take_number(coordinator, own)
     jax.distributed.initialize(coordinator, num_processes=count, process_id=own)
+
+
+def _take_number(coordinator: str, own: int) -> None:
+    """Keeps a second process of this host from taking the same number: both would wait for long."""
+    name = re.sub(r"\W", "_", f"imagen_ft_{os.getuid()}_{coordinator}_{own}") + ".lock"
+    lock = FileLock(os.path.join(tempfile.gettempdir(), name))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise InputError(
+            f"--process_id={own}: a process of the job at {coordinator} has this number already; "
+            "give each its own"
+        ) from None
+    _NUMBERS.append(lock)
 
 
 def check_same(settings: Mapping[str, Any]) -> None:

@@ -51,6 +51,18 @@ def test_who_is_joined(joined, argv, environment, expected):
     assert joined == expected
 
 
+def test_two_processes_with_one_number(joined, tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed.tempfile, "tempdir", str(tmp_path))
+    numbers = [
+        values("--coordinator=h:1", "--num_processes=3", f"--process_id={n}") for n in (0, 1, 1)
+    ]
+    distributed.initialize(numbers[0], {})
+    distributed.initialize(numbers[1], {})
+    with pytest.raises(InputError, match=r"process_id=1: a process of the job at h:1 has this"):
+        distributed.initialize(numbers[2], {})
+    assert len(joined) == 2
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
