@@ -5,7 +5,7 @@
 | 0 | done | goes on |
 | 1 | failed: a bug, or training that diverged | does not restart it, it would end the same way |
 | 2 | wrong input or a full disk: the line says what to mend | does not restart it before that |
-| 75 | preempted, all work is saved | runs the same command again |
+| 75 | preempted, all work is saved; or another process of the job is lost | runs it again |
 | 130 | interrupted from the keyboard | leaves that to the user |
 
 A command that was killed (137, 143) also goes on when it is run again, from its last checkpoint.
