@@ -3,13 +3,14 @@
 import contextlib
 import errno
 import shutil
+import types
 
 import jax.numpy as jnp
 import pytest
 from etils import epath
 
 from launch.errors import Failed, InputError
-from launch.runtime.checkpoints import checkpoint, seals
+from launch.runtime.checkpoints import checkpoint, sealed_steps, seals
 from launch.runtime.checkpoints.checkpoint import Checkpoints
 from launch.runtime.checkpoints.inference import latest_step
 from tests.support.checkpoint_states import (
@@ -147,3 +148,25 @@ def test_what_was_not_written_whole_is_not_sealed(tmp_path, monkeypatch, lost):
     with pytest.raises(Failed, match=r"was not written whole: .* it is not used"):
         checkpoint.save_inference(tmp_path, RUN_NAME, variables, step=1)
     assert latest_step(tmp_path) is None
+
+
+def test_a_save_that_was_not_written_whole_is_not_sealed(tmp_path, monkeypatch):
+    check_whole = sealed_steps.check_whole
+
+    def lose_file(folder, num_arrays):
+        (folder / "training" / "manifest.ocdbt").unlink()
+        check_whole(folder, num_arrays)
+
+    monkeypatch.setattr(sealed_steps, "check_whole", lose_file)
+    with pytest.raises(Failed, match=r"training/manifest.ocdbt is missing; it is not used"):
+        save(tmp_path, 1)
+    assert latest_step(tmp_path) is None
+
+
+def test_a_save_for_which_there_is_no_room_is_not_begun(run, monkeypatch):
+    usage = types.SimpleNamespace(free=1000)
+    monkeypatch.setattr(sealed_steps.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError) as full:
+        save(run, 4)
+    assert full.value.errno == errno.ENOSPC and full.value.filename == str(run / "checkpoints")
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2", "3"]

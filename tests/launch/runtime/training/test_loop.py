@@ -1,6 +1,7 @@
 """The training loop on a linear model: what is cut off ends as if nothing had happened."""
 
 import contextlib
+import errno
 import functools
 import gzip
 import json
@@ -407,3 +408,20 @@ def test_numbers_that_cannot_work(changes, said):
     check_training(ConfigDict(config), make_mesh({"data": -1}))
     with pytest.raises(InputError, match=said):
         check_training(ConfigDict(config | changes), make_mesh({"data": -1}))
+
+
+def test_all_that_is_open_is_closed(tmp_path, monkeypatch):
+    """What fails to close keeps nothing else open."""
+    closed, close = [], checkpoint.Checkpoints.close
+
+    def fail(best):
+        closed.append("best")
+        raise OSError(errno.EIO, "Input/output error", "best")
+
+    monkeypatch.setattr(checkpoint.Best, "close", fail)
+    monkeypatch.setattr(
+        checkpoint.Checkpoints, "close", lambda own: (closed.append("checkpoints"), close(own))
+    )
+    with pytest.raises(OSError, match="best"):
+        train(tmp_path, changed(best=dict(metric="distance", mode="min")))
+    assert sorted(closed) == ["best", "checkpoints"]
