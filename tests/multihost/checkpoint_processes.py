@@ -1,8 +1,10 @@
 """What test_checkpoint asks of one job: python -m tests.multihost.checkpoint_processes WHAT DIR."""
 
 import contextlib
+import errno
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
+from launch.errors import InputError, users_error
 from launch.runtime.checkpoints import seals
 from launch.runtime.checkpoints.checkpoint import Best, Checkpoints
 from launch.runtime.checkpoints.content_digest import content_digest
@@ -114,7 +117,7 @@ def fail(folder, devices):
 
     def seal_or_fail(folder, index, count, facts):
         if index == last:
-            raise OSError("no space here")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/disk")
         seal(folder, index, count, facts)
 
     seals.seal = seal_or_fail
@@ -122,8 +125,9 @@ def fail(folder, devices):
         checkpoints.save(make_state(devices, 4))
         try:
             checkpoints.finish()
-        except (OSError, RuntimeError) as error:
-            return {"error": str(error), "latest": latest_step(folder)}
+        except (OSError, InputError) as error:
+            reason = users_error(error) if isinstance(error, OSError) else str(error)
+            return {"error": reason, "latest": latest_step(folder)}
 
 
 def main(what, folder):

@@ -53,7 +53,8 @@ class Checkpoints:
 
         Raises:
             OSError: the disk is full.
-            RuntimeError: another process could not save the one before.
+            InputError: the disk of another process is full.
+            Failed: another process could not save the one before.
         """
         averages = _averages(state)
         items = {

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jaxtyping import PyTree
 
-from launch.errors import Failed
+from launch.errors import Failed, InputError, users_error
 from launch.files import is_local, naming
 from launch.runtime.checkpoints import seals
 from launch.runtime.checkpoints.orbax_options import (
@@ -24,7 +24,12 @@ from launch.runtime.checkpoints.orbax_options import (
     save_args,
     saving_handlers,
 )
-from launch.runtime.devices.distributed import from_first_process, gather_texts, on_first_process
+from launch.runtime.devices.distributed import (
+    agree,
+    from_first_process,
+    gather_texts,
+    on_first_process,
+)
 
 Facts = Callable[[], Mapping[str, Any]]
 # As they are written: 0024 would be read as 24, which is not there.
@@ -68,7 +73,8 @@ class SealedSteps:
             OSError: the disk is full.
         """
         self.finish()
-        check_space(self.folder, items)
+        # One process alone must not go into the save that the others wait in.
+        agree(lambda: check_space(self.folder, items))
         with full_disk_is_an_oserror(self.folder):
             saved = self._manager.save(step, args=save_args(items), force=True)
         # Orbax can answer False without a word.
@@ -87,7 +93,8 @@ class SealedSteps:
 
         Raises:
             OSError: the disk is full.
-            RuntimeError: another process has failed.
+            InputError: that of another process is.
+            Failed: another process has failed, or what was written is not whole.
         """
         if self._pending is None:
             return
@@ -97,13 +104,16 @@ class SealedSteps:
             self._finish_here(step, gather_facts)
         except Exception as failure:  # whatever it is, the others wait to hear of it
             error = failure
-        said = f"{type(error).__name__}: {' '.join(str(error).split())}" if error else ""
-        faults = gather_texts(said)
+        reason = users_error(error) if isinstance(error, OSError) else None
+        said = reason or (error and f"{type(error).__name__}: {' '.join(str(error).split())}")
+        faults = gather_texts(said or "")
+        users = gather_texts(reason or "")
         if error is not None:
             raise error
         for process, fault in enumerate(faults):
             if fault:
-                raise RuntimeError(f"step {step} was not saved: process {process}: {fault}")
+                kind = InputError if users[process] else Failed
+                raise kind(f"step {step} was not saved: process {process}: {fault}")
         self._remove_old()
 
     def close(self) -> None:
