@@ -35,7 +35,7 @@ def restored(name, workdir):
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes(name)
     )
     folder, (_, _, run_name) = RUNS[name].folder, read_record(epath.Path(workdir))
-    run_name = run_name if folder == "." else seed_name(run_name, folder)
+    run_name = seed_name(run_name, folder) if folder else run_name
     checkpoints = Checkpoints(workdir / folder / "checkpoints", run_name)
     try:
         return [np.asarray(leaf) for leaf in jax.tree.leaves(checkpoints.restore(abstract))]
