@@ -27,7 +27,7 @@ def make_model(config: ml_collections.ConfigDict, num_classes: int) -> Classifie
     Raises:
         InputError: there is no model of that name, or it has no such field.
     """
-    fields = module_fields(config)
+    fields = module_fields(config, "model")
     name = fields.pop("name", None)
     if name is None:
         raise InputError("config.model has no name: name a model")

@@ -11,6 +11,7 @@ it. --verify reads a set back, --repair makes what is damaged or missing in it a
 
 import functools
 import time
+from typing import Any
 
 import jax
 import ml_collections
@@ -29,7 +30,15 @@ from launch.errors import InputError
 from launch.runtime import app
 from launch.runtime.devices import distributed
 from launch.runtime.devices.mesh import make_mesh
+from launch.runtime.limits import BATCH, MOST, SEED, check_numbers
 from launch.runtime.locks import join
+
+_LIMITS = {
+    "seed": SEED,
+    "batch_size": BATCH,
+    "copies": (1, MOST),
+    "images_per_shard": (0, MOST),
+}
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -57,6 +66,14 @@ def _see(folder: epath.Path) -> None:
     raise InputError(f"{folder} is not the same folder on all hosts: name one that all see")
 
 
+def _check_size(fields: dict[str, Any]) -> None:
+    images, copies = sum(fields["counts"]), fields["copies"]
+    if images * copies > MOST:
+        raise InputError(
+            f"config.copies={copies} of {images} images: a set of at most {MOST} images is possible"
+        )
+
+
 def _mesh(config: ml_collections.ConfigDict) -> Mesh | None:
     return make_mesh(config.get("mesh", {"data": -1})) if jax.device_count() > 1 else None
 
@@ -74,9 +91,11 @@ def main(args: app.Arguments) -> None:
     if values.verify:
         check_sound(args, check(args))
         return
+    check_numbers(args.config, _LIMITS)
     distributed.check_joined()
     cascade = load_cascade(args.config, _mesh(args.config))
     fields = set_fields(args, cascade)
+    _check_size(fields)
     SyntheticWriter.check(**fields)
 
     def claim() -> None:

@@ -25,6 +25,7 @@ from launch.errors import InputError
 from launch.files import differences, read_object, write_atomic, write_json
 from launch.runtime import app
 from launch.runtime.config import plain
+from launch.runtime.limits import BATCH, SEED, check_numbers
 from launch.runtime.reports import image_grid
 
 # A picture of more is not looked at, and takes minutes to draw.
@@ -32,6 +33,7 @@ MOST_SHOWN = 256
 MOST_PATHS = 16
 GRID, PATH, SETTINGS = "samples.png", "path.png", "samples.json"
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+_LIMITS = {"seed": SEED, "batch_size": BATCH, "images_per_prompt": (1, 10**6)}
 # Fields of the config that samples.json leaves out: no image depends on them.
 OUTSIDE_SETTINGS = ("batch_size", "show_stages")
 
@@ -68,9 +70,7 @@ def main(args: app.Arguments) -> None:
     given = read_prompts(args.flags)
     names = class_names.resolve(config.class_names)
     check_prompts(list(given.values()), names, list(given))
-    for field in ("batch_size", "images_per_prompt"):
-        if config[field] < 1:
-            raise InputError(f"config.{field}={config[field]}: at least 1 is needed")
+    check_numbers(config, _LIMITS)
     if args.flags.path < 0:
         raise InputError(f"--path={args.flags.path}: how many moments to show; 0 for none")
     prompts = list(given.values()) or list(names)

@@ -14,6 +14,7 @@ from classifiers.models.resnet_rs import SIZES as RS_SIZES
 from classifiers.models.resnet_rs import ResNetRS
 from classifiers.models.vit import ViT
 from launch.errors import InputError
+from launch.runtime.limits import building, check_model
 
 Classifier = ResNet | ResNetRS | ViT
 MODULES = {"resnet": ResNet, "resnet_rs": ResNetRS, "vit": ViT}
@@ -92,10 +93,17 @@ def make(name: str, num_classes: int, **overrides: Any) -> Classifier:
     for field, entry in fields.items():
         if field not in values and entry.default is dataclasses.MISSING:
             raise InputError(f"model {name!r} needs model.{field}")
-    return preset.module(num_classes=num_classes, **values)
+    model = preset.module(num_classes=num_classes, **values)
+    check_model(model, "model")
+    return model
 
 
 def variable_shapes(model: Classifier, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Shapes of a model's variables for images [h, w, c]; nothing is allocated."""
+    """Shapes of a model's variables for images [h, w, c]; nothing is allocated.
+
+    Raises:
+        InputError: its fields do not fit together, or not to the images.
+    """
     image = jax.ShapeDtypeStruct((1, *image_shape), "float32")
-    return jax.eval_shape(model.init, jax.random.key(0), image)
+    with building("model"):
+        return jax.eval_shape(model.init, jax.random.key(0), image)

@@ -22,6 +22,7 @@ from input_pipeline.batches.mixture import DOMAINS
 from launch.runtime.devices.mesh import batch_sharding, with_shardings
 from launch.runtime.ema import Decay, make_decays
 from launch.runtime.images import to_float
+from launch.runtime.limits import building
 from launch.runtime.run import Run
 from launch.runtime.state import TrainState, abstract_state
 from launch.runtime.training.loop import check_training
@@ -82,7 +83,8 @@ class Training:
         schedule = make_schedule(config.optimizer, config.total_steps)
         decays = make_decays(config.ema)
         init = functools.partial(from_config.init_model, model, image_shape=image_shape)
-        abstract = abstract_state(init, (jax.random.key(0),), tx, decays)
+        with building("model"):
+            abstract = abstract_state(init, (jax.random.key(0),), tx, decays)
         mix = make_mix(config)
         check_mix(config, getattr(model, "auxiliary_batch_norm", False))
         loss, weights = losses.make_loss(config), losses.domain_weights(config)

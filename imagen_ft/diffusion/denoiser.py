@@ -10,6 +10,7 @@ from jaxtyping import Float, Key, PyTree
 
 from imagen_ft.diffusion.forward_process import Image, add_noise
 from imagen_ft.diffusion.schedule import Schedule
+from launch.runtime.limits import building
 from launch.runtime.types import Array, Variables
 
 UPSAMPLING = ("bilinear", "bilinear_corners", "nearest")
@@ -70,8 +71,14 @@ class Denoiser:
         return self.model.init(key, x, jnp.zeros((1,)), text[None], level)
 
     def shapes(self, text_shape: tuple[int, int]) -> dict[str, Any]:
-        """Shapes of the variables; nothing is made."""
-        return jax.eval_shape(self.init, jax.random.key(0), jnp.zeros(text_shape))
+        """Shapes of the variables; nothing is made.
+
+        Raises:
+            InputError: the network's fields do not fit together.
+        """
+        with building("stage.unet"):
+            text = jax.ShapeDtypeStruct(text_shape, jnp.float32)
+            return jax.eval_shape(self.init, jax.random.key(0), text)
 
     def condition(
         self,

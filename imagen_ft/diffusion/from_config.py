@@ -12,6 +12,9 @@ from imagen_ft.models.efficient_unet import EfficientUNet
 from imagen_ft.models.unet import UNet
 from launch.errors import InputError
 from launch.runtime.config import module_fields
+from launch.runtime.limits import SIDE, check_model, check_numbers
+
+_LIMITS = {"size": SIDE, "low_size": (0, SIDE[1]), "channels": SIDE}
 
 
 def make_denoiser(config: ml_collections.ConfigDict) -> Denoiser:
@@ -27,6 +30,7 @@ def make_denoiser(config: ml_collections.ConfigDict) -> Denoiser:
         InputError: unknown schedule, preset, prediction or upsampling, or sizes and levels that do
             not fit together.
     """
+    check_numbers(config, _LIMITS, "stage")
     if config.low_size and config.size % config.low_size:
         raise InputError(f"low_size={config.low_size} does not divide size={config.size}")
     upsampling = config.get("upsampling", "bilinear")
@@ -49,11 +53,12 @@ def make_denoiser(config: ml_collections.ConfigDict) -> Denoiser:
 
 
 def _make_network(config: ml_collections.ConfigDict, out_channels: int) -> Network:
-    fields = module_fields(config.unet)
+    fields = module_fields(config.unet, "stage.unet")
     own = dict(out_channels=out_channels, noise_level=config.low_size > 0)
     preset = fields.pop("preset", "")
     model = presets.make(preset, **fields | own) if preset else UNet(**fields | own)
     assert isinstance(model, UNet | EfficientUNet)  # no other has a field out_channels
+    check_model(model, "stage.unet")
     levels = len(model.block_out_channels)
     if isinstance(model, UNet) and len(model.attention) != levels:
         raise InputError(

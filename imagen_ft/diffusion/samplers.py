@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Key, PyTree
 from imagen_ft.diffusion.forward_process import Image, add_noise, eps_from_x0, per_image, posterior
 from imagen_ft.diffusion.schedule import Schedule, sampling_times
 from launch.errors import InputError
+from launch.runtime.limits import check_numbers
 from launch.runtime.types import Array
 
 # What a sampler remembers from step to step: a tree of arrays.
@@ -198,6 +199,7 @@ def _make_ddim(config: ml_collections.ConfigDict, spacing: str) -> DDIM:
     return DDIM(config.num_steps, _fraction("eta", config.eta), spacing)
 
 
+_MOST_STEPS = 10**6
 _MAKERS = {"ddpm": _make_ddpm, "ddim": _make_ddim}
 
 
@@ -210,8 +212,7 @@ def make_sampler(config: ml_collections.ConfigDict) -> Sampler:
         InputError: an unknown name, a number of steps below 1, a strength of the noise outside
             [0, 1].
     """
-    if config.num_steps < 1:
-        raise InputError(f"sampler.num_steps={config.num_steps}: at least 1 step is needed")
+    check_numbers(config, {"num_steps": (1, _MOST_STEPS)}, "sampler")
     if config.name not in _MAKERS:
         names = ", ".join(map(repr, _MAKERS))
         raise InputError(f"sampler.name={config.name!r}: known are {names}")

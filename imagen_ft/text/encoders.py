@@ -18,6 +18,7 @@ from imagen_ft.text.cache import TextCache
 from imagen_ft.text.tokenizer import VOCABULARY, preprocess, tokenize
 from launch.errors import InputError
 from launch.runtime.config import module_fields
+from launch.runtime.limits import SEED, SIDE, building, check_model, check_numbers
 
 # Prompts that the encoder with fixed weights takes at a time.
 BATCH_SIZE = 16
@@ -86,7 +87,8 @@ class FixedTextEncoder:
     def parameters(self) -> dict:
         """Shapes of the weights."""
         tokens = jnp.zeros((1, self.max_length), jnp.int32)
-        return jax.eval_shape(self.model.init, jax.random.key(0), tokens, tokens > 0)["params"]
+        with building("text.model"):
+            return jax.eval_shape(self.model.init, jax.random.key(0), tokens, tokens > 0)["params"]
 
     @property
     def digest(self) -> str:
@@ -173,7 +175,10 @@ def make_text_encoder(config: ml_collections.ConfigDict) -> TextEncoder:
         InputError: there is no such cache, it is damaged, or a field has a wrong value.
     """
     if "cache" not in config:
-        model = T5Encoder(vocab_size=VOCABULARY, **module_fields(config.model))
+        check_numbers(config, {"max_length": SIDE, "seed": SEED}, "text")
+        fields = module_fields(config.model, "text.model")
+        model = T5Encoder(vocab_size=VOCABULARY, **fields)
+        check_model(model, "text.model")
         return FixedTextEncoder(model, config.max_length, config.seed)
     null_text, template = config.get("null", "empty"), config.get("template", "{}")
     if null_text not in ("empty", "zeros"):
@@ -231,6 +236,10 @@ def text_shapes(config: ml_collections.ConfigDict) -> tuple[tuple[int, int], dic
     A cache that is not made yet is as good here as one that is: `config.shape` says what it holds.
     """
     if config.get("shape") is not None:
-        return tuple(config.shape), {}
+        if len(config.shape) != 2:
+            raise InputError(f"text.shape={config.shape}: length and width are needed")
+        length, width = config.shape
+        check_numbers(dict(length=length, width=width), dict(length=SIDE, width=SIDE), "text.shape")
+        return (length, width), {}
     encoder = make_text_encoder(config)
     return encoder.shape, {"text_encoder": encoder.parameters()}

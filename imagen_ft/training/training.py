@@ -80,7 +80,7 @@ class Training:
         frozen = frozen_parameters(config.frozen, denoiser.shapes(text_shape)["params"])
         tx = make_optimizer(config.optimizer, config.total_steps, frozen)
         schedule = make_schedule(config.optimizer, config.total_steps)
-        args = jax.random.key(config.seed), jnp.zeros(text_shape)
+        args = jax.random.key(0), jax.ShapeDtypeStruct(text_shape, jnp.float32)
         abstract = abstract_state(denoiser.init, args, tx, decays)
         names = class_names.resolve(config.class_names)
         return cls(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from imagen_ft.models.unet import UNet
 from launch.errors import InputError
+from launch.runtime.limits import building, check_model
 
 # Fields with one value that we compute: (diffusers' default where the file has none, ours).
 _FIXED: dict[str, tuple[Any, Any]] = {
@@ -107,15 +108,11 @@ def build_unet(config: Mapping[str, Any], where: Any) -> tuple[UNet, Any]:
         )
     _check_fixed(config, where)
     own = {field: config.get(field, default) for field, default in _OWN.items()}
-    try:
+    with building(where):
         _check_own(own, where)
         model = UNet(**_fields(own))
-        shapes = unet_shapes(model, own["in_channels"], own["encoder_hid_dim"])
-    # Widths that heads or groups do not divide.
-    except (ArithmeticError, TypeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{where}: no network can be made of its fields ({reason})") from error
-    return model, shapes
+        check_model(model, f"{where}: unet")
+        return model, unet_shapes(model, own["in_channels"], own["encoder_hid_dim"])
 
 
 def _check_fixed(config: Mapping[str, Any], where: Any) -> None:

@@ -12,6 +12,7 @@ from input_pipeline.augment import colour, crop, erasing, flip, randaugment, res
 from input_pipeline.source import Augment, Example, Transform
 from launch.errors import InputError
 from launch.fields import Fields
+from launch.runtime.limits import SIDE
 
 _COLOURS = ("randaugment", "three_augment", "colour_jitter")
 _TRAINING = ("size", "crop", "shift", "flip", *_COLOURS, "erasing")
@@ -150,8 +151,10 @@ def _is_number(value: Any) -> bool:
 
 
 def _whole(name: str, value: Any) -> int:
-    if not _is_number(value) or value != int(value) or value < 1:
-        raise InputError(f"{name}={value!r}: a whole number of at least 1 is needed")
+    if not _is_number(value) or value % 1 or not 1 <= value <= SIDE[1]:
+        raise InputError(
+            f"{name}={value!r}: a whole number of at least 1, at most {SIDE[1]} is needed"
+        )
     return int(value)
 
 

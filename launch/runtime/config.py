@@ -19,13 +19,28 @@ def plain(value: Any) -> Any:
     return json.loads(ml_collections.ConfigDict({"value": value}).to_json())["value"]
 
 
-def module_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """A config as the fields of a Flax module: hashable sequences, a dtype for its name."""
+def module_fields(config: ml_collections.ConfigDict, field: str) -> dict[str, Any]:
+    """A config as the fields of a Flax module: hashable sequences, a dtype for its name.
+
+    Args:
+        config: the fields.
+        field: what they are in, for messages.
+
+    Raises:
+        InputError: `dtype` names no type that can be computed in.
+    """
     fields = {
         name: tuple(value) if isinstance(value, list | tuple) else value
         for name, value in config.items()
     }
-    return {**fields, "dtype": jnp.dtype(fields.get("dtype", "float32"))}
+    name = fields.get("dtype", "float32")
+    try:
+        dtype = jnp.dtype(name)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise InputError(f"{field}.dtype={name}: a type such as float32 or bfloat16 is needed")
+    return {**fields, "dtype": dtype}
 
 
 def check_overrides(argv: Sequence[str], config: ml_collections.ConfigDict) -> None:

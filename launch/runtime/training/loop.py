@@ -15,20 +15,28 @@ from launch.runtime.checkpoints.checkpoint import BEST, CHECKPOINTS, Best, Check
 from launch.runtime.checkpoints.inference import latest_step
 from launch.runtime.devices.distributed import check_joined
 from launch.runtime.devices.mesh import put_batch, with_shardings
+from launch.runtime.limits import BATCH, MOST, SEED, check_numbers
 from launch.runtime.state import TrainState
 from launch.runtime.training.performance import Profile
 from launch.runtime.training.preemption import Preemption
 from launch.runtime.training.training_log import TrainingLog
 from launch.runtime.types import Metrics, Reader
 
-_LEAST = {
-    "total_steps": 1,
-    "batch_size": 1,
-    "evaluation_batch_size": 1,
-    "seed": 0,
-    "seeds": 1,
-    "loader_workers": 0,
+_EVERY = (0, MOST)
+_LIMITS = {
+    "total_steps": (1, MOST),
+    "batch_size": BATCH,
+    "evaluation_batch_size": BATCH,
+    "seed": SEED,
+    "seeds": (1, MOST),
+    "loader_workers": (0, 1024),
+    "log_every": _EVERY,
+    "checkpoint_every": _EVERY,
+    "evaluate_every": _EVERY,
+    "pictures_every": _EVERY,
+    "keep_checkpoints": (1, MOST),
 }
+_PROFILE = {"start": (0, MOST), "steps": (0, MOST)}
 
 
 def check_training(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
@@ -38,9 +46,11 @@ def check_training(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
         InputError: names the field.
     """
     check_joined()
-    for field, least in _LEAST.items():
-        if field in config and config[field] < least:
-            raise InputError(f"config.{field}={config[field]}: at least {least} is needed")
+    check_numbers(config, _LIMITS)
+    profile = config.get("profile") or {}
+    check_numbers(profile, _PROFILE, "config.profile")
+    if unknown := sorted(set(profile) - set(_PROFILE)):
+        raise InputError(f"config.profile has no field {unknown[0]!r}: there is start, steps")
     if config.get("best"):
         check_mode(config.best.get("mode", "min"))
     ways = mesh.shape["data"] * mesh.shape["fsdp"]

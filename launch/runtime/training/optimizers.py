@@ -10,6 +10,7 @@ import ml_collections
 import optax
 
 from launch.errors import InputError
+from launch.runtime.limits import MOST, check_numbers
 
 
 def make_schedule(config: ml_collections.ConfigDict, total_steps: int) -> optax.Schedule:
@@ -45,7 +46,7 @@ def make_schedule(config: ml_collections.ConfigDict, total_steps: int) -> optax.
 def _drops(config: ml_collections.ConfigDict) -> dict[int, float]:
     """Factors of the learning rate by step after the warm-up."""
     boundaries, warmup = tuple(config.get("boundaries", ())), config.warmup_steps
-    if not boundaries or list(boundaries) != sorted({b for b in boundaries if b > warmup}):
+    if not boundaries or list(boundaries) != sorted({b for b in boundaries if warmup < b <= MOST}):
         raise InputError(
             f"optimizer.boundaries={boundaries}: 'step' needs steps that rise, from above "
             f"warmup_steps={warmup}"
@@ -131,7 +132,8 @@ def make_optimizer(
             f"optimizer.weight_decay={config.weight_decay}: {config.name!r} has none; set it to 0 "
             "or use 'adamw', 'lamb' or 'sgd'"
         )
-    for field in ("learning_rate", "weight_decay", "warmup_steps", "clip_norm"):
+    check_numbers(config, {"warmup_steps": (0, MOST)}, "optimizer")
+    for field in ("learning_rate", "weight_decay", "clip_norm"):
         if not 0 <= config[field] < float("inf"):
             raise InputError(f"optimizer.{field}={config[field]}: a number of at least 0 is needed")
     rate = make_schedule(config, total_steps)

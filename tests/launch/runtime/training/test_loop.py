@@ -401,6 +401,18 @@ def test_diverged_right_after_a_checkpoint(tmp_path, capsys):
         (dict(batch_size=0), r"config\.batch_size=0: at least 1"),
         (dict(seed=-1), r"config\.seed=-1: at least 0"),
         (dict(seeds=0), r"config\.seeds=0: at least 1"),
+        (dict(seed=2**32), r"config\.seed=4294967296: at most 4294967295 is possible"),
+        (dict(batch_size=10**13), r"config\.batch_size=10000000000000: at most"),
+        (dict(batch_size=2.5), r"config\.batch_size=2\.5: an integer is needed"),
+        (dict(keep_checkpoints=0), r"config\.keep_checkpoints=0: at least 1"),
+        (dict(keep_checkpoints=-1), r"config\.keep_checkpoints=-1: at least 1"),
+        (dict(log_every=-1), r"config\.log_every=-1: at least 0"),
+        (dict(checkpoint_every=-1), r"config\.checkpoint_every=-1: at least 0"),
+        (dict(evaluate_every=-1), r"config\.evaluate_every=-1: at least 0"),
+        (dict(pictures_every=-1), r"config\.pictures_every=-1: at least 0"),
+        (dict(profile=dict(start=-1)), r"config\.profile\.start=-1: at least 0"),
+        (dict(profile=dict(steps=-2)), r"config\.profile\.steps=-2: at least 0"),
+        (dict(profile=dict(first=1)), r"config\.profile has no field 'first'"),
     ],
 )
 def test_numbers_that_cannot_work(changes, said):

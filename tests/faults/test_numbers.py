@@ -1,0 +1,77 @@
+"""Numbers that nothing can be done with: one line that names the field, before a run is begun."""
+
+import pytest
+
+import classifiers.train
+import imagen_ft.finetune
+import imagen_ft.generate
+import imagen_ft.sample
+from tests.support import ROOT, commands
+
+DIGITS = ROOT / "configs" / "digits"
+FINETUNE = imagen_ft.finetune.main, f"{DIGITS / 'pretrain_base4.py'}:runlocal"
+TRAIN = classifiers.train.main, f"{DIGITS / 'classifier.py'}:arm=real,runlocal"
+GENERATE = imagen_ft.generate.main, f"{DIGITS / 'generate.py'}:runlocal"
+SAMPLE = imagen_ft.sample.main, f"{DIGITS / 'sample.py'}:runlocal"
+BASE4 = "stages.base4"
+# What is overridden, and what is said of it, by command.
+NUMBERS = {
+    FINETUNE: [
+        ("keep_checkpoints=0", "config.keep_checkpoints=0: at least 1 is needed"),
+        (f"optimizer.warmup_steps={10**13}", "optimizer.warmup_steps=10000000000000: at most"),
+        (f"seed={2**64}", "config.seed=18446744073709551616: at most 4294967295 is possible"),
+        ("stage.size=0", "stage.size=0: at least 1 is needed"),
+        ("stage.low_size=-1", "stage.low_size=-1: at least 0 is needed"),
+        ("stage.channels=-1", "stage.channels=-1: at least 1 is needed"),
+        ("stage.unet.num_groups=0", "stage.unet.num_groups=0: at least 1 is needed"),
+        ("stage.unet.num_groups=5", "stage.unet: no network can be made of its fields"),
+        ("stage.unet.pooling_heads=3", "stage.unet: no network can be made of its fields"),
+        ("stage.unet.attention_head_dim=0", "unet.attention_head_dim=0: at least 1 is needed"),
+        ("stage.unet.cross_attention_dim=-4", "unet.cross_attention_dim=-4: at least 1"),
+        ("stage.unet.layers_per_block=0", "stage.unet.layers_per_block=0: at least 1"),
+        (f"stage.unet.layers_per_block={10**6}", "layers_per_block=1000000: at most 1000"),
+        ("stage.unet.block_out_channels=()", "block_out_channels=(): at least one integer"),
+        (f"stage.unet.block_out_channels=({10**9},)", "block_out_channels=1000000000: at most"),
+        ("stage.unet.dtype=int32", "stage.unet.dtype=int32: a type such as float32"),
+        ("stage.unet.dtype=float33", "stage.unet.dtype=float33: a type such as float32"),
+        ("text.max_length=0", "text.max_length=0: at least 1 is needed"),
+        (f"text.max_length={10**9}", "text.max_length=1000000000: at most"),
+        (f"text.seed={2**64}", "text.seed=18446744073709551616: at most"),
+        ("text.model.d_model=0", "text.model.d_model=0: at least 1 is needed"),
+        ("text.model.num_layers=0", "text.model.num_layers=0: at least 1 is needed"),
+        (f"text.model.num_layers={10**6}", "text.model.num_layers=1000000: at most 1000"),
+    ],
+    TRAIN: [
+        ("model.width=0", "model.width=0: at least 1 is needed"),
+        (f"model.width={10**9}", "model.width=1000000000: at most 131072 is possible"),
+        ("model.stage_sizes=(0,1)", "model.stage_sizes=0: at least 1 is needed"),
+        ("model.momentum=nan", "model.momentum=nan: a finite number of at least 0 is needed"),
+        ("model.dtype=int8", "model.dtype=int8: a type such as float32"),
+        ("keep_checkpoints=0", "config.keep_checkpoints=0: at least 1 is needed"),
+        (f"augment={{'size':{10**9}}}", "size=1000000000: a whole number of at least 1"),
+    ],
+    GENERATE: [
+        (f"seed={2**64}", "config.seed=18446744073709551616: at most"),
+        ("copies=-1", "config.copies=-1: at least 1 is needed"),
+        ("images_per_shard=-1", "config.images_per_shard=-1: at least 0 is needed"),
+        (f"batch_size={10**13}", "config.batch_size=10000000000000: at most"),
+        (f"{BASE4}.sampler.num_steps={10**11}", "sampler.num_steps=100000000000: at most"),
+        (f"{BASE4}.stage.unet.layers_per_block=0", "layers_per_block=0: at least 1 is needed"),
+    ],
+    SAMPLE: [
+        ("seed=-1", "config.seed=-1: at least 0 is needed"),
+        (f"images_per_prompt={10**12}", "config.images_per_prompt=1000000000000: at most"),
+    ],
+}
+CASES = [(*command, *case) for command, cases in NUMBERS.items() for case in cases]
+
+
+@pytest.mark.parametrize(
+    ("task", "config", "override", "said"), CASES, ids=[f"{c[0].__module__}-{c[2]}" for c in CASES]
+)
+def test_numbers_that_cannot_work(tmp_path, capsys, task, config, override, said):
+    run = tmp_path / "run"
+    assert commands.run(task, config, run, f"--config.{override}") == 2
+    out, err = capsys.readouterr()
+    assert out == "" and not run.exists()
+    assert err.startswith("error: ") and err.count("\n") == 1 and said in err
