@@ -23,7 +23,13 @@ from classifiers.weights.positions import (
 from classifiers.weights.tensor_rules import COUNTER, FUSED, tensor_rules
 from launch.errors import InputError
 from launch.runtime.checkpoints.safetensors_header import make_header
-from launch.runtime.checkpoints.safetensors_io import Tensor, open_file, open_weights, write_file
+from launch.runtime.checkpoints.safetensors_io import (
+    Tensor,
+    check_finite,
+    open_file,
+    open_weights,
+    write_file,
+)
 from launch.runtime.checkpoints.tensor_mapping import TensorMapping, check_fit, tensor_mappings
 
 STEM = "model"
@@ -87,7 +93,7 @@ def load(
 
     Raises:
         InputError: no such file, a damaged one, or one that is not of this model: names the first
-            tensor that is missing, too much or of another shape.
+            tensor that is missing, too much or of another shape, or holds NaN or infinity.
     """
     tensors = open_tensors(path)
     layout = find_layout(tensors, path)
@@ -104,7 +110,9 @@ def load(
         check_fixed_positions(tensors.pop(FIXED_POSITIONS).view(), model.width, path)
     _check_fit(mappings, tensors, path)
     for name, mapping in mappings.items():
-        array = np.array(tensors[name].view(), np.float32)
+        values = tensors[name].view()
+        check_finite(name, tensors[name], values)
+        array = np.array(values, np.float32)
         fits = mapping.paths != (POSITIONS,) or array.shape == mapping.file_shape
         if not fits and isinstance(model, ViT):
             array = resized(array, model, image_shape, path)

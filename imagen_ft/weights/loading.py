@@ -27,7 +27,7 @@ from imagen_ft.weights.pipeline_parts import (
 from imagen_ft.weights.unet_config import unet_shapes
 from launch.errors import InputError
 from launch.files import read_sealed
-from launch.runtime.checkpoints.safetensors_io import Weights
+from launch.runtime.checkpoints.safetensors_io import Weights, check_finite
 from launch.runtime.checkpoints.tensor_mapping import TensorMapping
 from launch.runtime.devices.mesh import state_shardings
 from launch.runtime.run import Run
@@ -102,6 +102,9 @@ def read_params(
         weights: the files.
         dtype: as for `load_unet`.
         mesh: as for `load_unet`.
+
+    Raises:
+        InputError: a number is NaN or infinite; names the tensor.
     """
     second_names = {name: alias for alias, name in part.aliases.items()}
 
@@ -111,7 +114,9 @@ def read_params(
         abstract = jax.ShapeDtypeStruct(mapping.shape, _dtype(tensor.dtype, dtype))
 
         def shard(index: Any) -> np.ndarray:
-            (array,) = mapping.to_ours(tensor.view()[mapping.by_file_axis(index)])
+            values = tensor.view()[mapping.by_file_axis(index)]
+            check_finite(name, tensor, values)
+            (array,) = mapping.to_ours(values)
             return np.array(array, dtype=abstract.dtype, order="C")
 
         array = jax.make_array_from_callback(mapping.shape, _sharding(mesh, abstract), shard)

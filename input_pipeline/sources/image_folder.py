@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import operator
 import os
+import stat
 import struct
 import zipfile
 import zlib
@@ -144,10 +145,7 @@ class _Folder:
         self.location = os.path.join(path, root) if root else path
         if not os.path.isdir(self.location):
             raise InputError(f"{self.location}: no such folder, and no zip; check path and root")
-        with os.scandir(self.location) as entries:
-            classes = [entry.name for entry in entries if entry.is_dir()]
-        classes = [name for name in classes if not _is_hidden(name)]
-        listing = {name: os.listdir(os.path.join(self.location, name)) for name in classes}
+        listing = {name: _files_in(f"{self.location}/{name}") for name in _classes(self.location)}
         self.class_names, self.names = _arrange(self.location, listing)
 
     def read(self, i: int) -> bytes:
@@ -257,11 +255,34 @@ def _arrange(location: str, listing: dict[str, list[str]]) -> tuple[tuple[str, .
     return tuple(sorted(listing)), names
 
 
+def _classes(location: str) -> list[str]:
+    """Names of the folders in a folder; a link that leads nowhere may have been one."""
+    with os.scandir(location) as entries:
+        shown = [entry for entry in entries if not _is_hidden(entry.name)]
+        for entry in shown:
+            if entry.is_symlink() and not os.path.exists(entry.path):
+                raise InputError(f"{entry.path}: a link that leads nowhere; mend or remove it")
+        return [entry.name for entry in shown if entry.is_dir()]
+
+
+def _files_in(folder: str) -> list[str]:
+    """Names in a folder. What the folder itself says of them is enough: millions are not asked."""
+    with os.scandir(folder) as entries:
+        shown = [entry for entry in entries if not _is_hidden(entry.name)]
+        for entry in shown:
+            if not (entry.is_symlink() or entry.is_file() or entry.is_dir()):
+                raise InputError(f"{entry.path}: a pipe or a device, no file; take it out")
+        return [entry.name for entry in shown]
+
+
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[int]:
     try:
-        fd = os.open(path, os.O_RDONLY)
+        # Opening a pipe, to which a link may lead, would wait for who writes into it.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise InputError(f"{path}: no file; take it out")
             yield fd
         finally:
             os.close(fd)

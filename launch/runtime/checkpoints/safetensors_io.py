@@ -54,6 +54,24 @@ class Tensor:
         return tensor_bytes(self.shape, self.dtype)
 
 
+def check_finite(name: str, tensor: Tensor, values: np.ndarray) -> None:
+    """Looks for numbers that no sound weights have.
+
+    Args:
+        name: of the tensor, for the message.
+        tensor: where it lies.
+        values: it, or a part of it, as it is stored.
+
+    Raises:
+        InputError: one is NaN or infinite.
+    """
+    if not np.isfinite(values).all():
+        raise InputError(
+            f"{tensor.file}: the tensor {name} holds NaN or infinity: download or copy the file "
+            "again, or save the weights anew"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Weights:
     """The files of one model in one variant.

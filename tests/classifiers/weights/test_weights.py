@@ -214,6 +214,7 @@ def test_a_base_model_of_transformers(tmp_path):
         ({"head.bias": np.ones(4)}, r"head\.bias has the shape \(4,\).*or a new head"),
         ({"pos_embed": np.ones((1, 4, 8))}, "4 positions, which are not those of a square image"),
         ({"pos_embed": np.ones((1, 5, 4))}, r"pos_embed has the shape \(1, 5, 4\)"),
+        ({"head.bias": np.array([0, 1, np.nan])}, r"the tensor head\.bias holds NaN or infinity"),
         ({"head.bias": np.ones(3, np.int32)}, "of type I32; only F64, F32, F16, BF16, I64 can"),
     ],
 )

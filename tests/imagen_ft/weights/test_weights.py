@@ -128,6 +128,15 @@ def test_tensors_that_do_not_fit(tmp_path, change, said):
     assert_fails(write_part(tmp_path / "unet", "unet", arrays=arrays), said)
 
 
+@pytest.mark.parametrize("number", [np.nan, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_tensors_that_are_not_finite(tmp_path, number, dtype):
+    arrays = tensors("unet", dtype)
+    arrays["conv_out.weight"][5, 31, 2, 2] = number
+    said = rf"{UNET_FILE}: the tensor conv_out\.weight holds NaN or infinity"
+    assert_fails(write_part(tmp_path / "unet", "unet", arrays=arrays), said)
+
+
 UNIMPLEMENTED = dict(
     _class_name="UNet2DModel",
     act_fn="silu",

@@ -304,3 +304,24 @@ def test_batches_of_images_of_many_sizes(tmp_path):
     assert (
         batch["image"].shape == (20, 4, 4, 3) and np.bincount(batch["label"]).tolist() == [10] * 2
     )
+
+
+def test_what_is_no_file(tmp_path):
+    folder = write_folder(tmp_path / "images", contents())
+    link, pipe = folder / "eel", folder / "dog" / "pipe.jpg"
+    link.symlink_to(tmp_path / "gone")
+    with pytest.raises(InputError, match=f"{link}: a link that leads nowhere; mend or remove it"):
+        ImageFolder(folder)
+    link.unlink()
+    os.mkfifo(pipe)
+    with pytest.raises(InputError, match=f"{pipe}: a pipe or a device, no file; take it out"):
+        ImageFolder(folder)
+    # Links to images are usual and many, so that a link is looked at when it is read.
+    pipe.rename(tmp_path / "pipe")
+    pipe.symlink_to(tmp_path / "pipe")
+    with pytest.raises(InputError, match=f"{pipe}: no file; take it out"):
+        ImageFolder(folder)[4]
+    pipe.unlink()
+    pipe.symlink_to(folder / "dog" / "a.jpg")
+    assert len(ImageFolder(folder)) == 5
+    np.testing.assert_array_equal(ImageFolder(folder)[4]["image"], ImageFolder(folder)[2]["image"])
