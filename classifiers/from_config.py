@@ -46,7 +46,12 @@ def load_class_names(workdir: epath.Path) -> list[str] | None:
         InputError: the file is damaged.
     """
     path = workdir / _CLASS_NAMES
-    return read_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    names = read_json(path)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{path}: no list of names; restore it")
+    return names
 
 
 def init_model(

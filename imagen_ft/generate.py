@@ -11,7 +11,6 @@ it. --verify reads a set back, --repair makes what is damaged or missing in it a
 
 import functools
 import time
-from typing import Any
 
 import jax
 import ml_collections
@@ -66,14 +65,6 @@ def _see(folder: epath.Path) -> None:
     raise InputError(f"{folder} is not the same folder on all hosts: name one that all see")
 
 
-def _check_size(fields: dict[str, Any]) -> None:
-    images, copies = sum(fields["counts"]), fields["copies"]
-    if images * copies > MOST:
-        raise InputError(
-            f"config.copies={copies} of {images} images: a set of at most {MOST} images is possible"
-        )
-
-
 def _mesh(config: ml_collections.ConfigDict) -> Mesh | None:
     return make_mesh(config.get("mesh", {"data": -1})) if jax.device_count() > 1 else None
 
@@ -95,7 +86,6 @@ def main(args: app.Arguments) -> None:
     distributed.check_joined()
     cascade = load_cascade(args.config, _mesh(args.config))
     fields = set_fields(args, cascade)
-    _check_size(fields)
     SyntheticWriter.check(**fields)
 
     def claim() -> None:

@@ -173,9 +173,34 @@ def read_object(path: epath.PathLike) -> dict[str, Any]:
     Raises:
         InputError: it is missing, it is not JSON, or holds something else.
     """
-    content = read_json(path)
+    return _object(read_json(path), path)
+
+
+def parse_object(data: bytes, path: epath.PathLike) -> dict[str, Any]:
+    """As `parse_json`, of a file that holds an object."""
+    return _object(parse_json(data, path), path)
+
+
+def _object(content: Any, path: epath.PathLike) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: JSON, but no object ({{...}}); restore it or write it again")
+    return content
+
+
+def read_fields(path: epath.PathLike, **kinds: Any) -> dict[str, Any]:
+    """Reads a JSON file that holds an object, and looks at some of its fields.
+
+    Args:
+        path: of the file.
+        **kinds: the type of each, as `isinstance` takes it.
+
+    Raises:
+        InputError: as `read_object`, or a field is missing or of another type.
+    """
+    content = read_object(path)
+    for name, kind in kinds.items():
+        if not isinstance(content.get(name), kind):
+            raise InputError(f"{path}: it has no sound {name!r}; restore it or make it again")
     return content
 
 

@@ -16,7 +16,7 @@ from classifiers.evaluation.statistics import Accuracies, compare
 from classifiers.studies.inventory import Inventory
 from classifiers.studies.plan import REAL, PlannedRun, arms_of, evaluation_path
 from launch.errors import InputError
-from launch.files import read_json
+from launch.files import read_fields
 
 Arms = Mapping[str, Mapping[str, dict[str, Any]]]
 # One image more or less is a larger difference than rounding.
@@ -36,7 +36,8 @@ def collect(
     Raises:
         InputError: the evaluations are not of one set of images.
     """
-    evaluations = [read_json(evaluation_path(config, run)) for run in runs]
+    kinds: dict[str, Any] = dict(num_images=int, class_names=list, arms=dict)
+    evaluations = [read_fields(evaluation_path(config, run), **kinds) for run in runs]
     evaluation = {key: evaluations[0][key] for key in ("num_images", "class_names")}
     for run, other in zip(runs, evaluations, strict=True):
         if any(other[key] != value for key, value in evaluation.items()):

@@ -12,7 +12,7 @@ from input_pipeline.records.image_codec import decode_image
 from input_pipeline.source import ArraySource, in_memory
 from input_pipeline.sources.digits import digits
 from input_pipeline.synthetic.source import SyntheticSource
-from launch.files import read_json, write_json
+from launch.files import read_fields, write_json
 from launch.runtime.reports import image_grid, plots
 from launch.runtime.reports.html import Report
 from launch.runtime.reports.tables import p_text, percent, points, text_table
@@ -26,7 +26,8 @@ POINTS, P_VALUE = 0.05, 1e-3
 
 def write(root: Path, wall_seconds: float, peak_memory_bytes: int) -> dict[str, Any]:
     """Writes report.html, report.png, report.json into `root`; returns what the last one holds."""
-    evaluation = read_json(root / "classifiers" / "evaluation_test.json")
+    path = root / "classifiers" / "evaluation_test.json"
+    evaluation = read_fields(path, arms=dict, class_names=list, num_images=int)
     result = {
         "arms": {name: evaluation["arms"][name] for name in ORDER},
         "class_names": evaluation["class_names"],

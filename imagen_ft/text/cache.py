@@ -67,7 +67,7 @@ class TextCache:
             self.shape = int(length), int(width)
             self.dtype = jnp.dtype(self.encoder["dtype"])
             self.flags = [str(flag) for flag in contents["flags"]]
-        except (KeyError, TypeError, ValueError):
+        except (ArithmeticError, KeyError, TypeError, ValueError):
             raise InputError(f"{path}: damaged; remove {folder} and make it again") from None
         self._rows: dict[str, _Row] = {}
         self._next_part = 0
@@ -164,7 +164,7 @@ class TextCache:
             whole = path.stat().length == data_start + states.end
             fits = states.shape == (len(prompts), *self.shape) and len(checksums) == len(prompts)
             same_encoder = metadata["encoder"] == self.digest
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
             raise InputError(_damaged(path, "its head")) from None
         if not same_encoder:
             raise InputError(f"{path}: of another encoder than {self.folder}: take it out there")

@@ -137,6 +137,8 @@ def _json_list(path: epath.Path, text: str) -> Iterator[tuple[int, str]]:
         entries = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg}); mend the file") from None
+    except (RecursionError, ValueError) as error:
+        raise InputError(f"{path}: not a list of texts ({error}); mend the file") from None
     if not isinstance(entries, list):
         raise InputError(f'{path}: JSON, but no list; write ["...", "..."]')
     for number, entry in enumerate(entries, start=1):

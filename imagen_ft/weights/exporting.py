@@ -33,7 +33,7 @@ from imagen_ft.weights.pipeline_parts import (
 )
 from imagen_ft.weights.unet_config import unet_config
 from launch.errors import InputError
-from launch.files import is_local, read_object, write_atomic
+from launch.files import is_local, parse_object, read_object, write_atomic
 from launch.runtime.atomic_folder import atomic_folder, check_target
 from launch.runtime.checkpoints.safetensors_io import Weights, write_file, write_model
 from launch.runtime.checkpoints.tensor_mapping import tensor_mappings
@@ -105,9 +105,10 @@ def export_weights(
     small = _small_files(lenders)
     index = small.pop(MODEL_INDEX, None)
     if index is not None:
+        components = parse_object(index, MODEL_INDEX)
         index = _without_missing(index, set(writers) | {name.partition("/")[0] for name in small})
         if "unet" in locations:
-            _check_pipeline(PARTS["unet"], locations["unet"], json.loads(index), pipeline or source)
+            _check_pipeline(PARTS["unet"], locations["unet"], components, pipeline or source)
     elif pipeline:
         raise InputError(f"--pipeline={pipeline} has no {MODEL_INDEX}: name a pipeline's folder")
     with atomic_folder(target) as folder:
@@ -192,7 +193,7 @@ def _reader(part: Part, location: PartLocation, total: int) -> _Read:
 
 def _with_dtype(config: bytes, dtype: np.dtype) -> bytes:
     """Whatever type the files have, transformers reads them as the one that the config names."""
-    table = json.loads(config)
+    table = parse_object(config, "config.json")
     fields = {"dtype", "torch_dtype"} & table.keys()
     if not fields:
         return config
@@ -258,8 +259,8 @@ def _small_files(lenders: list[epath.Path]) -> dict[str, bytes]:
 
 def _without_missing(index: bytes, parts: set[str]) -> bytes:
     """The index of a pipeline, with null for what is not there (the safety checker)."""
-    table = json.loads(index)
-    components = {name for name, value in table.items() if isinstance(value, list) and value[0]}
+    table = parse_object(index, MODEL_INDEX)
+    components = {n for n, value in table.items() if isinstance(value, list) and any(value[:1])}
     if components <= parts:
         return index
     table.update({name: [None, None] for name in components - parts})

@@ -117,7 +117,7 @@ def _should_have(source: str, part: str) -> bool:
     root = epath.Path(source)
     index = root / MODEL_INDEX
     listed = read_object(index).get(part) if index.exists() else None
-    return (root / part).exists() or bool(listed and listed[0])
+    return (root / part).exists() or bool(isinstance(listed, list) and listed and listed[0])
 
 
 def _small_files(source: str, locations: Mapping[str, PartLocation]) -> Path:

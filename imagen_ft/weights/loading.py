@@ -169,7 +169,9 @@ def open_checkpoint(
     if location.kind == RUN:
         return _trained_unet(Run.open(location.folder))
     path = location.folder / "config.json"
-    imported = read_sealed(path)["imported"]
+    imported = read_sealed(path).get("imported")
+    if not isinstance(imported, dict):
+        raise InputError(f"{path}: not of an import; import the weights again")
     if variant not in (None, imported["variant"]):
         origin = imported["variant"] or "weights without a variant"
         raise InputError(

@@ -97,7 +97,7 @@ def _parse(data: bytes, key: CacheKey, names: tuple[str, ...]) -> dict[str, np.n
         fixed = (header["format"], header["shard"], header["asked"], header["size"])
         crc, written, sample = header["crc"], header["changed"], header["sample"]
         described = header["columns"]
-    except (ValueError, KeyError, TypeError):
+    except (KeyError, RecursionError, TypeError, ValueError):
         return None
     if fixed != (_FORMAT, os.path.basename(key.path), key.asked, key.size):
         return None

@@ -187,9 +187,11 @@ class _File:
 
     def class_names(self) -> tuple[str, ...] | None:
         """As the Hub's library writes them."""
-        metadata = json.loads((self.schema.metadata or {}).get(b"huggingface", b"{}"))
-        feature = metadata.get("info", {}).get("features", {}).get(self._label, {})
-        return tuple(feature["names"]) if feature.get("names") else None
+        data = (self.schema.metadata or {}).get(b"huggingface", b"{}")
+        node: Any = files.parse_json(data, f"{self.path}, its metadata 'huggingface'")
+        for field in ("info", "features", self._label, "names"):
+            node = node.get(field) if isinstance(node, dict) else None
+        return tuple(map(str, node)) if node and isinstance(node, list) else None
 
     def _check_columns(self, image: str, label: str) -> None:
         import pyarrow as pa

@@ -6,17 +6,36 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from input_pipeline.synthetic.plan import Plan, usual_shard
 from launch.errors import InputError
 from launch.fields import Fields
+from launch.runtime.limits import MOST
 
 _FORMAT = 2
 
 
-def plan_of(config: Fields) -> Plan:
-    """The plan of a set, of its `provenance.json`."""
-    return Plan(tuple(config["counts"]), config["copies"], config["images_per_shard"])
+def plan_of(config: Fields, location: epath.PathLike) -> Plan:
+    """The plan of a set, of its `provenance.json`.
+
+    Args:
+        config: what that holds.
+        location: where it was read, for messages.
+
+    Raises:
+        InputError: numbers that no set has.
+    """
+    fields = ("counts", "copies", "images_per_shard")
+    counts, copies, images_per_shard = (config[field] for field in fields)
+    numbers = [*counts, copies, images_per_shard]
+    if (
+        not all(type(number) is int and 0 <= number <= MOST for number in numbers)
+        or sum(counts) * copies > MOST
+        or not images_per_shard
+    ):
+        raise InputError(f"{location}: {', '.join(fields)} are not numbers of images")
+    return Plan(tuple(counts), copies, images_per_shard)
 
 
 def _plain(value: Any) -> Any:
@@ -50,6 +69,8 @@ def _faults(config: Fields) -> Iterator[str]:
         yield f"image shape {shape}: use [h, w, 1 or 3]"
     if config["copies"] < 1:
         yield f"copies={config['copies']}: must be at least 1"
+    if sum(counts) * config["copies"] > MOST:
+        yield f"copies={config['copies']} of {sum(counts)} images: at most {MOST} can be made"
     if config["images_per_shard"] < 0:
         yield f"images_per_shard={config['images_per_shard']}: must be at least 1, or 0 for 150 MB"
     encoding = config["encoding"]

@@ -51,8 +51,11 @@ class SyntheticSource:
         try:
             self.manifest: dict[str, Any] = files.read_sealed(path)
             self._digest = files.sha256(path)
-            self.plan = plan_of(self.manifest)
+            self.plan = plan_of(self.manifest, path)
             self.class_names = tuple(self.manifest["class_names"])
+            shards = [entry["num_examples"] for entry in self.manifest["shards"]]
+            if (len(shards), sum(shards)) != (self.plan.num_shards, self.plan.num_images):
+                raise InputError(f"{path}: its shards do not hold as many images as it counts")
         except (KeyError, TypeError):
             raise InputError(f"{path}: of another version of this project; {RESUME}") from None
         except InputError as error:

@@ -98,7 +98,7 @@ def verify(folder: epath.PathLike, progress: Callable[[int], Any] = _IDLE) -> Re
     """
     folder = epath.Path(folder)
     config, damaged = _config(folder)
-    plan, set_id = plan_of(config), files.json_digest(config)
+    plan, set_id = plan_of(config, folder), files.json_digest(config)
     entries = _manifest(folder, damaged)
     check = lambda number: _check(folder, config, plan, set_id, entries, number)  # noqa: E731
     times = np.zeros(plan.num_images, np.uint8)

@@ -86,7 +86,7 @@ class SyntheticWriter:
         )
         self.set_id = files.json_digest(self.config)
         self.folder, self.class_names = epath.Path(folder), tuple(class_names)
-        self.plan = plan_of(self.config)
+        self.plan = plan_of(self.config, self.folder)
         self._repair = repair
         self._claim_folder()
 

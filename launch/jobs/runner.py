@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from launch.cli import say
 from launch.errors import Preempted
-from launch.files import read_json, sha256, write_json
+from launch.files import read_fields, sha256, write_json
 from launch.jobs.job import Child, Job, JobFailed
 
 __all__ = ["PYTHON", "Job", "JobFailed", "JobRunner"]
@@ -52,7 +52,9 @@ class JobRunner:
         self._lanes, self._launcher = lanes, tuple(launcher)
         self._running: dict[int, Child] = {}
         self._clock = workdir / "clock.json"
-        self._seconds_before = read_json(self._clock)["seconds"] if self._clock.exists() else 0.0
+        self._seconds_before = 0.0
+        if self._clock.exists():
+            self._seconds_before = read_fields(self._clock, seconds=float | int)["seconds"]
         self._start = time.perf_counter()
         self._ticked = 0.0
 
@@ -102,16 +104,16 @@ class JobRunner:
 
     def marks(self) -> dict[str, dict[str, Any]]:
         """What the finished steps have left, by name."""
-        return {name: read_json(self._mark_path(name)) for name in self._steps}
+        return {name: _read_mark(self._mark_path(name)) for name in self._steps}
 
     def _is_done(self, name: str) -> bool:
         """Whether its mark is there, its output too, and no step it needs was done after it."""
         step, path = self._steps[name], self._mark_path(name)
         if not path.exists() or not step.output.exists():
             return False
-        mark = read_json(path)
+        mark = _read_mark(path)
         return mark["run_with"] == _run_with(step) and all(
-            self._is_done(other) and read_json(self._mark_path(other))["ended"] <= mark["ended"]
+            self._is_done(other) and _read_mark(self._mark_path(other))["ended"] <= mark["ended"]
             for other in step.after
         )
 
@@ -147,6 +149,11 @@ class JobRunner:
             "peak_memory_bytes": child.peak_memory_bytes,
         }
         write_json(path, mark)
+
+
+def _read_mark(path: Path) -> dict[str, Any]:
+    number = float | int
+    return read_fields(path, run_with=dict, ended=number, seconds=number, peak_memory_bytes=number)
 
 
 def _run_with(step: Job) -> dict[str, Any]:

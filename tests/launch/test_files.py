@@ -80,6 +80,24 @@ def test_what_is_not_json(tmp_path, data, said):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[{"count": 1}]', r"JSON, but no object \(\{...\}\)"),
+        ('{"count": 1}', "it has no sound 'names'"),
+        ('{"count": "1", "names": []}', "it has no sound 'count'"),
+        ('{"count": 1, "names": null}', "it has no sound 'names'"),
+    ],
+)
+def test_json_of_another_kind(tmp_path, text, said):
+    path = tmp_path / "a.json"
+    path.write_text('{"count": 1.5, "names": []}')
+    assert files.read_fields(path, count=int | float, names=list)["count"] == 1.5
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"a\.json: {said}"):
+        files.read_fields(path, count=int | float, names=list)
+
+
 def test_sha256(tmp_path):
     data = bytes(range(256)) * 8192  # more than one block
     (tmp_path / "a").write_bytes(data)

@@ -56,7 +56,10 @@ def parse_header(header: bytes) -> tuple[dict[str, HeaderEntry], dict[str, str]]
     Raises:
         ValueError, TypeError, KeyError: it is damaged.
     """
-    table = json.loads(header)
+    try:
+        table = json.loads(header)
+    except RecursionError:
+        raise ValueError("a header is nested too deeply") from None
     if not isinstance(table, dict):
         raise ValueError("a header is a JSON object")
     metadata = table.pop(_METADATA, {})

@@ -38,6 +38,8 @@ def test_files(tmp_path, file, data):
         ("a.txt", b"one\n\xff\xfe", r"a\.txt:2: not text in UTF-8"),
         ("a.json", b"[]", r"a\.json: the file is empty"),
         ("a.json", b'["one",\n oops]', r"a\.json:2: not JSON"),
+        ("a.json", b"[" * 10**5, r"a\.json: not a list of texts \(maximum recursion"),
+        ("a.json", b"9" * 5000, r"a\.json: not a list of texts \(Exceeds the limit"),
         ("a.json", b'{"one": 1}', r"a\.json: JSON, but no list"),
         ("a.json", b'["one", 2]', r"a\.json, item 2: 2 is no string"),
         ("a.json", b'["one", "one "]', r"a\.json, item 2: 'one' is already at .*item 1"),

@@ -180,3 +180,23 @@ def test_footers_are_read_once(tmp_path, monkeypatch):
     source = ParquetSource(write_files(tmp_path / "a"))
     monkeypatch.setattr(parquet, "_File", None)
     assert source[11]["label"] == 2
+
+
+NO_NAMES, NO_JSON = "names no classes; set class_names", "its metadata 'huggingface': not JSON"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ("[1]", NO_NAMES),
+        ('{"info": 3}', NO_NAMES),
+        ('{"info": {"features": {"label": {"names": "abc"}}}}', NO_NAMES),
+        ("{", NO_JSON),
+        ("[" * 10**5, NO_JSON),
+    ],
+    ids=["list", "number", "text", "half", "nested"],
+)
+def test_metadata_of_another_kind(tmp_path, metadata, said):
+    path = tmp_path / "train-00000-of-00001.parquet"
+    pq.write_table(table(0, 3, names=None).replace_schema_metadata({"huggingface": metadata}), path)
+    refused(rf"{path}.*{said}", tmp_path)

@@ -5,6 +5,7 @@ import tensorflow_datasets as tfds
 from input_pipeline import sources
 from input_pipeline.records.tfrecord import TFRecordFile
 from input_pipeline.synthetic.source import SyntheticSource
+from launch import files
 from launch.errors import InputError
 from tests.input_pipeline.synthetic.tiny_set import (
     IMAGES,
@@ -102,4 +103,26 @@ def test_source_refuses_an_index_of_another_shard(complete):
 def test_source_refuses_a_damaged_manifest(complete):
     flip_byte(complete / "manifest.json", 100)
     with pytest.raises(InputError, match=r"manifest.json: .*--repair"):
+        SyntheticSource(complete)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("counts", [10**18, 1], "counts, copies, images_per_shard are not numbers of images"),
+        ("counts", [10**6, 1], "its shards do not hold as many images as it counts"),
+        ("counts", [-1, 1], "counts, copies, images_per_shard are not"),
+        ("counts", ["1", 1], "counts, copies, images_per_shard are not"),
+        ("copies", 10**12, "counts, copies, images_per_shard are not"),
+        ("copies", 10**6, "its shards do not hold as many images as it counts"),
+        ("images_per_shard", 0, "counts, copies, images_per_shard are not"),
+        ("images_per_shard", 10**6, "its shards do not hold as many images as it counts"),
+        ("shards", [], "its shards do not hold as many images as it counts"),
+        ("shards", 3, "of another version of this project"),
+    ],
+)
+def test_source_refuses_numbers_of_no_set(complete, field, value, said):
+    path = complete / "manifest.json"
+    files.write_sealed(path, {**files.read_sealed(path), field: value})
+    with pytest.raises(InputError, match=rf"manifest\.json: {said}"):
         SyntheticSource(complete)

@@ -146,6 +146,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
         ({"counts": [1, 2, 3]}, "2 class names but 3 counts"),
         ({"counts": [0, 0]}, "not all 0"),
         ({"copies": 0}, "copies=0"),
+        ({"copies": 10**9}, r"copies=1000000000 of \d+ images: at most"),
         ({"images_per_shard": -1}, "images_per_shard=-1"),
         ({"image_shape": (4, 4, 2)}, r"\[4, 4, 2\]"),
         ({"encoding": {"format": "gif"}}, "encoding .*gif"),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.errors import Preempted
+from launch.errors import InputError, Preempted
 from launch.files import read_json
 from launch.jobs import job
 from launch.jobs.runner import PYTHON, Job, JobFailed, JobRunner
@@ -312,6 +312,16 @@ def test_a_network_file_system_may_be_late(site):
     )
     site.run(Job("late", ("late", str(site.folder / "made")), (), site.folder / "made"))
     assert site.road(site.step("late")).marks()["late"]["seconds"] > 0
+
+
+@pytest.mark.parametrize("file", ["clock.json", "steps/a.json"])
+def test_notes_of_another_kind(site, file):
+    site.road(site.step("a")).run()
+    site.road(site.step("a")).tick()
+    (path,) = site.workdir.rglob(file.rpartition("/")[2])
+    path.write_text("{}")
+    with pytest.raises(InputError, match=rf"{path}: it has no sound '"):
+        site.road(site.step("a")).run()
 
 
 def test_another_digest_runs_the_step_again(site):
