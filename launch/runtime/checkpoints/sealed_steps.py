@@ -5,7 +5,6 @@ import errno
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -15,6 +14,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jaxtyping import PyTree
 
+from launch.cli import say
 from launch.errors import Failed, InputError, users_error
 from launch.files import is_local, naming
 from launch.runtime.checkpoints import seals
@@ -150,7 +150,7 @@ class SealedSteps:
                 for newer in faults:
                     self.set_aside(newer, keep=True)
                 return step, faults
-            print(f"checkpoint not used: {fault}", file=sys.stderr, flush=True)
+            say(f"checkpoint not used: {fault}")
             if sealed:
                 faults[step] = fault
             else:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
 
+from launch.cli import say
 from launch.files import is_local, naming, write_atomic
 from launch.runtime.reports.image_grid import to_png
 from launch.runtime.training.event_file import EventFile
@@ -39,11 +39,11 @@ class MetricWriter:
             aside = workdir / DAMAGED
             earlier = aside.read_bytes() if aside.exists() else b""
             write_atomic(aside, earlier + b"".join(line + b"\n" for line in damaged))
-            _tell(f"{path}: {_count(damaged)} taken to {aside.name}")
+            say(f"{path}: {_count(damaged)} taken to {aside.name}")
         kept = [line for line in lines if line["step"] <= start_step]
         if start_step and not kept:
             state = "holds no numbers" if path.exists() else "is missing"
-            _tell(f"{path} {state}: those up to step {start_step} are lost, the run goes on")
+            say(f"{path} {state}: those up to step {start_step} are lost, the run goes on")
         self._text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomic(path, self._text.encode())
         # What is appended to an object of a bucket is not there before the file is closed.
@@ -112,7 +112,7 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
     path = epath.Path(workdir) / METRICS
     lines, damaged = _read(path)
     if damaged:
-        _tell(f"{path}: {_count(damaged)} left out")
+        say(f"{path}: {_count(damaged)} left out")
     return lines
 
 
@@ -138,10 +138,6 @@ def _parse(line: bytes) -> dict[str, float] | None:
 
 def _count(damaged: Sequence[bytes]) -> str:
     return "1 damaged line is" if len(damaged) == 1 else f"{len(damaged)} damaged lines are"
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def column(metrics: Sequence[Mapping[str, float]], name: str) -> tuple[np.ndarray, np.ndarray]:

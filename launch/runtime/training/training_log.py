@@ -12,6 +12,7 @@ from etils import epath
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from launch.cli import say
 from launch.errors import Diverged
 from launch.runtime.training.metrics import MetricWriter, to_scalars
 from launch.runtime.training.performance import StepTimer, floor_seconds, memory
@@ -222,4 +223,4 @@ class _Terminal:
 
     def _print(self, line: str) -> None:
         if self._lines:
-            print(f"{self._label}: {line}", file=sys.stderr, flush=True)
+            say(f"{self._label}: {line}")
