@@ -62,7 +62,7 @@ def build(
     tensors = open_tensors(path)
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     config = _read(folder / CONFIG)
-    timm = config.get("pretrained_cfg") or {}
+    timm = _timm(config, folder / CONFIG)
     fields: dict[str, Any] = {}
     if name is None and "model_type" not in config:
         raise InputError(f"{path}: {CONFIG} names no model of transformers: name one with --model")
@@ -76,7 +76,7 @@ def build(
     num_classes = fields.pop("num_classes", None) or _num_classes(tensors, path)
     model = presets.make(name, num_classes, **fields)
     size = presets.PRESETS[name].size if name in presets.PRESETS else None
-    return model, size or trained_size(tensors, model) or (timm.get("input_size") or [224])[-1]
+    return model, size or trained_size(tensors, model) or _input_size(timm, folder / CONFIG)
 
 
 def crop_ratio(path: epath.PathLike) -> float:
@@ -86,8 +86,11 @@ def crop_ratio(path: epath.PathLike) -> float:
         path: as for `build`.
     """
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    timm = _read(folder / CONFIG).get("pretrained_cfg") or {}
-    return timm.get("crop_pct") or _read(folder / PREPROCESSOR).get("crop_pct") or CROP_RATIO
+    timm = _timm(_read(folder / CONFIG), folder / CONFIG)
+    ratio = timm.get("crop_pct") or _read(folder / PREPROCESSOR).get("crop_pct") or CROP_RATIO
+    if not isinstance(ratio, int | float) or not 0 < ratio <= 1:
+        raise InputError(f"{folder}: crop_pct is {ratio!r}, not a number in (0, 1]")
+    return ratio
 
 
 def write_configs(
@@ -127,7 +130,7 @@ def _from_transformers(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: Path
 ) -> tuple[str, dict[str, Any]]:
     kind = config["model_type"]
-    if kind not in _FIXED:
+    if not isinstance(kind, str) or kind not in _FIXED:
         raise InputError(f"{where}: model_type is {kind!r}; known are {', '.join(_FIXED)}")
     for field, (default, ours) in _FIXED[kind].items():
         if (value := config.get(field, default)) != ours:
@@ -184,6 +187,19 @@ def _read(path: Path) -> dict[str, Any]:
     return read_object(path) if path.exists() else {}
 
 
+def _timm(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
+    """What timm says of the weights, if it wrote the file."""
+    written = config.get("pretrained_cfg") or {}
+    if not isinstance(written, dict):
+        raise InputError(f"{where}: pretrained_cfg is {written!r}, not an object")
+    return written
+
+
+def _input_size(timm: Mapping[str, Any], where: Path) -> int:
+    size = timm.get("input_size") or [224]
+    return _whole(size[-1] if isinstance(size, list) else size, "input_size", where)
+
+
 def _whole(value: Any, field: str, where: Path) -> int:
     if not isinstance(value, int) or value < 1:
         raise InputError(f"{where}: {field} is {value!r}, not a positive whole number")
@@ -197,6 +213,9 @@ def _pixels(config: Mapping[str, Any], where: Any) -> str:
             f"{where}: nothing beside the weights says how pixels were scaled: say it with "
             f"--pixels ({', '.join(PIXELS)})"
         )
+    for values in (mean, std):
+        if not isinstance(values, list) or not all(isinstance(x, int | float) for x in values):
+            raise InputError(f"{where}: pixels were scaled by {values!r}, not a list of numbers")
     for name, scaling in PIXELS.items():
         statistics = np.asarray(scaling)[:, : len(mean)]
         if np.shape(mean) == np.shape(std) and np.allclose((mean, std), statistics, atol=1e-4):

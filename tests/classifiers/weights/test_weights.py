@@ -119,6 +119,11 @@ def test_an_import_is_evaluated_as_the_files_say(vit, tmp_path, monkeypatch):
         (dict(hidden_act="relu"), "hidden_act is 'relu', only 'gelu' is implemented"),
         (dict(qkv_bias=False), "qkv_bias is False, only True"),
         (dict(model_type="beit"), "model_type is 'beit'; known are vit, resnet, deit"),
+        (dict(model_type=["vit"]), r"model_type is \['vit'\]; known are"),
+        (dict(hidden_size=10**9), "model.width=1000000000: at most 131072 is possible"),
+        (dict(num_hidden_layers=10**6), "model.depth=1000000: at most 1000 is possible"),
+        (dict(pretrained_cfg="vit"), "pretrained_cfg is 'vit', not an object"),
+        (dict(pretrained_cfg=dict(mean=1, std=1)), "pixels were scaled by 1, not a list of num"),
         (dict(patch_size=[4, 4]), r"patch_size is \[4, 4\], not a positive whole number"),
         (
             dict(model_type="resnet", hidden_act="relu"),
