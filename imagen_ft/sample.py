@@ -34,7 +34,7 @@ MOST_PATHS = 16
 GRID, PATH, SETTINGS = "samples.png", "path.png", "samples.json"
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 _LIMITS = {"seed": SEED, "batch_size": BATCH, "images_per_prompt": (1, 10**6)}
-# Fields of the config that samples.json leaves out: no image depends on them.
+# Fields of the config that samples.json leaves out: no image depends on them, or in its last bits.
 OUTSIDE_SETTINGS = ("batch_size", "show_stages")
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, overload
 
@@ -20,6 +21,7 @@ from imagen_ft.text import class_names
 from imagen_ft.text.encoders import TextEncoder, make_text_encoder
 from launch.errors import InputError
 from launch.runtime.config import load_config
+from launch.runtime.devices.hardware import architecture
 from launch.runtime.devices.mesh import fetch, put_split
 from launch.runtime.images import to_float, to_uint8
 from launch.runtime.types import Array
@@ -36,7 +38,7 @@ class Cascade:
         class_names: the prompts it was trained with; empty where any text will do.
         digests: of each stage's weights.
         batch_size: how many images are drawn at a time, unless a request or a stage has its own
-            number.
+            number; with a mesh the next multiple of its devices.
         mesh: of the devices that draw together, each a part of a batch; all processes of a job
             then have to make the same calls. None is one device.
     """
@@ -91,6 +93,9 @@ class Cascade:
     ) -> np.ndarray | list[np.ndarray]:
         """Draws all images of a request: `sample(["a goldfish"], seed=1)`.
 
+        Without a `batch_size` of its own, a request of fewer images than the cascade's is drawn in
+        one batch of as many: that takes no longer than it has to, and rounds in its own way.
+
         Args:
             prompts: one an image.
             every_stage: whether to return the images of all stages that were run, in their order.
@@ -103,8 +108,11 @@ class Cascade:
         Raises:
             InputError: see `Request.check`.
         """
-        batches = []
-        for batch in self.stream(Request(prompts, **fields), every_stage):
+        request, batches = Request(prompts, **fields), []
+        if request.batch_size is None:
+            size = min(self.batch_size, len(request))
+            request = dataclasses.replace(request, batch_size=size)
+        for batch in self.stream(request, every_stage):
             batches.append(batch)
             if progress is not None:
                 progress(len(batch[-1]))
@@ -113,6 +121,9 @@ class Cascade:
 
     def stream(self, request: Request, every_stage: bool = False) -> Iterator[list[np.ndarray]]:
         """Draws a request batch by batch: one is on its way while the one before it is used.
+
+        Every batch is filled up to one size, and an image has the same row in it whatever else is
+        asked for: with the same `rounding` it is the same to the last bit.
 
         Args:
             request: what to draw.
@@ -128,6 +139,20 @@ class Cascade:
         request.check(self.stages, self.class_names)
         shown = slice(None) if every_stage else slice(-1, None)
         return _fetch_one_behind(stages[shown] for stages in self._dispatch(request))
+
+    def rounding(self) -> dict[str, Any]:
+        """What decides, besides a request, how the sums behind an image are rounded; as JSON.
+
+        How many devices split a batch does not, where each has as many images: only that they do.
+        """
+        axes = {} if self.mesh is None else self.mesh.shape
+        devices = jax.local_devices()[:1] if self.mesh is None else self.mesh.devices.ravel()
+        return {
+            "device": architecture(devices[0]),
+            "images_per_device": [size // self._ways for size in self._sizes(self.batch_size)],
+            "several_devices": len(devices) > 1,
+            **{axis: axes.get(axis, 1) for axis in ("fsdp", "tensor")},
+        }
 
     def path(
         self, prompts: Sequence[str], seed: int = 0
@@ -159,58 +184,77 @@ class Cascade:
         indices = np.arange(len(rows)) if request.indices is None else np.asarray(request.indices)
         optional = {"low": request.low, "start": request.start}
         given = {name: images for name, images in optional.items() if images is not None}
-        batch_size = self._batch_size(request)
-        for first in range(0, len(rows), batch_size):
-            batch = slice(first, first + batch_size)
+        positions = np.arange(len(rows))
+        if request.positions is not None:
+            positions = np.asarray(request.positions)
+        batch_size = self.batch_size if request.batch_size is None else request.batch_size
+        sizes = self._sizes(batch_size)
+        for batch in _runs(positions, _multiple(batch_size, self._ways)):
             inputs = {"text": states[rows[batch]], "indices": indices[batch]}
             begin = {name: to_float(jnp.asarray(images[batch])) for name, images in given.items()}
-            yield self._run_stages(request, inputs, begin)
+            yield self._run_stages(request, sizes, positions[batch], inputs, begin)
 
-    def _batch_size(self, request: Request) -> int:
-        """Images at a time: not more than there are."""
-        size = self.batch_size if request.batch_size is None else request.batch_size
-        return min(size, len(request))
+    @property
+    def _ways(self) -> int:
+        """Devices that a batch is split over."""
+        return 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    def _sizes(self, batch_size: int) -> list[int]:
+        """Images that each stage draws at a time, where the cascade has batches of this size."""
+        sizes = [min(stage.batch_size or batch_size, batch_size) for stage in self.stages]
+        return [_multiple(size, self._ways) for size in sizes]
 
     def _run_stages(
-        self, request: Request, inputs: dict[str, np.ndarray], begin: dict[str, Array]
+        self,
+        request: Request,
+        sizes: Sequence[int],
+        positions: Int[np.ndarray, " b"],
+        inputs: dict[str, np.ndarray],
+        begin: dict[str, Array],
     ) -> list[Array]:
         """The images of every stage, uint8 [b, size, size, c], each of its own size.
 
         Args:
             request: that the batch is of.
+            sizes: images that each stage draws at a time.
+            positions: of the images; one follows on the other.
             inputs: `text` and `indices` of the batch.
             begin: `low` and `start` of the first stage, in [-1, 1], where the request has them.
         """
         stages = []
         for number in range(request.first_stage(self.stages), len(self.stages)):
-            images = self._run_stage(number, request, inputs | begin)
+            images = self._run_stage(number, request, sizes[number], positions, inputs | begin)
             stages.append(to_uint8(images))
             begin = {"low": images}
         return stages
 
     def _run_stage(
-        self, number: int, request: Request, inputs: dict[str, Any]
+        self,
+        number: int,
+        request: Request,
+        size: int,
+        positions: Int[np.ndarray, " b"],
+        inputs: dict[str, Any],
     ) -> Float[Array, "b size size c"]:
-        """One stage; every batch is filled up to one size, so that one compilation will do."""
-        stage, count = self.stages[number], len(inputs["indices"])
-        size = self._batch_size(request)
-        size = min(stage.batch_size or size, size)
-        if self.mesh is not None:
-            ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-            size = -(-size // ways) * ways
-        skip_steps = 0 if number else request.skip_steps
+        """One stage; every batch is filled up to one size, so that one compilation will do.
+
+        The image at position p is in row p % size: how a compiler rounds can depend on the row.
+        """
+        stage, skip_steps = self.stages[number], 0 if number else request.skip_steps
         options = dict(null_text=self._null_text, skip_steps=skip_steps)
         drawn = []
-        for first in range(0, count, size):
-            batch = {name: values[first : first + size] for name, values in inputs.items()}
-            fill = size - len(batch["indices"])
-            batch = {name: _filled(values, fill) for name, values in batch.items()}
+        for part in _runs(positions, size):
+            first = int(positions[part.start]) % size
+            last = first + part.stop - part.start
+            batch: dict[str, Any] = {
+                name: _filled(values[part], first, size - last) for name, values in inputs.items()
+            }
             batch["keys"] = _keys(request.seed, number, batch.pop("indices"))
             with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
                 if self.mesh is not None:
                     batch = put_split(self.mesh, batch)
                 images = stage.sample(self.variables[number], **batch, **options)
-            drawn.append(images[: size - fill])
+            drawn.append(images[first:last])
         return jnp.concatenate(drawn)
 
 
@@ -253,7 +297,19 @@ def _keys(seed: int, stage: int, indices: np.ndarray) -> Key[Array, " n"]:
     return jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.asarray(indices))
 
 
-def _filled(values: Array, count: int) -> Array:
-    """With rows of zeros behind."""
+def _multiple(size: int, ways: int) -> int:
+    """The next one of `ways`."""
+    return -(-size // ways) * ways
+
+
+def _runs(positions: Int[np.ndarray, " n"], size: int) -> Iterator[slice]:
+    """Parts of positions that follow on each other, between one multiple of `size` and the next."""
+    cuts = np.flatnonzero((np.diff(positions) != 1) | (positions[1:] % size == 0)) + 1
+    return itertools.starmap(slice, itertools.pairwise([0, *cuts.tolist(), len(positions)]))
+
+
+def _filled(values: Array, before: int, behind: int) -> Array:
+    """With rows of zeros around."""
     pad = jnp.pad if isinstance(values, jax.Array) else np.pad
-    return pad(values, ((0, count),) + ((0, 0),) * (values.ndim - 1)) if count else values
+    widths = ((before, behind),) + ((0, 0),) * (values.ndim - 1)
+    return pad(values, widths) if before or behind else values

@@ -16,14 +16,16 @@ from launch.errors import InputError
 class Request:
     """Which images a cascade is to draw: of prompts, or of classes by their numbers.
 
-    Image n of a set depends on the seed, its index and its prompt alone, not on the batch that it
-    is drawn in.
+    Image n of a set depends on the seed, its index and its prompt. How sums are rounded on the way,
+    and so the last bit of a pixel, depends on the size of the batches and the row in them as well.
 
     Attributes:
         prompts: one an image.
         labels: instead of prompts, the number of each image's class among the cascade's.
         seed: of the set of images.
         indices: which images of the set these are; None is the first ones.
+        positions: where each image is in the order that a set is drawn in; the row of a batch
+            follows from it. None is the order here.
         batch_size: how many are drawn at a time; None is the cascade's own number.
         low: uint8 [n, size, size, c], to be drawn larger, one an image; the first stage to run is
             the one that starts from images of this size. None begins with the base.
@@ -37,6 +39,7 @@ class Request:
     labels: np.ndarray | None = None
     seed: int = 0
     indices: Int[np.ndarray, " n"] | None = None
+    positions: Int[np.ndarray, " n"] | None = None
     batch_size: int | None = None
     low: np.ndarray | None = None
     start: np.ndarray | None = None
@@ -90,10 +93,11 @@ class Request:
             raise InputError(f"{name}: give a list, with one for each image")
         if not len(self):
             raise InputError(f"0 {name}: at least one is needed")
-        if self.indices is not None and len(self.indices) != len(self):
-            raise InputError(
-                f"{len(self.indices)} indices for {len(self)} {name}: one each is needed"
-            )
+        for field, numbers in (("indices", self.indices), ("positions", self.positions)):
+            if numbers is not None and len(numbers) != len(self):
+                raise InputError(
+                    f"{len(numbers)} {field} for {len(self)} {name}: one each is needed"
+                )
         if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"batch_size={self.batch_size}: at least 1 is needed")
 

@@ -15,7 +15,7 @@ from launch.runtime import app
 from launch.runtime.config import plain
 
 # No image depends on these fields, wherever in the config: what they name is known by its digest,
-# and counts are told as such.
+# counts are told as such, and what batches and devices decide is `Cascade.rounding`.
 OUTSIDE_PROVENANCE = ("batch_size", "cache", "counts", "mesh", "real_source", "remat", "run")
 
 
@@ -71,6 +71,7 @@ def set_fields(args: app.Arguments, cascade: Cascade) -> dict[str, Any]:
             "config": without(plain(config), OUTSIDE_PROVENANCE),
             "weights": list(cascade.digests),
             "text": cascade.encoder.digest,
+            "rounding": cascade.rounding(),
         },
         encoding=encoding,
     )

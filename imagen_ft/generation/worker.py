@@ -42,9 +42,13 @@ def generate(args: app.Arguments, cascade: Cascade, fields: dict[str, Any]) -> N
         ShardStream(writer, pending, prompts) as stream,
     ):
         if pending:
-            indices = np.concatenate([writer.plan.indices(shard) for shard in pending])
+            plan = writer.plan
+            indices = np.concatenate([plan.indices(shard) for shard in pending])
             request = Request(
-                labels=writer.plan.labels[indices], seed=args.config.seed, indices=indices
+                labels=plan.labels[indices],
+                seed=args.config.seed,
+                indices=indices,
+                positions=np.concatenate([plan.positions(shard) for shard in pending]),
             )
             # A cascade that draws any text draws the set's classes.
             for [images] in dataclasses.replace(cascade, class_names=prompts).stream(request):

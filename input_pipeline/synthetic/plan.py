@@ -68,10 +68,14 @@ class Plan:
         size = self.images_per_shard
         return min(size, self.num_images - shard * size)
 
+    def positions(self, shard: int) -> Int64[np.ndarray, " m"]:
+        """Where a shard's records are among those of all shards."""
+        first = shard * self.images_per_shard
+        return np.arange(first, first + self.shard_size(shard))
+
     def indices(self, shard: int) -> Int64[np.ndarray, " m"]:
         """Indices of a shard's images, in the order of its records."""
-        first = shard * self.images_per_shard
-        copy, position = np.divmod(np.arange(first, first + self.shard_size(shard)), self.copy_size)
+        copy, position = np.divmod(self.positions(shard), self.copy_size)
         return copy * self.copy_size + self.order[position]
 
     def locate(self, index: int) -> tuple[int, int]:

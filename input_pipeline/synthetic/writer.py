@@ -1,6 +1,7 @@
 """Writing generated image sets: shards that appear whole and can be resumed."""
 
 import json
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,11 @@ RESUME = "run imagen_ft.generate again"
 REPAIR = "run imagen_ft.generate with --repair"
 PROVENANCE, MANIFEST, INDEX = "provenance.json", "manifest.json", "index"
 PNG = {"format": "png"}
+
+
+def _described(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    pairs = ((field, *map(reprlib.repr, values)) for field, values in changed.items())
+    return ", ".join(f"{field} = {before} (now {now})" for field, before, now in pairs)
 
 
 def shard_name(name: str, shard: int, num_shards: int) -> str:
@@ -115,8 +121,8 @@ class SyntheticWriter:
             recorded = {key: recorded[key] for key in self.config.keys() & recorded.keys()}
             if changed := files.differences(recorded, self.config):
                 raise InputError(
-                    f"{self.folder}: holds a set made with another {', '.join(changed)}; "
-                    "choose another folder or delete this one"
+                    f"{self.folder}: holds a set made with {_described(changed)}; choose another "
+                    "folder or delete this one"
                 )
             is_own = self._repair
         claim = self.folder / PROVENANCE
@@ -141,8 +147,9 @@ class SyntheticWriter:
         return sidecar is not None and sidecar.get("set") == self.set_id
 
     def own_shards(self, worker: int = 0, num_workers: int = 1) -> range:
-        """The shards that fall to one of several workers."""
-        return range(worker, self.plan.num_shards, num_workers)
+        """The shards that fall to one of several workers: neighbours, which share batches."""
+        count = self.plan.num_shards
+        return range(worker * count // num_workers, (worker + 1) * count // num_workers)
 
     def is_written(self, shard: int) -> bool:
         """Whether a shard of this set is there, with the size and digest of its sidecar."""

@@ -31,7 +31,8 @@ def main(counts, workdir, mesh, *flags):
         return dataclasses.replace(cascade, variables=tuple(variables), mesh=mesh)
 
     generate.load_cascade = load
-    fields = dict(names=small_cascade.NAMES, copies=1, per_shard=6, batch_size=10, stored=0)
+    fields = dict(names=small_cascade.NAMES, copies=1, per_shard=6, stored=0)
+    fields["batch_size"] = 5 * jax.device_count()
     with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
         text = CONFIG.format(counts=counts, **fields)
         file.write(text.replace("stages=dict()", f"stages=dict(), mesh={json.loads(mesh)}"))

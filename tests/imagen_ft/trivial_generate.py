@@ -45,7 +45,7 @@ class Trivial(Cascade):
 
     @classmethod
     def of(cls, class_names, batch_size, size=8, seconds=0.0):
-        stage = SimpleNamespace(denoiser=SimpleNamespace(size=size, channels=3))
+        stage = SimpleNamespace(denoiser=SimpleNamespace(size=size, channels=3), batch_size=0)
         encoder = SimpleNamespace(digest="")
         digests = ("0" * 64,)
         return cls((stage,), ({},), encoder, class_names, digests, batch_size, None, size, seconds)

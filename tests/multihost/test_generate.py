@@ -7,6 +7,7 @@ import pytest
 
 from input_pipeline.synthetic.source import SyntheticSource
 from input_pipeline.synthetic.verify import verify
+from tests.input_pipeline.synthetic.tiny_set import contents
 from tests.multihost.processes import run_processes, start_processes
 
 MODULE = "tests.imagen_ft.generate_devices"
@@ -41,6 +42,14 @@ def test_a_set_is_the_same_on_any_devices(tmp_path, name):
     # Sums are rounded as the devices' parts of a batch have it.
     assert np.abs(found - alone).max() <= 1
     assert (found == alone).mean() > 0.99
+
+
+@pytest.mark.slow
+def test_devices_that_draw_as_many_each_draw_the_same(tmp_path):
+    found = [make(tmp_path, name, *MESHES[name]) for name in ("job", "workers that are jobs")]
+    sets = [contents(tmp_path / name) for name in ("job", "workers that are jobs")]
+    shards = [{name: data for name, data in files.items() if "tfrecord" in name} for files in sets]
+    assert len(found[0]) == 23 and len(shards[0]) == 4 and shards[0] == shards[1]
 
 
 @pytest.mark.slow

@@ -41,6 +41,12 @@ CHIPS = (
 )
 
 
+def architecture(device: jax.Device) -> str:
+    """What programs are compiled for; devices that differ in memory alone have the same."""
+    capability = getattr(device, "compute_capability", None)  # GPUs alone have it.
+    return f"{device.platform} {capability}" if capability else device.device_kind
+
+
 def chip_of(device: jax.Device) -> Chip | None:
     """The chip behind a device; None where it is not in the table, as a CPU."""
     for chip in CHIPS:

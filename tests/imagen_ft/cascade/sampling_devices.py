@@ -3,6 +3,7 @@
 python -m tests.imagen_ft.cascade.sampling_devices
 """
 
+import dataclasses
 import json
 
 import jax
@@ -69,6 +70,10 @@ def main():
     result = {"devices": jax.device_count()}
     for number, name in enumerate(["base", "super-resolution"]):
         result[name] = compare(cascade, number)
+    result["rounding"] = [
+        dataclasses.replace(cascade, batch_size=size, mesh=make_mesh(axes)).rounding()
+        for size, axes in ((30, {"data": 8}), (20, {"data": 2, "fsdp": 2, "tensor": 2}))
+    ]
     print(json.dumps(result))
 
 

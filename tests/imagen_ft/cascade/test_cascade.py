@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from imagen_ft.cascade import Request
 from imagen_ft.diffusion import samplers
 from imagen_ft.diffusion.from_config import make_denoiser, make_stage
+from imagen_ft.diffusion.stage import Stage
 from launch.errors import InputError
 from launch.runtime.images import to_float
 from tests.support.close import assert_same_up_to_rounding
@@ -328,6 +329,7 @@ def test_cascades_without_a_half(cascade):
         (dict(labels=np.zeros(0, int)), "0 labels: at least one is needed"),
         (dict(prompts=["ab"], batch_size=0), "batch_size=0: at least 1 is needed"),
         (dict(prompts=["ab"], indices=np.arange(2)), "2 indices for 1 prompts: one each"),
+        (dict(prompts=["ab"], positions=np.arange(2)), "2 positions for 1 prompts: one each"),
         (dict(labels=np.array([0, 3])), "label 3: the cascade has 3 classes, from 0"),
         (dict(labels=np.array([0, -1])), "label -1: the cascade has 3 classes, from 0"),
         (dict(labels=np.array([0.0, 1.0])), "labels are float64: whole numbers of classes"),
@@ -360,6 +362,25 @@ def test_classes_are_drawn_as_their_prompts(cascade):
     batches = list(cascade.stream(Request(labels=labels, **options), every_stage=True))
     for images, whole in zip(zip(*batches, strict=True), expected, strict=True):
         np.testing.assert_array_equal(np.concatenate(images), whole)
+
+
+def test_the_row_of_an_image_follows_from_its_position(cascade, monkeypatch):
+    """XLA on a CPU rounds some rows of a batch in another way than others."""
+
+    def rows(stage, variables, keys, **inputs):
+        shape = len(keys), stage.denoiser.size, stage.denoiser.size, 1
+        return jnp.broadcast_to(
+            jnp.arange(len(keys), dtype=jnp.float32)[:, None, None, None], shape
+        )
+
+    monkeypatch.setattr(Stage, "sample", rows)
+    monkeypatch.setattr("imagen_ft.cascade.cascade.to_uint8", lambda images: images)
+    positions = np.array([3, 4, 5, 6, 7, 8, 9, 20, 21, 22, 23, 24, 25, 26, 31, 40])
+    request = Request(labels=positions % 3, positions=positions, batch_size=8)
+    batches = list(with_batches(cascade, 5, 0).stream(request, every_stage=True))
+    assert [len(images) for images, _ in batches] == [5, 2, 4, 3, 1, 1]
+    for images, size in zip(zip(*batches, strict=True), (5, 8), strict=True):
+        np.testing.assert_array_equal(np.concatenate(images)[:, 0, 0, 0], positions % size)
 
 
 def test_a_stream_is_one_batch_ahead_and_no_more(cascade, monkeypatch):

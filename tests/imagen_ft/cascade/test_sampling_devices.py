@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagen_ft.cascade import Request
 from tests.support.devices import run_on_eight
 from tests.support.small_cascade import (
     NAMES,
@@ -30,6 +31,16 @@ def test_images_do_not_depend_on_devices_and_batches(eight, stage):
     assert found["noise"] == {"eight devices": True, "batch 1": True}
     assert max(found["pixels"].values()) <= 1e-5
     assert found["spread"] > 0.1
+
+
+def test_what_devices_decide_of_rounding(eight, cascade):
+    shared = {"device": "cpu", "several_devices": True}
+    assert eight["rounding"] == [
+        shared | {"images_per_device": [4, 4], "fsdp": 1, "tensor": 1},
+        shared | {"images_per_device": [5, 5], "fsdp": 2, "tensor": 2},
+    ]
+    alone = with_batches(cascade, 0, 30).rounding()
+    assert not alone["several_devices"] and alone["images_per_device"] == [100, 30]
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +69,11 @@ def test_one_compilation_a_stage_and_shape(cascade, compiled):
     assert count() == 2
     own.sample(["ab"] * 5, seed=1, indices=np.arange(40, 45), batch_size=4)
     assert count() == 2
-    # A smaller number than the batch size is another shape for the second stage only.
+    # Whoever asks for fewer gets the same program, unless nothing is said of batches.
     own.sample(["ab"] * 3, batch_size=4)
+    list(dataclasses.replace(own, batch_size=4).stream(Request(["ab"])))
+    assert count() == 2
+    own.sample(["ab"] * 3)
     assert count() == 3
 
 
