@@ -26,6 +26,18 @@ def is_local(path: epath.PathLike) -> bool:
     return "://" not in os.fspath(path)
 
 
+def temporary_folder() -> str:
+    """Where files go that nobody needs later: TMPDIR, or what the system has.
+
+    Raises:
+        InputError: there is no room anywhere.
+    """
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise InputError(f"TMPDIR: {error.strerror}; make room there, or set another") from None
+
+
 def cache_folder(name: str) -> Path:
     """Where this user's computer keeps what can be made again; may not be there yet.
 
@@ -43,7 +55,7 @@ def cache_folder(name: str) -> Path:
 
 def _home_of_the_homeless() -> str:
     """A folder for a user without HOME and without an entry in passwd, as in containers."""
-    path = Path(tempfile.gettempdir(), f"cache-{os.getuid()}")
+    path = Path(temporary_folder(), f"cache-{os.getuid()}")
     path.mkdir(mode=0o700, exist_ok=True)
     # Programs are kept in it, so nobody else may write there.
     if path.is_symlink() or path.stat().st_uid != os.getuid():
@@ -68,7 +80,8 @@ def atomic_file(path: epath.PathLike) -> Iterator[BinaryIO]:
         with _local_atomic_file(Path(path)) as file:
             yield file
     else:
-        with tempfile.TemporaryFile() as file:
+        folder = temporary_folder()
+        with naming(folder), tempfile.TemporaryFile(dir=folder) as file:
             yield file
             file.seek(0)
             with epath.Path(path).open("wb") as remote:
@@ -243,7 +256,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
 
 
 def write_sealed(path: epath.PathLike, obj: dict[str, Any]) -> None:
-    """Writes a JSON object with its own digest in the field `digest`."""
+    """Writes a JSON object with its own digest in the field `digest`, which it has not itself."""
+    assert "digest" not in obj, f"{path}: the field 'digest' is ours"
     write_json(path, {**obj, "digest": json_digest(obj)})
 
 

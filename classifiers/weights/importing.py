@@ -12,6 +12,7 @@ from classifiers.weights.weight_files import find_layout, load, open_tensors, tr
 from launch.errors import InputError
 from launch.runtime.atomic_folder import atomic_folder, check_target
 from launch.runtime.checkpoints import checkpoint
+from launch.runtime.checkpoints.orbax_options import check_path
 from launch.runtime.run_record import seed_name, write_record
 
 
@@ -39,6 +40,7 @@ def import_run(
         InputError: anything is wrong with the files; nothing is written.
     """
     check_target(epath.Path(target))
+    check_path(target)
     tensors = open_tensors(source)
     layout_there = find_layout(tensors, source)
     # timm's ResNets have torchvision's names.

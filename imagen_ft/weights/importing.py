@@ -25,6 +25,7 @@ from launch.errors import InputError
 from launch.files import read_object, sha256, write_atomic, write_json
 from launch.runtime.atomic_folder import atomic_folder, check_target
 from launch.runtime.checkpoints import checkpoint
+from launch.runtime.checkpoints.orbax_options import check_path
 from launch.runtime.checkpoints.safetensors_header import read_header
 from launch.runtime.checkpoints.safetensors_io import Weights
 from launch.runtime.checkpoints.tensor_mapping import TensorMapping
@@ -80,6 +81,7 @@ def import_weights(
     if (target / MANIFEST).exists() and manifest_parts(target) == table:
         return False
     check_target(target)
+    check_path(target)
     with atomic_folder(target) as folder:
         for name, (_, mappings, weights) in opened.items():
             _import_part(name, mappings, weights, folder, source)

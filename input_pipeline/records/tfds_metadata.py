@@ -51,7 +51,7 @@ def write_metadata(
         }
     )
     # TFDS does not write atomically: let it write elsewhere, then move file by file.
-    with tempfile.TemporaryDirectory() as draft:
+    with tempfile.TemporaryDirectory(dir=files.temporary_folder()) as draft:
         identity = tfds.core.DatasetIdentity(
             name=name, version=tfds.core.Version(VERSION), data_dir=draft, module_name=""
         )

@@ -1,6 +1,7 @@
 """From a command line to a running task: flags, the config, one clear line for wrong input."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -15,8 +16,8 @@ from ml_collections import config_flags
 
 from launch.cli import exit_code, helped, read_flags
 from launch.code_version import code_version
-from launch.errors import Failed, InputError
-from launch.files import cache_folder
+from launch.errors import Failed, InputError, users_error
+from launch.files import cache_folder, is_local
 from launch.runtime.config import check_overrides, load_config, plain
 from launch.runtime.devices import distributed, peers
 
@@ -77,9 +78,10 @@ def run(
             task(arguments)
         except (InputError, Failed):
             raise
-        except Exception:
+        except Exception as error:
             # Of many kinds, where a process was lost that a step needs.
-            peers.wait_for_the_end()
+            if not (isinstance(error, OSError) and users_error(error)):
+                peers.wait_for_the_end()
             raise
 
     resume = "the same command goes on from the last checkpoint or shard"
@@ -94,10 +96,13 @@ def run(
 
 def _settings(arguments: Arguments) -> dict[str, Any]:
     """What all processes of a job have to have in common."""
-    # The config holds its overrides, which are flags as well.
+    # The config holds its overrides, which are flags as well. Hosts may have other CPUs.
     names = [n for n in arguments.flags if n not in ("coordinator", "process_id")]
     common = {f"--{n}": arguments.flags[n].value for n in names if n.partition(".")[0] != "config"}
-    return {**common, "config": plain(arguments.config), "the code": code_version()}
+    if is_local(arguments.workdir):
+        common["--workdir"] = os.path.realpath(arguments.workdir)
+    config = {key: x for key, x in plain(arguments.config).items() if key != "loader_workers"}
+    return {**common, "config": config, "the code": code_version()}
 
 
 def parse(

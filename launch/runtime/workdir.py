@@ -71,6 +71,8 @@ def claim_workdir(
 
 def _check_new(workdir: epath.Path) -> None:
     """A config is written before all checkpoints: where there are some, it was lost."""
+    if not workdir.exists():  # A store makes no folders.
+        return
     for folder in (workdir, *(path for path in workdir.iterdir() if path.is_dir())):
         for name in (CHECKPOINTS, BEST):
             if (folder / name).is_dir() and any((folder / name).iterdir()):

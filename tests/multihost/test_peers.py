@@ -1,6 +1,7 @@
 """Processes of a job that were started otherwise, or are lost: the rest end with one line."""
 
 import json
+import signal
 import time
 
 import pytest
@@ -12,7 +13,7 @@ MODULE = "tests.multihost.peer_processes"
 
 def ended(started):
     """Exit codes, and the lines of stderr that are ours."""
-    codes = [process.wait(timeout=100) for process, _ in started]
+    codes = [process.wait(timeout=40) for process, _ in started]
     lines = [log.read_text().splitlines() for _, log in started]
     return codes, [
         [line for line in own if line.startswith(("error: ", "lost: "))] for own in lines
@@ -45,6 +46,18 @@ def test_a_process_that_is_killed(lost):
     assert codes[lost] == -9 and codes[1 - lost] == 75, log
     (line,) = lines[1 - lost]
     assert line.startswith(f"lost: process {lost} of this job is gone, its own output says why; ")
+    assert "Traceback" not in log
+
+
+@pytest.mark.slow
+def test_a_process_that_is_stopped():
+    """Its sockets stay open, and calls to it hang."""
+    with start_processes(MODULE, "{}", devices=1) as started:
+        wait_until_they_have_met(started)
+        started[0][0].send_signal(signal.SIGSTOP)
+        code = started[1][0].wait(timeout=40)
+        started[0][0].kill()
+        assert code == 75, started[1][1].read_text()
 
 
 @pytest.mark.slow

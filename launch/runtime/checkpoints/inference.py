@@ -121,4 +121,4 @@ class SealedCheckpoint:
 
 def _latest(folder: epath.Path) -> int | None:
     steps = steps_in(folder) if folder.exists() else []
-    return max((n for n in steps if seals.is_sealed(folder / str(n))), default=None)
+    return max((n for n in steps if not seals.is_cut_off(folder / str(n))), default=None)

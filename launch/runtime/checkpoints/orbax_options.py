@@ -57,8 +57,11 @@ def find_gap(folder: epath.Path, num_arrays: int) -> str | None:
         if is_local(folder)
         else {"driver": "gcs", "bucket": bucket, "path": f"{key}/"}
     )
-    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
-    names = [name for name in store.list().result() if name.endswith(b"/.zarray")]
+    try:
+        store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+        names = [name for name in store.list().result() if name.endswith(b"/.zarray")]
+    except ValueError as error:
+        return f"{folder} cannot be read ({str(error).splitlines()[0]})"
     if len(names) != num_arrays:
         return f"{folder} holds {len(names)} of {num_arrays} arrays"
     return None

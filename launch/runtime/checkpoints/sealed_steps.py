@@ -141,7 +141,7 @@ class SealedSteps:
         # All have to go the same way.
         for step in reversed(from_first_process(self.steps())):
             folder = self.folder / str(step)
-            sealed = from_first_process(seals.is_sealed(folder))
+            cut_off_here = from_first_process(seals.is_cut_off(folder))
             expected = identity(self.folder, self._run_name, step)
             fault = seals.find_fault_together(folder, expected)
             if fault is None:
@@ -151,10 +151,10 @@ class SealedSteps:
                     self.set_aside(newer, keep=True)
                 return step, faults
             say(f"checkpoint not used: {fault}")
-            if sealed:
-                faults[step] = fault
-            else:
+            if cut_off_here:
                 cut_off.append(step)
+            else:
+                faults[step] = fault
         for step in cut_off:
             self.set_aside(step, keep=True)
         return None, faults
@@ -246,7 +246,9 @@ def check_space(folder: epath.Path, items: Mapping[str, PyTree]) -> None:
         else 2048 + leaf.nbytes
         for leaf in jax.tree.leaves(items)
     )
-    if shutil.disk_usage(folder).free < num_bytes:
+    disk = shutil.disk_usage(folder)
+    # Some mounts do not know their size.
+    if disk.total and disk.free < num_bytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 

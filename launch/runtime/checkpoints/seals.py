@@ -41,14 +41,19 @@ def seal(folder: epath.PathLike, index: int, count: int, facts: Mapping[str, Any
 
 
 def is_sealed(folder: epath.PathLike) -> bool:
-    """Whether all shares of the folder's seal are there; says nothing about what they hold.
-
-    A folder that cannot be read counts: it is no leftover of a save that was cut off.
-    """
+    """Whether all shares of the folder's seal are there; says nothing about what they hold."""
     try:
         return not _missing_share(epath.Path(folder))
     except OSError:
-        return True
+        return False
+
+
+def is_cut_off(folder: epath.PathLike) -> bool:
+    """Whether a share is missing. What cannot be read was not cut off, as far as anyone knows."""
+    try:
+        return bool(_missing_share(epath.Path(folder)))
+    except OSError:
+        return False
 
 
 def break_seal(folder: epath.PathLike) -> None:
@@ -191,7 +196,7 @@ def _read_share(path: epath.Path) -> dict[str, Any]:
         body = json.loads(data)
         body.pop("sha256")
         whole = _text(body) == data  # bit by bit: no other spelling passes, either
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         whole = False
     if not whole:
         raise InputError(f"{path} is damaged (it does not match its own digest)")

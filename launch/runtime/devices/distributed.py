@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from filelock import FileLock, Timeout
 from jax.experimental import multihost_utils
 
 from launch.errors import InputError, users_error
-from launch.files import differences
+from launch.files import differences, temporary_folder
 
 # Until this process ends.
 _NUMBERS: list[FileLock] = []
@@ -69,7 +68,7 @@ def initialize(values: flags.FlagValues, environment: Mapping[str, str] | None =
 def _take_number(coordinator: str, own: int) -> None:
     """Keeps a second process of this host from taking the same number: both would wait for long."""
     name = re.sub(r"\W", "_", f"imagen_ft_{os.getuid()}_{coordinator}_{own}") + ".lock"
-    lock = FileLock(os.path.join(tempfile.gettempdir(), name))
+    lock = FileLock(os.path.join(temporary_folder(), name))
     try:
         lock.acquire(blocking=False)
     except Timeout:

@@ -4,12 +4,15 @@ JAX would notice after 100 seconds, and end them with a core dump; a step that w
 one never ends by itself.
 """
 
+import contextlib
 import ctypes
+import faulthandler
 import os
 import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -21,81 +24,124 @@ from launch.errors import PREEMPTED
 _BEAT_SECONDS = 2.0
 # A process that is not heard of for so long is lost.
 LOST_SECONDS = 15.0
-_ALIVE, _LOST = "launch/alive/", "launch/lost"
+# Until it is first heard of: it has to find its devices.
+_START_SECONDS = 300.0
+# Who is saving when another one has left in order may go on for so long.
+_FINISH_SECONDS = 120.0
+_ALIVE, _TOLD = "launch/alive/", "launch/told/"
+_LOST, _LEFT = "lost", "left"
 
 
-class Watch(threading.Thread):
+class Watch:
     """Says that this process is alive, and looks for those that are not.
 
     All write to the store of JAX's coordination service, which process 0 keeps; it alone reads what
-    all have written, and tells the others whom it misses.
+    all have written, and tells the others whom it misses. A call to a store that is gone can wait
+    for long, so one thread calls and another one judges.
     """
 
     def __init__(self) -> None:
-        super().__init__(name="watch", daemon=True)
         self._client: Any = distributed.global_state.client
+        self._index = jax.process_index()
         self._code: int | None = None
-        self._index, self._count = jax.process_index(), jax.process_count()
-        self._heard = {index: ("", time.monotonic()) for index in range(self._count)}
-        self._reached = time.monotonic()
+        self._finishing, self._silent_from = False, float("inf")
+        now = time.monotonic()
+        self._reached = now
+        self._heard = {n: ("", now + _START_SECONDS) for n in range(jax.process_count())}
+        self._told: dict[str, str] = {}
 
-    def run(self) -> None:
-        """Looks every two seconds; ends the process when another one is lost."""
-        while True:
-            if lost := self._look():
-                self.end(lost)
-            time.sleep(_BEAT_SECONDS)
+    def start(self) -> None:
+        """Begins."""
+        for work in (self._talk, self._judge):
+            threading.Thread(target=work, name="watch", daemon=True).start()
 
     def leave(self, code: int) -> None:
-        """Has the others take this process for lost, unless they end by themselves in time.
-
-        Args:
-            code: that it ends with.
-        """
+        """Tells the others that this process ends with a code that is not 0."""
         self._code = code
 
-    def end(self, lost: str) -> None:
-        """Ends this process.
+    def be_silent(self) -> None:
+        """Has the others take this process for lost, but not before one that was lost already."""
+        self._silent_from = time.monotonic() + 2 * _BEAT_SECONDS
+
+    def is_to_blame(self) -> bool:
+        """Whether this process alone is taken for lost."""
+        return self._told.get(_LOST) == str(self._index)
+
+    @contextlib.contextmanager
+    def finishing(self) -> Iterator[None]:
+        """While this process saves, it is not ended because another one has left in order."""
+        self._finishing, before = True, self._finishing
+        try:
+            yield
+        finally:
+            self._finishing = before
+
+    def end(self, which: str, gone: str = "is gone") -> None:
+        """Ends this process, with its own code if it has one.
 
         Args:
-            lost: numbers of the processes that are gone.
+            which: the numbers of the processes that are gone.
+            gone: what is said of them.
         """
-        if self._code is None:
-            say(
-                f"lost: process {lost} of this job is gone, its own output says why; what was "
-                "saved is kept: run the same command again on all"
-            )
-        os._exit(PREEMPTED if self._code is None else self._code)
-
-    def _look(self) -> str:
-        """Numbers of the lost processes, with commas between; empty when there is none."""
         try:
             if self._code is None:
-                beat = str(time.monotonic())
-                self._client.key_value_set(f"{_ALIVE}{self._index}", beat, allow_overwrite=True)
-            if self._index == 0:
-                self._tell(self._missing())
-            told = dict(self._client.key_value_dir_get("launch/"))
-        except jax.errors.JaxRuntimeError:
-            # The service is gone with process 0, or at the end of the job.
-            return "0" if time.monotonic() - self._reached > LOST_SECONDS else ""
-        self._reached = time.monotonic()
-        return told.get(_LOST, "")
+                say(
+                    f"lost: process {which} of this job {gone}, its own output says why; what was "
+                    "saved is kept: run the same command again on all"
+                )
+        finally:
+            os._exit(PREEMPTED if self._code is None else self._code)
 
-    def _missing(self) -> list[int]:
+    def _talk(self) -> None:
+        while True:
+            # The service is gone with process 0, or at the end of the job: then nothing is reached.
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                self._beat()
+                if self._index == 0:
+                    self._tell()
+                told = self._client.key_value_dir_get(_TOLD)
+                self._told = {key.removeprefix(_TOLD): numbers for key, numbers in told}
+                self._reached = time.monotonic()
+            time.sleep(_BEAT_SECONDS)
+
+    def _beat(self) -> None:
+        if time.monotonic() < self._silent_from:
+            beat = str(time.monotonic()) if self._code is None else _LEFT
+            self._client.key_value_set(f"{_ALIVE}{self._index}", beat, allow_overwrite=True)
+
+    def _tell(self) -> None:
+        """Process 0 tells which have left, and which are not heard of."""
         now = time.monotonic()
         for key, beat in self._client.key_value_dir_get(_ALIVE):
             index = int(key.removeprefix(_ALIVE))
             if beat != self._heard[index][0]:
                 self._heard[index] = beat, now
-        return [n for n, (_, when) in self._heard.items() if now - when > LOST_SECONDS]
+        late = [n for n, (_, when) in self._heard.items() if now - when > LOST_SECONDS]
+        for state in (_LOST, _LEFT):
+            numbers = [n for n in late if (self._heard[n][0] == _LEFT) == (state == _LEFT)]
+            if numbers:
+                text = ", ".join(map(str, numbers))
+                self._client.key_value_set(f"{_TOLD}{state}", text, allow_overwrite=True)
 
-    def _tell(self, missing: list[int]) -> None:
-        if missing:
-            names = ", ".join(map(str, missing))
-            self._client.key_value_set(_LOST, names, allow_overwrite=True)
-            # The store ends with this process: the others look at it before.
-            time.sleep(2 * _BEAT_SECONDS)
+    def _judge(self) -> None:
+        left_since = None
+        while True:
+            # A process that can run no Python code ends all the same.
+            faulthandler.dump_traceback_later(4 * LOST_SECONDS, exit=True, file=2)
+            now = time.monotonic()
+            lost = self._others(_LOST) or ("0" if now - self._reached > LOST_SECONDS else "")
+            left = self._others(_LEFT)
+            left_since = left_since or (now if left else None)
+            patience = _FINISH_SECONDS if self._finishing else 0.0
+            if lost or (left_since is not None and now - left_since >= patience):
+                # The store ends with process 0: the others look at it before.
+                time.sleep(2 * _BEAT_SECONDS if self._index == 0 else 0)
+                self.end(*((lost,) if lost else (left, "has ended")))
+            time.sleep(_BEAT_SECONDS / 2)
+
+    def _others(self, state: str) -> str:
+        numbers = self._told.get(state, "").split(", ")
+        return ", ".join(n for n in numbers if n not in ("", str(self._index)))
 
 
 _watches: list[Watch] = []
@@ -116,9 +162,20 @@ def leave(code: int) -> None:
         running.leave(code)
 
 
+def finishing() -> contextlib.AbstractContextManager[None]:
+    """See `Watch.finishing`."""
+    return _watches[0].finishing() if _watches else contextlib.nullcontext()
+
+
 def wait_for_the_end() -> None:
-    """Waits until the watch has looked for everyone: a step can fail because a process was lost."""
-    time.sleep(LOST_SECONDS + 3 * _BEAT_SECONDS)
+    """Waits until all have been looked for: a step can fail because a process was lost.
+
+    If none was, this process is the one that fails, and the others need not wait for it.
+    """
+    deadline = time.monotonic() + LOST_SECONDS + 6 * _BEAT_SECONDS
+    _watches[0].be_silent()
+    while time.monotonic() < deadline and not _watches[0].is_to_blame():
+        time.sleep(_BEAT_SECONDS / 4)
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
@@ -128,4 +185,4 @@ def _on_abort(number: int) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except OSError:
         _watches[0].end("0")
-    signal.signal(number, signal.SIG_DFL)
+    # What aborts for another reason goes on to do so.

@@ -17,7 +17,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
 
-# What is written reaches the disk, or the object store, so often at least.
+# What is written reaches the disk with the first event after so long.
 _FLUSH_SECONDS = 30.0
 
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from launch.errors import InputError, Preempted
 from launch.runtime.checkpoints.checkpoint import BEST, CHECKPOINTS, Best, Checkpoints, check_mode
 from launch.runtime.checkpoints.inference import latest_step
+from launch.runtime.devices import peers
 from launch.runtime.devices.distributed import check_joined
 from launch.runtime.devices.mesh import put_batch, with_shardings
 from launch.runtime.limits import BATCH, MOST, SEED, check_numbers
@@ -180,7 +181,7 @@ class _Storage:
         return "none" if step is None else str(self._workdir / CHECKPOINTS / str(step))
 
     def close(self) -> None:
-        with contextlib.ExitStack() as closing:
+        with peers.finishing(), contextlib.ExitStack() as closing:
             for saved in self._all():
                 closing.callback(saved.close)
 

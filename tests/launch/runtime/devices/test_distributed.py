@@ -1,5 +1,7 @@
 """When a process takes itself for one of several; several are in tests/multihost."""
 
+import tempfile
+
 import jax
 import pytest
 from absl import flags
@@ -52,7 +54,7 @@ def test_who_is_joined(joined, argv, environment, expected):
 
 
 def test_two_processes_with_one_number(joined, tmp_path, monkeypatch):
-    monkeypatch.setattr(distributed.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     numbers = [
         values("--coordinator=h:1", "--num_processes=3", f"--process_id={n}") for n in (0, 1, 1)
     ]
