@@ -5,6 +5,7 @@ All processes of a job are one worker, and make the same calls.
 
 import dataclasses
 import functools
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from imagen_ft.generation.stream import SetProgressBar, ShardStream
 from imagen_ft.text import class_names
 from input_pipeline.synthetic.card import make_card
 from input_pipeline.synthetic.writer import MANIFEST, SyntheticWriter
+from launch.cli import say
 from launch.code_version import code_version
 from launch.errors import InputError
 from launch.runtime import app
@@ -34,7 +36,7 @@ def generate(args: app.Arguments, cascade: Cascade, fields: dict[str, Any]) -> N
     writer = SyntheticWriter(args.workdir, **fields)
     workers = args.flags.worker, args.flags.num_workers
     own = writer.own_shards(*workers)
-    pending = distributed.decide_on_first_process(lambda: writer.pending_shards(*workers))
+    pending = distributed.decide_on_first_process(lambda: _pending(writer, *workers))
     prompts = class_names.resolve(args.config.class_names) or writer.class_names
     began, count = time.perf_counter(), sum(map(writer.plan.shard_size, pending))
     with (
@@ -61,6 +63,14 @@ def generate(args: app.Arguments, cascade: Cascade, fields: dict[str, Any]) -> N
     distributed.on_first_process(lambda: complete(writer, pending))
 
 
+def _pending(writer: SyntheticWriter, worker: int, num_workers: int) -> list[int]:
+    """A worker's shards that are to be written; says which of them were there, but damaged."""
+    pending = writer.pending_shards(worker, num_workers)
+    if damaged := sorted(writer.shards_there() & set(pending)):
+        say(f"{writer.folder}: shards {', '.join(map(str, damaged))} are damaged: made again")
+    return pending
+
+
 def complete(writer: SyntheticWriter, written: Sequence[int]) -> None:
     """Completes the set if no shard is missing; prints what there is.
 
@@ -73,8 +83,12 @@ def complete(writer: SyntheticWriter, written: Sequence[int]) -> None:
     """
     with one_at_a_time(writer.folder):
         if (writer.folder / MANIFEST).exists():
-            print(f"{writer.folder}: complete, {writer.plan.num_images:,} images")
-            return
+            damaged = writer.damaged_metadata()
+            if not damaged:
+                say(f"{writer.folder}: complete, {writer.plan.num_images:,} images", sys.stdout)
+                return
+            names = ", ".join(damaged)
+            say(f"{writer.folder}: {names} missing or damaged: written again")
         missing = {shard for shard, sidecar in enumerate(writer.sidecars()) if sidecar is None}
         if lost := sorted(missing & set(written)):
             raise InputError(
@@ -82,10 +96,11 @@ def complete(writer: SyntheticWriter, written: Sequence[int]) -> None:
                 "here: all its hosts need one folder"
             )
         if missing:
-            print(
+            say(
                 f"{writer.folder}: {len(missing)} shards of other workers are not written yet; "
-                "whoever writes the last one completes the set"
+                "whoever writes the last one completes the set",
+                sys.stdout,
             )
             return
         writer.finish(make_card(writer, writer.config["provenance"]), code_version())
-        print(f"{writer.folder}: complete, {writer.plan.num_images:,} images")
+        say(f"{writer.folder}: complete, {writer.plan.num_images:,} images", sys.stdout)

@@ -33,7 +33,8 @@ from launch.cli import exit_code, parse_flags, say
 from launch.errors import InputError
 from launch.runtime.locks import lock
 
-CLAIM = "export.json"
+CLAIM, CLASSES = "export.json", "classes.txt"
+_LONGEST = 255  # bytes in a name of most file systems
 SUFFIXES = {"png": ".png", "jpeg": ".jpg"}
 
 
@@ -178,12 +179,11 @@ def export_set(source: SyntheticSource, kind: str, folder: str) -> None:
         folder: where to.
 
     Raises:
-        InputError: the folder holds something else, the set is damaged, or two classes would have
-            one folder.
+        InputError: the folder holds something else, the set is damaged, or classes cannot have
+            folders of their own.
     """
-    names = [class_folder(name) for name in source.class_names]
-    if kind == "folder" and len(set(names)) < len(names):
-        raise InputError(f"{folder}: two classes would have one folder; export as webdataset")
+    if kind == "folder":
+        _check_class_folders(source.class_names)
     export = Export(source, folder, kind)
     pending, plan = export.pending(), source.plan
     left = sum(map(plan.shard_size, pending))
@@ -206,7 +206,20 @@ def export_set(source: SyntheticSource, kind: str, folder: str) -> None:
     if kind == "folder":
         # Readers of folders number the classes by their names in order.
         text = "".join(f"{name}\n" for name in source.class_names)
-        files.write_atomic(export.folder / "classes.txt", text.encode())
+        files.write_atomic(export.folder / CLASSES, text.encode())
+
+
+def _check_class_folders(class_names: Sequence[str]) -> None:
+    names = [class_folder(name) for name in class_names]
+    if len(set(names)) < len(names):
+        raise InputError("two classes would have one folder; export as webdataset")
+    for name in names:
+        if name in (CLASSES, CLAIM):
+            raise InputError(f"the folder of class {name!r} is a file's name; export as webdataset")
+        if len(name.encode()) > _LONGEST:
+            raise InputError(f"class {name[:40]!r}...: too long for a folder; export as webdataset")
+        if not name.isprintable():
+            raise InputError(f"class {name!r} is not one line of text; export as webdataset")
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -38,6 +38,22 @@ def plan_of(config: Fields, location: epath.PathLike) -> Plan:
     return Plan(tuple(counts), copies, images_per_shard)
 
 
+def check_names(manifest: Fields, location: epath.PathLike) -> None:
+    """Looks whether what a manifest names is in its folder.
+
+    Args:
+        manifest: or the content of a `provenance.json`, which names no files.
+        location: where it was read, for messages.
+
+    Raises:
+        InputError: a name leads elsewhere.
+    """
+    shards = [entry["file"] for entry in manifest.get("shards", ())]
+    for name in (manifest["name"], *manifest.get("files", ()), *shards):
+        if not isinstance(name, str) or name in ("", ".", "..") or {"/", "\\", "\0"} & set(name):
+            raise InputError(f"{location}: {name!r} is no plain file name")
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()

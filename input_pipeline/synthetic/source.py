@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from input_pipeline.records import image_codec, tf_example
 from input_pipeline.records.tfrecord import TFRecordFile, starts_of
 from input_pipeline.source import Example, Subset
-from input_pipeline.synthetic.provenance import plan_of
+from input_pipeline.synthetic.provenance import check_names, plan_of
 from input_pipeline.synthetic.writer import MANIFEST, REPAIR, RESUME, sidecar_path
 from launch import files
 from launch.errors import InputError
@@ -51,6 +51,7 @@ class SyntheticSource:
         try:
             self.manifest: dict[str, Any] = files.read_sealed(path)
             self._digest = files.sha256(path)
+            check_names(self.manifest, path)
             self.plan = plan_of(self.manifest, path)
             self.class_names = tuple(self.manifest["class_names"])
             shards = [entry["num_examples"] for entry in self.manifest["shards"]]

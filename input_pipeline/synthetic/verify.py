@@ -13,7 +13,7 @@ from jaxtyping import Int64
 from input_pipeline.records.tfrecord import TFRecordFile
 from input_pipeline.synthetic import source
 from input_pipeline.synthetic.plan import Plan
-from input_pipeline.synthetic.provenance import plan_of
+from input_pipeline.synthetic.provenance import check_names, plan_of
 from input_pipeline.synthetic.writer import INDEX, MANIFEST, PROVENANCE, shard_name, sidecar_path
 from launch import files
 from launch.errors import InputError
@@ -136,6 +136,7 @@ def _config(folder: epath.Path) -> tuple[dict[str, Any], list[str]]:
     for name in (PROVENANCE, MANIFEST):
         try:
             content = files.read_sealed(folder / name)
+            check_names(content, folder / name)
         except InputError as error:
             damaged.append(str(error))
             continue
@@ -153,6 +154,7 @@ def _manifest(folder: epath.Path, damaged: list[str]) -> list[dict[str, Any]] | 
     """The manifest's lines on shards; its other files are looked at."""
     try:
         manifest = files.read_sealed(folder / MANIFEST)
+        check_names(manifest, folder / MANIFEST)
     except InputError:
         return None
     for name, digest in manifest["files"].items():

@@ -215,6 +215,16 @@ class SyntheticWriter:
             "lengths": list(lengths),
         }
 
+    def damaged_metadata(self) -> list[str]:
+        """Files of a complete set, other than shards, that are missing or not what was written."""
+        digests = files.read_sealed(self.folder / MANIFEST)["files"]
+        paths = {name: self.folder / name for name in digests}
+        return [
+            name
+            for name, path in paths.items()
+            if not path.exists() or files.sha256(path) != digests[name]
+        ]
+
     def finish(self, card: Iterable[tuple[str, bytes]] = (), code: str = "") -> None:
         """Makes the folder a TFDS data set and, last, marks it as complete.
 

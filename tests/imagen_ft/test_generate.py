@@ -97,6 +97,20 @@ def test_a_finished_set_is_left_alone(command, whole):
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_what_is_gone_of_a_finished_set_is_made_again(command, whole, tmp_path):
+    sound = contents(whole)
+    (whole / "dataset_info.json").unlink()
+    (whole / "README.md").write_text("")
+    code, said = command(whole)
+    assert code == 0 and "README.md, dataset_info.json missing or damaged: written" in said.err
+    assert contents(whole) == sound
+    flip_byte(sorted(whole.glob("*.tfrecord-*"))[3], 90)
+    code, said = command(whole)
+    assert code == 0 and "shards 3 are damaged: made again" in said.err
+    assert contents(whole) == sound
+    assert command(whole)[1].err.count("damaged") == 0
+
+
 def test_another_config_is_refused(command, whole):
     for change, named in (
         (dict(copies=3), " copies = 2 (now 3)"),

@@ -109,13 +109,26 @@ def test_wrong_input(complete, tmp_path, capsys, prepare, message):
     assert message in said[-1] and said[-1].startswith("error: ")
 
 
-def test_classes_of_one_folder(tmp_path, capsys):
-    made = writer(tmp_path / "set", class_names=("a/b", "a_b"))
+@pytest.mark.parametrize(
+    ("class_names", "said"),
+    [
+        (("a/b", "a_b"), "two classes would have one folder"),
+        (("classes.txt", "b"), "the folder of class 'classes.txt' is a file's name"),
+        (("export.json", "b"), "the folder of class 'export.json' is a file's name"),
+        (("a", "ä" * 128), "too long for a folder"),
+        (("a", "two\nlines"), "is not one line of text"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_classes_that_can_have_no_folder(tmp_path, capsys, class_names, said):
+    made = writer(tmp_path / "set", class_names=class_names)
     write(made, made.pending_shards())
     made.finish()
     assert export(tmp_path / "set", "folder", tmp_path / "out") == 2
-    assert "one folder" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+    assert export(tmp_path / "set", "webdataset", tmp_path / "out") == 0
 
 
 def test_one_process_at_a_time(complete, tmp_path, capsys):

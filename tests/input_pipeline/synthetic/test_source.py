@@ -5,6 +5,7 @@ import tensorflow_datasets as tfds
 from input_pipeline import sources
 from input_pipeline.records.tfrecord import TFRecordFile
 from input_pipeline.synthetic.source import SyntheticSource
+from input_pipeline.synthetic.verify import verify
 from launch import files
 from launch.errors import InputError
 from tests.input_pipeline.synthetic.tiny_set import (
@@ -126,3 +127,21 @@ def test_source_refuses_numbers_of_no_set(complete, field, value, said):
     files.write_sealed(path, {**files.read_sealed(path), field: value})
     with pytest.raises(InputError, match=rf"manifest\.json: {said}"):
         SyntheticSource(complete)
+
+
+@pytest.mark.parametrize("name", ["../x", "..", "", "a/b", "/etc/x", "a\\b"])
+@pytest.mark.parametrize("where", ["name", "file", "shard"])
+def test_names_lead_nowhere_else(complete, name, where):
+    """A manifest comes from elsewhere, and an export is named after it."""
+    path = complete / "manifest.json"
+    manifest = files.read_sealed(path)
+    if where == "name":
+        manifest["name"] = name
+    elif where == "file":
+        manifest["files"] = {**manifest["files"], name: "0" * 64}
+    else:
+        manifest["shards"][0]["file"] = name
+    files.write_sealed(path, manifest)
+    with pytest.raises(InputError, match="is no plain file name"):
+        SyntheticSource(complete)
+    assert any("is no plain file name" in line for line in verify(complete).faults["damaged"])
