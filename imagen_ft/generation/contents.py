@@ -58,8 +58,11 @@ def set_fields(args: app.Arguments, cascade: Cascade) -> dict[str, Any]:
     denoiser = cascade.stages[-1].denoiser
     encoding = dict(plain(config.get("encoding", {"format": "png"})))
     size = encoding.pop("size", 0) or denoiser.size
-    if size > denoiser.size:
-        raise InputError(f"config.encoding.size={size}: the cascade draws {denoiser.size} px")
+    if not 1 <= size <= denoiser.size:
+        raise InputError(
+            f"config.encoding.size={size}: the cascade draws {denoiser.size} px; use 1 to as many, "
+            "or 0 for as many"
+        )
     return dict(
         name=config.name,
         class_names=names,

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from input_pipeline.records import tfds_metadata
 from input_pipeline.records.tfrecord import TFRecordFile
 from input_pipeline.synthetic.source import SyntheticSource, parse
+from input_pipeline.synthetic.writer import REPAIR
 from launch import files
 from launch.cli import exit_code, parse_flags, say
 from launch.errors import InputError
@@ -64,7 +65,8 @@ class Export:
         if path.exists():
             if {k: files.read_object(path).get(k) for k in claim} != claim:
                 raise InputError(f"{folder}: holds another export; choose another folder")
-        elif self.folder.exists() and any(self.folder.iterdir()):
+        elif self.folder.exists() and any(p.name[0] != "." for p in self.folder.iterdir()):
+            # Hidden files are what an export that was killed at its start has left.
             raise InputError(f"{folder}: is not empty; choose another folder")
         lock(epath.Path(folder))
         files.write_json(path, claim)
@@ -81,14 +83,28 @@ class Export:
         (self.folder / ".done" / str(shard)).touch()
 
     def records(self, shard: int) -> Iterator[dict[str, Any]]:
-        """The fields of a shard's records; texts as such."""
-        path = self.source.shard(shard).path
+        """The fields of a shard's records; texts as such.
+
+        Raises:
+            InputError: a record is damaged, or not the one that the set has there.
+        """
+        path, source = self.source.shard(shard).path, self.source
+        indices = source.plan.indices(shard).tolist()
         for record, (_, data) in enumerate(TFRecordFile.scan(path)):
             if isinstance(data, InputError):
                 raise data
-            fields = parse(data, f"{path}: record {record}")
-            texts = {key: fields[key].decode() for key in ("class_name", "prompt")}
-            yield {**fields, **texts}
+            where = f"{path}: record {record}"
+            fields = parse(data, where)
+            label = int(source.labels[indices[record]])
+            own = {"index": indices[record], "label": label}
+            own["class_name"] = source.class_names[label].encode()
+            if any(fields[name] != value for name, value in own.items()):
+                raise InputError(f"{where}: not image {indices[record]} of this set; {REPAIR}")
+            try:
+                prompt = fields["prompt"].decode()
+            except UnicodeDecodeError:
+                raise InputError(f"{where}: its prompt is no text; {REPAIR}") from None
+            yield {**fields, "class_name": source.class_names[label], "prompt": prompt}
 
 
 def to_folder(export: Export, shard: int) -> None:

@@ -14,6 +14,8 @@ from launch.fields import Fields
 from launch.runtime.limits import MOST
 
 _FORMAT = 2
+# File systems have 255 bytes for a name: that of a shard, while it is written.
+_LONGEST_NAME = 180
 
 
 def plan_of(config: Fields, location: epath.PathLike) -> Plan:
@@ -75,8 +77,15 @@ def _faults(config: Fields) -> Iterator[str]:
     names, counts, shape = config["class_names"], config["counts"], config["image_shape"]
     if not re.fullmatch("[a-z][a-z0-9_]*", config["name"]):
         yield f"name {config['name']!r}: use lower-case letters, digits and _, a letter first"
+    if len(config["name"]) > _LONGEST_NAME:
+        yield f"name of {len(config['name'])} letters: use at most {_LONGEST_NAME}"
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         yield f"class names {repeated} occur twice; give every class its own"
+    # TFDS keeps the names as lines of a file, and takes the spaces around each away.
+    if odd := [name for name in names if not name.strip() or name != name.strip()]:
+        yield f"class name {odd[0]!r}: give it letters, and no spaces around them"
+    if odd := [name for name in names if re.search("[\n\r\ud800-\udfff]", name)]:
+        yield f"class name {odd[0]!r}: give it one line of text"
     if len(names) != len(counts):
         yield f"{len(names)} class names but {len(counts)} counts; give one of each a class"
     if min(counts, default=0) < 0 or not sum(counts):

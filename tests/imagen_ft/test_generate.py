@@ -151,8 +151,10 @@ def test_images_are_stored_smaller(command, tmp_path):
     full = images_of(0, [3], 8)[0].astype(float)
     means = full.reshape(4, 2, 4, 2, 3).mean((1, 3))
     assert np.abs(image - means).max() <= 0.5
-    code, said = command(tmp_path / "large", stored=16, size=8)
-    assert code == 2 and "the cascade draws 8 px" in said.err
+    for stored in (16, -1):
+        code, said = command(tmp_path / "large", stored=stored, size=8)
+        assert code == 2 and f"size={stored}: the cascade draws 8 px" in said.err
+        assert not (tmp_path / "large").exists()
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_pictures(work, tmp_path, monkeypatch):
 
     cascade = Cascade.load(str(work / "config.py"))
     prompts = ["A goldfish", "A goldfish", "two cats", "two cats"]
-    small, large = cascade.sample(prompts, seed=3, batch_size=7, every_stage=True)
+    small, large = cascade.sample(prompts, seed=3, every_stage=True)
     np.testing.assert_array_equal(large, written)
     np.testing.assert_allclose(cascade.path(prompts, seed=3)[-1].astype(int), small, atol=1)
     again = cascade.sample(prompts, seed=3, low=small)

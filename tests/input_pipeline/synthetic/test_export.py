@@ -17,11 +17,17 @@ from tests.input_pipeline.synthetic.tiny_set import (
     LABELS,
     contents,
     damage_shard,
+    replace_shard,
     write,
     writer,
 )
 
 NAMES = ("cat", "dog")
+
+
+def change_record(folder, **fields):
+    """Changes record 1 of shard 1; all digests are right."""
+    replace_shard(folder, 1, lambda records: records[1].update(fields))
 
 
 def export(folder, kind, to):
@@ -98,6 +104,10 @@ def test_an_export_goes_on_where_it_stopped(complete, tmp_path, monkeypatch, kin
         (lambda f, to: to.mkdir() or (to / "x").touch(), "is not empty"),
         (lambda f, to: export(f, "folder", to), "holds another export"),
         (lambda f, to: (f / "manifest.json").unlink(), "not complete"),
+        (lambda f, to: change_record(f, class_name=[b"../cat"]), "record 1: not image "),
+        (lambda f, to: change_record(f, label=[2]), "record 1: not image "),
+        (lambda f, to: change_record(f, index=[-1]), "record 1: not image "),
+        (lambda f, to: change_record(f, prompt=[b"\xff"]), "record 1: its prompt is no text"),
     ],
 )
 def test_wrong_input(complete, tmp_path, capsys, prepare, message):
@@ -116,7 +126,7 @@ def test_wrong_input(complete, tmp_path, capsys, prepare, message):
         (("classes.txt", "b"), "the folder of class 'classes.txt' is a file's name"),
         (("export.json", "b"), "the folder of class 'export.json' is a file's name"),
         (("a", "ä" * 128), "too long for a folder"),
-        (("a", "two\nlines"), "is not one line of text"),
+        (("a", "two\u2028lines"), "is not one line of text"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -129,6 +139,14 @@ def test_classes_that_can_have_no_folder(tmp_path, capsys, class_names, said):
     assert said in err and err.count("\n") == 1
     assert not (tmp_path / "out").exists()
     assert export(tmp_path / "set", "webdataset", tmp_path / "out") == 0
+
+
+def test_an_export_that_was_killed_at_its_start(complete, tmp_path):
+    (tmp_path / "out").mkdir()
+    for name in (".lock", ".export.json.0123.tmp"):
+        (tmp_path / "out" / name).touch()
+    assert export(complete, "webdataset", tmp_path / "out") == 0
+    assert not list((tmp_path / "out").glob("*.tmp"))
 
 
 def test_one_process_at_a_time(complete, tmp_path, capsys):

@@ -146,7 +146,12 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
     ("change", "message"),
     [
         ({"name": "Tiny-set"}, "lower-case"),
+        ({"name": 181 * "a"}, "name of 181 letters: use at most 180"),
         ({"class_names": ("cat", "cat")}, r"\['cat'\] occur twice"),
+        ({"class_names": ("cat", " ")}, "class name ' ': give it letters"),
+        ({"class_names": ("cat", "dog ")}, "class name 'dog ': .* no spaces around"),
+        ({"class_names": ("cat", "a\ndog")}, r"class name 'a\\ndog': give it one line"),
+        ({"class_names": ("cat", "\ud800")}, r"class name '\\ud800': give it one line"),
         ({"counts": [1, 2, 3]}, "2 class names but 3 counts"),
         ({"counts": [0, 0]}, "not all 0"),
         ({"copies": 0}, "copies=0"),
