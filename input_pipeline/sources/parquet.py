@@ -147,6 +147,7 @@ class ParquetSource:
         import pyarrow.parquet as pq
 
         number, inner = self._groups[group, :2].tolist()
+        num_rows = self._footers[number].row_group(inner).num_rows
         try:
             with pq.ParquetFile(
                 self._paths[number], metadata=self._footers[number], page_checksum_verification=True
@@ -154,6 +155,8 @@ class ParquetSource:
                 column = file.read_row_group(inner, [self._columns[0]]).column(0)
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"its row group cannot be read ({_line(error)}); {_AGAIN}") from None
+        if len(column) != num_rows:
+            raise InputError(f"its row group has {len(column)} images, not {num_rows}; {_AGAIN}")
         column = column.combine_chunks()
         return column.field("bytes") if pa.types.is_struct(column.type) else column
 
@@ -166,12 +169,14 @@ class _File:
         import pyarrow.parquet as pq
 
         try:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 self.path, self.footer, self.schema = path, file.metadata, file.schema_arrow
                 self._check_columns(image, label)
                 column = file.read([label]).column(0)
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{path}: no whole Parquet file ({_line(error)}); {_AGAIN}") from None
+        if len(column) != sum(rows for _, rows in self.groups()):
+            raise InputError(f"{path}: not as many labels as rows; {_AGAIN}")
         if column.null_count:
             raise InputError(
                 f"{path}: {column.null_count} rows have no label; choose another split"

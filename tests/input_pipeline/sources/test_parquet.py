@@ -200,3 +200,23 @@ def test_metadata_of_another_kind(tmp_path, metadata, said):
     path = tmp_path / "train-00000-of-00001.parquet"
     pq.write_table(table(0, 3, names=None).replace_schema_metadata({"huggingface": metadata}), path)
     refused(rf"{path}.*{said}", tmp_path)
+
+
+@pytest.mark.parametrize("column", [0, 2], ids=["images", "labels"])
+def test_flips_in_what_stands_before_a_page(tmp_path, column):
+    """Its numbers of rows and bytes: no row is silently left out, and nothing else is raised."""
+    write_files(tmp_path / "a", lengths=(3,))
+    [path] = (tmp_path / "a").iterdir()
+    data, faults = path.read_bytes(), set()
+    start = pq.read_metadata(path).row_group(0).column(column).data_page_offset
+    for bit in range(8 * 24):
+        flipped = bytearray(data)
+        flipped[start + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            source = ParquetSource(tmp_path / "a")
+            assert len([source[i] for i in range(len(source))]) == 3
+        except InputError as error:
+            assert "\n" not in str(error)
+            faults.add(str(error).rpartition(": ")[2])
+    assert len(faults) > 1
