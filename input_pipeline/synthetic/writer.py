@@ -10,7 +10,7 @@ from etils import epath
 from jaxtyping import Int
 
 from input_pipeline.records import image_codec, tf_example, tfds_metadata
-from input_pipeline.records.tfrecord import write_tfrecord
+from input_pipeline.records.tfrecord import starts_of, write_tfrecord
 from input_pipeline.synthetic.provenance import checked_config, plan_of
 from launch import files
 from launch.errors import InputError
@@ -159,12 +159,17 @@ class SyntheticWriter:
         return files.sha256(path) == sidecar.get("sha256")
 
     def is_there(self, shard: int, sidecar: Mapping[str, Any] | None = None) -> bool:
-        """Whether a shard of this set is there, with the size of its sidecar; nothing is read."""
+        """Whether a shard is there that a sidecar of this set fits; the shard is not read."""
         sidecar = self.sidecar(shard) if sidecar is None else sidecar
         path = self.shard_path(shard)
         if sidecar is None or sidecar.get("set") != self.set_id or not path.exists():
             return False
-        return path.stat().length == sidecar.get("num_bytes")
+        lengths, size = sidecar.get("lengths"), self.plan.shard_size(shard)
+        if not isinstance(lengths, list) or {type(length) for length in lengths} != {int}:
+            return False
+        if not len(lengths) == sidecar.get("num_examples") == size:
+            return False
+        return path.stat().length == sidecar.get("num_bytes") == int(starts_of(lengths)[-1])
 
     def pending_shards(self, worker: int = 0, num_workers: int = 1) -> list[int]:
         """A worker's shards that are missing, damaged or without a sidecar: those to write."""

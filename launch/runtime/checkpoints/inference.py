@@ -89,7 +89,13 @@ class SealedCheckpoint:
             InputError: see `digests`.
         """
         self.digest()
-        metadata = ocp.StandardCheckpointHandler().metadata(self.folder / INFERENCE)
+        try:
+            metadata = ocp.StandardCheckpointHandler().metadata(self.folder / INFERENCE)
+        except Exception:  # Orbax raises many kinds over damaged files.
+            fault = seals.find_fault(self.folder, expected_facts=self._identity)
+            if fault is None:
+                raise
+            raise InputError(fault) from None
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
             dict(metadata),

@@ -98,6 +98,25 @@ def test_killed_while_writing(complete, tmp_path, request):
     assert contents(folder) == contents(complete)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lengths": [200] * 5},
+        {"lengths": [200] * 4},
+        {"lengths": ["200"] * 5},
+        {"lengths": None},
+        {"num_examples": 4},
+        {"num_bytes": 1},
+        {"sha256": 64 * "0"},
+    ],
+    ids=str,
+)
+def test_a_sidecar_that_does_not_fit_its_shard(complete, change):
+    path = complete / "index/00001-of-00003.json"
+    files.write_json(path, files.read_json(path) | change)
+    assert writer(complete).pending_shards() == [1]
+
+
 def test_finish_removes_stale_temporaries(complete):
     at_work = complete / f".{shard_path(complete, 1).name}.1.tmp"  # of another worker
     for path in (complete / ".manifest.json.1.tmp", at_work):

@@ -191,3 +191,11 @@ def test_a_save_for_which_there_is_no_room_is_not_begun(run, monkeypatch):
     usage.free = usage.total = 0  # a mount that does not know
     save(run, 4)
     assert latest_step(run) == 4
+
+
+@pytest.mark.parametrize("name", ["_METADATA", "_sharding", "manifest.ocdbt"])
+def test_damaged_shapes_are_named(run, name):
+    path = run / "checkpoints" / "3" / "inference" / name
+    path.write_bytes(b"\xff" + path.read_bytes()[:-1])
+    with pytest.raises(InputError, match=f"{name} is damaged"):
+        newest(run).shapes()
