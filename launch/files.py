@@ -49,11 +49,11 @@ def cache_folder(name: str) -> Path:
     """
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if base.startswith("~"):
-        base = _home_of_the_homeless()
+        base = _private_folder()
     return Path(base, "imagen_ft", name)
 
 
-def _home_of_the_homeless() -> str:
+def _private_folder() -> str:
     """A folder for a user without HOME and without an entry in passwd, as in containers."""
     path = Path(temporary_folder(), f"cache-{os.getuid()}")
     path.mkdir(mode=0o700, exist_ok=True)

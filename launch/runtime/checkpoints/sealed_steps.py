@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shutil
@@ -104,15 +105,13 @@ class SealedSteps:
             self._finish_here(step, gather_facts)
         except Exception as failure:  # whatever it is, the others wait to hear of it
             error = failure
-        reason = users_error(error) if isinstance(error, OSError) else None
-        said = reason or (error and f"{type(error).__name__}: {' '.join(str(error).split())}")
-        faults = gather_texts(said or "")
-        users = gather_texts(reason or "")
+        reports = gather_texts("" if error is None else _report(error))
         if error is not None:
             raise error
-        for process, fault in enumerate(faults):
-            if fault:
-                kind = InputError if users[process] else Failed
+        for process, report in enumerate(reports):
+            if report:
+                is_the_users, fault = json.loads(report)
+                kind = InputError if is_the_users else Failed
                 raise kind(f"step {step} was not saved: process {process}: {fault}")
         self._remove_old()
 
@@ -265,6 +264,13 @@ def check_whole(folder: epath.Path, num_arrays: Mapping[str, int]) -> None:
     for name, count in num_arrays.items():
         if gap := find_gap(folder / name, count):
             raise Failed(f"a checkpoint was not written whole: {gap}; it is not used")
+
+
+def _report(error: Exception) -> str:
+    """What the other processes are told of an error here: whether users can mend it, and how."""
+    reason = users_error(error) if isinstance(error, OSError) else None
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return json.dumps([reason is not None, reason or text])
 
 
 def _remove(folder: epath.Path) -> None:

@@ -49,6 +49,7 @@ class Watch:
         self._reached = now
         self._heard = {n: ("", now + _START_SECONDS) for n in range(jax.process_count())}
         self._told: dict[str, str] = {}
+        self._left_since: float | None = None
 
     def start(self) -> None:
         """Begins."""
@@ -96,22 +97,26 @@ class Watch:
         while True:
             # The service is gone with process 0, or at the end of the job: then nothing is reached.
             with contextlib.suppress(jax.errors.JaxRuntimeError):
-                self._beat()
-                if self._index == 0:
-                    self._tell()
-                told = self._client.key_value_dir_get(_TOLD)
-                self._told = {key.removeprefix(_TOLD): numbers for key, numbers in told}
-                self._reached = time.monotonic()
+                self.talk(time.monotonic())
             time.sleep(_BEAT_SECONDS)
 
-    def _beat(self) -> None:
-        if time.monotonic() < self._silent_from:
-            beat = str(time.monotonic()) if self._code is None else _LEFT
-            self._client.key_value_set(f"{_ALIVE}{self._index}", beat, allow_overwrite=True)
+    def talk(self, now: float) -> None:
+        """Says once that this process is alive, and hears what process 0 tells.
 
-    def _tell(self) -> None:
+        Args:
+            now: as for `verdict`.
+        """
+        if now < self._silent_from:
+            beat = str(now) if self._code is None else _LEFT
+            self._client.key_value_set(f"{_ALIVE}{self._index}", beat, allow_overwrite=True)
+        if self._index == 0:
+            self._tell(now)
+        told = self._client.key_value_dir_get(_TOLD)
+        self._told = {key.removeprefix(_TOLD): numbers for key, numbers in told}
+        self._reached = now
+
+    def _tell(self, now: float) -> None:
         """Process 0 tells which have left, and which are not heard of."""
-        now = time.monotonic()
         for key, beat in self._client.key_value_dir_get(_ALIVE):
             index = int(key.removeprefix(_ALIVE))
             if beat != self._heard[index][0]:
@@ -124,20 +129,32 @@ class Watch:
                 self._client.key_value_set(f"{_TOLD}{state}", text, allow_overwrite=True)
 
     def _judge(self) -> None:
-        left_since = None
         while True:
             # A process that can run no Python code ends all the same.
             faulthandler.dump_traceback_later(4 * LOST_SECONDS, exit=True, file=2)
-            now = time.monotonic()
-            lost = self._others(_LOST) or ("0" if now - self._reached > LOST_SECONDS else "")
-            left = self._others(_LEFT)
-            left_since = left_since or (now if left else None)
-            patience = _FINISH_SECONDS if self._finishing else 0.0
-            if lost or (left_since is not None and now - left_since >= patience):
+            if verdict := self.verdict(time.monotonic()):
                 # The store ends with process 0: the others look at it before.
                 time.sleep(2 * _BEAT_SECONDS if self._index == 0 else 0)
-                self.end(*((lost,) if lost else (left, "has ended")))
+                self.end(*verdict)
             time.sleep(_BEAT_SECONDS / 2)
+
+    def verdict(self, now: float) -> tuple[str, str] | None:
+        """Why this process has to end: which others are gone, and how; None while it need not.
+
+        Args:
+            now: of the monotonic clock, in seconds.
+        """
+        if lost := self._others(_LOST):
+            return lost, "is gone"
+        if now - self._reached > LOST_SECONDS:
+            return "0", "is gone"
+        left = self._others(_LEFT)
+        if left and self._left_since is None:
+            self._left_since = now
+        patience = _FINISH_SECONDS if self._finishing else 0.0
+        if self._left_since is not None and now - self._left_since >= patience:
+            return left, "has ended"
+        return None
 
     def _others(self, state: str) -> str:
         numbers = self._told.get(state, "").split(", ")

@@ -305,6 +305,7 @@ def test_other_files(tmp_path):
         (("--from=timm:vit", "--to=y"), "names no model of transformers: name one with --model"),
         (("--from=timm:vit", "--to=y", "--model=vit_b16"), "say it with --pixels"),
         (("--from=timm:vit", "--to=vit", "--model=vit_b16"), "vit is not empty"),
+        (("--from=timm:vit", "--to=y[1]", "--model=vit_b16"), "under a path with '['"),
         (("--from=transformers:vit", "--to=y"), "holds weights of timm: say --from=timm:vit"),
         (("--from=none", "--to=timm:y"), "none holds no run"),
         (("--from=vit", "--to=timm:gs://y"), "written to local folders"),

@@ -273,6 +273,12 @@ def test_the_settings_of_a_scheduler(tmp_path, pipeline):
     assert not (tmp_path / "imported").exists()
 
 
+def test_a_path_that_checkpoints_cannot_have(pipeline, tmp_path):
+    with pytest.raises(InputError, match=r"under a path with '\*'"):
+        main(["weights", f"--from=deepfloyd:{pipeline}", f"--to={tmp_path}/to*"])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_damaged_and_missing_files(tmp_path):
     folder = write_part(tmp_path / "unet", "unet")
     file = folder / UNET_FILE

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import shutil
 import threading
 import time
 
@@ -31,19 +30,6 @@ from tests.support.checkpoint_states import (
     restore,
     save,
 )
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """A run with the checkpoints 2 and 3; 1 had to make room."""
-    workdir = tmp_path_factory.mktemp("saved")
-    save(workdir, 1, 2, 3)
-    return workdir
-
-
-@pytest.fixture
-def run(saved, tmp_path):
-    return shutil.copytree(saved, tmp_path / "run")
 
 
 def test_the_newest_comes_back_bit_by_bit(saved):

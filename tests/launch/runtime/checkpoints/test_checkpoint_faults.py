@@ -26,18 +26,6 @@ from tests.support.checkpoint_states import (
 )
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved")
-    save(folder, 2, 3)
-    return folder
-
-
-@pytest.fixture
-def run(saved, tmp_path):
-    return shutil.copytree(saved, tmp_path / "run")
-
-
 def seal_is_a_folder(folder, _):
     (folder / SEAL).unlink()
     (folder / SEAL).mkdir()

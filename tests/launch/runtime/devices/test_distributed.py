@@ -1,5 +1,6 @@
 """When a process takes itself for one of several; several are in tests/multihost."""
 
+import json
 import tempfile
 
 import jax
@@ -108,3 +109,21 @@ def test_the_first_process_decides_for_all():
 
     with pytest.raises(InputError, match="no"):
         distributed.decide_on_first_process(wrong)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"config": {"seed": 1}, "the code": "1 a"}, "config.seed = 1, process 0 with 0"),
+        ({"config": {"seed": 0}, "the code": "1 b"}, "the code = 1 b, process 0 with 1 a"),
+        ({"config": {"seed": 0}}, "the code = nothing, process 0 with 1 a"),
+    ],
+)
+def test_settings_of_several_processes(monkeypatch, other, said):
+    own = {"config": {"seed": 0}, "the code": "1 a"}
+    texts = [json.dumps(settings) for settings in (own, own, other)]
+    monkeypatch.setattr(distributed, "gather_texts", lambda text: texts[:2])
+    distributed.check_same(own)
+    monkeypatch.setattr(distributed, "gather_texts", lambda text: texts)
+    with pytest.raises(InputError, match=f"process 2 was started with {said}: start all"):
+        distributed.check_same(own)

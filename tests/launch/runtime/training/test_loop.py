@@ -423,8 +423,15 @@ def test_numbers_that_cannot_work(changes, said):
 
 
 def test_all_that_is_open_is_closed(tmp_path, monkeypatch):
-    """What fails to close keeps nothing else open."""
+    """What fails to close keeps nothing else open; meanwhile no watch ends the process."""
     closed, close = [], checkpoint.Checkpoints.close
+
+    @contextlib.contextmanager
+    def finishing():
+        closed.append("watch waits")
+        yield
+
+    monkeypatch.setattr(loop.peers, "finishing", finishing)
 
     def fail(best):
         closed.append("best")
@@ -436,4 +443,4 @@ def test_all_that_is_open_is_closed(tmp_path, monkeypatch):
     )
     with pytest.raises(OSError, match="best"):
         train(tmp_path, changed(best=dict(metric="distance", mode="min")))
-    assert sorted(closed) == ["best", "checkpoints"]
+    assert closed[0] == "watch waits" and sorted(closed[1:]) == ["best", "checkpoints"]
