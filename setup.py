@@ -53,6 +53,8 @@ EXTRAS = {
     ],
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
+    # Hosts with GPUs find each other by asking Kubernetes.
+    "gke": ["jax[k8s]"],
     "preflight": [LIBTPU],
     # Run directories at gs://; TensorBoard's events go there by the second.
     "gcs": ["gcsfs", "google-cloud-storage"],

@@ -22,14 +22,14 @@ from classifiers.training.train_seeds import train_seeds
 from classifiers.training.training import Training
 from input_pipeline import sources
 from launch.runtime import app
-from launch.runtime.devices import distributed
+from launch.runtime.devices import joining
 from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.preflight import preflight
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """The task's own flags."""
-    distributed.define_flags(values)
+    joining.define_flags(values)
     preflight.define_flags(values)
 
 

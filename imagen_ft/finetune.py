@@ -14,14 +14,14 @@ from imagen_ft.text.encoders import make_text_encoder, text_shapes
 from imagen_ft.training.train_stage import train_stage
 from imagen_ft.training.training import Training
 from launch.runtime import app
-from launch.runtime.devices import distributed
+from launch.runtime.devices import joining
 from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.preflight import preflight
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """The task's own flags."""
-    distributed.define_flags(values)
+    joining.define_flags(values)
     preflight.define_flags(values)
 
 

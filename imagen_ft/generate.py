@@ -27,7 +27,7 @@ from input_pipeline.synthetic.verify import verify
 from input_pipeline.synthetic.writer import PROVENANCE, SyntheticWriter
 from launch.errors import InputError
 from launch.runtime import app
-from launch.runtime.devices import distributed
+from launch.runtime.devices import distributed, joining
 from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.limits import BATCH, MOST, SEED, check_numbers
 from launch.runtime.locks import join
@@ -42,7 +42,7 @@ _LIMITS = {
 
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of this task alone."""
-    distributed.define_flags(values)
+    joining.define_flags(values)
     flags.DEFINE_integer(
         "worker", 0, "which of --num_workers this one is, from 0", flag_values=values
     )
@@ -83,7 +83,6 @@ def main(args: app.Arguments) -> None:
         check_sound(args, check(args))
         return
     check_numbers(args.config, _LIMITS)
-    distributed.check_joined()
     cascade = load_cascade(args.config, _mesh(args.config))
     fields = set_fields(args, cascade)
     SyntheticWriter.check(**fields)

@@ -22,6 +22,7 @@ from typing import TextIO
 
 from absl import flags
 
+from launch.cluster import check_alone
 from launch.errors import Failed, InputError, users_error
 
 # A run of one small stage opens about 40; loaders of large sets some hundred.
@@ -51,6 +52,7 @@ def parse_flags(
     """
     values = flags.FlagValues()
     define_flags(values)
+    define_alone(values)
     if helped(argv, text, values):
         return None
     read_flags(argv, values)
@@ -58,6 +60,17 @@ def parse_flags(
         if not values[name].value:
             raise InputError(f"command line: --{name} is missing (--help lists the flags)")
     return values
+
+
+def define_alone(values: flags.FlagValues) -> None:
+    """The flag --coordinator, for a command that does not say that several processes share it."""
+    if "coordinator" not in values:
+        flags.DEFINE_string(
+            "coordinator",
+            "",
+            "'none' lets this process be alone, although a cluster's variables say otherwise",
+            flag_values=values,
+        )
 
 
 def helped(
@@ -81,10 +94,15 @@ def helped(
 
 
 def read_flags(argv: Sequence[str], values: flags.FlagValues) -> None:
-    """Fills flags from a command line.
+    """Fills flags from a command line; one process of several is kept from what is one's work.
+
+    Args:
+        argv: the program's name and its arguments.
+        values: the flags, with --coordinator; with --num_processes too where several can share
+            the work (`launch.runtime.devices.joining`).
 
     Raises:
-        InputError: see `parse_flags`.
+        InputError: see `parse_flags`; or this is one of several processes, and the command one's.
     """
     try:
         rest = values(list(argv))
@@ -93,6 +111,8 @@ def read_flags(argv: Sequence[str], values: flags.FlagValues) -> None:
         raise InputError(f"command line: {reason} (--help lists the flags)") from error
     if len(rest) > 1:
         raise InputError(f"command line: {rest[1]!r} is not a flag (--help lists the flags)")
+    if "num_processes" not in values:
+        check_alone(os.environ, values.coordinator)
 
 
 def exit_code(command: Callable[[], None], interrupted: str) -> int:

@@ -1,6 +1,7 @@
 """From a command line to a running task: flags, the config, one clear line for wrong input."""
 
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -14,12 +15,11 @@ from clu import parameter_overview
 from etils import epath
 from ml_collections import config_flags
 
-from launch.cli import exit_code, helped, read_flags
-from launch.code_version import code_version
-from launch.errors import Failed, InputError, users_error
+from launch.cli import define_alone, helped, read_flags
+from launch.errors import InputError
 from launch.files import cache_folder, is_local
 from launch.runtime.config import check_overrides, load_config, plain
-from launch.runtime.devices import distributed, peers
+from launch.runtime.devices import job
 
 _CONFIG_HELP = (
     "--config=FILE.py[:name=value,...]: the experiment",
@@ -67,42 +67,25 @@ def run(
         if "preflight" in arguments.flags and arguments.flags.preflight:
             # libtpu, which is there for it, would look for chips of this machine and complain.
             jax.config.update("jax_platforms", "cpu")
-        if "coordinator" in arguments.flags and arguments.folder:
-            distributed.initialize(arguments.flags)
-        if not jax.distributed.is_initialized() or jax.process_count() == 1:
+        if "num_processes" in arguments.flags and arguments.folder:
+            settings = functools.partial(_settings, arguments)
+            job.run_together(arguments.flags, settings, functools.partial(task, arguments))
+        else:
             task(arguments)
-            return
-        peers.watch()
-        try:
-            distributed.check_same(_settings(arguments))
-            task(arguments)
-        except (InputError, Failed):
-            raise
-        except Exception as error:
-            # Of many kinds, where a process was lost that a step needs.
-            if not (isinstance(error, OSError) and users_error(error)):
-                peers.wait_for_the_end()
-            raise
 
     resume = "the same command goes on from the last checkpoint or shard"
-    try:
-        code = exit_code(command, resume)
-    except BaseException:
-        peers.leave(1)
-        raise
-    peers.leave(code)
-    sys.exit(code)
+    sys.exit(job.exit_code(command, resume))
 
 
 def _settings(arguments: Arguments) -> dict[str, Any]:
     """What all processes of a job have to have in common."""
     # The config holds its overrides, which are flags as well. Hosts may have other CPUs.
-    names = [n for n in arguments.flags if n not in ("coordinator", "process_id")]
-    common = {f"--{n}": arguments.flags[n].value for n in names if n.partition(".")[0] != "config"}
+    values = arguments.flags
+    common = job.settings(values, without=[n for n in values if n.partition(".")[0] == "config"])
     if is_local(arguments.workdir):
         common["--workdir"] = os.path.realpath(arguments.workdir)
     config = {key: x for key, x in plain(arguments.config).items() if key != "loader_workers"}
-    return {**common, "config": config, "the code": code_version()}
+    return {**common, "config": config}
 
 
 def parse(
@@ -125,6 +108,7 @@ def parse(
     )
     if define_flags:
         define_flags(values)
+    define_alone(values)
     if helped(argv, description, values, _CONFIG_HELP):
         sys.exit(0)
     config, argv = _config(argv)

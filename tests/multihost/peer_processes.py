@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from launch.runtime import app
-from launch.runtime.devices import distributed, peers
+from launch.runtime.devices import joining, peers
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -42,7 +42,7 @@ def main(options):
         argv += [f"--process_id={index}", f"--coordinator={os.environ['TEST_COORDINATOR']}"]
         if index == count - 1:
             argv += [f"--config.{name}={value}" for name, value in options["fields"].items()]
-        app.run(task, __doc__, distributed.define_flags, argv)
+        app.run(task, __doc__, joining.define_flags, argv)
 
 
 if __name__ == "__main__":

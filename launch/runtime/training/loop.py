@@ -14,7 +14,6 @@ from launch.errors import InputError, Preempted
 from launch.runtime.checkpoints.checkpoint import BEST, CHECKPOINTS, Best, Checkpoints, check_mode
 from launch.runtime.checkpoints.inference import latest_step
 from launch.runtime.devices import peers
-from launch.runtime.devices.distributed import check_joined
 from launch.runtime.devices.mesh import put_batch, with_shardings
 from launch.runtime.limits import BATCH, MOST, SEED, check_numbers
 from launch.runtime.state import TrainState
@@ -46,7 +45,6 @@ def check_training(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     Raises:
         InputError: names the field.
     """
-    check_joined()
     check_numbers(config, _LIMITS)
     profile = config.get("profile") or {}
     check_numbers(profile, _PROFILE, "config.profile")

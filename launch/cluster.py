@@ -1,0 +1,173 @@
+"""What environment variables say of the job that this process was started as one of.
+
+Slurm, Cloud TPU and MPI set variables of their own. The names are theirs; what JAX makes of them is
+in its `jax/_src/clusters`.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from launch.errors import InputError
+
+Environment = Mapping[str, str]
+
+BY_HAND = "--coordinator=HOST:PORT --num_processes=N --process_id=I"
+# Above the ports that Linux gives to whoever asks for any.
+_FIRST_PORT, _PORTS = 61440, 4096
+# Steps of one allocation get ports that are far from those of the next allocations.
+_STEP_STRIDE = 599
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A job of several processes.
+
+    Attributes:
+        source: whose job it is, and the variable that says so.
+        arguments: for `jax.distributed.initialize`; those that are not here JAX asks the cluster
+            for.
+        fault: why its processes cannot find each other by these variables; '' if they can.
+        is_started: whether the others are started as well, and not this process alone.
+    """
+
+    source: str
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fault: str = ""
+    is_started: bool = True
+
+
+def find_job(environment: Environment) -> Job | None:
+    """The job of several processes that the variables speak of; None if they speak of none.
+
+    Raises:
+        InputError: a variable is missing or no number, or two clusters speak of jobs of their own.
+    """
+    # MPI's launchers may start their own helpers by Slurm, whose variables are then not ours.
+    if job := _mpi_job(environment):
+        return job
+    jobs = [job for job in (_slurm_job(environment), _tpu_job(environment)) if job]
+    if len(jobs) > 1:
+        raise InputError(
+            f"the environment speaks of two jobs, {jobs[0].source} and {jobs[1].source}: unset the "
+            f"variables of one, or say {BY_HAND}"
+        )
+    return jobs[0] if jobs else None
+
+
+def check_alone(environment: Environment, coordinator: str) -> None:
+    """Looks whether this process is alone, for a command that is the work of one process.
+
+    Args:
+        environment: its variables.
+        coordinator: the flag; 'none' is the user's word that it is.
+
+    Raises:
+        InputError: it is one of several.
+    """
+    if coordinator not in ("", "none"):
+        raise InputError(f"--coordinator={coordinator}: this command is one process; leave it away")
+    job = None if coordinator == "none" else find_job(environment)
+    if job and job.is_started:
+        raise InputError(
+            f"this command is one process, and was started as one of several ({job.source}): start "
+            "it once, or say --coordinator=none where that is so"
+        )
+
+
+def _mpi_job(environment: Environment) -> Job | None:
+    for variable in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        # Slurm speaks PMI as well.
+        if environment.get(variable) == environment.get("SLURM_STEP_NUM_TASKS", "1"):
+            continue
+        if _number(environment, variable, 1) > 1:
+            source = f"MPI's {variable}={environment[variable]}"
+            if "OMPI_MCA_orte_hnp_uri" in environment:
+                return Job(source)
+            fault = f"JAX does not find the processes of this MPI: say {BY_HAND}"
+            return Job(source, fault=fault)
+    return None
+
+
+def _slurm_job(environment: Environment) -> Job | None:
+    if "SLURM_JOB_ID" not in environment:
+        return None
+    if "SLURM_STEP_ID" not in environment:
+        return _slurm_script(environment)
+    tasks = _number(environment, "SLURM_STEP_NUM_TASKS", 1)
+    if tasks < 2:
+        return None
+    source = f"Slurm's SLURM_STEP_NUM_TASKS={tasks}"
+    if _number(environment, "SLURM_HET_SIZE", 1) > 1:
+        fault = f"a heterogeneous job has several lists of nodes: say {BY_HAND}"
+        return Job(source, fault=fault)
+    own = _number(environment, "SLURM_PROCID")
+    if own >= tasks:
+        raise InputError(f"SLURM_PROCID={own} is not in 0 .. {tasks - 1} ({source})")
+    arguments = {
+        "coordinator_address": f"{_first_node(environment)}:{_slurm_port(environment)}",
+        "num_processes": tasks,
+        "process_id": own,
+    }
+    return Job(source, arguments)
+
+
+def _slurm_script(environment: Environment) -> Job | None:
+    """A batch script is one process, which has the rank 0, of all the tasks that are asked for."""
+    for variable in ("SLURM_NTASKS", "SLURM_JOB_NUM_NODES"):
+        if (count := _number(environment, variable, 1)) > 1:
+            source = f"Slurm's {variable}={count}"
+            fault = (
+                "a batch script runs a command once: start it by srun, or say --coordinator=none "
+                "to use the first node alone"
+            )
+            return Job(source, fault=fault, is_started=False)
+    return None
+
+
+def _first_node(environment: Environment) -> str:
+    """That of task 0: of `a[001-003,7],b` it is a001, of `rack[1-2]n[4,5]` rack1n4."""
+    nodes = environment.get("SLURM_STEP_NODELIST", "")
+    first = re.match(r"(?:[^,\[\]\s]|\[[\w,-]+\])+", nodes)
+    if not first:
+        raise InputError(f"SLURM_STEP_NODELIST={nodes!r} names no node: start it by srun")
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0])
+
+
+def _slurm_port(environment: Environment) -> int:
+    if "JAX_COORDINATOR_PORT" in environment:
+        return _number(environment, "JAX_COORDINATOR_PORT")
+    job, step = (_number(environment, name) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    return _FIRST_PORT + (job + _STEP_STRIDE * step) % _PORTS
+
+
+def _tpu_job(environment: Environment) -> Job | None:
+    # The first that is there counts, as for JAX.
+    names = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
+    variable = next((name for name in names if name in environment), names[1])
+    hosts = environment.get(variable, "localhost").split(",")
+    slices = _number(environment, "MEGASCALE_NUM_SLICES", 1)
+    if len(hosts) == 1 and slices < 2:
+        return None
+    if not all(host.strip() for host in hosts):
+        raise InputError(f"{variable}={environment[variable]!r}: a name is missing in the list")
+    limits = {"MEGASCALE_SLICE_ID": slices}
+    if variable in environment:
+        limits["TPU_WORKER_ID"] = len(hosts)
+        _number(environment, "TPU_WORKER_ID")
+    for name, limit in limits.items():
+        if (number := _number(environment, name, 0)) >= limit:
+            raise InputError(f"{name}={number} is not in 0 .. {limit - 1}")
+    counted = variable if len(hosts) > 1 else "MEGASCALE_NUM_SLICES"
+    return Job(f"Cloud TPU's {counted}={environment[counted]}")
+
+
+def _number(environment: Environment, variable: str, default: int | None = None) -> int:
+    text = environment.get(variable)
+    if text is None and default is not None:
+        return default
+    if text is None or not re.fullmatch(r"[0-9]+", text):
+        state = "is missing" if text is None else f"is {text!r}, no number"
+        raise InputError(f"the environment variable {variable} {state}: mend or unset it")
+    return int(text)

@@ -1,0 +1,112 @@
+"""Which GPUs each process of a job uses: all that they see, and none of them twice."""
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+
+import jax
+
+from launch.errors import InputError
+
+_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+
+
+def visible(environment: Mapping[str, str]) -> list[str]:
+    """UUIDs of the GPUs that JAX would use, in CUDA's order; of MIG parts their own.
+
+    CUDA_VISIBLE_DEVICES and the cluster's control groups have said before which there are;
+    JAX_LOCAL_DEVICE_IDS chooses among these.
+
+    Raises:
+        InputError: JAX_LOCAL_DEVICE_IDS names one that is not there.
+    """
+    uuids = _all_visible() if _uses_cuda() else []
+    chosen = environment.get("JAX_LOCAL_DEVICE_IDS", "")
+    if not (uuids and chosen):
+        return uuids
+    numbers = chosen.replace(" ", "").split(",")
+    for number in numbers:
+        if not number.isdecimal() or int(number) >= len(uuids):
+            raise InputError(
+                f"JAX_LOCAL_DEVICE_IDS={chosen}: {number!r} is none of 0 .. {len(uuids) - 1}"
+            )
+    return [uuids[int(number)] for number in numbers]
+
+
+def share(views: Sequence[Sequence[str]], own: int) -> list[str]:
+    """What one process uses of the GPUs that it sees.
+
+    Processes that see the same ones divide them evenly among them, in order. One that sees others
+    than all the rest, as when the cluster gives each its own, uses what it sees.
+
+    Args:
+        views: what each process of the job sees; none at all on CPUs and TPUs.
+        own: the number of the process.
+
+    Raises:
+        InputError: a GPU would be used twice or never, or some processes see none; the same on all.
+    """
+    groups: dict[frozenset[str], list[int]] = {}
+    for number, view in enumerate(views):
+        groups.setdefault(frozenset(view), []).append(number)
+    if frozenset() in groups and len(groups) > 1:
+        blind, seeing = groups.pop(frozenset())[0], next(iter(groups.values()))[0]
+        raise InputError(
+            f"process {blind} of this job sees no GPU, process {seeing} sees {len(views[seeing])}: "
+            "give each its own, or JAX_PLATFORMS=cpu to all"
+        )
+    owners: dict[str, int] = {}
+    for uuids, numbers in groups.items():
+        for uuid in uuids:
+            if (other := owners.setdefault(uuid, numbers[0])) != numbers[0]:
+                raise InputError(
+                    f"processes {other} and {numbers[0]} of this job see some GPUs in common, but "
+                    "not all: let each see its own alone, or all of its host's"
+                )
+        if len(uuids) % len(numbers):
+            raise InputError(
+                f"{len(numbers)} processes of this job see the same {_count(len(uuids))}, which "
+                "cannot be divided evenly: start one process for each host or for each GPU"
+            )
+    numbers = groups[frozenset(views[own])]
+    count = len(views[own]) // len(numbers)
+    first = numbers.index(own) * count
+    return list(views[own][first : first + count])
+
+
+def restrict(uuids: Sequence[str]) -> None:
+    """Lets JAX use these GPUs alone; before it has looked for devices."""
+    if uuids:
+        everyone = _all_visible()
+        numbers = ",".join(str(everyone.index(uuid)) for uuid in uuids)
+        jax.config.update("jax_cuda_visible_devices", numbers)
+
+
+def _count(number: int) -> str:
+    return "GPU" if number == 1 else f"{number} GPUs"
+
+
+def _uses_cuda() -> bool:
+    # JAX makes the attributes of its options when it is imported.
+    platforms = jax.config.jax_platforms or "cuda"  # type: ignore[attr-defined]
+    return bool({"cuda", "gpu"} & set(platforms.split(","))) and any(map(find_spec, _PLUGINS))
+
+
+def _all_visible() -> list[str]:
+    """Asks the driver, which makes no context for that."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return []
+    count = ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return []  # JAX will say why.
+    uuids = []
+    for number in range(count.value):
+        device, uuid = ctypes.c_int(), (ctypes.c_ubyte * 16)()
+        if driver.cuDeviceGet(ctypes.byref(device), number) or driver.cuDeviceGetUuid_v2(
+            ctypes.byref(uuid), device
+        ):
+            return []
+        uuids.append(bytes(uuid).hex())
+    return uuids

@@ -1,0 +1,190 @@
+"""How the processes of a job find each other, and which GPUs each of them uses."""
+
+import json
+import os
+import re
+import threading
+import traceback
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+import jax
+from absl import flags
+from filelock import FileLock, Timeout
+from jax._src import distributed
+
+from launch import cluster
+from launch.cli import say
+from launch.errors import PREEMPTED, InputError
+from launch.files import temporary_folder
+from launch.runtime.devices import gpus
+
+# JAX waits for 300 seconds, then aborts.
+JOIN_SECONDS = 285.0
+_GPUS = "launch/gpus/"
+# Until this process ends.
+_NUMBERS: list[FileLock] = []
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags that `initialize` reads; a command that has them is for one process or several."""
+    flags.DEFINE_string(
+        "coordinator",
+        "",
+        "HOST:PORT of process 0 in a job of several processes, or 'auto' to ask the cluster (TPU "
+        "VM, Slurm, GKE); Slurm and TPU jobs that say so in their environment need no flag, 'none' "
+        "lets this process be alone all the same",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "num_processes", None, "processes of the job (--coordinator)", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "process_id", None, "which of them this one is, from 0", flag_values=values
+    )
+
+
+def initialize(values: flags.FlagValues, environment: Mapping[str, str] | None = None) -> None:
+    """Joins the job's other processes, if the flags or the environment speak of any.
+
+    Raises:
+        InputError: flags or variables that do not fit together, a cluster that JAX cannot ask, or
+            GPUs that would be used twice or never.
+    """
+    environment = os.environ if environment is None else environment
+    arguments = join_arguments(values, environment)
+    if arguments is None:
+        return
+    if values.num_processes is not None:
+        _take_number(values.coordinator, values.process_id)
+    _join(arguments)
+    _divide_gpus(environment)
+
+
+def join_arguments(
+    values: flags.FlagValues, environment: Mapping[str, str]
+) -> dict[str, Any] | None:
+    """What `jax.distributed.initialize` is given; None for a process that is alone.
+
+    Raises:
+        InputError: see `initialize`.
+    """
+    coordinator, explicit = values.coordinator, (values.num_processes, values.process_id)
+    # By itself JAX takes one GPU for each process of Slurm or MPI; see `_divide_gpus`.
+    arguments: dict[str, Any] = {"local_device_ids": []}
+    if coordinator in ("", "auto", "none"):
+        if explicit != (None, None):
+            raise InputError(
+                "--num_processes and --process_id go with --coordinator=HOST:PORT of process 0"
+            )
+        job = None if coordinator == "none" else cluster.find_job(environment)
+        if job and job.fault:
+            raise InputError(f"{job.source}: {job.fault}")
+        if job is None and coordinator == "auto":
+            _check_kubernetes(environment)
+        return arguments | job.arguments if job else arguments if coordinator == "auto" else None
+    if not re.fullmatch(r".+:\d+", coordinator):
+        raise InputError(
+            f"--coordinator={coordinator}: HOST:PORT of process 0 is needed, auto or none"
+        )
+    if None in explicit:
+        raise InputError(
+            f"--coordinator={coordinator} needs --num_processes and --process_id, or use auto"
+        )
+    count, own = explicit
+    if not 0 <= own < count:
+        raise InputError(f"--process_id={own} is not in 0 .. {count - 1} (--num_processes)")
+    return dict(arguments, coordinator_address=coordinator, num_processes=count, process_id=own)
+
+
+def _check_kubernetes(environment: Mapping[str, str]) -> None:
+    """TPU hosts find each other without its package, those with GPUs do not."""
+    variables = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
+    asks = "KUBERNETES_SERVICE_HOST" in environment and not any(v in environment for v in variables)
+    if asks and find_spec("kubernetes") is None:
+        raise InputError('--coordinator=auto asks Kubernetes here: pip install ".[gke]" first')
+
+
+def _join(arguments: Mapping[str, Any]) -> None:
+    """Waits for the others, in JAX's way, but ends with a line where that would be a core dump."""
+    late = threading.Timer(JOIN_SECONDS, _end_alone)
+    late.daemon = True
+    late.start()
+    try:
+        jax.distributed.initialize(**arguments)
+    except Exception as error:
+        # Of many kinds, of whatever the cluster is asked by.
+        modules = [
+            frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)
+        ]
+        reason = " ".join(str(error).split())
+        if isinstance(error, ValueError) and reason.endswith("defined."):
+            raise InputError(
+                f"--coordinator=auto: JAX finds no cluster here: say {cluster.BY_HAND}, or leave "
+                "it away where this process is alone"
+            ) from None
+        if any(name.startswith("jax._src.clusters") for name in modules):
+            raise InputError(
+                f"the cluster does not say who the other processes are ({reason}): mend that, or "
+                f"say {cluster.BY_HAND}"
+            ) from error
+        raise
+    finally:
+        late.cancel()
+
+
+def _end_alone() -> None:
+    try:
+        say(
+            f"lost: some processes of this job have not come within {JOIN_SECONDS:.0f} seconds: "
+            "start all of them, with the same --coordinator"
+        )
+    finally:
+        os._exit(PREEMPTED)
+
+
+def _divide_gpus(environment: Mapping[str, str]) -> None:
+    """Has each process use its share of the GPUs that it sees, see `gpus.share`."""
+    uuids, fault = [], ""
+    try:
+        uuids = gpus.visible(environment)
+    except InputError as error:
+        fault = str(error)
+    state = distributed.global_state
+    # Devices may not be asked for before it is known which ones are this process's.
+    client: Any = state.client
+    client.key_value_set(f"{_GPUS}{state.process_id}", json.dumps([uuids, fault]))
+    client.wait_at_barrier(_GPUS, int(JOIN_SECONDS * 1000))
+    entries = {int(key.removeprefix(_GPUS)): x for key, x in client.key_value_dir_get(_GPUS)}
+    views, faults = zip(*(json.loads(entries[n]) for n in range(len(entries))), strict=True)
+    if fault := next(filter(None, faults), ""):
+        raise InputError(fault)
+    gpus.restrict(gpus.share(views, state.process_id))
+
+
+def _take_number(coordinator: str, own: int) -> None:
+    """Keeps a second process of this host from taking the same number: both would wait for long."""
+    name = re.sub(r"\W", "_", f"imagen_ft_{os.getuid()}_{coordinator}_{own}") + ".lock"
+    lock = FileLock(os.path.join(temporary_folder(), name))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise InputError(
+            f"--process_id={own}: a process of the job at {coordinator} has this number already; "
+            "give each its own"
+        ) from None
+    _NUMBERS.append(lock)
+
+
+def check_joined() -> None:
+    """Looks whether the processes that the devices speak of have found each other.
+
+    Raises:
+        InputError: they have not: preemption and saving would be each one's own affair.
+    """
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise InputError(
+            f"this is one of {jax.process_count()} processes that have not found each other: add "
+            "--coordinator=auto"
+        )

@@ -1,0 +1,175 @@
+"""When a process takes itself for one of several; several are in tests/multihost."""
+
+import json
+import tempfile
+from unittest import mock
+
+import jax
+import pytest
+from absl import flags
+
+from launch.errors import PREEMPTED, InputError
+from launch.runtime.devices import gpus, joining
+from tests.launch.cluster_variables import (
+    GKE_GPU,
+    GKE_TPU,
+    OPEN_MPI,
+    SLURM,
+    SLURM_EIGHT,
+    SLURM_SCRIPT,
+)
+
+
+def values(*argv):
+    found = flags.FlagValues()
+    joining.define_flags(found)
+    found(["task", *argv])
+    return found
+
+
+BY_HAND = ["--coordinator=h:1", "--num_processes=2", "--process_id=1"]
+BY_HAND_ARGUMENTS = dict(coordinator_address="h:1", num_processes=2, process_id=1)
+SLURM_ADDRESS = "gpu07:63462"
+JOINED = {
+    "alone": ([], {}, None),
+    "of Slurm": (
+        [],
+        SLURM,
+        dict(coordinator_address=SLURM_ADDRESS, num_processes=2, process_id=1),
+    ),
+    "of Slurm, for each GPU": (
+        ["--coordinator=auto"],
+        SLURM_EIGHT,
+        dict(coordinator_address=SLURM_ADDRESS, num_processes=16, process_id=11),
+    ),
+    "of Slurm by hand": (BY_HAND, SLURM_EIGHT, BY_HAND_ARGUMENTS),
+    "of Slurm, but alone": (["--coordinator=none"], SLURM, None),
+    "a batch script's first node": (["--coordinator=none"], SLURM_SCRIPT, None),
+    "a TPU host": ([], GKE_TPU, {}),
+    "of MPI": ([], OPEN_MPI, {}),
+    "asked for": (["--coordinator=auto"], {}, {}),
+    "by hand": (BY_HAND, {}, BY_HAND_ARGUMENTS),
+    "a pod": ([], GKE_GPU, None),
+    "a pod of a TPU host": (["--coordinator=auto"], GKE_TPU, {}),
+}
+
+
+@pytest.mark.parametrize(("argv", "environment", "expected"), JOINED.values(), ids=JOINED)
+def test_who_is_joined(argv, environment, expected):
+    # With an empty list JAX takes no GPU away; `gpus.share` has the last word.
+    arguments = joining.join_arguments(values(*argv), environment)
+    assert arguments == (expected if expected is None else {"local_device_ids": [], **expected})
+
+
+NOT_JOINED = {
+    "a number without an address": (["--num_processes=2"], {}, "go with --coordinator"),
+    "a number of auto": (["--coordinator=auto", "--process_id=0"], {}, "go with --coordinator"),
+    "a number of none": (["--coordinator=none", "--process_id=0"], {}, "go with --coordinator"),
+    "no port": (["--coordinator=h", *BY_HAND[1:]], {}, "HOST:PORT of process 0 is needed, auto"),
+    "no number": (BY_HAND[:2], {}, "needs --num_processes and --process_id"),
+    "number": ([*BY_HAND[:2], "--process_id=2"], {}, "is not in 0 .. 1"),
+    "a batch script": ([], SLURM_SCRIPT, "Slurm's SLURM_NTASKS=2: a batch script runs a command"),
+    "a batch script, auto": (["--coordinator=auto"], SLURM_SCRIPT, "start it by srun"),
+    "a variable": ([], SLURM | {"SLURM_PROCID": "x"}, "SLURM_PROCID is 'x', no number"),
+    "Kubernetes": (["--coordinator=auto"], GKE_GPU, 'pip install ".[gke]" first'),
+}
+
+
+@pytest.mark.parametrize(("argv", "environment", "said"), NOT_JOINED.values(), ids=NOT_JOINED)
+def test_who_cannot_be_joined(argv, environment, said):
+    with pytest.raises(InputError) as raised:
+        joining.join_arguments(values(*argv), environment)
+    assert said in str(raised.value)
+
+
+def test_two_processes_with_one_number(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **k: calls.append(k))
+    monkeypatch.setattr(joining, "_divide_gpus", lambda environment: None)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    numbers = [
+        values("--coordinator=h:1", "--num_processes=3", f"--process_id={n}") for n in (0, 1, 1)
+    ]
+    joining.initialize(numbers[0], {})
+    joining.initialize(numbers[1], {})
+    with pytest.raises(InputError, match=r"process_id=1: a process of the job at h:1 has this"):
+        joining.initialize(numbers[2], {})
+    assert len(calls) == 2
+
+
+def test_no_cluster_that_jax_knows(monkeypatch):
+    for name in SLURM | GKE_GPU | OPEN_MPI:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match="auto: JAX finds no cluster here: say --coordinator=HOST"):
+        joining.initialize(values("--coordinator=auto"), {})
+    assert not jax.distributed.is_initialized()
+
+
+def test_a_cluster_that_does_not_answer(monkeypatch):
+    """Open MPI's variables are there, but what JAX looks for in them is not."""
+    for name, value in (OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "12.0;udp://x"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=r"does not say .* \(Could not parse coordinator IP .*\):"):
+        joining.initialize(values(), OPEN_MPI)
+
+
+def test_others_that_do_not_come(monkeypatch, capsys):
+    ended = []
+    monkeypatch.setattr(joining, "JOIN_SECONDS", 0.0)
+    monkeypatch.setattr(joining.os, "_exit", ended.append)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **k: joined.wait(30))
+    joined = mock.Mock(wait=lambda seconds: [t.join(seconds) for t in timers])
+    timers = []
+    timer = joining.threading.Timer
+
+    def keep(*arguments):
+        timers.append(timer(*arguments))
+        return timers[-1]
+
+    monkeypatch.setattr(joining.threading, "Timer", keep)
+    joining._join({})
+    assert ended == [PREEMPTED]
+    assert capsys.readouterr().err.startswith("lost: some processes of this job have not come")
+
+
+class Store:
+    """The store of JAX's coordination service, with what another process has written."""
+
+    def __init__(self, other):
+        self.entries = {"launch/gpus/1": json.dumps(other)}
+
+    def key_value_set(self, key, value):
+        self.entries[key] = value
+
+    def wait_at_barrier(self, name, timeout):
+        assert timeout > 1000
+
+    def key_value_dir_get(self, prefix):
+        return [(key, x) for key, x in self.entries.items() if key.startswith(prefix)]
+
+
+def divide(monkeypatch, other, own=("a", "b")):
+    used = []
+    state = mock.Mock(client=Store(other), process_id=0)
+    monkeypatch.setattr(joining.distributed, "global_state", state)
+    monkeypatch.setattr(gpus, "visible", lambda environment: list(own))
+    monkeypatch.setattr(gpus, "restrict", used.extend)
+    joining._divide_gpus({})
+    return used
+
+
+def test_gpus_are_divided(monkeypatch):
+    assert divide(monkeypatch, [["a", "b"], ""]) == ["a"]
+    assert divide(monkeypatch, [["c"], ""]) == ["a", "b"]
+    assert divide(monkeypatch, [[], ""], own=()) == []
+    with pytest.raises(InputError, match="in common"):
+        divide(monkeypatch, [["b"], ""])
+    with pytest.raises(InputError, match="of the other"):
+        divide(monkeypatch, [[], "a fault of the other"])
+
+
+def test_processes_that_have_not_found_each_other(monkeypatch):
+    joining.check_joined()
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(InputError, match=r"one of 4 processes .* add --coordinator=auto"):
+        joining.check_joined()
