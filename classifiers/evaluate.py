@@ -6,12 +6,13 @@ Each run below the folder, and each of config.runs, is one arm; its seeds are it
 NAME of config.sets is summed up in evaluation_NAME.json and a table: top-1, top-5, loss,
 calibration error, accuracy by class, of many-, medium- and few-shot classes (config.shots) and
 under attack (config.attacks); evaluation.png draws them. What is done is kept in the folder
-`evaluations`, so that the same command goes on where it stopped, and does only what is new. It is
-one process, with all its devices.
+`evaluations`, so that the same command goes on where it stopped, and does only what is new. The
+processes of a job (--coordinator) share every batch among their devices.
 """
 
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 from etils import epath
@@ -26,9 +27,13 @@ from classifiers.evaluation.statistics import compare
 from launch.errors import InputError
 from launch.files import write_json
 from launch.runtime import app
+from launch.runtime.devices import joining
+from launch.runtime.devices.distributed import on_first_process
 from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.locks import lock
 from launch.runtime.reports import image_grid
+
+define_flags = joining.define_flags
 
 
 def main(args: app.Arguments) -> None:
@@ -44,18 +49,27 @@ def main(args: app.Arguments) -> None:
         for evaluation_set in sets.values():
             evaluation_set.check_model(run.path, run.num_classes, run.class_names)
     counts = shot_groups.count_images(config.shots, runs) if config.shots else None
-    lock(args.workdir / "evaluations")
+    on_first_process(lambda: lock(args.workdir / "evaluations"))
     seeds = _evaluate(config, args.workdir, runs, sets)
-    results = {}
-    for name, evaluation_set in sets.items():
-        results[name] = _result(config, evaluation_set, seeds[name], counts)
-        write_json(args.workdir / f"evaluation_{name}.json", results[name])
-        print(f"\n{report.table(results[name])}")
+    results = {
+        name: _result(config, evaluation_set, seeds[name], counts)
+        for name, evaluation_set in sets.items()
+    }
+    on_first_process(lambda: _write(config, args.workdir, results))
+
+
+def _write(
+    config: ml_collections.ConfigDict, workdir: epath.Path, results: dict[str, dict[str, Any]]
+) -> None:
+    """Writes what all runs have reached on each set, and prints it."""
+    for name, result in results.items():
+        write_json(workdir / f"evaluation_{name}.json", result)
+        print(f"\n{report.table(result)}")
     if len(results) > 1:
         print(f"\n{report.overview(results)}")
-    if config.baseline not in (run.name for run in runs):
+    if any(config.baseline not in result["arms"] for result in results.values()):
         print(f"no arm is called {config.baseline} (config.baseline): there are no p-values")
-    image_grid.save_png(report.picture(results), args.workdir / "evaluation.png")
+    image_grid.save_png(report.picture(results), workdir / "evaluation.png")
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -110,7 +124,7 @@ def _evaluate(
     """What each seed of each run has reached, by set and run."""
     mesh = make_mesh({"data": -1})
     results: dict[str, dict[str, list]] = {name: {} for name in sets}
-    with tqdm(unit="image", unit_scale=True) as bar:
+    with tqdm(unit="image", unit_scale=True, disable=jax.process_index() > 0) as bar:
         works = [
             (run, name, RunOnSet(run, evaluation_set, config, mesh, bar.update))
             for run in runs
@@ -189,4 +203,4 @@ def _arm(seeds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    app.run(main, __doc__)
+    app.run(main, __doc__, define_flags)

@@ -3,18 +3,21 @@
 python -m imagen_ft.sample --config=configs/digits/sample.py --workdir=runs/samples --prompt=seven
 
 Without --prompt or --prompts, every class the cascade knows is sampled. --path=8 also writes
-path.png: eight moments of the base's way from noise to each of the first images.
+path.png: eight moments of the base's way from noise to each of the first images. The processes of a
+job (--coordinator) draw together, and the first one writes.
 """
 
 import sys
 from typing import Any
 
+import jax
 import numpy as np
 from absl import flags
 from etils import epath
+from jaxtyping import UInt8
 from tqdm import tqdm
 
-from imagen_ft.cascade import Cascade, load_cascade
+from imagen_ft.cascade import load_cascade
 from imagen_ft.cascade.loading import parameter_shapes
 from imagen_ft.text import class_names
 from imagen_ft.text.class_names import read_lines
@@ -25,6 +28,9 @@ from launch.errors import InputError
 from launch.files import differences, read_object, write_atomic, write_json
 from launch.runtime import app
 from launch.runtime.config import plain
+from launch.runtime.devices import joining
+from launch.runtime.devices.distributed import on_first_process
+from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.limits import BATCH, SEED, check_numbers
 from launch.runtime.reports import image_grid
 
@@ -40,6 +46,7 @@ OUTSIDE_SETTINGS = ("batch_size", "show_stages")
 
 def define_flags(values: flags.FlagValues) -> None:
     """Flags of this task alone."""
+    joining.define_flags(values)
     flags.DEFINE_multi_string("prompt", [], "what to draw; may be repeated", flag_values=values)
     flags.DEFINE_string(
         "prompts", None, "text file, one prompt a line, or a JSON list", flag_values=values
@@ -81,21 +88,29 @@ def main(args: app.Arguments) -> None:
     if not prompts:
         raise InputError("nothing to draw: give --prompt=... or --prompts=FILE")
     sizes = [entry.stage.size for entry in config.stages.values()]
-    check_workdir(args.workdir, prompts, sizes)
-    cascade = load_cascade(config)
+    on_first_process(lambda: check_workdir(args.workdir, prompts, sizes))
+    # Several processes draw every batch together.
+    cascade = load_cascade(config, make_mesh({"data": -1}) if jax.process_count() > 1 else None)
     fields = plain(config).items()
     settings = {name: value for name, value in fields if name not in OUTSIDE_SETTINGS}
     settings |= dict(prompts=prompts, weights=list(cascade.digests))
-    check_same_settings(args.workdir, settings)
+    on_first_process(lambda: check_same_settings(args.workdir, settings))
     cascade.encoder.embed(sorted(set(prompts)))  # One that a cache lacks is told before any work.
-    with tqdm(total=len(prompts), desc="sample", unit="image") as bar:
+    quiet = jax.process_index() > 0
+    with tqdm(total=len(prompts), desc="sample", unit="image", disable=quiet) as bar:
         stages = cascade.sample(prompts, seed=config.seed, every_stage=True, progress=bar.update)
     shown = stages if config.show_stages else stages[-1:]
-    args.workdir.mkdir(parents=True, exist_ok=True)
-    write_json(args.workdir / SETTINGS, settings)
-    write_images(shown, prompts, config.images_per_prompt, args.workdir)
+
+    def write() -> None:
+        args.workdir.mkdir(parents=True, exist_ok=True)
+        write_json(args.workdir / SETTINGS, settings)
+        write_images(shown, prompts, config.images_per_prompt, args.workdir)
+
+    on_first_process(write)
     if args.flags.path:
-        draw_path(cascade, prompts[:MOST_PATHS], config.seed, args.flags.path, args.workdir)
+        prompts = prompts[:MOST_PATHS]
+        steps = cascade.path(prompts, config.seed)
+        on_first_process(lambda: write_path(steps, prompts, args.flags.path, args.workdir))
 
 
 def write_images(
@@ -146,11 +161,13 @@ def check_same_settings(workdir: epath.Path, settings: dict[str, Any]) -> None:
         )
 
 
-def draw_path(
-    cascade: Cascade, prompts: list[str], seed: int, moments: int, workdir: epath.Path
+def write_path(
+    steps: UInt8[np.ndarray, "steps n size size c"],
+    prompts: list[str],
+    moments: int,
+    workdir: epath.Path,
 ) -> None:
     """Writes a picture of the base's predictions, from the noisiest step to the last, by row."""
-    steps = cascade.path(prompts, seed)
     shown = np.linspace(0, len(steps) - 1, min(moments, len(steps))).round().astype(int)
     tiles = [steps[step, row] for row in range(len(prompts)) for step in shown]
     captions = [

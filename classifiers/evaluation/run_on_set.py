@@ -21,6 +21,7 @@ from launch.errors import InputError
 from launch.fields import Fields
 from launch.files import read_sealed, write_sealed
 from launch.runtime.config import plain
+from launch.runtime.devices.distributed import decide_on_first_process, on_first_process
 from launch.runtime.types import Array, Variables
 
 # Of what is kept: to be raised when a number changes its meaning.
@@ -120,15 +121,15 @@ class RunOnSet:
                 finite.
         """
         made_from = self._made_from(seed)
-        try:
-            kept = read_sealed(path)
-        except InputError:
-            kept = {}
-        if kept.get("made_from") == made_from:
-            return kept["results"], True
+        if (kept := decide_on_first_process(lambda: _kept(path, made_from))) is not None:
+            return kept, True
         results = {**self._make(seed), "checkpoint": made_from["checkpoint"]}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_sealed(path, {"made_from": made_from, "results": results})
+
+        def keep() -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_sealed(path, {"made_from": made_from, "results": results})
+
+        on_first_process(keep)
         return results, False
 
     def _made_from(self, seed: int) -> dict[str, Any]:
@@ -146,8 +147,12 @@ class RunOnSet:
 
     def _make(self, seed: int) -> dict[str, Any]:
         run = self._run.seeds[seed]
-        variables = run.variables(self._abstract, **self._run.checkpoint)
-        variables = jax.device_put(variables, NamedSharding(self._mesh, P()))
+        whole = NamedSharding(self._mesh, P())
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+            self._abstract,
+        )
+        variables = run.variables(abstract, **self._run.checkpoint)
         image_scores, labels = self._score(variables), self._set.source.labels
         if not np.isfinite(image_scores["loss"]).all():
             raise InputError(
@@ -187,6 +192,15 @@ class RunOnSet:
         total = len(self._set.source)
         count = min(self._specs[name].get("num_images", 0) or total, total)
         return np.arange(count) * total // count
+
+
+def _kept(path: epath.Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
+    """The results at a path, if they are there and of the same origin."""
+    try:
+        kept = read_sealed(path)
+    except InputError:
+        return None
+    return kept["results"] if kept.get("made_from") == made_from else None
 
 
 def _attacked_sets(spec: Fields, evaluation_set: EvaluationSet) -> list[str]:

@@ -1,6 +1,6 @@
 """What a classifier says of every image, and the numbers that sum it up."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
@@ -132,32 +132,32 @@ def over_batches(
         source: the images.
         batch_size: images at a time; with a mesh the next multiple of its devices.
         transform: what happens to each of them before.
-        mesh: batches are split over its axes data and fsdp; None leaves them where JAX puts them.
+        mesh: batches are split over its axes data and fsdp, and all processes of a job share them;
+            None leaves them where JAX puts them.
         tell: is told how many images have been done.
     """
     if mesh is not None:
         share = mesh.shape["data"] * mesh.shape["fsdp"]
         batch_size = -(-batch_size // share) * share
+    # With a mesh, this process reads what its devices hold.
+    rows = None if mesh is None else meshes.local_rows(mesh, batch_size)
+
+    def results() -> Iterator[tuple[Mapping[str, Array], np.ndarray]]:
+        for k, batch in enumerate(loader.eval_batches(source, batch_size, transform, rows)):
+            positions = np.arange(k * batch_size, (k + 1) * batch_size, dtype=np.int32)
+            inputs = {"image": batch["image"], "label": batch["label"]}
+            inputs["position"] = positions if rows is None else positions[rows]
+            if mesh is None:
+                outputs = step(*inputs.values())
+            else:
+                with jax.set_mesh(mesh):
+                    outputs = step(*meshes.put_batch(mesh, inputs).values())
+            yield outputs, positions < len(source)
+
     batch_scores: list[Scores] = []
-    waiting: list[tuple[Mapping[str, Array], np.ndarray]] = []
-
-    def fetch() -> None:
-        for outputs, mask in waiting:
-            batch_scores.append({name: np.asarray(value)[mask] for name, value in outputs.items()})
-            tell(int(mask.sum()))
-        waiting.clear()
-
-    for k, batch in enumerate(loader.eval_batches(source, batch_size, transform)):
-        positions = np.arange(k * batch_size, (k + 1) * batch_size, dtype=np.int32)
-        inputs = {"image": batch["image"], "label": batch["label"], "position": positions}
-        if mesh is None:
-            outputs = step(*inputs.values())
-        else:
-            with jax.set_mesh(mesh):
-                outputs = step(*meshes.put_batch(mesh, inputs).values())
-        fetch()
-        waiting.append((outputs, batch["mask"]))
-    fetch()
+    for outputs, mask in meshes.fetch_behind(results()):
+        batch_scores.append({name: np.asarray(value)[mask] for name, value in outputs.items()})
+        tell(int(mask.sum()))
     return {
         name: np.concatenate([scores[name] for scores in batch_scores]) for name in batch_scores[0]
     }

@@ -13,7 +13,7 @@ from classifiers import from_config
 from classifiers.training.training import Training
 from input_pipeline.batches import loader
 from input_pipeline.source import Source
-from launch.runtime.devices.mesh import local_rows, put_batch
+from launch.runtime.devices.mesh import fetch_behind, local_rows, put_batch
 from launch.runtime.images import to_float
 from launch.runtime.types import Array, Batch, Variables
 
@@ -38,7 +38,7 @@ def make_evaluation(training: Training, source: Source, mesh: Mesh) -> Callable[
 
     def accuracy(variables: Variables) -> float:
         batches = loader.eval_batches(source, batch_size, transform, rows)
-        correct = [count(variables, put_batch(mesh, batch)) for batch in batches]
-        return sum(map(int, correct)) / len(source)
+        correct = (count(variables, put_batch(mesh, batch)) for batch in batches)
+        return sum(map(int, fetch_behind(correct))) / len(source)
 
     return accuracy

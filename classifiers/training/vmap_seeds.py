@@ -16,7 +16,7 @@ from classifiers.training.training import Training
 from launch.errors import InputError
 from launch.runtime.checkpoints import checkpoint
 from launch.runtime.checkpoints.inference import latest_step
-from launch.runtime.devices.distributed import on_first_process
+from launch.runtime.devices.distributed import decide_on_first_process, on_first_process
 from launch.runtime.devices.mesh import state_shardings
 from launch.runtime.ema import MAIN
 from launch.runtime.run_record import seed_name
@@ -146,7 +146,7 @@ def write(
     """
     for seed in range(count):
         folder = workdir / f"seed_{seed}"
-        if latest_step(folder) == total_steps:
+        if decide_on_first_process(functools.partial(latest_step, folder)) == total_steps:
             continue
         on_first_process(functools.partial(_clear, folder))
         name = seed_name(run_name, folder.name)

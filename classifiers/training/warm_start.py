@@ -16,8 +16,9 @@ from classifiers.training.training import Training
 from classifiers.weights.positions import POSITIONS, resized
 from classifiers.weights.weight_files import HEADS
 from launch.errors import InputError
+from launch.runtime.devices.mesh import fetch, with_shardings
 from launch.runtime.run import CLASSIFIER
-from launch.runtime.state import TrainState, create_state
+from launch.runtime.state import TrainState, create_state, state_of
 from launch.runtime.types import Variables
 
 # What may differ from the run that it begins with: none of it changes what the weights mean.
@@ -78,8 +79,8 @@ def create(training: Training, mesh: Mesh, seed: int) -> TrainState:
     if training.start is not None:
         starts, path = training.start.seeds, training.config.init_from
         start = starts[seed % len(starts)]
-        variables = _fit_variables(start.variables(start.shapes()), model, image_shape, path)
-        return create_state(lambda variables: variables, (variables,), tx, averages, mesh)
+        variables = start.variables(with_shardings(mesh, start.shapes()))
+        return state_of(_fit_variables(variables, model, image_shape, path), tx, averages, mesh)
     init = functools.partial(from_config.init_model, model, image_shape=image_shape)
     return create_state(init, (jax.random.key(seed),), tx, averages, mesh)
 
@@ -96,7 +97,7 @@ def _fit_variables(
         if arrays[name].shape == leaf.shape:
             continue
         if name == POSITIONS and isinstance(model, ViT):
-            arrays[name] = resized(np.asarray(arrays[name]), model, image_shape, path)
+            arrays[name] = resized(fetch(arrays[name]), model, image_shape, path)
         elif name.split(".")[1] in HEADS:
             arrays[name] = np.zeros(leaf.shape, leaf.dtype)
         else:

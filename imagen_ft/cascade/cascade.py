@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, overload
 
 import jax
@@ -22,7 +22,7 @@ from imagen_ft.text.encoders import TextEncoder, make_text_encoder
 from launch.errors import InputError
 from launch.runtime.config import load_config
 from launch.runtime.devices.hardware import architecture
-from launch.runtime.devices.mesh import fetch, put_split
+from launch.runtime.devices.mesh import fetch, fetch_behind, put_split
 from launch.runtime.images import to_float, to_uint8
 from launch.runtime.types import Array
 
@@ -138,7 +138,7 @@ class Cascade:
         """
         request.check(self.stages, self.class_names)
         shown = slice(None) if every_stage else slice(-1, None)
-        return _fetch_one_behind(stages[shown] for stages in self._dispatch(request))
+        return fetch_behind(stages[shown] for stages in self._dispatch(request))
 
     def rounding(self) -> dict[str, Any]:
         """What decides, besides a request, how the sums behind an image are rounded; as JSON.
@@ -159,11 +159,13 @@ class Cascade:
     ) -> UInt8[np.ndarray, "steps n size size c"]:
         """How the base comes to the images that `sample` draws: its predictions, step by step."""
         Request(prompts, seed=seed).check(self.stages, self.class_names)
-        keys = _keys(seed, 0, np.arange(len(prompts)))
-        text = self.encoder.embed(prompts)
-        return np.asarray(
-            to_uint8(self.stages[0].path(self.variables[0], keys, text, self._null_text))
-        )
+        count = len(prompts)
+        padding = _multiple(count, self._ways) - count
+        keys = _keys(seed, 0, np.pad(np.arange(count), (0, padding)))
+        text = _filled(self.encoder.embed(prompts), 0, padding)
+        with self._on_mesh(keys=keys, text=text) as inputs:
+            steps = self.stages[0].path(self.variables[0], null_text=self._null_text, **inputs)
+        return fetch(to_uint8(steps))[:, :count]
 
     @functools.cached_property
     def _null_text(self) -> Float[np.ndarray, "1 n d"]:
@@ -193,6 +195,15 @@ class Cascade:
             inputs = {"text": states[rows[batch]], "indices": indices[batch]}
             begin = {name: to_float(jnp.asarray(images[batch])) for name, images in given.items()}
             yield self._run_stages(request, sizes, positions[batch], inputs, begin)
+
+    @contextlib.contextmanager
+    def _on_mesh(self, **batch: Any) -> Iterator[dict[str, Any]]:
+        """A block in which the mesh is in use, with a batch split over it."""
+        if self.mesh is None:
+            yield batch
+        else:
+            with jax.set_mesh(self.mesh):
+                yield put_split(self.mesh, batch)
 
     @property
     def _ways(self) -> int:
@@ -250,10 +261,8 @@ class Cascade:
                 name: _filled(values[part], first, size - last) for name, values in inputs.items()
             }
             batch["keys"] = _keys(request.seed, number, batch.pop("indices"))
-            with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
-                if self.mesh is not None:
-                    batch = put_split(self.mesh, batch)
-                images = stage.sample(self.variables[number], **batch, **options)
+            with self._on_mesh(**batch) as placed:
+                images = stage.sample(self.variables[number], **placed, **options)
             drawn.append(images[first:last])
         return jnp.concatenate(drawn)
 
@@ -278,17 +287,6 @@ def load_cascade(config: ml_collections.ConfigDict, mesh: Mesh | None = None) ->
     return Cascade(
         stages, variables, encoder, names, digests, batch_size=config.batch_size, mesh=mesh
     )
-
-
-def _fetch_one_behind(batches: Iterable[list[Array]]) -> Iterator[list[np.ndarray]]:
-    """Batches on the host: each is waited for when the next one is on its way."""
-    ahead = None
-    for batch in batches:
-        if ahead is not None:
-            yield [fetch(images) for images in ahead]
-        ahead = batch
-    if ahead is not None:
-        yield [fetch(images) for images in ahead]
 
 
 def _keys(seed: int, stage: int, indices: np.ndarray) -> Key[Array, " n"]:

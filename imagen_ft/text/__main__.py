@@ -4,9 +4,11 @@ python -m imagen_ft.text --class_names=imagenet --weights=weights/IF-I-M --to=da
 python -m imagen_ft.text --prompts=prompts.txt --weights=weights/if --to=data/text --dtype=float32
 
 A config then names the cache in place of an encoder: text = dict(cache="data/imagenet_text"). The
-same command goes on where it stopped; another list adds the prompts that are new.
+same command goes on where it stopped; another list adds the prompts that are new. The processes of
+a job (--coordinator) embed every batch together.
 """
 
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,15 +24,18 @@ from imagen_ft.text.cache import DTYPES, TextCache
 from imagen_ft.text.encoders import check_template, prompt_key
 from imagen_ft.text.t5_embedder import T5Embedder, fill_cache
 from imagen_ft.text.tokenizer import PREPROCESSING, T5Tokenizer, load_t5_tokenizer
-from launch.cli import exit_code, parse_flags, say
+from launch.cli import parse_flags, say
 from launch.errors import InputError
 from launch.files import remove_temporaries
+from launch.runtime.devices import job, joining
+from launch.runtime.devices.distributed import decide_on_first_process, on_first_process
 from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.locks import lock
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Adds the flags of this command."""
+    joining.define_flags(values)
     text = {
         "prompts": "file of text, one prompt a line; or .json, a list",
         "class_names": "the same, each name once and no blank line; or 'imagenet', CLIP's 1,000 "
@@ -114,23 +119,36 @@ def embed_prompts(values: flags.FlagValues) -> None:
         "preprocessing": PREPROCESSING,
         "dtype": values.dtype,
     }
-    cache, writes = open_cache(folder, encoder), jax.process_index() == 0
-    missing = [prompt for prompt in prompts if cache is None or prompt not in cache]
+
+    def look() -> list[str]:
+        cache = open_cache(folder, encoder)
+        missing = [prompt for prompt in prompts if cache is None or prompt not in cache]
+        if missing:
+            if cache is not None:
+                claim(folder)  # Loading takes minutes: another process there is noticed before.
+            warn_of_long(tokenizer, missing)
+        return missing
+
+    missing: list[str] = decide_on_first_process(look)
     if missing:
-        if writes and cache is not None:
-            claim(folder)  # Loading takes minutes: another process there is noticed before.
-        warn_of_long(tokenizer, missing)
         # Parameters are split over all devices, and so are batches.
         mesh, dtype = make_mesh({"fsdp": -1}), jnp.dtype(values.dtype)
         model, params = weights.load_t5(values.weights, dtype, mesh, values.variant)
         embedder = T5Embedder(model.clone(dtype=dtype), params, tokenizer, mesh)
-        if writes:
+        caches: list[TextCache] = []
+
+        def begin() -> None:
             claim(folder)
             cache = open_cache(folder, encoder)
             if cache is None:
                 cache = TextCache.create(folder, encoder, embedder.shape, made_with(values))
-        fill_cache(cache if writes else None, embedder, missing, values.batch_size)
-    say(f"{folder}: {len(prompts)} prompts, {len(missing)} of them new", sys.stdout)
+            caches.append(cache)
+
+        # One process writes; the others only compute.
+        on_first_process(begin)
+        fill_cache(caches[0] if caches else None, embedder, missing, values.batch_size)
+    if jax.process_index() == 0:
+        say(f"{folder}: {len(prompts)} prompts, {len(missing)} of them new", sys.stdout)
 
 
 def made_with(values: flags.FlagValues) -> list[str]:
@@ -184,13 +202,14 @@ def main(argv: Sequence[str]) -> None:
     values = parse_flags(argv, __doc__ or "", define_flags, required=("weights", "to"))
     if values is not None:
         check_flags(values)
-        embed_prompts(values)
+        settings = functools.partial(job.settings, values, paths=("to",))
+        job.run_together(values, settings, functools.partial(embed_prompts, values))
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code, by the conventions of `launch.cli`."""
     argv = list(sys.argv if argv is None else argv)
-    return exit_code(lambda: main(argv), "the same command goes on from the last part")
+    return job.exit_code(lambda: main(argv), "the same command goes on from the last part")
 
 
 if __name__ == "__main__":

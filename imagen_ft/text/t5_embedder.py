@@ -16,7 +16,7 @@ from imagen_ft.models.t5 import T5Encoder
 from imagen_ft.text.cache import TextCache
 from imagen_ft.text.tokenizer import T5Tokenizer
 from launch.errors import InputError
-from launch.runtime.devices.mesh import batch_sharding
+from launch.runtime.devices.mesh import batch_sharding, fetch_behind
 from launch.runtime.types import Array
 
 # Of a cache's parts. What an interruption loses is one part at most.
@@ -64,17 +64,16 @@ class T5Embedder:
         """
         ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         batch_size = -(-min(batch_size, len(prompts)) // ways) * ways
-        pending: tuple[jax.Array, int] | None = None
-        for first in range(0, len(prompts), batch_size):
-            batch_prompts = prompts[first : first + batch_size]
-            batch = self._put(*self.tokenizer(batch_prompts), batch_size)
-            states = _encode(self.model, self.mesh, self.params, *batch)
-            # The states of a batch are fetched while the devices are at work on the next one.
-            if pending:
-                yield np.asarray(pending[0])[: pending[1]]
-            pending = states, len(batch_prompts)
-        if pending:
-            yield np.asarray(pending[0])[: pending[1]]
+
+        def states() -> Iterator[tuple[jax.Array, np.ndarray]]:
+            for first in range(0, len(prompts), batch_size):
+                batch_prompts = prompts[first : first + batch_size]
+                batch = self._put(*self.tokenizer(batch_prompts), batch_size)
+                rows = np.arange(len(batch_prompts))
+                yield _encode(self.model, self.mesh, self.params, *batch), rows
+
+        for array, rows in fetch_behind(states()):
+            yield np.asarray(array)[rows]
 
     def _put(self, tokens: np.ndarray, mask: np.ndarray, batch_size: int) -> tuple[Array, Array]:
         padding = ((0, batch_size - len(tokens)), (0, 0))

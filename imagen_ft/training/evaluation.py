@@ -1,7 +1,7 @@
 """How good a stage is while it is trained: its loss on held-out images."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from imagen_ft.training.images import evaluation_transform
 from imagen_ft.training.training import Training, loss_name
 from input_pipeline.batches import loader
 from input_pipeline.source import Source
-from launch.runtime.devices.mesh import local_rows, put_batch
+from launch.runtime.devices.mesh import fetch_behind, local_rows, put_batch
 from launch.runtime.ema import MAIN
 from launch.runtime.state import TrainState
 from launch.runtime.types import Array, Batch, Variables
@@ -51,12 +51,14 @@ def make_evaluation(
         return jnp.where(batch["mask"], losses, 0.0).sum()
 
     def mean(variables: Variables) -> float:
-        losses = 0.0
-        batches = loader.eval_batches(source, batch_size, transform, rows)
-        for number, batch in enumerate(batches):
-            placed = put_batch(mesh, batch)
-            for draw in range(config.evaluation_draws):
-                losses += float(total(variables, placed, text_table, number, draw))
+        def totals() -> Iterator[Array]:
+            batches = loader.eval_batches(source, batch_size, transform, rows)
+            for number, batch in enumerate(batches):
+                placed = put_batch(mesh, batch)
+                for draw in range(config.evaluation_draws):
+                    yield total(variables, placed, text_table, number, draw)
+
+        losses = sum(map(float, fetch_behind(totals())))
         return losses / (len(source) * config.evaluation_draws)
 
     def evaluate(state: TrainState) -> dict[str, float]:

@@ -8,7 +8,7 @@ from imagen_ft import weights
 from imagen_ft.cascade.loading import check_public, check_same_model, load_public
 from imagen_ft.training.training import Training
 from launch.runtime.devices.mesh import with_shardings
-from launch.runtime.state import TrainState, create_state
+from launch.runtime.state import TrainState, create_state, state_of
 from launch.runtime.types import Variables
 
 
@@ -40,8 +40,7 @@ def create(training: Training, mesh: Mesh) -> TrainState:
     """
     tx, averages = training.tx, training.decays
     if training.config.init_from:
-        variables = _load(training, mesh)
-        return create_state(lambda variables: variables, (variables,), tx, averages, mesh)
+        return state_of(_load(training, mesh), tx, averages, mesh)
     args = jax.random.key(training.config.seed), jnp.zeros(training.text_shape)
     return create_state(training.denoiser.init, args, tx, averages, mesh)
 

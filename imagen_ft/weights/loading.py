@@ -203,4 +203,6 @@ def _dtype(stored: Any, dtype: Any) -> jnp.dtype:
 
 
 def _sharding(mesh: Mesh | None, shape: jax.ShapeDtypeStruct) -> Sharding:
-    return SingleDeviceSharding(jax.devices()[0]) if mesh is None else state_shardings(mesh, shape)
+    if mesh is None:
+        return SingleDeviceSharding(jax.local_devices()[0])
+    return state_shardings(mesh, shape)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -17,7 +16,7 @@ from ml_collections import config_flags
 
 from launch.cli import define_alone, helped, read_flags
 from launch.errors import InputError
-from launch.files import cache_folder, is_local
+from launch.files import cache_folder
 from launch.runtime.config import check_overrides, load_config, plain
 from launch.runtime.devices import job
 
@@ -80,10 +79,8 @@ def run(
 def _settings(arguments: Arguments) -> dict[str, Any]:
     """What all processes of a job have to have in common."""
     # The config holds its overrides, which are flags as well. Hosts may have other CPUs.
-    values = arguments.flags
-    common = job.settings(values, without=[n for n in values if n.partition(".")[0] == "config"])
-    if is_local(arguments.workdir):
-        common["--workdir"] = os.path.realpath(arguments.workdir)
+    overrides = [name for name in arguments.flags if name.partition(".")[0] == "config"]
+    common = job.settings(arguments.flags, paths=("workdir",), without=overrides)
     config = {key: x for key, x in plain(arguments.config).items() if key != "loader_workers"}
     return {**common, "config": config}
 

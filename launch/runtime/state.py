@@ -1,5 +1,6 @@
 """The one state of training, created where it will live."""
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping
 
 import flax.struct
@@ -91,7 +92,7 @@ def create_state(
 
     Args:
         init: `init(*init_args)` makes the model's variables.
-        init_args: a key, or imported weights.
+        init_args: such as a key; weights that are there already are for `state_of`.
         tx: the optimiser.
         averages: names of the moving averages that are kept.
         mesh: where it lives.
@@ -99,6 +100,28 @@ def create_state(
     shardings = state_shardings(mesh, abstract_state(init, init_args, tx, averages))
     make = jax.jit(lambda *args: _new_state(init(*args), tx, averages), out_shardings=shardings)
     return make(*init_args)
+
+
+def state_of(
+    variables: Variables, tx: optax.GradientTransformation, averages: Collection[str], mesh: Mesh
+) -> TrainState:
+    """The new state of weights that are there: it takes them over, and holds no second copy.
+
+    Args:
+        variables: of the model; used up where they live as the state has them (`state_shardings`),
+            for the first step of training gives their memory away.
+        tx: the optimiser.
+        averages: names of the moving averages that are kept.
+        mesh: where it lives.
+    """
+    variables = jax.device_put(variables, state_shardings(mesh, variables))
+
+    def rest(variables: Variables) -> TrainState:
+        return dataclasses.replace(_new_state(variables, tx, averages), variables=None)
+
+    shardings = state_shardings(mesh, jax.eval_shape(rest, variables))
+    state = jax.jit(rest, out_shardings=shardings)(variables)
+    return dataclasses.replace(state, variables=variables)
 
 
 def _new_state(

@@ -5,9 +5,12 @@ python -m tests.imagen_ft.generate_fails full|apart COUNTS WORKDIR MESH [FLAGS]
 
 import errno
 import sys
+import time
+from unittest import mock
 
 import jax
 
+from imagen_ft import generate
 from input_pipeline.synthetic.writer import SyntheticWriter
 from tests.imagen_ft import generate_devices
 from tests.multihost import processes
@@ -27,7 +30,8 @@ def main(kind, counts, workdir, *rest):
 
         SyntheticWriter.write_encoded = fail
     elif jax.process_index() == 1:
-        workdir += " of its own"
+        generate.PROVENANCE = "what only process 0 has written"
+        generate.time = mock.Mock(time)
     generate_devices.main(counts, workdir, *rest)
 
 

@@ -139,7 +139,7 @@ def test_a_path_is_shown_from_its_first_step_to_its_last(tmp_path, monkeypatch):
     cascade, drawn = mock.Mock(Cascade, path=lambda prompts, seed: steps + seed), []
     monkeypatch.setattr(image_grid, "grid", lambda *args: drawn.append(args))
     monkeypatch.setattr(image_grid, "save_png", lambda *_: None)
-    sample.draw_path(cascade, ["a", "b"], 10, 3, epath.Path(tmp_path))
+    sample.write_path(cascade.path(["a", "b"], 10), ["a", "b"], 3, epath.Path(tmp_path))
     [(tiles, captions, columns)] = drawn
     assert [int(tile[0, 0, 0]) for tile in tiles] == [10, 14, 18] * 2
     assert captions == ["a", "step 5", "step 9", "b", "step 5", "step 9"] and columns == 3

@@ -1,14 +1,17 @@
 """A command as one process of a job: it joins the others, and none of them is left waiting."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from absl import flags
+from etils import epath
 
 from launch import cli
 from launch.code_version import code_version
 from launch.errors import Failed, InputError, users_error
+from launch.files import is_local
 from launch.runtime.devices import distributed, joining, peers
 
 
@@ -57,12 +60,19 @@ def exit_code(command: Callable[[], None], interrupted: str) -> int:
     return code
 
 
-def settings(values: flags.FlagValues, without: Sequence[str] = ()) -> dict[str, Any]:
+def settings(
+    values: flags.FlagValues, paths: Sequence[str] = (), without: Sequence[str] = ()
+) -> dict[str, Any]:
     """The flags and the code that all processes of a job have to have in common.
 
     Args:
         values: the flags.
+        paths: names of those that are paths, which may be written in several ways.
         without: names of those that may differ.
     """
     names = [n for n in values if n not in ("coordinator", "process_id", *without)]
-    return {**{f"--{n}": values[n].value for n in names}, "the code": code_version()}
+    common = {f"--{name}": values[name].value for name in names}
+    for name in paths:
+        path = str(values[name].value)
+        common[f"--{name}"] = os.path.realpath(path) if is_local(epath.Path(path)) else path
+    return {**common, "the code": code_version()}

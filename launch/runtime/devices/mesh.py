@@ -1,6 +1,6 @@
 """Devices as a mesh with the axes data, fsdp, tensor; where arrays live on it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -157,6 +157,20 @@ def put_split(mesh: Mesh, tree: Any) -> Any:
 
 def fetch(array: Array) -> np.ndarray:
     """The whole of an array, on every process of the job."""
-    if isinstance(array, np.ndarray) or array.is_fully_addressable:
+    if isinstance(array, np.ndarray) or array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)
+
+
+def fetch_behind(results: Iterable[Any]) -> Iterator[Any]:
+    """Trees of arrays on the host: each is waited for when the next one is on its way.
+
+    So the devices do not wait for the host, and no more than two are under way.
+    """
+    ahead: list[Any] = []
+    for result in results:
+        ahead.append(result)
+        if len(ahead) > 1:
+            yield jax.tree.map(fetch, ahead.pop(0))
+    for result in ahead:
+        yield jax.tree.map(fetch, result)

@@ -84,7 +84,7 @@ def floor_seconds(train_step: Callable[..., Any], state: Any, batch: Batch) -> f
     Returns:
         Seconds; None where the chip is unknown (a CPU) or the step is not a jitted function.
     """
-    chip = chip_of(jax.devices()[0])
+    chip = chip_of(jax.local_devices()[0])
     if chip is None or not hasattr(train_step, "lower"):
         return None
     return count_flops(train_step, state, batch) / (jax.device_count() * chip.peak_flops)

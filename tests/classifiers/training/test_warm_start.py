@@ -52,6 +52,24 @@ def test_the_same_model(module, tmp_path):
         same(begin(tmp_path, model, seed=seed), seeds[seed % 2])
 
 
+def test_the_weights_are_held_once(tmp_path, monkeypatch):
+    model = presets.make("vit", 3, **VIT)
+    write_run(tmp_path, model)
+    read, restored = SealedCheckpoint.variables, []
+    monkeypatch.setattr(
+        SealedCheckpoint, "variables", lambda *of: restored.append(read(*of)) or restored[-1]
+    )
+    config = classifier.get_config("runlocal")
+    config.init_from, config.model = str(tmp_path), describe(model)
+    training = Training.of(config, 3, (8, 8, 3))
+    state = warm_start.create(training, make_mesh({"data": 1}), 0)
+    addresses = [
+        [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree)]
+        for tree in (state.variables, restored[0])
+    ]
+    assert addresses[0] == addresses[1]
+
+
 def test_the_run_is_opened_once(tmp_path, monkeypatch):
     model = presets.make("vit", 3, **VIT)
     write_run(tmp_path, model)

@@ -385,9 +385,10 @@ def test_the_row_of_an_image_follows_from_its_position(cascade, monkeypatch):
 
 def test_a_stream_is_one_batch_ahead_and_no_more(cascade, monkeypatch):
     """Each batch is fetched when the next one is on its way, and only what is asked for."""
-    module, steps = "imagen_ft.cascade.cascade", []
-    monkeypatch.setattr(f"{module}.to_uint8", lambda images: steps.append("run") or images)
-    monkeypatch.setattr(f"{module}.fetch", lambda images: steps.append(images.shape))
+    cascades, meshes = "imagen_ft.cascade.cascade", "launch.runtime.devices.mesh"
+    steps = []
+    monkeypatch.setattr(f"{cascades}.to_uint8", lambda images: steps.append("run") or images)
+    monkeypatch.setattr(f"{meshes}.fetch", lambda images: steps.append(images.shape))
     for _ in dataclasses.replace(cascade, batch_size=2).stream(Request(["ab"] * 5)):
         steps.append("use")
     run = ["run", "run"]  # both stages

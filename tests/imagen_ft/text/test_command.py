@@ -225,7 +225,7 @@ def test_a_tokenizer_of_another_encoder(pipeline, prompts, tmp_path, capsys):
         (["--batch_size=0"], "--batch_size=0: at least 1"),
         (["--max_length=1"], "max_length=1"),
         (["--template=a photo"], "--template=a photo: one {} is needed"),
-        (["--promts=x"], "'promts'. Did you mean: prompts"),
+        (["--promts=x"], "'promts'. Did you mean: process_id, prompts"),
         (["--weights="], "--weights is missing"),
         (["--max_length=many"], "--max_length=many"),
         (["more"], "'more' is not a flag"),

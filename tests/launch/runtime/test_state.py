@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 from launch.runtime.devices.mesh import make_mesh
-from launch.runtime.state import abstract_state, create_state
+from launch.runtime.state import abstract_state, create_state, state_of
 
 TX = optax.sgd(0.5)
 
@@ -63,3 +63,18 @@ def test_without_an_average():
     assert state.ema == {} and state.inference_variables is state.variables
     assert state.variables["params"]["w"].tolist() == [0, 2]
     assert state.variables["batch_stats"]["mean"].tolist() == [3]
+
+
+def test_weights_that_are_there_are_taken_over():
+    """No second copy of them is made, which large ones would not fit beside."""
+    weights = jax.tree.map(jnp.asarray, init(None))
+    addresses = jax.tree.map(lambda x: x.unsafe_buffer_pointer(), weights)
+    state = state_of(weights, TX, ("main",), make_mesh({"data": -1}))
+    assert jax.tree.map(lambda x: x.unsafe_buffer_pointer(), state.variables) == addresses
+    average = jax.tree.map(lambda x: x.unsafe_buffer_pointer(), state.ema["main"])
+    assert not set(jax.tree.leaves(average)) & set(jax.tree.leaves(addresses))
+    expected = new_state("main")
+    assert jax.tree.structure(state) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+    for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        assert ours.sharding == theirs.sharding

@@ -7,6 +7,7 @@ from unittest import mock
 import jax
 import pytest
 from absl import flags
+from jax._src import distributed as jax_distributed
 
 from launch.errors import PREEMPTED, InputError
 from launch.runtime.devices import gpus, joining
@@ -97,15 +98,21 @@ def test_two_processes_with_one_number(tmp_path, monkeypatch):
     assert len(calls) == 2
 
 
-def test_no_cluster_that_jax_knows(monkeypatch):
+@pytest.fixture
+def detection(monkeypatch):
+    """JAX asks the cluster, although this process has computed already."""
+    monkeypatch.setattr(jax.distributed, "initialize", jax_distributed.State().initialize)
     for name in SLURM | GKE_GPU | OPEN_MPI:
         monkeypatch.delenv(name, raising=False)
+
+
+def test_no_cluster_that_jax_knows(detection):
     with pytest.raises(InputError, match="auto: JAX finds no cluster here: say --coordinator=HOST"):
         joining.initialize(values("--coordinator=auto"), {})
     assert not jax.distributed.is_initialized()
 
 
-def test_a_cluster_that_does_not_answer(monkeypatch):
+def test_a_cluster_that_does_not_answer(detection, monkeypatch):
     """Open MPI's variables are there, but what JAX looks for in them is not."""
     for name, value in (OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "12.0;udp://x"}).items():
         monkeypatch.setenv(name, value)

@@ -1,7 +1,10 @@
 """Meshes and sharded training, on eight devices in a process of their own."""
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from launch.runtime.devices import mesh
 from tests.support.devices import run_on_eight
 
 
@@ -65,3 +68,19 @@ def test_training_is_the_same_on_every_mesh(eight, name, ways):
     # Weights, their moments and their average are split, and stay so.
     assert found["shards"] == [[8, 2**18 // ways]] * 3 and found["kept"]
     assert eight["one"]["shards"] == [[1, 2**18]] * 3
+
+
+def test_results_are_fetched_one_behind():
+    """The next one is on its way, and no more than that."""
+    steps = []
+
+    def results():
+        for number in range(3):
+            steps.append(f"begin {number}")
+            yield {"number": jnp.int32(number), "rows": np.arange(number)}
+
+    for result in mesh.fetch_behind(results()):
+        assert all(isinstance(value, np.ndarray) for value in result.values())
+        steps.append(f"use {int(result['number'])}")
+    assert steps == ["begin 0", "begin 1", "use 0", "begin 2", "use 1", "use 2"]
+    assert list(mesh.fetch_behind([])) == []
