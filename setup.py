@@ -56,8 +56,8 @@ EXTRAS = {
     # Hosts with GPUs find each other by asking Kubernetes.
     "gke": ["jax[k8s]"],
     "preflight": [LIBTPU],
-    # Run directories at gs://; TensorBoard's events go there by the second.
-    "gcs": ["gcsfs", "google-cloud-storage"],
+    # Folders at gs://; Orbax asks the second what kind of bucket it is.
+    "gcs": ["gcsfs>=2026.4", "google-cloud-storage>=3"],
 }
 
 setup(

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from launch.errors import InputError
 
 T = TypeVar("T")
 R = TypeVar("R")
+_NO_SYNC = (errno.EBADF, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES)
 _THREADS = min(16, 2 * (os.cpu_count() or 1))
 
 
@@ -100,12 +102,23 @@ def _local_atomic_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    # Without this a power cut can undo the rename although the file itself is on the disk.
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Without this a power cut can undo a rename although the file itself is on the disk."""
     try:
-        os.fsync(folder)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # It may be written to, and not be listed.
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Mounts over a network have no such call for folders.
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

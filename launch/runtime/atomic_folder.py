@@ -8,9 +8,10 @@ from etils import epath
 
 from launch.errors import InputError
 from launch.files import is_local
+from launch.folders import can_rename, entries
 from launch.runtime.locks import lock
 
-# In an object store, which cannot rename a folder: there until the folder is whole.
+# Where a folder cannot be renamed, as in an object store: there until the folder is whole.
 _UNFINISHED = ".unfinished"
 
 
@@ -22,7 +23,7 @@ def check_target(target: epath.Path) -> None:
     """
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file: name another folder with --to")
-    if target.exists() and any(target.iterdir()) and not (target / _UNFINISHED).exists():
+    if entries(target) and not (target / _UNFINISHED).exists():
         raise InputError(f"{target} is not empty: name another folder with --to, or remove it")
 
 
@@ -34,36 +35,35 @@ def atomic_folder(target: epath.Path) -> Iterator[epath.Path]:
         target: its final name; `check_target` has been called.
 
     Yields:
-        The folder to write to. On a file system it gets its final name when all is written.
+        The folder to write to. Where folders can be renamed, it gets its final name when all is
+        written.
 
     Raises:
         InputError: another process is at work on it.
     """
-    local = is_local(target)
-    target = epath.Path(os.path.abspath(target)) if local else target
-    folder = target.parent / f".{target.name}.unfinished" if local else target
-    if local:
-        lock(folder)
+    target = epath.Path(os.path.abspath(target)) if is_local(target) else target
+    renamed = can_rename(target.parent)
+    folder = target.parent / f".{target.name}.unfinished" if renamed else target
+    lock(folder)
     _empty(folder)
-    if not local:
-        folder.mkdir(parents=True, exist_ok=True)
+    if not renamed:
         (folder / _UNFINISHED).write_text("")
     try:
         yield folder
     except BaseException:
         _empty(folder)
-        if local:
+        if renamed:
             folder.rmtree()
         raise
-    if local:
-        (folder / ".lock").unlink(missing_ok=True)  # not made again by the process that had it
+    (folder / ".lock").unlink(missing_ok=True)  # not made again by the process that had it
+    if renamed:
         os.rename(folder, target)
     else:
         (folder / _UNFINISHED).unlink()
 
 
 def _empty(folder: epath.Path) -> None:
-    for path in list(folder.iterdir()) if folder.exists() else ():
+    for path in entries(folder):
         if path.is_dir():
             path.rmtree()
         elif path.name not in (".lock", _UNFINISHED):

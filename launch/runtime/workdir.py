@@ -7,6 +7,7 @@ from etils import epath
 
 from launch.errors import InputError
 from launch.files import differences
+from launch.folders import entries
 from launch.runtime.checkpoints.checkpoint import BEST, CHECKPOINTS
 from launch.runtime.checkpoints.orbax_options import check_path
 from launch.runtime.config import plain
@@ -71,11 +72,9 @@ def claim_workdir(
 
 def _check_new(workdir: epath.Path) -> None:
     """A config is written before all checkpoints: where there are some, it was lost."""
-    if not workdir.exists():  # A store makes no folders.
-        return
-    for folder in (workdir, *(path for path in workdir.iterdir() if path.is_dir())):
+    for folder in (workdir, *(path for path in entries(workdir) if path.is_dir())):
         for name in (CHECKPOINTS, BEST):
-            if (folder / name).is_dir() and any((folder / name).iterdir()):
+            if (folder / name).is_dir() and entries(folder / name):
                 raise InputError(
                     f"{workdir} holds checkpoints, but no {CONFIG}: restore it, or name another "
                     "--workdir"

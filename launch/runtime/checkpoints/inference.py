@@ -126,5 +126,5 @@ class SealedCheckpoint:
 
 
 def _latest(folder: epath.Path) -> int | None:
-    steps = steps_in(folder) if folder.exists() else []
+    steps = steps_in(folder)
     return max((n for n in steps if not seals.is_cut_off(folder / str(n))), default=None)

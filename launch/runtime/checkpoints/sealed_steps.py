@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 from launch.cli import say
 from launch.errors import Failed, InputError, users_error
 from launch.files import is_local, naming
+from launch.folders import entries, move
 from launch.runtime.checkpoints import seals
 from launch.runtime.checkpoints.orbax_options import (
     find_gap,
@@ -174,7 +175,7 @@ class SealedSteps:
             folder, name = self.folder / str(step), self.folder.name.removesuffix("s")
             target = self.folder.parent / f"damaged_{name}_{step}"
             if keep and not target.exists():
-                folder.rename(target)
+                move(folder, target)
             else:
                 _remove(folder)
 
@@ -225,7 +226,7 @@ def identity(folder: epath.Path, run_name: str, step: int) -> dict[str, Any]:
 
 def steps_in(folder: epath.Path) -> list[int]:
     """The steps that a folder has a checkpoint of, sealed or not, in order."""
-    return sorted(int(path.name) for path in folder.iterdir() if _STEP_NAME.fullmatch(path.name))
+    return sorted(int(path.name) for path in entries(folder) if _STEP_NAME.fullmatch(path.name))
 
 
 def check_space(folder: epath.Path, items: Mapping[str, PyTree]) -> None:

@@ -18,6 +18,7 @@ from etils import epath
 
 from launch.errors import InputError
 from launch.files import sha256, write_atomic
+from launch.folders import entries, file_names
 from launch.runtime.devices.distributed import gather_texts
 
 _SHARE_NAME = re.compile(r"digests_(\d+)_of_(\d+)\.json")
@@ -157,25 +158,21 @@ def _share_name(index: int, count: int) -> str:
 
 
 def _share_names(folder: epath.Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if _SHARE_NAME.fullmatch(path.name))
+    return [path.name for path in entries(folder) if _SHARE_NAME.fullmatch(path.name)]
 
 
 def _missing_share(folder: epath.Path) -> str:
     """The first name that is not there; empty when nothing is missing."""
-    there = set(_share_names(folder)) if folder.exists() else set()
+    there = set(_share_names(folder))
     counts = [int(_SHARE_NAME.sub(r"\2", name)) for name in there]
     names = (_share_name(index, max(counts, default=1)) for index in range(max(counts, default=1)))
     return next((name for name in names if name not in there), "")
 
 
 def _files(folder: epath.Path) -> list[str]:
-    names = (
-        str((parent / name).relative_to(folder))
-        for parent, _, files in folder.walk()
-        for name in files
-    )
     # Nor what another process has begun to write of its share.
-    return sorted(n for n in names if not (_SHARE_NAME.fullmatch(n) or n.startswith(".digests_")))
+    names = file_names(folder)
+    return [n for n in names if not (_SHARE_NAME.fullmatch(n) or n.startswith(".digests_"))]
 
 
 def _digests(folder: epath.Path, names: Iterable[str]) -> dict[str, str]:

@@ -28,7 +28,7 @@ class EventFile:
         """Opens it.
 
         Args:
-            folder: of the run; older files in it stay.
+            folder: a local one; older files in it stay.
             first_step: what older files say of it and of later steps is hidden.
         """
         # Two starts within a second have files of their own.
@@ -50,6 +50,11 @@ class EventFile:
         entry = Summary.Value(tag=name, image=image)
         self._add(Event(step=step, summary=Summary(value=[entry])))
 
+    def flush(self) -> None:
+        """Has what was added in the file, on the disk."""
+        self._records.flush()
+        self._flushed = time.monotonic()
+
     def close(self) -> None:
         """Flushes and closes the file."""
         self._records.close()
@@ -58,5 +63,4 @@ class EventFile:
         event.wall_time = time.time()
         self._records.write(event.SerializeToString())
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-            self._records.flush()
-            self._flushed = time.monotonic()
+            self.flush()

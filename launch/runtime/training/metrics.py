@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,9 +13,10 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from launch.cli import say
-from launch.files import is_local, naming, write_atomic
+from launch.files import is_local, naming, temporary_folder, write_atomic
 from launch.runtime.reports.image_grid import to_png
 from launch.runtime.training.event_file import EventFile
+from launch.runtime.training.mirror import Mirror
 
 METRICS = "metrics.jsonl"
 # What a run that goes on has found damaged among its numbers, as it was.
@@ -24,7 +27,7 @@ class MetricWriter:
     """Writes numbers and pictures of one run, by step; only the first process writes."""
 
     def __init__(self, workdir: epath.Path, start_step: int):
-        """Opens the files.
+        """Opens the files; those of a run in an object store are local ones that are copied there.
 
         Lines that a killed run wrote after `start_step` are dropped; damaged ones are taken to a
         file of their own, and stderr is told of them. It is told as well where there are none at
@@ -44,46 +47,57 @@ class MetricWriter:
         if start_step and not kept:
             state = "holds no numbers" if path.exists() else "is missing"
             say(f"{path} {state}: those up to step {start_step} are lost, the run goes on")
-        self._text = "".join(json.dumps(line) + "\n" for line in kept)
-        write_atomic(path, self._text.encode())
-        # What is appended to an object of a bucket is not there before the file is closed.
-        self._file = path.open("a") if is_local(workdir) else None
-        with naming(workdir):
-            self._events = EventFile(workdir, first_step=start_step + 1)
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_atomic(path, text.encode())
+        self._folder, self._mirror = workdir, None
+        if not is_local(workdir):
+            self._folder = epath.Path(tempfile.mkdtemp(prefix="metrics-", dir=temporary_folder()))
+            write_atomic(self._folder / METRICS, text.encode())
+            self._mirror = Mirror(Path(self._folder), workdir)
+        self._file = (self._folder / METRICS).open("a")
+        with naming(self._folder):
+            self._events = EventFile(self._folder, first_step=start_step + 1)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Appends one line: {"step": step, **scalars}."""
         if not self._active:
             return
-        line = json.dumps({"step": step, **scalars}) + "\n"
-        if self._file is None:
-            self._text += line
-            write_atomic(self._workdir / METRICS, self._text.encode())
-        else:
-            with naming(self._workdir / METRICS):
-                self._file.write(line)
-                self._file.flush()
-        with naming(self._workdir):
+        with naming(self._folder / METRICS):
+            self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+            self._file.flush()
+        with naming(self._folder):
             self._events.scalars(step, scalars)
 
     def picture(self, step: int, figure: Figure) -> None:
         """Writes `pictures/step_N.png`, and the same among TensorBoard's images."""
         if not self._active:
             return
-        folder = self._workdir / "pictures"
+        folder = self._folder / "pictures"
         folder.mkdir(parents=True, exist_ok=True)
         png = to_png(figure)
         write_atomic(folder / f"step_{step}.png", png)
-        with naming(self._workdir):
+        with naming(self._folder):
             self._events.image(step, "pictures", png)
+
+    def copy(self) -> None:
+        """Has what was written so far in the object store, if the run is in one; waits for that."""
+        if self._active and self._mirror:
+            with naming(self._folder):
+                self._events.flush()
+            self._mirror.copy()
 
     def close(self) -> None:
         """Flushes both files."""
-        if self._active:
-            with naming(self._workdir), contextlib.ExitStack() as closing:
-                closing.callback(self._events.close)
-                if self._file is not None:
-                    closing.callback(self._file.close)
+        if not self._active:
+            return
+        with naming(self._folder), contextlib.ExitStack() as closing:
+            closing.callback(self._events.close)
+            closing.callback(self._file.close)
+        if self._mirror:
+            if self._mirror.close():
+                self._folder.rmtree()
+            else:
+                say(f"{self._folder} keeps the numbers that {self._workdir} lacks")
 
 
 def to_scalars(metrics: Mapping[str, Any]) -> dict[str, float]:

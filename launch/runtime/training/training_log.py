@@ -156,6 +156,8 @@ class TrainingLog:
         """
         _, seconds = self._pause(save, *args)
         self._writer.write(step, {"checkpoint_seconds": seconds})
+        # Before the checkpoint is sealed: a run that goes on from it has the numbers up to there.
+        self._pause(self._writer.copy)
 
     def close(self) -> None:
         """Ends the bar's line and the files; what is pending has been flushed, or is given up."""
