@@ -38,9 +38,13 @@ REQUIRES = [
 # Compiles for TPUs without having one; there are wheels for no other system.
 LIBTPU = 'libtpu>=0.0.42; sys_platform == "linux" and platform_machine == "x86_64"'
 
+# Folders at gs://; Orbax asks the second what kind of bucket it is.
+GCS = ["gcsfs>=2026.4", "google-cloud-storage>=3"]
+
 EXTRAS = {
     "test": [
         LIBTPU,
+        *GCS,
         "beartype>=0.22,<0.24",
         "diffusers>=0.42.1,<0.44",
         "import-linter>=2.5,<3",
@@ -56,8 +60,7 @@ EXTRAS = {
     # Hosts with GPUs find each other by asking Kubernetes.
     "gke": ["jax[k8s]"],
     "preflight": [LIBTPU],
-    # Folders at gs://; Orbax asks the second what kind of bucket it is.
-    "gcs": ["gcsfs>=2026.4", "google-cloud-storage>=3"],
+    "gcs": GCS,
 }
 
 setup(

@@ -5,7 +5,7 @@
 | 0 | done | goes on |
 | 1 | failed: a bug, or training that diverged | does not restart it, it would end the same way |
 | 2 | wrong input or a full disk: the line says what to mend | does not restart it before that |
-| 75 | preempted, all work is saved; or another process of the job is lost | runs it again |
+| 75 | preempted, all work is saved; another process, or the object store, is lost | runs it again |
 | 130 | interrupted from the keyboard | leaves that to the user |
 
 A command that was killed (137, 143) also goes on when it is run again, from its last checkpoint.
@@ -23,7 +23,7 @@ from typing import TextIO
 from absl import flags
 
 from launch.cluster import check_alone
-from launch.errors import Failed, InputError, users_error
+from launch.errors import Failed, InputError, store_failure, users_error
 
 # A run of one small stage opens about 40; loaders of large sets some hundred.
 FEWEST_FILES, MANY_FILES = 48, 4096
@@ -168,7 +168,7 @@ def _outcome(command: Callable[[], None], interrupted: str) -> tuple[int, str]:
             return 2, _cannot_print(error)
         reason = users_error(error)
         if reason is None:
-            raise
+            return _store_outcome(error)
         return 2, f"error: {reason}; mend that, run it again"
     except KeyError as error:
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
@@ -176,7 +176,18 @@ def _outcome(command: Callable[[], None], interrupted: str) -> tuple[int, str]:
             raise
         beginning = error.args[0]
         return 2, f"error: no path that begins with {beginning} can be opened: name a local one"
+    except Exception as error:
+        return _store_outcome(error)
     return 0, ""
+
+
+def _store_outcome(error: Exception) -> tuple[int, str]:
+    failure = store_failure(error)
+    if failure is None:
+        raise error
+    if isinstance(failure, Failed):
+        return failure.code, f"{failure.word}: {failure}"
+    return 2, f"error: {failure}"
 
 
 def _cannot_print(error: OSError) -> str:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h
 # What the user can mend although no file is named: full disks, limits of the system, hardware.
@@ -28,6 +29,11 @@ _OURS = (
     errno.ESPIPE,
     errno.ESRCH,
 )
+# How TensorStore's errors begin, and those of them that a later start may not meet.
+_PASSING = ("ABORTED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "UNAVAILABLE")
+_STATUS = re.compile("|".join((*_PASSING, "PERMISSION_DENIED", "UNAUTHENTICATED")))
+_RIGHTS = "log in (gcloud auth application-default login), or ask for the right to that bucket"
+_AGAIN = "run the same command again"
 # Object stores raise these without a number or a name, with a text that says all.
 _TEXTS = (
     FileExistsError,
@@ -61,6 +67,29 @@ def users_error(error: OSError) -> str | None:
     return f"cannot read or write{location}: {os.strerror(error.errno)}{disk}"
 
 
+def store_failure(error: BaseException) -> Exception | None:
+    """What stands for an error of an object store; None for all others.
+
+    Returns:
+        `InputError` for what the user has no right to, or a name that does not fit; `Unreachable`
+        for what may pass by itself. The packages have tried again by then.
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    place = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
+    package, code = type(error).__module__.partition(".")[0], getattr(error, "code", None)
+    # gcsfs has no kind of its own for what is forbidden, TensorStore none at all.
+    if isinstance(error, OSError) and error.errno is None and text.startswith("Forbidden"):
+        return InputError(f"{place}the store says {text}: {_RIGHTS}")
+    if isinstance(error, ValueError) and (status := _STATUS.match(text)):
+        kind = Unreachable if status[0] in _PASSING else InputError
+        return kind(f"{place}the store says {text}: {_AGAIN if kind is Unreachable else _RIGHTS}")
+    if package == "google" or (package == "gcsfs" and str(code) in ("400", "401", "403")):
+        return InputError(f"{place}the store says {text}: {_RIGHTS}")
+    if package in ("aiohttp", "gcsfs", "requests"):
+        return Unreachable(f"{place}the store says {text}: {_AGAIN}")
+    return None
+
+
 def _mount_point(path: str) -> str:
     path = os.path.abspath(path)
     while not os.path.ismount(path):
@@ -89,6 +118,13 @@ class Preempted(Failed):
 
     code = PREEMPTED
     word = "preempted"
+
+
+class Unreachable(Failed):
+    """An object store does not answer; what is saved is kept, and the same command goes on."""
+
+    code = PREEMPTED
+    word = "lost"
 
 
 class Diverged(Failed):

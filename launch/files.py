@@ -83,11 +83,24 @@ def atomic_file(path: epath.PathLike) -> Iterator[BinaryIO]:
             yield file
     else:
         folder = temporary_folder()
-        with naming(folder), tempfile.TemporaryFile(dir=folder) as file:
-            yield file
-            file.seek(0)
-            with epath.Path(path).open("wb") as remote:
-                shutil.copyfileobj(file, remote)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            with naming(folder):
+                yield file
+                file.seek(0)
+            _upload(file, epath.Path(path))
+
+
+def _upload(file: BinaryIO, target: epath.Path) -> None:
+    remote: Any = target.open("wb")
+    try:
+        shutil.copyfileobj(file, remote)
+        remote.close()
+    except BaseException as error:
+        # Closing would make an object of what is there so far.
+        with contextlib.suppress(Exception):
+            remote.discard()
+        error.add_note(os.fspath(target))
+        raise
 
 
 @contextlib.contextmanager
@@ -127,7 +140,8 @@ def naming(path: epath.PathLike) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        # One without a number has a text, which a name would take the place of.
+        if error.filename is None and error.errno is not None:
             error.filename = os.fspath(path)
         raise
 

@@ -1,16 +1,20 @@
 """Folders on mounted file systems and in object stores, which have names with slashes instead."""
 
+import logging
 import os
 import shutil
 import uuid
 
 import fsspec.config
+import fsspec.core
 from etils import epath
 
 from launch.files import is_local
 
 # gcsfs would go on to list what was there when this process looked first.
 fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+# It logs errors, traceback and all, before it raises them.
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 
 def entries(folder: epath.Path) -> list[epath.Path]:
@@ -19,22 +23,30 @@ def entries(folder: epath.Path) -> list[epath.Path]:
     A store knows no empty folders, so there the two are the same.
     """
     try:
-        # Stores' own programs leave objects that stand for the folder itself.
-        return sorted(path for path in folder.iterdir() if path != folder)
+        if is_local(folder):
+            return sorted(folder.iterdir())
+        store, top = fsspec.core.url_to_fs(os.fspath(folder))
+        names = [_name(path, top) for path in store.ls(top, detail=False)]
     except FileNotFoundError:
         return []
+    return sorted(folder / name for name in names if name)
 
 
 def file_names(folder: epath.Path) -> list[str]:
     """The names of all files below a folder, relative to it, in order."""
-    top = os.fspath(folder).partition("://")[2] or os.fspath(folder)
-    names = [
-        os.path.relpath(os.path.join(parent, name), top)
-        for parent, _, files in folder.walk()  # of a store without its `gs://`
-        for name in files
-        if name
-    ]
-    return sorted(names)
+    if is_local(folder):
+        return sorted(
+            str((parent / name).relative_to(folder))
+            for parent, _, names in folder.walk()
+            for name in names
+        )
+    store, top = fsspec.core.url_to_fs(os.fspath(folder))
+    return sorted(_name(path, top) for path in store.find(top) if not path.endswith("/"))
+
+
+def _name(path: str, top: str) -> str:
+    """Below a store's folder; empty for objects that stand for the folder, which mounts make."""
+    return path.removeprefix(top).strip("/")
 
 
 def move(folder: epath.Path, target: epath.Path) -> None:

@@ -5,9 +5,16 @@ import signal
 import sys
 
 from tests.support import ROOT
+from tests.support.object_store import bucket, store, store_server
 from tests.support.slices import pytest_addoption, pytest_collection_modifyitems
 
-__all__ = ["pytest_addoption", "pytest_collection_modifyitems"]  # pytest calls them
+__all__ = [  # pytest takes them from here
+    "bucket",
+    "pytest_addoption",
+    "pytest_collection_modifyitems",
+    "store",
+    "store_server",
+]
 
 SETTINGS = {
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax-tests"),

@@ -128,7 +128,9 @@ def _config(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, list[str]]:
 def _folder(workdir: str | None) -> epath.Path:
     if not workdir:
         raise InputError("--workdir is missing: name the run directory, --workdir=DIR")
-    if workdir.startswith("gs://") and not find_spec("gcsfs"):
+    if not is_local(workdir) and not workdir.startswith("gs://"):
+        raise InputError(f"--workdir={workdir}: name a local path, or one that begins with gs://")
+    if not is_local(workdir) and not find_spec("gcsfs"):
         raise InputError(f'--workdir={workdir}: pip install ".[gcs]" first')
     return epath.Path(workdir)
 

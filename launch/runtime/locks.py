@@ -1,7 +1,9 @@
 """Locks of work directories: one process alone, or several workers together."""
 
 import contextlib
+import errno
 import fcntl
+import functools
 import os
 import time
 from collections.abc import Iterator
@@ -9,6 +11,7 @@ from collections.abc import Iterator
 from etils import epath
 from filelock import FileLock, Timeout
 
+from launch.cli import say
 from launch.errors import InputError
 from launch.files import is_local
 
@@ -16,6 +19,8 @@ from launch.files import is_local
 _ALONE: dict[str, FileLock] = {}
 _WITH_OTHERS: dict[str, tuple[int, FileLock]] = {}
 _TRIES = 50
+# What a file system says that knows no locks: NFS without lockd, Lustre without flock, some FUSE.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def lock(workdir: epath.Path) -> None:
@@ -49,7 +54,7 @@ def join(workdir: epath.Path, worker: int, num_workers: int) -> None:
     shared = os.open(os.path.join(path, ".lock"), os.O_RDWR | os.O_CREAT, 0o644)
     own = _file_lock(path, f".lock-worker-{worker}")
     try:
-        _share(shared, str(num_workers))
+        _share(shared, str(num_workers), path)
         if not _acquired(own):
             raise InputError(f"worker {worker} is already at work in it; wait for its end")
     except InputError as error:
@@ -61,18 +66,21 @@ def join(workdir: epath.Path, worker: int, num_workers: int) -> None:
 @contextlib.contextmanager
 def one_at_a_time(workdir: epath.Path) -> Iterator[None]:
     """Lets one process at a time through a block, the others wait; in a store all go through."""
-    with _file_lock(workdir, ".lock-finish") if is_local(workdir) else contextlib.nullcontext():
+    with contextlib.ExitStack() as held:
+        if is_local(workdir):
+            with _or_without(workdir):
+                held.enter_context(_file_lock(workdir, ".lock-finish"))
         yield
 
 
-def _share(file: int, num_workers: str) -> None:
+def _share(file: int, num_workers: str, path: str) -> None:
     """Holds a lock together with those who say the same number."""
     for left in reversed(range(_TRIES)):
-        if _flocked(file, fcntl.LOCK_EX):
+        if _flocked(file, fcntl.LOCK_EX, path):
             # The first one here says how many there are.
             os.ftruncate(file, 0)
             os.pwrite(file, num_workers.encode(), 0)
-        if _flocked(file, fcntl.LOCK_SH):
+        if _flocked(file, fcntl.LOCK_SH, path):
             break
         if not left:
             raise InputError("another process is at work in it; wait for its end")
@@ -101,20 +109,39 @@ def _leave(path: str) -> None:
 
 
 def _file_lock(path: epath.PathLike, name: str) -> FileLock:
-    return FileLock(os.path.join(path, name), thread_local=False)
+    # What it would fall back to stays behind a process that is killed.
+    return FileLock(os.path.join(path, name), thread_local=False, fallback_to_soft=False)
 
 
 def _acquired(one: FileLock) -> bool:
     try:
-        one.acquire(blocking=False)
+        with _or_without(os.path.dirname(one.lock_file)):
+            one.acquire(blocking=False)
     except Timeout:
         return False
     return True
 
 
-def _flocked(file: int, how: int) -> bool:
+def _flocked(file: int, how: int, path: str) -> bool:
     try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
+        with _or_without(path):
+            fcntl.flock(file, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def _or_without(path: epath.PathLike) -> Iterator[None]:
+    """Goes on where the file system knows no locks."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        _warn(os.fspath(path))
+
+
+@functools.cache
+def _warn(path: str) -> None:
+    say(f"warning: {path}: its file system knows no locks; see that only one process works there")

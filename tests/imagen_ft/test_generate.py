@@ -6,13 +6,9 @@ import signal
 import subprocess
 import sys
 import time
-from typing import ClassVar
 
-import fsspec
 import numpy as np
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
-from fsspec.registry import _registry
 
 from imagen_ft.generation.contents import OUTSIDE_PROVENANCE, without
 from imagen_ft.generation.worker import complete
@@ -24,7 +20,6 @@ from input_pipeline.synthetic.verify import verify
 from input_pipeline.synthetic.writer import SyntheticWriter
 from launch import files
 from launch.errors import InputError
-from launch.runtime import app
 from tests.imagen_ft import trivial_generate
 from tests.imagen_ft.trivial_generate import images_of
 from tests.input_pipeline.synthetic.tiny_set import contents as all_contents
@@ -346,32 +341,16 @@ def test_training_over_a_damaged_set(whole):
     assert source.damaged == 1
 
 
-@pytest.fixture
-def store(monkeypatch):
-    """An object store in this process's memory, known as gs://."""
-
-    class Memory(MemoryFileSystem):
-        protocol = ("gs", "gcs")
-        store: ClassVar = {}
-        pseudo_dirs: ClassVar = [""]
-
-    for name in Memory.protocol:
-        fsspec.register_implementation(name, Memory, clobber=True)
-    monkeypatch.setattr(app, "find_spec", lambda name: True)
-    yield Memory.store
-    for name in Memory.protocol:
-        del _registry[name]
-
-
-def test_a_set_in_a_store(command, whole, store):
+def test_a_set_in_a_store(command, whole, store, bucket):
     for worker in (1, 0):
-        assert command("gs://bucket/set", f"--worker={worker}", "--num_workers=2")[0] == 0
-    found = {name.removeprefix("gs://bucket/set/"): file.getvalue() for name, file in store.items()}
-    assert {name: data for name, data in found.items() if data} == contents(whole)
-    assert command("gs://bucket/set", "--verify")[0] == 0
-    image = SyntheticSource("gs://bucket/set")[3]["image"]
+        assert command(f"{bucket}/set", f"--worker={worker}", "--num_workers=2")[0] == 0
+    keys = store.names(bucket.parts[-1])
+    made = {key.removeprefix("set/"): store.objects[bucket.parts[-1], key][0] for key in keys}
+    assert made == contents(whole)
+    assert command(f"{bucket}/set", "--verify")[0] == 0
+    image = SyntheticSource(f"{bucket}/set")[3]["image"]
     np.testing.assert_array_equal(image, images_of(0, [3], 8)[0])
-    del store[next(name for name in store if name.endswith("tfrecord-00002-of-00008"))]
-    assert command("gs://bucket/set", "--verify")[0] == 2
-    assert command("gs://bucket/set", "--repair")[0] == 0
-    assert command("gs://bucket/set", "--verify")[0] == 0
+    (bucket / "set" / next(name for name in made if "tfrecord-00002-of-00008" in name)).unlink()
+    assert command(f"{bucket}/set", "--verify")[0] == 2
+    assert command(f"{bucket}/set", "--repair")[0] == 0
+    assert command(f"{bucket}/set", "--verify")[0] == 0

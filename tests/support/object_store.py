@@ -6,16 +6,20 @@ there is empty, an upload shows when it has ended, and a write can be bound to a
 """
 
 import base64
+import itertools
 import json
 import os
 import re
 import threading
 import time
+import types
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import crc32c
+import pytest
+from etils import epath
 
 _OBJECT = r"/b/(?P<bucket>[^/]+)/o/(?P<key>[^/]+)"
 _MOVE = r"(?P<verb>rewriteTo|copyTo)/b/(?P<to_bucket>[^/]+)|(?P<move>moveTo)"
@@ -38,7 +42,9 @@ class ObjectStore:
         self.fail_every, self.refuse = 0, None
         self.uploads, self.lock = {}, threading.RLock()
         self._changes, self._generation = 0, int(time.time() * 1e6)
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"store": self}))
+        self._server = ThreadingHTTPServer(
+            ("127.0.0.1", 0), type("Bound", (_Handler,), {"store": self})
+        )
         self._server.daemon_threads = True
 
     def __enter__(self):
@@ -278,6 +284,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._json(rewritten if names["verb"] == "rewriteTo" else resource)
 
     def _delete(self):
+        if upload := self.query.get("upload_id"):
+            self.store.uploads.pop(upload, None)
+            self._error(499, "the upload was cancelled")
+            return
         match = re.fullmatch(_OBJECT, self.route)
         name = unquote(match["bucket"]), unquote(match["key"])
         if name not in self.store.objects:
@@ -323,3 +333,34 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+
+_NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def store_server():
+    """One for all tests of this process: the packages ask once for its address."""
+    with ObjectStore() as store, pytest.MonkeyPatch.context() as patch:
+        for name, value in store.environment().items():
+            patch.setitem(os.environ, name, value)
+        yield store
+
+
+@pytest.fixture
+def store(store_server, monkeypatch):
+    """What the packages take for Google's store."""
+
+    async def at_once(seconds):
+        pass
+
+    # Before it asks again.
+    monkeypatch.setattr("gcsfs.retry.asyncio", types.SimpleNamespace(sleep=at_once))
+    yield store_server
+    store_server.fail_every, store_server.refuse = 0, None
+
+
+@pytest.fixture
+def bucket(store):
+    """An empty bucket."""
+    return epath.Path(f"gs://bucket-{next(_NUMBERS)}")

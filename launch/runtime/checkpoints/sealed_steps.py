@@ -16,7 +16,7 @@ from etils import epath
 from jaxtyping import PyTree
 
 from launch.cli import say
-from launch.errors import Failed, InputError, users_error
+from launch.errors import Failed, InputError, store_failure, users_error
 from launch.files import is_local, naming
 from launch.folders import entries, move
 from launch.runtime.checkpoints import seals
@@ -270,8 +270,10 @@ def check_whole(folder: epath.Path, num_arrays: Mapping[str, int]) -> None:
 def _report(error: Exception) -> str:
     """What the other processes are told of an error here: whether users can mend it, and how."""
     reason = users_error(error) if isinstance(error, OSError) else None
+    failure = store_failure(error)
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return json.dumps([reason is not None, reason or text])
+    is_the_users = reason is not None or isinstance(failure, InputError)
+    return json.dumps([is_the_users, reason or str(failure or text)])
 
 
 def _remove(folder: epath.Path) -> None:
@@ -286,6 +288,6 @@ def full_disk_is_an_oserror(folder: epath.Path) -> Iterator[None]:
         with naming(folder):
             yield
     except ValueError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if "RESOURCE_EXHAUSTED" not in str(error) or not is_local(folder):
             raise
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error

@@ -432,7 +432,7 @@ main(sys.argv)
 def test_an_interrupted_import_is_made_anew(pipeline, tmp_path, monkeypatch, remote):
     command = ["weights", f"--from=deepfloyd:{pipeline}", f"--to={tmp_path}/imported"]
     if remote:
-        monkeypatch.setattr("launch.runtime.atomic_folder.is_local", lambda path: False)
+        monkeypatch.setattr("launch.runtime.atomic_folder.can_rename", lambda path: False)
         with monkeypatch.context() as patch:
             patch.setattr("launch.runtime.atomic_folder._empty", lambda folder: None)
             patch.setattr(checkpoint, "_content_digest", lambda tree: 1 / 0)

@@ -20,7 +20,7 @@ from input_pipeline.records.tfrecord import TFRecordFile
 from launch.runtime.checkpoints.checkpoint import Checkpoints
 from launch.runtime.devices.flops import count_flops
 from launch.runtime.devices.hardware import CHIPS
-from launch.runtime.training import metrics, performance
+from launch.runtime.training import performance
 from launch.runtime.training.metrics import MetricWriter, column, read_metrics, to_scalars
 from launch.runtime.training.performance import StepTimer, floor_seconds, memory
 from tests.support import ROOT, toy
@@ -55,21 +55,6 @@ def test_numbers_go_to_both_files(tmp_path):
     writer.close()
     found = [(step, value.tag, value.simple_value) for step, value in values(tmp_path)]
     assert found == [(1, "loss", 0.5), (1, "by_level/0", 0.25)]
-
-
-def test_a_bucket_has_every_line_before_the_file_is_closed(tmp_path, monkeypatch):
-    """An object takes the place of another at once, or not at all: there is no appending."""
-    monkeypatch.setattr(metrics, "is_local", lambda path: False)
-    monkeypatch.setattr(epath.Path(tmp_path).__class__, "open", None)
-    writer = MetricWriter(epath.Path(tmp_path), 0)
-    writer.write(1, {"loss": 0.5})
-    writer.write(2, {"loss": 0.25})
-    lines = (tmp_path / "metrics.jsonl").read_bytes().splitlines()
-    assert [json.loads(line) for line in lines] == [
-        {"step": 1, "loss": 0.5},
-        {"step": 2, "loss": 0.25},
-    ]
-    writer.close()
 
 
 def test_lines_after_the_resumed_step_are_dropped(tmp_path):

@@ -1,0 +1,179 @@
+"""Files and folders in a store: what a mounted file system does at once takes care here."""
+
+import os
+import shutil
+
+import pytest
+from etils import epath
+
+from launch.errors import InputError, Unreachable, store_failure
+from launch.files import atomic_file, remove_temporaries, write_atomic
+from launch.folders import can_rename, entries, file_names, move
+from launch.runtime.atomic_folder import atomic_folder, check_target
+from launch.runtime.checkpoints import seals
+from launch.runtime.checkpoints.orbax_options import check_path
+from launch.runtime.locks import join, lock, one_at_a_time
+
+
+@pytest.fixture(params=["store", "disk"])
+def folder(request, tmp_path):
+    """The same has to hold for both."""
+    return epath.Path(tmp_path) if request.param == "disk" else request.getfixturevalue("bucket")
+
+
+def write(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / name, name.encode())
+
+
+def test_what_is_there(folder):
+    assert entries(folder) == entries(folder / "no") == file_names(folder / "no") == []
+    write(folder, "a/b/2", "a/1", "c")
+    assert entries(folder) == [folder / "a", folder / "c"]
+    assert file_names(folder) == ["a/1", "a/b/2", "c"] and file_names(folder / "a") == ["1", "b/2"]
+
+
+def test_the_mark_of_a_folder_is_no_file(store, bucket):
+    """The console and mounts make an object with the folder's name and a slash."""
+    write(bucket, "a/1")
+    store.put(bucket.parts[-1], "a/", b"")
+    assert entries(bucket / "a") == [bucket / "a" / "1"] and file_names(bucket / "a") == ["1"]
+
+
+def test_what_another_process_writes_is_seen(store, bucket):
+    write(bucket, "a/1")
+    assert [path.name for path in entries(bucket / "a")] == ["1"]
+    store.put(bucket.parts[-1], "a/2", b"")
+    del store.objects[bucket.parts[-1], "a/1"]
+    assert [path.name for path in entries(bucket / "a")] == ["2"]
+    assert (bucket / "a" / "2").exists() and not (bucket / "a" / "1").exists()
+    assert list(bucket.glob("a/*")) == [bucket / "a" / "2"]
+
+
+def test_moving(folder):
+    write(folder, "a/b/2", "a/1", "c")
+    move(folder / "a", folder / "d")
+    assert file_names(folder) == ["c", "d/1", "d/b/2"]
+    assert (folder / "d/b/2").read_text() == "a/b/2"
+
+
+def test_a_mount_that_renames_no_folders(tmp_path, monkeypatch):
+    rename = os.rename
+
+    def refused(source, target):
+        if os.path.isdir(source):
+            raise OSError(24, "Too many open files", str(source))  # as gcsfuse says it
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refused)
+    folder = epath.Path(tmp_path)
+    assert not can_rename(folder) and entries(folder) == []
+    write(folder, "a/b/2", "a/1")
+    move(folder / "a", folder / "d")
+    assert file_names(folder) == ["d/1", "d/b/2"]
+    with atomic_folder(folder / "whole") as whole:
+        write(whole, "1")
+        assert file_names(folder / "whole") == [".lock", ".unfinished", "1"]
+    assert file_names(folder / "whole") == ["1"]
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # of aiohttp
+@pytest.mark.parametrize("size", [3, 20_000_000])
+def test_an_upload_that_is_cut_off_leaves_nothing(store, bucket, monkeypatch, size):
+    path = bucket / "file"
+
+    def cut_off(source, target):
+        target.write(source.read(size - 1))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "copyfileobj", cut_off)
+        with atomic_file(path) as file:
+            file.write(bytes(size))
+    assert not path.exists()
+    write_atomic(path, bytes(size))
+    assert path.stat().length == size
+
+
+def test_an_error_while_writing_leaves_nothing(folder):
+    with pytest.raises(ZeroDivisionError), atomic_file(folder / "file") as file:
+        file.write(b"1")
+        1 / 0  # noqa: B018
+    assert entries(folder) == []
+
+
+def test_a_folder_is_whole_or_not_there(folder):
+    with pytest.raises(ZeroDivisionError), atomic_folder(folder / "whole") as whole:
+        write(whole, "a/1")
+        1 / 0  # noqa: B018
+    check_target(folder / "whole")
+    with atomic_folder(folder / "whole") as whole:
+        write(whole, "a/2")
+    assert file_names(folder) == ["whole/a/2"]
+    with pytest.raises(InputError, match="not empty"):
+        check_target(folder / "whole")
+
+
+def test_seals(store, folder):
+    write(folder, "s/a/1", "s/2")
+    seals.seal(folder / "s", 1, 2, {})
+    assert seals.is_cut_off(folder / "s") and not seals.is_sealed(folder / "s")
+    seals.seal(folder / "s", 0, 2, {"step": 3})
+    assert seals.is_sealed(folder / "s") and not seals.find_fault(folder / "s")
+    assert seals.read_facts(folder / "s") == {"step": 3}
+    write(folder, "s/3")
+    assert "3 is not one of the checkpoint's files" in seals.find_fault(folder / "s")
+    (folder / "s/3").unlink()
+    (folder / "s/2").write_text("?")
+    assert "2 is damaged" in seals.find_fault(folder / "s")
+    (folder / "s/2").unlink()
+    assert "2 is missing" in seals.find_fault(folder / "s")
+    seals.break_seal(folder / "s")
+    assert seals.is_cut_off(folder / "s") and file_names(folder / "s") == ["a/1"]
+
+
+def test_a_store_has_no_locks(bucket):
+    lock(bucket / "a")
+    join(bucket / "a", 0, 2)
+    with one_at_a_time(bucket / "a"):
+        remove_temporaries(bucket / "a")
+    assert entries(bucket) == []
+
+
+@pytest.mark.parametrize("name", ["gs://a", "gs://Upper/run", "gs://", "gs://bucket/a*b"])
+def test_names_that_nothing_can_be_saved_under(name):
+    with pytest.raises(InputError):
+        check_path(name)
+
+
+def test_every_third_request_fails(store, bucket):
+    store.fail_every = 3
+    write(bucket, "a", "b", "c", "d")
+    store.fail_every = 0
+    assert file_names(bucket) == ["a", "b", "c", "d"]
+
+
+def test_what_is_forbidden(store, bucket):
+    store.refuse = "secret"
+    with pytest.raises(OSError) as error:
+        write(bucket, "secret")
+    failure = store_failure(error.value)
+    assert isinstance(failure, InputError) and str(failure).startswith(f"{bucket}/secret: ")
+    assert "\n" not in str(failure) and "ask for the right" in str(failure)
+
+
+def test_a_store_that_does_not_answer():
+    from aiohttp import ClientConnectionError
+    from gcsfs.retry import HttpError
+
+    for error in (
+        HttpError({"code": 503, "message": "try\nagain"}),
+        ClientConnectionError(),
+        ValueError("UNAVAILABLE: Error reading gs://bucket/a"),
+    ):
+        failure = store_failure(error)
+        assert isinstance(failure, Unreachable) and failure.code == 75
+        assert "run the same command again" in str(failure) and "\n" not in str(failure)
+    assert isinstance(store_failure(HttpError({"code": 401, "message": "no"})), InputError)
+    assert store_failure(ValueError("of our own")) is None

@@ -1,0 +1,146 @@
+"""Runs at gs://: checkpoints, their record and their numbers."""
+
+import json
+
+import pytest
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+from tensorboardX.proto.event_pb2 import Event
+
+from input_pipeline.records.tfrecord import TFRecordFile
+from launch.errors import InputError, store_failure
+from launch.folders import entries, file_names
+from launch.runtime.checkpoints.checkpoint import Checkpoints
+from launch.runtime.checkpoints.inference import latest_step
+from launch.runtime.training import mirror
+from launch.runtime.training.metrics import MetricWriter, read_metrics
+from launch.runtime.workdir import claim_workdir
+from tests.support.checkpoint_states import (
+    RUN_NAME,
+    SEAL,
+    abstract,
+    assert_same_bits,
+    make_state,
+    newest,
+    open_run,
+    restore,
+    save,
+)
+
+
+def test_checkpoints(store, bucket):
+    assert latest_step(bucket) is None and restore(bucket) is None
+    save(bucket, 1, 2, 3)
+    assert [path.name for path in entries(bucket / "checkpoints")] == ["2", "3"]
+    assert_same_bits(restore(bucket), make_state(3, keep_ema=True))
+    variables = open_run(bucket, 3).variables(abstract(make_state(0, True).ema["slow"]), "slow")
+    assert_same_bits(variables, make_state(3, True).ema["slow"])
+    # Of another process, which removes the oldest one that it sees.
+    save(bucket, 4)
+    assert [path.name for path in entries(bucket / "checkpoints")] == ["3", "4"]
+
+
+def test_now_and_then_a_request_fails(store, bucket):
+    store.fail_every = 10
+    save(bucket, 1)
+    assert_same_bits(restore(bucket), make_state(1, keep_ema=True))
+
+
+@pytest.mark.parametrize("left", ["no seal", "no array", "a flipped bit"])
+def test_a_damaged_checkpoint(store, bucket, left):
+    save(bucket, 1, 2)
+    folder, name = bucket / "checkpoints" / "2", bucket.parts[-1]
+    if left == "no seal":
+        (folder / SEAL).unlink()
+    else:
+        keys = [key for key in store.names(name, "checkpoints/2/") if not key.endswith(SEAL)]
+        largest = max(keys, key=lambda key: len(store.objects[name, key][0]))
+        data = bytearray(store.objects.pop((name, largest))[0])
+        data[-1] ^= 1
+        if left == "a flipped bit":
+            store.put(name, largest, data)
+    assert_same_bits(restore(bucket), make_state(1, keep_ema=True))
+    aside = [] if left == "no seal" else ["damaged_checkpoint_2"]
+    assert [path.name for path in entries(bucket)] == ["checkpoints", *aside]
+    assert newest(bucket).step == 1
+    save(bucket, 2)
+    assert newest(bucket).step == 2
+
+
+def test_uploads_that_are_refused(store, bucket):
+    checkpoints = Checkpoints(bucket / "checkpoints", RUN_NAME)
+    store.refuse = "/d/"
+    checkpoints.save(make_state(1, keep_ema=False))
+    with pytest.raises(Exception) as error:
+        checkpoints.finish()
+    assert isinstance(store_failure(error.value), InputError)
+    checkpoints.close()
+    store.refuse = None
+    assert latest_step(bucket) is None
+    save(bucket, 1)
+    assert newest(bucket).step == 1
+
+
+def test_a_run_directory(store, bucket):
+    config = ConfigDict(dict(seed=0, optimizer=dict(name="adam")))
+    name = claim_workdir(bucket / "run", config, {"data": "abc"})
+    assert claim_workdir(bucket / "run", config, {"data": "abc"}) == name
+    with pytest.raises(InputError, match=r"was begun with seed = 0, now it is 1"):
+        claim_workdir(bucket / "run", ConfigDict(dict(config, seed=1)), {"data": "abc"})
+    save(bucket / "run", 1)
+    (bucket / "run" / "config.json").unlink()
+    with pytest.raises(InputError, match=r"holds checkpoints, but no config\.json"):
+        claim_workdir(bucket / "run", config, {"data": "abc"})
+
+
+def events(store, bucket):
+    (name,) = [name for name in file_names(bucket) if name.startswith("events")]
+    records = TFRecordFile(f"{bucket}/{name}")
+    return [Event.FromString(records[i]) for i in range(len(records))]
+
+
+def test_numbers(store, bucket):
+    writer = MetricWriter(bucket, 0)
+    writer.write(1, {"loss": 0.5})
+    figure = Figure(figsize=(1, 1))
+    writer.picture(1, figure)
+    writer.copy()
+    # A checkpoint that is sealed now finds all that went before.
+    assert read_metrics(bucket) == [{"step": 1, "loss": 0.5}]
+    assert (bucket / "pictures" / "step_1.png").read_bytes().startswith(b"\x89PNG")
+    assert [value.tag for event in events(store, bucket) for value in event.summary.value] == [
+        "loss",
+        "pictures",
+    ]
+    writer.write(2, {"loss": 0.25})
+    writer.close()
+    assert [line["step"] for line in read_metrics(bucket)] == [1, 2]
+    again = MetricWriter(bucket, 1)
+    again.write(2, {"loss": 0.125})
+    again.close()
+    assert [line["loss"] for line in read_metrics(bucket)] == [0.5, 0.125]
+
+
+def test_a_store_that_takes_no_numbers(store, bucket, monkeypatch, capsys):
+    """Training goes on; what the store lacks is kept here, and said."""
+    monkeypatch.setattr(mirror, "_SECONDS", 0.001)
+    writer = MetricWriter(bucket, 0)
+    store.refuse = "metrics|events"
+    for step in range(30):
+        writer.write(step, {"loss": 0.5})
+    writer.copy()
+    writer.close()
+    said = capsys.readouterr().err
+    assert f"warning: {bucket}/metrics.jsonl cannot be written (Forbidden" in said
+    folder = said.splitlines()[-1].split(" keeps the numbers that")[0]
+    with open(f"{folder}/metrics.jsonl") as file:
+        assert [json.loads(line)["step"] for line in file] == list(range(30))
+
+
+def test_the_store_gets_the_numbers_while_they_are_written(store, bucket, monkeypatch):
+    monkeypatch.setattr(mirror, "_SECONDS", 0.001)
+    writer = MetricWriter(bucket, 0)
+    writer.write(1, {"loss": 0.5})
+    while not read_metrics(bucket):
+        pass
+    writer.close()
