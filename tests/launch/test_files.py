@@ -1,5 +1,8 @@
+import contextlib
+import errno
 import hashlib
 import os
+import stat
 from pathlib import Path
 from unittest import mock
 
@@ -121,3 +124,18 @@ def test_differences_are_named_by_path_with_both_values():
         ("unet.width", (4, 5)),
     ]
     assert str(files.NOTHING) == "nothing"
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP, errno.EIO])
+def test_a_mount_that_syncs_no_folders(tmp_path, monkeypatch, number):
+    fsync = os.fsync
+
+    def refused(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refused)
+    with pytest.raises(OSError) if number == errno.EIO else contextlib.nullcontext():
+        files.write_atomic(tmp_path / "file", b"1")
+    assert (tmp_path / "file").read_bytes() == b"1"

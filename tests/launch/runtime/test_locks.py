@@ -1,6 +1,9 @@
 """Locks against other processes, which hold theirs until they end, however that is."""
 
 import contextlib
+import errno
+import fcntl
+import os
 import subprocess
 import sys
 
@@ -79,3 +82,29 @@ with locks.one_at_a_time(folder):
     with another_process(folder, code) as process:
         process.stdin.close()
         assert process.wait(30) == 0 and (folder / "inside").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_that_knows_no_locks(tmp_path, monkeypatch, capsys, number):
+    def refused(file, how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    folder = epath.Path(tmp_path) / "new"
+    lock(folder)
+    with one_at_a_time(folder):
+        join(folder, 0, 2)
+    with one_at_a_time(folder):
+        join(folder, 1, 2)
+    assert capsys.readouterr().err.count("its file system knows no locks") == 1
+    # Nothing that a killed process would leave keeps the next one out.
+    assert {path.stat().st_size for path in tmp_path.rglob(".lock-*")} <= {0}
+
+
+def test_locks_that_fail_otherwise_are_errors(tmp_path, monkeypatch):
+    def refused(file, how):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with pytest.raises(OSError, match="Input/output"):
+        lock(epath.Path(tmp_path))
