@@ -16,7 +16,7 @@ from ml_collections import config_flags
 
 from launch.cli import define_alone, helped, read_flags
 from launch.errors import InputError
-from launch.files import cache_folder
+from launch.files import cache_folder, is_local
 from launch.runtime.config import check_overrides, load_config, plain
 from launch.runtime.devices import job
 
