@@ -6,8 +6,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from launch.runtime.layers.layers import Dense
+from launch.runtime.layers.precision import products_of
 from launch.runtime.types import Array
 
 
@@ -87,7 +90,7 @@ class T5Block(nn.Module):
     ) -> Float[Array, "b n d"]:
         def dense(name: str, width: int, fan: float) -> nn.Dense:
             init = nn.initializers.normal(fan**-0.5)
-            return nn.Dense(width, use_bias=False, kernel_init=init, dtype=self.dtype, name=name)
+            return Dense(width, use_bias=False, kernel_init=init, dtype=self.dtype, name=name)
 
         inner = self.num_heads * self.d_kv
 
@@ -102,9 +105,10 @@ class T5Block(nn.Module):
             project("SelfAttention_v", self.d_model),
         )
         # T5 does not scale its logits: the scale is in the initial weights.
-        out = jax.nn.dot_product_attention(
-            query, key, value, bias, mask[:, None, None, :], scale=1.0
-        )
+        with products_of(self.dtype):
+            out = jax.nn.dot_product_attention(
+                query, key, value, bias, mask[:, None, None, :], scale=1.0
+            )
         x = x + dense("SelfAttention_o", self.d_model, inner)(out.reshape(*x.shape[:2], inner))
         normed = RMSNorm(name="layer_1_layer_norm")(x).astype(self.dtype)
         gate = jax.nn.gelu(dense("wi_0", self.d_ff, self.d_model)(normed), approximate=True)
@@ -133,15 +137,18 @@ class RelativePositionBias(nn.Module):
     @nn.compact
     def __call__(self, length: int) -> Float[Array, "1 h n n"]:
         table = nn.Embed(self.num_buckets, self.num_heads, name="embedding")
-        position = jnp.arange(length)
+        position = np.arange(length)
         buckets = self._bucket(position[None, :] - position[:, None])
         return table(buckets).astype(jnp.float32).transpose(2, 0, 1)[None]
 
-    def _bucket(self, relative: Int[Array, "n n"]) -> Int[Array, "n n"]:
-        """Half of the buckets for each sign; of these half exact, half logarithmic."""
+    def _bucket(self, relative: Int[np.ndarray, "n n"]) -> Int[np.ndarray, "n n"]:
+        """Half of the buckets for each sign; of these half exact, half logarithmic.
+
+        Some distances lie on the border of two buckets, where a device's logarithm may miss it.
+        """
         half, exact = self.num_buckets // 2, self.num_buckets // 4
-        sign = jnp.where(relative > 0, half, 0)
-        distance = jnp.abs(relative)
-        ratio = jnp.log(jnp.maximum(distance, 1) / exact) / math.log(self.max_distance / exact)
-        far = exact + (ratio * (half - exact)).astype(jnp.int32)
-        return sign + jnp.where(distance < exact, distance, jnp.minimum(far, half - 1))
+        sign = np.where(relative > 0, half, 0)
+        distance = np.abs(relative)
+        ratio = np.log(np.maximum(distance, 1) / exact) / math.log(self.max_distance / exact)
+        far = exact + (ratio * (half - exact)).astype(np.int32)
+        return sign + np.where(distance < exact, distance, np.minimum(far, half - 1))

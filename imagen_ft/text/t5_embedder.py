@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
@@ -90,9 +89,7 @@ class T5Embedder:
 def _encode(
     model: T5Encoder, mesh: Mesh, params: dict[str, Any], tokens: Array, mask: Array
 ) -> Array:
-    # By default a float32 product is one of bfloat16 on TPUs, and of TF32 on GPUs.
-    with jax.default_matmul_precision("highest" if model.dtype == jnp.float32 else "default"):
-        states = cast(jax.Array, model.apply({"params": params}, tokens, mask)).astype(model.dtype)
+    states = cast(jax.Array, model.apply({"params": params}, tokens, mask)).astype(model.dtype)
     # Whole on every process: one of them writes it.
     return jax.lax.with_sharding_constraint(states, NamedSharding(mesh, PartitionSpec()))
 

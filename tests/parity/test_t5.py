@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from transformers import T5Config, T5EncoderModel
+from transformers.models.t5.modeling_t5 import T5Attention
 
-from imagen_ft.models.t5 import T5Encoder
+from imagen_ft.models.t5 import RelativePositionBias, T5Encoder
 from tests.parity.torch_weights import randomize, relative_error, variables
 from tests.support.transformers_t5 import RENAMES
 
@@ -80,6 +81,18 @@ def error(model, theirs, tokens, mask, param_dtype=jnp.float32):
 def test_states(length, model):
     """Sequences longer than the furthest bucket; padding is kept in the output, masked inside."""
     assert error(model, reference(model, seed=0), *prompts(length)) <= 1e-5
+
+
+@pytest.mark.parametrize(("buckets", "furthest"), [(32, 128), (12, 30), (8, 16), (64, 512)])
+def test_buckets_of_all_distances(buckets, furthest):
+    """16, 32 and 64 lie on the border of two buckets of T5's 32."""
+    positions = np.arange(2 * furthest)
+    relative = positions[None] - positions[:, None]
+    ours = RelativePositionBias(1, buckets, furthest)._bucket(relative)
+    theirs = T5Attention._relative_position_bucket(
+        torch.from_numpy(relative), bidirectional=True, num_buckets=buckets, max_distance=furthest
+    )
+    np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize(

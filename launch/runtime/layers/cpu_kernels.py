@@ -1,10 +1,11 @@
-"""Matrix products and convolutions, on a CPU in the forms in which XLA is fast there.
+"""Matrix products and convolutions, exact in float32, on a CPU in the forms in which XLA is fast.
 
 XLA's CPU compiler is several times slower at a 1x1 convolution, and at the gradient of any
 convolution's kernel, than at the matrix products that they are. And where a dense layer's kernel
 gradient begins with the outputs' gradient transposed, as JAX writes it, the compiler adds up the
 gradients of all residual branches again for each. `python -m tests.benchmarks.classifiers` measures
-what this brings. Small products and other platforms get what JAX makes by itself.
+what this brings. Small products and other platforms get what JAX makes by itself, with the
+precision that the numbers' type asks for.
 """
 
 import functools
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from launch.runtime.devices.mesh import platform
+from launch.runtime.layers.precision import precision_for
 
 # Operations from which the form matters; below it, programs are better small.
 LARGE = 2**27
@@ -32,7 +34,7 @@ def dot_general(
     large = 2 * math.prod(x.shape) * kernel.shape[1] >= LARGE
     if platform() == "cpu" and large and options.get("precision") is None:
         return _product(x, kernel)
-    return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
+    return jax.lax.dot_general(x, kernel, dimension_numbers, **_exact(x, options))
 
 
 def convolve(
@@ -58,16 +60,21 @@ def convolve(
         or set(dilations) != {1}
         or options.get("precision") is not None
     ):
-        return plain(x, kernel, strides, padding, **options)
+        return plain(x, kernel, strides, padding, **_exact(x, options))
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
     pads = tuple((int(low), int(high)) for low, high in padding)
     positions = x.shape[0] * math.prod(_sizes(x, window, strides, pads))
     if 2 * positions * kernel.size < LARGE or min(map(min, pads)) < 0:
-        return plain(x, kernel, strides, padding, **options)
+        return plain(x, kernel, strides, padding, **_exact(x, options))
     if window == (1, 1) and not any(map(any, pads)):
         return _product(x[:, :: strides[0], :: strides[1]], kernel[0, 0])
     return _convolution(strides, pads, x, kernel)
+
+
+def _exact(x: Array, options: dict[str, Any]) -> dict[str, Any]:
+    """The options, with a precision where none is given."""
+    return options | {"precision": options.get("precision") or precision_for(x.dtype)}
 
 
 @jax.custom_vjp

@@ -5,7 +5,9 @@ Kernels are used whole over fsdp and split over tensor. The U-Nets take these la
 """
 
 import functools
-from typing import Any, Literal
+import re
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,6 +20,7 @@ from jaxtyping import Float
 from launch.errors import InputError
 from launch.runtime.devices.mesh import platform, state_spec
 from launch.runtime.layers import cpu_kernels
+from launch.runtime.layers.precision import products_of
 from launch.runtime.types import Array
 
 Kernel = Float[Array, "*inputs outputs"]
@@ -78,16 +81,58 @@ def attend(
 
     The platform is that of the mesh in use (`jax.set_mesh`), else JAX's default.
     """
-    half = query.dtype in (jnp.bfloat16, jnp.float16)
-    fits = query.shape[-1] <= 128 and query.shape[-1] % 8 == 0
     # Not lax.platform_dependent: it traces every form, and cuDNN's cannot be traced where there is
     # no cuDNN.
     here = platform()
     if here == "cpu" and query.shape[1] * key.shape[1] >= LARGE_ON_CPU:
         return _attend_by_head(query, key, value)
-    # cuDNN's kernel never writes the [n, m] weights to memory; it knows half precision only.
-    implementation: Literal["cudnn", "xla"] = "cudnn" if here == "gpu" and half and fits else "xla"
-    return jax.nn.dot_product_attention(query, key, value, implementation=implementation)
+    if here == "gpu" and _suits_cudnn(query):
+        even = query.shape[1] % 2 == key.shape[1] % 2 == 0
+        return (_attend_by_cudnn if even else _attend_by_cudnn_forward)(query, key, value)
+    return _attend_plainly(query, key, value)
+
+
+def _suits_cudnn(query: Array) -> bool:
+    """Whether cuDNN's kernel, which never writes the [n, m] weights to memory, takes this query.
+
+    It knows half precision, some sizes of heads and no GPU before Ampere; for the gradient of a
+    single query it has no plan.
+    """
+    half = query.dtype in (jnp.bfloat16, jnp.float16)
+    fits = query.shape[-1] <= 128 and query.shape[-1] % 8 == 0
+    if not half or not fits or query.shape[1] < 2:
+        return False
+    if jax.default_backend() != "gpu":
+        return True  # a program for GPUs that are not here
+    capability = getattr(jax.local_devices()[0], "compute_capability", "")
+    version = re.fullmatch(r"(\d+)\.\d+", str(capability))  # AMD's are other words
+    return version is not None and int(version[1]) >= 8
+
+
+def _attend_plainly(query: Array, key: Array, value: Array) -> Array:
+    with products_of(query.dtype):
+        return jax.nn.dot_product_attention(query, key, value, implementation="xla")
+
+
+def _attend_by_cudnn(query: Array, key: Array, value: Array) -> Array:
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+
+
+# An odd number of queries or keys (77 of a text before those of the pixels) is allowed by JAX
+# where there is no gradient.
+_attend_by_cudnn_forward = jax.custom_vjp(_attend_by_cudnn)
+_Gradient = Callable[[Array], tuple[Array, ...]]
+
+
+def _odd_forward(query: Array, key: Array, value: Array) -> tuple[Array, _Gradient]:
+    return jax.vjp(_attend_plainly, query, key, value)
+
+
+def _odd_backward(gradient_of: _Gradient, gradient: Array) -> tuple[Array, ...]:
+    return gradient_of(gradient)
+
+
+_attend_by_cudnn_forward.defvjp(_odd_forward, _odd_backward)
 
 
 def _attend_by_head(query: Array, key: Array, value: Array) -> Array:

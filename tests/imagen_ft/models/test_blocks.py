@@ -82,7 +82,7 @@ def test_attention_by_platform(platform, dtype, head_dim, expected, monkeypatch)
         chosen.append(implementation)
         return query
 
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(layers, "platform", lambda: platform)
     monkeypatch.setattr(jax.nn, "dot_product_attention", record)
     attend(*[jnp.zeros((1, 4, 2, head_dim), dtype)] * 3)
     assert chosen == [expected]
