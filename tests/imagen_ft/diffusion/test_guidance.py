@@ -1,7 +1,9 @@
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_ft.diffusion.guidance import guide, threshold
+from imagen_ft.diffusion.guidance import guide, percentile_of_rows, threshold
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.25, 7.0])
@@ -38,3 +40,24 @@ def test_dynamic_threshold(percentile):
 def test_threshold_has_a_maximum():
     x0 = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32) * 5
     np.testing.assert_allclose(threshold(x0, 95.0, 1.5), np.clip(x0, -1.5, 1.5) / 1.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 48, 12288])
+@pytest.mark.parametrize("percentile", [0.0, 33.3, 95.0, 99.5, 100.0])
+def test_percentile_is_that_of_a_sort(percentile, size):
+    """Bit for bit; with numbers that come more than once, an infinity and what is no number."""
+    rows = np.abs(np.random.default_rng(0).normal(size=(6, size))).astype(np.float32)
+    rows[1:3] *= np.float32([[1e-3], [1e30]])
+    rows[3] = np.round(4 * rows[3])
+    rows[4, 0], rows[5, 0] = np.inf, np.nan
+    ours = jax.jit(percentile_of_rows, static_argnums=1)(rows, percentile)
+    theirs = jax.jit(jnp.percentile, static_argnums=(1, 2))(rows, percentile, 1)
+    np.testing.assert_array_equal(ours, theirs)
+    exact = np.percentile(rows[:4].astype(np.float64), percentile, axis=1)
+    np.testing.assert_allclose(ours[:4], exact, rtol=2e-4)
+
+
+def test_no_image_is_sorted():
+    x0 = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    text = jax.jit(threshold, static_argnums=1).lower(x0, 99.5).as_text()
+    assert "sort" not in text and "top_k" not in text
