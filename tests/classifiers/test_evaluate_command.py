@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from etils import epath
-from ml_collections import ConfigDict
 
 from classifiers import evaluate, from_config, train
 from classifiers.evaluation import run_on_set
@@ -18,9 +17,9 @@ from launch.errors import InputError
 from launch.files import read_json
 from launch.runtime.run import Run
 from tests.classifiers.evaluation import tiny
+from tests.classifiers.evaluation.tiny import FIELDS, model, variables
 from tests.support.commands import run
 
-FIELDS = dict(name="resnet", stage_sizes=(1,), width=4, small_stem=True, dtype="float32")
 VALIDATION = dict(name="digits", split="validation")
 SMALL = dict(name="digits", split="test", per_class=6)
 SETS = dict(validation=dict(source=VALIDATION), small=dict(source=SMALL))
@@ -32,21 +31,6 @@ ATTACKS = dict(
 SHOTS = dict(
     source=dict(name="digits", split="pool", long_tail=dict(n_max=90, gamma=9)), many=40, few=15
 )
-
-
-def model():
-    return from_config.make_model(ConfigDict(FIELDS), 10)
-
-
-def variables(seed):
-    """Of no trained network, but one that says other things of other images."""
-    found = jax.jit(lambda key: from_config.init_model(model(), key, (8, 8, 1)))(
-        jax.random.key(seed)
-    )
-    head = found["params"]["head"]
-    kernel = 3 * np.random.default_rng(seed).normal(size=head["kernel"].shape)
-    head = {**head, "kernel": kernel.astype(np.float32)}
-    return {**found, "params": {**found["params"], "head": head}}
 
 
 @pytest.fixture(scope="module")

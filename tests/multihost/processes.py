@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,23 @@ _ADDRESS, _COUNT, _INDEX = "TEST_COORDINATOR", "TEST_PROCESSES", "TEST_PROCESS"
 
 
 def run_processes(
-    module: str, *arguments: str, processes: int = 2, devices: int = 2, timeout: float = 120.0
+    module: str,
+    *arguments: str,
+    processes: int = 2,
+    devices: int = 2,
+    timeout: float = 120.0,
+    variables: Callable[[int], Mapping[str, str]] = lambda index: {},
 ) -> list[Any]:
     """Runs `python -m module arguments`, warnings as errors, as one job; the program calls `join`.
+
+    `variables` are more of the environment of each process, by its number.
 
     Returns:
         The JSON that each process prints as its last line.
     """
-    with start_processes(module, *arguments, processes=processes, devices=devices) as started:
+    with start_processes(
+        module, *arguments, processes=processes, devices=devices, variables=variables
+    ) as started:
         deadline = time.monotonic() + timeout
         # One that fails leaves the others waiting at a barrier.
         while any(p.poll() is None for p, _ in started):
@@ -47,7 +56,11 @@ def run_processes(
 
 @contextlib.contextmanager
 def start_processes(
-    module: str, *arguments: str, processes: int = 2, devices: int = 2
+    module: str,
+    *arguments: str,
+    processes: int = 2,
+    devices: int = 2,
+    variables: Callable[[int], Mapping[str, str]] = lambda index: {},
 ) -> Iterator[list[tuple[subprocess.Popen, Path]]]:
     """Starts the job; what is still running at the end of the block is killed.
 
@@ -67,6 +80,7 @@ def start_processes(
                     _ADDRESS: f"127.0.0.1:{port}",
                     _COUNT: str(processes),
                     _INDEX: str(index),
+                    **variables(index),
                 }
                 log = Path(folder, f"{index}.err")
                 with log.open("w") as err, log.with_suffix(".out").open("w") as out:

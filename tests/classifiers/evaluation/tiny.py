@@ -3,11 +3,16 @@
 import zipfile
 
 import cv2
+import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
+from classifiers import from_config
 from classifiers.models.resnet import ResNet
 from tests.support import written_runs
+
+FIELDS = dict(name="resnet", stage_sizes=(1,), width=4, small_stem=True, dtype="float32")
 
 
 class Oracle(ResNet):
@@ -29,6 +34,21 @@ class Oracle(ResNet):
             for number in (first, first + params["second"])
         )
         return 40 * best + 30 * next_best
+
+
+def model():
+    return from_config.make_model(ConfigDict(FIELDS), 10)
+
+
+def variables(seed):
+    """Of no trained network, but one that says other things of other images."""
+    found = jax.jit(lambda key: from_config.init_model(model(), key, (8, 8, 1)))(
+        jax.random.key(seed)
+    )
+    head = found["params"]["head"]
+    kernel = 3 * np.random.default_rng(seed).normal(size=head["kernel"].shape)
+    head = {**head, "kernel": kernel.astype(np.float32)}
+    return {**found, "params": {**found["params"], "head": head}}
 
 
 def png(label, size=4, border=0):

@@ -1,0 +1,106 @@
+"""Commands by two processes that Slurm has started do what one process does alone."""
+
+import shutil
+import socket
+
+import cv2
+import numpy as np
+import pytest
+from etils import epath
+from ml_collections import ConfigDict
+
+from classifiers import evaluate
+from imagen_ft.text import __main__ as text
+from imagen_ft.text.encoders import make_text_encoder
+from launch.files import read_json
+from tests.classifiers.evaluation import tiny
+from tests.imagen_ft.text import tiny_text
+from tests.launch.cluster_variables import SLURM
+from tests.multihost.processes import run_processes
+from tests.support import commands, small_cascade
+
+NAMES = ["zero", "one", "two", "red fox", "hen"]
+SETS = dict(small=dict(source=dict(name="digits", split="test", per_class=6)))
+ATTACKS = dict(fgsm=dict(kind="fgsm", epsilon=8, num_images=10))
+SAMPLE = f"""
+from ml_collections import ConfigDict
+
+def get_config():
+    return ConfigDict(dict(
+        class_names={small_cascade.NAMES}, seed=0, batch_size=4, images_per_prompt=1, stages={{}},
+        show_stages=True,
+    ))
+"""
+
+
+def by_slurm(*arguments):
+    """Runs a command as one step of two tasks on this host."""
+    with socket.socket() as free:
+        # The port follows from the numbers of the job and the step.
+        for job in range(4096):
+            try:
+                free.bind(("127.0.0.1", 61440 + job))
+            except OSError:
+                continue
+            break
+    nodes = {name: "127.0.0.1" for name in SLURM if name.endswith("NODELIST")}
+    step = SLURM | nodes | {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": "0"}
+
+    def variables(index):
+        rank = {name: str(index) for name in ("SLURM_PROCID", "SLURM_LOCALID")}
+        return step | rank | {"SLURM_NODEID": "0", "SLURM_STEP_NUM_NODES": "1"}
+
+    found = run_processes(
+        "tests.multihost.command_processes", *arguments, variables=variables, timeout=300
+    )
+    assert found == [dict(processes=2, index=0), dict(processes=2, index=1)]
+
+
+def test_text(tmp_path):
+    tiny_text.save(tmp_path / "pipeline")
+    (tmp_path / "prompts.txt").write_text("\n".join(NAMES))
+    argv = [f"--prompts={tmp_path}/prompts.txt", f"--weights={tmp_path}/pipeline"]
+    argv += ["--dtype=float32", "--batch_size=3"]
+    argv_alone = ["text", *argv, f"--to={tmp_path}/alone"]
+    # What is there already the first process sees, for both.
+    (tmp_path / "some.txt").write_text(NAMES[0])
+    assert text.run([*argv_alone, f"--prompts={tmp_path}/some.txt"]) == 0
+    shutil.copytree(tmp_path / "alone", tmp_path / "both")
+    assert text.run(argv_alone) == 0
+    by_slurm("text", *argv, f"--to={tmp_path}/both")
+    both, alone = (
+        make_text_encoder(ConfigDict(dict(cache=str(tmp_path / name)))).embed(NAMES)
+        for name in ("both", "alone")
+    )
+    np.testing.assert_allclose(both, alone, atol=1e-5)
+    assert len(list((tmp_path / "both").glob("part-*"))) == 2
+
+
+@pytest.mark.slow
+def test_sample(tmp_path):
+    (tmp_path / "config.py").write_text(SAMPLE)
+    argv = f"--config={tmp_path}/config.py", f"--workdir={tmp_path}/run", "--path=2"
+    by_slurm("sample", *argv)
+    assert (tmp_path / "run" / "samples.png").exists() and (tmp_path / "run" / "path.png").exists()
+    stages = small_cascade.make_cascade().sample(
+        small_cascade.NAMES, batch_size=4, every_stage=True
+    )
+    for number, name in enumerate(small_cascade.NAMES):
+        for images in stages:
+            size = images.shape[1]
+            path = tmp_path / "run" / f"{number:05d}_{name}_{size}px.png"
+            written = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE).astype(int)
+            assert np.abs(written - images[number, ..., 0]).max() <= 1
+
+
+@pytest.mark.slow
+def test_evaluate(tmp_path):
+    tiny.write_run(tmp_path / "both" / "real", tiny.variables, seeds=2, model=tiny.FIELDS)
+    shutil.copytree(tmp_path / "both", tmp_path / "alone")
+    config = tiny.write_config(tmp_path / "config.py", SETS, ATTACKS)
+    assert commands.run(evaluate.main, config, epath.Path(tmp_path / "alone")) == 0
+    by_slurm("evaluate", f"--config={config}", f"--workdir={tmp_path}/both")
+    both, alone = (read_json(tmp_path / x / "evaluation_small.json") for x in ("both", "alone"))
+    for name in ("accuracies", "per_class", "attacks", "checkpoints"):
+        assert both["arms"]["real"][name] == alone["arms"]["real"][name]
+    assert both["arms"]["real"]["loss"] == pytest.approx(alone["arms"]["real"]["loss"], rel=1e-5)
