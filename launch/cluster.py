@@ -105,8 +105,9 @@ def _slurm_job(environment: Environment) -> Job | None:
     own = _number(environment, "SLURM_PROCID")
     if own >= tasks:
         raise InputError(f"SLURM_PROCID={own} is not in 0 .. {tasks - 1} ({source})")
+    address = environment.get("JAX_COORDINATOR_ADDRESS")
     arguments = {
-        "coordinator_address": f"{_first_node(environment)}:{_slurm_port(environment)}",
+        "coordinator_address": address or f"{_first_node(environment)}:{_slurm_port(environment)}",
         "num_processes": tasks,
         "process_id": own,
     }

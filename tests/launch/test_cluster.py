@@ -73,6 +73,8 @@ def test_steps_have_ports_of_their_own(monkeypatch):
     assert len(ports) == 400 and min(ports) >= 61440 and max(ports) < 65536
     monkeypatch.setitem(SLURM, "JAX_COORDINATOR_PORT", "1234")
     assert port(4000, 1) == 1234
+    monkeypatch.setitem(SLURM, "JAX_COORDINATOR_ADDRESS", "other:12")
+    assert slurm()["coordinator_address"] == "other:12"
 
 
 @pytest.mark.parametrize("environment", [GKE_TPU, MULTISLICE, OPEN_MPI])
