@@ -155,8 +155,12 @@ def _tpu_job(environment: Environment) -> Job | None:
         raise InputError(f"{variable}={environment[variable]!r}: a name is missing in the list")
     limits = {"MEGASCALE_SLICE_ID": slices}
     if variable in environment:
+        # Without these variables JAX asks a TPU VM's metadata, which a pod has none of.
         limits["TPU_WORKER_ID"] = len(hosts)
-        _number(environment, "TPU_WORKER_ID")
+        needed = ["TPU_WORKER_ID"]
+        needed += ["MEGASCALE_SLICE_ID", "MEGASCALE_COORDINATOR_ADDRESS"] if slices > 1 else []
+        if missing := [name for name in needed if not environment.get(name)]:
+            raise InputError(f"the environment variable {missing[0]} is missing: mend that")
     for name, limit in limits.items():
         if (number := _number(environment, name, 0)) >= limit:
             raise InputError(f"{name}={number} is not in 0 .. {limit - 1}")

@@ -125,6 +125,10 @@ WRONG = {
     ),
     "slices": (GKE_TPU | {"MEGASCALE_NUM_SLICES": "-1"}, "MEGASCALE_NUM_SLICES is '-1'"),
     "slice": (MULTISLICE | {"MEGASCALE_SLICE_ID": "2"}, "MEGASCALE_SLICE_ID=2 is not in 0 .. 1"),
+    "no coordinator": (
+        MULTISLICE | {"MEGASCALE_COORDINATOR_ADDRESS": ""},
+        "MEGASCALE_COORDINATOR_ADDRESS is missing",
+    ),
     "processes of MPI": (OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": ""}, "OMPI_COMM_WORLD_SIZE is ''"),
     "two clusters": (
         SLURM | GKE_TPU,

@@ -77,7 +77,8 @@ NOT_JOINED = {
 
 
 @pytest.mark.parametrize(("argv", "environment", "said"), NOT_JOINED.values(), ids=NOT_JOINED)
-def test_who_cannot_be_joined(argv, environment, said):
+def test_who_cannot_be_joined(monkeypatch, argv, environment, said):
+    monkeypatch.setattr(joining, "find_spec", lambda name: None)
     with pytest.raises(InputError) as raised:
         joining.join_arguments(values(*argv), environment)
     assert said in str(raised.value)
@@ -96,6 +97,12 @@ def test_two_processes_with_one_number(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"process_id=1: a process of the job at h:1 has this"):
         joining.initialize(numbers[2], {})
     assert len(calls) == 2
+
+
+def test_a_pod_that_can_ask(monkeypatch):
+    monkeypatch.setattr(joining, "find_spec", lambda name: name == "kubernetes" or None)
+    arguments = joining.join_arguments(values("--coordinator=auto"), GKE_GPU)
+    assert arguments == {"local_device_ids": []}
 
 
 @pytest.fixture
