@@ -90,3 +90,18 @@ def test_an_error_of_the_first_process_is_told_by_both(tmp_path):
         assert process.returncode == 2, output
         (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
         assert "was begun with seed = 0, now it is 5" in line
+
+
+@pytest.mark.slow
+def test_two_processes_begin_with_the_weights_of_a_run(tmp_path):
+    """What each of them restores of the other run becomes its part of the state."""
+    few = ("--config.total_steps=2", "--config.log_every=1")
+    finish(CLASSIFIER.start(tmp_path / "first", *few))
+    begin = (*few, f"--config.init_from={tmp_path / 'first'}")
+    finish(CLASSIFIER.start(tmp_path / "alone", *begin))
+    finish(*start_two(tmp_path / "both", *begin, run=CLASSIFIER))
+    expected = CLASSIFIER.numbers(tmp_path / "alone")
+    found = CLASSIFIER.numbers(tmp_path / "both")
+    assert len(found) == len(expected) >= 2
+    for ours, theirs in zip(found, expected, strict=True):
+        same(ours, theirs)
