@@ -12,11 +12,16 @@ from launch.runtime.checkpoints.content_digest import (
     _OF_BITS,
     _OF_INDEX,
     _OFFSETS,
+    _of_array,
+    _program,
+    _sum_each,
+    _sum_together,
     begin_content_digest,
     content_digest,
 )
 from tests.multihost.digest_devices import SPECS, SPLIT, arrays
 from tests.multihost.processes import run_processes
+from tests.support.checkpoint_states import make_state, newest, restore, save
 
 
 def mixed(x):
@@ -97,6 +102,26 @@ def changes():
 def test_every_change_changes_it():
     found = {name: content_digest(jax.tree.map(jnp.asarray, tree)) for name, tree in changes()}
     assert len(set(found.values())) == len(found) == 41
+
+
+def test_a_first_save_finds_its_programs_compiled(tmp_path):
+    state = make_state(1, keep_ema=True)
+    assert restore(tmp_path) is None
+    compiled = _program.cache_info().misses
+    save(tmp_path, 1)
+    assert _program.cache_info().misses == compiled
+    assert newest(tmp_path).digest("slow") == content_digest(state.ema["slow"])
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
+def test_sums_for_each_platform(platform):
+    """Of four lanes at once where that is faster to run, one by one where it is to compile."""
+    shape = jax.ShapeDtypeStruct((8, 8), np.float32)
+    lowered = jax.jit(_of_array).trace(shape).lower(lowering_platforms=(platform,))
+    reductions = lowered.as_text().count("stablehlo.reduce(")
+    assert reductions == (1 if platform == "cpu" else 4)
+    lanes = [jnp.arange(12, dtype=jnp.uint32).reshape(3, 4) * 2**29 + k for k in range(4)]
+    np.testing.assert_array_equal(_sum_together(*lanes), _sum_each(*lanes))
 
 
 def test_values_may_be_donated_before_it_is_asked_for():

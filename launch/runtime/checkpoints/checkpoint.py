@@ -13,7 +13,11 @@ from jaxtyping import PyTree
 from launch.errors import InputError
 from launch.files import is_local
 from launch.runtime.checkpoints import orbax_options, seals
-from launch.runtime.checkpoints.content_digest import begin_content_digest, content_digest
+from launch.runtime.checkpoints.content_digest import (
+    begin_content_digest,
+    content_digest,
+    prepare_content_digest,
+)
 from launch.runtime.checkpoints.sealed_steps import (
     SealedSteps,
     check_whole,
@@ -83,6 +87,7 @@ class Checkpoints:
         Raises:
             InputError: every checkpoint is damaged.
         """
+        prepare_content_digest(_averages(abstract))
         sound, damaged = self._steps.newest_sound()
         if sound is None:
             if damaged:

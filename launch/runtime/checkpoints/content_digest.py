@@ -1,5 +1,11 @@
-"""Digests of arrays' values, computed where the arrays are, whatever their layout."""
+"""Digests of arrays' values, computed where the arrays are, whatever their layout.
 
+A program is compiled for each shape and sharding, of which a network has some dozens. For a TPU
+each takes a second, one program for all arrays takes longer than these together, and training
+stands still at its first save until it is there: `prepare_content_digest` has them made before.
+"""
+
+import concurrent.futures
 import functools
 import hashlib
 import math
@@ -19,6 +25,8 @@ from launch.runtime.types import Array
 _OF_BITS = (0x9E3779B1, 0xC2B2AE3D, 0x27D4EB2F, 0x165667B1)
 _OF_INDEX = (0xB5297A4D, 0x68E31DA5, 0x1B56C4E9, 0x7FEB352D)
 _OFFSETS = (0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C)
+# XLA compiles without Python's lock.
+_COMPILING = concurrent.futures.ThreadPoolExecutor(8, thread_name_prefix="digest")
 # Words of a host's array that are hashed at once.
 _BLOCK = 2**22
 _UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
@@ -42,14 +50,28 @@ def content_digest(tree: PyTree) -> str:
     return begin_content_digest(tree)()
 
 
+def prepare_content_digest(tree: PyTree) -> None:
+    """Begins to compile the programs for arrays to come, in threads.
+
+    Args:
+        tree: their shapes and types, with shardings.
+    """
+    for leaf in jax.tree.leaves(tree):
+        _program(leaf.shape, leaf.dtype, leaf.sharding)
+
+
 def begin_content_digest(tree: PyTree) -> Callable[[], str]:
     """Starts `content_digest` on the devices; the function that is returned waits for its result.
 
     The arrays may be donated before it is called.
     """
+    named = jax.tree_util.tree_flatten_with_path(tree)[0]
+    for _, leaf in named:
+        _check(leaf)
+    prepare_content_digest([leaf for _, leaf in named if isinstance(leaf, jax.Array)])
     leaves = [
         (f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}", _lanes(leaf))
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+        for path, leaf in named
     ]
 
     def finish() -> str:
@@ -61,21 +83,28 @@ def begin_content_digest(tree: PyTree) -> Callable[[], str]:
     return finish
 
 
-def _lanes(leaf: Any) -> UInt32[Array, "4"] | UInt32[np.ndarray, "4"]:
+def _check(leaf: Any) -> None:
     if leaf.dtype.kind == "c" or leaf.dtype.name.endswith(("int2", "int4")):
         raise TypeError(f"no digest of an array of the type {leaf.dtype}")
     if leaf.size * max(1, leaf.dtype.itemsize // 4) >= 2**32:
         raise ValueError(f"no digest of an array of the shape {leaf.shape}: it is too large")
+
+
+def _lanes(leaf: Any) -> UInt32[Array, "4"] | UInt32[np.ndarray, "4"]:
     if isinstance(leaf, jax.Array):
-        sharding = leaf.sharding
-        whole = NamedSharding(sharding.mesh, P()) if isinstance(sharding, NamedSharding) else None
-        return _on_devices(whole)(leaf)
+        return _program(leaf.shape, leaf.dtype, leaf.sharding).result()(leaf)
     return _of_host_array(np.asarray(leaf))
 
 
-@functools.lru_cache
-def _on_devices(out_sharding: NamedSharding | None) -> Callable[[Array], UInt32[Array, "4"]]:
-    return jax.jit(_of_array, out_shardings=out_sharding)
+@functools.lru_cache(None)
+def _program(
+    shape: tuple[int, ...], dtype: Any, sharding: jax.sharding.Sharding
+) -> "concurrent.futures.Future[jax.stages.Compiled]":
+    """The program for arrays of this kind, which is compiled once."""
+    whole = NamedSharding(sharding.mesh, P()) if isinstance(sharding, NamedSharding) else None
+    leaf = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+    lowered = jax.jit(_of_array, out_shardings=whole).lower(leaf)
+    return _COMPILING.submit(lowered.compile)
 
 
 def _of_array(x: Array) -> UInt32[Array, "4"]:
@@ -120,10 +149,19 @@ def _hashes(words: Array, index: UInt32[Array, "*shape"]) -> list[UInt32[Array, 
 
 
 def _sums(lanes: list[UInt32[Array, "*shape"]]) -> UInt32[Array, "4"]:
+    return jax.lax.platform_dependent(*lanes, cpu=_sum_together, default=_sum_each)
+
+
+def _sum_together(*lanes: UInt32[Array, "*shape"]) -> UInt32[Array, "4"]:
     """In one reduction: on a CPU four of them take 20 times as long."""
     add = lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True))  # noqa: E731
     zeros = (np.uint32(0),) * len(lanes)
-    return jnp.stack(jax.lax.reduce(tuple(lanes), zeros, add, tuple(range(lanes[0].ndim))))
+    return jnp.stack(jax.lax.reduce(lanes, zeros, add, tuple(range(lanes[0].ndim))))
+
+
+def _sum_each(*lanes: UInt32[Array, "*shape"]) -> UInt32[Array, "4"]:
+    """For a TPU the reduction of all takes four times as long to compile."""
+    return jnp.stack([jnp.sum(lane, dtype=jnp.uint32) for lane in lanes])
 
 
 def _mix(x: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
