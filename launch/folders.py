@@ -44,6 +44,19 @@ def file_names(folder: epath.Path) -> list[str]:
     return sorted(_name(path, top) for path in store.find(top) if not path.endswith("/"))
 
 
+def checksums(folder: epath.Path) -> dict[str, str]:
+    """Of all files below a folder in a store, by name, what the store knows of each: nothing is read.
+
+    A store computes them of what it has received.
+    """
+    store, top = fsspec.core.url_to_fs(os.fspath(folder))
+    return {
+        _name(path, top): f"{entry['size']} bytes, crc32c {entry['crc32c']}"
+        for path, entry in store.find(top, detail=True).items()
+        if not path.endswith("/")
+    }
+
+
 def _name(path: str, top: str) -> str:
     """Below a store's folder; empty for objects that stand for the folder, which mounts make."""
     return path.removeprefix(top).strip("/")

@@ -1,7 +1,9 @@
 """Runs at gs://: checkpoints, their record and their numbers."""
 
+import dataclasses
 import json
 
+import jax.numpy as jnp
 import pytest
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
@@ -38,6 +40,18 @@ def test_checkpoints(store, bucket):
     # Of another process, which removes the oldest one that it sees.
     save(bucket, 4)
     assert [path.name for path in entries(bucket / "checkpoints")] == ["3", "4"]
+
+
+def test_a_save_reads_nothing_back(store, bucket):
+    """A machine that is taken away has 30 seconds for it; the store knows what it has received."""
+    state = make_state(1, keep_ema=False)
+    large = {**state.variables, "large": jnp.arange(2.0**20)}
+    checkpoints, before = Checkpoints(bucket / "checkpoints", RUN_NAME), store.sent
+    checkpoints.save(dataclasses.replace(state, variables=large))
+    checkpoints.close()
+    assert store.sent - before < 2**16
+    seal = (bucket / "checkpoints" / "1" / SEAL).read_text()
+    assert seal.count("bytes, crc32c") == len(file_names(bucket / "checkpoints" / "1")) - 1
 
 
 def test_now_and_then_a_request_fails(store, bucket):

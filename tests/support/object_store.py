@@ -32,6 +32,7 @@ class ObjectStore:
     Attributes:
         objects: bytes and generation by (bucket, key).
         requests: method and path of each request, in order.
+        sent: bytes of objects that were asked for.
         fail_every: answers each n-th request that changes something with 503, as the real store
             does now and then, and does nothing; 0 is never.
         refuse: a pattern of keys whose uploads are refused, for lack of permission.
@@ -39,7 +40,7 @@ class ObjectStore:
 
     def __init__(self):
         self.objects, self.requests = {}, []
-        self.fail_every, self.refuse = 0, None
+        self.sent, self.fail_every, self.refuse = 0, 0, None
         self.uploads, self.lock = {}, threading.RLock()
         self._changes, self._generation = 0, int(time.time() * 1e6)
         self._server = ThreadingHTTPServer(
@@ -193,6 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._media(bucket, key, *stored)
 
     def _media(self, bucket, key, data, generation):
+        self.store.sent += len(data)
         headers = {
             "Content-Type": "application/octet-stream",
             "x-goog-generation": str(generation),

@@ -1,15 +1,19 @@
-"""Seals: SHA-256 of every file of a finished folder, made and checked by all processes together.
+"""Seals: a digest of every file of a finished folder, made and checked by all processes together.
+
+It is SHA-256; in an object store what that has computed itself when it received the file, for to
+read a checkpoint back would take longer than a machine has that is taken away.
 
 Orbax checks no contents (65 of 65 flipped bits went unnoticed), so we do. Process i of n writes
 `digests_i_of_n.json`, with the digests of each n-th file and one of its own text; a folder is
 sealed when all n are there. Any number of processes can check it.
 """
 
+import errno
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Any
 
@@ -17,13 +21,11 @@ import jax
 from etils import epath
 
 from launch.errors import InputError
-from launch.files import sha256, write_atomic
-from launch.folders import entries, file_names
+from launch.files import in_parallel, is_local, sha256, write_atomic
+from launch.folders import checksums, entries, file_names
 from launch.runtime.devices.distributed import gather_texts
 
 _SHARE_NAME = re.compile(r"digests_(\d+)_of_(\d+)\.json")
-# An object store answers each request late; hashing itself lets other threads run.
-_THREADS = 4
 
 
 def seal(folder: epath.PathLike, index: int, count: int, facts: Mapping[str, Any]) -> None:
@@ -176,10 +178,13 @@ def _files(folder: epath.Path) -> list[str]:
 
 
 def _digests(folder: epath.Path, names: Iterable[str]) -> dict[str, str]:
-    with ThreadPoolExecutor(_THREADS) as pool:
-        names = list(names)
-        digests = pool.map(lambda name: sha256(folder / name), names)
-        return dict(zip(names, digests, strict=True))
+    names = list(names)
+    if is_local(folder):
+        return dict(zip(names, in_parallel(lambda n: sha256(folder / n), names), strict=True))
+    known = checksums(folder)
+    if missing := [name for name in names if name not in known]:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder / missing[0]))
+    return {name: known[name] for name in names}
 
 
 def _text(body: Mapping[str, Any]) -> bytes:
