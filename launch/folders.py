@@ -45,9 +45,9 @@ def file_names(folder: epath.Path) -> list[str]:
 
 
 def checksums(folder: epath.Path) -> dict[str, str]:
-    """Of all files below a folder in a store, by name, what the store knows of each: nothing is read.
+    """What a store says of all files below a folder, by name; nothing is read.
 
-    A store computes them of what it has received.
+    It computes checksums of what it has received.
     """
     store, top = fsspec.core.url_to_fs(os.fspath(folder))
     return {

@@ -194,7 +194,6 @@ class _Handler(BaseHTTPRequestHandler):
             self._media(bucket, key, *stored)
 
     def _media(self, bucket, key, data, generation):
-        self.store.sent += len(data)
         headers = {
             "Content-Type": "application/octet-stream",
             "x-goog-generation": str(generation),
@@ -203,6 +202,7 @@ class _Handler(BaseHTTPRequestHandler):
         }
         wanted = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
         if not wanted or not data:
+            self.store.sent += len(data)
             self._send(200, data, headers)
             return
         first, last = wanted.groups()
@@ -211,6 +211,7 @@ class _Handler(BaseHTTPRequestHandler):
         if begin >= len(data):
             self._send(416, b"", {"Content-Range": f"bytes */{len(data)}"})
             return
+        self.store.sent += stop - begin
         span = f"bytes {begin}-{stop - 1}/{len(data)}"
         self._send(206, data[begin:stop], headers | {"Content-Range": span})
 
