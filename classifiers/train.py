@@ -6,7 +6,7 @@ python -m classifiers.train --config=configs/digits/classifier.py:arm=real+gener
 The same command goes on where it stopped. Seed n is trained in the folder seed_n of the run
 directory, and learning_curves.png shows how all went. All images of config.train_sources count the
 same, unless config.synthetic_weight says which share of every batch is synthetic;
-config.loader_workers processes read them, 0 for threads.
+config.loader_workers processes read them, 0 for threads, -1 for one a CPU.
 config.augment, repeats and mix say what happens to images before the model sees them.
 config.init_from names a run, or weights that classifiers.weights imported, to begin with.
 config.vmap_seeds trains all seeds as one program: faster where one does not fill a chip.

@@ -15,12 +15,13 @@ from typing import Any, BinaryIO, TypeVar
 
 from etils import epath
 
+from launch.cpus import usable_cpus
 from launch.errors import InputError
 
 T = TypeVar("T")
 R = TypeVar("R")
 _NO_SYNC = (errno.EBADF, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES)
-_THREADS = min(16, 2 * (os.cpu_count() or 1))
+_THREADS = min(16, 2 * usable_cpus())
 
 
 def is_local(path: epath.PathLike) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 from jax.sharding import Mesh
 
@@ -10,6 +11,7 @@ from classifiers.training.training import Training
 from input_pipeline import sources
 from input_pipeline.batches import loader
 from input_pipeline.batches.mixture import Union, check_weight
+from input_pipeline.batches.workers import count_workers
 from input_pipeline.source import Source, check_labels, in_memory
 from launch.errors import InputError
 from launch.runtime.devices.mesh import local_rows
@@ -66,6 +68,7 @@ def make_reader(training: Training, source: Source, seed: int, mesh: Mesh) -> Re
         mesh: where the batches go.
     """
     config = training.config
+    rows = local_rows(mesh, config.batch_size)
     augment, transform = from_config.make_augment(config), from_config.make_transform(config)
     batches = loader.batches(
         source,
@@ -74,11 +77,13 @@ def make_reader(training: Training, source: Source, seed: int, mesh: Mesh) -> Re
         # Without augmentation an image of training is prepared as one of evaluation.
         transform=None if augment else transform,
         augment=augment,
-        rows=local_rows(mesh, config.batch_size),
+        rows=rows,
         synthetic_weight=config.get("synthetic_weight"),
         repeats=config.get("repeats", 1),
     )
-    workers = config.get("loader_workers", 0)
-    if config.get("vmap_seeds"):  # They are shared among the seeds.
-        workers = -(-workers // config.seeds)
+    workers = count_workers(
+        config.get("loader_workers", 0),
+        len(rows) * math.prod(training.image_shape),
+        readers=config.seeds if config.get("vmap_seeds") else 1,
+    )
     return functools.partial(loader.iterate, batches, workers=workers)

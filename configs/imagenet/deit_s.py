@@ -34,7 +34,7 @@ def get_config(arg="", name="deit_s"):
     config.synthetic_weight = config_dict.placeholder(float)  # of a batch; None shuffles all
     config.synthetic_loss_weight = 1.0
     config.in_memory = False
-    config.loader_workers = 16  # processes
+    config.loader_workers = -1  # a process for each CPU
     config.repeats = 3  # of an image in a batch (repeated augmentation)
     config.augment = dict(
         size=224,  # pixels

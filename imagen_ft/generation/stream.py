@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import itertools
-import os
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from input_pipeline.augment.resize import resize
 from input_pipeline.records import tf_example
 from input_pipeline.synthetic.writer import SyntheticWriter
+from launch.cpus import usable_cpus
 
 # Seconds between two looks at what other workers have written.
 LOOK_EVERY = 10.0
@@ -44,9 +44,9 @@ class ShardStream:
         self._next, self._taken = 0, 0
         self._images: list[concurrent.futures.Future] = []
         self._size = writer.config["image_shape"][0]
-        self._encoders = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+        self._encoders = concurrent.futures.ThreadPoolExecutor(usable_cpus())
         # Raw images can be large: so many chunks at most wait for an encoder.
-        self._free = threading.BoundedSemaphore(4 * (os.cpu_count() or 1))
+        self._free = threading.BoundedSemaphore(4 * usable_cpus())
         self._background = concurrent.futures.ThreadPoolExecutor(1)
         self._writing: list[concurrent.futures.Future] = []
 

@@ -14,6 +14,7 @@ from input_pipeline.augment.crop import central_crop, random_crop
 from input_pipeline.augment.flip import random_flip
 from input_pipeline.augment.resize import square
 from input_pipeline.batches import loader
+from input_pipeline.batches.workers import count_workers
 from input_pipeline.source import Example, Source, Transform
 from launch.errors import InputError
 from launch.runtime.devices.mesh import local_rows
@@ -78,6 +79,7 @@ def make_reader(training: Training, source: Source, mesh: Mesh) -> Reader:
         mesh: where the batches go.
     """
     config = training.config
+    rows = local_rows(mesh, config.batch_size)
     size, crop, flip = config.stage.size, config.get("crop_size", 0), config.get("flip", False)
     augment = functools.partial(_crop_and_flip, size=size, crop=crop, flip=flip)
     batches = loader.batches(
@@ -86,9 +88,11 @@ def make_reader(training: Training, source: Source, mesh: Mesh) -> Reader:
         config.seed,
         transform=functools.partial(_resize, size=size),
         augment=augment if crop or flip else None,
-        rows=local_rows(mesh, config.batch_size),
+        rows=rows,
     )
-    return functools.partial(loader.iterate, batches, workers=config.get("loader_workers", 0))
+    image_bytes = training.denoiser.size**2 * training.denoiser.channels
+    workers = count_workers(config.get("loader_workers", 0), len(rows) * image_bytes)
+    return functools.partial(loader.iterate, batches, workers=workers)
 
 
 def evaluation_transform(training: Training) -> Transform:

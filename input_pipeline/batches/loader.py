@@ -1,7 +1,6 @@
 """Batches: the position in the data is one number, so resuming needs the step and nothing else."""
 
 import gc
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,12 +15,13 @@ from input_pipeline.batches.mixture import FixedWeight
 from input_pipeline.batches.order import BatchPlan, Shuffled
 from input_pipeline.batches.workers import end_with_parent
 from input_pipeline.source import Augment, Example, Source, Transform
+from launch.cpus import usable_cpus
 from launch.errors import InputError
 
 Batch = dict[str, np.ndarray]
 
 # A core decodes some 270 photographs a second; one is left for the step.
-_THREADS = min(16, max(1, (os.cpu_count() or 1) - 1))
+_THREADS = min(16, max(1, usable_cpus() - 1))
 _READ_AHEAD = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_THREADS + 1)
 # Workers hand pixels over in shared memory, a file for each array, and smaller arrays in a pipe.
 _MIN_SHARED_BYTES = 2**20

@@ -15,6 +15,7 @@ from input_pipeline.records import index_cache, tf_example
 from input_pipeline.records.array_record import ArrayRecordFile
 from input_pipeline.records.tfrecord import TFRecordFile, masked_crc
 from launch.cli import say
+from launch.cpus import usable_cpus
 from launch.errors import InputError
 
 NO_LABEL = np.iinfo(np.int32).min  # of a record that is too damaged to have one
@@ -23,7 +24,7 @@ _FILES: dict[str, type[ArrayRecordFile] | type[TFRecordFile]] = {
     "array_record": ArrayRecordFile,
     "tfrecord": TFRecordFile,
 }
-_THREADS = min(16, 2 * (os.cpu_count() or 1))
+_THREADS = min(16, 2 * usable_cpus())
 _REST = -1
 
 

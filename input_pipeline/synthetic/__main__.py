@@ -31,6 +31,7 @@ from input_pipeline.synthetic.source import SyntheticSource, parse
 from input_pipeline.synthetic.writer import REPAIR
 from launch import files
 from launch.cli import exit_code, parse_flags, say
+from launch.cpus import usable_cpus
 from launch.errors import InputError
 from launch.runtime.locks import lock
 
@@ -210,7 +211,7 @@ def export_set(source: SyntheticSource, kind: str, folder: str) -> None:
         export.finished(shard)
         bar.update(plan.shard_size(shard))
 
-    with bar, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with bar, concurrent.futures.ThreadPoolExecutor(usable_cpus()) as pool:
         try:
             for _ in pool.map(write, pending):
                 pass

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from input_pipeline.synthetic.plan import Plan
 from input_pipeline.synthetic.provenance import check_names, plan_of
 from input_pipeline.synthetic.writer import INDEX, MANIFEST, PROVENANCE, shard_name, sidecar_path
 from launch import files
+from launch.cpus import usable_cpus
 from launch.errors import InputError
 
 # Of each kind of fault so many are listed.
@@ -105,7 +105,7 @@ def verify(folder: epath.PathLike, progress: Callable[[int], Any] = _IDLE) -> Re
     counts = np.zeros(len(config["class_names"]), np.int64)
     faults: dict[str, list[Any]] = {"undecodable": [], "mislabelled": [], "blank": []}
     shards = set()
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(usable_cpus()) as pool:
         for shard in pool.map(check, range(plan.num_shards)):
             inside = (shard.indices >= 0) & (shard.indices < len(times))
             np.add.at(times, shard.indices[inside], 1)

@@ -13,7 +13,6 @@ batch that stays in memory, and how many cores would feed the step.
 
 import argparse
 import functools
-import os
 import statistics
 import tempfile
 import time
@@ -34,6 +33,7 @@ from configs.imagenet import resnet50, vit_s16
 from input_pipeline import sources
 from input_pipeline.augment.policy import make_augment
 from input_pipeline.batches import loader
+from launch.cpus import usable_cpus
 from launch.runtime.config import plain
 from launch.runtime.devices.flops import count_flops
 from launch.runtime.devices.mesh import make_mesh, put_batch
@@ -216,7 +216,7 @@ def _print_input(
     print(
         f"{name}, {config.model.dtype}, batch {count}: {count / memory:,.1f} images/s in memory, "
         f"{count / fed:,.1f} fed ({memory / fed:.0%}); a core prepares {count / core_seconds:,.0f} "
-        f"images/s, so the step needs {core_seconds / memory:.2f} of them ({os.cpu_count()} here)"
+        f"images/s, so the step needs {core_seconds / memory:.2f} of them ({usable_cpus()} here)"
     )
 
 

@@ -31,6 +31,7 @@ from input_pipeline.batches import loader
 from input_pipeline.batches.mixture import FixedWeight
 from input_pipeline.batches.order import Epochs, Shuffled
 from input_pipeline.records.image_codec import decode_image
+from launch.cpus import usable_cpus
 from launch.runtime.reports.tables import text_table
 
 REAL = 1_281_167
@@ -130,7 +131,7 @@ def measure_decoding(batch: int, steps: int, workers: list[int]) -> Iterator[dic
             if k < len(expected):
                 np.testing.assert_array_equal(found["image"], expected[k])
         rate = steps * batch / (times[warm + steps] - times[warm])
-        name = f"{count} processes" if count else f"threads on {os.cpu_count()} cores"
+        name = f"{count} processes" if count else f"threads on {usable_cpus()} cores"
         first = times[1] - times[0]
         yield line(f"decoding, {name}", rate, alone, "images/s", first_batch_seconds=first)
 

@@ -29,7 +29,7 @@ _LIMITS = {
     "evaluation_batch_size": BATCH,
     "seed": SEED,
     "seeds": (1, MOST),
-    "loader_workers": (0, 1024),
+    "loader_workers": (-1, 1024),
     "log_every": _EVERY,
     "checkpoint_every": _EVERY,
     "evaluate_every": _EVERY,

@@ -3,17 +3,20 @@
 import functools
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from input_pipeline.augment.crop import random_shift
 from input_pipeline.batches import loader
+from input_pipeline.batches import workers as pool
 from input_pipeline.batches.mixture import Union
 from input_pipeline.source import ArraySource
 from input_pipeline.sources.digits import digits
@@ -52,6 +55,32 @@ def assert_same(dataset, start, stop, workers):
         for name, values in batch.items():
             np.testing.assert_array_equal(values, expected[name])
             assert values.dtype == expected[name].dtype
+
+
+@pytest.mark.parametrize(
+    ("asked", "readers", "room", "count"),
+    [
+        (0, 1, 0, 0),
+        (5, 1, 0, 5),
+        (5, 2, 0, 3),
+        (-1, 1, 10**6, 7),
+        (-1, 3, 10**6, 3),
+        (-1, 1, 25, 3),
+        (-1, 3, 25, 1),
+        (-1, 1, 7, 0),
+    ],
+)
+def test_workers_by_cpus_and_shared_memory(
+    tmp_path, monkeypatch, capsys, asked, readers, room, count
+):
+    monkeypatch.setattr(pool, "usable_cpus", lambda: 8)
+    monkeypatch.setattr(pool, "_SHARED_MEMORY", str(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: mock.Mock(free=room * 10))
+    # A worker holds 4 batches of 10 bytes, and half of what is free is left.
+    assert pool.count_workers(asked, 10, readers) == count
+    assert ("make it larger" in capsys.readouterr().err) == (asked < 0 and room < 10**6)
+    monkeypatch.setattr(pool, "_SHARED_MEMORY", str(tmp_path / "none"))
+    assert asked >= 0 or pool.count_workers(asked, 10, readers) == -(-7 // readers)
 
 
 @pytest.mark.parametrize("workers", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))])
