@@ -10,6 +10,7 @@ Arguments of each config, as in `FILE.py:arm=real+generated,k=3,data=data/imagen
     per_class     so many real images a class, drawn at random (low data: 100, 200 or 500)
     gamma         real images in a long tail from 1,300 a class down to 1,300 / gamma
     data          a folder, or a zip, of `train/n01440764/*.JPEG` and `val/n01440764/*.JPEG`
+    prepared      the folder of a copy that is read faster, by `input_pipeline.prepare`, to train on
     train, val    what these two folders in it are called
     runlocal      four steps of a tiny network at 32 px: it starts on a CPU
 
@@ -48,6 +49,7 @@ def parse(arg: str) -> dict:
         per_class=0,
         gamma=0.0,
         data="data/imagenet",
+        prepared="",
         train="train",
         val="val",
         runlocal=False,
@@ -57,6 +59,8 @@ def parse(arg: str) -> dict:
 def train_sources(args: dict) -> dict:
     """The images of the arm."""
     real = dict(name="image_folder", path=args["data"], root=args["train"])
+    if args["prepared"]:
+        real = dict(name="tfds", path=args["prepared"], split="train")
     if args["per_class"]:
         real["per_class"] = args["per_class"]
     if args["gamma"]:

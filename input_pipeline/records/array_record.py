@@ -4,13 +4,36 @@ import collections
 import os
 import resource
 import threading
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from launch import files
 from launch.errors import InputError
 
 _REPAIR = "prepare or fetch this shard again"
+
+
+def write_array_record(path: Path, records: Iterable[bytes]) -> None:
+    """Writes one shard, which appears under its name only when it is complete."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        # Images are compressed already, or are not meant to be.
+        writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+        try:
+            for record in records:
+                writer.write(record)
+        finally:
+            writer.close()
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 class _Readers:

@@ -16,7 +16,6 @@ import json
 import os
 import sys
 import tarfile
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from etils import epath
 from tqdm import tqdm
 
 from input_pipeline.records import tfds_metadata
+from input_pipeline.records.array_record import write_array_record
 from input_pipeline.records.tfrecord import TFRecordFile
 from input_pipeline.synthetic.source import SyntheticSource, parse
 from input_pipeline.synthetic.writer import REPAIR
@@ -139,20 +139,9 @@ def to_webdataset(export: Export, shard: int) -> None:
 
 def to_array_record(export: Export, shard: int) -> None:
     """Writes one array_record file of the same tf.train.Examples."""
-    from array_record.python.array_record_module import ArrayRecordWriter
-
+    file = export.source.shard(shard)
     path = export.folder / _array_record_name(export, shard)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    writer = ArrayRecordWriter(str(temporary), "group_size:1")
-    try:
-        file = export.source.shard(shard)
-        for record in range(len(file)):
-            writer.write(file[record])
-    finally:
-        writer.close()
-    with temporary.open("rb") as written:
-        os.fsync(written.fileno())
-    os.replace(temporary, path)
+    write_array_record(path, (file[record] for record in range(len(file))))
 
 
 def _array_record_name(export: Export, shard: int) -> str:
@@ -166,11 +155,11 @@ def finish_array_record(export: Export) -> None:
     tfds_metadata.write_metadata(
         export.folder,
         export.name,
-        export.source.class_names,
-        manifest["image_shape"],
+        tfds_metadata.generated_features(
+            export.source.class_names, manifest["image_shape"], manifest["encoding"]["format"]
+        ),
         [plan.shard_size(shard) for shard in range(export.num_shards)],
         sum(path.stat().st_size for path in paths),
-        manifest["encoding"]["format"],
         file_format="array_record",
     )
 

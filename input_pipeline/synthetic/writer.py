@@ -254,11 +254,13 @@ class SyntheticWriter:
         names = tfds_metadata.write_metadata(
             self.folder,
             self.config["name"],
-            self.config["class_names"],
-            self.config["image_shape"],
+            tfds_metadata.generated_features(
+                self.config["class_names"],
+                self.config["image_shape"],
+                self.config["encoding"]["format"],
+            ),
             [shard["num_examples"] for shard in shards],
             sum(shard["num_bytes"] for shard in shards),
-            self.config["encoding"]["format"],
         )
         for name, data in card:
             files.write_atomic(self.folder / name, data)

@@ -103,6 +103,8 @@ def test_few_and_unequal_images_to_train_on():
     assert config.total_steps == round(100 * 100_000 / 2048)
     mixed = get_config("arm=real+generated,k=2,per_class=100,epochs=100")
     assert mixed.total_steps == round(100 * (100_000 + 2 * 1_281_167) / 4096)
+    copied = get_config("per_class=100,prepared=/p").train_sources.real.to_dict()
+    assert copied == dict(name="tfds", path="/p", split="train", per_class=100)
     config = get_config("gamma=50,epochs=100")
     assert config.train_sources.real.long_tail.to_dict() == dict(n_max=1300, gamma=50)
     images = int(subsets.long_tail_counts(1000, 1300, 50).sum())
