@@ -51,8 +51,8 @@ def threshold(
 def percentile_of_rows(rows: Float[Array, "b n"], percentile: float) -> Float[Array, " b"]:
     """What `jnp.percentile(rows, percentile, axis=1)` is, bit for bit, without a sort.
 
-    Sorting an image at every step takes a CPU 16 times as long, and a TPU has no other way for a
-    tail of thousands either: XLA makes a sort of such a top-k. `tests.benchmarks.threshold`.
+    Sorting an image at every step takes a CPU 13 to 26 times as long, and for a tail of thousands
+    a TPU has no top-k but a sort: `python -m tests.benchmarks.threshold`.
 
     Args:
         rows: float32, none of it negative; a row with a NaN gives NaN.
