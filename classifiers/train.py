@@ -21,6 +21,7 @@ from classifiers.training import vmap_seeds
 from classifiers.training.train_seeds import train_seeds
 from classifiers.training.training import Training
 from input_pipeline import sources
+from input_pipeline.batches.rates import cpu_seconds
 from launch.runtime import app
 from launch.runtime.devices import joining
 from launch.runtime.devices.mesh import make_mesh
@@ -52,7 +53,12 @@ def main(args: app.Arguments) -> None:
     elif values.preflight:
         vmap_seeds.check_preflight(config)
         preflight.run(
-            values.preflight, training.lower, config.mesh, params, values.preflight_effort
+            values.preflight,
+            training.lower,
+            config.mesh,
+            params,
+            values.preflight_effort,
+            None if config.in_memory else cpu_seconds(config.batch_size),
         )
     else:
         mesh = make_mesh(config.mesh)

@@ -13,6 +13,7 @@ from absl import flags
 from imagen_ft.text.encoders import make_text_encoder, text_shapes
 from imagen_ft.training.train_stage import train_stage
 from imagen_ft.training.training import Training
+from input_pipeline.batches.rates import cpu_seconds
 from launch.runtime import app
 from launch.runtime.devices import joining
 from launch.runtime.devices.mesh import make_mesh
@@ -35,7 +36,12 @@ def main(args: app.Arguments) -> None:
         app.describe(config, unet=params, **encoder_shapes)
     elif values.preflight:
         preflight.run(
-            values.preflight, training.lower, config.mesh, params, values.preflight_effort
+            values.preflight,
+            training.lower,
+            config.mesh,
+            params,
+            values.preflight_effort,
+            cpu_seconds(config.batch_size),
         )
     else:
         mesh = make_mesh(config.mesh)

@@ -8,8 +8,8 @@ the hardware, `--dry_run` prints the network, and `--preflight=v4:2x4x4` what a 
 
 Touvron et al. 2021, table 9: 5e-4 per 512 images.
 
-Hardware: 32 TPU v4, 3.2 hours, or 8 H100, 3.5 hours, by operations; to feed them takes a core for
-every 150 to 270 images a second. Expected top-1 (%), real / generated / both: 81.79 / 74.55 / 82.84
+Hardware: 32 TPU v4, 3.2 hours (3.2 by operations, 0.1 to decode), or 8 H100, 3.5 hours (3.5 by
+operations, 1.1 to decode). Expected top-1 (%), real / generated / both: 81.79 / 74.55 / 82.84
 (Azizi et al. 2023, table 3).
 """
 

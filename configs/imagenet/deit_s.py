@@ -8,8 +8,8 @@ the hardware, `--dry_run` prints the network, and `--preflight=v4:2x2x4` what a 
 
 Touvron et al. 2021, table 9: 5e-4 per 512 images.
 
-Hardware: 16 TPU v4, 1.7 hours, or 8 H100, 0.9 hours, by operations; to feed them takes a core for
-every 150 to 270 images a second. Expected top-1 (%), real / generated / both: 78.97 / 72.26 / 80.49
+Hardware: 16 TPU v4, 1.7 hours (1.7 by operations, 0.2 to decode), or 8 H100, 1.1 hours (0.9 by
+operations, 1.1 to decode). Expected top-1 (%), real / generated / both: 78.97 / 72.26 / 80.49
 (Azizi et al. 2023, table 3).
 """
 

@@ -21,8 +21,11 @@ with `--config.synthetic_weight=0.5 --config.synthetic_loss_weight=0.6`, and wit
 Low data and long tails there are `epochs=100` with `per_class` or `gamma`, and for real images
 alone `batch=2048` with `--config.optimizer.learning_rate=0.88`. An epoch is of what is there.
 
-The expected times are FLOPs / 40% of the chips' bfloat16 peak for real images alone; they are
-printed by `python -m tests.benchmarks.recipes`.
+The expected times are the longer of two, for real images alone: FLOPs / 40% of the chips' bfloat16
+peak, and decoding JPEG files on all CPUs of the hosts (`input_pipeline.batches.rates`). Both are
+printed by `python -m tests.benchmarks.recipes`. From a raw copy of `input_pipeline.prepare`
+decoding takes a third; its 0.4 MB an image have to come from memory or fast disks. CPUs that share
+a core, as those of many hosts do, may take twice as long.
 """
 
 from ml_collections import ConfigDict

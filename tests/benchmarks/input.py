@@ -9,17 +9,21 @@ that has TensorFlow. All read the same JPEGs from a folder and do the same opera
 arguments. TensorFlow decodes only what the crop shows, and resizes as its public training programs
 do, bilinear without regard to what it skips. CPU seconds are those of all threads of a process;
 other work on the machine disturbs them less than it disturbs the clock.
+
+Then come the rates of copies that `input_pipeline.prepare` makes of the same files, for which
+there is no peer.
 """
 
 import argparse
 import functools
+import json
 import math
 import os
 import random
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cv2
@@ -27,11 +31,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
+from input_pipeline import prepare
 from input_pipeline.augment import randaugment
 from input_pipeline.augment.policy import make_augment
 from input_pipeline.augment.resize import square
 from input_pipeline.batches import loader
 from input_pipeline.sources.image_folder import ImageFolder
+from input_pipeline.sources.tfds import TfdsSource
+from launch.runtime.reports.tables import text_table
 from tests.benchmarks.harness import Result, report
 from tests.input_pipeline.augment.photographs import photograph
 
@@ -168,6 +175,41 @@ class TensorFlow:
         return float(self.process.stdout.readline())
 
 
+def measure_roads(folder: Path, batches: int) -> Iterator[dict]:
+    """Ours on the files, on copies of them as JPEG and raw (shorter side 320), and decoding alone.
+
+    Copies are made from the same images. Decoding at half the scale is a part of the work that a
+    crop of at least twice the size of the result allows; `share` is how many do.
+    """
+    roads = {"files": ImageFolder(folder)}
+    for name, quality in (("JPEG copy", 95), ("raw copy", 0)):
+        to = folder.with_name(f"{folder.name}-{quality}")
+        prepare.prepare(prepare.Copy(roads["files"], to, 320, quality), workers=1)
+        roads[name] = TfdsSource(to, "train")
+    for case, config in CASES.items():
+        for name, source in roads.items():
+            data = loader.batches(source, BATCH, seed=0, augment=make_augment(config))
+            cpu_seconds(loader.iterate(data, 0, batches))
+            times = [cpu_seconds(loader.iterate(data, k, k + batches)) for k in range(3)]
+            rate = batches * BATCH / min(times)
+            yield dict(case=f"{case}, {name}", ours=rate, unit="images per CPU second")
+    files = [np.fromfile(path, np.uint8) for path in sorted(folder.glob("*/*"))]
+    for name, flag in (("full", cv2.IMREAD_COLOR), ("half", cv2.IMREAD_REDUCED_COLOR_2)):
+        times = []
+        for _ in range(3):
+            start = time.process_time()
+            images = [cv2.imdecode(data, flag) for data in files]
+            times.append(time.process_time() - start)
+        rate = len(files) / min(times)
+        yield dict(case=f"decoding, {name} scale", ours=rate, unit="images per CPU second")
+        if name == "full":
+            sides = [image.shape[1::-1] for image in images]
+    rng = random.Random(0)
+    boxes = [random_box(rng, *size) for size in sides for _ in range(1000 // len(sides) + 1)]
+    wide = [min(right - left, low - top) >= 2 * SIZE for left, top, right, low in boxes]
+    yield dict(case="crops that half the scale does for", ours=float(np.mean(wide)), unit="share")
+
+
 def cpu_seconds(batches: Iterable) -> float:
     """Of taking them all."""
     start = time.process_time()
@@ -189,10 +231,15 @@ def main() -> None:
     torch.set_num_threads(1)
     batches, repeats = (4, 3) if args.quick else (10, 7)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+        folder = Path(temporary, "images")
+        folder.mkdir()
         write_files(args, folder)
         results = measure(folder, args.tensorflow, batches, repeats)
+        roads = list(measure_roads(folder, batches))
     report(results)
+    rows = [[road["case"], f"{road['ours']:,.4g}", road["unit"]] for road in roads]
+    print(text_table(["copies", "ours", ""], rows))
+    print(*(json.dumps({**road, "peer": None, "ratio": None}) for road in roads), sep="\n")
     if not args.tensorflow:
         print("tf.data was not measured: --tensorflow names no interpreter")
 

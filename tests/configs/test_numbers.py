@@ -1,12 +1,15 @@
 """The configs have the papers' numbers, and arguments change what they say they do."""
 
 import math
+import re
 
 import pytest
 
 from classifiers.evaluation import label_maps
 from imagen_ft.text import class_names
+from input_pipeline.batches.rates import cpu_seconds
 from input_pipeline.sources import subsets
+from launch.runtime.devices.hardware import CHIPS, fed_seconds
 from tests.configs.tables import IMAGENET, RECIPES, load
 
 
@@ -94,6 +97,23 @@ def test_the_recipes_numbers(name):
     for arm in ("real", "generated", "real+generated"):
         start = f"runs/imagenet/deit_b/{arm}" if name == "deit_b_384" else ""
         assert get_config(f"arm={arm}").init_from == start
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_headers_tell_the_longer_of_computing_and_decoding(name):
+    module = load(f"configs/imagenet/{name}.py")
+    config, text = module.get_config(), " ".join(module.__doc__.split())
+    work = cpu_seconds(config.total_steps * config.batch_size)["JPEG files"]
+    times = re.findall(
+        r"(\d+) (?:TPU )?(\w+), ([\d.]+) hours \(([\d.]+) by operations, ([\d.]+) to decode\)", text
+    )
+    assert [kind for _, kind, *_ in times] == ["v4", "H100"]
+    for chips, kind, *hours in times:
+        (chip,) = (chip for chip in CHIPS if chip.name == kind)
+        longer, operations, decoding = map(float, hours)
+        expected = fed_seconds(work, chip, int(chips)) / 3600
+        assert decoding == pytest.approx(expected, abs=0.051)
+        assert longer == max(operations, decoding)
 
 
 def test_few_and_unequal_images_to_train_on():

@@ -18,6 +18,11 @@ class Chip:
         slice_size: chips that these links join at most: of a TPU slice, of a GPU host.
         network_bandwidth: bytes a second that a chip sends beyond them. Google names none for v4;
             v5p's stands there.
+        host_chips: chips of a host.
+        host_cpus: hardware threads of such a host, of Google's machine types ct4p-hightpu-4t,
+            ct5lp-hightpu-4t, ct5p-hightpu-4t, ct6e-standard-4t (cloud.google.com/kubernetes-engine/
+            docs/concepts/plan-tpus), a2-highgpu-8g, a3-highgpu-8g and a3-ultragpu-8g
+            (docs.cloud.google.com/compute/docs/gpus).
     """
 
     name: str
@@ -27,18 +32,25 @@ class Chip:
     link_bandwidth: float
     slice_size: int
     network_bandwidth: float
+    host_chips: int
+    host_cpus: int
 
 
 GIB = 2**30
 CHIPS = (
-    Chip("v4", ("TPU v4",), 275e12, 32 * GIB, 300e9, 4096, 6.25e9),
-    Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 200e9, 256, 3.125e9),
-    Chip("v5p", ("TPU v5p", "TPU v5"), 459e12, 95 * GIB, 600e9, 6144, 6.25e9),
-    Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 448e9, 256, 12.5e9),
-    Chip("A100", ("NVIDIA A100",), 312e12, 80 * GIB, 300e9, 8, 25e9),
-    Chip("H100", ("NVIDIA H100",), 989e12, 80 * GIB, 450e9, 8, 50e9),
-    Chip("H200", ("NVIDIA H200",), 989e12, 141 * 10**9, 450e9, 8, 50e9),
+    Chip("v4", ("TPU v4",), 275e12, 32 * GIB, 300e9, 4096, 6.25e9, 4, 240),
+    Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 200e9, 256, 3.125e9, 4, 112),
+    Chip("v5p", ("TPU v5p", "TPU v5"), 459e12, 95 * GIB, 600e9, 6144, 6.25e9, 4, 208),
+    Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 448e9, 256, 12.5e9, 4, 180),
+    Chip("A100", ("NVIDIA A100",), 312e12, 80 * GIB, 300e9, 8, 25e9, 8, 96),
+    Chip("H100", ("NVIDIA H100",), 989e12, 80 * GIB, 450e9, 8, 50e9, 8, 208),
+    Chip("H200", ("NVIDIA H200",), 989e12, 141 * 10**9, 450e9, 8, 50e9, 8, 224),
 )
+
+
+def fed_seconds(cpu_seconds: float, chip: Chip, chips: int) -> float:
+    """Seconds in which all CPUs of the hosts of so many chips do so much work."""
+    return cpu_seconds / (-(-chips // chip.host_chips) * chip.host_cpus)
 
 
 def architecture(device: jax.Device) -> str:

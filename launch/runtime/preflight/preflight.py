@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from launch.errors import InputError
-from launch.runtime.devices.hardware import CHIPS, GIB, Chip
+from launch.runtime.devices.hardware import CHIPS, GIB, Chip, fed_seconds
 from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.preflight import hlo, hlo_time
 from launch.runtime.reports.tables import text_table
@@ -203,7 +203,14 @@ def _mended(estimate: float, floor: float) -> float:
     return estimate + max(0, math.ceil(floor - estimate))
 
 
-def run(target: str, lower: Lower, axes: Mapping[str, int], params: PyTree, effort: float) -> None:
+def run(
+    target: str,
+    lower: Lower,
+    axes: Mapping[str, int],
+    params: PyTree,
+    effort: float,
+    cpu_seconds: Mapping[str, float] | None = None,
+) -> None:
     """Prints what a step would need and take on a target; the last line is JSON.
 
     Args:
@@ -212,6 +219,7 @@ def run(target: str, lower: Lower, axes: Mapping[str, int], params: PyTree, effo
         axes: of the mesh; see `make_mesh`.
         params: of the model, or their shapes.
         effort: of the compiler, -1 to 1; at 0, a large model's step takes it tens of minutes.
+        cpu_seconds: that a step's input takes, by how it is stored; None where it takes none.
 
     Raises:
         InputError: it does not fit, after all has been printed; a wrong target or mesh; libtpu is
@@ -237,6 +245,7 @@ def run(target: str, lower: Lower, axes: Mapping[str, int], params: PyTree, effo
     _print_memory(program, plan.chip, note)
     floor = program.flops / plan.chip.peak_flops
     _print_compute(program, plan.chip, floor, note)
+    _print_feeding(cpu_seconds or {}, program, plan.chip, mesh.size)
     _print_collectives(program.collectives)
     if not refused:
         _print_scaling(program, plan.chip, mesh, parameters)
@@ -311,6 +320,17 @@ def _print_compute(program: Program, chip: Chip, floor: float, note: str) -> Non
     print("where the compiler expects the time to go")
     for work, share in program.shares:
         print(f"  {share:6.1%} {work}")
+
+
+def _print_feeding(
+    cpu_seconds: Mapping[str, float], program: Program, chip: Chip, chips: int
+) -> None:
+    """What a step takes is the longer of the chips' time and that of the CPUs that feed them."""
+    for stored, work in cpu_seconds.items():
+        seconds = fed_seconds(work, chip, chips)
+        slower = "CPUs" if seconds > program.seconds else "chips"
+        hosts = f"{-(-chips // chip.host_chips)} hosts of {chip.host_cpus} CPUs"
+        print(f"fed from {stored:12} {seconds:10.4f} s by {hosts}: the {slower} hold it up")
 
 
 def _print_collectives(collectives: Sequence[hlo.Collective]) -> None:

@@ -279,7 +279,17 @@ def test_sizes(shape, size, padded):
 
 def test_scaling_model():
     """By hand, on chips of which eight are a slice."""
-    chip = Chip("", (), 1.0, 1, link_bandwidth=200.0, slice_size=8, network_bandwidth=10.0)
+    chip = Chip(
+        "",
+        (),
+        1.0,
+        1,
+        link_bandwidth=200.0,
+        slice_size=8,
+        network_bandwidth=10.0,
+        host_chips=4,
+        host_cpus=100,
+    )
     sent = hlo.Collective("all-reduce", ("data",), 2, 150.0, True)
     program = Program({}, 1.0, 10.0, [sent], [])
     seconds = lambda chips: scaled_seconds(program, chip, dict(data=2, fsdp=2), 0, chips)  # noqa: E731
@@ -287,6 +297,17 @@ def test_scaling_model():
     assert seconds(4) == pytest.approx(10.0)
     assert seconds(8) == pytest.approx(10.0 - 1.5 + 300 * 3 / 4 / 100)
     assert seconds(32) == pytest.approx(10.0 - 1.5 + 300 * 3 / 4 / 100 + 300 / 4 * 3 / 4 / 10)
+
+
+def test_the_slower_of_chips_and_cpus_is_named(capsys):
+    v4 = next(chip for chip in CHIPS if chip.name == "v4")
+    program = Program({}, 1.0, seconds=0.25, collectives=[], buffers=[])
+    preflight._print_feeding({"files": 240.0, "a copy": 120.0}, program, v4, chips=10)
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        "fed from files 0.3333 s by 3 hosts of 240 CPUs: the CPUs hold it up",
+        "fed from a copy 0.1667 s by 3 hosts of 240 CPUs: the chips hold it up",
+    ]
 
 
 @pytest.mark.parametrize(
