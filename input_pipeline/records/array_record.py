@@ -1,6 +1,8 @@
 """ArrayRecord shards with random access; the format checks a record's hash whenever it is read."""
 
 import collections
+import contextlib
+import errno
 import os
 import resource
 import threading
@@ -12,11 +14,16 @@ from typing import Any
 from launch import files
 from launch.errors import InputError
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REPAIR = "prepare or fetch this shard again"
 
 
 def write_array_record(path: Path, records: Iterable[bytes]) -> None:
-    """Writes one shard, which appears under its name only when it is complete."""
+    """Writes one shard, which appears under its name only when it is complete.
+
+    Raises:
+        OSError: there is no room for it.
+    """
     from array_record.python.array_record_module import ArrayRecordWriter
 
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
@@ -25,14 +32,28 @@ def write_array_record(path: Path, records: Iterable[bytes]) -> None:
         writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
         try:
             for record in records:
-                writer.write(record)
+                with _no_room_as_os_error(path):
+                    writer.write(record)
         finally:
-            writer.close()
+            with _no_room_as_os_error(path):
+                writer.close()
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _no_room_as_os_error(path: Path) -> Iterator[None]:
+    """The library has one kind of error for all, and the system's words in it."""
+    try:
+        yield
+    except RuntimeError as error:
+        for number in _NO_ROOM:
+            if os.strerror(number) in str(error):
+                raise OSError(number, os.strerror(number), str(path)) from None
         raise
 
 

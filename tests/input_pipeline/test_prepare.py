@@ -1,6 +1,7 @@
 """Copies of images that are read faster: the same images, labels, order and names, resized."""
 
 import json
+import resource
 import shutil
 
 import numpy as np
@@ -80,6 +81,19 @@ def test_it_goes_on_where_it_stopped(images, monkeypatch):
     min(copy.glob("index/*1-of-*")).unlink()
     assert run(images, "--raw") == 0 and written == [1, 0, 1]
     assert shard.read_bytes() == whole
+
+
+def test_a_full_disk_leaves_no_part_of_a_shard(images, capsys):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, hard))  # a shard has some 7 kB
+    try:
+        assert run(images, "--raw") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "File too large" in capsys.readouterr().err
+    copy = images.parent / "copy"
+    assert not list(copy.glob("*record-*")) and not list(copy.glob(".*.tmp"))
+    assert run(images, "--raw") == 0 and len(copy_of(images)) == 6
 
 
 def test_processes_write_the_same(images):
