@@ -11,7 +11,9 @@ from etils import epath
 
 from launch.folders import file_names
 from launch.runtime.training.metrics import read_metrics
-from tests.support import ROOT
+from tests.multihost.test_training import start_two
+from tests.support import ROOT, tiny_runs
+from tests.support.tiny_runs import DIFFUSION
 
 STAGES = ("base4", "sr8")
 
@@ -79,3 +81,13 @@ def test_the_road(store, bucket, tmp_path):
     assert len(shards) == 4
     for name in shards:
         assert (bucket / "set" / name).read_bytes() == (disk / "set" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_two_processes(store, bucket, tmp_path):
+    """A job of two, each with two devices, writes a run at gs:// together."""
+    for folder in (epath.Path(tmp_path), bucket):
+        tiny_runs.finish(*start_two(folder))
+    assert DIFFUSION.numbers(bucket) == DIFFUSION.numbers(epath.Path(tmp_path))
+    seals = [name for name in file_names(bucket) if name.startswith("checkpoints/20/digests_")]
+    assert [name[-6:-5] for name in seals] == ["2", "2"]
