@@ -329,8 +329,8 @@ def _print_feeding(
     for stored, work in cpu_seconds.items():
         seconds = fed_seconds(work, chip, chips)
         slower = "CPUs" if seconds > program.seconds else "chips"
-        hosts = f"{-(-chips // chip.host_chips)} hosts of {chip.host_cpus} CPUs"
-        print(f"fed from {stored:12} {seconds:10.4f} s by {hosts}: the {slower} hold it up")
+        cpus = f"{-(-chips // chip.host_chips)} x {chip.host_cpus} CPUs"
+        print(f"fed from {stored:12} {seconds:10.4f} s by {cpus}: the {slower} hold it up")
 
 
 def _print_collectives(collectives: Sequence[hlo.Collective]) -> None:
