@@ -16,7 +16,7 @@ from 0 to jobs - 1, and {step} its name. Jobs on one machine would fight for its
 its own:
 
     --jobs=4 --submit="env CUDA_VISIBLE_DEVICES={lane}"
-    --jobs=8 --submit="srun --gpus=8 --job-name={step}" --python=python3
+    --jobs=8 --submit="srun --nodes=1 --ntasks=1 --gpus=8" --python=python3
 
 Whatever is named there has to wait for the job's end and pass on its exit code; images, configs and
 the work directory have to be where all machines see them.
@@ -68,15 +68,18 @@ def main(args: app.Arguments) -> None:
         raise InputError(f"--workdir={args.folder}: a study needs a folder of a file system")
     workdir = Path(args.folder or "WORKDIR")
     launcher = _launcher(args.flags)
+    # What is started here is no task of a cluster's job, whatever the variables around it say.
+    alone = not args.flags.submit or args.flags.coordinator == "none"
+    options = ("--coordinator=none",) if alone else ()
     runs = plan.make_runs(config, workdir)
     jobs = plan.make_jobs(config, runs)
     if args.dry_run:
-        _describe(args, runs, [shlex.join([*launcher, *job.command]) for job in jobs])
+        _describe(args, runs, [shlex.join([*launcher, *job.command, *options]) for job in jobs])
         return
     inventory = take_inventory(config, runs)
     lock(args.workdir)
     environment = {name: str(value) for name, value in config.environment.items()}
-    runner = JobRunner(workdir, jobs, args.flags.jobs, environment, launcher)
+    runner = JobRunner(workdir, jobs, args.flags.jobs, environment, launcher, options)
     runner.run()
     runner.tick()
     result = results.collect(config, runs, inventory)

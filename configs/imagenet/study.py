@@ -1,7 +1,7 @@
 r"""Studies what a generated ImageNet is worth, as Azizi et al. 2023 do in section 5.
 
 python -m classifiers.study --config=configs/imagenet/study.py --workdir=runs/imagenet/study \
-    --jobs=8 --submit="srun --nodes=1 --gpus=8 --job-name={step}"
+    --jobs=8 --submit="srun --nodes=1 --ntasks=1 --gpus=8 --job-name={step}"
 
 Before it, `configs/imagenet/generate.py:k=10`. CAS (table 2) and the classes (figure 5) take
 ResNet-50 by the recipe of Ravuri & Vinyals; real, generated and both (table 3) twelve models;

@@ -104,7 +104,9 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(root: Path, runlocal: bool) -> None:
-    runner = JobRunner(root, digits_jobs(root, runlocal), LANES, ENVIRONMENT)
+    # Its steps are no tasks of a cluster's job, whatever the variables around it say.
+    options = ("--coordinator=none",)
+    runner = JobRunner(root, digits_jobs(root, runlocal), LANES, ENVIRONMENT, options=options)
     runner.run()
     runner.tick()
     # JAX comes with it, and would take 300 MB beside the steps.

@@ -68,7 +68,9 @@ class Child:
         peak_memory_bytes: of the largest of its processes, once it has ended.
     """
 
-    def __init__(self, step: Job, workdir: Path, env: Mapping[str, str], launcher: Sequence[str]):
+    def __init__(
+        self, step: Job, workdir: Path, env: Mapping[str, str], command_line: Sequence[str]
+    ):
         self.step, self.progress, self._error = step, "starting", ""
         # The last line of a traceback is often not the one that says what happened.
         self._last: collections.deque[str] = collections.deque(maxlen=12)
@@ -80,13 +82,13 @@ class Child:
             # JAX, where it is loaded, warns of every fork; this one only runs another program.
             warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
             self._process = subprocess.Popen(
-                [*launcher, *step.command],
+                command_line,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **env},
                 preexec_fn=_die_with_parent,
-                # A group of its own: what the launcher has started is ended with it.
+                # A group of its own: what a launcher has started is ended with it.
                 process_group=0,
             )
         self._reader = threading.Thread(

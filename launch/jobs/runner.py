@@ -36,6 +36,7 @@ class JobRunner:
         lanes: int,
         env: Mapping[str, str],
         launcher: Sequence[str] = PYTHON,
+        options: Sequence[str] = (),
     ):
         """Prepares to run steps.
 
@@ -47,9 +48,10 @@ class JobRunner:
             launcher: stands before every command; `{lane}` in it is the number of the lane, from 0,
                 and `{step}` the name of the step. It ends when the command has ended, with its
                 exit code.
+            options: stand behind every command; they change nothing in what it makes.
         """
         self._workdir, self._steps, self._env = workdir, {s.name: s for s in steps}, dict(env)
-        self._lanes, self._launcher = lanes, tuple(launcher)
+        self._lanes, self._launcher, self._options = lanes, tuple(launcher), tuple(options)
         self._running: dict[int, Child] = {}
         self._clock = workdir / "clock.json"
         self._seconds_before = 0.0
@@ -134,7 +136,8 @@ class JobRunner:
                 lane = free.pop(0)
                 words = {"{lane}": str(lane), "{step}": step.name}
                 launcher = [_replaced(word, words) for word in self._launcher]
-                self._running[lane] = Child(step, self._workdir, self._env, launcher)
+                command_line = [*launcher, *step.command, *self._options]
+                self._running[lane] = Child(step, self._workdir, self._env, command_line)
 
     def _mark_path(self, name: str) -> Path:
         return self._workdir / "steps" / f"{name}.json"

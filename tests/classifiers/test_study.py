@@ -209,6 +209,8 @@ def test_jobs_are_submitted(site):
     lines = fake_python.lines(site.folder / "told")
     assert sorted(line.split("--job-name=")[1] for line in lines) == sorted(site.calls())
     assert {line.split(" --")[0] for line in lines} == {"lane 0", "lane 1"}
+    # Who starts them changes nothing in what they make.
+    assert site.run(CAS) == 0 and site.calls() == []
 
 
 def test_the_command_lines(site, generated):
@@ -223,6 +225,7 @@ def test_the_command_lines(site, generated):
         "--config.model.width=8",
         "--config.seeds=3",
         f"--config.train_sources.generated.path={generated}",
+        "--coordinator=none",
     ]
     assert json.loads(arguments["train-narrow-real"]) == [
         "--config=configs/digits/classifier.py:runlocal,arm=real",
@@ -230,10 +233,12 @@ def test_the_command_lines(site, generated):
         "--config.batch_size=16",
         "--config.model.width=8",
         "--config.seeds=3",
+        "--coordinator=none",
     ]
     assert json.loads(arguments["evaluate-narrow-real+generated_1x"]) == [
         "--config=configs/digits/evaluate.py",
         f"--workdir={folder}",
+        "--coordinator=none",
     ]
     assert len(site.result()["arms"]["narrow"]["real"]["accuracies"]) == 3
 
@@ -295,11 +300,18 @@ def test_dry_run(site, capsys):
     assert config["studies"] == list(study.plan.STUDIES)
     lines = out[end:].strip().splitlines()
     commands = [line for line in lines if line.startswith("env 'LANE={lane}' ")]
-    assert len(commands) == len(STEPS)
+    # What --submit starts may be a job of several processes.
+    assert len(commands) == len(STEPS) and "--coordinator" not in "".join(commands)
     assert sum(" -m classifiers.train --config=" in line for line in commands) == 6
     assert "arm=real+generated,k=1 " in commands[2]
     assert "resnet: 77,754 parameters" in lines
     assert lines[-1] == "6 runs of classifiers.train, 12 trainings with all their seeds"
+
+
+def test_alone_on_the_word_of_the_user(site, capsys):
+    assert site.run(CAS, "--dry_run", "--coordinator=none", "--submit=env LANE={lane}") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.endswith(" --coordinator=none") for line in lines) == len(OF_CAS)
 
 
 def a_config(site, **fields):

@@ -1,8 +1,11 @@
 """The demo's own command line; what it runs is in test_road.py."""
 
+from unittest import mock
+
 import pytest
 
 from imagen_ft.demo import __main__
+from launch.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -25,3 +28,10 @@ def test_help(capsys):
     assert __main__.run(["demo", "--help"]) == 0
     out = capsys.readouterr().out
     assert "sh launch/demo.sh" in out and "--runlocal: a few steps" in out
+
+
+def test_its_steps_are_no_tasks_of_a_cluster(monkeypatch):
+    runner = mock.Mock(side_effect=InputError("that will do"))
+    monkeypatch.setattr(__main__, "JobRunner", runner)
+    assert __main__.run(["demo", "--workdir=x"]) == 2
+    assert runner.call_args.kwargs["options"] == ("--coordinator=none",)
