@@ -27,6 +27,7 @@ ALONE = {
     "classifiers.weights": WEIGHTS,
     "imagen_ft.demo": TASK,
     "imagen_ft.weights": WEIGHTS,
+    "input_pipeline.prepare": ["--config=x", "--source=x", "--to={folder}/set"],
     "input_pipeline.synthetic": ["--set=x", "--export=folder", "--to={folder}/set"],
 }
 
