@@ -79,7 +79,8 @@ def check_alone(environment: Environment, coordinator: str) -> None:
 def _mpi_job(environment: Environment) -> Job | None:
     for variable in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
         # Slurm speaks PMI as well.
-        if environment.get(variable) == environment.get("SLURM_STEP_NUM_TASKS", "1"):
+        tasks = environment.get("SLURM_STEP_NUM_TASKS")
+        if variable == "PMI_SIZE" and environment.get(variable) == tasks:
             continue
         if _number(environment, variable, 1) > 1:
             source = f"MPI's {variable}={environment[variable]}"
@@ -151,8 +152,12 @@ def _tpu_job(environment: Environment) -> Job | None:
     slices = _number(environment, "MEGASCALE_NUM_SLICES", 1)
     if len(hosts) == 1 and slices < 2:
         return None
-    if not all(host.strip() for host in hosts):
-        raise InputError(f"{variable}={environment[variable]!r}: a name is missing in the list")
+    # Where Kaggle finds no names, a warning in words stands there.
+    if not all(re.fullmatch(r"\S+", host.strip()) for host in hosts):
+        raise InputError(
+            f"{variable}={environment[variable]!r} is no list of hosts: mend it, or unset it where "
+            "this host is alone"
+        )
     limits = {"MEGASCALE_SLICE_ID": slices}
     if variable in environment:
         # Without these variables JAX asks a TPU VM's metadata, which a pod has none of.

@@ -84,7 +84,9 @@ def test_jobs_that_jax_asks_about_itself(environment):
 
 
 def test_helpers_of_mpi_are_steps_of_slurm():
-    assert "OMPI_COMM_WORLD_SIZE=16" in cluster.find_job(SLURM | OPEN_MPI).source
+    for size in ("16", SLURM["SLURM_STEP_NUM_TASKS"]):
+        job = cluster.find_job(SLURM | OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": size})
+        assert job.source == f"MPI's OMPI_COMM_WORLD_SIZE={size}"
     # srun gives its own tasks ranks of PMI.
     assert cluster.find_job(SLURM | {"PMI_SIZE": "2"}).arguments["num_processes"] == 2
 
@@ -117,7 +119,11 @@ WRONG = {
     "job": (SLURM | {"SLURM_JOB_ID": "x"}, "SLURM_JOB_ID is 'x'"),
     "port": (SLURM | {"JAX_COORDINATOR_PORT": "x"}, "JAX_COORDINATOR_PORT is 'x'"),
     "nodes": (SLURM | {"SLURM_STEP_NODELIST": ""}, "SLURM_STEP_NODELIST='' names no node"),
-    "hosts": (GKE_TPU | {"TPU_WORKER_HOSTNAMES": "a,,b"}, "TPU_WORKER_HOSTNAMES='a,,b': a name is"),
+    "hosts": (GKE_TPU | {"TPU_WORKER_HOSTNAMES": "a,,b"}, "TPU_WORKER_HOSTNAMES='a,,b' is no list"),
+    "a warning": (
+        {"TPU_WORKER_HOSTNAMES": "WARNING: could not determine TPU worker hostnames, please set"},
+        "is no list of hosts: mend it, or unset it where this host is alone",
+    ),
     "worker": (GKE_TPU | {"TPU_WORKER_ID": "2"}, "TPU_WORKER_ID=2 is not in 0 .. 1"),
     "no worker": (
         {k: v for k, v in GKE_TPU.items() if k != "TPU_WORKER_ID"},

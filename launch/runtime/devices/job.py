@@ -31,8 +31,7 @@ def run_together(
         InputError: see `joining.initialize`; the processes have not been started alike.
     """
     joining.initialize(values)
-    if values.coordinator != "none":
-        joining.check_joined()
+    joining.check_joined()
     if not jax.distributed.is_initialized() or jax.process_count() == 1:
         task()
         return

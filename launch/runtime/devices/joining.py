@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import threading
 import traceback
 from collections.abc import Mapping
@@ -58,6 +59,8 @@ def initialize(values: flags.FlagValues, environment: Mapping[str, str] | None =
         return
     if values.num_processes is not None:
         _take_number(values.coordinator, values.process_id)
+    if arguments.get("process_id") == 0:
+        _check_port(arguments["coordinator_address"])
     _join(arguments)
     _divide_gpus(environment)
 
@@ -121,8 +124,9 @@ def _join(arguments: Mapping[str, Any]) -> None:
         reason = " ".join(str(error).split())
         if isinstance(error, ValueError) and reason.endswith("defined."):
             raise InputError(
-                f"--coordinator=auto: JAX finds no cluster here: say {cluster.BY_HAND}, or leave "
-                "it away where this process is alone"
+                "JAX finds no cluster here that says who the other processes are: for TPU hosts "
+                f'pip install "jax[tpu]" first; elsewhere say {cluster.BY_HAND}, or '
+                "--coordinator=none where this process is alone"
             ) from None
         if any(name.startswith("jax._src.clusters") for name in modules):
             raise InputError(
@@ -134,11 +138,29 @@ def _join(arguments: Mapping[str, Any]) -> None:
         late.cancel()
 
 
+def _check_port(address: str) -> None:
+    """Where it is taken, JAX may crash, or share it with another job of this user."""
+    if "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
+        return
+    try:
+        with socket.socket() as server:
+            # Connections of a job that has ended are no fault.
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind(("", int(address.rpartition(":")[2])))
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"process 0 cannot listen at the port of {address} ({reason}): name another one on "
+            "all, by --coordinator or JAX_COORDINATOR_PORT"
+        ) from error
+
+
 def _end_alone() -> None:
     try:
         say(
             f"lost: some processes of this job have not come within {JOIN_SECONDS:.0f} seconds: "
-            "start all of them, with the same --coordinator"
+            "start all of them, with the same --coordinator, or say --coordinator=none where this "
+            "one is alone"
         )
     finally:
         os._exit(PREEMPTED)

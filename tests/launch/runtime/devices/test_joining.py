@@ -1,6 +1,7 @@
 """When a process takes itself for one of several; several are in tests/multihost."""
 
 import json
+import socket
 import tempfile
 from unittest import mock
 
@@ -10,7 +11,7 @@ from absl import flags
 from jax._src import distributed as jax_distributed
 
 from launch.errors import PREEMPTED, InputError
-from launch.runtime.devices import gpus, joining
+from launch.runtime.devices import gpus, job, joining
 from tests.launch.cluster_variables import (
     GKE_GPU,
     GKE_TPU,
@@ -90,11 +91,11 @@ def test_two_processes_with_one_number(tmp_path, monkeypatch):
     monkeypatch.setattr(joining, "_divide_gpus", lambda environment: None)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     numbers = [
-        values("--coordinator=h:1", "--num_processes=3", f"--process_id={n}") for n in (0, 1, 1)
+        values("--coordinator=h:1", "--num_processes=3", f"--process_id={n}") for n in (1, 2, 2)
     ]
     joining.initialize(numbers[0], {})
     joining.initialize(numbers[1], {})
-    with pytest.raises(InputError, match=r"process_id=1: a process of the job at h:1 has this"):
+    with pytest.raises(InputError, match=r"process_id=2: a process of the job at h:1 has this"):
         joining.initialize(numbers[2], {})
     assert len(calls) == 2
 
@@ -114,9 +115,22 @@ def detection(monkeypatch):
 
 
 def test_no_cluster_that_jax_knows(detection):
-    with pytest.raises(InputError, match="auto: JAX finds no cluster here: say --coordinator=HOST"):
-        joining.initialize(values("--coordinator=auto"), {})
+    for argv, environment in ((["--coordinator=auto"], {}), ([], GKE_TPU)):
+        with pytest.raises(InputError, match=r'pip install "jax\[tpu\]" first; .* --coordinator='):
+            joining.initialize(values(*argv), environment)
     assert not jax.distributed.is_initialized()
+
+
+def test_a_port_that_another_job_has(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **k: pytest.fail("it would crash"))
+    with socket.create_server(("", 0)) as other:
+        # As JAX's own does.
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        for port, why in ((other.getsockname()[1], "in use"), (99999, "0-65535")):
+            first = values(f"--coordinator=h:{port}", "--num_processes=2", "--process_id=0")
+            with pytest.raises(InputError, match=rf"at the port of h:{port} \(.*{why}.* another"):
+                joining.initialize(first, {})
 
 
 def test_a_cluster_that_does_not_answer(detection, monkeypatch):
@@ -143,7 +157,9 @@ def test_others_that_do_not_come(monkeypatch, capsys):
     monkeypatch.setattr(joining.threading, "Timer", keep)
     joining._join({})
     assert ended == [PREEMPTED]
-    assert capsys.readouterr().err.startswith("lost: some processes of this job have not come")
+    said = capsys.readouterr().err
+    assert said.startswith("lost: some processes of this job have not come")
+    assert "or say --coordinator=none where this one is alone" in said
 
 
 class Store:
@@ -187,3 +203,6 @@ def test_processes_that_have_not_found_each_other(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     with pytest.raises(InputError, match=r"one of 4 processes .* add --coordinator=auto"):
         joining.check_joined()
+    # The word of a user whose TPU host is a part of a slice does not make it one of its own.
+    with pytest.raises(InputError, match="one of 4 processes"):
+        job.run_together(values("--coordinator=none"), dict, lambda: pytest.fail("it ran"))
