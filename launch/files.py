@@ -20,6 +20,8 @@ from launch.errors import InputError
 
 T = TypeVar("T")
 R = TypeVar("R")
+# What a file system says that knows no locks: NFS without lockd, Lustre without flock, some FUSE.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _NO_SYNC = (errno.EBADF, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES)
 _THREADS = min(16, 2 * usable_cpus())
 
@@ -97,9 +99,10 @@ def _upload(file: BinaryIO, target: epath.Path) -> None:
         shutil.copyfileobj(file, remote)
         remote.close()
     except BaseException as error:
-        # Closing would make an object of what is there so far.
+        # Closing would make an object of what is there so far, and gcsfs closes what is left open.
         with contextlib.suppress(Exception):
             remote.discard()
+        remote.closed = True
         error.add_note(os.fspath(target))
         raise
 

@@ -1,7 +1,6 @@
 """Locks of work directories: one process alone, or several workers together."""
 
 import contextlib
-import errno
 import fcntl
 import functools
 import os
@@ -13,14 +12,12 @@ from filelock import FileLock, Timeout
 
 from launch.cli import say
 from launch.errors import InputError
-from launch.files import is_local
+from launch.files import NO_LOCKS, is_local
 
 # What this process holds of each directory until it ends: alone, or with other workers.
 _ALONE: dict[str, FileLock] = {}
 _WITH_OTHERS: dict[str, tuple[int, FileLock]] = {}
 _TRIES = 50
-# What a file system says that knows no locks: NFS without lockd, Lustre without flock, some FUSE.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def lock(workdir: epath.Path) -> None:
@@ -137,7 +134,7 @@ def _or_without(path: epath.PathLike) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in NO_LOCKS:
             raise
         _warn(os.fspath(path))
 

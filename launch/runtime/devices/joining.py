@@ -18,7 +18,7 @@ from jax._src import distributed
 from launch import cluster
 from launch.cli import say
 from launch.errors import PREEMPTED, InputError
-from launch.files import temporary_folder
+from launch.files import NO_LOCKS, temporary_folder
 from launch.runtime.devices import gpus
 
 # JAX waits for 300 seconds, then aborts.
@@ -188,7 +188,8 @@ def _divide_gpus(environment: Mapping[str, str]) -> None:
 def _take_number(coordinator: str, own: int) -> None:
     """Keeps a second process of this host from taking the same number: both would wait for long."""
     name = re.sub(r"\W", "_", f"imagen_ft_{os.getuid()}_{coordinator}_{own}") + ".lock"
-    lock = FileLock(os.path.join(temporary_folder(), name))
+    # What it would fall back to stays behind a process that is killed.
+    lock = FileLock(os.path.join(temporary_folder(), name), fallback_to_soft=False)
     try:
         lock.acquire(blocking=False)
     except Timeout:
@@ -196,6 +197,9 @@ def _take_number(coordinator: str, own: int) -> None:
             f"--process_id={own}: a process of the job at {coordinator} has this number already; "
             "give each its own"
         ) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
     _NUMBERS.append(lock)
 
 

@@ -1,6 +1,9 @@
 """When a process takes itself for one of several; several are in tests/multihost."""
 
+import errno
+import fcntl
 import json
+import os
 import socket
 import tempfile
 from unittest import mock
@@ -98,6 +101,18 @@ def test_two_processes_with_one_number(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"process_id=2: a process of the job at h:1 has this"):
         joining.initialize(numbers[2], {})
     assert len(calls) == 2
+
+
+def test_numbers_where_no_file_can_be_locked(tmp_path, monkeypatch):
+    def refused(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    # Nothing is left that would keep out who comes after a killed process.
+    for _ in range(2):
+        joining._take_number("h:2", 1)
+    assert {path.stat().st_size for path in tmp_path.iterdir()} <= {0}
 
 
 def test_a_pod_that_can_ask(monkeypatch):
