@@ -176,6 +176,11 @@ def _outcome(command: Callable[[], None], interrupted: str) -> tuple[int, str]:
             raise
         beginning = error.args[0]
         return 2, f"error: no path that begins with {beginning} can be opened: name a local one"
+    except ImportError as error:
+        # fsspec's; a path can stand in a config as well.
+        if "gcsfs" not in str(error):
+            raise
+        return 2, 'error: a path at gs:// needs more packages: pip install ".[gcs]" first'
     except Exception as error:
         return _store_outcome(error)
     return 0, ""

@@ -34,6 +34,9 @@ _PASSING = ("ABORTED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "UNAVAILABLE")
 _STATUS = re.compile("|".join((*_PASSING, "PERMISSION_DENIED", "UNAUTHENTICATED")))
 _RIGHTS = "log in (gcloud auth application-default login), or ask for the right to that bucket"
 _AGAIN = "run the same command again"
+# Whose errors are a store's: a connection that is lost or refused, an answer that came too late.
+_GOOGLE = ("google.api_core", "google.auth", "google.cloud")
+_PACKAGES = ("aiohttp", "fsspec", "gcsfs", "requests", *_GOOGLE)
 # Object stores raise these without a number or a name, with a text that says all.
 _TEXTS = (
     FileExistsError,
@@ -53,8 +56,12 @@ def users_error(error: OSError) -> str | None:
     """
     if isinstance(error, ConnectionError | TimeoutError | ChildProcessError):
         return None
+    if _package(error):  # Some of their lost connections have a number and a name.
+        return None
     if error.errno is None:
-        return f"cannot read or write: {error}" if isinstance(error, _TEXTS) else None
+        return (
+            f"cannot read or write: {_place(error)}{error}" if isinstance(error, _TEXTS) else None
+        )
     if error.errno in _OURS or (error.filename is None and error.errno not in _NAMELESS):
         return None
     names = [
@@ -75,19 +82,44 @@ def store_failure(error: BaseException) -> Exception | None:
         for what may pass by itself. The packages have tried again by then.
     """
     text = " ".join(str(error).split()) or type(error).__name__
-    place = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
-    package, code = type(error).__module__.partition(".")[0], getattr(error, "code", None)
-    # gcsfs has no kind of its own for what is forbidden, TensorStore none at all.
+    package = _package(error)
+    kind: type[Exception] | None = None
+    # gcsfs has no kinds of its own for what is forbidden or wrong, TensorStore none at all.
     if isinstance(error, OSError) and error.errno is None and text.startswith("Forbidden"):
-        return InputError(f"{place}the store says {text}: {_RIGHTS}")
-    if isinstance(error, ValueError) and (status := _STATUS.match(text)):
+        kind = InputError
+    elif isinstance(error, ValueError) and text.startswith("Bad Request: "):
+        kind = InputError
+    elif isinstance(error, ValueError) and (status := _STATUS.match(text)):
         kind = Unreachable if status[0] in _PASSING else InputError
-        return kind(f"{place}the store says {text}: {_AGAIN if kind is Unreachable else _RIGHTS}")
-    if package == "google" or (package == "gcsfs" and str(code) in ("400", "401", "403")):
-        return InputError(f"{place}the store says {text}: {_RIGHTS}")
-    if package in ("aiohttp", "gcsfs", "requests"):
-        return Unreachable(f"{place}the store says {text}: {_AGAIN}")
-    return None
+    elif package in _GOOGLE and not _passes(error):
+        kind = InputError
+    elif package:
+        code = str(getattr(error, "code", "")) if package == "gcsfs" else ""
+        kind = InputError if code in ("400", "401", "403") else Unreachable
+    if kind is None:
+        return None
+    remedy = _AGAIN if kind is Unreachable else _RIGHTS
+    return kind(f"{_place(error)}the store says {text}: {remedy}")
+
+
+def _package(error: BaseException) -> str:
+    """Which of the store's it is of; empty for all others."""
+    module = f"{type(error).__module__}."
+    return next((package for package in _PACKAGES if module.startswith(f"{package}.")), "")
+
+
+def _place(error: BaseException) -> str:
+    """What those who raised it again have noted."""
+    return "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether an error of Google's own packages may not come again."""
+    code = getattr(error, "code", None)
+    if isinstance(code, int):
+        return code >= 500 or code in (408, 429)
+    # Who asks for a login and gets no answer, or one that says so, can ask again.
+    return type(error).__name__ == "TransportError" or bool(getattr(error, "retryable", False))
 
 
 def _mount_point(path: str) -> str:

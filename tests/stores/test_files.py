@@ -1,13 +1,25 @@
 """Files and folders in a store: what a mounted file system does at once takes care here."""
 
+import errno
+import gc
 import os
 import shutil
+import sys
+from unittest import mock
 
+import fsspec
 import pytest
+from aiohttp import ClientConnectionError, ClientOSError
 from etils import epath
+from fsspec.exceptions import FSTimeoutError
+from gcsfs.retry import HttpError
+from google.api_core.exceptions import Forbidden, ServiceUnavailable
+from google.auth.exceptions import DefaultCredentialsError, TransportError
+from google.protobuf.message import DecodeError
 
+from launch import cli
 from launch.errors import InputError, Unreachable, store_failure
-from launch.files import atomic_file, remove_temporaries, write_atomic
+from launch.files import atomic_file, naming, remove_temporaries, write_atomic
 from launch.folders import can_rename, entries, file_names, move
 from launch.runtime.atomic_folder import atomic_folder, check_target
 from launch.runtime.checkpoints import seals
@@ -79,18 +91,23 @@ def test_a_mount_that_renames_no_folders(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # of aiohttp
+@pytest.mark.parametrize("outage", [None, 503])
 @pytest.mark.parametrize("size", [3, 20_000_000])
-def test_an_upload_that_is_cut_off_leaves_nothing(store, bucket, monkeypatch, size):
+def test_an_upload_that_is_cut_off_leaves_nothing(store, bucket, monkeypatch, size, outage):
     path = bucket / "file"
 
     def cut_off(source, target):
         target.write(source.read(size - 1))
+        store.outage = outage
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(shutil, "copyfileobj", cut_off)
         with atomic_file(path) as file:
             file.write(bytes(size))
+    store.outage = None
+    # A file that nobody has any more is closed.
+    gc.collect()
     assert not path.exists()
     write_atomic(path, bytes(size))
     assert path.stat().length == size
@@ -141,7 +158,9 @@ def test_a_store_has_no_locks(bucket):
     assert entries(bucket) == []
 
 
-@pytest.mark.parametrize("name", ["gs://a", "gs://Upper/run", "gs://", "gs://bucket/a*b"])
+@pytest.mark.parametrize(
+    "name", ["gs://a", "gs://Upper/run", "gs://", "gs://bucket/a*b", "gs://bucket/a#b"]
+)
 def test_names_that_nothing_can_be_saved_under(name):
     with pytest.raises(InputError):
         check_path(name)
@@ -163,17 +182,71 @@ def test_what_is_forbidden(store, bucket):
     assert "\n" not in str(failure) and "ask for the right" in str(failure)
 
 
-def test_a_store_that_does_not_answer():
-    from aiohttp import ClientConnectionError
-    from gcsfs.retry import HttpError
+@pytest.mark.parametrize("code", [0, 403, 502, 503])
+def test_a_store_that_says_nothing_of_a_folder(store, bucket, code):
+    """That is no damage: a checkpoint would be set aside for it."""
+    write(bucket, "s/a")
+    seals.seal(bucket / "s", 0, 1, {"step": 3})
+    store.outage = code
+    for ask in (seals.find_fault, seals.read_facts):
+        with pytest.raises(Exception) as error:
+            ask(bucket / "s")
+        kind = InputError if code == 403 else Unreachable
+        assert isinstance(store_failure(error.value), kind)
 
-    for error in (
-        HttpError({"code": 503, "message": "try\nagain"}),
-        ClientConnectionError(),
-        ValueError("UNAVAILABLE: Error reading gs://bucket/a"),
-    ):
-        failure = store_failure(error)
-        assert isinstance(failure, Unreachable) and failure.code == 75
-        assert "run the same command again" in str(failure) and "\n" not in str(failure)
-    assert isinstance(store_failure(HttpError({"code": 401, "message": "no"})), InputError)
-    assert store_failure(ValueError("of our own")) is None
+
+def lost_connection():
+    error = ClientOSError(errno.ECONNRESET, "reset\nby peer")
+    with naming("gs://bucket/a"):
+        raise error
+
+
+def missing_bucket():
+    error = FileNotFoundError("b/bucket/o")
+    error.add_note("gs://bucket/a")
+    raise error
+
+
+def raising(error):
+    def command():
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (raising(HttpError({"code": 503, "message": "try\nagain"})), 75),
+        (raising(HttpError({"code": 401, "message": "no"})), 2),
+        (raising(ClientConnectionError()), 75),
+        (lost_connection, 75),
+        (missing_bucket, 2),
+        (raising(FSTimeoutError()), 75),
+        (raising(ValueError("UNAVAILABLE: Error reading gs://bucket/a")), 75),
+        (raising(ValueError("PERMISSION_DENIED: Error reading gs://bucket/a")), 2),
+        (raising(ValueError("Bad Request: b/bucket/o\ninvalid name")), 2),
+        (raising(ServiceUnavailable("later")), 75),
+        (raising(Forbidden("no")), 2),
+        (raising(TransportError("no route")), 75),
+        (raising(DefaultCredentialsError("no login")), 2),
+    ],
+)
+def test_how_a_store_ends_a_command(capsys, command, code):
+    assert cli.exit_code(command, "go on") == code
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert ("run the same command again" in said) == (code == 75)
+    assert command != missing_bucket or "gs://bucket/a: " in said
+
+
+@pytest.mark.parametrize("error", [ValueError("of our own"), DecodeError(), TimeoutError()])
+def test_errors_of_others(error):
+    assert store_failure(error) is None
+
+
+def test_a_path_without_the_packages_for_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with mock.patch.dict("fsspec.registry._registry", clear=True):
+        assert cli.exit_code(lambda: fsspec.core.url_to_fs("gs://bucket/a"), "go on") == 2
+    assert 'pip install ".[gcs]" first' in capsys.readouterr().err

@@ -1,20 +1,26 @@
 """Runs at gs://: checkpoints, their record and their numbers."""
 
 import dataclasses
+import errno
 import json
+import os
+import threading
 
 import jax.numpy as jnp
 import pytest
+from gcsfs.retry import HttpError
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from tensorboardX.proto.event_pb2 import Event
 
 from input_pipeline.records.tfrecord import TFRecordFile
-from launch.errors import InputError, store_failure
+from launch.errors import InputError, Unreachable, store_failure
 from launch.folders import entries, file_names
+from launch.runtime.checkpoints import sealed_steps
 from launch.runtime.checkpoints.checkpoint import Checkpoints
 from launch.runtime.checkpoints.inference import latest_step
 from launch.runtime.training import mirror
+from launch.runtime.training.event_file import EventFile
 from launch.runtime.training.metrics import MetricWriter, read_metrics
 from launch.runtime.workdir import claim_workdir
 from tests.support.checkpoint_states import (
@@ -95,6 +101,17 @@ def test_uploads_that_are_refused(store, bucket):
     assert newest(bucket).step == 1
 
 
+def test_a_store_that_another_process_has_lost(store, bucket, monkeypatch):
+    """All of them end so that they are started again."""
+    checkpoints = Checkpoints(bucket / "checkpoints", RUN_NAME)
+    checkpoints.save(make_state(1, keep_ema=False))
+    report = sealed_steps._report(HttpError({"code": 503, "message": "try again"}))
+    monkeypatch.setattr(sealed_steps, "gather_texts", lambda text: [text, report])
+    with pytest.raises(Unreachable, match="process 1: the store says try again, 503"):
+        checkpoints.finish()
+    checkpoints.close()
+
+
 def test_a_run_directory(store, bucket):
     config = ConfigDict(dict(seed=0, optimizer=dict(name="adam")))
     name = claim_workdir(bucket / "run", config, {"data": "abc"})
@@ -145,7 +162,8 @@ def test_a_store_that_takes_no_numbers(store, bucket, monkeypatch, capsys):
     writer.copy()
     writer.close()
     said = capsys.readouterr().err
-    assert f"warning: {bucket}/metrics.jsonl cannot be written (Forbidden" in said
+    assert f"warning: {bucket}/events.out" in said
+    assert " and 1 more cannot be written (Forbidden" in said
     folder = said.splitlines()[-1].split(" keeps the numbers that")[0]
     with open(f"{folder}/metrics.jsonl") as file:
         assert [json.loads(line)["step"] for line in file] == list(range(30))
@@ -158,3 +176,32 @@ def test_the_store_gets_the_numbers_while_they_are_written(store, bucket, monkey
     while not read_metrics(bucket):
         pass
     writer.close()
+
+
+def test_an_outage_is_waited_for_once(store, bucket, monkeypatch, capsys):
+    writer = MetricWriter(bucket, 0)
+    writer.write(1, {"loss": 0.5})
+    store.outage, before = 503, len(store.requests)
+    writer.copy()
+    tried = {request for request in store.requests[before:] if "upload" in request}
+    assert len(tried) == 1 and capsys.readouterr().err.count("warning") == 1
+    store.outage = None
+    writer.close()
+    assert read_metrics(bucket) == [{"step": 1, "loss": 0.5}] and events(store, bucket)
+
+
+def test_no_room_for_numbers_here(store, bucket, monkeypatch):
+    """The store gets those that there are."""
+    writer = MetricWriter(bucket, 0)
+    writer.write(1, {"loss": 0.5})
+    close = EventFile.close
+
+    def full(file):
+        close(file)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(EventFile, "close", full)
+    with pytest.raises(OSError, match="No space left"):
+        writer.close()
+    assert read_metrics(bucket) == [{"step": 1, "loss": 0.5}]
+    assert "mirror" not in [thread.name for thread in threading.enumerate()]

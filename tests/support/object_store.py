@@ -10,6 +10,8 @@ import itertools
 import json
 import os
 import re
+import socket
+import struct
 import threading
 import time
 import types
@@ -24,6 +26,8 @@ from etils import epath
 _OBJECT = r"/b/(?P<bucket>[^/]+)/o/(?P<key>[^/]+)"
 _MOVE = r"(?P<verb>rewriteTo|copyTo)/b/(?P<to_bucket>[^/]+)|(?P<move>moveTo)"
 _PAGE = 1000
+# Closing tells the other side of it at once.
+_RESET = struct.pack("ii", 1, 0)
 
 
 class ObjectStore:
@@ -36,11 +40,13 @@ class ObjectStore:
         fail_every: answers each n-th request that changes something with 503, as the real store
             does now and then, and does nothing; 0 is never.
         refuse: a pattern of keys whose uploads are refused, for lack of permission.
+        outage: answers every request with this code; 0 cuts the connection, None is never.
     """
 
     def __init__(self):
         self.objects, self.requests = {}, []
         self.sent, self.fail_every, self.refuse = 0, 0, None
+        self.outage = None
         self.uploads, self.lock = {}, threading.RLock()
         self._changes, self._generation = 0, int(time.time() * 1e6)
         self._server = ThreadingHTTPServer(
@@ -128,7 +134,12 @@ class _Handler(BaseHTTPRequestHandler):
         store = self.store
         with store.lock:
             store.requests.append(f"{self.command} {self.path}")
-            if self.command != "GET" and store.fails_now():
+            if store.outage == 0:
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                raise ConnectionError
+            if store.outage:
+                self._error(store.outage, "outage")
+            elif self.command != "GET" and store.fails_now():
                 self._json({"error": {"code": 503, "message": "try again"}}, 503)
             else:
                 answer()
@@ -361,6 +372,7 @@ def store(store_server, monkeypatch):
     monkeypatch.setattr("gcsfs.retry.asyncio", types.SimpleNamespace(sleep=at_once))
     yield store_server
     store_server.fail_every, store_server.refuse = 0, None
+    store_server.outage = None
 
 
 @pytest.fixture

@@ -26,6 +26,8 @@ CHUNK_BYTES = 2**23
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 # Orbax looks for the files that it has written with a pattern, and takes a path for one.
 _NO_PLAIN_TEXT = "*?[\\"
+# In a store's, TensorStore takes what follows for no part of the name.
+_NO_KEY = _NO_PLAIN_TEXT + "#"
 # TensorStore takes no others (cloud.google.com/storage/docs/buckets#naming).
 _BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/|$)")
 
@@ -38,8 +40,9 @@ def check_path(path: epath.PathLike) -> None:
     """
     if not is_local(path) and not _BUCKET.match(os.fspath(path)):
         raise InputError(f"{path}: no name of a bucket; it has 3 letters, digits, - or _ at least")
+    refused = _NO_PLAIN_TEXT if is_local(path) else _NO_KEY
     for character in os.path.abspath(path) if is_local(path) else os.fspath(path):
-        if character in _NO_PLAIN_TEXT:
+        if character in refused:
             raise InputError(
                 f"{path}: checkpoints cannot be saved under a path with {character!r}; name a "
                 "folder without it"

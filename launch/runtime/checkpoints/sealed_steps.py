@@ -16,7 +16,7 @@ from etils import epath
 from jaxtyping import PyTree
 
 from launch.cli import say
-from launch.errors import Failed, InputError, store_failure, users_error
+from launch.errors import Failed, InputError, Unreachable, store_failure, users_error
 from launch.files import is_local, naming
 from launch.folders import entries, move
 from launch.runtime.checkpoints import seals
@@ -111,8 +111,8 @@ class SealedSteps:
             raise error
         for process, report in enumerate(reports):
             if report:
-                is_the_users, fault = json.loads(report)
-                kind = InputError if is_the_users else Failed
+                name, fault = json.loads(report)
+                kind = {kind.__name__: kind for kind in (InputError, Unreachable)}.get(name, Failed)
                 raise kind(f"step {step} was not saved: process {process}: {fault}")
         self._remove_old()
 
@@ -268,12 +268,12 @@ def check_whole(folder: epath.Path, num_arrays: Mapping[str, int]) -> None:
 
 
 def _report(error: Exception) -> str:
-    """What the other processes are told of an error here: whether users can mend it, and how."""
-    reason = users_error(error) if isinstance(error, OSError) else None
-    failure = store_failure(error)
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    is_the_users = reason is not None or isinstance(failure, InputError)
-    return json.dumps([is_the_users, reason or str(failure or text)])
+    """What the other processes are told of an error here: the kind to raise, and its text."""
+    if isinstance(error, OSError) and (reason := users_error(error)):
+        return json.dumps([InputError.__name__, reason])
+    failure = store_failure(error) or error
+    text = str(failure) if failure is not error else f"{type(error).__name__}: {error}"
+    return json.dumps([type(failure).__name__, " ".join(text.split())])
 
 
 def _remove(folder: epath.Path) -> None:

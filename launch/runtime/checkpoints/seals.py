@@ -20,7 +20,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from launch.errors import InputError
+from launch.errors import InputError, store_failure
 from launch.files import in_parallel, is_local, sha256, write_atomic
 from launch.folders import checksums, entries, file_names
 from launch.runtime.devices.distributed import gather_texts
@@ -77,6 +77,8 @@ def read_facts(folder: epath.PathLike) -> dict[str, Any]:
     try:
         return _read_share(folder / min(_share_names(folder)))["facts"]
     except OSError as error:
+        if store_failure(error):
+            raise
         raise InputError(_unreadable(folder, error)) from error
 
 
@@ -88,7 +90,8 @@ def find_fault(
 ) -> str | None:
     """Compares a folder with its seal: what is wrong with it, or None.
 
-    What cannot be read is a fault as well.
+    What a disk cannot read is a fault as well. A store that does not answer, or forbids it, says
+    nothing of what it holds: that is raised.
 
     Args:
         folder: to check.
@@ -99,6 +102,8 @@ def find_fault(
     try:
         return _find_fault(epath.Path(folder), index, count, expected_facts)
     except OSError as error:
+        if store_failure(error):
+            raise
         return _unreadable(epath.Path(folder), error)
 
 

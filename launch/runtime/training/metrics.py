@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -90,14 +91,17 @@ class MetricWriter:
         """Flushes both files."""
         if not self._active:
             return
-        with naming(self._folder), contextlib.ExitStack() as closing:
+        with contextlib.ExitStack() as closing:
+            closing.callback(self._close_mirror)
+            closing.enter_context(naming(self._folder))
             closing.callback(self._events.close)
             closing.callback(self._file.close)
-        if self._mirror:
-            if self._mirror.close():
-                self._folder.rmtree()
-            else:
-                say(f"{self._folder} keeps the numbers that {self._workdir} lacks")
+
+    def _close_mirror(self) -> None:
+        if self._mirror and self._mirror.close():
+            shutil.rmtree(self._folder, ignore_errors=True)
+        elif self._mirror:
+            say(f"{self._folder} keeps the numbers that {self._workdir} lacks")
 
 
 def to_scalars(metrics: Mapping[str, Any]) -> dict[str, float]:

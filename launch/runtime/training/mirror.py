@@ -1,5 +1,6 @@
 """Files that a run adds to, on their way to an object store, which takes whole files only."""
 
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from etils import epath
 
 from launch.cli import say
+from launch.errors import Unreachable, store_failure
 from launch.files import atomic_file
 
 # A file that grew is uploaded whole, after so long at the earliest.
@@ -36,10 +38,24 @@ class Mirror:
 
     def copy(self) -> bool:
         """Copies what has changed, and waits for that; says whether the store has all of it."""
+        failed = []
         with self._one_at_a_time:
             # Names with a dot are of what is not whole yet.
-            paths = [path for path in sorted(self._source.rglob("[!.]*")) if path.is_file()]
-            return all([self._copy(path) for path in paths])
+            for path in sorted(self._source.rglob("[!.]*")):
+                # A store's errors are of many kinds. None of them is a reason to stop training.
+                try:
+                    self._copy(path)
+                except Exception as error:
+                    failed.append((path, error))
+                    # The others would wait as long for its answer.
+                    if isinstance(store_failure(error), Unreachable):
+                        break
+        if failed:
+            first, failure = failed[0]
+            reason = " ".join(str(failure).split()) or type(failure).__name__
+            names = f"{self._name(first)}{f' and {len(failed) - 1} more' if failed[1:] else ''}"
+            say(f"warning: {names} cannot be written ({reason}); it is tried again later")
+        return not failed
 
     def close(self) -> bool:
         """Copies for the last time, see `copy`."""
@@ -54,20 +70,16 @@ class Mirror:
             self.copy()
             pause = max(_SECONDS, (time.monotonic() - began) / _SHARE)
 
-    def _copy(self, path: Path) -> bool:
+    def _copy(self, path: Path) -> None:
+        if path.is_dir():
+            return
         status = path.stat()
         version = status.st_size, status.st_mtime_ns
         if self._copied.get(path) == version:
-            return True
-        target = self._target / str(path.relative_to(self._source))
-        try:
-            with path.open("rb") as file, atomic_file(target) as copy:
-                while block := file.read(1 << 20):
-                    copy.write(block)
-        # A store's errors are of many kinds. None of them is a reason to stop training.
-        except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            say(f"warning: {target} cannot be written ({reason}); it is tried again later")
-            return False
+            return
+        with path.open("rb") as file, atomic_file(self._name(path)) as copy:
+            shutil.copyfileobj(file, copy)
         self._copied[path] = version
-        return True
+
+    def _name(self, path: Path) -> epath.Path:
+        return self._target / str(path.relative_to(self._source))
