@@ -147,11 +147,14 @@ class Cascade:
         """
         axes = {} if self.mesh is None else self.mesh.shape
         devices = jax.local_devices()[:1] if self.mesh is None else self.mesh.devices.ravel()
+        precision = jax.default_matmul_precision.value
         return {
             "device": architecture(devices[0]),
             "images_per_device": [size // self._ways for size in self._sizes(self.batch_size)],
             "several_devices": len(devices) > 1,
             **{axis: axes.get(axis, 1) for axis in ("fsdp", "tensor")},
+            # Only where the user has said one: else the dtype decides.
+            **({} if precision is None else {"matmul_precision": precision}),
         }
 
     def path(

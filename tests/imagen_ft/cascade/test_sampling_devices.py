@@ -41,6 +41,9 @@ def test_what_devices_decide_of_rounding(eight, cascade):
     ]
     alone = with_batches(cascade, 0, 30).rounding()
     assert not alone["several_devices"] and alone["images_per_device"] == [100, 30]
+    with jax.default_matmul_precision("bfloat16"):
+        said = with_batches(cascade, 0, 30).rounding()
+    assert said == alone | {"matmul_precision": "bfloat16"}
 
 
 @pytest.fixture(scope="module")
