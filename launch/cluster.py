@@ -121,8 +121,8 @@ def _slurm_script(environment: Environment) -> Job | None:
         if (count := _number(environment, variable, 1)) > 1:
             source = f"Slurm's {variable}={count}"
             fault = (
-                "a batch script runs a command once: start it by srun, or say --coordinator=none "
-                "to use the first node alone"
+                "without srun a command is one process: start it by srun, or say "
+                "--coordinator=none to use this node alone"
             )
             return Job(source, fault=fault, is_started=False)
     return None

@@ -73,7 +73,7 @@ NOT_JOINED = {
     "no port": (["--coordinator=h", *BY_HAND[1:]], {}, "HOST:PORT of process 0 is needed, auto"),
     "no number": (BY_HAND[:2], {}, "needs --num_processes and --process_id"),
     "number": ([*BY_HAND[:2], "--process_id=2"], {}, "is not in 0 .. 1"),
-    "a batch script": ([], SLURM_SCRIPT, "Slurm's SLURM_NTASKS=2: a batch script runs a command"),
+    "a batch script": ([], SLURM_SCRIPT, "Slurm's SLURM_NTASKS=2: without srun a command is one"),
     "a batch script, auto": (["--coordinator=auto"], SLURM_SCRIPT, "start it by srun"),
     "a variable": ([], SLURM | {"SLURM_PROCID": "x"}, "SLURM_PROCID is 'x', no number"),
     "Kubernetes": (["--coordinator=auto"], GKE_GPU, 'pip install ".[gke]" first'),
