@@ -175,7 +175,7 @@ def _tpu_job(environment: Environment) -> Job | None:
 
 def _number(environment: Environment, variable: str, default: int | None = None) -> int:
     text = environment.get(variable)
-    if text is None and default is not None:
+    if not text and default is not None:
         return default
     if text is None or not re.fullmatch(r"[0-9]+", text):
         state = "is missing" if text is None else f"is {text!r}, no number"

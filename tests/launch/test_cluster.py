@@ -22,6 +22,7 @@ ALONE = {
     | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_HET_SIZE": "2"},
     "one TPU host": {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"},
     "one slice": {"MEGASCALE_NUM_SLICES": "1"},
+    "a template that names no slices": {"MEGASCALE_NUM_SLICES": "", "MEGASCALE_SLICE_ID": ""},
     "a pod": GKE_GPU,
     "MPI's only process": OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "1"},
 }
@@ -135,7 +136,7 @@ WRONG = {
         MULTISLICE | {"MEGASCALE_COORDINATOR_ADDRESS": ""},
         "MEGASCALE_COORDINATOR_ADDRESS is missing",
     ),
-    "processes of MPI": (OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": ""}, "OMPI_COMM_WORLD_SIZE is ''"),
+    "processes of MPI": (OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "x"}, "OMPI_COMM_WORLD_SIZE is 'x'"),
     "two clusters": (
         SLURM | GKE_TPU,
         "two jobs, Slurm's SLURM_STEP_NUM_TASKS=2 and Cloud TPU's TPU_WORKER_HOSTNAMES=job-0-0.job",
