@@ -51,6 +51,8 @@ def test_the_mark_of_a_folder_is_no_file(store, bucket):
     write(bucket, "a/1")
     store.put(bucket.parts[-1], "a/", b"")
     assert entries(bucket / "a") == [bucket / "a" / "1"] and file_names(bucket / "a") == ["1"]
+    seals.seal(bucket / "a", 0, 1, {})
+    assert not seals.find_fault(bucket / "a")
 
 
 def test_what_another_process_writes_is_seen(store, bucket):

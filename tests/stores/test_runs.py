@@ -1,5 +1,6 @@
 """Runs at gs://: checkpoints, their record and their numbers."""
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -16,12 +17,14 @@ from tensorboardX.proto.event_pb2 import Event
 from input_pipeline.records.tfrecord import TFRecordFile
 from launch.errors import InputError, Unreachable, store_failure
 from launch.folders import entries, file_names
-from launch.runtime.checkpoints import sealed_steps
+from launch.runtime.checkpoints import sealed_steps, seals
 from launch.runtime.checkpoints.checkpoint import Checkpoints
 from launch.runtime.checkpoints.inference import latest_step
+from launch.runtime.checkpoints.orbax_options import find_gap
 from launch.runtime.training import mirror
 from launch.runtime.training.event_file import EventFile
 from launch.runtime.training.metrics import MetricWriter, read_metrics
+from launch.runtime.training.training_log import TrainingLog
 from launch.runtime.workdir import claim_workdir
 from tests.support.checkpoint_states import (
     RUN_NAME,
@@ -64,6 +67,24 @@ def test_now_and_then_a_request_fails(store, bucket):
     store.fail_every = 10
     save(bucket, 1)
     assert_same_bits(restore(bucket), make_state(1, keep_ema=True))
+
+
+def test_what_a_checkpoint_lacks(store, bucket):
+    save(bucket, 1)
+    folder = bucket / "checkpoints" / "1" / "training"
+    names = [name for name in file_names(folder) if "/d/" in f"/{name}"]
+    assert "of 99 arrays" in find_gap(folder, 99)
+    for name in names:
+        (folder / name).unlink()
+    assert "cannot be read" in find_gap(folder, 99)
+    (folder / "manifest.ocdbt").unlink()
+    assert "is missing" in find_gap(folder, 99)
+
+
+def test_a_file_that_goes_while_it_is_looked_for(store, bucket, monkeypatch):
+    save(bucket, 1)
+    monkeypatch.setattr(seals, "checksums", lambda folder: {})
+    assert "cannot be read" in seals.find_fault(bucket / "checkpoints" / "1")
 
 
 @pytest.mark.parametrize("left", ["no seal", "no array", "a flipped bit"])
@@ -150,6 +171,14 @@ def test_numbers(store, bucket):
     again.write(2, {"loss": 0.125})
     again.close()
     assert [line["loss"] for line in read_metrics(bucket)] == [0.5, 0.125]
+
+
+def test_a_checkpoint_has_the_numbers_before_it(store, bucket):
+    log = TrainingLog(bucket, 0, 2, "a run", lambda: "none")
+    with contextlib.closing(log):
+        log.save(1, lambda: None)
+        (numbers,) = read_metrics(bucket)
+    assert numbers.keys() == {"step", "checkpoint_seconds"}
 
 
 def test_a_store_that_takes_no_numbers(store, bucket, monkeypatch, capsys):
