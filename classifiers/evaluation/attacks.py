@@ -113,7 +113,7 @@ def make_attack(
 
     def loss_of(x: Array, variables: Variables, labels: Array) -> tuple[Array, tuple]:
         scores = judge(variables, x, labels)
-        return scores["loss"].sum(), (scores["loss"], scores["predicted"] == labels)
+        return jnp.sum(scores["loss"]), (scores["loss"], scores["predicted"] == labels)
 
     @jax.jit
     def look(

@@ -147,6 +147,5 @@ def describe(config: ml_collections.ConfigDict, **models: Any) -> None:
 
 def _keep_compilations() -> None:
     """Compiled programs are kept from run to run."""
-    # JAX makes the attributes of its options when it is imported.
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder("jax")))

@@ -63,4 +63,4 @@ def power_of(relative_width: float) -> float:
     """
     inverse = relative_width**-2
     # (gamma + 2)^2 (gamma + 3) = (gamma + 1) / width^2
-    return float(np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse]).real.max())
+    return float(np.max(np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse]).real))

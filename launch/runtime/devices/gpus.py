@@ -87,8 +87,7 @@ def _count(number: int) -> str:
 
 
 def _uses_cuda() -> bool:
-    # JAX makes the attributes of its options when it is imported.
-    platforms = jax.config.jax_platforms or "cuda"  # type: ignore[attr-defined]
+    platforms = jax.config.values["jax_platforms"] or "cuda"
     return bool({"cuda", "gpu"} & set(platforms.split(","))) and any(map(find_spec, _PLUGINS))
 
 

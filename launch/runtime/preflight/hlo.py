@@ -334,7 +334,7 @@ def largest_buffers(module: Module, count: int) -> list[Buffer]:
     for time, line in enumerate(lines):
         change[0 if line.opcode == "parameter" else time] += sizes[line.name]
         change[last_use[line.name] + 1] -= sizes[line.name]
-    peak = int(np.cumsum(change).argmax())
+    peak = int(np.argmax(np.cumsum(change)))
     groups = defaultdict(list)
     for time, line in enumerate(lines):
         if (time <= peak or line.opcode == "parameter") and last_use[line.name] >= peak:

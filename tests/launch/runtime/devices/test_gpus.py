@@ -87,7 +87,7 @@ class Config:
     """JAX's, of which nothing is to be changed here."""
 
     def __init__(self, platforms):
-        self.jax_platforms, self.updates = platforms, {}
+        self.values, self.updates = {"jax_platforms": platforms}, {}
 
     def update(self, name, value):
         self.updates[name] = value
