@@ -195,10 +195,14 @@ def compile_step(lower: Lower, mesh: Mesh, target: Target, effort: float) -> Pro
 
 
 def _effort_options(effort: float) -> dict[str, Any]:
-    """JAX 0.12 knows levels of effort instead: 19 is its O1, 39 its O3, and none its usual one."""
+    """What the compiler is told.
+
+    JAX 0.12 knows levels instead, and at the one below a run's a step has other traffic: weights
+    are gathered before they are cast. So there it is told nothing, or to make more effort, its O3.
+    """
     if "jax_exec_time_optimization_effort" in jax.config.values:
         return {"exec_time_optimization_effort": effort}
-    return {"optimization_level": 19 if effort < 0 else 39} if effort else {}
+    return {"optimization_level": 39} if effort > 0 else {}
 
 
 def _mended(estimate: float, floor: float) -> float:
