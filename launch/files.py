@@ -6,13 +6,13 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+import fsspec.core
 from etils import epath
 
 from launch.cpus import usable_cpus
@@ -86,24 +86,21 @@ def atomic_file(path: epath.PathLike) -> Iterator[BinaryIO]:
             yield file
     else:
         folder = temporary_folder()
-        with tempfile.TemporaryFile(dir=folder) as file:
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
             with naming(folder):
                 yield file
-                file.seek(0)
-            _upload(file, epath.Path(path))
+                file.flush()
+            _upload(file.name, os.fspath(path))
 
 
-def _upload(file: BinaryIO, target: epath.Path) -> None:
-    remote: Any = target.open("wb")
+def _upload(source: str, target: str) -> None:
+    # Not through etils: closing what gcsfs has opened makes an object of what is there so far, also
+    # after an error, and when nobody has it any more.
+    store, name = fsspec.core.url_to_fs(target)
     try:
-        shutil.copyfileobj(file, remote)
-        remote.close()
-    except BaseException as error:
-        # Closing would make an object of what is there so far, and gcsfs closes what is left open.
-        with contextlib.suppress(Exception):
-            remote.discard()
-        remote.closed = True
-        error.add_note(os.fspath(target))
+        store.put_file(source, name)
+    except Exception as error:
+        error.add_note(target)
         raise
 
 
