@@ -85,12 +85,11 @@ def atomic_file(path: epath.PathLike) -> Iterator[BinaryIO]:
         with _local_atomic_file(Path(path)) as file:
             yield file
     else:
-        folder = temporary_folder()
-        with tempfile.NamedTemporaryFile(dir=folder) as file:
-            with naming(folder):
+        with tempfile.TemporaryDirectory(dir=temporary_folder()) as folder:
+            source = os.path.join(folder, os.path.basename(path))
+            with naming(folder), open(source, "wb") as file:
                 yield file
-                file.flush()
-            _upload(file.name, os.fspath(path))
+            _upload(source, os.fspath(path))
 
 
 def _upload(source: str, target: str) -> None:
