@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -15,8 +16,9 @@ from etils import epath
 from ml_collections import config_flags
 
 from launch.cli import define_alone, helped, read_flags
-from launch.errors import InputError
+from launch.errors import InputError, Unreachable
 from launch.files import cache_folder, is_local
+from launch.runtime.checkpoints.orbax_options import is_left_waiting
 from launch.runtime.config import check_overrides, load_config, plain
 from launch.runtime.devices import job
 
@@ -73,7 +75,11 @@ def run(
             task(arguments)
 
     resume = "the same command goes on from the last checkpoint or shard"
-    sys.exit(job.exit_code(command, resume))
+    code = job.exit_code(command, resume)
+    if code == Unreachable.code and is_left_waiting():
+        # Python would wait for these threads, and who runs it again for Python.
+        os._exit(code)
+    sys.exit(code)
 
 
 def _settings(arguments: Arguments) -> dict[str, Any]:

@@ -5,6 +5,8 @@ import dataclasses
 import errno
 import json
 import os
+import subprocess
+import sys
 import threading
 
 import jax.numpy as jnp
@@ -26,6 +28,7 @@ from launch.runtime.training.event_file import EventFile
 from launch.runtime.training.metrics import MetricWriter, read_metrics
 from launch.runtime.training.training_log import TrainingLog
 from launch.runtime.workdir import claim_workdir
+from tests.support import ROOT
 from tests.support.checkpoint_states import (
     RUN_NAME,
     SEAL,
@@ -37,6 +40,7 @@ from tests.support.checkpoint_states import (
     restore,
     save,
 )
+from tests.support.tiny_runs import DIFFUSION
 
 
 def test_checkpoints(store, bucket):
@@ -131,6 +135,30 @@ def test_a_store_that_another_process_has_lost(store, bucket, monkeypatch):
     with pytest.raises(Unreachable, match="process 1: the store says try again, 503"):
         checkpoints.finish()
     checkpoints.close()
+
+
+LEFT = """
+import sys, threading
+from launch.errors import Unreachable
+from launch.runtime import app
+
+class Waiting(threading.Thread):
+    __module__ = "orbax.checkpoint._src.futures.future"
+
+def task(arguments):
+    Waiting(target=threading.Event().wait).start()
+    raise Unreachable("the store says no")
+
+app.run(task, "Saves.", argv=sys.argv)
+"""
+
+
+def test_threads_of_a_save_that_has_failed_keep_no_process(tmp_path):
+    """As Orbax leaves them when a store answers no more while it begins to write."""
+    argv = [f"--config={DIFFUSION.config}", f"--workdir={tmp_path}"]
+    command = [sys.executable, "-c", LEFT, *argv]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 75 and "lost: the store says no" in ended.stderr
 
 
 def test_a_run_directory(store, bucket):

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -94,6 +95,12 @@ def raise_only() -> None:
             earlier(unraisable)
 
     sys.unraisablehook = hook
+
+
+def is_left_waiting() -> bool:
+    """Whether threads of a save that has failed wait for it: Orbax gives them 20 minutes."""
+    threads = threading.enumerate()
+    return any(type(thread).__module__.startswith("orbax.") for thread in threads)
 
 
 def save_args(items: Mapping[str, PyTree]) -> ocp.args.Composite:
