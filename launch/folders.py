@@ -84,7 +84,7 @@ def can_rename(parent: epath.Path) -> bool:
     if not is_local(parent):
         return False
     parent.mkdir(parents=True, exist_ok=True)
-    trial = parent / f".{uuid.uuid4().hex}.tmp"
+    trial = parent / f".{uuid.uuid4().hex}.trial"
     (trial / "old").mkdir(parents=True)
     try:
         (trial / "old" / "file").touch()
