@@ -5,6 +5,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import tempfile
 import uuid
@@ -12,12 +13,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+import fsspec.config
 import fsspec.core
 from etils import epath
 
 from launch.cpus import usable_cpus
 from launch.errors import InputError
 
+# For all that reach a store. gcsfs would go on to list what was there when this process looked
+# first; and it logs errors, traceback and all, before it raises them.
+fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 T = TypeVar("T")
 R = TypeVar("R")
 # What a file system says that knows no locks: NFS without lockd, Lustre without flock, some FUSE.

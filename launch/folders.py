@@ -1,20 +1,13 @@
 """Folders on mounted file systems and in object stores, which have names with slashes instead."""
 
-import logging
 import os
 import shutil
 import uuid
 
-import fsspec.config
 import fsspec.core
 from etils import epath
 
 from launch.files import is_local
-
-# gcsfs would go on to list what was there when this process looked first.
-fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
-# It logs errors, traceback and all, before it raises them.
-logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 
 def entries(folder: epath.Path) -> list[epath.Path]:

@@ -343,7 +343,8 @@ def test_training_over_a_damaged_set(whole):
 
 def test_a_set_in_a_store(command, whole, store, bucket):
     for worker in (1, 0):
-        assert command(f"{bucket}/set", f"--worker={worker}", "--num_workers=2")[0] == 0
+        code, said = command(f"{bucket}/set", f"--worker={worker}", "--num_workers=2")
+        assert code == 0, said.err
     keys = store.names(bucket.parts[-1])
     made = {key.removeprefix("set/"): store.objects[bucket.parts[-1], key][0] for key in keys}
     assert made == contents(whole)

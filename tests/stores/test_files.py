@@ -64,6 +64,13 @@ def test_what_another_process_writes_is_seen(store, bucket):
     assert list(bucket.glob("a/*")) == [bucket / "a" / "2"]
 
 
+@pytest.mark.parametrize("data", [b"", b"\r", b"a\r\n", b"\n", b"--==0==--\r\n\r\n"])
+def test_bytes_come_back(folder, data):
+    write_atomic(folder / "file", data)
+    assert (folder / "file").read_bytes() == data
+    assert (folder / "file").stat().length == len(data)
+
+
 def test_moving(folder):
     write(folder, "a/b/2", "a/1", "c")
     move(folder / "a", folder / "d")

@@ -258,12 +258,11 @@ class _Handler(BaseHTTPRequestHandler):
         header = Message()
         header["Content-Type"] = self.headers["Content-Type"]
         boundary = b"--" + header.get_param("boundary").encode()
-        _, described, data = re.split(re.escape(boundary) + rb"\r?\n", self.body, maxsplit=2)
-        described = re.split(rb"\r?\n\r?\n", described, maxsplit=1)[1]
-        data = re.split(rb"\r?\n\r?\n", data, maxsplit=1)[1]
-        end = data.rindex(boundary + b"--")
-        data = data[:end]
-        return json.loads(described), data[: -2 if data.endswith(b"\r\n") else -1]
+        # gcsfs ends its lines without the carriage return, which data may end with.
+        line_end = b"\r\n" if self.body.startswith(boundary + b"\r\n") else b"\n"
+        _, described, data = self.body.split(boundary + line_end, 2)
+        described, data = (part.split(2 * line_end, 1)[1] for part in (described, data))
+        return json.loads(described), data[: data.rindex(line_end + boundary + b"--")]
 
     def _chunk(self):
         bucket, key, data = self.store.uploads[self.query["upload_id"]]
