@@ -27,6 +27,8 @@ def collect(folder, *argv):
     collected = Collected()
     argv = [str(folder), f"-c={folder / 'pytest.ini'}", "--collect-only", "-qq", *argv]
     argv += ["--import-mode=importlib", "-p", "no:cacheprovider"]
+    # It would look for garbage in all that this process holds, five times a call.
+    argv += ["-p", "no:unraisableexception"]
     return pytest.main(argv, plugins=[slices, collected]), collected.ids
 
 
