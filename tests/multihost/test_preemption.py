@@ -3,6 +3,8 @@
 import json
 import time
 
+import pytest
+
 from launch.runtime.checkpoints.inference import latest_step
 from launch.runtime.training.metrics import column, read_metrics
 from tests.multihost.processes import run_processes, start_processes
@@ -14,6 +16,7 @@ def options(**faults):
     return json.dumps(dict(several=True, config=CONFIG, faults=faults))
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_of_two_processes(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     # JAX looks for the signal once a second, so the steps last long enough for that.
