@@ -67,7 +67,7 @@ def check_alone(environment: Environment, coordinator: str) -> None:
         InputError: it is one of several.
     """
     if coordinator not in ("", "none"):
-        raise InputError(f"--coordinator={coordinator}: this command is one process; leave it away")
+        raise InputError(f"--coordinator={coordinator}: this command is one process; leave it out")
     job = None if coordinator == "none" else find_job(environment)
     if job and job.is_started:
         raise InputError(
@@ -152,7 +152,7 @@ def _tpu_job(environment: Environment) -> Job | None:
     slices = _number(environment, "MEGASCALE_NUM_SLICES", 1)
     if len(hosts) == 1 and slices < 2:
         return None
-    # Where Kaggle finds no names, a warning in words stands there.
+    # On Kaggle it can hold a warning in words.
     if not all(re.fullmatch(r"\S+", host.strip()) for host in hosts):
         raise InputError(
             f"{variable}={environment[variable]!r} is no list of hosts: mend it, or unset it where "

@@ -111,11 +111,24 @@ def _upload(source: str, target: str) -> None:
 
 @contextlib.contextmanager
 def _local_atomic_file(path: Path) -> Iterator[BinaryIO]:
+    with atomic_path(path) as temporary, naming(path), temporary.open("xb") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A name for a library to write a local file to, which becomes `path` as in `atomic_file`.
+
+    Args:
+        path: the final name, in a folder that exists.
+
+    Yields:
+        A name beside it that is free; the file has to be closed when the block ends.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with naming(path), temporary.open("xb") as file:
-            yield file
-            file.flush()
+        yield temporary
+        with naming(path), temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:

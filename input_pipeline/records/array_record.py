@@ -6,7 +6,6 @@ import errno
 import os
 import resource
 import threading
-import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,7 @@ def write_array_record(path: Path, records: Iterable[bytes]) -> None:
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
+    with files.atomic_path(path) as temporary:
         # Images are compressed already, or are not meant to be.
         writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
         try:
@@ -37,12 +35,6 @@ def write_array_record(path: Path, records: Iterable[bytes]) -> None:
         finally:
             with _no_room_as_os_error(path):
                 writer.close()
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 @contextlib.contextmanager

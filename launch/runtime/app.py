@@ -77,7 +77,7 @@ def run(
     resume = "the same command goes on from the last checkpoint or shard"
     code = job.exit_code(command, resume)
     if code == Unreachable.code and is_left_waiting():
-        # Python would wait for these threads, and who runs it again for Python.
+        # Python would wait for these threads, and whoever is to run the command again would too.
         os._exit(code)
     sys.exit(code)
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import jax.numpy as jnp
 import pytest
@@ -229,9 +230,12 @@ def test_the_store_gets_the_numbers_while_they_are_written(store, bucket, monkey
     monkeypatch.setattr(mirror, "_SECONDS", 0.001)
     writer = MetricWriter(bucket, 0)
     writer.write(1, {"loss": 0.5})
-    while not read_metrics(bucket):
+    deadline = time.monotonic() + 30
+    while not read_metrics(bucket) and time.monotonic() < deadline:
         pass
+    before_the_end = read_metrics(bucket)
     writer.close()
+    assert before_the_end == [{"step": 1, "loss": 0.5}]
 
 
 def test_an_outage_is_waited_for_once(store, bucket, monkeypatch, capsys):

@@ -1,7 +1,8 @@
 """Seals: a digest of every file of a finished folder, made and checked by all processes together.
 
-It is SHA-256; in an object store what that has computed itself when it received the file, for to
-read a checkpoint back would take longer than a machine has that is taken away.
+On a disk it is SHA-256. In an object store it is the checksum that the store computed when it
+received the file: reading a checkpoint back would take more than the 30 seconds that a preempted
+machine has.
 
 Orbax checks no contents (65 of 65 flipped bits went unnoticed), so we do. Process i of n writes
 `digests_i_of_n.json`, with the digests of each n-th file and one of its own text; a folder is
