@@ -139,3 +139,18 @@ def test_a_mount_that_syncs_no_folders(tmp_path, monkeypatch, number):
     with pytest.raises(OSError) if number == errno.EIO else contextlib.nullcontext():
         files.write_atomic(tmp_path / "file", b"1")
     assert (tmp_path / "file").read_bytes() == b"1"
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """A power cut after the rename would else leave an empty file under it."""
+    calls, fsync, replace = [], os.fsync, os.replace
+
+    def sync(descriptor):
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        calls.append(("folder" if is_folder else "file", os.fstat(descriptor).st_size))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", lambda *names: calls.append("rename") or replace(*names))
+    files.write_atomic(tmp_path / "a", b"123")
+    assert calls[:2] == [("file", 3), "rename"] and calls[2][0] == "folder" and len(calls) == 3
