@@ -95,6 +95,32 @@ def test_import_rules():
     assert not {file: names for file, names in broken.items() if names}
 
 
+def replaced_names(source):
+    """What the source assigns in something that it has imported: `module.name = ...`."""
+    nodes = list(ast.walk(ast.parse(source)))
+    imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.asname or alias.name.split(".")[0] for node in imports for alias in node.names}
+    targets = [target for node in nodes if isinstance(node, ast.Assign) for target in node.targets]
+    targets = [target for target in targets if isinstance(target, ast.Attribute)]
+    return [text for target in targets if (text := ast.unparse(target)).split(".")[0] in names]
+
+
+def test_what_a_test_replaces_is_put_back():
+    # By monkeypatch or mock.patch. Scripts of tests, which run in processes of their own, may.
+    sources = {file: file.read_text() for file in (ROOT / "tests").rglob("*.py")}
+    imported = set()
+    for file, source in sources.items():
+        if file.name.startswith("test_") or file.name == "conftest.py":
+            imported |= imported_names(source)
+    broken = {}
+    for file, source in sources.items():
+        module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        if file.name.startswith("test_") or any(is_or_is_in(name, module) for name in imported):
+            broken[module] = replaced_names(source)
+    assert replaced_names("from a import b\nb.c.d = 1\nc.d = 2") == ["b.c.d"]
+    assert not {module: names for module, names in broken.items() if names}
+
+
 def test_import_contracts():
     assert " 0 broken" in run(BIN / "lint-imports", "--no-cache")
 

@@ -300,6 +300,7 @@ def test_workers_that_end_together(whole, monkeypatch):
     cards = []
     counted = lambda *args: cards.append(1) or make_card(*args)  # noqa: E731
     monkeypatch.setattr("imagen_ft.generation.worker.make_card", counted)
+    monkeypatch.setattr("imagen_ft.generation.worker.code_version", lambda: "trivial")
     for number in range(1, 11):
         (whole / "manifest.json").unlink()
         with concurrent.futures.ThreadPoolExecutor(8) as pool:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 
@@ -70,11 +71,16 @@ def main(
         batch_size=batch_size,
         stored=stored,
     )
-    generate.load_cascade = lambda config, mesh: Trivial.of(
-        tuple(names), config.batch_size, size, seconds
-    )
-    worker.code_version = lambda: "trivial"  # git takes longer than all the rest
-    with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
+
+    def load(config, mesh):
+        return Trivial.of(tuple(names), config.batch_size, size, seconds)
+
+    with (
+        mock.patch.object(generate, "load_cascade", load),
+        # git takes longer than all the rest
+        mock.patch.object(worker, "code_version", lambda: "trivial"),
+        tempfile.NamedTemporaryFile("w", suffix=".py") as file,
+    ):
         file.write(text)
         file.flush()
         argv = ["generate", f"--config={file.name}", *flags]
