@@ -87,7 +87,7 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **env},
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
                 # A group of its own: what a launcher has started is ended with it.
                 process_group=0,
             )
@@ -163,7 +163,7 @@ class Child:
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """A killed road must not leave steps behind that write beside the next one's."""
     if _LIBC is not None:
         _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -28,6 +28,7 @@ ALONE = {
     "imagen_ft.demo": TASK,
     "imagen_ft.weights": WEIGHTS,
     "input_pipeline.prepare": ["--config=x", "--source=x", "--to={folder}/set"],
+    "launch.submit": ["status", "x", "--jobs={folder}/jobs"],
     "input_pipeline.synthetic": ["--set=x", "--export=folder", "--to={folder}/set"],
 }
 

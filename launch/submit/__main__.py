@@ -1,0 +1,193 @@
+"""Starts a task's command line on other machines, or several times on this one, and finds it again.
+
+python -m launch.submit MODE [options] -- python -m imagen_ft.finetune --config=... --workdir=...
+python -m launch.submit status|logs|stop|delete NAME
+
+MODE is one of:
+{modes}
+--dry_run prints the files and commands and runs nothing; MODE --help lists a mode's options. A job
+is kept in jobs/NAME.json: the other commands find it again, from any terminal. `stop` lets it save;
+`delete` gives its machines back.
+"""
+
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import flags
+
+from launch import cli
+from launch.cli import say
+from launch.errors import InputError
+from launch.submit import record as records
+from launch.submit.checkout import check_clean, find_checkout
+from launch.submit.local import Local
+from launch.submit.mode import (
+    Mode,
+    Request,
+    check_variables,
+    check_workdir,
+    define_common_flags,
+    job_name,
+)
+from launch.submit.plan import Plan, run, stream
+from launch.submit.record import ENDED, Record
+from launch.submit.status import show
+from launch.submit.task import SYNTAX, Task
+
+MODES: dict[str, Mode] = {mode.name: mode for mode in (Local(),)}
+ACTIONS = ("status", "logs", "stop", "delete")
+RESUME = "the job goes on without this terminal, but for a local one, which has saved"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code.
+
+    Raises:
+        InputError: a wrong command line, or what a mode refuses.
+    """
+    words = list(argv[1:])
+    what = words[0] if words else "--help"
+    if what in ("--help", "-h", "-help"):
+        modes = "\n".join(f"  {mode.name}: {mode.description}" for mode in MODES.values())
+        print(__doc__.strip().format(modes=modes))
+        return 0
+    if what in MODES:
+        return submit(MODES[what], [argv[0], *words[1:]])
+    if what in ACTIONS:
+        return act(what, [argv[0], *words[1:]])
+    known = ", ".join((*MODES, *ACTIONS))
+    raise InputError(f"MODE must be one of {known}, got {what!r}; {SYNTAX}")
+
+
+def submit(mode: Mode, argv: Sequence[str]) -> int:
+    """Starts a job, or prints what would.
+
+    Args:
+        mode: how.
+        argv: the program's name, the mode's options, `--` and the task.
+    """
+    options = list(argv)
+    behind = options.index("--") if "--" in options else len(options)
+
+    def define_flags(values: flags.FlagValues) -> None:
+        define_common_flags(values)
+        mode.define_flags(values)
+
+    text = f"{mode.description}\n\n{SYNTAX.replace('MODE', mode.name)}"
+    values = cli.parse_flags(options[:behind], text, define_flags)
+    if values is None:
+        return 0
+    task, checkout = Task.of(options[behind + 1 :]), find_checkout()
+    request = Request(job_name(values.name, task), task, checkout, values, Path(values.jobs))
+    check_variables(request.variables)
+    check_workdir(mode, task, mode.shared(request))
+    if mode.copies_code:
+        check_clean(checkout, values.allow_dirty)
+    plan = mode.plan(request)
+    _check_task(mode, request)
+    if values.dry_run:
+        print(plan)
+        return 0
+    _check_name(request)
+    record = mode.submit(request, plan)
+    say(f"{record.name}: {record.state} ({records.path_of(request.folder, record.name)})")
+    return mode.follow(record, request.folder)
+
+
+def act(action: str, argv: Sequence[str]) -> int:
+    """Looks for a job, or ends it.
+
+    Args:
+        action: one of `ACTIONS`.
+        argv: the program's name, the job's and options.
+    """
+    names = [word for word in argv[1:] if not word.startswith("-")]
+    options = [argv[0], *(word for word in argv[1:] if word.startswith("-"))]
+    values = cli.parse_flags(options, __doc__.partition("\n\nMODE")[0], _define_action_flags)
+    if values is None:
+        return 0
+    if len(names) != 1:
+        raise InputError(f"name one job: python -m launch.submit {action} NAME")
+    folder = Path(values.jobs)
+    record = records.read(folder, names[0])
+    if record.mode not in MODES:
+        raise InputError(f"{records.path_of(folder, names[0])}: no mode is {record.mode!r}")
+    mode = MODES[record.mode]
+    if action in ("stop", "delete"):
+        return _end(mode, record, mode.stop if action == "stop" else mode.delete, values)
+    if action == "logs":
+        command = mode.logs(record)
+        if values.dry_run:
+            print(command)
+            return 0
+        return stream(command)
+    if values.dry_run:
+        raise InputError("--dry_run: status changes nothing; leave it out")
+    show(mode.look(record).write(folder))
+    return 0
+
+
+def _define_action_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("jobs", "jobs", "folder of the records of jobs", flag_values=values)
+    flags.DEFINE_bool("dry_run", False, "print the commands; run nothing", flag_values=values)
+
+
+def _end(
+    mode: Mode, record: Record, how: Callable[[Record], Plan], values: flags.FlagValues
+) -> int:
+    plan = how(record)
+    if values.dry_run:
+        print(plan)
+        return 0
+    for command in plan.commands:
+        run(command)
+    record = mode.look(record)
+    if record.state not in ENDED:
+        record = dataclasses.replace(record, state="stopped")
+    show(record.write(Path(values.jobs)))
+    return 0
+
+
+def _check_task(mode: Mode, request: Request) -> None:
+    """Lets the task look at its arguments, as --check says."""
+    check, target = request.flags.check, mode.target(request)
+    if check == "none":
+        return
+    if check == "preflight" and not target:
+        raise InputError("--check=preflight: this job has no TPUs to compile for; leave it out")
+    compiles = target and "preflight" in request.task.flags
+    if check == "auto":
+        compiles = compiles and importlib.util.find_spec("libtpu") is not None
+    if not compiles or check == "dry_run":
+        target = ""
+    else:
+        say(f"compiling a step for {target}, which takes minutes (--check=dry_run leaves it out)")
+    request.task.check(target)
+
+
+def _check_name(request: Request) -> None:
+    """Looks whether the name is free.
+
+    Raises:
+        InputError: a job of that name has not ended yet.
+    """
+    if not records.path_of(request.folder, request.name).exists():
+        return
+    record = records.read(request.folder, request.name)
+    mode = MODES.get(record.mode)
+    if record.state not in ENDED and mode:
+        record = mode.look(record).write(request.folder)
+    if record.state not in ENDED:
+        raise InputError(
+            f"a job {record.name!r} is {record.state} ({record.mode}): stop it (python -m "
+            f"launch.submit stop {record.name}), or give this one another --name"
+        )
+
+
+if __name__ == "__main__":
+    codes: list[int] = []
+    code = cli.exit_code(lambda: codes.append(main(sys.argv)), RESUME)
+    sys.exit(code or codes[0])

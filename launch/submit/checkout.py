@@ -1,0 +1,60 @@
+"""Which code a job is to run: the commit of this checkout, and whether that is all of it."""
+
+import dataclasses
+import subprocess
+from pathlib import Path
+
+from launch.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkout:
+    """The code that lies here.
+
+    Attributes:
+        root: of the repository.
+        commit: 40 hexadecimal digits.
+        is_dirty: whether files differ from it, or are not in it.
+    """
+
+    root: Path
+    commit: str
+    is_dirty: bool
+
+
+def find_checkout() -> Checkout:
+    """The checkout that this module is in.
+
+    Raises:
+        InputError: it is none, or git is missing.
+    """
+    folder = str(Path(__file__).parent)
+    root = _git(folder, "rev-parse", "--show-toplevel")
+    commit = _git(folder, "rev-parse", "HEAD")
+    return Checkout(Path(root), commit, bool(_git(folder, "status", "--porcelain")))
+
+
+def check_clean(checkout: Checkout, allow_dirty: bool) -> None:
+    """Looks whether the commit tells what the job would run.
+
+    Raises:
+        InputError: it does not, and that was not allowed.
+    """
+    if checkout.is_dirty and not allow_dirty:
+        raise InputError(
+            f"{checkout.root} has changes that are in no commit: commit them, or say --allow_dirty "
+            f"to run commit {checkout.commit[:12]} (slurm: what lies there)"
+        )
+
+
+def _git(folder: str, *arguments: str) -> str:
+    command = ["git", "-C", folder, *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise InputError("git is not installed: a job's code is known by its commit") from None
+    if done.returncode:
+        raise InputError(
+            f"{folder} is no checkout of git: clone the project, and submit from there"
+        )
+    return done.stdout.strip()

@@ -1,0 +1,112 @@
+"""The command line behind `--`: which task it is, and whether it would be refused."""
+
+import dataclasses
+import functools
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from launch.errors import InputError
+
+SYNTAX = "python -m launch.submit MODE [options] -- python -m TASK --config=FILE --workdir=DIR"
+_PYTHON = re.compile(r"python[0-9.]*")
+_FLAG = re.compile(r"^  --(\w+)", re.MULTILINE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A command line `python -m MODULE ARGUMENTS`.
+
+    Attributes:
+        module: of the command.
+        arguments: behind it, as they were given.
+    """
+
+    module: str
+    arguments: tuple[str, ...]
+
+    @classmethod
+    def of(cls, argv: Sequence[str]) -> "Task":
+        """Reads what stands behind `--`.
+
+        Raises:
+            InputError: it is no command line of a module that is here.
+        """
+        if len(argv) < 3 or not _PYTHON.fullmatch(os.path.basename(argv[0])) or argv[1] != "-m":
+            line = " ".join(argv) or "nothing"
+            raise InputError(f"behind -- has to stand python -m TASK ..., got {line}; {SYNTAX}")
+        task = cls(argv[2], tuple(argv[3:]))
+        if not task._is_here():
+            raise InputError(f"no module {task.module!r} is here: behind -- stands python -m TASK")
+        return task
+
+    def _is_here(self) -> bool:
+        try:
+            return importlib.util.find_spec(self.module) is not None
+        except (ImportError, ValueError):
+            return False
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The command line for a host, whose `python` is the one that the code is installed in."""
+        return ("python", "-m", self.module, *self.arguments)
+
+    def value(self, flag: str) -> str:
+        """What `--flag=value` or `--flag value` says; the last counts; empty if nothing does."""
+        found = ""
+        for word, following in zip(self.arguments, (*self.arguments[1:], ""), strict=True):
+            name, equals, value = word.lstrip("-").partition("=")
+            if word.startswith("-") and name == flag:
+                found = value if equals else following
+        return found
+
+    @property
+    def workdir(self) -> str:
+        """Its run directory; empty where it has none."""
+        return self.value("workdir")
+
+    @functools.cached_property
+    def flags(self) -> frozenset[str]:
+        """The names of its flags.
+
+        Raises:
+            InputError: the module is no command.
+        """
+        done = _python("-m", self.module, "--help")
+        names = _FLAG.findall(done.stdout)
+        if done.returncode or not names:
+            raise InputError(f"python -m {self.module} --help lists no flags: it is no task")
+        return frozenset(names)
+
+    def check(self, preflight: str = "") -> None:
+        """Lets the task itself look at its arguments, here, without running it.
+
+        Args:
+            preflight: what --preflight is to be given; empty for --dry_run alone.
+
+        Raises:
+            InputError: what the task says.
+        """
+        if "workdir" in self.flags and not self.workdir:
+            raise InputError("--workdir is missing behind --: name the run directory")
+        if "dry_run" not in self.flags:
+            return
+        check = f"--preflight={preflight}" if preflight else "--dry_run"
+        done = _python("-m", self.module, *self.arguments, check)
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            errors = [line for line in lines if line.startswith("error: ")]
+            reason = (errors or lines[-1:] or [f"exit code {done.returncode}"])[-1]
+            raise InputError(f"the task refuses ({check}): {reason.removeprefix('error: ')}")
+
+
+def _python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    # As one process that needs no accelerator, whatever this machine has or is one of.
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, *arguments]
+    if "-m" in arguments:
+        command.append("--coordinator=none")
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
