@@ -11,6 +11,9 @@ from jax.experimental import multihost_utils
 from launch.errors import InputError, users_error
 from launch.files import differences
 
+# What `check_same` speaks of first: other code can have other flags and fields.
+CODE = "the code"
+
 
 def check_same(settings: Mapping[str, Any]) -> None:
     """Compares what the processes of this job were started with.
@@ -24,7 +27,9 @@ def check_same(settings: Mapping[str, Any]) -> None:
     own = json.dumps(settings)
     first, *others = (json.loads(text) for text in gather_texts(own))
     for number, other in enumerate(others, start=1):
-        for field, (expected, value) in differences(first, other).items():
+        if different := differences(first, other):
+            field = CODE if CODE in different else next(iter(different))
+            expected, value = different[field]
             raise InputError(
                 f"process {number} was started with {field} = {value}, process 0 with {expected}: "
                 "start all processes of a job alike"

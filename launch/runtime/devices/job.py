@@ -74,4 +74,4 @@ def settings(
     for name in paths:
         path = str(values[name].value)
         common[f"--{name}"] = os.path.realpath(path) if is_local(epath.Path(path)) else path
-    return {**common, "the code": code_version()}
+    return {**common, distributed.CODE: code_version()}

@@ -23,7 +23,7 @@ from launch.runtime.devices import gpus
 
 # JAX waits for 300 seconds, then aborts.
 JOIN_SECONDS = 285.0
-_GPUS = "launch/gpus/"
+_GPUS, _DEVICES = "launch/gpus/", "launch/devices/"
 # Until this process ends.
 _NUMBERS: list[FileLock] = []
 
@@ -173,16 +173,26 @@ def _divide_gpus(environment: Mapping[str, str]) -> None:
         uuids = gpus.visible(environment)
     except InputError as error:
         fault = str(error)
-    state = distributed.global_state
     # Devices may not be asked for before it is known which ones are this process's.
-    client: Any = state.client
-    client.key_value_set(f"{_GPUS}{state.process_id}", json.dumps([uuids, fault]))
-    client.wait_at_barrier(_GPUS, int(JOIN_SECONDS * 1000))
-    entries = {int(key.removeprefix(_GPUS)): x for key, x in client.key_value_dir_get(_GPUS)}
-    views, faults = zip(*(json.loads(entries[n]) for n in range(len(entries))), strict=True)
+    views, faults = zip(*_tell_all(_GPUS, [uuids, fault]), strict=True)
     if fault := next(filter(None, faults), ""):
         raise InputError(fault)
-    gpus.restrict(gpus.share(views, state.process_id))
+    gpus.restrict(gpus.share(views, distributed.global_state.process_id))
+
+
+def _tell_all(topic: str, word: Any) -> list[Any]:
+    """What every process says on a topic, in their order, by JAX's store: it needs no devices.
+
+    Args:
+        topic: begins the keys; each is spoken of once.
+        word: of this process, as JSON has it.
+    """
+    state = distributed.global_state
+    client: Any = state.client
+    client.key_value_set(f"{topic}{state.process_id}", json.dumps(word))
+    client.wait_at_barrier(topic, int(JOIN_SECONDS * 1000))
+    words = {int(key.removeprefix(topic)): x for key, x in client.key_value_dir_get(topic)}
+    return [json.loads(words[number]) for number in range(len(words))]
 
 
 def _take_number(coordinator: str, own: int) -> None:
@@ -204,13 +214,27 @@ def _take_number(coordinator: str, own: int) -> None:
 
 
 def check_joined() -> None:
-    """Looks whether the processes that the devices speak of have found each other.
+    """Looks whether the processes that the devices speak of have found each other, and see as many.
 
     Raises:
-        InputError: they have not: preemption and saving would be each one's own affair.
+        InputError: they have not: preemption and saving would be each one's own affair; or one of
+            them has other devices, such as none but its CPU.
     """
-    if jax.process_count() > 1 and not jax.distributed.is_initialized():
-        raise InputError(
-            f"this is one of {jax.process_count()} processes that have not found each other: add "
-            "--coordinator=auto"
-        )
+    if not jax.distributed.is_initialized():
+        if jax.process_count() > 1:
+            raise InputError(
+                f"this is one of {jax.process_count()} processes that have not found each other: "
+                "add --coordinator=auto"
+            )
+        return
+    first, *others = _tell_all(_DEVICES, [jax.local_device_count(), jax.default_backend()])
+    for number, other in enumerate(others, start=1):
+        if other != first:
+            raise InputError(
+                f"process {number} sees {_devices(*other)}, process 0 sees {_devices(*first)}: "
+                "all processes of a job need as many of the same kind"
+            )
+
+
+def _devices(count: int, platform: str) -> str:
+    return f"{count} {platform} device{'s' if count > 1 else ''}"

@@ -35,6 +35,8 @@ def test_the_first_process_decides_for_all():
     [
         ({"config": {"seed": 1}, "the code": "1 a"}, "config.seed = 1, process 0 with 0"),
         ({"config": {"seed": 0}, "the code": "1 b"}, "the code = 1 b, process 0 with 1 a"),
+        # Other code can have other fields; it alone is to be mended.
+        ({"config": {"a": 1}, "the code": "1 b"}, "the code = 1 b, process 0 with 1 a"),
         ({"config": {"seed": 0}}, "the code = nothing, process 0 with 1 a"),
     ],
 )

@@ -1,5 +1,6 @@
 """When a process takes itself for one of several; several are in tests/multihost."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -180,8 +181,8 @@ def test_others_that_do_not_come(monkeypatch, capsys):
 class Store:
     """The store of JAX's coordination service, with what another process has written."""
 
-    def __init__(self, other):
-        self.entries = {"launch/gpus/1": json.dumps(other)}
+    def __init__(self, other, topic="launch/gpus/"):
+        self.entries = {f"{topic}1": json.dumps(other)}
 
     def key_value_set(self, key, value):
         self.entries[key] = value
@@ -211,6 +212,24 @@ def test_gpus_are_divided(monkeypatch):
         divide(monkeypatch, [["b"], ""])
     with pytest.raises(InputError, match="of the other"):
         divide(monkeypatch, [[], "a fault of the other"])
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ([1, "cpu"], None),
+        ([4, "cpu"], "process 1 sees 4 cpu devices, process 0 sees 1 cpu device: all processes"),
+        ([1, "tpu"], "process 1 sees 1 tpu device, process 0 sees 1 cpu device: all processes"),
+    ],
+)
+def test_processes_that_see_other_devices(monkeypatch, other, said):
+    """JAX would wait, or speak of an array that cannot be reshaped."""
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    state = mock.Mock(client=Store(other, "launch/devices/"), process_id=0)
+    monkeypatch.setattr(joining.distributed, "global_state", state)
+    with contextlib.nullcontext() if said is None else pytest.raises(InputError, match=said):
+        joining.check_joined()
 
 
 def test_processes_that_have_not_found_each_other(monkeypatch):
