@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.util
+import itertools
 import os
 import re
 import subprocess
@@ -57,7 +58,7 @@ class Task:
     def value(self, flag: str) -> str:
         """What `--flag=value` or `--flag value` says; the last counts; empty if nothing does."""
         found = ""
-        for word, following in zip(self.arguments, (*self.arguments[1:], ""), strict=True):
+        for word, following in itertools.pairwise((*self.arguments, "")):
             name, equals, value = word.lstrip("-").partition("=")
             if word.startswith("-") and name == flag:
                 found = value if equals else following

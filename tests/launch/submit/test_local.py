@@ -1,10 +1,18 @@
 """Processes of this machine: how they are started, and how they end."""
 
+import os
+import signal
+import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
+from launch.errors import InputError
+from launch.submit import local, processes, record
 from tests.launch.submit.stand_ins import check_golden
+from tests.support import ROOT
 
 TASK = (
     "--",
@@ -14,13 +22,9 @@ TASK = (
     "--config=a.py:k=1,b=two words",
     "--workdir=run",
 )
-# A process that says what it is, and ends when it is told.
-STUBBORN = """
-import signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-print("ready", flush=True)
-time.sleep(60)
-"""
+# Ends when it is told, as a run that has saved.
+SAVES = "trap 'exit 75' TERM; echo ready; while :; do sleep 0.01; done"
+DEAF = "trap '' TERM; echo ready; while :; do sleep 0.01; done"
 
 
 @pytest.mark.parametrize(
@@ -31,10 +35,158 @@ time.sleep(60)
         ("workers", ("--workers=2",)),
     ],
 )
-def test_commands(job, capsys, name, options):
+def test_commands(job, capsys, tmp_path, name, options):
     assert job("local", "--dry_run", *options, *TASK) == 0
     check_golden(f"local_{name}.txt", capsys.readouterr().out)
+    assert not list(tmp_path.iterdir())
 
 
-def script(text):
-    return [sys.executable, "-c", text]
+@pytest.fixture
+def run(tmp_path):
+    """Runs lines of a shell side by side; `tell` is sent to this process when all are ready."""
+
+    def run(*lines, tell=()):
+        logs = tmp_path / "logs"
+
+        def ready():
+            texts = [file.read_text() for file in logs.glob("*.log")]
+            return len(texts) == len(lines) and all("ready" in text for text in texts)
+
+        def signals():
+            while not ready():
+                time.sleep(0.01)
+            for number in tell:
+                os.kill(os.getpid(), number)
+                time.sleep(0.1)
+
+        thread = threading.Thread(target=signals)
+        if tell:
+            thread.start()
+        with processes.listening() as asked:
+            code = processes.run_once([["sh", "-c", line] for line in lines], logs, asked)
+        if tell:
+            thread.join()
+        return code
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("lines", "code"),
+    [
+        (("exit 0", "exit 0"), 0),
+        ((SAVES, "exit 1"), 1),
+        ((SAVES, SAVES, "exit 2"), 2),
+        ((SAVES, "kill -9 $$"), 137),
+        (("exit 75", "exit 0"), 75),
+        (("exit 75", SAVES), 75),
+    ],
+)
+def test_the_first_failure_ends_all(run, lines, code):
+    assert run(*lines) == code
+
+
+def test_a_failure_that_a_restart_would_not_mend_is_told(tmp_path):
+    """Of two that have failed at once, one because it had lost the other."""
+    children = [mock_process(75), mock_process(2)]
+    assert processes.outcome(children, []) == 2
+
+
+def mock_process(code):
+    process = processes.Process.__new__(processes.Process)
+    process.code = code
+    return process
+
+
+@pytest.mark.parametrize(
+    ("tell", "lines", "code"),
+    [
+        ([signal.SIGTERM], (SAVES, SAVES), 75),
+        ([signal.SIGINT], (SAVES, SAVES), 130),
+        ([signal.SIGINT, signal.SIGINT], (DEAF, DEAF), 130),
+    ],
+)
+def test_signals_reach_all(run, tell, lines, code):
+    assert run(*lines, tell=tell) == code
+
+
+def test_who_does_not_leave_is_killed(run, monkeypatch):
+    monkeypatch.setattr(processes, "GRACE", 0.1)
+    assert run(DEAF, DEAF, tell=[signal.SIGTERM]) == 137
+
+
+def test_logs(run, tmp_path, capfdbinary):
+    assert run("echo of the first; echo of stderr >&2", "echo of the second") == 0
+    logs = [(tmp_path / "logs" / f"process-{rank}.log").read_text() for rank in (0, 1)]
+    assert logs == ["of the first\nof stderr\n", "of the second\n"]
+    assert capfdbinary.readouterr().out == logs[0].encode()
+
+
+@pytest.fixture
+def jobs_of(job, tmp_path, monkeypatch):
+    """Runs a job of one process that is a line of a shell; returns exit code and record."""
+
+    def run(line, *options):
+        command = ["sh", "-c", line]
+        monkeypatch.setattr(local.Local, "commands", lambda self, request: [command])
+        code = job("local", *options, *TASK)
+        return code, record.read(tmp_path / "jobs", "run")
+
+    return run
+
+
+def test_restarts_are_counted(jobs_of, capsys, job):
+    line = "echo >> count; [ $(wc -l < count) -gt 2 ] || exit 75"
+    code, kept = jobs_of(line, "--restarts=5")
+    assert (code, kept.state, kept.exit_codes) == (0, "done", [75, 75, 0])
+    assert job("status", "run") == 0
+    assert "attempts: 3; the last exit code is 0: done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "codes", "state"),
+    [
+        ("exit 75", [75, 75, 75], "preempted"),
+        ("exit 2", [2], "failed"),
+        ("exit 1", [1], "failed"),
+        ("kill -9 $$", [137, 137, 137], "failed"),
+    ],
+)
+def test_what_is_started_again(jobs_of, line, codes, state):
+    code, kept = jobs_of(line, "--restarts=2")
+    assert (code, kept.exit_codes, kept.state) == (codes[-1], codes, state)
+
+
+def test_a_name_is_taken_until_its_job_has_ended(jobs_of, tmp_path):
+    kept = jobs_of("exit 1")[1]
+    kept.with_(tmp_path / "jobs", state="running", resource=kept.resource | {"pid": os.getpid()})
+    with pytest.raises(InputError, match=r"a job 'run' is running \(local\): stop it .*--name"):
+        jobs_of("exit 0")
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    kept.with_(tmp_path / "jobs", state="running", resource=kept.resource | {"pid": ended.pid})
+    assert jobs_of("exit 0")[0] == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of their parent")
+def test_nothing_outlives_a_killed_launcher(tmp_path):
+    text = (
+        "from pathlib import Path; from launch.submit import processes\n"
+        f"processes.run_once([['sh', '-c', 'echo $$ > pid; {DEAF}']], Path('logs'), [])"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", text], cwd=tmp_path, env=environment, stdout=subprocess.PIPE
+    )
+    assert launcher.stdout.readline() == b"ready\n"
+    launcher.kill()
+    launcher.communicate()  # Its end is seen when nobody holds the pipe.
+    pid = int((tmp_path / "pid").read_text())
+    deadline = time.monotonic() + 5
+    while os.path.exists(f"/proc/{pid}") and time.monotonic() < deadline:
+        with open(f"/proc/{pid}/stat") as file:
+            if file.read().split()[2] == "Z":
+                break
+        time.sleep(0.01)
+    else:
+        assert not os.path.exists(f"/proc/{pid}")

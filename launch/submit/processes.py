@@ -1,0 +1,156 @@
+"""Command lines that run side by side on this machine: one end for all of them."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from launch.errors import PREEMPTED
+from launch.jobs.job import die_with_parent
+
+# In seconds: what processes have to save and leave before they are killed.
+GRACE = 120.0
+# Exit codes after which the same command goes on.
+GOES_ON = (PREEMPTED, 128 + signal.SIGKILL, 128 + signal.SIGTERM)
+# Stands for a free port in the words of a command.
+PORT = "PORT"
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[list[int]]:
+    """A block in which Ctrl-C and SIGTERM are only noted, in the list that it is given."""
+    asked: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {n: signal.signal(n, lambda number, frame: asked.append(number)) for n in numbers}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def run_once(processes: Sequence[Sequence[str]], logs: Path, asked: Sequence[int]) -> int:
+    """Runs processes side by side until all have ended.
+
+    The first that fails ends all. Who is asked to leave tells all to save, and waits for them; who
+    is asked twice, or waits for too long, kills them.
+
+    Returns:
+        The exit code: 0 if all have ended well, 130 after Ctrl-C, else that of the first failure;
+        of several at once one that a restart would not mend.
+    """
+    children = _start(processes, logs)
+    told_at: float | None = None
+    first_failed: list[Process] = []
+    while any(child.code is None for child in children):
+        failed = [child for child in children if child.poll()]
+        if told_at is None and (failed or asked):
+            told_at, first_failed = time.monotonic(), failed
+            _signal(children, signal.SIGTERM)
+        elif told_at is not None and (len(asked) > 1 or time.monotonic() - told_at > GRACE):
+            _signal(children, signal.SIGKILL)
+        time.sleep(0.02)
+    for child in children:
+        child.close()
+    return outcome(first_failed or children, asked)
+
+
+def outcome(children: Sequence["Process"], asked: Sequence[int]) -> int:
+    """The exit code of processes that have ended.
+
+    Args:
+        children: those that decide.
+        asked: signals that have come.
+    """
+    codes = [child.code for child in children if child.code]
+    if asked and codes:
+        return 130 if signal.SIGINT in asked else codes[0]
+    lasting = [code for code in codes if code not in GOES_ON]
+    return (lasting or codes or [0])[0]
+
+
+def _signal(children: Sequence["Process"], number: int) -> None:
+    for child in children:
+        child.signal(number)
+
+
+def _start(processes: Sequence[Sequence[str]], logs: Path) -> list["Process"]:
+    """Starts all, or none.
+
+    Raises:
+        OSError: one cannot be started.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    children: list[Process] = []
+    try:
+        for rank, argv in enumerate(processes):
+            words = [word.replace(f"127.0.0.1:{PORT}", f"127.0.0.1:{port}") for word in argv]
+            show = sys.stdout.buffer.write if rank == 0 else None
+            children.append(Process(words, logs / f"process-{rank}.log", show))
+    except BaseException:
+        _signal(children, signal.SIGKILL)
+        raise
+    return children
+
+
+class Process:
+    """One process of the job: what it prints goes to its log, and the first one's to us too.
+
+    Attributes:
+        code: its exit code as a shell has it; None while it runs.
+    """
+
+    def __init__(self, argv: Sequence[str], log: Path, show: Callable[[bytes], Any] | None):
+        self.code: int | None = None
+        self._child = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            preexec_fn=die_with_parent,
+            # A group of its own: Ctrl-C reaches us alone, and we tell it once.
+            process_group=0,
+        )
+        arguments = (self._child.stdout, log, show)
+        self._reader = threading.Thread(target=_copy, args=arguments, daemon=True)
+        self._reader.start()
+
+    def poll(self) -> bool:
+        """Looks whether it has ended just now, and not well."""
+        if self.code is not None or self._child.poll() is None:
+            return False
+        code = self._child.returncode
+        self.code = 128 - code if code < 0 else code
+        return self.code != 0
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to it and what it has started."""
+        if self.code is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._child.pid, number)
+
+    def close(self) -> None:
+        """Waits for the rest of its output."""
+        self._reader.join(timeout=5.0)
+
+
+def _copy(pipe: IO[bytes], log: Path, show: Callable[[bytes], Any] | None) -> None:
+    with pipe:
+        while chunk := os.read(pipe.fileno(), 65536):
+            # A process must not wait for a full disk or a closed terminal.
+            with contextlib.suppress(OSError), log.open("ab") as file:
+                file.write(chunk)
+            if show:
+                with contextlib.suppress(OSError, ValueError):
+                    show(chunk)
+                    sys.stdout.flush()

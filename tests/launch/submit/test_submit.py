@@ -1,0 +1,188 @@
+"""What every mode refuses before anything is started, and what it does with names and records."""
+
+import json
+import os
+
+import pytest
+
+from launch.errors import InputError
+from launch.submit import __main__ as submit
+from launch.submit.checkout import Checkout
+from launch.submit.mode import Mode, check_workdir, job_name
+from launch.submit.plan import Command, run
+from launch.submit.task import Task
+from tests.support import ROOT
+
+TASK = ("--", "python", "-m", "imagen_ft.finetune", "--config=c.py", "--workdir=runs/Base 64")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["nowhere", *TASK], "MODE must be one of local, "),
+        (["local"], "behind -- has to stand python -m TASK"),
+        (["local", "--", "sh", "x.sh"], r"behind -- has to stand python -m TASK ..., got sh x\.sh"),
+        (["local", "--", "python", "-m", "imagen_ft.nothing"], "no module 'imagen_ft.nothing'"),
+        (["local", "--", "python", "-m", "no.such"], "no module 'no.such' is here"),
+        (["local", "--name=Big_Job", *TASK], "--name=Big_Job: up to 28 of a-z"),
+        (["local", "--env=NOT_SET_ANYWHERE", *TASK], "this variable is not set here"),
+        (["local", "--env=TOKEN=abc", *TASK], "--env=TOKEN: give the name of a variable alone$"),
+        (["local", "--env=LINES_OF_IT", *TASK], "its value has several lines"),
+        (["local", "--processes=0", *TASK], "--processes must be at least 1"),
+        (["local", "--processes=2", "--workers=2", *TASK], "give one of them"),
+        (["local", "--devices=gpu", *TASK], "this machine shows no GPU"),
+        (["local", "--check=preflight", *TASK], "has no TPUs to compile for"),
+        (["local", "--unknown", *TASK], "command line: Unknown command line flag"),
+        (["status"], "name one job"),
+        (["status", "a", "b"], "name one job"),
+        (["logs", "nobody"], r"no job 'nobody' was started from here \(there is: none\)"),
+    ],
+)
+def test_refused(job, monkeypatch, tmp_path, argv, said):
+    monkeypatch.setenv("LINES_OF_IT", "one\ntwo")
+    with pytest.raises(InputError, match=said):
+        job(*argv)
+    assert not list(tmp_path.iterdir())
+
+
+def test_changes_in_no_commit(job, monkeypatch):
+    dirty = Checkout(ROOT, "0" * 40, is_dirty=True)
+    monkeypatch.setattr(submit, "find_checkout", lambda: dirty)
+    monkeypatch.setattr(submit.MODES["local"], "copies_code", True)
+    with pytest.raises(InputError, match="has changes that are in no commit"):
+        job("local", "--dry_run", *TASK)
+    assert job("local", "--dry_run", "--allow_dirty", *TASK) == 0
+
+
+TINY = ("python", "-m", "tests.launch.submit.tiny_task")
+
+
+def test_what_the_task_says_of_itself(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    task = Task.of([*TINY, "--workdir=x", "--config=good"])
+    assert task.flags == {"config", "coordinator", "dry_run", "workdir"}
+    task.check()
+    with pytest.raises(InputError, match="lists no flags: it is no task"):
+        _ = Task.of(["python", "-m", "json.decoder"]).flags
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--config=good"], "--workdir is missing behind --"),
+        (
+            ["--workdir=x", "--config=bad"],
+            r"^the task refuses \(--dry_run\): config.lr must be a n",
+        ),
+        (["--workdir=x", "--config=broken"], r"refuses \(--dry_run\): ValueError: a bug$"),
+    ],
+)
+def test_what_the_task_refuses(monkeypatch, arguments, said):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(InputError, match=said):
+        Task.of([*TINY, *arguments]).check()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value"),
+    [
+        (["--workdir=a b"], "a b"),
+        (["-workdir", "a"], "a"),
+        (["--workdir=a", "--workdir=b"], "b"),
+        (["--config=workdir"], ""),
+        (["--workdir"], ""),
+    ],
+)
+def test_flags_of_a_task(arguments, value):
+    assert Task("x", tuple(arguments)).workdir == value
+
+
+@pytest.mark.parametrize(
+    ("workdir", "shared", "is_shared"),
+    [
+        ("gs://bucket/run", (), True),
+        ("/mnt/data/run", ("/mnt/data",), True),
+        ("/mnt/data", ("/mnt/data/",), True),
+        ("/mnt/database/run", ("/mnt/data",), False),
+        ("/mnt/data/../run", ("/mnt/data",), False),
+        ("runs/a", (), False),
+        ("", (), True),
+    ],
+)
+def test_run_directories_of_several_hosts(workdir, shared, is_shared):
+    task = Task("x", (f"--workdir={workdir}",))
+
+    class Pod(Mode):
+        name = "pod"
+
+    if is_shared:
+        check_workdir(Pod, task, shared)
+        return
+    with pytest.raises(InputError, match="would be another folder on every host: name one at gs:"):
+        check_workdir(Pod, task, shared)
+
+
+@pytest.mark.parametrize(
+    ("workdir", "name"),
+    [
+        ("gs://bucket/IF I_L/", "if-i-l"),
+        ("runs/64px", "job-64px"),
+        ("runs/" + "a" * 27 + "_b", "a" * 27),
+        ("", "finetune"),
+    ],
+)
+def test_names_of_jobs(workdir, name):
+    assert job_name("", Task("imagen_ft.finetune", (f"--workdir={workdir}",))) == name
+
+
+def test_a_record_holds_no_value_of_a_variable(job, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("HF_TOKEN", "secret-of-mine")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert job("local", "--name=a", "--env=HF_TOKEN", "--", *TINY) == 0
+    text = (tmp_path / "jobs" / "a.json").read_text()
+    assert json.loads(text)["options"] == {"name": "a", "env": ["HF_TOKEN"]}
+    said = capfd.readouterr()
+    assert "secret" not in text + said.out + said.err
+    assert json.loads(text)["state"] == "done" and "a: submitted" in said.err
+
+
+def test_a_record_that_is_damaged(job, tmp_path):
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "a.json").write_text('{"name": "a"}')
+    with pytest.raises(InputError, match="has no sound 'mode'"):
+        job("status", "a")
+
+
+def test_commands(tools, monkeypatch):
+    monkeypatch.setenv("TOKEN", "x=y z")
+    tools.install("kubectl")
+    tools.answer("get", out="there\n")
+    assert run(Command(("kubectl", "get", "a b"))) == "there\n"
+    secret = Command(("kubectl", "create", "-f", "-"), variables=("TOKEN",))
+    assert run(secret) == "" and "x=y" not in str(secret)
+    assert tools.calls()[1] == (["kubectl", "create", "-f", "-"], "TOKEN=x=y z\n")
+
+
+@pytest.mark.parametrize(
+    ("err", "said"),
+    [
+        (
+            "Warning: old\nERROR: (gcloud.x) not allowed\nmore advice\n",
+            r"ERROR: \(gcloud.x\) not al",
+        ),
+        ("not found: a\n", "not found: a; mend that, run it again"),
+        ("", "it has said nothing"),
+    ],
+)
+def test_commands_that_fail(tools, err, said):
+    tools.install("gcloud")
+    tools.answer("gcloud", err=err, code=3)
+    with pytest.raises(InputError, match=rf"gcloud compute a has failed \(exit code 3\): .*{said}"):
+        run(Command(("gcloud", "compute", "--zone=b", "a")))
+    assert run(Command(("gcloud",)), missing_ok=[err]) == "" if err else True
+
+
+def test_a_program_that_is_missing(tools):
+    with pytest.raises(InputError, match="kubectl is not installed: install it and log in"):
+        run(Command(("kubectl", "get")))
+    assert os.environ["PATH"].endswith("bin")
