@@ -19,7 +19,7 @@ from launch.cli import define_alone, helped, read_flags
 from launch.errors import InputError, Unreachable
 from launch.files import cache_folder, is_local
 from launch.runtime.checkpoints.orbax_options import is_left_waiting
-from launch.runtime.config import check_overrides, load_config, plain
+from launch.runtime.config import check_overrides, load_config, plain, reading
 from launch.runtime.devices import job
 
 _CONFIG_HELP = (
@@ -68,11 +68,15 @@ def run(
         if "preflight" in arguments.flags and arguments.flags.preflight:
             # libtpu, which is there for it, would look for chips of this machine and complain.
             jax.config.update("jax_platforms", "cpu")
+
+        def work() -> None:
+            with reading(arguments.config):
+                task(arguments)
+
         if "num_processes" in arguments.flags and arguments.folder:
-            settings = functools.partial(_settings, arguments)
-            job.run_together(arguments.flags, settings, functools.partial(task, arguments))
+            job.run_together(arguments.flags, functools.partial(_settings, arguments), work)
         else:
-            task(arguments)
+            work()
 
     resume = "the same command goes on from the last checkpoint or shard"
     code = job.exit_code(command, resume)

@@ -1,11 +1,12 @@
 """What tasks do with configs besides reading them."""
 
+import contextlib
 import json
 import os
 import sys
 import traceback
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -41,6 +42,37 @@ def module_fields(config: ml_collections.ConfigDict, field: str) -> dict[str, An
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         raise InputError(f"{field}.dtype={name}: a type such as float32 or bfloat16 is needed")
     return {**fields, "dtype": dtype}
+
+
+@contextlib.contextmanager
+def reading(config: ml_collections.ConfigDict) -> Iterator[None]:
+    """In its block a config is read, which may be one of another task.
+
+    Raises:
+        InputError: it lacks a field; names the field.
+    """
+    try:
+        yield
+    except AttributeError as error:
+        if not isinstance(error.obj, ml_collections.ConfigDict):
+            raise
+        place = _path_to(error.obj, config)
+        field = ".".join(["config", *(place or []), str(error.name)])
+        raise InputError(
+            f"{field} is missing, which this task reads: name a config of this task, or add it"
+        ) from error
+
+
+def _path_to(node: Any, config: ml_collections.ConfigDict) -> list[str] | None:
+    """Names of the fields that lead to a part of a config; None where it is no part of it."""
+    if node is config:
+        return []
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            inner = _path_to(node, value)
+            if inner is not None:
+                return [name, *inner]
+    return None
 
 
 def check_overrides(argv: Sequence[str], config: ml_collections.ConfigDict) -> None:

@@ -114,6 +114,27 @@ def test_arguments(path, argument):
     assert found != default and found.keys() == default.keys()
 
 
+@pytest.mark.parametrize(
+    ("task", "name", "field"),
+    [
+        ("imagen_ft.finetune", "sample", "stage"),
+        ("imagen_ft.sample", "classifier", "class_names"),
+        ("imagen_ft.sample", "generate", "images_per_prompt"),
+        ("imagen_ft.generate", "classifier", "text"),
+        ("classifiers.train", "sample", "evaluation_source"),
+        ("classifiers.evaluate", "sample", "sets"),
+        ("classifiers.study", "evaluate", "studies"),
+    ],
+)
+def test_a_config_of_another_task(task, name, field, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    module = importlib.import_module(task)
+    assert commands.run(module.main, f"configs/digits/{name}.py", tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: config.{field} is missing, which this task reads: name a ")
+    assert error.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("path", CONFIGS)
 def test_unknown_arguments(path):
     with pytest.raises(ValueError, match="there is no argument 'quickly'"):
