@@ -10,6 +10,7 @@ manifest.json                        written last: with it the set is complete
 python -m input_pipeline.synthetic --set=DIR --export=folder --to=DIR    # for other trainers
 """
 
+from collections.abc import Iterable, Iterator
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -84,7 +85,26 @@ class SyntheticSource:
         Raises:
             InputError: its record is damaged or is not the record of image i.
         """
-        i = range(len(self))[i]
+        record = self._record(range(len(self))[i])
+        return {"image": record["image"], "label": self.labels[i], "domain": self.domain[i]}
+
+    def records(self, indices: Iterable[SupportsIndex] | None = None) -> Iterator[dict[str, Any]]:
+        """All that the set says of its images: `for record in SyntheticSource(folder).records()`.
+
+        Args:
+            indices: of the images; None is all, in their order.
+
+        Yields:
+            `image` (uint8 [h, w, c] in [0, 255]), `label`, `class_name`, `prompt`, `index`.
+
+        Raises:
+            InputError: a record is damaged.
+            IndexError: there is no such image.
+        """
+        for i in range(len(self)) if indices is None else indices:
+            yield self._record(range(len(self))[i])
+
+    def _record(self, i: int) -> dict[str, Any]:
         number, record = self.plan.locate(i)
         fields = self.read(number, record)
         if (fields["index"], fields["label"]) != (i, self.labels[i]):
@@ -92,7 +112,8 @@ class SyntheticSource:
         image = decode(fields["image"], self.manifest["image_shape"])
         if image is None:
             raise InputError(f"{self._where(number, record)}: no image of this set; {REPAIR}")
-        return {"image": image, "label": self.labels[i], "domain": self.domain[i]}
+        texts = {name: fields[name].decode() for name in ("class_name", "prompt")}
+        return {**fields, **texts, "image": image}
 
     def key(self, i: int) -> str:
         """The key index of image i."""

@@ -52,6 +52,17 @@ def test_source(complete):
         assert example["label"].dtype == example["domain"].dtype == np.int32
 
 
+def test_what_a_set_says_of_its_images(complete):
+    source = SyntheticSource(complete)
+    for i, record in enumerate(source.records()):
+        np.testing.assert_array_equal(record.pop("image"), IMAGES[i])
+        name = ("cat", "dog")[LABELS[i]]
+        assert record == dict(label=LABELS[i], class_name=name, prompt=f"a {name}", index=i)
+    assert i == 11
+    dogs = np.flatnonzero(source.labels == 1)
+    assert [record["class_name"] for record in source.records(dogs)] == ["dog"] * len(dogs)
+
+
 def test_load_a_part(complete):
     spec = {"name": "synthetic", "path": str(complete)}
     assert len(sources.load(spec)) == 12
