@@ -14,10 +14,9 @@ import jax
 import numpy as np
 from absl import flags
 from etils import epath
-from jaxtyping import UInt8
 from tqdm import tqdm
 
-from imagen_ft.cascade import load_cascade
+from imagen_ft.cascade import film, load_cascade, show
 from imagen_ft.cascade.loading import parameter_shapes
 from imagen_ft.text import class_names
 from imagen_ft.text.class_names import read_lines
@@ -32,7 +31,6 @@ from launch.runtime.devices import joining
 from launch.runtime.devices.distributed import on_first_process
 from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.limits import BATCH, SEED, check_numbers
-from launch.runtime.reports import image_grid
 
 # A picture of more is not looked at, and takes minutes to draw.
 MOST_SHOWN = 256
@@ -110,7 +108,8 @@ def main(args: app.Arguments) -> None:
     if args.flags.path:
         prompts = prompts[:MOST_PATHS]
         steps = cascade.path(prompts, config.seed)
-        on_first_process(lambda: write_path(steps, prompts, args.flags.path, args.workdir))
+        picture = film(steps, prompts, args.flags.path)
+        on_first_process(lambda: picture.save(args.workdir / PATH))
 
 
 def write_images(
@@ -122,10 +121,8 @@ def write_images(
             path = workdir / image_name(number, prompt, images.shape[1])
             write_atomic(path, encode_png(images[number]))
     count = min(len(prompts), MOST_SHOWN)
-    tiles = [images[number] for number in range(count) for images in stages]
-    captions = [prompt for prompt in prompts[:count] for _ in stages]
-    columns = images_per_prompt * len(stages)
-    image_grid.save_png(image_grid.grid(tiles, captions, columns), workdir / GRID)
+    picture = show([images[:count] for images in stages], prompts[:count], images_per_prompt)
+    picture.save(workdir / GRID)
     say(f"wrote {len(prompts)} images; {workdir / GRID} shows {count} of them", sys.stdout)
 
 
@@ -159,23 +156,6 @@ def check_same_settings(workdir: epath.Path, settings: dict[str, Any]) -> None:
             f"{workdir} holds images that were drawn with {field} = {before}, now it is {now}: "
             "name another --workdir"
         )
-
-
-def write_path(
-    steps: UInt8[np.ndarray, "steps n size size c"],
-    prompts: list[str],
-    moments: int,
-    workdir: epath.Path,
-) -> None:
-    """Writes a picture of the base's predictions, from the noisiest step to the last, by row."""
-    shown = np.linspace(0, len(steps) - 1, min(moments, len(steps))).round().astype(int)
-    tiles = [steps[step, row] for row in range(len(prompts)) for step in shown]
-    captions = [
-        prompt if not column else f"step {step + 1}"
-        for prompt in prompts
-        for column, step in enumerate(shown)
-    ]
-    image_grid.save_png(image_grid.grid(tiles, captions, len(shown)), workdir / PATH)
 
 
 def image_name(number: int, prompt: str, size: int) -> str:

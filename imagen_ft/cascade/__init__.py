@@ -1,6 +1,10 @@
-"""Cascades: `Cascade.load` or `load_cascade`, then `sample` or, for a `Request`, `stream`."""
+"""Cascades: `Cascade.load` or `load_cascade`, then `sample` or, for a `Request`, `stream`.
+
+In a notebook `show` displays images and `film` the way to them.
+"""
 
 from imagen_ft.cascade.cascade import Cascade, load_cascade
+from imagen_ft.cascade.pictures import film, show
 from imagen_ft.cascade.request import Request
 
-__all__ = ["Cascade", "Request", "load_cascade"]
+__all__ = ["Cascade", "Request", "film", "load_cascade", "show"]

@@ -14,16 +14,18 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, Key, UInt8
 
+from imagen_ft.cascade.changes import changed
 from imagen_ft.cascade.loading import load_stages
 from imagen_ft.cascade.request import Request
+from imagen_ft.diffusion.from_config import make_stages
 from imagen_ft.diffusion.stage import Stage
 from imagen_ft.text import class_names
 from imagen_ft.text.encoders import TextEncoder, make_text_encoder
-from launch.errors import InputError
-from launch.runtime.config import load_config
+from launch.runtime.config import load_config, reading
 from launch.runtime.devices.hardware import architecture
 from launch.runtime.devices.mesh import fetch, fetch_behind, put_split
 from launch.runtime.images import to_float, to_uint8
+from launch.runtime.limits import BATCH, check_numbers
 from launch.runtime.types import Array
 
 
@@ -39,6 +41,7 @@ class Cascade:
         digests: of each stage's weights.
         batch_size: how many images are drawn at a time, unless a request or a stage has its own
             number; with a mesh the next multiple of its devices.
+        config: what it was loaded from, changes included.
         mesh: of the devices that draw together, each a part of a batch; all processes of a job
             then have to make the same calls. None is one device.
     """
@@ -48,20 +51,50 @@ class Cascade:
     encoder: TextEncoder
     class_names: tuple[str, ...]
     digests: tuple[str, ...]
+    config: ml_collections.ConfigDict
     batch_size: int = 100
     mesh: Mesh | None = None
 
     @classmethod
-    def load(cls, config: str) -> "Cascade":
+    def load(cls, config: str | ml_collections.ConfigDict, **changes: Any) -> "Cascade":
         """Loads the stages that a config of `imagen_ft.sample` names.
 
         Args:
-            config: its file and arguments, such as 'configs/digits/sample.py'.
+            config: it, or its file and arguments, such as 'configs/digits/sample.py'.
+            **changes: as for `with_`; and `run`, `ema`, `best` and `dtype` (of the computation),
+                which decide about the weights: `stages={"base4": dict(run="gs://mine/base4")}`.
 
         Raises:
-            InputError: see `load_cascade`.
+            InputError: see `load_cascade`; or a change has an unknown name or a wrong value.
         """
-        return load_cascade(load_config(config))
+        config = load_config(config) if isinstance(config, str) else config
+        with reading(config):
+            config = changed(config, changes, loading=True)
+        with reading(config):
+            return load_cascade(config)
+
+    def with_(self, **changes: Any) -> "Cascade":
+        """The same weights with another way of sampling: `with_(guidance_weight=2.0)`.
+
+        A program is compiled for each way of sampling when it first draws, and kept: going back to
+        an earlier one costs nothing. Stages that do not change keep theirs.
+
+        Args:
+            **changes: of all stages: `sampler` ('ddpm', 'ddim'), `num_steps`, `spacing`,
+                `logvar_coeff` (read by ddpm), `eta` (read by ddim), `guidance_weight`,
+                `guidance_interval`, `threshold_percentile`, `threshold_maximum` and, of the stages
+                that enlarge, `noise_augmentation`; of one stage, by the name that the config gives
+                it: `stages={"sr256": dict(num_steps=30)}`. `batch_size` is the cascade's number,
+                within `stages` a stage's own.
+
+        Raises:
+            InputError: a name is unknown, or a value is what a config may not say either.
+        """
+        config = changed(self.config, changes, loading=False)
+        check_numbers(config, {"batch_size": BATCH})
+        with reading(config):
+            stages = tuple(make_stages(config).values())
+        return dataclasses.replace(self, stages=stages, config=config, batch_size=config.batch_size)
 
     @overload
     def sample(
@@ -281,15 +314,12 @@ def load_cascade(config: ml_collections.ConfigDict, mesh: Mesh | None = None) ->
         InputError: see `loading.load_stages`; a cache of text states lacks a prompt; or
             `batch_size` is less than 1.
     """
-    if config.batch_size < 1:
-        raise InputError(f"config.batch_size={config.batch_size}: at least 1 is needed")
+    check_numbers(config, {"batch_size": BATCH})
     encoder = make_text_encoder(config.text)
     names = class_names.resolve(config.class_names)
     encoder.embed(names)  # A prompt that a cache lacks is found before any work.
     stages, variables, digests = load_stages(config, encoder, mesh)
-    return Cascade(
-        stages, variables, encoder, names, digests, batch_size=config.batch_size, mesh=mesh
-    )
+    return Cascade(stages, variables, encoder, names, digests, config, config.batch_size, mesh)
 
 
 def _keys(seed: int, stage: int, indices: np.ndarray) -> Key[Array, " n"]:

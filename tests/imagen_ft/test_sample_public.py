@@ -16,7 +16,7 @@ from etils import epath
 
 from configs.digits import finetune_base4
 from imagen_ft import sample
-from imagen_ft.cascade import Cascade
+from imagen_ft.cascade import Cascade, film
 from imagen_ft.diffusion.from_config import make_denoiser
 from imagen_ft.text import __main__
 from imagen_ft.training import warm_start
@@ -134,12 +134,12 @@ def test_pictures(work, tmp_path, monkeypatch):
         cascade.sample(prompts, low=np.zeros((4, 5, 5, 3), np.uint8))
 
 
-def test_a_path_is_shown_from_its_first_step_to_its_last(tmp_path, monkeypatch):
+def test_a_film_goes_from_the_first_step_to_the_last(monkeypatch):
     steps = np.tile(np.arange(9, dtype=np.uint8).reshape(-1, 1, 1, 1, 1), (1, 2, 4, 4, 3))
     cascade, drawn = mock.Mock(Cascade, path=lambda prompts, seed: steps + seed), []
     monkeypatch.setattr(image_grid, "grid", lambda *args: drawn.append(args))
-    monkeypatch.setattr(image_grid, "save_png", lambda *_: None)
-    sample.write_path(cascade.path(["a", "b"], 10), ["a", "b"], 3, epath.Path(tmp_path))
+    monkeypatch.setattr(image_grid, "to_png", lambda _: b"")
+    film(cascade.path(["a", "b"], 10), ["a", "b"], 3)
     [(tiles, captions, columns)] = drawn
     assert [int(tile[0, 0, 0]) for tile in tiles] == [10, 14, 18] * 2
     assert captions == ["a", "step 5", "step 9", "b", "step 5", "step 9"] and columns == 3

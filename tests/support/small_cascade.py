@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from imagen_ft.cascade import Cascade
-from imagen_ft.diffusion.from_config import make_denoiser, make_stage
+from imagen_ft.diffusion.from_config import make_stages
 from imagen_ft.text import encoders
 
 NAMES = ("ab", "c", "de")
@@ -39,19 +39,23 @@ STAGES = (
 )
 
 
+TEXT = dict(max_length=3, seed=0, model=dict(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
+
+
 def encoder():
-    model = dict(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
-    return encoders.make_text_encoder(ConfigDict(dict(max_length=3, seed=0, model=model)))
+    return encoders.make_text_encoder(ConfigDict(TEXT))
+
+
+def config():
+    names = ("base4", "sr8")
+    options = dict(sampler=SAMPLER, threshold_percentile=100.0)
+    entries = [dict(sampling, stage=network, **options) for network, sampling in STAGES]
+    stages = dict(zip(names, entries, strict=True))
+    return ConfigDict(dict(stages=stages, batch_size=100, class_names=NAMES, text=TEXT))
 
 
 def stages():
-    return tuple(
-        make_stage(
-            ConfigDict(dict(sampling, sampler=SAMPLER, threshold_percentile=100.0)),
-            make_denoiser(ConfigDict(network)),
-        )
-        for network, sampling in STAGES
-    )
+    return tuple(make_stages(config()).values())
 
 
 def random_variables(stage, seed):
@@ -69,7 +73,7 @@ def random_variables(stage, seed):
 
 def make_cascade():
     variables = tuple(random_variables(stage, seed) for seed, stage in enumerate(stages()))
-    return Cascade(stages(), variables, encoder(), NAMES, ("", ""))
+    return Cascade(stages(), variables, encoder(), NAMES, ("", ""), config())
 
 
 def low_images(count):

@@ -1,5 +1,6 @@
 """Pictures of images: grids with captions."""
 
+import dataclasses
 import io
 import textwrap
 from collections.abc import Sequence
@@ -15,6 +16,24 @@ from launch.files import write_atomic
 DPI = 110
 
 
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A picture that notebooks display where it is the last line of a cell.
+
+    Attributes:
+        png: its file.
+    """
+
+    png: bytes = dataclasses.field(repr=False)
+
+    def _repr_png_(self) -> bytes:
+        return self.png
+
+    def save(self, path: epath.PathLike) -> None:
+        """Writes it as PNG."""
+        write_atomic(path, self.png)
+
+
 def show(axes: Axes, image: UInt8[np.ndarray, "h w c"]) -> None:
     """Draws one image, pixel by pixel."""
     axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
@@ -23,7 +42,7 @@ def show(axes: Axes, image: UInt8[np.ndarray, "h w c"]) -> None:
 
 
 def grid(
-    images: Sequence[UInt8[np.ndarray, "h w c"]], captions: Sequence[str], columns: int
+    images: Sequence[UInt8[np.ndarray, "_h _w _c"]], captions: Sequence[str], columns: int
 ) -> Figure:
     """Images row by row, each with its caption above.
 

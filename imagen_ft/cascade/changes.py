@@ -1,0 +1,136 @@
+"""A cascade's settings by short names, changed in all of its stages or in one."""
+
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from launch.errors import InputError
+
+
+class _Setting(NamedTuple):
+    """Where a setting is in a stage's entry of the config, and what its values have to be."""
+
+    field: str
+    kind: str
+    convert: Callable[[Any], Any]
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool | str):
+        raise TypeError
+    return float(value)
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _mixture(value: Any) -> float | str:
+    return "learned" if isinstance(value, str) and value == "learned" else _number(value)
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+_INTEGER = "an integer", operator.index
+_NUMBER = "a number", _number
+_NAME = "a name", _name
+SAMPLING = {
+    "sampler": _Setting("sampler.name", *_NAME),
+    "num_steps": _Setting("sampler.num_steps", *_INTEGER),
+    "spacing": _Setting("sampler.spacing", *_NAME),
+    "logvar_coeff": _Setting("sampler.logvar_coeff", "a number or 'learned'", _mixture),
+    "eta": _Setting("sampler.eta", *_NUMBER),
+    "guidance_weight": _Setting("guidance_weight", *_NUMBER),
+    "guidance_interval": _Setting(
+        "guidance_interval", "two numbers", lambda ends: tuple(map(_number, ends))
+    ),
+    "threshold_percentile": _Setting("threshold_percentile", *_NUMBER),
+    "threshold_maximum": _Setting("threshold_maximum", *_NUMBER),
+    "noise_augmentation": _Setting("noise_augmentation", *_NUMBER),
+}
+# Among the settings of all stages it is the cascade's, among those of one the stage's own.
+_BATCH_SIZE = {"batch_size": _Setting("batch_size", *_INTEGER)}
+# What decides about the weights.
+LOADING = {
+    "run": _Setting("run", "a path", _name),
+    "ema": _Setting("ema", *_NAME),
+    "best": _Setting("best", "True or False", _flag),
+    "dtype": _Setting("stage.unet.dtype", *_NAME),
+}
+
+
+def changed(
+    config: ml_collections.ConfigDict, changes: Mapping[str, Any], loading: bool
+) -> ml_collections.ConfigDict:
+    """A config with other settings.
+
+    Args:
+        config: of a task, with `stages`; it stays as it is.
+        changes: settings by name (`SAMPLING`), for all stages; `batch_size`, the cascade's; and
+            `stages`, a dict of settings by the stage's name, which go before those for all.
+        loading: whether the weights are still to be loaded: `LOADING` may then change as well.
+
+    Raises:
+        InputError: no setting or stage has such a name; names those there are. A value is of
+            another type.
+    """
+    common = dict(changes)
+    by_stage = common.pop("stages", {})
+    names = {**SAMPLING, **(LOADING if loading else {})}
+    if not isinstance(by_stage, Mapping):
+        raise InputError(f"stages must be a dict of settings by stage, got {by_stage!r}")
+    _check_names("stage", by_stage, config.stages)
+    locked, config = config.is_locked, ml_collections.ConfigDict(_unshared(config))
+    with config.ignore_type():
+        for name in _BATCH_SIZE.keys() & common.keys():
+            _set(config, name, _BATCH_SIZE[name], common.pop(name))
+        _check_names("setting", common, {**names, **_BATCH_SIZE, "stages": None})
+        for stage, entry in config.stages.items():
+            own = by_stage.get(stage, {})
+            if not isinstance(own, Mapping):
+                raise InputError(f"stages[{stage!r}] must be a dict of settings, got {own!r}")
+            of_stage = {**names, **_BATCH_SIZE}
+            _check_names(f"setting of {stage}", own, of_stage)
+            for name, value in {**_fitting(common, entry), **own}.items():
+                _set(entry, name, of_stage[name], value)
+    return config.lock() if locked else config
+
+
+def _unshared(node: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Its fields; a part that it holds in two places (one sampler for all stages) is two parts."""
+    return {
+        name: _unshared(value) if isinstance(value, ml_collections.ConfigDict) else value
+        for name, value in node.items()
+    }
+
+
+def _fitting(common: Mapping[str, Any], entry: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Without the noise of a low-resolution image where a stage starts from none."""
+    left_out = () if entry.stage.low_size else ("noise_augmentation",)
+    return {name: value for name, value in common.items() if name not in left_out}
+
+
+def _set(node: ml_collections.ConfigDict, name: str, setting: _Setting, value: Any) -> None:
+    try:
+        value = setting.convert(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} must be {setting.kind}, got {value!r}") from None
+    *folders, field = setting.field.split(".")
+    for folder in folders:
+        node = node[folder]
+    node[field] = value
+
+
+def _check_names(kind: str, given: Iterable[str], known: Iterable[str]) -> None:
+    known = list(known)
+    for name in given:
+        if name not in known:
+            raise InputError(f"there is no {kind} {name!r} (there is: {', '.join(known)})")

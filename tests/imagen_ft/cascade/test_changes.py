@@ -1,0 +1,117 @@
+"""Settings of a cascade by name, in a notebook: what they change, and what is refused."""
+
+import jax
+import numpy as np
+import pytest
+
+import imagen_ft.cascade.cascade as cascades
+from imagen_ft.cascade import Cascade, film, show
+from imagen_ft.cascade.changes import LOADING, SAMPLING, changed
+from imagen_ft.diffusion.from_config import make_stages
+from launch.errors import InputError
+from tests.support.small_cascade import NAMES, config, make_cascade
+
+
+@pytest.fixture(scope="module")
+def cascade():
+    return make_cascade()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(steps=3), r"no setting 'steps' \(there is: sampler, num_steps, .*, stages\)"),
+        (dict(run="runs/other"), "no setting 'run'"),
+        (dict(stages={"sr9": {}}), r"no stage 'sr9' \(there is: base4, sr8\)"),
+        (dict(stages=["sr8"]), "stages must be a dict of settings by stage, got"),
+        (dict(stages={"sr8": 3}), r"stages\['sr8'\] must be a dict of settings, got 3"),
+        (dict(stages={"sr8": dict(run="x")}), "no setting of sr8 'run'"),
+        (dict(guidance_weight="2"), "guidance_weight must be a number, got '2'"),
+        (dict(guidance_weight=-1), r"guidance_weight=-1\.0: 1 is none"),
+        (dict(num_steps=2.5), r"num_steps must be an integer, got 2\.5"),
+        (dict(num_steps=0), "sampler.num_steps=0: at least 1 is needed"),
+        (dict(logvar_coeff="learnt"), "logvar_coeff must be a number or 'learned', got 'learnt'"),
+        (dict(logvar_coeff="learned"), "the stage has no learned_variance"),
+        (dict(logvar_coeff=2), "sampler.logvar_coeff=2.0: a number in"),
+        (dict(guidance_interval=0.5), "guidance_interval must be two numbers, got 0.5"),
+        (dict(sampler="euler"), "sampler.name='euler': known are 'ddpm', 'ddim'"),
+        (dict(sampler="ddim"), "config.stages.base4.sampler.eta is missing"),
+        (dict(spacing="karras"), "known are"),
+        (dict(batch_size=0), "config.batch_size=0: at least 1 is needed"),
+    ],
+)
+def test_changes_that_are_refused(cascade, changes, message):
+    with pytest.raises(InputError, match=message):
+        cascade.with_(**changes)
+
+
+def test_another_way_of_sampling_is_that_of_another_config(cascade, monkeypatch):
+    def load_stages(config, *_):
+        return tuple(make_stages(config).values()), cascade.variables, cascade.digests
+
+    monkeypatch.setattr(cascades, "load_stages", load_stages)
+    common = dict(logvar_coeff=0.3, guidance_weight=np.float32(2), batch_size=3)
+    own = dict(sampler="ddim", num_steps=3, eta=0.5, noise_augmentation=0.5, batch_size=2)
+    other = cascade.with_(**common, stages={"sr8": own})
+    theirs = config()
+    theirs.batch_size = 3
+    base, larger = theirs.stages.base4, theirs.stages.sr8
+    base.sampler = dict(name="ddpm", num_steps=2, logvar_coeff=0.3)
+    base.guidance_weight = larger.guidance_weight = 2.0
+    larger.sampler = dict(name="ddim", num_steps=3, logvar_coeff=0.3, eta=0.5)
+    larger.update(noise_augmentation=0.5, batch_size=2)
+    loaded, at_once = Cascade.load(theirs), Cascade.load(config(), **common)
+    images = other.sample(NAMES, every_stage=True)
+    jax.tree.map(np.testing.assert_array_equal, images, loaded.sample(NAMES, every_stage=True))
+    assert other.rounding() == loaded.rounding() and other.config == loaded.config == theirs
+    # A program is compiled for each way of sampling: a stage that does not change keeps its own.
+    assert other.stages == loaded.stages and other.stages[0] == at_once.stages[0]
+    assert other.variables is cascade.variables
+    assert other.with_().stages == other.stages != cascade.stages
+    assert cascade.config == config()
+
+
+def test_every_setting_is_in_the_config_under_its_name():
+    """Each setting changes one field of one stage, and nothing else."""
+    values = {"an integer": 7, "True or False": True, "two numbers": (0.25, 0.5)}
+    values |= {"a number": 0.5, "a number or 'learned'": 0.5, "a name": "x", "a path": "x"}
+    before, fields = config(), set()
+    for name, setting in {**SAMPLING, **LOADING}.items():
+        after = changed(before, {"stages": {"sr8": {name: values[setting.kind]}}}, loading=True)
+        node = after.stages.sr8
+        for field in setting.field.split("."):
+            node = node[field]
+        assert node == values[setting.kind] and before == config()
+        assert after.stages.base4 == before.stages.base4
+        fields.add(setting.field)
+    assert len(fields) == len(SAMPLING) + len(LOADING)
+    common = changed(before, dict(noise_augmentation=0.7), loading=False).stages
+    assert (common.base4.noise_augmentation, common.sr8.noise_augmentation) == (0.0, 0.7)
+
+
+def test_pictures_in_a_notebook(tmp_path):
+    small, large = np.zeros((3, 4, 4, 1), np.uint8), np.zeros((3, 8, 8, 3), np.uint8)
+    picture = show(large, ["a", "b", "c"])
+    assert picture._repr_png_().startswith(b"\x89PNG")
+    picture.save(tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes() == picture.png
+    assert show([small, large], "abc", columns=1).png != picture.png
+    assert film(np.stack([small] * 5), "abc", 2).png.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("images", "captions", "message"),
+    [
+        (
+            np.zeros((2, 4, 4, 1)),
+            None,
+            r"image 0 must be uint8 \[h, w, c\], got float64 \[4, 4, 1\]",
+        ),
+        (np.zeros((2, 4, 4), np.uint8), None, r"must be uint8 \[h, w, c\], got uint8 \[4, 4\]"),
+        (np.zeros((2, 4, 4, 1), np.uint8), ["a"], "1 captions for 2 images"),
+        ([], None, "0 images: at least one is needed"),
+    ],
+)
+def test_pictures_that_cannot_be_shown(images, captions, message):
+    with pytest.raises(InputError, match=message):
+        show(images, captions)
