@@ -84,8 +84,8 @@ def submit(mode: Mode, argv: Sequence[str]) -> int:
     request = Request(job_name(values.name, task), task, checkout, values, Path(values.jobs))
     check_variables(request.variables)
     check_workdir(mode, task, mode.shared(request))
-    if mode.copies_code:
-        check_clean(checkout, values.allow_dirty)
+    if mode.starts_later:
+        check_clean(checkout, values.allow_dirty, mode.copies_code)
     plan = mode.plan(request)
     _check_task(mode, request)
     if values.dry_run:
@@ -142,6 +142,7 @@ def _end(
     if values.dry_run:
         print(plan)
         return 0
+    plan.write()
     for command in plan.commands:
         run(command)
     record = mode.look(record)

@@ -34,16 +34,22 @@ def find_checkout() -> Checkout:
     return Checkout(Path(root), commit, bool(_git(folder, "status", "--porcelain")))
 
 
-def check_clean(checkout: Checkout, allow_dirty: bool) -> None:
+def check_clean(checkout: Checkout, allow_dirty: bool, copies_code: bool) -> None:
     """Looks whether the commit tells what the job would run.
+
+    Args:
+        checkout: the code.
+        allow_dirty: whether it need not.
+        copies_code: whether hosts run the commit, not what lies here.
 
     Raises:
         InputError: it does not, and that was not allowed.
     """
     if checkout.is_dirty and not allow_dirty:
+        code = f"commit {checkout.commit[:12]} without them" if copies_code else "what lies there"
         raise InputError(
             f"{checkout.root} has changes that are in no commit: commit them, or say --allow_dirty "
-            f"to run commit {checkout.commit[:12]} (slurm: what lies there)"
+            f"to run {code}"
         )
 
 

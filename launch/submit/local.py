@@ -10,7 +10,7 @@ from absl import flags
 
 from launch.cli import say
 from launch.errors import PREEMPTED, InputError
-from launch.submit.mode import Mode, Request, new_record
+from launch.submit.mode import Mode, Request, check_processes, new_record
 from launch.submit.plan import Command, Plan
 from launch.submit.processes import GOES_ON, PORT, listening, run_once
 from launch.submit.record import ENDED, Record
@@ -25,6 +25,7 @@ class Local(Mode):
     name = "local"
     description = "processes of this machine, as CPU devices or a GPU each"
     copies_code = False
+    starts_later = False
     hosts_share_disks = True
 
     def define_flags(self, values: flags.FlagValues) -> None:
@@ -50,14 +51,9 @@ class Local(Mode):
     def plan(self, request: Request) -> Plan:
         """A command a process; they run side by side, with a free port in place of PORT."""
         values = request.flags
-        count = values.workers or values.processes
-        if values.processes < 1 or values.workers < 0 or values.restarts < 0:
-            raise InputError("--processes must be at least 1, --workers and --restarts at least 0")
-        if values.workers and values.processes > 1:
-            raise InputError("--workers and --processes: give one of them")
-        needed = "worker" if values.workers else "coordinator" if count > 1 else ""
-        if needed and needed not in request.task.flags:
-            raise InputError(f"{request.task.module} has no --{needed}: it is one process")
+        check_processes(request.task, values.processes, values.workers)
+        if values.restarts < 0:
+            raise InputError(f"--restarts must be at least 0, got {values.restarts}")
         if values.devices == "gpu" and not any(map(os.path.exists, ("/dev/nvidia0", "/dev/kfd"))):
             raise InputError("--devices=gpu: this machine shows no GPU; leave it out")
         return Plan(commands=tuple(Command(argv) for argv in self.commands(request)))

@@ -55,12 +55,14 @@ class Mode(abc.ABC):
         name: on the command line.
         description: one line for --help.
         copies_code: whether hosts run the commit, not what lies here.
+        starts_later: whether what lies here may have changed before the job is started.
         hosts_share_disks: whether a local path is the same folder on all hosts.
     """
 
     name: ClassVar[str]
     description: ClassVar[str]
     copies_code: ClassVar[bool] = True
+    starts_later: ClassVar[bool] = True
     hosts_share_disks: ClassVar[bool] = False
 
     @abc.abstractmethod
@@ -93,7 +95,11 @@ class Mode(abc.ABC):
             InputError: a command has failed; what was begun before is taken back.
         """
         plan.write()
-        printed = [run(command) for command in plan.commands]
+        try:
+            printed = [run(command) for command in plan.commands]
+        except InputError:
+            plan.remove()
+            raise
         record = new_record(self, request, self.resource(request, printed))
         return record.write(request.folder)
 
@@ -177,6 +183,27 @@ def check_variables(names: tuple[str, ...]) -> None:
             raise InputError(f"--env={name}: this variable is not set here; export it first")
         if "\n" in os.environ[name]:
             raise InputError(f"--env={name}: its value has several lines; give it as a file")
+
+
+def check_processes(task: Task, processes: int, workers: int) -> None:
+    """Looks whether a task can be so many processes.
+
+    Args:
+        task: of the job.
+        processes: that share the work.
+        workers: that do a part each, alone; 0 for none.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if processes < 1 or workers < 0:
+        raise InputError("the processes must be at least 1, --workers at least 0")
+    if workers and processes > 1:
+        raise InputError("--workers and several processes: give one of them")
+    if workers and "worker" not in task.flags:
+        raise InputError(f"{task.module} has no --worker: its work is not divided so")
+    if processes > 1 and "num_processes" not in task.flags:
+        raise InputError(f"{task.module} has no --num_processes: it is one process")
 
 
 def check_workdir(mode: Mode, task: Task, shared: tuple[str, ...]) -> None:

@@ -1,5 +1,6 @@
 """What a job needs to be started: files to write and commands to run, first of all as text."""
 
+import contextlib
 import dataclasses
 import os
 import shlex
@@ -65,7 +66,8 @@ class Plan:
 
     def __str__(self) -> str:
         """What --dry_run prints: a shell script that would do the same."""
-        blocks = []
+        folders = dict.fromkeys(shlex.quote(str(file.path.parent)) for file in self.files)
+        blocks = [f"mkdir -p {' '.join(folders)}\n"] if folders else []
         for file in self.files:
             path = shlex.quote(str(file.path))
             blocks.append(f"cat > {path} <<'END'\n{file.text.rstrip()}\nEND\n")
@@ -77,6 +79,13 @@ class Plan:
         for file in self.files:
             file.path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(file.path, file.text.encode())
+
+    def remove(self) -> None:
+        """Removes the files, and the folders that are empty without them."""
+        for file in self.files:
+            file.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                file.path.parent.rmdir()
 
 
 def run(command: Command, missing_ok: Sequence[str] = ()) -> str:

@@ -24,7 +24,7 @@ def job(tmp_path, monkeypatch):
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(submit, "find_checkout", lambda: Checkout(ROOT, COMMIT, is_dirty=False))
-    flags = {"coordinator", "config", "dry_run", "num_workers", "preflight", "worker", "workdir"}
+    flags = "coordinator config dry_run num_processes num_workers preflight worker workdir".split()
     monkeypatch.setattr(task.Task, "flags", frozenset(flags))
     monkeypatch.setattr(task.Task, "check", lambda self, preflight="": None)
 

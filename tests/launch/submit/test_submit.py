@@ -2,14 +2,15 @@
 
 import json
 import os
+import subprocess
 
 import pytest
 
 from launch.errors import InputError
 from launch.submit import __main__ as submit
 from launch.submit.checkout import Checkout
-from launch.submit.mode import Mode, check_workdir, job_name
-from launch.submit.plan import Command, run
+from launch.submit.mode import Mode, check_processes, check_workdir, job_name
+from launch.submit.plan import Command, Plan, TextFile, run
 from launch.submit.task import Task
 from tests.support import ROOT
 
@@ -28,7 +29,8 @@ TASK = ("--", "python", "-m", "imagen_ft.finetune", "--config=c.py", "--workdir=
         (["local", "--env=NOT_SET_ANYWHERE", *TASK], "this variable is not set here"),
         (["local", "--env=TOKEN=abc", *TASK], "--env=TOKEN: give the name of a variable alone$"),
         (["local", "--env=LINES_OF_IT", *TASK], "its value has several lines"),
-        (["local", "--processes=0", *TASK], "--processes must be at least 1"),
+        (["local", "--processes=0", *TASK], "processes must be at least 1"),
+        (["local", "--restarts=-1", *TASK], "--restarts must be at least 0, got -1"),
         (["local", "--processes=2", "--workers=2", *TASK], "give one of them"),
         (["local", "--devices=gpu", *TASK], "this machine shows no GPU"),
         (["local", "--check=preflight", *TASK], "has no TPUs to compile for"),
@@ -48,10 +50,13 @@ def test_refused(job, monkeypatch, tmp_path, argv, said):
 def test_changes_in_no_commit(job, monkeypatch):
     dirty = Checkout(ROOT, "0" * 40, is_dirty=True)
     monkeypatch.setattr(submit, "find_checkout", lambda: dirty)
-    monkeypatch.setattr(submit.MODES["local"], "copies_code", True)
-    with pytest.raises(InputError, match="has changes that are in no commit"):
-        job("local", "--dry_run", *TASK)
-    assert job("local", "--dry_run", "--allow_dirty", *TASK) == 0
+    assert job("local", "--dry_run", *TASK) == 0
+    monkeypatch.setattr(submit.MODES["local"], "starts_later", True)
+    for copies, code in ((True, "commit 000000000000 without them"), (False, "what lies there")):
+        monkeypatch.setattr(submit.MODES["local"], "copies_code", copies)
+        with pytest.raises(InputError, match=f"in no commit: .* --allow_dirty to run {code}$"):
+            job("local", "--dry_run", *TASK)
+        assert job("local", "--dry_run", "--allow_dirty", *TASK) == 0
 
 
 TINY = ("python", "-m", "tests.launch.submit.tiny_task")
@@ -186,3 +191,23 @@ def test_a_program_that_is_missing(tools):
     with pytest.raises(InputError, match="kubectl is not installed: install it and log in"):
         run(Command(("kubectl", "get")))
     assert os.environ["PATH"].endswith("bin")
+
+
+@pytest.mark.parametrize(
+    ("processes", "workers", "flag"), [(2, 0, "num_processes"), (1, 2, "worker")]
+)
+def test_tasks_that_are_one_process(processes, workers, flag):
+    task = Task("x", ())
+    vars(task)["flags"] = frozenset({"coordinator"})
+    check_processes(task, 1, 0)
+    with pytest.raises(InputError, match=f"x has no --{flag}: it"):
+        check_processes(task, processes, workers)
+
+
+def test_a_plan_as_a_script(tmp_path):
+    folder = tmp_path / "of jobs"
+    plan = Plan((TextFile(folder / "a b", "x\n$HOME\n"),), (Command(("cat", str(folder / "a b"))),))
+    done = subprocess.run(["sh", "-ec", str(plan)], capture_output=True, text=True, check=True)
+    assert done.stdout == "x\n$HOME\n" == (folder / "a b").read_text()
+    plan.remove()
+    assert not folder.exists()
