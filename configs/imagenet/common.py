@@ -11,6 +11,8 @@ Arguments of each config, as in `FILE.py:host,data=data/imagenet.zip`:
                   in parts; the learning rate stays
     data          a folder, or a zip, of `train/n01440764/*.JPEG` and `val/n01440764/*.JPEG`
     train, val    what these two folders in it are called
+    tfds          a folder of imagenet2012 that TFDS prepared, instead of `data`; TFRecord may be at
+                  gs://
     runlocal      a few steps of a tiny network at small sizes, with a text encoder that needs no
                   download: it starts on a CPU
 
@@ -21,6 +23,7 @@ where the network computes its blocks again (`remat`).
 from ml_collections import ConfigDict
 
 from configs import arguments
+from configs.imagenet.images import real_images
 
 # The longest class name has 37 bytes; an end token follows.
 LOCAL_TEXT = dict(
@@ -33,18 +36,18 @@ LOCAL_TEXT = dict(
 def parse(arg: str) -> dict:
     """The arguments of a config, see the module."""
     return arguments.parse(
-        arg, data="data/imagenet", train="train", val="val", host=False, runlocal=False
+        arg, data="data/imagenet", train="train", val="val", tfds="", host=False, runlocal=False
     )
 
 
 def train_source(args: dict) -> dict:
     """The training images."""
-    return dict(name="image_folder", path=args["data"], root=args["train"])
+    return real_images(args, "train")
 
 
 def evaluation_source(args: dict) -> dict:
     """Ten validation images a class."""
-    return dict(name="image_folder", path=args["data"], root=args["val"], per_class=10)
+    return dict(real_images(args, "val"), per_class=10)
 
 
 def shrink(config: ConfigDict, tiny: str) -> None:

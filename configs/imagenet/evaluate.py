@@ -9,6 +9,7 @@ the 1,000 classes in the order of the WordNet ids. What can be said behind the n
     sets      of those below, joined by +: sets=val+v2+r (all by default)
     data      a folder or zip with the two folders below in it
     val       which holds the validation images
+    tfds      a folder of imagenet2012 that TFDS prepared, instead of these
     train     which holds the training images; looked at for gamma alone
     shifts    folder of the other sets
     gamma     of runs on the long tail of n_max=1300 with this gamma: accuracy of many-, medium-
@@ -36,6 +37,7 @@ second on each core; the attacks cost as much as training on some 125,000 images
 from ml_collections import ConfigDict
 
 from configs import arguments
+from configs.imagenet.images import real_images
 
 # Label map, folder, and the archive that holds it.
 SHIFTS = {
@@ -71,13 +73,15 @@ def get_config(arg=""):
         data="data/imagenet",
         train="train",
         val="val",
+        tfds="",
         shifts="data",
         gamma=0,
         runlocal=False,
     )
-    sets = {"val": _set("", args["data"], args["val"], _PREPARE_VAL)}
+    sets = {"val": _set("", real_images(args, "val"), _PREPARE_VAL)}
     for name, (label_map, folder, archive) in SHIFTS.items():
-        sets[name] = _set(label_map, f"{args['shifts']}/{folder}", "", f"unpack {archive}")
+        source = dict(name="image_folder", path=f"{args['shifts']}/{folder}", root="")
+        sets[name] = _set(label_map, source, f"unpack {archive}")
     default = "val" if args["runlocal"] else "+".join(sets)
     chosen = (args["sets"] or default).split("+")
     if unknown := [name for name in chosen if name not in sets]:
@@ -101,9 +105,7 @@ def get_config(arg=""):
     if args["gamma"]:
         # "Diversify, Don't Fine-Tune" (2023, appendix B).
         config.shots.source = dict(
-            name="image_folder",
-            path=args["data"],
-            root=args["train"],
+            real_images(args, "train"),
             long_tail=dict(n_max=1300, gamma=args["gamma"]),
         )
         config.shots.many, config.shots.few = 800, 300  # images a class
@@ -118,6 +120,5 @@ def get_config(arg=""):
     return config
 
 
-def _set(label_map: str, path: str, root: str, prepare: str) -> dict:
-    source = dict(name="image_folder", path=path, root=root)
+def _set(label_map: str, source: dict, prepare: str) -> dict:
     return dict(source=source, label_map=label_map, prepare=prepare)

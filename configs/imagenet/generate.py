@@ -15,14 +15,15 @@ What can be said behind the name of the file:
     cascade       if (DeepFloyd IF-L, the default) or imagen
     size          64, 256, or, of imagen, 1024; 1024 is stored at 256
     k             how many times the real set
-    data, train   the real images, as in `common.py`; only their classes are counted
+    data, train,  the real images, as in `common.py`; only their classes are counted
+    tfds
     runlocal      16 px by a tiny base, which is trained with `runlocal` as well
 
 Guidance, variances, steps and noise augmentation of imagen are those that Azizi et al. 2023 chose
 (1000, 1000 and 32 steps); IF keeps its learned variance and takes 100 and 50 steps.
 
-Hardware: `python -m tests.benchmarks.costs` tells chip hours a million images. Expected: k * 1.28M
-images in shards of about 150 MB: 64 px take 12 GB, 256 px about 50 GB, for each real set.
+Hardware: `python -m tests.benchmarks.costs` tells chip hours and money. Expected: k * 1.28M images
+in shards of about 150 MB: 64 px take 12 GB, 256 px about 50 GB, for each real set.
 """
 
 from ml_collections import ConfigDict
@@ -76,7 +77,14 @@ CASCADES = {
 
 def get_config(arg=""):
     args = arguments.parse(
-        arg, cascade="if", size=256, k=1, data="data/imagenet", train="train", runlocal=False
+        arg,
+        cascade="if",
+        size=256,
+        k=1,
+        data="data/imagenet",
+        train="train",
+        tfds="",
+        runlocal=False,
     )
     if args["cascade"] not in CASCADES:
         raise ValueError(f"cascade={args['cascade']}: there is {', '.join(CASCADES)}")

@@ -12,6 +12,7 @@ Arguments of each config, as in `FILE.py:arm=real+generated,k=3,data=data/imagen
     data          a folder, or a zip, of `train/n01440764/*.JPEG` and `val/n01440764/*.JPEG`
     prepared      the folder of a copy that is read faster, by `input_pipeline.prepare`, to train on
     train, val    what these two folders in it are called
+    tfds          a folder of imagenet2012 that TFDS prepared, instead of `data`
     runlocal      four steps of a tiny network at 32 px: it starts on a CPU
 
 "Diversify, Don't Fine-Tune" (2023, section 3.3) mixes otherwise; that is the arm real+generated
@@ -31,6 +32,7 @@ a core, as those of many hosts do, may take twice as long.
 from ml_collections import ConfigDict
 
 from configs import arguments, classification
+from configs.imagenet.images import real_images
 
 NUM_IMAGES, NUM_CLASSES = 1_281_167, 1000
 _LOCAL = {
@@ -55,13 +57,14 @@ def parse(arg: str) -> dict:
         prepared="",
         train="train",
         val="val",
+        tfds="",
         runlocal=False,
     )
 
 
 def train_sources(args: dict) -> dict:
     """The images of the arm."""
-    real = dict(name="image_folder", path=args["data"], root=args["train"])
+    real = real_images(args, "train")
     if args["prepared"]:
         real = dict(name="tfds", path=args["prepared"], split="train")
     if args["per_class"]:
@@ -74,7 +77,7 @@ def train_sources(args: dict) -> dict:
 
 def evaluation_source(args: dict) -> dict:
     """The 50,000 validation images."""
-    return dict(name="image_folder", path=args["data"], root=args["val"])
+    return real_images(args, "val")
 
 
 def epochs_to_steps(epochs: int, batch_size: int, args: dict) -> int:

@@ -74,7 +74,13 @@ VARIANTS = {
     "configs/digits/evaluate.py": ["split=validation"],
     "configs/digits/study.py": ["generated=x", "generated=x,runlocal"],
     **{
-        path: ["host", "host,runlocal", "data=imagenet.zip,train=a,val=b", "data=x,runlocal"]
+        path: [
+            "host",
+            "host,runlocal",
+            "data=imagenet.zip,train=a,val=b",
+            "data=x,runlocal",
+            "tfds=gs://bucket/imagenet2012",
+        ]
         for path in PARAMETERS
     },
     **{
@@ -87,6 +93,7 @@ VARIANTS = {
             "epochs=50",
             "per_class=100,epochs=100,batch=2048",
             "arm=real+generated,k=2,gamma=50",
+            "arm=real+generated,tfds=x",
             "data=imagenet.zip,train=a,val=b",
         ]
         for path in RECIPE_FILES
@@ -97,12 +104,14 @@ VARIANTS = {
         "data=x.zip",
         "shifts=/x",
         "gamma=50,train=a",
+        "gamma=50,tfds=x",
         "data=x.zip,val=a,train=b,shifts=/y,gamma=100,runlocal",
     ],
     "configs/imagenet/generate.py": [
         "size=64",
         "k=10",
         "data=imagenet.zip,train=a",
+        "tfds=gs://bucket/imagenet2012",
         "cascade=imagen",
         "cascade=imagen,size=64",
         "cascade=imagen,size=1024,k=3",
