@@ -1,169 +1,212 @@
-"""What a million images cost on accelerators, from operations; nothing is allocated or compiled.
+"""What the paper's protocol costs on accelerators: chip hours and money. Nothing is computed.
 
 python -m tests.benchmarks.costs                 # at 40% of the peak, an assumption
-python -m tests.benchmarks.costs --share=0.31    # as tests.benchmarks.sampling has measured it
+python -m tests.benchmarks.costs --share=0.3     # such as tests.benchmarks.sampling measures
+python -m tests.benchmarks.costs --quick         # the same: it takes some seconds
 
-Operations are XLA's count of the network as it is lowered, batch 1 and 77 tokens: a multiply-add is
-two, an element-wise operation one, a transcendental one none, and what a convolution would multiply
-of its padding is left out: at 8 px that is 16% of it. PyTorch counts the padding and matrices
-alone. T5 is left out: a prompt is embedded once for all its images.
+Azizi et al. 2023: fine-tune a cascade, generate as many images as ImageNet has, train classifiers
+on real, generated and both, evaluate them; with the paper's cascade (Imagen) and with the public
+one (DeepFloyd IF-L). Steps, batches, guidance and samplers are those of configs/imagenet, the
+operations those of `tests.benchmarks.operations`, the peaks those of
+`launch.runtime.devices.hardware`, the prices those of `tests.benchmarks.prices`.
+
+No chip reaches its peak. 40% is an assumption: of the training steps of the generators, the
+compiler for TPU v4 expects 48% to 62% (headers of configs/imagenet), without what else a run does;
+sampling in small batches reaches less. What reads, decodes and stores images is not counted.
 """
 
 import argparse
 import dataclasses
 import functools
+import importlib
 import json
-from typing import Any
-from unittest import mock
+from collections.abc import Mapping
 
-import jax
-
-from imagen_ft.diffusion.denoiser import Network
-from imagen_ft.models import presets
-from launch.runtime.layers import layers
+from configs.imagenet import generate, study
+from configs.imagenet.recognition import NUM_IMAGES
+from launch.runtime.devices.hardware import CHIPS
 from launch.runtime.reports.tables import text_table
+from tests.benchmarks.operations import SIZES, TRAINED, counted
+from tests.benchmarks.prices import PRICES, READ, SOURCE
 
-TOKENS = 77
-IMAGES = 1_000_000
-# bfloat16 TFLOP/s of a chip, dense: the makers' data sheets (docs.cloud.google.com/tpu/docs/v4,
-# v5p, v6e; the H200 SXM's is half of the printed 1,979, which count zeros of sparse matrices).
-PEAKS = {"TPU v4": 275, "TPU v5p": 459, "TPU v6e": 918, "H200": 989}
-# GFLOP of one forward pass, counted by PyTorch.
-BY_PYTORCH = {
-    "if_i_m": 229,
-    "if_i_l": 612,
-    "if_i_xl": 2879,
-    "if_ii_m": 1758,
-    "if_ii_l": 3090,
-}
+PEAKS = {price.chip: next(c for c in CHIPS if c.name == price.chip).peak_flops for price in PRICES}
+# What days are reckoned with: the paper's number of TPUs, or a host of GPUs.
+MACHINES = {chip: 8 if chip.startswith("H") else 256 for chip in PEAKS}
+MILLION = 1_000_000
+# Images of configs/imagenet/evaluate.py: six sets, once forward. The attacks cost what training on
+# so many costs: 5,000 images, one gradient of FGSM, twice ten of PGD, and what they are judged by.
+EVALUATED, ATTACKED = 166_963, 125_000
+ARMS = {"real": "real", "generated": "generated", "both": "real+generated,k=1"}
+# Guidance, log-variance and steps that Azizi et al. 2023, section 4.2, try for the base.
+GUIDANCES, LOGVARS, STEPS = (1.0, 1.25, 1.5, 1.75, 2.0, 5.0), 5, (128, 500, 1000)
+SEEDS, LARGEST = 10, 10  # of the scaling study, and times ImageNet
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How a stage is sampled.
+class Part:
+    """A part of a protocol.
 
     Attributes:
-        preset: of its network.
-        size: of the images, in pixels.
-        steps: of the sampler.
-        guided: whether every step evaluates the network twice.
+        name: what is done.
+        flops: that it takes.
+        summed: whether it belongs to the protocol itself.
     """
 
-    preset: str
-    size: int
-    steps: int
-    guided: bool
-
-    @property
-    def evaluations(self) -> int:
-        """Of the network, for one image."""
-        return self.steps * (2 if self.guided else 1)
-
-    def flops(self) -> float:
-        """Of one image; the text's part is computed once for all steps."""
-        text = network_flops(self.preset, self.size, "context")
-        step = network_flops(self.preset, self.size, "denoise")
-        return self.evaluations * step + (2 if self.guided else 1) * text
+    name: str
+    flops: float
+    summed: bool = True
 
 
-def _if(base: str, super_resolution: str) -> tuple[Sampling, ...]:
-    """The defaults of IFPipeline and IFSuperResolutionPipeline, guidance 7 and 4."""
-    return Sampling(base, 64, 100, True), Sampling(super_resolution, 256, 50, True)
+def image_flops(preset: str, steps: int, guidance: float) -> float:
+    """Of an image that one stage samples; guidance evaluates the network twice a step."""
+    times = 1 if guidance == 1 else 2
+    context, denoise = (counted()[method][preset] for method in ("context", "denoise"))
+    return times * (steps * denoise + context)
 
 
-CASCADES = {
-    "IF-I-M, II-M": _if("if_i_m", "if_ii_m"),
-    "IF-I-L, II-L": _if("if_i_l", "if_ii_l"),
-    "IF-I-XL, II-L": _if("if_i_xl", "if_ii_l"),
-    # Azizi et al. 2023, section 4: guidance 1.25, and none for super-resolution.
-    "Imagen": (
-        Sampling("imagen_base64", 64, 1000, True),
-        Sampling("imagen_sr256", 256, 1000, False),
-    ),
-}
+def stage_training(name: str, note: str = "", summed: bool = True) -> Part:
+    """The training of a generator's stage, by its config."""
+    config = importlib.import_module(f"configs.imagenet.{name}").get_config()
+    images = config.total_steps * config.batch_size
+    flops = images * counted()["step"][name]
+    return Part(f"train {name}, {config.total_steps:,} steps{note}", flops, summed)
 
 
-def program_flops(model: Network, method: str, *args: Any) -> float:
-    """XLA's count for a method of a network.
-
-    Args:
-        model: the network.
-        method: its name.
-        *args: shapes of its arguments, the variables first.
-    """
-    program = jax.jit(lambda *args: model.apply(*args, method=method))
-    # A loop over heads would be counted as one turn of it.
-    with mock.patch.object(layers, "LARGE_ON_CPU", float("inf")):
-        return program.lower(*args).cost_analysis()["flops"]
-
-
-def model_flops(model: Network, variables: Any, size: int, text_width: int, method: str) -> float:
-    """Operations for one image.
-
-    Args:
-        model: a U-Net.
-        variables: their shapes.
-        size: of the image, in pixels.
-        text_width: of the text states.
-        method: 'context' (once an image) or 'denoise' (every step).
-    """
-    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, "float32")  # noqa: E731
-    level = [shape(1)] if model.noise_level else []
-    text = [shape(1, TOKENS, text_width), *level]
-    x = [shape(1, size, size, 6 if level else 3), shape(1)]
-    if method == "context":
-        return program_flops(model, method, variables, *text)
-    context = jax.eval_shape(lambda *args: model.apply(*args, method="context"), variables, *text)
-    return program_flops(model, method, variables, *x, context)
+def generation(cascade: str) -> list[Part]:
+    """A generated ImageNet, stage by stage."""
+    largest = max(generate.CASCADES[cascade])
+    stages = generate.get_config(f"cascade={cascade},size={largest}").stages
+    parts = []
+    for name, stage in sorted(stages.items(), key=lambda item: item[1].stage.size):
+        steps, guidance = stage.sampler.num_steps, stage.guidance_weight
+        note = f"{stage.stage.size} px, {steps} steps{' x 2' if guidance != 1 else ''}"
+        flops = NUM_IMAGES * image_flops(name, steps, guidance)
+        parts.append(Part(f"generate {NUM_IMAGES:,}: {note}", flops))
+    return parts
 
 
 @functools.cache
-def network_flops(preset: str, size: int, method: str) -> float:
-    """As `model_flops`, of a preset."""
-    variables = {"params": presets.parameter_shapes(preset)}
-    text_width = presets.PRESETS[preset].text_width
-    return model_flops(presets.make(preset), variables, size, text_width, method)
+def training_flops(model: str, arm: str) -> float:
+    """Of the training of a classifier, by its config."""
+    config = importlib.import_module(f"configs.imagenet.{model}").get_config(f"arm={arm}")
+    return config.total_steps * config.batch_size * counted()["step"][model]
 
 
-def print_networks() -> None:
-    """One line a network: operations of a forward pass, of the text and of a step."""
-    rows = []
-    stages = {stage.preset: stage for stages in CASCADES.values() for stage in stages}
-    for preset, stage in stages.items():
-        parts = (network_flops(preset, stage.size, method) for method in ("context", "denoise"))
-        text, step = (part / 1e9 for part in parts)
-        known = f"{BY_PYTORCH[preset]:,}" if preset in BY_PYTORCH else ""
-        rows.append([preset, f"{text + step:,.0f}", known, f"{text:,.1f}", f"{step:,.0f}"])
-    print("\n" + text_table(["GFLOP, one image", "forward", "PyTorch", "text", "step"], rows))
+def recognition() -> list[Part]:
+    """All classifiers of tables 2 and 3, and their evaluation."""
+    cas = sum(training_flops("cas_resnet50", ARMS[arm]) for arm in ("real", "generated"))
+    parts = [Part("train cas_resnet50 on real, on generated", cas)]
+    models = study.COMPARED
+    for arm, argument in ARMS.items():
+        flops = sum(training_flops(model, argument) for model in models)
+        parts.append(Part(f"train {len(models)} classifiers on {arm}", flops))
+    # A forward pass is a third of a training step.
+    images = EVALUATED / 3 + ATTACKED
+    evaluation = images * sum(counted()["step"][model] for model in models) * len(ARMS)
+    return [
+        *parts,
+        Part(f"evaluate these {len(models) * len(ARMS)} on 6 sets, attacked", evaluation),
+    ]
+
+
+def search() -> list[Part]:
+    """How the paper chose guidance, variance and steps of its base."""
+    base = functools.partial(image_flops, "imagen_base64")
+    tried = LOGVARS * sum(base(steps, guidance) for steps in STEPS for guidance in GUIDANCES)
+    count = LOGVARS * len(STEPS) * len(GUIDANCES)
+    chosen = NUM_IMAGES * sum(base(1000, guidance) for guidance in GUIDANCES)
+    return [
+        Part(f"choose the base's sampler: {count} x 50,000 images", 50_000 * tried, False),
+        Part(f"choose its guidance: {len(GUIDANCES)} x {NUM_IMAGES:,} images", chosen, False),
+    ]
+
+
+def scaling() -> Part:
+    """The study of figure 6: so many times ImageNet beside the real images, several seeds each."""
+    arms = ["real", *(f"real+generated,k={k}" for k in range(1, LARGEST + 1))]
+    flops = SEEDS * sum(training_flops("resnet50", arm) for arm in arms)
+    return Part(f"figure 6: resnet50, 0 to {LARGEST} times, {SEEDS} seeds", flops, False)
+
+
+def protocols() -> dict[str, list[Part]]:
+    """Parts by cascade."""
+    from_scratch = stage_training("imagen_sr1024", " from scratch", False)
+    return {
+        "imagen": [
+            *map(stage_training, ("imagen_base64", "imagen_sr256")),
+            *generation("imagen"),
+            *recognition(),
+            from_scratch,
+            *search(),
+            scaling(),
+        ],
+        "if": [*map(stage_training, ("if_i_l", "if_ii_l")), *generation("if"), *recognition()],
+    }
 
 
 def chip_hours(flops: float, share: float) -> dict[str, float]:
-    """Of a million images, by chip.
+    """By chip.
 
     Args:
-        flops: of one image.
+        flops: that are done.
         share: of the chip's peak that is reached.
     """
-    return {chip: IMAGES * flops / (1e12 * peak * share) / 3600 for chip, peak in PEAKS.items()}
+    return {chip: flops / (peak * share) / 3600 for chip, peak in PEAKS.items()}
 
 
-def print_costs(share: float) -> None:
-    """The table of a million images, at 64 px and after super-resolution."""
-    print(f"\nchip-hours of a million images at {share:.0%} of the peak")
-    lines, rows = [], []
-    for name, stages in CASCADES.items():
-        flops, evaluations = 0.0, []
-        for stage in stages:
-            flops += stage.flops()
-            evaluations.append(f"{stage.steps}{' x 2' if stage.guided else ''}")
-            hours = chip_hours(flops, share)
-            case = f"{name.split(',')[0] if stage is stages[0] else name}, {stage.size} px"
-            numbers = [f"{flops / 1e12:,.1f}", *(f"{value:,.0f}" for value in hours.values())]
-            rows.append([case, evaluations[-1], *numbers])
-            lines.append(dict(case=case, unit="chip-hours", share=share, images=IMAGES, **hours))
-    print(text_table(["", "steps", "TFLOP/image", *PEAKS], rows))
-    print("(each 256 px row is the whole cascade; its steps are those of the second stage)\n")
-    print(*map(json.dumps, lines), sep="\n")
+def money(hours: Mapping[str, float], kind: str) -> dict[str, float]:
+    """US dollars by chip; `kind` is 'on_demand' or 'spot'."""
+    return {price.chip: hours[price.chip] * getattr(price, kind) for price in PRICES}
+
+
+def print_prices() -> None:
+    """The list, with where and when it was read."""
+    rows = [
+        [price.chip, price.resource, price.region, f"{price.on_demand:.2f}", f"{price.spot:.2f}"]
+        for price in PRICES
+    ]
+    print(f"\nUS$ a chip and hour: {SOURCE}, read {READ}")
+    print(text_table(["chip", "of", "region", "on demand", "spot"], rows))
+
+
+def print_protocol(cascade: str, parts: list[Part], share: float) -> list[dict]:
+    """Three tables: chip hours, money on demand, money on spot; returns a line of JSON a row."""
+    total = Part("all of it", sum(part.flops for part in parts if part.summed))
+    parts = [*(p for p in parts if p.summed), total, *(p for p in parts if not p.summed)]
+    hours = [chip_hours(part.flops, share) for part in parts]
+    names = [part.name if part.summed else f"besides: {part.name}" for part in parts]
+    usd = {kind: [money(row, kind) for row in hours] for kind in ("on_demand", "spot")}
+    days = [
+        f"{value / 24 / MACHINES[chip]:,.1f}" for chip, value in hours[parts.index(total)].items()
+    ]
+    machines = ["days of all of it", *days]
+    tables = {"chip hours": hours, "US$ on demand": usd["on_demand"], "US$ on spot": usd["spot"]}
+    for title, table in tables.items():
+        cells = [
+            [name, *(f"{value:,.{0 if value >= 10 else 1}f}" for value in row.values())]
+            for name, row in zip(names, table, strict=True)
+        ]
+        print(f"\n{cascade}: {title}, at {share:.0%} of the peak")
+        print(text_table(["", *PEAKS], [*cells, machines] if table is hours else cells))
+    print(f"(days with {', '.join(f'{count} {chip}' for chip, count in MACHINES.items())})")
+    return [
+        dict(case=f"{cascade}: {name}", unit="chip-hours", share=share, **row)
+        | {f"usd_{kind}": rows[i] for kind, rows in usd.items()}
+        for i, (name, row) in enumerate(zip(names, hours, strict=True))
+    ]
+
+
+def print_networks(share: float) -> None:
+    """One line a network: operations of a pass, and of a training step where one was counted."""
+    rows, numbers = [], counted()
+    for preset, size in SIZES.items():
+        text, step = numbers["context"][preset] / 1e9, numbers["denoise"][preset] / 1e9
+        training = f"{numbers['step'][preset] / 1e9:,.0f}" if preset in TRAINED else ""
+        hours = chip_hours(MILLION * numbers["denoise"][preset], share)
+        cells = [f"{size}", f"{text:,.1f}", f"{step:,.0f}", training]
+        rows.append([preset, *cells, *(f"{value:.2f}" for value in hours.values())])
+    print("GFLOP an image; and chip hours of a million passes, a step of a sampler each")
+    print(text_table(["", "px", "text", "pass", "training", *PEAKS], rows))
 
 
 def _share(text: str) -> float:
@@ -173,14 +216,19 @@ def _share(text: str) -> float:
 
 
 def main() -> None:
-    """Prints both tables."""
+    """Prints the tables, and a line of JSON a row."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--share", type=_share, default=0.4, help="of the peak, 0 to 1")
-    args = parser.parse_args()
-    print_networks()
-    print_costs(args.share)
+    parser.add_argument("--quick", action="store_true", help="changes nothing: all is quick")
+    share, lines = parser.parse_args().share, []
+    print_networks(share)
+    print_prices()
+    for cascade, parts in protocols().items():
+        lines += print_protocol(cascade, parts, share)
+    print()
+    print(*map(json.dumps, lines), sep="\n")
 
 
 if __name__ == "__main__":

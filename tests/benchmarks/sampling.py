@@ -28,8 +28,8 @@ from imagen_ft.diffusion.schedule import SquaredCos
 from imagen_ft.diffusion.stage import CONDITION_STEP, Stage
 from imagen_ft.models import presets
 from imagen_ft.models.unet import UNet
-from tests.benchmarks.costs import TOKENS, model_flops
 from tests.benchmarks.harness import Result, arguments, compare, matrix_peak, report, synchronize
+from tests.benchmarks.operations import TOKENS, model_flops
 from tests.parity.torch_weights import UNET_RENAMES, randomize, relative_error, variables
 from tests.support import diffusers_unet as parity
 from tests.support.diffusers_pipelines import IF, LEVEL, make_theirs, to_torch

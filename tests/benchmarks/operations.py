@@ -1,0 +1,110 @@
+"""Operations of the paper's networks, counted once and kept in `operations.json`.
+
+python -m tests.benchmarks.operations    # counts all again, in some minutes, and writes the file
+
+They are those of `launch.runtime.devices.flops` as a TPU does them: matrix products and
+convolutions, a multiply-add being two, and nothing of a convolution's padding. Only shapes are
+made, no weights. A pass is one image through a network, given 77 tokens of text; a training step is
+that of its config, for one image: forward, backward, and what `remat` computes again. T5 is left
+out: a prompt is embedded once for all its images.
+"""
+
+import functools
+import importlib
+import json
+from typing import Any
+
+import jax
+
+from imagen_ft.diffusion.denoiser import Network
+from imagen_ft.models import presets
+from imagen_ft.training.training import Training
+from launch.runtime.devices.flops import count_flops
+from tests.benchmarks.harness import as_on_tpu
+from tests.benchmarks.recipes import recipe, step_flops
+from tests.configs.tables import RECIPES
+from tests.support import ROOT
+
+PATH = ROOT / "tests" / "benchmarks" / "operations.json"
+TOKENS = 77
+# Of the images that each makes, in pixels.
+SIZES = {
+    "if_i_m": 64,
+    "if_i_l": 64,
+    "if_i_xl": 64,
+    "if_ii_m": 256,
+    "if_ii_l": 256,
+    "imagen_base64": 64,
+    "imagen_sr256": 256,
+    "imagen_sr1024": 1024,
+}
+TRAINED = ("if_i_l", "if_ii_l", "imagen_base64", "imagen_sr256", "imagen_sr1024")
+
+
+def model_flops(model: Network, variables: Any, size: int, text_width: int, method: str) -> float:
+    """Operations for one image.
+
+    Args:
+        model: a U-Net.
+        variables: their shapes.
+        size: of the image, in pixels.
+        text_width: of the text states.
+        method: 'context' (once an image) or 'denoise' (every step).
+    """
+
+    def shape(*sizes: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, "float32")
+
+    def run(*args: Any, method: str = method) -> Any:
+        return model.apply(*args, method=method)
+
+    level = [shape(1)] if model.noise_level else []
+    text = [variables, shape(1, TOKENS, text_width), *level]
+    with as_on_tpu():
+        if method == "context":
+            return count_flops(run, *text)
+        context = jax.eval_shape(functools.partial(run, method="context"), *text)
+        x = shape(1, size, size, 6 if level else 3)
+        return count_flops(run, variables, x, shape(1), context)
+
+
+def pass_flops(preset: str, method: str) -> float:
+    """As `model_flops`, of a preset at the size of its images."""
+    variables = {"params": presets.parameter_shapes(preset)}
+    text_width = presets.PRESETS[preset].text_width
+    return model_flops(presets.make(preset), variables, SIZES[preset], text_width, method)
+
+
+def stage_step_flops(name: str, batch: int = 2) -> float:
+    """Operations of a training step for one image, of a config of configs/imagenet."""
+    training = Training.of(importlib.import_module(f"configs.imagenet.{name}").get_config())
+    shape, size = jax.ShapeDtypeStruct, training.denoiser.size
+    images = shape((batch, size, size, training.denoiser.channels), "uint8")
+    inputs = dict(image=images, label=shape((batch,), "int32"))
+    texts = (
+        shape((1000, *training.text_shape), "bfloat16"),
+        shape(training.text_shape, "bfloat16"),
+    )
+    with as_on_tpu():
+        return count_flops(training.update, training.abstract, inputs, *texts) / batch
+
+
+def count() -> dict[str, dict[str, float]]:
+    """All of them: `context` and `denoise` by preset, `step` by config."""
+    steps = {name: stage_step_flops(name) for name in TRAINED}
+    steps |= {name: step_flops(recipe(name)[0]) for name in RECIPES}
+    passes = {
+        method: {preset: pass_flops(preset, method) for preset in SIZES}
+        for method in ("context", "denoise")
+    }
+    return dict(passes, step=steps)
+
+
+@functools.cache
+def counted() -> dict[str, dict[str, float]]:
+    """What the file has, in the form of `count`."""
+    return json.loads(PATH.read_text())
+
+
+if __name__ == "__main__":
+    PATH.write_text(json.dumps(count(), indent=1, sort_keys=True) + "\n")

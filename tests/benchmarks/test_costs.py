@@ -1,0 +1,76 @@
+"""What the protocol costs: counts that are still those of the code, and the page's table."""
+
+import importlib
+import json
+import re
+import sys
+
+import pytest
+
+from tests.benchmarks import costs, operations
+from tests.benchmarks.recipes import recipe, step_flops
+from tests.support import ROOT, pages
+
+
+@pytest.fixture(scope="module")
+def printed():
+    """What the command prints, and its lines of JSON by case."""
+    with pytest.MonkeyPatch.context() as patch:
+        lines = []
+        patch.setattr("builtins.print", lambda *values, sep=" ": lines.append(sep.join(values)))
+        patch.setattr(sys, "argv", ["costs", "--quick"])
+        costs.main()
+    text = "\n".join(lines)
+    cases = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    return text, {case["case"]: case for case in cases}
+
+
+def test_two_counts_are_those_of_the_code():
+    counted = operations.counted()
+    assert operations.pass_flops("imagen_sr256", "denoise") == counted["denoise"]["imagen_sr256"]
+    assert step_flops(recipe("resnet50")[0]) == counted["step"]["resnet50"]
+
+
+@pytest.mark.slow
+def test_all_counts_are_those_of_the_code():
+    assert operations.count() == operations.counted()
+
+
+@pytest.mark.parametrize("name", operations.TRAINED)
+def test_steps_are_those_of_the_headers(name):
+    # There they are three or four whole passes, of XLA's count.
+    header = importlib.import_module(f"configs.imagenet.{name}").__doc__
+    flops = 1e12 * float(re.search(r"\(([\d.]+) TFLOP an image", header)[1])
+    assert operations.counted()["step"][name] == pytest.approx(flops, rel=0.11)
+
+
+def test_sums(printed):
+    _, cases = printed
+    for cascade in ("imagen", "if"):
+        *parts, total = (
+            case
+            for name, case in cases.items()
+            if name.startswith(f"{cascade}: ") and "besides" not in name
+        )
+        for chip in costs.PEAKS:
+            assert total[chip] == pytest.approx(sum(part[chip] for part in parts))
+    base = cases["imagen: train imagen_base64, 210,000 steps"]
+    flops = 210_000 * 2048 * operations.counted()["step"]["imagen_base64"]
+    assert base["v4"] == pytest.approx(flops / (0.4 * 275e12) / 3600)
+    assert base["usd_on_demand"]["v4"] == pytest.approx(3.22 * base["v4"])
+    # 1000 steps, each guided: two passes; then 1000 of one, and 32 of one.
+    passes = operations.counted()["denoise"]
+    drawn = [case for name, case in cases.items() if name.startswith("imagen: generate")]
+    for case, steps, preset in zip(
+        drawn, (2000, 1000, 32), ("imagen_base64", "imagen_sr256", "imagen_sr1024"), strict=True
+    ):
+        hours = 1_281_167 * steps * passes[preset] / (0.4 * 989e12) / 3600
+        assert case["H200"] == pytest.approx(hours, rel=1e-2)
+    assert all(price.spot < price.on_demand for price in costs.PRICES)
+
+
+def test_the_page_has_what_is_printed(printed):
+    text, _ = printed
+    (block,) = pages.blocks((ROOT / "launch/README.md").read_text(), "text")
+    assert len(block.splitlines()) > 20
+    assert set(block.splitlines()) <= set(text.splitlines())
