@@ -1,0 +1,186 @@
+"""Command lines and Python of a Markdown page, and what is wrong with them."""
+
+import ast
+import importlib
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from unittest import mock
+
+from launch import cli
+from launch.errors import InputError
+from launch.runtime import app
+from launch.runtime.config import load_config
+from launch.runtime.preflight.preflight import parse_target
+from launch.submit import __main__ as submit
+from launch.submit import task
+from launch.submit.checkout import Checkout
+from tests.support import ROOT
+
+# Programs that are not ours: `sh -n` reads their lines, and nothing else does.
+OTHERS = {
+    ".": "reads what sh launch/demo.sh has made",
+    "cd": "needs what git clone has made",
+    "export": "sets a variable for the lines below it",
+    "gcloud": "needs a project of Google Cloud",
+    "git": "needs a network",
+    "hf": "needs an account of the Hugging Face Hub",
+    "kubectl": "needs a cluster",
+}
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_VARIABLE = re.compile(r"[A-Za-z_]\w*=")
+_BENCHMARKS = "tests.benchmarks."
+_EXTRA = re.compile(r"^\.\[(.*)\]$")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """What stands between ```LANGUAGE and ```."""
+    return [text for found, text in _BLOCK.findall(page) if found == language]
+
+
+def command_lines(block: str) -> list[str]:
+    """A block's lines, each with those that go on with it, without empty ones and comments."""
+    lines = block.replace("\\\n", " ").splitlines()
+    return [line for line in lines if shlex.split(line, comments=True)]
+
+
+def broken_lines(page: str) -> list[str]:
+    """Command lines of a page that would not run, each with the reason.
+
+    To be called in the folder of the project.
+    """
+    scripts = blocks(page, "sh")
+    read = subprocess.run(["sh", "-n"], input="\n".join(scripts), capture_output=True, text=True)
+    broken = [f"sh -n: {read.stderr}"] if read.returncode else []
+    for line in (line for script in scripts for line in command_lines(script)):
+        try:
+            _check(shlex.split(line, comments=True))
+        except InputError as error:
+            broken.append(f"{line}: {error}")
+    return broken
+
+
+def broken_python(page: str) -> list[str]:
+    """Python blocks of a page that do not compile, and names that they import in vain."""
+    broken = []
+    for block in blocks(page, "python"):
+        try:
+            nodes = list(ast.walk(ast.parse(block)))
+        except SyntaxError as error:
+            broken.append(f"{error}: {block}")
+            continue
+        broken += [name for name in _imports(nodes) if not _exists(name)]
+    return broken
+
+
+def _imports(nodes: Sequence[ast.AST]) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _exists(name: str) -> bool:
+    """Whether a dotted name is a module, or something in one."""
+    if _is_module(name):
+        return True
+    module, _, member = name.rpartition(".")
+    return _is_module(module) and hasattr(importlib.import_module(module), member)
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return bool(name) and find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _check(words: Sequence[str]) -> None:
+    """Looks at one command line.
+
+    Raises:
+        InputError: it would not run.
+    """
+    words = list(words)
+    while _VARIABLE.match(words[0]):
+        del words[0]
+    if words[0] == "pip":
+        _check_extras(words)
+    elif words[0] == "sh":
+        if not (ROOT / words[1]).is_file():
+            raise InputError(f"there is no script {words[1]}")
+    elif words[:2] == ["python", "-m"]:
+        _check_module(words[2], words[3:])
+    elif words[0] not in OTHERS:
+        raise InputError(f"{words[0]} is neither ours nor one of {', '.join(OTHERS)}")
+
+
+def _check_extras(words: Sequence[str]) -> None:
+    tree = ast.parse((ROOT / "setup.py").read_text())
+    assigned = {
+        node.targets[0].id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    known = {key.value for key in assigned["EXTRAS"].keys}
+    wanted = {name for word in words if (m := _EXTRA.match(word)) for name in m[1].split(",")}
+    if wanted - known:
+        raise InputError(f"setup.py has no extra {', '.join(sorted(wanted - known))}")
+
+
+def _check_module(name: str, argv: Sequence[str]) -> None:
+    if name == "launch.submit":
+        _check_submit(argv)
+    elif not _is_module(name):
+        raise InputError(f"there is no module {name}")
+    elif name.startswith(_BENCHMARKS):
+        _check_benchmark(name, argv)
+    else:
+        _check_command(name, argv)
+
+
+def _check_submit(argv: Sequence[str]) -> None:
+    """What the mode says, then what the task behind `--` says."""
+    words = ["launch.submit", *argv]
+    if argv[0] in submit.ACTIONS:
+        values = cli.parse_flags([words[0], *words[3:]], "", submit._define_action_flags)
+        if len(words) < 3 or values is None:
+            raise InputError(f"no job is named behind {argv[0]}")
+        return
+    checkout = Checkout(ROOT, "0" * 40, is_dirty=False)
+    flags = frozenset(("config", "coordinator", "num_workers", "preflight", "worker", "workdir"))
+    with (
+        mock.patch.object(submit, "find_checkout", lambda: checkout),
+        mock.patch.object(task.Task, "flags", flags),
+        mock.patch.object(task.Task, "check", lambda self, preflight="": None),
+    ):
+        submit.main([*words[:2], "--dry_run", *words[2:]])
+    behind = argv[list(argv).index("--") + 1 :]
+    _check(behind)
+
+
+def _check_benchmark(name: str, argv: Sequence[str]) -> None:
+    """Importing some takes seconds: their flags are looked for in the text."""
+    sources = [name.rpartition(".")[2], "harness"]
+    text = "".join((ROOT / "tests/benchmarks" / f"{file}.py").read_text() for file in sources)
+    flags = [word.partition("=")[0] for word in argv if word.startswith("--")]
+    if unknown := [flag for flag in flags if f'"{flag}"' not in text]:
+        raise InputError(f"{name} has no flag {unknown[0]}")
+
+
+def _check_command(name: str, argv: Sequence[str]) -> None:
+    package = find_spec(name).submodule_search_locations
+    module = importlib.import_module(f"{name}.__main__" if package else name)
+    define_flags = getattr(module, "define_flags", None)
+    words = [name, *argv]
+    if define_flags and getattr(module, "parse_flags", None) is cli.parse_flags:
+        values = cli.parse_flags(words, "", define_flags)
+        if values is not None and "config" in values:
+            load_config(values.config)
+        return
+    flags = app.parse(words, "", define_flags).flags
+    if "preflight" in flags and flags.preflight:
+        parse_target(flags.preflight)

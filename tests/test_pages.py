@@ -1,0 +1,80 @@
+"""The pages tell commands that the commands take, and Python that imports what there is."""
+
+import pytest
+
+from tests.support import ROOT, pages
+
+PAGES = ("README.md", "launch/README.md")
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HF_TOKEN", "none")  # which a command line hands over by its name
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_command_lines(path):
+    assert not pages.broken_lines((ROOT / path).read_text())
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_python(path):
+    assert not pages.broken_python((ROOT / path).read_text())
+
+
+def test_the_pages_have_both():
+    readme, launch = ((ROOT / path).read_text() for path in PAGES)
+    assert len(pages.blocks(readme, "sh")) > 5 and len(pages.blocks(readme, "python")) > 3
+    assert len(pages.blocks(launch, "text")) == 1
+
+
+FINETUNE = "python -m imagen_ft.finetune --config=configs/digits/finetune_base4.py"
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (f"{FINETUNE} --workdri=runs/x", "Unknown command line flag 'workdri'"),
+        (f"{FINETUNE} \\\n    --workdri=runs/x", "Unknown command line flag 'workdri'"),
+        (FINETUNE, "--workdir is missing"),
+        (f"{FINETUNE} --workdir=runs/x --config.total_step=3", "no config field 'total_step'"),
+        (f"{FINETUNE} --workdir=runs/x --config.total_steps=many", "total_steps"),
+        (f"{FINETUNE}:k=3 --workdir=runs/x", "there is no argument 'k'"),
+        (f"{FINETUNE} --preflight=v3:4x4", "--preflight=v3:4x4: known are v4"),
+        (f"{FINETUNE.replace('base4', 'base5')} --workdir=x", "there is no file"),
+        (f"NPROC=1 {FINETUNE.replace('ft.fine', 'ft.')}", "there is no module imagen_ft.tune"),
+        ("python -m input_pipeline.prepare --config=x.py --to=x --source=x", "no file x.py"),
+        ("python -m imagen_ft.weights --form=x", "Unknown command line flag 'form'"),
+        ("python -m tests.benchmarks.unets", "there is no module tests.benchmarks.unets"),
+        ("python -m tests.benchmarks.unet --quickly", "has no flag --quickly"),
+        (f"python -m launch.submit lokal -- {FINETUNE} --workdir=x", "MODE must be one of local"),
+        (f"python -m launch.submit local --process=2 -- {FINETUNE} --workdir=x", "'process'"),
+        (f"python -m launch.submit local -- {FINETUNE} --workdri=x", "'workdri'"),
+        ("python -m launch.submit status", "no job is named behind status"),
+        ("python -m launch.submit status x --now", "'now'"),
+        ('pip install ".[gcs,nothing]"', "no extra nothing"),
+        ("sh launch/demo.bash", "there is no script launch/demo.bash"),
+        ("frobnicate --all", "frobnicate is neither ours nor one of"),
+        ("sh launch/demo.sh (now", "sh -n"),
+    ],
+)
+def test_a_rotten_line_is_found(line, reason):
+    good = f"{FINETUNE} --workdir=runs/x    # as it is"
+    (broken,) = pages.broken_lines(f"Text.\n\n```sh\n{good}\n{line}\n```\n")
+    assert reason in broken
+
+
+@pytest.mark.parametrize(
+    ("block", "reason"),
+    [
+        ("from imagen_ft.cascade import Cascada", "imagen_ft.cascade.Cascada"),
+        ("import imagen_ft.cascades", "imagen_ft.cascades"),
+        ("x = (1", "was never closed"),
+    ],
+)
+def test_rotten_python_is_found(block, reason):
+    good = "from imagen_ft.cascade import Cascade\nimport imagen_ft.cascade"
+    page = f"```python\n{good}\n```\n\n```python\n{block}\n```\n"
+    (broken,) = pages.broken_python(page)
+    assert reason in broken
