@@ -26,6 +26,7 @@ from launch.runtime import app
 from launch.runtime.devices import joining
 from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.preflight import preflight
+from launch.runtime.training.loop import check_fields
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -37,6 +38,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(args: app.Arguments) -> None:
     """Runs the task."""
     config, values = args.config, args.flags
+    check_fields(config)
     load_evaluation = functools.cache(lambda: sources.load(config.evaluation_source))
     image_input = from_config.expected_input(config)
     # What the config says of the images is enough where none is to be read.

@@ -18,6 +18,7 @@ from launch.runtime import app
 from launch.runtime.devices import joining
 from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.preflight import preflight
+from launch.runtime.training.loop import check_fields
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -29,6 +30,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(args: app.Arguments) -> None:
     """Runs the task."""
     config, values = args.config, args.flags
+    check_fields(config)
     training = Training.of(config)
     params = training.abstract.variables["params"]
     if args.dry_run:

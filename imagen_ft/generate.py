@@ -72,17 +72,17 @@ def _mesh(config: ml_collections.ConfigDict) -> Mesh | None:
 def main(args: app.Arguments) -> None:
     """Runs the task."""
     values = args.flags
-    if args.dry_run:
-        app.describe(args.config, **parameter_shapes(args.config))
-        return
+    check_numbers(args.config, _LIMITS)
     if not 0 <= values.worker < values.num_workers:
         raise InputError(f"--worker={values.worker} is not in 0 .. {values.num_workers - 1}")
     if values.repair and values.num_workers > 1:
         raise InputError("--repair is one worker's work: leave --num_workers away")
+    if args.dry_run:
+        app.describe(args.config, **parameter_shapes(args.config))
+        return
     if values.verify:
         check_sound(args, check(args))
         return
-    check_numbers(args.config, _LIMITS)
     cascade = load_cascade(args.config, _mesh(args.config))
     fields = set_fields(args, cascade)
     SyntheticWriter.check(**fields)

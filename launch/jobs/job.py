@@ -78,19 +78,7 @@ class Child:
         self._log = workdir / "logs" / f"{step.name}.log"
         self._log.parent.mkdir(parents=True, exist_ok=True)
         self._start = time.perf_counter()
-        with warnings.catch_warnings():
-            # JAX, where it is loaded, warns of every fork; this one only runs another program.
-            warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
-            self._process = subprocess.Popen(
-                command_line,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **env},
-                preexec_fn=die_with_parent,
-                # A group of its own: what a launcher has started is ended with it.
-                process_group=0,
-            )
+        self._process = start(command_line, env)
         self._reader = threading.Thread(
             target=self._read, args=(self._process.stdout,), daemon=True
         )
@@ -163,7 +151,30 @@ class Child:
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def die_with_parent() -> None:
+def start(command_line: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Starts a process that ends when this one is killed; its output is one pipe.
+
+    Args:
+        command_line: its program and arguments.
+        env: environment variables on top of ours.
+    """
+    with warnings.catch_warnings():
+        # JAX, where it is loaded, warns of every fork; this one only runs another program.
+        warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+        return subprocess.Popen(
+            command_line,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **env},
+            preexec_fn=_die_with_parent,
+            # A group of its own: what a launcher has started is ended with it, and Ctrl-C reaches
+            # us alone, who tell it.
+            process_group=0,
+        )
+
+
+def _die_with_parent() -> None:
     """A killed road must not leave steps behind that write beside the next one's."""
     if _LIBC is not None:
         _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from launch.errors import PREEMPTED
-from launch.jobs.job import die_with_parent
+from launch.jobs.job import start
 
 # In seconds: what processes have to save and leave before they are killed.
 GRACE = 120.0
@@ -46,7 +45,7 @@ def run_once(processes: Sequence[Sequence[str]], logs: Path, asked: Sequence[int
         The exit code: 0 if all have ended well, 130 after Ctrl-C, else that of the first failure;
         of several at once one that a restart would not mend.
     """
-    children = _start(processes, logs)
+    children = _start_all(processes, logs)
     told_at: float | None = None
     first_failed: list[Process] = []
     while any(child.code is None for child in children):
@@ -81,7 +80,7 @@ def _signal(children: Sequence["Process"], number: int) -> None:
         child.signal(number)
 
 
-def _start(processes: Sequence[Sequence[str]], logs: Path) -> list["Process"]:
+def _start_all(processes: Sequence[Sequence[str]], logs: Path) -> list["Process"]:
     """Starts all, or none.
 
     Raises:
@@ -112,15 +111,7 @@ class Process:
 
     def __init__(self, argv: Sequence[str], log: Path, show: Callable[[bytes], Any] | None):
         self.code: int | None = None
-        self._child = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            preexec_fn=die_with_parent,
-            # A group of its own: Ctrl-C reaches us alone, and we tell it once.
-            process_group=0,
-        )
+        self._child = start(argv, {})
         arguments = (self._child.stdout, log, show)
         self._reader = threading.Thread(target=_copy, args=arguments, daemon=True)
         self._reader.start()

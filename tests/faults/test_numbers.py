@@ -75,3 +75,13 @@ def test_numbers_that_cannot_work(tmp_path, capsys, task, config, override, said
     out, err = capsys.readouterr()
     assert out == "" and not run.exists()
     assert err.startswith("error: ") and err.count("\n") == 1 and said in err
+
+
+@pytest.mark.parametrize(
+    ("command", "override"),
+    [(FINETUNE, "keep_checkpoints=0"), (TRAIN, "keep_checkpoints=0"), (GENERATE, "copies=-1")],
+    ids=["finetune", "train", "generate"],
+)
+def test_a_dry_run_sees_them_too(tmp_path, capsys, command, override):
+    assert commands.run(*command, None, f"--config.{override}", "--dry_run") == 2
+    assert f"config.{override}: at least 1 is needed" in capsys.readouterr().err

@@ -45,6 +45,17 @@ def check_training(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     Raises:
         InputError: names the field.
     """
+    check_fields(config)
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.batch_size % ways:
+        raise InputError(
+            f"config.batch_size={config.batch_size} cannot be split over the {ways} devices of "
+            "mesh.data x mesh.fsdp: use a multiple"
+        )
+
+
+def check_fields(config: ml_collections.ConfigDict) -> None:
+    """The part of `check_training` that is the same on all devices."""
     check_numbers(config, _LIMITS)
     profile = config.get("profile") or {}
     check_numbers(profile, _PROFILE, "config.profile")
@@ -52,12 +63,6 @@ def check_training(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
         raise InputError(f"config.profile has no field {unknown[0]!r}: there is start, steps")
     if config.get("best"):
         check_mode(config.best.get("mode", "min"))
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.batch_size % ways:
-        raise InputError(
-            f"config.batch_size={config.batch_size} cannot be split over the {ways} devices of "
-            "mesh.data x mesh.fsdp: use a multiple"
-        )
 
 
 def fit(
