@@ -1,0 +1,283 @@
+"""Mode slurm: a batch script that a Slurm cluster runs, and starts again where that helps."""
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from launch.cli import say
+from launch.errors import InputError
+from launch.submit import slurm_script
+from launch.submit.mode import Mode, Request, check_processes
+from launch.submit.plan import Command, Plan, TextFile, run
+from launch.submit.processes import GOES_ON
+from launch.submit.record import ENDED, Record
+
+# Seconds between looks at the logs, and at the queue, which a whole cluster asks.
+LOG_SECONDS, QUEUE_SECONDS = 1.0, 30.0
+# What Slurm calls states in which a job is there.
+_WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING")
+_RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT")
+_TAKEN_AWAY = ("BOOT_FAIL", "DEADLINE", "NODE_FAIL", "PREEMPTED", "TIMEOUT")
+_OPTIONS = ("time", "partition", "account", "qos", "mem")
+
+
+class Slurm(Mode):
+    """A job, or an array of jobs, of a Slurm cluster."""
+
+    name = "slurm"
+    description = "nodes of a Slurm cluster, as a process a node or a GPU, or an array of workers"
+    copies_code = False
+    hosts_share_disks = True
+
+    def define_flags(self, values: flags.FlagValues) -> None:
+        """What is asked for, and how often it is started again."""
+        string, integer = flags.DEFINE_string, flags.DEFINE_integer
+        integer("nodes", 1, "that share the work", flag_values=values)
+        string("gpus", "", "of each node: N or TYPE:N", flag_values=values)
+        integer(
+            "processes_per_node",
+            1,
+            "which divide the node's GPUs evenly: 1, or as many as it has GPUs",
+            flag_values=values,
+        )
+        integer(
+            "workers",
+            0,
+            "array of jobs, each of one process that does a part alone (--worker=I "
+            "--num_workers=N), instead of --nodes",
+            flag_values=values,
+        )
+        integer("cpus", 0, "of each process; by default the cluster's, often 1", flag_values=values)
+        for name in _OPTIONS:
+            string(name, "", f"as sbatch has it (--{name})", flag_values=values)
+        flags.DEFINE_multi_string(
+            "sbatch",
+            [],
+            'an option of sbatch, such as --sbatch="--constraint=a100"; may be repeated',
+            flag_values=values,
+        )
+        integer(
+            "grace",
+            120,
+            "seconds before the time limit at which the processes are told to save and leave",
+            flag_values=values,
+        )
+        integer("restarts", 10, "after exit code 75, 137 or 143, at most", flag_values=values)
+        flags.DEFINE_list(
+            "node_disks",
+            ["/tmp", "/var/tmp", "/dev/shm", "/run"],
+            "folders that each node has of its own: nothing that the job needs may be there",
+            flag_values=values,
+        )
+
+    def plan(self, request: Request) -> Plan:
+        """The batch script, and sbatch, which hands the environment over as it is here."""
+        _check(request)
+        folder = request.folder.absolute() / request.name
+        _check_folders(request, folder)
+        values = dict(folder=str(folder), directory=os.getcwd(), most=str(request.flags.restarts))
+        lists = dict(
+            step=_step(request),
+            task=(sys.executable, *request.task.argv[1:]),
+            variables=request.variables,
+        )
+        workers = request.flags.workers
+        text = slurm_script.render(_options(request, folder), values, lists, workers)
+        path = request.folder / request.name / "job.sbatch"
+        command = Command(("sbatch", "--parsable", "--export=ALL", str(path)))
+        return Plan((TextFile(path, text),), (command,))
+
+    def resource(self, request: Request, printed: list[str]) -> dict[str, Any]:
+        """The job's number, and that of its cluster where there are several."""
+        number, _, cluster = printed[0].strip().partition(";")
+        return dict(
+            job=number,
+            cluster=cluster,
+            logs=str(request.folder.absolute() / request.name),
+            workers=request.flags.workers,
+        )
+
+    def look(self, record: Record) -> Record:
+        """Asks the queue, then the accounts; exit codes are noted by the batch script."""
+        jobs, folder = _jobs(record), Path(record.resource["logs"])
+        codes = [_codes(folder / f"{job}.codes") for job in jobs]
+        states = self._states(record)
+        if states & {*_RUNNING}:
+            state = "running"
+        elif states & {*_WAITING}:
+            state = "waiting"
+        else:
+            is_stopped = (folder / f"{record.resource['job']}.stopped").exists()
+            state = _ended(states, [each[-1] for each in codes if each], len(jobs), is_stopped)
+        return dataclasses.replace(record, state=state, exit_codes=[*itertools.chain(*codes)])
+
+    def logs(self, record: Record) -> Command:
+        """What the batch script says, and the first process."""
+        return Command(("tail", "-q", "-n", "100", "-F", *map(str, _logs(record))))
+
+    def stop(self, record: Record) -> Plan:
+        """Tells all processes to save; the mark keeps the job from being started again."""
+        job = record.resource["job"]
+        mark = TextFile(Path(record.resource["logs"]) / f"{job}.stopped", "by launch.submit\n")
+        words = ("scancel", *_cluster(record))
+        waiting = Command((*words, "--state=PENDING", job))
+        return Plan((mark,), (waiting, Command((*words, "--state=RUNNING", "--signal=TERM", job))))
+
+    def follow(self, record: Record, folder: Path) -> int:
+        """Shows the logs until the job has ended."""
+        say(f"{record.name}: Ctrl-C leaves it running; its logs are in {record.resource['logs']}")
+        shown = dict.fromkeys(_logs(record), 0)
+        looked = time.monotonic()
+        while record.state not in ENDED:
+            time.sleep(LOG_SECONDS)
+            if time.monotonic() - looked >= QUEUE_SECONDS:
+                # A queue that does not answer for once is no reason to leave.
+                with contextlib.suppress(InputError):
+                    record = self.look(record)
+                    record.write(folder)
+                looked = time.monotonic()
+            for path, size in shown.items():
+                shown[path] = _show(path, size)
+        say(f"{record.name}: {record.state}")
+        codes = [code for code in record.exit_codes[-1:] if code]
+        return 0 if record.state == "done" else (codes or [1])[0]
+
+    def _states(self, record: Record) -> set[str]:
+        of_job = (*_cluster(record), f"--jobs={record.resource['job']}")
+        queue = Command(("squeue", *of_job, "--noheader", "--array", "--format=%T"))
+        if states := run(queue, missing_ok=("Invalid job id",)).split():
+            return set(states)
+        with contextlib.suppress(InputError):  # Not every cluster keeps accounts.
+            words = ("--allocations", "--noheader", "--parsable2", "--format=State")
+            lines = run(Command(("sacct", *of_job, *words))).splitlines()
+            return {line.split()[0] for line in lines if line.strip()}
+        return set()
+
+
+def _check(request: Request) -> None:
+    values = request.flags
+    least = dict(nodes=1, processes_per_node=1, cpus=0, restarts=0, grace=1)
+    for name, number in least.items():
+        if getattr(values, name) < number:
+            raise InputError(f"--{name} must be at least {number}, got {getattr(values, name)}")
+    if values.grace > 65535:
+        raise InputError(f"--grace must be at most 65535 seconds, got {values.grace}")
+    check_processes(request.task, values.nodes * values.processes_per_node, values.workers)
+    gpus = values.gpus.rpartition(":")[2]
+    if values.gpus and (not gpus.isdecimal() or int(gpus) < 1):
+        raise InputError(f"--gpus must be N or TYPE:N, got {values.gpus}")
+    if values.gpus and int(gpus) % values.processes_per_node:
+        raise InputError(
+            f"--processes_per_node={values.processes_per_node} does not divide {gpus} GPUs "
+            "evenly: give 1, or as many as the node has GPUs"
+        )
+    for option in values.sbatch:
+        if not option.startswith("-"):
+            raise InputError(f"--sbatch={option}: give an option, such as --constraint=a100")
+
+
+def _check_folders(request: Request, folder: Path) -> None:
+    """Looks whether all nodes see what the job reads and writes, and sbatch can name it."""
+    if "\\" in str(folder):
+        raise InputError(f"--jobs: {folder} has a backslash, which Slurm takes for its own")
+    local = [os.path.realpath(path) for path in request.flags.node_disks if path]
+    paths = {
+        "--workdir": request.task.workdir if "://" not in request.task.workdir else "",
+        "the folder that this was started in": os.getcwd(),
+        "--jobs": str(folder),
+        "the folder of this Python": sys.prefix,
+    }
+    for name, path in paths.items():
+        above = [os.path.realpath(path), *map(str, Path(os.path.realpath(path)).parents)]
+        if path and (disk := next((each for each in local if each in above), "")):
+            raise InputError(
+                f"{name}, {path}, is under {disk}, which is another folder on every node: use a "
+                "folder that all nodes see (or say by --node_disks which they do not)"
+            )
+
+
+def _options(request: Request, folder: Path) -> tuple[str, ...]:
+    """Those of sbatch."""
+    values, workers = request.flags, request.flags.workers
+    log = str(folder).replace("%", "%%") + ("/%A_%a.log" if workers else "/%j.log")
+    options = [
+        f"--job-name={request.name}",
+        f"--output={log}",
+        "--open-mode=append",
+        "--requeue",
+        f"--signal=TERM@{values.grace}",
+        *_step(request),
+    ]
+    if workers:
+        options.append(f"--array=0-{workers - 1}")
+    if values.gpus:
+        options.append(f"--gpus-per-node={values.gpus}")
+    options += [f"--{name}={values[name].value}" for name in _OPTIONS if values[name].value]
+    return (*options, *values.sbatch)
+
+
+def _step(request: Request) -> tuple[str, ...]:
+    """What sbatch and srun are both told: srun does not take all of it over from the job."""
+    values = request.flags
+    tasks = values.nodes * values.processes_per_node
+    sizes = [f"--nodes={values.nodes}", f"--ntasks={tasks}"]
+    sizes.append(f"--ntasks-per-node={values.processes_per_node}")
+    return (*sizes, *([f"--cpus-per-task={values.cpus}"] if values.cpus else []))
+
+
+def _jobs(record: Record) -> list[str]:
+    """What the files of a job, or of each of an array, begin with."""
+    job, workers = record.resource["job"], record.resource["workers"]
+    return [f"{job}_{worker}" for worker in range(workers)] or [job]
+
+
+def _logs(record: Record) -> list[Path]:
+    folder, first = Path(record.resource["logs"]), _jobs(record)[0]
+    return [folder / f"{first}.log", folder / f"{first}-process-0.log"]
+
+
+def _cluster(record: Record) -> tuple[str, ...]:
+    cluster = record.resource["cluster"]
+    return (f"--clusters={cluster}",) if cluster else ()
+
+
+def _codes(path: Path) -> list[int]:
+    text = path.read_text() if path.exists() else ""
+    return [int(word) for word in text.split() if word.isdecimal()]
+
+
+def _ended(states: set[str], last: list[int], jobs: int, is_stopped: bool) -> str:
+    """The state of a job that is not in the queue.
+
+    Args:
+        states: of its parts, as Slurm calls them; empty where it keeps no accounts.
+        last: exit codes of those parts that have noted one.
+        jobs: the number of parts.
+        is_stopped: whether somebody has asked for it.
+    """
+    if len(last) == jobs and not any(last):
+        return "done"
+    if is_stopped or "CANCELLED" in states:
+        return "stopped"
+    if any(code and code not in GOES_ON for code in last) or "OUT_OF_MEMORY" in states:
+        return "failed"
+    if any(last) or states & {*_TAKEN_AWAY}:
+        return "preempted"
+    return "done" if states == {"COMPLETED"} else "failed"
+
+
+def _show(path: Path, size: int) -> int:
+    """Prints what a log has more than before; returns its size."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        file.seek(size)
+        sys.stdout.buffer.write(file.read())
+        sys.stdout.flush()
+        return file.tell()
+    return size
