@@ -10,6 +10,8 @@ config.loader_workers processes read them, 0 for threads, -1 for one a CPU.
 config.augment, repeats and mix say what happens to images before the model sees them.
 config.init_from names a run, or weights that classifiers.weights imported, to begin with.
 config.vmap_seeds trains all seeds as one program: faster where one does not fill a chip.
+goodput.jsonl beside a seed's numbers says what the time of every attempt was spent on; when three
+in a row have failed or were killed at the same step, no other begins before you remove that file.
 """
 
 import functools

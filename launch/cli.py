@@ -23,7 +23,7 @@ from typing import TextIO
 from absl import flags
 
 from launch.cluster import check_alone
-from launch.errors import Failed, InputError, store_failure, users_error
+from launch.errors import InputError, outcome
 
 # A run of one small stage opens about 40; loaders of large sets some hundred.
 FEWEST_FILES, MANY_FILES = 48, 4096
@@ -157,42 +157,33 @@ def _outcome(command: Callable[[], None], interrupted: str) -> tuple[int, str]:
     try:
         _allow_open_files()
         command()
-    except InputError as error:
-        return 2, f"error: {error}"
-    except Failed as error:
-        return error.code, f"{error.word}: {error}"
     except KeyboardInterrupt:
         return 130, f"interrupted: {interrupted}"
-    except OSError as error:
-        if error.filename is None and any(map(_fails, (sys.stdout, sys.stderr))):
-            return 2, _cannot_print(error)
-        reason = users_error(error)
-        if reason is None:
-            return _store_outcome(error)
-        return 2, f"error: {reason}; mend that, run it again"
-    except KeyError as error:
-        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        if not frame.f_globals["__name__"].startswith("etils.epath"):
-            raise
-        beginning = error.args[0]
-        return 2, f"error: no path that begins with {beginning} can be opened: name a local one"
-    except ImportError as error:
-        # fsspec's; a path can stand in a config as well.
-        if "gcsfs" not in str(error):
-            raise
-        return 2, 'error: a path at gs:// needs more packages: pip install ".[gcs]" first'
     except Exception as error:
-        return _store_outcome(error)
+        ending = _stream_failure(error) or _path_failure(error) or outcome(error)
+        if ending is None:
+            raise
+        return ending
     return 0, ""
 
 
-def _store_outcome(error: Exception) -> tuple[int, str]:
-    failure = store_failure(error)
-    if failure is None:
-        raise error
-    if isinstance(failure, Failed):
-        return failure.code, f"{failure.word}: {failure}"
-    return 2, f"error: {failure}"
+def _stream_failure(error: Exception) -> tuple[int, str] | None:
+    if not isinstance(error, OSError) or error.filename is not None:
+        return None
+    return (2, _cannot_print(error)) if any(map(_fails, (sys.stdout, sys.stderr))) else None
+
+
+def _path_failure(error: Exception) -> tuple[int, str] | None:
+    """Of paths that nothing here can open."""
+    if isinstance(error, KeyError):
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if frame.f_globals["__name__"].startswith("etils.epath"):
+            beginning = error.args[0]
+            return 2, f"error: no path that begins with {beginning} can be opened: name a local one"
+    # fsspec's; a path can stand in a config as well.
+    if isinstance(error, ImportError) and "gcsfs" in str(error):
+        return 2, 'error: a path at gs:// needs more packages: pip install ".[gcs]" first'
+    return None
 
 
 def _cannot_print(error: OSError) -> str:

@@ -161,3 +161,15 @@ class Unreachable(Failed):
 
 class Diverged(Failed):
     """Training has left the finite numbers; a restart would end in the same place."""
+
+
+def outcome(error: BaseException) -> tuple[int, str] | None:
+    """The exit code and the line that an error ends a command with; None for a bug."""
+    if isinstance(error, InputError):
+        return 2, f"error: {error}"
+    if isinstance(error, Failed):
+        return error.code, f"{error.word}: {error}"
+    if isinstance(error, OSError) and (reason := users_error(error)):
+        return 2, f"error: {reason}; mend that, run it again"
+    failure = store_failure(error)
+    return None if failure is None else outcome(failure)

@@ -13,6 +13,7 @@ from input_pipeline.source import ArraySource, in_memory
 from input_pipeline.sources.digits import digits
 from input_pipeline.synthetic.source import SyntheticSource
 from launch.files import read_fields, write_json
+from launch.goodput import read_attempts, summary
 from launch.runtime.reports import image_grid, plots
 from launch.runtime.reports.html import Report
 from launch.runtime.reports.tables import p_text, percent, points, text_table
@@ -20,6 +21,7 @@ from launch.runtime.training.metrics import column, read_metrics
 
 COPIES = {"real": 0, "real+generated_1x": 1, "real+generated_10x": 10, "real+generated_30x": 30}
 ORDER = (*COPIES, "generated", "pool")
+_STAGES = ("pretrain_base4", "finetune_base4", "pretrain_sr8", "finetune_sr8")
 # What the demo promises: so many points, at so small a p-value.
 POINTS, P_VALUE = 0.05, 1e-3
 
@@ -151,6 +153,9 @@ def _page(
     )
     report.heading("Training")
     report.figure(_curves_figure(root), "Training loss, and the loss on the 100 validation digits.")
+    runs = (*_STAGES, *(f"classifiers/{arm}" for arm in ORDER))
+    times = [[run, summary(read_attempts(root / run))] for run in runs]
+    report.table(["run", "where its time went"], times)
     return report
 
 
@@ -211,9 +216,8 @@ def _per_class_figure(result: dict[str, Any]) -> Figure:
 
 
 def _curves_figure(root: Path) -> Figure:
-    runs = ("pretrain_base4", "finetune_base4", "pretrain_sr8", "finetune_sr8")
     figure = Figure(figsize=(10, 5.5), layout="constrained")
-    for axes, run in zip(figure.subplots(2, 2).ravel(), runs, strict=True):
+    for axes, run in zip(figure.subplots(2, 2).ravel(), _STAGES, strict=True):
         metrics = read_metrics(root / run)
         axes.plot(*column(metrics, "loss"), label="training", alpha=0.6)
         axes.plot(*column(metrics, "validation_loss"), label="validation", marker="o")

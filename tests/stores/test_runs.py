@@ -20,12 +20,14 @@ from tensorboardX.proto.event_pb2 import Event
 from input_pipeline.records.tfrecord import TFRecordFile
 from launch.errors import InputError, Unreachable, store_failure
 from launch.folders import entries, file_names
+from launch.goodput import GOODPUT, read_attempts
 from launch.runtime.checkpoints import sealed_steps, seals
 from launch.runtime.checkpoints.checkpoint import Checkpoints
 from launch.runtime.checkpoints.inference import latest_step
 from launch.runtime.checkpoints.orbax_options import find_gap
 from launch.runtime.training import mirror
 from launch.runtime.training.event_file import EventFile
+from launch.runtime.training.goodput import Ledger
 from launch.runtime.training.metrics import MetricWriter, read_metrics
 from launch.runtime.training.training_log import TrainingLog
 from launch.runtime.workdir import claim_workdir
@@ -201,11 +203,21 @@ def test_numbers(store, bucket):
     assert [line["loss"] for line in read_metrics(bucket)] == [0.5, 0.125]
 
 
+def test_attempts(store, bucket):
+    """Those of all processes: none begins the file anew, not even behind half a line."""
+    for line in ('{"a": 1}\n{"half', '{"b": 2}\n'):
+        writer = MetricWriter(bucket, 0)
+        writer.attempt(line)
+        writer.close()
+    assert (bucket / GOODPUT).read_bytes() == b'{"a": 1}\n{"half\n{"b": 2}\n'
+
+
 def test_a_checkpoint_has_the_numbers_before_it(store, bucket):
-    log = TrainingLog(bucket, 0, 2, "a run", lambda: "none")
+    log = TrainingLog(bucket, 0, 2, "a run", lambda: "none", Ledger())
     with contextlib.closing(log):
         log.save(1, lambda: None)
         (numbers,) = read_metrics(bucket)
+        assert [attempt.end for attempt in read_attempts(bucket)] == [None]
     assert numbers.keys() == {"step", "checkpoint_seconds"}
 
 

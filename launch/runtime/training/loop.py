@@ -1,7 +1,7 @@
 """The training loop, the same for diffusion models and classifiers."""
 
-import contextlib
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from launch.runtime.devices import peers
 from launch.runtime.devices.mesh import put_batch, with_shardings
 from launch.runtime.limits import BATCH, MOST, SEED, check_numbers
 from launch.runtime.state import TrainState
+from launch.runtime.training import goodput
 from launch.runtime.training.performance import Profile
 from launch.runtime.training.preemption import Preemption
 from launch.runtime.training.training_log import TrainingLog
@@ -105,23 +106,23 @@ def fit(
         Diverged: the loss, a norm of the gradient or the update, or the validation loss is not
             finite.
         Preempted: the machine is taken away; all is saved.
+        Failed: the last attempts have ended at the same step, see `launch.goodput`.
     """
-    with Preemption() as preemption, contextlib.ExitStack() as opened:
+    ledger = goodput.begin(workdir)
+    with Preemption() as preemption, ExitStack() as opened:
         # However it ends, what is being saved is finished: it can be the last good checkpoint.
-        storage = _Storage(workdir, run_name, config)
-        opened.callback(storage.close)
-        state = storage.restore(mesh, abstract)
-        state = create() if state is None else state
+        storage = opened.enter_context(closing(_Storage(workdir, run_name, config, ledger)))
+        state = storage.restore(mesh, abstract) or create()
         start, total = int(state.step), config.total_steps
         if start >= total:
             return state
-        profile = Profile(workdir / "profile", first=start + 1, **(config.get("profile") or {}))
-        opened.callback(profile.close)
-        log = TrainingLog(workdir, start, total, label, storage.newest)
-        opened.callback(log.close)
+        window = config.get("profile") or {}
+        profile = opened.enter_context(closing(Profile(workdir / "profile", start + 1, **window)))
+        log = TrainingLog(workdir, start, total, label, storage.newest, ledger)
+        opened.enter_context(log)
         for step, batch in enumerate(log.wait_for(batches(start, total)), start=start + 1):
             batch = put_batch(mesh, batch)
-            log.before(train_step, state, batch)
+            log.before(step, train_step, state, batch)
             profile.before(step, state)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = train_step(state, batch)
@@ -150,14 +151,21 @@ def fit(
 class _Storage:
     """The newest checkpoints of a run and, where the config asks for it, the best one."""
 
-    def __init__(self, workdir: epath.Path, run_name: str, config: ml_collections.ConfigDict):
-        self._workdir, best = workdir, config.get("best")
+    def __init__(
+        self,
+        workdir: epath.Path,
+        run_name: str,
+        config: ml_collections.ConfigDict,
+        ledger: goodput.Ledger,
+    ):
+        self._workdir, self._ledger, best = workdir, ledger, config.get("best")
         keep = config.get("keep_checkpoints", 2)
         self._checkpoints = Checkpoints(workdir / CHECKPOINTS, run_name, max_to_keep=keep)
         self._best = Best(workdir / BEST, run_name, **best) if best else None
 
     def restore(self, mesh: Mesh, abstract: TrainState) -> TrainState | None:
-        return self._checkpoints.restore(with_shardings(mesh, abstract))
+        with self._ledger.doing("restore"):
+            return self._checkpoints.restore(with_shardings(mesh, abstract))
 
     def keep(self, state: TrainState, scalars: Mapping[str, float] | None, save: bool) -> None:
         """Offers the state as the best if it was evaluated; saves it as the newest."""
@@ -174,8 +182,9 @@ class _Storage:
             saved.seal_if_saved()
 
     def finish(self) -> None:
-        for saved in self._all():
-            saved.finish()
+        with self._ledger.doing("checkpoint"):
+            for saved in self._all():
+                saved.finish()
 
     def newest(self) -> str:
         """Where the newest sealed checkpoint is; the one under way is waited for."""
@@ -184,9 +193,9 @@ class _Storage:
         return "none" if step is None else str(self._workdir / CHECKPOINTS / str(step))
 
     def close(self) -> None:
-        with peers.finishing(), contextlib.ExitStack() as closing:
+        with peers.finishing(), ExitStack() as opened:
             for saved in self._all():
-                closing.callback(saved.close)
+                opened.callback(saved.close)
 
     def _all(self) -> list[Checkpoints | Best]:
         return [self._best, self._checkpoints] if self._best else [self._checkpoints]

@@ -1,4 +1,4 @@
-"""Where numbers and pictures go: metrics.jsonl, PNG files and TensorBoard events."""
+"""Where numbers and pictures go: metrics.jsonl, goodput.jsonl, PNG files, TensorBoard events."""
 
 import contextlib
 import json
@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from launch.cli import say
 from launch.files import is_local, naming, temporary_folder, write_atomic
+from launch.goodput import GOODPUT
 from launch.runtime.reports.image_grid import to_png
 from launch.runtime.training.event_file import EventFile
 from launch.runtime.training.mirror import Mirror
@@ -56,6 +57,7 @@ class MetricWriter:
             write_atomic(self._folder / METRICS, text.encode())
             self._mirror = Mirror(Path(self._folder), workdir)
         self._file = (self._folder / METRICS).open("a")
+        self._attempts = self._open_attempts()
         with naming(self._folder):
             self._events = EventFile(self._folder, first_step=start_step + 1)
 
@@ -68,6 +70,24 @@ class MetricWriter:
             self._file.flush()
         with naming(self._folder):
             self._events.scalars(step, scalars)
+
+    def attempt(self, line: str) -> None:
+        """Appends a line to goodput.jsonl, see `launch.goodput`: those of all attempts are kept."""
+        if self._active:
+            with naming(self._folder / GOODPUT):
+                self._attempts.write(line)
+                self._attempts.flush()
+
+    def _open_attempts(self) -> IO[str]:
+        before = self._workdir / GOODPUT
+        lines = before.read_bytes() if before.exists() else b""
+        if self._mirror:
+            write_atomic(self._folder / GOODPUT, lines)
+        file = (self._folder / GOODPUT).open("a")
+        # What a killed process has left of a line does not take the next one with it.
+        if lines and not lines.endswith(b"\n"):
+            file.write("\n")
+        return file
 
     def picture(self, step: int, figure: Figure) -> None:
         """Writes `pictures/step_N.png`, and the same among TensorBoard's images."""
@@ -88,7 +108,7 @@ class MetricWriter:
             self._mirror.copy()
 
     def close(self) -> None:
-        """Flushes both files."""
+        """Flushes the files."""
         if not self._active:
             return
         with contextlib.ExitStack() as closing:
@@ -96,6 +116,7 @@ class MetricWriter:
             closing.enter_context(naming(self._folder))
             closing.callback(self._events.close)
             closing.callback(self._file.close)
+            closing.callback(self._attempts.close)
 
     def _close_mirror(self) -> None:
         if self._mirror and self._mirror.close():

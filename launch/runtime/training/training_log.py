@@ -1,6 +1,7 @@
 """What a training loop tells: metrics one step late, and whether they are finite."""
 
 import collections
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,6 +15,8 @@ from tqdm import tqdm
 
 from launch.cli import say
 from launch.errors import Diverged
+from launch.goodput import summary
+from launch.runtime.training.goodput import Ledger
 from launch.runtime.training.metrics import MetricWriter, to_scalars
 from launch.runtime.training.performance import StepTimer, floor_seconds, memory
 from launch.runtime.types import Batch, Metrics
@@ -46,6 +49,7 @@ class TrainingLog:
         total: int,
         label: str,
         newest_checkpoint: Callable[[], str],
+        ledger: Ledger,
     ):
         """Opens the files.
 
@@ -55,13 +59,27 @@ class TrainingLog:
             total: its last step.
             label: its name on the terminal.
             newest_checkpoint: where that is, for the message when training diverges.
+            ledger: of this attempt, which is on record from here on.
         """
         self._workdir, self._newest_checkpoint = workdir, newest_checkpoint
         self._writer = MetricWriter(workdir, start)
         self._terminal = _Terminal(start, total, label)
-        self._timer = StepTimer()
+        self._timer, self._ledger, self._label = StepTimer(), ledger, label
         self._pending: tuple[int, Metrics] | None = None
         self._unchecked = collections.deque[tuple[int, Metrics]](maxlen=_REMEMBERED)
+        ledger.start(start + 1, self._writer.attempt)
+
+    def __enter__(self) -> "TrainingLog":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: Any) -> None:
+        """Writes down how the attempt has ended, if that can be; ends the files."""
+        with contextlib.closing(self):
+            # What is at fault here is told already where the attempt has failed of it.
+            with contextlib.suppress(OSError) if error else contextlib.nullcontext():
+                self._ledger.end(error)
+        if error is None and jax.process_index() == 0:
+            say(f"{self._label}: {summary(self._ledger.attempts)}")
 
     def wait_for(self, batches: Iterable[T]) -> Iterator[T]:
         """Hands the batches on, and takes the time that each is waited for."""
@@ -72,11 +90,14 @@ class TrainingLog:
                 batch = next(rest)
             except StopIteration:
                 return
-            self._timer.waited += time.perf_counter() - began
+            seconds = time.perf_counter() - began
+            self._timer.waited += seconds
+            self._ledger.waited(seconds)
             yield batch
 
-    def before(self, train_step: Callable[..., Any], state: Any, batch: Batch) -> None:
+    def before(self, step: int, train_step: Callable[..., Any], state: Any, batch: Batch) -> None:
         """Is told of a step that is about to be made; of the first it learns images and FLOPs."""
+        self._ledger.begin_step(step)
         if not self._timer.started:
             images = len(next(iter(batch.values())))
             self._timer.start(images, floor_seconds(train_step, state, batch))
@@ -92,8 +113,10 @@ class TrainingLog:
         self._unchecked.append((step, kept))
         if len(self._unchecked) > _UNDER_WAY:
             jax.block_until_ready(self._unchecked[-1 - _UNDER_WAY][1])
-        if not self._timer.running:
+        if self._ledger.is_timed():
             jax.block_until_ready(metrics)
+        self._ledger.end_step()
+        if not self._timer.running:
             self._timer.run(step)
         if read:
             self._pending = (step, metrics)
@@ -135,7 +158,7 @@ class TrainingLog:
         Raises:
             Diverged: 'validation_loss' is not finite.
         """
-        metrics, seconds = self._pause(evaluate, state)
+        metrics, seconds = self._pause("evaluation", evaluate, state)
         scalars = to_scalars(metrics)
         if not np.isfinite(scalars.get("validation_loss", 0.0)):
             self._diverged(step, "validation loss", scalars["validation_loss"])
@@ -144,7 +167,7 @@ class TrainingLog:
 
     def picture(self, step: int, pictures: Callable[[Any], Figure], state: Any) -> None:
         """Draws a picture of a state and files it."""
-        figure, seconds = self._pause(pictures, state)
+        figure, seconds = self._pause("pictures", pictures, state)
         self._writer.picture(step, figure)
         self._writer.write(step, {"pictures_seconds": seconds})
 
@@ -154,22 +177,24 @@ class TrainingLog:
         Raises:
             Diverged: it is not.
         """
-        _, seconds = self._pause(save, *args)
+        _, seconds = self._pause("checkpoint", save, *args)
         self._writer.write(step, {"checkpoint_seconds": seconds})
+        self._ledger.note()
         # Before the checkpoint is sealed: a run that goes on from it has the numbers up to there.
-        self._pause(self._writer.copy)
+        self._pause("checkpoint", self._writer.copy)
 
     def close(self) -> None:
         """Ends the bar's line and the files; what is pending has been flushed, or is given up."""
         self._terminal.close()
         self._writer.close()
 
-    def _pause(self, work: Callable[..., T], *args: Any) -> tuple[T, float]:
+    def _pause(self, kind: str, work: Callable[..., T], *args: Any) -> tuple[T, float]:
         """Does what is not training; its seconds begin when the steps under way have ended."""
         self.flush()
         self.check()
         began = time.perf_counter()
-        result = work(*args)
+        with self._ledger.doing(kind):
+            result = work(*args)
         seconds = time.perf_counter() - began
         self._timer.paused += seconds
         return result, seconds

@@ -9,6 +9,7 @@ from imagen_ft.demo import report
 from input_pipeline.records.image_codec import encode_png
 from input_pipeline.sources.digits import digits
 from input_pipeline.synthetic.writer import SyntheticWriter
+from launch.goodput import GOODPUT, Attempt
 from tests.support.generated_set import write_shard
 
 
@@ -119,6 +120,10 @@ def run(tmp_path):
         for size in (4, 8):
             path = tmp_path / "samples" / f"{number:05d}_{name}_{size}px.png"
             path.write_bytes(encode_png(np.full((size, size, 1), 20 * number, np.uint8)))
+    seeds = tmp_path / "classifiers" / "pool" / "seeds"
+    seeds.mkdir(parents=True)
+    attempt = Attempt(1, "a", 0.0, {"startup": 30.0, "steps": 60.0}, 1, 2, "steps", "done", 0)
+    (seeds / GOODPUT).write_text(attempt.to_line())
     for name in ("pretrain_base4", "finetune_base4", "pretrain_sr8", "finetune_sr8"):
         lines = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.4}]
         lines.append({"step": 2, "validation_loss": 0.45})
@@ -145,7 +150,9 @@ def test_the_report_is_written(run):
 
     page = (run / "report.html").read_text()
     assert page.count("<figure>") == page.count('src="data:image/png;base64,') == 5
-    assert page.count("<tr>") == 7 and "Wall time 321 s, peak memory at most 1.50 GiB" in page
+    assert page.count("<tr>") == 7 + 11 and "Wall time 321 s, peak memory at most 1.50 GiB" in page
     assert '<p class="verdict">Generated digits helped: real+generated_10x' in page
+    assert "<td>classifiers/pool</td><td>productive 67% of 90 s in 1 attempt: start-up 33%<" in page
+    assert "<td>pretrain_sr8</td><td>no attempt has trained yet<" in page
     assert "It generated 10 digits" in page and "tested on 667 digits" in page
     assert (run / "report.png").read_bytes().startswith(b"\x89PNG")

@@ -124,8 +124,9 @@ def test_resuming_shows_where_it_is(tmp_path, capsys):
     shown = capsys.readouterr().err
     assert "\r" not in shown
     lines = [line for line in shown.splitlines() if line.startswith("toy: ")]
-    assert lines[0] == "toy: 6/8 steps" and len(lines) == 2
-    assert lines[-1].startswith("toy: 8/8 steps, loss=") and lines[-1].endswith(" images/s")
+    assert lines[0] == "toy: 6/8 steps" and len(lines) == 3
+    assert lines[1].startswith("toy: 8/8 steps, loss=") and lines[1].endswith(" images/s")
+    assert lines[2].startswith("toy: productive ") and " in 2 attempts: " in lines[2]
 
 
 def test_the_bar_of_a_terminal(tmp_path, capsys, monkeypatch):

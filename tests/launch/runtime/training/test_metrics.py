@@ -89,6 +89,7 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch):
     writer = MetricWriter(epath.Path(tmp_path), 0)
     writer.write(1, {"loss": 0.5})
     writer.picture(1, Figure())
+    writer.attempt("{}\n")
     writer.close()
     assert not list(tmp_path.iterdir())
 
