@@ -13,7 +13,7 @@ is kept in jobs/NAME.json: the other commands find it again, from any terminal. 
 import dataclasses
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -32,7 +32,7 @@ from launch.submit.mode import (
     define_common_flags,
     job_name,
 )
-from launch.submit.plan import Plan, run, stream
+from launch.submit.plan import run, stream
 from launch.submit.record import ENDED, Record
 from launch.submit.slurm import Slurm
 from launch.submit.status import show
@@ -118,7 +118,7 @@ def act(action: str, argv: Sequence[str]) -> int:
         raise InputError(f"{records.path_of(folder, names[0])}: no mode is {record.mode!r}")
     mode = MODES[record.mode]
     if action in ("stop", "delete"):
-        return _end(mode, record, mode.stop if action == "stop" else mode.delete, values)
+        return _end(mode, record, action, values)
     if action == "logs":
         command = mode.logs(record)
         if values.dry_run:
@@ -136,10 +136,8 @@ def _define_action_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_bool("dry_run", False, "print the commands; run nothing", flag_values=values)
 
 
-def _end(
-    mode: Mode, record: Record, how: Callable[[Record], Plan], values: flags.FlagValues
-) -> int:
-    plan = how(record)
+def _end(mode: Mode, record: Record, action: str, values: flags.FlagValues) -> int:
+    plan = mode.stop(record) if action == "stop" else mode.delete(record)
     if values.dry_run:
         print(plan)
         return 0

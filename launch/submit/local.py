@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,6 +76,7 @@ class Local(Mode):
         """Keeps the record; `follow` runs the processes."""
         resource = dict(
             pid=os.getpid(),
+            since=_since(os.getpid()),
             logs=str(request.folder / request.name),
             processes=[list(command.argv) for command in plan.commands],
             restarts=request.flags.restarts,
@@ -96,7 +98,8 @@ class Local(Mode):
 
     def look(self, record: Record) -> Record:
         """Whether its terminal is still there."""
-        if record.state not in ENDED and not _is_running(record.resource["pid"]):
+        # Numbers of processes come again.
+        if record.state not in ENDED and _since(record.resource["pid"]) != record.resource["since"]:
             return dataclasses.replace(record, state="failed")
         return record
 
@@ -105,7 +108,14 @@ class Local(Mode):
         return Command(("tail", "-n", "100", "-f", f"{record.resource['logs']}/process-0.log"))
 
     def stop(self, record: Record) -> Plan:
-        """SIGTERM: every process saves."""
+        """SIGTERM: every process saves.
+
+        Raises:
+            InputError: it has ended.
+        """
+        record = self.look(record)
+        if record.state in ENDED:
+            raise InputError(f"{record.name} has ended: it is {record.state}")
         return Plan(commands=(Command(("kill", str(record.resource["pid"]))),))
 
 
@@ -121,11 +131,7 @@ def _state(code: int, asked: Sequence[int]) -> str:
     return "stopped" if asked else "preempted" if code == PREEMPTED else "failed"
 
 
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _since(pid: int) -> str:
+    """When a process was started, in the system's words; empty if there is none of that number."""
+    command = ["ps", "-o", "lstart=", "-p", str(pid)]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

@@ -168,6 +168,14 @@ def test_a_name_is_taken_until_its_job_has_ended(jobs_of, tmp_path):
     assert jobs_of("exit 0")[0] == 0
 
 
+def test_a_process_of_another_time_is_not_the_job(jobs_of, job, tmp_path):
+    kept = jobs_of("exit 1")[1]
+    resource = kept.resource | {"pid": os.getpid(), "since": "Sat Jan  1 00:00:00 2000"}
+    kept.with_(tmp_path / "jobs", state="running", resource=resource)
+    with pytest.raises(InputError, match="run has ended: it is failed"):
+        job("stop", "run")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of their parent")
 def test_nothing_outlives_a_killed_launcher(tmp_path):
     text = (
