@@ -9,6 +9,7 @@ process or a job of several hosts (--coordinator), share one folder, and whoever
 it. --verify reads a set back, --repair makes what is damaged or missing in it again.
 """
 
+import dataclasses
 import functools
 import time
 
@@ -19,7 +20,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from imagen_ft.cascade import load_cascade
-from imagen_ft.cascade.loading import parameter_shapes
+from imagen_ft.cascade.loading import parameter_shapes, with_dtypes
 from imagen_ft.generation.contents import set_fields
 from imagen_ft.generation.repair import check, check_sound, discard_damaged
 from imagen_ft.generation.worker import generate
@@ -71,7 +72,7 @@ def _mesh(config: ml_collections.ConfigDict) -> Mesh | None:
 
 def main(args: app.Arguments) -> None:
     """Runs the task."""
-    values = args.flags
+    values, args = args.flags, dataclasses.replace(args, config=with_dtypes(args.config))
     check_numbers(args.config, _LIMITS)
     if not 0 <= values.worker < values.num_workers:
         raise InputError(f"--worker={values.worker} is not in 0 .. {values.num_workers - 1}")

@@ -17,7 +17,7 @@ from etils import epath
 from tqdm import tqdm
 
 from imagen_ft.cascade import film, load_cascade, show
-from imagen_ft.cascade.loading import parameter_shapes
+from imagen_ft.cascade.loading import parameter_shapes, with_dtypes
 from imagen_ft.text import class_names
 from imagen_ft.text.class_names import read_lines
 from imagen_ft.text.encoders import check_prompts
@@ -71,7 +71,7 @@ def read_prompts(values: flags.FlagValues) -> dict[str, str]:
 
 def main(args: app.Arguments) -> None:
     """Runs the task."""
-    config = args.config
+    config = with_dtypes(args.config)
     given = read_prompts(args.flags)
     names = class_names.resolve(config.class_names)
     check_prompts(list(given.values()), names, list(given))

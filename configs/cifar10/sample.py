@@ -47,6 +47,9 @@ def get_config(arg=""):
     config.batch_size = 80
     config.images_per_prompt = 8
     config.show_stages = True
+    if not args["runlocal"]:
+        for stage in config.stages.values():
+            stage.stage.unet.dtype = "auto"  # bfloat16; on older GPUs float16
     if args["runlocal"]:
         config.images_per_prompt = 2
         for stage in config.stages.values():

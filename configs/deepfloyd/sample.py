@@ -10,7 +10,8 @@ Before it, once: import the weights, and embed the prompts.
     python -m imagen_ft.text --prompts=prompts.txt --weights=weights/IF-I-M --to=data/text
 
 Hardware: one GPU or TPU with 16 GB. Expected: samples.png. `size=l` and `size=xl` take the larger
-models of the same names; `runlocal` two steps a stage.
+models of the same names; `runlocal` two steps a stage. A dtype of "auto" is bfloat16, but float16
+on NVIDIA's GPUs before Ampere (T4, V100), which are slow in it.
 """
 
 from ml_collections import ConfigDict
@@ -41,7 +42,7 @@ def get_config(arg=""):
                 channels=3,
                 schedule="squaredcos_cap_v2",
                 learned_variance=True,
-                unet=dict(preset=first, dtype="bfloat16"),
+                unet=dict(preset=first, dtype="auto"),
             ),
             sampler=dict(
                 name="ddpm", num_steps=100, spacing="leading", logvar_coeff="learned", eta=0.0
@@ -59,7 +60,7 @@ def get_config(arg=""):
                 schedule="squaredcos_cap_v2",
                 learned_variance=True,
                 upsampling="bilinear_corners",
-                unet=dict(preset=second, dtype="bfloat16"),
+                unet=dict(preset=second, dtype="auto"),
             ),
             sampler=dict(
                 name="ddpm", num_steps=50, spacing="leading", logvar_coeff="learned", eta=0.0

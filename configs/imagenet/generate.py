@@ -121,6 +121,9 @@ def get_config(arg=""):
         config.encoding = dict(size=0, format="png")  # as large as they are
     else:
         config.encoding = dict(size=256, format="jpeg", quality=95)
+    if args["cascade"] == "if" and not args["runlocal"]:
+        for stage in config.stages.values():
+            stage.stage.unet.dtype = "auto"  # bfloat16; on older GPUs float16
     if args["runlocal"]:
         config.batch_size = 8
         for stage in config.stages.values():

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int, Key, UInt8
 
 from imagen_ft.cascade.changes import changed
-from imagen_ft.cascade.loading import load_stages
+from imagen_ft.cascade.loading import load_stages, with_dtypes
 from imagen_ft.cascade.request import Request
 from imagen_ft.diffusion.from_config import make_stages
 from imagen_ft.diffusion.stage import Stage
@@ -69,7 +69,7 @@ class Cascade:
         """
         config = load_config(config) if isinstance(config, str) else config
         with reading(config):
-            config = changed(config, changes, loading=True)
+            config = with_dtypes(changed(config, changes, loading=True))
         with reading(config):
             return load_cascade(config)
 

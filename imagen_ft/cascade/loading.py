@@ -10,6 +10,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from imagen_ft import weights
+from imagen_ft.cascade.changes import changed
 from imagen_ft.diffusion.denoiser import Denoiser
 from imagen_ft.diffusion.from_config import make_stages
 from imagen_ft.diffusion.stage import Stage
@@ -17,10 +18,13 @@ from imagen_ft.text.encoders import TextEncoder, text_shapes
 from launch.errors import InputError
 from launch.files import differences
 from launch.runtime.config import plain
+from launch.runtime.devices.hardware import half_dtype
 from launch.runtime.devices.mesh import with_shardings
 from launch.runtime.ema import MAIN
 from launch.runtime.run import STAGE, Run
 
+# Of a stage's dtype, see `with_dtypes`.
+AUTO = "auto"
 # How to compute, not what: may differ in sampling.
 _HOW = ("stage.unet.dtype", "stage.unet.remat")
 
@@ -63,6 +67,20 @@ def load_stages(
             variables.append(load_public(entry.run, stage.denoiser, encoder.shape, field, mesh))
             digests.append(weights.digest(entry.run, "unet"))
     return tuple(stages.values()), tuple(variables), tuple(digests)
+
+
+def with_dtypes(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A config in which a dtype of 'auto' is the half precision that is fast here.
+
+    What is drawn notes this config, and so the type that was used. Training has no 'auto': in
+    float16 small gradients are lost.
+    """
+    stages = {
+        name: {"dtype": half_dtype(jax.local_devices()[0])}
+        for name, entry in config.get("stages", {}).items()
+        if entry.get("stage", {}).get("unet", {}).get("dtype") == AUTO
+    }
+    return changed(config, {"stages": stages}, loading=True) if stages else config
 
 
 def open_run(path: str) -> Run | None:

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from launch.runtime.layers.layers import Dense
-from launch.runtime.layers.precision import products_of
+from launch.runtime.layers.layers import Dense, attend_plainly
 from launch.runtime.types import Array
 
 
@@ -27,7 +26,8 @@ class T5Encoder(nn.Module):
         num_buckets: of the relative positions (half of them for each direction).
         max_distance: beyond it all positions share the last bucket.
         dtype: of the matrix products; the residual stream, norms and softmax are float32, for T5's
-            activations grow to where bfloat16 resolves hundreds and float16 overflows.
+            activations grow to where bfloat16 resolves hundreds and float16 overflows. With float16
+            what is added to the stream is float32 too (transformers keeps `wo` so).
     """
 
     vocab_size: int
@@ -88,9 +88,12 @@ class T5Block(nn.Module):
     def __call__(
         self, x: Float[Array, "b n d"], bias: Float[Array, "1 h n n"], mask: Bool[Array, "b n"]
     ) -> Float[Array, "b n d"]:
-        def dense(name: str, width: int, fan: float) -> nn.Dense:
+        # What leads to the residual stream has its range.
+        outward = jnp.float32 if jnp.dtype(self.dtype) == jnp.float16 else self.dtype
+
+        def dense(name: str, width: int, fan: float, dtype: Any = self.dtype) -> nn.Dense:
             init = nn.initializers.normal(fan**-0.5)
-            return Dense(width, use_bias=False, kernel_init=init, dtype=self.dtype, name=name)
+            return Dense(width, use_bias=False, kernel_init=init, dtype=dtype, name=name)
 
         inner = self.num_heads * self.d_kv
 
@@ -105,15 +108,14 @@ class T5Block(nn.Module):
             project("SelfAttention_v", self.d_model),
         )
         # T5 does not scale its logits: the scale is in the initial weights.
-        with products_of(self.dtype):
-            out = jax.nn.dot_product_attention(
-                query, key, value, bias, mask[:, None, None, :], scale=1.0
-            )
-        x = x + dense("SelfAttention_o", self.d_model, inner)(out.reshape(*x.shape[:2], inner))
+        out = attend_plainly(query, key, value, bias, mask[:, None, None, :], scale=1.0)
+        out = out.reshape(*x.shape[:2], inner)
+        x = x + dense("SelfAttention_o", self.d_model, inner, outward)(out)
         normed = RMSNorm(name="layer_1_layer_norm")(x).astype(self.dtype)
         gate = jax.nn.gelu(dense("wi_0", self.d_ff, self.d_model)(normed), approximate=True)
-        hidden = gate * dense("wi_1", self.d_ff, self.d_model)(normed)
-        return x + dense("wo", self.d_model, self.d_ff)(hidden)
+        linear = dense("wi_1", self.d_ff, self.d_model)(normed)
+        hidden = gate.astype(outward) * linear.astype(outward)
+        return x + dense("wo", self.d_model, self.d_ff, outward)(hidden)
 
 
 class RMSNorm(nn.Module):

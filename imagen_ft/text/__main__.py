@@ -58,7 +58,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "dtype",
         "bfloat16",
         DTYPES,
-        "of parameters, computation and states; bfloat16 by default",
+        "of parameters, computation and states; bfloat16 by default, float16 is for older GPUs",
         flag_values=values,
     )
     numbers = {

@@ -26,7 +26,7 @@ from launch.runtime.checkpoints.safetensors_header import (
     read_header,
 )
 
-DTYPES = ("bfloat16", "float32")
+DTYPES = ("bfloat16", "float16", "float32")
 _STATES = "states"
 
 

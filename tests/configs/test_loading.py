@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from configs import arguments
+from imagen_ft.cascade.loading import with_dtypes
 from tests.configs.tables import (
     CONFIGS,
     PARAMETERS,
@@ -79,8 +80,8 @@ def test_its_networks_resolve(path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     resolved, counts = dry_run(path, "", capsys)
     smaller, smaller_counts = dry_run(path, "runlocal", capsys)
-    assert resolved == json.loads(load(path).get_config("").to_json())
-    assert smaller == json.loads(load(path).get_config("runlocal").to_json())
+    assert resolved == json.loads(with_dtypes(load(path).get_config("")).to_json())
+    assert smaller == json.loads(with_dtypes(load(path).get_config("runlocal")).to_json())
     if "cache" in resolved.get("text", ()) and "cache" not in smaller["text"]:
         # A glance embeds the prompts that elsewhere come from a cache.
         assert "text_encoder" not in counts

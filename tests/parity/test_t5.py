@@ -114,3 +114,19 @@ def test_bfloat16_keeps_the_softmax():
         block.layer[0].SelfAttention.q.weight.zero_()
     theirs.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.mul_(200)
     assert 1e-4 < error(model, theirs, *prompts(20)) <= 1e-2
+
+
+def test_float16_where_it_would_overflow():
+    """Hidden values and what they add to the stream are beyond 65,504, as in T5-XXL."""
+    model = encoder(d_model=32, d_kv=8, d_ff=48, num_layers=3, num_heads=4, dtype=jnp.float16)
+    theirs, outputs = reference(model, seed=0), []
+    for block in theirs.encoder.block:
+        block.layer[0].SelfAttention.v.weight.mul_(300)
+        block.layer[0].SelfAttention.o.weight.mul_(3000)
+        block.layer[1].DenseReluDense.wi_0.weight.mul_(300)
+        block.layer[1].DenseReluDense.wi_1.weight.mul_(300)
+        for layer in (block.layer[0].SelfAttention.o, block.layer[1].DenseReluDense.wo):
+            layer.register_forward_hook(lambda _, inputs, output: outputs.append((*inputs, output)))
+    assert error(model, theirs, *prompts(20), jnp.float16) <= 3e-3
+    attended, (hidden, added) = outputs[0][-1], outputs[1]
+    assert min(float(values.abs().max()) for values in (attended, hidden, added)) > 65_504

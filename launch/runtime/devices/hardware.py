@@ -1,6 +1,7 @@
 """Accelerators by name: what their makers say they can do."""
 
 import dataclasses
+import re
 
 import jax
 
@@ -57,6 +58,21 @@ def architecture(device: jax.Device) -> str:
     """What programs are compiled for; devices that differ in memory alone have the same."""
     capability = getattr(device, "compute_capability", None)  # GPUs alone have it.
     return f"{device.platform} {capability}" if capability else device.device_kind
+
+
+def cuda_capability(device: jax.Device) -> tuple[int, int] | None:
+    """Compute capability of an NVIDIA GPU, as (7, 5); None of any other device.
+
+    AMD's GPUs are of the platform 'gpu' too, and what they tell is an architecture: 'gfx942'.
+    """
+    match = re.fullmatch(r"(\d+)\.(\d+)", str(getattr(device, "compute_capability", "")))
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def half_dtype(device: jax.Device) -> str:
+    """The half precision that a device is fast in: NVIDIA's GPUs before Ampere lack bfloat16."""
+    capability = cuda_capability(device)
+    return "float16" if capability is not None and capability < (8, 0) else "bfloat16"
 
 
 def chip_of(device: jax.Device) -> Chip | None:

@@ -5,7 +5,6 @@ Kernels are used whole over fsdp and split over tensor. The U-Nets take these la
 """
 
 import functools
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,15 +14,18 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from launch.errors import InputError
+from launch.runtime.devices.hardware import cuda_capability
 from launch.runtime.devices.mesh import platform, state_spec
 from launch.runtime.layers import cpu_kernels
 from launch.runtime.layers.precision import products_of
 from launch.runtime.types import Array
 
 Kernel = Float[Array, "*inputs outputs"]
+# AMD's are 'gpu' as well, or of a name of their own.
+_GPUS = ("gpu", "rocm")
 # Queries times keys from which on a CPU attends head by head.
 LARGE_ON_CPU = 2**16
 # What published weights take from a pixel in [0, 1], and by what they divide, channel by channel.
@@ -89,7 +91,7 @@ def attend(
     if here == "gpu" and _suits_cudnn(query):
         even = query.shape[1] % 2 == key.shape[1] % 2 == 0
         return (_attend_by_cudnn if even else _attend_by_cudnn_forward)(query, key, value)
-    return _attend_plainly(query, key, value)
+    return attend_plainly(query, key, value)
 
 
 def _suits_cudnn(query: Array) -> bool:
@@ -100,18 +102,63 @@ def _suits_cudnn(query: Array) -> bool:
     """
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     fits = query.shape[-1] <= 128 and query.shape[-1] % 8 == 0
-    if not half or not fits or query.shape[1] < 2:
-        return False
-    if jax.default_backend() != "gpu":
+    return half and fits and query.shape[1] >= 2 and _is_from_ampere_on()
+
+
+def _is_from_ampere_on() -> bool:
+    """Whether the GPU is NVIDIA's and at least of the generation of the A100."""
+    if jax.default_backend() not in _GPUS:
         return True  # a program for GPUs that are not here
-    capability = getattr(jax.local_devices()[0], "compute_capability", "")
-    version = re.fullmatch(r"(\d+)\.\d+", str(capability))  # AMD's are other words
-    return version is not None and int(version[1]) >= 8
+    capability = cuda_capability(jax.local_devices()[0])
+    return capability is not None and capability >= (8, 0)
 
 
-def _attend_plainly(query: Array, key: Array, value: Array) -> Array:
+def attend_plainly(
+    query: Float[Array, "b n heads d"],
+    key: Float[Array, "b m heads d"],
+    value: Float[Array, "b m heads d"],
+    bias: Float[Array, "#b heads #n #m"] | None = None,
+    mask: Bool[Array, "#b #heads #n #m"] | None = None,
+    scale: float | None = None,
+) -> Float[Array, "b n heads d"]:
+    """Attention by products and a softmax in float32, on any platform.
+
+    Args:
+        query: what attends.
+        key: what it attends to.
+        value: what it takes from there.
+        bias: added to the logits.
+        mask: which keys there are.
+        scale: of the logits; None is that of the head's size.
+    """
+    if query.dtype == jnp.float16 or (
+        query.dtype == jnp.bfloat16 and platform() in _GPUS and not _is_from_ampere_on()
+    ):
+        return _attend_by_any_algorithm(query, key, value, bias, mask, scale)
     with products_of(query.dtype):
-        return jax.nn.dot_product_attention(query, key, value, implementation="xla")
+        return jax.nn.dot_product_attention(
+            query, key, value, bias, mask, scale=scale, implementation="xla"
+        )
+
+
+def _attend_by_any_algorithm(
+    query: Array,
+    key: Array,
+    value: Array,
+    bias: Array | None,
+    mask: Array | None,
+    scale: float | None,
+) -> Array:
+    """As JAX's own, which asks for the algorithm of the first product by its name.
+
+    Float16's is unknown to CPUs and TPUs, and bfloat16's to GPUs before Ampere: compiling fails.
+    """
+    logits = jnp.einsum("bnhd,bmhd->bhnm", query, key, preferred_element_type=jnp.float32)
+    logits = logits * (query.shape[-1] ** -0.5 if scale is None else scale)
+    logits = logits if bias is None else logits + bias
+    if mask is not None:
+        logits = jnp.where(mask, logits, 0.7 * jnp.finfo(jnp.float32).min)  # no NaN where all is
+    return jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(logits).astype(value.dtype), value)
 
 
 def _attend_by_cudnn(query: Array, key: Array, value: Array) -> Array:
@@ -125,7 +172,7 @@ _Gradient = Callable[[Array], tuple[Array, ...]]
 
 
 def _odd_forward(query: Array, key: Array, value: Array) -> tuple[Array, _Gradient]:
-    return jax.vjp(_attend_plainly, query, key, value)
+    return jax.vjp(attend_plainly, query, key, value)
 
 
 def _odd_backward(gradient_of: _Gradient, gradient: Array) -> tuple[Array, ...]:

@@ -1,10 +1,15 @@
 """A run is taken only for what it was trained as."""
 
+from unittest import mock
+
+import jax
 import pytest
 from etils import epath
 from ml_collections import ConfigDict
 
-from imagen_ft.cascade.loading import check_same_model
+from configs.deepfloyd import sample
+from imagen_ft.cascade.loading import check_same_model, with_dtypes
+from imagen_ft.diffusion.from_config import make_denoiser, make_stages
 from launch.errors import InputError
 from launch.runtime.run import Run
 
@@ -34,3 +39,22 @@ def test_a_run_of_another_model_is_refused(changes, said):
 
 def test_a_run_may_be_computed_otherwise():
     check_same_model(RUN, config(dtype="bfloat16").stage, config(dtype="bfloat16"))
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [("7.5", "float16"), ("8.9", "bfloat16")])
+def test_auto_is_what_the_device_is_fast_in(capability, dtype, monkeypatch):
+    """Samples and sets note the config that comes of it."""
+    device = mock.Mock(jax.Device, compute_capability=capability, platform="gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    before = sample.get_config()
+    after = with_dtypes(before)
+    assert {stage.stage.unet.dtype for stage in before.stages.values()} == {"auto"}
+    assert {stage.stage.unet.dtype for stage in after.stages.values()} == {dtype}
+    assert with_dtypes(after) is after
+    assert [stage.denoiser.model.dtype for stage in make_stages(after).values()] == [dtype] * 2
+
+
+def test_training_has_no_auto():
+    stage = sample.get_config().stages.base64.stage
+    with pytest.raises(InputError, match=r"stage\.unet\.dtype=auto: a type such as float32"):
+        make_denoiser(stage)

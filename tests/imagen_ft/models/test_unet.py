@@ -1,4 +1,5 @@
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -102,3 +103,39 @@ def test_remat_changes_no_result():
         return jax.jit(jax.value_and_grad(loss))(variables())
 
     assert_same_up_to_rounding(output_and_gradient(True), output_and_gradient(False))
+
+
+def test_float16_where_it_would_overflow():
+    """A stream of 1e4 has squares, and queries and keys have products, beyond 65,504."""
+    model = UNet(
+        out_channels=3, block_out_channels=(16,), layers_per_block=1, attention=(True,),
+        cross_attention_dim=16, attention_head_dim=8, num_groups=4, cross_num_groups=4,
+        pooling_heads=2,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    inputs = draw(2, 4, 4, 3), np.float32([17, 803]), draw(2, 5, 16)
+    scales = {"conv_in": 1e4, "to_q": 300, "to_k": 300, "add_k_proj": 300}
+
+    def weights(path, leaf):
+        names = [entry.key for entry in path]
+        values = draw(*leaf.shape) * max(math.prod(leaf.shape[:-1]), 25) ** -0.5
+        values = values + 1 if names[-1] == "scale" else values
+        return values * scales.get(names[-2], 1)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    variables, outputs = jax.tree_util.tree_map_with_path(weights, shapes), {}
+    for dtype in (jnp.float32, jnp.float16):
+        apply = jax.jit(
+            functools.partial(model.clone(dtype=dtype).apply, capture_intermediates=True),
+            compiler_options={"xla_backend_optimization_level": 0},
+        )
+        outputs[dtype], state = apply(variables, *inputs)
+        inner = state["intermediates"]
+        assert np.abs(inner["conv_in"]["__call__"][0]).max() > 1e4
+        query, key = (
+            np.asarray(inner["mid_block_attentions_0"][name]["__call__"][0], np.float32)
+            for name in ("to_q", "to_k")
+        )
+        assert np.abs(query[..., :8] @ key[..., :8].swapaxes(1, 2)).max() > 65_504
+    assert relative_error(outputs[jnp.float16], outputs[jnp.float32]) < 1e-2
