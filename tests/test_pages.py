@@ -23,10 +23,17 @@ def test_python(path):
     assert not pages.broken_python((ROOT / path).read_text())
 
 
+def test_messages():
+    page, section = (ROOT / "launch/README.md").read_text(), "What to do by its message"
+    assert page.count("| `") > 15 and not pages.unknown_messages(page, section)
+    rotten = page.replace(f"## {section}\n", f"## {section}\n| `the store says … of pages` | |\n")
+    assert pages.unknown_messages(rotten, section) == ["of pages"]
+
+
 def test_the_pages_have_both():
     readme, launch = ((ROOT / path).read_text() for path in PAGES)
     assert len(pages.blocks(readme, "sh")) > 5 and len(pages.blocks(readme, "python")) > 3
-    assert len(pages.blocks(launch, "text")) == 1
+    assert len(pages.blocks(launch, "sh")) > 5
 
 
 FINETUNE = "python -m imagen_ft.finetune --config=configs/digits/finetune_base4.py"

@@ -1,13 +1,18 @@
 """Command lines and Python of a Markdown page, and what is wrong with them."""
 
 import ast
+import contextlib
 import importlib
+import io
 import re
 import shlex
 import subprocess
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
+from types import ModuleType
 from unittest import mock
+
+from absl import flags
 
 from launch import cli
 from launch.errors import InputError
@@ -28,7 +33,9 @@ OTHERS = {
     "git": "needs a network",
     "hf": "needs an account of the Hugging Face Hub",
     "kubectl": "needs a cluster",
+    "tfds": "needs TensorFlow",
 }
+ROOMS = ("classifiers", "imagen_ft", "input_pipeline", "launch")
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _VARIABLE = re.compile(r"[A-Za-z_]\w*=")
 _BENCHMARKS = "tests.benchmarks."
@@ -73,6 +80,18 @@ def broken_python(page: str) -> list[str]:
             continue
         broken += [name for name in _imports(nodes) if not _exists(name)]
     return broken
+
+
+def unknown_messages(page: str, section: str) -> list[str]:
+    """Parts of messages in a section's tables that no source has; `…` stands for what varies."""
+    sources = [path.read_text() for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+    # A message goes on in the next line of the source.
+    text = re.sub(r'"\s*\n\s*f?"', "", "".join(sources)).replace('\\"', '"')
+    rows = re.findall(
+        r"^\| `([^|]+)`", page.partition(f"## {section}\n")[2].partition("\n## ")[0], re.M
+    )
+    fragments = [part.strip() for row in rows for part in row.replace("`", "").split("…")]
+    return [part for part in fragments if part not in text]
 
 
 def _imports(nodes: Sequence[ast.AST]) -> Iterator[str]:
@@ -151,29 +170,43 @@ def _check_submit(argv: Sequence[str]) -> None:
             raise InputError(f"no job is named behind {argv[0]}")
         return
     checkout = Checkout(ROOT, "0" * 40, is_dirty=False)
-    flags = frozenset(("config", "coordinator", "num_workers", "preflight", "worker", "workdir"))
     with (
+        contextlib.redirect_stdout(io.StringIO()),
         mock.patch.object(submit, "find_checkout", lambda: checkout),
-        mock.patch.object(task.Task, "flags", flags),
+        mock.patch.object(task.Task, "flags", property(_flags_of)),
         mock.patch.object(task.Task, "check", lambda self, preflight="": None),
     ):
-        submit.main([*words[:2], "--dry_run", *words[2:]])
+        # Wherever this checkout lies.
+        anywhere = ["--node_disks="] if argv[0] == "slurm" else []
+        submit.main([*words[:2], "--dry_run", *anywhere, *words[2:]])
     behind = argv[list(argv).index("--") + 1 :]
     _check(behind)
+
+
+def _flags_of(command: task.Task) -> frozenset[str]:
+    """What the task's --help would say in a process of its own."""
+    values = flags.FlagValues()
+    _module(command.module).define_flags(values)
+    return frozenset(("config", "dry_run", "workdir", *values))
+
+
+def _module(name: str) -> ModuleType:
+    """The module that `python -m NAME` runs."""
+    package = find_spec(name).submodule_search_locations
+    return importlib.import_module(f"{name}.__main__" if package else name)
 
 
 def _check_benchmark(name: str, argv: Sequence[str]) -> None:
     """Importing some takes seconds: their flags are looked for in the text."""
     sources = [name.rpartition(".")[2], "harness"]
     text = "".join((ROOT / "tests/benchmarks" / f"{file}.py").read_text() for file in sources)
-    flags = [word.partition("=")[0] for word in argv if word.startswith("--")]
-    if unknown := [flag for flag in flags if f'"{flag}"' not in text]:
+    names = [word.partition("=")[0] for word in argv if word.startswith("--")]
+    if unknown := [name for name in names if f'"{name}"' not in text]:
         raise InputError(f"{name} has no flag {unknown[0]}")
 
 
 def _check_command(name: str, argv: Sequence[str]) -> None:
-    package = find_spec(name).submodule_search_locations
-    module = importlib.import_module(f"{name}.__main__" if package else name)
+    module = _module(name)
     define_flags = getattr(module, "define_flags", None)
     words = [name, *argv]
     if define_flags and getattr(module, "parse_flags", None) is cli.parse_flags:
@@ -181,6 +214,6 @@ def _check_command(name: str, argv: Sequence[str]) -> None:
         if values is not None and "config" in values:
             load_config(values.config)
         return
-    flags = app.parse(words, "", define_flags).flags
-    if "preflight" in flags and flags.preflight:
-        parse_target(flags.preflight)
+    values = app.parse(words, "", define_flags).flags
+    if "preflight" in values and values.preflight:
+        parse_target(values.preflight)
