@@ -36,6 +36,7 @@ from classifiers.studies.inventory import model_size, take_inventory
 from launch.cli import say
 from launch.errors import InputError
 from launch.files import is_local
+from launch.goodput import read_attempts, summary
 from launch.jobs.runner import JobRunner
 from launch.runtime import app
 from launch.runtime.locks import lock
@@ -83,7 +84,8 @@ def main(args: app.Arguments) -> None:
     runner.run()
     runner.tick()
     result = results.collect(config, runs, inventory)
-    report.write(workdir, f"What generated images are worth: {config.name}", result)
+    training = summary([attempt for run in runs for attempt in read_attempts(run.folder)])
+    report.write(workdir, f"What generated images are worth: {config.name}", result, training)
     print(report.tables(result))
     say(f"report: {workdir / 'report.html'}", sys.stdout)
 

@@ -3,7 +3,7 @@
 An attempt is one start of a command. A line says all of an attempt up to then, so the last whole
 one counts, and what is left of one that was being written when the process was killed is passed
 over. Lines are written at the first step, at every checkpoint, at the end, and as steps or
-evaluations begin, if the line before is a second old (in a long attempt a thousandth of its time).
+evaluations begin, if the line before is a second old (in a long attempt a hundredth of its time).
 Behind the step at which the attempt before was killed, every step that begins is written down.
 
 A run is given up when three attempts in a row have ended badly at the same step, and no checkpoint

@@ -34,8 +34,15 @@ _PER_CLASS = (
 )
 
 
-def write(workdir: Path, title: str, result: Mapping[str, Any]) -> None:
-    """Writes study.json, a PNG file a figure, and report.html with all of it."""
+def write(workdir: Path, title: str, result: Mapping[str, Any], training: str) -> None:
+    """Writes study.json, a PNG file a figure, and report.html with all of it.
+
+    Args:
+        workdir: of the study.
+        title: of the page.
+        result: see `results.collect`.
+        training: what the time of all runs was spent on, see `launch.goodput.summary`.
+    """
     write_json(workdir / "study.json", result)
     report = Report(title)
     for text, good in verdicts(result):
@@ -46,6 +53,7 @@ def write(workdir: Path, title: str, result: Mapping[str, Any]) -> None:
         f"{evaluation['num_images']:,} images of the set {evaluation['set']!r}. Accuracies are in "
         "percent, differences in percentage points; ± is the standard deviation over seeds."
     )
+    report.text(f"Training: {training}.")
     sections = {"cas": _cas, "scaling": _scaling, "models": _models, "per_class": _per_class}
     for study, section in sections.items():
         if study in result:

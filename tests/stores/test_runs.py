@@ -210,6 +210,9 @@ def test_attempts(store, bucket):
         writer.attempt(line)
         writer.close()
     assert (bucket / GOODPUT).read_bytes() == b'{"a": 1}\n{"half\n{"b": 2}\n'
+    assert read_attempts(bucket / "missing") == read_attempts(bucket) == []
+    Ledger().start(1, (bucket / "seed_0" / GOODPUT).write_text)
+    assert len(read_attempts(bucket)) == 1
 
 
 def test_a_checkpoint_has_the_numbers_before_it(store, bucket):

@@ -19,7 +19,7 @@ from launch.runtime.checkpoints.inference import latest_step
 from launch.runtime.devices.distributed import decide_on_first_process
 
 # A line is this old, in seconds and as a share of the attempt, before the next one is written.
-_SECONDS, _SHARE = 1.0, 1e-3
+_SECONDS, _SHARE = 1.0, 1e-2
 # So many steps from where the last attempt has ended badly are all written down.
 _WATCHED = 1000
 # The first step compiles; the next ones tell how long one takes.
@@ -52,7 +52,9 @@ def begin(workdir: epath.Path) -> "Ledger":
 
 
 def _refusal(workdir: epath.Path, step: int, last: Attempt) -> str:
-    end = f"the last by {last.error}" if last.error else f"the last killed at {KINDS[last.doing]}"
+    end = (
+        f"the last by {last.error}" if last.error else f"the last was killed ({KINDS[last.doing]})"
+    )
     return (
         f"{workdir}: three attempts in a row have ended at step {step}, {end}, and the next would: "
         f"mend that, remove {workdir / GOODPUT}, and run the same command again"

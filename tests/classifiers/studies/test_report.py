@@ -107,10 +107,11 @@ def test_verdicts(result):
 
 
 def test_the_page(result, tmp_path):
-    report.write(tmp_path, "What <generated> images are worth", result)
+    report.write(tmp_path, "What <generated> images are worth", result, "productive 9% of 1 h")
     page = (tmp_path / "report.html").read_text()
     assert "<h1>What &lt;generated&gt; images are worth</h1>" in page
     assert page.count("<h2>") == 4 and page.count('src="data:image/png;base64,') == 4
+    assert "Training: productive 9% of 1 h." in page
     assert "http" not in page and "12 of 12 models are better, +1.04 ± 0.48 points" in page
     assert json.loads((tmp_path / "study.json").read_text())["models"]["both"]["num_models"] == 12
     for name in ("cas", "scaling", "models", "per_class_cas_resnet50"):

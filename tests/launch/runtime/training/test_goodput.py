@@ -125,10 +125,10 @@ def lines_of_steps(clock, earlier, count, each):
 
 
 def test_lines_become_rarer(clock):
-    # One of each second; later of each thousandth of the time that the attempt has taken.
+    # One of each second; later of each hundredth of the time that the attempt has taken.
     assert len(lines_of_steps(clock, [], 100, 2.0)) == 100
     assert 9 <= len(lines_of_steps(clock, [], 5000, 2e-3)) <= 11
-    assert 1600 < len(lines_of_steps(clock, [], 5000, 1.0)) < 2800
+    assert 400 < len(lines_of_steps(clock, [], 5000, 1.0)) < 600
 
 
 def test_where_an_attempt_has_ended_badly_every_step_is_written_down(clock):
@@ -237,7 +237,7 @@ def test_a_run_that_is_killed_at_one_step(tmp_path, monkeypatch):
         killed(tmp_path, monkeypatch, cut=5)
     steps = [one.last_step for one in read_attempts(tmp_path)]
     assert steps[1:] == [5, 5, 5]
-    refused(tmp_path, "ended at step 5, the last killed at steps")
+    refused(tmp_path, "ended at step 5, the last was killed \\(steps")
     # A checkpoint of that step, whoever made it.
     monkeypatch.setattr(goodput, "latest_step", lambda workdir: 5)
     fails(tmp_path, cut=6)
@@ -249,7 +249,7 @@ def test_a_run_that_is_killed_in_an_evaluation(tmp_path, monkeypatch):
 
     for _ in range(4):
         killed(tmp_path, monkeypatch, evaluate=evaluate)
-    refused(tmp_path, "ended at step 4, the last killed at evaluation")
+    refused(tmp_path, "ended at step 4, the last was killed \\(evaluation")
 
 
 def test_a_run_that_comes_further_each_time_goes_on(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from launch.cli import exit_code
 from launch.errors import Diverged, Failed, Preempted
+from launch.goodput import read_attempts
 from launch.runtime.checkpoints.inference import latest_step
 from launch.runtime.training import preemption
 from launch.runtime.training.metrics import column, read_metrics
@@ -44,6 +45,11 @@ def test_sigterm_in_a_step_and_the_same_command_again(whole, tmp_path):
     assert latest_step(tmp_path) == 5
 
     assert toy.digest(toy.train(tmp_path)) == whole[1]
+    left, done = read_attempts(tmp_path)
+    assert (left.end, left.exit_code, left.last_step) == ("preempted", 75, 5)
+    assert (done.end, done.first_step) == ("done", 6) and "repeated" not in done.seconds
+    # What a program has loaded before it trains is start-up too.
+    assert left.seconds["startup"] > 0.5
     names = "loss", "gradient_norm", "distance"
     assert numbers(tmp_path, *names) == numbers(whole[0], *names)
 
@@ -75,6 +81,8 @@ def test_a_second_sigterm_ends_at_once(tmp_path):
     killed = start(tmp_path, in_evaluation=2)
     assert killed.returncode == -signal.SIGTERM and killed.stdout == ""
     assert latest_step(tmp_path) != 4
+    (attempt,) = read_attempts(tmp_path)
+    assert attempt.end is None and attempt.exit_code is None
 
 
 def test_a_bad_state_is_not_saved_for_a_notice(tmp_path):
