@@ -13,67 +13,9 @@ from pathlib import Path
 
 from absl import flags
 
-from configs.digits.common import ENVIRONMENT
+from imagen_ft.demo.road import LANES, digits_jobs, make_runner
 from launch.cli import exit_code, parse_flags, say
-from launch.jobs.runner import Job, JobRunner
-
-ARMS = {
-    "real": "arm=real",
-    "pool": "arm=pool",
-    "generated": "arm=generated,k=30",
-    "real+generated_1x": "arm=real+generated,k=1",
-    "real+generated_10x": "arm=real+generated,k=10",
-    "real+generated_30x": "arm=real+generated,k=30",
-}
-LANES = 2
-
-
-def digits_jobs(root: Path, runlocal: bool) -> list[Job]:
-    """The command lines of the road, below `root`."""
-
-    def job(name, module, config, workdir, after, seconds, overrides=(), output=None) -> Job:
-        file, _, arguments = config.partition(":")
-        arguments = ",".join(filter(None, (arguments, "runlocal" if runlocal else "")))
-        path = Path("configs/digits") / f"{file}.py"
-        config = f"--config={path}" + (f":{arguments}" if arguments else "")
-        command = (module, config, f"--workdir={workdir}", *overrides)
-        inputs = (path, Path("configs/digits/common.py"), Path("configs/arguments.py"))
-        return Job(name, command, inputs, output or workdir, after, seconds)
-
-    def finetune(name: str, start: str = "") -> Job:
-        after, seconds = ((start,), 25) if start else ((), 90)
-        init = (f"--config.init_from={root / start}",) if start else ()
-        return job(name, "imagen_ft.finetune", name, root / name, after, seconds, init)
-
-    def classify(arm: str, arguments: str) -> Job:
-        after = ("generate",) if "generated" in arm else ()
-        path = (f"--config.train_sources.generated.path={generated}",) if after else ()
-        config, workdir = f"classifier:{arguments}", root / "classifiers" / arm
-        return job(arm, "classifiers.train", config, workdir, after, 45, path)
-
-    tuned = {"base4": root / "finetune_base4", "sr8": root / "finetune_sr8"}
-    stages = [f"--config.stages.{stage}.run={run}" for stage, run in tuned.items()]
-    after = tuple(run.name for run in tuned.values())
-    generated, samples, folder = root / "generated", root / "samples", root / "classifiers"
-    return [
-        finetune("pretrain_base4"),
-        finetune("pretrain_sr8"),
-        finetune("finetune_base4", "pretrain_base4"),
-        finetune("finetune_sr8", "pretrain_sr8"),
-        job(
-            "generate", "imagen_ft.generate", "generate", generated, after, 45, stages,
-            generated / "manifest.json",
-        ),
-        job(
-            "samples", "imagen_ft.sample", "sample", samples, after, 20, stages,
-            samples / "samples.png",
-        ),
-        *(classify(arm, arguments) for arm, arguments in ARMS.items()),
-        job(
-            "evaluate", "classifiers.evaluate", "evaluate", folder, tuple(ARMS), 15, (),
-            folder / "evaluation_test.json",
-        ),
-    ]  # fmt: skip
+from launch.jobs.runner import JobRunner
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -104,9 +46,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(root: Path, runlocal: bool) -> None:
-    # Its steps are no tasks of a cluster's job, whatever the variables around it say.
-    options = ("--coordinator=none",)
-    runner = JobRunner(root, digits_jobs(root, runlocal), LANES, ENVIRONMENT, options=options)
+    runner = make_runner(root, digits_jobs(root, runlocal))
     runner.run()
     runner.tick()
     # JAX comes with it, and would take 300 MB beside the steps.

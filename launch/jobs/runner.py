@@ -192,25 +192,29 @@ def _sigterm_raises() -> Iterator[None]:
 class _Bars:
     """One bar a lane that shows what its step prints, and one for the whole road.
 
-    Where nobody looks (a log file), a line a step instead.
+    In a notebook, whose cells show one bar at a time, the last one only; where nobody looks (a log
+    file), a line a step instead.
     """
 
     def __init__(self, lanes: int, steps: Sequence[Job]):
         total_seconds = sum(step.seconds for step in steps)
-        self._quiet = not sys.stderr.isatty()
+        terminal = sys.stderr.isatty()
+        self._quiet = not terminal and not type(sys.stderr).__module__.startswith("ipykernel")
         form = "{desc} {percentage:3.0f}%|{bar}| {elapsed} so far, about {remaining} left"
+        # A notebook keeps all that was ever printed in a cell.
+        often = dict(mininterval=0.1 if terminal else 1.0, miniters=0)
         self._total = tqdm(
-            total=total_seconds, desc="all", bar_format=form, position=0, disable=self._quiet
+            total=total_seconds, desc="all", bar_format=form, disable=self._quiet, **often
         )
         self._lanes = [
-            tqdm(bar_format="  {desc}", position=1 + lane, disable=self._quiet, leave=False)
+            tqdm(bar_format="  {desc}", position=1 + lane, disable=not terminal, leave=False)
             for lane in range(lanes)
         ]
 
     def show(self, progress: Mapping[int, str]) -> None:
         for lane, bar in enumerate(self._lanes):
             bar.set_description_str(progress.get(lane, "")[:100])
-        self._total.refresh()
+        self._total.update(0)
 
     def finished(self, child: Child) -> None:
         self.say(f"{child.step.name}: done in {child.seconds:.0f} s")

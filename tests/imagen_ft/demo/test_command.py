@@ -4,7 +4,7 @@ from unittest import mock
 
 import pytest
 
-from imagen_ft.demo import __main__
+from imagen_ft.demo import __main__, road
 from launch.errors import InputError
 
 
@@ -32,6 +32,6 @@ def test_help(capsys):
 
 def test_its_steps_are_no_tasks_of_a_cluster(monkeypatch):
     runner = mock.Mock(side_effect=InputError("that will do"))
-    monkeypatch.setattr(__main__, "JobRunner", runner)
+    monkeypatch.setattr(road, "JobRunner", runner)
     assert __main__.run(["demo", "--workdir=x"]) == 2
     assert runner.call_args.kwargs["options"] == ("--coordinator=none",)

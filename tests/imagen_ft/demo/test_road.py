@@ -5,7 +5,7 @@ import json
 import os
 
 from configs.digits.common import ENVIRONMENT
-from imagen_ft.demo.__main__ import LANES, digits_jobs
+from imagen_ft.demo.road import LANES, digits_jobs
 from launch.jobs.runner import JobRunner
 
 # Without the samples, the comparison and the other arms, which are commands of the same kinds.
