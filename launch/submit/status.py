@@ -1,9 +1,11 @@
 """What `launch.submit status` prints."""
 
+import contextlib
 import datetime
 import shlex
 
-from launch.errors import PREEMPTED
+from launch import goodput
+from launch.errors import PREEMPTED, InputError
 from launch.submit.record import Record
 
 # As in the table of launch/cli.py.
@@ -26,11 +28,25 @@ def show(record: Record) -> None:
         "state": record.state,
         "command": shlex.join(record.command),
         "commit": record.commit,
-        **{key.replace("_", " "): value for key, value in record.resource.items()},
+        **{key.replace("_", " "): x for key, x in record.resource.items() if _is_short(x)},
     }
     if record.exit_codes:
         last = record.exit_codes[-1]
         meaning = _MEANINGS.get(last, "failed")
         lines["attempts"] = f"{len(record.exit_codes)}; the last exit code is {last}: {meaning}"
+    if record.workdir and (attempts := _attempts(record.workdir)):
+        lines["training"] = goodput.summary(attempts)
     for name, value in lines.items():
         print(f"{name}: {value}")
+
+
+def _is_short(value: object) -> bool:
+    return isinstance(value, str | int) and value != ""
+
+
+def _attempts(workdir: str) -> list[goodput.Attempt]:
+    """Those of the run, where this machine can see it."""
+    # A store may not answer, or want a login: the job is told all the same.
+    with contextlib.suppress(OSError, ImportError, KeyError, InputError, ValueError):
+        return goodput.read_attempts(workdir)
+    return []

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from launch import goodput
 from launch.errors import InputError
 from launch.submit import local, processes, record
 from tests.launch.submit.stand_ins import check_golden
@@ -135,12 +136,17 @@ def jobs_of(job, tmp_path, monkeypatch):
     return run
 
 
-def test_restarts_are_counted(jobs_of, capsys, job):
+def test_restarts_are_counted(jobs_of, capsys, job, tmp_path):
     line = "echo >> count; [ $(wc -l < count) -gt 2 ] || exit 75"
     code, kept = jobs_of(line, "--restarts=5")
     assert (code, kept.state, kept.exit_codes) == (0, "done", [75, 75, 0])
+    attempt = goodput.Attempt(1, "a", 0.0, {"steps": 90.0, "compile": 10.0}, 1, 20, "steps")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / goodput.GOODPUT).write_text(attempt.to_line())
     assert job("status", "run") == 0
-    assert "attempts: 3; the last exit code is 0: done" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "attempts: 3; the last exit code is 0: done\n" in said
+    assert "training: productive 90% of 1.7 min in 1 attempt: compiling 10%\n" in said
 
 
 @pytest.mark.parametrize(
