@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from imagen_ft import generate
 from imagen_ft.cascade import Cascade
@@ -49,7 +50,9 @@ class Trivial(Cascade):
         stage = SimpleNamespace(denoiser=SimpleNamespace(size=size, channels=3), batch_size=0)
         encoder = SimpleNamespace(digest="")
         digests = ("0" * 64,)
-        return cls((stage,), ({},), encoder, class_names, digests, batch_size, None, size, seconds)
+        stages, variables, config = (stage,), ({},), ConfigDict()
+        fields = dict(batch_size=batch_size, size=size, seconds=seconds)
+        return cls(stages, variables, encoder, class_names, digests, config, **fields)
 
     def stream(self, request):
         assert len(request.labels) == len(request.indices)
