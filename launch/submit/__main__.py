@@ -143,7 +143,7 @@ def _end(mode: Mode, record: Record, action: str, values: flags.FlagValues) -> i
         return 0
     plan.write()
     for command in plan.commands:
-        run(command)
+        run(command, mode.gone)
     record = mode.look(record)
     if record.state not in ENDED:
         record = dataclasses.replace(record, state="stopped")

@@ -55,6 +55,7 @@ class Mode(abc.ABC):
         name: on the command line.
         description: one line for --help.
         copies_code: whether hosts run the commit, not what lies here.
+        gone: how its programs say that a job is not there, in parts of what they print.
         starts_later: whether what lies here may have changed before the job is started.
         hosts_share_disks: whether a local path is the same folder on all hosts.
     """
@@ -62,6 +63,7 @@ class Mode(abc.ABC):
     name: ClassVar[str]
     description: ClassVar[str]
     copies_code: ClassVar[bool] = True
+    gone: ClassVar[tuple[str, ...]] = ()
     starts_later: ClassVar[bool] = True
     hosts_share_disks: ClassVar[bool] = False
 

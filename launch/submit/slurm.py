@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -25,6 +26,8 @@ LOG_SECONDS, QUEUE_SECONDS = 1.0, 30.0
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING")
 _RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT")
 _TAKEN_AWAY = ("BOOT_FAIL", "DEADLINE", "NODE_FAIL", "PREEMPTED", "TIMEOUT")
+# Seconds by which Slurm may send a signal too early.
+_EARLY = 60
 _OPTIONS = ("time", "partition", "account", "qos", "mem")
 
 
@@ -35,6 +38,7 @@ class Slurm(Mode):
     description = "nodes of a Slurm cluster, as a process a node or a GPU, or an array of workers"
     copies_code = False
     hosts_share_disks = True
+    gone = ("Invalid job id",)
 
     def define_flags(self, values: flags.FlagValues) -> None:
         """What is asked for, and how often it is started again."""
@@ -95,14 +99,11 @@ class Slurm(Mode):
         return Plan((TextFile(path, text),), (command,))
 
     def resource(self, request: Request, printed: list[str]) -> dict[str, Any]:
-        """The job's number, and that of its cluster where there are several."""
+        """The job's number, and its cluster where there are several."""
         number, _, cluster = printed[0].strip().partition(";")
-        return dict(
-            job=number,
-            cluster=cluster,
-            logs=str(request.folder.absolute() / request.name),
-            workers=request.flags.workers,
-        )
+        resource = dict(job_id=number, logs=str(request.folder.absolute() / request.name))
+        more = dict(cluster=cluster, workers=request.flags.workers)
+        return resource | {key: value for key, value in more.items() if value}
 
     def look(self, record: Record) -> Record:
         """Asks the queue, then the accounts; exit codes are noted by the batch script."""
@@ -114,7 +115,7 @@ class Slurm(Mode):
         elif states & {*_WAITING}:
             state = "waiting"
         else:
-            is_stopped = (folder / f"{record.resource['job']}.stopped").exists()
+            is_stopped = (folder / f"{record.resource['job_id']}.stopped").exists()
             state = _ended(states, [each[-1] for each in codes if each], len(jobs), is_stopped)
         return dataclasses.replace(record, state=state, exit_codes=[*itertools.chain(*codes)])
 
@@ -124,11 +125,11 @@ class Slurm(Mode):
 
     def stop(self, record: Record) -> Plan:
         """Tells all processes to save; the mark keeps the job from being started again."""
-        job = record.resource["job"]
+        job = record.resource["job_id"]
         mark = TextFile(Path(record.resource["logs"]) / f"{job}.stopped", "by launch.submit\n")
         words = ("scancel", *_cluster(record))
-        waiting = Command((*words, "--state=PENDING", job))
-        return Plan((mark,), (waiting, Command((*words, "--state=RUNNING", "--signal=TERM", job))))
+        running = Command((*words, "--state=RUNNING", "--signal=TERM", job))
+        return Plan((mark,), (running, Command((*words, "--state=PENDING", job))))
 
     def follow(self, record: Record, folder: Path) -> int:
         """Shows the logs until the job has ended."""
@@ -150,9 +151,9 @@ class Slurm(Mode):
         return 0 if record.state == "done" else (codes or [1])[0]
 
     def _states(self, record: Record) -> set[str]:
-        of_job = (*_cluster(record), f"--jobs={record.resource['job']}")
+        of_job = (*_cluster(record), f"--jobs={record.resource['job_id']}")
         queue = Command(("squeue", *of_job, "--noheader", "--array", "--format=%T"))
-        if states := run(queue, missing_ok=("Invalid job id",)).split():
+        if states := run(queue, self.gone).split():
             return set(states)
         with contextlib.suppress(InputError):  # Not every cluster keeps accounts.
             words = ("--allocations", "--noheader", "--parsable2", "--format=State")
@@ -169,6 +170,12 @@ def _check(request: Request) -> None:
             raise InputError(f"--{name} must be at least {number}, got {getattr(values, name)}")
     if values.grace > 65535:
         raise InputError(f"--grace must be at most 65535 seconds, got {values.grace}")
+    unlimited = values.time.lower() in ("", "0", "infinite", "unlimited")
+    if not unlimited and _seconds(values.time) <= values.grace + _EARLY:
+        raise InputError(
+            f"--time={values.time}: must be more than --grace={values.grace} seconds and "
+            f"{_EARLY} more, by which Slurm may be early: the job would have to leave at once"
+        )
     check_processes(request.task, values.nodes * values.processes_per_node, values.workers)
     gpus = values.gpus.rpartition(":")[2]
     if values.gpus and (not gpus.isdecimal() or int(gpus) < 1):
@@ -181,6 +188,23 @@ def _check(request: Request) -> None:
     for option in values.sbatch:
         if not option.startswith("-"):
             raise InputError(f"--sbatch={option}: give an option, such as --constraint=a100")
+
+
+def _seconds(time: str) -> int:
+    """A time as sbatch takes it: [D-]H:M:S, M:S, M, or D-H[:M[:S]].
+
+    Raises:
+        InputError: it is none.
+    """
+    days, dash, rest = time.rpartition("-")
+    parts = rest.split(":")
+    if not re.fullmatch(r"([0-9]+-)?[0-9]+(:[0-9]+){0,2}", time):
+        raise InputError(f"--time must be as 90 (minutes), 1:30:00 or 2-12:00:00, got {time}")
+    # Behind days stand hours first; else one part or two begin with minutes.
+    units = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
+    return int(days or 0) * 86400 + sum(
+        int(part) * unit for part, unit in zip(parts, units, strict=False)
+    )
 
 
 def _check_folders(request: Request, folder: Path) -> None:
@@ -234,7 +258,7 @@ def _step(request: Request) -> tuple[str, ...]:
 
 def _jobs(record: Record) -> list[str]:
     """What the files of a job, or of each of an array, begin with."""
-    job, workers = record.resource["job"], record.resource["workers"]
+    job, workers = record.resource["job_id"], record.resource.get("workers", 0)
     return [f"{job}_{worker}" for worker in range(workers)] or [job]
 
 
@@ -244,7 +268,7 @@ def _logs(record: Record) -> list[Path]:
 
 
 def _cluster(record: Record) -> tuple[str, ...]:
-    cluster = record.resource["cluster"]
+    cluster = record.resource.get("cluster")
     return (f"--clusters={cluster}",) if cluster else ()
 
 

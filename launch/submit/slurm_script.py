@@ -1,6 +1,6 @@
 r"""The batch script of a Slurm job.
 
-What Slurm does was read in its sources and manuals of August 2026 (26.05):
+What Slurm does was read in its sources and manuals of August 2026 (26.05), and seen with 22.05:
 
 * `--signal=TERM@SECONDS` (without `B:`), preemption with a grace time, and `scancel --signal=TERM`
   send SIGTERM to the tasks themselves, not to this script. srun may not forward it: of SIGTERM it
@@ -52,14 +52,8 @@ for name in "${variables[@]}"; do
 done
 
 told='' forwarded='' ending=''
-trap 'told=1' TERM
-srun --kill-on-bad-exit=1 --export=ALL --open-mode=append --output="$log" --error="$log" \
-    "${step[@]}" "${task[@]}" 2>"$folder/$job.srun" &
-srun=$!
-wait "$srun"
-code=$?
-while [[ $told ]]; do
-    told=''
+on_sigterm() {
+    told=1
     if [[ $(squeue --noheader --jobs="$job" --format=%T) != RUNNING ]]; then
         ending=1
     elif [[ ! $forwarded ]]; then
@@ -67,6 +61,16 @@ while [[ $told ]]; do
         forwarded=1
         scancel --signal=TERM "$job"
     fi
+}
+trap on_sigterm TERM
+srun --kill-on-bad-exit=1 --export=ALL --open-mode=append --output="$log" --error="$log" \
+    "${step[@]}" "${task[@]}" 2>"$folder/$job.srun" &
+srun=$!
+wait "$srun"
+code=$?
+# A signal ends waiting, with a code of its own.
+while [[ $told ]]; do
+    told=''
     wait "$srun"
     code=$?
 done
@@ -94,7 +98,7 @@ if ! goes_on "$code"; then
 elif [[ -e $folder/$whole.stopped ]]; then
     say "exit code $code: stopped"
 elif [[ $ending ]] && ((now + 5 < ${SLURM_JOB_END_TIME:-now + 6})); then
-    say "exit code $code: Slurm has ended this job before its time, and alone starts it again"
+    say "exit code $code: Slurm has ended this job (scancel, preemption); not requeued from here"
 elif ((restarts >= most)); then
     say "exit code $code after $restarts restarts, which is the limit (--restarts)"
 else

@@ -64,7 +64,8 @@ def submit(job, folder, tools):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("node", ()), ("gpus", GPUS), ("workers", ("--workers=8", "--gpus=1"))]
+    ("name", "options"),
+    [("node", ("--time=unlimited",)), ("gpus", GPUS), ("workers", ("--workers=8", "--gpus=1"))],
 )
 def test_script(submit, folder, capsys, monkeypatch, tmp_path, name, options):
     monkeypatch.setenv("TOKEN", "secret-of-mine")
@@ -291,7 +292,8 @@ def test_status(submit, submitted, folder, tools, capsys, queue, accounts, codes
     (folder / "jobs/cats/4321.codes").write_text("".join(f"{code}\n" for code in codes))
     assert submit("status") == 0
     assert state(folder) == (expected, codes)
-    assert f"state: {expected}\n" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.startswith("job: cats (slurm, since ") and f"\nstate: {expected}\n" in said
     lines = [shlex.join(words) for words, _ in tools.calls()[1:]]
     of_job = "--clusters=east --jobs=4321"
     asked = [f"squeue {of_job} --noheader --array --format=%T"]
@@ -316,11 +318,14 @@ def test_stop_keeps_it_from_being_started_again(submit, submitted, folder, tools
     check_golden("slurm_stop.txt", capsys.readouterr().out, TMP=str(folder.parent))
     assert not (folder / "jobs/cats/4321.stopped").exists()
     tools.answer("squeue", out="RUNNING\n")
+    tools.answer(
+        "state=PENDING", err="scancel: error: job id 4321: Invalid job id specified\n", code=1
+    )
     assert submit("stop") == 0
     lines = [shlex.join(words) for words, _ in tools.calls()[1:]]
     assert lines[:2] == [
-        "scancel --clusters=east --state=PENDING 4321",
         "scancel --clusters=east --state=RUNNING --signal=TERM 4321",
+        "scancel --clusters=east --state=PENDING 4321",
     ]
     assert (folder / "jobs/cats/4321.stopped").exists()
     tools.install("tail")
@@ -375,6 +380,9 @@ def test_a_value_is_written_nowhere(submitted, folder, monkeypatch, capfd, tools
         (("--nodes=0",), "--nodes must be at least 1, got 0"),
         (("--restarts=-1",), "--restarts must be at least 0, got -1"),
         (("--grace=70000",), "--grace must be at most 65535 seconds"),
+        (("--time=3",), "--time=3: must be more than --grace=120 seconds and 60 more, by which"),
+        (("--time=0-0:10:0", "--grace=540"), "the job would have to leave at once"),
+        (("--time=soon",), "--time must be as 90 \\(minutes\\), 1:30:00 or 2-12:00:00, got soon"),
         (("--gpus=a100",), "--gpus must be N or TYPE:N, got a100"),
         (("--gpus=8", "--processes_per_node=3"), "does not divide 8 GPUs evenly"),
         (("--nodes=2", "--workers=4"), "--workers and several processes: give one of them"),
@@ -419,3 +427,11 @@ def test_a_name_that_is_taken(submit, submitted, tools):
     with pytest.raises(InputError, match=r"a job 'cats' is waiting \(slurm\): stop it"):
         submit("slurm", *TASK)
     assert [words[0] for words, _ in tools.calls()] == ["sbatch", "squeue"]
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [("90", 5400), ("1:30", 90), ("1:0:30", 3630), ("2-3", 183600), ("1-0:1", 86460)],
+)
+def test_times(time, seconds):
+    assert slurm._seconds(time) == seconds
