@@ -25,6 +25,7 @@ REQUIRES = [
     "orbax-checkpoint>=0.12.8,<0.14",
     "protobuf>=4.25",
     "pyarrow>=17",
+    "pyyaml>=6.0",
     "safetensors>=0.6",
     "scikit-learn>=1.5",
     "scipy>=1.14",
@@ -48,6 +49,8 @@ EXTRAS = {
         "beartype>=0.22,<0.24",
         "diffusers>=0.42.1,<0.44",
         "import-linter>=2.5,<3",
+        # The fields of a JobSet, as its makers publish them.
+        "kubeflow-trainer-api>=2.3",
         "mypy>=2.4.1,<2.5",
         "pytest>=8.3",
         "pytest-xdist>=3.6",

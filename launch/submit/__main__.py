@@ -23,6 +23,7 @@ from launch.cli import say
 from launch.errors import InputError
 from launch.submit import record as records
 from launch.submit.checkout import check_clean, find_checkout
+from launch.submit.gke import Gke
 from launch.submit.local import Local
 from launch.submit.mode import (
     Mode,
@@ -38,7 +39,7 @@ from launch.submit.slurm import Slurm
 from launch.submit.status import show
 from launch.submit.task import SYNTAX, Task
 
-MODES: dict[str, Mode] = {mode.name: mode for mode in (Local(), Slurm())}
+MODES: dict[str, Mode] = {mode.name: mode for mode in (Local(), Slurm(), Gke())}
 ACTIONS = ("status", "logs", "stop", "delete")
 RESUME = "the job goes on without this terminal, but for a local one, which has saved"
 
@@ -89,8 +90,10 @@ def submit(mode: Mode, argv: Sequence[str]) -> int:
         check_clean(checkout, values.allow_dirty, mode.copies_code)
     plan = mode.plan(request)
     _check_task(mode, request)
-    if values.dry_run:
+    if values.dry_run or plan.by_hand:
         print(plan)
+        if plan.by_hand:
+            say(plan.by_hand)
         return 0
     _check_name(request)
     record = mode.submit(request, plan)

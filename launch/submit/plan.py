@@ -59,10 +59,17 @@ class TextFile:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Files, then commands, in their order."""
+    """Files, then commands, in their order.
+
+    Attributes:
+        files: to be written first.
+        commands: to be run.
+        by_hand: says that the user runs the commands; empty where we do.
+    """
 
     files: tuple[TextFile, ...] = ()
     commands: tuple[Command, ...] = ()
+    by_hand: str = ""
 
     def __str__(self) -> str:
         """What --dry_run prints: a shell script that would do the same."""

@@ -27,6 +27,7 @@ class Record:
         resource: what the mode finds the job by: ids, names, places.
         state: one of `STATES`.
         exit_codes: of its attempts, in their order; of the first process that has failed.
+        attempts: that were begun, where a cluster keeps the last exit code alone.
         submitted: seconds since 1970.
     """
 
@@ -39,6 +40,7 @@ class Record:
     resource: dict[str, Any]
     state: str = "submitted"
     exit_codes: list[int] = dataclasses.field(default_factory=list)
+    attempts: int = 0
     submitted: float = dataclasses.field(default_factory=time.time)
 
     def write(self, folder: Path) -> "Record":
@@ -72,5 +74,5 @@ def read(folder: Path, name: str) -> Record:
     kinds: dict[str, type] = dict(
         name=str, mode=str, command=list, workdir=str, commit=str, options=dict
     )
-    kinds |= dict(resource=dict, state=str, exit_codes=list, submitted=float)
+    kinds |= dict(resource=dict, state=str, exit_codes=list, attempts=int, submitted=float)
     return Record(**read_fields(path, **kinds))

@@ -33,7 +33,8 @@ def show(record: Record) -> None:
     if record.exit_codes:
         last = record.exit_codes[-1]
         meaning = _MEANINGS.get(last, "failed")
-        lines["attempts"] = f"{len(record.exit_codes)}; the last exit code is {last}: {meaning}"
+        count = max(len(record.exit_codes), record.attempts)
+        lines["attempts"] = f"{count}; the last exit code is {last}: {meaning}"
     if record.workdir and (attempts := _attempts(record.workdir)):
         lines["training"] = goodput.summary(attempts)
     for name, value in lines.items():

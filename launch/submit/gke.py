@@ -1,0 +1,320 @@
+"""Mode gke: pods of a Kubernetes cluster, by a JobSet."""
+
+import dataclasses
+import json
+import re
+from typing import Any
+
+import yaml
+from absl import flags
+
+from launch.cli import say
+from launch.errors import InputError
+from launch.submit import gcloud, tpus
+from launch.submit.gke_tools import other_tool
+from launch.submit.jobset import JOB, MANAGER, PORT, Pods, manifest
+from launch.submit.mode import Mode, Request, check_processes, new_record
+from launch.submit.plan import Command, Plan, TextFile, run
+from launch.submit.processes import GOES_ON
+from launch.submit.record import ENDED, Record
+
+# Of GKE's node label cloud.google.com/gke-accelerator.
+GPUS = {
+    "l4": "nvidia-l4",
+    "a100": "nvidia-tesla-a100",
+    "a100-80gb": "nvidia-a100-80gb",
+    "h100": "nvidia-h100-80gb",
+    "h100-mega": "nvidia-h100-mega-80gb",
+    "h200": "nvidia-h200-141gb",
+    "b200": "nvidia-b200",
+}
+# How kubectl says that something is not there.
+_MISSING = ("(NotFound)",)
+_SELECTOR = "jobset.sigs.k8s.io/jobset-name={name}"
+_FIRST = ",jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0"
+
+
+class Gke(Mode):
+    """A JobSet: a Job a slice of TPUs, a pod a host."""
+
+    name = "gke"
+    description = "pods of a Kubernetes cluster, with TPU slices or GPUs, by a JobSet"
+
+    def define_flags(self, values: flags.FlagValues) -> None:
+        """Which machines, image and cluster."""
+        string, integer = flags.DEFINE_string, flags.DEFINE_integer
+        tpus.define_flags(values)
+        integer("host_chips", 0, "of TPU hosts; by default 4, or 1 of one chip", flag_values=values)
+        integer("gpus", 0, "of a host, instead of TPUs", flag_values=values)
+        flags.DEFINE_enum("gpu_type", "h100", sorted(GPUS), "of --gpus", flag_values=values)
+        integer("nodes", 1, "hosts with GPUs", flag_values=values)
+        string(
+            "image", "", "that has the code: launch/submit/Dockerfile builds it", flag_values=values
+        )
+        flags.DEFINE_bool(
+            "check_image",
+            True,
+            "whether pods end where the image has another commit than this checkout; "
+            "--nocheck_image for images that do not say theirs",
+            flag_values=values,
+        )
+        flags.DEFINE_multi_string(
+            "mount",
+            [],
+            "gs://BUCKET[/FOLDER]:/PATH: where pods see it as a folder; may be repeated",
+            flag_values=values,
+        )
+        integer("restarts", 10, "how often it is started again", flag_values=values)
+        integer("grace", 300, "seconds that pods have to save", flag_values=values)
+        string("reserved", "", "name of a reservation of machines", flag_values=values)
+        string("cluster", "", "by default that of kubectl's current context", flag_values=values)
+        string("namespace", "default", "of Kubernetes", flag_values=values)
+        string("service_account", "", "of Kubernetes; it may read the bucket", flag_values=values)
+        flags.DEFINE_enum(
+            "via",
+            "kubectl",
+            ["kubectl", "xpk", "gcluster"],
+            "what starts the job; the command of xpk or gcluster is printed for you to run",
+            flag_values=values,
+        )
+        gcloud.define_flags(values)
+
+    def shared(self, request: Request) -> tuple[str, ...]:
+        """Folders in which buckets are mounted."""
+        return tuple(path for _, path in _mounts(request.flags.mount))
+
+    def target(self, request: Request) -> str:
+        """The slices; empty for GPUs."""
+        values = request.flags
+        if not values.tpu_type:
+            return ""
+        return tpus.parse(values.tpu_type, values.topology).target(values.num_slices)
+
+    def plan(self, request: Request) -> Plan:
+        """The manifest, and what creates it."""
+        values = request.flags
+        _check(request)
+        if values.via != "kubectl":
+            note = f"run this yourself: launch.submit starts nothing by {values.via}"
+            return Plan(commands=(other_tool(request),), by_hand=note)
+        pods = _pods(request)
+        text = yaml.safe_dump(
+            manifest(request.name, pods, GOES_ON), sort_keys=False, width=2000, allow_unicode=True
+        )
+        path = request.folder / f"{request.name}.yaml"
+        base = _kubectl(_context(request), values.namespace)
+        commands = []
+        if pods.secret:
+            words = ("create", "secret", "generic", pods.secret, "--from-env-file=/dev/stdin")
+            commands.append(Command((*base, *words), variables=request.variables))
+        # Not apply: it would change a job of that name which is another's.
+        commands.append(Command((*base, "create", f"--filename={path}")))
+        return Plan((TextFile(path, text),), tuple(commands))
+
+    def submit(self, request: Request, plan: Plan) -> Record:
+        """Creates the secret and the JobSet, or neither."""
+        values = request.flags
+        context = _context(request)
+        context = context or run(Command(("kubectl", "config", "current-context"))).strip()
+        resource = {"context": context, "namespace": values.namespace, "image": values.image}
+        if request.variables:
+            resource["secret"] = _secret(request.name)
+        record = new_record(self, request, resource)
+        self._free_name(record)
+        plan.write()
+        begun = 0
+        try:
+            for command in plan.commands:
+                run(command)
+                begun += 1
+        except InputError:
+            plan.remove()
+            if begun:
+                run(self.delete(record).commands[-1])
+            raise
+        return record.write(request.folder)
+
+    def _free_name(self, record: Record) -> None:
+        """Deletes an ended job of that name, if it is one of ours."""
+        jobset = _get(record)
+        if not jobset:
+            return
+        labels = jobset["metadata"].get("labels", {})
+        if labels.get("app.kubernetes.io/managed-by") != MANAGER or _state(jobset, []) not in ENDED:
+            raise InputError(
+                f"a JobSet {record.name!r} is in that cluster already: give this job another "
+                f"--name, or delete it (python -m launch.submit delete {record.name})"
+            )
+        say(f"{record.name}: the job of that name has ended; it is replaced")
+        for command in self.delete(record).commands:
+            run(command)
+
+    def look(self, record: Record) -> Record:
+        """Asks the cluster for the JobSet and its pods."""
+        jobset = _get(record)
+        if not jobset:
+            state = record.state if record.state in ENDED else "stopped"
+            return dataclasses.replace(record, state=state)
+        words = ("get", "pods", f"--selector={_SELECTOR.format(name=record.name)}")
+        pods = json.loads(run(Command((*_base(record), *words, "--output=json"))))["items"]
+        codes = [code for pod in pods for code in _exit_codes(pod)]
+        # The first that has failed is not told apart; a code that ends the job says more.
+        failures = sorted((code for code in codes if code), key=lambda code: code in GOES_ON)
+        last = failures[:1] or codes[:1]
+        attempts = jobset.get("status", {}).get("restarts", 0) + 1
+        return dataclasses.replace(
+            record,
+            state=_state(jobset, pods),
+            exit_codes=last or record.exit_codes,
+            attempts=attempts,
+        )
+
+    def logs(self, record: Record) -> Command:
+        """The first pod's."""
+        selector = _SELECTOR.format(name=record.name) + _FIRST
+        words = ("logs", f"--selector={selector}", "--container=task", "--tail=100", "--follow")
+        return Command((*_base(record), *words))
+
+    def stop(self, record: Record) -> Plan:
+        """Suspends the JobSet: its pods get SIGTERM, and the time to save."""
+        patch = '--patch={"spec":{"suspend":true}}'
+        words = ("patch", "jobset", record.name, "--type=merge", patch)
+        return Plan(commands=(Command((*_base(record), *words)),))
+
+    def delete(self, record: Record) -> Plan:
+        """Deletes the JobSet, with its pods and logs, and the secret."""
+        kinds = [("jobset", record.name)]
+        kinds += [("secret", record.resource["secret"])] if "secret" in record.resource else []
+        return Plan(
+            commands=tuple(
+                Command((*_base(record), "delete", *kind, "--ignore-not-found")) for kind in kinds
+            )
+        )
+
+
+def _check(request: Request) -> None:
+    values = request.flags
+    if not values.image:
+        raise InputError("--image is missing: build one by launch/submit/Dockerfile and name it")
+    if bool(values.tpu_type) == bool(values.gpus):
+        raise InputError(
+            f"name the machines: --tpu_type={tpus.SYNTAX}; or --gpus=8 --gpu_type=h100"
+        )
+    for name, least in {"num_slices": 1, "nodes": 1, "gpus": 0, "restarts": 0, "grace": 1}.items():
+        if (number := getattr(values, name)) < least:
+            raise InputError(f"--{name} must be at least {least}, got {number}")
+    if values.gpus and (values.num_slices > 1 or values.topology or values.host_chips):
+        raise InputError("--num_slices, --topology and --host_chips are of TPUs; --nodes of GPUs")
+    if values.tpu_type and values.nodes > 1:
+        raise InputError("--nodes is of GPUs: --tpu_type says how many hosts a slice has")
+    if values.spot and values.reserved:
+        raise InputError("--spot and --reserved: give one of them")
+    check_processes(request.task, _hosts(request) * values.num_slices, 0)
+
+
+def _hosts(request: Request) -> int:
+    """Hosts of a slice, or of all GPUs."""
+    values = request.flags
+    if values.gpus:
+        return values.nodes
+    tpu = tpus.parse(values.tpu_type, values.topology)
+    hosts, rest = divmod(tpu.chips, _host_chips(request, tpu))
+    if rest:
+        raise InputError(f"--host_chips={values.host_chips}: {tpu.chips} chips are no such hosts")
+    return hosts
+
+
+def _host_chips(request: Request, tpu: tpus.Slice) -> int:
+    given = request.flags.host_chips
+    if given not in (0, 1, 4, 8):
+        raise InputError(f"--host_chips must be 1, 4 or 8, got {given}")
+    return given or min(tpu.chips, 4)
+
+
+def _pods(request: Request) -> Pods:
+    values = request.flags
+    hosts = _hosts(request)
+    argv = request.task.argv
+    if values.gpus:
+        chips, nodes = ("nvidia.com/gpu", values.gpus), {"gke-accelerator": GPUS[values.gpu_type]}
+        if hosts > 1:
+            # Kubernetes puts the number of the pod there.
+            address = f"{request.name}-{JOB}-0-0.{request.name}:{PORT}"
+            who = (f"--num_processes={hosts}", "--process_id=$(JOB_COMPLETION_INDEX)")
+            argv = (*argv, f"--coordinator={address}", *who)
+    else:
+        tpu = tpus.parse(values.tpu_type, values.topology)
+        chips = ("google.com/tpu", _host_chips(request, tpu))
+        nodes = {"gke-tpu-accelerator": tpu.generation.gke, "gke-tpu-topology": tpu.shape}
+    nodes |= {"gke-spot": "true"} if values.spot else {}
+    nodes |= {"reservation-name": values.reserved} if values.reserved else {}
+    return Pods(
+        image=values.image,
+        argv=argv,
+        hosts=hosts,
+        slices=values.num_slices,
+        chips=chips,
+        nodes={f"cloud.google.com/{key}": value for key, value in nodes.items()},
+        mounts=_mounts(values.mount),
+        secret=_secret(request.name) if request.variables else "",
+        service_account=values.service_account,
+        commit=request.checkout.commit if values.check_image else "",
+        grace=values.grace,
+        restarts=values.restarts,
+    )
+
+
+def _mounts(texts: list[str]) -> tuple[tuple[str, str], ...]:
+    mounts = []
+    for text in texts:
+        match = re.fullmatch(r"gs://([a-z0-9][a-z0-9._-]*(?:/[^:]+?)?)/?:(/[^:]+)", text)
+        if not match:
+            raise InputError(f"--mount={text}: write gs://BUCKET:/PATH or gs://BUCKET/FOLDER:/PATH")
+        mounts.append((match[1], match[2]))
+    return tuple(mounts)
+
+
+def _secret(name: str) -> str:
+    return f"{name}-env"
+
+
+def _context(request: Request) -> str:
+    """The name that gcloud gives kubectl for the cluster; empty for the current one."""
+    values = request.flags
+    if not values.cluster:
+        return ""
+    project = gcloud.setting("project", values.project)
+    return f"gke_{project}_{gcloud.setting('zone', values.zone)}_{values.cluster}"
+
+
+def _kubectl(context: str, namespace: str) -> tuple[str, ...]:
+    flag = (f"--context={context}",) if context else ()
+    return ("kubectl", *flag, f"--namespace={namespace}")
+
+
+def _base(record: Record) -> tuple[str, ...]:
+    return _kubectl(record.resource["context"], record.resource["namespace"])
+
+
+def _get(record: Record) -> dict[str, Any]:
+    """The JobSet; empty if it is not there."""
+    words = ("get", "jobset", record.name, "--output=json")
+    return json.loads(run(Command((*_base(record), *words)), _MISSING) or "{}")
+
+
+def _state(jobset: dict[str, Any], pods: list[dict[str, Any]]) -> str:
+    conditions = jobset.get("status", {}).get("conditions", [])
+    true = {condition["type"] for condition in conditions if condition["status"] == "True"}
+    if "Completed" in true:
+        return "done"
+    if "Failed" in true:
+        return "failed"
+    if jobset.get("spec", {}).get("suspend"):
+        return "stopped"
+    phases = {pod["status"].get("phase") for pod in pods}
+    return "running" if "Running" in phases else "waiting" if phases else "submitted"
+
+
+def _exit_codes(pod: dict[str, Any]) -> list[int]:
+    states = [status.get("state", {}) for status in pod["status"].get("containerStatuses", [])]
+    return [state["terminated"]["exitCode"] for state in states if "terminated" in state]

@@ -1,0 +1,154 @@
+"""TPU slices by the names that Google's services have for them.
+
+Names and shapes: docs.cloud.google.com/tpu/docs (v4, v5e, v5p, v6e) and, for GKE,
+docs.cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus.
+"""
+
+import dataclasses
+import itertools
+import math
+import re
+
+from absl import flags
+
+from launch.errors import InputError
+
+SYNTAX = "GENERATION-SIZE, as v4-32, v5litepod-16, v5p-32 or v6e-16"
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """A row of the table.
+
+    Attributes:
+        name: as --preflight takes it.
+        prefix: of accelerator types.
+        counted: what the size in an accelerator type counts of a chip: its cores or itself.
+        axes: of a topology.
+        max_chips: of a slice.
+        gke: of GKE's node label.
+        runtime: software of a TPU VM.
+    """
+
+    name: str
+    prefix: str
+    counted: int
+    axes: int
+    max_chips: int
+    gke: str
+    runtime: str
+
+
+GENERATIONS = (
+    Generation("v4", "v4", 2, 3, 4096, "tpu-v4-podslice", "tpu-ubuntu2204-base"),
+    Generation("v5e", "v5litepod", 1, 2, 256, "tpu-v5-lite-podslice", "v2-alpha-tpuv5-lite"),
+    Generation("v5p", "v5p", 2, 3, 6144, "tpu-v5p-slice", "v2-alpha-tpuv5"),
+    Generation("v6e", "v6e", 1, 2, 256, "tpu-v6e-slice", "v2-alpha-tpuv6e"),
+)
+# Those that the Cloud TPU API does not give, by the beginnings of their names.
+NEWER = ("tpu7", "v7", "ironwood", "tpu8", "v8")
+_SQUARES = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
+# Smaller than a cube of 64 chips.
+_BOXES = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
+# An edge of a cube, in chips.
+_EDGE = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """Chips that are joined.
+
+    Attributes:
+        generation: of them.
+        topology: chips along each axis.
+    """
+
+    generation: Generation
+    topology: tuple[int, ...]
+
+    @property
+    def chips(self) -> int:
+        """How many."""
+        return math.prod(self.topology)
+
+    @property
+    def shape(self) -> str:
+        """The topology as text: 4x4x4."""
+        return "x".join(map(str, self.topology))
+
+    @property
+    def accelerator_type(self) -> str:
+        """Its name in the Cloud TPU API; says nothing of the topology."""
+        return f"{self.generation.prefix}-{self.chips * self.generation.counted}"
+
+    def target(self, slices: int) -> str:
+        """So many of them, as --preflight takes it."""
+        return f"{self.generation.name}:{self.shape}" + (f"*{slices}" if slices > 1 else "")
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Flags of which TPUs, and how many."""
+    flags.DEFINE_string("tpu_type", "", f"of a slice: {SYNTAX}", flag_values=values)
+    flags.DEFINE_string(
+        "topology", "", "of a slice, as 4x4x4; by default the usual one", flag_values=values
+    )
+    flags.DEFINE_integer("num_slices", 1, "slices of the job", flag_values=values)
+
+
+def parse(text: str, topology: str) -> Slice:
+    """Reads --tpu_type and --topology.
+
+    Args:
+        text: an accelerator type; the size counts cores of v4 and v5p, chips of v5e and v6e.
+        topology: chips along each axis; empty for the usual one.
+
+    Raises:
+        InputError: there is no such slice.
+    """
+    match = re.fullmatch(r"([a-z0-9]+)-([0-9]+)", text)
+    generation = next((g for g in GENERATIONS if match and match[1] in (g.name, g.prefix)), None)
+    if not match or generation is None:
+        known = ", ".join(g.prefix for g in GENERATIONS)
+        raise InputError(f"--tpu_type={text}: write {SYNTAX}; known are {known}")
+    chips, rest = divmod(int(match[2]), generation.counted)
+    if topology:
+        axes = _axes(generation, topology)
+        if math.prod(axes) * generation.counted != int(match[2]):
+            size = math.prod(axes) * generation.counted
+            raise InputError(
+                f"--topology={topology}: these are {math.prod(axes)} chips, --tpu_type="
+                f"{generation.prefix}-{size}; got {text}"
+            )
+    else:
+        axes = () if rest or chips > generation.max_chips else usual_topology(chips, generation)
+    if not axes or math.prod(axes) > generation.max_chips:
+        sizes = [math.prod(shape) for shape in (_SQUARES if generation.axes == 2 else _BOXES)]
+        more = f", or a multiple of {64 * generation.counted}" if generation.axes == 3 else ""
+        names = ", ".join(str(size * generation.counted) for size in sizes)
+        raise InputError(f"--tpu_type={text}: sizes of {generation.prefix} are {names}{more}")
+    return Slice(generation, axes)
+
+
+def usual_topology(chips: int, generation: Generation) -> tuple[int, ...]:
+    """The topology that a size has where none is said; empty if there is none of that size."""
+    shapes = _SQUARES if generation.axes == 2 else _BOXES
+    for shape in shapes:
+        if math.prod(shape) == chips:
+            return shape
+    cubes, rest = divmod(chips, _EDGE**3)
+    if generation.axes == 2 or rest or not cubes:
+        return ()
+    # The one that is most like a cube.
+    counts = [n for n in range(1, cubes + 1) if cubes % n == 0]
+    triples = itertools.combinations_with_replacement(counts, 3)
+    products = [triple for triple in triples if math.prod(triple) == cubes]
+    return tuple(_EDGE * n for n in min(products, key=lambda s: (max(s), sum(s))))
+
+
+def _axes(generation: Generation, topology: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"[1-9][0-9]*(x[1-9][0-9]*)*", topology):
+        raise InputError(f"--topology={topology}: write it as 4x4x4 (v4, v5p) or 4x4 (v5e, v6e)")
+    axes = tuple(map(int, topology.split("x")))
+    if len(axes) != generation.axes:
+        raise InputError(f"--topology={topology}: {generation.name} has {generation.axes} axes")
+    return axes
