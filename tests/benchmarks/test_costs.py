@@ -74,3 +74,15 @@ def test_the_page_has_what_is_printed(printed):
     (block,) = pages.blocks((ROOT / "launch/README.md").read_text(), "text")
     assert len(block.splitlines()) > 20
     assert set(block.splitlines()) <= set(text.splitlines())
+
+
+def test_the_page_tells_a_stages_costs_in_its_table(printed):
+    _, cases = printed
+    row = re.compile(r"^\| `(\w+)`, .* \| ([\d,]+) \| ([\d,]+), ([\d,]+) \|$", re.MULTILINE)
+    rows = row.findall((ROOT / "launch/README.md").read_text())
+    assert len(rows) == 4
+    for name, *numbers in rows:
+        (case,) = (case for about, case in cases.items() if f": train {name}," in about)
+        told = [int(number.replace(",", "")) for number in numbers]
+        costs_of_v4 = [case["v4"], case["usd_on_demand"]["v4"], case["usd_spot"]["v4"]]
+        assert told == [round(cost) for cost in costs_of_v4]

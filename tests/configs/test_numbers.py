@@ -2,12 +2,15 @@
 
 import math
 import re
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 from classifiers.evaluation import label_maps
 from imagen_ft.text import class_names
 from input_pipeline.batches.rates import cpu_seconds
+from input_pipeline.imagenet import wordnet_ids
 from input_pipeline.sources import subsets
 from launch.runtime.devices.hardware import CHIPS, fed_seconds
 from tests.configs.tables import IMAGENET, RECIPES, load
@@ -186,3 +189,14 @@ def test_cifar10_samples_what_was_trained():
             assert trained.stage == stage.stage and stage.run == f"runs/cifar10/{name}"
             assert f"--workdir={stage.run}" in load(path).__doc__
             assert trained.text == load("configs/cifar10/sample.py").get_config(argument).text
+
+
+def test_imagenet_that_tfds_prepared():
+    config = load("configs/imagenet/if_i_l.py").get_config("tfds=gs://x/imagenet2012")
+    path = dict(name="tfds", path="gs://x/imagenet2012")
+    assert config.train_source.to_dict() == dict(path, split="train")
+    assert config.evaluation_source.to_dict() == dict(path, split="validation", per_class=10)
+    # Both number the classes by the WordNet ids in order.
+    package = Path(find_spec("tensorflow_datasets").submodule_search_locations[0])
+    labels = (package / "datasets/imagenet2012/labels.txt").read_text().split()
+    assert tuple(labels) == tuple(wordnet_ids())
