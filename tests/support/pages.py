@@ -28,6 +28,7 @@ from tests.support import ROOT
 OTHERS = {
     ".": "reads what sh launch/demo.sh has made",
     "cd": "needs what git clone has made",
+    "docker": "needs a registry",
     "export": "sets a variable for the lines below it",
     "gcloud": "needs a project of Google Cloud",
     "git": "needs a network",
