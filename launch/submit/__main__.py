@@ -35,11 +35,12 @@ from launch.submit.mode import (
 )
 from launch.submit.plan import run, stream
 from launch.submit.record import ENDED, Record
+from launch.submit.sky import Sky
 from launch.submit.slurm import Slurm
 from launch.submit.status import show
 from launch.submit.task import SYNTAX, Task
 
-MODES: dict[str, Mode] = {mode.name: mode for mode in (Local(), Slurm(), Gke())}
+MODES: dict[str, Mode] = {mode.name: mode for mode in (Local(), Slurm(), Gke(), Sky())}
 ACTIONS = ("status", "logs", "stop", "delete")
 RESUME = "the job goes on without this terminal, but for a local one, which has saved"
 
