@@ -131,9 +131,10 @@ class Sky(Mode):
         job = _job(run(Command(command)), int(record.resource["job_id"]))
         status = str(job.get("status"))
         state = next((state for state, names in _STATES.items() if status in names), "failed")
-        facts = {"recoveries": job.get("recovery_count"), "reason": job.get("failure_reason")}
-        resource = record.resource | {key: fact for key, fact in facts.items() if fact}
-        return dataclasses.replace(record, state=state, resource=resource)
+        reason = job.get("failure_reason")
+        resource = record.resource | ({"reason": reason} if reason else {})
+        attempts = (job.get("recovery_count") or 0) + 1
+        return dataclasses.replace(record, state=state, resource=resource, attempts=attempts)
 
     def logs(self, record: Record) -> Command:
         """What all hosts print, with their names in front."""

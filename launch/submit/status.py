@@ -35,6 +35,8 @@ def show(record: Record) -> None:
         meaning = _MEANINGS.get(last, "failed")
         count = max(len(record.exit_codes), record.attempts)
         lines["attempts"] = f"{count}; the last exit code is {last}: {meaning}"
+    elif record.attempts:
+        lines["attempts"] = str(record.attempts)
     if record.workdir and (attempts := _attempts(record.workdir)):
         lines["training"] = goodput.summary(attempts)
     for name, value in lines.items():

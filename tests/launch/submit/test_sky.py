@@ -131,8 +131,8 @@ def test_from_start_to_end(submit, submitted, tools, tmp_path, status, state, co
     job = dict(status=status, recovery_count=2, failure_reason="because") if status else {}
     assert submitted(*CPUS, **job) == code
     record = read(tmp_path)
-    more = dict(recoveries=2, reason="because") if status else {}
-    assert (record["state"], record["resource"]) == (state, dict(job_id="7", **more))
+    assert (record["state"], record["attempts"]) == (state, 3 if status else 1)
+    assert record["resource"] == dict(job_id="7") | ({"reason": "because"} if status else {})
     calls = [shlex.join(words) for words, _ in tools.calls()]
     code_file = f"{tmp_path}/it's 100% mine/jobs/cats/code.bundle"
     assert calls[0].endswith(f" bundle create --quiet {shlex.quote(code_file)} HEAD")
@@ -144,11 +144,14 @@ def test_from_start_to_end(submit, submitted, tools, tmp_path, status, state, co
     ]
 
 
-def test_actions(submit, submitted, tools):
-    submitted("--gpus=L4:1", status="RUNNING")
+def test_actions(submit, submitted, tools, capsys):
+    submitted("--gpus=L4:1", status="RUNNING", recovery_count=1)
+    assert submit("status") == 0
+    said = capsys.readouterr().out
+    assert said.startswith("job: cats (sky, since ") and "\nattempts: 2\n" in said
     assert submit("stop") == 0 and submit("logs") == 0
     calls = [shlex.join(words) for words, _ in tools.calls()]
-    assert calls[4] == "sky jobs cancel --yes 7" and calls[-1] == "sky jobs logs 7"
+    assert calls[5] == "sky jobs cancel --yes 7" and calls[-1] == "sky jobs logs 7"
 
 
 def test_a_value_is_written_nowhere(submitted, files, tools, capfd):
