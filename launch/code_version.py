@@ -1,5 +1,6 @@
 """Which code this is."""
 
+import os
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +15,8 @@ def code_version() -> str:
         commit = described.stdout.strip() if described.returncode == 0 else ""
     except (OSError, subprocess.TimeoutExpired):
         commit = ""
+    # Images and hosts of jobs have the files of a commit, and no repository.
+    commit = commit or os.environ.get("IMAGEN_FT_COMMIT", "")[:12]
     try:
         version = metadata.version("imagen-ft")
     except metadata.PackageNotFoundError:

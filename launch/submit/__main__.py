@@ -1,13 +1,13 @@
 """Starts a task's command line on other machines, or several times on this one, and finds it again.
 
 python -m launch.submit MODE [options] -- python -m imagen_ft.finetune --config=... --workdir=...
-python -m launch.submit status|logs|stop|delete NAME
+python -m launch.submit status|logs|follow|stop|delete NAME
 
 MODE is one of:
 {modes}
 --dry_run prints the files and commands and runs nothing; MODE --help lists a mode's options. A job
 is kept in jobs/NAME.json: the other commands find it again, from any terminal. `stop` lets it save;
-`delete` gives its machines back.
+`delete` gives its machines back; `follow` takes up what a closed terminal has left (tpu-vm).
 """
 
 import dataclasses
@@ -39,9 +39,11 @@ from launch.submit.sky import Sky
 from launch.submit.slurm import Slurm
 from launch.submit.status import show
 from launch.submit.task import SYNTAX, Task
+from launch.submit.tpu_vm import TpuVm
 
-MODES: dict[str, Mode] = {mode.name: mode for mode in (Local(), Slurm(), Gke(), Sky())}
-ACTIONS = ("status", "logs", "stop", "delete")
+_ALL = (Local(), Slurm(), TpuVm(), Gke(), Sky())
+MODES: dict[str, Mode] = {mode.name: mode for mode in _ALL}
+ACTIONS = ("status", "logs", "follow", "stop", "delete")
 RESUME = "the job goes on without this terminal, but for a local one, which has saved"
 
 
@@ -130,7 +132,11 @@ def act(action: str, argv: Sequence[str]) -> int:
             return 0
         return stream(command)
     if values.dry_run:
-        raise InputError("--dry_run: status changes nothing; leave it out")
+        raise InputError(f"--dry_run: {action} neither starts nor ends a job; leave it out")
+    if action == "follow":
+        if not mode.can_be_followed:
+            raise InputError(f"a job of {mode.name} cannot be followed: see status and logs")
+        return mode.follow(record, folder)
     show(mode.look(record).write(folder))
     return 0
 

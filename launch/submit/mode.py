@@ -58,6 +58,7 @@ class Mode(abc.ABC):
         gone: how its programs say that a job is not there, in parts of what they print.
         starts_later: whether what lies here may have changed before the job is started.
         hosts_share_disks: whether a local path is the same folder on all hosts.
+        can_be_followed: whether `follow` can be taken up by another terminal.
     """
 
     name: ClassVar[str]
@@ -66,6 +67,7 @@ class Mode(abc.ABC):
     gone: ClassVar[tuple[str, ...]] = ()
     starts_later: ClassVar[bool] = True
     hosts_share_disks: ClassVar[bool] = False
+    can_be_followed: ClassVar[bool] = False
 
     @abc.abstractmethod
     def define_flags(self, values: flags.FlagValues) -> None:

@@ -1,0 +1,187 @@
+"""Staying with a job on TPU VMs: from the request for machines to the end of the last attempt."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from launch.cli import say
+from launch.errors import PREEMPTED, InputError
+from launch.submit.mode import check_variables
+from launch.submit.plan import Command, run, stream
+from launch.submit.processes import GOES_ON
+from launch.submit.record import ENDED, Record
+from launch.submit.tpu_hosts import TAKEN, Hosts, run_all, told
+
+# Seconds between looks, and between the log's end and the exit codes; failures in a row.
+WAIT_SECONDS, END_SECONDS, TRIES = 30.0, 5.0, 5
+# What the services call machines that will be there, or have to be made anew.
+_COMING = (
+    "CREATING",
+    "ACCEPTED",
+    "WAITING_FOR_RESOURCES",
+    "PROVISIONING",
+    "SUSPENDING",
+    "DELETING",
+)
+ABSENT = "not there"
+_COMING_NODE = ("CREATING", "STARTING", "RESTARTING", "REIMAGING", "REPAIRING")
+
+
+def hosts_of(name: str, resource: dict[str, Any]) -> Hosts:
+    """The hosts of a job, from its record."""
+    fields = {key: tuple(resource[key]) for key in ("place", "nodes", "counts", "ssh")}
+    return Hosts(name, **fields)
+
+
+def resource_state(record: Record) -> str:
+    """What the machines of a job are.
+
+    Returns:
+        The state of its queued resource; of a TPU VM that was there before, ACTIVE if it is ready;
+        empty if it is not there.
+    """
+    if record.resource["create"]:
+        return run(Command(tuple(record.resource["describe"])), ("NOT_FOUND",)).strip()
+    [command] = hosts_of(record.name, record.resource).describe()
+    state = json.loads(run(command, ("NOT_FOUND",)) or '{"state": ""}')["state"]
+    return "ACTIVE" if state == "READY" else "PROVISIONING" if state in _COMING_NODE else state
+
+
+def look_at_hosts(record: Record) -> Record:
+    """The record after a look at the hosts, on which the job was started."""
+    lines = told(run_all(hosts_of(record.name, record.resource).look()))
+    words = {line[0] for line in lines}
+    if "none" in words:
+        resource = record.resource | {"is_prepared": False}
+        return dataclasses.replace(record, state="waiting", resource=resource)
+    if "running" in words:
+        return dataclasses.replace(record, state="running")
+    codes = [int(line[1]) for line in lines]
+    failures = [code for code in codes if code]
+    lasting = [code for code in failures if code not in GOES_ON]
+    code = (lasting or failures or [0])[0]
+    attempt = max(int(line[2]) for line in lines)
+    state = "done" if code == 0 else "preempted" if code == PREEMPTED else "failed"
+    if code and "stopped" in words:
+        state = "stopped"
+    elif code in GOES_ON and attempt < record.resource["restarts"]:
+        state = "submitted"  # It is to be started again.
+    return dataclasses.replace(record, state=state, exit_codes=[*record.exit_codes[:attempt], code])
+
+
+class Follower:
+    """A terminal that stays with a job.
+
+    Attributes:
+        record: of the job, as it is now.
+    """
+
+    def __init__(self, record: Record, folder: Path, sleep: Callable[[float], Any]):
+        self.record = record
+        self._folder = folder
+        self._sleep = sleep
+        self._said = ""
+
+    def run(self) -> int:
+        """Goes on until the job has ended; returns its exit code.
+
+        Raises:
+            InputError: something fails again and again; the job and its machines are left.
+        """
+        check_variables(tuple(self.record.resource["variables"]))
+        failures = 0
+        while self.record.state not in ENDED:
+            try:
+                self._step()
+                failures = 0
+            except InputError as error:
+                failures += 1
+                # Machines that were given just now, or are being taken away, answer no ssh.
+                if failures == TRIES or TAKEN in str(error):
+                    raise InputError(f"{error}; {self._left()}") from error
+                say(f"{self.record.name}: {error}: trying again")
+                self._sleep(WAIT_SECONDS)
+            except KeyboardInterrupt:
+                say(f"{self.record.name}: {self._left()}")
+                raise
+        codes = [code for code in self.record.exit_codes[-1:] if code]
+        is_there = self.record.resource["delete"] and self.record.resource["machines"] != ABSENT
+        say(f"{self.record.name}: {self.record.state}{f'; {self._left()}' if is_there else ''}")
+        return 0 if self.record.state == "done" else (codes or [1])[0]
+
+    def _left(self) -> str:
+        """What a user is told whose machines are still there."""
+        command, name = "python -m launch.submit", self.record.name
+        goes_on = "" if self.record.state in ENDED else f"{command} follow {name} goes on, "
+        if not self.record.resource["delete"]:
+            return f"{goes_on}{command} stop {name} ends the job"
+        return (
+            f"its machines, or the request for them, stay and cost: {goes_on}{command} delete "
+            f"{name} gives them back"
+        )
+
+    def _keep(self, resource: dict[str, Any] | None = None, **changes: Any) -> None:
+        resource = self.record.resource | (resource or {})
+        self.record = self.record.with_(self._folder, resource=resource, **changes)
+
+    def _step(self) -> None:
+        state = resource_state(self.record)
+        if state != self._said:
+            say(f"{self.record.name}: its machines are {state or ABSENT}")
+            self._said = state
+        self._keep({"machines": state or ABSENT})
+        if state == "ACTIVE":
+            self._work()
+        elif state in _COMING:
+            self._sleep(WAIT_SECONDS)
+        elif self.record.resource["is_gone"] or (
+            state == "SUSPENDED" and self.record.resource["delete"]
+        ):
+            self._make_anew()
+        elif not state:
+            self._keep(state="stopped")
+        else:
+            self._keep(state="failed")
+
+    def _make_anew(self) -> None:
+        """Spot machines that were taken away do not come back: they are asked for once more."""
+        self._keep({"is_prepared": False, "is_gone": True}, state="waiting")
+        run(Command(tuple(self.record.resource["delete"])), ("NOT_FOUND",))
+        run(Command(tuple(self.record.resource["create"])))
+        self._keep({"is_gone": False})
+        say(f"{self.record.name}: they were taken away, and are asked for once more")
+
+    def _work(self) -> None:
+        """Brings the job to the machines, starts it, or shows its log."""
+        resource = self.record.resource
+        if not resource["is_prepared"]:
+            hosts = hosts_of(self.record.name, resource).counted()
+            say(f"{self.record.name}: installing the code on {sum(hosts.counts)} hosts")
+            for command in hosts.prepare(resource["archive"], resource["extras"]):
+                run(command)
+            self._keep({"counts": list(hosts.counts)})
+            self._start(hosts)
+            return
+        hosts = hosts_of(self.record.name, resource)
+        record = look_at_hosts(self.record)
+        self._keep(record.resource, state=record.state, exit_codes=record.exit_codes)
+        if record.state == "running":
+            stream(hosts.log(to_its_end=True))
+            self._sleep(END_SECONDS)
+        elif record.state == "submitted":
+            say(f"{self.record.name}: exit code {record.exit_codes[-1]}; starting again")
+            self._start(hosts)
+
+    def _start(self, hosts: Hosts) -> None:
+        record = self.record
+        run_all(
+            hosts.start(
+                len(record.exit_codes),
+                record.resource["code"],
+                record.command,
+                record.resource["variables"],
+            )
+        )
+        self._keep({"is_prepared": True}, state="running")

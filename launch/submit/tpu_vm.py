@@ -1,0 +1,229 @@
+"""Mode tpu-vm: TPU VMs of the Cloud TPU API, asked for as a queued resource or there already."""
+
+import contextlib
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from launch.errors import InputError
+from launch.submit import gcloud, tpus
+from launch.submit.mode import Mode, Request, check_processes, new_record
+from launch.submit.plan import Command, Plan, run
+from launch.submit.record import ENDED, Record
+from launch.submit.tpu_follow import ABSENT, Follower, hosts_of, look_at_hosts, resource_state
+
+EXTRAS = "tpu,gcs"
+_QUEUED = ("gcloud", "compute", "tpus", "queued-resources")
+
+
+class TpuVm(Mode):
+    """Hosts with TPUs, reached by ssh."""
+
+    name = "tpu-vm"
+    description = "TPU VMs v4 to v6e, asked for as a queued resource or there already"
+    can_be_followed = True
+
+    def __init__(self, sleep: Callable[[float], Any] = time.sleep):
+        self.sleep = sleep
+
+    def define_flags(self, values: flags.FlagValues) -> None:
+        """Which machines."""
+        string = flags.DEFINE_string
+        tpus.define_flags(values)
+        string(
+            "tpu", "", "name of a TPU VM that is there, instead of --tpu_type", flag_values=values
+        )
+        string("runtime_version", "", "software of the hosts, if not the usual", flag_values=values)
+        flags.DEFINE_bool("reserved", False, "from the project's reservation", flag_values=values)
+        flags.DEFINE_multi_string(
+            "create",
+            [],
+            "an option of `gcloud compute tpus queued-resources create`, such as "
+            "--create=--network=lab; may be repeated",
+            flag_values=values,
+        )
+        flags.DEFINE_bool("internal_ip", False, "ssh by the internal address", flag_values=values)
+        flags.DEFINE_multi_string(
+            "shared",
+            [],
+            "a folder that all hosts have mounted; may be repeated",
+            flag_values=values,
+        )
+        flags.DEFINE_integer(
+            "restarts", 10, "after exit code 75, 137 or 143, at most", flag_values=values
+        )
+        gcloud.define_flags(values)
+
+    def shared(self, request: Request) -> tuple[str, ...]:
+        """What the user says of mounts."""
+        return tuple(request.flags.shared)
+
+    def target(self, request: Request) -> str:
+        """The slices; empty for a TPU VM whose type is not told."""
+        values = request.flags
+        if values.tpu:
+            return ""
+        return tpus.parse(values.tpu_type, values.topology).target(values.num_slices)
+
+    def plan(self, request: Request) -> Plan:
+        """All that is done where nothing goes wrong, on the first host of each slice."""
+        _check(request)
+        resource = _resource(request)
+        hosts = hosts_of(request.name, resource)
+        create = [Command(tuple(resource["create"]))] if resource["create"] else []
+        waits = [Command(tuple(resource["describe"]))] if resource["create"] else hosts.describe()
+        first = dataclasses.replace(hosts, counts=(1,) * len(hosts.nodes))
+        starts = first.start(0, resource["code"], request.task.argv, request.variables)
+        return Plan(
+            commands=(
+                _archive(request, resource),
+                *create,
+                *waits,
+                *hosts.prepare(resource["archive"], EXTRAS),
+                *starts,
+                hosts.log(to_its_end=True),
+            )
+        )
+
+    def submit(self, request: Request, plan: Plan) -> Record:
+        """Packs the code and asks for the machines; `follow` does the rest."""
+        resource = _resource(request)
+        archive = Path(resource["archive"])
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        record = new_record(self, request, resource)
+        try:
+            run(_archive(request, resource))
+            if resource["create"]:
+                run(Command(tuple(resource["create"])))
+            elif resource_state(record) != "ACTIVE":
+                raise InputError(f"--tpu={request.flags.tpu}: it is not there, or not READY")
+        except InputError:
+            shutil.rmtree(archive.parent)
+            with contextlib.suppress(OSError):  # It may have other jobs.
+                request.folder.rmdir()
+            raise
+        return dataclasses.replace(record, state="waiting").write(request.folder)
+
+    def follow(self, record: Record, folder: Path) -> int:
+        """Waits for the machines, starts the job, shows its log; mends what is taken away."""
+        return Follower(record, folder, self.sleep).run()
+
+    def look(self, record: Record) -> Record:
+        """Asks for the machines, then the hosts."""
+        if record.state in ENDED:
+            return record
+        state = resource_state(record)
+        resource = record.resource | {"machines": state or ABSENT}
+        record = dataclasses.replace(record, resource=resource)
+        if not state and not resource["is_gone"]:
+            return dataclasses.replace(record, state="stopped")
+        if state == "ACTIVE" and resource["is_prepared"]:
+            record = look_at_hosts(record)
+        if state == "SUSPENDED" or record.state in ("waiting", "submitted"):
+            hint = f"{record.resource['machines']}; python -m launch.submit follow {record.name}"
+            resource = record.resource | {"machines": f"{hint} goes on, if no terminal does"}
+            record = dataclasses.replace(record, resource=resource)
+        return record
+
+    def logs(self, record: Record) -> Command:
+        """The first host's."""
+        return hosts_of(record.name, record.resource).log(to_its_end=False)
+
+    def stop(self, record: Record) -> Plan:
+        """Tells the task on every host to save; the machines stay, and cost."""
+        if not record.resource["is_prepared"]:
+            raise InputError(
+                f"{record.name} has not been started yet: python -m launch.submit delete "
+                f"{record.name} takes its request back"
+            )
+        return Plan(commands=tuple(hosts_of(record.name, record.resource).stop()))
+
+    def delete(self, record: Record) -> Plan:
+        """Gives the machines back; those that were there before stay."""
+        delete = record.resource["delete"]
+        return Plan(commands=(Command(tuple(delete)),)) if delete else self.stop(record)
+
+
+def _check(request: Request) -> None:
+    values = request.flags
+    if values.tpu_type.lower().startswith(tpus.NEWER):
+        raise InputError(
+            f"--tpu_type={values.tpu_type}: TPU7x and later are not in the Cloud TPU API: they "
+            "need Compute Engine (by hand) or GKE"
+        )
+    if bool(values.tpu) == bool(values.tpu_type):
+        raise InputError(f"name the machines: --tpu_type={tpus.SYNTAX}; or --tpu=NAME")
+    if values.num_slices < 1 or values.restarts < 0:
+        raise InputError("--num_slices must be at least 1, --restarts at least 0")
+    creates = (values.spot, values.reserved, values.topology, values.create, values.num_slices > 1)
+    if values.tpu and any(creates):
+        raise InputError(
+            "--spot, --reserved, --topology, --create and --num_slices are of machines that are "
+            "asked for, not of --tpu"
+        )
+    if values.spot and values.reserved:
+        raise InputError("--spot and --reserved: give one of them")
+    if not values.tpu:
+        tpu = tpus.parse(values.tpu_type, values.topology)
+        usual = tpus.usual_topology(tpu.chips, tpu.generation) == tpu.topology
+        if not usual and tpu.generation.name != "v4":
+            raise InputError(f"--topology={values.topology}: gcloud takes one for v4 alone")
+        # Up to eight chips of v5e and v6e are on one host.
+        alone = 8 if tpu.generation.axes == 2 else 4
+        check_processes(request.task, values.num_slices * max(1, tpu.chips // alone), 0)
+
+
+def _resource(request: Request) -> dict[str, Any]:
+    """What the job is found and made anew by."""
+    values = request.flags
+    project = gcloud.setting("project", values.project)
+    place = (f"--project={project}", f"--zone={gcloud.setting('zone', values.zone)}")
+    name, count = request.name, values.num_slices
+    nodes = [values.tpu] if values.tpu else [name]
+    if count > 1:
+        nodes = [f"{name}-{number}" for number in range(count)]
+    delete = (*_QUEUED, "delete", name, *place, "--force", "--quiet")
+    return dict(
+        nodes=nodes,
+        place=place,
+        ssh=("--internal-ip",) if values.internal_ip else (),
+        counts=(),
+        create=() if values.tpu else (*_QUEUED, "create", name, *place, *_machines(request)),
+        describe=(*_QUEUED, "describe", name, *place, "--format=value(state.state)"),
+        delete=() if values.tpu else delete,
+        code=request.checkout.commit,
+        archive=str(request.folder / name / "code.tar.gz"),
+        extras=EXTRAS,
+        variables=request.variables,
+        restarts=values.restarts,
+        is_prepared=False,
+        is_gone=False,
+        machines="asked for",
+    )
+
+
+def _machines(request: Request) -> tuple[str, ...]:
+    """Flags of what is asked for."""
+    values = request.flags
+    tpu = tpus.parse(values.tpu_type, values.topology)
+    if tpus.usual_topology(tpu.chips, tpu.generation) == tpu.topology:
+        kind: tuple[str, ...] = (f"--accelerator-type={tpu.accelerator_type}",)
+    else:
+        kind = (f"--type={tpu.generation.name}", f"--topology={tpu.shape}")
+    node: tuple[str, ...] = (f"--node-id={request.name}",)
+    if values.num_slices > 1:
+        node = (f"--node-count={values.num_slices}", f"--node-prefix={request.name}")
+    version = values.runtime_version or tpu.generation.runtime
+    paid = ("--spot",) if values.spot else ("--reserved",) if values.reserved else ()
+    return (*node, *kind, f"--runtime-version={version}", *paid, "--quiet", *values.create)
+
+
+def _archive(request: Request, resource: dict[str, Any]) -> Command:
+    git = ("git", "-C", str(request.checkout.root), "archive", "--format=tar.gz")
+    archive = Path(resource["archive"]).absolute()
+    return Command((*git, f"--output={archive}", request.checkout.commit))
