@@ -16,7 +16,7 @@ from absl import flags
 from etils import epath
 from tqdm import tqdm
 
-from imagen_ft.cascade import film, load_cascade, show
+from imagen_ft.cascade import film, load_cascade, memory_table, show
 from imagen_ft.cascade.loading import parameter_shapes, with_dtypes
 from imagen_ft.text import class_names
 from imagen_ft.text.class_names import read_lines
@@ -82,18 +82,19 @@ def main(args: app.Arguments) -> None:
     prompts = [prompt for prompt in prompts for _ in range(config.images_per_prompt)]
     if args.dry_run:
         app.describe(config, **parameter_shapes(config))
+        print(memory_table(config))
         return
     if not prompts:
         raise InputError("nothing to draw: give --prompt=... or --prompts=FILE")
     sizes = [entry.stage.size for entry in config.stages.values()]
     on_first_process(lambda: check_workdir(args.workdir, prompts, sizes))
     # Several processes draw every batch together.
-    cascade = load_cascade(config, make_mesh({"data": -1}) if jax.process_count() > 1 else None)
+    mesh = make_mesh({"data": -1}) if jax.process_count() > 1 else None
+    cascade = load_cascade(config, mesh, prompts)
     fields = plain(config).items()
     settings = {name: value for name, value in fields if name not in OUTSIDE_SETTINGS}
     settings |= dict(prompts=prompts, weights=list(cascade.digests))
     on_first_process(lambda: check_same_settings(args.workdir, settings))
-    cascade.encoder.embed(sorted(set(prompts)))  # One that a cache lacks is told before any work.
     quiet = jax.process_index() > 0
     with tqdm(total=len(prompts), desc="sample", unit="image", disable=quiet) as bar:
         stages = cascade.sample(prompts, seed=config.seed, every_stage=True, progress=bar.update)

@@ -9,6 +9,10 @@ Before it, once: import the weights, and embed the prompts.
     $weights --from=deepfloyd:DeepFloyd/IF-II-M-v1.0 --to=weights/IF-II-M --part=unet
     python -m imagen_ft.text --prompts=prompts.txt --weights=weights/IF-I-M --to=data/text
 
+`:hub` needs none of both: it reads half precision weights from the Hugging Face Hub (accept the
+licence of DeepFloyd IF there and log in), and T5 embeds the prompts and leaves before the rest is
+loaded; 15 GB are downloaded once. `--dry_run` tells what memory each phase takes.
+
 Hardware: one GPU or TPU with 16 GB. Expected: samples.png. `size=l` and `size=xl` take the larger
 models of the same names; `runlocal` two steps a stage. A dtype of "auto" is bfloat16, but float16
 on NVIDIA's GPUs before Ampere (T4, V100), which are slow in it.
@@ -23,7 +27,7 @@ SECOND = {"m": "if_ii_m", "l": "if_ii_l", "xl": "if_ii_l"}
 
 
 def get_config(arg=""):
-    args = arguments.parse(arg, runlocal=False, size="m")
+    args = arguments.parse(arg, runlocal=False, size="m", hub=False)
     if args["size"] not in FIRST:
         raise ValueError(f"size={args['size']}: known are {', '.join(FIRST)}")
     first, second = FIRST[args["size"]], SECOND[args["size"]]
@@ -72,6 +76,20 @@ def get_config(arg=""):
             batch_size=4,
         ),
     )
+    if args["hub"]:
+        weights = f"DeepFloyd/IF-I-{args['size'].upper()}-v1.0"
+        config.text = dict(
+            weights=weights,
+            variant="fp16",
+            dtype="auto",
+            max_length=77,
+            null="empty",
+            shape=(77, 4096),
+            resident=False,  # T5 makes room for the stages
+        )
+        for stage in config.stages.values():
+            name = stage.run.removeprefix("weights/")
+            stage.run, stage.variant = f"deepfloyd:DeepFloyd/{name}-v1.0", "fp16"
     config.batch_size = 16
     config.images_per_prompt = 4
     config.show_stages = False

@@ -20,7 +20,7 @@ from imagen_ft.cascade.request import Request
 from imagen_ft.diffusion.from_config import make_stages
 from imagen_ft.diffusion.stage import Stage
 from imagen_ft.text import class_names
-from imagen_ft.text.encoders import TextEncoder, make_text_encoder
+from imagen_ft.text.encoders import TextEncoder, check_prompts, make_text_encoder
 from launch.runtime.config import load_config, reading
 from launch.runtime.devices.hardware import architecture
 from launch.runtime.devices.mesh import fetch, fetch_behind, put_split
@@ -56,13 +56,20 @@ class Cascade:
     mesh: Mesh | None = None
 
     @classmethod
-    def load(cls, config: str | ml_collections.ConfigDict, **changes: Any) -> "Cascade":
+    def load(
+        cls,
+        config: str | ml_collections.ConfigDict,
+        prompts: Sequence[str] = (),
+        **changes: Any,
+    ) -> "Cascade":
         """Loads the stages that a config of `imagen_ft.sample` names.
 
         Args:
             config: it, or its file and arguments, such as 'configs/digits/sample.py'.
-            **changes: as for `with_`; and `run`, `ema`, `best` and `dtype` (of the computation),
-                which decide about the weights: `stages={"base4": dict(run="gs://mine/base4")}`.
+            prompts: that are known to come; see `load_cascade`.
+            **changes: as for `with_`; and `run`, `ema`, `best`, `variant` and `dtype` (of the
+                computation), which decide about the weights:
+                `stages={"base4": dict(run="gs://mine/base4")}`.
 
         Raises:
             InputError: see `load_cascade`; or a change has an unknown name or a wrong value.
@@ -71,7 +78,7 @@ class Cascade:
         with reading(config):
             config = with_dtypes(changed(config, changes, loading=True))
         with reading(config):
-            return load_cascade(config)
+            return load_cascade(config, prompts=prompts)
 
     def with_(self, **changes: Any) -> "Cascade":
         """The same weights with another way of sampling: `with_(guidance_weight=2.0)`.
@@ -303,21 +310,28 @@ class Cascade:
         return jnp.concatenate(drawn)
 
 
-def load_cascade(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Cascade:
+def load_cascade(
+    config: ml_collections.ConfigDict, mesh: Mesh | None = None, prompts: Sequence[str] = ()
+) -> Cascade:
     """Loads the cascade of a config: its text encoder, its classes and its stages.
 
     Args:
         config: of the task; `stages` as for `loading.load_stages`.
         mesh: where the cascade is to be; None is one device.
+        prompts: that are known to come: a T5 that does not stay embeds them before the stages are
+            loaded, and never shares the device with them.
 
     Raises:
-        InputError: see `loading.load_stages`; a cache of text states lacks a prompt; or
-            `batch_size` is less than 1.
+        InputError: see `loading.load_stages`; a prompt is not of the cascade's classes; a cache of
+            text states lacks one; or `batch_size` is less than 1.
     """
     check_numbers(config, {"batch_size": BATCH})
     encoder = make_text_encoder(config.text)
     names = class_names.resolve(config.class_names)
-    encoder.embed(names)  # A prompt that a cache lacks is found before any work.
+    check_prompts(prompts, names)
+    texts = list(dict.fromkeys([*names, *prompts]))
+    if texts:
+        encoder.embed(texts)  # A prompt that a cache lacks is found before any work.
     stages, variables, digests = load_stages(config, encoder, mesh)
     return Cascade(stages, variables, encoder, names, digests, config, config.batch_size, mesh)
 

@@ -63,6 +63,7 @@ LOADING = {
     "run": _Setting("run", "a path", _name),
     "ema": _Setting("ema", *_NAME),
     "best": _Setting("best", "True or False", _flag),
+    "variant": _Setting("variant", *_NAME),
     "dtype": _Setting("stage.unet.dtype", *_NAME),
 }
 

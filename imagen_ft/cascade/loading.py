@@ -25,6 +25,7 @@ from launch.runtime.run import STAGE, Run
 
 # Of a stage's dtype, see `with_dtypes`.
 AUTO = "auto"
+PUBLIC = "deepfloyd:"
 # How to compute, not what: may differ in sampling.
 _HOW = ("stage.unet.dtype", "stage.unet.remat")
 
@@ -35,7 +36,9 @@ def load_stages(
     """Loads the stages that `config.stages` names, each from its run directory (`run`).
 
     Of a run the newest weights are taken, or with `best` those that evaluated best; of its moving
-    averages 'main', or the one that `ema` names.
+    averages 'main', or the one that `ema` names. DeepFloyd IF's own, an import or a folder in
+    diffusers' layout, may be a repository of the Hub with 'deepfloyd:' before its name, and have a
+    `variant`.
 
     Args:
         config: of the task.
@@ -64,8 +67,11 @@ def load_stages(
             digests.append(run.digest(**which))
         else:
             field = f"config.stages.{name}"
-            variables.append(load_public(entry.run, stage.denoiser, encoder.shape, field, mesh))
-            digests.append(weights.digest(entry.run, "unet"))
+            path, variant = entry.run.removeprefix(PUBLIC), entry.get("variant")
+            options = dict(mesh=mesh, variant=variant)
+            loaded = load_public(path, stage.denoiser, encoder.shape, field, **options)
+            variables.append(loaded)
+            digests.append(weights.digest(path, "unet", variant))
     return tuple(stages.values()), tuple(variables), tuple(digests)
 
 
@@ -80,15 +86,25 @@ def with_dtypes(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         for name, entry in config.get("stages", {}).items()
         if entry.get("stage", {}).get("unet", {}).get("dtype") == AUTO
     }
-    return changed(config, {"stages": stages}, loading=True) if stages else config
+    text = config.get("text", {}).get("dtype") == AUTO
+    if not stages and not text:
+        return config
+    config = changed(config, {"stages": stages}, loading=True)
+    if text:
+        config.text.dtype = half_dtype(jax.local_devices()[0])
+    return config
 
 
 def open_run(path: str) -> Run | None:
     """A run of imagen_ft.finetune; None where the path holds weights from elsewhere.
 
+    'deepfloyd:' before a path or the name of a repository of the Hub says that it does.
+
     Raises:
         InputError: there is nothing.
     """
+    if path.startswith(PUBLIC):
+        return None
     folder = epath.Path(path)
     if folder.exists() and not (folder / "config.json").exists():
         return None
@@ -102,6 +118,7 @@ def load_public(
     text_shape: tuple[int, int],
     field: str,
     mesh: Mesh | None = None,
+    variant: str | None = None,
 ) -> dict[str, Any]:
     """Loads DeepFloyd IF's weights for a denoiser.
 
@@ -111,12 +128,13 @@ def load_public(
         text_shape: of one prompt's states.
         field: of the denoiser in the config, for messages.
         mesh: see `weights.load_unet`.
+        variant: see `weights.load_unet`.
 
     Raises:
         InputError: they are another network's.
     """
     check_public(denoiser.prediction, path, field)
-    model, params = weights.load_unet(path, mesh=mesh)
+    model, params = weights.load_unet(path, mesh=mesh, variant=variant)
     network: Any = denoiser.model  # a dataclass, which its protocol cannot say
     ours = dataclasses.replace(network, dtype=model.dtype, remat=model.remat)
     if ours != model:
@@ -186,6 +204,11 @@ def check_same_text(run: Run, encoder: TextEncoder) -> None:
             f"{run.path} was trained with the text states of another encoder than config.text has "
             "now: name the cache that it was trained with"
         )
+
+
+def text_shape(config: ml_collections.ConfigDict) -> tuple[int, int]:
+    """[length, d] of a prompt's states; nothing is loaded where the config says it."""
+    return text_shapes(config.text)[0]
 
 
 def parameter_shapes(config: ml_collections.ConfigDict) -> dict[str, Any]:

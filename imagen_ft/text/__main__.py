@@ -21,9 +21,10 @@ from etils import epath
 from imagen_ft import weights
 from imagen_ft.text import class_names
 from imagen_ft.text.cache import DTYPES, TextCache
-from imagen_ft.text.encoders import check_template, prompt_key
+from imagen_ft.text.encoders import check_template
 from imagen_ft.text.t5_embedder import T5Embedder, fill_cache
-from imagen_ft.text.tokenizer import PREPROCESSING, T5Tokenizer, load_t5_tokenizer
+from imagen_ft.text.t5_encoder import identity
+from imagen_ft.text.tokenizer import T5Tokenizer, load_t5_tokenizer, prompt_key
 from launch.cli import parse_flags, say
 from launch.errors import InputError
 from launch.files import remove_temporaries
@@ -112,13 +113,7 @@ def embed_prompts(values: flags.FlagValues) -> None:
     tokenizer = load_t5_tokenizer(
         weights.part_folder(values.weights, "tokenizer"), values.max_length
     )
-    encoder = {
-        "weights": weights.digest(values.weights, "text_encoder", values.variant),
-        "tokenizer": tokenizer.digest,
-        "max_length": values.max_length,
-        "preprocessing": PREPROCESSING,
-        "dtype": values.dtype,
-    }
+    encoder = identity(values.weights, values.variant, tokenizer, values.dtype)
 
     def look() -> list[str]:
         cache = open_cache(folder, encoder)

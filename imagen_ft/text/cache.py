@@ -91,7 +91,7 @@ class TextCache:
     @property
     def digest(self) -> str:
         """Of what decides about the states."""
-        return hashlib.sha256(json.dumps(self.encoder, sort_keys=True).encode()).hexdigest()
+        return digest_of(self.encoder)
 
     @property
     def row_bytes(self) -> int:
@@ -174,6 +174,11 @@ class TextCache:
         for number, (prompt, checksum) in enumerate(zip(prompts, checksums, strict=True)):
             offset = data_start + states.start + number * self.row_bytes
             self._rows.setdefault(prompt, _Row(path, number, offset, checksum))
+
+
+def digest_of(encoder: Mapping[str, Any]) -> str:
+    """Of what decides about an encoder's states."""
+    return hashlib.sha256(json.dumps(encoder, sort_keys=True).encode()).hexdigest()
 
 
 def _checksum(prompt: str, data: bytes) -> int:

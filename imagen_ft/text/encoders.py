@@ -13,9 +13,11 @@ import ml_collections
 import numpy as np
 from jaxtyping import Float
 
+from imagen_ft import weights
 from imagen_ft.models.t5 import T5Encoder
-from imagen_ft.text.cache import TextCache
-from imagen_ft.text.tokenizer import VOCABULARY, preprocess, tokenize
+from imagen_ft.text.cache import DTYPES, TextCache
+from imagen_ft.text.t5_encoder import T5TextEncoder
+from imagen_ft.text.tokenizer import VOCABULARY, load_t5_tokenizer, prompt_key, tokenize
 from launch.errors import InputError
 from launch.runtime.config import module_fields
 from launch.runtime.limits import SEED, SIDE, building, check_model, check_numbers
@@ -157,33 +159,30 @@ class CachedTextEncoder:
         return self.cache.digest
 
 
-def prompt_key(prompt: str, template: str = "{}") -> str:
-    """What a cache knows a prompt by: the text that is tokenised."""
-    return preprocess(template.replace("{}", prompt))
-
-
 def make_text_encoder(config: ml_collections.ConfigDict) -> TextEncoder:
     """Builds the encoder of a config.
 
     Args:
         config: either `cache`, a folder that `python -m imagen_ft.text` has made, with `null`
             ('empty' or 'zeros') and `template` where they are not 'empty' and '{}', and `shape`,
-            [length, d] of its states, where that is needed before it is made; or `max_length`,
+            [length, d] of its states, where that is needed before it is made; or `weights`, those
+            of T5 (see `weights.load_t5`), with `dtype`, `max_length`, `null`, `template`, `variant`
+            and `resident` (whether T5 stays loaded) where they are not IF's; or `max_length`,
             `seed` and `model` (fields of `T5Encoder`) for fixed random weights.
 
     Raises:
-        InputError: there is no such cache, it is damaged, or a field has a wrong value.
+        InputError: there is no such cache or weights, they are damaged, or a field has a wrong
+            value.
     """
+    if "weights" in config:
+        return _make_t5(config)
     if "cache" not in config:
         check_numbers(config, {"max_length": SIDE, "seed": SEED}, "text")
         fields = module_fields(config.model, "text.model")
         model = T5Encoder(vocab_size=VOCABULARY, **fields)
         check_model(model, "text.model")
         return FixedTextEncoder(model, config.max_length, config.seed)
-    null_text, template = config.get("null", "empty"), config.get("template", "{}")
-    if null_text not in ("empty", "zeros"):
-        raise InputError(f"config.text.null={null_text}: there is empty, zeros")
-    check_template("config.text.template", template)
+    null_text, template = _null_and_template(config)
     cache = TextCache(config.cache)
     if tuple(config.get("shape", cache.shape)) != cache.shape:
         raise InputError(
@@ -194,6 +193,39 @@ def make_text_encoder(config: ml_collections.ConfigDict) -> TextEncoder:
             f"{cache.folder} lacks the empty prompt: run python -m imagen_ft.text again"
         )
     return CachedTextEncoder(cache, null_text, template)
+
+
+def _make_t5(config: ml_collections.ConfigDict) -> T5TextEncoder:
+    null_text, template = _null_and_template(config)
+    dtype, path = config.get("dtype", "bfloat16"), config.weights
+    if dtype not in DTYPES:
+        raise InputError(f"config.text.dtype={dtype}: there is {', '.join(DTYPES)}")
+    max_length = config.get("max_length", 77)
+    check_numbers(dict(max_length=max_length), {"max_length": SIDE}, "text")
+    tokenizer = load_t5_tokenizer(weights.part_folder(path, "tokenizer"), max_length)
+    width = (
+        config.shape[1]
+        if "shape" in config
+        else weights.open_t5(path, config.get("variant"))[0].d_model
+    )
+    return T5TextEncoder(
+        path,
+        config.get("variant"),
+        tokenizer,
+        dtype,
+        null_text,
+        template,
+        width,
+        config.get("resident", False),
+    )
+
+
+def _null_and_template(config: ml_collections.ConfigDict) -> tuple[str, str]:
+    null_text, template = config.get("null", "empty"), config.get("template", "{}")
+    if null_text not in ("empty", "zeros"):
+        raise InputError(f"config.text.null={null_text}: there is empty, zeros")
+    check_template("config.text.template", template)
+    return null_text, template
 
 
 def check_template(field: str, template: str) -> None:

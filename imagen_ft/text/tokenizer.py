@@ -51,6 +51,11 @@ def preprocess(prompt: str) -> str:
     return prompt.lower().strip()
 
 
+def prompt_key(prompt: str, template: str = "{}") -> str:
+    """What a cache knows a prompt by: the text that is tokenised."""
+    return preprocess(template.replace("{}", prompt))
+
+
 @dataclasses.dataclass(frozen=True)
 class T5Tokenizer:
     """The tokens that DeepFloyd IF gives to T5: pieces, an end token, padding; too long is cut.

@@ -1,6 +1,6 @@
 """Weights of DeepFloyd IF in and out: its files to our models, our runs to diffusers."""
 
-from imagen_ft.weights.loading import load_t5, load_unet
+from imagen_ft.weights.loading import load_t5, load_unet, open_t5
 from imagen_ft.weights.pipeline_parts import digest, part_folder
 
-__all__ = ["digest", "load_t5", "load_unet", "part_folder"]
+__all__ = ["digest", "load_t5", "load_unet", "open_t5", "part_folder"]

@@ -26,7 +26,7 @@ from imagen_ft.weights.pipeline_parts import (
 )
 from imagen_ft.weights.unet_config import unet_shapes
 from launch.errors import InputError
-from launch.files import read_sealed
+from launch.files import read_object, read_sealed
 from launch.runtime.checkpoints.safetensors_io import Weights, check_finite
 from launch.runtime.checkpoints.tensor_mapping import TensorMapping
 from launch.runtime.devices.mesh import state_shardings
@@ -77,6 +77,23 @@ def load_t5(
     return _load(PARTS["text_encoder"], path, dtype, mesh, variant)
 
 
+def open_t5(path: epath.PathLike, variant: str | None = None) -> tuple[T5Encoder, Any]:
+    """A T5 encoder and the shapes of its parameters; nothing is loaded.
+
+    Args:
+        path: as for `load_t5`.
+        variant: as for `load_t5`.
+
+    Raises:
+        InputError: as `load_t5`.
+    """
+    part = PARTS["text_encoder"]
+    location = locate(path, part.name, variant)
+    if location.kind != FILES:
+        return open_checkpoint(part, location, variant)
+    return part.build(read_object(location.folder / "config.json"), location.folder)
+
+
 def _load(
     part: Part, path: epath.PathLike, dtype: Any, mesh: Mesh | None, variant: str | None
 ) -> tuple[Any, dict[str, Any]]:
@@ -117,7 +134,14 @@ def read_params(
             values = tensor.view()[mapping.by_file_axis(index)]
             check_finite(name, tensor, values)
             (array,) = mapping.to_ours(values)
-            return np.array(array, dtype=abstract.dtype, order="C")
+            with np.errstate(over="ignore"):
+                array = np.array(array, dtype=abstract.dtype, order="C")
+            if abstract.dtype == np.float16 and not np.isfinite(array).all():
+                raise InputError(
+                    f"{tensor.file}: the tensor {name} holds numbers beyond float16's: take "
+                    "bfloat16 or float32"
+                )
+            return array
 
         array = jax.make_array_from_callback(mapping.shape, _sharding(mesh, abstract), shard)
         array.block_until_ready()

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from imagen_ft.text import class_names
 from imagen_ft.text.cache import TextCache
-from imagen_ft.text.encoders import prompt_key
+from imagen_ft.text.tokenizer import prompt_key
 
 LOG_EVERY = 10
 

@@ -47,7 +47,7 @@ def get_config(arg=""):
     )
     second = dict(time_embedding_dim=64, skip_time_act=True, out_scale=1.41422712)
     base, larger = config.stages.base64, config.stages.sr256
-    base.run, larger.run = {first!r}, {second!r}
+    base.run, larger.run = {first!r}, "deepfloyd:" + {second!r}
     base.stage.size, base.stage.unet = 4, unet
     larger.stage.low_size, larger.stage.size = 4, 8
     larger.stage.unet = dict(unet, **second, layers_per_block=(1, 2))

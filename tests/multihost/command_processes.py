@@ -18,7 +18,7 @@ from launch.runtime.devices.mesh import state_shardings
 from tests.support import small_cascade
 
 
-def load(config, mesh):
+def load(config, mesh, prompts):
     """The small cascade, on the mesh of all processes."""
     cascade = small_cascade.make_cascade()
     variables = [jax.device_put(v, state_shardings(mesh, v)) for v in cascade.variables]

@@ -221,7 +221,7 @@ def test_a_tokenizer_of_another_encoder(pipeline, prompts, tmp_path, capsys):
         (["--prompts=/dev/null"], "/dev/null: the file is empty"),
         (["--weights=/dev/null"], "/dev/null"),
         (["--to=/dev/null"], "--to=/dev/null is a file"),
-        (["--dtype=float16"], "--dtype=float16: value should be one of <bfloat16|float32>"),
+        (["--dtype=float8"], "--dtype=float8: value should be one of <bfloat16|float16|float32>"),
         (["--batch_size=0"], "--batch_size=0: at least 1"),
         (["--max_length=1"], "max_length=1"),
         (["--template=a photo"], "--template=a photo: one {} is needed"),

@@ -1,0 +1,116 @@
+"""T5 itself as a text encoder: loaded for the prompts that it has not seen, then let go again."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from imagen_ft import weights
+from imagen_ft.text.cache import digest_of
+from imagen_ft.text.t5_embedder import T5Embedder
+from imagen_ft.text.tokenizer import PREPROCESSING, T5Tokenizer, prompt_key
+from launch.runtime.devices.mesh import make_mesh
+
+# Prompts that T5 takes at a time.
+BATCH_SIZE = 16
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class T5TextEncoder:
+    """T5 with published weights, which stay on the devices only while it runs.
+
+    Its states stay in memory, so a prompt is embedded once; the states that stand for no text are
+    made with the first ones.
+
+    Attributes:
+        path: of the weights, as for `weights.load_t5`.
+        variant: of their files.
+        tokenizer: of the prompts.
+        dtype: of parameters, computation and states.
+        null_text: 'empty' is the empty prompt's states (DeepFloyd IF), 'zeros' is zeros (Imagen).
+        template: what a prompt is put into, in place of `{}`.
+        width: of the states.
+        resident: whether it stays on the devices, which saves loading it for every new prompt.
+    """
+
+    path: str
+    variant: str | None
+    tokenizer: T5Tokenizer
+    dtype: str
+    null_text: str
+    template: str
+    width: int
+    resident: bool = False
+    _states: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, repr=False)
+    _loaded: list[T5Embedder] = dataclasses.field(default_factory=list, repr=False)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[length, d] of one prompt's states."""
+        return self.tokenizer.max_length, self.width
+
+    def embed(self, prompts: Sequence[str]) -> Float[np.ndarray, "n length d"]:
+        """States of the prompts, in float32; padding is kept.
+
+        Raises:
+            InputError: the weights are damaged.
+        """
+        return self._of([prompt_key(prompt, self.template) for prompt in prompts])
+
+    def null(self) -> Float[np.ndarray, "1 length d"]:
+        """The states that stand for no text."""
+        if self.null_text == "zeros":
+            return np.zeros((1, *self.shape), np.float32)
+        return self._of([""])
+
+    def parameters(self) -> dict:
+        """None that stay."""
+        return {}
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of all that decides about the states; that of a cache that it would fill."""
+        return digest_of(identity(self.path, self.variant, self.tokenizer, self.dtype))
+
+    def _of(self, keys: Sequence[str]) -> Float[np.ndarray, "n length d"]:
+        asked = dict.fromkeys(keys if self.null_text == "zeros" or not keys else [*keys, ""])
+        missing = [key for key in asked if key not in self._states]
+        if missing:
+            with self._embedder() as embedder:
+                batches = embedder.embed(missing, BATCH_SIZE)
+                states = np.concatenate([batch.astype(np.float32) for batch in batches])
+            self._states.update(zip(missing, states, strict=True))
+        rows = [self._states[key] for key in keys]
+        return np.stack(rows) if rows else np.zeros((0, *self.shape), np.float32)
+
+    @contextmanager
+    def _embedder(self) -> Iterator[T5Embedder]:
+        """T5 on all devices, and afterwards off them, unless it is to stay."""
+        if not self._loaded:
+            dtype, mesh = jnp.dtype(self.dtype), make_mesh({"fsdp": -1})
+            model, params = weights.load_t5(self.path, dtype, mesh, self.variant)
+            self._loaded.append(T5Embedder(model.clone(dtype=dtype), params, self.tokenizer, mesh))
+        try:
+            yield self._loaded[0]
+        finally:
+            if not self.resident:
+                params = self._loaded.pop().params
+                # Not when Python comes to it: the next to be loaded needs the room.
+                jax.tree.map(lambda array: array.delete(), params)
+
+
+def identity(path: str, variant: str | None, tokenizer: T5Tokenizer, dtype: str) -> dict[str, Any]:
+    """What decides about T5's states of a prompt; encoders with the same give the same."""
+    return {
+        "weights": weights.digest(path, "text_encoder", variant),
+        "tokenizer": tokenizer.digest,
+        "max_length": tokenizer.max_length,
+        "preprocessing": PREPROCESSING,
+        "dtype": dtype,
+    }
