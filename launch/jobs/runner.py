@@ -203,8 +203,9 @@ class _Bars:
         form = "{desc} {percentage:3.0f}%|{bar}| {elapsed} so far, about {remaining} left"
         # A notebook keeps all that was ever printed in a cell.
         often = dict(mininterval=0.1 if terminal else 1.0, miniters=0)
+        nothing = self._quiet or not steps
         self._total = tqdm(
-            total=total_seconds, desc="all", bar_format=form, disable=self._quiet, **often
+            total=total_seconds, desc="all", bar_format=form, disable=nothing, **often
         )
         self._lanes = [
             tqdm(bar_format="  {desc}", position=1 + lane, disable=not terminal, leave=False)

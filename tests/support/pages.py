@@ -39,7 +39,7 @@ OTHERS = {
 ROOMS = ("classifiers", "imagen_ft", "input_pipeline", "launch")
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _VARIABLE = re.compile(r"[A-Za-z_]\w*=")
-_BENCHMARKS = "tests.benchmarks."
+_OF_TESTS = "tests."
 _EXTRA = re.compile(r"^\.\[(.*)\]$")
 
 
@@ -156,8 +156,8 @@ def _check_module(name: str, argv: Sequence[str]) -> None:
         _check_submit(argv)
     elif not _is_module(name):
         raise InputError(f"there is no module {name}")
-    elif name.startswith(_BENCHMARKS):
-        _check_benchmark(name, argv)
+    elif name.startswith(_OF_TESTS):
+        _check_command_of_tests(name, argv)
     else:
         _check_command(name, argv)
 
@@ -197,10 +197,10 @@ def _module(name: str) -> ModuleType:
     return importlib.import_module(f"{name}.__main__" if package else name)
 
 
-def _check_benchmark(name: str, argv: Sequence[str]) -> None:
+def _check_command_of_tests(name: str, argv: Sequence[str]) -> None:
     """Importing some takes seconds: their flags are looked for in the text."""
-    sources = [name.rpartition(".")[2], "harness"]
-    text = "".join((ROOT / "tests/benchmarks" / f"{file}.py").read_text() for file in sources)
+    sources = [name, *(["tests.benchmarks.harness"] if "benchmarks" in name else [])]
+    text = "".join((ROOT / f"{file.replace('.', '/')}.py").read_text() for file in sources)
     names = [word.partition("=")[0] for word in argv if word.startswith("--")]
     if unknown := [name for name in names if f'"{name}"' not in text]:
         raise InputError(f"{name} has no flag {unknown[0]}")

@@ -1,0 +1,110 @@
+"""What the notebooks' first cell does once the project is here: it installs what the runtime lacks.
+
+Nothing that the runtime brings is changed without need: its NumPy stays, and its JAX with all that
+belongs to it, unless they are too old for the project.
+"""
+
+import ast
+import importlib.metadata
+import subprocess
+import sys
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+# Extras of setup.py that bring the JAX of a chip, by the package that tells which chip there is.
+CHIPS = {"libtpu": "tpu", "jax-cuda12-plugin": "cuda", "jax-cuda13-plugin": "cuda"}
+OTHER_VERSIONS = "the project needs other versions than this runtime has: "
+RESTART = (
+    " had been loaded before it was replaced: choose Runtime > Restart session, then run all cells "
+    "again; this one will have nothing left to do"
+)
+
+
+def install(folder: Path = Path()) -> None:
+    """Installs what is missing.
+
+    Args:
+        folder: of the project.
+
+    Raises:
+        SystemExit: it could not be installed, or the session has to be restarted.
+    """
+    requirements = required(folder)
+    before = installed()
+    if unmet(requirements, before):
+        kept, extra = plan(requirements, before)
+        print("Installing what this runtime lacks, which takes a minute or two ...", flush=True)
+        _pip(folder, kept, extra)
+        now = installed()
+        if lacking := unmet(requirements, now):
+            raise SystemExit(OTHER_VERSIONS + ", ".join(lacking))
+        if stale := loaded({name for name in before if now.get(name) != before[name]}):
+            raise SystemExit(", ".join(stale) + RESTART)
+    print(f"Ready, with JAX {installed()['jax']}.")
+
+
+def required(folder: Path) -> list[Requirement]:
+    """What the project's setup.py asks for."""
+    for node in ast.parse((folder / "setup.py").read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "REQUIRES":
+            return [Requirement(line) for line in ast.literal_eval(node.value)]
+    raise SystemExit(f"{folder / 'setup.py'} names no REQUIRES: clone the project again")
+
+
+def installed() -> dict[str, str]:
+    """Versions of all packages, by name."""
+    return {each.name: each.version for each in importlib.metadata.distributions()}
+
+
+def unmet(requirements: Iterable[Requirement], versions: Mapping[str, str]) -> list[str]:
+    """The requirements that these versions do not meet, each with what there is."""
+    by_name = {_plain(name): version for name, version in versions.items()}
+    lines = []
+    for requirement in requirements:
+        version = by_name.get(_plain(requirement.name))
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            lines.append(f"{requirement} (here: {version or 'none'})")
+    return lines
+
+
+def plan(requirements: Iterable[Requirement], versions: Mapping[str, str]) -> tuple[list[str], str]:
+    """What is kept, as lines of pip's constraints, and the extra of setup.py for the chip."""
+    by_name = {requirement.name: requirement for requirement in requirements}
+    kept, extra = [], ""
+    if not unmet([by_name["numpy"]], versions):
+        kept.append("numpy")
+    if not unmet([by_name["jax"]], versions):
+        kept += [name for name in versions if name in ("jax", "jaxlib", *CHIPS)]
+        kept += [name for name in versions if name.startswith("jax-cuda") and name not in kept]
+    else:
+        extra = next((extra for name, extra in CHIPS.items() if name in versions), "")
+    return [f"{name}=={versions[name]}" for name in kept], extra
+
+
+def loaded(packages: Collection[str]) -> list[str]:
+    """Modules of these packages that this process has imported."""
+    modules = importlib.metadata.packages_distributions().items()
+    return sorted(name for name, of in modules if name in sys.modules and {*packages} & {*of})
+
+
+def _pip(folder: Path, kept: Iterable[str], extra: str) -> None:
+    constraints = folder / ".cache" / "kept.txt"
+    constraints.parent.mkdir(exist_ok=True)
+    constraints.write_text("".join(f"{line}\n" for line in kept))
+    target = str(folder.resolve()) + (f"[{extra}]" if extra else "")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(constraints)]
+    done = subprocess.run(
+        [*command, "--editable", target],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(f"pip could not install the project:\n{done.stdout[-3000:]}")
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-")
