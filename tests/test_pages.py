@@ -10,7 +10,9 @@ PAGES = ("README.md", "launch/README.md")
 @pytest.fixture(autouse=True)
 def at_the_root(monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("HF_TOKEN", "none")  # which a command line hands over by its name
+    # What a command line hands over by its name, and what gcloud would be asked.
+    for name in ("HF_TOKEN", "CLOUDSDK_CORE_PROJECT", "CLOUDSDK_COMPUTE_ZONE"):
+        monkeypatch.setenv(name, "x")
 
 
 @pytest.mark.parametrize("path", PAGES)
