@@ -11,7 +11,7 @@ Before it, once: import the weights, and embed the prompts.
 
 `:hub` needs none of both: it reads half precision weights from the Hugging Face Hub (accept the
 licence of DeepFloyd IF there and log in), and T5 embeds the prompts and leaves before the rest is
-loaded; 15 GB are downloaded once. `--dry_run` tells what memory each phase takes.
+loaded; 11 GB are downloaded once. `--dry_run` tells what memory each phase takes.
 
 Hardware: one GPU or TPU with 16 GB. Expected: samples.png. `size=l` and `size=xl` take the larger
 models of the same names; `runlocal` two steps a stage. A dtype of "auto" is bfloat16, but float16

@@ -173,6 +173,17 @@ def test_images_are_not_replaced_by_others(work, tmp_path, capsys):
     assert run(work, tmp_path, "--prompt=two cats", "--config.batch_size=1") == 0
 
 
+def test_a_dry_run_tells_the_memory_of_every_phase(work, capsys):
+    with pytest.raises(SystemExit) as ended:
+        argv = ["sample", f"--config={work / 'config.py'}", "--dry_run"]
+        app.run(sample.main, sample.__doc__, sample.define_flags, argv=argv)
+    assert ended.value.code == 0
+    lines = capsys.readouterr().out.splitlines()[-7:]
+    assert lines[0].startswith("memory, in GB at the most")
+    phases = ["base64: load", "sr256: load", "base64: draw", "sr256: draw", "peak"]
+    assert [line.rsplit(maxsplit=2)[0] for line in lines[2:]] == phases
+
+
 DDIM = ["--config.stages.base64.sampler.name=ddim"]
 
 

@@ -1,5 +1,6 @@
 """A run is taken only for what it was trained as."""
 
+import contextlib
 from unittest import mock
 
 import jax
@@ -15,10 +16,9 @@ from launch.runtime.run import Run
 
 
 def config(width=4, dtype="float32", length=77, class_names=("cat", "dog")):
+    text = dict(length=length, model=dict(width=2))
     unet = dict(name="unet", width=width, dtype=dtype, remat=dtype == "bfloat16")
-    return ConfigDict(
-        dict(stage=dict(unet=unet), text=dict(length=length), class_names=class_names)
-    )
+    return ConfigDict(dict(stage=dict(unet=unet), text=text, class_names=class_names))
 
 
 RUN = Run(epath.Path("run"), config(), {}, "", epath.Path("run"))
@@ -39,6 +39,23 @@ def test_a_run_of_another_model_is_refused(changes, said):
 
 def test_a_run_may_be_computed_otherwise():
     check_same_model(RUN, config(dtype="bfloat16").stage, config(dtype="bfloat16"))
+
+
+@pytest.mark.parametrize(
+    ("trained", "now", "said"),
+    [
+        (dict(cache="a", null="empty"), dict(cache="b", null="empty"), ""),
+        (dict(cache="a", null="empty"), dict(weights="t5", max_length=9, null="empty"), ""),
+        (dict(cache="a", null="empty"), dict(cache="a", null="zeros"), "text.null = empty"),
+        (dict(cache="a", null="empty"), dict(model=dict(width=2), null="empty"), "text.cache = a"),
+    ],
+)
+def test_states_of_t5_are_known_by_their_digest(trained, now, said):
+    before, after = config(), config()
+    before.text, after.text = ConfigDict(trained), ConfigDict(now)
+    run = Run(epath.Path("run"), before, {}, "", epath.Path("run"))
+    with pytest.raises(InputError, match=said) if said else contextlib.nullcontext():
+        check_same_model(run, after.stage, after)
 
 
 @pytest.mark.parametrize(("capability", "dtype"), [("7.5", "float16"), ("8.9", "bfloat16")])
