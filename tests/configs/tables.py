@@ -63,7 +63,7 @@ VARIANTS = {
         for name in ("resnet", "vit")
     },
     "configs/cifar10/study.py": ["data=x.zip", "generated=x", "data=x.zip,generated=x,runlocal"],
-    "configs/deepfloyd/sample.py": ["size=l", "size=xl", "size=l,runlocal"],
+    "configs/deepfloyd/sample.py": ["size=l", "size=xl", "size=l,runlocal", "hub", "hub,size=l"],
     "configs/digits/classifier.py": [
         "arm=pool",
         "arm=generated",
