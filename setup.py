@@ -56,6 +56,7 @@ EXTRAS = {
         "mypy>=2.4.1,<2.5",
         "nbclient>=0.10",
         "nbformat>=5.10",
+        "prdc>=0.2,<0.3",
         "pytest>=8.3",
         "pytest-xdist>=3.6",
         "ruff>=0.17.5,<0.18",

@@ -1,0 +1,141 @@
+"""Precision, recall, density and coverage: who lies in whose neighbourhood.
+
+Distances are computed in blocks, so that memory does not grow with the number of pairs.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from imagen_ft.metrics.points import Points, blocks, is_own, points_of, squared_distances
+from launch.errors import InputError
+from launch.runtime.types import Array
+
+# Pairs of a block, 64 MiB of float32.
+_ROWS, _COLUMNS = 1024, 16384
+
+
+@dataclasses.dataclass(frozen=True)
+class Convention:
+    """What counts as a neighbourhood; numbers of different ones do not compare.
+
+    Attributes:
+        k: it reaches to the k-th nearest other image of the same set.
+        comparison: '<=' where its border belongs to it, else '<'.
+    """
+
+    k: int
+    comparison: str
+
+
+# Kynkaanniemi et al. 2019, as ADM and torch-fidelity count; Naeem et al. 2020, as prdc does.
+CONVENTIONS = {"adm": Convention(3, "<="), "prdc": Convention(5, "<")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Neighbourhoods:
+    """Shares of images, all in [0, 1] but density, which may be above.
+
+    Attributes:
+        precision: of generated images, in a real one's neighbourhood.
+        recall: of real images, in a generated one's neighbourhood.
+        density: mean number of real neighbourhoods around a generated image, over k.
+        coverage: of real images, with a generated one in their neighbourhood.
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def neighbourhoods(
+    generated: Float[np.ndarray, "n d"],
+    real: Float[np.ndarray, "m d"],
+    convention: Convention = CONVENTIONS["adm"],
+) -> Neighbourhoods:
+    """Precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020).
+
+    Args:
+        generated: features.
+        real: features.
+        convention: one of `CONVENTIONS`, or another.
+
+    Raises:
+        InputError: a set has no more images than k, or NaN features.
+    """
+    k, comparison = convention.k, convention.comparison
+    if comparison not in ("<", "<="):
+        raise InputError(f"comparison must be '<' or '<=', got {comparison!r}; give one of them")
+    if not 1 <= k < min(len(generated), len(real)):
+        raise InputError(
+            f"k must be from 1 to below the number of images, got {k} of {len(generated)} "
+            f"generated and {len(real)} real ones; take more images"
+        )
+    ours, theirs = points_of(generated, real)
+    xp = ours.xp
+    within = xp.less_equal if comparison == "<=" else xp.less
+    our_radii, their_radii = (
+        xp.asarray(nearest(side, side, k, np.arange(len(side)))[0][:, -1])
+        for side in (ours, theirs)
+    )
+    around = np.zeros(len(ours), np.int64)  # real neighbourhoods around each generated image
+    recalled, covered = np.zeros(len(theirs), bool), np.zeros(len(theirs), bool)
+    for rows in blocks(len(ours), _ROWS):
+        for columns in blocks(len(theirs), _COLUMNS):
+            squares = squared_distances(ours[rows], theirs[columns])
+            in_theirs = within(squares, their_radii[None, columns])
+            around[rows] += np.asarray(xp.count_nonzero(in_theirs, axis=1))
+            covered[columns] |= np.asarray(in_theirs.any(axis=0))
+            in_ours = within(squares, our_radii[rows, None])
+            recalled[columns] |= np.asarray(in_ours.any(axis=0))
+    return Neighbourhoods(
+        precision=float((around > 0).mean()),
+        recall=float(recalled.mean()),
+        density=float(around.mean() / k),
+        coverage=float(covered.mean()),
+    )
+
+
+def nearest(
+    rows: Points, columns: Points, k: int, own: Int[np.ndarray, " n"] | None = None
+) -> tuple[Float[np.ndarray, "n k"], Int[np.ndarray, " n"]]:
+    """The k smallest squared distances to the columns, in ascending order.
+
+    Args:
+        rows: what to find the nearest of.
+        columns: among which.
+        k: how many.
+        own: the position of each row among the columns, where it is one of them and does not count.
+
+    Returns:
+        The squared distances, and the position of the nearest.
+    """
+    distances = np.empty((len(rows), k), rows.norms.dtype)
+    positions = np.empty(len(rows), np.int64)
+    for block in blocks(len(rows), _ROWS):
+        hidden = None if own is None else own[block]
+        found = _nearest_of_block(rows[block], columns, k, hidden)
+        distances[block], positions[block] = (np.asarray(part) for part in found)
+    return np.sort(distances, axis=1), positions
+
+
+def _nearest_of_block(
+    rows: Points, columns: Points, k: int, own: Int[np.ndarray, " n"] | None
+) -> tuple[Float[Array, "n k"], Int[Array, " n"]]:
+    xp = rows.xp
+    best = xp.full((len(rows), k), np.inf, rows.norms.dtype)
+    least, position = best[:, 0], xp.zeros(len(rows), int)
+    for block in blocks(len(columns), _COLUMNS):
+        squares = squared_distances(rows, columns[block])
+        if own is not None and own.min() < block.stop and own.max() >= block.start:
+            squares = xp.where(is_own(own, block, xp), np.inf, squares)
+        candidate = squares.argmin(axis=1)
+        smallest = squares.min(axis=1)
+        position = xp.where(smallest < least, candidate + block.start, position)
+        least = xp.minimum(smallest, least)
+        few = min(k, squares.shape[1])
+        both = xp.concatenate([best, xp.partition(squares, few - 1, axis=1)[:, :few]], axis=1)
+        best = xp.partition(both, k - 1, axis=1)[:, :k]
+    return best, position

@@ -1,0 +1,158 @@
+"""Means and covariances of features, streamed in float64 and merged from parts."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Float, Float64
+
+from launch.errors import InputError
+
+# Rows of features that are turned into float64 at once.
+_ROWS = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """What a Frechet distance knows of a set of images.
+
+    Attributes:
+        mean: of the features.
+        covariance: of the features, unbiased.
+        num_images: of how many images; None where a file does not say.
+    """
+
+    mean: Float64[np.ndarray, " d"]
+    covariance: Float64[np.ndarray, "d d"]
+    num_images: int | None = None
+
+    @property
+    def width(self) -> int:
+        """Dimensions of the features."""
+        return len(self.mean)
+
+
+class Moments:
+    """The sums behind `Statistics`, for any number of images and in any split.
+
+    Chan, Golub & LeVeque 1979: parts keep the sum of products of what deviates from their own mean,
+    so that no large numbers cancel, and two parts make the whole but for the last bits.
+
+    Attributes:
+        num_images: seen so far.
+        mean: of their features.
+        scatter: sum over images of the outer products of their deviations from the mean.
+    """
+
+    def __init__(self, width: int):
+        self.num_images = 0
+        self.mean = np.zeros(width)
+        self.scatter = np.zeros((width, width))
+
+    def add(self, features: Float[np.ndarray, "n d"]) -> None:
+        """Adds images.
+
+        Raises:
+            InputError: a feature is NaN or infinite, or they are of another width.
+        """
+        if features.shape[1] != len(self.mean):
+            raise InputError(
+                f"features must be {len(self.mean)} wide as those before, got {features.shape[1]}; "
+                "use one extractor for a set"
+            )
+        check_finite("features", features)
+        for start in range(0, len(features), _ROWS):
+            rows = features[start : start + _ROWS].astype(np.float64)
+            mean = rows.mean(axis=0)
+            rows -= mean
+            self._merge(len(rows), mean, rows.T @ rows)
+
+    def merge(self, other: "Moments") -> None:
+        """Adds the images that another has seen.
+
+        Raises:
+            InputError: the other's features are of another width.
+        """
+        if len(other.mean) != len(self.mean):
+            raise InputError(
+                f"features must be {len(self.mean)} wide in all parts, got {len(other.mean)}; "
+                "use one extractor for a set"
+            )
+        self._merge(other.num_images, other.mean, other.scatter)
+
+    def _merge(
+        self, count: int, mean: Float64[np.ndarray, " d"], scatter: Float64[np.ndarray, "d d"]
+    ) -> None:
+        if not count:
+            return
+        total = self.num_images + count
+        shift = mean - self.mean
+        # Chan, Golub & LeVeque 1979, with outer products for squares.
+        self.scatter += scatter
+        self.scatter += np.outer(shift, shift * (self.num_images * count / total))
+        self.mean = self.mean + shift * (count / total)
+        self.num_images = total
+
+    def statistics(self) -> Statistics:
+        """Of all images so far.
+
+        Raises:
+            InputError: there are fewer than two.
+        """
+        if self.num_images < 2:
+            raise InputError(
+                f"the number of images must be at least 2, got {self.num_images}: fewer have no "
+                "covariance; check the folder"
+            )
+        return Statistics(self.mean, self.scatter / (self.num_images - 1), self.num_images)
+
+
+def of_features(features: Float[np.ndarray, "n d"]) -> Statistics:
+    """Statistics of features that are all at hand.
+
+    Raises:
+        InputError: a feature is NaN or infinite, or there are fewer than two images.
+    """
+    moments = Moments(features.shape[1])
+    moments.add(features)
+    return moments.statistics()
+
+
+def merge_hosts(moments: Moments) -> Moments:
+    """The moments of all processes' images, the same on each; all have to call it.
+
+    Parts are merged in the order of the processes.
+    """
+    if jax.process_count() == 1:
+        return moments
+    numbers = np.concatenate([[float(moments.num_images)], moments.mean, moments.scatter.ravel()])
+    # JAX would round float64 to float32, so it gets the bits.
+    parts = np.asarray(multihost_utils.process_allgather(numbers.view(np.uint32)))
+    width = len(moments.mean)
+    merged = Moments(width)
+    for part in parts.reshape(len(parts), -1).view(np.float64):
+        own = Moments(width)
+        own.num_images, own.mean = int(part[0]), part[1 : 1 + width]
+        own.scatter = part[1 + width :].reshape(width, width)
+        merged.merge(own)
+    return merged
+
+
+def check_finite(name: str, features: np.ndarray) -> None:
+    """Refuses features that are no numbers.
+
+    Raises:
+        InputError: a feature is NaN or infinite; names the first such image.
+    """
+    # The sum of finite float32 numbers is finite in float64: no array of flags in the usual case.
+    with np.errstate(over="ignore", invalid="ignore"):
+        sums = features.sum(axis=1, dtype=np.float64)
+    if np.isfinite(sums).all():
+        return
+    finite = np.isfinite(features).all(axis=1)
+    if not finite.all():
+        raise InputError(
+            f"{name} must be finite, got NaN or infinity for image {int(np.argmin(finite))}; "
+            "check the extractor's weights and the image"
+        )
