@@ -12,7 +12,7 @@ from launch.cli import say
 from launch.errors import InputError
 from launch.submit import gcloud, tpus
 from launch.submit.gke_tools import other_tool
-from launch.submit.jobset import JOB, MANAGER, PORT, Pods, manifest
+from launch.submit.jobset import JOB, MANAGER, PORT, QUEUE, Pods, manifest
 from launch.submit.mode import Mode, Request, check_processes, new_record
 from launch.submit.plan import Command, Plan, TextFile, run
 from launch.submit.processes import GOES_ON
@@ -39,6 +39,7 @@ class Gke(Mode):
 
     name = "gke"
     description = "pods of a Kubernetes cluster, with TPU slices or GPUs, by a JobSet"
+    shared_flag = "--mount=gs://BUCKET:FOLDER"
 
     def define_flags(self, values: flags.FlagValues) -> None:
         """Which machines, image and cluster."""
@@ -68,6 +69,7 @@ class Gke(Mode):
         integer("grace", 300, "seconds that pods have to save", flag_values=values)
         string("reserved", "", "name of a reservation of machines", flag_values=values)
         string("cluster", "", "by default that of kubectl's current context", flag_values=values)
+        string("queue", "", "a queue of Kueue, where the cluster has some", flag_values=values)
         string("namespace", "default", "of Kubernetes", flag_values=values)
         string("service_account", "", "of Kubernetes; it may read the bucket", flag_values=values)
         flags.DEFINE_enum(
@@ -117,6 +119,7 @@ class Gke(Mode):
         context = _context(request)
         context = context or run(Command(("kubectl", "config", "current-context"))).strip()
         resource = {"context": context, "namespace": values.namespace, "image": values.image}
+        resource |= {"queue": values.queue} if values.queue else {}
         if request.variables:
             resource["secret"] = _secret(request.name)
         record = new_record(self, request, resource)
@@ -177,6 +180,8 @@ class Gke(Mode):
 
     def stop(self, record: Record) -> Plan:
         """Suspends the JobSet: its pods get SIGTERM, and the time to save."""
+        if "queue" in record.resource:
+            return self.delete(record)  # The queue would start it again.
         patch = '--patch={"spec":{"suspend":true}}'
         words = ("patch", "jobset", record.name, "--type=merge", patch)
         return Plan(commands=(Command((*_base(record), *words)),))
@@ -261,6 +266,7 @@ def _pods(request: Request) -> Pods:
         commit=request.checkout.commit if values.check_image else "",
         grace=values.grace,
         restarts=values.restarts,
+        queue=values.queue,
     )
 
 
@@ -310,7 +316,8 @@ def _state(jobset: dict[str, Any], pods: list[dict[str, Any]]) -> str:
     if "Failed" in true:
         return "failed"
     if jobset.get("spec", {}).get("suspend"):
-        return "stopped"
+        # A queue has it suspended until there is room.
+        return "waiting" if QUEUE in jobset["metadata"].get("labels", {}) else "stopped"
     phases = {pod["status"].get("phase") for pod in pods}
     return "running" if "Running" in phases else "waiting" if phases else "submitted"
 

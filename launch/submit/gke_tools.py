@@ -19,7 +19,7 @@ def other_tool(request: Request) -> Command:
         InputError: it has no flag for what is asked for, or needs one more.
     """
     values = request.flags
-    for name in ("env", "mount", "service_account"):
+    for name in ("env", "mount", "service_account", "queue"):
         if values[name].value:
             raise InputError(
                 f"--{name} and --via={values.via}: it has its own ways for that; leave --{name} "

@@ -7,6 +7,7 @@ from typing import Any
 # Of the Jobs in it, of the container, of what it finds its own job sets by.
 JOB, CONTAINER, MANAGER = "hosts", "task", "imagen-ft-submit"
 PORT = 8476
+QUEUE = "kueue.x-k8s.io/queue-name"
 # What the image says of its code, and what the container does if that is not the job's ($0): it
 # ends with a code after which nobody starts it again.
 COMMIT = "IMAGEN_FT_COMMIT"
@@ -39,6 +40,7 @@ class Pods:
         commit: that the image has to say it has; empty for any.
         grace: seconds that they have to save.
         restarts: how often the job is started again.
+        queue: of Kueue; empty for none.
     """
 
     image: str
@@ -53,6 +55,7 @@ class Pods:
     commit: str
     grace: int
     restarts: int
+    queue: str
 
 
 def manifest(name: str, pods: Pods, goes_on: tuple[int, ...]) -> dict[str, Any]:
@@ -67,6 +70,8 @@ def manifest(name: str, pods: Pods, goes_on: tuple[int, ...]) -> dict[str, Any]:
         "name": name,
         "labels": {"app.kubernetes.io/managed-by": MANAGER},
     }
+    if pods.queue:
+        metadata["labels"][QUEUE] = pods.queue
     if pods.chips[0] == "google.com/tpu":
         # All pods of a Job on the hosts of one slice.
         key = "alpha.jobset.sigs.k8s.io/exclusive-topology"

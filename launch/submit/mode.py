@@ -58,6 +58,7 @@ class Mode(abc.ABC):
         gone: how its programs say that a job is not there, in parts of what they print.
         starts_later: whether what lies here may have changed before the job is started.
         hosts_share_disks: whether a local path is the same folder on all hosts.
+        shared_flag: that names folders which all hosts see; empty if none does.
         can_be_followed: whether `follow` can be taken up by another terminal.
     """
 
@@ -67,6 +68,7 @@ class Mode(abc.ABC):
     gone: ClassVar[tuple[str, ...]] = ()
     starts_later: ClassVar[bool] = True
     hosts_share_disks: ClassVar[bool] = False
+    shared_flag: ClassVar[str] = ""
     can_be_followed: ClassVar[bool] = False
 
     @abc.abstractmethod
@@ -226,9 +228,11 @@ def check_workdir(mode: Mode, task: Task, shared: tuple[str, ...]) -> None:
         return
     parents = [os.path.normpath(workdir), *map(str, Path(os.path.normpath(workdir)).parents)]
     if not any(os.path.normpath(path) in parents for path in shared):
+        known = f" ({', '.join(shared)})" if shared else ""
+        more = f", or under a folder that all hosts see{known}: {mode.shared_flag}"
         raise InputError(
-            f"--workdir={workdir} would be another folder on every host: name one at gs://, or "
-            f"under a folder that all hosts mount ({', '.join(shared) or 'name it by --shared'})"
+            f"--workdir={workdir} would be another folder on every host: name one at gs://"
+            f"{more if mode.shared_flag else ''}"
         )
 
 

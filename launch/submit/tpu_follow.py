@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,8 @@ class Follower:
         elif not state:
             self._keep(state="stopped")
         else:
+            why = shlex.join(self.record.resource["describe"][:-1])
+            say(f"{self.record.name}: why they are {state} says {why}")
             self._keep(state="failed")
 
     def _make_anew(self) -> None:

@@ -26,6 +26,7 @@ class TpuVm(Mode):
 
     name = "tpu-vm"
     description = "TPU VMs v4 to v6e, asked for as a queued resource or there already"
+    shared_flag = "--shared=FOLDER"
     can_be_followed = True
 
     def __init__(self, sleep: Callable[[float], Any] = time.sleep):

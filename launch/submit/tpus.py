@@ -27,7 +27,8 @@ class Generation:
         axes: of a topology.
         max_chips: of a slice.
         gke: of GKE's node label.
-        runtime: software of a TPU VM.
+        runtime: software of a TPU VM; empty where the Cloud TPU API has none, and --preflight no
+            compiler.
     """
 
     name: str
@@ -44,8 +45,9 @@ GENERATIONS = (
     Generation("v5e", "v5litepod", 1, 2, 256, "tpu-v5-lite-podslice", "v2-alpha-tpuv5-lite"),
     Generation("v5p", "v5p", 2, 3, 6144, "tpu-v5p-slice", "v2-alpha-tpuv5"),
     Generation("v6e", "v6e", 1, 2, 256, "tpu-v6e-slice", "v2-alpha-tpuv6e"),
+    Generation("tpu7x", "tpu7x", 2, 3, 9216, "tpu7x", ""),
 )
-# Those that the Cloud TPU API does not give, by the beginnings of their names.
+# What people call those that the Cloud TPU API does not give, by its beginning.
 NEWER = ("tpu7", "v7", "ironwood", "tpu8", "v8")
 _SQUARES = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 # Smaller than a cube of 64 chips.
@@ -82,7 +84,9 @@ class Slice:
         return f"{self.generation.prefix}-{self.chips * self.generation.counted}"
 
     def target(self, slices: int) -> str:
-        """So many of them, as --preflight takes it."""
+        """So many of them, as --preflight takes it; empty if it knows no such chips."""
+        if not self.generation.runtime:
+            return ""
         return f"{self.generation.name}:{self.shape}" + (f"*{slices}" if slices > 1 else "")
 
 

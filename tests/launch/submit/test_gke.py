@@ -25,6 +25,7 @@ JOBS = {
         "--env=WANDB", "--service_account=sa", "--namespace=ns",
     ),
     "tpu_one": ("--tpu_type=v5litepod-1", "--image=i", "--reserved=r", "--nocheck_image"),
+    "tpu7x": ("--tpu_type=tpu7x-16", "--image=i", "--queue=q"),
     "gpu": ("--gpus=8", "--gpu_type=h200", "--nodes=2", "--image=i"),
     "xpk": (*TPUS, *PLACE, "--via=xpk", "--spot", "--num_slices=2"),
     "gcluster": (*TPUS, *PLACE, "--via=gcluster", "--reserved=r"),
@@ -57,7 +58,7 @@ def test_commands(job, tools, capsys, secrets, name):
     check_golden(f"gke_{name}.txt", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("name", ["tpu", "tpu_all", "tpu_one", "gpu"])
+@pytest.mark.parametrize("name", ["tpu", "tpu_all", "tpu_one", "tpu7x", "gpu"])
 def test_manifest_has_the_fields_of_a_jobset(job, tools, capsys, secrets, name):
     jobset = manifest(job, capsys, *JOBS[name])
     # What it does not know, it drops.
@@ -137,9 +138,10 @@ def test_taken_back_where_it_cannot_be_created(job, kubectl, secrets, tmp_path):
     assert not (tmp_path / "jobs").exists()
 
 
-def jobset(*conditions, suspend=False, restarts=0, manager="imagen-ft-submit"):
+def jobset(*conditions, suspend=False, restarts=0, manager="imagen-ft-submit", **labels):
+    labels |= {"app.kubernetes.io/managed-by": manager}
     return json.dumps({
-        "metadata": {"labels": {"app.kubernetes.io/managed-by": manager}},
+        "metadata": {"labels": labels},
         "spec": {"suspend": suspend},
         "status": {
             "restarts": restarts,
@@ -189,6 +191,7 @@ def pod(phase, *codes):
         ]),
         (jobset("Completed"), [pod("Succeeded", 0)], ["state: done"]),
         (jobset(suspend=True), [], ["state: stopped"]),
+        (jobset(suspend=True, **{"kueue.x-k8s.io/queue-name": "q"}), [], ["state: waiting"]),
         ("", [], ["state: stopped"]),
     ],
 )  # fmt: skip
@@ -210,6 +213,8 @@ def test_looked_at_and_ended(job, kubectl, secrets, capsys):
     capsys.readouterr()
     for action in ("logs", "stop", "delete"):
         assert job(action, "run-1", "--dry_run") == 0
+    assert job("gke", "--name=queued", "--queue=q", *TPUS, *TASK) == 0
+    assert job("stop", "queued", "--dry_run") == 0
     check_golden("gke_actions.txt", capsys.readouterr().out)
 
 
@@ -233,7 +238,7 @@ def test_looked_at_and_ended(job, kubectl, secrets, capsys):
         (("--image=i", "--tpu_type=v4-8", "--via=xpk", "--env=HF_TOKEN"), "it has its own ways"),
         (("--image=i", "--tpu_type=v4-8", "--cluster=c"), "--project is not known"),
         (("--image=i", "--tpu_type=v4-8"), "kubectl is not installed"),
-        (("--image=i", "--tpu_type=v4-8", "--workdir=run"), "would be another folder on every"),
+        (("--image=i", "--tpu_type=v4-8", "--workdir=run"), "folder that all hosts see: --mount="),
     ],
 )
 def test_bad_input(job, tools, secrets, tmp_path, options, message):

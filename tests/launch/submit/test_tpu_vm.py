@@ -139,7 +139,11 @@ def test_ends(job, gcloud, tmp_path, looks, code, state):
 
 @pytest.mark.parametrize(
     ("machines", "message"),
-    [("FAILED", "run-1: failed; its machines"), ("", "run-1: stopped\n")],
+    [
+        ("FAILED", "why they are FAILED says gcloud compute tpus queued-resources describe run-1"),
+        ("FAILED", "run-1: failed; its machines"),
+        ("", "run-1: stopped\n"),
+    ],
 )
 def test_machines_that_do_not_come(job, gcloud, capsys, machines, message):
     says(gcloud, [machines])
@@ -203,6 +207,7 @@ def test_looked_at_and_ended(job, gcloud, capsys):
         (("--tpu_type=v4-8", "--num_slices=0"), "--num_slices must be at least 1"),
         (("--tpu_type=v5p-128", "--topology=2x4x8"), "gcloud takes one for v4 alone"),
         (("--tpu_type=v4-8", "--env=NOT_SET_HERE"), "not set here"),
+        (("--tpu_type=v4-8", "--shared=/nfs"), "all hosts see .* --shared=FOLDER"),
         (("--tpu=mine",), "it is not there, or not READY"),
         (("--tpu_type=v4-8",), "You do not currently have an active account selected"),
     ],
@@ -212,7 +217,8 @@ def test_bad_input(job, gcloud, tmp_path, options, message):
     gcloud.answer(CREATED, err=account, code=1)
     gcloud.answer("tpu-vm describe", err="ERROR: NOT_FOUND: mine was not found", code=1)
     with pytest.raises(InputError, match=message):
-        job("tpu-vm", "--name=run-1", *PLACE, *options, *TASK)
+        workdir = ("--workdir=/disk/run",) if "--shared=/nfs" in options else ()
+        job("tpu-vm", "--name=run-1", *PLACE, *options, *TASK, *workdir)
     assert not (tmp_path / "jobs").exists()
     assert "delete" not in str(gcloud.calls())
 
