@@ -78,7 +78,7 @@ def test_large_attention_on_cpu_is_the_same(dtype, monkeypatch):
 def test_attention_by_platform(platform, dtype, head_dim, expected, monkeypatch):
     chosen = []
 
-    def record(query, key, value, implementation):
+    def record(query, key, value, *_, implementation, **options):
         chosen.append(implementation)
         return query
 
