@@ -3,18 +3,20 @@
 import ast
 import base64
 import re
-import shlex
 import shutil
 import socket
-import subprocess
+from unittest import mock
 
 import nbformat
 import pytest
 
+from imagen_ft import cascade
 from launch.colab.install import CHIPS
+from launch.errors import InputError
+from launch.runtime.config import load_config
 from tests.launch.colab import run_notebooks
 from tests.launch.colab.run_notebooks import BADGE, NOTEBOOKS, OPENED_AT, PAGES, read, repository_of
-from tests.support import ROOT, pages
+from tests.support import ROOT
 
 MOST_BYTES = 1_500_000
 # What Colab's runtimes own, and no cell may install.
@@ -140,27 +142,22 @@ def runs(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
-def test_commands_for_deepfloyd_if_are_ones_that_there_are(monkeypatch, tmp_path):
+def test_deepfloyd_if_is_read_from_the_hub(monkeypatch, tmp_path):
     settings = dict(CASCADE="DeepFloyd IF", PROMPTS="a goldfish; two cats", RUNS=str(tmp_path))
     notebook = run_notebooks.with_settings(read(NOTEBOOKS["sample"]), **settings)
     sources = [cell.source for cell in code_cells(notebook)]
-    [until] = [i for i, source in enumerate(sources) if "imagen_ft.weights" in source]
-    lines = []
-
-    def note(command, **options):
-        lines.append(shlex.join(["python", *command[1:]]))
-        return subprocess.CompletedProcess(command, 0)
-
+    [until] = [i for i, source in enumerate(sources) if "Cascade.load(" in source]
+    load = mock.Mock(side_effect=InputError("that will do"))
     monkeypatch.chdir(ROOT)
-    with monkeypatch.context() as stand_in:
-        stand_in.setattr(subprocess, "run", note)
-        stand_in.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(cascade.Cascade, "load", load)
+    monkeypatch.setattr(cascade, "memory_table", lambda config: "")
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    with pytest.raises(InputError, match="that will do"):
         exec("\n".join(sources[1 : until + 1]), {})
-    assert (tmp_path / "prompts.txt").read_text() == "a goldfish\ntwo cats\n"
-    modules = [shlex.split(line)[2] for line in lines]
-    assert modules == ["imagen_ft.text", "imagen_ft.weights", "imagen_ft.weights"]
-    for line in lines:
-        assert not pages.broken_lines(f"```sh\n{line}\n```\n")
+    config = load_config(load.call_args.args[0])
+    assert config.text.weights == "DeepFloyd/IF-I-M-v1.0"
+    assert config.stages.sr256.run == "deepfloyd:DeepFloyd/IF-II-M-v1.0"
+    assert load.call_args.kwargs == dict(prompts=["a goldfish", "two cats"], stages={})
 
 
 @pytest.mark.slow
