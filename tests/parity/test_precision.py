@@ -17,6 +17,7 @@ import classifiers.training.training
 import imagen_ft.models.presets
 import imagen_ft.training.evaluation
 import imagen_ft.training.training
+from classifiers.models.inception import Inception
 from imagen_ft.models.t5 import T5Encoder
 from input_pipeline.source import ArraySource
 from launch.runtime.devices.mesh import make_mesh
@@ -40,6 +41,8 @@ NETWORKS = {
     ),
     "tiny_t5": dict(num_layers=1),
 }
+# They measure, and are not trained.
+EXTRACTORS = {"inception": Inception(width=2)}
 PLATFORMS = ("tpu", "cuda")
 
 
@@ -88,6 +91,14 @@ def test_networks(name):
     # A classifier's logits are float32, whatever is before them: a product and its gradients.
     heads = half.count((True, True)) / len(PLATFORMS)
     assert heads == (3 if name in CLASSIFIERS else 0) < len(half)
+
+
+@pytest.mark.parametrize("name", EXTRACTORS)
+def test_extractors(name):
+    model, images = EXTRACTORS[name], jax.ShapeDtypeStruct((2, 75, 75, 3), "float32")
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    traced = jax.jit(model.apply).trace(shapes, images)
+    assert set(products(traced.lower(lowering_platforms=PLATFORMS).as_text())) == {(True, True)}
 
 
 @pytest.fixture
