@@ -8,7 +8,7 @@ import ast
 import importlib.metadata
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -22,21 +22,22 @@ RESTART = (
 )
 
 
-def install(folder: Path = Path()) -> None:
+def install(folder: Path = Path(), gcs: bool = False) -> None:
     """Installs what is missing.
 
     Args:
         folder: of the project.
+        gcs: whether paths at gs:// are to be opened.
 
     Raises:
         SystemExit: it could not be installed, or the session has to be restarted.
     """
-    requirements = required(folder)
+    requirements = required(folder, ("REQUIRES", "GCS") if gcs else ("REQUIRES",))
     before = installed()
     if unmet(requirements, before):
-        kept, extra = plan(requirements, before)
+        kept, chip = plan(requirements, before)
         print("Installing what this runtime lacks, which takes a minute or two ...", flush=True)
-        _pip(folder, kept, extra)
+        _pip(folder, kept, [*([chip] if chip else []), *(["gcs"] if gcs else [])])
         now = installed()
         if lacking := unmet(requirements, now):
             raise SystemExit(OTHER_VERSIONS + ", ".join(lacking))
@@ -45,12 +46,11 @@ def install(folder: Path = Path()) -> None:
     print(f"Ready, with JAX {installed()['jax']}.")
 
 
-def required(folder: Path) -> list[Requirement]:
-    """What the project's setup.py asks for."""
-    for node in ast.parse((folder / "setup.py").read_text()).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "REQUIRES":
-            return [Requirement(line) for line in ast.literal_eval(node.value)]
-    raise SystemExit(f"{folder / 'setup.py'} names no REQUIRES: clone the project again")
+def required(folder: Path, names: Collection[str] = ("REQUIRES",)) -> list[Requirement]:
+    """What the project's setup.py asks for, in its lists of these names."""
+    nodes = ast.parse((folder / "setup.py").read_text()).body
+    lists = {ast.unparse(n.targets[0]): n.value for n in nodes if isinstance(n, ast.Assign)}
+    return [Requirement(line) for name in names for line in ast.literal_eval(lists[name])]
 
 
 def installed() -> dict[str, str]:
@@ -89,11 +89,11 @@ def loaded(packages: Collection[str]) -> list[str]:
     return sorted(name for name, of in modules if name in sys.modules and {*packages} & {*of})
 
 
-def _pip(folder: Path, kept: Iterable[str], extra: str) -> None:
+def _pip(folder: Path, kept: Iterable[str], extras: Sequence[str]) -> None:
     constraints = folder / ".cache" / "kept.txt"
     constraints.parent.mkdir(exist_ok=True)
     constraints.write_text("".join(f"{line}\n" for line in kept))
-    target = str(folder.resolve()) + (f"[{extra}]" if extra else "")
+    target = str(folder.resolve()) + (f"[{','.join(extras)}]" if extras else "")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(constraints)]
     done = subprocess.run(
         [*command, "--editable", target],

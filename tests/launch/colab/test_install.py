@@ -79,6 +79,18 @@ def test_what_the_runtime_owns_is_kept(monkeypatch, project, versions, kept, ext
     assert set(pip.constraints) == expected
 
 
+def test_buckets_want_more_packages(monkeypatch, project):
+    gcs = [each.name for each in install.required(ROOT, ("GCS",))]
+    lacking = met(jax="0.7.2", libtpu="0.1", **dict.fromkeys(gcs, "0.1"))
+    everything = met(**{name: importlib.metadata.version(name) for name in gcs})
+    pip = Pip(monkeypatch, lacking, everything)
+    monkeypatch.setattr(install, "loaded", lambda packages: [])
+    install.install(project, gcs=True)
+    install.install(project, gcs=True)
+    [command] = pip.commands
+    assert command[-1] == f"{project}[tpu,gcs]"
+
+
 @pytest.mark.parametrize("module", ["numpy", "wonderful"])
 def test_a_restart_is_asked_for_where_a_loaded_module_was_replaced(monkeypatch, project, module):
     Pip(monkeypatch, met(numpy="1.26.4"), met(numpy="2.1.3"))
