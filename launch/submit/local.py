@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from absl import flags
 
 from launch.cli import say
 from launch.errors import PREEMPTED, InputError
+from launch.submit import terminal
 from launch.submit.mode import Mode, Request, check_processes, new_record
 from launch.submit.plan import Command, Plan
 from launch.submit.processes import GOES_ON, PORT, listening, run_once
@@ -46,7 +46,7 @@ class Local(Mode):
             flag_values=values,
         )
         flags.DEFINE_integer(
-            "restarts", 0, "how often the job is started again on exit code 75", flag_values=values
+            "restarts", 0, "after exit code 75, 137 or 143, at most", flag_values=values
         )
 
     def plan(self, request: Request) -> Plan:
@@ -55,8 +55,8 @@ class Local(Mode):
         check_processes(request.task, values.processes, values.workers)
         if values.restarts < 0:
             raise InputError(f"--restarts must be at least 0, got {values.restarts}")
-        if values.devices == "gpu" and not any(map(os.path.exists, ("/dev/nvidia0", "/dev/kfd"))):
-            raise InputError("--devices=gpu: this machine shows no GPU; leave it out")
+        if values.devices == "gpu":
+            _check_gpus(values.workers or values.processes)
         return Plan(commands=tuple(Command(argv) for argv in self.commands(request)))
 
     def commands(self, request: Request) -> list[tuple[str, ...]]:
@@ -75,8 +75,7 @@ class Local(Mode):
     def submit(self, request: Request, plan: Plan) -> Record:
         """Keeps the record; `follow` runs the processes."""
         resource = dict(
-            pid=os.getpid(),
-            since=_since(os.getpid()),
+            **terminal.own(),
             logs=str(request.folder / request.name),
             processes=[list(command.argv) for command in plan.commands],
             restarts=request.flags.restarts,
@@ -87,7 +86,7 @@ class Local(Mode):
         """Runs the processes to their end; starts them again as often as is allowed."""
         with listening() as asked:
             for attempt in range(record.resource["restarts"] + 1):
-                record = record.with_(folder, state="running")
+                record = record.with_(folder, state="running", attempts=attempt + 1)
                 code = run_once(record.resource["processes"], Path(record.resource["logs"]), asked)
                 codes = [*record.exit_codes, code]
                 record = record.with_(folder, exit_codes=codes, state=_state(code, asked))
@@ -98,8 +97,7 @@ class Local(Mode):
 
     def look(self, record: Record) -> Record:
         """Whether its terminal is still there."""
-        # Numbers of processes come again.
-        if record.state not in ENDED and _since(record.resource["pid"]) != record.resource["since"]:
+        if record.state not in ENDED and terminal.is_gone(record.resource):
             return dataclasses.replace(record, state="failed")
         return record
 
@@ -111,27 +109,41 @@ class Local(Mode):
         """SIGTERM: every process saves.
 
         Raises:
-            InputError: it has ended.
+            InputError: it has ended, or runs on another machine.
         """
         record = self.look(record)
         if record.state in ENDED:
             raise InputError(f"{record.name} has ended: it is {record.state}")
-        return Plan(commands=(Command(("kill", str(record.resource["pid"]))),))
+        if terminal.is_elsewhere(record.resource):
+            raise InputError(f"{record.name} runs on {record.resource['host']}: stop it there")
+        # The shell's own: images of containers have no such program.
+        return Plan(commands=(Command(("sh", "-c", f"kill {record.resource['pid']}")),))
+
+
+def _visible() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES leaves of this machine's GPUs; empty where it says nothing."""
+    return [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word]
+
+
+def _check_gpus(count: int) -> None:
+    if not any(map(os.path.exists, ("/dev/nvidiactl", "/dev/kfd"))):
+        raise InputError("--devices=gpu: this machine shows no GPU; leave it out")
+    if _visible() and len(_visible()) < count:
+        raise InputError(
+            f"--devices=gpu: CUDA_VISIBLE_DEVICES={','.join(_visible())} must name {count} GPUs, "
+            f"one a process, got {len(_visible())}; name more, or start fewer processes"
+        )
 
 
 def _environment(devices: str, rank: int) -> tuple[str, ...]:
     if devices == "cpu":
         return ("env", "JAX_PLATFORMS=cpu", "JAX_NUM_CPU_DEVICES=1")
-    return ("env", f"CUDA_VISIBLE_DEVICES={rank}") if devices == "gpu" else ()
+    # Those that are left out here may be another job's.
+    gpu = dict(enumerate(_visible())).get(rank, str(rank))
+    return ("env", f"CUDA_VISIBLE_DEVICES={gpu}") if devices == "gpu" else ()
 
 
 def _state(code: int, asked: Sequence[int]) -> str:
     if code == 0:
         return "done"
     return "stopped" if asked else "preempted" if code == PREEMPTED else "failed"
-
-
-def _since(pid: int) -> str:
-    """When a process was started, in the system's words; empty if there is none of that number."""
-    command = ["ps", "-o", "lstart=", "-p", str(pid)]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

@@ -24,9 +24,11 @@ PORT = "PORT"
 
 @contextlib.contextmanager
 def listening() -> Iterator[list[int]]:
-    """A block in which Ctrl-C and SIGTERM are only noted, in the list that it is given."""
+    """A block in which Ctrl-C, SIGTERM and a closed terminal are only noted, in the given list."""
     asked: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # By nohup.
+        numbers.append(signal.SIGHUP)
     before = {n: signal.signal(n, lambda number, frame: asked.append(number)) for n in numbers}
     try:
         yield asked
@@ -69,8 +71,8 @@ def outcome(children: Sequence["Process"], asked: Sequence[int]) -> int:
         asked: signals that have come.
     """
     codes = [child.code for child in children if child.code]
-    if asked and codes:
-        return 130 if signal.SIGINT in asked else codes[0]
+    if signal.SIGINT in asked and codes:
+        return 130
     lasting = [code for code in codes if code not in GOES_ON]
     return (lasting or codes or [0])[0]
 
@@ -120,6 +122,9 @@ class Process:
         """Looks whether it has ended just now, and not well."""
         if self.code is not None or self._child.poll() is None:
             return False
+        # What it has left behind, such as the workers of its input pipeline, holds its device.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._child.pid, signal.SIGKILL)
         code = self._child.returncode
         self.code = 128 - code if code < 0 else code
         return self.code != 0

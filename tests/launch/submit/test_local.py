@@ -1,11 +1,13 @@
 """Processes of this machine: how they are started, and how they end."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -87,10 +89,46 @@ def test_the_first_failure_ends_all(run, lines, code):
     assert run(*lines) == code
 
 
-def test_a_failure_that_a_restart_would_not_mend_is_told(tmp_path):
+@pytest.mark.parametrize("asked", [[], [signal.SIGTERM]])
+def test_a_failure_that_a_restart_would_not_mend_is_told(asked):
     """Of two that have failed at once, one because it had lost the other."""
     children = [mock_process(75), mock_process(2)]
-    assert processes.outcome(children, []) == 2
+    assert processes.outcome(children, asked) == 2
+
+
+def ends(pid):
+    """Whether a process has ended within five seconds."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        status = Path(f"/proc/{pid}/stat")
+        if not status.exists() or status.read_text().split()[2] in "ZX":
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc to look at")
+def test_nothing_is_left_of_a_process(run, tmp_path):
+    """Workers of an input pipeline outlive one that was killed, and hold its device."""
+    assert run(f"sleep 100 & echo $! > {tmp_path}/left; kill -9 $$") == 137
+    assert ends(int((tmp_path / "left").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("visible", "used"), [("", ["0", "1"]), ("4,5,6", ["4", "5"]), ("GPU-a, GPU-b", None)]
+)
+def test_gpus_that_are_left_out_are_not_taken(job, monkeypatch, capsys, visible, used):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    exists = os.path.exists
+    monkeypatch.setattr(os.path, "exists", lambda path: path == "/dev/kfd" or exists(path))
+    count = 2 if used else 3
+    options = ("local", "--dry_run", "--devices=gpu", f"--processes={count}", *TASK)
+    if not used:
+        with pytest.raises(InputError, match="CUDA_VISIBLE_DEVICES=GPU-a,GPU-b must name 3 GPUs"):
+            job(*options)
+        return
+    assert job(*options) == 0
+    assert re.findall("CUDA_VISIBLE_DEVICES=(.*?) ", capsys.readouterr().out) == used
 
 
 def mock_process(code):
@@ -103,6 +141,7 @@ def mock_process(code):
     ("tell", "lines", "code"),
     [
         ([signal.SIGTERM], (SAVES, SAVES), 75),
+        ([signal.SIGHUP], (SAVES, SAVES), 75),  # The terminal was closed.
         ([signal.SIGINT], (SAVES, SAVES), 130),
         ([signal.SIGINT, signal.SIGINT], (DEAF, DEAF), 130),
     ],
@@ -176,9 +215,20 @@ def test_a_name_is_taken_until_its_job_has_ended(jobs_of, tmp_path):
 
 def test_a_process_of_another_time_is_not_the_job(jobs_of, job, tmp_path):
     kept = jobs_of("exit 1")[1]
-    resource = kept.resource | {"pid": os.getpid(), "since": "Sat Jan  1 00:00:00 2000"}
+    resource = kept.resource | {"pid": os.getpid(), "since": "1"}
     kept.with_(tmp_path / "jobs", state="running", resource=resource)
     with pytest.raises(InputError, match="run has ended: it is failed"):
+        job("stop", "run")
+
+
+def test_a_job_of_another_machine_is_left_alone(jobs_of, job, tmp_path, capsys):
+    """Its records may be on a disk that this one has mounted too."""
+    kept = jobs_of("exit 1")[1]
+    resource = kept.resource | {"host": "another"}
+    kept.with_(tmp_path / "jobs", state="running", resource=resource)
+    assert job("status", "run") == 0
+    assert "state: running\n" in capsys.readouterr().out
+    with pytest.raises(InputError, match="run runs on another: stop it there"):
         job("stop", "run")
 
 
@@ -196,11 +246,4 @@ def test_nothing_outlives_a_killed_launcher(tmp_path):
     launcher.kill()
     launcher.communicate()  # Its end is seen when nobody holds the pipe.
     pid = int((tmp_path / "pid").read_text())
-    deadline = time.monotonic() + 5
-    while os.path.exists(f"/proc/{pid}") and time.monotonic() < deadline:
-        with open(f"/proc/{pid}/stat") as file:
-            if file.read().split()[2] == "Z":
-                break
-        time.sleep(0.01)
-    else:
-        assert not os.path.exists(f"/proc/{pid}")
+    assert ends(pid)
