@@ -16,6 +16,7 @@ from classifiers.evaluation.attacks import Attack
 from classifiers.evaluation.evaluated_runs import EvaluatedRun
 from classifiers.evaluation.image_sets import EvaluationSet
 from input_pipeline.augment.policy import Transform
+from input_pipeline.batches.passes import over_batches
 from input_pipeline.source import Subset
 from launch.errors import InputError
 from launch.fields import Fields
@@ -177,7 +178,7 @@ class RunOnSet:
         def step(images: Array, labels: Array, at: Array) -> dict[str, Array]:
             return {"correct": attack(variables, images, labels, at).correct}
 
-        still_correct = scores.over_batches(step, source, *self._batches(), self._tell)["correct"]
+        still_correct = over_batches(step, source, *self._batches(), self._tell)["correct"]
         return {
             "accuracy": float(still_correct.mean()),
             "clean_accuracy": float(correct[positions].mean()),

@@ -1,6 +1,6 @@
 """What a classifier says of every image, and the numbers that sum it up."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
@@ -11,16 +11,13 @@ from jaxtyping import Float, Int
 
 from classifiers.evaluation.label_maps import NO_LABEL, LabelMap
 from input_pipeline.augment.policy import Transform
-from input_pipeline.batches import loader
+from input_pipeline.batches.passes import over_batches
 from input_pipeline.source import Source
-from launch.runtime.devices import mesh as meshes
 from launch.runtime.images import to_float
 from launch.runtime.types import Array, Variables
 
 # Each has one entry an image.
 Scores = dict[str, np.ndarray]
-# A step of `over_batches`: images uint8 [b, h, w, c], labels and positions in the source, both [b].
-Step = Callable[[Array, Array, Array], Mapping[str, Array]]
 Judge = Callable[
     [Variables, Float[Array, "b h w c"], Int[Array, " b"]], dict[str, Float[Array, " b"]]
 ]
@@ -115,52 +112,6 @@ def make_score(
         return over_batches(at, source, batch_size, transform, mesh, tell)
 
     return score
-
-
-def over_batches(
-    step: Step,
-    source: Source,
-    batch_size: int,
-    transform: Transform | None = None,
-    mesh: Mesh | None = None,
-    tell: Callable[[int], Any] = lambda images: None,
-) -> Scores:
-    """What a step says of every image, in order; results are fetched one batch late.
-
-    Args:
-        step: what is done; it gets padding too, which is left out of the results.
-        source: the images.
-        batch_size: images at a time; with a mesh the next multiple of its devices.
-        transform: what happens to each of them before.
-        mesh: batches are split over its axes data and fsdp, and all processes of a job share them;
-            None leaves them where JAX puts them.
-        tell: is told how many images have been done.
-    """
-    if mesh is not None:
-        share = mesh.shape["data"] * mesh.shape["fsdp"]
-        batch_size = -(-batch_size // share) * share
-    # With a mesh, this process reads what its devices hold.
-    rows = None if mesh is None else meshes.local_rows(mesh, batch_size)
-
-    def results() -> Iterator[tuple[Mapping[str, Array], np.ndarray]]:
-        for k, batch in enumerate(loader.eval_batches(source, batch_size, transform, rows)):
-            positions = np.arange(k * batch_size, (k + 1) * batch_size, dtype=np.int32)
-            inputs = {"image": batch["image"], "label": batch["label"]}
-            inputs["position"] = positions if rows is None else positions[rows]
-            if mesh is None:
-                outputs = step(*inputs.values())
-            else:
-                with jax.set_mesh(mesh):
-                    outputs = step(*meshes.put_batch(mesh, inputs).values())
-            yield outputs, positions < len(source)
-
-    batch_scores: list[Scores] = []
-    for outputs, mask in meshes.fetch_behind(results()):
-        batch_scores.append({name: np.asarray(value)[mask] for name, value in outputs.items()})
-        tell(int(mask.sum()))
-    return {
-        name: np.concatenate([scores[name] for scores in batch_scores]) for name in batch_scores[0]
-    }
 
 
 def summarise(

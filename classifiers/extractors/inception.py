@@ -20,7 +20,7 @@ from launch.errors import InputError
 from launch.runtime.checkpoints.content_digest import content_digest
 from launch.runtime.checkpoints.safetensors_io import open_file
 from launch.runtime.checkpoints.tensor_mapping import Rules, check_fit, tensor_mappings
-from launch.runtime.checkpoints.torch_file import read_state_dict
+from launch.runtime.checkpoints.torch_file import open_torch_file
 from launch.runtime.types import Array, Variables
 
 # torch-fidelity's and pytorch-fid's: two names for one file.
@@ -95,12 +95,9 @@ def load(path: Path, model: Inception | None = None) -> Variables:
         InputError: see `inception`.
     """
     model = Inception() if model is None else model
-    if path.suffix == ".safetensors" and path.is_file():
-        tensors: Mapping[str, Any] = open_file(path, integers=True)
-        tensors = {name: tensor.view() for name, tensor in tensors.items()}
-    else:
-        tensors = read_state_dict(path)
-    arrays = _folded({name: np.asarray(array) for name, array in tensors.items()}, path)
+    is_safetensors = path.suffix == ".safetensors" and path.is_file()
+    tensors = open_file(path, integers=True) if is_safetensors else open_torch_file(path)
+    arrays = _folded({name: tensor.view() for name, tensor in tensors.items()}, path)
     image = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
     mappings = tensor_mappings(jax.eval_shape(model.init, jax.random.key(0), image), _RULES)
     check_fit(mappings, {name: array.shape for name, array in arrays.items()}, path)

@@ -21,6 +21,7 @@ def make_norm(
     train: bool,
     momentum: float,
     dtype: Any,
+    epsilon: float = 1e-5,
     auxiliary: bool = False,
     domain: Int[Array, " b"] | None = None,
 ) -> Norm:
@@ -30,6 +31,7 @@ def make_norm(
         train: use and update the statistics of the batch.
         momentum: of the moving statistics.
         dtype: of the output.
+        epsilon: added to variances.
         auxiliary: `AuxiliaryBatchNorm` instead of plain batch norm.
         domain: of each example, for `AuxiliaryBatchNorm`.
 
@@ -39,7 +41,7 @@ def make_norm(
     Raises:
         InputError: an auxiliary set is to be trained, and nobody says which examples are its.
     """
-    fields = dict(momentum=momentum, epsilon=1e-5, dtype=dtype)
+    fields = dict(momentum=momentum, epsilon=epsilon, dtype=dtype)
     if not auxiliary:
         return functools.partial(nn.BatchNorm, use_running_average=not train, **fields)
     if train and domain is None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from classifiers.models.efficientnet_lite import EfficientNetLite
 from classifiers.models.resnet import SIZES, ResNet
 from classifiers.models.resnet_rs import SIZES as RS_SIZES
 from classifiers.models.resnet_rs import ResNetRS
@@ -16,8 +17,13 @@ from classifiers.models.vit import ViT
 from launch.errors import InputError
 from launch.runtime.limits import building, check_model
 
-Classifier = ResNet | ResNetRS | ViT
-MODULES = {"resnet": ResNet, "resnet_rs": ResNetRS, "vit": ViT}
+Classifier = EfficientNetLite | ResNet | ResNetRS | ViT
+MODULES: dict[str, type[Classifier]] = {
+    "resnet": ResNet,
+    "resnet_rs": ResNetRS,
+    "vit": ViT,
+    "efficientnet_lite": EfficientNetLite,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +71,7 @@ PRESETS = {
     "deit_b": _vit(768, 12, 12, drop_path=0.1),
     "deit_b_384": dataclasses.replace(_vit(768, 12, 12, drop_path=0.1), size=384),
     "deit_l": _vit(1024, 24, 16, drop_path=0.45, **_DEIT_III),
+    "efficientnet_lite0": Preset(EfficientNetLite, {}),
 }
 
 

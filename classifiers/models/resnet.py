@@ -63,7 +63,7 @@ class ResNet(nn.Module):
         features: bool = False,
         domain: Int[Array, " b"] | None = None,
     ) -> Float[Array, "b classes"]:
-        """Logits.
+        """Logits; the intermediates are `spatial` [b, h, w, d] and `features` [b, d].
 
         Args:
             images: in [-1, 1].
@@ -100,7 +100,9 @@ class ResNet(nn.Module):
                     dtype=self.dtype,
                     name=f"stage_{stage}_block_{index}",
                 )(x, train)
+        self.sow("intermediates", "spatial", x)
         x = x.mean(axis=(1, 2), dtype=jnp.float32)
+        self.sow("intermediates", "features", x)
         if features:
             return x
         x = dropout(x, self.dropout, train)

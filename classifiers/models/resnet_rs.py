@@ -95,7 +95,9 @@ class ResNetRS(nn.Module):
                     drop_path=self.drop_path * (stage + 2) / (stages + 1),
                     name=f"stage_{stage}_block_{index}",
                 )(x, train)
+        self.sow("intermediates", "spatial", x)
         x = x.mean(axis=(1, 2), dtype=jnp.float32)
+        self.sow("intermediates", "features", x)
         if features:
             return x
         x = dropout(x, self.dropout, train)

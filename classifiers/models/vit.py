@@ -84,7 +84,7 @@ class ViT(nn.Module):
     def __call__(
         self, images: Float[Array, "b h w c"], train: bool = False, features: bool = False
     ) -> Float[Array, "b classes"]:
-        """Logits.
+        """Logits; the intermediates are `spatial` [b, h, w, d] and `features` [b, d].
 
         Args:
             images: in [-1, 1].
@@ -109,7 +109,10 @@ class ViT(nn.Module):
                 name=f"block_{index}",
             )(x)
         x = _norm(self.norm_eps, "norm")(x)
+        grid = (size // self.patch_size for size in images.shape[1:3])
+        self.sow("intermediates", "spatial", x[:, self.num_tokens :].reshape(len(x), *grid, -1))
         pooled = x[:, 0] if self.pool == "token" else x.mean(axis=1)
+        self.sow("intermediates", "features", pooled)
         if features:
             return pooled
         head = functools.partial(Dense, self.num_classes, kernel_init=nn.initializers.zeros)

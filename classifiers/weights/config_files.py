@@ -8,6 +8,7 @@ import numpy as np
 from etils import epath
 
 from classifiers.models import presets
+from classifiers.models.efficientnet_lite import EfficientNetLite
 from classifiers.models.presets import Classifier
 from classifiers.models.resnet import ResNet
 from classifiers.models.resnet_rs import ResNetRS
@@ -102,7 +103,7 @@ def write_configs(
         folder: of the weights.
         model: the network.
         image_shape: [h, w, c] of its images, which are square.
-        layout: 'transformers', 'timm' or 'torchvision', whose users get timm's.
+        layout: of `tensor_rules.LAYOUTS`; users of all but 'transformers' get timm's.
     """
     size, _, channels = image_shape
     mean, std = (list(values)[:channels] for values in PIXELS[model.pixels])
@@ -110,6 +111,8 @@ def write_configs(
         images = {"mean": mean, "std": std, "input_size": [channels, size, size]}
         write_json(folder / CONFIG, {"num_classes": model.num_classes, "pretrained_cfg": images})
         return
+    # transformers has no EfficientNet-Lite, which `tensor_rules` says.
+    assert not isinstance(model, EfficientNetLite)
     fields = _vit_config(model, size) if isinstance(model, ViT) else _resnet_config(model)
     labels = [f"LABEL_{index}" for index in range(model.num_classes)]
     fields["id2label"] = {str(index): label for index, label in enumerate(labels)}
@@ -233,6 +236,7 @@ def _num_classes(tensors: Mapping[str, Tensor], where: Any) -> int:
         "classifier.1.bias",
         "head.bias",
         "fc.bias",
+        "_fc.bias",
     ):
         if name in tensors:
             return tensors[name].shape[0]

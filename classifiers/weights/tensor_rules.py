@@ -2,16 +2,18 @@
 
 transformers: ViTForImageClassification, DeiTForImageClassification (and WithTeacher),
 ResNetForImageClassification, as they are on disk. timm: VisionTransformer and its children.
-torchvision: ResNet, whose names timm's has too.
+torchvision: ResNet, whose names timm's has too. efficientnet: EfficientNet-PyTorch's, the first of
+their kind, and packages with its weights.
 """
 
+from classifiers.models.efficientnet_lite import EfficientNetLite
 from classifiers.models.presets import Classifier
 from classifiers.models.resnet import ResNet
 from classifiers.models.vit import ViT
 from launch.errors import InputError
 from launch.runtime.checkpoints.tensor_mapping import Rules
 
-LAYOUTS = ("transformers", "timm", "torchvision")
+LAYOUTS = ("transformers", "timm", "torchvision", "efficientnet")
 # Counts that PyTorch's batch norms keep and nothing here reads.
 COUNTER = "num_batches_tracked"
 
@@ -78,6 +80,18 @@ _RESNET_TORCHVISION: Rules = (
     (r"^stem_norm\.", "bn1."),
     (r"^head\.", "fc."),
 )
+_EFFICIENTNET: Rules = (
+    *_ENDS,
+    (r"\.expand_norm\.", "._bn0."),
+    (r"\.depthwise_norm\.", "._bn1."),
+    (r"\.project_norm\.", "._bn2."),
+    (r"\.(expand|depthwise|project)_conv\.", r"._\1_conv."),
+    (_BLOCK, r"_blocks.\1."),
+    (r"^(stem|head)_conv\.", r"_conv_\1."),
+    (r"^stem_norm\.", "_bn0."),
+    (r"^head_norm\.", "_bn1."),
+    (r"^head\.", "_fc."),
+)
 # timm keeps them in one tensor, in this order.
 FUSED = ("query", "key", "value")
 
@@ -100,6 +114,10 @@ def tensor_rules(model: Classifier, layout: str) -> Rules:
         _need(layout == "timm", layout, "a vision transformer")
         _need(model.distillation != "token", layout, "a distillation token without its head")
         return _VIT_TIMM
+    if isinstance(model, EfficientNetLite):
+        _need(layout == "efficientnet", layout, "inverted bottlenecks")
+        return _EFFICIENTNET
+    _need(layout != "efficientnet", layout, "residual blocks")
     _need(isinstance(model, ResNet), layout, "squeeze-and-excitation")
     _need(not model.auxiliary_batch_norm, layout, "batch norms of synthetic images")
     _need(not model.small_stem, layout, "the stem for small images")

@@ -31,6 +31,7 @@ from launch.runtime.checkpoints.safetensors_io import (
     write_file,
 )
 from launch.runtime.checkpoints.tensor_mapping import TensorMapping, check_fit, tensor_mappings
+from launch.runtime.checkpoints.torch_file import open_torch_file
 
 STEM = "model"
 _TRANSFORMERS = ("vit.", "deit.", "resnet.")
@@ -39,7 +40,9 @@ _Arrays = dict[str, np.ndarray]
 
 
 def open_tensors(path: epath.PathLike) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a folder with model.safetensors or its index.
+    """The tensors of a .safetensors or .pth file, or of a folder with model.safetensors.
+
+    A folder may have several files and their index.
 
     Raises:
         InputError: there is none, or it is damaged.
@@ -49,7 +52,7 @@ def open_tensors(path: epath.PathLike) -> dict[str, Tensor]:
         return open_weights(path, STEM, None, integers=True).tensors
     if not path.exists():
         raise InputError(f"{path}: there is no such file or folder; name one with weights")
-    return open_file(path, integers=True)
+    return open_torch_file(path) if path.suffix == ".pth" else open_file(path, integers=True)
 
 
 def find_layout(names: Iterable[str], where: Any) -> str:
@@ -63,13 +66,14 @@ def find_layout(names: Iterable[str], where: Any) -> str:
         "transformers": ("vit.", "deit.", "resnet.", "embeddings.", "embedder."),
         "timm": ("blocks.", "patch_embed."),
         "torchvision": ("layer1.", "conv1."),
+        "efficientnet": ("_conv_stem.",),
     }
     for layout, starts in signs.items():
         if any(name.startswith(starts) for name in names):
             return layout
     raise InputError(
         f"{where}: {min(names, default='no tensor')} and the rest are of no layout that is known, "
-        "which are transformers', timm's and torchvision's"
+        "which are transformers', timm's, torchvision's and EfficientNet-PyTorch's"
     )
 
 
@@ -79,7 +83,7 @@ def load(
     image_shape: tuple[int, int, int],
     new_head: bool = False,
 ) -> dict[str, Any]:
-    """Loads weights of transformers, timm or torchvision into a model's variables.
+    """Loads weights of one of `LAYOUTS` into a model's variables.
 
     Args:
         path: see `open_tensors`.
@@ -168,6 +172,7 @@ def trained_channels(tensors: Mapping[str, Any]) -> int:
         "patch_embeddings.projection.weight",
         "patch_embed.proj.weight",
         "conv1.weight",
+        "_conv_stem.weight",
         "embedder.embedder.convolution.weight",
     )
     for name, tensor in tensors.items():
@@ -206,6 +211,7 @@ def _head_names(layout: str) -> tuple[str, ...]:
         "transformers": ("classifier.", "cls_classifier.", "distillation_classifier."),
         "timm": ("head.", "head_dist."),
         "torchvision": ("fc.",),
+        "efficientnet": ("_fc.",),
     }[layout]
 
 

@@ -86,7 +86,7 @@ def test_an_arm_without_shards(data, tmp_path, request, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("model.name=resnet18", "model.name='resnet18': known are resnet, resnet_rs, vit, resnet5"),
+        ("model.name=resnet18", "model.name='resnet18': known are resnet, resnet_rs, vit, "),
         ("optimizer.name=lion", "optimizer.name='lion': known are 'adafactor'"),
         ("synthetic_weight=0.5", "synthetic_weight=0.5: there are no synthetic images"),
         ("loss=hinge", "config.loss='hinge': known are cross_entropy, bce"),

@@ -1,4 +1,4 @@
-"""timm's and torchvision's files against PyTorch, which reads the same files by their own names."""
+"""Files of other layouts against PyTorch, which reads them by their own names."""
 
 import jax
 import numpy as np
@@ -99,7 +99,46 @@ def resnet_by_torchvisions_names(tensors, images):
     return F.linear(x.mean((2, 3)), tensors["fc.weight"], tensors["fc.bias"])
 
 
+def efficientnet_by_its_names(tensors, images):
+    """An EfficientNet-Lite that is told what it is by the tensors it is given, but for strides."""
+
+    def conv(x, name, stride=1):
+        kernel = tensors[f"{name}.weight"]
+        groups = x.shape[1] // kernel.shape[1]
+        # TensorFlow's: as many windows as strides, what they need beyond the border mostly behind.
+        pads = []
+        for size, window in zip(x.shape[:1:-1], kernel.shape[:1:-1], strict=True):
+            beyond = max((-(-size // stride) - 1) * stride + window - size, 0)
+            pads += [beyond // 2, beyond - beyond // 2]
+        return F.conv2d(F.pad(x, pads), kernel, stride=stride, groups=groups)
+
+    def norm(x, name):
+        parts = ("running_mean", "running_var", "weight", "bias")
+        return F.batch_norm(x, *(tensors[f"{name}.{part}"] for part in parts), eps=1e-3)
+
+    x = F.relu6(norm(conv(images, "_conv_stem", 2), "_bn0"))
+    count = len({key.split(".")[1] for key in tensors if key.startswith("_blocks")})
+    for index in range(count):
+        block, h = f"_blocks.{index}", x
+        if f"{block}._expand_conv.weight" in tensors:
+            h = F.relu6(norm(conv(h, f"{block}._expand_conv"), f"{block}._bn0"))
+        h = conv(h, f"{block}._depthwise_conv", 2 if index in EFFICIENTNET_STRIDES else 1)
+        h = conv(F.relu6(norm(h, f"{block}._bn1")), f"{block}._project_conv")
+        h = norm(h, f"{block}._bn2")
+        x = x + h if h.shape == x.shape else h
+    x = F.relu6(norm(conv(x, "_conv_head"), "_bn1"))
+    return F.linear(x.mean((2, 3)), tensors["_fc.weight"], tensors["_fc.bias"])
+
+
+EFFICIENTNET = dict(stage_sizes=(1, 2, 2, 1), width=8)
+EFFICIENTNET_STRIDES = (1, 3, 5)  # blocks that halve the resolution
+PEERS = {
+    "efficientnet_lite": efficientnet_by_its_names,
+    "resnet": resnet_by_torchvisions_names,
+    "vit": vit_by_timms_names,
+}
 CASES = {
+    "EfficientNet-Lite": ("efficientnet", "efficientnet_lite", EFFICIENTNET, 45),
     **{name: ("timm", "vit", {**FIELDS, **fields}, 12) for name, fields in VITS.items()},
     **{name: ("torchvision", "resnet", fields, 20) for name, fields in RESNETS.items()},
 }
@@ -113,8 +152,7 @@ def test_a_file_is_read_alike_and_comes_back(case, tmp_path):
     weights.save(tmp_path, variables, model, (size, size, 3), layout)
     tensors = safetensors.torch.load_file(tmp_path / "model.safetensors")
     images = draw_images(3, size)
-    reference = vit_by_timms_names if module == "vit" else resnet_by_torchvisions_names
-    theirs = reference(tensors, torch.tensor(images).permute(0, 3, 1, 2))
+    theirs = PEERS[module](tensors, torch.tensor(images).permute(0, 3, 1, 2))
     assert difference(jax.jit(model.apply)(variables, images), theirs) <= 1e-5
     assert all(tensors[name].dtype == torch.int64 for name in tensors if name.endswith(COUNTER))
     back = weights.load(tmp_path / "model.safetensors", model, (size, size, 3))

@@ -27,6 +27,7 @@ from tests.classifiers import tiny_training as tiny_classifier
 from tests.imagen_ft import tiny_training as tiny_stage
 
 CLASSIFIERS = {
+    "efficientnet_lite": dict(stage_sizes=(1, 1), width=8),
     "resnet": dict(stage_sizes=(1,), width=8),
     "resnet_rs": dict(stage_sizes=(1,), width=8),
     "vit": dict(width=16, depth=1, num_heads=2, patch_size=4),

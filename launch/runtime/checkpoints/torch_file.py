@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from launch.errors import InputError
+from launch.runtime.checkpoints.safetensors_io import Tensor
 
 _DTYPES = {
     "FloatStorage": np.float32,
@@ -97,6 +98,29 @@ class _Unpickler(pickle.Unpickler):
 
     def _parameter(self, tensor: Any, *_: Any) -> Any:
         return tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldTensor(Tensor):
+    """A tensor that was read with the whole of its file.
+
+    Attributes:
+        values: its numbers.
+    """
+
+    values: np.ndarray
+
+    def view(self) -> np.ndarray:
+        """The tensor."""
+        return self.values
+
+
+def open_torch_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file as those of other kinds of files; see `read_state_dict`."""
+    return {
+        name: HeldTensor(path, 0, values.shape, values.dtype, values)
+        for name, values in read_state_dict(path).items()
+    }
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:

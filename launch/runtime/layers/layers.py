@@ -32,6 +32,7 @@ LARGE_ON_CPU = 2**16
 PIXELS = {
     "plain": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # Google's ViT; what we train: [-1, 1]
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision, DeiT
+    "efficientnet_lite": ((127 / 255,) * 3, (128 / 255,) * 3),
 }
 
 

@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from classifiers.evaluation import attacks, label_maps, scores
 from classifiers.models import presets
+from input_pipeline.batches.passes import over_batches
 from input_pipeline.source import ArraySource
 from launch.runtime.devices.mesh import make_mesh
 
@@ -36,7 +37,7 @@ def main():
             reached = attack(placed, images, labels, positions)
             return {"attacked": reached.loss, "correct": reached.correct}
 
-        attacked = scores.over_batches(step, source, 10, mesh=mesh)
+        attacked = over_batches(step, source, 10, mesh=mesh)
         found.append({**score(placed), **attacked})
     one, eight = found
     assert all(len(values) == COUNT for values in eight.values())

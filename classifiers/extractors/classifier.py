@@ -1,0 +1,74 @@
+"""Any classifier of ours as an extractor: a run of classifiers.train, or an import of weights."""
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+from etils import epath
+
+from classifiers import from_config
+from classifiers.extractors.extractor import Extractor, Taps
+from classifiers.models.presets import Classifier
+from launch.errors import InputError
+from launch.runtime.ema import MAIN
+from launch.runtime.images import to_float
+from launch.runtime.run import CLASSIFIER, Run
+from launch.runtime.types import Array, Variables
+
+
+def classifier(
+    path: epath.PathLike, seed: int = 0, ema: str = MAIN, best: bool = False
+) -> Extractor:
+    """The extractor that a run's network is; images go through what it evaluates them with.
+
+    Args:
+        path: of the run.
+        seed: which of its networks.
+        ema: see `Run.variables`.
+        best: see `Run.variables`.
+
+    Raises:
+        InputError: there is no such run or seed, it is of another task, or is not finished.
+    """
+    run = Run.open(path)
+    if run.kind != CLASSIFIER:
+        raise InputError(f"{path} is no run of classifiers.train: name one, or an import")
+    if not 0 <= seed < run.config.seeds:
+        raise InputError(f"seed must be from 0 to {run.config.seeds - 1}, got {seed}: see {path}")
+    trained = run.seeds[seed]
+    shapes = trained.shapes()
+    model = from_config.make_model(run.config.model, shapes["params"]["head"]["bias"].shape[0])
+    fields = run.config.get("evaluation") or {"size": (run.config.get("augment") or {}).get("size")}
+    rule = ", ".join(f"{name} {value}" for name, value in sorted(fields.items()) if value)
+    return Extractor(
+        name=run.path.name,
+        rule=f"as evaluated ({rule or 'whole images'})",
+        digest=trained.digest(ema, best),
+        apply=functools.partial(apply_to_images, model),
+        variables=trained.variables(shapes, ema, best),
+        transform=from_config.make_transform(run.config),
+    )
+
+
+def apply_to_images(model: Classifier, variables: Variables, images: Array) -> Taps:
+    """Logits, features and spatial features of images uint8 [b, h, w, c]."""
+    logits, taps = tapped(model, variables, to_float(images))
+    return taps | {"logits": logits}
+
+
+def tapped(
+    model: Classifier, variables: Variables, images: Array, **options: Any
+) -> tuple[Array, Taps]:
+    """What a classifier says of images in [-1, 1], and its intermediates in float32.
+
+    Args:
+        model: the network.
+        variables: of the network.
+        images: [b, h, w, c].
+        **options: of its call.
+    """
+    # Flax says any of what apply returns.
+    result: Any = model.apply(variables, images, mutable=["intermediates"], **options)
+    said, state = result
+    taps = {name: value.astype(jnp.float32) for name, (value,) in state["intermediates"].items()}
+    return said, taps
