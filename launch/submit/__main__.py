@@ -22,6 +22,7 @@ from launch import cli
 from launch.cli import say
 from launch.errors import InputError
 from launch.submit import record as records
+from launch.submit import terminal
 from launch.submit.checkout import check_clean, find_checkout
 from launch.submit.gke import Gke
 from launch.submit.local import Local
@@ -32,6 +33,7 @@ from launch.submit.mode import (
     check_workdir,
     define_common_flags,
     job_name,
+    new_record,
 )
 from launch.submit.plan import run, stream
 from launch.submit.record import ENDED, Record
@@ -44,7 +46,10 @@ from launch.submit.tpu_vm import TpuVm
 _ALL = (Local(), Slurm(), TpuVm(), Gke(), Sky())
 MODES: dict[str, Mode] = {mode.name: mode for mode in _ALL}
 ACTIONS = ("status", "logs", "follow", "stop", "delete")
-RESUME = "the job goes on without this terminal, but for a local one, which has saved"
+RESUME = (
+    "a job that was started goes on without this terminal, but for a local one, which has saved: "
+    "python -m launch.submit status NAME"
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -92,14 +97,18 @@ def submit(mode: Mode, argv: Sequence[str]) -> int:
     if mode.starts_later:
         check_clean(checkout, values.allow_dirty, mode.copies_code)
     plan = mode.plan(request)
+    is_started = not (values.dry_run or plan.by_hand)
+    ended = _check_name(request) if is_started else None
     _check_task(mode, request)
-    if values.dry_run or plan.by_hand:
+    if not is_started:
         print(plan)
         if plan.by_hand:
             say(plan.by_hand)
         return 0
-    _check_name(request)
-    record = mode.submit(request, plan)
+    record = new_record(mode, request)
+    with records.claimed(request.folder, record, ended):
+        record = mode.start(record, request, plan)
+    record = record.keep(request.folder)
     say(f"{record.name}: {record.state} ({records.path_of(request.folder, record.name)})")
     return mode.follow(record, request.folder)
 
@@ -116,13 +125,16 @@ def act(action: str, argv: Sequence[str]) -> int:
     values = cli.parse_flags(options, __doc__.partition("\n\nMODE")[0], _define_action_flags)
     if values is None:
         return 0
-    if len(names) != 1:
-        raise InputError(f"name one job: python -m launch.submit {action} NAME")
     folder = Path(values.jobs)
+    if len(names) != 1:
+        raise InputError(
+            f"name one job: python -m launch.submit {action} NAME [--jobs=FOLDER] "
+            f"({records.listed(folder)})"
+        )
     record = records.read(folder, names[0])
-    if record.mode not in MODES:
-        raise InputError(f"{records.path_of(folder, names[0])}: no mode is {record.mode!r}")
-    mode = MODES[record.mode]
+    mode = _mode_of(record, folder)
+    if mode.queue and record.state == "starting":
+        raise InputError(_unfinished(mode, record, folder))
     if action in ("stop", "delete"):
         return _end(mode, record, action, values)
     if action == "logs":
@@ -137,7 +149,7 @@ def act(action: str, argv: Sequence[str]) -> int:
         if not mode.can_be_followed:
             raise InputError(f"a job of {mode.name} cannot be followed: see status and logs")
         return mode.follow(record, folder)
-    show(mode.look(record).write(folder))
+    show(_look(mode, record, folder))
     return 0
 
 
@@ -154,11 +166,38 @@ def _end(mode: Mode, record: Record, action: str, values: flags.FlagValues) -> i
     plan.write()
     for command in plan.commands:
         run(command, mode.gone)
-    record = mode.look(record)
+    now = mode.look(record)
+    if now.state in ("starting", "submitted", "waiting"):  # Who runs has to save yet.
+        now = dataclasses.replace(now, state="stopped")
+    record = records.renew(Path(values.jobs), record, now)
+    show(record)
     if record.state not in ENDED:
-        record = dataclasses.replace(record, state="stopped")
-    show(record.write(Path(values.jobs)))
+        say(f"{record.name}: it was told to save and leave, which `status` shows once it has")
     return 0
+
+
+def _mode_of(record: Record, folder: Path) -> Mode:
+    if record.mode not in MODES:
+        raise InputError(f"{records.path_of(folder, record.name)}: no mode is {record.mode!r}")
+    return MODES[record.mode]
+
+
+def _look(mode: Mode, record: Record, folder: Path) -> Record:
+    """The record as the job is now, which is kept."""
+    if record.state == "starting" and (mode.queue or not terminal.is_gone(record.terminal)):
+        return record
+    return records.renew(folder, record, mode.look(record))
+
+
+def _unfinished(mode: Mode, record: Record, folder: Path) -> str:
+    """What is to be done with a job of which nobody has noted the number yet."""
+    if not terminal.is_gone(record.terminal):
+        where = f"process {record.terminal['pid']} of {record.terminal['host']}"
+        return f"a job {record.name!r} is being submitted by {where}: wait for that"
+    return (
+        f"a job {record.name!r} was being submitted when its terminal ended: look for it in "
+        f"`{mode.queue}` and end it there, then remove {records.path_of(folder, record.name)}"
+    )
 
 
 def _check_task(mode: Mode, request: Request) -> None:
@@ -178,23 +217,26 @@ def _check_task(mode: Mode, request: Request) -> None:
     request.task.check(target)
 
 
-def _check_name(request: Request) -> None:
-    """Looks whether the name is free.
+def _check_name(request: Request) -> Record | None:
+    """Looks whether the name is free; returns the ended job that has it.
 
     Raises:
         InputError: a job of that name has not ended yet.
     """
     if not records.path_of(request.folder, request.name).exists():
-        return
+        return None
     record = records.read(request.folder, request.name)
-    mode = MODES.get(record.mode)
-    if record.state not in ENDED and mode:
-        record = mode.look(record).write(request.folder)
+    mode = _mode_of(record, request.folder)
     if record.state not in ENDED:
-        raise InputError(
-            f"a job {record.name!r} is {record.state} ({record.mode}): stop it (python -m "
-            f"launch.submit stop {record.name}), or give this one another --name"
-        )
+        record = _look(mode, record, request.folder)
+    if record.state in ENDED:
+        return record
+    if mode.queue and record.state == "starting":
+        raise InputError(_unfinished(mode, record, request.folder))
+    raise InputError(
+        f"a job {record.name!r} is {record.state} ({record.mode}): stop it (python -m "
+        f"launch.submit stop {record.name}), or give this one another --name"
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from launch.errors import InputError
 from launch.submit import gcloud, tpus
 from launch.submit.gke_tools import other_tool
 from launch.submit.jobset import JOB, MANAGER, PORT, QUEUE, Pods, manifest
-from launch.submit.mode import Mode, Request, check_processes, new_record
+from launch.submit.mode import Mode, Request, check_processes
 from launch.submit.plan import Command, Plan, TextFile, run
 from launch.submit.processes import GOES_ON
 from launch.submit.record import ENDED, Record
@@ -40,6 +40,7 @@ class Gke(Mode):
     name = "gke"
     description = "pods of a Kubernetes cluster, with TPU slices or GPUs, by a JobSet"
     shared_flag = "--mount=gs://BUCKET:FOLDER"
+    gone = _MISSING
 
     def define_flags(self, values: flags.FlagValues) -> None:
         """Which machines, image and cluster."""
@@ -113,16 +114,17 @@ class Gke(Mode):
         commands.append(Command((*base, "create", f"--filename={path}")))
         return Plan((TextFile(path, text),), tuple(commands))
 
-    def submit(self, request: Request, plan: Plan) -> Record:
-        """Creates the secret and the JobSet, or neither."""
+    def found_by(self, request: Request) -> dict[str, Any]:
+        """Its cluster, and the secret that it has."""
         values = request.flags
         context = _context(request)
         context = context or run(Command(("kubectl", "config", "current-context"))).strip()
         resource = {"context": context, "namespace": values.namespace, "image": values.image}
         resource |= {"queue": values.queue} if values.queue else {}
-        if request.variables:
-            resource["secret"] = _secret(request.name)
-        record = new_record(self, request, resource)
+        return resource | ({"secret": _secret(request.name)} if request.variables else {})
+
+    def start(self, record: Record, request: Request, plan: Plan) -> Record:
+        """Creates the secret and the JobSet, or neither."""
         self._free_name(record)
         plan.write()
         begun = 0
@@ -135,7 +137,7 @@ class Gke(Mode):
             if begun:
                 run(self.delete(record).commands[-1])
             raise
-        return record.write(request.folder)
+        return dataclasses.replace(record, state="submitted")
 
     def _free_name(self, record: Record) -> None:
         """Deletes an ended job of that name, if it is one of ours."""

@@ -5,13 +5,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from launch.cli import say
 from launch.errors import PREEMPTED, InputError
 from launch.submit import terminal
-from launch.submit.mode import Mode, Request, check_processes, new_record
+from launch.submit.mode import Mode, Request, check_processes
 from launch.submit.plan import Command, Plan
 from launch.submit.processes import GOES_ON, PORT, listening, run_once
 from launch.submit.record import ENDED, Record
@@ -72,15 +73,17 @@ class Local(Mode):
             commands.append((*environment, sys.executable, *request.task.argv[1:], *behind))
         return commands
 
-    def submit(self, request: Request, plan: Plan) -> Record:
-        """Keeps the record; `follow` runs the processes."""
-        resource = dict(
-            **terminal.own(),
+    def found_by(self, request: Request) -> dict[str, Any]:
+        """Its logs, and what `follow` runs; its terminal, which ends it, is in every record."""
+        return dict(
             logs=str(request.folder / request.name),
-            processes=[list(command.argv) for command in plan.commands],
+            processes=[list(argv) for argv in self.commands(request)],
             restarts=request.flags.restarts,
         )
-        return new_record(self, request, resource).write(request.folder)
+
+    def start(self, record: Record, request: Request, plan: Plan) -> Record:
+        """Leaves it to `follow`, which runs the processes."""
+        return dataclasses.replace(record, state="submitted")
 
     def follow(self, record: Record, folder: Path) -> int:
         """Runs the processes to their end; starts them again as often as is allowed."""
@@ -97,7 +100,7 @@ class Local(Mode):
 
     def look(self, record: Record) -> Record:
         """Whether its terminal is still there."""
-        if record.state not in ENDED and terminal.is_gone(record.resource):
+        if record.state not in ENDED and terminal.is_gone(record.terminal):
             return dataclasses.replace(record, state="failed")
         return record
 
@@ -114,10 +117,10 @@ class Local(Mode):
         record = self.look(record)
         if record.state in ENDED:
             raise InputError(f"{record.name} has ended: it is {record.state}")
-        if terminal.is_elsewhere(record.resource):
-            raise InputError(f"{record.name} runs on {record.resource['host']}: stop it there")
+        if terminal.is_elsewhere(record.terminal):
+            raise InputError(f"{record.name} runs on {record.terminal['host']}: stop it there")
         # The shell's own: images of containers have no such program.
-        return Plan(commands=(Command(("sh", "-c", f"kill {record.resource['pid']}")),))
+        return Plan(commands=(Command(("sh", "-c", f"kill {record.terminal['pid']}")),))
 
 
 def _visible() -> list[str]:

@@ -55,6 +55,8 @@ class Mode(abc.ABC):
         name: on the command line.
         description: one line for --help.
         copies_code: whether hosts run the commit, not what lies here.
+        queue: what lists its jobs, where these are found by a number that they are given at last;
+            empty where `found_by` says all.
         gone: how its programs say that a job is not there, in parts of what they print.
         starts_later: whether what lies here may have changed before the job is started.
         hosts_share_disks: whether a local path is the same folder on all hosts.
@@ -65,6 +67,7 @@ class Mode(abc.ABC):
     name: ClassVar[str]
     description: ClassVar[str]
     copies_code: ClassVar[bool] = True
+    queue: ClassVar[str] = ""
     gone: ClassVar[tuple[str, ...]] = ()
     starts_later: ClassVar[bool] = True
     hosts_share_disks: ClassVar[bool] = False
@@ -91,11 +94,20 @@ class Mode(abc.ABC):
         """Folders that all hosts see, besides those at gs://."""
         return ()
 
-    def submit(self, request: Request, plan: Plan) -> Record:
+    def found_by(self, request: Request) -> dict[str, Any]:
+        """What the job is found by, as far as it is known before it is started."""
+        return {}
+
+    def start(self, record: Record, request: Request, plan: Plan) -> Record:
         """Starts the job: writes the files, runs the commands.
 
+        Args:
+            record: of the job, which is kept already.
+            request: for the job.
+            plan: of it.
+
         Returns:
-            The record, which has been written.
+            The record as it is then.
 
         Raises:
             InputError: a command has failed; what was begun before is taken back.
@@ -106,11 +118,11 @@ class Mode(abc.ABC):
         except InputError:
             plan.remove()
             raise
-        record = new_record(self, request, self.resource(request, printed))
-        return record.write(request.folder)
+        resource = record.resource | self.numbered(printed)
+        return dataclasses.replace(record, state="submitted", resource=resource)
 
-    def resource(self, request: Request, printed: list[str]) -> dict[str, Any]:
-        """What the job is found by, from what the commands have printed."""
+    def numbered(self, printed: list[str]) -> dict[str, Any]:
+        """What else the job is found by, from what the commands have printed."""
         return {}
 
     @abc.abstractmethod
@@ -137,7 +149,7 @@ class Mode(abc.ABC):
         return 0
 
 
-def new_record(mode: Mode, request: Request, resource: dict[str, Any]) -> Record:
+def new_record(mode: Mode, request: Request) -> Record:
     """The record of a job that is being started."""
     commit = request.checkout.commit + ("+changes" if request.checkout.is_dirty else "")
     return Record(
@@ -147,7 +159,7 @@ def new_record(mode: Mode, request: Request, resource: dict[str, Any]) -> Record
         workdir=request.task.workdir,
         commit=commit,
         options=request.options(),
-        resource=resource,
+        resource=mode.found_by(request),
     )
 
 

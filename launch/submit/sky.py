@@ -61,6 +61,7 @@ class Sky(Mode):
     """A managed job."""
 
     name = "sky"
+    queue = "sky jobs queue"
     description = "machines of any cloud that SkyPilot knows, as a managed job that it recovers"
 
     def define_flags(self, values: flags.FlagValues) -> None:
@@ -105,23 +106,23 @@ class Sky(Mode):
         launch = Command((*words, *secrets, str(path)))
         return Plan((TextFile(path, _yaml(request)),), (code, launch))
 
-    def submit(self, request: Request, plan: Plan) -> Record:
+    def start(self, record: Record, request: Request, plan: Plan) -> Record:
         """Starts the job; the first one starts SkyPilot's controller too, which takes minutes."""
         say(f"{request.name}: sky jobs launch, which takes minutes where no controller runs")
         try:
-            return super().submit(request, plan)
+            return super().start(record, request, plan)
         except InputError:
             _bundle(request).unlink(missing_ok=True)
             plan.remove()
             raise
 
-    def resource(self, request: Request, printed: list[str]) -> dict[str, Any]:
+    def numbered(self, printed: list[str]) -> dict[str, Any]:
         """The job's number; its name is not its own among SkyPilot's jobs."""
         match = re.search(r"Managed Job ID: ([0-9]+)", printed[-1])
         if not match:
             raise InputError(
                 "sky jobs launch has not said the job's number: look at `sky jobs queue`, and end "
-                f"the job {request.name!r} there"
+                "the job there"
             )
         return dict(job_id=match[1])
 
@@ -150,7 +151,7 @@ class Sky(Mode):
         say(f"{record.name}: Ctrl-C leaves it running")
         stream(self.logs(record))
         with contextlib.suppress(InputError):
-            record = self.look(record).write(folder)
+            record = self.look(record).keep(folder)
         say(f"{record.name}: {record.state}")
         return 1 if record.state in ENDED and record.state != "done" else 0
 

@@ -38,6 +38,7 @@ class Slurm(Mode):
     description = "nodes of a Slurm cluster, as a process a node or a GPU, or an array of workers"
     copies_code = False
     hosts_share_disks = True
+    queue = "squeue --me"
     gone = ("Invalid job id",)
 
     def define_flags(self, values: flags.FlagValues) -> None:
@@ -98,12 +99,15 @@ class Slurm(Mode):
         command = Command(("sbatch", "--parsable", "--export=ALL", str(path)))
         return Plan((TextFile(path, text),), (command,))
 
-    def resource(self, request: Request, printed: list[str]) -> dict[str, Any]:
+    def found_by(self, request: Request) -> dict[str, Any]:
+        """Its logs, and whether it is an array."""
+        logs, workers = str(request.folder.absolute() / request.name), request.flags.workers
+        return dict(logs=logs) | (dict(workers=workers) if workers else {})
+
+    def numbered(self, printed: list[str]) -> dict[str, Any]:
         """The job's number, and its cluster where there are several."""
         number, _, cluster = printed[0].strip().partition(";")
-        resource = dict(job_id=number, logs=str(request.folder.absolute() / request.name))
-        more = dict(cluster=cluster, workers=request.flags.workers)
-        return resource | {key: value for key, value in more.items() if value}
+        return dict(job_id=number) | (dict(cluster=cluster) if cluster else {})
 
     def look(self, record: Record) -> Record:
         """Asks the queue, then the accounts; exit codes are noted by the batch script."""
@@ -141,8 +145,7 @@ class Slurm(Mode):
             if time.monotonic() - looked >= QUEUE_SECONDS:
                 # A queue that does not answer for once is no reason to leave.
                 with contextlib.suppress(InputError):
-                    record = self.look(record)
-                    record.write(folder)
+                    record = self.look(record).keep(folder)
                 looked = time.monotonic()
             for path, size in shown.items():
                 shown[path] = _show(path, size)

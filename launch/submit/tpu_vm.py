@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from absl import flags
 
 from launch.errors import InputError
 from launch.submit import gcloud, tpus
-from launch.submit.mode import Mode, Request, check_processes, new_record
+from launch.submit.mode import Mode, Request, check_processes
 from launch.submit.plan import Command, Plan, run
 from launch.submit.record import ENDED, Record
 from launch.submit.tpu_follow import ABSENT, Follower, hosts_of, look_at_hosts, resource_state
@@ -27,6 +26,7 @@ class TpuVm(Mode):
     name = "tpu-vm"
     description = "TPU VMs v4 to v6e, asked for as a queued resource or there already"
     shared_flag = "--shared=FOLDER"
+    gone = ("NOT_FOUND",)
     can_be_followed = True
 
     def __init__(self, sleep: Callable[[float], Any] = time.sleep):
@@ -91,24 +91,26 @@ class TpuVm(Mode):
             )
         )
 
-    def submit(self, request: Request, plan: Plan) -> Record:
+    def found_by(self, request: Request) -> dict[str, Any]:
+        """What the machines are found and made anew by."""
+        return _resource(request)
+
+    def start(self, record: Record, request: Request, plan: Plan) -> Record:
         """Packs the code and asks for the machines; `follow` does the rest."""
-        resource = _resource(request)
-        archive = Path(resource["archive"])
+        archive = Path(record.resource["archive"])
         archive.parent.mkdir(parents=True, exist_ok=True)
-        record = new_record(self, request, resource)
         try:
-            run(_archive(request, resource))
-            if resource["create"]:
-                run(Command(tuple(resource["create"])))
+            run(_archive(request, record.resource))
+            if record.resource["create"]:
+                run(Command(tuple(record.resource["create"])))
             elif resource_state(record) != "ACTIVE":
                 raise InputError(f"--tpu={request.flags.tpu}: it is not there, or not READY")
         except InputError:
-            shutil.rmtree(archive.parent)
-            with contextlib.suppress(OSError):  # It may have other jobs.
-                request.folder.rmdir()
+            archive.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # An earlier job's logs may be there.
+                archive.parent.rmdir()
             raise
-        return dataclasses.replace(record, state="waiting").write(request.folder)
+        return dataclasses.replace(record, state="waiting")
 
     def follow(self, record: Record, folder: Path) -> int:
         """Waits for the machines, starts the job, shows its log; mends what is taken away."""
@@ -125,7 +127,7 @@ class TpuVm(Mode):
             return dataclasses.replace(record, state="stopped")
         if state == "ACTIVE" and resource["is_prepared"]:
             record = look_at_hosts(record)
-        if state == "SUSPENDED" or record.state in ("waiting", "submitted"):
+        if state == "SUSPENDED" or record.state in ("starting", "waiting", "submitted"):
             hint = f"{record.resource['machines']}; python -m launch.submit follow {record.name}"
             resource = record.resource | {"machines": f"{hint} goes on, if no terminal does"}
             record = dataclasses.replace(record, resource=resource)

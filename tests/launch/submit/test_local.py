@@ -204,19 +204,19 @@ def test_what_is_started_again(jobs_of, line, codes, state):
 
 def test_a_name_is_taken_until_its_job_has_ended(jobs_of, tmp_path):
     kept = jobs_of("exit 1")[1]
-    kept.with_(tmp_path / "jobs", state="running", resource=kept.resource | {"pid": os.getpid()})
+    kept.with_(tmp_path / "jobs", state="running")
     with pytest.raises(InputError, match=r"a job 'run' is running \(local\): stop it .*--name"):
         jobs_of("exit 0")
     ended = subprocess.Popen(["true"])
     ended.wait()
-    kept.with_(tmp_path / "jobs", state="running", resource=kept.resource | {"pid": ended.pid})
+    kept.with_(tmp_path / "jobs", state="running", terminal=kept.terminal | {"pid": ended.pid})
     assert jobs_of("exit 0")[0] == 0
 
 
 def test_a_process_of_another_time_is_not_the_job(jobs_of, job, tmp_path):
     kept = jobs_of("exit 1")[1]
-    resource = kept.resource | {"pid": os.getpid(), "since": "1"}
-    kept.with_(tmp_path / "jobs", state="running", resource=resource)
+    terminal = kept.terminal | {"since": "1"}
+    kept.with_(tmp_path / "jobs", state="running", terminal=terminal)
     with pytest.raises(InputError, match="run has ended: it is failed"):
         job("stop", "run")
 
@@ -224,8 +224,8 @@ def test_a_process_of_another_time_is_not_the_job(jobs_of, job, tmp_path):
 def test_a_job_of_another_machine_is_left_alone(jobs_of, job, tmp_path, capsys):
     """Its records may be on a disk that this one has mounted too."""
     kept = jobs_of("exit 1")[1]
-    resource = kept.resource | {"host": "another"}
-    kept.with_(tmp_path / "jobs", state="running", resource=resource)
+    terminal = kept.terminal | {"host": "another"}
+    kept.with_(tmp_path / "jobs", state="running", terminal=terminal)
     assert job("status", "run") == 0
     assert "state: running\n" in capsys.readouterr().out
     with pytest.raises(InputError, match="run runs on another: stop it there"):

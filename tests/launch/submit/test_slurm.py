@@ -418,7 +418,7 @@ def test_what_sbatch_refuses(submit, folder, tools):
     tools.answer("sbatch", err="sbatch: error: invalid partition specified: x\n", code=1)
     with pytest.raises(InputError, match=r"sbatch .* \(exit code 1\): sbatch: error: invalid part"):
         submit("slurm", *TASK)
-    assert not list((folder / "jobs").iterdir())
+    assert not (folder / "jobs").exists()
 
 
 def test_a_name_that_is_taken(submit, submitted, tools):

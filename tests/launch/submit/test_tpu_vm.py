@@ -223,6 +223,18 @@ def test_bad_input(job, gcloud, tmp_path, options, message):
     assert "delete" not in str(gcloud.calls())
 
 
+def test_what_is_refused_leaves_an_earlier_job_alone(job, gcloud, tmp_path):
+    says(gcloud, ["ACTIVE"], [["ended 0 0"] * 2])
+    assert job(*NEW, *TASK) == 0
+    log, record = tmp_path / "jobs/run-1/process-0.log", tmp_path / "jobs/run-1.json"
+    log.write_text("of another mode")
+    before = record.read_bytes()
+    gcloud.answer("accelerator-type=v5p-8", err="ERROR: quota", code=1)
+    with pytest.raises(InputError, match="quota"):
+        job("tpu-vm", "--name=run-1", "--tpu_type=v5p-8", *PLACE, *TASK)
+    assert log.read_text() == "of another mode" and record.read_bytes() == before
+
+
 def test_without_gcloud(job, tools, tmp_path):
     tools.install("git")
     with pytest.raises(InputError, match="gcloud is not installed"):
