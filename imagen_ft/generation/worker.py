@@ -96,8 +96,10 @@ def complete(writer: SyntheticWriter, written: Sequence[int]) -> None:
                 "here: all its hosts need one folder"
             )
         if missing:
+            count = f"{len(missing)} shards" if len(missing) > 1 else "1 shard"
+            verb = "are" if len(missing) > 1 else "is"
             say(
-                f"{writer.folder}: {len(missing)} shards of other workers are not written yet; "
+                f"{writer.folder}: {count} of other workers {verb} not written yet; "
                 "whoever writes the last one completes the set",
                 sys.stdout,
             )

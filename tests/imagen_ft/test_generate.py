@@ -314,7 +314,7 @@ def test_a_shard_of_another_worker_that_went_away(command, whole):
     sorted(whole.glob("*.tfrecord-*"))[4].unlink()
     code, said = command(whole, "--worker=0", "--num_workers=2")
     assert code == 0 and "60 images in" not in said.out
-    assert "1 shards of other workers are not written yet" in said.out
+    assert "1 shard of other workers is not written yet" in said.out
     assert command(whole, "--worker=1", "--num_workers=2")[0] == 0
     assert verify(whole).ok
 
