@@ -84,7 +84,9 @@ def test_a_set_of_copies(computation):
     real = computation(REAL)
     assert copying(real[:50], real).authentic_share == 0
     same = computation(np.ones((4, 3)))
-    assert copying(same, same).ratio.tolist() == [0, 0, 0, 0]
+    found = copying(same, same)
+    assert found.ratio.tolist() == [0, 0, 0, 0]
+    assert found.closer.all()
 
 
 @pytest.mark.parametrize(
