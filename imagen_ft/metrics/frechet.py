@@ -15,9 +15,8 @@ from launch.errors import InputError
 def frechet_distance(a: Statistics, b: Statistics, allow_few_images: bool = False) -> float:
     """Squared Frechet distance between two Gaussians (Heusel et al. 2017, Eq. 6).
 
-    A set against itself is 0 but for rounding, of either sign: square roots of eigenvalues near 0
-    lose half of their digits. That is about 1e-7 of the trace of the covariance where it has full
-    rank, more where it has not.
+    A set against itself is 0 but for rounding, of either sign: the sum of roots of eigenvalues and
+    the traces that cancel it are computed apart, and differ by about 1e-14 of the trace.
 
     Args:
         a: one set.

@@ -59,8 +59,8 @@ def test_gaussians_have_a_closed_form(dead):
 def test_a_set_against_itself_is_0_but_for_rounding():
     full, few = of_features(features(5)), of_features(features(5, 20))
     trace = np.trace(full.covariance)
-    assert abs(frechet_distance(full, full)) < 1e-9 * trace
-    assert abs(frechet_distance(few, few, allow_few_images=True)) < 1e-9 * trace
+    assert abs(frechet_distance(full, full)) < 1e-12 * trace
+    assert abs(frechet_distance(few, few, allow_few_images=True)) < 1e-12 * trace
 
 
 def test_few_images_are_measured_when_asked_for():
