@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Num, UInt8
 
 from launch.errors import InputError
 from launch.runtime.layers.precision import products_of
@@ -16,6 +16,10 @@ from launch.runtime.types import Array
 
 # tf1: torch-fidelity and ADM's evaluator. pytorch_fid: pytorch-fid. clean: clean-fid's own mode.
 INCEPTION_RULES = ("tf1", "pytorch_fid", "clean")
+# torch: EDM2's, not rounded. pil: dgm-eval's, rounded to grey levels after columns and after rows.
+DINOV2_RULES = ("torch", "pil")
+# Pillow computes with whole numbers: weights are multiplied by 2 to this.
+_PIL_BITS = 22
 
 
 def check_rule(rule: str, rules: tuple[str, ...]) -> None:
@@ -28,7 +32,7 @@ def check_rule(rule: str, rules: tuple[str, ...]) -> None:
         raise InputError(f"rule must be one of {', '.join(rules)}, got {rule!r}; choose one")
 
 
-def in_colour(images: Float[Array, "b h w c"]) -> Float[Array, "b h w 3"]:
+def in_colour(images: Num[Array, "b h w c"]) -> Num[Array, "b h w 3"]:
     """Grey images with their channel thrice, as the measures' own tools open them."""
     if images.shape[-1] not in (1, 3):
         raise InputError(
@@ -58,6 +62,49 @@ def inception_pixels(
     else:
         x = resized(x, size, "corners" if rule == "tf1" else "centres")
     return x / 127.5 - 1 if rule == "pytorch_fid" else (x - 128) / 128
+
+
+def dinov2_pixels(
+    images: UInt8[Array, "b h w c"], rule: str, size: int
+) -> Float[Array, "b size size 3"]:
+    """What DINOv2 sees of images, before it subtracts the mean colour of ImageNet.
+
+    Args:
+        images: grey or in colour.
+        rule: one of `DINOV2_RULES`; both are bicubic, and smooth where images become smaller.
+        size: of the network's images, pixels each way.
+
+    Returns:
+        In [-1, 1], with 'torch' a little more.
+
+    Raises:
+        InputError: there is no such rule, or the images have neither 1 nor 3 channels.
+    """
+    check_rule(rule, DINOV2_RULES)
+    if rule == "pil":
+        x = _resized_in_grey_levels(in_colour(images), size).astype(jnp.float32)
+    else:
+        x = resized(in_colour(images).astype(jnp.float32), size, "bicubic")
+    return x / 127.5 - 1
+
+
+def _resized_in_grey_levels(x: UInt8[Array, "b h w c"], size: int) -> Array:
+    """As Pillow does it with bytes, to the last bit; int32 [b, size, size, c].
+
+    Pillow 13 begins with the rows where these become fewer by much more than the columns do; those
+    before it, with which numbers were published, never.
+    """
+    weights = (_matrix(old, size, "bicubic", "float64") for old in x.shape[1:3])
+    rows, columns = (
+        jnp.asarray(np.trunc(w * 2**_PIL_BITS + np.copysign(0.5, w)).astype(np.int32))
+        for w in weights
+    )
+
+    def rounded(sums: Array) -> Array:
+        return jnp.clip((sums + (1 << (_PIL_BITS - 1))) >> _PIL_BITS, 0, 255)
+
+    y = rounded(jnp.einsum("pw,bhwc->bhpc", columns, x.astype(jnp.int32)))
+    return rounded(jnp.einsum("qh,bhpc->bqpc", rows, y))
 
 
 def resized(x: Float[Array, "b h w c"], size: int, method: str) -> Float[Array, "b size size c"]:

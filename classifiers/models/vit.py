@@ -252,7 +252,11 @@ def sincos_positions(rows: int, columns: int, width: int) -> Float[np.ndarray, "
 
 
 def resize_positions(
-    positions: Float[Array, "1 n d"], num_tokens: int, old: tuple[int, int], new: tuple[int, int]
+    positions: Float[Array, "1 n d"],
+    num_tokens: int,
+    old: tuple[int, int],
+    new: tuple[int, int],
+    offset: float = 0.0,
 ) -> Float[np.ndarray, "1 m d"]:
     """Learned positions for another number of patches: bicubic, as DeiT and transformers do it.
 
@@ -264,22 +268,23 @@ def resize_positions(
         num_tokens: tokens before the patches that have positions.
         old: rows and columns of patches there are.
         new: rows and columns wanted.
+        offset: the old ones are spread over so many more, as DINOv2's code does it.
     """
     positions = np.asarray(positions, np.float32)
     if tuple(old) == tuple(new):
         return positions
     tokens, patches = positions[:, :num_tokens], positions[:, num_tokens:]
-    vertical, horizontal = (_bicubic(*sizes) for sizes in zip(old, new, strict=True))
+    vertical, horizontal = (_bicubic(*sizes, offset) for sizes in zip(old, new, strict=True))
     grid = patches[0].reshape(*old, -1).astype(np.float64)
     grid = np.einsum("ij,kl,jld->ikd", vertical, horizontal, grid, optimize=True)
     resized = grid.reshape(1, -1, patches.shape[-1]).astype(np.float32)
     return np.concatenate([tokens, resized], axis=1)
 
 
-def _bicubic(old: int, new: int) -> Float[np.ndarray, "new old"]:
+def _bicubic(old: int, new: int, offset: float) -> Float[np.ndarray, "new old"]:
     """What each new position takes of each old one; beyond the border the last one goes on."""
     a = -0.75  # Keys 1981, Eq. 15, with a free
-    centres = (np.arange(new) + 0.5) * old / new - 0.5
+    centres = (np.arange(new) + 0.5) * old / (new + offset) - 0.5
     weights = np.zeros((new, old))
     for offset in range(-1, 3):
         neighbours = np.floor(centres).astype(int) + offset

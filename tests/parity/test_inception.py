@@ -127,8 +127,6 @@ def damage(tensors, name):
         del tensors["Mixed_5b.branch1x1.bn.running_var"]
     elif name == "a layer is missing":
         del tensors["Mixed_5b.branch1x1.conv.weight"]
-    elif name == "another network":
-        tensors["fc.bias"] = tensors["fc.bias"][:1000]
     else:
         tensors["fc.bias"][3] = np.nan
 
@@ -136,7 +134,6 @@ def damage(tensors, name):
 DAMAGES = {
     "a norm is missing": "the convolution and the batch norm of Mixed_5b.branch1x1 are not",
     "a layer is missing": "of Mixed_5b.branch1x1 are not both there",
-    "another network": "the tensor fc.bias has the shape",
     "NaN": "the tensor fc.bias holds NaN",
 }
 
