@@ -17,6 +17,7 @@ its own:
 
     --jobs=4 --submit="env CUDA_VISIBLE_DEVICES={lane}"
     --jobs=8 --submit="srun --nodes=1 --ntasks=1 --gpus=8" --python=python3
+    --jobs=8 --submit="python -m launch.submit slurm --gpus=8 --jobs=jobs/{step} --"
 
 Whatever is named there has to wait for the job's end and pass on its exit code; images, configs and
 the work directory have to be where all machines see them.

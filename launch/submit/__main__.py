@@ -46,10 +46,7 @@ from launch.submit.tpu_vm import TpuVm
 _ALL = (Local(), Slurm(), TpuVm(), Gke(), Sky())
 MODES: dict[str, Mode] = {mode.name: mode for mode in _ALL}
 ACTIONS = ("status", "logs", "follow", "stop", "delete")
-RESUME = (
-    "a job that was started goes on without this terminal, but for a local one, which has saved: "
-    "python -m launch.submit status NAME"
-)
+RESUME = "what was started goes on without this terminal: python -m launch.submit status NAME"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -90,7 +87,7 @@ def submit(mode: Mode, argv: Sequence[str]) -> int:
     values = cli.parse_flags(options[:behind], text, define_flags)
     if values is None:
         return 0
-    task, checkout = Task.of(options[behind + 1 :]), find_checkout()
+    task, checkout = Task.of(options[behind + 1 :]), find_checkout(mode.starts_later)
     request = Request(job_name(values.name, task), task, checkout, values, Path(values.jobs))
     check_variables(request.variables)
     check_workdir(mode, task, mode.shared(request))
@@ -148,7 +145,12 @@ def act(action: str, argv: Sequence[str]) -> int:
     if action == "follow":
         if not mode.can_be_followed:
             raise InputError(f"a job of {mode.name} cannot be followed: see status and logs")
-        return mode.follow(record, folder)
+        if terminal.is_another(record.terminal):
+            raise InputError(
+                f"{record.name} is followed by process {record.terminal['pid']} of this machine: "
+                "press Ctrl-C there first, or see status and logs"
+            )
+        return mode.follow(record.with_(folder, terminal=terminal.own()), folder)
     show(_look(mode, record, folder))
     return 0
 

@@ -1,6 +1,7 @@
 """Which code a job is to run: the commit of this checkout, and whether that is all of it."""
 
 import dataclasses
+import os
 import subprocess
 from pathlib import Path
 
@@ -22,16 +23,27 @@ class Checkout:
     is_dirty: bool
 
 
-def find_checkout() -> Checkout:
+def find_checkout(is_needed: bool = True) -> Checkout:
     """The checkout that this module is in.
 
+    Args:
+        is_needed: whether the job runs what is committed, and not simply what lies here.
+
     Raises:
-        InputError: it is none, or git is missing.
+        InputError: it is none, or git is missing, and it is needed.
     """
-    folder = str(Path(__file__).parent)
-    root = _git(folder, "rev-parse", "--show-toplevel")
-    commit = _git(folder, "rev-parse", "HEAD")
-    return Checkout(Path(root), commit, bool(_git(folder, "status", "--porcelain")))
+    folder = Path(__file__).parent
+    try:
+        root, commit = (
+            _git(folder, "rev-parse", "--show-toplevel"),
+            _git(folder, "rev-parse", "HEAD"),
+        )
+        return Checkout(Path(root), commit, bool(_git(folder, "status", "--porcelain")))
+    except InputError:
+        if is_needed:
+            raise
+    # Images and hosts of jobs have the files of a commit, and no repository.
+    return Checkout(folder.parents[1], os.environ.get("IMAGEN_FT_COMMIT", ""), is_dirty=False)
 
 
 def check_clean(checkout: Checkout, allow_dirty: bool, copies_code: bool) -> None:
@@ -53,8 +65,8 @@ def check_clean(checkout: Checkout, allow_dirty: bool, copies_code: bool) -> Non
         )
 
 
-def _git(folder: str, *arguments: str) -> str:
-    command = ["git", "-C", folder, *arguments]
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:

@@ -66,8 +66,8 @@ class Gke(Mode):
             "gs://BUCKET[/FOLDER]:/PATH: where pods see it as a folder; may be repeated",
             flag_values=values,
         )
-        integer("restarts", 10, "how often it is started again", flag_values=values)
-        integer("grace", 300, "seconds that pods have to save", flag_values=values)
+        integer("restarts", 10, "how often it is started again; 10 by default", flag_values=values)
+        integer("grace", 300, "seconds that pods have to save; 300 by default", flag_values=values)
         string("reserved", "", "name of a reservation of machines", flag_values=values)
         string("cluster", "", "by default that of kubectl's current context", flag_values=values)
         string("queue", "", "a queue of Kueue, where the cluster has some", flag_values=values)

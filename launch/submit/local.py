@@ -47,7 +47,10 @@ class Local(Mode):
             flag_values=values,
         )
         flags.DEFINE_integer(
-            "restarts", 0, "after exit code 75, 137 or 143, at most", flag_values=values
+            "restarts",
+            0,
+            "after exit code 75, 137 or 143, at most; 0 by default",
+            flag_values=values,
         )
 
     def plan(self, request: Request) -> Plan:

@@ -57,10 +57,14 @@ class Record:
         It is for who has the job in its hands; others `renew`.
         """
         with _alone(folder):
-            path = path_of(folder, self.name)
-            if not path.exists() or read(folder, self.name).submitted == self.submitted:
-                write_json(path, dataclasses.asdict(self))
+            if self.has_name(folder):
+                write_json(path_of(folder, self.name), dataclasses.asdict(self))
         return self
+
+    def has_name(self, folder: Path) -> bool:
+        """Whether no later job has its name."""
+        is_kept = path_of(folder, self.name).exists()
+        return not is_kept or read(folder, self.name).submitted == self.submitted
 
     def with_(self, folder: Path, **changes: Any) -> "Record":
         """The record with other values, which are kept."""

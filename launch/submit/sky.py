@@ -88,7 +88,7 @@ class Sky(Mode):
         )
         string("cpus", "", "of a node: 16, or 16+ for at least", flag_values=values)
         string("memory", "", "of a node in GB: 64, or 64+", flag_values=values)
-        integer("disk", 256, "of a node in GB", flag_values=values)
+        integer("disk", 256, "of a node in GB; 256 by default", flag_values=values)
 
     def target(self, request: Request) -> str:
         """The slice; empty for other machines."""
@@ -130,6 +130,8 @@ class Sky(Mode):
         """Asks SkyPilot's queue; it does not tell exit codes."""
         command = ("sky", "jobs", "queue", "--all", "--verbose", "--refresh", "--output=json")
         job = _job(run(Command(command)), int(record.resource["job_id"]))
+        if not job and record.state in ENDED:
+            return record  # It is forgotten there after a while.
         status = str(job.get("status"))
         state = next((state for state, names in _STATES.items() if status in names), "failed")
         reason = job.get("failure_reason")

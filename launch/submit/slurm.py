@@ -74,7 +74,12 @@ class Slurm(Mode):
             "seconds before the time limit at which the processes are told to save and leave",
             flag_values=values,
         )
-        integer("restarts", 10, "after exit code 75, 137 or 143, at most", flag_values=values)
+        integer(
+            "restarts",
+            10,
+            "after exit code 75, 137 or 143, at most; 10 by default",
+            flag_values=values,
+        )
         flags.DEFINE_list(
             "node_disks",
             ["/tmp", "/var/tmp", "/dev/shm", "/run"],
@@ -118,6 +123,8 @@ class Slurm(Mode):
             state = "running"
         elif states & {*_WAITING}:
             state = "waiting"
+        elif not states and record.state in ENDED:
+            state = record.state  # It is forgotten there after a while.
         else:
             is_stopped = (folder / f"{record.resource['job_id']}.stopped").exists()
             state = _ended(states, [each[-1] for each in codes if each], len(jobs), is_stopped)

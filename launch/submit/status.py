@@ -27,7 +27,7 @@ def show(record: Record) -> None:
         "job": f"{record.name} ({record.mode}, since {began})",
         "state": record.state,
         "command": shlex.join(record.command),
-        "commit": record.commit,
+        "commit": record.commit or "unknown",
         **{key.replace("_", " "): x for key, x in record.resource.items() if _is_short(x)},
     }
     if record.exit_codes:

@@ -23,6 +23,12 @@ def is_gone(terminal: Mapping[str, Any]) -> bool:
     return not is_elsewhere(terminal) and _since(terminal["pid"]) != terminal["since"]
 
 
+def is_another(terminal: Mapping[str, Any]) -> bool:
+    """Whether another process of this machine has the job in its hands."""
+    is_here = not is_elsewhere(terminal) and not is_gone(terminal)
+    return is_here and terminal["pid"] != os.getpid()
+
+
 def _since(pid: int) -> str:
     """When a process was started, in the system's words; empty if there is none of that number."""
     try:

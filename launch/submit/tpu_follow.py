@@ -94,6 +94,10 @@ class Follower:
         check_variables(tuple(self.record.resource["variables"]))
         failures = 0
         while self.record.state not in ENDED:
+            if not self.record.has_name(self._folder):
+                # Its machines have that name too.
+                say(f"{self.record.name}: a later job has this name; this one is left")
+                return 1
             try:
                 self._step()
                 failures = 0

@@ -56,7 +56,10 @@ class TpuVm(Mode):
             flag_values=values,
         )
         flags.DEFINE_integer(
-            "restarts", 10, "after exit code 75, 137 or 143, at most", flag_values=values
+            "restarts",
+            10,
+            "after exit code 75, 137 or 143, at most; 10 by default",
+            flag_values=values,
         )
         gcloud.define_flags(values)
 

@@ -173,7 +173,7 @@ def _check_submit(argv: Sequence[str]) -> None:
     checkout = Checkout(ROOT, "0" * 40, is_dirty=False)
     with (
         contextlib.redirect_stdout(io.StringIO()),
-        mock.patch.object(submit, "find_checkout", lambda: checkout),
+        mock.patch.object(submit, "find_checkout", lambda is_needed: checkout),
         mock.patch.object(task.Task, "flags", property(_flags_of)),
         mock.patch.object(task.Task, "check", lambda self, preflight="": None),
     ):

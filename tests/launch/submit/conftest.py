@@ -24,7 +24,8 @@ def job(tmp_path, monkeypatch):
     What the task says of its own arguments is left out: it takes a process for every call.
     """
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(submit, "find_checkout", lambda: Checkout(ROOT, COMMIT, is_dirty=False))
+    checkout = Checkout(ROOT, COMMIT, is_dirty=False)
+    monkeypatch.setattr(submit, "find_checkout", lambda is_needed: checkout)
     flags = "coordinator config dry_run num_processes num_workers preflight worker workdir".split()
     monkeypatch.setattr(task.Task, "flags", frozenset(flags))
     monkeypatch.setattr(task.Task, "check", lambda self, preflight="": None)

@@ -107,6 +107,17 @@ def test_who_is_told_to_leave_has_to_save_yet(job, local, monkeypatch, tmp_path,
     assert record.read(tmp_path / "jobs", "a") == kept
 
 
+@pytest.mark.parametrize("name", submit.MODES)
+def test_what_has_ended_stays_so_when_it_is_forgotten_there(tools, tmp_path, name):
+    """By the queue, the accounts, the cluster; or its machines were given back."""
+    tools.install("kubectl", "gcloud", "squeue", "sacct", "sky")
+    tools.answer("get jobset", err="(NotFound)", code=1)
+    tools.answer("squeue", err="slurm_load_jobs error: Invalid job id specified", code=1)
+    resource = dict(job_id="1", logs=str(tmp_path), context="", namespace="")
+    ended = a_job(mode=name, state="done", resource=resource)
+    assert submit.MODES[name].look(ended).state == "done"
+
+
 def test_a_mode_is_found_by_its_number_or_at_once():
     """What has a queue gets a number; all others know what to delete before they start."""
     numbered = {one.name for one in submit.MODES.values() if one.queue}

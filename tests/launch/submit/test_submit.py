@@ -8,7 +8,7 @@ import pytest
 
 from launch.errors import InputError
 from launch.submit import __main__ as submit
-from launch.submit.checkout import Checkout
+from launch.submit.checkout import Checkout, find_checkout
 from launch.submit.mode import Mode, check_processes, check_workdir, job_name
 from launch.submit.plan import Command, Plan, TextFile, run
 from launch.submit.task import Task
@@ -49,7 +49,7 @@ def test_refused(job, monkeypatch, tmp_path, argv, said):
 
 def test_changes_in_no_commit(job, monkeypatch):
     dirty = Checkout(ROOT, "0" * 40, is_dirty=True)
-    monkeypatch.setattr(submit, "find_checkout", lambda: dirty)
+    monkeypatch.setattr(submit, "find_checkout", lambda is_needed: dirty)
     assert job("local", "--dry_run", *TASK) == 0
     monkeypatch.setattr(submit.MODES["local"], "starts_later", True)
     for copies, code in ((True, "commit 000000000000 without them"), (False, "what lies there")):
@@ -57,6 +57,14 @@ def test_changes_in_no_commit(job, monkeypatch):
         with pytest.raises(InputError, match=f"in no commit: .* --allow_dirty to run {code}$"):
             job("local", "--dry_run", *TASK)
         assert job("local", "--dry_run", "--allow_dirty", *TASK) == 0
+
+
+def test_what_lies_here_needs_no_repository(monkeypatch, tools):
+    """As in an image of a job, where git is missing."""
+    monkeypatch.setenv("IMAGEN_FT_COMMIT", "0" * 40)
+    assert find_checkout(is_needed=False) == Checkout(ROOT, "0" * 40, is_dirty=False)
+    with pytest.raises(InputError, match="git is not installed: a job's code is known by its com"):
+        find_checkout()
 
 
 TINY = ("python", "-m", "tests.launch.submit.tiny_task")

@@ -1,6 +1,7 @@
 """Jobs on TPU VMs: what is asked of gcloud, and how a follower takes what it answers."""
 
 import json
+import os
 
 import pytest
 
@@ -221,6 +222,28 @@ def test_bad_input(job, gcloud, tmp_path, options, message):
         job("tpu-vm", "--name=run-1", *PLACE, *options, *TASK, *workdir)
     assert not (tmp_path / "jobs").exists()
     assert "delete" not in str(gcloud.calls())
+
+
+def test_a_later_job_of_that_name_is_left_alone(job, gcloud, capsys, monkeypatch, tmp_path):
+    """The machines are called as before: somebody else has deleted these, and asked for others."""
+
+    def replace(seconds):
+        path = tmp_path / "jobs/run-1.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"submitted": 1.0}))
+
+    says(gcloud, ["PROVISIONING", "ACTIVE"], [["ended 0 0"] * 2])
+    monkeypatch.setattr(submit.MODES["tpu-vm"], "sleep", replace)
+    assert job(*NEW, *TASK) == 1
+    assert "a later job has this name" in capsys.readouterr().err
+    assert steps(gcloud) == ["create"]
+
+
+def test_only_one_terminal_follows(job, gcloud, monkeypatch, tmp_path):
+    says(gcloud, ["ACTIVE"], [["ended 0 0"] * 2])
+    assert job(*NEW, *TASK) == 0
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # From here on this process is another one.
+    with pytest.raises(InputError, match=r"run-1 is followed by process .* press Ctrl-C there"):
+        job("follow", "run-1")
 
 
 def test_what_is_refused_leaves_an_earlier_job_alone(job, gcloud, tmp_path):
