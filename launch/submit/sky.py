@@ -159,6 +159,7 @@ class Sky(Mode):
 
 
 def _check(request: Request) -> None:
+    tpus.check_given(request.flags.tpu_type)
     values, piece = request.flags, _slice(request)
     check_processes(request.task, values.nodes, values.workers)
     if values.tpu_type and values.gpus:
@@ -174,12 +175,12 @@ def _check(request: Request) -> None:
         raise InputError("--tpu_type with --infra=k8s: use the mode gke, which has whole slices")
     if piece and values.nodes > 1:
         raise InputError("--nodes with --tpu_type: SkyPilot joins no slices; choose a larger one")
-    if piece and _hosts(piece) > 1:
+    if piece and piece.hosts > 1:
         if values.workers:
             raise InputError(
-                f"--workers: {values.tpu_type} has {_hosts(piece)} hosts; workers are of one"
+                f"--workers: {values.tpu_type} has {piece.hosts} hosts; workers are of one"
             )
-        check_processes(request.task, _hosts(piece), 0)
+        check_processes(request.task, piece.hosts, 0)
     if any(not word.isprintable() for word in request.task.argv):
         raise InputError("behind --: a word has a character that a task of SkyPilot cannot hold")
 
@@ -187,12 +188,6 @@ def _check(request: Request) -> None:
 def _slice(request: Request) -> tpus.Slice | None:
     name = request.flags.tpu_type
     return tpus.parse(name.removeprefix("tpu-"), "") if name else None
-
-
-def _hosts(piece: tpus.Slice) -> int:
-    """TPU VMs of v5e and v6e have up to 8 chips where they are alone; all others have 4."""
-    alone = 8 if piece.generation.axes == 2 else 4
-    return 1 if piece.chips <= alone else piece.chips // 4
 
 
 def _bundle(request: Request) -> Path:
@@ -232,7 +227,7 @@ def _line(request: Request, piece: tpus.Slice | None) -> str:
     if values.workers:
         words = dict(rank='"$SKYPILOT_NODE_RANK"', count=values.workers)
         more = [word.format(**words) for word in APART]
-    elif piece and _hosts(piece) > 1:
+    elif piece and piece.hosts > 1:
         more = ["--coordinator=auto"]
     elif values.nodes > 1:
         more = [*_COORDINATED]

@@ -111,7 +111,12 @@ class Slurm(Mode):
 
     def numbered(self, printed: list[str]) -> dict[str, Any]:
         """The job's number, and its cluster where there are several."""
-        number, _, cluster = printed[0].strip().partition(";")
+        # Some clusters greet everybody in lines before it.
+        number, _, cluster = (printed[0].split() or [""])[-1].partition(";")
+        if not number.isdecimal():
+            raise InputError(
+                "sbatch has not said the job's number: look at `squeue --me`, and end the job there"
+            )
         return dict(job_id=number) | (dict(cluster=cluster) if cluster else {})
 
     def look(self, record: Record) -> Record:

@@ -157,11 +157,7 @@ class TpuVm(Mode):
 
 def _check(request: Request) -> None:
     values = request.flags
-    if values.tpu_type.lower().startswith(tpus.NEWER):
-        raise InputError(
-            f"--tpu_type={values.tpu_type}: TPU7x and later are not in the Cloud TPU API: they "
-            "need Compute Engine (by hand) or GKE"
-        )
+    tpus.check_given(values.tpu_type)
     if bool(values.tpu) == bool(values.tpu_type):
         raise InputError(f"name the machines: --tpu_type={tpus.SYNTAX}; or --tpu=NAME")
     if values.num_slices < 1 or values.restarts < 0:
@@ -179,9 +175,7 @@ def _check(request: Request) -> None:
         usual = tpus.usual_topology(tpu.chips, tpu.generation) == tpu.topology
         if not usual and tpu.generation.name != "v4":
             raise InputError(f"--topology={values.topology}: gcloud takes one for v4 alone")
-        # Up to eight chips of v5e and v6e are on one host.
-        alone = 8 if tpu.generation.axes == 2 else 4
-        check_processes(request.task, values.num_slices * max(1, tpu.chips // alone), 0)
+        check_processes(request.task, values.num_slices * tpu.hosts, 0)
 
 
 def _resource(request: Request) -> dict[str, Any]:

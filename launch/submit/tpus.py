@@ -83,6 +83,12 @@ class Slice:
         """Its name in the Cloud TPU API; says nothing of the topology."""
         return f"{self.generation.prefix}-{self.chips * self.generation.counted}"
 
+    @property
+    def hosts(self) -> int:
+        """TPU VMs of it: v5e and v6e have up to 8 chips on one that is alone, else all have 4."""
+        alone = 8 if self.generation.axes == 2 else 4
+        return 1 if self.chips <= alone else self.chips // 4
+
     def target(self, slices: int) -> str:
         """So many of them, as --preflight takes it; empty if it knows no such chips."""
         if not self.generation.runtime:
@@ -97,6 +103,19 @@ def define_flags(values: flags.FlagValues) -> None:
         "topology", "", "of a slice, as 4x4x4; by default the usual one", flag_values=values
     )
     flags.DEFINE_integer("num_slices", 1, "slices of the job", flag_values=values)
+
+
+def check_given(text: str) -> None:
+    """Looks whether the Cloud TPU API gives TPUs of a name.
+
+    Raises:
+        InputError: they are too new.
+    """
+    if text.lower().removeprefix("tpu-").startswith(NEWER):
+        raise InputError(
+            f"--tpu_type={text}: TPU7x and later are not in the Cloud TPU API: they "
+            "need Compute Engine (by hand) or GKE"
+        )
 
 
 def parse(text: str, topology: str) -> Slice:

@@ -45,7 +45,21 @@ def test_commands(job, capsys, tmp_path, name, options):
 
 
 @pytest.fixture
-def run(tmp_path):
+def with_terminal():
+    """As under a shell, whatever nohup has had the tests ignore."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_nohup_is_heeded(with_terminal):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with processes.listening():
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+@pytest.fixture
+def run(tmp_path, with_terminal):
     """Runs lines of a shell side by side; `tell` is sent to this process when all are ready."""
 
     def run(*lines, tell=()):

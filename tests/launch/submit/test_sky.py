@@ -167,6 +167,7 @@ def test_a_value_is_written_nowhere(submitted, files, tools, capfd):
         (("--gpus=8",), "--gpus must be TYPE:N, as H100:8, got 8"),
         (("--gpus=H100:8", "--tpu_type=v6e-8"), "--tpu_type and --gpus: give one of them"),
         (("--tpu_type=v6e-7",), "--tpu_type=v6e-7: sizes of v6e are"),
+        (("--tpu_type=tpu-tpu7x-8",), "TPU7x and later are not in the Cloud TPU API"),
         (("--tpu_type=v6e-8", "--nodes=2"), "SkyPilot joins no slices"),
         (("--tpu_type=v6e-8", "--infra=k8s/x"), "use the mode gke"),
         (("--tpu_type=v6e-16", "--workers=2"), "--workers: v6e-16 has 4 hosts"),

@@ -421,6 +421,17 @@ def test_what_sbatch_refuses(submit, folder, tools):
     assert not (folder / "jobs").exists()
 
 
+def test_a_greeting_before_the_number(submit, folder, tools, monkeypatch):
+    monkeypatch.setattr(slurm.Slurm, "follow", lambda self, record, folder: 0)
+    tools.install("sbatch")
+    tools.answer("sbatch", out="Welcome to the cluster\n4321;east\n")
+    tools.answer("sbatch", out="Welcome\n")
+    assert submit("slurm", *TASK) == 0
+    assert json.loads((folder / "jobs/cats.json").read_text())["resource"]["job_id"] == "4321"
+    with pytest.raises(InputError, match="sbatch has not said the job's number"):
+        submit("slurm", "--name=dogs", *TASK)
+
+
 def test_a_name_that_is_taken(submit, submitted, tools):
     submitted()
     tools.answer("squeue", out="PENDING\n")

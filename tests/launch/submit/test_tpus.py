@@ -34,6 +34,14 @@ def test_names(text, topology, target, name):
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "hosts"),
+    [("v4-8", 1), ("v4-16", 2), ("v5e-1", 1), ("v5e-8", 1), ("v5e-16", 4), ("v6e-32", 8)],
+)
+def test_hosts(text, hosts):
+    assert tpus.parse(text, "").hosts == hosts
+
+
 def test_generations_are_those_of_preflight():
     known = [g for g in tpus.GENERATIONS if g.runtime]
     assert {g.name: g.axes for g in known} == preflight.GENERATIONS
