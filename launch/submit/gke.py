@@ -13,7 +13,7 @@ from launch.errors import InputError
 from launch.submit import gcloud, tpus
 from launch.submit.gke_tools import other_tool
 from launch.submit.jobset import JOB, MANAGER, PORT, QUEUE, Pods, manifest
-from launch.submit.mode import Mode, Request, check_processes
+from launch.submit.mode import Mode, Request, check_least, check_processes
 from launch.submit.plan import Command, Plan, TextFile, run
 from launch.submit.processes import GOES_ON
 from launch.submit.record import ENDED, Record
@@ -207,9 +207,7 @@ def _check(request: Request) -> None:
         raise InputError(
             f"name the machines: --tpu_type={tpus.SYNTAX}; or --gpus=8 --gpu_type=h100"
         )
-    for name, least in {"num_slices": 1, "nodes": 1, "gpus": 0, "restarts": 0, "grace": 1}.items():
-        if (number := getattr(values, name)) < least:
-            raise InputError(f"--{name} must be at least {least}, got {number}")
+    check_least(values, num_slices=1, nodes=1, gpus=0, restarts=0, grace=1)
     if values.gpus and (values.num_slices > 1 or values.topology or values.host_chips):
         raise InputError("--num_slices, --topology and --host_chips are of TPUs; --nodes of GPUs")
     if values.tpu_type and values.nodes > 1:

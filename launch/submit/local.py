@@ -12,7 +12,7 @@ from absl import flags
 from launch.cli import say
 from launch.errors import PREEMPTED, InputError
 from launch.submit import terminal
-from launch.submit.mode import Mode, Request, check_processes
+from launch.submit.mode import Mode, Request, check_least, check_processes
 from launch.submit.plan import Command, Plan
 from launch.submit.processes import GOES_ON, PORT, listening, run_once
 from launch.submit.record import ENDED, Record
@@ -56,9 +56,8 @@ class Local(Mode):
     def plan(self, request: Request) -> Plan:
         """A command a process; they run side by side, with a free port in place of PORT."""
         values = request.flags
+        check_least(values, processes=1, workers=0, restarts=0)
         check_processes(request.task, values.processes, values.workers)
-        if values.restarts < 0:
-            raise InputError(f"--restarts must be at least 0, got {values.restarts}")
         if values.devices == "gpu":
             _check_gpus(values.workers or values.processes)
         return Plan(commands=tuple(Command(argv) for argv in self.commands(request)))

@@ -203,6 +203,21 @@ def check_variables(names: tuple[str, ...]) -> None:
             raise InputError(f"--env={name}: its value has several lines; give it as a file")
 
 
+def check_least(values: flags.FlagValues, **least: int) -> None:
+    """Looks whether numbers are large enough.
+
+    Args:
+        values: of a mode.
+        **least: what each flag must be at least.
+
+    Raises:
+        InputError: one is not.
+    """
+    for name, number in least.items():
+        if values[name].value < number:
+            raise InputError(f"--{name} must be at least {number}, got {values[name].value}")
+
+
 def check_processes(task: Task, processes: int, workers: int) -> None:
     """Looks whether a task can be so many processes.
 
@@ -214,8 +229,6 @@ def check_processes(task: Task, processes: int, workers: int) -> None:
     Raises:
         InputError: it cannot.
     """
-    if processes < 1 or workers < 0:
-        raise InputError("the processes must be at least 1, --workers at least 0")
     if workers and processes > 1:
         raise InputError("--workers and several processes: give one of them")
     if workers and "worker" not in task.flags:

@@ -23,7 +23,7 @@ from launch.cli import say
 from launch.errors import InputError
 from launch.submit import tpus
 from launch.submit.local import APART
-from launch.submit.mode import Mode, Request, check_processes
+from launch.submit.mode import Mode, Request, check_least, check_processes
 from launch.submit.plan import Command, Plan, TextFile, run, stream
 from launch.submit.record import ENDED, Record
 
@@ -161,6 +161,7 @@ class Sky(Mode):
 def _check(request: Request) -> None:
     tpus.check_given(request.flags.tpu_type)
     values, piece = request.flags, _slice(request)
+    check_least(values, nodes=1, workers=0, disk=1)
     check_processes(request.task, values.nodes, values.workers)
     if values.tpu_type and values.gpus:
         raise InputError("--tpu_type and --gpus: give one of them")
@@ -169,8 +170,6 @@ def _check(request: Request) -> None:
     for name in ("cpus", "memory"):
         if not re.fullmatch(r"([0-9]+(\.[0-9]+)?\+?)?", getattr(values, name)):
             raise InputError(f"--{name} must be N or N+, got {getattr(values, name)}")
-    if values.disk < 1:
-        raise InputError(f"--disk must be at least 1, got {values.disk}")
     if piece and any(place.startswith(("k8s", "kubernetes")) for place in values.infra):
         raise InputError("--tpu_type with --infra=k8s: use the mode gke, which has whole slices")
     if piece and values.nodes > 1:

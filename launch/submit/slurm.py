@@ -15,7 +15,7 @@ from absl import flags
 from launch.cli import say
 from launch.errors import InputError
 from launch.submit import slurm_script
-from launch.submit.mode import Mode, Request, check_processes
+from launch.submit.mode import Mode, Request, check_least, check_processes
 from launch.submit.plan import Command, Plan, TextFile, run
 from launch.submit.processes import GOES_ON
 from launch.submit.record import ENDED, Record
@@ -179,10 +179,7 @@ class Slurm(Mode):
 
 def _check(request: Request) -> None:
     values = request.flags
-    least = dict(nodes=1, processes_per_node=1, cpus=0, restarts=0, grace=1)
-    for name, number in least.items():
-        if getattr(values, name) < number:
-            raise InputError(f"--{name} must be at least {number}, got {getattr(values, name)}")
+    check_least(values, nodes=1, processes_per_node=1, workers=0, cpus=0, restarts=0, grace=1)
     if values.grace > 65535:
         raise InputError(f"--grace must be at most 65535 seconds, got {values.grace}")
     unlimited = values.time.lower() in ("", "0", "infinite", "unlimited")

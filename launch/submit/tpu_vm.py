@@ -11,7 +11,7 @@ from absl import flags
 
 from launch.errors import InputError
 from launch.submit import gcloud, tpus
-from launch.submit.mode import Mode, Request, check_processes
+from launch.submit.mode import Mode, Request, check_least, check_processes
 from launch.submit.plan import Command, Plan, run
 from launch.submit.record import ENDED, Record
 from launch.submit.tpu_follow import ABSENT, Follower, hosts_of, look_at_hosts, resource_state
@@ -160,8 +160,7 @@ def _check(request: Request) -> None:
     tpus.check_given(values.tpu_type)
     if bool(values.tpu) == bool(values.tpu_type):
         raise InputError(f"name the machines: --tpu_type={tpus.SYNTAX}; or --tpu=NAME")
-    if values.num_slices < 1 or values.restarts < 0:
-        raise InputError("--num_slices must be at least 1, --restarts at least 0")
+    check_least(values, num_slices=1, restarts=0)
     creates = (values.spot, values.reserved, values.topology, values.create, values.num_slices > 1)
     if values.tpu and any(creates):
         raise InputError(

@@ -216,6 +216,11 @@ def test_what_is_started_again(jobs_of, line, codes, state):
     assert (code, kept.exit_codes, kept.state) == (codes[-1], codes, state)
 
 
+def test_who_is_told_to_leave_is_not_started_again(jobs_of):
+    code, kept = jobs_of(SAVES.replace("echo ready", "kill $PPID"), "--restarts=3")
+    assert (code, kept.exit_codes, kept.state) == (75, [75], "stopped")
+
+
 def test_a_name_is_taken_until_its_job_has_ended(jobs_of, tmp_path):
     kept = jobs_of("exit 1")[1]
     kept.with_(tmp_path / "jobs", state="running")
