@@ -214,8 +214,8 @@ def check_least(values: flags.FlagValues, **least: int) -> None:
         InputError: one is not.
     """
     for name, number in least.items():
-        if values[name].value < number:
-            raise InputError(f"--{name} must be at least {number}, got {values[name].value}")
+        if (given := getattr(values, name)) < number:
+            raise InputError(f"--{name} must be at least {number}, got {given}")
 
 
 def check_processes(task: Task, processes: int, workers: int) -> None:
