@@ -64,11 +64,15 @@ def convolve(
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
     pads = tuple((int(low), int(high)) for low, high in padding)
-    positions = x.shape[0] * math.prod(_sizes(x, window, strides, pads))
+    height, width = _sizes(x, window, strides, pads)
+    positions = x.shape[0] * height * width
     if 2 * positions * kernel.size < LARGE or min(map(min, pads)) < 0:
         return plain(x, kernel, strides, padding, **_exact(x, options))
     if window == (1, 1) and not any(map(any, pads)):
         return _product(x[:, :: strides[0], :: strides[1]], kernel[0, 0])
+    if not any(map(any, pads)):
+        # Where nothing is padded XLA takes a way that is three times as slow.
+        return _convolution(strides, ((0, 1), (0, 1)), x, kernel)[:, :height, :width]
     return _convolution(strides, pads, x, kernel)
 
 
