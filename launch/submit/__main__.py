@@ -151,7 +151,10 @@ def act(action: str, argv: Sequence[str]) -> int:
                 "press Ctrl-C there first, or see status and logs"
             )
         return mode.follow(record.with_(folder, terminal=terminal.own()), folder)
-    show(_look(mode, record, folder))
+    try:
+        record = _look(mode, record, folder)
+    finally:
+        show(record)  # As it was, where nobody answers.
     return 0
 
 

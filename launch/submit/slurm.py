@@ -133,7 +133,10 @@ class Slurm(Mode):
         else:
             is_stopped = (folder / f"{record.resource['job_id']}.stopped").exists()
             state = _ended(states, [each[-1] for each in codes if each], len(jobs), is_stopped)
-        return dataclasses.replace(record, state=state, exit_codes=[*itertools.chain(*codes)])
+        ended = [*itertools.chain(*codes)]
+        # Of an array it is not told how many are at work.
+        attempts = len(ended) + (state == "running" and len(jobs) == 1)
+        return dataclasses.replace(record, state=state, exit_codes=ended, attempts=attempts)
 
     def logs(self, record: Record) -> Command:
         """What the batch script says, and the first process."""

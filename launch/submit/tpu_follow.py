@@ -191,4 +191,5 @@ class Follower:
                 record.resource["variables"],
             )
         )
-        self._keep({"is_prepared": True}, state="running")
+        attempts = len(record.exit_codes) + 1
+        self._keep({"is_prepared": True}, state="running", attempts=attempts)

@@ -118,6 +118,15 @@ def test_what_has_ended_stays_so_when_it_is_forgotten_there(tools, tmp_path, nam
     assert submit.MODES[name].look(ended).state == "done"
 
 
+def test_what_was_known_is_told_when_nobody_answers(job, tools, tmp_path, capsys):
+    a_job(mode="slurm", state="running", resource=dict(job_id="1", logs=str(tmp_path))).keep(
+        tmp_path / "jobs"
+    )
+    with pytest.raises(InputError, match="squeue is not installed"):
+        job("status", "a")
+    assert "state: running\n" in capsys.readouterr().out
+
+
 def test_a_mode_is_found_by_its_number_or_at_once():
     """What has a queue gets a number; all others know what to delete before they start."""
     numbered = {one.name for one in submit.MODES.values() if one.queue}

@@ -293,6 +293,8 @@ def test_status(submit, submitted, folder, tools, capsys, queue, accounts, codes
     assert submit("status") == 0
     assert state(folder) == (expected, codes)
     said = capsys.readouterr().out
+    attempts = len(codes) + (expected == "running")
+    assert (f"\nattempts: {attempts}" in said) == (attempts > 0)
     assert said.startswith("job: cats (slurm, since ") and f"\nstate: {expected}\n" in said
     lines = [shlex.join(words) for words, _ in tools.calls()[1:]]
     of_job = "--clusters=east --jobs=4321"

@@ -81,7 +81,7 @@ def test_waits_starts_and_restarts(job, gcloud, capsys, secrets, tmp_path):
     ]  # fmt: skip
     assert gcloud.slept == [30.0] * 3 + [5.0] * 2
     record = json.loads((tmp_path / "jobs/run-1.json").read_text())
-    assert (record["state"], record["exit_codes"]) == ("done", [75, 0])
+    assert (record["state"], record["exit_codes"], record["attempts"]) == ("done", [75, 0], 2)
     said = capsys.readouterr().err
     assert said.count("its machines are WAITING_FOR_RESOURCES") == 1
     assert "exit code 75; starting again" in said
