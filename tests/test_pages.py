@@ -1,7 +1,10 @@
 """The pages tell commands that the commands take, and Python that imports what there is."""
 
+import shlex
+
 import pytest
 
+from launch.runtime.config import load_config
 from tests.support import ROOT, pages
 
 PAGES = ("README.md", "launch/README.md")
@@ -18,6 +21,20 @@ def at_the_root(monkeypatch):
 @pytest.mark.parametrize("path", PAGES)
 def test_command_lines(path):
     assert not pages.broken_lines((ROOT / path).read_text())
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_run_that_a_line_begins_with_is_made_by_one_above(path):
+    made = set()
+    for block in pages.blocks((ROOT / path).read_text(), "sh"):
+        for line in pages.command_lines(block):
+            words = [word for word in shlex.split(line, comments=True) if "=" in word]
+            options = dict(word.removeprefix("--").split("=", 1) for word in words)
+            if "workdir" in options and "config" in options:
+                begin = load_config(options["config"]).get("init_from", "")
+                begin = options.get("config.init_from", begin)
+                assert begin in made or not begin.startswith("runs/"), line
+                made.add(options["workdir"])
 
 
 @pytest.mark.parametrize("path", PAGES)
