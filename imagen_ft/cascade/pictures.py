@@ -56,9 +56,15 @@ def film(
         steps: what `Cascade.path` returns.
         captions: one an image.
         moments: how many steps are shown, evenly spaced.
+
+    Raises:
+        InputError: another number of captions.
     """
+    rows = steps.shape[1]
+    if len(captions) != rows:
+        raise InputError(f"{len(captions)} captions for {rows} images: one each is needed")
     shown = np.linspace(0, len(steps) - 1, min(moments, len(steps))).round().astype(int)
-    tiles = [steps[step, row] for row in range(len(captions)) for step in shown]
+    tiles = [steps[step, row] for row in range(rows) for step in shown]
     titles = [
         caption if not column else f"step {step + 1}"
         for caption in captions

@@ -143,6 +143,8 @@ def test_a_film_goes_from_the_first_step_to_the_last(monkeypatch):
     [(tiles, captions, columns)] = drawn
     assert [int(tile[0, 0, 0]) for tile in tiles] == [10, 14, 18] * 2
     assert captions == ["a", "step 5", "step 9", "b", "step 5", "step 9"] and columns == 3
+    with pytest.raises(InputError, match="1 captions for 2 images: one each is needed"):
+        film(cascade.path(["a", "b"], 10), ["a"], 3)
 
 
 def test_any_prompt_has_a_name_and_a_caption(tmp_path):
