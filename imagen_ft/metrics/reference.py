@@ -1,14 +1,14 @@
 """Reference statistics from npz files: ours, and those that other tools publish."""
 
 import dataclasses
-import zipfile
-import zlib
+import json
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from etils import epath
 
+from imagen_ft.metrics.npz_file import read_arrays
 from imagen_ft.metrics.statistics import Statistics
 from launch import files
 from launch.errors import InputError
@@ -17,7 +17,7 @@ from launch.errors import InputError
 _POOLED = (("mu", "sigma"), ("ref_mu", "ref_sigma"))
 # ADM's features of seven channels, for sFID.
 _SPATIAL = ("mu_s", "sigma_s")
-_COUNT = "num_images"
+_COUNT, _EXTRACTOR = "num_images", "extractor"
 # Rounding of covariances that were kept in float32.
 _ASYMMETRY = 1e-4
 _OTHER = "give another file"
@@ -31,11 +31,13 @@ class Reference:
         pooled: for FID, or a Frechet distance on another extractor.
         spatial: for sFID; None where the file has none.
         digest: SHA-256 of the file.
+        extractor: what made the features, see `write`; None where the file does not say.
     """
 
     pooled: Statistics
     spatial: Statistics | None
     digest: str
+    extractor: dict[str, Any] | None = None
 
 
 def read(path: epath.PathLike) -> Reference:
@@ -48,15 +50,8 @@ def read(path: epath.PathLike) -> Reference:
             finite, or their shapes do not fit.
     """
     path = epath.Path(path)
-    if not path.exists():
-        raise InputError(f"{path} does not exist; give an npz of reference statistics")
-    with path.open("rb") as file:
-        magic = file.read(4)
-        if not magic.startswith(b"PK"):
-            kind = "a pickle, which could run any code" if magic[:1] == b"\x80" else "no npz"
-            raise InputError(f"{path} is {kind}; convert it to an npz with mu and sigma")
-        file.seek(0)
-        arrays = _arrays(path, file)
+    wanted = {_COUNT, _EXTRACTOR, *_SPATIAL, *(name for pair in _POOLED for name in pair)}
+    arrays = read_arrays(path, wanted, "reference statistics", "mu and sigma")
     names = next((pair for pair in _POOLED if set(pair) <= set(arrays)), None)
     if names is None:
         raise InputError(
@@ -65,30 +60,33 @@ def read(path: epath.PathLike) -> Reference:
         )
     count = _count(path, arrays)
     spatial = _statistics(path, arrays, _SPATIAL, count) if set(_SPATIAL) <= set(arrays) else None
-    return Reference(_statistics(path, arrays, names, count), spatial, files.sha256(path))
+    pooled = _statistics(path, arrays, names, count)
+    return Reference(pooled, spatial, files.sha256(path), _extractor(path, arrays))
 
 
-def write(path: epath.PathLike, pooled: Statistics, spatial: Statistics | None = None) -> None:
-    """Writes statistics as pytorch-fid and, where there are spatial ones, ADM read them."""
+def write(
+    path: epath.PathLike,
+    pooled: Statistics,
+    spatial: Statistics | None = None,
+    extractor: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes statistics as pytorch-fid and, where there are spatial ones, ADM read them.
+
+    Args:
+        path: of the file.
+        pooled: of the real images.
+        spatial: of the real images.
+        extractor: what made the features, for JSON.
+    """
     arrays: dict[str, Any] = {"mu": pooled.mean, "sigma": pooled.covariance}
     if spatial is not None:
         arrays |= {"mu_s": spatial.mean, "sigma_s": spatial.covariance}
     if pooled.num_images is not None:
         arrays[_COUNT] = np.int64(pooled.num_images)
+    if extractor is not None:
+        arrays[_EXTRACTOR] = np.array(json.dumps(dict(extractor)))
     with files.atomic_file(path) as file:
         np.savez(file, **arrays)
-
-
-def _arrays(path: epath.Path, file: BinaryIO) -> dict[str, np.ndarray]:
-    """What is read of the file: not the images that ADM's hold beside the statistics."""
-    names = {_COUNT, *_SPATIAL, *(name for pair in _POOLED for name in pair)}
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files if name in names}
-    # NumPy raises ValueError for pickled arrays, and for headers that it cannot read.
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} is damaged or holds pickles ({reason}); get another") from None
 
 
 def _count(path: epath.Path, arrays: Mapping[str, np.ndarray]) -> int | None:
@@ -98,6 +96,12 @@ def _count(path: epath.Path, arrays: Mapping[str, np.ndarray]) -> int | None:
     if count.shape or count.dtype.kind not in "iu" or count < 2:
         raise InputError(f"{path}: {_COUNT} must be a whole number from 2; make the file again")
     return int(count)
+
+
+def _extractor(path: epath.Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
+    if _EXTRACTOR not in arrays:
+        return None
+    return files.parse_object(str(arrays[_EXTRACTOR]).encode(), f"{path}: {_EXTRACTOR}")
 
 
 def _statistics(

@@ -72,6 +72,7 @@ VARIANTS = {
         "arm=real+generated,k=10,runlocal",
     ],
     "configs/digits/evaluate.py": ["split=validation"],
+    "configs/digits/evaluate_images.py": ["generated=a/x+a/y.z", "extractor=x,runlocal"],
     "configs/digits/study.py": ["generated=x", "generated=x,runlocal"],
     **{
         path: [
@@ -106,6 +107,14 @@ VARIANTS = {
         "gamma=50,train=a",
         "gamma=50,tfds=x",
         "data=x.zip,val=a,train=b,shifts=/y,gamma=100,runlocal",
+    ],
+    "configs/imagenet/evaluate_images.py": [
+        "generated=a/x+b,folders=c,npz=d.npz",
+        "statistics=x.npz,size=64,per_class=10",
+        "extractor=dinov2,weights=x",
+        "extractor=classifier,weights=x",
+        "data=x.zip,train=a,val=b",
+        "npz=d.npz,tfds=x,runlocal",
     ],
     "configs/imagenet/generate.py": [
         "size=64",

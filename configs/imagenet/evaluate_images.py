@@ -1,0 +1,113 @@
+r"""Measures generated ImageNet images: FID, sFID, IS, KID, MIND, precision, recall and more.
+
+python -m imagen_ft.evaluate --config=configs/imagenet/evaluate_images.py:generated=data/set \
+    --workdir=runs/imagenet/images
+
+Before it, the weights of Inception where torch-fidelity or pytorch-fid put them (or
+`weights=FILE`). What can be said behind the name of the file:
+
+    generated   folders of generated sets, joined by +
+    folders     folders or zips of images, one folder a class, joined by +
+    npz         files of samples, as ADM writes them, joined by +
+    statistics  an npz of reference statistics, such as ADM's VIRTUAL_imagenet256_labeled.npz;
+                the Frechet distances are to it, and not to the real images
+    extractor   inception (the default), dinov2 or classifier, whose weights are at
+    weights     a file or folder, see `imagen_ft/evaluation/extractors.py`
+    size        pixels each way to which real images are cropped and resized
+    per_class   real training images of each class
+    data, train, val, tfds   the real images, as in `images.py`
+    runlocal    2 real images a class, few subsets, and distances of fewer images than dimensions
+
+Those held out are validation's 50,000. Numbers compare at one number of images only: 50,000 is what
+papers measure. Hardware: one GPU; decoding takes as long as the features, some 270 photographs a
+second on each core.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import arguments
+from configs.imagenet.images import real_images
+
+# Fields of each extractor, and the measures that it has not.
+EXTRACTORS = {
+    "inception": (dict(rule="tf1"), ()),
+    "dinov2": (
+        dict(positions="hub", pixels="torch", size=224),
+        ("spatial_frechet", "inception_score"),
+    ),
+    "classifier": (dict(seed=0, ema="main", best=False), ("spatial_frechet",)),
+}
+
+
+def get_config(arg=""):
+    args = arguments.parse(
+        arg,
+        generated="",
+        folders="",
+        npz="",
+        statistics="",
+        extractor="inception",
+        weights="",
+        size=256,
+        per_class=50,
+        data="data/imagenet",
+        train="train",
+        val="val",
+        tfds="",
+        runlocal=False,
+    )
+    if args["extractor"] not in EXTRACTORS:
+        raise ValueError(f"extractor={args['extractor']}: there is {', '.join(EXTRACTORS)}")
+    fields, without = EXTRACTORS[args["extractor"]]
+    config = ConfigDict()
+    config.sets = _sets(args)
+    train, val = real_images(args, "train"), real_images(args, "val")
+    config.reference = dict(
+        statistics=args["statistics"],
+        source=dict(source=dict(train, per_class=args["per_class"]), square=args["size"]),
+        held_out=dict(source=val, square=args["size"]),
+    )
+    config.extractor = dict(name=args["extractor"], path=args["weights"], **fields)
+    config.batch_size = 256
+    measures = (
+        "frechet",
+        "spatial_frechet",
+        "inception_score",
+        "kernel",
+        "sliced",
+        "precision_recall",
+        "density_coverage",
+        "relative",
+        "classes_apart",
+        "copying",
+    )
+    config.measures = tuple(measure for measure in measures if measure not in without)
+    config.allow_few_images = False
+    config.inception_score = dict(rule="torch_fidelity", splits=10, seed=2020)
+    config.kernel = dict(subsets=100, subset_size=1000, seed=2020)
+    config.sliced = dict(num_directions=1000, seed=2020)
+    config.precision_recall = dict(k=3, comparison="<=")
+    config.density_coverage = dict(k=5, comparison="<")
+    config.num_worst = 16  # pictures
+    if args["runlocal"]:
+        config.batch_size = 8
+        config.reference.source.source.per_class = 2
+        config.reference.held_out.source.per_class = 2
+        config.allow_few_images = True
+        config.kernel = dict(subsets=10, subset_size=100, seed=2020)
+    return config
+
+
+def _sets(args: dict) -> dict:
+    kinds = {"generated": "synthetic", "folders": "image_folder", "npz": "npz"}
+    sets: dict = {}
+    for argument, kind in kinds.items():
+        for path in filter(None, args[argument].split("+")):
+            name = path.rstrip("/").rpartition("/")[2].removesuffix(".npz").replace(".", "_")
+            if name in sets:
+                raise ValueError(f"{argument}={path}: another set is called {name}; rename it")
+            sets[name] = dict(source=dict(name=kind, path=path))
+    return sets or dict(imagenet_synthetic=_DEFAULT)
+
+
+_DEFAULT = dict(source=dict(name="synthetic", path="data/imagenet_synthetic"))

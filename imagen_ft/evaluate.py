@@ -1,0 +1,254 @@
+r"""Measures sets of images against real ones, and compares them.
+
+python -m imagen_ft.evaluate --config=configs/digits/evaluate_images.py --workdir=runs/digits/images
+
+A set NAME of config.sets is a generated set, a folder of images, a set of TFDS or Parquet files, or
+an npz of samples. config.measures says what is measured: Frechet distances (called FID and sFID on
+Inception alone), inception score, kernel and sliced distances, precision, recall, density,
+coverage, the Frechet distance relative to that of held-out real images (1 is as good as fresh real
+images), classes apart, and copies of real images. It writes evaluation.json, with all that each
+number depends on, report.html, and reference.npz, the statistics of the real images. Features and
+results are kept in the folders `features` and `measured`, so that the same command goes on where it
+stopped, and does only what is new. The processes of a job (--coordinator) share every batch among
+their devices.
+"""
+
+import functools
+from typing import Any
+
+import ml_collections
+from etils import epath
+from tqdm import tqdm
+
+from classifiers.extractors.extractor import Extractor
+from classifiers.extractors.features import features, images_digest
+from imagen_ft.evaluation import report
+from imagen_ft.evaluation.extractors import Kind, check_extractor, open_extractor
+from imagen_ft.evaluation.image_sets import ImageSet, check_specs, open_set
+from imagen_ft.evaluation.measures import NEEDS, Images, Measured, Measures
+from imagen_ft.evaluation.references import (
+    STATISTICS,
+    References,
+    check_classes,
+    check_references,
+    open_references,
+    seen,
+    write_statistics,
+)
+from imagen_ft.metrics.frechet import Labelled
+from imagen_ft.metrics.result import Conditions
+from launch.errors import InputError
+from launch.files import json_digest, read_sealed, write_sealed
+from launch.runtime import app
+from launch.runtime.config import plain
+from launch.runtime.devices import joining
+from launch.runtime.devices.distributed import decide_on_first_process, on_first_process
+from launch.runtime.limits import BATCH, MOST, check_numbers
+from launch.runtime.locks import lock
+
+define_flags = joining.define_flags
+# Of what is kept: to be raised when numbers change their meaning.
+_FORMAT = 1
+# Arguments of measures, and which images are shown: what results depend on besides images.
+_SETTINGS = (
+    "measures",
+    "allow_few_images",
+    "inception_score",
+    "kernel",
+    "sliced",
+    "precision_recall",
+    "density_coverage",
+    "num_worst",
+)
+
+
+def main(args: app.Arguments) -> None:
+    """Runs the task."""
+    config = args.config
+    kind = check(config)
+    if args.dry_run:
+        _describe(config)
+        return
+    extractor = open_extractor(config.extractor)
+    mixed = extractor.transform is not None
+    sets = [
+        open_set(name, f"config.sets.{name}", spec, mixed) for name, spec in config.sets.items()
+    ]
+    references = open_references(config, extractor, mixed)
+    check_classes(sets, references, "classes_apart" in config.measures)
+    on_first_process(lambda: lock(args.workdir))
+    measured = _measure(config, args.workdir, kind, extractor, sets, references)
+    on_first_process(
+        lambda: report.write(args.workdir, config, extractor, sets, references, measured)
+    )
+
+
+def check(config: ml_collections.ConfigDict) -> Kind:
+    """Looks at all of a config that needs no files; returns the row of its extractor.
+
+    Raises:
+        InputError: a field is wrong.
+    """
+    check_specs(config.sets)
+    kind = check_extractor(config.extractor)
+    if not config.measures:
+        raise InputError(f"config.measures must name some of {', '.join(NEEDS)}, got none")
+    for name in config.measures:
+        if name not in NEEDS:
+            raise InputError(
+                f"config.measures must be of {', '.join(NEEDS)}, got {name!r}; take one of these"
+            )
+        if list(config.measures).count(name) > 1:
+            raise InputError(f"config.measures must name each once, got {name!r} twice; drop one")
+    if "spatial_frechet" in config.measures and not kind.has_spatial:
+        raise InputError(
+            f"config.measures: 'spatial_frechet' is on Inception alone, got extractor "
+            f"{config.extractor.name!r}; leave it out"
+        )
+    if "inception_score" in config.measures and not kind.logits:
+        raise InputError(
+            f"config.measures: 'inception_score' needs a classifier, got extractor "
+            f"{config.extractor.name!r}; leave it out"
+        )
+    check_numbers(config, {"batch_size": BATCH, "num_worst": (0, MOST)})
+    check_references(config)
+    return kind
+
+
+def _describe(config: ml_collections.ConfigDict) -> None:
+    """What a dry run prints."""
+    try:
+        extractor = open_extractor(config.extractor)
+    except InputError as error:
+        app.describe(config)
+        print(f"no parameters to count: {error}")
+    else:
+        app.describe(config, **{extractor.name: extractor.variables["params"]})
+
+
+def _measure(
+    config: ml_collections.ConfigDict,
+    workdir: epath.Path,
+    kind: Kind,
+    extractor: Extractor,
+    sets: list[ImageSet],
+    references: References,
+) -> dict[str, Measured]:
+    """The measures of each set, by name, on the first process; those kept are not taken again."""
+    see = functools.partial(_see, config, workdir, kind, extractor)
+    digests = decide_on_first_process(references.digests)
+    origins = decide_on_first_process(
+        lambda: [_made_from(config, extractor, images, digests) for images in sets]
+    )
+    kept = decide_on_first_process(
+        lambda: [
+            _read(workdir, images, origin) for images, origin in zip(sets, origins, strict=True)
+        ]
+    )
+    if not all(kept):
+        real = references.real(see, digests)
+        if references.statistics is None:
+            on_first_process(lambda: write_statistics(workdir / STATISTICS, real, extractor))
+        suffix = kind.suffix.format(extractor.name)
+        for i in (i for i in range(len(sets)) if not kept[i]):
+            images = see(sets[i])
+            common = _conditions(extractor, sets[i])
+            measures = Measures(config, images, real, common)
+            take = functools.partial(_take, sets[i].name, len(config.measures), measures, suffix)
+            kept[i] = decide_on_first_process(take)
+            on_first_process(functools.partial(_keep, workdir, sets[i], origins[i], kept[i]))
+    return {
+        images.name: Measured.from_json(content) for images, content in zip(sets, kept, strict=True)
+    }
+
+
+def _take(name: str, count: int, measures: Measures, suffix: str) -> dict[str, Any]:
+    try:
+        with tqdm(total=count, unit="measure", desc=name) as bar:
+
+            def tell(measure: str) -> None:
+                bar.set_postfix_str(measure)
+                bar.update()
+
+            return measures.take(suffix, tell).to_json()
+    except InputError as error:
+        raise InputError(f"config.sets.{name}: {error}") from None
+
+
+def _see(
+    config: ml_collections.ConfigDict,
+    workdir: epath.Path,
+    kind: Kind,
+    extractor: Extractor,
+    images: ImageSet,
+) -> Images:
+    """What the extractor sees in a set; all processes have to call it."""
+    taps = {"frechet": "features", "spatial_frechet": "spatial", "inception_score": kind.logits}
+    asked = ["features", *(taps[name] for name in config.measures if name in taps)]
+    folder = workdir / "features"
+    unique = tuple(dict.fromkeys(asked))
+    outputs = features(extractor, images.source, folder, unique, config.batch_size)
+    return Images(
+        Labelled(outputs["features"], images.source.labels),
+        seen(outputs, "spatial"),
+        seen(outputs, kind.logits),
+    )
+
+
+def _conditions(extractor: Extractor, images: ImageSet) -> Conditions:
+    return Conditions(
+        extractor=extractor.name,
+        weights_digest=extractor.digest,
+        input_rule=extractor.rule,
+        uint8_rule=images.uint8_rule,
+        file_format=images.file_format,
+        reference_file_format=None,
+        num_images=len(images.source),
+        class_balance=images.class_balance,
+        reference_digest=None,
+    )
+
+
+def _made_from(
+    config: ml_collections.ConfigDict,
+    extractor: Extractor,
+    images: ImageSet,
+    digests: dict[str, str | None],
+) -> dict[str, Any]:
+    """What the results of a set depend on, for JSON."""
+    return {
+        "format": _FORMAT,
+        "extractor": extractor.made_from,
+        "images": images_digest(images.source),
+        "labels": json_digest([images.source.class_names, images.source.labels.tolist()]),
+        "written": [images.file_format, images.uint8_rule],
+        "reference": digests,
+        "settings": {name: plain(config[name]) for name in _SETTINGS},
+    }
+
+
+def _path(workdir: epath.Path, images: ImageSet) -> epath.Path:
+    return workdir / "measured" / f"{images.name}.json"
+
+
+def _read(
+    workdir: epath.Path, images: ImageSet, made_from: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The results of a set, if they are there, whole and of this origin."""
+    try:
+        content = read_sealed(_path(workdir, images))
+    except InputError:
+        return None
+    return content["measured"] if content.get("made_from") == made_from else None
+
+
+def _keep(
+    workdir: epath.Path, images: ImageSet, made_from: dict[str, Any], measured: dict[str, Any]
+) -> None:
+    path = _path(workdir, images)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_sealed(path, {"made_from": made_from, "measured": measured})
+
+
+if __name__ == "__main__":
+    app.run(main, __doc__, define_flags)

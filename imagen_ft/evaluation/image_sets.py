@@ -1,0 +1,205 @@
+"""The sets of images that are measured, and those that they are compared with."""
+
+import dataclasses
+import re
+from typing import Any, SupportsIndex
+
+import numpy as np
+from etils import epath
+
+from imagen_ft.metrics.npz_file import read_arrays
+from input_pipeline import sources
+from input_pipeline.augment import resize
+from input_pipeline.source import ArraySource, Example, Source, Wrapper, check_labels
+from input_pipeline.synthetic.writer import MANIFEST
+from launch import files
+from launch.errors import InputError
+from launch.fields import Fields
+from launch.runtime.config import plain
+from launch.runtime.limits import SIDE, check_numbers
+
+NPZ = "npz"
+_FIELDS = ("source", "square", "file_format", "uint8_rule")
+_UNKNOWN = "unknown"
+# Who names no classes has one.
+_NO_CLASSES = ("all",)
+# Names of files that are looked at for their format.
+_KEYS = 1000
+_FORMATS = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    """Images, and what numbers on them depend on besides.
+
+    Attributes:
+        name: of the set.
+        source: the images; all of one size, if they have to be.
+        file_format: 'png', 'jpeg', 'none' if they were never written, or 'unknown'.
+        uint8_rule: how floats became uint8.
+    """
+
+    name: str
+    source: Source
+    file_format: str
+    uint8_rule: str
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether its images are of more than one class."""
+        return len(self.source.class_names) > 1
+
+    @property
+    def class_balance(self) -> str:
+        """'balanced' where each class has as many images, else 'drawn'."""
+        counts = np.bincount(self.source.labels, minlength=len(self.source.class_names))
+        return "balanced" if self.has_classes and np.ptp(counts) == 0 else "drawn"
+
+
+class Square(Wrapper):
+    """A source whose images are cropped to their central square and resized."""
+
+    def __init__(self, source: Source, size: int):
+        super().__init__(source)
+        self._size = size
+
+    def __getitem__(self, i: SupportsIndex) -> Example:
+        example = self._source[i]
+        return {**example, "image": resize.square(example["image"], self._size)}
+
+
+class OneSize(Wrapper):
+    """A source that refuses images of another size than its first one."""
+
+    def __init__(self, source: Source, name: str):
+        super().__init__(source)
+        self._name = name
+        self._shape = source[0]["image"].shape
+
+    def __getitem__(self, i: SupportsIndex) -> Example:
+        example = self._source[i]
+        shape = example["image"].shape
+        if shape != self._shape:
+            sizes = ["x".join(map(str, size)) for size in (self._shape, shape)]
+            raise InputError(
+                f"images of {self._name} must be of one size, got {sizes[0]} and, image "
+                f"{self.key(int(i))}, {sizes[1]}; say square=PIXELS beside the source"
+            )
+        return example
+
+
+def check_specs(specs: Fields) -> None:
+    """Looks at `config.sets` without opening any.
+
+    Raises:
+        InputError: there is none, or a name or a field is wrong.
+    """
+    if not specs:
+        raise InputError("config.sets is empty: name a set, sets.NAME = dict(source=...)")
+    for name, spec in specs.items():
+        if not re.fullmatch(r"[\w.+-]+", name):
+            raise InputError(
+                f"config.sets.{name}: the name goes into a file's; use letters, digits, _ and -"
+            )
+        check_spec(f"config.sets.{name}", spec)
+
+
+def check_spec(field: str, spec: Fields) -> None:
+    """Looks at the fields of one set.
+
+    Args:
+        field: where it stands in the config.
+        spec: see `open_set`.
+
+    Raises:
+        InputError: a field is wrong.
+    """
+    if unknown := sorted(set(spec) - set(_FIELDS)):
+        raise InputError(f"{field} has no field {unknown[0]!r}; use {', '.join(_FIELDS)}")
+    if "source" not in spec:
+        raise InputError(f"{field} needs the field 'source', as input_pipeline.sources.load")
+    check_numbers(spec, {"square": SIDE}, field)
+
+
+def open_set(name: str, field: str, spec: Fields, mixed: bool = False) -> ImageSet:
+    """Opens a set.
+
+    Args:
+        name: of the set.
+        field: where it stands in the config.
+        spec: `source`, see `sources.load`, or dict(name="npz", path=...) for `npz_samples`;
+            `square`, pixels each way to which its images are cropped and resized; `file_format`
+            and `uint8_rule`, where the source does not say them.
+        mixed: whether its images may be of several sizes.
+
+    Raises:
+        InputError: a field is wrong; it is missing, damaged or empty.
+    """
+    check_spec(field, spec)
+    fields = plain(spec)
+    try:
+        source = _open(fields["source"])
+        check_labels(source)
+        file_format, uint8_rule = _written(fields["source"], source)
+        if "square" in fields:
+            source = Square(source, fields["square"])
+        elif not mixed:
+            source = OneSize(source, name)
+    except InputError as error:
+        raise InputError(f"{field}: {error}") from None
+    return ImageSet(
+        name,
+        source,
+        fields.get("file_format", file_format),
+        fields.get("uint8_rule", uint8_rule),
+    )
+
+
+def npz_samples(path: epath.PathLike) -> ArraySource:
+    """Images of an npz as ADM's samplers write it: arr_0 and, where there are labels, arr_1.
+
+    Args:
+        path: arr_0 is uint8 [n, h, w, c], arr_1 whole numbers [n] from 0.
+
+    Raises:
+        InputError: it is missing, damaged, a pickle, or holds something else.
+    """
+    path = epath.Path(path)
+    arrays = read_arrays(path, {"arr_0", "arr_1"}, "samples", "the images as arr_0")
+    images, labels = arrays.get("arr_0"), arrays.get("arr_1")
+    if images is None or images.dtype != np.uint8 or images.ndim != 4:
+        has = "none" if images is None else f"{images.dtype} {list(images.shape)}"
+        raise InputError(
+            f"{path}: arr_0 must be images, uint8 [n, h, w, c], got {has}; give another file"
+        )
+    names: tuple[str, ...] = _NO_CLASSES
+    if labels is None:
+        labels = np.zeros(len(images), np.int32)
+    elif labels.dtype.kind not in "iu" or labels.shape != images.shape[:1] or labels.min() < 0:
+        raise InputError(
+            f"{path}: arr_1 must be the labels, whole numbers [{len(images)}] from 0, got "
+            f"{labels.dtype} {list(labels.shape)}; leave it out of the file"
+        )
+    else:
+        names = tuple(str(label) for label in range(int(labels.max()) + 1))
+    return ArraySource(images, labels.astype(np.int32), names, digest=files.sha256(path))
+
+
+def _open(spec: dict[str, Any]) -> Source:
+    if spec.get("name") != NPZ:
+        return sources.load(spec)
+    if set(spec) != {"name", "path"}:
+        raise InputError(f"source 'npz' has the field path alone, got {', '.join(sorted(spec))}")
+    return npz_samples(spec["path"])
+
+
+def _written(spec: dict[str, Any], source: Source) -> tuple[str, str]:
+    """File format and uint8 rule, as far as a source tells."""
+    if spec["name"] == "synthetic":
+        manifest = files.read_sealed(epath.Path(spec["path"]) / MANIFEST)
+        return manifest["encoding"]["format"], "round"
+    if spec["name"] in ("digits", NPZ):
+        return "none", _UNKNOWN
+    suffixes = {epath.Path(source.key(i)).suffix.lower() for i in range(min(len(source), _KEYS))}
+    formats = {_FORMATS.get(suffix, _UNKNOWN) for suffix in suffixes}
+    return "+".join(sorted(formats)), _UNKNOWN

@@ -1,0 +1,292 @@
+"""All measures of one set of images against the real ones, from features."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ml_collections
+import numpy as np
+from jaxtyping import Int
+
+from imagen_ft.metrics.copying import copying
+from imagen_ft.metrics.frechet import (
+    Labelled,
+    distance_of_features,
+    frechet_distance,
+    relative_distance,
+    relative_distance_of_classes,
+)
+from imagen_ft.metrics.inception_score import inception_score
+from imagen_ft.metrics.kernel_distance import kernel_distance
+from imagen_ft.metrics.neighbours import Convention, neighbourhoods
+from imagen_ft.metrics.result import Conditions, Result
+from imagen_ft.metrics.sliced_distance import sliced_distance
+from imagen_ft.metrics.statistics import Statistics, of_features
+from launch.errors import InputError
+
+_DRAW_SEED = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """What the extractor sees in a set.
+
+    Attributes:
+        pooled: features, and classes.
+        spatial: flattened, for sFID; None where it is not asked for.
+        logits: for the inception score; None where it is not asked for.
+    """
+
+    pooled: Labelled
+    spatial: np.ndarray | None = None
+    logits: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.pooled.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Real:
+    """What sets are compared with.
+
+    Attributes:
+        pooled: statistics of the real images.
+        spatial: of the real images, for sFID.
+        images: features of each; None where a file of statistics is all there is.
+        held_out: other real images.
+        statistics_digest: of what the statistics are of.
+        images_digest: of the real images.
+        held_out_digest: of those held out.
+        statistics_format: of the files that the statistics are of.
+        images_format: of the real images' files.
+    """
+
+    pooled: Statistics
+    spatial: Statistics | None
+    images: Labelled | None
+    held_out: Labelled | None
+    statistics_digest: str
+    images_digest: str | None
+    held_out_digest: str | None
+    statistics_format: str
+    images_format: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """All that is known of a set.
+
+    Attributes:
+        results: one a measure, in the order of the config.
+        classes: by label `num_images`, `distance` and, with held-out images, `relative`.
+        worst: of the images most like copies `image`, `nearest` (positions), `distance`, `ratio`.
+    """
+
+    results: list[Result]
+    classes: dict[int, dict[str, float]]
+    worst: list[dict[str, float]]
+
+    def to_json(self) -> dict[str, Any]:
+        """For a file."""
+        return dataclasses.asdict(self) | {
+            "classes": {str(label): row for label, row in self.classes.items()}
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Measured":
+        """What `to_json` gave, after a file."""
+        results = []
+        for fields in content["results"]:
+            settings = tuple((name, value) for name, value in fields["conditions"]["settings"])
+            conditions = Conditions(**{**fields["conditions"], "settings": settings})
+            results.append(Result(**{**fields, "conditions": conditions}))
+        classes = {int(label): row for label, row in content["classes"].items()}
+        return cls(results, classes, content["worst"])
+
+
+class Measures:
+    """Takes the measures of `config.measures`, one after the other."""
+
+    def __init__(
+        self, config: ml_collections.ConfigDict, images: Images, real: Real, common: Conditions
+    ):
+        """Gets ready.
+
+        Args:
+            config: `measures`, and the arguments of each.
+            images: of the set.
+            real: what it is compared with.
+            common: what holds for all measures.
+        """
+        self._config, self._images, self._real = config, images, real
+        self._ours = images.pooled.features
+        self._common = common
+        self._pooled: Statistics | None = None
+        self._classes: dict[int, dict[str, float]] = {}
+        self._worst: list[dict[str, float]] = []
+
+    def take(self, suffix: str, tell: Callable[[str], Any]) -> Measured:
+        """Takes them.
+
+        Args:
+            suffix: of the names, where the extractor is not Inception.
+            tell: is told each measure's name when it has been taken.
+        """
+        results = []
+        for name in self._config.measures:
+            results += list(getattr(self, f"_{name}")())
+            tell(name)
+        if suffix:
+            names = {"fid": "fd", "sfid": "sfd", "kid": "kd"}
+            results = [
+                dataclasses.replace(
+                    result, measure=f"{names.get(result.measure, result.measure)}{suffix}"
+                )
+                for result in results
+            ]
+        return Measured(results, self._classes, self._worst)
+
+    def _statistics(self) -> Statistics:
+        if self._pooled is None:
+            self._pooled = of_features(self._ours)
+        return self._pooled
+
+    def _on_statistics(self, **fields: Any) -> Conditions:
+        real = self._real
+        return dataclasses.replace(
+            self._common,
+            reference_digest=real.statistics_digest,
+            reference_file_format=real.statistics_format,
+            **fields,
+        )
+
+    def _on_images(self, **fields: Any) -> Conditions:
+        real = self._real
+        return dataclasses.replace(
+            self._common,
+            reference_digest=real.images_digest,
+            reference_file_format=real.images_format,
+            **fields,
+        )
+
+    def _frechet(self) -> Iterator[Result]:
+        distance = frechet_distance(
+            self._statistics(), self._real.pooled, self._config.allow_few_images
+        )
+        yield Result("fid", distance, self._on_statistics())
+
+    def _spatial_frechet(self) -> Iterator[Result]:
+        assert self._images.spatial is not None and self._real.spatial is not None
+        ours = of_features(self._images.spatial)
+        distance = frechet_distance(ours, self._real.spatial, self._config.allow_few_images)
+        yield Result("sfid", distance, self._on_statistics())
+
+    def _inception_score(self) -> Iterator[Result]:
+        assert self._images.logits is not None
+        fields = self._config.inception_score
+        score, deviation = inception_score(self._images.logits, **fields)
+        # It looks at no real images.
+        conditions = dataclasses.replace(self._common, settings=_settings(fields))
+        yield Result("is", score, conditions, deviation)
+
+    def _kernel(self) -> Iterator[Result]:
+        fields = self._config.kernel
+        distance, deviation = kernel_distance(self._ours, self._theirs(), **fields)
+        yield Result("kid", distance, self._on_images(settings=_settings(fields)), deviation)
+
+    def _sliced(self) -> Iterator[Result]:
+        fields = self._config.sliced
+        distance = sliced_distance(self._ours, self._theirs(), **fields)
+        yield Result("mind", distance, self._on_images(settings=_settings(fields)))
+
+    def _precision_recall(self) -> Iterator[Result]:
+        fields = self._config.precision_recall
+        shares = neighbourhoods(self._ours, self._theirs(), Convention(**fields))
+        for name in ("precision", "recall"):
+            yield Result(name, getattr(shares, name), self._on_images(**fields))
+
+    def _density_coverage(self) -> Iterator[Result]:
+        fields = self._config.density_coverage
+        shares = neighbourhoods(self._ours, self._theirs(), Convention(**fields))
+        for name in ("density", "coverage"):
+            yield Result(name, getattr(shares, name), self._on_images(**fields))
+
+    def _relative(self) -> Iterator[Result]:
+        """On as many generated images as held-out ones, drawn where there are more."""
+        held_out = self._real.held_out
+        assert held_out is not None
+        count = min(len(self._ours), len(held_out.labels))
+        some = [_draw(features, count) for features in (self._ours, held_out.features)]
+        ratio = relative_distance(
+            of_features(some[0]),
+            of_features(some[1]),
+            self._real.pooled,
+            self._config.allow_few_images,
+        )
+        settings = (("held_out", str(self._real.held_out_digest)), ("seed", _DRAW_SEED))
+        yield Result("relative fd", ratio, self._on_statistics(num_images=count, settings=settings))
+
+    def _classes_apart(self) -> Iterator[Result]:
+        """Fills the table; what it is summed up by is the mean over classes."""
+        images, real, held_out = self._images.pooled, self._real.images, self._real.held_out
+        assert real is not None
+        ratios = relative_distance_of_classes(images, held_out, real) if held_out else {}
+        for label in np.unique(images.labels).tolist():
+            ours, theirs = images.of_class(label), real.of_class(label)
+            if min(len(ours), len(theirs)) < 2:
+                continue  # It has no covariance.
+            row: dict[str, float] = {"num_images": len(ours)}
+            row["distance"] = distance_of_features(ours, theirs)
+            if label in ratios:
+                row["relative"] = ratios[label]
+            self._classes[label] = row
+        if not self._classes:
+            raise InputError(
+                "config.measures: 'classes_apart' needs a class with at least 2 generated and 2 "
+                "real images, got none; leave it out"
+            )
+        mean = float(np.mean([row["distance"] for row in self._classes.values()]))
+        settings = (("classes", len(self._classes)),)
+        yield Result("class fd", mean, self._on_images(settings=settings))
+
+    def _copying(self) -> Iterator[Result]:
+        found = copying(self._ours, self._theirs())
+        for i in found.worst(self._config.num_worst).tolist():
+            self._worst.append(
+                {
+                    "image": i,
+                    "nearest": int(found.nearest[i]),
+                    "distance": float(found.distance[i]),
+                    "ratio": float(found.ratio[i]),
+                }
+            )
+        yield Result("authentic", found.authentic_share, self._on_images())
+        yield Result("copy ratio", float(np.median(found.ratio)), self._on_images())
+
+    def _theirs(self) -> np.ndarray:
+        assert self._real.images is not None
+        return self._real.images.features
+
+
+# What each needs of the real images, in the order in which they are shown.
+NEEDS = {
+    "frechet": "statistics",
+    "spatial_frechet": "statistics",
+    "inception_score": "",
+    "kernel": "source",
+    "sliced": "source",
+    "precision_recall": "source",
+    "density_coverage": "source",
+    "relative": "held_out",
+    "classes_apart": "source",
+    "copying": "source",
+}
+
+
+def _settings(fields: ml_collections.ConfigDict) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(fields.items()))
+
+
+def _draw(features: np.ndarray, count: int) -> np.ndarray:
+    order: Int[np.ndarray, " n"] = np.random.default_rng(_DRAW_SEED).permutation(len(features))
+    return features[np.sort(order[:count])]

@@ -1,0 +1,184 @@
+"""What sets are compared with: real images, held-out ones, or statistics that others published."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import ml_collections
+import numpy as np
+from etils import epath
+
+from classifiers.extractors.extractor import Extractor
+from classifiers.extractors.features import images_digest
+from imagen_ft.evaluation.image_sets import ImageSet, check_spec, open_set
+from imagen_ft.evaluation.measures import NEEDS, Images, Real
+from imagen_ft.metrics import reference as npz
+from imagen_ft.metrics.statistics import of_features
+from launch.errors import InputError
+
+STATISTICS = "reference.npz"
+
+
+@dataclasses.dataclass(frozen=True)
+class References:
+    """As a config names them.
+
+    Attributes:
+        statistics: of a file; None where they are of `source`.
+        source: real images; None where there is only a file.
+        held_out: other real images; None without.
+    """
+
+    statistics: npz.Reference | None
+    source: ImageSet | None
+    held_out: ImageSet | None
+
+    def digests(self) -> dict[str, str | None]:
+        """What numbers depend on of all this, for JSON."""
+        source, held_out = (
+            None if images is None else images_digest(images.source)
+            for images in (self.source, self.held_out)
+        )
+        digest = self.statistics.digest if self.statistics else None
+        return {"statistics": digest, "source": source, "held_out": held_out}
+
+    def real(self, see: Callable[[ImageSet], Images], digests: dict[str, str | None]) -> Real:
+        """Their features.
+
+        Args:
+            see: extracts those of a set.
+            digests: as `digests` gives them.
+        """
+        images = see(self.source) if self.source else None
+        held_out = see(self.held_out) if self.held_out else None
+        if self.statistics is not None:
+            pooled, spatial = self.statistics.pooled, self.statistics.spatial
+            statistics_format, digest = "unknown", self.statistics.digest
+        else:
+            assert images is not None and self.source is not None
+            pooled = of_features(images.pooled.features)
+            spatial = None if images.spatial is None else of_features(images.spatial)
+            statistics_format, digest = self.source.file_format, str(digests["source"])
+        return Real(
+            pooled=pooled,
+            spatial=spatial,
+            images=images.pooled if images else None,
+            held_out=held_out.pooled if held_out else None,
+            statistics_digest=digest,
+            images_digest=digests["source"],
+            held_out_digest=digests["held_out"],
+            statistics_format=statistics_format,
+            images_format=self.source.file_format if self.source else None,
+        )
+
+
+def check_references(config: ml_collections.ConfigDict) -> None:
+    """Looks whether `config.reference` has what `config.measures` need.
+
+    Raises:
+        InputError: it has not, or a field is wrong.
+    """
+    reference = config.reference
+    for name in ("source", "held_out"):
+        if reference[name]:
+            check_spec(f"config.reference.{name}", reference[name])
+    for measure in config.measures:
+        needed = NEEDS[measure]
+        if needed == "statistics":
+            if not (reference.statistics or reference.source):
+                raise InputError(
+                    f"config.reference must name statistics or a source for {measure!r}, got "
+                    "neither; set one of them"
+                )
+        elif needed and not reference[needed]:
+            raise InputError(
+                f"config.reference.{needed} must be a set of real images for {measure!r}, got "
+                "none; name one, or leave the measure out of config.measures"
+            )
+
+
+def open_references(
+    config: ml_collections.ConfigDict, extractor: Extractor, mixed: bool
+) -> References:
+    """Opens what `config.reference` names.
+
+    Args:
+        config: of the task.
+        extractor: of its features.
+        mixed: see `open_set`.
+
+    Raises:
+        InputError: something is missing or damaged; the statistics are of another extractor; or
+            they have not what a measure needs.
+    """
+    reference = config.reference
+    statistics = npz.read(reference.statistics) if reference.statistics else None
+    if statistics is not None:
+        made_by = statistics.extractor
+        if made_by is not None and made_by != extractor.made_from:
+            raise InputError(
+                f"{reference.statistics} must be of {_named(extractor.made_from)}, got "
+                f"{_named(made_by)}; take statistics of the same extractor and rule"
+            )
+        if "spatial_frechet" in config.measures and statistics.spatial is None:
+            raise InputError(
+                f"{reference.statistics} must hold mu_s and sigma_s for 'spatial_frechet', got "
+                "neither; leave it out of config.measures, or give another file"
+            )
+    source, held_out = (
+        open_set(name, f"config.reference.{name}", reference[name], mixed)
+        if reference[name]
+        else None
+        for name in ("source", "held_out")
+    )
+    return References(statistics, source, held_out)
+
+
+def check_classes(sets: Sequence[ImageSet], references: References, apart: bool) -> None:
+    """Looks whether labels mean the same in all sets, where classes are told apart.
+
+    Names may differ, as those of a folder and of a prompt do: their number has to be one, and
+    names that occur in both have to have one label.
+
+    Args:
+        sets: that are measured.
+        references: what they are compared with.
+        apart: whether classes are told apart.
+
+    Raises:
+        InputError: they do not.
+    """
+    real = references.source
+    if not apart or real is None:
+        return
+    others = [*sets, *([references.held_out] if references.held_out else [])]
+    for other in others:
+        ours, theirs = other.source.class_names, real.source.class_names
+        if len(ours) != len(theirs):
+            raise InputError(
+                f"{other.name} must have the {len(theirs)} classes of config.reference.source for "
+                f"'classes_apart', got {len(ours)}; leave it out of config.measures"
+            )
+        number = {name: label for label, name in enumerate(theirs)}
+        for label, name in enumerate(ours):
+            if number.get(name, label) != label:
+                raise InputError(
+                    f"{other.name}: label {label} is {name!r}, which is {number[name]} in "
+                    "config.reference.source; bring the classes into one order"
+                )
+
+
+def write_statistics(path: epath.Path, real: Real, extractor: Extractor) -> None:
+    """Keeps the statistics of the real images, for other commands to compare with."""
+    npz.write(path, real.pooled, real.spatial, extractor.made_from)
+
+
+def seen(outputs: dict[str, np.ndarray], name: str) -> np.ndarray | None:
+    """A tap with one row an image; None where it was not asked for."""
+    if name not in outputs:
+        return None
+    return outputs[name].reshape(len(outputs[name]), -1)
+
+
+def _named(made_from: dict) -> str:
+    name, rule, digest = (str(made_from.get(key)) for key in ("name", "rule", "digest"))
+    return f"{name} ({rule}, weights {digest[:12]})"

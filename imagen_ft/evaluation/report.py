@@ -1,0 +1,234 @@
+"""What an evaluation found: a table for a terminal, JSON, and a page with pictures."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+from etils import epath
+from jaxtyping import Int
+
+from classifiers.extractors.extractor import Extractor
+from imagen_ft.evaluation.image_sets import ImageSet
+from imagen_ft.evaluation.measures import Measured
+from imagen_ft.evaluation.mosaic import mosaic
+from imagen_ft.evaluation.references import References
+from imagen_ft.metrics.result import Result, difference
+from input_pipeline.records.image_codec import encode_png
+from input_pipeline.source import Source
+from launch.files import write_json
+from launch.runtime.reports.html import Report
+from launch.runtime.reports.tables import text_table
+
+# Samples of a set, how many are in a row, and classes that stand out, a row each.
+_SAMPLES, _COLUMNS, _CLASSES = 40, 10, 3
+# Rows of the table of classes: beyond it, the worst and the best.
+_ROWS = 100
+_BETTER = {
+    "is": "higher",
+    "precision": "higher",
+    "recall": "higher",
+    "density": "higher",
+    "coverage": "higher",
+    "authentic": "higher",
+    "copy ratio": "higher",
+}
+
+
+def write(
+    workdir: epath.Path,
+    config: ml_collections.ConfigDict,
+    extractor: Extractor,
+    sets: Sequence[ImageSet],
+    references: References,
+    measured: Mapping[str, Measured],
+) -> None:
+    """Writes evaluation.json and report.html, and prints the table.
+
+    Args:
+        workdir: where to.
+        config: of the task.
+        extractor: of all features.
+        sets: that were measured.
+        references: what they were compared with.
+        measured: by name of a set.
+    """
+    header, rows = cells(measured)
+    notes = differences({name: found.results for name, found in measured.items()})
+    by_name = {images.name: images for images in sets}
+    content = {
+        "extractor": extractor.made_from,
+        "sets": {
+            name: {
+                "results": [dataclasses.asdict(result) for result in found.results],
+                "classes": {
+                    by_name[name].source.class_names[label]: row
+                    for label, row in found.classes.items()
+                },
+                "worst": [_named(row, by_name[name], references) for row in found.worst],
+            }
+            for name, found in measured.items()
+        },
+        "differences": notes,
+    }
+    write_json(workdir / "evaluation.json", content)
+    page = Report("Images measured against real ones")
+    page.text(
+        f"Features: {extractor.name}, images by the rule '{extractor.rule}', weights "
+        f"{extractor.digest[:12]}."
+    )
+    page.table(header, rows)
+    for note in notes:
+        page.verdict(note, good=False)
+    if references.source is not None:
+        _samples(page, references.source, "Real images")
+    for images in sets:
+        _section(page, images, references, measured[images.name])
+    page.heading("What the numbers depend on")
+    page.table(*_conditions(measured))
+    page.write(workdir / "report.html")
+    print(f"\n{text_table(header, rows, rule=True)}")
+    for note in notes:
+        print(f"note: {note}")
+
+
+def cells(measured: Mapping[str, Measured]) -> tuple[list[str], list[list[str]]]:
+    """The table of all sets: header and rows."""
+    first = next(iter(measured.values())).results
+    header = ["set", "images", *(result.measure for result in first)]
+    rows = []
+    for name, found in measured.items():
+        count = f"{max(result.conditions.num_images for result in found.results):,}"
+        rows.append([name, count, *(_text(result) for result in found.results)])
+    return header, rows
+
+
+def differences(results: Mapping[str, Sequence[Result]]) -> list[str]:
+    """What keeps sets from being compared with the first one, a line for each reason and set."""
+    (first, expected), *others = results.items()
+    lines = []
+    for name, found in others:
+        measures: dict[str, list[str]] = {}
+        for ours, theirs in zip(expected, found, strict=True):
+            if reason := difference(ours, theirs):
+                measures.setdefault(reason, []).append(ours.measure)
+        lines += [
+            f"{', '.join(names)} of {first} and {name} do not compare: {reason}"
+            for reason, names in measures.items()
+        ]
+    return lines
+
+
+def _section(page: Report, images: ImageSet, references: References, found: Measured) -> None:
+    _samples(page, images, images.name)
+    if found.worst and references.source is not None:
+        pairs = [
+            (
+                images.source[int(row["image"])]["image"],
+                references.source.source[int(row["nearest"])]["image"],
+            )
+            for row in found.worst
+        ]
+        ratios = ", ".join(f"{row['ratio']:.2f}" for row in found.worst)
+        picture = mosaic([image for pair in pairs for image in pair], min(8, 2 * len(pairs)), 2)
+        caption = (
+            f"{images.name}: most like copies, each with its nearest real image to its right; "
+            f"their ratios: {ratios} (0 is a copy, 2 as far as any)."
+        )
+        page.png(encode_png(picture), caption)
+    if found.classes:
+        _classes(page, images, found.classes)
+
+
+def _classes(page: Report, images: ImageSet, classes: dict[int, dict[str, float]]) -> None:
+    names = images.source.class_names
+    measure = "relative" if all("relative" in row for row in classes.values()) else "distance"
+    ordered = sorted(classes, key=lambda label: classes[label][measure])
+    shown = ordered
+    if len(ordered) > _ROWS:
+        half = _ROWS // 2
+        shown = [*ordered[:half], *ordered[-half:]]
+        page.text(f"Of {len(ordered)} classes the {half} best and the {half} worst.")
+    rows = [
+        [
+            names[label],
+            f"{classes[label]['num_images']:,.0f}",
+            _number(classes[label]["distance"]),
+            _number(classes[label]["relative"]) if "relative" in classes[label] else "",
+        ]
+        for label in shown
+    ]
+    page.table(["class, best first", "images", "Frechet distance", "relative"], rows)
+    few = min(_CLASSES, len(ordered) // 2)
+    for title, labels in (("best", ordered[:few]), ("worst", ordered[::-1][:few])):
+        if labels:
+            members = [np.flatnonzero(images.source.labels == label) for label in labels]
+            count = min(_COLUMNS, *map(len, members))
+            picks = np.concatenate([_spread(positions, count) for positions in members])
+            told = ", ".join(names[label] for label in labels)
+            caption = f"{images.name}: the {title} classes by their {measure}: {told}."
+            _picture(page, images.source, picks, count, caption)
+
+
+def _samples(page: Report, images: ImageSet, title: str) -> None:
+    page.heading(title)
+    positions = _spread(np.argsort(images.source.labels, kind="stable"), _SAMPLES)
+    caption = f"Samples of {len(images.source):,} images."
+    _picture(page, images.source, positions, _COLUMNS, caption)
+
+
+def _picture(
+    page: Report, source: Source, positions: Int[np.ndarray, " n"], columns: int, caption: str
+) -> None:
+    pictures = [source[int(i)]["image"] for i in positions]
+    page.png(encode_png(mosaic(pictures, min(columns, len(pictures)))), caption)
+
+
+def _spread(positions: Int[np.ndarray, " n"], count: int) -> Int[np.ndarray, " m"]:
+    """At most so many of them, evenly spaced."""
+    chosen = np.linspace(0, len(positions) - 1, min(count, len(positions)))
+    return positions[chosen.round().astype(int)]
+
+
+def _named(row: dict[str, float], images: ImageSet, references: References) -> dict[str, Any]:
+    """One that is most like a copy, with the keys of both images."""
+    assert references.source is not None
+    keys = {
+        "image": images.source.key(int(row["image"])),
+        "nearest": references.source.source.key(int(row["nearest"])),
+    }
+    return row | keys
+
+
+def _conditions(measured: Mapping[str, Measured]) -> tuple[list[str], list[list[str]]]:
+    header = ["set", "measure", "value", "deviation", "better", "images", "of classes", "files"]
+    header += ["real files", "uint8", "k", "settings", "reference"]
+    rows = []
+    for name, found in measured.items():
+        for result in found.results:
+            where = result.conditions
+            better = _BETTER.get(result.measure.partition(" (")[0], "lower")
+            row = [name, result.measure, _number(result.value)]
+            row += ["" if result.deviation is None else _number(result.deviation), better]
+            row += [f"{where.num_images:,}", where.class_balance, where.file_format]
+            row += [where.reference_file_format or "", where.uint8_rule]
+            row.append("" if where.k is None else f"{where.k} ({where.comparison})")
+            row.append(" ".join(f"{key}={_short(str(value))}" for key, value in where.settings))
+            rows.append([*row, _short(where.reference_digest or "")])
+    return header, rows
+
+
+def _text(result: Result) -> str:
+    deviation = "" if result.deviation is None else f" ± {_number(result.deviation)}"
+    return f"{_number(result.value)}{deviation}"
+
+
+def _number(value: float) -> str:
+    """Four digits, as papers print them."""
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:.1f}"
+
+
+def _short(digest: str) -> str:
+    """The beginning of a digest is enough to tell it from others."""
+    return digest[:12] if len(digest) == 64 else digest
