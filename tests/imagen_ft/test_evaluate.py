@@ -1,14 +1,17 @@
 """imagen_ft.evaluate through its command line, on digits and an untrained network."""
 
+import dataclasses
 import json
 import pickle
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
 from classifiers.extractors.classifier import classifier
 from imagen_ft import evaluate
+from imagen_ft.evaluation.extractors import KINDS
 from imagen_ft.metrics import reference
 from imagen_ft.metrics.frechet import frechet_distance
 from imagen_ft.metrics.kernel_distance import kernel_distance
@@ -154,6 +157,32 @@ def test_statistics_of_a_file(folder, measured, tmp_path, capsys):
     assert run(evaluate.main, folder / "config.py", tmp_path / "y", ONLY, file) == 2
     assert "take statistics of the same extractor and rule" in capsys.readouterr().err
     assert not (tmp_path / "y").exists()
+
+
+def test_fid_and_sfid_are_on_inception_alone(folder, measured, tmp_path, monkeypatch):
+    assert [name for name, kind in KINDS.items() if not kind.suffix] == ["inception"]
+    assert [name for name, kind in KINDS.items() if kind.has_spatial] == ["inception"]
+    whole = classifier(folder / "run")
+
+    def corners(variables, images):
+        taps = whole.apply(variables, images)
+        return taps | {"spatial": taps["spatial"][:, ::7, ::7, :3]}
+
+    extractor = dataclasses.replace(whole, name="corners", apply=jax.jit(corners))
+    stand_in = dataclasses.replace(
+        KINDS["classifier"], open=lambda fields: extractor, suffix="", has_spatial=True
+    )
+    monkeypatch.setitem(KINDS, "classifier", stand_in)
+    measures = "--config.measures=('frechet', 'spatial_frechet')"
+    assert run(evaluate.main, folder / "config.py", tmp_path / "x", measures) == 0
+    ours, theirs = (
+        of_features(np.asarray(corners(whole.variables, images)["spatial"]).reshape(-1, 12))
+        for images in (images_of_set(), digits("pool").images)
+    )
+    distance = frechet_distance(ours, theirs)
+    assert found(tmp_path / "x", "set", "sfid")["value"] == pytest.approx(distance, rel=1e-3)
+    fid, fd = found(tmp_path / "x", "set", "fid"), found(measured, "set", "fd (run)")
+    assert fid["value"] == pytest.approx(fd["value"], rel=1e-4)
 
 
 def folder_of_two_sizes(path):
