@@ -187,9 +187,9 @@ def test_attempts_of_a_run(tmp_path, capsys):
     assert (cut.first_step, cut.last_step, cut.end, cut.exit_code) == (1, 5, "failed", 1)
     assert (done.first_step, done.last_step, done.end, done.exit_code) == (4, 8, "done", 0)
     assert cut.error == "PowerCut" and (cut.number, done.number) == (1, 2)
-    for kind in ("startup", "restore", "compile", "steps", "data", "evaluation", "checkpoint"):
-        assert cut.seconds[kind] > 0, kind
-    assert done.seconds["repeated"] > 0 and "repeated" not in cut.seconds
+    # Milliseconds are written down, and some kinds of work take less; what took none is left out.
+    kinds = {"startup", "restore", "compile", "steps", "data", "evaluation", "checkpoint"}
+    assert cut.seconds.keys() == kinds and done.seconds.keys() == kinds | {"repeated"}
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("toy: productive ") and " in 2 attempts: start-up " in said
     before = (tmp_path / GOODPUT).read_bytes()
