@@ -170,6 +170,7 @@ def sampling_times(
         InputError: no such spacing, or a number of steps that it or the schedule does not have.
     """
     total = schedule.num_train_timesteps or 1000
+    whole = np.round if schedule.num_train_timesteps else np.asarray
     if num_steps < 1:
         raise InputError(f"sampler.num_steps={num_steps}: at least 1 step is needed")
     if num_steps > total and schedule.num_train_timesteps:
@@ -182,17 +183,17 @@ def sampling_times(
                 f"{num_steps}"
             )
     elif spacing == "linspace":
-        steps = np.linspace(0, total - 1, num_steps)[::-1]
+        steps = whole(np.linspace(0, total - 1, num_steps)[::-1])
     elif spacing == "leading":
         ratio = total // num_steps if schedule.num_train_timesteps else total / num_steps
         steps = np.arange(num_steps)[::-1] * ratio
     elif spacing == "trailing":
-        steps = np.arange(num_steps, 0, -1) * (total / num_steps) - 1
+        # Halves are rounded as in diffusers: these sums, before the 1 is taken off. Their last
+        # digits can make one number too many.
+        steps = whole(np.arange(total, 0, -total / num_steps)[:num_steps]) - 1
     else:
         names = ", ".join((*SPACINGS, *named_spacings()))
         raise InputError(f"sampler.spacing={spacing!r}: known are {names}")
-    if schedule.num_train_timesteps:
-        steps = np.round(steps)
     return np.append((steps + 1) / total, 0.0).astype(np.float32)
 
 

@@ -21,13 +21,19 @@ def theirs_to_torch(x):
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("num_steps", [1, 10, 27, 333, 1000])
-def test_spacings(spacing, num_steps):
-    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", timestep_spacing=spacing)
-    scheduler.set_timesteps(num_steps)
-    times = sampling_times(SCHEDULE, num_steps, spacing)
-    np.testing.assert_array_equal(SCHEDULE.model_time(times[:-1]), scheduler.timesteps)
-    assert times[-1] == 0
+@pytest.mark.parametrize("total", [1, 15, 16, 64, 100, 1000])
+def test_spacings(spacing, total):
+    options = dict(num_train_timesteps=total, timestep_spacing=spacing)
+    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", **options)
+    for num_steps in range(1, total + 1):
+        scheduler.set_timesteps(num_steps)
+        # Of 'trailing' theirs has at times one step too many, -1.
+        expected = scheduler.timesteps.numpy()[:num_steps]
+        times = sampling_times(SquaredCos(total), num_steps, spacing)
+        np.testing.assert_array_equal(np.round(times * total) - 1, [*expected, -1])
+        if num_steps in (8, total):
+            times = SquaredCos(total).model_time(times[:-1])
+            np.testing.assert_array_equal(times, expected)
 
 
 def test_named_spacings():
