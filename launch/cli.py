@@ -3,7 +3,7 @@
 | code | means | a scheduler |
 |---|---|---|
 | 0 | done | goes on |
-| 1 | failed: a bug, or training that diverged | does not restart it, it would end the same way |
+| 1 | failed: a bug, or NaN and infinity in a network | does not restart it, it would end so again |
 | 2 | wrong input or a full disk: the line says what to mend | does not restart it before that |
 | 75 | preempted, all work is saved; another process, or the object store, is lost | runs it again |
 | 130 | interrupted from the keyboard | leaves that to the user |

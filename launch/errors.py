@@ -160,7 +160,7 @@ class Unreachable(Failed):
 
 
 class Diverged(Failed):
-    """Training has left the finite numbers; a restart would end in the same place."""
+    """Training or drawing has left the finite numbers; a restart would end in the same place."""
 
 
 def outcome(error: BaseException) -> tuple[int, str] | None:

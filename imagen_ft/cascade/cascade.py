@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int, Key, UInt8
+from jaxtyping import Bool, Float, Int, Key, UInt8
 
 from imagen_ft.cascade.changes import changed
+from imagen_ft.cascade.finite import checked
 from imagen_ft.cascade.loading import load_stages, with_dtypes
 from imagen_ft.cascade.request import Request
 from imagen_ft.diffusion.from_config import make_stages
@@ -24,7 +25,7 @@ from imagen_ft.text.encoders import TextEncoder, check_prompts, make_text_encode
 from launch.runtime.config import load_config, reading
 from launch.runtime.devices.hardware import architecture
 from launch.runtime.devices.mesh import fetch, fetch_behind, put_split
-from launch.runtime.images import to_float, to_uint8
+from launch.runtime.images import finite_images, to_float, to_uint8
 from launch.runtime.limits import BATCH, check_numbers
 from launch.runtime.types import Array
 
@@ -147,6 +148,7 @@ class Cascade:
 
         Raises:
             InputError: see `Request.check`.
+            Diverged: see `stream`.
         """
         request, batches = Request(prompts, **fields), []
         if request.batch_size is None:
@@ -175,10 +177,13 @@ class Cascade:
 
         Raises:
             InputError: see `Request.check`; at once, not with the first batch.
+            Diverged: in place of a batch of which a stage has left the finite numbers.
         """
         request.check(self.stages, self.class_names)
         shown = slice(None) if every_stage else slice(-1, None)
-        return fetch_behind(stages[shown] for stages in self._dispatch(request))
+        batches = ((stages[shown], finite) for stages, finite in self._dispatch(request))
+        run = self._named_stages(request.first_stage(self.stages))
+        return checked(fetch_behind(batches), run, request, self.class_names)
 
     def rounding(self) -> dict[str, Any]:
         """What decides, besides a request, how the sums behind an image are rounded; as JSON.
@@ -200,15 +205,23 @@ class Cascade:
     def path(
         self, prompts: Sequence[str], seed: int = 0
     ) -> UInt8[np.ndarray, "steps n size size c"]:
-        """How the base comes to the images that `sample` draws: its predictions, step by step."""
-        Request(prompts, seed=seed).check(self.stages, self.class_names)
+        """How the base comes to the images that `sample` draws: its predictions, step by step.
+
+        Raises:
+            InputError: see `Request.check`.
+            Diverged: see `stream`.
+        """
+        request = Request(prompts, seed=seed)
+        request.check(self.stages, self.class_names)
         count = len(prompts)
         padding = _multiple(count, self._ways) - count
         keys = _keys(seed, 0, np.pad(np.arange(count), (0, padding)))
         text = _filled(self.encoder.embed(prompts), 0, padding)
         with self._on_mesh(keys=keys, text=text) as inputs:
             steps = self.stages[0].path(self.variables[0], null_text=self._null_text, **inputs)
-        return fetch(to_uint8(steps))[:, :count]
+            drawn = fetch(to_uint8(steps))[:, :count], [fetch(finite_images(steps[-1]))[:count]]
+        base = self._named_stages(0, 1)
+        return next(checked([drawn], base, request, self.class_names))
 
     @functools.cached_property
     def _null_text(self) -> Float[np.ndarray, "1 n d"]:
@@ -223,8 +236,16 @@ class Cascade:
         texts, rows = np.unique(list(request.prompts), return_inverse=True)
         return self.encoder.embed(texts.tolist()), rows
 
-    def _dispatch(self, request: Request) -> Iterator[list[UInt8[Array, "b size size c"]]]:
-        """The images of every stage, batch by batch, on the devices; none is waited for."""
+    def _named_stages(self, first: int, last: int | None = None) -> dict[str, Stage]:
+        """Some of the stages, by their names in the config."""
+        names = {entry.stage.size: name for name, entry in self.config.stages.items()}
+        some = self.stages[first:last]
+        return {names.get(stage.denoiser.size, str(stage.denoiser.size)): stage for stage in some}
+
+    def _dispatch(
+        self, request: Request
+    ) -> Iterator[tuple[list[UInt8[Array, "b size size c"]], list[Bool[Array, " b"]]]]:
+        """See `_run_stages`: batch by batch, on the devices; none is waited for."""
         states, rows = self._embed(request)
         indices = np.arange(len(rows)) if request.indices is None else np.asarray(request.indices)
         optional = {"low": request.low, "start": request.start}
@@ -265,8 +286,8 @@ class Cascade:
         positions: Int[np.ndarray, " b"],
         inputs: dict[str, np.ndarray],
         begin: dict[str, Array],
-    ) -> list[Array]:
-        """The images of every stage, uint8 [b, size, size, c], each of its own size.
+    ) -> tuple[list[Array], list[Array]]:
+        """The images of every stage, uint8 [b, size, size, c], and which of them are finite.
 
         Args:
             request: that the batch is of.
@@ -275,12 +296,13 @@ class Cascade:
             inputs: `text` and `indices` of the batch.
             begin: `low` and `start` of the first stage, in [-1, 1], where the request has them.
         """
-        stages = []
+        stages, finite = [], []
         for number in range(request.first_stage(self.stages), len(self.stages)):
             images = self._run_stage(number, request, sizes[number], positions, inputs | begin)
             stages.append(to_uint8(images))
+            finite.append(finite_images(images))
             begin = {"low": images}
-        return stages
+        return stages, finite
 
     def _run_stage(
         self,

@@ -50,6 +50,14 @@ class Request:
         rows = self.labels if self.prompts is None else self.prompts
         return 0 if rows is None else len(rows)
 
+    def describe(self, row: int, class_names: Sequence[str]) -> str:
+        """An image in words: its number in the set, and its prompt."""
+        index = row if self.indices is None else int(self.indices[row])
+        if self.prompts is not None:
+            return f"image {index} of the prompt {self.prompts[row]!r}"
+        labels = np.asarray(self.labels)
+        return f"image {index} of the class {class_names[labels[row]]!r}"
+
     def check(self, stages: Sequence[Stage], class_names: Sequence[str]) -> None:
         """Looks whether a cascade can draw this.
 

@@ -33,7 +33,7 @@ def guide(
 def threshold(
     x0: Float[Array, "b h w c"], percentile: float, maximum: float = float("inf")
 ) -> Float[Array, "b h w c"]:
-    """Keeps predicted images in [-1, 1].
+    """Keeps predicted images in [-1, 1]; what is infinite there becomes NaN, and is not hidden.
 
     Args:
         x0: predicted images.
@@ -41,6 +41,7 @@ def threshold(
             its absolute values, where that exceeds 1 (dynamic thresholding).
         maximum: the most that is divided by (IF: 1.5 at 64 px, 1 above).
     """
+    x0 = jnp.where(jnp.isinf(x0), jnp.nan, x0)
     if percentile < 100.0:
         limit = percentile_of_rows(jnp.abs(x0).reshape(len(x0), -1), percentile)
         limit = jnp.clip(limit, 1.0, maximum)[:, None, None, None]

@@ -1,21 +1,22 @@
 """Pictures of what a stage has learned so far: the same images, with the same noise, each time."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
 
 from imagen_ft.diffusion.from_config import make_stage
 from imagen_ft.training.image_losses import shrink
 from imagen_ft.training.images import TrainingImages, evaluation_transform
 from imagen_ft.training.training import Training
+from launch.cli import say
 from launch.runtime.devices.mesh import replicate
-from launch.runtime.images import to_float, to_uint8
+from launch.runtime.images import finite_images, to_float, to_uint8
 from launch.runtime.reports import image_grid
 from launch.runtime.state import TrainState
 from launch.runtime.types import Array, Variables
@@ -52,19 +53,36 @@ def make_pictures(
     placed_low = None if low is None else replicate(mesh, low)
 
     @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, P()))
-    def draw(variables: Variables, text: Array, null: Array, low: Array | None) -> Array:
+    def draw(
+        variables: Variables, text: Array, null: Array, low: Array | None
+    ) -> tuple[Array, Array]:
         keys = jax.random.split(training.evaluation_key, len(labels))
-        return to_uint8(stage.sample(variables, keys, text, null, low))
+        drawn = stage.sample(variables, keys, text, null, low)
+        return to_uint8(drawn), finite_images(drawn)
 
     def figure(state: TrainState) -> Figure:
-        drawn = np.asarray(draw(state.inference_variables, text, null, placed_low))
+        drawn, finite = map(np.asarray, draw(state.inference_variables, text, null, placed_low))
+        names = _marked(captions, finite, int(state.step))
         if low is None:
-            return image_grid.grid(list(drawn), captions, columns=min(8, len(drawn)))
+            return image_grid.grid(list(drawn), names, columns=min(8, len(drawn)))
         began = np.asarray(to_uint8(low)).repeat(denoiser.size // denoiser.low_size, axis=1)
         began = began.repeat(denoiser.size // denoiser.low_size, axis=2)
-        rows = zip(began, drawn, real, captions, strict=True)
-        tiles = [image for *three, _ in rows for image in three]
-        names = [(name, "drawn", "real") for name in captions]
-        return image_grid.grid(tiles, [name for three in names for name in three], columns=6)
+        tiles = [image for three in zip(began, drawn, real, strict=True) for image in three]
+        titles = [title for name in names for title in (name, "drawn", "real")]
+        return image_grid.grid(tiles, titles, columns=6)
 
     return figure
+
+
+def _marked(captions: Sequence[str], finite: Bool[np.ndarray, " n"], step: int) -> list[str]:
+    """Captions that say which images are not finite; so does a line. Training goes on."""
+    if not finite.all() and jax.process_index() == 0:
+        wrong = [caption for caption, sound in zip(captions, finite, strict=True) if not sound]
+        say(
+            f"warning: pictures of step {step}: {len(wrong)} of {len(captions)} have NaN or "
+            f"infinity, first that of {wrong[0]!r}"
+        )
+    return [
+        caption if sound else f"not finite: {caption}"
+        for caption, sound in zip(captions, finite, strict=True)
+    ]

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from launch.runtime.types import Array
 
@@ -14,5 +14,11 @@ def to_float(images: UInt8[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
 
 @jax.jit
 def to_uint8(images: Float[Array, "*b h w c"]) -> UInt8[Array, "*b h w c"]:
-    """[-1, 1] to [0, 255], rounded."""
+    """[-1, 1] to [0, 255], rounded; NaN becomes any number, see `finite_images`."""
     return jnp.round(jnp.clip(images * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)
+
+
+@jax.jit
+def finite_images(images: Float[Array, "b h w c"]) -> Bool[Array, " b"]:
+    """Which images have neither NaN nor infinity; on the device, where they are."""
+    return jnp.isfinite(images).all(axis=(1, 2, 3))

@@ -8,6 +8,7 @@ from unittest import mock
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -18,6 +19,7 @@ from configs.digits import finetune_base4
 from imagen_ft import sample
 from imagen_ft.cascade import Cascade, film
 from imagen_ft.diffusion.from_config import make_denoiser
+from imagen_ft.diffusion.stage import Stage
 from imagen_ft.text import __main__
 from imagen_ft.training import warm_start
 from imagen_ft.training.training import Training
@@ -236,3 +238,14 @@ def test_training_begins_with_the_weights(work):
     for start in (warm_start.check_start, lambda t: warm_start.create(t, make_mesh({"data": -1}))):
         with pytest.raises(InputError, match=r"prediction='v', but the weights of .* give 'eps'"):
             start(other)
+
+
+def test_what_is_no_number_is_not_written(work, tmp_path, capsys, monkeypatch):
+    draw = lambda _, variables, keys, **__: jnp.full((len(keys), 8, 8, 3), jnp.inf)  # noqa: E731
+    monkeypatch.setattr(Stage, "sample", draw)
+    assert run(work, tmp_path, "--prompt=two cats") == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(
+        "error: stage base64 drew NaN or infinity for image 0 of the prompt 'two"
+    )
+    assert not list(tmp_path.iterdir())

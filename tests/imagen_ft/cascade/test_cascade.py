@@ -12,7 +12,8 @@ from imagen_ft.cascade import Request
 from imagen_ft.diffusion import samplers
 from imagen_ft.diffusion.from_config import make_denoiser, make_stage
 from imagen_ft.diffusion.stage import Stage
-from launch.errors import InputError
+from imagen_ft.text import encoders
+from launch.errors import Diverged, InputError
 from launch.runtime.images import to_float
 from tests.support.close import assert_same_up_to_rounding
 from tests.support.small_cascade import (
@@ -388,9 +389,60 @@ def test_a_stream_is_one_batch_ahead_and_no_more(cascade, monkeypatch):
     cascades, meshes = "imagen_ft.cascade.cascade", "launch.runtime.devices.mesh"
     steps = []
     monkeypatch.setattr(f"{cascades}.to_uint8", lambda images: steps.append("run") or images)
-    monkeypatch.setattr(f"{meshes}.fetch", lambda images: steps.append(images.shape))
+    flags = jnp.ones(2, bool)
+
+    def fetch(array):
+        if array.ndim > 1:
+            steps.append(array.shape)
+        return flags
+
+    monkeypatch.setattr(f"{meshes}.fetch", fetch)
     for _ in dataclasses.replace(cascade, batch_size=2).stream(Request(["ab"] * 5)):
         steps.append("use")
     run = ["run", "run"]  # both stages
     fetched = [*run, *run, (2, 8, 8, 1), "use", *run, (2, 8, 8, 1), "use", (1, 8, 8, 1), "use"]
     assert steps == fetched
+
+
+@dataclasses.dataclass(frozen=True)
+class BadStates(encoders.FixedTextEncoder):
+    """States of which one prompt's are no numbers."""
+
+    def embed(self, prompts):
+        states = super().embed(prompts)
+        states[[prompt == "de" for prompt in prompts]] = np.nan
+        return states
+
+
+def test_an_image_that_is_not_finite_is_named(cascade):
+    """It is the network's output: an infinity would be clipped, and NaN be cast to 0."""
+    text = encoder()
+    bad = dataclasses.replace(
+        cascade, encoder=BadStates(text.model, text.max_length, text.seed), batch_size=2
+    )
+    words = r"stage base4 drew NaN or infinity for image 43 of the prompt 'de': .* in float32"
+    options = dict(indices=np.array([40, 41, 42, 43, 44]), batch_size=2)
+    with pytest.raises(Diverged, match=words):
+        bad.sample(["ab", "c", "c", "de", "de"], **options)
+    batches = bad.stream(Request(labels=np.array([0, 0, 1, 2, 0, 0]), batch_size=2))
+    next(batches)
+    with pytest.raises(Diverged, match="image 3 of the class 'de'"):
+        next(batches)
+    with pytest.raises(Diverged, match="stage base4 drew NaN or infinity for image 1 of"):
+        bad.path(["ab", "de"])
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_stage_that_is_not_finite_is_named(cascade, number):
+    """Of all images; and of a network that says infinity."""
+
+    def spoil(path, leaf):
+        last = [key.key for key in path[-2:]] == ["conv_out", "bias"]
+        return leaf + np.inf if last else leaf
+
+    variables = list(cascade.variables)
+    variables[number] = jax.tree_util.tree_map_with_path(spoil, variables[number])
+    spoilt = dataclasses.replace(cascade, variables=tuple(variables))
+    words = f"stage {('base4', 'sr8')[number]} drew .* image 0 of the prompt 'ab' and 1 more of its"
+    with pytest.raises(Diverged, match=words):
+        spoilt.sample(["ab", "c"])

@@ -42,6 +42,17 @@ def test_threshold_has_a_maximum():
     np.testing.assert_allclose(threshold(x0, 95.0, 1.5), np.clip(x0, -1.5, 1.5) / 1.5, rtol=1e-6)
 
 
+@pytest.mark.parametrize("percentile", [95.0, 100.0])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_threshold_hides_no_infinity(value, percentile):
+    """Clipped it would be a pixel like others; other images are as they were."""
+    x0 = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype(np.float32)
+    x0[1, 2, 3, 0] = value
+    limited = np.asarray(threshold(x0, percentile, 1.5))
+    assert np.isnan(limited[1, 2, 3, 0])
+    assert np.isfinite(limited[[0, 2]]).all()
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 48, 12288])
 @pytest.mark.parametrize("percentile", [0.0, 33.3, 95.0, 99.5, 100.0])
 def test_percentile_is_that_of_a_sort(percentile, size):

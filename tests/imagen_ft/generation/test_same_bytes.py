@@ -6,9 +6,11 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from imagen_ft import generate
+from imagen_ft.diffusion.stage import Stage
 from imagen_ft.generation import worker
 from launch.runtime import app
 from tests.imagen_ft.trivial_generate import CONFIG
@@ -36,11 +38,11 @@ def draw(tmp_path_factory):
     def load(config, mesh):
         return dataclasses.replace(cascade, batch_size=config.batch_size)
 
-    def run(workdir, *flags):
+    def run(workdir, *flags, code=0):
         argv = ["generate", f"--config={folder / 'config.py'}", f"--workdir={workdir}", *flags]
         with pytest.raises(SystemExit) as ended:
             app.run(generate.main, generate.__doc__, generate.define_flags, argv)
-        assert not ended.value.code
+        assert (ended.value.code or 0) == code
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generate, "load_cascade", load)
@@ -76,3 +78,24 @@ def test_shards_that_are_left(draw, whole, tmp_path, shards, flags):
         flip_byte(paths[shard], 70) if flags else paths[shard].unlink()
     draw(folder, *flags)
     assert images(folder) == images(whole)
+
+
+def test_no_shard_with_what_is_no_number(draw, whole, tmp_path, capsys, monkeypatch):
+    """Of 34 images the one at position 15, in the second batch of ten; a shard has six."""
+    original, calls = Stage.sample, []
+
+    def sample(stage, variables, keys, **inputs):
+        images = original(stage, variables, keys, **inputs)
+        calls.append(stage.denoiser.size)
+        # The base has batches of five.
+        return images.at[0].set(np.nan) if calls.count(4) == 4 and calls[-1] == 4 else images
+
+    monkeypatch.setattr(Stage, "sample", sample)
+    draw(tmp_path / "set", code=1)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: stage base4 drew NaN or infinity for image "), said
+    shards = [path.name.split("-")[2] for path in (tmp_path / "set").glob("*.tfrecord-*")]
+    assert shards == ["00000"]
+    monkeypatch.undo()
+    draw(tmp_path / "set")
+    assert images(tmp_path / "set") == images(whole)

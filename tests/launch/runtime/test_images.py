@@ -1,6 +1,6 @@
 import numpy as np
 
-from launch.runtime.images import to_float, to_uint8
+from launch.runtime.images import finite_images, to_float, to_uint8
 
 
 def test_to_uint8():
@@ -13,3 +13,9 @@ def test_to_float_is_undone_by_to_uint8():
     floats = np.asarray(to_float(values))
     assert floats.min() == -1.0 and floats.max() == 1.0
     np.testing.assert_array_equal(to_uint8(floats), values)
+
+
+def test_finite_images():
+    images = np.zeros((4, 2, 2, 3), np.float32)
+    images[0, 1, 1, 2], images[2, 0, 0, 0], images[3, 0, 1, 1] = np.nan, -np.inf, 1e30
+    assert finite_images(images).tolist() == [False, True, False, True]
