@@ -84,8 +84,8 @@ class Cascade:
     def with_(self, **changes: Any) -> "Cascade":
         """The same weights with another way of sampling: `with_(guidance_weight=2.0)`.
 
-        A program is compiled for each way of sampling when it first draws, and kept: going back to
-        an earlier one costs nothing. Stages that do not change keep theirs.
+        A program is compiled for each sampler and number of steps, with guidance and without, when
+        it first draws, and kept: other weights, variances and levels of noise cost nothing.
 
         Args:
             **changes: of all stages: `sampler` ('ddpm', 'ddim'), `num_steps`, `spacing`,
@@ -316,8 +316,9 @@ class Cascade:
 
         The image at position p is in row p % size: how a compiler rounds can depend on the row.
         """
-        stage, skip_steps = self.stages[number], 0 if number else request.skip_steps
-        options = dict(null_text=self._null_text, skip_steps=skip_steps)
+        stage, numbers = self.stages[number].split()
+        skip_steps = 0 if number else request.skip_steps
+        options = dict(null_text=self._null_text, skip_steps=skip_steps, numbers=numbers)
         drawn = []
         for part in _runs(positions, size):
             first = int(positions[part.start]) % size

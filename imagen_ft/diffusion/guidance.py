@@ -9,7 +9,7 @@ from launch.runtime.types import Array
 
 
 def guide(
-    output: Float[Array, "two_b h w c"], weight: float, channels: int
+    output: Float[Array, "two_b h w c"], weight: float | Float[Array, ""], channels: int
 ) -> Float[Array, "b h w c"]:
     """Guided output of a doubled batch: w output(x, text) + (1 - w) output(x, null).
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float, Key
 
 from imagen_ft.diffusion import guidance, samplers
@@ -15,6 +16,9 @@ from launch.runtime.types import Array, Variables
 
 LowImage = Float[Array, "b low_h low_w c"]
 Output = Float[Array, "b h w outputs"]
+# Of a stage, by the name of its field, or of its sampler's: 'sampler.eta'.
+Numbers = dict[str, Float[Array, ""]]
+_OF_SAMPLER = "sampler."
 
 # The condition's noise is apart from the steps', which count from 0.
 CONDITION_STEP = 2**31 - 1
@@ -27,7 +31,7 @@ class Stage:
     Attributes:
         denoiser: the network.
         sampler: steps and variances.
-        guidance_weight: 1 is none.
+        guidance_weight: 1 is none; an array is a weight that is an input of the program.
         threshold_percentile: see `guidance.threshold`.
         noise_augmentation: level of the low-resolution images' noise, in [0, 1].
         threshold_maximum: see `guidance.threshold`.
@@ -38,9 +42,9 @@ class Stage:
 
     denoiser: Denoiser
     sampler: samplers.Sampler
-    guidance_weight: float
+    guidance_weight: float | Float[Array, ""]
     threshold_percentile: float
-    noise_augmentation: float
+    noise_augmentation: float | Float[Array, ""]
     threshold_maximum: float = float("inf")
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     batch_size: int = 0
@@ -55,6 +59,7 @@ class Stage:
         low: LowImage | None = None,
         start: Image | None = None,
         skip_steps: int = 0,
+        numbers: Numbers | None = None,
     ) -> Image:
         """Draws one image a key, in [-1, 1].
 
@@ -66,9 +71,48 @@ class Stage:
             low: for super-resolution, what the images show.
             start: images to begin with; see `samplers.sample`.
             skip_steps: see `samplers.sample`.
+            numbers: take the place of the stage's own, see `split`.
         """
         options = dict(start=start, skip_steps=skip_steps)
-        return self.run(variables, self._noise(keys), text, null_text, low, **options)[0]
+        stage = self if numbers is None else self._with(numbers)
+        return stage.run(variables, stage._noise(keys), text, null_text, low, **options)[0]
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the network runs twice."""
+        return not isinstance(self.guidance_weight, float | int) or self.guidance_weight != 1.0
+
+    def split(self) -> tuple["Stage", Numbers]:
+        """A stage that all have which need the same program, and the numbers that this one has.
+
+        `stage.sample(..., numbers=numbers)` of it draws what this one does, but for rounding.
+        """
+        sampler: Any = self.sampler  # a dataclass, which its protocol cannot say
+        own = {
+            field.name: getattr(sampler, field.name)
+            for field in dataclasses.fields(sampler)
+            # What may be an array as well says so.
+            if field.type is not float and type(getattr(sampler, field.name)) is float
+        }
+        numbers = {f"{_OF_SAMPLER}{name}": number for name, number in own.items()}
+        numbers["noise_augmentation"] = self.noise_augmentation
+        form: dict[str, Any] = {"noise_augmentation": 0.0}
+        if self.is_guided:
+            numbers["guidance_weight"] = self.guidance_weight
+            form["guidance_weight"] = 2.0  # Any but 1.
+        form["sampler"] = dataclasses.replace(sampler, **dict.fromkeys(own, 0.0))
+        inputs: Numbers = {name: np.asarray(x, np.float32) for name, x in numbers.items()}
+        return dataclasses.replace(self, **form), inputs
+
+    def _with(self, numbers: Numbers) -> "Stage":
+        own: dict[str, Any] = dict(numbers)
+        of_sampler = {
+            name.removeprefix(_OF_SAMPLER): own.pop(name)
+            for name in numbers
+            if name.startswith(_OF_SAMPLER)
+        }
+        sampler: Any = self.sampler
+        return dataclasses.replace(self, sampler=dataclasses.replace(sampler, **of_sampler), **own)
 
     @functools.partial(jax.jit, static_argnums=0)
     def path(
@@ -113,7 +157,7 @@ class Stage:
         condition: Image | None,
         level: Array | None,
     ) -> samplers.Denoise:
-        denoiser, guided = self.denoiser, self.guidance_weight != 1.0
+        denoiser, guided = self.denoiser, self.is_guided
         if guided:
             # A doubled batch sees everything but the text twice.
             text = jnp.concatenate([text, jnp.broadcast_to(null_text, text.shape)])

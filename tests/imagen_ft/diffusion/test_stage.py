@@ -302,3 +302,21 @@ def test_upsample(method, options, low, size):
     columns = torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1)))
     expected = torch.nn.functional.interpolate(columns, size=(size, size), **options)
     np.testing.assert_allclose(np.moveaxis(np.asarray(upsampled), -1, 1), expected, atol=2e-6)
+
+
+def test_numbers_are_inputs_of_one_program():
+    keys = jax.random.split(jax.random.key(0), IMAGES)
+    stages = [
+        make_stage(guidance_weight=weight, sampler=DDPM(STEPS, coeff))[0]
+        for weight, coeff in ((1.5, 0.0), (4.0, 0.5), (4.0, 1.0))
+    ]
+    forms, numbers = zip(*(stage.split() for stage in stages), strict=True)
+    assert len(set(forms)) == 1
+    programs, found = Stage.sample._cache_size(), []
+    for form, own in zip(forms, numbers, strict=True):
+        found.append(form.sample(VARIABLES, keys, TEXT, NULL, numbers=own))
+    assert Stage.sample._cache_size() == programs + 1
+    np.testing.assert_allclose(found[1], stages[1].sample(VARIABLES, keys, TEXT, NULL), atol=1e-5)
+    assert np.abs(found[1] - found[2]).max() > 1e-2
+    # Without guidance the network runs once.
+    assert make_stage(sampler=DDPM(STEPS, 0.0))[0].split()[0] != forms[0]
