@@ -49,6 +49,12 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "prompts", None, "text file, one prompt a line, or a JSON list", flag_values=values
     )
+    flags.DEFINE_string(
+        "negative_prompt",
+        None,
+        "what not to draw, where there is guidance; short for --config.negative_prompt",
+        flag_values=values,
+    )
     flags.DEFINE_integer(
         "path", 0, "moments of the denoising that path.png shows; 0 for none", flag_values=values
     )
@@ -72,6 +78,9 @@ def read_prompts(values: flags.FlagValues) -> dict[str, str]:
 def main(args: app.Arguments) -> None:
     """Runs the task."""
     config = with_dtypes(args.config)
+    if args.flags.negative_prompt is not None:
+        with config.unlocked():
+            config.negative_prompt = args.flags.negative_prompt
     given = read_prompts(args.flags)
     names = class_names.resolve(config.class_names)
     check_prompts(list(given.values()), names, list(given))

@@ -28,6 +28,7 @@ def get_config(arg=""):
     config.class_names = common.CLASS_NAMES
     config.real_source = common.source(args, "train")
     config.text = drawn.text
+    config.negative_prompt = ""  # what guidance leads away from; none is no text
     config.stages = drawn.stages
     config.batch_size = 500
     config.mesh = dict(data=-1, fsdp=1, tensor=1)

@@ -27,6 +27,7 @@ def get_config(arg=""):
     config.seed = 0
     config.class_names = common.CLASS_NAMES
     config.text = common.TEXT
+    config.negative_prompt = ""  # what guidance leads away from; none is no text
     config.stages = dict(
         base16=dict(
             run="runs/cifar10/base16",

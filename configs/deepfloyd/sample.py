@@ -36,6 +36,7 @@ def get_config(arg=""):
     config.seed = 0
     config.class_names = ()
     config.text = dict(cache="data/text", null="empty", shape=(77, 4096))
+    config.negative_prompt = ""  # what guidance leads away from; none is no text
     # IFPipeline's and IFSuperResolutionPipeline's defaults.
     config.stages = dict(
         base64=dict(

@@ -53,6 +53,7 @@ def cascade() -> ConfigDict:
     config.seed = 0
     config.class_names = CLASS_NAMES
     config.text = text()
+    config.negative_prompt = ""  # what guidance leads away from; none is no text
     config.stages = dict(
         base4=dict(
             run="runs/digits/finetune_base4",

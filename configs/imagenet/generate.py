@@ -102,6 +102,7 @@ def get_config(arg=""):
     config.real_source = common.train_source(args)
     # Of all stages the same.
     config.text = cascade[64]["training"].get_config(local).text
+    config.negative_prompt = ""  # what guidance leads away from; none is no text
     config.stages = {
         stage["name"]: dict(
             run=f"runs/imagenet/{stage['name']}",

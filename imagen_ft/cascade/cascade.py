@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, overload
@@ -17,7 +16,7 @@ from jaxtyping import Bool, Float, Int, Key, UInt8
 from imagen_ft.cascade.changes import changed
 from imagen_ft.cascade.finite import checked
 from imagen_ft.cascade.loading import load_stages, with_dtypes
-from imagen_ft.cascade.request import Request
+from imagen_ft.cascade.request import Request, RequestTexts
 from imagen_ft.diffusion.from_config import make_stages
 from imagen_ft.diffusion.stage import Stage
 from imagen_ft.text import class_names
@@ -179,7 +178,7 @@ class Cascade:
             InputError: see `Request.check`; at once, not with the first batch.
             Diverged: in place of a batch of which a stage has left the finite numbers.
         """
-        request.check(self.stages, self.class_names)
+        request = self._completed(request)
         shown = slice(None) if every_stage else slice(-1, None)
         batches = ((stages[shown], finite) for stages, finite in self._dispatch(request))
         run = self._named_stages(request.first_stage(self.stages))
@@ -203,7 +202,10 @@ class Cascade:
         }
 
     def path(
-        self, prompts: Sequence[str], seed: int = 0
+        self,
+        prompts: Sequence[str],
+        seed: int = 0,
+        negative_prompt: str | Sequence[str] | None = None,
     ) -> UInt8[np.ndarray, "steps n size size c"]:
         """How the base comes to the images that `sample` draws: its predictions, step by step.
 
@@ -211,30 +213,36 @@ class Cascade:
             InputError: see `Request.check`.
             Diverged: see `stream`.
         """
-        request = Request(prompts, seed=seed)
-        request.check(self.stages, self.class_names)
+        request = Request(prompts, seed=seed, negative_prompt=negative_prompt)
+        request = self._completed(request)
         count = len(prompts)
         padding = _multiple(count, self._ways) - count
         keys = _keys(seed, 0, np.pad(np.arange(count), (0, padding)))
-        text = _filled(self.encoder.embed(prompts), 0, padding)
-        with self._on_mesh(keys=keys, text=text) as inputs:
-            steps = self.stages[0].path(self.variables[0], null_text=self._null_text, **inputs)
+        texts = self._embed(request)
+        batch = {name: _filled(rows, 0, padding) for name, rows in texts.rows(slice(None)).items()}
+        with self._on_mesh(keys=keys, **batch) as inputs:
+            steps = self.stages[0].path(self.variables[0], **texts.common, **inputs)
             drawn = fetch(to_uint8(steps))[:, :count], [fetch(finite_images(steps[-1]))[:count]]
         base = self._named_stages(0, 1)
         return next(checked([drawn], base, request, self.class_names))
 
-    @functools.cached_property
-    def _null_text(self) -> Float[np.ndarray, "1 n d"]:
-        return self.encoder.null()
+    def _completed(self, request: Request) -> Request:
+        """A request that has been looked at, with what it leaves to the cascade."""
+        if request.negative_prompt is None:
+            own = self.config.get("negative_prompt", "")
+            request = dataclasses.replace(request, negative_prompt=own)
+        request.check(self.stages, self.class_names)
+        return request
 
-    def _embed(
-        self, request: Request
-    ) -> tuple[Float[np.ndarray, "texts n d"], Int[np.ndarray, " images"]]:
-        """States of the different texts of a request, and the row of each image's in them."""
+    def _embed(self, request: Request) -> RequestTexts:
         if request.prompts is None:
-            return self.encoder.embed(self.class_names), np.asarray(request.labels)
-        texts, rows = np.unique(list(request.prompts), return_inverse=True)
-        return self.encoder.embed(texts.tolist()), rows
+            texts, rows = list(self.class_names), np.asarray(request.labels)
+        else:
+            unique, rows = np.unique(list(request.prompts), return_inverse=True)
+            texts = unique.tolist()
+        nulls, null_rows = np.unique(list(request.negatives()), return_inverse=True)
+        states = self.encoder.embed(texts, nulls.tolist())
+        return RequestTexts(states[: len(texts)], rows, states[len(texts) :], null_rows)
 
     def _named_stages(self, first: int, last: int | None = None) -> dict[str, Stage]:
         """Some of the stages, by their names in the config."""
@@ -246,19 +254,19 @@ class Cascade:
         self, request: Request
     ) -> Iterator[tuple[list[UInt8[Array, "b size size c"]], list[Bool[Array, " b"]]]]:
         """See `_run_stages`: batch by batch, on the devices; none is waited for."""
-        states, rows = self._embed(request)
-        indices = np.arange(len(rows)) if request.indices is None else np.asarray(request.indices)
+        texts, count = self._embed(request), len(request)
+        indices = np.arange(count) if request.indices is None else np.asarray(request.indices)
         optional = {"low": request.low, "start": request.start}
         given = {name: images for name, images in optional.items() if images is not None}
-        positions = np.arange(len(rows))
+        positions = np.arange(count)
         if request.positions is not None:
             positions = np.asarray(request.positions)
         batch_size = self.batch_size if request.batch_size is None else request.batch_size
         sizes = self._sizes(batch_size)
         for batch in _runs(positions, _multiple(batch_size, self._ways)):
-            inputs = {"text": states[rows[batch]], "indices": indices[batch]}
+            inputs = {**texts.rows(batch), "indices": indices[batch]}
             begin = {name: to_float(jnp.asarray(images[batch])) for name, images in given.items()}
-            yield self._run_stages(request, sizes, positions[batch], inputs, begin)
+            yield self._run_stages(request, sizes, positions[batch], inputs, begin, texts.common)
 
     @contextlib.contextmanager
     def _on_mesh(self, **batch: Any) -> Iterator[dict[str, Any]]:
@@ -286,6 +294,7 @@ class Cascade:
         positions: Int[np.ndarray, " b"],
         inputs: dict[str, np.ndarray],
         begin: dict[str, Array],
+        common: dict[str, np.ndarray],
     ) -> tuple[list[Array], list[Array]]:
         """The images of every stage, uint8 [b, size, size, c], and which of them are finite.
 
@@ -293,12 +302,14 @@ class Cascade:
             request: that the batch is of.
             sizes: images that each stage draws at a time.
             positions: of the images; one follows on the other.
-            inputs: `text` and `indices` of the batch.
+            inputs: `text` and `indices` of the batch, and `null_text` where each has its own.
             begin: `low` and `start` of the first stage, in [-1, 1], where the request has them.
+            common: `null_text` of all images.
         """
         stages, finite = [], []
         for number in range(request.first_stage(self.stages), len(self.stages)):
-            images = self._run_stage(number, request, sizes[number], positions, inputs | begin)
+            batch = inputs | begin
+            images = self._run_stage(number, request, sizes[number], positions, batch, common)
             stages.append(to_uint8(images))
             finite.append(finite_images(images))
             begin = {"low": images}
@@ -311,6 +322,7 @@ class Cascade:
         size: int,
         positions: Int[np.ndarray, " b"],
         inputs: dict[str, Any],
+        common: dict[str, np.ndarray],
     ) -> Float[Array, "b size size c"]:
         """One stage; every batch is filled up to one size, so that one compilation will do.
 
@@ -318,7 +330,7 @@ class Cascade:
         """
         stage, numbers = self.stages[number].split()
         skip_steps = 0 if number else request.skip_steps
-        options = dict(null_text=self._null_text, skip_steps=skip_steps, numbers=numbers)
+        options = dict(skip_steps=skip_steps, numbers=numbers, **common)
         drawn = []
         for part in _runs(positions, size):
             first = int(positions[part.start]) % size
@@ -339,22 +351,24 @@ def load_cascade(
     """Loads the cascade of a config: its text encoder, its classes and its stages.
 
     Args:
-        config: of the task; `stages` as for `loading.load_stages`.
+        config: of the task; `stages` as for `loading.load_stages`; `negative_prompt`, where it has
+            it, is that of the requests that name none.
         mesh: where the cascade is to be; None is one device.
         prompts: that are known to come: a T5 that does not stay embeds them before the stages are
             loaded, and never shares the device with them.
 
     Raises:
         InputError: see `loading.load_stages`; a prompt is not of the cascade's classes; a cache of
-            text states lacks one; or `batch_size` is less than 1.
+            text states lacks one, or `config.negative_prompt`; or `batch_size` is less than 1.
     """
     check_numbers(config, {"batch_size": BATCH})
     encoder = make_text_encoder(config.text)
     names = class_names.resolve(config.class_names)
     check_prompts(prompts, names)
     texts = list(dict.fromkeys([*names, *prompts]))
-    if texts:
-        encoder.embed(texts)  # A prompt that a cache lacks is found before any work.
+    nulls = [text] if (text := config.get("negative_prompt", "")) else []
+    if texts or nulls:
+        encoder.embed(texts, nulls)  # A prompt that a cache lacks is found before any work.
     stages, variables, digests = load_stages(config, encoder, mesh)
     return Cascade(stages, variables, encoder, names, digests, config, config.batch_size, mesh)
 

@@ -2,10 +2,10 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from imagen_ft.diffusion.stage import Stage
 from imagen_ft.text.encoders import check_prompts
@@ -22,6 +22,8 @@ class Request:
     Attributes:
         prompts: one an image.
         labels: instead of prompts, the number of each image's class among the cascade's.
+        negative_prompt: what stands for no text where there is guidance, which then leads away
+            from it: one text, or one an image; '' is none. None is the cascade's own.
         seed: of the set of images.
         indices: which images of the set these are; None is the first ones.
         positions: where each image is in the order that a set is drawn in; the row of a batch
@@ -37,6 +39,7 @@ class Request:
     prompts: Sequence[str] | None = None
     _: dataclasses.KW_ONLY
     labels: np.ndarray | None = None
+    negative_prompt: str | Sequence[str] | None = None
     seed: int = 0
     indices: Int[np.ndarray, " n"] | None = None
     positions: Int[np.ndarray, " n"] | None = None
@@ -49,6 +52,11 @@ class Request:
         """How many images are asked for."""
         rows = self.labels if self.prompts is None else self.prompts
         return 0 if rows is None else len(rows)
+
+    def negatives(self) -> Sequence[str]:
+        """The texts that stand for no text: one of all images, or one of each."""
+        texts = self.negative_prompt or ""
+        return [texts] if isinstance(texts, str) else texts
 
     def describe(self, row: int, class_names: Sequence[str]) -> str:
         """An image in words: its number in the set, and its prompt."""
@@ -72,6 +80,7 @@ class Request:
         self._check_counts()
         self._check_text(class_names)
         self._check_images(stages)
+        self._check_negatives(stages)
 
     def first_stage(self, stages: Sequence[Stage]) -> int:
         """Number of the stage that is run first, see `low`.
@@ -120,6 +129,23 @@ class Request:
             outside = labels[(labels < 0) | (labels >= len(class_names))][0]
             raise InputError(f"label {outside}: the cascade has {len(class_names)} classes, from 0")
 
+    def _check_negatives(self, stages: Sequence[Stage]) -> None:
+        given = self.negative_prompt or ""
+        if not isinstance(given, Sequence) or not all(isinstance(text, str) for text in given):
+            raise InputError(f"negative_prompt must be a text, or a list of texts, got {given!r}")
+        texts = self.negatives()
+        if not isinstance(given, str) and len(texts) != len(self):
+            raise InputError(
+                f"negative_prompt must be one text, or one for each of {len(self)} images, got "
+                f"{len(texts)}"
+            )
+        run = stages[self.first_stage(stages) :]
+        if any(texts) and not any(stage.is_guided for stage in run):
+            raise InputError(
+                f"negative_prompt={next(filter(None, texts))!r} changes nothing: guidance_weight "
+                "is 1, none, in every stage; set another, or leave it out"
+            )
+
     def _check_images(self, stages: Sequence[Stage]) -> None:
         first, base = self.first_stage(stages), stages[0]
         if self.low is not None:
@@ -140,6 +166,34 @@ class Request:
                 f"{name} is {images.dtype} {list(images.shape)}: uint8 {list(shape)} is needed, "
                 "one an image"
             )
+
+
+class RequestTexts(NamedTuple):
+    """The states of a request's texts.
+
+    Attributes:
+        states: of its different prompts.
+        prompt_rows: of each image, in these.
+        nulls: of the different texts that stand for no text.
+        null_rows: of each image, in these; or one row for all.
+    """
+
+    states: Float[np.ndarray, "texts n d"]
+    prompt_rows: Int[np.ndarray, " images"]
+    nulls: Float[np.ndarray, "nulls n d"]
+    null_rows: Int[np.ndarray, " image_or_all"]
+
+    @property
+    def common(self) -> dict[str, np.ndarray]:
+        """The argument of `Stage.sample` that is the same for all images, if any."""
+        return {"null_text": self.nulls} if len(self.nulls) == 1 else {}
+
+    def rows(self, images: slice) -> dict[str, np.ndarray]:
+        """Arguments of `Stage.sample` with a row an image, of some of the images."""
+        rows = {"text": self.states[self.prompt_rows[images]]}
+        if not self.common:
+            rows["null_text"] = self.nulls[self.null_rows[images]]
+        return rows
 
 
 def _shape(rows: Any) -> tuple[int, ...] | None:

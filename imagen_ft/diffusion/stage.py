@@ -55,7 +55,7 @@ class Stage:
         variables: Variables,
         keys: Key[Array, " b"],
         text: Float[Array, "b n d"],
-        null_text: Float[Array, "1 n d"],
+        null_text: Float[Array, "#b n d"],
         low: LowImage | None = None,
         start: Image | None = None,
         skip_steps: int = 0,
@@ -67,7 +67,7 @@ class Stage:
             variables: of the network.
             keys: one an image; the image's noise depends on it alone.
             text: states of the prompts.
-            null_text: states that stand for no text.
+            null_text: states that stand for no text, of all images or of each.
             low: for super-resolution, what the images show.
             start: images to begin with; see `samplers.sample`.
             skip_steps: see `samplers.sample`.
@@ -120,7 +120,7 @@ class Stage:
         variables: Variables,
         keys: Key[Array, " b"],
         text: Float[Array, "b n d"],
-        null_text: Float[Array, "1 n d"],
+        null_text: Float[Array, "#b n d"],
         low: LowImage | None = None,
     ) -> Float[Array, "steps b h w c"]:
         """What `sample` predicts x_0 to be at each of its steps, in [-1, 1]."""
@@ -133,7 +133,7 @@ class Stage:
         variables: Variables,
         noise: samplers.Noise,
         text: Float[Array, "b n d"],
-        null_text: Float[Array, "1 n d"],
+        null_text: Float[Array, "#b n d"],
         low: LowImage | None = None,
         **options: Any,
     ) -> tuple[Image, Float[Array, "steps b h w c"] | None]:

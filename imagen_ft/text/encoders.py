@@ -17,7 +17,7 @@ from imagen_ft import weights
 from imagen_ft.models.t5 import T5Encoder
 from imagen_ft.text.cache import DTYPES, TextCache
 from imagen_ft.text.t5_encoder import T5TextEncoder
-from imagen_ft.text.tokenizer import VOCABULARY, load_t5_tokenizer, prompt_key, tokenize
+from imagen_ft.text.tokenizer import VOCABULARY, load_t5_tokenizer, text_keys, tokenize
 from launch.errors import InputError
 from launch.runtime.config import module_fields
 from launch.runtime.limits import SEED, SIDE, building, check_model, check_numbers
@@ -34,11 +34,19 @@ class TextEncoder(Protocol):
     def shape(self) -> tuple[int, int]:
         """[length, d] of one prompt's states."""
 
-    def embed(self, prompts: Sequence[str]) -> Float[np.ndarray, "n length d"]:
-        """States of the prompts, in float32; padding is kept."""
+    def embed(
+        self, prompts: Sequence[str], nulls: Sequence[str] = ()
+    ) -> Float[np.ndarray, "n length d"]:
+        """States of the prompts, in float32; padding is kept.
+
+        Args:
+            prompts: what to draw.
+            nulls: their states come behind: texts that stand for no text, negative prompts or the
+                empty one, see `null`.
+        """
 
     def null(self) -> Float[np.ndarray, "1 length d"]:
-        """The states that stand for no text."""
+        """The states that stand for no text: those of the empty one, or zeros."""
 
     def parameters(self) -> dict:
         """Shapes of the weights that it holds."""
@@ -69,10 +77,16 @@ class FixedTextEncoder:
         """[length, d] of one prompt's states."""
         return self.max_length, self.model.d_model
 
-    def embed(self, prompts: Sequence[str]) -> Float[np.ndarray, "n length d"]:
-        """States of the prompts; padding is kept, and masked inside the encoder only."""
+    def embed(
+        self, prompts: Sequence[str], nulls: Sequence[str] = ()
+    ) -> Float[np.ndarray, "n length d"]:
+        """See `TextEncoder`; padding is masked inside the encoder only."""
+        # Apart, so that no text's states hang on its row: how they are rounded depends on it.
+        return np.concatenate([self._states(prompts), self._states(nulls)])
+
+    def _states(self, prompts: Sequence[str]) -> Float[np.ndarray, "n length d"]:
         tokens, mask = tokenize(prompts, self.max_length)
-        states = []
+        states = [np.zeros((0, *self.shape), np.float32)]
         for first in range(0, len(prompts), BATCH_SIZE):
             rows = slice(first, first + BATCH_SIZE)
             fill = ((0, BATCH_SIZE - len(tokens[rows])), (0, 0))
@@ -83,8 +97,8 @@ class FixedTextEncoder:
         return np.concatenate(states)
 
     def null(self) -> Float[np.ndarray, "1 length d"]:
-        """The states that stand for no text: those of the empty prompt, as DeepFloyd IF has it."""
-        return self.embed([""])
+        """See `TextEncoder`: those of the empty prompt, as DeepFloyd IF has it."""
+        return self.embed((), [""])
 
     def parameters(self) -> dict:
         """Shapes of the weights."""
@@ -123,31 +137,37 @@ class CachedTextEncoder:
         """[length, d] of one prompt's states."""
         return self.cache.shape
 
-    def embed(self, prompts: Sequence[str]) -> Float[np.ndarray, "n length d"]:
-        """States of the prompts, in float32; padding is kept.
+    def embed(
+        self, prompts: Sequence[str], nulls: Sequence[str] = ()
+    ) -> Float[np.ndarray, "n length d"]:
+        """See `TextEncoder`.
 
         Raises:
             InputError: a prompt is not in the cache; it says how to add it. A state is damaged.
         """
-        keys = [prompt_key(prompt, self.template) for prompt in prompts]
-        missing = [
-            prompt for prompt, key in zip(prompts, keys, strict=True) if key not in self.cache
-        ]
+        keys = text_keys(prompts, nulls, self.template, self.null_text)
+        self._check(prompts, keys[: len(prompts)], self.template)
+        self._check(nulls, keys[len(prompts) :], "{}")
+        states = np.zeros((len(keys), *self.shape), np.float32)
+        rows = [row for row, key in enumerate(keys) if key is not None]
+        states[rows] = self.cache.read([key for key in keys if key is not None])
+        return states
+
+    def _check(self, texts: Sequence[str], keys: Sequence[str | None], template: str) -> None:
+        pairs = zip(texts, keys, strict=True)
+        missing = [text for text, key in pairs if key is not None and key not in self.cache]
         if missing:
             more = f" (nor are {len(missing) - 1} more)" if len(missing) > 1 else ""
             flags = ["--prompts=FILE", *self.cache.flags, f"--to={self.cache.folder}"]
-            flags += [f"--template={self.template}"] if self.template != "{}" else []
+            flags += [f"--template={template}"] if template != "{}" else []
             raise InputError(
                 f"prompt {missing[0]!r} is not in {self.cache.folder}{more}: write it to a file "
                 f"and run python -m imagen_ft.text {shlex.join(flags)}"
             )
-        return self.cache.read(keys)
 
     def null(self) -> Float[np.ndarray, "1 length d"]:
-        """The states that stand for no text."""
-        if self.null_text == "zeros":
-            return np.zeros((1, *self.shape), np.float32)
-        return self.cache.read([""])
+        """See `TextEncoder`."""
+        return self.embed((), [""])
 
     def parameters(self) -> dict:
         """None: there are only states."""

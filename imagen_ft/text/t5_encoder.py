@@ -14,7 +14,7 @@ from jaxtyping import Float
 from imagen_ft import weights
 from imagen_ft.text.cache import digest_of
 from imagen_ft.text.t5_embedder import T5Embedder
-from imagen_ft.text.tokenizer import PREPROCESSING, T5Tokenizer, prompt_key
+from imagen_ft.text.tokenizer import PREPROCESSING, T5Tokenizer, text_keys
 from launch.runtime.devices.mesh import make_mesh
 
 # Prompts that T5 takes at a time.
@@ -55,19 +55,30 @@ class T5TextEncoder:
         """[length, d] of one prompt's states."""
         return self.tokenizer.max_length, self.width
 
-    def embed(self, prompts: Sequence[str]) -> Float[np.ndarray, "n length d"]:
-        """States of the prompts, in float32; padding is kept.
+    def embed(
+        self, prompts: Sequence[str], nulls: Sequence[str] = ()
+    ) -> Float[np.ndarray, "n length d"]:
+        """States of the prompts, then of the texts that stand for no text; see `TextEncoder`.
 
         Raises:
             InputError: the weights are damaged.
         """
-        return self._of([prompt_key(prompt, self.template) for prompt in prompts])
+        keys = text_keys(prompts, nulls, self.template, self.null_text)
+        empty = [] if self.null_text == "zeros" or not keys else [""]
+        asked = dict.fromkeys(key for key in [*keys, *empty] if key is not None)
+        missing = [key for key in asked if key not in self._states]
+        if missing:
+            with self._embedder() as embedder:
+                batches = embedder.embed(missing, BATCH_SIZE)
+                states = np.concatenate([batch.astype(np.float32) for batch in batches])
+            self._states.update(zip(missing, states, strict=True))
+        zeros = np.zeros(self.shape, np.float32)
+        rows = [zeros if key is None else self._states[key] for key in keys]
+        return np.stack(rows) if rows else np.zeros((0, *self.shape), np.float32)
 
     def null(self) -> Float[np.ndarray, "1 length d"]:
         """The states that stand for no text."""
-        if self.null_text == "zeros":
-            return np.zeros((1, *self.shape), np.float32)
-        return self._of([""])
+        return self.embed((), [""])
 
     def parameters(self) -> dict:
         """None that stay."""
@@ -77,17 +88,6 @@ class T5TextEncoder:
     def digest(self) -> str:
         """Of all that decides about the states; that of a cache that it would fill."""
         return digest_of(identity(self.path, self.variant, self.tokenizer, self.dtype))
-
-    def _of(self, keys: Sequence[str]) -> Float[np.ndarray, "n length d"]:
-        asked = dict.fromkeys(keys if self.null_text == "zeros" or not keys else [*keys, ""])
-        missing = [key for key in asked if key not in self._states]
-        if missing:
-            with self._embedder() as embedder:
-                batches = embedder.embed(missing, BATCH_SIZE)
-                states = np.concatenate([batch.astype(np.float32) for batch in batches])
-            self._states.update(zip(missing, states, strict=True))
-        rows = [self._states[key] for key in keys]
-        return np.stack(rows) if rows else np.zeros((0, *self.shape), np.float32)
 
     @contextmanager
     def _embedder(self) -> Iterator[T5Embedder]:

@@ -56,6 +56,22 @@ def prompt_key(prompt: str, template: str = "{}") -> str:
     return preprocess(template.replace("{}", prompt))
 
 
+def text_keys(
+    prompts: Sequence[str], nulls: Sequence[str], template: str, null_text: str
+) -> list[str | None]:
+    """The keys of prompts, then of texts that stand for no text, which no template is around.
+
+    Args:
+        prompts: to be put into the template.
+        nulls: as they are.
+        template: with `{}` where a prompt goes.
+        null_text: 'zeros' where the empty one of `nulls` has no states, but zeros: None.
+    """
+    keys: list[str | None] = [prompt_key(prompt, template) for prompt in prompts]
+    keys += [prompt_key(text) or (None if null_text == "zeros" else "") for text in nulls]
+    return keys
+
+
 @dataclasses.dataclass(frozen=True)
 class T5Tokenizer:
     """The tokens that DeepFloyd IF gives to T5: pieces, an end token, padding; too long is cut.

@@ -175,6 +175,9 @@ def test_images_are_not_replaced_by_others(work, tmp_path, capsys):
     assert "drawn with seed = 0, now it is 5: name another --workdir" in error(capsys)
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.png")} == images
     assert run(work, tmp_path, "--prompt=two cats", "--config.batch_size=1") == 0
+    capsys.readouterr()
+    assert run(work, tmp_path, "--prompt=two cats", "--negative_prompt=a goldfish") == 2
+    assert "drawn with negative_prompt = , now it is a goldfish" in error(capsys)
 
 
 def test_a_dry_run_tells_the_memory_of_every_phase(work, capsys):
@@ -196,6 +199,7 @@ DDIM = ["--config.stages.base64.sampler.name=ddim"]
     [
         ([], "nothing to draw: give --prompt=... or --prompts=FILE"),
         (["--prompt=three dogs"], r"'three dogs' is not in .*python -m imagen_ft\.text"),
+        (["--prompt=two cats", "--negative_prompt=blur"], r"'blur' is not in .*imagen_ft\.text"),
         (["--prompts=EMPTY"], "the file is empty"),
         (["--prompts=BLANK"], "blank.txt: the file holds no prompt"),
         (["--prompt=two cats", "--prompts=BLANK"], "blank.txt: the file holds no prompt"),

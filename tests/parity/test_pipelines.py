@@ -60,7 +60,8 @@ def test_pipeline(number, guidance_weight, tmp_path, monkeypatch):
     unet.save_pretrained(tmp_path)
     rng = np.random.default_rng(number)
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
-    text, null = draw(IMAGES, 5, TEXT_WIDTH), draw(1, 5, TEXT_WIDTH)
+    # Of the base each image has a negative prompt of its own.
+    text, null = draw(IMAGES, 5, TEXT_WIDTH), draw(IMAGES if number == 1 else 1, 5, TEXT_WIDTH)
     low = np.tanh(draw(IMAGES, LOW, LOW, 3))
     noise = draw(STEPS + 2, IMAGES, SIZE, SIZE, 3)  # the last one is the condition's
 
@@ -79,7 +80,7 @@ def test_pipeline(number, guidance_weight, tmp_path, monkeypatch):
         num_inference_steps=STEPS,
         guidance_scale=guidance_weight,
         prompt_embeds=torch.from_numpy(text),
-        negative_prompt_embeds=torch.from_numpy(np.tile(null, (IMAGES, 1, 1))),
+        negative_prompt_embeds=torch.from_numpy(np.broadcast_to(null, text.shape).copy()),
         output_type="pt",
     ).images.permute(0, 2, 3, 1)
 

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import math
 import re
 
@@ -14,7 +15,7 @@ from imagen_ft.diffusion.from_config import make_denoiser, make_stage
 from imagen_ft.diffusion.stage import Stage
 from imagen_ft.text import encoders
 from launch.errors import Diverged, InputError
-from launch.runtime.images import to_float
+from launch.runtime.images import to_float, to_uint8
 from tests.support.close import assert_same_up_to_rounding
 from tests.support.small_cascade import (
     NAMES,
@@ -408,9 +409,9 @@ def test_a_stream_is_one_batch_ahead_and_no_more(cascade, monkeypatch):
 class BadStates(encoders.FixedTextEncoder):
     """States of which one prompt's are no numbers."""
 
-    def embed(self, prompts):
-        states = super().embed(prompts)
-        states[[prompt == "de" for prompt in prompts]] = np.nan
+    def embed(self, prompts, nulls=()):
+        states = super().embed(prompts, nulls)
+        states[[text == "de" for text in (*prompts, *nulls)]] = np.nan
         return states
 
 
@@ -446,3 +447,53 @@ def test_the_stage_that_is_not_finite_is_named(cascade, number):
     words = f"stage {('base4', 'sr8')[number]} drew .* image 0 of the prompt 'ab' and 1 more of its"
     with pytest.raises(Diverged, match=words):
         spoilt.sample(["ab", "c"])
+
+
+def test_negative_prompts(cascade):
+    """Any text may stand for no text where there is guidance: of all images, or of each."""
+    base = dataclasses.replace(
+        cascade, stages=cascade.stages[:1], variables=cascade.variables[:1], batch_size=3
+    )
+    prompts, negatives = ["c", "ab", "de"], ["zz", "", "c"]
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.arange(3))
+
+    def expected(nulls):
+        states = encoder().embed(prompts, nulls)
+        images = base.stages[0].sample(base.variables[0], keys, states[:3], states[3:])
+        return np.asarray(to_uint8(images)).astype(int)
+
+    assert_close = functools.partial(np.testing.assert_allclose, atol=1)
+    assert_close(base.sample(prompts, negative_prompt="zz").astype(int), expected(["zz"]))
+    assert_close(base.sample(prompts, negative_prompt=negatives).astype(int), expected(negatives))
+    assert_close(base.sample(prompts).astype(int), expected([""]))
+    assert np.abs(expected(["zz"]) - expected([""])).max() > 3
+    # A config may say it for all.
+    config = ConfigDict(dict(cascade.config, negative_prompt="zz"))
+    own = dataclasses.replace(base, config=config)
+    assert_close(own.sample(prompts).astype(int), expected(["zz"]))
+    assert_close(own.sample(prompts, negative_prompt="").astype(int), expected([""]))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(negative_prompt=["zz"]), "one for each of 2 images, got 1"),
+        (dict(negative_prompt="longer"), "'longer' has 7 tokens, text.max_length is 3"),
+        (
+            dict(negative_prompt="zz", low=np.zeros((2, 4, 4, 1), np.uint8)),
+            "negative_prompt='zz' changes nothing: guidance_weight is 1, none, in every stage",
+        ),
+    ],
+)
+def test_negative_prompts_that_are_refused(cascade, fields, message):
+    with pytest.raises(InputError, match=message):
+        cascade.sample(["c", "ab"], **fields)
+
+
+@pytest.mark.parametrize("value", [3, ["zz", 3]])
+def test_negative_prompts_that_are_no_texts(value):
+    request = Request(["c", "ab"])
+    object.__setattr__(request, "negative_prompt", value)  # not by the tests' checks of types
+    with pytest.raises(InputError, match="negative_prompt must be a text, or a list of texts, got"):
+        request.check(stages(), NAMES)

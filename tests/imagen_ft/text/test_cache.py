@@ -114,6 +114,11 @@ def test_a_cache_stands_for_the_encoder(tmp_path):
     templated = encoder(tmp_path, template="A photo of a {}")
     np.testing.assert_array_equal(templated.embed(["red fox"]), states[3:])
     np.testing.assert_array_equal(templated.null(), states[:1])
+    # What stands for no text is in no template.
+    both = templated.embed(["red fox"], ["Red fox", "", "red fox"])
+    np.testing.assert_array_equal(both, states[[3, 2, 0, 2]])
+    both = encoder(tmp_path, null="zeros").embed((), ["red fox", ""])
+    np.testing.assert_array_equal(both, [states[2], np.zeros_like(states[0])])
 
 
 def test_a_missing_prompt_is_named_with_the_command(tmp_path):
@@ -125,6 +130,8 @@ def test_a_missing_prompt_is_named_with_the_command(tmp_path):
         InputError, match=r"'hen' is not in .* \(nor are 1 more\).* '--template=my {}'$"
     ):
         encoder(tmp_path, template="my {}").embed(["hen", "café"])
+    with pytest.raises(InputError, match=rf"'blurry' is not in .*bfloat16 --to={tmp_path}$"):
+        encoder(tmp_path, template="A photo of a {}").embed(["red fox"], ["", "blurry"])
 
 
 @pytest.mark.parametrize(

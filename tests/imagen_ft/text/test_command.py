@@ -68,8 +68,8 @@ def one_line(capsys):
     return err
 
 
-def in_diffusers(pipeline, prompts, dtype=torch.float32):
-    """The states of prompts and of no text by DeepFloyd IF's pipeline."""
+def in_diffusers(pipeline, prompts, dtype=torch.float32, negatives=None):
+    """The states of prompts and of what stands for no text by DeepFloyd IF's pipeline."""
     this = types.SimpleNamespace(
         tokenizer=transformers.T5Tokenizer.from_pretrained(pipeline / "tokenizer"),
         text_encoder=transformers.T5EncoderModel.from_pretrained(
@@ -78,7 +78,8 @@ def in_diffusers(pipeline, prompts, dtype=torch.float32):
         _text_preprocessing=lambda *args, **kw: IFPipeline._text_preprocessing(this, *args, **kw),
         _execution_device="cpu",
     )
-    return [states.float() for states in IFPipeline.encode_prompt(this, list(prompts))]
+    states = IFPipeline.encode_prompt(this, list(prompts), negative_prompt=negatives)
+    return [states.float() for states in states]
 
 
 def test_states_are_those_of_diffusers(pipeline, cache):
@@ -91,6 +92,9 @@ def test_states_are_those_of_diffusers(pipeline, cache):
     assert ours.dtype == np.float32
     assert relative_error(ours, states) <= 1e-5
     assert relative_error(encoder.null(), null[:1]) <= 1e-5
+    negatives = [*NAMES[1:], " RED fox"]
+    _, theirs = in_diffusers(pipeline, NAMES, negatives=negatives)
+    assert relative_error(encoder.embed((), negatives), theirs) <= 1e-5
     assert len(TextCache(cache)) == 6  # five prompts, one of them twice, and the empty one
 
 

@@ -42,12 +42,17 @@ def test_t5_is_there_while_it_runs(pipeline, loads, resident):
     encoder = make(pipeline, resident=resident, dtype="float32")
     assert encoder.shape == (9, tiny_text.D_MODEL) and not loads
     assert encoder.embed([]).shape == (0, *encoder.shape) and not loads
-    states, null = encoder.embed(["a cat", "A cat ", "two dogs"]), encoder.null()
+    prompts = ["a cat", "A cat ", "two dogs"]
+    states, null = encoder.embed(prompts, ["two dogs", "blurry"]), encoder.null()
+    np.testing.assert_array_equal(states[3], states[2])
+    states = states[:3]
     assert states.shape == (3, *encoder.shape) and states.dtype == np.float32
     np.testing.assert_array_equal(states[0], states[1])
     assert (states[0] != states[2]).any() and (null[0] != states[0]).any()
     np.testing.assert_array_equal(encoder.embed(["two dogs"])[0], states[2])
     assert len(loads) == 1  # the empty prompt has gone with the first ones
+    encoder.embed([], ["blurry"])
+    assert len(loads) == 1
     encoder.embed(["another"])
     assert len(loads) == (1 if resident else 2)
     assert {leaf.is_deleted() for leaf in jax.tree.leaves(loads)} == {not resident}
