@@ -49,7 +49,7 @@ class EfficientNetLite(nn.Module):
 
     def __post_init__(self) -> None:
         """Checks the fields."""
-        check_rates(dropout=self.dropout)
+        check_rates(momentum=self.momentum, dropout=self.dropout)
         super().__post_init__()
 
     @property

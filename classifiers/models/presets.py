@@ -15,7 +15,7 @@ from classifiers.models.resnet_rs import SIZES as RS_SIZES
 from classifiers.models.resnet_rs import ResNetRS
 from classifiers.models.vit import ViT
 from launch.errors import InputError
-from launch.runtime.limits import building, check_model
+from launch.runtime.limits import building, make_module
 
 Classifier = EfficientNetLite | ResNet | ResNetRS | ViT
 MODULES: dict[str, type[Classifier]] = {
@@ -75,7 +75,7 @@ PRESETS = {
 }
 
 
-def make(name: str, num_classes: int, **overrides: Any) -> Classifier:
+def make(name: str, num_classes: int, /, **overrides: Any) -> Classifier:
     """The model of that name.
 
     Args:
@@ -84,7 +84,7 @@ def make(name: str, num_classes: int, **overrides: Any) -> Classifier:
         **overrides: fields of the model with other values.
 
     Raises:
-        InputError: there is no such model, it has no such field, or one has no value.
+        InputError: there is no such model, it has no such field, or one has no or a wrong value.
     """
     if name not in PRESETS and name not in MODULES:
         names = ", ".join((*MODULES, *PRESETS))
@@ -100,8 +100,8 @@ def make(name: str, num_classes: int, **overrides: Any) -> Classifier:
     for field, entry in fields.items():
         if field not in values and entry.default is dataclasses.MISSING:
             raise InputError(f"model {name!r} needs model.{field}")
-    model = preset.module(num_classes=num_classes, **values)
-    check_model(model, "model")
+    values["num_classes"] = num_classes
+    model: Classifier = make_module(preset.module, values, "model")
     return model
 
 

@@ -47,7 +47,7 @@ class ResNet(nn.Module):
 
     def __post_init__(self) -> None:
         """Checks the fields."""
-        check_rates(dropout=self.dropout)
+        check_rates(momentum=self.momentum, dropout=self.dropout)
         super().__post_init__()
 
     @property

@@ -57,7 +57,12 @@ class ResNetRS(nn.Module):
 
     def __post_init__(self) -> None:
         """Checks the fields."""
-        check_rates(dropout=self.dropout, drop_path=self.drop_path, se_ratio=self.se_ratio)
+        check_rates(
+            momentum=self.momentum,
+            dropout=self.dropout,
+            drop_path=self.drop_path,
+            se_ratio=self.se_ratio,
+        )
         super().__post_init__()
 
     @property

@@ -12,7 +12,7 @@ from imagen_ft.models.efficient_unet import EfficientUNet
 from imagen_ft.models.unet import UNet
 from launch.errors import InputError
 from launch.runtime.config import module_fields
-from launch.runtime.limits import SIDE, check_model, check_numbers
+from launch.runtime.limits import SIDE, check_numbers, make_module
 
 _LIMITS = {"size": SIDE, "low_size": (0, SIDE[1]), "channels": SIDE}
 
@@ -56,9 +56,11 @@ def _make_network(config: ml_collections.ConfigDict, out_channels: int) -> Netwo
     fields = module_fields(config.unet, "stage.unet")
     own = dict(out_channels=out_channels, noise_level=config.low_size > 0)
     preset = fields.pop("preset", "")
-    model = presets.make(preset, **fields | own) if preset else UNet(**fields | own)
+    if preset:
+        model = presets.make(preset, "stage.unet", **fields | own)
+    else:
+        model = make_module(UNet, fields | own, "stage.unet")
     assert isinstance(model, UNet | EfficientUNet)  # no other has a field out_channels
-    check_model(model, "stage.unet")
     levels = len(model.block_out_channels)
     if isinstance(model, UNet) and len(model.attention) != levels:
         raise InputError(

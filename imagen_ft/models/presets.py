@@ -22,6 +22,7 @@ from imagen_ft.models.efficient_unet import EfficientUNet
 from imagen_ft.models.t5 import T5Encoder
 from imagen_ft.models.unet import UNet
 from launch.errors import InputError
+from launch.runtime.limits import make_module
 
 T5_XXL_WIDTH, TINY_T5_WIDTH = 4096, 16
 
@@ -127,15 +128,16 @@ PRESETS = {
 }
 
 
-def make(name: str, **overrides: Any) -> nn.Module:
+def make(name: str, field: str = "model", /, **overrides: Any) -> nn.Module:
     """The model of that name.
 
     Args:
         name: of a row of `PRESETS`.
+        field: what its fields are in, for messages.
         **overrides: fields of the model with other values.
 
     Raises:
-        InputError: there is no such model, or it has no such field.
+        InputError: there is no such model, it has no such field, or one has a wrong value.
     """
     preset = _find(name)
     names = {field.name for field in dataclasses.fields(preset.module)} - {"parent", "name"}
@@ -143,7 +145,7 @@ def make(name: str, **overrides: Any) -> nn.Module:
         raise InputError(
             f"model {name!r} has no field {unknown[0]!r}; its fields are {', '.join(sorted(names))}"
         )
-    return preset.module(**preset.fields | overrides)
+    return make_module(preset.module, preset.fields | overrides, field)
 
 
 def parameter_shapes(name: str, **overrides: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from imagen_ft.text.t5_encoder import T5TextEncoder
 from imagen_ft.text.tokenizer import VOCABULARY, load_t5_tokenizer, text_keys, tokenize
 from launch.errors import InputError
 from launch.runtime.config import module_fields
-from launch.runtime.limits import SEED, SIDE, building, check_model, check_numbers
+from launch.runtime.limits import SEED, SIDE, building, check_numbers, make_module
 
 # Prompts that the encoder with fixed weights takes at a time.
 BATCH_SIZE = 16
@@ -199,8 +199,7 @@ def make_text_encoder(config: ml_collections.ConfigDict) -> TextEncoder:
     if "cache" not in config:
         check_numbers(config, {"max_length": SIDE, "seed": SEED}, "text")
         fields = module_fields(config.model, "text.model")
-        model = T5Encoder(vocab_size=VOCABULARY, **fields)
-        check_model(model, "text.model")
+        model = make_module(T5Encoder, {**fields, "vocab_size": VOCABULARY}, "text.model")
         return FixedTextEncoder(model, config.max_length, config.seed)
     null_text, template = _null_and_template(config)
     cache = TextCache(config.cache)

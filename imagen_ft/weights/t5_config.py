@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from imagen_ft.models.t5 import T5Encoder
 from launch.errors import InputError
-from launch.runtime.limits import check_model
+from launch.runtime.limits import make_module
 
 # Our field and transformers', with its default where the file has none.
 _FIELDS = {
@@ -62,8 +62,7 @@ def build_t5(config: Mapping[str, Any], where: Any) -> tuple[T5Encoder, Any]:
         raise InputError(
             f"{where}: {_FIELDS['num_buckets'][0]} is {fields['num_buckets']}, not a multiple of 4"
         )
-    model = T5Encoder(**fields)
-    check_model(model, f"{where}: t5")
+    model = make_module(T5Encoder, fields, f"{where}: t5")
     return model, _shapes(model)
 
 

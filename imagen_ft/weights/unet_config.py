@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from imagen_ft.models.unet import UNet
 from launch.errors import InputError
-from launch.runtime.limits import building, check_model
+from launch.runtime.limits import building, make_module
 
 # Fields with one value that we compute: (diffusers' default where the file has none, ours).
 _FIXED: dict[str, tuple[Any, Any]] = {
@@ -110,8 +110,7 @@ def build_unet(config: Mapping[str, Any], where: Any) -> tuple[UNet, Any]:
     own = {field: config.get(field, default) for field, default in _OWN.items()}
     with building(where):
         _check_own(own, where)
-        model = UNet(**_fields(own))
-        check_model(model, f"{where}: unet")
+        model = make_module(UNet, _fields(own), f"{where}: unet")
         return model, unet_shapes(model, own["in_channels"], own["encoder_hid_dim"])
 
 

@@ -14,6 +14,9 @@ import ml_collections
 
 from launch.errors import InputError
 
+# Types that networks compute in.
+_DTYPES = ("float32", "bfloat16", "float16")
+
 
 def plain(value: Any) -> Any:
     """A config's value as JSON gives it back: tuples are lists."""
@@ -28,20 +31,16 @@ def module_fields(config: ml_collections.ConfigDict, field: str) -> dict[str, An
         field: what they are in, for messages.
 
     Raises:
-        InputError: `dtype` names no type that can be computed in.
+        InputError: `dtype` names no type that networks compute in.
     """
     fields = {
         name: tuple(value) if isinstance(value, list | tuple) else value
         for name, value in config.items()
     }
     name = fields.get("dtype", "float32")
-    try:
-        dtype = jnp.dtype(name)
-    except TypeError:
-        dtype = None
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+    if name not in _DTYPES:
         raise InputError(f"{field}.dtype={name}: a type such as float32 or bfloat16 is needed")
-    return {**fields, "dtype": dtype}
+    return {**fields, "dtype": jnp.dtype(name)}
 
 
 @contextlib.contextmanager

@@ -4,8 +4,8 @@ import contextlib
 import dataclasses
 import math
 import typing
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from launch.errors import InputError
 from launch.fields import Fields
@@ -27,6 +27,12 @@ _MOST = {
     "vocab_size": 2**20,
 }
 _OF_FLAX = ("name", "parent")
+_NEEDED = {
+    bool: "True or False is needed",
+    int: "an integer is needed",
+    str: "a text is needed",
+}
+T = TypeVar("T")
 
 
 def check_numbers(
@@ -47,33 +53,25 @@ def check_numbers(
             _check_integer(f"{field}.{name}", config[name], least, most)
 
 
-def check_model(model: Any, field: str) -> None:
-    """Looks for fields of a Flax module that no network can be made of.
+def make_module(kind: type[T], fields: Mapping[str, Any], field: str) -> T:
+    """A Flax module, of fields that a network can be made of.
 
     What is annotated as an integer has to be one of at least 1, or 0 where that is the default; a
-    float has to be finite and not below 0.
+    float has to be finite and not below 0; bool, str and sequences are needed where they are
+    annotated. Other annotations are passed over.
 
     Args:
-        model: the module, not yet set up.
-        field: what its fields are in.
+        kind: the class.
+        fields: its fields by name.
+        field: what they are in, for messages.
 
     Raises:
         InputError: names the field.
     """
-    for entry in dataclasses.fields(model):
-        value, kinds = getattr(model, entry.name), _kinds(entry.type)
-        name = f"{field}.{entry.name}"
-        if entry.name in _OF_FLAX or (value is None and type(None) in kinds):
-            continue
-        if int in kinds:
-            least = 0 if entry.default == 0 else 1
-            values = value if isinstance(value, tuple | list) else (value,)
-            if not values:
-                raise InputError(f"{name}={value}: at least one integer is needed")
-            for number in values:
-                _check_integer(name, number, least, _MOST.get(entry.name, _MOST_WIDTH))
-        elif float in kinds and not _is_amount(value):
-            raise InputError(f"{name}={value}: a finite number of at least 0 is needed")
+    for entry in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if entry.name in fields and entry.name not in _OF_FLAX:
+            _check_value(f"{field}.{entry.name}", fields[entry.name], entry)
+    return kind(**fields)
 
 
 @contextlib.contextmanager
@@ -93,10 +91,43 @@ def building(field: Any) -> Iterator[None]:
         raise InputError(f"{field}: no network can be made of its fields ({reason})") from error
 
 
-def _kinds(annotation: Any) -> set[Any]:
-    """The types that an annotation is made of: int and None of `Sequence[int] | None`."""
+def _check_value(name: str, value: Any, entry: dataclasses.Field) -> None:
+    """Looks whether a value is of the kind that a field's annotation says."""
+    single, several = _kinds(entry.type)
+    if value is None and type(None) in single:
+        return
+    if single and not (several and isinstance(value, tuple | list)):
+        (kind,) = single - {type(None)}
+        _check_kind(name, value, kind, entry)
+        return
+    (kind,) = several
+    if not isinstance(value, tuple | list):
+        raise InputError(f"{name}={value!r}: a list of several values is needed")
+    if not value:
+        raise InputError(f"{name}={value}: at least one value is needed")
+    for element in value:
+        _check_kind(name, element, kind, entry)
+
+
+def _kinds(annotation: Any) -> tuple[set[Any], set[Any]]:
+    """The types of single values that an annotation allows, and those in sequences of it."""
     inner = typing.get_args(annotation)
-    return set().union(*map(_kinds, inner)) if inner else {annotation}
+    if typing.get_origin(annotation) is Sequence:
+        return set(), set(inner)
+    if not inner:
+        return {annotation}, set()
+    singles, sequences = zip(*map(_kinds, inner), strict=True)
+    return set().union(*singles), set().union(*sequences)
+
+
+def _check_kind(name: str, value: Any, kind: Any, entry: dataclasses.Field) -> None:
+    if kind is int:
+        least = 0 if entry.default == 0 else 1
+        _check_integer(name, value, least, _MOST.get(entry.name, _MOST_WIDTH))
+    elif kind is float and not _is_amount(value):
+        raise InputError(f"{name}={value!r}: a finite number of at least 0 is needed")
+    elif kind in (bool, str) and not isinstance(value, kind):
+        raise InputError(f"{name}={value!r}: {_NEEDED[kind]}")
 
 
 def _check_integer(name: str, value: Any, least: int, most: int) -> None:
@@ -109,4 +140,4 @@ def _check_integer(name: str, value: Any, least: int, most: int) -> None:
 
 
 def _is_amount(value: Any) -> bool:
-    return isinstance(value, int | float) and 0 <= value < math.inf
+    return type(value) in (int, float) and 0 <= value < math.inf

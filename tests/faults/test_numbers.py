@@ -1,11 +1,18 @@
 """Numbers that nothing can be done with: one line that names the field, before a run is begun."""
 
+import dataclasses
+import typing
+
 import pytest
 
+import classifiers.models.presets
 import classifiers.train
 import imagen_ft.finetune
 import imagen_ft.generate
+import imagen_ft.models.presets
 import imagen_ft.sample
+from launch.errors import InputError
+from launch.runtime.limits import make_module
 from tests.support import ROOT, commands
 
 DIGITS = ROOT / "configs" / "digits"
@@ -30,10 +37,11 @@ NUMBERS = {
         ("stage.unet.cross_attention_dim=-4", "unet.cross_attention_dim=-4: at least 1"),
         ("stage.unet.layers_per_block=0", "stage.unet.layers_per_block=0: at least 1"),
         (f"stage.unet.layers_per_block={10**6}", "layers_per_block=1000000: at most 1000"),
-        ("stage.unet.block_out_channels=()", "block_out_channels=(): at least one integer"),
+        ("stage.unet.block_out_channels=()", "block_out_channels=(): at least one value"),
         (f"stage.unet.block_out_channels=({10**9},)", "block_out_channels=1000000000: at most"),
         ("stage.unet.dtype=int32", "stage.unet.dtype=int32: a type such as float32"),
         ("stage.unet.dtype=float33", "stage.unet.dtype=float33: a type such as float32"),
+        ("stage.unet.dtype=float64", "stage.unet.dtype=float64: a type such as float32"),
         ("text.max_length=0", "text.max_length=0: at least 1 is needed"),
         (f"text.max_length={10**9}", "text.max_length=1000000000: at most"),
         (f"text.seed={2**64}", "text.seed=18446744073709551616: at most"),
@@ -46,6 +54,7 @@ NUMBERS = {
         (f"model.width={10**9}", "model.width=1000000000: at most 131072 is possible"),
         ("model.stage_sizes=(0,1)", "model.stage_sizes=0: at least 1 is needed"),
         ("model.momentum=nan", "model.momentum=nan: a finite number of at least 0 is needed"),
+        ("model.momentum=1.5", "model.momentum=1.5: it is in [0, 1)"),
         ("model.dtype=int8", "model.dtype=int8: a type such as float32"),
         ("keep_checkpoints=0", "config.keep_checkpoints=0: at least 1 is needed"),
         (f"augment={{'size':{10**9}}}", "size=1000000000: a whole number of at least 1"),
@@ -85,3 +94,27 @@ def test_numbers_that_cannot_work(tmp_path, capsys, task, config, override, said
 def test_a_dry_run_sees_them_too(tmp_path, capsys, command, override):
     assert commands.run(*command, None, f"--config.{override}", "--dry_run") == 2
     assert f"config.{override}: at least 1 is needed" in capsys.readouterr().err
+
+
+PRESETS = {**imagen_ft.models.presets.PRESETS, **classifiers.models.presets.PRESETS}
+NO_VALUES = ({}, -1, float("nan"), ("a",), [[1]])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_field_of_every_network(name):
+    kind, values = PRESETS[name].module, dict(PRESETS[name].fields)
+    if "num_classes" in kind.__dataclass_fields__:
+        values["num_classes"] = 10
+    assert make_module(kind, values, "model") == kind(**values)
+    fields = [entry for entry in dataclasses.fields(kind) if entry.name not in ("parent", "name")]
+    for entry in fields:
+        if entry.type is typing.Any:
+            continue  # A dtype, which `module_fields` looks at.
+        numbers = {int, float} & {entry.type, *typing.get_args(entry.type)}
+        wrong = [*NO_VALUES, True if numbers else 1, *(() if "None" in str(entry.type) else [None])]
+        for value in wrong:
+            with pytest.raises(InputError) as error:
+                make_module(kind, {**values, entry.name: value}, "model")
+            said = str(error.value)
+            assert said.startswith(f"model.{entry.name}=") and " needed" in said
+            assert "\n" not in said

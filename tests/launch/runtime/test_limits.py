@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from launch.errors import InputError
-from launch.runtime.limits import building, check_model
+from launch.runtime.limits import building, make_module
 
 
 @dataclasses.dataclass
@@ -19,12 +19,15 @@ class Model:
     rate: float = 0.0
     scale: float | None = None
     remat: bool | Sequence[bool] = False
+    attention: Sequence[bool] = (True,)
+    pool: str = "mean"
     dtype: Any = "float32"
 
 
 def test_fields_that_a_network_can_be_made_of():
-    check_model(Model(), "unet")
-    check_model(Model(layers_per_block=1000, hidden=2**17, mlp_dim=1, rate=1, scale=0.5), "unet")
+    assert make_module(Model, {}, "unet") == Model()
+    fields = dict(layers_per_block=1000, hidden=2**17, mlp_dim=1, rate=1, scale=0.5, remat=(True,))
+    assert make_module(Model, fields, "unet") == Model(**fields)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +36,7 @@ def test_fields_that_a_network_can_be_made_of():
         ("layers_per_block", 0, "=0: at least 1 is needed"),
         ("layers_per_block", (1, -1), "=-1: at least 1 is needed"),
         ("layers_per_block", (1, 1001), "=1001: at most 1000 is possible"),
-        ("layers_per_block", (), r"=\(\): at least one integer is needed"),
+        ("layers_per_block", (), r"=\(\): at least one value is needed"),
         ("layers_per_block", (1, 2.0), "=2.0: an integer is needed"),
         ("layers_per_block", None, "=None: an integer is needed"),
         ("hidden", -1, "=-1: at least 0 is needed"),
@@ -45,11 +48,16 @@ def test_fields_that_a_network_can_be_made_of():
         ("rate", None, "=None: a finite number"),
         ("scale", float("inf"), "=inf: a finite number"),
         ("scale", -0.5, "=-0.5: a finite number"),
+        ("rate", True, "=True: a finite number"),
+        ("remat", 1, "=1: True or False is needed"),
+        ("remat", (True, 0), "=0: True or False is needed"),
+        ("attention", True, "=True: a list of several values is needed"),
+        ("pool", 3, "=3: a text is needed"),
     ],
 )
 def test_fields_that_no_network_can_be_made_of(field, value, said):
     with pytest.raises(InputError, match=f"unet.{field}{said}"):
-        check_model(Model(**{field: value}), "unet")
+        make_module(Model, {field: value}, "unet")
 
 
 @pytest.mark.parametrize("error", [ValueError, TypeError, ZeroDivisionError, IndexError])
