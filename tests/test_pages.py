@@ -1,9 +1,12 @@
 """The pages tell commands that the commands take, and Python that imports what there is."""
 
+import itertools
+import re
 import shlex
 
 import pytest
 
+from imagen_ft.demo import report
 from launch.runtime.config import load_config
 from tests.support import ROOT, pages
 
@@ -104,3 +107,35 @@ def test_rotten_python_is_found(block, reason):
     page = f"```python\n{good}\n```\n\n```python\n{block}\n```\n"
     (broken,) = pages.broken_python(page)
     assert reason in broken
+
+
+def test_the_demos_table_is_that_of_the_demo():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    head = f"| {' | '.join(report.HEADER)} |"
+    assert lines.count(head) == 1
+    body = itertools.takewhile(lambda line: line.startswith("| "), lines[lines.index(head) + 2 :])
+    table = {arm: cells for arm, *cells in ([c.strip() for c in x[2:-1].split("|")] for x in body)}
+    assert tuple(table) == report.ORDER
+    means = {arm: float(cells[0].partition(" ± ")[0]) for arm, cells in table.items()}
+    for arm, (_, gain, p_value) in table.items():
+        if arm == "real":
+            assert gain == p_value == ""
+        else:
+            assert float(gain) == pytest.approx(means[arm] - means["real"], abs=0.101)
+            assert 0 < float(p_value) < 1
+
+
+def test_the_extras_of_pages_and_headers_are_there():
+    setup = (ROOT / "setup.py").read_text()
+    configs = [
+        path for path in (ROOT / "configs").glob("*/*.py") if "Hardware: " in path.read_text()
+    ]
+    headers = {path.relative_to(ROOT).as_posix(): path.read_text() for path in configs}
+    assert len(headers) > 30
+    for path, text in headers.items():
+        assert "/digits/" in path or all(f".[{name}]" in text for name in ("tpu", "cuda")), path
+    pages = [(ROOT / path).read_text() for path in PAGES]
+    for extra in set(
+        re.findall(r'pip install "\.\[(\w+)\]"', "\n".join([*pages, *headers.values()]))
+    ):
+        assert f'"{extra}": ' in setup, extra

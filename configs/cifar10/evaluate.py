@@ -12,6 +12,7 @@ the file:
 The attacks are of 8/255, the usual ball for CIFAR-10 (Madry et al. 2018, section 5), whose PGD for
 evaluation takes 20 steps of 2/255.
 
+On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: one GPU. On the sample's 3,000 test images the attacks cost as much as training on some
 70,000 images, for each seed of each run.
 """

@@ -7,6 +7,7 @@ The data is any export of CIFAR-10 as images, one folder a class, in a folder or
 `cifar10_sample/train/airplane/0000.jpg`, ... in `data/cifar10_sample.zip`, or what the arguments
 say: `:data=data/cifar10,root=` for `data/cifar10/train/airplane/...`.
 
+On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: one GPU, 5 minutes (0.4 TFLOP a step; decoding takes as long). `:runlocal` is 20 steps of
 a small network, for a CPU.
 """

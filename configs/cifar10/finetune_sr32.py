@@ -5,6 +5,7 @@ python -m imagen_ft.finetune --config=configs/cifar10/finetune_sr32.py \
 
 The data and its arguments are those of `finetune_base16.py`.
 
+On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: one GPU, 5 minutes (1.3 TFLOP a step; decoding takes as long). `:runlocal` is 20 steps of
 a small network, for a CPU.
 """

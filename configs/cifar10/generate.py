@@ -5,6 +5,7 @@ python -m imagen_ft.generate --config=configs/cifar10/generate.py --workdir=runs
 Before it, the two runs that `sample.py` names. Arguments: `k`, how many times the real set; `data`
 and `root` as in `finetune_base16.py`; `runlocal` for a CPU, where the runs had it as well.
 
+On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: one GPU, minutes for each k. Expected: as many images of each class as there are to train
 on, 5,000 in each shard.
 """

@@ -6,6 +6,7 @@ python -m classifiers.train --config=configs/cifar10/resnet.py:arm=real \
 `recognition.py` describes the arguments (`:arm=real+generated,k=2`, `:cpu`, `:runlocal`, ...), and
 `finetune_base16.py` the data.
 
+On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: one GPU, minutes. `:cpu`, a smaller network, 2 cores: 8 minutes. Expected with `:cpu` and
 12,000 real images: 61% of the test images; with 20 epochs, `--config.total_steps=1875`, 67%.
 """

@@ -9,6 +9,7 @@ Before it, the two runs:
     python -m imagen_ft.finetune --config=configs/cifar10/finetune_sr32.py \
         --workdir=runs/cifar10/sr32
 
+On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 `:runlocal` in all three is for a CPU. Hardware: one GPU, a minute. Expected: samples.png, eight
 images of each class at 16 and 32 pixels.
 """

@@ -5,6 +5,7 @@ python -m classifiers.study --config=configs/cifar10/study.py --workdir=runs/cif
 Before it, `configs/cifar10/generate.py:k=10`. Arguments: `data`, the real images, where they are
 not those of `resnet.py` and `vit.py`; `generated`, the generated set; `runlocal` for a CPU.
 
+On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: one GPU; several with `--jobs=N --submit="env CUDA_VISIBLE_DEVICES={lane}"`. It is 15 runs
 of five seeds: what `resnet.py` and `vit.py` say 75 times, for up to eleven times the images.
 """

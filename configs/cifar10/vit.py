@@ -6,6 +6,7 @@ python -m classifiers.train --config=configs/cifar10/vit.py:arm=real \
 `recognition.py` describes the arguments (`:arm=real+generated,k=2`, `:cpu`, `:runlocal`, ...), and
 `finetune_base16.py` the data. Patches of 4 px, positions and pooling of the plain ViT-S/16.
 
+On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: one GPU, minutes. `:cpu`, a third of the width and half the depth, starts on 2 cores.
 """
 

@@ -13,6 +13,7 @@ Before it, once: import the weights, and embed the prompts.
 licence of DeepFloyd IF there and log in), and T5 embeds the prompts and leaves before the rest is
 loaded; 11 GB are downloaded once. `--dry_run` tells what memory each phase takes.
 
+On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: one GPU or TPU with 16 GB. Expected: samples.png. `size=l` and `size=xl` take the larger
 models of the same names; `runlocal` two steps a stage. A dtype of "auto" is bfloat16, but float16
 on NVIDIA's GPUs before Ampere (T4, V100), which are slow in it.

@@ -9,6 +9,7 @@ the hardware, `--dry_run` prints the network, and `--preflight=v4:2x2x2` what a 
 Ravuri & Vinyals 2019, as Azizi et al. 2023 (section 5.2) train it: on the central crop alone. The
 score is the accuracy of the arm `generated`: 64.96 with samples of 256 px, 69.24 with 1024 px.
 
+On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 8 TPU v4, 0.9 hours (0.9 by operations, 0.1 to decode), or 8 H100, 0.3 hours (0.2 by
 operations, 0.3 to decode). Expected top-1 (%), real / generated / both: 73.09 / 69.24 / -.
 """

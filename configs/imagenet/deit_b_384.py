@@ -9,6 +9,7 @@ the hardware, `--dry_run` prints the network, and `--preflight=v4:2x4x4` what a 
 Touvron et al. 2021, section 5: the rate is constant. It begins with the run of `deit_b.py` of the
 same arm, runs/imagenet/deit_b/ARM; `--config.init_from=DIR` names another.
 
+On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 32 TPU v4, 1.0 hours (1.0 by operations, 0.0 to decode), or 8 H100, 1.1 hours (1.1 by
 operations, 0.1 to decode). Expected top-1 (%), real / generated / both: 83.16 / 75.45 / 83.75
 (Azizi et al. 2023, table 3).

@@ -10,6 +10,7 @@ the hardware, `--dry_run` prints the network, and `--preflight=v4:4x4x4` what a 
 `--config.loss=bce --config.label_smoothing=0.0`. LAMB is You et al. 2020, algorithm 2: the trust
 ratio is everywhere; DeiT III's code leaves it away where nothing decays, and clips at a norm of 1.
 
+On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 64 TPU v4, 4.1 hours (4.1 by operations, 0.1 to decode), or 8 H100, 9.1 hours (9.1 by
 operations, 1.1 to decode). Expected top-1 (%), real / generated / both: 82.22 / 74.60 / 83.05
 (Azizi et al. 2023, table 3; theirs at 224 px).

@@ -30,6 +30,7 @@ counts as right on each is said in `classifiers/evaluation/label_maps.py`. The a
 validation images. 4/255 is the usual ball for networks that were trained against attacks; 1/255 is
 there because others get next to nothing right in that. The numbers of the attacks are ours.
 
+On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: one GPU. The 167,000 images of a checkpoint take as long as decoding them, some 270 a
 second on each core; the attacks cost as much as training on some 125,000 images.
 """

@@ -18,6 +18,7 @@ Before it, the weights of Inception where torch-fidelity or pytorch-fid put them
     data, train, val, tfds   the real images, as in `images.py`
     runlocal    2 real images a class, few subsets, and distances of fewer images than dimensions
 
+On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Those held out are validation's 50,000. Numbers compare at one number of images only: 50,000 is what
 papers measure. Hardware: one GPU; decoding takes as long as the features, some 270 photographs a
 second on each core.

@@ -22,6 +22,7 @@ What can be said behind the name of the file:
 Guidance, variances, steps and noise augmentation of imagen are those that Azizi et al. 2023 chose
 (1000, 1000 and 32 steps); IF keeps its learned variance and takes 100 and 50 steps.
 
+On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: `python -m tests.benchmarks.costs` tells chip hours and money. Expected: k * 1.28M images
 in shards of about 150 MB: 64 px take 12 GB, 256 px about 50 GB, for each real set.
 """

@@ -13,6 +13,7 @@ Before it, once:
 `common.py` describes the arguments (`:host`, `:runlocal`, `:data=DIR`, ...). Without the hardware,
 `--dry_run` prints the network, and `--preflight=v4:4x4x16` what a chip needs.
 
+On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 256 TPU v4, 0.12 s a step, 7 hours (1.7 TFLOP an image at 40% of the peak). `:host`, 8
 H100: 0.28 s a step, 16 hours. By `--preflight` a v4 chip needs 10.2 GiB of its 32, and the compiler
 estimates 0.107 s a step, half of it in convolutions and attention's products, 0.051 s being the

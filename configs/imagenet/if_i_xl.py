@@ -13,6 +13,7 @@ Before it, once:
 `common.py` describes the arguments (`:host`, `:runlocal`, `:data=DIR`, ...). Without the hardware,
 `--dry_run` prints the network, and `--preflight=v4:4x4x16` what a chip needs.
 
+On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 256 TPU v4, 0.79 s a step, 46 hours (10.9 TFLOP an image at 40% of the peak). `:host`, 8
 H100: 1.76 s a step, 4.3 days. By `--preflight` (half an hour of a core) a v4 chip needs 16.0 GiB of
 its 32, and the compiler estimates 0.498 s a step, half of it in convolutions, 0.287 s being the

@@ -14,6 +14,7 @@ Before it, once:
 `common.py` describes the arguments (`:host`, `:runlocal`, `:data=DIR`, ...). Without the hardware,
 `--dry_run` prints the network, and `--preflight=v4:4x4x16` what a chip needs.
 
+On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 256 TPU v4, 0.87 s a step, 4.9 days (11.9 TFLOP an image at 40% of the peak). `:host`, 8
 H100: 1.93 s a step, 11 days. By `--preflight` (45 minutes, over 18 GB) a v4 chip needs 10.8 GiB of
 its 32, and the compiler estimates 0.577 s a step, half of it in convolutions, 0.316 s being the

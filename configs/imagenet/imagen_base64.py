@@ -16,6 +16,7 @@ Imagen's weights are not public, so this starts from scratch, which took Imagen 
 `--config.init_from=DIR` starts from a run of the same network, and then this is the paper's
 fine-tuning.
 
+On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 256 TPU v4, 0.31 s a step, 18 hours (4.3 TFLOP an image at 40% of the peak). `:host`, 8
 H100: 0.70 s a step, 41 hours. By `--preflight` a v4 chip needs 17.7 GiB of its 32, and the compiler
 estimates 0.236 s a step: half in convolutions, a fifth in attention, whose float32 weights go

@@ -16,6 +16,7 @@ The paper does not fine-tune this stage: the length is that of Imagen's own trai
 images of 1024 pixels or more (`:data=...`): most of ImageNet's are smaller, and enlarged ones teach
 it blur.
 
+On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 256 TPU v4, 0.09 s a step, 65 hours (1.3 TFLOP an image at 40% of the peak). `:host`, 8
 H100: 0.21 s a step, 6.0 days. By `--preflight` a v4 chip needs 5.3 GiB of its 32, and the compiler
 estimates 0.065 s a step, nearly two thirds in convolutions, 0.038 s being the least for its FLOPs.

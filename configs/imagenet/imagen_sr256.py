@@ -16,6 +16,7 @@ Imagen's weights are not public, so this starts from scratch, which took Imagen 
 `--config.init_from=DIR` starts from a run of the same network, and then this is the paper's
 fine-tuning.
 
+On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 256 TPU v4, 0.11 s a step, 15 hours (1.5 TFLOP an image at 40% of the peak). `:host`, 8
 H100: 0.25 s a step, 33 hours. By `--preflight` a v4 chip needs 6.2 GiB of its 32, and the compiler
 estimates 0.071 s a step, nearly two thirds in convolutions, 0.044 s being the least for its FLOPs.

@@ -8,6 +8,7 @@ the hardware, `--dry_run` prints the network, and `--preflight=v4:2x4x4` what a 
 
 Azizi et al. 2023, section 5.4. They do not give RandAugment's numbers; these are ResNet-RS-50's.
 
+On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 32 TPU v4, 0.9 hours (0.9 by operations, 0.1 to decode), or 8 H100, 1.0 hours (1.0 by
 operations, 0.5 to decode). Expected top-1 (%), real / generated / both: 78.59 / 72.38 / 80.15
 (Azizi et al. 2023, table 3).

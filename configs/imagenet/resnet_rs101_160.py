@@ -9,6 +9,7 @@ the hardware, `--dry_run` prints the network, and `--preflight=v4:2x4x4` what a 
 Bello et al. 2021, table 7 and appendix; dropout 0.25 is the preset's. The central crop of the
 evaluation leaves 32 px away, as TensorFlow's own training does.
 
+On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 32 TPU v4, 0.8 hours (0.8 by operations, 0.1 to decode), or 8 H100, 1.2 hours (0.9 by
 operations, 1.2 to decode). Expected top-1 (%), real / generated / both: 80.11 / 72.73 / 80.89
 (Azizi et al. 2023, table 3).

@@ -9,6 +9,7 @@ the hardware, `--dry_run` prints the network, and `--preflight=v4:2x4x4` what a 
 Bello et al. 2021, table 7 and appendix; dropout 0.25 is the preset's. The central crop of the
 evaluation leaves 32 px away, as TensorFlow's own training does.
 
+On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 32 TPU v4, 2.4 hours (2.4 by operations, 0.1 to decode), or 8 H100, 2.7 hours (2.7 by
 operations, 1.2 to decode). Expected top-1 (%), real / generated / both: 82.81 / 74.46 / 83.10
 (Azizi et al. 2023, table 3).

@@ -8,6 +8,7 @@ ResNet-50 by the recipe of Ravuri & Vinyals; real, generated and both (table 3) 
 scaling (figure 6) ResNet-50, ten seeds of each. Arguments: `data`, the real images, where they are
 not those of the models' configs; `generated`, the generated set; `seeds` of scaling; `runlocal`.
 
+On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: what each model's config says, `--jobs` times. It is 47 runs, 155 trainings.
 `--config.studies="('cas',)"` begins with the cheapest two. Expected, with the paper's images: CAS
 64.96 / 85.66 against 73.09 / 91.47 of real ones; both against real +1.04 points over the models,

@@ -9,6 +9,7 @@ the hardware, `--dry_run` prints the network, and `--preflight=v4:2x2x4` what a 
 Beyer et al. 2022 (Better plain ViT baselines); `:epochs=90` is their short form. Their weight
 decay of 1e-4 is not multiplied with the learning rate of 1e-3, AdamW's is: 0.1 is the same.
 
+On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 16 TPU v4, 1.7 hours (1.7 by operations, 0.2 to decode), or 8 H100, 1.1 hours (0.9 by
 operations, 1.1 to decode). Expected top-1 (%), real / generated / both: 79.89 / 71.88 / 81.00
 (Azizi et al. 2023, table 3).
