@@ -7,12 +7,15 @@ PACKAGES = ("classifiers", "configs", "imagen_ft", "input_pipeline", "launch")
 REQUIRES = [
     "absl-py>=2.1",
     "array_record>=0.8.6",
+    # With ftfy, to clean captions: without them prompts would be others than IF's, in silence.
+    "beautifulsoup4>=4.12,<5",
     "clu>=0.0.12",
     "crc32c>=2.7",
     "etils[epath]>=1.12",
     "filelock>=4.3,<5",
     "flax>=0.12.8,<0.14",
     "fsspec>=2024.6",
+    "ftfy>=6.3,<7",
     "grain>=0.2.18,<0.4",
     "huggingface_hub>=1.0,<3",
     "jax>=0.10.2,<0.13",

@@ -87,6 +87,7 @@ def get_config(arg=""):
             max_length=77,
             null="empty",
             shape=(77, 4096),
+            clean_caption=True,  # as IF's pipelines do; a cache knows how it was made
             resident=False,  # T5 makes room for the stages
         )
         for stage in config.stages.values():

@@ -21,10 +21,11 @@ from etils import epath
 from imagen_ft import weights
 from imagen_ft.text import class_names
 from imagen_ft.text.cache import DTYPES, TextCache
+from imagen_ft.text.captions import CLEANED, PLAIN, prompt_keys
 from imagen_ft.text.encoders import check_template
 from imagen_ft.text.t5_embedder import T5Embedder, fill_cache
 from imagen_ft.text.t5_encoder import identity
-from imagen_ft.text.tokenizer import T5Tokenizer, load_t5_tokenizer, prompt_key
+from imagen_ft.text.tokenizer import T5Tokenizer, load_t5_tokenizer
 from launch.cli import parse_flags, say
 from launch.errors import InputError
 from launch.files import remove_temporaries
@@ -53,6 +54,13 @@ def define_flags(values: flags.FlagValues) -> None:
         "{}",
         "put every prompt in place of the {} of this text, as in 'a photo of a {}'; "
         "config.text.template has to be the same",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "clean_caption",
+        True,
+        "clean texts as DeepFloyd IF's pipelines do: no brackets, addresses, markup or ideographs; "
+        "without it they are lower-cased only",
         flag_values=values,
     )
     flags.DEFINE_enum(
@@ -100,7 +108,13 @@ def read_prompts(values: flags.FlagValues) -> list[str]:
             raise InputError(
                 f"--prompts={values.prompts}: the file holds no prompt; write one a line"
             )
-    return list(dict.fromkeys(["", *(prompt_key(prompt, values.template) for prompt in texts)]))
+    keys = prompt_keys(texts, values.template, preprocessing(values))
+    return list(dict.fromkeys(["", *keys]))
+
+
+def preprocessing(values: flags.FlagValues) -> str:
+    """Which of `captions.KINDS` the flags ask for."""
+    return CLEANED if values.clean_caption else PLAIN
 
 
 def embed_prompts(values: flags.FlagValues) -> None:
@@ -113,7 +127,8 @@ def embed_prompts(values: flags.FlagValues) -> None:
     tokenizer = load_t5_tokenizer(
         weights.part_folder(values.weights, "tokenizer"), values.max_length
     )
-    encoder = identity(values.weights, values.variant, tokenizer, values.dtype)
+    settings = values.dtype, preprocessing(values)
+    encoder = identity(values.weights, values.variant, tokenizer, *settings)
 
     def look() -> list[str]:
         cache = open_cache(folder, encoder)
@@ -150,7 +165,8 @@ def made_with(values: flags.FlagValues) -> list[str]:
     """The flags that stand for the encoder."""
     names = ("weights", "variant", "dtype", "max_length")
     given = {name: values[name].value for name in names}
-    return [f"--{name}={value}" for name, value in given.items() if value is not None]
+    given_flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    return given_flags + ([] if values.clean_caption else ["--noclean_caption"])
 
 
 def claim(folder: epath.Path) -> None:

@@ -16,8 +16,9 @@ from jaxtyping import Float
 from imagen_ft import weights
 from imagen_ft.models.t5 import T5Encoder
 from imagen_ft.text.cache import DTYPES, TextCache
+from imagen_ft.text.captions import CLEANED, KINDS, PLAIN, text_keys
 from imagen_ft.text.t5_encoder import T5TextEncoder
-from imagen_ft.text.tokenizer import VOCABULARY, load_t5_tokenizer, text_keys, tokenize
+from imagen_ft.text.tokenizer import VOCABULARY, load_t5_tokenizer, tokenize
 from launch.errors import InputError
 from launch.runtime.config import module_fields
 from launch.runtime.limits import SEED, SIDE, building, check_numbers, make_module
@@ -145,7 +146,7 @@ class CachedTextEncoder:
         Raises:
             InputError: a prompt is not in the cache; it says how to add it. A state is damaged.
         """
-        keys = text_keys(prompts, nulls, self.template, self.null_text)
+        keys = text_keys(prompts, nulls, self.template, self.preprocessing, self.null_text)
         self._check(prompts, keys[: len(prompts)], self.template)
         self._check(nulls, keys[len(prompts) :], "{}")
         states = np.zeros((len(keys), *self.shape), np.float32)
@@ -164,6 +165,11 @@ class CachedTextEncoder:
                 f"prompt {missing[0]!r} is not in {self.cache.folder}{more}: write it to a file "
                 f"and run python -m imagen_ft.text {shlex.join(flags)}"
             )
+
+    @property
+    def preprocessing(self) -> str:
+        """Of the texts, one of `captions.KINDS`: as the cache was made."""
+        return self.cache.encoder.get("preprocessing", PLAIN)
 
     def null(self) -> Float[np.ndarray, "1 length d"]:
         """See `TextEncoder`."""
@@ -186,9 +192,10 @@ def make_text_encoder(config: ml_collections.ConfigDict) -> TextEncoder:
         config: either `cache`, a folder that `python -m imagen_ft.text` has made, with `null`
             ('empty' or 'zeros') and `template` where they are not 'empty' and '{}', and `shape`,
             [length, d] of its states, where that is needed before it is made; or `weights`, those
-            of T5 (see `weights.load_t5`), with `dtype`, `max_length`, `null`, `template`, `variant`
-            and `resident` (whether T5 stays loaded) where they are not IF's; or `max_length`,
-            `seed` and `model` (fields of `T5Encoder`) for fixed random weights.
+            of T5 (see `weights.load_t5`), with `dtype`, `max_length`, `null`, `template`,
+            `variant`, `clean_caption` (see `captions`; a cache knows by itself) and `resident`
+            (whether T5 stays loaded) where they are not IF's; or `max_length`, `seed` and `model`
+            (fields of `T5Encoder`) for fixed random weights.
 
     Raises:
         InputError: there is no such cache or weights, they are damaged, or a field has a wrong
@@ -211,7 +218,13 @@ def make_text_encoder(config: ml_collections.ConfigDict) -> TextEncoder:
         raise InputError(
             f"{cache.folder} lacks the empty prompt: run python -m imagen_ft.text again"
         )
-    return CachedTextEncoder(cache, null_text, template)
+    encoder = CachedTextEncoder(cache, null_text, template)
+    if encoder.preprocessing not in KINDS:
+        raise InputError(
+            f"{cache.folder}: of prompts preprocessed by {encoder.preprocessing!r}, but known are "
+            f"{', '.join(map(repr, KINDS))}; make it again"
+        )
+    return encoder
 
 
 def _make_t5(config: ml_collections.ConfigDict) -> T5TextEncoder:
@@ -235,6 +248,7 @@ def _make_t5(config: ml_collections.ConfigDict) -> T5TextEncoder:
         null_text,
         template,
         width,
+        CLEANED if config.get("clean_caption", True) else PLAIN,
         config.get("resident", False),
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from imagen_ft.models.t5 import T5Encoder
 from imagen_ft.text.cache import TextCache
 from imagen_ft.text.tokenizer import T5Tokenizer
-from launch.errors import InputError
+from launch.errors import Diverged, InputError
 from launch.runtime.devices.mesh import batch_sharding, fetch_behind
 from launch.runtime.types import Array
 
@@ -58,21 +59,33 @@ class T5Embedder:
         Every batch has one shape, so one compilation is enough: the last one is filled up.
 
         Args:
-            prompts: after `tokenizer.preprocess`.
+            prompts: after `captions.preprocess`.
             batch_size: prompts a batch; rounded up to a multiple of the devices it is split over.
+
+        Raises:
+            Diverged: T5 has left the finite numbers; names the prompt.
         """
         ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         batch_size = -(-min(batch_size, len(prompts)) // ways) * ways
 
-        def states() -> Iterator[tuple[jax.Array, np.ndarray]]:
+        def states() -> Iterator[tuple[jax.Array, jax.Array]]:
             for first in range(0, len(prompts), batch_size):
                 batch_prompts = prompts[first : first + batch_size]
                 batch = self._put(*self.tokenizer(batch_prompts), batch_size)
-                rows = np.arange(len(batch_prompts))
-                yield _encode(self.model, self.mesh, self.params, *batch), rows
+                yield _encode(self.model, self.mesh, self.params, *batch)
 
-        for array, rows in fetch_behind(states()):
-            yield np.asarray(array)[rows]
+        starts = range(0, len(prompts), batch_size)
+        for first, (array, finite) in zip(starts, fetch_behind(states()), strict=True):
+            batch_prompts = prompts[first : first + batch_size]
+            count = len(batch_prompts)
+            if not finite[:count].all():
+                prompt = batch_prompts[int(np.argmin(finite[:count]))]
+                raise Diverged(
+                    f"T5 made NaN or infinity of the prompt {prompt!r}, computing in "
+                    f"{jnp.dtype(self.model.dtype).name}: take another dtype "
+                    "(bfloat16, float32), or look at its weights"
+                )
+            yield np.asarray(array)[:count]
 
     def _put(self, tokens: np.ndarray, mask: np.ndarray, batch_size: int) -> tuple[Array, Array]:
         padding = ((0, batch_size - len(tokens)), (0, 0))
@@ -88,10 +101,11 @@ class T5Embedder:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _encode(
     model: T5Encoder, mesh: Mesh, params: dict[str, Any], tokens: Array, mask: Array
-) -> Array:
+) -> tuple[Array, Array]:
     states = cast(jax.Array, model.apply({"params": params}, tokens, mask)).astype(model.dtype)
+    results = states, jnp.isfinite(states).all(axis=(1, 2))
     # Whole on every process: one of them writes it.
-    return jax.lax.with_sharding_constraint(states, NamedSharding(mesh, PartitionSpec()))
+    return jax.lax.with_sharding_constraint(results, NamedSharding(mesh, PartitionSpec()))
 
 
 def fill_cache(
@@ -102,7 +116,7 @@ def fill_cache(
     Args:
         cache: of the embedder's states; None in the processes that only compute.
         embedder: of the prompts.
-        prompts: after `tokenizer.preprocess`, none of them in the cache.
+        prompts: after `captions.preprocess`, none of them in the cache.
         batch_size: prompts a batch.
     """
     batches = embedder.embed(prompts, batch_size)

@@ -13,8 +13,9 @@ from jaxtyping import Float
 
 from imagen_ft import weights
 from imagen_ft.text.cache import digest_of
+from imagen_ft.text.captions import text_keys
 from imagen_ft.text.t5_embedder import T5Embedder
-from imagen_ft.text.tokenizer import PREPROCESSING, T5Tokenizer, text_keys
+from imagen_ft.text.tokenizer import T5Tokenizer
 from launch.runtime.devices.mesh import make_mesh
 
 # Prompts that T5 takes at a time.
@@ -36,6 +37,7 @@ class T5TextEncoder:
         null_text: 'empty' is the empty prompt's states (DeepFloyd IF), 'zeros' is zeros (Imagen).
         template: what a prompt is put into, in place of `{}`.
         width: of the states.
+        preprocessing: of the texts, one of `captions.KINDS`.
         resident: whether it stays on the devices, which saves loading it for every new prompt.
     """
 
@@ -46,6 +48,7 @@ class T5TextEncoder:
     null_text: str
     template: str
     width: int
+    preprocessing: str
     resident: bool = False
     _states: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, repr=False)
     _loaded: list[T5Embedder] = dataclasses.field(default_factory=list, repr=False)
@@ -63,7 +66,7 @@ class T5TextEncoder:
         Raises:
             InputError: the weights are damaged.
         """
-        keys = text_keys(prompts, nulls, self.template, self.null_text)
+        keys = text_keys(prompts, nulls, self.template, self.preprocessing, self.null_text)
         empty = [] if self.null_text == "zeros" or not keys else [""]
         asked = dict.fromkeys(key for key in [*keys, *empty] if key is not None)
         missing = [key for key in asked if key not in self._states]
@@ -87,7 +90,8 @@ class T5TextEncoder:
     @functools.cached_property
     def digest(self) -> str:
         """Of all that decides about the states; that of a cache that it would fill."""
-        return digest_of(identity(self.path, self.variant, self.tokenizer, self.dtype))
+        settings = self.dtype, self.preprocessing
+        return digest_of(identity(self.path, self.variant, self.tokenizer, *settings))
 
     @contextmanager
     def _embedder(self) -> Iterator[T5Embedder]:
@@ -105,12 +109,14 @@ class T5TextEncoder:
                 jax.tree.map(lambda array: array.delete(), params)
 
 
-def identity(path: str, variant: str | None, tokenizer: T5Tokenizer, dtype: str) -> dict[str, Any]:
+def identity(
+    path: str, variant: str | None, tokenizer: T5Tokenizer, dtype: str, preprocessing: str
+) -> dict[str, Any]:
     """What decides about T5's states of a prompt; encoders with the same give the same."""
     return {
         "weights": weights.digest(path, "text_encoder", variant),
         "tokenizer": tokenizer.digest,
         "max_length": tokenizer.max_length,
-        "preprocessing": PREPROCESSING,
+        "preprocessing": preprocessing,
         "dtype": dtype,
     }

@@ -43,35 +43,6 @@ def tokenize(prompts: Sequence[str], max_length: int) -> Tokens:
     return tokens, tokens != PAD
 
 
-PREPROCESSING = "lower-case, no white space around"
-
-
-def preprocess(prompt: str) -> str:
-    """What DeepFloyd IF makes of a prompt before it is tokenised."""
-    return prompt.lower().strip()
-
-
-def prompt_key(prompt: str, template: str = "{}") -> str:
-    """What a cache knows a prompt by: the text that is tokenised."""
-    return preprocess(template.replace("{}", prompt))
-
-
-def text_keys(
-    prompts: Sequence[str], nulls: Sequence[str], template: str, null_text: str
-) -> list[str | None]:
-    """The keys of prompts, then of texts that stand for no text, which no template is around.
-
-    Args:
-        prompts: to be put into the template.
-        nulls: as they are.
-        template: with `{}` where a prompt goes.
-        null_text: 'zeros' where the empty one of `nulls` has no states, but zeros: None.
-    """
-    keys: list[str | None] = [prompt_key(prompt, template) for prompt in prompts]
-    keys += [prompt_key(text) or (None if null_text == "zeros" else "") for text in nulls]
-    return keys
-
-
 @dataclasses.dataclass(frozen=True)
 class T5Tokenizer:
     """The tokens that DeepFloyd IF gives to T5: pieces, an end token, padding; too long is cut.
@@ -87,7 +58,7 @@ class T5Tokenizer:
     digest: str
 
     def __call__(self, prompts: Sequence[str]) -> Tokens:
-        """Tokens of prompts as they are: `preprocess` comes before.
+        """Tokens of prompts as they are: `captions.preprocess` comes before.
 
         Returns:
             The ids, and which of them are not padding.

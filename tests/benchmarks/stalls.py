@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from imagen_ft.text import class_names
 from imagen_ft.text.cache import TextCache
-from imagen_ft.text.tokenizer import prompt_key
+from imagen_ft.text.captions import PLAIN, prompt_keys
 
 LOG_EVERY = 10
 
@@ -44,7 +44,7 @@ def random_cache(folder: Path, config: ConfigDict) -> list[str]:
         return []
     folder.mkdir()
     names = class_names.resolve(config.class_names)
-    prompts = ["", *dict.fromkeys(prompt_key(name) for name in names)]
+    prompts = ["", *dict.fromkeys(prompt_keys(names, "{}", PLAIN))]
     shape = tuple(config.text.shape)
     cache = TextCache.create(folder, {"dtype": "bfloat16", "random": 0}, shape, ())
     rng = np.random.default_rng(0)

@@ -9,6 +9,7 @@ import safetensors.numpy
 from ml_collections import ConfigDict
 
 from imagen_ft.text.cache import TextCache
+from imagen_ft.text.captions import CLEANED
 from imagen_ft.text.encoders import make_text_encoder
 from launch.errors import InputError
 
@@ -119,6 +120,24 @@ def test_a_cache_stands_for_the_encoder(tmp_path):
     np.testing.assert_array_equal(both, states[[3, 2, 0, 2]])
     both = encoder(tmp_path, null="zeros").embed((), ["red fox", ""])
     np.testing.assert_array_equal(both, [states[2], np.zeros_like(states[0])])
+
+
+@pytest.mark.parametrize(("fields", "row"), [({}, None), ({"preprocessing": CLEANED}, 2)])
+def test_a_cache_says_what_became_of_its_prompts(tmp_path, monkeypatch, fields, row):
+    monkeypatch.setitem(globals(), "ENCODER", ENCODER | fields)
+    states, text = make(tmp_path), encoder(tmp_path)
+    if row is None:
+        with pytest.raises(InputError, match=r"prompt '\(red fox\)' is not in"):
+            text.embed(["(red fox)"])
+    else:
+        np.testing.assert_array_equal(text.embed(["(red fox)"])[0], states[row])
+
+
+def test_a_cache_of_unknown_preprocessing(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "ENCODER", ENCODER | {"preprocessing": "stemming"})
+    make(tmp_path)
+    with pytest.raises(InputError, match=r"preprocessed by 'stemming', but known are 'lower-case"):
+        encoder(tmp_path)
 
 
 def test_a_missing_prompt_is_named_with_the_command(tmp_path):

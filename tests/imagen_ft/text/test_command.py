@@ -17,12 +17,14 @@ from ml_collections import ConfigDict
 
 from imagen_ft.text import __main__, class_names, t5_embedder
 from imagen_ft.text.cache import TextCache
+from imagen_ft.text.captions import CLEANED, preprocess
 from imagen_ft.text.encoders import make_text_encoder
-from imagen_ft.text.tokenizer import load_t5_tokenizer, preprocess
+from imagen_ft.text.tokenizer import load_t5_tokenizer
 from tests.imagen_ft.text import tiny_text
 from tests.parity.torch_weights import relative_error
 
-NAMES = ["zero", "  One", "two", "Red FOX", "two", "hen of the woods mushroom"]
+# None is changed by cleaning but the last two.
+NAMES = ["zero", "  One", "two", "Red FOX", "two", "hen (of the woods) mushroom", "<b>(zero)"]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,7 @@ def one_line(capsys):
     return err
 
 
-def in_diffusers(pipeline, prompts, dtype=torch.float32, negatives=None):
+def in_diffusers(pipeline, prompts, dtype=torch.float32, negatives=None, clean=True):
     """The states of prompts and of what stands for no text by DeepFloyd IF's pipeline."""
     this = types.SimpleNamespace(
         tokenizer=transformers.T5Tokenizer.from_pretrained(pipeline / "tokenizer"),
@@ -76,9 +78,12 @@ def in_diffusers(pipeline, prompts, dtype=torch.float32, negatives=None):
             pipeline / "text_encoder", dtype=dtype
         ),
         _text_preprocessing=lambda *args, **kw: IFPipeline._text_preprocessing(this, *args, **kw),
+        _clean_caption=lambda text: IFPipeline._clean_caption(this, text),
+        bad_punct_regex=IFPipeline.bad_punct_regex,
         _execution_device="cpu",
     )
-    states = IFPipeline.encode_prompt(this, list(prompts), negative_prompt=negatives)
+    options = dict(negative_prompt=negatives, clean_caption=clean)
+    states = IFPipeline.encode_prompt(this, list(prompts), **options)
     return [states.float() for states in states]
 
 
@@ -92,9 +97,10 @@ def test_states_are_those_of_diffusers(pipeline, cache):
     assert ours.dtype == np.float32
     assert relative_error(ours, states) <= 1e-5
     assert relative_error(encoder.null(), null[:1]) <= 1e-5
-    negatives = [*NAMES[1:], " RED fox"]
+    negatives = [*NAMES[1:], " RED #fox"]
     _, theirs = in_diffusers(pipeline, NAMES, negatives=negatives)
     assert relative_error(encoder.embed((), negatives), theirs) <= 1e-5
+    np.testing.assert_array_equal(ours[-1], ours[0])
     assert len(TextCache(cache)) == 6  # five prompts, one of them twice, and the empty one
 
 
@@ -103,7 +109,7 @@ def test_bfloat16(pipeline, prompts, tmp_path):
     cache = TextCache(tmp_path / "cache")
     assert cache.row_bytes == 77 * tiny_text.D_MODEL * 2
     states, _ = in_diffusers(pipeline, NAMES)
-    error = relative_error(cache.read([preprocess(name) for name in NAMES]), states)
+    error = relative_error(cache.read([preprocess(name, CLEANED) for name in NAMES]), states)
     theirs, _ = in_diffusers(pipeline, NAMES, torch.bfloat16)
     assert 1e-4 < error < 1.5 * relative_error(theirs, states)
 
@@ -132,12 +138,27 @@ def test_the_same_command_goes_on(pipeline, cache, prompts, tmp_path, capsys, mo
     assert seen == ["one", "two", "red fox", "hen of the woods mushroom"]
     files = sorted(path.name for path in to.iterdir())
     assert files == [".lock", "encoder.json", *(f"part-{n:05d}.safetensors" for n in range(3))]
-    whole = [preprocess(name) for name in ("", *NAMES)]
+    whole = [preprocess(name, CLEANED) for name in ("", *NAMES)]
     np.testing.assert_allclose(TextCache(to).read(whole), TextCache(cache).read(whole), atol=1e-5)
     # Nothing is left to do, and so nothing is loaded.
     monkeypatch.setattr(t5_embedder.T5Embedder, "__post_init__", None)
     assert run(*argv) == 0
     assert "6 prompts, 0 of them new" in capsys.readouterr().out
+
+
+def test_a_cache_of_prompts_as_they_are(pipeline, cache, prompts, tmp_path, capsys):
+    """Who asks for it gets no cleaning, and the cache is another one that knows it."""
+    flags = ["--dtype=float32", "--noclean_caption"]
+    assert run(prompts, pipeline, tmp_path / "cache", *flags) == 0
+    encoder = make_text_encoder(ConfigDict(dict(cache=str(tmp_path / "cache"))))
+    states, _ = in_diffusers(pipeline, NAMES, clean=False)
+    assert relative_error(encoder.embed(NAMES), states) <= 1e-5
+    assert encoder.cache.flags[-1] == "--noclean_caption"
+    assert encoder.digest != TextCache(cache).digest
+    capsys.readouterr()
+    assert run(prompts, pipeline, cache, *flags) == 2
+    said = "(preprocessing was caption cleaning, now it is lower-case, no w): name another"
+    assert said in one_line(capsys)
 
 
 @pytest.mark.parametrize("change", ["weights", "tokenizer", "dtype", "max_length"])
@@ -174,7 +195,7 @@ def test_tokens_are_those_of_sentencepiece(pipeline):
     folder = pipeline / "tokenizer"
     tokenizer = load_t5_tokenizer(folder)
     model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
-    texts = [preprocess(name) for name in class_names.load("imagenet")]
+    texts = [preprocess(name, CLEANED) for name in class_names.load("imagenet")]
     texts += ["", "a  b\tc", "½ ﬁne café 日本"]
     tokens, mask = tokenizer(texts)
     assert tokens.shape == mask.shape == (1003, 77)

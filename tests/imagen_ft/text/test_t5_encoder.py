@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from imagen_ft.text import __main__ as command
 from imagen_ft.text import t5_encoder
 from imagen_ft.text.encoders import make_text_encoder
-from launch.errors import InputError
+from launch.errors import Diverged, InputError
 from tests.imagen_ft.text import tiny_text
 
 
@@ -56,6 +56,27 @@ def test_t5_is_there_while_it_runs(pipeline, loads, resident):
     encoder.embed(["another"])
     assert len(loads) == (1 if resident else 2)
     assert {leaf.is_deleted() for leaf in jax.tree.leaves(loads)} == {not resident}
+
+
+def test_prompts_are_cleaned_unless_they_are_not_to_be(pipeline):
+    states = make(pipeline, dtype="float32").embed(["(a) cat", "a cat"])
+    np.testing.assert_array_equal(states[0], states[1])
+    plain = make(pipeline, dtype="float32", clean_caption=False)
+    states = plain.embed(["(a) cat", "a cat"])
+    assert (states[0] != states[1]).any()
+    assert plain.digest != make(pipeline, dtype="float32").digest
+
+
+def test_states_that_are_not_finite(pipeline):
+    """As those of float16 can be."""
+    encoder = make(pipeline, dtype="float16", resident=True)
+    encoder.embed(["a cat"])
+    embedding = encoder._loaded[0].params["shared"]["embedding"]
+    tokens, _ = encoder.tokenizer(["another", "dogs"])
+    own = max({*tokens[1].tolist()} - {*tokens[0].tolist()})
+    encoder._loaded[0].params["shared"]["embedding"] = embedding.at[own].set(np.inf)
+    with pytest.raises(Diverged, match=r"NaN or infinity of the prompt 'dogs', .* float16"):
+        encoder.embed(["another", "dogs"])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
