@@ -2,15 +2,16 @@ r"""Measures sets of images against real ones, and compares them.
 
 python -m imagen_ft.evaluate --config=configs/digits/evaluate_images.py --workdir=runs/digits/images
 
-A set NAME of config.sets is a generated set, a folder of images, a set of TFDS or Parquet files, or
-an npz of samples. config.measures says what is measured: Frechet distances (called FID and sFID on
-Inception alone), inception score, kernel and sliced distances, precision, recall, density,
-coverage, the Frechet distance relative to that of held-out real images (1 is as good as fresh real
-images), classes apart, and copies of real images. It writes evaluation.json, with all that each
-number depends on, report.html, and reference.npz, the statistics of the real images. Features and
-results are kept in the folders `features` and `measured`, so that the same command goes on where it
-stopped, and does only what is new. The processes of a job (--coordinator) share every batch among
-their devices.
+A set NAME of config.sets is a generated set, a folder of images, a set of TFDS or Parquet files, an
+npz of samples, or a cascade (a config of stages), whose images are drawn on the way, held only
+until they have been looked at, and written nowhere unless `write` names an npz. config.measures
+says what is measured: Frechet distances (called FID and sFID on Inception alone), inception score,
+kernel and sliced distances, precision, recall, density, coverage, the Frechet distance relative to
+that of held-out real images (1 is as good as fresh real images), classes apart, and copies of real
+images. It writes evaluation.json, with all that each number depends on, report.html, and
+reference.npz, the statistics of the real images. Features and results are kept in the folders
+`features` and `measured`, so that the same command goes on where it stopped, and does only what is
+new. The processes of a job (--coordinator) share every batch among their devices.
 """
 
 import functools
@@ -21,10 +22,10 @@ from etils import epath
 from tqdm import tqdm
 
 from classifiers.extractors.extractor import Extractor
-from classifiers.extractors.features import features, images_digest
+from classifiers.extractors.features import features
 from imagen_ft.evaluation import report
 from imagen_ft.evaluation.extractors import Kind, check_extractor, open_extractor
-from imagen_ft.evaluation.image_sets import ImageSet, check_specs, open_set
+from imagen_ft.evaluation.image_sets import ImageSet
 from imagen_ft.evaluation.measures import NEEDS, Images, Measured, Measures
 from imagen_ft.evaluation.references import (
     STATISTICS,
@@ -35,6 +36,7 @@ from imagen_ft.evaluation.references import (
     seen,
     write_statistics,
 )
+from imagen_ft.evaluation.sampled import check_sets, open_sets
 from imagen_ft.metrics.frechet import Labelled
 from imagen_ft.metrics.result import Conditions
 from launch.errors import InputError
@@ -71,13 +73,15 @@ def main(args: app.Arguments) -> None:
         return
     extractor = open_extractor(config.extractor)
     mixed = extractor.transform is not None
-    sets = [
-        open_set(name, f"config.sets.{name}", spec, mixed) for name, spec in config.sets.items()
-    ]
     references = open_references(config, extractor, mixed)
+    real = references.source.source if references.source else None
+    sets = open_sets(config.sets, mixed, real, args.workdir / "drawn")
     check_classes(sets, references, "classes_apart" in config.measures)
     on_first_process(lambda: lock(args.workdir))
     measured = _measure(config, args.workdir, kind, extractor, sets, references)
+    for images in sets:
+        if images.drawn:
+            _leave(images, config.sets[images.name].get("write"), measured[images.name])
     on_first_process(
         lambda: report.write(args.workdir, config, extractor, sets, references, measured)
     )
@@ -89,7 +93,7 @@ def check(config: ml_collections.ConfigDict) -> Kind:
     Raises:
         InputError: a field is wrong.
     """
-    check_specs(config.sets)
+    check_sets(config.sets)
     kind = check_extractor(config.extractor)
     if not config.measures:
         raise InputError(f"config.measures must name some of {', '.join(NEEDS)}, got none")
@@ -124,6 +128,16 @@ def _describe(config: ml_collections.ConfigDict) -> None:
         print(f"no parameters to count: {error}")
     else:
         app.describe(config, **{extractor.name: extractor.variables["params"]})
+
+
+def _leave(images: ImageSet, path: str | None, measured: Measured) -> None:
+    """Writes what was drawn where the config asks for it, and leaves only what pictures show."""
+    drawn = images.drawn
+    assert drawn is not None
+    if path and not decide_on_first_process(lambda: drawn.is_written(epath.Path(path))):
+        drawn.draw()
+        on_first_process(lambda: drawn.write_npz(epath.Path(path)))
+    drawn.drop(report.shown(images, measured))
 
 
 def _measure(
@@ -187,7 +201,15 @@ def _see(
     asked = ["features", *(taps[name] for name in config.measures if name in taps)]
     folder = workdir / "features"
     unique = tuple(dict.fromkeys(asked))
-    outputs = features(extractor, images.source, folder, unique, config.batch_size)
+    outputs = features(
+        extractor,
+        images.source,
+        folder,
+        unique,
+        config.batch_size,
+        digest=images.digest(),
+        prepare=images.prepare,
+    )
     return Images(
         Labelled(outputs["features"], images.source.labels),
         seen(outputs, "spatial"),
@@ -219,7 +241,7 @@ def _made_from(
     return {
         "format": _FORMAT,
         "extractor": extractor.made_from,
-        "images": images_digest(images.source),
+        "images": images.digest(),
         "labels": json_digest([images.source.class_names, images.source.labels.tolist()]),
         "written": [images.file_format, images.uint8_rule],
         "reference": digests,

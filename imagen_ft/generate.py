@@ -13,14 +13,11 @@ import dataclasses
 import functools
 import time
 
-import jax
-import ml_collections
 from absl import flags
 from etils import epath
-from jax.sharding import Mesh
 
 from imagen_ft.cascade import load_cascade
-from imagen_ft.cascade.loading import parameter_shapes, with_dtypes
+from imagen_ft.cascade.loading import mesh_of, parameter_shapes, with_dtypes
 from imagen_ft.generation.contents import set_fields
 from imagen_ft.generation.repair import check, check_sound, discard_damaged
 from imagen_ft.generation.worker import generate
@@ -29,7 +26,6 @@ from input_pipeline.synthetic.writer import PROVENANCE, SyntheticWriter
 from launch.errors import InputError
 from launch.runtime import app
 from launch.runtime.devices import distributed, joining
-from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.limits import BATCH, MOST, SEED, check_numbers
 from launch.runtime.locks import join
 
@@ -66,10 +62,6 @@ def _see(folder: epath.Path) -> None:
     raise InputError(f"{folder} is not the same folder on all hosts: name one that all see")
 
 
-def _mesh(config: ml_collections.ConfigDict) -> Mesh | None:
-    return make_mesh(config.get("mesh", {"data": -1})) if jax.device_count() > 1 else None
-
-
 def main(args: app.Arguments) -> None:
     """Runs the task."""
     values, args = args.flags, dataclasses.replace(args, config=with_dtypes(args.config))
@@ -84,7 +76,7 @@ def main(args: app.Arguments) -> None:
     if values.verify:
         check_sound(args, check(args))
         return
-    cascade = load_cascade(args.config, _mesh(args.config))
+    cascade = load_cascade(args.config, mesh_of(args.config))
     fields = set_fields(args, cascade)
     SyntheticWriter.check(**fields)
 

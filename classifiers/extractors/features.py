@@ -36,6 +36,8 @@ def features(
     taps: Sequence[str] = ("features",),
     batch_size: int = 64,
     mesh: Mesh | None = None,
+    digest: str | None = None,
+    prepare: Callable[[], Any] = lambda: None,
 ) -> dict[str, np.ndarray]:
     """What an extractor sees in every image of a source, in order; all processes have to call it.
 
@@ -46,6 +48,8 @@ def features(
         taps: which of the extractor's outputs.
         batch_size: images at a time, over all devices.
         mesh: whose devices share the batches; None is all of this job.
+        digest: what decides about the images; None is that of `images_digest`.
+        prepare: is called on every process before images are read, if they have to be.
 
     Returns:
         By tap float32 [n, ...], on every process.
@@ -54,7 +58,11 @@ def features(
         InputError: see `feature_batches`; or an output is not finite.
     """
     folder = epath.Path(folder)
-    made_from = {"format": _FORMAT, **extractor.made_from, "images": images_digest(source)}
+    made_from = {
+        "format": _FORMAT,
+        **extractor.made_from,
+        "images": digest or images_digest(source),
+    }
     stem = json_digest(made_from)[:32]
     paths = {tap: folder / f"{extractor.name}-{stem}-{tap}" for tap in taps}
     kept = decide_on_first_process(
@@ -63,6 +71,7 @@ def features(
     results = {tap: _read(paths[tap]) for tap in kept}
     missing = [tap for tap in taps if tap not in kept]
     if missing:
+        prepare()
         made = _compute(extractor, source, missing, batch_size, mesh)
         for tap, values in made.items():
             origin = made_from | {"tap": tap}

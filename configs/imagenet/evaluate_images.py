@@ -9,6 +9,9 @@ Before it, the weights of Inception where torch-fidelity or pytorch-fid put them
     generated   folders of generated sets, joined by +
     folders     folders or zips of images, one folder a class, joined by +
     npz         files of samples, as ADM writes them, joined by +
+    sampled     so many images that a cascade draws on the way, as many of each class (Azizi et al.
+                choose by 10,000), of
+    cascade     if (the default) or imagen, and of size, as in `generate.py`
     statistics  an npz of reference statistics, such as ADM's VIRTUAL_imagenet256_labeled.npz;
                 the Frechet distances are to it, and not to the real images
     extractor   inception (the default), dinov2 or classifier, whose weights are at
@@ -19,15 +22,18 @@ Before it, the weights of Inception where torch-fidelity or pytorch-fid put them
     runlocal    2 real images a class, few subsets, and distances of fewer images than dimensions
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-Those held out are validation's 50,000. Numbers compare at one number of images only: 50,000 is what
-papers measure. Hardware: one GPU; decoding takes as long as the features, some 270 photographs a
-second on each core.
+What is drawn is written nowhere, unless `--config.sets.sampled.write=FILE.npz`; drawing goes on
+where it stopped. Those held out are validation's 50,000. Numbers compare at one number of images
+only: 50,000 is what papers measure. Hardware: one GPU; decoding takes as long as the features, some
+270 photographs a second on each core.
 """
 
 from ml_collections import ConfigDict
 
 from configs import arguments
+from configs.imagenet import generate
 from configs.imagenet.images import real_images
+from configs.measures import set_measures
 
 # Fields of each extractor, and the measures that it has not.
 EXTRACTORS = {
@@ -46,6 +52,8 @@ def get_config(arg=""):
         generated="",
         folders="",
         npz="",
+        sampled=0,
+        cascade="if",
         statistics="",
         extractor="inception",
         weights="",
@@ -70,32 +78,14 @@ def get_config(arg=""):
     )
     config.extractor = dict(name=args["extractor"], path=args["weights"], **fields)
     config.batch_size = 256
-    measures = (
-        "frechet",
-        "spatial_frechet",
-        "inception_score",
-        "kernel",
-        "sliced",
-        "precision_recall",
-        "density_coverage",
-        "relative",
-        "classes_apart",
-        "copying",
-    )
-    config.measures = tuple(measure for measure in measures if measure not in without)
-    config.allow_few_images = False
-    config.inception_score = dict(rule="torch_fidelity", splits=10, seed=2020)
-    config.kernel = dict(subsets=100, subset_size=1000, seed=2020)
-    config.sliced = dict(num_directions=1000, seed=2020)
-    config.precision_recall = dict(k=3, comparison="<=")
-    config.density_coverage = dict(k=5, comparison="<")
+    set_measures(config, subset_size=1000, without=without)
     config.num_worst = 16  # pictures
     if args["runlocal"]:
         config.batch_size = 8
         config.reference.source.source.per_class = 2
         config.reference.held_out.source.per_class = 2
         config.allow_few_images = True
-        config.kernel = dict(subsets=10, subset_size=100, seed=2020)
+        config.kernel.subsets, config.kernel.subset_size = 10, 100
     return config
 
 
@@ -108,7 +98,18 @@ def _sets(args: dict) -> dict:
             if name in sets:
                 raise ValueError(f"{argument}={path}: another set is called {name}; rename it")
             sets[name] = dict(source=dict(name=kind, path=path))
+    if args["sampled"]:
+        if "sampled" in sets:
+            raise ValueError("sampled: another set is called so; rename it")
+        size, local = args["size"], ",runlocal" if args["runlocal"] else ""
+        cascade = generate.get_config(f"cascade={args['cascade']},size={size}{local}")
+        fields = {name: cascade[name] for name in _OF_CASCADE}
+        sets["sampled"] = dict(
+            cascade=fields, num_images=args["sampled"], labels="balanced", write=""
+        )
     return sets or dict(imagenet_synthetic=_DEFAULT)
 
 
+# Fields of `generate.py` that say what is drawn and how.
+_OF_CASCADE = ("batch_size", "class_names", "mesh", "negative_prompt", "seed", "stages", "text")
 _DEFAULT = dict(source=dict(name="synthetic", path="data/imagenet_synthetic"))

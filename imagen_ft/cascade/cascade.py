@@ -100,7 +100,8 @@ class Cascade:
         config = changed(self.config, changes, loading=False)
         check_numbers(config, {"batch_size": BATCH})
         with reading(config):
-            stages = tuple(make_stages(config).values())
+            base = not self.stages[0].denoiser.low_size
+            stages = tuple(make_stages(config, base).values())
         return dataclasses.replace(self, stages=stages, config=config, batch_size=config.batch_size)
 
     @overload
@@ -346,7 +347,10 @@ class Cascade:
 
 
 def load_cascade(
-    config: ml_collections.ConfigDict, mesh: Mesh | None = None, prompts: Sequence[str] = ()
+    config: ml_collections.ConfigDict,
+    mesh: Mesh | None = None,
+    prompts: Sequence[str] = (),
+    base: bool = True,
 ) -> Cascade:
     """Loads the cascade of a config: its text encoder, its classes and its stages.
 
@@ -356,6 +360,8 @@ def load_cascade(
         mesh: where the cascade is to be; None is one device.
         prompts: that are known to come: a T5 that does not stay embeds them before the stages are
             loaded, and never shares the device with them.
+        base: whether the first stage has to begin with noise alone; else it may enlarge images that
+            are given (`Request.low`).
 
     Raises:
         InputError: see `loading.load_stages`; a prompt is not of the cascade's classes; a cache of
@@ -369,7 +375,7 @@ def load_cascade(
     nulls = [text] if (text := config.get("negative_prompt", "")) else []
     if texts or nulls:
         encoder.embed(texts, nulls)  # A prompt that a cache lacks is found before any work.
-    stages, variables, digests = load_stages(config, encoder, mesh)
+    stages, variables, digests = load_stages(config, encoder, mesh, base)
     return Cascade(stages, variables, encoder, names, digests, config, config.batch_size, mesh)
 
 

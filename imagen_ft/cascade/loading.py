@@ -19,7 +19,7 @@ from launch.errors import InputError
 from launch.files import differences
 from launch.runtime.config import plain
 from launch.runtime.devices.hardware import half_dtype
-from launch.runtime.devices.mesh import with_shardings
+from launch.runtime.devices.mesh import make_mesh, with_shardings
 from launch.runtime.ema import MAIN
 from launch.runtime.run import STAGE, Run
 
@@ -32,7 +32,10 @@ _HOW = ("stage.unet.dtype", "stage.unet.remat")
 
 
 def load_stages(
-    config: ml_collections.ConfigDict, encoder: TextEncoder, mesh: Mesh | None = None
+    config: ml_collections.ConfigDict,
+    encoder: TextEncoder,
+    mesh: Mesh | None = None,
+    base: bool = True,
 ) -> tuple[tuple[Stage, ...], tuple[dict[str, Any], ...], tuple[str, ...]]:
     """Loads the stages that `config.stages` names, each from its run directory (`run`).
 
@@ -45,6 +48,7 @@ def load_stages(
         config: of the task.
         encoder: of the prompts.
         mesh: where the cascade is to be; None is one device.
+        base: see `make_stages`.
 
     Returns:
         The stages in order of size, the variables of each, and digests of these.
@@ -53,7 +57,7 @@ def load_stages(
         InputError: a run is missing, unfinished or damaged, was made with another network, text
             encoder or list of classes than the config says, or the stages do not fit together.
     """
-    stages = make_stages(config)
+    stages = make_stages(config, base)
     variables, digests = [], []
     for name, stage in stages.items():
         entry = config.stages[name]
@@ -94,6 +98,11 @@ def with_dtypes(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     if text:
         config.text.dtype = half_dtype(jax.local_devices()[0])
     return config
+
+
+def mesh_of(config: ml_collections.ConfigDict) -> Mesh | None:
+    """All devices of this job, as `config.mesh` says; None where there is but one."""
+    return make_mesh(config.get("mesh", {"data": -1})) if jax.device_count() > 1 else None
 
 
 def open_run(path: str) -> Run | None:

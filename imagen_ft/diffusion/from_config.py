@@ -116,8 +116,12 @@ def make_stage(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Stage:
     )
 
 
-def make_stages(config: ml_collections.ConfigDict) -> dict[str, Stage]:
+def make_stages(config: ml_collections.ConfigDict, base: bool = True) -> dict[str, Stage]:
     """The stages of `config.stages` by name, in order of size; no weights are loaded.
+
+    Args:
+        config: of the task.
+        base: whether the first one has to begin with noise alone.
 
     Raises:
         InputError: a stage starts from another size than the one before it makes, or there is none.
@@ -128,7 +132,7 @@ def make_stages(config: ml_collections.ConfigDict) -> dict[str, Stage]:
     if not stages:
         raise InputError("config.stages is empty: name at least one run of imagen_ft.finetune")
     ordered = dict(sorted(stages.items(), key=lambda item: item[1].denoiser.size))
-    size = 0
+    size = 0 if base else next(iter(ordered.values())).denoiser.low_size
     for name, stage in ordered.items():
         if stage.denoiser.low_size != size:
             raise InputError(

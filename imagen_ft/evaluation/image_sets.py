@@ -1,12 +1,13 @@
 """The sets of images that are measured, and those that they are compared with."""
 
 import dataclasses
-import re
 from typing import Any, SupportsIndex
 
 import numpy as np
 from etils import epath
 
+from classifiers.extractors.features import images_digest
+from imagen_ft.evaluation.drawn import Drawn
 from imagen_ft.metrics.npz_file import read_arrays
 from input_pipeline import sources
 from input_pipeline.augment import resize
@@ -37,17 +38,28 @@ class ImageSet:
         source: the images; all of one size, if they have to be.
         file_format: 'png', 'jpeg', 'none' if they were never written, or 'unknown'.
         uint8_rule: how floats became uint8.
+        drawn: the source, where it has to be drawn before it is read.
     """
 
     name: str
     source: Source
     file_format: str
     uint8_rule: str
+    drawn: Drawn | None = None
 
     @property
     def has_classes(self) -> bool:
         """Whether its images are of more than one class."""
         return len(self.source.class_names) > 1
+
+    def prepare(self) -> None:
+        """Draws the images, if they have to be; all processes have to call it."""
+        if self.drawn:
+            self.drawn.draw()
+
+    def digest(self) -> str:
+        """What decides about the images and their order; none has to be drawn for it."""
+        return self.drawn.digest() if self.drawn else images_digest(self.source)
 
     @property
     def class_balance(self) -> str:
@@ -86,22 +98,6 @@ class OneSize(Wrapper):
                 f"{self.key(int(i))}, {sizes[1]}; say square=PIXELS beside the source"
             )
         return example
-
-
-def check_specs(specs: Fields) -> None:
-    """Looks at `config.sets` without opening any.
-
-    Raises:
-        InputError: there is none, or a name or a field is wrong.
-    """
-    if not specs:
-        raise InputError("config.sets is empty: name a set, sets.NAME = dict(source=...)")
-    for name, spec in specs.items():
-        if not re.fullmatch(r"[\w.+-]+", name):
-            raise InputError(
-                f"config.sets.{name}: the name goes into a file's; use letters, digits, _ and -"
-            )
-        check_spec(f"config.sets.{name}", spec)
 
 
 def check_spec(field: str, spec: Fields) -> None:

@@ -8,7 +8,6 @@ import numpy as np
 from etils import epath
 
 from classifiers.extractors.extractor import Extractor
-from classifiers.extractors.features import images_digest
 from imagen_ft.evaluation.image_sets import ImageSet, check_spec, open_set
 from imagen_ft.evaluation.measures import NEEDS, Images, Real
 from imagen_ft.metrics import reference as npz
@@ -35,8 +34,7 @@ class References:
     def digests(self) -> dict[str, str | None]:
         """What numbers depend on of all this, for JSON."""
         source, held_out = (
-            None if images is None else images_digest(images.source)
-            for images in (self.source, self.held_out)
+            None if images is None else images.digest() for images in (self.source, self.held_out)
         )
         digest = self.statistics.digest if self.statistics else None
         return {"statistics": digest, "source": source, "held_out": held_out}

@@ -93,6 +93,12 @@ def write(
         print(f"note: {note}")
 
 
+def shown(images: ImageSet, found: Measured) -> set[int]:
+    """Positions of the images of a set that the page shows."""
+    positions = [_of_samples(images), *_of_classes(images, found.classes).values()]
+    return set(np.concatenate(positions).tolist()) | {int(row["image"]) for row in found.worst}
+
+
 def cells(measured: Mapping[str, Measured]) -> tuple[list[str], list[list[str]]]:
     """The table of all sets: header and rows."""
     first = next(iter(measured.values())).results
@@ -143,12 +149,11 @@ def _section(page: Report, images: ImageSet, references: References, found: Meas
 
 def _classes(page: Report, images: ImageSet, classes: dict[int, dict[str, float]]) -> None:
     names = images.source.class_names
-    measure = "relative" if all("relative" in row for row in classes.values()) else "distance"
-    ordered = sorted(classes, key=lambda label: classes[label][measure])
-    shown = ordered
+    measure, ordered = _ordered(classes)
+    listed = ordered
     if len(ordered) > _ROWS:
         half = _ROWS // 2
-        shown = [*ordered[:half], *ordered[-half:]]
+        listed = [*ordered[:half], *ordered[-half:]]
         page.text(f"Of {len(ordered)} classes the {half} best and the {half} worst.")
     rows = [
         [
@@ -157,25 +162,45 @@ def _classes(page: Report, images: ImageSet, classes: dict[int, dict[str, float]
             _number(classes[label]["distance"]),
             _number(classes[label]["relative"]) if "relative" in classes[label] else "",
         ]
-        for label in shown
+        for label in listed
     ]
     page.table(["class, best first", "images", "Frechet distance", "relative"], rows)
+    for (title, labels), picks in _of_classes(images, classes).items():
+        told = ", ".join(names[label] for label in labels)
+        caption = f"{images.name}: the {title} classes by their {measure}: {told}."
+        _picture(page, images.source, picks, len(picks) // len(labels), caption)
+
+
+def _ordered(classes: dict[int, dict[str, float]]) -> tuple[str, list[int]]:
+    """What classes are compared by, and these, the best first."""
+    measure = "relative" if all("relative" in row for row in classes.values()) else "distance"
+    return measure, sorted(classes, key=lambda label: classes[label][measure])
+
+
+def _of_classes(
+    images: ImageSet, classes: dict[int, dict[str, float]]
+) -> dict[tuple[str, tuple[int, ...]], Int[np.ndarray, " n"]]:
+    """Positions of images of the best and the worst classes, as many of each."""
+    _, ordered = _ordered(classes)
     few = min(_CLASSES, len(ordered) // 2)
+    picks = {}
     for title, labels in (("best", ordered[:few]), ("worst", ordered[::-1][:few])):
         if labels:
             members = [np.flatnonzero(images.source.labels == label) for label in labels]
             count = min(_COLUMNS, *map(len, members))
-            picks = np.concatenate([_spread(positions, count) for positions in members])
-            told = ", ".join(names[label] for label in labels)
-            caption = f"{images.name}: the {title} classes by their {measure}: {told}."
-            _picture(page, images.source, picks, count, caption)
+            rows = [_spread(positions, count) for positions in members]
+            picks[title, tuple(labels)] = np.concatenate(rows)
+    return picks
+
+
+def _of_samples(images: ImageSet) -> Int[np.ndarray, " n"]:
+    return _spread(np.argsort(images.source.labels, kind="stable"), _SAMPLES)
 
 
 def _samples(page: Report, images: ImageSet, title: str) -> None:
     page.heading(title)
-    positions = _spread(np.argsort(images.source.labels, kind="stable"), _SAMPLES)
     caption = f"Samples of {len(images.source):,} images."
-    _picture(page, images.source, positions, _COLUMNS, caption)
+    _picture(page, images.source, _of_samples(images), _COLUMNS, caption)
 
 
 def _picture(

@@ -1,22 +1,18 @@
 """What a synthetic set holds: classes and counts, and the fields that decide its images."""
 
-from collections.abc import Collection
 from typing import Any
 
 import ml_collections
 import numpy as np
 
 from imagen_ft.cascade import Cascade
+from imagen_ft.cascade.provenance import provenance
 from imagen_ft.text import class_names
 from input_pipeline import sources
 from launch import files
 from launch.errors import InputError
 from launch.runtime import app
 from launch.runtime.config import plain
-
-# No image depends on these fields, wherever in the config: what they name is known by its digest,
-# counts are told as such, and what batches and devices decide is `Cascade.rounding`.
-OUTSIDE_PROVENANCE = ("batch_size", "cache", "counts", "mesh", "real_source", "remat", "run")
 
 
 def real_counts(config: ml_collections.ConfigDict) -> tuple[tuple[str, ...], list[int]]:
@@ -70,18 +66,6 @@ def set_fields(args: app.Arguments, cascade: Cascade) -> dict[str, Any]:
         counts=counts,
         copies=config.copies,
         images_per_shard=config.get("images_per_shard", 0),
-        provenance={
-            "config": without(plain(config), OUTSIDE_PROVENANCE),
-            "weights": list(cascade.digests),
-            "text": cascade.encoder.digest,
-            "rounding": cascade.rounding(),
-        },
+        provenance=provenance(config, cascade),
         encoding=encoding,
     )
-
-
-def without(config: Any, names: Collection[str]) -> Any:
-    """A config less the fields of these names, at any depth."""
-    if isinstance(config, dict):
-        return {key: without(x, names) for key, x in config.items() if key not in names}
-    return config

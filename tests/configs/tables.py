@@ -72,7 +72,11 @@ VARIANTS = {
         "arm=real+generated,k=10,runlocal",
     ],
     "configs/digits/evaluate.py": ["split=validation"],
-    "configs/digits/evaluate_images.py": ["generated=a/x+a/y.z", "extractor=x,runlocal"],
+    "configs/digits/evaluate_images.py": [
+        "generated=a/x+a/y.z",
+        "extractor=x,runlocal",
+        "generated=,sampled=40,enlarged=30",
+    ],
     "configs/digits/study.py": ["generated=x", "generated=x,runlocal"],
     **{
         path: [
@@ -109,6 +113,8 @@ VARIANTS = {
         "data=x.zip,val=a,train=b,shifts=/y,gamma=100,runlocal",
     ],
     "configs/imagenet/evaluate_images.py": [
+        "sampled=10,cascade=imagen,size=64",
+        "sampled=10,runlocal",
         "generated=a/x+b,folders=c,npz=d.npz",
         "statistics=x.npz,size=64,per_class=10",
         "extractor=dinov2,weights=x",

@@ -121,7 +121,7 @@ def test_the_report_shows_all(measured, folder, capsys):
 def test_what_is_kept_is_not_done_again(folder, measured, monkeypatch, capsys):
     before = (measured / "evaluation.json").read_bytes()
 
-    def compute(*args):
+    def compute(*args, **fields):
         raise InputError("computed")
 
     monkeypatch.setattr(evaluate, "features", compute)

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from imagen_ft.generation.contents import OUTSIDE_PROVENANCE, without
+from imagen_ft.cascade.provenance import OUTSIDE_PROVENANCE, without
 from imagen_ft.generation.worker import complete
 from input_pipeline import sources
 from input_pipeline.batches import loader

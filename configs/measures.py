@@ -1,0 +1,33 @@
+"""What the measures of images share: which there are, and the arguments of each."""
+
+from ml_collections import ConfigDict
+
+MEASURES = (
+    "frechet",
+    "spatial_frechet",
+    "inception_score",
+    "kernel",
+    "sliced",
+    "precision_recall",
+    "density_coverage",
+    "relative",
+    "classes_apart",
+    "copying",
+)
+
+
+def set_measures(config: ConfigDict, subset_size: int, without: tuple[str, ...] = ()) -> None:
+    """Sets `config.measures` and the arguments of each, as papers have them.
+
+    Args:
+        config: of imagen_ft.evaluate.
+        subset_size: images of a subset, for the kernel distance; 1000 where there are as many.
+        without: measures that the extractor has not.
+    """
+    config.measures = tuple(measure for measure in MEASURES if measure not in without)
+    config.allow_few_images = False
+    config.inception_score = dict(rule="torch_fidelity", splits=10, seed=2020)
+    config.kernel = dict(subsets=100, subset_size=subset_size, seed=2020)
+    config.sliced = dict(num_directions=1000, seed=2020)
+    config.precision_recall = dict(k=3, comparison="<=")
+    config.density_coverage = dict(k=5, comparison="<")
