@@ -50,6 +50,8 @@ def write_metadata(
     features: Mapping[str, Any],
     shard_lengths: Sequence[int],
     num_bytes: int,
+    description: str,
+    homepage: str,
     file_format: str = "tfrecord",
 ) -> list[str]:
     """Writes `dataset_info.json`, `features.json` and the class names for TFDS.
@@ -62,6 +64,8 @@ def write_metadata(
         features: of a record, see `image_features`.
         shard_lengths: records in each shard.
         num_bytes: size of all shards.
+        description: of the data set, for people.
+        homepage: where they read more; without one TFDS would name a page of its own catalogue.
         file_format: of the shards, tfrecord or array_record.
 
     Returns:
@@ -75,7 +79,11 @@ def write_metadata(
             name=name, version=tfds.core.Version(VERSION), data_dir=draft, module_name=""
         )
         info = tfds.core.DatasetInfo(
-            builder=identity, features=tfds.features.FeaturesDict(dict(features))
+            builder=identity,
+            description=description,
+            homepage=homepage,
+            features=tfds.features.FeaturesDict(dict(features)),
+            supervised_keys=("image", "label"),
         )
         info.set_file_format(file_format)
         split = tfds.core.SplitInfo(

@@ -28,7 +28,7 @@ from input_pipeline.records import tfds_metadata
 from input_pipeline.records.array_record import write_array_record
 from input_pipeline.records.tfrecord import TFRecordFile
 from input_pipeline.synthetic.source import SyntheticSource, parse
-from input_pipeline.synthetic.writer import REPAIR
+from input_pipeline.synthetic.writer import REPAIR, description
 from launch import files
 from launch.cli import exit_code, parse_flags, say
 from launch.cpus import usable_cpus
@@ -160,6 +160,8 @@ def finish_array_record(export: Export) -> None:
         ),
         [plan.shard_size(shard) for shard in range(export.num_shards)],
         sum(path.stat().st_size for path in paths),
+        description(plan, manifest["image_shape"]),
+        homepage=CLAIM,
         file_format="array_record",
     )
 

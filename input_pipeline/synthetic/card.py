@@ -10,9 +10,9 @@ from input_pipeline.augment.resize import resize
 from input_pipeline.records import image_codec
 from input_pipeline.records.tfrecord import TFRecordFile, starts_of
 from input_pipeline.synthetic import source
-from input_pipeline.synthetic.writer import SyntheticWriter
+from input_pipeline.synthetic.writer import CARD, SyntheticWriter
 
-CARD, PICTURE = "README.md", "samples.png"
+PICTURE = "samples.png"
 _CLASSES, _IMAGES, _TILE = 10, 8, 64
 _TEXT = """---
 pretty_name: {name}
@@ -38,13 +38,26 @@ Each line shows images of one class: {shown}.
 ```python
 import tensorflow_datasets as tfds
 
-data = tfds.builder_from_directory("THIS FOLDER").as_dataset(split="train")
+builder = tfds.builder_from_directory("THIS FOLDER")
+data = builder.as_dataset(split="train", as_supervised=True)  # with TensorFlow: image, label
 ```
 
-Without TensorFlow, `config.train_sources.generated = dict(name="synthetic", path="THIS FOLDER")`
-trains a classifier of imagen-ft on it. A record has `image`, `label`, `class_name`, `prompt` and
-`index`; the first {real:,} indices are one image for each real one, and so on. The shards' names,
-sizes and digests are in `manifest.json`. This reads all of it back:
+Without TensorFlow, with imagen-ft:
+
+```python
+from input_pipeline.synthetic.source import SyntheticSource
+
+records = SyntheticSource("THIS FOLDER").records()  # and [i], and len()
+```
+
+For `as_data_source` of TFDS, which reads no TFRECORD, a copy is made by
+
+    python -m input_pipeline.synthetic --set="THIS FOLDER" --export=array_record --to=DIR
+
+`config.train_sources.generated = dict(name="synthetic", path="THIS FOLDER")` trains a classifier of
+imagen-ft on it. A record has `image`, `label`, `class_name`, `prompt` and `index`; the first
+{real:,} indices are one image for each real one, and so on. The shards' names, sizes and digests
+are in `manifest.json`. This reads all of it back:
 
     python -m imagen_ft.generate --config=... --workdir="THIS FOLDER" --verify
 

@@ -11,6 +11,7 @@ from jaxtyping import Int
 
 from input_pipeline.records import image_codec, tf_example, tfds_metadata
 from input_pipeline.records.tfrecord import starts_of, write_tfrecord
+from input_pipeline.synthetic.plan import Plan
 from input_pipeline.synthetic.provenance import checked_config, plan_of
 from launch import files
 from launch.errors import InputError
@@ -18,6 +19,7 @@ from launch.errors import InputError
 RESUME = "run imagen_ft.generate again"
 REPAIR = "run imagen_ft.generate with --repair"
 PROVENANCE, MANIFEST, INDEX = "provenance.json", "manifest.json", "index"
+CARD = "README.md"
 PNG = {"format": "png"}
 
 
@@ -34,6 +36,17 @@ def shard_name(name: str, shard: int, num_shards: int) -> str:
 def sidecar_path(folder: epath.Path, shard: int, num_shards: int) -> epath.Path:
     """Where a shard's index is."""
     return folder / INDEX / f"{shard:05d}-of-{num_shards:05d}.json"
+
+
+def description(plan: Plan, image_shape: Sequence[int]) -> str:
+    """A generated set in words, for TFDS."""
+    height, width, _ = image_shape
+    classes = sum(count > 0 for count in plan.counts)
+    return (
+        f"{plan.num_images:,} images of {classes:,} classes, {height}x{width} pixels, drawn by a "
+        f"diffusion model: {plan.copies} for each of {plan.copy_size:,} real ones, class by class. "
+        f"No image is real. {CARD} and {MANIFEST} of the set say how they were made."
+    )
 
 
 class SyntheticWriter:
@@ -261,6 +274,8 @@ class SyntheticWriter:
             ),
             [shard["num_examples"] for shard in shards],
             sum(shard["num_bytes"] for shard in shards),
+            description(self.plan, self.config["image_shape"]),
+            homepage=CARD,
         )
         for name, data in card:
             files.write_atomic(self.folder / name, data)

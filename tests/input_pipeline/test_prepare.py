@@ -50,7 +50,9 @@ def test_a_copy_is_the_source_resized(images, option, error):
     source, copy = ImageFolder(images), copy_of(images)
     assert copy.class_names == source.class_names and len(copy) == len(source) == 6
     np.testing.assert_array_equal(copy.labels, source.labels)
-    opened = tfds.builder_from_directory(images.parent / "copy").as_data_source(split="train")
+    builder = tfds.builder_from_directory(images.parent / "copy")
+    assert builder.info.supervised_keys == ("image", "label")
+    opened = builder.as_data_source(split="train")
     for i, theirs in enumerate(opened):
         expected, found = prepare.shrink(source[i]["image"], 20), copy[i]
         assert min(expected.shape[:2]) == min(20, *source[i]["image"].shape[:2])

@@ -70,7 +70,10 @@ def test_webdataset(complete, tmp_path):
 
 def test_array_record_is_a_data_source_of_tfds(complete, tmp_path):
     assert export(complete, "array_record", tmp_path / "out") == 0
-    source = tfds.builder_from_directory(tmp_path / "out").as_data_source(split="train")
+    builder = tfds.builder_from_directory(tmp_path / "out")
+    assert builder.info.supervised_keys == ("image", "label")
+    assert (tmp_path / "out" / builder.info.homepage).exists()
+    source = builder.as_data_source(split="train")
     assert len(source) == 12
     for example in source:
         index = example["index"]

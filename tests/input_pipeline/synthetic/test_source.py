@@ -27,6 +27,9 @@ def test_records_are_those_of_tfds(complete):
     assert [path.name for path in split.filepaths] == [
         shard_path(complete, shard).name for shard in range(3)
     ]
+    assert builder.info.supervised_keys == ("image", "label")
+    assert builder.info.description.startswith("12 images of 2 classes, 4x4 pixels, drawn by a ")
+    assert builder.info.homepage == "README.md"  # not a page of TFDS's catalogue
     features = builder.info.features
     assert features["image"].shape == (4, 4, 3)
     assert features["label"].names == ["cat", "dog"]
