@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Num, UInt8
 
+from input_pipeline.augment import pillow
 from launch.errors import InputError
 from launch.runtime.layers.precision import products_of
 from launch.runtime.types import Array
@@ -18,8 +19,6 @@ from launch.runtime.types import Array
 INCEPTION_RULES = ("tf1", "pytorch_fid", "clean")
 # torch: EDM2's, not rounded. pil: dgm-eval's, rounded to grey levels after columns and after rows.
 DINOV2_RULES = ("torch", "pil")
-# Pillow computes with whole numbers: weights are multiplied by 2 to this.
-_PIL_BITS = 22
 
 
 def check_rule(rule: str, rules: tuple[str, ...]) -> None:
@@ -89,19 +88,13 @@ def dinov2_pixels(
 
 
 def _resized_in_grey_levels(x: UInt8[Array, "b h w c"], size: int) -> Array:
-    """As Pillow does it with bytes, to the last bit; int32 [b, size, size, c].
-
-    Pillow 13 begins with the rows where these become fewer by much more than the columns do; those
-    before it, with which numbers were published, never.
-    """
-    weights = (_matrix(old, size, "bicubic", "float64") for old in x.shape[1:3])
+    """`resize_as_pillow` of a batch, on the device; int32 [b, size, size, c]."""
     rows, columns = (
-        jnp.asarray(np.trunc(w * 2**_PIL_BITS + np.copysign(0.5, w)).astype(np.int32))
-        for w in weights
+        jnp.asarray(pillow.whole_weights(old, size, "bicubic")) for old in x.shape[1:3]
     )
 
     def rounded(sums: Array) -> Array:
-        return jnp.clip((sums + (1 << (_PIL_BITS - 1))) >> _PIL_BITS, 0, 255)
+        return jnp.clip((sums + (1 << (pillow.BITS - 1))) >> pillow.BITS, 0, 255)
 
     y = rounded(jnp.einsum("pw,bhwc->bhpc", columns, x.astype(jnp.int32)))
     return rounded(jnp.einsum("qh,bhpc->bqpc", rows, y))
@@ -129,7 +122,7 @@ def resized(x: Float[Array, "b h w c"], size: int, method: str) -> Float[Array, 
 def _matrix(old: int, new: int, method: str, dtype: str) -> Float[np.ndarray, "new old"]:
     """What each new pixel takes of each old one."""
     if method == "bicubic":
-        return _bicubic(old, new).astype(dtype)
+        return pillow.weights(old, new, "bicubic").astype(dtype)
     # The tools find positions in the precision in which they resize; they are continued beyond
     # the border by the pixel there.
     kind = np.dtype(dtype).type
@@ -143,21 +136,4 @@ def _matrix(old: int, new: int, method: str, dtype: str) -> Float[np.ndarray, "n
     weights = np.zeros((new, old), dtype)
     np.add.at(weights, (np.arange(new), low), 1 - part)
     np.add.at(weights, (np.arange(new), np.minimum(low + 1, old - 1)), part)
-    return weights
-
-
-def _bicubic(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """The kernel is as wide as a new pixel; beyond the border there is nothing."""
-    scale = old / new
-    wide = max(scale, 1.0)
-    weights = np.zeros((new, old))
-    for row in range(new):
-        centre = (row + 0.5) * scale
-        first = max(int(centre - 2 * wide + 0.5), 0)
-        last = min(int(centre + 2 * wide + 0.5), old)
-        t = np.abs((np.arange(first, last) - centre + 0.5) / wide)
-        near = 1.5 * t**3 - 2.5 * t**2 + 1  # Keys 1981, Eq. 4
-        far = -0.5 * (t**3 - 5 * t**2 + 8 * t - 4)
-        values = np.where(t < 1, near, np.where(t < 2, far, 0))
-        weights[row, first:last] = values / values.sum()
     return weights

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from classifiers.models import presets
@@ -14,15 +13,22 @@ from classifiers.models.resnet import ResNet
 from classifiers.models.resnet_rs import ResNetRS
 from classifiers.models.vit import ViT
 from classifiers.weights.positions import trained_size
+from classifiers.weights.preprocessing import (
+    CONFIG,
+    PREPROCESSOR,
+    described,
+    folder_of,
+    preprocessing,
+    read_file,
+    scaling,
+    timm_config,
+    whole,
+)
 from classifiers.weights.weight_files import find_layout, open_tensors
 from launch.errors import InputError
-from launch.files import read_object, write_json
+from launch.files import write_json
 from launch.runtime.checkpoints.safetensors_io import Tensor
-from launch.runtime.layers.layers import PIXELS
 
-# As DeiT and most others are evaluated.
-CROP_RATIO = 0.875
-CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 # Fields of transformers' configs with one value that we compute: (its default, ours).
 _FIXED = {
     "vit": {"hidden_act": ("gelu", "gelu"), "qkv_bias": (True, True)},
@@ -61,41 +67,32 @@ def build(
             the line names it.
     """
     tensors = open_tensors(path)
-    folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    config = _read(folder / CONFIG)
-    timm = _timm(config, folder / CONFIG)
+    folder = folder_of(path)
+    config = read_file(folder / CONFIG)
+    timm_config(folder)
     fields: dict[str, Any] = {}
     if name is None and "model_type" not in config:
         raise InputError(f"{path}: {CONFIG} names no model of transformers: name one with --model")
     if name is None:
         where = folder / CONFIG
         name, fields = _from_transformers(config, tensors, where)
-    find_layout(tensors, path)
+    layout = find_layout(tensors, path)
     if "pixels" not in overrides:
-        fields["pixels"] = _pixels(timm or _read(folder / PREPROCESSOR), path)
+        fields["pixels"] = scaling(folder, path)
     fields |= overrides
     num_classes = fields.pop("num_classes", None) or _num_classes(tensors, path)
     model = presets.make(name, num_classes, **fields)
     size = presets.PRESETS[name].size if name in presets.PRESETS else None
-    return model, size or trained_size(tensors, model) or _input_size(timm, folder / CONFIG)
-
-
-def crop_ratio(path: epath.PathLike) -> float:
-    """The share of an image's side that the weights were evaluated on, 0.875 where no file says it.
-
-    Args:
-        path: as for `build`.
-    """
-    folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    timm = _timm(_read(folder / CONFIG), folder / CONFIG)
-    ratio = timm.get("crop_pct") or _read(folder / PREPROCESSOR).get("crop_pct") or CROP_RATIO
-    if not isinstance(ratio, int | float) or not 0 < ratio <= 1:
-        raise InputError(f"{folder}: crop_pct is {ratio!r}, not a number in (0, 1]")
-    return ratio
+    size = size or trained_size(tensors, model)
+    return model, size or preprocessing(folder, layout).size or 224
 
 
 def write_configs(
-    folder: Path, model: Classifier, image_shape: tuple[int, int, int], layout: str
+    folder: Path,
+    model: Classifier,
+    image_shape: tuple[int, int, int],
+    layout: str,
+    evaluation: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes what others need beside weights that `weight_files.save` writes.
 
@@ -104,11 +101,11 @@ def write_configs(
         model: the network.
         image_shape: [h, w, c] of its images, which are square.
         layout: of `tensor_rules.LAYOUTS`; users of all but 'transformers' get timm's.
+        evaluation: `config.evaluation`, see `policy.make_eval_transform`; None is whole images.
     """
     size, _, channels = image_shape
-    mean, std = (list(values)[:channels] for values in PIXELS[model.pixels])
+    images = described(evaluation or {}, model.pixels, image_shape, layout)
     if layout != "transformers":
-        images = {"mean": mean, "std": std, "input_size": [channels, size, size]}
         write_json(folder / CONFIG, {"num_classes": model.num_classes, "pretrained_cfg": images})
         return
     # transformers has no EfficientNet-Lite, which `tensor_rules` says.
@@ -118,15 +115,7 @@ def write_configs(
     fields["id2label"] = {str(index): label for index, label in enumerate(labels)}
     fields["label2id"] = {label: index for index, label in enumerate(labels)}
     write_json(folder / CONFIG, {**fields, "dtype": "float32", "num_channels": channels})
-    preprocessor = {
-        "image_processor_type": "ViTImageProcessor",
-        "size": {"height": size, "width": size},
-        "rescale_factor": 1 / 255,
-        "image_mean": mean,
-        "image_std": std,
-    }
-    switches = dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), True)
-    write_json(folder / PREPROCESSOR, {**preprocessor, **switches, "resample": 3})
+    write_json(folder / PREPROCESSOR, images)
 
 
 def _from_transformers(
@@ -143,7 +132,7 @@ def _from_transformers(
     fields = {ours: config.get(theirs, default) for ours, (theirs, default) in _VIT_FIELDS.items()}
     for ours, value in fields.items():
         if ours != "norm_eps":
-            _whole(value, _VIT_FIELDS[ours][0], where)
+            whole(value, _VIT_FIELDS[ours][0], where)
     if kind == "deit":
         heads = any(name.startswith("distillation_classifier.") for name in tensors)
         fields["distillation"] = "heads" if heads else "token"
@@ -153,7 +142,7 @@ def _from_transformers(
 def _resnet_fields(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
     bottleneck = config.get("layer_type", "bottleneck") == "bottleneck"
     depths = config.get("depths", (3, 4, 6, 3))
-    width = _whole(config.get("embedding_size", 64), "embedding_size", where)
+    width = whole(config.get("embedding_size", 64), "embedding_size", where)
     widths = [width * (4 if bottleneck else 1) * 2**stage for stage in range(len(depths))]
     hidden_sizes = list(config.get("hidden_sizes", (256, 512, 1024, 2048)))
     if hidden_sizes != widths:
@@ -184,49 +173,6 @@ def _resnet_config(model: ResNet | ResNetRS) -> dict[str, Any]:
         "layer_type": "bottleneck" if model.bottleneck else "basic",
         "hidden_act": "relu",
     }
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return read_object(path) if path.exists() else {}
-
-
-def _timm(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
-    """What timm says of the weights, if it wrote the file."""
-    written = config.get("pretrained_cfg") or {}
-    if not isinstance(written, dict):
-        raise InputError(f"{where}: pretrained_cfg is {written!r}, not an object")
-    return written
-
-
-def _input_size(timm: Mapping[str, Any], where: Path) -> int:
-    size = timm.get("input_size") or [224]
-    return _whole(size[-1] if isinstance(size, list) else size, "input_size", where)
-
-
-def _whole(value: Any, field: str, where: Path) -> int:
-    if not isinstance(value, int) or value < 1:
-        raise InputError(f"{where}: {field} is {value!r}, not a positive whole number")
-    return value
-
-
-def _pixels(config: Mapping[str, Any], where: Any) -> str:
-    mean, std = (config.get(f"image_{key}", config.get(key)) for key in ("mean", "std"))
-    if mean is None or std is None:
-        raise InputError(
-            f"{where}: nothing beside the weights says how pixels were scaled: say it with "
-            f"--pixels ({', '.join(PIXELS)})"
-        )
-    for values in (mean, std):
-        if not isinstance(values, list) or not all(isinstance(x, int | float) for x in values):
-            raise InputError(f"{where}: pixels were scaled by {values!r}, not a list of numbers")
-    for name, scaling in PIXELS.items():
-        statistics = np.asarray(scaling)[:, : len(mean)]
-        if np.shape(mean) == np.shape(std) and np.allclose((mean, std), statistics, atol=1e-4):
-            return name
-    raise InputError(
-        f"{where}: pixels were scaled by mean {mean} and deviation {std}; known are "
-        f"{', '.join(PIXELS)}"
-    )
 
 
 def _num_classes(tensors: Mapping[str, Tensor], where: Any) -> int:

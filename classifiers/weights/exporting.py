@@ -14,6 +14,7 @@ from classifiers.weights.weight_files import save, trained_channels
 from launch.errors import InputError
 from launch.files import is_local
 from launch.runtime.atomic_folder import atomic_folder, check_target
+from launch.runtime.config import plain
 from launch.runtime.run import CLASSIFIER, Run
 
 
@@ -49,7 +50,7 @@ def export_run(source: str, target: str, layout: str, seed: int = 0) -> None:
     image_shape = (size, size, trained_channels(flat))
     with atomic_folder(epath.Path(target)) as folder:
         save(Path(folder), variables, model, image_shape, layout)
-        write_configs(Path(folder), model, image_shape, layout)
+        write_configs(Path(folder), model, image_shape, layout, plain(config.get("evaluation")))
 
 
 def _evaluated_size(config: ml_collections.ConfigDict) -> int:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from etils import epath
 
 from classifiers.models.presets import MODULES, Classifier
-from classifiers.weights.config_files import build, crop_ratio
+from classifiers.weights.config_files import build
+from classifiers.weights.preprocessing import folder_of, preprocessing
 from classifiers.weights.weight_files import find_layout, load, open_tensors, trained_channels
 from launch.errors import InputError
 from launch.runtime.atomic_folder import atomic_folder, check_target
@@ -58,7 +59,7 @@ def import_run(
         "model": describe(network),
         "seeds": 1,
         "total_steps": 0,
-        "evaluation": {"size": size, "crop_ratio": crop_ratio(source)},
+        "evaluation": preprocessing(folder_of(source), layout).evaluation(size),
         "imported": {"from": source, "layout": layout},
     }
     with atomic_folder(epath.Path(target)) as folder:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from input_pipeline.augment.resize import resize
+from input_pipeline.augment.resize import resize, resize_by
 from input_pipeline.source import Example
 from launch.errors import InputError
 
@@ -111,7 +111,9 @@ def log_uniform(bounds: tuple[float, float], u: float) -> float:
     return bounds[0] * (bounds[1] / bounds[0]) ** u
 
 
-def resized_central_crop(example: Example, size: int, crop_ratio: float) -> Example:
+def resized_central_crop(
+    example: Example, size: int, crop_ratio: float, rule: str = "opencv", stretch: bool = False
+) -> Example:
     """The middle of the image at a fixed scale: what is evaluated.
 
     Args:
@@ -119,8 +121,10 @@ def resized_central_crop(example: Example, size: int, crop_ratio: float) -> Exam
         size: of the square that is returned, in pixels.
         crop_ratio: in (0, 1]. The shorter side is resized to size / crop_ratio (0.875 and 224:
             256) before the middle is cut out.
+        rule: one of `resize.RULES`.
+        stretch: resize both sides to that, which keeps no aspect, as transformers' ViT does it.
     """
     image = example["image"]
     shorter, side = min(image.shape[:2]), math.floor(size / crop_ratio)
-    shape = tuple(side * length // shorter for length in image.shape[:2])
-    return central_crop({**example, "image": resize(image, shape)}, size)
+    height, width = (side if stretch else side * length // shorter for length in image.shape[:2])
+    return central_crop({**example, "image": resize_by(rule, image, height, width)}, size)

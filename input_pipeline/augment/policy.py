@@ -16,6 +16,7 @@ from launch.runtime.limits import SIDE
 
 _COLOURS = ("randaugment", "three_augment", "colour_jitter")
 _TRAINING = ("size", "crop", "shift", "flip", *_COLOURS, "erasing")
+EVALUATION = ("size", "crop_ratio", "resize", "stretch")
 _RANDAUGMENT = ("layers", "magnitude", "std", "increasing", "probability", "fill")
 
 
@@ -62,21 +63,28 @@ def make_augment(config: Fields) -> Augment:
 
 
 def make_eval_transform(config: Fields) -> Transform:
-    """What an image goes through in evaluation, by the same rule of resizing.
+    """What an image goes through in evaluation, by the rule of resizing of training or another.
 
     Args:
-        config: `size` of the square image, in pixels, and `crop_ratio`, see
-            `crop.resized_central_crop`; 1 if it is left out.
+        config: `size` of the square image, in pixels, and what `crop.resized_central_crop` says of
+            `crop_ratio`, 1 if it is left out, of `resize`, its rule, 'opencv' if it is left out,
+            and of `stretch`.
 
     Raises:
         InputError: a field is unknown, missing or out of range.
     """
-    config = _fields("evaluation", config, ("size", "crop_ratio"), needs=("size",))
+    config = _fields("evaluation", config, EVALUATION, needs=("size",))
     size = _whole("evaluation.size", config["size"])
     ratio = config.get("crop_ratio", 1)
     if not _number("evaluation.crop_ratio", ratio, 1):
         raise InputError("evaluation.crop_ratio=0: choose more than 0, up to 1")
-    return functools.partial(crop.resized_central_crop, size=size, crop_ratio=ratio)
+    rule = config.get("resize", resize.RULES[0])
+    if rule not in resize.RULES:
+        raise InputError(f"evaluation.resize={rule!r}: choose one of {', '.join(resize.RULES)}")
+    stretch = _flag("evaluation.stretch", config.get("stretch"))
+    return functools.partial(
+        crop.resized_central_crop, size=size, crop_ratio=ratio, rule=rule, stretch=stretch
+    )
 
 
 def _apply(example: Example, rng: np.random.Generator, steps: list[Augment]) -> Example:

@@ -1,4 +1,4 @@
-"""The one rule by which images change size, in training and in evaluation."""
+"""The rule by which images change size, and by name those that imported weights expect."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from input_pipeline.augment.pillow import resize_as_pillow
+
 if TYPE_CHECKING:
     from scipy import sparse
 
@@ -16,6 +18,8 @@ Image = UInt8[np.ndarray, "h w c"] | Float32[np.ndarray, "h w c"]
 Square = UInt8[np.ndarray, "{size} {size} c"] | Float32[np.ndarray, "{size} {size} c"]
 Resized = UInt8[np.ndarray, "{height} {width} c"] | Float32[np.ndarray, "{height} {width} c"]
 
+# Ours, in training and wherever nothing else is asked for; Pillow's are for imported weights alone.
+RULES = ("opencv", "pil_bilinear", "pil_bicubic")
 _LARGE = 1 << 22  # values; `_average` needs room for a float each, OpenCV does not
 
 
@@ -37,6 +41,13 @@ def resize(image: Image, size: int | tuple[int, int]) -> np.ndarray:
         if image.shape[:2] != shape:
             image = rule(image, *shape)
     return image
+
+
+def resize_by(rule: str, image: Image, height: int, width: int) -> Resized:
+    """An image of another size, by one of `RULES`; Pillow's are of bytes."""
+    if rule == "opencv":
+        return resize(image, (height, width))
+    return resize_as_pillow(image, height, width, rule.removeprefix("pil_"))
 
 
 def _grow(image: Image, height: int, width: int) -> Resized:

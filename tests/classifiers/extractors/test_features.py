@@ -157,7 +157,7 @@ def test_a_classifier_of_ours(tmp_path, monkeypatch, name):
     write_configs(tmp_path / "weights", model, (8, 8, 3), layout)
     import_run(str(tmp_path / "weights"), str(tmp_path / "run"), layout, "small", size=8)
     network = classifier(tmp_path / "run")
-    assert network.rule == "as evaluated (crop_ratio 0.875, size 8)"
+    assert network.rule == "as evaluated (crop_ratio 1.0, resize pil_bilinear, size 8)"
     taps = features(network, source(size=20), tmp_path, ("features", "spatial", "logits"))
     images = np.stack([network.transform(source(size=20)[i])["image"] for i in range(NUM_IMAGES)])
     assert images.shape[1:] == (8, 8, 3) and taps["spatial"].shape[1:] == spatial

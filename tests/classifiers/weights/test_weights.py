@@ -85,9 +85,7 @@ def test_in_and_out(module, layout, tmp_path, capsys):
         network, imported = loaded(back)
         for name in ("width", "norm_eps", "stage_sizes", "pixels"):
             assert getattr(network, name, None) == getattr(model, name, None)
-        assert read_json(back / "config.json")["evaluation"]["size"] == (
-            8 if module == "vit" else 224
-        )
+        assert read_json(back / "config.json")["evaluation"]["size"] == 8
     else:
         # The module alone has not all its fields.
         assert command(f"--from={layout}:{there}", f"--to={back}", f"--model={module}") == 2
@@ -173,7 +171,8 @@ def test_a_preset_of_another_size(tmp_path, monkeypatch):
         model, variables = loaded(to)
         assert variables["params"]["positions"].shape == (1, 1 + (size // 4) ** 2, 8)
         assert model.pixels == "imagenet"
-        assert read_json(to / "config.json")["evaluation"] == {"size": size, "crop_ratio": 0.875}
+        fields = {"size": size, "crop_ratio": 0.875, "resize": "pil_bicubic"}
+        assert read_json(to / "config.json")["evaluation"] == fields
 
 
 def test_a_new_head(vit, tmp_path, monkeypatch):
@@ -338,7 +337,8 @@ def test_a_trained_run_is_exported(tmp_path, monkeypatch, request, capsys):
     assert command(f"--from={runs}/ours", f"--to={there}", "--seed=1") == 0
     assert command(f"--from={there}", f"--to={runs}/back") == 0
     back = Run.open(runs / "back")
-    assert back.config.evaluation.to_dict() == {"size": 8, "crop_ratio": 0.875}
+    fields = {"size": 8, "crop_ratio": 1.0, "resize": "pil_bilinear"}
+    assert back.config.evaluation.to_dict() == fields
     variables = back.seeds[0].variables(back.seeds[0].shapes())
     back.path.rmtree()
     write_run(back.path, back.config.to_dict() | {"evaluation": None}, variables)
