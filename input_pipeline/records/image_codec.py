@@ -10,6 +10,8 @@ from launch.errors import InputError
 
 # Images are read and written by threads of our own, one a core: OpenCV's would fight with them.
 cv2.setNumThreads(1)
+# What it says of a damaged file on stderr, an error says in one line that names the file.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 _HALF_CHROMA = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420
 
 
@@ -42,12 +44,14 @@ def _encode(suffix: str, image: np.ndarray, options: Sequence[int]) -> bytes:
     return cv2.imencode(suffix, np.ascontiguousarray(pixels), options)[1].tobytes()
 
 
-def decode_image(data: bytes, channels: int) -> UInt8[np.ndarray, "h w c"]:
+def decode_image(data: bytes, channels: int, upright: bool = False) -> UInt8[np.ndarray, "h w c"]:
     """Decodes PNG, JPEG or any format that OpenCV reads.
 
     Args:
-        data: the file's bytes; an orientation tag in it is ignored.
+        data: the file's bytes.
         channels: 1 (grey) or 3 (RGB), whatever the file holds.
+        upright: turns and mirrors the image as the file's EXIF orientation says, which is otherwise
+            ignored.
 
     Returns:
         Values [0, 255].
@@ -58,9 +62,12 @@ def decode_image(data: bytes, channels: int) -> UInt8[np.ndarray, "h w c"]:
     colour = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}[channels]
     pixels = None
     if data:
-        flags = colour | cv2.IMREAD_IGNORE_ORIENTATION
+        flags = colour if upright else colour | cv2.IMREAD_IGNORE_ORIENTATION
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if pixels is None:
-        raise InputError(f"{len(data)} bytes that are no image OpenCV decodes; write them again")
+        raise InputError(
+            f"{len(data)} bytes that are no image OpenCV decodes; convert it to JPEG or PNG, or "
+            "take it out"
+        )
     # NumPy's copy in reverse order takes as long as decoding does.
     return pixels[..., None] if channels == 1 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)

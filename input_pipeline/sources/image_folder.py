@@ -9,21 +9,21 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol, SupportsIndex, runtime_checkable
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import cv2
 import numpy as np
 from etils import epath
 from jaxtyping import Int64, UInt8
 
-from input_pipeline.records import image_codec
+from input_pipeline import imagenet
+from input_pipeline.records import image_codec, image_file
 from input_pipeline.source import Example
 from launch import files
 from launch.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png")  # in capital letters as well
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip's member: signature, length of name and extra
-_PNG_END = b"IEND\xaeB`\x82"
 
 
 @runtime_checkable
@@ -56,12 +56,14 @@ class ImageFolder:
     pickled, and used by several threads.
     """
 
-    def __init__(self, path: epath.PathLike, root: str = ""):
+    def __init__(self, path: epath.PathLike, root: str = "", upright: Any = None):
         """Lists the images.
 
         Args:
             path: a mounted folder, or a zip.
             root: the folder in it that holds the classes. In a zip '' is the only one that does.
+            upright: turns images as their EXIF orientation says, which photographs of phones need.
+                None does so unless the classes are ImageNet's, on which others ignore it.
 
         Raises:
             InputError: there is no such folder or zip or it is damaged, a class has no image, or a
@@ -76,6 +78,7 @@ class ImageFolder:
         labels = [number[name.partition("/")[0]] for name in self._files.names]
         self.labels = np.array(labels, np.int32)
         self.domain = np.zeros(len(labels), np.int32)
+        self._upright = imagenet.upright(upright, self.class_names)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -88,7 +91,7 @@ class ImageFolder:
         """
         data = self._files.read(operator.index(i))
         try:
-            image = decode(data)
+            image = decode(data, self._upright)
         except InputError as error:
             raise InputError(f"{self._files.location}/{self._files.names[i]}: {error}") from None
         return {"image": image, "label": self.labels[i], "domain": self.domain[i]}
@@ -98,18 +101,18 @@ class ImageFolder:
         return self._files.names[i]
 
     def digest(self) -> str:
-        """Of the names of all images, and in a zip of their sizes and checksums as well."""
-        return self._files.digest()
+        """Of the names of all images, and in a zip of their sizes and checksums; and if turned."""
+        return decoded_digest(self._files.digest(), self._upright)
 
 
-def decode(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
+def decode(data: bytes, upright: bool = False) -> UInt8[np.ndarray, "h w 3"]:
     """Decodes a file as the usual training on ImageNet does.
 
-    An orientation tag is ignored, opacity dropped. Grey, palette and CMYK become RGB; of 16 bits
-    the upper 8 are kept.
+    Opacity is dropped. Grey, palette and CMYK become RGB; of 16 bits the upper 8 are kept.
 
     Args:
         data: PNG, JPEG or any format that OpenCV reads.
+        upright: see `image_codec.decode_image`.
 
     Returns:
         Values [0, 255].
@@ -118,24 +121,17 @@ def decode(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
         InputError: the bytes are no image, or a part of one.
     """
     # OpenCV 5 refuses a part without saying why; that older ones refuse is not relied on.
-    if not _is_whole(data):
+    if not image_file.is_whole(data):
         raise InputError(f"{len(data)} bytes that are the beginning of an image; fetch it again")
     try:
-        return image_codec.decode_image(data, channels=3)
+        return image_codec.decode_image(data, channels=3, upright=upright)
     except cv2.error as error:
         raise InputError(f"OpenCV does not decode it ({error.err}); convert it") from None
 
 
-def _is_whole(data: bytes) -> bool:
-    if data.startswith(b"\x89PNG"):
-        return _PNG_END in data
-    if not data.startswith(b"\xff\xd8"):
-        return True  # OpenCV will tell.
-    # The end marker after the first scan begins: a preview in the header has one of its own.
-    at = 2
-    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return data.find(b"\xff\xd9", at) >= 0
+def decoded_digest(digest: str, upright: bool) -> str:
+    """The digest of a source: that of its files, and whether their images are turned."""
+    return hashlib.sha256(f"{digest} upright".encode()).hexdigest() if upright else digest
 
 
 class _Folder:

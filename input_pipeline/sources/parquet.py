@@ -14,8 +14,9 @@ from typing import Any, SupportsIndex
 import numpy as np
 from jaxtyping import Int64
 
+from input_pipeline import imagenet
 from input_pipeline.source import Example
-from input_pipeline.sources.image_folder import decode
+from input_pipeline.sources.image_folder import decode, decoded_digest
 from launch import files
 from launch.errors import InputError
 
@@ -40,6 +41,7 @@ class ParquetSource:
         label: str = "label",
         class_names: Sequence[str] | None = None,
         row_groups: int = 4,
+        upright: Any = None,
     ):
         """Opens files: reads their footers and the column of labels.
 
@@ -50,6 +52,7 @@ class ParquetSource:
             label: name of a column of integers.
             class_names: the name of each label, where the files do not say it.
             row_groups: how many are kept in memory.
+            upright: see `ImageFolder`.
 
         Raises:
             InputError: a file is missing or damaged, has another schema or other classes than the
@@ -61,6 +64,7 @@ class ParquetSource:
         self._row_groups = row_groups
         opened = [_File(path, image, label) for path in self._paths]
         self.class_names = _class_names(opened, class_names)
+        self._upright = imagenet.upright(upright, self.class_names)
         self._footers = [file.footer for file in opened]
         self._digests = [file.digest for file in opened]
         groups = [(n, g, rows) for n, file in enumerate(opened) for g, rows in file.groups()]
@@ -86,7 +90,7 @@ class ParquetSource:
             data = self._group(group)[row].as_py()
             if not data:
                 raise InputError("holds no bytes of an image; fetch the file with its images")
-            pixels = decode(data)
+            pixels = decode(data, self._upright)
         except InputError as error:
             raise InputError(f"{self._where(i)}: {error}") from None
         return {"image": pixels, "label": self.labels[i], "domain": self.domain[i]}
@@ -97,10 +101,11 @@ class ParquetSource:
         return f"{os.path.relpath(path, self._root)}:{self._row(i)}"
 
     def digest(self) -> str:
-        """Of names and footers of all files (they have every column's size), and of labels."""
+        """Of labels, names and footers of all files (they have every column's size); if turned."""
         names = [os.path.relpath(path, self._root) for path in self._paths]
         facts = json.dumps([names, self._digests, self.class_names]).encode()
-        return hashlib.sha256(facts + self.labels.astype("<i4").tobytes()).hexdigest()
+        digest = hashlib.sha256(facts + self.labels.astype("<i4").tobytes()).hexdigest()
+        return decoded_digest(digest, self._upright)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_cache")}

@@ -27,10 +27,11 @@ def load(spec: Fields) -> Source:
             lets another of its class stand for it, see `damaged_records.SkipDamaged`.
             digits: `split`.
             synthetic: `path`, and `copies` to take only the first so many copies of the real set.
-            image_folder: `path` and `root`, see `ImageFolder`; and `held_out`, how many images of
-                every class are the `split` 'validation' and not 'train'.
+            image_folder: `path`, `root` and `upright`, see `ImageFolder`; and `held_out`, how many
+                images of every class are the `split` 'validation' and not 'train'.
             tfds: `split` in the syntax of TFDS, and `path`, or `data_set` and `data_dir`, see
-                `tfds_prepared.locate`; `image`, `label` and `key` name fields, see `TfdsSource`.
+                `tfds_prepared.locate`; `image`, `label` and `key` name fields, `upright`, see
+                `TfdsSource`.
             parquet: see `ParquetSource`.
 
     Raises:
@@ -62,7 +63,7 @@ def _synthetic(spec: Fields) -> Source:
 
 
 def _image_folder(spec: Fields) -> Source:
-    source = ImageFolder(spec["path"], spec.get("root", ""))
+    source = ImageFolder(spec["path"], spec.get("root", ""), spec.get("upright"))
     split, held_out = spec.get("split"), spec.get("held_out")
     if split is None and held_out is None:
         return source
@@ -99,8 +100,8 @@ def _parquet(spec: Fields) -> ParquetSource:
     return ParquetSource(spec["path"], **fields)
 
 
-_TFDS_FIELDS = ("image", "label", "key")
-_PARQUET_FIELDS = ("split", "image", "label", "class_names", "row_groups")
+_TFDS_FIELDS = ("image", "label", "key", "upright")
+_PARQUET_FIELDS = ("split", "image", "label", "class_names", "row_groups", "upright")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +122,7 @@ class _Kind:
 _KINDS = {
     "digits": _Kind(lambda spec: digits(spec["split"]), "split"),
     "synthetic": _Kind(_synthetic, "path", ("copies",)),
-    "image_folder": _Kind(_image_folder, "path", ("root", "split", "held_out")),
+    "image_folder": _Kind(_image_folder, "path", ("root", "upright", "split", "held_out")),
     "tfds": _Kind(_tfds, "split", ("path", "data_set", "data_dir", *_TFDS_FIELDS)),
     "parquet": _Kind(_parquet, "path", _PARQUET_FIELDS),
 }

@@ -6,15 +6,16 @@ import json
 import operator
 import os
 from collections.abc import Mapping
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import Int32
 
+from input_pipeline import imagenet
 from input_pipeline.records import tf_example
 from input_pipeline.source import Example
 from input_pipeline.sources import tfds_prepared
-from input_pipeline.sources.image_folder import decode
+from input_pipeline.sources.image_folder import decode, decoded_digest
 from input_pipeline.sources.tfds_shards import NO_LABEL, IndexedShard, field, open_shards
 from launch.errors import InputError
 
@@ -36,6 +37,7 @@ class TfdsSource:
         image: str = "image",
         label: str = "label",
         key: str = "",
+        upright: Any = False,
     ):
         """Opens a split.
 
@@ -45,12 +47,14 @@ class TfdsSource:
             image: name of the field of images.
             label: name of the field of labels.
             key: see `tfds_prepared.open_split`.
+            upright: turns images as their EXIF orientation says, which TFDS itself ignores.
 
         Raises:
             InputError: see `open_split`; a shard is missing or another set's; a label is no class.
         """
         self._split = tfds_prepared.open_split(tfds_prepared.find(folder), split, image, label, key)
         self._fields = (image, label)
+        self._upright = imagenet.upright(upright, ())
         self.class_names = self._split.class_names
         slices = self._split.slices
         self._shards = open_shards(
@@ -89,7 +93,7 @@ class TfdsSource:
                     f"its label is {stored}, in the index {self.labels[i]}; remove "
                     f"{shard.index_paths()}"
                 )
-            pixels = decode(field(fields, image, bytes))
+            pixels = decode(field(fields, image, bytes), self._upright)
         except InputError as error:
             raise InputError(f"{shard.file.where(record)}: {error}") from None
         return {"image": pixels, "label": self.labels[i], "domain": self.domain[i]}
@@ -119,11 +123,11 @@ class TfdsSource:
         return names
 
     def digest(self) -> str:
-        """Of class names, labels and the checksums of all records."""
+        """Of class names, labels and the checksums of all records; and if images are turned."""
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
         digest.update(self.labels.astype("<i4").tobytes())
         digest.update(self._gather("crc").astype("<u4").tobytes())
-        return digest.hexdigest()
+        return decoded_digest(digest.hexdigest(), self._upright)
 
     def _locate(self, i: int) -> tuple[IndexedShard, int]:
         if not 0 <= i < len(self):

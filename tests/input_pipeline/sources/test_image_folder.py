@@ -284,7 +284,10 @@ def test_held_out_images(tmp_path):
         (dict(split="train", held_out=11), "class 'a' has 10 images"),
         (dict(split="validation", held_out=0), "choose 1 to 10"),
         (dict(split="train", held_out=10), "held_out=10 leaves no image of 'a' to train on"),
-        (dict(copies=2), "no field 'copies'; use name, path, root, split, held_out, per_class"),
+        (
+            dict(copies=2),
+            "no field 'copies'; use name, path, root, upright, split, held_out, per_class",
+        ),
     ],
 )
 def test_wrong_specs(tmp_path, fields, said):
