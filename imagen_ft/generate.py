@@ -17,6 +17,7 @@ from absl import flags
 from etils import epath
 
 from imagen_ft.cascade import load_cascade
+from imagen_ft.cascade.imported import as_imported
 from imagen_ft.cascade.loading import mesh_of, parameter_shapes, with_dtypes
 from imagen_ft.generation.contents import set_fields
 from imagen_ft.generation.repair import check, check_sound, discard_damaged
@@ -76,6 +77,7 @@ def main(args: app.Arguments) -> None:
     if values.verify:
         check_sound(args, check(args))
         return
+    args = dataclasses.replace(args, config=as_imported(args.config))
     cascade = load_cascade(args.config, mesh_of(args.config))
     fields = set_fields(args, cascade)
     SyntheticWriter.check(**fields)

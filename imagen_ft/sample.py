@@ -17,6 +17,7 @@ from etils import epath
 from tqdm import tqdm
 
 from imagen_ft.cascade import film, load_cascade, memory_table, show
+from imagen_ft.cascade.imported import as_imported
 from imagen_ft.cascade.loading import parameter_shapes, with_dtypes
 from imagen_ft.text import class_names
 from imagen_ft.text.class_names import read_lines
@@ -99,6 +100,7 @@ def main(args: app.Arguments) -> None:
     on_first_process(lambda: check_workdir(args.workdir, prompts, sizes))
     # Several processes draw every batch together.
     mesh = make_mesh({"data": -1}) if jax.process_count() > 1 else None
+    config = as_imported(config)
     cascade = load_cascade(config, mesh, prompts)
     fields = plain(config).items()
     settings = {name: value for name, value in fields if name not in OUTSIDE_SETTINGS}

@@ -40,6 +40,7 @@ CASCADES = {
             name="if_i_l",
             training=if_i_l,
             guidance_weight=1.25,
+            thresholds=dict(threshold_percentile=95.0, threshold_maximum=1.5),
             sampler=dict(
                 name="ddpm", num_steps=100, spacing="leading", logvar_coeff="learned", eta=0.0
             ),
@@ -48,6 +49,7 @@ CASCADES = {
             name="if_ii_l",
             training=if_ii_l,
             guidance_weight=1.0,
+            thresholds=dict(threshold_percentile=95.0, threshold_maximum=1.0),
             sampler=dict(
                 name="ddpm", num_steps=50, spacing="leading", logvar_coeff="learned", eta=0.0
             ),
@@ -110,7 +112,8 @@ def get_config(arg=""):
             stage=stage["training"].get_config(local).stage,
             sampler=stage["sampler"],
             guidance_weight=stage["guidance_weight"],
-            threshold_percentile=99.5,
+            # Of Imagen, its paper's.
+            **stage.get("thresholds", dict(threshold_percentile=99.5)),
             noise_augmentation=0.0,  # of the low-resolution image
         )
         for pixels, stage in cascade.items()

@@ -85,7 +85,8 @@ def get_config(arg=""):
             name="ddpm", num_steps=100, spacing="leading", logvar_coeff="learned", eta=0.0
         ),
         guidance_weight=1.25,
-        threshold_percentile=99.5,
+        threshold_percentile=95.0,
+        threshold_maximum=1.5,
     )
     config.profile = dict(start=0, steps=0)
     if args["host"]:

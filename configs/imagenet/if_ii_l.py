@@ -87,7 +87,8 @@ def get_config(arg=""):
         # The public pipeline's sampler.
         sampler=dict(name="ddpm", num_steps=50, spacing="leading", logvar_coeff="learned", eta=0.0),
         guidance_weight=1.0,
-        threshold_percentile=99.5,
+        threshold_percentile=95.0,
+        threshold_maximum=1.0,
     )
     config.profile = dict(start=0, steps=0)
     if args["host"]:

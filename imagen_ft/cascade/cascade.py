@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int, Key, UInt8
 
 from imagen_ft.cascade.changes import changed
 from imagen_ft.cascade.finite import checked
+from imagen_ft.cascade.imported import as_imported
 from imagen_ft.cascade.loading import load_stages, with_dtypes
 from imagen_ft.cascade.request import Request, RequestTexts
 from imagen_ft.diffusion.from_config import make_stages
@@ -76,7 +77,7 @@ class Cascade:
         """
         config = load_config(config) if isinstance(config, str) else config
         with reading(config):
-            config = with_dtypes(changed(config, changes, loading=True))
+            config = as_imported(with_dtypes(changed(config, changes, loading=True)))
         with reading(config):
             return load_cascade(config, prompts=prompts)
 
@@ -355,8 +356,8 @@ def load_cascade(
     """Loads the cascade of a config: its text encoder, its classes and its stages.
 
     Args:
-        config: of the task; `stages` as for `loading.load_stages`; `negative_prompt`, where it has
-            it, is that of the requests that name none.
+        config: of the task, after `imported.as_imported`; `stages` as for `loading.load_stages`;
+            `negative_prompt`, where it has it, is that of the requests that name none.
         mesh: where the cascade is to be; None is one device.
         prompts: that are known to come: a T5 that does not stay embeds them before the stages are
             loaded, and never shares the device with them.

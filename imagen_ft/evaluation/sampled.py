@@ -13,6 +13,7 @@ from etils import epath
 from jaxtyping import Int, Int32
 
 from imagen_ft.cascade import Cascade, load_cascade
+from imagen_ft.cascade.imported import as_imported
 from imagen_ft.cascade.loading import mesh_of, with_dtypes
 from imagen_ft.diffusion.from_config import make_stages
 from imagen_ft.evaluation.drawn import Drawn, Plan
@@ -184,7 +185,7 @@ def open_sampled(
     field = f"config.sets.{name}"
     check_sampled(field, spec)
     with _named(field), reading(spec["cascade"]):
-        config = with_dtypes(spec["cascade"])
+        config = as_imported(with_dtypes(spec["cascade"]))
         prompts = class_names.resolve(config.class_names)
         if not prompts and real is None:
             raise InputError("cascade.class_names must say what to draw, got none; name classes")

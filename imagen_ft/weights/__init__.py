@@ -2,5 +2,6 @@
 
 from imagen_ft.weights.loading import load_t5, load_unet, open_t5
 from imagen_ft.weights.pipeline_parts import digest, part_folder
+from imagen_ft.weights.scheduler_config import scheduler
 
-__all__ = ["digest", "load_t5", "load_unet", "open_t5", "part_folder"]
+__all__ = ["digest", "load_t5", "load_unet", "open_t5", "part_folder", "scheduler"]

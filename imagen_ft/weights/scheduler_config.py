@@ -3,7 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from etils import epath
+
+from imagen_ft.weights.pipeline_parts import NoSuchPart, part_folder
 from launch.errors import InputError
+from launch.files import read_object
 
 # What IF's samplers need to know, with DDPMScheduler's defaults.
 _DEFAULTS = {
@@ -26,7 +30,8 @@ _IMPLEMENTED = {
     "beta_schedule": ("squaredcos_cap_v2",),
     "variance_type": ("learned_range", "fixed_small", "fixed_small_log", "fixed_large"),
     "prediction_type": ("epsilon",),
-    "timestep_spacing": ("leading",),
+    "timestep_spacing": ("leading", "linspace", "trailing"),
+    "steps_offset": (0,),
     "rescale_betas_zero_snr": (False,),
     "trained_betas": (None,),
 }
@@ -51,3 +56,19 @@ def scheduler_settings(config: Mapping[str, Any], where: Any) -> dict[str, Any]:
                 "implemented, as DeepFloyd IF has it: use its scheduler"
             )
     return settings
+
+
+def scheduler(path: epath.PathLike) -> dict[str, Any] | None:
+    """The settings of the scheduler that weights come with; None where they are alone.
+
+    Args:
+        path: a pipeline's folder, an import, or a repository of the Hub.
+
+    Raises:
+        InputError: see `scheduler_settings`.
+    """
+    try:
+        file = part_folder(path, "scheduler") / "scheduler_config.json"
+    except NoSuchPart:
+        return None
+    return scheduler_settings(read_object(file), file)

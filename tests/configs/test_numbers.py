@@ -53,6 +53,9 @@ def test_the_papers_numbers(name):
     assert config.text.null == ("empty" if public else "zeros")
     assert config.text.shape == ((77 if public else 128), 4096)
     assert stage.unet.preset == name and stage.unet.dtype == "bfloat16"
+    maximum = config.pictures.get("threshold_maximum")
+    thresholds = (95.0, 1.0 if low_size else 1.5) if public else (99.5, None)
+    assert (config.pictures.threshold_percentile, maximum) == thresholds
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -8,6 +8,7 @@ import torch
 from ml_collections import ConfigDict
 
 from imagen_ft import weights
+from imagen_ft.cascade.imported import as_imported
 from imagen_ft.diffusion.from_config import make_denoiser, make_stage
 from imagen_ft.diffusion.stage import CONDITION_STEP
 from tests.parity.torch_weights import relative_error
@@ -18,7 +19,7 @@ SIZE, LOW, IMAGES, STEPS = 8, 4, 2, 6
 
 
 def make_ours(folder, number, guidance_weight):
-    """A stage and its variables, from the files that diffusers has written."""
+    """A stage and its variables, from the files that diffusers has written, as a task makes it."""
     model, params = weights.load_unet(folder)
     fields = (
         "block_out_channels",
@@ -48,16 +49,28 @@ def make_ours(folder, number, guidance_weight):
         threshold_maximum=1.5,
         noise_augmentation=(LEVEL + 1) / 1000,
     )
-    denoiser = make_denoiser(ConfigDict(config))
+    entry = dict(run=str(folder), stage=config, **sampling)
+    entry = as_imported(ConfigDict(dict(stages=dict(only=entry)))).stages.only
+    denoiser = make_denoiser(entry.stage)
     assert denoiser.model == model
-    return make_stage(ConfigDict(sampling), denoiser), {"params": params}
+    return make_stage(entry, denoiser), {"params": params}
 
 
-@pytest.mark.parametrize("guidance_weight", [1.0, 4.0])
-@pytest.mark.parametrize("number", [1, 2])
-def test_pipeline(number, guidance_weight, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "guidance_weight", "variance_type"),
+    [
+        # DreamBooth's IF: of the network's variance nothing is learned.
+        (1, 1.0, "fixed_small"),
+        (1, 4.0, "learned_range"),
+        (2, 1.0, "learned_range"),
+        (2, 4.0, "learned_range"),
+    ],
+)
+def test_pipeline(number, guidance_weight, variance_type, tmp_path, monkeypatch, capsys):
     unet = tiny_unet(number)
-    unet.save_pretrained(tmp_path)
+    unet.save_pretrained(tmp_path / "unet")
+    pipeline = make_theirs(unet, number, variance_type)
+    pipeline.scheduler.save_pretrained(tmp_path / "scheduler")
     rng = np.random.default_rng(number)
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
     # Of the base each image has a negative prompt of its own.
@@ -73,7 +86,7 @@ def test_pipeline(number, guidance_weight, tmp_path, monkeypatch):
     monkeypatch.setattr(f"{IF}.{module}.randn_tensor", take)
     monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", take)
     options = dict(image=to_torch(low), noise_level=LEVEL) if number == 2 else {}
-    expected = make_theirs(unet, number)(
+    expected = pipeline(
         **options,
         height=SIZE,
         width=SIZE,
@@ -85,6 +98,8 @@ def test_pipeline(number, guidance_weight, tmp_path, monkeypatch):
     ).images.permute(0, 2, 3, 1)
 
     stage, variables = make_ours(tmp_path, number, guidance_weight)
+    said = "logvar_coeff: 0.0 takes the place of 'learned', for the scheduler of"
+    assert (said in capsys.readouterr().err) == (variance_type == "fixed_small")
     row = lambda step: jnp.asarray(noise)[jnp.where(step == CONDITION_STEP, STEPS + 1, step)]  # noqa: E731
     run = jax.jit(lambda low: stage.run(variables, row, text, null, low)[0])
     found = run(jnp.asarray(low) if number == 2 else None)

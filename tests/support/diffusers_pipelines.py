@@ -8,10 +8,10 @@ LEVEL = 250
 IF = "diffusers.pipelines.deepfloyd_if"
 
 
-def make_theirs(unet, number):
+def make_theirs(unet, number, variance_type="learned_range"):
     scheduler = DDPMScheduler(
         beta_schedule="squaredcos_cap_v2",
-        variance_type="learned_range",
+        variance_type=variance_type,
         thresholding=True,
         dynamic_thresholding_ratio=0.95,
         sample_max_value=1.5,

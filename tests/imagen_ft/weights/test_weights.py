@@ -251,7 +251,8 @@ def test_t5s_that_are_not_implemented(tmp_path, field, value):
         ("variance_type", "learned"),
         ("trained_betas", [0.1]),
         ("rescale_betas_zero_snr", True),
-        ("timestep_spacing", "trailing"),
+        ("timestep_spacing", "karras"),
+        ("steps_offset", 1),
         ("_class_name", "EulerDiscreteScheduler"),
     ],
 )

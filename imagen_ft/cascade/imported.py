@@ -1,0 +1,111 @@
+"""What the schedulers of imported weights say, beside what a config says."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+
+from imagen_ft import weights
+from imagen_ft.cascade.changes import changed
+from imagen_ft.cascade.loading import PUBLIC, open_run
+from imagen_ft.diffusion.schedule import make_schedule, named_spacings
+from launch.cli import say
+from launch.errors import InputError
+
+# Our `logvar_coeff` by diffusers' names; the logarithm is another way to the small variance.
+_VARIANCES = {
+    "learned_range": "learned",
+    "fixed_small": 0.0,
+    "fixed_small_log": 0.0,
+    "fixed_large": 1.0,
+}
+
+
+def as_imported(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A config whose stages draw what their imported weights can draw.
+
+    A network whose scheduler has a fixed variance has not learned one, whatever its channels
+    (DreamBooth's IF): where a stage takes the learned variance, the fixed one takes its place, and
+    a line says so. Other differences may be meant; one line a stage tells them.
+
+    Args:
+        config: of a task that draws, with `stages`; it stays as it is.
+
+    Raises:
+        InputError: a stage has another noise schedule than its weights, or its run is missing.
+    """
+    taken = {}
+    for name, entry in config.stages.items():
+        run = entry.get("run", "")
+        path = run.removeprefix(PUBLIC)
+        settings = weights.scheduler(path) if run and open_run(run) is None else None
+        if settings is None:
+            continue
+        _check_schedule(f"config.stages.{name}.stage.schedule", entry, settings, path)
+        theirs, ours = _of_scheduler(settings), _of_stage(entry)
+        fixed = theirs["sampler.logvar_coeff"]
+        if ours["sampler.logvar_coeff"] == "learned" != fixed:
+            ours["sampler.logvar_coeff"], taken[name] = fixed, {"logvar_coeff": fixed}
+            _say(
+                f"config.stages.{name}.sampler.logvar_coeff: {fixed} takes the place of 'learned', "
+                f"for the scheduler of {path} has variance_type={settings['variance_type']!r}"
+            )
+        others = [
+            f"{field}={ours[field]!r} (there {theirs[field]!r})"
+            for field in theirs
+            if ours[field] not in (theirs[field], None)
+        ]
+        if others:
+            _say(
+                f"config.stages.{name} draws otherwise than the scheduler of {path}: "
+                f"{', '.join(others)}"
+            )
+    return changed(config, {"stages": taken}, loading=False) if taken else config
+
+
+def _check_schedule(
+    field: str, entry: ml_collections.ConfigDict, settings: Mapping[str, Any], path: str
+) -> None:
+    theirs = dict(
+        name=settings["beta_schedule"], num_train_timesteps=settings["num_train_timesteps"]
+    )
+    if make_schedule(entry.stage.schedule) != make_schedule(theirs):
+        raise InputError(
+            f"{field} must be that of the weights of {path}, {theirs}, got {entry.stage.schedule!r}"
+        )
+
+
+def _of_scheduler(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a scheduler does, in fields of a stage."""
+    clips = settings["thresholding"] or settings["clip_sample"]
+    dynamic = settings["thresholding"] and settings["sample_max_value"] > 1
+    percentile = round(100 * settings["dynamic_thresholding_ratio"], 6)
+    return {
+        "sampler.logvar_coeff": _VARIANCES[settings["variance_type"]],
+        "sampler.spacing": settings["timestep_spacing"],
+        "threshold_percentile": (percentile if dynamic else 100.0) if clips else "none",
+        "threshold_maximum": float(settings["sample_max_value"]) if dynamic else None,
+    }
+
+
+def _of_stage(entry: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The same of a stage; None where it has no such thing."""
+    spacing = entry.sampler.get("spacing", "trailing")
+    maximum = entry.get("threshold_maximum", float("inf"))
+    # Divided by 1 at the most, numbers are clipped.
+    dynamic = entry.threshold_percentile < 100 and maximum > 1
+    return {
+        "sampler.logvar_coeff": entry.sampler.get("logvar_coeff")
+        if entry.sampler.name == "ddpm"
+        else None,
+        # IF's own lists of steps go with any scheduler.
+        "sampler.spacing": None if spacing in named_spacings() else spacing,
+        "threshold_percentile": entry.threshold_percentile if dynamic else 100.0,
+        "threshold_maximum": maximum if dynamic else None,
+    }
+
+
+def _say(line: str) -> None:
+    if jax.process_index() == 0:
+        say(line)
