@@ -21,6 +21,11 @@ def drop_path(x: Float[Array, " *shape"], rate: float, train: bool) -> Float[Arr
     return nn.Dropout(rate, broadcast_dims=whole, deterministic=not train)(x)
 
 
+def is_stochastic(model: nn.Module) -> bool:
+    """Whether training of a model needs the random numbers `dropout`."""
+    return any(getattr(model, rate, 0) > 0 for rate in ("dropout", "drop_path"))
+
+
 def check_rates(**rates: float) -> None:
     """Looks at the rates of a model's fields.
 

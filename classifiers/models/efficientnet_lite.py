@@ -7,9 +7,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from classifiers.models.dropout import check_rates, dropout
+from classifiers.models.dropout import check_rates
+from classifiers.models.head import pooled_head
 from classifiers.models.norm import Norm, make_norm
-from launch.runtime.layers.layers import Conv, Dense, normalise_pixels
+from launch.runtime.layers.layers import Conv, normalise_pixels
 from launch.runtime.types import Array
 
 # Of B0 (table 1): by how much a block widens inside, its channels where the stem has 32, the stride
@@ -52,11 +53,6 @@ class EfficientNetLite(nn.Module):
         check_rates(momentum=self.momentum, dropout=self.dropout)
         super().__post_init__()
 
-    @property
-    def stochastic(self) -> bool:
-        """Whether training needs the random numbers `dropout`."""
-        return self.dropout > 0
-
     @nn.compact
     def __call__(
         self, images: Float[Array, "b h w c"], train: bool = False, features: bool = False
@@ -89,13 +85,7 @@ class EfficientNetLite(nn.Module):
                 index += 1
         x = conv(_HEAD * self.width // _STEM, 1, 1, self.dtype, "head_conv")(x)
         x = nn.relu6(norm(name="head_norm")(x))
-        self.sow("intermediates", "spatial", x)
-        x = x.mean(axis=(1, 2), dtype=jnp.float32)
-        self.sow("intermediates", "features", x)
-        if features:
-            return x
-        x = dropout(x, self.dropout, train)
-        return Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name="head")(x)
+        return pooled_head(self, x, train, features)
 
 
 class Block(nn.Module):

@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
-from classifiers.models.dropout import check_rates, drop_path, dropout
+from classifiers.models.dropout import check_rates, drop_path
+from classifiers.models.head import pooled_head
 from classifiers.models.norm import Norm, make_norm
 from launch.runtime.layers.layers import Conv, Dense, normalise_pixels
 from launch.runtime.types import Array
@@ -49,11 +50,6 @@ class ResNet(nn.Module):
         """Checks the fields."""
         check_rates(momentum=self.momentum, dropout=self.dropout)
         super().__post_init__()
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether training needs the random numbers `dropout`."""
-        return self.dropout > 0
 
     @nn.compact
     def __call__(
@@ -100,13 +96,7 @@ class ResNet(nn.Module):
                     dtype=self.dtype,
                     name=f"stage_{stage}_block_{index}",
                 )(x, train)
-        self.sow("intermediates", "spatial", x)
-        x = x.mean(axis=(1, 2), dtype=jnp.float32)
-        self.sow("intermediates", "features", x)
-        if features:
-            return x
-        x = dropout(x, self.dropout, train)
-        return Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name="head")(x)
+        return pooled_head(self, x, train, features)
 
 
 class ResNetBlock(nn.Module):

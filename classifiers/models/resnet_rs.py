@@ -7,10 +7,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
-from classifiers.models.dropout import check_rates, dropout
+from classifiers.models.dropout import check_rates
+from classifiers.models.head import pooled_head
 from classifiers.models.norm import Norm, make_norm
 from classifiers.models.resnet import ResNetBlock, conv
-from launch.runtime.layers.layers import Dense
 from launch.runtime.types import Array
 
 # Stage sizes by depth.
@@ -65,11 +65,6 @@ class ResNetRS(nn.Module):
         )
         super().__post_init__()
 
-    @property
-    def stochastic(self) -> bool:
-        """Whether training needs the random numbers `dropout`."""
-        return self.dropout > 0 or self.drop_path > 0
-
     @nn.compact
     def __call__(
         self,
@@ -100,13 +95,7 @@ class ResNetRS(nn.Module):
                     drop_path=self.drop_path * (stage + 2) / (stages + 1),
                     name=f"stage_{stage}_block_{index}",
                 )(x, train)
-        self.sow("intermediates", "spatial", x)
-        x = x.mean(axis=(1, 2), dtype=jnp.float32)
-        self.sow("intermediates", "features", x)
-        if features:
-            return x
-        x = dropout(x, self.dropout, train)
-        return Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name="head")(x)
+        return pooled_head(self, x, train, features)
 
     def _stem(self, x: Float[Array, "b h w c"], norm: Norm) -> Float[Array, "b h4 w4 d"]:
         # ResNet-D (He et al. 2019, figure 2b): three 3x3 for one 7x7; the last is for the max-pool.

@@ -71,11 +71,6 @@ class ViT(nn.Module):
     dtype: Any = jnp.float32
 
     @property
-    def stochastic(self) -> bool:
-        """Whether training needs the random numbers `dropout`."""
-        return self.dropout > 0 or self.drop_path > 0
-
-    @property
     def num_tokens(self) -> int:
         """Tokens before those of the patches."""
         return (self.pool == "token") + bool(self.distillation)

@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from classifiers import from_config
 from classifiers.from_config import Mix
+from classifiers.models.dropout import is_stochastic
 from classifiers.models.presets import Classifier
 from classifiers.training import losses
 from classifiers.training.mixing import check_mix, make_mix
@@ -131,7 +132,7 @@ class Training:
                 images,
                 train=True,
                 mutable=["batch_stats"],
-                rngs=rngs if self.model.stochastic else None,
+                rngs=rngs if is_stochastic(self.model) else None,
                 **options,
             )
             values = self.loss(logits, targets)

@@ -14,13 +14,20 @@ from launch.runtime.locks import lock
 # Where a folder cannot be renamed, as in an object store: there until the folder is whole.
 _UNFINISHED = ".unfinished"
 
+_OF_FILES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+
 
 def check_target(target: epath.Path) -> None:
     """Whether a folder may be made there.
 
     Raises:
-        InputError: there is something.
+        InputError: there is something, or the name is that of a file of weights.
     """
+    if target.suffix in _OF_FILES:
+        raise InputError(
+            f"--to must be a folder, got {target}; name one, in which the weights and what "
+            "describes them will be files"
+        )
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file: name another folder with --to")
     if entries(target) and not (target / _UNFINISHED).exists():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from classifiers.models import presets
+from classifiers.models.dropout import is_stochastic
 from classifiers.models.vit import sincos_positions
 from launch.errors import InputError
 from tests.support.close import assert_same_up_to_rounding
@@ -85,7 +86,7 @@ def test_features_are_what_the_head_sees():
 def test_only_training_drops(field):
     model, variables = make((1, 8, 8, 3), **{field: 0.5})
     still, _ = make((1, 8, 8, 3))
-    assert model.stochastic and not still.stochastic
+    assert is_stochastic(model) and not is_stochastic(still)
     images = pictures(16, 8, 8, 3)
 
     @jax.jit

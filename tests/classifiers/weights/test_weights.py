@@ -307,6 +307,8 @@ def test_other_files(tmp_path):
         (("--from=timm:vit", "--to=y[1]", "--model=vit_b16"), "under a path with '['"),
         (("--from=transformers:vit", "--to=y"), "holds weights of timm: say --from=timm:vit"),
         (("--from=none", "--to=timm:y"), "none holds no run"),
+        (("--from=x", "--to=timm:y.safetensors"), "--to must be a folder, got y.safetensors; name"),
+        (("--from=timm:vit", "--to=y.pth", "--model=vit_b16"), "must be a folder, got y.pth"),
         (("--from=vit", "--to=timm:gs://y"), "written to local folders"),
     ],
 )
