@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import ml_collections
+from etils import epath
 
 from imagen_ft import weights
 from imagen_ft.cascade.changes import changed
@@ -33,15 +34,14 @@ def as_imported(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         config: of a task that draws, with `stages`; it stays as it is.
 
     Raises:
-        InputError: a stage has another noise schedule than its weights, or its run is missing.
+        InputError: a stage has another noise schedule than its weights.
     """
     taken = {}
     for name, entry in config.stages.items():
-        run = entry.get("run", "")
-        path = run.removeprefix(PUBLIC)
-        settings = weights.scheduler(path) if run and open_run(run) is None else None
+        settings = _settings(entry.get("run", ""))
         if settings is None:
             continue
+        path = entry.run.removeprefix(PUBLIC)
         _check_schedule(f"config.stages.{name}.stage.schedule", entry, settings, path)
         theirs, ours = _of_scheduler(settings), _of_stage(entry)
         fixed = theirs["sampler.logvar_coeff"]
@@ -62,6 +62,13 @@ def as_imported(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
                 f"{', '.join(others)}"
             )
     return changed(config, {"stages": taken}, loading=False) if taken else config
+
+
+def _settings(run: str) -> dict[str, Any] | None:
+    """Those of a stage's scheduler; None for a run of ours, and for what loading will not find."""
+    if run.startswith(PUBLIC) or (run and epath.Path(run).exists() and open_run(run) is None):
+        return weights.scheduler(run.removeprefix(PUBLIC))
+    return None
 
 
 def _check_schedule(
