@@ -1,13 +1,15 @@
 """What the runs on CIFAR-10's photographs share.
 
 Arguments of those that train stages: `data`, a folder or zip with `root/train` in it, which holds
-the folders of the classes; `runlocal`.
+the folders of the classes; `runlocal`, for a CPU: where the default's images are not there, drawn
+shapes stand for them.
 """
 
 from ml_collections import ConfigDict
 
 from configs import arguments
 
+DATA = "data/cifar10_sample.zip"
 CLASS_NAMES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
@@ -21,16 +23,23 @@ TEXT = dict(
 
 def parse(arg: str) -> dict:
     """The arguments of a config, see the module."""
-    return arguments.parse(
-        arg, data="data/cifar10_sample.zip", root="cifar10_sample", runlocal=False
-    )
+    return arguments.parse(arg, data=DATA, root="cifar10_sample", runlocal=False)
 
 
 def source(args: dict, split: str) -> dict:
     """The images to train on, or of `validation` the 50 a class that are held out of them."""
     # The test images are for the classifiers' last comparison.
-    root = f"{args['root']}/train" if args["root"] else "train"
-    return dict(name="image_folder", path=args["data"], root=root, held_out=50, split=split)
+    return dict(photographs(args, "train"), held_out=50, split=split)
+
+
+def photographs(args: dict, folder: str) -> dict:
+    """All images of `train` or `test`; with `runlocal` and no data drawn ones, see the module."""
+    root = f"{args['root']}/{folder}" if args["root"] else folder
+    source = dict(name="image_folder", path=args["data"], root=root)
+    if args["runlocal"] and args["data"] == DATA:
+        number = dict(train=dict(images=1250, seed=0), test=dict(images=300, seed=1))[folder]
+        source["standin"] = dict(number, class_names=CLASS_NAMES, size=32)
+    return source
 
 
 def shrink(config: ConfigDict) -> None:

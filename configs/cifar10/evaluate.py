@@ -20,19 +20,13 @@ Hardware: one GPU. On the sample's 3,000 test images the attacks cost as much as
 from ml_collections import ConfigDict
 
 from configs import arguments
+from configs.cifar10 import common
 
 
 def get_config(arg=""):
-    args = arguments.parse(
-        arg, data="data/cifar10_sample.zip", root="cifar10_sample", runlocal=False
-    )
-    source = dict(
-        name="image_folder",
-        path=args["data"],
-        root=f"{args['root']}/test" if args["root"] else "test",
-    )
+    args = arguments.parse(arg, data=common.DATA, root="cifar10_sample", runlocal=False)
     config = ConfigDict()
-    config.sets = dict(test=dict(source=source))
+    config.sets = dict(test=dict(source=common.photographs(args, "test")))
     config.runs = ()
     config.checkpoint = dict(best=False, ema="main")
     config.baseline = "real"

@@ -17,9 +17,7 @@ from configs.cifar10 import common, sample
 
 
 def get_config(arg=""):
-    args = arguments.parse(
-        arg, k=1, data="data/cifar10_sample.zip", root="cifar10_sample", runlocal=False
-    )
+    args = arguments.parse(arg, k=1, data=common.DATA, root="cifar10_sample", runlocal=False)
     drawn = sample.get_config("runlocal" if args["runlocal"] else "")
 
     config = ConfigDict()

@@ -29,7 +29,7 @@ def parse(arg: str) -> dict:
         k=1,
         generated="runs/cifar10/generated",
         same_steps=False,
-        data="data/cifar10_sample.zip",
+        data=common.DATA,
         root="cifar10_sample",
         images=NUM_IMAGES,
         cpu=False,

@@ -13,8 +13,9 @@ Arguments of each config, as in `FILE.py:host,data=data/imagenet.zip`:
     train, val    what these two folders in it are called
     tfds          a folder of imagenet2012 that TFDS prepared, instead of `data`; TFRecord may be at
                   gs://
-    runlocal      a few steps of a tiny network at small sizes, with a text encoder that needs no
-                  download: it starts on a CPU
+    runlocal      a few steps of a tiny network at an eighth of the sizes, with a text encoder that
+                  needs no download: it starts on a CPU. Where `data/imagenet` is not there either,
+                  drawn shapes stand for the images
 
 The expected times are FLOPs / 40% of the chips' bfloat16 peak: three forward passes an image, four
 where the network computes its blocks again (`remat`).
@@ -23,7 +24,7 @@ where the network computes its blocks again (`remat`).
 from ml_collections import ConfigDict
 
 from configs import arguments
-from configs.imagenet.images import real_images
+from configs.imagenet.images import DATA, real_images
 
 # The longest class name has 37 bytes; an end token follows.
 LOCAL_TEXT = dict(
@@ -36,7 +37,7 @@ LOCAL_TEXT = dict(
 def parse(arg: str) -> dict:
     """The arguments of a config, see the module."""
     return arguments.parse(
-        arg, data="data/imagenet", train="train", val="val", tfds="", host=False, runlocal=False
+        arg, data=DATA, train="train", val="val", tfds="", host=False, runlocal=False
     )
 
 
@@ -52,11 +53,10 @@ def evaluation_source(args: dict) -> dict:
 
 def shrink(config: ConfigDict, tiny: str) -> None:
     """What the run is with `runlocal`; `tiny` is the preset that stands for its network."""
-    # The tiny networks attend at a half or a quarter of the size.
-    factor = 16 if config.crop_size else 8 if config.stage.low_size else 4
+    # The same of all stages: the one makes what the next begins with.
     for field in ("size", "low_size"):
-        config.stage[field] //= factor
-    config.crop_size //= factor
+        config.stage[field] //= 8
+    config.crop_size //= 8
     config.stage.unet = dict(preset=tiny, remat=False, dtype="float32")
     config.text = ConfigDict(LOCAL_TEXT)
     config.init_from = ""

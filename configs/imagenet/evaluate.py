@@ -38,7 +38,7 @@ second on each core; the attacks cost as much as training on some 125,000 images
 from ml_collections import ConfigDict
 
 from configs import arguments
-from configs.imagenet.images import real_images
+from configs.imagenet.images import DATA, real_images
 
 # Label map, folder, and the archive that holds it.
 SHIFTS = {
@@ -71,7 +71,7 @@ def get_config(arg=""):
     args = arguments.parse(
         arg,
         sets="",
-        data="data/imagenet",
+        data=DATA,
         train="train",
         val="val",
         tfds="",

@@ -32,7 +32,7 @@ from ml_collections import ConfigDict
 
 from configs import arguments
 from configs.imagenet import generate
-from configs.imagenet.images import real_images
+from configs.imagenet.images import DATA, real_images
 from configs.measures import set_measures
 
 # Fields of each extractor, and the measures that it has not.
@@ -59,7 +59,7 @@ def get_config(arg=""):
         weights="",
         size=256,
         per_class=50,
-        data="data/imagenet",
+        data=DATA,
         train="train",
         val="val",
         tfds="",

@@ -17,7 +17,8 @@ What can be said behind the name of the file:
     k             how many times the real set
     data, train,  the real images, as in `common.py`; only their classes are counted
     tfds
-    runlocal      16 px by a tiny base, which is trained with `runlocal` as well
+    runlocal      one image a class at an eighth of the sizes, by tiny stages that are trained with
+                  `runlocal` as well
 
 Guidance, variances, steps and noise augmentation of imagen are those that Azizi et al. 2023 chose
 (1000, 1000 and 32 steps); IF keeps its learned variance and takes 100 and 50 steps.
@@ -31,6 +32,7 @@ from ml_collections import ConfigDict
 
 from configs import arguments
 from configs.imagenet import common, if_i_l, if_ii_l, imagen_base64, imagen_sr256, imagen_sr1024
+from configs.imagenet.images import DATA
 
 # The stages of each cascade by the size of their images: the config that trains a stage, and how it
 # is sampled.
@@ -84,7 +86,7 @@ def get_config(arg=""):
         cascade="if",
         size=256,
         k=1,
-        data="data/imagenet",
+        data=DATA,
         train="train",
         tfds="",
         runlocal=False,
@@ -92,7 +94,7 @@ def get_config(arg=""):
     if args["cascade"] not in CASCADES:
         raise ValueError(f"cascade={args['cascade']}: there is {', '.join(CASCADES)}")
     cascade = CASCADES[args["cascade"]]
-    size = 64 if args["runlocal"] else args["size"]
+    size = args["size"]
     if size not in cascade:
         raise ValueError(f"size={size}: there is {', '.join(map(str, cascade))}")
     local = "runlocal" if args["runlocal"] else ""
@@ -130,7 +132,8 @@ def get_config(arg=""):
         for stage in config.stages.values():
             stage.stage.unet.dtype = "auto"  # bfloat16; on older GPUs float16
     if args["runlocal"]:
-        config.batch_size = 8
+        config.batch_size, config.real_source.per_class = 100, 1
+        config.encoding = dict(size=0, format="png")
         for stage in config.stages.values():
             stage.sampler.num_steps = 2
     return config

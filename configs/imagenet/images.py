@@ -1,5 +1,12 @@
 """Where the real images of ImageNet are, for all its configs."""
 
+DATA = "data/imagenet"
+# With `runlocal` and no images these are drawn: as many of a class as ImageNet has, at 64 px.
+STAND_INS = {
+    "train": dict(class_names="imagenet", images=1300, size=64, seed=0),
+    "val": dict(class_names="imagenet", images=50, size=64, seed=1),
+}
+
 
 def real_images(args: dict, part: str) -> dict:
     """The source of 'train' or 'val': TFDS's imagenet2012 where `tfds` names it, else `data`.
@@ -9,4 +16,7 @@ def real_images(args: dict, part: str) -> dict:
     if args["tfds"]:
         split = {"train": "train", "val": "validation"}[part]
         return dict(name="tfds", path=args["tfds"], split=split)
-    return dict(name="image_folder", path=args["data"], root=args[part])
+    source = dict(name="image_folder", path=args["data"], root=args[part])
+    if args["runlocal"] and args["data"] == DATA:
+        source["standin"] = STAND_INS[part]
+    return source

@@ -13,7 +13,8 @@ Arguments of each config, as in `FILE.py:arm=real+generated,k=3,data=data/imagen
     prepared      the folder of a copy that is read faster, by `input_pipeline.prepare`, to train on
     train, val    what these two folders in it are called
     tfds          a folder of imagenet2012 that TFDS prepared, instead of `data`
-    runlocal      four steps of a tiny network at 32 px: it starts on a CPU
+    runlocal      four steps of a tiny network at 32 px: it starts on a CPU; drawn shapes stand for
+                  the real images where `data/imagenet` is not there
 
 "Diversify, Don't Fine-Tune" (2023, section 3.3) mixes otherwise; that is the arm real+generated
 with `--config.synthetic_weight=0.5 --config.synthetic_loss_weight=0.6`, and with a ResNet also
@@ -32,7 +33,7 @@ a core, as those of many hosts do, may take twice as long.
 from ml_collections import ConfigDict
 
 from configs import arguments, classification
-from configs.imagenet.images import real_images
+from configs.imagenet.images import DATA, real_images
 
 NUM_IMAGES, NUM_CLASSES = 1_281_167, 1000
 _LOCAL = {
@@ -53,7 +54,7 @@ def parse(arg: str) -> dict:
         batch=0,
         per_class=0,
         gamma=0.0,
-        data="data/imagenet",
+        data=DATA,
         prepared="",
         train="train",
         val="val",

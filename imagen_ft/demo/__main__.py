@@ -3,6 +3,9 @@
 Pretrains a small text-to-image cascade, fine-tunes it on 30 labelled digits, generates 900, trains
 classifiers on real and generated digits and says what the generated ones were worth. Run it again:
 what is complete is not done again, what was interrupted goes on where it stopped.
+With --imagenet=standin it is ImageNet's road instead, with tiny networks for a CPU: base,
+super-resolution, one image a class, and a study with classifiers on drawn shapes; with
+--imagenet=PATH on the images of that folder or zip (train/n01440764/*.JPEG and val/...).
 """
 
 import os
@@ -13,15 +16,23 @@ from pathlib import Path
 
 from absl import flags
 
+from imagen_ft.demo.imagenet import STAND_IN, imagenet_jobs
 from imagen_ft.demo.road import LANES, digits_jobs, make_runner
 from launch.cli import exit_code, parse_flags, say
+from launch.errors import InputError
 from launch.jobs.runner import JobRunner
+
+_DIGITS, _IMAGENET = "runs/digits", "runs/imagenet_glance"
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Adds the flags of this command."""
+    flags.DEFINE_string("workdir", _DIGITS, "folder of all runs and the report", flag_values=values)
     flags.DEFINE_string(
-        "workdir", "runs/digits", "folder of all runs and the report", flag_values=values
+        "imagenet",
+        "",
+        "ImageNet's road, tiny, in runs/imagenet_glance: 'standin', or where its images are",
+        flag_values=values,
     )
     flags.DEFINE_bool(
         "runlocal", False, "a few steps of all, to see that it runs", flag_values=values
@@ -35,7 +46,11 @@ def main(argv: Sequence[str]) -> None:
         InputError: wrong flags.
     """
     values = parse_flags(argv, __doc__ or "", define_flags, required=("workdir",))
-    if values is not None:
+    if values is None:
+        return
+    if values.imagenet:
+        _run_imagenet(values.workdir, values.imagenet)
+    else:
         _run(Path(os.path.relpath(values.workdir)), values.runlocal)
 
 
@@ -56,6 +71,19 @@ def _run(root: Path, runlocal: bool) -> None:
     print(report.table(result))
     print(f"\n{report.verdict(result)[0]}")
     say(f"report: {root / 'report.html'}", sys.stdout)
+
+
+def _run_imagenet(workdir: str, data: str) -> None:
+    root = Path(os.path.relpath(_IMAGENET if workdir == _DIGITS else workdir))
+    if data != STAND_IN and not os.path.exists(data):
+        raise InputError(
+            f"--imagenet={data}: nothing is there; name a folder or zip of ImageNet, or {STAND_IN}"
+        )
+    runner = make_runner(root, imagenet_jobs(root, data))
+    runner.run()
+    runner.tick()
+    say(f"report: {root / 'study' / 'report.html'}", sys.stdout)
+    say(f"generated images: {root / 'generated' / 'README.md'}", sys.stdout)
 
 
 def _peak_memory(runner: JobRunner) -> int:

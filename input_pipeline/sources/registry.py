@@ -1,12 +1,13 @@
 """Sets of labelled images with random access, and the table that opens one from a config."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 
 import numpy as np
 
 from input_pipeline.source import Source, Subset
-from input_pipeline.sources import damaged_records, subsets, tfds_prepared
+from input_pipeline.sources import damaged_records, standin, subsets, tfds_prepared
 from input_pipeline.sources.digits import digits
 from input_pipeline.sources.image_folder import ImageFolder
 from input_pipeline.sources.parquet import ParquetSource
@@ -28,7 +29,8 @@ def load(spec: Fields) -> Source:
             digits: `split`.
             synthetic: `path`, and `copies` to take only the first so many copies of the real set.
             image_folder: `path`, `root` and `upright`, see `ImageFolder`; and `held_out`, how many
-                images of every class are the `split` 'validation' and not 'train'.
+                images of every class are the `split` 'validation' and not 'train'; `standin`, see
+                `standin.make`: what is drawn instead where there is nothing at `path`.
             tfds: `split` in the syntax of TFDS, and `path`, or `data_set` and `data_dir`, see
                 `tfds_prepared.locate`; `image`, `label` and `key` name fields, `upright`, see
                 `TfdsSource`.
@@ -63,7 +65,12 @@ def _synthetic(spec: Fields) -> Source:
 
 
 def _image_folder(spec: Fields) -> Source:
-    source = ImageFolder(spec["path"], spec.get("root", ""), spec.get("upright"))
+    path, stand_in = spec["path"], spec.get("standin")
+    source: Source
+    if stand_in is not None and not os.path.exists(path):
+        source = standin.make(stand_in, path)
+    else:
+        source = ImageFolder(path, spec.get("root", ""), spec.get("upright"))
     split, held_out = spec.get("split"), spec.get("held_out")
     if split is None and held_out is None:
         return source
@@ -122,7 +129,9 @@ class _Kind:
 _KINDS = {
     "digits": _Kind(lambda spec: digits(spec["split"]), "split"),
     "synthetic": _Kind(_synthetic, "path", ("copies",)),
-    "image_folder": _Kind(_image_folder, "path", ("root", "upright", "split", "held_out")),
+    "image_folder": _Kind(
+        _image_folder, "path", ("root", "split", "held_out", "upright", "standin")
+    ),
     "tfds": _Kind(_tfds, "split", ("path", "data_set", "data_dir", *_TFDS_FIELDS)),
     "parquet": _Kind(_parquet, "path", _PARQUET_FIELDS),
 }

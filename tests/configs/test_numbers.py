@@ -154,7 +154,9 @@ def test_imagenet_sources():
     assert (config.evaluation_source.path, config.evaluation_source.root) == ("x.zip", "c")
     config = get_config("runlocal")
     assert config.init_from == "" and "cache" not in config.text
-    assert config.train_source == get_config().train_source
+    source = config.train_source.to_dict()
+    assert source.pop("standin") and source == get_config().train_source.to_dict()
+    assert "standin" not in get_config("runlocal,data=x.zip").train_source
 
 
 def test_the_longest_name_fits_the_embedded_encoder():

@@ -1,0 +1,126 @@
+"""Coloured shapes in the place of photographs that are not there, to try commands with."""
+
+import functools
+import operator
+from collections.abc import Sequence
+from typing import SupportsIndex
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from input_pipeline.imagenet import wordnet_ids
+from input_pipeline.source import REAL, Example
+from launch.cli import say
+from launch.errors import InputError
+from launch.fields import Fields
+
+IMAGENET = "imagenet"
+_FIELDS = ("class_names", "images", "size", "seed")
+# The drawing's own number: another one would be other images.
+_VERSION = 1
+# Hues of neighbouring classes are far apart.
+_GOLDEN = (5**0.5 - 1) / 2
+
+
+class StandIn:
+    """Images with random access, each drawn when it is asked for; nothing is on any disk.
+
+    A class is a shape, its colour and that of the ground; an image of it has a place, a size and
+    some noise of its own. Image i is the same on all machines.
+    """
+
+    def __init__(self, class_names: Sequence[str], images: int, size: int, seed: int):
+        """Makes a set.
+
+        Args:
+            class_names: one a class.
+            images: of each class.
+            size: of an image, pixels each way.
+            seed: of the images: sets of two seeds share none.
+        """
+        self.class_names, self._size, self._seed = tuple(class_names), size, seed
+        self.labels = np.repeat(np.arange(len(class_names), dtype=np.int32), images)
+        self.domain = np.full(len(self.labels), REAL, np.int32)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: SupportsIndex) -> Example:
+        label = self.labels[operator.index(i)]
+        rng = np.random.default_rng((self._seed, operator.index(i)))
+        return {"image": self._draw(int(label), rng), "label": label, "domain": self.domain[i]}
+
+    def key(self, i: int) -> str:
+        """Its number."""
+        return f"standin:{self._seed}:{i}"
+
+    def digest(self) -> str:
+        """Of what is drawn, and how."""
+        count = len(self) // len(self.class_names)
+        return f"standin-{_VERSION}:{len(self.class_names)}x{count}:{self._size}px:{self._seed}"
+
+    def _draw(self, label: int, rng: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
+        hue, shape = label * _GOLDEN % 1, label % len(_SHAPES)
+        centre, radius = rng.uniform(0.4, 0.6, 2), rng.uniform(0.22, 0.38)
+        axis = (np.arange(self._size) + 0.5) / self._size
+        y, x = np.meshgrid(*((axis - middle) / radius for middle in centre), indexing="ij")
+        inside = _SHAPES[shape](x, y)[..., None]
+        picture = np.where(inside, _colour(hue, 0.95), _colour(hue + 0.5, 0.35))
+        picture = picture + rng.normal(0, 0.03, picture.shape)
+        return np.rint(255 * picture.clip(0, 1)).astype(np.uint8)
+
+
+def make(spec: Fields, path: str) -> StandIn:
+    """What stands for the images of a path where there are none; says so, once.
+
+    Args:
+        spec: `class_names`, a list or 'imagenet' for its WordNet ids; `images`, `size` and `seed`,
+            see `StandIn`.
+        path: of the images that are missing.
+
+    Raises:
+        InputError: a field is missing, unknown or wrong.
+    """
+    if set(spec) != set(_FIELDS):
+        raise InputError(f"standin has the fields {', '.join(sorted(spec))}; use {_FIELDS}")
+    names = spec["class_names"]
+    names = wordnet_ids() if names == IMAGENET else tuple(names)
+    _tell(path)
+    return StandIn(names, spec["images"], spec["size"], spec["seed"])
+
+
+@functools.cache
+def _tell(path: str) -> None:
+    say(
+        f"{path} is not there: drawn shapes stand for its images, to try the commands with; "
+        "data=PATH behind the config's name takes images of yours"
+    )
+
+
+def _colour(hue: float, value: float) -> np.ndarray:
+    """RGB in [0, 1] of a hue, whose period is 1."""
+    waves = np.cos(2 * np.pi * (hue + np.array([0, 1 / 3, 2 / 3])))
+    return value * (0.55 + 0.45 * waves)
+
+
+def _disc(x: np.ndarray, y: np.ndarray) -> Bool[np.ndarray, "h w"]:
+    return x**2 + y**2 < 1
+
+
+def _ring(x: np.ndarray, y: np.ndarray) -> Bool[np.ndarray, "h w"]:
+    return np.abs(x**2 + y**2 - 0.7) < 0.3
+
+
+def _square(x: np.ndarray, y: np.ndarray) -> Bool[np.ndarray, "h w"]:
+    return np.maximum(np.abs(x), np.abs(y)) < 0.9
+
+
+def _cross(x: np.ndarray, y: np.ndarray) -> Bool[np.ndarray, "h w"]:
+    return (np.minimum(np.abs(x), np.abs(y)) < 0.35) & (np.maximum(np.abs(x), np.abs(y)) < 1)
+
+
+def _diamond(x: np.ndarray, y: np.ndarray) -> Bool[np.ndarray, "h w"]:
+    return np.abs(x) + np.abs(y) < 1.2
+
+
+_SHAPES = (_disc, _ring, _square, _cross, _diamond)
