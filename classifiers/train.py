@@ -23,6 +23,7 @@ from classifiers.training import vmap_seeds
 from classifiers.training.train_seeds import train_seeds
 from classifiers.training.training import Training
 from input_pipeline import sources
+from input_pipeline.batches.mixture import check_share
 from input_pipeline.batches.rates import cpu_seconds
 from launch.runtime import app
 from launch.runtime.devices import joining
@@ -51,6 +52,8 @@ def main(args: app.Arguments) -> None:
         image_input = actual
     training = Training.of(config, *image_input)
     from_config.make_augment(config)  # Wrong numbers end here.
+    if config.get("synthetic_weight") is not None:
+        check_share(config.synthetic_weight)
     params = training.abstract.variables["params"]
     if args.dry_run:
         app.describe(config, model=params)

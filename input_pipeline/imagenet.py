@@ -7,13 +7,43 @@ from typing import Any
 
 from launch.errors import InputError
 
+_OTHER_SPELLINGS = 10
 _WORDNET_ID = re.compile(r"n\d{8}")
 
 
 def wordnet_ids() -> tuple[str, ...]:
     """Names of ImageNet's 1,000 folders, in the order of the labels, which is the sorted one."""
-    text = (resources.files("input_pipeline") / "data" / "imagenet_wnids.txt").read_text()
+    return _lines("imagenet_wnids.txt")
+
+
+def lemmas() -> tuple[str, ...]:
+    """WordNet's words for each of the classes, in the same order; 'crane' is there twice."""
+    return _lines("imagenet_lemmas.txt")
+
+
+def _lines(file: str) -> tuple[str, ...]:
+    text = (resources.files("input_pipeline") / "data" / file).read_text()
     return tuple(text.splitlines())
+
+
+def canonical_names(class_names: Sequence[str]) -> tuple[str, ...]:
+    """WordNet ids where a set has ImageNet's 1,000 classes by what WordNet calls them.
+
+    The Hub's imagenet-1k does ("tench, Tinca tinca"), in the same order. Spelling may differ in a
+    few places; order may not.
+
+    Args:
+        class_names: of a set.
+
+    Returns:
+        The ids, or the names as they are.
+    """
+    names = lemmas()
+    if len(class_names) != len(names):
+        return tuple(class_names)
+    other = [pair for pair in zip(class_names, names, strict=True) if pair[0] != pair[1]]
+    moved = {name for name, _ in other} & set(names)
+    return wordnet_ids() if len(other) <= _OTHER_SPELLINGS and not moved else tuple(class_names)
 
 
 def upright(chosen: Any, class_names: Sequence[str]) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, Protocol, SupportsIndex, runtime_checkable
 import numpy as np
 from jaxtyping import Int, Int32
 
-from launch.errors import InputError
+from launch.errors import InputError, listed
 
 REAL = 0
 # 'image' uint8 [h, w, c], 'label' and 'domain' int32 scalars.
@@ -98,6 +98,40 @@ def in_memory(source: Source) -> ArraySource:
     keys = [source.key(i) for i in range(len(source))]
     digest = source.digest()
     return ArraySource(images, source.labels, source.class_names, source.domain, keys, digest)
+
+
+def check_same_classes(
+    first: str, names: Sequence[str], second: str, other_names: Sequence[str]
+) -> None:
+    """Looks whether two sources have the same classes in the same order.
+
+    Args:
+        first: what one is called in messages, such as its field.
+        names: of its classes.
+        second: what the other one is called.
+        other_names: of its classes.
+
+    Raises:
+        InputError: they have not; it names the classes that one of them lacks.
+    """
+    if tuple(names) == tuple(other_names):
+        return
+    for lacking, there, having, expected in (
+        (second, other_names, first, names),
+        (first, names, second, other_names),
+    ):
+        present = set(there)
+        if missing := [name for name in expected if name not in present]:
+            raise InputError(
+                f"{lacking} lacks {len(missing)} of the {len(expected)} classes of {having}: "
+                f"{listed(map(repr, missing))}; add images of them, or leave them out of {having} "
+                "by its field classes=[...], which lists those that stay"
+            )
+    at = next(i for i, (a, b) in enumerate(zip(names, other_names, strict=False)) if a != b)
+    raise InputError(
+        f"class {at} is {names[at]!r} in {first}, but {other_names[at]!r} in {second}: give both "
+        "the same order, by the field classes"
+    )
 
 
 def check_labels(source: Source) -> None:

@@ -13,6 +13,7 @@ A command that was killed (137, 143) also goes on when it is run again, from its
 
 import contextlib
 import os
+import re
 import resource
 import select
 import sys
@@ -27,6 +28,7 @@ from launch.errors import InputError, outcome
 
 # A run of one small stage opens about 40; loaders of large sets some hundred.
 FEWEST_FILES, MANY_FILES = 48, 4096
+_HOME = re.compile(r"(?<=[=:,+])~(?=/|$)")
 
 
 def parse_flags(
@@ -105,7 +107,7 @@ def read_flags(argv: Sequence[str], values: flags.FlagValues) -> None:
         InputError: see `parse_flags`; or this is one of several processes, and the command one's.
     """
     try:
-        rest = values(list(argv))
+        rest = values(expand_home(argv))
     except flags.Error as error:
         reason = " ".join(str(error).split())
         raise InputError(f"command line: {reason} (--help lists the flags)") from error
@@ -113,6 +115,12 @@ def read_flags(argv: Sequence[str], values: flags.FlagValues) -> None:
         raise InputError(f"command line: {rest[1]!r} is not a flag (--help lists the flags)")
     if "num_processes" not in values:
         check_alone(os.environ, values.coordinator)
+
+
+def expand_home(argv: Sequence[str]) -> list[str]:
+    """Arguments with the user's home for `~`, which shells leave where it is behind a `=`."""
+    home = os.path.expanduser("~")
+    return [_HOME.sub(lambda _: home, arg) for arg in argv]
 
 
 def exit_code(command: Callable[[], None], interrupted: str) -> int:

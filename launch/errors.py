@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+from collections.abc import Iterable
 
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h
 # What the user can mend although no file is named: full disks, limits of the system, hardware.
@@ -127,6 +128,14 @@ def _mount_point(path: str) -> str:
     while not os.path.ismount(path):
         path = os.path.dirname(path)
     return path
+
+
+def listed(names: Iterable[object], limit: int = 6) -> str:
+    """Names for a message: all of a few, else the first ones and how many more there are."""
+    texts = [str(name) for name in names]
+    if len(texts) <= limit:
+        return ", ".join(texts)
+    return f"{', '.join(texts[: limit - 1])} and {len(texts) - limit + 1:,} more"
 
 
 class InputError(Exception):

@@ -12,8 +12,7 @@ from input_pipeline import sources
 from input_pipeline.batches import loader
 from input_pipeline.batches.mixture import Union, check_weight
 from input_pipeline.batches.workers import count_workers
-from input_pipeline.source import Source, check_labels, in_memory
-from launch.errors import InputError
+from input_pipeline.source import Source, check_labels, check_same_classes, in_memory
 from launch.runtime.devices.mesh import local_rows
 from launch.runtime.types import Reader
 
@@ -47,8 +46,12 @@ def open_images(training: Training, evaluation: Source) -> TrainingImages:
     config = training.config
     opened = {name: sources.load(spec) for name, spec in config.train_sources.items()}
     train: Source = Union(list(opened.values()))
-    if tuple(train.class_names) != tuple(evaluation.class_names):
-        raise InputError("config.train_sources and config.evaluation_source have different classes")
+    check_same_classes(
+        "config.train_sources",
+        train.class_names,
+        "config.evaluation_source",
+        evaluation.class_names,
+    )
     for source in (train, evaluation):
         check_labels(source)
     if config.get("synthetic_weight") is not None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 
 import numpy as np
 from jax.sharding import Mesh
@@ -15,7 +14,7 @@ from input_pipeline.augment.flip import random_flip
 from input_pipeline.augment.resize import square
 from input_pipeline.batches import loader
 from input_pipeline.batches.workers import count_workers
-from input_pipeline.source import Example, Source, Transform
+from input_pipeline.source import Example, Source, Transform, check_same_classes
 from launch.errors import InputError
 from launch.runtime.devices.mesh import local_rows
 from launch.runtime.types import Reader
@@ -54,19 +53,11 @@ def open_images(training: Training) -> TrainingImages:
             f"config.train_source have {channels}"
         )
     evaluation = sources.load(config.evaluation_source)
-    if evaluation.class_names != train.class_names:
-        raise InputError(
-            f"config.evaluation_source has {len(evaluation.class_names)} classes, not the "
-            f"{len(train.class_names)} of config.train_source: "
-            f"{_difference(evaluation.class_names, train.class_names)}"
-        )
+    check_same_classes(
+        "config.train_source", train.class_names, "config.evaluation_source", evaluation.class_names
+    )
     digest = train.digest()
     return TrainingImages(train, evaluation, {"train_source": digest} if digest else {}, prompts)
-
-
-def _difference(names: Sequence[str], other_names: Sequence[str]) -> str:
-    odd = sorted(set(names) ^ set(other_names))
-    return f"{odd[0]} is in one of them only" if odd else "they come in another order"
 
 
 def make_reader(training: Training, source: Source, mesh: Mesh) -> Reader:

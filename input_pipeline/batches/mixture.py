@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int, Int32, Int64
 
 from input_pipeline.batches.order import Epochs
-from input_pipeline.source import REAL, Example, Source, joined_digest
+from input_pipeline.source import REAL, Example, Source, check_same_classes, joined_digest
 from input_pipeline.synthetic.source import SYNTHETIC
 from launch.errors import InputError
 
@@ -32,11 +32,9 @@ class Union:
         if not sources:
             raise InputError("a union of no sources; name at least one")
         for number, source in enumerate(sources):
-            if tuple(source.class_names) != tuple(sources[0].class_names):
-                raise InputError(
-                    f"source {number} has classes {source.class_names}, source 0 has "
-                    f"{sources[0].class_names}; join sources of the same classes"
-                )
+            check_same_classes(
+                "source 0", sources[0].class_names, f"source {number}", source.class_names
+            )
         self._sources = tuple(sources)
         self._ends = np.cumsum([len(source) for source in sources])
         self.class_names = tuple(sources[0].class_names)
@@ -121,7 +119,22 @@ def check_weight(domain: Int32[np.ndarray, " n"], weight: Any) -> None:
         weight: the share of the synthetic images in every batch.
 
     Raises:
-        InputError: it is no number in [0, 1], or there are no images of a domain that it asks for.
+        InputError: see `check_share`, or there are no images of a domain that it asks for.
+    """
+    check_share(weight)
+    for kind, share in ((REAL, 1 - weight), (SYNTHETIC, weight)):
+        if share and not (domain == kind).any():
+            raise InputError(
+                f"synthetic_weight={weight}: there are no {DOMAINS[kind]} images to fill "
+                f"{share:.6g} of every batch with; add a source of them, or leave it None"
+            )
+
+
+def check_share(weight: Any) -> None:
+    """Looks at a weight without any images.
+
+    Raises:
+        InputError: it is no number in [0, 1].
     """
     is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
     if not is_number or not 0 <= weight <= 1:
@@ -129,9 +142,3 @@ def check_weight(domain: Int32[np.ndarray, " n"], weight: Any) -> None:
             f"synthetic_weight={weight!r}: the share of every batch that is synthetic, in [0, 1]; "
             "None takes all images alike"
         )
-    for kind, share in ((REAL, 1 - weight), (SYNTHETIC, weight)):
-        if share and not (domain == kind).any():
-            raise InputError(
-                f"synthetic_weight={weight}: there are no {DOMAINS[kind]} images to fill "
-                f"{share:.6g} of every batch with; add a source of them, or leave it None"
-            )

@@ -6,6 +6,7 @@ import operator
 import os
 import stat
 import struct
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +23,19 @@ from input_pipeline.source import Example
 from launch import files
 from launch.errors import InputError
 
-SUFFIXES = (".jpg", ".jpeg", ".png")  # in capital letters as well
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")  # in capital letters as well
+_WINDOWS = 0  # what `create_system` says of MS-DOS and its children
+# ImageNet's validation images come without folders; Kaggle's table has a line an image, behind a
+# head: ILSVRC2012_val_00000001,n01751748 321 87 ...
+_SORT = (
+    "sort them into a folder a class, such as ImageNet's by Kaggle's table: cd there, then "
+    "tail -n +2 LOC_val_solution.csv | tr ',' ' ' | while read f c x; do mkdir -p $c; "
+    "mv $f.JPEG $c; done"
+)
+_UNPACK = (
+    "unpack each class's tar into a folder of its own: cd there, then "
+    "for f in *.tar; do mkdir ${f%.tar} && tar -xf $f -C ${f%.tar}; done"
+)
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip's member: signature, length of name and extra
 
 
@@ -67,7 +80,7 @@ class ImageFolder:
 
         Raises:
             InputError: there is no such folder or zip or it is damaged, a class has no image, or a
-                file in a class is no JPEG or PNG by its name.
+                file in a class is no image by its name.
         """
         path = os.fspath(path)
         if not files.is_local(path):
@@ -159,8 +172,10 @@ class _Zip:
         self._path = path
         try:
             with zipfile.ZipFile(path) as archive:
-                members = {member.filename: member for member in archive.infolist()}
+                members = {_slashed(member): member for member in archive.infolist()}
         except (zipfile.BadZipFile, EOFError, OSError):
+            if advice := _tar_advice(path):
+                raise InputError(f"{path}: {advice}") from None
             raise InputError(f"{path}: no zip, or one cut short; fetch it again") from None
         root = root.strip("/") or _only_root(path, members)
         self.location = f"{path}/{root}" if root else path
@@ -207,6 +222,32 @@ class _Zip:
         return _digest(self.names, self.index[:, 3:].astype("<i8").tobytes())
 
 
+def _slashed(member: zipfile.ZipInfo) -> str:
+    """A member's name as it should be: some tools of Windows write backslashes, others `./`."""
+    name = member.filename
+    if member.create_system == _WINDOWS:
+        name = name.replace("\\", "/")
+    folders, _, file = name.rpartition("/")
+    kept = [folder for folder in folders.split("/") if folder not in ("", ".")]
+    return "/".join([*kept, file])
+
+
+def _tar_advice(path: str) -> str:
+    """What to do with a tar, which cannot be read at random; empty for what is none."""
+    try:
+        with tarfile.open(path, "r:*") as archive:
+            first = next((member.name for member in archive if member.isfile()), "")
+    except (tarfile.TarError, EOFError, OSError, zlib.error):
+        return ""
+    folder = os.path.splitext(os.path.basename(path))[0]
+    unpack = f"mkdir {folder} && tar -xf {path} -C {folder}"
+    if first.endswith(".tar"):
+        return f"a tar of tars, one a class; {unpack}, then {_UNPACK}"
+    if "/" not in first.removeprefix("./"):
+        return f"a tar of images without classes; {unpack}, then {_SORT}"
+    return f"a tar, which is no random access; {unpack}, and give that folder"
+
+
 def _only_root(path: str, members: Iterable[str]) -> str:
     """The folder that holds the classes, if every image is in a class of the same one."""
     images = (member for member in members if member.lower().endswith(SUFFIXES))
@@ -223,6 +264,11 @@ def _only_root(path: str, members: Iterable[str]) -> str:
     return roots[0]
 
 
+def _is_text(name: str) -> bool:
+    """Whether reports, records and prompts can hold it."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
 def _is_hidden(name: str) -> bool:
     """Also the folder in which macOS puts its notes into a zip."""
     return name.startswith(".") or name == "__MACOSX"
@@ -235,7 +281,16 @@ def _arrange(location: str, listing: dict[str, list[str]]) -> tuple[tuple[str, .
         InputError: there is no class, one has no image, or something in it is none.
     """
     if not listing:
+        names = os.listdir(location) if os.path.isdir(location) else []
+        if any(name.lower().endswith(SUFFIXES) for name in names):
+            raise InputError(f"{location}: holds images, but no folders of classes; {_SORT}")
+        if any(name.endswith(".tar") for name in names):
+            raise InputError(f"{location}: holds tars, but no folders of images; {_UNPACK}")
         raise InputError(f"{location}: holds no folders of images; name the one that does")
+    if unreadable := [name for name in listing if not _is_text(name)]:
+        raise InputError(
+            f"{location}: the name of folder {unreadable[0]!a} is not UTF-8; rename it"
+        )
     names = []
     for folder in sorted(listing):
         images = sorted(name for name in listing[folder] if not _is_hidden(name))

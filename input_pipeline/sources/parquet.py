@@ -18,11 +18,12 @@ from input_pipeline import imagenet
 from input_pipeline.source import Example
 from input_pipeline.sources.image_folder import decode, decoded_digest
 from launch import files
-from launch.errors import InputError
+from launch.errors import InputError, listed
 
 # NAME-00000-of-00012.parquet; older files of the Hub have a digest behind it.
 _NUMBERED = re.compile(r"(.+)-\d+-of-(\d+)(?:-\w+)?\.parquet")
 _AGAIN = "fetch it again"
+_BATCH_ROWS = 64  # at 30 MB each these are 2 GB
 
 
 class ParquetSource:
@@ -63,7 +64,8 @@ class ParquetSource:
         self._columns = (image, label)
         self._row_groups = row_groups
         opened = [_File(path, image, label) for path in self._paths]
-        self.class_names = _class_names(opened, class_names)
+        # By what everything else calls the same classes: folders, lists, runs, label maps.
+        self.class_names = imagenet.canonical_names(_class_names(opened, class_names))
         self._upright = imagenet.upright(upright, self.class_names)
         self._footers = [file.footer for file in opened]
         self._digests = [file.digest for file in opened]
@@ -88,6 +90,7 @@ class ParquetSource:
         group, _, row = self._locate(i)
         try:
             data = self._group(group)[row].as_py()
+            data = data["bytes"] if isinstance(data, dict) else data
             if not data:
                 raise InputError("holds no bytes of an image; fetch the file with its images")
             pixels = decode(data, self._upright)
@@ -157,13 +160,14 @@ class ParquetSource:
             with pq.ParquetFile(
                 self._paths[number], metadata=self._footers[number], page_checksum_verification=True
             ) as file:
-                column = file.read_row_group(inner, [self._columns[0]]).column(0)
+                # Arrow cannot read structs of more than 2 GB at once, nor join them.
+                batches = file.iter_batches(_BATCH_ROWS, [inner], [self._columns[0]])
+                parts = [batch.column(0) for batch in batches]
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"its row group cannot be read ({_line(error)}); {_AGAIN}") from None
-        if len(column) != num_rows:
-            raise InputError(f"its row group has {len(column)} images, not {num_rows}; {_AGAIN}")
-        column = column.combine_chunks()
-        return column.field("bytes") if pa.types.is_struct(column.type) else column
+        if (length := sum(map(len, parts))) != num_rows:
+            raise InputError(f"its row group has {length} images, not {num_rows}; {_AGAIN}")
+        return pa.chunked_array(parts)
 
 
 class _File:
@@ -234,7 +238,8 @@ def _paths(path: str, split: str | None) -> list[str]:
         if not paths:
             raise InputError(f"{path}: no such folder, and no file matches; check the path")
         return paths
-    names = {name for name in os.listdir(path) if name.endswith(".parquet") and name[0] != "."}
+    path, split = _inner_folder(path, split)
+    names = _parquet_names(path)
     numbered = {name: m for name in names if (m := _NUMBERED.fullmatch(name))}
     splits = sorted({m[1] for m in numbered.values()})
     if split is not None:
@@ -253,6 +258,35 @@ def _paths(path: str, split: str | None) -> list[str]:
     return [os.path.join(path, name) for name in sorted(names)]
 
 
+def _parquet_names(folder: str) -> set[str]:
+    return {name for name in os.listdir(folder) if name.endswith(".parquet") and name[0] != "."}
+
+
+def _inner_folder(path: str, split: str | None) -> tuple[str, str | None]:
+    """Where a snapshot of the Hub has its files, and the split that is still to be chosen there.
+
+    That is here, in `data/`, or in a folder a split: `train/`, or `default/train/`.
+
+    Raises:
+        InputError: several folders have files, and the split names none of them.
+    """
+    if _parquet_names(path):
+        return path, split
+    walk = [folder for folder, _, _ in os.walk(path) if _parquet_names(folder)]
+    below = {os.path.relpath(folder, path): folder for folder in sorted(walk)}
+    named = [folder for name, folder in below.items() if os.path.basename(name) == split]
+    if len(named) == 1:
+        return named[0], None
+    if len(below) == 1:
+        return next(iter(below.values())), split
+    if below:
+        raise InputError(
+            f"{path}: holds Parquet files in {listed(below)}; name one of these folders, or a "
+            "split that is the last name of one"
+        )
+    return path, split
+
+
 def _class_names(opened: Sequence[_File], given: Sequence[str] | None) -> tuple[str, ...]:
     first = opened[0].class_names()
     for file in opened:
@@ -265,7 +299,7 @@ def _class_names(opened: Sequence[_File], given: Sequence[str] | None) -> tuple[
         if first is None:
             raise InputError(f"{opened[0].path}: names no classes; set class_names in the config")
         return first
-    if first is not None and tuple(given) != first:
+    if first is not None and tuple(given) not in (first, imagenet.canonical_names(first)):
         raise InputError(
             f"{opened[0].path}: its class names are not the {len(given)} of the config: leave "
             "class_names out"

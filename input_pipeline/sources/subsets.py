@@ -12,7 +12,7 @@ from jaxtyping import Int64
 
 from input_pipeline.source import Example, Source, Subset, Wrapper
 from input_pipeline.sources.kept_records import KeptRecords
-from launch.errors import InputError
+from launch.errors import InputError, listed
 from launch.fields import Fields
 
 # What every source can be given in a config, see `apply`.
@@ -214,14 +214,9 @@ def find_classes(source: Source, classes: Any) -> list[int]:
         label = names.get(chosen) if isinstance(chosen, str) else chosen
         if type(label) is not int or not 0 <= label < len(names):
             raise InputError(
-                f"classes: there is no class {chosen!r}; the {len(names)} are {_some(names)}"
+                f"classes: there is no class {chosen!r}; the {len(names)} are {listed(names)}"
             )
         if label in labels:
             raise InputError(f"classes: {chosen!r} comes twice; name it once")
         labels.append(label)
     return labels
-
-
-def _some(names: Sequence[str] | Mapping[str, int]) -> str:
-    shown = ", ".join(list(names)[:5])
-    return f"{shown}, ..." if len(names) > 5 else shown

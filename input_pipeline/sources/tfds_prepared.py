@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from launch.errors import InputError
+from launch.errors import InputError, listed
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
+_SHARD = re.compile(r".+-\d{5}-of-\d{5}")
 _FORMATS = ("array_record", "tfrecord")
 
 
@@ -93,12 +94,18 @@ def find(folder: epath.PathLike, version: str | None = None) -> epath.Path:
         return max(versions.values(), key=lambda path: [int(x) for x in path.name.split(".")])
     if version is not None and (versions or not _configs(folder)):
         if version not in versions:
-            listed = ", ".join(sorted(versions)) or "none"
-            raise InputError(f"{folder}: version {version} is not there; found: {listed}")
+            found = listed(sorted(versions)) or "none"
+            raise InputError(f"{folder}: version {version} is not there; found: {found}")
         return versions[version]
     configs = _configs(folder)
+    if not configs and any(_SHARD.fullmatch(path.name) for path in folder.iterdir()):
+        raise InputError(
+            f"{folder}: holds shards without dataset_info.json, as tools other than TFDS write "
+            "them, with other fields and sometimes labels from 1; read the images that they are "
+            "made from as image_folder or parquet, or prepare the set with 'tfds build'"
+        )
     if len(configs) != 1:
-        content = f"configs {', '.join(configs)}; name one of them" if configs else "no data set"
+        content = f"configs {listed(configs)}; name one of them" if configs else "no data set"
         raise InputError(f"{folder}: holds {content}{'' if configs else ' that TFDS prepared'}")
     return find(folder / configs[0], version)
 
@@ -155,8 +162,8 @@ def open_split(
 
 def _check_field(folder: str, features: dict, name: str, kind: str) -> None:
     if name and _kind(features.get(name)) != kind:
-        listed = ", ".join(f"{n} ({_kind(f)})" for n, f in sorted(features.items()))
-        raise InputError(f"{folder}: no field {name!r} of kind {kind}; it has {listed}")
+        fields = listed(f"{n} ({_kind(f)})" for n, f in sorted(features.items()))
+        raise InputError(f"{folder}: no field {name!r} of kind {kind}; it has {fields}")
 
 
 def _kind(feature: object) -> str:
@@ -181,7 +188,7 @@ def _slices(folder: str, splits, split: str) -> Iterator[ShardSlice]:
         instructions = splits[split].file_instructions
     except (ValueError, KeyError, NotImplementedError) as error:
         raise InputError(
-            f"{folder}: split {split!r}: {_line(error)} It has {', '.join(sorted(splits))}; slices "
+            f"{folder}: split {split!r}: {_line(error)} It has {listed(sorted(splits))}; slices "
             "are written like train[:99%]"
         ) from None
     if not sum(instruction.take for instruction in instructions):

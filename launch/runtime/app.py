@@ -15,7 +15,7 @@ from clu import parameter_overview
 from etils import epath
 from ml_collections import config_flags
 
-from launch.cli import define_alone, helped, read_flags
+from launch.cli import define_alone, expand_home, helped, read_flags
 from launch.errors import InputError, Unreachable
 from launch.files import cache_folder, is_local
 from launch.runtime.checkpoints.orbax_options import is_left_waiting
@@ -118,7 +118,7 @@ def parse(
     define_alone(values)
     if helped(argv, description, values, _CONFIG_HELP):
         sys.exit(0)
-    config, argv = _config(argv)
+    config, argv = _config(expand_home(argv))
     check_overrides(argv, config)
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     read_flags(argv, values)

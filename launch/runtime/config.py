@@ -115,7 +115,18 @@ def load_config(argument: str) -> ml_collections.ConfigDict:
         raise InputError(
             f"--config={argument}: get_config gives {type(config).__name__}, not a ConfigDict"
         )
+    _expand_home(config)
     return config
+
+
+def _expand_home(config: ml_collections.ConfigDict) -> None:
+    """Paths that begin with `~/`, wherever they are in a config, begin at the user's home."""
+    with config.unlocked():
+        for name, value in config.items():
+            if isinstance(value, ml_collections.ConfigDict):
+                _expand_home(value)
+            elif isinstance(value, str) and value.startswith("~/"):
+                config[name] = os.path.expanduser(value)
 
 
 def _reason(error: BaseException, path: str) -> str:

@@ -89,12 +89,13 @@ def test_an_arm_without_shards(data, tmp_path, request, monkeypatch, capsys):
         ("model.name=resnet18", "model.name='resnet18': known are resnet, resnet_rs, vit, "),
         ("optimizer.name=lion", "optimizer.name='lion': known are 'adafactor'"),
         ("synthetic_weight=0.5", "synthetic_weight=0.5: there are no synthetic images"),
+        ("synthetic_weight=1.5 --dry_run", "synthetic_weight=1.5: the share of every batch"),
         ("loss=hinge", "config.loss='hinge': known are cross_entropy, bce"),
     ],
 )
 def test_wrong_fields(flag, message, data, tmp_path, request, monkeypatch, capsys):
     monkeypatch.chdir(request.config.rootpath)
     path = "configs/imagenet/resnet50.py"
-    assert run(path, data, "real", tmp_path / "run", f"--config.{flag}") == 2
+    assert run(path, data, "real", tmp_path / "run", *f"--config.{flag}".split()) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1 and not (tmp_path / "run").exists()

@@ -251,7 +251,7 @@ def test_labels_mean_the_same_in_evaluation(monkeypatch):
     names = dict(train=("cat", "dog"), validation=("ant", "cat"))
     load = lambda spec: ArraySource(images, np.arange(2), names[spec["split"]])  # noqa: E731
     monkeypatch.setattr(sources, "load", load)
-    with pytest.raises(InputError, match=r"2 classes, not the 2 of .*: ant is in one of them only"):
+    with pytest.raises(InputError, match=r"lacks 1 of the 2 classes of .*: 'dog'; add"):
         open_images(Training.of(digits(class_names=())))
 
 

@@ -193,7 +193,7 @@ def test_a_flipped_bit_in_a_zip_is_named(tmp_path):
     ("named", "said"),
     [
         ({"cat/1.png": b"", "dog/.hidden": b""}, r"x/dog: holds no image; fill or remove it"),
-        ({"cat/1.png": b"", "cat/a.webp": b""}, r"x/cat/a\.webp: not a file \.jpg, \.jpeg, \.png"),
+        ({"cat/1.png": b"", "cat/a.heic": b""}, r"x/cat/a\.heic: not a file \.jpg, \.jpeg, \.png"),
         (
             {"cat/1.png": b"", "cat/deep/2.png": b""},
             r"x/cat/deep: not a file|in its top and in 'cat'",
@@ -214,7 +214,7 @@ def test_wrong_folders_and_zips(tmp_path):
 
     refused("none: no such folder, and no zip", tmp_path / "none")
     refused("gs://bucket/x: images are read from mounted folders", "gs://bucket/x")
-    write_folder(tmp_path, {"1.png": b""})
+    write_folder(tmp_path, {"1.txt": b""})
     refused("holds no folders of images", tmp_path)
     refused("a/b: no such folder", tmp_path, "a/b")
     two = write_zip(tmp_path / "two.zip", {"x/train/a/1.png": b"", "x/test/a/1.png": b""})
