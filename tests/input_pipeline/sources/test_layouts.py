@@ -118,7 +118,10 @@ def several_folders(path):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda path: tar(path, ["n01440764.tar"]), "a tar of tars, one a class; mkdir set .* for f in"),
+        (
+            lambda path: tar(path, ["n01440764.tar"]),
+            "a tar of tars, one a class; mkdir set .* for f in",
+        ),
         (lambda path: tar(path, ["./1.JPEG"]), "a tar of images without classes; mkdir set &&"),
         (lambda path: tar(path, ["imagenet-a/n01/1.jpg"]), "mkdir set && tar -xf .* give that"),
         (lambda path: folder(write_folder(path, {"n01.tar": b""})), "for f in .*tar; do"),
