@@ -27,6 +27,7 @@ REQUIRES = [
     "optax>=0.2.8,<0.4",
     "orbax-checkpoint>=0.12.8,<0.14",
     "packaging>=24",
+    "pillow>=10",
     "protobuf>=4.25",
     "pyarrow>=17",
     "pyyaml>=6.0",

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, overload
 
 import jax
@@ -13,24 +13,25 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int, Key, UInt8
 
-from imagen_ft.cascade.changes import changed
+from imagen_ft.cascade.changes import FOR_A_CALL, changed
 from imagen_ft.cascade.finite import checked
 from imagen_ft.cascade.imported import as_imported
 from imagen_ft.cascade.loading import load_stages, with_dtypes
-from imagen_ft.cascade.request import Request, RequestTexts
+from imagen_ft.cascade.opened import Opened, as_config, with_t5
+from imagen_ft.cascade.request import Request, RequestTexts, as_list, check_fields
 from imagen_ft.diffusion.from_config import make_stages
 from imagen_ft.diffusion.stage import Stage
 from imagen_ft.text import class_names
 from imagen_ft.text.encoders import TextEncoder, check_prompts, make_text_encoder
-from launch.runtime.config import load_config, reading
+from launch.runtime.config import reading
 from launch.runtime.devices.hardware import architecture
-from launch.runtime.devices.mesh import fetch, fetch_behind, put_split
+from launch.runtime.devices.mesh import fetch, fetch_behind, make_mesh, put_split
 from launch.runtime.images import finite_images, to_float, to_uint8
 from launch.runtime.limits import BATCH, check_numbers
 from launch.runtime.types import Array
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Cascade:
     """A base stage and the super-resolution stages behind it.
 
@@ -56,18 +57,34 @@ class Cascade:
     batch_size: int = 100
     mesh: Mesh | None = None
 
+    def __repr__(self) -> str:
+        lines = [f"{name}: {stage.describe()}" for name, stage in self._named_stages(0).items()]
+        classes = f"{len(self.class_names)} classes" if self.class_names else "any prompt"
+        return f"Cascade({classes}, batches of {self.batch_size}; {'; '.join(lines)})"
+
     @classmethod
     def load(
         cls,
-        config: str | ml_collections.ConfigDict,
-        prompts: Sequence[str] = (),
+        config: Opened,
+        prompts: str | Sequence[str] = (),
+        *,
+        mesh: Mesh | Mapping[str, int] | None = None,
+        text: str | None = None,
         **changes: Any,
     ) -> "Cascade":
-        """Loads the stages that a config of `imagen_ft.sample` names.
+        """Loads a cascade, whatever names it.
 
         Args:
-            config: it, or its file and arguments, such as 'configs/digits/sample.py'.
+            config: of `imagen_ft.sample`, or its file and arguments, such as
+                'configs/digits/sample.py' (from any folder); or a run of imagen_ft.finetune, or
+                weights of DeepFloyd IF, a folder or a repository of the Hub such as
+                'DeepFloyd/IF-I-M-v1.0'; or a list of these, a stage each. A run is sampled as the
+                pictures of its training; weights as 'configs/deepfloyd/sample.py'.
             prompts: that are known to come; see `load_cascade`.
+            mesh: of the devices that draw together, or the size of its axes, such as
+                `{"data": -1}`; None is one device.
+            text: weights with T5, as `config`: it embeds any prompt, and is loaded when the first
+                one comes. None is the encoder of the config, which may be a cache.
             **changes: as for `with_`; and `run`, `ema`, `best`, `variant` and `dtype` (of the
                 computation), which decide about the weights:
                 `stages={"base4": dict(run="gs://mine/base4")}`.
@@ -75,11 +92,15 @@ class Cascade:
         Raises:
             InputError: see `load_cascade`; or a change has an unknown name or a wrong value.
         """
-        config = load_config(config) if isinstance(config, str) else config
+        config = as_config(config)
+        if text is not None:
+            config = with_t5(config, text)
         with reading(config):
             config = as_imported(with_dtypes(changed(config, changes, loading=True)))
+        if isinstance(mesh, Mapping):
+            mesh = make_mesh(mesh)
         with reading(config):
-            return load_cascade(config, prompts=prompts)
+            return load_cascade(config, mesh, as_list(prompts))
 
     def with_(self, **changes: Any) -> "Cascade":
         """The same weights with another way of sampling: `with_(guidance_weight=2.0)`.
@@ -108,7 +129,7 @@ class Cascade:
     @overload
     def sample(
         self,
-        prompts: Sequence[str] | None = None,
+        prompts: str | Sequence[str] | None = None,
         *,
         every_stage: Literal[False] = False,
         progress: Callable[[int], object] | None = None,
@@ -118,7 +139,7 @@ class Cascade:
     @overload
     def sample(
         self,
-        prompts: Sequence[str] | None = None,
+        prompts: str | Sequence[str] | None = None,
         *,
         every_stage: Literal[True],
         progress: Callable[[int], object] | None = None,
@@ -127,30 +148,35 @@ class Cascade:
 
     def sample(
         self,
-        prompts: Sequence[str] | None = None,
+        prompts: str | Sequence[str] | None = None,
         *,
         every_stage: bool = False,
         progress: Callable[[int], object] | None = None,
         **fields: Any,
     ) -> np.ndarray | list[np.ndarray]:
-        """Draws all images of a request: `sample(["a goldfish"], seed=1)`.
+        """Draws all images of a request: `sample("a goldfish", seed=1, guidance_weight=2.0)`.
 
         Without a `batch_size` of its own, a request of fewer images than the cascade's is drawn in
         one batch of as many: that takes no longer than it has to, and rounds in its own way.
 
         Args:
-            prompts: one an image.
+            prompts: one an image; a text is one image's.
             every_stage: whether to return the images of all stages that were run, in their order.
             progress: called with the number of images finished, after each batch.
-            **fields: the other fields of `Request`: `seed`, `low` to enlarge images, ...
+            **fields: the other fields of `Request`: `seed`, `low` to enlarge images, ...; and the
+                changes of `with_` but for `batch_size`, for this call alone.
 
         Returns:
             The images of the last stage, uint8 [n, size, size, c] in [0, 255].
 
         Raises:
-            InputError: see `Request.check`.
+            InputError: see `Request.check` and `with_`; or a field has an unknown name.
             Diverged: see `stream`.
         """
+        changes = {name: fields.pop(name) for name in FOR_A_CALL if name in fields}
+        if changes:
+            self = self.with_(**changes)
+        check_fields(fields, FOR_A_CALL)
         request, batches = Request(prompts, **fields), []
         if request.batch_size is None:
             size = min(self.batch_size, len(request))
@@ -205,7 +231,7 @@ class Cascade:
 
     def path(
         self,
-        prompts: Sequence[str],
+        prompts: str | Sequence[str],
         seed: int = 0,
         negative_prompt: str | Sequence[str] | None = None,
     ) -> UInt8[np.ndarray, "steps n size size c"]:
@@ -217,7 +243,7 @@ class Cascade:
         """
         request = Request(prompts, seed=seed, negative_prompt=negative_prompt)
         request = self._completed(request)
-        count = len(prompts)
+        count = len(request)
         padding = _multiple(count, self._ways) - count
         keys = _keys(seed, 0, np.pad(np.arange(count), (0, padding)))
         texts = self._embed(request)

@@ -58,6 +58,8 @@ SAMPLING = {
 }
 # Among the settings of all stages it is the cascade's, among those of one the stage's own.
 _BATCH_SIZE = {"batch_size": _Setting("batch_size", *_INTEGER)}
+# What one call of `Cascade.sample` may change; its `batch_size` is the request's.
+FOR_A_CALL = (*SAMPLING, "stages")
 # What decides about the weights.
 LOADING = {
     "run": _Setting("run", "a path", _name),

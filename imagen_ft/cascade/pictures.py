@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from launch.errors import InputError
 from launch.runtime.reports import image_grid
@@ -45,6 +46,53 @@ def show(
     columns = min(columns or _COLUMNS, len(images))
     figure = image_grid.grid(list(images), captions or [""] * len(images), columns)
     return Picture(image_grid.to_png(figure))
+
+
+def grid(
+    images: Sequence[UInt8[np.ndarray, "h w c"]] | UInt8[np.ndarray, "n h w c"],
+    columns: int = _COLUMNS,
+) -> UInt8[np.ndarray, "_h _w c"]:
+    """Images of one size side by side as one, without captions; what is left over is white.
+
+    Args:
+        images: [h, w, c] each.
+        columns: images a row, at most.
+
+    Raises:
+        InputError: no images, or of several sizes.
+    """
+    shapes = {np.shape(image) for image in images}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 3:
+        raise InputError(f"images must be uint8 [h, w, c] of one size, got {sorted(shapes)}")
+    if columns < 1:
+        raise InputError(f"columns must be at least 1, got {columns}")
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    height, width, channels = shapes.pop()
+    tiles = np.full((rows * columns, height, width, channels), 255, np.uint8)
+    tiles[: len(images)] = images
+    joined = tiles.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    return joined.reshape(rows * height, columns * width, channels)
+
+
+def to_pil(
+    images: UInt8[np.ndarray, "h w c"]
+    | Sequence[UInt8[np.ndarray, "_h _w _c"]]
+    | UInt8[np.ndarray, "n h w c"],
+) -> Any:
+    """Pillow's images of arrays: one of [h, w, c], else a list; with 1 channel they are grey.
+
+    Raises:
+        InputError: an image is not uint8 [h, w, 1 or 3].
+    """
+    if np.ndim(images) != 3 or isinstance(images, list | tuple):
+        return [to_pil(image) for image in images]
+    image = np.asarray(images)
+    if image.dtype != np.uint8 or image.shape[2] not in (1, 3):
+        raise InputError(
+            f"an image must be uint8 [h, w, 1 or 3], got {image.dtype} {list(image.shape)}"
+        )
+    return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
 
 
 def film(

@@ -1,7 +1,7 @@
 """What a cascade is asked to draw."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ class Request:
     and so the last bit of a pixel, depends on the size of the batches and the row in them as well.
 
     Attributes:
-        prompts: one an image.
+        prompts: one an image; a text is one image's.
         labels: instead of prompts, the number of each image's class among the cascade's.
         negative_prompt: what stands for no text where there is guidance, which then leads away
             from it: one text, or one an image; '' is none. None is the cascade's own.
@@ -36,7 +36,7 @@ class Request:
         skip_steps: steps of the base at the noisiest end that are not taken.
     """
 
-    prompts: Sequence[str] | None = None
+    prompts: str | Sequence[str] | None = None
     _: dataclasses.KW_ONLY
     labels: np.ndarray | None = None
     negative_prompt: str | Sequence[str] | None = None
@@ -47,6 +47,10 @@ class Request:
     low: np.ndarray | None = None
     start: np.ndarray | None = None
     skip_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.prompts, str):
+            object.__setattr__(self, "prompts", as_list(self.prompts))
 
     def __len__(self) -> int:
         """How many images are asked for."""
@@ -165,6 +169,25 @@ class Request:
             raise InputError(
                 f"{name} is {images.dtype} {list(images.shape)}: uint8 {list(shape)} is needed, "
                 "one an image"
+            )
+
+
+def as_list(prompts: str | Sequence[str]) -> Sequence[str]:
+    """Prompts, one an image, of which a single one may be said without a list."""
+    return [prompts] if isinstance(prompts, str) else prompts
+
+
+def check_fields(given: Iterable[str], also: Iterable[str]) -> None:
+    """Looks for names that are no field of a request.
+
+    Raises:
+        InputError: names the first one, and those there are with `also`.
+    """
+    names = [field.name for field in dataclasses.fields(Request) if field.name != "prompts"]
+    for name in given:
+        if name not in names:
+            raise InputError(
+                f"sample has no argument {name!r} (there is: {', '.join([*names, *also])})"
             )
 
 

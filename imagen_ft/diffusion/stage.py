@@ -82,6 +82,15 @@ class Stage:
         """Whether the network runs twice."""
         return not isinstance(self.guidance_weight, float | int) or self.guidance_weight != 1.0
 
+    def describe(self) -> str:
+        """In a few words: sizes, sampler, steps and guidance."""
+        sampler: Any = self.sampler
+        low, size = self.denoiser.low_size, self.denoiser.size
+        pixels = f"{low} to {size} px" if low else f"{size} px"
+        name = type(sampler).__name__.lower()
+        guided = f", guidance {self.guidance_weight}" if self.is_guided else ""
+        return f"{pixels}, {name} of {sampler.num_steps} steps{guided}"
+
     def split(self) -> tuple["Stage", Numbers]:
         """A stage that all have which need the same program, and the numbers that this one has.
 

@@ -87,7 +87,23 @@ def open_t5(path: epath.PathLike, variant: str | None = None) -> tuple[T5Encoder
     Raises:
         InputError: as `load_t5`.
     """
-    part = PARTS["text_encoder"]
+    return _open(PARTS["text_encoder"], path, variant)
+
+
+def open_unet(path: epath.PathLike, variant: str | None = None) -> tuple[UNet, Any]:
+    """A U-Net and the shapes of its parameters; nothing is loaded.
+
+    Args:
+        path: as for `load_unet`.
+        variant: as for `load_unet`.
+
+    Raises:
+        InputError: as `load_unet`.
+    """
+    return _open(PARTS["unet"], path, variant)
+
+
+def _open(part: Part, path: epath.PathLike, variant: str | None) -> tuple[Any, Any]:
     location = locate(path, part.name, variant)
     if location.kind != FILES:
         return open_checkpoint(part, location, variant)

@@ -7,6 +7,7 @@ import sys
 import traceback
 import types
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,6 +17,10 @@ from launch.errors import InputError
 
 # Types that networks compute in.
 _DTYPES = ("float32", "bfloat16", "float16")
+
+
+# Where the packages of the project are: its folder, or that of installed packages.
+_HOME = Path(__file__).resolve().parents[2]
 
 
 def plain(value: Any) -> Any:
@@ -90,12 +95,17 @@ def check_overrides(argv: Sequence[str], config: ml_collections.ConfigDict) -> N
 
 
 def load_config(argument: str) -> ml_collections.ConfigDict:
-    """The config of `FILE.py[:arguments]`.
+    """The config of `FILE.py[:arguments]`; a path that is not here is looked for beside the rooms.
+
+    So `configs/...` names an experiment of the project from any folder, also of an installed one.
 
     Raises:
         InputError: no such file, or it is no config, or the arguments are wrong.
     """
     path, colon, given = argument.partition(":")
+    installed = os.path.join(_HOME, path)
+    if not os.path.isfile(path) and os.path.isfile(installed):
+        path = installed
     if not os.path.isfile(path):
         hint = "; what follows a ':' is no part of the path, but arguments" if colon else ""
         raise InputError(f"--config={argument}: there is no file {path}{hint}")

@@ -76,6 +76,7 @@ def work(tmp_path_factory, request):
     (folder / "prompts.txt").write_text("A goldfish\n\ntwo cats\n")
     argv = [f"--prompts={folder / 'prompts.txt'}", f"--weights={imported}"]
     assert __main__.run(["text", *argv, f"--to={folder / 'cache'}"]) == 0
+    shutil.copytree(imported, folder / "with_t5")
     shutil.rmtree(imported / "text_encoder")
     paths = dict(first=imported, second=folder / "second", cache=folder / "cache")
     text = CONFIG.format(**{name: str(path) for name, path in paths.items()})
@@ -134,6 +135,23 @@ def test_pictures(work, tmp_path, monkeypatch):
         InputError, match=r"low of shape \[4, 5, 5, 3\]: the stages start from 4 px"
     ):
         cascade.sample(prompts, low=np.zeros((4, 5, 5, 3), np.uint8))
+
+
+def test_weights_without_a_config(work):
+    """A stage with its own T5, which has any prompt at hand; or T5 in the place of a cache."""
+    cascade = Cascade.load(str(work / "with_t5"), num_steps=2)
+    [stage] = cascade.stages
+    assert stage.denoiser.size == 64 and stage.sampler.num_steps == 2
+    assert stage.denoiser.model.block_out_channels == (32, 64) and cascade.class_names == ()
+    cached = Cascade.load(str(work / "config.py"))
+    with pytest.raises(InputError, match="prompt 'a prompt that no cache has' is not in"):
+        cached.encoder.embed(["a prompt that no cache has"])
+    live = Cascade.load(str(work / "config.py"), text=str(work / "with_t5"))
+    assert live.encoder.digest == cached.encoder.digest
+    states = cascade.encoder.embed(["a prompt that no cache has"])
+    assert states.shape == (1, 77, tiny_text.D_MODEL)
+    with pytest.raises(InputError, match="two stages of one size"):
+        Cascade.load([str(work / "with_t5")] * 2)
 
 
 def test_a_film_goes_from_the_first_step_to_the_last(monkeypatch):

@@ -1,0 +1,141 @@
+"""What a cascade can be loaded from, as a config: files, configs, runs, weights of the Hub."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import ml_collections
+
+from imagen_ft import weights
+from imagen_ft.cascade.loading import PUBLIC, open_run
+from imagen_ft.models.unet import UNet
+from imagen_ft.text.cache import TextCache
+from imagen_ft.text.captions import CLEANED, PLAIN
+from imagen_ft.weights import hub
+from launch.errors import InputError
+from launch.files import is_local
+from launch.runtime.config import load_config
+from launch.runtime.run import Run
+
+Opened: TypeAlias = (
+    str | os.PathLike[str] | ml_collections.ConfigDict | Sequence[str | os.PathLike[str]]
+)
+# How DeepFloyd IF's weights are sampled, and their text encoder: as the experiment says.
+_PUBLIC_CONFIG = "configs/deepfloyd/sample.py:hub"
+# Of a run whose config draws no pictures.
+_SAMPLING: dict[str, Any] = dict(
+    sampler=dict(name="ddpm", num_steps=100, logvar_coeff=0.0, eta=0.0),
+    guidance_weight=1.0,
+    threshold_percentile=100.0,
+)
+_BATCH_SIZE = 16
+_OF_THE_MACHINE = ("parent", "name", "dtype", "remat", "out_channels", "noise_level")
+
+
+def as_config(source: Opened) -> ml_collections.ConfigDict:
+    """The config of a cascade.
+
+    Args:
+        source: see `Cascade.load`.
+
+    Raises:
+        InputError: there is no such file or folder, or the stages are not of one kind.
+    """
+    if isinstance(source, ml_collections.ConfigDict):
+        return source
+    paths = [source] if isinstance(source, str | os.PathLike) else list(source)
+    names = [os.fspath(path) for path in paths]
+    if len(names) == 1 and re.search(r"\.py(:|$)", names[0]):
+        return load_config(names[0])
+    if not names:
+        raise InputError("config must be a file, a config, a run or weights, got none")
+    runs = [None if _is_public(name) else open_run(name) for name in names]
+    trained = [run for run in runs if run is not None]
+    if trained and len(trained) < len(runs):
+        raise InputError(f"{', '.join(names)}: runs and other weights together need a config")
+    return _of_runs(trained) if trained else _of_weights(names)
+
+
+def with_t5(config: ml_collections.ConfigDict, path: str) -> ml_collections.ConfigDict:
+    """A config whose prompts are embedded by T5 itself, loaded when the first one comes.
+
+    Args:
+        config: of a cascade, trained on T5's states.
+        path: weights with T5: a folder, an import or a repository of the Hub.
+
+    Raises:
+        InputError: the config's text encoder is no T5 with published weights.
+    """
+    before = config.text
+    if not {"cache", "weights"} & set(before):
+        raise InputError(f"text={path}: this cascade has a text encoder of its own; leave text out")
+    kept = ("null", "template", "shape", "dtype", "clean_caption", "max_length")
+    fields = {name: before[name] for name in kept if name in before}
+    if "cache" in before:
+        cache = TextCache(before.cache)
+        cleaned = cache.encoder.get("preprocessing", PLAIN) == CLEANED
+        fields |= dict(dtype=str(cache.dtype), max_length=cache.shape[0], clean_caption=cleaned)
+    config = ml_collections.ConfigDict(config.to_dict())
+    config.text = dict(fields, weights=path.removeprefix(PUBLIC))
+    return config
+
+
+def _is_public(name: str) -> bool:
+    """Whether it names a repository of the Hub, and no folder here."""
+    return name.startswith(PUBLIC) or (
+        is_local(name) and not os.path.exists(name) and hub.is_id(name)
+    )
+
+
+def _of_runs(runs: Sequence[Run]) -> ml_collections.ConfigDict:
+    """A stage a run, sampled as the pictures of its training were."""
+    first = runs[0].config
+    config = ml_collections.ConfigDict()
+    config.seed, config.batch_size = 0, _BATCH_SIZE
+    config.class_names, config.text = first.class_names, first.text
+    stages = {}
+    for run in runs:
+        name = run.path.name
+        if name in stages:
+            raise InputError(f"{run.path}: two runs are called {name}; rename a folder")
+        pictures = run.config.get("pictures") or {}
+        fields = {key: value for key, value in pictures.items() if key != "count"}
+        entry = {**_SAMPLING, "noise_augmentation": 0.0, **fields}
+        stages[name] = dict(entry, run=str(run.path), stage=run.config.stage)
+    config.stages = stages
+    return config
+
+
+def _of_weights(names: Sequence[str]) -> ml_collections.ConfigDict:
+    """A stage of each, sampled and with its text as the experiment with IF's weights has it."""
+    config = load_config(_PUBLIC_CONFIG)
+    stages = {}
+    for name in names:
+        path = name.removeprefix(PUBLIC)
+        variant = config.stages.base64.variant if _is_public(name) else None
+        model, _ = weights.open_unet(path, variant)
+        key = "sr256" if model.noise_level else "base64"
+        if key in stages:
+            raise InputError(f"{path}: two stages of one size; name one of them")
+        entry = config.stages[key]
+        entry.run, entry.stage.unet = PUBLIC + path, {**_fields(model), "dtype": "auto"}
+        with entry.ignore_type():
+            entry.variant = variant
+        stages[key] = entry
+    config.stages = stages
+    with config.ignore_type():
+        config.text.weights = names[0].removeprefix(PUBLIC)
+        config.text.variant = stages[min(stages)].variant
+    del config.text.shape  # The weights know it.
+    return config
+
+
+def _fields(model: UNet) -> dict[str, Any]:
+    """What the network is made of, but for what decides how it is computed."""
+    return {
+        field.name: getattr(model, field.name)
+        for field in dataclasses.fields(model)
+        if field.name not in _OF_THE_MACHINE
+    }
