@@ -39,12 +39,12 @@ def _unet(width: int) -> dict:
 
 def base_stage() -> dict:
     """4x4 digits from noise."""
-    return dict(size=4, low_size=0, channels=1, schedule="cosine", unet=_unet(48))
+    return dict(size=4, low_size=0, channels=1, schedule="cosine", prediction="v", unet=_unet(48))
 
 
 def super_resolution_stage() -> dict:
     """8x8 digits from noise and a 4x4 digit."""
-    return dict(size=8, low_size=4, channels=1, schedule="cosine", unet=_unet(32))
+    return dict(size=8, low_size=4, channels=1, schedule="cosine", prediction="v", unet=_unet(32))
 
 
 def cascade() -> ConfigDict:
@@ -58,14 +58,14 @@ def cascade() -> ConfigDict:
         base4=dict(
             run="runs/digits/finetune_base4",
             stage=base_stage(),
-            sampler=dict(name="ddpm", num_steps=32, logvar_coeff=0.0, eta=0.0),
-            guidance_weight=1.25,
+            sampler=dict(name="ddpm", num_steps=64, logvar_coeff=0.0, eta=0.0),
+            guidance_weight=1.0,
             threshold_percentile=100.0,
         ),
         sr8=dict(
             run="runs/digits/finetune_sr8",
             stage=super_resolution_stage(),
-            sampler=dict(name="ddpm", num_steps=16, logvar_coeff=0.1, eta=0.0),
+            sampler=dict(name="ddpm", num_steps=32, logvar_coeff=0.1, eta=0.0),
             guidance_weight=1.0,
             threshold_percentile=100.0,
             noise_augmentation=0.0,  # of the low-resolution image

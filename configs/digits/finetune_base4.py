@@ -3,7 +3,7 @@ r"""Fine-tunes the 4x4 base on the 30 labelled digits.
 python -m imagen_ft.finetune --config=configs/digits/finetune_base4.py \
     --workdir=runs/digits/finetune_base4
 
-Hardware: 2 CPU cores, 20 seconds. Expected: validation loss 0.16.
+Hardware: 2 CPU cores, 20 seconds. Expected: validation loss 0.182.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +18,7 @@ def get_config(arg=""):
     config = ConfigDict()
     config.seed = 1  # not the noise that pretraining has seen
     config.batch_size = 32
-    config.total_steps = 40
+    config.total_steps = 20
     config.accumulation = 1  # parts that a batch is taken in
 
     config.class_names = common.CLASS_NAMES
@@ -31,8 +31,8 @@ def get_config(arg=""):
     config.frozen = ()
     config.loss = dict(min_snr_gamma=0.0, vlb_weight=0.0)
     config.optimizer = dict(
-        name="adafactor",
-        learning_rate=1e-4,
+        name="adam",
+        learning_rate=1e-5,
         schedule="constant",
         warmup_steps=0,
         weight_decay=0.0,
@@ -45,7 +45,7 @@ def get_config(arg=""):
     config.evaluation_batch_size = 100
     config.evaluation_draws = 4  # of noise for each image
     config.log_every = 5  # steps, like the next two
-    config.evaluate_every = 20
+    config.evaluate_every = 5
     config.checkpoint_every = 200
     config.keep_checkpoints = 2
     config.profile = dict(start=0, steps=0)

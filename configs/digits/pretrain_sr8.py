@@ -3,7 +3,7 @@ r"""Pretrains 4 -> 8 super-resolution on the pool of 1,000 digits.
 python -m imagen_ft.finetune --config=configs/digits/pretrain_sr8.py \
     --workdir=runs/digits/pretrain_sr8
 
-Hardware: 2 CPU cores, 2 minutes. Expected: validation loss 0.16.
+Hardware: 2 CPU cores, 2 minutes. Expected: validation loss 0.204.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +18,7 @@ def get_config(arg=""):
     config = ConfigDict()
     config.seed = 0
     config.batch_size = 32
-    config.total_steps = 850
+    config.total_steps = 2000
     config.accumulation = 1  # parts that a batch is taken in
 
     config.class_names = common.CLASS_NAMES
@@ -32,21 +32,21 @@ def get_config(arg=""):
     config.loss = dict(min_snr_gamma=0.0, vlb_weight=0.0)
     config.optimizer = dict(
         name="adam",
-        learning_rate=2e-3,
+        learning_rate=4e-3,
         schedule="cosine",
         warmup_steps=0,
         weight_decay=0.0,
         clip_norm=1.0,
     )
-    config.ema = dict(main=dict(decay=0.99, schedule="warmup"))
+    config.ema = dict(main=dict(decay=0.999, schedule="warmup"))
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
 
     config.evaluation_source = dict(name="digits", split="validation")
     config.evaluation_batch_size = 100
     config.evaluation_draws = 4  # of noise for each image
-    config.log_every = 25  # steps, like the next two
-    config.evaluate_every = 200
-    config.checkpoint_every = 200
+    config.log_every = 50  # steps, like the next two
+    config.evaluate_every = 500
+    config.checkpoint_every = 500
     config.keep_checkpoints = 2
     config.profile = dict(start=0, steps=0)
     if args["runlocal"]:

@@ -11,10 +11,13 @@ ARMS = {
     "real": "arm=real",
     "pool": "arm=pool",
     "generated": "arm=generated,k=30",
+    "pretrained": "arm=generated,k=30",
     "real+generated_1x": "arm=real+generated,k=1",
     "real+generated_10x": "arm=real+generated,k=10",
     "real+generated_30x": "arm=real+generated,k=30",
 }
+# Whose digits are not the fine-tuned cascade's: the step that draws them, and its folder.
+SETS = {"pretrained": ("generate_pretrained", "pretrained")}
 LANES = 2
 
 
@@ -40,34 +43,39 @@ def digits_jobs(
         return Job(name, command, inputs, output or workdir, after, seconds)
 
     def finetune(name: str, start: str = "") -> Job:
-        after, seconds = ((start,), 25) if start else ((), 90)
+        after, seconds = ((start,), 15) if start else ((), 100)
         init = (f"--config.init_from={root / start}",) if start else ()
         return job(name, "imagen_ft.finetune", name, root / name, after, seconds, init)
 
+    def draw(name: str, task: str, folder: Path, kind: str, output: str) -> Job:
+        runs = {stage: root / f"{kind}_{stage}" for stage in ("base4", "sr8")}
+        after = tuple(run.name for run in runs.values())
+        stages = [f"--config.stages.{stage}.run={run}" for stage, run in runs.items()]
+        return job(name, f"imagen_ft.{task}", task, folder, after, 20, stages, folder / output)
+
     def classify(arm: str, arguments: str) -> Job:
-        after = ("generate",) if "generated" in arm else ()
-        overrides = [f"--config.train_sources.generated.path={generated}"] if after else []
+        after, overrides = (), []
+        if "generated" in arguments:
+            step, images = SETS.get(arm, ("generate", "generated"))
+            after = (step,)
+            overrides = [f"--config.train_sources.generated.path={root / images}"]
         overrides += [f"--config.seeds={seeds}"] if seeds else []
         config, workdir = f"classifier:{arguments}", root / "classifiers" / arm
         return job(arm, "classifiers.train", config, workdir, after, 45, overrides)
 
-    tuned = {"base4": root / "finetune_base4", "sr8": root / "finetune_sr8"}
-    stages = [f"--config.stages.{stage}.run={run}" for stage, run in tuned.items()]
-    after = tuple(run.name for run in tuned.values())
-    generated, samples, folder = root / "generated", root / "samples", root / "classifiers"
+    manifest, folder = "manifest.json", root / "classifiers"
     return [
         finetune("pretrain_base4"),
         finetune("pretrain_sr8"),
         finetune("finetune_base4", "pretrain_base4"),
         finetune("finetune_sr8", "pretrain_sr8"),
-        job(
-            "generate", "imagen_ft.generate", "generate", generated, after, 45, stages,
-            generated / "manifest.json",
+        draw("generate", "generate", root / "generated", "finetune", manifest),
+        *(
+            draw(step, "generate", root / images, "pretrain", manifest)
+            for arm, (step, images) in SETS.items()
+            if arm in arms
         ),
-        job(
-            "samples", "imagen_ft.sample", "sample", samples, after, 20, stages,
-            samples / "samples.png",
-        ),
+        draw("samples", "sample", root / "samples", "finetune", "samples.png"),
         *(classify(arm, ARMS[arm]) for arm in arms),
         job(
             "evaluate", "classifiers.evaluate", "evaluate", folder, tuple(arms), 15, (),
