@@ -58,14 +58,14 @@ def cascade() -> ConfigDict:
         base4=dict(
             run="runs/digits/finetune_base4",
             stage=base_stage(),
-            sampler=dict(name="ddpm", num_steps=64, logvar_coeff=0.0, eta=0.0),
+            sampler=dict(name="ddpm", num_steps=64, logvar_coeff=0.5, eta=0.0),
             guidance_weight=1.0,
             threshold_percentile=100.0,
         ),
         sr8=dict(
             run="runs/digits/finetune_sr8",
             stage=super_resolution_stage(),
-            sampler=dict(name="ddpm", num_steps=32, logvar_coeff=0.1, eta=0.0),
+            sampler=dict(name="ddpm", num_steps=32, logvar_coeff=0.5, eta=0.0),
             guidance_weight=1.0,
             threshold_percentile=100.0,
             noise_augmentation=0.0,  # of the low-resolution image

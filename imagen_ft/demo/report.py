@@ -93,9 +93,8 @@ def fine_tuning(result: dict[str, Any], losses: dict[str, tuple[float, float]]) 
         f"Classifiers trained on 900 digits of the pretrained cascade reach "
         f"{100 * before['mean']:.1f}%, on as many of the fine-tuned one {100 * after['mean']:.1f}% "
         f"({100 * gain:+.1f} points, deviation over seeds {100 * spread:.1f}): {said}. Validation "
-        f"loss from the first evaluation of fine-tuning to its last: {of_stages}. The 30 digits "
-        "are among the 1,000 that the cascade was pretrained on, with the same names: "
-        "little is left to learn from them."
+        f"loss from the first evaluation of fine-tuning to its last: {of_stages}. 30 digits are "
+        "few beside the 1,000 of the same kind that the cascade was pretrained on."
     )
 
 
