@@ -21,6 +21,7 @@ def made_up(**changes):
         "real+generated_10x": (0.875, 2e-5),
         "real+generated_30x": (0.87, 1e-6),
         "generated": (0.71, 1e-7),
+        "pretrained": (0.705, 1e-7),
         "pool": (0.975, 1e-9),
     } | changes
     arms = {
@@ -71,6 +72,14 @@ def test_verdict(changes, good, said):
     assert sentence.endswith("asked for: 5 points at p < 0.001).")
 
 
+@pytest.mark.parametrize(
+    ("mean", "said"), [(0.715, "no more than chance"), (0.68, "a gain"), (0.73, "a loss")]
+)
+def test_fine_tuning_is_judged(mean, said):
+    sentence = report.fine_tuning(made_up(pretrained=(mean, 0.1)), {"sr8": (0.25, 0.2)})
+    assert f": {said}. " in sentence and "sr8 0.25000 to 0.20000" in sentence
+
+
 def test_rows_and_table():
     rows = report.rows(made_up())
     assert rows == [
@@ -79,10 +88,11 @@ def test_rows_and_table():
         ["real+generated_10x", "87.50 ± 1.00", "+7.50", "2e-05"],
         ["real+generated_30x", "87.00 ± 1.00", "+7.00", "1e-06"],
         ["generated", "71.00 ± 1.00", "-9.00", "1e-07"],
+        ["pretrained", "70.50 ± 1.00", "-9.50", "1e-07"],
         ["pool", "97.50 ± 1.00", "+17.50", "1e-09"],
     ]
     lines = report.table(made_up()).split("\n")
-    assert len(lines) == 8 and set(lines[1]) == {"-"}
+    assert len(lines) == 9 and set(lines[1]) == {"-"}
     assert lines[0].split("  ")[0] == "arm" and lines[4].startswith("real+generated_10x  ")
     # Columns end together.
     assert {len(line) for line in lines} == {len(lines[0]), len(lines[2])}
@@ -126,6 +136,7 @@ def run(tmp_path):
     (seeds / GOODPUT).write_text(attempt.to_line())
     for name in ("pretrain_base4", "finetune_base4", "pretrain_sr8", "finetune_sr8"):
         lines = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.4}]
+        lines.append({"step": 1, "validation_loss": 0.46})
         lines.append({"step": 2, "validation_loss": 0.45})
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.jsonl").write_text(
@@ -150,9 +161,11 @@ def test_the_report_is_written(run):
 
     page = (run / "report.html").read_text()
     assert page.count("<figure>") == page.count('src="data:image/png;base64,') == 5
-    assert page.count("<tr>") == 7 + 11 and "Wall time 321 s, peak memory at most 1.50 GiB" in page
+    assert page.count("<tr>") == 8 + 12 and "Wall time 321 s, peak memory at most 1.50 GiB" in page
     assert '<p class="verdict">Generated digits helped: real+generated_10x' in page
     assert "<td>classifiers/pool</td><td>productive 67% of 90 s in 1 attempt: start-up 33%<" in page
     assert "<td>pretrain_sr8</td><td>no attempt has trained yet<" in page
     assert "It generated 10 digits" in page and "tested on 667 digits" in page
+    assert "of the fine-tuned one 71.0% (+0.5 points" in page and "no more than chance" in page
+    assert "base4 0.46000 to 0.45000" in page
     assert (run / "report.png").read_bytes().startswith(b"\x89PNG")
