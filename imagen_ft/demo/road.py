@@ -54,7 +54,8 @@ def digits_jobs(
         return job(name, f"imagen_ft.{task}", task, folder, after, 20, stages, folder / output)
 
     def classify(arm: str, arguments: str) -> Job:
-        after, overrides = (), []
+        after: tuple[str, ...] = ()
+        overrides = []
         if "generated" in arguments:
             step, images = SETS.get(arm, ("generate", "generated"))
             after = (step,)
