@@ -59,7 +59,7 @@ def test_phases_of_a_cascade_with_t5(tmp_path):
 
 
 def test_t5_has_left_before_the_stages_come(tmp_path, monkeypatch):
-    def load_stages(config, encoder, mesh):
+    def load_stages(config, encoder, *_):
         assert {"a cat", "a dog", ""} == encoder._states.keys() and not encoder._loaded
         return tuple(make_stages(config).values()), ({}, {}), ("", "")
 
