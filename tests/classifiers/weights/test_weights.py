@@ -230,6 +230,15 @@ def test_files_that_do_not_fit(changes, message, tmp_path):
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)
 
 
+def test_a_model_without_rules_is_said_in_one_line(tmp_path, capsys):
+    """As timm's ResNet-RS, whose first convolution has the name of torchvision's stem."""
+    tensors = {"conv1.0.weight": np.ones((2, 3, 3, 3)), "fc.bias": np.ones(3)}
+    safetensors.numpy.save_file(tensors, tmp_path / "rs.safetensors")
+    flags = ("--model=resnet_rs_50", "--pixels=imagenet")
+    assert command(f"--from=timm:{tmp_path}/rs.safetensors", f"--to={tmp_path}/run", *flags) == 2
+    assert "it has no model with squeeze-and-excitation of this kind" in one_line(capsys)
+
+
 def test_half_precision_becomes_float32(vit):
     model, path = vit
     tensors = safetensors.numpy.load_file(path)
