@@ -1,6 +1,7 @@
 """Results of an evaluation as tables for a terminal, and as a picture."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,12 @@ _COLUMNS = 3
 _MOST_NUMBERS = 8
 
 
+def in_order(arms: Iterable[str]) -> list[str]:
+    """Names in the order of their numbers: 1x, 2x, 10x."""
+    parts = {arm: re.split(r"(\d+)", arm) for arm in arms}
+    return sorted(parts, key=lambda arm: [int(x) if i % 2 else x for i, x in enumerate(parts[arm])])
+
+
 def table(result: Result) -> str:
     """The arms of a set as lines of text: means and standard deviations over seeds."""
     arms = result["arms"]
@@ -26,7 +33,8 @@ def table(result: Result) -> str:
     header += [f"{name} (%)" for name in first["attacks"]]
     header += ["seeds", f"p against {result['baseline']}"]
     rows = []
-    for name, arm in arms.items():
+    for name in in_order(arms):
+        arm = arms[name]
         row = [name, percent(arm["mean"], arm["std"]), _percent(np.mean(arm["top5"]))]
         row += [f"{np.mean(arm['loss']):.3f}", _percent(np.mean(arm["calibration_error"]))]
         row += [_percent(arm[group]) for group in shots]
@@ -41,7 +49,9 @@ def table(result: Result) -> str:
 def overview(results: Mapping[str, Result]) -> str:
     """Mean top-1 of every arm on every set as lines of text."""
     arms = next(iter(results.values()))["arms"]
-    rows = [[a, *(_percent(r["arms"][a]["mean"]) for r in results.values())] for a in arms]
+    rows = [
+        [a, *(_percent(r["arms"][a]["mean"]) for r in results.values())] for a in in_order(arms)
+    ]
     return text_table(["top-1 (%)", *results], rows)
 
 
@@ -61,7 +71,7 @@ def picture(results: Mapping[str, Result]) -> Figure:
 
 
 def _draw_accuracy(axes: Axes, results: Mapping[str, Result]) -> None:
-    arms = list(next(iter(results.values()))["arms"])
+    arms = in_order(next(iter(results.values()))["arms"])
     positions, width = np.arange(len(results)), 0.8 / len(arms)
     for k, arm in enumerate(arms):
         set_results = [result["arms"][arm] for result in results.values()]
@@ -73,13 +83,14 @@ def _draw_accuracy(axes: Axes, results: Mapping[str, Result]) -> None:
             axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
     axes.set_xticks(positions, list(results), rotation=20 if len(results) > 3 else 0)
     axes.set(ylabel="top-1 (%)", ylim=(0, 105), title="accuracy")
-    axes.legend(fontsize=8)
+    _add_legend(axes)
 
 
 def _draw_reliability(axes: Axes, result: Result) -> None:
     """Guo et al. 2017, figure 1: accuracy against confidence, in bins; all seeds together."""
     axes.plot([0, 1], [0, 1], color="gray", lw=1, ls="--")
-    for name, arm in result["arms"].items():
+    for name in in_order(result["arms"]):
+        arm = result["arms"][name]
         bins = {key: np.array(values) for key, values in arm["calibration"].items()}
         filled = bins["count"] > 0
         x, y = (bins[key][filled] / bins["count"][filled] for key in ("confidence", "correct"))
@@ -87,7 +98,12 @@ def _draw_reliability(axes: Axes, result: Result) -> None:
         axes.plot(x, y, marker="o", ms=3, label=f"{name} (ECE {error:.1f}%)")
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     axes.set_title(result["name"], parse_math=False)
-    axes.legend(fontsize=8)
+    _add_legend(axes)
+
+
+def _add_legend(axes: Axes) -> None:
+    """Below the panel, where it covers nothing."""
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2))
 
 
 def _percent(value: float | None) -> str:

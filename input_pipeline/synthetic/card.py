@@ -91,7 +91,7 @@ def make_card(writer: SyntheticWriter, provenance: dict[str, Any]) -> list[tuple
         copies=plan.copies,
         real=plan.copy_size,
         picture=PICTURE,
-        shown=", ".join(writer.class_names[label] for label in shown),
+        shown=", ".join(_caption(writer, int(label)) for label in shown),
         least=min(plan.counts[label] * plan.copies for label in labels),
         most=max(plan.counts) * plan.copies,
         shards=plan.num_shards,
@@ -122,11 +122,23 @@ def _picture(writer: SyntheticWriter, labels: Int[np.ndarray, " n"]) -> UInt8[np
     return picture
 
 
+def _caption(writer: SyntheticWriter, label: int) -> str:
+    """A class's name, and where that says little, such as a WordNet id, its prompt."""
+    name = writer.class_names[label]
+    index = int(np.flatnonzero(writer.plan.labels == label)[0])
+    prompt = _record(writer, index)["prompt"].decode()
+    return name if prompt == name else f"{name} ({prompt})"
+
+
 def _read(writer: SyntheticWriter, index: int) -> UInt8[np.ndarray, "h w c"]:
+    fields = _record(writer, index)
+    return image_codec.decode_image(fields["image"], writer.config["image_shape"][2])
+
+
+def _record(writer: SyntheticWriter, index: int) -> dict[str, Any]:
     shard, record = writer.plan.locate(index)
     path = writer.shard_path(shard)
     sidecar = writer.sidecar(shard)
     assert sidecar is not None, "a card is made when all shards are written"
     data = TFRecordFile(path, starts_of(sidecar["lengths"]))[record]
-    fields = source.parse(data, f"{path}: record {record}")
-    return image_codec.decode_image(fields["image"], writer.config["image_shape"][2])
+    return source.parse(data, f"{path}: record {record}")

@@ -18,7 +18,7 @@ from launch import files
 from launch.cpus import usable_cpus
 from launch.errors import InputError
 
-# Of each kind of fault so many are listed.
+# So many of each kind of fault are listed, and so many classes.
 LISTED = 20
 _IDLE = lambda count: None  # noqa: E731
 
@@ -69,7 +69,7 @@ class Report:
         return not any(map(len, self.faults.values()))
 
     def as_json(self) -> dict[str, Any]:
-        """For people and programs; long lists are cut."""
+        """For people and programs; long lists are cut, and many classes are summed up."""
         faults = {
             kind: {"count": len(cases), "first": np.asarray(cases[:LISTED]).tolist()}
             for kind, cases in self.faults.items()
@@ -78,10 +78,17 @@ class Report:
         return {
             "ok": self.ok,
             "num_examples": self.num_examples,
-            "class_counts": self.class_counts,
+            **self._counts(),
             "faults": faults,
             "shards_to_repair": len(self.shards),
         }
+
+    def _counts(self) -> dict[str, Any]:
+        if len(self.class_counts) <= LISTED:
+            return {"class_counts": self.class_counts}
+        counts = self.class_counts.values()
+        numbers = {"least": min(counts), "most": max(counts), "empty": list(counts).count(0)}
+        return {"classes": {"count": len(counts), **numbers}}
 
 
 def verify(folder: epath.PathLike, progress: Callable[[int], Any] = _IDLE) -> Report:

@@ -54,6 +54,11 @@ class StepTimer:
         self._first = {"first_step_seconds": now - self._began}
         self._since, self.waited, self.paused = (step, now), 0.0, 0.0
 
+    @property
+    def first_step_seconds(self) -> float:
+        """Of the first step, which compiles, once it has ended."""
+        return self._first["first_step_seconds"]
+
     def lap(self, step: int) -> dict[str, float]:
         """What is to be logged at a step that has just ended; the next lap begins here."""
         assert self._since is not None, "run() comes first"

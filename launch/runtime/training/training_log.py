@@ -17,7 +17,7 @@ from launch.cli import say
 from launch.errors import Diverged
 from launch.goodput import summary
 from launch.runtime.training.goodput import Ledger
-from launch.runtime.training.metrics import MetricWriter, to_scalars
+from launch.runtime.training.metrics import MetricWriter, column, read_metrics, to_scalars
 from launch.runtime.training.performance import StepTimer, floor_seconds, memory
 from launch.runtime.types import Batch, Metrics
 
@@ -80,6 +80,7 @@ class TrainingLog:
                 self._ledger.end(error)
         if error is None and jax.process_index() == 0:
             say(f"{self._label}: {summary(self._ledger.attempts)}")
+            say(ending(self._workdir, self._label))
 
     def wait_for(self, batches: Iterable[T]) -> Iterator[T]:
         """Hands the batches on, and takes the time that each is waited for."""
@@ -99,6 +100,7 @@ class TrainingLog:
         """Is told of a step that is about to be made; of the first it learns images and FLOPs."""
         self._ledger.begin_step(step)
         if not self._timer.started:
+            self._terminal.compiling()
             images = len(next(iter(batch.values())))
             self._timer.start(images, floor_seconds(train_step, state, batch))
 
@@ -118,6 +120,7 @@ class TrainingLog:
         self._ledger.end_step()
         if not self._timer.running:
             self._timer.run(step)
+            self._terminal.compiled(self._timer.first_step_seconds)
         if read:
             self._pending = (step, metrics)
         self._terminal.update()
@@ -207,6 +210,24 @@ class TrainingLog:
         )
 
 
+def ending(workdir: epath.Path, label: str) -> str:
+    """Where a run that has come to its end is, and what it has reached.
+
+    Args:
+        workdir: the run directory; its validation numbers are those of all attempts.
+        label: its name on the terminal.
+    """
+    metrics = read_metrics(workdir)
+    names = {name: None for line in metrics for name in line if name.startswith("validation_")}
+    reached = []
+    for name in names:
+        steps, values = column(metrics, name)
+        best = int(values.argmin() if "loss" in name else values.argmax())
+        text = f"{name.replace('_', ' ')} {values[-1]:.4g}"
+        reached.append(text + (f" (best {values[best]:.4g} at step {steps[best]})"))
+    return f"{label}: done, in {workdir}{'; ' if reached else ''}{', '.join(reached)}"
+
+
 def _not_finite(metrics: Metrics) -> Iterator[str]:
     return (name for name in CHECKED if name in metrics and not np.isfinite(metrics[name]))
 
@@ -227,6 +248,14 @@ class _Terminal:
             disable=not (first and terminal),
         )
         self._print(f"{start}/{total} steps")
+
+    def compiling(self) -> None:
+        self._bar.set_postfix_str("compiling")
+        self._print("compiling the first step")
+
+    def compiled(self, seconds: float) -> None:
+        self._bar.set_postfix_str("")
+        self._print(f"compiled in {seconds:.0f} s")
 
     def update(self) -> None:
         self._bar.update()

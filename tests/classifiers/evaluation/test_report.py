@@ -32,6 +32,22 @@ def a_result(name="test", **more):
     return dict(name=name, num_images=12345, class_names=["a"] * 3, baseline="real", arms=arms)
 
 
+def test_numbers_are_in_their_order():
+    arms = ["real+generated_10x", "real", "real+generated_1x", "generated", "real+generated_2x"]
+    expected = ["generated", "real", *(f"real+generated_{k}x" for k in (1, 2, 10))]
+    assert report.in_order(arms) == expected
+    result = a_result()
+    result["arms"] = dict.fromkeys(arms, result["arms"]["real"])
+    assert [line.split()[0] for line in report.table(result).splitlines()[2:]] == expected
+    figure = report.picture({"test": result})
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        legend = axes.get_legend()
+        assert [text.get_text().split(" ")[0] for text in legend.get_texts()] == expected
+        for covered in (axes.get_window_extent(), axes.xaxis.get_tightbbox()):
+            assert not legend.get_window_extent().overlaps(covered)
+
+
 def test_table():
     title, header, *rows = report.table(a_result()).split("\n")
     assert title == "test: 12,345 images, 3 classes"

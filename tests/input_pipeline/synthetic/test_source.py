@@ -4,6 +4,7 @@ import tensorflow_datasets as tfds
 
 from input_pipeline import sources
 from input_pipeline.records.tfrecord import TFRecordFile
+from input_pipeline.synthetic.card import CARD, make_card
 from input_pipeline.synthetic.source import SyntheticSource
 from input_pipeline.synthetic.verify import verify
 from launch import files
@@ -17,6 +18,7 @@ from tests.input_pipeline.synthetic.tiny_set import (
     replace_shard,
     shard_path,
     truncate_shard,
+    writer,
 )
 
 
@@ -159,3 +161,8 @@ def test_names_lead_nowhere_else(complete, name, where):
     with pytest.raises(InputError, match="is no plain file name"):
         SyntheticSource(complete)
     assert any("is no plain file name" in line for line in verify(complete).faults["damaged"])
+
+
+def test_the_card_says_what_classes_are_called(complete):
+    card = dict(make_card(writer(complete), {}))[CARD].decode()
+    assert "images of one class: cat (a cat), dog (a dog)." in card

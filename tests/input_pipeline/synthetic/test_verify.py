@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -24,6 +26,9 @@ def test_a_good_set(complete):
     read = []
     report = verify(complete, read.append)
     assert report.ok and report.shards == []
+    many = dataclasses.replace(report, class_counts={str(k): k % 7 for k in range(1000)})
+    summary = dict(count=1000, least=0, most=6, empty=143)
+    assert many.as_json()["classes"] == summary and "class_counts" not in many.as_json()
     assert report.as_json() == {
         "ok": True,
         "num_examples": 12,

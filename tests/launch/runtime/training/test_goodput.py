@@ -190,7 +190,7 @@ def test_attempts_of_a_run(tmp_path, capsys):
     # Milliseconds are written down, and some kinds of work take less; what took none is left out.
     kinds = {"startup", "restore", "compile", "steps", "data", "evaluation", "checkpoint"}
     assert cut.seconds.keys() == kinds and done.seconds.keys() == kinds | {"repeated"}
-    said = capsys.readouterr().err.splitlines()[-1]
+    said = capsys.readouterr().err.splitlines()[-2]
     assert said.startswith("toy: productive ") and " in 2 attempts: start-up " in said
     before = (tmp_path / GOODPUT).read_bytes()
     train(tmp_path)  # it is complete

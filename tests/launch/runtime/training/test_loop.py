@@ -5,12 +5,14 @@ import errno
 import functools
 import gzip
 import json
+import re
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
@@ -23,6 +25,7 @@ from launch.runtime.state import abstract_state
 from launch.runtime.training import loop
 from launch.runtime.training.loop import check_training
 from launch.runtime.training.metrics import column, read_metrics
+from launch.runtime.training.training_log import ending
 from tests.support import toy
 from tests.support.checkpoint_states import RUN_NAME
 from tests.support.toy import CONFIG, MEASURED, PowerCut, changed, leaves, train
@@ -124,9 +127,22 @@ def test_resuming_shows_where_it_is(tmp_path, capsys):
     shown = capsys.readouterr().err
     assert "\r" not in shown
     lines = [line for line in shown.splitlines() if line.startswith("toy: ")]
-    assert lines[0] == "toy: 6/8 steps" and len(lines) == 3
-    assert lines[1].startswith("toy: 8/8 steps, loss=") and lines[1].endswith(" images/s")
-    assert lines[2].startswith("toy: productive ") and " in 2 attempts: " in lines[2]
+    assert lines[:2] == ["toy: 6/8 steps", "toy: compiling the first step"] and len(lines) == 6
+    assert re.fullmatch(r"toy: compiled in \d+ s", lines[2])
+    assert lines[3].startswith("toy: 8/8 steps, loss=") and lines[3].endswith(" images/s")
+    assert lines[4].startswith("toy: productive ") and " in 2 attempts: " in lines[4]
+    assert lines[5] == f"toy: done, in {tmp_path}"
+
+
+def test_the_last_line_has_last_and_best_numbers(tmp_path):
+    losses, accuracies = (0.5, 0.25, 0.375), (0.1, 0.9, 0.8)
+    rows = zip((2, 4, 6), losses, accuracies, strict=True)
+    lines = [dict(step=k, validation_loss=x, validation_accuracy=y) for k, x, y in rows]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert ending(epath.Path(tmp_path), "base") == (
+        f"base: done, in {tmp_path}; validation loss 0.375 (best 0.25 at step 4), "
+        "validation accuracy 0.8 (best 0.9 at step 4)"
+    )
 
 
 def test_the_bar_of_a_terminal(tmp_path, capsys, monkeypatch):
