@@ -25,12 +25,10 @@ the work directory have to be where all machines see them.
 
 import contextlib
 import shlex
-import shutil
 import sys
 from pathlib import Path
 
 import jax
-from absl import flags
 
 from classifiers.studies import plan, report, results
 from classifiers.studies.inventory import model_size, take_inventory
@@ -38,27 +36,12 @@ from launch.cli import say
 from launch.errors import InputError
 from launch.files import is_local
 from launch.goodput import read_attempts, summary
+from launch.jobs import launcher
 from launch.jobs.runner import JobRunner
 from launch.runtime import app
 from launch.runtime.locks import lock
 
-
-def define_flags(values: flags.FlagValues) -> None:
-    """The flags of this task."""
-    flags.DEFINE_integer("jobs", 1, "command lines at a time", lower_bound=1, flag_values=values)
-    flags.DEFINE_string(
-        "submit",
-        "",
-        "starts each of them, such as 'srun --gpus=8' or 'env CUDA_VISIBLE_DEVICES={lane}'; it "
-        "waits for their end",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "python",
-        sys.executable,
-        "the Python that runs them, where it lies elsewhere",
-        flag_values=values,
-    )
+define_flags = launcher.define_flags
 
 
 def main(args: app.Arguments) -> None:
@@ -69,19 +52,19 @@ def main(args: app.Arguments) -> None:
     if args.folder and not is_local(args.folder):
         raise InputError(f"--workdir={args.folder}: a study needs a folder of a file system")
     workdir = Path(args.folder or "WORKDIR")
-    launcher = _launcher(args.flags)
+    words = launcher.launcher(args.flags)
     # What is started here is no task of a cluster's job, whatever the variables around it say.
     alone = not args.flags.submit or args.flags.coordinator == "none"
     options = ("--coordinator=none",) if alone else ()
     runs = plan.make_runs(config, workdir)
     jobs = plan.make_jobs(config, runs)
     if args.dry_run:
-        _describe(args, runs, [shlex.join([*launcher, *job.command, *options]) for job in jobs])
+        _describe(args, runs, [shlex.join([*words, *job.command, *options]) for job in jobs])
         return
     inventory = take_inventory(config, runs)
     lock(args.workdir)
     environment = {name: str(value) for name, value in config.environment.items()}
-    runner = JobRunner(workdir, jobs, args.flags.jobs, environment, launcher, options)
+    runner = JobRunner(workdir, jobs, args.flags.jobs, environment, words, options)
     runner.run()
     runner.tick()
     result = results.collect(config, runs, inventory)
@@ -89,22 +72,6 @@ def main(args: app.Arguments) -> None:
     report.write(workdir, f"What generated images are worth: {config.name}", result, training)
     print(report.tables(result))
     say(f"report: {workdir / 'report.html'}", sys.stdout)
-
-
-def _launcher(values: flags.FlagValues) -> list[str]:
-    """What stands before every command.
-
-    Raises:
-        InputError: it cannot be read, or there is no such program.
-    """
-    try:
-        launcher = [*shlex.split(values.submit), values.python, "-m"]
-    except ValueError as error:
-        raise InputError(f"--submit={values.submit}: {error}") from None
-    if not shutil.which(launcher[0]):
-        flag = "--submit" if values.submit else "--python"
-        raise InputError(f"{flag}: there is no program {launcher[0]!r}; name one that can be run")
-    return launcher
 
 
 def _describe(args: app.Arguments, runs: list[plan.PlannedRun], commands: list[str]) -> None:

@@ -107,14 +107,24 @@ def feature_batches(
         raise InputError("the set holds no images; check its source")
     _check(extractor, source, taps)
 
-    @jax.jit
-    def run(variables: Variables, images: Array) -> dict[str, Array]:
-        outputs = extractor.apply(variables, images)
-        return {tap: outputs[tap].astype(jnp.float32) for tap in taps}
-
+    run = _program(extractor.apply, tuple(taps))
     variables = jax.tree.map(lambda leaf: replicate(mesh, np.asarray(leaf)), extractor.variables)
     step = lambda images, labels, positions: run(variables, images)  # noqa: E731
     return each_batch(step, source, batch_size, extractor.transform, mesh, tell)
+
+
+@functools.lru_cache(maxsize=4)
+def _program(
+    apply: Callable[[Variables, Array], dict[str, Array]], taps: tuple[str, ...]
+) -> Callable[[Variables, Array], dict[str, Array]]:
+    """Some outputs in float32; compiled once for all sets that an extractor looks at."""
+
+    @jax.jit
+    def run(variables: Variables, images: Array) -> dict[str, Array]:
+        outputs = apply(variables, images)
+        return {tap: outputs[tap].astype(jnp.float32) for tap in taps}
+
+    return run
 
 
 def images_digest(source: Source) -> str:

@@ -224,10 +224,14 @@ def text_shape(config: ml_collections.ConfigDict) -> tuple[int, int]:
     return text_shapes(config.text)[0]
 
 
-def parameter_shapes(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Shapes of the parameters of every stage and of the text encoder; nothing is loaded."""
+def parameter_shapes(config: ml_collections.ConfigDict, base: bool = True) -> dict[str, Any]:
+    """Shapes of the parameters of every stage and of the text encoder; nothing is loaded.
+
+    Args:
+        config: of a task.
+        base: whether the first stage has to begin with noise.
+    """
     shape, encoder = text_shapes(config.text)
-    shapes = {
-        name: stage.denoiser.shapes(shape)["params"] for name, stage in make_stages(config).items()
-    }
+    stages = make_stages(config, base=base)
+    shapes = {name: stage.denoiser.shapes(shape)["params"] for name, stage in stages.items()}
     return {**shapes, **encoder}

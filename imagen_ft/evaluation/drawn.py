@@ -47,6 +47,7 @@ class Plan:
         low: images to be enlarged, one an image of the plan, as the first stage takes them; None
             begins with noise.
         low_digest: what decides about these.
+        first: the number of the first image in the set of this seed.
     """
 
     labels: Int32[np.ndarray, " n"]
@@ -55,6 +56,7 @@ class Plan:
     size: int = 0
     low: Source | None = None
     low_digest: str | None = None
+    first: int = 0
 
 
 class Drawn:
@@ -225,8 +227,9 @@ class Drawn:
         plan, low = self._plan, None
         if plan.low is not None:
             low = np.stack([plan.low[int(i)]["image"] for i in indices])
+        numbers = plan.first + indices
         request = Request(
-            labels=plan.labels[indices], seed=plan.seed, indices=indices, positions=indices, low=low
+            labels=plan.labels[indices], seed=plan.seed, indices=numbers, positions=numbers, low=low
         )
         request.check(cascade.stages, cascade.class_names)
         return request
@@ -278,4 +281,5 @@ def _made_from(cascade: Cascade, plan: Plan) -> dict[str, Any]:
         "seed": plan.seed,
         "size": plan.size,
         "low": plan.low_digest,
+        "first": plan.first,
     }

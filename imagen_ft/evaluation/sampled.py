@@ -209,8 +209,37 @@ def _plan(
     fields = dict(prompts=prompts, seed=seed, size=spec.get("square", 0))
     low = spec.get("low")
     if not low:
-        return Plan(_labels(rule, count, len(prompts), real, seed), **fields)
+        return Plan(class_of_each(rule, count, len(prompts), real, seed), **fields)
     images = open_set("low", f"{field}.low", low, mixed=True)
+    denoiser = next(iter(make_stages(config, base=False).values())).denoiser
+    sizes = denoiser.low_size, denoiser.size
+    source, digest = enlarged(images, *sizes, prompts, rule, count, seed)
+    return Plan(source.labels, low=source, low_digest=digest, **fields)
+
+
+def enlarged(
+    images: ImageSet,
+    low_size: int,
+    size: int,
+    prompts: tuple[str, ...],
+    rule: str,
+    count: int,
+    seed: int,
+) -> tuple[Shrunk, str]:
+    """Real images that a stage enlarges, and a digest of what decides about them.
+
+    Args:
+        images: of the low-resolution size or larger.
+        low_size: pixels each way, which the stage begins with.
+        size: pixels each way, of its images.
+        prompts: of each class.
+        rule: 'balanced' or 'real'.
+        count: how many.
+        seed: which.
+
+    Raises:
+        InputError: they are of other classes, or fewer.
+    """
     if len(images.source.class_names) != len(prompts):
         raise InputError(
             f"low must have the {len(prompts)} classes of cascade.class_names, got "
@@ -221,17 +250,26 @@ def _plan(
             f"num_images must be at most the {len(images.source)} images of low, got {count}; set "
             "it lower"
         )
-    denoiser = next(iter(make_stages(config, base=False).values())).denoiser
     positions = _positions(rule, images.source.labels, count, seed)
-    source = Shrunk(images.source, denoiser.low_size, denoiser.size, positions)
-    digest = json_digest([images.digest(), positions.tolist()])
-    return Plan(source.labels, low=source, low_digest=digest, **fields)
+    source = Shrunk(images.source, low_size, size, positions)
+    return source, json_digest([images.digest(), positions.tolist()])
 
 
-def _labels(
+def class_of_each(
     rule: str, count: int, num_classes: int, real: Source | None, seed: int
 ) -> Int32[np.ndarray, " n"]:
-    """The class of each image; the first ones do not depend on how many there are."""
+    """The class of each image; the first ones do not depend on how many there are.
+
+    Args:
+        rule: 'balanced' or 'real'.
+        count: how many images.
+        num_classes: of the cascade.
+        real: for 'real': labels are drawn from its own.
+        seed: of the drawing.
+
+    Raises:
+        InputError: it needs real images of as many classes.
+    """
     if rule == BALANCED:
         return (np.arange(count) % num_classes).astype(np.int32)
     if real is None or len(real.class_names) != num_classes:

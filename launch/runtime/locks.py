@@ -70,6 +70,20 @@ def one_at_a_time(workdir: epath.Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def tried(workdir: epath.Path) -> Iterator[bool]:
+    """Whether no other process is in such a block of a folder; in a store nobody knows of any."""
+    if not is_local(workdir):
+        yield True
+        return
+    own = _file_lock(workdir, ".lock-tried")
+    acquired = _acquired(own)
+    try:
+        yield acquired
+    finally:
+        own.release()
+
+
 def _share(file: int, num_workers: str, path: str) -> None:
     """Holds a lock together with those who say the same number."""
     for left in reversed(range(_TRIES)):

@@ -63,6 +63,7 @@ VARIANTS = {
         for name in ("resnet", "vit")
     },
     "configs/cifar10/study.py": ["data=x.zip", "generated=x", "data=x.zip,generated=x,runlocal"],
+    "configs/cifar10/sweep.py": ["stage=base16", "extractor=x", "data=x.zip,root=a,runlocal"],
     "configs/deepfloyd/sample.py": ["size=l", "size=xl", "size=l,runlocal", "hub", "hub,size=l"],
     "configs/digits/classifier.py": [
         "arm=pool",
@@ -77,6 +78,7 @@ VARIANTS = {
         "extractor=x,runlocal",
         "generated=,sampled=40,enlarged=30",
     ],
+    "configs/digits/sweep.py": ["stage=base4", "low=real", "extractor=x,runlocal"],
     "configs/digits/study.py": ["generated=x", "generated=x,runlocal"],
     **{
         path: [
@@ -132,6 +134,16 @@ VARIANTS = {
         "cascade=imagen,size=1024,k=3",
         "cascade=imagen,runlocal",
     ],
+    **{
+        f"configs/imagenet/sweep_{name}.py": [
+            "images=10000,weights=x",
+            "cas",
+            "data=x.zip,train=a,val=b",
+            "tfds=x,runlocal",
+            *others,
+        ]
+        for name, others in (("base", []), ("sr256", ["low"]))
+    },
     "configs/imagenet/study.py": [
         "data=x.zip",
         "generated=x",

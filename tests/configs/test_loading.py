@@ -68,6 +68,8 @@ LONG = [
         "imagenet/if_ii_l",
         "imagenet/imagen_base64",
         "imagenet/study",
+        "imagenet/sweep_base",
+        "imagenet/sweep_sr256",
     )
 ]
 
@@ -82,7 +84,8 @@ def test_its_networks_resolve(path, capsys, monkeypatch):
     smaller, smaller_counts = dry_run(path, "runlocal", capsys)
     assert resolved == json.loads(with_dtypes(load(path).get_config("")).to_json())
     assert smaller == json.loads(with_dtypes(load(path).get_config("runlocal")).to_json())
-    if "cache" in resolved.get("text", ()) and "cache" not in smaller["text"]:
+    texts = [config.get("cascade", config).get("text", ()) for config in (resolved, smaller)]
+    if "cache" in texts[0] and "cache" not in texts[1]:
         # A glance embeds the prompts that elsewhere come from a cache.
         assert "text_encoder" not in counts
         counts["text_encoder"] = smaller_counts["text_encoder"]

@@ -21,6 +21,7 @@ TOGETHER = {
     "imagen_ft.finetune": ["--config=configs/digits/finetune_base4.py", *TASK],
     "imagen_ft.generate": ["--config=configs/digits/generate.py", *TASK],
     "imagen_ft.sample": ["--config=configs/digits/sample.py", *TASK],
+    "imagen_ft.sweep": ["--config=configs/digits/sweep.py", *TASK],
     "imagen_ft.text": TEXT,
 }
 ALONE = {

@@ -28,7 +28,7 @@ def affine_step(sampler, abar_t, abar_s):
     return a, math.sqrt(abar_s) - a * math.sqrt(abar_t), variance
 
 
-def predicted_moments(sampler):
+def predicted_moments(sampler, data_mean=MEAN, data_std=STD):
     """Mean and variance of what the sampler draws, by recursion from the noise."""
     mean, variance = 0.0, 1 - alpha_bar(1)
     for step in range(sampler.num_steps, 0, -1):
@@ -37,8 +37,8 @@ def predicted_moments(sampler):
             alpha_bar((step - 1) / sampler.num_steps),
         )
         # E[x_0 | x_t] = c + d x_t
-        d = math.sqrt(abar_t) * STD**2 / (abar_t * STD**2 + 1 - abar_t)
-        c = MEAN * (1 - math.sqrt(abar_t) * d)
+        d = math.sqrt(abar_t) * data_std**2 / (abar_t * data_std**2 + 1 - abar_t)
+        c = data_mean * (1 - math.sqrt(abar_t) * d)
         if step == 1:
             return c + d * mean, d**2 * variance
         a, b, added = affine_step(sampler, abar_t, abar_s)

@@ -1,0 +1,84 @@
+r"""Looks for the best way of sampling a stage of the demo's digits.
+
+python -m imagen_ft.sweep --config=configs/digits/sweep.py --workdir=runs/digits/sweep
+
+Before it, the demo (or what it does as single commands), which leaves the two stages and the
+classifier of the pool. What can be said behind the name of the file:
+
+    stage      sr8 (the default), which enlarges what base4 draws, once for all points; or base4
+    low        real: sr8 enlarges real digits, shrunk
+    extractor  a run of classifiers.train
+    runlocal   two points of a few images
+
+`--cas` afterwards trains classifiers on the images of each point. The whole grid takes 36,000
+images; `--budget=7200` spends a fifth of them.
+
+Hardware: 2 CPU cores, 5 minutes of `stage=base4`. Expected: report.html, best.py.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import arguments
+from configs.digits import common, generate
+from configs.measures import set_measures
+
+GRIDS = {
+    "base4": dict(
+        guidance_weight=(1.0, 1.25, 1.5, 2.0, 3.0, 5.0),
+        logvar_coeff=(0.0, 0.5, 1.0),
+        num_steps=(32, 64),
+    ),
+    "sr8": dict(
+        guidance_weight=(1.0, 2.0, 5.0),
+        noise_augmentation=(0.0, 0.2, 0.4),
+        logvar_coeff=(0.1, 0.3),
+        num_steps=(8, 16),
+    ),
+}
+
+
+def get_config(arg=""):
+    args = arguments.parse(
+        arg, stage="sr8", low="", extractor="runs/digits/classifiers/pool", runlocal=False
+    )
+    if args["stage"] not in GRIDS:
+        raise ValueError(f"stage={args['stage']}: there is {', '.join(GRIDS)}")
+    if args["low"] not in ("", "real"):
+        raise ValueError(f"low={args['low']}: '' or real")
+    config = ConfigDict()
+    config.cascade = generate.get_config("runlocal" if args["runlocal"] else "")
+    config.cascade.images_per_prompt = 8  # of imagen_ft.sample
+    config.cascade.show_stages = True
+    config.stage = args["stage"]
+    config.grid = GRIDS[args["stage"]]
+    config.num_images = 1000  # of each point
+    config.labels = "balanced"
+    config.low = dict(source=dict(name="digits", split="pool")) if args["low"] else {}
+
+    size = config.cascade.stages[config.stage].stage.size
+    config.reference = dict(
+        statistics="",  # an npz that takes the place of the source's
+        source=dict(source=dict(name="digits", split="pool"), square=size),
+        held_out=dict(source=dict(name="digits", split="validation"), square=size),
+    )
+    config.extractor = dict(
+        name="classifier", path=args["extractor"], seed=0, ema="main", best=False
+    )
+    config.batch_size = 100
+    set_measures(config, subset_size=100, without=("spatial_frechet", "classes_apart", "copying"))
+    config.choose_by = "frechet"
+    config.halving = dict(measure="frechet", factor=3, finalists=2)  # with --budget
+    config.cas = dict(
+        train="configs/digits/classifier.py:arm=generated,k=1",
+        overrides=("seeds=2",),
+        evaluation="configs/digits/evaluate.py:split=validation",
+        set="validation",
+        environment=common.ENVIRONMENT,
+    )
+    config.num_shown = 40  # images of each point
+    if args["runlocal"]:
+        config.grid = dict(guidance_weight=(1.0, 2.0))
+        config.num_images = 70
+        config.kernel.subsets, config.kernel.subset_size = 10, 20
+        config.sliced.num_directions = 100
+    return config

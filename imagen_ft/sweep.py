@@ -1,0 +1,208 @@
+r"""Looks for the best way of sampling one stage: a grid of settings, each drawn once and measured.
+
+python -m imagen_ft.sweep --config=configs/digits/sweep.py --workdir=runs/digits/sweep
+python -m imagen_ft.sweep --config=... --workdir=DIR --budget=5000
+python -m imagen_ft.sweep --config=... --workdir=DIR --worker=3 --num_workers=64
+python -m imagen_ft.sweep --config=... --workdir=DIR --cas --jobs=2
+
+config.grid has the values of each dimension: sampler, num_steps, logvar_coeff, eta,
+guidance_weight, noise_augmentation, ema and the other settings of `Cascade.with_`. All points have
+the same classes and noise, and a stage that enlarges begins with the same images at all of them:
+with what the stages before it draw, once, or with real images (config.low), shrunk.
+
+In the work directory come sweep.csv, figures, report.html and best.py, the best setting by
+config.choose_by as a config of imagen_ft.generate and imagen_ft.sample. --budget=N spends N images
+in all: few of every point, then more of the best ones (successive halving by
+config.halving.measure). --cas trains a classifier on the images of each point that came to the end
+(config.cas), in processes of their own, which --submit starts as in classifiers.study, and adds
+their accuracies.
+
+The same command goes on where it stopped. Any number of workers, each a process or a job of several
+hosts (--coordinator), share one folder.
+"""
+
+from pathlib import Path
+
+import jax
+import ml_collections
+from absl import flags
+
+from imagen_ft.cascade.loading import parameter_shapes, with_dtypes
+from imagen_ft.diffusion.from_config import make_stages
+from imagen_ft.evaluation.extractors import Kind, check_extractor, open_extractor
+from imagen_ft.evaluation.image_sets import check_spec
+from imagen_ft.evaluation.measures import NEEDS
+from imagen_ft.evaluation.references import check_references, open_references
+from imagen_ft.sweeping import report, trained
+from imagen_ft.sweeping.bench import Bench
+from imagen_ft.sweeping.grid import Point, evaluations, make_points
+from imagen_ft.sweeping.rounds import Round, cost, plan_rounds
+from imagen_ft.sweeping.rows import CAS, CHOICES
+from imagen_ft.sweeping.work import Sweep
+from launch.errors import InputError
+from launch.files import is_local
+from launch.jobs import launcher
+from launch.runtime import app
+from launch.runtime.devices import joining
+from launch.runtime.devices.distributed import on_first_process
+from launch.runtime.limits import BATCH, MOST, SEED, check_numbers
+from launch.runtime.locks import join, lock, one_at_a_time
+
+_LIMITS = {
+    "num_images": (2, MOST),
+    "batch_size": BATCH,
+    "num_worst": (0, MOST),
+    "num_shown": (1, MOST),
+}
+_HALVING = {"factor": (2, MOST), "finalists": (1, MOST)}
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Flags of this task alone."""
+    joining.define_flags(values)
+    launcher.define_flags(values)
+    flags.DEFINE_integer(
+        "worker", 0, "which of --num_workers this one is, from 0", flag_values=values
+    )
+    flags.DEFINE_integer("num_workers", 1, "workers that share --workdir", flag_values=values)
+    flags.DEFINE_integer(
+        "budget",
+        0,
+        "images in all, by successive halving; 0 for the whole grid",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "cas", False, "train a classifier on the images of each point that is compared",
+        flag_values=values,
+    )  # fmt: skip
+
+
+def main(args: app.Arguments) -> None:
+    """Runs the task."""
+    config, values = args.config, args.flags
+    if not 0 <= values.worker < values.num_workers:
+        raise InputError(f"--worker={values.worker} is not in 0 .. {values.num_workers - 1}")
+    kind = check(config)
+    config = _with_dtypes(config)
+    points = make_points(config)
+    if values.budget < 0:
+        raise InputError(f"--budget={values.budget}: images in all; 0 for the whole grid")
+    halving = config.halving
+    rounds = plan_rounds(
+        len(points), config.num_images, values.budget, halving.factor, halving.finalists
+    )
+    if args.dry_run:
+        app.describe(args.config, **parameter_shapes(config.cascade, base=False))
+        _describe(config, points, rounds)
+        return
+    if values.cas:
+        _score(args, config, points)
+        return
+    extractor = open_extractor(config.extractor)
+    references = open_references(config, extractor, extractor.transform is not None)
+    on_first_process(lambda: join(args.workdir, values.worker, values.num_workers))
+    bench = Bench(config, args.workdir, kind, extractor, references)
+    rows = Sweep(bench, points, rounds, values.worker, values.num_workers).run()
+
+    def finish() -> None:
+        with one_at_a_time(args.workdir):
+            report.keep(args.workdir, config, rows)
+            report.write(args.workdir, config, points, rows)
+
+    on_first_process(finish)
+
+
+def check(config: ml_collections.ConfigDict) -> Kind:
+    """Looks at all of a config that needs no files, but for its grid; the row of its extractor.
+
+    Raises:
+        InputError: a field is wrong.
+    """
+    kind = check_extractor(config.extractor)
+    check_numbers(config, _LIMITS)
+    check_numbers(config.cascade, {"batch_size": BATCH, "seed": SEED}, "config.cascade")
+    check_numbers(config.halving, _HALVING, "config.halving")
+    if not config.measures:
+        raise InputError(f"config.measures must name some of {', '.join(NEEDS)}, got none")
+    for name in config.measures:
+        if name not in NEEDS:
+            raise InputError(
+                f"config.measures must be of {', '.join(NEEDS)}, got {name!r}; take one of these"
+            )
+    for field, name in (
+        ("choose_by", config.choose_by),
+        ("halving.measure", config.halving.measure),
+    ):
+        there = [choice for choice in CHOICES if choice in config.measures]
+        there += [CAS] if config.cas and field == "choose_by" else []
+        if name not in there:
+            raise InputError(
+                f"config.{field} must be one of {', '.join(there)}, got {name!r}; name one, or add "
+                "it to config.measures"
+            )
+    check_references(config)
+    if config.low:
+        check_spec("config.low", config.low)
+        if not config.cascade.stages[config.stage].stage.low_size:
+            raise InputError(
+                f"config.low must be empty where the stage starts from noise, got images for "
+                f"{config.stage!r}; leave it empty"
+            )
+    if config.cas:
+        trained.check(config)
+    return kind
+
+
+def _with_dtypes(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    resolved = config.copy_and_resolve_references()
+    with resolved.unlocked():
+        resolved.cascade = with_dtypes(config.cascade)
+    return resolved.lock()
+
+
+def _describe(config: ml_collections.ConfigDict, points: list[Point], rounds: list[Round]) -> None:
+    """Prints what would be drawn."""
+    for point in points:
+        print(f"{point.name}: {point.evaluations:,} evaluations of the network for an image")
+    drawn, most = 0, sorted((point.evaluations for point in points), reverse=True)
+    total = 0
+    for entry in rounds:
+        new = entry.images - drawn
+        total += new * sum(most[: entry.points])
+        print(f"{entry.points} points, {new:,} images more of each, {entry.images:,} in all")
+        drawn = entry.images
+    print(f"{len(points)} points, {cost(rounds):,} images, at most {total:,} evaluations")
+    if lower := _evaluations_before(config):
+        print(f"once for all: {drawn:,} images to begin with, {lower * drawn:,} evaluations")
+
+
+def _evaluations_before(config: ml_collections.ConfigDict) -> int:
+    """Of the stages that draw what the swept one enlarges, for one image."""
+    if config.low:
+        return 0
+    size = config.cascade.stages[config.stage].stage.size
+    stages = make_stages(config.cascade, base=False).values()
+    return sum(evaluations(stage) for stage in stages if stage.denoiser.size < size)
+
+
+def _score(args: app.Arguments, config: ml_collections.ConfigDict, points: list[Point]) -> None:
+    """Trains the classifiers, and writes the report again."""
+    if not config.cas:
+        raise InputError("--cas needs config.cas, which says how a classifier is trained, got none")
+    if not is_local(args.workdir):
+        raise InputError(f"--workdir={args.workdir}: --cas needs a folder of a file system")
+    # Chips, which one process holds at a time, are for the classifiers.
+    jax.config.update("jax_platforms", "cpu")
+    words = launcher.launcher(args.flags)
+    lock(args.workdir)
+    rows = report.kept(args.workdir, config)
+    names = [row.name for row in rows if row.is_final and row.measured]
+    alone = not args.flags.submit or args.flags.coordinator == "none"
+    options = ("--coordinator=none",) if alone else ()
+    workdir = Path(args.workdir)
+    trained.run_jobs(config, workdir, names, args.flags.jobs, words, options)
+    report.write(args.workdir, config, points, rows)
+
+
+if __name__ == "__main__":
+    app.run(main, __doc__, define_flags)

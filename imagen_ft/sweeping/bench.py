@@ -1,0 +1,239 @@
+"""What all points of a sweep share: labels, weights, images to enlarge, real images, features."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+from jaxtyping import Int32
+
+from classifiers.extractors.extractor import Extractor
+from classifiers.extractors.features import features
+from imagen_ft.cascade import Cascade
+from imagen_ft.cascade.changes import changed
+from imagen_ft.diffusion.from_config import make_stages
+from imagen_ft.evaluation.drawn import Drawn, Plan
+from imagen_ft.evaluation.extractors import Kind
+from imagen_ft.evaluation.image_sets import ImageSet, open_set
+from imagen_ft.evaluation.measures import Images, Measured, Measures
+from imagen_ft.evaluation.references import References, seen
+from imagen_ft.evaluation.sampled import OneLoaded, Shrunk, class_of_each, enlarged
+from imagen_ft.metrics.frechet import Labelled
+from imagen_ft.metrics.result import Conditions
+from imagen_ft.sweeping.grid import EMA, Point
+from imagen_ft.text import class_names
+from input_pipeline.source import Source, Subset
+from launch.errors import InputError
+from launch.files import json_digest
+from launch.runtime.devices.distributed import decide_on_first_process
+from launch.runtime.locks import one_at_a_time
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Draws and measures points.
+
+    Attributes:
+        config: of the task.
+        workdir: of the sweep.
+        kind: row of the extractor.
+        extractor: of the features.
+        references: what points are compared with.
+    """
+
+    config: ml_collections.ConfigDict
+    workdir: epath.Path
+    kind: Kind
+    extractor: Extractor
+    references: References
+
+    @functools.cached_property
+    def prompts(self) -> tuple[str, ...]:
+        """Of each class."""
+        names = class_names.resolve(self.config.cascade.class_names)
+        real = self.references.source
+        if not names and real is None:
+            raise InputError(
+                "config.cascade.class_names must say what to draw, got none; name classes"
+            )
+        return names or tuple(real.source.class_names if real else ())
+
+    @functools.cached_property
+    def labels(self) -> Int32[np.ndarray, " n"]:
+        """The class of each image, of all points alike."""
+        real = self.references.source.source if self.references.source else None
+        config = self.config
+        if self._shrunk is not None:
+            return self._shrunk[0].labels
+        count, seed = config.num_images, config.cascade.seed
+        return class_of_each(config.labels, count, len(self.prompts), real, seed)
+
+    def portion(self, point: Point, first: int, last: int) -> ImageSet:
+        """Images of a point, drawn when they are needed.
+
+        Args:
+            point: how they are drawn.
+            first: the number of the first one.
+            last: of the one behind the last.
+        """
+        low, digest = self._low(point, first, last)
+        drawn = Drawn(
+            functools.partial(self._cascade, point),
+            Plan(
+                self.labels[first:last],
+                self.prompts,
+                self.config.cascade.seed,
+                low=low,
+                low_digest=digest,
+                first=first,
+            ),
+            self.workdir / "drawn",
+        )
+        return ImageSet(point.name, drawn, "none", "round", drawn)
+
+    def see(self, images: ImageSet, measures: tuple[str, ...]) -> Images:
+        """What the extractor sees in a set; all processes have to call it.
+
+        Args:
+            images: of the set.
+            measures: that are to be taken.
+        """
+        logits = self.kind.logits
+        taps = {"spatial_frechet": "spatial", "inception_score": logits}
+        unique = tuple(dict.fromkeys(["features", *(taps[m] for m in measures if m in taps)]))
+        drawn: Any = {"prepare": images.drawn.draw} if images.drawn else {}
+        folder, size = self.workdir / "features", self.config.batch_size
+        outputs = features(
+            self.extractor,
+            images.source,
+            folder,
+            unique,
+            size,
+            digest=images.digest(),
+            **drawn,
+        )
+        pooled = Labelled(outputs["features"], images.source.labels)
+        return Images(pooled, seen(outputs, "spatial"), seen(outputs, logits))
+
+    def measure(self, images: Images, measures: tuple[str, ...], is_final: bool) -> Measured:
+        """Takes measures of a point's images, for this process alone.
+
+        Args:
+            images: what the extractor sees in them.
+            measures: which.
+            is_final: whether the numbers are to be told; others only put points in order, for which
+                fewer images than features will do.
+
+        Raises:
+            InputError: a measure needs more images.
+        """
+        allow_few = self.config.allow_few_images or not is_final
+        changes = {"measures": measures, "allow_few_images": allow_few}
+        config = ml_collections.ConfigDict({**self.config, **changes})
+        counts = np.bincount(images.pooled.labels, minlength=len(self.prompts))
+        common = Conditions(
+            extractor=self.extractor.name,
+            weights_digest=self.extractor.digest,
+            input_rule=self.extractor.rule,
+            uint8_rule="round",
+            file_format="none",
+            reference_file_format=None,
+            num_images=len(images),
+            class_balance="balanced" if len(counts) > 1 and np.ptp(counts) == 0 else "drawn",
+            reference_digest=None,
+        )
+        suffix = self.kind.suffix.format(self.extractor.name)
+        return Measures(config, images, self._real, common).take(suffix, lambda measure: None)
+
+    @functools.cached_property
+    def digests(self) -> dict[str, Any]:
+        """What numbers depend on of the real images."""
+        return decide_on_first_process(self.references.digests)
+
+    def prepare(self) -> None:
+        """Looks at the real images; all processes have to call it."""
+        with one_worker(self.workdir / "features"):
+            _ = self._real
+
+    @functools.cached_property
+    def _real(self) -> Any:
+        see = functools.partial(self.see, measures=tuple(self.config.measures))
+        return self.references.real(see, self.digests)
+
+    @functools.cached_property
+    def _load(self) -> OneLoaded:
+        return OneLoaded()
+
+    def _cascade(self, point: Point) -> Cascade:
+        """The weights of the point's average, and its way of drawing."""
+        changes = {"stages": {self.config.stage: {EMA: point.ema}}}
+        loaded = self._load(self._up_to_stage(changed(self.config.cascade, changes, loading=True)))
+        config = self._up_to_stage(point.config)
+        stages = tuple(make_stages(config, base=False).values())
+        return dataclasses.replace(loaded, stages=stages, config=config)
+
+    def _base(self, point: Point) -> Cascade:
+        """The stages before the one that is swept, of the weights that the point needs as well."""
+        cascade = self._cascade(point)
+        config = cascade.config.copy_and_resolve_references()
+        with config.unlocked():
+            del config.stages[self.config.stage]
+        return dataclasses.replace(
+            cascade,
+            stages=cascade.stages[:-1],
+            variables=cascade.variables[:-1],
+            digests=cascade.digests[:-1],
+            config=config,
+        )
+
+    def _up_to_stage(self, cascade: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+        """A cascade's config without stages above the one that is swept; alone, if it enlarges."""
+        config = cascade.copy_and_resolve_references()
+        size = config.stages[self.config.stage].stage.size
+        with config.unlocked():
+            for name, entry in list(config.stages.items()):
+                is_base = entry.stage.size < size and self.config.low
+                if entry.stage.size > size or is_base:
+                    del config.stages[name]
+        return config
+
+    @functools.cached_property
+    def _shrunk(self) -> tuple[Shrunk, str] | None:
+        """Real images to enlarge, and their digest, where the config names some."""
+        config = self.config
+        if not config.low:
+            return None
+        images = open_set("low", "config.low", config.low, mixed=True)
+        stage = config.cascade.stages[config.stage].stage
+        sizes = stage.low_size, stage.size
+        seed, count = config.cascade.seed, config.num_images
+        return enlarged(images, *sizes, self.prompts, config.labels, count, seed)
+
+    def _low(self, point: Point, first: int, last: int) -> tuple[Source | None, str | None]:
+        """What images of a point are made from: real ones, or such as are drawn once for all."""
+        if self._shrunk is not None:
+            source, digest = self._shrunk
+            return Subset(source, np.arange(first, last)), json_digest([digest, first, last])
+        if not self.config.cascade.stages[self.config.stage].stage.low_size:
+            return None, None
+        plan = Plan(self.labels[first:last], self.prompts, self.config.cascade.seed, first=first)
+        folder = self.workdir / "base"
+        drawn = Drawn(functools.partial(self._base, point), plan, folder)
+        with one_worker(folder):
+            drawn.draw()
+        return drawn, drawn.digest()
+
+
+@contextlib.contextmanager
+def one_worker(folder: epath.Path) -> Iterator[None]:
+    """A block that one worker at a time is in; the others wait."""
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(one_at_a_time(folder))
+        yield

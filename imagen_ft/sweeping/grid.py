@@ -1,0 +1,179 @@
+"""The points of a sweep: every combination of the values that one stage is drawn with."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from imagen_ft.cascade.changes import SAMPLING, changed
+from imagen_ft.cascade.loading import open_run
+from imagen_ft.diffusion.from_config import make_denoiser, make_stage
+from imagen_ft.diffusion.samplers import Interval, Prediction
+from imagen_ft.diffusion.schedule import sampling_times
+from imagen_ft.diffusion.stage import Stage
+from launch.errors import InputError
+from launch.runtime.config import reading
+from launch.runtime.ema import MAIN
+from launch.runtime.types import Array
+
+EMA = "ema"
+DIMENSIONS = (*SAMPLING, EMA)
+_OF_SAMPLER = "sampler."
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One way of drawing a stage's images.
+
+    Attributes:
+        name: of its folder: the values that it is made of.
+        values: by dimension; without those that its sampler does not read.
+        config: `config.cascade` with these values.
+        ema: which average of the stage's weights.
+        evaluations: of the network, for one image.
+    """
+
+    name: str
+    values: dict[str, Any]
+    config: ml_collections.ConfigDict
+    ema: str
+    evaluations: int
+
+
+def make_points(config: ml_collections.ConfigDict) -> list[Point]:
+    """The points of `config.grid`, each once; nothing is loaded.
+
+    Combinations that differ only in what the sampler of both does not read are one point.
+
+    Args:
+        config: `cascade`, as of imagen_ft.generate; `stage`, the name of one of its stages; `grid`,
+            by dimension (`DIMENSIONS`) its values.
+
+    Raises:
+        InputError: there is no such stage or dimension, a dimension has no values or one twice, the
+            stage does not read it, or a value is one that it cannot have.
+    """
+    with reading(config.cascade):
+        entry = _entry(config)
+        denoiser = make_denoiser(entry.stage)
+    grid = {name: _values(name, values) for name, values in config.grid.items()}
+    if not grid:
+        raise InputError(
+            f"config.grid must have a dimension, got none; name some of {', '.join(DIMENSIONS)}"
+        )
+    if EMA in grid:
+        _check_averages(config.stage, entry.run, grid[EMA])
+        # Weights are loaded once for all points of an average.
+        grid = {EMA: grid.pop(EMA), **grid}
+    points: dict[str, Point] = {}
+    for combination in itertools.product(*grid.values()):
+        values = dict(zip(grid, combination, strict=True))
+        try:
+            cascade = changed(config.cascade, {"stages": {config.stage: values}}, loading=True)
+            with reading(cascade):
+                stage = make_stage(cascade.stages[config.stage], denoiser)
+        except InputError as error:
+            raise InputError(f"config.grid: {error}") from None
+        own = {name: value for name, value in values.items() if _reads(stage, name)}
+        name = "+".join(f"{dimension}={text(value)}" for dimension, value in own.items())
+        ema = values.get(EMA, entry.get("ema", MAIN))
+        points.setdefault(name, Point(name, own, cascade, ema, evaluations(stage)))
+    for dimension in grid:
+        if not any(dimension in point.values for point in points.values()):
+            raise InputError(
+                f"config.grid.{dimension} must be what stage {config.stage!r} reads with its "
+                f"samplers, got a dimension that it has not; leave it out"
+            )
+    return list(points.values())
+
+
+def text(value: Any) -> str:
+    """A value of a dimension, for names and tables."""
+    if isinstance(value, tuple | list):
+        return "-".join(map(text, value))
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return short if not isinstance(value, float) or float(short) == value else repr(value)
+
+
+def evaluations(stage: Stage) -> int:
+    """How often the network runs for one image; guidance counts as once more."""
+    denoiser, sampler = stage.denoiser, stage.sampler
+    calls = 0
+
+    def denoise(x_t: Array, t: Array) -> Prediction:
+        nonlocal calls
+        calls += 1
+        return Prediction(x_t, jnp.zeros_like(x_t) if sampler.needs_learned_variance else None)
+
+    def step(x: Array, t: Array) -> Any:
+        interval = Interval(t, t, t, t, t > 0)
+        return sampler.step(sampler.initialise(x), denoise, x, interval)
+
+    image = jax.ShapeDtypeStruct((1, denoiser.size, denoiser.size, denoiser.channels), jnp.float32)
+    jax.eval_shape(step, image, jax.ShapeDtypeStruct((), jnp.float32))
+    times = np.asarray(sampling_times(denoiser.schedule, sampler.num_steps, sampler.spacing))[:-1]
+    first, last = stage.guidance_interval
+    guided = int(((times >= first) & (times <= last)).sum()) if stage.is_guided else 0
+    return calls * (sampler.num_steps + guided)
+
+
+def _entry(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    stages = config.cascade.stages
+    if config.stage not in stages:
+        raise InputError(
+            f"config.stage must be one of {', '.join(stages)}, got {config.stage!r}; name one"
+        )
+    return stages[config.stage]
+
+
+def _values(name: str, values: Any) -> tuple[Any, ...]:
+    if name not in DIMENSIONS:
+        raise InputError(
+            f"config.grid has no dimension {name!r}; use some of {', '.join(DIMENSIONS)}"
+        )
+    if not isinstance(values, tuple | list) or not values:
+        raise InputError(
+            f"config.grid.{name} must be the values of a dimension, got {values!r}; name at least "
+            "one"
+        )
+    values = tuple(tuple(value) if isinstance(value, list) else value for value in values)
+    for value in values:
+        if values.count(value) > 1:
+            raise InputError(
+                f"config.grid.{name} must have each value once, got {value!r} twice; drop one"
+            )
+    return values
+
+
+def _reads(stage: Stage, name: str) -> bool:
+    """Whether images of the stage depend on a dimension."""
+    if name == "noise_augmentation":
+        return bool(stage.denoiser.low_size)
+    if name == "guidance_interval":
+        return stage.is_guided
+    field = SAMPLING[name].field if name in SAMPLING else ""
+    if not field.startswith(_OF_SAMPLER) or name == "sampler":
+        return True
+    sampler: Any = stage.sampler  # a dataclass, which its protocol cannot say
+    return field.removeprefix(_OF_SAMPLER) in {field.name for field in dataclasses.fields(sampler)}
+
+
+def _check_averages(stage: str, path: str, names: Iterable[str]) -> None:
+    run = open_run(path)
+    if run is None:
+        raise InputError(
+            f"config.grid.ema needs a run of imagen_ft.finetune, got {path}, which has one set of "
+            f"weights; leave it out"
+        )
+    there = (MAIN, *(name for name in run.config.get("ema", {}) if name != MAIN))
+    for name in names:
+        if name not in there:
+            raise InputError(
+                f"config.grid.ema must be of the averages of {path} ({', '.join(there)}), got "
+                f"{name!r}; leave it out, or train {stage} with it"
+            )

@@ -1,0 +1,43 @@
+"""Flags of tasks that run other tasks as processes of their own: how many at a time, and how."""
+
+import shlex
+import shutil
+import sys
+
+from absl import flags
+
+from launch.errors import InputError
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags that `launcher` reads, and `jobs`."""
+    flags.DEFINE_integer("jobs", 1, "command lines at a time", lower_bound=1, flag_values=values)
+    flags.DEFINE_string(
+        "submit",
+        "",
+        "starts each of them, such as 'srun --gpus=8' or 'env CUDA_VISIBLE_DEVICES={lane}'; it "
+        "waits for their end",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "python",
+        sys.executable,
+        "the Python that runs them, where it lies elsewhere",
+        flag_values=values,
+    )
+
+
+def launcher(values: flags.FlagValues) -> list[str]:
+    """What stands before every command.
+
+    Raises:
+        InputError: it cannot be read, or there is no such program.
+    """
+    try:
+        words = [*shlex.split(values.submit), values.python, "-m"]
+    except ValueError as error:
+        raise InputError(f"--submit={values.submit}: {error}") from None
+    if not shutil.which(words[0]):
+        flag = "--submit" if values.submit else "--python"
+        raise InputError(f"{flag}: there is no program {words[0]!r}; name one that can be run")
+    return words
