@@ -1,4 +1,4 @@
-"""What the measures of images share: which there are, and the arguments of each."""
+"""What measures of images share: those that most have use for, and the arguments of each."""
 
 from ml_collections import ConfigDict
 
@@ -26,6 +26,9 @@ def set_measures(config: ConfigDict, subset_size: int, without: tuple[str, ...] 
     """
     config.measures = tuple(measure for measure in MEASURES if measure not in without)
     config.allow_few_images = False
+    # Chong & Forsyth 2020, with the points of Stein et al. 2023: a tenth of the images, but at most
+    # 5,000, has to be more than the features are wide.
+    config.frechet_infinity = dict(num_points=15, seed=0)
     config.inception_score = dict(rule="torch_fidelity", splits=10, seed=2020)
     config.kernel = dict(subsets=100, subset_size=subset_size, seed=2020)
     config.sliced = dict(num_directions=1000, seed=2020)

@@ -7,11 +7,12 @@ npz of samples, or a cascade (a config of stages), whose images are drawn on the
 until they have been looked at, and written nowhere unless `write` names an npz. config.measures
 says what is measured: Frechet distances (called FID and sFID on Inception alone), inception score,
 kernel and sliced distances, precision, recall, density, coverage, the Frechet distance relative to
-that of held-out real images (1 is as good as fresh real images), classes apart, and copies of real
-images. It writes evaluation.json, with all that each number depends on, report.html, and
-reference.npz, the statistics of the real images. Features and results are kept in the folders
-`features` and `measured`, so that the same command goes on where it stopped, and does only what is
-new. The processes of a job (--coordinator) share every batch among their devices.
+that of held-out real images (1 is as good as fresh real images), classes apart, recognizability and
+diversity, the Frechet distance at infinitely many images, and copies of real ones. It writes
+evaluation.json, with all that each number depends on, report.html, and reference.npz, the
+statistics of the real images. Features and results are kept in the folders `features` and
+`measured`, so that the same command goes on where it stopped, and does only what is new. The
+processes of a job (--coordinator) share every batch among their devices.
 """
 
 import functools
@@ -55,6 +56,7 @@ _FORMAT = 1
 _SETTINGS = (
     "measures",
     "allow_few_images",
+    "frechet_infinity",
     "inception_score",
     "kernel",
     "sliced",
@@ -109,11 +111,12 @@ def check(config: ml_collections.ConfigDict) -> Kind:
             f"config.measures: 'spatial_frechet' is on Inception alone, got extractor "
             f"{config.extractor.name!r}; leave it out"
         )
-    if "inception_score" in config.measures and not kind.logits:
-        raise InputError(
-            f"config.measures: 'inception_score' needs a classifier, got extractor "
-            f"{config.extractor.name!r}; leave it out"
-        )
+    for name, able in (("inception_score", kind.logits), ("recognizability", kind.has_classes)):
+        if name in config.measures and not able:
+            raise InputError(
+                f"config.measures: {name!r} needs a classifier, got extractor "
+                f"{config.extractor.name!r}; leave it out"
+            )
     check_numbers(config, {"batch_size": BATCH, "num_worst": (0, MOST)})
     check_references(config)
     return kind
@@ -197,7 +200,8 @@ def _see(
     images: ImageSet,
 ) -> Images:
     """What the extractor sees in a set; all processes have to call it."""
-    taps = {"frechet": "features", "spatial_frechet": "spatial", "inception_score": kind.logits}
+    taps = {"spatial_frechet": "spatial"}
+    taps |= dict.fromkeys(("inception_score", "recognizability"), kind.logits)
     asked = ["features", *(taps[name] for name in config.measures if name in taps)]
     folder = workdir / "features"
     unique = tuple(dict.fromkeys(asked))
@@ -214,6 +218,7 @@ def _see(
         Labelled(outputs["features"], images.source.labels),
         seen(outputs, "spatial"),
         seen(outputs, kind.logits),
+        len(images.source.class_names),
     )
 
 

@@ -129,6 +129,11 @@ def check(config: ml_collections.ConfigDict) -> Kind:
             raise InputError(
                 f"config.measures must be of {', '.join(NEEDS)}, got {name!r}; take one of these"
             )
+    if "recognizability" in config.measures and not kind.has_classes:
+        raise InputError(
+            f"config.measures: 'recognizability' needs a classifier, got extractor "
+            f"{config.extractor.name!r}; leave it out"
+        )
     for field, name in (
         ("choose_by", config.choose_by),
         ("halving.measure", config.halving.measure),

@@ -67,6 +67,7 @@ def get_config(arg=""):
     )
     config.batch_size = 100
     set_measures(config, subset_size=100, without=("spatial_frechet",))
+    config.measures = (*config.measures, "recognizability", "diversity")
     config.num_worst = 8  # pictures
     if args["runlocal"]:
         config.kernel.subsets = 10

@@ -17,6 +17,7 @@ Before it, the weights of Inception where torch-fidelity or pytorch-fid put them
     extractor   inception (the default), dinov2 or classifier, whose weights are at
     weights     a file or folder, see `imagen_ft/evaluation/extractors.py`
     size        pixels each way to which real images are cropped and resized
+    infinity    the Frechet distance at infinitely many images as well, for sets of 25,000 and more
     per_class   real training images of each class
     data, train, val, tfds   the real images, as in `images.py`
     runlocal    2 real images a class, few subsets, and distances of fewer images than dimensions
@@ -37,10 +38,10 @@ from configs.measures import set_measures
 
 # Fields of each extractor, and the measures that it has not.
 EXTRACTORS = {
-    "inception": (dict(rule="tf1"), ()),
+    "inception": (dict(rule="tf1"), ("recognizability",)),
     "dinov2": (
         dict(positions="hub", pixels="torch", size=224),
-        ("spatial_frechet", "inception_score"),
+        ("spatial_frechet", "inception_score", "recognizability"),
     ),
     "classifier": (dict(seed=0, ema="main", best=False), ("spatial_frechet",)),
 }
@@ -54,6 +55,7 @@ def get_config(arg=""):
         npz="",
         sampled=0,
         cascade="if",
+        infinity=False,
         statistics="",
         extractor="inception",
         weights="",
@@ -79,6 +81,10 @@ def get_config(arg=""):
     config.extractor = dict(name=args["extractor"], path=args["weights"], **fields)
     config.batch_size = 256
     set_measures(config, subset_size=1000, without=without)
+    of_classes = ("recognizability", "diversity")
+    config.measures += tuple(measure for measure in of_classes if measure not in without)
+    if args["infinity"]:
+        config.measures = ("frechet_infinity", *config.measures)
     config.num_worst = 16  # pictures
     if args["runlocal"]:
         config.batch_size = 8

@@ -23,6 +23,7 @@ class Kind:
         logits: its tap for the inception score; empty where it has none.
         suffix: how measures on it are told from those on Inception, with the extractor's name.
         has_spatial: whether sFID is on its spatial features.
+        has_classes: whether it is a classifier of the images' own classes.
     """
 
     open: Callable[[dict[str, Any]], Extractor]
@@ -30,6 +31,7 @@ class Kind:
     logits: str
     suffix: str
     has_spatial: bool = False
+    has_classes: bool = False
 
 
 def _inception(fields: dict[str, Any]) -> Extractor:
@@ -39,7 +41,11 @@ def _inception(fields: dict[str, Any]) -> Extractor:
 KINDS = {
     "inception": Kind(_inception, ("path", "rule"), "logits_unbiased", "", has_spatial=True),
     "classifier": Kind(
-        lambda fields: classifier(**fields), ("path", "seed", "ema", "best"), "logits", " ({})"
+        lambda fields: classifier(**fields),
+        ("path", "seed", "ema", "best"),
+        "logits",
+        " ({})",
+        has_classes=True,
     ),
     "dinov2": Kind(
         lambda fields: dinov2(**fields), ("path", "positions", "pixels", "size"), "", " ({})"

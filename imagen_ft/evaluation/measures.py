@@ -8,9 +8,11 @@ import ml_collections
 import numpy as np
 from jaxtyping import Int
 
+from imagen_ft.metrics.classes import diversity, recognizability
 from imagen_ft.metrics.copying import copying
 from imagen_ft.metrics.frechet import (
     Labelled,
+    distance_at_infinity,
     distance_of_features,
     frechet_distance,
     relative_distance,
@@ -34,12 +36,14 @@ class Images:
     Attributes:
         pooled: features, and classes.
         spatial: flattened, for sFID; None where it is not asked for.
-        logits: for the inception score; None where it is not asked for.
+        logits: for the inception score and recognizability; None where neither is asked for.
+        num_classes: that the labels are of.
     """
 
     pooled: Labelled
     spatial: np.ndarray | None = None
     logits: np.ndarray | None = None
+    num_classes: int = 0
 
     def __len__(self) -> int:
         return len(self.pooled.labels)
@@ -137,7 +141,7 @@ class Measures:
             results += list(getattr(self, f"_{name}")())
             tell(name)
         if suffix:
-            names = {"fid": "fd", "sfid": "sfd", "kid": "kd"}
+            names = {"fid": "fd", "sfid": "sfd", "kid": "kd", "fid infinity": "fd infinity"}
             results = [
                 dataclasses.replace(
                     result, measure=f"{names.get(result.measure, result.measure)}{suffix}"
@@ -180,6 +184,14 @@ class Measures:
         ours = of_features(self._images.spatial)
         distance = frechet_distance(ours, self._real.spatial, self._config.allow_few_images)
         yield Result("sfid", distance, self._on_statistics())
+
+    def _frechet_infinity(self) -> Iterator[Result]:
+        fields = self._config.frechet_infinity
+        few = self._config.allow_few_images
+        distance = distance_at_infinity(
+            self._ours, self._real.pooled, **fields, allow_few_images=few
+        )
+        yield Result("fid infinity", distance, self._on_statistics(settings=_settings(fields)))
 
     def _inception_score(self) -> Iterator[Result]:
         assert self._images.logits is not None
@@ -249,6 +261,22 @@ class Measures:
         settings = (("classes", len(self._classes)),)
         yield Result("class fd", mean, self._on_images(settings=settings))
 
+    def _recognizability(self) -> Iterator[Result]:
+        logits, count = self._images.logits, self._images.num_classes
+        assert logits is not None
+        if logits.shape[1] != count:
+            raise InputError(
+                f"config.measures: 'recognizability' needs a classifier of the set's {count} "
+                f"classes, got one of {logits.shape[1]}; leave it out"
+            )
+        score, _ = recognizability(logits.argmax(axis=1), self._images.pooled.labels)
+        yield Result("recognizability", score, self._common)
+
+    def _diversity(self) -> Iterator[Result]:
+        """It looks at no real images: that of a set of real ones is what to compare it with."""
+        value, _ = diversity(self._ours, self._images.pooled.labels)
+        yield Result("diversity", value, self._common)
+
     def _copying(self) -> Iterator[Result]:
         found = copying(self._ours, self._theirs())
         for i in found.worst(self._config.num_worst).tolist():
@@ -272,6 +300,7 @@ class Measures:
 NEEDS = {
     "frechet": "statistics",
     "spatial_frechet": "statistics",
+    "frechet_infinity": "statistics",
     "inception_score": "",
     "kernel": "source",
     "sliced": "source",
@@ -279,6 +308,8 @@ NEEDS = {
     "density_coverage": "source",
     "relative": "held_out",
     "classes_apart": "source",
+    "recognizability": "",
+    "diversity": "",
     "copying": "source",
 }
 

@@ -19,7 +19,7 @@ from input_pipeline.records.image_codec import encode_png
 from input_pipeline.source import Source
 from launch.files import write_json
 from launch.runtime.reports.html import Report
-from launch.runtime.reports.tables import text_table
+from launch.runtime.reports.tables import fitting_table
 
 # Samples of a set, how many are in a row, and classes that stand out, a row each.
 _SAMPLES, _COLUMNS, _CLASSES = 40, 10, 3
@@ -33,6 +33,8 @@ _BETTER = {
     "coverage": "higher",
     "authentic": "higher",
     "copy ratio": "higher",
+    "recognizability": "higher",
+    "diversity": "higher",
 }
 
 
@@ -88,7 +90,7 @@ def write(
     page.heading("What the numbers depend on")
     page.table(*_conditions(measured))
     page.write(workdir / "report.html")
-    print(f"\n{text_table(header, rows, rule=True)}")
+    print(f"\n{fitting_table(header, rows)}")
     for note in notes:
         print(f"note: {note}")
 

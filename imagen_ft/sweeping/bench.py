@@ -104,7 +104,8 @@ class Bench:
             measures: that are to be taken.
         """
         logits = self.kind.logits
-        taps = {"spatial_frechet": "spatial", "inception_score": logits}
+        taps = {"spatial_frechet": "spatial"}
+        taps |= dict.fromkeys(("inception_score", "recognizability"), logits)
         unique = tuple(dict.fromkeys(["features", *(taps[m] for m in measures if m in taps)]))
         drawn: Any = {"prepare": images.drawn.draw} if images.drawn else {}
         folder, size = self.workdir / "features", self.config.batch_size
@@ -118,7 +119,8 @@ class Bench:
             **drawn,
         )
         pooled = Labelled(outputs["features"], images.source.labels)
-        return Images(pooled, seen(outputs, "spatial"), seen(outputs, logits))
+        num_classes = len(images.source.class_names)
+        return Images(pooled, seen(outputs, "spatial"), seen(outputs, logits), num_classes)
 
     def measure(self, images: Images, measures: tuple[str, ...], is_final: bool) -> Measured:
         """Takes measures of a point's images, for this process alone.

@@ -43,6 +43,7 @@ _COLUMNS = 10
 # Arguments of measures.
 _SETTINGS = (
     "allow_few_images",
+    "frechet_infinity",
     "inception_score",
     "kernel",
     "sliced",
@@ -262,4 +263,4 @@ def _joined(parts: Sequence[Images]) -> Images:
     spatial, logits = (
         joined([getattr(part, name) for part in parts]) for name in ("spatial", "logits")
     )
-    return Images(pooled, spatial, logits)
+    return Images(pooled, spatial, logits, parts[0].num_classes)

@@ -115,7 +115,7 @@ VARIANTS = {
         "data=x.zip,val=a,train=b,shifts=/y,gamma=100,runlocal",
     ],
     "configs/imagenet/evaluate_images.py": [
-        "sampled=10,cascade=imagen,size=64",
+        "sampled=10,cascade=imagen,size=64,infinity",
         "sampled=10,runlocal",
         "generated=a/x+b,folders=c,npz=d.npz",
         "statistics=x.npz,size=64,per_class=10",

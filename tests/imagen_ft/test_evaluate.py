@@ -13,7 +13,8 @@ from classifiers.extractors.classifier import classifier
 from imagen_ft import evaluate
 from imagen_ft.evaluation.extractors import KINDS
 from imagen_ft.metrics import reference
-from imagen_ft.metrics.frechet import frechet_distance
+from imagen_ft.metrics.classes import diversity, recognizability
+from imagen_ft.metrics.frechet import distance_at_infinity, frechet_distance
 from imagen_ft.metrics.kernel_distance import kernel_distance
 from imagen_ft.metrics.statistics import of_features
 from input_pipeline.sources.digits import DIGIT_NAMES, digits
@@ -185,8 +186,59 @@ def test_fid_and_sfid_are_on_inception_alone(folder, measured, tmp_path, monkeyp
     assert fid["value"] == pytest.approx(fd["value"], rel=1e-4)
 
 
+STATISTICS = {
+    "no mu": (lambda path: np.savez(path, sigma=np.eye(3)), "mu"),
+    "no sigma": (lambda path: np.savez(path, mu=np.zeros(3)), "sigma"),
+    "a pickle": (lambda path: path.write_bytes(pickle.dumps({"mu": 1})), "is a pickle, which"),
+    "another width": (lambda path: np.savez(path, mu=np.zeros(3), sigma=np.eye(3)), "3"),
+}
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_wrong_statistics(folder, tmp_path, capsys, name):
+    make, said = STATISTICS[name]
+    make(path := tmp_path / "statistics.npz")
+    file = f"--config.reference.statistics={path}"
+    assert run(evaluate.main, folder / "config.py", tmp_path / "x", ONLY, file) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and said in error
+    assert not (tmp_path / "x/evaluation.json").exists()
+
+
+def test_features_that_are_not_finite(folder, tmp_path, monkeypatch, capsys):
+    whole = classifier(folder / "run")
+    spoilt = jax.jit(
+        lambda variables, images: {"features": jax.numpy.full((len(images), 3), np.nan)}
+    )
+    extractor = dataclasses.replace(whole, apply=spoilt)
+    kind = dataclasses.replace(KINDS["classifier"], open=lambda fields: extractor)
+    monkeypatch.setitem(KINDS, "classifier", kind)
+    assert run(evaluate.main, folder / "config.py", tmp_path / "x", ONLY) == 2
+    assert "must be finite, got NaN" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_classes_that_a_classifier_sees(folder, tmp_path):
+    measures = "--config.measures=('recognizability', 'diversity', 'frechet_infinity')"
+    points, few = "--config.frechet_infinity.num_points=3", "--config.allow_few_images=True"
+    workdir = tmp_path / "x"
+    assert run(evaluate.main, folder / "config.py", workdir, measures, points, few) == 0
+    extractor, test = classifier(folder / "run"), digits("test")
+    images, labels = test.images[:200], test.labels[:200]
+    taps = jax.device_get(extractor.apply(extractor.variables, images))
+    score, _ = recognizability(taps["logits"].argmax(axis=1), labels)
+    spread, _ = diversity(taps["features"], labels)
+    real = of_features(features(folder, digits("pool").images))
+    line = distance_at_infinity(taps["features"], real, 3, allow_few_images=True)
+    assert found(workdir, "samples", "recognizability (run)")["value"] == pytest.approx(score)
+    assert found(workdir, "samples", "diversity (run)")["value"] == pytest.approx(spread, rel=1e-4)
+    infinite = found(workdir, "samples", "fd infinity (run)")
+    assert infinite["value"] == pytest.approx(line, rel=1e-2)
+    assert ["num_points", 3] in infinite["conditions"]["settings"]
+
+
 def folder_of_two_sizes(path):
     (path / "zero").mkdir(parents=True)
+    (path.parent / "none").mkdir()
     for size in (8, 9):
         image = cv2.imencode(".png", np.zeros((size, size, 3), np.uint8))[1]
         (path / f"zero/{size}.png").write_bytes(image.tobytes())
@@ -258,7 +310,7 @@ def test_wrong_configs(folder, tmp_path, capsys, name):
 
 SPECS = {
     "sizes": ("dict(source=dict(name='image_folder', path='{path}'))", "must be of one size"),
-    "empty": ("dict(source=dict(name='image_folder', path='{path}/zero'))", "holds no folders"),
+    "empty": ("dict(source=dict(name='image_folder', path='{path}/../none'))", "holds no"),
     "field": ("dict(source=dict(name='digits', split='test'), size=8)", "has no field 'size'"),
 }
 
