@@ -11,7 +11,8 @@ from etils import epath
 
 from imagen_ft import generate, sample, sweep
 from imagen_ft.evaluation import drawn
-from imagen_ft.sweeping import bench, best, report, work
+from imagen_ft.sweeping import bench, best, report, trained, work
+from input_pipeline.synthetic.source import SyntheticSource
 from launch.errors import Diverged
 from launch.runtime.locks import tried
 from tests.imagen_ft.sweeping import gaussian
@@ -127,6 +128,36 @@ def killed_at(owner, name, call, after=False):
 
     with mock.patch.object(owner, name, ends), pytest.raises(Killed):
         yield
+
+
+def test_points_are_chosen_by_the_accuracy_of_classifiers(config, tmp_path):
+    names = "train='t.py', overrides=('seeds=1',), evaluation='e.py', set='val'"
+    cas = f"config.cas = dict({names}, environment=dict())"
+    text = gaussian.BASE.replace("config.cas = dict()", cas)
+    path = gaussian.write_config(tmp_path, text)
+    flags = [*FEW, "--config.choose_by=cas", "--config.num_images=40"]
+    assert run(sweep.main, path, tmp_path / "run", *flags) == 0
+    assert not any(row["best"] for row in table(tmp_path / "run"))
+    commands = []
+
+    def train(self):
+        for job in self._steps.values():
+            commands.append(job.command)
+            if job.command[0] == "classifiers.evaluate":
+                accuracy = 0.9 if "guidance_weight=1+" in job.name else 0.6
+                job.output.parent.mkdir()
+                arms = {"arms": {"classifier": {"accuracies": [accuracy, accuracy]}}}
+                job.output.write_text(json.dumps(arms))
+
+    with mock.patch.object(trained.JobRunner, "run", train):
+        assert run(sweep.main, path, tmp_path / "run", *flags, "--cas") == 0
+    assert len(commands) == 8 and chosen(tmp_path / "run") == (1.0, 0.0, 4)
+    for command in commands[::2]:
+        (source,) = [word for word in command if ".train_sources.generated.path=" in word]
+        images = SyntheticSource(source.partition("=")[2])
+        assert images.labels.tolist().count(0) == 20 and len(images) == 40
+    assert {row["cas"] for row in table(tmp_path / "run")} == {"0.9", "0.6"}
+    assert (tmp_path / "run/frechet_against_cas.png").exists()
 
 
 # A smaller grid: four points.
