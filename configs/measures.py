@@ -34,3 +34,27 @@ def set_measures(config: ConfigDict, subset_size: int, without: tuple[str, ...] 
     config.sliced = dict(num_directions=1000, seed=2020)
     config.precision_recall = dict(k=3, comparison="<=")
     config.density_coverage = dict(k=5, comparison="<")
+
+
+def while_training(pictures: ConfigDict, num_images: int = 10_000) -> dict:
+    """`config.evaluation_metric`: FID of what a stage draws, by which Azizi et al. choose.
+
+    It is off: --config.evaluation_metric.every=STEPS turns it on, and with it
+    --config.best.metric=sampled_fid keeps the best checkpoint.
+
+    Args:
+        pictures: `config.pictures`, whose way of sampling it takes.
+        num_images: that are drawn; as many of each class.
+    """
+    sampling = {name: value for name, value in pictures.items() if name != "count"}
+    return dict(
+        every=0,  # steps
+        measure="frechet",
+        num_images=num_images,
+        batch_size=256,
+        extractor=dict(name="inception", rule="tf1", path=""),
+        # An npz of statistics; without one the held-out images are what is compared with.
+        reference=dict(statistics=""),
+        sampling=sampling,
+        allow_few_images=False,
+    )

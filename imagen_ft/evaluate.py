@@ -23,7 +23,6 @@ from etils import epath
 from tqdm import tqdm
 
 from classifiers.extractors.extractor import Extractor
-from classifiers.extractors.features import features
 from imagen_ft.evaluation import report
 from imagen_ft.evaluation.extractors import Kind, check_extractor, open_extractor
 from imagen_ft.evaluation.image_sets import ImageSet
@@ -34,12 +33,10 @@ from imagen_ft.evaluation.references import (
     check_classes,
     check_references,
     open_references,
-    seen,
     write_statistics,
 )
 from imagen_ft.evaluation.sampled import check_sets, open_sets
-from imagen_ft.metrics.frechet import Labelled
-from imagen_ft.metrics.result import Conditions
+from imagen_ft.evaluation.seeing import conditions, see
 from launch.errors import InputError
 from launch.files import json_digest, read_sealed, write_sealed
 from launch.runtime import app
@@ -152,7 +149,11 @@ def _measure(
     references: References,
 ) -> dict[str, Measured]:
     """The measures of each set, by name, on the first process; those kept are not taken again."""
-    see = functools.partial(_see, config, workdir, kind, extractor)
+
+    def look(images: ImageSet) -> Images:
+        folder = workdir / "features"
+        return see(images, extractor, kind, config.measures, folder, config.batch_size)
+
     digests = decide_on_first_process(references.digests)
     origins = decide_on_first_process(
         lambda: [_made_from(config, extractor, images, digests) for images in sets]
@@ -163,13 +164,13 @@ def _measure(
         ]
     )
     if not all(kept):
-        real = references.real(see, digests)
+        real = references.real(look, digests)
         if references.statistics is None:
             on_first_process(lambda: write_statistics(workdir / STATISTICS, real, extractor))
         suffix = kind.suffix.format(extractor.name)
         for i in (i for i in range(len(sets)) if not kept[i]):
-            images = see(sets[i])
-            common = _conditions(extractor, sets[i])
+            images = look(sets[i])
+            common = conditions(extractor, images, sets[i].uint8_rule, sets[i].file_format)
             measures = Measures(config, images, real, common)
             take = functools.partial(_take, sets[i].name, len(config.measures), measures, suffix)
             kept[i] = decide_on_first_process(take)
@@ -190,50 +191,6 @@ def _take(name: str, count: int, measures: Measures, suffix: str) -> dict[str, A
             return measures.take(suffix, tell).to_json()
     except InputError as error:
         raise InputError(f"config.sets.{name}: {error}") from None
-
-
-def _see(
-    config: ml_collections.ConfigDict,
-    workdir: epath.Path,
-    kind: Kind,
-    extractor: Extractor,
-    images: ImageSet,
-) -> Images:
-    """What the extractor sees in a set; all processes have to call it."""
-    taps = {"spatial_frechet": "spatial"}
-    taps |= dict.fromkeys(("inception_score", "recognizability"), kind.logits)
-    asked = ["features", *(taps[name] for name in config.measures if name in taps)]
-    folder = workdir / "features"
-    unique = tuple(dict.fromkeys(asked))
-    outputs = features(
-        extractor,
-        images.source,
-        folder,
-        unique,
-        config.batch_size,
-        digest=images.digest(),
-        prepare=images.prepare,
-    )
-    return Images(
-        Labelled(outputs["features"], images.source.labels),
-        seen(outputs, "spatial"),
-        seen(outputs, kind.logits),
-        len(images.source.class_names),
-    )
-
-
-def _conditions(extractor: Extractor, images: ImageSet) -> Conditions:
-    return Conditions(
-        extractor=extractor.name,
-        weights_digest=extractor.digest,
-        input_rule=extractor.rule,
-        uint8_rule=images.uint8_rule,
-        file_format=images.file_format,
-        reference_file_format=None,
-        num_images=len(images.source),
-        class_balance=images.class_balance,
-        reference_digest=None,
-    )
 
 
 def _made_from(

@@ -6,6 +6,8 @@ python -m imagen_ft.finetune --config=configs/imagenet/imagen_base64.py --prefli
 The same command goes on where it stopped: it takes its own newest sound checkpoint, and only if
 there is none the weights of --config.init_from, and if that is empty new ones. On several hosts
 start it on each; it finds the others by --coordinator or by what the cluster says.
+learning_curves.png shows its losses and, where --config.evaluation_metric.every says so, the
+distance of what it draws to real images: --config.best.metric=sampled_fid keeps the best by it.
 goodput.jsonl in the run directory says what the time of every attempt was spent on; when three in a
 row have failed or were killed at the same step, no other begins before you remove that file.
 """

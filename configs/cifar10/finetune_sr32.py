@@ -13,6 +13,7 @@ a small network, for a CPU.
 from ml_collections import ConfigDict
 
 from configs.cifar10 import common
+from configs.measures import while_training
 
 
 def get_config(arg=""):
@@ -78,6 +79,7 @@ def get_config(arg=""):
         guidance_weight=1.0,
         threshold_percentile=99.5,
     )
+    config.evaluation_metric = while_training(config.pictures, num_images=1000)
     config.profile = dict(start=0, steps=0)
     if args["runlocal"]:
         common.shrink(config)

@@ -23,6 +23,7 @@ least for its FLOPs.
 from ml_collections import ConfigDict
 
 from configs.imagenet import common
+from configs.measures import while_training
 
 
 def get_config(arg=""):
@@ -88,6 +89,7 @@ def get_config(arg=""):
         threshold_percentile=95.0,
         threshold_maximum=1.5,
     )
+    config.evaluation_metric = while_training(config.pictures)
     config.profile = dict(start=0, steps=0)
     if args["host"]:
         config.batch_size, config.accumulation = 512, 8

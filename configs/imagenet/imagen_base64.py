@@ -26,6 +26,7 @@ through memory, 0.129 s being the least for its FLOPs.
 from ml_collections import ConfigDict
 
 from configs.imagenet import common
+from configs.measures import while_training
 
 
 def get_config(arg=""):
@@ -87,6 +88,7 @@ def get_config(arg=""):
         guidance_weight=1.25,
         threshold_percentile=99.5,
     )
+    config.evaluation_metric = while_training(config.pictures)
     config.profile = dict(start=0, steps=0)
     if args["host"]:
         config.batch_size, config.accumulation = 512, 4

@@ -25,6 +25,7 @@ estimates 0.071 s a step, nearly two thirds in convolutions, 0.044 s being the l
 from ml_collections import ConfigDict
 
 from configs.imagenet import common
+from configs.measures import while_training
 
 
 def get_config(arg=""):
@@ -89,6 +90,7 @@ def get_config(arg=""):
         guidance_weight=1.0,
         threshold_percentile=99.5,
     )
+    config.evaluation_metric = while_training(config.pictures)
     config.profile = dict(start=0, steps=0)
     if args["host"]:
         config.batch_size, config.accumulation = 512, 2

@@ -47,11 +47,6 @@ class ImageSet:
     uint8_rule: str
     drawn: Drawn | None = None
 
-    @property
-    def has_classes(self) -> bool:
-        """Whether its images are of more than one class."""
-        return len(self.source.class_names) > 1
-
     def prepare(self) -> None:
         """Draws the images, if they have to be; all processes have to call it."""
         if self.drawn:
@@ -60,12 +55,6 @@ class ImageSet:
     def digest(self) -> str:
         """What decides about the images and their order; none has to be drawn for it."""
         return self.drawn.digest() if self.drawn else images_digest(self.source)
-
-    @property
-    def class_balance(self) -> str:
-        """'balanced' where each class has as many images, else 'drawn'."""
-        counts = np.bincount(self.source.labels, minlength=len(self.source.class_names))
-        return "balanced" if self.has_classes and np.ptp(counts) == 0 else "drawn"
 
 
 class Square(Wrapper):

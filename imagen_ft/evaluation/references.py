@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import ml_collections
-import numpy as np
 from etils import epath
 
 from classifiers.extractors.extractor import Extractor
@@ -168,13 +167,6 @@ def check_classes(sets: Sequence[ImageSet], references: References, apart: bool)
 def write_statistics(path: epath.Path, real: Real, extractor: Extractor) -> None:
     """Keeps the statistics of the real images, for other commands to compare with."""
     npz.write(path, real.pooled, real.spatial, extractor.made_from)
-
-
-def seen(outputs: dict[str, np.ndarray], name: str) -> np.ndarray | None:
-    """A tap with one row an image; None where it was not asked for."""
-    if name not in outputs:
-        return None
-    return outputs[name].reshape(len(outputs[name]), -1)
 
 
 def _named(made_from: dict) -> str:

@@ -13,7 +13,6 @@ from etils import epath
 from jaxtyping import Int32
 
 from classifiers.extractors.extractor import Extractor
-from classifiers.extractors.features import features
 from imagen_ft.cascade import Cascade
 from imagen_ft.cascade.changes import changed
 from imagen_ft.diffusion.from_config import make_stages
@@ -21,10 +20,9 @@ from imagen_ft.evaluation.drawn import Drawn, Plan
 from imagen_ft.evaluation.extractors import Kind
 from imagen_ft.evaluation.image_sets import ImageSet, open_set
 from imagen_ft.evaluation.measures import Images, Measured, Measures
-from imagen_ft.evaluation.references import References, seen
+from imagen_ft.evaluation.references import References
 from imagen_ft.evaluation.sampled import OneLoaded, Shrunk, class_of_each, enlarged
-from imagen_ft.metrics.frechet import Labelled
-from imagen_ft.metrics.result import Conditions
+from imagen_ft.evaluation.seeing import conditions, see
 from imagen_ft.sweeping.grid import EMA, Point
 from imagen_ft.text import class_names
 from input_pipeline.source import Source, Subset
@@ -103,24 +101,8 @@ class Bench:
             images: of the set.
             measures: that are to be taken.
         """
-        logits = self.kind.logits
-        taps = {"spatial_frechet": "spatial"}
-        taps |= dict.fromkeys(("inception_score", "recognizability"), logits)
-        unique = tuple(dict.fromkeys(["features", *(taps[m] for m in measures if m in taps)]))
-        drawn: Any = {"prepare": images.drawn.draw} if images.drawn else {}
         folder, size = self.workdir / "features", self.config.batch_size
-        outputs = features(
-            self.extractor,
-            images.source,
-            folder,
-            unique,
-            size,
-            digest=images.digest(),
-            **drawn,
-        )
-        pooled = Labelled(outputs["features"], images.source.labels)
-        num_classes = len(images.source.class_names)
-        return Images(pooled, seen(outputs, "spatial"), seen(outputs, logits), num_classes)
+        return see(images, self.extractor, self.kind, measures, folder, size)
 
     def measure(self, images: Images, measures: tuple[str, ...], is_final: bool) -> Measured:
         """Takes measures of a point's images, for this process alone.
@@ -137,18 +119,7 @@ class Bench:
         allow_few = self.config.allow_few_images or not is_final
         changes = {"measures": measures, "allow_few_images": allow_few}
         config = ml_collections.ConfigDict({**self.config, **changes})
-        counts = np.bincount(images.pooled.labels, minlength=len(self.prompts))
-        common = Conditions(
-            extractor=self.extractor.name,
-            weights_digest=self.extractor.digest,
-            input_rule=self.extractor.rule,
-            uint8_rule="round",
-            file_format="none",
-            reference_file_format=None,
-            num_images=len(images),
-            class_balance="balanced" if len(counts) > 1 and np.ptp(counts) == 0 else "drawn",
-            reference_digest=None,
-        )
+        common = conditions(self.extractor, images, "round", "none")
         suffix = self.kind.suffix.format(self.extractor.name)
         return Measures(config, images, self._real, common).take(suffix, lambda measure: None)
 

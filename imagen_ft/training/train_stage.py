@@ -8,11 +8,13 @@ from etils import epath
 from jax.sharding import Mesh
 
 from imagen_ft.text.encoders import TextEncoder
-from imagen_ft.training import warm_start
+from imagen_ft.training import curves, warm_start
 from imagen_ft.training.evaluation import make_evaluation
 from imagen_ft.training.images import make_reader, open_images
 from imagen_ft.training.pictures import make_pictures
+from imagen_ft.training.sampled_metric import SampledMetric, is_measured, metric_name
 from imagen_ft.training.training import Training
+from launch.runtime.devices.distributed import on_first_process
 from launch.runtime.devices.mesh import replicate
 from launch.runtime.training.loop import fit
 from launch.runtime.workdir import claim_workdir
@@ -43,6 +45,12 @@ def train_stage(training: Training, encoder: TextEncoder, mesh: Mesh, workdir: e
     pictures = None
     if config.get("pictures_every", 0):
         pictures = make_pictures(training, images, mesh, text_table, null_text)
+    metric = None
+    if is_measured(config):
+        metric = SampledMetric(
+            config, mesh, workdir, images.prompts, images.evaluation, text_table, null_text
+        )
+        metric.open()
     run_name = claim_workdir(workdir, config, inputs)
     with jax.set_mesh(mesh):
         fit(
@@ -55,6 +63,9 @@ def train_stage(training: Training, encoder: TextEncoder, mesh: Mesh, workdir: e
             train_step=training.step(mesh, *text),
             batches=make_reader(training, images.train, mesh),
             evaluate=make_evaluation(training, images.evaluation, mesh, text[0]),
+            metric=metric,
             pictures=pictures,
             label=workdir.name,
         )
+    name = metric_name(config.evaluation_metric) if metric else ""
+    on_first_process(lambda: curves.write(workdir, name))

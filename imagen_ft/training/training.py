@@ -20,6 +20,7 @@ from imagen_ft.diffusion.losses import DiffusionLoss, level_losses, make_loss
 from imagen_ft.text import class_names
 from imagen_ft.text.encoders import text_shapes
 from imagen_ft.training.image_losses import Inputs, Losses, draw_inputs, image_losses
+from imagen_ft.training.sampled_metric import check_metric, is_measured, metric_name
 from launch.errors import InputError
 from launch.runtime.devices.mesh import batch_sharding, with_shardings
 from launch.runtime.ema import MAIN, Decay, make_decays
@@ -74,6 +75,7 @@ class Training:
         Raises:
             InputError: a field is wrong.
         """
+        check_metric(config)
         denoiser = _crop(make_denoiser(config.stage), config.get("crop_size", 0))
         loss, decays = make_loss(config.loss, denoiser), make_decays(config.ema)
         text_shape, _ = text_shapes(config.text)
@@ -121,6 +123,8 @@ class Training:
         if config.get("pictures_every", 0) and config.pictures.count < 1:
             raise InputError(f"config.pictures.count={config.pictures.count}: at least 1 is needed")
         measured = [loss_name(name) for name in self.decays or (MAIN,)]
+        if is_measured(config):
+            measured.append(metric_name(config.evaluation_metric))
         if config.get("best") and config.best.metric not in measured:
             raise InputError(
                 f"config.best.metric={config.best.metric!r} is not evaluated: there is "

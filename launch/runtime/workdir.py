@@ -21,6 +21,7 @@ FREE = (
     "best",
     "checkpoint_every",
     "evaluate_every",
+    "evaluation_metric",
     "keep_checkpoints",
     "loader_workers",
     "log_every",

@@ -11,6 +11,7 @@ import pytest
 
 from classifiers.extractors.classifier import classifier
 from imagen_ft import evaluate
+from imagen_ft.evaluation import seeing
 from imagen_ft.evaluation.extractors import KINDS
 from imagen_ft.metrics import reference
 from imagen_ft.metrics.classes import diversity, recognizability
@@ -125,7 +126,7 @@ def test_what_is_kept_is_not_done_again(folder, measured, monkeypatch, capsys):
     def compute(*args, **fields):
         raise InputError("computed")
 
-    monkeypatch.setattr(evaluate, "features", compute)
+    monkeypatch.setattr(seeing, "features", compute)
     assert run(evaluate.main, folder / "config.py", measured) == 0
     assert (measured / "evaluation.json").read_bytes() == before
     capsys.readouterr()

@@ -87,6 +87,7 @@ def train(
     init=init,
     train_step=train_step,
     evaluate=evaluate,
+    metric=None,
     pictures=None,
     **faults,
 ):
@@ -103,6 +104,7 @@ def train(
             train_step=train_step,
             batches=functools.partial(batches, **faults),
             evaluate=evaluate,
+            metric=metric,
             pictures=pictures,
             label="toy",
         )

@@ -136,6 +136,7 @@ class Best:
             InputError: the mode is another one.
         """
         check_mode(mode)
+        self.metric = metric
         self._compared, self._sign = {"metric": metric, "mode": mode}, 1 if mode == "min" else -1
         self._steps = SealedSteps(absolute(folder), run_name, max_to_keep=1)
         self._score: float | None = None

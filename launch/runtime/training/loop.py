@@ -1,6 +1,7 @@
 """The training loop, the same for diffusion models and classifiers."""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from typing import Any
 
@@ -77,6 +78,7 @@ def fit(
     train_step: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
     batches: Reader,
     evaluate: Callable[[TrainState], Mapping[str, Any]] | None = None,
+    metric: Callable[[TrainState], Mapping[str, Any]] | None = None,
     pictures: Callable[[TrainState], Figure] | None = None,
     label: str = "train",
 ) -> TrainState:
@@ -99,6 +101,7 @@ def fit(
             short vectors (see `metrics.to_scalars`).
         batches: of the run.
         evaluate: scalars of a state.
+        metric: more of them, at the interval `config.evaluation_metric.every`.
         pictures: a figure of a state.
         label: the run's name on the terminal.
 
@@ -133,8 +136,9 @@ def fit(
             # Who has to leave in time neither evaluates nor draws, but for the end of the run.
             stays = not leave or step == total
             # Evaluate, save, and only then take the next batch: a resumed run repeats nothing.
-            if evaluate and stays and _due(step, config.evaluate_every, total):
-                scalars = log.evaluate(step, evaluate, state)
+            looks = _looks(step, config, total, evaluate, metric) if stays else []
+            if looks:
+                scalars = log.evaluate(step, functools.partial(_merged, looks), state)
             every = config.get("pictures_every", 0)
             if pictures and stays and every and _due(step, every, total):
                 log.picture(step, pictures, state)
@@ -162,6 +166,8 @@ class _Storage:
         keep = config.get("keep_checkpoints", 2)
         self._checkpoints = Checkpoints(workdir / CHECKPOINTS, run_name, max_to_keep=keep)
         self._best = Best(workdir / BEST, run_name, **best) if best else None
+        # A metric with an interval of its own is not among the scalars of every evaluation.
+        self._is_rare = bool((config.get("evaluation_metric") or {}).get("every", 0))
 
     def restore(self, mesh: Mesh, abstract: TrainState) -> TrainState | None:
         with self._ledger.doing("restore"):
@@ -169,7 +175,7 @@ class _Storage:
 
     def keep(self, state: TrainState, scalars: Mapping[str, float] | None, save: bool) -> None:
         """Offers the state as the best if it was evaluated; saves it as the newest."""
-        if self._best and scalars:
+        if self._best and scalars and (self._best.metric in scalars or not self._is_rare):
             self._best.offer(state, scalars)
         if save:
             # A run that goes on from here does not evaluate this step again.
@@ -199,6 +205,28 @@ class _Storage:
 
     def _all(self) -> list[Checkpoints | Best]:
         return [self._best, self._checkpoints] if self._best else [self._checkpoints]
+
+
+def _looks(
+    step: int,
+    config: ml_collections.ConfigDict,
+    total: int,
+    evaluate: Callable[[TrainState], Mapping[str, Any]] | None,
+    metric: Callable[[TrainState], Mapping[str, Any]] | None,
+) -> list[Callable[[TrainState], Mapping[str, Any]]]:
+    """What a state is evaluated by at a step."""
+    looks = []
+    if evaluate and _due(step, config.evaluate_every, total):
+        looks.append(evaluate)
+    if metric and _due(step, config.evaluation_metric.every, total):
+        looks.append(metric)
+    return looks
+
+
+def _merged(
+    looks: Sequence[Callable[[TrainState], Mapping[str, Any]]], state: TrainState
+) -> dict[str, Any]:
+    return {name: value for look in looks for name, value in look(state).items()}
 
 
 def _due(step: int, every: int, total: int) -> bool:

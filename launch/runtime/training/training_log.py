@@ -218,11 +218,14 @@ def ending(workdir: epath.Path, label: str) -> str:
         label: its name on the terminal.
     """
     metrics = read_metrics(workdir)
-    names = {name: None for line in metrics for name in line if name.startswith("validation_")}
+    told = ("validation_", "sampled_")
+    names = {name: None for line in metrics for name in line if name.startswith(told)}
     reached = []
     for name in names:
         steps, values = column(metrics, name)
-        best = int(values.argmin() if "loss" in name else values.argmax())
+        # Of distances and losses less is better; scores are the other way round.
+        falls = "loss" in name or (name.startswith("sampled_") and name != "sampled_is")
+        best = int(np.nanargmin(values) if falls else np.nanargmax(values))
         text = f"{name.replace('_', ' ')} {values[-1]:.4g}"
         reached.append(text + (f" (best {values[best]:.4g} at step {steps[best]})"))
     return f"{label}: done, in {workdir}{'; ' if reached else ''}{', '.join(reached)}"

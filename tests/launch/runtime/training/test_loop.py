@@ -461,3 +461,21 @@ def test_all_that_is_open_is_closed(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="best"):
         train(tmp_path, changed(best=dict(metric="distance", mode="min")))
     assert closed[0] == "watch waits" and sorted(closed[1:]) == ["best", "checkpoints"]
+
+
+def test_a_metric_has_an_interval_of_its_own_and_chooses_the_best(tmp_path):
+    """It is the best at step 3, which a run that was cut off behind it remembers."""
+
+    def metric(state):
+        return {"sampled_fd": abs(int(state.step) - 3.5)}
+
+    best, own = dict(metric="sampled_fd", mode="min"), dict(every=3)
+    config = changed(evaluate_every=2, best=best, evaluation_metric=own)
+    with pytest.raises(PowerCut):
+        train(tmp_path, config, cut=7, metric=metric)
+    train(tmp_path, config, metric=metric)
+    steps, values = column(read_metrics(tmp_path), "sampled_fd")
+    assert (steps.tolist(), values.tolist()) == ([3, 6, 8], [0.5, 2.5, 4.5])
+    assert column(read_metrics(tmp_path), "distance")[0].tolist() == [2, 4, 6, 8]
+    assert [path.name for path in (tmp_path / "best").iterdir()] == ["3"]
+    assert "sampled fd 4.5 (best 0.5 at step 3)" in ending(epath.Path(tmp_path), "base")

@@ -1,0 +1,33 @@
+"""A picture of how a run went: its losses by step and, where it is measured, what it draws."""
+
+from etils import epath
+from matplotlib.figure import Figure
+
+from launch.runtime.reports.image_grid import save_png
+from launch.runtime.training.metrics import column, read_metrics
+
+
+def write(workdir: epath.Path, metric: str = "") -> None:
+    """Writes `learning_curves.png` into a run directory.
+
+    Args:
+        workdir: of the run.
+        metric: see `sampled_metric.metric_name`; '' for none.
+    """
+    lines = read_metrics(workdir)
+    figure = Figure(figsize=(9 if metric else 5, 3.4), layout="constrained")
+    panels = figure.subplots(1, 2 if metric else 1, squeeze=False).ravel()
+    panels[0].plot(*column(lines, "loss"), alpha=0.6, label="training")
+    averages = {name: None for line in lines for name in line if name.startswith("validation_loss")}
+    for name in averages:
+        label = name.replace("_loss", "").replace("_", " ")
+        panels[0].plot(*column(lines, name), marker="o", markersize=3, label=label)
+    panels[0].set(xlabel="step", ylabel="loss", yscale="log")
+    panels[0].legend(frameon=False)
+    if metric:
+        panels[1].plot(*column(lines, metric), marker="o", markersize=3)
+        panels[1].set(xlabel="step", ylabel=metric.removeprefix("sampled_").replace("_", " "))
+    for axes in panels:
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    save_png(figure, workdir / "learning_curves.png")

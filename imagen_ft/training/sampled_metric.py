@@ -1,0 +1,272 @@
+"""What a stage draws while it is trained, measured as `imagen_ft.evaluate` measures it."""
+
+import contextlib
+import dataclasses
+import functools
+import warnings
+from collections.abc import Iterator, Sequence
+
+import ml_collections
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from jaxtyping import Float, UInt8
+
+from classifiers.extractors.extractor import Extractor
+from classifiers.extractors.features import feature_batches
+from imagen_ft.cascade import Cascade, Request
+from imagen_ft.diffusion.denoiser import Denoiser
+from imagen_ft.diffusion.from_config import make_denoiser, make_stage
+from imagen_ft.evaluation.extractors import Kind, check_extractor, open_extractor
+from imagen_ft.evaluation.image_sets import ImageSet
+from imagen_ft.evaluation.measures import Images, Measures, Real
+from imagen_ft.evaluation.references import References, check_references, open_references
+from imagen_ft.evaluation.sampled import BALANCED, class_of_each, enlarged
+from imagen_ft.evaluation.seeing import as_images, conditions, see, taps_for
+from input_pipeline.source import ArraySource, Source
+from launch.errors import Diverged, InputError
+from launch.fields import Fields
+from launch.runtime.config import plain
+from launch.runtime.limits import BATCH, MOST, check_numbers
+from launch.runtime.state import TrainState
+from launch.runtime.types import Variables
+
+_FIELD = "config.evaluation_metric"
+# What a measure of one number is logged as; on another extractor than Inception by the second name.
+_NAMES = {
+    "frechet": ("fid", "fd"),
+    "spatial_frechet": ("sfid", "sfid"),
+    "inception_score": ("is", "is"),
+    "kernel": ("kid", "kd"),
+    "sliced": ("mind", "mind"),
+    "relative": ("relative fd", "relative fd"),
+}
+_LIMITS = {"every": (0, MOST), "num_images": (1, MOST), "batch_size": BATCH}
+# Images are held for so many batches at a time; of all only the features stay.
+_BATCHES = 8
+
+
+def metric_name(config: Fields) -> str:
+    """What `config.evaluation_metric` is logged as, and may be chosen by: 'sampled_fid', ..."""
+    on_inception = not check_extractor(config["extractor"]).suffix
+    name = _NAMES[config["measure"]][0 if on_inception else 1]
+    return f"sampled_{name.replace(' ', '_')}"
+
+
+def is_measured(config: ml_collections.ConfigDict) -> bool:
+    """Whether a run's config asks for it: without, or with `every` at 0, it costs nothing."""
+    return bool((config.get("evaluation_metric") or {}).get("every", 0))
+
+
+def check_metric(config: ml_collections.ConfigDict) -> None:
+    """Looks at `config.evaluation_metric` without opening any file.
+
+    Raises:
+        InputError: a field is missing or wrong.
+    """
+    if not is_measured(config):
+        return
+    fields = config.evaluation_metric
+    needed = ("measure", "num_images", "batch_size", "extractor", "sampling")
+    if missing := [name for name in needed if name not in fields]:
+        raise InputError(f"{_FIELD} needs the field {missing[0]!r}; set it, or every=0")
+    if fields.measure not in _NAMES:
+        raise InputError(
+            f"{_FIELD}.measure must be one of {', '.join(_NAMES)}, got {fields.measure!r}; name one"
+        )
+    check_numbers(fields, _LIMITS, _FIELD)
+    with _named():
+        kind = check_extractor(fields.extractor)
+        make_stage(fields.sampling, make_denoiser(config.stage))
+        check_references(_as_evaluation(config))
+    for measure, able in (("inception_score", kind.logits), ("spatial_frechet", kind.has_spatial)):
+        if fields.measure == measure and not able:
+            raise InputError(
+                f"{_FIELD}.measure={measure!r} is not on extractor {fields.extractor.name!r}; "
+                "choose another"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledMetric:
+    """Draws images with the weights of a state, and measures them; every process has to call it.
+
+    Attributes:
+        config: of the run.
+        mesh: of the training: its devices draw together.
+        workdir: of the run; features of the real images are kept in it.
+        prompts: of each class.
+        held_out: real images, which super-resolution enlarges, and which all are compared with
+            where `config.evaluation_metric.reference` names none.
+        text: states of every class's prompt.
+        null_text: states that stand for no text.
+    """
+
+    config: ml_collections.ConfigDict
+    mesh: Mesh
+    workdir: epath.Path
+    prompts: tuple[str, ...]
+    held_out: Source
+    text: Float[np.ndarray, "classes n d"]
+    null_text: Float[np.ndarray, "n d"]
+
+    def __call__(self, state: TrainState) -> dict[str, float]:
+        """The metric of a state's main average by its name; NaN where images are not finite.
+
+        Raises:
+            InputError: the extractor or the real images are missing, damaged or do not fit.
+        """
+        name = metric_name(self._fields)
+        try:
+            images = self._draw(state.inference_variables)
+        except Diverged as error:
+            warnings.warn(f"no {name} of step {int(state.step)}: {error}", stacklevel=1)
+            return {name: float("nan")}
+        common = conditions(self._extractor, images, "round", "none")
+        evaluation = _as_evaluation(self.config)
+        with _named():
+            measured = Measures(evaluation, images, self._real, common).take("", lambda name: None)
+        return {name: measured.results[0].value}
+
+    def open(self) -> None:
+        """Opens the extractor and the real images, so that faults come before anything is begun.
+
+        Raises:
+            InputError: they are missing, damaged or do not fit.
+        """
+        _ = self._references, self._low
+
+    @property
+    def _fields(self) -> ml_collections.ConfigDict:
+        return self.config.evaluation_metric
+
+    @functools.cached_property
+    def _kind(self) -> Kind:
+        return check_extractor(self._fields.extractor)
+
+    @functools.cached_property
+    def _extractor(self) -> Extractor:
+        with _named():
+            return open_extractor(self._fields.extractor)
+
+    @functools.cached_property
+    def _denoiser(self) -> Denoiser:
+        """At the size of the stage's images, whatever parts of them it is trained on."""
+        return make_denoiser(self.config.stage)
+
+    @functools.cached_property
+    def _references(self) -> References:
+        mixed = self._extractor.transform is not None
+        with _named():
+            return open_references(_as_evaluation(self.config), self._extractor, mixed)
+
+    @functools.cached_property
+    def _real(self) -> Real:
+        measures = (self._fields.measure,)
+
+        def look(images: ImageSet) -> Images:
+            folder = self.workdir / "features"
+            batch_size = self._fields.batch_size
+            return see(images, self._extractor, self._kind, measures, folder, batch_size)
+
+        with _named():
+            return self._references.real(look, self._references.digests())
+
+    @functools.cached_property
+    def _low(self) -> Source | None:
+        """Real images that a stage of super-resolution enlarges."""
+        if not self._denoiser.low_size:
+            return None
+        images = ImageSet("low", self.held_out, "unknown", "unknown")
+        sizes = self._denoiser.low_size, self._denoiser.size
+        count = self._fields.num_images
+        with _named():
+            return enlarged(images, *sizes, self.prompts, BALANCED, count, self.config.seed)[0]
+
+    @functools.cached_property
+    def _labels(self) -> np.ndarray:
+        if self._low is not None:
+            return self._low.labels
+        count, classes = self._fields.num_images, len(self.prompts)
+        return class_of_each(BALANCED, count, classes, None, self.config.seed)
+
+    def _draw(self, variables: Variables) -> Images:
+        """What the extractor sees in the images, in order."""
+        taps = taps_for((self._fields.measure,), self._kind)
+        seen: dict[str, list[np.ndarray]] = {tap: [] for tap in taps}
+        for part in self._parts(variables):
+            source = ArraySource(part, np.zeros(len(part), np.int32), ("all",))
+            size = self._fields.batch_size
+            for batch in feature_batches(self._extractor, source, taps, size):
+                for tap, values in batch.items():
+                    seen[tap].append(values)
+        outputs = {tap: np.concatenate(values) for tap, values in seen.items()}
+        return as_images(outputs, self._labels, len(self.prompts), self._kind)
+
+    def _parts(self, variables: Variables) -> Iterator[UInt8[np.ndarray, "n h w c"]]:
+        """The images, a few batches at a time: each depends on the run's seed and its number."""
+        cascade = Cascade(
+            stages=(make_stage(self._fields.sampling, self._denoiser),),
+            variables=(variables,),
+            encoder=_Table(self.prompts, self.text, self.null_text),
+            class_names=self.prompts,
+            digests=("",),
+            config=ml_collections.ConfigDict({"stages": {"stage": {"stage": self.config.stage}}}),
+            batch_size=self._fields.batch_size,
+            mesh=self.mesh,
+        )
+        size = _BATCHES * self._fields.batch_size
+        for first in range(0, len(self._labels), size):
+            numbers = np.arange(first, min(first + size, len(self._labels)))
+            low = None
+            if self._low is not None:
+                low = np.stack([self._low[int(i)]["image"] for i in numbers])
+            request = Request(
+                labels=self._labels[numbers], indices=numbers, seed=self.config.seed, low=low
+            )
+            yield np.concatenate([images for [images] in cascade.stream(request)])
+
+
+def _as_evaluation(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """What `imagen_ft.evaluate` would be told; real images are the held-out ones by default."""
+    fields = plain(config.evaluation_metric)
+    held_out = dict(source=plain(config.evaluation_source), square=config.stage.size)
+    reference = dict(statistics="", source=None, held_out=None) | (fields.get("reference") or {})
+    if not (reference["statistics"] or reference["source"]):
+        reference["source"] = held_out
+    fields |= dict(measures=(fields["measure"],), reference=reference)
+    return ml_collections.ConfigDict({"allow_few_images": False, **fields})
+
+
+@contextlib.contextmanager
+def _named() -> Iterator[None]:
+    """A block in which messages of wrong input name the field of this config."""
+    try:
+        yield
+    except InputError as error:
+        text = str(error).removeprefix("config.")
+        raise InputError(f"{_FIELD}.{text}") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Table:
+    """A text encoder whose states are there already."""
+
+    prompts: tuple[str, ...]
+    states: Float[np.ndarray, "classes n d"]
+    null_states: Float[np.ndarray, "n d"]
+    digest: str = ""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.null_states.shape[0], self.null_states.shape[1]
+
+    def embed(self, prompts: Sequence[str], nulls: Sequence[str] = ()) -> np.ndarray:
+        rows = [self.states[self.prompts.index(prompt)] for prompt in prompts]
+        return np.stack([*rows, *[self.null_states] * len(nulls)]).astype(np.float32)
+
+    def null(self) -> np.ndarray:
+        return self.null_states[None].astype(np.float32)
+
+    def parameters(self) -> dict:
+        return {}
