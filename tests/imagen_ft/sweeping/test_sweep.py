@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 
 from imagen_ft import generate, sample, sweep
-from imagen_ft.evaluation import drawn
+from imagen_ft.evaluation import drawn, seeing
 from imagen_ft.sweeping import bench, best, report, trained, work
 from input_pipeline.synthetic.source import SyntheticSource
 from launch.errors import Diverged
@@ -167,7 +167,7 @@ FEW = ("--config.grid.guidance_weight=(1.0, 2.0)", "--config.grid.logvar_coeff=(
 def test_killed_at_points_it_ends_with_the_same_files(config, tmp_path):
     moments = (
         (drawn, "_write", 1, False),  # drawn, not kept
-        (bench, "features", 2, False),  # about to be looked at
+        (seeing, "features", 2, False),  # about to be looked at
         (bench.Bench, "measure", 1, False),  # looked at
         (work, "write_sealed", 1, False),  # measured
         (work, "write_sealed", 2, True),  # two points whole
