@@ -37,6 +37,11 @@ def is_local(path: epath.PathLike) -> bool:
     return "://" not in os.fspath(path)
 
 
+def is_utf8(text: str) -> bool:
+    """Whether reports and records can hold a name or a prompt, of which a byte may be no text."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def temporary_folder() -> str:
     """Where files go that nobody needs later: TMPDIR, or what the system has.
 

@@ -22,7 +22,7 @@ from imagen_ft.cascade.request import Request, RequestTexts, as_list, check_fiel
 from imagen_ft.diffusion.from_config import make_stages
 from imagen_ft.diffusion.stage import Stage
 from imagen_ft.text import class_names
-from imagen_ft.text.encoders import TextEncoder, check_prompts, make_text_encoder
+from imagen_ft.text.encoders import TextEncoder, check_prompts, check_text, make_text_encoder
 from launch.runtime.config import reading
 from launch.runtime.devices.hardware import architecture
 from launch.runtime.devices.mesh import fetch, fetch_behind, make_mesh, put_split
@@ -400,6 +400,8 @@ def load_cascade(
     check_prompts(prompts, names)
     texts = list(dict.fromkeys([*names, *prompts]))
     nulls = [text] if (text := config.get("negative_prompt", "")) else []
+    for text in nulls:
+        check_text("config.negative_prompt", text)
     if texts or nulls:
         encoder.embed(texts, nulls)  # A prompt that a cache lacks is found before any work.
     stages, variables, digests = load_stages(config, encoder, mesh, base)

@@ -1,6 +1,7 @@
 """A cascade's settings by short names, changed in all of its stages or in one."""
 
 import operator
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -62,7 +63,7 @@ _BATCH_SIZE = {"batch_size": _Setting("batch_size", *_INTEGER)}
 FOR_A_CALL = (*SAMPLING, "stages")
 # What decides about the weights.
 LOADING = {
-    "run": _Setting("run", "a path", _name),
+    "run": _Setting("run", "a path", lambda path: os.path.expanduser(_name(path))),
     "ema": _Setting("ema", *_NAME),
     "best": _Setting("best", "True or False", _flag),
     "variant": _Setting("variant", *_NAME),

@@ -46,7 +46,7 @@ def as_config(source: Opened) -> ml_collections.ConfigDict:
     if isinstance(source, ml_collections.ConfigDict):
         return source
     paths = [source] if isinstance(source, str | os.PathLike) else list(source)
-    names = [os.fspath(path) for path in paths]
+    names = [os.path.expanduser(os.fspath(path)) for path in paths]
     if len(names) == 1 and re.search(r"\.py(:|$)", names[0]):
         return load_config(names[0])
     if not names:
@@ -78,7 +78,7 @@ def with_t5(config: ml_collections.ConfigDict, path: str) -> ml_collections.Conf
         cleaned = cache.encoder.get("preprocessing", PLAIN) == CLEANED
         fields |= dict(dtype=str(cache.dtype), max_length=cache.shape[0], clean_caption=cleaned)
     config = ml_collections.ConfigDict(config.to_dict())
-    config.text = dict(fields, weights=path.removeprefix(PUBLIC))
+    config.text = dict(fields, weights=os.path.expanduser(path.removeprefix(PUBLIC)))
     return config
 
 

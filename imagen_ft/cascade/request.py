@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from imagen_ft.diffusion.stage import Stage
-from imagen_ft.text.encoders import check_prompts
+from imagen_ft.text.encoders import check_prompts, check_text
 from launch.errors import InputError
 
 
@@ -59,7 +59,7 @@ class Request:
 
     def negatives(self) -> Sequence[str]:
         """The texts that stand for no text: one of all images, or one of each."""
-        texts = self.negative_prompt or ""
+        texts = "" if self.negative_prompt is None else self.negative_prompt
         return [texts] if isinstance(texts, str) else texts
 
     def describe(self, row: int, class_names: Sequence[str]) -> str:
@@ -134,10 +134,12 @@ class Request:
             raise InputError(f"label {outside}: the cascade has {len(class_names)} classes, from 0")
 
     def _check_negatives(self, stages: Sequence[Stage]) -> None:
-        given = self.negative_prompt or ""
+        given = "" if self.negative_prompt is None else self.negative_prompt
         if not isinstance(given, Sequence) or not all(isinstance(text, str) for text in given):
             raise InputError(f"negative_prompt must be a text, or a list of texts, got {given!r}")
         texts = self.negatives()
+        for text in texts:
+            check_text("negative_prompt", text)
         if not isinstance(given, str) and len(texts) != len(self):
             raise InputError(
                 f"negative_prompt must be one text, or one for each of {len(self)} images, got "

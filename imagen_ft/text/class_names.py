@@ -3,15 +3,19 @@
 import io
 import itertools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from importlib import resources
+from typing import Any
 
 from etils import epath
 
 from input_pipeline.imagenet import wordnet_ids
 from launch.errors import InputError
+from launch.files import is_utf8
 
 IMAGENET = "imagenet"
+_SYNSET = re.compile(r"n\d{8}[\s,]+\S")
 
 
 def load(name_or_path: epath.PathLike, expected: int | None = None) -> tuple[str, ...]:
@@ -23,7 +27,8 @@ def load(name_or_path: epath.PathLike, expected: int | None = None) -> tuple[str
     not changed here, so this list alone may have duplicates.
 
     Args:
-        name_or_path: 'imagenet', a text file with one name a line, or a `.json` file with a list.
+        name_or_path: 'imagenet', a text file with one name a line, or a `.json` file with a list or
+            an object by number, {"0": "tench", ...}.
         expected: how many there have to be; None takes any number.
 
     Raises:
@@ -94,6 +99,11 @@ def _check_names(named: list[tuple[str, str]]) -> None:
     for location, name in named:
         if not name:
             raise InputError(f"{location} is blank: a class name is needed there; mend the list")
+        if _SYNSET.match(name):
+            raise InputError(
+                f"{location}: {name!r} is a WordNet id with its words; name the list 'imagenet' if "
+                "these are ImageNet's 1,000 classes, else write the ids alone or the words alone"
+            )
         if name in seen:
             raise InputError(
                 f"{location}: {name!r} is already at {seen[name]}: give every class its own name"
@@ -102,7 +112,7 @@ def _check_names(named: list[tuple[str, str]]) -> None:
 
 
 def read_lines(path: epath.PathLike) -> Iterator[tuple[str, str]]:
-    """The lines of a text file, or the strings of the list in a `.json` file.
+    """The lines of a text file, or the strings of a `.json` file: a list, or an object by number.
 
     Args:
         path: its name tells which of both it is.
@@ -139,9 +149,19 @@ def _json_list(path: epath.Path, text: str) -> Iterator[tuple[int, str]]:
         raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg}); mend the file") from None
     except (RecursionError, ValueError) as error:
         raise InputError(f"{path}: not a list of texts ({error}); mend the file") from None
+    if isinstance(entries, dict) and set(entries) == {str(i) for i in range(len(entries))}:
+        entries = [entries[str(i)] for i in range(len(entries))]
+        # Keras has the WordNet id and a word.
+        entries = [" ".join(x) if _is_texts(x) else x for x in entries]
     if not isinstance(entries, list):
         raise InputError(f'{path}: JSON, but no list; write ["...", "..."]')
     for number, entry in enumerate(entries, start=1):
         if not isinstance(entry, str):
             raise InputError(f"{path}, item {number}: {entry!r} is no string; mend the list")
+        if not is_utf8(entry):
+            raise InputError(f"{path}, item {number}: {entry!r} is no text; mend the list")
         yield number, entry
+
+
+def _is_texts(entry: Any) -> bool:
+    return isinstance(entry, list) and all(isinstance(text, str) for text in entry)

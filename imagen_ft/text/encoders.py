@@ -20,6 +20,7 @@ from imagen_ft.text.captions import CLEANED, KINDS, PLAIN, text_keys
 from imagen_ft.text.t5_encoder import T5TextEncoder
 from imagen_ft.text.tokenizer import VOCABULARY, load_t5_tokenizer, tokenize
 from launch.errors import InputError
+from launch.files import is_utf8
 from launch.runtime.config import module_fields
 from launch.runtime.limits import SEED, SIDE, building, check_numbers, make_module
 
@@ -159,7 +160,10 @@ class CachedTextEncoder:
         missing = [text for text, key in pairs if key is not None and key not in self.cache]
         if missing:
             more = f" (nor are {len(missing) - 1} more)" if len(missing) > 1 else ""
-            flags = ["--prompts=FILE", *self.cache.flags, f"--to={self.cache.folder}"]
+            # Caches from before there was cleaning do not say that they are without it.
+            plain = {"--noclean_caption"} if self.preprocessing == PLAIN else set()
+            made_with = [*self.cache.flags, *plain.difference(self.cache.flags)]
+            flags = ["--prompts=FILE", *made_with, f"--to={self.cache.folder}"]
             flags += [f"--template={template}"] if template != "{}" else []
             raise InputError(
                 f"prompt {missing[0]!r} is not in {self.cache.folder}{more}: write it to a file "
@@ -282,9 +286,10 @@ def check_prompts(
         locations: where each comes from, for the message.
 
     Raises:
-        InputError: names the first prompt that is no class name, and the class names.
+        InputError: names the first prompt that is no text, or no class name, and the class names.
     """
     for row, prompt in enumerate(prompts):
+        check_text(locations[row] if locations else f"prompt {row + 1}", prompt)
         if class_names and prompt not in class_names:
             location = locations[row] if locations else f"prompt {row + 1}"
             shown = ", ".join(class_names[:20]) + (", ..." if len(class_names) > 20 else "")
@@ -293,6 +298,16 @@ def check_prompts(
             raise InputError(
                 f"{location}: {prompt!r} is not a class of this model{meant}; use one of {shown}"
             )
+
+
+def check_text(location: str, text: Any) -> None:
+    """Looks at a prompt.
+
+    Raises:
+        InputError: it is no text that has an encoding; begins with its location.
+    """
+    if not isinstance(text, str) or not is_utf8(text):
+        raise InputError(f"{location} must be a text, in UTF-8, got {text!r}")
 
 
 def text_shapes(config: ml_collections.ConfigDict) -> tuple[tuple[int, int], dict[str, Any]]:

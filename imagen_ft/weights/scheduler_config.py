@@ -25,6 +25,7 @@ _DEFAULTS = {
     "rescale_betas_zero_snr": False,
     "trained_betas": None,
 }
+_MOST = 100_000
 _IMPLEMENTED = {
     "_class_name": ("DDPMScheduler",),
     "beta_schedule": ("squaredcos_cap_v2",),
@@ -45,7 +46,7 @@ def scheduler_settings(config: Mapping[str, Any], where: Any) -> dict[str, Any]:
         where: its path, for messages.
 
     Raises:
-        InputError: names the first field that DeepFloyd IF has otherwise.
+        InputError: names the first field that DeepFloyd IF has otherwise, or of a wrong kind.
     """
     settings = {field: config.get(field, default) for field, default in _DEFAULTS.items()}
     checked = {**settings, "_class_name": config.get("_class_name", "DDPMScheduler")}
@@ -55,6 +56,17 @@ def scheduler_settings(config: Mapping[str, Any], where: Any) -> dict[str, Any]:
                 f"{where}: {field} is {checked[field]!r}; only {' or '.join(map(repr, values))} is "
                 "implemented, as DeepFloyd IF has it: use its scheduler"
             )
+    for field, default in _DEFAULTS.items():
+        value = settings[field]
+        if isinstance(default, bool):
+            is_sound, kind = isinstance(value, bool), "True or False"
+        elif isinstance(default, int | float):
+            is_sound = type(value) in (int, float) and 0 <= value <= _MOST
+            kind = f"a number from 0 to {_MOST:,}"
+        else:
+            continue
+        if not is_sound:
+            raise InputError(f"{where}: {field} must be {kind}, got {value!r}; use IF's scheduler")
     return settings
 
 

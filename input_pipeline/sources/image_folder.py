@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import operator
 import os
+import shlex
 import stat
 import struct
 import tarfile
@@ -174,9 +175,7 @@ class _Zip:
             with zipfile.ZipFile(path) as archive:
                 members = {_slashed(member): member for member in archive.infolist()}
         except (zipfile.BadZipFile, EOFError, OSError):
-            if advice := _tar_advice(path):
-                raise InputError(f"{path}: {advice}") from None
-            raise InputError(f"{path}: no zip, or one cut short; fetch it again") from None
+            raise InputError(f"{path}: {_advice(path)}") from None
         root = root.strip("/") or _only_root(path, members)
         self.location = f"{path}/{root}" if root else path
         prefix = f"{root}/" if root else ""
@@ -232,6 +231,17 @@ def _slashed(member: zipfile.ZipInfo) -> str:
     return "/".join([*kept, file])
 
 
+def _advice(path: str) -> str:
+    """What to do with a file that cannot be read as a zip."""
+    if advice := _tar_advice(path):
+        return advice
+    with open(path, "rb") as file:
+        beginning = file.read(2)
+    if beginning in (b"", b"PK"):
+        return "no zip, or one cut short; fetch it again"
+    return "neither a folder nor a zip; unpack it if it is another archive, and give that folder"
+
+
 def _tar_advice(path: str) -> str:
     """What to do with a tar, which cannot be read at random; empty for what is none."""
     try:
@@ -240,7 +250,8 @@ def _tar_advice(path: str) -> str:
     except (tarfile.TarError, EOFError, OSError, zlib.error):
         return ""
     folder = os.path.splitext(os.path.basename(path))[0]
-    unpack = f"mkdir {folder} && tar -xf {path} -C {folder}"
+    target = shlex.quote(folder)
+    unpack = f"mkdir {target} && tar -xf {shlex.quote(path)} -C {target}"
     if first.endswith(".tar"):
         return f"a tar of tars, one a class; {unpack}, then {_UNPACK}"
     if "/" not in first.removeprefix("./"):
@@ -264,14 +275,9 @@ def _only_root(path: str, members: Iterable[str]) -> str:
     return roots[0]
 
 
-def _is_text(name: str) -> bool:
-    """Whether reports, records and prompts can hold it."""
-    return not any("\ud800" <= character <= "\udfff" for character in name)
-
-
 def _is_hidden(name: str) -> bool:
-    """Also the folder in which macOS puts its notes into a zip."""
-    return name.startswith(".") or name == "__MACOSX"
+    """Also what macOS puts into a zip and Windows into folders, for itself."""
+    return name.startswith(".") or name.lower() in ("__macosx", "thumbs.db", "desktop.ini")
 
 
 def _arrange(location: str, listing: dict[str, list[str]]) -> tuple[tuple[str, ...], list[str]]:
@@ -287,7 +293,7 @@ def _arrange(location: str, listing: dict[str, list[str]]) -> tuple[tuple[str, .
         if any(name.endswith(".tar") for name in names):
             raise InputError(f"{location}: holds tars, but no folders of images; {_UNPACK}")
         raise InputError(f"{location}: holds no folders of images; name the one that does")
-    if unreadable := [name for name in listing if not _is_text(name)]:
+    if unreadable := [name for name in listing if not files.is_utf8(name)]:
         raise InputError(
             f"{location}: the name of folder {unreadable[0]!a} is not UTF-8; rename it"
         )

@@ -23,6 +23,8 @@ from launch.errors import InputError, listed
 # NAME-00000-of-00012.parquet; older files of the Hub have a digest behind it.
 _NUMBERED = re.compile(r"(.+)-\d+-of-(\d+)(?:-\w+)?\.parquet")
 _AGAIN = "fetch it again"
+# What files are called that hold a whole split.
+_SPLITS = ("train", "validation", "valid", "val", "dev", "test")
 _BATCH_ROWS = 64  # at 30 MB each these are 2 GB
 
 
@@ -48,7 +50,8 @@ class ParquetSource:
 
         Args:
             path: a mounted folder that holds `*.parquet`, or a pattern that matches such files.
-            split: takes the files `SPLIT-00000-of-0000N.parquet` of the folder only.
+            split: takes the files `SPLIT-00000-of-0000N.parquet`, or `SPLIT.parquet`, of the folder
+                only.
             image: name of a column of bytes, or of structs with the field `bytes`.
             label: name of a column of integers.
             class_names: the name of each label, where the files do not say it.
@@ -239,16 +242,17 @@ def _paths(path: str, split: str | None) -> list[str]:
             raise InputError(f"{path}: no such folder, and no file matches; check the path")
         return paths
     path, split = _inner_folder(path, split)
-    names = _parquet_names(path)
+    names = present = _parquet_names(path)
     numbered = {name: m for name in names if (m := _NUMBERED.fullmatch(name))}
-    splits = sorted({m[1] for m in numbered.values()})
+    split_of = {name: numbered[name][1] if name in numbered else name[:-8] for name in names}
+    splits = sorted({s for name, s in split_of.items() if name in numbered or s in _SPLITS})
     if split is not None:
-        names = {name for name, m in numbered.items() if m[1] == split}
+        names = {name for name in names if split_of[name] == split}
     if not names:
-        others = f"it has {', '.join(splits)}" if splits else "it holds no *.parquet"
-        raise InputError(f"{path}: no files {split or '*'}-*.parquet; {others}")
+        others = listed(splits) or listed(sorted(present)) or "no *.parquet"
+        raise InputError(f"{path}: no files {split or '*'}-*.parquet; it holds {others}")
     if len(splits) > 1 and split is None:
-        raise InputError(f"{path}: holds the splits {', '.join(splits)}; choose one as split")
+        raise InputError(f"{path}: holds the splits {listed(splits)}; choose one as split")
     totals = {m[2] for name, m in numbered.items() if name in names}
     if totals and (len(totals) > 1 or len(names) != int(next(iter(totals)))):
         raise InputError(
@@ -288,6 +292,10 @@ def _inner_folder(path: str, split: str | None) -> tuple[str, str | None]:
 
 
 def _class_names(opened: Sequence[_File], given: Sequence[str] | None) -> tuple[str, ...]:
+    if isinstance(given, str):
+        raise InputError(
+            f"class_names must be a list of names, got {given!r}; write ['...', '...']"
+        )
     first = opened[0].class_names()
     for file in opened:
         if file.class_names() != first or not file.schema.equals(opened[0].schema):

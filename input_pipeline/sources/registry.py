@@ -41,6 +41,9 @@ def load(spec: Fields) -> Source:
             complete.
     """
     spec = {key: spec[key] for key in spec if spec[key] is not None}
+    for field in ("path", "data_dir"):
+        if isinstance(spec.get(field), str):
+            spec[field] = os.path.expanduser(spec[field])
     name = spec.get("name")
     if name not in _KINDS:
         raise InputError(f"unknown source {name!r}; use one of {', '.join(_KINDS)}")

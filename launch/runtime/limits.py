@@ -140,4 +140,8 @@ def _check_integer(name: str, value: Any, least: int, most: int) -> None:
 
 
 def _is_amount(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < math.inf
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and bool(0 <= value < math.inf)
+    )

@@ -337,7 +337,6 @@ def test_cascades_without_a_half(cascade):
         (dict(labels=np.array([0.0, 1.0])), "labels are float64: whole numbers of classes"),
         (dict(labels=np.array([True])), "labels are bool: whole numbers of classes"),
         (dict(labels=np.zeros((2, 1), int)), "labels: give a list, with one for each image"),
-        (dict(prompts="ab"), "prompts: give a list, with one for each image"),
     ],
 )
 def test_requests_that_are_refused(cascade, fields, message):
@@ -479,6 +478,8 @@ def test_negative_prompts(cascade):
     ("fields", "message"),
     [
         (dict(negative_prompt=["zz"]), "one for each of 2 images, got 1"),
+        (dict(negative_prompt=[]), "one for each of 2 images, got 0"),
+        (dict(negative_prompt="\udcff"), r"negative_prompt must be a text, in UTF-8, got '.udcff'"),
         (dict(negative_prompt="longer"), "'longer' has 7 tokens, text.max_length is 3"),
         (
             dict(negative_prompt="zz", low=np.zeros((2, 4, 4, 1), np.uint8)),
@@ -491,7 +492,7 @@ def test_negative_prompts_that_are_refused(cascade, fields, message):
         cascade.sample(["c", "ab"], **fields)
 
 
-@pytest.mark.parametrize("value", [3, ["zz", 3]])
+@pytest.mark.parametrize("value", [3, ["zz", 3], np.array(["zz", "c"])])
 def test_negative_prompts_that_are_no_texts(value):
     request = Request(["c", "ab"])
     object.__setattr__(request, "negative_prompt", value)  # not by the tests' checks of types

@@ -87,6 +87,17 @@ def test_another_noise_schedule_is_refused(config, scheduler, schedule):
         as_imported(wrong)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("sample_max_value", "1"), ("num_train_timesteps", 10**9), ("thresholding", "no")],
+)
+def test_a_scheduler_of_wrong_kinds_is_refused(config, field, value):
+    with pytest.raises(
+        InputError, match=f"scheduler_config.json: {field} must be .*, got {value!r}"
+    ):
+        as_imported(config({field: value}))
+
+
 def test_weights_alone_say_nothing(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel"}))
     alone = sample.get_config()

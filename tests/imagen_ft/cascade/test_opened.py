@@ -59,9 +59,11 @@ def test_runs_are_the_stages_of_a_cascade(monkeypatch):
         ([], "config must be a file, a config, a run or weights, got none"),
         ("configs/no.py", "there is no file configs/no.py"),
         ("/no/such/run", "/no/such/run holds no run"),
+        ("~/run", "/no/home/run holds no run"),
     ],
 )
-def test_what_cannot_be_loaded(source, message):
+def test_what_cannot_be_loaded(source, message, monkeypatch):
+    monkeypatch.setenv("HOME", "/no/home")
     with pytest.raises(InputError, match=message):
         Cascade.load(source)
 

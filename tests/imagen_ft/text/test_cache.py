@@ -142,14 +142,17 @@ def test_a_cache_of_unknown_preprocessing(tmp_path, monkeypatch):
 
 def test_a_missing_prompt_is_named_with_the_command(tmp_path):
     make(tmp_path)
-    command = "python -m imagen_ft.text --prompts=FILE --weights=weights/if --dtype=bfloat16 --to="
+    command = "python -m imagen_ft.text --prompts=FILE --weights=weights/if --dtype=bfloat16 "
+    command += "--noclean_caption --to="
     with pytest.raises(InputError, match=f"prompt 'Owl' is not in .*{command}{tmp_path}$"):
         encoder(tmp_path).embed(["café", "Owl"])
     with pytest.raises(
         InputError, match=r"'hen' is not in .* \(nor are 1 more\).* '--template=my {}'$"
     ):
         encoder(tmp_path, template="my {}").embed(["hen", "café"])
-    with pytest.raises(InputError, match=rf"'blurry' is not in .*bfloat16 --to={tmp_path}$"):
+    with pytest.raises(
+        InputError, match=rf"'blurry' is not in .*bfloat16 --noclean_caption --to={tmp_path}$"
+    ):
         encoder(tmp_path, template="A photo of a {}").embed(["red fox"], ["", "blurry"])
 
 

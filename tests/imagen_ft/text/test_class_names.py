@@ -19,6 +19,7 @@ def test_imagenet():
     [
         ("names.txt", b"\xef\xbb\xbfcaf\xc3\xa9\r\n  red  fox \nowl"),
         ("names.json", b'["caf\\u00e9", "red  fox ", "owl"]'),
+        ("names.json", b'{"2": "owl", "0": "caf\\u00e9", "1": "red  fox "}'),
     ],
 )
 def test_files(tmp_path, file, data):
@@ -44,6 +45,13 @@ def test_files(tmp_path, file, data):
         ("a.json", b'["one", 2]', r"a\.json, item 2: 2 is no string"),
         ("a.json", b'["one", "one "]', r"a\.json, item 2: 'one' is already at .*item 1"),
         ("a.json", b'["one", ""]', r"a\.json, item 2 is blank"),
+        ("a.json", b'["one", "\\ud83d"]', r"a\.json, item 2: '.ud83d' is no text; mend"),
+        (
+            "a.txt",
+            b"n01440764 tench, Tinca tinca\n",
+            r"a\.txt:1: .* is a WordNet id with its words",
+        ),
+        ("a.json", b'{"0": ["n01440764", "tench"]}', r"a\.json, item 1: 'n01440764 tench' is a W"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, file, data, said):

@@ -286,7 +286,7 @@ def test_held_out_images(tmp_path):
         (dict(split="train", held_out=10), "held_out=10 leaves no image of 'a' to train on"),
         (
             dict(copies=2),
-            "no field 'copies'; use name, path, root, upright, split, held_out, per_class",
+            "no field 'copies'; use name, path, root, split, held_out, upright, standin, per_class",
         ),
     ],
 )

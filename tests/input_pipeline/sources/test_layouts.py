@@ -27,9 +27,8 @@ def folder(path):
 
 def other_formats(path):
     kinds = {"a.webp": "WEBP", "b.BMP": "BMP", "c.gif": "GIF"}
-    return folder(
-        write_folder(path, {f"cat/{n}": encoded(picture(5, 6), kind) for n, kind in kinds.items()})
-    )
+    contents = {f"cat/{n}": encoded(picture(5, 6), kind) for n, kind in kinds.items()}
+    return folder(write_folder(path, {**contents, "cat/Thumbs.db": b"of Windows"}))
 
 
 def zipped(path, names, system):
@@ -101,6 +100,11 @@ def flat(path):
     return folder(write_folder(path, {"ILSVRC2012_val_00000001.JPEG": PNG}))
 
 
+def other_archive(path):
+    path.write_bytes(b"7z\xbc\xaf\x27\x1c")
+    return folder(path)
+
+
 def not_text(path):
     os.makedirs(os.fsencode(path) + b"/caf\xe9")
     return folder(path)
@@ -125,6 +129,11 @@ def several_folders(path):
         (lambda path: tar(path, ["./1.JPEG"]), "a tar of images without classes; mkdir set &&"),
         (lambda path: tar(path, ["imagenet-a/n01/1.jpg"]), "mkdir set && tar -xf .* give that"),
         (lambda path: folder(write_folder(path, {"n01.tar": b""})), "for f in .*tar; do"),
+        (
+            lambda path: tar(path.with_name("a b"), ["n01/1.jpg"]),
+            "mkdir 'a b' && tar -xf '.*a b' -C 'a b'",
+        ),
+        (other_archive, "neither a folder nor a zip; unpack it"),
         (flat, "holds images, but no folders of classes; sort them"),
         (not_text, r"the name of folder 'caf\\udce9' is not UTF-8; rename it"),
         (foreign_shards, "holds shards without dataset_info.json"),
@@ -189,3 +198,6 @@ def test_home(tmp_path, monkeypatch):
         "d": "~",
     }
     assert str(arguments.workdir) == f"{tmp_path}/run"
+    os.mkdir(tmp_path / "photos")
+    other_formats(tmp_path / "photos" / "a")
+    assert len(sources.load(folder("~/photos/a"))) == 3

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from etils import epath
 
 from input_pipeline import sources
 from input_pipeline.sources import parquet
@@ -92,7 +93,7 @@ def test_splits_and_patterns(tmp_path):
     spec = dict(name="parquet", path=str(tmp_path / "a"))
     assert len(sources.load(dict(spec, split="test"))) == 3
     assert len(sources.load(dict(spec, split="train", per_class=2))) == 6
-    refused("no files val-.*; it has test, train", tmp_path / "a", "val")
+    refused("no files val-.*; it holds test, train", tmp_path / "a", "val")
     second = sources.load(dict(name="parquet", path=str(tmp_path / "a" / "train-00001*")))
     assert len(second) == 7 and second.key(0) == "train-00001-of-00002.parquet:0"
     refused("no such folder, and no file matches", tmp_path / "a" / "valid*")
@@ -101,6 +102,15 @@ def test_splits_and_patterns(tmp_path):
     refused("1 files of 00002; fetch the missing ones", tmp_path / "a", "train")
     (tmp_path / "empty").mkdir()
     refused(r"it holds no \*\.parquet", tmp_path / "empty")
+    for name in ("train", "test"):
+        (tmp_path / "empty" / f"{name}.parquet").write_bytes(
+            epath.Path(second._paths[0]).read_bytes()
+        )
+    refused("holds the splits test, train; choose one", tmp_path / "empty")
+    refused("no files val-.*; it holds test, train", tmp_path / "empty", "val")
+    assert len(ParquetSource(tmp_path / "empty", "test")) == 7
+    said = "class_names must be a list of names, got 'imagenet'"
+    refused(said, tmp_path / "empty", "test", class_names="imagenet")
     refused("Parquet is read from mounted folders", "gs://bucket/x")
 
 

@@ -2,6 +2,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from launch.errors import InputError
@@ -26,7 +27,8 @@ class Model:
 
 def test_fields_that_a_network_can_be_made_of():
     assert make_module(Model, {}, "unet") == Model()
-    fields = dict(layers_per_block=1000, hidden=2**17, mlp_dim=1, rate=1, scale=0.5, remat=(True,))
+    fields = dict(layers_per_block=1000, hidden=2**17, mlp_dim=1, rate=1, remat=(True,))
+    fields["scale"] = np.float64(0.5)
     assert make_module(Model, fields, "unet") == Model(**fields)
 
 
