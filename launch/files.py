@@ -4,12 +4,13 @@ import concurrent.futures
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import logging
 import os
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -282,6 +283,8 @@ class Nothing:
 
 
 NOTHING = Nothing()
+# Elements of lists that are shown as a whole.
+_SHOWN = 10
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -293,7 +296,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
 
     Returns:
         By dotted path, in order, the values of both; `NOTHING` where a field is missing. An empty
-        dict is one that is missing.
+        dict is one that is missing. Of long lists the first elements that differ, `names[3]`.
     """
     changed: dict[str, tuple[Any, Any]] = {}
     for key in sorted(old.keys() | new.keys()):
@@ -302,8 +305,23 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
         if before != now and all(isinstance(value, dict) for value in inside):
             changed |= {f"{key}.{path}": pair for path, pair in differences(*inside).items()}
         elif before != now:
-            changed[key] = before, now
+            at = _first_difference(before, now)
+            path = key if at is None else f"{key}[{at}]"
+            changed[path] = (before, now) if at is None else _pairs(before, now)[at]
     return changed
+
+
+def _pairs(old: Sequence[Any], new: Sequence[Any]) -> list[tuple[Any, Any]]:
+    return list(itertools.zip_longest(old, new, fillvalue=NOTHING))
+
+
+def _first_difference(old: Any, new: Any) -> int | None:
+    """Of two lists of which one is too long for a message; None for all else."""
+    if not all(isinstance(value, list | tuple) for value in (old, new)):
+        return None
+    if max(len(old), len(new)) <= _SHOWN:
+        return None
+    return next((i for i, (a, b) in enumerate(_pairs(old, new)) if a != b), None)
 
 
 def write_sealed(path: epath.PathLike, obj: dict[str, Any]) -> None:

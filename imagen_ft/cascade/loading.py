@@ -113,6 +113,8 @@ def open_run(path: str) -> Run | None:
     Raises:
         InputError: there is nothing.
     """
+    if not path:
+        raise InputError("run must name a run or weights, got ''; set it in the config")
     if path.startswith(PUBLIC):
         return None
     folder = epath.Path(path)

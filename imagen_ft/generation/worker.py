@@ -19,7 +19,7 @@ from input_pipeline.synthetic.card import make_card
 from input_pipeline.synthetic.writer import MANIFEST, SyntheticWriter
 from launch.cli import say
 from launch.code_version import code_version
-from launch.errors import InputError
+from launch.errors import InputError, listed
 from launch.runtime import app
 from launch.runtime.devices import distributed
 from launch.runtime.locks import one_at_a_time
@@ -67,7 +67,7 @@ def _pending(writer: SyntheticWriter, worker: int, num_workers: int) -> list[int
     """A worker's shards that are to be written; says which of them were there, but damaged."""
     pending = writer.pending_shards(worker, num_workers)
     if damaged := sorted(writer.shards_there() & set(pending)):
-        say(f"{writer.folder}: shards {', '.join(map(str, damaged))} are damaged: made again")
+        say(f"{writer.folder}: shards {listed(damaged)} are damaged: made again")
     return pending
 
 

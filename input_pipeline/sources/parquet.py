@@ -213,7 +213,7 @@ class _File:
     def _check_columns(self, image: str, label: str) -> None:
         import pyarrow as pa
 
-        columns = ", ".join(f"{field.name} ({field.type})" for field in self.schema)
+        columns = listed(f"{field.name} ({field.type})" for field in self.schema)
         for name, kind, fits in (
             (image, "bytes or of structs with bytes", _holds_bytes),
             (label, "integers", pa.types.is_integer),

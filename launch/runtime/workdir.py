@@ -31,6 +31,8 @@ FREE = (
     "profile",
 )
 
+_OF_INPUTS = " (digests of what is read, and for images of `upright`, whether they are turned)"
+
 
 def claim_workdir(
     workdir: epath.Path, config: ml_collections.ConfigDict, inputs: Mapping[str, str] | None = None
@@ -64,7 +66,7 @@ def claim_workdir(
             _check_new(workdir)
             return write_record(workdir, *current)
         before_config, before_inputs, name = read_record(workdir)
-        _compare(workdir, before_inputs, current[1])
+        _compare(workdir, before_inputs, current[1], _OF_INPUTS)
         _compare(workdir, before_config, current[0])
         return name
 
@@ -82,10 +84,10 @@ def _check_new(workdir: epath.Path) -> None:
                 )
 
 
-def _compare(workdir: epath.Path, before: dict, current: dict) -> None:
+def _compare(workdir: epath.Path, before: dict, current: dict, note: str = "") -> None:
     for field, (old, new) in differences(before, current).items():
         if field.partition(".")[0] not in FREE:
             raise InputError(
-                f"{workdir} was begun with {field} = {old}, now it is {new}: "
+                f"{workdir} was begun with {field} = {old}, now it is {new}{note}: "
                 "name another --workdir, or remove that one"
             )

@@ -60,6 +60,7 @@ def test_runs_are_the_stages_of_a_cascade(monkeypatch):
         ("configs/no.py", "there is no file configs/no.py"),
         ("/no/such/run", "/no/such/run holds no run"),
         ("~/run", "/no/home/run holds no run"),
+        ("", "run must name a run or weights, got ''"),
     ],
 )
 def test_what_cannot_be_loaded(source, message, monkeypatch):

@@ -43,11 +43,25 @@ def test_it_belongs_to_one_config(tmp_path):
     assert Run.open(workdir).config.log_every == 2
 
 
+def test_of_long_lists_the_first_difference_is_told(tmp_path):
+    names = [f"class {number}" for number in range(1000)]
+    claim_workdir(epath.Path(tmp_path), small_config(names=names))
+    for other, said in (
+        ([*names[:7], "owl", *names[8:]], r"names\[7\] = class 7, now it is owl: name"),
+        (names[:-1], r"names\[999\] = class 999, now it is nothing: name"),
+    ):
+        with pytest.raises(InputError, match=said):
+            claim_workdir(epath.Path(tmp_path), small_config(names=other))
+
+
 def test_it_belongs_to_what_it_is_made_from(tmp_path):
     claim_workdir(epath.Path(tmp_path), small_config(), {"init_from": "abc"})
     claim_workdir(epath.Path(tmp_path), small_config(), {"init_from": "abc"})
     for inputs, said in (
-        ({"init_from": "abd"}, "init_from = abc, now it is abd"),
+        (
+            {"init_from": "abd"},
+            r"init_from = abc, now it is abd \(digests of .*upright.*\): name another",
+        ),
         ({}, "init_from = abc, now it is nothing"),
         (None, "init_from = abc, now it is nothing"),
         ({"init_from": "abc", "generated": "e"}, "generated = nothing, now it is e"),
