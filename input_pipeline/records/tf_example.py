@@ -28,7 +28,8 @@ def encode_example(values: Mapping[str, Value | Sequence[Value]]) -> bytes:
     """Serialises one record as a tf.train.Example; the same values give the same bytes.
 
     Args:
-        values: name -> value or sequence of values of one kind. Texts are stored as UTF-8.
+        values: name -> value or sequence of values of one kind. Texts are stored as UTF-8,
+            but for names of files that are none: as they are.
 
     Raises:
         TypeError: a value is of another kind.
@@ -44,7 +45,10 @@ def _feature(name: str, value: Any) -> Any:
     scalar = isinstance(value, bytes | str) or np.ndim(value) == 0
     items: list[Any] = [value] if scalar else list(value)
     if all(isinstance(item, bytes | str) for item in items):
-        items = [item.encode() if isinstance(item, str) else item for item in items]
+        items = [
+            item.encode(errors="surrogateescape") if isinstance(item, str) else item
+            for item in items
+        ]
         return proto.Feature(bytes_list=proto.BytesList(value=items))
     if all(isinstance(item, int | np.integer) for item in items):
         return proto.Feature(int64_list=proto.Int64List(value=items))

@@ -303,8 +303,8 @@ def _arrange(location: str, listing: dict[str, list[str]]) -> tuple[tuple[str, .
         for name in images:
             if "/" in name or not name.lower().endswith(SUFFIXES):
                 raise InputError(
-                    f"{location}/{folder}/{name}: not a file {', '.join(SUFFIXES)}; take it "
-                    "out, or choose another root"
+                    f"{location}/{folder}/{name}: not a file {', '.join(SUFFIXES)}; convert "
+                    "it, take it out, or choose another root"
                 )
         if not images:
             raise InputError(f"{location}/{folder}: holds no image; fill or remove it")

@@ -107,7 +107,7 @@ class TfdsSource:
         shard, record = self._locate(i)
         if not self._split.key:
             return f"{os.path.basename(shard.path)}:{record}"
-        return self._names[i].decode()
+        return self._names[i].decode(errors="surrogateescape")
 
     @functools.cached_property
     def _names(self) -> np.ndarray:
@@ -115,7 +115,7 @@ class TfdsSource:
         named = names[self.labels != NO_LABEL]
         distinct, times = np.unique(named, return_counts=True)
         if (times > 1).any():
-            twice = distinct[times > 1][0].decode()
+            twice = distinct[times > 1][0].decode(errors="surrogateescape")
             raise InputError(
                 f"{self._split.folder}: {self._split.key} {twice!r} is of several records; choose "
                 "another field as key"
