@@ -24,6 +24,7 @@ from classifiers.evaluation.evaluated_runs import EvaluatedRun, find_runs, open_
 from classifiers.evaluation.image_sets import EvaluationSet, check_specs, open_sets
 from classifiers.evaluation.run_on_set import RunOnSet, check_attacks
 from classifiers.evaluation.statistics import compare
+from input_pipeline import sources
 from launch.errors import InputError
 from launch.files import write_json
 from launch.runtime import app
@@ -31,9 +32,23 @@ from launch.runtime.devices import joining
 from launch.runtime.devices.distributed import on_first_process
 from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.locks import lock
+from launch.runtime.optional_fields import Defaults, below, unset
 from launch.runtime.reports import image_grid
 
 define_flags = joining.define_flags
+
+
+def lacking(config: ml_collections.ConfigDict) -> Defaults:
+    """Fields that a config lacks and the command line can set."""
+    fields: Defaults = {}
+    for name, spec in config.sets.items():
+        path = f"sets.{name}"
+        fields |= below(path, spec, {"label_map": "", "prepare": unset(str)})
+        fields |= sources.lacking_in_source(f"{path}.source", spec.get("source") or {})
+    for name, spec in config.attacks.items():
+        seeds = {"seed": 0} if spec.get("kind") == "pgd" else {}
+        fields |= below(f"attacks.{name}", spec, {"sets": (), "num_images": 0, **seeds})
+    return fields
 
 
 def main(args: app.Arguments) -> None:
@@ -203,4 +218,4 @@ def _arm(seeds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    app.run(main, __doc__, define_flags)
+    app.run(main, __doc__, define_flags, lacking=lacking)

@@ -15,6 +15,7 @@ from input_pipeline.source import Source
 from launch.errors import InputError
 from launch.files import read_json, write_json
 from launch.runtime.config import module_fields, plain
+from launch.runtime.optional_fields import Defaults, below, defaults_of
 from launch.runtime.types import Array
 
 _CLASS_NAMES = "class_names.json"
@@ -32,6 +33,12 @@ def make_model(config: ml_collections.ConfigDict, num_classes: int) -> Classifie
     if name is None:
         raise InputError("config.model has no name: name a model")
     return presets.make(name, num_classes, **fields)
+
+
+def lacking_in_model(config: ml_collections.ConfigDict) -> Defaults:
+    """Fields of `make_model` that the section `model` lacks."""
+    model = make_model(config, num_classes=1)
+    return below("model", config, defaults_of(model, leave_out=("num_classes",)))
 
 
 def save_class_names(workdir: epath.Path, class_names: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ in a row have failed or were killed at the same step, no other begins before you
 
 import functools
 
+import ml_collections
 from absl import flags
 
 from classifiers import from_config
@@ -23,19 +24,41 @@ from classifiers.training import vmap_seeds
 from classifiers.training.train_seeds import train_seeds
 from classifiers.training.training import Training
 from input_pipeline import sources
+from input_pipeline.augment import policy
 from input_pipeline.batches.mixture import check_share
 from input_pipeline.batches.rates import cpu_seconds
 from launch.runtime import app
 from launch.runtime.devices import joining
 from launch.runtime.devices.mesh import make_mesh
+from launch.runtime.optional_fields import Defaults, below, unset
 from launch.runtime.preflight import preflight
-from launch.runtime.training.loop import check_fields
+from launch.runtime.training.loop import check_fields, lacking_in_training
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """The task's own flags."""
     joining.define_flags(values)
     preflight.define_flags(values)
+
+
+def lacking(config: ml_collections.ConfigDict) -> Defaults:
+    """Fields that a config lacks and the command line can set."""
+    own = {"num_classes": unset(int), "vmap_seeds": False, "repeats": 1, "init_from": ""}
+    own |= {"synthetic_weight": unset(float), "synthetic_loss_weight": 1.0}
+    mix = {"mixup": 0.0, "cutmix": 0.0, "switch": 0.5, "probability": 1.0}
+    mix |= {"per_example": False, "by_domain": False}
+    fields = {
+        **below("", config, own | {"loss": "cross_entropy"}),
+        **below("mix", config.get("mix") or {}, mix),
+        **policy.lacking_in_augment(config.get("augment") or {}),
+        **policy.lacking_in_evaluation(config.get("evaluation") or {}),
+        **from_config.lacking_in_model(config.model),
+        **lacking_in_training(config),
+        **sources.lacking_in_source("evaluation_source", config.evaluation_source),
+    }
+    for name, spec in config.train_sources.items():
+        fields |= sources.lacking_in_source(f"train_sources.{name}", spec)
+    return fields
 
 
 def main(args: app.Arguments) -> None:
@@ -75,4 +98,4 @@ def main(args: app.Arguments) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, __doc__, define_flags)
+    app.run(main, __doc__, define_flags, lacking=lacking)

@@ -12,23 +12,43 @@ goodput.jsonl in the run directory says what the time of every attempt was spent
 row have failed or were killed at the same step, no other begins before you remove that file.
 """
 
+import ml_collections
 from absl import flags
 
-from imagen_ft.text.encoders import make_text_encoder, text_shapes
+from imagen_ft.diffusion.from_config import lacking_in_denoiser
+from imagen_ft.text.encoders import lacking_in_text, make_text_encoder, text_shapes
+from imagen_ft.training.pictures import lacking_in_pictures
 from imagen_ft.training.train_stage import train_stage
 from imagen_ft.training.training import Training
+from input_pipeline import sources
 from input_pipeline.batches.rates import cpu_seconds
 from launch.runtime import app
 from launch.runtime.devices import joining
 from launch.runtime.devices.mesh import make_mesh
+from launch.runtime.optional_fields import Defaults, below
 from launch.runtime.preflight import preflight
-from launch.runtime.training.loop import check_fields
+from launch.runtime.training.loop import check_fields, lacking_in_training
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """The task's own flags."""
     joining.define_flags(values)
     preflight.define_flags(values)
+
+
+def lacking(config: ml_collections.ConfigDict) -> Defaults:
+    """Fields that a config lacks and the command line can set."""
+    images = {"crop_size": 0, "flip": False, "init_from": ""}
+    return {
+        **below("", config, images),
+        **below("loss", config.loss, {"min_snr_gamma": 0.0, "vlb_weight": 0.0}),
+        **lacking_in_denoiser("stage", config.stage),
+        **lacking_in_text(config.text),
+        **lacking_in_training(config),
+        **lacking_in_pictures(config),
+        **sources.lacking_in_source("train_source", config.train_source),
+        **sources.lacking_in_source("evaluation_source", config.evaluation_source),
+    }
 
 
 def main(args: app.Arguments) -> None:
@@ -56,4 +76,4 @@ def main(args: app.Arguments) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, __doc__, define_flags)
+    app.run(main, __doc__, define_flags, lacking=lacking)

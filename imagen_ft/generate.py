@@ -13,13 +13,14 @@ import dataclasses
 import functools
 import time
 
+import ml_collections
 from absl import flags
 from etils import epath
 
 from imagen_ft.cascade import load_cascade
 from imagen_ft.cascade.imported import as_imported
-from imagen_ft.cascade.loading import mesh_of, parameter_shapes, with_dtypes
-from imagen_ft.generation.contents import set_fields
+from imagen_ft.cascade.loading import lacking_in_cascade, mesh_of, parameter_shapes, with_dtypes
+from imagen_ft.generation.contents import lacking_in_set, set_fields
 from imagen_ft.generation.repair import check, check_sound, discard_damaged
 from imagen_ft.generation.worker import generate
 from input_pipeline.synthetic.verify import verify
@@ -29,6 +30,7 @@ from launch.runtime import app
 from launch.runtime.devices import distributed, joining
 from launch.runtime.limits import BATCH, MOST, SEED, check_numbers
 from launch.runtime.locks import join
+from launch.runtime.optional_fields import Defaults
 
 _LIMITS = {
     "seed": SEED,
@@ -52,6 +54,11 @@ def define_flags(values: flags.FlagValues) -> None:
         "read a set back, and make again what is damaged or missing",
         flag_values=values,
     )
+
+
+def lacking(config: ml_collections.ConfigDict) -> Defaults:
+    """Fields that a config lacks and the command line can set."""
+    return {**lacking_in_cascade(config), **lacking_in_set(config)}
 
 
 def _see(folder: epath.Path) -> None:
@@ -97,4 +104,4 @@ def main(args: app.Arguments) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, __doc__, define_flags)
+    app.run(main, __doc__, define_flags, lacking=lacking)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from imagen_ft.cascade import film, load_cascade, memory_table, show
 from imagen_ft.cascade.imported import as_imported
-from imagen_ft.cascade.loading import parameter_shapes, with_dtypes
+from imagen_ft.cascade.loading import lacking_in_cascade, parameter_shapes, with_dtypes
 from imagen_ft.text import class_names
 from imagen_ft.text.class_names import read_lines
 from imagen_ft.text.encoders import check_prompts
@@ -59,6 +59,10 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "path", 0, "moments of the denoising that path.png shows; 0 for none", flag_values=values
     )
+
+
+# Fields that a config lacks and the command line can set.
+lacking = lacking_in_cascade
 
 
 def read_prompts(values: flags.FlagValues) -> dict[str, str]:
@@ -179,4 +183,4 @@ def image_name(number: int, prompt: str, size: int) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main, __doc__, define_flags)
+    app.run(main, __doc__, define_flags, lacking=lacking)

@@ -13,6 +13,7 @@ from pathlib import Path
 import ml_collections
 from etils import epath
 
+from classifiers import train
 from launch.errors import InputError
 from launch.files import json_digest
 from launch.jobs.runner import Job
@@ -176,7 +177,7 @@ def _run(config: ml_collections.ConfigDict, workdir: Path, label: str, arm: Arm)
         *(f"--config.{override}" for override in overrides),
     )
     try:
-        resolved = app.parse(["classifiers.train", *argv]).config
+        resolved = app.parse(["classifiers.train", *argv], lacking=train.lacking).config
     except InputError as error:
         raise InputError(f"config.models.{label}: {error}") from None
     run = PlannedRun(label, arm, folder, ("classifiers.train", *argv), resolved, start)

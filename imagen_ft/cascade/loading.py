@@ -12,15 +12,21 @@ from jax.sharding import Mesh
 from imagen_ft import weights
 from imagen_ft.cascade.changes import changed
 from imagen_ft.diffusion.denoiser import Denoiser
-from imagen_ft.diffusion.from_config import make_stages
+from imagen_ft.diffusion.from_config import (
+    lacking_in_denoiser,
+    lacking_in_stage,
+    make_denoiser,
+    make_stages,
+)
 from imagen_ft.diffusion.stage import Stage
-from imagen_ft.text.encoders import TextEncoder, text_shapes
+from imagen_ft.text.encoders import TextEncoder, lacking_in_text, text_shapes
 from launch.errors import InputError
 from launch.files import differences
 from launch.runtime.config import plain
 from launch.runtime.devices.hardware import half_dtype
 from launch.runtime.devices.mesh import make_mesh, with_shardings
 from launch.runtime.ema import MAIN
+from launch.runtime.optional_fields import Defaults, below, unset
 from launch.runtime.run import STAGE, Run
 
 # Of a stage's dtype, see `with_dtypes`.
@@ -78,6 +84,18 @@ def load_stages(
             variables.append(loaded)
             digests.append(weights.digest(path, "unet", variant))
     return tuple(stages.values()), tuple(variables), tuple(digests)
+
+
+def lacking_in_cascade(config: ml_collections.ConfigDict) -> Defaults:
+    """Fields of a cascade that a config lacks."""
+    fields = {**below("", config, {"negative_prompt": ""}), **lacking_in_text(config.text)}
+    own = {"ema": MAIN, "best": False, "variant": unset(str)}
+    for name, entry in with_dtypes(config).stages.items():
+        path, denoiser = f"stages.{name}", make_denoiser(entry.stage)
+        fields |= below(path, entry, own)
+        fields |= lacking_in_denoiser(f"{path}.stage", entry.stage)
+        fields |= lacking_in_stage(path, entry, denoiser)
+    return fields
 
 
 def with_dtypes(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

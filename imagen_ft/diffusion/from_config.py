@@ -13,6 +13,7 @@ from imagen_ft.models.unet import UNet
 from launch.errors import InputError
 from launch.runtime.config import module_fields
 from launch.runtime.limits import SIDE, check_numbers, make_module
+from launch.runtime.optional_fields import Defaults, below, defaults_of
 
 _LIMITS = {"size": SIDE, "low_size": (0, SIDE[1]), "channels": SIDE}
 
@@ -114,6 +115,26 @@ def make_stage(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Stage:
         guidance_interval=interval,
         batch_size=batch_size,
     )
+
+
+def lacking_in_denoiser(path: str, config: ml_collections.ConfigDict) -> Defaults:
+    """Fields of `make_denoiser` that a config lacks, which is at `path`."""
+    denoiser = make_denoiser(config)
+    # Those that the image decides about are no options.
+    network = defaults_of(denoiser.model, leave_out=("out_channels", "noise_level"))
+    return {
+        **below(path, config, defaults_of(denoiser)),
+        **below(f"{path}.unet", config.unet, network),
+    }
+
+
+def lacking_in_stage(path: str, config: ml_collections.ConfigDict, denoiser: Denoiser) -> Defaults:
+    """Fields of `make_stage` that a config lacks, which is at `path`."""
+    stage = make_stage(config, denoiser)
+    return {
+        **below(path, config, defaults_of(stage)),
+        **below(f"{path}.sampler", config.sampler, defaults_of(stage.sampler)),
+    }
 
 
 def make_stages(config: ml_collections.ConfigDict, base: bool = True) -> dict[str, Stage]:

@@ -13,6 +13,7 @@ from launch import files
 from launch.errors import InputError
 from launch.runtime import app
 from launch.runtime.config import plain
+from launch.runtime.optional_fields import Defaults, below, unset
 
 
 def real_counts(config: ml_collections.ConfigDict) -> tuple[tuple[str, ...], list[int]]:
@@ -43,6 +44,18 @@ def real_counts(config: ml_collections.ConfigDict) -> tuple[tuple[str, ...], lis
     return names, [counts[name] for name in names]
 
 
+def lacking_in_set(config: ml_collections.ConfigDict) -> Defaults:
+    """Fields that say what a generated set is, and a config lacks."""
+    encoding = {"format": "png", "quality": unset(int), "size": 0}
+    source = config.get("real_source") or {}
+    return {
+        **below("", config, {"images_per_shard": 0, "counts": unset(str)}),
+        **below("mesh", config.get("mesh") or {}, {"data": -1, "fsdp": 1, "tensor": 1}),
+        **below("encoding", config.get("encoding") or {}, encoding),
+        **sources.lacking_in_source("real_source", source),
+    }
+
+
 def set_fields(args: app.Arguments, cascade: Cascade) -> dict[str, Any]:
     """All that decides about the images of the set, as arguments of `SyntheticWriter`.
 
@@ -52,7 +65,7 @@ def set_fields(args: app.Arguments, cascade: Cascade) -> dict[str, Any]:
     config = args.config
     names, counts = real_counts(config)
     denoiser = cascade.stages[-1].denoiser
-    encoding = dict(plain(config.get("encoding", {"format": "png"})))
+    encoding = {"format": "png", **plain(config.get("encoding", {}))}
     size = encoding.pop("size", 0) or denoiser.size
     if not 1 <= size <= denoiser.size:
         raise InputError(

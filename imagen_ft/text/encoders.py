@@ -23,6 +23,7 @@ from launch.errors import InputError
 from launch.files import is_utf8
 from launch.runtime.config import module_fields
 from launch.runtime.limits import SEED, SIDE, building, check_numbers, make_module
+from launch.runtime.optional_fields import Defaults, below, defaults_of, unset
 
 # Prompts that the encoder with fixed weights takes at a time.
 BATCH_SIZE = 16
@@ -229,6 +230,19 @@ def make_text_encoder(config: ml_collections.ConfigDict) -> TextEncoder:
             f"{', '.join(map(repr, KINDS))}; make it again"
         )
     return encoder
+
+
+def lacking_in_text(config: ml_collections.ConfigDict) -> Defaults:
+    """Fields of `make_text_encoder` that the section `text` lacks."""
+    if "weights" not in config and "cache" not in config:
+        fields = module_fields(config.model, "text.model")
+        model = make_module(T5Encoder, {**fields, "vocab_size": VOCABULARY}, "text.model")
+        return below("text.model", config.model, defaults_of(model, leave_out=("vocab_size",)))
+    defaults: Defaults = {"null": "empty", "template": "{}", "shape": unset(tuple)}
+    if "weights" in config:
+        defaults |= {"dtype": "bfloat16", "max_length": 77, "variant": unset(str)}
+        defaults |= {"clean_caption": True, "resident": False}
+    return below("text", config, defaults)
 
 
 def _make_t5(config: ml_collections.ConfigDict) -> T5TextEncoder:

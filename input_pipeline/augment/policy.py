@@ -13,11 +13,34 @@ from input_pipeline.source import Augment, Example, Transform
 from launch.errors import InputError
 from launch.fields import Fields
 from launch.runtime.limits import SIDE
+from launch.runtime.optional_fields import Defaults, below, unset
 
 _COLOURS = ("randaugment", "three_augment", "colour_jitter")
 _TRAINING = ("size", "crop", "shift", "flip", *_COLOURS, "erasing")
 EVALUATION = ("size", "crop_ratio", "resize", "stretch")
 _RANDAUGMENT = ("layers", "magnitude", "std", "increasing", "probability", "fill")
+
+
+def lacking_in_augment(config: Fields) -> Defaults:
+    """Fields of `make_augment` that the section `augment` lacks."""
+    own = {"size": unset(int), "shift": 0, "flip": False, "three_augment": False}
+    own |= {"colour_jitter": 0.0, "erasing": 0.0}
+    boxes: Defaults = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3)}
+    operations: Defaults = {"layers": unset(int), "magnitude": unset(float), "std": 0.0}
+    operations |= {"increasing": False, "probability": 1.0, "fill": 128}
+    if config.get("crop") is None:  # any field of it would be a crop
+        boxes = dict.fromkeys(boxes, unset(tuple))
+    return {
+        **below("augment", config, own),
+        **below("augment.crop", config.get("crop") or {}, boxes),
+        **below("augment.randaugment", config.get("randaugment") or {}, operations),
+    }
+
+
+def lacking_in_evaluation(config: Fields) -> Defaults:
+    """Fields of `make_eval_transform` that the section `evaluation` lacks."""
+    own = {"size": unset(int), "crop_ratio": 1.0, "resize": resize.RULES[0], "stretch": False}
+    return below("evaluation", config, own)
 
 
 def make_augment(config: Fields) -> Augment:

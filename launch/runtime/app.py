@@ -18,6 +18,7 @@ from ml_collections import config_flags
 from launch.cli import define_alone, expand_home, helped, read_flags
 from launch.errors import InputError, Unreachable
 from launch.files import cache_folder, is_local
+from launch.runtime import optional_fields
 from launch.runtime.checkpoints.orbax_options import is_left_waiting
 from launch.runtime.config import check_overrides, load_config, plain, reading
 from launch.runtime.devices import job
@@ -56,12 +57,21 @@ def run(
     description: str,
     define_flags: Callable[[flags.FlagValues], None] | None = None,
     argv: Sequence[str] | None = None,
+    lacking: optional_fields.Lacking | None = None,
 ) -> None:
-    """Parses the command line, runs `task` and ends the process with the code of `exit_code`."""
+    """Parses the command line, runs `task` and ends the process with the code of `exit_code`.
+
+    Args:
+        task: gets what the command line says.
+        description: what --help begins with.
+        define_flags: of the task's own flags.
+        argv: instead of the process's.
+        lacking: which fields a config may have and lacks; they can be set as well.
+    """
     argv = list(sys.argv if argv is None else argv)
 
     def command() -> None:
-        arguments = parse(argv, description, define_flags)
+        arguments = parse(argv, description, define_flags, lacking)
         # Grain asks absl's global flags for its debugging options.
         flags.FLAGS.mark_as_parsed()
         _keep_compilations()
@@ -72,6 +82,8 @@ def run(
         def work() -> None:
             with reading(arguments.config):
                 task(arguments)
+                if arguments.dry_run and lacking:
+                    print(optional_fields.text(lacking(arguments.config)))
 
         if "num_processes" in arguments.flags and arguments.folder:
             job.run_together(arguments.flags, functools.partial(_settings, arguments), work)
@@ -99,6 +111,7 @@ def parse(
     argv: Sequence[str],
     description: str = "",
     define_flags: Callable[[flags.FlagValues], None] | None = None,
+    lacking: optional_fields.Lacking | None = None,
 ) -> Arguments:
     """Reads `--config=FILE.py[:arguments]`, `--config.field=value`, `--workdir`, `--dry_run`.
 
@@ -119,9 +132,12 @@ def parse(
     if helped(argv, description, values, _CONFIG_HELP):
         sys.exit(0)
     config, argv = _config(expand_home(argv))
+    added = optional_fields.add_named(argv, config, lacking) if lacking else None
     check_overrides(argv, config)
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     read_flags(argv, values)
+    if added:
+        optional_fields.remove_defaults(values.config, added)
     runs = not (values.dry_run or ("preflight" in values and values.preflight))
     folder = _folder(values.workdir) if runs else None
     return Arguments(values.config, folder, values.dry_run, values)

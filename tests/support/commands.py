@@ -13,5 +13,6 @@ def run(task, config, workdir, *argv):
     with pytest.raises(SystemExit) as ended:
         arguments = ["task", f"--config={config}", *argv]
         arguments += [f"--workdir={workdir}"] if workdir else []
-        app.run(task, module.__doc__, getattr(module, "define_flags", None), argv=arguments)
+        options = {name: getattr(module, name, None) for name in ("define_flags", "lacking")}
+        app.run(task, module.__doc__, argv=arguments, **options)
     return ended.value.code

@@ -16,9 +16,12 @@ from launch.runtime.checkpoints.checkpoint import BEST, CHECKPOINTS, Best, Check
 from launch.runtime.checkpoints.inference import latest_step
 from launch.runtime.devices import peers
 from launch.runtime.devices.mesh import put_batch, with_shardings
+from launch.runtime.ema import MAIN
 from launch.runtime.limits import BATCH, MOST, SEED, check_numbers
+from launch.runtime.optional_fields import Defaults, below, unset
 from launch.runtime.state import TrainState
 from launch.runtime.training import goodput
+from launch.runtime.training.optimizers import lacking_in_optimizer
 from launch.runtime.training.performance import Profile
 from launch.runtime.training.preemption import Preemption
 from launch.runtime.training.training_log import TrainingLog
@@ -39,6 +42,25 @@ _LIMITS = {
     "keep_checkpoints": (1, MOST),
 }
 _PROFILE = {"start": (0, MOST), "steps": (0, MOST)}
+
+
+def lacking_in_training(config: ml_collections.ConfigDict) -> Defaults:
+    """Fields that `fit`, the optimiser and the averages read and a config lacks."""
+    own = {"pictures_every": 0, "keep_checkpoints": 2, "loader_workers": 0}
+    best, profile = {"metric": unset(str), "mode": "min"}, {"start": 0, "steps": 0}
+    average = {"decay": unset(float), "schedule": "warmup", "relative_width": unset(float)}
+    averages = config.ema or {MAIN: {}}
+    return {
+        **below("", config, own),
+        **below("best", config.get("best") or {}, best),
+        **below("profile", config.get("profile") or {}, profile),
+        **lacking_in_optimizer(config.optimizer),
+        **{
+            path: default
+            for name, spec in averages.items()
+            for path, default in below(f"ema.{name}", spec, average).items()
+        },
+    }
 
 
 def check_training(config: ml_collections.ConfigDict, mesh: Mesh) -> None:

@@ -1,6 +1,7 @@
 """Optimisers and learning-rate schedules by the names that configs use."""
 
 import functools
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import optax
 
 from launch.errors import InputError
 from launch.runtime.limits import MOST, check_numbers
+from launch.runtime.optional_fields import Defaults, below, unset
 
 
 def make_schedule(config: ml_collections.ConfigDict, total_steps: int) -> optax.Schedule:
@@ -144,6 +146,21 @@ def make_optimizer(
         return tx
     labels = jax.tree.map(lambda still: "frozen" if still else "trained", frozen)
     return optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
+
+
+def lacking_in_optimizer(config: ml_collections.ConfigDict) -> Defaults:
+    """Fields of `make_optimizer` that the section `optimizer` lacks."""
+    make, own, _ = _OPTIMIZERS.get(config.name, (None, (), False))
+    defaults: Defaults = {"warmup_from": 0.0}
+    if config.schedule == "step":
+        defaults |= {"boundaries": (), "factor": 0.1}
+    for name in own:
+        parameters = inspect.signature(make).parameters if make else {}
+        if name not in parameters:  # those that the optimiser of optax itself takes
+            parameters = inspect.signature(getattr(optax, config.name)).parameters
+        default = parameters[name].default
+        defaults[name] = unset(str) if default is None else default
+    return below("optimizer", config, defaults)
 
 
 def frozen_parameters(patterns: Sequence[str], params: Any) -> Any:
