@@ -1,6 +1,6 @@
 """A command whose processes find each other by Slurm's variables, and share its work.
 
-python -m tests.multihost.command_processes text|sample|evaluate ARGUMENTS
+python -m tests.multihost.command_processes text|sample|evaluate|finetune|measure ARGUMENTS
 """
 
 import dataclasses
@@ -11,7 +11,8 @@ import warnings
 import jax
 
 from classifiers import evaluate
-from imagen_ft import sample
+from imagen_ft import evaluate as measure
+from imagen_ft import finetune, sample
 from imagen_ft.text import __main__ as text
 from launch.runtime import app
 from launch.runtime.devices.mesh import state_shardings
@@ -33,7 +34,8 @@ def main(name, *arguments):
     if name == "text":
         code = text.run([name, *arguments])
     else:
-        task = {"sample": sample, "evaluate": evaluate}[name]
+        tasks = dict(sample=sample, evaluate=evaluate, finetune=finetune, measure=measure)
+        task = tasks[name]
         try:
             app.run(task.main, task.__doc__, task.define_flags, [name, *arguments])
         except SystemExit as ended:

@@ -10,9 +10,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from classifiers import evaluate
+from imagen_ft import evaluate as measure
+from imagen_ft import finetune
 from imagen_ft.text import __main__ as text
 from imagen_ft.text.encoders import make_text_encoder
 from launch.files import read_json
+from launch.runtime.training.metrics import column, read_metrics
 from tests.classifiers.evaluation import tiny
 from tests.imagen_ft.text import tiny_text
 from tests.launch.cluster_variables import SLURM
@@ -22,6 +25,34 @@ from tests.support import commands, small_cascade
 NAMES = ["zero", "one", "two", "red fox", "hen"]
 SETS = dict(small=dict(source=dict(name="digits", split="test", per_class=6)))
 ATTACKS = dict(fgsm=dict(kind="fgsm", epsilon=8, num_images=10))
+FINETUNE = """
+from tests.imagen_ft.training import test_sampled_metric
+
+def get_config():
+    config = test_sampled_metric.config("{folder}/real")
+    config.total_steps, config.evaluation_metric.every = 4, 2
+    config.checkpoint_every = config.evaluate_every = config.pictures_every = 0
+    return config
+"""
+# Of the run that is fine-tuned before: it enlarges real digits.
+MEASURE = """
+from configs.digits import evaluate_images
+from tests.imagen_ft import tiny_training
+
+def get_config():
+    config = evaluate_images.get_config("runlocal,generated=,extractor={folder}/real")
+    del config.sets.validation
+    training = tiny_training.get_config()
+    stage = dict(training.pictures, stage=training.stage, run="{folder}/alone")
+    del stage["count"]
+    cascade = dict(stages=dict(sr8=stage), class_names=training.class_names, text=training.text)
+    low = dict(source=dict(name="digits", split="pool"))
+    drawn = dict(cascade=dict(cascade, seed=0, batch_size=10), num_images=30, low=low)
+    config.sets = dict(drawn=drawn)
+    config.measures = ("sliced", "precision_recall", "classes_apart", "copying")
+    config.num_worst = 2
+    return config
+"""
 SAMPLE = f"""
 from ml_collections import ConfigDict
 
@@ -104,3 +135,33 @@ def test_evaluate(tmp_path):
     for name in ("accuracies", "per_class", "attacks", "checkpoints"):
         assert both["arms"]["real"][name] == alone["arms"]["real"][name]
     assert both["arms"]["real"]["loss"] == pytest.approx(alone["arms"]["real"]["loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_what_a_stage_draws_is_measured(tmp_path):
+    """While it is trained, and by the command behind it."""
+    tiny.write_run(tmp_path / "real", tiny.variables, model=tiny.FIELDS)
+    (tmp_path / "finetune.py").write_text(FINETUNE.format(folder=tmp_path))
+    (tmp_path / "measure.py").write_text(MEASURE.format(folder=tmp_path))
+    assert (
+        commands.run(finetune.main, tmp_path / "finetune.py", epath.Path(tmp_path / "alone")) == 0
+    )
+    by_slurm("finetune", f"--config={tmp_path}/finetune.py", f"--workdir={tmp_path}/both")
+    both, alone = (
+        column(read_metrics(tmp_path / run), "sampled_mind") for run in ("both", "alone")
+    )
+    assert both[0].tolist() == alone[0].tolist() == [2, 4]
+    np.testing.assert_allclose(both[1], alone[1], rtol=0.01)
+
+    workdir = epath.Path(tmp_path / "measured_alone")
+    assert commands.run(measure.main, tmp_path / "measure.py", workdir) == 0
+    by_slurm("measure", f"--config={tmp_path}/measure.py", f"--workdir={tmp_path}/measured_both")
+    values = [
+        [
+            result["value"]
+            for result in read_json(folder / "evaluation.json")["sets"]["drawn"]["results"]
+        ]
+        for folder in (tmp_path / "measured_both", tmp_path / "measured_alone")
+    ]
+    assert len(values[0]) == 6
+    np.testing.assert_allclose(*values, rtol=0.02)
