@@ -4,7 +4,7 @@ python -m classifiers.train --config=configs/digits/classifier.py:arm=real+gener
     --workdir=runs/digits/classifiers/real+generated_10x
 
 k is the number of generated sets of the real set's size. Hardware: 2 CPU cores, a minute. Expected
-validation accuracy: real 79%, real+generated (k=30) 93%, pool 99%.
+validation accuracy: real 79%, real+generated (k=30) 98%, pool 99%.
 """
 
 from ml_collections import ConfigDict, config_dict

@@ -125,7 +125,7 @@ def test_arguments(path, argument):
         ("imagen_ft.finetune", "sample", "stage"),
         ("imagen_ft.sample", "classifier", "class_names"),
         ("imagen_ft.sample", "generate", "images_per_prompt"),
-        ("imagen_ft.generate", "classifier", "text"),
+        ("imagen_ft.generate", "classifier", "stages"),
         ("classifiers.train", "sample", "evaluation_source"),
         ("classifiers.evaluate", "sample", "sets"),
         ("classifiers.study", "evaluate", "studies"),
