@@ -11,6 +11,7 @@ from etils import epath
 from classifiers.models import presets
 from classifiers.models.presets import Classifier
 from input_pipeline.augment import policy
+from input_pipeline.imagenet import canonical_names
 from input_pipeline.source import Source
 from launch.errors import InputError
 from launch.files import read_json, write_json
@@ -58,7 +59,7 @@ def load_class_names(workdir: epath.Path) -> list[str] | None:
     names = read_json(path)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{path}: no list of names; restore it")
-    return names
+    return list(canonical_names(names))  # As sources call the same classes.
 
 
 def init_model(

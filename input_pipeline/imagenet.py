@@ -1,5 +1,6 @@
 """What ImageNet's 1,000 classes are called on disk, and how its images are read."""
 
+import collections
 import re
 from collections.abc import Sequence
 from importlib import resources
@@ -19,6 +20,13 @@ def wordnet_ids() -> tuple[str, ...]:
 def lemmas() -> tuple[str, ...]:
     """WordNet's words for each of the classes, in the same order; 'crane' is there twice."""
     return _lines("imagenet_lemmas.txt")
+
+
+def ids_of_lemmas() -> dict[str, str]:
+    """Words -> WordNet id, of the classes that have their words alone."""
+    times = collections.Counter(lemmas())
+    pairs = zip(lemmas(), wordnet_ids(), strict=True)
+    return {words: wordnet_id for words, wordnet_id in pairs if times[words] == 1}
 
 
 def _lines(file: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from input_pipeline.imagenet import wordnet_ids
+from input_pipeline.imagenet import canonical_names, wordnet_ids
 from launch.errors import InputError
 from launch.files import is_utf8
 
@@ -69,7 +69,7 @@ def resolve(
     if not named:
         return tuple(image_names or ())
     names = load(named) if isinstance(named, str) else tuple(named)
-    if image_names is None or tuple(image_names) == names:
+    if image_names is None or tuple(image_names) in (names, canonical_names(names)):
         return names
     expected = names
     # Of names and ids, those were meant that the images have more of.

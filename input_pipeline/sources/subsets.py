@@ -10,6 +10,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 from jaxtyping import Int64
 
+from input_pipeline import imagenet
 from input_pipeline.source import Example, Source, Subset, Wrapper
 from input_pipeline.sources.kept_records import KeptRecords
 from launch.errors import InputError, listed
@@ -209,9 +210,15 @@ def find_classes(source: Source, classes: Any) -> list[int]:
     if not isinstance(classes, list | tuple) or not classes:
         raise InputError(f"classes={classes!r}: give a list of names or labels")
     names = {name: label for label, name in enumerate(source.class_names)}
+    # The Hub's names of ImageNet's classes, which the source calls by their ids, are names as well,
+    # but for those of two classes.
+    words = imagenet.ids_of_lemmas()
     labels: list[int] = []
     for chosen in classes:
-        label = names.get(chosen) if isinstance(chosen, str) else chosen
+        if isinstance(chosen, str):
+            label = names.get(chosen, names.get(words.get(chosen, "")))
+        else:
+            label = chosen
         if type(label) is not int or not 0 <= label < len(names):
             raise InputError(
                 f"classes: there is no class {chosen!r}; the {len(names)} are {listed(names)}"

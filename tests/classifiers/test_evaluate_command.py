@@ -12,6 +12,7 @@ from etils import epath
 from classifiers import evaluate, from_config, train
 from classifiers.evaluation import run_on_set
 from input_pipeline import sources
+from input_pipeline.imagenet import lemmas, wordnet_ids
 from input_pipeline.sources.digits import DIGIT_NAMES
 from launch.errors import InputError
 from launch.files import read_json
@@ -301,5 +302,7 @@ def test_names_of_classes_are_compared(tmp_path, capsys):
     (folder / "class_names.json").write_text("[")
     with pytest.raises(InputError, match="not JSON"):
         from_config.load_class_names(folder)
+    from_config.save_class_names(folder, lemmas())
+    assert from_config.load_class_names(folder) == list(wordnet_ids())
     (folder / "class_names.json").write_text(json.dumps(DIGIT_NAMES))
     assert run(evaluate.main, config, tmp_path / "runs") == 0

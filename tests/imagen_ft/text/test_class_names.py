@@ -1,7 +1,7 @@
 import pytest
 
 from imagen_ft.text import class_names
-from input_pipeline.imagenet import wordnet_ids
+from input_pipeline.imagenet import lemmas, wordnet_ids
 from launch.errors import InputError
 
 
@@ -90,6 +90,7 @@ def test_wordnet_ids():
         ("imagenet", IDS, NAMES),
         ("imagenet", list(IDS), NAMES),
         ("imagenet", NAMES, NAMES),
+        (lemmas(), IDS, lemmas()),
     ],
 )
 def test_resolve(named, image_names, resolved):

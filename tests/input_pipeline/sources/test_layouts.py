@@ -163,6 +163,10 @@ def test_classes_of_imagenet_by_the_names_of_the_hub(tmp_path):
         dict(name="parquet", path=str(write_files(tmp_path / "a", lengths=(3,), names=names)))
     )
     assert source.class_names == ids
+    some = dict(name="parquet", path=str(tmp_path / "a"), classes=[names[2], ids[0]])
+    assert sources.load(some).class_names == (ids[2], ids[0])
+    with pytest.raises(InputError, match="classes: there is no class 'crane'; the 1000 are n014"):
+        sources.load(dict(some, classes=["crane"]))
     assert imagenet.canonical_names(["a fish", *names[1:]]) == ids
     swapped = [names[1], names[0], *names[2:]]
     assert imagenet.canonical_names(swapped) == tuple(swapped)
