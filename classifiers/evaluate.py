@@ -24,7 +24,7 @@ from classifiers.evaluation.evaluated_runs import EvaluatedRun, find_runs, open_
 from classifiers.evaluation.image_sets import EvaluationSet, check_specs, open_sets
 from classifiers.evaluation.run_on_set import RunOnSet, check_attacks
 from classifiers.evaluation.statistics import compare
-from input_pipeline import sources
+from input_pipeline.sources.lacking import lacking_in_source
 from launch.errors import InputError
 from launch.files import write_json
 from launch.runtime import app
@@ -44,7 +44,7 @@ def lacking(config: ml_collections.ConfigDict) -> Defaults:
     for name, spec in config.sets.items():
         path = f"sets.{name}"
         fields |= below(path, spec, {"label_map": "", "prepare": unset(str)})
-        fields |= sources.lacking_in_source(f"{path}.source", spec.get("source") or {})
+        fields |= lacking_in_source(f"{path}.source", spec.get("source") or {})
     for name, spec in config.attacks.items():
         seeds = {"seed": 0} if spec.get("kind") == "pgd" else {}
         fields |= below(f"attacks.{name}", spec, {"sets": (), "num_images": 0, **seeds})

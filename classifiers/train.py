@@ -27,6 +27,7 @@ from input_pipeline import sources
 from input_pipeline.augment import policy
 from input_pipeline.batches.mixture import check_share
 from input_pipeline.batches.rates import cpu_seconds
+from input_pipeline.sources.lacking import lacking_in_source
 from launch.runtime import app
 from launch.runtime.devices import joining
 from launch.runtime.devices.mesh import make_mesh
@@ -54,10 +55,10 @@ def lacking(config: ml_collections.ConfigDict) -> Defaults:
         **policy.lacking_in_evaluation(config.get("evaluation") or {}),
         **from_config.lacking_in_model(config.model),
         **lacking_in_training(config),
-        **sources.lacking_in_source("evaluation_source", config.evaluation_source),
+        **lacking_in_source("evaluation_source", config.evaluation_source),
     }
     for name, spec in config.train_sources.items():
-        fields |= sources.lacking_in_source(f"train_sources.{name}", spec)
+        fields |= lacking_in_source(f"train_sources.{name}", spec)
     return fields
 
 

@@ -20,8 +20,8 @@ from imagen_ft.text.encoders import lacking_in_text, make_text_encoder, text_sha
 from imagen_ft.training.pictures import lacking_in_pictures
 from imagen_ft.training.train_stage import train_stage
 from imagen_ft.training.training import Training
-from input_pipeline import sources
 from input_pipeline.batches.rates import cpu_seconds
+from input_pipeline.sources.lacking import lacking_in_source
 from launch.runtime import app
 from launch.runtime.devices import joining
 from launch.runtime.devices.mesh import make_mesh
@@ -46,8 +46,8 @@ def lacking(config: ml_collections.ConfigDict) -> Defaults:
         **lacking_in_text(config.text),
         **lacking_in_training(config),
         **lacking_in_pictures(config),
-        **sources.lacking_in_source("train_source", config.train_source),
-        **sources.lacking_in_source("evaluation_source", config.evaluation_source),
+        **lacking_in_source("train_source", config.train_source),
+        **lacking_in_source("evaluation_source", config.evaluation_source),
     }
 
 

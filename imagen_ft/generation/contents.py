@@ -9,6 +9,7 @@ from imagen_ft.cascade import Cascade
 from imagen_ft.cascade.provenance import provenance
 from imagen_ft.text import class_names
 from input_pipeline import sources
+from input_pipeline.sources.lacking import lacking_in_source
 from launch import files
 from launch.errors import InputError
 from launch.runtime import app
@@ -52,7 +53,7 @@ def lacking_in_set(config: ml_collections.ConfigDict) -> Defaults:
         **below("", config, {"images_per_shard": 0, "counts": unset(str)}),
         **below("mesh", config.get("mesh") or {}, {"data": -1, "fsdp": 1, "tensor": 1}),
         **below("encoding", config.get("encoding") or {}, encoding),
-        **sources.lacking_in_source("real_source", source),
+        **lacking_in_source("real_source", source),
     }
 
 

@@ -1,5 +1,5 @@
 """Sources by name: `sources.load` opens the one that a config describes."""
 
-from input_pipeline.sources.registry import lacking_in_source, load
+from input_pipeline.sources.registry import load
 
-__all__ = ["lacking_in_source", "load"]
+__all__ = ["load"]

@@ -15,7 +15,6 @@ from input_pipeline.sources.tfds import TfdsSource
 from input_pipeline.synthetic.source import SyntheticSource
 from launch.errors import InputError
 from launch.fields import Fields
-from launch.runtime.optional_fields import Defaults, below, unset
 
 _HELD_OUT_SEED = 0
 
@@ -46,9 +45,9 @@ def load(spec: Fields) -> Source:
         if isinstance(spec.get(field), str):
             spec[field] = os.path.expanduser(spec[field])
     name = spec.get("name")
-    if name not in _KINDS:
-        raise InputError(f"unknown source {name!r}; use one of {', '.join(_KINDS)}")
-    kind = _KINDS[name]
+    if name not in KINDS:
+        raise InputError(f"unknown source {name!r}; use one of {', '.join(KINDS)}")
+    kind = KINDS[name]
     allowed = ("name", kind.needs, *kind.may_have, *subsets.FIELDS, "on_damage")
     if unknown := sorted(set(spec) - set(allowed)):
         raise InputError(f"source {name!r} has no field {unknown[0]!r}; use {', '.join(allowed)}")
@@ -130,53 +129,7 @@ class _Kind:
     may_have: tuple[str, ...] = ()
 
 
-# Of every field that a source of some kind may have besides the one that it needs.
-_DEFAULTS: Defaults = {
-    "on_damage": "error",
-    "copies": unset(int),
-    "root": "",
-    "split": unset(str),
-    "held_out": unset(int),
-    "upright": unset(bool),
-    "path": unset(str),
-    "data_set": unset(str),
-    "data_dir": unset(str),
-    "image": "image",
-    "label": "label",
-    "key": "",
-    "row_groups": 4,
-    "class_names": unset(tuple),
-    "per_class": unset(int),
-    "subset_seed": 0,
-    "long_tail.n_max": unset(int),
-    "long_tail.gamma": unset(float),
-    "long_tail.order": unset(str),
-    "classes": unset(tuple),
-    "renumber": True,
-    "keep": unset(str),
-    "standin.class_names": unset(str),
-    "standin.images": unset(int),
-    "standin.size": unset(int),
-    "standin.seed": unset(int),
-}
-
-
-def lacking_in_source(path: str, spec: Fields) -> Defaults:
-    """Fields of `load` that a config's `spec` lacks, which is at `path`."""
-    kind = _KINDS.get(spec.get("name"))
-    names = (*kind.may_have, *subsets.FIELDS, "on_damage") if kind else ()
-    own = {name: x for name, x in _DEFAULTS.items() if name.partition(".")[0] in names}
-    # Of a group that is there all is needed: it has no defaults.
-    return {
-        place: x for place, x in below(path, spec, own).items() if _group(place, path) not in spec
-    }
-
-
-def _group(place: str, path: str) -> str:
-    return place.removeprefix(f"{path}.").partition(".")[0]
-
-
-_KINDS = {
+KINDS = {
     "digits": _Kind(lambda spec: digits(spec["split"]), "split"),
     "synthetic": _Kind(_synthetic, "path", ("copies",)),
     "image_folder": _Kind(

@@ -17,7 +17,7 @@ from imagen_ft.models.efficient_unet import EfficientUNet
 from imagen_ft.models.t5 import T5Encoder
 from imagen_ft.models.unet import UNet
 from imagen_ft.text.encoders import lacking_in_text
-from input_pipeline.sources import lacking_in_source
+from input_pipeline.sources.lacking import lacking_in_source
 from launch.errors import InputError
 from launch.runtime import app, optional_fields
 from tests.configs.tables import CONFIGS, ROOT, command, load
