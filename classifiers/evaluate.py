@@ -10,6 +10,7 @@ under attack (config.attacks); evaluation.png draws them. What is done is kept i
 processes of a job (--coordinator) share every batch among their devices.
 """
 
+import sys
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from classifiers.evaluation.image_sets import EvaluationSet, check_specs, open_s
 from classifiers.evaluation.run_on_set import RunOnSet, check_attacks
 from classifiers.evaluation.statistics import compare
 from input_pipeline.sources.lacking import lacking_in_source
+from launch.cli import say
 from launch.errors import InputError
 from launch.files import write_json
 from launch.runtime import app
@@ -85,6 +87,7 @@ def _write(
     if any(config.baseline not in result["arms"] for result in results.values()):
         print(f"no arm is called {config.baseline} (config.baseline): there are no p-values")
     image_grid.save_png(report.picture(results), workdir / "evaluation.png")
+    say(f"see {workdir / 'evaluation.png'}", sys.stdout)
 
 
 def check(config: ml_collections.ConfigDict) -> None:

@@ -1,6 +1,7 @@
 """What ImageNet's 1,000 classes are called on disk, and how its images are read."""
 
 import collections
+import functools
 import re
 from collections.abc import Sequence
 from importlib import resources
@@ -52,6 +53,19 @@ def canonical_names(class_names: Sequence[str]) -> tuple[str, ...]:
     other = [pair for pair in zip(class_names, names, strict=True) if pair[0] != pair[1]]
     moved = {name for name, _ in other} & set(names)
     return wordnet_ids() if len(other) <= _OTHER_SPELLINGS and not moved else tuple(class_names)
+
+
+def in_words(class_name: str) -> str:
+    """A class as reports show it: "n01440764 (tench)"; what is no id of ImageNet stays as it is."""
+    word = _words().get(class_name)
+    return f"{class_name} ({word})" if word else class_name
+
+
+@functools.cache
+def _words() -> dict[str, str]:
+    """The first of WordNet's words for each id."""
+    words = (lemma.partition(",")[0] for lemma in lemmas())
+    return dict(zip(wordnet_ids(), words, strict=True))
 
 
 def upright(chosen: Any, class_names: Sequence[str]) -> bool:

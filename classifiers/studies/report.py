@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from classifiers.studies import figures
+from input_pipeline.imagenet import in_words
 from launch.files import write_atomic, write_json
 from launch.runtime.reports import image_grid
 from launch.runtime.reports.html import Report
@@ -230,7 +231,8 @@ def _per_class(report: Report, workdir: Path, result: Mapping[str, Any]) -> None
     report.heading("Class by class")
     report.table(*per_class_table(result))
     for model, comparison in result["per_class"].items():
-        names = [result["evaluation"]["class_names"][label] for label in comparison["classes"]]
+        of_labels = result["evaluation"]["class_names"]
+        names = [in_words(of_labels[label]) for label in comparison["classes"]]
         figure = figures.per_class(comparison, names)
         _figure(report, workdir / f"per_class_{model}.png", figure, f"{model}. {_PER_CLASS}")
         report.table(*extremes_table(comparison, names))

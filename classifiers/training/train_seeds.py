@@ -14,6 +14,7 @@ from classifiers.training.evaluation import make_evaluation
 from classifiers.training.images import TrainingImages, make_reader, open_images
 from classifiers.training.training import Training
 from input_pipeline.source import Source
+from launch.cli import say
 from launch.runtime.devices.distributed import on_first_process
 from launch.runtime.run_record import seed_name
 from launch.runtime.state import TrainState
@@ -42,6 +43,11 @@ def train_seeds(training: Training, evaluation: Source, mesh: Mesh, workdir: epa
     with jax.set_mesh(mesh):
         train(training, images, mesh, workdir, run_name)
     on_first_process(lambda: learning_curves.write(workdir, config.seeds))
+    if jax.process_index() == 0:
+        say(
+            f"{workdir.name}: see learning_curves.png in {workdir}; classifiers.evaluate with "
+            f"--workdir={workdir.parent} compares it with the runs beside it"
+        )
 
 
 def _train_in_turn(

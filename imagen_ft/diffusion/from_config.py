@@ -156,6 +156,11 @@ def make_stages(config: ml_collections.ConfigDict, base: bool = True) -> dict[st
     size = 0 if base else next(iter(ordered.values())).denoiser.low_size
     for name, stage in ordered.items():
         if stage.denoiser.low_size != size:
+            if not size:
+                raise InputError(
+                    f"config.stages.{name} starts from {stage.denoiser.low_size} px, and no stage "
+                    "makes them: name the run of one that does, too"
+                )
             raise InputError(
                 f"config.stages.{name} starts from {stage.denoiser.low_size} px, "
                 f"the stage before it makes {size} px"

@@ -1,6 +1,7 @@
 """What an evaluation found: a table for a terminal, JSON, and a page with pictures."""
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +16,10 @@ from imagen_ft.evaluation.measures import Measured
 from imagen_ft.evaluation.mosaic import mosaic
 from imagen_ft.evaluation.references import References
 from imagen_ft.metrics.result import Result, difference
+from input_pipeline.imagenet import in_words
 from input_pipeline.records.image_codec import encode_png
 from input_pipeline.source import Source
+from launch.cli import say
 from launch.files import write_json
 from launch.runtime.reports.html import Report
 from launch.runtime.reports.tables import fitting_table
@@ -93,6 +96,7 @@ def write(
     print(f"\n{fitting_table(header, rows)}")
     for note in notes:
         print(f"note: {note}")
+    say(f"see {workdir / 'report.html'}", sys.stdout)
 
 
 def shown(images: ImageSet, found: Measured) -> set[int]:
@@ -150,7 +154,7 @@ def _section(page: Report, images: ImageSet, references: References, found: Meas
 
 
 def _classes(page: Report, images: ImageSet, classes: dict[int, dict[str, float]]) -> None:
-    names = images.source.class_names
+    names = [in_words(name) for name in images.source.class_names]
     measure, ordered = _ordered(classes)
     listed = ordered
     if len(ordered) > _ROWS:
@@ -169,14 +173,16 @@ def _classes(page: Report, images: ImageSet, classes: dict[int, dict[str, float]
     page.table(["class, best first", "images", "Frechet distance", "relative"], rows)
     for (title, labels), picks in _of_classes(images, classes).items():
         told = ", ".join(names[label] for label in labels)
-        caption = f"{images.name}: the {title} classes by their {measure}: {told}."
+        caption = f"{images.name}: the {title} classes by their {measure} distance: {told}."
         _picture(page, images.source, picks, len(picks) // len(labels), caption)
 
 
 def _ordered(classes: dict[int, dict[str, float]]) -> tuple[str, list[int]]:
     """What classes are compared by, and these, the best first."""
-    measure = "relative" if all("relative" in row for row in classes.values()) else "distance"
-    return measure, sorted(classes, key=lambda label: classes[label][measure])
+    relative = all("relative" in row for row in classes.values())
+    measure = "relative" if relative else "distance"
+    ordered = sorted(classes, key=lambda label: classes[label][measure])
+    return "relative" if relative else "Frechet", ordered
 
 
 def _of_classes(

@@ -2,9 +2,17 @@
 
 from etils import epath
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from launch.runtime.reports.image_grid import save_png
 from launch.runtime.training.metrics import column, read_metrics
+
+
+class _Plain(LogFormatter):
+    """Labels the ticks of a logarithmic axis that have room: 0.41, not 4.1 x 10^-1."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def write(workdir: epath.Path, metric: str = "") -> None:
@@ -23,6 +31,8 @@ def write(workdir: epath.Path, metric: str = "") -> None:
         label = name.replace("_loss", "").replace("_", " ")
         panels[0].plot(*column(lines, name), marker="o", markersize=3, label=label)
     panels[0].set(xlabel="step", ylabel="loss", yscale="log")
+    panels[0].yaxis.set_major_formatter(_Plain())
+    panels[0].yaxis.set_minor_formatter(_Plain())
     panels[0].legend(frameon=False)
     if metric:
         panels[1].plot(*column(lines, metric), marker="o", markersize=3)

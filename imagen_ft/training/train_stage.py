@@ -14,6 +14,7 @@ from imagen_ft.training.images import make_reader, open_images
 from imagen_ft.training.pictures import make_pictures
 from imagen_ft.training.sampled_metric import SampledMetric, is_measured, metric_name
 from imagen_ft.training.training import Training
+from launch.cli import say
 from launch.runtime.devices.distributed import on_first_process
 from launch.runtime.devices.mesh import replicate
 from launch.runtime.training.loop import fit
@@ -69,3 +70,20 @@ def train_stage(training: Training, encoder: TextEncoder, mesh: Mesh, workdir: e
         )
     name = metric_name(config.evaluation_metric) if metric else ""
     on_first_process(lambda: curves.write(workdir, name))
+    if jax.process_index() == 0:
+        say(f"{workdir.name}: {what_next(workdir, training.denoiser.low_size, images.prompts[0])}")
+
+
+def what_next(workdir: epath.Path, low_size: int, prompt: str) -> str:
+    """What to do with a stage that is trained, in a line.
+
+    Args:
+        workdir: the run directory.
+        low_size: of the images that the stage enlarges; 0 for a base.
+        prompt: one that it knows.
+    """
+    runs = f"['RUN of {low_size} px', '{workdir}']" if low_size else f"'{workdir}'"
+    return (
+        f"see learning_curves.png there; Cascade.load({runs}).sample({prompt!r}) of "
+        "imagen_ft.cascade draws with it"
+    )

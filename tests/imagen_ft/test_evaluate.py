@@ -115,6 +115,7 @@ def test_the_report_shows_all(measured, folder, capsys):
     assert run(evaluate.main, folder / "config.py", measured) == 0
     out = capsys.readouterr().out
     assert "fd (run)" in out and "relative fd (run)" in out
+    assert out.endswith(f"see {measured / 'report.html'}\n")
     notes = json.loads((measured / "evaluation.json").read_text())["differences"]
     (note,) = [note for note in notes if note.startswith("fd (run)")]
     assert "num_images (200 and 60)" in note and f"note: {note}" in out and note in page

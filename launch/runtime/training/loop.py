@@ -11,6 +11,7 @@ from etils import epath
 from jax.sharding import Mesh
 from matplotlib.figure import Figure
 
+from launch.cli import say
 from launch.errors import InputError, Preempted
 from launch.runtime.checkpoints.checkpoint import BEST, CHECKPOINTS, Best, Checkpoints, check_mode
 from launch.runtime.checkpoints.inference import latest_step
@@ -24,7 +25,7 @@ from launch.runtime.training import goodput
 from launch.runtime.training.optimizers import lacking_in_optimizer
 from launch.runtime.training.performance import Profile
 from launch.runtime.training.preemption import Preemption
-from launch.runtime.training.training_log import TrainingLog
+from launch.runtime.training.training_log import TrainingLog, ending
 from launch.runtime.types import Metrics, Reader
 
 _EVERY = (0, MOST)
@@ -140,6 +141,8 @@ def fit(
         state = storage.restore(mesh, abstract) or create()
         start, total = int(state.step), config.total_steps
         if start >= total:
+            if jax.process_index() == 0:
+                say(ending(workdir, label))
             return state
         window = config.get("profile") or {}
         profile = opened.enter_context(closing(Profile(workdir / "profile", start + 1, **window)))

@@ -231,6 +231,12 @@ def ending(workdir: epath.Path, label: str) -> str:
     return f"{label}: done, in {workdir}{'; ' if reached else ''}{', '.join(reached)}"
 
 
+def _rate(images_per_second: float) -> str:
+    """Four digits; of thousands all are written out."""
+    whole = images_per_second >= 1000
+    return f"{images_per_second:,.0f}" if whole else f"{images_per_second:.4g}"
+
+
 def _not_finite(metrics: Metrics) -> Iterator[str]:
     return (name for name in CHECKED if name in metrics and not np.isfinite(metrics[name]))
 
@@ -266,7 +272,7 @@ class _Terminal:
     def show(self, step: int, loss: float, images_per_second: float | None) -> None:
         said = [f"loss={loss:.4f}"]
         if images_per_second is not None:
-            said.append(f"{images_per_second:.4g} images/s")
+            said.append(f"{_rate(images_per_second)} images/s")
         self._bar.set_postfix_str(", ".join(said))
         now = time.perf_counter()
         if self._began is None:

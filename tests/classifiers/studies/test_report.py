@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from classifiers.studies import figures, report, results
+from input_pipeline.imagenet import wordnet_ids
 from launch.runtime.reports import plots
 from tests.support.study_results import TABLE_3, arms_of, of_the_paper
 
@@ -40,7 +41,7 @@ def made_up(classes=1000):
     comparison = results.per_class({"cas_resnet50": by_class(classes)}, names)
     return {
         "evaluation": dict(
-            set="validation", num_images=50_000, class_names=[f"class {i}" for i in range(classes)]
+            set="validation", num_images=50_000, class_names=wordnet_ids()[:classes]
         ),
         "sizes": {model: dict(input=224, parameters=25_600_000) for model in TABLE_3},
         "arms": arms | {"resnet50": curve["resnet50"] | one["resnet50"]},
@@ -112,6 +113,7 @@ def test_the_page(result, tmp_path):
     assert "<h1>What &lt;generated&gt; images are worth</h1>" in page
     assert page.count("<h2>") == 4 and page.count('src="data:image/png;base64,') == 4
     assert "Training: productive 9% of 1 h." in page
+    assert re.search(r"<td>n\d{8} \([^)]+\)</td>", page)
     assert "http" not in page and "12 of 12 models are better, +1.04 ± 0.48 points" in page
     assert json.loads((tmp_path / "study.json").read_text())["models"]["both"]["num_models"] == 12
     for name in ("cas", "scaling", "models", "per_class_cas_resnet50"):

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from configs.digits import sample
 from imagen_ft.cascade import Request
 from imagen_ft.diffusion import samplers
-from imagen_ft.diffusion.from_config import make_denoiser, make_stage
+from imagen_ft.diffusion.from_config import make_denoiser, make_stage, make_stages
 from imagen_ft.diffusion.stage import Stage
 from imagen_ft.text import encoders
 from launch.errors import Diverged, InputError
@@ -132,6 +133,13 @@ def test_cascade_knows_its_classes_only(cascade):
 
 
 SAMPLING = dict(STAGES[1][1], sampler=SAMPLER, threshold_percentile=100.0)
+
+
+def test_stages_without_a_base_are_refused():
+    config = sample.get_config()
+    del config.stages.base4
+    with pytest.raises(InputError, match="sr8 starts from 4 px, and no stage makes them: "):
+        make_stages(config)
 
 
 def test_a_stage_is_what_its_config_says():

@@ -284,3 +284,14 @@ def test_preflight_is_of_the_real_step():
     assert estimate["fits"] and 0 < estimate["floor_seconds"] < estimate["estimated_seconds"]
     assert re.search(r"^all-reduce +data ", done.stdout, re.MULTILINE)
     assert "text_table" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("low_size", "call"),
+    [
+        (0, "Cascade.load('runs/a').sample('seven') of "),
+        (4, "Cascade.load(['RUN of 4 px', 'runs/a']).sample('seven') of "),
+    ],
+)
+def test_what_to_do_next(low_size, call):
+    assert call in train_stage.what_next(epath.Path("runs/a"), low_size, "seven")

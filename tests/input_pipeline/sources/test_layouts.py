@@ -172,6 +172,8 @@ def test_classes_of_imagenet_by_the_names_of_the_hub(tmp_path):
     assert imagenet.canonical_names(swapped) == tuple(swapped)
     assert imagenet.canonical_names(names[:-1]) == tuple(names[:-1])
     assert imagenet.canonical_names(list("ab" * 500)) == tuple("ab" * 500)
+    shown = {"n01440764": "n01440764 (tench)", "n00000000": "n00000000", "seven": "seven"}
+    assert [imagenet.in_words(name) for name in shown] == list(shown.values())
 
 
 def test_row_groups_are_read_in_parts(tmp_path, monkeypatch):

@@ -169,7 +169,7 @@ def test_a_complete_run_is_not_trained_again(whole, capsys):
     for ours, theirs in zip(leaves(again), state, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert contents() == before
-    assert "toy" not in capsys.readouterr().err
+    assert capsys.readouterr().err == f"toy: done, in {workdir}\n"
 
 
 def test_a_longer_run_goes_on(whole, tmp_path):
