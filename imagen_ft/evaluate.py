@@ -11,8 +11,8 @@ that of held-out real images (1 is as good as fresh real images), classes apart,
 diversity, the Frechet distance at infinitely many images, and copies of real ones. It writes
 evaluation.json, with all that each number depends on, report.html, and reference.npz, the
 statistics of the real images. Features and results are kept in the folders `features` and
-`measured`, so that the same command goes on where it stopped, and does only what is new. The
-processes of a job (--coordinator) share every batch among their devices.
+`measured`: run the same command again, and only what is missing is computed. The processes of a job
+(--coordinator) share every batch among their devices.
 """
 
 import functools
@@ -26,7 +26,7 @@ from classifiers.extractors.extractor import Extractor
 from imagen_ft.evaluation import report
 from imagen_ft.evaluation.extractors import Kind, check_extractor, open_extractor
 from imagen_ft.evaluation.image_sets import ImageSet
-from imagen_ft.evaluation.measures import NEEDS, Images, Measured, Measures
+from imagen_ft.evaluation.measures import WITH_ARGUMENTS, Images, Measured, Measures
 from imagen_ft.evaluation.references import (
     STATISTICS,
     References,
@@ -36,7 +36,7 @@ from imagen_ft.evaluation.references import (
     write_statistics,
 )
 from imagen_ft.evaluation.sampled import check_sets, open_sets
-from imagen_ft.evaluation.seeing import conditions, see
+from imagen_ft.evaluation.seeing import check_measures, conditions, see
 from launch.errors import InputError
 from launch.files import json_digest, read_sealed, write_sealed
 from launch.runtime import app
@@ -50,17 +50,7 @@ define_flags = joining.define_flags
 # Of what is kept: to be raised when numbers change their meaning.
 _FORMAT = 1
 # Arguments of measures, and which images are shown: what results depend on besides images.
-_SETTINGS = (
-    "measures",
-    "allow_few_images",
-    "frechet_infinity",
-    "inception_score",
-    "kernel",
-    "sliced",
-    "precision_recall",
-    "density_coverage",
-    "num_worst",
-)
+_SETTINGS = ("measures", "allow_few_images", *WITH_ARGUMENTS, "num_worst")
 
 
 def main(args: app.Arguments) -> None:
@@ -94,26 +84,7 @@ def check(config: ml_collections.ConfigDict) -> Kind:
     """
     check_sets(config.sets)
     kind = check_extractor(config.extractor)
-    if not config.measures:
-        raise InputError(f"config.measures must name some of {', '.join(NEEDS)}, got none")
-    for name in config.measures:
-        if name not in NEEDS:
-            raise InputError(
-                f"config.measures must be of {', '.join(NEEDS)}, got {name!r}; take one of these"
-            )
-        if list(config.measures).count(name) > 1:
-            raise InputError(f"config.measures must name each once, got {name!r} twice; drop one")
-    if "spatial_frechet" in config.measures and not kind.has_spatial:
-        raise InputError(
-            f"config.measures: 'spatial_frechet' is on Inception alone, got extractor "
-            f"{config.extractor.name!r}; leave it out"
-        )
-    for name, able in (("inception_score", kind.logits), ("recognizability", kind.has_classes)):
-        if name in config.measures and not able:
-            raise InputError(
-                f"config.measures: {name!r} needs a classifier, got extractor "
-                f"{config.extractor.name!r}; leave it out"
-            )
+    check_measures("config.measures", config.measures, config.extractor.name)
     check_numbers(config, {"batch_size": BATCH, "num_worst": (0, MOST)})
     check_references(config)
     return kind

@@ -31,8 +31,8 @@ from imagen_ft.cascade.loading import parameter_shapes, with_dtypes
 from imagen_ft.diffusion.from_config import make_stages
 from imagen_ft.evaluation.extractors import Kind, check_extractor, open_extractor
 from imagen_ft.evaluation.image_sets import check_spec
-from imagen_ft.evaluation.measures import NEEDS
 from imagen_ft.evaluation.references import check_references, open_references
+from imagen_ft.evaluation.seeing import check_measures
 from imagen_ft.sweeping import report, trained
 from imagen_ft.sweeping.bench import Bench
 from imagen_ft.sweeping.grid import Point, evaluations, make_points
@@ -122,18 +122,7 @@ def check(config: ml_collections.ConfigDict) -> Kind:
     check_numbers(config, _LIMITS)
     check_numbers(config.cascade, {"batch_size": BATCH, "seed": SEED}, "config.cascade")
     check_numbers(config.halving, _HALVING, "config.halving")
-    if not config.measures:
-        raise InputError(f"config.measures must name some of {', '.join(NEEDS)}, got none")
-    for name in config.measures:
-        if name not in NEEDS:
-            raise InputError(
-                f"config.measures must be of {', '.join(NEEDS)}, got {name!r}; take one of these"
-            )
-    if "recognizability" in config.measures and not kind.has_classes:
-        raise InputError(
-            f"config.measures: 'recognizability' needs a classifier, got extractor "
-            f"{config.extractor.name!r}; leave it out"
-        )
+    check_measures("config.measures", config.measures, config.extractor.name)
     for field, name in (
         ("choose_by", config.choose_by),
         ("halving.measure", config.halving.measure),

@@ -15,7 +15,8 @@ Points are compared with the training images; the test images are for the classi
 comparison, and so there is no CAS here.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-Hardware: one GPU, an hour; `--budget=72000` takes a fifth of it. Expected: report.html, best.py.
+Hardware: one GPU, not timed; `--budget=72000` takes a fifth of the images.
+Expected: report.html, best.py.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """Images that a cascade draws when they are needed: no set is written, and nothing is done twice.
 
-What has been drawn is held on disk in parts, so that the work goes on where it stopped, until it
-has been looked at; then only what pictures show stays.
+Images are kept on disk in parts until they have been measured, so an interrupted run resumes; after
+that only those that pictures show stay.
 """
 
 import dataclasses

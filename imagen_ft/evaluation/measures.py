@@ -27,6 +27,27 @@ from imagen_ft.metrics.statistics import Statistics, of_features
 from launch.errors import InputError
 
 _DRAW_SEED = 0
+# Of each measure that sets can be chosen by, what its first result is called: on Inception, and on
+# other extractors.
+NAMES = {
+    "frechet": ("fid", "fd"),
+    "spatial_frechet": ("sfid", "sfd"),
+    "frechet_infinity": ("fid infinity", "fd infinity"),
+    "inception_score": ("is", "is"),
+    "kernel": ("kid", "kd"),
+    "sliced": ("mind", "mind"),
+    "relative": ("relative fd", "relative fd"),
+    "classes_apart": ("class fd", "class fd"),
+}
+# Measures whose arguments are in the config, in a field of the same name.
+WITH_ARGUMENTS = (
+    "frechet_infinity",
+    "inception_score",
+    "kernel",
+    "sliced",
+    "precision_recall",
+    "density_coverage",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +162,7 @@ class Measures:
             results += list(getattr(self, f"_{name}")())
             tell(name)
         if suffix:
-            names = {"fid": "fd", "sfid": "sfd", "kid": "kd", "fid infinity": "fd infinity"}
+            names = dict(NAMES.values())
             results = [
                 dataclasses.replace(
                     result, measure=f"{names.get(result.measure, result.measure)}{suffix}"

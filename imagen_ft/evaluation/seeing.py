@@ -8,11 +8,44 @@ from jaxtyping import Int
 
 from classifiers.extractors.extractor import Extractor
 from classifiers.extractors.features import features
-from imagen_ft.evaluation.extractors import Kind
+from imagen_ft.evaluation.extractors import KINDS, Kind
 from imagen_ft.evaluation.image_sets import ImageSet
-from imagen_ft.evaluation.measures import Images
+from imagen_ft.evaluation.measures import NEEDS, Images
 from imagen_ft.metrics.frechet import Labelled
 from imagen_ft.metrics.result import Conditions
+from launch.errors import InputError
+
+
+def check_measures(field: str, measures: Sequence[str], extractor: str) -> None:
+    """Looks whether there are such measures, and whether an extractor can be measured with them.
+
+    Args:
+        field: where they stand in the config.
+        measures: names of `NEEDS`.
+        extractor: name of its row.
+
+    Raises:
+        InputError: there is none, one twice, an unknown one, or one that the extractor has not.
+    """
+    if not measures:
+        raise InputError(f"{field} must name some of {', '.join(NEEDS)}, got none")
+    kind = KINDS[extractor]
+    for name in measures:
+        if name not in NEEDS:
+            raise InputError(
+                f"{field} must be of {', '.join(NEEDS)}, got {name!r}; take one of these"
+            )
+        if list(measures).count(name) > 1:
+            raise InputError(f"{field} must name each once, got {name!r} twice; drop one")
+    for name, able, needed in (
+        ("spatial_frechet", kind.has_spatial, "is on Inception alone"),
+        ("inception_score", kind.logits, "needs a classifier"),
+        ("recognizability", kind.has_classes, "needs a classifier of the images' classes"),
+    ):
+        if name in measures and not able:
+            raise InputError(
+                f"{field}: {name!r} {needed}, got extractor {extractor!r}; leave it out"
+            )
 
 
 def taps_for(measures: Sequence[str], kind: Kind) -> tuple[str, ...]:

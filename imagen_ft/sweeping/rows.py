@@ -7,21 +7,12 @@ from typing import Any
 
 from etils import epath
 
-from imagen_ft.evaluation.measures import Measured
+from imagen_ft.evaluation.measures import NAMES, Measured
 from imagen_ft.metrics.result import Result
 
 CAS = "cas"
-# What points can be chosen by: the names that its result has, on Inception and elsewhere.
-_RESULTS = {
-    "frechet": ("fid", "fd"),
-    "spatial_frechet": ("sfid", "sfd"),
-    "inception_score": ("is",),
-    "kernel": ("kid", "kd"),
-    "sliced": ("mind",),
-    "relative": ("relative fd",),
-    "classes_apart": ("class fd",),
-}
-CHOICES = (*_RESULTS, CAS)
+# What points can be chosen by.
+CHOICES = (*NAMES, CAS)
 _HIGHER_IS_BETTER = ("inception_score", CAS)
 
 
@@ -83,7 +74,7 @@ def point_folder(workdir: epath.Path, name: str) -> epath.Path:
 def result_of(row: Row, measure: str) -> Result | None:
     """The result of a measure, if it was taken."""
     for result in row.measured.results if row.measured else ():
-        if result.measure.partition(" (")[0] in _RESULTS[measure]:
+        if result.measure.partition(" (")[0] in NAMES[measure]:
             return result
     return None
 

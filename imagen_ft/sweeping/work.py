@@ -1,4 +1,4 @@
-"""The rounds of a sweep: each point's images are drawn and measured, by whoever is free.
+"""The rounds of a sweep: each point's images are drawn and measured by the workers that are free.
 
 A point's result is one file, whole or absent; all else that is on its way can be lost. A worker
 takes the points that fall to it first, then those that nobody is at: so none waits for one that has
@@ -18,7 +18,7 @@ from etils import epath
 from tqdm import tqdm
 
 from imagen_ft.evaluation.image_sets import ImageSet
-from imagen_ft.evaluation.measures import Images, Measured
+from imagen_ft.evaluation.measures import WITH_ARGUMENTS, Images, Measured
 from imagen_ft.evaluation.mosaic import mosaic
 from imagen_ft.metrics.frechet import Labelled
 from imagen_ft.sweeping import trained
@@ -40,17 +40,8 @@ _FORMAT = 1
 LOOK_EVERY = 5.0
 SAMPLES = "samples.png"
 _COLUMNS = 10
-# Arguments of measures.
-_SETTINGS = (
-    "allow_few_images",
-    "frechet_infinity",
-    "inception_score",
-    "kernel",
-    "sliced",
-    "precision_recall",
-    "density_coverage",
-    "num_worst",
-)
+# What results depend on besides images.
+_SETTINGS = ("allow_few_images", *WITH_ARGUMENTS, "num_worst")
 # First and last image of each portion that a point is drawn in.
 Portions = Sequence[tuple[int, int]]
 

@@ -19,10 +19,10 @@ from imagen_ft.diffusion.denoiser import Denoiser
 from imagen_ft.diffusion.from_config import make_denoiser, make_stage
 from imagen_ft.evaluation.extractors import Kind, check_extractor, open_extractor
 from imagen_ft.evaluation.image_sets import ImageSet
-from imagen_ft.evaluation.measures import Images, Measures, Real
+from imagen_ft.evaluation.measures import NAMES, WITH_ARGUMENTS, Images, Measures, Real
 from imagen_ft.evaluation.references import References, check_references, open_references
 from imagen_ft.evaluation.sampled import BALANCED, class_of_each, enlarged
-from imagen_ft.evaluation.seeing import as_images, conditions, see, taps_for
+from imagen_ft.evaluation.seeing import as_images, check_measures, conditions, see, taps_for
 from input_pipeline.source import ArraySource, Source
 from launch.errors import Diverged, InputError
 from launch.fields import Fields
@@ -32,15 +32,6 @@ from launch.runtime.state import TrainState
 from launch.runtime.types import Variables
 
 _FIELD = "config.evaluation_metric"
-# What a measure of one number is logged as; on another extractor than Inception by the second name.
-_NAMES = {
-    "frechet": ("fid", "fd"),
-    "spatial_frechet": ("sfid", "sfid"),
-    "inception_score": ("is", "is"),
-    "kernel": ("kid", "kd"),
-    "sliced": ("mind", "mind"),
-    "relative": ("relative fd", "relative fd"),
-}
 _LIMITS = {"every": (0, MOST), "num_images": (1, MOST), "batch_size": BATCH}
 # Images are held for so many batches at a time; of all only the features stay.
 _BATCHES = 8
@@ -49,7 +40,7 @@ _BATCHES = 8
 def metric_name(config: Fields) -> str:
     """What `config.evaluation_metric` is logged as, and may be chosen by: 'sampled_fid', ..."""
     on_inception = not check_extractor(config["extractor"]).suffix
-    name = _NAMES[config["measure"]][0 if on_inception else 1]
+    name = NAMES[config["measure"]][0 if on_inception else 1]
     return f"sampled_{name.replace(' ', '_')}"
 
 
@@ -70,21 +61,20 @@ def check_metric(config: ml_collections.ConfigDict) -> None:
     needed = ("measure", "num_images", "batch_size", "extractor", "sampling")
     if missing := [name for name in needed if name not in fields]:
         raise InputError(f"{_FIELD} needs the field {missing[0]!r}; set it, or every=0")
-    if fields.measure not in _NAMES:
+    if fields.measure not in NAMES:
         raise InputError(
-            f"{_FIELD}.measure must be one of {', '.join(_NAMES)}, got {fields.measure!r}; name one"
+            f"{_FIELD}.measure must be one of {', '.join(NAMES)}, got {fields.measure!r}; name one"
+        )
+    if fields.measure in WITH_ARGUMENTS and fields.measure not in fields:
+        raise InputError(
+            f"{_FIELD} needs the arguments of {fields.measure!r} in a field of its name"
         )
     check_numbers(fields, _LIMITS, _FIELD)
     with _named():
-        kind = check_extractor(fields.extractor)
+        check_extractor(fields.extractor)
         make_stage(fields.sampling, make_denoiser(config.stage))
         check_references(_as_evaluation(config))
-    for measure, able in (("inception_score", kind.logits), ("spatial_frechet", kind.has_spatial)):
-        if fields.measure == measure and not able:
-            raise InputError(
-                f"{_FIELD}.measure={measure!r} is not on extractor {fields.extractor.name!r}; "
-                "choose another"
-            )
+    check_measures(f"{_FIELD}.measure", (fields.measure,), fields.extractor.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,11 +112,7 @@ class SampledMetric:
         except Diverged as error:
             warnings.warn(f"no {name} of step {int(state.step)}: {error}", stacklevel=1)
             return {name: float("nan")}
-        common = conditions(self._extractor, images, "round", "none")
-        evaluation = _as_evaluation(self.config)
-        with _named():
-            measured = Measures(evaluation, images, self._real, common).take("", lambda name: None)
-        return {name: measured.results[0].value}
+        return {name: self._measure(images)}
 
     def open(self) -> None:
         """Opens the extractor and the real images, so that faults come before anything is begun.
@@ -135,6 +121,28 @@ class SampledMetric:
             InputError: they are missing, damaged or do not fit.
         """
         _ = self._references, self._low
+
+    def prepare(self) -> None:
+        """Looks at the real images, and measures noise: so that nothing fails in mid-training.
+
+        Raises:
+            InputError: the extractor does not take the images, or a number of them is too small.
+        """
+        shape = self._denoiser.size, self._denoiser.size, self._denoiser.channels
+        [one] = self._see(np.zeros((1, *shape), np.uint8))
+        rng, count = np.random.default_rng(0), len(self._labels)
+        noise = {
+            tap: rng.normal(size=(count, *values.shape[1:])).astype(np.float32)
+            for tap, values in one.items()
+        }
+        self._measure(as_images(noise, self._labels, len(self.prompts), self._kind))
+
+    def _measure(self, images: Images) -> float:
+        common = conditions(self._extractor, images, "round", "none")
+        evaluation = _as_evaluation(self.config)
+        with _named():
+            measured = Measures(evaluation, images, self._real, common).take("", lambda name: None)
+        return measured.results[0].value
 
     @property
     def _fields(self) -> ml_collections.ConfigDict:
@@ -192,16 +200,16 @@ class SampledMetric:
 
     def _draw(self, variables: Variables) -> Images:
         """What the extractor sees in the images, in order."""
-        taps = taps_for((self._fields.measure,), self._kind)
-        seen: dict[str, list[np.ndarray]] = {tap: [] for tap in taps}
-        for part in self._parts(variables):
-            source = ArraySource(part, np.zeros(len(part), np.int32), ("all",))
-            size = self._fields.batch_size
-            for batch in feature_batches(self._extractor, source, taps, size):
-                for tap, values in batch.items():
-                    seen[tap].append(values)
-        outputs = {tap: np.concatenate(values) for tap, values in seen.items()}
+        batches = [batch for part in self._parts(variables) for batch in self._see(part)]
+        outputs = {tap: np.concatenate([batch[tap] for batch in batches]) for tap in batches[0]}
         return as_images(outputs, self._labels, len(self.prompts), self._kind)
+
+    def _see(self, images: UInt8[np.ndarray, "n h w c"]) -> Iterator[dict[str, np.ndarray]]:
+        """Outputs of the extractor by tap, batch by batch."""
+        source = ArraySource(images, np.zeros(len(images), np.int32), ("all",))
+        taps = taps_for((self._fields.measure,), self._kind)
+        with _named():
+            yield from feature_batches(self._extractor, source, taps, self._fields.batch_size)
 
     def _parts(self, variables: Variables) -> Iterator[UInt8[np.ndarray, "n h w c"]]:
         """The images, a few batches at a time: each depends on the run's seed and its number."""
@@ -244,8 +252,9 @@ def _named() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        text = str(error).removeprefix("config.")
-        raise InputError(f"{_FIELD}.{text}") from None
+        text = str(error)
+        below = text.removeprefix("config.")
+        raise InputError(f"{_FIELD}: {text}" if below == text else f"{_FIELD}.{below}") from None
 
 
 @dataclasses.dataclass(frozen=True)

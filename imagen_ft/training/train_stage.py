@@ -53,6 +53,8 @@ def train_stage(training: Training, encoder: TextEncoder, mesh: Mesh, workdir: e
         )
         metric.open()
     run_name = claim_workdir(workdir, config, inputs)
+    if metric:
+        metric.prepare()
     with jax.set_mesh(mesh):
         fit(
             workdir=workdir,

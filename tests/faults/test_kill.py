@@ -78,7 +78,8 @@ def losses(run: Path) -> list[tuple[int, float | None, float | None]]:
 def test_demo_reports_and_does_nothing_twice(whole_run):
     workdir, output = whole_run
     report = json.loads((workdir / "report.json").read_text())
-    arms = {"real", "pool", "generated"} | {f"real+generated_{k}x" for k in (1, 10, 30)}
+    arms = {"real", "pool", "generated", "pretrained"}
+    arms |= {f"real+generated_{k}x" for k in (1, 10, 30)}
     assert set(report["arms"]) == arms
     for arm in report["arms"].values():
         assert len(arm["accuracies"]) == 2
@@ -91,4 +92,5 @@ def test_demo_reports_and_does_nothing_twice(whole_run):
     checkpoint = workdir / "pretrain_base4" / "checkpoints" / "20" / "digests_0_of_1.json"
     before = checkpoint.stat().st_mtime_ns
     again = finish(start_demo(workdir))
-    assert again.count("was complete") == 13 and checkpoint.stat().st_mtime_ns == before
+    steps = output.count(": done in ")
+    assert steps == again.count("was complete") == 15 and checkpoint.stat().st_mtime_ns == before

@@ -1,10 +1,11 @@
 """Whether the Frechet distance orders photographs as it must; prints the distances.
 
-python -m tests.imagen_ft.metrics.ordering
+python -m tests.imagen_ft.metrics.ordering imagenet|cifar10
 
-It is on the real weights of EfficientNet-Lite0; IMAGENET_SAMPLE may name the zip.
+It is on the real weights of EfficientNet-Lite0; IMAGENET_SAMPLE or CIFAR10_SAMPLE may name the zip.
 """
 
+import sys
 import tempfile
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from imagen_ft.metrics.frechet import (
     relative_distance_of_classes,
 )
 from input_pipeline.source import Subset, Wrapper
+from input_pipeline.sources import subsets
 from input_pipeline.sources.image_folder import ImageFolder
 from tests.support.real_images import lite0, photographs
 
@@ -99,6 +101,14 @@ def imagenet(folder):
     in_order("ImageNet", network(folder, 128), *halves, folder, sigma=2.0, few_classes=False)
 
 
+def cifar10(folder):
+    """300 images of each class, within which the order holds too."""
+    zipped = photographs("cifar10_sample", folder)
+    sets = (ImageFolder(zipped, root=split) for split in ("train", "test"))
+    real, fresh = (subsets.apply(images, {"per_class": 300}) for images in sets)
+    in_order("CIFAR-10", network(folder, 64), real, fresh, folder, sigma=1.0)
+
+
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        imagenet(Path(folder))
+        {"imagenet": imagenet, "cifar10": cifar10}[sys.argv[1]](Path(folder))

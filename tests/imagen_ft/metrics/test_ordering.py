@@ -38,12 +38,13 @@ def test_digits(tmp_path):
 
 
 @pytest.mark.slow
-def test_photographs(tmp_path):
+@pytest.mark.parametrize("name", ["imagenet", "cifar10"])
+def test_photographs(name, tmp_path):
     """In a program of its own, whose network is compiled to run fast."""
-    photographs("imagenet_sample", tmp_path)
+    photographs(f"{name}_sample", tmp_path)
     lite0(tmp_path)
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    command = [sys.executable, "-m", "tests.imagen_ft.metrics.ordering"]
+    command = [sys.executable, "-m", "tests.imagen_ft.metrics.ordering", name]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "against" in done.stdout

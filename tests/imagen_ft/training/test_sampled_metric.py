@@ -51,8 +51,8 @@ def run(tmp_path_factory):
     )
 
 
-def metric_of(run, workdir):
-    training = Training.of(config(run))
+def metric_of(run, workdir, **changes):
+    training = Training.of(config(run, **changes))
     images, mesh = open_images(training), make_mesh({}, jax.devices()[:1])
     text = np.zeros((10, *training.text_shape), np.float32)
     source = images.evaluation
@@ -118,12 +118,34 @@ def test_images_that_are_not_finite_are_said_and_training_goes_on(run, tmp_path,
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        (dict(measure="frechet", num_images=4), "evaluation_metric: the number of images must be"),
+        (
+            dict(measure="kernel", kernel=dict(subsets=2, subset_size=90, seed=0)),
+            "evaluation_metric: .*subset_size",
+        ),
+        (dict(num_images=1000), r"num_images must be at most the 100 images of low, got 1000"),
+    ],
+)
+def test_too_few_images_are_said_before_training(run, tmp_path, changes, said):
+    metric = metric_of(run, tmp_path, **changes)
+    with pytest.raises(InputError, match=said):
+        metric.open()
+        metric.prepare()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
         (dict(measure="fid"), r"measure must be one of frechet, .*, got 'fid'"),
         (dict(measure="relative"), r"evaluation_metric.reference.held_out must be a set of real"),
         (dict(num_images=0), r"evaluation_metric.num_images"),
         (dict(extractor=dict(name="resnet")), r"evaluation_metric.extractor.name must be one of"),
-        (dict(measure="spatial_frechet"), r"'spatial_frechet' is not on extractor 'classifier'"),
-        (dict(sampling=dict(guidance_weight=-1.0)), r"evaluation_metric.guidance_weight=-1"),
+        (
+            dict(measure="spatial_frechet"),
+            r"'spatial_frechet' is on Inception alone, got extractor",
+        ),
+        (dict(measure="kernel"), r"evaluation_metric needs the arguments of 'kernel' in a field"),
+        (dict(sampling=dict(guidance_weight=-1.0)), r"evaluation_metric: guidance_weight=-1"),
     ],
 )
 def test_wrong_fields(changes, said):
