@@ -57,15 +57,8 @@ def whole(tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize(
-    ("name", "kills"),
-    [
-        ("classifier", 1),
-        pytest.param("diffusion", 10, marks=pytest.mark.slow),
-        pytest.param("classifier", 10, marks=pytest.mark.slow),
-        pytest.param("seeds", 5, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "kills"), [("diffusion", 10), ("classifier", 10), ("seeds", 5)])
 def test_killed_at_random_moments(whole, tmp_path, name, kills):
     rng, run = np.random.default_rng(0), RUNS[name]
     for at in np.sort(rng.uniform(0, 19, kills)):

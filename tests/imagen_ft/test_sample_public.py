@@ -185,7 +185,14 @@ def test_a_folder_with_other_images(work, tmp_path, capsys, name):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_images_are_not_replaced_by_others(work, tmp_path, capsys):
+def of_keys(stage, variables, keys, **_):
+    """Images in the place of those that a network draws."""
+    shape = stage.denoiser.size, stage.denoiser.size, 3
+    return jax.vmap(lambda key: jax.random.uniform(key, shape, minval=-1.0))(keys)
+
+
+def test_images_are_not_replaced_by_others(work, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Stage, "sample", of_keys)
     assert run(work, tmp_path, "--prompt=two cats") == 0
     images = {path.name: path.read_bytes() for path in tmp_path.glob("*.png")}
     capsys.readouterr()

@@ -87,6 +87,7 @@ def by_slurm(*arguments):
     assert found == [dict(processes=2, index=0), dict(processes=2, index=1)]
 
 
+@pytest.mark.slow
 def test_text(tmp_path):
     tiny_text.save(tmp_path / "pipeline")
     (tmp_path / "prompts.txt").write_text("\n".join(NAMES))

@@ -31,10 +31,10 @@ MESHES = {
     "four": ({"data": 2, "fsdp": 2}, 1, 4, 1),
     "workers that are jobs": ({"data": -1}, 2, 1, 2),
 }
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in list(MESHES)[1:]]
 
 
-@pytest.mark.parametrize("name", ["job", *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MESHES)
 def test_a_set_is_the_same_on_any_devices(tmp_path, name):
     alone = make(tmp_path, "alone", {"data": -1})
     assert alone.shape == (23, 8, 8, 1) and alone.std(axis=0).mean() > 10

@@ -23,6 +23,7 @@ def eight():
     return run_on_eight("tests.imagen_ft.cascade.sampling_devices")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["base", "super-resolution"])
 def test_images_do_not_depend_on_devices_and_batches(eight, stage):
     found = eight[stage]
@@ -33,6 +34,7 @@ def test_images_do_not_depend_on_devices_and_batches(eight, stage):
     assert found["spread"] > 0.1
 
 
+@pytest.mark.slow
 def test_what_devices_decide_of_rounding(eight, cascade):
     shared = {"device": "cpu", "several_devices": True}
     assert eight["rounding"] == [

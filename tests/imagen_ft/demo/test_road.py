@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 
+import pytest
+
 from configs.digits.common import ENVIRONMENT
 from imagen_ft.demo.road import LANES, digits_jobs
 from launch.jobs.runner import JobRunner
@@ -28,6 +30,7 @@ CHEAPER = {
 QUICK = ENVIRONMENT | {"XLA_FLAGS": os.environ["XLA_FLAGS"]}
 
 
+@pytest.mark.slow  # Six commands; each of them has fast tests of its own.
 def test_the_road_ends_in_a_classifier_and_is_not_run_twice(tmp_path, capfd):
     jobs = {job.name: job for job in digits_jobs(tmp_path, runlocal=True)}
     road = []

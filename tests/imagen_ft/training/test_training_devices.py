@@ -16,6 +16,7 @@ EVERY = [
 ]
 
 
+@pytest.mark.slow  # tests/classifiers/models has a fast one of the same kind.
 def test_gradients_where_every_axis_is_split():
     """XLA's partitioner, left alone, returns some of them wrong by their own size."""
     errors = run_on_eight("tests.imagen_ft.training.gradient_devices")
