@@ -58,7 +58,7 @@ def main(args: app.Arguments) -> None:
     config = args.config
     check(config)
     if args.dry_run:
-        _describe(config, args.flags.workdir)
+        _describe(args)
         return
     runs = _open_runs(config, args.workdir)
     sets = open_sets(config.sets)
@@ -124,11 +124,12 @@ def _open_runs(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[E
     return [open_run(path, **config.checkpoint) for path in by_name.values()]
 
 
-def _describe(config: ml_collections.ConfigDict, workdir: str | None) -> None:
+def _describe(args: app.Arguments) -> None:
     """What a dry run prints."""
-    named = workdir and epath.Path(workdir).exists()
-    runs = _open_runs(config, epath.Path(workdir)) if named or config.runs else []
-    app.describe(config, **{run.name: run.seeds[0].shapes()["params"] for run in runs})
+    workdir = args.flags.workdir or ""
+    is_folder = workdir and epath.Path(workdir).exists()
+    runs = _open_runs(args.config, epath.Path(workdir)) if is_folder or args.config.runs else []
+    app.describe(args, **{run.name: run.seeds[0].shapes()["params"] for run in runs})
     if not runs:
         print("no parameters to count: --workdir names no folder of runs")
 
@@ -142,7 +143,7 @@ def _evaluate(
     """What each seed of each run has reached, by set and run."""
     mesh = make_mesh({"data": -1})
     results: dict[str, dict[str, list]] = {name: {} for name in sets}
-    with tqdm(unit="image", unit_scale=True, disable=jax.process_index() > 0) as bar:
+    with tqdm(desc="evaluate", unit="image", disable=jax.process_index() > 0) as bar:
         works = [
             (run, name, RunOnSet(run, evaluation_set, config, mesh, bar.update))
             for run in runs

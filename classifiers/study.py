@@ -76,7 +76,7 @@ def main(args: app.Arguments) -> None:
 
 def _describe(args: app.Arguments, runs: list[plan.PlannedRun], commands: list[str]) -> None:
     """Prints what would run."""
-    app.describe(args.config)
+    app.describe(args)
     for command in commands:
         print(command)
     for label, run in {run.model: run for run in runs}.items():

@@ -80,7 +80,7 @@ def main(args: app.Arguments) -> None:
         check_share(config.synthetic_weight)
     params = training.abstract.variables["params"]
     if args.dry_run:
-        app.describe(config, model=params)
+        app.describe(args, model=params)
     elif values.preflight:
         vmap_seeds.check_preflight(config)
         preflight.run(

@@ -58,7 +58,7 @@ def main(args: app.Arguments) -> None:
     config = args.config
     kind = check(config)
     if args.dry_run:
-        _describe(config)
+        _describe(args)
         return
     extractor = open_extractor(config.extractor)
     mixed = extractor.transform is not None
@@ -90,15 +90,15 @@ def check(config: ml_collections.ConfigDict) -> Kind:
     return kind
 
 
-def _describe(config: ml_collections.ConfigDict) -> None:
+def _describe(args: app.Arguments) -> None:
     """What a dry run prints."""
     try:
-        extractor = open_extractor(config.extractor)
+        extractor = open_extractor(args.config.extractor)
     except InputError as error:
-        app.describe(config)
+        app.describe(args)
         print(f"no parameters to count: {error}")
     else:
-        app.describe(config, **{extractor.name: extractor.variables["params"]})
+        app.describe(args, **{extractor.name: extractor.variables["params"]})
 
 
 def _leave(images: ImageSet, path: str | None, measured: Measured) -> None:
@@ -153,7 +153,7 @@ def _measure(
 
 def _take(name: str, count: int, measures: Measures, suffix: str) -> dict[str, Any]:
     try:
-        with tqdm(total=count, unit="measure", desc=name) as bar:
+        with tqdm(total=count, unit="measure", desc=f"measures of {name}") as bar:
 
             def tell(measure: str) -> None:
                 bar.set_postfix_str(measure)

@@ -59,7 +59,7 @@ def main(args: app.Arguments) -> None:
     params = training.abstract.variables["params"]
     if args.dry_run:
         _, encoder_shapes = text_shapes(config.text)
-        app.describe(config, unet=params, **encoder_shapes)
+        app.describe(args, unet=params, **encoder_shapes)
     elif values.preflight:
         preflight.run(
             values.preflight,

@@ -79,7 +79,7 @@ def main(args: app.Arguments) -> None:
     if values.repair and values.num_workers > 1:
         raise InputError("--repair is one worker's work: leave --num_workers away")
     if args.dry_run:
-        app.describe(args.config, **parameter_shapes(args.config))
+        app.describe(args, **parameter_shapes(args.config))
         return
     if values.verify:
         check_sound(args, check(args))

@@ -7,6 +7,7 @@ path.png: eight moments of the base's way from noise to each of the first images
 job (--coordinator) draw together, and the first one writes.
 """
 
+import dataclasses
 import sys
 from typing import Any
 
@@ -95,7 +96,7 @@ def main(args: app.Arguments) -> None:
     prompts = list(given.values()) or list(names)
     prompts = [prompt for prompt in prompts for _ in range(config.images_per_prompt)]
     if args.dry_run:
-        app.describe(config, **parameter_shapes(config))
+        app.describe(dataclasses.replace(args, config=config), **parameter_shapes(config))
         print(memory_table(config))
         return
     if not prompts:

@@ -92,7 +92,7 @@ def main(args: app.Arguments) -> None:
         len(points), config.num_images, values.budget, halving.factor, halving.finalists
     )
     if args.dry_run:
-        app.describe(args.config, **parameter_shapes(config.cascade, base=False))
+        app.describe(args, **parameter_shapes(config.cascade, base=False))
         _describe(config, points, rounds)
         return
     if values.cas:

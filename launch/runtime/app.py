@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import ml_collections
 from absl import flags
-from clu import parameter_overview
 from etils import epath
 from ml_collections import config_flags
 
@@ -22,6 +21,7 @@ from launch.runtime import optional_fields
 from launch.runtime.checkpoints.orbax_options import is_left_waiting
 from launch.runtime.config import check_overrides, load_config, plain, reading
 from launch.runtime.devices import job
+from launch.runtime.reports.parameters import module_table, tensor_table
 
 _CONFIG_HELP = (
     "--config=FILE.py[:name=value,...]: the experiment",
@@ -126,6 +126,9 @@ def parse(
         "print the resolved config and parameter count, then end",
         flag_values=values,
     )
+    flags.DEFINE_bool(
+        "all_tensors", False, "with --dry_run: a line a tensor, not a module", flag_values=values
+    )
     if define_flags:
         define_flags(values)
     define_alone(values)
@@ -138,6 +141,8 @@ def parse(
     read_flags(argv, values)
     if added:
         optional_fields.remove_defaults(values.config, added)
+    if values.all_tensors and not values.dry_run:
+        raise InputError("--all_tensors is for --dry_run: add that, or leave it out")
     runs = not (values.dry_run or ("preflight" in values and values.preflight))
     folder = _folder(values.workdir) if runs else None
     return Arguments(values.config, folder, values.dry_run, values)
@@ -161,12 +166,13 @@ def _folder(workdir: str | None) -> epath.Path:
     return epath.Path(workdir)
 
 
-def describe(config: ml_collections.ConfigDict, **models: Any) -> None:
+def describe(args: Arguments, **models: Any) -> None:
     """Prints the resolved config and, for each model, its parameters (shapes are enough)."""
-    print(config.to_json_best_effort(indent=2))
+    print(args.config.to_json_best_effort(indent=2))
+    table = tensor_table if args.flags.all_tensors else module_table
     for name, params in models.items():
         print(f"{name}:")
-        print(parameter_overview.get_parameter_overview(params, include_stats=False))
+        print(table(params))
         total = sum(leaf.size for leaf in jax.tree.leaves(params))
         print(f"{name}: {total:,} parameters")
 

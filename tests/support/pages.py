@@ -188,7 +188,7 @@ def _flags_of(command: task.Task) -> frozenset[str]:
     """What the task's --help would say in a process of its own."""
     values = flags.FlagValues()
     _module(command.module).define_flags(values)
-    return frozenset(("config", "dry_run", "workdir", *values))
+    return frozenset(("all_tensors", "config", "dry_run", "workdir", *values))
 
 
 def _module(name: str) -> ModuleType:

@@ -6,7 +6,6 @@ import jax
 import pytest
 from absl import flags
 from etils import epath
-from ml_collections import ConfigDict
 
 from launch.errors import Diverged, InputError
 from launch.runtime import app
@@ -93,6 +92,7 @@ def test_wrong_command_line(config, tmp_path, capsys, argv, said):
         (["--config=a:b/c.py", "--workdir=run"], "no file a; what follows a ':' is no part of"),
         (["--config={config}"], "--workdir is missing: name the run directory"),
         (["--config={config}:runlocal", "--number=2"], "--workdir is missing"),
+        (["--config={config}", "--workdir=run", "--all_tensors"], "--all_tensors is for --dry_run"),
     ],
     ids=[
         "no config",
@@ -102,6 +102,7 @@ def test_wrong_command_line(config, tmp_path, capsys, argv, said):
         "colon in a path",
         "no workdir",
         "no workdir but a flag",
+        "no dry run",
     ],
 )
 def test_something_is_missing(config, tmp_path, capsys, argv, said):
@@ -238,8 +239,14 @@ def test_a_work_directory_below_a_file(config, tmp_path, capsys):
     assert f"cannot read or write at {below}: Not a directory" in one_line(capsys)
 
 
-def test_describe_counts(capsys):
-    config = ConfigDict(dict(model=dict(width=4)))
-    app.describe(config, net={"kernel": jax.ShapeDtypeStruct((3, 4), "float32")})
-    out = capsys.readouterr().out
-    assert '"width": 4' in out and out.endswith("net: 12 parameters\n")
+def test_describe_counts(config, capsys):
+    net = {"dense": {"kernel": jax.ShapeDtypeStruct((3, 4), "float32")}}
+
+    def dry_run(*flags):
+        argv = ["task", f"--config={config}", "--dry_run", *flags]
+        app.describe(app.parse(argv), net=net)
+        out = capsys.readouterr().out
+        assert '"width": 4' in out and out.endswith("net: 12 parameters\n")
+        return out
+
+    assert "kernel" not in dry_run() and "dense/kernel" in dry_run("--all_tensors")
