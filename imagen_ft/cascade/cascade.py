@@ -1,19 +1,17 @@
 """Cascades: from prompts to images, one diffusion model after the other."""
 
-import contextlib
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, overload
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Int, Key, UInt8
+from jaxtyping import Bool, UInt8
 
 from imagen_ft.cascade.changes import FOR_A_CALL, changed
+from imagen_ft.cascade.drawing import Drawing
 from imagen_ft.cascade.finite import checked
 from imagen_ft.cascade.imported import as_imported
 from imagen_ft.cascade.loading import load_stages, with_dtypes
@@ -25,8 +23,7 @@ from imagen_ft.text import class_names
 from imagen_ft.text.encoders import TextEncoder, check_prompts, check_text, make_text_encoder
 from launch.runtime.config import reading
 from launch.runtime.devices.hardware import architecture
-from launch.runtime.devices.mesh import fetch, fetch_behind, make_mesh, put_split
-from launch.runtime.images import finite_images, to_float, to_uint8
+from launch.runtime.devices.mesh import fetch_behind, make_mesh
 from launch.runtime.limits import BATCH, check_numbers
 from launch.runtime.types import Array
 
@@ -208,7 +205,7 @@ class Cascade:
         """
         request = self._completed(request)
         shown = slice(None) if every_stage else slice(-1, None)
-        batches = ((stages[shown], finite) for stages, finite in self._dispatch(request))
+        batches = ((stages[shown], finite) for stages, finite in self._batches(request))
         run = self._named_stages(request.first_stage(self.stages))
         return checked(fetch_behind(batches), run, request, self.class_names)
 
@@ -217,12 +214,13 @@ class Cascade:
 
         How many devices split a batch does not, where each has as many images: only that they do.
         """
+        drawing = self._drawing
         axes = {} if self.mesh is None else self.mesh.shape
         devices = jax.local_devices()[:1] if self.mesh is None else self.mesh.devices.ravel()
         precision = jax.default_matmul_precision.value
         return {
             "device": architecture(devices[0]),
-            "images_per_device": [size // self._ways for size in self._sizes(self.batch_size)],
+            "images_per_device": [size // drawing.ways for size in drawing.sizes(self.batch_size)],
             "several_devices": len(devices) > 1,
             **{axis: axes.get(axis, 1) for axis in ("fsdp", "tensor")},
             # Only where the user has said one: else the dtype decides.
@@ -243,16 +241,13 @@ class Cascade:
         """
         request = Request(prompts, seed=seed, negative_prompt=negative_prompt)
         request = self._completed(request)
-        count = len(request)
-        padding = _multiple(count, self._ways) - count
-        keys = _keys(seed, 0, np.pad(np.arange(count), (0, padding)))
-        texts = self._embed(request)
-        batch = {name: _filled(rows, 0, padding) for name, rows in texts.rows(slice(None)).items()}
-        with self._on_mesh(keys=keys, **batch) as inputs:
-            steps = self.stages[0].path(self.variables[0], **texts.common, **inputs)
-            drawn = fetch(to_uint8(steps))[:, :count], [fetch(finite_images(steps[-1]))[:count]]
+        steps, finite = self._drawing.path(request, self._embed(request))
         base = self._named_stages(0, 1)
-        return next(checked([drawn], base, request, self.class_names))
+        return next(checked([(steps, [finite])], base, request, self.class_names))
+
+    @property
+    def _drawing(self) -> Drawing:
+        return Drawing(self.stages, self.variables, self.mesh)
 
     def _completed(self, request: Request) -> Request:
         """A request that has been looked at, with what it leaves to the cascade."""
@@ -261,6 +256,13 @@ class Cascade:
             request = dataclasses.replace(request, negative_prompt=own)
         request.check(self.stages, self.class_names)
         return request
+
+    def _batches(
+        self, request: Request
+    ) -> Iterator[tuple[list[UInt8[Array, "b size size c"]], list[Bool[Array, " b"]]]]:
+        """See `Drawing.batches`; texts are embedded when the first one is asked for."""
+        size = self.batch_size if request.batch_size is None else request.batch_size
+        yield from self._drawing.batches(request, self._embed(request), size)
 
     def _embed(self, request: Request) -> RequestTexts:
         if request.prompts is None:
@@ -277,100 +279,6 @@ class Cascade:
         names = {entry.stage.size: name for name, entry in self.config.stages.items()}
         some = self.stages[first:last]
         return {names.get(stage.denoiser.size, str(stage.denoiser.size)): stage for stage in some}
-
-    def _dispatch(
-        self, request: Request
-    ) -> Iterator[tuple[list[UInt8[Array, "b size size c"]], list[Bool[Array, " b"]]]]:
-        """See `_run_stages`: batch by batch, on the devices; none is waited for."""
-        texts, count = self._embed(request), len(request)
-        indices = np.arange(count) if request.indices is None else np.asarray(request.indices)
-        optional = {"low": request.low, "start": request.start}
-        given = {name: images for name, images in optional.items() if images is not None}
-        positions = np.arange(count)
-        if request.positions is not None:
-            positions = np.asarray(request.positions)
-        batch_size = self.batch_size if request.batch_size is None else request.batch_size
-        sizes = self._sizes(batch_size)
-        for batch in _runs(positions, _multiple(batch_size, self._ways)):
-            inputs = {**texts.rows(batch), "indices": indices[batch]}
-            begin = {name: to_float(jnp.asarray(images[batch])) for name, images in given.items()}
-            yield self._run_stages(request, sizes, positions[batch], inputs, begin, texts.common)
-
-    @contextlib.contextmanager
-    def _on_mesh(self, **batch: Any) -> Iterator[dict[str, Any]]:
-        """A block in which the mesh is in use, with a batch split over it."""
-        if self.mesh is None:
-            yield batch
-        else:
-            with jax.set_mesh(self.mesh):
-                yield put_split(self.mesh, batch)
-
-    @property
-    def _ways(self) -> int:
-        """Devices that a batch is split over."""
-        return 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-
-    def _sizes(self, batch_size: int) -> list[int]:
-        """Images that each stage draws at a time, where the cascade has batches of this size."""
-        sizes = [min(stage.batch_size or batch_size, batch_size) for stage in self.stages]
-        return [_multiple(size, self._ways) for size in sizes]
-
-    def _run_stages(
-        self,
-        request: Request,
-        sizes: Sequence[int],
-        positions: Int[np.ndarray, " b"],
-        inputs: dict[str, np.ndarray],
-        begin: dict[str, Array],
-        common: dict[str, np.ndarray],
-    ) -> tuple[list[Array], list[Array]]:
-        """The images of every stage, uint8 [b, size, size, c], and which of them are finite.
-
-        Args:
-            request: that the batch is of.
-            sizes: images that each stage draws at a time.
-            positions: of the images; one follows on the other.
-            inputs: `text` and `indices` of the batch, and `null_text` where each has its own.
-            begin: `low` and `start` of the first stage, in [-1, 1], where the request has them.
-            common: `null_text` of all images.
-        """
-        stages, finite = [], []
-        for number in range(request.first_stage(self.stages), len(self.stages)):
-            batch = inputs | begin
-            images = self._run_stage(number, request, sizes[number], positions, batch, common)
-            stages.append(to_uint8(images))
-            finite.append(finite_images(images))
-            begin = {"low": images}
-        return stages, finite
-
-    def _run_stage(
-        self,
-        number: int,
-        request: Request,
-        size: int,
-        positions: Int[np.ndarray, " b"],
-        inputs: dict[str, Any],
-        common: dict[str, np.ndarray],
-    ) -> Float[Array, "b size size c"]:
-        """One stage; every batch is filled up to one size, so that one compilation will do.
-
-        The image at position p is in row p % size: how a compiler rounds can depend on the row.
-        """
-        stage, numbers = self.stages[number].split()
-        skip_steps = 0 if number else request.skip_steps
-        options = dict(skip_steps=skip_steps, numbers=numbers, **common)
-        drawn = []
-        for part in _runs(positions, size):
-            first = int(positions[part.start]) % size
-            last = first + part.stop - part.start
-            batch: dict[str, Any] = {
-                name: _filled(values[part], first, size - last) for name, values in inputs.items()
-            }
-            batch["keys"] = _keys(request.seed, number, batch.pop("indices"))
-            with self._on_mesh(**batch) as placed:
-                images = stage.sample(self.variables[number], **placed, **options)
-            drawn.append(images[first:last])
-        return jnp.concatenate(drawn)
 
 
 def load_cascade(
@@ -406,27 +314,3 @@ def load_cascade(
         encoder.embed(texts, nulls)  # A prompt that a cache lacks is found before any work.
     stages, variables, digests = load_stages(config, encoder, mesh, base)
     return Cascade(stages, variables, encoder, names, digests, config, config.batch_size, mesh)
-
-
-def _keys(seed: int, stage: int, indices: np.ndarray) -> Key[Array, " n"]:
-    """One an image: a function of the seed, the stage's number and the image's index alone."""
-    key = jax.random.fold_in(jax.random.key(seed), stage)
-    return jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.asarray(indices))
-
-
-def _multiple(size: int, ways: int) -> int:
-    """The next one of `ways`."""
-    return -(-size // ways) * ways
-
-
-def _runs(positions: Int[np.ndarray, " n"], size: int) -> Iterator[slice]:
-    """Parts of positions that follow on each other, between one multiple of `size` and the next."""
-    cuts = np.flatnonzero((np.diff(positions) != 1) | (positions[1:] % size == 0)) + 1
-    return itertools.starmap(slice, itertools.pairwise([0, *cuts.tolist(), len(positions)]))
-
-
-def _filled(values: Array, before: int, behind: int) -> Array:
-    """With rows of zeros around."""
-    pad = jnp.pad if isinstance(values, jax.Array) else np.pad
-    widths = ((before, behind),) + ((0, 0),) * (values.ndim - 1)
-    return pad(values, widths) if before or behind else values

@@ -1,7 +1,7 @@
 """The demo's road as jobs: each step is a command line that waits for those it needs."""
 
 import dataclasses
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from configs.digits.common import ENVIRONMENT
@@ -32,57 +32,81 @@ def digits_jobs(
         arms: keys of `ARMS`: which classifiers are trained and compared.
         seeds: of each; 0 is as many as the config has.
     """
+    road = _Road(root, runlocal, seeds)
+    manifest, folder = "manifest.json", root / "classifiers"
+    return [
+        road.finetune("pretrain_base4"),
+        road.finetune("pretrain_sr8"),
+        road.finetune("finetune_base4", "pretrain_base4"),
+        road.finetune("finetune_sr8", "pretrain_sr8"),
+        road.draw("generate", "generate", root / "generated", "finetune", manifest),
+        *(
+            road.draw(step, "generate", root / images, "pretrain", manifest)
+            for arm, (step, images) in SETS.items()
+            if arm in arms
+        ),
+        road.draw("samples", "sample", root / "samples", "finetune", "samples.png"),
+        *(road.classify(arm) for arm in arms),
+        road.job(
+            "evaluate", "classifiers.evaluate", "evaluate", folder, tuple(arms), 15,
+            output=folder / "evaluation_test.json",
+        ),
+    ]  # fmt: skip
 
-    def job(name, module, config, workdir, after, seconds, overrides=(), output=None) -> Job:
+
+@dataclasses.dataclass(frozen=True)
+class _Road:
+    """Makes the jobs of `digits_jobs`, which says what the fields are."""
+
+    root: Path
+    runlocal: bool
+    seeds: int
+
+    def job(
+        self,
+        name: str,
+        module: str,
+        config: str,
+        workdir: Path,
+        after: tuple[str, ...],
+        seconds: float,
+        overrides: Sequence[str] = (),
+        output: Path | None = None,
+    ) -> Job:
+        """A command with an experiment of the digits, `config`, with arguments behind a colon."""
         file, _, arguments = config.partition(":")
-        arguments = ",".join(filter(None, (arguments, "runlocal" if runlocal else "")))
+        arguments = ",".join(filter(None, (arguments, "runlocal" if self.runlocal else "")))
         path = Path("configs/digits") / f"{file}.py"
         config = f"--config={path}" + (f":{arguments}" if arguments else "")
         command = (module, config, f"--workdir={workdir}", *overrides)
         inputs = (path, Path("configs/digits/common.py"), Path("configs/arguments.py"))
         return Job(name, command, inputs, output or workdir, after, seconds)
 
-    def finetune(name: str, start: str = "") -> Job:
+    def finetune(self, name: str, start: str = "") -> Job:
+        """A stage of that name, trained from scratch or from the run `start`."""
         after, seconds = ((start,), 15) if start else ((), 100)
-        init = (f"--config.init_from={root / start}",) if start else ()
-        return job(name, "imagen_ft.finetune", name, root / name, after, seconds, init)
+        init = (f"--config.init_from={self.root / start}",) if start else ()
+        return self.job(name, "imagen_ft.finetune", name, self.root / name, after, seconds, init)
 
-    def draw(name: str, task: str, folder: Path, kind: str, output: str) -> Job:
-        runs = {stage: root / f"{kind}_{stage}" for stage in ("base4", "sr8")}
+    def draw(self, name: str, task: str, folder: Path, kind: str, output: str) -> Job:
+        """Images into a folder, by the stages of one kind, 'pretrain' or 'finetune'."""
+        runs = {stage: self.root / f"{kind}_{stage}" for stage in ("base4", "sr8")}
         after = tuple(run.name for run in runs.values())
         stages = [f"--config.stages.{stage}.run={run}" for stage, run in runs.items()]
-        return job(name, f"imagen_ft.{task}", task, folder, after, 20, stages, folder / output)
+        module = f"imagen_ft.{task}"
+        return self.job(name, module, task, folder, after, 20, stages, folder / output)
 
-    def classify(arm: str, arguments: str) -> Job:
+    def classify(self, arm: str) -> Job:
+        """The classifiers of an arm."""
         after: tuple[str, ...] = ()
         overrides = []
-        if "generated" in arguments:
+        if "generated" in ARMS[arm]:
             step, images = SETS.get(arm, ("generate", "generated"))
             after = (step,)
-            overrides = [f"--config.train_sources.generated.path={root / images}"]
-        overrides += [f"--config.seeds={seeds}"] if seeds else []
-        config, workdir = f"classifier:{arguments}", root / "classifiers" / arm
-        return job(arm, "classifiers.train", config, workdir, after, 45, overrides)
-
-    manifest, folder = "manifest.json", root / "classifiers"
-    return [
-        finetune("pretrain_base4"),
-        finetune("pretrain_sr8"),
-        finetune("finetune_base4", "pretrain_base4"),
-        finetune("finetune_sr8", "pretrain_sr8"),
-        draw("generate", "generate", root / "generated", "finetune", manifest),
-        *(
-            draw(step, "generate", root / images, "pretrain", manifest)
-            for arm, (step, images) in SETS.items()
-            if arm in arms
-        ),
-        draw("samples", "sample", root / "samples", "finetune", "samples.png"),
-        *(classify(arm, ARMS[arm]) for arm in arms),
-        job(
-            "evaluate", "classifiers.evaluate", "evaluate", folder, tuple(arms), 15, (),
-            folder / "evaluation_test.json",
-        ),
-    ]  # fmt: skip
+            overrides = [f"--config.train_sources.generated.path={self.root / images}"]
+        overrides += [f"--config.seeds={self.seeds}"] if self.seeds else []
+        config, workdir = f"classifier:{ARMS[arm]}", self.root / "classifiers" / arm
+        return self.job(arm, "classifiers.train", config, workdir, after, 45, overrides)
 
 
 def variant(job: Job, name: str, *overrides: str) -> Job:

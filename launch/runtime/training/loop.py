@@ -1,5 +1,6 @@
 """The training loop, the same for diffusion models and classifiers."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -148,6 +149,7 @@ def fit(
         profile = opened.enter_context(closing(Profile(workdir / "profile", start + 1, **window)))
         log = TrainingLog(workdir, start, total, label, storage.newest, ledger)
         opened.enter_context(log)
+        looks = _Looks(config, evaluate, metric, pictures)
         for step, batch in enumerate(log.wait_for(batches(start, total)), start=start + 1):
             batch = put_batch(mesh, batch)
             log.before(step, train_step, state, batch)
@@ -155,18 +157,12 @@ def fit(
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = train_step(state, batch)
             profile.after(step, metrics)
-            save, scalars = _due(step, config.checkpoint_every, total), None
+            save = _due(step, config.checkpoint_every, total)
             log.after(step, metrics, read=save or _due(step, config.log_every, total))
             leave = preemption.reached(step)
-            # Who has to leave in time neither evaluates nor draws, but for the end of the run.
-            stays = not leave or step == total
-            # Evaluate, save, and only then take the next batch: a resumed run repeats nothing.
-            looks = _looks(step, config, total, evaluate, metric) if stays else []
-            if looks:
-                scalars = log.evaluate(step, functools.partial(_merged, looks), state)
-            every = config.get("pictures_every", 0)
-            if pictures and stays and every and _due(step, every, total):
-                log.picture(step, pictures, state)
+            # Evaluate, save, and only then take the next batch: a resumed run repeats nothing. Who
+            # has to leave in time neither evaluates nor draws, but for the end of the run.
+            scalars = looks.take(step, state, log) if not leave or step == total else None
             if save or leave or (scalars and config.get("best")):
                 log.save(step, storage.keep, state, scalars, save or leave)
             if leave:
@@ -175,6 +171,31 @@ def fit(
             storage.seal_if_saved()
         storage.finish()
     return state
+
+
+@dataclasses.dataclass(frozen=True)
+class _Looks:
+    """What is seen of a state between steps; see `fit` for the fields."""
+
+    config: ml_collections.ConfigDict
+    evaluate: Callable[[TrainState], Mapping[str, Any]] | None
+    metric: Callable[[TrainState], Mapping[str, Any]] | None
+    pictures: Callable[[TrainState], Figure] | None
+
+    def take(self, step: int, state: TrainState, log: TrainingLog) -> Mapping[str, float] | None:
+        """Evaluates and draws what is due at a step; the scalars, where it was evaluated."""
+        config, total, scalars = self.config, self.config.total_steps, None
+        due = []
+        if self.evaluate and _due(step, config.evaluate_every, total):
+            due.append(self.evaluate)
+        if self.metric and _due(step, config.evaluation_metric.every, total):
+            due.append(self.metric)
+        if due:
+            scalars = log.evaluate(step, functools.partial(_merged, due), state)
+        every = config.get("pictures_every", 0)
+        if self.pictures and every and _due(step, every, total):
+            log.picture(step, self.pictures, state)
+        return scalars
 
 
 class _Storage:
@@ -230,22 +251,6 @@ class _Storage:
 
     def _all(self) -> list[Checkpoints | Best]:
         return [self._best, self._checkpoints] if self._best else [self._checkpoints]
-
-
-def _looks(
-    step: int,
-    config: ml_collections.ConfigDict,
-    total: int,
-    evaluate: Callable[[TrainState], Mapping[str, Any]] | None,
-    metric: Callable[[TrainState], Mapping[str, Any]] | None,
-) -> list[Callable[[TrainState], Mapping[str, Any]]]:
-    """What a state is evaluated by at a step."""
-    looks = []
-    if evaluate and _due(step, config.evaluate_every, total):
-        looks.append(evaluate)
-    if metric and _due(step, config.evaluation_metric.every, total):
-        looks.append(metric)
-    return looks
 
 
 def _merged(

@@ -234,7 +234,7 @@ def test_batches_of_a_stage_change_nothing(cascade, monkeypatch):
         )
 
     monkeypatch.setattr(samplers, "noise_of_keys", recording)
-    monkeypatch.setattr("imagen_ft.cascade.cascade.to_uint8", lambda images: images)
+    monkeypatch.setattr("imagen_ft.cascade.drawing.to_uint8", lambda images: images)
     together, noise, sizes = draw(5, 5, 5)
     assert sizes == [{5}, {5}] and len(noise) == 5 * (3 + 4)
     in_parts, noise_of_parts, sizes = draw(4, 2, 3)
@@ -383,7 +383,7 @@ def test_the_row_of_an_image_follows_from_its_position(cascade, monkeypatch):
         )
 
     monkeypatch.setattr(Stage, "sample", rows)
-    monkeypatch.setattr("imagen_ft.cascade.cascade.to_uint8", lambda images: images)
+    monkeypatch.setattr("imagen_ft.cascade.drawing.to_uint8", lambda images: images)
     positions = np.array([3, 4, 5, 6, 7, 8, 9, 20, 21, 22, 23, 24, 25, 26, 31, 40])
     request = Request(labels=positions % 3, positions=positions, batch_size=8)
     batches = list(with_batches(cascade, 5, 0).stream(request, every_stage=True))
@@ -394,7 +394,7 @@ def test_the_row_of_an_image_follows_from_its_position(cascade, monkeypatch):
 
 def test_a_stream_is_one_batch_ahead_and_no_more(cascade, monkeypatch):
     """Each batch is fetched when the next one is on its way, and only what is asked for."""
-    cascades, meshes = "imagen_ft.cascade.cascade", "launch.runtime.devices.mesh"
+    cascades, meshes = "imagen_ft.cascade.drawing", "launch.runtime.devices.mesh"
     steps = []
     monkeypatch.setattr(f"{cascades}.to_uint8", lambda images: steps.append("run") or images)
     flags = jnp.ones(2, bool)

@@ -47,7 +47,7 @@ def draw(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generate, "load_cascade", load)
         patch.setattr(worker, "code_version", lambda: "")  # git takes longer than all the rest
-        patch.setattr("imagen_ft.cascade.cascade.to_uint8", last_bits)
+        patch.setattr("imagen_ft.cascade.drawing.to_uint8", last_bits)
         yield run
 
 

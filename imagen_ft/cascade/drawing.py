@@ -1,0 +1,168 @@
+"""Requests in batches, through the stages of a cascade, on the devices."""
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Bool, Float, Int, Key, UInt8
+
+from imagen_ft.cascade.request import Request, RequestTexts
+from imagen_ft.diffusion.stage import Stage
+from launch.runtime.devices.mesh import fetch, put_split
+from launch.runtime.images import finite_images, to_float, to_uint8
+from launch.runtime.types import Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Drawing:
+    """How the stages of a cascade draw; see `Cascade` for the fields."""
+
+    stages: tuple[Stage, ...]
+    variables: tuple[dict[str, Any], ...]
+    mesh: Mesh | None = None
+
+    @property
+    def ways(self) -> int:
+        """Devices that a batch is split over."""
+        return 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    def sizes(self, batch_size: int) -> list[int]:
+        """Images that each stage draws at a time, where the cascade has batches of this size."""
+        sizes = [min(stage.batch_size or batch_size, batch_size) for stage in self.stages]
+        return [_multiple(size, self.ways) for size in sizes]
+
+    def batches(
+        self, request: Request, texts: RequestTexts, batch_size: int
+    ) -> Iterator[tuple[list[UInt8[Array, "b size size c"]], list[Bool[Array, " b"]]]]:
+        """See `_run_stages`: batch by batch, on the devices; none is waited for.
+
+        Args:
+            request: what to draw, after `Request.check`.
+            texts: of the request.
+            batch_size: of the cascade, or the request's own.
+        """
+        count = len(request)
+        indices = np.arange(count) if request.indices is None else np.asarray(request.indices)
+        optional = {"low": request.low, "start": request.start}
+        given = {name: images for name, images in optional.items() if images is not None}
+        positions = np.arange(count)
+        if request.positions is not None:
+            positions = np.asarray(request.positions)
+        sizes = self.sizes(batch_size)
+        for batch in _runs(positions, _multiple(batch_size, self.ways)):
+            inputs = {**texts.rows(batch), "indices": indices[batch]}
+            begin = {name: to_float(jnp.asarray(images[batch])) for name, images in given.items()}
+            yield self._run_stages(request, sizes, positions[batch], inputs, begin, texts.common)
+
+    def path(
+        self, request: Request, texts: RequestTexts
+    ) -> tuple[UInt8[np.ndarray, "steps n size size c"], Bool[np.ndarray, " n"]]:
+        """The base's predictions, step by step, and which images end as finite numbers.
+
+        Args:
+            request: all of it is one batch.
+            texts: of the request.
+        """
+        count = len(request)
+        padding = _multiple(count, self.ways) - count
+        keys = _keys(request.seed, 0, np.pad(np.arange(count), (0, padding)))
+        batch = {name: _filled(rows, 0, padding) for name, rows in texts.rows(slice(None)).items()}
+        with self._on_mesh(keys=keys, **batch) as inputs:
+            steps = self.stages[0].path(self.variables[0], **texts.common, **inputs)
+            return fetch(to_uint8(steps))[:, :count], fetch(finite_images(steps[-1]))[:count]
+
+    @contextlib.contextmanager
+    def _on_mesh(self, **batch: Any) -> Iterator[dict[str, Any]]:
+        """A block in which the mesh is in use, with a batch split over it."""
+        if self.mesh is None:
+            yield batch
+        else:
+            with jax.set_mesh(self.mesh):
+                yield put_split(self.mesh, batch)
+
+    def _run_stages(
+        self,
+        request: Request,
+        sizes: Sequence[int],
+        positions: Int[np.ndarray, " b"],
+        inputs: dict[str, np.ndarray],
+        begin: dict[str, Array],
+        common: dict[str, np.ndarray],
+    ) -> tuple[list[Array], list[Array]]:
+        """The images of every stage, uint8 [b, size, size, c], and which of them are finite.
+
+        Args:
+            request: that the batch is of.
+            sizes: images that each stage draws at a time.
+            positions: of the images; one follows on the other.
+            inputs: `text` and `indices` of the batch, and `null_text` where each has its own.
+            begin: `low` and `start` of the first stage, in [-1, 1], where the request has them.
+            common: `null_text` of all images.
+        """
+        stages, finite = [], []
+        for number in range(request.first_stage(self.stages), len(self.stages)):
+            batch = inputs | begin
+            images = self._run_stage(number, request, sizes[number], positions, batch, common)
+            stages.append(to_uint8(images))
+            finite.append(finite_images(images))
+            begin = {"low": images}
+        return stages, finite
+
+    def _run_stage(
+        self,
+        number: int,
+        request: Request,
+        size: int,
+        positions: Int[np.ndarray, " b"],
+        inputs: dict[str, Any],
+        common: dict[str, np.ndarray],
+    ) -> Float[Array, "b size size c"]:
+        """One stage; every batch is filled up to one size, so that one compilation will do.
+
+        The image at position p is in row p % size: how a compiler rounds can depend on the row.
+        """
+        stage, numbers = self.stages[number].split()
+        skip_steps = 0 if number else request.skip_steps
+        options = dict(skip_steps=skip_steps, numbers=numbers, **common)
+        drawn = []
+        for part in _runs(positions, size):
+            first = int(positions[part.start]) % size
+            last = first + part.stop - part.start
+            batch: dict[str, Any] = {
+                name: _filled(values[part], first, size - last) for name, values in inputs.items()
+            }
+            batch["keys"] = _keys(request.seed, number, batch.pop("indices"))
+            with self._on_mesh(**batch) as placed:
+                images = stage.sample(self.variables[number], **placed, **options)
+            drawn.append(images[first:last])
+        return jnp.concatenate(drawn)
+
+
+def _keys(seed: int, stage: int, indices: np.ndarray) -> Key[Array, " n"]:
+    """One an image: a function of the seed, the stage's number and the image's index alone."""
+    key = jax.random.fold_in(jax.random.key(seed), stage)
+    return jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.asarray(indices))
+
+
+def _multiple(size: int, ways: int) -> int:
+    """The next one of `ways`."""
+    return -(-size // ways) * ways
+
+
+def _runs(positions: Int[np.ndarray, " n"], size: int) -> Iterator[slice]:
+    """Parts of positions that follow on each other, between one multiple of `size` and the next."""
+    cuts = np.flatnonzero((np.diff(positions) != 1) | (positions[1:] % size == 0)) + 1
+    return itertools.starmap(slice, itertools.pairwise([0, *cuts.tolist(), len(positions)]))
+
+
+def _filled(values: Array, before: int, behind: int) -> Array:
+    """With rows of zeros around."""
+    pad = jnp.pad if isinstance(values, jax.Array) else np.pad
+    widths = ((before, behind),) + ((0, 0),) * (values.ndim - 1)
+    return pad(values, widths) if before or behind else values
