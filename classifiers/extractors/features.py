@@ -38,6 +38,7 @@ def features(
     mesh: Mesh | None = None,
     digest: str | None = None,
     prepare: Callable[[], Any] = lambda: None,
+    name: str = "",
 ) -> dict[str, np.ndarray]:
     """What an extractor sees in every image of a source, in order; all processes have to call it.
 
@@ -50,6 +51,7 @@ def features(
         mesh: whose devices share the batches; None is all of this job.
         digest: what decides about the images; None is that of `images_digest`.
         prepare: is called on every process before images are read, if they have to be.
+        name: of the images, for the progress bar; '' is the extractor's.
 
     Returns:
         By tap float32 [n, ...], on every process.
@@ -72,7 +74,8 @@ def features(
     missing = [tap for tap in taps if tap not in kept]
     if missing:
         prepare()
-        made = _compute(extractor, source, missing, batch_size, mesh)
+        title = f"features of {name}" if name else f"features by {extractor.name}"
+        made = _compute(extractor, source, missing, batch_size, mesh, title)
         for tap, values in made.items():
             origin = made_from | {"tap": tap}
             on_first_process(functools.partial(_keep, paths[tap], values, origin))
@@ -164,11 +167,16 @@ def _check(extractor: Extractor, source: Source, taps: Sequence[str]) -> None:
 
 
 def _compute(
-    extractor: Extractor, source: Source, taps: Sequence[str], batch_size: int, mesh: Mesh | None
+    extractor: Extractor,
+    source: Source,
+    taps: Sequence[str],
+    batch_size: int,
+    mesh: Mesh | None,
+    title: str,
 ) -> dict[str, np.ndarray]:
     parts: dict[str, list[np.ndarray]] = {tap: [] for tap in taps}
     silent = jax.process_index() > 0
-    with tqdm(total=len(source), unit="image", desc=extractor.name, disable=silent) as bar:
+    with tqdm(total=len(source), unit="image", desc=title, disable=silent) as bar:
         for batch in feature_batches(extractor, source, taps, batch_size, mesh, bar.update):
             for tap, values in batch.items():
                 if not np.isfinite(values).all():

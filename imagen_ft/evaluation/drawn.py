@@ -65,7 +65,13 @@ class Drawn:
     All processes of a job make the same calls of these two, and see one folder.
     """
 
-    def __init__(self, load: Callable[[], Cascade], plan: Plan, folder: epath.PathLike):
+    def __init__(
+        self,
+        load: Callable[[], Cascade],
+        plan: Plan,
+        folder: epath.PathLike,
+        name: str = "images",
+    ):
         """Makes the source; the cascade is loaded, and nothing is drawn.
 
         Args:
@@ -73,12 +79,13 @@ class Drawn:
             plan: which images.
             folder: where all that is drawn is held, in a folder of its own; other plans and
                 cascades can share it.
+            name: of the images, for the progress bar.
 
         Raises:
             InputError: of `load`; or the cascade cannot draw such images.
         """
         cascade = load()
-        self._load, self._plan = load, plan
+        self._load, self._plan, self._name = load, plan, name
         self.class_names, self.labels = plan.prompts, plan.labels
         self.domain = np.full(len(plan.labels), _SYNTHETIC, np.int32)
         denoiser, batch = cascade.stages[-1].denoiser, cascade.batch_size
@@ -139,7 +146,7 @@ class Drawn:
         with tqdm(
             total=count(parts),
             initial=count(parts) - count(missing),
-            desc="draw",
+            desc=f"draw {self._name}",
             unit="image",
             mininterval=0.5 if sys.stderr.isatty() else 30.0,
             disable=jax.process_index() > 0,

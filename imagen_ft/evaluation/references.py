@@ -122,7 +122,7 @@ def open_references(
                 "neither; leave it out of config.measures, or give another file"
             )
     source, held_out = (
-        open_set(name, f"config.reference.{name}", reference[name], mixed)
+        open_set(f"reference.{name}", f"config.reference.{name}", reference[name], mixed)
         if reference[name]
         else None
         for name in ("source", "held_out")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,8 +25,12 @@ from launch.files import write_json
 from launch.runtime.reports.html import Report
 from launch.runtime.reports.tables import fitting_table
 
+# Letters of a line on the terminal.
+_WIDTH = 100
 # Samples of a set, how many are in a row, and classes that stand out, a row each.
 _SAMPLES, _COLUMNS, _CLASSES = 40, 10, 3
+# What classes are compared by, and the field that holds it.
+_FIELDS = {"relative": "relative", "Frechet": "distance"}
 # Rows of the table of classes: beyond it, the worst and the best.
 _ROWS = 100
 _BETTER = {
@@ -95,7 +100,7 @@ def write(
     page.write(workdir / "report.html")
     print(f"\n{fitting_table(header, rows)}")
     for note in notes:
-        print(f"note: {note}")
+        print(textwrap.fill(f"note: {note}", _WIDTH, subsequent_indent=" " * len("note: ")))
     say(f"see {workdir / 'report.html'}", sys.stdout)
 
 
@@ -124,9 +129,9 @@ def differences(results: Mapping[str, Sequence[Result]]) -> list[str]:
         measures: dict[str, list[str]] = {}
         for ours, theirs in zip(expected, found, strict=True):
             if reason := difference(ours, theirs):
-                measures.setdefault(reason, []).append(ours.measure)
+                measures.setdefault(reason, []).append(ours.measure.partition(" (")[0])
         lines += [
-            f"{', '.join(names)} of {first} and {name} do not compare: {reason}"
+            f"{first} and {name} do not compare in {', '.join(names)}: {reason}"
             for reason, names in measures.items()
         ]
     return lines
@@ -157,10 +162,15 @@ def _classes(page: Report, images: ImageSet, classes: dict[int, dict[str, float]
     names = [in_words(name) for name in images.source.class_names]
     measure, ordered = _ordered(classes)
     listed = ordered
+    is_tie = _is_tie(classes)
+    if is_tie:
+        value = _number(classes[ordered[0]][_FIELDS[measure]])
+        page.text(f"All {len(ordered)} classes tie: the {measure} distance of each is {value}.")
     if len(ordered) > _ROWS:
         half = _ROWS // 2
         listed = [*ordered[:half], *ordered[-half:]]
-        page.text(f"Of {len(ordered)} classes the {half} best and the {half} worst.")
+        ends = ("first", "last") if is_tie else ("best", "worst")
+        page.text(f"Of {len(ordered)} classes the {half} {ends[0]} and the {half} {ends[1]}.")
     rows = [
         [
             names[label],
@@ -170,7 +180,8 @@ def _classes(page: Report, images: ImageSet, classes: dict[int, dict[str, float]
         ]
         for label in listed
     ]
-    page.table(["class, best first", "images", "Frechet distance", "relative"], rows)
+    order = "class" if is_tie else "class, best first"
+    page.table([order, "images", "Frechet distance", "relative"], rows)
     for (title, labels), picks in _of_classes(images, classes).items():
         told = ", ".join(names[label] for label in labels)
         caption = f"{images.name}: the {title} classes by their {measure} distance: {told}."
@@ -179,18 +190,24 @@ def _classes(page: Report, images: ImageSet, classes: dict[int, dict[str, float]
 
 def _ordered(classes: dict[int, dict[str, float]]) -> tuple[str, list[int]]:
     """What classes are compared by, and these, the best first."""
-    relative = all("relative" in row for row in classes.values())
-    measure = "relative" if relative else "distance"
-    ordered = sorted(classes, key=lambda label: classes[label][measure])
-    return "relative" if relative else "Frechet", ordered
+    measure = "relative" if all("relative" in row for row in classes.values()) else "Frechet"
+    ordered = sorted(classes, key=lambda label: (classes[label][_FIELDS[measure]], label))
+    return measure, ordered
+
+
+def _is_tie(classes: dict[int, dict[str, float]]) -> bool:
+    """Whether no class is better than another, as where the held-out images themselves are seen."""
+    measure, ordered = _ordered(classes)
+    values = [classes[label][_FIELDS[measure]] for label in ordered]
+    return len(values) > 1 and bool(np.allclose(values, values[0], rtol=1e-6, atol=0))
 
 
 def _of_classes(
     images: ImageSet, classes: dict[int, dict[str, float]]
 ) -> dict[tuple[str, tuple[int, ...]], Int[np.ndarray, " n"]]:
-    """Positions of images of the best and the worst classes, as many of each."""
+    """Positions of images of the best and the worst classes, as many of each; none if all tie."""
     _, ordered = _ordered(classes)
-    few = min(_CLASSES, len(ordered) // 2)
+    few = 0 if _is_tie(classes) else min(_CLASSES, len(ordered) // 2)
     picks = {}
     for title, labels in (("best", ordered[:few]), ("worst", ordered[::-1][:few])):
         if labels:

@@ -191,7 +191,7 @@ def open_sampled(
             raise InputError("cascade.class_names must say what to draw, got none; name classes")
         prompts = prompts or tuple(real.class_names if real else ())
         plan = _plan(field, spec, config, prompts, real)
-        drawn = Drawn(functools.partial(load, config), plan, folder)
+        drawn = Drawn(functools.partial(load, config), plan, folder, name)
         if path := spec.get("write"):
             drawn.is_written(epath.Path(path))
     return ImageSet(name, drawn, "none", "round", drawn)

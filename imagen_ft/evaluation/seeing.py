@@ -103,6 +103,7 @@ def see(
         batch_size,
         digest=images.digest(),
         prepare=images.prepare,
+        name=images.name,
     )
     return as_images(outputs, images.source.labels, len(images.source.class_names), kind)
 

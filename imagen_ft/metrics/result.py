@@ -2,6 +2,11 @@
 
 import dataclasses
 
+# Measures whose mean is the same for any number of images: unbiased (Binkowski et al. 2018),
+# extrapolated (Chong & Forsyth 2020), or a mean over images or classes.
+_OF_ANY_NUMBER = {"kid", "kd", "fid infinity", "fd infinity", "recognizability", "diversity"}
+_OF_ANY_NUMBER |= {"authentic", "copy ratio"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Conditions:
@@ -54,18 +59,40 @@ class Result:
 
 
 def difference(a: Result, b: Result) -> str | None:
-    """What keeps two results from being compared, in one line; None if nothing does."""
-    parts = [] if a.measure == b.measure else [f"measure ({a.measure} and {b.measure})"]
+    """What keeps two results from being compared, in a few words; None if nothing does.
+
+    What is not known of one of them is no difference, nor are two ways of writing that lose
+    nothing; nor is the number of images where the mean of a measure does not depend on it.
+    """
+    parts = [] if a.measure == b.measure else [f"{a.measure} and {b.measure}"]
     for field in dataclasses.fields(Conditions):
-        ours, theirs = (getattr(result.conditions, field.name) for result in (a, b))
-        if ours != theirs:
-            parts.append(f"{field.name} ({_shown(ours)} and {_shown(theirs)})")
-    return f"they differ in {', '.join(parts)}" if parts else None
+        pair = tuple(getattr(result.conditions, field.name) for result in (a, b))
+        if pair[0] == pair[1] or "unknown" in pair or _are_lossless(*pair):
+            continue
+        if field.name != "num_images":
+            parts.append(f"{field.name.replace('_', ' ')} {' and '.join(_only_here(*pair))}")
+        elif a.measure.partition(" (")[0] not in _OF_ANY_NUMBER:
+            parts.append(f"{pair[0]:,} and {pair[1]:,} images")
+    return ", ".join(parts) or None
+
+
+def _are_lossless(ours: object, theirs: object) -> bool:
+    return {ours, theirs} <= {"png", "none"}
+
+
+def _only_here(ours: object, theirs: object) -> list[str]:
+    """Both values, of settings those alone that the other one has not."""
+    if not isinstance(ours, tuple) or not isinstance(theirs, tuple):
+        return [_shown(ours), _shown(theirs)]
+    pairs = ((ours, theirs), (theirs, ours))
+    return [
+        " ".join(f"{name}={_shown(value)}" for name, value in own if (name, value) not in other)
+        or "none"
+        for own, other in pairs
+    ]
 
 
 def _shown(value: object) -> str:
-    if isinstance(value, tuple):
-        return " ".join(f"{name}={setting}" for name, setting in value) or "none"
     text = "none" if value is None else str(value)
     # The beginning of a digest is enough to tell it from others.
     return text[:12] if len(text) == 64 else text

@@ -91,6 +91,7 @@ class Bench:
                 first=first,
             ),
             self.workdir / "drawn",
+            point.name,
         )
         return ImageSet(point.name, drawn, "none", "round", drawn)
 
@@ -196,7 +197,7 @@ class Bench:
             return None, None
         plan = Plan(self.labels[first:last], self.prompts, self.config.cascade.seed, first=first)
         folder = self.workdir / "base"
-        drawn = Drawn(functools.partial(self._base, point), plan, folder)
+        drawn = Drawn(functools.partial(self._base, point), plan, folder, name="base images")
         with one_worker(folder):
             drawn.draw()
         return drawn, drawn.digest()

@@ -1,22 +1,31 @@
 """imagen_ft.evaluate through its command line, on digits and an untrained network."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import pickle
+import re
 
 import cv2
 import jax
 import numpy as np
 import pytest
+from etils import epath
+from ml_collections import ConfigDict
 
 from classifiers.extractors.classifier import classifier
 from imagen_ft import evaluate
-from imagen_ft.evaluation import seeing
+from imagen_ft.evaluation import report, seeing
 from imagen_ft.evaluation.extractors import KINDS
+from imagen_ft.evaluation.image_sets import ImageSet
+from imagen_ft.evaluation.measures import Measured
+from imagen_ft.evaluation.references import References
 from imagen_ft.metrics import reference
 from imagen_ft.metrics.classes import diversity, recognizability
 from imagen_ft.metrics.frechet import distance_at_infinity, frechet_distance
 from imagen_ft.metrics.kernel_distance import kernel_distance
+from imagen_ft.metrics.result import Conditions, Result
 from imagen_ft.metrics.statistics import of_features
 from input_pipeline.sources.digits import DIGIT_NAMES, digits
 from input_pipeline.synthetic.writer import SyntheticWriter
@@ -63,7 +72,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def measured(folder):
-    assert run(evaluate.main, folder / "config.py", folder / "measured") == 0
+    with contextlib.redirect_stderr(io.StringIO()) as progress:
+        assert run(evaluate.main, folder / "config.py", folder / "measured") == 0
+    (folder / "progress.txt").write_text(progress.getvalue())
     return folder / "measured"
 
 
@@ -117,8 +128,37 @@ def test_the_report_shows_all(measured, folder, capsys):
     assert "fd (run)" in out and "relative fd (run)" in out
     assert out.endswith(f"see {measured / 'report.html'}\n")
     notes = json.loads((measured / "evaluation.json").read_text())["differences"]
-    (note,) = [note for note in notes if note.startswith("fd (run)")]
-    assert "num_images (200 and 60)" in note and f"note: {note}" in out and note in page
+    note, other, relative = notes
+    assert note.startswith("samples and set do not compare in fd, is, ")
+    assert note.endswith(": 200 and 60 images, class balance drawn and balanced")
+    assert "in kd, " in other and other.endswith(": class balance drawn and balanced")
+    assert "in relative fd: 100 and 60 images, " in relative
+    assert f"note: {note}" in " ".join(out.split()) and note in page
+    assert max(map(len, out[out.index("note: ") :].splitlines()[:-1])) <= 100
+
+
+def test_each_progress_bar_says_what_it_is_of(folder, measured):
+    names = re.findall(r"^(.+):   0%", (folder / "progress.txt").read_text(), re.M)
+    seen = ("reference.source", "reference.held_out", "samples", "set")
+    expected = {f"features of {name}" for name in seen}
+    assert set(names) == expected | {"measures of samples", "measures of set"}
+
+
+@pytest.mark.parametrize("ties", [True, False])
+def test_classes_that_tie_are_not_told_apart(folder, tmp_path, ties):
+    """As where the held-out images are measured themselves."""
+    images = ImageSet("real", digits("validation"), "none", "unknown")
+    values = [1.0 if ties else 1.0 + label for label in range(10)]
+    classes = {i: dict(num_images=10, distance=0.1 * i, relative=x) for i, x in enumerate(values)}
+    conditions = Conditions(*["any"] * 6, num_images=100, class_balance="", reference_digest=None)
+    found = Measured([Result("is", 1.0, conditions)], classes, [])
+    extractor, references = classifier(folder / "run"), References(None, None, None)
+    arguments = epath.Path(tmp_path), ConfigDict(), extractor, [images], references
+    report.write(*arguments, {"real": found})
+    page = (tmp_path / "report.html").read_text()
+    assert ("All 10 classes tie: the relative distance of each is 1." in page) is ties
+    assert (">class, best first<" in page) is ("worst classes" in page) is not ties
+    assert (len(report.shown(images, found)) == 40) is ties  # samples alone
 
 
 def test_what_is_kept_is_not_done_again(folder, measured, monkeypatch, capsys):

@@ -41,17 +41,28 @@ def test_a_condition_that_differs_is_named(name):
     conditions = dataclasses.replace(CONDITIONS, **{name: OTHERS[name]})
     text = difference(Result("fid", 3.0, CONDITIONS), Result("fid", 2.0, conditions, 0.1))
     assert text is not None
-    assert text.startswith(f"they differ in {name} (")
-    assert "\n" not in text
+    words = "10,000 and 50,000 images" if name == "num_images" else f"{name.replace('_', ' ')} "
+    assert text.startswith(words) and "\n" not in text
 
 
-def test_results_that_compare():
-    assert difference(Result("fid", 3.0, CONDITIONS), Result("fid", 2.0, CONDITIONS)) is None
+@pytest.mark.parametrize(
+    ("measure", "fields"),
+    [
+        ("fid", dict()),
+        ("fid", dict(uint8_rule="unknown", reference_file_format="unknown")),
+        ("fid", dict(file_format="none")),
+        ("kid", dict(num_images=50_000)),
+        ("fd infinity (pool)", dict(num_images=50_000)),
+    ],
+)
+def test_results_that_compare(measure, fields):
+    other = dataclasses.replace(CONDITIONS, **fields)
+    assert difference(Result(measure, 3.0, CONDITIONS), Result(measure, 2.0, other)) is None
 
 
 def test_all_that_differs_is_one_line():
     other = dataclasses.replace(CONDITIONS, num_images=50_000, weights_digest="3" * 64, settings=())
     assert difference(Result("fid", 3.0, CONDITIONS), Result("sfid", 3.0, other)) == (
-        "they differ in measure (fid and sfid), weights_digest (111111111111 and 333333333333), "
-        "num_images (10000 and 50000), settings (splits=10 and none)"
+        "fid and sfid, weights digest 111111111111 and 333333333333, 10,000 and 50,000 images, "
+        "settings splits=10 and none"
     )
