@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -34,6 +35,7 @@ class GroupNorm(nn.Module):
 
     num_groups: int
     dtype: Dtype = jnp.float32
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *space c"]) -> Float[Array, "b *space c"]:
@@ -47,7 +49,7 @@ class GroupNorm(nn.Module):
         # along the layout. Two passes keep the variance exact.
         centred = flat - self._group_means(flat.mean(1))
         variance = self._group_means(jnp.square(centred).mean(1))
-        normed = centred * (jax.lax.rsqrt(variance + 1e-5) * scale[None, None])
+        normed = centred * (jax.lax.rsqrt(variance + self.epsilon) * scale[None, None])
         return (normed + bias[None, None]).astype(self.dtype).reshape(x.shape)
 
     def _group_means(self, x: Float[Array, "b c"]) -> Float[Array, "b 1 c"]:
@@ -57,15 +59,16 @@ class GroupNorm(nn.Module):
 
 
 class TimestepEmbedding(nn.Module):
-    """Two-layer network on a sinusoid; for the time and for the noise level of the condition."""
+    """Two-layer network on a sinusoid: of the time, the condition's noise level, sizes."""
 
     width: int
     dtype: Dtype = jnp.float32
+    activation: Callable[[Array], Array] = gelu
 
     @nn.compact
     def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b width"]:
         x = Dense(self.width, dtype=self.dtype, name="linear_1")(x)
-        return Dense(self.width, dtype=self.dtype, name="linear_2")(gelu(x))
+        return Dense(self.width, dtype=self.dtype, name="linear_2")(self.activation(x))
 
 
 class AttentionPooling(nn.Module):

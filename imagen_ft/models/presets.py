@@ -1,7 +1,8 @@
-"""The models by name: DeepFloyd IF, Imagen, T5, and tiny ones of each kind for tests.
+"""The models by name: DeepFloyd IF, Imagen, T5, Stable Diffusion, and tiny ones of each kind.
 
-IF's numbers are those of its public configurations, T5's those of its v1.1 checkpoints. Imagen's
-are the paper's (Saharia et al. 2022, appendix B); of what it leaves open we chose:
+IF's and Stable Diffusion's numbers are those of their public configurations, T5's those of its
+v1.1 checkpoints. Imagen's are the paper's (Saharia et al. 2022, appendix B); of what it leaves open
+we chose:
 
 * The text is projected to 1,024 channels before it is pooled and attended to.
 * imagen_base64: the embeddings are as wide as the finest level. At four times that, the usual
@@ -18,6 +19,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from imagen_ft.models.autoencoder import Autoencoder
 from imagen_ft.models.efficient_unet import EfficientUNet
 from imagen_ft.models.t5 import T5Encoder
 from imagen_ft.models.unet import UNet
@@ -92,6 +94,11 @@ def _t5(d_model: int, d_ff: int, num_layers: int, num_heads: int, d_kv: int = 64
     return Preset(T5Encoder, dict(fields, vocab_size=32128, d_kv=d_kv))
 
 
+def _vae(**fields: Any) -> Preset:
+    """Stable Diffusion's auto-encoders differ in their weights and the scale of the latents."""
+    return Preset(Autoencoder, dict(block_out_channels=(128, 256, 512, 512)) | fields)
+
+
 def _tiny(preset: Preset, **attention: Any) -> Preset:
     """The same kind with two levels of one layer."""
     fields = dict(
@@ -120,11 +127,14 @@ PRESETS = {
     "imagen_sr1024": _imagen_sr((2, 4, 8, 8), self_attention=False),
     "t5_xxl": _t5(T5_XXL_WIDTH, d_ff=10240, num_layers=24, num_heads=64),
     "t5_small": _t5(512, d_ff=1024, num_layers=8, num_heads=6),
+    "sd_vae": _vae(),
+    "sdxl_vae": _vae(scaling_factor=0.13025),
     "tiny_if_i": _tiny(_if_i(8), **_TINY_UNET),
     "tiny_if_ii": _tiny(_if_ii((8, 16), (1, 1)), **_TINY_UNET),
     "tiny_imagen_base": _tiny(_imagen_base(8), **_TINY_UNET),
     "tiny_imagen_sr": _tiny(_imagen_sr((1, 1), self_attention=True), **_TINY_SR),
     "tiny_t5": _t5(TINY_T5_WIDTH, d_ff=16, num_layers=2, num_heads=2, d_kv=8),
+    "tiny_vae": _vae(block_out_channels=(8, 16), layers_per_block=1, num_groups=4),
 }
 
 
@@ -155,14 +165,27 @@ def parameter_shapes(name: str, **overrides: Any) -> dict[str, Any]:
     image; arguments and errors are those of `make`.
     """
     model = make(name, **overrides)
-    if isinstance(model, T5Encoder):
-        inputs = [jax.ShapeDtypeStruct((1, 1), "int32"), jax.ShapeDtypeStruct((1, 1), "bool")]
-    else:
-        size, channels = 2 ** len(model.block_out_channels), 6 if model.noise_level else 3
-        shapes = [(1, size, size, channels), (1,), (1, 1, _find(name).text_width)]
-        shapes += [(1,)] if model.noise_level else []
-        inputs = [jax.ShapeDtypeStruct(shape, "float32") for shape in shapes]
+    inputs = example_inputs(model, _find(name).text_width)
     return jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+
+
+def example_inputs(model: Any, text_width: int) -> list[jax.ShapeDtypeStruct]:
+    """Shapes and types of the smallest inputs that a model takes.
+
+    Args:
+        model: of a preset's class.
+        text_width: of the text states that a U-Net is conditioned on.
+    """
+    if isinstance(model, T5Encoder):
+        return [jax.ShapeDtypeStruct((1, 1), "int32"), jax.ShapeDtypeStruct((1, 1), "bool")]
+    size = 2 ** len(model.block_out_channels)
+    if isinstance(model, Autoencoder):
+        shapes: list[tuple[int, ...]] = [(1, size, size, model.out_channels)]
+    else:
+        channels = 6 if model.noise_level else 3
+        shapes = [(1, size, size, channels), (1,), (1, 1, text_width)]
+        shapes += [(1,)] if model.noise_level else []
+    return [jax.ShapeDtypeStruct(shape, "float32") for shape in shapes]
 
 
 def _find(name: str) -> Preset:

@@ -1,7 +1,16 @@
-"""Weights of DeepFloyd IF in and out: its files to our models, our runs to diffusers."""
+"""Public weights in and out: files to our models, our runs to diffusers."""
 
-from imagen_ft.weights.loading import load_t5, load_unet, open_t5, open_unet
+from imagen_ft.weights.loading import load_part, load_t5, load_unet, open_t5, open_unet
 from imagen_ft.weights.pipeline_parts import digest, part_folder
 from imagen_ft.weights.scheduler_config import scheduler
 
-__all__ = ["digest", "load_t5", "load_unet", "open_t5", "open_unet", "part_folder", "scheduler"]
+__all__ = [
+    "digest",
+    "load_part",
+    "load_t5",
+    "load_unet",
+    "open_t5",
+    "open_unet",
+    "part_folder",
+    "scheduler",
+]

@@ -31,6 +31,7 @@ from imagen_ft.weights.pipeline_parts import (
     manifest_parts,
     open_part,
 )
+from imagen_ft.weights.tensor_rules import layout_of
 from imagen_ft.weights.unet_config import unet_config
 from launch.errors import InputError
 from launch.files import is_local, parse_object, read_object, write_atomic
@@ -146,7 +147,7 @@ def _make_writer(part: Part, location: PartLocation, form: _Form) -> _Writer:
         config = json.dumps(unet_config(model, shapes, size, location.folder), indent=2).encode()
     else:
         config = _with_dtype((copies / "config.json").read_bytes(), form.numbers)
-    mappings = tensor_mappings(shapes, part.rules)
+    mappings = tensor_mappings(shapes, layout_of(model).rules)
     tensors = {name: (mapping.file_shape, form.numbers) for name, mapping in mappings.items()}
 
     def write(folder: Path) -> None:
@@ -174,13 +175,15 @@ def _write_as_imported(
 
 def _reader(part: Part, location: PartLocation, total: int) -> _Read:
     """Loads the parameters; what it returns reads them one by one, with a progress bar."""
-    _, params = load_checkpoint(part, location, STORED)
-    mappings = tensor_mappings(params, part.rules)
+    model, params = load_checkpoint(part, location, STORED)
+    layout = layout_of(model)
+    mappings = tensor_mappings(params, layout.rules)
+    aliases = layout.aliases(mappings)
     arrays = flax.traverse_util.flatten_dict(params, sep=".")
     bar = tqdm(total=total, desc=part.name, unit=" numbers", unit_scale=True, disable=None)
 
     def read(name: str, dtype: np.dtype) -> np.ndarray:
-        array = mappings[part.aliases.get(name, name)].to_file(arrays)
+        array = mappings[aliases.get(name, name)].to_file(arrays)
         with np.errstate(over="ignore"):
             converted = array.astype(dtype, copy=False)
         if dtype == np.float16 and array.dtype != dtype and np.isinf(converted).any():

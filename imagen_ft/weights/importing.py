@@ -52,7 +52,7 @@ def import_weights(
     Args:
         source: a pipeline's folder, a part's own, or a repository of the Hub.
         target: a folder, local or `gs://`, that is empty or not there.
-        parts: 'unet', 'text_encoder'; by default those that the source has.
+        parts: of `PARTS`; by default those that the source has.
         variant: 'fp16', 'bf16' or None, the files without a variant in their names.
 
     Returns:
@@ -83,8 +83,8 @@ def import_weights(
     check_target(target)
     check_path(target)
     with atomic_folder(target) as folder:
-        for name, (_, mappings, weights) in opened.items():
-            _import_part(name, mappings, weights, folder, source)
+        for name, part in opened.items():
+            _import_part(name, *part, folder, source)
         _copy_small(root, list(locations), folder / "source")
         write_json(folder / MANIFEST, manifest)
     return True
@@ -143,12 +143,13 @@ def check_schedulers(root: epath.Path | Path) -> None:
 
 def _import_part(
     name: str,
+    model: Any,
     mappings: Mapping[str, TensorMapping],
     weights: Weights,
     folder: epath.Path,
     source: str,
 ) -> None:
-    params = read_params(PARTS[name], mappings, weights, STORED)
+    params = read_params(model, mappings, weights, STORED)
     (folder / name).mkdir(parents=True)
     config: dict[str, Any] = {
         "part": name,

@@ -24,6 +24,7 @@ from imagen_ft.weights.pipeline_parts import (
     locate,
     open_part,
 )
+from imagen_ft.weights.tensor_rules import layout_of
 from imagen_ft.weights.unet_config import unet_shapes
 from launch.errors import InputError
 from launch.files import read_object, read_sealed
@@ -37,15 +38,20 @@ STORED = "stored"
 READERS = 4
 
 
-def load_unet(
-    path: epath.PathLike, dtype: Any = None, mesh: Mesh | None = None, variant: str | None = None
-) -> tuple[UNet, dict[str, Any]]:
-    """Loads a U-Net; call it as `model.apply({"params": params}, x, t, text, noise_level=None)`.
+def load_part(
+    name: str,
+    path: epath.PathLike,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+    variant: str | None = None,
+) -> tuple[Any, dict[str, Any]]:
+    """Loads a part of a pipeline.
 
     Args:
-        path: a pipeline's folder, its unet folder, a repository of the Hub ('owner/name', or
-            'owner/name@revision'), a folder that `python -m imagen_ft.weights` has imported, or a
-            run directory of imagen_ft.finetune.
+        name: of the part, one of `PARTS`.
+        path: a pipeline's folder, the part's own, a repository of the Hub ('owner/name', or
+            'owner/name@revision'), a folder that `python -m imagen_ft.weights` has imported, or,
+            for a U-Net, a run directory of imagen_ft.finetune.
         dtype: of the parameters; None is float32, 'stored' what the files have.
         mesh: where they live, sharded as training shards them; None is the default device.
         variant: 'fp16', 'bf16' or None, the files without a variant in their names.
@@ -55,9 +61,31 @@ def load_unet(
         trained), and its parameters.
 
     Raises:
-        InputError: there is no such model, it is damaged, or it is not implemented.
+        InputError: there is no such part, it is damaged, or it is not implemented.
     """
-    return _load(PARTS["unet"], path, dtype, mesh, variant)
+    part = PARTS[name]
+    location = locate(path, name, variant)
+    if location.kind != FILES:
+        return load_checkpoint(part, location, dtype, mesh, variant)
+    model, mappings, weights = open_part(location.folder, part, variant)
+    return model, read_params(model, mappings, weights, dtype, mesh)
+
+
+def load_unet(
+    path: epath.PathLike, dtype: Any = None, mesh: Mesh | None = None, variant: str | None = None
+) -> tuple[UNet, dict[str, Any]]:
+    """Loads a U-Net; call it as `model.apply({"params": params}, x, t, text, noise_level=None)`.
+
+    Args:
+        path: as for `load_part`.
+        dtype: as for `load_part`.
+        mesh: as for `load_part`.
+        variant: as for `load_part`.
+
+    Raises:
+        InputError: as `load_part`.
+    """
+    return load_part("unet", path, dtype, mesh, variant)
 
 
 def load_t5(
@@ -66,15 +94,15 @@ def load_t5(
     """Loads a T5 encoder; call it as `model.apply({"params": params}, tokens, mask)`.
 
     Args:
-        path: as for `load_unet`, with the folder text_encoder; no run directory.
-        dtype: as for `load_unet`.
-        mesh: as for `load_unet`.
-        variant: as for `load_unet`.
+        path: as for `load_part`, but no run directory.
+        dtype: as for `load_part`.
+        mesh: as for `load_part`.
+        variant: as for `load_part`.
 
     Raises:
-        InputError: as `load_unet`.
+        InputError: as `load_part`.
     """
-    return _load(PARTS["text_encoder"], path, dtype, mesh, variant)
+    return load_part("text_encoder", path, dtype, mesh, variant)
 
 
 def open_t5(path: epath.PathLike, variant: str | None = None) -> tuple[T5Encoder, Any]:
@@ -94,11 +122,11 @@ def open_unet(path: epath.PathLike, variant: str | None = None) -> tuple[UNet, A
     """A U-Net and the shapes of its parameters; nothing is loaded.
 
     Args:
-        path: as for `load_unet`.
-        variant: as for `load_unet`.
+        path: as for `load_part`.
+        variant: as for `load_part`.
 
     Raises:
-        InputError: as `load_unet`.
+        InputError: as `load_part`.
     """
     return _open(PARTS["unet"], path, variant)
 
@@ -110,18 +138,8 @@ def _open(part: Part, path: epath.PathLike, variant: str | None) -> tuple[Any, A
     return part.build(read_object(location.folder / "config.json"), location.folder)
 
 
-def _load(
-    part: Part, path: epath.PathLike, dtype: Any, mesh: Mesh | None, variant: str | None
-) -> tuple[Any, dict[str, Any]]:
-    location = locate(path, part.name, variant)
-    if location.kind != FILES:
-        return load_checkpoint(part, location, dtype, mesh, variant)
-    model, mappings, weights = open_part(location.folder, part, variant)
-    return model, read_params(part, mappings, weights, dtype, mesh)
-
-
 def read_params(
-    part: Part,
+    model: Any,
     mappings: Mapping[str, TensorMapping],
     weights: Weights,
     dtype: Any = None,
@@ -130,16 +148,16 @@ def read_params(
     """Reads parameters, a few tensors at a time, for each device what it holds.
 
     Args:
-        part: which they are.
+        model: whose they are.
         mappings: of the tensors, by the files' names.
         weights: the files.
-        dtype: as for `load_unet`.
-        mesh: as for `load_unet`.
+        dtype: as for `load_part`.
+        mesh: as for `load_part`.
 
     Raises:
         InputError: a number is NaN or infinite; names the tensor.
     """
-    second_names = {name: alias for alias, name in part.aliases.items()}
+    second_names = {name: alias for alias, name in layout_of(model).aliases(mappings).items()}
 
     def read(name: str) -> tuple[str, jax.Array]:
         mapping = mappings[name]
@@ -165,7 +183,9 @@ def read_params(
         return mapping.paths[0], array
 
     with (
-        tqdm(total=weights.nbytes, desc=part.name, unit="B", unit_scale=True, disable=None) as bar,
+        tqdm(
+            total=weights.nbytes, desc=weights.folder.name, unit="B", unit_scale=True, disable=None
+        ) as bar,
         ThreadPoolExecutor(READERS) as pool,
     ):
         return flax.traverse_util.unflatten_dict(dict(pool.map(read, mappings)), sep=".")

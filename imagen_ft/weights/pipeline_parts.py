@@ -12,8 +12,9 @@ import numpy as np
 from etils import epath
 
 from imagen_ft.weights import hub
+from imagen_ft.weights.autoencoder_config import build_autoencoder
 from imagen_ft.weights.t5_config import build_t5
-from imagen_ft.weights.tensor_rules import T5_ALIASES, T5_RULES, UNET_RULES
+from imagen_ft.weights.tensor_rules import layout_of
 from imagen_ft.weights.unet_config import build_unet
 from launch.errors import InputError
 from launch.files import cache_folder, is_local, read_object, sha256, write_atomic
@@ -24,7 +25,6 @@ from launch.runtime.checkpoints.safetensors_io import (
     open_weights,
 )
 from launch.runtime.checkpoints.tensor_mapping import (
-    Rules,
     TensorMapping,
     check_fit,
     tensor_mappings,
@@ -44,29 +44,27 @@ class Part:
     Attributes:
         name: its folder.
         stem: of its files' names.
-        rules: from our names to the files'.
-        aliases: second names of tensors: {second: first}.
         build: from the content of config.json and its path to the model and its shapes.
     """
 
     name: str
     stem: str
-    rules: Rules
-    aliases: Mapping[str, str]
     build: Callable[[Mapping[str, Any], Any], tuple[Any, Any]]
 
 
 PARTS = {
     part.name: part
     for part in (
-        Part("unet", "diffusion_pytorch_model", UNET_RULES, {}, build_unet),
-        Part("text_encoder", "model", T5_RULES, T5_ALIASES, build_t5),
+        Part("unet", "diffusion_pytorch_model", build_unet),
+        Part("text_encoder", "model", build_t5),
+        Part("vae", "diffusion_pytorch_model", build_autoencoder),
     )
 }
 # The files that tell a part's own folder from others.
 _MARKS = {
     "unet": ("config.json",),
     "text_encoder": ("config.json",),
+    "vae": ("config.json",),
     "tokenizer": ("tokenizer_config.json", "tokenizer.json", "spiece.model"),
     "scheduler": ("scheduler_config.json",),
     "image_noising_scheduler": ("scheduler_config.json",),
@@ -128,7 +126,7 @@ def locate(path: epath.PathLike, part: str, variant: str | None = None) -> PartL
     if part == "unet" and kind_of(config) == STAGE:
         return PartLocation(RUN, root, root)
     folders = [root / part]
-    if part not in PARTS or ("_class_name" in config) == (part == "unet"):
+    if part not in PARTS or part == _part_of(config):
         folders.append(root)
     for folder in folders if "imported" not in config and kind_of(config) != STAGE else ():
         if any((folder / mark).exists() for mark in _MARKS[part]):
@@ -140,6 +138,13 @@ def locate(path: epath.PathLike, part: str, variant: str | None = None) -> PartL
         f"({' or '.join(_MARKS[part])} is missing or of another part), nor an import that was "
         "finished, nor a run that trained it"
     )
+
+
+def _part_of(config: Mapping[str, Any]) -> str:
+    """Whose config it is; only diffusers' names a class."""
+    if "_class_name" not in config:
+        return "text_encoder"
+    return "vae" if config["_class_name"] == "AutoencoderKL" else "unet"
 
 
 def _fetch(name: str, part: str, variant: str | None) -> PartLocation:
@@ -157,7 +162,7 @@ def _fetch(name: str, part: str, variant: str | None) -> PartLocation:
     folder = root / part
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
     if not set(names) & set(_MARKS[part]):
-        raise NoSuchPart(f"{name} has no {part}: name a repository of DeepFloyd IF")
+        raise NoSuchPart(f"{name} has no {part}: name a repository of diffusers' layout")
     if part in PARTS and not any(file in names for file in file_names(stem, variant)[:2]):
         names_there = [file.removeprefix(f"{part}/") for file in hub.file_names(name)]
         choose_file(names_there, stem, variant, f"{name}/{part}")
@@ -179,16 +184,18 @@ def open_part(
     where = local / "config.json"
     model, shapes = part.build(read_object(where), where)
     weights = open_weights(local, part.stem, variant)
-    mappings = tensor_mappings(shapes, part.rules)
+    layout = layout_of(model)
+    mappings = tensor_mappings(shapes, layout.rules)
+    aliases = layout.aliases(mappings)
     check_fit(
         mappings,
         {name: tensor.shape for name, tensor in weights.tensors.items()},
         local,
         model="the model of its config.json",
         advice="use the config.json of these weights",
-        aliases=part.aliases,
+        aliases=aliases,
     )
-    for alias, name in part.aliases.items():
+    for alias, name in aliases.items():
         if {alias, name} <= weights.tensors.keys():
             first, second = weights.tensors[name], weights.tensors[alias]
             if first.dtype != second.dtype or not _same_bytes(first.view(), second.view()):
@@ -208,7 +215,7 @@ def part_folder(path: epath.PathLike, part: str) -> Path:
 
     Args:
         path: a pipeline's folder, the part's own, an import, or a repository of the Hub.
-        part: 'unet', 'text_encoder', 'tokenizer' or 'scheduler'.
+        part: one of `PARTS` or `SMALL_PARTS`.
 
     Raises:
         InputError: there is none, or it cannot be fetched.
@@ -242,7 +249,7 @@ def digest(path: epath.PathLike, part: str, variant: str | None = None) -> str:
 
     Args:
         path: as for `part_folder`, or a run directory.
-        part: 'unet', 'text_encoder', 'tokenizer' or 'scheduler'.
+        part: one of `PARTS` or `SMALL_PARTS`.
         variant: of the weights.
 
     Raises:

@@ -1,14 +1,34 @@
-"""Names of IF's parameters in diffusers' and transformers' files: a table of rules for a model."""
+"""Names of our parameters in diffusers' and transformers' files: a table of rules for a model."""
 
+import dataclasses
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from imagen_ft.models.autoencoder import Autoencoder
+from imagen_ft.models.t5 import T5Encoder
+from imagen_ft.models.unet import UNet
 from launch.runtime.checkpoints.tensor_mapping import Rules
 
-UNET_RULES: Rules = (
+_UNET: Rules = (
     (r"^(down_blocks|up_blocks)_(\d+)_([a-z]+)_(\d+)\.", r"\1.\2.\3.\4."),
     (r"^mid_block_([a-z]+)_(\d+)\.", r"mid_block.\1.\2."),
     (r"\.to_out_0\.", ".to_out.0."),
     (r"\.(kernel|scale)$", ".weight"),
 )
-T5_RULES: Rules = (
+_AUTOENCODER: Rules = (
+    (r"\.(down_blocks|up_blocks)_(\d+)_([a-z]+)_(\d+)\.", r".\1.\2.\3.\4."),
+    (r"\.mid_block_([a-z]+)_(\d+)\.", r".mid_block.\1.\2."),
+    *_UNET[2:],
+)
+# Files older than diffusers 0.17.
+_OLD_ATTENTION: Rules = (
+    (r"\.to_q\.", ".query."),
+    (r"\.to_k\.", ".key."),
+    (r"\.to_v\.", ".value."),
+    (r"\.to_out\.0\.", ".proj_attn."),
+)
+_T5: Rules = (
     (r"^block_(\d+)\.SelfAttention_(\w)\.", r"encoder.block.\1.layer.0.SelfAttention.\2."),
     (r"^block_(\d+)\.layer_(\d)_layer_norm\.", r"encoder.block.\1.layer.\2.layer_norm."),
     (r"^block_(\d+)\.(wi_\d|wo)\.", r"encoder.block.\1.layer.1.DenseReluDense.\2."),
@@ -19,5 +39,39 @@ T5_RULES: Rules = (
     (r"^final_layer_norm\.", "encoder.final_layer_norm."),
     (r"\.(kernel|embedding)$", ".weight"),
 )
-# Second names of tensors in the files: {second: first}.
-T5_ALIASES = {"encoder.embed_tokens.weight": "shared.weight"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A model's tensors in files.
+
+    Attributes:
+        rules: from our names to the files'.
+        second_names: from these to others that files may have as well, or instead.
+    """
+
+    rules: Rules
+    second_names: Rules = ()
+
+    def aliases(self, names: Iterable[str]) -> dict[str, str]:
+        """Second names of the tensors that have one: {second: first}."""
+        seconds = {}
+        for name in names:
+            second = name
+            for pattern, replacement in self.second_names:
+                second = re.sub(pattern, replacement, second)
+            if second != name:
+                seconds[second] = name
+        return seconds
+
+
+_LAYOUTS: dict[type, Layout] = {
+    Autoencoder: Layout(_AUTOENCODER, _OLD_ATTENTION),
+    T5Encoder: Layout(_T5, ((r"^shared\.", "encoder.embed_tokens."),)),
+    UNet: Layout(_UNET),
+}
+
+
+def layout_of(model: Any) -> Layout:
+    """That of a model which has public files."""
+    return _LAYOUTS[type(model)]

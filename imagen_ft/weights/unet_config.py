@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from imagen_ft.models.unet import UNet
+from imagen_ft.weights.config_fields import check_class, own_fields
 from launch.errors import InputError
 from launch.runtime.limits import building, make_module
 
@@ -100,37 +101,13 @@ def build_unet(config: Mapping[str, Any], where: Any) -> tuple[UNet, Any]:
     Raises:
         InputError: names the first field that asks for what we do not implement.
     """
-    name = config.get("_class_name")
-    if name != "UNet2DConditionModel":
-        raise InputError(
-            f"{where}: _class_name is {name!r}, not 'UNet2DConditionModel'; name a U-Net of "
-            "DeepFloyd IF"
-        )
-    _check_fixed(config, where)
-    own = {field: config.get(field, default) for field, default in _OWN.items()}
+    check_class(config, "UNet2DConditionModel", where)
+    config = {**config, "encoder_hid_dim_type": config.get("encoder_hid_dim_type") or "text_proj"}
+    own = own_fields(config, _FIXED, _OWN, where, "use a U-Net of DeepFloyd IF")
     with building(where):
         _check_own(own, where)
         model = make_module(UNet, _fields(own), f"{where}: unet")
         return model, unet_shapes(model, own["in_channels"], own["encoder_hid_dim"])
-
-
-def _check_fixed(config: Mapping[str, Any], where: Any) -> None:
-    for field, (default, ours) in _FIXED.items():
-        value = config.get(field, default)
-        value = default if field == "encoder_hid_dim_type" and value is None else value
-        # A list has one value for each level.
-        same = all(x == ours for x in value) if isinstance(value, list) else value == ours
-        if not same:
-            raise InputError(
-                f"{where}: {field} is {value!r}, only {ours!r} is implemented; "
-                "use a U-Net of DeepFloyd IF"
-            )
-    for field in sorted(config.keys() - _FIXED.keys() - _OWN.keys()):
-        if not field.startswith("_") and config[field] not in (None, False):
-            raise InputError(
-                f"{where}: {field}={config[field]!r} is a field that is not implemented; "
-                "use a U-Net of DeepFloyd IF"
-            )
 
 
 def _check_own(own: dict[str, Any], where: Any) -> None:

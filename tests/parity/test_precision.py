@@ -18,6 +18,7 @@ import imagen_ft.models.presets
 import imagen_ft.training.evaluation
 import imagen_ft.training.training
 from classifiers.models.inception import Inception
+from imagen_ft.models.autoencoder import Autoencoder
 from imagen_ft.models.t5 import T5Encoder
 from input_pipeline.source import ArraySource
 from launch.runtime.devices.mesh import make_mesh
@@ -41,6 +42,7 @@ NETWORKS = {
         text_attention=(True,),
     ),
     "tiny_t5": dict(num_layers=1),
+    "tiny_vae": dict(block_out_channels=(8,)),
 }
 # They measure, and are not trained.
 EXTRACTORS = {"inception": Inception(width=2)}
@@ -68,6 +70,8 @@ def of_network(name, dtype):
         inputs = [jnp.zeros((2, 4, 4, 6)), jnp.zeros(2), jnp.zeros((2, 5, 16)), jnp.zeros(2)]
         if isinstance(model, T5Encoder):
             inputs = [jnp.zeros((2, 5), int), jnp.ones((2, 5), bool)]
+        if isinstance(model, Autoencoder):
+            inputs = [jnp.zeros((2, 4, 4, 3))]
     shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
 
     def loss(params, others):

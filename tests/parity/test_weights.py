@@ -17,7 +17,7 @@ from imagen_ft import weights
 from imagen_ft.models import presets
 from imagen_ft.weights.__main__ import main
 from imagen_ft.weights.t5_config import build_t5
-from imagen_ft.weights.tensor_rules import T5_ALIASES, T5_RULES, UNET_RULES
+from imagen_ft.weights.tensor_rules import layout_of
 from imagen_ft.weights.unet_config import build_unet
 from launch.errors import InputError
 from launch.runtime.checkpoints.tensor_mapping import check_fit, tensor_mappings
@@ -132,7 +132,7 @@ def test_every_tensor_of_the_full_sized_unets(name):
     with torch.device("meta"):
         peer = UNet2DConditionModel(**FULL_SIZE[name])
     model, shapes = build_unet(json.loads(peer.to_json_string()), "config.json")
-    mappings = tensor_mappings(shapes, UNET_RULES)
+    mappings = tensor_mappings(shapes, layout_of(model).rules)
     assert {name: mapping.file_shape for name, mapping in mappings.items()} == {
         name: tuple(tensor.shape) for name, tensor in peer.state_dict().items()
     }
@@ -146,7 +146,9 @@ def test_every_tensor_of_t5_xxl():
         peer = T5EncoderModel(config)
     model, shapes = build_t5(config.to_dict(), "config.json")
     peer_shapes = {name: tuple(tensor.shape) for name, tensor in peer.state_dict().items()}
-    check_fit(tensor_mappings(shapes, T5_RULES), peer_shapes, "", aliases=T5_ALIASES)
+    layout = layout_of(model)
+    mappings = tensor_mappings(shapes, layout.rules)
+    check_fit(mappings, peer_shapes, "", aliases=layout.aliases(mappings))
     assert model == presets.make("t5_xxl")
 
 

@@ -104,7 +104,7 @@ def test_overrides():
 
 @pytest.mark.parametrize("use", [make, parameter_shapes])
 def test_unknown_names(use):
-    with pytest.raises(InputError, match=r"no model 'if_i_s'; use one of if_i_m, .*, tiny_t5$"):
+    with pytest.raises(InputError, match=r"no model 'if_i_s'; use one of if_i_m, .*, tiny_vae$"):
         use("if_i_s")
     with pytest.raises(InputError, match=r"'t5_small' has no field 'width'; its fields are d_ff, "):
         use("t5_small", width=3)

@@ -499,7 +499,10 @@ def test_numbers_too_large_for_half_precision(tmp_path):
         (["--from=deepfloyd:", "--to=b"], "--from is missing"),
         (["--from=a", "--to=b"], "begins with deepfloyd:"),
         (["--from=deepfloyd:a", "--to=deepfloyd:b"], "begins with deepfloyd:"),
-        (["--from=deepfloyd:a", "--to=b", "--part=vae"], "--part=vae: known are unet, text_enc"),
+        (
+            ["--from=deepfloyd:a", "--to=b", "--part=prior"],
+            "--part=prior: known are unet, text_enc",
+        ),
         (["--from=deepfloyd:a", "--to=b", "--dtype=float16"], "--dtype is for exports"),
         (["--from=a", "--to=deepfloyd:b", "--part=unet"], "--part is for imports"),
         (["--from=a", "--to=deepfloyd:gs://b"], "gs://b: safetensors are written to local"),

@@ -8,6 +8,7 @@ import numpy as np
 import safetensors.numpy
 
 from imagen_ft.weights.pipeline_parts import PARTS
+from imagen_ft.weights.tensor_rules import layout_of
 from launch.runtime.checkpoints.tensor_mapping import tensor_mappings
 
 CONFIGS = {
@@ -60,11 +61,11 @@ INDEX = dict(
 
 def tensors(part, dtype="float32"):
     """Random ones by their names in the files."""
-    _, shapes = PARTS[part].build(CONFIGS[part], "config.json")
+    model, shapes = PARTS[part].build(CONFIGS[part], "config.json")
     rng = np.random.default_rng(0)
     return {
         name: rng.normal(size=mapping.file_shape).astype(jnp.dtype(dtype))
-        for name, mapping in tensor_mappings(shapes, PARTS[part].rules).items()
+        for name, mapping in tensor_mappings(shapes, layout_of(model).rules).items()
     }
 
 
@@ -91,7 +92,7 @@ def write_part(folder, part, variant=None, files=1, dtype="float32", arrays=None
 
 def write_pipeline(folder, **options):
     """Both parts, a scheduler, something like a tokenizer, an index."""
-    for part in PARTS:
+    for part in CONFIGS:
         write_part(folder / part, part, **options)
     write_json(folder / "scheduler/scheduler_config.json", SCHEDULER)
     write_json(folder / "tokenizer/tokenizer_config.json", dict(model_max_length=512))
