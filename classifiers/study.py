@@ -29,6 +29,7 @@ import sys
 from pathlib import Path
 
 import jax
+import ml_collections
 
 from classifiers.studies import plan, report, results
 from classifiers.studies.inventory import model_size, take_inventory
@@ -40,8 +41,17 @@ from launch.jobs import launcher
 from launch.jobs.runner import JobRunner
 from launch.runtime import app
 from launch.runtime.locks import lock
+from launch.runtime.optional_fields import Defaults, below, unset
 
 define_flags = launcher.define_flags
+
+
+def lacking(config: ml_collections.ConfigDict) -> Defaults:
+    """Fields that a config lacks and the command line can set."""
+    fields = below("models_of", config.models_of, dict.fromkeys(plan.STUDIES, unset(tuple)))
+    for label, model in config.models.items():
+        fields |= below(f"models.{label}", model, {"init_from": "", "overrides": ()})
+    return fields
 
 
 def main(args: app.Arguments) -> None:
@@ -88,4 +98,4 @@ def _describe(args: app.Arguments, runs: list[plan.PlannedRun], commands: list[s
 
 
 if __name__ == "__main__":
-    app.run(main, __doc__, define_flags)
+    app.run(main, __doc__, define_flags, lacking=lacking)

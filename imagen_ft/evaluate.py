@@ -26,6 +26,7 @@ from classifiers.extractors.extractor import Extractor
 from imagen_ft.evaluation import report
 from imagen_ft.evaluation.extractors import Kind, check_extractor, open_extractor
 from imagen_ft.evaluation.image_sets import ImageSet
+from imagen_ft.evaluation.lacking import lacking_in_measuring, lacking_in_sets
 from imagen_ft.evaluation.measures import WITH_ARGUMENTS, Images, Measured, Measures
 from imagen_ft.evaluation.references import (
     STATISTICS,
@@ -45,12 +46,18 @@ from launch.runtime.devices import joining
 from launch.runtime.devices.distributed import decide_on_first_process, on_first_process
 from launch.runtime.limits import BATCH, MOST, check_numbers
 from launch.runtime.locks import lock
+from launch.runtime.optional_fields import Defaults
 
 define_flags = joining.define_flags
 # Of what is kept: to be raised when numbers change their meaning.
 _FORMAT = 1
 # Arguments of measures, and which images are shown: what results depend on besides images.
 _SETTINGS = ("measures", "allow_few_images", *WITH_ARGUMENTS, "num_worst")
+
+
+def lacking(config: ml_collections.ConfigDict) -> Defaults:
+    """Fields that a config lacks and the command line can set."""
+    return {**lacking_in_sets(config.sets), **lacking_in_measuring(config)}
 
 
 def main(args: app.Arguments) -> None:
@@ -206,4 +213,4 @@ def _keep(
 
 
 if __name__ == "__main__":
-    app.run(main, __doc__, define_flags)
+    app.run(main, __doc__, define_flags, lacking=lacking)

@@ -17,7 +17,7 @@ from absl import flags
 
 from imagen_ft.diffusion.from_config import lacking_in_denoiser
 from imagen_ft.text.encoders import lacking_in_text, make_text_encoder, text_shapes
-from imagen_ft.training.pictures import lacking_in_pictures
+from imagen_ft.training.lacking import lacking_in_metric, lacking_in_pictures
 from imagen_ft.training.train_stage import train_stage
 from imagen_ft.training.training import Training
 from input_pipeline.batches.rates import cpu_seconds
@@ -46,6 +46,7 @@ def lacking(config: ml_collections.ConfigDict) -> Defaults:
         **lacking_in_text(config.text),
         **lacking_in_training(config),
         **lacking_in_pictures(config),
+        **lacking_in_metric(config),
         **lacking_in_source("train_source", config.train_source),
         **lacking_in_source("evaluation_source", config.evaluation_source),
     }

@@ -7,6 +7,10 @@ For every class it makes as many images as the real set has, times config.copies
 goes on where it stopped: a complete shard is never made again. Any number of workers, each a
 process or a job of several hosts (--coordinator), share one folder, and whoever is last completes
 it. --verify reads a set back, --repair makes what is damaged or missing in it again.
+
+config.start, a source as config.real_source, and config.skip_steps begin with real images in place
+of noise (real guidance, He et al. 2023): each with one of its class, drawn by the seed and its
+number, noised to the step behind those that the base skips.
 """
 
 import dataclasses
@@ -19,7 +23,14 @@ from etils import epath
 
 from imagen_ft.cascade import load_cascade
 from imagen_ft.cascade.imported import as_imported
-from imagen_ft.cascade.loading import lacking_in_cascade, mesh_of, parameter_shapes, with_dtypes
+from imagen_ft.cascade.loading import (
+    lacking_in_cascade,
+    lacking_in_mesh,
+    mesh_of,
+    parameter_shapes,
+    with_dtypes,
+)
+from imagen_ft.cascade.starts import Starts, check_start, lacking_in_start
 from imagen_ft.generation.contents import lacking_in_set, set_fields
 from imagen_ft.generation.repair import check, check_sound, discard_damaged
 from imagen_ft.generation.worker import generate
@@ -58,7 +69,12 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def lacking(config: ml_collections.ConfigDict) -> Defaults:
     """Fields that a config lacks and the command line can set."""
-    return {**lacking_in_cascade(config), **lacking_in_set(config)}
+    return {
+        **lacking_in_cascade(config),
+        **lacking_in_mesh(config),
+        **lacking_in_set(config),
+        **lacking_in_start(config),
+    }
 
 
 def _see(folder: epath.Path) -> None:
@@ -78,6 +94,7 @@ def main(args: app.Arguments) -> None:
         raise InputError(f"--worker={values.worker} is not in 0 .. {values.num_workers - 1}")
     if values.repair and values.num_workers > 1:
         raise InputError("--repair is one worker's work: leave --num_workers away")
+    check_start(args.config)
     if args.dry_run:
         app.describe(args, **parameter_shapes(args.config))
         return
@@ -86,7 +103,9 @@ def main(args: app.Arguments) -> None:
         return
     args = dataclasses.replace(args, config=as_imported(args.config))
     cascade = load_cascade(args.config, mesh_of(args.config))
-    fields = set_fields(args, cascade)
+    base = cascade.stages[0].denoiser
+    starts = Starts.open(args.config, base.size, base.channels)
+    fields = set_fields(args, cascade, starts)
     SyntheticWriter.check(**fields)
 
     def claim() -> None:
@@ -98,7 +117,7 @@ def main(args: app.Arguments) -> None:
 
     distributed.on_first_process(claim)
     distributed.agree(functools.partial(_see, args.workdir))
-    generate(args, cascade, fields)
+    generate(args, cascade, fields, starts)
     if values.repair:
         distributed.on_first_process(lambda: check_sound(args, verify(args.workdir)))
 

@@ -3,8 +3,10 @@
 python -m imagen_ft.sample --config=configs/digits/sample.py --workdir=runs/samples --prompt=seven
 
 Without --prompt or --prompts, every class the cascade knows is sampled. --path=8 also writes
-path.png: eight moments of the base's way from noise to each of the first images. The processes of a
-job (--coordinator) draw together, and the first one writes.
+path.png: eight moments of the base's way from noise to each of the first images. config.start, a
+source of real images, and config.skip_steps begin with these in place of noise (real guidance, He
+et al. 2023): with images of the class that a prompt names, or in order; the picture shows them
+first. The processes of a job (--coordinator) draw together, and the first one writes.
 """
 
 import dataclasses
@@ -12,6 +14,7 @@ import sys
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 from absl import flags
 from etils import epath
@@ -20,6 +23,7 @@ from tqdm import tqdm
 from imagen_ft.cascade import film, load_cascade, memory_table, show
 from imagen_ft.cascade.imported import as_imported
 from imagen_ft.cascade.loading import lacking_in_cascade, parameter_shapes, with_dtypes
+from imagen_ft.cascade.starts import RealImages, Starts, check_start, lacking_in_start
 from imagen_ft.text import class_names
 from imagen_ft.text.class_names import read_lines
 from imagen_ft.text.encoders import check_prompts
@@ -33,6 +37,7 @@ from launch.runtime.devices import joining
 from launch.runtime.devices.distributed import on_first_process
 from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.limits import BATCH, SEED, check_numbers
+from launch.runtime.optional_fields import Defaults
 
 # A picture of more is not looked at, and takes minutes to draw.
 MOST_SHOWN = 256
@@ -62,8 +67,9 @@ def define_flags(values: flags.FlagValues) -> None:
     )
 
 
-# Fields that a config lacks and the command line can set.
-lacking = lacking_in_cascade
+def lacking(config: ml_collections.ConfigDict) -> Defaults:
+    """Fields that a config lacks and the command line can set."""
+    return {**lacking_in_cascade(config), **lacking_in_start(config)}
 
 
 def read_prompts(values: flags.FlagValues) -> dict[str, str]:
@@ -91,6 +97,7 @@ def main(args: app.Arguments) -> None:
     names = class_names.resolve(config.class_names)
     check_prompts(list(given.values()), names, list(given))
     check_numbers(config, _LIMITS)
+    check_start(config)
     if args.flags.path < 0:
         raise InputError(f"--path={args.flags.path}: how many moments to show; 0 for none")
     prompts = list(given.values()) or list(names)
@@ -110,35 +117,50 @@ def main(args: app.Arguments) -> None:
     fields = plain(config).items()
     settings = {name: value for name, value in fields if name not in OUTSIDE_SETTINGS}
     settings |= dict(prompts=prompts, weights=list(cascade.digests))
+    base = cascade.stages[0].denoiser
+    starts = Starts.open(config, base.size, base.channels)
+    began, begin = None, dict[str, Any]()
+    if starts is not None:
+        began = starts.of_prompts(prompts, config.seed)
+        begin = dict(start=began, skip_steps=config.skip_steps)
+        settings |= dict(start_digest=starts.digest(), started_from=began.keys())
     on_first_process(lambda: check_same_settings(args.workdir, settings))
     quiet = jax.process_index() > 0
     with tqdm(total=len(prompts), desc="sample", unit="image", disable=quiet) as bar:
-        stages = cascade.sample(prompts, seed=config.seed, every_stage=True, progress=bar.update)
+        options = dict(seed=config.seed, progress=bar.update, **begin)
+        stages = cascade.sample(prompts, every_stage=True, **options)
     shown = stages if config.show_stages else stages[-1:]
 
     def write() -> None:
         args.workdir.mkdir(parents=True, exist_ok=True)
         write_json(args.workdir / SETTINGS, settings)
-        write_images(shown, prompts, config.images_per_prompt, args.workdir)
+        write_images(shown, prompts, config.images_per_prompt, args.workdir, began)
 
     on_first_process(write)
     if args.flags.path:
         prompts = prompts[:MOST_PATHS]
-        steps = cascade.path(prompts, config.seed)
+        if began is not None:
+            begin["start"] = began[:MOST_PATHS]
+        steps = cascade.path(prompts, config.seed, **begin)
         picture = film(steps, prompts, args.flags.path)
         on_first_process(lambda: picture.save(args.workdir / PATH))
 
 
 def write_images(
-    stages: list[np.ndarray], prompts: list[str], images_per_prompt: int, workdir: epath.Path
+    stages: list[np.ndarray],
+    prompts: list[str],
+    images_per_prompt: int,
+    workdir: epath.Path,
+    began: RealImages | None = None,
 ) -> None:
-    """Writes single files of every stage, and one picture of them all."""
+    """Writes single files of every stage, and one picture of them all and what they began with."""
     for number, prompt in enumerate(prompts):
         for images in stages:
             path = workdir / image_name(number, prompt, images.shape[1])
             write_atomic(path, encode_png(images[number]))
     count = min(len(prompts), MOST_SHOWN)
-    picture = show([images[:count] for images in stages], prompts[:count], images_per_prompt)
+    columns = [images[:count] for images in ([] if began is None else [began]) + stages]
+    picture = show(columns, prompts[:count], images_per_prompt)
     picture.save(workdir / GRID)
     say(f"wrote {len(prompts)} images; {workdir / GRID} shows {count} of them", sys.stdout)
 

@@ -27,15 +27,23 @@ import jax
 import ml_collections
 from absl import flags
 
-from imagen_ft.cascade.loading import parameter_shapes, with_dtypes
+from imagen_ft.cascade.loading import (
+    lacking_in_cascade,
+    lacking_in_mesh,
+    parameter_shapes,
+    with_dtypes,
+)
+from imagen_ft.cascade.starts import check_noise
 from imagen_ft.diffusion.from_config import make_stages
 from imagen_ft.evaluation.extractors import Kind, check_extractor, open_extractor
 from imagen_ft.evaluation.image_sets import check_spec
+from imagen_ft.evaluation.lacking import lacking_in_images, lacking_in_measuring
 from imagen_ft.evaluation.references import check_references, open_references
 from imagen_ft.evaluation.seeing import check_measures
+from imagen_ft.generation.contents import lacking_in_set
 from imagen_ft.sweeping import report, trained
 from imagen_ft.sweeping.bench import Bench
-from imagen_ft.sweeping.grid import Point, evaluations, make_points
+from imagen_ft.sweeping.grid import DIMENSIONS, Point, evaluations, make_points
 from imagen_ft.sweeping.rounds import Round, cost, plan_rounds
 from imagen_ft.sweeping.rows import CAS, CHOICES
 from imagen_ft.sweeping.work import Sweep
@@ -47,6 +55,7 @@ from launch.runtime.devices import joining
 from launch.runtime.devices.distributed import on_first_process
 from launch.runtime.limits import BATCH, MOST, SEED, check_numbers
 from launch.runtime.locks import join, lock, one_at_a_time
+from launch.runtime.optional_fields import Defaults, below, unset, within
 
 _LIMITS = {
     "num_images": (2, MOST),
@@ -75,6 +84,22 @@ def define_flags(values: flags.FlagValues) -> None:
         "cas", False, "train a classifier on the images of each point that is compared",
         flag_values=values,
     )  # fmt: skip
+
+
+def lacking(config: ml_collections.ConfigDict) -> Defaults:
+    """Fields that a config lacks and the command line can set."""
+    cascade = config.cascade
+    of_cascade = (lacking_in_cascade, lacking_in_mesh, lacking_in_set)
+    fields = {
+        **below("grid", config.grid, dict.fromkeys(DIMENSIONS, unset(tuple))),
+        **lacking_in_measuring(config),
+        **trained.lacking_in_cas(config.cas),
+    }
+    for lacking_in_part in of_cascade:
+        fields |= within("cascade", lacking_in_part(cascade))
+    if cascade.stages[config.stage].stage.low_size:
+        fields |= lacking_in_images("low", config.low)
+    return fields
 
 
 def main(args: app.Arguments) -> None:
@@ -121,6 +146,7 @@ def check(config: ml_collections.ConfigDict) -> Kind:
     kind = check_extractor(config.extractor)
     check_numbers(config, _LIMITS)
     check_numbers(config.cascade, {"batch_size": BATCH, "seed": SEED}, "config.cascade")
+    check_noise("config.cascade", config.cascade)
     check_numbers(config.halving, _HALVING, "config.halving")
     check_measures("config.measures", config.measures, config.extractor.name)
     for field, name in (
@@ -199,4 +225,4 @@ def _score(args: app.Arguments, config: ml_collections.ConfigDict, points: list[
 
 
 if __name__ == "__main__":
-    app.run(main, __doc__, define_flags)
+    app.run(main, __doc__, define_flags, lacking=lacking)

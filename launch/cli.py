@@ -28,7 +28,7 @@ from launch.errors import InputError, outcome
 
 # A run of one small stage opens about 40; loaders of large sets some hundred.
 FEWEST_FILES, MANY_FILES = 48, 4096
-_HOME = re.compile(r"(?<=[=:,+])~(?=/|$)")
+_HOME = re.compile(r"(?<=[=:,+'\"])~(?=/|$)")
 
 
 def parse_flags(

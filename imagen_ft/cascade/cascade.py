@@ -17,6 +17,7 @@ from imagen_ft.cascade.imported import as_imported
 from imagen_ft.cascade.loading import load_stages, with_dtypes
 from imagen_ft.cascade.opened import Opened, as_config, with_t5
 from imagen_ft.cascade.request import Request, RequestTexts, as_list, check_fields
+from imagen_ft.cascade.starts import RealImages
 from imagen_ft.diffusion.from_config import make_stages
 from imagen_ft.diffusion.stage import Stage
 from imagen_ft.text import class_names
@@ -232,15 +233,24 @@ class Cascade:
         prompts: str | Sequence[str],
         seed: int = 0,
         negative_prompt: str | Sequence[str] | None = None,
+        start: np.ndarray | RealImages | None = None,
+        skip_steps: int = 0,
     ) -> UInt8[np.ndarray, "steps n size size c"]:
         """How the base comes to the images that `sample` draws: its predictions, step by step.
+
+        Args:
+            prompts: see `Request`, as the others.
+            seed: of the images.
+            negative_prompt: what stands for no text.
+            start: images that it begins with.
+            skip_steps: steps that are not taken, and not shown.
 
         Raises:
             InputError: see `Request.check`.
             Diverged: see `stream`.
         """
-        request = Request(prompts, seed=seed, negative_prompt=negative_prompt)
-        request = self._completed(request)
+        given: dict[str, Any] = dict(negative_prompt=negative_prompt, start=start)
+        request = self._completed(Request(prompts, seed=seed, skip_steps=skip_steps, **given))
         steps, finite = self._drawing.path(request, self._embed(request))
         base = self._named_stages(0, 1)
         return next(checked([(steps, [finite])], base, request, self.class_names))

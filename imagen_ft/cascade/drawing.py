@@ -72,9 +72,13 @@ class Drawing:
         count = len(request)
         padding = _multiple(count, self.ways) - count
         keys = _keys(request.seed, 0, np.pad(np.arange(count), (0, padding)))
-        batch = {name: _filled(rows, 0, padding) for name, rows in texts.rows(slice(None)).items()}
+        rows: dict[str, Any] = texts.rows(slice(None))
+        if request.start is not None:
+            rows["start"] = to_float(jnp.asarray(request.start[:]))
+        batch = {name: _filled(values, 0, padding) for name, values in rows.items()}
+        options: dict[str, Any] = dict(skip_steps=request.skip_steps, **texts.common)
         with self._on_mesh(keys=keys, **batch) as inputs:
-            steps = self.stages[0].path(self.variables[0], **texts.common, **inputs)
+            steps = self.stages[0].path(self.variables[0], **options, **inputs)
             return fetch(to_uint8(steps))[:, :count], fetch(finite_images(steps[-1]))[:count]
 
     @contextlib.contextmanager

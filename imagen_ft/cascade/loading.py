@@ -123,6 +123,11 @@ def mesh_of(config: ml_collections.ConfigDict) -> Mesh | None:
     return make_mesh(config.get("mesh", {"data": -1})) if jax.device_count() > 1 else None
 
 
+def lacking_in_mesh(config: ml_collections.ConfigDict) -> Defaults:
+    """Fields of `mesh_of` that a config lacks."""
+    return below("mesh", config.get("mesh") or {}, {"data": -1, "fsdp": 1, "tensor": 1})
+
+
 def open_run(path: str) -> Run | None:
     """A run of imagen_ft.finetune; None where the path holds weights from elsewhere.
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from imagen_ft.cascade.starts import RealImages
 from imagen_ft.diffusion.stage import Stage
 from imagen_ft.text.encoders import check_prompts, check_text
 from launch.errors import InputError
@@ -45,7 +46,7 @@ class Request:
     positions: Int[np.ndarray, " n"] | None = None
     batch_size: int | None = None
     low: np.ndarray | None = None
-    start: np.ndarray | None = None
+    start: np.ndarray | RealImages | None = None
     skip_steps: int = 0
 
     def __post_init__(self) -> None:
@@ -165,8 +166,12 @@ class Request:
         if self.start is not None:
             self._check_shape("start", self.start, base.denoiser.size, base)
 
-    def _check_shape(self, name: str, images: np.ndarray, size: int, base: Stage) -> None:
-        images, shape = np.asarray(images), (len(self), size, size, base.denoiser.channels)
+    def _check_shape(
+        self, name: str, images: np.ndarray | RealImages, size: int, base: Stage
+    ) -> None:
+        shape = (len(self), size, size, base.denoiser.channels)
+        if not isinstance(images, RealImages):
+            images = np.asarray(images)
         if images.shape != shape or images.dtype != np.uint8:
             raise InputError(
                 f"{name} is {images.dtype} {list(images.shape)}: uint8 {list(shape)} is needed, "

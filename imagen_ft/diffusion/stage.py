@@ -123,7 +123,7 @@ class Stage:
         sampler: Any = self.sampler
         return dataclasses.replace(self, sampler=dataclasses.replace(sampler, **of_sampler), **own)
 
-    @functools.partial(jax.jit, static_argnums=0)
+    @functools.partial(jax.jit, static_argnums=0, static_argnames="skip_steps")
     def path(
         self,
         variables: Variables,
@@ -131,9 +131,12 @@ class Stage:
         text: Float[Array, "b n d"],
         null_text: Float[Array, "#b n d"],
         low: LowImage | None = None,
+        start: Image | None = None,
+        skip_steps: int = 0,
     ) -> Float[Array, "steps b h w c"]:
         """What `sample` predicts x_0 to be at each of its steps, in [-1, 1]."""
-        _, path = self.run(variables, self._noise(keys), text, null_text, low, path=True)
+        options = dict(start=start, skip_steps=skip_steps, path=True)
+        _, path = self.run(variables, self._noise(keys), text, null_text, low, **options)
         assert path is not None
         return path
 

@@ -11,6 +11,8 @@ from classifiers.extractors.inception import inception
 from launch.errors import InputError
 from launch.fields import Fields
 from launch.runtime.config import plain
+from launch.runtime.ema import MAIN
+from launch.runtime.optional_fields import Defaults, unset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Kind:
 
     Attributes:
         open: opens one, given its fields.
-        fields: that it may have.
+        fields: that it may have, with what holds without them.
         logits: its tap for the inception score; empty where it has none.
         suffix: how measures on it are told from those on Inception, with the extractor's name.
         has_spatial: whether sFID is on its spatial features.
@@ -27,7 +29,7 @@ class Kind:
     """
 
     open: Callable[[dict[str, Any]], Extractor]
-    fields: tuple[str, ...]
+    fields: Defaults
     logits: str
     suffix: str
     has_spatial: bool = False
@@ -39,16 +41,25 @@ def _inception(fields: dict[str, Any]) -> Extractor:
 
 
 KINDS = {
-    "inception": Kind(_inception, ("path", "rule"), "logits_unbiased", "", has_spatial=True),
+    "inception": Kind(
+        _inception,
+        {"path": unset(str), "rule": "tf1"},
+        "logits_unbiased",
+        "",
+        has_spatial=True,
+    ),
     "classifier": Kind(
         lambda fields: classifier(**fields),
-        ("path", "seed", "ema", "best"),
+        {"path": unset(str), "seed": 0, "ema": MAIN, "best": False},
         "logits",
         " ({})",
         has_classes=True,
     ),
     "dinov2": Kind(
-        lambda fields: dinov2(**fields), ("path", "positions", "pixels", "size"), "", " ({})"
+        lambda fields: dinov2(**fields),
+        {"path": unset(str), "positions": "hub", "pixels": "torch", "size": 224},
+        "",
+        " ({})",
     ),
 }
 

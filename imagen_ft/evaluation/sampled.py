@@ -15,6 +15,7 @@ from jaxtyping import Int, Int32
 from imagen_ft.cascade import Cascade, load_cascade
 from imagen_ft.cascade.imported import as_imported
 from imagen_ft.cascade.loading import mesh_of, with_dtypes
+from imagen_ft.cascade.starts import check_noise
 from imagen_ft.diffusion.from_config import make_stages
 from imagen_ft.evaluation.drawn import Drawn, Plan
 from imagen_ft.evaluation.image_sets import ImageSet, check_spec, open_set
@@ -146,6 +147,7 @@ def check_sampled(field: str, spec: Fields) -> None:
         )
     with _named(field), reading(config):
         check_numbers(config, {"batch_size": BATCH}, "cascade")
+        check_noise("cascade", config)
         stages, _ = make_stages(config, base=False), (config.text, config.class_names)
     low, first = spec.get("low"), next(iter(stages.values()))
     if bool(low) != bool(first.denoiser.low_size):

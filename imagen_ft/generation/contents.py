@@ -7,6 +7,7 @@ import numpy as np
 
 from imagen_ft.cascade import Cascade
 from imagen_ft.cascade.provenance import provenance
+from imagen_ft.cascade.starts import Starts
 from imagen_ft.text import class_names
 from input_pipeline import sources
 from input_pipeline.sources.lacking import lacking_in_source
@@ -51,20 +52,26 @@ def lacking_in_set(config: ml_collections.ConfigDict) -> Defaults:
     source = config.get("real_source") or {}
     return {
         **below("", config, {"images_per_shard": 0, "counts": unset(str)}),
-        **below("mesh", config.get("mesh") or {}, {"data": -1, "fsdp": 1, "tensor": 1}),
         **below("encoding", config.get("encoding") or {}, encoding),
         **lacking_in_source("real_source", source),
     }
 
 
-def set_fields(args: app.Arguments, cascade: Cascade) -> dict[str, Any]:
+def set_fields(args: app.Arguments, cascade: Cascade, starts: Starts | None) -> dict[str, Any]:
     """All that decides about the images of the set, as arguments of `SyntheticWriter`.
 
+    Args:
+        args: of the command.
+        cascade: draws the images.
+        starts: real images that it begins with; None is noise.
+
     Raises:
-        InputError: a field of the config is wrong.
+        InputError: a field of the config is wrong, or a class has no image to begin with.
     """
     config = args.config
     names, counts = real_counts(config)
+    if starts is not None:
+        starts.check_classes(names, counts)
     denoiser = cascade.stages[-1].denoiser
     encoding = {"format": "png", **plain(config.get("encoding", {}))}
     size = encoding.pop("size", 0) or denoiser.size
@@ -80,6 +87,6 @@ def set_fields(args: app.Arguments, cascade: Cascade) -> dict[str, Any]:
         counts=counts,
         copies=config.copies,
         images_per_shard=config.get("images_per_shard", 0),
-        provenance=provenance(config, cascade),
+        provenance=provenance(config, cascade) | ({"start": starts.digest()} if starts else {}),
         encoding=encoding,
     )

@@ -10,9 +10,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import ml_collections
 import numpy as np
 
 from imagen_ft.cascade import Cascade, Request
+from imagen_ft.cascade.starts import Starts
 from imagen_ft.generation.stream import SetProgressBar, ShardStream
 from imagen_ft.text import class_names
 from input_pipeline.synthetic.card import make_card
@@ -25,13 +27,16 @@ from launch.runtime.devices import distributed
 from launch.runtime.locks import one_at_a_time
 
 
-def generate(args: app.Arguments, cascade: Cascade, fields: dict[str, Any]) -> None:
+def generate(
+    args: app.Arguments, cascade: Cascade, fields: dict[str, Any], starts: Starts | None
+) -> None:
     """Writes this worker's shards that are missing; the last worker completes the set.
 
     Args:
         args: of the command; its config has `class_names` and `seed`.
         cascade: draws the images.
         fields: see `contents.set_fields`.
+        starts: real images that it begins with; None is noise.
     """
     writer = SyntheticWriter(args.workdir, **fields)
     workers = args.flags.worker, args.flags.num_workers
@@ -44,14 +49,7 @@ def generate(args: app.Arguments, cascade: Cascade, fields: dict[str, Any]) -> N
         ShardStream(writer, pending, prompts) as stream,
     ):
         if pending:
-            plan = writer.plan
-            indices = np.concatenate([plan.indices(shard) for shard in pending])
-            request = Request(
-                labels=plan.labels[indices],
-                seed=args.config.seed,
-                indices=indices,
-                positions=np.concatenate([plan.positions(shard) for shard in pending]),
-            )
+            request = _request(writer, pending, args.config, starts)
             # A cascade that draws any text draws the set's classes.
             for [images] in dataclasses.replace(cascade, class_names=prompts).stream(request):
                 distributed.agree(functools.partial(stream.add, images))
@@ -61,6 +59,24 @@ def generate(args: app.Arguments, cascade: Cascade, fields: dict[str, Any]) -> N
         seconds = time.perf_counter() - began
         print(f"{count:,} images in {seconds:,.0f} s, {count / seconds:.4g} a second")
     distributed.on_first_process(lambda: complete(writer, pending))
+
+
+def _request(
+    writer: SyntheticWriter,
+    shards: Sequence[int],
+    config: ml_collections.ConfigDict,
+    starts: Starts | None,
+) -> Request:
+    """The images of some shards."""
+    plan, seed = writer.plan, config.seed
+    indices = np.concatenate([plan.indices(shard) for shard in shards])
+    positions = np.concatenate([plan.positions(shard) for shard in shards])
+    labels = plan.labels[indices]
+    request = Request(labels=labels, seed=seed, indices=indices, positions=positions)
+    if starts is None:
+        return request
+    start = starts.of_classes(writer.class_names, labels, indices, seed)
+    return dataclasses.replace(request, start=start, skip_steps=config.skip_steps)
 
 
 def _pending(writer: SyntheticWriter, worker: int, num_workers: int) -> list[int]:

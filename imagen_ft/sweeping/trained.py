@@ -23,9 +23,15 @@ from launch.files import json_digest, read_fields
 from launch.jobs.runner import Job, JobRunner
 from launch.runtime.config import plain
 from launch.runtime.devices.distributed import decide_on_first_process, on_first_process
+from launch.runtime.optional_fields import Defaults, below, unset
 
 SET, RUN = "set", "classifier"
-_FIELDS = ("train", "overrides", "evaluation", "set", "environment")
+_NEEDS, _MAY_HAVE = ("train", "evaluation", "set"), ("overrides", "environment")
+
+
+def lacking_in_cas(cas: ml_collections.ConfigDict) -> Defaults:
+    """Fields of `config.cas` that a config lacks."""
+    return below("cas", cas, {**dict.fromkeys(_NEEDS, unset(str)), "overrides": ()})
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -34,13 +40,14 @@ def check(config: ml_collections.ConfigDict) -> None:
     Raises:
         InputError: a field is missing or unknown.
     """
-    for name in _FIELDS:
+    for name in _NEEDS:
         if name not in config.cas:
             raise InputError(
                 f"config.cas.{name} must be there, got none; see the configs' sweep.py"
             )
-    if unknown := sorted(set(config.cas) - set(_FIELDS)):
-        raise InputError(f"config.cas has no field {unknown[0]!r}; use {', '.join(_FIELDS)}")
+    known = (*_NEEDS, *_MAY_HAVE)
+    if unknown := sorted(set(config.cas) - set(known)):
+        raise InputError(f"config.cas has no field {unknown[0]!r}; use {', '.join(known)}")
 
 
 def write_set(bench: Bench, sets: Sequence[ImageSet], folder: epath.Path) -> None:
@@ -67,7 +74,7 @@ def make_jobs(config: ml_collections.ConfigDict, workdir: Path, names: Sequence[
         folder = Path(point_folder(epath.Path(workdir), name))
         run = folder / RUN
         source = f"--config.train_sources.generated.path={folder / SET}"
-        overrides = [f"--config.{override}" for override in config.cas.overrides]
+        overrides = [f"--config.{override}" for override in config.cas.get("overrides", ())]
         train = ("classifiers.train", f"--config={config.cas.train}", f"--workdir={run}")
         manifest = (folder / SET / MANIFEST,)
         jobs.append(
@@ -106,7 +113,7 @@ def run_jobs(
             raise InputError(
                 f"{path.parent} is not there; run the same command without --cas first"
             )
-    environment = {name: str(value) for name, value in config.cas.environment.items()}
+    environment = {name: str(value) for name, value in config.cas.get("environment", {}).items()}
     jobs = make_jobs(config, workdir, names)
     JobRunner(workdir / "cas", jobs, lanes, environment, launcher, options).run()
 

@@ -4,36 +4,22 @@ import functools
 from collections.abc import Callable, Sequence
 
 import jax
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
 
-from imagen_ft.diffusion.from_config import lacking_in_stage, make_denoiser, make_stage
+from imagen_ft.diffusion.from_config import make_stage
 from imagen_ft.training.image_losses import shrink
 from imagen_ft.training.images import TrainingImages, evaluation_transform
 from imagen_ft.training.training import Training
 from launch.cli import say
 from launch.runtime.devices.mesh import replicate
 from launch.runtime.images import finite_images, to_float, to_uint8
-from launch.runtime.optional_fields import Defaults, below, unset
 from launch.runtime.reports import image_grid
 from launch.runtime.state import TrainState
 from launch.runtime.types import Array, Variables
-
-
-def lacking_in_pictures(config: ml_collections.ConfigDict) -> Defaults:
-    """Fields that say how the pictures of training are drawn, and a config lacks."""
-    if "pictures" in config:
-        return lacking_in_stage("pictures", config.pictures, make_denoiser(config.stage))
-    sampler: Defaults = {"name": unset(str), "num_steps": unset(int), "eta": unset(float)}
-    fields = {"count": unset(int), "guidance_weight": unset(float)}
-    return {
-        **below("pictures", {}, fields | {"threshold_percentile": unset(float)}),
-        **below("pictures.sampler", {}, sampler | {"logvar_coeff": unset(float)}),
-    }
 
 
 def make_pictures(

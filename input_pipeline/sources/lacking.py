@@ -5,7 +5,7 @@ from input_pipeline.sources.registry import KINDS
 from launch.fields import Fields
 from launch.runtime.optional_fields import Defaults, below, unset
 
-# Of every field that a source of some kind may have besides the one that it needs.
+# Of every field that a source of some kind may have besides its name.
 _DEFAULTS: Defaults = {
     "on_damage": "error",
     "copies": unset(int),
@@ -37,15 +37,15 @@ _DEFAULTS: Defaults = {
 
 
 def lacking_in_source(path: str, spec: Fields) -> Defaults:
-    """Fields of `load` that a config's `spec` lacks, which is at `path`."""
-    kind = KINDS.get(spec.get("name"))
-    names = (*kind.may_have, *subsets.FIELDS, "on_damage") if kind else ()
+    """Fields of `load` that a config's `spec` lacks, which is at `path`; of none its name."""
+    if not spec.get("name"):
+        return below(path, spec, {"name": unset(str)})
+    kind = KINDS.get(spec["name"])
+    names = (kind.needs, *kind.may_have, *subsets.FIELDS, "on_damage") if kind else ()
     own = {name: x for name, x in _DEFAULTS.items() if name.partition(".")[0] in names}
     # Of a group that is there all is needed: it has no defaults.
-    return {
-        place: x for place, x in below(path, spec, own).items() if _group(place, path) not in spec
-    }
+    return below(path, spec, {name: x for name, x in own.items() if _group(name) not in spec})
 
 
-def _group(place: str, path: str) -> str:
-    return place.removeprefix(f"{path}.").partition(".")[0]
+def _group(name: str) -> str:
+    return name.partition(".")[0]

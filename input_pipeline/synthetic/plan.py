@@ -55,7 +55,8 @@ class Plan:
     @functools.cached_property
     def order(self) -> Int32[np.ndarray, " N"]:
         """The images of a copy in the order in which shards hold them."""
-        return np.argsort(_scatter(self.copy_size), kind="stable").astype(np.int32)
+        numbers = splitmix64(np.arange(1, self.copy_size + 1, dtype=np.uint64))
+        return np.argsort(numbers, kind="stable").astype(np.int32)
 
     @functools.cached_property
     def _positions(self) -> Int32[np.ndarray, " N"]:
@@ -108,12 +109,12 @@ def usual_shard(image_shape: Sequence[int], quality: int | None = None) -> int:
     return max(1, int(SHARD_BYTES / record))
 
 
-def _scatter(n: int) -> UInt64[np.ndarray, " n"]:
-    """Pseudo-random numbers that never change: SplitMix64 (Steele et al. 2014) of 1 .. n.
+def splitmix64(numbers: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
+    """Pseudo-random numbers that never change: SplitMix64 (Steele et al. 2014) of `numbers`.
 
     NumPy's generators may give others in another version, and a set outlives them.
     """
-    z = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = numbers * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))

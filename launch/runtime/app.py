@@ -83,7 +83,8 @@ def run(
             with reading(arguments.config):
                 task(arguments)
                 if arguments.dry_run and lacking:
-                    print(optional_fields.text(lacking(arguments.config)))
+                    config = arguments.config
+                    print(optional_fields.text(lacking(config), config))
 
         if "num_processes" in arguments.flags and arguments.folder:
             job.run_together(arguments.flags, functools.partial(_settings, arguments), work)

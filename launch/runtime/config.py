@@ -133,10 +133,25 @@ def _expand_home(config: ml_collections.ConfigDict) -> None:
     """Paths that begin with `~/`, wherever they are in a config, begin at the user's home."""
     with config.unlocked():
         for name, value in config.items():
-            if isinstance(value, ml_collections.ConfigDict):
-                _expand_home(value)
-            elif isinstance(value, str) and value.startswith("~/"):
-                config[name] = os.path.expanduser(value)
+            expanded = _expanded(value)
+            if expanded is not value:
+                config[name] = expanded
+
+
+def _expanded(value: Any) -> Any:
+    """A field's value, itself where there is nothing to expand."""
+    if isinstance(value, ml_collections.ConfigDict):
+        _expand_home(value)
+    elif isinstance(value, str) and value.startswith("~/"):
+        return os.path.expanduser(value)
+    elif isinstance(value, dict):
+        items = {name: _expanded(item) for name, item in value.items()}
+        return items if any(items[name] is not value[name] for name in items) else value
+    elif isinstance(value, list | tuple):
+        values = [_expanded(item) for item in value]
+        if any(a is not b for a, b in zip(values, value, strict=True)):
+            return type(value)(values)
+    return value
 
 
 def _reason(error: BaseException, path: str) -> str:

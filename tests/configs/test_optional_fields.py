@@ -2,73 +2,143 @@
 
 import ast
 import dataclasses
+import functools
 import importlib
-import re
 import shlex
 
 import pytest
 from ml_collections import ConfigDict
 
+from classifiers.models.resnet import ResNet
+from classifiers.models.vit import ViT
 from imagen_ft.diffusion.denoiser import Denoiser
 from imagen_ft.diffusion.losses import DiffusionLoss
-from imagen_ft.diffusion.samplers import DDIM, DDPM
+from imagen_ft.diffusion.samplers import DDPM
 from imagen_ft.diffusion.stage import Stage
 from imagen_ft.models.efficient_unet import EfficientUNet
 from imagen_ft.models.t5 import T5Encoder
 from imagen_ft.models.unet import UNet
 from imagen_ft.text.encoders import lacking_in_text
+from input_pipeline.sources import subsets
 from input_pipeline.sources.lacking import lacking_in_source
+from input_pipeline.sources.registry import KINDS
 from launch.errors import InputError
 from launch.runtime import app, optional_fields
-from tests.configs.tables import CONFIGS, ROOT, command, load
+from launch.runtime.config import plain
+from launch.runtime.optional_fields import Mixed
+from launch.runtime.training.optimizers import lacking_in_optimizer
+from tests.configs.tables import CONFIGS, ROOT, VARIANTS, command, load
 from tests.support import commands
 
-TASKS = ("imagen_ft.finetune", "imagen_ft.sample", "imagen_ft.generate")
-TASKS += ("classifiers.train", "classifiers.evaluate")
-# Files that others have written are read there, and no configs; or configs of other tasks.
+TASKS = ("imagen_ft.finetune", "imagen_ft.sample", "imagen_ft.generate", "imagen_ft.evaluate")
+TASKS += ("imagen_ft.sweep", "classifiers.train", "classifiers.evaluate", "classifiers.study")
+# Files that others have written are read there, and no configs.
 OTHER_FILES = ("imagen_ft/weights/", "classifiers/weights/", "input_pipeline/synthetic/")
-OTHER_TASKS = ("imagen_ft/sweep", "imagen_ft/evaluat", "imagen_ft/demo/", "classifiers/stud")
+# Of a task, what it imports and hands no config of its own, but those of runs and other tasks.
+_CLASSIFIERS = ("classifiers/from_config.py", "classifiers/extractors/", "input_pipeline/augment/")
+_OPENED = "imagen_ft/cascade/opened.py"
+_NOISE_ALONE = "imagen_ft/cascade/starts.py"
+OTHER_CONFIGS = {
+    "imagen_ft.finetune": (*_CLASSIFIERS, "imagen_ft/cascade/", "imagen_ft/evaluation/"),
+    "imagen_ft.sample": (_OPENED,),
+    "imagen_ft.generate": (_OPENED,),
+    "imagen_ft.evaluate": (*_CLASSIFIERS, _OPENED, _NOISE_ALONE),
+    "imagen_ft.sweep": (*_CLASSIFIERS, _OPENED, _NOISE_ALONE),
+    "classifiers.train": (),
+    "classifiers.evaluate": (*_CLASSIFIERS, "launch/"),
+    "classifiers.study": (  # Its jobs have them.
+        *(*_CLASSIFIERS, "classifiers/train.py", "classifiers/training/"),
+        *("input_pipeline/", "launch/"),
+    ),
+}
+# Fields of other tasks, in files that serve several.
+OTHER_FIELDS = {
+    "imagen_ft.sample": {"mesh"},
+    "imagen_ft.sweep": {"write"},
+    "classifiers.train": {"evaluation_metric", "every"},
+}
+ROOMS = ("imagen_ft", "classifiers", "input_pipeline", "launch")
 # What code calls the configs and their sections.
 NAMES = {"config", "spec", "entry", "fields", "window", "profile"}
 
 
-def options_read():
-    """Field -> the files that read it with a default."""
-    read = {}
-    for room in ("imagen_ft", "classifiers", "input_pipeline", "launch/runtime"):
-        for path in sorted((ROOT / room).rglob("*.py")):
-            name = path.relative_to(ROOT).as_posix()
-            if name.startswith((*OTHER_FILES, *OTHER_TASKS)):
-                continue
-            for node in ast.walk(ast.parse(path.read_text())):
-                match node:
-                    case ast.Call(
-                        func=ast.Attribute(attr="get", value=ast.Name() | ast.Attribute()),
-                        args=[ast.Constant(value=str(field)), *_],
-                    ) if NAMES & set(re.findall(r"\w+", ast.unparse(node.func.value))):
-                        read.setdefault(field, set()).add(name)
+@functools.cache
+def nodes(file):
+    return list(ast.walk(ast.parse((ROOT / file).read_text())))
+
+
+def imported(task):
+    """The files that a task imports, itself and directly or not."""
+    files, waiting = {}, [task]
+    while waiting:
+        module = waiting.pop()
+        path = ROOT / module.replace(".", "/")
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if module in files or not path.exists():
+            continue
+        files[module] = path.relative_to(ROOT).as_posix()
+        for node in nodes(files[module]):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+                waiting += [name for name in names if name.split(".")[0] in ROOMS]
+    return sorted(files.values())
+
+
+@functools.cache
+def options_read(file):
+    """The fields that a file reads with a default."""
+    read = set()
+    for node in nodes(file):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="get"), args=[ast.Constant(value=str(name)), *_]):
+                if NAMES & _called(node.func.value):
+                    read.add(name)
     return read
 
 
-def lacking_of(path):
+def _called(value):
+    """What code calls the value that an expression gives."""
+    match value:
+        case ast.Name(id=name):
+            return {name}
+        case ast.Attribute(value=inner, attr=name):
+            return {name} | _called(inner)
+        case ast.BoolOp(values=[inner, *_]) | ast.Subscript(value=inner):
+            return _called(inner)
+        case ast.Call(func=ast.Attribute(attr="get", value=inner)):
+            return _called(inner)
+    return set()
+
+
+def lacking_of(path, argument=None):
     task = importlib.import_module(command(path)[0])
-    return task.lacking(load(path).get_config()) if hasattr(task, "lacking") else {}
+    config = load(path).get_config(*([argument] if argument else []))
+    return task.lacking(config) if hasattr(task, "lacking") else {}
 
 
-@pytest.fixture(scope="module")
-def reachable():
+@functools.cache
+def reachable(task):
+    """The names of all fields that configs of a task have, or that it lets be set."""
     names = set()
     for path in CONFIGS:
-        if command(path)[0] not in TASKS:
-            continue
-        config = load(path).get_config()
-        names |= set(_names(config.to_dict()))
-        names |= {part for field in lacking_of(path) for part in field.split(".")}
+        if command(path)[0] == task:
+            for argument in (None, *VARIANTS.get(path, ())):
+                config = load(path).get_config(*([argument] if argument else []))
+                lacking = importlib.import_module(task).lacking(config)
+                names |= {part for field in lacking for part in field.split(".")}
+                names |= set(_names(config.to_dict()))
     # Of kinds that no config has.
-    for name in ("tfds", "parquet", "image_folder", "synthetic"):
-        names |= set(lacking_in_source("", {"name": name}))
-    texts = lacking_in_text(ConfigDict({"weights": ""}))
-    return names | {path.removeprefix("text.") for path in texts}
+    if {"subset_seed", "start"} & names:
+        fields = {x for name in KINDS for x in lacking_in_source("", {"name": name})}
+        names |= {part for field in fields for part in field.split(".")}
+    if "text" in names:
+        texts = lacking_in_text(ConfigDict({"weights": ""}))
+        names |= {path.removeprefix("text.") for path in texts}
+    if "optimizer" in names:
+        optimizer = dict(name="adam", schedule="step")
+        paths = lacking_in_optimizer(ConfigDict(optimizer))
+        names |= {path.removeprefix("optimizer.") for path in paths}
+    return names
 
 
 def _names(section):
@@ -78,19 +148,73 @@ def _names(section):
             yield from _names(value)
 
 
-def test_options_that_are_read_can_be_set(reachable):
-    read = options_read()
-    assert {"guidance_interval", "held_out", "crop_size", "keep_checkpoints"} <= set(read)
-    assert {field: files for field, files in read.items() if field not in reachable} == {}
+@pytest.mark.parametrize("task", TASKS)
+def test_options_that_a_task_reads_can_be_set(task):
+    others = (*OTHER_FILES, *OTHER_CONFIGS[task])
+    read = {file: options_read(file) for file in imported(task) if not file.startswith(others)}
+    assert len(set().union(*read.values())) > 1
+    reached = reachable(task) | OTHER_FIELDS.get(task, set())
+    hidden = {file: names - reached for file, names in read.items()}
+    assert {file: names for file, names in hidden.items() if names} == {}
 
 
-@pytest.mark.parametrize(
-    "kind", [Stage, Denoiser, DiffusionLoss, DDPM, DDIM, UNet, EfficientUNet, T5Encoder]
-)
-def test_fields_of_classes_can_be_set(kind, reachable):
+def test_all_tasks_are_looked_at():
+    tasks = {command(path)[0] for path in CONFIGS}
+    assert tasks == set(TASKS)
+    for name in tasks:
+        file = ROOT / f"{name.replace('.', '/')}.py"
+        assert "lacking=lacking" in file.read_text()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_field_of_a_source_can_be_set(kind):
+    names = {path.partition(".")[0] for path in lacking_in_source("", {"name": kind})}
+    expected = {KINDS[kind].needs, *KINDS[kind].may_have, *subsets.FIELDS, "on_damage"}
+    assert names == expected
+    assert set(lacking_in_source("start", {})) == {"start.name"}
+
+
+STAGE, SR1024 = "stages.base4", "configs/imagenet/imagen_sr1024.py"
+EVALUATE, SWEEP = "configs/digits/evaluate_images.py", "configs/digits/sweep.py"
+SECTIONS = [
+    (path, f"{prefix}{section}", kind)
+    for path, prefix in (
+        ("configs/digits/sample.py", ""),
+        ("configs/digits/generate.py", ""),
+        (f"{EVALUATE}:sampled=9", "sets.sampled.cascade."),
+        (SWEEP, "cascade."),
+    )
+    for section, kind in (
+        (STAGE, Stage),
+        (f"{STAGE}.sampler", DDPM),
+        (f"{STAGE}.stage", Denoiser),
+        (f"{STAGE}.stage.unet", UNet),
+        ("text.model", T5Encoder),
+    )
+] + [
+    ("configs/digits/pretrain_base4.py", "stage", Denoiser),
+    ("configs/digits/pretrain_base4.py", "stage.unet", UNet),
+    ("configs/digits/pretrain_base4.py", "text.model", T5Encoder),
+    ("configs/digits/pretrain_base4.py", "loss", DiffusionLoss),
+    ("configs/digits/pretrain_base4.py", "pictures", Stage),
+    (SR1024, "stage.unet", EfficientUNet),
+    (SR1024, "evaluation_metric.sampling", Stage),
+    ("configs/digits/classifier.py", "model", ResNet),
+    ("configs/imagenet/vit_s16.py", "model", ViT),
+]
+
+
+@pytest.mark.parametrize(("file", "section", "kind"), SECTIONS)
+def test_fields_of_classes_can_be_set(file, section, kind):
+    path, _, argument = file.partition(":")
+    config = load(path).get_config(*([argument] if argument else []))
+    lacking = lacking_of(path, argument)
     inner = {"parent", "name", "denoiser", "sampler", "schedule", "model", "text_encoder"}
-    inner |= {"out_channels", "noise_level", "vocab_size"}  # those that the images or text decide
-    assert {field.name for field in dataclasses.fields(kind)} - inner - reachable == set()
+    # Those that the images, the text or the loss's own way decide.
+    inner |= {"out_channels", "noise_level", "vocab_size", "num_classes"}
+    names = {field.name for field in dataclasses.fields(kind)} - inner
+    paths = {f"{section}.{name}" for name in names}
+    assert {x for x in paths if x not in lacking and not optional_fields.has(config, x)} == set()
 
 
 @pytest.mark.parametrize("path", CONFIGS)
@@ -98,7 +222,8 @@ def test_nothing_changes_where_nothing_is_set(path):
     task = importlib.import_module(command(path)[0])
     if hasattr(task, "lacking"):
         config = load(path).get_config()
-        assert not [field for field in task.lacking(config) if optional_fields.has(config, field)]
+        there = [x for x in task.lacking(config).items() if optional_fields.has(config, x[0])]
+        assert not [field for field, default in there if not isinstance(default, Mixed)]
 
 
 SAMPLE, FINETUNE = "configs/digits/sample.py", "configs/digits/finetune_base4.py"
@@ -112,11 +237,22 @@ SET = [
     (FINETUNE, "best.metric=validation_loss", "validation_loss"),
     (TRAIN, "augment.randaugment.layers=2", 2),
     (TRAIN, "train_sources.real.classes=('one', 'two')", ("one", "two")),
+    (SWEEP, "grid.eta=(0.0, 0.5)", (0.0, 0.5)),
+    (SWEEP, "cascade.stages.base4.batch_size=4", 4),
+    (f"{EVALUATE}:sampled=9", "sets.sampled.seed=3", 3),
+    (EVALUATE, "reference.source.square=4", 4),
+    ("configs/digits/study.py", "models.wide.init_from=resnet", "resnet"),
+    # What may be of several types: as the command line has it, whatever the config or default.
+    (FINETUNE, "stage.unet.layers_per_block=(2,)", (2,)),
+    (FINETUNE, "stage.unet.attention_head_dim=(8,)", (8,)),
+    (FINETUNE, "stage.unet.attention_head_dim=8", 8),
+    (FINETUNE, "stage.unet.remat=(True,)", (True,)),
+    ("configs/imagenet/if_ii_l.py", "stage.unet.layers_per_block=3", 3),
 ]
 
 
 def parse(path, *overrides):
-    task = importlib.import_module(command(path)[0])
+    task = importlib.import_module(command(path.partition(":")[0])[0])
     argv = [f"--config={path}", "--dry_run", *(f"--config.{field}" for field in overrides)]
     return app.parse(["task", *argv], "", task.define_flags, task.lacking).config
 
@@ -129,6 +265,17 @@ def test_a_field_that_the_config_lacks_is_set(path, override, expected):
     assert value == expected
 
 
+def test_a_source_that_the_config_lacks():
+    """Its fields depend on its name, which is no field of the config either."""
+    fields = ["path=a", "name=image_folder", "held_out=3", "split=train", "classes=('one',)"]
+    config = parse(SAMPLE, *(f"start.{field}" for field in fields), "skip_steps=3")
+    expected = dict(path="a", name="image_folder", held_out=3, split="train", classes=["one"])
+    assert plain(config.start) == expected and config.skip_steps == 3
+    with pytest.raises(InputError, match="there is no config field 'row_groups'"):
+        parse(SAMPLE, *(f"start.{field}" for field in fields), "start.row_groups=3")
+    assert "skip_steps" not in parse(SAMPLE, "skip_steps=0")
+
+
 def test_which_fields_there_are_depends_on_the_others():
     overrides = ["optimizer.momentum=0.8", "optimizer.name=sgd"]
     assert parse(FINETUNE, *overrides).optimizer.momentum == 0.8
@@ -138,7 +285,8 @@ def test_which_fields_there_are_depends_on_the_others():
 
 @pytest.mark.parametrize("path", [SAMPLE, FINETUNE, TRAIN, "configs/digits/generate.py"])
 def test_defaults_leave_a_config_as_it_is(path):
-    lacked = optional_fields.text(lacking_of(path)).splitlines()[1:]
+    config = load(path).get_config()
+    lacked = optional_fields.text(lacking_of(path), config).splitlines()[1:]
     overrides = [shlex.split(line)[0].removeprefix("--config.") for line in lacked]
     overrides = [override for override in overrides if not override.endswith("=None")]
     assert len(overrides) > 5

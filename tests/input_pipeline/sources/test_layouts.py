@@ -193,15 +193,19 @@ def test_home(tmp_path, monkeypatch):
     (tmp_path / "c.py").write_text(
         "from ml_collections import ConfigDict\n"
         "def get_config(data):\n"
-        "    return ConfigDict(dict(a=dict(path='~/x'), b=data, c='', d='~'))\n"
+        "    lists = dict(e=('~/x', dict(p=['~/y', 1])), f=('',))\n"
+        "    return ConfigDict(dict(a=dict(path='~/x'), b=data, c='', d='~', **lists))\n"
     )
     argv = ["", "--config=~/c.py:~/y", "--config.c=~/z", "--workdir=~/run"]
+    argv += ["--config.f=('~/u', '~/v')"]
     arguments = app.parse(argv)
     assert json.loads(arguments.config.to_json()) == {
         "a": {"path": f"{tmp_path}/x"},
         "b": f"{tmp_path}/y",
         "c": f"{tmp_path}/z",
         "d": "~",
+        "e": [f"{tmp_path}/x", {"p": [f"{tmp_path}/y", 1]}],
+        "f": [f"{tmp_path}/u", f"{tmp_path}/v"],
     }
     assert str(arguments.workdir) == f"{tmp_path}/run"
     os.mkdir(tmp_path / "photos")

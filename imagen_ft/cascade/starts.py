@@ -1,0 +1,261 @@
+"""Real images that a base begins with in place of noise: real guidance, of He et al. 2023.
+
+They are noised to the first step that is taken (section 3.3), and so what is drawn keeps of them
+what the steps that are left do not decide.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from imagen_ft.diffusion.from_config import make_stages
+from imagen_ft.text import class_names
+from input_pipeline import sources
+from input_pipeline.augment.resize import square
+from input_pipeline.imagenet import wordnet_ids
+from input_pipeline.source import Source, check_labels
+from input_pipeline.sources.lacking import lacking_in_source
+from input_pipeline.synthetic.plan import splitmix64
+from launch.errors import InputError
+from launch.files import in_parallel, json_digest
+from launch.runtime.optional_fields import Defaults, below
+
+_FIELD = "config.start"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RealImages:
+    """Images of a source, one for each image of a request; a batch is read when it is drawn.
+
+    Attributes:
+        source: the images, of any size.
+        positions: in the source.
+        size: pixels each way that they are brought to.
+        channels: of each.
+    """
+
+    source: Source
+    positions: Int[np.ndarray, " n"]
+    size: int
+    channels: int
+
+    dtype = np.dtype(np.uint8)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """As of an array with all of them."""
+        return (len(self.positions), self.size, self.size, self.channels)
+
+    def __getitem__(self, rows: slice) -> UInt8[np.ndarray, "n size size c"]:
+        return np.stack(in_parallel(self._read, self.positions[rows].tolist()))
+
+    def keys(self) -> list[str]:
+        """The name of each in its source."""
+        return [self.source.key(position) for position in self.positions.tolist()]
+
+    def _read(self, position: int) -> UInt8[np.ndarray, "size size c"]:
+        image = self.source[position]["image"]
+        if image.shape[-1] != self.channels:
+            raise InputError(
+                f"{_FIELD}: {self.source.key(position)} must have {self.channels} channels, as the "
+                f"base draws, got {image.shape[-1]}; take it out, or name other images"
+            )
+        return square(image, self.size)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Starts:
+    """The images of `config.start`.
+
+    Attributes:
+        source: of them all.
+        size: of the base's images, pixels each way.
+        channels: of the base's images.
+        closed: names of the cascade's classes; empty where it draws any text.
+    """
+
+    source: Source
+    size: int
+    channels: int
+    closed: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def open(cls, config: ml_collections.ConfigDict, size: int, channels: int) -> "Starts | None":
+        """Opens the images of a config; None where it begins with noise.
+
+        Args:
+            config: `start`, see `sources.load`, and `class_names`.
+            size: of the base's images.
+            channels: of the base's images.
+
+        Raises:
+            InputError: they are missing, damaged, or have other channels than the base draws.
+        """
+        if not _is_given(config):
+            return None
+        try:
+            source = sources.load(config.start)
+            check_labels(source)
+        except InputError as error:
+            raise InputError(f"{_FIELD}: {error}") from None
+        starts = cls(source, size, channels, _called(config.class_names))
+        _ = starts._images(np.arange(1))[:1]
+        return starts
+
+    def digest(self) -> str:
+        """What decides about the images and their order."""
+        keys = [self.source.key(i) for i in range(len(self.source))]
+        return json_digest([self.source.digest(), keys])
+
+    def check_classes(self, names: Sequence[str], counts: Sequence[int]) -> None:
+        """Looks whether every class of which images are drawn has real ones.
+
+        Args:
+            names: of the classes of a set.
+            counts: images that are drawn of each.
+
+        Raises:
+            InputError: one has none.
+        """
+        numbers = self._of_names(names)
+        for name, count, number in zip(names, counts, numbers.tolist(), strict=True):
+            if count and (number < 0 or not self._class_sizes[number]):
+                raise InputError(
+                    f"{_FIELD} must have images of every class that is drawn, got none of "
+                    f"{name!r}; add some, or leave the class out"
+                )
+
+    def of_classes(
+        self,
+        names: Sequence[str],
+        labels: Int[np.ndarray, " n"],
+        indices: Int[np.ndarray, " n"],
+        seed: int,
+    ) -> RealImages:
+        """A real image of each image's class, drawn by the seed and the image's index alone.
+
+        Args:
+            names: of the classes, of which `check_classes` is content.
+            labels: of the images, in these.
+            indices: of the images in their set.
+            seed: of the set.
+        """
+        return self._images(self._drawn(self._of_names(names)[labels], indices, seed))
+
+    def of_prompts(self, prompts: Sequence[str], seed: int) -> RealImages:
+        """A real image for each prompt: of its class, if it names one, else the next in order.
+
+        Args:
+            prompts: of image 0, 1, ...
+            seed: of the images.
+
+        Raises:
+            InputError: it is a class of the cascade of which there is none.
+        """
+        names = list(dict.fromkeys(prompts))
+        if self.closed:
+            self.check_classes(names, [1] * len(names))
+        numbers = dict(zip(names, self._of_names(names).tolist(), strict=True))
+        labels, indices = np.array([numbers[prompt] for prompt in prompts]), np.arange(len(prompts))
+        is_class = (labels >= 0) & (self._class_sizes[labels] > 0)
+        positions = indices % len(self.source)
+        positions[is_class] = self._drawn(labels[is_class], indices[is_class], seed)
+        return self._images(positions)
+
+    def _images(self, positions: Int[np.ndarray, " n"]) -> RealImages:
+        return RealImages(self.source, positions, self.size, self.channels)
+
+    def _drawn(
+        self, labels: Int[np.ndarray, " n"], indices: Int[np.ndarray, " n"], seed: int
+    ) -> Int[np.ndarray, " n"]:
+        """Positions of images of classes of the source."""
+        sizes = self._class_sizes
+        order = np.argsort(self.source.labels, kind="stable")
+        # Indices and seeds are of 32 bits: no two of them share a number.
+        numbers = np.uint64(seed << 32) + indices.astype(np.uint64)
+        draws = (splitmix64(numbers) % sizes[labels].astype(np.uint64)).astype(np.int64)
+        return order[(np.cumsum(sizes) - sizes)[labels] + draws]
+
+    @functools.cached_property
+    def _class_sizes(self) -> Int[np.ndarray, " classes"]:
+        return np.bincount(self.source.labels, minlength=len(self.source.class_names))
+
+    def _of_names(self, names: Sequence[str]) -> Int[np.ndarray, " names"]:
+        """The labels that classes have in the source, or -1, by all that they are called."""
+        numbers = {name: label for label, name in enumerate(self.source.class_names)}
+        others = {name: called for called in reversed(self.closed) for name in called}
+        called = [(name, *others.get(name, ())) for name in names]
+        labels = [next((numbers[x] for x in some if x in numbers), -1) for some in called]
+        return np.array(labels, np.int64)
+
+
+def lacking_in_start(config: ml_collections.ConfigDict) -> Defaults:
+    """Fields of real guidance that a config lacks."""
+    source = lacking_in_source("start", config.get("start") or {})
+    return {**below("", config, {"skip_steps": 0}), **source}
+
+
+def check_start(config: ml_collections.ConfigDict) -> None:
+    """Looks at `config.start` and `config.skip_steps` without opening any image.
+
+    Raises:
+        InputError: one of them is there without the other, or a value is wrong.
+    """
+    skip_steps: Any = config.get("skip_steps") or 0
+    if type(skip_steps) is not int or skip_steps < 0:
+        raise InputError(
+            f"config.skip_steps must be a whole number of steps, got {skip_steps!r}; 0 is none"
+        )
+    if not _is_given(config):
+        if skip_steps:
+            raise InputError(
+                f"config.skip_steps must be 0 where images begin with noise, got {skip_steps}; "
+                "name real images to begin with, as config.start, or leave it out"
+            )
+        return
+    steps = next(iter(make_stages(config).values())).sampler.num_steps
+    if not 1 <= skip_steps < steps:
+        raise InputError(
+            f"config.skip_steps must be at least 1 and less than the {steps} steps of the base "
+            f"where config.start names real images, got {skip_steps}; the more, the closer to them"
+        )
+
+
+def check_noise(field: str, config: ml_collections.ConfigDict) -> None:
+    """Looks for real guidance where images have to begin with noise.
+
+    Args:
+        field: of the config, in that of the task.
+        config: of a cascade.
+
+    Raises:
+        InputError: it asks for it.
+    """
+    for name in ("start", "skip_steps"):
+        if value := config.get(name):
+            raise InputError(
+                f"{field}.{name} must be left out, got {value!r}: what is measured here begins "
+                "with noise; draw with imagen_ft.generate, and measure that set"
+            )
+
+
+def _is_given(config: ml_collections.ConfigDict) -> bool:
+    start = config.get("start")
+    if start and not isinstance(start, ml_collections.ConfigDict):
+        raise InputError(
+            f"{_FIELD} must be a source, as input_pipeline.sources.load, got {start!r}; give a dict"
+        )
+    return bool(start)
+
+
+def _called(named: str | Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """All that each class of a cascade is called: its prompt, and in ImageNet its id."""
+    names = class_names.resolve(named)
+    if named == class_names.IMAGENET:
+        return tuple(zip(names, wordnet_ids(), strict=True))
+    return tuple((name,) for name in names)
