@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax
 
 from imagen_ft.models.autoencoder import Autoencoder
+from imagen_ft.models.clip_text import ClipTextEncoder
 from imagen_ft.models.efficient_unet import EfficientUNet
 from imagen_ft.models.t5 import T5Encoder
 from imagen_ft.models.unet import UNet
@@ -99,6 +100,13 @@ def _vae(**fields: Any) -> Preset:
     return Preset(Autoencoder, dict(block_out_channels=(128, 256, 512, 512)) | fields)
 
 
+def _clip(width: int, num_layers: int, num_heads: int, **fields: Any) -> Preset:
+    """CLIP's and OpenCLIP's text encoders, as Stable Diffusion's files have them."""
+    fields = dict(width=width, num_layers=num_layers, num_heads=num_heads) | fields
+    # The files' configs name 2: that their weights pool at the highest id.
+    return Preset(ClipTextEncoder, dict(mlp_width=4 * width, end_token=2) | fields)
+
+
 def _tiny(preset: Preset, **attention: Any) -> Preset:
     """The same kind with two levels of one layer."""
     fields = dict(
@@ -127,6 +135,9 @@ PRESETS = {
     "imagen_sr1024": _imagen_sr((2, 4, 8, 8), self_attention=False),
     "t5_xxl": _t5(T5_XXL_WIDTH, d_ff=10240, num_layers=24, num_heads=64),
     "t5_small": _t5(512, d_ff=1024, num_layers=8, num_heads=6),
+    "clip_l": _clip(768, num_layers=12, num_heads=12, quick_gelu=True),
+    "openclip_h": _clip(1024, num_layers=23, num_heads=16),
+    "openclip_g": _clip(1280, num_layers=32, num_heads=20, projection_width=1280),
     "sd_vae": _vae(),
     "sdxl_vae": _vae(scaling_factor=0.13025),
     "tiny_if_i": _tiny(_if_i(8), **_TINY_UNET),
@@ -134,6 +145,9 @@ PRESETS = {
     "tiny_imagen_base": _tiny(_imagen_base(8), **_TINY_UNET),
     "tiny_imagen_sr": _tiny(_imagen_sr((1, 1), self_attention=True), **_TINY_SR),
     "tiny_t5": _t5(TINY_T5_WIDTH, d_ff=16, num_layers=2, num_heads=2, d_kv=8),
+    "tiny_clip": _clip(
+        16, num_layers=2, num_heads=2, projection_width=8, vocab_size=64, max_length=12
+    ),
     "tiny_vae": _vae(block_out_channels=(8, 16), layers_per_block=1, num_groups=4),
 }
 
@@ -178,6 +192,8 @@ def example_inputs(model: Any, text_width: int) -> list[jax.ShapeDtypeStruct]:
     """
     if isinstance(model, T5Encoder):
         return [jax.ShapeDtypeStruct((1, 1), "int32"), jax.ShapeDtypeStruct((1, 1), "bool")]
+    if isinstance(model, ClipTextEncoder):
+        return [jax.ShapeDtypeStruct((1, 1), "int32")]
     size = 2 ** len(model.block_out_channels)
     if isinstance(model, Autoencoder):
         shapes: list[tuple[int, ...]] = [(1, size, size, model.out_channels)]

@@ -183,6 +183,9 @@ def _reader(part: Part, location: PartLocation, total: int) -> _Read:
     bar = tqdm(total=total, desc=part.name, unit=" numbers", unit_scale=True, disable=None)
 
     def read(name: str, dtype: np.dtype) -> np.ndarray:
+        if name in layout.counters:
+            rows = mappings[layout.counters[name]].file_shape[0]
+            return np.arange(rows, dtype=dtype)[None]
         array = mappings[aliases.get(name, name)].to_file(arrays)
         with np.errstate(over="ignore"):
             converted = array.astype(dtype, copy=False)

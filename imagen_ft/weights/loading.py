@@ -63,12 +63,7 @@ def load_part(
     Raises:
         InputError: there is no such part, it is damaged, or it is not implemented.
     """
-    part = PARTS[name]
-    location = locate(path, name, variant)
-    if location.kind != FILES:
-        return load_checkpoint(part, location, dtype, mesh, variant)
-    model, mappings, weights = open_part(location.folder, part, variant)
-    return model, read_params(model, mappings, weights, dtype, mesh)
+    return _load(name, object, path, dtype, mesh, variant)
 
 
 def load_unet(
@@ -85,7 +80,7 @@ def load_unet(
     Raises:
         InputError: as `load_part`.
     """
-    return load_part("unet", path, dtype, mesh, variant)
+    return _load("unet", UNet, path, dtype, mesh, variant)
 
 
 def load_t5(
@@ -102,7 +97,7 @@ def load_t5(
     Raises:
         InputError: as `load_part`.
     """
-    return load_part("text_encoder", path, dtype, mesh, variant)
+    return _load("text_encoder", T5Encoder, path, dtype, mesh, variant)
 
 
 def open_t5(path: epath.PathLike, variant: str | None = None) -> tuple[T5Encoder, Any]:
@@ -115,7 +110,7 @@ def open_t5(path: epath.PathLike, variant: str | None = None) -> tuple[T5Encoder
     Raises:
         InputError: as `load_t5`.
     """
-    return _open(PARTS["text_encoder"], path, variant)
+    return _open("text_encoder", T5Encoder, path, variant)
 
 
 def open_unet(path: epath.PathLike, variant: str | None = None) -> tuple[UNet, Any]:
@@ -128,14 +123,43 @@ def open_unet(path: epath.PathLike, variant: str | None = None) -> tuple[UNet, A
     Raises:
         InputError: as `load_part`.
     """
-    return _open(PARTS["unet"], path, variant)
+    return _open("unet", UNet, path, variant)
 
 
-def _open(part: Part, path: epath.PathLike, variant: str | None) -> tuple[Any, Any]:
-    location = locate(path, part.name, variant)
+def _open(name: str, kind: type, path: epath.PathLike, variant: str | None) -> tuple[Any, Any]:
+    part, location = PARTS[name], locate(path, name, variant)
     if location.kind != FILES:
-        return open_checkpoint(part, location, variant)
-    return part.build(read_object(location.folder / "config.json"), location.folder)
+        model, shapes = open_checkpoint(part, location, variant)
+    else:
+        config = location.folder / "config.json"
+        model, shapes = part.build(read_object(config), config)
+    _check_kind(model, kind, location)
+    return model, shapes
+
+
+def _load(
+    name: str,
+    kind: type,
+    path: epath.PathLike,
+    dtype: Any,
+    mesh: Mesh | None,
+    variant: str | None,
+) -> tuple[Any, dict[str, Any]]:
+    part, location = PARTS[name], locate(path, name, variant)
+    if location.kind != FILES:
+        _check_kind(open_checkpoint(part, location, variant)[0], kind, location)
+        return load_checkpoint(part, location, dtype, mesh, variant)
+    model, mappings, weights = open_part(location.folder, part, variant)
+    _check_kind(model, kind, location)
+    return model, read_params(model, mappings, weights, dtype, mesh)
+
+
+def _check_kind(model: Any, kind: type, location: PartLocation) -> None:
+    if not isinstance(model, kind):
+        raise InputError(
+            f"{location.folder}: the model must be a {kind.__name__} (DeepFloyd IF's kind), got a "
+            f"{type(model).__name__}; name a pipeline of DeepFloyd IF"
+        )
 
 
 def read_params(

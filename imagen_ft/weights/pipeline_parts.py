@@ -13,6 +13,7 @@ from etils import epath
 
 from imagen_ft.weights import hub
 from imagen_ft.weights.autoencoder_config import build_autoencoder
+from imagen_ft.weights.clip_text_config import MODEL_TYPE, build_clip_text
 from imagen_ft.weights.t5_config import build_t5
 from imagen_ft.weights.tensor_rules import layout_of
 from imagen_ft.weights.unet_config import build_unet
@@ -34,7 +35,13 @@ from launch.runtime.run import STAGE, Run, kind_of
 # Written last into an imported folder; names what it was made of.
 MANIFEST = "weights.json"
 # Folders of a pipeline without weights of ours, kept as they are.
-SMALL_PARTS = ("scheduler", "image_noising_scheduler", "tokenizer", "feature_extractor")
+SMALL_PARTS = (
+    "scheduler",
+    "image_noising_scheduler",
+    "tokenizer",
+    "tokenizer_2",
+    "feature_extractor",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,20 +59,26 @@ class Part:
     build: Callable[[Mapping[str, Any], Any], tuple[Any, Any]]
 
 
+def _build_text_encoder(config: Mapping[str, Any], where: Any) -> tuple[Any, Any]:
+    build = build_clip_text if config.get("model_type") == MODEL_TYPE else build_t5
+    return build(config, where)
+
+
 PARTS = {
     part.name: part
     for part in (
         Part("unet", "diffusion_pytorch_model", build_unet),
-        Part("text_encoder", "model", build_t5),
+        Part("text_encoder", "model", _build_text_encoder),
+        Part("text_encoder_2", "model", _build_text_encoder),
         Part("vae", "diffusion_pytorch_model", build_autoencoder),
     )
 }
 # The files that tell a part's own folder from others.
+_TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "spiece.model")
 _MARKS = {
-    "unet": ("config.json",),
-    "text_encoder": ("config.json",),
-    "vae": ("config.json",),
-    "tokenizer": ("tokenizer_config.json", "tokenizer.json", "spiece.model"),
+    **dict.fromkeys(PARTS, ("config.json",)),
+    "tokenizer": _TOKENIZER,
+    "tokenizer_2": _TOKENIZER,
     "scheduler": ("scheduler_config.json",),
     "image_noising_scheduler": ("scheduler_config.json",),
     "feature_extractor": ("preprocessor_config.json",),
@@ -126,7 +139,7 @@ def locate(path: epath.PathLike, part: str, variant: str | None = None) -> PartL
     if part == "unet" and kind_of(config) == STAGE:
         return PartLocation(RUN, root, root)
     folders = [root / part]
-    if part not in PARTS or part == _part_of(config):
+    if part not in PARTS or part in _parts_of(config):
         folders.append(root)
     for folder in folders if "imported" not in config and kind_of(config) != STAGE else ():
         if any((folder / mark).exists() for mark in _MARKS[part]):
@@ -140,11 +153,11 @@ def locate(path: epath.PathLike, part: str, variant: str | None = None) -> PartL
     )
 
 
-def _part_of(config: Mapping[str, Any]) -> str:
-    """Whose config it is; only diffusers' names a class."""
+def _parts_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Whose config it may be; only diffusers' names a class."""
     if "_class_name" not in config:
-        return "text_encoder"
-    return "vae" if config["_class_name"] == "AutoencoderKL" else "unet"
+        return ("text_encoder", "text_encoder_2")
+    return ("vae",) if config["_class_name"] == "AutoencoderKL" else ("unet",)
 
 
 def _fetch(name: str, part: str, variant: str | None) -> PartLocation:
@@ -183,13 +196,13 @@ def open_part(
     local = Path(folder)
     where = local / "config.json"
     model, shapes = part.build(read_object(where), where)
-    weights = open_weights(local, part.stem, variant)
     layout = layout_of(model)
+    weights = open_weights(local, part.stem, variant, integers=bool(layout.counters))
     mappings = tensor_mappings(shapes, layout.rules)
     aliases = layout.aliases(mappings)
     check_fit(
         mappings,
-        {name: tensor.shape for name, tensor in weights.tensors.items()},
+        {n: tensor.shape for n, tensor in weights.tensors.items() if n not in layout.counters},
         local,
         model="the model of its config.json",
         advice="use the config.json of these weights",
@@ -203,6 +216,13 @@ def open_part(
                     f"{local}: {alias} and {name} are one matrix in this model, but they differ "
                     "in the file; download it again"
                 )
+    for name, rows in layout.counters.items():
+        count = np.arange(mappings[rows].file_shape[0])[None]
+        if name in weights.tensors and not np.array_equal(weights.tensors[name].view(), count):
+            raise InputError(
+                f"{local}: {name} must count from 0 to {count.size - 1} in this model; download it "
+                "again"
+            )
     return model, mappings, weights
 
 
@@ -265,7 +285,7 @@ def digest(path: epath.PathLike, part: str, variant: str | None = None) -> str:
         files |= dict(sorted(manifest_parts(location.root)[part]["files"].items()))
         return _digest_of(files)
     if part in PARTS:
-        weights = open_weights(folder, PARTS[part].stem, variant)
+        weights = open_weights(folder, PARTS[part].stem, variant, integers=True)
         names = ["config.json", *weights.files]
     else:
         names = sorted(file.name for file in folder.iterdir() if file.is_file())

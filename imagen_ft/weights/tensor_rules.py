@@ -2,10 +2,11 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from imagen_ft.models.autoencoder import Autoencoder
+from imagen_ft.models.clip_text import ClipTextEncoder
 from imagen_ft.models.t5 import T5Encoder
 from imagen_ft.models.unet import UNet
 from launch.runtime.checkpoints.tensor_mapping import Rules
@@ -28,6 +29,14 @@ _OLD_ATTENTION: Rules = (
     (r"\.to_v\.", ".value."),
     (r"\.to_out\.0\.", ".proj_attn."),
 )
+_CLIP: Rules = (
+    (r"^embeddings_(\w+)\.", r"text_model.embeddings.\1."),
+    (r"^layers_(\d+)\.", r"text_model.encoder.layers.\1."),
+    (r"\.self_attn_(\w+)\.", r".self_attn.\1."),
+    (r"\.mlp_(\w+)\.", r".mlp.\1."),
+    (r"^final_layer_norm\.", "text_model.final_layer_norm."),
+    (r"\.(kernel|scale|embedding)$", ".weight"),
+)
 _T5: Rules = (
     (r"^block_(\d+)\.SelfAttention_(\w)\.", r"encoder.block.\1.layer.0.SelfAttention.\2."),
     (r"^block_(\d+)\.layer_(\d)_layer_norm\.", r"encoder.block.\1.layer.\2.layer_norm."),
@@ -41,6 +50,11 @@ _T5: Rules = (
 )
 
 
+_CLIP_COUNTERS = {
+    "text_model.embeddings.position_ids": "text_model.embeddings.position_embedding.weight"
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """A model's tensors in files.
@@ -48,10 +62,13 @@ class Layout:
     Attributes:
         rules: from our names to the files'.
         second_names: from these to others that files may have as well, or instead.
+        counters: tensors of whole numbers, which files may have and nothing needs: each counts the
+            rows of the other tensor from 0.
     """
 
     rules: Rules
     second_names: Rules = ()
+    counters: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def aliases(self, names: Iterable[str]) -> dict[str, str]:
         """Second names of the tensors that have one: {second: first}."""
@@ -67,6 +84,8 @@ class Layout:
 
 _LAYOUTS: dict[type, Layout] = {
     Autoencoder: Layout(_AUTOENCODER, _OLD_ATTENTION),
+    # transformers 5 writes a CLIPTextModel without the prefix.
+    ClipTextEncoder: Layout(_CLIP, ((r"^text_model\.", ""),), _CLIP_COUNTERS),
     T5Encoder: Layout(_T5, ((r"^shared\.", "encoder.embed_tokens."),)),
     UNet: Layout(_UNET),
 }

@@ -2,6 +2,7 @@
 
 import torch
 from diffusers import AutoencoderKL
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from tests.parity.torch_weights import randomize
 
@@ -19,6 +20,30 @@ VAE = dict(
 def tiny_vae(**fields):
     torch.manual_seed(0)  # randomize adds to the biases that are there
     return randomize(AutoencoderKL(**{**VAE, **fields}), seed=0)
+
+
+CLIP = dict(
+    vocab_size=64,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    max_position_embeddings=9,
+    projection_dim=10,
+    bos_token_id=61,
+    eos_token_id=62,
+)
+CLIPS = {
+    # OpenAI's, whose old config names an end token that there is not; OpenCLIP's.
+    "clip": (CLIPTextModel, dict(CLIP, eos_token_id=2)),
+    "openclip": (CLIPTextModelWithProjection, dict(CLIP, hidden_act="gelu")),
+}
+
+
+def tiny_clip(kind):
+    maker, fields = CLIPS[kind]
+    torch.manual_seed(0)
+    return randomize(maker(CLIPTextConfig(**fields)), seed=0)
 
 
 def to_torch(array):

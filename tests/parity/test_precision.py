@@ -19,6 +19,7 @@ import imagen_ft.training.evaluation
 import imagen_ft.training.training
 from classifiers.models.inception import Inception
 from imagen_ft.models.autoencoder import Autoencoder
+from imagen_ft.models.clip_text import ClipTextEncoder
 from imagen_ft.models.t5 import T5Encoder
 from input_pipeline.source import ArraySource
 from launch.runtime.devices.mesh import make_mesh
@@ -42,6 +43,7 @@ NETWORKS = {
         text_attention=(True,),
     ),
     "tiny_t5": dict(num_layers=1),
+    "tiny_clip": dict(num_layers=1),
     "tiny_vae": dict(block_out_channels=(8,)),
 }
 # They measure, and are not trained.
@@ -70,12 +72,15 @@ def of_network(name, dtype):
         inputs = [jnp.zeros((2, 4, 4, 6)), jnp.zeros(2), jnp.zeros((2, 5, 16)), jnp.zeros(2)]
         if isinstance(model, T5Encoder):
             inputs = [jnp.zeros((2, 5), int), jnp.ones((2, 5), bool)]
+        if isinstance(model, ClipTextEncoder):
+            inputs = [jnp.zeros((2, 5), int)]
         if isinstance(model, Autoencoder):
             inputs = [jnp.zeros((2, 4, 4, 3))]
     shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
 
     def loss(params, others):
-        return model.apply({**others, "params": params}, *inputs).astype(jnp.float32).sum()
+        outputs = jax.tree.leaves(model.apply({**others, "params": params}, *inputs))
+        return sum(output.astype(jnp.float32).sum() for output in outputs)
 
     traced = jax.jit(jax.value_and_grad(loss)).trace(shapes.pop("params"), shapes)
     return products(traced.lower(lowering_platforms=PLATFORMS).as_text())

@@ -1,0 +1,71 @@
+"""`config.json` of CLIP's text encoder in transformers' layout."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from imagen_ft.models.clip_text import EPSILON, ClipTextEncoder
+from imagen_ft.weights.config_fields import own_fields
+from launch.errors import InputError
+from launch.runtime.limits import building, make_module
+
+MODEL_TYPE = "clip_text_model"
+_FIXED: dict[str, tuple[Any, Any]] = {
+    "layer_norm_eps": (1e-5, EPSILON),
+    "model_type": (None, MODEL_TYPE),
+    "quantization_config": (None, None),
+}
+# Our field and transformers', with its default where the file has none.
+_FIELDS = {
+    "width": ("hidden_size", 512),
+    "mlp_width": ("intermediate_size", 2048),
+    "num_layers": ("num_hidden_layers", 12),
+    "num_heads": ("num_attention_heads", 8),
+    "projection_width": ("projection_dim", 512),
+    "vocab_size": ("vocab_size", 49408),
+    "max_length": ("max_position_embeddings", 77),
+    "end_token": ("eos_token_id", 49407),
+}
+_ACTIVATIONS = {"quick_gelu": True, "gelu": False}
+_WITH_PROJECTION = "CLIPTextModelWithProjection"
+
+
+def build_clip_text(config: Mapping[str, Any], where: Any) -> tuple[ClipTextEncoder, Any]:
+    """The encoder that a `config.json` of transformers describes.
+
+    Args:
+        config: its content.
+        where: its path, for messages.
+
+    Returns:
+        The model, computing in float32, and the shapes of its parameters.
+
+    Raises:
+        InputError: names the first field that asks for what we do not implement.
+    """
+    own: dict[str, Any] = dict([*_FIELDS.values(), ("hidden_act", "quick_gelu")])
+    # Other fields are of training, or of transformers' other models.
+    known = {name: value for name, value in config.items() if name in {*_FIXED, *own}}
+    own = own_fields(known, _FIXED, own, where, "use the text encoder of a Stable Diffusion")
+    activation = own["hidden_act"]
+    if activation not in _ACTIVATIONS:
+        raise InputError(
+            f"{where}: hidden_act must be {' or '.join(_ACTIVATIONS)}, got {activation!r}; use the "
+            "config.json of these weights"
+        )
+    fields = {ours: own[theirs] for ours, (theirs, _) in _FIELDS.items()}
+    fields["quick_gelu"] = _ACTIVATIONS[activation]
+    if _WITH_PROJECTION not in config.get("architectures", ()):
+        fields["projection_width"] = 0
+    with building(where):
+        model = make_module(ClipTextEncoder, fields, f"{where}: clip_text")
+        return model, _shapes(model)
+
+
+@functools.cache  # tracing a large network takes seconds
+def _shapes(model: ClipTextEncoder) -> Any:
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
