@@ -10,14 +10,16 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, UInt8
 
+from imagen_ft.cascade import values
 from imagen_ft.cascade.changes import FOR_A_CALL, changed
 from imagen_ft.cascade.drawing import Drawing
 from imagen_ft.cascade.finite import checked
 from imagen_ft.cascade.imported import as_imported
 from imagen_ft.cascade.loading import load_stages, with_dtypes
 from imagen_ft.cascade.opened import Opened, as_config, with_t5
-from imagen_ft.cascade.request import Request, RequestTexts, as_list, check_fields
+from imagen_ft.cascade.request import Request, RequestTexts, check_fields
 from imagen_ft.cascade.starts import RealImages
+from imagen_ft.cascade.values import Kind
 from imagen_ft.diffusion.from_config import make_stages
 from imagen_ft.diffusion.stage import Stage
 from imagen_ft.text import class_names
@@ -27,6 +29,8 @@ from launch.runtime.devices.hardware import architecture
 from launch.runtime.devices.mesh import fetch_behind, make_mesh
 from launch.runtime.limits import BATCH, check_numbers
 from launch.runtime.types import Array
+
+_REQUEST = Kind("a Request (sample takes prompts)", values.only(Request))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -77,7 +81,8 @@ class Cascade:
                 'configs/digits/sample.py' (from any folder); or a run of imagen_ft.finetune, or
                 weights of DeepFloyd IF, a folder or a repository of the Hub such as
                 'DeepFloyd/IF-I-M-v1.0'; or a list of these, a stage each. A run is sampled as the
-                pictures of its training; weights as 'configs/deepfloyd/sample.py'.
+                pictures of its training; weights as 'configs/deepfloyd/sample.py'. Without a base
+                the cascade enlarges what `sample` gets as `low`.
             prompts: that are known to come; see `load_cascade`.
             mesh: of the devices that draw together, or the size of its axes, such as
                 `{"data": -1}`; None is one device.
@@ -91,14 +96,17 @@ class Cascade:
             InputError: see `load_cascade`; or a change has an unknown name or a wrong value.
         """
         config = as_config(config)
+        known = values.TEXTS.of("prompts", prompts)
+        devices = None if mesh is None else values.MESH.of("mesh", mesh)
         if text is not None:
-            config = with_t5(config, text)
+            config = with_t5(config, values.PATH.of("text", text))
         with reading(config):
             config = as_imported(with_dtypes(changed(config, changes, loading=True)))
-        if isinstance(mesh, Mapping):
-            mesh = make_mesh(mesh)
+        if isinstance(devices, Mapping):
+            devices = make_mesh(devices)
         with reading(config):
-            return load_cascade(config, mesh, as_list(prompts))
+            prompts = [known] if isinstance(known, str) else known
+            return load_cascade(config, devices, prompts, base=False)
 
     def with_(self, **changes: Any) -> "Cascade":
         """The same weights with another way of sampling: `with_(guidance_weight=2.0)`.
@@ -175,6 +183,8 @@ class Cascade:
         if changes:
             self = self.with_(**changes)
         check_fields(fields, FOR_A_CALL)
+        if progress is not None:
+            progress = values.FUNCTION.of("progress", progress)
         request, batches = Request(prompts, **fields), []
         if request.batch_size is None:
             size = min(self.batch_size, len(request))
@@ -204,7 +214,7 @@ class Cascade:
             InputError: see `Request.check`; at once, not with the first batch.
             Diverged: in place of a batch of which a stage has left the finite numbers.
         """
-        request = self._completed(request)
+        request = self._completed(_REQUEST.of("request", request))
         shown = slice(None) if every_stage else slice(-1, None)
         batches = ((stages[shown], finite) for stages, finite in self._batches(request))
         run = self._named_stages(request.first_stage(self.stages))

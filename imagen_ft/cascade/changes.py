@@ -1,12 +1,12 @@
 """A cascade's settings by short names, changed in all of its stages or in one."""
 
-import operator
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import ml_collections
 
+from imagen_ft.cascade import values
+from imagen_ft.cascade.values import Kind
 from launch.errors import InputError
 
 
@@ -14,60 +14,32 @@ class _Setting(NamedTuple):
     """Where a setting is in a stage's entry of the config, and what its values have to be."""
 
     field: str
-    kind: str
-    convert: Callable[[Any], Any]
+    kind: Kind
 
 
-def _number(value: Any) -> float:
-    if isinstance(value, bool | str):
-        raise TypeError
-    return float(value)
-
-
-def _name(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value
-
-
-def _mixture(value: Any) -> float | str:
-    return "learned" if isinstance(value, str) and value == "learned" else _number(value)
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError
-    return value
-
-
-_INTEGER = "an integer", operator.index
-_NUMBER = "a number", _number
-_NAME = "a name", _name
 SAMPLING = {
-    "sampler": _Setting("sampler.name", *_NAME),
-    "num_steps": _Setting("sampler.num_steps", *_INTEGER),
-    "spacing": _Setting("sampler.spacing", *_NAME),
-    "logvar_coeff": _Setting("sampler.logvar_coeff", "a number or 'learned'", _mixture),
-    "eta": _Setting("sampler.eta", *_NUMBER),
-    "guidance_weight": _Setting("guidance_weight", *_NUMBER),
-    "guidance_interval": _Setting(
-        "guidance_interval", "two numbers", lambda ends: tuple(map(_number, ends))
-    ),
-    "threshold_percentile": _Setting("threshold_percentile", *_NUMBER),
-    "threshold_maximum": _Setting("threshold_maximum", *_NUMBER),
-    "noise_augmentation": _Setting("noise_augmentation", *_NUMBER),
+    "sampler": _Setting("sampler.name", values.NAME),
+    "num_steps": _Setting("sampler.num_steps", values.INTEGER),
+    "spacing": _Setting("sampler.spacing", values.NAME),
+    "logvar_coeff": _Setting("sampler.logvar_coeff", values.MIXTURE),
+    "eta": _Setting("sampler.eta", values.NUMBER),
+    "guidance_weight": _Setting("guidance_weight", values.NUMBER),
+    "guidance_interval": _Setting("guidance_interval", values.NUMBERS),
+    "threshold_percentile": _Setting("threshold_percentile", values.NUMBER),
+    "threshold_maximum": _Setting("threshold_maximum", values.NUMBER),
+    "noise_augmentation": _Setting("noise_augmentation", values.NUMBER),
 }
 # Among the settings of all stages it is the cascade's, among those of one the stage's own.
-_BATCH_SIZE = {"batch_size": _Setting("batch_size", *_INTEGER)}
+_BATCH_SIZE = {"batch_size": _Setting("batch_size", values.INTEGER)}
 # What one call of `Cascade.sample` may change; its `batch_size` is the request's.
 FOR_A_CALL = (*SAMPLING, "stages")
 # What decides about the weights.
 LOADING = {
-    "run": _Setting("run", "a path", lambda path: os.path.expanduser(_name(path))),
-    "ema": _Setting("ema", *_NAME),
-    "best": _Setting("best", "True or False", _flag),
-    "variant": _Setting("variant", *_NAME),
-    "dtype": _Setting("stage.unet.dtype", *_NAME),
+    "run": _Setting("run", values.PATH),
+    "ema": _Setting("ema", values.NAME),
+    "best": _Setting("best", values.FLAG),
+    "variant": _Setting("variant", values.NAME),
+    "dtype": _Setting("stage.unet.dtype", values.NAME),
 }
 
 
@@ -123,10 +95,7 @@ def _fitting(common: Mapping[str, Any], entry: ml_collections.ConfigDict) -> dic
 
 
 def _set(node: ml_collections.ConfigDict, name: str, setting: _Setting, value: Any) -> None:
-    try:
-        value = setting.convert(value)
-    except (TypeError, ValueError):
-        raise InputError(f"{name} must be {setting.kind}, got {value!r}") from None
+    value = setting.kind.of(name, value)
     *folders, field = setting.field.split(".")
     for folder in folders:
         node = node[folder]

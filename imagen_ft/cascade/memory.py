@@ -10,6 +10,7 @@ import ml_collections
 
 from imagen_ft import weights
 from imagen_ft.cascade.loading import PUBLIC, open_run, text_shape, with_dtypes
+from imagen_ft.cascade.opened import Opened, as_config
 from imagen_ft.diffusion.from_config import make_stages
 from imagen_ft.diffusion.stage import Stage
 from imagen_ft.models import presets
@@ -19,7 +20,6 @@ from imagen_ft.models.unet import UNet
 from imagen_ft.text import t5_encoder
 from imagen_ft.weights.loading import READERS
 from launch.files import is_local
-from launch.runtime.config import load_config
 from launch.runtime.reports.tables import text_table
 
 GB = 10**9
@@ -46,7 +46,7 @@ class Phase(NamedTuple):
     host: int
 
 
-def memory_phases(config: str | ml_collections.ConfigDict) -> list[Phase]:
+def memory_phases(config: Opened) -> list[Phase]:
     """The phases of drawing with a config of `imagen_ft.sample`, in their order.
 
     Weights are counted exactly, on the host as read from files a few tensors at a time (an import
@@ -55,12 +55,12 @@ def memory_phases(config: str | ml_collections.ConfigDict) -> list[Phase]:
     twice. The host's part begins with an allowance for Python, JAX, CUDA and compiling.
 
     Args:
-        config: it, or its file and arguments.
+        config: see `Cascade.load`.
 
     Raises:
         InputError: the config is wrong.
     """
-    config = with_dtypes(load_config(config) if isinstance(config, str) else config)
+    config = with_dtypes(as_config(config))
     base, stays = RUNTIME, 0
     phases: list[Phase] = []
     if "weights" in config.text:
@@ -73,7 +73,7 @@ def memory_phases(config: str | ml_collections.ConfigDict) -> list[Phase]:
             Phase("T5: embed the prompts", params + work, base),
         ]
         stays = params if config.text.get("resident", False) else 0
-    stages, total = make_stages(config), stays
+    stages, total = make_stages(config, base=False), stays
     shape = text_shape(config)
     for name, stage in stages.items():
         params_of_stage = stage.denoiser.shapes(shape)["params"]
@@ -93,7 +93,7 @@ def memory_phases(config: str | ml_collections.ConfigDict) -> list[Phase]:
     return phases
 
 
-def memory_table(config: str | ml_collections.ConfigDict) -> str:
+def memory_table(config: Opened) -> str:
     """`memory_phases` as text, with the peak below."""
     phases = memory_phases(config)
     phases.append(Phase("peak", max(p.device for p in phases), max(p.host for p in phases)))

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import ml_collections
 
 from imagen_ft import weights
+from imagen_ft.cascade import values
 from imagen_ft.cascade.loading import PUBLIC, open_run
 from imagen_ft.models.unet import UNet
 from imagen_ft.text.cache import TextCache
@@ -41,12 +42,13 @@ def as_config(source: Opened) -> ml_collections.ConfigDict:
         source: see `Cascade.load`.
 
     Raises:
-        InputError: there is no such file or folder, or the stages are not of one kind.
+        InputError: it names nothing, there is no such file or folder, or the stages are not of one
+            kind.
     """
-    if isinstance(source, ml_collections.ConfigDict):
-        return source
-    paths = [source] if isinstance(source, str | os.PathLike) else list(source)
-    names = [os.path.expanduser(os.fspath(path)) for path in paths]
+    paths = values.SOURCE.of("config", source)
+    if isinstance(paths, ml_collections.ConfigDict):
+        return paths
+    names = [os.path.expanduser(path) for path in paths]
     if len(names) == 1 and re.search(r"\.py(:|$)", names[0]):
         return load_config(names[0])
     if not names:

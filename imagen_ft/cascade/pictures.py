@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from imagen_ft.cascade import values
 from launch.errors import InputError
 from launch.runtime.reports import image_grid
 from launch.runtime.reports.image_grid import Picture
@@ -30,21 +31,19 @@ def show(
     Raises:
         InputError: no images, images of another kind, or another number of captions.
     """
-    if len(images) and np.ndim(images[0]) == 4:
-        stages = len(images)
+    captions = None if captions is None else values.CAPTIONS.of("captions", captions)
+    columns = None if columns is None else values.COUNT.of("columns", columns)
+    arrays = values.ARRAYS.of("images", images)
+    if arrays and arrays[0].ndim == 4:
+        stages = len(arrays)
         captions = captions and [caption for caption in captions for _ in range(stages)]
-        images = [image for same in zip(*images, strict=True) for image in same]
+        arrays = [image for same in zip(*arrays, strict=True) for image in same]
         columns = stages * (columns or max(1, _COLUMNS // stages))
-    for number, image in enumerate(images):
-        if np.ndim(image) != 3 or image.dtype != np.uint8:
-            kind = f"{np.asarray(image).dtype} {list(np.shape(image))}"
-            raise InputError(f"image {number} must be uint8 [h, w, c], got {kind}")
-    if not len(images):
-        raise InputError("0 images: at least one is needed")
-    if captions and len(captions) != len(images):
-        raise InputError(f"{len(captions)} captions for {len(images)} images: one each is needed")
-    columns = min(columns or _COLUMNS, len(images))
-    figure = image_grid.grid(list(images), captions or [""] * len(images), columns)
+    _check(arrays)
+    if captions and len(captions) != len(arrays):
+        raise InputError(f"{len(captions)} captions for {len(arrays)} images: one each is needed")
+    columns = min(columns or _COLUMNS, len(arrays))
+    figure = image_grid.grid(arrays, captions or [""] * len(arrays), columns)
     return Picture(image_grid.to_png(figure))
 
 
@@ -59,18 +58,18 @@ def grid(
         columns: images a row, at most.
 
     Raises:
-        InputError: no images, or of several sizes.
+        InputError: no images, images of another kind, or of several sizes.
     """
-    shapes = {np.shape(image) for image in images}
-    if len(shapes) != 1 or len(next(iter(shapes))) != 3:
+    arrays = values.ARRAYS.of("images", images)
+    _check(arrays)
+    shapes = {image.shape for image in arrays}
+    if len(shapes) > 1:
         raise InputError(f"images must be uint8 [h, w, c] of one size, got {sorted(shapes)}")
-    if columns < 1:
-        raise InputError(f"columns must be at least 1, got {columns}")
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
+    columns = min(values.COUNT.of("columns", columns), len(arrays))
+    rows = -(-len(arrays) // columns)
     height, width, channels = shapes.pop()
     tiles = np.full((rows * columns, height, width, channels), 255, np.uint8)
-    tiles[: len(images)] = images
+    tiles[: len(arrays)] = arrays
     joined = tiles.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
     return joined.reshape(rows * height, columns * width, channels)
 
@@ -85,10 +84,14 @@ def to_pil(
     Raises:
         InputError: an image is not uint8 [h, w, 1 or 3].
     """
-    if np.ndim(images) != 3 or isinstance(images, list | tuple):
-        return [to_pil(image) for image in images]
-    image = np.asarray(images)
-    if image.dtype != np.uint8 or image.shape[2] not in (1, 3):
+    if not isinstance(images, list | tuple) and np.ndim(images) == 3:
+        return _to_pil(np.asarray(images))
+    arrays = values.ARRAYS.of("images", images)
+    return [to_pil(array) if array.ndim > 3 else _to_pil(array) for array in arrays]
+
+
+def _to_pil(image: np.ndarray) -> Image.Image:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
         raise InputError(
             f"an image must be uint8 [h, w, 1 or 3], got {image.dtype} {list(image.shape)}"
         )
@@ -106,8 +109,16 @@ def film(
         moments: how many steps are shown, evenly spaced.
 
     Raises:
-        InputError: another number of captions.
+        InputError: steps of another kind, or another number of captions.
     """
+    steps = np.asarray(steps)
+    if steps.dtype != np.uint8 or steps.ndim != 5:
+        raise InputError(
+            "steps must be uint8 [steps, n, size, size, c], as Cascade.path returns them, got "
+            f"{steps.dtype} {list(steps.shape)}"
+        )
+    captions = values.CAPTIONS.of("captions", captions)
+    moments = values.COUNT.of("moments", moments)
     rows = steps.shape[1]
     if len(captions) != rows:
         raise InputError(f"{len(captions)} captions for {rows} images: one each is needed")
@@ -119,3 +130,17 @@ def film(
         for column, step in enumerate(shown)
     ]
     return show(tiles, titles, len(shown))
+
+
+def _check(images: Sequence[np.ndarray]) -> None:
+    """Looks for an image that is none.
+
+    Raises:
+        InputError: there is one, or there are no images.
+    """
+    for number, image in enumerate(images):
+        if image.ndim != 3 or image.dtype != np.uint8:
+            kind = f"{image.dtype} {list(image.shape)}"
+            raise InputError(f"image {number} must be uint8 [h, w, c], got {kind}")
+    if not images:
+        raise InputError("0 images: at least one is needed")

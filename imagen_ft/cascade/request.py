@@ -2,15 +2,31 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from imagen_ft.cascade import values
 from imagen_ft.cascade.starts import RealImages
 from imagen_ft.diffusion.stage import Stage
 from imagen_ft.text.encoders import check_prompts, check_text
 from launch.errors import InputError
+
+# Of each field, which may be None as well but for those that are needed.
+KINDS = {
+    "prompts": values.TEXTS,
+    "labels": values.LABELS,
+    "negative_prompt": values.TEXTS,
+    "seed": values.SEED,
+    "indices": values.ROWS,
+    "positions": values.ROWS,
+    "batch_size": values.INTEGER,
+    "low": values.IMAGES,
+    "start": values.IMAGES,
+    "skip_steps": values.INTEGER,
+}
+_NEEDED = ("seed", "skip_steps")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,7 +41,7 @@ class Request:
         labels: instead of prompts, the number of each image's class among the cascade's.
         negative_prompt: what stands for no text where there is guidance, which then leads away
             from it: one text, or one an image; '' is none. None is the cascade's own.
-        seed: of the set of images.
+        seed: of the set of images, from 0 to 2**32 - 1.
         indices: which images of the set these are; None is the first ones.
         positions: where each image is in the order that a set is drawn in; the row of a batch
             follows from it. None is the order here.
@@ -35,6 +51,9 @@ class Request:
         start: uint8 images of the base's size that it begins with, noised to the first step that is
             taken (real guidance, He et al. 2023). None begins with noise.
         skip_steps: steps of the base at the noisiest end that are not taken.
+
+    Raises:
+        InputError: a field's value is of another kind, such as a seed that is no integer.
     """
 
     prompts: str | Sequence[str] | None = None
@@ -50,8 +69,12 @@ class Request:
     skip_steps: int = 0
 
     def __post_init__(self) -> None:
+        for name, kind in KINDS.items():
+            value = getattr(self, name)
+            if value is not None or name in _NEEDED:
+                object.__setattr__(self, name, kind.of(name, value))
         if isinstance(self.prompts, str):
-            object.__setattr__(self, "prompts", as_list(self.prompts))
+            object.__setattr__(self, "prompts", [self.prompts])
 
     def __len__(self) -> int:
         """How many images are asked for."""
@@ -98,21 +121,19 @@ class Request:
             if sizes[0]:
                 raise InputError("this cascade has no base: give images to enlarge as low")
             return 0
-        shape = _shape(self.low)
-        size = shape[1] if shape and len(shape) == 4 else 0
+        shape = self.low.shape
+        size = shape[1] if len(shape) == 4 else 0
         if not size or size not in sizes:
             starts = " or ".join(f"{low_size} px" for low_size in sizes if low_size) or "noise"
-            given = "images of several shapes" if shape is None else f"shape {list(shape)}"
-            raise InputError(f"low of {given}: the stages start from {starts}")
+            raise InputError(f"low of shape {list(shape)}: the stages start from {starts}")
         return sizes.index(size)
 
     def _check_counts(self) -> None:
         if (self.prompts is None) == (self.labels is None):
             raise InputError("prompts or labels: one of them says what to draw")
         name = "labels" if self.prompts is None else "prompts"
-        rows: Any = self.labels if self.prompts is None else self.prompts
-        if len(_shape(rows) or ()) != 1:
-            raise InputError(f"{name}: give a list, with one for each image")
+        if self.labels is not None and self.labels.ndim != 1:
+            raise InputError("labels: give a list, with one for each image")
         if not len(self):
             raise InputError(f"0 {name}: at least one is needed")
         for field, numbers in (("indices", self.indices), ("positions", self.positions)):
@@ -135,13 +156,10 @@ class Request:
             raise InputError(f"label {outside}: the cascade has {len(class_names)} classes, from 0")
 
     def _check_negatives(self, stages: Sequence[Stage]) -> None:
-        given = "" if self.negative_prompt is None else self.negative_prompt
-        if not isinstance(given, Sequence) or not all(isinstance(text, str) for text in given):
-            raise InputError(f"negative_prompt must be a text, or a list of texts, got {given!r}")
         texts = self.negatives()
         for text in texts:
             check_text("negative_prompt", text)
-        if not isinstance(given, str) and len(texts) != len(self):
+        if not isinstance(self.negative_prompt, str | None) and len(texts) != len(self):
             raise InputError(
                 f"negative_prompt must be one text, or one for each of {len(self)} images, got "
                 f"{len(texts)}"
@@ -177,11 +195,6 @@ class Request:
                 f"{name} is {images.dtype} {list(images.shape)}: uint8 {list(shape)} is needed, "
                 "one an image"
             )
-
-
-def as_list(prompts: str | Sequence[str]) -> Sequence[str]:
-    """Prompts, one an image, of which a single one may be said without a list."""
-    return [prompts] if isinstance(prompts, str) else prompts
 
 
 def check_fields(given: Iterable[str], also: Iterable[str]) -> None:
@@ -224,11 +237,3 @@ class RequestTexts(NamedTuple):
         if not self.common:
             rows["null_text"] = self.nulls[self.null_rows[images]]
         return rows
-
-
-def _shape(rows: Any) -> tuple[int, ...] | None:
-    """Of an array or nested lists; None where these are of several shapes."""
-    try:
-        return np.shape(rows)
-    except ValueError:
-        return None

@@ -498,11 +498,3 @@ def test_negative_prompts(cascade):
 def test_negative_prompts_that_are_refused(cascade, fields, message):
     with pytest.raises(InputError, match=message):
         cascade.sample(["c", "ab"], **fields)
-
-
-@pytest.mark.parametrize("value", [3, ["zz", 3], np.array(["zz", "c"])])
-def test_negative_prompts_that_are_no_texts(value):
-    request = Request(["c", "ab"])
-    object.__setattr__(request, "negative_prompt", value)  # not by the tests' checks of types
-    with pytest.raises(InputError, match="negative_prompt must be a text, or a list of texts, got"):
-        request.check(stages(), NAMES)

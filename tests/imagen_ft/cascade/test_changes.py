@@ -77,11 +77,12 @@ def test_every_setting_is_in_the_config_under_its_name():
     values |= {"a number": 0.5, "a number or 'learned'": 0.5, "a name": "x", "a path": "x"}
     before, fields = config(), set()
     for name, setting in {**SAMPLING, **LOADING}.items():
-        after = changed(before, {"stages": {"sr8": {name: values[setting.kind]}}}, loading=True)
+        value = values[setting.kind.words]
+        after = changed(before, {"stages": {"sr8": {name: value}}}, loading=True)
         node = after.stages.sr8
         for field in setting.field.split("."):
             node = node[field]
-        assert node == values[setting.kind] and before == config()
+        assert node == value and before == config()
         assert after.stages.base4 == before.stages.base4
         fields.add(setting.field)
     assert len(fields) == len(SAMPLING) + len(LOADING)

@@ -53,6 +53,24 @@ def test_runs_are_the_stages_of_a_cascade(monkeypatch):
     assert list(opened.as_config("runs/base").stages) == ["base"]
 
 
+def test_a_stage_that_enlarges_is_a_cascade_of_its_own(cascade, monkeypatch):
+    def load_stages(config, encoder, mesh, base):
+        stages = tuple(make_stages(config, base).values())
+        return stages, cascade.variables[1:], cascade.digests[1:]
+
+    pictures = dict(count=4, sampler=SAMPLER, guidance_weight=2.0)
+    monkeypatch.setattr(opened, "open_run", {"runs/sr": a_run("sr", 1, pictures=pictures)}.get)
+    monkeypatch.setattr(opened, "is_local", lambda name: False)
+    monkeypatch.setattr(cascades, "load_stages", load_stages)
+    alone = Cascade.load("runs/sr")
+    assert repr(alone).endswith("sr: 4 to 8 px, ddpm of 2 steps, guidance 2.0)")
+    low = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 1), np.uint8)
+    assert alone.with_(guidance_weight=1.0).sample(NAMES, low=low).shape == (3, 8, 8, 1)
+    for draw in (alone.sample, alone.path):
+        with pytest.raises(InputError, match="no base: give images to enlarge as low"):
+            draw(NAMES)
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -122,5 +140,5 @@ def test_images_are_handed_on(cascade):
     np.testing.assert_array_equal(np.asarray(grey), images[0, ..., 0])
     with pytest.raises(InputError, match="of one size, got"):
         grid([images[0], images[0, 1:]])
-    with pytest.raises(InputError, match="columns must be at least 1"):
+    with pytest.raises(InputError, match="columns must be an integer of at least 1"):
         grid(images, columns=0)

@@ -1,0 +1,159 @@
+"""What values of settings and arguments have to be, for those who call a cascade in Python."""
+
+import operator
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from launch.errors import InputError
+from launch.runtime.devices.mesh import AXES
+from launch.runtime.limits import MOST_SEED
+
+# Letters of a value in a message.
+_SHOWN = 80
+
+
+class Kind(NamedTuple):
+    """Values of one kind.
+
+    Attributes:
+        words: what they have to be.
+        convert: makes a value one of them; TypeError and ValueError say that it cannot be.
+    """
+
+    words: str
+    convert: Callable[[Any], Any]
+
+    def of(self, name: str, value: Any) -> Any:
+        """A value as one of this kind.
+
+        Args:
+            name: of the setting or argument.
+            value: what was given for it.
+
+        Raises:
+            InputError: it is none.
+        """
+        try:
+            return self.convert(value)
+        except (TypeError, ValueError):
+            raise InputError(f"{name} must be {self.words}, got {_shown(value)}") from None
+
+
+def only(*types: type) -> Callable[[Any], Any]:
+    """Converts nothing: a value has to be of one of these types."""
+
+    def convert(value: Any) -> Any:
+        if not isinstance(value, types):
+            raise TypeError
+        return value
+
+    return convert
+
+
+def _integer_from(least: int, most: int | None = None) -> Callable[[Any], int]:
+    def convert(value: Any) -> int:
+        number = operator.index(value)
+        if number < least or (most is not None and number > most):
+            raise ValueError
+        return number
+
+    return convert
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool | str):
+        raise TypeError
+    return float(value)
+
+
+def _mixture(value: Any) -> float | str:
+    return "learned" if isinstance(value, str) and value == "learned" else _number(value)
+
+
+def _texts(value: Any) -> Any:
+    value = value.tolist() if isinstance(value, np.ndarray) else value
+    if isinstance(value, bytes | bytearray) or not isinstance(value, Sequence):
+        raise TypeError
+    return value
+
+
+def _captions(value: Any) -> list[str]:
+    return [NAME.convert(text) for text in _texts(value)]
+
+
+def _rows(value: Any) -> np.ndarray:
+    array = np.asarray(value)
+    if array.ndim != 1 or not (np.issubdtype(array.dtype, np.integer) or not len(array)):
+        raise TypeError
+    return array
+
+
+def _labels(value: Any) -> np.ndarray:
+    array = np.asarray(value)
+    if not array.ndim:
+        raise TypeError
+    return array
+
+
+def _array(value: Any) -> Any:
+    return value if hasattr(value, "shape") and hasattr(value, "dtype") else np.asarray(value)
+
+
+def _arrays(value: Any) -> list[np.ndarray]:
+    if isinstance(value, str | bytes | Mapping):
+        raise TypeError
+    return [np.asarray(array) for array in value]
+
+
+def _function(value: Any) -> Any:
+    if not callable(value):
+        raise TypeError
+    return value
+
+
+def _mesh(value: Any) -> Any:
+    if isinstance(value, Mesh):
+        return value
+    if not isinstance(value, Mapping) or not set(value) <= set(AXES):
+        raise TypeError
+    return {axis: operator.index(size) for axis, size in value.items()}
+
+
+def _sources(value: Any) -> Any:
+    if isinstance(value, ml_collections.ConfigDict):
+        return value
+    if isinstance(value, Mapping | bytes):
+        raise TypeError
+    return [os.fspath(path) for path in ([value] if isinstance(value, _PATHS) else value)]
+
+
+_PATHS = (str, os.PathLike)
+INTEGER = Kind("an integer", operator.index)
+COUNT = Kind("an integer of at least 1", _integer_from(1))
+SEED = Kind(f"an integer from 0 to {MOST_SEED}", _integer_from(0, MOST_SEED))
+NUMBER = Kind("a number", _number)
+NUMBERS = Kind("two numbers", lambda ends: tuple(map(_number, ends)))
+MIXTURE = Kind("a number or 'learned'", _mixture)
+FLAG = Kind("True or False", only(bool))
+NAME = Kind("a name", only(str))
+PATH = Kind("a path", lambda path: os.path.expanduser(NAME.convert(path)))
+TEXTS = Kind("a text, or a list of texts", _texts)
+CAPTIONS = Kind("a list of texts", _captions)
+LABELS = Kind("a list of class numbers", _labels)
+ROWS = Kind("a list of integers", _rows)
+IMAGES = Kind("images, uint8 [n, size, size, c]", _array)
+ARRAYS = Kind("a list of images, uint8 [h, w, c] each", _arrays)
+FUNCTION = Kind("a function", _function)
+MESH = Kind("a mesh, or the size of its axes, such as {'data': -1}", _mesh)
+SOURCE = Kind("a config, a file, a run or weights, or a list of runs or weights", _sources)
+
+
+def _shown(value: Any) -> str:
+    """A value in one short line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
