@@ -5,7 +5,7 @@ python -m imagen_ft.sweep --config=... --workdir=DIR --budget=5000
 python -m imagen_ft.sweep --config=... --workdir=DIR --worker=3 --num_workers=64
 python -m imagen_ft.sweep --config=... --workdir=DIR --cas --jobs=2
 
-config.grid has the values of each dimension: sampler, num_steps, logvar_coeff, eta,
+config.grid has the values of each dimension: sampler, num_steps, logvar_coeff, eta, order,
 guidance_weight, noise_augmentation, ema and the other settings of `Cascade.with_`. All points have
 the same classes and noise, and a stage that enlarges begins with the same images at all of them:
 with what the stages before it draw, once, or with real images (config.low), shrunk.
@@ -43,7 +43,7 @@ from imagen_ft.evaluation.seeing import check_measures
 from imagen_ft.generation.contents import lacking_in_set
 from imagen_ft.sweeping import report, trained
 from imagen_ft.sweeping.bench import Bench
-from imagen_ft.sweeping.grid import DIMENSIONS, Point, evaluations, make_points
+from imagen_ft.sweeping.grid import DIMENSIONS, Point, make_points
 from imagen_ft.sweeping.rounds import Round, cost, plan_rounds
 from imagen_ft.sweeping.rows import CAS, CHOICES
 from imagen_ft.sweeping.work import Sweep
@@ -202,7 +202,7 @@ def _evaluations_before(config: ml_collections.ConfigDict) -> int:
         return 0
     size = config.cascade.stages[config.stage].stage.size
     stages = make_stages(config.cascade, base=False).values()
-    return sum(evaluations(stage) for stage in stages if stage.denoiser.size < size)
+    return sum(stage.evaluations for stage in stages if stage.denoiser.size < size)
 
 
 def _score(args: app.Arguments, config: ml_collections.ConfigDict, points: list[Point]) -> None:

@@ -115,8 +115,9 @@ class Cascade:
         it first draws, and kept: other weights, variances and levels of noise cost nothing.
 
         Args:
-            **changes: of all stages: `sampler` ('ddpm', 'ddim'), `num_steps`, `spacing`,
-                `logvar_coeff` (read by ddpm), `eta` (read by ddim), `guidance_weight`,
+            **changes: of all stages: `sampler`, `num_steps`, `spacing`, numbers of the sampler's
+                own (see `sampler_from_config.make_sampler`; another sampler's strength of noise
+                is not kept where it has no such noise), `guidance_weight`,
                 `guidance_interval`, `threshold_percentile`, `threshold_maximum` and, of the stages
                 that enlarge, `noise_augmentation`; of one stage, by the name that the config gives
                 it: `stages={"sr256": dict(num_steps=30)}`. `batch_size` is the cascade's number,

@@ -7,6 +7,7 @@ import ml_collections
 
 from imagen_ft.cascade import values
 from imagen_ft.cascade.values import Kind
+from imagen_ft.diffusion.sampler_from_config import unread_strengths
 from launch.errors import InputError
 
 
@@ -23,6 +24,13 @@ SAMPLING = {
     "spacing": _Setting("sampler.spacing", values.NAME),
     "logvar_coeff": _Setting("sampler.logvar_coeff", values.MIXTURE),
     "eta": _Setting("sampler.eta", values.NUMBER),
+    "order": _Setting("sampler.order", values.INTEGER),
+    "solver_type": _Setting("sampler.solver_type", values.NAME),
+    "churn": _Setting("sampler.churn", values.NUMBER),
+    "churn_min": _Setting("sampler.churn_min", values.NUMBER),
+    "churn_max": _Setting("sampler.churn_max", values.NUMBER),
+    "churn_noise": _Setting("sampler.churn_noise", values.NUMBER),
+    "logsnr_min": _Setting("sampler.logsnr_min", values.NUMBER),
     "guidance_weight": _Setting("guidance_weight", values.NUMBER),
     "guidance_interval": _Setting("guidance_interval", values.NUMBERS),
     "threshold_percentile": _Setting("threshold_percentile", values.NUMBER),
@@ -75,8 +83,11 @@ def changed(
                 raise InputError(f"stages[{stage!r}] must be a dict of settings, got {own!r}")
             of_stage = {**names, **_BATCH_SIZE}
             _check_names(f"setting of {stage}", own, of_stage)
-            for name, value in {**_fitting(common, entry), **own}.items():
+            given = {**_fitting(common, entry), **own}
+            for name, value in given.items():
                 _set(entry, name, of_stage[name], value)
+            if "sampler" in given:
+                _drop_strengths(entry.sampler, given)
     return config.lock() if locked else config
 
 
@@ -92,6 +103,13 @@ def _fitting(common: Mapping[str, Any], entry: ml_collections.ConfigDict) -> dic
     """Without the noise of a low-resolution image where a stage starts from none."""
     left_out = () if entry.stage.low_size else ("noise_augmentation",)
     return {name: value for name, value in common.items() if name not in left_out}
+
+
+def _drop_strengths(sampler: ml_collections.ConfigDict, given: Iterable[str]) -> None:
+    """Takes out the strengths of another sampler's noise, but for those that were asked for."""
+    for name in unread_strengths(sampler.name):
+        if name in sampler and name not in given:
+            del sampler[name]
 
 
 def _set(node: ml_collections.ConfigDict, name: str, setting: _Setting, value: Any) -> None:

@@ -2,10 +2,10 @@
 
 import ml_collections
 
-from imagen_ft.diffusion import samplers
 from imagen_ft.diffusion.denoiser import UPSAMPLING, Denoiser, Network
 from imagen_ft.diffusion.forward_process import PREDICTIONS
-from imagen_ft.diffusion.schedule import make_schedule, sampling_times
+from imagen_ft.diffusion.sampler_from_config import make_sampler
+from imagen_ft.diffusion.schedule import make_schedule
 from imagen_ft.diffusion.stage import Stage
 from imagen_ft.models import presets
 from imagen_ft.models.efficient_unet import EfficientUNet
@@ -98,8 +98,8 @@ def make_stage(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Stage:
         raise InputError(f"threshold_maximum={maximum}: at least 1 is needed")
     if batch_size < 0:
         raise InputError(f"batch_size={batch_size}: images at a time; 0 leaves it to the cascade")
-    sampler = samplers.make_sampler(config.sampler)
-    sampling_times(denoiser.schedule, sampler.num_steps, sampler.spacing)
+    sampler = make_sampler(config.sampler)
+    sampler.times(denoiser.schedule)
     if sampler.needs_learned_variance and not denoiser.learned_variance:
         raise InputError(
             f"sampler.name={config.sampler.name!r} as it is set takes the network's variance, but "

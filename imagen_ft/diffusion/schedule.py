@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import json
-from importlib import resources
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -30,6 +28,9 @@ class Schedule(Protocol):
     def logsnr(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
         """log(alpha^2 / sigma^2), decreasing in t."""
 
+    def time(self, logsnr: Float[Array, "*b"]) -> Float[Array, "*b"]:
+        """The t of a ratio: the inverse of `logsnr`; of a discrete schedule the nearest step's."""
+
     def model_time(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
         """`t` in the units that the network was trained with."""
 
@@ -47,13 +48,21 @@ class Cosine:
 
     def logsnr(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
         """See `Schedule`."""
-        first = jnp.arctan(jnp.exp(-0.5 * self.logsnr_max))
-        last = jnp.arctan(jnp.exp(-0.5 * self.logsnr_min))
+        first, last = _angle(self.logsnr_max), _angle(self.logsnr_min)
         return -2.0 * jnp.log(jnp.tan(first + t * (last - first)))
+
+    def time(self, logsnr: Float[Array, "*b"]) -> Float[Array, "*b"]:
+        """See `Schedule`."""
+        first, last = _angle(self.logsnr_max), _angle(self.logsnr_min)
+        return jnp.clip((_angle(logsnr) - first) / (last - first), 0.0, 1.0)
 
     def model_time(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
         """See `Schedule`."""
         return 1000.0 * t
+
+
+def _angle(logsnr: float | Float[Array, "*b"]) -> Float[Array, "*b"]:
+    return jnp.arctan(jnp.exp(-0.5 * logsnr))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +83,14 @@ class Linear:
         log_abar = -1000.0 * (self.beta_first * t + 0.5 * slope * t * t) - self.beta_first
         return log_abar - jnp.log(-jnp.expm1(log_abar))
 
+    def time(self, logsnr: Float[Array, "*b"]) -> Float[Array, "*b"]:
+        """See `Schedule`."""
+        slope = self.beta_last - self.beta_first
+        area = jnp.maximum(-jax.nn.log_sigmoid(logsnr) - self.beta_first, 0.0) / 1000.0
+        # The root of a quadratic, without a difference of close numbers.
+        root = jnp.sqrt(self.beta_first**2 + 2.0 * slope * area)
+        return jnp.clip(2.0 * area / (self.beta_first + root), 0.0, 1.0)
+
     def model_time(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
         """See `Schedule`."""
         return 1000.0 * t
@@ -91,6 +108,13 @@ class SquaredCos:
     def logsnr(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
         """See `Schedule`."""
         return jnp.asarray(_squared_cos_logsnr(self.num_train_timesteps))[self._row(t)]
+
+    def time(self, logsnr: Float[Array, "*b"]) -> Float[Array, "*b"]:
+        """See `Schedule`; never that of data."""
+        ratios = _squared_cos_logsnr(self.num_train_timesteps)[1:]
+        between = 0.5 * (ratios[1:] + ratios[:-1])
+        row = 1 + jnp.searchsorted(-between, -jnp.asarray(logsnr))
+        return row / self.num_train_timesteps
 
     def model_time(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
         """See `Schedule`; for IF's weights 0 to 999."""
@@ -143,58 +167,6 @@ def make_schedule(config: str | Fields) -> Schedule:
         if not np.isfinite(ratios).all() or not (np.diff(ratios) < 0).all():
             raise InputError(f"schedule={name}, {numbers}: logsnr must be finite and fall with t")
     return schedule
-
-
-SPACINGS = ("linspace", "leading", "trailing")
-
-
-@functools.cache
-def named_spacings() -> dict[str, list[int]]:
-    """DeepFloyd IF's lists of steps, of 1,000, by name; from the noisiest."""
-    return json.loads((resources.files("imagen_ft") / "data" / "if_timesteps.json").read_text())
-
-
-def sampling_times(
-    schedule: Schedule, num_steps: int, spacing: str
-) -> Float[np.ndarray, " {num_steps}+1"]:
-    """The times that a sampler goes through, from the noisiest to 0, data.
-
-    Args:
-        schedule: a discrete one gets times of its steps.
-        num_steps: evaluations of the network.
-        spacing: 'linspace' (both ends), 'leading' (ends at the first step), 'trailing' (begins at
-            the last one) as in Lin et al. 2024, Table 2; or one of `named_spacings`, whose length
-            `num_steps` has to be.
-
-    Raises:
-        InputError: no such spacing, or a number of steps that it or the schedule does not have.
-    """
-    total = schedule.num_train_timesteps or 1000
-    whole = np.round if schedule.num_train_timesteps else np.asarray
-    if num_steps < 1:
-        raise InputError(f"sampler.num_steps={num_steps}: at least 1 step is needed")
-    if num_steps > total and schedule.num_train_timesteps:
-        raise InputError(f"sampler.num_steps={num_steps}: the schedule has {total} steps")
-    if spacing in named_spacings():
-        steps: np.ndarray = np.asarray(named_spacings()[spacing], np.float64)
-        if len(steps) != num_steps or total != 1000:
-            raise InputError(
-                f"sampler.spacing={spacing!r} has {len(steps)} of 1000 steps, sampler.num_steps is "
-                f"{num_steps}"
-            )
-    elif spacing == "linspace":
-        steps = whole(np.linspace(0, total - 1, num_steps)[::-1])
-    elif spacing == "leading":
-        ratio = total // num_steps if schedule.num_train_timesteps else total / num_steps
-        steps = np.arange(num_steps)[::-1] * ratio
-    elif spacing == "trailing":
-        # Halves are rounded as in diffusers: these sums, before the 1 is taken off. Their last
-        # digits can make one number too many.
-        steps = whole(np.arange(total, 0, -total / num_steps)[:num_steps]) - 1
-    else:
-        names = ", ".join((*SPACINGS, *named_spacings()))
-        raise InputError(f"sampler.spacing={spacing!r}: known are {names}")
-    return np.append((steps + 1) / total, 0.0).astype(np.float32)
 
 
 def alpha_sigma(logsnr: Float[Array, "*b"]) -> tuple[Float[Array, "*b"], Float[Array, "*b"]]:

@@ -82,12 +82,22 @@ class Stage:
         """Whether the network runs twice."""
         return not isinstance(self.guidance_weight, float | int) or self.guidance_weight != 1.0
 
+    @property
+    def evaluations(self) -> int:
+        """How often the network runs for one image; guidance counts as once more."""
+        times = self.sampler.evaluation_times(self.denoiser.schedule)
+        first, last = self.guidance_interval
+        guided = (times >= first) & (times <= last) & self.is_guided
+        return len(times) + int(guided.sum())
+
     def describe(self) -> str:
         """In a few words: sizes, sampler, steps and guidance."""
         sampler: Any = self.sampler
         low, size = self.denoiser.low_size, self.denoiser.size
         pixels = f"{low} to {size} px" if low else f"{size} px"
         name = type(sampler).__name__.lower()
+        if hasattr(sampler, "order"):
+            name = f"{name} (order {sampler.order})"
         guided = f", guidance {self.guidance_weight}" if self.is_guided else ""
         return f"{pixels}, {name} of {sampler.num_steps} steps{guided}"
 

@@ -5,21 +5,16 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
 from imagen_ft.cascade.changes import SAMPLING, changed
 from imagen_ft.cascade.loading import open_run
 from imagen_ft.diffusion.from_config import make_denoiser, make_stage
-from imagen_ft.diffusion.samplers import Interval, Prediction
-from imagen_ft.diffusion.schedule import sampling_times
+from imagen_ft.diffusion.sampler_from_config import unread_strengths
 from imagen_ft.diffusion.stage import Stage
 from launch.errors import InputError
 from launch.runtime.config import reading
 from launch.runtime.ema import MAIN
-from launch.runtime.types import Array
 
 EMA = "ema"
 DIMENSIONS = (*SAMPLING, EMA)
@@ -73,6 +68,8 @@ def make_points(config: ml_collections.ConfigDict) -> list[Point]:
     points: dict[str, Point] = {}
     for combination in itertools.product(*grid.values()):
         values = dict(zip(grid, combination, strict=True))
+        for name in unread_strengths(values.get("sampler", entry.sampler.name)):
+            values.pop(name, None)
         try:
             cascade = changed(config.cascade, {"stages": {config.stage: values}}, loading=True)
             with reading(cascade):
@@ -82,7 +79,7 @@ def make_points(config: ml_collections.ConfigDict) -> list[Point]:
         own = {name: value for name, value in values.items() if _reads(stage, name)}
         name = "+".join(f"{dimension}={text(value)}" for dimension, value in own.items())
         ema = values.get(EMA, entry.get("ema", MAIN))
-        points.setdefault(name, Point(name, own, cascade, ema, evaluations(stage)))
+        points.setdefault(name, Point(name, own, cascade, ema, stage.evaluations))
     for dimension in grid:
         if not any(dimension in point.values for point in points.values()):
             raise InputError(
@@ -98,28 +95,6 @@ def text(value: Any) -> str:
         return "-".join(map(text, value))
     short = f"{value:g}" if isinstance(value, float) else str(value)
     return short if not isinstance(value, float) or float(short) == value else repr(value)
-
-
-def evaluations(stage: Stage) -> int:
-    """How often the network runs for one image; guidance counts as once more."""
-    denoiser, sampler = stage.denoiser, stage.sampler
-    calls = 0
-
-    def denoise(x_t: Array, t: Array) -> Prediction:
-        nonlocal calls
-        calls += 1
-        return Prediction(x_t, jnp.zeros_like(x_t) if sampler.needs_learned_variance else None)
-
-    def step(x: Array, t: Array) -> Any:
-        interval = Interval(t, t, t, t, t > 0)
-        return sampler.step(sampler.initialise(x), denoise, x, interval)
-
-    image = jax.ShapeDtypeStruct((1, denoiser.size, denoiser.size, denoiser.channels), jnp.float32)
-    jax.eval_shape(step, image, jax.ShapeDtypeStruct((), jnp.float32))
-    times = np.asarray(sampling_times(denoiser.schedule, sampler.num_steps, sampler.spacing))[:-1]
-    first, last = stage.guidance_interval
-    guided = int(((times >= first) & (times <= last)).sum()) if stage.is_guided else 0
-    return calls * (sampler.num_steps + guided)
 
 
 def _entry(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -24,6 +24,8 @@ from collections.abc import Mapping
 
 from configs.imagenet import generate, study
 from configs.imagenet.recognition import NUM_IMAGES
+from imagen_ft.diffusion.sampler_from_config import make_sampler
+from imagen_ft.diffusion.schedule import make_schedule
 from launch.runtime.devices.hardware import CHIPS
 from launch.runtime.reports.tables import text_table
 from tests.benchmarks.operations import SIZES, TRAINED, counted
@@ -57,11 +59,11 @@ class Part:
     summed: bool = True
 
 
-def image_flops(preset: str, steps: int, guidance: float) -> float:
-    """Of an image that one stage samples; guidance evaluates the network twice a step."""
+def image_flops(preset: str, evaluations: int, guidance: float) -> float:
+    """Of an image that one stage samples; guidance doubles the evaluations of its solver."""
     times = 1 if guidance == 1 else 2
     context, denoise = (counted()[method][preset] for method in ("context", "denoise"))
-    return times * (steps * denoise + context)
+    return times * (evaluations * denoise + context)
 
 
 def stage_training(name: str, note: str = "", summed: bool = True) -> Part:
@@ -79,8 +81,9 @@ def generation(cascade: str) -> list[Part]:
     parts = []
     for name, stage in sorted(stages.items(), key=lambda item: item[1].stage.size):
         steps, guidance = stage.sampler.num_steps, stage.guidance_weight
+        times = make_sampler(stage.sampler).evaluation_times(make_schedule(stage.stage.schedule))
         note = f"{stage.stage.size} px, {steps} steps{' x 2' if guidance != 1 else ''}"
-        flops = NUM_IMAGES * image_flops(name, steps, guidance)
+        flops = NUM_IMAGES * image_flops(name, len(times), guidance)
         parts.append(Part(f"generate {NUM_IMAGES:,}: {note}", flops))
     return parts
 

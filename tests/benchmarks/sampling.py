@@ -22,8 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from imagen_ft.diffusion.ddpm import DDPM
 from imagen_ft.diffusion.denoiser import Denoiser
-from imagen_ft.diffusion.samplers import DDPM, noise_of_keys
+from imagen_ft.diffusion.samplers import noise_of_keys
 from imagen_ft.diffusion.schedule import SquaredCos
 from imagen_ft.diffusion.stage import CONDITION_STEP, Stage
 from imagen_ft.models import presets

@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 
 from classifiers.models.resnet import ResNet
 from classifiers.models.vit import ViT
+from imagen_ft.diffusion.ddpm import DDPM
 from imagen_ft.diffusion.denoiser import Denoiser
 from imagen_ft.diffusion.losses import DiffusionLoss
-from imagen_ft.diffusion.samplers import DDPM
+from imagen_ft.diffusion.sampler_from_config import SAMPLERS
 from imagen_ft.diffusion.stage import Stage
 from imagen_ft.models.efficient_unet import EfficientUNet
 from imagen_ft.models.t5 import T5Encoder
@@ -214,6 +215,15 @@ def test_fields_of_classes_can_be_set(file, section, kind):
     inner |= {"out_channels", "noise_level", "vocab_size", "num_classes"}
     names = {field.name for field in dataclasses.fields(kind)} - inner
     paths = {f"{section}.{name}" for name in names}
+    assert {x for x in paths if x not in lacking and not optional_fields.has(config, x)} == set()
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_fields_of_a_sampler_can_be_set(name):
+    config, section = load(SAMPLE).get_config(), f"{STAGE}.sampler"
+    config.stages.base4.sampler = dict(name=name, num_steps=2, logvar_coeff=0.0, eta=0.0)
+    lacking = importlib.import_module("imagen_ft.sample").lacking(config)
+    paths = {f"{section}.{field.name}" for field in dataclasses.fields(SAMPLERS[name])}
     assert {x for x in paths if x not in lacking and not optional_fields.has(config, x)} == set()
 
 

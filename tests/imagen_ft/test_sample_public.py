@@ -232,7 +232,7 @@ DDIM = ["--config.stages.base64.sampler.name=ddim"]
         (["--prompt=two cats", "--config.stages.sr256.batch_size=-1"], "batch_size=-1"),
         (["--prompt=two cats", "--config.stages.base64.guidance_weight=-1.0"], "guidance_weight"),
         (["--prompt=two cats", "--config.stages.base64.sampler.num_steps=1001"], "has 1000 steps"),
-        (["--prompt=two cats", "--config.stages.base64.sampler.spacing=karras"], "known are"),
+        (["--prompt=two cats", "--config.stages.base64.sampler.spacing=lu"], "known are"),
         (["--prompt=two cats", "--config.stages.sr256.noise_augmentation=1.5"], "is in"),
         (["--prompt=two cats", "--config.stages.sr256.stage.low_size=2"], "starts from 2 px"),
         (["--prompt=two cats", "--config.stages.base64.stage.unet.pooling_heads=2"], "have 4"),

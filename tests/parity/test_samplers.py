@@ -8,9 +8,11 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from imagen_ft.diffusion import guidance
+from imagen_ft.diffusion.ddpm import DDIM, DDPM
 from imagen_ft.diffusion.forward_process import x0_from_eps
-from imagen_ft.diffusion.samplers import DDIM, DDPM, Prediction, sample
-from imagen_ft.diffusion.schedule import SPACINGS, SquaredCos, named_spacings, sampling_times
+from imagen_ft.diffusion.samplers import Prediction, sample
+from imagen_ft.diffusion.schedule import SquaredCos
+from imagen_ft.diffusion.spacing import SPACINGS, named_spacings, sampling_times
 from tests.parity.torch_weights import relative_error
 
 SCHEDULE = SquaredCos()

@@ -2,7 +2,7 @@
 
 import math
 
-from imagen_ft.diffusion.samplers import DDPM
+from imagen_ft.diffusion.ddpm import DDPM
 
 MEAN, STD = 0.4, 0.3
 

@@ -34,9 +34,12 @@ def cascade():
         (dict(logvar_coeff="learned"), "the stage has no learned_variance"),
         (dict(logvar_coeff=2), "sampler.logvar_coeff=2.0: a number in"),
         (dict(guidance_interval=0.5), "guidance_interval must be two numbers, got 0.5"),
-        (dict(sampler="euler"), "sampler.name='euler': known are 'ddpm', 'ddim'"),
+        (dict(sampler="plms"), "sampler.name='plms': known are 'ddpm', 'ddim'"),
         (dict(sampler="ddim"), "config.stages.base4.sampler.eta is missing"),
-        (dict(spacing="karras"), "known are"),
+        (dict(spacing="lu"), "known are"),
+        (dict(sampler="unipc", logvar_coeff=0.5), "logvar_coeff must be 0 or left out for 'unipc'"),
+        (dict(sampler="heun", churn=-1), r"churn must be at least 0, got -1\.0"),
+        (dict(sampler="dpmpp", order=4), "sampler.order=4: at most 3"),
         (dict(batch_size=0), "config.batch_size=0: at least 1 is needed"),
     ],
 )
@@ -69,6 +72,18 @@ def test_another_way_of_sampling_is_that_of_another_config(cascade, monkeypatch)
     assert other.variables is cascade.variables
     assert other.with_().stages == other.stages != cascade.stages
     assert cascade.config == config()
+
+
+def test_strengths_of_noise_stay_behind_with_their_sampler(cascade):
+    """Where another sampler has no such noise; those two that bear with each other keep them."""
+    given = config().stages.sr8.sampler
+    for name in ("unipc", "dpmpp", "heun"):
+        other = cascade.with_(sampler=name, num_steps=2)
+        sampler = other.config.stages.sr8.sampler
+        assert sampler.to_dict() == dict(name=name, num_steps=2) and given.logvar_coeff == 0.1
+        assert type(other.stages[1].sampler).__name__.lower() == name
+    kept = cascade.with_(sampler="euler_ancestral").stages[1].sampler
+    assert kept.logvar_coeff == 0.1
 
 
 def test_every_setting_is_in_the_config_under_its_name():

@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from imagen_ft.diffusion.ddpm import DDIM, DDPM, EulerAncestral
+from imagen_ft.diffusion.dpm_solver import DPMpp, DPMpp2S
+from imagen_ft.diffusion.edm import Euler, Heun
 from imagen_ft.diffusion.forward_process import per_image, x0_from_eps
-from imagen_ft.diffusion.samplers import DDIM, DDPM, Prediction, make_sampler, noise_of_keys, sample
+from imagen_ft.diffusion.sampler_from_config import make_sampler
+from imagen_ft.diffusion.samplers import Prediction, noise_of_keys, sample
 from imagen_ft.diffusion.schedule import Cosine, alpha_sigma
+from imagen_ft.diffusion.unipc import UniPC
 from launch.errors import InputError
 from tests.support.affine_samplers import MEAN, STD, alpha_bar, predicted_moments
 
@@ -143,10 +148,50 @@ def test_make_sampler():
     assert make_sampler(ConfigDict(dict(name="ddim", num_steps=3, eta=0.5))) == DDIM(3, 0.5)
     with pytest.raises(InputError, match="num_steps=0"):
         make_sampler(ConfigDict(dict(name="ddpm", num_steps=0, logvar_coeff=0.0)))
-    with pytest.raises(InputError, match=r"sampler\.name='euler'.*'ddpm', 'ddim'"):
-        make_sampler(ConfigDict(dict(name="euler", num_steps=3)))
+    with pytest.raises(InputError, match=r"sampler\.name='plms'.*'ddpm', 'ddim'"):
+        make_sampler(ConfigDict(dict(name="plms", num_steps=3)))
     # As the command line has it in place of 'learned'.
     assert make_sampler(ConfigDict(dict(ddpm, logvar_coeff="0.3"))) == DDPM(3, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (dict(name="dpmpp"), DPMpp(3, 2)),
+        # Where no noise is drawn, a learned variance is dropped.
+        (dict(name="dpmpp", order=3, logvar_coeff="learned", eta=0.0), DPMpp(3, 3)),
+        (dict(name="dpmpp_2s", spacing="leading", logvar_coeff=0), DPMpp2S(3, "leading")),
+        (dict(name="unipc", solver_type="bh1"), UniPC(3, solver_type="bh1")),
+        (dict(name="euler", churn=4), Euler(3, churn=4.0)),
+        (dict(name="heun", logsnr_min=-8.0), Heun(3, logsnr_min=-8.0)),
+        # Where it is drawn, it is used.
+        (dict(name="euler_ancestral", logvar_coeff="learned"), EulerAncestral(3, None)),
+        (dict(name="euler_ancestral"), EulerAncestral(3)),
+    ],
+)
+def test_solvers_of_a_config(fields, expected):
+    assert make_sampler(ConfigDict(dict(fields, num_steps=3))) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(name="dpmpp", logvar_coeff=0.5), "logvar_coeff must be 0 or left out for 'dpmpp'"),
+        (dict(name="unipc", logvar_coeff="0.3"), "logvar_coeff must be 0 or left out for 'unipc'"),
+        (dict(name="euler", eta=1.0), "eta must be 0 or left out for 'euler', .*got 1.0"),
+        (dict(name="euler_ancestral", eta=1.0), "eta must be 0 or left out"),
+        (dict(name="euler_ancestral", logvar_coeff=2.0), r"logvar_coeff=2\.0: a number in"),
+        (dict(name="dpmpp", order=4), "order=4: at most 3"),
+        (dict(name="dpmpp", order=2.0), "order=2.0: an integer"),
+        (dict(name="unipc", solver_type="bh3"), "solver_type must be one of bh1, bh2, got 'bh3'"),
+        (dict(name="heun", churn=math.nan), "churn must be at least 0, got nan"),
+        (dict(name="heun", churn_max="much"), "churn_max must be at least 0, got 'much'"),
+        (dict(name="unipc", logsnr_min=1.0), r"logsnr_min must be at most 0, got 1\.0"),
+    ],
+)
+def test_fields_that_a_solver_cannot_have(fields, message):
+    with pytest.raises(InputError, match=rf"sampler\.{message}"):
+        make_sampler(ConfigDict(dict(fields, num_steps=3)))
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagen_ft.diffusion.ddpm import DDIM, DDPM
 from imagen_ft.diffusion.forward_process import x0_from_eps
-from imagen_ft.diffusion.samplers import DDIM, DDPM, Prediction, sample
+from imagen_ft.diffusion.samplers import Prediction, sample
 from imagen_ft.diffusion.schedule import Cosine, alpha_sigma
 from tests.support.affine_samplers import (
     MEAN,

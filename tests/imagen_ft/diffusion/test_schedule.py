@@ -6,14 +6,13 @@ from ml_collections import ConfigDict
 
 from imagen_ft.diffusion.schedule import (
     SCHEDULES,
-    SPACINGS,
     Cosine,
     Linear,
     SquaredCos,
     alpha_sigma,
     make_schedule,
-    sampling_times,
 )
+from imagen_ft.diffusion.spacing import SPACINGS, sampling_times
 from launch.errors import InputError
 
 TIMES = np.linspace(0, 1, 1001).astype(np.float32)
@@ -85,7 +84,7 @@ def test_sampling_times_of_continuous_schedules(spacing):
     [
         (Cosine(), 0, "trailing", "num_steps=0: at least 1 step is needed"),
         (SquaredCos(), 1001, "trailing", "num_steps=1001: the schedule has 1000 steps"),
-        (Cosine(), 8, "karras", "spacing='karras': known are linspace, .*trailing, .*super100"),
+        (Cosine(), 8, "lu", "spacing='lu': known are linspace, .*trailing, karras, .*super100"),
         (SquaredCos(), 28, "fast27", "spacing='fast27' has 27 of 1000 steps, .*num_steps is 28"),
         (SquaredCos(100), 27, "fast27", "spacing='fast27' has 27 of 1000 steps"),
     ],
@@ -93,6 +92,52 @@ def test_sampling_times_of_continuous_schedules(spacing):
 def test_times_that_are_not_there(schedule, num_steps, spacing, message):
     with pytest.raises(InputError, match=message):
         sampling_times(schedule, num_steps, spacing)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_time_of_a_ratio(name):
+    """The inverse; beyond its ends the schedule stays at them."""
+    schedule = make_schedule(name)
+    first = 1 / (schedule.num_train_timesteps or 500)
+    times = np.linspace(first, 1, 500).astype(np.float32)
+    if schedule.num_train_timesteps:
+        times = np.round(times * schedule.num_train_timesteps) / schedule.num_train_timesteps
+    found = np.asarray(schedule.time(schedule.logsnr(times)))
+    np.testing.assert_allclose(found, times, atol=1e-6, rtol=2e-3 * (name == "linear") + 1e-6)
+    ends = schedule.time(np.float32([200, -200]))
+    np.testing.assert_allclose(ends, [first if schedule.num_train_timesteps else 0, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), Linear(), SquaredCos()], ids=str)
+def test_spacings_of_sigma(schedule):
+    """Karras et al. 2022, Eq. 5; of a discrete schedule the nearest steps."""
+    for spacing, even in (("karras", lambda s: s ** (1 / 7)), ("exponential", np.log)):
+        times = sampling_times(schedule, 10, spacing)
+        sigmas = np.exp(-np.asarray(schedule.logsnr(times[:-1]), np.float64) / 2)
+        gaps = np.diff(even(sigmas))
+        rounding = 0.1 if schedule.num_train_timesteps else 1e-3
+        np.testing.assert_allclose(gaps, gaps.mean(), rtol=rounding)
+        most = min(math.exp(5.1), math.exp(-schedule.logsnr(np.ones(1, np.float32))[0] / 2))
+        assert sigmas[0] == pytest.approx(most, rel=rounding)
+        assert sigmas[-1] == pytest.approx(0.002, rel=1e-2) or times[-2] == pytest.approx(0.001)
+    # All steps there are, each once.
+    if schedule.num_train_timesteps:
+        times = sampling_times(schedule, 1000, "karras")
+        np.testing.assert_array_equal(np.round(times * 1000), np.arange(1000, -1, -1))
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), SquaredCos()], ids=str)
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_the_noisiest_times_can_be_left_out(schedule, spacing):
+    times = sampling_times(schedule, 20, spacing, -10.2)
+    assert len(times) == 21 and (np.diff(times) < 0).all()
+    ratios = schedule.logsnr(times)
+    assert (ratios >= -10.2001).all()
+    if spacing != "leading":
+        assert ratios[0] < -9.8
+    np.testing.assert_array_equal(
+        sampling_times(schedule, 20, spacing, -30.0), sampling_times(schedule, 20, spacing)
+    )
 
 
 def test_unknown_schedule():

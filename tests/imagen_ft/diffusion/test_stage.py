@@ -10,12 +10,15 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
+from imagen_ft.diffusion.ddpm import DDIM, DDPM
 from imagen_ft.diffusion.denoiser import Denoiser, upsample
+from imagen_ft.diffusion.dpm_solver import DPMpp2S
+from imagen_ft.diffusion.edm import Heun
 from imagen_ft.diffusion.forward_process import PREDICTIONS, per_image
 from imagen_ft.diffusion.from_config import make_denoiser
-from imagen_ft.diffusion.samplers import DDIM, DDPM
 from imagen_ft.diffusion.schedule import Cosine, alpha_sigma
 from imagen_ft.diffusion.stage import Stage
+from imagen_ft.diffusion.unipc import UniPC
 from launch.errors import InputError
 from tests.support.affine_samplers import affine_step, alpha_bar
 from tests.support.close import assert_same_up_to_rounding
@@ -159,6 +162,17 @@ def test_guidance(weight, interval, evaluations):
         # At no time, or at all of them: as without an interval.
         plain, _ = make_stage(guidance_weight=weight if evaluations[0] == 2 else 1.0)
         assert_same_up_to_rounding(run(plain)[0], images)
+
+
+@pytest.mark.parametrize("sampler", [DPMpp2S(3), Heun(3), UniPC(4, 3)], ids=str)
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.3, 0.8)])
+def test_evaluations_are_those_that_are_told(sampler, interval):
+    stage, calls = make_stage(sampler=sampler, guidance_weight=2.0, guidance_interval=interval)
+    run(stage)
+    times, sizes = zip(*sorted(calls), strict=True)
+    expected = sorted(1000 * sampler.evaluation_times(Cosine()))
+    np.testing.assert_allclose(times, expected, rtol=1e-4)
+    assert sum(sizes) == stage.evaluations * IMAGES
 
 
 @pytest.mark.parametrize(
@@ -318,5 +332,8 @@ def test_numbers_are_inputs_of_one_program():
     assert Stage.sample._cache_size() == programs + 1
     np.testing.assert_allclose(found[1], stages[1].sample(VARIABLES, keys, TEXT, NULL), atol=1e-5)
     assert np.abs(found[1] - found[2]).max() > 1e-2
+    # A solver's strength of noise is one, too.
+    still, moved = (make_stage(sampler=Heun(STEPS, churn=churn))[0] for churn in (0.0, 1.0))
+    assert still.split()[0] == moved.split()[0] and moved.split()[1]["sampler.churn"] == 1.0
     # Without guidance the network runs once.
     assert make_stage(sampler=DDPM(STEPS, 0.0))[0].split()[0] != forms[0]

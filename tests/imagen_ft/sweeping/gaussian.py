@@ -18,8 +18,8 @@ from classifiers.extractors.extractor import Extractor
 from imagen_ft import generate, sample, sweep
 from imagen_ft.cascade import Cascade
 from imagen_ft.diffusion import from_config
+from imagen_ft.diffusion.ddpm import DDPM
 from imagen_ft.diffusion.from_config import make_stages
-from imagen_ft.diffusion.samplers import DDPM
 from imagen_ft.diffusion.schedule import Cosine, alpha_sigma
 from imagen_ft.evaluation import sampled
 from imagen_ft.metrics import reference

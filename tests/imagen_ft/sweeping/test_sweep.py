@@ -309,4 +309,25 @@ def test_what_a_sampler_does_not_read_makes_no_points(tmp_path, capsys):
         assert run(sweep.main, path, None, "--dry_run") == 0
     out = capsys.readouterr().out
     assert "eta=1+sampler=ddim: 4 evaluations of the network for an image" in out
-    assert out.endswith("4 points, 4,000 images, at most 16,000 evaluations\n")
+    assert "\n4 points, 4,000 images, at most 16,000 evaluations\n" in out
+
+
+def test_points_of_solvers_and_what_they_cost(tmp_path, capsys):
+    """One for all strengths of noise of a solver that has none; the others have one each."""
+    grid = "sampler=('ddpm', 'unipc', 'heun'), logvar_coeff=(0.0, 0.3), order=(2, 3)"
+    text = gaussian.BASE.replace(
+        "guidance_weight=(1.0, 2.0, 3.0), logvar_coeff=(0.0, 0.5, 1.0), num_steps=(4, 8)", grid
+    )
+    path = gaussian.write_config(tmp_path, text)
+    with mock.patch.object(sweep, "parameter_shapes", lambda config, base: {}):
+        assert run(sweep.main, path, None, "--dry_run") == 0
+    out = capsys.readouterr().out
+    points = dict(line.split(": ") for line in out.splitlines() if "evaluations of the" in line)
+    names = {name: int(count.split()[0]) for name, count in points.items()}
+    assert names == {
+        "logvar_coeff=0+sampler=ddpm": 4,
+        "logvar_coeff=0.3+sampler=ddpm": 4,
+        "order=2+sampler=unipc": 4,
+        "order=3+sampler=unipc": 4,
+        "sampler=heun": 7,
+    }

@@ -1,0 +1,125 @@
+"""Which times a sampler goes through."""
+
+import functools
+import json
+import math
+from importlib import resources
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from imagen_ft.diffusion.schedule import Schedule
+from launch.errors import InputError
+
+SPACINGS = ("linspace", "leading", "trailing")
+# Of sigma / alpha, the deviation of noise on data that keep their scale.
+SIGMA_SPACINGS = ("karras", "exponential")
+# Beyond that there is next to no data to see (diffusers' advice for cosine schedules is lambda of
+# -5.1, half of it); below that deviation next to no noise (Karras et al. 2022, table 1).
+LOGSNR_MIN, _SIGMA_MIN = -10.2, 0.002
+_RHO = 7.0
+_LENGTH = 128
+
+
+@functools.cache
+def named_spacings() -> dict[str, list[int]]:
+    """DeepFloyd IF's lists of steps, of 1,000, by name; from the noisiest."""
+    return json.loads((resources.files("imagen_ft") / "data" / "if_timesteps.json").read_text())
+
+
+def sampling_times(
+    schedule: Schedule, num_steps: int, spacing: str, logsnr_min: float = -math.inf
+) -> Float[np.ndarray, " {num_steps}+1"]:
+    """The times that a sampler goes through, from the noisiest to 0, data; no time comes twice.
+
+    Args:
+        schedule: a discrete one gets times of its steps.
+        num_steps: how many.
+        spacing: 'linspace' (both ends), 'leading' (ends at the first step), 'trailing' (begins at
+            the last one) as in Lin et al. 2024, Table 2; 'karras' (Karras et al. 2022, Eq. 5,
+            rho 7) or 'exponential', of sigma / alpha, on a discrete schedule the nearest steps that
+            are still free; or one of `named_spacings`, whose length `num_steps` has to be.
+        logsnr_min: noisier times are left out, where enough others are there; `named_spacings`
+            stay as they are.
+
+    Raises:
+        InputError: no such spacing, or a number of steps that it or the schedule does not have.
+    """
+    total = schedule.num_train_timesteps or 1000
+    whole = np.round if schedule.num_train_timesteps else np.asarray
+    if num_steps < 1:
+        raise InputError(f"sampler.num_steps={num_steps}: at least 1 step is needed")
+    if num_steps > total and schedule.num_train_timesteps:
+        raise InputError(f"sampler.num_steps={num_steps}: the schedule has {total} steps")
+    last = _last_step(schedule, num_steps, logsnr_min)
+    if spacing in named_spacings():
+        steps: np.ndarray = np.asarray(named_spacings()[spacing], np.float64)
+        if len(steps) != num_steps or total != 1000:
+            raise InputError(
+                f"sampler.spacing={spacing!r} has {len(steps)} of 1000 steps, sampler.num_steps is "
+                f"{num_steps}"
+            )
+    elif spacing in SIGMA_SPACINGS:
+        steps = total * _sigma_times(schedule, num_steps, spacing, logsnr_min) - 1
+        if schedule.num_train_timesteps:
+            steps = _distinct(np.round(steps))
+    elif spacing == "linspace":
+        steps = whole(np.linspace(0, last - 1, num_steps)[::-1])
+    elif spacing == "leading":
+        ratio = last // num_steps if schedule.num_train_timesteps else last / num_steps
+        steps = np.arange(num_steps)[::-1] * ratio
+    elif spacing == "trailing":
+        # Halves are rounded as in diffusers: these sums, before the 1 is taken off. Their last
+        # digits can make one number too many.
+        steps = whole(np.arange(last, 0, -last / num_steps)[:num_steps]) - 1
+    else:
+        names = ", ".join((*SPACINGS, *SIGMA_SPACINGS, *named_spacings()))
+        raise InputError(f"sampler.spacing={spacing!r}: known are {names}")
+    return np.append((steps + 1) / total, 0.0).astype(np.float32)
+
+
+def _last_step(schedule: Schedule, num_steps: int, logsnr_min: float) -> float:
+    """The number of steps, of a continuous schedule in thousandths, that are not too noisy."""
+    total = schedule.num_train_timesteps
+    if _logsnr(schedule, 1.0) >= logsnr_min:
+        return total or 1000
+    if not total:
+        with jax.ensure_compile_time_eval():
+            return 1000.0 * float(schedule.time(jnp.float32(logsnr_min)))
+    with jax.ensure_compile_time_eval():
+        ratios = np.asarray(schedule.logsnr(jnp.arange(1, total + 1) / total))
+    return max(int((ratios >= logsnr_min).sum()), num_steps)
+
+
+def _sigma_times(
+    schedule: Schedule, num_steps: int, spacing: str, logsnr_min: float
+) -> Float[np.ndarray, " {num_steps}"]:
+    first = 1.0 / (schedule.num_train_timesteps or 1000)
+    lowest = max(_logsnr(schedule, 1.0), logsnr_min, LOGSNR_MIN)
+    highest = min(_logsnr(schedule, first), -2.0 * math.log(_SIGMA_MIN))
+    sigma_max, sigma_min = math.exp(-0.5 * lowest), math.exp(-0.5 * highest)
+    ramp = np.linspace(0.0, 1.0, num_steps)
+    if spacing == "karras":
+        ends = sigma_max ** (1 / _RHO), sigma_min ** (1 / _RHO)
+        log_sigmas = _RHO * np.log(ends[0] + ramp * (ends[1] - ends[0]))
+    else:
+        log_sigmas = -0.5 * (lowest + ramp * (highest - lowest))
+    # JAX compiles for each length: most numbers of steps share one.
+    padded = np.pad(-2.0 * log_sigmas, (0, -num_steps % _LENGTH), mode="edge")
+    with jax.ensure_compile_time_eval():
+        times = np.asarray(schedule.time(jnp.asarray(padded, jnp.float32)), np.float64)
+    return times[:num_steps]
+
+
+def _logsnr(schedule: Schedule, t: float) -> float:
+    with jax.ensure_compile_time_eval():
+        return float(schedule.logsnr(jnp.float32(t)))
+
+
+def _distinct(steps: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """The nearest steps that fall by one or more, and leave room for those behind them."""
+    order = np.arange(len(steps))
+    falling = np.minimum.accumulate(steps + order) - order
+    return np.maximum(falling, order[::-1])
