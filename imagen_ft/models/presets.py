@@ -22,6 +22,7 @@ import jax
 from imagen_ft.models.autoencoder import Autoencoder
 from imagen_ft.models.clip_text import ClipTextEncoder
 from imagen_ft.models.efficient_unet import EfficientUNet
+from imagen_ft.models.latent_unet import Added, LatentUNet
 from imagen_ft.models.t5 import T5Encoder
 from imagen_ft.models.unet import UNet
 from launch.errors import InputError
@@ -38,11 +39,13 @@ class Preset:
         module: the class.
         fields: its fields that are not left at their defaults.
         text_width: of the text states that a U-Net is conditioned on.
+        pooled_width: of the pooled text that it is told besides; 0: it is not.
     """
 
     module: type[nn.Module]
     fields: dict[str, Any]
     text_width: int = T5_XXL_WIDTH
+    pooled_width: int = 0
 
 
 def _if_i(width: int) -> Preset:
@@ -95,6 +98,22 @@ def _t5(d_model: int, d_ff: int, num_layers: int, num_heads: int, d_kv: int = 64
     return Preset(T5Encoder, dict(fields, vocab_size=32128, d_kv=d_kv))
 
 
+def _sd(text_width: int, pooled_width: int = 0, **fields: Any) -> Preset:
+    """Stable Diffusion's U-Nets; `attention_head_dim` in their configs is the number of heads."""
+    usual = dict(
+        out_channels=4,
+        block_out_channels=(320, 640, 1280, 1280),
+        attention=(True, True, True, False),
+    )
+    return Preset(LatentUNet, usual | fields, text_width, pooled_width)
+
+
+def _tiny_sd(pooled_width: int = 0, **fields: Any) -> Preset:
+    """The same kind with two levels of one layer, for the states of the tiny CLIP."""
+    usual = dict(block_out_channels=(8, 16), layers_per_block=1, num_groups=4)
+    return _sd(TINY_T5_WIDTH, pooled_width, **usual, **fields)
+
+
 def _vae(**fields: Any) -> Preset:
     """Stable Diffusion's auto-encoders differ in their weights and the scale of the latents."""
     return Preset(Autoencoder, dict(block_out_channels=(128, 256, 512, 512)) | fields)
@@ -135,6 +154,18 @@ PRESETS = {
     "imagen_sr1024": _imagen_sr((2, 4, 8, 8), self_attention=False),
     "t5_xxl": _t5(T5_XXL_WIDTH, d_ff=10240, num_layers=24, num_heads=64),
     "t5_small": _t5(512, d_ff=1024, num_layers=8, num_heads=6),
+    "sd15": _sd(768, num_heads=8),
+    "sd21": _sd(1024, num_heads=(5, 10, 20, 20), linear_projection=True),
+    "sdxl": _sd(
+        2048,
+        pooled_width=1280,
+        block_out_channels=(320, 640, 1280),
+        attention=(False, True, True),
+        num_heads=(5, 10, 20),
+        depths=(1, 2, 10),
+        linear_projection=True,
+        size_embedding_dim=256,
+    ),
     "clip_l": _clip(768, num_layers=12, num_heads=12, quick_gelu=True),
     "openclip_h": _clip(1024, num_layers=23, num_heads=16),
     "openclip_g": _clip(1280, num_layers=32, num_heads=20, projection_width=1280),
@@ -145,6 +176,16 @@ PRESETS = {
     "tiny_imagen_base": _tiny(_imagen_base(8), **_TINY_UNET),
     "tiny_imagen_sr": _tiny(_imagen_sr((1, 1), self_attention=True), **_TINY_SR),
     "tiny_t5": _t5(TINY_T5_WIDTH, d_ff=16, num_layers=2, num_heads=2, d_kv=8),
+    "tiny_sd15": _tiny_sd(attention=(True, False), num_heads=2),
+    "tiny_sd21": _tiny_sd(attention=(True, False), num_heads=(2, 4), linear_projection=True),
+    "tiny_sdxl": _tiny_sd(
+        pooled_width=8,
+        attention=(False, True),
+        num_heads=(2, 4),
+        depths=(1, 2),
+        linear_projection=True,
+        size_embedding_dim=4,
+    ),
     "tiny_clip": _clip(
         16, num_layers=2, num_heads=2, projection_width=8, vocab_size=64, max_length=12
     ),
@@ -176,32 +217,31 @@ def parameter_shapes(name: str, **overrides: Any) -> dict[str, Any]:
     """Shapes and types of the parameters, by module and name; nothing is allocated.
 
     The model takes images of three channels, and with `noise_level` as many of the low-resolution
-    image; arguments and errors are those of `make`.
+    image, or latents of as many as it predicts; arguments and errors are those of `make`.
     """
     model = make(name, **overrides)
-    inputs = example_inputs(model, _find(name).text_width)
+    inputs = _inputs(model, _find(name))
     return jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
 
 
-def example_inputs(model: Any, text_width: int) -> list[jax.ShapeDtypeStruct]:
-    """Shapes and types of the smallest inputs that a model takes.
-
-    Args:
-        model: of a preset's class.
-        text_width: of the text states that a U-Net is conditioned on.
-    """
+def _inputs(model: Any, preset: Preset) -> list[Any]:
+    """Shapes and types of the smallest inputs that a model takes."""
+    floats = lambda *shape: jax.ShapeDtypeStruct(shape, "float32")  # noqa: E731
+    tokens = jax.ShapeDtypeStruct((1, 1), "int32")
     if isinstance(model, T5Encoder):
-        return [jax.ShapeDtypeStruct((1, 1), "int32"), jax.ShapeDtypeStruct((1, 1), "bool")]
+        return [tokens, jax.ShapeDtypeStruct((1, 1), "bool")]
     if isinstance(model, ClipTextEncoder):
-        return [jax.ShapeDtypeStruct((1, 1), "int32")]
-    size = 2 ** len(model.block_out_channels)
+        return [tokens]
+    size, text = 2 ** len(model.block_out_channels), floats(1, 1, preset.text_width)
     if isinstance(model, Autoencoder):
-        shapes: list[tuple[int, ...]] = [(1, size, size, model.out_channels)]
-    else:
-        channels = 6 if model.noise_level else 3
-        shapes = [(1, size, size, channels), (1,), (1, 1, text_width)]
-        shapes += [(1,)] if model.noise_level else []
-    return [jax.ShapeDtypeStruct(shape, "float32") for shape in shapes]
+        return [floats(1, size, size, model.out_channels)]
+    if isinstance(model, LatentUNet):
+        sizes: Any = floats(1, preset.pooled_width), floats(1, 6)
+        added = Added(*sizes) if preset.pooled_width else None
+        return [floats(1, size, size, model.out_channels), floats(1), text, added]
+    channels = 6 if model.noise_level else 3
+    level = [floats(1)] if model.noise_level else []
+    return [floats(1, size, size, channels), floats(1), text, *level]
 
 
 def _find(name: str) -> Preset:

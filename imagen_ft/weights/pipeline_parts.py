@@ -14,6 +14,7 @@ from etils import epath
 from imagen_ft.weights import hub
 from imagen_ft.weights.autoencoder_config import build_autoencoder
 from imagen_ft.weights.clip_text_config import MODEL_TYPE, build_clip_text
+from imagen_ft.weights.latent_unet_config import build_latent_unet, is_latent
 from imagen_ft.weights.t5_config import build_t5
 from imagen_ft.weights.tensor_rules import layout_of
 from imagen_ft.weights.unet_config import build_unet
@@ -64,10 +65,14 @@ def _build_text_encoder(config: Mapping[str, Any], where: Any) -> tuple[Any, Any
     return build(config, where)
 
 
+def _build_unet(config: Mapping[str, Any], where: Any) -> tuple[Any, Any]:
+    return (build_latent_unet if is_latent(config) else build_unet)(config, where)
+
+
 PARTS = {
     part.name: part
     for part in (
-        Part("unet", "diffusion_pytorch_model", build_unet),
+        Part("unet", "diffusion_pytorch_model", _build_unet),
         Part("text_encoder", "model", _build_text_encoder),
         Part("text_encoder_2", "model", _build_text_encoder),
         Part("vae", "diffusion_pytorch_model", build_autoencoder),

@@ -7,6 +7,7 @@ from typing import Any
 
 from imagen_ft.models.autoencoder import Autoencoder
 from imagen_ft.models.clip_text import ClipTextEncoder
+from imagen_ft.models.latent_unet import LatentUNet
 from imagen_ft.models.t5 import T5Encoder
 from imagen_ft.models.unet import UNet
 from launch.runtime.checkpoints.tensor_mapping import Rules
@@ -16,6 +17,14 @@ _UNET: Rules = (
     (r"^mid_block_([a-z]+)_(\d+)\.", r"mid_block.\1.\2."),
     (r"\.to_out_0\.", ".to_out.0."),
     (r"\.(kernel|scale)$", ".weight"),
+)
+_LATENT_UNET: Rules = (
+    *_UNET[:2],
+    (r"\.transformer_blocks_(\d+)\.", r".transformer_blocks.\1."),
+    (r"\.(attn\d)_to_", r".\1.to_"),
+    (r"\.ff_net_0_proj\.", ".ff.net.0.proj."),
+    (r"\.ff_net_2\.", ".ff.net.2."),
+    *_UNET[2:],
 )
 _AUTOENCODER: Rules = (
     (r"\.(down_blocks|up_blocks)_(\d+)_([a-z]+)_(\d+)\.", r".\1.\2.\3.\4."),
@@ -86,6 +95,7 @@ _LAYOUTS: dict[type, Layout] = {
     Autoencoder: Layout(_AUTOENCODER, _OLD_ATTENTION),
     # transformers 5 writes a CLIPTextModel without the prefix.
     ClipTextEncoder: Layout(_CLIP, ((r"^text_model\.", ""),), _CLIP_COUNTERS),
+    LatentUNet: Layout(_LATENT_UNET),
     T5Encoder: Layout(_T5, ((r"^shared\.", "encoder.embed_tokens."),)),
     UNet: Layout(_UNET),
 }

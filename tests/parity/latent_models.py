@@ -1,7 +1,7 @@
 """Tiny networks of diffusers and transformers, as Stable Diffusion configures them."""
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from tests.parity.torch_weights import randomize
@@ -44,6 +44,41 @@ def tiny_clip(kind):
     maker, fields = CLIPS[kind]
     torch.manual_seed(0)
     return randomize(maker(CLIPTextConfig(**fields)), seed=0)
+
+
+# Text states of this width, so many pooled.
+TEXT, POOLED = 16, 10
+UNET = dict(
+    sample_size=8,
+    in_channels=LATENTS,
+    out_channels=LATENTS,
+    block_out_channels=[16, 32],
+    layers_per_block=1,
+    norm_num_groups=4,
+    cross_attention_dim=TEXT,
+    down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
+    up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
+)
+UNETS = {
+    "sd15": dict(UNET, attention_head_dim=2, layers_per_block=2),
+    "sd21": dict(UNET, attention_head_dim=[2, 4], use_linear_projection=True),
+    "sdxl": dict(
+        UNET,
+        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
+        up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
+        attention_head_dim=[2, 4],
+        transformer_layers_per_block=[1, 2],
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=POOLED + 6 * 8,
+    ),
+}
+
+
+def tiny_unet(kind):
+    torch.manual_seed(0)
+    return randomize(UNet2DConditionModel(**UNETS[kind]), seed=0)
 
 
 def to_torch(array):

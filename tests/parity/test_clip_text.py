@@ -59,7 +59,9 @@ FULL_SIZE = {
 }
 
 
-@pytest.mark.parametrize("name", FULL_SIZE)
+@pytest.mark.parametrize(
+    "name", ["clip_l", *(pytest.param(n, marks=pytest.mark.slow) for n in FULL_SIZE if n > "d")]
+)
 def test_every_tensor_of_the_full_size(name):
     fields = FULL_SIZE[name] | dict(intermediate_size=4 * FULL_SIZE[name]["hidden_size"])
     activation = "quick_gelu" if name == "clip_l" else "gelu"

@@ -20,6 +20,7 @@ import imagen_ft.training.training
 from classifiers.models.inception import Inception
 from imagen_ft.models.autoencoder import Autoencoder
 from imagen_ft.models.clip_text import ClipTextEncoder
+from imagen_ft.models.latent_unet import LatentUNet
 from imagen_ft.models.t5 import T5Encoder
 from input_pipeline.source import ArraySource
 from launch.runtime.devices.mesh import make_mesh
@@ -43,6 +44,9 @@ NETWORKS = {
         text_attention=(True,),
     ),
     "tiny_t5": dict(num_layers=1),
+    "tiny_sdxl": dict(
+        block_out_channels=(8,), attention=(True,), num_heads=2, depths=1, size_embedding_dim=0
+    ),
     "tiny_clip": dict(num_layers=1),
     "tiny_vae": dict(block_out_channels=(8,)),
 }
@@ -70,6 +74,8 @@ def of_network(name, dtype):
     else:
         model = imagen_ft.models.presets.make(name, dtype=dtype, **NETWORKS[name])
         inputs = [jnp.zeros((2, 4, 4, 6)), jnp.zeros(2), jnp.zeros((2, 5, 16)), jnp.zeros(2)]
+        if isinstance(model, LatentUNet):
+            inputs[-1] = None
         if isinstance(model, T5Encoder):
             inputs = [jnp.zeros((2, 5), int), jnp.ones((2, 5), bool)]
         if isinstance(model, ClipTextEncoder):

@@ -1,0 +1,224 @@
+"""The U-Net of Stable Diffusion (Rombach et al. 2022, appendix E.2; Podell et al. 2023)."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from imagen_ft.models.blocks import (
+    GroupNorm,
+    KeysValues,
+    TimestepEmbedding,
+    timestep_embedding,
+)
+from imagen_ft.models.latent_blocks import Downsample, LatentResnet, Upsample
+from imagen_ft.models.transformer import Transformer
+from launch.runtime.layers.layers import Conv
+from launch.runtime.types import Array
+
+EPSILON = 1e-5
+
+
+class Added(NamedTuple):
+    """What SDXL is told besides the text's states.
+
+    Attributes:
+        pooled: the pooled text.
+        sizes: height and width of the original, top and left of the crop, height and width of the
+            image to make; in pixels.
+    """
+
+    pooled: Float[Array, "b d"]
+    sizes: Float[Array, "b s"]
+
+
+class LatentContext(NamedTuple):
+    """What a network knows besides x_t and t: the same at every step of sampling.
+
+    Attributes:
+        embedding: of pooled text and sizes; none where the network takes neither.
+        keys_values: of the text, for the blocks of each transformer in the order of computation.
+    """
+
+    embedding: tuple[Float[Array, "b d"], ...]
+    keys_values: tuple[tuple[KeysValues, ...], ...]
+
+
+class LatentUNet(nn.Module):
+    """A text-conditional U-Net over latents. Names mirror the public checkpoints.
+
+    Attributes:
+        out_channels: of the prediction.
+        block_out_channels: width of each level, from the finest.
+        attention: for each level, whether it has transformers; the middle has one always.
+        num_heads: of every attention, or one such number for each level (the middle's is that of
+            the coarsest).
+        layers_per_block: resnets a level going down (one more going up).
+        depths: blocks of every transformer, or one such number for each level (as `num_heads`).
+        linear_projection: whether the transformers' projections are linear, not 1x1 convolutions:
+            the same numbers under other shapes.
+        size_embedding_dim: channels of the embedding of each of `Added.sizes`; 0: the network takes
+            no `Added`.
+        num_groups: groups of every group norm.
+        remat: whether every resnet and block of a transformer keeps only its inputs for the
+            backward pass and computes the rest again; or one such choice for each level (the middle
+            goes with the coarsest).
+        dtype: of the computation; parameters, statistics and output are float32.
+    """
+
+    out_channels: int
+    block_out_channels: Sequence[int]
+    attention: Sequence[bool]
+    num_heads: int | Sequence[int]
+    layers_per_block: int = 2
+    depths: int | Sequence[int] = 1
+    linear_projection: bool = False
+    size_embedding_dim: int = 0
+    num_groups: int = 32
+    remat: bool | Sequence[bool] = False
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        first, levels = self.block_out_channels[0], len(self.block_out_channels)
+        self.time_embedding = TimestepEmbedding(4 * first, self.dtype, nn.silu)
+        if self.size_embedding_dim:
+            self.add_embedding = TimestepEmbedding(4 * first, self.dtype, nn.silu)
+        self.conv_in = Conv(first, (3, 3), dtype=self.dtype)
+        order = []
+        for level in range(levels):
+            name = f"down_blocks_{level}"
+            order += self._add_layers(level, name, self.layers_per_block)
+            if level < levels - 1:
+                setattr(self, f"{name}_downsamplers_0", Downsample((1, 1), self.dtype))
+        self._add_resnet(levels - 1, "mid_block_resnets_0")
+        order.append(self._add_transformer(levels - 1, "mid_block_attentions_0"))
+        self._add_resnet(levels - 1, "mid_block_resnets_1")
+        for level in reversed(range(levels)):
+            name = self._up_name(level)
+            order += self._add_layers(level, name, self.layers_per_block + 1)
+            if level > 0:
+                setattr(self, f"{name}_upsamplers_0", Upsample(self.dtype))
+        self.transformer_order = tuple(order)
+        self.conv_norm_out = GroupNorm(self.num_groups, self.dtype, EPSILON)
+        self.conv_out = Conv(self.out_channels, (3, 3), dtype=self.dtype)
+
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        t: Float[Array, " b"],
+        text: Float[Array, "b n d"],
+        added: Added | None = None,
+    ) -> Float[Array, "b h w out"]:
+        """Predicts eps or v, as the weights were trained.
+
+        Args:
+            x: noisy latents.
+            t: time, in the units that the weights were trained with (0 to 999).
+            text: states of the text encoder, or of several one after the other along the last axis.
+            added: for SDXL.
+
+        Raises:
+            ValueError: `added` is given and the model takes none, or the other way round; the
+                latents cannot be halved as often as the levels ask for.
+        """
+        return self.denoise(x, t, self.context(text, added))
+
+    def context(self, text: Float[Array, "b n d"], added: Added | None = None) -> LatentContext:
+        """What `denoise` needs of the text and the sizes; see `__call__` for both."""
+        if bool(self.size_embedding_dim) != (added is not None):
+            raise ValueError(
+                "added goes with a model that has a size_embedding_dim above 0, and only there"
+            )
+        embedding = []
+        if added is not None:
+            sinusoids = timestep_embedding(added.sizes.reshape(-1), self.size_embedding_dim)
+            sinusoids = sinusoids.reshape(added.sizes.shape[0], -1)  # [b, sizes * channels]
+            embedding = [self.add_embedding(jnp.concatenate([added.pooled, sinusoids], axis=-1))]
+        keys_values = (getattr(self, name).context(text) for name in self.transformer_order)
+        return LatentContext(tuple(embedding), tuple(keys_values))
+
+    def denoise(
+        self, x: Float[Array, "b h w c"], t: Float[Array, " b"], context: LatentContext
+    ) -> Float[Array, "b h w out"]:
+        """As `__call__`, with what `context` has returned."""
+        levels = range(len(self.block_out_channels))
+        stride = 2 ** (len(levels) - 1)
+        if x.shape[1] % stride or x.shape[2] % stride:
+            raise ValueError(
+                f"latents of {x.shape[1]}x{x.shape[2]}: give height and width that are multiples "
+                f"of {stride}, the total stride"
+            )
+        embedding = self.time_embedding(timestep_embedding(t, self.block_out_channels[0]))
+        for vector in context.embedding:
+            embedding = embedding + vector
+        texts = iter(context.keys_values)
+        h = self.conv_in(x)
+        skips = [h]
+        for level in levels:
+            name = f"down_blocks_{level}"
+            for layer in range(self.layers_per_block):
+                h = self._layer(level, f"{name}_{{}}_{layer}", h, embedding, texts)
+                skips.append(h)
+            if level < levels[-1]:
+                h = getattr(self, f"{name}_downsamplers_0")(h)
+                skips.append(h)
+        h = self.mid_block_resnets_0(h, embedding)
+        h = self.mid_block_attentions_0(h, next(texts))
+        h = self.mid_block_resnets_1(h, embedding)
+        for level in reversed(levels):
+            name = self._up_name(level)
+            for layer in range(self.layers_per_block + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = self._layer(level, f"{name}_{{}}_{layer}", h, embedding, texts)
+            if level > 0:
+                h = getattr(self, f"{name}_upsamplers_0")(h)
+        return self.conv_out(nn.silu(self.conv_norm_out(h))).astype(jnp.float32)
+
+    def _layer(
+        self,
+        level: int,
+        name: str,
+        h: Array,
+        embedding: Array,
+        texts: Iterator[tuple[KeysValues, ...]],
+    ) -> Array:
+        h = getattr(self, name.format("resnets"))(h, embedding)
+        if self.attention[level]:
+            h = getattr(self, name.format("attentions"))(h, next(texts))
+        return h
+
+    def _up_name(self, level: int) -> str:
+        # Checkpoints count the blocks of the way up from the coarsest.
+        return f"up_blocks_{len(self.block_out_channels) - 1 - level}"
+
+    def _add_layers(self, level: int, name: str, layers: int) -> list[str]:
+        """Returns the names of the transformers."""
+        for layer in range(layers):
+            self._add_resnet(level, f"{name}_resnets_{layer}")
+        if not self.attention[level]:
+            return []
+        names = [f"{name}_attentions_{layer}" for layer in range(layers)]
+        return [self._add_transformer(level, name) for name in names]
+
+    def _add_resnet(self, level: int, name: str) -> None:
+        block = nn.remat(LatentResnet) if self._of_level(self.remat, level) else LatentResnet
+        width = self.block_out_channels[level]
+        setattr(self, name, block(width, self.num_groups, EPSILON, self.dtype))
+
+    def _add_transformer(self, level: int, name: str) -> str:
+        fields = dict(
+            width=self.block_out_channels[level],
+            num_heads=self._of_level(self.num_heads, level),
+            depth=self._of_level(self.depths, level),
+            num_groups=self.num_groups,
+            linear_projection=self.linear_projection,
+            remat=self._of_level(self.remat, level),
+            dtype=self.dtype,
+        )
+        setattr(self, name, Transformer(**fields))
+        return name
+
+    def _of_level(self, values: Any, level: int) -> Any:
+        return values[level] if isinstance(values, Sequence) else values
