@@ -6,6 +6,8 @@ python -m imagen_ft.finetune --config=configs/imagenet/imagen_base64.py --prefli
 The same command goes on where it stopped: it takes its own newest sound checkpoint, and only if
 there is none the weights of --config.init_from, and if that is empty new ones. On several hosts
 start it on each; it finds the others by --coordinator or by what the cluster says.
+With --config.lora.rank=16 only adapters of that rank are trained, on the weights of
+--config.init_from; their checkpoints take megabytes, and the run is sampled like any other.
 learning_curves.png shows its losses and, where --config.evaluation_metric.every says so, the
 distance of what it draws to real images: --config.best.metric=sampled_fid keeps the best by it.
 goodput.jsonl in the run directory says what the time of every attempt was spent on; when three in a
@@ -28,6 +30,7 @@ from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.optional_fields import Defaults, below
 from launch.runtime.preflight import preflight
 from launch.runtime.training.loop import check_fields, lacking_in_training
+from launch.runtime.training.lora import lacking_in_lora
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -42,6 +45,7 @@ def lacking(config: ml_collections.ConfigDict) -> Defaults:
     return {
         **below("", config, images),
         **below("loss", config.loss, {"min_snr_gamma": 0.0, "vlb_weight": 0.0}),
+        **lacking_in_lora(config),
         **lacking_in_denoiser("stage", config.stage),
         **lacking_in_text(config.text),
         **lacking_in_training(config),

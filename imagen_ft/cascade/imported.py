@@ -9,7 +9,7 @@ from etils import epath
 
 from imagen_ft import weights
 from imagen_ft.cascade.changes import changed
-from imagen_ft.cascade.loading import PUBLIC, open_run
+from imagen_ft.cascade.stage_weights import PUBLIC, open_run
 from imagen_ft.diffusion.schedule import make_schedule
 from imagen_ft.diffusion.spacing import named_spacings
 from launch.cli import say

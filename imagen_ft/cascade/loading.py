@@ -1,17 +1,20 @@
 """From configs and run directories to the stages of a cascade."""
 
-import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
-from etils import epath
 from jax.sharding import Mesh
 
 from imagen_ft import weights
 from imagen_ft.cascade.changes import changed
-from imagen_ft.diffusion.denoiser import Denoiser
+from imagen_ft.cascade.stage_weights import (
+    PUBLIC,
+    digest_of,
+    load_public,
+    open_run,
+    variables_of,
+)
 from imagen_ft.diffusion.from_config import (
     lacking_in_denoiser,
     lacking_in_stage,
@@ -24,14 +27,13 @@ from launch.errors import InputError
 from launch.files import differences
 from launch.runtime.config import plain
 from launch.runtime.devices.hardware import half_dtype
-from launch.runtime.devices.mesh import make_mesh, with_shardings
+from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.ema import MAIN
 from launch.runtime.optional_fields import Defaults, below, unset
-from launch.runtime.run import STAGE, Run
+from launch.runtime.run import Run
 
 # Of a stage's dtype, see `with_dtypes`.
 AUTO = "auto"
-PUBLIC = "deepfloyd:"
 _OF_PROMPTS = ("text.null", "text.template")
 # How to compute, not what: may differ in sampling.
 _HOW = ("stage.unet.dtype", "stage.unet.remat")
@@ -71,11 +73,9 @@ def load_stages(
         if run is not None:
             check_same_model(run, entry.stage, config)
             check_same_text(run, encoder)
-            abstract = stage.denoiser.shapes(encoder.shape)
-            abstract = abstract if mesh is None else with_shardings(mesh, abstract)
             which = dict(ema=entry.get("ema", MAIN), best=entry.get("best", False))
-            variables.append(run.variables(abstract, **which))
-            digests.append(run.digest(**which))
+            variables.append(variables_of(run, stage.denoiser, encoder.shape, mesh, **which))
+            digests.append(digest_of(run, **which))
         else:
             field = f"config.stages.{name}"
             path, variant = entry.run.removeprefix(PUBLIC), entry.get("variant")
@@ -126,78 +126,6 @@ def mesh_of(config: ml_collections.ConfigDict) -> Mesh | None:
 def lacking_in_mesh(config: ml_collections.ConfigDict) -> Defaults:
     """Fields of `mesh_of` that a config lacks."""
     return below("mesh", config.get("mesh") or {}, {"data": -1, "fsdp": 1, "tensor": 1})
-
-
-def open_run(path: str) -> Run | None:
-    """A run of imagen_ft.finetune; None where the path holds weights from elsewhere.
-
-    'deepfloyd:' before a path or the name of a repository of the Hub says that it does.
-
-    Raises:
-        InputError: there is nothing.
-    """
-    if not path:
-        raise InputError("run must name a run or weights, got ''; set it in the config")
-    if path.startswith(PUBLIC):
-        return None
-    folder = epath.Path(path)
-    if folder.exists() and not (folder / "config.json").exists():
-        return None
-    run = Run.open(folder)
-    return run if run.kind == STAGE else None
-
-
-def load_public(
-    path: str,
-    denoiser: Denoiser,
-    text_shape: tuple[int, int],
-    field: str,
-    mesh: Mesh | None = None,
-    variant: str | None = None,
-) -> dict[str, Any]:
-    """Loads DeepFloyd IF's weights for a denoiser.
-
-    Args:
-        path: an import, or a folder in diffusers' layout.
-        denoiser: whose network they have to be.
-        text_shape: of one prompt's states.
-        field: of the denoiser in the config, for messages.
-        mesh: see `weights.load_unet`.
-        variant: see `weights.load_unet`.
-
-    Raises:
-        InputError: they are another network's.
-    """
-    check_public(denoiser.prediction, path, field)
-    model, params = weights.load_unet(path, mesh=mesh, variant=variant)
-    network: Any = denoiser.model  # a dataclass, which its protocol cannot say
-    ours = dataclasses.replace(network, dtype=model.dtype, remat=model.remat)
-    if ours != model:
-        names = [f.name for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
-        name = next(name for name in names if getattr(ours, name) != getattr(model, name))
-        raise InputError(
-            f"{field}: {name} is {getattr(ours, name)}, the weights of {path} have "
-            f"{getattr(model, name)}"
-        )
-    shapes = jax.tree.map(lambda leaf: leaf.shape, denoiser.shapes(text_shape)["params"])
-    if jax.tree.map(jnp.shape, params) != shapes:
-        raise InputError(
-            f"{field}: the weights of {path} take text states or images of another width than the "
-            "config has"
-        )
-    return {"params": params}
-
-
-def check_public(prediction: str, path: str, field: str) -> None:
-    """DeepFloyd IF's networks predict eps; see `load_public`.
-
-    Raises:
-        InputError: the denoiser is to predict something else.
-    """
-    if prediction != "eps":
-        raise InputError(
-            f"{field}: prediction={prediction!r}, but the weights of {path} give 'eps'"
-        )
 
 
 def check_same_model(

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import ml_collections
 
 from imagen_ft import weights
-from imagen_ft.cascade.loading import PUBLIC, open_run, text_shape, with_dtypes
+from imagen_ft.cascade.loading import text_shape, with_dtypes
 from imagen_ft.cascade.opened import Opened, as_config
+from imagen_ft.cascade.stage_weights import PUBLIC, open_run
 from imagen_ft.diffusion.from_config import make_stages
 from imagen_ft.diffusion.stage import Stage
 from imagen_ft.models import presets

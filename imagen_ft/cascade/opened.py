@@ -10,7 +10,7 @@ import ml_collections
 
 from imagen_ft import weights
 from imagen_ft.cascade import values
-from imagen_ft.cascade.loading import PUBLIC, open_run
+from imagen_ft.cascade.stage_weights import PUBLIC, open_run
 from imagen_ft.models.unet import UNet
 from imagen_ft.text.cache import TextCache
 from imagen_ft.text.captions import CLEANED, PLAIN

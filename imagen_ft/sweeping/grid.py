@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 
 from imagen_ft.cascade.changes import SAMPLING, changed
-from imagen_ft.cascade.loading import open_run
+from imagen_ft.cascade.stage_weights import open_run
 from imagen_ft.diffusion.from_config import make_denoiser, make_stage
 from imagen_ft.diffusion.sampler_from_config import unread_strengths
 from imagen_ft.diffusion.stage import Stage

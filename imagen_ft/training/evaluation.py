@@ -21,7 +21,11 @@ from launch.runtime.types import Array, Batch, Variables
 
 
 def make_evaluation(
-    training: Training, source: Source, mesh: Mesh, text_table: Float[Array, "classes n d"]
+    training: Training,
+    source: Source,
+    mesh: Mesh,
+    text_table: Float[Array, "classes n d"],
+    network: Callable[[Variables], Variables],
 ) -> Callable[[TrainState], dict[str, float]]:
     """Loss on held-out images, of every moving average; the same times and noise each time.
 
@@ -31,6 +35,7 @@ def make_evaluation(
         source: the held-out images.
         mesh: where the batches go.
         text_table: states of every class's prompt.
+        network: of a state's variables those that the denoiser is called with.
     """
     config, transform = training.config, evaluation_transform(training)
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -63,6 +68,6 @@ def make_evaluation(
 
     def evaluate(state: TrainState) -> dict[str, float]:
         averages = {MAIN: state.inference_variables, **state.ema}
-        return {loss_name(name): mean(average) for name, average in averages.items()}
+        return {loss_name(name): mean(network(average)) for name, average in averages.items()}
 
     return evaluate

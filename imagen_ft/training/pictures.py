@@ -28,6 +28,7 @@ def make_pictures(
     mesh: Mesh,
     text_table: Float[np.ndarray, "classes n d"],
     null_text: Float[np.ndarray, "n d"],
+    network: Callable[[Variables], Variables],
 ) -> Callable[[TrainState], Figure]:
     """What draws them: a base by its prompts; of super-resolution also what it began with.
 
@@ -37,6 +38,7 @@ def make_pictures(
         mesh: where the state lives.
         text_table: states of every class's prompt.
         null_text: states that stand for no text.
+        network: of a state's variables those that the denoiser is called with.
 
     Raises:
         InputError: wrong sampler settings.
@@ -61,7 +63,8 @@ def make_pictures(
         return to_uint8(drawn), finite_images(drawn)
 
     def figure(state: TrainState) -> Figure:
-        drawn, finite = map(np.asarray, draw(state.inference_variables, text, null, placed_low))
+        variables = network(state.inference_variables)
+        drawn, finite = map(np.asarray, draw(variables, text, null, placed_low))
         names = _marked(captions, finite, int(state.step))
         if low is None:
             return image_grid.grid(list(drawn), names, columns=min(8, len(drawn)))

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import ml_collections
 import numpy as np
@@ -90,6 +90,7 @@ class SampledMetric:
             where `config.evaluation_metric.reference` names none.
         text: states of every class's prompt.
         null_text: states that stand for no text.
+        network: of a state's variables those that the denoiser is called with.
     """
 
     config: ml_collections.ConfigDict
@@ -99,6 +100,7 @@ class SampledMetric:
     held_out: Source
     text: Float[np.ndarray, "classes n d"]
     null_text: Float[np.ndarray, "n d"]
+    network: Callable[[Variables], Variables]
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         """The metric of a state's main average by its name; NaN where images are not finite.
@@ -108,7 +110,7 @@ class SampledMetric:
         """
         name = metric_name(self._fields)
         try:
-            images = self._draw(state.inference_variables)
+            images = self._draw(self.network(state.inference_variables))
         except Diverged as error:
             warnings.warn(f"no {name} of step {int(state.step)}: {error}", stacklevel=1)
             return {name: float("nan")}

@@ -43,13 +43,22 @@ def train_stage(training: Training, encoder: TextEncoder, mesh: Mesh, workdir: e
     text_table: np.ndarray = encoder.embed(images.prompts).astype(dtype)
     null_text: np.ndarray = encoder.null()[0].astype(dtype)
     text = replicate(mesh, text_table), replicate(mesh, null_text)
+    base = warm_start.load_base(training, mesh)
+    network = training.network_on(mesh, base)
     pictures = None
     if config.get("pictures_every", 0):
-        pictures = make_pictures(training, images, mesh, text_table, null_text)
+        pictures = make_pictures(training, images, mesh, text_table, null_text, network)
     metric = None
     if is_measured(config):
         metric = SampledMetric(
-            config, mesh, workdir, images.prompts, images.evaluation, text_table, null_text
+            config,
+            mesh,
+            workdir,
+            images.prompts,
+            images.evaluation,
+            text_table,
+            null_text,
+            network,
         )
         metric.open()
     run_name = claim_workdir(workdir, config, inputs)
@@ -63,9 +72,9 @@ def train_stage(training: Training, encoder: TextEncoder, mesh: Mesh, workdir: e
             mesh=mesh,
             abstract=training.abstract,
             create=functools.partial(warm_start.create, training, mesh),
-            train_step=training.step(mesh, *text),
+            train_step=training.step(mesh, *text, base),
             batches=make_reader(training, images.train, mesh),
-            evaluate=make_evaluation(training, images.evaluation, mesh, text[0]),
+            evaluate=make_evaluation(training, images.evaluation, mesh, text[0], network),
             metric=metric,
             pictures=pictures,
             label=workdir.name,

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Float, Key
+from jaxtyping import Float, Key, PyTree
 
-from imagen_ft.cascade.loading import open_run
+from imagen_ft.cascade.stage_weights import open_run
 from imagen_ft.diffusion.denoiser import Denoiser
 from imagen_ft.diffusion.from_config import make_denoiser
 from imagen_ft.diffusion.losses import DiffusionLoss, level_losses, make_loss
@@ -22,11 +23,12 @@ from imagen_ft.text.encoders import text_shapes
 from imagen_ft.training.image_losses import Inputs, Losses, draw_inputs, image_losses
 from imagen_ft.training.sampled_metric import check_metric, is_measured, metric_name
 from launch.errors import InputError
-from launch.runtime.devices.mesh import batch_sharding, with_shardings
+from launch.runtime.devices.mesh import batch_sharding, state_shardings, with_shardings
 from launch.runtime.ema import MAIN, Decay, make_decays
 from launch.runtime.run import Run
 from launch.runtime.state import TrainState, abstract_state
 from launch.runtime.training.loop import check_training
+from launch.runtime.training.lora import Lora, make_lora
 from launch.runtime.training.optimizers import (
     frozen_parameters,
     make_optimizer,
@@ -34,8 +36,10 @@ from launch.runtime.training.optimizers import (
     stop_frozen,
 )
 from launch.runtime.training.train_step import TrainStep, accumulate, make_step
-from launch.runtime.types import Array, Batch
+from launch.runtime.types import Array, Batch, Variables
 
+# Parameters that are adapted, and are no part of the state; or None.
+Params: TypeAlias = PyTree | None
 # Folded into the seed's key for what is no step of training.
 _EVALUATION_STEP = 2**31 - 1
 
@@ -53,7 +57,8 @@ class Training:
         tx: the optimiser.
         schedule: its learning rate at each step.
         decays: of the moving averages.
-        frozen: which parameters stay as they are.
+        lora: which kernels get adapters, which alone are trained; None trains the parameters.
+        frozen: which of what is trained stays as it is.
         abstract: shapes of the state.
     """
 
@@ -65,6 +70,7 @@ class Training:
     tx: optax.GradientTransformation
     schedule: optax.Schedule
     decays: dict[str, Decay]
+    lora: Lora | None
     frozen: Any
     abstract: TrainState
 
@@ -79,14 +85,19 @@ class Training:
         denoiser = _crop(make_denoiser(config.stage), config.get("crop_size", 0))
         loss, decays = make_loss(config.loss, denoiser), make_decays(config.ema)
         text_shape, _ = text_shapes(config.text)
-        frozen = frozen_parameters(config.frozen, denoiser.shapes(text_shape)["params"])
+        variables = denoiser.shapes(text_shape)
+        params = variables["params"]
+        lora = make_lora(config.lora, params) if config.get("lora") else None
+        if lora and not config.init_from:
+            raise InputError("config.lora needs config.init_from, the weights that it adapts")
+        trained = {"params": lora.shapes(params)} if lora else variables
+        frozen = frozen_parameters(config.frozen, trained["params"])
         tx = make_optimizer(config.optimizer, config.total_steps, frozen)
         schedule = make_schedule(config.optimizer, config.total_steps)
-        args = jax.random.key(0), jax.ShapeDtypeStruct(text_shape, jnp.float32)
-        abstract = abstract_state(denoiser.init, args, tx, decays)
+        abstract = abstract_state(lambda state: state, (trained,), tx, decays)
         names = class_names.resolve(config.class_names)
         return cls(
-            config, denoiser, loss, text_shape, names, tx, schedule, decays, frozen, abstract
+            config, denoiser, loss, text_shape, names, tx, schedule, decays, lora, frozen, abstract
         )
 
     @functools.cached_property
@@ -131,12 +142,32 @@ class Training:
                 f"{', '.join(measured)}"
             )
 
+    def network(self, variables: Variables, base: Params) -> Variables:
+        """The variables that the denoiser is called with.
+
+        Args:
+            variables: of a state: the denoiser's own, or adapters.
+            base: the parameters that these adapt; None where there are none.
+        """
+        if self.lora is None:
+            return variables
+        return {"params": self.lora.merged(base, variables["params"])}
+
+    def network_on(self, mesh: Mesh, base: Params) -> Callable[[Variables], Variables]:
+        """`network` as one program, with what it adapts; nothing runs where there is none."""
+        if self.lora is None:
+            return lambda variables: variables
+        shardings = state_shardings(mesh, self.denoiser.shapes(self.text_shape))
+        program = jax.jit(self.network, out_shardings=shardings)
+        return lambda variables: program(variables, base)
+
     def update(
         self,
         state: TrainState,
         batch: Batch,
         text_table: Float[Array, "classes n d"],
         null_text: Float[Array, "n d"],
+        base: Params = None,
         unroll: bool = False,
     ) -> tuple[TrainState, dict[str, Array]]:
         """One step: the new state and its metrics.
@@ -148,6 +179,7 @@ class Training:
             batch: see `draw_inputs`.
             text_table: states of every class's prompt.
             null_text: states that stand for no text.
+            base: see `network`.
             unroll: see `train_step.accumulate`.
         """
         config = self.config
@@ -158,7 +190,8 @@ class Training:
         inputs["drop"] = jax.random.bernoulli(drop_key, config.text_drop, shape)
 
         def loss_of(params: Any, inputs: Inputs) -> tuple[Array, Losses]:
-            variables = {**state.variables, "params": stop_frozen(params, self.frozen)}
+            trained = {**state.variables, "params": stop_frozen(params, self.frozen)}
+            variables = self.network(trained, base)
             text = jnp.where(inputs["drop"], null_text[None], text_table[inputs["label"]])
             losses = image_losses(self.denoiser, self.loss, variables, inputs, text)
             return losses["loss"].mean(), losses
@@ -171,17 +204,27 @@ class Training:
         metrics["loss_by_level"] = level_losses(losses["loss"], inputs["t"])
         return state, {**metrics, **norms, "learning_rate": rate}
 
-    def step(self, mesh: Mesh, text_table: Any, null_text: Any) -> TrainStep:
+    def step(self, mesh: Mesh, text_table: Any, null_text: Any, base: Params = None) -> TrainStep:
         """The update on a mesh.
 
         Args:
             mesh: where the state lives.
             text_table: states of every class's prompt, [classes, n, d].
             null_text: states that stand for no text, [n, d].
+            base: see `network`.
         """
         on_cpu = mesh.devices.flat[0].platform == "cpu"
         update = functools.partial(self.update, unroll=on_cpu)
-        return make_step(update, mesh, self.abstract, (text_table, null_text))
+        return make_step(update, mesh, self.abstract, (text_table, null_text, base))
+
+    def base_shapes(self, mesh: Mesh) -> Params:
+        """Shapes and places of what `network` adapts; None where nothing is adapted."""
+        if self.lora is None:
+            return None
+        params = self.denoiser.shapes(self.text_shape)["params"]
+        dtype = jnp.dtype(self.lora.base_dtype)
+        cast = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype)  # noqa: E731
+        return with_shardings(mesh, jax.tree.map(cast, params))
 
     def lower(self, mesh: Mesh) -> jax.stages.Lowered:
         """The update's program for a mesh whose devices need not be there."""
@@ -190,7 +233,8 @@ class Training:
         dtype = self.denoiser.model.dtype
         whole = NamedSharding(mesh, P())
         table = shape((max(1, len(self.class_names)), *self.text_shape), dtype, sharding=whole)
-        step = self.step(mesh, table, shape(self.text_shape, dtype, sharding=whole))
+        null_text = shape(self.text_shape, dtype, sharding=whole)
+        step = self.step(mesh, table, null_text, self.base_shapes(mesh))
         size, count = self.denoiser.size, self.config.batch_size
         rows = batch_sharding(mesh)
         batch = dict(

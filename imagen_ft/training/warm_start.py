@@ -1,13 +1,15 @@
 """What training begins with, where there is nothing to resume: other weights, or new ones."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from imagen_ft import weights
-from imagen_ft.cascade.loading import check_public, check_same_model, load_public
-from imagen_ft.training.training import Training
-from launch.runtime.devices.mesh import with_shardings
+from imagen_ft.cascade.loading import check_same_model
+from imagen_ft.cascade.stage_weights import check_public, digest_of, load_public, variables_of
+from imagen_ft.training.training import Params, Training
 from launch.runtime.state import TrainState, create_state, state_of
 from launch.runtime.types import Variables
 
@@ -25,7 +27,7 @@ def check_start(training: Training) -> dict[str, str]:
         check_public(config.stage.get("prediction", "eps"), config.init_from, "config.stage")
         return {"init_from": weights.digest(config.init_from, "unet")}
     check_same_model(training.start, config.stage, config)
-    return {"init_from": training.start.digest()}
+    return {"init_from": digest_of(training.start)}
 
 
 def create(training: Training, mesh: Mesh) -> TrainState:
@@ -39,15 +41,32 @@ def create(training: Training, mesh: Mesh) -> TrainState:
         InputError: the weights do not fit the model.
     """
     tx, averages = training.tx, training.decays
+    if training.lora:
+        shapes = training.denoiser.shapes(training.text_shape)["params"]
+        new = lambda key: {"params": training.lora.init(key, shapes)}  # noqa: E731
+        return create_state(new, (jax.random.key(training.config.seed),), tx, averages, mesh)
     if training.config.init_from:
         return state_of(_load(training, mesh), tx, averages, mesh)
     args = jax.random.key(training.config.seed), jnp.zeros(training.text_shape)
     return create_state(training.denoiser.init, args, tx, averages, mesh)
 
 
-def _load(training: Training, mesh: Mesh) -> Variables:
+def load_base(training: Training, mesh: Mesh) -> Params:
+    """The parameters that adapters are trained for; None where there are none.
+
+    Raises:
+        InputError: as `create`.
+    """
+    if training.lora is None:
+        return None
+    dtype = jnp.dtype(training.lora.base_dtype)
+    params = _load(training, mesh, dtype)["params"]
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+def _load(training: Training, mesh: Mesh, dtype: Any = None) -> Variables:
     denoiser, text_shape = training.denoiser, training.text_shape
     if training.start is None:
         path = training.config.init_from
-        return load_public(path, denoiser, text_shape, "config.stage", mesh)
-    return training.start.variables(with_shardings(mesh, denoiser.shapes(text_shape)))
+        return load_public(path, denoiser, text_shape, "config.stage", mesh, dtype=dtype)
+    return variables_of(training.start, denoiser, text_shape, mesh)

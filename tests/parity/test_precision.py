@@ -161,7 +161,7 @@ def test_evaluation_of_stages(programs):
     )
     text = jnp.zeros((10, *training.text_shape))
     evaluate = imagen_ft.training.evaluation.make_evaluation(
-        training, digits(8), make_mesh({}), text
+        training, digits(8), make_mesh({}), text, lambda variables: variables
     )
     evaluate(state)
     assert set(products("\n".join(programs))) == {(True, True)}

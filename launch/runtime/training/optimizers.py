@@ -174,7 +174,7 @@ def frozen_parameters(patterns: Sequence[str], params: Any) -> Any:
         InputError: a pattern is no regular expression or is found nowhere, or nothing is left to
             train.
     """
-    frozen = _search("config.frozen", patterns, params)
+    frozen = matching("config.frozen", patterns, params)
     if all(jax.tree.leaves(frozen)):
         raise InputError("config.frozen leaves no parameter to train")
     return frozen
@@ -188,12 +188,21 @@ def stop_frozen(params: Any, frozen: Any) -> Any:
 
 def _decayed(no_decay: Sequence[str], params: optax.Params) -> optax.Params:
     """Biases and normalisation scales are vectors; they are not decayed."""
-    spared = _search("optimizer.no_decay", no_decay, params)
+    spared = matching("optimizer.no_decay", no_decay, params)
     return jax.tree.map(lambda leaf, spare: leaf.ndim > 1 and not spare, params, spared)
 
 
-def _search(field: str, patterns: Sequence[str], params: Any) -> Any:
-    """Which parameters' paths a pattern is found in: a tree of booleans."""
+def matching(field: str, patterns: Sequence[str], params: Any) -> Any:
+    """Which parameters' paths a pattern is found in: a tree of booleans.
+
+    Args:
+        field: that has the patterns, for messages.
+        patterns: see `frozen_parameters`.
+        params: the parameters or their shapes.
+
+    Raises:
+        InputError: a pattern is no regular expression or is found nowhere.
+    """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
     matched = [False] * len(names)

@@ -21,7 +21,7 @@ def test_a_picture_that_is_not_finite_is_said(monkeypatch, capsys):
     training = Training.of(tiny_training.get_config())
     opened, mesh = open_images(training), make_mesh({}, jax.devices()[:1])
     text = np.zeros((len(opened.prompts), 2, 8), np.float32)
-    draw = make_pictures(training, opened, mesh, text, text[0])
+    draw = make_pictures(training, opened, mesh, text, text[0], training.network_on(mesh, None))
     state = mock.Mock(TrainState, step=7, inference_variables={})
     titles = [axis.get_title() for axis in draw(state).axes]
     line = "warning: pictures of step 7: 1 of 2 have NaN or infinity, first that of '"

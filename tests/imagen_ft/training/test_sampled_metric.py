@@ -57,7 +57,9 @@ def metric_of(run, workdir, **changes):
     text = np.zeros((10, *training.text_shape), np.float32)
     source = images.evaluation
     workdir = epath.Path(workdir)
-    return SampledMetric(training.config, mesh, workdir, images.prompts, source, text, text[0])
+    network = training.network_on(mesh, None)
+    texts = text, text[0]
+    return SampledMetric(training.config, mesh, workdir, images.prompts, source, *texts, network)
 
 
 def test_it_is_that_of_the_images_that_the_weights_draw(run, tmp_path, monkeypatch):

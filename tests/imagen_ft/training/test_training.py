@@ -126,6 +126,7 @@ def updated(steps=1, frozen=False, rate=0.1, **fields):
         tx=tx,
         schedule=lambda step: 0.1 * step,
         decays={},
+        lora=None,
         frozen=kept,
         abstract=abstract_state(*args),
     )

@@ -3,7 +3,8 @@
 python -m tests.imagen_ft.training.training_devices '[[[1, 1, 1], 1], [[2, 2, 2], 2]]'
 
 Each entry is a mesh (data, fsdp, tensor), of the first so many devices, and the parts that a batch
-is taken in. `tests.multihost.processes` makes it one of several processes.
+is taken in. With a run as a second argument adapters of it are trained. `tests.multihost.processes`
+makes it one of several processes.
 """
 
 import json
@@ -24,20 +25,23 @@ from tests.imagen_ft.tiny_training import BATCH, STEPS
 from tests.multihost.processes import join
 
 
-def config_of(parts):
+def config_of(parts, base):
     config = tiny_training.get_config()
-    config.accumulation = parts
+    config.accumulation, config.init_from = parts, base
+    if base:
+        config.lora = dict(rank=4)
     return config
 
 
-def losses_of(sizes, parts):
+def losses_of(sizes, parts, base=""):
     """Losses of every step, and the shares of the state that the devices hold."""
-    config = config_of(parts)
+    config = config_of(parts, base)
     devices = jax.devices()[: int(np.prod(sizes))]
     mesh = meshes.make_mesh(dict(zip(meshes.AXES, sizes, strict=True)), devices)
     training, encoder = Training.of(config), make_text_encoder(config.text)
     text = meshes.replicate(mesh, encoder.embed(training.class_names))
-    step = training.step(mesh, text, meshes.replicate(mesh, encoder.null()[0]))
+    null_text = meshes.replicate(mesh, encoder.null()[0])
+    step = training.step(mesh, text, null_text, warm_start.load_base(training, mesh))
     source, rows = sources.load(config.train_source), meshes.local_rows(mesh, BATCH)
     data, losses = loader.batches(source, BATCH, seed=0, rows=rows), []
     with jax.set_mesh(mesh):
@@ -60,7 +64,7 @@ def main():
     join()
     # So that this small state is split.
     with mock.patch.object(meshes, "MIN_SHARDED_SIZE", 64):
-        found = [losses_of(sizes, parts) for sizes, parts in json.loads(sys.argv[1])]
+        found = [losses_of(sizes, parts, *sys.argv[2:]) for sizes, parts in json.loads(sys.argv[1])]
     print(json.dumps({"devices": jax.device_count(), "found": found}))
 
 

@@ -1,0 +1,162 @@
+"""The weights of one stage: of a run, of adapters on other weights, or public ones."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh
+
+from imagen_ft import weights
+from imagen_ft.diffusion.denoiser import Denoiser
+from launch.errors import InputError
+from launch.files import json_digest
+from launch.runtime.devices.mesh import state_shardings, with_shardings
+from launch.runtime.ema import MAIN
+from launch.runtime.run import STAGE, Run
+from launch.runtime.training.lora import make_lora
+from launch.runtime.types import Variables
+
+PUBLIC = "deepfloyd:"
+
+
+def open_run(path: str) -> Run | None:
+    """A run of imagen_ft.finetune; None where the path holds weights from elsewhere.
+
+    'deepfloyd:' before a path or the name of a repository of the Hub says that it does.
+
+    Raises:
+        InputError: there is nothing.
+    """
+    if not path:
+        raise InputError("run must name a run or weights, got ''; set it in the config")
+    if path.startswith(PUBLIC):
+        return None
+    folder = epath.Path(path)
+    if folder.exists() and not (folder / "config.json").exists():
+        return None
+    run = Run.open(folder)
+    return run if run.kind == STAGE else None
+
+
+def variables_of(
+    run: Run,
+    denoiser: Denoiser,
+    text_shape: tuple[int, int],
+    mesh: Mesh | None = None,
+    ema: str = MAIN,
+    best: bool = False,
+) -> Variables:
+    """What a stage of a run is sampled with; adapters (`config.lora`) are merged into their base.
+
+    Args:
+        run: of imagen_ft.finetune, finished.
+        denoiser: whose variables they are.
+        text_shape: of one prompt's states.
+        mesh: where they are to be; None is one device.
+        ema: see `Run.variables`.
+        best: see `Run.variables`.
+
+    Raises:
+        InputError: as `Run.variables`; or the weights that a run adapts are gone or others now.
+    """
+    abstract = _placed(denoiser.shapes(text_shape), mesh)
+    if not run.config.get("lora"):
+        return run.variables(abstract, ema, best)
+    lora = make_lora(run.config.lora, abstract["params"])
+    adapters = _placed({"params": lora.shapes(abstract["params"])}, mesh)
+    trained = run.variables(adapters, ema, best)["params"]
+    params = _base(run, denoiser, text_shape, mesh, jnp.dtype(lora.base_dtype))
+    shardings = None if mesh is None else state_shardings(mesh, abstract["params"])
+    merge = jax.jit(lora.merged, out_shardings=shardings, donate_argnums=0)
+    return {"params": merge(params, trained)}
+
+
+def digest_of(run: Run, ema: str = MAIN, best: bool = False) -> str:
+    """Of the values of `variables_of`; of adapters and of what they were trained on.
+
+    Raises:
+        InputError: as `Run.digest`.
+    """
+    own = run.digest(ema, best)
+    return json_digest([own, run.inputs["init_from"]]) if run.config.get("lora") else own
+
+
+def _placed(shapes: Any, mesh: Mesh | None) -> Any:
+    return shapes if mesh is None else with_shardings(mesh, shapes)
+
+
+def _base(
+    run: Run, denoiser: Denoiser, text_shape: tuple[int, int], mesh: Mesh | None, dtype: Any
+) -> Any:
+    """The parameters that a run's adapters were trained on, rounded as they were there."""
+    path = run.config.init_from
+    start = open_run(path)
+    now = digest_of(start) if start else weights.digest(path, "unet")
+    if now != run.inputs["init_from"]:
+        raise InputError(
+            f"{run.path} has adapters of {path}, which holds other weights now; bring those back "
+            "that it was trained on"
+        )
+    if start is None:
+        field = f"config.stage of {run.path}"
+        params = load_public(path, denoiser, text_shape, field, mesh, dtype=dtype)["params"]
+    else:
+        params = variables_of(start, denoiser, text_shape, mesh)["params"]
+    return jax.tree.map(lambda leaf: leaf.astype(dtype).astype(jnp.float32), params)
+
+
+def load_public(
+    path: str,
+    denoiser: Denoiser,
+    text_shape: tuple[int, int],
+    field: str,
+    mesh: Mesh | None = None,
+    variant: str | None = None,
+    dtype: Any = None,
+) -> dict[str, Any]:
+    """Loads DeepFloyd IF's weights for a denoiser.
+
+    Args:
+        path: an import, or a folder in diffusers' layout.
+        denoiser: whose network they have to be.
+        text_shape: of one prompt's states.
+        field: of the denoiser in the config, for messages.
+        mesh: see `weights.load_unet`.
+        variant: see `weights.load_unet`.
+        dtype: see `weights.load_unet`.
+
+    Raises:
+        InputError: they are another network's.
+    """
+    check_public(denoiser.prediction, path, field)
+    model, params = weights.load_unet(path, dtype, mesh, variant)
+    network: Any = denoiser.model  # a dataclass, which its protocol cannot say
+    ours = dataclasses.replace(network, dtype=model.dtype, remat=model.remat)
+    if ours != model:
+        names = [f.name for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
+        name = next(name for name in names if getattr(ours, name) != getattr(model, name))
+        raise InputError(
+            f"{field}: {name} is {getattr(ours, name)}, the weights of {path} have "
+            f"{getattr(model, name)}"
+        )
+    shapes = jax.tree.map(lambda leaf: leaf.shape, denoiser.shapes(text_shape)["params"])
+    if jax.tree.map(jnp.shape, params) != shapes:
+        raise InputError(
+            f"{field}: the weights of {path} take text states or images of another width than the "
+            "config has"
+        )
+    return {"params": params}
+
+
+def check_public(prediction: str, path: str, field: str) -> None:
+    """DeepFloyd IF's networks predict eps; see `load_public`.
+
+    Raises:
+        InputError: the denoiser is to predict something else.
+    """
+    if prediction != "eps":
+        raise InputError(
+            f"{field}: prediction={prediction!r}, but the weights of {path} give 'eps'"
+        )

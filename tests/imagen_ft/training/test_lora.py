@@ -1,0 +1,285 @@
+"""Adapters that are trained in the place of a network, and the network that they make."""
+
+import dataclasses
+import json
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from etils import epath
+from ml_collections import ConfigDict
+
+from imagen_ft.cascade.loading import load_stages
+from imagen_ft.cascade.stage_weights import digest_of, variables_of
+from imagen_ft.diffusion.denoiser import Denoiser
+from imagen_ft.diffusion.losses import DiffusionLoss
+from imagen_ft.diffusion.schedule import Cosine
+from imagen_ft.models.unet import Context
+from imagen_ft.text.encoders import make_text_encoder
+from imagen_ft.training import train_stage
+from imagen_ft.training.image_losses import draw_inputs, image_losses
+from imagen_ft.training.training import Training
+from imagen_ft.training.warm_start import check_start
+from launch.errors import InputError
+from launch.runtime.checkpoints.checkpoint import save_inference
+from launch.runtime.config import plain
+from launch.runtime.devices.mesh import make_mesh
+from launch.runtime.run import Run
+from launch.runtime.run_record import write_record
+from launch.runtime.state import TrainState
+from launch.runtime.training.lora import Lora, make_lora
+from tests.imagen_ft import tiny_training
+from tests.support.devices import run_on_eight
+
+RANK, ALPHA = 2, 3.0
+PROJECTIONS = {"to_q", "to_k", "to_v", "to_out_0", "add_k_proj", "add_v_proj"}
+
+
+def flat(tree):
+    return flax.traverse_util.flatten_dict(tree, sep="/")
+
+
+def get_config(base="", **fields):
+    config = tiny_training.get_config()
+    config.total_steps, config.init_from = 3, str(base)
+    config.pictures_every, config.checkpoint_every, config.evaluate_every = 0, 3, 0
+    config.ema, config.best = {}, {}
+    if base:
+        config.lora = dict(rank=RANK, alpha=ALPHA) | fields
+    return config
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A run whose weights are numbers of chance."""
+    folder = epath.Path(tmp_path_factory.mktemp("lora") / "base")
+    config = get_config()
+    config.total_steps = 0
+    training = Training.of(config)
+    rng, shapes = np.random.default_rng(0), training.denoiser.shapes(training.text_shape)
+    variables = jax.tree.map(lambda leaf: np.float32(0.3 * rng.normal(size=leaf.shape)), shapes)
+    text = make_text_encoder(config.text)
+    folder.mkdir()
+    inputs = {"text": text.digest} if text.digest else {}
+    save_inference(folder, write_record(folder, plain(config), inputs), variables)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapted(base):
+    """A run whose adapters are numbers of chance, and its training."""
+    folder, training = base.parent / "adapted", Training.of(get_config(base))
+    rng = np.random.default_rng(1)
+    variables = jax.tree.map(
+        lambda leaf: np.float32(0.3 * rng.normal(size=leaf.shape)), training.abstract.variables
+    )
+    folder.mkdir()
+    inputs = {**Run.open(base).inputs, **check_start(training)}
+    name = write_record(folder, plain(training.config), inputs)
+    save_inference(folder, name, variables, step=training.config.total_steps)
+    return Run.open(folder), training
+
+
+def loaded(run, training):
+    return flat(variables_of(run, training.denoiser, training.text_shape)["params"])
+
+
+@pytest.mark.slow  # Compiles a step, an evaluation and pictures.
+def test_a_run_from_its_start_to_its_end(base, tmp_path):
+    config = get_config(base)
+    config.pictures_every = 3
+    training, folder = Training.of(config), epath.Path(tmp_path) / "trained"
+    train_stage.train_stage(training, make_text_encoder(config.text), make_mesh({}), folder)
+    run = Run.open(folder)
+    assert (folder / "learning_curves.png").exists()
+    stored = run.shapes()["params"]
+    assert jax.tree.map(jnp.shape, stored) == jax.tree.map(
+        jnp.shape, training.abstract.variables["params"]
+    )
+    before, after = loaded(Run.open(base), training), loaded(run, training)
+    moved = {path for path in before if np.abs(after[path] - before[path]).max() > 1e-5}
+    assert moved == {f"{'/'.join(module)}/kernel" for module in training.lora.modules}
+
+
+@pytest.mark.slow
+def test_losses_on_several_devices(base):
+    meshes = [[1, 1, 1], [2, 2, 2], [1, 8, 1], [1, 1, 8]]
+    arguments = json.dumps([[mesh, 1] for mesh in meshes]), str(base)
+    runs = run_on_eight("tests.imagen_ft.training.training_devices", *arguments)["found"]
+    alone, others = runs[0], runs[1:]
+    assert len(set(alone["losses"])) == 20
+    for mesh, run in zip(meshes[1:], others, strict=True):
+        for field in ("losses", "gradient_norms"):
+            assert run[field] == pytest.approx(alone[field], rel=1e-5), (mesh, field)
+
+
+class Scaled(nn.Module):
+    """A kernel of one number, which the images are multiplied by."""
+
+    dtype: str = "float32"
+
+    def context(self, text, noise_level=None):
+        return Context((), ())
+
+    @nn.compact
+    def denoise(self, x, t, context):
+        return nn.Dense(1, use_bias=False, name="out")(x)
+
+    def __call__(self, x, t, text):
+        return self.denoise(x, t, self.context(text))
+
+
+def test_an_update_moves_the_adapters_by_the_gradient_of_the_network():
+    denoiser = Denoiser(Scaled(), Cosine(), 4, 0, 1)
+    base, scale, rate = {"out": {"kernel": jnp.float32([[0.5]])}}, 1.5, 0.1
+    start = {"out": {"down": jnp.float32([[2.0]]), "up": jnp.float32([[0.25]])}}
+    tx, text = optax.sgd(rate), jnp.ones((1, 1, 1))
+    state = TrainState(jnp.int32(0), {"params": start}, tx.init(start), {})
+    training = Training(
+        config=ConfigDict(dict(seed=0, text_drop=0.0, accumulation=1)),
+        denoiser=denoiser,
+        loss=DiffusionLoss(),
+        text_shape=(1, 1),
+        class_names=(),
+        tx=tx,
+        schedule=lambda step: rate,
+        decays={},
+        lora=Lora(1, scale, (("out",),)),
+        frozen=jax.tree.map(lambda _: False, start),
+        abstract=state,
+    )
+    image = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 1)).astype(np.uint8)
+    batch = dict(image=image, label=np.zeros(6, np.int32))
+    after, metrics = training.update(state, batch, text, text[0], base)
+
+    key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))[1]
+    inputs = draw_inputs(denoiser, batch, key)
+
+    def loss_of(kernel):
+        variables = {"params": {"out": {"kernel": kernel}}}
+        states = text[jnp.zeros(6, int)]
+        return image_losses(denoiser, DiffusionLoss(), variables, inputs, states)["loss"].mean()
+
+    loss, slope = jax.value_and_grad(loss_of)(jnp.float32([[0.5 + scale * 2.0 * 0.25]]))
+    assert metrics["loss"] == pytest.approx(float(loss), rel=1e-6)
+    found = after.variables["params"]["out"]
+    assert found["down"] == pytest.approx(2.0 - rate * scale * slope.item() * 0.25, rel=1e-5)
+    assert found["up"] == pytest.approx(0.25 - rate * scale * slope.item() * 2.0, rel=1e-5)
+
+
+def test_only_the_adapters_are_saved(base, adapted):
+    run, training = adapted
+    assert {module[-1] for module in training.lora.modules} == PROJECTIONS
+    stored = run.shapes()["params"]
+    assert {path.rpartition("/")[2] for path in flat(stored)} == {"down", "up"}
+    assert sum(leaf.size for leaf in jax.tree.leaves(stored)) == sum(
+        RANK * sum(leaf.shape)
+        for path, leaf in flat(training.denoiser.shapes(training.text_shape)["params"]).items()
+        if path.split("/")[-2] in PROJECTIONS and path.endswith("kernel")
+    )
+    # What the optimiser keeps is of their size too.
+    kept = [leaf.size for leaf in jax.tree.leaves(training.abstract.opt_state)]
+    assert max(kept) <= max(leaf.size for leaf in jax.tree.leaves(stored))
+
+
+def test_the_network_is_its_base_with_the_products_in_it(base, adapted):
+    run, training = adapted
+    before, after = loaded(Run.open(base), training), loaded(run, training)
+    adapters = flat(
+        run.variables(
+            {
+                "params": training.lora.shapes(
+                    training.denoiser.shapes(training.text_shape)["params"]
+                )
+            }
+        )["params"]
+    )
+    moved = 0
+    for path, kernel in before.items():
+        module, _, leaf = path.rpartition("/")
+        if f"{module}/down" in adapters and leaf == "kernel":
+            down, up = (np.float64(adapters[f"{module}/{part}"]) for part in ("down", "up"))
+            expected = kernel + ALPHA / RANK * down @ up
+            np.testing.assert_allclose(after[path], expected, rtol=1e-6, atol=1e-7)
+            moved += np.abs(expected - kernel).max() > 1e-5
+        else:
+            np.testing.assert_array_equal(after[path], kernel)
+    assert moved == len(training.lora.modules)
+
+
+def test_new_adapters_change_nothing(base):
+    training = Training.of(get_config(base))
+    params = loaded(Run.open(base), training)
+    nested = flax.traverse_util.unflatten_dict(params, sep="/")
+    adapters = training.lora.init(jax.random.key(0), nested)
+    assert all(np.std(leaf) > 0.1 for path, leaf in flat(adapters).items() if "down" in path)
+    merged = flat(training.lora.merged(nested, adapters))
+    for path, leaf in params.items():
+        np.testing.assert_array_equal(merged[path], leaf)
+
+
+def test_a_kernel_of_any_shape():
+    """Merged weights compute what the two paths side by side do, also where they are windows."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 8, 8, 3)).astype(np.float32)
+    params = {"conv": {"kernel": rng.normal(size=(3, 3, 3, 5)).astype(np.float32)}}
+    lora = make_lora(dict(rank=2, alpha=1.0, targets=("conv",)), params)
+    adapters = lora.init(jax.random.key(0), params)
+    adapters["conv"]["up"] = rng.normal(size=(2, 5)).astype(np.float32)
+
+    def conv(x, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+
+    side = conv(conv(x, adapters["conv"]["down"]), adapters["conv"]["up"][None, None])
+    expected = conv(x, params["conv"]["kernel"]) + 0.5 * side
+    found = conv(x, lora.merged(params, adapters)["conv"]["kernel"])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_run_of_adapters_is_a_stage_like_any_other(base, adapted):
+    run, training = adapted
+    config = ConfigDict(training.config.to_dict())
+    entry = dict(config.pictures, stage=config.stage, noise_augmentation=0.0, run=str(run.path))
+    config.stages = {"sr8": entry}
+    _, [variables], [digest] = load_stages(config, make_text_encoder(config.text), base=False)
+    jax.tree.map(np.testing.assert_array_equal, flat(variables["params"]), loaded(run, training))
+    assert digest == digest_of(run)
+    assert digest_of(run) not in (run.digest(), digest_of(Run.open(base)))
+    other = dataclasses.replace(run, inputs={**run.inputs, "init_from": "of other weights"})
+    assert digest_of(other) != digest_of(run)
+    with pytest.raises(InputError, match=r"adapters of .*base, which holds other weights now"):
+        loaded(other, training)
+
+
+def test_its_base_can_be_kept_in_bfloat16(base):
+    training = Training.of(get_config(base, base_dtype="bfloat16"))
+    shapes = training.base_shapes(make_mesh({}))
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("bfloat16")}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(rank=0), "config.lora.rank=0: at least 1"),
+        (dict(alpha=0.0), "config.lora.alpha must be above 0, got 0.0"),
+        (dict(targets=("to_x",)), "config.lora.targets: 'to_x' is found in no parameter's path"),
+        (dict(targets=()), "config.lora.targets is empty"),
+        (dict(base_dtype="float8"), "config.lora.base_dtype must be one of float32, bfloat16"),
+        (dict(ranks=4), "config.lora has no field 'ranks'"),
+    ],
+)
+def test_wrong_fields(base, fields, message):
+    with pytest.raises(InputError, match=message):
+        Training.of(get_config(base, **fields))
+
+
+def test_without_weights_there_is_nothing_to_adapt(base):
+    config = get_config(base)
+    config.init_from = ""
+    with pytest.raises(InputError, match=r"config\.lora needs config\.init_from"):
+        Training.of(config)
