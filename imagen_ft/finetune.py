@@ -18,6 +18,7 @@ import ml_collections
 from absl import flags
 
 from imagen_ft.diffusion.from_config import lacking_in_denoiser
+from imagen_ft.text import class_names
 from imagen_ft.text.encoders import lacking_in_text, make_text_encoder, text_shapes
 from imagen_ft.training.lacking import lacking_in_metric, lacking_in_pictures
 from imagen_ft.training.train_stage import train_stage
@@ -41,7 +42,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def lacking(config: ml_collections.ConfigDict) -> Defaults:
     """Fields that a config lacks and the command line can set."""
-    images = {"crop_size": 0, "flip": False, "init_from": ""}
+    images = {"crop_size": 0, "flip": False, "init_from": "", "class_names": class_names.MIXED}
     return {
         **below("", config, images),
         **below("loss", config.loss, {"min_snr_gamma": 0.0, "vlb_weight": 0.0}),

@@ -22,6 +22,7 @@ from imagen_ft.diffusion.from_config import (
     make_stages,
 )
 from imagen_ft.diffusion.stage import Stage
+from imagen_ft.text import class_names
 from imagen_ft.text.encoders import TextEncoder, lacking_in_text, text_shapes
 from launch.errors import InputError
 from launch.files import differences
@@ -88,11 +89,12 @@ def load_stages(
 
 def lacking_in_cascade(config: ml_collections.ConfigDict) -> Defaults:
     """Fields of a cascade that a config lacks."""
-    fields = {**below("", config, {"negative_prompt": ""}), **lacking_in_text(config.text)}
-    own = {"ema": MAIN, "best": False, "variant": unset(str)}
+    own = {"negative_prompt": "", "class_names": class_names.MIXED}
+    fields = {**below("", config, own), **lacking_in_text(config.text)}
+    of_stage = {"ema": MAIN, "best": False, "variant": unset(str)}
     for name, entry in with_dtypes(config).stages.items():
         path, denoiser = f"stages.{name}", make_denoiser(entry.stage)
-        fields |= below(path, entry, own)
+        fields |= below(path, entry, of_stage)
         fields |= lacking_in_denoiser(f"{path}.stage", entry.stage)
         fields |= lacking_in_stage(path, entry, denoiser)
     return fields

@@ -13,7 +13,7 @@ from imagen_ft.models.unet import UNet
 from launch.errors import InputError
 from launch.runtime.config import module_fields
 from launch.runtime.limits import SIDE, check_numbers, make_module
-from launch.runtime.optional_fields import Defaults, below, defaults_of
+from launch.runtime.optional_fields import Defaults, Mixed, below, defaults_of
 
 _LIMITS = {"size": SIDE, "low_size": (0, SIDE[1]), "channels": SIDE}
 
@@ -131,9 +131,12 @@ def lacking_in_denoiser(path: str, config: ml_collections.ConfigDict) -> Default
 def lacking_in_stage(path: str, config: ml_collections.ConfigDict, denoiser: Denoiser) -> Defaults:
     """Fields of `make_stage` that a config lacks, which is at `path`."""
     stage = make_stage(config, denoiser)
+    sampler = defaults_of(stage.sampler)
+    if "logvar_coeff" in sampler:
+        sampler["logvar_coeff"] = Mixed(0.0, (float, str))  # or 'learned'
     return {
         **below(path, config, defaults_of(stage)),
-        **below(f"{path}.sampler", config.sampler, defaults_of(stage.sampler)),
+        **below(f"{path}.sampler", config.sampler, sampler),
     }
 
 

@@ -13,8 +13,11 @@ from etils import epath
 from input_pipeline.imagenet import canonical_names, wordnet_ids
 from launch.errors import InputError
 from launch.files import is_utf8
+from launch.runtime.optional_fields import Mixed
 
 IMAGENET = "imagenet"
+# What `resolve` takes, in configs.
+MIXED = Mixed((), (tuple, str))
 _SYNSET = re.compile(r"n\d{8}[\s,]+\S")
 
 

@@ -13,7 +13,7 @@ from input_pipeline.source import Augment, Example, Transform
 from launch.errors import InputError
 from launch.fields import Fields
 from launch.runtime.limits import SIDE
-from launch.runtime.optional_fields import Defaults, below, unset
+from launch.runtime.optional_fields import Defaults, Mixed, below, unset
 
 _COLOURS = ("randaugment", "three_augment", "colour_jitter")
 _TRAINING = ("size", "crop", "shift", "flip", *_COLOURS, "erasing")
@@ -27,7 +27,7 @@ def lacking_in_augment(config: Fields) -> Defaults:
     own |= {"colour_jitter": 0.0, "erasing": 0.0}
     boxes: Defaults = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3)}
     operations: Defaults = {"layers": unset(int), "magnitude": unset(float), "std": 0.0}
-    operations |= {"increasing": False, "probability": 1.0, "fill": 128}
+    operations |= {"increasing": False, "probability": 1.0, "fill": Mixed(128, (int, tuple))}
     if config.get("crop") is None:  # any field of it would be a crop
         boxes = dict.fromkeys(boxes, unset(tuple))
     return {

@@ -104,7 +104,7 @@ def defaults_of(instance: Any, leave_out: Sequence[str] = ()) -> dict[str, Any]:
 
 def _kinds(annotation: Any) -> tuple[type, ...]:
     """The simple types of a union; sequences are tuples in a config."""
-    if not isinstance(annotation, types.UnionType):
+    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
         return ()
     parts = typing.get_args(annotation)
     kinds = [tuple if typing.get_origin(kind) is abc.Sequence else kind for kind in parts]

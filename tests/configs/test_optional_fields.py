@@ -252,6 +252,11 @@ SET = [
     (FINETUNE, "stage.unet.attention_head_dim=8", 8),
     (FINETUNE, "stage.unet.remat=(True,)", (True,)),
     ("configs/imagenet/if_ii_l.py", "stage.unet.layers_per_block=3", 3),
+    (SAMPLE, "stages.base4.sampler.logvar_coeff=learned", "learned"),
+    ("configs/deepfloyd/sample.py", "stages.base64.sampler.logvar_coeff=0.5", 0.5),
+    (SAMPLE, "class_names=names.txt", "names.txt"),
+    ("configs/imagenet/if_i_l.py", "class_names=('a', 'b')", ("a", "b")),
+    ("configs/imagenet/resnet50.py", "augment.randaugment.fill=(1, 2, 3)", (1, 2, 3)),
 ]
 
 
