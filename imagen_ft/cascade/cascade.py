@@ -118,10 +118,11 @@ class Cascade:
             **changes: of all stages: `sampler`, `num_steps`, `spacing`, numbers of the sampler's
                 own (see `sampler_from_config.make_sampler`; another sampler's strength of noise
                 is not kept where it has no such noise), `guidance_weight`,
-                `guidance_interval`, `threshold_percentile`, `threshold_maximum` and, of the stages
-                that enlarge, `noise_augmentation`; of one stage, by the name that the config gives
-                it: `stages={"sr256": dict(num_steps=30)}`. `batch_size` is the cascade's number,
-                within `stages` a stage's own.
+                `guidance_interval`, `guidance_schedule`, `guidance_rescale`, `cads_scale`,
+                `cads_interval`, `cads_mix`, `threshold_percentile`, `threshold_maximum` and, of
+                the stages that enlarge, `noise_augmentation`; of one stage, by the name that the
+                config gives it: `stages={"sr256": dict(num_steps=30)}`. `batch_size` is the
+                cascade's number, within `stages` a stage's own.
 
         Raises:
             InputError: a name is unknown, or a value is what a config may not say either.

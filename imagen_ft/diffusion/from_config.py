@@ -1,9 +1,12 @@
 """Denoisers and stages from configs."""
 
+from typing import Any
+
 import ml_collections
 
 from imagen_ft.diffusion.denoiser import UPSAMPLING, Denoiser, Network
 from imagen_ft.diffusion.forward_process import PREDICTIONS
+from imagen_ft.diffusion.guidance import WEIGHT_SCHEDULES
 from imagen_ft.diffusion.sampler_from_config import make_sampler
 from imagen_ft.diffusion.schedule import make_schedule
 from imagen_ft.diffusion.stage import Stage
@@ -77,17 +80,12 @@ def make_stage(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Stage:
     """Builds a stage from the fields of `Stage`; those with defaults may be missing.
 
     Raises:
-        InputError: an unknown sampler or spacing, steps that the schedule does not have, a level
-            outside [0, 1], a negative weight.
+        InputError: an unknown sampler, spacing or schedule of guidance, steps that the noise
+            schedule does not have, a level or share outside [0, 1], a negative weight.
     """
-    level, weight = config.get("noise_augmentation", 0.0), config.guidance_weight
-    interval = tuple(config.get("guidance_interval", (0.0, 1.0)))
+    level = config.get("noise_augmentation", 0.0)
     if not 0.0 <= level <= 1.0:
         raise InputError(f"noise_augmentation={level}: a level is in [0, 1]")
-    if not 0.0 <= weight < float("inf"):
-        raise InputError(f"guidance_weight={weight}: 1 is none, more is more; not below 0")
-    if len(interval) != 2 or not 0.0 <= interval[0] < interval[1] <= 1.0:
-        raise InputError(f"guidance_interval={interval}: from and to, in [0, 1], are needed")
     percentile, batch_size = config.threshold_percentile, config.get("batch_size", 0)
     maximum = config.get("threshold_maximum", float("inf"))
     if not 0.0 < percentile <= 100.0:
@@ -108,13 +106,37 @@ def make_stage(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Stage:
     return Stage(
         denoiser=denoiser,
         sampler=sampler,
-        guidance_weight=weight,
         threshold_percentile=percentile,
         threshold_maximum=maximum,
         noise_augmentation=level,
-        guidance_interval=interval,
         batch_size=batch_size,
+        **_guidance(config),
     )
+
+
+def _guidance(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The fields of `Stage` that lead away from other images, or from one and the same."""
+    weight, scale = config.guidance_weight, config.get("cads_scale", 0.0)
+    schedule = config.get("guidance_schedule", "constant")
+    if not 0.0 <= weight < float("inf"):
+        raise InputError(f"guidance_weight={weight}: 1 is none, more is more; not below 0")
+    if schedule not in WEIGHT_SCHEDULES:
+        names = ", ".join(WEIGHT_SCHEDULES)
+        raise InputError(f"guidance_schedule must be one of {names}, got {schedule!r}; name one")
+    if not 0.0 <= scale < float("inf"):
+        raise InputError(f"cads_scale must be at least 0, got {scale}; 0 is none")
+    fields: dict[str, Any] = dict(guidance_weight=weight, guidance_schedule=schedule)
+    fields["cads_scale"] = scale
+    for name, share in (("guidance_rescale", 0.0), ("cads_mix", 1.0)):
+        fields[name] = config.get(name, share)
+        if not 0.0 <= fields[name] <= 1.0:
+            raise InputError(f"{name} must be a share in [0, 1], got {fields[name]}; 0 is none")
+    for name, ends in (("guidance_interval", (0.0, 1.0)), ("cads_interval", (0.6, 0.9))):
+        interval = tuple(config.get(name, ends))
+        fields[name] = interval
+        if len(interval) != 2 or not 0.0 <= interval[0] < interval[1] <= 1.0:
+            raise InputError(f"{name}={interval}: from and to, in [0, 1], are needed")
+    return fields
 
 
 def lacking_in_denoiser(path: str, config: ml_collections.ConfigDict) -> Defaults:

@@ -1,4 +1,6 @@
-"""Classifier-free guidance and thresholding (Imagen, section 2.2 and 2.3)."""
+"""Classifier-free guidance and thresholding (Imagen, section 2.2 and 2.3), and what came since."""
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +9,15 @@ from jaxtyping import Float
 
 from launch.runtime.types import Array
 
+# How the weight goes with time, see `weight_at`.
+WEIGHT_SCHEDULES = ("constant", "linear", "cosine")
+
 
 def guide(
-    output: Float[Array, "two_b h w c"], weight: float | Float[Array, ""], channels: int
+    output: Float[Array, "two_b h w c"],
+    weight: float | Float[Array, ""],
+    channels: int,
+    rescale: float = 0.0,
 ) -> Float[Array, "b h w c"]:
     """Guided output of a doubled batch: w output(x, text) + (1 - w) output(x, null).
 
@@ -21,13 +29,86 @@ def guide(
         weight: w of Imagen; 1 is no guidance.
         channels: how many of the output's channels are eps, x_0 or v; what is behind them
             (DeepFloyd IF's variance) is that of the prompts.
+        rescale: see `rescaled`.
 
     Returns:
         The output for the prompts, its first channels guided.
     """
     conditional, unconditional = jnp.split(output, 2)
-    guided = weight * conditional[..., :channels] + (1.0 - weight) * unconditional[..., :channels]
+    plain = conditional[..., :channels]
+    guided = weight * plain + (1.0 - weight) * unconditional[..., :channels]
+    if rescale:
+        guided = rescaled(guided, plain, rescale)
     return jnp.concatenate([guided, conditional[..., channels:]], axis=-1)
+
+
+def rescaled(
+    guided: Float[Array, "b h w c"], plain: Float[Array, "b h w c"], share: float
+) -> Float[Array, "b h w c"]:
+    """Takes back what guidance adds to the contrast (Lin et al. 2024, Eq. 15 and 16).
+
+    share g std(p) / std(g) + (1 - share) g, with the deviations of each image's own values.
+
+    Args:
+        guided: g.
+        plain: p, the output without guidance.
+        share: phi of the paper, in [0, 1]; 0 changes nothing.
+    """
+    axes = (1, 2, 3)
+    spread = jnp.std(guided, axis=axes, keepdims=True)
+    ratio = jnp.std(plain, axis=axes, keepdims=True) / jnp.where(spread > 0, spread, 1.0)
+    return share * ratio * guided + (1.0 - share) * guided
+
+
+def weight_at(
+    schedule: str, weight: float | Float[Array, ""], t: Float[Array, ""]
+) -> float | Float[Array, ""]:
+    """The guidance weight of a time: 1 + (w - 1) f(t), where f is 1 on average.
+
+    Args:
+        schedule: one of `WEIGHT_SCHEDULES`: f is 1, 2 (1 - t) or 1 + cos(pi t), the two that grow
+            towards data in Wang et al. 2024, section 4.
+        weight: w.
+        t: in [0, 1]; 1 is noise.
+    """
+    if schedule == "constant":
+        return weight
+    factor = 2.0 * (1.0 - t) if schedule == "linear" else 1.0 + jnp.cos(math.pi * t)
+    return 1.0 + (weight - 1.0) * factor
+
+
+def anneal(
+    text: Float[Array, "b n d"],
+    noise: Float[Array, "b n d"],
+    t: Float[Array, ""],
+    scale: float,
+    interval: tuple[float, float],
+    mix: float,
+) -> Float[Array, "b n d"]:
+    """Texts with noise that goes as the images come: CADS (Sadat et al. 2024, section 4).
+
+    y' = sqrt(g) y + s sqrt(1 - g) n, where g is 1 up to the first end of the interval, 0 from the
+    last on, and a line between them; y'' = mean(y) + std(y) (y' - mean(y')) / std(y') of each text.
+
+    Args:
+        text: y, states of the prompts.
+        noise: n, standard normal.
+        t: in [0, 1]; 1 is noise.
+        scale: s.
+        interval: tau_1 and tau_2.
+        mix: psi: how much of the result is y'', the rest is y'.
+    """
+    axes, dtype = (1, 2), text.dtype
+    text = text.astype(jnp.float32)
+    first, last = interval
+    share = jnp.clip((last - t) / (last - first), 0.0, 1.0)
+    noised = jnp.sqrt(share) * text + scale * jnp.sqrt(1.0 - share) * noise
+    mean, deviation = (f(text, axis=axes, keepdims=True) for f in (jnp.mean, jnp.std))
+    off = noised - jnp.mean(noised, axis=axes, keepdims=True)
+    spread = jnp.std(noised, axis=axes, keepdims=True)
+    rescaled_text = mean + deviation * off / jnp.where(spread > 0, spread, 1.0)
+    annealed = mix * rescaled_text + (1.0 - mix) * noised
+    return jnp.where(share < 1.0, annealed, text).astype(dtype)
 
 
 def threshold(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,8 +21,11 @@ Output = Float[Array, "b h w outputs"]
 Numbers = dict[str, Float[Array, ""]]
 _OF_SAMPLER = "sampler."
 
-# The condition's noise is apart from the steps', which count from 0.
-CONDITION_STEP = 2**31 - 1
+# (t) -> standard normal noise for the states of the prompts.
+TextNoise = Callable[[Float[Array, ""]], Float[Array, "b n d"]]
+
+# The noise of the condition and of texts is apart from the steps', which count from 0.
+CONDITION_STEP, _TEXT_STEP = 2**31 - 1, 2**31 - 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +42,11 @@ class Stage:
         guidance_interval: the times, from and to, at which there is guidance; at others the
             network runs once (Kynkaanniemi et al. 2024).
         batch_size: images at a time; 0 is as many as the cascade takes.
+        guidance_schedule: how the weight goes with time, see `guidance.weight_at`.
+        guidance_rescale: see `guidance.rescaled`; 0 is none.
+        cads_scale: noise of the prompts' states, see `guidance.anneal`; 0 is none.
+        cads_interval: the times between which it goes.
+        cads_mix: see `guidance.anneal`.
     """
 
     denoiser: Denoiser
@@ -48,6 +57,11 @@ class Stage:
     threshold_maximum: float = float("inf")
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     batch_size: int = 0
+    guidance_schedule: str = "constant"
+    guidance_rescale: float = 0.0
+    cads_scale: float = 0.0
+    cads_interval: tuple[float, float] = (0.6, 0.9)
+    cads_mix: float = 1.0
 
     @functools.partial(jax.jit, static_argnums=0, static_argnames="skip_steps")
     def sample(
@@ -75,7 +89,8 @@ class Stage:
         """
         options = dict(start=start, skip_steps=skip_steps)
         stage = self if numbers is None else self._with(numbers)
-        return stage.run(variables, stage._noise(keys), text, null_text, low, **options)[0]
+        noises = stage._noise(keys), _noise_of_text(keys, text)
+        return stage.run(variables, noises[0], text, null_text, low, noises[1], **options)[0]
 
     @property
     def is_guided(self) -> bool:
@@ -146,7 +161,8 @@ class Stage:
     ) -> Float[Array, "steps b h w c"]:
         """What `sample` predicts x_0 to be at each of its steps, in [-1, 1]."""
         options = dict(start=start, skip_steps=skip_steps, path=True)
-        _, path = self.run(variables, self._noise(keys), text, null_text, low, **options)
+        noises = self._noise(keys), _noise_of_text(keys, text)
+        _, path = self.run(variables, noises[0], text, null_text, low, noises[1], **options)
         assert path is not None
         return path
 
@@ -157,43 +173,66 @@ class Stage:
         text: Float[Array, "b n d"],
         null_text: Float[Array, "#b n d"],
         low: LowImage | None = None,
+        text_noise: TextNoise | None = None,
         **options: Any,
     ) -> tuple[Image, Float[Array, "steps b h w c"] | None]:
-        """As `sample`, with any noise and all options of `samplers.sample`."""
+        """As `sample`, with any noise and all options of `samplers.sample`.
+
+        `text_noise` is needed where `cads_scale` is not 0.
+        """
         condition, level = None, None
         if low is not None:
             level = jnp.full((text.shape[0],), self.noise_augmentation)
             condition = self.denoiser.condition(low, noise(CONDITION_STEP), level)
-        denoise = self._make_denoise(variables, text, null_text, condition, level)
+        texts = self._texts(text, null_text, text_noise)
+        denoise = self._make_denoise(variables, texts, condition, level)
         return samplers.sample(self.sampler, denoise, self.denoiser.schedule, noise, **options)
 
     def _noise(self, keys: Key[Array, " b"]) -> samplers.Noise:
         size = self.denoiser.size
         return samplers.noise_of_keys(keys, (size, size, self.denoiser.channels))
 
+    def _texts(
+        self, text: Array, null_text: Array, noise: TextNoise | None
+    ) -> Callable[[Float[Array, ""]], Float[Array, "rows n d"]]:
+        """(t) -> states of the prompts, behind them those of no text where there is guidance."""
+
+        def texts(t: Float[Array, ""]) -> Float[Array, "rows n d"]:
+            prompts = text
+            if self.cads_scale:
+                assert noise is not None, "cads_scale needs text_noise"
+                annealing = self.cads_scale, self.cads_interval, self.cads_mix
+                prompts = guidance.anneal(text, noise(t), t, *annealing)
+            if not self.is_guided:
+                return prompts
+            return jnp.concatenate([prompts, jnp.broadcast_to(null_text, text.shape)])
+
+        return texts
+
     def _make_denoise(
         self,
         variables: Variables,
-        text: Array,
-        null_text: Array,
+        texts: Callable[[Float[Array, ""]], Float[Array, "rows n d"]],
         condition: Image | None,
         level: Array | None,
     ) -> samplers.Denoise:
         denoiser, guided = self.denoiser, self.is_guided
         if guided:
             # A doubled batch sees everything but the text twice.
-            text = jnp.concatenate([text, jnp.broadcast_to(null_text, text.shape)])
             condition, level = jax.tree.map(lambda a: jnp.concatenate([a, a]), (condition, level))
-        # None of this depends on x_t: it is computed once for all steps.
-        inputs = denoiser.context(variables, text, level), condition
+        context_at = lambda t: denoiser.context(variables, texts(t), level)  # noqa: E731
+        # Without noise in the texts it is the same at all steps, and computed once.
+        constant = None if self.cads_scale else context_at(jnp.zeros(()))
 
         def once(x_t: Image, t: Float[Array, ""]) -> Output:
-            context, low = jax.tree.map(lambda a: a[: len(x_t)], inputs)
+            context = context_at(t) if constant is None else constant
+            context, low = jax.tree.map(lambda a: a[: len(x_t)], (context, condition))
             return denoiser.predict(variables, x_t, jnp.full(len(x_t), t), context, low)
 
         def twice(x_t: Image, t: Float[Array, ""]) -> Output:
             output = once(jnp.concatenate([x_t, x_t]), t)
-            return guidance.guide(output, self.guidance_weight, denoiser.channels)
+            weight = guidance.weight_at(self.guidance_schedule, self.guidance_weight, t)
+            return guidance.guide(output, weight, denoiser.channels, self.guidance_rescale)
 
         def denoise(x_t: Image, t: Float[Array, ""]) -> samplers.Prediction:
             if guided and self.guidance_interval != (0.0, 1.0):
@@ -209,3 +248,18 @@ class Stage:
             return samplers.Prediction(x0, (variance + 1) / 2 if variance.shape[-1] else None)
 
         return denoise
+
+
+def _noise_of_text(keys: Key[Array, " b"], text: Float[Array, "b n d"]) -> TextNoise:
+    """Noise of each image's text by its key and the time alone, whatever the steps."""
+
+    def noise(t: Float[Array, ""]) -> Float[Array, "b n d"]:
+        bits = jax.lax.bitcast_convert_type(jnp.asarray(t, jnp.float32), jnp.uint32)
+
+        def draw(key: Key[Array, ""]) -> Float[Array, "n d"]:
+            of_texts = jax.random.fold_in(key, _TEXT_STEP)
+            return jax.random.normal(jax.random.fold_in(of_texts, bits), text.shape[1:])
+
+        return jax.vmap(draw)(keys)
+
+    return noise

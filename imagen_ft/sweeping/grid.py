@@ -129,8 +129,10 @@ def _reads(stage: Stage, name: str) -> bool:
     """Whether images of the stage depend on a dimension."""
     if name == "noise_augmentation":
         return bool(stage.denoiser.low_size)
-    if name == "guidance_interval":
+    if name in ("guidance_interval", "guidance_schedule", "guidance_rescale"):
         return stage.is_guided
+    if name in ("cads_interval", "cads_mix"):
+        return stage.cads_scale > 0
     field = SAMPLING[name].field if name in SAMPLING else ""
     if not field.startswith(_OF_SAMPLER) or name == "sampler":
         return True

@@ -138,3 +138,12 @@ def test_ddim(eta, spacing, monkeypatch):
     # Our eps is that of the clipped image, as in Imagen.
     options = dict(eta=eta, use_clipped_model_output=True)
     compare(DDIM(10, eta, spacing), scheduler, said, noise, 100.0, 1.0, monkeypatch, **options)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
+def test_rescaled_guidance(share):
+    from diffusers.guiders.guider_utils import rescale_noise_cfg
+
+    plain, guided = np.random.default_rng(0).normal(1, 2, size=(2, 3, 4, 4, 2)).astype(np.float32)
+    theirs = rescale_noise_cfg(*map(torch.from_numpy, (3 * guided, plain)), share).numpy()
+    assert relative_error(guidance.rescaled(3 * guided, plain, share), theirs) <= 1e-6

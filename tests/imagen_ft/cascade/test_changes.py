@@ -40,6 +40,10 @@ def cascade():
         (dict(sampler="unipc", logvar_coeff=0.5), "logvar_coeff must be 0 or left out for 'unipc'"),
         (dict(sampler="heun", churn=-1), r"churn must be at least 0, got -1\.0"),
         (dict(sampler="dpmpp", order=4), "sampler.order=4: at most 3"),
+        (dict(guidance_schedule="step"), "guidance_schedule must be one of constant, linear, cos"),
+        (dict(guidance_rescale=1.5), r"guidance_rescale must be a share in \[0, 1\], got 1\.5"),
+        (dict(cads_scale=-0.1), r"cads_scale must be at least 0, got -0\.1"),
+        (dict(cads_interval=(0.9, 0.6)), r"cads_interval=\(0\.9, 0\.6\): from and to"),
         (dict(batch_size=0), "config.batch_size=0: at least 1 is needed"),
     ],
 )

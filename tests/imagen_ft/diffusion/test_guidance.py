@@ -3,7 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_ft.diffusion.guidance import guide, percentile_of_rows, threshold
+from imagen_ft.diffusion.guidance import (
+    WEIGHT_SCHEDULES,
+    anneal,
+    guide,
+    percentile_of_rows,
+    rescaled,
+    threshold,
+    weight_at,
+)
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.25, 7.0])
@@ -15,6 +23,51 @@ def test_guide(weight):
     eps = weight * prompts[..., :2] + (1 - weight) * null[..., :2]
     np.testing.assert_allclose(guided[..., :2], eps, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(guided[..., 2:], output[:3, ..., 2:])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
+def test_rescaled_guidance(share):
+    """Lin et al. 2024, Eq. 15 and 16."""
+    plain, guided = np.random.default_rng(0).normal(1, 2, size=(2, 3, 4, 4, 2)).astype(np.float32)
+    guided = 3 * guided + 1
+    ratio = plain.std(axis=(1, 2, 3), keepdims=True) / guided.std(axis=(1, 2, 3), keepdims=True)
+    expected = share * ratio * guided + (1 - share) * guided
+    np.testing.assert_allclose(rescaled(guided, plain, share), expected, rtol=1e-5, atol=1e-5)
+    # In a doubled batch, without the variance behind eps.
+    null = np.random.default_rng(1).normal(size=plain.shape).astype(np.float32)
+    found = guide(np.concatenate([plain, null]), 2.5, 1, share)
+    eps = (2.5 * plain - 1.5 * null)[..., :1]
+    expected = rescaled(eps, plain[..., :1], share) if share else eps
+    np.testing.assert_allclose(found[..., :1], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found[..., 1:], plain[..., 1:])
+
+
+@pytest.mark.parametrize("schedule", WEIGHT_SCHEDULES)
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+def test_weights_over_time(schedule, weight):
+    """They fall with t, and are on average what a constant one is."""
+    times = (np.arange(100) + 0.5) / 100
+    found = np.array([weight_at(schedule, weight, jnp.float32(t)) for t in times])
+    factor = {"constant": times**0, "linear": 2 - 2 * times, "cosine": 1 + np.cos(np.pi * times)}
+    np.testing.assert_allclose(found, 1 + (weight - 1) * factor[schedule], rtol=1e-5)
+    assert found.mean() == pytest.approx(weight, rel=1e-4)
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("t", [0.0, 0.59, 0.7, 0.91, 1.0])
+def test_annealed_texts(t, mix):
+    """Sadat et al. 2024, section 4; each text by its own mean and deviation."""
+    rng = np.random.default_rng(0)
+    text = rng.normal([[[1.0]], [[-2.0]]], [[[0.5]], [[3.0]]], size=(2, 5, 7)).astype(np.float32)
+    noise = rng.normal(size=text.shape).astype(np.float32)
+    found = np.asarray(anneal(text, noise, jnp.float32(t), 0.25, (0.6, 0.9), mix))
+    share = np.clip((0.9 - t) / 0.3, 0, 1)
+    for y, n, annealed in zip(text.astype(np.float64), noise, found, strict=True):
+        noised = np.sqrt(share) * y + 0.25 * np.sqrt(1 - share) * n
+        back = y.mean() + y.std() * (noised - noised.mean()) / noised.std()
+        np.testing.assert_allclose(annealed, mix * back + (1 - mix) * noised, atol=2e-5)
+        if t <= 0.6:
+            np.testing.assert_array_equal(annealed, y)
 
 
 def test_static_threshold():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
+from imagen_ft.diffusion import stage as stages
 from imagen_ft.diffusion.ddpm import DDIM, DDPM
 from imagen_ft.diffusion.denoiser import Denoiser, upsample
 from imagen_ft.diffusion.dpm_solver import DPMpp2S
@@ -36,7 +37,7 @@ SCALE = 0.7
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """eps = scale x + a number of the text, behind it a variance; tells when it runs and on what.
+    """eps is linear in x by a number of the text, behind it a variance; tells when it runs on what.
 
     Attributes:
         learned: whether there is a variance.
@@ -58,7 +59,7 @@ class Network:
         x, time, text = inputs
         jax.debug.callback(lambda at: self.calls.append((float(at), len(x))), time[0])
         shift = text[:, None, None, None]
-        parts = [variables["scale"] * x + shift]
+        parts = [variables["scale"] * (1 + shift / 2) * x + shift]
         return jnp.concatenate(parts + [jnp.sin(3 * x + shift)] * self.learned, axis=-1)
 
 
@@ -85,13 +86,17 @@ def run(stage, **options):
     return found
 
 
-def evaluate(x, t, weight, interval):
+def evaluate(stage, x, t):
     """The guided output, in float64."""
+    weight, interval = stage.guidance_weight, stage.guidance_interval
+    weight = 1 + (weight - 1) * dict(constant=1, linear=2 - 2 * t)[stage.guidance_schedule]
     prompt, null = (text.astype(np.float64).mean(axis=(1, 2)) for text in (TEXT, NULL))
     prompt = prompt[:, None, None, None]
-    eps = SCALE * x + prompt
+    eps = SCALE * (1 + prompt / 2) * x + prompt
     if interval[0] <= t <= interval[1]:
-        eps = weight * eps + (1 - weight) * (SCALE * x + null)
+        plain, eps = eps, weight * eps + (1 - weight) * (SCALE * (1 + null / 2) * x + null)
+        ratio = plain.std(axis=(1, 2, 3), keepdims=True) / eps.std(axis=(1, 2, 3), keepdims=True)
+        eps *= 1 + stage.guidance_rescale * (ratio - 1)
     return eps, (np.sin(3 * x + prompt) + 1) / 2
 
 
@@ -112,7 +117,7 @@ def expected(stage, start=None, skip_steps=0):
         x = math.sqrt(abar) * start + math.sqrt(1 - abar) * x
     for row in range(skip_steps, STEPS):
         abar_t, abar_s = alpha_bar(TIMES[row]), alpha_bar(TIMES[row + 1])
-        eps, learned = evaluate(x, TIMES[row], stage.guidance_weight, stage.guidance_interval)
+        eps, learned = evaluate(stage, x, TIMES[row])
         x0 = (x - math.sqrt(1 - abar_t) * eps) / math.sqrt(abar_t)
         path.append(threshold(x0, stage.threshold_percentile, stage.threshold_maximum))
         sampler = stage.sampler
@@ -162,6 +167,43 @@ def test_guidance(weight, interval, evaluations):
         # At no time, or at all of them: as without an interval.
         plain, _ = make_stage(guidance_weight=weight if evaluations[0] == 2 else 1.0)
         assert_same_up_to_rounding(run(plain)[0], images)
+
+
+def test_pieces_of_guidance_compose():
+    """A weight that grows, within an interval, with its contrast taken back."""
+    fields = dict(guidance_weight=2.5, guidance_interval=(0.1, 0.7), guidance_schedule="linear")
+    grown, calls = make_stage(**fields)
+    images = assert_as_expected(grown)
+    assert batches(calls) == [1, 2, 2, 2, 1]
+    softer = make_stage(**fields, guidance_rescale=0.7)[0]
+    assert_as_expected(softer)
+    assert np.abs(run(softer)[0] - images).max() > 1e-2
+
+
+def test_annealed_texts():
+    """The prompts' alone, by the image's key and the time, and only where there is noise left."""
+    keys = jax.random.split(jax.random.key(0), IMAGES)
+    plain = make_stage(guidance_weight=2.0)[0]
+    fields = dict(guidance_weight=2.0, cads_scale=0.5, cads_interval=(0.5, 0.9))
+    annealed = dataclasses.replace(plain, **fields)
+    seen = []
+
+    def texts(stage, count):
+        noise = stages._noise_of_text(keys[:count], TEXT[:count])
+        return stage._texts(TEXT[:count], NULL, noise)
+
+    for t in (0.3, 0.7, 0.95):
+        found = np.asarray(texts(annealed, IMAGES)(jnp.float32(t)))
+        np.testing.assert_array_equal(found[IMAGES:], np.broadcast_to(NULL, TEXT.shape))
+        np.testing.assert_array_equal(texts(annealed, 2)(jnp.float32(t))[:2], found[:2])
+        seen.append(np.abs(found[:IMAGES] - TEXT).max())
+        np.testing.assert_array_equal(texts(plain, IMAGES)(jnp.float32(t))[:IMAGES], TEXT)
+    assert seen[0] == 0 < 0.1 < seen[1] < seen[2]
+    # To this network a text is its mean, which the rescaling keeps.
+    annealed = dataclasses.replace(annealed, cads_mix=0.5)
+    images, path = run(annealed, text_noise=stages._noise_of_text(keys, TEXT))
+    np.testing.assert_array_equal(path[-1], images)
+    assert np.abs(run(plain)[0] - images).max() > 1e-2
 
 
 @pytest.mark.parametrize("sampler", [DPMpp2S(3), Heun(3), UniPC(4, 3)], ids=str)
