@@ -8,7 +8,7 @@ from imagen_ft.diffusion.denoiser import UPSAMPLING, Denoiser, Network
 from imagen_ft.diffusion.forward_process import PREDICTIONS
 from imagen_ft.diffusion.guidance import WEIGHT_SCHEDULES
 from imagen_ft.diffusion.sampler_from_config import make_sampler
-from imagen_ft.diffusion.schedule import make_schedule
+from imagen_ft.diffusion.schedule import ScaledLinear, make_schedule
 from imagen_ft.diffusion.stage import Stage
 from imagen_ft.models import presets
 from imagen_ft.models.efficient_unet import EfficientUNet
@@ -44,9 +44,15 @@ def make_denoiser(config: ml_collections.ConfigDict) -> Denoiser:
     if prediction not in PREDICTIONS:
         raise InputError(f"prediction={prediction!r}: known are {', '.join(PREDICTIONS)}")
     learned_variance = config.get("learned_variance", False)
+    schedule = make_schedule(config.schedule)
+    if isinstance(schedule, ScaledLinear) and schedule.zero_terminal_snr and prediction == "eps":
+        raise InputError(
+            "prediction must be 'v' or 'x0' with schedule.zero_terminal_snr, got 'eps': the last "
+            "step is noise alone, from which eps tells nothing; set one of them"
+        )
     return Denoiser(
         model=_make_network(config, config.channels * (2 if learned_variance else 1)),
-        schedule=make_schedule(config.schedule),
+        schedule=schedule,
         size=config.size,
         low_size=config.low_size,
         channels=config.channels,

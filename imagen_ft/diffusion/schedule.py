@@ -1,5 +1,6 @@
 """Noise schedules of variance-preserving diffusion: log signal-to-noise ratio by time."""
 
+import abc
 import dataclasses
 import functools
 from typing import Any, Protocol, runtime_checkable
@@ -12,6 +13,9 @@ from jaxtyping import Float
 from launch.errors import InputError
 from launch.fields import Fields
 from launch.runtime.types import Array
+
+# A scale of data that float32 cannot tell from none, and whose logarithm is finite.
+_NO_DATA = 1e-9
 
 
 @runtime_checkable
@@ -97,46 +101,103 @@ class Linear:
 
 
 @dataclasses.dataclass(frozen=True)
-class SquaredCos:
-    """The discrete cosine schedule of DeepFloyd IF (Nichol and Dhariwal 2021, Eq. 17).
-
-    beta_k is at most 0.999; t is rounded to a step, and below half a step to data without noise.
-    """
+class Discrete(abc.ABC):
+    """A table of steps: t is rounded to one, and below half a step to data without noise."""
 
     num_train_timesteps: int = 1000
 
+    @property
+    @abc.abstractmethod
+    def ratios(self) -> Float[np.ndarray, " {self.num_train_timesteps}+1"]:
+        """The log ratio by row: k + 1 is step k, 0 is data."""
+
     def logsnr(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
         """See `Schedule`."""
-        return jnp.asarray(_squared_cos_logsnr(self.num_train_timesteps))[self._row(t)]
+        return jnp.asarray(self.ratios)[self._row(t)]
 
     def time(self, logsnr: Float[Array, "*b"]) -> Float[Array, "*b"]:
         """See `Schedule`; never that of data."""
-        ratios = _squared_cos_logsnr(self.num_train_timesteps)[1:]
+        ratios = self.ratios[1:]
         between = 0.5 * (ratios[1:] + ratios[:-1])
         row = 1 + jnp.searchsorted(-between, -jnp.asarray(logsnr))
         return row / self.num_train_timesteps
 
     def model_time(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
-        """See `Schedule`; for IF's weights 0 to 999."""
+        """See `Schedule`; for the public weights 0 to 999."""
         return jnp.maximum(self._row(t) - 1, 0).astype(jnp.float32)
 
     def _row(self, t: Float[Array, "*b"]) -> Array:
         return jnp.round(jnp.asarray(t) * self.num_train_timesteps).astype(jnp.int32)
 
 
+@dataclasses.dataclass(frozen=True)
+class SquaredCos(Discrete):
+    """The discrete cosine schedule of DeepFloyd IF (Nichol and Dhariwal 2021, Eq. 17).
+
+    beta_k is at most 0.999.
+    """
+
+    @property
+    def ratios(self) -> Float[np.ndarray, " {self.num_train_timesteps}+1"]:
+        """See `Discrete`."""
+        return _squared_cos_ratios(self.num_train_timesteps)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaledLinear(Discrete):
+    """sqrt(beta) rising linearly (Rombach et al. 2022): Stable Diffusion's schedule.
+
+    Attributes:
+        beta_first: beta of the first step.
+        beta_last: beta of the last one.
+        zero_terminal_snr: the last step holds no data (Lin et al. 2024, Algorithm 1), for which
+            the network has to predict something else than eps.
+    """
+
+    beta_first: float = 0.00085
+    beta_last: float = 0.012
+    zero_terminal_snr: bool = False
+
+    @property
+    def ratios(self) -> Float[np.ndarray, " {self.num_train_timesteps}+1"]:
+        """See `Discrete`."""
+        return _scaled_linear_ratios(*dataclasses.astuple(self))
+
+
 @functools.cache
-def _squared_cos_logsnr(steps: int) -> np.ndarray:
-    """Row k + 1 is step k; row 0 is data, whose noise is less than float32 can tell from none."""
+def _squared_cos_ratios(steps: int) -> np.ndarray:
     angle = (np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2
     betas = np.minimum(1.0 - np.cos(angle[1:]) ** 2 / np.cos(angle[:-1]) ** 2, 0.999)
+    return _with_data(np.log(_alphas(betas)).cumsum())
+
+
+@functools.cache
+def _scaled_linear_ratios(steps: int, first: float, last: float, zero_snr: bool) -> np.ndarray:
+    log_abar = np.log(_alphas(np.linspace(first**0.5, last**0.5, steps) ** 2)).cumsum()
+    if zero_snr:
+        scale = np.exp(0.5 * log_abar)
+        scale = (scale - scale[-1]) * scale[0] / (scale[0] - scale[-1])
+        log_abar = 2 * np.log(np.maximum(scale, _NO_DATA))
+    return _with_data(log_abar)
+
+
+def _alphas(betas: np.ndarray) -> np.ndarray:
     # Rounded as in diffusers, with which the public weights are used.
-    alphas = np.float32(1.0) - betas.astype(np.float32)
-    log_abar = np.cumsum(np.log(alphas.astype(np.float64)))
+    return (np.float32(1.0) - betas.astype(np.float32)).astype(np.float64)
+
+
+def _with_data(log_abar: np.ndarray) -> np.ndarray:
+    """Before the steps, data: its noise is less than float32 can tell from none."""
     logsnr = log_abar - np.log(-np.expm1(log_abar))
     return np.concatenate([[100.0], logsnr]).astype(np.float32)
 
 
-SCHEDULES = {"cosine": Cosine, "linear": Linear, "squaredcos_cap_v2": SquaredCos}
+SCHEDULES = {
+    "cosine": Cosine,
+    "linear": Linear,
+    "scaled_linear": ScaledLinear,
+    "squaredcos_cap_v2": SquaredCos,
+}
 
 
 def make_schedule(config: str | Fields) -> Schedule:
@@ -157,8 +218,10 @@ def make_schedule(config: str | Fields) -> Schedule:
     if unknown := sorted(set(numbers) - set(names)):
         raise InputError(f"schedule.{unknown[0]}: {name!r} has no such number, but {names}")
     for field, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            raise InputError(f"schedule.{field}={number!r}: a number is needed")
+        is_switch = isinstance(getattr(SCHEDULES[name], field), bool)
+        if isinstance(number, bool) != is_switch or not isinstance(number, int | float):
+            needed = "True or False" if is_switch else "a number"
+            raise InputError(f"schedule.{field}={number!r}: {needed} is needed")
     if (steps := numbers.get("num_train_timesteps", 1)) < 1:
         raise InputError(f"schedule.num_train_timesteps={steps}: at least 1 is needed")
     schedule = SCHEDULES[name](**numbers)

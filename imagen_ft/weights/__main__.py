@@ -1,9 +1,11 @@
-"""Imports the weights of DeepFloyd IF, or exports an import or a run to diffusers' layout.
+"""Imports public weights, or exports an import or a run, in diffusers' layout.
 
-Import a repository of the Hugging Face Hub, or a folder in diffusers' layout:
+Those are DeepFloyd IF's (deepfloyd:) and Stable Diffusion 1, 2 and XL (diffusers:); either word
+will do for both. Import a repository of the Hugging Face Hub, or a folder:
   python -m imagen_ft.weights --from=deepfloyd:DeepFloyd/IF-I-M-v1.0 --to=weights/IF-I-M
   python -m imagen_ft.weights --from=deepfloyd:./IF-I-M --to=gs://bucket/IF-I-M --part=unet
   python -m imagen_ft.weights --from=deepfloyd:./IF-I-M --to=weights/fp16 --variant=fp16
+  python -m imagen_ft.weights --from=diffusers:OWNER/NAME --to=weights/sd15 --variant=fp16
 
 Export an import, byte for byte as it was:
   python -m imagen_ft.weights --from=weights/IF-I-M --to=deepfloyd:exported
@@ -12,7 +14,7 @@ Export a run of imagen_ft.finetune, with the rest of the pipeline that it was ma
   python -m imagen_ft.weights --from=runs/base64 --to=deepfloyd:exported --pipeline=weights/IF-I-M
   then, in diffusers: IFPipeline.from_pretrained("exported", safety_checker=None)
 
-The repositories are gated: accept their licence on their page, then `hf auth login` or HF_TOKEN.
+IF's repositories are gated: accept their licence on their page, then `hf auth login` or HF_TOKEN.
 An import needs 1.2 times the size of the weights in memory and as much on disk. Interrupted, the
 same command begins again.
 """
@@ -29,15 +31,15 @@ from imagen_ft.weights.pipeline_parts import PARTS
 from launch.cli import exit_code, parse_flags, say
 from launch.errors import InputError
 
-LAYOUT = "deepfloyd:"
+LAYOUTS = ("deepfloyd:", "diffusers:")
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Adds the flags of this command."""
     text = {
-        "from": "deepfloyd:FOLDER or deepfloyd:OWNER/NAME[@REVISION] imports; DIR (import or run) "
+        "from": "diffusers:FOLDER or diffusers:OWNER/NAME[@REVISION] imports; DIR (import or run) "
         "exports",
-        "to": "DIR, local or gs://, of an import; deepfloyd:FOLDER of an export",
+        "to": "DIR, local or gs://, of an import; diffusers:FOLDER of an export",
         "variant": "fp16 or bf16: which files to import; of an export, how files are named",
         "pipeline": "export: where text encoder, tokenizer, schedulers and model_index.json are "
         "taken from; a folder, an import or OWNER/NAME",
@@ -64,17 +66,22 @@ def main(argv: Sequence[str]) -> None:
         return
     source, target = (values[name].value or "" for name in ("from", "to"))
     for name, value in (("from", source), ("to", target)):
-        if not value.removeprefix(LAYOUT):
+        if not _path(value):
             raise InputError(f"--{name} is missing: name a folder (--help shows examples)")
-    if source.startswith(LAYOUT) == target.startswith(LAYOUT):
+    if source.startswith(LAYOUTS) == target.startswith(LAYOUTS):
         raise InputError(
-            f"one of --from and --to begins with {LAYOUT}, --from to import, --to to export "
-            "(--help shows examples)"
+            f"one of --from and --to begins with {' or '.join(LAYOUTS)}, --from to import, --to to "
+            "export (--help shows examples)"
         )
-    if source.startswith(LAYOUT):
-        _import(source.removeprefix(LAYOUT), target, values)
+    if source.startswith(LAYOUTS):
+        _import(_path(source), target, values)
     else:
-        _export(source, target.removeprefix(LAYOUT), values)
+        _export(source, _path(target), values)
+
+
+def _path(value: str) -> str:
+    """Without the layout."""
+    return value.partition(":")[2] if value.startswith(LAYOUTS) else value
 
 
 def _import(source: str, target: str, values: flags.FlagValues) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from imagen_ft.models.latent_unet import LatentUNet
 from imagen_ft.weights import hub
 from imagen_ft.weights.importing import HEADER, MODEL_INDEX, SMALL_PATTERNS, check_schedulers
 from imagen_ft.weights.loading import STORED, load_checkpoint, open_checkpoint
@@ -102,6 +103,10 @@ def export_weights(
     }
     lenders = [epath.Path(source) / "source"] + ([_lender(pipeline)] if pipeline else [])
     if pipeline and "text_encoder" not in writers:
+        if "unet" not in locations:
+            raise InputError(
+                f"--pipeline={pipeline} is for a U-Net, which {source} has not: leave it out"
+            )
         writers |= _borrow_text_encoder(pipeline, locations["unet"], form)
     small = _small_files(lenders)
     index = small.pop(MODEL_INDEX, None)
@@ -218,7 +223,13 @@ def _lender(pipeline: str) -> epath.Path:
 
 def _borrow_text_encoder(pipeline: str, unet: PartLocation, form: _Form) -> dict[str, _Writer]:
     part, faults = PARTS["text_encoder"], []
-    width = open_checkpoint(PARTS["unet"], unet)[1]["encoder_hid_proj"]["kernel"].shape[0]
+    model, shapes = open_checkpoint(PARTS["unet"], unet)
+    if isinstance(model, LatentUNet):
+        raise InputError(
+            f"{unet.folder} is of Stable Diffusion, which takes nothing of --pipeline={pipeline}: "
+            "import the whole pipeline, and export that"
+        )
+    width = shapes["encoder_hid_proj"]["kernel"].shape[0]
     for variant in dict.fromkeys((form.variant, None, *_VARIANT_DTYPES)):
         try:
             location = locate(pipeline, part.name, variant)
@@ -279,6 +290,13 @@ def _check_pipeline(
     """Whether a pipeline can draw with a U-Net."""
     model, shapes = open_checkpoint(part, location)
     name = index.get("_class_name", "")
+    if isinstance(model, LatentUNet) or name.startswith("StableDiffusion"):
+        if not isinstance(model, LatentUNet) or not name.startswith("StableDiffusion"):
+            raise InputError(
+                f"{pipeline} is of the class {name}, but {location.folder} is a "
+                f"{type(model).__name__}: name the pipeline of these weights with --pipeline"
+            )
+        return
     if ("SuperResolution" in name) != model.noise_level:
         kind = "a super-resolution model" if model.noise_level else "a base model"
         raise InputError(

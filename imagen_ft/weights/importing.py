@@ -8,6 +8,7 @@ from typing import Any
 from etils import epath
 
 from imagen_ft.weights import hub
+from imagen_ft.weights.latent_parts import check_parts, is_latent_scheduler, latent_settings
 from imagen_ft.weights.loading import STORED, read_params
 from imagen_ft.weights.pipeline_parts import (
     FILES,
@@ -67,6 +68,9 @@ def import_weights(
         name: open_part(location.folder, PARTS[name], variant)
         for name, location in locations.items()
     }
+    unet = opened["unet"][1] if "unet" in opened else {}
+    tensors = {name: mapping.file_shape for name, mapping in unet.items()}
+    check_parts({name: model for name, (model, _, _) in opened.items()}, tensors, source)
     root = _small_files(source, locations)
     check_schedulers(root)
     table = {
@@ -130,7 +134,7 @@ def _small_files(source: str, locations: Mapping[str, PartLocation]) -> Path:
 
 
 def check_schedulers(root: epath.Path | Path) -> None:
-    """Checks that the settings of a pipeline's schedulers, if it has any, are IF's.
+    """Checks that the settings of a pipeline's schedulers, if it has any, are implemented.
 
     Raises:
         InputError: they are not.
@@ -138,7 +142,9 @@ def check_schedulers(root: epath.Path | Path) -> None:
     for name in ("scheduler", "image_noising_scheduler"):
         path = root / name / "scheduler_config.json"
         if path.exists():
-            scheduler_settings(read_object(path), path)
+            config = read_object(path)
+            check = latent_settings if is_latent_scheduler(config) else scheduler_settings
+            check(config, path)
 
 
 def _import_part(

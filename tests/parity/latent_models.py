@@ -40,13 +40,13 @@ CLIPS = {
 }
 
 
-def tiny_clip(kind):
-    maker, fields = CLIPS[kind]
+def tiny_clip(kind, **fields):
+    maker, usual = CLIPS[kind]
     torch.manual_seed(0)
-    return randomize(maker(CLIPTextConfig(**fields)), seed=0)
+    return randomize(maker(CLIPTextConfig(**usual | fields)), seed=0)
 
 
-# Text states of this width, so many pooled.
+# Text states of this width, SDXL's of both encoders; so many pooled.
 TEXT, POOLED = 16, 10
 UNET = dict(
     sample_size=8,
@@ -66,6 +66,7 @@ UNETS = {
         UNET,
         down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
         up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
+        cross_attention_dim=2 * TEXT,
         attention_head_dim=[2, 4],
         transformer_layers_per_block=[1, 2],
         use_linear_projection=True,

@@ -19,7 +19,6 @@ from launch.runtime.checkpoints.tensor_mapping import tensor_mappings
 from tests.parity.latent_models import (
     LATENTS,
     POOLED,
-    TEXT,
     UNET,
     UNETS,
     from_torch,
@@ -38,9 +37,10 @@ def test_output_and_gradient(kind, tmp_path):
     theirs = tiny_unet(kind)
     theirs.save_pretrained(tmp_path)
     model, params = weights.load_part("unet", tmp_path)
+    width = UNETS[kind]["cross_attention_dim"]
     rng = np.random.default_rng(0)
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
-    x, text, cotangent = draw(2, 8, 6, LATENTS), draw(2, 5, TEXT), draw(2, 8, 6, LATENTS)
+    x, text, cotangent = draw(2, 8, 6, LATENTS), draw(2, 5, width), draw(2, 8, 6, LATENTS)
     t, pooled, sizes = np.float32([17, 803]), draw(2, POOLED), np.float32(SIZES)
     added = Added(pooled, sizes) if kind == "sdxl" else None
 
