@@ -37,14 +37,14 @@ TASKS += ("imagen_ft.sweep", "classifiers.train", "classifiers.evaluate", "class
 OTHER_FILES = ("imagen_ft/weights/", "classifiers/weights/", "input_pipeline/synthetic/")
 # Of a task, what it imports and hands no config of its own, but those of runs and other tasks.
 _CLASSIFIERS = ("classifiers/from_config.py", "classifiers/extractors/", "input_pipeline/augment/")
-_OPENED = "imagen_ft/cascade/opened.py"
+_OF_RUNS = ("imagen_ft/cascade/opened.py", "launch/runtime/training/")
 _NOISE_ALONE = "imagen_ft/cascade/starts.py"
 OTHER_CONFIGS = {
     "imagen_ft.finetune": (*_CLASSIFIERS, "imagen_ft/cascade/", "imagen_ft/evaluation/"),
-    "imagen_ft.sample": (_OPENED,),
-    "imagen_ft.generate": (_OPENED,),
-    "imagen_ft.evaluate": (*_CLASSIFIERS, _OPENED, _NOISE_ALONE),
-    "imagen_ft.sweep": (*_CLASSIFIERS, _OPENED, _NOISE_ALONE),
+    "imagen_ft.sample": _OF_RUNS,
+    "imagen_ft.generate": _OF_RUNS,
+    "imagen_ft.evaluate": (*_CLASSIFIERS, *_OF_RUNS, _NOISE_ALONE),
+    "imagen_ft.sweep": (*_CLASSIFIERS, *_OF_RUNS, _NOISE_ALONE),
     "classifiers.train": (),
     "classifiers.evaluate": (*_CLASSIFIERS, "launch/"),
     "classifiers.study": (  # Its jobs have them.
@@ -80,7 +80,8 @@ def parsed(file):
             case ast.ImportFrom(module=str(module), names=names):
                 modules |= {module, *(f"{module}.{alias.name}" for alias in names)}
             case ast.Call(func=ast.Attribute(attr="get"), args=[ast.Constant(value=str(name)), *_]):
-                if NAMES & _called(node.func.value):
+                called = _called(node.func.value)
+                if NAMES & called and not {"run", "_run"} & called:
                     fields.add(name)
     return {module for module in modules if module.split(".")[0] in ROOMS}, fields
 
