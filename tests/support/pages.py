@@ -215,6 +215,7 @@ def _check_command(name: str, argv: Sequence[str]) -> None:
         if values is not None and "config" in values:
             load_config(values.config)
         return
-    values = app.parse(words, "", define_flags).flags
+    lacking = getattr(module, "lacking", None)
+    values = app.parse(words, "", define_flags, lacking).flags
     if "preflight" in values and values.preflight:
         parse_target(values.preflight)
