@@ -172,8 +172,10 @@ def _squared_cos_ratios(steps: int) -> np.ndarray:
 
 
 @functools.cache
+@np.errstate(divide="ignore", invalid="ignore")  # `make_schedule` looks at what comes of it
 def _scaled_linear_ratios(steps: int, first: float, last: float, zero_snr: bool) -> np.ndarray:
-    log_abar = np.log(_alphas(np.linspace(first**0.5, last**0.5, steps) ** 2)).cumsum()
+    betas = np.linspace(np.sqrt(first), np.sqrt(last), steps) ** 2
+    log_abar = np.log(_alphas(betas)).cumsum()
     if zero_snr:
         scale = np.exp(0.5 * log_abar)
         scale = (scale - scale[-1]) * scale[0] / (scale[0] - scale[-1])

@@ -162,6 +162,9 @@ def test_numbers_of_a_schedule():
         (dict(name="squaredcos_cap_v2", num_train_timesteps=0), "steps=0: at least 1 is needed"),
         (dict(name="cosine", logsnr_min=20.0, logsnr_max=-20.0), "must be finite and fall"),
         (dict(name="linear", beta_last=-1.0), "must be finite and fall"),
+        (dict(name="scaled_linear", beta_last=2.0), "must be finite and fall"),
+        (dict(name="scaled_linear", beta_first=-0.1), "must be finite and fall"),
+        (dict(name="scaled_linear", zero_terminal_snr=1), "snr=1: True or False is needed"),
     ],
 )
 def test_wrong_numbers_of_a_schedule(config, message):

@@ -292,6 +292,16 @@ def test_prediction_of_a_config(prediction):
     assert make_denoiser(config).prediction == prediction
 
 
+def test_eps_where_there_is_no_data():
+    config = stage_config()
+    with config.unlocked(), config.ignore_type():
+        config.schedule = dict(name="scaled_linear", zero_terminal_snr=True)
+    with pytest.raises(InputError, match=r"prediction must be 'v' or 'x0' with .*, got 'eps'"):
+        make_denoiser(config)
+    config.prediction = "v"
+    assert make_denoiser(config).schedule.zero_terminal_snr
+
+
 def test_an_unknown_prediction():
     config = stage_config()
     config.prediction = "score"

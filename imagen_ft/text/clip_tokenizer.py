@@ -1,0 +1,69 @@
+"""Prompts to the tokens of CLIP's text encoders."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from launch.cli import say
+from launch.errors import InputError
+
+# Either of them holds the vocabulary; transformers reads the second with merges.txt.
+_VOCABULARIES = ("tokenizer.json", "vocab.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipTokenizer:
+    """Pieces between a start and an end token, then padding, as the weights' own files say.
+
+    Attributes:
+        pieces: transformers' tokenizer.
+        max_length: tokens a prompt, padding included.
+    """
+
+    pieces: Any
+    max_length: int
+
+    def __call__(self, prompts: Sequence[str]) -> Int[np.ndarray, "n length"]:
+        """Ids; what is too long loses its end, and a line on stderr names the prompt."""
+        tokens = np.full((len(prompts), self.max_length), self.pieces.pad_token_id, np.int32)
+        rows = self.pieces(list(prompts), verbose=False)["input_ids"] if prompts else []
+        for prompt, row, ids in zip(prompts, tokens, rows, strict=True):
+            if len(ids) > self.max_length:
+                say(
+                    f"warning: prompt {prompt!r} has {len(ids)} tokens, the text encoder takes "
+                    f"{self.max_length}: its end is cut off"
+                )
+                ids = [*ids[: self.max_length - 1], self.pieces.eos_token_id]
+            row[: len(ids)] = ids
+        return tokens
+
+
+def load_clip_tokenizer(folder: Path, max_length: int = 77) -> ClipTokenizer:
+    """Reads the `tokenizer` or `tokenizer_2` folder of a pipeline.
+
+    Args:
+        folder: holds `vocab.json` and `merges.txt`, or `tokenizer.json`.
+        max_length: tokens a prompt: `ClipTextEncoder.max_length`.
+
+    Raises:
+        InputError: the folder holds neither, or what it holds is damaged.
+    """
+    if not any((folder / name).is_file() for name in _VOCABULARIES):
+        raise InputError(
+            f"{folder} holds no tokenizer ({' or '.join(_VOCABULARIES)}): name a folder that does"
+        )
+    # Importing it takes a second.
+    import transformers
+
+    try:
+        pieces = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # The Rust below raises bare Exceptions.
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{folder}: the tokenizer cannot be read ({reason}); fetch it again"
+        ) from error
+    return ClipTokenizer(pieces, max_length)

@@ -1,0 +1,34 @@
+import numpy as np
+import pytest
+from transformers import CLIPTokenizer
+
+from imagen_ft.text.clip_tokenizer import load_clip_tokenizer
+from launch.errors import InputError
+from tests.support.clip_vocabulary import END, write_tokenizer
+
+
+@pytest.mark.parametrize("pad", ["<|endoftext|>", "!"])
+def test_tokens(pad, tmp_path, capsys):
+    """Those of transformers; a prompt that is too long is cut, and named."""
+    folder = write_tokenizer(tmp_path, 9, pad)
+    prompts = ["a  Dog", "", "cat cat dog dog cat cat dog dog", "dog cat dog cat dog cat dog"]
+    tokens = load_clip_tokenizer(folder, 9)(prompts)
+    theirs = CLIPTokenizer.from_pretrained(folder)
+    expected = theirs(prompts, padding="max_length", max_length=9, truncation=True)["input_ids"]
+    np.testing.assert_array_equal(tokens, expected)
+    assert tokens[1, 2:].tolist() == [END if pad != "!" else 0] * 7 and tokens[3, -1] == END
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        f"warning: prompt {prompts[2]!r} has 10 tokens, the text encoder takes 9: its end is cut "
+        "off"
+    ]
+    assert load_clip_tokenizer(folder, 9)([]).shape == (0, 9)
+
+
+def test_folders_without_one(tmp_path):
+    with pytest.raises(InputError, match=r"holds no tokenizer \(tokenizer.json or vocab.json\)"):
+        load_clip_tokenizer(tmp_path)
+    folder = write_tokenizer(tmp_path / "damaged", 9)
+    (folder / "vocab.json").write_text("{")
+    with pytest.raises(InputError, match=r"damaged: the tokenizer cannot be read"):
+        load_clip_tokenizer(folder)
