@@ -15,23 +15,25 @@ from imagen_ft.cascade.stage_weights import (
     open_run,
     variables_of,
 )
+from imagen_ft.diffusion.denoiser import Denoiser
 from imagen_ft.diffusion.from_config import (
     lacking_in_denoiser,
     lacking_in_stage,
     make_denoiser,
     make_stages,
 )
-from imagen_ft.diffusion.stage import Stage
+from imagen_ft.diffusion.stage import GUIDE, Stage
 from imagen_ft.text import class_names
 from imagen_ft.text.encoders import TextEncoder, lacking_in_text, text_shapes
 from launch.errors import InputError
-from launch.files import differences
+from launch.files import differences, json_digest
 from launch.runtime.config import plain
 from launch.runtime.devices.hardware import half_dtype
 from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.ema import MAIN
 from launch.runtime.optional_fields import Defaults, below, unset
 from launch.runtime.run import Run
+from launch.runtime.types import Variables
 
 # Of a stage's dtype, see `with_dtypes`.
 AUTO = "auto"
@@ -51,7 +53,8 @@ def load_stages(
     Of a run the newest weights are taken, or with `best` those that evaluated best; of its moving
     averages 'main', or the one that `ema` names. DeepFloyd IF's own, an import or a folder in
     diffusers' layout, may be a repository of the Hub with 'deepfloyd:' before its name, and have a
-    `variant`.
+    `variant`. Where a stage has a `guide`, that is loaded in the same way: another `run`, or the
+    stage's own with another `ema` or `best`.
 
     Args:
         config: of the task.
@@ -69,22 +72,36 @@ def load_stages(
     stages = make_stages(config, base)
     variables, digests = [], []
     for name, stage in stages.items():
-        entry = config.stages[name]
-        run = open_run(entry.run)
-        if run is not None:
-            check_same_model(run, entry.stage, config)
-            check_same_text(run, encoder)
-            which = dict(ema=entry.get("ema", MAIN), best=entry.get("best", False))
-            variables.append(variables_of(run, stage.denoiser, encoder.shape, mesh, **which))
-            digests.append(digest_of(run, **which))
-        else:
-            field = f"config.stages.{name}"
-            path, variant = entry.run.removeprefix(PUBLIC), entry.get("variant")
-            options = dict(mesh=mesh, variant=variant)
-            loaded = load_public(path, stage.denoiser, encoder.shape, field, **options)
-            variables.append(loaded)
-            digests.append(weights.digest(path, "unet", variant))
+        entry, field = config.stages[name], f"config.stages.{name}"
+        loaded, digest = _load(entry, stage.denoiser, field, config, encoder, mesh)
+        if stage.guide is not None:
+            guide = ml_collections.ConfigDict({"run": entry.run, "stage": entry.stage})
+            guide.update(entry.guide)
+            weaker, other = _load(guide, stage.guide, f"{field}.guide", config, encoder, mesh)
+            loaded, digest = {**loaded, GUIDE: weaker}, json_digest([digest, other])
+        variables.append(loaded)
+        digests.append(digest)
     return tuple(stages.values()), tuple(variables), tuple(digests)
+
+
+def _load(
+    entry: ml_collections.ConfigDict,
+    denoiser: Denoiser,
+    field: str,
+    config: ml_collections.ConfigDict,
+    encoder: TextEncoder,
+    mesh: Mesh | None,
+) -> tuple[Variables, str]:
+    """Variables of one network of a cascade, of a stage or its guide, and their digest."""
+    run = open_run(entry.run)
+    if run is not None:
+        check_same_model(run, entry.stage, config)
+        check_same_text(run, encoder)
+        which = dict(ema=entry.get("ema", MAIN), best=entry.get("best", False))
+        return variables_of(run, denoiser, encoder.shape, mesh, **which), digest_of(run, **which)
+    path, variant = entry.run.removeprefix(PUBLIC), entry.get("variant")
+    loaded = load_public(path, denoiser, encoder.shape, field, mesh=mesh, variant=variant)
+    return loaded, weights.digest(path, "unet", variant)
 
 
 def lacking_in_cascade(config: ml_collections.ConfigDict) -> Defaults:
@@ -95,6 +112,8 @@ def lacking_in_cascade(config: ml_collections.ConfigDict) -> Defaults:
     for name, entry in with_dtypes(config).stages.items():
         path, denoiser = f"stages.{name}", make_denoiser(entry.stage)
         fields |= below(path, entry, of_stage)
+        guide = {"run": entry.get("run", ""), **of_stage}
+        fields |= below(f"{path}.guide", entry.get("guide") or {}, guide)
         fields |= lacking_in_denoiser(f"{path}.stage", entry.stage)
         fields |= lacking_in_stage(path, entry, denoiser)
     return fields
@@ -188,5 +207,9 @@ def parameter_shapes(config: ml_collections.ConfigDict, base: bool = True) -> di
     """
     shape, encoder = text_shapes(config.text)
     stages = make_stages(config, base=base)
-    shapes = {name: stage.denoiser.shapes(shape)["params"] for name, stage in stages.items()}
+    shapes = {}
+    for name, stage in stages.items():
+        shapes[name] = stage.denoiser.shapes(shape)["params"]
+        if stage.guide is not None:
+            shapes[f"{name}.guide"] = stage.guide.shapes(shape)["params"]
     return {**shapes, **encoder}

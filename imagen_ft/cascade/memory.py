@@ -77,7 +77,7 @@ def memory_phases(config: Opened) -> list[Phase]:
     stages, total = make_stages(config, base=False), stays
     shape = text_shape(config)
     for name, stage in stages.items():
-        params_of_stage = stage.denoiser.shapes(shape)["params"]
+        params_of_stage = _parameters(stage, shape)
         size = _bytes(params_of_stage, jnp.dtype(jnp.float32))
         total += size
         reading = _reading(params_of_stage, jnp.dtype(jnp.float32))
@@ -86,12 +86,18 @@ def memory_phases(config: Opened) -> list[Phase]:
     for name, stage in stages.items():
         size = stage.batch_size or config.batch_size
         work = min(size, config.batch_size) * _activations(stage, shape[0])
-        halves = _bytes(stage.denoiser.shapes(shape)["params"], stage.denoiser.model.dtype)
+        halves = _bytes(_parameters(stage, shape), stage.denoiser.model.dtype)
         if jnp.dtype(stage.denoiser.model.dtype) == jnp.float32:
             halves = 0
         images = config.batch_size * 4 * math.prod((stage.denoiser.size,) * 2) * 3
         phases.append(Phase(f"{name}: draw", total + halves + work, base + images))
     return phases
+
+
+def _parameters(stage: Stage, text_shape: tuple[int, int]) -> list[Any]:
+    """Shapes of the parameters of a stage's network, and of its guide's."""
+    networks = [stage.denoiser, *([stage.guide] if stage.guide else [])]
+    return [network.shapes(text_shape)["params"] for network in networks]
 
 
 def memory_table(config: Opened) -> str:

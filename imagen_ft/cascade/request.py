@@ -165,10 +165,12 @@ class Request:
                 f"{len(texts)}"
             )
         run = stages[self.first_stage(stages) :]
-        if any(texts) and not any(stage.is_guided for stage in run):
+        if any(texts) and not any(stage.reads_null_text for stage in run):
+            guided = any(stage.is_guided for stage in run)
+            reason = "a guide leads" if guided else "guidance_weight is 1, none,"
             raise InputError(
-                f"negative_prompt={next(filter(None, texts))!r} changes nothing: guidance_weight "
-                "is 1, none, in every stage; set another, or leave it out"
+                f"negative_prompt={next(filter(None, texts))!r} changes nothing: {reason} in every "
+                "stage; set another, or leave it out"
             )
 
     def _check_images(self, stages: Sequence[Stage]) -> None:

@@ -93,6 +93,12 @@ def _rows(value: Any) -> np.ndarray:
     return array
 
 
+def _guide(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not set(value) <= {"run", "ema", "best", "variant"}:
+        raise TypeError
+    return {**value, "run": PATH.convert(value["run"])} if "run" in value else dict(value)
+
+
 def _labels(value: Any) -> np.ndarray:
     array = np.asarray(value)
     if not array.ndim:
@@ -139,6 +145,7 @@ SEED = Kind(f"an integer from 0 to {MOST_SEED}", _integer_from(0, MOST_SEED))
 NUMBER = Kind("a number", _number)
 NUMBERS = Kind("two numbers", lambda ends: tuple(map(_number, ends)))
 MIXTURE = Kind("a number or 'learned'", _mixture)
+GUIDE = Kind("a dict of a guide's run, ema, best or variant", _guide)
 FLAG = Kind("True or False", only(bool))
 NAME = Kind("a name", only(str))
 PATH = Kind("a path", lambda path: os.path.expanduser(NAME.convert(path)))

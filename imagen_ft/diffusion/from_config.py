@@ -1,5 +1,6 @@
 """Denoisers and stages from configs."""
 
+import dataclasses
 from typing import Any
 
 import ml_collections
@@ -89,7 +90,7 @@ def make_stage(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Stage:
         InputError: an unknown sampler, spacing or schedule of guidance, steps that the noise
             schedule does not have, a level or share outside [0, 1], a negative weight.
     """
-    level = config.get("noise_augmentation", 0.0)
+    guidance, level = _guidance(config), config.get("noise_augmentation", 0.0)
     if not 0.0 <= level <= 1.0:
         raise InputError(f"noise_augmentation={level}: a level is in [0, 1]")
     percentile, batch_size = config.threshold_percentile, config.get("batch_size", 0)
@@ -116,7 +117,7 @@ def make_stage(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Stage:
         threshold_maximum=maximum,
         noise_augmentation=level,
         batch_size=batch_size,
-        **_guidance(config),
+        **guidance,
     )
 
 
@@ -143,6 +144,46 @@ def _guidance(config: ml_collections.ConfigDict) -> dict[str, Any]:
         if len(interval) != 2 or not 0.0 <= interval[0] < interval[1] <= 1.0:
             raise InputError(f"{name}={interval}: from and to, in [0, 1], are needed")
     return fields
+
+
+def make_alone(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Stage:
+    """As `make_stage`, where there are no weights but the denoiser's own.
+
+    Raises:
+        InputError: see `make_stage`; or the config names a guide.
+    """
+    if config.get("guide"):
+        raise InputError(
+            f"guide must be left out where a stage is drawn as it trains, got "
+            f"{config.guide.to_dict()}; name it where the run is sampled"
+        )
+    return make_stage(config, denoiser)
+
+
+def make_guided(entry: ml_collections.ConfigDict, field: str) -> Stage:
+    """A stage of a cascade, with its denoiser and the one that guides it.
+
+    Args:
+        entry: fields of `make_stage`; `stage`, of `make_denoiser`; and `guide`, where the stage is
+            led by a weaker network: its own `stage` where that is another one.
+        field: of the entry, for messages.
+
+    Raises:
+        InputError: see `make_stage`; or the guide's images or outputs are not the stage's.
+    """
+    denoiser = make_denoiser(entry.stage)
+    stage = make_stage(entry, denoiser)
+    if not entry.get("guide"):
+        return stage
+    guide = make_denoiser(entry.guide.get("stage", entry.stage))
+    for name in ("size", "low_size", "channels", "schedule", "upsampling", "prediction"):
+        mine, other = getattr(denoiser, name), getattr(guide, name)
+        if mine != other:
+            raise InputError(
+                f"{field}.guide.stage.{name} must be that of the stage, {mine}, got {other}; name "
+                "another run"
+            )
+    return dataclasses.replace(stage, guide=guide)
 
 
 def lacking_in_denoiser(path: str, config: ml_collections.ConfigDict) -> Defaults:
@@ -179,7 +220,7 @@ def make_stages(config: ml_collections.ConfigDict, base: bool = True) -> dict[st
         InputError: a stage starts from another size than the one before it makes, or there is none.
     """
     stages = {
-        name: make_stage(entry, make_denoiser(entry.stage)) for name, entry in config.stages.items()
+        name: make_guided(entry, f"config.stages.{name}") for name, entry in config.stages.items()
     }
     if not stages:
         raise InputError("config.stages is empty: name at least one run of imagen_ft.finetune")

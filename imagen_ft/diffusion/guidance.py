@@ -14,18 +14,21 @@ WEIGHT_SCHEDULES = ("constant", "linear", "cosine")
 
 
 def guide(
-    output: Float[Array, "two_b h w c"],
+    output: Float[Array, "b h w c"],
+    other: Float[Array, "b h w d"],
     weight: float | Float[Array, ""],
     channels: int,
     rescale: float = 0.0,
 ) -> Float[Array, "b h w c"]:
-    """Guided output of a doubled batch: w output(x, text) + (1 - w) output(x, null).
+    """Guided output: w output + (1 - w) other, which leads away from the other.
 
-    Imagen writes it for eps. For x_0 and v it is the same: each is an affine function of eps, and
-    the weights add up to 1.
+    That is the network's for no text (Imagen, Eq. 2), or that of a weaker network for the same text
+    (autoguidance: Karras et al. 2024, Eq. 3). Imagen writes it for eps. For x_0 and v it is the
+    same: each is an affine function of eps, and the weights add up to 1.
 
     Args:
-        output: of the network, first for the prompts, then for no text.
+        output: of the network, for the prompts.
+        other: what to lead away from.
         weight: w of Imagen; 1 is no guidance.
         channels: how many of the output's channels are eps, x_0 or v; what is behind them
             (DeepFloyd IF's variance) is that of the prompts.
@@ -34,12 +37,11 @@ def guide(
     Returns:
         The output for the prompts, its first channels guided.
     """
-    conditional, unconditional = jnp.split(output, 2)
-    plain = conditional[..., :channels]
-    guided = weight * plain + (1.0 - weight) * unconditional[..., :channels]
+    plain = output[..., :channels]
+    guided = weight * plain + (1.0 - weight) * other[..., :channels]
     if rescale:
         guided = rescaled(guided, plain, rescale)
-    return jnp.concatenate([guided, conditional[..., channels:]], axis=-1)
+    return jnp.concatenate([guided, output[..., channels:]], axis=-1)
 
 
 def rescaled(

@@ -23,9 +23,13 @@ _OF_SAMPLER = "sampler."
 
 # (t) -> standard normal noise for the states of the prompts.
 TextNoise = Callable[[Float[Array, ""]], Float[Array, "b n d"]]
+# (t) -> states of the texts that a network is evaluated for.
+Texts = Callable[[Float[Array, ""]], Float[Array, "rows n d"]]
 
 # The noise of the condition and of texts is apart from the steps', which count from 0.
 CONDITION_STEP, _TEXT_STEP = 2**31 - 1, 2**31 - 2
+# Of a stage's variables, those of its guide.
+GUIDE = "guide"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Stage:
         cads_scale: noise of the prompts' states, see `guidance.anneal`; 0 is none.
         cads_interval: the times between which it goes.
         cads_mix: see `guidance.anneal`.
+        guide: a weaker network that guidance leads away from, in place of no text (autoguidance);
+            its variables are those of the stage under the name `GUIDE`.
     """
 
     denoiser: Denoiser
@@ -62,6 +68,7 @@ class Stage:
     cads_scale: float = 0.0
     cads_interval: tuple[float, float] = (0.6, 0.9)
     cads_mix: float = 1.0
+    guide: Denoiser | None = None
 
     @functools.partial(jax.jit, static_argnums=0, static_argnames="skip_steps")
     def sample(
@@ -94,8 +101,13 @@ class Stage:
 
     @property
     def is_guided(self) -> bool:
-        """Whether the network runs twice."""
+        """Whether the network runs twice, or another one beside it."""
         return not isinstance(self.guidance_weight, float | int) or self.guidance_weight != 1.0
+
+    @property
+    def reads_null_text(self) -> bool:
+        """Whether images depend on what stands for no text."""
+        return self.is_guided and self.guide is None
 
     @property
     def evaluations(self) -> int:
@@ -114,6 +126,8 @@ class Stage:
         if hasattr(sampler, "order"):
             name = f"{name} (order {sampler.order})"
         guided = f", guidance {self.guidance_weight}" if self.is_guided else ""
+        if guided and self.guide is not None:
+            guided += " by a guide"
         return f"{pixels}, {name} of {sampler.num_steps} steps{guided}"
 
     def split(self) -> tuple["Stage", Numbers]:
@@ -192,10 +206,8 @@ class Stage:
         size = self.denoiser.size
         return samplers.noise_of_keys(keys, (size, size, self.denoiser.channels))
 
-    def _texts(
-        self, text: Array, null_text: Array, noise: TextNoise | None
-    ) -> Callable[[Float[Array, ""]], Float[Array, "rows n d"]]:
-        """(t) -> states of the prompts, behind them those of no text where there is guidance."""
+    def _texts(self, text: Array, null_text: Array, noise: TextNoise | None) -> Texts:
+        """(t) -> states of the prompts, behind them those of no text where these are read."""
 
         def texts(t: Float[Array, ""]) -> Float[Array, "rows n d"]:
             prompts = text
@@ -203,36 +215,57 @@ class Stage:
                 assert noise is not None, "cads_scale needs text_noise"
                 annealing = self.cads_scale, self.cads_interval, self.cads_mix
                 prompts = guidance.anneal(text, noise(t), t, *annealing)
-            if not self.is_guided:
+            if not self.reads_null_text:
                 return prompts
             return jnp.concatenate([prompts, jnp.broadcast_to(null_text, text.shape)])
 
         return texts
 
-    def _make_denoise(
+    def _evaluate(
         self,
+        denoiser: Denoiser,
         variables: Variables,
-        texts: Callable[[Float[Array, ""]], Float[Array, "rows n d"]],
+        texts: Texts,
         condition: Image | None,
         level: Array | None,
-    ) -> samplers.Denoise:
-        denoiser, guided = self.denoiser, self.is_guided
-        if guided:
-            # A doubled batch sees everything but the text twice.
-            condition, level = jax.tree.map(lambda a: jnp.concatenate([a, a]), (condition, level))
+    ) -> Callable[[Image, Float[Array, ""]], Output]:
+        """A network's outputs, for the first of the texts and conditions."""
         context_at = lambda t: denoiser.context(variables, texts(t), level)  # noqa: E731
         # Without noise in the texts it is the same at all steps, and computed once.
         constant = None if self.cads_scale else context_at(jnp.zeros(()))
 
-        def once(x_t: Image, t: Float[Array, ""]) -> Output:
+        def evaluate(x_t: Image, t: Float[Array, ""]) -> Output:
             context = context_at(t) if constant is None else constant
             context, low = jax.tree.map(lambda a: a[: len(x_t)], (context, condition))
             return denoiser.predict(variables, x_t, jnp.full(len(x_t), t), context, low)
 
+        return evaluate
+
+    def _make_denoise(
+        self,
+        variables: Variables,
+        texts: Texts,
+        condition: Image | None,
+        level: Array | None,
+    ) -> samplers.Denoise:
+        denoiser, guided = self.denoiser, self.is_guided
+        if self.reads_null_text:
+            # A doubled batch sees everything but the text twice.
+            condition, level = jax.tree.map(lambda a: jnp.concatenate([a, a]), (condition, level))
+        own = {name: tree for name, tree in variables.items() if name != GUIDE}
+        once = self._evaluate(denoiser, own, texts, condition, level)
+        if guided and self.guide is not None:
+            weaker = self._evaluate(self.guide, variables[GUIDE], texts, condition, level)
+
         def twice(x_t: Image, t: Float[Array, ""]) -> Output:
-            output = once(jnp.concatenate([x_t, x_t]), t)
+            if self.guide is None:
+                both = once(jnp.concatenate([x_t, x_t]), t)
+                plain, other = both[: len(x_t)], both[len(x_t) :]
+            else:
+                plain, other = once(x_t, t), weaker(x_t, t)
             weight = guidance.weight_at(self.guidance_schedule, self.guidance_weight, t)
-            return guidance.guide(output, weight, denoiser.channels, self.guidance_rescale)
+            channels, share = denoiser.channels, self.guidance_rescale
+            return guidance.guide(plain, other, weight, channels, share)
 
         def denoise(x_t: Image, t: Float[Array, ""]) -> samplers.Prediction:
             if guided and self.guidance_interval != (0.0, 1.0):

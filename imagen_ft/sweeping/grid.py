@@ -9,7 +9,7 @@ import ml_collections
 
 from imagen_ft.cascade.changes import SAMPLING, changed
 from imagen_ft.cascade.stage_weights import open_run
-from imagen_ft.diffusion.from_config import make_denoiser, make_stage
+from imagen_ft.diffusion.from_config import make_denoiser, make_guided
 from imagen_ft.diffusion.sampler_from_config import unread_strengths
 from imagen_ft.diffusion.stage import Stage
 from launch.errors import InputError
@@ -55,7 +55,7 @@ def make_points(config: ml_collections.ConfigDict) -> list[Point]:
     """
     with reading(config.cascade):
         entry = _entry(config)
-        denoiser = make_denoiser(entry.stage)
+        make_denoiser(entry.stage)
     grid = {name: _values(name, values) for name, values in config.grid.items()}
     if not grid:
         raise InputError(
@@ -73,7 +73,7 @@ def make_points(config: ml_collections.ConfigDict) -> list[Point]:
         try:
             cascade = changed(config.cascade, {"stages": {config.stage: values}}, loading=True)
             with reading(cascade):
-                stage = make_stage(cascade.stages[config.stage], denoiser)
+                stage = make_guided(cascade.stages[config.stage], f"stages.{config.stage}")
         except InputError as error:
             raise InputError(f"config.grid: {error}") from None
         own = {name: value for name, value in values.items() if _reads(stage, name)}

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
 
-from imagen_ft.diffusion.from_config import make_stage
+from imagen_ft.diffusion.from_config import make_alone
 from imagen_ft.training.image_losses import shrink
 from imagen_ft.training.images import TrainingImages, evaluation_transform
 from imagen_ft.training.training import Training
@@ -44,7 +44,7 @@ def make_pictures(
         InputError: wrong sampler settings.
     """
     config, denoiser, source = training.config, training.denoiser, images.evaluation
-    stage, transform = make_stage(config.pictures, denoiser), evaluation_transform(training)
+    stage, transform = make_alone(config.pictures, denoiser), evaluation_transform(training)
     indices = np.linspace(0, len(source) - 1, config.pictures.count).astype(int)
     examples = [transform(source[int(index)]) for index in indices]
     labels = np.array([example["label"] for example in examples])

@@ -16,7 +16,7 @@ from classifiers.extractors.extractor import Extractor
 from classifiers.extractors.features import feature_batches
 from imagen_ft.cascade import Cascade, Request
 from imagen_ft.diffusion.denoiser import Denoiser
-from imagen_ft.diffusion.from_config import make_denoiser, make_stage
+from imagen_ft.diffusion.from_config import make_alone, make_denoiser
 from imagen_ft.evaluation.extractors import Kind, check_extractor, open_extractor
 from imagen_ft.evaluation.image_sets import ImageSet
 from imagen_ft.evaluation.measures import NAMES, WITH_ARGUMENTS, Images, Measures, Real
@@ -72,7 +72,7 @@ def check_metric(config: ml_collections.ConfigDict) -> None:
     check_numbers(fields, _LIMITS, _FIELD)
     with _named():
         check_extractor(fields.extractor)
-        make_stage(fields.sampling, make_denoiser(config.stage))
+        make_alone(fields.sampling, make_denoiser(config.stage))
         check_references(_as_evaluation(config))
     check_measures(f"{_FIELD}.measure", (fields.measure,), fields.extractor.name)
 
@@ -216,7 +216,7 @@ class SampledMetric:
     def _parts(self, variables: Variables) -> Iterator[UInt8[np.ndarray, "n h w c"]]:
         """The images, a few batches at a time: each depends on the run's seed and its number."""
         cascade = Cascade(
-            stages=(make_stage(self._fields.sampling, self._denoiser),),
+            stages=(make_alone(self._fields.sampling, self._denoiser),),
             variables=(variables,),
             encoder=_Table(self.prompts, self.text, self.null_text),
             class_names=self.prompts,

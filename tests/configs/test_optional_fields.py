@@ -55,6 +55,7 @@ OTHER_CONFIGS = {
 # Fields of other tasks, in files that serve several; and in sections whose names are free, or that
 # the stages of a config leave no place for.
 OTHER_FIELDS = {
+    "imagen_ft.finetune": {"guide"},
     "imagen_ft.sample": {"mesh"},
     "imagen_ft.evaluate": {"low"},
     "imagen_ft.sweep": {"environment", "write"},
@@ -205,7 +206,7 @@ def test_fields_of_classes_can_be_set(file, section, kind):
     path, _, argument = file.partition(":")
     config = load(path).get_config(*([argument] if argument else []))
     lacking = lacking_of(path, argument)
-    inner = {"parent", "name", "denoiser", "sampler", "schedule", "model", "text_encoder"}
+    inner = {"parent", "name", "denoiser", "guide", "sampler", "schedule", "model", "text_encoder"}
     # Those that the images, the text or the loss's own way decide.
     inner |= {"out_channels", "noise_level", "vocab_size", "num_classes"}
     names = {field.name for field in dataclasses.fields(kind)} - inner
@@ -236,6 +237,7 @@ TRAIN = "configs/digits/classifier.py"
 SET = [
     (SAMPLE, "stages.base4.guidance_interval=(0.2, 0.8)", (0.2, 0.8)),
     (SAMPLE, "stages.base4.sampler.spacing=leading", "leading"),
+    (SAMPLE, "stages.base4.guide.ema=short", "short"),
     (FINETUNE, "stage.unet.remat=True", True),
     (FINETUNE, "train_source.per_class=2", 2),
     (FINETUNE, "optimizer.b2=0.95", 0.95),

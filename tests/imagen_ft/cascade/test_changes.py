@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 import imagen_ft.cascade.cascade as cascades
 from imagen_ft.cascade import Cascade, film, show
@@ -42,6 +43,7 @@ def cascade():
         (dict(sampler="dpmpp", order=4), "sampler.order=4: at most 3"),
         (dict(guidance_schedule="step"), "guidance_schedule must be one of constant, linear, cos"),
         (dict(guidance_rescale=1.5), r"guidance_rescale must be a share in \[0, 1\], got 1\.5"),
+        (dict(guide=dict(ema="short")), "no setting 'guide'"),
         (dict(cads_scale=-0.1), r"cads_scale must be at least 0, got -0\.1"),
         (dict(cads_interval=(0.9, 0.6)), r"cads_interval=\(0\.9, 0\.6\): from and to"),
         (dict(batch_size=0), "config.batch_size=0: at least 1 is needed"),
@@ -94,6 +96,7 @@ def test_every_setting_is_in_the_config_under_its_name():
     """Each setting changes one field of one stage, and nothing else."""
     values = {"an integer": 7, "True or False": True, "two numbers": (0.25, 0.5)}
     values |= {"a number": 0.5, "a number or 'learned'": 0.5, "a name": "x", "a path": "x"}
+    values[LOADING["guide"].kind.words] = dict(ema="short", best=True)
     before, fields = config(), set()
     for name, setting in {**SAMPLING, **LOADING}.items():
         value = values[setting.kind.words]
@@ -101,7 +104,8 @@ def test_every_setting_is_in_the_config_under_its_name():
         node = after.stages.sr8
         for field in setting.field.split("."):
             node = node[field]
-        assert node == value and before == config()
+        found = node.to_dict() if isinstance(node, ConfigDict) else node
+        assert found == value and before == config()
         assert after.stages.base4 == before.stages.base4
         fields.add(setting.field)
     assert len(fields) == len(SAMPLING) + len(LOADING)

@@ -1,6 +1,7 @@
 """A run is taken only for what it was trained as."""
 
 import contextlib
+import dataclasses
 from unittest import mock
 
 import jax
@@ -9,10 +10,13 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from configs.deepfloyd import sample
-from imagen_ft.cascade.loading import check_same_model, with_dtypes
-from imagen_ft.diffusion.from_config import make_denoiser, make_stages
+from imagen_ft.cascade import loading
+from imagen_ft.cascade.loading import check_same_model, load_stages, with_dtypes
+from imagen_ft.diffusion.from_config import make_alone, make_denoiser, make_stages
+from imagen_ft.diffusion.stage import GUIDE
 from launch.errors import InputError
 from launch.runtime.run import Run
+from tests.support import small_cascade
 
 
 def config(width=4, dtype="float32", length=77, class_names=("cat", "dog")):
@@ -69,6 +73,55 @@ def test_auto_is_what_the_device_is_fast_in(capability, dtype, monkeypatch):
     assert {stage.stage.unet.dtype for stage in after.stages.values()} == {dtype}
     assert with_dtypes(after) is after
     assert [stage.denoiser.model.dtype for stage in make_stages(after).values()] == [dtype] * 2
+
+
+def guided(**guide):
+    both = small_cascade.config()
+    both.stages.base4.run, both.stages.sr8.run = "runs/base4", "runs/sr8"
+    both.stages.base4.guide = guide
+    return both
+
+
+@pytest.mark.parametrize(
+    ("guide", "expected"),
+    [
+        (dict(ema="short"), ("runs/base4", "short", False)),
+        (dict(run="runs/early", best=True), ("runs/early", "main", True)),
+    ],
+)
+def test_a_guide_is_loaded_with_its_stage(guide, expected, monkeypatch):
+    """Another run, or other weights of the same; the digest tells of both."""
+
+    def variables_of(run, denoiser, shape, mesh, ema, best):
+        return {"params": (str(run.path), ema, best)}
+
+    def digest_of(run, ema, best):
+        return f"{run.path} {ema} {best}"
+
+    monkeypatch.setattr(
+        loading, "open_run", lambda path: dataclasses.replace(RUN, path=epath.Path(path))
+    )
+    monkeypatch.setattr(loading, "check_same_model", lambda *_: None)
+    monkeypatch.setattr(loading, "check_same_text", lambda *_: None)
+    monkeypatch.setattr(loading, "variables_of", variables_of)
+    monkeypatch.setattr(loading, "digest_of", digest_of)
+    stages, variables, digests = load_stages(guided(**guide), small_cascade.encoder())
+    assert stages[0].guide == stages[0].denoiser and stages[1].guide is None
+    own = ("runs/base4", "main", False)
+    assert variables[0] == {"params": own, GUIDE: {"params": expected}}
+    assert variables[1] == {"params": ("runs/sr8", "main", False)}
+    assert len({*digests, "runs/base4 main False"}) == 3
+
+
+def test_a_guide_makes_the_same_images():
+    both = guided(run="runs/early", stage=guided(ema="x").stages.sr8.stage)
+    with pytest.raises(InputError, match=r"base4\.guide\.stage\.size must be .*, 4, got 8"):
+        make_stages(both)
+    with pytest.raises(InputError, match="guide must be left out where a stage"):
+        entry = guided(ema="x").stages.base4
+        make_alone(entry, make_denoiser(entry.stage))
+    shapes = loading.parameter_shapes(guided(ema="x"))
+    assert shapes["base4.guide"] == shapes["base4"] and "sr8.guide" not in shapes
 
 
 def test_training_has_no_auto():

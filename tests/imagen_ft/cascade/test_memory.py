@@ -86,7 +86,8 @@ def test_activations_are_a_bound_on_what_xla_takes():
     inputs = jnp.zeros((batch, 32, 32, 3)), jnp.float32(0.5), jnp.zeros((batch, 5, 16))
 
     def predict(variables, x, t, text):
-        return stage._make_denoise(variables, text, text[:1], None, None)(x, t)
+        texts = stage._texts(text, text[:1], None)
+        return stage._make_denoise(variables, texts, None, None)(x, t)
 
     options = {"xla_backend_optimization_level": 0}
     compiled = jax.jit(predict).lower(shapes, *inputs).compile(compiler_options=options)

@@ -18,7 +18,7 @@ from imagen_ft.diffusion.edm import Heun
 from imagen_ft.diffusion.forward_process import PREDICTIONS, per_image
 from imagen_ft.diffusion.from_config import make_denoiser
 from imagen_ft.diffusion.schedule import Cosine, alpha_sigma
-from imagen_ft.diffusion.stage import Stage
+from imagen_ft.diffusion.stage import GUIDE, Stage
 from imagen_ft.diffusion.unipc import UniPC
 from launch.errors import InputError
 from tests.support.affine_samplers import affine_step, alpha_bar
@@ -307,6 +307,41 @@ def test_an_unknown_prediction():
     config.prediction = "score"
     with pytest.raises(InputError, match=r"prediction='score': known are eps, x0, v$"):
         make_denoiser(config)
+
+
+@dataclasses.dataclass(frozen=True)
+class NormalNetwork:
+    """Knows that images are normal about 0, with the deviation that its variables say."""
+
+    dtype: type = jnp.float32
+
+    def init(self, *args):
+        return VARIABLES
+
+    def apply(self, variables, *inputs, method):
+        if method == "context":
+            return inputs[0]
+        alpha, sigma = alpha_sigma(per_image(Cosine().logsnr(inputs[1] / 1000)))
+        variance = variables["deviation"] ** 2
+        return alpha * variance / (alpha**2 * variance + sigma**2) * inputs[0]
+
+
+@pytest.mark.parametrize(("weight", "weaker"), [(1.0, 0.3), (3.0, 0.3), (3.0, 0.2)])
+def test_autoguidance(weight, weaker):
+    """Led away from a wider Gaussian, a Gaussian becomes narrower: to s^w s'^(1-w).
+
+    With y = x / alpha and r = sigma / alpha the flow is d ln y / d ln r = w r^2 / (s^2 + r^2) +
+    (1 - w) r^2 / (s'^2 + r^2), whose integral from 0 up is a logarithm.
+    """
+    denoiser = Denoiser(NormalNetwork(), Cosine(), SIZE, 0, CHANNELS, prediction="x0")
+    options = dict(threshold_percentile=100.0, noise_augmentation=0.0)
+    sampler = UniPC(STEPS * 5, 3, spacing="exponential")
+    stage = Stage(denoiser, sampler, weight, **options, guide=denoiser)
+    assert stage.is_guided == (weight != 1) and not stage.reads_null_text
+    variables = {"deviation": np.float32(0.2), GUIDE: {"deviation": np.float32(weaker)}}
+    noise = lambda step: jnp.asarray(NOISE)[0]  # noqa: E731
+    images, _ = jax.jit(lambda: stage.run(variables, noise, TEXT, NULL))()
+    np.testing.assert_allclose(images, 0.2**weight * weaker ** (1 - weight) * NOISE[0], atol=2e-3)
 
 
 def stage_config():
