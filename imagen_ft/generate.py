@@ -101,10 +101,9 @@ def main(args: app.Arguments) -> None:
     if values.verify:
         check_sound(args, check(args))
         return
+    starts = Starts.open(args.config)
     args = dataclasses.replace(args, config=as_imported(args.config))
     cascade = load_cascade(args.config, mesh_of(args.config))
-    base = cascade.stages[0].denoiser
-    starts = Starts.open(args.config, base.size, base.channels)
     fields = set_fields(args, cascade, starts)
     SyntheticWriter.check(**fields)
 

@@ -110,6 +110,9 @@ def main(args: app.Arguments) -> None:
         raise InputError("nothing to draw: give --prompt=... or --prompts=FILE")
     sizes = [entry.stage.size for entry in config.stages.values()]
     on_first_process(lambda: check_workdir(args.workdir, prompts, sizes))
+    starts = Starts.open(config)
+    began = starts.of_prompts(prompts, config.seed) if starts else None
+    begin = dict(start=began, skip_steps=config.skip_steps) if starts else {}
     # Several processes draw every batch together.
     mesh = make_mesh({"data": -1}) if jax.process_count() > 1 else None
     config = as_imported(config)
@@ -117,12 +120,7 @@ def main(args: app.Arguments) -> None:
     fields = plain(config).items()
     settings = {name: value for name, value in fields if name not in OUTSIDE_SETTINGS}
     settings |= dict(prompts=prompts, weights=list(cascade.digests))
-    base = cascade.stages[0].denoiser
-    starts = Starts.open(config, base.size, base.channels)
-    began, begin = None, dict[str, Any]()
-    if starts is not None:
-        began = starts.of_prompts(prompts, config.seed)
-        begin = dict(start=began, skip_steps=config.skip_steps)
+    if starts and began:
         settings |= dict(start_digest=starts.digest(), started_from=began.keys())
     on_first_process(lambda: check_same_settings(args.workdir, settings))
     quiet = jax.process_index() > 0
@@ -139,7 +137,7 @@ def main(args: app.Arguments) -> None:
     on_first_process(write)
     if args.flags.path:
         prompts = prompts[:MOST_PATHS]
-        if began is not None:
+        if began:
             begin["start"] = began[:MOST_PATHS]
         steps = cascade.path(prompts, config.seed, **begin)
         picture = film(steps, prompts, args.flags.path)
@@ -159,7 +157,7 @@ def write_images(
             path = workdir / image_name(number, prompt, images.shape[1])
             write_atomic(path, encode_png(images[number]))
     count = min(len(prompts), MOST_SHOWN)
-    columns = [images[:count] for images in ([] if began is None else [began]) + stages]
+    columns = [images[:count] for images in ([began] if began else []) + stages]
     picture = show(columns, prompts[:count], images_per_prompt)
     picture.save(workdir / GRID)
     say(f"wrote {len(prompts)} images; {workdir / GRID} shows {count} of them", sys.stdout)

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from imagen_ft.diffusion.from_config import make_stages
+from imagen_ft.diffusion.stage import Stage
 from imagen_ft.text import class_names
 from input_pipeline import sources
 from input_pipeline.augment.resize import square
@@ -85,25 +86,24 @@ class Starts:
     closed: tuple[tuple[str, ...], ...]
 
     @classmethod
-    def open(cls, config: ml_collections.ConfigDict, size: int, channels: int) -> "Starts | None":
+    def open(cls, config: ml_collections.ConfigDict) -> "Starts | None":
         """Opens the images of a config; None where it begins with noise.
 
         Args:
-            config: `start`, see `sources.load`, and `class_names`.
-            size: of the base's images.
-            channels: of the base's images.
+            config: `start`, see `sources.load`; `stages` and `class_names` of the cascade.
 
         Raises:
             InputError: they are missing, damaged, or have other channels than the base draws.
         """
         if not _is_given(config):
             return None
+        base = _base(config).denoiser
         try:
             source = sources.load(config.start)
             check_labels(source)
         except InputError as error:
             raise InputError(f"{_FIELD}: {error}") from None
-        starts = cls(source, size, channels, _called(config.class_names))
+        starts = cls(source, base.size, base.channels, _called(config.class_names))
         _ = starts._images(np.arange(1))[:1]
         return starts
 
@@ -218,7 +218,7 @@ def check_start(config: ml_collections.ConfigDict) -> None:
                 "name real images to begin with, as config.start, or leave it out"
             )
         return
-    steps = next(iter(make_stages(config).values())).sampler.num_steps
+    steps = _base(config).sampler.num_steps
     if not 1 <= skip_steps < steps:
         raise InputError(
             f"config.skip_steps must be at least 1 and less than the {steps} steps of the base "
@@ -242,6 +242,10 @@ def check_noise(field: str, config: ml_collections.ConfigDict) -> None:
                 f"{field}.{name} must be left out, got {value!r}: what is measured here begins "
                 "with noise; draw with imagen_ft.generate, and measure that set"
             )
+
+
+def _base(config: ml_collections.ConfigDict) -> Stage:
+    return next(iter(make_stages(config).values()))
 
 
 def _is_given(config: ml_collections.ConfigDict) -> bool:

@@ -35,7 +35,7 @@ def test_images_that_are_held_out(tmp_path, monkeypatch):
     (tmp_path / "config.py").write_text(CONFIG)
     trained, evaluated = [], []
 
-    def evaluating(training, source, mesh, text_table):
+    def evaluating(training, source, *_):
         evaluated.extend(source[i]["image"][0, 0, 0] // 10 for i in range(len(source)))
 
     def reading(batches, **_):

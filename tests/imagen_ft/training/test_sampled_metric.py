@@ -27,6 +27,7 @@ from tests.classifiers.evaluation import tiny
 from tests.imagen_ft import tiny_training
 
 SLICED = dict(num_directions=20, seed=2020)
+SAMPLING = tiny_training.get_config().pictures.to_dict()
 
 
 def config(run="nowhere", **changes):
@@ -147,7 +148,7 @@ def test_too_few_images_are_said_before_training(run, tmp_path, changes, said):
             r"'spatial_frechet' is on Inception alone, got extractor",
         ),
         (dict(measure="kernel"), r"evaluation_metric needs the arguments of 'kernel' in a field"),
-        (dict(sampling=dict(guidance_weight=-1.0)), r"evaluation_metric: guidance_weight=-1"),
+        (dict(sampling=SAMPLING | dict(guidance_weight=-1.0)), r"_metric: guidance_weight=-1"),
     ],
 )
 def test_wrong_fields(changes, said):
