@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 
 from imagen_ft import generate
 from imagen_ft.cascade import Cascade
+from imagen_ft.diffusion.denoiser import Denoiser
+from imagen_ft.diffusion.stage import Stage
 from imagen_ft.generation import worker
 from launch.runtime import app
 
@@ -47,7 +49,8 @@ class Trivial(Cascade):
 
     @classmethod
     def of(cls, class_names, batch_size, size=8, seconds=0.0):
-        stage = SimpleNamespace(denoiser=SimpleNamespace(size=size, channels=3), batch_size=0)
+        denoiser = mock.Mock(Denoiser, size=size, channels=3)
+        stage = mock.Mock(Stage, denoiser=denoiser, batch_size=0)
         encoder = SimpleNamespace(digest="")
         digests = ("0" * 64,)
         stages, variables, config = (stage,), ({},), ConfigDict()
