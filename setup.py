@@ -60,6 +60,8 @@ EXTRAS = {
         "mypy>=2.4.1,<2.5",
         "nbclient>=0.10",
         "nbformat>=5.10",
+        # Adapters in diffusers.
+        "peft>=0.21,<0.22",
         "prdc>=0.2,<0.3",
         "pytest>=8.3",
         "pytest-xdist>=3.6",

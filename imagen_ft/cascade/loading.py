@@ -14,6 +14,7 @@ from imagen_ft.cascade.stage_weights import (
     load_public,
     open_run,
     variables_of,
+    with_adapters,
 )
 from imagen_ft.diffusion.denoiser import Denoiser
 from imagen_ft.diffusion.from_config import (
@@ -26,7 +27,7 @@ from imagen_ft.diffusion.stage import GUIDE, Stage
 from imagen_ft.text import class_names
 from imagen_ft.text.encoders import TextEncoder, lacking_in_text, text_shapes
 from launch.errors import InputError
-from launch.files import differences, json_digest
+from launch.files import differences, json_digest, sha256
 from launch.runtime.config import plain
 from launch.runtime.devices.hardware import half_dtype
 from launch.runtime.devices.mesh import make_mesh
@@ -54,7 +55,8 @@ def load_stages(
     averages 'main', or the one that `ema` names. DeepFloyd IF's own, an import or a folder in
     diffusers' layout, may be a repository of the Hub with 'deepfloyd:' before its name, and have a
     `variant`. Where a stage has a `guide`, that is loaded in the same way: another `run`, or the
-    stage's own with another `ema` or `best`.
+    stage's own with another `ema` or `best`. Adapters of diffusers, in a file that `lora` names, are
+    merged into the weights.
 
     Args:
         config: of the task.
@@ -98,17 +100,23 @@ def _load(
         check_same_model(run, entry.stage, config)
         check_same_text(run, encoder)
         which = dict(ema=entry.get("ema", MAIN), best=entry.get("best", False))
-        return variables_of(run, denoiser, encoder.shape, mesh, **which), digest_of(run, **which)
-    path, variant = entry.run.removeprefix(PUBLIC), entry.get("variant")
-    loaded = load_public(path, denoiser, encoder.shape, field, mesh=mesh, variant=variant)
-    return loaded, weights.digest(path, "unet", variant)
+        loaded = variables_of(run, denoiser, encoder.shape, mesh, **which)
+        digest = digest_of(run, **which)
+    else:
+        path, variant = entry.run.removeprefix(PUBLIC), entry.get("variant")
+        loaded = load_public(path, denoiser, encoder.shape, field, mesh=mesh, variant=variant)
+        digest = weights.digest(path, "unet", variant)
+    if not entry.get("lora"):
+        return loaded, digest
+    adapted = with_adapters(entry.lora, denoiser, loaded, mesh)
+    return adapted, json_digest([digest, sha256(entry.lora)])
 
 
 def lacking_in_cascade(config: ml_collections.ConfigDict) -> Defaults:
     """Fields of a cascade that a config lacks."""
     own = {"negative_prompt": "", "class_names": class_names.MIXED}
     fields = {**below("", config, own), **lacking_in_text(config.text)}
-    of_stage = {"ema": MAIN, "best": False, "variant": unset(str)}
+    of_stage = {"ema": MAIN, "best": False, "variant": unset(str), "lora": ""}
     for name, entry in with_dtypes(config).stages.items():
         path, denoiser = f"stages.{name}", make_denoiser(entry.stage)
         fields |= below(path, entry, of_stage)

@@ -15,7 +15,7 @@ from launch.files import json_digest
 from launch.runtime.devices.mesh import state_shardings, with_shardings
 from launch.runtime.ema import MAIN
 from launch.runtime.run import STAGE, Run
-from launch.runtime.training.lora import make_lora
+from launch.runtime.training.lora import Lora, make_lora
 from launch.runtime.types import Variables
 
 PUBLIC = "deepfloyd:"
@@ -68,9 +68,31 @@ def variables_of(
     adapters = _placed({"params": lora.shapes(abstract["params"])}, mesh)
     trained = run.variables(adapters, ema, best)["params"]
     params = _base(run, denoiser, text_shape, mesh, jnp.dtype(lora.base_dtype))
-    shardings = None if mesh is None else state_shardings(mesh, abstract["params"])
+    return _merged(lora, params, trained, mesh)
+
+
+def with_adapters(
+    path: epath.PathLike, denoiser: Denoiser, variables: Variables, mesh: Mesh | None = None
+) -> Variables:
+    """Merges the adapters of a file into a stage's variables, which are used up.
+
+    Args:
+        path: a safetensors file, see `weights.read_lora`.
+        denoiser: of the stage.
+        variables: of the stage.
+        mesh: where they are; None is one device.
+
+    Raises:
+        InputError: there is no such file, or its adapters are of another network.
+    """
+    lora, adapters = weights.read_lora(path, denoiser.model, variables["params"])
+    return _merged(lora, variables["params"], adapters, mesh)
+
+
+def _merged(lora: Lora, params: Any, adapters: Any, mesh: Mesh | None) -> Variables:
+    shardings = None if mesh is None else state_shardings(mesh, params)
     merge = jax.jit(lora.merged, out_shardings=shardings, donate_argnums=0)
-    return {"params": merge(params, trained)}
+    return {"params": merge(params, adapters)}
 
 
 def digest_of(run: Run, ema: str = MAIN, best: bool = False) -> str:

@@ -1,6 +1,7 @@
 """Public weights in and out: files to our models, our runs to diffusers."""
 
 from imagen_ft.weights.loading import load_part, load_t5, load_unet, open_t5, open_unet
+from imagen_ft.weights.lora_file import read_lora
 from imagen_ft.weights.pipeline_parts import digest, part_folder
 from imagen_ft.weights.scheduler_config import scheduler
 
@@ -12,5 +13,6 @@ __all__ = [
     "open_t5",
     "open_unet",
     "part_folder",
+    "read_lora",
     "scheduler",
 ]

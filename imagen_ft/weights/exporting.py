@@ -19,6 +19,7 @@ from imagen_ft.models.latent_unet import LatentUNet
 from imagen_ft.weights import hub
 from imagen_ft.weights.importing import HEADER, MODEL_INDEX, SMALL_PATTERNS, check_schedulers
 from imagen_ft.weights.loading import STORED, load_checkpoint, open_checkpoint
+from imagen_ft.weights.lora_file import write_lora
 from imagen_ft.weights.pipeline_parts import (
     FILES,
     MANIFEST,
@@ -76,7 +77,8 @@ def export_weights(
     """Writes weights in diffusers' layout.
 
     An import is written as it was, byte for byte, unless `variant` or `dtype` ask for another form.
-    A run's U-Net gets a `config.json` made from its fields.
+    A run's U-Net gets a `config.json` made from its fields; of a run with `config.lora` the file
+    of its adapters is all that is written.
 
     Args:
         source: an imported folder, or a run directory of imagen_ft.finetune.
@@ -98,6 +100,13 @@ def export_weights(
     check_target(target)
     form = _Form(variant, dtype)
     locations = _locations(source)
+    run = _adapted(locations)
+    if run is not None:
+        if pipeline:
+            raise InputError("--pipeline: a run with config.lora is exported as adapters alone")
+        with atomic_folder(target) as folder:
+            write_lora(run, Path(folder), form.numbers)
+        return
     writers = {
         name: _make_writer(PARTS[name], location, form) for name, location in locations.items()
     }
@@ -126,6 +135,14 @@ def export_weights(
             write_atomic(folder / name, data)
         if index is not None:
             write_atomic(folder / MODEL_INDEX, index)
+
+
+def _adapted(locations: Mapping[str, PartLocation]) -> Run | None:
+    """The run, where it holds adapters."""
+    if "unet" not in locations or locations["unet"].kind != RUN:
+        return None
+    run = Run.open(locations["unet"].folder)
+    return run if run.config.get("lora") else None
 
 
 def _locations(source: str) -> dict[str, PartLocation]:

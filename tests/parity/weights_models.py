@@ -87,8 +87,8 @@ def ours(path, stage, **arguments):
     return np.asarray(jax.jit(model.apply)({"params": params}, *unet_inputs(stage)))
 
 
-def make_run(folder, stage, params, **unet):
-    """A run directory as imagen_ft.finetune leaves it, of the tiny U-Net of a stage."""
+def make_run(folder, stage, params, lora=None, **unet):
+    """A run directory as imagen_ft.finetune leaves it, of the tiny U-Net of a stage or adapters."""
     fields = dict(
         block_out_channels=(32, 64),
         layers_per_block=STAGES[stage]["layers_per_block"],
@@ -103,6 +103,7 @@ def make_run(folder, stage, params, **unet):
     low_size = 4 if stage == 2 else 0
     stage = dict(size=8, low_size=low_size, channels=3, schedule="cosine", unet={**fields, **unet})
     folder.mkdir()
-    run_name = write_record(epath.Path(folder), {"total_steps": 3, "stage": stage}, inputs={})
+    config = {"total_steps": 3, "stage": stage, "lora": lora}
+    run_name = write_record(epath.Path(folder), config, inputs={})
     checkpoint.save_inference(folder, run_name, {"params": params}, step=3)
     return folder

@@ -23,19 +23,15 @@ from imagen_ft.text.encoders import make_text_encoder
 from imagen_ft.training import train_stage
 from imagen_ft.training.image_losses import draw_inputs, image_losses
 from imagen_ft.training.training import Training
-from imagen_ft.training.warm_start import check_start
+from imagen_ft.weights.lora_file import FILE, write_lora
 from launch.errors import InputError
-from launch.runtime.checkpoints.checkpoint import save_inference
-from launch.runtime.config import plain
 from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.run import Run
-from launch.runtime.run_record import write_record
 from launch.runtime.state import TrainState
 from launch.runtime.training.lora import Lora, make_lora
-from tests.imagen_ft import tiny_training
+from tests.support.adapted_runs import ALPHA, RANK, get_config, write_adapted, write_base
 from tests.support.devices import run_on_eight
 
-RANK, ALPHA = 2, 3.0
 PROJECTIONS = {"to_q", "to_k", "to_v", "to_out_0", "add_k_proj", "add_v_proj"}
 
 
@@ -43,45 +39,14 @@ def flat(tree):
     return flax.traverse_util.flatten_dict(tree, sep="/")
 
 
-def get_config(base="", **fields):
-    config = tiny_training.get_config()
-    config.total_steps, config.init_from = 3, str(base)
-    config.pictures_every, config.checkpoint_every, config.evaluate_every = 0, 3, 0
-    config.ema, config.best = {}, {}
-    if base:
-        config.lora = dict(rank=RANK, alpha=ALPHA) | fields
-    return config
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A run whose weights are numbers of chance."""
-    folder = epath.Path(tmp_path_factory.mktemp("lora") / "base")
-    config = get_config()
-    config.total_steps = 0
-    training = Training.of(config)
-    rng, shapes = np.random.default_rng(0), training.denoiser.shapes(training.text_shape)
-    variables = jax.tree.map(lambda leaf: np.float32(0.3 * rng.normal(size=leaf.shape)), shapes)
-    text = make_text_encoder(config.text)
-    folder.mkdir()
-    inputs = {"text": text.digest} if text.digest else {}
-    save_inference(folder, write_record(folder, plain(config), inputs), variables)
-    return folder
+    return write_base(epath.Path(tmp_path_factory.mktemp("lora") / "base"))
 
 
 @pytest.fixture(scope="module")
 def adapted(base):
-    """A run whose adapters are numbers of chance, and its training."""
-    folder, training = base.parent / "adapted", Training.of(get_config(base))
-    rng = np.random.default_rng(1)
-    variables = jax.tree.map(
-        lambda leaf: np.float32(0.3 * rng.normal(size=leaf.shape)), training.abstract.variables
-    )
-    folder.mkdir()
-    inputs = {**Run.open(base).inputs, **check_start(training)}
-    name = write_record(folder, plain(training.config), inputs)
-    save_inference(folder, name, variables, step=training.config.total_steps)
-    return Run.open(folder), training
+    return write_adapted(base.parent / "adapted", base)
 
 
 def loaded(run, training):
@@ -254,6 +219,20 @@ def test_a_run_of_adapters_is_a_stage_like_any_other(base, adapted):
     assert digest_of(other) != digest_of(run)
     with pytest.raises(InputError, match=r"adapters of .*base, which holds other weights now"):
         loaded(other, training)
+
+
+def test_adapters_of_a_file_are_merged_into_a_stage(base, tmp_path):
+    run, training = write_adapted(epath.Path(tmp_path) / "run", base)
+    write_lora(run, tmp_path, np.dtype(np.float32))
+    config = ConfigDict(training.config.to_dict())
+    entry = dict(config.pictures, stage=config.stage, noise_augmentation=0.0, run=str(base))
+    config.stages = {"sr8": dict(entry, lora=str(tmp_path / FILE))}
+    encoder = make_text_encoder(config.text)
+    _, [variables], [digest] = load_stages(config, encoder, base=False)
+    found, expected = flat(variables["params"]), loaded(run, training)
+    for path, leaf in expected.items():
+        np.testing.assert_allclose(found[path], leaf, rtol=1e-5, atol=1e-6, err_msg=path)
+    assert digest != digest_of(Run.open(base))
 
 
 def test_its_base_can_be_kept_in_bfloat16(base):
