@@ -28,10 +28,10 @@ from input_pipeline.sources.lacking import lacking_in_source
 from launch.runtime import app
 from launch.runtime.devices import joining
 from launch.runtime.devices.mesh import make_mesh
-from launch.runtime.optional_fields import Defaults, below
+from launch.runtime.layers.lora import ATTENTION
+from launch.runtime.optional_fields import Defaults, below, unset
 from launch.runtime.preflight import preflight
 from launch.runtime.training.loop import check_fields, lacking_in_training
-from launch.runtime.training.lora import lacking_in_lora
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -42,11 +42,13 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def lacking(config: ml_collections.ConfigDict) -> Defaults:
     """Fields that a config lacks and the command line can set."""
+    lora = {"rank": unset(int), "alpha": unset(float), "base_dtype": "float32"}
+    lora["targets"] = (ATTENTION,)
     images = {"crop_size": 0, "flip": False, "init_from": "", "class_names": class_names.MIXED}
     return {
         **below("", config, images),
         **below("loss", config.loss, {"min_snr_gamma": 0.0, "vlb_weight": 0.0}),
-        **lacking_in_lora(config),
+        **below("lora", config.get("lora") or {}, lora),
         **lacking_in_denoiser("stage", config.stage),
         **lacking_in_text(config.text),
         **lacking_in_training(config),

@@ -14,8 +14,8 @@ from launch.errors import InputError
 from launch.files import json_digest
 from launch.runtime.devices.mesh import state_shardings, with_shardings
 from launch.runtime.ema import MAIN
+from launch.runtime.layers.lora import Lora, make_lora
 from launch.runtime.run import STAGE, Run
-from launch.runtime.training.lora import Lora, make_lora
 from launch.runtime.types import Variables
 
 PUBLIC = "deepfloyd:"

@@ -25,10 +25,10 @@ from imagen_ft.training.sampled_metric import check_metric, is_measured, metric_
 from launch.errors import InputError
 from launch.runtime.devices.mesh import batch_sharding, state_shardings, with_shardings
 from launch.runtime.ema import MAIN, Decay, make_decays
+from launch.runtime.layers.lora import Lora, make_lora
 from launch.runtime.run import Run
 from launch.runtime.state import TrainState, abstract_state
 from launch.runtime.training.loop import check_training
-from launch.runtime.training.lora import Lora, make_lora
 from launch.runtime.training.optimizers import (
     frozen_parameters,
     make_optimizer,

@@ -14,6 +14,9 @@ Export a run of imagen_ft.finetune, with the rest of the pipeline that it was ma
   python -m imagen_ft.weights --from=runs/base64 --to=deepfloyd:exported --pipeline=weights/IF-I-M
   then, in diffusers: IFPipeline.from_pretrained("exported", safety_checker=None)
 
+A run with config.lora is exported as its adapters (pytorch_lora_weights.safetensors), which
+load_lora_weights of diffusers reads; config.stages.NAME.lora=FILE samples with any such file.
+
 IF's repositories are gated: accept their licence on their page, then `hf auth login` or HF_TOKEN.
 An import needs 1.2 times the size of the weights in memory and as much on disk. Interrupted, the
 same command begins again.

@@ -24,8 +24,8 @@ from launch.errors import InputError
 from launch.runtime.checkpoints.safetensors_header import make_header, parse_header, read_header
 from launch.runtime.checkpoints.safetensors_io import check_finite, open_file, write_file
 from launch.runtime.checkpoints.tensor_mapping import Rules, TensorMapping, tensor_mappings
+from launch.runtime.layers.lora import Lora
 from launch.runtime.run import Run
-from launch.runtime.training.lora import Lora
 
 FILE = "pytorch_lora_weights.safetensors"
 _METADATA = "lora_adapter_metadata"

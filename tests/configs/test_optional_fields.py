@@ -37,7 +37,7 @@ TASKS += ("imagen_ft.sweep", "classifiers.train", "classifiers.evaluate", "class
 OTHER_FILES = ("imagen_ft/weights/", "classifiers/weights/", "input_pipeline/synthetic/")
 # Of a task, what it imports and hands no config of its own, but those of runs and other tasks.
 _CLASSIFIERS = ("classifiers/from_config.py", "classifiers/extractors/", "input_pipeline/augment/")
-_OF_RUNS = ("imagen_ft/cascade/opened.py", "launch/runtime/training/")
+_OF_RUNS = ("imagen_ft/cascade/opened.py", "launch/runtime/layers/lora.py")
 _NOISE_ALONE = "imagen_ft/cascade/starts.py"
 OTHER_CONFIGS = {
     "imagen_ft.finetune": (*_CLASSIFIERS, "imagen_ft/cascade/", "imagen_ft/evaluation/"),
@@ -241,6 +241,9 @@ SET = [
     (FINETUNE, "stage.unet.remat=True", True),
     (FINETUNE, "train_source.per_class=2", 2),
     (FINETUNE, "optimizer.b2=0.95", 0.95),
+    (FINETUNE, "lora.rank=8", 8),
+    (FINETUNE, "lora.targets=('to_q',)", ("to_q",)),
+    (SAMPLE, "stages.base4.lora=x.safetensors", "x.safetensors"),
     (FINETUNE, "best.metric=validation_loss", "validation_loss"),
     (TRAIN, "augment.randaugment.layers=2", 2),
     (TRAIN, "train_sources.real.classes=('one', 'two')", ("one", "two")),

@@ -11,7 +11,7 @@ from imagen_ft import weights
 from imagen_ft.weights.__main__ import main
 from imagen_ft.weights.lora_file import FILE, read_lora
 from launch.errors import InputError
-from launch.runtime.training.lora import make_lora
+from launch.runtime.layers.lora import make_lora
 from tests.parity.torch_weights import relative_error
 from tests.parity.weights_models import make_run, theirs, tiny_unet, unet_inputs
 

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import ml_collections
 import optax
 
 from launch.errors import InputError
+from launch.runtime.layers.paths import matching
 from launch.runtime.limits import MOST, check_numbers
 from launch.runtime.optional_fields import Defaults, below, unset
 
@@ -190,30 +190,3 @@ def _decayed(no_decay: Sequence[str], params: optax.Params) -> optax.Params:
     """Biases and normalisation scales are vectors; they are not decayed."""
     spared = matching("optimizer.no_decay", no_decay, params)
     return jax.tree.map(lambda leaf, spare: leaf.ndim > 1 and not spare, params, spared)
-
-
-def matching(field: str, patterns: Sequence[str], params: Any) -> Any:
-    """Which parameters' paths a pattern is found in: a tree of booleans.
-
-    Args:
-        field: that has the patterns, for messages.
-        patterns: see `frozen_parameters`.
-        params: the parameters or their shapes.
-
-    Raises:
-        InputError: a pattern is no regular expression or is found nowhere.
-    """
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    matched = [False] * len(names)
-    for pattern in patterns:
-        try:
-            hits = [re.search(pattern, name) is not None for name in names]
-        except re.error as error:
-            raise InputError(f"{field}: {pattern!r} is no pattern ({error})") from None
-        if not any(hits):
-            raise InputError(
-                f"{field}: {pattern!r} is found in no parameter's path, such as {names[0]!r}"
-            )
-        matched = [before or hit for before, hit in zip(matched, hits, strict=True)]
-    return jax.tree_util.tree_unflatten(treedef, matched)

@@ -26,9 +26,9 @@ from imagen_ft.training.training import Training
 from imagen_ft.weights.lora_file import FILE, write_lora
 from launch.errors import InputError
 from launch.runtime.devices.mesh import make_mesh
+from launch.runtime.layers.lora import Lora, make_lora
 from launch.runtime.run import Run
 from launch.runtime.state import TrainState
-from launch.runtime.training.lora import Lora, make_lora
 from tests.support.adapted_runs import ALPHA, RANK, get_config, write_adapted, write_base
 from tests.support.devices import run_on_eight
 

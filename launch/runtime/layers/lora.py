@@ -15,9 +15,8 @@ from jaxtyping import Key, PyTree
 
 from launch.errors import InputError
 from launch.fields import Fields
+from launch.runtime.layers.paths import matching
 from launch.runtime.limits import check_numbers
-from launch.runtime.optional_fields import Defaults, below, unset
-from launch.runtime.training.optimizers import matching
 from launch.runtime.types import Array
 
 # The attentions' projections: of queries, keys, values and outputs, in all our networks' names.
@@ -119,12 +118,6 @@ def make_lora(config: Fields, params: PyTree, field: str = "config.lora") -> Lor
         )
     targets = tuple(config.get("targets", (ATTENTION,)))
     return Lora(config["rank"], alpha / config["rank"], _modules(field, targets, params), dtype)
-
-
-def lacking_in_lora(config: Fields) -> Defaults:
-    """Fields of `make_lora` that a config lacks."""
-    fields = {"rank": unset(int), "alpha": unset(float), "base_dtype": "float32"}
-    return below("lora", config.get("lora") or {}, {**fields, "targets": (ATTENTION,)})
 
 
 def _modules(field: str, targets: Sequence[str], params: PyTree) -> tuple[tuple[str, ...], ...]:

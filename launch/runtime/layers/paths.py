@@ -1,0 +1,36 @@
+"""Parameters by the paths that patterns are found in."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from launch.errors import InputError
+
+
+def matching(field: str, patterns: Sequence[str], params: Any) -> Any:
+    """Which parameters' paths a pattern is found in: a tree of booleans.
+
+    Args:
+        field: that has the patterns, for messages.
+        patterns: regular expressions, searched for in paths such as `down_0/resnet_0/conv1/kernel`.
+        params: the parameters or their shapes.
+
+    Raises:
+        InputError: a pattern is no regular expression or is found nowhere.
+    """
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    matched = [False] * len(names)
+    for pattern in patterns:
+        try:
+            hits = [re.search(pattern, name) is not None for name in names]
+        except re.error as error:
+            raise InputError(f"{field}: {pattern!r} is no pattern ({error})") from None
+        if not any(hits):
+            raise InputError(
+                f"{field}: {pattern!r} is found in no parameter's path, such as {names[0]!r}"
+            )
+        matched = [before or hit for before, hit in zip(matched, hits, strict=True)]
+    return jax.tree_util.tree_unflatten(treedef, matched)
