@@ -55,7 +55,7 @@ def load_stages(
     averages 'main', or the one that `ema` names. DeepFloyd IF's own, an import or a folder in
     diffusers' layout, may be a repository of the Hub with 'deepfloyd:' before its name, and have a
     `variant`. Where a stage has a `guide`, that is loaded in the same way: another `run`, or the
-    stage's own with another `ema` or `best`. Adapters of diffusers, in a file that `lora` names, are
+    stage's own with another `ema` or `best`. Adapters in a file of diffusers that `lora` names are
     merged into the weights.
 
     Args:
