@@ -25,7 +25,7 @@ from launch.runtime.reports.parameters import module_table, tensor_table
 
 _CONFIG_HELP = (
     "--config=FILE.py[:name=value,...]: the experiment",
-    "--config.field=value: overrides one field; may be repeated",
+    "--config.field=value: sets one field, also one that --dry_run says it lacks; may be repeated",
 )
 
 
@@ -124,7 +124,7 @@ def parse(
     flags.DEFINE_bool(
         "dry_run",
         False,
-        "print the resolved config and parameter count, then end",
+        "print the resolved config, the parameters and the fields that it lacks, then end",
         flag_values=values,
     )
     flags.DEFINE_bool(
