@@ -7,6 +7,7 @@ classifier of the pool. What can be said behind the name of the file:
 
     stage      sr8 (the default), which enlarges what base4 draws, once for all points; or base4
     low        real: sr8 enlarges real digits, shrunk
+    solvers    samplers by their number of network evaluations, in place of the stage's grid
     extractor  a run of classifiers.train
     runlocal   two points of a few images
 
@@ -35,11 +36,21 @@ GRIDS = {
         num_steps=(8, 16),
     ),
 }
+# Steps such that heun, with two evaluations a step, has as many as the others where they cross.
+SOLVERS = dict(
+    sampler=("ddpm", "ddim", "dpmpp", "unipc", "heun"),
+    num_steps=(4, 6, 10, 16, 32, 64),
+)
 
 
 def get_config(arg=""):
     args = arguments.parse(
-        arg, stage="sr8", low="", extractor="runs/digits/classifiers/pool", runlocal=False
+        arg,
+        stage="sr8",
+        low="",
+        solvers=False,
+        extractor="runs/digits/classifiers/pool",
+        runlocal=False,
     )
     if args["stage"] not in GRIDS:
         raise ValueError(f"stage={args['stage']}: there is {', '.join(GRIDS)}")
@@ -50,7 +61,7 @@ def get_config(arg=""):
     config.cascade.images_per_prompt = 8  # of imagen_ft.sample
     config.cascade.show_stages = True
     config.stage = args["stage"]
-    config.grid = GRIDS[args["stage"]]
+    config.grid = SOLVERS if args["solvers"] else GRIDS[args["stage"]]
     config.num_images = 1000  # of each point
     config.labels = "balanced"
     config.low = dict(source=dict(name="digits", split="pool")) if args["low"] else {}

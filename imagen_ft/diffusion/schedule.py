@@ -29,6 +29,9 @@ class Schedule(Protocol):
 
     num_train_timesteps: int
 
+    def __hash__(self) -> int:
+        """Schedules are frozen."""
+
     def logsnr(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
         """log(alpha^2 / sigma^2), decreasing in t."""
 

@@ -53,7 +53,9 @@ def sampling_times(
         raise InputError(f"sampler.num_steps={num_steps}: at least 1 step is needed")
     if num_steps > total and schedule.num_train_timesteps:
         raise InputError(f"sampler.num_steps={num_steps}: the schedule has {total} steps")
-    last = _last_step(schedule, num_steps, logsnr_min)
+    last = _last_step(schedule, logsnr_min)
+    if schedule.num_train_timesteps:
+        last = max(last, num_steps)
     if spacing in named_spacings():
         steps: np.ndarray = np.asarray(named_spacings()[spacing], np.float64)
         if len(steps) != num_steps or total != 1000:
@@ -80,17 +82,17 @@ def sampling_times(
     return np.append((steps + 1) / total, 0.0).astype(np.float32)
 
 
-def _last_step(schedule: Schedule, num_steps: int, logsnr_min: float) -> float:
+@functools.cache
+def _last_step(schedule: Schedule, logsnr_min: float) -> float:
     """The number of steps, of a continuous schedule in thousandths, that are not too noisy."""
     total = schedule.num_train_timesteps
     if _logsnr(schedule, 1.0) >= logsnr_min:
         return total or 1000
-    if not total:
-        with jax.ensure_compile_time_eval():
-            return 1000.0 * float(schedule.time(jnp.float32(logsnr_min)))
     with jax.ensure_compile_time_eval():
+        if not total:
+            return 1000.0 * float(schedule.time(jnp.float32(logsnr_min)))
         ratios = np.asarray(schedule.logsnr(jnp.arange(1, total + 1) / total))
-    return max(int((ratios >= logsnr_min).sum()), num_steps)
+    return int((ratios >= logsnr_min).sum())
 
 
 def _sigma_times(
@@ -113,6 +115,7 @@ def _sigma_times(
     return times[:num_steps]
 
 
+@functools.cache
 def _logsnr(schedule: Schedule, t: float) -> float:
     with jax.ensure_compile_time_eval():
         return float(schedule.logsnr(jnp.float32(t)))

@@ -19,7 +19,8 @@ from imagen_ft.sweeping.rows import (
 from launch.fields import Fields
 
 # What stands below the axis, and what lines are of, where the grid has it: the first one that does.
-_ALONG = ("guidance_weight", "noise_augmentation", "logvar_coeff", "eta", "num_steps")
+_STEPS = "num_steps"
+_ALONG = ("guidance_weight", "noise_augmentation", "logvar_coeff", "eta", _STEPS)
 _LINES = ("logvar_coeff", "noise_augmentation", "num_steps", "sampler", "ema", "eta")
 _SIZE = (6.4, 4.2)
 
@@ -39,7 +40,7 @@ def against(rows: Sequence[Row], along: str, lines: str, measure: str) -> Figure
 
     Args:
         rows: that compare with each other: of one number of images.
-        along: a dimension of numbers.
+        along: a dimension of numbers; in place of 'num_steps' stand the network's evaluations.
         lines: another dimension; '' is one line.
         measure: of `CHOICES`.
 
@@ -52,7 +53,8 @@ def against(rows: Sequence[Row], along: str, lines: str, measure: str) -> Figure
     for row in best_first(rows, measure):
         if along in row.values and not math.isnan(value_of(row, measure)):
             name = f"{lines} {text(row.values[lines])}" if lines in row.values else ""
-            curves.setdefault(name, {}).setdefault(row.values[along], row)
+            x = row.evaluations if along == _STEPS else row.values[along]
+            curves.setdefault(name, {}).setdefault(x, row)
     if not curves:
         return None
     for name in sorted(curves):
@@ -63,7 +65,8 @@ def against(rows: Sequence[Row], along: str, lines: str, measure: str) -> Figure
             axes.errorbar(list(curve), values, stds, marker="o", capsize=4, label=name)
         else:
             axes.plot(list(curve), values, marker="o", label=name)
-    axes.set(xlabel=along.replace("_", " "), ylabel=_label(rows, measure))
+    xlabel = "evaluations of the network for an image" if along == _STEPS else along
+    axes.set(xlabel=xlabel.replace("_", " "), ylabel=_label(rows, measure))
     if any(curves):
         axes.legend()
     axes.grid(alpha=0.25)

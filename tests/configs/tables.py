@@ -78,7 +78,12 @@ VARIANTS = {
         "extractor=x,runlocal",
         "generated=,sampled=40,enlarged=30",
     ],
-    "configs/digits/sweep.py": ["stage=base4", "low=real", "extractor=x,runlocal"],
+    "configs/digits/sweep.py": [
+        "stage=base4",
+        "stage=base4,solvers",
+        "low=real",
+        "extractor=x,runlocal",
+    ],
     "configs/digits/study.py": ["generated=x", "generated=x,runlocal"],
     **{
         path: [

@@ -13,7 +13,7 @@ from imagen_ft.diffusion.ddpm import DDIM, DDPM, EulerAncestral
 from imagen_ft.diffusion.dpm_solver import FEW_STEPS, DPMpp, DPMpp2S, phi
 from imagen_ft.diffusion.edm import Euler, Heun
 from imagen_ft.diffusion.samplers import Interval, Prediction, sample
-from imagen_ft.diffusion.schedule import Cosine, Linear, SquaredCos, alpha_sigma
+from imagen_ft.diffusion.schedule import Cosine, Linear, ScaledLinear, SquaredCos, alpha_sigma
 from imagen_ft.diffusion.spacing import SIGMA_SPACINGS, SPACINGS, sampling_times
 from imagen_ft.diffusion.unipc import UniPC
 from tests.support.solver_steps import compiled_step, intervals, solve
@@ -125,7 +125,7 @@ def test_solvers_of_first_order_are_ddim():
     assert np.abs(draw(DPMpp(5, 2, "leading")) - expected).max() > 1e-3
 
 
-SCHEDULES = [Cosine(), Linear(), SquaredCos()]
+SCHEDULES = [Cosine(), Linear(), SquaredCos(), ScaledLinear(zero_terminal_snr=True)]
 MOST = 100
 
 

@@ -11,7 +11,8 @@ from etils import epath
 
 from imagen_ft import generate, sample, sweep
 from imagen_ft.evaluation import drawn, seeing
-from imagen_ft.sweeping import bench, best, report, trained, work
+from imagen_ft.sweeping import bench, best, figures, report, trained, work
+from imagen_ft.sweeping.rows import CAS, Row, Score
 from input_pipeline.synthetic.source import SyntheticSource
 from launch.errors import Diverged
 from launch.runtime.locks import tried
@@ -331,3 +332,15 @@ def test_points_of_solvers_and_what_they_cost(tmp_path, capsys):
         "order=3+sampler=unipc": 4,
         "sampler=heun": 7,
     }
+
+
+def test_steps_are_drawn_by_their_evaluations():
+    rows = [
+        Row("", dict(sampler=name, num_steps=steps), evaluations, 10, True, None, Score(0.5, 0.1))
+        for name, steps, evaluations in (("ddim", 4, 8), ("ddim", 8, 16), ("heun", 4, 14))
+    ]
+    grid = dict(sampler=("ddim", "heun"), num_steps=(4, 8))
+    assert figures.axes_of(grid) == ("num_steps", "sampler")
+    [axes] = figures.against(rows, "num_steps", "sampler", CAS).axes
+    drawn = {line[0].get_xdata()[0]: len(line[0].get_xdata()) for line in axes.containers}
+    assert drawn == {8: 2, 14: 1} and "evaluations" in axes.get_xlabel()
