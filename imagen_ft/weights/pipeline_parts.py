@@ -170,20 +170,23 @@ def _fetch(name: str, part: str, variant: str | None) -> PartLocation:
         raise InputError(
             f"{name}: there is no such folder; name one, or a repository of the Hub as owner/name"
         )
+    # Auto-encoders have repositories of their own, whose files are in no folder.
+    prefixes = (f"{part}/", "") if part == "vae" else (f"{part}/",)
     if part in SMALL_PARTS:
         patterns = [f"{part}/*"]
     else:
         stem = PARTS[part].stem
-        patterns = [f"{part}/config.json"]
-        patterns += [f"{part}/{pattern}" for pattern in file_names(stem, variant)]
+        files = ("config.json", *file_names(stem, variant))
+        patterns = [prefix + file for prefix in prefixes for file in files]
     root = epath.Path(hub.fetch(name, patterns))
-    folder = root / part
+    prefix = next((p for p in prefixes if (root / p / "config.json").exists()), prefixes[0])
+    folder = root / prefix
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
     if not set(names) & set(_MARKS[part]):
         raise NoSuchPart(f"{name} has no {part}: name a repository of diffusers' layout")
     if part in PARTS and not any(file in names for file in file_names(stem, variant)[:2]):
-        names_there = [file.removeprefix(f"{part}/") for file in hub.file_names(name)]
-        choose_file(names_there, stem, variant, f"{name}/{part}")
+        names_there = [file.removeprefix(prefix) for file in hub.file_names(name)]
+        choose_file(names_there, stem, variant, f"{name}/{prefix}".rstrip("/"))
     return PartLocation(FILES, folder, root)
 
 

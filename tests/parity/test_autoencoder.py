@@ -127,6 +127,21 @@ def test_what_is_not_implemented(field, value):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
+def test_the_memory_of_large_images():
+    """At 1,024 px, whatever the batch, three arrays of the largest level."""
+    model = presets.make("sdxl_vae")
+    params = {"params": presets.parameter_shapes("sdxl_vae")}
+
+    def gigabytes(count):
+        latents = jax.ShapeDtypeStruct((count, 128, 128, 4), "float32")
+        program = jax.jit(lambda params, latents: decode_one_by_one(model, params, latents))
+        return program.lower(params, latents).compile().memory_analysis().temp_size_in_bytes / 2**30
+
+    assert gigabytes(1) < 3.1
+    assert gigabytes(4) < 3.3
+
+
 def test_float16_is_replaced_where_it_overflows():
     model = presets.make("tiny_vae", dtype="float16")
     for upcast, dtype in ((True, "float32"), (False, "float16")):

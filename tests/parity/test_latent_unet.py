@@ -26,6 +26,8 @@ from tests.parity.latent_models import (
     to_torch,
 )
 from tests.parity.torch_weights import relative_error
+from tests.support.close import assert_same_up_to_rounding
+from tests.support.devices import drawn
 
 SIZES = [[900, 1200, 0, 64, 1024, 1024], [512, 512, 3, 0, 768, 1024]]
 
@@ -59,6 +61,29 @@ def test_output_and_gradient(kind, tmp_path):
     assert relative_error(output, from_torch(expected)) <= 1e-5
     assert relative_error(of_x, from_torch(torch_x.grad)) <= 1e-5
     assert relative_error(of_text, torch_text.grad) <= 1e-5
+
+
+@pytest.mark.slow
+def test_half_precision_and_recomputation():
+    """bfloat16 rounds and no more; what is computed again has the same gradient."""
+    plain = presets.make("tiny_sdxl")
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    added = Added(draw(2, 8), np.float32(SIZES))
+    inputs = draw(2, 8, 8, 4), np.float32([17, 803]), draw(2, 5, 16), added
+    variables = drawn(lambda: plain.init(jax.random.key(0), *inputs), rng)
+
+    def gradient(**fields):
+        model = plain.clone(**fields)
+        loss = lambda variables: jnp.square(model.apply(variables, *inputs)).sum()  # noqa: E731
+        return jax.jit(jax.grad(loss))(variables)
+
+    assert_same_up_to_rounding(gradient(remat=(True, False)), gradient())
+    output = jax.jit(plain.apply)(variables, *inputs)
+    for dtype in ("bfloat16", "float16"):
+        rounded = jax.jit(plain.clone(dtype=dtype).apply)(variables, *inputs)
+        assert rounded.dtype == jnp.float32
+        assert 1e-4 < relative_error(rounded, output) < (0.03 if dtype == "bfloat16" else 4e-3)
 
 
 FULL = dict(

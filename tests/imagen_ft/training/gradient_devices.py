@@ -1,4 +1,7 @@
-"""Gradients of both U-Nets on eight devices against those on one: errors as one JSON line."""
+"""Gradients of the U-Nets, and decoded images, on eight devices against those on one.
+
+Errors as one JSON line.
+"""
 
 import json
 from unittest import mock
@@ -7,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagen_ft.models.autoencoder import Autoencoder, decode_one_by_one
 from imagen_ft.models.efficient_unet import EfficientUNet
+from imagen_ft.models.latent_unet import LatentUNet
 from imagen_ft.models.unet import UNet
 from launch.runtime.devices import mesh as meshes
 from tests.support.devices import drawn, on_mesh, relative_errors
@@ -37,6 +42,15 @@ NETS = {
         num_heads=2,
         num_groups=4,
         pooling_heads=2,
+    ),
+    "latent_unet": LatentUNet(
+        out_channels=2,
+        block_out_channels=(8,),
+        attention=(True,),
+        num_heads=2,
+        layers_per_block=1,
+        num_groups=4,
+        remat=True,
     ),
 }
 
@@ -71,9 +85,22 @@ def error(net):
     return max(relative_errors(found, alone, names).values())
 
 
+def error_of_images():
+    """The largest relative error of what a batch of latents is decoded to, image by image."""
+    model = Autoencoder(block_out_channels=(8, 8), layers_per_block=1, num_groups=4)
+    rng = np.random.default_rng(0)
+    batch = {"z": rng.normal(size=(BATCH, SIZE, SIZE, 4)).astype(np.float32)}
+    images = np.zeros((1, SIZE, SIZE, 3), np.float32)
+    variables = drawn(lambda: model.init(jax.random.key(0), images), rng)
+    decode = lambda variables, batch: {"x": decode_one_by_one(model, variables, batch["z"])}  # noqa: E731
+    alone, found = (on_mesh(decode, sizes, variables, batch) for sizes in ((1, 1, 1), MESH))
+    return relative_errors(found, alone, ["x"])["x"]
+
+
 def main():
     with mock.patch.object(meshes, "MIN_SHARDED_SIZE", 64):
         found = {name: error(net) for name, net in NETS.items()}
+        found["decoded"] = error_of_images()
     print(json.dumps({"devices": jax.device_count(), **found}))
 
 

@@ -110,6 +110,7 @@ def hub(tmp_path_factory):
             "owner/gated": {"main": content},
             "owner/empty": {"main": {"README.md": b""}},
             "owner/pickle": {"main": pickle},
+            "owner/vae": {"main": {**files(write_part(folder / "vae", "vae")), "vae.ckpt": b""}},
         }
     )
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -149,6 +150,12 @@ def test_repositories(hub):
         "owner/if/unet/diffusion_pytorch_model.fp16-00002-of-00002.safetensors",
         "owner/if/unet/diffusion_pytorch_model.fp16.safetensors",
         "owner/if/unet/diffusion_pytorch_model.safetensors.index.fp16.json",
+    ]
+    # An auto-encoder in a repository of its own; what is beside its files stays there.
+    assert answer["alone"] == 3
+    assert sorted(name for name in server.downloads if name.startswith("owner/vae/")) == [
+        "owner/vae/config.json",
+        "owner/vae/diffusion_pytorch_model.safetensors",
     ]
     said = {
         "owner/gated": f"is gated: accept its licence at http://127.0.0.1:{server.server_port}/owner",

@@ -40,6 +40,14 @@ CONFIGS = {
         num_layers=1,
         num_heads=2,
     ),
+    "vae": dict(
+        _class_name="AutoencoderKL",
+        block_out_channels=[8],
+        down_block_types=["DownEncoderBlock2D"],
+        latent_channels=3,
+        norm_num_groups=4,
+        up_block_types=["UpDecoderBlock2D"],
+    ),
 }
 SCHEDULER = dict(
     _class_name="DDPMScheduler",
@@ -92,7 +100,7 @@ def write_part(folder, part, variant=None, files=1, dtype="float32", arrays=None
 
 def write_pipeline(folder, **options):
     """Both parts, a scheduler, something like a tokenizer, an index."""
-    for part in CONFIGS:
+    for part in ("unet", "text_encoder"):
         write_part(folder / part, part, **options)
     write_json(folder / "scheduler/scheduler_config.json", SCHEDULER)
     write_json(folder / "tokenizer/tokenizer_config.json", dict(model_max_length=512))

@@ -43,6 +43,7 @@ def ask(pipeline, folder):
         result[name] = attempt(weights.load_unet, name)
     result["variants"] = attempt(weights.load_unet, "owner/if")
     result["pickle"] = attempt(weights.load_t5, "owner/pickle")
+    result["alone"] = weights.load_part("vae", "owner/vae")[0].latent_channels
     hub.huggingface_hub.constants.HF_HUB_OFFLINE = True
     result["cached"] = same(weights.load_unet("owner/if", variant="fp16"), f"{pipeline}/unet-fp16")
     result["offline"] = attempt(weights.load_unet, "owner/other")
