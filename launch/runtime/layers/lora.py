@@ -20,7 +20,7 @@ from launch.runtime.limits import check_numbers
 from launch.runtime.types import Array
 
 # The attentions' projections: of queries, keys, values and outputs, in all our networks' names.
-ATTENTION = r"attention.*/(to_|add_|query|key|value|text_key|text_value|out/)"
+ATTENTION = r"attention.*/((attn\d_)?to_|add_|query|key|value|text_key|text_value|out/)"
 _DTYPES = ("float32", "bfloat16")
 _FIELDS = ("rank", "alpha", "targets", "base_dtype")
 _MOST_RANK = 2**14

@@ -235,6 +235,32 @@ def test_adapters_of_a_file_are_merged_into_a_stage(base, tmp_path):
     assert digest != digest_of(Run.open(base))
 
 
+@pytest.mark.parametrize(
+    ("block", "projections", "others"),
+    [
+        ("mid_block_attentions_0", sorted(PROJECTIONS), ["group_norm"]),
+        (
+            "down_3/attention",
+            ["query", "key", "value", "text_key", "text_value", "out"],
+            ["feed_forward_in", "feed_forward_out", "norm"],
+        ),
+        (
+            "up_blocks_1_attentions_0/transformer_blocks_1",
+            ["attn1_to_q", "attn1_to_k", "attn1_to_v", "attn1_to_out_0", "attn2_to_k"],
+            ["ff_net_0_proj", "ff_net_2", "proj_in"],
+        ),
+    ],
+)
+def test_by_default_the_projections_of_attentions_are_adapted(block, projections, others):
+    """Of IF's networks, Imagen's and Stable Diffusion's."""
+    leaf = {"kernel": np.zeros((4, 4), np.float32)}
+    names = [f"{block}/{name}" for name in (*projections, *others)]
+    names.append("down_blocks_0_resnets_0/conv1")
+    params = flax.traverse_util.unflatten_dict({tuple(n.split("/")): leaf for n in names})
+    found = {module[-1] for module in make_lora(dict(rank=1), params).modules}
+    assert found == set(projections)
+
+
 def test_its_base_can_be_kept_in_bfloat16(base):
     training = Training.of(get_config(base, base_dtype="bfloat16"))
     shapes = training.base_shapes(make_mesh({}))
