@@ -210,6 +210,15 @@ def test_stages_with_the_same_fields_are_one_to_jit():
     assert dataclasses.replace(first, guidance_weight=2.0) != first
 
 
+@pytest.fixture
+def traced_anew():
+    """Programs that other tests have traced know nothing of what a test puts in their functions."""
+    Stage.sample.clear_cache()
+    yield
+    Stage.sample.clear_cache()
+
+
+@pytest.mark.usefixtures("traced_anew")
 def test_batches_of_a_stage_change_nothing(cascade, monkeypatch):
     prompts, original, drawn = ["c", "ab", "de", "c", "ab"], samplers.noise_of_keys, []
 
