@@ -28,7 +28,6 @@ from input_pipeline.sources.lacking import lacking_in_source
 from launch.runtime import app
 from launch.runtime.devices import joining
 from launch.runtime.devices.mesh import make_mesh
-from launch.runtime.layers.lora import ATTENTION
 from launch.runtime.optional_fields import Defaults, below, unset
 from launch.runtime.preflight import preflight
 from launch.runtime.training.loop import check_fields, lacking_in_training
@@ -42,8 +41,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def lacking(config: ml_collections.ConfigDict) -> Defaults:
     """Fields that a config lacks and the command line can set."""
-    lora = {"rank": unset(int), "alpha": unset(float), "base_dtype": "float32"}
-    lora["targets"] = (ATTENTION,)
+    lora = {"rank": unset(int), "alpha": unset(float), "targets": (), "base_dtype": "float32"}
     images = {"crop_size": 0, "flip": False, "init_from": "", "class_names": class_names.MIXED}
     return {
         **below("", config, images),

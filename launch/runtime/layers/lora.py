@@ -20,7 +20,7 @@ from launch.runtime.limits import check_numbers
 from launch.runtime.types import Array
 
 # The attentions' projections: of queries, keys, values and outputs, in all our networks' names.
-ATTENTION = r"attention.*/((attn\d_)?to_|add_|query|key|value|text_key|text_value|out/)"
+_ATTENTION = r"attention.*/((attn\d_)?to_|add_|query|key|value|text_key|text_value|out/)"
 _DTYPES = ("float32", "bfloat16")
 _FIELDS = ("rank", "alpha", "targets", "base_dtype")
 _MOST_RANK = 2**14
@@ -96,7 +96,8 @@ def make_lora(config: Fields, params: PyTree, field: str = "config.lora") -> Lor
     Args:
         config: `rank`; where the defaults shall not hold `alpha` (the rank), `targets`, regular
             expressions searched for in paths such as `mid_block_attentions_0/to_q/kernel` (the
-            attentions' projections), and `base_dtype` ('float32' or 'bfloat16').
+            attentions' projections where there is none), and `base_dtype` ('float32' or
+            'bfloat16').
         params: of the network, or their shapes.
         field: the config's name, for messages.
 
@@ -116,14 +117,12 @@ def make_lora(config: Fields, params: PyTree, field: str = "config.lora") -> Lor
         raise InputError(
             f"{field}.base_dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}; name one"
         )
-    targets = tuple(config.get("targets", (ATTENTION,)))
+    targets = tuple(config.get("targets", ())) or (_ATTENTION,)
     return Lora(config["rank"], alpha / config["rank"], _modules(field, targets, params), dtype)
 
 
 def _modules(field: str, targets: Sequence[str], params: PyTree) -> tuple[tuple[str, ...], ...]:
     """Paths of the modules that a target is found in."""
-    if not targets:
-        raise InputError(f"{field}.targets is empty; name a pattern of kernels, such as 'to_q'")
     flat = flax.traverse_util.flatten_dict(params)
     kernels = {path: leaf for path, leaf in flat.items() if path[-1] == "kernel"}
     hits = matching(f"{field}.targets", targets, flax.traverse_util.unflatten_dict(kernels))
