@@ -131,6 +131,11 @@ def locate(path: epath.PathLike, part: str, variant: str | None = None) -> PartL
     root = epath.Path(path)
     if not root.exists():
         return _fetch(os.fspath(path), part, variant)
+    if root.is_file():
+        raise InputError(
+            f"{root} is a file; name a folder in diffusers' layout: its from_single_file and "
+            "save_pretrained make one of such a file"
+        )
     if (root / MANIFEST).exists():
         if part in PARTS and part not in manifest_parts(root):
             raise NoSuchPart(

@@ -19,9 +19,9 @@ from launch.runtime.checkpoints.tensor_mapping import check_fit, tensor_mappings
 from tests.parity.latent_models import CLIPS, tiny_clip
 from tests.parity.torch_weights import relative_error
 
-# Ends once and is padded: with the end token, with another, with ids as high (old files pool at
-# the highest id, the first of them).
-TOKENS = np.array([[61, 5, 7, 62, 62, 62, 62], [61, 9, 8, 7, 6, 62, 0]], np.int32)
+# Padded with the end token, and with another. Old files pool at the highest id, 63 of the first
+# row, others at the first end token.
+TOKENS = np.array([[61, 63, 7, 62, 62, 62, 62], [61, 9, 8, 7, 6, 62, 0]], np.int32)
 
 
 @pytest.mark.parametrize("kind", CLIPS)

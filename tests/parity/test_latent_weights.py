@@ -100,6 +100,9 @@ def test_parts_that_do_not_fit_together(saved, tmp_path, capsys):
     shutil.rmtree(pipeline / "text_encoder")
     tiny_clip("clip", hidden_size=24).save_pretrained(pipeline / "text_encoder")
     assert_fails("takes text states 16 wide, the text encoders make 24; name those of these")
+    command[1] += "/vae/diffusion_pytorch_model.safetensors"
+    assert_fails("is a file; name a folder in diffusers' layout: its from_single_file and save_p")
+    command[1] = f"--from=diffusers:{pipeline}"
     for file in pipeline.glob("*/*.safetensors"):
         file.rename(file.with_suffix(".bin"))
     assert_fails("diffusion_pytorch_model.bin is a pickle, which could run any code")
