@@ -101,7 +101,7 @@ def draw(folder, kind, settings, weight, noise):
         doubled = jnp.concatenate([x] * (len(prompts) // len(x)))
         time = jnp.full(len(doubled), schedule.model_time(t))
         output = unet.apply({"params": params}, doubled, time, context, method="denoise")
-        output = guide(output, weight, LATENTS) if weight != 1 else output
+        output = guide(*jnp.split(output, 2), weight, LATENTS) if weight != 1 else output
         x0 = x0_from_output(output, x, schedule.logsnr(t), settings["prediction"])
         return samplers.Prediction(x0)
 
