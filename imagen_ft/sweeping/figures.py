@@ -67,6 +67,11 @@ def against(rows: Sequence[Row], along: str, lines: str, measure: str) -> Figure
             axes.plot(list(curve), values, marker="o", label=name)
     xlabel = "evaluations of the network for an image" if along == _STEPS else along
     axes.set(xlabel=xlabel.replace("_", " "), ylabel=_label(rows, measure))
+    if along == _STEPS:
+        axes.set_xscale("log", base=2)
+        shown = [value_of(row, measure) for curve in curves.values() for row in curve.values()]
+        if measure != CAS and min(shown) > 0:
+            axes.set_yscale("log")
     if any(curves):
         axes.legend()
     axes.grid(alpha=0.25)
