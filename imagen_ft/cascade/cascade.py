@@ -88,8 +88,8 @@ class Cascade:
                 `{"data": -1}`; None is one device.
             text: weights with T5, as `config`: it embeds any prompt, and is loaded when the first
                 one comes. None is the encoder of the config, which may be a cache.
-            **changes: as for `with_`; and `run`, `ema`, `best`, `variant`, `guide` and `dtype`
-                (of the computation), which decide about the weights:
+            **changes: as for `with_`; and `run`, `ema`, `best`, `variant`, `lora`, `guide` and
+                `dtype` (of the computation), which decide about the weights:
                 `stages={"base4": dict(run="gs://mine/base4")}`.
 
         Raises:

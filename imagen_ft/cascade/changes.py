@@ -52,6 +52,7 @@ LOADING = {
     "ema": _Setting("ema", values.NAME),
     "best": _Setting("best", values.FLAG),
     "variant": _Setting("variant", values.NAME),
+    "lora": _Setting("lora", values.PATH),
     "guide": _Setting("guide", values.GUIDE),
     "dtype": _Setting("stage.unet.dtype", values.NAME),
 }

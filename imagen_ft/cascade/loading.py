@@ -10,6 +10,7 @@ from imagen_ft import weights
 from imagen_ft.cascade.changes import changed
 from imagen_ft.cascade.stage_weights import (
     PUBLIC,
+    check_adapters,
     digest_of,
     load_public,
     open_run,
@@ -72,6 +73,9 @@ def load_stages(
             encoder or list of classes than the config says, or the stages do not fit together.
     """
     stages = make_stages(config, base)
+    for name, entry in config.stages.items():
+        for field, part in (("", entry), (".guide", entry.get("guide") or {})):
+            check_adapters(f"config.stages.{name}{field}.lora", part.get("lora") or "")
     variables, digests = [], []
     for name, stage in stages.items():
         entry, field = config.stages[name], f"config.stages.{name}"
@@ -103,9 +107,9 @@ def _load(
         loaded = variables_of(run, denoiser, encoder.shape, mesh, **which)
         digest = digest_of(run, **which)
     else:
-        path, variant = entry.run.removeprefix(PUBLIC), entry.get("variant")
+        path, variant = entry.run, entry.get("variant")
         loaded = load_public(path, denoiser, encoder.shape, field, mesh=mesh, variant=variant)
-        digest = weights.digest(path, "unet", variant)
+        digest = weights.digest(path.removeprefix(PUBLIC), "unet", variant)
     if not entry.get("lora"):
         return loaded, digest
     adapted = with_adapters(entry.lora, denoiser, loaded, mesh)

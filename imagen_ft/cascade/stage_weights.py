@@ -1,6 +1,8 @@
 """The weights of one stage: of a run, of adapters on other weights, or public ones."""
 
+import contextlib
 import dataclasses
+import os
 from typing import Any
 
 import jax
@@ -95,6 +97,17 @@ def _merged(lora: Lora, params: Any, adapters: Any, mesh: Mesh | None) -> Variab
     return {"params": merge(params, adapters)}
 
 
+def check_adapters(field: str, path: str) -> None:
+    """Looks whether there is a file of adapters; an empty path names none.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if path and not os.path.isfile(path):
+        advice = "name a run of adapters as run" if os.path.isdir(path) else "there is none"
+        raise InputError(f"{field} must be a local file of adapters, got {path!r}; {advice}")
+
+
 def digest_of(run: Run, ema: str = MAIN, best: bool = False) -> str:
     """Of the values of `variables_of`; of adapters and of what they were trained on.
 
@@ -113,20 +126,45 @@ def _base(
     run: Run, denoiser: Denoiser, text_shape: tuple[int, int], mesh: Mesh | None, dtype: Any
 ) -> Any:
     """The parameters that a run's adapters were trained on, rounded as they were there."""
-    path = run.config.init_from
+    path = _start_of(run)
     start = open_run(path)
-    now = digest_of(start) if start else weights.digest(path, "unet")
-    if now != run.inputs["init_from"]:
-        raise InputError(
-            f"{run.path} has adapters of {path}, which holds other weights now; bring those back "
-            "that it was trained on"
-        )
     if start is None:
         field = f"config.stage of {run.path}"
         params = load_public(path, denoiser, text_shape, field, mesh, dtype=dtype)["params"]
     else:
         params = variables_of(start, denoiser, text_shape, mesh)["params"]
     return jax.tree.map(lambda leaf: leaf.astype(dtype).astype(jnp.float32), params)
+
+
+def _start_of(run: Run) -> str:
+    """Where the weights are that a run adapts: a relative path may begin in a folder around it.
+
+    Raises:
+        InputError: they are nowhere, or others now.
+    """
+    path = run.config.init_from
+    if path.startswith(PUBLIC) or epath.Path(path).exists():
+        if _digest(path) == run.inputs["init_from"]:
+            return path
+        raise InputError(
+            f"{run.path} has adapters of {path}, which holds other weights now; bring those back "
+            "that it was trained on"
+        )
+    for folder in run.path.resolve().parents:
+        # What is called so there may be anything.
+        with contextlib.suppress(InputError):
+            if _digest(os.fspath(folder / path)) == run.inputs["init_from"]:
+                return os.fspath(folder / path)
+    raise InputError(
+        f"{run.path} has adapters of {path}, which is neither here nor in a folder around the run; "
+        "bring those weights there"
+    )
+
+
+def _digest(path: str) -> str:
+    """Of the weights that training can begin with."""
+    start = open_run(path)
+    return digest_of(start) if start else weights.digest(path.removeprefix(PUBLIC), "unet")
 
 
 def load_public(
@@ -141,7 +179,8 @@ def load_public(
     """Loads DeepFloyd IF's weights for a denoiser.
 
     Args:
-        path: an import, or a folder in diffusers' layout.
+        path: an import, a folder in diffusers' layout, or a repository of the Hub; 'deepfloyd:'
+            before it is passed over.
         denoiser: whose network they have to be.
         text_shape: of one prompt's states.
         field: of the denoiser in the config, for messages.
@@ -152,6 +191,7 @@ def load_public(
     Raises:
         InputError: they are another network's.
     """
+    path = path.removeprefix(PUBLIC)
     check_public(denoiser.prediction, path, field)
     model, params = weights.load_unet(path, dtype, mesh, variant)
     network: Any = denoiser.model  # a dataclass, which its protocol cannot say

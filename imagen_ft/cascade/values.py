@@ -22,7 +22,8 @@ class Kind(NamedTuple):
 
     Attributes:
         words: what they have to be.
-        convert: makes a value one of them; TypeError and ValueError say that it cannot be.
+        convert: makes a value one of them; TypeError, ValueError and
+            OverflowError say that it cannot be.
     """
 
     words: str
@@ -40,7 +41,7 @@ class Kind(NamedTuple):
         """
         try:
             return self.convert(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise InputError(f"{name} must be {self.words}, got {_shown(value)}") from None
 
 
@@ -94,9 +95,9 @@ def _rows(value: Any) -> np.ndarray:
 
 
 def _guide(value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping) or not set(value) <= {"run", "ema", "best", "variant"}:
+    if not isinstance(value, Mapping) or not set(value) <= _OF_GUIDE.keys():
         raise TypeError
-    return {**value, "run": PATH.convert(value["run"])} if "run" in value else dict(value)
+    return {name: _OF_GUIDE[name].convert(own) for name, own in value.items()}
 
 
 def _labels(value: Any) -> np.ndarray:
@@ -145,10 +146,11 @@ SEED = Kind(f"an integer from 0 to {MOST_SEED}", _integer_from(0, MOST_SEED))
 NUMBER = Kind("a number", _number)
 NUMBERS = Kind("two numbers", lambda ends: tuple(map(_number, ends)))
 MIXTURE = Kind("a number or 'learned'", _mixture)
-GUIDE = Kind("a dict of a guide's run, ema, best or variant", _guide)
 FLAG = Kind("True or False", only(bool))
 NAME = Kind("a name", only(str))
-PATH = Kind("a path", lambda path: os.path.expanduser(NAME.convert(path)))
+PATH = Kind("a path", lambda path: os.path.expanduser(NAME.convert(os.fspath(path))))
+_OF_GUIDE = {"run": PATH, "ema": NAME, "best": FLAG, "variant": NAME, "lora": PATH}
+GUIDE = Kind("a dict of a guide's run, ema, best, variant or lora", _guide)
 TEXTS = Kind("a text, or a list of texts", _texts)
 CAPTIONS = Kind("a list of texts", _captions)
 LABELS = Kind("a list of class numbers", _labels)

@@ -8,7 +8,13 @@ from jax.sharding import Mesh
 
 from imagen_ft import weights
 from imagen_ft.cascade.loading import check_same_model
-from imagen_ft.cascade.stage_weights import check_public, digest_of, load_public, variables_of
+from imagen_ft.cascade.stage_weights import (
+    PUBLIC,
+    check_public,
+    digest_of,
+    load_public,
+    variables_of,
+)
 from imagen_ft.training.training import Params, Training
 from launch.runtime.state import TrainState, create_state, state_of
 from launch.runtime.types import Variables
@@ -25,7 +31,7 @@ def check_start(training: Training) -> dict[str, str]:
         return {}
     if training.start is None:
         check_public(config.stage.get("prediction", "eps"), config.init_from, "config.stage")
-        return {"init_from": weights.digest(config.init_from, "unet")}
+        return {"init_from": weights.digest(config.init_from.removeprefix(PUBLIC), "unet")}
     check_same_model(training.start, config.stage, config)
     return {"init_from": digest_of(training.start)}
 

@@ -51,7 +51,7 @@ def load_part(
         name: of the part, one of `PARTS`.
         path: a pipeline's folder, the part's own, a repository of the Hub ('owner/name', or
             'owner/name@revision'), a folder that `python -m imagen_ft.weights` has imported, or,
-            for a U-Net, a run directory of imagen_ft.finetune.
+            for a U-Net, a run directory of imagen_ft.finetune without adapters.
         dtype: of the parameters; None is float32, 'stored' what the files have.
         mesh: where they live, sharded as training shards them; None is the default device.
         variant: 'fp16', 'bf16' or None, the files without a variant in their names.
@@ -265,6 +265,11 @@ def open_checkpoint(
 
 
 def _trained_unet(run: Run) -> tuple[UNet, Any]:
+    if run.config.get("lora"):
+        raise InputError(
+            f"{run.path} holds adapters of {run.config.init_from} and no whole network; name those "
+            "weights, or sample it as the run of a stage"
+        )
     model = make_denoiser(run.config.stage).model
     stored = run.shapes()["params"]
     layers = {"encoder_hid_proj", "conv_in", "conv_out"}

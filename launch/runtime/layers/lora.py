@@ -6,7 +6,7 @@ They are added to the kernels before a network is called, so that any network ca
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from typing import Any
 
 import flax.traverse_util
 import jax
@@ -110,18 +110,20 @@ def make_lora(config: Fields, params: PyTree, field: str = "config.lora") -> Lor
         raise InputError(f"{field}.rank is missing; set it, 16 is usual")
     check_numbers(config, {"rank": (1, _MOST_RANK)}, field)
     alpha = config.get("alpha", config["rank"])
-    if not (isinstance(alpha, int | float) and 0 < alpha < math.inf):
-        raise InputError(f"{field}.alpha must be above 0, got {alpha!r}; the rank is usual")
+    if isinstance(alpha, bool) or not (isinstance(alpha, int | float) and 0 < alpha < math.inf):
+        raise InputError(
+            f"{field}.alpha must be a number above 0, got {alpha!r}; the rank is usual"
+        )
     dtype = config.get("base_dtype", "float32")
     if dtype not in _DTYPES:
         raise InputError(
             f"{field}.base_dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}; name one"
         )
-    targets = tuple(config.get("targets", ())) or (_ATTENTION,)
+    targets = config.get("targets", ()) or (_ATTENTION,)
     return Lora(config["rank"], alpha / config["rank"], _modules(field, targets, params), dtype)
 
 
-def _modules(field: str, targets: Sequence[str], params: PyTree) -> tuple[tuple[str, ...], ...]:
+def _modules(field: str, targets: Any, params: PyTree) -> tuple[tuple[str, ...], ...]:
     """Paths of the modules that a target is found in."""
     flat = flax.traverse_util.flatten_dict(params)
     kernels = {path: leaf for path, leaf in flat.items() if path[-1] == "kernel"}

@@ -1,7 +1,6 @@
 """Parameters by the paths that patterns are found in."""
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,17 +8,23 @@ import jax
 from launch.errors import InputError
 
 
-def matching(field: str, patterns: Sequence[str], params: Any) -> Any:
+def matching(field: str, patterns: Any, params: Any) -> Any:
     """Which parameters' paths a pattern is found in: a tree of booleans.
 
     Args:
         field: that has the patterns, for messages.
-        patterns: regular expressions, searched for in paths such as `down_0/resnet_0/conv1/kernel`.
+        patterns: a list of regular expressions, searched for in paths such as
+            `down_0/resnet_0/conv1/kernel`.
         params: the parameters or their shapes.
 
     Raises:
-        InputError: a pattern is no regular expression or is found nowhere.
+        InputError: there is no list, or a pattern is no regular expression or is found nowhere.
     """
+    # The letters of a text alone would be patterns, found nearly everywhere.
+    if not isinstance(patterns, list | tuple) or not all(isinstance(p, str) for p in patterns):
+        raise InputError(
+            f"{field} must be a list of patterns, got {patterns!r}; put it in brackets"
+        )
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
     matched = [False] * len(names)

@@ -1,8 +1,12 @@
 """Settings of a cascade by name, in a notebook: what they change, and what is refused."""
 
+import os
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from ml_collections import ConfigDict
 
 import imagen_ft.cascade.cascade as cascades
@@ -90,6 +94,15 @@ def test_strengths_of_noise_stay_behind_with_their_sampler(cascade):
         assert type(other.stages[1].sampler).__name__.lower() == name
     kept = cascade.with_(sampler="euler_ancestral").stages[1].sampler
     assert kept.logvar_coeff == 0.1
+
+
+def test_paths_are_texts_in_the_config():
+    guide = dict(run=Path("~/weak"), lora=epath.Path("gs://bucket/file"))
+    changes = dict(run=Path("a/run"), guide=guide, stages={"sr8": dict(lora="~/file")})
+    base4, sr8 = changed(config(), changes, loading=True).stages.values()
+    home = os.path.expanduser("~")
+    assert base4.run == sr8.run == "a/run" and sr8.lora == f"{home}/file"
+    assert base4.guide.to_dict() == dict(run=f"{home}/weak", lora="gs://bucket/file")
 
 
 def test_every_setting_is_in_the_config_under_its_name():

@@ -19,7 +19,12 @@ WRONG = {
         "prompts": [(5, "a text, or a list of texts"), (b"ab", "a text"), ({"ab": 1}, "a text")],
         "seed": [("a", "an integer from 0 to 4294967295"), (1.5, "an integer"), (None, "an int")],
         "num_steps": [("x", "an integer"), (2.5, "an integer")],
-        "guidance_weight": [("high", "a number"), (None, "a number"), ([1], "a number")],
+        "guidance_weight": [
+            ("high", "a number"),
+            (10**400, "a number"),
+            (None, "a number"),
+            ([1], "a number"),
+        ],
         "negative_prompt": [(5, "a text, or a list of texts")],
         "batch_size": [("x", "an integer"), (2.0, "an integer")],
         "indices": [(5, "a list of integers"), ([0.5], "a list of integers"), ("a", "a list")],
@@ -39,6 +44,7 @@ WRONG = {
         "prompts": [(5, "a text, or a list of texts")],
         "mesh": [(x, "a mesh, or the size") for x in ("x", 3, {"x": 1}, {"data": "x"})],
         "text": [(5, "a path")],
+        "guide": [({"run": 5}, "a dict of a guide's run"), ({"best": 1}, "a dict of a guide's")],
     },
     "memory_table": {"config": [(5, "a config, a file")]},
     "show": {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import flax.linen as nn
 import flax.traverse_util
@@ -13,6 +14,8 @@ import pytest
 from etils import epath
 from ml_collections import ConfigDict
 
+from imagen_ft import weights
+from imagen_ft.cascade import Cascade
 from imagen_ft.cascade.loading import load_stages
 from imagen_ft.cascade.stage_weights import digest_of, variables_of
 from imagen_ft.diffusion.denoiser import Denoiser
@@ -235,6 +238,34 @@ def test_adapters_of_a_file_are_merged_into_a_stage(base, tmp_path):
     assert digest != digest_of(Run.open(base))
 
 
+def test_adapters_that_are_not_there(base, adapted):
+    run, training = adapted
+    config = ConfigDict(training.config.to_dict())
+    entry = dict(config.pictures, stage=config.stage, noise_augmentation=0.0, run="later")
+    for path, advice in (("gone", "there is none"), (str(run.path), "name a run of adapters")):
+        config.stages = {"sr8": dict(entry, lora=path)}
+        message = rf"config\.stages\.sr8\.lora must be a local file of adapters, .*; {advice}"
+        with pytest.raises(InputError, match=message):
+            load_stages(config, make_text_encoder(config.text), base=False)
+    with pytest.raises(InputError, match=r"holds adapters of .*base and no whole network"):
+        weights.load_unet(run.path)
+
+
+def test_what_is_adapted_may_be_named_from_a_folder_around_the_run(base, tmp_path, monkeypatch):
+    monkeypatch.chdir(base.parent)
+    (base.parent / "inner").mkdir()
+    run, training = write_adapted(epath.Path("inner/relative"), "base")
+    expected = loaded(run, training)
+    monkeypatch.chdir(tmp_path)
+    cascade = Cascade.load(str(base.parent / "inner/relative"))
+    jax.tree.map(np.testing.assert_array_equal, flat(cascade.variables[0]["params"]), expected)
+    (tmp_path / "base").mkdir()  # It is called so, and has no weights.
+    shutil.copytree(base.parent / run.path, "inner/alone")
+    monkeypatch.chdir("inner")
+    with pytest.raises(InputError, match="adapters of base, which is neither here nor in a folder"):
+        Cascade.load("alone")
+
+
 @pytest.mark.parametrize(
     ("block", "projections", "others"),
     [
@@ -271,7 +302,10 @@ def test_its_base_can_be_kept_in_bfloat16(base):
     ("fields", "message"),
     [
         (dict(rank=0), "config.lora.rank=0: at least 1"),
-        (dict(alpha=0.0), "config.lora.alpha must be above 0, got 0.0"),
+        (dict(alpha=0.0), "config.lora.alpha must be a number above 0, got 0.0"),
+        (dict(alpha=True), "config.lora.alpha must be a number above 0, got True"),
+        (dict(targets="to_q"), "config.lora.targets must be a list of patterns, got 'to_q'"),
+        (dict(targets=(3,)), "config.lora.targets must be a list of patterns, got "),
         (dict(targets=("to_x",)), "config.lora.targets: 'to_x' is found in no parameter's path"),
         (dict(base_dtype="float8"), "config.lora.base_dtype must be one of float32, bfloat16"),
         (dict(ranks=4), "config.lora has no field 'ranks'"),
