@@ -65,7 +65,9 @@ def main(args: app.Arguments) -> None:
     params = training.abstract.variables["params"]
     if args.dry_run:
         _, encoder_shapes = text_shapes(config.text)
-        app.describe(args, unet=params, **encoder_shapes)
+        network = training.denoiser.shapes(training.text_shape)["params"]
+        adapters = {"adapters": params} if training.lora else {}
+        app.describe(args, unet=network, **adapters, **encoder_shapes)
     elif values.preflight:
         preflight.run(
             values.preflight,

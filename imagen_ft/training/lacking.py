@@ -33,6 +33,7 @@ def lacking_in_sampling(path: str, sampling: Any, stage: ml_collections.ConfigDi
     sampler: Defaults = {"name": unset(str), "num_steps": unset(int), "eta": unset(float)}
     sampler |= {"logvar_coeff": unset(float), "spacing": unset(str)}
     defaults = {field.name: field.default for field in dataclasses.fields(Stage)}
+    del defaults["guide"]  # Of a cascade alone: a run that is sampled while it is trained has none.
     own = {name: x for name, x in defaults.items() if x is not dataclasses.MISSING}
     own |= {"guidance_weight": unset(float), "threshold_percentile": unset(float)}
     own |= {"noise_augmentation": 0.0}

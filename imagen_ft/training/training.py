@@ -89,7 +89,9 @@ class Training:
         params = variables["params"]
         lora = make_lora(config.lora, params) if config.get("lora") else None
         if lora and not config.init_from:
-            raise InputError("config.lora needs config.init_from, the weights that it adapts")
+            raise InputError(
+                "config.init_from must name the weights that config.lora adapts, got ''; set it"
+            )
         trained = {"params": lora.shapes(params)} if lora else variables
         frozen = frozen_parameters(config.frozen, trained["params"])
         tx = make_optimizer(config.optimizer, config.total_steps, frozen)

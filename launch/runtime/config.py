@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,19 +79,41 @@ def _path_to(node: Any, config: ml_collections.ConfigDict) -> list[str] | None:
     return None
 
 
-def check_overrides(argv: Sequence[str], config: ml_collections.ConfigDict) -> None:
-    """Names the field that does not exist; config_flags would only say 'q'."""
+def check_overrides(
+    argv: Sequence[str], config: ml_collections.ConfigDict, lacked: Collection[str] = ()
+) -> None:
+    """Names the field that does not exist; config_flags would only say 'q'.
+
+    Args:
+        argv: the arguments.
+        config: that they set fields of.
+        lacked: dotted paths of fields that it lacks and that can be set.
+
+    Raises:
+        InputError: there is no such field, or it is a section that the config lacks.
+    """
     for arg in argv:
         if not arg.startswith("--config."):
             continue
-        node: Any = config
-        for field in arg.partition("=")[0].removeprefix("--config.").split("."):
-            if not isinstance(node, ml_collections.ConfigDict) or field not in node:
-                fields = (
-                    ", ".join(node) if isinstance(node, ml_collections.ConfigDict) else "nothing"
-                )
-                raise InputError(f"{arg}: there is no config field {field!r} (there is: {fields})")
-            node = node[field]
+        path = arg.partition("=")[0].removeprefix("--config.")
+        names, node = path.split("."), config
+        for depth, name in enumerate(names):
+            fields = _fields_of(node, ".".join(names[:depth]), lacked)
+            if name not in fields:
+                there = ", ".join(fields) or "nothing"
+                raise InputError(f"{arg}: there is no config field {name!r} (there is: {there})")
+            node = node.get(name) if isinstance(node, ml_collections.ConfigDict) else None
+        fields = _fields_of(None, path, lacked)
+        if node is None and fields:
+            raise InputError(f"{arg}: set its fields one by one (there is: {', '.join(fields)})")
+
+
+def _fields_of(node: Any, path: str, lacked: Collection[str]) -> list[str]:
+    """Names in a section of a config, and those that it lacks and that can be set."""
+    names = list(node) if isinstance(node, ml_collections.ConfigDict) else []
+    start = f"{path}." if path else ""
+    others = {x.removeprefix(start).partition(".")[0] for x in lacked if x.startswith(start)}
+    return [*names, *sorted(others.difference(names))]
 
 
 def load_config(argument: str) -> ml_collections.ConfigDict:

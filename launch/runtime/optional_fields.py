@@ -23,7 +23,7 @@ from ml_collections import config_dict, config_flags
 
 from launch.errors import InputError
 from launch.fields import Fields
-from launch.runtime.config import reading
+from launch.runtime.config import check_overrides, reading
 
 # By dotted path the default of a field; `unset(type)` stands for None. What may be of several types
 # is `Mixed`, and is told of where a config has it as well: that has one of the types.
@@ -123,7 +123,8 @@ def add_named(argv: Sequence[str], config: ml_collections.ConfigDict, lacking: L
             again when fields were added: a source's depend on its name.
 
     Raises:
-        InputError: the config is none of this task; or a section that it lacks needs a name first.
+        InputError: the config is none of this task; a section that it lacks needs a name first; or
+            there is no such field.
     """
     named = [(arg, arg.removeprefix(_FLAG)) for arg in argv if arg.startswith(_FLAG)]
     waiting = {
@@ -140,6 +141,8 @@ def add_named(argv: Sequence[str], config: ml_collections.ConfigDict, lacking: L
         ready = [path for path in waiting if path in defaults]
         if not ready:
             _check_named(tuple(waiting), defaults)
+            left = [f"{_FLAG}{path}={text}" for path, text in waiting.items()]
+            check_overrides(left, overridden, defaults)
             break
         for path in ready:
             _add(config, path, defaults[path], waiting.pop(path), added)

@@ -314,6 +314,9 @@ def test_wrong_values_and_names_are_one_line(capsys):
         ("stages.base4.guidance_interval=(0.8,0.2)", "guidance_interval=(0.8, 0.2): from and to"),
         ("stages.base4.batch_size=many", "batch_size"),
         ("stages.base4.guidance_intervals=(0,1)", "no config field 'guidance_intervals'"),
+        ("stages.base4.guidance_intervals=(0,1)", ", guidance_interval, guidance_rescale, "),
+        ("stages.base4.guide.emas=a", "no config field 'emas' (there is: best, ema, lora, run, "),
+        ("stages.base4.guide=a", "=a: set its fields one by one (there is: best, ema, lora, run, "),
     ]:
         assert commands.run(sample.main, SAMPLE, None, "--dry_run", f"--config.{override}") == 2
         err = capsys.readouterr().err

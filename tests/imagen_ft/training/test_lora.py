@@ -14,7 +14,7 @@ import pytest
 from etils import epath
 from ml_collections import ConfigDict
 
-from imagen_ft import weights
+from imagen_ft import finetune, weights
 from imagen_ft.cascade import Cascade
 from imagen_ft.cascade.loading import load_stages
 from imagen_ft.cascade.stage_weights import digest_of, variables_of
@@ -32,6 +32,7 @@ from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.layers.lora import Lora, make_lora
 from launch.runtime.run import Run
 from launch.runtime.state import TrainState
+from tests.support import commands
 from tests.support.adapted_runs import ALPHA, RANK, get_config, write_adapted, write_base
 from tests.support.devices import run_on_eight
 
@@ -316,8 +317,21 @@ def test_wrong_fields(base, fields, message):
         Training.of(get_config(base, **fields))
 
 
+def test_a_dry_run_counts_the_network_and_its_adapters(base, tmp_path, capsys):
+    config = tmp_path / "config.py"
+    config.write_text("from tests.imagen_ft.tiny_training import get_config")
+    flags = ["--config.lora.rank=1", f"--config.init_from={base}", "--dry_run"]
+    assert commands.run(finetune.main, config, None, *flags) == 0
+    training, out = Training.of(get_config(base, rank=1)), capsys.readouterr().out
+    counts = {"unet": training.denoiser.shapes(training.text_shape)["params"]}
+    counts["adapters"] = training.abstract.variables["params"]
+    for name, shapes in counts.items():
+        count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        assert f"\n{name}: {count:,} parameters\n" in out
+
+
 def test_without_weights_there_is_nothing_to_adapt(base):
     config = get_config(base)
     config.init_from = ""
-    with pytest.raises(InputError, match=r"config\.lora needs config\.init_from"):
+    with pytest.raises(InputError, match=r"config\.init_from must name the weights that"):
         Training.of(config)
