@@ -19,7 +19,7 @@ from configs.imagenet import if_i_l
 def get_config(arg=""):
     config = if_i_l.get_config(arg)
     config.train_source.per_class = 16
-    if "runlocal" in arg.split(","):
+    if not config.init_from:
         return config
 
     # He et al. 2023 have 16 shots at most; the rank, the rate and the length are ours, as scripts
