@@ -12,6 +12,7 @@ from imagen_ft.cascade.starts import RealImages
 from imagen_ft.diffusion.stage import Stage
 from imagen_ft.text.encoders import check_prompts, check_text
 from launch.errors import InputError
+from launch.runtime.limits import MOST_SEED
 
 # Of each field, which may be None as well but for those that are needed.
 KINDS = {
@@ -50,7 +51,8 @@ class Request:
             the one that starts from images of this size. None begins with the base.
         start: uint8 images of the base's size that it begins with, noised to the first step that is
             taken (real guidance, He et al. 2023). None begins with noise.
-        skip_steps: steps of the base at the noisiest end that are not taken.
+        skip_steps: steps of the base at the noisiest end that are not taken; at least 1 where there
+            is a `start`.
 
     Raises:
         InputError: a field's value is of another kind, such as a seed that is no integer.
@@ -141,6 +143,10 @@ class Request:
                 raise InputError(
                     f"{len(numbers)} {field} for {len(self)} {name}: one each is needed"
                 )
+            # Beyond 32 bits two images would be one.
+            if numbers is not None and (numbers.min() < 0 or numbers.max() > MOST_SEED):
+                outside = numbers[(numbers < 0) | (numbers > MOST_SEED)][0]
+                raise InputError(f"{field} must be from 0 to {MOST_SEED}, got {outside}")
         if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"batch_size={self.batch_size}: at least 1 is needed")
 
@@ -185,6 +191,11 @@ class Request:
             )
         if self.start is not None:
             self._check_shape("start", self.start, base.denoiser.size, base)
+            if not self.skip_steps:
+                raise InputError(
+                    "skip_steps must be at least 1 where there is a start, got 0: all steps begin "
+                    "with noise alone; the more, the closer to it"
+                )
 
     def _check_shape(
         self, name: str, images: np.ndarray | RealImages, size: int, base: Stage

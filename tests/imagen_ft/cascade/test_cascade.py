@@ -312,6 +312,9 @@ def test_images_that_cannot_be_enlarged(cascade, images, message):
     [
         (dict(skip_steps=2), "skip_steps=2: the base has 2 steps"),
         (dict(skip_steps=-1), "skip_steps=-1: the base has 2 steps"),
+        (dict(start=IMAGES), "skip_steps must be at least 1 where there is a start, got 0"),
+        (dict(indices=np.array([1, -1])), "indices must be from 0 to 4294967295, got -1"),
+        (dict(indices=np.array([1, 2**32])), "indices must be from 0 to .*, got 4294967296"),
         (dict(start=IMAGES[:1]), r"start is uint8 \[1, 4, 4, 1\]: uint8 \[2, 4, 4, 1\] is needed"),
         (dict(start=np.zeros((2, 8, 8, 1), np.uint8)), r"start is uint8 \[2, 8, 8, 1\]"),
         (dict(start=to_float(IMAGES)), r"start is float32 \[2, 4, 4, 1\]: uint8"),
@@ -319,7 +322,7 @@ def test_images_that_cannot_be_enlarged(cascade, images, message):
         (dict(skip_steps=1, low=IMAGES), "start and skip_steps are of the base, which low leaves"),
     ],
 )
-def test_starts_that_do_not_fit(cascade, options, message):
+def test_fields_that_do_not_fit(cascade, options, message):
     with pytest.raises(InputError, match=message) as error:
         cascade.sample(["c", "ab"], **options)
     assert "\n" not in str(error.value)
