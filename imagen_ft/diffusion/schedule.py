@@ -12,8 +12,10 @@ from jaxtyping import Float
 
 from launch.errors import InputError
 from launch.fields import Fields
+from launch.runtime.limits import check_numbers
 from launch.runtime.types import Array
 
+_MOST_STEPS = 10**6
 # A scale of data that float32 cannot tell from none, and whose logarithm is finite.
 _NO_DATA = 1e-9
 
@@ -217,7 +219,7 @@ def make_schedule(config: str | Fields) -> Schedule:
     """
     numbers: dict[str, Any] = {"name": config} if isinstance(config, str) else dict(config)
     name = numbers.pop("name", None)
-    if name not in SCHEDULES:
+    if name not in tuple(SCHEDULES):  # a list cannot be looked up in a dict
         raise InputError(f"schedule {name!r}: known are {', '.join(SCHEDULES)}")
     names = [field.name for field in dataclasses.fields(SCHEDULES[name]) if field.init]
     if unknown := sorted(set(numbers) - set(names)):
@@ -227,8 +229,7 @@ def make_schedule(config: str | Fields) -> Schedule:
         if isinstance(number, bool) != is_switch or not isinstance(number, int | float):
             needed = "True or False" if is_switch else "a number"
             raise InputError(f"schedule.{field}={number!r}: {needed} is needed")
-    if (steps := numbers.get("num_train_timesteps", 1)) < 1:
-        raise InputError(f"schedule.num_train_timesteps={steps}: at least 1 is needed")
+    check_numbers(numbers, {"num_train_timesteps": (1, _MOST_STEPS)}, "schedule")
     schedule = SCHEDULES[name](**numbers)
     if numbers:
         ratios = np.asarray(schedule.logsnr(jnp.asarray([0.0, 0.5, 1.0])))

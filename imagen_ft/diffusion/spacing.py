@@ -37,10 +37,11 @@ def sampling_times(
     Args:
         schedule: a discrete one gets times of its steps.
         num_steps: how many.
-        spacing: 'linspace' (both ends), 'leading' (ends at the first step), 'trailing' (begins at
-            the last one) as in Lin et al. 2024, Table 2; 'karras' (Karras et al. 2022, Eq. 5,
-            rho 7) or 'exponential', of sigma / alpha, on a discrete schedule the nearest steps that
-            are still free; or one of `named_spacings`, whose length `num_steps` has to be.
+        spacing: 'linspace' (both ends; a single step is the noisiest), 'leading' (ends at the
+            first step), 'trailing' (begins at the last one) as in Lin et al. 2024, Table 2;
+            'karras' (Karras et al. 2022, Eq. 5, rho 7) or 'exponential', of sigma / alpha, on a
+            discrete schedule the nearest steps that are still free; or one of `named_spacings`,
+            whose length `num_steps` has to be.
         logsnr_min: noisier times are left out, where enough others are there; `named_spacings`
             stay as they are.
 
@@ -68,7 +69,8 @@ def sampling_times(
         if schedule.num_train_timesteps:
             steps = _distinct(np.round(steps))
     elif spacing == "linspace":
-        steps = whole(np.linspace(0, last - 1, num_steps)[::-1])
+        first = 0 if num_steps > 1 else last - 1
+        steps = whole(np.linspace(first, last - 1, num_steps)[::-1])
     elif spacing == "leading":
         ratio = last // num_steps if schedule.num_train_timesteps else last / num_steps
         steps = np.arange(num_steps)[::-1] * ratio

@@ -203,11 +203,12 @@ def _attend_in_pieces(
     value: Float[Array, "b n heads d"],
 ) -> Float[Array, "b n heads d"]:
     b, n, heads, d = query.shape
-    if n <= PIECE or n % PIECE:
+    if n <= PIECE:
         return attend(query, key, value)
-    pieces = query.reshape(b, n // PIECE, PIECE, heads, d).swapaxes(0, 1)
+    padded = jnp.pad(query, ((0, 0), (0, -n % PIECE), (0, 0), (0, 0)))
+    pieces = padded.reshape(b, -1, PIECE, heads, d).swapaxes(0, 1)
     out = jax.lax.map(lambda queries: attend(queries, key, value), pieces)
-    return out.swapaxes(0, 1).reshape(query.shape)
+    return out.swapaxes(0, 1).reshape(padded.shape)[:, :n]
 
 
 def decode_one_by_one(

@@ -54,7 +54,9 @@ def build_autoencoder(config: Mapping[str, Any], where: Any) -> tuple[Autoencode
     own = own_fields(config, _FIXED, _OWN, where, "use the auto-encoder of a Stable Diffusion")
     for field in ("down_block_types", "up_block_types"):
         blocks = config.get(field, [""])
-        if len(blocks) != len(own["block_out_channels"]):
+        with building(where):
+            levels = len(own["block_out_channels"])
+        if len(blocks) != levels:
             raise InputError(
                 f"{where}: {field} must be one for each of block_out_channels, got {blocks!r}; use "
                 "the config.json of these weights"

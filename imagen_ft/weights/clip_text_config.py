@@ -51,14 +51,14 @@ def build_clip_text(config: Mapping[str, Any], where: Any) -> tuple[ClipTextEnco
     known = {name: value for name, value in config.items() if name in {*_FIXED, *own}}
     own = own_fields(known, _FIXED, own, where, "use the text encoder of a Stable Diffusion")
     activation = own["hidden_act"]
-    if activation not in _ACTIVATIONS:
+    if activation not in tuple(_ACTIVATIONS):
         raise InputError(
             f"{where}: hidden_act must be {' or '.join(_ACTIVATIONS)}, got {activation!r}; use the "
             "config.json of these weights"
         )
     fields = {ours: own[theirs] for ours, (theirs, _) in _FIELDS.items()}
     fields["quick_gelu"] = _ACTIVATIONS[activation]
-    if _WITH_PROJECTION not in config.get("architectures", ()):
+    if config.get("architectures") != [_WITH_PROJECTION]:
         fields["projection_width"] = 0
     with building(where):
         model = make_module(ClipTextEncoder, fields, f"{where}: clip_text")

@@ -38,7 +38,7 @@ def latent_settings(config: Mapping[str, Any], where: Any) -> dict[str, Any]:
         InputError: names the first field that we do not implement.
     """
     prediction = config.get("prediction_type", "epsilon")
-    if prediction not in _PREDICTIONS:
+    if prediction not in tuple(_PREDICTIONS):
         raise InputError(
             f"{where}: prediction_type must be {' or '.join(_PREDICTIONS)}, got {prediction!r}; "
             "use the scheduler of these weights"

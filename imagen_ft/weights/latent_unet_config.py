@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from imagen_ft.models.latent_unet import Added, LatentUNet
 from imagen_ft.weights.config_fields import check_class, own_fields
@@ -158,12 +157,9 @@ def _fields(own: Mapping[str, Any]) -> dict[str, Any]:
 @functools.cache  # tracing a large network takes seconds
 def _shapes(model: LatentUNet, in_channels: int, text_width: int, pooled_width: int) -> Any:
     size = 2 ** (len(model.block_out_channels) - 1)
-    x, t, text = (
-        jnp.zeros((1, size, size, in_channels)),
-        jnp.zeros(1),
-        jnp.zeros((1, 1, text_width)),
-    )
-    added = None
+    floats = lambda *shape: jax.ShapeDtypeStruct(shape, "float32")  # noqa: E731
+    inputs: list[Any] = [floats(1, size, size, in_channels), floats(1), floats(1, 1, text_width)]
     if model.size_embedding_dim:
-        added = Added(jnp.zeros((1, pooled_width)), jnp.zeros((1, SIZES)))
-    return jax.eval_shape(model.init, jax.random.key(0), x, t, text, added)["params"]
+        added: Any = floats(1, pooled_width), floats(1, SIZES)
+        inputs.append(Added(*added))
+    return jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]

@@ -33,7 +33,7 @@ def saved(tmp_path_factory):
 
 def test_both_ways_and_their_gradients(saved, monkeypatch):
     """Decoded one at a time, with the attention in pieces; encoded without either."""
-    monkeypatch.setattr(autoencoder, "PIECE", 20)  # 36 pixels are not a multiple, 40 are
+    monkeypatch.setattr(autoencoder, "PIECE", 20)  # 36 pixels are no multiple, 40 are
     theirs = tiny_vae()
     model, params = weights.load_part("vae", saved)
     rng = np.random.default_rng(0)
@@ -114,6 +114,7 @@ def test_files_of_old_versions_of_diffusers(saved, tmp_path):
         ("in_channels", 1),
         ("latents_mean", [0.0]),
         ("norm_num_groups", 5),
+        ("block_out_channels", 8),
         ("scaling_factor", 0.0),
         ("use_quant_conv", False),
         ("a_field_of_the_future", "new"),
@@ -121,7 +122,7 @@ def test_files_of_old_versions_of_diffusers(saved, tmp_path):
 )
 def test_what_is_not_implemented(field, value):
     config = {**VAE, "_class_name": "AutoencoderKL", field: value}
-    named = "no network" if field == "norm_num_groups" else field
+    named = "no network" if field in ("block_out_channels", "norm_num_groups") else field
     with pytest.raises(InputError, match=rf"^x/config\.json: {named}") as error:
         build_autoencoder(config, "x/config.json")
     assert "\n" not in str(error.value)

@@ -108,6 +108,7 @@ def test_files_of_old_versions_of_transformers(tmp_path):
     ("field", "value"),
     [
         ("hidden_act", "silu"),
+        ("hidden_act", ["gelu"]),
         ("hidden_size", 15),
         ("layer_norm_eps", 1e-6),
         ("max_position_embeddings", 0),

@@ -129,6 +129,7 @@ def test_settings_of_schedulers(zero_snr):
         ("beta_end", "much"),
         ("beta_schedule", "squaredcos_cap_v2"),
         ("prediction_type", "flow"),
+        ("prediction_type", ["epsilon"]),
         ("rescale_betas_zero_snr", 1),
         ("trained_betas", [0.1]),
     ],

@@ -31,6 +31,8 @@ def test_spacings(spacing, total):
         scheduler.set_timesteps(num_steps)
         # Of 'trailing' theirs has at times one step too many, -1.
         expected = scheduler.timesteps.numpy()[:num_steps]
+        if (num_steps, spacing) == (1, "linspace"):  # theirs begins with next to no noise
+            expected = np.array([total - 1])
         times = sampling_times(SquaredCos(total), num_steps, spacing)
         np.testing.assert_array_equal(np.round(times * total) - 1, [*expected, -1])
         if num_steps in (8, total):

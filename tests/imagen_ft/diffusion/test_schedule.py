@@ -79,6 +79,12 @@ def test_sampling_times_of_continuous_schedules(spacing):
     assert len(sampling_times(Cosine(), 3000, spacing)) == 3001
 
 
+@pytest.mark.parametrize("schedule", [Cosine(), SquaredCos()], ids=str)
+def test_a_single_step_begins_where_there_is_noise(schedule):
+    for spacing in ("linspace", "trailing"):
+        np.testing.assert_array_equal(sampling_times(schedule, 1, spacing), [1, 0])
+
+
 @pytest.mark.parametrize(
     ("schedule", "num_steps", "spacing", "message"),
     [
@@ -159,7 +165,10 @@ def test_numbers_of_a_schedule():
         (dict(name="cosine", beta_last=0.1), "schedule.beta_last: 'cosine' has no such number"),
         (dict(logsnr_min=-12.0), "schedule None: known are cosine"),
         (dict(name="cosine", logsnr_max="x"), r"schedule\.logsnr_max='x': a number is needed"),
-        (dict(name="squaredcos_cap_v2", num_train_timesteps=0), "steps=0: at least 1 is needed"),
+        (dict(name="squaredcos_cap_v2", num_train_timesteps=0), "steps=0: at least 1"),
+        (dict(name="scaled_linear", num_train_timesteps=1e3), r"steps=1000\.0: an integer"),
+        (dict(name="scaled_linear", num_train_timesteps=10**10), "at most 1000000"),
+        (dict(name=["cosine"]), r"schedule \['cosine'\]: known are cosine"),
         (dict(name="cosine", logsnr_min=20.0, logsnr_max=-20.0), "must be finite and fall"),
         (dict(name="linear", beta_last=-1.0), "must be finite and fall"),
         (dict(name="scaled_linear", beta_last=2.0), "must be finite and fall"),
