@@ -110,6 +110,21 @@ def main(args: app.Arguments) -> None:
         raise InputError("nothing to draw: give --prompt=... or --prompts=FILE")
     sizes = [entry.stage.size for entry in config.stages.values()]
     on_first_process(lambda: check_workdir(args.workdir, prompts, sizes))
+    draw(args, config, prompts)
+
+
+def draw(args: app.Arguments, config: ml_collections.ConfigDict, prompts: list[str]) -> None:
+    """Draws the images and writes them into the folder.
+
+    Args:
+        args: of the command.
+        config: its config, with the flags in it.
+        prompts: one an image.
+
+    Raises:
+        InputError: see `load_cascade` and `Starts.open`; or the folder has other settings.
+        Diverged: see `Cascade.stream`.
+    """
     starts = Starts.open(config)
     began = starts.of_prompts(prompts, config.seed) if starts else None
     begin = dict(start=began, skip_steps=config.skip_steps) if starts else {}

@@ -57,7 +57,7 @@ class Instruction:
     def source(self) -> str:
         """Where in the traced program it comes from; '' where the compiler does not say."""
         match = re.search(r'op_name="([^"]*)"', self.attributes)
-        return match[1] if match else ""
+        return match[1].replace("\\'", "'") if match else ""
 
 
 @dataclasses.dataclass(frozen=True)

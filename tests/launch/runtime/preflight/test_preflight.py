@@ -220,6 +220,12 @@ def test_collectives_of_a_program(groups):
     assert all(one.turns_known for one in found)
 
 
+def test_names_of_parameters_are_as_python_has_them():
+    module = hlo.parse(MODULE.replace('op_name="a"', r"""op_name="x[\'w\']" """.strip()))
+    sources = {line.name: line.source for line in module.computations[module.entry]}
+    assert (sources["a"], sources["b"]) == ("x['w']", "b")
+
+
 def test_a_loop_of_unknown_length_turns_once():
     module = hlo.parse(MODULE.replace("direction=LT", "direction=NE"))
     found = hlo.collectives(module, dict(data=4, fsdp=2))
