@@ -2,12 +2,14 @@
 
 A file holds `MODULE.lora_A.weight` [rank, in] and `MODULE.lora_B.weight` [out, rank], behind
 'unet.' or not; what their product is multiplied by is alpha / rank, where alpha is `MODULE.alpha`,
-that of the file's metadata, or the rank. Older files say `lora.down` and `lora.up`.
+that of the file's metadata, or the rank; or alpha / sqrt(rank) where the metadata says so. Older
+files say `lora.down` and `lora.up`.
 """
 
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,7 @@ def read_lora(path: epath.PathLike, model: Any, params: PyTree) -> tuple[Lora, P
         for mapping in tensor_mappings(params, rules).values()
         if mapping.paths[0].endswith(".kernel")
     }
-    alphas = _alphas(path)
+    scale_of = _scales(path)
     adapters: dict[tuple[str, ...], np.ndarray] = {}
     for module in [name.removesuffix(_DOWN) for name in arrays if name.endswith(_DOWN)]:
         mapping = kernels.get(module)
@@ -70,9 +72,9 @@ def read_lora(path: epath.PathLike, model: Any, params: PyTree) -> tuple[Lora, P
             raise InputError(
                 f"{path} adapts {module}, which is no layer of this network; name adapters of it"
             )
-        down = arrays.pop(module + _DOWN)
-        rank, (outputs, inputs, *window) = len(down), mapping.file_shape
-        up = arrays.pop(module + _UP, np.zeros(0))
+        down, up = arrays.pop(module + _DOWN), arrays.pop(module + _UP, np.zeros(0))
+        # One of rank 0, or of no rank, has a shape that does not fit.
+        rank, (outputs, inputs, *window) = max((1, *down.shape[:1])), mapping.file_shape
         for array, shape in (
             (down, (rank, inputs, *window)),
             (up, (outputs, rank, *(1 for _ in window))),
@@ -82,10 +84,9 @@ def read_lora(path: epath.PathLike, model: Any, params: PyTree) -> tuple[Lora, P
                     f"{path}: {module} is adapted by shape {array.shape}, this network needs "
                     f"{shape}; name adapters of it"
                 )
-        alpha = arrays.pop(module + _ALPHA, _alpha_of(module, alphas, rank))
-        ours = _module(mapping)
+        scale, ours = scale_of(module, rank, arrays.pop(module + _ALPHA, None)), _module(mapping)
         adapters[(*ours, "down")] = down.transpose(np.argsort(mapping.axes))
-        adapters[(*ours, "up")] = up.reshape(outputs, rank).T * np.float32(alpha / rank)
+        adapters[(*ours, "up")] = up.reshape(outputs, rank).T * np.float32(scale)
     if arrays or not adapters:
         raise InputError(
             f"{path}: its tensor {min(arrays, default='none')} is no adapter of a U-Net; name a "
@@ -121,7 +122,15 @@ def write_lora(run: Run, folder: Path, dtype: np.dtype) -> None:
             window = (1,) * (adapters[f"{ours}.down"].ndim - 2)
             arrays[name + _UP] = scale * array.T.reshape(*array.T.shape, *window)
     header = make_header({name: (array.shape, dtype) for name, array in arrays.items()})
-    write_file(folder / FILE, header, lambda name, dtype: arrays[name].astype(dtype))
+
+    def written(name: str, dtype: np.dtype) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            array = arrays[name].astype(dtype)
+        if np.isinf(array).any():
+            raise InputError(f"{name} of {run.path} does not fit {dtype}: export it as bfloat16")
+        return array
+
+    write_file(folder / FILE, header, written)
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
@@ -136,20 +145,32 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _alphas(path: Path) -> dict[str, float]:
-    """What a file's metadata says of alpha, by the end of a module's name; '' is all others."""
+def _scales(path: Path) -> Callable[[str, int, np.ndarray | None], float]:
+    """What the product of a module is multiplied by: of its name, its rank and its own alpha.
+
+    The file's metadata has alpha by the end of a module's name, and one of all others.
+    """
     try:
         table = json.loads(parse_header(read_header(path))[1].get(_METADATA, "{}"))
         fields = {name.removeprefix(_PREFIX): value for name, value in table.items()}
-        common = {"": fields["lora_alpha"]} if "lora_alpha" in fields else {}
-        return {name: float(x) for name, x in {**fields.get("alpha_pattern", {}), **common}.items()}
+        patterns = {end: float(x) for end, x in (fields.get("alpha_pattern") or {}).items()}
+        common = float(fields["lora_alpha"]) if "lora_alpha" in fields else None
     except (ValueError, TypeError, AttributeError):
         raise InputError(f"{path}: its metadata is damaged; download the file again") from None
+    # Rank-stabilised adapters, Kalajdzievski 2023.
+    is_stabilised = bool(fields.get("use_rslora"))
 
+    def scale_of(module: str, rank: int, own: np.ndarray | None) -> float:
+        others = (alpha for end, alpha in patterns.items() if module.endswith(end))
+        alpha = np.asarray(next(others, rank if common is None else common) if own is None else own)
+        if alpha.size != 1 or not np.isfinite(alpha).all():
+            raise InputError(
+                f"{path}: alpha of {module} must be a finite number, got {alpha.tolist()}; name "
+                "another file"
+            )
+        return alpha.item() / (math.sqrt(rank) if is_stabilised else rank)
 
-def _alpha_of(module: str, alphas: Mapping[str, float], rank: int) -> float:
-    own = (alpha for end, alpha in alphas.items() if end and module.endswith(end))
-    return next(own, alphas.get("", rank))
+    return scale_of
 
 
 def _known(model: Any, where: Any) -> Any:

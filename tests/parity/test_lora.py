@@ -45,6 +45,20 @@ def test_their_adapters_compute_the_same(saved):
     assert relative_error(output(model, lora.merged(params, adapters)), expected) <= 1e-5
 
 
+def test_rank_stabilised_adapters(saved, tmp_path):
+    folder, _, _ = saved
+    unet = tiny_unet(1)
+    config = LoraConfig(r=4, lora_alpha=6, target_modules=r"mid_block.*\.to_q", use_rslora=True)
+    unet.add_adapter(config)
+    module = unet.mid_block.attentions[0].to_q
+    torch.nn.init.normal_(module.lora_B["default"].weight)
+    unet.save_lora_adapter(tmp_path)
+    _, adapters = read_lora(tmp_path / FILE, *weights.load_unet(folder / "unet"))
+    found = adapters["mid_block_attentions_0"]["to_q"]
+    expected = module.get_delta_weight("default").detach().numpy().T
+    np.testing.assert_allclose(found["down"] @ found["up"], expected, rtol=1e-4, atol=1e-5)
+
+
 def older(name):
     """A name as diffusers wrote it before 0.22, where each attention had a processor."""
     name = name.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up.")
@@ -103,6 +117,9 @@ def test_ours_compute_the_same_in_diffusers(saved, tmp_path):
         ("more", "its tensor text_encoder.x is no adapter of a U-Net"),
         ("none", "its tensor none is no adapter"),
         ("NaN", "holds NaN or infinity"),
+        ("rank 0", r"is adapted by shape \(0, 64\), this network needs \(1, 64\)"),
+        ("two alphas", r"alpha of .*to_q must be a finite number, got \[1.0, 1.0\]"),
+        ("endless alpha", "alpha of .* must be a finite number, got inf"),
         ("cut", "is not a whole safetensors file"),
     ],
 )
@@ -122,8 +139,12 @@ def test_wrong_files(saved, tmp_path, change, message):
         tensors = {}
     elif change == "NaN":
         tensors[name] = np.full_like(tensors[name], np.nan)
-    file = tmp_path / "file.safetensors"
-    save_file(tensors, file)
+    elif change == "rank 0":
+        tensors[name] = tensors[name][:0]
+    elif change == "two alphas":
+        tensors[name.replace("lora_A.weight", "alpha")] = np.ones(2, np.float32)
+    file, alpha = tmp_path / "file.safetensors", "1e999" if change == "endless alpha" else "4"
+    save_file(tensors, file, {"lora_adapter_metadata": f'{{"lora_alpha": {alpha}}}'})
     if change == "cut":
         file.write_bytes(file.read_bytes()[:-10])
     model, params = weights.load_unet(folder / "unet")

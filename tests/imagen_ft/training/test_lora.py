@@ -239,6 +239,13 @@ def test_adapters_of_a_file_are_merged_into_a_stage(base, tmp_path):
     assert digest != digest_of(Run.open(base))
 
 
+def test_adapters_that_do_not_fit_their_type(base, tmp_path):
+    folder = epath.Path(tmp_path) / "run"
+    run, _ = write_adapted(folder, base, alpha=1e6)
+    with pytest.raises(InputError, match=r"lora_B.* does not fit float16: export it as bfloat16"):
+        write_lora(run, tmp_path, np.dtype(np.float16))
+
+
 def test_adapters_that_are_not_there(base, adapted):
     run, training = adapted
     config = ConfigDict(training.config.to_dict())
