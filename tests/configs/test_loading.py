@@ -34,7 +34,8 @@ def dry_run(path, argument, capsys):
     assert (code, err) == (0, "")
     resolved, end = json.JSONDecoder().raw_decode(out)
     *tables, _ = re.split(r"^\w+: [\d,]+ parameters$", out[end:], flags=re.M)
-    assert all(table.count("\n") < 50 for table in tables)  # a screen each
+    # A screen each; before them a study has the command lines of its runs.
+    assert all(table.count("\n") < 50 for table in tables) or task.__name__.endswith(".study")
     counts = re.findall(r"^(\w+): ([\d,]+) parameters$", out[end:], re.M)
     counts = {name: int(count.replace(",", "")) for name, count in counts}
     if not counts:
