@@ -114,14 +114,15 @@ def draw(folder, kind, settings, weight, noise):
     return run(noise)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "prediction", "weight"),
     [
         ("sd15", "epsilon", 3.0),
-        pytest.param("sd15", "epsilon", 1.0, marks=pytest.mark.slow),
-        pytest.param("sd21", "v_prediction", 3.0, marks=pytest.mark.slow),
-        pytest.param("sdxl", "epsilon", 3.0, marks=pytest.mark.slow),
-        pytest.param("sdxl", "v_prediction", 1.0, marks=pytest.mark.slow),
+        ("sd15", "epsilon", 1.0),
+        ("sd21", "v_prediction", 3.0),
+        ("sdxl", "epsilon", 3.0),
+        ("sdxl", "v_prediction", 1.0),
     ],
 )
 def test_pipeline(kind, prediction, weight, tmp_path):
