@@ -167,6 +167,7 @@ def test_ruff_format():
     run(BIN / "ruff", "format", "--check", "--no-cache", "--output-format=concise", ".")
 
 
+@pytest.mark.slow  # A hook runs it before every commit.
 def test_types():
     checked = run(BIN / "mypy", f"--python-executable={sys.executable}")
     # It says nothing of rooms that it was not given.

@@ -8,7 +8,8 @@ network stays as it is, in bfloat16; the adapters, 16 wide, train in its attenti
 checkpoint holds them alone. `:runlocal` has no weights to adapt, and trains its tiny network.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-Hardware: one device of 24 GB, by estimate; `--preflight=v6e:1x1` tells the memory part by part.
+Hardware: one device of 24 GB, by estimate: the network takes 2 bytes a parameter, and its blocks
+are computed again for the gradients. `--preflight=v6e:1x1` counts it, in more than half an hour.
 """
 
 from ml_collections import ConfigDict

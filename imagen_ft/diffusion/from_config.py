@@ -126,7 +126,7 @@ def _guidance(config: ml_collections.ConfigDict) -> dict[str, Any]:
     weight, scale = config.guidance_weight, config.get("cads_scale", 0.0)
     schedule = config.get("guidance_schedule", "constant")
     if not 0.0 <= weight < float("inf"):
-        raise InputError(f"guidance_weight={weight}: 1 is none, more is more; not below 0")
+        raise InputError(f"guidance_weight must be finite and at least 0, got {weight}; 1 is none")
     if schedule not in WEIGHT_SCHEDULES:
         names = ", ".join(WEIGHT_SCHEDULES)
         raise InputError(f"guidance_schedule must be one of {names}, got {schedule!r}; name one")

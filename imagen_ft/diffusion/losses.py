@@ -91,7 +91,9 @@ def make_loss(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Diffusio
         if name not in names:
             raise InputError(f"loss.{name}: known are {', '.join(names)}")
         if not 0.0 <= value < math.inf:
-            raise InputError(f"loss.{name}={value}: 0 is none, more is more; not below 0")
+            raise InputError(
+                f"loss.{name} must be finite and at least 0, got {value}; 0 leaves it out"
+            )
     loss = DiffusionLoss(**config)
     if loss.vlb_weight and not denoiser.learned_variance:
         raise InputError(

@@ -100,6 +100,7 @@ def error(capsys):
     return err
 
 
+@pytest.mark.slow  # Compiles two networks; what the command does with images is tested below.
 def test_pictures(work, tmp_path, monkeypatch):
     original, batches = Cascade.sample, []
 

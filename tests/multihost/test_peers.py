@@ -36,7 +36,7 @@ def test_processes_with_different_configs():
     assert codes == [2, 2] and lines == [[line], [line]]
 
 
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("lost", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_process_that_is_killed(lost):
     with start_processes(MODULE, "{}", devices=1) as started:
         wait_until_they_have_met(started)

@@ -80,14 +80,10 @@ class Lora:
         parts = flax.traverse_util.flatten_dict(adapters)
         for module in self.modules:
             path = (*module, "kernel")
-            added = product(parts[(*module, _DOWN)], parts[(*module, _UP)])
+            down, up = parts[(*module, _DOWN)], parts[(*module, _UP)]
+            added = jnp.matmul(down, up, precision=jax.lax.Precision.HIGHEST)
             kernels[path] = kernels[path].astype(jnp.float32) + self.scale * added
         return flax.traverse_util.unflatten_dict(kernels)
-
-
-def product(down: Array, up: Array) -> Array:
-    """What is added to a kernel before it is scaled: [..., in, out]."""
-    return jnp.matmul(down, up, precision=jax.lax.Precision.HIGHEST)
 
 
 def make_lora(config: Fields, params: PyTree, field: str = "config.lora") -> Lora:

@@ -172,7 +172,7 @@ def test_a_stage_is_what_its_config_says():
     ],
 )
 def test_sampling_that_is_not_possible(field, value):
-    with pytest.raises(InputError, match=rf"^{field}={re.escape(str(value))}: ") as error:
+    with pytest.raises(InputError, match=rf"^{field}.*{re.escape(str(value))}[:;]") as error:
         make_stage(ConfigDict(SAMPLING | {field: value}), stages()[1].denoiser)
     assert "\n" not in str(error.value)
 

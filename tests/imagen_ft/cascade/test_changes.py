@@ -32,7 +32,7 @@ def cascade():
         (dict(stages={"sr8": 3}), r"stages\['sr8'\] must be a dict of settings, got 3"),
         (dict(stages={"sr8": dict(run="x")}), "no setting of sr8 'run'"),
         (dict(guidance_weight="2"), "guidance_weight must be a number, got '2'"),
-        (dict(guidance_weight=-1), r"guidance_weight=-1\.0: 1 is none"),
+        (dict(guidance_weight=-1), r"guidance_weight must be finite and at least 0, got -1\.0"),
         (dict(num_steps=2.5), r"num_steps must be an integer, got 2\.5"),
         (dict(num_steps=0), "sampler.num_steps=0: at least 1 is needed"),
         (dict(logvar_coeff="learnt"), "logvar_coeff must be a number or 'learned', got 'learnt'"),
