@@ -19,8 +19,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from classifiers.models.clip_text import ClipTextEncoder
 from imagen_ft.models.autoencoder import Autoencoder
-from imagen_ft.models.clip_text import ClipTextEncoder
 from imagen_ft.models.efficient_unet import EfficientUNet
 from imagen_ft.models.latent_unet import Added, LatentUNet
 from imagen_ft.models.t5 import T5Encoder

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from imagen_ft.models.clip_text import EPSILON, ClipTextEncoder
+from classifiers.models.clip_text import EPSILON, ClipTextEncoder
 from imagen_ft.weights.config_fields import own_fields
 from launch.errors import InputError
 from launch.runtime.limits import building, make_module

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from classifiers.models.clip_text import ClipTextEncoder
 from imagen_ft.models.autoencoder import Autoencoder
-from imagen_ft.models.clip_text import ClipTextEncoder
 from imagen_ft.models.latent_unet import LatentUNet
 from launch.errors import InputError
 

@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from classifiers.models.clip_text import ClipTextEncoder
 from imagen_ft.models.autoencoder import Autoencoder
-from imagen_ft.models.clip_text import ClipTextEncoder
 from imagen_ft.models.latent_unet import LatentUNet
 from imagen_ft.models.t5 import T5Encoder
 from imagen_ft.models.unet import UNet

@@ -8,6 +8,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from transformers import CLIPTokenizer
 
+from classifiers.clip.tokenizer import load_clip_tokenizer
 from imagen_ft import weights
 from imagen_ft.diffusion import samplers
 from imagen_ft.diffusion.ddpm import DDIM
@@ -16,7 +17,6 @@ from imagen_ft.diffusion.guidance import guide
 from imagen_ft.diffusion.schedule import alpha_sigma, make_schedule
 from imagen_ft.models.autoencoder import decode_one_by_one
 from imagen_ft.models.latent_unet import Added
-from imagen_ft.text.clip_tokenizer import load_clip_tokenizer
 from imagen_ft.weights.latent_parts import latent_settings
 from tests.parity.latent_models import LATENTS, tiny_clip, tiny_unet, tiny_vae
 from tests.support.clip_vocabulary import END, VOCABULARY, write_tokenizer

@@ -17,9 +17,9 @@ import classifiers.training.training
 import imagen_ft.models.presets
 import imagen_ft.training.evaluation
 import imagen_ft.training.training
+from classifiers.models.clip_text import ClipTextEncoder
 from classifiers.models.inception import Inception
 from imagen_ft.models.autoencoder import Autoencoder
-from imagen_ft.models.clip_text import ClipTextEncoder
 from imagen_ft.models.latent_unet import LatentUNet
 from imagen_ft.models.t5 import T5Encoder
 from input_pipeline.source import ArraySource

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from transformers import CLIPTokenizer
 
-from imagen_ft.text.clip_tokenizer import load_clip_tokenizer
+from classifiers.clip.tokenizer import load_clip_tokenizer
 from launch.errors import InputError
 from tests.support.clip_vocabulary import END, write_tokenizer
 

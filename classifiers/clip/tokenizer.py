@@ -1,4 +1,4 @@
-"""Prompts to the tokens of CLIP's text encoders."""
+"""Texts to the tokens of CLIP's text encoders."""
 
 import dataclasses
 from collections.abc import Sequence
