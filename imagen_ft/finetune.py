@@ -18,11 +18,11 @@ import ml_collections
 from absl import flags
 
 from imagen_ft.diffusion.from_config import lacking_in_denoiser
-from imagen_ft.text import class_names
 from imagen_ft.text.encoders import lacking_in_text, make_text_encoder, text_shapes
 from imagen_ft.training.lacking import lacking_in_metric, lacking_in_pictures
 from imagen_ft.training.train_stage import train_stage
 from imagen_ft.training.training import Training
+from input_pipeline import class_names
 from input_pipeline.batches.rates import cpu_seconds
 from input_pipeline.sources.lacking import lacking_in_source
 from launch.runtime import app

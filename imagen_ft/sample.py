@@ -24,9 +24,9 @@ from imagen_ft.cascade import film, load_cascade, memory_table, show
 from imagen_ft.cascade.imported import as_imported
 from imagen_ft.cascade.loading import lacking_in_cascade, parameter_shapes, with_dtypes
 from imagen_ft.cascade.starts import RealImages, Starts, check_start, lacking_in_start
-from imagen_ft.text import class_names
-from imagen_ft.text.class_names import read_lines
 from imagen_ft.text.encoders import check_prompts
+from input_pipeline import class_names
+from input_pipeline.class_names import read_lines
 from input_pipeline.records.image_codec import encode_png
 from launch.cli import say
 from launch.errors import InputError

@@ -22,8 +22,8 @@ from imagen_ft.cascade.starts import RealImages
 from imagen_ft.cascade.values import Kind
 from imagen_ft.diffusion.from_config import make_stages
 from imagen_ft.diffusion.stage import Stage
-from imagen_ft.text import class_names
 from imagen_ft.text.encoders import TextEncoder, check_prompts, check_text, make_text_encoder
+from input_pipeline import class_names
 from launch.runtime.config import reading
 from launch.runtime.devices.hardware import architecture
 from launch.runtime.devices.mesh import fetch_behind, make_mesh

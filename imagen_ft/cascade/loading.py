@@ -25,8 +25,8 @@ from imagen_ft.diffusion.from_config import (
     make_stages,
 )
 from imagen_ft.diffusion.stage import GUIDE, Stage
-from imagen_ft.text import class_names
 from imagen_ft.text.encoders import TextEncoder, lacking_in_text, text_shapes
+from input_pipeline import class_names
 from launch.errors import InputError
 from launch.files import differences, json_digest, sha256
 from launch.runtime.config import plain

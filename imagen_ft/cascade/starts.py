@@ -15,8 +15,7 @@ from jaxtyping import Int, UInt8
 
 from imagen_ft.diffusion.from_config import make_stages
 from imagen_ft.diffusion.stage import Stage
-from imagen_ft.text import class_names
-from input_pipeline import sources
+from input_pipeline import class_names, sources
 from input_pipeline.augment.resize import square
 from input_pipeline.imagenet import wordnet_ids
 from input_pipeline.source import Source, check_labels

@@ -19,7 +19,7 @@ from imagen_ft.cascade.starts import check_noise
 from imagen_ft.diffusion.from_config import make_stages
 from imagen_ft.evaluation.drawn import Drawn, Plan
 from imagen_ft.evaluation.image_sets import ImageSet, check_spec, open_set
-from imagen_ft.text import class_names
+from input_pipeline import class_names
 from input_pipeline.augment.resize import resize, square
 from input_pipeline.source import Example, Source, Wrapper
 from launch.errors import InputError

@@ -8,8 +8,7 @@ import numpy as np
 from imagen_ft.cascade import Cascade
 from imagen_ft.cascade.provenance import provenance
 from imagen_ft.cascade.starts import Starts
-from imagen_ft.text import class_names
-from input_pipeline import sources
+from input_pipeline import class_names, sources
 from input_pipeline.sources.lacking import lacking_in_source
 from launch import files
 from launch.errors import InputError

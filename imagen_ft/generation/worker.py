@@ -16,7 +16,7 @@ import numpy as np
 from imagen_ft.cascade import Cascade, Request
 from imagen_ft.cascade.starts import Starts
 from imagen_ft.generation.stream import SetProgressBar, ShardStream
-from imagen_ft.text import class_names
+from input_pipeline import class_names
 from input_pipeline.synthetic.card import make_card
 from input_pipeline.synthetic.writer import MANIFEST, SyntheticWriter
 from launch.cli import say

@@ -24,7 +24,7 @@ from imagen_ft.evaluation.references import References
 from imagen_ft.evaluation.sampled import OneLoaded, Shrunk, class_of_each, enlarged
 from imagen_ft.evaluation.seeing import conditions, see
 from imagen_ft.sweeping.grid import EMA, Point
-from imagen_ft.text import class_names
+from input_pipeline import class_names
 from input_pipeline.source import Source, Subset
 from launch.errors import InputError
 from launch.files import json_digest

@@ -19,13 +19,13 @@ from absl import flags
 from etils import epath
 
 from imagen_ft import weights
-from imagen_ft.text import class_names
 from imagen_ft.text.cache import DTYPES, TextCache
 from imagen_ft.text.captions import CLEANED, PLAIN, prompt_keys
 from imagen_ft.text.encoders import check_template
 from imagen_ft.text.t5_embedder import T5Embedder, fill_cache
 from imagen_ft.text.t5_encoder import identity
 from imagen_ft.text.tokenizer import T5Tokenizer, load_t5_tokenizer
+from input_pipeline import class_names
 from launch.cli import parse_flags, say
 from launch.errors import InputError
 from launch.files import remove_temporaries

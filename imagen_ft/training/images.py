@@ -6,9 +6,8 @@ import functools
 import numpy as np
 from jax.sharding import Mesh
 
-from imagen_ft.text import class_names
 from imagen_ft.training.training import Training
-from input_pipeline import sources
+from input_pipeline import class_names, sources
 from input_pipeline.augment.crop import central_crop, random_crop
 from input_pipeline.augment.flip import random_flip
 from input_pipeline.augment.resize import square

@@ -18,10 +18,10 @@ from imagen_ft.cascade.stage_weights import open_run
 from imagen_ft.diffusion.denoiser import Denoiser
 from imagen_ft.diffusion.from_config import make_denoiser
 from imagen_ft.diffusion.losses import DiffusionLoss, level_losses, make_loss
-from imagen_ft.text import class_names
 from imagen_ft.text.encoders import text_shapes
 from imagen_ft.training.image_losses import Inputs, Losses, draw_inputs, image_losses
 from imagen_ft.training.sampled_metric import check_metric, is_measured, metric_name
+from input_pipeline import class_names
 from launch.errors import InputError
 from launch.runtime.devices.mesh import batch_sharding, state_shardings, with_shardings
 from launch.runtime.ema import MAIN, Decay, make_decays

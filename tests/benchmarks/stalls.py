@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from imagen_ft.text import class_names
 from imagen_ft.text.cache import TextCache
 from imagen_ft.text.captions import PLAIN, prompt_keys
+from input_pipeline import class_names
 
 LOG_EVERY = 10
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from classifiers.evaluation import label_maps
-from imagen_ft.text import class_names
+from input_pipeline import class_names
 from input_pipeline.batches.rates import cpu_seconds
 from input_pipeline.imagenet import wordnet_ids
 from input_pipeline.sources import subsets

@@ -8,7 +8,7 @@ import pytest
 
 from classifiers import evaluate, from_config
 from classifiers.evaluation import label_maps
-from imagen_ft.text import class_names
+from input_pipeline import class_names
 from input_pipeline.imagenet import wordnet_ids
 from launch.errors import InputError
 from launch.files import read_json

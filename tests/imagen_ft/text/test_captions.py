@@ -8,7 +8,8 @@ from pathlib import Path
 
 from diffusers import IFPipeline
 
-from imagen_ft.text import captions, class_names
+from imagen_ft.text import captions
+from input_pipeline import class_names
 
 FRAGMENTS = json.loads(Path(__file__).with_name("awkward.json").read_text())
 

@@ -15,11 +15,12 @@ import transformers
 from diffusers import IFPipeline
 from ml_collections import ConfigDict
 
-from imagen_ft.text import __main__, class_names, t5_embedder
+from imagen_ft.text import __main__, t5_embedder
 from imagen_ft.text.cache import TextCache
 from imagen_ft.text.captions import CLEANED, preprocess
 from imagen_ft.text.encoders import make_text_encoder
 from imagen_ft.text.tokenizer import load_t5_tokenizer
+from input_pipeline import class_names
 from tests.imagen_ft.text import tiny_text
 from tests.parity.torch_weights import relative_error
 

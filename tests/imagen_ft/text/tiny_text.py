@@ -6,7 +6,7 @@ import sentencepiece
 from transformers import T5Config, T5EncoderModel
 from transformers.utils import logging
 
-from imagen_ft.text import class_names
+from input_pipeline import class_names
 from tests.parity.torch_weights import randomize
 
 logging.disable_progress_bar()

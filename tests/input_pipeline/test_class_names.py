@@ -1,6 +1,6 @@
 import pytest
 
-from imagen_ft.text import class_names
+from input_pipeline import class_names
 from input_pipeline.imagenet import lemmas, wordnet_ids
 from launch.errors import InputError
 

@@ -93,7 +93,7 @@ def _quoted(name: str | None) -> str:
 
 
 def _built_in(file: str) -> tuple[str, ...]:
-    text = (resources.files("imagen_ft") / "data" / file).read_text()
+    text = (resources.files("input_pipeline") / "data" / file).read_text()
     return tuple(text.splitlines())
 
 
