@@ -7,6 +7,11 @@ will do for both. Import a repository of the Hugging Face Hub, or a folder:
   python -m imagen_ft.weights --from=deepfloyd:./IF-I-M --to=weights/fp16 --variant=fp16
   python -m imagen_ft.weights --from=diffusers:OWNER/NAME --to=weights/sd15 --variant=fp16
 
+Or a single file of Stable Diffusion's original layout, as diffusers would have it; tokenizers (and
+of 2.x the scheduler, which says what the weights predict) are taken from --pipeline:
+  python -m imagen_ft.weights --from=diffusers:sd15.safetensors --to=weights/sd15 \
+      --pipeline=OWNER/NAME
+
 Export an import, byte for byte as it was:
   python -m imagen_ft.weights --from=weights/IF-I-M --to=deepfloyd:exported
 
@@ -22,15 +27,18 @@ An import needs 1.2 times the size of the weights in memory and as much on disk.
 same command begins again.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 
 import jax
 from absl import flags
 
-from imagen_ft.weights.exporting import DTYPES, export_weights
+from imagen_ft.weights.exporting import export_weights
 from imagen_ft.weights.importing import import_weights
+from imagen_ft.weights.part_writers import DTYPES
 from imagen_ft.weights.pipeline_parts import PARTS
+from imagen_ft.weights.single_file import import_file
 from launch.cli import exit_code, parse_flags, say
 from launch.errors import InputError
 
@@ -44,8 +52,9 @@ def define_flags(values: flags.FlagValues) -> None:
         "exports",
         "to": "DIR, local or gs://, of an import; diffusers:FOLDER of an export",
         "variant": "fp16 or bf16: which files to import; of an export, how files are named",
-        "pipeline": "export: where text encoder, tokenizer, schedulers and model_index.json are "
-        "taken from; a folder, an import or OWNER/NAME",
+        "pipeline": "export: where the other parts, tokenizer, schedulers and model_index.json are "
+        "taken from; import of a single file: tokenizer and scheduler; a folder, an import or "
+        "OWNER/NAME",
     }
     for name, help_text in text.items():
         flags.DEFINE_string(name, None, help_text, flag_values=values)
@@ -88,13 +97,21 @@ def _path(value: str) -> str:
 
 
 def _import(source: str, target: str, values: flags.FlagValues) -> None:
-    for name in ("pipeline", "dtype"):
+    is_file = os.path.isfile(source)
+    refused = {"dtype": "for exports"} | (
+        {"variant": "for folders and repositories"} if is_file else {"pipeline": "for exports"}
+    )
+    for name, reason in refused.items():
         if values[name].value:
-            raise InputError(f"--{name} is for exports; an import keeps what is there")
+            raise InputError(f"--{name} is {reason}; an import keeps what is there")
     unknown = sorted(set(values.part) - set(PARTS))
     if unknown:
         raise InputError(f"--part={unknown[0]}: known are {', '.join(PARTS)}")
-    if import_weights(source, target, values.part, values.variant):
+    if is_file:
+        is_new = import_file(source, target, values.part, values.pipeline)
+    else:
+        is_new = import_weights(source, target, values.part, values.variant)
+    if is_new:
         say(f"imported {source} into {target}", sys.stdout)
     else:
         say(f"{target} holds this import of {source} already", sys.stdout)

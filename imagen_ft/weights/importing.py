@@ -43,6 +43,7 @@ def import_weights(
     target: epath.PathLike,
     parts: Sequence[str] = (),
     variant: str | None = None,
+    origin: str = "",
 ) -> bool:
     """Imports the weights of a pipeline, in the types that they are stored in.
 
@@ -55,6 +56,7 @@ def import_weights(
         target: a folder, local or `gs://`, that is empty or not there.
         parts: of `PARTS`; by default those that the source has.
         variant: 'fp16', 'bf16' or None, the files without a variant in their names.
+        origin: what the record shall name; empty is `source`.
 
     Returns:
         False where `target` already holds this very import.
@@ -62,7 +64,7 @@ def import_weights(
     Raises:
         InputError: anything is wrong with the source or the target; nothing is written.
     """
-    target = epath.Path(target)
+    target, origin = epath.Path(target), origin or source
     locations = _locations(source, parts, variant)
     opened = {
         name: open_part(location.folder, PARTS[name], variant)
@@ -70,7 +72,7 @@ def import_weights(
     }
     unet = opened["unet"][1] if "unet" in opened else {}
     tensors = {name: mapping.file_shape for name, mapping in unet.items()}
-    check_parts({name: model for name, (model, _, _) in opened.items()}, tensors, source)
+    check_parts({name: model for name, (model, _, _) in opened.items()}, tensors, origin)
     root = _small_files(source, locations)
     check_schedulers(root)
     table = {
@@ -81,14 +83,14 @@ def import_weights(
         }
         for name, (_, _, weights) in opened.items()
     }
-    manifest = {"from": source, "parts": table}
+    manifest = {"from": origin, "parts": table}
     if (target / MANIFEST).exists() and manifest_parts(target) == table:
         return False
     check_target(target)
     check_path(target)
     with atomic_folder(target) as folder:
         for name, part in opened.items():
-            _import_part(name, *part, folder, source)
+            _import_part(name, *part, folder, origin)
         _copy_small(root, list(locations), folder / "source")
         write_json(folder / MANIFEST, manifest)
     return True

@@ -104,6 +104,44 @@ def build_latent_unet(config: Mapping[str, Any], where: Any) -> tuple[LatentUNet
         return model, _shapes(model, own["in_channels"], own["cross_attention_dim"], pooled_width)
 
 
+def latent_unet_config(model: LatentUNet, params: Any, sample_size: int) -> dict[str, Any]:
+    """The `config.json` with which diffusers computes what `model` computes.
+
+    Args:
+        model: the network.
+        params: its parameters or their shapes.
+        sample_size: height and width of its latents.
+    """
+    listed = lambda value: value if isinstance(value, int) else list(value)  # noqa: E731
+    down, up = ({value: name for name, value in table.items()} for table in (_DOWN, _UP))
+    attention = [bool(has) for has in model.attention]
+    text_keys = params["mid_block_attentions_0"]["transformer_blocks_0"]["attn2_to_k"]["kernel"]
+    own = dict(
+        attention_head_dim=listed(model.num_heads),
+        block_out_channels=list(model.block_out_channels),
+        cross_attention_dim=text_keys.shape[0],
+        down_block_types=[down[has] for has in attention],
+        in_channels=params["conv_in"]["kernel"].shape[2],
+        layers_per_block=model.layers_per_block,
+        norm_num_groups=model.num_groups,
+        out_channels=model.out_channels,
+        sample_size=sample_size,
+        transformer_layers_per_block=listed(model.depths),
+        up_block_types=[up[has] for has in reversed(attention)],
+        use_linear_projection=model.linear_projection,
+    )
+    if model.size_embedding_dim:
+        added = params["add_embedding"]["linear_1"]["kernel"]
+        own |= dict(
+            addition_embed_type="text_time",
+            addition_time_embed_dim=model.size_embedding_dim,
+            projection_class_embeddings_input_dim=added.shape[0],
+        )
+    fixed = {field: ours for field, (_, ours) in _FIXED.items()}
+    fields = {**fixed, **_OWN, **own}
+    return {"_class_name": "UNet2DConditionModel", **dict(sorted(fields.items()))}
+
+
 def _check_own(own: dict[str, Any], where: Any) -> None:
     """Checks what belongs together."""
 

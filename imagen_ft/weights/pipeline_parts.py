@@ -1,9 +1,7 @@
 """Parts of a pipeline, in whatever a path stands for: diffusers' layout, an import, a run."""
 
 import dataclasses
-import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from imagen_ft.weights.t5_config import build_t5
 from imagen_ft.weights.tensor_rules import layout_of
 from imagen_ft.weights.unet_config import build_unet
 from launch.errors import InputError
-from launch.files import cache_folder, is_local, read_object, sha256, write_atomic
+from launch.files import is_local, read_object
 from launch.runtime.checkpoints.safetensors_io import (
     Weights,
     choose_file,
@@ -31,7 +29,7 @@ from launch.runtime.checkpoints.tensor_mapping import (
     check_fit,
     tensor_mappings,
 )
-from launch.runtime.run import STAGE, Run, kind_of
+from launch.runtime.run import STAGE, kind_of
 
 # Written last into an imported folder; names what it was made of.
 MANIFEST = "weights.json"
@@ -133,8 +131,8 @@ def locate(path: epath.PathLike, part: str, variant: str | None = None) -> PartL
         return _fetch(os.fspath(path), part, variant)
     if root.is_file():
         raise InputError(
-            f"{root} is a file; name a folder in diffusers' layout: its from_single_file and "
-            "save_pretrained make one of such a file"
+            f"{root} is a file; name a folder in diffusers' layout, or import a checkpoint of "
+            f"Stable Diffusion: python -m imagen_ft.weights --from=diffusers:{root} --to=FOLDER"
         )
     if (root / MANIFEST).exists():
         if part in PARTS and part not in manifest_parts(root):
@@ -241,70 +239,3 @@ def open_part(
 
 def _same_bytes(first: np.ndarray, second: np.ndarray) -> bool:
     return np.array_equal(first.view(np.uint8), second.view(np.uint8))
-
-
-def part_folder(path: epath.PathLike, part: str) -> Path:
-    """A local folder with a part's files, of an import with the verbatim copies of the small ones.
-
-    Args:
-        path: a pipeline's folder, the part's own, an import, or a repository of the Hub.
-        part: one of `PARTS` or `SMALL_PARTS`.
-
-    Raises:
-        InputError: there is none, or it cannot be fetched.
-    """
-    location = locate(path, part)
-    if location.kind == FILES:
-        return Path(location.folder)
-    copies = location.root / "source" / part
-    if location.kind == RUN or not copies.exists():
-        raise NoSuchPart(f"{path} holds no files of a {part}: name the pipeline that has them")
-    return Path(copies) if is_local(copies) else _local_copy(copies, location.root / MANIFEST)
-
-
-def _local_copy(folder: epath.Path, manifest: epath.Path) -> Path:
-    """Small files of a remote import, copied once for each content of its manifest."""
-    target = cache_folder("source") / sha256(manifest)[:32] / folder.name
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
-            whole = Path(temporary, folder.name)
-            whole.mkdir()
-            for path in folder.iterdir():
-                write_atomic(whole / path.name, path.read_bytes())
-            if not target.exists():  # another process may have been faster
-                whole.rename(target)
-    return target
-
-
-def digest(path: epath.PathLike, part: str, variant: str | None = None) -> str:
-    """Digest of a part: equal files, imported or not, or equal trained weights, have equal ones.
-
-    Args:
-        path: as for `part_folder`, or a run directory.
-        part: one of `PARTS` or `SMALL_PARTS`.
-        variant: of the weights.
-
-    Raises:
-        InputError: there is none.
-    """
-    location = locate(path, part, variant)
-    if part in PARTS and location.kind == RUN:
-        return Run.open(location.folder).digest()
-    folder = part_folder(path, part)
-    if location.kind == IMPORTED and part in PARTS:
-        # Those of the files that it was imported from: a cache of either is one of both.
-        files = {"config.json": sha256(folder / "config.json")}
-        files |= dict(sorted(manifest_parts(location.root)[part]["files"].items()))
-        return _digest_of(files)
-    if part in PARTS:
-        weights = open_weights(folder, PARTS[part].stem, variant, integers=True)
-        names = ["config.json", *weights.files]
-    else:
-        names = sorted(file.name for file in folder.iterdir() if file.is_file())
-    return _digest_of({name: sha256(folder / name) for name in names})
-
-
-def _digest_of(files: dict[str, str]) -> str:
-    lines = "".join(f"{name} {digest}\n" for name, digest in files.items())
-    return hashlib.sha256(lines.encode()).hexdigest()

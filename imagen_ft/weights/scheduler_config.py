@@ -5,7 +5,8 @@ from typing import Any
 
 from etils import epath
 
-from imagen_ft.weights.pipeline_parts import NoSuchPart, part_folder
+from imagen_ft.weights.part_files import part_folder
+from imagen_ft.weights.pipeline_parts import NoSuchPart
 from launch.errors import InputError
 from launch.files import read_object
 

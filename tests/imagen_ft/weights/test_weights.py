@@ -378,7 +378,7 @@ def test_folders_of_parts(pipeline, imported, monkeypatch, tmp_path):
     with pytest.raises(InputError, match="has no tokenizer"):
         weights.part_folder(pipeline / "unet", "tokenizer")
     # Of an import in an object store the copies are copied once.
-    monkeypatch.setattr("imagen_ft.weights.pipeline_parts.is_local", lambda path: False)
+    monkeypatch.setattr("imagen_ft.weights.part_files.is_local", lambda path: False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     copy = weights.part_folder(imported, "tokenizer")
     assert copy.is_relative_to(tmp_path) and weights.part_folder(imported, "tokenizer") == copy
