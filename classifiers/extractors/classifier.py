@@ -47,6 +47,7 @@ def classifier(
         apply=functools.partial(apply_to_images, model),
         variables=trained.variables(shapes, ema, best),
         transform=from_config.make_transform(run.config),
+        class_names=tuple(from_config.load_class_names(run.path) or ()),
     )
 
 

@@ -25,6 +25,7 @@ class Extractor:
         variables: of the network.
         transform: what happens to an image before, on the host; None is nothing, and `apply` takes
             images of any one size.
+        class_names: of its logits; empty where they are not known.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Extractor:
     apply: Callable[[Variables, UInt8[Array, "b h w c"]], Taps]
     variables: Variables
     transform: Transform | None = None
+    class_names: tuple[str, ...] = ()
 
     @property
     def made_from(self) -> dict[str, Any]:

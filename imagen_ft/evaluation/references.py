@@ -155,13 +155,28 @@ def check_classes(sets: Sequence[ImageSet], references: References, apart: bool)
                 f"{other.name} must have the {len(theirs)} classes of config.reference.source for "
                 f"'classes_apart', got {len(ours)}; leave it out of config.measures"
             )
-        number = {name: label for label, name in enumerate(theirs)}
-        for label, name in enumerate(ours):
-            if number.get(name, label) != label:
-                raise InputError(
-                    f"{other.name}: label {label} is {name!r}, which is {number[name]} in "
-                    "config.reference.source; bring the classes into one order"
-                )
+        check_order(other.name, ours, "config.reference.source", theirs)
+
+
+def check_order(name: str, ours: Sequence[str], other: str, theirs: Sequence[str]) -> None:
+    """Looks whether class names that occur in two sets have one label in both.
+
+    Args:
+        name: of one set, for the message.
+        ours: its class names.
+        other: the other set's name.
+        theirs: its class names.
+
+    Raises:
+        InputError: one has not.
+    """
+    number = {class_name: label for label, class_name in enumerate(theirs)}
+    for label, class_name in enumerate(ours):
+        if number.get(class_name, label) != label:
+            raise InputError(
+                f"{name}: label {label} is {class_name!r}, which is {number[class_name]} in "
+                f"{other}; bring the classes into one order"
+            )
 
 
 def write_statistics(path: epath.Path, real: Real, extractor: Extractor) -> None:

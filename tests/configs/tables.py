@@ -47,6 +47,10 @@ VARIANTS = {
     "configs/cifar10/evaluate.py": ["data=cifar10,root=", "data=cifar10.zip,root=a/b,runlocal"],
     "configs/cifar10/finetune_base16.py": ["data=cifar10,root=", "data=cifar10.zip,root=a/b"],
     "configs/cifar10/finetune_sr32.py": ["data=cifar10,root=,runlocal", "data=x.zip,root=a"],
+    "configs/cifar10/filter.py": [
+        "share=0.5,copies=2",
+        "data=x.zip,root=a,generated=x,extractor=y",
+    ],
     "configs/cifar10/generate.py": ["k=10", "data=cifar10,root=", "k=2,data=x.zip,root=a,runlocal"],
     **{
         f"configs/cifar10/{name}.py": [
@@ -78,6 +82,7 @@ VARIANTS = {
         "extractor=x,runlocal",
         "generated=,sampled=40,enlarged=30",
     ],
+    "configs/digits/filter.py": ["generated=x,extractor=y,copies=1"],
     "configs/digits/sweep.py": [
         "stage=base4",
         "stage=base4,solvers",
@@ -128,6 +133,13 @@ VARIANTS = {
         "extractor=classifier,weights=x",
         "data=x.zip,train=a,val=b",
         "npz=d.npz,tfds=x,runlocal",
+    ],
+    "configs/imagenet/filter.py": [
+        "weights=x,real=16",
+        "weights=x,share=0.5,per_class=100",
+        "extractor=dinov2,weights=x,real=16,size=64",
+        "generated=x,data=x.zip,train=a,real=1",
+        "tfds=x,real=2,runlocal",
     ],
     "configs/imagenet/generate.py": [
         "size=64",

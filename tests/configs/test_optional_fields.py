@@ -32,7 +32,13 @@ from tests.configs.tables import CONFIGS, ROOT, command, load
 from tests.support import commands
 
 TASKS = ("imagen_ft.finetune", "imagen_ft.sample", "imagen_ft.generate", "imagen_ft.evaluate")
-TASKS += ("imagen_ft.sweep", "classifiers.train", "classifiers.evaluate", "classifiers.study")
+TASKS += (
+    "imagen_ft.sweep",
+    "imagen_ft.filter",
+    "classifiers.train",
+    "classifiers.evaluate",
+    "classifiers.study",
+)
 # Files that others have written are read there, and no configs.
 OTHER_FILES = ("imagen_ft/weights/", "classifiers/weights/", "input_pipeline/synthetic/")
 # Of a task, what it imports and hands no config of its own, but those of runs and other tasks.
@@ -45,6 +51,10 @@ OTHER_CONFIGS = {
     "imagen_ft.generate": _OF_RUNS,
     "imagen_ft.evaluate": (*_CLASSIFIERS, *_OF_RUNS, _NOISE_ALONE),
     "imagen_ft.sweep": (*_CLASSIFIERS, *_OF_RUNS, _NOISE_ALONE),
+    "imagen_ft.filter": (  # It draws nothing.
+        *(*_CLASSIFIERS, "imagen_ft/cascade/", "imagen_ft/diffusion/", "imagen_ft/evaluation/"),
+        *("imagen_ft/text/", "launch/runtime/"),
+    ),
     "classifiers.train": (),
     "classifiers.evaluate": (*_CLASSIFIERS, "launch/"),
     "classifiers.study": (  # Its jobs have them.

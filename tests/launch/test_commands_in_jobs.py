@@ -18,6 +18,7 @@ TOGETHER = {
     "classifiers.evaluate": ["--config=configs/digits/evaluate.py", *TASK],
     "classifiers.train": ["--config=configs/digits/classifier.py", *TASK],
     "imagen_ft.evaluate": ["--config=configs/digits/evaluate_images.py", *TASK],
+    "imagen_ft.filter": ["--config=configs/digits/filter.py", *TASK],
     "imagen_ft.finetune": ["--config=configs/digits/finetune_base4.py", *TASK],
     "imagen_ft.generate": ["--config=configs/digits/generate.py", *TASK],
     "imagen_ft.sample": ["--config=configs/digits/sample.py", *TASK],

@@ -1,0 +1,42 @@
+r"""Chooses the demo's generated digits by a classifier of the 30 real ones, and by these digits.
+
+python -m imagen_ft.filter --config=configs/digits/filter.py --workdir=runs/digits/filter
+
+Before it, the demo (or what it does as single commands), which leaves runs/digits/generated and
+runs/digits/classifiers. Arguments: `generated`, a generated set; `extractor`, a run of
+classifiers.train; `copies`, that are looked at of the set, 0 for all; `runlocal`, fewer pictures.
+
+Hardware: 2 CPU cores, some seconds.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import arguments
+
+
+def get_config(arg=""):
+    args = arguments.parse(
+        arg,
+        generated="runs/digits/generated",
+        extractor="runs/digits/classifiers/real",
+        copies=0,
+        runlocal=False,
+    )
+    source = dict(name="synthetic", path=args["generated"])
+    if args["copies"]:
+        source["copies"] = args["copies"]
+    extractor = dict(name="classifier", path=args["extractor"], seed=0, ema="main", best=False)
+    config = ConfigDict()
+    config.generated = dict(source=source)
+    config.real = dict(source=dict(name="digits", split="train"))
+    config.filters = dict(
+        confidence=dict(score="confidence", extractor=extractor, limit="chance"),
+        nearest_real=dict(score="nearest_real", extractor=extractor, limit=0.0),
+    )
+    config.combine = "all"  # or any
+    config.per_class = 0  # images that are drawn of each; 0 takes all that pass
+    config.balance = False
+    config.seed = 0  # of the draws
+    config.batch_size = 100
+    config.num_shown = 2 if args["runlocal"] else 8  # pictures
+    return config

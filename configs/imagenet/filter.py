@@ -1,0 +1,71 @@
+r"""Chooses generated ImageNet images that are worth training on.
+
+python -m imagen_ft.filter --config=configs/imagenet/filter.py:generated=data/set,weights=FOLDER \
+    --workdir=runs/imagenet/filter
+
+What can be said behind the name of the file:
+
+    generated   folder of a generated set
+    extractor   classifier (the default), a run of classifiers.train or an import of its weights, or
+                dinov2, which has no classes: then by the nearest real image alone
+    weights     of the extractor
+    share       to keep of each class, such as 0.5; 0 keeps what is more probable than by chance
+    per_class   images that are drawn of each class from those that pass; 0 takes all
+    real        the real images of each class to compare with; 0 compares with none
+    size        pixels each way to which real images are cropped and resized
+    data, train, val, tfds   the real images, as in `images.py`
+    runlocal    small batches, 2 real images a class
+
+On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
+Hardware: one GPU; decoding takes as long as the features, some 270 photographs a second on each
+core. He et al. (2023) keep what is above chance and draw `per_class` of it.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import arguments
+from configs.imagenet.evaluate_images import EXTRACTORS
+from configs.imagenet.images import DATA, real_images
+
+
+def get_config(arg=""):
+    args = arguments.parse(
+        arg,
+        generated="data/imagenet_synthetic",
+        extractor="classifier",
+        weights="runs/imagenet/resnet50/real",
+        share=0.0,
+        per_class=0,
+        real=0,
+        size=256,
+        data=DATA,
+        train="train",
+        val="val",
+        tfds="",
+        runlocal=False,
+    )
+    if args["extractor"] not in ("classifier", "dinov2"):
+        raise ValueError(f"extractor={args['extractor']}: there is classifier, dinov2")
+    if args["extractor"] == "dinov2" and not args["real"]:
+        raise ValueError("extractor=dinov2 compares with real images: set real, such as real=16")
+    fields, _ = EXTRACTORS[args["extractor"]]
+    extractor = dict(name=args["extractor"], path=args["weights"], **fields)
+    config = ConfigDict()
+    config.generated = dict(source=dict(name="synthetic", path=args["generated"]))
+    config.real = {}
+    if count := (2 if args["runlocal"] else args["real"]):
+        train = real_images(args, "train")
+        config.real = dict(source=dict(train, per_class=count), square=args["size"])
+    config.filters = {}
+    if args["extractor"] == "classifier":
+        kept = dict(share=args["share"]) if args["share"] else dict(limit="chance")
+        config.filters["confidence"] = dict(score="confidence", extractor=extractor, **kept)
+    if args["real"]:
+        config.filters["nearest_real"] = dict(score="nearest_real", extractor=extractor, limit=0.0)
+    config.combine = "all"  # or any
+    config.per_class = args["per_class"]
+    config.balance = False
+    config.seed = 0  # of the draws
+    config.batch_size = 8 if args["runlocal"] else 256
+    config.num_shown = 8  # pictures
+    return config

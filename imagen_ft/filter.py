@@ -1,0 +1,164 @@
+r"""Chooses the images of a generated set that are worth training on; the set stays as it is.
+
+python -m imagen_ft.filter --config=configs/digits/filter.py --workdir=runs/digits/filter
+
+A filter NAME of config.filters has a score, an extractor, and a limit or a share to keep:
+
+    confidence    probability of the image's own class by a classifier, above a limit; 'chance' is
+                  1 / classes (the CLIP filter of He et al. 2023)
+    margin        log probability of its own class less that of the next best, above a limit
+    nearest_real  the nearest real image is of its own class (the real filter of He et al. 2023)
+    distance      mean distance to the k nearest real images of its class, below a limit
+
+config.combine says whether an image has to pass 'all' of them or 'any'; config.per_class draws so
+many of each class from those that pass, and takes the best where fewer do; config.balance leaves
+every class as many as the smallest. In the work directory come kept.json, a list of records that
+every source takes as `keep`, random.json, as many records of each class drawn at random, to compare
+with, records.csv with every score, filter.json, and report.html with the best and the worst images
+of each class. Features are kept in the folder `features`: the same command with other limits takes
+seconds. The processes of a job (--coordinator) share every batch among their devices.
+"""
+
+import ml_collections
+import numpy as np
+
+from classifiers.extractors.extractor import Extractor
+from classifiers.extractors.features import features
+from imagen_ft.evaluation.extractors import open_extractor
+from imagen_ft.evaluation.image_sets import ImageSet, open_set
+from imagen_ft.evaluation.references import check_order
+from imagen_ft.filters import from_config, report
+from imagen_ft.filters.from_config import Filter
+from imagen_ft.filters.judging import Judged, OfClasses, See, judge, neighbourhoods_of_classes
+from imagen_ft.filters.selection import check_per_class
+from launch.errors import InputError
+from launch.files import json_digest
+from launch.runtime import app
+from launch.runtime.config import plain
+from launch.runtime.devices import joining
+from launch.runtime.devices.distributed import on_first_process
+from launch.runtime.locks import lock
+
+define_flags = joining.define_flags
+lacking = from_config.lacking
+
+
+def main(args: app.Arguments) -> None:
+    """Runs the task."""
+    config = args.config
+    from_config.check(config)
+    if args.dry_run:
+        _describe(args)
+        return
+    extractors = _open_extractors(config)
+    mixed = all(extractor.transform is not None for extractor in extractors.values())
+    generated = open_set("generated", "config.generated", config.generated, mixed)
+    real = open_set("real", "config.real", config.real, mixed) if config.get("real") else None
+    filters = from_config.make_filters(config, generated.source.class_names)
+    _check_classes(filters, extractors, generated, real)
+    check_per_class(generated.source.labels, config.get("per_class", 0))
+    on_first_process(lambda: lock(args.workdir))
+
+    def see(one: Filter, images: ImageSet, tap: str) -> np.ndarray:
+        extractor, folder = extractors[_digest(one.extractor)], args.workdir / "features"
+        taps = {of.tap for of in filters if of.extractor == one.extractor} | {"features"}
+        # One pass for all filters of an extractor; of real images there is but one use.
+        wanted = sorted(taps) if images is generated else ["features"]
+        digest, size = images.digest(), config.batch_size
+        return features(
+            extractor, images.source, folder, wanted, size, digest=digest, name=images.name
+        )[tap]
+
+    judged = judge(config, filters, generated, real, see)
+    measured = _measure(filters[0], generated, real, judged, see) if real else {}
+    made_from = {
+        "config": plain(config),
+        "generated": generated.digest(),
+        "real": real.digest() if real else None,
+        "extractors": {one.name: extractors[_digest(one.extractor)].made_from for one in filters},
+    }
+    on_first_process(
+        lambda: report.write(
+            args.workdir,
+            generated,
+            filters,
+            judged,
+            measured,
+            made_from,
+            config.get("num_shown", 8),
+        )
+    )
+
+
+def _describe(args: app.Arguments) -> None:
+    """What a dry run prints."""
+    try:
+        extractors = _open_extractors(args.config)
+    except InputError as error:
+        app.describe(args)
+        print(f"no parameters to count: {error}")
+    else:
+        app.describe(args, **{one.name: one.variables["params"] for one in extractors.values()})
+
+
+def _open_extractors(config: ml_collections.ConfigDict) -> dict[str, Extractor]:
+    """Each that a filter names, once, by the digest of its fields."""
+    extractors: dict[str, Extractor] = {}
+    for name, spec in config.filters.items():
+        digest = _digest(spec.extractor)
+        if digest not in extractors:
+            try:
+                extractors[digest] = open_extractor(spec.extractor)
+            except InputError as error:
+                reason = str(error).replace("config.extractor", f"config.filters.{name}.extractor")
+                raise InputError(reason) from None
+    return extractors
+
+
+def _digest(spec: ml_collections.ConfigDict) -> str:
+    return json_digest(plain(spec))
+
+
+def _check_classes(
+    filters: list[Filter],
+    extractors: dict[str, Extractor],
+    generated: ImageSet,
+    real: ImageSet | None,
+) -> None:
+    """Labels have to mean the same in the set, among the real images and to the classifiers.
+
+    Raises:
+        InputError: they do not.
+    """
+    names = generated.source.class_names
+    if real is not None:
+        others = real.source.class_names
+        if len(others) != len(names):
+            raise InputError(
+                f"config.real must have the {len(names)} classes of the set, got {len(others)}; "
+                "choose them by classes=[...] of its source"
+            )
+        check_order("config.real", others, "config.generated", names)
+    for one in filters:
+        known = extractors[_digest(one.extractor)].class_names
+        if one.kind.tap == "logits" and len(known) == len(names):
+            check_order(f"config.filters.{one.name}.extractor", known, "config.generated", names)
+
+
+def _measure(
+    one: Filter, generated: ImageSet, real: ImageSet, judged: Judged, see: See
+) -> dict[str, OfClasses]:
+    """Recall and coverage of each class by all images, those kept, and the random part."""
+    parts = {
+        "all": np.ones(len(judged.kept), bool),
+        "kept": judged.kept,
+        "random": judged.random,
+    }
+    ours, theirs = (see(one, images, "features") for images in (generated, real))
+    return neighbourhoods_of_classes(
+        ours, generated.source.labels, theirs, real.source.labels, parts
+    )
+
+
+if __name__ == "__main__":
+    app.run(main, __doc__, define_flags, lacking=lacking)

@@ -1,0 +1,159 @@
+"""Judges every image of a set by the filters of a config, and chooses those to keep."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import ml_collections
+import numpy as np
+from jaxtyping import Bool, Float64, Int
+
+from imagen_ft.evaluation.image_sets import ImageSet
+from imagen_ft.filters import scores, selection
+from imagen_ft.filters.from_config import Filter
+from imagen_ft.metrics.neighbours import CONVENTIONS, neighbourhoods
+from launch.errors import InputError
+
+# (filter, set, tap) -> what its extractor sees in the set's images.
+See = Callable[[Filter, ImageSet, str], np.ndarray]
+# Of a set, by name, a value of each label; labels without a value are not in it.
+OfClasses = dict[str, dict[int, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """What is known of every image of a set.
+
+    Attributes:
+        scores: by name of a filter.
+        passing: whether each passes, by name of a filter.
+        goodness: the mean over filters of an image's rank, in (0, 1]; the best has the highest.
+        kept: which are kept.
+        random: as many of each class, drawn from all: what a filter has to be better than.
+    """
+
+    scores: dict[str, Float64[np.ndarray, " n"]]
+    passing: dict[str, Bool[np.ndarray, " n"]]
+    goodness: Float64[np.ndarray, " n"]
+    kept: Bool[np.ndarray, " n"]
+    random: Bool[np.ndarray, " n"]
+
+
+def judge(
+    config: ml_collections.ConfigDict,
+    filters: Sequence[Filter],
+    generated: ImageSet,
+    real: ImageSet | None,
+    see: See,
+) -> Judged:
+    """Scores all images, and chooses.
+
+    Args:
+        config: of the task.
+        filters: that it names.
+        generated: the set to filter.
+        real: images to compare with.
+        see: gives an extractor's outputs.
+
+    Raises:
+        InputError: an extractor has other classes, a class has no real images, or nothing is kept.
+    """
+    labels = generated.source.labels
+    found = {one.name: _score(one, generated, real, see) for one in filters}
+    passing = {one.name: one.rule.passes(found[one.name], labels) for one in filters}
+    ranks = [_ranks(one.rule.goodness(found[one.name])) for one in filters]
+    goodness = np.mean(ranks, axis=0)
+    kept = selection.combine(list(passing.values()), config.get("combine", "all"))
+    seed = config.get("seed", 0)
+    if per_class := config.get("per_class", 0):
+        kept = selection.draw(kept, goodness, labels, per_class, seed)
+    if not kept.any():
+        rules = ", ".join(f"{one.name} ({one.describe()})" for one in filters)
+        raise InputError(
+            f"config.filters must keep at least one image, got none of {len(labels):,}; loosen "
+            f"{rules}"
+        )
+    if config.get("balance", False):
+        kept = _balanced(kept, generated, seed)
+    counts = np.bincount(labels[kept], minlength=len(generated.source.class_names))
+    everything = np.ones(len(labels), bool)
+    of_labels = {label: int(counts[label]) for label in np.unique(labels).tolist()}
+    random = selection.random_part(everything, labels, of_labels, seed)
+    return Judged(found, passing, goodness, kept, random)
+
+
+def neighbourhoods_of_classes(
+    features: np.ndarray,
+    labels: Int[np.ndarray, " n"],
+    real: np.ndarray,
+    real_labels: Int[np.ndarray, " m"],
+    parts: Mapping[str, Bool[np.ndarray, " n"]],
+) -> dict[str, OfClasses]:
+    """Recall and coverage of each class by parts of a set, in [0, 1].
+
+    Recall is that of Kynkaanniemi et al. 2019 (k = 3), coverage that of Naeem et al. 2020 (k = 5).
+    Classes with no more images than k are left out.
+
+    Args:
+        features: of the set.
+        labels: of its images.
+        real: features of real images.
+        real_labels: of these.
+        parts: of the set, by name.
+
+    Returns:
+        By 'recall' and 'coverage', and by name of the part, the value of each label.
+    """
+    values: dict[str, OfClasses] = {}
+    for measure, convention in (("recall", "adm"), ("coverage", "prdc")):
+        rule = CONVENTIONS[convention]
+        for name, part in parts.items():
+            row = values.setdefault(measure, {}).setdefault(name, {})
+            for label in np.unique(labels).tolist():
+                ours, theirs = features[part & (labels == label)], real[real_labels == label]
+                if min(len(ours), len(theirs)) > rule.k:
+                    row[label] = getattr(neighbourhoods(ours, theirs, rule), measure)
+    return values
+
+
+def _score(
+    one: Filter, generated: ImageSet, real: ImageSet | None, see: See
+) -> Float64[np.ndarray, " n"]:
+    labels = generated.source.labels
+    outputs = see(one, generated, one.tap)
+    outputs = outputs.reshape(len(outputs), -1)
+    if one.kind.needs_real:
+        assert real is not None
+        theirs = see(one, real, one.tap).reshape(len(real.source), -1)
+        others = theirs, real.source.labels
+        if one.score == "nearest_real":
+            return scores.nearest_real(outputs, labels, *others)
+        return scores.class_distance(outputs, labels, *others, k=one.k)
+    if outputs.shape[1] != len(generated.source.class_names):
+        raise InputError(
+            f"config.filters.{one.name}.extractor must be a classifier of the set's "
+            f"{len(generated.source.class_names)} classes, got one of {outputs.shape[1]}; name "
+            "another"
+        )
+    function = scores.confidence if one.score == "confidence" else scores.margin
+    return function(outputs, labels)
+
+
+def _ranks(goodness: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+    """In (0, 1], the highest has 1; equal ones share the mean of theirs."""
+    _, inverse, counts = np.unique(goodness, return_inverse=True, return_counts=True)
+    means = np.cumsum(counts) - (counts - 1) / 2
+    return means[inverse] / len(goodness)
+
+
+def _balanced(
+    kept: Bool[np.ndarray, " n"], generated: ImageSet, seed: int
+) -> Bool[np.ndarray, " n"]:
+    labels = generated.source.labels
+    for label in np.unique(labels).tolist():
+        if not kept[labels == label].any():
+            raise InputError(
+                "config.balance must leave images of every class, got none of "
+                f"{generated.source.class_names[label]!r}, which the filters drop whole; loosen "
+                "them, take a share of each class, or set balance=False"
+            )
+    return selection.balanced(kept, labels, seed)
