@@ -8,6 +8,10 @@ there is none the weights of --config.init_from, and if that is empty new ones. 
 start it on each; it finds the others by --coordinator or by what the cluster says.
 With --config.lora.rank=16 only adapters of that rank are trained, on the weights of
 --config.init_from; their checkpoints take megabytes, and the run is sampled like any other.
+With --config.distill.teacher=RUN --config.distill.steps=N it learns to draw with N steps what RUN
+draws with 2 N (progressive distillation), or with --config.distill.method=consistency to draw with
+one or a few (the sampler 'consistency'), in both cases with the guidance of
+--config.distill.guidance_weight in it: it begins with the weights of RUN and runs once a step.
 learning_curves.png shows its losses and, where --config.evaluation_metric.every says so, the
 distance of what it draws to real images: --config.best.metric=sampled_fid keeps the best by it.
 goodput.jsonl in the run directory says what the time of every attempt was spent on; when three in a
@@ -19,6 +23,7 @@ from absl import flags
 
 from imagen_ft.diffusion.from_config import lacking_in_denoiser
 from imagen_ft.text.encoders import lacking_in_text, make_text_encoder, text_shapes
+from imagen_ft.training.distilling import lacking_in_distill
 from imagen_ft.training.lacking import lacking_in_metric, lacking_in_pictures
 from imagen_ft.training.train_stage import train_stage
 from imagen_ft.training.training import Training
@@ -47,6 +52,7 @@ def lacking(config: ml_collections.ConfigDict) -> Defaults:
         **below("", config, images),
         **below("loss", config.loss, {"min_snr_gamma": 0.0, "vlb_weight": 0.0}),
         **below("lora", config.get("lora") or {}, lora),
+        **lacking_in_distill(config),
         **lacking_in_denoiser("stage", config.stage),
         **lacking_in_text(config.text),
         **lacking_in_training(config),
@@ -67,6 +73,9 @@ def main(args: app.Arguments) -> None:
         _, encoder_shapes = text_shapes(config.text)
         network = training.denoiser.shapes(training.text_shape)["params"]
         adapters = {"adapters": params} if training.lora else {}
+        if training.teaching:
+            teacher = training.teaching.teacher.shapes(training.text_shape)["params"]
+            adapters = {"teacher": teacher}
         app.describe(args, unet=network, **adapters, **encoder_shapes)
     elif values.preflight:
         preflight.run(

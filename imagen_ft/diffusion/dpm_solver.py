@@ -62,7 +62,12 @@ def phi(k: int, z: Number) -> Number:
     return jnp.where(small, series, value)
 
 
-def first_order(x_t: Image, x0: Image, logsnr_t: Number, logsnr_s: Number) -> Image:
+def first_order(
+    x_t: Image,
+    x0: Image,
+    logsnr_t: Number | Float[Array, "b 1 1 1"],
+    logsnr_s: Number | Float[Array, "b 1 1 1"],
+) -> Image:
     """x_s where x_0 does not change on the way (Lu et al. 2022, Eq. 8 and 9): a step of DDIM."""
     (_, sigma_t), (alpha_s, sigma_s) = alpha_sigma(logsnr_t), alpha_sigma(logsnr_s)
     return sigma_s / sigma_t * x_t - alpha_s * jnp.expm1(0.5 * (logsnr_t - logsnr_s)) * x0

@@ -7,6 +7,7 @@ from typing import Any
 
 import ml_collections
 
+from imagen_ft.diffusion.consistency import MultistepConsistency
 from imagen_ft.diffusion.ddpm import DDIM, DDPM, EulerAncestral
 from imagen_ft.diffusion.dpm_solver import DPMpp, DPMpp2S
 from imagen_ft.diffusion.edm import Euler, Heun
@@ -25,6 +26,7 @@ SAMPLERS: dict[str, type[Any]] = {  # dataclasses, which `Sampler` cannot say
     "euler": Euler,
     "heun": Heun,
     "euler_ancestral": EulerAncestral,
+    "consistency": MultistepConsistency,
 }
 # Configs of these may have both strengths, of which they read one; those of others must not.
 _TOLERANT = ("ddpm", "ddim")

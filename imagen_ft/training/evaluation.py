@@ -9,9 +9,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 
-from imagen_ft.training.image_losses import draw_inputs, image_losses
 from imagen_ft.training.images import evaluation_transform
-from imagen_ft.training.training import Training, loss_name
+from imagen_ft.training.training import Params, Training, loss_name
 from input_pipeline.batches import loader
 from input_pipeline.source import Source
 from launch.runtime.devices.mesh import fetch_behind, local_rows, put_batch
@@ -24,8 +23,9 @@ def make_evaluation(
     training: Training,
     source: Source,
     mesh: Mesh,
-    text_table: Float[Array, "classes n d"],
+    text: tuple[Float[Array, "classes n d"], Float[Array, "n d"]],
     network: Callable[[Variables], Variables],
+    base: Params = None,
 ) -> Callable[[TrainState], dict[str, float]]:
     """Loss on held-out images, of every moving average; the same times and noise each time.
 
@@ -34,9 +34,11 @@ def make_evaluation(
             times and noises an image gets.
         source: the held-out images.
         mesh: where the batches go.
-        text_table: states of every class's prompt.
+        text: states of every class's prompt, and of none.
         network: of a state's variables those that the denoiser is called with.
+        base: see `Training.network`; the loss of a student is that of being like its teacher.
     """
+    teacher = base if training.teaching else None
     config, transform = training.config, evaluation_transform(training)
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     batch_size = -(-config.evaluation_batch_size // ways) * ways
@@ -46,13 +48,14 @@ def make_evaluation(
     def total(
         variables: Variables,
         batch: Batch,
-        text_table: Array,
+        text: tuple[Array, Array],
+        teacher: Params,
         number: Int[Array, ""],
         draw: Int[Array, ""],
     ) -> Array:
         key = jax.random.fold_in(jax.random.fold_in(training.evaluation_key, number), draw)
-        text, inputs = text_table[batch["label"]], draw_inputs(training.denoiser, batch, key)
-        losses = image_losses(training.denoiser, training.loss, variables, inputs, text)["loss"]
+        states, inputs = text[0][batch["label"]], training.draw(batch, key)
+        losses = training.losses(variables, inputs, states, text[1], teacher)["loss"]
         return jnp.where(batch["mask"], losses, 0.0).sum()
 
     def mean(variables: Variables) -> float:
@@ -61,7 +64,7 @@ def make_evaluation(
             for number, batch in enumerate(batches):
                 placed = put_batch(mesh, batch)
                 for draw in range(config.evaluation_draws):
-                    yield total(variables, placed, text_table, number, draw)
+                    yield total(variables, placed, text, teacher, number, draw)
 
         losses = sum(map(float, fetch_behind(totals())))
         return losses / (len(source) * config.evaluation_draws)

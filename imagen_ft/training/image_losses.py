@@ -1,11 +1,14 @@
 """The noising of a batch, and the loss of each of its images."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Key
 
 from imagen_ft.diffusion.denoiser import Denoiser
-from imagen_ft.diffusion.forward_process import add_noise, stratified_times
+from imagen_ft.diffusion.forward_process import Image, add_noise, stratified_times
 from imagen_ft.diffusion.losses import DiffusionLoss
 from imagen_ft.diffusion.schedule import Schedule
 from launch.runtime.images import to_float
@@ -15,7 +18,28 @@ Inputs = dict[str, Array]
 Losses = dict[str, Float[Array, " b"]]
 
 
-def draw_inputs(denoiser: Denoiser, batch: Batch, key: Key[Array, ""]) -> Inputs:
+class Noised(NamedTuple):
+    """The images of a batch, as a network gets them.
+
+    Attributes:
+        x0: clean images in [-1, 1].
+        x_t: noisy images.
+        condition: what a super-resolution stage sees beside them; None of a base.
+        level: that this was noised to.
+    """
+
+    x0: Image
+    x_t: Image
+    condition: Image | None
+    level: Float[Array, " b"] | None
+
+
+def draw_inputs(
+    denoiser: Denoiser,
+    batch: Batch,
+    key: Key[Array, ""],
+    times: Callable[[Float[Array, " b"]], Inputs] | None = None,
+) -> Inputs:
     """Adds to a batch all that is random in its loss: what is behind it can be taken in parts.
 
     Times are stratified over the batch, the low-resolution images' noise level is uniform.
@@ -24,11 +48,13 @@ def draw_inputs(denoiser: Denoiser, batch: Batch, key: Key[Array, ""]) -> Inputs
         denoiser: the network.
         batch: 'image', uint8 [b, size, size, c], and 'label'.
         key: randomness.
+        times: 't' and what else belongs to it, from uniform numbers; None is any time.
     """
     shape = batch["image"].shape
     t_key, eps_key, level_key, noise_key = jax.random.split(key, 4)
     inputs = dict(image=batch["image"], label=batch["label"])
-    inputs["t"] = _training_times(denoiser.schedule, stratified_times(t_key, shape[0]))
+    u = stratified_times(t_key, shape[0])
+    inputs |= times(u) if times else {"t": _training_times(denoiser.schedule, u)}
     inputs["eps"] = jax.random.normal(eps_key, shape)
     if denoiser.low_size:
         level = jax.random.uniform(level_key, shape[:1])
@@ -61,15 +87,21 @@ def image_losses(
         inputs: result of `draw_inputs`.
         text: states of the prompts.
     """
-    x0, t = to_float(inputs["image"]), inputs["t"]
-    x_t = add_noise(x0, inputs["eps"], denoiser.schedule.logsnr(t))
-    condition, level = None, None
-    if denoiser.low_size:
-        level, low = inputs["level"], shrink(x0, denoiser.low_size)
-        condition = denoiser.condition(low, inputs["condition_noise"], level)
+    x0, x_t, condition, level = noised(denoiser, inputs)
     context = denoiser.context(variables, text, level)
-    output = denoiser.predict(variables, x_t, t, context, condition)
-    return loss(denoiser, output, x_t, x0, inputs["eps"], t)
+    output = denoiser.predict(variables, x_t, inputs["t"], context, condition)
+    return loss(denoiser, output, x_t, x0, inputs["eps"], inputs["t"])
+
+
+def noised(denoiser: Denoiser, inputs: Inputs) -> Noised:
+    """The images of `draw_inputs` with the noise that was drawn for them."""
+    x0 = to_float(inputs["image"])
+    x_t = add_noise(x0, inputs["eps"], denoiser.schedule.logsnr(inputs["t"]))
+    if not denoiser.low_size:
+        return Noised(x0, x_t, None, None)
+    low = shrink(x0, denoiser.low_size)
+    condition = denoiser.condition(low, inputs["condition_noise"], inputs["level"])
+    return Noised(x0, x_t, condition, inputs["level"])
 
 
 def shrink(images: Float[Array, "b h w c"], size: int) -> Float[Array, "b size size c"]:

@@ -37,7 +37,7 @@ def train_stage(training: Training, encoder: TextEncoder, mesh: Mesh, workdir: e
     images = open_images(training)
     # With other text, weights or images a resumed run would be another one.
     text_digest = {"text": encoder.digest} if encoder.digest else {}
-    inputs = text_digest | warm_start.check_start(training) | images.digests
+    inputs = text_digest | warm_start.check_start(training, encoder) | images.digests
     # A table of text can be large: it is kept in the precision that the network computes in.
     dtype = training.denoiser.model.dtype
     text_table: np.ndarray = encoder.embed(images.prompts).astype(dtype)
@@ -71,10 +71,10 @@ def train_stage(training: Training, encoder: TextEncoder, mesh: Mesh, workdir: e
             config=config,
             mesh=mesh,
             abstract=training.abstract,
-            create=functools.partial(warm_start.create, training, mesh),
+            create=functools.partial(warm_start.create, training, mesh, base),
             train_step=training.step(mesh, *text, base),
             batches=make_reader(training, images.train, mesh),
-            evaluate=make_evaluation(training, images.evaluation, mesh, text[0], network),
+            evaluate=make_evaluation(training, images.evaluation, mesh, text, network, base),
             metric=metric,
             pictures=pictures,
             label=workdir.name,

@@ -19,6 +19,7 @@ from imagen_ft.diffusion.denoiser import Denoiser
 from imagen_ft.diffusion.from_config import make_denoiser
 from imagen_ft.diffusion.losses import DiffusionLoss, level_losses, make_loss
 from imagen_ft.text.encoders import text_shapes
+from imagen_ft.training.distilling import Teaching, make_teaching
 from imagen_ft.training.image_losses import Inputs, Losses, draw_inputs, image_losses
 from imagen_ft.training.sampled_metric import check_metric, is_measured, metric_name
 from input_pipeline import class_names
@@ -38,7 +39,7 @@ from launch.runtime.training.optimizers import (
 from launch.runtime.training.train_step import TrainStep, accumulate, make_step
 from launch.runtime.types import Array, Batch, Variables
 
-# Parameters that are adapted, and are no part of the state; or None.
+# What is no part of the state: parameters that are adapted, or a teacher's variables; or None.
 Params: TypeAlias = PyTree | None
 # Folded into the seed's key for what is no step of training.
 _EVALUATION_STEP = 2**31 - 1
@@ -51,7 +52,7 @@ class Training:
     Attributes:
         config: of the run.
         denoiser: the network, at the size that it is trained at.
-        loss: what is minimised.
+        loss: what is minimised, where there is no teacher.
         text_shape: of one prompt's states.
         class_names: in the order of their labels; empty where the images' own will do.
         tx: the optimiser.
@@ -60,6 +61,7 @@ class Training:
         lora: which kernels get adapters, which alone are trained; None trains the parameters.
         frozen: which of what is trained stays as it is.
         abstract: shapes of the state.
+        teaching: from whom it learns; None trains on images alone.
     """
 
     config: ml_collections.ConfigDict
@@ -73,6 +75,7 @@ class Training:
     lora: Lora | None
     frozen: Any
     abstract: TrainState
+    teaching: Teaching | None = None
 
     @classmethod
     def of(cls, config: ml_collections.ConfigDict) -> "Training":
@@ -83,7 +86,9 @@ class Training:
         """
         check_metric(config)
         denoiser = _crop(make_denoiser(config.stage), config.get("crop_size", 0))
-        loss, decays = make_loss(config.loss, denoiser), make_decays(config.ema)
+        decays = make_decays(config.ema)
+        teaching = make_teaching(config, denoiser) if config.get("distill") else None
+        loss = make_loss(config.loss, denoiser)
         text_shape, _ = text_shapes(config.text)
         variables = denoiser.shapes(text_shape)
         params = variables["params"]
@@ -99,7 +104,18 @@ class Training:
         abstract = abstract_state(lambda state: state, (trained,), tx, decays)
         names = class_names.resolve(config.class_names)
         return cls(
-            config, denoiser, loss, text_shape, names, tx, schedule, decays, lora, frozen, abstract
+            config=config,
+            denoiser=denoiser,
+            loss=loss,
+            text_shape=text_shape,
+            class_names=names,
+            tx=tx,
+            schedule=schedule,
+            decays=decays,
+            lora=lora,
+            frozen=frozen,
+            abstract=abstract,
+            teaching=teaching,
         )
 
     @functools.cached_property
@@ -144,12 +160,47 @@ class Training:
                 f"{', '.join(measured)}"
             )
 
+    def draw(self, batch: Batch, key: Key[Array, ""]) -> Inputs:
+        """See `draw_inputs`; with a teacher, at the times that its student learns."""
+        if self.teaching is None:
+            return draw_inputs(self.denoiser, batch, key)
+        times = functools.partial(self.teaching.method.times, self.denoiser.schedule)
+        return draw_inputs(self.denoiser, batch, key, times)
+
+    def losses(
+        self,
+        variables: Variables,
+        inputs: Inputs,
+        text: Float[Array, "b n d"],
+        null_text: Float[Array, "n d"],
+        teacher: Variables | None = None,
+        target: Variables | None = None,
+    ) -> Losses:
+        """Losses of each image.
+
+        Args:
+            variables: that the denoiser is called with.
+            inputs: result of `draw`.
+            text: states of the prompts.
+            null_text: states that stand for no text.
+            teacher: variables of the teacher, where there is one.
+            target: of the average that it names; None is `variables`.
+        """
+        if self.teaching is None:
+            return image_losses(self.denoiser, self.loss, variables, inputs, text)
+        assert teacher is not None, "a student needs its teacher's variables"
+        target = variables if target is None else target
+        return self.teaching.losses(
+            self.denoiser, variables, target, teacher, inputs, text, null_text
+        )
+
     def network(self, variables: Variables, base: Params) -> Variables:
         """The variables that the denoiser is called with.
 
         Args:
             variables: of a state: the denoiser's own, or adapters.
-            base: the parameters that these adapt; None where there are none.
+            base: the parameters that these adapt, or a teacher's variables; None where there are
+                none.
         """
         if self.lora is None:
             return variables
@@ -187,15 +238,18 @@ class Training:
         config = self.config
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         drop_key, loss_key = jax.random.split(key)
-        inputs = draw_inputs(self.denoiser, batch, loss_key)
+        inputs = self.draw(batch, loss_key)
         shape = (len(batch["label"]), 1, 1)
         inputs["drop"] = jax.random.bernoulli(drop_key, config.text_drop, shape)
+
+        name = self.teaching.method.target if self.teaching else ""
+        target = state.ema[name] if name else None
 
         def loss_of(params: Any, inputs: Inputs) -> tuple[Array, Losses]:
             trained = {**state.variables, "params": stop_frozen(params, self.frozen)}
             variables = self.network(trained, base)
             text = jnp.where(inputs["drop"], null_text[None], text_table[inputs["label"]])
-            losses = image_losses(self.denoiser, self.loss, variables, inputs, text)
+            losses = self.losses(variables, inputs, text, null_text, base, target)
             return losses["loss"].mean(), losses
 
         params = state.variables["params"]
@@ -220,7 +274,9 @@ class Training:
         return make_step(update, mesh, self.abstract, (text_table, null_text, base))
 
     def base_shapes(self, mesh: Mesh) -> Params:
-        """Shapes and places of what `network` adapts; None where nothing is adapted."""
+        """Shapes and places of what `network` adapts, or of a teacher; None where none is."""
+        if self.teaching:
+            return with_shardings(mesh, self.teaching.teacher.shapes(self.text_shape))
         if self.lora is None:
             return None
         params = self.denoiser.shapes(self.text_shape)["params"]

@@ -15,18 +15,26 @@ from imagen_ft.cascade.stage_weights import (
     load_public,
     variables_of,
 )
+from imagen_ft.text.encoders import TextEncoder
+from imagen_ft.training.teachers import begin_as, check_teacher, load_teacher
 from imagen_ft.training.training import Params, Training
 from launch.runtime.state import TrainState, create_state, state_of
 from launch.runtime.types import Variables
 
 
-def check_start(training: Training) -> dict[str, str]:
-    """Looks at what `config.init_from` names: digests for `claim_workdir`.
+def check_start(training: Training, encoder: TextEncoder | None = None) -> dict[str, str]:
+    """Looks at what `config.init_from` or `config.distill` names: digests for `claim_workdir`.
+
+    Args:
+        training: what is trained.
+        encoder: of the prompts, with which a teacher has to have been trained.
 
     Raises:
         InputError: it is missing, unfinished, damaged or another model's.
     """
     config = training.config
+    if training.teaching:
+        return check_teacher(training.teaching, config, encoder)
     if not config.init_from:
         return {}
     if training.start is None:
@@ -36,17 +44,24 @@ def check_start(training: Training) -> dict[str, str]:
     return {"init_from": digest_of(training.start)}
 
 
-def create(training: Training, mesh: Mesh) -> TrainState:
+def create(training: Training, mesh: Mesh, base: Params = None) -> TrainState:
     """The state of step 0: from the run or the public weights of `config.init_from`, or new.
+
+    A student begins as its teacher.
 
     Args:
         training: what is trained; its config has `init_from` ('' for new weights) and `seed`.
         mesh: where the state will live, from the start.
+        base: result of `load_base`, of which a student takes a copy.
 
     Raises:
         InputError: the weights do not fit the model.
     """
     tx, averages = training.tx, training.decays
+    if training.teaching:
+        assert base is not None, "a student needs its teacher's variables"
+        student = training.abstract.variables
+        return state_of(begin_as(base, student, mesh), tx, averages, mesh)
     if training.lora:
         shapes = training.denoiser.shapes(training.text_shape)["params"]
         new = lambda key: {"params": training.lora.init(key, shapes)}  # noqa: E731
@@ -58,11 +73,13 @@ def create(training: Training, mesh: Mesh) -> TrainState:
 
 
 def load_base(training: Training, mesh: Mesh) -> Params:
-    """The parameters that adapters are trained for; None where there are none.
+    """The parameters that adapters are trained for, or a teacher's variables; None without both.
 
     Raises:
         InputError: as `create`.
     """
+    if training.teaching:
+        return load_teacher(training.teaching, training.text_shape, mesh)
     if training.lora is None:
         return None
     dtype = jnp.dtype(training.lora.base_dtype)

@@ -1,0 +1,116 @@
+"""The weights of a teacher, and what they have to be to teach a student."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jax.sharding import Mesh
+
+from imagen_ft import weights
+from imagen_ft.cascade.loading import check_same_model, check_same_text
+from imagen_ft.cascade.stage_weights import (
+    PUBLIC,
+    check_public,
+    digest_of,
+    load_public,
+    open_run,
+    variables_of,
+)
+from imagen_ft.diffusion.distillation import Progressive
+from imagen_ft.text.encoders import TextEncoder
+from imagen_ft.training.distilling import FIELDS, Teaching
+from launch.errors import InputError
+from launch.runtime.devices.mesh import state_shardings
+from launch.runtime.run import Run
+from launch.runtime.types import Variables
+
+
+def check_teacher(
+    teaching: Teaching, config: ml_collections.ConfigDict, encoder: TextEncoder | None
+) -> dict[str, str]:
+    """Looks at the teacher's weights: digests for `claim_workdir`.
+
+    Args:
+        teaching: that names them.
+        config: of the student's run.
+        encoder: of the prompts; None leaves open whether the teacher was trained with its states.
+
+    Raises:
+        InputError: they are missing, unfinished, damaged or another network's, or were trained with
+            another schedule or text; or the steps are not half of those that it was distilled to.
+    """
+    run = open_run(teaching.path)
+    if run is None:
+        check_public(teaching.teacher.prediction, teaching.path, "config.distill")
+        return {"teacher": weights.digest(teaching.path.removeprefix(PUBLIC), "unet")}
+    check_same_model(run, _stage_of(run, teaching, config), config)
+    if encoder is not None:
+        check_same_text(run, encoder)
+    _check_steps(run, teaching)
+    return {"teacher": digest_of(run)}
+
+
+def _stage_of(
+    run: Run, teaching: Teaching, config: ml_collections.ConfigDict
+) -> ml_collections.ConfigDict:
+    """The student's stage as its teacher's config has to have it."""
+    stage, trained = ml_collections.ConfigDict(config.stage.to_dict()), run.config.stage
+    for name, default in (("prediction", "eps"), ("learned_variance", False)):
+        value = getattr(teaching.teacher, name)
+        if name in stage:
+            del stage[name]
+        # What a config does not say is the default.
+        if name in trained or value != default:
+            stage[name] = value
+    return stage
+
+
+def _check_steps(run: Run, teaching: Teaching) -> None:
+    given = run.config.get("distill")
+    if not given:
+        return
+    method = teaching.method
+    if given.get("method", FIELDS["method"]) != "progressive":
+        raise InputError(
+            f"config.distill.teacher must be no consistency model, whose steps are none of an "
+            f"ODE's, got {run.path}; name the run that it was distilled from"
+        )
+    if isinstance(method, Progressive) and method.teacher_steps != given.steps:
+        raise InputError(
+            f"config.distill.teacher_steps must be the {given.steps} that {run.path} was distilled "
+            f"to, got {method.teacher_steps}; set config.distill.steps={given.steps // 2}"
+        )
+
+
+def load_teacher(
+    teaching: Teaching, text_shape: tuple[int, int], mesh: Mesh | None = None
+) -> Variables:
+    """The teacher's variables, sharded as a student's are.
+
+    Raises:
+        InputError: see `variables_of` and `load_public`.
+    """
+    run = open_run(teaching.path)
+    if run is None:
+        field = "config.stage with config.distill"
+        return load_public(teaching.path, teaching.teacher, text_shape, field, mesh)
+    return variables_of(run, teaching.teacher, text_shape, mesh)
+
+
+def begin_as(teacher: Variables, student: Variables, mesh: Mesh) -> Variables:
+    """A copy of a teacher's variables for its student.
+
+    Args:
+        teacher: its variables; they stay.
+        student: shapes of the student's, which has no outputs for a variance.
+        mesh: where they live.
+    """
+
+    def copied(teacher: Variables) -> Variables:
+        # A variance is behind the prediction, along the last axis.
+        return jax.tree.map(
+            lambda leaf, own: jnp.copy(leaf[..., : own.shape[-1]] if own.shape else leaf),
+            teacher,
+            student,
+        )
+
+    return jax.jit(copied, out_shardings=state_shardings(mesh, student))(teacher)
