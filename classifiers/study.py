@@ -6,6 +6,8 @@ python -m classifiers.study --config=configs/digits/study.py --workdir=runs/digi
     scaling     accuracy against the number of generated images, mean and deviation over seeds
     models      real, generated and both for several models, with the paired t-test over them
     per_class   accuracy by class, real against generated
+    filters     what imagen_ft.filter keeps (config.filters.NAME=ITS WORK DIRECTORY) against as many
+                generated images drawn at random
 
 config.studies names those to make, config.models_of the models of each. In the work directory come
 runs/MODEL/ARM (classifiers.train, then classifiers.evaluate), logs/, study.json, a PNG file a

@@ -47,6 +47,29 @@ def cas(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def filters(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Bars of what a filter keeps, a random part and all, on the line of real images alone."""
+    figure = Figure(figsize=(max(5.0, 1.5 + 1.6 * len(rows)), 3.8), layout="constrained")
+    axes = figure.subplots()
+    arms = (("all", GENERATED), ("random", "silver"), ("kept", BOTH))
+    for i, (key, color) in enumerate(arms):
+        mean, std = (np.array([100 * row[name] for row in rows]) for name in (key, _std(key)))
+        positions = np.arange(len(rows)) + 0.26 * (i - 1)
+        error = std if std.any() else None
+        axes.bar(positions, mean, 0.24, color=color, yerr=error, capsize=4, label=key)
+    for i, row in enumerate(rows):
+        axes.hlines(100 * row["real"], i - 0.42, i + 0.42, color=REAL, ls="--")
+    axes.plot([], [], color=REAL, ls="--", label="real only")
+    lowest = min(
+        row[key] - row[_std(key)] for row in rows for key in ("real", "all", "random", "kept")
+    )
+    axes.set_ylim(bottom=max(0.0, 100 * lowest - 3))
+    axes.set_xticks(range(len(rows)), [f"{row['model']}\n{row['filter']}" for row in rows])
+    axes.set(ylabel=_AXIS_LABELS["mean"])
+    axes.legend(fontsize=9, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+    return figure
+
+
 def scaling(curves: Mapping[str, Any]) -> Figure:
     """Curves with standard deviations over the number of generated images, one a model."""
     all_points = [point for model in curves.values() for point in model["points"]]

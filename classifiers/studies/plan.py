@@ -1,8 +1,9 @@
 """Which runs a study needs, and the command lines that make them.
 
 CAS and classes need real and generated images, each alone; models need both together as well;
-scaling needs the real ones with 0, 1, 2, ... times as many generated ones. A run that several
-studies need is made once.
+scaling needs the real ones with 0, 1, 2, ... times as many generated ones; filters need both
+together with all generated images, with those that a filter keeps, and with a random part of the
+same size. A run that several studies need is made once.
 """
 
 import dataclasses
@@ -15,12 +16,15 @@ from etils import epath
 
 from classifiers import train
 from launch.errors import InputError
+from launch.fields import Fields
 from launch.files import json_digest
 from launch.jobs.runner import Job
 from launch.runtime import app
 from launch.runtime.config import load_config, plain
 
-STUDIES = ("cas", "scaling", "models", "per_class")
+STUDIES = ("cas", "scaling", "models", "per_class", "filters")
+# Of what imagen_ft.filter writes: the records it keeps, and as many drawn at random.
+KEPT, RANDOM = "kept", "random"
 # An evaluation takes little of the time of a training.
 _EVALUATION_SHARE = 0.05
 
@@ -32,15 +36,20 @@ class Arm:
     Attributes:
         real: whether real images are.
         copies: how many times as many generated images as there are real ones; 0 is none.
+        filtered: the filter whose list of the generated images is taken; '' is none.
+        part: of that filter, `KEPT` or `RANDOM`.
     """
 
     real: bool
     copies: int
+    filtered: str = ""
+    part: str = ""
 
     @property
     def name(self) -> str:
         """Names the run's folder."""
-        return "real" if not self.copies else f"{self._kind}_{self.copies}x"
+        parts = [self._kind, f"{self.copies}x" if self.copies else "", self.filtered, self.part]
+        return "_".join(filter(None, parts))
 
     @property
     def arguments(self) -> str:
@@ -87,6 +96,9 @@ def arms_of(config: ml_collections.ConfigDict, study: str) -> tuple[Arm, ...]:
     if study == "scaling":
         return tuple(Arm(True, copies) for copies in config.scaling_copies)
     generated, both = Arm(False, config.copies), Arm(True, config.copies)
+    if study == "filters":
+        parts = [(name, part) for name in config.filters for part in (KEPT, RANDOM)]
+        return (REAL, both, *(Arm(True, config.copies, *names) for names in parts))
     return (REAL, generated, both) if study == "models" else (REAL, generated)
 
 
@@ -111,6 +123,8 @@ def check(config: ml_collections.ConfigDict) -> None:
                 raise InputError(f"config.models: {label!r} cannot name a folder; use letters")
             if not config.models[label].get("config"):
                 raise InputError(f"config.models.{label} has no config: name a file")
+    if "filters" in config.studies:
+        _check_filters(config.get("filters") or {})
     copies = tuple(config.scaling_copies)
     if any(type(k) is not int or k < 0 for k in copies) or sorted(set(copies)) != list(copies):
         raise InputError(f"config.scaling_copies={copies}: whole numbers that grow, from 0")
@@ -120,6 +134,19 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise InputError(f"config.copies={config.copies}: at least 1 is needed")
     if config.seeds < 0:
         raise InputError(f"config.seeds={config.seeds}: 0 takes those of the models' configs")
+
+
+def _check_filters(folders: Fields) -> None:
+    if not folders:
+        raise InputError(
+            "config.filters must name work directories of imagen_ft.filter for the study "
+            "'filters', got none; add NAME=FOLDER, or leave the study out"
+        )
+    for name, folder in folders.items():
+        if not re.fullmatch(r"[\w.@+-]+", name):
+            raise InputError(f"config.filters: {name!r} cannot name a folder; use letters")
+        if not isinstance(folder, str) or not folder:
+            raise InputError(f"config.filters.{name} must be a folder, got {folder!r}; name one")
 
 
 def make_runs(config: ml_collections.ConfigDict, workdir: Path) -> list[PlannedRun]:
@@ -141,7 +168,10 @@ def make_runs(config: ml_collections.ConfigDict, workdir: Path) -> list[PlannedR
         if start and (start, arm) not in pairs:
             pairs.append((start, arm))
     labels = list(dict.fromkeys(model for model, _ in pairs))
-    order = sorted(set(pairs), key=lambda p: (labels.index(p[0]), not p[1].real, p[1].copies))
+    order = sorted(
+        set(pairs),
+        key=lambda pair: (labels.index(pair[0]), not pair[1].real, *dataclasses.astuple(pair[1])),
+    )
     return [_run(config, workdir, model, arm) for model, arm in order]
 
 
@@ -169,6 +199,8 @@ def _run(config: ml_collections.ConfigDict, workdir: Path, label: str, arm: Arm)
         overrides.append(f"seeds={config.seeds}")
     if config.generated and arm.copies:
         overrides.append(f"train_sources.generated.path={config.generated}")
+    if arm.filtered:
+        overrides.append(f"train_sources.generated.keep={_list_of(config, arm)}")
     if start:
         overrides.append(f"init_from={runs / start / arm.name}")
     argv = (
@@ -183,6 +215,11 @@ def _run(config: ml_collections.ConfigDict, workdir: Path, label: str, arm: Arm)
     run = PlannedRun(label, arm, folder, ("classifiers.train", *argv), resolved, start)
     _check_resolved(run, model.config)
     return run
+
+
+def _list_of(config: ml_collections.ConfigDict, arm: Arm) -> epath.Path:
+    """The file of records that an arm takes."""
+    return epath.Path(config.filters[arm.filtered]) / f"{arm.part}.json"
 
 
 def _check_resolved(run: PlannedRun, name: str) -> None:
@@ -216,9 +253,11 @@ def make_jobs(config: ml_collections.ConfigDict, runs: Sequence[PlannedRun]) -> 
         last = run.folder / f"seed_{seeds - 1}" / "checkpoints" / str(total_steps)
         weight = float(seeds * total_steps * run.config.batch_size)
         digest = json_digest(plain(run.config))
-        manifests = tuple(path / "manifest.json" for path in _generated_sets(run))
+        needed = tuple(path / "manifest.json" for path in _generated_sets(run))
+        if run.arm.filtered:
+            needed += (_list_of(config, run.arm),)
         after = (trainings[run.start, run.arm],) if run.start else ()
-        jobs.append(Job(run.job_name, run.command, manifests, last, after, weight, digest))
+        jobs.append(Job(run.job_name, run.command, needed, last, after, weight, digest))
         argv = (f"--config={config.evaluation.config}", f"--workdir={run.folder}")
         command, weight = ("classifiers.evaluate", *argv), _EVALUATION_SHARE * weight
         name, path = run.job_name.replace("train", "evaluate", 1), evaluation_path(config, run)

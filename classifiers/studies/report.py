@@ -34,6 +34,11 @@ _PER_CLASS = (
     "train better than real ones."
 )
 
+_FILTERS = (
+    "Real images with all generated ones, with those that a filter keeps, and with as many of each "
+    "class drawn at random: what is kept has to beat the random part. p: paired t-test over seeds."
+)
+
 
 def write(workdir: Path, title: str, result: Mapping[str, Any], training: str) -> None:
     """Writes study.json, a PNG file a figure, and report.html with all of it.
@@ -55,7 +60,8 @@ def write(workdir: Path, title: str, result: Mapping[str, Any], training: str) -
         "percent, differences in percentage points; ± is the standard deviation over seeds."
     )
     report.text(f"Training: {training}.")
-    sections = {"cas": _cas, "scaling": _scaling, "models": _models, "per_class": _per_class}
+    sections = {"cas": _cas, "scaling": _scaling, "models": _models, "per_class": _per_class,
+                "filters": _filters}  # fmt: skip
     for study, section in sections.items():
         if study in result:
             section(report, workdir, result)
@@ -63,7 +69,7 @@ def write(workdir: Path, title: str, result: Mapping[str, Any], training: str) -
 
 
 def verdicts(result: Mapping[str, Any]) -> list[tuple[str, bool]]:
-    """What the study of models, or else that of sizes, comes to: sentences, and whether good."""
+    """What the study of models, or else others, come to: sentences, and whether good."""
     if "models" in result:
         both = result["models"]["both"]
         rows = result["models"]["rows"]
@@ -83,6 +89,12 @@ def verdicts(result: Mapping[str, Any]) -> list[tuple[str, bool]]:
             f"{_test(best['p_value'], 'seeds')}.",
             _holds(best["difference"], best["p_value"]),
         ))  # fmt: skip
+    for row in result.get("filters", ()):
+        sentences.append((
+            f"{row['filter']}, {row['model']}: what is kept is {points(row['difference'])} points "
+            f"against as many at random {_test(row['p_value'], 'seeds')}.",
+            _holds(row["difference"], row["p_value"]),
+        ))  # fmt: skip
     return sentences
 
 
@@ -99,7 +111,7 @@ def _test(p_value: float | None, over: str) -> str:
 def tables(result: Mapping[str, Any]) -> str:
     """The tables for a terminal."""
     makers = {"cas": cas_table, "scaling": scaling_table, "models": models_table,
-              "per_class": per_class_table}  # fmt: skip
+              "per_class": per_class_table, "filters": filters_table}  # fmt: skip
     texts = [f"{study}\n{text_table(*make(result), rule=True)}" for study, make in makers.items()
              if study in result]  # fmt: skip
     return "\n\n".join([*texts, *(text for text, _ in verdicts(result))])
@@ -188,6 +200,22 @@ def per_class_table(result: Mapping[str, Any]) -> Table:
     return header, cells
 
 
+def filters_table(result: Mapping[str, Any]) -> Table:
+    """A row a model and filter: what is kept beside as many at random."""
+    header = ["model", "filter", "kept", "of", "real (%)", "+ all (%)", "+ random (%)",
+              "+ kept (%)", "kept - random", "p"]  # fmt: skip
+    cells = []
+    for row in result["filters"]:
+        many = row["seeds"] > 1
+        arms = [percent(row[k], row[f"{k}_std"] if many else None)
+                for k in ("real", "all", "random", "kept")]  # fmt: skip
+        cells.append([
+            row["model"], row["filter"], f"{row['num_kept']:,}", f"{row['num_generated']:,}",
+            *arms, points(row["difference"]), p_text(row["p_value"]),
+        ])  # fmt: skip
+    return header, cells
+
+
 def extremes_table(comparison: Mapping[str, Any], class_names: Sequence[str]) -> Table:
     """The classes that gain and lose most by training on generated images."""
     gains = np.subtract(comparison["generated"], comparison["real"])
@@ -236,6 +264,12 @@ def _per_class(report: Report, workdir: Path, result: Mapping[str, Any]) -> None
         figure = figures.per_class(comparison, names)
         _figure(report, workdir / f"per_class_{model}.png", figure, f"{model}. {_PER_CLASS}")
         report.table(*extremes_table(comparison, names))
+
+
+def _filters(report: Report, workdir: Path, result: Mapping[str, Any]) -> None:
+    report.heading("Filters")
+    report.table(*filters_table(result))
+    _figure(report, workdir / "filters.png", figures.filters(result["filters"]), _FILTERS)
 
 
 def _figure(report: Report, path: Path, figure: Figure, caption: str) -> None:

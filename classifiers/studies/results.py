@@ -31,7 +31,7 @@ def collect(
     Returns:
         `evaluation` (set, number of images, class names), `sizes` of the models, `arms` by model
         and name (see `read_arms`), and for each study of `config.studies` its numbers: see `cas`,
-        `scaling`, `models` and `per_class`.
+        `scaling`, `models`, `per_class` and `filters`.
 
     Raises:
         InputError: the evaluations are not of one set of images.
@@ -203,6 +203,38 @@ def per_class(arms: Arms, names: Sequence[str]) -> dict[str, Any]:
     return comparisons
 
 
+def filters(arms: Arms, names: Sequence[str]) -> list[dict[str, Any]]:
+    """What the generated images are worth that a filter keeps, beside as many drawn at random.
+
+    Args:
+        arms: of the models.
+        names: of the arms: real, all generated images beside them, then two of each filter.
+
+    Returns:
+        A row for each model and filter: `model`, `filter`, `num_kept`, `num_generated` before; of
+        `real`, `all`, `kept` and `random` the mean, and with `_std` behind it the deviation; and
+        `difference` and `p_value` of kept against random, over seeds.
+    """
+    real, everything, *parts = names
+    rows = []
+    for model, by_name in arms.items():
+        for kept, random in zip(parts[::2], parts[1::2], strict=True):
+            keys = {"real": real, "all": everything, "kept": kept, "random": random}
+            row: dict[str, Any] = {
+                "model": model,
+                "filter": kept.removeprefix(f"{everything}_").removesuffix("_kept"),
+                "num_kept": by_name[kept]["num_generated"],
+                "num_generated": by_name[everything]["num_generated"],
+                "seeds": len(by_name[kept]["accuracies"]),
+            }
+            for key, name in keys.items():
+                row |= {key: by_name[name]["mean"], f"{key}_std": by_name[name]["std"]}
+            test = against(by_name[kept]["accuracies"], by_name[random]["accuracies"])
+            rows.append(row | {key: test[key] for key in ("difference", "p_value")})
+    return rows
+
+
 _SCORES = ("mean", "std", "difference", "p_value",
            "top5_mean", "top5_std", "top5_difference", "top5_p_value")  # fmt: skip
-_STUDIES = {"cas": cas, "scaling": scaling, "models": models, "per_class": per_class}
+_STUDIES = {"cas": cas, "scaling": scaling, "models": models, "per_class": per_class,
+            "filters": filters}  # fmt: skip

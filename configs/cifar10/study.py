@@ -3,7 +3,8 @@ r"""Studies what generated photographs of CIFAR-10's kind are worth to a ResNet 
 python -m classifiers.study --config=configs/cifar10/study.py --workdir=runs/cifar10/study
 
 Before it, `configs/cifar10/generate.py:k=10`. Arguments: `data`, the real images, where they are
-not those of `resnet.py` and `vit.py`; `generated`, the generated set; `runlocal` for a CPU.
+not those of `resnet.py` and `vit.py`; `generated`, the generated set; `runlocal` for a CPU;
+`filter`, a work directory of `filter.py:copies=K`, with `copies=K`: then the study `filters` alone.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: one GPU; several with `--jobs=N --submit="env CUDA_VISIBLE_DEVICES={lane}"`. It is 15 runs
@@ -18,7 +19,14 @@ NETWORKS = ("resnet", "vit")
 
 
 def get_config(arg=""):
-    args = arguments.parse(arg, data="", generated="runs/cifar10/generated", runlocal=False)
+    args = arguments.parse(
+        arg,
+        data="",
+        generated="runs/cifar10/generated",
+        filter="",
+        copies=1,
+        runlocal=False,
+    )
     everywhere = [f"data={args['data']}"] if args["data"] else []
     everywhere += ["runlocal"] if args["runlocal"] else []
 
@@ -32,13 +40,17 @@ def get_config(arg=""):
     config.models_of = dict(
         cas=NETWORKS, scaling=("resnet",), models=NETWORKS, per_class=("resnet",)
     )
-    config.copies = 1
+    config.copies = args["copies"]
     config.scaling_copies = tuple(range(11))
     config.generated = args["generated"]
+    config.filters = {}  # a work directory of imagen_ft.filter each
     config.overrides = ()
     config.seeds = 5
     config.evaluation = dict(config=path("evaluate"), set="test")
     config.environment = dict()
+    if args["filter"]:
+        config.studies, config.filters["filter"] = ("filters",), args["filter"]
+        config.models_of.filters = NETWORKS
     if args["runlocal"]:
         config.scaling_copies, config.seeds = (0, 1), 2
     return config

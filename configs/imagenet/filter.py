@@ -6,6 +6,7 @@ python -m imagen_ft.filter --config=configs/imagenet/filter.py:generated=data/se
 What can be said behind the name of the file:
 
     generated   folder of a generated set
+    copies      that are looked at of it; 0 for all
     extractor   classifier (the default), a run of classifiers.train or an import of its weights, or
                 dinov2, which has no classes: then by the nearest real image alone
     weights     of the extractor
@@ -32,6 +33,7 @@ def get_config(arg=""):
     args = arguments.parse(
         arg,
         generated="data/imagenet_synthetic",
+        copies=0,
         extractor="classifier",
         weights="runs/imagenet/resnet50/real",
         share=0.0,
@@ -50,8 +52,11 @@ def get_config(arg=""):
         raise ValueError("extractor=dinov2 compares with real images: set real, such as real=16")
     fields, _ = EXTRACTORS[args["extractor"]]
     extractor = dict(name=args["extractor"], path=args["weights"], **fields)
+    source = dict(name="synthetic", path=args["generated"])
+    if args["copies"]:
+        source["copies"] = args["copies"]
     config = ConfigDict()
-    config.generated = dict(source=dict(name="synthetic", path=args["generated"]))
+    config.generated = dict(source=source)
     config.real = {}
     if count := (2 if args["runlocal"] else args["real"]):
         train = real_images(args, "train")

@@ -6,7 +6,8 @@ python -m classifiers.study --config=configs/imagenet/study.py --workdir=runs/im
 Before it, `configs/imagenet/generate.py:k=10`. CAS (table 2) and the classes (figure 5) take
 ResNet-50 by the recipe of Ravuri & Vinyals; real, generated and both (table 3) twelve models;
 scaling (figure 6) ResNet-50, ten seeds of each. Arguments: `data`, the real images, where they are
-not those of the models' configs; `generated`, the generated set; `seeds` of scaling; `runlocal`.
+not those of the models' configs; `generated`, the generated set; `seeds` of scaling; `runlocal`;
+`filter`, a work directory of `filter.py` on so many `copies`: then the study `filters` alone.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: what each model's config says, `--jobs` times. It is 47 runs, 155 trainings.
@@ -28,7 +29,13 @@ COMPARED = (
 
 def get_config(arg=""):
     args = arguments.parse(
-        arg, data="", generated="data/imagenet_synthetic", seeds=10, runlocal=False
+        arg,
+        data="",
+        generated="data/imagenet_synthetic",
+        filter="",
+        copies=1,
+        seeds=10,
+        runlocal=False,
     )
     everywhere = [f"data={args['data']}"] if args["data"] else []
     everywhere += ["runlocal"] if args["runlocal"] else []
@@ -52,13 +59,17 @@ def get_config(arg=""):
         models=COMPARED,
         per_class=("cas_resnet50",),
     )
-    config.copies = 1
+    config.copies = args["copies"]
     config.scaling_copies = tuple(range(11))
     config.generated = args["generated"]
+    config.filters = {}  # a work directory of imagen_ft.filter each
     config.overrides = ()
     config.seeds = 0
     config.evaluation = dict(config=path("evaluate", "sets=val"), set="val")
     config.environment = dict()
+    if args["filter"]:
+        config.studies, config.filters["filter"] = ("filters",), args["filter"]
+        config.models_of.filters = ("resnet50",)
     if args["runlocal"]:
         config.models_of.models = ("resnet50", "vit_s16")
         config.scaling_copies, config.seeds = (0, 1), 2

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 from classifiers import evaluate, study
+from classifiers.studies.plan import REAL
 from input_pipeline.sources.digits import DIGIT_NAMES
+from input_pipeline.synthetic.source import SyntheticSource
 from input_pipeline.synthetic.writer import SyntheticWriter
-from launch.files import read_json
+from launch.files import read_json, write_json
 from launch.runtime import app
 from tests.classifiers import fake_python
 from tests.support import ROOT
@@ -125,6 +127,34 @@ def test_a_study_from_end_to_end(site, capsys):
     out = capsys.readouterr().out
     assert "report: " in out and "2 of 2 models gain, +6.50 points" in out
     assert "2 of 2 models gain, +6.50 points" in page
+
+
+def test_filters_are_compared_with_random_parts(site, capsys, tmp_path, generated):
+    keys = SyntheticSource(generated)
+    lists = {"kept": range(0, 30, 2), "random": range(15)}
+    for name, rows in lists.items():
+        write_json(tmp_path / f"{name}.json", [keys.key(i) for i in rows])
+    site.argv = (f"--config={CONFIG},filter={tmp_path}", *site.argv[1:])
+    assert site.run() == 0
+    arms = [
+        REAL.name,
+        *(f"real+generated_1x{end}" for end in ("", "_filter_kept", "_filter_random")),
+    ]
+    assert {call.partition("-resnet-")[2] for call in site.calls()} == set(arms)
+    (row,) = site.result()["filters"]
+    assert (row["filter"], row["num_kept"], row["num_generated"]) == ("filter", 15, 30)
+    assert row["difference"] == pytest.approx(0.03) and row["all"] == row["random"] < row["kept"]
+    assert (site.workdir / "filters.png").read_bytes().startswith(b"\x89PNG")
+    page = (site.workdir / "report.html").read_text()
+    assert "filter, resnet: what is kept is +3.00 points against as many at random" in page
+    assert "kept - random" in capsys.readouterr().out
+    # Another list makes what it concerns anew.
+    write_json(tmp_path / "kept.json", [keys.key(i) for i in range(1, 30, 2)])
+    assert site.run() == 0
+    assert {call.partition("-resnet-")[2] for call in site.calls()} == {arms[2]}
+    (tmp_path / "random.json").unlink()
+    assert site.run() == 2
+    assert "random.json: no such file of keys" in one_line(capsys)
 
 
 def test_what_is_done_is_not_done_again(site):

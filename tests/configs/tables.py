@@ -66,7 +66,12 @@ VARIANTS = {
         ]
         for name in ("resnet", "vit")
     },
-    "configs/cifar10/study.py": ["data=x.zip", "generated=x", "data=x.zip,generated=x,runlocal"],
+    "configs/cifar10/study.py": [
+        "filter=x,copies=3",
+        "data=x.zip",
+        "generated=x",
+        "data=x.zip,generated=x,runlocal",
+    ],
     "configs/cifar10/sweep.py": ["stage=base16", "extractor=x", "data=x.zip,root=a,runlocal"],
     "configs/deepfloyd/sample.py": ["size=l", "size=xl", "size=l,runlocal", "hub", "hub,size=l"],
     "configs/digits/classifier.py": [
@@ -89,7 +94,11 @@ VARIANTS = {
         "low=real",
         "extractor=x,runlocal",
     ],
-    "configs/digits/study.py": ["generated=x", "generated=x,runlocal"],
+    "configs/digits/study.py": [
+        "generated=x",
+        "generated=x,runlocal",
+        "filter=x,copies=10",
+    ],
     **{
         path: [
             "host",
@@ -165,6 +174,7 @@ VARIANTS = {
         "data=x.zip",
         "generated=x",
         "seeds=3",
+        "filter=x",
         "data=x.zip,generated=x,runlocal",
     ],
 }
