@@ -13,6 +13,18 @@ from launch.errors import InputError
 
 # Either of them holds the vocabulary; transformers reads the second with merges.txt.
 _VOCABULARIES = ("tokenizer.json", "vocab.json")
+# SigLIP's pieces are of sentencepiece.
+_PIECES = "spiece.model"
+# The folder of a run of CLIP that holds those of `TOKENIZER_FILES` that its weights have.
+TOKENIZER = "tokenizer"
+TOKENIZER_FILES = (
+    *_VOCABULARIES,
+    "merges.txt",
+    _PIECES,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,16 +55,16 @@ class ClipTokenizer:
 
 
 def load_clip_tokenizer(folder: Path, max_length: int = 77) -> ClipTokenizer:
-    """Reads the `tokenizer` or `tokenizer_2` folder of a pipeline.
+    """Reads the `tokenizer` folder of a pipeline or of a run of CLIP.
 
     Args:
-        folder: holds `vocab.json` and `merges.txt`, or `tokenizer.json`.
+        folder: holds `vocab.json` and `merges.txt`, or `tokenizer.json`; of SigLIP `spiece.model`.
         max_length: tokens a prompt: `ClipTextEncoder.max_length`.
 
     Raises:
         InputError: the folder holds neither, or what it holds is damaged.
     """
-    if not any((folder / name).is_file() for name in _VOCABULARIES):
+    if not any((folder / name).is_file() for name in (*_VOCABULARIES, _PIECES)):
         raise InputError(
             f"{folder} holds no tokenizer ({' or '.join(_VOCABULARIES)}): name a folder that does"
         )
@@ -60,7 +72,9 @@ def load_clip_tokenizer(folder: Path, max_length: int = 77) -> ClipTokenizer:
     import transformers
 
     try:
-        pieces = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        siglip = (folder / _PIECES).is_file()
+        kind = transformers.SiglipTokenizer if siglip else transformers.CLIPTokenizer
+        pieces = kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # The Rust below raises bare Exceptions.
         reason = " ".join(str(error).split())[:200]
         raise InputError(

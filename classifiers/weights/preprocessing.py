@@ -54,6 +54,7 @@ _PROCESSORS = {
     "ConvNext": _Processor(384, False, 3, False),
     "Bit": _Processor(224, False, 3, True),
     "CLIP": _Processor(224, False, 3, True),
+    "Siglip": _Processor(224, True, 3, False),
 }
 # From this size on ConvNext's stretches the image; below it resizes to size / crop_pct and crops.
 _CONVNEXT_STRETCHES = 384

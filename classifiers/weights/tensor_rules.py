@@ -17,7 +17,7 @@ LAYOUTS = ("transformers", "timm", "torchvision", "efficientnet")
 # Counts that PyTorch's batch norms keep and nothing here reads.
 COUNTER = "num_batches_tracked"
 
-_ENDS: Rules = (
+ENDS: Rules = (
     (r"^(params|batch_stats)\.", ""),
     (r"\.(kernel|scale)$", ".weight"),
     (r"\.(mean|var)$", r".running_\1"),
@@ -29,7 +29,7 @@ def _vit_transformers(model: ViT) -> Rules:
     prefix = "deit" if model.distillation else "vit"
     layer = rf"{prefix}.encoder.layer.\1."
     return (
-        *_ENDS,
+        *ENDS,
         (rf"{_BLOCK}(query|key|value)\.", rf"{layer}attention.attention.\2."),
         (rf"{_BLOCK}out\.", f"{layer}attention.output.dense."),
         (rf"{_BLOCK}norm_1\.", f"{layer}layernorm_before."),
@@ -47,7 +47,7 @@ def _vit_transformers(model: ViT) -> Rules:
 
 
 _VIT_TIMM: Rules = (
-    *_ENDS,
+    *ENDS,
     (rf"{_BLOCK}(query|key|value)\.", r"blocks.\1.attn.qkv."),
     (rf"{_BLOCK}out\.", r"blocks.\1.attn.proj."),
     (rf"{_BLOCK}norm_(\d)\.", r"blocks.\1.norm\2."),
@@ -60,7 +60,7 @@ _VIT_TIMM: Rules = (
 )
 _STAGE = r"^stage_(\d+)_block_(\d+)\."
 _RESNET_TRANSFORMERS: Rules = (
-    *_ENDS,
+    *ENDS,
     (_STAGE, r"resnet.encoder.stages.\1.layers.\2."),
     (r"\.(conv|norm)_(\d)\.", r".layer.\2.\1."),
     (r"\.shortcut_(conv|norm)\.", r".shortcut.\1."),
@@ -69,8 +69,8 @@ _RESNET_TRANSFORMERS: Rules = (
     (r"\.norm\.", ".normalization."),
     (r"^head\.", "classifier.1."),
 )
-_RESNET_TORCHVISION: Rules = (
-    *_ENDS,
+RESNET_TORCHVISION: Rules = (
+    *ENDS,
     (_STAGE, lambda match: f"layer{int(match[1]) + 1}.{match[2]}."),
     (r"\.conv_(\d)\.", lambda match: f".conv{int(match[1]) + 1}."),
     (r"\.norm_(\d)\.", lambda match: f".bn{int(match[1]) + 1}."),
@@ -81,7 +81,7 @@ _RESNET_TORCHVISION: Rules = (
     (r"^head\.", "fc."),
 )
 _EFFICIENTNET: Rules = (
-    *_ENDS,
+    *ENDS,
     (r"\.expand_norm\.", "._bn0."),
     (r"\.depthwise_norm\.", "._bn1."),
     (r"\.project_norm\.", "._bn2."),
@@ -121,7 +121,7 @@ def tensor_rules(model: Classifier, layout: str) -> Rules:
     _need(isinstance(model, ResNet), layout, "squeeze-and-excitation")
     _need(not model.auxiliary_batch_norm, layout, "batch norms of synthetic images")
     _need(not model.small_stem, layout, "the stem for small images")
-    return _RESNET_TRANSFORMERS if layout == "transformers" else _RESNET_TORCHVISION
+    return _RESNET_TRANSFORMERS if layout == "transformers" else RESNET_TORCHVISION
 
 
 def _need(has_model: bool, layout: str, feature: str) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from classifiers.extractors.classifier import classifier
+from classifiers.extractors.clip import clip
 from classifiers.extractors.dinov2 import dinov2
 from classifiers.extractors.extractor import Extractor
 from classifiers.extractors.inception import inception
@@ -55,6 +56,12 @@ KINDS = {
         " ({})",
         has_classes=True,
     ),
+    "clip": Kind(
+        lambda fields: clip(**fields),
+        {"path": unset(str), "ema": MAIN, "best": False},
+        "",
+        " ({})",
+    ),
     "dinov2": Kind(
         lambda fields: dinov2(**fields),
         {"path": unset(str), "positions": "hub", "pixels": "torch", "size": 224},
@@ -70,8 +77,8 @@ def check_extractor(spec: Fields) -> Kind:
     Args:
         spec: `name` and the fields of that extractor; inception: `rule`, and `path` unless its
             weights are where torch-fidelity and pytorch-fid put them; classifier: `path` of a run
-            or an import, see `classifiers.extractors.classifier`; dinov2: see
-            `classifiers.extractors.dinov2`.
+            or an import, see `classifiers.extractors.classifier`; clip: `path`, see
+            `classifiers.extractors.clip`; dinov2: see `classifiers.extractors.dinov2`.
 
     Raises:
         InputError: there is no such extractor, or a field is wrong.

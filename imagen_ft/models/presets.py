@@ -166,7 +166,7 @@ PRESETS = {
         linear_projection=True,
         size_embedding_dim=256,
     ),
-    "clip_l": _clip(768, num_layers=12, num_heads=12, quick_gelu=True),
+    "clip_l": _clip(768, num_layers=12, num_heads=12, activation="quick_gelu"),
     "openclip_h": _clip(1024, num_layers=23, num_heads=16),
     "openclip_g": _clip(1280, num_layers=32, num_heads=20, projection_width=1280),
     "sd_vae": _vae(),

@@ -29,7 +29,7 @@ _FIELDS = {
     "max_length": ("max_position_embeddings", 77),
     "end_token": ("eos_token_id", 49407),
 }
-_ACTIVATIONS = {"quick_gelu": True, "gelu": False}
+_ACTIVATIONS = ("quick_gelu", "gelu")
 _WITH_PROJECTION = "CLIPTextModelWithProjection"
 
 
@@ -51,13 +51,13 @@ def build_clip_text(config: Mapping[str, Any], where: Any) -> tuple[ClipTextEnco
     known = {name: value for name, value in config.items() if name in {*_FIXED, *own}}
     own = own_fields(known, _FIXED, own, where, "use the text encoder of a Stable Diffusion")
     activation = own["hidden_act"]
-    if activation not in tuple(_ACTIVATIONS):
+    if activation not in _ACTIVATIONS:
         raise InputError(
             f"{where}: hidden_act must be {' or '.join(_ACTIVATIONS)}, got {activation!r}; use the "
             "config.json of these weights"
         )
     fields = {ours: own[theirs] for ours, (theirs, _) in _FIELDS.items()}
-    fields["quick_gelu"] = _ACTIVATIONS[activation]
+    fields["activation"] = activation
     if config.get("architectures") != [_WITH_PROJECTION]:
         fields["projection_width"] = 0
     with building(where):

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from classifiers.clip.text_rules import CLIP_TEXT
 from classifiers.models.clip_text import ClipTextEncoder
 from imagen_ft.models.autoencoder import Autoencoder
 from imagen_ft.models.latent_unet import LatentUNet
@@ -37,14 +38,6 @@ _OLD_ATTENTION: Rules = (
     (r"\.to_k\.", ".key."),
     (r"\.to_v\.", ".value."),
     (r"\.to_out\.0\.", ".proj_attn."),
-)
-_CLIP: Rules = (
-    (r"^embeddings_(\w+)\.", r"text_model.embeddings.\1."),
-    (r"^layers_(\d+)\.", r"text_model.encoder.layers.\1."),
-    (r"\.self_attn_(\w+)\.", r".self_attn.\1."),
-    (r"\.mlp_(\w+)\.", r".mlp.\1."),
-    (r"^final_layer_norm\.", "text_model.final_layer_norm."),
-    (r"\.(kernel|scale|embedding)$", ".weight"),
 )
 _T5: Rules = (
     (r"^block_(\d+)\.SelfAttention_(\w)\.", r"encoder.block.\1.layer.0.SelfAttention.\2."),
@@ -94,7 +87,7 @@ class Layout:
 _LAYOUTS: dict[type, Layout] = {
     Autoencoder: Layout(_AUTOENCODER, _OLD_ATTENTION),
     # transformers 5 writes a CLIPTextModel without the prefix.
-    ClipTextEncoder: Layout(_CLIP, ((r"^text_model\.", ""),), _CLIP_COUNTERS),
+    ClipTextEncoder: Layout(CLIP_TEXT, ((r"^text_model\.", ""),), _CLIP_COUNTERS),
     LatentUNet: Layout(_LATENT_UNET),
     T5Encoder: Layout(_T5, ((r"^shared\.", "encoder.embed_tokens."),)),
     UNet: Layout(_UNET),

@@ -13,13 +13,15 @@ from launch.runtime.checkpoints.inference import SealedCheckpoint
 from launch.runtime.ema import MAIN
 from launch.runtime.run_record import CONFIG, read_record, seed_name
 
-STAGE, CLASSIFIER, IMPORT = "stage", "classifier", "import"
+STAGE, CLASSIFIER, CLIP, IMPORT = "stage", "classifier", "clip", "import"
 
 
 def kind_of(config: Fields) -> str:
-    """Whose config it is: `STAGE`, `CLASSIFIER`, or `IMPORT` for all else."""
+    """Whose config it is: `STAGE`, `CLASSIFIER`, `CLIP`, or `IMPORT` for all else."""
     if "stage" in config:
         return STAGE
+    if "clip" in config:
+        return CLIP
     return CLASSIFIER if "model" in config and "seeds" in config else IMPORT
 
 
@@ -56,7 +58,7 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """Whose run it is: `STAGE`, `CLASSIFIER`, or `IMPORT` for other weights."""
+        """Whose run it is: `STAGE`, `CLASSIFIER`, `CLIP`, or `IMPORT` for other weights."""
         return kind_of(self.config)
 
     @functools.cached_property

@@ -19,8 +19,8 @@ def randomize(module, seed):
     with torch.no_grad():
         for parameter in module.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim == 1:
-                # Biases stay around 0, scales of norms around 1.
+            if parameter.ndim <= 1:
+                # Biases stay around 0, scales of norms around 1, single numbers where they are.
                 parameter.add_(0.2 * noise)
             else:
                 parameter.copy_(noise * parameter[0].numel() ** -0.5)

@@ -24,7 +24,7 @@ class TensorMapping:
     Attributes:
         paths: dotted, of our arrays; several lie one after the other along the file's first axis.
         shape: of each of ours.
-        axes: axis i of the file is our axis `axes[i]`.
+        axes: axis i of the file is our axis `axes[i]`. What is missing of ours has one entry.
     """
 
     paths: tuple[str, ...]
@@ -48,12 +48,19 @@ class TensorMapping:
             array: the tensor; where it holds one array of ours, any slice of it will do.
         """
         arrays = np.split(array, len(self.paths)) if len(self.paths) > 1 else [array]
-        return [array.transpose(np.argsort(self.axes)) for array in arrays]
+        arrays = [array.transpose(np.argsort(self.axes)) for array in arrays]
+        return [np.expand_dims(array, self._left_out) for array in arrays]
 
     def to_file(self, arrays: Mapping[str, Array]) -> np.ndarray:
         """The file's tensor, of our arrays by path; a view where it holds one of them."""
-        tensors = [np.asarray(arrays[path]).transpose(self.axes) for path in self.paths]
+        axes = (*self.axes, *self._left_out)
+        tensors = [np.asarray(arrays[path]).transpose(axes) for path in self.paths]
+        tensors = [x.reshape(x.shape[: len(self.axes)]) for x in tensors]
         return np.concatenate(tensors) if len(tensors) > 1 else tensors[0]
+
+    @property
+    def _left_out(self) -> tuple[int, ...]:
+        return tuple(axis for axis in range(len(self.shape)) if axis not in self.axes)
 
 
 def tensor_mappings(

@@ -203,6 +203,34 @@ def gelu(x: Array) -> Array:
     return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
 
 
+def quick_gelu(x: Array) -> Array:
+    """An early stand-in for the gelu, with which OpenAI's CLIP was trained."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def _gelu_tanh(x: Array) -> Array:
+    return jax.nn.gelu(x, approximate=True)
+
+
+# Weights are worth nothing with another one than they were trained with.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": gelu,
+    "quick_gelu": quick_gelu,
+    "gelu_tanh": _gelu_tanh,
+}
+
+
+def activation(name: str) -> Callable[[Array], Array]:
+    """The function of that name, of `ACTIVATIONS`.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in ACTIVATIONS:
+        raise InputError(f"activation={name!r}: known are {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
 def normalise_pixels(images: Float[Array, "b h w c"], pixels: str) -> Float[Array, "b h w c"]:
     """From [-1, 1] to the scale that a network's weights were trained with.
 

@@ -25,6 +25,25 @@ def test_tokens(pad, tmp_path, capsys):
     assert load_clip_tokenizer(folder, 9)([]).shape == (0, 9)
 
 
+def test_a_thousand_texts(tmp_path, capsys):
+    """Unicode, markup, long and empty ones, whose bytes are all in the vocabulary."""
+    fragments = ["dog", "cat", "a  Dog\n", "&amp;", "<b>cat</b>", "\u00e9t\u00e9", "e\u0301"]
+    fragments += ["\u732b", "\U0001f431", "don't", "it's", "<|endoftext|>", "\u00a0", "\u200d"]
+    fragments += ["12 345", "_x_", "\u00df", "\u0130"]
+    rng = np.random.default_rng(0)
+    texts = ["", " ", *fragments, "cat " * 200]
+    while len(texts) < 1000:
+        chosen = rng.choice(fragments, rng.integers(1, 12))
+        texts.append(rng.choice(["", " "]).join(map(str, chosen)))
+    folder = write_tokenizer(tmp_path, 20)
+    tokens = load_clip_tokenizer(folder, 20)(texts)
+    theirs = CLIPTokenizer.from_pretrained(folder)
+    expected = theirs(texts, padding="max_length", max_length=20, truncation=True)["input_ids"]
+    np.testing.assert_array_equal(tokens, expected)
+    assert len(np.unique(tokens)) > 40 and (tokens[:, -1] == END).all()
+    assert len(capsys.readouterr().err.splitlines()) > 100  # are told that they are cut
+
+
 def test_folders_without_one(tmp_path):
     with pytest.raises(InputError, match=r"holds no tokenizer \(tokenizer.json or vocab.json\)"):
         load_clip_tokenizer(tmp_path)

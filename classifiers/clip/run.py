@@ -1,0 +1,105 @@
+"""Finished runs of CLIP: imports of classifiers.weights, and what was trained."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+from etils import epath
+
+from classifiers import from_config
+from classifiers.clip.tokenizer import TOKENIZER, ClipTokenizer, load_clip_tokenizer
+from classifiers.models import clip
+from classifiers.models.clip import Clip
+from input_pipeline.augment.policy import Transform
+from launch.errors import InputError
+from launch.runtime.config import plain
+from launch.runtime.ema import MAIN
+from launch.runtime.run import CLIP, Run
+from launch.runtime.types import Variables
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipRun:
+    """A run of CLIP; nothing of its weights is read before it is asked for.
+
+    Attributes:
+        run: the run.
+        model: its network.
+        ema: which moving average of its weights counts.
+        best: whether those of the best step do, and not of the last one.
+    """
+
+    run: Run
+    model: Clip
+    ema: str
+    best: bool
+
+    @classmethod
+    def open(cls, path: epath.PathLike, ema: str = MAIN, best: bool = False) -> "ClipRun":
+        """Looks at a run.
+
+        Args:
+            path: of the run.
+            ema: see `Run.variables`.
+            best: see `Run.variables`.
+
+        Raises:
+            InputError: there is no such run, it is of another family, or is not finished.
+        """
+        run = Run.open(path)
+        if run.kind != CLIP:
+            raise InputError(
+                f"{path} must be a run of CLIP, got one of another kind; import CLIP's weights "
+                "with classifiers.weights"
+            )
+        run.check_finished()
+        return cls(run, clip.make(plain(run.config.clip)), ema, best)
+
+    @property
+    def name(self) -> str:
+        """What its results are called."""
+        return self.run.path.name
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of its weights."""
+        return self.run.digest(self.ema, self.best)
+
+    @functools.cached_property
+    def variables(self) -> Variables:
+        """Of both towers, on the default device."""
+        return jax.device_put(self.run.variables(self.run.shapes(), self.ema, self.best))
+
+    @property
+    def transform(self) -> Transform | None:
+        """What happens to an image before the network sees it."""
+        return from_config.make_transform(self.run.config)
+
+    @property
+    def rule(self) -> str:
+        """The same, in words."""
+        fields = sorted(plain(self.run.config.get("evaluation") or {}).items())
+        return ", ".join(f"{name} {value}" for name, value in fields if value) or "whole images"
+
+    @functools.cached_property
+    def tokenizer(self) -> ClipTokenizer:
+        """Of its texts.
+
+        Raises:
+            InputError: it has none, or one that is not of its text tower.
+        """
+        folder, text = self.run.path / TOKENIZER, self.model.text
+        if not folder.exists():
+            raise InputError(
+                f"{self.run.path}: its weights came without a tokenizer; import them again with "
+                "--tokenizer=DIR"
+            )
+        tokenizer = load_clip_tokenizer(Path(folder), text.max_length)
+        size, end = len(tokenizer.pieces), tokenizer.pieces.eos_token_id
+        if size > text.vocab_size or (text.pool == "end" and text.end_token not in (2, end)):
+            raise InputError(
+                f"{folder}: the tokenizer must have at most {text.vocab_size} tokens and end texts "
+                f"with {text.end_token}, got {size} and {end}; it is of another model"
+            )
+        return tokenizer

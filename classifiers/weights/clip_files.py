@@ -1,0 +1,215 @@
+"""CLIP's weights in and out: a run that classifiers.zero_shot and transfer read, and back.
+
+What is exported to the layout that it came from is what came, byte for byte.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import numpy as np
+from etils import epath
+
+from classifiers.clip.tokenizer import TOKENIZER, TOKENIZER_FILES
+from classifiers.models import clip
+from classifiers.weights import clip_configs
+from classifiers.weights.clip_configs import Described
+from classifiers.weights.clip_rules import (
+    COUNTERS,
+    OPEN_CLIP,
+    check_layout,
+    clip_mappings,
+)
+from classifiers.weights.preprocessing import CONFIG, Preprocessing, folder_of, read_file
+from launch.cli import say
+from launch.errors import InputError
+from launch.files import is_local, sha256, write_atomic
+from launch.runtime.atomic_folder import atomic_folder, check_target
+from launch.runtime.checkpoints import checkpoint
+from launch.runtime.checkpoints.orbax_options import check_path
+from launch.runtime.checkpoints.safetensors_header import read_header
+from launch.runtime.checkpoints.safetensors_io import (
+    Tensor,
+    check_finite,
+    open_file,
+    open_weights,
+    write_file,
+    write_model,
+)
+from launch.runtime.checkpoints.tensor_mapping import check_fit
+from launch.runtime.config import plain
+from launch.runtime.run import CLIP, Run
+from launch.runtime.run_record import write_record
+
+# Copies of what lay beside imported weights, and what their files begin with.
+_SOURCE, _HEADER = "source", ".header"
+_STEMS = {OPEN_CLIP: "open_clip_model"}
+
+
+def is_clip(path: epath.PathLike) -> bool:
+    """Whether a folder of transformers holds CLIP or SigLIP."""
+    return read_file(folder_of(path) / CONFIG).get("model_type") in ("clip", "siglip")
+
+
+def import_clip(
+    source: str,
+    target: str,
+    layout: str,
+    model: str | None = None,
+    tokenizer: str | None = None,
+) -> None:
+    """Writes weights as a finished run of CLIP.
+
+    Args:
+        source: a .safetensors file, or a folder with the weights.
+        target: a folder that is empty or not there.
+        layout: of `clip_rules.CLIP_LAYOUTS`.
+        model: of `clip.PRESETS`, with which the files are compared.
+        tokenizer: a folder with the tokenizer's files; None is that of the weights.
+
+    Raises:
+        InputError: anything is wrong with the files; nothing is written.
+    """
+    check_target(epath.Path(target))
+    check_path(target)
+    files, tensors = _open(Path(source), layout)
+    folder = folder_of(source)
+    described = clip_configs.read(folder, tensors, layout, source)
+    if model is not None:
+        clip_configs.check_preset(described.model, model, source)
+    variables = load(tensors, described, layout, source)
+    words = _tokenizer_files(Path(tokenizer) if tokenizer else folder, bool(tokenizer))
+    # Pairs, as names of tensors and files are none of a config's fields.
+    whole_numbers = [
+        (name, tensor.view().tolist()) for name, tensor in tensors.items() if _is_counter(name)
+    ]
+    config = {
+        "clip": clip.describe(described.model),
+        "total_steps": 0,
+        "evaluation": described.images.evaluation(described.size),
+        "imported": {
+            "from": source,
+            "layout": layout,
+            "files": [(path.name, sha256(epath.Path(path))) for path in files],
+            "whole_numbers": whole_numbers,
+        },
+    }
+    with atomic_folder(epath.Path(target)) as made:
+        for name, data in words.items():
+            (made / TOKENIZER).mkdir(exist_ok=True)
+            write_atomic(made / TOKENIZER / name, data)
+        copies = made / _SOURCE
+        copies.mkdir()
+        for path in sorted(folder.glob("*.json")) if Path(source).is_dir() else []:
+            write_atomic(copies / path.name, path.read_bytes())
+        for path in files:
+            write_atomic(copies / f"{path.name}{_HEADER}", read_header(path))
+        run_name = write_record(made, config, inputs={})
+        checkpoint.save_inference(made, run_name, variables)
+    if not words:
+        say(f"{target}: no tokenizer lay beside the weights; to encode texts give --tokenizer=DIR")
+
+
+def export_clip(source: str, target: str, layout: str) -> None:
+    """Writes a run of CLIP in another library's layout.
+
+    Args:
+        source: an import, or a trained run.
+        target: a local folder that is empty or not there.
+        layout: of `clip_rules.CLIP_LAYOUTS`.
+
+    Raises:
+        InputError: it is unfinished, damaged, or the layout has no such model.
+    """
+    if not is_local(target):
+        raise InputError(f"{target}: safetensors are written to local folders; name one with --to")
+    check_target(epath.Path(target))
+    run = Run.open(source)
+    if run.kind != CLIP:
+        raise InputError(f"{source} is no run of CLIP: name one with --from")
+    model = clip.make(plain(run.config.clip))
+    check_layout(model, layout)
+    shapes = run.shapes()
+    mappings = clip_mappings(model, shapes, layout)
+    arrays = flax.traverse_util.flatten_dict(run.variables(shapes), sep=".")
+    imported = plain(run.config.get("imported") or {})
+    numbers = dict(imported.get("whole_numbers", ()))
+
+    def read(name: str, dtype: np.dtype) -> np.ndarray:
+        if name in numbers:
+            return np.asarray(numbers[name], dtype)
+        return mappings[name].to_file(arrays).astype(dtype)
+
+    with atomic_folder(epath.Path(target)) as folder:
+        if imported.get("layout") == layout:
+            _write_as_imported(run, dict(imported["files"]), Path(folder), read)
+            return
+        tensors = {name: (m.file_shape, np.dtype(np.float32)) for name, m in mappings.items()}
+        write_model(Path(folder), _STEMS.get(layout, "model"), None, tensors, read)
+        evaluation = plain(run.config.evaluation)
+        size = evaluation["size"]
+        images = Preprocessing(size, 1.0, "pil_bicubic", stretch=False)
+        clip_configs.write(Path(folder), Described(model, size, images), evaluation, layout)
+        for path in (run.path / TOKENIZER).glob("*"):
+            write_atomic(folder / path.name, path.read_bytes())
+
+
+def load(
+    tensors: Mapping[str, Tensor], described: Described, layout: str, where: Any
+) -> dict[str, Any]:
+    """Variables of a model in float32, of the tensors of a layout.
+
+    Raises:
+        InputError: they are not of this model: names the first tensor that is missing, too much or
+            of another shape, or holds NaN or infinity.
+    """
+    shape = (described.size, described.size, 3)
+    shapes = clip.variable_shapes(described.model, shape)
+    mappings = clip_mappings(described.model, shapes, layout)
+    numbers = {name: tensor for name, tensor in tensors.items() if not _is_counter(name)}
+    check_fit(mappings, {name: tensor.shape for name, tensor in numbers.items()}, where)
+    arrays: dict[str, np.ndarray] = {}
+    for name, mapping in mappings.items():
+        values = numbers[name].view()
+        check_finite(name, numbers[name], values)
+        ours = mapping.to_ours(np.array(values, np.float32))
+        arrays |= zip(mapping.paths, map(np.ascontiguousarray, ours), strict=True)
+    return flax.traverse_util.unflatten_dict(arrays, sep=".")
+
+
+def _open(source: Path, layout: str) -> tuple[list[Path], dict[str, Tensor]]:
+    """The files of weights, and their tensors by name."""
+    if source.is_file():
+        return [source], open_file(source, integers=True)
+    if not source.exists():
+        raise InputError(f"{source}: there is no such file or folder; name one with weights")
+    stem = _STEMS.get(layout, "model")
+    weights = open_weights(source, stem, None, integers=True)
+    return [source / name for name in weights.files], weights.tensors
+
+
+def _is_counter(name: str) -> bool:
+    return name.rpartition(".")[2] in COUNTERS
+
+
+def _tokenizer_files(folder: Path, needed: bool) -> dict[str, bytes]:
+    found = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
+    if needed and not found:
+        raise InputError(f"--tokenizer={folder}: it holds no tokenizer; name a folder that does")
+    return {name: path.read_bytes() for name, path in found.items()}
+
+
+def _write_as_imported(
+    run: Run,
+    files: Mapping[str, str],
+    folder: Path,
+    read: Callable[[str, np.dtype], np.ndarray],
+) -> None:
+    copies = run.path / _SOURCE
+    for name, digest in files.items():
+        if write_file(folder / name, (copies / f"{name}{_HEADER}").read_bytes(), read) != digest:
+            raise InputError(f"{run.path}: {name} is not what was imported; import it again")
+    others = [path for path in copies.iterdir() if not path.name.endswith(_HEADER)]
+    for path in [*others, *(run.path / TOKENIZER).glob("*")]:
+        write_atomic(folder / path.name, path.read_bytes())
