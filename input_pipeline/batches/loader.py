@@ -71,6 +71,10 @@ def _example(source: Source, i: int, transform: Transform | None) -> Example:
 
 
 def _stack(examples: Sequence[Example]) -> Batch:
+    if "caption" in examples[0]:
+        raise InputError(
+            "caption is read by classifiers.train_clip alone; leave the field out of the source"
+        )
     shapes = sorted({example["image"].shape for example in examples})
     if len(shapes) > 1:
         small, large = ("x".join(map(str, shape)) for shape in (shapes[0], shapes[-1]))

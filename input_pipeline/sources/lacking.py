@@ -19,6 +19,7 @@ _DEFAULTS: Defaults = {
     "image": "image",
     "label": "label",
     "key": "",
+    "caption": "",
     "row_groups": 4,
     "class_names": unset(tuple),
     "per_class": unset(int),

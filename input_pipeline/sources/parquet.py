@@ -25,6 +25,7 @@ _NUMBERED = re.compile(r"(.+)-\d+-of-(\d+)(?:-\w+)?\.parquet")
 _AGAIN = "fetch it again"
 # What files are called that hold a whole split.
 _SPLITS = ("train", "validation", "valid", "val", "dev", "test")
+NO_CLASSES = ("all",)
 _BATCH_ROWS = 64  # at 30 MB each these are 2 GB
 
 
@@ -45,6 +46,7 @@ class ParquetSource:
         class_names: Sequence[str] | None = None,
         row_groups: int = 4,
         upright: Any = None,
+        caption: str = "",
     ):
         """Opens files: reads their footers and the column of labels.
 
@@ -53,10 +55,11 @@ class ParquetSource:
             split: takes the files `SPLIT-00000-of-0000N.parquet`, or `SPLIT.parquet`, of the folder
                 only.
             image: name of a column of bytes, or of structs with the field `bytes`.
-            label: name of a column of integers.
+            label: name of a column of integers; '' is none, and all images are of one class.
             class_names: the name of each label, where the files do not say it.
             row_groups: how many are kept in memory.
             upright: see `ImageFolder`.
+            caption: name of a column of texts, which examples have as their 'caption'; '' is none.
 
         Raises:
             InputError: a file is missing or damaged, has another schema or other classes than the
@@ -64,9 +67,11 @@ class ParquetSource:
         """
         self._paths = _paths(os.fspath(path), split)
         self._root = os.path.commonpath([os.path.dirname(path) for path in self._paths])
-        self._columns = (image, label)
+        self._columns = (image, caption) if caption else (image,)
         self._row_groups = row_groups
-        opened = [_File(path, image, label) for path in self._paths]
+        opened = [_File(path, image, label, caption) for path in self._paths]
+        if not label and class_names is None:
+            class_names = NO_CLASSES
         # By what everything else calls the same classes: folders, lists, runs, label maps.
         self.class_names = imagenet.canonical_names(_class_names(opened, class_names))
         self._upright = imagenet.upright(upright, self.class_names)
@@ -92,14 +97,21 @@ class ParquetSource:
         i = operator.index(i)
         group, _, row = self._locate(i)
         try:
-            data = self._group(group)[row].as_py()
+            fields = self._group(group)
+            data = fields[0][row].as_py()
             data = data["bytes"] if isinstance(data, dict) else data
+            texts = [column[row].as_py() for column in fields[1:]]
             if not data:
                 raise InputError("holds no bytes of an image; fetch the file with its images")
             pixels = decode(data, self._upright)
         except InputError as error:
             raise InputError(f"{self._where(i)}: {error}") from None
-        return {"image": pixels, "label": self.labels[i], "domain": self.domain[i]}
+        if None in texts:
+            raise InputError(
+                f"{self._where(i)}: no caption; leave its file out, or the field caption"
+            )
+        example = {"image": pixels, "label": self.labels[i], "domain": self.domain[i]}
+        return example | dict(zip(("caption",), texts, strict=False))
 
     def key(self, i: int) -> str:
         """File and row of image i."""
@@ -140,7 +152,7 @@ class ParquetSource:
         return f"{self._locate(i)[1]}: row {self._row(i)}"
 
     def _group(self, group: int) -> Any:
-        """The encoded images of a row group."""
+        """The encoded images of a row group, and their captions if these are asked for."""
         with self._lock:
             if group in self._cache:
                 self._cache.move_to_end(group)
@@ -164,38 +176,40 @@ class ParquetSource:
                 self._paths[number], metadata=self._footers[number], page_checksum_verification=True
             ) as file:
                 # Arrow cannot read structs of more than 2 GB at once, nor join them.
-                batches = file.iter_batches(_BATCH_ROWS, [inner], [self._columns[0]])
-                parts = [batch.column(0) for batch in batches]
+                batches = list(file.iter_batches(_BATCH_ROWS, [inner], list(self._columns)))
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"its row group cannot be read ({_line(error)}); {_AGAIN}") from None
-        if (length := sum(map(len, parts))) != num_rows:
+        if (length := sum(map(len, batches))) != num_rows:
             raise InputError(f"its row group has {length} images, not {num_rows}; {_AGAIN}")
-        return pa.chunked_array(parts)
+        return [pa.chunked_array([part.column(name) for part in batches]) for name in self._columns]
 
 
 class _File:
     """What a file says besides its images."""
 
-    def __init__(self, path: str, image: str, label: str):
+    def __init__(self, path: str, image: str, label: str, caption: str):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 self.path, self.footer, self.schema = path, file.metadata, file.schema_arrow
-                self._check_columns(image, label)
-                column = file.read([label]).column(0)
+                self._check_columns(image, label, caption)
+                column = file.read([label]).column(0) if label else None
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{path}: no whole Parquet file ({_line(error)}); {_AGAIN}") from None
-        if len(column) != sum(rows for _, rows in self.groups()):
+        self.digest, self._label = _footer_digest(path), label
+        rows = sum(rows for _, rows in self.groups())
+        if column is None:
+            self.labels = np.zeros(rows, np.int32)
+            return
+        if len(column) != rows:
             raise InputError(f"{path}: not as many labels as rows; {_AGAIN}")
         if column.null_count:
             raise InputError(
                 f"{path}: {column.null_count} rows have no label; choose another split"
             )
         self.labels = column.to_numpy().astype(np.int32)
-        self.digest = _footer_digest(path)
-        self._label = label
 
     def groups(self) -> list[tuple[int, int]]:
         """Number of each row group, and its rows."""
@@ -210,14 +224,17 @@ class _File:
             node = node.get(field) if isinstance(node, dict) else None
         return tuple(map(str, node)) if node and isinstance(node, list) else None
 
-    def _check_columns(self, image: str, label: str) -> None:
+    def _check_columns(self, image: str, label: str, caption: str) -> None:
         import pyarrow as pa
 
         columns = listed(f"{field.name} ({field.type})" for field in self.schema)
         for name, kind, fits in (
             (image, "bytes or of structs with bytes", _holds_bytes),
             (label, "integers", pa.types.is_integer),
+            (caption, "texts", _holds_text),
         ):
+            if name == "" and kind != "bytes or of structs with bytes":
+                continue
             if name not in self.schema.names or not fits(self.schema.field(name).type):
                 raise InputError(f"{self.path}: no column {name!r} of {kind}; it has {columns}")
 
@@ -229,6 +246,12 @@ def _holds_bytes(kind: Any) -> bool:
         names = [kind.field(i).name for i in range(kind.num_fields)]
         return "bytes" in names and _holds_bytes(kind.field("bytes").type)
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _holds_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _paths(path: str, split: str | None) -> list[str]:

@@ -12,6 +12,7 @@ from input_pipeline.sources.digits import digits
 from input_pipeline.sources.image_folder import ImageFolder
 from input_pipeline.sources.parquet import ParquetSource
 from input_pipeline.sources.tfds import TfdsSource
+from input_pipeline.sources.webdataset import WebDataset
 from input_pipeline.synthetic.source import SyntheticSource
 from launch.errors import InputError
 from launch.fields import Fields
@@ -27,14 +28,17 @@ def load(spec: Fields) -> Source:
             a part, and `on_damage`: a record that cannot be read is an 'error' (default), or 'skip'
             lets another of its class stand for it, see `damaged_records.SkipDamaged`.
             digits: `split`.
-            synthetic: `path`, and `copies` to take only the first so many copies of the real set.
+            synthetic: `path`, `copies` to take only the first so many copies of the real set, and
+                `caption`, see `SyntheticSource`.
             image_folder: `path`, `root` and `upright`, see `ImageFolder`; and `held_out`, how many
                 images of every class are the `split` 'validation' and not 'train'; `standin`, see
                 `standin.make`: what is drawn instead where there is nothing at `path`.
             tfds: `split` in the syntax of TFDS, and `path`, or `data_set` and `data_dir`, see
-                `tfds_prepared.locate`; `image`, `label` and `key` name fields, `upright`, see
-                `TfdsSource`.
+                `tfds_prepared.locate`; `image`, `label`, `key` and `caption` name fields,
+                `upright`, see `TfdsSource`.
             parquet: see `ParquetSource`.
+            webdataset: see `WebDataset`.
+            With `caption` (of those that have the field) examples have a text for training CLIP.
 
     Raises:
         InputError: an unknown name, field or split, or a set that is missing, damaged or not
@@ -63,7 +67,7 @@ def load(spec: Fields) -> Source:
 
 
 def _synthetic(spec: Fields) -> Source:
-    source = SyntheticSource(spec["path"])
+    source = SyntheticSource(spec["path"], spec.get("caption", ""))
     return source.first_copies(spec["copies"]) if "copies" in spec else source
 
 
@@ -110,8 +114,14 @@ def _parquet(spec: Fields) -> ParquetSource:
     return ParquetSource(spec["path"], **fields)
 
 
-_TFDS_FIELDS = ("image", "label", "key", "upright")
-_PARQUET_FIELDS = ("split", "image", "label", "class_names", "row_groups", "upright")
+def _webdataset(spec: Fields) -> WebDataset:
+    fields = {key: spec[key] for key in _WEBDATASET_FIELDS if key in spec}
+    return WebDataset(spec["path"], **fields)
+
+
+_TFDS_FIELDS = ("image", "label", "key", "upright", "caption")
+_PARQUET_FIELDS = ("split", "image", "label", "class_names", "row_groups", "upright", "caption")
+_WEBDATASET_FIELDS = ("caption", "class_names", "upright")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,10 +141,11 @@ class _Kind:
 
 KINDS = {
     "digits": _Kind(lambda spec: digits(spec["split"]), "split"),
-    "synthetic": _Kind(_synthetic, "path", ("copies",)),
+    "synthetic": _Kind(_synthetic, "path", ("copies", "caption")),
     "image_folder": _Kind(
         _image_folder, "path", ("root", "split", "held_out", "upright", "standin")
     ),
     "tfds": _Kind(_tfds, "split", ("path", "data_set", "data_dir", *_TFDS_FIELDS)),
     "parquet": _Kind(_parquet, "path", _PARQUET_FIELDS),
+    "webdataset": _Kind(_webdataset, "path", _WEBDATASET_FIELDS),
 }

@@ -38,6 +38,7 @@ class TfdsSource:
         label: str = "label",
         key: str = "",
         upright: Any = False,
+        caption: str = "",
     ):
         """Opens a split.
 
@@ -48,12 +49,14 @@ class TfdsSource:
             label: name of the field of labels.
             key: see `tfds_prepared.open_split`.
             upright: turns images as their EXIF orientation says, which TFDS itself ignores.
+            caption: name of a text, which examples have as their 'caption'; '' is none.
 
         Raises:
             InputError: see `open_split`; a shard is missing or another set's; a label is no class.
         """
-        self._split = tfds_prepared.open_split(tfds_prepared.find(folder), split, image, label, key)
-        self._fields = (image, label)
+        found = tfds_prepared.find(folder)
+        self._split = tfds_prepared.open_split(found, split, image, label, key, caption)
+        self._fields, self._caption = (image, label), caption
         self._upright = imagenet.upright(upright, ())
         self.class_names = self._split.class_names
         slices = self._split.slices
@@ -94,9 +97,11 @@ class TfdsSource:
                     f"{shard.index_paths()}"
                 )
             pixels = decode(field(fields, image, bytes), self._upright)
+            texts = [field(fields, name, bytes).decode() for name in (self._caption,) if name]
         except InputError as error:
             raise InputError(f"{shard.file.where(record)}: {error}") from None
-        return {"image": pixels, "label": self.labels[i], "domain": self.domain[i]}
+        example = {"image": pixels, "label": self.labels[i], "domain": self.domain[i]}
+        return example | dict(zip(("caption",), texts, strict=False))
 
     def key(self, i: int) -> str:
         """The name of record i that the data set gives it, or else `shard:record`.

@@ -120,7 +120,12 @@ def _configs(folder: epath.Path) -> list[str]:
 
 
 def open_split(
-    folder: epath.PathLike, split: str, image: str = "image", label: str = "label", key: str = ""
+    folder: epath.PathLike,
+    split: str,
+    image: str = "image",
+    label: str = "label",
+    key: str = "",
+    caption: str = "",
 ) -> Split:
     """Reads what TFDS wrote about a data set.
 
@@ -130,6 +135,7 @@ def open_split(
         image: name of the field of images.
         label: name of the field of labels.
         key: name of the text that names a record; '' is `file_name` if there is one.
+        caption: name of a text; '' is none.
 
     Raises:
         InputError: a file is missing or damaged, or there is no such field, split or slice.
@@ -149,7 +155,7 @@ def open_split(
         raise InputError(
             f"{folder}: written as {file_format}; prepare it as {' or '.join(_FORMATS)}"
         )
-    for name, kind in ((image, "Image"), (label, "ClassLabel"), (key, "Text")):
+    for name, kind in ((image, "Image"), (label, "ClassLabel"), (key, "Text"), (caption, "Text")):
         _check_field(folder, features, name, kind)
     return Split(
         folder=folder,

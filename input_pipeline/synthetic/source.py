@@ -26,6 +26,7 @@ from launch import files
 from launch.errors import InputError
 
 SYNTHETIC = 1  # the domain of generated images
+CAPTIONS = ("prompt", "class_name")
 FIELDS = {"image": bytes, "label": int, "class_name": bytes, "prompt": bytes, "index": int}
 
 
@@ -37,13 +38,22 @@ class SyntheticSource:
         plan: which image is where.
     """
 
-    def __init__(self, folder: epath.PathLike):
+    def __init__(self, folder: epath.PathLike, caption: str = ""):
         """Opens a set.
+
+        Args:
+            folder: of the set.
+            caption: examples have a 'caption' of it, 'prompt' or 'class_name'; '' is none.
 
         Raises:
             InputError: the set is not complete, a shard is missing or has another size, or the
-                manifest is damaged.
+                manifest is damaged; there is no such caption.
         """
+        if caption not in ("", *CAPTIONS):
+            raise InputError(
+                f"caption must be one of {', '.join(CAPTIONS)}, got {caption!r}; choose one"
+            )
+        self._caption = caption
         tf_example.load_messages()
         self._folder = epath.Path(folder)
         path = self._folder / MANIFEST
@@ -86,7 +96,8 @@ class SyntheticSource:
             InputError: its record is damaged or is not the record of image i.
         """
         record = self._record(range(len(self))[i])
-        return {"image": record["image"], "label": self.labels[i], "domain": self.domain[i]}
+        example = {"image": record["image"], "label": self.labels[i], "domain": self.domain[i]}
+        return {**example, "caption": record[self._caption]} if self._caption else example
 
     def records(self, indices: Iterable[SupportsIndex] | None = None) -> Iterator[dict[str, Any]]:
         """All that the set says of its images: `for record in SyntheticSource(folder).records()`.
