@@ -39,16 +39,22 @@ class ClipTokenizer:
     pieces: Any
     max_length: int
 
-    def __call__(self, prompts: Sequence[str]) -> Int[np.ndarray, "n length"]:
-        """Ids; what is too long loses its end, and a line on stderr names the prompt."""
+    def __call__(self, prompts: Sequence[str], warn: bool = True) -> Int[np.ndarray, "n length"]:
+        """Ids; what is too long loses its end.
+
+        Args:
+            prompts: any texts.
+            warn: whether a line on stderr then names the prompt.
+        """
         tokens = np.full((len(prompts), self.max_length), self.pieces.pad_token_id, np.int32)
         rows = self.pieces(list(prompts), verbose=False)["input_ids"] if prompts else []
         for prompt, row, ids in zip(prompts, tokens, rows, strict=True):
             if len(ids) > self.max_length:
-                say(
-                    f"warning: prompt {prompt!r} has {len(ids)} tokens, the text encoder takes "
-                    f"{self.max_length}: its end is cut off"
-                )
+                if warn:
+                    say(
+                        f"warning: prompt {prompt!r} has {len(ids)} tokens, the text encoder takes "
+                        f"{self.max_length}: its end is cut off"
+                    )
                 ids = [*ids[: self.max_length - 1], self.pieces.eos_token_id]
             row[: len(ids)] = ids
         return tokens

@@ -73,6 +73,14 @@ VARIANTS = {
         "data=x.zip,generated=x,runlocal",
     ],
     "configs/cifar10/sweep.py": ["stage=base16", "extractor=x", "data=x.zip,root=a,runlocal"],
+    "configs/clip/tiny.py": ["arm=generated,generated=x", "arm=real+generated"],
+    "configs/clip/vit_b16.py": [
+        "arm=generated,generated=x",
+        "arm=real+generated,parquet=x,tokenizer=y",
+        "arm=random,data=x,pairs=4000000,epochs=16,batch=4096",
+        "imagenet=x.zip,val=a",
+        "tfds=x",
+    ],
     "configs/deepfloyd/sample.py": ["size=l", "size=xl", "size=l,runlocal", "hub", "hub,size=l"],
     "configs/digits/classifier.py": [
         "arm=pool",

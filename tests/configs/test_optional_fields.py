@@ -38,6 +38,7 @@ TASKS += (
     "classifiers.train",
     "classifiers.evaluate",
     "classifiers.study",
+    "classifiers.train_clip",
 )
 # Files that others have written are read there, and no configs.
 OTHER_FILES = ("imagen_ft/weights/", "classifiers/weights/", "input_pipeline/synthetic/")
@@ -56,6 +57,7 @@ OTHER_CONFIGS = {
         *("imagen_ft/text/", "launch/runtime/"),
     ),
     "classifiers.train": (),
+    "classifiers.train_clip": ("classifiers/extractors/", "classifiers/from_config.py"),
     "classifiers.evaluate": (*_CLASSIFIERS, "launch/"),
     "classifiers.study": (  # Its jobs have them.
         *(*_CLASSIFIERS, "classifiers/train.py", "classifiers/training/"),
@@ -70,6 +72,7 @@ OTHER_FIELDS = {
     "imagen_ft.evaluate": {"low"},
     "imagen_ft.sweep": {"environment", "write"},
     "classifiers.train": {"evaluation_metric", "every"},
+    "classifiers.train_clip": {"evaluation_metric", "every"},
     "classifiers.evaluate": {"kind"},
 }
 ROOMS = ("imagen_ft", "classifiers", "input_pipeline", "launch")

@@ -17,6 +17,7 @@ WEIGHTS = ["--from=x", "--to={folder}/weights"]
 TOGETHER = {
     "classifiers.evaluate": ["--config=configs/digits/evaluate.py", *TASK],
     "classifiers.train": ["--config=configs/digits/classifier.py", *TASK],
+    "classifiers.train_clip": ["--config=configs/clip/tiny.py", *TASK],
     "imagen_ft.evaluate": ["--config=configs/digits/evaluate_images.py", *TASK],
     "imagen_ft.filter": ["--config=configs/digits/filter.py", *TASK],
     "imagen_ft.finetune": ["--config=configs/digits/finetune_base4.py", *TASK],

@@ -1,0 +1,182 @@
+"""Images with texts: what a batch of contrastive training holds, and how it is read."""
+
+import dataclasses
+import functools
+import math
+from typing import Any, SupportsIndex
+
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from classifiers import from_config
+from classifiers.clip import templates
+from classifiers.clip.tokenizer import ClipTokenizer
+from input_pipeline import sources
+from input_pipeline.augment.policy import Augment, Transform
+from input_pipeline.batches import loader
+from input_pipeline.batches.mixture import Union, check_weight
+from input_pipeline.batches.workers import count_workers
+from input_pipeline.imagenet import in_words
+from input_pipeline.source import Example, Source, Wrapper
+from input_pipeline.sources.parquet import NO_CLASSES
+from launch.errors import InputError
+from launch.runtime.devices.mesh import local_rows
+from launch.runtime.types import Reader
+
+# All images count alike; or of those of one caption, one is drawn anew at every step.
+UNION, ONE_OF_EACH = "union", "one_of_each"
+DRAWS = (UNION, ONE_OF_EACH)
+# Captions that are compared before images of several sources count as of one caption.
+_COMPARED = 16
+
+
+class Captioned(Wrapper):
+    """Images with a 'caption' or, where they have none, a 'class_name'; all are of one class."""
+
+    def __init__(self, source: Source):
+        super().__init__(source)
+        self._names, self.class_names = source.class_names, NO_CLASSES
+        self._labels, self.labels = source.labels, np.zeros_like(source.labels)
+
+    def __getitem__(self, i: SupportsIndex) -> Example:
+        found = self._source[i]
+        if "caption" in found:
+            return found
+        return {**found, "class_name": in_words(self._names[int(self._labels[i])])}
+
+
+class Numbered(Wrapper):
+    """A source of the numbers of examples, which are read when it is known which of them count."""
+
+    def __getitem__(self, i: SupportsIndex) -> Example:
+        return {"number": int(i)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """Reads, augments and tokenizes an example, with the randomness of its place in the run.
+
+    Attributes:
+        choices: sources; of several one is drawn for each example.
+        sentences: templates for the class names of images without a caption; one is drawn.
+        tokenizer: of captions.
+        augment: of images; None is nothing.
+        transform: of images, where there is no augmentation.
+    """
+
+    choices: tuple[Source, ...]
+    sentences: tuple[str, ...]
+    tokenizer: ClipTokenizer
+    augment: Augment | None
+    transform: Transform | None
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """'image' uint8 [h, w, c], 'tokens' int32 [length], 'domain' of an example's 'number'."""
+        source = self.choices[int(rng.integers(len(self.choices)))]
+        found = source[example["number"]]
+        if "caption" in found:
+            caption = found["caption"]
+        else:
+            sentence = self.sentences[int(rng.integers(len(self.sentences)))]
+            caption = templates.fill(sentence, found["class_name"])
+        if self.augment:
+            found = self.augment(found, rng)
+        elif self.transform:
+            found = self.transform(found)
+        tokens = self.tokenizer([caption], warn=False)[0]
+        return {"image": found["image"], "tokens": tokens, "domain": found["domain"]}
+
+
+def open_pairs(config: ml_collections.ConfigDict) -> tuple[dict[str, Captioned], Source]:
+    """The sources of `config.train_sources`, and that of all examples of an epoch.
+
+    Raises:
+        InputError: one is missing or damaged; `config.draw` is unknown, or asks for sources of one
+            length and captions, which they have not.
+    """
+    draw = config.get("draw", UNION)
+    if draw not in DRAWS:
+        raise InputError(f"config.draw must be one of {', '.join(DRAWS)}, got {draw!r}; take one")
+    opened = {name: Captioned(sources.load(spec)) for name, spec in config.train_sources.items()}
+    if draw == UNION:
+        union: Source = Union(list(opened.values()))
+        if (weight := config.get("synthetic_weight")) is not None:
+            check_weight(union.domain, weight)
+        return opened, union
+    _check_same_captions(opened)
+    if config.get("synthetic_weight") is not None:
+        raise InputError(
+            f"config.synthetic_weight={config.synthetic_weight}: with draw={ONE_OF_EACH!r} each "
+            "source is drawn equally often; leave it out"
+        )
+    return opened, next(iter(opened.values()))
+
+
+def make_reader(
+    config: ml_collections.ConfigDict,
+    opened: dict[str, Captioned],
+    whole: Source,
+    tokenizer: ClipTokenizer,
+    shape: tuple[int, int, int],
+    mesh: Mesh,
+) -> Reader:
+    """What reads the batches of a run.
+
+    Args:
+        config: `draw`, `templates`, `augment`, `evaluation`, `batch_size`, `seed`, and if it has
+            them `synthetic_weight` and `loader_workers`.
+        opened: the sources, by name.
+        whole: of all examples of an epoch, see `open_pairs`.
+        tokenizer: of captions.
+        shape: of an image, [h, w, c].
+        mesh: where the batches go.
+    """
+    rows = local_rows(mesh, config.batch_size)
+    one_of_each = config.get("draw", UNION) == ONE_OF_EACH
+    draw = Draw(
+        tuple(opened.values()) if one_of_each else (whole,),
+        templates.load(config.get("templates", "1")),
+        tokenizer,
+        from_config.make_augment(config),
+        from_config.make_transform(config),
+    )
+    batches = loader.batches(
+        Numbered(whole),
+        config.batch_size,
+        config.seed,
+        augment=draw,
+        rows=rows,
+        synthetic_weight=config.get("synthetic_weight"),
+    )
+    workers = count_workers(config.get("loader_workers", 0), len(rows) * math.prod(shape))
+    return functools.partial(loader.iterate, batches, workers=workers)
+
+
+def _check_same_captions(opened: dict[str, Captioned]) -> None:
+    """Looks whether image n of every source has one caption; at some of them."""
+    (first, source), *others = opened.items()
+    if not others:
+        raise InputError(
+            f"config.train_sources must be at least two with draw={ONE_OF_EACH!r}, got {first}; "
+            "add one, or leave draw out"
+        )
+    for name, other in others:
+        if len(other) != len(source):
+            raise InputError(
+                f"config.train_sources.{name} must have an image for each of the {len(source):,} "
+                f"of {first} with draw={ONE_OF_EACH!r}, got {len(other):,}; generate them from its "
+                "captions"
+            )
+        for i in np.linspace(0, len(source) - 1, min(_COMPARED, len(source))).astype(int).tolist():
+            texts = [_caption_of(one, i) for one in (source, other)]
+            if texts[0] != texts[1]:
+                raise InputError(
+                    f"config.train_sources.{name}: image {other.key(i)} must be of the caption "
+                    f"{texts[0]!r}, as in {first}, got {texts[1]!r}; generate it from that"
+                )
+
+
+def _caption_of(source: Source, i: int) -> Any:
+    example = source[i]
+    return example.get("caption", example.get("class_name"))

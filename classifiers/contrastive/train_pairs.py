@@ -1,0 +1,65 @@
+"""The training of CLIP, from opened images to its last checkpoint."""
+
+import functools
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+
+from classifiers.contrastive import curves, pairs, words
+from classifiers.contrastive.evaluation import make_evaluation
+from classifiers.contrastive.training import Training
+from input_pipeline.source import Source, check_labels
+from launch.cli import say
+from launch.files import json_digest
+from launch.runtime.devices.distributed import on_first_process
+from launch.runtime.training.loop import fit
+from launch.runtime.workdir import claim_workdir
+
+
+def train_pairs(training: Training, evaluation: Source, mesh: Mesh, workdir: epath.Path) -> None:
+    """Trains CLIP, or goes on with it.
+
+    Args:
+        training: what the config says.
+        evaluation: the images of `config.evaluation_source`.
+        mesh: where the state lives.
+        workdir: the run directory.
+
+    Raises:
+        InputError: images, captions, weights, the tokenizer or the run directory do not fit the
+            config.
+    """
+    config, text = training.config, training.model.text
+    contents = words.read_files(config.tokenizer, text.max_length)
+    tokenizer = words.open_tokenizer(contents, text)
+    opened, whole = pairs.open_pairs(config)
+    check_labels(evaluation)
+    inputs = {name: digest for name, source in opened.items() if (digest := source.digest())}
+    texts = {name: data.decode("latin-1") for name, data in contents.items()}
+    inputs["tokenizer"] = json_digest(texts)
+    if training.start:
+        inputs["init_from"] = training.start.digest
+    batches = pairs.make_reader(config, opened, whole, tokenizer, training.image_shape, mesh)
+    accuracy = make_evaluation(training, evaluation, tokenizer, mesh)
+    run_name = claim_workdir(workdir, config, inputs)
+    on_first_process(lambda: words.keep(contents, workdir))
+    with jax.set_mesh(mesh):
+        fit(
+            workdir=workdir,
+            run_name=run_name,
+            config=config,
+            mesh=mesh,
+            abstract=training.abstract,
+            create=functools.partial(training.create, mesh),
+            train_step=training.step(mesh),
+            batches=batches,
+            evaluate=lambda state: {"zero_shot_accuracy": accuracy(state.inference_variables)},
+            label=workdir.name,
+        )
+    on_first_process(lambda: curves.write(workdir))
+    if jax.process_index() == 0:
+        say(
+            f"{workdir.name}: see learning_curves.png in {workdir}; classifiers.zero_shot measures "
+            "it on other sets"
+        )

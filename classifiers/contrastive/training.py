@@ -1,0 +1,205 @@
+"""What a config says of the training of CLIP, and its update."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from etils import epath
+from jax.sharding import Mesh
+
+from classifiers.clip.run import ClipRun
+from classifiers.contrastive.losses import Loss, make_loss
+from classifiers.models import clip
+from classifiers.models.clip import Clip
+from launch.errors import InputError
+from launch.runtime.config import plain
+from launch.runtime.devices.mesh import batch_sharding, with_shardings
+from launch.runtime.ema import Decay, make_decays
+from launch.runtime.images import to_float
+from launch.runtime.limits import MOST, check_numbers
+from launch.runtime.optional_fields import Defaults, below, defaults_of
+from launch.runtime.state import TrainState, abstract_state, create_state, state_of
+from launch.runtime.training.loop import check_training
+from launch.runtime.training.optimizers import make_optimizer, make_schedule
+from launch.runtime.training.train_step import TrainStep, make_step
+from launch.runtime.types import Array, Batch, Variables
+
+# Radford et al. 2021, section 2.5: logits are scaled by 100 at the most.
+_LIMIT = math.log(100)
+_DROP_SEED = 1
+_MAY_DIFFER = ("dtype", "remat")
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What a config says of a run, with nothing loaded and nothing allocated.
+
+    Attributes:
+        config: of the run.
+        model: the network.
+        image_shape: [h, w, c] of what it is given.
+        loss: of a batch's features.
+        tx: the optimiser.
+        schedule: its learning rate at each step.
+        decays: of the moving averages.
+        abstract: shapes of the state.
+    """
+
+    config: ml_collections.ConfigDict
+    model: Clip
+    image_shape: tuple[int, int, int]
+    loss: Loss
+    tx: optax.GradientTransformation
+    schedule: optax.Schedule
+    decays: dict[str, Decay]
+    abstract: TrainState
+
+    @classmethod
+    def of(cls, config: ml_collections.ConfigDict, image_shape: tuple[int, int, int]) -> "Training":
+        """Reads a config.
+
+        Args:
+            config: `clip`, see `clip.make`; `loss_chunk`, see `losses.make_loss`; `ema`,
+                `optimizer`, `total_steps`.
+            image_shape: of the images, [h, w, c].
+
+        Raises:
+            InputError: a field is wrong.
+        """
+        check_numbers(config, {"loss_chunk": (0, MOST)})
+        model = clip.make(plain(config.clip))
+        tx = make_optimizer(config.optimizer, config.total_steps)
+        if not model.sigmoid:
+            tx = optax.chain(tx, _bounded_scale())
+        schedule = make_schedule(config.optimizer, config.total_steps)
+        decays = make_decays(config.ema)
+        clip.variable_shapes(model, image_shape)  # Fields that do not fit together end here.
+        init = functools.partial(_init, model, image_shape)
+        abstract = abstract_state(init, (jax.random.key(0),), tx, decays)
+        loss = make_loss(model.sigmoid, config.get("loss_chunk", 0))
+        return cls(config, model, image_shape, loss, tx, schedule, decays, abstract)
+
+    @functools.cached_property
+    def start(self) -> ClipRun | None:
+        """The run that `config.init_from` names; None for new weights.
+
+        Raises:
+            InputError: it is no run of CLIP, unfinished, or of another network.
+        """
+        path = self.config.get("init_from")
+        if not path:
+            return None
+        run = ClipRun.open(epath.Path(path))
+        theirs, ours = (_facts(model) for model in (run.model, self.model))
+        for field in sorted(theirs.keys() | ours.keys()):
+            if theirs.get(field) != ours.get(field):
+                raise InputError(
+                    f"config.clip must be the network of init_from={path}, whose {field} is "
+                    f"{theirs.get(field)!r}, got {ours.get(field)!r}; give both the same"
+                )
+        return run
+
+    def create(self, mesh: Mesh) -> TrainState:
+        """The state of step 0: of new weights, or those of `start`."""
+        start = self.start
+        if start is None:
+            init = functools.partial(_init, self.model, self.image_shape)
+            key = jax.random.key(self.config.seed)
+            return create_state(init, (key,), self.tx, self.decays, mesh)
+        shapes = start.run.shapes()
+        if jax.tree.map(jnp.shape, shapes) != jax.tree.map(jnp.shape, self.abstract.variables):
+            raise InputError(
+                f"config.init_from={self.config.init_from} must be of images of "
+                f"{self.image_shape[0]} px, got others; set config.evaluation.size to its size"
+            )
+        variables = start.run.variables(with_shardings(mesh, shapes))
+        return state_of(variables, self.tx, self.decays, mesh)
+
+    def update(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+        """One step: the new state and its metrics.
+
+        Args:
+            state: before it.
+            batch: 'image' uint8 [b, h, w, c], 'tokens' int32 [b, length], 'domain' [b].
+        """
+        images, tokens = to_float(batch["image"]), batch["tokens"]
+        rngs = {"dropout": jax.random.fold_in(jax.random.key(_DROP_SEED), state.step)}
+
+        def loss_of(params: Any) -> tuple[Array, tuple[Array, Variables]]:
+            variables = {**state.variables, "params": params}
+            # Flax says any of what apply returns.
+            result: Any = self.model.apply(
+                variables, images, tokens, train=True, mutable=["batch_stats"], rngs=rngs
+            )
+            pairs, model_state = result
+            return self.loss(pairs), (pairs.scale, model_state)
+
+        (loss, (scale, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(
+            state.variables["params"]
+        )
+        rate = jnp.asarray(self.schedule(state.step), jnp.float32)
+        state, norms = state.update(grads, self.tx, self.decays, model_state)
+        return state, {"loss": loss, "logit_scale": scale, "learning_rate": rate, **norms}
+
+    def step(self, mesh: Mesh) -> TrainStep:
+        """The update on a mesh."""
+        return make_step(self.update, mesh, self.abstract)
+
+    def lower(self, mesh: Mesh) -> jax.stages.Lowered:
+        """The update's program for a mesh whose devices need not be there."""
+        check_training(self.config, mesh)
+        count, rows = self.config.batch_size, batch_sharding(mesh)
+
+        def shape(*sizes: int, dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(sizes, dtype, sharding=rows)
+
+        images = shape(count, *self.image_shape, dtype=np.uint8)
+        tokens = shape(count, self.model.text.max_length)
+        batch = dict(image=images, tokens=tokens, domain=shape(count))
+        with jax.set_mesh(mesh):
+            return self.step(mesh).lower(with_shardings(mesh, self.abstract), batch)
+
+
+def lacking_in_clip(section: ml_collections.ConfigDict) -> Defaults:
+    """Fields of `clip.make` that the section `clip` lacks."""
+    model = clip.make(plain(section))
+    fields = below("clip", section, defaults_of(model, leave_out=("image", "text")))
+    for name, tower in (("image", model.image), ("text", model.text)):
+        own = defaults_of(tower, leave_out=("num_classes", "dtype"))
+        fields |= below(f"clip.{name}", section.get(name) or {}, own)
+    return fields
+
+
+def _init(model: Clip, image_shape: tuple[int, int, int], key: jax.Array) -> dict[str, Any]:
+    tokens = jnp.zeros((1, model.text.max_length), jnp.int32)
+    return dict(model.init(key, jnp.zeros((1, *image_shape)), tokens))
+
+
+def _facts(model: Clip) -> dict[str, Any]:
+    """Fields by dotted name that decide what weights mean."""
+    described = clip.describe(model)
+    facts = {name: x for name, x in described.items() if name not in ("image", "text")}
+    for tower in ("image", "text"):
+        facts |= {f"{tower}.{name}": value for name, value in described[tower].items()}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in facts.items()
+        if name.rpartition(".")[2] not in _MAY_DIFFER
+    }
+
+
+def _bounded_scale() -> optax.GradientTransformation:
+    """Keeps the logarithm of the logits' scale from 0 to that of 100."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        scale = params["logit_scale"]
+        bounded = jnp.clip(scale + updates["logit_scale"], 0.0, _LIMIT) - scale
+        return {**updates, "logit_scale": bounded}, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

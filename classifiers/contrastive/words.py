@@ -1,0 +1,76 @@
+"""The tokenizer that a run is trained with: its files, from where they are to the run's own."""
+
+import tempfile
+from pathlib import Path
+
+from etils import epath
+
+from classifiers.clip import byte_tokenizer
+from classifiers.clip.tokenizer import (
+    TOKENIZER,
+    TOKENIZER_FILES,
+    ClipTokenizer,
+    load_clip_tokenizer,
+)
+from classifiers.models.clip_text import ClipTextEncoder
+from launch.errors import InputError
+from launch.files import temporary_folder, write_atomic
+
+
+def read_files(named: str, max_length: int) -> dict[str, bytes]:
+    """The files of a tokenizer by name.
+
+    Args:
+        named: a folder that holds them, such as an import of weights, or 'bytes'.
+        max_length: tokens of a text.
+
+    Raises:
+        InputError: the folder holds none.
+    """
+    if named == byte_tokenizer.NAME:
+        return byte_tokenizer.files(max_length)
+    if not named:
+        raise InputError(
+            f"config.tokenizer must be a folder of a tokenizer, or {byte_tokenizer.NAME!r}, got "
+            "''; name one"
+        )
+    folder = Path(named).expanduser()
+    inner = folder / TOKENIZER
+    folder = inner if inner.is_dir() else folder
+    paths = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    if not paths:
+        raise InputError(
+            f"config.tokenizer={named}: it holds none of {', '.join(TOKENIZER_FILES)}; name the "
+            f"folder of a tokenizer, or {byte_tokenizer.NAME!r}"
+        )
+    return {path.name: path.read_bytes() for path in paths}
+
+
+def open_tokenizer(contents: dict[str, bytes], text: ClipTextEncoder) -> ClipTokenizer:
+    """The tokenizer of some files.
+
+    Args:
+        contents: by name.
+        text: the tower that is to read its tokens.
+
+    Raises:
+        InputError: they are damaged, or of another tower.
+    """
+    with tempfile.TemporaryDirectory(dir=temporary_folder()) as folder:
+        for name, data in contents.items():
+            (Path(folder) / name).write_bytes(data)
+        tokenizer = load_clip_tokenizer(Path(folder), text.max_length)
+    size, end = len(tokenizer.pieces), tokenizer.pieces.eos_token_id
+    if size > text.vocab_size or (text.pool == "end" and text.end_token not in (2, end)):
+        raise InputError(
+            f"config.clip.text must have a vocab_size of at least {size} and the end_token {end}, "
+            f"as config.tokenizer has, got {text.vocab_size} and {text.end_token}; set them"
+        )
+    return tokenizer
+
+
+def keep(contents: dict[str, bytes], workdir: epath.Path) -> None:
+    """Writes them where whoever reads the run looks for them."""
+    (workdir / TOKENIZER).mkdir(exist_ok=True)
+    for name, data in contents.items():
+        write_atomic(workdir / TOKENIZER / name, data)

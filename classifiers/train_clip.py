@@ -1,0 +1,96 @@
+r"""Trains CLIP on images with texts: real ones, generated ones, or both.
+
+python -m classifiers.train_clip --config=configs/clip/tiny.py --workdir=runs/clip/tiny
+
+The same command goes on where it stopped, and learning_curves.png shows how it went. A source of
+config.train_sources gives texts where its field `caption` says what they are (a column, a field, a
+file's suffix, the prompt of a generated image); images without get their class name in a sentence
+of config.templates. config.draw is `union`, where all images count the same, or `one_of_each`,
+where image n of each source is of one caption, and one of them is drawn anew at every step (Fan et
+al. 2024, section 5). The loss is over the batch of all devices, of which config.loss_chunk rows of
+logits exist at a time. At intervals the zero-shot accuracy on config.evaluation_source is measured.
+config.tokenizer is a folder of a tokenizer, or `bytes`, which needs none; config.init_from names a
+run of CLIP, or weights that classifiers.weights imported, to begin with.
+"""
+
+import ml_collections
+from absl import flags
+
+from classifiers import from_config
+from classifiers.contrastive.train_pairs import train_pairs
+from classifiers.contrastive.training import Training, lacking_in_clip
+from input_pipeline import sources
+from input_pipeline.augment import policy
+from input_pipeline.batches.mixture import check_share
+from input_pipeline.batches.rates import cpu_seconds
+from input_pipeline.sources.lacking import lacking_in_source
+from launch.errors import InputError
+from launch.runtime import app
+from launch.runtime.devices import joining
+from launch.runtime.devices.mesh import make_mesh
+from launch.runtime.optional_fields import Defaults, Mixed, below, unset
+from launch.runtime.preflight import preflight
+from launch.runtime.training.loop import check_fields, check_training, lacking_in_training
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The task's own flags."""
+    joining.define_flags(values)
+    preflight.define_flags(values)
+
+
+def lacking(config: ml_collections.ConfigDict) -> Defaults:
+    """Fields that a config lacks and the command line can set."""
+    own = {"init_from": "", "loss_chunk": 0, "draw": "union", "synthetic_weight": unset(float)}
+    sentences = Mixed("1", (str, tuple))
+    own |= {"templates": sentences, "evaluation_templates": sentences}
+    fields = {
+        **below("", config, own),
+        **lacking_in_clip(config.clip),
+        **policy.lacking_in_augment(config.get("augment") or {}),
+        **policy.lacking_in_evaluation(config.get("evaluation") or {}),
+        **lacking_in_training(config),
+        **lacking_in_source("evaluation_source", config.evaluation_source),
+    }
+    for name, spec in config.train_sources.items():
+        fields |= lacking_in_source(f"train_sources.{name}", spec)
+    return fields
+
+
+def main(args: app.Arguments) -> None:
+    """Runs the task."""
+    config, values = args.config, args.flags
+    check_fields(config)
+    if config.get("synthetic_weight") is not None:
+        check_share(config.synthetic_weight)
+    from_config.make_augment(config)  # Wrong numbers end here.
+    from_config.make_transform(config)
+    size = config.evaluation.size
+    training = Training.of(config, (size, size, config.channels))
+    params = training.abstract.variables["params"]
+    if args.dry_run:
+        app.describe(args, clip=params)
+    elif values.preflight:
+        preflight.run(
+            values.preflight,
+            training.lower,
+            config.mesh,
+            params,
+            values.preflight_effort,
+            cpu_seconds(config.batch_size),
+        )
+    else:
+        evaluation = sources.load(config.evaluation_source)
+        found = from_config.image_shape(config, evaluation)
+        if found != training.image_shape:
+            raise InputError(
+                f"config.channels must be those of config.evaluation_source, {found[2]}, got "
+                f"{config.channels}; set it"
+            )
+        mesh = make_mesh(config.mesh)
+        check_training(config, mesh)
+        train_pairs(training, evaluation, mesh, args.workdir)
+
+
+if __name__ == "__main__":
+    app.run(main, __doc__, define_flags, lacking=lacking)
