@@ -4,8 +4,8 @@ python -m imagen_ft.filter --config=configs/digits/filter.py --workdir=runs/digi
 
 A filter NAME of config.filters has a score, an extractor, and a limit or a share to keep:
 
-    confidence    probability of the image's own class by a classifier, above a limit; 'chance' is
-                  1 / classes (the CLIP filter of He et al. 2023)
+    confidence    probability of the image's own class by a classifier, or by CLIP and the field
+                  `templates`, above a limit; 'chance' is 1 / classes (He et al. 2023)
     margin        log probability of its own class less that of the next best, above a limit
     nearest_real  the nearest real image is of its own class (the real filter of He et al. 2023)
     distance      mean distance to the k nearest real images of its class, below a limit
@@ -24,13 +24,14 @@ import numpy as np
 
 from classifiers.extractors.extractor import Extractor
 from classifiers.extractors.features import features
-from imagen_ft.evaluation.extractors import open_extractor
+from imagen_ft.evaluation.extractors import open_extractor, open_zero_shot
 from imagen_ft.evaluation.image_sets import ImageSet, open_set
 from imagen_ft.evaluation.references import check_order
 from imagen_ft.filters import from_config, report
 from imagen_ft.filters.from_config import Filter
 from imagen_ft.filters.judging import Judged, OfClasses, See, judge, neighbourhoods_of_classes
 from imagen_ft.filters.selection import check_per_class
+from input_pipeline.imagenet import in_words
 from launch.errors import InputError
 from launch.files import json_digest
 from launch.runtime import app
@@ -56,12 +57,13 @@ def main(args: app.Arguments) -> None:
     real = open_set("real", "config.real", config.real, mixed) if config.get("real") else None
     filters = from_config.make_filters(config, generated.source.class_names)
     _check_classes(filters, extractors, generated, real)
+    judges = _judges(filters, extractors, generated)
     check_per_class(generated.source.labels, config.get("per_class", 0))
     on_first_process(lambda: lock(args.workdir))
 
     def see(one: Filter, images: ImageSet, tap: str) -> np.ndarray:
-        extractor, folder = extractors[_digest(one.extractor)], args.workdir / "features"
-        taps = {of.tap for of in filters if of.extractor == one.extractor} | {"features"}
+        extractor, folder = judges[one.name], args.workdir / "features"
+        taps = {of.tap for of in filters if judges[of.name] is extractor} | {"features"}
         # One pass for all filters of an extractor; of real images there is but one use.
         wanted = sorted(taps) if images is generated else ["features"]
         digest, size = images.digest(), config.batch_size
@@ -75,7 +77,7 @@ def main(args: app.Arguments) -> None:
         "config": plain(config),
         "generated": generated.digest(),
         "real": real.digest() if real else None,
-        "extractors": {one.name: extractors[_digest(one.extractor)].made_from for one in filters},
+        "extractors": {name: extractor.made_from for name, extractor in judges.items()},
     }
     on_first_process(
         lambda: report.write(
@@ -113,6 +115,20 @@ def _open_extractors(config: ml_collections.ConfigDict) -> dict[str, Extractor]:
                 reason = str(error).replace("config.extractor", f"config.filters.{name}.extractor")
                 raise InputError(reason) from None
     return extractors
+
+
+def _judges(
+    filters: list[Filter], extractors: dict[str, Extractor], generated: ImageSet
+) -> dict[str, Extractor]:
+    """The extractor of each filter, by its name; one that takes names of classes has the set's."""
+    words = [in_words(name) for name in generated.source.class_names]
+    judges = {}
+    for one in filters:
+        if one.needs_names:
+            judges[one.name] = open_zero_shot(one.extractor, words, one.templates)
+        else:
+            judges[one.name] = extractors[_digest(one.extractor)]
+    return judges
 
 
 def _digest(spec: ml_collections.ConfigDict) -> str:

@@ -7,8 +7,9 @@ What can be said behind the name of the file:
 
     generated   folder of a generated set
     copies      that are looked at of it; 0 for all
-    extractor   classifier (the default), a run of classifiers.train or an import of its weights, or
-                dinov2, which has no classes: then by the nearest real image alone
+    extractor   classifier (the default), a run of classifiers.train or an import of its weights;
+                clip, a run or an import of CLIP, which knows classes by their names (He et al.);
+                or dinov2, which has no classes: then by the nearest real image alone
     weights     of the extractor
     share       to keep of each class, such as 0.5; 0 keeps what is more probable than by chance
     per_class   images that are drawn of each class from those that pass; 0 takes all
@@ -28,6 +29,12 @@ from configs import arguments
 from configs.imagenet.evaluate_images import EXTRACTORS
 from configs.imagenet.images import DATA, real_images
 
+_EXTRACTORS = {
+    "classifier": EXTRACTORS["classifier"][0],
+    "clip": dict(ema="main", best=False),
+    "dinov2": EXTRACTORS["dinov2"][0],
+}
+
 
 def get_config(arg=""):
     args = arguments.parse(
@@ -46,11 +53,11 @@ def get_config(arg=""):
         tfds="",
         runlocal=False,
     )
-    if args["extractor"] not in ("classifier", "dinov2"):
-        raise ValueError(f"extractor={args['extractor']}: there is classifier, dinov2")
+    if args["extractor"] not in _EXTRACTORS:
+        raise ValueError(f"extractor={args['extractor']}: there is {', '.join(_EXTRACTORS)}")
     if args["extractor"] == "dinov2" and not args["real"]:
         raise ValueError("extractor=dinov2 compares with real images: set real, such as real=16")
-    fields, _ = EXTRACTORS[args["extractor"]]
+    fields = _EXTRACTORS[args["extractor"]]
     extractor = dict(name=args["extractor"], path=args["weights"], **fields)
     source = dict(name="synthetic", path=args["generated"])
     if args["copies"]:
@@ -62,7 +69,7 @@ def get_config(arg=""):
         train = real_images(args, "train")
         config.real = dict(source=dict(train, per_class=count), square=args["size"])
     config.filters = {}
-    if args["extractor"] == "classifier":
+    if args["extractor"] != "dinov2":
         kept = dict(share=args["share"]) if args["share"] else dict(limit="chance")
         config.filters["confidence"] = dict(score="confidence", extractor=extractor, **kept)
     if args["real"]:

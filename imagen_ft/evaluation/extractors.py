@@ -1,14 +1,17 @@
 """The networks that a config can measure with."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from classifiers.clip import templates
+from classifiers.clip.run import ClipRun
 from classifiers.extractors.classifier import classifier
 from classifiers.extractors.clip import clip
 from classifiers.extractors.dinov2 import dinov2
 from classifiers.extractors.extractor import Extractor
 from classifiers.extractors.inception import inception
+from classifiers.extractors.zero_shot import zero_shot
 from launch.errors import InputError
 from launch.fields import Fields
 from launch.runtime.config import plain
@@ -27,6 +30,7 @@ class Kind:
         suffix: how measures on it are told from those on Inception, with the extractor's name.
         has_spatial: whether sFID is on its spatial features.
         has_classes: whether it is a classifier of the images' own classes.
+        takes_names: whether it can be made a classifier by the names of classes, as CLIP can.
     """
 
     open: Callable[[dict[str, Any]], Extractor]
@@ -35,6 +39,7 @@ class Kind:
     suffix: str
     has_spatial: bool = False
     has_classes: bool = False
+    takes_names: bool = False
 
 
 def _inception(fields: dict[str, Any]) -> Extractor:
@@ -61,6 +66,7 @@ KINDS = {
         {"path": unset(str), "ema": MAIN, "best": False},
         "",
         " ({})",
+        takes_names=True,
     ),
     "dinov2": Kind(
         lambda fields: dinov2(**fields),
@@ -96,6 +102,24 @@ def check_extractor(spec: Fields) -> Kind:
     if name != "inception" and not spec.get("path"):
         raise InputError(f"config.extractor.path must name the weights of {name}, got none; set it")
     return KINDS[name]
+
+
+def open_zero_shot(
+    spec: Fields, class_names: Sequence[str], named: str | Sequence[str]
+) -> Extractor:
+    """Opens an extractor that `takes_names`, with logits for these classes.
+
+    Args:
+        spec: see `check_extractor`.
+        class_names: in words.
+        named: the sentences, see `classifiers.clip.templates.load`.
+
+    Raises:
+        InputError: as `open_extractor`; or it has no tokenizer.
+    """
+    fields = plain(spec)
+    del fields["name"]
+    return zero_shot(ClipRun.open(**fields), class_names, templates.load(named))
 
 
 def open_extractor(spec: Fields) -> Extractor:

@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
 import numpy as np
 
+from classifiers.clip import templates
 from imagen_ft.evaluation.extractors import KINDS, check_extractor
 from imagen_ft.evaluation.image_sets import check_spec
 from imagen_ft.evaluation.lacking import lacking_in_images
@@ -23,6 +25,7 @@ _OPTIONAL: dict[str, Any] = {
     "share": unset(float),
     "each_class": True,
     "k": 5,
+    "templates": Mixed("1", (str, tuple)),
 }
 
 
@@ -36,6 +39,7 @@ class Filter:
         extractor: its network, as `imagen_ft.evaluation.extractors.open_extractor` takes it.
         rule: when an image passes.
         k: real images that a distance is to.
+        templates: sentences about classes, by which CLIP knows them.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Filter:
     extractor: ml_collections.ConfigDict
     rule: Rule
     k: int
+    templates: str | Sequence[str]
 
     @property
     def kind(self) -> Score:
@@ -53,7 +58,12 @@ class Filter:
     def tap(self) -> str:
         """The output of the extractor that it needs."""
         tap = self.kind.tap
-        return KINDS[self.extractor.name].logits if tap == "logits" else tap
+        return KINDS[self.extractor.name].logits or tap if tap == "logits" else tap
+
+    @property
+    def needs_names(self) -> bool:
+        """Whether its extractor has to be told the classes."""
+        return self.kind.tap == "logits" and KINDS[self.extractor.name].takes_names
 
     def describe(self) -> str:
         """In a few words, such as 'confidence > 0.1'."""
@@ -127,7 +137,8 @@ def make_filters(config: ml_collections.ConfigDict, class_names: tuple[str, ...]
                 f"{len(class_names)} classes, got {len(limit)}; give as many"
             )
         rule = Rule(score.best, limit, spec.get("share"), spec.get("each_class", True))
-        filters.append(Filter(name, spec.score, spec.extractor, rule, spec.get("k", 5)))
+        own = spec.get("k", 5), spec.get("templates", "1")
+        filters.append(Filter(name, spec.score, spec.extractor, rule, *own))
     return filters
 
 
@@ -146,11 +157,12 @@ def _check_filter(field: str, spec: Fields, has_real: bool) -> None:
         kind = check_extractor(spec["extractor"])
     except InputError as error:
         raise InputError(str(error).replace("config.extractor", f"{field}.extractor")) from None
-    if score.tap == "logits" and not kind.has_classes:
+    if score.tap == "logits" and not (kind.has_classes or kind.takes_names):
         raise InputError(
-            f"{field}.extractor must be a classifier of the set's classes for the score {name!r}, "
-            f"got {spec['extractor']['name']!r}; name one, or take another score"
+            f"{field}.extractor must be a classifier of the set's classes, or clip, for the score "
+            f"{name!r}, got {spec['extractor']['name']!r}; name one, or take another score"
         )
+    templates.load(spec.get("templates", "1"))
     if score.needs_real and not has_real:
         raise InputError(
             f"config.real must be a set of real images for {field} (score {name!r}), got none; "

@@ -155,6 +155,7 @@ VARIANTS = {
         "weights=x,real=16",
         "weights=x,share=0.5,per_class=100",
         "extractor=dinov2,weights=x,real=16,size=64",
+        "extractor=clip,weights=x",
         "generated=x,data=x.zip,train=a,real=1",
         "tfds=x,real=2,runlocal",
     ],
