@@ -24,6 +24,7 @@ from imagen_ft.cascade import film, load_cascade, memory_table, show
 from imagen_ft.cascade.imported import as_imported
 from imagen_ft.cascade.loading import lacking_in_cascade, parameter_shapes, with_dtypes
 from imagen_ft.cascade.starts import RealImages, Starts, check_start, lacking_in_start
+from imagen_ft.diffusion.from_config import make_stages
 from imagen_ft.text.encoders import check_prompts
 from input_pipeline import class_names
 from input_pipeline.class_names import read_lines
@@ -108,7 +109,7 @@ def main(args: app.Arguments) -> None:
         return
     if not prompts:
         raise InputError("nothing to draw: give --prompt=... or --prompts=FILE")
-    sizes = [entry.stage.size for entry in config.stages.values()]
+    sizes = [stage.image_size for stage in make_stages(config).values()]
     on_first_process(lambda: check_workdir(args.workdir, prompts, sizes))
     draw(args, config, prompts)
 

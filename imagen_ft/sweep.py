@@ -200,9 +200,9 @@ def _evaluations_before(config: ml_collections.ConfigDict) -> int:
     """Of the stages that draw what the swept one enlarges, for one image."""
     if config.low:
         return 0
-    size = config.cascade.stages[config.stage].stage.size
+    low_size = config.cascade.stages[config.stage].stage.low_size
     stages = make_stages(config.cascade, base=False).values()
-    return sum(stage.evaluations for stage in stages if stage.denoiser.size < size)
+    return sum(stage.evaluations for stage in stages if stage.denoiser.low_size < low_size)
 
 
 def _score(args: app.Arguments, config: ml_collections.ConfigDict, points: list[Point]) -> None:

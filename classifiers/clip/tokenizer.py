@@ -40,20 +40,21 @@ class ClipTokenizer:
     max_length: int
 
     def __call__(self, prompts: Sequence[str], warn: bool = True) -> Int[np.ndarray, "n length"]:
-        """Ids; what is too long loses its end.
+        """Ids; what is too long loses its end, and a line on stderr tells it.
 
         Args:
-            prompts: any texts.
-            warn: whether a line on stderr then names the prompt.
+            prompts: as they are.
+            warn: whether to tell it.
         """
         tokens = np.full((len(prompts), self.max_length), self.pieces.pad_token_id, np.int32)
         rows = self.pieces(list(prompts), verbose=False)["input_ids"] if prompts else []
         for prompt, row, ids in zip(prompts, tokens, rows, strict=True):
             if len(ids) > self.max_length:
+                end = self.pieces.decode(ids[self.max_length - 1 : -1])
                 if warn:
                     say(
                         f"warning: prompt {prompt!r} has {len(ids)} tokens, the text encoder takes "
-                        f"{self.max_length}: its end is cut off"
+                        f"{self.max_length}: its end is cut off ({end!r})"
                     )
                 ids = [*ids[: self.max_length - 1], self.pieces.eos_token_id]
             row[: len(ids)] = ids

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, overload
 
-import jax
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
@@ -25,7 +24,6 @@ from imagen_ft.diffusion.stage import Stage
 from imagen_ft.text.encoders import TextEncoder, check_prompts, check_text, make_text_encoder
 from input_pipeline import class_names
 from launch.runtime.config import reading
-from launch.runtime.devices.hardware import architecture
 from launch.runtime.devices.mesh import fetch_behind, make_mesh
 from launch.runtime.limits import BATCH, check_numbers
 from launch.runtime.types import Array
@@ -227,18 +225,7 @@ class Cascade:
 
         How many devices split a batch does not, where each has as many images: only that they do.
         """
-        drawing = self._drawing
-        axes = {} if self.mesh is None else self.mesh.shape
-        devices = jax.local_devices()[:1] if self.mesh is None else self.mesh.devices.ravel()
-        precision = jax.default_matmul_precision.value
-        return {
-            "device": architecture(devices[0]),
-            "images_per_device": [size // drawing.ways for size in drawing.sizes(self.batch_size)],
-            "several_devices": len(devices) > 1,
-            **{axis: axes.get(axis, 1) for axis in ("fsdp", "tensor")},
-            # Only where the user has said one: else the dtype decides.
-            **({} if precision is None else {"matmul_precision": precision}),
-        }
+        return self._drawing.rounding(self.batch_size)
 
     def path(
         self,
@@ -298,9 +285,8 @@ class Cascade:
 
     def _named_stages(self, first: int, last: int | None = None) -> dict[str, Stage]:
         """Some of the stages, by their names in the config."""
-        names = {entry.stage.size: name for name, entry in self.config.stages.items()}
-        some = self.stages[first:last]
-        return {names.get(stage.denoiser.size, str(stage.denoiser.size)): stage for stage in some}
+        names = {entry.stage.low_size: name for name, entry in self.config.stages.items()}
+        return {names[stage.denoiser.low_size]: stage for stage in self.stages[first:last]}
 
 
 def load_cascade(

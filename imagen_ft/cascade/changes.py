@@ -24,6 +24,7 @@ SAMPLING = {
     "spacing": _Setting("sampler.spacing", values.NAME),
     "logvar_coeff": _Setting("sampler.logvar_coeff", values.MIXTURE),
     "eta": _Setting("sampler.eta", values.NUMBER),
+    "keeps_noise": _Setting("sampler.keeps_noise", values.FLAG),
     "order": _Setting("sampler.order", values.INTEGER),
     "solver_type": _Setting("sampler.solver_type", values.NAME),
     "churn": _Setting("sampler.churn", values.NUMBER),
@@ -41,6 +42,7 @@ SAMPLING = {
     "threshold_percentile": _Setting("threshold_percentile", values.NUMBER),
     "threshold_maximum": _Setting("threshold_maximum", values.NUMBER),
     "noise_augmentation": _Setting("noise_augmentation", values.NUMBER),
+    "stored_size": _Setting("stored_size", values.INTEGER),
 }
 # Among the settings of all stages it is the cascade's, among those of one the stage's own.
 _BATCH_SIZE = {"batch_size": _Setting("batch_size", values.INTEGER)}
@@ -93,6 +95,8 @@ def changed(
             given = {**_fitting(common, entry), **own}
             for name, value in given.items():
                 _set(entry, name, of_stage[name], value)
+            if "dtype" in given and entry.stage.get("autoencoder"):
+                entry.stage.autoencoder.dtype = entry.stage.unet.dtype
             if "sampler" in given:
                 _drop_strengths(entry.sampler, given)
     return config.lock() if locked else config

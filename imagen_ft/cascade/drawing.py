@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int, Key, UInt8
 
 from imagen_ft.cascade.request import Request, RequestTexts
 from imagen_ft.diffusion.stage import Stage
+from launch.runtime.devices.hardware import architecture
 from launch.runtime.devices.mesh import fetch, put_split
 from launch.runtime.images import finite_images, to_float, to_uint8
 from launch.runtime.types import Array
@@ -36,6 +37,24 @@ class Drawing:
         """Images that each stage draws at a time, where the cascade has batches of this size."""
         sizes = [min(stage.batch_size or batch_size, batch_size) for stage in self.stages]
         return [_multiple(size, self.ways) for size in sizes]
+
+    def rounding(self, batch_size: int) -> dict[str, Any]:
+        """See `Cascade.rounding`.
+
+        Args:
+            batch_size: of the cascade.
+        """
+        axes = {} if self.mesh is None else self.mesh.shape
+        devices = jax.local_devices()[:1] if self.mesh is None else self.mesh.devices.ravel()
+        precision = jax.default_matmul_precision.value
+        return {
+            "device": architecture(devices[0]),
+            "images_per_device": [size // self.ways for size in self.sizes(batch_size)],
+            "several_devices": len(devices) > 1,
+            **{axis: axes.get(axis, 1) for axis in ("fsdp", "tensor")},
+            # Only where the user has said one: else the dtype decides.
+            **({} if precision is None else {"matmul_precision": precision}),
+        }
 
     def batches(
         self, request: Request, texts: RequestTexts, batch_size: int

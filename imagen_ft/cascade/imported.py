@@ -9,7 +9,8 @@ from etils import epath
 
 from imagen_ft import weights
 from imagen_ft.cascade.changes import changed
-from imagen_ft.cascade.stage_weights import PUBLIC, open_run
+from imagen_ft.cascade.latent_weights import check_settings, is_latent
+from imagen_ft.cascade.stage_weights import PUBLIC, open_run, public_path
 from imagen_ft.diffusion.schedule import make_schedule
 from imagen_ft.diffusion.spacing import named_spacings
 from launch.cli import say
@@ -35,14 +36,19 @@ def as_imported(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         config: of a task that draws, with `stages`; it stays as it is.
 
     Raises:
-        InputError: a stage has another noise schedule than its weights.
+        InputError: a stage has another noise schedule or prediction than its weights.
     """
     taken = {}
     for name, entry in config.stages.items():
-        settings = _settings(entry.get("run", ""))
+        if not _is_public(entry.get("run", "")):
+            continue
+        path = public_path(entry.run)
+        if entry.stage.get("autoencoder") or is_latent(path):
+            check_settings(name, entry, path)
+            continue
+        settings = weights.scheduler(path)
         if settings is None:
             continue
-        path = entry.run.removeprefix(PUBLIC)
         _check_schedule(f"config.stages.{name}.stage.schedule", entry, settings, path)
         theirs, ours = _of_scheduler(settings), _of_stage(entry)
         fixed = theirs["sampler.logvar_coeff"]
@@ -65,11 +71,11 @@ def as_imported(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return changed(config, {"stages": taken}, loading=False) if taken else config
 
 
-def _settings(run: str) -> dict[str, Any] | None:
-    """Those of a stage's scheduler; None for a run of ours, and for what loading will not find."""
-    if run.startswith(PUBLIC) or (run and epath.Path(run).exists() and open_run(run) is None):
-        return weights.scheduler(run.removeprefix(PUBLIC))
-    return None
+def _is_public(run: str) -> bool:
+    """Whether a stage is no run of ours, nor what loading will not find."""
+    return run.startswith(PUBLIC) or bool(
+        run and epath.Path(run).exists() and open_run(run) is None
+    )
 
 
 def _check_schedule(

@@ -7,13 +7,14 @@ import ml_collections
 from jax.sharding import Mesh
 
 from imagen_ft import weights
+from imagen_ft.cascade.autoencoder import check_same_autoencoder, load_autoencoder
 from imagen_ft.cascade.changes import changed
 from imagen_ft.cascade.stage_weights import (
-    PUBLIC,
     check_adapters,
     digest_of,
     load_public,
     open_run,
+    public_path,
     variables_of,
     with_adapters,
 )
@@ -24,7 +25,7 @@ from imagen_ft.diffusion.from_config import (
     make_denoiser,
     make_stages,
 )
-from imagen_ft.diffusion.stage import GUIDE, Stage
+from imagen_ft.diffusion.stage import AUTOENCODER, GUIDE, Stage
 from imagen_ft.text.encoders import TextEncoder, lacking_in_text, text_shapes
 from input_pipeline import class_names
 from launch.errors import InputError
@@ -41,7 +42,15 @@ from launch.runtime.types import Variables
 AUTO = "auto"
 _OF_PROMPTS = ("text.null", "text.template")
 # How to compute, not what: may differ in sampling.
-_HOW = ("stage.unet.dtype", "stage.unet.remat")
+_HOW = (
+    "stage.unet.dtype",
+    "stage.unet.remat",
+    # Where the auto-encoder is: of what it is made a digest says.
+    "stage.autoencoder.weights",
+    "stage.autoencoder.variant",
+    "stage.autoencoder.dtype",
+    "stage.autoencoder.remat",
+)
 
 
 def load_stages(
@@ -85,6 +94,12 @@ def load_stages(
             guide.update(entry.guide)
             weaker, other = _load(guide, stage.guide, f"{field}.guide", config, encoder, mesh)
             loaded, digest = {**loaded, GUIDE: weaker}, json_digest([digest, other])
+        if stage.denoiser.autoencoder is not None:
+            given = entry.stage, stage.denoiser.autoencoder, entry.run, field, mesh
+            decoder, other = load_autoencoder(*given, entry.get("variant"))
+            if run := open_run(entry.run):
+                check_same_autoencoder(run, other)
+            loaded, digest = {**loaded, AUTOENCODER: decoder}, json_digest([digest, other])
         variables.append(loaded)
         digests.append(digest)
     return tuple(stages.values()), tuple(variables), tuple(digests)
@@ -109,7 +124,7 @@ def _load(
     else:
         path, variant = entry.run, entry.get("variant")
         loaded = load_public(path, denoiser, encoder.shape, field, mesh=mesh, variant=variant)
-        digest = weights.digest(path.removeprefix(PUBLIC), "unet", variant)
+        digest = weights.digest(public_path(path), "unet", variant)
     if not entry.get("lora"):
         return loaded, digest
     adapted = with_adapters(entry.lora, denoiser, loaded, mesh)
@@ -137,17 +152,23 @@ def with_dtypes(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     What is drawn notes this config, and so the type that was used. Training has no 'auto': in
     float16 small gradients are lost.
     """
-    stages = {
-        name: {"dtype": half_dtype(jax.local_devices()[0])}
-        for name, entry in config.get("stages", {}).items()
-        if entry.get("stage", {}).get("unet", {}).get("dtype") == AUTO
-    }
-    text = config.get("text", {}).get("dtype") == AUTO
-    if not stages and not text:
+    half = half_dtype(jax.local_devices()[0])
+    networks = [
+        entry.get("stage", {}).get(network) or {}
+        for entry in config.get("stages", {}).values()
+        for network in ("unet", "autoencoder")
+    ]
+    if not any(section.get("dtype") == AUTO for section in [*networks, config.get("text", {})]):
         return config
-    config = changed(config, {"stages": stages}, loading=True)
-    if text:
-        config.text.dtype = half_dtype(jax.local_devices()[0])
+    config = changed(config, {}, loading=True)
+    networks = [
+        section
+        for entry in config.get("stages", {}).values()
+        for section in (entry.stage.get("unet"), entry.stage.get("autoencoder"))
+    ]
+    for section in [*networks, config.get("text")]:
+        if section and section.get("dtype") == AUTO:
+            section.dtype = half
     return config
 
 
@@ -224,4 +245,6 @@ def parameter_shapes(config: ml_collections.ConfigDict, base: bool = True) -> di
         shapes[name] = stage.denoiser.shapes(shape)["params"]
         if stage.guide is not None:
             shapes[f"{name}.guide"] = stage.guide.shapes(shape)["params"]
+        if stage.denoiser.autoencoder is not None:
+            shapes[f"{name}.autoencoder"] = stage.denoiser.autoencoder_shapes()["params"]
     return {**shapes, **encoder}

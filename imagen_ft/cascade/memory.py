@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from classifiers.models.clip_text import ClipTextEncoder
 from imagen_ft import weights
 from imagen_ft.cascade.loading import text_shape, with_dtypes
 from imagen_ft.cascade.opened import Opened, as_config
@@ -15,10 +16,13 @@ from imagen_ft.cascade.stage_weights import PUBLIC, open_run
 from imagen_ft.diffusion.from_config import make_stages
 from imagen_ft.diffusion.stage import Stage
 from imagen_ft.models import presets
+from imagen_ft.models.autoencoder import PIECE, Autoencoder
 from imagen_ft.models.efficient_unet import EfficientUNet
+from imagen_ft.models.latent_unet import LatentUNet
 from imagen_ft.models.t5 import T5Encoder
 from imagen_ft.models.unet import UNet
-from imagen_ft.text import t5_encoder
+from imagen_ft.text import loaded
+from imagen_ft.text.sources import ClipSource, open_source
 from imagen_ft.weights.loading import READERS
 from launch.files import is_local
 from launch.runtime.reports.tables import text_table
@@ -26,8 +30,9 @@ from launch.runtime.reports.tables import text_table
 GB = 10**9
 # Of the process, with a GPU's libraries loaded and XLA at work: an allowance.
 RUNTIME = 3 * GB
-# What a T5 of the Hub is.
-_HUB_T5 = "t5_xxl"
+# What a text encoder of the Hub is, by the width of its states.
+_HUB_T5 = ("t5_xxl",)
+_HUB_CLIP = {768: ("clip_l",), 1024: ("openclip_h",), 2048: ("clip_l", "openclip_g")}
 # Copies in float32 of the widest activations that a block is at work with: two of a norm, the
 # input and the output of a convolution, the skip, and what is added.
 _COPIES = 6
@@ -65,13 +70,14 @@ def memory_phases(config: Opened) -> list[Phase]:
     base, stays = RUNTIME, 0
     phases: list[Phase] = []
     if "weights" in config.text:
-        model, shapes = _t5(config.text)
+        models, shapes = _text_encoders(config)
         dtype = jnp.dtype(config.text.get("dtype", "bfloat16"))
-        params = _bytes(shapes, dtype)
-        work = _t5_activations(model, config.text.get("max_length", 77))
+        params, name = _bytes(shapes, dtype), "CLIP" if _is_clip(models) else "T5"
+        length = config.text.get("max_length", 77)
+        work = max(_text_activations(model, length) for model in models)
         phases += [
-            Phase("T5: load", params, base + _reading(shapes, dtype)),
-            Phase("T5: embed the prompts", params + work, base),
+            Phase(f"{name}: load", params, base + _reading(shapes, dtype)),
+            Phase(f"{name}: embed the prompts", params + work, base),
         ]
         stays = params if config.text.get("resident", False) else 0
     stages, total = make_stages(config, base=False), stays
@@ -86,15 +92,29 @@ def memory_phases(config: Opened) -> list[Phase]:
     for name, stage in stages.items():
         size = stage.batch_size or config.batch_size
         work = min(size, config.batch_size) * _activations(stage, shape[0])
-        halves = _bytes(_parameters(stage, shape), stage.denoiser.model.dtype)
+        halves = _bytes(_networks(stage, shape), stage.denoiser.model.dtype)
         if jnp.dtype(stage.denoiser.model.dtype) == jnp.float32:
             halves = 0
-        images = config.batch_size * 4 * math.prod((stage.denoiser.size,) * 2) * 3
+        drawn = 4 * math.prod((stage.denoiser.image_size,) * 2) * 3
+        images = config.batch_size * drawn
         phases.append(Phase(f"{name}: draw", total + halves + work, base + images))
+        if stage.denoiser.autoencoder is not None:
+            side = stage.denoiser.image_size
+            work = min(size, config.batch_size) * drawn
+            work += _decoding(stage.denoiser.autoencoder, side)
+            phases.append(Phase(f"{name}: decode", total + work, base + images))
     return phases
 
 
 def _parameters(stage: Stage, text_shape: tuple[int, int]) -> list[Any]:
+    """Shapes of the parameters of a stage: of its networks, and of its auto-encoder."""
+    shapes = _networks(stage, text_shape)
+    if stage.denoiser.autoencoder is not None:
+        shapes.append(stage.denoiser.autoencoder_shapes()["params"])
+    return shapes
+
+
+def _networks(stage: Stage, text_shape: tuple[int, int]) -> list[Any]:
     """Shapes of the parameters of a stage's network, and of its guide's."""
     networks = [stage.denoiser, *([stage.guide] if stage.guide else [])]
     return [network.shapes(text_shape)["params"] for network in networks]
@@ -114,14 +134,24 @@ def _is_public(path: str) -> bool:
     )
 
 
-def _t5(text: ml_collections.ConfigDict) -> tuple[T5Encoder, Any]:
-    """T5 and the shapes of its parameters; of a repository nothing is fetched."""
+def _text_encoders(
+    config: ml_collections.ConfigDict,
+) -> tuple[list[T5Encoder | ClipTextEncoder], list[Any]]:
+    """Text encoders and the shapes of their parameters; of a repository nothing is fetched."""
+    text, variant = config.text, config.text.get("variant")
     if os.path.exists(text.weights):
-        return weights.open_t5(text.weights, text.get("variant"))
-    model = presets.make(_HUB_T5)
-    assert isinstance(model, T5Encoder)
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    return model, jax.eval_shape(model.init, jax.random.key(0), tokens, tokens > 0)["params"]
+        source = open_source(text.weights, variant, "float32", text.get("max_length", 77))
+        parts = source.parts if isinstance(source, ClipSource) else ("text_encoder",)
+        opened = [weights.open_model(part, text.weights, variant) for part in parts]
+        return [model for model, _ in opened], [shapes for _, shapes in opened]
+    latent = any(entry.stage.get("autoencoder") for entry in config.stages.values())
+    names = _HUB_CLIP.get(text_shape(config)[1], ("clip_l",)) if latent else _HUB_T5
+    models: list[Any] = [presets.make(name) for name in names]
+    return models, [presets.parameter_shapes(name) for name in names]
+
+
+def _is_clip(models: list[T5Encoder | ClipTextEncoder]) -> bool:
+    return isinstance(models[0], ClipTextEncoder)
 
 
 def _bytes(shapes: Any, dtype: Any) -> int:
@@ -134,18 +164,36 @@ def _reading(shapes: Any, dtype: jnp.dtype) -> int:
     return sum(largest) * (4 + 1 + dtype.itemsize)
 
 
-def _t5_activations(model: T5Encoder, length: int) -> int:
+def _text_activations(model: T5Encoder | ClipTextEncoder, length: int) -> int:
     """Of a batch: a block's hidden values and logits, and its kernels that are used in float32."""
-    widths = 4 * model.d_ff + 8 * model.d_model
-    logits = 3 * model.num_heads * length
-    kernels = model.d_model * (model.d_ff + model.num_heads * model.d_kv)
-    return 4 * (t5_encoder.BATCH_SIZE * length * (widths + logits) + 2 * kernels)
+    if isinstance(model, ClipTextEncoder):
+        width, hidden, inner = model.width, model.mlp_width, model.width
+    else:
+        width, hidden, inner = model.d_model, model.d_ff, model.num_heads * model.d_kv
+    values = 4 * hidden + 8 * width + 3 * model.num_heads * length
+    kernels = width * (hidden + inner)
+    return 4 * (loaded.BATCH_SIZE * length * values + 2 * kernels)
 
 
-def _heads(model: UNet | EfficientUNet, width: int) -> int:
-    """The most heads of an attention of this width."""
+def _decoding(model: Autoencoder, side: int) -> int:
+    """Of one image, which all others wait for: a block of the widest level, or the attention."""
+    widths = model.block_out_channels
+    # A level begins with what comes from the one below it, as wide as that.
+    blocks = [
+        4 * _COPIES * (side >> level) ** 2 * widths[min(level + 1, len(widths) - 1)]
+        for level in range(len(widths))
+    ]
+    pixels = (side // model.factor) ** 2
+    return max(*blocks, 3 * 4 * min(PIECE, pixels) * pixels)
+
+
+def _heads(model: UNet | EfficientUNet | LatentUNet, level: int) -> int:
+    """The most heads of an attention of this level."""
     if isinstance(model, EfficientUNet):
         return model.num_heads
+    if isinstance(model, LatentUNet):
+        return model.num_heads if isinstance(model.num_heads, int) else model.num_heads[level]
+    width = model.block_out_channels[level]
     head_dim = model.attention_head_dim
     return max(1, width // (head_dim if isinstance(head_dim, int) else min(head_dim)))
 
@@ -155,7 +203,7 @@ def _activations(stage: Stage, tokens: int) -> int:
     model: Any = stage.denoiser.model
     size, half = stage.denoiser.size, jnp.dtype(model.dtype).itemsize
     widths, layers = model.block_out_channels, model.layers_per_block
-    attention = model.attention if isinstance(model, UNet) else model.self_attention
+    attention = model.self_attention if isinstance(model, EfficientUNet) else model.attention
     kept = work = 0
     for level, width in enumerate(widths):
         pixels = (size >> level) ** 2
@@ -165,7 +213,7 @@ def _activations(stage: Stage, tokens: int) -> int:
         wide = width + widths[min(level + 1, len(widths) - 1)]
         block = 4 * _COPIES * pixels * wide
         if level < len(attention) and attention[level]:
-            logits = _heads(model, width) * pixels * (pixels + tokens)
+            logits = _heads(model, level) * pixels * (pixels + tokens)
             block = max(block, logits * (4 + 4 + half) + 4 * 4 * pixels * width)
         work = max(work, block)
     times = 1 if stage.guidance_weight == 1.0 else 2

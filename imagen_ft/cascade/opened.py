@@ -1,6 +1,5 @@
 """What a cascade can be loaded from, as a config: files, configs, runs, weights of the Hub."""
 
-import dataclasses
 import os
 import re
 from collections.abc import Sequence
@@ -10,8 +9,14 @@ import ml_collections
 
 from imagen_ft import weights
 from imagen_ft.cascade import values
-from imagen_ft.cascade.stage_weights import PUBLIC, open_run
-from imagen_ft.models.unet import UNet
+from imagen_ft.cascade.latent_weights import (
+    fields_of,
+    has_zeros_for_no_text,
+    sampler_of,
+    stage_of,
+)
+from imagen_ft.cascade.stage_weights import PUBLIC, open_run, public_path
+from imagen_ft.models.latent_unet import LatentUNet
 from imagen_ft.text.cache import TextCache
 from imagen_ft.text.captions import CLEANED, PLAIN
 from imagen_ft.weights import hub
@@ -25,6 +30,7 @@ Opened: TypeAlias = (
 )
 # How DeepFloyd IF's weights are sampled, and their text encoder: as the experiment says.
 _PUBLIC_CONFIG = "configs/deepfloyd/sample.py:hub"
+_LATENT_CONFIG = "configs/stable_diffusion/sample.py:hub"
 # Of a run whose config draws no pictures.
 _SAMPLING: dict[str, Any] = dict(
     sampler=dict(name="ddpm", num_steps=100, logvar_coeff=0.0, eta=0.0),
@@ -32,7 +38,8 @@ _SAMPLING: dict[str, Any] = dict(
     threshold_percentile=100.0,
 )
 _BATCH_SIZE = 16
-_OF_THE_MACHINE = ("parent", "name", "dtype", "remat", "out_channels", "noise_level")
+# diffusers' default for SDXL.
+SDXL_GUIDANCE = 5.0
 
 
 def as_config(source: Opened) -> ml_collections.ConfigDict:
@@ -80,7 +87,7 @@ def with_t5(config: ml_collections.ConfigDict, path: str) -> ml_collections.Conf
         cleaned = cache.encoder.get("preprocessing", PLAIN) == CLEANED
         fields |= dict(dtype=str(cache.dtype), max_length=cache.shape[0], clean_caption=cleaned)
     config = ml_collections.ConfigDict(config.to_dict())
-    config.text = dict(fields, weights=os.path.expanduser(path.removeprefix(PUBLIC)))
+    config.text = dict(fields, weights=os.path.expanduser(public_path(path)))
     return config
 
 
@@ -111,33 +118,45 @@ def _of_runs(runs: Sequence[Run]) -> ml_collections.ConfigDict:
 
 
 def _of_weights(names: Sequence[str]) -> ml_collections.ConfigDict:
-    """A stage of each, sampled and with its text as the experiment with IF's weights has it."""
+    """A stage of each, sampled and with its text as the experiment with such weights has it."""
     config = load_config(_PUBLIC_CONFIG)
     stages = {}
     for name in names:
-        path = name.removeprefix(PUBLIC)
+        path = public_path(name)
         variant = config.stages.base64.variant if _is_public(name) else None
+        model, _ = weights.open_model("unet", path, variant)
+        if isinstance(model, LatentUNet):
+            if len(names) > 1:
+                raise InputError(f"{path}: Stable Diffusion is a stage of its own; name it alone")
+            return _of_latents(path, model, variant)
         model, _ = weights.open_unet(path, variant)
         key = "sr256" if model.noise_level else "base64"
         if key in stages:
             raise InputError(f"{path}: two stages of one size; name one of them")
         entry = config.stages[key]
-        entry.run, entry.stage.unet = PUBLIC + path, {**_fields(model), "dtype": "auto"}
+        entry.run, entry.stage.unet = PUBLIC[0] + path, {**fields_of(model), "dtype": "auto"}
         with entry.ignore_type():
             entry.variant = variant
         stages[key] = entry
     config.stages = stages
     with config.ignore_type():
-        config.text.weights = names[0].removeprefix(PUBLIC)
+        config.text.weights = public_path(names[0])
         config.text.variant = stages[min(stages)].variant
     del config.text.shape  # The weights know it.
     return config
 
 
-def _fields(model: UNet) -> dict[str, Any]:
-    """What the network is made of, but for what decides how it is computed."""
-    return {
-        field.name: getattr(model, field.name)
-        for field in dataclasses.fields(model)
-        if field.name not in _OF_THE_MACHINE
-    }
+def _of_latents(path: str, model: LatentUNet, variant: str | None) -> ml_collections.ConfigDict:
+    """Stable Diffusion, as its files and the experiment with such weights have it."""
+    config = load_config(_LATENT_CONFIG)
+    entry = config.stages.sd
+    with config.ignore_type():
+        entry.run, entry.variant = PUBLIC[1] + path, variant
+        entry.stage = stage_of(path, model, variant)
+        entry.sampler = {**sampler_of(path), "num_steps": entry.sampler.num_steps}
+        config.text.weights, config.text.variant = path, variant
+        if model.size_embedding_dim:
+            entry.guidance_weight = SDXL_GUIDANCE
+            config.text.null = "zeros" if has_zeros_for_no_text(path) else "empty"
+    del config.text.shape  # The weights know it.
+    return config

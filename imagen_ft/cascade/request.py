@@ -190,7 +190,7 @@ class Request:
                 f"skip_steps={self.skip_steps}: the base has {base.sampler.num_steps} steps"
             )
         if self.start is not None:
-            self._check_shape("start", self.start, base.denoiser.size, base)
+            self._check_shape("start", self.start, base.denoiser.image_size, base)
             if not self.skip_steps:
                 raise InputError(
                     "skip_steps must be at least 1 where there is a start, got 0: all steps begin "
@@ -200,7 +200,7 @@ class Request:
     def _check_shape(
         self, name: str, images: np.ndarray | RealImages, size: int, base: Stage
     ) -> None:
-        shape = (len(self), size, size, base.denoiser.channels)
+        shape = (len(self), size, size, base.denoiser.image_channels)
         if not isinstance(images, RealImages):
             images = np.asarray(images)
         if images.shape != shape or images.dtype != np.uint8:

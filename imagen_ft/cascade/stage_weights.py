@@ -20,13 +20,19 @@ from launch.runtime.layers.lora import Lora, make_lora
 from launch.runtime.run import STAGE, Run
 from launch.runtime.types import Variables
 
-PUBLIC = "deepfloyd:"
+# Before a path or the name of a repository: weights from elsewhere, of whichever kind.
+PUBLIC = ("deepfloyd:", "diffusers:")
+
+
+def public_path(path: str) -> str:
+    """Without what says that it holds weights from elsewhere."""
+    return path.partition(":")[2] if path.startswith(PUBLIC) else path
 
 
 def open_run(path: str) -> Run | None:
     """A run of imagen_ft.finetune; None where the path holds weights from elsewhere.
 
-    'deepfloyd:' before a path or the name of a repository of the Hub says that it does.
+    'deepfloyd:' or 'diffusers:' before a path or the name of a repository says that it does.
 
     Raises:
         InputError: there is nothing.
@@ -164,7 +170,7 @@ def _start_of(run: Run) -> str:
 def _digest(path: str) -> str:
     """Of the weights that training can begin with."""
     start = open_run(path)
-    return digest_of(start) if start else weights.digest(path.removeprefix(PUBLIC), "unet")
+    return digest_of(start) if start else weights.digest(public_path(path), "unet")
 
 
 def load_public(
@@ -176,25 +182,52 @@ def load_public(
     variant: str | None = None,
     dtype: Any = None,
 ) -> dict[str, Any]:
-    """Loads DeepFloyd IF's weights for a denoiser.
+    """Loads the weights of a public U-Net, DeepFloyd IF's or Stable Diffusion's, for a denoiser.
 
     Args:
-        path: an import, a folder in diffusers' layout, or a repository of the Hub; 'deepfloyd:'
-            before it is passed over.
+        path: an import, a folder in diffusers' layout, or a repository of the Hub; 'deepfloyd:' or
+            'diffusers:' before it is passed over.
         denoiser: whose network they have to be.
         text_shape: of one prompt's states.
         field: of the denoiser in the config, for messages.
-        mesh: see `weights.load_unet`.
-        variant: see `weights.load_unet`.
-        dtype: see `weights.load_unet`.
+        mesh: see `weights.load_part`.
+        variant: see `weights.load_part`.
+        dtype: see `weights.load_part`.
 
     Raises:
         InputError: they are another network's.
     """
-    path = path.removeprefix(PUBLIC)
-    check_public(denoiser.prediction, path, field)
-    model, params = weights.load_unet(path, dtype, mesh, variant)
-    network: Any = denoiser.model  # a dataclass, which its protocol cannot say
+    path = public_path(path)
+    if denoiser.autoencoder is None:
+        check_public(denoiser.prediction, path, field)
+    model, params = weights.load_part("unet", path, dtype, mesh, variant)
+    check_same_network(denoiser.model, model, path, field)
+    shapes = jax.tree.map(lambda leaf: leaf.shape, denoiser.shapes(text_shape)["params"])
+    if jax.tree.map(jnp.shape, params) != shapes:
+        raise InputError(
+            f"{field}: the weights of {path} take text states or images of another width than the "
+            "config has"
+        )
+    return {"params": params}
+
+
+def check_same_network(network: Any, model: Any, path: str, field: str) -> None:
+    """Compares a network with that of some weights, but for how it is computed.
+
+    Args:
+        network: of a config.
+        model: of the weights.
+        path: of these, for messages.
+        field: of the network, for messages.
+
+    Raises:
+        InputError: they differ; says in what.
+    """
+    if type(network) is not type(model):
+        raise InputError(
+            f"{field} must be a {type(model).__name__}, as the weights of {path} are, got a "
+            f"{type(network).__name__}; name other weights, or their preset"
+        )
     ours = dataclasses.replace(network, dtype=model.dtype, remat=model.remat)
     if ours != model:
         names = [f.name for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
@@ -203,13 +236,6 @@ def load_public(
             f"{field}: {name} is {getattr(ours, name)}, the weights of {path} have "
             f"{getattr(model, name)}"
         )
-    shapes = jax.tree.map(lambda leaf: leaf.shape, denoiser.shapes(text_shape)["params"])
-    if jax.tree.map(jnp.shape, params) != shapes:
-        raise InputError(
-            f"{field}: the weights of {path} take text states or images of another width than the "
-            "config has"
-        )
-    return {"params": params}
 
 
 def check_public(prediction: str, path: str, field: str) -> None:

@@ -102,7 +102,7 @@ class Starts:
             check_labels(source)
         except InputError as error:
             raise InputError(f"{_FIELD}: {error}") from None
-        starts = cls(source, base.size, base.channels, _called(config.class_names))
+        starts = cls(source, base.image_size, base.image_channels, _called(config.class_names))
         _ = starts._images(np.arange(1))[:1]
         return starts
 

@@ -5,10 +5,12 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float
 
 from imagen_ft.diffusion.forward_process import Image, eps_from_x0, per_image, posterior
 from imagen_ft.diffusion.samplers import Denoise, Interval, Prediction, Sampler
+from imagen_ft.diffusion.schedule import Schedule
 from imagen_ft.diffusion.spacing import LOGSNR_MIN
 from launch.runtime.types import Array
 
@@ -79,11 +81,21 @@ class DDIM(SingleStep):
         num_steps: network evaluations.
         eta: 0 is deterministic, 1 has the small variance of DDPM.
         spacing: see `spacing.sampling_times`.
+        keeps_noise: whether the last step leaves the noise of the schedule's first one, as Stable
+            Diffusion's files ask for (set_alpha_to_one=False), and not none.
     """
 
     num_steps: int
     eta: float | Float[Array, ""] = 0.0
     spacing: str = "trailing"
+    keeps_noise: bool = False
+
+    def times(self, schedule: Schedule) -> Float[np.ndarray, " {self.num_steps}+1"]:
+        """See `Sampler`."""
+        times = super().times(schedule)
+        if self.keeps_noise:
+            times[-1] = 1.0 / (schedule.num_train_timesteps or 1000)
+        return times
 
     def update(
         self,

@@ -5,6 +5,11 @@ from typing import Any
 
 import ml_collections
 
+from imagen_ft.diffusion.autoencoder_from_config import (
+    check_latents,
+    lacking_in_autoencoder,
+    make_autoencoder,
+)
 from imagen_ft.diffusion.denoiser import UPSAMPLING, Denoiser, Network
 from imagen_ft.diffusion.forward_process import PREDICTIONS
 from imagen_ft.diffusion.guidance import WEIGHT_SCHEDULES
@@ -13,13 +18,30 @@ from imagen_ft.diffusion.schedule import ScaledLinear, make_schedule
 from imagen_ft.diffusion.stage import Stage
 from imagen_ft.models import presets
 from imagen_ft.models.efficient_unet import EfficientUNet
+from imagen_ft.models.latent_unet import LatentUNet
 from imagen_ft.models.unet import UNet
 from launch.errors import InputError
 from launch.runtime.config import module_fields
 from launch.runtime.limits import SIDE, check_numbers, make_module
 from launch.runtime.optional_fields import Defaults, Mixed, below, defaults_of
 
-_LIMITS = {"size": SIDE, "low_size": (0, SIDE[1]), "channels": SIDE}
+# What a stage and its guide have to have in common.
+_OF_IMAGES = (
+    "size",
+    "low_size",
+    "channels",
+    "schedule",
+    "upsampling",
+    "prediction",
+    "autoencoder",
+    "pooled_width",
+)
+_LIMITS = {
+    "size": SIDE,
+    "low_size": (0, SIDE[1]),
+    "channels": SIDE,
+    "pooled_width": (0, SIDE[1]),
+}
 
 
 def make_denoiser(config: ml_collections.ConfigDict) -> Denoiser:
@@ -29,11 +51,13 @@ def make_denoiser(config: ml_collections.ConfigDict) -> Denoiser:
         config: `size`, `low_size`, `channels`; `schedule`, see `make_schedule`; `unet`: fields of
             `UNet`, or `preset`, a name of `models.presets`, and the fields that differ from it;
             `learned_variance`, `prediction` and `upsampling` where they are not those of
-            `Denoiser`.
+            `Denoiser`. Of latents also `autoencoder`, see `make_autoencoder` (`unet` are then
+            fields of `LatentUNet`), and for SDXL `pooled_width` and `sizes`; `size` and `channels`
+            are the latents'.
 
     Raises:
-        InputError: unknown schedule, preset, prediction or upsampling, or sizes and levels that do
-            not fit together.
+        InputError: unknown schedule, preset, prediction or upsampling, or sizes, levels and parts
+            that do not fit together.
     """
     check_numbers(config, _LIMITS, "stage")
     if config.low_size and config.size % config.low_size:
@@ -51,7 +75,7 @@ def make_denoiser(config: ml_collections.ConfigDict) -> Denoiser:
             "prediction must be 'v' or 'x0' with schedule.zero_terminal_snr, got 'eps': the last "
             "step is noise alone, from which eps tells nothing; set one of them"
         )
-    return Denoiser(
+    denoiser = Denoiser(
         model=_make_network(config, config.channels * (2 if learned_variance else 1)),
         schedule=schedule,
         size=config.size,
@@ -60,24 +84,35 @@ def make_denoiser(config: ml_collections.ConfigDict) -> Denoiser:
         upsampling=upsampling,
         learned_variance=learned_variance,
         prediction=prediction,
+        autoencoder=make_autoencoder(config),
+        pooled_width=config.get("pooled_width", 0),
+        sizes=tuple(config.get("sizes", ())),
     )
+    check_latents(denoiser)
+    return denoiser
 
 
 def _make_network(config: ml_collections.ConfigDict, out_channels: int) -> Network:
     fields = module_fields(config.unet, "stage.unet")
-    own = dict(out_channels=out_channels, noise_level=config.low_size > 0)
     preset = fields.pop("preset", "")
+    kind = presets.find(preset).module if preset else UNet
+    if not preset and config.get("autoencoder"):
+        kind = LatentUNet
+    own: dict[str, Any] = dict(out_channels=out_channels)
+    if kind is not LatentUNet:
+        own["noise_level"] = config.low_size > 0
     if preset:
         model = presets.make(preset, "stage.unet", **fields | own)
     else:
-        model = make_module(UNet, fields | own, "stage.unet")
-    assert isinstance(model, UNet | EfficientUNet)  # no other has a field out_channels
+        model = make_module(kind, fields | own, "stage.unet")
+    # No other has both of the fields.
+    assert isinstance(model, UNet | EfficientUNet | LatentUNet)
     levels = len(model.block_out_channels)
-    if isinstance(model, UNet) and len(model.attention) != levels:
+    if not isinstance(model, EfficientUNet) and len(model.attention) != levels:
         raise InputError(
             f"unet.attention has {len(model.attention)} values, block_out_channels {levels}"
         )
-    halvings = levels - isinstance(model, UNet)
+    halvings = levels - (not isinstance(model, EfficientUNet))
     if config.size % 2**halvings:
         raise InputError(f"size={config.size} cannot be halved {halvings} times, once a level")
     return model
@@ -93,14 +128,13 @@ def make_stage(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Stage:
     guidance, level = _guidance(config), config.get("noise_augmentation", 0.0)
     if not 0.0 <= level <= 1.0:
         raise InputError(f"noise_augmentation={level}: a level is in [0, 1]")
-    percentile, batch_size = config.threshold_percentile, config.get("batch_size", 0)
-    maximum = config.get("threshold_maximum", float("inf"))
-    if not 0.0 < percentile <= 100.0:
+    percentile, maximum = _thresholds(config, denoiser)
+    batch_size, stored_size = config.get("batch_size", 0), config.get("stored_size", 0)
+    if not 0 <= stored_size <= denoiser.image_size:
         raise InputError(
-            f"threshold_percentile={percentile}: more than 0, at most 100, which clips"
+            f"stored_size must be from 1 to the {denoiser.image_size} px that the stage draws, or "
+            f"0 for as many, got {stored_size}; images are only made smaller"
         )
-    if not maximum >= 1.0:
-        raise InputError(f"threshold_maximum={maximum}: at least 1 is needed")
     if batch_size < 0:
         raise InputError(f"batch_size={batch_size}: images at a time; 0 leaves it to the cascade")
     sampler = make_sampler(config.sampler)
@@ -117,8 +151,34 @@ def make_stage(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Stage:
         threshold_maximum=maximum,
         noise_augmentation=level,
         batch_size=batch_size,
+        stored_size=stored_size,
         **guidance,
     )
+
+
+def _thresholds(config: ml_collections.ConfigDict, denoiser: Denoiser) -> tuple[float, float]:
+    """Percentile and maximum; see `guidance.threshold`."""
+    maximum = config.get("threshold_maximum", float("inf"))
+    if denoiser.autoencoder is not None:
+        percentile = config.get("threshold_percentile", 100.0)
+        for name, value, none in (
+            ("threshold_percentile", percentile, 100.0),
+            ("threshold_maximum", maximum, float("inf")),
+        ):
+            if value != none:
+                raise InputError(
+                    f"{name} must be left out where a stage draws latents, got {value}: they have "
+                    "no range to be kept in; guidance_rescale takes back contrast"
+                )
+        return percentile, maximum
+    percentile = config.threshold_percentile
+    if not 0.0 < percentile <= 100.0:
+        raise InputError(
+            f"threshold_percentile={percentile}: more than 0, at most 100, which clips"
+        )
+    if not maximum >= 1.0:
+        raise InputError(f"threshold_maximum={maximum}: at least 1 is needed")
+    return percentile, maximum
 
 
 def _guidance(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -176,7 +236,7 @@ def make_guided(entry: ml_collections.ConfigDict, field: str) -> Stage:
     if not entry.get("guide"):
         return stage
     guide = make_denoiser(entry.guide.get("stage", entry.stage))
-    for name in ("size", "low_size", "channels", "schedule", "upsampling", "prediction"):
+    for name in _OF_IMAGES:
         mine, other = getattr(denoiser, name), getattr(guide, name)
         if mine != other:
             raise InputError(
@@ -194,6 +254,7 @@ def lacking_in_denoiser(path: str, config: ml_collections.ConfigDict) -> Default
     return {
         **below(path, config, defaults_of(denoiser)),
         **below(f"{path}.unet", config.unet, network),
+        **lacking_in_autoencoder(path, config, denoiser.autoencoder),
     }
 
 
@@ -224,7 +285,7 @@ def make_stages(config: ml_collections.ConfigDict, base: bool = True) -> dict[st
     }
     if not stages:
         raise InputError("config.stages is empty: name at least one run of imagen_ft.finetune")
-    ordered = dict(sorted(stages.items(), key=lambda item: item[1].denoiser.size))
+    ordered = dict(sorted(stages.items(), key=lambda item: item[1].image_size))
     size = 0 if base else next(iter(ordered.values())).denoiser.low_size
     for name, stage in ordered.items():
         if stage.denoiser.low_size != size:
@@ -237,5 +298,5 @@ def make_stages(config: ml_collections.ConfigDict, base: bool = True) -> dict[st
                 f"config.stages.{name} starts from {stage.denoiser.low_size} px, "
                 f"the stage before it makes {size} px"
             )
-        size = stage.denoiser.size
+        size = stage.image_size
     return ordered

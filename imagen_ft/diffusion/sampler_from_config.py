@@ -115,6 +115,12 @@ def _solver_type(name: str, value: Any) -> str:
     return value
 
 
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"sampler.{name} must be True or False, got {value!r}; set one of them")
+    return value
+
+
 _FIELDS: dict[str, Callable[[str, Any], Any]] = {
     "logvar_coeff": _mixture,
     "eta": _fraction,
@@ -124,4 +130,5 @@ _FIELDS: dict[str, Callable[[str, Any], Any]] = {
     "churn_noise": _not_negative,
     "logsnr_min": _not_positive,
     "solver_type": _solver_type,
+    "keeps_noise": _flag,
 }

@@ -58,7 +58,7 @@ class Interval(NamedTuple):
     @property
     def last(self) -> Bool[Array, ""]:
         """Whether s is 0, where nothing is left to draw."""
-        return self.step == 1
+        return self.s == 0
 
 
 class Sampler(abc.ABC):

@@ -13,7 +13,9 @@ from jaxtyping import Float
 from imagen_ft.diffusion.schedule import Schedule
 from launch.errors import InputError
 
-SPACINGS = ("linspace", "leading", "trailing")
+SPACINGS = ("linspace", "leading", "leading_one", "trailing")
+# Behind one of them: as with one step more, but without the one next to data.
+OPEN = "_open"
 # Of sigma / alpha, the deviation of noise on data that keep their scale.
 SIGMA_SPACINGS = ("karras", "exponential")
 # Beyond that there is next to no data to see (diffusers' advice for cosine schedules is lambda of
@@ -39,6 +41,9 @@ def sampling_times(
         num_steps: how many.
         spacing: 'linspace' (both ends; a single step is the noisiest), 'leading' (ends at the
             first step), 'trailing' (begins at the last one) as in Lin et al. 2024, Table 2;
+            'leading_one', each a step later than that (Stable Diffusion's steps_offset of 1); one
+            of these with '_open' behind it, as for one step more but without the one next to data
+            (what diffusers' solvers with a memory call by the name before it);
             'karras' (Karras et al. 2022, Eq. 5, rho 7) or 'exponential', of sigma / alpha, on a
             discrete schedule the nearest steps that are still free; or one of `named_spacings`,
             whose length `num_steps` has to be.
@@ -49,14 +54,10 @@ def sampling_times(
         InputError: no such spacing, or a number of steps that it or the schedule does not have.
     """
     total = schedule.num_train_timesteps or 1000
-    whole = np.round if schedule.num_train_timesteps else np.asarray
     if num_steps < 1:
         raise InputError(f"sampler.num_steps={num_steps}: at least 1 step is needed")
     if num_steps > total and schedule.num_train_timesteps:
         raise InputError(f"sampler.num_steps={num_steps}: the schedule has {total} steps")
-    last = _last_step(schedule, logsnr_min)
-    if schedule.num_train_timesteps:
-        last = max(last, num_steps)
     if spacing in named_spacings():
         steps: np.ndarray = np.asarray(named_spacings()[spacing], np.float64)
         if len(steps) != num_steps or total != 1000:
@@ -68,20 +69,41 @@ def sampling_times(
         steps = total * _sigma_times(schedule, num_steps, spacing, logsnr_min) - 1
         if schedule.num_train_timesteps:
             steps = _distinct(np.round(steps))
-    elif spacing == "linspace":
-        first = 0 if num_steps > 1 else last - 1
-        steps = whole(np.linspace(first, last - 1, num_steps)[::-1])
-    elif spacing == "leading":
-        ratio = last // num_steps if schedule.num_train_timesteps else last / num_steps
-        steps = np.arange(num_steps)[::-1] * ratio
-    elif spacing == "trailing":
-        # Halves are rounded as in diffusers: these sums, before the 1 is taken off. Their last
-        # digits can make one number too many.
-        steps = whole(np.arange(last, 0, -last / num_steps)[:num_steps]) - 1
+    elif spacing.removesuffix(OPEN) in SPACINGS:
+        is_open = spacing.endswith(OPEN)
+        count = num_steps + is_open
+        last = _last_step(schedule, logsnr_min)
+        if schedule.num_train_timesteps:
+            last = max(last, min(count, total))
+        steps = _spaced(schedule, count, spacing.removesuffix(OPEN), last)[:num_steps]
+        if schedule.num_train_timesteps and (steps[0] >= total or (np.diff(steps) >= 0).any()):
+            raise InputError(
+                f"sampler.num_steps must be below {num_steps} for sampler.spacing={spacing!r}, "
+                f"which has no more of the schedule's {total} steps; take fewer, or 'trailing'"
+            )
     else:
         names = ", ".join((*SPACINGS, *SIGMA_SPACINGS, *named_spacings()))
-        raise InputError(f"sampler.spacing={spacing!r}: known are {names}")
+        raise InputError(
+            f"sampler.spacing={spacing!r}: known are {names}, and {OPEN} behind the first "
+            f"{len(SPACINGS)}"
+        )
     return np.append((steps + 1) / total, 0.0).astype(np.float32)
+
+
+def _spaced(
+    schedule: Schedule, num_steps: int, spacing: str, last: float
+) -> Float[np.ndarray, " {num_steps}"]:
+    """The steps of one of `SPACINGS`, from the noisiest; of the first `last` ones."""
+    whole = np.round if schedule.num_train_timesteps else np.asarray
+    if spacing == "linspace":
+        first = 0 if num_steps > 1 else last - 1
+        return whole(np.linspace(first, last - 1, num_steps)[::-1])
+    if spacing == "trailing":
+        # Halves are rounded as in diffusers: these sums, before the 1 is taken off. Their last
+        # digits can make one number too many.
+        return whole(np.arange(last, 0, -last / num_steps)[:num_steps]) - 1
+    ratio = last // num_steps if schedule.num_train_timesteps else last / num_steps
+    return np.arange(num_steps, dtype=np.float64)[::-1] * ratio + (spacing == "leading_one")
 
 
 @functools.cache

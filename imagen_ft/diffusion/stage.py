@@ -13,23 +13,26 @@ from jaxtyping import Float, Key
 from imagen_ft.diffusion import guidance, samplers
 from imagen_ft.diffusion.denoiser import Denoiser
 from imagen_ft.diffusion.forward_process import Image, x0_from_output
+from imagen_ft.diffusion.text_noise import TextNoise, annealed, noise_of_text
 from launch.runtime.types import Array, Variables
 
 LowImage = Float[Array, "b low_h low_w c"]
+# What comes out, which may be of another size than what the sampler sees, and in other channels.
+Stored = Float[Array, "b stored_h stored_w stored_c"]
+StoredPath = Float[Array, "steps b stored_h stored_w stored_c"]
+Start = Float[Array, "b image_h image_w image_c"]
 Output = Float[Array, "b h w outputs"]
 # Of a stage, by the name of its field, or of its sampler's: 'sampler.eta'.
 Numbers = dict[str, Float[Array, ""]]
 _OF_SAMPLER = "sampler."
 
-# (t) -> standard normal noise for the states of the prompts.
-TextNoise = Callable[[Float[Array, ""]], Float[Array, "b n d"]]
 # (t) -> states of the texts that a network is evaluated for.
 Texts = Callable[[Float[Array, ""]], Float[Array, "rows n d"]]
 
-# The noise of the condition and of texts is apart from the steps', which count from 0.
-CONDITION_STEP, _TEXT_STEP = 2**31 - 1, 2**31 - 2
-# Of a stage's variables, those of its guide.
-GUIDE = "guide"
+# The noise of the condition is apart from the steps', which count from 0.
+CONDITION_STEP = 2**31 - 1
+# Of a stage's variables, those of its guide and of what makes images of its latents.
+GUIDE, AUTOENCODER = "guide", "autoencoder"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +56,10 @@ class Stage:
         cads_mix: see `guidance.anneal`.
         guide: a weaker network that guidance leads away from, in place of no text (autoguidance);
             its variables are those of the stage under the name `GUIDE`.
+        stored_size: what images are brought to when they are done, in pixels; 0 is as drawn.
+
+    The variables of the denoiser's auto-encoder, where it has one, are those of the stage under the
+    name `AUTOENCODER`.
     """
 
     denoiser: Denoiser
@@ -69,6 +76,7 @@ class Stage:
     cads_interval: tuple[float, float] = (0.6, 0.9)
     cads_mix: float = 1.0
     guide: Denoiser | None = None
+    stored_size: int = 0
 
     @functools.partial(jax.jit, static_argnums=0, static_argnames="skip_steps")
     def sample(
@@ -78,10 +86,10 @@ class Stage:
         text: Float[Array, "b n d"],
         null_text: Float[Array, "#b n d"],
         low: LowImage | None = None,
-        start: Image | None = None,
+        start: Start | None = None,
         skip_steps: int = 0,
         numbers: Numbers | None = None,
-    ) -> Image:
+    ) -> Stored:
         """Draws one image a key, in [-1, 1].
 
         Args:
@@ -90,14 +98,19 @@ class Stage:
             text: states of the prompts.
             null_text: states that stand for no text, of all images or of each.
             low: for super-resolution, what the images show.
-            start: images to begin with; see `samplers.sample`.
+            start: images to begin with, of the denoiser's `image_size`; see `samplers.sample`.
             skip_steps: see `samplers.sample`.
             numbers: take the place of the stage's own, see `split`.
         """
-        options = dict(start=start, skip_steps=skip_steps)
+        options: dict[str, Any] = dict(start=start, skip_steps=skip_steps)
         stage = self if numbers is None else self._with(numbers)
-        noises = stage._noise(keys), _noise_of_text(keys, text)
+        noises = stage._noise(keys), noise_of_text(keys, text)
         return stage.run(variables, noises[0], text, null_text, low, noises[1], **options)[0]
+
+    @property
+    def image_size(self) -> int:
+        """Of the images that come out, in pixels."""
+        return self.stored_size or self.denoiser.image_size
 
     @property
     def is_guided(self) -> bool:
@@ -120,8 +133,10 @@ class Stage:
     def describe(self) -> str:
         """In a few words: sizes, sampler, steps and guidance."""
         sampler: Any = self.sampler
-        low, size = self.denoiser.low_size, self.denoiser.size
+        low, size = self.denoiser.low_size, self.denoiser.image_size
         pixels = f"{low} to {size} px" if low else f"{size} px"
+        if self.stored_size:
+            pixels += f" stored at {self.stored_size}"
         name = type(sampler).__name__.lower()
         if hasattr(sampler, "order"):
             name = f"{name} (order {sampler.order})"
@@ -170,12 +185,12 @@ class Stage:
         text: Float[Array, "b n d"],
         null_text: Float[Array, "#b n d"],
         low: LowImage | None = None,
-        start: Image | None = None,
+        start: Start | None = None,
         skip_steps: int = 0,
-    ) -> Float[Array, "steps b h w c"]:
+    ) -> StoredPath:
         """What `sample` predicts x_0 to be at each of its steps, in [-1, 1]."""
-        options = dict(start=start, skip_steps=skip_steps, path=True)
-        noises = self._noise(keys), _noise_of_text(keys, text)
+        options: dict[str, Any] = dict(start=start, skip_steps=skip_steps, path=True)
+        noises = self._noise(keys), noise_of_text(keys, text)
         _, path = self.run(variables, noises[0], text, null_text, low, noises[1], **options)
         assert path is not None
         return path
@@ -188,8 +203,9 @@ class Stage:
         null_text: Float[Array, "#b n d"],
         low: LowImage | None = None,
         text_noise: TextNoise | None = None,
+        start: Start | None = None,
         **options: Any,
-    ) -> tuple[Image, Float[Array, "steps b h w c"] | None]:
+    ) -> tuple[Stored, StoredPath | None]:
         """As `sample`, with any noise and all options of `samplers.sample`.
 
         `text_noise` is needed where `cads_scale` is not 0.
@@ -200,7 +216,21 @@ class Stage:
             condition = self.denoiser.condition(low, noise(CONDITION_STEP), level)
         texts = self._texts(text, null_text, text_noise)
         denoise = self._make_denoise(variables, texts, condition, level)
-        return samplers.sample(self.sampler, denoise, self.denoiser.schedule, noise, **options)
+        decoder = variables.get(AUTOENCODER, {})
+        if start is not None:
+            start, _ = self.denoiser.encode(decoder, start)
+        options = dict(options, start=start)
+        x0, path = samplers.sample(self.sampler, denoise, self.denoiser.schedule, noise, **options)
+        finish = lambda x0: self._stored(self.denoiser.decode(decoder, x0))  # noqa: E731
+        return finish(x0), None if path is None else jax.lax.map(finish, path)
+
+    def _stored(self, images: Image) -> Stored:
+        """Images of the size that they are stored in, filtered before pixels are dropped."""
+        size = self.image_size
+        if images.shape[1] == size:
+            return images
+        shape = (len(images), size, size, images.shape[-1])
+        return jax.image.resize(jnp.clip(images, -1.0, 1.0), shape, "cubic", antialias=True)
 
     def _noise(self, keys: Key[Array, " b"]) -> samplers.Noise:
         size = self.denoiser.size
@@ -214,7 +244,8 @@ class Stage:
             if self.cads_scale:
                 assert noise is not None, "cads_scale needs text_noise"
                 annealing = self.cads_scale, self.cads_interval, self.cads_mix
-                prompts = guidance.anneal(text, noise(t), t, *annealing)
+                width = self.denoiser.pooled_width
+                prompts = annealed(text, noise(t), t, *annealing, pooled_width=width)
             if not self.reads_null_text:
                 return prompts
             return jnp.concatenate([prompts, jnp.broadcast_to(null_text, text.shape)])
@@ -252,7 +283,7 @@ class Stage:
         if self.reads_null_text:
             # A doubled batch sees everything but the text twice.
             condition, level = jax.tree.map(lambda a: jnp.concatenate([a, a]), (condition, level))
-        own = {name: tree for name, tree in variables.items() if name != GUIDE}
+        own = {name: variables[name] for name in variables if name not in (GUIDE, AUTOENCODER)}
         once = self._evaluate(denoiser, own, texts, condition, level)
         if guided and self.guide is not None:
             weaker = self._evaluate(self.guide, variables[GUIDE], texts, condition, level)
@@ -276,23 +307,9 @@ class Stage:
             output, variance = jnp.split(output, [denoiser.channels], axis=-1)
             logsnr = denoiser.schedule.logsnr(t)
             x0 = x0_from_output(output, x_t, logsnr, denoiser.prediction)
-            x0 = guidance.threshold(x0, self.threshold_percentile, self.threshold_maximum)
+            if denoiser.autoencoder is None:  # Latents have no range to be kept in.
+                x0 = guidance.threshold(x0, self.threshold_percentile, self.threshold_maximum)
             # The network's -1 to 1 is the small to the large variance.
             return samplers.Prediction(x0, (variance + 1) / 2 if variance.shape[-1] else None)
 
         return denoise
-
-
-def _noise_of_text(keys: Key[Array, " b"], text: Float[Array, "b n d"]) -> TextNoise:
-    """Noise of each image's text by its key and the time alone, whatever the steps."""
-
-    def noise(t: Float[Array, ""]) -> Float[Array, "b n d"]:
-        bits = jax.lax.bitcast_convert_type(jnp.asarray(t, jnp.float32), jnp.uint32)
-
-        def draw(key: Key[Array, ""]) -> Float[Array, "n d"]:
-            of_texts = jax.random.fold_in(key, _TEXT_STEP)
-            return jax.random.normal(jax.random.fold_in(of_texts, bits), text.shape[1:])
-
-        return jax.vmap(draw)(keys)
-
-    return noise

@@ -88,15 +88,15 @@ class Drawn:
         self._load, self._plan, self._name = load, plan, name
         self.class_names, self.labels = plan.prompts, plan.labels
         self.domain = np.full(len(plan.labels), _SYNTHETIC, np.int32)
-        denoiser, batch = cascade.stages[-1].denoiser, cascade.batch_size
+        stage, batch = cascade.stages[-1], cascade.batch_size
         self._request(_with_prompts(cascade, plan), np.arange(1))
-        size = plan.size or denoiser.size
-        if not 1 <= size <= denoiser.size:
+        size = plan.size or stage.image_size
+        if not 1 <= size <= stage.image_size:
             raise InputError(
-                f"square must be 1 to {denoiser.size} pixels, which the cascade draws, got {size}; "
-                "leave it out for as many"
+                f"square must be 1 to {stage.image_size} pixels, which the cascade draws, got "
+                f"{size}; leave it out for as many"
             )
-        self._shape = (size, size, denoiser.channels)
+        self._shape = (size, size, stage.denoiser.image_channels)
         few = min(_BATCHES, _BYTES // max(1, batch * int(np.prod(self._shape))))
         self._part_size = batch * max(1, few)
         self._digest = json_digest(_made_from(cascade, plan))

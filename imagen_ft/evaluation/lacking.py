@@ -53,8 +53,7 @@ def _lacking_in_drawn(path: str, spec: Fields) -> Defaults:
         **within(f"{path}.cascade", lacking_in_mesh(cascade)),
         **below(f"{path}.cascade", cascade, {"seed": 0}),
     }
-    sizes = [(entry.stage.size, entry.stage.low_size) for entry in cascade.stages.values()]
-    if min(sizes)[1]:
+    if min(entry.stage.low_size for entry in cascade.stages.values()):
         fields |= lacking_in_images(f"{path}.low", spec.get("low") or {})
     return fields
 

@@ -71,18 +71,18 @@ def set_fields(args: app.Arguments, cascade: Cascade, starts: Starts | None) -> 
     names, counts = real_counts(config)
     if starts is not None:
         starts.check_classes(names, counts)
-    denoiser = cascade.stages[-1].denoiser
+    stage = cascade.stages[-1]
     encoding = {"format": "png", **plain(config.get("encoding", {}))}
-    size = encoding.pop("size", 0) or denoiser.size
-    if not 1 <= size <= denoiser.size:
+    size = encoding.pop("size", 0) or stage.image_size
+    if not 1 <= size <= stage.image_size:
         raise InputError(
-            f"config.encoding.size={size}: the cascade draws {denoiser.size} px; use 1 to as many, "
-            "or 0 for as many"
+            f"config.encoding.size={size}: the cascade draws {stage.image_size} px; use 1 to as "
+            "many, or 0 for as many"
         )
     return dict(
         name=config.name,
         class_names=names,
-        image_shape=(size, size, denoiser.channels),
+        image_shape=(size, size, stage.denoiser.image_channels),
         counts=counts,
         copies=config.copies,
         images_per_shard=config.get("images_per_shard", 0),

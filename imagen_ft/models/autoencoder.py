@@ -64,6 +64,11 @@ class Autoencoder(nn.Module):
         dtype = jnp.dtype(self.dtype)
         return jnp.dtype("float32") if self.force_upcast and dtype == jnp.float16 else dtype
 
+    @property
+    def factor(self) -> int:
+        """Pixels of an image for one of the latents, each way."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Decodes the mean of what it encodes."""
         return self.decode(self.encode(images)[0])
@@ -79,7 +84,7 @@ class Autoencoder(nn.Module):
         Raises:
             ValueError: the images cannot be halved as often as the levels ask for.
         """
-        stride = 2 ** (len(self.block_out_channels) - 1)
+        stride = self.factor
         if images.shape[1] % stride or images.shape[2] % stride:
             raise ValueError(
                 f"images of {images.shape[1]}x{images.shape[2]} px: give height and width that are "

@@ -204,7 +204,7 @@ def make(name: str, field: str = "model", /, **overrides: Any) -> nn.Module:
     Raises:
         InputError: there is no such model, it has no such field, or one has a wrong value.
     """
-    preset = _find(name)
+    preset = find(name)
     names = {field.name for field in dataclasses.fields(preset.module)} - {"parent", "name"}
     if unknown := sorted(set(overrides) - names):
         raise InputError(
@@ -220,7 +220,7 @@ def parameter_shapes(name: str, **overrides: Any) -> dict[str, Any]:
     image, or latents of as many as it predicts; arguments and errors are those of `make`.
     """
     model = make(name, **overrides)
-    inputs = _inputs(model, _find(name))
+    inputs = _inputs(model, find(name))
     return jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
 
 
@@ -244,7 +244,12 @@ def _inputs(model: Any, preset: Preset) -> list[Any]:
     return [floats(1, size, size, channels), floats(1), text, *level]
 
 
-def _find(name: str) -> Preset:
+def find(name: str) -> Preset:
+    """The row of that name.
+
+    Raises:
+        InputError: there is none.
+    """
     if name not in PRESETS:
         raise InputError(f"there is no model {name!r}; use one of {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -168,11 +168,11 @@ class Bench:
     def _up_to_stage(self, cascade: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         """A cascade's config without stages above the one that is swept; alone, if it enlarges."""
         config = cascade.copy_and_resolve_references()
-        size = config.stages[self.config.stage].stage.size
+        low_size = config.stages[self.config.stage].stage.low_size
         with config.unlocked():
             for name, entry in list(config.stages.items()):
-                is_base = entry.stage.size < size and self.config.low
-                if entry.stage.size > size or is_base:
+                is_base = entry.stage.low_size < low_size and self.config.low
+                if entry.stage.low_size > low_size or is_base:
                     del config.stages[name]
         return config
 

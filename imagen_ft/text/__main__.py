@@ -1,4 +1,4 @@
-"""Embeds prompts with T5 and keeps their states on disk; training and sampling read them there.
+"""Embeds prompts with T5 or CLIP, keeps the states on disk; training and sampling read them there.
 
 python -m imagen_ft.text --class_names=imagenet --weights=weights/IF-I-M --to=data/imagenet_text
 python -m imagen_ft.text --prompts=prompts.txt --weights=weights/if --to=data/text --dtype=float32
@@ -14,17 +14,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import flags
 from etils import epath
 
-from imagen_ft import weights
 from imagen_ft.text.cache import DTYPES, TextCache
-from imagen_ft.text.captions import CLEANED, PLAIN, prompt_keys
-from imagen_ft.text.encoders import check_template
-from imagen_ft.text.t5_embedder import T5Embedder, fill_cache
-from imagen_ft.text.t5_encoder import identity
-from imagen_ft.text.tokenizer import T5Tokenizer, load_t5_tokenizer
+from imagen_ft.text.captions import check_template, prompt_keys
+from imagen_ft.text.embedder import fill_cache
+from imagen_ft.text.sources import open_source
 from input_pipeline import class_names
 from launch.cli import parse_flags, say
 from launch.errors import InputError
@@ -60,7 +56,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "clean_caption",
         True,
         "clean texts as DeepFloyd IF's pipelines do: no brackets, addresses, markup or ideographs; "
-        "without it they are lower-cased only",
+        "without it they are lower-cased only; CLIP takes them as they are",
         flag_values=values,
     )
     flags.DEFINE_enum(
@@ -92,8 +88,12 @@ def check_flags(values: flags.FlagValues) -> None:
         raise InputError(f"--batch_size={values.batch_size}: at least 1 is needed")
 
 
-def read_prompts(values: flags.FlagValues) -> list[str]:
+def read_prompts(values: flags.FlagValues, preprocessing: str) -> list[str]:
     """The texts to be embedded, each once: the empty one, then those of a file.
+
+    Args:
+        values: of the flags.
+        preprocessing: one of `captions.KINDS`.
 
     Raises:
         InputError: the file cannot be read, holds no prompt, or is no list of class names.
@@ -108,13 +108,8 @@ def read_prompts(values: flags.FlagValues) -> list[str]:
             raise InputError(
                 f"--prompts={values.prompts}: the file holds no prompt; write one a line"
             )
-    keys = prompt_keys(texts, values.template, preprocessing(values))
+    keys = prompt_keys(texts, values.template, preprocessing)
     return list(dict.fromkeys(["", *keys]))
-
-
-def preprocessing(values: flags.FlagValues) -> str:
-    """Which of `captions.KINDS` the flags ask for."""
-    return CLEANED if values.clean_caption else PLAIN
 
 
 def embed_prompts(values: flags.FlagValues) -> None:
@@ -123,12 +118,11 @@ def embed_prompts(values: flags.FlagValues) -> None:
     Raises:
         InputError: wrong input, or the cache is another encoder's, damaged or in use.
     """
-    prompts, folder = read_prompts(values), epath.Path(values.to)
-    tokenizer = load_t5_tokenizer(
-        weights.part_folder(values.weights, "tokenizer"), values.max_length
-    )
-    settings = values.dtype, preprocessing(values)
-    encoder = identity(values.weights, values.variant, tokenizer, *settings)
+    folder = epath.Path(values.to)
+    source = open_source(values.weights, values.variant, values.dtype, values.max_length)
+    preprocessing = source.preprocessing(values.clean_caption)
+    prompts = read_prompts(values, preprocessing)
+    encoder = source.identity(preprocessing)
 
     def look() -> list[str]:
         cache = open_cache(folder, encoder)
@@ -136,15 +130,13 @@ def embed_prompts(values: flags.FlagValues) -> None:
         if missing:
             if cache is not None:
                 claim(folder)  # Loading takes minutes: another process there is noticed before.
-            warn_of_long(tokenizer, missing)
+            source.warn_of_long(missing)
         return missing
 
     missing: list[str] = decide_on_first_process(look)
     if missing:
         # Parameters are split over all devices, and so are batches.
-        mesh, dtype = make_mesh({"fsdp": -1}), jnp.dtype(values.dtype)
-        model, params = weights.load_t5(values.weights, dtype, mesh, values.variant)
-        embedder = T5Embedder(model.clone(dtype=dtype), params, tokenizer, mesh)
+        embedder = source.load(make_mesh({"fsdp": -1}))
         caches: list[TextCache] = []
 
         def begin() -> None:
@@ -194,14 +186,6 @@ def open_cache(folder: epath.Path, encoder: Mapping[str, Any]) -> TextCache | No
     if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise InputError(f"--to={folder}: the folder holds something else; name another")
     return None
-
-
-def warn_of_long(tokenizer: T5Tokenizer, prompts: Sequence[str]) -> None:
-    """Prints which prompts lose their ends."""
-    long = tokenizer.too_long(prompts)
-    if long:
-        count = "one prompt is" if len(long) == 1 else f"{len(long)} prompts are"
-        say(f"warning: {count} cut off after {tokenizer.max_length} tokens; first {long[0]!r}")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -14,10 +14,13 @@ import warnings
 from collections.abc import Sequence
 
 from launch.cli import say
+from launch.errors import InputError
 
 PLAIN = "lower-case, no white space around"
 CLEANED = "caption cleaning of DeepFloyd IF"
-KINDS = (PLAIN, CLEANED)
+# CLIP's tokenizers lower the case themselves.
+AS_IT_IS = "as it is"
+KINDS = (PLAIN, CLEANED, AS_IT_IS)
 
 _DOMAIN = r"[a-zA-Z0-9.\-]+[.](?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b/?(?!@)"
 _FILE = "(?:png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4)"
@@ -34,7 +37,7 @@ def preprocess(text: str, kind: str) -> str:
     """What is tokenised of a text; `kind` is one of `KINDS`."""
     if kind == CLEANED:
         return clean_caption(text)
-    return text.lower().strip()
+    return text if kind == AS_IT_IS else text.lower().strip()
 
 
 def prompt_keys(prompts: Sequence[str], template: str, kind: str) -> list[str]:
@@ -51,6 +54,16 @@ def prompt_keys(prompts: Sequence[str], template: str, kind: str) -> list[str]:
         more = f" (and of {len(lost) - 1} more)" if len(lost) > 1 else ""
         say(f"warning: of the prompt {lost[0]!r}{more} nothing is left when it is cleaned")
     return keys
+
+
+def check_template(field: str, template: str) -> None:
+    """Looks for the `{}` that a prompt takes the place of.
+
+    Raises:
+        InputError: there is none, or more than one.
+    """
+    if template.count("{}") != 1:
+        raise InputError(f"{field}={template}: one {{}} is needed, for the prompt")
 
 
 def text_keys(

@@ -13,12 +13,12 @@ import ml_collections
 import numpy as np
 from jaxtyping import Float
 
-from imagen_ft import weights
 from imagen_ft.models.t5 import T5Encoder
 from imagen_ft.text.cache import DTYPES, TextCache
-from imagen_ft.text.captions import CLEANED, KINDS, PLAIN, text_keys
-from imagen_ft.text.t5_encoder import T5TextEncoder
-from imagen_ft.text.tokenizer import VOCABULARY, load_t5_tokenizer, tokenize
+from imagen_ft.text.captions import KINDS, PLAIN, check_template, text_keys
+from imagen_ft.text.loaded import LoadedTextEncoder
+from imagen_ft.text.sources import ClipSource, open_source
+from imagen_ft.text.tokenizer import VOCABULARY, tokenize
 from launch.errors import InputError
 from launch.files import is_utf8
 from launch.runtime.config import module_fields
@@ -197,17 +197,17 @@ def make_text_encoder(config: ml_collections.ConfigDict) -> TextEncoder:
         config: either `cache`, a folder that `python -m imagen_ft.text` has made, with `null`
             ('empty' or 'zeros') and `template` where they are not 'empty' and '{}', and `shape`,
             [length, d] of its states, where that is needed before it is made; or `weights`, those
-            of T5 (see `weights.load_t5`), with `dtype`, `max_length`, `null`, `template`,
-            `variant`, `clean_caption` (see `captions`; a cache knows by itself) and `resident`
-            (whether T5 stays loaded) where they are not IF's; or `max_length`, `seed` and `model`
-            (fields of `T5Encoder`) for fixed random weights.
+            of T5 or of CLIP (see `sources.open_source`), with `dtype`, `max_length`, `null`,
+            `template`, `variant`, `clean_caption` (of T5, see `captions`; a cache knows by itself)
+            and `resident` (whether the encoder stays loaded) where they are not IF's; or
+            `max_length`, `seed` and `model` (fields of `T5Encoder`) for fixed random weights.
 
     Raises:
         InputError: there is no such cache or weights, they are damaged, or a field has a wrong
             value.
     """
     if "weights" in config:
-        return _make_t5(config)
+        return _make_loaded(config)
     if "cache" not in config:
         check_numbers(config, {"max_length": SIDE, "seed": SEED}, "text")
         fields = module_fields(config.model, "text.model")
@@ -245,30 +245,21 @@ def lacking_in_text(config: ml_collections.ConfigDict) -> Defaults:
     return below("text", config, defaults)
 
 
-def _make_t5(config: ml_collections.ConfigDict) -> T5TextEncoder:
+def _make_loaded(config: ml_collections.ConfigDict) -> LoadedTextEncoder:
     null_text, template = _null_and_template(config)
-    dtype, path = config.get("dtype", "bfloat16"), config.weights
+    dtype = config.get("dtype", "bfloat16")
     if dtype not in DTYPES:
         raise InputError(f"config.text.dtype={dtype}: there is {', '.join(DTYPES)}")
-    max_length = config.get("max_length", 77)
-    check_numbers(dict(max_length=max_length), {"max_length": SIDE}, "text")
-    tokenizer = load_t5_tokenizer(weights.part_folder(path, "tokenizer"), max_length)
-    width = (
-        config.shape[1]
-        if "shape" in config
-        else weights.open_t5(path, config.get("variant"))[0].d_model
-    )
-    return T5TextEncoder(
-        path,
-        config.get("variant"),
-        tokenizer,
-        dtype,
-        null_text,
-        template,
-        width,
-        CLEANED if config.get("clean_caption", True) else PLAIN,
-        config.get("resident", False),
-    )
+    given = config.weights, config.get("variant"), dtype, config.get("max_length", 77)
+    source = open_source(*given, config.shape[1] if "shape" in config else 0)
+    if isinstance(source, ClipSource) and tuple(config.get("shape", source.shape)) != source.shape:
+        raise InputError(
+            f"config.text.shape={tuple(config.shape)}: the text encoders of {config.weights} make "
+            f"states {source.shape}; say that"
+        )
+    preprocessing = source.preprocessing(config.get("clean_caption", True))
+    resident = config.get("resident", False)
+    return LoadedTextEncoder(source, null_text, template, preprocessing, resident)
 
 
 def _null_and_template(config: ml_collections.ConfigDict) -> tuple[str, str]:
@@ -277,16 +268,6 @@ def _null_and_template(config: ml_collections.ConfigDict) -> tuple[str, str]:
         raise InputError(f"config.text.null={null_text}: there is empty, zeros")
     check_template("config.text.template", template)
     return null_text, template
-
-
-def check_template(field: str, template: str) -> None:
-    """Looks for the `{}` that a prompt takes the place of.
-
-    Raises:
-        InputError: there is none, or more than one.
-    """
-    if template.count("{}") != 1:
-        raise InputError(f"{field}={template}: one {{}} is needed, for the prompt")
 
 
 def check_prompts(

@@ -19,6 +19,7 @@ VOCABULARY = FIRST_BYTE + 256
 # The files of a tokenizer's folder that decide about its tokens.
 _VOCABULARIES = ("tokenizer.json", "spiece.model")
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_OF_CLIP = ("vocab.json", "merges.txt")
 
 Tokens = tuple[Int[np.ndarray, "n length"], Bool[np.ndarray, "n length"]]
 
@@ -104,7 +105,7 @@ def load_t5_tokenizer(folder: Path, max_length: int = 77) -> T5Tokenizer:
         raise InputError(
             f"{folder}: the tokenizer cannot be read ({reason}); fetch it again"
         ) from error
-    return T5Tokenizer(pieces, max_length, _digest(folder))
+    return T5Tokenizer(pieces, max_length, folder_digest(folder))
 
 
 def _check_pieces(path: Path) -> None:
@@ -117,7 +118,8 @@ def _check_pieces(path: Path) -> None:
         raise ValueError(f"{path.name}: T5's ids of pad, end, unknown are 0, 1, 2, not {ids}")
 
 
-def _digest(folder: Path) -> str:
-    paths = [folder / name for name in (*_VOCABULARIES, *_SETTINGS)]
+def folder_digest(folder: Path) -> str:
+    """Of the files that decide about a tokenizer's tokens, T5's or CLIP's."""
+    paths = [folder / name for name in (*_VOCABULARIES, *_SETTINGS, *_OF_CLIP)]
     lines = [f"{path.name} {sha256(path)}\n" for path in paths if path.is_file()]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

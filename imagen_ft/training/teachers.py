@@ -8,11 +8,11 @@ from jax.sharding import Mesh
 from imagen_ft import weights
 from imagen_ft.cascade.loading import check_same_model, check_same_text
 from imagen_ft.cascade.stage_weights import (
-    PUBLIC,
     check_public,
     digest_of,
     load_public,
     open_run,
+    public_path,
     variables_of,
 )
 from imagen_ft.diffusion.distillation import Progressive
@@ -41,7 +41,7 @@ def check_teacher(
     run = open_run(teaching.path)
     if run is None:
         check_public(teaching.teacher.prediction, teaching.path, "config.distill")
-        return {"teacher": weights.digest(teaching.path.removeprefix(PUBLIC), "unet")}
+        return {"teacher": weights.digest(public_path(teaching.path), "unet")}
     check_same_model(run, _stage_of(run, teaching, config), config)
     if encoder is not None:
         check_same_text(run, encoder)

@@ -9,10 +9,10 @@ from jax.sharding import Mesh
 from imagen_ft import weights
 from imagen_ft.cascade.loading import check_same_model
 from imagen_ft.cascade.stage_weights import (
-    PUBLIC,
     check_public,
     digest_of,
     load_public,
+    public_path,
     variables_of,
 )
 from imagen_ft.text.encoders import TextEncoder
@@ -39,7 +39,7 @@ def check_start(training: Training, encoder: TextEncoder | None = None) -> dict[
         return {}
     if training.start is None:
         check_public(config.stage.get("prediction", "eps"), config.init_from, "config.stage")
-        return {"init_from": weights.digest(config.init_from.removeprefix(PUBLIC), "unet")}
+        return {"init_from": weights.digest(public_path(config.init_from), "unet")}
     check_same_model(training.start, config.stage, config)
     return {"init_from": digest_of(training.start)}
 

@@ -100,6 +100,20 @@ def load_t5(
     return _load("text_encoder", T5Encoder, path, dtype, mesh, variant)
 
 
+def open_model(name: str, path: epath.PathLike, variant: str | None = None) -> tuple[Any, Any]:
+    """The model of a part and the shapes of its parameters; nothing is loaded.
+
+    Args:
+        name: of the part, one of `PARTS`.
+        path: as for `load_part`.
+        variant: as for `load_part`.
+
+    Raises:
+        InputError: as `load_part`.
+    """
+    return _open(name, object, path, variant)
+
+
 def open_t5(path: epath.PathLike, variant: str | None = None) -> tuple[T5Encoder, Any]:
     """A T5 encoder and the shapes of its parameters; nothing is loaded.
 

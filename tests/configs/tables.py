@@ -82,6 +82,19 @@ VARIANTS = {
         "tfds=x",
     ],
     "configs/deepfloyd/sample.py": ["size=l", "size=xl", "size=l,runlocal", "hub", "hub,size=l"],
+    "configs/stable_diffusion/sample.py": [
+        "model=sd21",
+        "model=sdxl",
+        "model=sdxl,runlocal",
+        "hub",
+        "hub,model=sdxl",
+    ],
+    "configs/imagenet/generate_sd.py": [
+        "model=sd21",
+        "model=sdxl,k=10",
+        "weights=x,runlocal",
+        "tfds=gs://bucket/imagenet2012",
+    ],
     "configs/digits/classifier.py": [
         "arm=pool",
         "arm=generated",

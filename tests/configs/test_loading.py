@@ -33,10 +33,10 @@ def dry_run(path, argument, capsys):
     out, err = capsys.readouterr()
     assert (code, err) == (0, "")
     resolved, end = json.JSONDecoder().raw_decode(out)
-    *tables, _ = re.split(r"^\w+: [\d,]+ parameters$", out[end:], flags=re.M)
+    *tables, _ = re.split(r"^[\w.]+: [\d,]+ parameters$", out[end:], flags=re.M)
     # A screen each; before them a study has the command lines of its runs.
     assert all(table.count("\n") < 50 for table in tables) or task.__name__.endswith(".study")
-    counts = re.findall(r"^(\w+): ([\d,]+) parameters$", out[end:], re.M)
+    counts = re.findall(r"^([\w.]+): ([\d,]+) parameters$", out[end:], re.M)
     counts = {name: int(count.replace(",", "")) for name, count in counts}
     if not counts:
         assert task.__name__.endswith((".evaluate", ".filter")) and "no parameters to count" in out
@@ -73,6 +73,7 @@ LONG = [
         "imagenet/study",
         "imagenet/sweep_base",
         "imagenet/sweep_sr256",
+        "stable_diffusion/sample",
     )
 ]
 

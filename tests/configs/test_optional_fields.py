@@ -221,7 +221,7 @@ def test_fields_of_classes_can_be_set(file, section, kind):
     lacking = lacking_of(path, argument)
     inner = {"parent", "name", "denoiser", "guide", "sampler", "schedule", "model", "text_encoder"}
     # Those that the images, the text or the loss's own way decide.
-    inner |= {"out_channels", "noise_level", "vocab_size", "num_classes"}
+    inner |= {"out_channels", "noise_level", "vocab_size", "num_classes", "autoencoder"}
     names = {field.name for field in dataclasses.fields(kind)} - inner
     paths = {f"{section}.{name}" for name in names}
     assert {x for x in paths if x not in lacking and not optional_fields.has(config, x)} == set()

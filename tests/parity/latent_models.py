@@ -1,10 +1,17 @@
 """Tiny networks of diffusers and transformers, as Stable Diffusion configures them."""
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from diffusers import (
+    AutoencoderKL,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from tests.parity.torch_weights import randomize
+from tests.support.clip_vocabulary import END, VOCABULARY, write_tokenizer
 
 LATENTS = 4
 VAE = dict(
@@ -89,3 +96,39 @@ def to_torch(array):
 
 def from_torch(tensor):
     return tensor.detach().permute(0, 2, 3, 1)
+
+
+NOISE = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+# As the files of Stable Diffusion 1 have it; tokens a prompt.
+DDIM = dict(
+    name="DDIMScheduler", clip_sample=False, set_alpha_to_one=False, timestep_spacing="leading"
+)
+LENGTH = 9
+
+
+def save_pipeline(folder, kind, prediction, scheduler=DDIM):
+    """A pipeline of diffusers with tiny parts, on disk."""
+    tokens = dict(vocab_size=len(VOCABULARY), max_position_embeddings=LENGTH)
+    write_tokenizer(folder / "tokenizer", LENGTH)
+    settings = dict(NOISE, steps_offset=1, prediction_type=prediction) | scheduler
+    parts = dict(
+        vae=tiny_vae(),
+        unet=tiny_unet(kind),
+        text_encoder=tiny_clip("clip", **tokens),
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        scheduler=getattr(diffusers, settings.pop("name"))(**settings),
+        feature_extractor=None,
+        image_encoder=None,
+    )
+    if kind == "sdxl":
+        write_tokenizer(folder / "tokenizer_2", LENGTH, pad="!")
+        parts["text_encoder_2"] = tiny_clip("openclip", **tokens, eos_token_id=END)
+        parts["tokenizer_2"] = CLIPTokenizer.from_pretrained(folder / "tokenizer_2")
+        pipeline = StableDiffusionXLPipeline(**parts, add_watermarker=False)
+    else:
+        pipeline = StableDiffusionPipeline(
+            **parts, safety_checker=None, requires_safety_checker=False
+        )
+    pipeline.save_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

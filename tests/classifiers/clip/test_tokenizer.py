@@ -20,7 +20,7 @@ def test_tokens(pad, tmp_path, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
         f"warning: prompt {prompts[2]!r} has 10 tokens, the text encoder takes 9: its end is cut "
-        "off"
+        "off ('dog')"
     ]
     assert load_clip_tokenizer(folder, 9)([]).shape == (0, 9)
 

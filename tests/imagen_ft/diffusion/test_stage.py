@@ -10,7 +10,6 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
-from imagen_ft.diffusion import stage as stages
 from imagen_ft.diffusion.ddpm import DDIM, DDPM
 from imagen_ft.diffusion.denoiser import Denoiser, upsample
 from imagen_ft.diffusion.dpm_solver import DPMpp2S
@@ -19,6 +18,7 @@ from imagen_ft.diffusion.forward_process import PREDICTIONS, per_image
 from imagen_ft.diffusion.from_config import make_denoiser
 from imagen_ft.diffusion.schedule import Cosine, alpha_sigma
 from imagen_ft.diffusion.stage import GUIDE, Stage
+from imagen_ft.diffusion.text_noise import noise_of_text
 from imagen_ft.diffusion.unipc import UniPC
 from launch.errors import InputError
 from tests.support.affine_samplers import affine_step, alpha_bar
@@ -189,7 +189,7 @@ def test_annealed_texts():
     seen = []
 
     def texts(stage, count):
-        noise = stages._noise_of_text(keys[:count], TEXT[:count])
+        noise = noise_of_text(keys[:count], TEXT[:count])
         return stage._texts(TEXT[:count], NULL, noise)
 
     for t in (0.3, 0.7, 0.95):
@@ -201,7 +201,7 @@ def test_annealed_texts():
     assert seen[0] == 0 < 0.1 < seen[1] < seen[2]
     # To this network a text is its mean, which the rescaling keeps.
     annealed = dataclasses.replace(annealed, cads_mix=0.5)
-    images, path = run(annealed, text_noise=stages._noise_of_text(keys, TEXT))
+    images, path = run(annealed, text_noise=noise_of_text(keys, TEXT))
     np.testing.assert_array_equal(path[-1], images)
     assert np.abs(run(plain)[0] - images).max() > 1e-2
 

@@ -15,7 +15,7 @@ import transformers
 from diffusers import IFPipeline
 from ml_collections import ConfigDict
 
-from imagen_ft.text import __main__, t5_embedder
+from imagen_ft.text import __main__, embedder, t5_embedder
 from imagen_ft.text.cache import TextCache
 from imagen_ft.text.captions import CLEANED, preprocess
 from imagen_ft.text.encoders import make_text_encoder
@@ -117,7 +117,7 @@ def test_bfloat16(pipeline, prompts, tmp_path):
 
 def test_the_same_command_goes_on(pipeline, cache, prompts, tmp_path, capsys, monkeypatch):
     """Interrupted while it writes its second part; two prompts a part."""
-    monkeypatch.setattr(t5_embedder, "PART_BYTES", 2 * TextCache(cache).row_bytes)
+    monkeypatch.setattr(embedder, "PART_BYTES", 2 * TextCache(cache).row_bytes)
     append, to = TextCache.append, tmp_path / "cache"
     argv = (prompts, pipeline, to, "--dtype=float32", "--batch_size=3")
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+import imagen_ft.weights as weights
 from imagen_ft.text import __main__ as command
-from imagen_ft.text import t5_encoder
 from imagen_ft.text.encoders import make_text_encoder
 from launch.errors import Diverged, InputError
 from tests.imagen_ft.text import tiny_text
@@ -22,14 +22,14 @@ def pipeline(tmp_path_factory):
 @pytest.fixture
 def loads(monkeypatch):
     """The parameters of every time that T5 is loaded."""
-    every, load = [], t5_encoder.weights.load_t5
+    every, load = [], weights.load_t5
 
     def recording(*args):
         model, params = load(*args)
         every.append(params)
         return model, params
 
-    monkeypatch.setattr(t5_encoder.weights, "load_t5", recording)
+    monkeypatch.setattr(weights, "load_t5", recording)
     return every
 
 
@@ -72,7 +72,7 @@ def test_states_that_are_not_finite(pipeline):
     encoder = make(pipeline, dtype="float16", resident=True)
     encoder.embed(["a cat"])
     embedding = encoder._loaded[0].params["shared"]["embedding"]
-    tokens, _ = encoder.tokenizer(["another", "dogs"])
+    tokens, _ = encoder.source.tokenizer(["another", "dogs"])
     own = max({*tokens[1].tolist()} - {*tokens[0].tolist()})
     encoder._loaded[0].params["shared"]["embedding"] = embedding.at[own].set(np.inf)
     with pytest.raises(Diverged, match=r"NaN or infinity of the prompt 'dogs', .* float16"):

@@ -51,7 +51,7 @@ def embed(mesh, weights, dtype):
     ]
     batches = list(embedder.embed(prompts, batch_size=3))
     kernel = weights["block_0"]["wi_0"]["kernel"]
-    rows, _ = embedder._put(*embedder.tokenizer(prompts[:8]), 8)
+    rows = embedder._put(embedder.tokenizer(prompts[:8])[0], 8)
     held = [kernel.addressable_shards[0].data.size, len(rows.addressable_shards[0].data)]
     return batches, held
 

@@ -1,62 +1,51 @@
-"""T5 itself as a text encoder: loaded for the prompts that it has not seen, then let go again."""
+"""Published text encoders themselves: loaded for prompts they have not seen, then let go again."""
 
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from imagen_ft import weights
 from imagen_ft.text.cache import digest_of
 from imagen_ft.text.captions import text_keys
-from imagen_ft.text.t5_embedder import T5Embedder
-from imagen_ft.text.tokenizer import T5Tokenizer
+from imagen_ft.text.embedder import Embedder
+from imagen_ft.text.sources import TextSource
 from launch.runtime.devices.mesh import make_mesh
 
-# Prompts that T5 takes at a time.
+# Prompts that are embedded at a time.
 BATCH_SIZE = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class T5TextEncoder:
-    """T5 with published weights, which stay on the devices only while it runs.
+class LoadedTextEncoder:
+    """An encoder with published weights, which stay on the devices only while it runs.
 
     Its states stay in memory, so a prompt is embedded once; the states that stand for no text are
     made with the first ones.
 
     Attributes:
-        path: of the weights, as for `weights.load_t5`.
-        variant: of their files.
-        tokenizer: of the prompts.
-        dtype: of parameters, computation and states.
+        source: of the weights.
         null_text: 'empty' is the empty prompt's states (DeepFloyd IF), 'zeros' is zeros (Imagen).
         template: what a prompt is put into, in place of `{}`.
-        width: of the states.
         preprocessing: of the texts, one of `captions.KINDS`.
         resident: whether it stays on the devices, which saves loading it for every new prompt.
     """
 
-    path: str
-    variant: str | None
-    tokenizer: T5Tokenizer
-    dtype: str
+    source: TextSource
     null_text: str
     template: str
-    width: int
     preprocessing: str
     resident: bool = False
     _states: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, repr=False)
-    _loaded: list[T5Embedder] = dataclasses.field(default_factory=list, repr=False)
+    _loaded: list[Embedder] = dataclasses.field(default_factory=list, repr=False)
 
-    @property
+    @functools.cached_property
     def shape(self) -> tuple[int, int]:
         """[length, d] of one prompt's states."""
-        return self.tokenizer.max_length, self.width
+        return self.source.shape
 
     def embed(
         self, prompts: Sequence[str], nulls: Sequence[str] = ()
@@ -90,16 +79,13 @@ class T5TextEncoder:
     @functools.cached_property
     def digest(self) -> str:
         """Of all that decides about the states; that of a cache that it would fill."""
-        settings = self.dtype, self.preprocessing
-        return digest_of(identity(self.path, self.variant, self.tokenizer, *settings))
+        return digest_of(self.source.identity(self.preprocessing))
 
     @contextmanager
-    def _embedder(self) -> Iterator[T5Embedder]:
-        """T5 on all devices, and afterwards off them, unless it is to stay."""
+    def _embedder(self) -> Iterator[Embedder]:
+        """The encoder on all devices, and afterwards off them, unless it is to stay."""
         if not self._loaded:
-            dtype, mesh = jnp.dtype(self.dtype), make_mesh({"fsdp": -1})
-            model, params = weights.load_t5(self.path, dtype, mesh, self.variant)
-            self._loaded.append(T5Embedder(model.clone(dtype=dtype), params, self.tokenizer, mesh))
+            self._loaded.append(self.source.load(make_mesh({"fsdp": -1})))
         try:
             yield self._loaded[0]
         finally:
@@ -107,16 +93,3 @@ class T5TextEncoder:
                 params = self._loaded.pop().params
                 # Not when Python comes to it: the next to be loaded needs the room.
                 jax.tree.map(lambda array: array.delete(), params)
-
-
-def identity(
-    path: str, variant: str | None, tokenizer: T5Tokenizer, dtype: str, preprocessing: str
-) -> dict[str, Any]:
-    """What decides about T5's states of a prompt; encoders with the same give the same."""
-    return {
-        "weights": weights.digest(path, "text_encoder", variant),
-        "tokenizer": tokenizer.digest,
-        "max_length": tokenizer.max_length,
-        "preprocessing": preprocessing,
-        "dtype": dtype,
-    }

@@ -1,0 +1,77 @@
+r"""Generates a synthetic ImageNet with Stable Diffusion as it is: no network is trained.
+
+python -m imagen_ft.generate --config=configs/imagenet/generate_sd.py:model=sdxl \
+    --workdir=data/imagenet_sdxl
+
+Before it, the weights; add `--worker=I --num_workers=N` to share the work among N machines or jobs:
+
+    python -m imagen_ft.weights --from=diffusers:stabilityai/stable-diffusion-xl-base-1.0 \
+        --to=weights/sdxl
+
+What can be said behind the name of the file:
+
+    model         sd15 (512 px, the default), sd21 (768 px) or sdxl (1024 px); all are stored at 256
+    weights       where they are; weights/sd15 and so on by default
+    k             how many times the real set
+    data, train,  the real images, as in `common.py`; only their classes are counted
+    tfds
+    runlocal      one image a class of tiny networks, 16 px; `weights` has to name such
+
+Guidance 2.0 and 50 steps are those of "Diversify, Don't Fine-Tune" (2023), which prompts with many
+texts a class; here a class is its name behind "a photo of a".
+
+On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
+Hardware: `python -m tests.benchmarks.costs` tells chip hours and money. Expected: k * 1.28M images
+in shards of about 150 MB, 50 GB for each real set.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import arguments
+from configs.imagenet import common
+from configs.imagenet.images import DATA
+from configs.stable_diffusion import common as stable_diffusion
+
+
+def get_config(arg=""):
+    args = arguments.parse(
+        arg,
+        model="sd15",
+        weights="",
+        k=1,
+        data=DATA,
+        train="train",
+        tfds="",
+        runlocal=False,
+    )
+    name, runlocal = args["model"], args["runlocal"]
+    stable_diffusion.check(name)
+    weights = args["weights"] or f"weights/{name}"
+
+    config = ConfigDict()
+    config.name = f"imagenet_{name}"
+    config.seed = 0
+    config.copies = args["k"]
+    config.class_names = "imagenet"
+    config.real_source = common.train_source(args)
+    config.text = stable_diffusion.text(name, weights, runlocal=runlocal)
+    config.text.template = "a photo of a {}"
+    config.negative_prompt = ""  # what guidance leads away from; none is no text
+    config.stages = dict(
+        sd=dict(
+            run=f"diffusers:{weights}",
+            stage=stable_diffusion.stage(name, runlocal),
+            sampler=stable_diffusion.sampler(),
+            guidance_weight=2.0,
+            stored_size=0 if runlocal else 256,  # filtered before pixels are dropped
+        )
+    )
+    config.batch_size = 16
+    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    config.images_per_shard = 0  # as many as make 150 MB
+    config.encoding = dict(size=0, format="jpeg", quality=95)
+    if runlocal:
+        config.real_source.per_class = 1
+        config.encoding = dict(size=0, format="png")
+        config.stages.sd.sampler.num_steps = 2
+    return config

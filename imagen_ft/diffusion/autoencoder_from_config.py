@@ -1,0 +1,99 @@
+"""What makes images of a stage's latents, from the config of its denoiser."""
+
+import ml_collections
+
+from imagen_ft.diffusion.denoiser import Denoiser
+from imagen_ft.models import presets
+from imagen_ft.models.autoencoder import Autoencoder
+from imagen_ft.models.latent_unet import LatentUNet
+from launch.errors import InputError
+from launch.runtime.config import module_fields
+from launch.runtime.limits import SIDE, check_numbers, make_module
+from launch.runtime.optional_fields import Defaults, below, defaults_of, unset
+
+# Of the section, what is no field of the network: where its weights are.
+WEIGHTS = ("weights", "variant")
+# Height and width of the original, top and left of the crop, height and width of the image.
+_SIZES = 6
+_FIELD = "stage.autoencoder"
+
+
+def make_autoencoder(config: ml_collections.ConfigDict) -> Autoencoder | None:
+    """The auto-encoder of a denoiser; None where that sees images.
+
+    Args:
+        config: of the denoiser. `autoencoder` has fields of `Autoencoder`, or `preset`, a name of
+            `models.presets`, and the fields that differ from it; `weights`, a pipeline of diffusers
+            or an auto-encoder of its own, where they are not with the network's; and their
+            `variant`.
+
+    Raises:
+        InputError: an unknown preset, or a field has a wrong value.
+    """
+    section = config.get("autoencoder")
+    if not section:
+        return None
+    fields = module_fields(section, _FIELD)
+    for name in WEIGHTS:
+        fields.pop(name, None)
+    preset = fields.pop("preset", "")
+    if not preset:
+        return make_module(Autoencoder, fields, _FIELD)
+    if presets.find(preset).module is not Autoencoder:
+        raise InputError(
+            f"{_FIELD}.preset must be that of an auto-encoder, got {preset!r}; sd_vae is one"
+        )
+    model = presets.make(preset, _FIELD, **fields)
+    assert isinstance(model, Autoencoder)
+    return model
+
+
+def check_latents(denoiser: Denoiser) -> None:
+    """Looks whether the network, its auto-encoder and what it is told fit together.
+
+    Raises:
+        InputError: they do not.
+    """
+    model, autoencoder = denoiser.model, denoiser.autoencoder
+    if isinstance(model, LatentUNet) and autoencoder is None:
+        raise InputError(
+            f"{_FIELD} must say what makes images of the latents that stage.unet draws, got none; "
+            "add autoencoder=dict(preset='sd_vae')"
+        )
+    if autoencoder is not None and autoencoder.latent_channels != denoiser.channels:
+        raise InputError(
+            f"stage.channels must be those of the auto-encoder's latents, "
+            f"{autoencoder.latent_channels}, got {denoiser.channels}; name the auto-encoder of "
+            "these weights"
+        )
+    if autoencoder is not None and denoiser.low_size:
+        raise InputError(
+            f"stage.low_size must be 0 for latents, which begin with noise alone, got "
+            f"{denoiser.low_size}; enlarge with a stage that draws pixels"
+        )
+    told = isinstance(model, LatentUNet) and model.size_embedding_dim > 0
+    if told != (denoiser.pooled_width > 0):
+        raise InputError(
+            f"stage.pooled_width must be {'above 0' if told else '0'} for a network "
+            f"{'with' if told else 'without'} a size_embedding_dim, got {denoiser.pooled_width}; "
+            "SDXL's is 1280"
+        )
+    names = [f"stage.sizes[{n}]" for n in range(len(denoiser.sizes))]
+    if denoiser.sizes and (len(names) != _SIZES or not told):
+        raise InputError(
+            f"stage.sizes must be {_SIZES} numbers, and of SDXL alone, got {denoiser.sizes}; give "
+            "height and width of the original, top and left of the crop, height and width of the "
+            "image"
+        )
+    numbers = dict(zip(names, denoiser.sizes, strict=True))
+    check_numbers(numbers, dict.fromkeys(names, (0, SIDE[1])), "config")
+
+
+def lacking_in_autoencoder(
+    path: str, config: ml_collections.ConfigDict, autoencoder: Autoencoder | None
+) -> Defaults:
+    """Fields of an auto-encoder that the config of a denoiser, at `path`, lacks."""
+    defaults: Defaults = {"weights": "", "variant": unset(str), "preset": ""}
+    if autoencoder is not None:
+        defaults |= defaults_of(autoencoder)
+    return below(f"{path}.autoencoder", config.get("autoencoder") or {}, defaults)

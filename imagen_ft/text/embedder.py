@@ -1,0 +1,140 @@
+"""Prompts through a text encoder and into a cache, in batches over all devices."""
+
+import abc
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float
+from tqdm import tqdm
+
+from imagen_ft.text.cache import TextCache
+from launch.errors import Diverged, InputError
+from launch.runtime.devices.mesh import batch_sharding, fetch_behind
+from launch.runtime.types import Array
+
+# Of a cache's parts. What an interruption loses is one part at most.
+PART_BYTES = 2**26
+
+
+class Embedder(abc.ABC):
+    """A text encoder with its weights where they will be used.
+
+    Attributes:
+        name: of the encoder, for messages.
+        params: its parameters, by `state_shardings` of the mesh.
+        mesh: batches are split over its axes data and fsdp.
+    """
+
+    name: str
+    params: Any
+    mesh: Mesh
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """[length, d] of one prompt's states."""
+
+    @property
+    @abc.abstractmethod
+    def dtype(self) -> Any:
+        """Of the computation and of the states."""
+
+    @abc.abstractmethod
+    def tokens(self, prompts: Sequence[str]) -> tuple[np.ndarray, ...]:
+        """What `encode` takes, with a row a prompt each."""
+
+    @abc.abstractmethod
+    def encode(self, *tokens: Array) -> tuple[Array, Array]:
+        """States of a batch, and which of them are finite, whole on every process."""
+
+    def embed(
+        self, prompts: Sequence[str], batch_size: int
+    ) -> Iterator[Float[np.ndarray, "n length d"]]:
+        """States of prompts, batch by batch, padding included.
+
+        Every batch has one shape, so one compilation is enough: the last one is filled up.
+
+        Args:
+            prompts: after `captions.preprocess`.
+            batch_size: prompts a batch; rounded up to a multiple of the devices it is split over.
+
+        Raises:
+            Diverged: the encoder has left the finite numbers; names the prompt.
+        """
+        ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        batch_size = -(-min(batch_size, len(prompts)) // ways) * ways
+
+        def states() -> Iterator[tuple[Array, Array]]:
+            for first in range(0, len(prompts), batch_size):
+                tokens = self.tokens(prompts[first : first + batch_size])
+                yield self.encode(*(self._put(rows, batch_size) for rows in tokens))
+
+        starts = range(0, len(prompts), batch_size)
+        for first, (array, finite) in zip(starts, fetch_behind(states()), strict=True):
+            batch_prompts = prompts[first : first + batch_size]
+            count = len(batch_prompts)
+            if not finite[:count].all():
+                prompt = batch_prompts[int(np.argmin(finite[:count]))]
+                raise Diverged(
+                    f"{self.name} made NaN or infinity of the prompt {prompt!r}, computing in "
+                    f"{jnp.dtype(self.dtype).name}: take another dtype "
+                    "(bfloat16, float32), or look at its weights"
+                )
+            yield np.asarray(array)[:count]
+
+    def _put(self, rows: np.ndarray, batch_size: int) -> Array:
+        batch = np.pad(rows, ((0, batch_size - len(rows)), (0, 0)))
+        # Every process knows the whole batch, and gives its devices their rows.
+        sharding = batch_sharding(self.mesh)
+        return jax.make_array_from_callback(batch.shape, sharding, lambda index: batch[index])
+
+
+def check_vocabulary(pieces: Any, vocab_size: int) -> None:
+    """Compares a tokenizer of transformers with the encoder that it is to go with.
+
+    Raises:
+        InputError: it has more tokens than the encoder.
+    """
+    if len(pieces) > vocab_size:
+        raise InputError(
+            f"the tokenizer has {len(pieces)} tokens, the text encoder {vocab_size}: they do not "
+            "belong together"
+        )
+
+
+def whole(mesh: Mesh, states: Array) -> tuple[Array, Array]:
+    """States and which are finite, whole on every process: one of them writes them."""
+    results = states, jnp.isfinite(states).all(axis=(1, 2))
+    return jax.lax.with_sharding_constraint(results, NamedSharding(mesh, PartitionSpec()))
+
+
+def fill_cache(
+    cache: TextCache | None, embedder: Embedder, prompts: Sequence[str], batch_size: int
+) -> None:
+    """Embeds prompts and adds them to a cache, part by part.
+
+    Args:
+        cache: of the embedder's states; None in the processes that only compute.
+        embedder: of the prompts.
+        prompts: after `captions.preprocess`, none of them in the cache.
+        batch_size: prompts a batch.
+    """
+    batches = embedder.embed(prompts, batch_size)
+    if cache is None:
+        for _ in batches:
+            pass
+        return
+    part_rows = max(1, PART_BYTES // cache.row_bytes)
+    states, first = np.empty((0, *cache.shape), cache.dtype), 0
+    with tqdm(total=len(prompts), desc="embed", unit="prompt") as bar:
+        for batch in batches:
+            states = np.concatenate([states, batch])
+            bar.update(len(batch))
+            while len(states) >= part_rows or (bar.n == len(prompts) and len(states)):
+                count = min(part_rows, len(states))
+                cache.append(prompts[first : first + count], states[:count])
+                states, first = states[count:], first + count
