@@ -10,7 +10,6 @@ under attack (config.attacks); evaluation.png draws them. What is done is kept i
 processes of a job (--coordinator) share every batch among their devices.
 """
 
-import sys
 from typing import Any
 
 import jax
@@ -20,22 +19,19 @@ from etils import epath
 from jaxtyping import Int
 from tqdm import tqdm
 
-from classifiers.evaluation import report, shot_groups
+from classifiers.evaluation import shot_groups
 from classifiers.evaluation.evaluated_runs import EvaluatedRun, find_runs, open_run
 from classifiers.evaluation.image_sets import EvaluationSet, check_specs, open_sets
+from classifiers.evaluation.results import summary, write
 from classifiers.evaluation.run_on_set import RunOnSet, check_attacks
-from classifiers.evaluation.statistics import compare
 from input_pipeline.sources.lacking import lacking_in_source
-from launch.cli import say
 from launch.errors import InputError
-from launch.files import write_json
 from launch.runtime import app
 from launch.runtime.devices import joining
 from launch.runtime.devices.distributed import on_first_process
 from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.locks import lock
 from launch.runtime.optional_fields import Defaults, below, unset
-from launch.runtime.reports import image_grid
 
 define_flags = joining.define_flags
 
@@ -68,26 +64,22 @@ def main(args: app.Arguments) -> None:
     counts = shot_groups.count_images(config.shots, runs) if config.shots else None
     on_first_process(lambda: lock(args.workdir / "evaluations"))
     seeds = _evaluate(config, args.workdir, runs, sets)
-    results = {
-        name: _result(config, evaluation_set, seeds[name], counts)
-        for name, evaluation_set in sets.items()
-    }
-    on_first_process(lambda: _write(config, args.workdir, results))
+    results = {}
+    for name, evaluation_set in sets.items():
+        groups = _groups(config, evaluation_set, counts)
+        results[name] = summary(evaluation_set, seeds[name], config.baseline, groups)
+    on_first_process(lambda: write(args.workdir, results, config.baseline))
 
 
-def _write(
-    config: ml_collections.ConfigDict, workdir: epath.Path, results: dict[str, dict[str, Any]]
-) -> None:
-    """Writes what all runs have reached on each set, and prints it."""
-    for name, result in results.items():
-        write_json(workdir / f"evaluation_{name}.json", result)
-        print(f"\n{report.table(result)}")
-    if len(results) > 1:
-        print(f"\n{report.overview(results)}")
-    if any(config.baseline not in result["arms"] for result in results.values()):
-        print(f"no arm is called {config.baseline} (config.baseline): there are no p-values")
-    image_grid.save_png(report.picture(results), workdir / "evaluation.png")
-    say(f"see {workdir / 'evaluation.png'}", sys.stdout)
+def _groups(
+    config: ml_collections.ConfigDict,
+    evaluation_set: EvaluationSet,
+    counts: Int[np.ndarray, " model_classes"] | None,
+) -> list[str] | None:
+    """The classes of a set by how many images they were trained with, where that is asked for."""
+    if counts is None:
+        return None
+    return shot_groups.groups(counts, evaluation_set.label_map, config.shots)
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -158,67 +150,6 @@ def _evaluate(
                 bar.total -= work.num_images if kept else 0
                 results[name].setdefault(run.name, []).append(seed_results)
     return results
-
-
-def _result(
-    config: ml_collections.ConfigDict,
-    evaluation_set: EvaluationSet,
-    seeds: dict[str, list[dict[str, Any]]],
-    counts: Int[np.ndarray, " model_classes"] | None,
-) -> dict[str, Any]:
-    """What is written of a set."""
-    arms = {name: _arm(seed_results) for name, seed_results in seeds.items()}
-    baseline = arms.get(config.baseline, {}).get("accuracies")
-    groups = (
-        None
-        if counts is None
-        else shot_groups.groups(counts, evaluation_set.label_map, config.shots)
-    )
-    for arm in arms.values():
-        arm.update(compare(arm["accuracies"], baseline))
-        if groups is not None:
-            arm.update(shot_groups.accuracies(arm["per_class"], groups))
-    return {
-        "name": evaluation_set.name,
-        "num_images": len(evaluation_set.source),
-        "class_names": list(evaluation_set.label_map.class_names),
-        "label_map": evaluation_set.made_from["label_map"],
-        "baseline": config.baseline,
-        "arms": arms,
-    }
-
-
-def _arm(seeds: list[dict[str, Any]]) -> dict[str, Any]:
-    """The seeds of a run together."""
-    names = {"accuracies": "accuracy", "top5": "top5", "loss": "loss"}
-    names["calibration_error"] = "calibration_error"
-    per_class = [
-        None if column[0] is None else float(np.mean(column))
-        for column in zip(*(seed["per_class"] for seed in seeds), strict=True)
-    ]
-    bins = seeds[0]["calibration"]
-    attacks = {}
-    for name, first in seeds[0]["attacks"].items():
-        attack_results = [seed["attacks"][name] for seed in seeds]
-        accuracies = [result["accuracy"] for result in attack_results]
-        clean = [result["clean_accuracy"] for result in attack_results]
-        summary = {key: compare(accuracies, None)[key] for key in ("mean", "std")}
-        attacks[name] = {
-            "accuracies": accuracies,
-            "clean_accuracies": clean,
-            "num_images": first["num_images"],
-            **summary,
-        }
-    return {
-        **{plural: [seed[name] for seed in seeds] for plural, name in names.items()},
-        "per_class": per_class,
-        "calibration": {
-            key: np.sum([seed["calibration"][key] for seed in seeds], axis=0).tolist()
-            for key in bins
-        },
-        "attacks": attacks,
-        "checkpoints": [seed["checkpoint"] for seed in seeds],
-    }
 
 
 if __name__ == "__main__":

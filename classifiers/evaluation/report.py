@@ -31,7 +31,7 @@ def table(result: Result) -> str:
     header = ["arm", "top-1 (%)", "top-5 (%)", "loss", "ECE (%)"]
     header += [f"{group} (%)" for group in shots]
     header += [f"{name} (%)" for name in first["attacks"]]
-    header += ["seeds", f"p against {result['baseline']}"]
+    header += ["seeds", *[f"p against {result['baseline']}"] * bool(result["baseline"])]
     rows = []
     for name in in_order(arms):
         arm = arms[name]
@@ -40,7 +40,7 @@ def table(result: Result) -> str:
         row += [_percent(arm[group]) for group in shots]
         row += [percent(attack["mean"], attack["std"]) for attack in arm["attacks"].values()]
         p_value = "" if arm["p_value"] is None else f"{arm['p_value']:.2g}"
-        rows.append([*row, str(len(arm["accuracies"])), p_value])
+        rows.append([*row, str(len(arm["accuracies"])), *[p_value] * bool(result["baseline"])])
     classes = len(result["class_names"])
     title = f"{result['name']}: {result['num_images']:,} images, {classes:,} classes"
     return f"{title}\n{text_table(header, rows)}"

@@ -1,13 +1,19 @@
-"""CLIP's image tower as an extractor: a run of CLIP, or an import of its weights."""
+"""CLIP's towers as extractors: of a run of CLIP, or of an import of its weights."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
+from jaxtyping import Float
 
 from classifiers.clip.run import ClipRun
+from classifiers.clip.text_features import class_weights
 from classifiers.extractors.extractor import Extractor, Taps
+from classifiers.extractors.features import kept_array
+from classifiers.extractors.pixel_rules import in_colour
 from classifiers.models.clip import Clip
 from launch.runtime.ema import MAIN
 from launch.runtime.images import to_float
@@ -40,8 +46,20 @@ def of_run(run: ClipRun) -> Extractor:
     )
 
 
+def kept_class_weights(
+    run: ClipRun, class_names: Sequence[str], templates: Sequence[str], folder: epath.PathLike
+) -> Float[np.ndarray, "classes d"]:
+    """`text_features.class_weights`, kept in a folder; all processes have to call it."""
+    origin = {"digest": run.digest, "classes": list(class_names), "templates": list(templates)}
+    make = functools.partial(class_weights, run, class_names, templates)
+    return kept_array(folder, f"classes-{run.name}", origin, make)
+
+
 def apply_to_images(model: Clip, variables: Variables, images: Array) -> Taps:
-    """Features in the space of texts and spatial features of images uint8 [b, h, w, c]."""
+    """Features in the space of texts, and spatial ones, of images uint8 [b, h, w, c]."""
+    first = variables["params"]["image"]
+    kernel = first.get("patch_embed", first.get("stem_conv_0"))["kernel"]  # [h, w, channels, d]
+    images = images if kernel.shape[2] == 1 else in_colour(images)
     # Flax says any of what apply returns.
     result: Any = model.apply(
         variables, to_float(images), method="encode_images", mutable=["intermediates"]

@@ -83,6 +83,26 @@ def features(
     return {tap: results[tap] for tap in taps}
 
 
+def kept_array(
+    folder: epath.PathLike, name: str, origin: dict[str, Any], make: Callable[[], np.ndarray]
+) -> np.ndarray:
+    """An array that is kept: read where it is there, else made and kept; on every process.
+
+    Args:
+        folder: where; all processes see it.
+        name: of the files, before what tells them from others of that name.
+        origin: all that it depends on, for JSON.
+        make: makes it; is called on all processes or on none.
+    """
+    made_from = {"format": _FORMAT, **origin}
+    path = epath.Path(folder) / f"{name}-{json_digest(made_from)[:32]}"
+    if decide_on_first_process(lambda: _is_kept(path, made_from)):
+        return _read(path)
+    values = make()
+    on_first_process(functools.partial(_keep, path, values, made_from))
+    return values
+
+
 def feature_batches(
     extractor: Extractor,
     source: Source,

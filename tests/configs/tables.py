@@ -81,6 +81,14 @@ VARIANTS = {
         "imagenet=x.zip,val=a",
         "tfds=x",
     ],
+    "configs/clip/zero_shot_digits.py": ["clips=a/x+b/y", "split=validation"],
+    "configs/clip/zero_shot.py": [
+        "clips=a/x+b/y",
+        "templates=80",
+        "sets=val+v2",
+        "data=x.zip,val=a",
+        "tfds=x,shifts=y",
+    ],
     "configs/deepfloyd/sample.py": ["size=l", "size=xl", "size=l,runlocal", "hub", "hub,size=l"],
     "configs/stable_diffusion/sample.py": [
         "model=sd21",

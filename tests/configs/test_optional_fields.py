@@ -39,6 +39,7 @@ TASKS += (
     "classifiers.evaluate",
     "classifiers.study",
     "classifiers.train_clip",
+    "classifiers.zero_shot",
 )
 # Files that others have written are read there, and no configs.
 OTHER_FILES = ("imagen_ft/weights/", "classifiers/weights/", "input_pipeline/synthetic/")
@@ -59,6 +60,7 @@ OTHER_CONFIGS = {
     "classifiers.train": (),
     "classifiers.train_clip": ("classifiers/extractors/", "classifiers/from_config.py"),
     "classifiers.evaluate": (*_CLASSIFIERS, "launch/"),
+    "classifiers.zero_shot": (*_CLASSIFIERS, "launch/"),
     "classifiers.study": (  # Its jobs have them.
         *(*_CLASSIFIERS, "classifiers/train.py", "classifiers/training/"),
         *("input_pipeline/", "launch/"),

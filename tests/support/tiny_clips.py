@@ -9,7 +9,7 @@ from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 from tests.parity.torch_weights import randomize
 from tests.support.clip_vocabulary import END, VOCABULARY, write_tokenizer
 
-SIZE, LENGTH = 8, 12
+SIZE, LENGTH = 8, 24
 _TEXT = dict(
     hidden_size=16,
     intermediate_size=24,

@@ -15,6 +15,7 @@ from classifiers.weights.clip_rules import check_layout
 from launch.errors import InputError
 from tests.support import tiny_clips
 from tests.support.clip_vocabulary import write_tokenizer
+from tests.support.tiny_clips import LENGTH
 from tests.support.written_runs import write_run
 
 PUBLISHED = {name: clip.make({"name": name}) for name in clip.PRESETS}
@@ -124,7 +125,7 @@ def test_configs_of_models():
 
 
 def test_a_tokenizer_of_another_model(source, tmp_path, capsys):
-    words = write_tokenizer(tmp_path / "words", 12)
+    words = write_tokenizer(tmp_path / "words", LENGTH)
     vocabulary = json.loads((words / "vocab.json").read_text())
     vocabulary["more</w>"] = len(vocabulary)
     (words / "vocab.json").write_text(json.dumps(vocabulary))
