@@ -1,5 +1,6 @@
 """From prompts to pictures by a cascade, against diffusers' pipelines: same files, same noise."""
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -10,6 +11,8 @@ from imagen_ft.cascade.drawing import _keys
 from imagen_ft.cascade.opened import as_config
 from imagen_ft.diffusion import samplers
 from imagen_ft.diffusion.schedule import alpha_sigma, make_schedule
+from imagen_ft.diffusion.spacing import sampling_times
+from launch.errors import InputError
 from tests.parity.latent_models import DDIM, LATENTS, NOISE, save_pipeline
 
 PROMPTS, NEGATIVE = ["a dog", "cat cat dog"], "dog dog"
@@ -26,6 +29,34 @@ def test_schedule(zero_snr):
     # Theirs are differences in float32, the last one exactly none; ours is a scale of 1e-9.
     np.testing.assert_allclose(alpha**2, theirs, rtol=1e-5, atol=1e-10 * zero_snr)
     assert (float(theirs[-1]) == 0) == zero_snr
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("num_steps", [1, 3, 20, 50, 99])
+@pytest.mark.parametrize(
+    ("name", "theirs", "ours"),
+    [
+        ("DDIMScheduler", "leading", "leading_one"),
+        ("EulerDiscreteScheduler", "leading", "leading_one"),
+        ("DPMSolverMultistepScheduler", "leading", "leading_one_open"),
+        ("DPMSolverMultistepScheduler", "linspace", "linspace_open"),
+        ("UniPCMultistepScheduler", "leading", "leading_one_open"),
+    ],
+)
+def test_times(name, theirs, ours, num_steps):
+    """Those of diffusers' schedulers with the steps_offset that Stable Diffusion's files have."""
+    scheduler = getattr(diffusers, name)(**NOISE, steps_offset=1, timestep_spacing=theirs)
+    scheduler.set_timesteps(num_steps)
+    times = sampling_times(make_schedule("scaled_linear"), num_steps, ours)
+    np.testing.assert_allclose(1000 * times[:-1] - 1, scheduler.timesteps, atol=1e-3)
+    assert times[-1] == 0
+
+
+def test_times_that_there_are_not():
+    with pytest.raises(InputError, match=r"must be below 1000 for sampler\.spacing='leading_one'"):
+        sampling_times(make_schedule("scaled_linear"), 1000, "leading_one")
+    with pytest.raises(InputError, match="and _open behind the first 4"):
+        sampling_times(make_schedule("scaled_linear"), 2, "karras_open")
 
 
 # Theirs makes NumPy's arrays as before its second version.

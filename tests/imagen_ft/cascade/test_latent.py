@@ -11,9 +11,11 @@ from ml_collections import ConfigDict
 from imagen_ft import sample
 from imagen_ft.cascade import Cascade, memory_phases
 from imagen_ft.cascade.opened import as_config
+from imagen_ft.diffusion.from_config import make_stages
 from imagen_ft.diffusion.sampler_from_config import make_sampler
 from imagen_ft.diffusion.stage import AUTOENCODER
 from launch.errors import InputError
+from launch.runtime.config import load_config
 from tests.parity.latent_models import (
     LATENTS,
     LENGTH,
@@ -164,6 +166,23 @@ def test_networks_without_an_autoencoder(pipeline):
         make_sampler(ConfigDict(sampler))
     with pytest.raises(InputError, match="Stable Diffusion is a stage of its own"):
         as_config([pipeline, pipeline])
+
+
+def test_a_stage_behind_latents_starts_from_their_images():
+    config = load_config(CONFIG)
+    config.stages.sd.stored_size = 8
+    network = dict(size=16, low_size=8, channels=3, schedule="cosine")
+    config.stages.sr16 = dict(
+        stage=dict(network, unet=dict(preset="tiny_imagen_sr")),
+        sampler=dict(name="ddim", num_steps=2, eta=0.0),
+        guidance_weight=1.0,
+        threshold_percentile=100.0,
+    )
+    stages = make_stages(config)
+    assert [(name, stage.image_size) for name, stage in stages.items()] == [("sd", 8), ("sr16", 16)]
+    config.stages.sd.stored_size = 12
+    with pytest.raises(InputError, match="starts from 8 px, the stage before it makes 12 px"):
+        make_stages(config)
 
 
 def test_sdxl_is_told_more(tmp_path):
