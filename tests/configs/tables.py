@@ -73,6 +73,11 @@ VARIANTS = {
         "data=x.zip,generated=x,runlocal",
     ],
     "configs/cifar10/sweep.py": ["stage=base16", "extractor=x", "data=x.zip,root=a,runlocal"],
+    "configs/clip/few_shot.py": [
+        "clip=x,generated=,strategy=real_first",
+        "loss=hard",
+        "loss=soft,runlocal",
+    ],
     "configs/clip/tiny.py": ["arm=generated,generated=x", "arm=real+generated"],
     "configs/clip/vit_b16.py": [
         "arm=generated,generated=x",

@@ -39,6 +39,7 @@ TASKS += (
     "classifiers.evaluate",
     "classifiers.study",
     "classifiers.train_clip",
+    "classifiers.transfer",
     "classifiers.zero_shot",
 )
 # Files that others have written are read there, and no configs.
@@ -60,6 +61,7 @@ OTHER_CONFIGS = {
     "classifiers.train": (),
     "classifiers.train_clip": ("classifiers/extractors/", "classifiers/from_config.py"),
     "classifiers.evaluate": (*_CLASSIFIERS, "launch/"),
+    "classifiers.transfer": (*_CLASSIFIERS, "launch/"),
     "classifiers.zero_shot": (*_CLASSIFIERS, "launch/"),
     "classifiers.study": (  # Its jobs have them.
         *(*_CLASSIFIERS, "classifiers/train.py", "classifiers/training/"),

@@ -18,6 +18,7 @@ TOGETHER = {
     "classifiers.evaluate": ["--config=configs/digits/evaluate.py", *TASK],
     "classifiers.train": ["--config=configs/digits/classifier.py", *TASK],
     "classifiers.train_clip": ["--config=configs/clip/tiny.py", *TASK],
+    "classifiers.transfer": ["--config=configs/clip/few_shot.py", *TASK],
     "classifiers.zero_shot": ["--config=configs/clip/zero_shot_digits.py", *TASK],
     "imagen_ft.evaluate": ["--config=configs/digits/evaluate_images.py", *TASK],
     "imagen_ft.filter": ["--config=configs/digits/filter.py", *TASK],

@@ -1,0 +1,181 @@
+"""Weights of classes that are tuned on features of a frozen tower (He et al. 2023, section 3)."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from jaxtyping import Float, Int
+
+from classifiers.models.clip import unit
+from launch.errors import InputError
+from launch.runtime.training.optimizers import make_optimizer
+from launch.runtime.types import Array
+
+STRATEGIES = ("mix", "real_first", "synthetic_first")
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """What is minimised.
+
+    Attributes:
+        hard: what the cross-entropy with the labels counts.
+        soft: what the cross-entropy with the teacher counts, which is the head before tuning.
+        temperature: the teacher's logits are divided by it.
+        scale: by which products of features and weights become logits.
+    """
+
+    hard: float
+    soft: float
+    temperature: float
+    scale: float
+
+    def __call__(
+        self,
+        weights: Float[Array, "classes d"],
+        teacher: Float[Array, "classes d"],
+        features: Float[Array, "b d"],
+        labels: Int[Array, " b"],
+    ) -> Float[Array, ""]:
+        """The mean over examples, whose features are of length 1."""
+        log_p = jax.nn.log_softmax(self.scale * _products(features, weights))
+        targets = jax.nn.softmax(self.scale * _products(features, teacher) / self.temperature)
+        hard = -jnp.take_along_axis(log_p, labels[:, None], axis=1).mean()
+        # He et al. 2023, section 3.1: the teacher alone is softened.
+        soft = -(targets * log_p).sum(axis=1).mean()
+        return self.hard * hard + self.soft * soft
+
+
+def _products(features: Array, weights: Array) -> Array:
+    return jnp.matmul(features, weights.T, precision="highest")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Images of one domain, as the tower sees them.
+
+    Attributes:
+        features: of length 1.
+        labels: their classes.
+        batch_size: of them in a step; all, where there are fewer.
+        loss: of them.
+    """
+
+    features: Float[np.ndarray, "n d"]
+    labels: Int[np.ndarray, " n"]
+    batch_size: int
+    loss: Loss
+
+    @classmethod
+    def make(cls, features: np.ndarray, labels: np.ndarray, batch_size: int, loss: Loss) -> "Part":
+        """Of features of any length."""
+        return cls(np.asarray(unit(jnp.asarray(features))), labels, batch_size, loss)
+
+    @property
+    def steps(self) -> int:
+        """In an epoch."""
+        return -(-len(self.labels) // self.batch_size)
+
+    def order(self, steps: int, rng: np.random.Generator) -> Int[np.ndarray, "steps b"]:
+        """Which images each step sees: all once before any twice."""
+        size = min(self.batch_size, len(self.labels))
+        passes = -(-steps * size // len(self.labels))
+        order = np.concatenate([rng.permutation(len(self.labels)) for _ in range(passes)])
+        return order[: steps * size].reshape(steps, size)
+
+
+def check(strategy: str, loss: Loss) -> None:
+    """Looks at what a config says of tuning.
+
+    Raises:
+        InputError: there is no such strategy, or a number makes no sense.
+    """
+    if strategy not in STRATEGIES:
+        names = ", ".join(STRATEGIES)
+        raise InputError(f"config.strategy must be one of {names}, got {strategy!r}; choose one")
+    amounts = (loss.hard, loss.soft)
+    if min(amounts) < 0 or not any(amounts) or not loss.temperature > 0:
+        raise InputError(
+            "config.loss must have hard and soft of at least 0, one of them above, and a "
+            f"temperature above 0, got {amounts} and {loss.temperature}; change it"
+        )
+
+
+def tune(
+    start: Float[np.ndarray, "classes d"],
+    parts: Sequence[Part],
+    strategy: str,
+    optimizer: ml_collections.ConfigDict,
+    epochs: int,
+    seed: int,
+) -> Float[np.ndarray, "classes d"]:
+    """Tuned weights.
+
+    Args:
+        start: the weights before, which are the teacher too.
+        parts: real images and synthetic ones, or one of them.
+        strategy: of `STRATEGIES`. 'mix' has a batch of each part in every step, and the sum of
+            both losses; an epoch is one of the larger part. The others train on one part for all
+            epochs and then on the other.
+        optimizer: see `make_optimizer`; its schedule is that of each phase.
+        epochs: of each phase.
+        seed: of the order.
+    """
+    rng = np.random.default_rng(seed)
+    phases = [list(parts)]
+    if strategy != "mix" and len(parts) > 1:
+        phases = [[part] for part in (parts if strategy == "real_first" else parts[::-1])]
+    teacher: Array = jnp.asarray(start)
+    weights = teacher
+    for phase in phases:
+        total = epochs * max(part.steps for part in phase)
+        orders = tuple(jnp.asarray(part.order(total, rng)) for part in phase)
+        data = tuple((jnp.asarray(part.features), jnp.asarray(part.labels)) for part in phase)
+        losses = tuple(part.loss for part in phase)
+        weights = _phase(losses, optimizer, total, weights, teacher, data, orders)
+    return np.asarray(weights)
+
+
+def loss_and_gradient(
+    losses: Sequence[Loss], weights: Array, teacher: Array, batches: Sequence[tuple[Array, Array]]
+) -> tuple[Float[Array, ""], Float[Array, "classes d"]]:
+    """Of one step; each loss is of the batch at its place."""
+
+    def total(weights: Array) -> Array:
+        values = (
+            loss(weights, teacher, *batch) for loss, batch in zip(losses, batches, strict=True)
+        )
+        return functools.reduce(jnp.add, values)
+
+    return jax.value_and_grad(total)(weights)
+
+
+def _phase(
+    losses: tuple[Loss, ...],
+    optimizer: ml_collections.ConfigDict,
+    total: int,
+    weights: Array,
+    teacher: Array,
+    data: tuple[tuple[Array, Array], ...],
+    orders: tuple[Array, ...],
+) -> Array:
+    tx = make_optimizer(optimizer, total)
+
+    @jax.jit
+    def run(weights: Array, teacher: Array, data: tuple, orders: tuple) -> Array:
+        def step(state: tuple, rows: tuple) -> tuple[tuple, None]:
+            weights, opt_state = state
+            batches = [(x[r], y[r]) for (x, y), r in zip(data, rows, strict=True)]
+            _, gradient = loss_and_gradient(losses, weights, teacher, batches)
+            updates, opt_state = tx.update({"kernel": gradient}, opt_state, {"kernel": weights})
+            return (optax.apply_updates({"kernel": weights}, updates)["kernel"], opt_state), None
+
+        state = weights, tx.init({"kernel": weights})
+        return jax.lax.scan(step, state, orders)[0][0]
+
+    return run(weights, teacher, data, orders)
