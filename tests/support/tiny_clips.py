@@ -54,12 +54,14 @@ def siglip():
     return randomize(SiglipModel(SiglipConfig(text_config=text, vision_config=_IMAGE)), seed=0)
 
 
-def save(model, folder, tokenizer=True):
+def save(model, folder, tokenizer=True, size=SIZE):
     """As a repository of the Hub has it."""
     model.save_pretrained(folder)
     siglip = type(model).__name__ == "SiglipModel"
     kind = dict(image_processor_type="SiglipImageProcessor") if siglip else {}
-    (folder / "preprocessor_config.json").write_text(json.dumps({**PREPROCESSOR, **kind}))
+    sizes = dict(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    config = {**PREPROCESSOR, **sizes, **kind}
+    (folder / "preprocessor_config.json").write_text(json.dumps(config))
     if tokenizer:
         write_tokenizer(folder, LENGTH)
     return folder
