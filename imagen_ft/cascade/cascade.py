@@ -286,7 +286,8 @@ class Cascade:
     def _named_stages(self, first: int, last: int | None = None) -> dict[str, Stage]:
         """Some of the stages, by their names in the config."""
         names = {entry.stage.low_size: name for name, entry in self.config.stages.items()}
-        return {names[stage.denoiser.low_size]: stage for stage in self.stages[first:last]}
+        some = self.stages[first:last]
+        return {names.get(s.denoiser.low_size, str(s.image_size)): s for s in some}
 
 
 def load_cascade(

@@ -38,8 +38,6 @@ _SAMPLING: dict[str, Any] = dict(
     threshold_percentile=100.0,
 )
 _BATCH_SIZE = 16
-# diffusers' default for SDXL.
-SDXL_GUIDANCE = 5.0
 
 
 def as_config(source: Opened) -> ml_collections.ConfigDict:
@@ -148,15 +146,15 @@ def _of_weights(names: Sequence[str]) -> ml_collections.ConfigDict:
 
 def _of_latents(path: str, model: LatentUNet, variant: str | None) -> ml_collections.ConfigDict:
     """Stable Diffusion, as its files and the experiment with such weights have it."""
-    config = load_config(_LATENT_CONFIG)
+    name = "sdxl" if model.size_embedding_dim else "sd15"
+    config = load_config(f"{_LATENT_CONFIG},model={name}")
     entry = config.stages.sd
     with config.ignore_type():
         entry.run, entry.variant = PUBLIC[1] + path, variant
         entry.stage = stage_of(path, model, variant)
         entry.sampler = {**sampler_of(path), "num_steps": entry.sampler.num_steps}
         config.text.weights, config.text.variant = path, variant
-        if model.size_embedding_dim:
-            entry.guidance_weight = SDXL_GUIDANCE
-            config.text.null = "zeros" if has_zeros_for_no_text(path) else "empty"
+        if model.size_embedding_dim and not has_zeros_for_no_text(path):
+            config.text.null = "empty"
     del config.text.shape  # The weights know it.
     return config
