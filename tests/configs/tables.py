@@ -94,6 +94,13 @@ VARIANTS = {
         "data=x.zip,val=a",
         "tfds=x,shifts=y",
     ],
+    "configs/cifar10/distill.py": [
+        "stage=base16,steps=128",
+        "teacher=x,steps=32",
+        "teacher=x,method=consistency,steps=40",
+        "guidance=2.0,teacher=x,runlocal",
+        "data=x.zip,root=a",
+    ],
     "configs/deepfloyd/sample.py": ["size=l", "size=xl", "size=l,runlocal", "hub", "hub,size=l"],
     "configs/stable_diffusion/sample.py": [
         "model=sd21",
@@ -115,6 +122,12 @@ VARIANTS = {
         "arm=real+generated,k=1",
         "arm=real+generated,k=10,runlocal",
     ],
+    "configs/digits/distill.py": [
+        "stage=sr8,steps=8",
+        "teacher=x,steps=8",
+        "method=consistency,steps=18",
+        "guidance=2.0,runlocal",
+    ],
     "configs/digits/evaluate.py": ["split=validation"],
     "configs/digits/evaluate_images.py": [
         "generated=a/x+a/y.z",
@@ -122,6 +135,12 @@ VARIANTS = {
         "generated=,sampled=40,enlarged=30",
     ],
     "configs/digits/filter.py": ["generated=x,extractor=y,copies=1"],
+    "configs/digits/fast_study.py": [
+        "solvers=dpmpp+unipc,distilled=none",
+        "solvers=none,distilled=4x4",
+        "settings=8x4+4x4,runs=x",
+        "runs=x,runlocal",
+    ],
     "configs/digits/sweep.py": [
         "stage=base4",
         "stage=base4,solvers",
@@ -158,6 +177,14 @@ VARIANTS = {
         ]
         for path in RECIPE_FILES
     },
+    "configs/imagenet/distill_if_ii_l.py": [
+        "host",
+        "teacher=x,steps=16",
+        "guidance=2.0",
+        "teacher=x,runlocal",
+        "data=imagenet.zip,train=a,val=b",
+        "tfds=gs://bucket/imagenet2012",
+    ],
     "configs/imagenet/evaluate.py": [
         "sets=val+r",
         "sets=r",

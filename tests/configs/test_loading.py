@@ -22,7 +22,12 @@ from tests.configs.tables import (
 from tests.support import commands
 
 # Tasks that compare what was trained: they may look at the test images.
-COMPARISONS = ("classifiers.evaluate", "classifiers.study", "classifiers.zero_shot")
+COMPARISONS = (
+    "classifiers.evaluate",
+    "classifiers.study",
+    "classifiers.zero_shot",
+    "imagen_ft.worth",
+)
 
 
 def dry_run(path, argument, capsys):
@@ -68,6 +73,7 @@ LONG = [
     f"configs/{name}.py"
     for name in (
         "deepfloyd/sample",
+        "imagenet/distill_if_ii_l",
         "imagenet/if_i_xl",
         "imagenet/if_ii_l",
         "imagenet/imagen_base64",

@@ -35,6 +35,7 @@ TASKS = ("imagen_ft.finetune", "imagen_ft.sample", "imagen_ft.generate", "imagen
 TASKS += (
     "imagen_ft.sweep",
     "imagen_ft.filter",
+    "imagen_ft.worth",
     "classifiers.train",
     "classifiers.evaluate",
     "classifiers.study",
@@ -57,6 +58,11 @@ OTHER_CONFIGS = {
     "imagen_ft.filter": (  # It draws nothing.
         *(*_CLASSIFIERS, "imagen_ft/cascade/", "imagen_ft/diffusion/", "imagen_ft/evaluation/"),
         *("imagen_ft/text/", "launch/runtime/"),
+    ),
+    "imagen_ft.worth": (  # Its jobs have them.
+        *("classifiers/", "imagen_ft/cascade/", "imagen_ft/diffusion/", "imagen_ft/evaluation/"),
+        *("imagen_ft/generate.py", "imagen_ft/generation/", "imagen_ft/text/", "input_pipeline/"),
+        "launch/",
     ),
     "classifiers.train": (),
     "classifiers.train_clip": ("classifiers/extractors/", "classifiers/from_config.py"),

@@ -33,6 +33,7 @@ ALONE = {
     "classifiers.weights": WEIGHTS,
     "imagen_ft.demo": TASK,
     "imagen_ft.weights": WEIGHTS,
+    "imagen_ft.worth": ["--config=configs/digits/fast_study.py", *TASK],
     "input_pipeline.prepare": ["--config=x", "--source=x", "--to={folder}/set"],
     "launch.submit": ["status", "x", "--jobs={folder}/jobs"],
     "input_pipeline.synthetic": ["--set=x", "--export=folder", "--to={folder}/set"],

@@ -1,0 +1,74 @@
+r"""What classifiers gain from images that are drawn with fewer evaluations of the networks.
+
+python -m imagen_ft.worth --config=configs/digits/fast_study.py --workdir=runs/digits/fast --jobs=2
+
+Distils the stages (config.distilled), draws the images of every arm (solvers with the evaluations
+of config.settings, the students, and config.reference), trains the same classifiers on each with
+the same seeds, and tests which arms are as good as the reference: within config.margin, by two
+one-sided t-tests. In the work directory come worth.json, worth.png and report.html. The same
+command goes on where it stopped, and makes only what is missing.
+
+--jobs command lines run at a time, each started by --submit, as in classifiers.study.
+"""
+
+import shlex
+import sys
+from pathlib import Path
+
+import jax
+import ml_collections
+
+from imagen_ft.cascade.loading import parameter_shapes
+from imagen_ft.economy import plan, report, results
+from launch.cli import say
+from launch.errors import InputError
+from launch.files import is_local
+from launch.jobs import launcher
+from launch.jobs.runner import JobRunner
+from launch.runtime import app
+from launch.runtime.config import load_config
+from launch.runtime.locks import lock
+from launch.runtime.optional_fields import Defaults, below
+
+define_flags = launcher.define_flags
+
+
+def lacking(config: ml_collections.ConfigDict) -> Defaults:
+    """Fields that a config lacks and the command line can set."""
+    return below("", config, {"overrides": ()})
+
+
+def main(args: app.Arguments) -> None:
+    """Runs the task."""
+    config = args.config
+    # Here only shapes are computed; chips, which one process holds at a time, are for the jobs.
+    jax.config.update("jax_platforms", "cpu")
+    if args.folder and not is_local(args.folder):
+        raise InputError(f"--workdir={args.folder}: a study needs a folder of a file system")
+    workdir = Path(args.folder or "WORKDIR")
+    words = launcher.launcher(args.flags)
+    alone = not args.flags.submit or args.flags.coordinator == "none"
+    options = ("--coordinator=none",) if alone else ()
+    arms = plan.make_arms(config, workdir)
+    jobs = plan.make_jobs(config, workdir, arms)
+    if args.dry_run:
+        app.describe(args, **parameter_shapes(load_config(config.generate), base=False))
+        for job in jobs:
+            print(shlex.join([*words, *job.command, *options]))
+        for arm in arms:
+            print(f"{arm.name}: {arm.evaluations} evaluations of the networks for an image")
+        return
+    lock(args.workdir)
+    environment = {name: str(value) for name, value in config.get("environment", {}).items()}
+    runner = JobRunner(workdir, jobs, args.flags.jobs, environment, words, options)
+    runner.run()
+    runner.tick()
+    result = results.collect(config, workdir, arms)
+    report.write(workdir, config.name, result)
+    print(report.table(result))
+    print(f"\n{report.verdict(result)[0]}")
+    say(f"report: {workdir / 'report.html'}", sys.stdout)
+
+
+if __name__ == "__main__":
+    app.run(main, __doc__, define_flags, lacking=lacking)
