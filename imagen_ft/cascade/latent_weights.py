@@ -9,10 +9,11 @@ import ml_collections
 from classifiers.models.clip_text import ClipTextEncoder
 from imagen_ft import weights
 from imagen_ft.diffusion.schedule import make_schedule
-from imagen_ft.diffusion.spacing import OPEN
+from imagen_ft.diffusion.spacing import OPEN, SIGMA_SPACINGS
 from imagen_ft.models.latent_unet import LatentUNet
 from imagen_ft.weights.latent_parts import is_latent_scheduler, latent_settings
 from imagen_ft.weights.pipeline_parts import NoSuchPart
+from launch.cli import say
 from launch.errors import InputError
 from launch.files import read_object
 
@@ -21,14 +22,21 @@ _LEFT_OUT = ("parent", "name", "dtype", "remat", "out_channels", "noise_level")
 # Where the U-Net's config names no size of latents.
 _SIZE = 64
 # diffusers' schedulers: our sampler and its fields, the spacing where the file names none, and
-# whether it calls by that name what is open here. Others are drawn by DDIM.
+# whether it calls by that name what is open here. DDIM stands in for others.
 _SAMPLERS: dict[str, tuple[dict[str, Any], str, bool]] = {
-    "DDIMScheduler": (dict(name="ddim", eta=0.0), "leading", False),
-    "DDPMScheduler": (dict(name="ddpm", logvar_coeff=0.0), "leading", False),
+    "DDIMScheduler": (dict(name="ddim", eta=0.0, logvar_coeff=0.0), "leading", False),
+    "DDPMScheduler": (dict(name="ddpm", logvar_coeff=0.0, eta=0.0), "leading", False),
     "DPMSolverMultistepScheduler": (dict(name="dpmpp"), "linspace", True),
     "EulerAncestralDiscreteScheduler": (dict(name="euler_ancestral"), "linspace", False),
     "EulerDiscreteScheduler": (dict(name="euler"), "linspace", False),
     "UniPCMultistepScheduler": (dict(name="unipc"), "linspace", True),
+}
+_SPACINGS = ("linspace", "leading", "trailing")
+# What else a scheduler may be asked for, and with which values we draw the same.
+_ASKED = {
+    "algorithm_type": ("dpmsolver++",),
+    "use_beta_sigmas": (False,),
+    "use_lu_lambdas": (False,),
 }
 
 
@@ -85,25 +93,49 @@ def settings_of(path: str) -> dict[str, Any] | None:
 
 
 def sampler_of(path: str) -> dict[str, Any]:
-    """The sampler that a pipeline's scheduler names, without its number of steps."""
-    file = _scheduler(path)
-    said = {} if file is None else file[0]
+    """The sampler that a pipeline's scheduler names, without its number of steps.
+
+    Where it names one that we have not, a line says what stands in for it.
+
+    Raises:
+        InputError: a field has a wrong value.
+    """
+    said, where = _scheduler(path) or ({"_class_name": "DDIMScheduler"}, path)
     name = said.get("_class_name")
-    ddim = _SAMPLERS["DDIMScheduler"]
-    fields, spacing, is_open = _SAMPLERS.get(name, ddim) if isinstance(name, str) else ddim
-    fields = dict(fields)
-    spacing = said.get("timestep_spacing", spacing)
-    if said.get("steps_offset", 0) == 1 and spacing == "leading":
+    ours = name if isinstance(name, str) and name in _SAMPLERS else "DDIMScheduler"
+    of_class, spacing, is_open = _SAMPLERS[ours]
+    fields = dict(of_class)
+    unlike = [] if ours == name else [f"_class_name={name!r}"]
+    if fields["name"] not in ("ddim", "ddpm"):
+        asked = [(field, said[field]) for field in _ASKED if field in said]
+        unlike += [f"{field}={value!r}" for field, value in asked if value not in _ASKED[field]]
+    if unlike:
+        # Otherwise another picture than diffusers' would be a riddle.
+        say(f"warning: {where} asks for {', '.join(unlike)}, which {fields['name']} stands in for")
+    spacing = _one_of(said, "timestep_spacing", spacing, _SPACINGS, where)
+    if spacing == "leading" and _one_of(said, "steps_offset", 0, (0, 1), where):
         spacing = "leading_one"
-    if said.get("use_karras_sigmas") and fields["name"] not in ("ddim", "ddpm"):
-        fields["spacing"] = "karras"
+    by_sigma = [name for name in SIGMA_SPACINGS if said.get(f"use_{name}_sigmas")]
+    if by_sigma and fields["name"] not in ("ddim", "ddpm"):
+        fields["spacing"] = by_sigma[0]
     else:
         fields["spacing"] = f"{spacing}{OPEN}" if is_open and spacing != "trailing" else spacing
     if fields["name"] == "ddim":
-        fields["keeps_noise"] = not said.get("set_alpha_to_one", True)
+        ends_in_data = name != "PNDMScheduler"
+        clean = _one_of(said, "set_alpha_to_one", ends_in_data, (True, False), where)
+        fields["keeps_noise"] = not clean
     if fields["name"] in ("dpmpp", "unipc"):
         fields["order"] = said.get("solver_order", 2)
     return fields
+
+
+def _one_of(said: Mapping[str, Any], field: str, default: Any, known: tuple, where: Any) -> Any:
+    """A field of a scheduler."""
+    value = said.get(field, default)
+    if not any(type(value) is type(one) and value == one for one in known):
+        names = " or ".join(map(repr, known))
+        raise InputError(f"{where}: {field} must be {names}, got {value!r}; use another scheduler")
+    return value
 
 
 def has_zeros_for_no_text(path: str) -> bool:

@@ -115,6 +115,12 @@ def _solver_type(name: str, value: Any) -> str:
     return value
 
 
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"sampler.{name} must be a text, got {value!r}; name one")
+    return value
+
+
 def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise InputError(f"sampler.{name} must be True or False, got {value!r}; set one of them")
@@ -130,5 +136,6 @@ _FIELDS: dict[str, Callable[[str, Any], Any]] = {
     "churn_noise": _not_negative,
     "logsnr_min": _not_positive,
     "solver_type": _solver_type,
+    "spacing": _text,
     "keeps_noise": _flag,
 }

@@ -225,12 +225,19 @@ class Stage:
         return finish(x0), None if path is None else jax.lax.map(finish, path)
 
     def _stored(self, images: Image) -> Stored:
-        """Images of the size that they are stored in, filtered before pixels are dropped."""
+        """Images of the size that they are stored in, filtered before pixels are dropped.
+
+        A stage behind this one starts from what is stored: in [-1, 1], which neither an
+        auto-encoder nor the filter keeps.
+        """
         size = self.image_size
+        if self.denoiser.autoencoder is not None:
+            images = guidance.threshold(images, 100.0)
         if images.shape[1] == size:
             return images
         shape = (len(images), size, size, images.shape[-1])
-        return jax.image.resize(jnp.clip(images, -1.0, 1.0), shape, "cubic", antialias=True)
+        resized = jax.image.resize(jnp.clip(images, -1.0, 1.0), shape, "cubic", antialias=True)
+        return jnp.clip(resized, -1.0, 1.0)
 
     def _noise(self, keys: Key[Array, " b"]) -> samplers.Noise:
         size = self.denoiser.size

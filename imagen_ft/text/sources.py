@@ -185,6 +185,11 @@ def open_source(
     folders = {"text_encoder": folder}
     if (second := _second_tokenizer(path)) not in (None, folder):
         folders["text_encoder_2"] = second
+    elif (Path(path) / "text_encoder_2").exists():
+        raise InputError(
+            f"{path} must have the tokenizer_2 that its text_encoder_2 goes with, got none; fetch "
+            "it again"
+        )
     models = []
     for part in folders:
         model, _ = weights.open_model(part, path, variant)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from imagen_ft import sample
 from imagen_ft.cascade import Cascade, memory_phases
+from imagen_ft.cascade.latent_weights import sampler_of
 from imagen_ft.cascade.opened import as_config
 from imagen_ft.diffusion.from_config import make_stages
 from imagen_ft.diffusion.sampler_from_config import make_sampler
@@ -113,6 +114,7 @@ def test_a_dry_run_counts_all_parts(run, pipeline, capsys):
         (["--config.stages.sd.stored_size=32"], "stored_size must be from 1 to the 16 px"),
         ([f"{STAGE}.prediction=v"], "prediction must be that of the weights of"),
         ([f"{STAGE}.schedule=cosine"], "schedule must be that of the weights of"),
+        ([f"{SAMPLER}.spacing=5"], "sampler.spacing"),
         ([f"{SAMPLER}.num_steps=1000"], "must be below 1000 for sampler.spacing"),
         ([f"{SAMPLER}.name=ddpm", f"{SAMPLER}.logvar_coeff=learned"], "takes the network's"),
     ],
@@ -185,6 +187,54 @@ def test_a_stage_behind_latents_starts_from_their_images():
         make_stages(config)
 
 
+@pytest.mark.parametrize("stored_size", [0, 8])
+def test_what_is_stored_has_a_range(stored_size):
+    """A stage behind starts from it; what is not finite stays so, and is told."""
+    config = load_config(CONFIG)
+    config.stages.sd.stored_size = stored_size
+    stage = make_stages(config)["sd"]
+    decoded = np.full((2, 16, 16, 3), -3.0, np.float32)
+    decoded[:, 3:9] = 3.0
+    decoded[1, 4, 4] = np.inf
+    stored = stage._stored(decoded)
+    assert np.abs(stored[0]).max() == 1 and not np.isfinite(stored[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("said", "fields", "stands_in"),
+    [
+        (dict(_class_name="PNDMScheduler", set_alpha_to_one=None), dict(keeps_noise=True), True),
+        (dict(_class_name="LCMScheduler"), dict(name="ddim", logvar_coeff=0.0), True),
+        (dict(_class_name="DPMSolverMultistepScheduler"), dict(name="dpmpp", order=2), False),
+        (
+            dict(_class_name="DPMSolverMultistepScheduler", algorithm_type="sde-dpmsolver++"),
+            dict(name="dpmpp"),
+            True,
+        ),
+        (
+            dict(_class_name="EulerDiscreteScheduler", use_exponential_sigmas=True),
+            dict(name="euler", spacing="exponential"),
+            False,
+        ),
+        (dict(_class_name="EulerDiscreteScheduler", use_beta_sigmas=True), {}, True),
+        (dict(timestep_spacing=5), "timestep_spacing must be 'linspace' or", False),
+        (dict(steps_offset=7), "steps_offset must be 0 or 1, got 7", False),
+        (dict(set_alpha_to_one="no"), "set_alpha_to_one must be True or False, got 'no'", False),
+    ],
+)
+def test_the_sampler_of_a_scheduler(tmp_path, capsys, said, fields, stands_in):
+    (tmp_path / "scheduler").mkdir()
+    said = dict(_class_name="DDIMScheduler", steps_offset=1) | said
+    said = {name: value for name, value in said.items() if value is not None}
+    (tmp_path / "scheduler/scheduler_config.json").write_text(json.dumps(said))
+    if isinstance(fields, str):
+        with pytest.raises(InputError, match=fields):
+            sampler_of(str(tmp_path))
+        return
+    assert fields.items() <= sampler_of(str(tmp_path)).items()
+    assert ("stands in for" in capsys.readouterr().err) == stands_in
+
+
 def test_sdxl_is_told_more(tmp_path):
     """The pooled text's width, both encoders, zeros for no text, and Euler's steps."""
     scheduler = dict(name="EulerDiscreteScheduler", timestep_spacing="leading")
@@ -199,3 +249,6 @@ def test_sdxl_is_told_more(tmp_path):
     denoiser = cascade.stages[0].denoiser
     assert (denoiser.size, denoiser.channels) == (8, LATENTS)
     assert denoiser.image_size == 8 * 2 ** (len(VAE["block_out_channels"]) - 1)
+    shutil.rmtree(tmp_path / "tokenizer_2")
+    with pytest.raises(InputError, match="must have the tokenizer_2"):
+        Cascade.load(tmp_path)
