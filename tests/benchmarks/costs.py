@@ -22,13 +22,15 @@ import importlib
 import json
 from collections.abc import Mapping
 
+import ml_collections
+
 from configs.imagenet import generate, study
 from configs.imagenet.recognition import NUM_IMAGES
 from imagen_ft.diffusion.sampler_from_config import make_sampler
 from imagen_ft.diffusion.schedule import make_schedule
 from launch.runtime.devices.hardware import CHIPS
 from launch.runtime.reports.tables import text_table
-from tests.benchmarks.operations import SIZES, TRAINED, counted
+from tests.benchmarks.operations import LATENT_SIZES, SIZES, TRAINED, counted
 from tests.benchmarks.prices import PRICES, READ, SOURCE
 
 PEAKS = {price.chip: next(c for c in CHIPS if c.name == price.chip).peak_flops for price in PRICES}
@@ -147,6 +149,87 @@ def protocols() -> dict[str, list[Part]]:
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """A way of drawing images.
+
+    Attributes:
+        generator: presets of its networks, from the smallest images.
+        solver: a name of `SAMPLERS`; 'distilled' evaluates a student once a step.
+        steps: of each network.
+        guidance: of each network: 1 is none, or that it is in the student.
+    """
+
+    generator: tuple[str, ...]
+    solver: str
+    steps: tuple[int, ...]
+    guidance: tuple[float, ...]
+
+    @property
+    def evaluations(self) -> int:
+        """Of the networks for one image; guidance counts."""
+        return sum(self._of_stages())
+
+    @property
+    def flops(self) -> float:
+        """Of one image, with the decoder's pass where there is one."""
+        counts = counted()
+        total = 0.0
+        for preset, count, guidance in zip(
+            self.generator, self._of_stages(), self.guidance, strict=True
+        ):
+            contexts = 1 if guidance == 1 else 2
+            total += count * counts["denoise"][preset] + contexts * counts["context"][preset]
+            total += counts["decode"].get(preset, 0.0)
+        return total
+
+    def _of_stages(self) -> list[int]:
+        name = "ddim" if self.solver == "distilled" else self.solver
+        counts = []
+        for steps, guidance in zip(self.steps, self.guidance, strict=True):
+            fields = dict(name=name, num_steps=steps, logvar_coeff=0.0, eta=0.0)
+            sampler = make_sampler(ml_collections.ConfigDict(fields))
+            times = len(sampler.evaluation_times(make_schedule("cosine")))
+            counts.append(times * (1 if guidance == 1 else 2))
+        return counts
+
+
+def ways() -> list[Drawn]:
+    """As the configs draw, with half, a quarter and a tenth of the steps, and by students."""
+    rows = []
+    for cascade in ("imagen", "if"):
+        stages = generate.get_config(f"cascade={cascade},size=256").stages
+        ordered = sorted(stages.items(), key=lambda item: item[1].stage.size)
+        names = tuple(name for name, _ in ordered)
+        guidance = tuple(stage.guidance_weight for _, stage in ordered)
+        whole = tuple(stage.sampler.num_steps for _, stage in ordered)
+        rows.append(Drawn(names, "ddpm", whole, guidance))
+        rows += [Drawn(names, solver, (16, 8), guidance) for solver in ("unipc", "heun")]
+        rows.append(Drawn(names, "distilled", (4, 4), (1.0, 1.0)))
+    # "Diversify, Don't Fine-Tune" (2023): 50 steps at guidance 2.
+    for name in LATENT_SIZES:
+        rows.append(Drawn((name,), "ddim", (50,), (2.0,)))
+        rows += [Drawn((name,), solver, (16,), (2.0,)) for solver in ("dpmpp", "unipc")]
+        rows.append(Drawn((name,), "distilled", (4,), (1.0,)))
+    return rows
+
+
+def print_million(share: float) -> list[dict]:
+    """A million images by generator and solver; returns a line of JSON a row."""
+    cells, lines = [], []
+    for way in ways():
+        hours = chip_hours(MILLION * way.flops, share)
+        usd = money(hours, "on_demand")
+        name = f"{' + '.join(way.generator)}, {way.solver} {' + '.join(map(str, way.steps))}"
+        numbers = [f"{way.evaluations}", f"{way.flops / 1e12:,.0f}"]
+        cells.append([name, *numbers, *(f"{value:,.0f}" for value in usd.values())])
+        case = dict(case=f"a million: {name}", unit="chip-hours", share=share, **hours)
+        lines.append(case | {"evaluations": way.evaluations, "usd_on_demand": usd})
+    print(f"\na million images: US$ on demand, at {share:.0%} of the peak")
+    print(text_table(["", "evaluations", "TFLOP an image", *PEAKS], cells))
+    return lines
+
+
 def chip_hours(flops: float, share: float) -> dict[str, float]:
     """By chip.
 
@@ -230,6 +313,7 @@ def main() -> None:
     print_prices()
     for cascade, parts in protocols().items():
         lines += print_protocol(cascade, parts, share)
+    lines += print_million(share)
     print()
     print(*map(json.dumps, lines), sep="\n")
 

@@ -6,7 +6,8 @@ They are those of `launch.runtime.devices.flops` as a TPU does them: matrix prod
 convolutions, a multiply-add being two, and nothing of a convolution's padding. Only shapes are
 made, no weights. A pass is one image through a network, given 77 tokens of text; a training step is
 that of its config, for one image: forward, backward, and what `remat` computes again. T5 is left
-out: a prompt is embedded once for all its images.
+out, and so is CLIP: a prompt is embedded once for all its images. Of what works on latents, the
+decoder's pass that ends an image is counted, too.
 """
 
 import functools
@@ -18,6 +19,7 @@ import jax
 
 from imagen_ft.diffusion.denoiser import Network
 from imagen_ft.models import presets
+from imagen_ft.models.latent_unet import Added
 from imagen_ft.training.training import Training
 from launch.runtime.devices.flops import count_flops
 from tests.benchmarks.harness import as_on_tpu
@@ -38,6 +40,9 @@ SIZES = {
     "imagen_sr256": 256,
     "imagen_sr1024": 1024,
 }
+# The same, of what works on latents: an eighth as many a side.
+LATENT_SIZES = {"sd15": 512, "sd21": 768, "sdxl": 1024}
+_PIXELS = 8  # a side for each latent
 TRAINED = ("if_i_l", "if_ii_l", "imagen_base64", "imagen_sr256", "imagen_sr1024")
 
 
@@ -75,6 +80,33 @@ def pass_flops(preset: str, method: str) -> float:
     return model_flops(presets.make(preset), variables, SIZES[preset], text_width, method)
 
 
+def latent_flops(preset: str, method: str) -> float:
+    """Operations for one image of a U-Net over latents, or of the decoder behind it.
+
+    Args:
+        preset: of the U-Net.
+        method: 'context', 'denoise' or 'decode'.
+    """
+    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, "float32")  # noqa: E731
+    size, row = LATENT_SIZES[preset] // _PIXELS, presets.PRESETS[preset]
+    latents = shape(1, size, size, 4)
+    name = preset
+    if method == "decode":
+        name = "sdxl_vae" if preset == "sdxl" else "sd_vae"
+    model: Any = presets.make(name)
+    variables = {"params": presets.parameter_shapes(name)}
+    run = functools.partial(model.apply, method=method)
+    added = Added(shape(1, row.pooled_width), shape(1, 6)) if row.pooled_width else None
+    text = [variables, shape(1, TOKENS, row.text_width), added]
+    with as_on_tpu():
+        if method == "decode":
+            return count_flops(run, variables, latents)
+        if method == "context":
+            return count_flops(run, *text)
+        context = jax.eval_shape(functools.partial(model.apply, method="context"), *text)
+        return count_flops(run, variables, latents, shape(1), context)
+
+
 def stage_step_flops(name: str, batch: int = 2) -> float:
     """Operations of a training step for one image, of a config of configs/imagenet."""
     training = Training.of(importlib.import_module(f"configs.imagenet.{name}").get_config())
@@ -90,13 +122,16 @@ def stage_step_flops(name: str, batch: int = 2) -> float:
 
 
 def count() -> dict[str, dict[str, float]]:
-    """All of them: `context` and `denoise` by preset, `step` by config."""
+    """All of them: `context`, `denoise` and `decode` by preset, `step` by config."""
     steps = {name: stage_step_flops(name) for name in TRAINED}
     steps |= {name: step_flops(recipe(name)[0]) for name in RECIPES}
     passes = {
         method: {preset: pass_flops(preset, method) for preset in SIZES}
         for method in ("context", "denoise")
     }
+    for method in ("context", "denoise", "decode"):
+        own = {preset: latent_flops(preset, method) for preset in LATENT_SIZES}
+        passes[method] = passes.get(method, {}) | own
     return dict(passes, step=steps)
 
 

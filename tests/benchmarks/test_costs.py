@@ -27,6 +27,7 @@ def printed():
 
 def test_two_counts_are_those_of_the_code():
     counted = operations.counted()
+    assert operations.latent_flops("sd15", "denoise") == counted["denoise"]["sd15"]
     assert operations.pass_flops("imagen_sr256", "denoise") == counted["denoise"]["imagen_sr256"]
     assert step_flops(recipe("resnet50")[0]) == counted["step"]["resnet50"]
 
@@ -67,6 +68,19 @@ def test_sums(printed):
         hours = 1_281_167 * steps * passes[preset] / (0.4 * 989e12) / 3600
         assert case["H200"] == pytest.approx(hours, rel=1e-2)
     assert all(price.spot < price.on_demand for price in costs.PRICES)
+
+
+def test_a_million_images(printed):
+    """Guidance doubles the passes, Heun's steps but for the last one; a decoder runs once."""
+    _, cases = printed
+    counts = operations.counted()
+    drawn = cases["a million: sd15, ddim 50"]
+    flops = 100 * counts["denoise"]["sd15"] + 2 * counts["context"]["sd15"]
+    flops += counts["decode"]["sd15"]
+    assert drawn["evaluations"] == 100
+    assert drawn["v4"] == pytest.approx(1e6 * flops / (0.4 * 275e12) / 3600)
+    assert cases["a million: sd15, distilled 4"]["evaluations"] == 4
+    assert cases["a million: if_i_l + if_ii_l, heun 16 + 8"]["evaluations"] == 2 * 31 + 15
 
 
 def test_the_page_has_what_is_printed(printed):
