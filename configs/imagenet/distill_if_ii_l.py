@@ -15,8 +15,8 @@ Arguments besides:
     runlocal   without a teacher: the tiny network of `if_ii_l.py`, trained
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-Hardware: as `if_ii_l.py`, with three forward passes of the teacher beside the student's step (one
-in the first round, without guidance), and its weights, in parts like the student's.
+Hardware: as `if_ii_l.py`, with two forward passes of the teacher beside the student's step (one in
+the first round; guidance doubles them), and its weights, in parts like the student's. Not run.
 """
 
 from ml_collections import ConfigDict
