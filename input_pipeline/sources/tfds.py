@@ -97,7 +97,8 @@ class TfdsSource:
                     f"{shard.index_paths()}"
                 )
             pixels = decode(field(fields, image, bytes), self._upright)
-            texts = [field(fields, name, bytes).decode() for name in (self._caption,) if name]
+            names = [self._caption] if self._caption else []
+            texts = [_text(field(fields, name, bytes), name) for name in names]
         except InputError as error:
             raise InputError(f"{shard.file.where(record)}: {error}") from None
         example = {"image": pixels, "label": self.labels[i], "domain": self.domain[i]}
@@ -162,3 +163,12 @@ class TfdsSource:
                 f"{shard.path}: record {record} has label {self.labels[i]}, but there are "
                 f"{len(self.class_names)} classes; choose a split with labels, or prepare it again"
             )
+
+
+def _text(data: bytes, name: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise InputError(
+            f"field {name!r} must be in UTF-8, got {data[:40]!r}; leave the field caption out"
+        ) from None

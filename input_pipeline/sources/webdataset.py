@@ -65,6 +65,7 @@ class WebDataset:
                 image, caption or label, or has two of one kind.
         """
         self._paths = _paths(path)
+        self._root = os.path.commonpath([os.path.dirname(path) for path in self._paths])
         self._caption, self._has_labels = caption, class_names is not None
         self.class_names = NO_CLASSES if class_names is None else tuple(class_names)
         self._upright = imagenet.upright(upright, self.class_names)
@@ -73,15 +74,19 @@ class WebDataset:
         self._keys, self._images, self._captions, labels = (
             np.concatenate([shard[name] for shard in shards]) for name in _COLUMNS
         )
-        self.labels = labels.astype(np.int32)
-        self.domain = np.zeros(len(self.labels), np.int32)
-        outside = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.class_names)))
+        # Before they are cut to 32 bits: what is too large for these would be another class.
+        self.labels = labels
+        outside = np.flatnonzero((labels < 0) | (labels >= len(self.class_names)))
         if outside.size:
             i = int(outside[0])
             raise InputError(
-                f"{self._where(i)}: label {self.labels[i]}, but there are "
+                f"{self._where(i)}: label {labels[i]}, but there are "
                 f"{len(self.class_names)} classes; give all class_names"
             )
+        if not len(labels):
+            raise InputError(f"{path}: it holds no samples; name tars that do")
+        self.labels = labels.astype(np.int32)
+        self.domain = np.zeros(len(self.labels), np.int32)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -105,12 +110,12 @@ class WebDataset:
         return {**example, "caption": caption} if self._caption else example
 
     def key(self, i: int) -> str:
-        """Tar and key of sample i."""
-        return f"{os.path.basename(self._path(i))}:{self._key(i)}"
+        """Tar, below the folder of all, and key of sample i."""
+        return f"{self._name(self._path(i))}:{self._key(i)}"
 
     def digest(self) -> str:
         """Of the names and sizes of all files of all tars; and if images are turned."""
-        digest = hashlib.sha256(json.dumps([*map(os.path.basename, self._paths)]).encode())
+        digest = hashlib.sha256(json.dumps([*map(self._name, self._paths)]).encode())
         digest.update(json.dumps([self._caption, *self.class_names]).encode())
         for column in (self._keys, self._images, self._captions, self.labels):
             digest.update(column.tobytes())
@@ -120,6 +125,9 @@ class WebDataset:
         if not 0 <= i < len(self):
             raise IndexError(f"example {i} of {len(self)}")
         return self._paths[int(np.searchsorted(self._ends, i, side="right"))]
+
+    def _name(self, path: str) -> str:
+        return os.path.relpath(path, self._root)
 
     def _key(self, i: int) -> str:
         return self._keys[i].decode("utf-8", "surrogateescape")
@@ -182,6 +190,8 @@ def _samples(path: str, caption: str, has_labels: bool) -> list[Sample]:
                     file = archive.extractfile(member)
                     assert file is not None  # it is a file
                     sample["label"] = _label(file.read(), f"{path}: {member.name}")
+            end_of_files = archive.offset
+        _check_end(path, end_of_files)
     except (tarfile.TarError, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
@@ -203,10 +213,18 @@ def _samples(path: str, caption: str, has_labels: bool) -> list[Sample]:
     ]
 
 
+def _check_end(path: str, offset: int) -> None:
+    """Looks for the zeros behind the last file: tarfile takes any damage there for the end."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError(f"no file and no end at byte {offset:,}")
+
+
 def _label(data: bytes, where: str) -> int:
     try:
-        return int(data)
-    except ValueError:
+        return int(np.int64(int(data)))
+    except (OverflowError, ValueError):
         raise InputError(f"{where} must be a label, got {data[:20]!r}; write it again") from None
 
 
@@ -215,6 +233,8 @@ def _paths(path: str) -> list[str]:
         raise InputError(f"{path}: tars are read from mounted folders; mount or copy them")
     if bounds := _RANGE.search(path):
         first, last = bounds.groups()
+        if int(first) > int(last):
+            raise InputError(f"{path}: the range ends before it begins; turn it round")
         names = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
         paths = [f"{path[: bounds.start()]}{name}{path[bounds.end() :]}" for name in names]
         if missing := [name for name in paths if not os.path.isfile(name)]:

@@ -74,6 +74,12 @@ def test_what_names_tars(folder):
     assert len(one) == 4 and one.digest() != whole.digest()
     assert one.class_names == ("all",) and one.labels.tolist() == [0] * 4
     assert "caption" not in one[0]
+    # Tars of one name in two folders have keys that differ.
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+        write_tar(folder / name / "0.tar", files_of(0))
+    twins = WebDataset(f"{folder}/*/0.tar")
+    assert [twins.key(i) for i in range(2)] == ["one/0.tar:part/0000", "two/0.tar:part/0000"]
     spec = dict(name="webdataset", path=str(folder), caption="json:alt")
     assert sources.load(spec)[0]["caption"] == "alt 0"
 
@@ -106,8 +112,15 @@ def test_wrong_input(folder, tmp_path):
     refused("label 2, but there are 2 classes", folder, class_names=("a", "b"))
     broken = tmp_path / "broken.tar"
     data = write_tar(broken, files_of(0)).read_bytes()
-    broken.write_bytes(data[:700])
-    refused("must be a whole tar that is not compressed", broken)
+    # Between two files, where tarfile sees no damage, and within one.
+    for size in (700, 1024, 1500):
+        broken.write_bytes(data[:size])
+        refused("must be a whole tar that is not compressed", broken)
+    broken.write_bytes(data[:1024] + b"x" * 512 + data[1536:])
+    refused("no file and no end at byte 1,024", broken)
+    write_tar(broken, {})
+    refused("it holds no samples", broken)
+    refused("the range ends before it begins", f"{folder}/{{2..1}}.tar")
     write_tar(broken, files_of(0), "w:gz")
     refused("must be a whole tar that is not compressed", broken)
     write_tar(broken, {"0.png": encoded(image(0)), "0.txt": b"\xff"})
@@ -116,3 +129,6 @@ def test_wrong_input(folder, tmp_path):
     refused("sample 0 must have one image, got 0.jpg besides", broken)
     write_tar(broken, {"0.png": encoded(image(0)), "0.cls": b"x"})
     refused("0.cls must be a label, got b'x'", broken, class_names=("a",))
+    for label in (2**32, 2**64):
+        write_tar(broken, {"0.png": encoded(image(0)), "0.cls": str(label).encode()})
+        refused("label", broken, class_names=("a",))
