@@ -8,6 +8,7 @@ from typing import Any, SupportsIndex
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import UInt8
 
 from classifiers import from_config
 from classifiers.clip import templates
@@ -80,12 +81,9 @@ class Draw:
         else:
             sentence = self.sentences[int(rng.integers(len(self.sentences)))]
             caption = templates.fill(sentence, found["class_name"])
-        if self.augment:
-            found = self.augment(found, rng)
-        elif self.transform:
-            found = self.transform(found)
+        image = _seen(found, rng, self.augment, self.transform)
         tokens = self.tokenizer([caption], warn=False)[0]
-        return {"image": found["image"], "tokens": tokens, "domain": found["domain"]}
+        return {"image": image, "tokens": tokens, "domain": found["domain"]}
 
 
 def open_pairs(config: ml_collections.ConfigDict) -> tuple[dict[str, Captioned], Source]:
@@ -111,6 +109,30 @@ def open_pairs(config: ml_collections.ConfigDict) -> tuple[dict[str, Captioned],
             "source is drawn equally often; leave it out"
         )
     return opened, next(iter(opened.values()))
+
+
+def check_images(
+    config: ml_collections.ConfigDict, opened: dict[str, Captioned], shape: tuple[int, int, int]
+) -> None:
+    """Looks whether the first image of each source is one for the network.
+
+    Args:
+        config: `augment` and `evaluation`.
+        opened: the sources, by name.
+        shape: of an image that the network takes, [h, w, c].
+
+    Raises:
+        InputError: it is of another size, or has other channels.
+    """
+    augment, transform = from_config.make_augment(config), from_config.make_transform(config)
+    for name, source in opened.items():
+        found = _seen(source[0], np.random.default_rng(0), augment, transform).shape
+        if found != shape:
+            ours, theirs = ("x".join(map(str, each)) for each in (shape, found))
+            raise InputError(
+                f"config.train_sources.{name} must give images of {ours}, as config.evaluation and "
+                f"config.channels say, got {theirs}; set config.augment.size, or take other images"
+            )
 
 
 def make_reader(
@@ -151,6 +173,18 @@ def make_reader(
     )
     workers = count_workers(config.get("loader_workers", 0), len(rows) * math.prod(shape))
     return functools.partial(loader.iterate, batches, workers=workers)
+
+
+def _seen(
+    example: Example, rng: np.random.Generator, augment: Augment | None, transform: Transform | None
+) -> UInt8[np.ndarray, "h w c"]:
+    """What the network sees of an example's image."""
+    if augment:
+        example = augment(example, rng)
+    elif transform:
+        example = transform(example)
+    image: np.ndarray = example["image"]
+    return image
 
 
 def _check_same_captions(opened: dict[str, Captioned]) -> None:

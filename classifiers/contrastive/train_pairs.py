@@ -34,6 +34,7 @@ def train_pairs(training: Training, evaluation: Source, mesh: Mesh, workdir: epa
     contents = words.read_files(config.tokenizer, text.max_length)
     tokenizer = words.open_tokenizer(contents, text)
     opened, whole = pairs.open_pairs(config)
+    pairs.check_images(config, opened, training.image_shape)
     check_labels(evaluation)
     inputs = {name: digest for name, source in opened.items() if (digest := source.digest())}
     texts = {name: data.decode("latin-1") for name, data in contents.items()}

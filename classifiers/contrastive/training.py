@@ -90,7 +90,7 @@ class Training:
         """The run that `config.init_from` names; None for new weights.
 
         Raises:
-            InputError: it is no run of CLIP, unfinished, or of another network.
+            InputError: it is no run of CLIP, unfinished, of another network or image size.
         """
         path = self.config.get("init_from")
         if not path:
@@ -103,6 +103,13 @@ class Training:
                     f"config.clip must be the network of init_from={path}, whose {field} is "
                     f"{theirs.get(field)!r}, got {ours.get(field)!r}; give both the same"
                 )
+        shapes = run.run.shapes()
+        if jax.tree.map(jnp.shape, shapes) != jax.tree.map(jnp.shape, self.abstract.variables):
+            raise InputError(
+                f"config.init_from={path} must be of images of {self.image_shape[0]} px with "
+                f"{self.image_shape[2]} channels, got others; set config.evaluation.size and "
+                "config.channels to its own"
+            )
         return run
 
     def create(self, mesh: Mesh) -> TrainState:
@@ -112,13 +119,7 @@ class Training:
             init = functools.partial(_init, self.model, self.image_shape)
             key = jax.random.key(self.config.seed)
             return create_state(init, (key,), self.tx, self.decays, mesh)
-        shapes = start.run.shapes()
-        if jax.tree.map(jnp.shape, shapes) != jax.tree.map(jnp.shape, self.abstract.variables):
-            raise InputError(
-                f"config.init_from={self.config.init_from} must be of images of "
-                f"{self.image_shape[0]} px, got others; set config.evaluation.size to its size"
-            )
-        variables = start.run.variables(with_shardings(mesh, shapes))
+        variables = start.run.variables(with_shardings(mesh, start.run.shapes()))
         return state_of(variables, self.tx, self.decays, mesh)
 
     def update(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:

@@ -15,6 +15,7 @@ from classifiers.extractors.extractor import Extractor, Taps
 from classifiers.extractors.features import kept_array
 from classifiers.extractors.pixel_rules import in_colour
 from classifiers.models.clip import Clip
+from launch.errors import InputError
 from launch.runtime.ema import MAIN
 from launch.runtime.images import to_float
 from launch.runtime.types import Array, Variables
@@ -59,6 +60,10 @@ def apply_to_images(model: Clip, variables: Variables, images: Array) -> Taps:
     """Features in the space of texts, and spatial ones, of images uint8 [b, h, w, c]."""
     first = variables["params"]["image"]
     kernel = first.get("patch_embed", first.get("stem_conv_0"))["kernel"]  # [h, w, channels, d]
+    if kernel.shape[2] == 1 and images.shape[-1] != 1:
+        raise InputError(
+            f"images must be grey for this CLIP, got {images.shape[-1]} channels; take another CLIP"
+        )
     images = images if kernel.shape[2] == 1 else in_colour(images)
     # Flax says any of what apply returns.
     result: Any = model.apply(

@@ -153,7 +153,9 @@ def _page(
     page.verdict(f"{_told(judged)}.", good=True)
     page.table(*_of_filters(filters, judged))
     for one in filters:
-        page.text(f"{one.name}: {one.kind.meaning}, by {one.extractor.name} {one.extractor.path}.")
+        # Inception's weights need no path.
+        network = f"{one.extractor.name} {one.extractor.get('path') or ''}".strip()
+        page.text(f"{one.name}: {one.kind.meaning}, by {network}.")
     labels = generated.source.labels
     emptied = [
         label for label in np.unique(labels).tolist() if not judged.kept[labels == label].any()

@@ -10,6 +10,8 @@ import pytest
 from classifiers import train_clip
 from classifiers.clip.run import ClipRun
 from classifiers.contrastive.training import _bounded_scale
+from classifiers.extractors.clip import apply_to_images
+from launch.errors import InputError
 from launch.runtime.training.metrics import read_metrics
 from tests.support.commands import run
 
@@ -38,6 +40,8 @@ def test_a_run_can_be_used(trained, capsys):
     assert (trained / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
     opened = ClipRun.open(trained)
     assert opened.tokenizer(["seven"]).shape == (1, 26)
+    with pytest.raises(InputError, match="images must be grey for this CLIP, got 3 channels"):
+        apply_to_images(opened.model, opened.variables, jnp.zeros((1, 8, 8, 3), jnp.uint8))
     scale = np.exp(np.asarray(opened.variables["params"]["logit_scale"]))
     assert scale == pytest.approx(1 / 0.07, rel=0.1) and scale != pytest.approx(1 / 0.07, rel=1e-6)
     assert run(train_clip.main, f"{TINY}:runlocal", trained, *SMALL) == 0
@@ -58,6 +62,10 @@ def test_training_begins_with_another_run(trained, tmp_path, capsys):
     width = "--config.clip.projection_width=32"
     assert run(train_clip.main, f"{TINY}:runlocal", tmp_path / "x", start, *SMALL, width) == 2
     assert "config.clip must be the network of init_from=" in capsys.readouterr().err
+    size = ("--config.evaluation.size=10", "--config.augment.size=10")
+    assert run(train_clip.main, f"{TINY}:runlocal", tmp_path / "x", start, *SMALL, *size) == 2
+    assert "must be of images of 10 px with 1 channels, got others" in capsys.readouterr().err
+    assert not (tmp_path / "x" / "config.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -67,6 +75,7 @@ def test_training_begins_with_another_run(trained, tmp_path, capsys):
         ("tokenizer=", "config.tokenizer must be a folder of a tokenizer, or 'bytes'"),
         ("clip.text.vocab_size=300", "config.clip.text must have a vocab_size of at least 514"),
         ("clip.image.patch_size=3", "images of 8x8 pixels cannot be cut into patches"),
+        ("augment.size=10", "config.train_sources.real must give images of 8x8x1, as"),
         ("loss_chunk=-1", "config.loss_chunk=-1: at least 0 is needed"),
         ("draw=some", "config.draw must be one of union, one_of_each, got 'some'"),
         ("templates=9", "templates must be 1, 7, 80 or a list of sentences with {}, got '9'"),

@@ -106,7 +106,9 @@ def test_planted_mistakes_are_dropped(folder, main, tmp_path, capsys):
     whole = sources.load(dict(name="synthetic", path=f"{folder}/set"))
     assert wrong_among(folder, whole) == PLANTED
     before = contents(folder / "set")
-    assert main("config.num_shown = 3", tmp_path) == 0
+    # An extractor whose weights need no path.
+    inception = "config.filters.nearest_real.extractor = dict(name='inception')"
+    assert main(f"config.num_shown = 3; {inception}", tmp_path) == 0
     assert contents(folder / "set") == before
     kept, random = kept_of(folder, tmp_path), kept_of(folder, tmp_path, "random.json")
     assert len(kept) == 60 - PLANTED and wrong_among(folder, kept) == 0
