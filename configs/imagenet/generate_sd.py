@@ -21,7 +21,8 @@ Guidance 2.0 and 50 steps are those of "Diversify, Don't Fine-Tune" (2023), whic
 texts a class; here a class is its name behind "a photo of a".
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-Hardware: `python -m tests.benchmarks.costs` tells chip hours and money. Expected: k * 1.28M images
+Hardware: GPUs or TPUs with 40 GB; with more, raise `--config.stages.sd.batch_size`.
+`python -m tests.benchmarks.costs` tells chip hours and money. Expected: k * 1.28M images
 in shards of about 150 MB, 50 GB for each real set.
 """
 
@@ -31,6 +32,8 @@ from configs import arguments
 from configs.imagenet import common
 from configs.imagenet.images import DATA
 from configs.stable_diffusion import common as stable_diffusion
+
+BATCH_SIZES = dict(sd15=8, sd21=2, sdxl=4)
 
 
 def get_config(arg=""):
@@ -64,6 +67,7 @@ def get_config(arg=""):
             sampler=stable_diffusion.sampler(),
             guidance_weight=2.0,
             stored_size=0 if runlocal else 256,  # filtered before pixels are dropped
+            batch_size=BATCH_SIZES[name],  # what 40 GB have room for, by --dry_run
         )
     )
     config.batch_size = 16

@@ -45,7 +45,7 @@ def get_config(arg=""):
             sampler=common.sampler(),
             guidance_weight=common.MODELS[name]["guidance_weight"],
             stored_size=0,  # as large as they are drawn
-            batch_size=1 if name == "sdxl" else 2,  # what the memory below has room for
+            batch_size=2 if name == "sd15" else 1,  # what the memory below has room for
         )
     )
     config.batch_size = 4
