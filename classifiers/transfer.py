@@ -45,6 +45,7 @@ from launch.runtime.limits import BATCH, MOST, check_numbers
 from launch.runtime.locks import lock
 from launch.runtime.optional_fields import Defaults, below, unset
 from launch.runtime.reports import image_grid
+from launch.runtime.training.optimizers import make_optimizer
 
 define_flags = joining.define_flags
 METHODS = ("classifier_tuning",)
@@ -128,10 +129,18 @@ def check(config: ml_collections.ConfigDict) -> None:
     check_numbers(config.few_shot, of_batches, "config.few_shot")
     templates.load(config.templates)
     head.check(config.strategy, Loss(**config.loss, scale=1.0))
+    for section in (config.zero_shot, config.few_shot):
+        make_optimizer(_optimizer(config, section.learning_rate), MOST)
 
 
 def _seeds(config: ml_collections.ConfigDict) -> range:
     return range(config.seeds)
+
+
+def _optimizer(
+    config: ml_collections.ConfigDict, learning_rate: float
+) -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict({**config.optimizer, "learning_rate": learning_rate})
 
 
 def _names(config: ml_collections.ConfigDict, sets: dict[str, EvaluationSet]) -> tuple[str, ...]:
@@ -202,7 +211,7 @@ class _Work:
 
     def _tuned(self, parts: Any, learning_rate: float) -> list[dict[str, Any]]:
         config = self._config
-        optimizer = ml_collections.ConfigDict({**config.optimizer, "learning_rate": learning_rate})
+        optimizer = _optimizer(config, learning_rate)
         return [
             self._score(
                 head.tune(self._start, parts(seed), config.strategy, optimizer, config.epochs, seed)

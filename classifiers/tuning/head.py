@@ -99,9 +99,10 @@ def check(strategy: str, loss: Loss) -> None:
         names = ", ".join(STRATEGIES)
         raise InputError(f"config.strategy must be one of {names}, got {strategy!r}; choose one")
     amounts = (loss.hard, loss.soft)
-    if min(amounts) < 0 or not any(amounts) or not loss.temperature > 0:
+    finite = np.isfinite([*amounts, loss.temperature]).all()
+    if not finite or min(amounts) < 0 or not any(amounts) or loss.temperature <= 0:
         raise InputError(
-            "config.loss must have hard and soft of at least 0, one of them above, and a "
+            "config.loss must have finite hard and soft of at least 0, one of them above, and a "
             f"temperature above 0, got {amounts} and {loss.temperature}; change it"
         )
 

@@ -63,6 +63,9 @@ WRONG = {
     "shots": (["--config.shots=(0, 200)"], "config.shots: shots=200, but class"),
     "strategy": (["--config.strategy=turns"], "config.strategy must be one of mix, real_first"),
     "loss": (["--config.loss.temperature=0.0"], "temperature above 0, got (0.5, 0.5) and 0.0"),
+    "loss without a number": (["--config.loss.hard=nan"], "finite hard and soft of at least 0"),
+    "optimizer": (["--config.optimizer.schedule=line"], "optimizer.schedule='line': known are"),
+    "rate": (["--config.zero_shot.learning_rate=nan"], "optimizer.learning_rate=nan: a number"),
     "method": (["--config.method=lora"], "config.method must be classifier_tuning, got 'lora'"),
 }
 
