@@ -25,6 +25,7 @@ from imagen_ft.diffusion.from_config import lacking_in_denoiser
 from imagen_ft.text.encoders import lacking_in_text, make_text_encoder, text_shapes
 from imagen_ft.training.distilling import lacking_in_distill
 from imagen_ft.training.lacking import lacking_in_metric, lacking_in_pictures
+from imagen_ft.training.latents import LATENTS
 from imagen_ft.training.train_stage import train_stage
 from imagen_ft.training.training import Training
 from input_pipeline import class_names
@@ -53,6 +54,7 @@ def lacking(config: ml_collections.ConfigDict) -> Defaults:
         **below("loss", config.loss, {"min_snr_gamma": 0.0, "vlb_weight": 0.0}),
         **below("lora", config.get("lora") or {}, lora),
         **lacking_in_distill(config),
+        **below("latents", config.get("latents") or {}, LATENTS),
         **lacking_in_denoiser("stage", config.stage),
         **lacking_in_text(config.text),
         **lacking_in_training(config),
@@ -76,6 +78,8 @@ def main(args: app.Arguments) -> None:
         if training.teaching:
             teacher = training.teaching.teacher.shapes(training.text_shape)["params"]
             adapters = {"teacher": teacher}
+        if training.denoiser.autoencoder is not None:
+            adapters["autoencoder"] = training.denoiser.autoencoder_shapes()["params"]
         app.describe(args, unet=network, **adapters, **encoder_shapes)
     elif values.preflight:
         preflight.run(

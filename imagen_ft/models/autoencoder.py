@@ -1,13 +1,13 @@
 """The KL auto-encoder of latent diffusion (Rombach et al. 2022, section 3.1)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from imagen_ft.models.blocks import GroupNorm
 from imagen_ft.models.latent_blocks import Downsample, LatentResnet, Upsample
@@ -223,11 +223,21 @@ def decode_one_by_one(
 
     At 1,024 px one image's activations take gigabytes, which a batch may not have.
     """
+    return _one_by_one(lambda z: model.apply(variables, z, method="decode"), latents)
+
+
+def encode_one_by_one(
+    model: Autoencoder, variables: Variables, images: Float[Array, "b h w c"]
+) -> tuple[Float[Array, "b h2 w2 z"], Float[Array, "b h2 w2 z"]]:
+    """As `Autoencoder.encode`, in the memory of one image on each device of the mesh in use."""
+    return _one_by_one(lambda x: model.apply(variables, x, method="encode"), images)
+
+
+def _one_by_one(function: Callable[[Array], PyTree], batch: Float[Array, "b ..."]) -> Any:
     mesh = jax.sharding.get_abstract_mesh()
     devices = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
-    devices = devices if latents.shape[0] % devices == 0 else 1
+    devices = devices if batch.shape[0] % devices == 0 else 1
     # What a device holds are neighbours: one of each device's makes a step.
-    steps = latents.reshape(devices, -1, *latents.shape[1:]).swapaxes(0, 1)
-    decode = lambda batch: model.apply(variables, batch, method="decode")  # noqa: E731
-    images = jax.lax.map(decode, steps).swapaxes(0, 1)
-    return images.reshape(-1, *images.shape[2:])
+    steps = batch.reshape(devices, -1, *batch.shape[1:]).swapaxes(0, 1)
+    results = jax.lax.map(function, steps)
+    return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:]), results)

@@ -11,6 +11,8 @@ from imagen_ft.diffusion.denoiser import Denoiser
 from imagen_ft.diffusion.forward_process import Image, add_noise, stratified_times
 from imagen_ft.diffusion.losses import DiffusionLoss
 from imagen_ft.diffusion.schedule import Schedule
+from imagen_ft.diffusion.stage import AUTOENCODER
+from imagen_ft.models.autoencoder import encode_one_by_one
 from launch.runtime.images import to_float
 from launch.runtime.types import Array, Batch, Variables
 
@@ -39,6 +41,7 @@ def draw_inputs(
     batch: Batch,
     key: Key[Array, ""],
     times: Callable[[Float[Array, " b"]], Inputs] | None = None,
+    samples_latents: bool = True,
 ) -> Inputs:
     """Adds to a batch all that is random in its loss: what is behind it can be taken in parts.
 
@@ -49,13 +52,17 @@ def draw_inputs(
         batch: 'image', uint8 [b, size, size, c], and 'label'.
         key: randomness.
         times: 't' and what else belongs to it, from uniform numbers; None is any time.
+        samples_latents: whether latents are drawn from what the auto-encoder says of an image, and
+            are not the mean of it.
     """
-    shape = batch["image"].shape
+    shape = (len(batch["image"]), denoiser.size, denoiser.size, denoiser.channels)
     t_key, eps_key, level_key, noise_key = jax.random.split(key, 4)
     inputs = dict(image=batch["image"], label=batch["label"])
     u = stratified_times(t_key, shape[0])
     inputs |= times(u) if times else {"t": _training_times(denoiser.schedule, u)}
     inputs["eps"] = jax.random.normal(eps_key, shape)
+    if denoiser.autoencoder is not None and samples_latents:
+        inputs["latent_noise"] = jax.random.normal(jax.random.fold_in(key, 4), shape)
     if denoiser.low_size:
         level = jax.random.uniform(level_key, shape[:1])
         inputs["level"] = _training_times(denoiser.schedule, level)
@@ -83,25 +90,50 @@ def image_losses(
     Args:
         denoiser: the network.
         loss: what is computed of its output.
-        variables: its variables.
+        variables: its variables; under the name `AUTOENCODER` those of its auto-encoder, where it
+            has one.
         inputs: result of `draw_inputs`.
         text: states of the prompts.
     """
-    x0, x_t, condition, level = noised(denoiser, inputs)
+    x0, x_t, condition, level = noised(denoiser, inputs, variables)
+    variables = {name: value for name, value in variables.items() if name != AUTOENCODER}
     context = denoiser.context(variables, text, level)
     output = denoiser.predict(variables, x_t, inputs["t"], context, condition)
     return loss(denoiser, output, x_t, x0, inputs["eps"], inputs["t"])
 
 
-def noised(denoiser: Denoiser, inputs: Inputs) -> Noised:
-    """The images of `draw_inputs` with the noise that was drawn for them."""
-    x0 = to_float(inputs["image"])
+def noised(denoiser: Denoiser, inputs: Inputs, variables: Variables | None = None) -> Noised:
+    """The images of `draw_inputs`, or their latents, with the noise that was drawn for them.
+
+    Args:
+        denoiser: the network.
+        inputs: result of `draw_inputs`.
+        variables: see `image_losses`; needed where there is an auto-encoder.
+    """
+    x0 = clean(denoiser, variables or {}, inputs)
     x_t = add_noise(x0, inputs["eps"], denoiser.schedule.logsnr(inputs["t"]))
     if not denoiser.low_size:
         return Noised(x0, x_t, None, None)
     low = shrink(x0, denoiser.low_size)
     condition = denoiser.condition(low, inputs["condition_noise"], inputs["level"])
     return Noised(x0, x_t, condition, inputs["level"])
+
+
+def clean(denoiser: Denoiser, variables: Variables, inputs: Inputs) -> Image:
+    """What noise is added to: images in [-1, 1], or their latents; no gradient goes through it.
+
+    Args:
+        denoiser: the network.
+        variables: see `image_losses`.
+        inputs: result of `draw_inputs`.
+    """
+    images = to_float(inputs["image"])
+    if denoiser.autoencoder is None:
+        return images
+    mean, logvar = encode_one_by_one(denoiser.autoencoder, variables[AUTOENCODER], images)
+    if "latent_noise" in inputs:
+        mean = mean + jnp.exp(0.5 * logvar) * inputs["latent_noise"]
+    return jax.lax.stop_gradient(mean)
 
 
 def shrink(images: Float[Array, "b h w c"], size: int) -> Float[Array, "b size size c"]:

@@ -46,9 +46,9 @@ def open_images(training: Training) -> TrainingImages:
     train = sources.load(config.train_source)
     prompts = class_names.resolve(config.class_names, train.class_names)
     channels = train[0]["image"].shape[-1]
-    if channels != training.denoiser.channels:
+    if channels != training.denoiser.image_channels:
         raise InputError(
-            f"config.stage.channels={training.denoiser.channels}, but the images of "
+            f"config.stage.channels={training.denoiser.image_channels}, but the images of "
             f"config.train_source have {channels}"
         )
     evaluation = sources.load(config.evaluation_source)
@@ -70,7 +70,7 @@ def make_reader(training: Training, source: Source, mesh: Mesh) -> Reader:
     """
     config = training.config
     rows = local_rows(mesh, config.batch_size)
-    size, crop, flip = config.stage.size, config.get("crop_size", 0), config.get("flip", False)
+    size, crop, flip = training.image_size, config.get("crop_size", 0), config.get("flip", False)
     augment = functools.partial(_crop_and_flip, size=size, crop=crop, flip=flip)
     batches = loader.batches(
         source,
@@ -80,15 +80,15 @@ def make_reader(training: Training, source: Source, mesh: Mesh) -> Reader:
         augment=augment if crop or flip else None,
         rows=rows,
     )
-    image_bytes = training.denoiser.size**2 * training.denoiser.channels
+    image_bytes = training.denoiser.image_size**2 * training.denoiser.image_channels
     workers = count_workers(config.get("loader_workers", 0), len(rows) * image_bytes)
     return functools.partial(loader.iterate, batches, workers=workers)
 
 
 def evaluation_transform(training: Training) -> Transform:
     """Brings an image to size; of a stage that is trained on parts it is the part in the middle."""
-    sizes = dict(size=training.config.stage.size, crop=training.denoiser.size)
-    return functools.partial(_resize_and_crop, **sizes)
+    crop = training.denoiser.image_size
+    return functools.partial(_resize_and_crop, size=training.image_size, crop=crop)
 
 
 def _resize(example: Example, size: int) -> Example:

@@ -130,7 +130,8 @@ class SampledMetric:
         Raises:
             InputError: the extractor does not take the images, or a number of them is too small.
         """
-        shape = self._denoiser.size, self._denoiser.size, self._denoiser.channels
+        size = make_alone(self._fields.sampling, self._denoiser).image_size
+        shape = size, size, self._denoiser.image_channels
         [one] = self._see(np.zeros((1, *shape), np.uint8))
         rng, count = np.random.default_rng(0), len(self._labels)
         noise = {
@@ -240,7 +241,8 @@ class SampledMetric:
 def _as_evaluation(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """What `imagen_ft.evaluate` would be told; real images are the held-out ones by default."""
     fields = plain(config.evaluation_metric)
-    held_out = dict(source=plain(config.evaluation_source), square=config.stage.size)
+    size = make_alone(fields["sampling"], make_denoiser(config.stage)).image_size
+    held_out = dict(source=plain(config.evaluation_source), square=size)
     reference = dict(statistics="", source=None, held_out=None) | (fields.get("reference") or {})
     if not (reference["statistics"] or reference["source"]):
         reference["source"] = held_out

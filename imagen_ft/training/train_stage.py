@@ -44,7 +44,9 @@ def train_stage(training: Training, encoder: TextEncoder, mesh: Mesh, workdir: e
     null_text: np.ndarray = encoder.null()[0].astype(dtype)
     text = replicate(mesh, text_table), replicate(mesh, null_text)
     base = warm_start.load_base(training, mesh)
-    network = training.network_on(mesh, base)
+    autoencoder, digests = warm_start.load_latents(training, mesh)
+    inputs |= digests
+    network = training.network_on(mesh, base, autoencoder)
     pictures = None
     if config.get("pictures_every", 0):
         pictures = make_pictures(training, images, mesh, text_table, null_text, network)
@@ -72,7 +74,7 @@ def train_stage(training: Training, encoder: TextEncoder, mesh: Mesh, workdir: e
             mesh=mesh,
             abstract=training.abstract,
             create=functools.partial(warm_start.create, training, mesh, base),
-            train_step=training.step(mesh, *text, base),
+            train_step=training.step(mesh, *text, base, autoencoder),
             batches=make_reader(training, images.train, mesh),
             evaluate=make_evaluation(training, images.evaluation, mesh, text, network, base),
             metric=metric,

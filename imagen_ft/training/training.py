@@ -18,9 +18,11 @@ from imagen_ft.cascade.stage_weights import open_run
 from imagen_ft.diffusion.denoiser import Denoiser
 from imagen_ft.diffusion.from_config import make_denoiser
 from imagen_ft.diffusion.losses import DiffusionLoss, level_losses, make_loss
+from imagen_ft.diffusion.stage import AUTOENCODER
 from imagen_ft.text.encoders import text_shapes
 from imagen_ft.training.distilling import Teaching, make_teaching
 from imagen_ft.training.image_losses import Inputs, Losses, draw_inputs, image_losses
+from imagen_ft.training.latents import latents_of
 from imagen_ft.training.sampled_metric import check_metric, is_measured, metric_name
 from input_pipeline import class_names
 from launch.errors import InputError
@@ -85,6 +87,7 @@ class Training:
             InputError: a field is wrong.
         """
         check_metric(config)
+        latents_of(config)
         denoiser = _crop(make_denoiser(config.stage), config.get("crop_size", 0))
         decays = make_decays(config.ema)
         teaching = make_teaching(config, denoiser) if config.get("distill") else None
@@ -122,6 +125,12 @@ class Training:
     def start(self) -> Run | None:
         """The run that `config.init_from` names, opened once; None for public or new weights."""
         return open_run(self.config.init_from) if self.config.init_from else None
+
+    @property
+    def image_size(self) -> int:
+        """Of whole images, in pixels."""
+        autoencoder = self.denoiser.autoencoder
+        return self.config.stage.size * (autoencoder.factor if autoencoder else 1)
 
     @property
     def evaluation_key(self) -> Key[Array, ""]:
@@ -162,10 +171,11 @@ class Training:
 
     def draw(self, batch: Batch, key: Key[Array, ""]) -> Inputs:
         """See `draw_inputs`; with a teacher, at the times that its student learns."""
-        if self.teaching is None:
-            return draw_inputs(self.denoiser, batch, key)
-        times = functools.partial(self.teaching.method.times, self.denoiser.schedule)
-        return draw_inputs(self.denoiser, batch, key, times)
+        times = None
+        if self.teaching is not None:
+            times = functools.partial(self.teaching.method.times, self.denoiser.schedule)
+        samples_latents = bool(latents_of(self.config)["sample"])
+        return draw_inputs(self.denoiser, batch, key, times, samples_latents)
 
     def losses(
         self,
@@ -194,25 +204,31 @@ class Training:
             self.denoiser, variables, target, teacher, inputs, text, null_text
         )
 
-    def network(self, variables: Variables, base: Params) -> Variables:
-        """The variables that the denoiser is called with.
+    def network(
+        self, variables: Variables, base: Params, autoencoder: Variables | None = None
+    ) -> Variables:
+        """The variables that the denoiser, or a stage of it, is called with.
 
         Args:
             variables: of a state: the denoiser's own, or adapters.
             base: the parameters that these adapt, or a teacher's variables; None where there are
                 none.
+            autoencoder: the variables of the auto-encoder; None where there is none.
         """
-        if self.lora is None:
-            return variables
-        return {"params": self.lora.merged(base, variables["params"])}
+        if self.lora is not None:
+            variables = {"params": self.lora.merged(base, variables["params"])}
+        return variables if autoencoder is None else {**variables, AUTOENCODER: autoencoder}
 
-    def network_on(self, mesh: Mesh, base: Params) -> Callable[[Variables], Variables]:
+    def network_on(
+        self, mesh: Mesh, base: Params, autoencoder: Variables | None = None
+    ) -> Callable[[Variables], Variables]:
         """`network` as one program, with what it adapts; nothing runs where there is none."""
         if self.lora is None:
-            return lambda variables: variables
+            return lambda variables: self.network(variables, base, autoencoder)
         shardings = state_shardings(mesh, self.denoiser.shapes(self.text_shape))
-        program = jax.jit(self.network, out_shardings=shardings)
-        return lambda variables: program(variables, base)
+        merge = jax.jit(self.network, out_shardings=shardings)
+        unadapted = dataclasses.replace(self, lora=None)
+        return lambda variables: unadapted.network(merge(variables, base), None, autoencoder)
 
     def update(
         self,
@@ -221,6 +237,7 @@ class Training:
         text_table: Float[Array, "classes n d"],
         null_text: Float[Array, "n d"],
         base: Params = None,
+        autoencoder: Variables | None = None,
         unroll: bool = False,
     ) -> tuple[TrainState, dict[str, Array]]:
         """One step: the new state and its metrics.
@@ -233,6 +250,7 @@ class Training:
             text_table: states of every class's prompt.
             null_text: states that stand for no text.
             base: see `network`.
+            autoencoder: see `network`.
             unroll: see `train_step.accumulate`.
         """
         config = self.config
@@ -247,7 +265,7 @@ class Training:
 
         def loss_of(params: Any, inputs: Inputs) -> tuple[Array, Losses]:
             trained = {**state.variables, "params": stop_frozen(params, self.frozen)}
-            variables = self.network(trained, base)
+            variables = self.network(trained, base, autoencoder)
             text = jnp.where(inputs["drop"], null_text[None], text_table[inputs["label"]])
             losses = self.losses(variables, inputs, text, null_text, base, target)
             return losses["loss"].mean(), losses
@@ -260,7 +278,14 @@ class Training:
         metrics["loss_by_level"] = level_losses(losses["loss"], inputs["t"])
         return state, {**metrics, **norms, "learning_rate": rate}
 
-    def step(self, mesh: Mesh, text_table: Any, null_text: Any, base: Params = None) -> TrainStep:
+    def step(
+        self,
+        mesh: Mesh,
+        text_table: Any,
+        null_text: Any,
+        base: Params = None,
+        autoencoder: Variables | None = None,
+    ) -> TrainStep:
         """The update on a mesh.
 
         Args:
@@ -268,10 +293,11 @@ class Training:
             text_table: states of every class's prompt, [classes, n, d].
             null_text: states that stand for no text, [n, d].
             base: see `network`.
+            autoencoder: see `network`.
         """
         on_cpu = mesh.devices.flat[0].platform == "cpu"
         update = functools.partial(self.update, unroll=on_cpu)
-        return make_step(update, mesh, self.abstract, (text_table, null_text, base))
+        return make_step(update, mesh, self.abstract, (text_table, null_text, base, autoencoder))
 
     def base_shapes(self, mesh: Mesh) -> Params:
         """Shapes and places of what `network` adapts, or of a teacher; None where none is."""
@@ -292,11 +318,14 @@ class Training:
         whole = NamedSharding(mesh, P())
         table = shape((max(1, len(self.class_names)), *self.text_shape), dtype, sharding=whole)
         null_text = shape(self.text_shape, dtype, sharding=whole)
-        step = self.step(mesh, table, null_text, self.base_shapes(mesh))
-        size, count = self.denoiser.size, self.config.batch_size
+        autoencoder = None
+        if self.denoiser.autoencoder is not None:
+            autoencoder = with_shardings(mesh, self.denoiser.autoencoder_shapes())
+        step = self.step(mesh, table, null_text, self.base_shapes(mesh), autoencoder)
+        size, count = self.denoiser.image_size, self.config.batch_size
         rows = batch_sharding(mesh)
         batch = dict(
-            image=shape((count, size, size, self.denoiser.channels), np.uint8, sharding=rows),
+            image=shape((count, size, size, self.denoiser.image_channels), np.uint8, sharding=rows),
             label=shape((count,), np.int32, sharding=rows),
         )
         with jax.set_mesh(mesh):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from imagen_ft import weights
+from imagen_ft.cascade.autoencoder import load_autoencoder
 from imagen_ft.cascade.loading import check_same_model
 from imagen_ft.cascade.stage_weights import (
     check_public,
@@ -85,6 +86,19 @@ def load_base(training: Training, mesh: Mesh) -> Params:
     dtype = jnp.dtype(training.lora.base_dtype)
     params = _load(training, mesh, dtype)["params"]
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+def load_latents(training: Training, mesh: Mesh) -> tuple[Variables | None, dict[str, str]]:
+    """The variables of the auto-encoder, and their digest for `claim_workdir`; or None and {}.
+
+    Raises:
+        InputError: there are none, or they are another auto-encoder's.
+    """
+    config, model = training.config, training.denoiser.autoencoder
+    if model is None:
+        return None, {}
+    variables, digest = load_autoencoder(config.stage, model, config.init_from, "config", mesh)
+    return variables, {"autoencoder": digest}
 
 
 def _load(training: Training, mesh: Mesh, dtype: Any = None) -> Variables:

@@ -1,0 +1,37 @@
+"""How the images of a stage with an auto-encoder become latents while it is trained."""
+
+from typing import Any
+
+import ml_collections
+
+from launch.errors import InputError
+
+# Where the config does not say.
+LATENTS = {"sample": True}
+
+
+def latents_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """How images become latents: `config.latents`, with what it lacks.
+
+    Raises:
+        InputError: there is such a field where the stage has no auto-encoder, or it has another
+            kind of value.
+    """
+    given = dict(config.get("latents") or {})
+    if given and not config.stage.get("autoencoder"):
+        raise InputError(
+            "config.latents must be left out where config.stage has no autoencoder, got "
+            f"{sorted(given)}; only latents are drawn"
+        )
+    if config.get("distill") and config.stage.get("autoencoder"):
+        raise InputError(
+            "config.distill must be left out where config.stage has an autoencoder: what a teacher "
+            "predicts is kept in the range of images, which latents have not"
+        )
+    fields = {**LATENTS, **given}
+    if not isinstance(fields["sample"], bool):
+        raise InputError(
+            f"config.latents.sample must be True or False, got {fields['sample']!r}; False takes "
+            "the mean"
+        )
+    return fields
