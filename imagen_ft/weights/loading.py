@@ -13,6 +13,7 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from tqdm import tqdm
 
 from imagen_ft.diffusion.from_config import make_denoiser
+from imagen_ft.models.latent_unet import LatentUNet
 from imagen_ft.models.t5 import T5Encoder
 from imagen_ft.models.unet import UNet
 from imagen_ft.weights.pipeline_parts import (
@@ -278,7 +279,7 @@ def open_checkpoint(
     return part.build(imported["config"], path)
 
 
-def _trained_unet(run: Run) -> tuple[UNet, Any]:
+def _trained_unet(run: Run) -> tuple[UNet | LatentUNet, Any]:
     if run.config.get("lora"):
         raise InputError(
             f"{run.path} holds adapters of {run.config.init_from} and no whole network; name those "
@@ -286,6 +287,8 @@ def _trained_unet(run: Run) -> tuple[UNet, Any]:
         )
     model = make_denoiser(run.config.stage).model
     stored = run.shapes()["params"]
+    if isinstance(model, LatentUNet):
+        return model, stored
     layers = {"encoder_hid_proj", "conv_in", "conv_out"}
     if not isinstance(model, UNet) or not layers <= stored.keys():
         raise InputError(

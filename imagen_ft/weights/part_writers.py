@@ -12,7 +12,9 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from imagen_ft.models.latent_unet import LatentUNet
 from imagen_ft.weights.importing import HEADER
+from imagen_ft.weights.latent_unet_config import latent_unet_config
 from imagen_ft.weights.loading import STORED, load_checkpoint, open_checkpoint
 from imagen_ft.weights.pipeline_parts import RUN, Part, PartLocation, manifest_parts
 from imagen_ft.weights.tensor_rules import layout_of
@@ -68,7 +70,11 @@ def make_writer(part: Part, location: PartLocation, form: Form) -> Writer:
         return lambda folder: _write_as_imported(part, location, files, copies, folder)
     if location.kind == RUN:
         size = Run.open(location.folder).config.stage.size
-        config = json.dumps(unet_config(model, shapes, size, location.folder), indent=2).encode()
+        if isinstance(model, LatentUNet):
+            table = latent_unet_config(model, shapes, size)
+        else:
+            table = unet_config(model, shapes, size, location.folder)
+        config = json.dumps(table, indent=2).encode()
     else:
         config = _with_dtype((copies / "config.json").read_bytes(), form.numbers)
     mappings = tensor_mappings(shapes, layout_of(model).rules)
