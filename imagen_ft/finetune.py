@@ -12,6 +12,9 @@ With --config.distill.teacher=RUN --config.distill.steps=N it learns to draw wit
 draws with 2 N (progressive distillation), or with --config.distill.method=consistency to draw with
 one or a few (the sampler 'consistency'), in both cases with the guidance of
 --config.distill.guidance_weight in it: it begins with the weights of RUN and runs once a step.
+--config.prior.source.name=synthetic --config.prior.source.path=SET puts generated images of the
+classes beside a few real ones (prior preservation, DreamBooth), their loss times
+--config.prior.weight; --config.text_drop=0.1 trains on no text at times, for guidance.
 learning_curves.png shows its losses and, where --config.evaluation_metric.every says so, the
 distance of what it draws to real images: --config.best.metric=sampled_fid keeps the best by it.
 goodput.jsonl in the run directory says what the time of every attempt was spent on; when three in a
@@ -26,6 +29,7 @@ from imagen_ft.text.encoders import lacking_in_text, make_text_encoder, text_sha
 from imagen_ft.training.distilling import lacking_in_distill
 from imagen_ft.training.lacking import lacking_in_metric, lacking_in_pictures
 from imagen_ft.training.latents import LATENTS
+from imagen_ft.training.prior import lacking_in_prior
 from imagen_ft.training.train_stage import train_stage
 from imagen_ft.training.training import Training
 from input_pipeline import class_names
@@ -54,6 +58,7 @@ def lacking(config: ml_collections.ConfigDict) -> Defaults:
         **below("loss", config.loss, {"min_snr_gamma": 0.0, "vlb_weight": 0.0}),
         **below("lora", config.get("lora") or {}, lora),
         **lacking_in_distill(config),
+        **lacking_in_prior(config),
         **below("latents", config.get("latents") or {}, LATENTS),
         **lacking_in_denoiser("stage", config.stage),
         **lacking_in_text(config.text),

@@ -6,6 +6,7 @@ import functools
 import numpy as np
 from jax.sharding import Mesh
 
+from imagen_ft.training.prior import with_prior
 from imagen_ft.training.training import Training
 from input_pipeline import class_names, sources
 from input_pipeline.augment.crop import central_crop, random_crop
@@ -37,7 +38,7 @@ class TrainingImages:
 
 
 def open_images(training: Training) -> TrainingImages:
-    """Opens `config.train_source` and `config.evaluation_source`.
+    """Opens `config.train_source`, with `config.prior` beside it, and `config.evaluation_source`.
 
     Raises:
         InputError: see `sources.load`; or they do not fit the stage, its class names or each other.
@@ -55,6 +56,8 @@ def open_images(training: Training) -> TrainingImages:
     check_same_classes(
         "config.train_source", train.class_names, "config.evaluation_source", evaluation.class_names
     )
+    if training.prior is not None:
+        train = with_prior(config, train)
     digest = train.digest()
     return TrainingImages(train, evaluation, {"train_source": digest} if digest else {}, prompts)
 
@@ -79,6 +82,7 @@ def make_reader(training: Training, source: Source, mesh: Mesh) -> Reader:
         transform=functools.partial(_resize, size=size),
         augment=augment if crop or flip else None,
         rows=rows,
+        synthetic_weight=training.prior.share if training.prior else None,
     )
     image_bytes = training.denoiser.image_size**2 * training.denoiser.image_channels
     workers = count_workers(config.get("loader_workers", 0), len(rows) * image_bytes)

@@ -241,7 +241,8 @@ class SampledMetric:
 def _as_evaluation(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """What `imagen_ft.evaluate` would be told; real images are the held-out ones by default."""
     fields = plain(config.evaluation_metric)
-    size = make_alone(fields["sampling"], make_denoiser(config.stage)).image_size
+    sampling = config.evaluation_metric.sampling
+    size = make_alone(sampling, make_denoiser(config.stage)).image_size
     held_out = dict(source=plain(config.evaluation_source), square=size)
     reference = dict(statistics="", source=None, held_out=None) | (fields.get("reference") or {})
     if not (reference["statistics"] or reference["source"]):

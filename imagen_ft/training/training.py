@@ -23,6 +23,7 @@ from imagen_ft.text.encoders import text_shapes
 from imagen_ft.training.distilling import Teaching, make_teaching
 from imagen_ft.training.image_losses import Inputs, Losses, draw_inputs, image_losses
 from imagen_ft.training.latents import latents_of
+from imagen_ft.training.prior import Prior, make_prior
 from imagen_ft.training.sampled_metric import check_metric, is_measured, metric_name
 from input_pipeline import class_names
 from launch.errors import InputError
@@ -88,6 +89,7 @@ class Training:
         """
         check_metric(config)
         latents_of(config)
+        make_prior(config)
         denoiser = _crop(make_denoiser(config.stage), config.get("crop_size", 0))
         decays = make_decays(config.ema)
         teaching = make_teaching(config, denoiser) if config.get("distill") else None
@@ -125,6 +127,11 @@ class Training:
     def start(self) -> Run | None:
         """The run that `config.init_from` names, opened once; None for public or new weights."""
         return open_run(self.config.init_from) if self.config.init_from else None
+
+    @functools.cached_property
+    def prior(self) -> Prior | None:
+        """Generated images beside those that are learned; None where there are none."""
+        return make_prior(self.config)
 
     @property
     def image_size(self) -> int:
@@ -259,6 +266,8 @@ class Training:
         inputs = self.draw(batch, loss_key)
         shape = (len(batch["label"]), 1, 1)
         inputs["drop"] = jax.random.bernoulli(drop_key, config.text_drop, shape)
+        if self.prior is not None:
+            inputs["weight"] = self.prior.weights(batch["domain"])
 
         name = self.teaching.method.target if self.teaching else ""
         target = state.ema[name] if name else None
@@ -268,7 +277,7 @@ class Training:
             variables = self.network(trained, base, autoencoder)
             text = jnp.where(inputs["drop"], null_text[None], text_table[inputs["label"]])
             losses = self.losses(variables, inputs, text, null_text, base, target)
-            return losses["loss"].mean(), losses
+            return (losses["loss"] * inputs.get("weight", 1.0)).mean(), losses
 
         params = state.variables["params"]
         losses, grads = accumulate(loss_of, params, inputs, config.accumulation, unroll)
@@ -328,6 +337,8 @@ class Training:
             image=shape((count, size, size, self.denoiser.image_channels), np.uint8, sharding=rows),
             label=shape((count,), np.int32, sharding=rows),
         )
+        if self.prior is not None:
+            batch["domain"] = batch["label"]
         with jax.set_mesh(mesh):
             return step.lower(with_shardings(mesh, self.abstract), batch)
 

@@ -14,8 +14,8 @@ from imagen_ft.weights.__main__ import main, run
 from imagen_ft.weights.latent_unet_config import build_latent_unet, latent_unet_config
 from launch.runtime.checkpoints import checkpoint
 from launch.runtime.run_record import write_record
-from tests.parity.latent_models import LATENTS, UNETS, tiny_clip, tiny_vae
-from tests.parity.test_latent_pipeline import SIDE, STEPS, save
+from tests.parity.latent_models import LATENTS, UNETS, save_pipeline, tiny_clip, tiny_vae
+from tests.parity.test_latent_pipeline import SIDE, STEPS
 
 CLASS = dict(_class_name="UNet2DConditionModel")
 
@@ -57,7 +57,7 @@ def make_run(folder, model, params, prediction):
 def trained(tmp_path_factory):
     """A pipeline and a run that has begun with it."""
     folder = tmp_path_factory.mktemp("trained")
-    pipeline = save(folder / "pipeline", "sd21", "v_prediction")
+    pipeline = save_pipeline(folder / "pipeline", "sd21", "v_prediction")
     model, params = weights.load_part("unet", folder / "pipeline")
     params = jax.tree.map(lambda leaf: leaf * 1.01, params)
     return folder, pipeline, make_run(folder / "run", model, params, "v")

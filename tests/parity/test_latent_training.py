@@ -68,7 +68,7 @@ def test_loss_and_gradient(kind, prediction, samples, tmp_path):
         label=np.zeros(BATCH, np.int32),
     )
     text = rng.normal(size=(BATCH, 5, TEXT)).astype(np.float32)
-    inputs = draw_inputs(denoiser, batch, jax.random.key(0), samples)
+    inputs = draw_inputs(denoiser, batch, jax.random.key(0), samples_latents=samples)
 
     @jax.jit
     def run(params, frozen):
