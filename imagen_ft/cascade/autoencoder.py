@@ -1,7 +1,10 @@
 """The weights of a stage's auto-encoder, which belong to no run: of the files that it came with."""
 
+import functools
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
@@ -12,6 +15,8 @@ from launch.errors import InputError
 from launch.runtime.types import Variables
 
 _PART = "vae"
+# In the place of weights: some of chance, always the same, for trials of the program alone.
+NEW = "new"
 
 
 def load_autoencoder(
@@ -26,7 +31,8 @@ def load_autoencoder(
 
     Args:
         stage: the config of a denoiser; `autoencoder.weights` names a pipeline or an auto-encoder
-            of its own, and `autoencoder.variant` the variant of its files.
+            of its own, and `autoencoder.variant` the variant of its files; 'new' is weights of
+            chance, for trials.
         model: the auto-encoder of that config.
         run: of the stage: without `weights` the auto-encoder is the one of this pipeline, or of
             the one that this run began with.
@@ -44,18 +50,28 @@ def load_autoencoder(
     else:
         path = public_path(_start_of(run))
     if not path:
+        holds = f"{run} holds none" if run else "there are no other weights that have one"
         raise InputError(
-            f"{field}.stage.autoencoder.weights must name an auto-encoder, got ''; {run} holds none"
+            f"{field}.stage.autoencoder.weights must name an auto-encoder, got ''; {holds}"
         )
+    if path == NEW:
+        return jax.jit(functools.partial(_new, model))(), NEW
     loaded, params = weights.load_part(_PART, path, None, mesh, variant)
     check_same_network(model, loaded, path, f"{field}.stage.autoencoder")
     return {"params": params}, weights.digest(path, _PART, variant)
 
 
+def _new(model: Autoencoder) -> Variables:
+    side = model.factor
+    image = jnp.zeros((1, side, side, model.out_channels))
+    return dict(model.init(jax.random.key(0), image))
+
+
 def _start_of(path: str) -> str:
     """The pipeline that a run began with, or the path itself where it is no run."""
-    run = open_run(path)
-    return path if run is None else run.config.get("init_from") or ""
+    while path and (run := open_run(path)) is not None:
+        path = run.config.get("init_from") or ""
+    return path
 
 
 def check_same_autoencoder(run: Any, digest: str) -> None:

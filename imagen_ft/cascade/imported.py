@@ -44,7 +44,7 @@ def as_imported(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
             continue
         path = public_path(entry.run)
         if entry.stage.get("autoencoder") or is_latent(path):
-            check_settings(name, entry, path)
+            check_settings(f"config.stages.{name}.stage", entry.stage, path)
             continue
         settings = weights.scheduler(path)
         if settings is None:

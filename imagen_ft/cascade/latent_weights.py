@@ -147,12 +147,12 @@ def has_zeros_for_no_text(path: str) -> bool:
     return bool(index.get("force_zeros_for_empty_prompt", True))
 
 
-def check_settings(name: str, entry: ml_collections.ConfigDict, path: str) -> None:
-    """Compares a stage with the scheduler of its weights.
+def check_settings(field: str, stage: ml_collections.ConfigDict, path: str) -> None:
+    """Compares a denoiser with the scheduler of its weights.
 
     Args:
-        name: of the stage.
-        entry: of the stage.
+        field: of the denoiser in the config.
+        stage: of the denoiser.
         path: of the weights.
 
     Raises:
@@ -161,7 +161,6 @@ def check_settings(name: str, entry: ml_collections.ConfigDict, path: str) -> No
     theirs = settings_of(path)
     if theirs is None:
         return
-    field, stage = f"config.stages.{name}.stage", entry.stage
     if make_schedule(stage.schedule) != make_schedule(theirs["schedule"]):
         raise InputError(
             f"{field}.schedule must be that of the weights of {path}, {theirs['schedule']}, got "

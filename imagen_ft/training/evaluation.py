@@ -9,8 +9,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 
+from imagen_ft.diffusion.stage import AUTOENCODER
+from imagen_ft.training.checking import loss_name
 from imagen_ft.training.images import evaluation_transform
-from imagen_ft.training.training import Params, Training, loss_name
+from imagen_ft.training.training import Params, Training
 from input_pipeline.batches import loader
 from input_pipeline.source import Source
 from launch.runtime.devices.mesh import fetch_behind, local_rows, put_batch
@@ -54,7 +56,8 @@ def make_evaluation(
         draw: Int[Array, ""],
     ) -> Array:
         key = jax.random.fold_in(jax.random.fold_in(training.evaluation_key, number), draw)
-        states, inputs = text[0][batch["label"]], training.draw(batch, key)
+        inputs = training.draw(batch, key, variables.get(AUTOENCODER))
+        states = text[0][batch["label"]]
         losses = training.losses(variables, inputs, states, text[1], teacher)["loss"]
         return jnp.where(batch["mask"], losses, 0.0).sum()
 

@@ -90,27 +90,20 @@ def image_losses(
     Args:
         denoiser: the network.
         loss: what is computed of its output.
-        variables: its variables; under the name `AUTOENCODER` those of its auto-encoder, where it
-            has one.
-        inputs: result of `draw_inputs`.
+        variables: its variables.
+        inputs: result of `draw_inputs`, of latents of `encoded`.
         text: states of the prompts.
     """
-    x0, x_t, condition, level = noised(denoiser, inputs, variables)
+    x0, x_t, condition, level = noised(denoiser, inputs)
     variables = {name: value for name, value in variables.items() if name != AUTOENCODER}
     context = denoiser.context(variables, text, level)
     output = denoiser.predict(variables, x_t, inputs["t"], context, condition)
     return loss(denoiser, output, x_t, x0, inputs["eps"], inputs["t"])
 
 
-def noised(denoiser: Denoiser, inputs: Inputs, variables: Variables | None = None) -> Noised:
-    """The images of `draw_inputs`, or their latents, with the noise that was drawn for them.
-
-    Args:
-        denoiser: the network.
-        inputs: result of `draw_inputs`.
-        variables: see `image_losses`; needed where there is an auto-encoder.
-    """
-    x0 = clean(denoiser, variables or {}, inputs)
+def noised(denoiser: Denoiser, inputs: Inputs) -> Noised:
+    """The images of `draw_inputs`, or their latents, with the noise that was drawn for them."""
+    x0 = inputs["latents"] if denoiser.autoencoder else to_float(inputs["image"])
     x_t = add_noise(x0, inputs["eps"], denoiser.schedule.logsnr(inputs["t"]))
     if not denoiser.low_size:
         return Noised(x0, x_t, None, None)
@@ -119,21 +112,21 @@ def noised(denoiser: Denoiser, inputs: Inputs, variables: Variables | None = Non
     return Noised(x0, x_t, condition, inputs["level"])
 
 
-def clean(denoiser: Denoiser, variables: Variables, inputs: Inputs) -> Image:
-    """What noise is added to: images in [-1, 1], or their latents; no gradient goes through it.
+def encoded(denoiser: Denoiser, autoencoder: Variables, inputs: Inputs) -> Inputs:
+    """Puts latents in the place of a batch's images, in the memory of one image.
 
     Args:
-        denoiser: the network.
-        variables: see `image_losses`.
+        denoiser: has an auto-encoder.
+        autoencoder: its variables, which stay as they are.
         inputs: result of `draw_inputs`.
     """
+    assert denoiser.autoencoder is not None, "the network sees images"
+    rest = {name: value for name, value in inputs.items() if name not in ("image", "latent_noise")}
     images = to_float(inputs["image"])
-    if denoiser.autoencoder is None:
-        return images
-    mean, logvar = encode_one_by_one(denoiser.autoencoder, variables[AUTOENCODER], images)
+    mean, logvar = encode_one_by_one(denoiser.autoencoder, autoencoder, images)
     if "latent_noise" in inputs:
         mean = mean + jnp.exp(0.5 * logvar) * inputs["latent_noise"]
-    return jax.lax.stop_gradient(mean)
+    return {**rest, "latents": mean}
 
 
 def shrink(images: Float[Array, "b h w c"], size: int) -> Float[Array, "b size size c"]:

@@ -20,19 +20,19 @@ from imagen_ft.diffusion.from_config import make_denoiser
 from imagen_ft.diffusion.losses import DiffusionLoss, level_losses, make_loss
 from imagen_ft.diffusion.stage import AUTOENCODER
 from imagen_ft.text.encoders import text_shapes
+from imagen_ft.training.checking import check_run, crop
 from imagen_ft.training.distilling import Teaching, make_teaching
-from imagen_ft.training.image_losses import Inputs, Losses, draw_inputs, image_losses
+from imagen_ft.training.image_losses import Inputs, Losses, draw_inputs, encoded, image_losses
 from imagen_ft.training.latents import latents_of
 from imagen_ft.training.prior import Prior, make_prior
-from imagen_ft.training.sampled_metric import check_metric, is_measured, metric_name
+from imagen_ft.training.sampled_metric import check_metric
 from input_pipeline import class_names
 from launch.errors import InputError
 from launch.runtime.devices.mesh import batch_sharding, state_shardings, with_shardings
-from launch.runtime.ema import MAIN, Decay, make_decays
+from launch.runtime.ema import Decay, make_decays
 from launch.runtime.layers.lora import Lora, make_lora
 from launch.runtime.run import Run
 from launch.runtime.state import TrainState, abstract_state
-from launch.runtime.training.loop import check_training
 from launch.runtime.training.optimizers import (
     frozen_parameters,
     make_optimizer,
@@ -90,7 +90,7 @@ class Training:
         check_metric(config)
         latents_of(config)
         make_prior(config)
-        denoiser = _crop(make_denoiser(config.stage), config.get("crop_size", 0))
+        denoiser = crop(make_denoiser(config.stage), config.get("crop_size", 0))
         decays = make_decays(config.ema)
         teaching = make_teaching(config, denoiser) if config.get("distill") else None
         loss = make_loss(config.loss, denoiser)
@@ -150,39 +150,24 @@ class Training:
         Raises:
             InputError: names the field.
         """
-        config = self.config
-        check_training(config, mesh)
-        splits = config.accumulation
-        ways = mesh.shape["data"] * mesh.shape["fsdp"]
-        if splits < 1 or config.batch_size % (ways * splits):
-            raise InputError(
-                f"config.accumulation={splits}: batch_size={config.batch_size} cannot be taken in "
-                f"so many parts on {ways} devices of mesh.data x mesh.fsdp"
-            )
-        if not 0.0 <= config.text_drop <= 1.0:
-            raise InputError(f"config.text_drop={config.text_drop}: a probability is in [0, 1]")
-        if config.evaluation_draws < 1:
-            raise InputError(
-                f"config.evaluation_draws={config.evaluation_draws}: at least 1 is needed"
-            )
-        if config.get("pictures_every", 0) and config.pictures.count < 1:
-            raise InputError(f"config.pictures.count={config.pictures.count}: at least 1 is needed")
-        measured = [loss_name(name) for name in self.decays or (MAIN,)]
-        if is_measured(config):
-            measured.append(metric_name(config.evaluation_metric))
-        if config.get("best") and config.best.metric not in measured:
-            raise InputError(
-                f"config.best.metric={config.best.metric!r} is not evaluated: there is "
-                f"{', '.join(measured)}"
-            )
+        check_run(self.config, mesh, self.decays)
 
-    def draw(self, batch: Batch, key: Key[Array, ""]) -> Inputs:
-        """See `draw_inputs`; with a teacher, at the times that its student learns."""
+    def draw(
+        self, batch: Batch, key: Key[Array, ""], autoencoder: Variables | None = None
+    ) -> Inputs:
+        """See `draw_inputs`; with a teacher, at the times that its student learns.
+
+        Args:
+            batch: see `draw_inputs`.
+            key: see `draw_inputs`.
+            autoencoder: the variables of the auto-encoder, where there is one.
+        """
         times = None
         if self.teaching is not None:
             times = functools.partial(self.teaching.method.times, self.denoiser.schedule)
         samples_latents = bool(latents_of(self.config)["sample"])
-        return draw_inputs(self.denoiser, batch, key, times, samples_latents)
+        inputs = draw_inputs(self.denoiser, batch, key, times, samples_latents)
+        return inputs if autoencoder is None else encoded(self.denoiser, autoencoder, inputs)
 
     def losses(
         self,
@@ -263,7 +248,7 @@ class Training:
         config = self.config
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         drop_key, loss_key = jax.random.split(key)
-        inputs = self.draw(batch, loss_key)
+        inputs = self.draw(batch, loss_key, autoencoder)
         shape = (len(batch["label"]), 1, 1)
         inputs["drop"] = jax.random.bernoulli(drop_key, config.text_drop, shape)
         if self.prior is not None:
@@ -274,7 +259,7 @@ class Training:
 
         def loss_of(params: Any, inputs: Inputs) -> tuple[Array, Losses]:
             trained = {**state.variables, "params": stop_frozen(params, self.frozen)}
-            variables = self.network(trained, base, autoencoder)
+            variables = self.network(trained, base)
             text = jnp.where(inputs["drop"], null_text[None], text_table[inputs["label"]])
             losses = self.losses(variables, inputs, text, null_text, base, target)
             return (losses["loss"] * inputs.get("weight", 1.0)).mean(), losses
@@ -341,21 +326,3 @@ class Training:
             batch["domain"] = batch["label"]
         with jax.set_mesh(mesh):
             return step.lower(with_shardings(mesh, self.abstract), batch)
-
-
-def _crop(denoiser: Denoiser, size: int) -> Denoiser:
-    """The same network for parts of its images; 0 is whole images."""
-    if not size:
-        return denoiser
-    factor = denoiser.size // max(1, denoiser.low_size)
-    if not 0 < size <= denoiser.size or size % factor or not denoiser.low_size:
-        raise InputError(
-            f"config.crop_size={size}: a multiple of {factor} up to stage.size={denoiser.size} is "
-            "needed, and a stage of super-resolution; 0 trains on whole images"
-        )
-    return dataclasses.replace(denoiser, size=size, low_size=size // factor)
-
-
-def loss_name(average: str) -> str:
-    """What the validation loss of a moving average is logged as."""
-    return "validation_loss" if average == MAIN else f"validation_loss_{average}"

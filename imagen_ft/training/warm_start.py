@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from imagen_ft import weights
 from imagen_ft.cascade.autoencoder import load_autoencoder
+from imagen_ft.cascade.latent_weights import check_settings
 from imagen_ft.cascade.loading import check_same_model
 from imagen_ft.cascade.stage_weights import (
     check_public,
@@ -39,8 +40,12 @@ def check_start(training: Training, encoder: TextEncoder | None = None) -> dict[
     if not config.init_from:
         return {}
     if training.start is None:
-        check_public(config.stage.get("prediction", "eps"), config.init_from, "config.stage")
-        return {"init_from": weights.digest(public_path(config.init_from), "unet")}
+        path = public_path(config.init_from)
+        if training.denoiser.autoencoder is None:
+            check_public(config.stage.get("prediction", "eps"), config.init_from, "config.stage")
+        else:
+            check_settings("config.stage", config.stage, path)
+        return {"init_from": weights.digest(path, "unet")}
     check_same_model(training.start, config.stage, config)
     return {"init_from": digest_of(training.start)}
 

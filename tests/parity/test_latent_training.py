@@ -10,8 +10,8 @@ from imagen_ft import weights
 from imagen_ft.diffusion.denoiser import Denoiser
 from imagen_ft.diffusion.losses import DiffusionLoss
 from imagen_ft.diffusion.schedule import ScaledLinear
-from imagen_ft.diffusion.stage import AUTOENCODER
-from imagen_ft.training.image_losses import draw_inputs, image_losses
+from imagen_ft.models import presets
+from imagen_ft.training.image_losses import draw_inputs, encoded, image_losses
 from imagen_ft.weights.tensor_rules import layout_of
 from launch.runtime.checkpoints.tensor_mapping import tensor_mappings
 from tests.parity.latent_models import LATENTS, TEXT, tiny_unet, tiny_vae, to_torch
@@ -40,10 +40,31 @@ def torch_loss(unet, vae, batch, inputs, text, prediction):
     return torch.square(output - target).mean(dim=(1, 2, 3))
 
 
+@pytest.mark.parametrize("samples", [True, False])
+def test_latents(samples, tmp_path):
+    """Of images' means, or drawn with the noise of the batch, times the scale of the latents."""
+    vae = tiny_vae(scaling_factor=0.3)
+    vae.save_pretrained(tmp_path)
+    autoencoder, frozen = weights.load_part("vae", tmp_path)
+    network = presets.make("tiny_sd15")
+    denoiser = Denoiser(network, ScaledLinear(1000), 4, 0, LATENTS, autoencoder=autoencoder)
+    image = np.random.default_rng(0).integers(0, 256, (BATCH, 8, 8, 3), np.uint8)
+    batch = dict(image=image, label=np.zeros(BATCH, np.int32))
+    inputs = draw_inputs(denoiser, batch, jax.random.key(0), samples_latents=samples)
+    found = jax.jit(encoded, static_argnums=0)(denoiser, {"params": frozen}, inputs)
+    posterior = vae.encode(torch.from_numpy(image).permute(0, 3, 1, 2) / 127.5 - 1).latent_dist
+    expected = posterior.mean
+    if samples:
+        noise = torch.from_numpy(np.array(inputs["latent_noise"])).permute(0, 3, 1, 2)
+        expected = expected + posterior.std * noise
+    assert relative_error(found["latents"], 0.3 * expected.permute(0, 2, 3, 1)) <= 1e-5
+    assert found.keys() == inputs.keys() - {"image", "latent_noise"} | {"latents"}
+
+
 @pytest.mark.parametrize(
     ("kind", "prediction", "samples"),
     [
-        ("sd15", "epsilon", True),
+        pytest.param("sd15", "epsilon", True, marks=pytest.mark.slow),
         pytest.param("sd21", "v_prediction", False, marks=pytest.mark.slow),
     ],
 )
@@ -72,9 +93,11 @@ def test_loss_and_gradient(kind, prediction, samples, tmp_path):
 
     @jax.jit
     def run(params, frozen):
+        latents = encoded(denoiser, {"params": frozen}, inputs)
+
         def loss(params):
-            variables = {"params": params, AUTOENCODER: {"params": frozen}}
-            losses = image_losses(denoiser, DiffusionLoss(), variables, inputs, text)["loss"]
+            variables = {"params": params}
+            losses = image_losses(denoiser, DiffusionLoss(), variables, latents, text)["loss"]
             return losses.mean(), losses
 
         return jax.value_and_grad(loss, has_aux=True)(params)

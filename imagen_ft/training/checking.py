@@ -1,0 +1,70 @@
+"""What training could not work with, of a config."""
+
+import dataclasses
+from collections.abc import Collection
+
+import ml_collections
+from jax.sharding import Mesh
+
+from imagen_ft.diffusion.denoiser import Denoiser
+from imagen_ft.training.sampled_metric import is_measured, metric_name
+from launch.errors import InputError
+from launch.runtime.ema import MAIN
+from launch.runtime.training.loop import check_training
+
+
+def check_run(config: ml_collections.ConfigDict, mesh: Mesh, decays: Collection[str]) -> None:
+    """Looks for numbers that training could not work with.
+
+    Args:
+        config: of the run.
+        mesh: where it runs.
+        decays: names of its moving averages.
+
+    Raises:
+        InputError: names the field.
+    """
+    check_training(config, mesh)
+    splits = config.accumulation
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if splits < 1 or config.batch_size % (ways * splits):
+        raise InputError(
+            f"config.accumulation={splits}: batch_size={config.batch_size} cannot be taken in "
+            f"so many parts on {ways} devices of mesh.data x mesh.fsdp"
+        )
+    if not 0.0 <= config.text_drop <= 1.0:
+        raise InputError(f"config.text_drop={config.text_drop}: a probability is in [0, 1]")
+    if config.evaluation_draws < 1:
+        raise InputError(f"config.evaluation_draws={config.evaluation_draws}: at least 1 is needed")
+    if config.get("pictures_every", 0) and config.pictures.count < 1:
+        raise InputError(f"config.pictures.count={config.pictures.count}: at least 1 is needed")
+    measured = [loss_name(name) for name in decays or (MAIN,)]
+    if is_measured(config):
+        measured.append(metric_name(config.evaluation_metric))
+    if config.get("best") and config.best.metric not in measured:
+        raise InputError(
+            f"config.best.metric={config.best.metric!r} is not evaluated: there is "
+            f"{', '.join(measured)}"
+        )
+
+
+def crop(denoiser: Denoiser, size: int) -> Denoiser:
+    """The same network for parts of its images; 0 is whole images.
+
+    Raises:
+        InputError: it has no such parts.
+    """
+    if not size:
+        return denoiser
+    factor = denoiser.size // max(1, denoiser.low_size)
+    if not 0 < size <= denoiser.size or size % factor or not denoiser.low_size:
+        raise InputError(
+            f"config.crop_size={size}: a multiple of {factor} up to stage.size={denoiser.size} is "
+            "needed, and a stage of super-resolution; 0 trains on whole images"
+        )
+    return dataclasses.replace(denoiser, size=size, low_size=size // factor)
+
+
+def loss_name(average: str) -> str:
+    """What the validation loss of a moving average is logged as."""
+    return "validation_loss" if average == MAIN else f"validation_loss_{average}"
