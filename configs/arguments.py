@@ -29,3 +29,22 @@ def parse(text: str | None, **defaults: Any) -> dict[str, Any]:
             except ValueError:
                 raise ValueError(f"{item!r}: the value is not of type {kind.__name__}") from None
     return arguments
+
+
+def split(text: str | None, **own: Any) -> tuple[dict[str, Any], str]:
+    """Arguments of a config file that hands the others on to another one.
+
+    Args:
+        text: see `parse`.
+        **own: see `parse`.
+
+    Returns:
+        Its own arguments, and the text of the others.
+
+    Raises:
+        ValueError: see `parse`.
+    """
+    items = list(filter(None, (text or "").split(",")))
+    mine = [item for item in items if item.partition("=")[0] in own]
+    others = ",".join(item for item in items if item not in mine)
+    return parse(",".join(mine), **own), others

@@ -33,6 +33,7 @@ from typing import Any
 
 import jax
 from absl import flags
+from etils import epath
 
 from classifiers.weights.clip_files import export_clip, import_clip, is_clip
 from classifiers.weights.clip_rules import CLIP_LAYOUTS
@@ -41,6 +42,8 @@ from classifiers.weights.importing import import_run
 from classifiers.weights.tensor_rules import LAYOUTS as CLASSIFIER_LAYOUTS
 from launch.cli import exit_code, parse_flags, say
 from launch.errors import InputError
+from launch.files import is_local
+from launch.runtime.atomic_folder import check_target
 from launch.runtime.run import CLIP, Run
 
 LAYOUTS = tuple(dict.fromkeys((*CLASSIFIER_LAYOUTS, *CLIP_LAYOUTS)))
@@ -107,6 +110,9 @@ def _import(source: str, target: str, layout: str, options: dict[str, Any]) -> N
 
 
 def _export(source: str, target: str, layout: str, seed: int | None) -> None:
+    if not is_local(target):
+        raise InputError(f"{target}: safetensors are written to local folders; name one with --to")
+    check_target(epath.Path(target))
     if Run.open(source).kind == CLIP:
         if seed is not None:
             raise InputError(f"--seed={seed}: {source} is of CLIP, which has one; leave it out")

@@ -6,7 +6,8 @@ Arguments: `arm`, `real` (the pool of 1,000), `generated` (the demo's digits, wh
 their prompts) or `real+generated`; `generated`, their folder; `runlocal`, some steps.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-Hardware: 2 CPU cores, 2 minutes. Expected zero-shot accuracy on the 100 digits of validation: 95%.
+Hardware: 2 CPU cores, minutes. A run of 600 steps had come to 86% of the 667 test digits by its
+500th (`--config.evaluation_source.split=test`).
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +20,7 @@ def get_config(arg=""):
     config = ConfigDict()
     config.seed = 0
     config.batch_size = 100
-    config.total_steps = 600
+    config.total_steps = 1500
     config.train_sources = classification.arm_sources(
         args["arm"],
         real=dict(name="digits", split="pool"),

@@ -1,11 +1,16 @@
-r"""Fine-tunes adapters of DeepFloyd IF-I-L on 16 images a class of ImageNet, on one device.
+r"""Fine-tunes adapters of a public model on 16 images a class of ImageNet, on one device.
 
 python -m imagen_ft.finetune --config=configs/imagenet/few_shot.py \
     --workdir=runs/imagenet/few_shot
 
-Before it, once, the weights and the text as for `if_i_l.py`; its arguments are these too. The
-network stays as it is, in bfloat16; the adapters, 16 wide, train in its attentions (LoRA), and a
-checkpoint holds them alone. `:runlocal` has no weights to adapt, and trains its tiny network.
+`:model=sd15` and `:model=sd21` adapt Stable Diffusion in the place of DeepFloyd IF-I-L.
+`:prior=SET` puts a generated set of the same classes beside the images (prior preservation,
+DreamBooth): half of every batch, weighted alike. `--config.text_drop=0` never drops the text.
+
+Before it, once, the weights and the text as for `if_i_l.py`, `sd15.py` or `sd21.py`, whose
+arguments are these too. The network stays as it is, in bfloat16; the adapters, 16 wide, train in
+its attentions (LoRA), and a checkpoint holds them alone. `:runlocal` has no weights to adapt, and
+trains its tiny network.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: one device of 24 GB, by estimate: the network takes 2 bytes a parameter, and its blocks
@@ -14,12 +19,24 @@ are computed again for the gradients. `--preflight=v6e:1x1` counts it, in more t
 
 from ml_collections import ConfigDict
 
-from configs.imagenet import if_i_l
+from configs import arguments
+from configs.imagenet import if_i_l, sd15, sd21
+
+MODELS = dict(if_i_l=if_i_l, sd15=sd15, sd21=sd21)
 
 
 def get_config(arg=""):
-    config = if_i_l.get_config(arg)
+    args, others = arguments.split(arg, prior="", model="if_i_l")
+    if args["model"] not in MODELS:
+        raise ValueError(f"model={args['model']}: there is {', '.join(MODELS)}")
+    config = MODELS[args["model"]].get_config(others)
     config.train_source.per_class = 16
+    config.prior = dict()
+    if args["prior"]:
+        # Ruiz et al. 2023, Eq. 2, with lambda = 1.
+        config.prior = dict(
+            source=dict(name="synthetic", path=args["prior"]), share=0.5, weight=1.0
+        )
     if not config.init_from:
         return config
 

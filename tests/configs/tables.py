@@ -109,6 +109,8 @@ VARIANTS = {
         "hub",
         "hub,model=sdxl",
     ],
+    "configs/imagenet/few_shot.py": ["prior=x", "train=x,prior=y"],
+    "configs/imagenet/sd15.py": ["weights=x", "data=x.zip,runlocal"],
     "configs/imagenet/generate_sd.py": [
         "model=sd21",
         "model=sdxl,k=10",

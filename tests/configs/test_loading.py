@@ -77,6 +77,8 @@ LONG = [
         "imagenet/if_i_xl",
         "imagenet/if_ii_l",
         "imagenet/imagen_base64",
+        "imagenet/sd15",
+        "imagenet/sd21",
         "imagenet/study",
         "imagenet/sweep_base",
         "imagenet/sweep_sr256",

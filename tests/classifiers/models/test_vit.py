@@ -203,7 +203,7 @@ def test_half_precision_keeps_parameters_and_results_in_float32():
         (dict(patch_size=3), "images of 8x8 pixels cannot be cut .* model.patch_size=3"),
         (dict(width=6, positions="sincos"), "model.width=6: fixed positions need a multiple of 4"),
         (dict(pixels="caffe"), "model.pixels='caffe': known are plain, imagenet"),
-        (dict(heads=3), "model 'vit' has no field 'heads'; its fields are depth, "),
+        (dict(heads=3), "model 'vit' has no field 'heads'; its fields are activation, depth, "),
     ],
 )
 def test_wrong_fields(fields, message):
