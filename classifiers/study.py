@@ -65,9 +65,7 @@ def main(args: app.Arguments) -> None:
         raise InputError(f"--workdir={args.folder}: a study needs a folder of a file system")
     workdir = Path(args.folder or "WORKDIR")
     words = launcher.launcher(args.flags)
-    # What is started here is no task of a cluster's job, whatever the variables around it say.
-    alone = not args.flags.submit or args.flags.coordinator == "none"
-    options = ("--coordinator=none",) if alone else ()
+    options = launcher.options(args.flags)
     runs = plan.make_runs(config, workdir)
     jobs = plan.make_jobs(config, runs)
     if args.dry_run:

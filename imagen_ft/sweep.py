@@ -217,8 +217,7 @@ def _score(args: app.Arguments, config: ml_collections.ConfigDict, points: list[
     lock(args.workdir)
     rows = report.kept(args.workdir, config)
     names = [row.name for row in rows if row.is_final and row.measured]
-    alone = not args.flags.submit or args.flags.coordinator == "none"
-    options = ("--coordinator=none",) if alone else ()
+    options = launcher.options(args.flags)
     workdir = Path(args.workdir)
     trained.run_jobs(config, workdir, names, args.flags.jobs, words, options)
     report.write(args.workdir, config, points, rows)

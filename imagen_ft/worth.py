@@ -47,8 +47,7 @@ def main(args: app.Arguments) -> None:
         raise InputError(f"--workdir={args.folder}: a study needs a folder of a file system")
     workdir = Path(args.folder or "WORKDIR")
     words = launcher.launcher(args.flags)
-    alone = not args.flags.submit or args.flags.coordinator == "none"
-    options = ("--coordinator=none",) if alone else ()
+    options = launcher.options(args.flags)
     arms = plan.make_arms(config, workdir)
     jobs = plan.make_jobs(config, workdir, arms)
     if args.dry_run:

@@ -96,10 +96,10 @@ class ClipRun:
                 "--tokenizer=DIR"
             )
         tokenizer = load_clip_tokenizer(Path(folder), text.max_length)
-        size, end = len(tokenizer.pieces), tokenizer.pieces.eos_token_id
-        if size > text.vocab_size or (text.pool == "end" and text.end_token not in (2, end)):
+        if not tokenizer.fits(text):
             raise InputError(
                 f"{folder}: the tokenizer must have at most {text.vocab_size} tokens and end texts "
-                f"with {text.end_token}, got {size} and {end}; it is of another model"
+                f"with {text.end_token}, got {tokenizer.size} and "
+                f"{tokenizer.pieces.eos_token_id}; it is of another model"
             )
         return tokenizer

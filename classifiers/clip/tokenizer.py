@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from classifiers.models.clip_text import ClipTextEncoder
 from launch.cli import say
 from launch.errors import InputError
 
@@ -38,6 +39,19 @@ class ClipTokenizer:
 
     pieces: Any
     max_length: int
+
+    @property
+    def size(self) -> int:
+        """How many tokens there are."""
+        return len(self.pieces)
+
+    def fits(self, text: ClipTextEncoder) -> bool:
+        """Whether a text tower has all of its tokens, and reads a text where it ends.
+
+        In old files 2 stands for the highest token of a text as the end.
+        """
+        end = self.pieces.eos_token_id
+        return self.size <= text.vocab_size and (text.pool != "end" or text.end_token in (2, end))
 
     def __call__(self, prompts: Sequence[str], warn: bool = True) -> Int[np.ndarray, "n length"]:
         """Ids; what is too long loses its end, and a line on stderr tells it.

@@ -60,11 +60,11 @@ def open_tokenizer(contents: dict[str, bytes], text: ClipTextEncoder) -> ClipTok
         for name, data in contents.items():
             (Path(folder) / name).write_bytes(data)
         tokenizer = load_clip_tokenizer(Path(folder), text.max_length)
-    size, end = len(tokenizer.pieces), tokenizer.pieces.eos_token_id
-    if size > text.vocab_size or (text.pool == "end" and text.end_token not in (2, end)):
+    if not tokenizer.fits(text):
         raise InputError(
-            f"config.clip.text must have a vocab_size of at least {size} and the end_token {end}, "
-            f"as config.tokenizer has, got {text.vocab_size} and {text.end_token}; set them"
+            f"config.clip.text must have a vocab_size of at least {tokenizer.size} and the "
+            f"end_token {tokenizer.pieces.eos_token_id}, as config.tokenizer has, got "
+            f"{text.vocab_size} and {text.end_token}; set them"
         )
     return tokenizer
 

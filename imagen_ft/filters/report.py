@@ -21,7 +21,7 @@ from launch.files import write_atomic, write_json
 from launch.runtime.reports.html import Report
 from launch.runtime.reports.tables import fitting_table, percent
 
-KEPT, RANDOM, SCORES, SUMMARY, PAGE = (
+KEPT, RANDOM, RECORDS, SUMMARY, PAGE = (
     "kept.json",
     "random.json",
     "records.csv",
@@ -56,7 +56,7 @@ def write(
         # A list that is there belongs to what is beside it, whenever this ends.
         (workdir / name).unlink(missing_ok=True)
     keys = [generated.source.key(i) for i in range(len(generated.source))]
-    write_atomic(workdir / SCORES, _records(keys, generated, filters, judged))
+    write_atomic(workdir / RECORDS, _records(keys, generated, filters, judged))
     header, rows = _classes(generated, filters, judged, measured)
     summary = {
         **made_from,

@@ -27,6 +27,12 @@ def define_flags(values: flags.FlagValues) -> None:
     )
 
 
+def options(values: flags.FlagValues) -> tuple[str, ...]:
+    """What stands behind every command: what is started here is no task of a cluster's job."""
+    alone = not values.submit or values.coordinator == "none"
+    return ("--coordinator=none",) if alone else ()
+
+
 def launcher(values: flags.FlagValues) -> list[str]:
     """What stands before every command.
 
