@@ -327,7 +327,8 @@ def test_dry_run(site, capsys):
     out, err = capsys.readouterr()
     assert err == "" and not site.workdir.exists() and site.calls() == []
     config, end = json.JSONDecoder().raw_decode(out)
-    assert config["studies"] == list(study.plan.STUDIES)
+    # That of filters needs one that has run.
+    assert config["studies"] == [name for name in study.plan.STUDIES if name != "filters"]
     lines = out[end:].strip().splitlines()
     commands = [line for line in lines if line.startswith("env 'LANE={lane}' ")]
     # What --submit starts may be a job of several processes.

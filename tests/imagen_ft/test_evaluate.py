@@ -335,7 +335,7 @@ def test_wrong_samples(folder, tmp_path, capsys, name):
 WRONG = {
     "measure": ("--config.measures=('fid',)", "must be of frechet, "),
     "sfid": ("--config.measures=('spatial_frechet',)", "is on Inception alone"),
-    "extractor": ("--config.extractor.name=clip", "config.extractor.name must be one of "),
+    "extractor": ("--config.extractor.name=lpips", "config.extractor.name must be one of "),
     "no run": ("--config.extractor.path=nowhere", "config.extractor: nowhere holds no run"),
     "no reference": ("--config.reference.statistics=no.npz", "no.npz does not exist"),
     "batch": ("--config.batch_size=0", "batch_size"),

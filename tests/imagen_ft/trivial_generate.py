@@ -49,8 +49,8 @@ class Trivial(Cascade):
 
     @classmethod
     def of(cls, class_names, batch_size, size=8, seconds=0.0):
-        denoiser = mock.Mock(Denoiser, size=size, channels=3)
-        stage = mock.Mock(Stage, denoiser=denoiser, batch_size=0)
+        denoiser = mock.Mock(Denoiser, size=size, image_size=size, channels=3, image_channels=3)
+        stage = mock.Mock(Stage, denoiser=denoiser, image_size=size, batch_size=0)
         encoder = SimpleNamespace(digest="")
         digests = ("0" * 64,)
         stages, variables, config = (stage,), ({},), ConfigDict()

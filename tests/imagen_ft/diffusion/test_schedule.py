@@ -73,7 +73,7 @@ def test_time_of_the_network(name):
 def test_sampling_times_of_continuous_schedules(spacing):
     times = sampling_times(Cosine(), 32, spacing)
     assert times.shape == (33,) and times[-1] == 0 and (np.diff(times) < 0).all()
-    assert times[0] == 1 if spacing != "leading" else times[0] < 0.98
+    assert times[0] == 1 if not spacing.startswith("leading") else times[0] < 0.98
     if spacing == "trailing":
         np.testing.assert_array_equal(times, (np.arange(33) / np.float32(32))[::-1])
     assert len(sampling_times(Cosine(), 3000, spacing)) == 3001
@@ -139,7 +139,7 @@ def test_the_noisiest_times_can_be_left_out(schedule, spacing):
     assert len(times) == 21 and (np.diff(times) < 0).all()
     ratios = schedule.logsnr(times)
     assert (ratios >= -10.2001).all()
-    if spacing != "leading":
+    if not spacing.startswith("leading"):
         assert ratios[0] < -9.8
     np.testing.assert_array_equal(
         sampling_times(schedule, 20, spacing, -30.0), sampling_times(schedule, 20, spacing)
