@@ -159,7 +159,7 @@ def test_evaluation_of_stages(programs):
     state = mock.Mock(
         TrainState, inference_variables=zeros(training.abstract.inference_variables), ema={}
     )
-    text = jnp.zeros((10, *training.text_shape))
+    text = jnp.zeros((10, *training.text_shape)), jnp.zeros(training.text_shape)
     evaluate = imagen_ft.training.evaluation.make_evaluation(
         training, digits(8), make_mesh({}), text, lambda variables: variables
     )

@@ -282,8 +282,7 @@ def test_a_pipeline_that_does_not_fit_a_run(saved, tmp_path):
     with pytest.raises(InputError, match=r"IFSuperResolutionPipeline, but .*run is a base model"):
         main([*command, f"--pipeline={saved}/2"])
     other = shutil.copytree(saved / "1", tmp_path / "other")
-    config = json.loads((other / "text_encoder/config.json").read_bytes())
-    (other / "text_encoder/config.json").write_text(json.dumps({**config, "d_model": 64}))
+    tiny_t5(d_model=64).save_pretrained(other / "text_encoder")
     with pytest.raises(InputError, match=r"text states 32 wide, the text encoder of .* has 64"):
         main([*command, f"--pipeline={other}"])
     unlike = make_run(tmp_path / "unlike", 1, params, cross_num_groups=8)

@@ -51,10 +51,10 @@ def tiny_unet(stage):
     return randomize(UNet2DConditionModel(**STAGES[stage]), seed=stage)
 
 
-def tiny_t5():
+def tiny_t5(d_model=TEXT_WIDTH):
     config = T5Config(
         vocab_size=64,
-        d_model=TEXT_WIDTH,
+        d_model=d_model,
         d_kv=8,
         d_ff=48,
         num_layers=2,
