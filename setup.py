@@ -80,13 +80,14 @@ EXTRAS = {
 setup(
     name="imagen-ft",
     version="0.1.0",
-    description="Fine-tune a text-to-image cascade and train classifiers on what it generates",
+    description="Train classifiers on images from fine-tuned diffusion models",
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=[glob for name in PACKAGES for glob in (name, f"{name}.*")]),
     package_data={
-        **{room: ["data/*"] for room in ("classifiers", "imagen_ft", "input_pipeline")},
-        "launch": ["*.sh"],
+        "configs": ["py.typed"],
+        **{room: ["data/*", "py.typed"] for room in ("classifiers", "imagen_ft", "input_pipeline")},
+        "launch": ["*.sh", "py.typed"],
     },
     install_requires=REQUIRES,
     extras_require=EXTRAS,

@@ -10,7 +10,7 @@ from imagen_ft.demo import report
 from launch.runtime.config import load_config
 from tests.support import ROOT, pages
 
-PAGES = ("README.md", "launch/README.md")
+PAGES = pages.all_pages()
 
 
 @pytest.fixture(autouse=True)
@@ -46,16 +46,53 @@ def test_python(path):
 
 
 def test_messages():
-    page, section = (ROOT / "launch/README.md").read_text(), "What to do by its message"
+    page, section = (ROOT / "launch/README.md").read_text(), "Troubleshooting"
     assert page.count("| `") > 15 and not pages.unknown_messages(page, section)
     rotten = page.replace(f"## {section}\n", f"## {section}\n| `the store says … of pages` | |\n")
     assert pages.unknown_messages(rotten, section) == ["of pages"]
 
 
-def test_the_pages_have_both():
-    readme, launch = ((ROOT / path).read_text() for path in PAGES)
-    assert len(pages.blocks(readme, "sh")) > 5 and len(pages.blocks(readme, "python")) > 3
-    assert len(pages.blocks(launch, "sh")) > 5
+def test_every_page_is_looked_at():
+    rooms = ("classifiers", "configs", "imagen_ft", "input_pipeline", "launch")
+    assert {"README.md", "CONTRIBUTING.md", *(f"{room}/README.md" for room in rooms)} <= set(PAGES)
+    texts = [(ROOT / path).read_text() for path in PAGES]
+    assert sum(len(pages.blocks(text, "sh")) for text in texts) > 30
+    assert sum(len(pages.blocks(text, "python")) for text in texts) >= 10
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_links(path):
+    assert not pages.broken_links(ROOT / path)
+
+
+def test_rotten_links_are_found(tmp_path):
+    (tmp_path / "other.md").write_text("# Title\n## A network: `x`\n```sh\n# no title\n```\n")
+    page = tmp_path / "page.md"
+    good = (
+        "[a](other.md) [b](other.md#a-network-x) [c](https://x.y) [d](#here) ![e](e.png)\n# Here\n"
+    )
+    (tmp_path / "e.png").touch()
+    page.write_text(good)
+    assert not pages.broken_links(page)
+    rotten = ("none.md", "other.md#no-title", "#there", "other.md#titel")
+    page.write_text(good + "".join(f"[x]({link})\n" for link in rotten))
+    assert pages.broken_links(page) == list(rotten)
+
+
+def test_the_first_page_is_short_and_begins_with_a_picture():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) < 200
+    assert any(line.startswith("![") for line in lines[:20])
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_one_term_for_one_thing(path):
+    assert not pages.odd_phrases((ROOT / path).read_text())
+
+
+def test_odd_phrases_are_found():
+    text = "It goes on where it stopped.\nMend that.\n`generated` is a name.\nA generated\nset.\n"
+    assert pages.odd_phrases(text) == ["goes on where", "mend", "generated set"]
 
 
 FINETUNE = "python -m imagen_ft.finetune --config=configs/digits/finetune_base4.py"

@@ -36,6 +36,7 @@ ALONE = {
     "imagen_ft.worth": ["--config=configs/digits/fast_study.py", *TASK],
     "input_pipeline.prepare": ["--config=x", "--source=x", "--to={folder}/set"],
     "launch.submit": ["status", "x", "--jobs={folder}/jobs"],
+    "launch.versions": [],
     "input_pipeline.synthetic": ["--set=x", "--export=folder", "--to={folder}/set"],
 }
 

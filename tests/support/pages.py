@@ -9,6 +9,7 @@ import shlex
 import subprocess
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from unittest import mock
 
@@ -34,13 +35,63 @@ OTHERS = {
     "git": "needs a network",
     "hf": "needs an account of the Hugging Face Hub",
     "kubectl": "needs a cluster",
+    "pre-commit": "needs a repository and a network",
     "tfds": "needs TensorFlow",
 }
 ROOMS = ("classifiers", "imagen_ft", "input_pipeline", "launch")
+_FOLDERS = (*ROOMS, "configs", "tests")  # pages of runs and of generated sets lie elsewhere
+# Terms of DESIGN.md, and what stands in their place; idioms that no native reader would write.
+_ODD = (
+    r"generated (?:image )?(?:set|folder)s?",
+    r"goes on (?:where|with|from|in)",
+    r"mend(?:s|ed)?",
+    r"leaves? away",
+    r"(?:is|are) told of",
+    r"1 is none",
+    r"digests?",
+    r"the whole road",
+    r"stands? for",
+)
+_ODD_PHRASE = re.compile(rf"\b(?:{'|'.join(_ODD)})\b", re.IGNORECASE)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+_CODE = re.compile(r"^```.*?^```$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _VARIABLE = re.compile(r"[A-Za-z_]\w*=")
 _OF_TESTS = "tests."
 _EXTRA = re.compile(r"^\.\[(.*)\]$")
+
+
+def all_pages() -> list[str]:
+    """Every page of the project, relative to its folder."""
+    below = (path for folder in _FOLDERS for path in (ROOT / folder).rglob("*.md"))
+    return sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *below))
+
+
+def broken_links(path: Path) -> list[str]:
+    """Links of a page to files and headings that are not there; those to other hosts are left."""
+    broken = []
+    for link in _LINK.findall(_CODE.sub("", path.read_text())):
+        name, _, anchor = link.partition("#")
+        target = path.parent / name if name else path
+        if "://" in link:
+            continue
+        if not target.exists() or (anchor and anchor not in _anchors(target.read_text())):
+            broken.append(link)
+    return broken
+
+
+def odd_phrases(page: str) -> list[str]:
+    """Phrases of `_ODD` outside of code, in lower case."""
+    text = " ".join(_CODE.sub("", page).split())
+    return [found.lower() for found in _ODD_PHRASE.findall(text)]
+
+
+def _anchors(page: str) -> set[str]:
+    """What GitHub calls the headings of a page."""
+    text = re.sub(r"^```.*?^```$", "", page, flags=re.MULTILINE | re.DOTALL)
+    words = (re.sub(r"[^\w\s-]", "", heading.lower()) for heading in _HEADING.findall(text))
+    return {re.sub(r"\s", "-", heading.strip()) for heading in words}
 
 
 def blocks(page: str, language: str) -> list[str]:

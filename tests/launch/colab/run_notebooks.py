@@ -21,7 +21,21 @@ FOLDER = ROOT / "launch" / "colab"
 NOTEBOOKS = {name: FOLDER / f"{name}.ipynb" for name in ("road", "sample", "inspect_dataset")}
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 OPENED_AT = "https://colab.research.google.com/github/{repository}/blob/main/launch/colab/{name}"
-PAGES = ("README.md", "launch/README.md")
+# All files that name the repository.
+PAGES = (
+    "CITATION.cff",
+    "CONTRIBUTING.md",
+    "README.md",
+    "launch/README.md",
+)
+# What stands around the repository's name.
+_AROUND = (
+    "github/{}/blob",
+    "github.com/{}.git",
+    "github.com/{}/",
+    'github.com/{}"',
+    'REPOSITORY = \\"{}\\"  #',
+)
 PLACEHOLDER = "OWNER/imagen-ft"
 _REPOSITORY = re.compile(r'^REPOSITORY = "([^"]*)"', re.MULTILINE)
 
@@ -105,7 +119,7 @@ def rename(repository: str) -> None:
     for path in (*NOTEBOOKS.values(), *(ROOT / page for page in PAGES)):
         text = path.read_text()
         for name in before:
-            for around in ("github/{}/blob", "github.com/{}.git", 'REPOSITORY = \\"{}\\"  #'):
+            for around in _AROUND:
                 text = text.replace(around.format(name), around.format(repository))
         path.write_text(text)
 

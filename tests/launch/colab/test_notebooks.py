@@ -17,7 +17,15 @@ from launch.colab.install import CHIPS
 from launch.errors import InputError
 from launch.runtime.config import load_config
 from tests.launch.colab import run_notebooks
-from tests.launch.colab.run_notebooks import BADGE, NOTEBOOKS, OPENED_AT, PAGES, read, repository_of
+from tests.launch.colab.run_notebooks import (
+    BADGE,
+    NOTEBOOKS,
+    OPENED_AT,
+    PAGES,
+    PLACEHOLDER,
+    read,
+    repository_of,
+)
 from tests.support import ROOT
 
 MOST_BYTES = 1_500_000
@@ -135,8 +143,8 @@ def test_the_repository_is_named_in_one_go(monkeypatch, tmp_path):
     copies = {name: tmp_path / path.name for name, path in NOTEBOOKS.items()}
     for name, path in NOTEBOOKS.items():
         copies[name].write_text(path.read_text())
-    (tmp_path / "launch").mkdir()
     for page in PAGES:
+        (tmp_path / page).parent.mkdir(exist_ok=True)
         (tmp_path / page).write_text((ROOT / page).read_text())
     monkeypatch.setattr(run_notebooks, "NOTEBOOKS", copies)
     monkeypatch.setattr(run_notebooks, "ROOT", tmp_path)
@@ -146,6 +154,7 @@ def test_the_repository_is_named_in_one_go(monkeypatch, tmp_path):
         opened_at = OPENED_AT.format(repository="someone/something", name=copy.name)
         assert opened_at in copy.read_text() and opened_at in (tmp_path / "README.md").read_text()
         assert f"github/{repository_of(read(NOTEBOOKS[name]))}/blob" not in copy.read_text()
+    assert not [page for page in PAGES if PLACEHOLDER in (tmp_path / page).read_text()]
     page = (tmp_path / "launch" / "README.md").read_text()
     assert "git clone https://github.com/someone/something.git" in page
 
