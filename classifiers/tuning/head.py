@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -41,10 +42,20 @@ class Loss:
         teacher: Float[Array, "classes d"],
         features: Float[Array, "b d"],
         labels: Int[Array, " b"],
+        before: Float[Array, "b d"] | None = None,
     ) -> Float[Array, ""]:
-        """The mean over examples, whose features are of length 1."""
+        """The mean over examples, whose features are of length 1.
+
+        Args:
+            weights: of the classes.
+            teacher: those before tuning.
+            features: of the images.
+            labels: of them.
+            before: features that the teacher sees, where they are others.
+        """
+        before = features if before is None else before
         log_p = jax.nn.log_softmax(self.scale * _products(features, weights))
-        targets = jax.nn.softmax(self.scale * _products(features, teacher) / self.temperature)
+        targets = jax.nn.softmax(self.scale * _products(before, teacher) / self.temperature)
         hard = -jnp.take_along_axis(log_p, labels[:, None], axis=1).mean()
         # He et al. 2023, section 3.1: the teacher alone is softened.
         soft = -(targets * log_p).sum(axis=1).mean()
@@ -89,6 +100,9 @@ class Part:
         return order[: steps * size].reshape(steps, size)
 
 
+PartT = TypeVar("PartT", bound=Part)
+
+
 def check(strategy: str, loss: Loss) -> None:
     """Looks at what a config says of tuning.
 
@@ -127,19 +141,27 @@ def tune(
         epochs: of each phase.
         seed: of the order.
     """
+    teacher: Array = jnp.asarray(start)
+    weights = teacher
+    for phase, orders in in_phases(parts, strategy, epochs, seed):
+        data = tuple((jnp.asarray(part.features), jnp.asarray(part.labels)) for part in phase)
+        losses = tuple(part.loss for part in phase)
+        rows = tuple(jnp.asarray(order) for order in orders)
+        weights = _phase(losses, optimizer, len(rows[0]), weights, teacher, data, rows)
+    return np.asarray(weights)
+
+
+def in_phases(
+    parts: Sequence[PartT], strategy: str, epochs: int, seed: int
+) -> Iterator[tuple[list[PartT], list[Int[np.ndarray, "steps _"]]]]:
+    """The parts of each phase, and which of their images its steps see; see `tune`."""
     rng = np.random.default_rng(seed)
     phases = [list(parts)]
     if strategy != "mix" and len(parts) > 1:
         phases = [[part] for part in (parts if strategy == "real_first" else parts[::-1])]
-    teacher: Array = jnp.asarray(start)
-    weights = teacher
     for phase in phases:
         total = epochs * max(part.steps for part in phase)
-        orders = tuple(jnp.asarray(part.order(total, rng)) for part in phase)
-        data = tuple((jnp.asarray(part.features), jnp.asarray(part.labels)) for part in phase)
-        losses = tuple(part.loss for part in phase)
-        weights = _phase(losses, optimizer, total, weights, teacher, data, orders)
-    return np.asarray(weights)
+        yield phase, [part.order(total, rng) for part in phase]
 
 
 def loss_and_gradient(

@@ -59,7 +59,33 @@ def test_few_shots(clip_run, tmp_path):
     assert (folder / "few_shot.png").exists()
 
 
+def test_arms_are_kept(clip_run, tmp_path):
+    """A command that is started again makes the arms that are not there, or are others now."""
+    config, folder = with_stand_ins(tmp_path), tmp_path / "run"
+    argv = [f"--config.clip={clip_run}", "--config.seeds=1", "--config.epochs=1"]
+    argv += ["--config.sets.synthetic.source.per_class=2"]
+    assert run(transfer.main, config, folder, *argv, "--config.shots=(2,)") == 0
+    first = read_json(folder / "transfer.json")
+    assert first["sets"]["synthetic"]["source"]["split"] == "test"
+    arms = folder / "arms"
+    assert {path.name for path in arms.iterdir()} == {"real@2-0.json", "real+synthetic@2-0.json"}
+    (arms / "real@2-0.json").write_text("{}")
+    kept = (arms / "real+synthetic@2-0.json").stat().st_mtime_ns
+    assert run(transfer.main, config, folder, *argv, "--config.shots=(0, 2)") == 0
+    again = read_json(folder / "transfer.json")["arms"]
+    assert {name: again[name] for name in first["arms"]} == first["arms"] and len(again) == 4
+    assert (arms / "real+synthetic@2-0.json").stat().st_mtime_ns == kept
+    tower = ("--config.tuned=1", "--config.tower_rate=0.1", "--config.shots=(0,)")
+    assert run(transfer.main, config, folder, *argv, *tower) == 0
+    learnt = read_json(folder / "transfer.json")["arms"]
+    assert learnt["zero_shot@0"] == again["zero_shot@0"]
+    assert learnt["synthetic@0"]["loss"] != again["synthetic@0"]["loss"]
+
+
 WRONG = {
+    "tuned": (["--config.tuned=0"], "config.tuned must be head, whole, or how many of"),
+    "tuned blocks": (["--config.tuned=3"], "config.tuned must be at most the 2 blocks of the tow"),
+    "tower rate": (["--config.tower_rate=0.0"], "config.tower_rate must be finite and above 0"),
     "shots": (["--config.shots=(0, 200)"], "config.shots: shots=200, but class"),
     "strategy": (["--config.strategy=turns"], "config.strategy must be one of mix, real_first"),
     "loss": (["--config.loss.temperature=0.0"], "temperature above 0, got (0.5, 0.5) and 0.0"),
