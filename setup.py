@@ -1,7 +1,10 @@
 """What the project is made of and needs; `sh launch/demo.sh` and `sh launch/test.sh` install it."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
+PYTHONS = ("3.11", "3.12", "3.13")
 PACKAGES = ("classifiers", "configs", "imagen_ft", "input_pipeline", "launch")
 
 REQUIRES = [
@@ -81,7 +84,10 @@ setup(
     name="imagen-ft",
     version="0.1.0",
     description="Train classifiers on images from fine-tuned diffusion models",
+    long_description=Path(__file__).with_name("README.md").read_text(),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
+    classifiers=[f"Programming Language :: Python :: {version}" for version in PYTHONS],
     python_requires=">=3.11",
     packages=find_packages(include=[glob for name in PACKAGES for glob in (name, f"{name}.*")]),
     package_data={

@@ -17,10 +17,7 @@ from imagen_ft.diffusion.from_config import make_stages
 from imagen_ft.diffusion.stage import Stage
 from imagen_ft.models import presets
 from imagen_ft.models.autoencoder import PIECE, Autoencoder
-from imagen_ft.models.efficient_unet import EfficientUNet
-from imagen_ft.models.latent_unet import LatentUNet
 from imagen_ft.models.t5 import T5Encoder
-from imagen_ft.models.unet import UNet
 from imagen_ft.text import loaded
 from imagen_ft.text.sources import ClipSource, open_source
 from imagen_ft.weights.loading import READERS
@@ -187,23 +184,12 @@ def _decoding(model: Autoencoder, side: int) -> int:
     return max(*blocks, 3 * 4 * min(PIECE, pixels) * pixels)
 
 
-def _heads(model: UNet | EfficientUNet | LatentUNet, level: int) -> int:
-    """The most heads of an attention of this level."""
-    if isinstance(model, EfficientUNet):
-        return model.num_heads
-    if isinstance(model, LatentUNet):
-        return model.num_heads if isinstance(model.num_heads, int) else model.num_heads[level]
-    width = model.block_out_channels[level]
-    head_dim = model.attention_head_dim
-    return max(1, width // (head_dim if isinstance(head_dim, int) else min(head_dim)))
-
-
 def _activations(stage: Stage, tokens: int) -> int:
     """Bytes for one image, see `memory_phases`."""
     model: Any = stage.denoiser.model
     size, half = stage.denoiser.size, jnp.dtype(model.dtype).itemsize
     widths, layers = model.block_out_channels, model.layers_per_block
-    attention = model.self_attention if isinstance(model, EfficientUNet) else model.attention
+    attention = model.self_attention
     kept = work = 0
     for level, width in enumerate(widths):
         pixels = (size >> level) ** 2
@@ -213,7 +199,7 @@ def _activations(stage: Stage, tokens: int) -> int:
         wide = width + widths[min(level + 1, len(widths) - 1)]
         block = 4 * _COPIES * pixels * wide
         if level < len(attention) and attention[level]:
-            logits = _heads(model, level) * pixels * (pixels + tokens)
+            logits = model.heads(level) * pixels * (pixels + tokens)
             block = max(block, logits * (4 + 4 + half) + 4 * 4 * pixels * width)
         work = max(work, block)
     times = 1 if stage.guidance_weight == 1.0 else 2

@@ -1,7 +1,8 @@
 """Denoisers and stages from configs."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import ml_collections
 
@@ -17,7 +18,6 @@ from imagen_ft.diffusion.sampler_from_config import make_sampler
 from imagen_ft.diffusion.schedule import ScaledLinear, make_schedule
 from imagen_ft.diffusion.stage import Stage
 from imagen_ft.models import presets
-from imagen_ft.models.efficient_unet import EfficientUNet
 from imagen_ft.models.latent_unet import LatentUNet
 from imagen_ft.models.unet import UNet
 from launch.errors import InputError
@@ -42,6 +42,28 @@ _LIMITS = {
     "channels": SIDE,
     "pooled_width": (0, SIDE[1]),
 }
+
+
+@runtime_checkable
+class _Levels(Network, Protocol):
+    """A network by its levels, as configs describe one; see `CONTRIBUTING.md`, A network.
+
+    Attributes:
+        block_out_channels: width of each level, from the finest.
+    """
+
+    block_out_channels: Sequence[int]
+
+    @property
+    def self_attention(self) -> Sequence[bool]:
+        """For each level, whether it attends to itself."""
+
+    @property
+    def halvings(self) -> int:
+        """How many times height and width are halved on the way down."""
+
+    def heads(self, level: int) -> int:
+        """The most heads of an attention of a level; `cascade.memory` asks for them."""
 
 
 def make_denoiser(config: ml_collections.ConfigDict) -> Denoiser:
@@ -105,14 +127,15 @@ def _make_network(config: ml_collections.ConfigDict, out_channels: int) -> Netwo
         model = presets.make(preset, "stage.unet", **fields | own)
     else:
         model = make_module(kind, fields | own, "stage.unet")
-    # No other has both of the fields.
-    assert isinstance(model, UNet | EfficientUNet | LatentUNet)
+    if not isinstance(model, _Levels):
+        raise InputError(f"unet.preset must be that of a denoising network, got {preset!r}")
     levels = len(model.block_out_channels)
-    if not isinstance(model, EfficientUNet) and len(model.attention) != levels:
+    if len(model.self_attention) != levels:
         raise InputError(
-            f"unet.attention has {len(model.attention)} values, block_out_channels {levels}"
+            f"unet.attention must have a value a level, {levels} as block_out_channels, got "
+            f"{len(model.self_attention)}; give both as many"
         )
-    halvings = levels - (not isinstance(model, EfficientUNet))
+    halvings = model.halvings
     if config.size % 2**halvings:
         raise InputError(f"size={config.size} cannot be halved {halvings} times, once a level")
     return model

@@ -27,27 +27,6 @@ from imagen_ft.metrics.statistics import Statistics, of_features
 from launch.errors import InputError
 
 _DRAW_SEED = 0
-# Of each measure that sets can be chosen by, what its first result is called: on Inception, and on
-# other extractors.
-NAMES = {
-    "frechet": ("fid", "fd"),
-    "spatial_frechet": ("sfid", "sfd"),
-    "frechet_infinity": ("fid infinity", "fd infinity"),
-    "inception_score": ("is", "is"),
-    "kernel": ("kid", "kd"),
-    "sliced": ("mind", "mind"),
-    "relative": ("relative fd", "relative fd"),
-    "classes_apart": ("class fd", "class fd"),
-}
-# Measures whose arguments are in the config, in a field of the same name.
-WITH_ARGUMENTS = (
-    "frechet_infinity",
-    "inception_score",
-    "kernel",
-    "sliced",
-    "precision_recall",
-    "density_coverage",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +138,7 @@ class Measures:
         """
         results = []
         for name in self._config.measures:
-            results += list(getattr(self, f"_{name}")())
+            results += list(MEASURES[name].take(self))
             tell(name)
         if suffix:
             names = dict(NAMES.values())
@@ -317,22 +296,44 @@ class Measures:
         return self._real.images.features
 
 
-# What each needs of the real images, in the order in which they are shown.
-NEEDS = {
-    "frechet": "statistics",
-    "spatial_frechet": "statistics",
-    "frechet_infinity": "statistics",
-    "inception_score": "",
-    "kernel": "source",
-    "sliced": "source",
-    "precision_recall": "source",
-    "density_coverage": "source",
-    "relative": "held_out",
-    "classes_apart": "source",
-    "recognizability": "",
-    "diversity": "",
-    "copying": "source",
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """A row of the table of measures.
+
+    Attributes:
+        take: takes it.
+        needs: of the real images: 'statistics', 'source', 'held_out' or nothing.
+        names: where sets can be chosen by it, what its first result is called on Inception, and on
+            other extractors.
+        has_arguments: whether they are in the config, in a field of its name.
+    """
+
+    take: Callable[[Measures], Iterator[Result]]
+    needs: str = ""
+    names: tuple[str, str] | None = None
+    has_arguments: bool = False
+
+
+# In the order in which they are shown.
+MEASURES = {
+    "frechet": Measure(Measures._frechet, "statistics", ("fid", "fd")),
+    "spatial_frechet": Measure(Measures._spatial_frechet, "statistics", ("sfid", "sfd")),
+    "frechet_infinity": Measure(
+        Measures._frechet_infinity, "statistics", ("fid infinity", "fd infinity"), True
+    ),
+    "inception_score": Measure(Measures._inception_score, "", ("is", "is"), True),
+    "kernel": Measure(Measures._kernel, "source", ("kid", "kd"), True),
+    "sliced": Measure(Measures._sliced, "source", ("mind", "mind"), True),
+    "precision_recall": Measure(Measures._precision_recall, "source", has_arguments=True),
+    "density_coverage": Measure(Measures._density_coverage, "source", has_arguments=True),
+    "relative": Measure(Measures._relative, "held_out", ("relative fd", "relative fd")),
+    "classes_apart": Measure(Measures._classes_apart, "source", ("class fd", "class fd")),
+    "recognizability": Measure(Measures._recognizability),
+    "diversity": Measure(Measures._diversity),
+    "copying": Measure(Measures._copying, "source"),
 }
+NAMES = {name: row.names for name, row in MEASURES.items() if row.names}
+WITH_ARGUMENTS = tuple(name for name, row in MEASURES.items() if row.has_arguments)
 
 
 def _settings(fields: ml_collections.ConfigDict) -> tuple[tuple[str, Any], ...]:

@@ -8,7 +8,7 @@ from etils import epath
 
 from classifiers.extractors.extractor import Extractor
 from imagen_ft.evaluation.image_sets import ImageSet, check_spec, open_set
-from imagen_ft.evaluation.measures import NEEDS, Images, Real
+from imagen_ft.evaluation.measures import MEASURES, Images, Real
 from imagen_ft.metrics import reference as npz
 from imagen_ft.metrics.statistics import of_features
 from launch.errors import InputError
@@ -79,7 +79,7 @@ def check_references(config: ml_collections.ConfigDict) -> None:
         if reference[name]:
             check_spec(f"config.reference.{name}", reference[name])
     for measure in config.measures:
-        needed = NEEDS[measure]
+        needed = MEASURES[measure].needs
         if needed == "statistics":
             if not (reference.statistics or reference.source):
                 raise InputError(

@@ -10,7 +10,7 @@ from classifiers.extractors.extractor import Extractor
 from classifiers.extractors.features import features
 from imagen_ft.evaluation.extractors import KINDS, Kind
 from imagen_ft.evaluation.image_sets import ImageSet
-from imagen_ft.evaluation.measures import NEEDS, Images
+from imagen_ft.evaluation.measures import MEASURES, Images
 from imagen_ft.metrics.frechet import Labelled
 from imagen_ft.metrics.result import Conditions
 from launch.errors import InputError
@@ -21,19 +21,19 @@ def check_measures(field: str, measures: Sequence[str], extractor: str) -> None:
 
     Args:
         field: where they stand in the config.
-        measures: names of `NEEDS`.
+        measures: names of `MEASURES`.
         extractor: name of its row.
 
     Raises:
         InputError: there is none, one twice, an unknown one, or one that the extractor has not.
     """
     if not measures:
-        raise InputError(f"{field} must name some of {', '.join(NEEDS)}, got none")
+        raise InputError(f"{field} must name some of {', '.join(MEASURES)}, got none")
     kind = KINDS[extractor]
     for name in measures:
-        if name not in NEEDS:
+        if name not in MEASURES:
             raise InputError(
-                f"{field} must be of {', '.join(NEEDS)}, got {name!r}; take one of these"
+                f"{field} must be of {', '.join(MEASURES)}, got {name!r}; take one of these"
             )
         if list(measures).count(name) > 1:
             raise InputError(f"{field} must name each once, got {name!r} twice; drop one")

@@ -76,6 +76,16 @@ class EfficientUNet(nn.Module):
     remat: bool | Sequence[bool] = False
     dtype: Any = jnp.float32
 
+    @property
+    def halvings(self) -> int:
+        """How many times height and width are halved on the way down."""
+        return len(self.block_out_channels)
+
+    @nn.nowrap
+    def heads(self, level: int) -> int:
+        """The heads of an attention of this level."""
+        return self.num_heads
+
     def setup(self):
         first = self.block_out_channels[0]
         width = self.time_embedding_dim or 4 * first

@@ -80,6 +80,21 @@ class LatentUNet(nn.Module):
     remat: bool | Sequence[bool] = False
     dtype: Any = jnp.float32
 
+    @property
+    def halvings(self) -> int:
+        """How many times height and width are halved on the way down."""
+        return len(self.block_out_channels) - 1
+
+    @property
+    def self_attention(self) -> Sequence[bool]:
+        """For each level, whether it attends to itself."""
+        return self.attention
+
+    @nn.nowrap
+    def heads(self, level: int) -> int:
+        """The most heads of an attention of this level."""
+        return self.num_heads if isinstance(self.num_heads, int) else self.num_heads[level]
+
     def setup(self):
         first, levels = self.block_out_channels[0], len(self.block_out_channels)
         self.time_embedding = TimestepEmbedding(4 * first, self.dtype, nn.silu)

@@ -80,6 +80,23 @@ class UNet(nn.Module):
     remat: bool | Sequence[bool] = False
     dtype: Any = jnp.float32
 
+    @property
+    def halvings(self) -> int:
+        """How many times height and width are halved on the way down."""
+        return len(self.block_out_channels) - 1
+
+    @property
+    def self_attention(self) -> Sequence[bool]:
+        """For each level, whether it attends to itself."""
+        return self.attention
+
+    @nn.nowrap
+    def heads(self, level: int) -> int:
+        """The most heads of an attention of this level."""
+        head_dim = self.attention_head_dim
+        smallest = head_dim if isinstance(head_dim, int) else min(head_dim)
+        return max(1, self.block_out_channels[level] // smallest)
+
     def setup(self):
         first, levels = self.block_out_channels[0], len(self.block_out_channels)
         width = self.time_embedding_dim or 4 * first

@@ -19,7 +19,7 @@ from imagen_ft.diffusion.denoiser import Denoiser
 from imagen_ft.diffusion.from_config import make_alone, make_denoiser
 from imagen_ft.evaluation.extractors import Kind, check_extractor, open_extractor
 from imagen_ft.evaluation.image_sets import ImageSet
-from imagen_ft.evaluation.measures import NAMES, WITH_ARGUMENTS, Images, Measures, Real
+from imagen_ft.evaluation.measures import MEASURES, NAMES, Images, Measures, Real
 from imagen_ft.evaluation.references import References, check_references, open_references
 from imagen_ft.evaluation.sampled import BALANCED, class_of_each, enlarged
 from imagen_ft.evaluation.seeing import as_images, check_measures, conditions, see, taps_for
@@ -65,7 +65,7 @@ def check_metric(config: ml_collections.ConfigDict) -> None:
         raise InputError(
             f"{_FIELD}.measure must be one of {', '.join(NAMES)}, got {fields.measure!r}; name one"
         )
-    if fields.measure in WITH_ARGUMENTS and fields.measure not in fields:
+    if MEASURES[fields.measure].has_arguments and fields.measure not in fields:
         raise InputError(
             f"{_FIELD} needs the arguments of {fields.measure!r} in a field of its name"
         )

@@ -94,9 +94,9 @@ def _anchors(page: str) -> set[str]:
     return {re.sub(r"\s", "-", heading.strip()) for heading in words}
 
 
-def blocks(page: str, language: str) -> list[str]:
-    """What stands between ```LANGUAGE and ```."""
-    return [text for found, text in _BLOCK.findall(page) if found == language]
+def blocks(page: str, *languages: str) -> list[str]:
+    """What stands between ```LANGUAGE and ```, of these languages."""
+    return [text for found, text in _BLOCK.findall(page) if found in languages]
 
 
 def command_lines(block: str) -> list[str]:

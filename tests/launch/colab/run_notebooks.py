@@ -23,6 +23,7 @@ BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 OPENED_AT = "https://colab.research.google.com/github/{repository}/blob/main/launch/colab/{name}"
 # All files that name the repository.
 PAGES = (
+    ".github/ISSUE_TEMPLATE/config.yml",
     "CITATION.cff",
     "CONTRIBUTING.md",
     "README.md",

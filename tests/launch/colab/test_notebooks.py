@@ -144,7 +144,7 @@ def test_the_repository_is_named_in_one_go(monkeypatch, tmp_path):
     for name, path in NOTEBOOKS.items():
         copies[name].write_text(path.read_text())
     for page in PAGES:
-        (tmp_path / page).parent.mkdir(exist_ok=True)
+        (tmp_path / page).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / page).write_text((ROOT / page).read_text())
     monkeypatch.setattr(run_notebooks, "NOTEBOOKS", copies)
     monkeypatch.setattr(run_notebooks, "ROOT", tmp_path)
