@@ -1,6 +1,10 @@
 r"""Evaluates runs of classifiers.train on one or several sets of images, and compares them.
 
 python -m classifiers.evaluate --config=configs/digits/evaluate.py --workdir=runs/digits/classifiers
+python -m classifiers.evaluate --config=configs/cifar10/evaluate.py \
+    --workdir=runs/cifar10/classifiers
+python -m classifiers.evaluate --config=configs/imagenet/evaluate.py:sets=val+v2+sketch \
+    --workdir=runs/imagenet
 
 Each run below the folder, and each of config.runs, is one arm; its seeds are its repetitions. A set
 NAME of config.sets is summed up in evaluation_NAME.json and a table: top-1, top-5, loss,

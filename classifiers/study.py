@@ -1,6 +1,9 @@
 r"""Studies what generated images are worth: trains, evaluates and compares many classifiers.
 
 python -m classifiers.study --config=configs/digits/study.py --workdir=runs/digits/study --jobs=2
+python -m classifiers.study --config=configs/cifar10/study.py --workdir=runs/cifar10/study --dry_run
+python -m classifiers.study --config=configs/imagenet/study.py --workdir=/mnt/study \
+    --jobs=8 --submit="srun --gpus=8"
 
     cas         accuracy of training on generated images alone, beside real ones
     scaling     accuracy against the number of generated images, mean and deviation over seeds

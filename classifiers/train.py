@@ -1,7 +1,9 @@
 r"""Trains classifiers on real images, generated images, or both; one run a seed.
 
-python -m classifiers.train --config=configs/digits/classifier.py:arm=real+generated,k=10 \
-    --workdir=runs/classifier
+python -m classifiers.train --config=configs/digits/classifier.py:arm=real --workdir=runs/real
+python -m classifiers.train --config=configs/cifar10/resnet.py:arm=real+generated,k=2 \
+    --workdir=runs/both
+python -m classifiers.train --config=configs/imagenet/deit_l.py --preflight=v4:4x4x4
 
 The same command goes on where it stopped. Seed n is trained in the folder seed_n of the run
 directory, and learning_curves.png shows how all went. All images of config.train_sources count the

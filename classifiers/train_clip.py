@@ -1,6 +1,8 @@
-r"""Trains CLIP on images with texts: real ones, generated ones, or both.
+"""Trains CLIP on images with texts: real ones, generated ones, or both.
 
 python -m classifiers.train_clip --config=configs/clip/tiny.py --workdir=runs/clip/tiny
+python -m classifiers.train_clip --config=configs/clip/tiny.py:runlocal --workdir=runs/clip/try
+python -m classifiers.train_clip --config=configs/clip/vit_b16.py --dry_run
 
 The same command goes on where it stopped, and learning_curves.png shows how it went. A source of
 config.train_sources gives texts where its field `caption` says what they are (a column, a field, a

@@ -1,7 +1,8 @@
-r"""Tunes the classes' weights of CLIP on few real images and on synthetic ones (He et al. 2023).
+"""Tunes the classes' weights of CLIP on few real images and on synthetic ones (He et al. 2023).
 
-python -m classifiers.transfer --config=configs/clip/few_shot.py:method=classifier_tuning \
-    --workdir=runs/clip/few_shot
+python -m classifiers.transfer --config=configs/clip/few_shot.py --workdir=runs/clip/few_shot
+python -m classifiers.transfer --config=configs/clip/few_shot.py:loss=soft --workdir=runs/clip/soft
+python -m classifiers.transfer --config=configs/clip/few_shot.py --dry_run
 
 The image tower of config.clip stays as it is, batch norms in evaluation mode; its features are
 computed once and kept in the folder `features`. Or it learns too, by config.tuned: so many of its

@@ -1,6 +1,9 @@
 r"""Classifies images by the names of their classes, with CLIP (Radford et al. 2021, section 3.1).
 
+python -m classifiers.zero_shot --config=configs/clip/zero_shot_digits.py --workdir=runs/clip/digits
 python -m classifiers.zero_shot --config=configs/clip/zero_shot.py --workdir=runs/clip/zero_shot
+python -m classifiers.zero_shot --config=configs/clip/zero_shot.py:templates=1+80,sets=val+v2 \
+    --workdir=runs/clip/v2
 
 config.clips are runs of CLIP: imports of classifiers.weights, or what was trained. Each of
 config.templates is a set of sentences: '1', '7' and '80' are CLIP's, 'own' those of

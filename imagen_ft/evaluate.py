@@ -1,6 +1,10 @@
 r"""Measures sets of images against real ones, and compares them.
 
 python -m imagen_ft.evaluate --config=configs/digits/evaluate_images.py --workdir=runs/digits/images
+python -m imagen_ft.evaluate --config=configs/imagenet/evaluate_images.py:generated=data/set \
+    --workdir=runs/images
+python -m imagen_ft.evaluate --config=configs/imagenet/evaluate_images.py:sampled=10000 \
+    --workdir=runs/drawn
 
 A set NAME of config.sets is a generated set, a folder of images, a set of TFDS or Parquet files, an
 npz of samples, or a cascade (a config of stages), whose images are drawn on the way, held only

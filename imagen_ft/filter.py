@@ -1,6 +1,8 @@
-r"""Chooses the images of a generated set that are worth training on; the set stays as it is.
+"""Chooses the images of a generated set that are worth training on; the set stays as it is.
 
 python -m imagen_ft.filter --config=configs/digits/filter.py --workdir=runs/digits/filter
+python -m imagen_ft.filter --config=configs/cifar10/filter.py --workdir=runs/cifar10/filter
+python -m imagen_ft.filter --config=configs/imagenet/filter.py --dry_run
 
 A filter NAME of config.filters has a score, an extractor, and a limit or a share to keep:
 

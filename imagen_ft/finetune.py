@@ -1,7 +1,9 @@
-"""Trains one stage of the cascade: from scratch, from another run, or from public weights.
+r"""Trains one stage of the cascade: from scratch, from another run, or from public weights.
 
 python -m imagen_ft.finetune --config=configs/digits/finetune_base4.py --workdir=runs/base4
 python -m imagen_ft.finetune --config=configs/imagenet/imagen_base64.py --preflight=v4:4x4x16
+python -m imagen_ft.finetune --config=configs/imagenet/few_shot.py:model=sd15 \
+    --workdir=runs/few_shot
 
 The same command goes on where it stopped: it takes its own newest sound checkpoint, and only if
 there is none the weights of --config.init_from, and if that is empty new ones. On several hosts

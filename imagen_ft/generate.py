@@ -1,7 +1,10 @@
-"""Samples a labelled set of synthetic images and writes it as TFRecord shards, a TFDS folder.
+r"""Samples a labelled set of synthetic images and writes it as TFRecord shards, a TFDS folder.
 
 python -m imagen_ft.generate --config=configs/digits/generate.py --workdir=runs/digits/generated
-python -m imagen_ft.generate --config=... --workdir=DIR --worker=3 --num_workers=64
+python -m imagen_ft.generate --config=configs/digits/generate.py --workdir=runs/digits/generated \
+    --verify
+python -m imagen_ft.generate --config=configs/imagenet/generate.py --workdir=data/set --worker=3 \
+    --num_workers=64
 
 For every class it makes as many images as the real set has, times config.copies. The same command
 goes on where it stopped: a complete shard is never made again. Any number of workers, each a

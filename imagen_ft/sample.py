@@ -1,6 +1,10 @@
-"""Samples images of prompts and writes them as one picture, samples.png, and as single files.
+r"""Samples images of prompts and writes them as one picture, samples.png, and as single files.
 
 python -m imagen_ft.sample --config=configs/digits/sample.py --workdir=runs/samples --prompt=seven
+python -m imagen_ft.sample --config=configs/deepfloyd/sample.py --workdir=runs/if \
+    --prompts=prompts.txt --path=8
+python -m imagen_ft.sample --config=configs/stable_diffusion/sample.py --workdir=runs/sd \
+    --prompt=goldfish
 
 Without --prompt or --prompts, every class the cascade knows is sampled. --path=8 also writes
 path.png: eight moments of the base's way from noise to each of the first images. config.start, a

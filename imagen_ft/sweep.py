@@ -1,9 +1,12 @@
 r"""Looks for the best way of sampling one stage: a grid of settings, each drawn once and measured.
 
 python -m imagen_ft.sweep --config=configs/digits/sweep.py --workdir=runs/digits/sweep
-python -m imagen_ft.sweep --config=... --workdir=DIR --budget=5000
-python -m imagen_ft.sweep --config=... --workdir=DIR --worker=3 --num_workers=64
-python -m imagen_ft.sweep --config=... --workdir=DIR --cas --jobs=2
+python -m imagen_ft.sweep --config=configs/imagenet/sweep_base.py --workdir=runs/sweep \
+    --budget=900000
+python -m imagen_ft.sweep --config=configs/imagenet/sweep_base.py --workdir=runs/sweep --worker=3 \
+    --num_workers=64
+python -m imagen_ft.sweep --config=configs/digits/sweep.py --workdir=runs/digits/sweep --cas \
+    --jobs=2
 
 config.grid has the values of each dimension: sampler, num_steps, logvar_coeff, eta, order,
 guidance_weight, noise_augmentation, ema and the other settings of `Cascade.with_`. All points have

@@ -1,6 +1,9 @@
-r"""What classifiers gain from images that are drawn with fewer evaluations of the networks.
+r"""Tests how much classifiers lose when images are drawn with fewer network evaluations.
 
 python -m imagen_ft.worth --config=configs/digits/fast_study.py --workdir=runs/digits/fast --jobs=2
+python -m imagen_ft.worth --config=configs/digits/fast_study.py:solvers=dpmpp \
+    --workdir=runs/digits/dpmpp
+python -m imagen_ft.worth --config=configs/digits/fast_study.py:runlocal --dry_run
 
 Distils the stages (config.distilled), draws the images of every arm (solvers with the evaluations
 of config.settings, the students, and config.reference), trains the same classifiers on each with

@@ -1,7 +1,11 @@
-"""A copy of a config's images that is read faster: resized, as ArrayRecord, for TFDS and for us.
+r"""Makes a copy of a config's images that is read faster: resized, as ArrayRecord.
 
 python -m input_pipeline.prepare --config=configs/imagenet/resnet50.py:data=imagenet.zip \
     --source=train_sources.real --to=data/imagenet_320 --raw
+python -m input_pipeline.prepare --config=configs/cifar10/resnet.py \
+    --source=train_sources.real --to=data/cifar10_32 --size=32 --raw
+python -m input_pipeline.prepare --config=configs/imagenet/vit_s16.py \
+    --source=train_sources.real --to=data/imagenet_256 --size=256 --workers=16
 
 The copy has the order, labels and names of the images; training reads it as the source
 dict(name="tfds", path=DIR, split="train"), or as `prepared=DIR` in configs/imagenet. Images whose

@@ -28,6 +28,7 @@ from launch.errors import InputError, outcome
 
 # A run of one small stage opens about 40; loaders of large sets some hundred.
 FEWEST_FILES, MANY_FILES = 48, 4096
+FLAGS_TITLE = "every command"  # in --help
 _HOME = re.compile(r"(?<=[=:,+'\"])~(?=/|$)")
 
 
@@ -88,11 +89,33 @@ def helped(
     """
     if not {"--help", "-h", "-help"} & set(argv[1:]):
         return False
-    lines = (f"--{name}: {values[name].help}" for name in sorted(values))
+    lines = [text.strip(), "", "flags:", *(f"  {line}" for line in others)]
+    groups = _groups(values)
+    lines += [f"  {_described(flag)}" for flag in groups.pop("", ())]
+    for title, group in sorted(groups.items()):
+        lines += ["", f"{title}:", *(f"  {_described(flag)}" for flag in group)]
     # A reader such as `head` has seen enough when it closes the pipe.
     with contextlib.suppress(BrokenPipeError):
-        print(text.strip(), "", "flags:", *(f"  {line}" for line in (*others, *lines)), sep="\n")
+        print(*lines, sep="\n")
     return True
+
+
+def _groups(values: flags.FlagValues) -> dict[str, list[flags.Flag]]:
+    """Flags in order of their names, by FLAGS_TITLE of the module that defines them; '' is none."""
+    groups: dict[str, list[flags.Flag]] = {}
+    for module, defined in values.flags_by_module_dict().items():
+        title = getattr(sys.modules.get(module), "FLAGS_TITLE", "")
+        groups.setdefault(title, []).extend(defined)
+    return {title: sorted(group, key=lambda flag: flag.name) for title, group in groups.items()}
+
+
+def _described(flag: flags.Flag) -> str:
+    """Name, help and default; a help that speaks of the default says it itself."""
+    is_set = flag.default not in (None, "", [])
+    default = (flag.default_as_str or "").strip("'") if is_set else "none"
+    text = " ".join(flag.help.split())
+    said = "" if "default" in text else f" (default: {default})"
+    return f"--{flag.name}: {text}{said}"
 
 
 def read_flags(argv: Sequence[str], values: flags.FlagValues) -> None:

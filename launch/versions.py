@@ -1,6 +1,8 @@
 """Prints what a bug report should say: versions of the project and its packages, and the devices.
 
 python -m launch.versions
+python -m launch.versions --nodevices
+python -m launch.versions --coordinator=none
 """
 
 import os

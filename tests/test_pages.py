@@ -2,12 +2,17 @@
 
 import itertools
 import re
+import runpy
 import shlex
+import sys
+import warnings
 
 import pytest
 
 from imagen_ft.demo import report
 from launch.runtime.config import load_config
+from launch.submit import __main__ as submit
+from tests.launch.test_commands_in_jobs import ALONE, TOGETHER
 from tests.support import ROOT, pages
 
 PAGES = pages.all_pages()
@@ -176,3 +181,35 @@ def test_the_extras_of_pages_and_headers_are_there():
         re.findall(r'pip install "\.\[(\w+)\]"', "\n".join([*pages, *headers.values()]))
     ):
         assert f'"{extra}": ' in setup, extra
+
+
+@pytest.mark.parametrize("name", sorted(TOGETHER | ALONE))
+def test_help_of_every_command(name, capsys, monkeypatch):
+    """One sentence, three examples that the command takes, flags in groups, each with a default."""
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
+        warnings.simplefilter("ignore", RuntimeWarning)  # Other tests have imported it.
+        runpy.run_module(name, run_name="__main__")
+    out, err = capsys.readouterr()
+    assert not ended.value.code and not err
+    paragraphs = out.split("\n\n")
+    sentence = re.sub(r"\(.*?\)", "", " ".join(paragraphs[0].split())).replace(" .", ".")
+    assert re.fullmatch(r"[A-Z][a-z]+s [^.]*(?:\.\w[^.]*)*\.", sentence), sentence
+    lines = pages.command_lines(out.partition("\nflags:\n")[0].replace("'", ""))
+    examples = [line.strip() for line in lines if line.strip().startswith(f"python -m {name}")]
+    examples = [line for line in examples if "MODE" not in line and "|" not in line]
+    assert len(set(examples)) >= 3
+    assert not pages.broken_lines("```sh\n" + "\n".join(examples) + "\n```\n")
+    if name == "launch.submit":
+        return  # Its modes have flags, see below.
+    flags = [line for line in out.splitlines() if line.startswith("  --")]
+    assert flags and all("default" in line or line.startswith("  --config") for line in flags)
+    assert "\nevery command:\n" in out or "\nseveral processes:\n" in out
+
+
+def test_help_of_a_mode_has_groups(capsys):
+    assert submit.main(["launch.submit", "gke", "--help"]) == 0
+    out = capsys.readouterr().out
+    for title in ("flags", "every mode", "TPUs", "Google Cloud"):
+        assert f"\n{title}:\n  --" in out
+    assert all("default" in line for line in out.splitlines() if line.startswith("  --"))

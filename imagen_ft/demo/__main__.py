@@ -1,9 +1,13 @@
-"""The whole road on the digits embedded in scikit-learn: `sh launch/demo.sh`.
+"""Runs the whole pipeline on scikit-learn's handwritten digits, as `sh launch/demo.sh` does.
+
+python -m imagen_ft.demo
+python -m imagen_ft.demo --runlocal --workdir=runs/try
+python -m imagen_ft.demo --imagenet=standin
 
 Pretrains a small text-to-image cascade, fine-tunes it on 30 labelled digits, generates 900, trains
 classifiers on real and generated digits and says what the generated ones were worth. Run it again:
-what is complete is not done again, what was interrupted goes on where it stopped.
-With --imagenet=standin it is ImageNet's road instead, with tiny networks for a CPU: base,
+it resumes, and skips what is complete.
+With --imagenet=standin it runs ImageNet's pipeline instead, with tiny networks for a CPU: base,
 super-resolution, one image a class, and a study with classifiers on drawn shapes; with
 --imagenet=PATH on the images of that folder or zip (train/n01440764/*.JPEG and val/...).
 """

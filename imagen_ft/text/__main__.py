@@ -1,7 +1,10 @@
-"""Embeds prompts with T5 or CLIP, keeps the states on disk; training and sampling read them there.
+r"""Embeds prompts with T5 or CLIP and caches the states on disk, for training and sampling.
 
 python -m imagen_ft.text --class_names=imagenet --weights=weights/IF-I-M --to=data/imagenet_text
-python -m imagen_ft.text --prompts=prompts.txt --weights=weights/if --to=data/text --dtype=float32
+python -m imagen_ft.text --prompts=prompts.txt --weights=weights/IF-I-M --to=data/text \
+    --dtype=float32
+python -m imagen_ft.text --prompts=prompts.txt --weights=weights/sd15 --to=data/sd_text \
+    --variant=fp16
 
 A config then names the cache in place of an encoder: text = dict(cache="data/imagenet_text"). The
 same command goes on where it stopped; another list adds the prompts that are new. The processes of

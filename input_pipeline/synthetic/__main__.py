@@ -1,6 +1,8 @@
-"""A generated set for trainers that do not read TFRecord.
+"""Exports a synthetic set for trainers that do not read TFRecord.
 
 python -m input_pipeline.synthetic --set=runs/generated --export=webdataset --to=DIR
+python -m input_pipeline.synthetic --set=runs/generated --export=folder --to=DIR
+python -m input_pipeline.synthetic --set=runs/generated --export=array_record --to=DIR
 
 folder        DIR/CLASS/00000012.png: one folder a class, for torchvision's ImageFolder, which
               numbers the classes by their names in order; classes.txt has them by label

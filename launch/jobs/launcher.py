@@ -8,6 +8,8 @@ from absl import flags
 
 from launch.errors import InputError
 
+FLAGS_TITLE = "jobs that it starts"  # in --help
+
 
 def define_flags(values: flags.FlagValues) -> None:
     """The flags that `launcher` reads, and `jobs`."""

@@ -23,6 +23,7 @@ from launch.runtime.config import check_overrides, load_config, plain, reading
 from launch.runtime.devices import job
 from launch.runtime.reports.parameters import module_table, tensor_table
 
+FLAGS_TITLE = "every task"  # in --help
 _CONFIG_HELP = (
     "--config=FILE.py[:name=value,...]: the experiment",
     "--config.field=value: sets one field, also one that --dry_run says it lacks; may be repeated",

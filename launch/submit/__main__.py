@@ -1,7 +1,13 @@
-"""Starts a task's command line on other machines, or several times on this one, and finds it again.
+r"""Starts a task's command line on other machines, or as several processes here.
 
-python -m launch.submit MODE [options] -- python -m imagen_ft.finetune --config=... --workdir=...
+python -m launch.submit MODE [options] -- python -m TASK --config=FILE --workdir=DIR
 python -m launch.submit status|logs|follow|stop|delete NAME
+
+python -m launch.submit local --processes=2 --devices=cpu -- \
+    python -m imagen_ft.finetune --config=configs/digits/pretrain_base4.py --workdir=runs/two
+python -m launch.submit slurm --nodes=4 --gpus=8 --processes_per_node=8 --dry_run -- \
+    python -m imagen_ft.finetune --config=configs/imagenet/if_i_l.py:host --workdir=/shared/if_i_l
+python -m launch.submit status if-i-l
 
 MODE is one of:
 {modes}

@@ -7,6 +7,7 @@ from absl import flags
 from launch.errors import InputError
 from launch.submit.plan import Command, run
 
+FLAGS_TITLE = "Google Cloud"  # in --help
 _VARIABLES = {"project": "CLOUDSDK_CORE_PROJECT", "zone": "CLOUDSDK_COMPUTE_ZONE"}
 _PROPERTIES = {"project": "core/project", "zone": "compute/zone"}
 

@@ -16,6 +16,7 @@ from launch.submit.plan import Command, Plan, run
 from launch.submit.record import Record
 from launch.submit.task import Task
 
+FLAGS_TITLE = "every mode"  # in --help
 # Kubernetes allows 63 letters for what it makes of a name; gcluster 28.
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,26}[a-z0-9])?")
 

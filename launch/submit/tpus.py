@@ -13,6 +13,7 @@ from absl import flags
 
 from launch.errors import InputError
 
+FLAGS_TITLE = "TPUs"  # in --help
 SYNTAX = "GENERATION-SIZE, as v4-32, v5litepod-16, v5p-32 or v6e-16"
 
 

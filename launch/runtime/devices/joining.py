@@ -21,6 +21,7 @@ from launch.errors import PREEMPTED, InputError
 from launch.files import NO_LOCKS, temporary_folder
 from launch.runtime.devices import gpus
 
+FLAGS_TITLE = "several processes"  # in --help
 # JAX waits for 300 seconds, then aborts.
 JOIN_SECONDS = 285.0
 _GPUS, _DEVICES = "launch/gpus/", "launch/devices/"

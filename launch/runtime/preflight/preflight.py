@@ -22,6 +22,7 @@ from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.preflight import hlo, hlo_time
 from launch.runtime.reports.tables import text_table
 
+FLAGS_TITLE = "preflight"  # in --help
 # Axes of the torus of a slice.
 GENERATIONS = {"v4": 3, "v5p": 3, "v5e": 2, "v6e": 2}
 SYNTAX = "GENERATION:TOPOLOGY[*SLICES], such as v4:4x4x16, v5p:4x4x8*2, v5e:16x16 or v6e:16x16"
