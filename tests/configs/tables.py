@@ -47,6 +47,11 @@ VARIANTS = {
     "configs/cifar10/evaluate.py": ["data=cifar10,root=", "data=cifar10.zip,root=a/b,runlocal"],
     "configs/cifar10/finetune_base16.py": ["data=cifar10,root=", "data=cifar10.zip,root=a/b"],
     "configs/cifar10/finetune_sr32.py": ["data=cifar10,root=,runlocal", "data=x.zip,root=a"],
+    "configs/cifar10/clip.py": ["classes=all", "classes=dog+cat,data=x.zip,root=a"],
+    "configs/cifar10/few_shot.py": [
+        "clip=x,generated=,strategy=real_first",
+        "loss=hard,data=x.zip",
+    ],
     "configs/cifar10/filter.py": [
         "share=0.5,copies=2",
         "data=x.zip,root=a,generated=x,extractor=y",

@@ -25,6 +25,7 @@ from tests.support import commands
 COMPARISONS = (
     "classifiers.evaluate",
     "classifiers.study",
+    "classifiers.transfer",
     "classifiers.zero_shot",
     "imagen_ft.worth",
 )

@@ -27,12 +27,17 @@ def lite0(folder):
         return archive.extract(name, folder)
 
 
-def photographs(name, folder):
-    """The folder of a zip of photographs, which the environment names: IMAGENET_SAMPLE and such."""
+def zipped_photographs(name):
+    """The path of a zip of photographs, which the environment names: IMAGENET_SAMPLE and such."""
     beside = ROOT.parent / "shared" / "data" / f"{name}.zip"
     path = Path(os.environ.get(name.upper(), beside))
     if not path.is_file():
         pytest.skip(f"did not run: {name.upper()} must name the photographs, got {path}")
-    with zipfile.ZipFile(path) as archive:
+    return path
+
+
+def photographs(name, folder):
+    """The folder of what `zipped_photographs` holds."""
+    with zipfile.ZipFile(zipped_photographs(name)) as archive:
         archive.extractall(folder)
     return folder / name
