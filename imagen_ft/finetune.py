@@ -17,6 +17,9 @@ one or a few (the sampler 'consistency'), in both cases with the guidance of
 --config.prior.source.name=synthetic --config.prior.source.path=SET puts generated images of the
 classes beside a few real ones (prior preservation, DreamBooth), their loss times
 --config.prior.weight; --config.text_drop=0.1 trains on no text at times, for guidance.
+A stage with an auto-encoder is trained on latents, encoded at every step; with
+--config.latents.cache=FOLDER those of all images, and of the mirrored ones where --config.flip says
+so, are encoded once, before the first step, kept there in float16, and read by other runs too.
 learning_curves.png shows its losses and, where --config.evaluation_metric.every says so, the
 distance of what it draws to real images: --config.best.metric=sampled_fid keeps the best by it.
 goodput.jsonl in the run directory says what the time of every attempt was spent on; when three in a

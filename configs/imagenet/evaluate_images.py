@@ -11,7 +11,8 @@ Before it, the weights of Inception where torch-fidelity or pytorch-fid put them
     npz         files of samples, as ADM writes them, joined by +
     sampled     so many images that a cascade draws on the way, as many of each class (Azizi et al.
                 choose by 10,000), of
-    cascade     if (the default) or imagen, and of size, as in `generate.py`
+    cascade     if (the default) or imagen, and of size, as in `generate.py`; or sd15, sd21 or
+                sdxl, as in `generate_sd.py`
     statistics  an npz of reference statistics, such as ADM's VIRTUAL_imagenet256_labeled.npz;
                 the Frechet distances are to it, and not to the real images
     extractor   inception (the default), dinov2 or classifier, whose weights are at
@@ -32,9 +33,10 @@ only: 50,000 is what papers measure. Hardware: one GPU; decoding takes as long a
 from ml_collections import ConfigDict
 
 from configs import arguments
-from configs.imagenet import generate
+from configs.imagenet import generate, generate_sd
 from configs.imagenet.images import DATA, real_images
 from configs.measures import set_measures
+from configs.stable_diffusion.common import MODELS
 
 # Fields of each extractor, and the measures that it has not.
 EXTRACTORS = {
@@ -108,7 +110,10 @@ def _sets(args: dict) -> dict:
         if "sampled" in sets:
             raise ValueError("sampled: another set is called so; rename it")
         size, local = args["size"], ",runlocal" if args["runlocal"] else ""
-        cascade = generate.get_config(f"cascade={args['cascade']},size={size}{local}")
+        if args["cascade"] in MODELS:
+            cascade = generate_sd.get_config(f"model={args['cascade']}{local}")
+        else:
+            cascade = generate.get_config(f"cascade={args['cascade']},size={size}{local}")
         fields = {name: cascade[name] for name in _OF_CASCADE}
         sets["sampled"] = dict(
             cascade=fields, num_images=args["sampled"], labels="balanced", write=""

@@ -10,8 +10,11 @@ Before it, once:
     python -m imagen_ft.text --class_names=imagenet --template="a photo of a {}" \
         --weights=weights/sd15 --to=data/imagenet_text_sd15
 
-The auto-encoder and the text encoder stay as they are; images are encoded in the step. The run is
-sampled and generated with like any other (`generate_sd.py` has the unchanged weights).
+The auto-encoder and the text encoder stay as they are; images are encoded in the step. With
+`--config.latents.cache=data/imagenet_latents_sd15` they are encoded once, before the first step,
+and then take 168 GB, with the mirrored ones; other runs read them too. The run is sampled and
+generated with like any other: `generate_sd.py` has the unchanged weights, `--config.stages.sd.run`
+names others.
 
 What can be said behind the name of the file:
 
@@ -65,7 +68,8 @@ def get_config(arg="", name="sd15"):
     config.stage = stable_diffusion.stage(name)
     config.stage.unet.update(remat=True, dtype="bfloat16")
     config.stage.autoencoder.dtype = "bfloat16"
-    config.latents = dict(sample=True)  # not the mean of what the auto-encoder says
+    # Not the mean of what the auto-encoder says; a folder of latents that are kept.
+    config.latents = dict(sample=True, cache="")
     config.init_from = f"diffusers:{args['weights']}"
     config.frozen = ()
     config.loss = dict(min_snr_gamma=0.0, vlb_weight=0.0)

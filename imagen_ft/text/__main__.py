@@ -182,7 +182,7 @@ def open_cache(folder: epath.Path, encoder: Mapping[str, Any]) -> TextCache | No
     """
     if (folder / "encoder.json").exists():
         cache = TextCache(folder)
-        cache.check_encoder(encoder)
+        cache.check_made_from(encoder)
         return cache
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--to={folder} is a file; name a folder")

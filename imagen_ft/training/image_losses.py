@@ -18,6 +18,8 @@ from launch.runtime.types import Array, Batch, Variables
 
 Inputs = dict[str, Array]
 Losses = dict[str, Float[Array, " b"]]
+# Of a batch, in the place of images what was kept of them, see `kept_latents`.
+MOMENTS = "moments"
 
 
 class Noised(NamedTuple):
@@ -49,15 +51,16 @@ def draw_inputs(
 
     Args:
         denoiser: the network.
-        batch: 'image', uint8 [b, size, size, c], and 'label'.
+        batch: 'image', uint8 [b, size, size, c], or `MOMENTS` of images, float16 [b, size, size,
+            2 z], and 'label'.
         key: randomness.
         times: 't' and what else belongs to it, from uniform numbers; None is any time.
         samples_latents: whether latents are drawn from what the auto-encoder says of an image, and
             are not the mean of it.
     """
-    shape = (len(batch["image"]), denoiser.size, denoiser.size, denoiser.channels)
+    shape = (len(batch["label"]), denoiser.size, denoiser.size, denoiser.channels)
     t_key, eps_key, level_key, noise_key = jax.random.split(key, 4)
-    inputs = dict(image=batch["image"], label=batch["label"])
+    inputs = {name: batch[name] for name in ("image", MOMENTS, "label") if name in batch}
     u = stratified_times(t_key, shape[0])
     inputs |= times(u) if times else {"t": _training_times(denoiser.schedule, u)}
     inputs["eps"] = jax.random.normal(eps_key, shape)
@@ -112,21 +115,30 @@ def noised(denoiser: Denoiser, inputs: Inputs) -> Noised:
     return Noised(x0, x_t, condition, inputs["level"])
 
 
-def encoded(denoiser: Denoiser, autoencoder: Variables, inputs: Inputs) -> Inputs:
+def encoded(denoiser: Denoiser, autoencoder: Variables | None, inputs: Inputs) -> Inputs:
     """Puts latents in the place of a batch's images, in the memory of one image.
 
     Args:
         denoiser: has an auto-encoder.
-        autoencoder: its variables, which stay as they are.
+        autoencoder: its variables, which stay as they are; None where the batch has `MOMENTS`.
         inputs: result of `draw_inputs`.
     """
-    assert denoiser.autoencoder is not None, "the network sees images"
-    rest = {name: value for name, value in inputs.items() if name not in ("image", "latent_noise")}
-    images = to_float(inputs["image"])
-    mean, logvar = encode_one_by_one(denoiser.autoencoder, autoencoder, images)
+    used = ("image", MOMENTS, "latent_noise")
+    rest = {name: value for name, value in inputs.items() if name not in used}
+    mean, logvar = _moments(denoiser, autoencoder, inputs)
     if "latent_noise" in inputs:
         mean = mean + jnp.exp(0.5 * logvar) * inputs["latent_noise"]
     return {**rest, "latents": mean}
+
+
+def _moments(
+    denoiser: Denoiser, autoencoder: Variables | None, inputs: Inputs
+) -> tuple[Array, Array]:
+    if MOMENTS in inputs:
+        mean, logvar = jnp.split(inputs[MOMENTS].astype(jnp.float32), 2, axis=-1)
+        return mean, logvar
+    assert denoiser.autoencoder is not None and autoencoder is not None, "there are no latents"
+    return encode_one_by_one(denoiser.autoencoder, autoencoder, to_float(inputs["image"]))
 
 
 def shrink(images: Float[Array, "b h w c"], size: int) -> Float[Array, "b size size c"]:

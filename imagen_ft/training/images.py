@@ -6,6 +6,7 @@ import functools
 import numpy as np
 from jax.sharding import Mesh
 
+from imagen_ft.training.kept_latents import KeptLatents, pick_flip
 from imagen_ft.training.prior import with_prior
 from imagen_ft.training.training import Training
 from input_pipeline import class_names, sources
@@ -63,30 +64,36 @@ def open_images(training: Training) -> TrainingImages:
 
 
 def make_reader(training: Training, source: Source, mesh: Mesh) -> Reader:
-    """What reads the batches: images at the stage's size, or random parts of them.
+    """What reads the batches: images at the stage's size, random parts, or what is kept of them.
 
     Args:
         training: its config has `crop_size` and `flip` where images are augmented, `batch_size`,
             `seed` and `loader_workers`.
-        source: the images.
+        source: the images, or `KeptLatents` of them.
         mesh: where the batches go.
     """
     config = training.config
     rows = local_rows(mesh, config.batch_size)
     size, crop, flip = training.image_size, config.get("crop_size", 0), config.get("flip", False)
-    augment = functools.partial(_crop_and_flip, size=size, crop=crop, flip=flip)
+    cut = functools.partial(_crop_and_flip, size=size, crop=crop, flip=flip)
+    is_kept = isinstance(source, KeptLatents)
     batches = loader.batches(
         source,
         config.batch_size,
         config.seed,
-        transform=functools.partial(_resize, size=size),
-        augment=augment if crop or flip else None,
+        transform=None if is_kept else to_size(training),
+        augment=pick_flip if is_kept else cut if crop or flip else None,
         rows=rows,
         synthetic_weight=training.prior.share if training.prior else None,
     )
     image_bytes = training.denoiser.image_size**2 * training.denoiser.image_channels
     workers = count_workers(config.get("loader_workers", 0), len(rows) * image_bytes)
     return functools.partial(loader.iterate, batches, workers=workers)
+
+
+def to_size(training: Training) -> Transform:
+    """Brings an image to the size of the stage's whole images."""
+    return functools.partial(_resize, size=training.image_size)
 
 
 def evaluation_transform(training: Training) -> Transform:

@@ -7,7 +7,7 @@ import ml_collections
 from launch.errors import InputError
 
 # Where the config does not say.
-LATENTS = {"sample": True}
+LATENTS = {"sample": True, "cache": ""}
 
 
 def latents_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -33,5 +33,10 @@ def latents_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
         raise InputError(
             f"config.latents.sample must be True or False, got {fields['sample']!r}; False takes "
             "the mean"
+        )
+    if not isinstance(fields["cache"], str):
+        raise InputError(
+            f"config.latents.cache must be a folder, got {fields['cache']!r}; '' encodes images at "
+            "every step"
         )
     return fields

@@ -8,9 +8,9 @@ from etils import epath
 from jax.sharding import Mesh
 
 from imagen_ft.text.encoders import TextEncoder
-from imagen_ft.training import curves, warm_start
+from imagen_ft.training import curves, kept_latents, warm_start
 from imagen_ft.training.evaluation import make_evaluation
-from imagen_ft.training.images import make_reader, open_images
+from imagen_ft.training.images import make_reader, open_images, to_size
 from imagen_ft.training.pictures import make_pictures
 from imagen_ft.training.sampled_metric import SampledMetric, is_measured, metric_name
 from imagen_ft.training.training import Training
@@ -46,6 +46,9 @@ def train_stage(training: Training, encoder: TextEncoder, mesh: Mesh, workdir: e
     base = warm_start.load_base(training, mesh)
     autoencoder, digests = warm_start.load_latents(training, mesh)
     inputs |= digests
+    keeping = kept_latents.look(
+        training, images.train, to_size(training), digests.get("autoencoder", "")
+    )
     network = training.network_on(mesh, base, autoencoder)
     pictures = None
     if config.get("pictures_every", 0):
@@ -66,6 +69,7 @@ def train_stage(training: Training, encoder: TextEncoder, mesh: Mesh, workdir: e
     run_name = claim_workdir(workdir, config, inputs)
     if metric:
         metric.prepare()
+    train = keeping.fill(training) if keeping else images.train
     with jax.set_mesh(mesh):
         fit(
             workdir=workdir,
@@ -74,8 +78,8 @@ def train_stage(training: Training, encoder: TextEncoder, mesh: Mesh, workdir: e
             mesh=mesh,
             abstract=training.abstract,
             create=functools.partial(warm_start.create, training, mesh, base),
-            train_step=training.step(mesh, *text, base, autoencoder),
-            batches=make_reader(training, images.train, mesh),
+            train_step=training.step(mesh, *text, base, None if keeping else autoencoder),
+            batches=make_reader(training, train, mesh),
             evaluate=make_evaluation(training, images.evaluation, mesh, text, network, base),
             metric=metric,
             pictures=pictures,

@@ -22,7 +22,14 @@ from imagen_ft.diffusion.stage import AUTOENCODER
 from imagen_ft.text.encoders import text_shapes
 from imagen_ft.training.checking import check_run, crop
 from imagen_ft.training.distilling import Teaching, make_teaching
-from imagen_ft.training.image_losses import Inputs, Losses, draw_inputs, encoded, image_losses
+from imagen_ft.training.image_losses import (
+    MOMENTS,
+    Inputs,
+    Losses,
+    draw_inputs,
+    encoded,
+    image_losses,
+)
 from imagen_ft.training.latents import latents_of
 from imagen_ft.training.prior import Prior, make_prior
 from imagen_ft.training.sampled_metric import check_metric
@@ -134,6 +141,11 @@ class Training:
         return make_prior(self.config)
 
     @property
+    def keeps_latents(self) -> bool:
+        """Whether batches are `MOMENTS`, and the step needs no auto-encoder."""
+        return bool(latents_of(self.config)["cache"])
+
+    @property
     def image_size(self) -> int:
         """Of whole images, in pixels."""
         autoencoder = self.denoiser.autoencoder
@@ -160,14 +172,17 @@ class Training:
         Args:
             batch: see `draw_inputs`.
             key: see `draw_inputs`.
-            autoencoder: the variables of the auto-encoder, where there is one.
+            autoencoder: the variables of the auto-encoder, where there is one and the batch is
+                not kept latents.
         """
         times = None
         if self.teaching is not None:
             times = functools.partial(self.teaching.method.times, self.denoiser.schedule)
         samples_latents = bool(latents_of(self.config)["sample"])
         inputs = draw_inputs(self.denoiser, batch, key, times, samples_latents)
-        return inputs if autoencoder is None else encoded(self.denoiser, autoencoder, inputs)
+        if autoencoder is None and MOMENTS not in inputs:
+            return inputs
+        return encoded(self.denoiser, autoencoder, inputs)
 
     def losses(
         self,
@@ -313,7 +328,7 @@ class Training:
         table = shape((max(1, len(self.class_names)), *self.text_shape), dtype, sharding=whole)
         null_text = shape(self.text_shape, dtype, sharding=whole)
         autoencoder = None
-        if self.denoiser.autoencoder is not None:
+        if self.denoiser.autoencoder is not None and not self.keeps_latents:
             autoencoder = with_shardings(mesh, self.denoiser.autoencoder_shapes())
         step = self.step(mesh, table, null_text, self.base_shapes(mesh), autoencoder)
         size, count = self.denoiser.image_size, self.config.batch_size
@@ -322,6 +337,10 @@ class Training:
             image=shape((count, size, size, self.denoiser.image_channels), np.uint8, sharding=rows),
             label=shape((count,), np.int32, sharding=rows),
         )
+        if self.keeps_latents:
+            side, width = self.denoiser.size, 2 * self.denoiser.channels
+            del batch["image"]
+            batch[MOMENTS] = shape((count, side, side, width), np.float16, sharding=rows)
         if self.prior is not None:
             batch["domain"] = batch["label"]
         with jax.set_mesh(mesh):

@@ -75,7 +75,8 @@ def _stack(examples: Sequence[Example]) -> Batch:
         raise InputError(
             "caption is read by classifiers.train_clip alone; leave the field out of the source"
         )
-    shapes = sorted({example["image"].shape for example in examples})
+    # What was kept of images in their place is of one shape.
+    shapes = sorted({example["image"].shape for example in examples if "image" in example})
     if len(shapes) > 1:
         small, large = ("x".join(map(str, shape)) for shape in (shapes[0], shapes[-1]))
         raise InputError(

@@ -204,6 +204,7 @@ VARIANTS = {
     "configs/imagenet/evaluate_images.py": [
         "sampled=10,cascade=imagen,size=64,infinity",
         "sampled=10,runlocal",
+        "sampled=10,cascade=sd15,runlocal",
         "generated=a/x+b,folders=c,npz=d.npz",
         "statistics=x.npz,size=64,per_class=10",
         "extractor=dinov2,weights=x",

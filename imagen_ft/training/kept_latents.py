@@ -1,0 +1,269 @@
+"""Latents of the images that are learned, computed once and kept on disk.
+
+Kept is what the auto-encoder says of an image, mean and log-variance in float16, and where images
+are flipped also what it says of the mirrored one, which is no mirrored latent: training still draws
+latents anew from both at every step.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, SupportsIndex
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from jaxtyping import Float, Float16
+from tqdm import tqdm
+
+from imagen_ft.cascade.autoencoder import load_autoencoder
+from imagen_ft.models.autoencoder import Autoencoder, encode_one_by_one
+from imagen_ft.training.image_losses import MOMENTS
+from imagen_ft.training.latents import latents_of
+from imagen_ft.training.training import Training
+from input_pipeline.batches import loader
+from input_pipeline.source import Example, Source, Subset, Transform, Wrapper
+from launch.cli import say
+from launch.errors import InputError
+from launch.files import remove_temporaries
+from launch.runtime.checkpoints.row_cache import RowCache
+from launch.runtime.devices.distributed import (
+    agree,
+    decide_on_first_process,
+    on_first_process,
+)
+from launch.runtime.devices.mesh import (
+    batch_sharding,
+    fetch_behind,
+    make_mesh,
+    put_batch,
+)
+from launch.runtime.images import to_float
+from launch.runtime.locks import lock
+from launch.runtime.types import Array, Variables
+
+# Of a cache's parts. What an interruption loses is one part at most.
+PART_BYTES = 2**26
+_BATCH = 16  # images a device that are read together; they are encoded one by one
+_FIELD = "config.latents.cache"
+_DTYPE = "float16"
+
+
+class LatentCache(RowCache):
+    """Moments of images, [flips, h, w, 2 z] each: the image's, and the mirrored one's behind it."""
+
+    HEAD = "latents.json"
+    MADE_FROM, NAMES, ARRAY = "latents", "images", MOMENTS
+    LACKING = "holds no latents"
+    OF_ANOTHER = "other latents"
+    MEND = "run the same command again"
+
+
+class KeptLatents(Wrapper):
+    """A source whose images are what is kept of them, as the field `MOMENTS`; none is decoded."""
+
+    def __init__(self, source: Source, cache: LatentCache):
+        """Makes the source.
+
+        Args:
+            source: the images.
+            cache: has all of them.
+        """
+        super().__init__(source)
+        keys = (source.key(i) for i in range(len(source)))
+        # Not the cache, whose names would be copied into every process that reads.
+        self._parts, self._places = cache.parts, cache.places(keys)
+
+    def __getitem__(self, i: SupportsIndex) -> Example:
+        i = int(i)
+        (moments,) = self._parts.read(self._places[i : i + 1], [self.key(i)])
+        return {MOMENTS: moments, "label": self.labels[i], "domain": self.domain[i]}
+
+
+def pick_flip(example: Example, rng: np.random.Generator) -> Example:
+    """Of an image and its mirrored one, that which `random_flip` would take."""
+    moments = example[MOMENTS]
+    mirrored = len(moments) > 1 and rng.random() >= 0.5
+    return {**example, MOMENTS: moments[int(mirrored)]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Keeping:
+    """A cache that is looked at, and what it lacks.
+
+    Attributes:
+        folder: of the cache.
+        made_from: see `RowCache`.
+        source: the images.
+        transform: brings one to size.
+        missing: the numbers of those that are not there.
+        flips: rows of an image, 2 where it is mirrored as well.
+        latents: height, width and channels of a latent.
+    """
+
+    folder: epath.Path
+    made_from: dict[str, Any]
+    source: Source
+    transform: Transform
+    missing: list[int]
+    flips: int
+    latents: tuple[int, int, int]
+
+    def fill(self, training: Training) -> Source:
+        """Encodes what is missing; all processes have to call it, and each encodes its share.
+
+        Args:
+            training: whose auto-encoder it is.
+
+        Returns:
+            The images as they are kept.
+
+        Raises:
+            InputError: another process is at work there, latents are not finite or beyond float16,
+                or the folder is another one on each host.
+        """
+        shape = self.flips, *self.latents[:2], 2 * self.latents[2]
+
+        def claim() -> None:
+            lock(self.folder)
+            remove_temporaries(self.folder)
+            if not (self.folder / LatentCache.HEAD).exists():
+                LatentCache.begin(self.folder, self.made_from, shape)
+
+        if self.missing:
+            on_first_process(claim)
+            config, model = training.config, training.denoiser.autoencoder
+            assert model is not None, "images have no latents"
+            mesh = make_mesh({}, jax.local_devices())
+            run, stage = config.init_from, config.stage
+            variables, _ = load_autoencoder(stage, model, run, "config", mesh)
+            cache = LatentCache(self.folder)
+            if jax.process_index() == 0:
+                total = len(self.source) * cache.row_bytes / 1e9
+                say(
+                    f"latents: {len(self.missing)} of {len(self.source)} images are encoded; "
+                    f"{self.folder} will have {total:.3g} GB of them"
+                )
+            encode = jax.tree_util.Partial(functools.partial(_encode, model), variables)
+            # Nobody reads before all have written.
+            agree(lambda: self._encode(encode, cache, mesh))
+        cache = LatentCache(self.folder)
+        for i in self.missing:
+            if self.source.key(i) not in cache:
+                raise InputError(
+                    f"{_FIELD} must be a folder that all hosts see, but {self.folder} lacks image "
+                    f"{self.source.key(i)}; name one"
+                )
+        return KeptLatents(self.source, cache)
+
+    def _encode(self, encode: Callable[[Array], Array], cache: LatentCache, mesh: Mesh) -> None:
+        """Adds this process's share of what is missing."""
+        number, count = jax.process_index(), jax.process_count()
+        cache.take_turns(number, count)
+        images = Subset(self.source, np.array(self.missing[number::count], np.int64))
+        part_rows = max(1, PART_BYTES // cache.row_bytes)
+        names: list[str] = []
+        ready: list[Float16[np.ndarray, "flips h w z2"]] = []
+        with tqdm(total=len(images), desc="encode", unit="image") as bar:
+            for moments in self._moments(encode, images, mesh):
+                names.append(images.key(bar.n))
+                ready.append(_checked(moments, names[-1]))
+                bar.update()
+                if len(ready) == part_rows or bar.n == len(images):
+                    cache.append(names, np.stack(ready))
+                    names, ready = [], []
+
+    def _moments(
+        self, encode: Callable[[Array], Array], images: Source, mesh: Mesh
+    ) -> Iterator[Float[np.ndarray, "flips h w z2"]]:
+        """Moments of each image, in order."""
+
+        @functools.partial(jax.jit, out_shardings=batch_sharding(mesh))
+        def with_flips(encode: Callable[[Array], Array], images: Array) -> Array:
+            both = [images, images[:, :, ::-1]][: self.flips]
+            return jnp.stack([encode(to_float(one)) for one in both], axis=1)
+
+        def batches() -> Iterator[tuple[Array, Array]]:
+            if len(images):
+                for batch in loader.eval_batches(images, _BATCH * mesh.size, self.transform):
+                    placed = put_batch(mesh, {name: batch[name] for name in ("image", "mask")})
+                    yield with_flips(encode, placed["image"]), placed["mask"]
+
+        with jax.set_mesh(mesh):
+            for found, mask in fetch_behind(batches()):
+                yield from np.asarray(found)[np.asarray(mask)]
+
+
+def _encode(
+    model: Autoencoder, variables: Variables, images: Float[Array, "b h w c"]
+) -> Float[Array, "b h2 w2 z2"]:
+    """Mean and log-variance, one behind the other."""
+    return jnp.concatenate(encode_one_by_one(model, variables, images), axis=-1)
+
+
+def look(training: Training, source: Source, transform: Transform, digest: str) -> Keeping | None:
+    """What `config.latents.cache` has of a source, and lacks; None where nothing is kept.
+
+    Nothing is written, and no weights are read.
+
+    Args:
+        training: its config has `latents` and `flip`.
+        source: the images.
+        transform: brings one to the size of the stage.
+        digest: of the auto-encoder's weights.
+
+    Raises:
+        InputError: the folder holds something else, or other latents.
+    """
+    config, model = training.config, training.denoiser.autoencoder
+    path = latents_of(config)["cache"]
+    if not path or model is None:
+        return None
+    folder = epath.Path(path)
+    made_from = {
+        "dtype": _DTYPE,
+        "autoencoder": digest,
+        "computed_in": model.computed_in.name,
+        "scaling_factor": model.scaling_factor,
+        "shift_factor": model.shift_factor,
+        "images": source.digest() or config.train_source.name,
+        "size": training.image_size,
+        "flip": bool(config.get("flip", False)),
+    }
+
+    def missing() -> list[int]:
+        if not _is_begun(folder):
+            return list(range(len(source)))
+        cache = LatentCache(folder)
+        cache.check_made_from(made_from)
+        return [i for i in range(len(source)) if source.key(i) not in cache]
+
+    flips = 2 if made_from["flip"] else 1
+    size, channels = training.denoiser.size, training.denoiser.channels
+    lacks = decide_on_first_process(missing)
+    return Keeping(folder, made_from, source, transform, lacks, flips, (size, size, channels))
+
+
+def _is_begun(folder: epath.Path) -> bool:
+    if (folder / LatentCache.HEAD).exists():
+        return True
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{_FIELD}={folder} is a file; name a folder")
+    if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise InputError(f"{_FIELD}={folder}: the folder holds something else; name another")
+    return False
+
+
+def _checked(
+    moments: Float[np.ndarray, "flips h w z2"], name: str
+) -> Float16[np.ndarray, "flips h w z2"]:
+    with np.errstate(over="ignore"):  # that is what is looked for
+        kept = moments.astype(_DTYPE)
+    if not np.isfinite(kept).all():
+        raise InputError(
+            f"config.stage.autoencoder.dtype must be one that latents are finite in, but those of "
+            f"image {name} are not, as {_DTYPE}; set float32, or look at the weights"
+        )
+    return kept
