@@ -90,7 +90,7 @@ class Drawing:
         """
         count = len(request)
         padding = _multiple(count, self.ways) - count
-        keys = _keys(request.seed, 0, np.pad(np.arange(count), (0, padding)))
+        keys = image_keys(request.seed, 0, np.pad(np.arange(count), (0, padding)))
         rows: dict[str, Any] = texts.rows(slice(None))
         if request.start is not None:
             rows["start"] = to_float(jnp.asarray(request.start[:]))
@@ -160,14 +160,14 @@ class Drawing:
             batch: dict[str, Any] = {
                 name: _filled(values[part], first, size - last) for name, values in inputs.items()
             }
-            batch["keys"] = _keys(request.seed, number, batch.pop("indices"))
+            batch["keys"] = image_keys(request.seed, number, batch.pop("indices"))
             with self._on_mesh(**batch) as placed:
                 images = stage.sample(self.variables[number], **placed, **options)
             drawn.append(images[first:last])
         return jnp.concatenate(drawn)
 
 
-def _keys(seed: int, stage: int, indices: np.ndarray) -> Key[Array, " n"]:
+def image_keys(seed: int, stage: int, indices: np.ndarray) -> Key[Array, " n"]:
     """One an image: a function of the seed, the stage's number and the image's index alone."""
     key = jax.random.fold_in(jax.random.key(seed), stage)
     return jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.asarray(indices))

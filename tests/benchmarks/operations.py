@@ -81,23 +81,34 @@ def pass_flops(preset: str, method: str) -> float:
 
 
 def latent_flops(preset: str, method: str) -> float:
-    """Operations for one image of a U-Net over latents, or of the decoder behind it.
-
-    Args:
-        preset: of the U-Net.
-        method: 'context', 'denoise' or 'decode'.
-    """
-    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, "float32")  # noqa: E731
+    """As `latent_model_flops`, of a preset at the size of its images."""
     size, row = LATENT_SIZES[preset] // _PIXELS, presets.PRESETS[preset]
-    latents = shape(1, size, size, 4)
     name = preset
     if method == "decode":
         name = "sdxl_vae" if preset == "sdxl" else "sd_vae"
-    model: Any = presets.make(name)
     variables = {"params": presets.parameter_shapes(name)}
+    widths = (row.text_width, row.pooled_width)
+    return latent_model_flops(presets.make(name), variables, size, widths, method)
+
+
+def latent_model_flops(
+    model: Any, variables: Any, size: int, widths: tuple[int, int], method: str
+) -> float:
+    """Operations for one image of a U-Net over latents, or of the decoder behind it.
+
+    Args:
+        model: U-Net or auto-encoder.
+        variables: their shapes.
+        size: of the latents, a side.
+        widths: of the text states and of the pooled text; 0 is none.
+        method: 'context' (once an image), 'denoise' (every step) or 'decode'.
+    """
+    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, "float32")  # noqa: E731
+    latents = shape(1, size, size, 4)
     run = functools.partial(model.apply, method=method)
-    added = Added(shape(1, row.pooled_width), shape(1, 6)) if row.pooled_width else None
-    text = [variables, shape(1, TOKENS, row.text_width), added]
+    text_width, pooled_width = widths
+    added = Added(shape(1, pooled_width), shape(1, 6)) if pooled_width else None
+    text = [variables, shape(1, TOKENS, text_width), added]
     with as_on_tpu():
         if method == "decode":
             return count_flops(run, variables, latents)

@@ -106,10 +106,10 @@ DDIM = dict(
 LENGTH = 9
 
 
-def save_pipeline(folder, kind, prediction, scheduler=DDIM):
-    """A pipeline of diffusers with tiny parts, on disk."""
-    tokens = dict(vocab_size=len(VOCABULARY), max_position_embeddings=LENGTH)
-    write_tokenizer(folder / "tokenizer", LENGTH)
+def save_pipeline(folder, kind, prediction, scheduler=DDIM, length=LENGTH, **networks):
+    """A pipeline of diffusers with tiny parts, or others in their place, on disk."""
+    tokens = dict(vocab_size=len(VOCABULARY), max_position_embeddings=length)
+    write_tokenizer(folder / "tokenizer", length)
     settings = dict(NOISE, steps_offset=1, prediction_type=prediction) | scheduler
     parts = dict(
         vae=tiny_vae(),
@@ -120,8 +120,9 @@ def save_pipeline(folder, kind, prediction, scheduler=DDIM):
         feature_extractor=None,
         image_encoder=None,
     )
+    parts |= networks
     if kind == "sdxl":
-        write_tokenizer(folder / "tokenizer_2", LENGTH, pad="!")
+        write_tokenizer(folder / "tokenizer_2", length, pad="!")
         parts["text_encoder_2"] = tiny_clip("openclip", **tokens, eos_token_id=END)
         parts["tokenizer_2"] = CLIPTokenizer.from_pretrained(folder / "tokenizer_2")
         pipeline = StableDiffusionXLPipeline(**parts, add_watermarker=False)

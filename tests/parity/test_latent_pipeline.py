@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from imagen_ft.cascade import Cascade
-from imagen_ft.cascade.drawing import _keys
+from imagen_ft.cascade.drawing import image_keys
 from imagen_ft.cascade.opened import as_config
 from imagen_ft.diffusion import samplers
 from imagen_ft.diffusion.schedule import alpha_sigma, make_schedule
@@ -55,7 +55,7 @@ def test_times(name, theirs, ours, num_steps):
 def test_times_that_there_are_not():
     with pytest.raises(InputError, match=r"must be below 1000 for sampler\.spacing='leading_one'"):
         sampling_times(make_schedule("scaled_linear"), 1000, "leading_one")
-    with pytest.raises(InputError, match="and _open behind the first 4"):
+    with pytest.raises(InputError, match="first 4 with _open behind"):
         sampling_times(make_schedule("scaled_linear"), 2, "karras_open")
 
 
@@ -83,7 +83,7 @@ def test_times_that_there_are_not():
 )
 def test_pipeline(kind, prediction, scheduler, weight, negative, tmp_path):
     pipeline = save_pipeline(tmp_path, kind, prediction, scheduler)
-    noise = samplers.noise_of_keys(_keys(SEED, 0, np.arange(2)), (SIDE, SIDE, LATENTS))(0)
+    noise = samplers.noise_of_keys(image_keys(SEED, 0, np.arange(2)), (SIDE, SIDE, LATENTS))(0)
     expected = pipeline(
         PROMPTS,
         negative_prompt=negative and [negative] * len(PROMPTS),
