@@ -71,7 +71,7 @@ def define_alone(values: flags.FlagValues) -> None:
         flags.DEFINE_string(
             "coordinator",
             "",
-            "'none' lets this process be alone, although a cluster's variables say otherwise",
+            "'none' runs this process alone, whatever the cluster's variables say",
             flag_values=values,
         )
 
@@ -210,15 +210,17 @@ def _path_failure(error: Exception) -> tuple[int, str] | None:
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         if frame.f_globals["__name__"].startswith("etils.epath"):
             beginning = error.args[0]
-            return 2, f"error: no path that begins with {beginning} can be opened: name a local one"
+            return 2, (
+                f"error: no path that begins with {beginning} can be opened; name a local one"
+            )
     # fsspec's; a path can stand in a config as well.
     if isinstance(error, ImportError) and "gcsfs" in str(error):
-        return 2, 'error: a path at gs:// needs more packages: pip install ".[gcs]" first'
+        return 2, 'error: paths at gs:// need more packages; pip install ".[gcs]" first'
     return None
 
 
 def _cannot_print(error: OSError) -> str:
-    return f"error: cannot write what is to be printed: {error.strerror}; mend that, run it again"
+    return f"error: cannot write the output: {error.strerror}; fix that and run it again"
 
 
 def _fails(stream: TextIO) -> bool:
@@ -257,8 +259,8 @@ def _allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     if most < FEWEST_FILES:
         raise InputError(
-            f"a process may open {most} files here, at least {FEWEST_FILES} are needed: raise it "
-            "by ulimit -n"
+            f"ulimit -n must be at least {FEWEST_FILES} open files, got {most}; raise it "
+            "with ulimit -n"
         )
 
 

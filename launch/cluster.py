@@ -50,8 +50,8 @@ def find_job(environment: Environment) -> Job | None:
     jobs = [job for job in (_slurm_job(environment), _tpu_job(environment)) if job]
     if len(jobs) > 1:
         raise InputError(
-            f"the environment speaks of two jobs, {jobs[0].source} and {jobs[1].source}: unset the "
-            f"variables of one, or say {BY_HAND}"
+            f"the environment describes two jobs, {jobs[0].source} and {jobs[1].source}; "
+            f"unset the variables of one, or pass {BY_HAND}"
         )
     return jobs[0] if jobs else None
 
@@ -71,8 +71,8 @@ def check_alone(environment: Environment, coordinator: str) -> None:
     job = None if coordinator == "none" else find_job(environment)
     if job and job.is_started:
         raise InputError(
-            f"this command is one process, and was started as one of several ({job.source}): start "
-            "it once, or say --coordinator=none where that is so"
+            "this command runs as one process, but was started as one of several "
+            f"({job.source}); start it once, or pass --coordinator=none"
         )
 
 
@@ -86,7 +86,7 @@ def _mpi_job(environment: Environment) -> Job | None:
             source = f"MPI's {variable}={environment[variable]}"
             if "OMPI_MCA_orte_hnp_uri" in environment:
                 return Job(source)
-            fault = f"JAX does not find the processes of this MPI: say {BY_HAND}"
+            fault = f"JAX cannot find the processes of this MPI; pass {BY_HAND}"
             return Job(source, fault=fault)
     return None
 
@@ -101,11 +101,11 @@ def _slurm_job(environment: Environment) -> Job | None:
         return None
     source = f"Slurm's SLURM_STEP_NUM_TASKS={tasks}"
     if _number(environment, "SLURM_HET_SIZE", 1) > 1:
-        fault = f"a heterogeneous job has several lists of nodes: say {BY_HAND}"
+        fault = f"a heterogeneous job has several node lists; pass {BY_HAND}"
         return Job(source, fault=fault)
     own = _number(environment, "SLURM_PROCID")
     if own >= tasks:
-        raise InputError(f"SLURM_PROCID={own} is not in 0 .. {tasks - 1} ({source})")
+        raise InputError(f"SLURM_PROCID must be from 0 to {tasks - 1} ({source}), got {own}")
     address = environment.get("JAX_COORDINATOR_ADDRESS")
     arguments = {
         "coordinator_address": address or f"{_first_node(environment)}:{_slurm_port(environment)}",
@@ -121,7 +121,7 @@ def _slurm_script(environment: Environment) -> Job | None:
         if (count := _number(environment, variable, 1)) > 1:
             source = f"Slurm's {variable}={count}"
             fault = (
-                "without srun a command is one process: start it by srun, or say "
+                "without srun a command is one process; start it with srun, or pass "
                 "--coordinator=none to use this node alone"
             )
             return Job(source, fault=fault, is_started=False)
@@ -133,7 +133,7 @@ def _first_node(environment: Environment) -> str:
     nodes = environment.get("SLURM_STEP_NODELIST", "")
     first = re.match(r"(?:[^,\[\]\s]|\[[\w,-]+\])+", nodes)
     if not first:
-        raise InputError(f"SLURM_STEP_NODELIST={nodes!r} names no node: start it by srun")
+        raise InputError(f"SLURM_STEP_NODELIST must name a node, got {nodes!r}; start it with srun")
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0])
 
 
@@ -155,8 +155,8 @@ def _tpu_job(environment: Environment) -> Job | None:
     # On Kaggle it can hold a warning in words.
     if not all(re.fullmatch(r"\S+", host.strip()) for host in hosts):
         raise InputError(
-            f"{variable}={environment[variable]!r} is no list of hosts: mend it, or unset it where "
-            "this host is alone"
+            f"{variable} must be a list of hosts, got {environment[variable]!r}; fix it, "
+            "or unset it if this host is alone"
         )
     limits = {"MEGASCALE_SLICE_ID": slices}
     if variable in environment:
@@ -165,10 +165,10 @@ def _tpu_job(environment: Environment) -> Job | None:
         needed = ["TPU_WORKER_ID"]
         needed += ["MEGASCALE_SLICE_ID", "MEGASCALE_COORDINATOR_ADDRESS"] if slices > 1 else []
         if missing := [name for name in needed if not environment.get(name)]:
-            raise InputError(f"the environment variable {missing[0]} is missing: mend that")
+            raise InputError(f"the environment variable {missing[0]} is missing; set it")
     for name, limit in limits.items():
         if (number := _number(environment, name, 0)) >= limit:
-            raise InputError(f"{name}={number} is not in 0 .. {limit - 1}")
+            raise InputError(f"{name} must be from 0 to {limit - 1}, got {number}")
     counted = variable if len(hosts) > 1 else "MEGASCALE_NUM_SLICES"
     return Job(f"Cloud TPU's {counted}={environment[counted]}")
 
@@ -178,6 +178,6 @@ def _number(environment: Environment, variable: str, default: int | None = None)
     if not text and default is not None:
         return default
     if text is None or not re.fullmatch(r"[0-9]+", text):
-        state = "is missing" if text is None else f"is {text!r}, no number"
-        raise InputError(f"the environment variable {variable} {state}: mend or unset it")
+        state = "is missing" if text is None else f"is not a number ({text!r})"
+        raise InputError(f"the environment variable {variable} {state}; fix or unset it")
     return int(text)

@@ -33,7 +33,7 @@ _OURS = (
 # How TensorStore's errors begin, and those of them that a later start may not meet.
 _PASSING = ("ABORTED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "UNAVAILABLE")
 _STATUS = re.compile("|".join((*_PASSING, "PERMISSION_DENIED", "UNAUTHENTICATED")))
-_RIGHTS = "log in (gcloud auth application-default login), or ask for the right to that bucket"
+_RIGHTS = "log in (gcloud auth application-default login), or ask for access to that bucket"
 _AGAIN = "run the same command again"
 # Whose errors are a store's: a connection that is lost or refused, an answer that came too late.
 _GOOGLE = ("google.api_core", "google.auth", "google.cloud")
@@ -179,6 +179,6 @@ def outcome(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, Failed):
         return error.code, f"{error.word}: {error}"
     if isinstance(error, OSError) and (reason := users_error(error)):
-        return 2, f"error: {reason}; mend that, run it again"
+        return 2, f"error: {reason}; fix that and run it again"
     failure = store_failure(error)
     return None if failure is None else outcome(failure)

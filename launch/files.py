@@ -52,7 +52,7 @@ def temporary_folder() -> str:
     try:
         return tempfile.gettempdir()
     except FileNotFoundError as error:
-        raise InputError(f"TMPDIR: {error.strerror}; make room there, or set another") from None
+        raise InputError(f"TMPDIR: {error.strerror}; make room there, or set another one") from None
 
 
 def cache_folder(name: str) -> Path:
@@ -76,7 +76,9 @@ def _private_folder() -> str:
     path.mkdir(mode=0o700, exist_ok=True)
     # Programs are kept in it, so nobody else may write there.
     if path.is_symlink() or path.stat().st_uid != os.getuid():
-        raise InputError(f"{path} is another user's: set XDG_CACHE_HOME to a folder of your own")
+        raise InputError(
+            f"{path} belongs to another user; set XDG_CACHE_HOME to a folder of your own"
+        )
     return str(path)
 
 
@@ -248,7 +250,9 @@ def parse_object(data: bytes, path: epath.PathLike) -> dict[str, Any]:
 
 def _object(content: Any, path: epath.PathLike) -> dict[str, Any]:
     if not isinstance(content, dict):
-        raise InputError(f"{path}: JSON, but no object ({{...}}); restore it or write it again")
+        raise InputError(
+            f"{path} must be a JSON object, got something else; restore it or write it again"
+        )
     return content
 
 
@@ -265,7 +269,7 @@ def read_fields(path: epath.PathLike, **kinds: Any) -> dict[str, Any]:
     content = read_object(path)
     for name, kind in kinds.items():
         if not isinstance(content.get(name), kind):
-            raise InputError(f"{path}: it has no sound {name!r}; restore it or make it again")
+            raise InputError(f"{path} has no valid {name!r}; restore it or make it again")
     return content
 
 
@@ -326,7 +330,7 @@ def _first_difference(old: Any, new: Any) -> int | None:
 
 def write_sealed(path: epath.PathLike, obj: dict[str, Any]) -> None:
     """Writes a JSON object with its own digest in the field `digest`, which it has not itself."""
-    assert "digest" not in obj, f"{path}: the field 'digest' is ours"
+    assert "digest" not in obj, f"{path}: the field 'digest' is reserved"
     write_json(path, {**obj, "digest": json_digest(obj)})
 
 
@@ -338,9 +342,11 @@ def read_sealed(path: epath.PathLike) -> dict[str, Any]:
     """
     content = read_object(path)
     if "digest" not in content:
-        raise InputError(f"{path}: has no digest of its own; it is damaged, or of an older version")
+        raise InputError(
+            f"{path} has no checksum; it is damaged or from an older version, make it again"
+        )
     if content.pop("digest") != json_digest(content):
-        raise InputError(f"{path}: damaged (it does not match its own digest); restore it")
+        raise InputError(f"{path} is damaged (its checksum differs); restore it")
     return content
 
 

@@ -15,10 +15,10 @@ from packaging.requirements import Requirement
 
 # Extras of setup.py that bring the JAX of a chip, by the package that tells which chip there is.
 CHIPS = {"libtpu": "tpu", "jax-cuda12-plugin": "cuda", "jax-cuda13-plugin": "cuda"}
-OTHER_VERSIONS = "the project needs other versions than this runtime has: "
+OTHER_VERSIONS = "this runtime has other versions than the project needs: "
 RESTART = (
-    " had been loaded before it was replaced: choose Runtime > Restart session, then run all cells "
-    "again; this one will have nothing left to do"
+    " was loaded before it was replaced: choose Runtime > Restart session, then run all "
+    "cells again; this cell will then have nothing to do"
 )
 
 

@@ -13,18 +13,20 @@ FLAGS_TITLE = "jobs that it starts"  # in --help
 
 def define_flags(values: flags.FlagValues) -> None:
     """The flags that `launcher` reads, and `jobs`."""
-    flags.DEFINE_integer("jobs", 1, "command lines at a time", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("jobs", 1, "commands to run at a time", lower_bound=1, flag_values=values)
     flags.DEFINE_string(
         "submit",
         "",
-        "starts each of them, such as 'srun --gpus=8' or 'env CUDA_VISIBLE_DEVICES={lane}'; it "
-        "waits for their end",
+        (
+            "starts each of them, such as 'srun --gpus=8' or 'env "
+            "CUDA_VISIBLE_DEVICES={lane}'; must wait for their end"
+        ),
         flag_values=values,
     )
     flags.DEFINE_string(
         "python",
         sys.executable,
-        "the Python that runs them, where it lies elsewhere",
+        "the Python that runs them, if it is elsewhere",
         flag_values=values,
     )
 
@@ -47,5 +49,5 @@ def launcher(values: flags.FlagValues) -> list[str]:
         raise InputError(f"--submit={values.submit}: {error}") from None
     if not shutil.which(words[0]):
         flag = "--submit" if values.submit else "--python"
-        raise InputError(f"{flag}: there is no program {words[0]!r}; name one that can be run")
+        raise InputError(f"{flag}: no such program: {words[0]!r}; name one on the PATH")
     return words

@@ -179,7 +179,7 @@ def _sigterm_raises() -> Iterator[None]:
         return
 
     def leave(number: int, frame: object) -> None:
-        raise Preempted("SIGTERM came, and every step was told to save: run the same command again")
+        raise Preempted("SIGTERM: every step was told to save; run the same command again")
 
     before = signal.signal(signal.SIGTERM, leave)
     try:

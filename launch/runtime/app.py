@@ -26,7 +26,7 @@ from launch.runtime.reports.parameters import module_table, tensor_table
 FLAGS_TITLE = "every task"  # in --help
 _CONFIG_HELP = (
     "--config=FILE.py[:name=value,...]: the experiment",
-    "--config.field=value: sets one field, also one that --dry_run says it lacks; may be repeated",
+    ("--config.field=value: sets a field, or one that --dry_run lists as missing; may be repeated"),
 )
 
 
@@ -49,7 +49,7 @@ class Arguments:
     @property
     def workdir(self) -> epath.Path:
         """The run directory, for who runs something."""
-        assert self.folder is not None, "a task without a run directory only tells what it would do"
+        assert self.folder is not None, "a task without a run directory is a dry run only"
         return self.folder
 
 
@@ -92,7 +92,7 @@ def run(
         else:
             work()
 
-    resume = "the same command goes on from the last checkpoint or shard"
+    resume = "run the same command again to resume"
     code = job.exit_code(command, resume)
     if code == Unreachable.code and is_left_waiting():
         # Python would wait for these threads, and whoever is to run the command again would too.
@@ -121,15 +121,18 @@ def parse(
         InputError: on an unknown flag or config field, a missing file or a value of the wrong type.
     """
     values = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "run directory; created when missing", flag_values=values)
+    flags.DEFINE_string("workdir", None, "run directory; created if missing", flag_values=values)
     flags.DEFINE_bool(
         "dry_run",
         False,
-        "print the resolved config, the parameters and the fields that it lacks, then end",
+        "print the resolved config, the parameters and the optional fields, then exit",
         flag_values=values,
     )
     flags.DEFINE_bool(
-        "all_tensors", False, "with --dry_run: a line a tensor, not a module", flag_values=values
+        "all_tensors",
+        False,
+        "with --dry_run: one line per tensor, not per module",
+        flag_values=values,
     )
     if define_flags:
         define_flags(values)
@@ -144,7 +147,7 @@ def parse(
     if added:
         optional_fields.remove_defaults(values.config, added)
     if values.all_tensors and not values.dry_run:
-        raise InputError("--all_tensors is for --dry_run: add that, or leave it out")
+        raise InputError("--all_tensors needs --dry_run; add it, or leave --all_tensors out")
     runs = not (values.dry_run or ("preflight" in values and values.preflight))
     folder = _folder(values.workdir) if runs else None
     return Arguments(values.config, folder, values.dry_run, values)
@@ -154,17 +157,17 @@ def _config(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, list[str]]:
     """The config that `--config` names, and the other arguments."""
     names = [arg.removeprefix("--config=") for arg in argv if arg.startswith("--config=")]
     if len(names) != 1:
-        raise InputError("--config is missing or doubled: name one file, --config=configs/X/Y.py")
+        raise InputError("--config must be given once; name one file, --config=configs/X/Y.py")
     return load_config(names[0]), [arg for arg in argv if not arg.startswith("--config=")]
 
 
 def _folder(workdir: str | None) -> epath.Path:
     if not workdir:
-        raise InputError("--workdir is missing: name the run directory, --workdir=DIR")
+        raise InputError("--workdir is missing; name the run directory, --workdir=DIR")
     if not is_local(workdir) and not workdir.startswith("gs://"):
-        raise InputError(f"--workdir={workdir}: name a local path, or one that begins with gs://")
+        raise InputError(f"--workdir must be a local path or begin with gs://, got {workdir}")
     if not is_local(workdir) and not find_spec("gcsfs"):
-        raise InputError(f'--workdir={workdir}: pip install ".[gcs]" first')
+        raise InputError(f'--workdir={workdir} needs more packages; pip install ".[gcs]" first')
     return epath.Path(workdir)
 
 

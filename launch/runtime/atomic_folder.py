@@ -25,13 +25,15 @@ def check_target(target: epath.Path) -> None:
     """
     if target.suffix in _OF_FILES:
         raise InputError(
-            f"--to must be a folder, got {target}; name one, in which the weights and what "
-            "describes them will be files"
+            f"--to must be a folder, got {target}; name one for the weights and the files "
+            "that describe them"
         )
     if target.exists() and not target.is_dir():
-        raise InputError(f"{target} is a file: name another folder with --to")
+        raise InputError(f"--to must be a folder, got the file {target}; name another one")
     if entries(target) and not (target / _UNFINISHED).exists():
-        raise InputError(f"{target} is not empty: name another folder with --to, or remove it")
+        raise InputError(
+            f"--to must be an empty folder, got {target}; name another one, or remove it"
+        )
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ def module_fields(config: ml_collections.ConfigDict, field: str) -> dict[str, An
     }
     name = fields.get("dtype", "float32")
     if name not in _DTYPES:
-        raise InputError(f"{field}.dtype={name}: a type such as float32 or bfloat16 is needed")
+        raise InputError(f"{field}.dtype must be a type such as float32 or bfloat16, got {name}")
     return {**fields, "dtype": jnp.dtype(name)}
 
 
@@ -63,7 +63,7 @@ def reading(config: ml_collections.ConfigDict) -> Iterator[None]:
         place = _path_to(error.obj, config)
         field = ".".join(["config", *(place or []), str(error.name)])
         raise InputError(
-            f"{field} is missing, which this task reads: name a config of this task, or add it"
+            f"{field} is missing, which this task needs; name a config of this task, or add it"
         ) from error
 
 
@@ -101,11 +101,13 @@ def check_overrides(
             fields = _fields_of(node, ".".join(names[:depth]), lacked)
             if name not in fields:
                 there = ", ".join(fields) or "nothing"
-                raise InputError(f"{arg}: there is no config field {name!r} (there is: {there})")
+                raise InputError(f"{arg}: the config has no field {name!r}; use one of {there}")
             node = node.get(name) if isinstance(node, ml_collections.ConfigDict) else None
         fields = _fields_of(None, path, lacked)
         if node is None and fields:
-            raise InputError(f"{arg}: set its fields one by one (there is: {', '.join(fields)})")
+            raise InputError(
+                f"{arg}: this field is a group; set one of its fields: {', '.join(fields)}"
+            )
 
 
 def _fields_of(node: Any, path: str, lacked: Collection[str]) -> list[str]:
@@ -129,12 +131,16 @@ def load_config(argument: str) -> ml_collections.ConfigDict:
     if not os.path.isfile(path) and os.path.isfile(installed):
         path = installed
     if not os.path.isfile(path):
-        hint = "; what follows a ':' is no part of the path, but arguments" if colon else ""
-        raise InputError(f"--config={argument}: there is no file {path}{hint}")
+        hint = (
+            "; what follows a ':' is an argument of the config, not part of the path"
+            if colon
+            else ""
+        )
+        raise InputError(f"--config={argument}: no such file: {path}{hint}")
     with open(path, "rb") as file:
         text = file.read()
     if b"get_config" not in text:
-        raise InputError(f"--config={argument}: {path} has no get_config; name an experiment")
+        raise InputError(f"--config={argument}: {path} has no get_config; name a config file")
     module = types.ModuleType("experiment")
     module.__file__ = path
     sys.modules[module.__name__] = module  # Dataclasses look there for their module.
@@ -145,7 +151,7 @@ def load_config(argument: str) -> ml_collections.ConfigDict:
         raise InputError(f"--config={argument}: {_reason(error, path)}") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise InputError(
-            f"--config={argument}: get_config gives {type(config).__name__}, not a ConfigDict"
+            f"--config={argument}: get_config must return a ConfigDict, got {type(config).__name__}"
         )
     _expand_home(config)
     return config

@@ -29,7 +29,9 @@ def make_decays(config: ml_collections.ConfigDict) -> dict[str, Decay]:
         InputError: no `main`, an unknown schedule, or a number out of range.
     """
     if config and MAIN not in config:
-        raise InputError(f"config.ema has no {MAIN!r}: name the average so that is sampled with")
+        raise InputError(
+            f"config.ema must have {MAIN!r}, the average that images are sampled with; add it"
+        )
     return {name: _make_decay(f"config.ema.{name}", spec) for name, spec in config.items()}
 
 
@@ -42,15 +44,18 @@ def _make_decay(field: str, spec: Fields) -> Decay:
         width = spec["relative_width"]
         # At 0.28 the average is as wide as one that weighs all steps alike: nothing is wider.
         if not 0.0 < width < 0.28:
-            raise InputError(f"{field}.relative_width={width}: it lies in (0, 0.28)")
+            raise InputError(f"{field}.relative_width must be between 0 and 0.28, got {width}")
         gamma = power_of(width)
         return lambda n: (1.0 - 1.0 / (1.0 + n)) ** (gamma + 1.0)
     if schedule not in ("constant", "warmup"):
         schedules = "'constant', 'warmup', 'power'"
-        raise InputError(f"{field}.schedule={schedule!r}: known are {schedules}")
+        raise InputError(f"{field}.schedule must be one of {schedules}, got {schedule!r}")
     decay = spec["decay"]
     if not 0.0 < decay < 1.0:
-        raise InputError(f"{field}.decay={decay}: it lies in (0, 1); without config.ema is none")
+        raise InputError(
+            f"{field}.decay must be between 0 and 1, got {decay}; for no "
+            "average leave config.ema out"
+        )
     if schedule == "constant":
         return lambda n: jnp.asarray(decay)
     return lambda n: jnp.minimum(decay, (1.0 + n) / (10.0 + n))

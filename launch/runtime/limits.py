@@ -28,9 +28,8 @@ _MOST = {
 }
 _OF_FLAX = ("name", "parent")
 _NEEDED = {
-    bool: "True or False is needed",
-    int: "an integer is needed",
-    str: "a text is needed",
+    bool: "True or False",
+    str: "a string",
 }
 T = TypeVar("T")
 
@@ -88,7 +87,9 @@ def building(field: Any) -> Iterator[None]:
         yield
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"{field}: no network can be made of its fields ({reason})") from error
+        raise InputError(
+            f"{field}: its fields do not fit together ({reason}); change one of them"
+        ) from error
 
 
 def _check_value(name: str, value: Any, entry: dataclasses.Field) -> None:
@@ -102,9 +103,9 @@ def _check_value(name: str, value: Any, entry: dataclasses.Field) -> None:
         return
     (kind,) = several
     if not isinstance(value, tuple | list):
-        raise InputError(f"{name}={value!r}: a list of several values is needed")
+        raise InputError(f"{name} must be a list of values, got {value!r}; put them in brackets")
     if not value:
-        raise InputError(f"{name}={value}: at least one value is needed")
+        raise InputError(f"{name} must hold at least one value, got {value}")
     for element in value:
         _check_kind(name, element, kind, entry)
 
@@ -125,18 +126,18 @@ def _check_kind(name: str, value: Any, kind: Any, entry: dataclasses.Field) -> N
         least = 0 if entry.default == 0 else 1
         _check_integer(name, value, least, _MOST.get(entry.name, _MOST_WIDTH))
     elif kind is float and not _is_amount(value):
-        raise InputError(f"{name}={value!r}: a finite number of at least 0 is needed")
+        raise InputError(f"{name} must be a finite number of at least 0, got {value!r}")
     elif kind in (bool, str) and not isinstance(value, kind):
-        raise InputError(f"{name}={value!r}: {_NEEDED[kind]}")
+        raise InputError(f"{name} must be {_NEEDED[kind]}, got {value!r}")
 
 
 def _check_integer(name: str, value: Any, least: int, most: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise InputError(f"{name}={value!r}: an integer is needed")
+        raise InputError(f"{name} must be an integer, got {value!r}")
     if value < least:
-        raise InputError(f"{name}={value}: at least {least} is needed")
+        raise InputError(f"{name} must be at least {least}, got {value}")
     if value > most:
-        raise InputError(f"{name}={value}: at most {most} is possible")
+        raise InputError(f"{name} must be at most {most}, got {value}")
 
 
 def _is_amount(value: Any) -> bool:

@@ -32,7 +32,7 @@ def lock(workdir: epath.Path) -> None:
     _leave(path)
     own = _file_lock(path, ".lock")
     if not _acquired(own):
-        raise InputError(f"{workdir}: another process is at work in it; wait for its end")
+        raise InputError(f"{workdir} is in use by another process; wait for its end")
     _ALONE[path] = own
 
 
@@ -53,7 +53,7 @@ def join(workdir: epath.Path, worker: int, num_workers: int) -> None:
     try:
         _share(shared, str(num_workers), path)
         if not _acquired(own):
-            raise InputError(f"worker {worker} is already at work in it; wait for its end")
+            raise InputError(f"worker {worker} already runs in it; wait for its end")
     except InputError as error:
         os.close(shared)
         raise InputError(f"{workdir}: {error}") from None
@@ -94,18 +94,18 @@ def _share(file: int, num_workers: str, path: str) -> None:
         if _flocked(file, fcntl.LOCK_SH, path):
             break
         if not left:
-            raise InputError("another process is at work in it; wait for its end")
+            raise InputError("another process runs in it; wait for its end")
         time.sleep(0.1)  # One that comes in holds it alone for a moment.
     if (found := os.pread(file, 20, 0).decode()) != num_workers:
         raise InputError(
-            f"{found} workers are at work in it, not {num_workers}; say --num_workers={found}, or "
-            "wait for their end"
+            f"--num_workers must be {found}, as for the workers that run in it, got "
+            f"{num_workers}; change it, or wait for their end"
         )
 
 
 def _enter(workdir: epath.Path) -> str:
     if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"{workdir} is a file, not a folder: name another --workdir")
+        raise InputError(f"--workdir must be a folder, got the file {workdir}; name another one")
     workdir.mkdir(parents=True, exist_ok=True)
     return os.path.abspath(workdir)
 
@@ -155,4 +155,4 @@ def _or_without(path: epath.PathLike) -> Iterator[None]:
 
 @functools.cache
 def _warn(path: str) -> None:
-    say(f"warning: {path}: its file system knows no locks; see that only one process works there")
+    say(f"warning: {path}: its file system has no locks; make sure that only one process uses it")

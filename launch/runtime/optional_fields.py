@@ -155,8 +155,8 @@ def _check_named(paths: Sequence[str], defaults: Defaults) -> None:
         section = path.rpartition(".")[0]
         if f"{section}.name" in defaults:
             raise InputError(
-                f"{_FLAG}{section}.name must be set as well, got {_FLAG}{path} alone; it says "
-                "which fields there are"
+                f"{_FLAG}{section}.name must be set as well, got {_FLAG}{path} alone; the "
+                "name decides which fields there are"
             )
 
 
@@ -227,7 +227,7 @@ def text(defaults: Defaults, config: ml_collections.ConfigDict) -> str:
         defaults: of fields.
         config: those that it has are left out.
     """
-    lines = ["fields that this config lacks, with what holds without them:"]
+    lines = ["optional fields that this config leaves out, with their defaults:"]
     for path, default in sorted(defaults.items()):
         if not has(config, path):
             lines.append("  " + shlex.quote(f"{_FLAG}{path}={_plain(default)}"))

@@ -52,7 +52,7 @@ class Run:
         """
         path = epath.Path(path)
         if not (path / CONFIG).exists():
-            raise InputError(f"{path} holds no run (no {CONFIG}): train it first")
+            raise InputError(f"{path} is not a run (it has no {CONFIG}); train it first")
         config, inputs, run_name = read_record(path)
         return cls(path, ml_collections.ConfigDict(config), inputs, run_name, path)
 
@@ -103,7 +103,7 @@ class Run:
         step, total_steps = self.newest.step, self.config.total_steps
         if step < total_steps:
             raise InputError(
-                f"{self.folder} has come to step {step} of {total_steps}: finish its training first"
+                f"{self.folder} is at step {step} of {total_steps}; finish its training first"
             )
 
     def shapes(self) -> PyTree:

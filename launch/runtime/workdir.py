@@ -31,7 +31,7 @@ FREE = (
     "profile",
 )
 
-_OF_INPUTS = " (digests of what is read, and for images of `upright`, whether they are turned)"
+_OF_INPUTS = " (checksums of the inputs, and for images of `upright`, whether they are rotated)"
 
 
 def claim_workdir(
@@ -60,7 +60,7 @@ def claim_workdir(
         check_path(workdir)
         lock(workdir)
         if (workdir / "provenance.json").exists():
-            raise InputError(f"{workdir} holds a generated set: name another --workdir")
+            raise InputError(f"{workdir} is a synthetic set; name another --workdir")
         current = plain(config), dict(inputs or {})
         if not (workdir / CONFIG).exists():
             _check_new(workdir)
@@ -79,8 +79,8 @@ def _check_new(workdir: epath.Path) -> None:
         for name in (CHECKPOINTS, BEST):
             if (folder / name).is_dir() and entries(folder / name):
                 raise InputError(
-                    f"{workdir} holds checkpoints, but no {CONFIG}: restore it, or name another "
-                    "--workdir"
+                    f"{workdir} has checkpoints, but no {CONFIG}; restore it, or name "
+                    "another --workdir"
                 )
 
 
@@ -88,6 +88,6 @@ def _compare(workdir: epath.Path, before: dict, current: dict, note: str = "") -
     for field, (old, new) in differences(before, current).items():
         if field.partition(".")[0] not in FREE:
             raise InputError(
-                f"{workdir} was begun with {field} = {old}, now it is {new}{note}: "
+                f"{field} must be {old}, as when {workdir} was started, got {new}{note}; "
                 "name another --workdir, or remove that one"
             )

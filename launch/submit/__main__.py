@@ -52,7 +52,7 @@ from launch.submit.tpu_vm import TpuVm
 _ALL = (Local(), Slurm(), TpuVm(), Gke(), Sky())
 MODES: dict[str, Mode] = {mode.name: mode for mode in _ALL}
 ACTIONS = ("status", "logs", "follow", "stop", "delete")
-RESUME = "what was started goes on without this terminal: python -m launch.submit status NAME"
+RESUME = "the job continues without this terminal: python -m launch.submit status NAME"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -147,14 +147,16 @@ def act(action: str, argv: Sequence[str]) -> int:
             return 0
         return stream(command)
     if values.dry_run:
-        raise InputError(f"--dry_run: {action} neither starts nor ends a job; leave it out")
+        raise InputError(
+            f"--dry_run cannot go with {action}, which neither starts nor ends a job; leave it out"
+        )
     if action == "follow":
         if not mode.can_be_followed:
-            raise InputError(f"a job of {mode.name} cannot be followed: see status and logs")
+            raise InputError(f"a job of {mode.name} cannot be followed; use status and logs")
         if terminal.is_another(record.terminal):
             raise InputError(
-                f"{record.name} is followed by process {record.terminal['pid']} of this machine: "
-                "press Ctrl-C there first, or see status and logs"
+                f"{record.name} is followed by process {record.terminal['pid']} of this "
+                "machine; press Ctrl-C there first, or use status and logs"
             )
         return mode.follow(record.with_(folder, terminal=terminal.own()), folder)
     try:
@@ -166,7 +168,7 @@ def act(action: str, argv: Sequence[str]) -> int:
 
 def _define_action_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("jobs", "jobs", "folder of the records of jobs", flag_values=values)
-    flags.DEFINE_bool("dry_run", False, "print the commands; run nothing", flag_values=values)
+    flags.DEFINE_bool("dry_run", False, "print the commands, run nothing", flag_values=values)
 
 
 def _end(mode: Mode, record: Record, action: str, values: flags.FlagValues) -> int:
@@ -183,13 +185,15 @@ def _end(mode: Mode, record: Record, action: str, values: flags.FlagValues) -> i
     record = records.renew(Path(values.jobs), record, now)
     show(record)
     if record.state not in ENDED:
-        say(f"{record.name}: it was told to save and leave, which `status` shows once it has")
+        say(f"{record.name}: told to save and exit; `status` shows when it has")
     return 0
 
 
 def _mode_of(record: Record, folder: Path) -> Mode:
     if record.mode not in MODES:
-        raise InputError(f"{records.path_of(folder, record.name)}: no mode is {record.mode!r}")
+        raise InputError(
+            f"{records.path_of(folder, record.name)}: there is no mode {record.mode!r}"
+        )
     return MODES[record.mode]
 
 
@@ -204,10 +208,11 @@ def _unfinished(mode: Mode, record: Record, folder: Path) -> str:
     """What is to be done with a job of which nobody has noted the number yet."""
     if not terminal.is_gone(record.terminal):
         where = f"process {record.terminal['pid']} of {record.terminal['host']}"
-        return f"a job {record.name!r} is being submitted by {where}: wait for that"
+        return f"a job {record.name!r} is being submitted by {where}; wait for it"
     return (
-        f"a job {record.name!r} was being submitted when its terminal ended: look for it in "
-        f"`{mode.queue}` and end it there, then remove {records.path_of(folder, record.name)}"
+        f"the terminal that submitted the job {record.name!r} ended before it knew the "
+        f"result; look for the job in `{mode.queue}` and end it there, then remove "
+        f"{records.path_of(folder, record.name)}"
     )
 
 
@@ -217,14 +222,14 @@ def _check_task(mode: Mode, request: Request) -> None:
     if check == "none":
         return
     if check == "preflight" and not target:
-        raise InputError("--check=preflight: this job has no TPUs to compile for; leave it out")
+        raise InputError("--check=preflight needs a job with TPUs; leave it out")
     compiles = target and "preflight" in request.task.flags
     if check == "auto":
         compiles = compiles and importlib.util.find_spec("libtpu") is not None
     if not compiles or check == "dry_run":
         target = ""
     else:
-        say(f"compiling a step for {target}, which takes minutes (--check=dry_run leaves it out)")
+        say(f"compiling a step for {target}, which takes minutes (skip with --check=dry_run)")
     request.task.check(target)
 
 
@@ -245,7 +250,7 @@ def _check_name(request: Request) -> Record | None:
     if mode.queue and record.state == "starting":
         raise InputError(_unfinished(mode, record, request.folder))
     raise InputError(
-        f"a job {record.name!r} is {record.state} ({record.mode}): stop it (python -m "
+        f"a job {record.name!r} is {record.state} ({record.mode}); stop it (python -m "
         f"launch.submit stop {record.name}), or give this one another --name"
     )
 

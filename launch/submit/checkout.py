@@ -60,8 +60,8 @@ def check_clean(checkout: Checkout, allow_dirty: bool, copies_code: bool) -> Non
     if checkout.is_dirty and not allow_dirty:
         code = f"commit {checkout.commit[:12]} without them" if copies_code else "what lies there"
         raise InputError(
-            f"{checkout.root} has changes that are in no commit: commit them, or say --allow_dirty "
-            f"to run {code}"
+            f"{checkout.root} has changes that are not committed; commit them, or pass "
+            f"--allow_dirty to run {code}"
         )
 
 
@@ -70,9 +70,11 @@ def _git(folder: Path, *arguments: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise InputError("git is not installed: a job's code is known by its commit") from None
+        raise InputError(
+            "git is not installed, and a job's code is identified by its commit; install it"
+        ) from None
     if done.returncode:
         raise InputError(
-            f"{folder} is no checkout of git: clone the project, and submit from there"
+            f"{folder} is not a git checkout; clone the project, and submit from there"
         )
     return done.stdout.strip()

@@ -22,7 +22,7 @@ def define_flags(values: flags.FlagValues) -> None:
             flag_values=values,
         )
     flags.DEFINE_bool(
-        "spot", False, "cheaper machines, that may be taken away at any time", flag_values=values
+        "spot", False, "cheaper machines, which may be taken away at any time", flag_values=values
     )
 
 
@@ -43,6 +43,6 @@ def setting(name: str, flag: str) -> str:
     # Older versions print it where a value would stand.
     if value in ("", "(unset)"):
         raise InputError(
-            f"--{name} is not known: name it, or say gcloud config set {_PROPERTIES[name]} VALUE"
+            f"--{name} is missing; pass it, or run gcloud config set {_PROPERTIES[name]} VALUE"
         )
     return value

@@ -147,10 +147,10 @@ class Gke(Mode):
         labels = jobset["metadata"].get("labels", {})
         if labels.get("app.kubernetes.io/managed-by") != MANAGER or _state(jobset, []) not in ENDED:
             raise InputError(
-                f"a JobSet {record.name!r} is in that cluster already: give this job another "
+                f"the cluster already has a JobSet {record.name!r}; give this job another "
                 f"--name, or delete it (python -m launch.submit delete {record.name})"
             )
-        say(f"{record.name}: the job of that name has ended; it is replaced")
+        say(f"{record.name}: the job with that name has ended; replacing it")
         for command in self.delete(record).commands:
             run(command)
 
@@ -202,18 +202,21 @@ class Gke(Mode):
 def _check(request: Request) -> None:
     values = request.flags
     if not values.image:
-        raise InputError("--image is missing: build one by launch/submit/Dockerfile and name it")
+        raise InputError("--image is missing; build one with launch/submit/Dockerfile and name it")
     if bool(values.tpu_type) == bool(values.gpus):
         raise InputError(
-            f"name the machines: --tpu_type={tpus.SYNTAX}; or --gpus=8 --gpu_type=h100"
+            f"the machines are missing; pass --tpu_type={tpus.SYNTAX}, or --gpus=8 --gpu_type=h100"
         )
     check_least(values, num_slices=1, nodes=1, gpus=0, restarts=0, grace=1)
     if values.gpus and (values.num_slices > 1 or values.topology or values.host_chips):
-        raise InputError("--num_slices, --topology and --host_chips are of TPUs; --nodes of GPUs")
+        raise InputError(
+            "--num_slices, --topology and --host_chips need TPUs, --nodes "
+            "needs GPUs; leave the others out"
+        )
     if values.tpu_type and values.nodes > 1:
-        raise InputError("--nodes is of GPUs: --tpu_type says how many hosts a slice has")
+        raise InputError("--nodes needs GPUs; --tpu_type already says how many hosts a slice has")
     if values.spot and values.reserved:
-        raise InputError("--spot and --reserved: give one of them")
+        raise InputError("--spot and --reserved exclude each other; give one of them")
     check_processes(request.task, _hosts(request) * values.num_slices, 0)
 
 
@@ -225,7 +228,10 @@ def _hosts(request: Request) -> int:
     tpu = tpus.parse(values.tpu_type, values.topology)
     hosts, rest = divmod(tpu.chips, _host_chips(request, tpu))
     if rest:
-        raise InputError(f"--host_chips={values.host_chips}: {tpu.chips} chips are no such hosts")
+        raise InputError(
+            f"--host_chips must divide the {tpu.chips} chips of the slice "
+            f"into hosts of one kind, got {values.host_chips}"
+        )
     return hosts
 
 
@@ -275,7 +281,9 @@ def _mounts(texts: list[str]) -> tuple[tuple[str, str], ...]:
     for text in texts:
         match = re.fullmatch(r"gs://([a-z0-9][a-z0-9._-]*(?:/[^:]+?)?)/?:(/[^:]+)", text)
         if not match:
-            raise InputError(f"--mount={text}: write gs://BUCKET:/PATH or gs://BUCKET/FOLDER:/PATH")
+            raise InputError(
+                f"--mount must be gs://BUCKET:/PATH or gs://BUCKET/FOLDER:/PATH, got {text}"
+            )
         mounts.append((match[1], match[2]))
     return tuple(mounts)
 

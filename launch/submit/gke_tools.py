@@ -22,11 +22,11 @@ def other_tool(request: Request) -> Command:
     for name in ("env", "mount", "service_account", "queue"):
         if values[name].value:
             raise InputError(
-                f"--{name} and --via={values.via}: it has its own ways for that; leave --{name} "
-                "out, and add them to the command"
+                f"--{name} cannot go with --via={values.via}, which has its own flag for "
+                f"it; leave --{name} out, and add it to the printed command"
             )
     if values.gpus or not values.cluster:
-        raise InputError(f"--via={values.via} needs --cluster and --tpu_type")
+        raise InputError(f"--via={values.via} needs --cluster and --tpu_type; add them")
     tpu = tpus.parse(values.tpu_type, values.topology)
     codes, task = ",".join(map(str, GOES_ON)), shlex.join(request.task.argv)
     project = gcloud.setting("project", values.project)

@@ -97,7 +97,7 @@ class Local(Mode):
                 record = record.with_(folder, exit_codes=codes, state=_state(code, asked))
                 if code not in GOES_ON or asked or attempt == record.resource["restarts"]:
                     break
-                say(f"{record.name}: exit code {code}; starting again")
+                say(f"{record.name}: exit code {code}; restarting")
         return code
 
     def look(self, record: Record) -> Record:
@@ -118,9 +118,9 @@ class Local(Mode):
         """
         record = self.look(record)
         if record.state in ENDED:
-            raise InputError(f"{record.name} has ended: it is {record.state}")
+            raise InputError(f"{record.name} has ended ({record.state}); there is nothing to stop")
         if terminal.is_elsewhere(record.terminal):
-            raise InputError(f"{record.name} runs on {record.terminal['host']}: stop it there")
+            raise InputError(f"{record.name} runs on {record.terminal['host']}; stop it there")
         # The shell's own: images of containers have no such program.
         return Plan(commands=(Command(("sh", "-c", f"kill {record.terminal['pid']}")),))
 
@@ -132,7 +132,7 @@ def _visible() -> list[str]:
 
 def _check_gpus(count: int) -> None:
     if not any(map(os.path.exists, ("/dev/nvidiactl", "/dev/kfd"))):
-        raise InputError("--devices=gpu: this machine shows no GPU; leave it out")
+        raise InputError("--devices=gpu needs a GPU on this machine; leave it out")
     if _visible() and len(_visible()) < count:
         raise InputError(
             f"--devices=gpu: CUDA_VISIBLE_DEVICES={','.join(_visible())} must name {count} GPUs, "

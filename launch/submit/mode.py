@@ -172,17 +172,23 @@ def define_common_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string(
         "env",
         [],
-        "name of an environment variable that the task is to have; may be repeated; its value is "
-        "handed over, and never written into a file or a log",
+        (
+            "name of an environment variable to pass to the task; may be repeated; its value "
+            "is never written to a file or a log"
+        ),
         flag_values=values,
     )
-    boolean("allow_dirty", False, "although files here differ from the commit", flag_values=values)
+    boolean(
+        "allow_dirty", False, "run although files here differ from the commit", flag_values=values
+    )
     flags.DEFINE_enum(
         "check",
         "auto",
         ["auto", "dry_run", "preflight", "none"],
-        "how the task looks at its config before anything is started: compiled for the machines "
-        "(preflight, minutes) where they are TPUs and libtpu is here, else by --dry_run",
+        (
+            "how the config is checked before anything starts: preflight compiles it for the "
+            "machines (minutes; needs TPUs and libtpu), otherwise --dry_run"
+        ),
         flag_values=values,
     )
     string("jobs", "jobs", "folder of the records and logs of jobs", flag_values=values)
@@ -197,11 +203,14 @@ def check_variables(names: tuple[str, ...]) -> None:
     for name in names:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             # What stands behind a `=` would be a value, which may be a secret: it is not repeated.
-            raise InputError(f"--env={name.partition('=')[0]}: give the name of a variable alone")
+            raise InputError(
+                "--env must be the name of a variable without its value, got "
+                f"{name.partition('=')[0]}=...; leave the value out"
+            )
         if name not in os.environ:
             raise InputError(f"--env={name}: this variable is not set here; export it first")
         if "\n" in os.environ[name]:
-            raise InputError(f"--env={name}: its value has several lines; give it as a file")
+            raise InputError(f"--env={name}: its value must be one line; pass it as a file")
 
 
 def check_least(values: flags.FlagValues, **least: int) -> None:
@@ -231,11 +240,16 @@ def check_processes(task: Task, processes: int, workers: int) -> None:
         InputError: it cannot.
     """
     if workers and processes > 1:
-        raise InputError("--workers and several processes: give one of them")
+        raise InputError("--workers and several processes exclude each other; give one of them")
     if workers and "worker" not in task.flags:
-        raise InputError(f"{task.module} has no --worker: its work is not divided so")
+        raise InputError(
+            f"{task.module} has no --worker, so its work cannot be divided "
+            "among workers; leave --workers out"
+        )
     if processes > 1 and "num_processes" not in task.flags:
-        raise InputError(f"{task.module} has no --num_processes: it is one process")
+        raise InputError(
+            f"{task.module} has no --num_processes, so it runs as one process; leave the number out"
+        )
 
 
 def check_workdir(mode: Mode, task: Task, shared: tuple[str, ...]) -> None:
@@ -257,8 +271,8 @@ def check_workdir(mode: Mode, task: Task, shared: tuple[str, ...]) -> None:
         known = f" ({', '.join(shared)})" if shared else ""
         more = f", or under a folder that all hosts see{known}: {mode.shared_flag}"
         raise InputError(
-            f"--workdir={workdir} would be another folder on every host: name one at gs://"
-            f"{more if mode.shared_flag else ''}"
+            f"--workdir={workdir} would be another folder on every host; name one at "
+            f"gs://{(more if mode.shared_flag else '')}"
         )
 
 
@@ -271,7 +285,8 @@ def job_name(given: str, task: Task) -> str:
     if given:
         if not _NAME.fullmatch(given):
             raise InputError(
-                f"--name={given}: up to 28 of a-z, 0-9 and -, a letter first and no - at the end"
+                "--name must be up to 28 of a-z, 0-9 and -, a letter first and no - at "
+                f"the end, got {given}"
             )
         return given
     text = os.path.basename(task.workdir.rstrip("/")) or task.module.rpartition(".")[2]

@@ -118,7 +118,7 @@ def run(command: Command, missing_ok: Sequence[str] = ()) -> str:
         return done.stdout
     if any(part in done.stderr for part in missing_ok):
         return ""
-    raise InputError(f"{said_by(command, done.returncode, done.stderr)}; mend that, run it again")
+    raise InputError(f"{said_by(command, done.returncode, done.stderr)}; fix that and run it again")
 
 
 def stream(command: Command) -> int:
@@ -135,7 +135,7 @@ def stream(command: Command) -> int:
 
 def missing(program: str) -> InputError:
     """The error of a program that is not installed."""
-    return InputError(f"{program} is not installed: {_INSTALL.get(program, 'install it')}")
+    return InputError(f"{program} is not installed; {_INSTALL.get(program, 'install it')}")
 
 
 def said_by(command: Command, code: int, stderr: str) -> str:
@@ -144,5 +144,5 @@ def said_by(command: Command, code: int, stderr: str) -> str:
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     # gcloud and kubectl begin the line that matters so; more advice follows it.
     errors = [line for line in lines if line.lower().startswith(("error", "fatal"))]
-    reason = (errors or lines[-1:] or ["it has said nothing"])[0]
-    return f"{' '.join(words)} has failed (exit code {code}): {reason}"
+    reason = (errors or lines[-1:] or ["no output"])[0]
+    return f"{' '.join(words)} failed (exit code {code}): {reason}"

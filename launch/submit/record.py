@@ -90,8 +90,7 @@ def claimed(folder: Path, record: Record, ended: Record | None) -> Iterator[None
     with _alone(folder):
         if (read(folder, record.name) if path.exists() else None) != ended:
             raise InputError(
-                f"a job {record.name!r} was started by another terminal just now: give this one "
-                "another --name"
+                f"another terminal just started a job {record.name!r}; give this one another --name"
             )
         write_json(path, dataclasses.asdict(record))
     try:
@@ -140,7 +139,7 @@ def path_of(folder: Path, name: str) -> Path:
 def listed(folder: Path) -> str:
     """The names of the jobs there are."""
     names = sorted(file.stem for file in folder.glob("*.json"))
-    return f"there is: {', '.join(names) or 'none'}"
+    return f"known: {', '.join(names) or 'none'}"
 
 
 def read(folder: Path, name: str) -> Record:
@@ -151,7 +150,7 @@ def read(folder: Path, name: str) -> Record:
     """
     path = path_of(folder, name)
     if not path.exists():
-        raise InputError(f"no job {name!r} was started from here ({listed(folder)})")
+        raise InputError(f"no job {name!r} was started from here; {listed(folder)}")
     kinds: dict[str, type] = dict(
         name=str, mode=str, command=list, workdir=str, commit=str, options=dict
     )

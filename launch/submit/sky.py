@@ -108,7 +108,7 @@ class Sky(Mode):
 
     def start(self, record: Record, request: Request, plan: Plan) -> Record:
         """Starts the job; the first one starts SkyPilot's controller too, which takes minutes."""
-        say(f"{request.name}: sky jobs launch, which takes minutes where no controller runs")
+        say(f"{request.name}: sky jobs launch, which takes minutes if no controller runs")
         try:
             return super().start(record, request, plan)
         except InputError:
@@ -121,8 +121,8 @@ class Sky(Mode):
         match = re.search(r"Managed Job ID: ([0-9]+)", printed[-1])
         if not match:
             raise InputError(
-                "sky jobs launch has not said the job's number: look at `sky jobs queue`, and end "
-                "the job there"
+                "sky jobs launch did not print the job's number; look at `sky jobs "
+                "queue`, and end the job there"
             )
         return dict(job_id=match[1])
 
@@ -164,24 +164,32 @@ def _check(request: Request) -> None:
     check_least(values, nodes=1, workers=0, disk=1)
     check_processes(request.task, values.nodes, values.workers)
     if values.tpu_type and values.gpus:
-        raise InputError("--tpu_type and --gpus: give one of them")
+        raise InputError("--tpu_type and --gpus exclude each other; give one of them")
     if values.gpus and not re.fullmatch(r"[A-Za-z][\w.-]*:[1-9][0-9]*", values.gpus):
-        raise InputError(f"--gpus must be TYPE:N, as H100:8, got {values.gpus}")
+        raise InputError(f"--gpus must be TYPE:N, such as H100:8, got {values.gpus}")
     for name in ("cpus", "memory"):
         if not re.fullmatch(r"([0-9]+(\.[0-9]+)?\+?)?", getattr(values, name)):
             raise InputError(f"--{name} must be N or N+, got {getattr(values, name)}")
     if piece and any(place.startswith(("k8s", "kubernetes")) for place in values.infra):
-        raise InputError("--tpu_type with --infra=k8s: use the mode gke, which has whole slices")
+        raise InputError(
+            "--tpu_type cannot go with --infra=k8s; use the mode gke, which has whole slices"
+        )
     if piece and values.nodes > 1:
-        raise InputError("--nodes with --tpu_type: SkyPilot joins no slices; choose a larger one")
+        raise InputError(
+            "--nodes cannot go with --tpu_type, as SkyPilot does not join "
+            "slices; choose a larger one"
+        )
     if piece and piece.hosts > 1:
         if values.workers:
             raise InputError(
-                f"--workers: {values.tpu_type} has {piece.hosts} hosts; workers are of one"
+                f"--workers needs machines of one host, got {values.tpu_type} with "
+                f"{piece.hosts}; choose a smaller one"
             )
         check_processes(request.task, piece.hosts, 0)
     if any(not word.isprintable() for word in request.task.argv):
-        raise InputError("behind --: a word has a character that a task of SkyPilot cannot hold")
+        raise InputError(
+            "the command after -- has a character that a SkyPilot task cannot hold; remove it"
+        )
 
 
 def _slice(request: Request) -> tpus.Slice | None:
@@ -243,5 +251,5 @@ def _job(text: str, number: int) -> dict[str, Any]:
     try:
         jobs = json.JSONDecoder().raw_decode(text, start.start())[0] if start else []
     except ValueError:
-        raise InputError("sky jobs queue --output=json printed no JSON: update SkyPilot") from None
+        raise InputError("sky jobs queue --output=json printed no JSON; update SkyPilot") from None
     return next((job for job in jobs if job.get("job_id") == number), {})

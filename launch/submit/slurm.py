@@ -115,7 +115,8 @@ class Slurm(Mode):
         number, _, cluster = (printed[0].split() or [""])[-1].partition(";")
         if not number.isdecimal():
             raise InputError(
-                "sbatch has not said the job's number: look at `squeue --me`, and end the job there"
+                "sbatch did not print the job's number; look at `squeue --me`, and end "
+                "the job there"
             )
         return dict(job_id=number) | (dict(cluster=cluster) if cluster else {})
 
@@ -188,8 +189,8 @@ def _check(request: Request) -> None:
     unlimited = values.time.lower() in ("", "0", "infinite", "unlimited")
     if not unlimited and _seconds(values.time) <= values.grace + _EARLY:
         raise InputError(
-            f"--time={values.time}: must be more than --grace={values.grace} seconds and "
-            f"{_EARLY} more, by which Slurm may be early: the job would have to leave at once"
+            f"--time must be more than --grace={values.grace} seconds and {_EARLY} more "
+            f"(Slurm may be early), got {values.time}; the job would have to leave at once"
         )
     check_processes(request.task, values.nodes * values.processes_per_node, values.workers)
     gpus = values.gpus.rpartition(":")[2]
@@ -197,12 +198,12 @@ def _check(request: Request) -> None:
         raise InputError(f"--gpus must be N or TYPE:N, got {values.gpus}")
     if values.gpus and int(gpus) % values.processes_per_node:
         raise InputError(
-            f"--processes_per_node={values.processes_per_node} does not divide {gpus} GPUs "
-            "evenly: give 1, or as many as the node has GPUs"
+            f"--processes_per_node must divide the {gpus} GPUs of a node evenly, got "
+            f"{values.processes_per_node}; give 1, or as many as the node has GPUs"
         )
     for option in values.sbatch:
         if not option.startswith("-"):
-            raise InputError(f"--sbatch={option}: give an option, such as --constraint=a100")
+            raise InputError(f"--sbatch must be an option, such as --constraint=a100, got {option}")
 
 
 def _seconds(time: str) -> int:
@@ -214,7 +215,7 @@ def _seconds(time: str) -> int:
     days, dash, rest = time.rpartition("-")
     parts = rest.split(":")
     if not re.fullmatch(r"([0-9]+-)?[0-9]+(:[0-9]+){0,2}", time):
-        raise InputError(f"--time must be as 90 (minutes), 1:30:00 or 2-12:00:00, got {time}")
+        raise InputError(f"--time must be like 90 (minutes), 1:30:00 or 2-12:00:00, got {time}")
     # Behind days stand hours first; else one part or two begin with minutes.
     units = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
     return int(days or 0) * 86400 + sum(
@@ -225,7 +226,10 @@ def _seconds(time: str) -> int:
 def _check_folders(request: Request, folder: Path) -> None:
     """Looks whether all nodes see what the job reads and writes, and sbatch can name it."""
     if "\\" in str(folder):
-        raise InputError(f"--jobs: {folder} has a backslash, which Slurm takes for its own")
+        raise InputError(
+            "--jobs must be a folder without a backslash, which Slurm reads "
+            f"as its own, got {folder}"
+        )
     local = [os.path.realpath(path) for path in request.flags.node_disks if path]
     paths = {
         "--workdir": request.task.workdir if "://" not in request.task.workdir else "",
@@ -237,8 +241,8 @@ def _check_folders(request: Request, folder: Path) -> None:
         above = [os.path.realpath(path), *map(str, Path(os.path.realpath(path)).parents)]
         if path and (disk := next((each for each in local if each in above), "")):
             raise InputError(
-                f"{name}, {path}, is under {disk}, which is another folder on every node: use a "
-                "folder that all nodes see (or say by --node_disks which they do not)"
+                f"{name}, {path}, is under {disk}, which is another folder on every node; "
+                "use a folder that all nodes share (or correct --node_disks)"
             )
 
 

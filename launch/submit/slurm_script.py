@@ -128,7 +128,7 @@ def render(
     """
     for word in (*options, *values.values(), *(word for words in lists.values() for word in words)):
         if "\n" in word or "\0" in word:
-            raise InputError(f"{word!r}: a batch script cannot hold a line's end in a word")
+            raise InputError(f"{word!r}: a word of a batch script cannot have a line break")
     lines = ["#!/bin/bash", *(f"#SBATCH {_directive(option)}" for option in options), ""]
     lines += [f"{name}={shlex.quote(value)}" for name, value in values.items()]
     lines += [f"{name}=({shlex.join(words)})" for name, words in lists.items()]

@@ -38,10 +38,10 @@ class Task:
         """
         if len(argv) < 3 or not _PYTHON.fullmatch(os.path.basename(argv[0])) or argv[1] != "-m":
             line = " ".join(argv) or "nothing"
-            raise InputError(f"behind -- has to stand python -m TASK ..., got {line}; {SYNTAX}")
+            raise InputError(f"after -- must come python -m TASK ..., got {line}; {SYNTAX}")
         task = cls(argv[2], tuple(argv[3:]))
         if not task._is_here():
-            raise InputError(f"no module {task.module!r} is here: behind -- stands python -m TASK")
+            raise InputError(f"there is no module {task.module!r}; after -- comes python -m TASK")
         return task
 
     def _is_here(self) -> bool:
@@ -79,7 +79,7 @@ class Task:
         done = _python("-m", self.module, "--help")
         names = _FLAG.findall(done.stdout)
         if done.returncode or not names:
-            raise InputError(f"python -m {self.module} --help lists no flags: it is no task")
+            raise InputError(f"python -m {self.module} --help lists no flags, so it is not a task")
         return frozenset(names)
 
     def check(self, preflight: str = "") -> None:
@@ -92,7 +92,7 @@ class Task:
             InputError: what the task says.
         """
         if "workdir" in self.flags and not self.workdir:
-            raise InputError("--workdir is missing behind --: name the run directory")
+            raise InputError("--workdir is missing after --; name the run directory")
         if "dry_run" not in self.flags:
             return
         check = f"--preflight={preflight}" if preflight else "--dry_run"
@@ -101,7 +101,9 @@ class Task:
             lines = [line for line in done.stderr.splitlines() if line.strip()]
             errors = [line for line in lines if line.startswith("error: ")]
             reason = (errors or lines[-1:] or [f"exit code {done.returncode}"])[-1]
-            raise InputError(f"the task refuses ({check}): {reason.removeprefix('error: ')}")
+            raise InputError(
+                f"the task rejects its input ({check}): {reason.removeprefix('error: ')}"
+            )
 
 
 def _python(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -96,7 +96,7 @@ class Follower:
         while self.record.state not in ENDED:
             if not self.record.has_name(self._folder):
                 # Its machines have that name too.
-                say(f"{self.record.name}: a later job has this name; this one is left")
+                say(f"{self.record.name}: a later job has this name; leaving this one")
                 return 1
             try:
                 self._step()
@@ -149,7 +149,7 @@ class Follower:
             self._keep(state="stopped")
         else:
             why = shlex.join(self.record.resource["describe"][:-1])
-            say(f"{self.record.name}: why they are {state} says {why}")
+            say(f"{self.record.name}: see {why} for why they are {state}")
             self._keep(state="failed")
 
     def _make_anew(self) -> None:
@@ -158,7 +158,7 @@ class Follower:
         run(Command(tuple(self.record.resource["delete"])), ("NOT_FOUND",))
         run(Command(tuple(self.record.resource["create"])))
         self._keep({"is_gone": False})
-        say(f"{self.record.name}: they were taken away, and are asked for once more")
+        say(f"{self.record.name}: the machines were taken away; asking for new ones")
 
     def _work(self) -> None:
         """Brings the job to the machines, starts it, or shows its log."""
@@ -178,7 +178,7 @@ class Follower:
             stream(hosts.log(to_its_end=True))
             self._sleep(END_SECONDS)
         elif record.state == "submitted":
-            say(f"{self.record.name}: exit code {record.exit_codes[-1]}; starting again")
+            say(f"{self.record.name}: exit code {record.exit_codes[-1]}; restarting")
             self._start(hosts)
 
     def _start(self, hosts: Hosts) -> None:

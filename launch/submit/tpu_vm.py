@@ -36,9 +36,7 @@ class TpuVm(Mode):
         """Which machines."""
         string = flags.DEFINE_string
         tpus.define_flags(values)
-        string(
-            "tpu", "", "name of a TPU VM that is there, instead of --tpu_type", flag_values=values
-        )
+        string("tpu", "", "name of an existing TPU VM, instead of --tpu_type", flag_values=values)
         string("runtime_version", "", "software of the hosts, if not the usual", flag_values=values)
         flags.DEFINE_bool("reserved", False, "from the project's reservation", flag_values=values)
         flags.DEFINE_multi_string(
@@ -107,7 +105,9 @@ class TpuVm(Mode):
             if record.resource["create"]:
                 run(Command(tuple(record.resource["create"])))
             elif resource_state(record) != "ACTIVE":
-                raise InputError(f"--tpu={request.flags.tpu}: it is not there, or not READY")
+                raise InputError(
+                    f"--tpu={request.flags.tpu} does not exist or is not READY; name one that is"
+                )
         except InputError:
             archive.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # An earlier job's logs may be there.
@@ -144,8 +144,8 @@ class TpuVm(Mode):
         """Tells the task on every host to save; the machines stay, and cost."""
         if not record.resource["is_prepared"]:
             raise InputError(
-                f"{record.name} has not been started yet: python -m launch.submit delete "
-                f"{record.name} takes its request back"
+                f"{record.name} has not started yet; python -m launch.submit delete "
+                f"{record.name} withdraws its request"
             )
         return Plan(commands=tuple(hosts_of(record.name, record.resource).stop()))
 
@@ -159,21 +159,23 @@ def _check(request: Request) -> None:
     values = request.flags
     tpus.check_given(values.tpu_type)
     if bool(values.tpu) == bool(values.tpu_type):
-        raise InputError(f"name the machines: --tpu_type={tpus.SYNTAX}; or --tpu=NAME")
+        raise InputError(f"the machines are missing; pass --tpu_type={tpus.SYNTAX}, or --tpu=NAME")
     check_least(values, num_slices=1, restarts=0)
     creates = (values.spot, values.reserved, values.topology, values.create, values.num_slices > 1)
     if values.tpu and any(creates):
         raise InputError(
-            "--spot, --reserved, --topology, --create and --num_slices are of machines that are "
-            "asked for, not of --tpu"
+            "--spot, --reserved, --topology, --create and --num_slices are for new "
+            "machines, not for --tpu; leave them out"
         )
     if values.spot and values.reserved:
-        raise InputError("--spot and --reserved: give one of them")
+        raise InputError("--spot and --reserved exclude each other; give one of them")
     if not values.tpu:
         tpu = tpus.parse(values.tpu_type, values.topology)
         usual = tpus.usual_topology(tpu.chips, tpu.generation) == tpu.topology
         if not usual and tpu.generation.name != "v4":
-            raise InputError(f"--topology={values.topology}: gcloud takes one for v4 alone")
+            raise InputError(
+                f"--topology={values.topology} needs --tpu_type=v4-...; leave it out for others"
+            )
         check_processes(request.task, values.num_slices * tpu.hosts, 0)
 
 

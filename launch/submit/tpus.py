@@ -114,8 +114,8 @@ def check_given(text: str) -> None:
     """
     if text.lower().removeprefix("tpu-").startswith(NEWER):
         raise InputError(
-            f"--tpu_type={text}: TPU7x and later are not in the Cloud TPU API: they "
-            "need Compute Engine (by hand) or GKE"
+            f"--tpu_type={text}: TPU7x and later are not in the Cloud TPU API; use Compute "
+            "Engine (by hand) or GKE"
         )
 
 
@@ -133,15 +133,15 @@ def parse(text: str, topology: str) -> Slice:
     generation = next((g for g in GENERATIONS if match and match[1] in (g.name, g.prefix)), None)
     if not match or generation is None:
         known = ", ".join(g.prefix for g in GENERATIONS)
-        raise InputError(f"--tpu_type={text}: write {SYNTAX}; known are {known}")
+        raise InputError(f"--tpu_type must be {SYNTAX}, with one of {known}; got {text}")
     chips, rest = divmod(int(match[2]), generation.counted)
     if topology:
         axes = _axes(generation, topology)
         if math.prod(axes) * generation.counted != int(match[2]):
             size = math.prod(axes) * generation.counted
             raise InputError(
-                f"--topology={topology}: these are {math.prod(axes)} chips, --tpu_type="
-                f"{generation.prefix}-{size}; got {text}"
+                f"--tpu_type must be {generation.prefix}-{size} for --topology={topology} "
+                f"({math.prod(axes)} chips), got {text}"
             )
     else:
         axes = () if rest or chips > generation.max_chips else usual_topology(chips, generation)
@@ -149,7 +149,10 @@ def parse(text: str, topology: str) -> Slice:
         sizes = [math.prod(shape) for shape in (_SQUARES if generation.axes == 2 else _BOXES)]
         more = f", or a multiple of {64 * generation.counted}" if generation.axes == 3 else ""
         names = ", ".join(str(size * generation.counted) for size in sizes)
-        raise InputError(f"--tpu_type={text}: sizes of {generation.prefix} are {names}{more}")
+        raise InputError(
+            f"--tpu_type must have one of the sizes of {generation.prefix}, "
+            f"{names}{more}; got {text}"
+        )
     return Slice(generation, axes)
 
 
@@ -171,8 +174,12 @@ def usual_topology(chips: int, generation: Generation) -> tuple[int, ...]:
 
 def _axes(generation: Generation, topology: str) -> tuple[int, ...]:
     if not re.fullmatch(r"[1-9][0-9]*(x[1-9][0-9]*)*", topology):
-        raise InputError(f"--topology={topology}: write it as 4x4x4 (v4, v5p) or 4x4 (v5e, v6e)")
+        raise InputError(
+            f"--topology must be like 4x4x4 (v4, v5p) or 4x4 (v5e, v6e), got {topology}"
+        )
     axes = tuple(map(int, topology.split("x")))
     if len(axes) != generation.axes:
-        raise InputError(f"--topology={topology}: {generation.name} has {generation.axes} axes")
+        raise InputError(
+            f"--topology must have {generation.axes} axes for {generation.name}, got {topology}"
+        )
     return axes

@@ -46,14 +46,14 @@ def helped():
 
 sys.exit(cli.exit_code(globals()[sys.argv[1]], "go on"))
 """
-PIPE = "error: cannot write what is to be printed: Broken pipe; mend that, run it again\n"
-FULL = "error: cannot {}: No space left on device; mend that, run it again\n"
+PIPE = "error: cannot write the output: Broken pipe; fix that and run it again\n"
+FULL = "error: cannot {}: No space left on device; fix that and run it again\n"
 STREAMS = {
     "help that is read in part": ("helped | head -n 1", 0, ""),
     "output that is read in part": ("draw | head -n 1", 2, PIPE),
     "output that is read in part, unbuffered": ("-u draw | head -n 1", 2, PIPE),
     "the reader goes before the last word": ("last_word | true", 0, ""),
-    "stdout is full": ("word > /dev/full", 2, FULL.format("write what is to be printed")),
+    "stdout is full": ("word > /dev/full", 2, FULL.format("write the output")),
     "stdout is full already midway": ("draw > /dev/full", 2, FULL.format("read or write")),
     "stderr is full": ("wrong 2> /dev/full", 2, ""),
     "all are closed": ("files <&- >&- 2>&-", 0, ""),
@@ -87,7 +87,7 @@ def test_errors_of_a_file_are_the_users(capsys, name):
     assert cli.exit_code(mock.Mock(side_effect=named(number)), "") == 2
     disk = " (the disk at /)" if name == "ENOSPC" else ""
     reason = f"{os.strerror(number)}{disk}"
-    said = f"error: cannot read or write at /runs/a: {reason}; mend that, run it again"
+    said = f"error: cannot read or write at /runs/a: {reason}; fix that and run it again"
     assert capsys.readouterr().err == f"{said}\n"
 
 
@@ -97,7 +97,7 @@ def test_errors_that_name_two_files_or_an_object(capsys):
         assert cli.exit_code(mock.Mock(side_effect=error), "") == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("error: cannot read or write at /a and /b: Invalid cross-device")
-    assert lines[1] == "error: cannot read or write: gs://bucket/a; mend that, run it again"
+    assert lines[1] == "error: cannot read or write: gs://bucket/a; fix that and run it again"
 
 
 OURS = {
@@ -119,7 +119,7 @@ def test_errors_of_the_program_keep_their_traceback(error):
 def test_paths_of_unknown_stores(capsys):
     assert cli.exit_code(lambda: epath.Path("foo://x").exists(), "") == 2
     err = capsys.readouterr().err
-    assert err == "error: no path that begins with foo:// can be opened: name a local one\n"
+    assert err == "error: no path that begins with foo:// can be opened; name a local one\n"
     with pytest.raises(KeyError):
         cli.exit_code(lambda: {}["a"], "")
 
@@ -134,7 +134,7 @@ def test_few_open_files(monkeypatch, capsys, limits, code, soft):
     monkeypatch.setattr(resource, "setrlimit", changed)
     assert cli.exit_code(lambda: None, "") == code
     assert [call.args[1][0] for call in changed.mock_calls] == ([soft] if soft else [])
-    assert ("may open 24 files here" in capsys.readouterr().err) == bool(code)
+    assert ("got 24; raise it" in capsys.readouterr().err) == bool(code)
 
 
 def test_control_characters_are_not_printed_raw(capsys):

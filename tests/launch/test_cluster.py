@@ -93,17 +93,17 @@ def test_helpers_of_mpi_are_steps_of_slurm():
 
 
 FAULTS = {
-    "a heterogeneous job": (SLURM | {"SLURM_HET_SIZE": "2"}, "several lists of nodes: say --coord"),
-    "no srun": (SLURM_SCRIPT, "start it by srun, or say --coordinator=none"),
+    "a heterogeneous job": (SLURM | {"SLURM_HET_SIZE": "2"}, "several node lists; pass --coord"),
+    "no srun": (SLURM_SCRIPT, "start it with srun, or pass --coordinator=none"),
     "no srun, nodes alone": (
         {k: v for k, v in SLURM_SCRIPT.items() if k != "SLURM_NTASKS"},
-        "start it by srun",
+        "start it with srun",
     ),
     "MPI without an address": (
         {"OMPI_COMM_WORLD_SIZE": "2"},
-        "JAX does not find the processes of this MPI: say --coordinator=HOST:PORT",
+        "JAX cannot find the processes of this MPI; pass --coordinator=HOST:PORT",
     ),
-    "another MPI": (SLURM | {"PMI_SIZE": "16"}, "JAX does not find the processes of this MPI"),
+    "another MPI": (SLURM | {"PMI_SIZE": "16"}, "JAX cannot find the processes of this MPI"),
 }
 
 
@@ -113,30 +113,48 @@ def test_jobs_that_cannot_be_joined(environment, said):
 
 
 WRONG = {
-    "tasks": (SLURM | {"SLURM_STEP_NUM_TASKS": "2(x2)"}, "SLURM_STEP_NUM_TASKS is '2(x2)', no num"),
-    "tasks of a script": (SLURM_SCRIPT | {"SLURM_NTASKS": "two"}, "SLURM_NTASKS is 'two', no num"),
+    "tasks": (
+        SLURM | {"SLURM_STEP_NUM_TASKS": "2(x2)"},
+        "SLURM_STEP_NUM_TASKS is not a number ('2(x2)')",
+    ),
+    "tasks of a script": (
+        SLURM_SCRIPT | {"SLURM_NTASKS": "two"},
+        "SLURM_NTASKS is not a number ('two')",
+    ),
     "no rank": ({k: v for k, v in SLURM.items() if k != "SLURM_PROCID"}, "SLURM_PROCID is missing"),
-    "rank": (SLURM | {"SLURM_PROCID": "2"}, r"SLURM_PROCID=2 is not in 0 .. 1"),
-    "job": (SLURM | {"SLURM_JOB_ID": "x"}, "SLURM_JOB_ID is 'x'"),
-    "port": (SLURM | {"JAX_COORDINATOR_PORT": "x"}, "JAX_COORDINATOR_PORT is 'x'"),
-    "nodes": (SLURM | {"SLURM_STEP_NODELIST": ""}, "SLURM_STEP_NODELIST='' names no node"),
-    "hosts": (GKE_TPU | {"TPU_WORKER_HOSTNAMES": "a,,b"}, "TPU_WORKER_HOSTNAMES='a,,b' is no list"),
+    "rank": (SLURM | {"SLURM_PROCID": "2"}, r"SLURM_PROCID must be from 0 to 1"),
+    "job": (SLURM | {"SLURM_JOB_ID": "x"}, "SLURM_JOB_ID is not a number ('x')"),
+    "port": (SLURM | {"JAX_COORDINATOR_PORT": "x"}, "JAX_COORDINATOR_PORT is not a number ('x')"),
+    "nodes": (SLURM | {"SLURM_STEP_NODELIST": ""}, "SLURM_STEP_NODELIST must name a node, got ''"),
+    "hosts": (
+        GKE_TPU | {"TPU_WORKER_HOSTNAMES": "a,,b"},
+        "TPU_WORKER_HOSTNAMES must be a list of hosts, got 'a,,b'",
+    ),
     "a warning": (
         {"TPU_WORKER_HOSTNAMES": "WARNING: could not determine TPU worker hostnames, please set"},
-        "is no list of hosts: mend it, or unset it where this host is alone",
+        "must be a list of hosts",
     ),
-    "worker": (GKE_TPU | {"TPU_WORKER_ID": "2"}, "TPU_WORKER_ID=2 is not in 0 .. 1"),
+    "worker": (GKE_TPU | {"TPU_WORKER_ID": "2"}, "TPU_WORKER_ID must be from 0 to 1, got 2"),
     "no worker": (
         {k: v for k, v in GKE_TPU.items() if k != "TPU_WORKER_ID"},
         "TPU_WORKER_ID is missing",
     ),
-    "slices": (GKE_TPU | {"MEGASCALE_NUM_SLICES": "-1"}, "MEGASCALE_NUM_SLICES is '-1'"),
-    "slice": (MULTISLICE | {"MEGASCALE_SLICE_ID": "2"}, "MEGASCALE_SLICE_ID=2 is not in 0 .. 1"),
+    "slices": (
+        GKE_TPU | {"MEGASCALE_NUM_SLICES": "-1"},
+        "MEGASCALE_NUM_SLICES is not a number ('-1')",
+    ),
+    "slice": (
+        MULTISLICE | {"MEGASCALE_SLICE_ID": "2"},
+        "MEGASCALE_SLICE_ID must be from 0 to 1, got 2",
+    ),
     "no coordinator": (
         MULTISLICE | {"MEGASCALE_COORDINATOR_ADDRESS": ""},
         "MEGASCALE_COORDINATOR_ADDRESS is missing",
     ),
-    "processes of MPI": (OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "x"}, "OMPI_COMM_WORLD_SIZE is 'x'"),
+    "processes of MPI": (
+        OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "x"},
+        "OMPI_COMM_WORLD_SIZE is not a number ('x')",
+    ),
     "two clusters": (
         SLURM | GKE_TPU,
         "two jobs, Slurm's SLURM_STEP_NUM_TASKS=2 and Cloud TPU's TPU_WORKER_HOSTNAMES=job-0-0.job",
@@ -153,7 +171,7 @@ def test_wrong_variables(environment, said):
 
 @pytest.mark.parametrize("environment", [SLURM, GKE_TPU, OPEN_MPI, FAULTS["another MPI"][0]])
 def test_what_is_the_work_of_one_process(environment):
-    with pytest.raises(InputError, match=r"one process, and was started as one of several \(.*=\S"):
+    with pytest.raises(InputError, match=r"one process, but was started as one of several \(.*=\S"):
         cluster.check_alone(environment, "")
     cluster.check_alone(environment, "none")
     cluster.check_alone(SLURM_SCRIPT, "")

@@ -91,12 +91,14 @@ def test_a_command_that_joins(run, monkeypatch, name):
     for variable in SLURM:
         monkeypatch.delenv(variable)
     code, said = run(name, SLURM_SCRIPT)
-    assert code == 2 and "start it by srun, or say --coordinator=none" in said and len(joined) == 1
+    assert (
+        code == 2 and "start it with srun, or pass --coordinator=none" in said and len(joined) == 1
+    )
 
 
 @pytest.mark.parametrize("name", ALONE)
 def test_a_command_of_one_process(run, name):
     code, said = run(name, SLURM)
-    assert code == 2 and "one process, and was started as one of several" in said
+    assert code == 2 and "one process, but was started as one of several" in said
     code, said = run(name, {}, "--coordinator=auto")
     assert code == 2 and "--coordinator=auto: this command is one process" in said

@@ -57,7 +57,7 @@ def test_devices_that_draw_as_many_each_draw_the_same(tmp_path):
     ("kind", "said"),
     [
         ("full", "cannot read or write at the disk of process 1: No space left on device"),
-        ("apart", "is not the same folder on all hosts"),
+        ("apart", "must be the same folder on all hosts"),
     ],
 )
 def test_what_one_process_cannot_do_ends_all_of_them(tmp_path, kind, said):

@@ -30,7 +30,7 @@ def test_processes_with_different_configs():
     with start_processes(MODULE, '{"fields": {"model.width": 8}}', devices=1) as started:
         codes, lines = ended(started)
     line = (
-        "error: process 1 was started with config.model.width = 8, process 0 with 4: start all "
+        "error: process 1 was started with config.model.width = 8, process 0 with 4; start all "
         "processes of a job alike"
     )
     assert codes == [2, 2] and lines == [[line], [line]]
@@ -45,7 +45,7 @@ def test_a_process_that_is_killed(lost):
         log = started[1 - lost][1].read_text()
     assert codes[lost] == -9 and codes[1 - lost] == 75, log
     (line,) = lines[1 - lost]
-    assert line.startswith(f"lost: process {lost} of this job is gone, its own output says why; ")
+    assert line.startswith(f"lost: process {lost} of this job is gone; see its own output. ")
     assert "Traceback" not in log
 
 

@@ -89,7 +89,7 @@ def test_an_error_of_the_first_process_is_told_by_both(tmp_path):
     for process, output in zip(both, outputs, strict=True):
         assert process.returncode == 2, output
         (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
-        assert "was begun with seed = 0, now it is 5" in line
+        assert "seed must be 0, as when" in line
 
 
 @pytest.mark.slow

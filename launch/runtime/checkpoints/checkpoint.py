@@ -92,7 +92,7 @@ class Checkpoints:
         if sound is None:
             if damaged:
                 raise InputError(
-                    f"no sound checkpoint is left: {damaged[max(damaged)]}; remove the run "
+                    f"every checkpoint is damaged: {damaged[max(damaged)]}; remove the run "
                     "directory"
                 )
             return None
@@ -117,7 +117,7 @@ def check_mode(mode: str) -> None:
         InputError: it has not.
     """
     if mode not in ("min", "max"):
-        raise InputError(f"config.best.mode={mode!r}: known are 'min', 'max'")
+        raise InputError(f"config.best.mode must be 'min' or 'max', got {mode!r}")
 
 
 class Best:
@@ -154,8 +154,7 @@ class Best:
         metric = self._compared["metric"]
         if metric not in scalars:
             raise InputError(
-                f"config.best.metric={metric!r} is not evaluated: there is "
-                f"{', '.join(sorted(scalars))}"
+                f"config.best.metric must be one of {', '.join(sorted(scalars))}, got {metric!r}"
             )
         step, score = int(state.step), float(scalars[metric])
         if not self._looked:

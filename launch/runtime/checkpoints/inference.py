@@ -49,10 +49,10 @@ class SealedCheckpoint:
         step = _latest(folder)
         if step is None and best:
             raise InputError(
-                f"{folder} holds no checkpoint: train with config.best, or use the last"
+                f"{folder} has no best checkpoint; train with config.best, or use the last one"
             )
         if step is None:
-            raise InputError(f"{workdir} holds no finished checkpoint: train it first")
+            raise InputError(f"{workdir} has no checkpoint; train it first")
         return cls(folder / str(step), run_name)
 
     @property
@@ -79,7 +79,7 @@ class SealedCheckpoint:
         """
         if ema not in self.digests:
             names = ", ".join(sorted(self.digests))
-            raise InputError(f"{self.folder} has no average {ema!r}: there is {names}")
+            raise InputError(f"ema must be one of {names}, got {ema!r} ({self.folder})")
         return self.digests[ema]
 
     def shapes(self) -> PyTree:
@@ -114,7 +114,7 @@ class SealedCheckpoint:
         """
         fault = seals.find_fault_together(self.folder, self._identity)
         if fault is not None:
-            raise InputError(f"{fault}: remove {self.folder} and run the training command again")
+            raise InputError(f"{fault}; remove {self.folder} and run the training command again")
         self.digest(ema)
         item = self.folder / item_name(ema)
         orbax_options.check_fit(item, abstract)

@@ -40,13 +40,15 @@ def check_path(path: epath.PathLike) -> None:
         InputError: it cannot: a checkpoint would lack its arrays.
     """
     if not is_local(path) and not _BUCKET.match(os.fspath(path)):
-        raise InputError(f"{path}: no name of a bucket; it has 3 letters, digits, - or _ at least")
+        raise InputError(
+            f"{path} is not the name of a bucket; it has at least 3 letters, digits, - or _"
+        )
     refused = _NO_PLAIN_TEXT if is_local(path) else _NO_KEY
     for character in os.path.abspath(path) if is_local(path) else os.fspath(path):
         if character in refused:
             raise InputError(
-                f"{path}: checkpoints cannot be saved under a path with {character!r}; name a "
-                "folder without it"
+                f"{path}: checkpoints cannot be saved under a path with {character!r}; "
+                "name another folder"
             )
 
 
@@ -72,7 +74,7 @@ def find_gap(folder: epath.Path, num_arrays: int) -> str | None:
     except ValueError as error:
         return f"{folder} cannot be read ({str(error).splitlines()[0]})"
     if len(names) != num_arrays:
-        return f"{folder} holds {len(names)} of {num_arrays} arrays"
+        return f"{folder} has {len(names)} of {num_arrays} arrays"
     return None
 
 
@@ -156,8 +158,8 @@ def check_fit(folder: epath.Path, abstract: PyTree) -> None:
         stored_shape, model_shape = stored.get(name, "missing"), expected.get(name, "missing")
         if stored_shape != model_shape:
             raise InputError(
-                f"{folder} does not fit the config's model: {name} is {stored_shape} there "
-                f"and {model_shape} in the model; name the run of this model"
+                f"{folder}: {name} must have the model's shape {model_shape}, got "
+                f"{stored_shape}; name the run of this model"
             )
 
 

@@ -125,7 +125,7 @@ class RowCache:
             self.dtype = jnp.dtype(self.made_from["dtype"])
             self._open()
         except (ArithmeticError, KeyError, TypeError, ValueError):
-            raise InputError(f"{path}: damaged; remove {folder} and make it again") from None
+            raise InputError(f"{path} is damaged; remove {folder} and make it again") from None
         # By name, see `places`.
         self._rows: dict[str, tuple[int, int]] = {}
         self.parts = Parts([], self.shape, self.dtype, self.MEND)
@@ -169,8 +169,8 @@ class RowCache:
         """
         for field, (old, new) in differences(self.made_from, made_from).items():
             raise InputError(
-                f"{self.folder} holds {self.OF_ANOTHER} ({field} was {str(old)[:16]}, now it is "
-                f"{str(new)[:16]}): name another folder, or remove that one"
+                f"{self.folder} has {self.OF_ANOTHER} ({field} was {str(old)[:16]}, now it is "
+                f"{str(new)[:16]}); name another folder, or remove that one"
             )
 
     def take_turns(self, number: int, count: int) -> None:
@@ -221,7 +221,7 @@ class RowCache:
             raise InputError(_damaged(path, "its head", self.MEND)) from None
         if not same_maker:
             maker = f"of another {self.MADE_FROM} than {self.folder}"
-            raise InputError(f"{path}: {maker}: take it out there")
+            raise InputError(f"{path} is {maker}; remove it there")
         if not whole or not fits or rows.end - rows.start != len(names) * self.row_bytes:
             raise InputError(_damaged(path, "its length", self.MEND))
         number = len(self.parts.files)

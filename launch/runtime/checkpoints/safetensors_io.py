@@ -67,8 +67,8 @@ def check_finite(name: str, tensor: Tensor, values: np.ndarray) -> None:
     """
     if not np.isfinite(values).all():
         raise InputError(
-            f"{tensor.file}: the tensor {name} holds NaN or infinity: download or copy the file "
-            "again, or save the weights anew"
+            f"{tensor.file}: the tensor {name} has NaN or infinity; download or copy the "
+            "file again, or save the weights again"
         )
 
 
@@ -138,16 +138,14 @@ def choose_file(
     if variants := _variants(names, stem):
         others = " and ".join(name or "the one without a variant" for name in variants)
         missing = f"the variant {variant}" if variant else "weights without a variant"
-        raise InputError(f"{where}: {missing} is not there; there is {others}")
+        raise InputError(f"{where} has not {missing}, only {others}; name one of these")
     pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".ckpt")))
     if pickles:
         raise InputError(
             f"{where}: {pickles[0]} is a pickle, which could run any code when it is read; "
             "save the model as safetensors (save_pretrained does) and name that folder"
         )
-    raise InputError(
-        f"{where}: there are no weights ({single} or {index}); name a folder that has them"
-    )
+    raise InputError(f"{where} has no weights ({single} or {index}); name a folder that has them")
 
 
 def _variants(names: set[str], stem: str) -> list[str | None]:
@@ -177,19 +175,21 @@ def open_weights(folder: Path, stem: str, variant: str | None, integers: bool = 
     weight_map = read_object(folder / name).get("weight_map")
     whole = isinstance(weight_map, dict) and all(isinstance(f, str) for f in weight_map.values())
     if not weight_map or not whole:
-        raise InputError(f"{folder / name} has no weight_map: it is no index; download it again")
+        raise InputError(
+            f"{folder / name} has no weight_map, so it is not an index; download it again"
+        )
     files, tensors = tuple(sorted(set(weight_map.values()))), {}
     for file in files:
         if Path(file).name != file or not (folder / file).is_file():
             raise InputError(
-                f"{folder / name} names the file {file}, which is missing: download it as well"
+                f"{folder / name} lists the file {file}, which is missing; download it as well"
             )
         tensors_of_file = open_file(folder / file, integers)
         indexed = {tensor for tensor, indexed_in in weight_map.items() if indexed_in == file}
         for tensor in sorted(tensors_of_file.keys() ^ indexed):
             raise InputError(
-                f"{folder / name} and {file} do not agree on the tensor {tensor}: they are of "
-                "different models or incomplete, download both again"
+                f"{folder / name} and {file} disagree about the tensor {tensor}: they "
+                "belong to different models or are incomplete; download both again"
             )
         tensors.update(tensors_of_file)
     return Weights(folder, variant, files, name, tensors)
@@ -202,7 +202,7 @@ def open_file(path: Path, integers: bool = False) -> dict[str, Tensor]:
             pass
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"{path} is not a whole safetensors file ({' '.join(str(error).split())}): "
+            f"{path} is not a complete safetensors file ({' '.join(str(error).split())}); "
             "download or copy it again"
         ) from None
     readable = [dtype for dtype in DTYPES if integers or dtype != "I64"]
@@ -211,8 +211,8 @@ def open_file(path: Path, integers: bool = False) -> dict[str, Tensor]:
     for name, entry in parse_header(header)[0].items():
         if entry.dtype not in readable:
             raise InputError(
-                f"{path}: the tensor {name} is of type {entry.dtype}; "
-                f"only {', '.join(readable)} can be read, save it as one of them"
+                f"{path}: the dtype of {name} must be one of {', '.join(readable)}, got "
+                f"{entry.dtype}; save it as one of them"
             )
         start = LENGTH_BYTES + len(header) + entry.start
         tensors[name] = Tensor(path, start, entry.shape, DTYPES[entry.dtype])

@@ -150,7 +150,7 @@ class SealedSteps:
                 for newer in faults:
                     self.set_aside(newer, keep=True)
                 return step, faults
-            say(f"checkpoint not used: {fault}")
+            say(f"checkpoint skipped: {fault}")
             if cut_off_here:
                 cut_off.append(step)
             else:
@@ -264,7 +264,7 @@ def check_whole(folder: epath.Path, num_arrays: Mapping[str, int]) -> None:
     """
     for name, count in num_arrays.items():
         if gap := find_gap(folder / name, count):
-            raise Failed(f"a checkpoint was not written whole: {gap}; it is not used")
+            raise Failed(f"a checkpoint is incomplete: {gap}; it is skipped")
 
 
 def _report(error: Exception) -> str:

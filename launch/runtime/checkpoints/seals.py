@@ -116,10 +116,10 @@ def check_facts(facts: Mapping[str, Any], expected: Mapping[str, Any], folder: e
     """
     for name, value in expected.items():
         if name not in facts:
-            raise InputError(f"{folder} has a seal of an older version, without its {name}")
+            raise InputError(f"{folder} has the seal of an older version, without its {name}")
         if facts[name] != value:
             raise InputError(
-                f"{folder} was saved as {name} {facts[name]}, not {value}: it belongs elsewhere"
+                f"{folder}: {name} must be {value}, got {facts[name]}; it was copied from elsewhere"
             )
 
 
@@ -149,7 +149,7 @@ def _find_fault(
         return f"{folder / name} {said}"
     for name, digest in _digests(folder, present[index::count]).items():
         if digest != expected[name]:
-            return f"{folder / name} is damaged (its digest differs)"
+            return f"{folder / name} is damaged (its checksum differs)"
     return None
 
 
@@ -207,5 +207,5 @@ def _read_share(path: epath.Path) -> dict[str, Any]:
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         whole = False
     if not whole:
-        raise InputError(f"{path} is damaged (it does not match its own digest)")
+        raise InputError(f"{path} is damaged (its checksum differs)")
     return body

@@ -120,16 +120,16 @@ def check_fit(
         names = [n for n in (name, second_names.get(name)) if n and n in shapes]
         if not names:
             raise InputError(
-                f"{where}: the tensor {name} is missing, which {model} has; the weights are of "
+                f"{where}: the tensor {name} of {model} is missing; the weights are of "
                 "another model or incomplete, download them again"
             )
         for name in names:
             if tuple(shapes[name]) != mapping.file_shape:
                 raise InputError(
-                    f"{where}: the tensor {name} has the shape {tuple(shapes[name])}, in {model} "
-                    f"it has {mapping.file_shape}; {advice_on.get(name, advice)}"
+                    f"{where}: the tensor {name} must have the shape {mapping.file_shape} "
+                    f"of {model}, got {tuple(shapes[name])}; {advice_on.get(name, advice)}"
                 )
     if extra := sorted(shapes.keys() - mappings.keys() - aliases.keys()):
         raise InputError(
-            f"{where}: there is no tensor {extra[0]} in {model} ({len(extra)} too many); {advice}"
+            f"{where}: {model} has no tensor {extra[0]} ({len(extra)} too many); {advice}"
         )

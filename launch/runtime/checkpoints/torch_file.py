@@ -137,7 +137,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
             plain tensors.
     """
     if not path.is_file():
-        raise InputError(f"{path}: there is no such file; name one with weights")
+        raise InputError(f"{path}: no such file; name one with weights")
     try:
         with path.open("rb") as file:
             is_zip = file.read(len(_ZIP)) == _ZIP
@@ -148,14 +148,15 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
             return {name: view.read(values[view.storage.key]) for name, view in views.items()}
     except _Refused as error:
         raise InputError(
-            f"{path} asks for {error}, which plain weights do not need and which could run any "
-            "code: save the state dict alone, torch.save(model.state_dict(), ...), or safetensors"
+            f"{path} asks for {error}, which weights do not need and which could run any "
+            "code; save the state dict alone, torch.save(model.state_dict(), ...), or "
+            "safetensors"
         ) from None
     # Bytes at random make an unpickler raise almost anything.
     except (Exception, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
-            f"{path} is not a whole file of torch.save ({reason}): download or copy it again"
+            f"{path} is not a complete file of torch.save ({reason}); download or copy it again"
         ) from None
 
 

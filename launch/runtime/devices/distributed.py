@@ -31,8 +31,8 @@ def check_same(settings: Mapping[str, Any]) -> None:
             field = CODE if CODE in different else next(iter(different))
             expected, value = different[field]
             raise InputError(
-                f"process {number} was started with {field} = {value}, process 0 with {expected}: "
-                "start all processes of a job alike"
+                f"process {number} was started with {field} = {value}, process 0 with "
+                f"{expected}; start all processes of a job alike"
             )
 
 

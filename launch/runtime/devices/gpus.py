@@ -28,7 +28,8 @@ def visible(environment: Mapping[str, str]) -> list[str]:
     for number in numbers:
         if not number.isdecimal() or int(number) >= len(uuids):
             raise InputError(
-                f"JAX_LOCAL_DEVICE_IDS={chosen}: {number!r} is none of 0 .. {len(uuids) - 1}"
+                f"JAX_LOCAL_DEVICE_IDS={chosen}: each must be from 0 to {len(uuids) - 1}, "
+                f"got {number!r}"
             )
     return [uuids[int(number)] for number in numbers]
 
@@ -52,21 +53,21 @@ def share(views: Sequence[Sequence[str]], own: int) -> list[str]:
     if frozenset() in groups and len(groups) > 1:
         blind, seeing = groups.pop(frozenset())[0], next(iter(groups.values()))[0]
         raise InputError(
-            f"process {blind} of this job sees no GPU, process {seeing} sees {len(views[seeing])}: "
-            "give each its own, or JAX_PLATFORMS=cpu to all"
+            f"process {blind} of this job sees no GPU, process {seeing} sees "
+            f"{len(views[seeing])}; give each its own, or set JAX_PLATFORMS=cpu for all"
         )
     owners: dict[str, int] = {}
     for uuids, numbers in groups.items():
         for uuid in uuids:
             if (other := owners.setdefault(uuid, numbers[0])) != numbers[0]:
                 raise InputError(
-                    f"processes {other} and {numbers[0]} of this job see some GPUs in common, but "
-                    "not all: let each see its own alone, or all of its host's"
+                    f"processes {other} and {numbers[0]} of this job share some GPUs, but "
+                    "not all; give each its own, or all of its host's"
                 )
         if len(uuids) % len(numbers):
             raise InputError(
-                f"{len(numbers)} processes of this job see the same {_count(len(uuids))}, which "
-                "cannot be divided evenly: start one process for each host or for each GPU"
+                f"{len(numbers)} processes of this job see the same {_count(len(uuids))}, "
+                "which cannot be divided evenly; start one process per host or per GPU"
             )
     numbers = groups[frozenset(views[own])]
     count = len(views[own]) // len(numbers)

@@ -34,17 +34,17 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "coordinator",
         "",
-        "HOST:PORT of process 0 in a job of several processes, or 'auto' to ask the cluster (TPU "
-        "VM, Slurm, GKE); Slurm and TPU jobs that say so in their environment need no flag, 'none' "
-        "lets this process be alone all the same",
+        (
+            "HOST:PORT of process 0 in a job of several processes, or 'auto' to ask the "
+            "cluster (TPU VM, Slurm, GKE); Slurm and TPU jobs whose environment says so need "
+            "no flag, 'none' runs this process alone"
+        ),
         flag_values=values,
     )
     flags.DEFINE_integer(
         "num_processes", None, "processes of the job (--coordinator)", flag_values=values
     )
-    flags.DEFINE_integer(
-        "process_id", None, "which of them this one is, from 0", flag_values=values
-    )
+    flags.DEFINE_integer("process_id", None, "index of this process, from 0", flag_values=values)
 
 
 def initialize(values: flags.FlagValues, environment: Mapping[str, str] | None = None) -> None:
@@ -80,7 +80,7 @@ def join_arguments(
     if coordinator in ("", "auto", "none"):
         if explicit != (None, None):
             raise InputError(
-                "--num_processes and --process_id go with --coordinator=HOST:PORT of process 0"
+                "--num_processes and --process_id need --coordinator=HOST:PORT of process 0"
             )
         job = None if coordinator == "none" else cluster.find_job(environment)
         if job and job.fault:
@@ -90,15 +90,16 @@ def join_arguments(
         return arguments | job.arguments if job else arguments if coordinator == "auto" else None
     if not re.fullmatch(r".+:\d+", coordinator):
         raise InputError(
-            f"--coordinator={coordinator}: HOST:PORT of process 0 is needed, auto or none"
+            f"--coordinator must be HOST:PORT of process 0, auto or none, got {coordinator}"
         )
     if None in explicit:
         raise InputError(
-            f"--coordinator={coordinator} needs --num_processes and --process_id, or use auto"
+            f"--coordinator={coordinator} needs --num_processes and --process_id; add "
+            "them, or use auto"
         )
     count, own = explicit
     if not 0 <= own < count:
-        raise InputError(f"--process_id={own} is not in 0 .. {count - 1} (--num_processes)")
+        raise InputError(f"--process_id must be from 0 to {count - 1} (--num_processes), got {own}")
     return dict(arguments, coordinator_address=coordinator, num_processes=count, process_id=own)
 
 
@@ -107,7 +108,7 @@ def _check_kubernetes(environment: Mapping[str, str]) -> None:
     variables = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
     asks = "KUBERNETES_SERVICE_HOST" in environment and not any(v in environment for v in variables)
     if asks and find_spec("kubernetes") is None:
-        raise InputError('--coordinator=auto asks Kubernetes here: pip install ".[gke]" first')
+        raise InputError('--coordinator=auto asks Kubernetes here; pip install ".[gke]" first')
 
 
 def _join(arguments: Mapping[str, Any]) -> None:
@@ -125,14 +126,14 @@ def _join(arguments: Mapping[str, Any]) -> None:
         reason = " ".join(str(error).split())
         if isinstance(error, ValueError) and reason.endswith("defined."):
             raise InputError(
-                "JAX finds no cluster here that says who the other processes are: for TPU hosts "
-                f'pip install "jax[tpu]" first; elsewhere say {cluster.BY_HAND}, or '
-                "--coordinator=none where this process is alone"
+                "JAX finds no cluster here that lists the other processes; on TPU hosts "
+                f'pip install "jax[tpu]" first, elsewhere pass {cluster.BY_HAND}, or '
+                "--coordinator=none if this process is alone"
             ) from None
         if any(name.startswith("jax._src.clusters") for name in modules):
             raise InputError(
-                f"the cluster does not say who the other processes are ({reason}): mend that, or "
-                f"say {cluster.BY_HAND}"
+                f"the cluster does not list the other processes ({reason}); fix that, or "
+                f"pass {cluster.BY_HAND}"
             ) from error
         raise
     finally:
@@ -151,17 +152,17 @@ def _check_port(address: str) -> None:
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"process 0 cannot listen at the port of {address} ({reason}): name another one on "
-            "all, by --coordinator or JAX_COORDINATOR_PORT"
+            f"process 0 cannot listen on the port of {address} ({reason}); choose another "
+            "one for all, by --coordinator or JAX_COORDINATOR_PORT"
         ) from error
 
 
 def _end_alone() -> None:
     try:
         say(
-            f"lost: some processes of this job have not come within {JOIN_SECONDS:.0f} seconds: "
-            "start all of them, with the same --coordinator, or say --coordinator=none where this "
-            "one is alone"
+            f"lost: some processes of this job did not join within {JOIN_SECONDS:.0f} "
+            "seconds; start all of them with the same --coordinator, or pass "
+            "--coordinator=none if this one is alone"
         )
     finally:
         os._exit(PREEMPTED)
@@ -205,7 +206,7 @@ def _take_number(coordinator: str, own: int) -> None:
         lock.acquire(blocking=False)
     except Timeout:
         raise InputError(
-            f"--process_id={own}: a process of the job at {coordinator} has this number already; "
+            f"--process_id={own} is taken by another process of the job at {coordinator}; "
             "give each its own"
         ) from None
     except OSError as error:
@@ -224,16 +225,16 @@ def check_joined() -> None:
     if not jax.distributed.is_initialized():
         if jax.process_count() > 1:
             raise InputError(
-                f"this is one of {jax.process_count()} processes that have not found each other: "
-                "add --coordinator=auto"
+                f"this is one of {jax.process_count()} processes that have not found each "
+                "other; add --coordinator=auto"
             )
         return
     first, *others = _tell_all(_DEVICES, [jax.local_device_count(), jax.default_backend()])
     for number, other in enumerate(others, start=1):
         if other != first:
             raise InputError(
-                f"process {number} sees {_devices(*other)}, process 0 sees {_devices(*first)}: "
-                "all processes of a job need as many of the same kind"
+                f"process {number} sees {_devices(*other)}, process 0 sees "
+                f"{_devices(*first)}; all processes of a job need the same number and kind"
             )
 
 

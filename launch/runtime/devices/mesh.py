@@ -36,7 +36,7 @@ def make_mesh(axes: Fields, devices: Sequence[jax.Device] | None = None) -> Mesh
         sizes[sizes.index(-1)] = count // max(1, -int(np.prod(sizes)))
     if min(sizes) < 1 or int(np.prod(sizes)) != count:
         described = ", ".join(f"{name} {size}" for name, size in zip(AXES, sizes, strict=True))
-        raise InputError(f"config.mesh ({described}) does not fit {count} devices")
+        raise InputError(f"config.mesh must fit {count} devices, got {described}")
     # Sharded convolutions fail under Explicit axes, make_mesh's default.
     types = (AxisType.Auto,) * len(AXES)
     return Mesh(_arrange(sizes, devices or jax.devices()), AXES, axis_types=types)
@@ -50,7 +50,9 @@ def _arrange(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
     if slices == 1 or devices[0].platform != "tpu":
         return mesh_utils.create_device_mesh(sizes, **options)
     if sizes[0] % slices:
-        raise InputError(f"config.mesh: data {sizes[0]} is no multiple of the {slices} slices")
+        raise InputError(
+            f"config.mesh: data must be a multiple of the {slices} slices, got {sizes[0]}"
+        )
     inside = sizes[0] // slices, *sizes[1:]
     return mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), **options)
 

@@ -227,7 +227,7 @@ def activation(name: str) -> Callable[[Array], Array]:
         InputError: there is none.
     """
     if name not in ACTIVATIONS:
-        raise InputError(f"activation={name!r}: known are {', '.join(ACTIVATIONS)}")
+        raise InputError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
     return ACTIVATIONS[name]
 
 
@@ -242,12 +242,12 @@ def normalise_pixels(images: Float[Array, "b h w c"], pixels: str) -> Float[Arra
         InputError: there is no such key, or the images are not RGB.
     """
     if pixels not in PIXELS:
-        raise InputError(f"model.pixels={pixels!r}: known are {', '.join(PIXELS)}")
+        raise InputError(f"model.pixels must be one of {', '.join(PIXELS)}, got {pixels!r}")
     if pixels == "plain":
         return images
     if images.shape[-1] != 3:
         raise InputError(
-            f"model.pixels={pixels!r} is for RGB, images have {images.shape[-1]} channels"
+            f"model.pixels={pixels!r} needs RGB images, got {images.shape[-1]} channels"
         )
     mean, std = (jnp.asarray(values)[None, None, None] for values in PIXELS[pixels])
     return ((images + 1) / 2 - mean) / std

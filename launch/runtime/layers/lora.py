@@ -101,7 +101,7 @@ def make_lora(config: Fields, params: PyTree, field: str = "config.lora") -> Lor
         InputError: a field is wrong or missing, or a target is found in no kernel's path.
     """
     if unknown := sorted(set(config) - set(_FIELDS)):
-        raise InputError(f"{field} has no field {unknown[0]!r}: there is {', '.join(_FIELDS)}")
+        raise InputError(f"{field} has no field {unknown[0]!r}; use {', '.join(_FIELDS)}")
     if "rank" not in config:
         raise InputError(f"{field}.rank is missing; set it, 16 is usual")
     check_numbers(config, {"rank": (1, _MOST_RANK)}, field)
@@ -112,9 +112,7 @@ def make_lora(config: Fields, params: PyTree, field: str = "config.lora") -> Lor
         )
     dtype = config.get("base_dtype", "float32")
     if dtype not in _DTYPES:
-        raise InputError(
-            f"{field}.base_dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}; name one"
-        )
+        raise InputError(f"{field}.base_dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
     targets = config.get("targets", ()) or (_ATTENTION,)
     return Lora(config["rank"], alpha / config["rank"], _modules(field, targets, params), dtype)
 

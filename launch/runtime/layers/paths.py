@@ -32,10 +32,12 @@ def matching(field: str, patterns: Any, params: Any) -> Any:
         try:
             hits = [re.search(pattern, name) is not None for name in names]
         except re.error as error:
-            raise InputError(f"{field}: {pattern!r} is no pattern ({error})") from None
+            raise InputError(
+                f"{field}: {pattern!r} must be a regular expression ({error})"
+            ) from None
         if not any(hits):
             raise InputError(
-                f"{field}: {pattern!r} is found in no parameter's path, such as {names[0]!r}"
+                f"{field}: {pattern!r} matches no parameter; their paths are like {names[0]!r}"
             )
         matched = [before or hit for before, hit in zip(matched, hits, strict=True)]
     return jax.tree_util.tree_unflatten(treedef, matched)

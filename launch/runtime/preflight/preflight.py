@@ -29,7 +29,7 @@ SYNTAX = "GENERATION:TOPOLOGY[*SLICES], such as v4:4x4x16, v5p:4x4x8*2, v5e:16x1
 SCALES = (64, 128, 256, 512, 1024, 2048, 4096)
 # More memory than any other has: what does not fit elsewhere is measured there.
 LARGEST = "v5p"
-HELP = "remat, a larger config.mesh.fsdp, fewer images a chip and step, or accumulation would help"
+HELP = "try remat, a larger config.mesh.fsdp, fewer images a chip and step, or accumulation"
 # Without, libtpu asks Google's metadata server what machine this is, waits for it, and complains.
 _ALONE = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -70,7 +70,7 @@ class Target:
             InputError: libtpu is missing or in use, or there is no such slice.
         """
         if importlib.util.find_spec("libtpu") is None:
-            raise InputError('--preflight compiles with libtpu: pip install ".[preflight]"')
+            raise InputError('--preflight needs libtpu to compile; pip install ".[preflight]"')
         for name, value in _ALONE.items():
             os.environ.setdefault(name, value)
         options: dict = {"num_slices": self.slices} if self.slices > 1 else {}
@@ -86,7 +86,9 @@ class Target:
                     "wait for its end"
                 ) from None
             reason = str(error).splitlines()[0]
-            raise InputError(f"--preflight: no slice is {name} ({reason}); {SYNTAX}") from None
+            raise InputError(
+                f"--preflight: there is no slice {name} ({reason}); write {SYNTAX}"
+            ) from None
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -94,16 +96,21 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "preflight",
         "",
-        "compile the step for TPUs that are not there, print memory, operations, traffic and "
-        f"estimated time, and end: {SYNTAX}",
+        (
+            "compile the step for TPUs, without having any, print memory, operations, traffic "
+            f"and estimated time, then exit: {SYNTAX}"
+        ),
         flag_values=values,
     )
     flags.DEFINE_float(
         "preflight_effort",
         -1.0,
-        "of the compiler, from -1 to 1: at -1 a network of 2B parameters takes one core half an "
-        "hour, above it longer; a run compiles at 0, where DeiT-S and ResNet-50 were found to need "
-        "the same memory of a v4 to the byte; of larger networks that was not compared",
+        (
+            "compiler effort, from -1 (fastest) to 1: at -1 a network of 2B parameters takes "
+            "one core half an hour, above that longer; training compiles at 0, for which "
+            "DeiT-S and ResNet-50 need the same memory on a v4 to the byte (larger networks "
+            "were not compared)"
+        ),
         flag_values=values,
     )
 
@@ -119,15 +126,18 @@ def parse_target(text: str) -> Target:
         raise InputError(f"--preflight={text}: write {SYNTAX}")
     generation, topology = match[1], tuple(int(size) for size in match[2].split("x"))
     if generation not in GENERATIONS:
-        raise InputError(f"--preflight={text}: known are {', '.join(GENERATIONS)}; write {SYNTAX}")
+        raise InputError(
+            f"--preflight must begin with one of {', '.join(GENERATIONS)}, "
+            f"got {text}; write {SYNTAX}"
+        )
     if len(topology) != GENERATIONS[generation]:
         raise InputError(
-            f"--preflight={text}: {generation} slices have {GENERATIONS[generation]} axes; "
-            f"write {SYNTAX}"
+            f"--preflight={text}: slices of {generation} have {GENERATIONS[generation]} "
+            f"axes; write {SYNTAX}"
         )
     slices = int(match[3] or 1)
     if not slices or not math.prod(topology):
-        raise InputError(f"--preflight={text}: a size is 0; write {SYNTAX}")
+        raise InputError(f"--preflight must have no size of 0, got {text}; write {SYNTAX}")
     return Target(generation, topology, slices)
 
 
@@ -271,8 +281,8 @@ def run(
     print(json.dumps(result), flush=True)
     if not fits:
         raise InputError(
-            f"--preflight={target}: the step needs {program.total_bytes / GIB:.1f} GiB a chip of "
-            f"{plan.chip.hbm_bytes / GIB:.0f}; the largest buffers are "
+            f"--preflight={target}: the step needs {program.total_bytes / GIB:.1f} GiB a "
+            f"chip of {plan.chip.hbm_bytes / GIB:.0f}; the largest buffers are "
             f"{'; '.join(map(_describe, program.buffers[:3]))}; {HELP}"
         )
 

@@ -56,8 +56,8 @@ def _refusal(workdir: epath.Path, step: int, last: Attempt) -> str:
         f"the last by {last.error}" if last.error else f"the last was killed ({KINDS[last.doing]})"
     )
     return (
-        f"{workdir}: three attempts in a row have ended at step {step}, {end}, and the next would: "
-        f"mend that, remove {workdir / GOODPUT}, and run the same command again"
+        f"{workdir}: three attempts in a row ended at step {step}, {end}; fix the cause, "
+        f"remove {workdir / GOODPUT}, and run the same command again"
     )
 
 

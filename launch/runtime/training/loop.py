@@ -75,8 +75,8 @@ def check_training(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.batch_size % ways:
         raise InputError(
-            f"config.batch_size={config.batch_size} cannot be split over the {ways} devices of "
-            "mesh.data x mesh.fsdp: use a multiple"
+            f"config.batch_size must be a multiple of {ways} (mesh.data x mesh.fsdp), got "
+            f"{config.batch_size}"
         )
 
 
@@ -86,7 +86,7 @@ def check_fields(config: ml_collections.ConfigDict) -> None:
     profile = config.get("profile") or {}
     check_numbers(profile, _PROFILE, "config.profile")
     if unknown := sorted(set(profile) - set(_PROFILE)):
-        raise InputError(f"config.profile has no field {unknown[0]!r}: there is start, steps")
+        raise InputError(f"config.profile has no field {unknown[0]!r}; use start, steps")
     if config.get("best"):
         check_mode(config.best.get("mode", "min"))
 

@@ -44,11 +44,11 @@ class MetricWriter:
             aside = workdir / DAMAGED
             earlier = aside.read_bytes() if aside.exists() else b""
             write_atomic(aside, earlier + b"".join(line + b"\n" for line in damaged))
-            say(f"{path}: {_count(damaged)} taken to {aside.name}")
+            say(f"{path}: {_count(damaged)} moved to {aside.name}")
         kept = [line for line in lines if line["step"] <= start_step]
         if start_step and not kept:
             state = "holds no numbers" if path.exists() else "is missing"
-            say(f"{path} {state}: those up to step {start_step} are lost, the run goes on")
+            say(f"{path} {state}: the metrics up to step {start_step} are lost, training continues")
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomic(path, text.encode())
         self._folder, self._mirror = workdir, None
@@ -122,7 +122,7 @@ class MetricWriter:
         if self._mirror and self._mirror.close():
             shutil.rmtree(self._folder, ignore_errors=True)
         elif self._mirror:
-            say(f"{self._folder} keeps the numbers that {self._workdir} lacks")
+            say(f"{self._folder} has the metrics that {self._workdir} lacks")
 
 
 def to_scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -151,7 +151,7 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
     path = epath.Path(workdir) / METRICS
     lines, damaged = _read(path)
     if damaged:
-        say(f"{path}: {_count(damaged)} left out")
+        say(f"{path}: {_count(damaged)} skipped")
     return lines
 
 

@@ -54,7 +54,7 @@ class Mirror:
             first, failure = failed[0]
             reason = " ".join(str(failure).split()) or type(failure).__name__
             names = f"{self._name(first)}{f' and {len(failed) - 1} more' if failed[1:] else ''}"
-            say(f"warning: {names} cannot be written ({reason}); it is tried again later")
+            say(f"warning: cannot write {names} ({reason}); will try again later")
         return not failed
 
     def close(self) -> bool:

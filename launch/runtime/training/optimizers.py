@@ -29,7 +29,10 @@ def make_schedule(config: ml_collections.ConfigDict, total_steps: int) -> optax.
     """
     peak, warmup = config.learning_rate, config.warmup_steps
     if config.schedule != "step" and (extra := {"boundaries", "factor"} & set(config)):
-        raise InputError(f"optimizer.{min(extra)} is of the schedule 'step' alone")
+        raise InputError(
+            f"optimizer.{min(extra)} needs optimizer.schedule='step'; set it, "
+            f"or leave {min(extra)} out"
+        )
     if config.schedule == "constant":
         after = optax.constant_schedule(peak)
     elif config.schedule == "cosine":
@@ -38,7 +41,7 @@ def make_schedule(config: ml_collections.ConfigDict, total_steps: int) -> optax.
         after = optax.piecewise_constant_schedule(peak, _drops(config))
     else:
         schedules = "'constant', 'cosine', 'step'"
-        raise InputError(f"optimizer.schedule={config.schedule!r}: known are {schedules}")
+        raise InputError(f"optimizer.schedule must be one of {schedules}, got {config.schedule!r}")
     if not warmup:
         return after
     before = optax.linear_schedule(config.get("warmup_from", 0.0), peak, warmup)
@@ -50,8 +53,8 @@ def _drops(config: ml_collections.ConfigDict) -> dict[int, float]:
     boundaries, warmup = tuple(config.get("boundaries", ())), config.warmup_steps
     if not boundaries or list(boundaries) != sorted({b for b in boundaries if warmup < b <= MOST}):
         raise InputError(
-            f"optimizer.boundaries={boundaries}: 'step' needs steps that rise, from above "
-            f"warmup_steps={warmup}"
+            f"optimizer.boundaries must be increasing steps above warmup_steps={warmup}, "
+            f"got {boundaries}"
         )
     return dict.fromkeys((b - warmup for b in boundaries), config.get("factor", 0.1))
 
@@ -124,20 +127,22 @@ def make_optimizer(
     """
     if config.name not in _OPTIMIZERS:
         names = ", ".join(repr(name) for name in _OPTIMIZERS)
-        raise InputError(f"optimizer.name={config.name!r}: known are {names}")
+        raise InputError(f"optimizer.name must be one of {names}, got {config.name!r}")
     make, own, decays = _OPTIMIZERS[config.name]
     if unknown := sorted(set(config) - {*_SHARED, *own}):
         allowed = ", ".join((*_SHARED, *own))
         raise InputError(f"optimizer {config.name!r} has no field {unknown[0]!r}; use {allowed}")
     if config.weight_decay and not decays:
         raise InputError(
-            f"optimizer.weight_decay={config.weight_decay}: {config.name!r} has none; set it to 0 "
-            "or use 'adamw', 'lamb' or 'sgd'"
+            f"optimizer.weight_decay must be 0 for {config.name!r}, got "
+            f"{config.weight_decay}; set it to 0, or use 'adamw', 'lamb' or 'sgd'"
         )
     check_numbers(config, {"warmup_steps": (0, MOST)}, "optimizer")
     for field in ("learning_rate", "weight_decay", "clip_norm"):
         if not 0 <= config[field] < float("inf"):
-            raise InputError(f"optimizer.{field}={config[field]}: a number of at least 0 is needed")
+            raise InputError(
+                f"optimizer.{field} must be a number of at least 0, got {config[field]}"
+            )
     rate = make_schedule(config, total_steps)
     tx = make(rate, config.weight_decay, **{name: config[name] for name in own if name in config})
     if config.clip_norm:
@@ -176,7 +181,7 @@ def frozen_parameters(patterns: Sequence[str], params: Any) -> Any:
     """
     frozen = matching("config.frozen", patterns, params)
     if all(jax.tree.leaves(frozen)):
-        raise InputError("config.frozen leaves no parameter to train")
+        raise InputError("config.frozen leaves no parameter to train; name fewer")
     return frozen
 
 

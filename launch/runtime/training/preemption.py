@@ -39,7 +39,7 @@ class Preemption:
             # None is a handler that was not set from Python.
             signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
         if self._noted and kind is None:
-            raise Preempted("SIGTERM came when this run was done: run the same command again")
+            raise Preempted("SIGTERM came as this run finished; run the same command again")
 
     def reached(self, step: int) -> bool:
         """Whether to save after this step and leave; all processes get the same answer.

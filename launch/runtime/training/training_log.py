@@ -151,7 +151,7 @@ class TrainingLog:
             name = next(_not_finite(metrics))
             levels = np.flatnonzero(~np.isfinite(metrics[LEVELS])) if LEVELS in metrics else ()
             where = ", ".join(f"{LEVELS}/{i}" for i in levels)
-            more = f"; not finite, or of no image: {where}" if where else ""
+            more = f"; not finite, or without an image: {where}" if where else ""
             self._diverged(step, name.replace("_", " "), float(metrics[name]), more)
         self._unchecked.clear()
 
@@ -204,9 +204,9 @@ class TrainingLog:
 
     def _diverged(self, step: int, name: str, value: float, more: str = "") -> None:
         raise Diverged(
-            f"{self._workdir}: the {name} of step {step} is {value}{more} (batch {step - 1}; "
-            f"newest sound checkpoint: {self._newest_checkpoint()}): lower the learning rate or "
-            "clip the gradient"
+            f"{self._workdir}: the {name} of step {step} is {value}{more} (batch "
+            f"{step - 1}; newest good checkpoint: {self._newest_checkpoint()}); lower the "
+            "learning rate or clip the gradient"
         )
 
 

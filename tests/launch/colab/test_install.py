@@ -99,7 +99,7 @@ def test_a_restart_is_asked_for_where_a_loaded_module_was_replaced(monkeypatch, 
     if module == "wonderful":  # is not loaded
         install.install(project)
         return
-    with pytest.raises(SystemExit, match=r"^numpy had been loaded .* Runtime > Restart session"):
+    with pytest.raises(SystemExit, match=r"^numpy was loaded .* Runtime > Restart session"):
         install.install(project)
 
 

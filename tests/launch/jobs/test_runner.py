@@ -251,7 +251,7 @@ def test_preempted_steps_end_the_road_as_preempted(site):
 @pytest.mark.parametrize(
     ("number", "error", "said"),
     [
-        (signal.SIGTERM, Preempted, "SIGTERM came, and every step was told to save"),
+        (signal.SIGTERM, Preempted, "SIGTERM: every step was told to save"),
         (signal.SIGINT, KeyboardInterrupt, None),
     ],
 )
@@ -298,7 +298,7 @@ def test_a_launcher_that_does_not_wait(site, monkeypatch):
     lazy.chmod(0o755)
     with pytest.raises(JobFailed) as error:
         site.road(site.step("a"), launcher=(str(lazy), *PYTHON)).run()
-    assert f"a: it ended well, but {site.folder / 'a'} is not there: whatever starts it has" in str(
+    assert f"a: exited with 0, but {site.folder / 'a'} is missing; the launcher must" in str(
         error.value
     )
     assert error.value.code == 1 and not (site.workdir / "steps").exists()
@@ -320,7 +320,7 @@ def test_notes_of_another_kind(site, file):
     site.road(site.step("a")).tick()
     (path,) = site.workdir.rglob(file.rpartition("/")[2])
     path.write_text("{}")
-    with pytest.raises(InputError, match=rf"{path}: it has no sound '"):
+    with pytest.raises(InputError, match=rf"{path} has no valid '"):
         site.road(site.step("a")).run()
 
 

@@ -52,9 +52,15 @@ def config(tmp_path):
 
 
 BAD = {
-    "unknown field": (["--config.stepz=3"], "'stepz' (there is: model, name, rate, sizes, steps)"),
-    "unknown field below": (["--config.model.depth=3"], "'depth' (there is: width)"),
-    "field below a value": (["--config.steps.first=3"], "'first' (there is: nothing)"),
+    "unknown field": (["--config.stepz=3"], "--config.stepz=3: the config has no field 'stepz'"),
+    "unknown field below": (
+        ["--config.model.depth=3"],
+        "--config.model.depth=3: the config has no field 'depth'",
+    ),
+    "field below a value": (
+        ["--config.steps.first=3"],
+        "--config.steps.first=3: the config has no field 'first'",
+    ),
     "unknown flag": (["--wrkdir=x"], "'wrkdir'"),
     "text for an integer": (["--config.steps=many"], "config.steps"),
     "fraction for an integer": (["--config.steps=1.5"], "config.steps"),
@@ -63,7 +69,7 @@ BAD = {
     "text for a flag's integer": (["--number=many"], "--number"),
     "text for a flag's boolean": (["--dry_run=perhaps"], "--dry_run"),
     "stray argument": (["--number=2", "more"], "'more' is not a flag"),
-    "second config": (["--config=other.py"], "--config is missing or doubled"),
+    "second config": (["--config=other.py"], "--config must be given once"),
     "work directory without a name": (["--workdir="], "--workdir is missing"),
 }
 
@@ -85,14 +91,17 @@ def test_wrong_command_line(config, tmp_path, capsys, argv, said):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--workdir=run"], "--config is missing or doubled: name one file"),
-        (["--config=none.py", "--workdir=run"], "--config=none.py: there is no file none.py"),
-        (["--config={parts}", "--workdir=run"], "parts.py has no get_config; name an experiment"),
+        (["--workdir=run"], "--config must be given once; name one file"),
+        (["--config=none.py", "--workdir=run"], "--config=none.py: no such file: none.py"),
+        (["--config={parts}", "--workdir=run"], "parts.py has no get_config; name a config file"),
         (["--config={config}:fast", "--workdir=run"], ":fast: ValueError: there is no argument"),
-        (["--config=a:b/c.py", "--workdir=run"], "no file a; what follows a ':' is no part of"),
-        (["--config={config}"], "--workdir is missing: name the run directory"),
+        (
+            ["--config=a:b/c.py", "--workdir=run"],
+            "no such file: a; what follows a ':' is an argument",
+        ),
+        (["--config={config}"], "--workdir is missing; name the run directory"),
         (["--config={config}:runlocal", "--number=2"], "--workdir is missing"),
-        (["--config={config}", "--workdir=run", "--all_tensors"], "--all_tensors is for --dry_run"),
+        (["--config={config}", "--workdir=run", "--all_tensors"], "--all_tensors needs --dry_run"),
     ],
     ids=[
         "no config",
@@ -130,8 +139,8 @@ BAD_CONFIGS = {
     ),
     "error below": ("import json\ndef get_config():\n  json.loads('{')", "({}, line 3)"),
     "recursion": ("def get_config():\n  get_config()", "recursion depth exceeded ({}, line 2)"),
-    "nothing": ("def get_config(): pass", "get_config gives NoneType, not a ConfigDict"),
-    "dict": ("def get_config(): return dict(a=1)", "get_config gives dict, not a ConfigDict"),
+    "nothing": ("def get_config(): pass", "get_config must return a ConfigDict, got NoneType"),
+    "dict": ("def get_config(): return dict(a=1)", "get_config must return a ConfigDict, got dict"),
     "no function": ("get_config = 3", "TypeError: 'int' object is not callable"),
     "name elsewhere": ("# get_config", "AttributeError: module 'experiment' has no attribute"),
 }
@@ -199,7 +208,7 @@ FAILURES = {
         1,
         "error: the loss of step 7 is nan\n",
     ),
-    "interrupted": (KeyboardInterrupt(), 130, "interrupted: the same command goes on"),
+    "interrupted": (KeyboardInterrupt(), 130, "interrupted: run the same command again to resume"),
     "full disk": (
         OSError(errno.ENOSPC, "No space left on device", "/runs/a"),
         2,

@@ -35,26 +35,26 @@ def test_fields_that_a_network_can_be_made_of():
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("layers_per_block", 0, "=0: at least 1 is needed"),
-        ("layers_per_block", (1, -1), "=-1: at least 1 is needed"),
-        ("layers_per_block", (1, 1001), "=1001: at most 1000 is possible"),
-        ("layers_per_block", (), r"=\(\): at least one value is needed"),
-        ("layers_per_block", (1, 2.0), "=2.0: an integer is needed"),
-        ("layers_per_block", None, "=None: an integer is needed"),
-        ("hidden", -1, "=-1: at least 0 is needed"),
-        ("hidden", 2**17 + 1, "=131073: at most 131072 is possible"),
-        ("hidden", True, "=True: an integer is needed"),
-        ("mlp_dim", 0, "=0: at least 1 is needed"),
-        ("mlp_dim", "4", "='4': an integer is needed"),
-        ("rate", float("nan"), "=nan: a finite number of at least 0 is needed"),
-        ("rate", None, "=None: a finite number"),
-        ("scale", float("inf"), "=inf: a finite number"),
-        ("scale", -0.5, "=-0.5: a finite number"),
-        ("rate", True, "=True: a finite number"),
-        ("remat", 1, "=1: True or False is needed"),
-        ("remat", (True, 0), "=0: True or False is needed"),
-        ("attention", True, "=True: a list of several values is needed"),
-        ("pool", 3, "=3: a text is needed"),
+        ("layers_per_block", 0, " must be at least 1, got 0"),
+        ("layers_per_block", (1, -1), " must be at least 1, got -1"),
+        ("layers_per_block", (1, 1001), " must be at most 1000, got 1001"),
+        ("layers_per_block", (), r" must hold at least one value, got \(\)"),
+        ("layers_per_block", (1, 2.0), " must be an integer, got 2.0"),
+        ("layers_per_block", None, " must be an integer, got None"),
+        ("hidden", -1, " must be at least 0, got -1"),
+        ("hidden", 2**17 + 1, " must be at most 131072, got 131073"),
+        ("hidden", True, " must be an integer, got True"),
+        ("mlp_dim", 0, " must be at least 1, got 0"),
+        ("mlp_dim", "4", " must be an integer, got '4'"),
+        ("rate", float("nan"), " must be a finite number of at least 0, got nan"),
+        ("rate", None, " must be a finite number of at least 0, got None"),
+        ("scale", float("inf"), " must be a finite number of at least 0, got inf"),
+        ("scale", -0.5, " must be a finite number of at least 0, got -0.5"),
+        ("rate", True, " must be a finite number of at least 0, got True"),
+        ("remat", 1, " must be True or False, got 1"),
+        ("remat", (True, 0), " must be True or False, got 0"),
+        ("attention", True, " must be a list of values, got True"),
+        ("pool", 3, " must be a string, got 3"),
     ],
 )
 def test_fields_that_no_network_can_be_made_of(field, value, said):
@@ -64,6 +64,8 @@ def test_fields_that_no_network_can_be_made_of(field, value, said):
 
 @pytest.mark.parametrize("error", [ValueError, TypeError, ZeroDivisionError, IndexError])
 def test_shapes_that_do_not_fit(error):
-    with pytest.raises(InputError, match=r"^unet: no network can be made of its fields \(a\)$"):
+    with pytest.raises(
+        InputError, match=r"^unet: its fields do not fit together \(a\); change one of them$"
+    ):
         with building("unet"):
             raise error("a\nb")

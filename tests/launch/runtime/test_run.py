@@ -48,7 +48,7 @@ def test_checkpoints_of_a_seed(path):
     found = second.variables(second.shapes())
     jax.tree.map(np.testing.assert_array_equal, found, VARIABLES)
     assert len(second.digest()) == 64
-    with pytest.raises(InputError, match="holds no finished checkpoint"):
+    with pytest.raises(InputError, match="has no checkpoint"):
         first.check_finished()
 
 
@@ -69,10 +69,10 @@ def test_an_unfinished_run_gives_no_variables(path):
     run_name = claim_workdir(path, ConfigDict(dict(total_steps=9)))
     save_inference(path, run_name, VARIABLES, step=3)
     run = Run.open(path)
-    with pytest.raises(InputError, match="come to step 3 of 9"):
+    with pytest.raises(InputError, match="is at step 3 of 9"):
         run.variables(run.shapes())
 
 
 def test_no_run(path):
-    with pytest.raises(InputError, match=r"none holds no run \(no config.json\)"):
+    with pytest.raises(InputError, match=r"none is not a run \(it has no config.json\)"):
         Run.open(path / "none")

@@ -31,11 +31,17 @@ def test_it_belongs_to_one_config(tmp_path):
     claim_workdir(reordered, ConfigDict(dict(reversed(small_config().items()))))
     assert (reordered / "config.json").read_bytes() == written
     for other, said in (
-        (small_config(steps=4), "was begun with steps = 3, now it is 4: name another --workdir"),
-        (small_config(sizes=(1, 3)), r"sizes = \[1, 2\], now it is \[1, 3\]"),
-        (small_config(model=dict(width=5)), r"model\.width = 4, now it is 5"),
-        (small_config(rate=0.1), r"rate = nothing, now it is 0\.1"),
-        (ConfigDict(dict(steps=3, sizes=(1, 2))), r"model\.width = 4, now it is nothing"),
+        (small_config(steps=4), "steps must be 3, as when"),
+        (
+            small_config(sizes=(1, 3)),
+            r"sizes must be \[1, 2\], as when .*runs/a was started, got \[1, 3\]",
+        ),
+        (small_config(model=dict(width=5)), r"model\.width must be 4, as when .* got 5"),
+        (small_config(rate=0.1), r"rate must be nothing, as when .* got 0\.1"),
+        (
+            ConfigDict(dict(steps=3, sizes=(1, 2))),
+            r"model\.width must be 4, as when .*runs/a was started, got nothing",
+        ),
     ):
         with pytest.raises(InputError, match=said):
             claim_workdir(workdir, other)
@@ -47,8 +53,11 @@ def test_of_long_lists_the_first_difference_is_told(tmp_path):
     names = [f"class {number}" for number in range(1000)]
     claim_workdir(epath.Path(tmp_path), small_config(names=names))
     for other, said in (
-        ([*names[:7], "owl", *names[8:]], r"names\[7\] = class 7, now it is owl: name"),
-        (names[:-1], r"names\[999\] = class 999, now it is nothing: name"),
+        (
+            [*names[:7], "owl", *names[8:]],
+            r"names\[7\] must be class 7, as when .* was started, got owl",
+        ),
+        (names[:-1], r"names\[999\] must be class 999, .* got nothing; name"),
     ):
         with pytest.raises(InputError, match=said):
             claim_workdir(epath.Path(tmp_path), small_config(names=other))
@@ -60,11 +69,17 @@ def test_it_belongs_to_what_it_is_made_from(tmp_path):
     for inputs, said in (
         (
             {"init_from": "abd"},
-            r"init_from = abc, now it is abd \(digests of .*upright.*\): name another",
+            r"init_from must be abc, .* got abd \(checksums of .*upright.*\); name another",
         ),
-        ({}, "init_from = abc, now it is nothing"),
-        (None, "init_from = abc, now it is nothing"),
-        ({"init_from": "abc", "generated": "e"}, "generated = nothing, now it is e"),
+        (
+            {},
+            r"init_from must be .*got nothing \(checksums of .*upright",
+        ),
+        (
+            None,
+            r"init_from must be .*got nothing \(checksums of .*upright",
+        ),
+        ({"init_from": "abc", "generated": "e"}, "generated must be nothing, .* got e"),
     ):
         with pytest.raises(InputError, match=said):
             claim_workdir(epath.Path(tmp_path), small_config(), inputs)
@@ -72,14 +87,14 @@ def test_it_belongs_to_what_it_is_made_from(tmp_path):
 
 def test_it_is_no_generated_set(tmp_path):
     (tmp_path / "provenance.json").write_text("{}")
-    with pytest.raises(InputError, match="holds a generated set: name another --workdir"):
+    with pytest.raises(InputError, match="is a synthetic set; name another --workdir"):
         claim_workdir(epath.Path(tmp_path), small_config())
     assert not (tmp_path / "config.json").exists()
 
 
 def test_it_is_a_folder(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="is a file, not a folder: name another --workdir"):
+    with pytest.raises(InputError, match="--workdir must be a folder, got the file"):
         claim_workdir(epath.Path(tmp_path / "file"), small_config())
 
 
@@ -88,7 +103,7 @@ def test_it_has_one_process(tmp_path):
     other = os.open(tmp_path / ".lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(other, fcntl.LOCK_EX)
     for claim in (lock, lambda workdir: claim_workdir(workdir, small_config())):
-        with pytest.raises(InputError, match="another process is at work in it"):
+        with pytest.raises(InputError, match="in use by another process"):
             claim(workdir)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     os.close(other)
@@ -101,7 +116,7 @@ def test_it_has_one_process(tmp_path):
 
 
 def test_a_missing_run(tmp_path):
-    with pytest.raises(InputError, match="none holds no run"):
+    with pytest.raises(InputError, match="none is not a run"):
         Run.open(tmp_path / "none")
 
 
@@ -111,9 +126,9 @@ def test_a_file_that_holds_no_object(tmp_path, name, text):
     workdir = epath.Path(tmp_path)
     claim_workdir(workdir, small_config(), {"text": "abc"})
     (workdir / name).write_text(text)
-    with pytest.raises(InputError, match=f"{name}: JSON, but no object"):
+    with pytest.raises(InputError, match=f"{name} must be a JSON object"):
         claim_workdir(workdir, small_config(), {"text": "abc"})
-    with pytest.raises(InputError, match=f"{name}: JSON, but no object"):
+    with pytest.raises(InputError, match=f"{name} must be a JSON object"):
         assert Run.open(workdir).inputs
 
 
@@ -133,7 +148,7 @@ def test_checkpoints_without_a_config(tmp_path, folder):
     claim_workdir(workdir, small_config(steps=4))  # no checkpoint: nothing was trained
     (workdir / "config.json").unlink()
     (workdir / folder / "7").mkdir()
-    with pytest.raises(InputError, match=r"holds checkpoints, but no config\.json: restore it"):
+    with pytest.raises(InputError, match=r"has checkpoints, but no config\.json; restore it"):
         claim_workdir(workdir, small_config())
     assert not (workdir / "config.json").exists()
 
@@ -150,7 +165,7 @@ def test_a_record_that_was_changed_or_lost(tmp_path, name):
             lambda: Run.open(workdir),
         ):
             if changed != written:
-                with pytest.raises(InputError, match=f"{name}: damaged"):
+                with pytest.raises(InputError, match=f"{name} is damaged"):
                     use()
     (workdir / "inputs.json").unlink()
     with pytest.raises(InputError, match=r"inputs\.json: no such file"):

@@ -165,7 +165,7 @@ def test_taken_name(job, kubectl, there, replaced, tmp_path):
         assert job("gke", "--name=run-1", *TPUS, *TASK) == 0
         assert any(words[3:5] == ["delete", "jobset"] for words, _ in kubectl.calls())
         return
-    with pytest.raises(InputError, match="'run-1' is in that cluster already"):
+    with pytest.raises(InputError, match="already has a JobSet 'run-1'"):
         job("gke", "--name=run-1", *TPUS, *TASK)
     assert not any("delete" in words or "create" in words for words, _ in kubectl.calls())
     assert not (tmp_path / "jobs").exists()
@@ -222,21 +222,27 @@ def test_looked_at_and_ended(job, kubectl, secrets, capsys):
     ("options", "message"),
     [
         (("--tpu_type=v4-8",), "--image is missing"),
-        (("--image=i",), "name the machines"),
-        (("--image=i", "--tpu_type=v4-8", "--gpus=8"), "name the machines"),
+        (("--image=i",), "the machines are missing"),
+        (("--image=i", "--tpu_type=v4-8", "--gpus=8"), "the machines are missing"),
         (("--image=i", "--tpu_type=v4-9"), "sizes of v4"),
         (("--image=i", "--tpu_type=v6e-8", "--host_chips=2"), "--host_chips must be"),
-        (("--image=i", "--tpu_type=v6e-4", "--host_chips=8"), "4 chips are no such hosts"),
+        (
+            ("--image=i", "--tpu_type=v6e-4", "--host_chips=8"),
+            "--host_chips must divide the 4 chips",
+        ),
         (("--image=i", "--tpu_type=v4-8", "--num_slices=0"), "--num_slices must be at least 1"),
-        (("--image=i", "--gpus=8", "--num_slices=2"), "are of TPUs"),
-        (("--image=i", "--tpu_type=v4-8", "--nodes=2"), "--nodes is of GPUs"),
+        (("--image=i", "--gpus=8", "--num_slices=2"), "need TPUs"),
+        (("--image=i", "--tpu_type=v4-8", "--nodes=2"), "--nodes needs GPUs"),
         (("--image=i", "--tpu_type=v4-8", "--restarts=-1"), "--restarts must be"),
-        (("--image=i", "--tpu_type=v4-8", "--mount=b:/data"), "write gs://BUCKET"),
+        (("--image=i", "--tpu_type=v4-8", "--mount=b:/data"), "--mount must be gs://BUCKET"),
         (("--image=i", "--tpu_type=v4-8", "--spot", "--reserved=r"), "give one of them"),
         (("--image=i", "--tpu_type=v4-8", "--env=NOT_SET_HERE"), "not set here"),
         (("--image=i", "--tpu_type=v4-8", "--via=xpk"), "needs --cluster"),
-        (("--image=i", "--tpu_type=v4-8", "--via=xpk", "--env=HF_TOKEN"), "it has its own ways"),
-        (("--image=i", "--tpu_type=v4-8", "--cluster=c"), "--project is not known"),
+        (
+            ("--image=i", "--tpu_type=v4-8", "--via=xpk", "--env=HF_TOKEN"),
+            "which has its own flag for it",
+        ),
+        (("--image=i", "--tpu_type=v4-8", "--cluster=c"), "--project is missing"),
         (("--image=i", "--tpu_type=v4-8"), "kubectl is not installed"),
         (("--image=i", "--tpu_type=v4-8", "--workdir=run"), "folder that all hosts see: --mount="),
     ],

@@ -57,7 +57,7 @@ def test_a_name_is_given_once(tmp_path):
     ended = a_job(state="done").keep(tmp_path)
     with record.claimed(tmp_path, a_job(submitted=1.0), ended):
         for seen in (ended, None):
-            with pytest.raises(InputError, match="'a' was started by another terminal just now"):
+            with pytest.raises(InputError, match="another terminal just started a job 'a'"):
                 record.claimed(tmp_path, a_job(), seen).__enter__()
     assert record.read(tmp_path, "a").submitted == 1.0
 
@@ -91,7 +91,7 @@ def test_a_job_whose_start_is_cut_off_is_not_lost(job, tools, monkeypatch, capsy
     monkeypatch.setattr(terminal, "is_gone", lambda which: True)
     if name in ("slurm", "sky"):
         for command in (line, ("status", "a"), ("stop", "a")):
-            with pytest.raises(InputError, match=r"look for it in `s.* queue|squeue.*a\.json"):
+            with pytest.raises(InputError, match=r"look for the job in `s.* queue|squeue.*a\.json"):
                 job(*command)
         return
     assert job("delete", "a") == 0
@@ -103,7 +103,7 @@ def test_who_is_told_to_leave_has_to_save_yet(job, local, monkeypatch, tmp_path,
     monkeypatch.setattr(type(local), "stop", lambda self, seen: Plan())
     assert job("stop", "a") == 0
     said = capsys.readouterr()
-    assert "state: running\n" in said.out and "told to save and leave" in said.err
+    assert "state: running\n" in said.out and "told to save and exit" in said.err
     assert record.read(tmp_path / "jobs", "a") == kept
 
 

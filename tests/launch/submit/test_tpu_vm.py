@@ -84,7 +84,7 @@ def test_waits_starts_and_restarts(job, gcloud, capsys, secrets, tmp_path):
     assert (record["state"], record["exit_codes"], record["attempts"]) == ("done", [75, 0], 2)
     said = capsys.readouterr().err
     assert said.count("its machines are WAITING_FOR_RESOURCES") == 1
-    assert "exit code 75; starting again" in said
+    assert "exit code 75; restarting" in said
     assert "done; its machines, or the request for them, stay and cost" in said
     starts = [(words, read) for words, read in gcloud.calls() if "setsid" in " ".join(words)]
     assert {read for _, read in starts} == {"HF_TOKEN=hf_very'secret\n"}
@@ -106,7 +106,7 @@ def test_suspended_machines_are_asked_for_once_more(job, gcloud, capsys, tmp_pat
     ]  # fmt: skip
     create, again = (words for words, _ in gcloud.calls() if CREATED in " ".join(words))
     assert create == again
-    assert "they were taken away, and are asked for once more" in capsys.readouterr().err
+    assert "the machines were taken away; asking for new ones" in capsys.readouterr().err
 
 
 def test_machines_that_cannot_be_had_again_at_once(job, gcloud):
@@ -141,7 +141,7 @@ def test_ends(job, gcloud, tmp_path, looks, code, state):
 @pytest.mark.parametrize(
     ("machines", "message"),
     [
-        ("FAILED", "why they are FAILED says gcloud compute tpus queued-resources describe run-1"),
+        ("FAILED", "see gcloud compute tpus queued-resources describe run-1"),
         ("FAILED", "run-1: failed; its machines"),
         ("", "run-1: stopped\n"),
     ],
@@ -199,17 +199,20 @@ def test_looked_at_and_ended(job, gcloud, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "name the machines"),
-        (("--tpu_type=v4-8", "--tpu=mine"), "name the machines"),
-        (("--tpu_type=v9-8",), "write GENERATION-SIZE"),
+        ((), "the machines are missing"),
+        (("--tpu_type=v4-8", "--tpu=mine"), "the machines are missing"),
+        (
+            ("--tpu_type=v9-8",),
+            "--tpu_type must be GENERATION-SIZE, as v4-32, v5litepod-16, v5p-32 or v6e-16, with",
+        ),
         (("--tpu_type=tpu7x-8",), "TPU7x and later are not in the Cloud TPU API"),
-        (("--tpu=mine", "--spot"), "not of --tpu"),
+        (("--tpu=mine", "--spot"), "not for --tpu"),
         (("--tpu_type=v4-8", "--spot", "--reserved"), "give one of them"),
         (("--tpu_type=v4-8", "--num_slices=0"), "--num_slices must be at least 1"),
-        (("--tpu_type=v5p-128", "--topology=2x4x8"), "gcloud takes one for v4 alone"),
+        (("--tpu_type=v5p-128", "--topology=2x4x8"), "needs --tpu_type=v4"),
         (("--tpu_type=v4-8", "--env=NOT_SET_HERE"), "not set here"),
         (("--tpu_type=v4-8", "--shared=/nfs"), "all hosts see .* --shared=FOLDER"),
-        (("--tpu=mine",), "it is not there, or not READY"),
+        (("--tpu=mine",), "does not exist or is not READY"),
         (("--tpu_type=v4-8",), "You do not currently have an active account selected"),
     ],
 )

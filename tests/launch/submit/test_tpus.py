@@ -65,17 +65,33 @@ def test_every_cube_has_a_usual_topology():
 @pytest.mark.parametrize(
     ("text", "topology", "message"),
     [
-        ("v4", "", "write GENERATION-SIZE"),
-        ("h100-8", "", "known are v4, v5litepod, v5p, v6e, tpu7x"),
-        ("v2-8", "", "known are v4"),
-        ("v4-12", "", "sizes of v4 are 8, 16, 32, 64, or a multiple of 128"),
+        (
+            "v4",
+            "",
+            "--tpu_type must be GENERATION-SIZE, as v4-32, v5litepod-16, v5p-32 or v6e-16, with",
+        ),
+        (
+            "h100-8",
+            "",
+            "--tpu_type must be GENERATION-SIZE, as v4-32, v5litepod-16, v5p-32 or v6e-16, with",
+        ),
+        (
+            "v2-8",
+            "",
+            "--tpu_type must be GENERATION-SIZE, as v4-32, v5litepod-16, v5p-32 or v6e-16, with",
+        ),
+        ("v4-12", "", "sizes of v4, 8, 16, 32, 64, or a multiple of 128"),
         ("v4-7", "", "sizes of v4"),
         ("v4-16384", "", "sizes of v4"),
-        ("v6e-512", "", "sizes of v6e are 1, 4, 8, 16, 32, 64, 128, 256"),
-        ("v6e-16", "4x4x1", "v6e has 2 axes"),
-        ("v6e-16", "16", "v6e has 2 axes"),
-        ("v4-32", "4x4x4", "these are 64 chips, --tpu_type=v4-128"),
-        ("v4-32", "4,4", "write it as 4x4x4"),
+        ("v6e-512", "", "sizes of v6e, 1, 4, 8, 16, 32, 64, 128, 256"),
+        ("v6e-16", "4x4x1", "--topology must have 2 axes for v6e, got"),
+        ("v6e-16", "16", "--topology must have 2 axes for v6e, got"),
+        (
+            "v4-32",
+            "4x4x4",
+            r"--tpu_type must be v4-128 for --topology=4x4x4 \(64 chips\), got v4-32",
+        ),
+        ("v4-32", "4,4", "--topology must be like 4x4x4"),
     ],
 )
 def test_refused(text, topology, message):

@@ -58,7 +58,7 @@ def test_inference_takes_the_moving_average(saved, monkeypatch):
 
 
 def test_an_unfinished_run(saved):
-    with pytest.raises(InputError, match="has come to step 3 of 4: finish its training first"):
+    with pytest.raises(InputError, match=" is at step 3 of 4"):
         open_run(saved, 4).variables(abstract(make_state(3, keep_ema=True).ema["main"]))
 
 
@@ -83,7 +83,7 @@ def test_digests_are_of_the_values(saved, tmp_path):
         for ema in ("main", "slow"):
             equal = newest(tmp_path / name).digest(ema) == newest(saved).digest(ema)
             assert equal is (ema in same)
-    with pytest.raises(InputError, match="no finished checkpoint"):
+    with pytest.raises(InputError, match="has no checkpoint"):
         newest(tmp_path / "none").digest()
 
 
@@ -96,7 +96,9 @@ def test_every_average_can_be_loaded(saved):
         lambda: open_run(saved, 3).variables(abstract(expected["slow"]), ema="fast"),
         lambda: newest(saved).digest(ema="fast"),
     ):
-        with pytest.raises(InputError, match=r"/3 has no average 'fast': there is main, slow$"):
+        with pytest.raises(
+            InputError, match=r"ema must be one of main, slow, got 'fast' \(.*checkpoints/3\)"
+        ):
             ask()
 
 
@@ -328,7 +330,7 @@ def test_only_unsealed_ones_are_a_new_run(run):
     assert restore(run) is None
     # They may have lost no more than their seals, and are all that is left.
     assert all((run / f"damaged_checkpoint_{step}" / "training").is_dir() for step in (2, 3))
-    with pytest.raises(InputError, match="no finished checkpoint"):
+    with pytest.raises(InputError, match="has no checkpoint"):
         open_run(run, 3).variables(None)
 
 
@@ -336,7 +338,7 @@ def test_all_damaged(run):
     for step in "23":
         damage(largest(run / "checkpoints" / step))
     for _ in range(2):  # and it stays so: nothing is thrown away
-        with pytest.raises(InputError, match=r"no sound checkpoint is left: .*/3/.* is damaged"):
+        with pytest.raises(InputError, match=r"every checkpoint is damaged: .*/3/.* is damaged"):
             restore(run)
 
 
@@ -369,15 +371,18 @@ def test_variables_that_were_not_trained_here(tmp_path, monkeypatch):
 
 
 def test_a_missing_run(tmp_path):
-    with pytest.raises(InputError, match="none holds no finished checkpoint"):
+    with pytest.raises(InputError, match="none has no checkpoint"):
         open_run(tmp_path / "none", 3).variables(None)
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (dict(kernel=jnp.zeros((3, 3))), r"params\.kernel is \(3, 2\) there and \(3, 3\)"),
-        (dict(bias=jnp.zeros(2)), r"params\.bias is missing there and \(2,\)"),
+        (
+            dict(kernel=jnp.zeros((3, 3))),
+            r"params\.kernel must have the model's shape \(3, 3\), got \(3, 2\)",
+        ),
+        (dict(bias=jnp.zeros(2)), r"params\.bias must have the model's shape \(2,\), got missing"),
     ],
     ids=["shape", "name"],
 )
@@ -392,5 +397,7 @@ def test_another_model(saved, change, said):
 def test_a_part_of_the_model(saved):
     other = make_state(3, keep_ema=True).ema["main"]
     del other["params"]["kernel"]
-    with pytest.raises(InputError, match=r"params\.kernel is \(3, 2\) there and missing"):
+    with pytest.raises(
+        InputError, match=r"params\.kernel must have the model's shape missing, got \(3, 2\)"
+    ):
         open_run(saved, 3).variables(abstract(other))

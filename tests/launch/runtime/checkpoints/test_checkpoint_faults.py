@@ -92,8 +92,8 @@ FAULTS = {
     file_is_a_dangling_link: "cannot be read",
     disk_fails: r"cannot be read \(Input/output error\)",
     folder_is_locked: r"cannot be read \(Permission denied\)",
-    of_another_step: "was saved as step 1, not 3",
-    of_another_run: "was saved as run another run, not a run",
+    of_another_step: "step must be 3, got 1",
+    of_another_run: "run/checkpoints/3: run must be a run, got another run",
 }
 
 
@@ -110,7 +110,7 @@ def test_one_that_cannot_be_used_is_named_and_the_one_before_is(run, fault, monk
             newest(run).digest()
     assert_same_bits(restore(run), make_state(2, keep_ema=True))
     err = capsys.readouterr().err
-    assert err.startswith("checkpoint not used: ") and err.count("\n") == 1
+    assert err.startswith("checkpoint skipped: ") and err.count("\n") == 1
     assert (run / "damaged_checkpoint_3").is_dir()
     monkeypatch.undo()
     save(run, 3)
@@ -151,7 +151,7 @@ def test_what_was_not_written_whole_is_not_sealed(tmp_path, monkeypatch, lost):
     check_whole = checkpoint.check_whole
     monkeypatch.setattr(checkpoint.orbax_options, "save_args", lose)
     monkeypatch.setattr(checkpoint, "check_whole", lose_file)
-    with pytest.raises(Failed, match=r"was not written whole: .* it is not used"):
+    with pytest.raises(Failed, match=r"is incomplete: .* it is skipped"):
         checkpoint.save_inference(tmp_path, RUN_NAME, variables, step=1)
     assert latest_step(tmp_path) is None
 
@@ -164,7 +164,7 @@ def test_a_save_that_was_not_written_whole_is_not_sealed(tmp_path, monkeypatch):
         check_whole(folder, num_arrays)
 
     monkeypatch.setattr(sealed_steps, "check_whole", lose_file)
-    with pytest.raises(Failed, match=r"training/manifest.ocdbt is missing; it is not used"):
+    with pytest.raises(Failed, match=r"training/manifest\.ocdbt is missing; it is skipped"):
         save(tmp_path, 1)
     assert latest_step(tmp_path) is None
 

@@ -64,7 +64,7 @@ def test_nothing_is_run(tmp_path, form, content):
         "a module": torch.nn.Linear(2, 2),
     }[content]
     torch.save(saved, path, _use_new_zipfile_serialization=FORMS[form])
-    with pytest.raises(InputError, match=r"asks for \S+, which plain weights do not need"):
+    with pytest.raises(InputError, match=r"asks for \S+, which weights do not need"):
         read_state_dict(path)
     assert not made.exists()
 
@@ -77,7 +77,7 @@ def test_every_shorter_file_is_damaged(tmp_path, form):
     data = path.read_bytes()
     for size in range(0, len(data) - 1, 31):
         path.write_bytes(data[:size])
-        with pytest.raises(InputError, match=r"weights\.pth is not a whole file of torch\.save"):
+        with pytest.raises(InputError, match=r"weights\.pth is not a complete file of torch\.save"):
             read_state_dict(path)
 
 
@@ -115,6 +115,6 @@ def test_other_files(tmp_path, name):
         path.write_text("version https://git-lfs.github.com/spec/v1\n")
     elif name == "no state dict":
         torch.save({"epoch": 3, "w": torch.ones(1)}, path)
-    wrong = "there is no such file" if name == "nothing" else "is not a whole file of torch.save"
+    wrong = "no such file" if name == "nothing" else "is not a complete file of torch.save"
     with pytest.raises(InputError, match=wrong):
         read_state_dict(path)

@@ -46,5 +46,5 @@ def test_settings_of_several_processes(monkeypatch, other, said):
     monkeypatch.setattr(distributed, "gather_texts", lambda text: texts[:2])
     distributed.check_same(own)
     monkeypatch.setattr(distributed, "gather_texts", lambda text: texts)
-    with pytest.raises(InputError, match=f"process 2 was started with {said}: start all"):
+    with pytest.raises(InputError, match=f"process 2 was started with {said}; start all"):
         distributed.check_same(own)

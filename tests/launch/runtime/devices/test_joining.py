@@ -68,15 +68,19 @@ def test_who_is_joined(argv, environment, expected):
 
 
 NOT_JOINED = {
-    "a number without an address": (["--num_processes=2"], {}, "go with --coordinator"),
-    "a number of auto": (["--coordinator=auto", "--process_id=0"], {}, "go with --coordinator"),
-    "a number of none": (["--coordinator=none", "--process_id=0"], {}, "go with --coordinator"),
-    "no port": (["--coordinator=h", *BY_HAND[1:]], {}, "HOST:PORT of process 0 is needed, auto"),
+    "a number without an address": (["--num_processes=2"], {}, "need --coordinator"),
+    "a number of auto": (["--coordinator=auto", "--process_id=0"], {}, "need --coordinator"),
+    "a number of none": (["--coordinator=none", "--process_id=0"], {}, "need --coordinator"),
+    "no port": (
+        ["--coordinator=h", *BY_HAND[1:]],
+        {},
+        "--coordinator must be HOST:PORT of process 0, auto",
+    ),
     "no number": (BY_HAND[:2], {}, "needs --num_processes and --process_id"),
-    "number": ([*BY_HAND[:2], "--process_id=2"], {}, "is not in 0 .. 1"),
+    "number": ([*BY_HAND[:2], "--process_id=2"], {}, "must be from 0 to 1"),
     "a batch script": ([], SLURM_SCRIPT, "Slurm's SLURM_NTASKS=2: without srun a command is one"),
-    "a batch script, auto": (["--coordinator=auto"], SLURM_SCRIPT, "start it by srun"),
-    "a variable": ([], SLURM | {"SLURM_PROCID": "x"}, "SLURM_PROCID is 'x', no number"),
+    "a batch script, auto": (["--coordinator=auto"], SLURM_SCRIPT, "start it with srun"),
+    "a variable": ([], SLURM | {"SLURM_PROCID": "x"}, "SLURM_PROCID is not a number ('x')"),
     "Kubernetes": (["--coordinator=auto"], GKE_GPU, 'pip install ".[gke]" first'),
 }
 
@@ -99,7 +103,9 @@ def test_two_processes_with_one_number(tmp_path, monkeypatch):
     ]
     joining.initialize(numbers[0], {})
     joining.initialize(numbers[1], {})
-    with pytest.raises(InputError, match=r"process_id=2: a process of the job at h:1 has this"):
+    with pytest.raises(
+        InputError, match=r"process_id=2 is taken by another process of the job at h:1"
+    ):
         joining.initialize(numbers[2], {})
     assert len(calls) == 2
 
@@ -132,7 +138,10 @@ def detection(monkeypatch):
 
 def test_no_cluster_that_jax_knows(detection):
     for argv, environment in ((["--coordinator=auto"], {}), ([], GKE_TPU)):
-        with pytest.raises(InputError, match=r'pip install "jax\[tpu\]" first; .* --coordinator='):
+        with pytest.raises(
+            InputError,
+            match=r'pip install "jax\[tpu\]" first, elsewhere pass --coordinator=HOST:PORT',
+        ):
             joining.initialize(values(*argv), environment)
     assert not jax.distributed.is_initialized()
 
@@ -145,7 +154,7 @@ def test_a_port_that_another_job_has(monkeypatch, tmp_path):
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         for port, why in ((other.getsockname()[1], "in use"), (99999, "0-65535")):
             first = values(f"--coordinator=h:{port}", "--num_processes=2", "--process_id=0")
-            with pytest.raises(InputError, match=rf"at the port of h:{port} \(.*{why}.* another"):
+            with pytest.raises(InputError, match=rf"on the port of h:{port} \(.*{why}.* another"):
                 joining.initialize(first, {})
 
 
@@ -153,7 +162,9 @@ def test_a_cluster_that_does_not_answer(detection, monkeypatch):
     """Open MPI's variables are there, but what JAX looks for in them is not."""
     for name, value in (OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "12.0;udp://x"}).items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match=r"does not say .* \(Could not parse coordinator IP .*\):"):
+    with pytest.raises(
+        InputError, match=r"does not list .* \(Could not parse coordinator IP .*\);"
+    ):
         joining.initialize(values(), OPEN_MPI)
 
 
@@ -174,8 +185,8 @@ def test_others_that_do_not_come(monkeypatch, capsys):
     joining._join({})
     assert ended == [PREEMPTED]
     said = capsys.readouterr().err
-    assert said.startswith("lost: some processes of this job have not come")
-    assert "or say --coordinator=none where this one is alone" in said
+    assert said.startswith("lost: some processes of this job did not join")
+    assert "or pass --coordinator=none if this one is alone" in said
 
 
 class Store:
@@ -208,7 +219,9 @@ def test_gpus_are_divided(monkeypatch):
     assert divide(monkeypatch, [["a", "b"], ""]) == ["a"]
     assert divide(monkeypatch, [["c"], ""]) == ["a", "b"]
     assert divide(monkeypatch, [[], ""], own=()) == []
-    with pytest.raises(InputError, match="in common"):
+    with pytest.raises(
+        InputError, match="processes 0 and 1 of this job share some GPUs, but not all"
+    ):
         divide(monkeypatch, [["b"], ""])
     with pytest.raises(InputError, match="of the other"):
         divide(monkeypatch, [[], "a fault of the other"])
@@ -218,8 +231,8 @@ def test_gpus_are_divided(monkeypatch):
     ("other", "said"),
     [
         ([1, "cpu"], None),
-        ([4, "cpu"], "process 1 sees 4 cpu devices, process 0 sees 1 cpu device: all processes"),
-        ([1, "tpu"], "process 1 sees 1 tpu device, process 0 sees 1 cpu device: all processes"),
+        ([4, "cpu"], "process 1 sees 4 cpu devices, process 0 sees 1 cpu device"),
+        ([1, "tpu"], "process 1 sees 1 tpu device, process 0 sees 1 cpu device"),
     ],
 )
 def test_processes_that_see_other_devices(monkeypatch, other, said):

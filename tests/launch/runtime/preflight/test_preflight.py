@@ -116,7 +116,7 @@ def test_libtpu_in_use():
 def test_no_such_slice():
     done = run_preflight("v5e:3x4", 16, **BESIDE_OTHERS)
     assert done.returncode == 2
-    assert "no slice is v5e:3x4" in done.stderr.splitlines()[-1]
+    assert "there is no slice v5e:3x4" in done.stderr.splitlines()[-1]
 
 
 def test_without_libtpu(monkeypatch):
@@ -143,11 +143,11 @@ def test_targets(text, expected):
     ("text", "reason"),
     [
         ("v4", "write GENERATION:TOPOLOGY"),
-        ("v9:2x2", "known are v4, v5p, v5e, v6e"),
-        ("v4:16x16", "v4 slices have 3 axes"),
-        ("v5e:16x16x1", "v5e slices have 2 axes"),
-        ("v5e:0x2", "a size is 0"),
-        ("v5e:2x2*0", "a size is 0"),
+        ("v9:2x2", "--preflight must begin with one of v4, v5p, v5e, v6e, got v9:2x2"),
+        ("v4:16x16", "slices of v4 have 3 axes"),
+        ("v5e:16x16x1", "slices of v5e have 2 axes"),
+        ("v5e:0x2", "no size of 0"),
+        ("v5e:2x2*0", "no size of 0"),
         ("v5e:2x2*", "write GENERATION:TOPOLOGY"),
     ],
 )

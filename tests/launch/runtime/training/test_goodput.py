@@ -224,8 +224,8 @@ def test_a_run_that_fails_three_times_at_one_step(tmp_path):
         fails(tmp_path, cut=5)
     refused(
         tmp_path,
-        f"{tmp_path}: three attempts in a row have ended at step 5, the last by PowerCut, and the "
-        f"next would: mend that, remove {tmp_path / GOODPUT}, and run the same command again",
+        f"{tmp_path}: three attempts in a row ended at step 5, the last by PowerCut; "
+        f"fix the cause, remove {tmp_path / GOODPUT}, and run the same command again",
     )
     (tmp_path / GOODPUT).unlink()
     assert int(train(tmp_path).step) == 8

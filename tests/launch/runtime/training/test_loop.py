@@ -346,7 +346,7 @@ def test_a_diverged_run_keeps_the_checkpoints_before(whole, tmp_path):
     with pytest.raises(Diverged, match=f"{tmp_path}: the loss of step 5 is nan") as error:
         train(tmp_path, nan=4)
     assert "\n" not in str(error.value) and "(batch 4; " in str(error.value)
-    assert f"newest sound checkpoint: {tmp_path}/checkpoints/3)" in str(error.value)
+    assert f"newest good checkpoint: {tmp_path}/checkpoints/3)" in str(error.value)
     assert latest_step(tmp_path) == 3
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
     assert metrics(tmp_path) == [line for line in metrics(whole[0]) if line["step"] <= 4]
@@ -414,21 +414,21 @@ def test_diverged_right_after_a_checkpoint(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (dict(total_steps=0), r"config\.total_steps=0: at least 1"),
-        (dict(batch_size=0), r"config\.batch_size=0: at least 1"),
-        (dict(seed=-1), r"config\.seed=-1: at least 0"),
-        (dict(seeds=0), r"config\.seeds=0: at least 1"),
-        (dict(seed=2**32), r"config\.seed=4294967296: at most 4294967295 is possible"),
-        (dict(batch_size=10**13), r"config\.batch_size=10000000000000: at most"),
-        (dict(batch_size=2.5), r"config\.batch_size=2\.5: an integer is needed"),
-        (dict(keep_checkpoints=0), r"config\.keep_checkpoints=0: at least 1"),
-        (dict(keep_checkpoints=-1), r"config\.keep_checkpoints=-1: at least 1"),
-        (dict(log_every=-1), r"config\.log_every=-1: at least 0"),
-        (dict(checkpoint_every=-1), r"config\.checkpoint_every=-1: at least 0"),
-        (dict(evaluate_every=-1), r"config\.evaluate_every=-1: at least 0"),
-        (dict(pictures_every=-1), r"config\.pictures_every=-1: at least 0"),
-        (dict(profile=dict(start=-1)), r"config\.profile\.start=-1: at least 0"),
-        (dict(profile=dict(steps=-2)), r"config\.profile\.steps=-2: at least 0"),
+        (dict(total_steps=0), r"config\.total_steps must be at least 1, got 0"),
+        (dict(batch_size=0), r"config\.batch_size must be at least 1, got 0"),
+        (dict(seed=-1), r"config\.seed must be at least 0, got -1"),
+        (dict(seeds=0), r"config\.seeds must be at least 1, got 0"),
+        (dict(seed=2**32), r"config\.seed must be at most 4294967295, got 4294967296"),
+        (dict(batch_size=10**13), r"config\.batch_size must be at most"),
+        (dict(batch_size=2.5), r"config\.batch_size must be an integer, got 2\.5"),
+        (dict(keep_checkpoints=0), r"config\.keep_checkpoints must be at least 1, got 0"),
+        (dict(keep_checkpoints=-1), r"config\.keep_checkpoints must be at least 1, got -1"),
+        (dict(log_every=-1), r"config\.log_every must be at least 0"),
+        (dict(checkpoint_every=-1), r"config\.checkpoint_every must be at least 0"),
+        (dict(evaluate_every=-1), r"config\.evaluate_every must be at least 0"),
+        (dict(pictures_every=-1), r"config\.pictures_every must be at least 0"),
+        (dict(profile=dict(start=-1)), r"config\.profile\.start must be at least 0"),
+        (dict(profile=dict(steps=-2)), r"config\.profile\.steps must be at least 0"),
         (dict(profile=dict(first=1)), r"config\.profile has no field 'first'"),
     ],
 )

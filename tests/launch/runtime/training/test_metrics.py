@@ -131,12 +131,12 @@ def test_damaged_lines_are_set_aside_and_counted(tmp_path, capsys, damaged):
     path.write_bytes(b"\n".join([b'{"step": 1, "loss": 4}', damaged, nan, damaged, b""]))
     steps, losses = column(read_metrics(tmp_path), "loss")
     np.testing.assert_array_equal([steps, losses], [[1, 3], [4, np.nan]])
-    assert capsys.readouterr().err == f"{path}: 2 damaged lines are left out\n"
+    assert capsys.readouterr().err == f"{path}: 2 damaged lines are skipped\n"
     for _ in range(2):  # Nothing of it is lost, and it is told once.
         MetricWriter(epath.Path(tmp_path), 3).close()
     assert path.read_bytes() == b'{"step": 1, "loss": 4}\n' + nan + b"\n"
     assert (tmp_path / "metrics.damaged").read_bytes() == 2 * (damaged + b"\n")
-    said = f"{path}: 2 damaged lines are taken to metrics.damaged\n"
+    said = f"{path}: 2 damaged lines are moved to metrics.damaged\n"
     assert capsys.readouterr().err == said
 
 
@@ -144,7 +144,7 @@ def test_a_run_that_goes_on_without_its_metrics_says_so(tmp_path, capsys):
     path = tmp_path / "metrics.jsonl"
     MetricWriter(epath.Path(tmp_path), 0).close()  # a run that begins
     assert not capsys.readouterr().err
-    rest = "those up to step 3 are lost, the run goes on\n"
+    rest = "the metrics up to step 3 are lost, training continues\n"
     MetricWriter(epath.Path(tmp_path), 3).close()
     assert capsys.readouterr().err == f"{path} holds no numbers: {rest}"
     path.unlink()

@@ -97,7 +97,7 @@ def test_the_old_handler_comes_back():
 
     before = signal.signal(signal.SIGTERM, old)
     try:
-        with pytest.raises(Preempted, match="when this run was done"), Preemption() as watch:
+        with pytest.raises(Preempted, match="as this run finished"), Preemption() as watch:
             assert not watch.reached(1)
             os.kill(os.getpid(), signal.SIGTERM)
             assert watch.reached(2)
