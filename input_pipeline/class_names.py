@@ -46,7 +46,7 @@ def load(name_or_path: epath.PathLike, expected: int | None = None) -> tuple[str
         _check_names(named)
     if expected is not None and len(named) != expected:
         raise InputError(
-            f"{name_or_path} has {len(named)} class names, {expected} are needed: one a class"
+            f"{name_or_path} must have {expected} class names, one a class, got {len(named)}"
         )
     return tuple(name for _, name in named)
 
@@ -82,8 +82,8 @@ def resolve(
     for label, (name, image_name) in enumerate(itertools.zip_longest(expected, image_names)):
         if name != image_name:
             raise InputError(
-                f"config.class_names: class {label} is {_quoted(name)}, but {_quoted(image_name)} "
-                f"in the images of {source_field}: make them the same"
+                f"config.class_names: class {label} must be {_quoted(image_name)}, as in "
+                f"the images of {source_field}, got {_quoted(name)}; make them the same"
             )
     return names
 
@@ -101,7 +101,7 @@ def _check_names(named: list[tuple[str, str]]) -> None:
     seen: dict[str, str] = {}
     for location, name in named:
         if not name:
-            raise InputError(f"{location} is blank: a class name is needed there; mend the list")
+            raise InputError(f"{location} must be a class name, got a blank line; fix the list")
         if _SYNSET.match(name):
             raise InputError(
                 f"{location}: {name!r} is a WordNet id with its words; name the list 'imagenet' if "
@@ -109,7 +109,7 @@ def _check_names(named: list[tuple[str, str]]) -> None:
             )
         if name in seen:
             raise InputError(
-                f"{location}: {name!r} is already at {seen[name]}: give every class its own name"
+                f"{location}: {name!r} is already at {seen[name]}; give every class its own name"
             )
         seen[name] = location
 
@@ -130,17 +130,17 @@ def read_lines(path: epath.PathLike) -> Iterator[tuple[str, str]]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError:
-        raise InputError(f"{path}: cannot be read; name a file, one line an entry") from None
+        raise InputError(f"{path} cannot be read; name a file with one entry a line") from None
     except UnicodeDecodeError as error:
         number = error.object.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}:{number}: not text in UTF-8; save the file as that") from None
+        raise InputError(f"{path}:{number} is not UTF-8; save the file as UTF-8") from None
     if path.suffix == ".json":
         entries = [(f"{path}, item {i}", line) for i, line in _json_list(path, text)]
     else:
         lines = enumerate(io.StringIO(text, newline=None), start=1)
         entries = [(f"{path}:{i}", line) for i, line in lines]
     if not entries:
-        raise InputError(f"{path}: the file is empty; write one line an entry")
+        raise InputError(f"{path} is empty; write one entry a line")
     for location, line in entries:
         yield location, line.strip()
 
@@ -149,20 +149,20 @@ def _json_list(path: epath.Path, text: str) -> Iterator[tuple[int, str]]:
     try:
         entries = json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg}); mend the file") from None
+        raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg}); fix the file") from None
     except (RecursionError, ValueError) as error:
-        raise InputError(f"{path}: not a list of texts ({error}); mend the file") from None
+        raise InputError(f"{path}: not a list of strings ({error}); fix the file") from None
     if isinstance(entries, dict) and set(entries) == {str(i) for i in range(len(entries))}:
         entries = [entries[str(i)] for i in range(len(entries))]
         # Keras has the WordNet id and a word.
         entries = [" ".join(x) if _is_texts(x) else x for x in entries]
     if not isinstance(entries, list):
-        raise InputError(f'{path}: JSON, but no list; write ["...", "..."]')
+        raise InputError(f'{path} must be a JSON list, got something else; write ["...", "..."]')
     for number, entry in enumerate(entries, start=1):
         if not isinstance(entry, str):
-            raise InputError(f"{path}, item {number}: {entry!r} is no string; mend the list")
+            raise InputError(f"{path}, item {number} must be a string, got {entry!r}; fix the list")
         if not is_utf8(entry):
-            raise InputError(f"{path}, item {number}: {entry!r} is no text; mend the list")
+            raise InputError(f"{path}, item {number} must be text, got {entry!r}; fix the list")
         yield number, entry
 
 

@@ -73,15 +73,15 @@ class Copy:
             InputError: the folder is in a store, or the source is empty, grey or generated.
         """
         if not files.is_local(folder):
-            raise InputError(f"--to={folder}: copies are written to mounted folders; mount one")
+            raise InputError(f"--to must be a mounted folder, got {folder}; mount one")
         check_labels(source)
         if source.domain.any():
             raise InputError(
-                "--source holds generated images, and the copy would make them real ones; "
-                "input_pipeline.synthetic exports those"
+                "--source has synthetic images, and the copy would make them real ones; "
+                "use input_pipeline.synthetic for those"
             )
         if (channels := source[0]["image"].shape[-1]) != 3:
-            raise InputError(f"--source has images of {channels} channel, a copy is in colour")
+            raise InputError(f"--source must have images in colour, got {channels} channel")
         self.source, self.folder = source, Path(folder)
         self.size, self.quality = size, quality
         self.per_shard = PER_SHARD
@@ -108,11 +108,13 @@ class Copy:
             if changed:
                 names = ", ".join(field.partition(".")[0] for field in changed)
                 raise InputError(
-                    f"--to={self.folder}: holds a copy with another {names}; choose another folder"
+                    f"--to={self.folder} has a copy with another {names}; choose another folder"
                 )
         elif self.folder.exists() and any(p.name[0] != "." for p in self.folder.iterdir()):
             # Hidden files are what one that was killed at its start has left.
-            raise InputError(f"--to={self.folder}: is not empty; choose another folder")
+            raise InputError(
+                f"--to must be an empty folder, got {self.folder}; choose another folder"
+            )
         lock(epath.Path(self.folder))
         files.write_sealed(path, made_of)
         (self.folder / INDEX).mkdir(exist_ok=True)
@@ -171,8 +173,11 @@ class Copy:
             ),
             [len(self.rows(shard)) for shard in range(self.num_shards)],
             sum(sizes),
-            f"{len(self.source):,} real images of {len(self.source.class_names):,} classes, shrunk "
-            f"to {self.size} pixels the shorter way; {CLAIM} says which.",
+            (
+                f"{len(self.source):,} real images of {len(self.source.class_names):,} "
+                f"classes, resized to {self.size} pixels on the shorter side; see {CLAIM} for "
+                "their source."
+            ),
             homepage=CLAIM,
             file_format="array_record",
         )
@@ -209,8 +214,8 @@ def _written(copy: Copy, shards: Sequence[int], workers: int) -> Iterator[int]:
                 yield future.result()
         except BrokenProcessPool:
             raise InputError(
-                f"--workers={workers}: one of them was killed, perhaps for want of memory: take "
-                "fewer; the same command goes on"
+                f"--workers={workers}: one of them was killed, perhaps for lack of memory; "
+                "use fewer, and run the same command again to resume"
             ) from None
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -239,7 +244,9 @@ def find_source(config: Fields, field: str) -> Source:
     spec: Any = plain(config)
     for name in field.split("."):
         if not isinstance(spec, Mapping) or name not in spec:
-            raise InputError(f"--source={field} must be a field of the config: it has no {name!r}")
+            raise InputError(
+                f"--source must be a field of the config, got {field}: it has no {name!r}"
+            )
         spec = spec[name]
     if not isinstance(spec, Mapping):
         raise InputError(f"--source={field} must be a source with a name, got {spec!r}")
@@ -250,12 +257,12 @@ def define_flags(values: flags.FlagValues) -> None:
     """Adds the flags of this command."""
     number = functools.partial(flags.DEFINE_integer, flag_values=values)
     flags.DEFINE_string("config", None, "FILE.py[:arguments]", flag_values=values)
-    flags.DEFINE_string("source", None, "the field with the images", flag_values=values)
-    flags.DEFINE_string("to", None, "a new folder, or one to go on with", flag_values=values)
+    flags.DEFINE_string("source", None, "the config field with the images", flag_values=values)
+    flags.DEFINE_string("to", None, "a new folder, or one to resume", flag_values=values)
     number("size", 320, "of the shorter side, in pixels", lower_bound=1, upper_bound=2**14)
     number("quality", 95, "of JPEG", lower_bound=1, upper_bound=100)
     flags.DEFINE_bool("raw", False, "do not compress", flag_values=values)
-    number("workers", None, "processes; a CPU each if it is not given", lower_bound=1)
+    number("workers", None, "processes; by default one per CPU", lower_bound=1)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -276,7 +283,7 @@ def main(argv: Sequence[str]) -> None:
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code, by the conventions of `launch.cli`."""
     argv = list(sys.argv if argv is None else argv)
-    return exit_code(lambda: main(argv), "the same command goes on")
+    return exit_code(lambda: main(argv), "run the same command again to resume")
 
 
 if __name__ == "__main__":

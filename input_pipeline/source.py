@@ -123,14 +123,14 @@ def check_same_classes(
         present = set(there)
         if missing := [name for name in expected if name not in present]:
             raise InputError(
-                f"{lacking} lacks {len(missing)} of the {len(expected)} classes of {having}: "
-                f"{listed(map(repr, missing))}; add images of them, or leave them out of {having} "
-                "by its field classes=[...], which lists those that stay"
+                f"{lacking} lacks {len(missing)} of the {len(expected)} classes of "
+                f"{having}: {listed(map(repr, missing))}; add images of them, or list the "
+                f"classes to keep in {having} with its field classes=[...]"
             )
     at = next(i for i, (a, b) in enumerate(zip(names, other_names, strict=False)) if a != b)
     raise InputError(
-        f"class {at} is {names[at]!r} in {first}, but {other_names[at]!r} in {second}: give both "
-        "the same order, by the field classes"
+        f"class {at} is {names[at]!r} in {first}, but {other_names[at]!r} in {second}; "
+        "give both the same order with the field classes"
     )
 
 
@@ -141,13 +141,13 @@ def check_labels(source: Source) -> None:
         InputError: one is not, or there is no image.
     """
     if not len(source):
-        raise InputError("the set holds no images; check its source")
+        raise InputError("the set has no images; check its source")
     wrong = np.flatnonzero((source.labels < 0) | (source.labels >= len(source.class_names)))
     if wrong.size:
         i = int(wrong[0])
         raise InputError(
-            f"image {source.key(i)} has label {source.labels[i]}, but there are "
-            f"{len(source.class_names)} classes; mend the set's labels"
+            f"image {source.key(i)}: its label must be below the {len(source.class_names)} "
+            f"classes, got {source.labels[i]}; fix the set's labels"
         )
 
 

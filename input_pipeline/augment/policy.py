@@ -100,10 +100,12 @@ def make_eval_transform(config: Fields) -> Transform:
     size = _whole("evaluation.size", config["size"])
     ratio = config.get("crop_ratio", 1)
     if not _number("evaluation.crop_ratio", ratio, 1):
-        raise InputError("evaluation.crop_ratio=0: choose more than 0, up to 1")
+        raise InputError("evaluation.crop_ratio must be above 0 and at most 1, got 0")
     rule = config.get("resize", resize.RULES[0])
     if rule not in resize.RULES:
-        raise InputError(f"evaluation.resize={rule!r}: choose one of {', '.join(resize.RULES)}")
+        raise InputError(
+            f"evaluation.resize must be one of {', '.join(resize.RULES)}, got {rule!r}"
+        )
     stretch = _flag("evaluation.stretch", config.get("stretch"))
     return functools.partial(
         crop.resized_central_crop, size=size, crop_ratio=ratio, rule=rule, stretch=stretch
@@ -113,7 +115,7 @@ def make_eval_transform(config: Fields) -> Transform:
 def _apply(example: Example, rng: np.random.Generator, steps: list[Augment]) -> Example:
     channels = example["image"].shape[2]
     if channels not in (1, 3):
-        raise InputError(f"an image of {channels} channels; augmentation knows 1 (grey) and 3")
+        raise InputError(f"images must have 1 (grey) or 3 channels to be augmented, got {channels}")
     for step in steps:
         example = step(example, rng)
     return example
@@ -131,7 +133,9 @@ def _crop(size: int, config: Any) -> Augment:
         name: _bounds(f"augment.crop.{name}", config[name]) for name in config
     }
     if bounds.get("scale", (0, 0))[1] > 1:
-        raise InputError(f"augment.crop.scale={bounds['scale']}: a crop is 1 image at most")
+        raise InputError(
+            f"augment.crop.scale must be at most 1 (the whole image), got {bounds['scale']}"
+        )
     return functools.partial(crop.random_resized_crop, size=size, **bounds)
 
 
@@ -154,7 +158,9 @@ def _randaugment(config: Any) -> Augment:
 
 def _rand_augment_rgb(example: Example, rng: np.random.Generator, **arguments: Any) -> Example:
     if example["image"].shape[2] != 3:
-        raise InputError("augment.randaugment.fill has 3 values, the image is grey; choose one")
+        raise InputError(
+            "augment.randaugment.fill must be one value for grey images, got 3; choose one"
+        )
     return randaugment.rand_augment(example, rng, **arguments)
 
 
@@ -167,7 +173,9 @@ def _fields(
         InputError: one is unknown, or one is missing.
     """
     if not hasattr(config, "items"):
-        raise InputError(f"{what}={config!r}: expected fields, of {', '.join(allowed)}")
+        raise InputError(
+            f"{what} must be a group of fields of {', '.join(allowed)}, got {config!r}"
+        )
     if unknown := sorted(set(config) - set(allowed)):
         raise InputError(f"{what} has no field {unknown[0]!r}; use {', '.join(allowed)}")
     given = {key: value for key, value in config.items() if value is not None}
@@ -183,29 +191,29 @@ def _is_number(value: Any) -> bool:
 
 def _whole(name: str, value: Any) -> int:
     if not _is_number(value) or value % 1 or not 1 <= value <= SIDE[1]:
-        raise InputError(
-            f"{name}={value!r}: a whole number of at least 1, at most {SIDE[1]} is needed"
-        )
+        raise InputError(f"{name} must be a whole number from 1 to {SIDE[1]}, got {value!r}")
     return int(value)
 
 
 def _number(name: str, value: Any, most: float = np.inf) -> float:
     if not _is_number(value) or not 0 <= value <= most:
         allowed = "0 or more" if most == np.inf else f"in [0, {most:g}]"
-        raise InputError(f"{name}={value!r}: a number {allowed} is needed")
+        raise InputError(f"{name} must be a number {allowed}, got {value!r}")
     return float(value)
 
 
 def _flag(name: str, value: Any) -> bool:
     if value not in (None, True, False):
-        raise InputError(f"{name}={value!r}: choose True or False")
+        raise InputError(f"{name} must be True or False, got {value!r}")
     return bool(value)
 
 
 def _bounds(name: str, value: Any) -> tuple[float, float]:
     pair = tuple(value) if np.ndim(value) == 1 else ()
     if len(pair) != 2 or not all(map(_is_number, pair)) or not 0 < pair[0] <= pair[1]:
-        raise InputError(f"{name}={value!r}: two numbers above 0 are needed, the smaller one first")
+        raise InputError(
+            f"{name} must be two numbers above 0, the smaller one first, got {value!r}"
+        )
     return float(pair[0]), float(pair[1])
 
 
@@ -213,5 +221,5 @@ def _fill(name: str, value: Any) -> float | tuple[float, ...]:
     values = tuple(value) if np.ndim(value) == 1 else (value,)
     right = len(values) in (1, 3) and all(map(_is_number, values))
     if not right or not all(0 <= v <= 255 for v in values):
-        raise InputError(f"{name}={value!r}: one value in [0, 255] is needed, or three")
+        raise InputError(f"{name} must be one value in [0, 255], or three, got {value!r}")
     return tuple(map(float, values)) if len(values) == 3 else float(values[0])

@@ -73,14 +73,14 @@ def _example(source: Source, i: int, transform: Transform | None) -> Example:
 def _stack(examples: Sequence[Example]) -> Batch:
     if "caption" in examples[0]:
         raise InputError(
-            "caption is read by classifiers.train_clip alone; leave the field out of the source"
+            "only classifiers.train_clip reads captions; leave the field caption out of the source"
         )
     # What was kept of images in their place is of one shape.
     shapes = sorted({example["image"].shape for example in examples if "image" in example})
     if len(shapes) > 1:
         small, large = ("x".join(map(str, shape)) for shape in (shapes[0], shapes[-1]))
         raise InputError(
-            f"images of {small} and of {large} in one batch: bring them to one size "
+            f"images of {small} and of {large} in one batch; resize them to one size "
             "(config.augment.size, or square)"
         )
     return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
@@ -124,15 +124,15 @@ def batches(
             kept in batches that `repeats` does not divide.
     """
     if not len(source):
-        raise InputError("the source holds no examples; check its split or path")
+        raise InputError("the source has no examples; check its split or path")
     if batch_size < 1:
-        raise InputError(f"batch_size={batch_size}: at least 1 is needed")
+        raise InputError(f"batch_size must be at least 1, got {batch_size}")
     if repeats < 1:
-        raise InputError(f"repeats={repeats}: at least 1 is needed")
+        raise InputError(f"repeats must be at least 1, got {repeats}")
     if batch_size % repeats and synthetic_weight is not None:
         raise InputError(
-            f"repeats={repeats} with synthetic_weight={synthetic_weight}: a divisor of "
-            f"batch_size={batch_size} is needed"
+            f"repeats must divide batch_size={batch_size} where "
+            f"synthetic_weight={synthetic_weight}, got {repeats}"
         )
     rows = np.arange(batch_size) if rows is None else rows
     # What the plan takes as a batch: draws for one batch, or for as many as end together.
@@ -167,8 +167,9 @@ def iterate(dataset: grain.MapDataset, start: int, stop: int, workers: int = 0) 
         if not workers or not code:
             raise
         raise InputError(
-            f"loader_workers={workers}: one of them was killed (exit code {code[1]}), for want of "
-            "memory or of shared memory (/dev/shm): give it more, or take fewer, or 0 for threads"
+            f"loader_workers={workers}: one of them was killed (exit code {code[1]}), for "
+            "lack of memory or of shared memory (/dev/shm); give it more, use fewer "
+            "workers, or 0 for threads"
         ) from error
     finally:
         reader.close()

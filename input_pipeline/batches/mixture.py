@@ -30,7 +30,7 @@ class Union:
             InputError: there is none, or they do not have the same class names in the same order.
         """
         if not sources:
-            raise InputError("a union of no sources; name at least one")
+            raise InputError("a union needs at least one source; name one")
         for number, source in enumerate(sources):
             check_same_classes(
                 "source 0", sources[0].class_names, f"source {number}", source.class_names
@@ -125,8 +125,8 @@ def check_weight(domain: Int32[np.ndarray, " n"], weight: Any) -> None:
     for kind, share in ((REAL, 1 - weight), (SYNTHETIC, weight)):
         if share and not (domain == kind).any():
             raise InputError(
-                f"synthetic_weight={weight}: there are no {DOMAINS[kind]} images to fill "
-                f"{share:.6g} of every batch with; add a source of them, or leave it None"
+                f"synthetic_weight={weight} needs {DOMAINS[kind]} images to fill "
+                f"{share:.6g} of every batch; add a source of them, or leave it None"
             )
 
 
@@ -139,6 +139,6 @@ def check_share(weight: Any) -> None:
     is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
     if not is_number or not 0 <= weight <= 1:
         raise InputError(
-            f"synthetic_weight={weight!r}: the share of every batch that is synthetic, in [0, 1]; "
-            "None takes all images alike"
+            "synthetic_weight must be the share of every batch that is synthetic, in [0, "
+            f"1], or None, got {weight!r}"
         )

@@ -109,15 +109,17 @@ class ArrayRecordFile:
         self.path = path
         if not files.is_local(path):
             raise InputError(
-                f"{path}: array_record is read from mounted folders; mount or copy it, or prepare "
-                "the set as tfrecord"
+                f"{path}: array_record needs a mounted folder; mount or copy it, or "
+                "prepare the set as tfrecord"
             )
         try:
             self._length = _READERS.get(path).num_records()
         except FileNotFoundError:
             raise InputError(f"{path}: no such shard; {_REPAIR}") from None
         except (RuntimeError, ValueError) as error:
-            raise InputError(f"{path}: no whole ArrayRecord ({_line(error)}); {_REPAIR}") from None
+            raise InputError(
+                f"{path} is not a complete ArrayRecord ({_line(error)}); {_REPAIR}"
+            ) from None
 
     def __len__(self) -> int:
         return self._length

@@ -66,8 +66,8 @@ def decode_image(data: bytes, channels: int, upright: bool = False) -> UInt8[np.
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if pixels is None:
         raise InputError(
-            f"{len(data)} bytes that are no image OpenCV decodes; convert it to JPEG or PNG, or "
-            "take it out"
+            f"OpenCV cannot decode these {len(data)} bytes as an image; convert it to JPEG "
+            "or PNG, or remove it"
         )
     # NumPy's copy in reverse order takes as long as decoding does.
     return pixels[..., None] if channels == 1 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)

@@ -39,8 +39,8 @@ class _DamageCount:
     def _say(self, last: str) -> None:
         count = len(self.instead)
         say(
-            f"on_damage=skip: {count} of {self._total} records are damaged, others of their class "
-            f"stand for them{last}"
+            f"on_damage=skip: {count} of {self._total} records are damaged; others of "
+            f"their class replace them{last}"
         )
 
 
@@ -86,8 +86,9 @@ class SkipDamaged(Wrapper):
                 continue
         tried = min(len(after), _TRIES) + 1
         raise InputError(
-            f"on_damage=skip: {tried} records of class {self.class_names[self.labels[i]]!r} in a "
-            f"row cannot be read, which no skipping mends: {fault}"
+            f"on_damage=skip: {tried} records of class "
+            f"{self.class_names[self.labels[i]]!r} in a row are damaged, too many to skip: "
+            f"{fault}"
         )
 
     def __getstate__(self) -> dict[str, Any]:

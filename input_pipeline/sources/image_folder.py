@@ -85,7 +85,7 @@ class ImageFolder:
         """
         path = os.fspath(path)
         if not files.is_local(path):
-            raise InputError(f"{path}: images are read from mounted folders; mount or copy it")
+            raise InputError(f"{path}: images need a mounted folder; mount or copy it")
         self._files: _Files = _Zip(path, root) if os.path.isfile(path) else _Folder(path, root)
         self.class_names = self._files.class_names
         number = {name: label for label, name in enumerate(self.class_names)}
@@ -136,11 +136,13 @@ def decode(data: bytes, upright: bool = False) -> UInt8[np.ndarray, "h w 3"]:
     """
     # OpenCV 5 refuses a part without saying why; that older ones refuse is not relied on.
     if not image_file.is_whole(data):
-        raise InputError(f"{len(data)} bytes that are the beginning of an image; fetch it again")
+        raise InputError(
+            f"{len(data)} bytes that are only the beginning of an image; download it again"
+        )
     try:
         return image_codec.decode_image(data, channels=3, upright=upright)
     except cv2.error as error:
-        raise InputError(f"OpenCV does not decode it ({error.err}); convert it") from None
+        raise InputError(f"OpenCV cannot decode it ({error.err}); convert it") from None
 
 
 def decoded_digest(digest: str, upright: bool) -> str:
@@ -154,7 +156,9 @@ class _Folder:
     def __init__(self, path: str, root: str):
         self.location = os.path.join(path, root) if root else path
         if not os.path.isdir(self.location):
-            raise InputError(f"{self.location}: no such folder, and no zip; check path and root")
+            raise InputError(
+                f"{self.location} must be a folder or a zip, got nothing there; check path and root"
+            )
         listing = {name: _files_in(f"{self.location}/{name}") for name in _classes(self.location)}
         self.class_names, self.names = _arrange(self.location, listing)
 
@@ -213,7 +217,8 @@ class _Zip:
                 data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
         if len(data) != size or zlib.crc32(data) != crc:
             raise InputError(
-                f"{self.location}/{self.names[i]}: damaged (wrong checksum); fetch the zip again"
+                f"{self.location}/{self.names[i]} is damaged (wrong checksum); download "
+                "the zip again"
             )
         return data
 
@@ -238,8 +243,8 @@ def _advice(path: str) -> str:
     with open(path, "rb") as file:
         beginning = file.read(2)
     if beginning in (b"", b"PK"):
-        return "no zip, or one cut short; fetch it again"
-    return "neither a folder nor a zip; unpack it if it is another archive, and give that folder"
+        return "not a zip, or a truncated one; download it again"
+    return "neither a folder nor a zip; unpack it if it is another archive, and name that folder"
 
 
 def _tar_advice(path: str) -> str:
@@ -256,7 +261,7 @@ def _tar_advice(path: str) -> str:
         return f"a tar of tars, one a class; {unpack}, then {_UNPACK}"
     if "/" not in first.removeprefix("./"):
         return f"a tar of images without classes; {unpack}, then {_SORT}"
-    return f"a tar, which is no random access; {unpack}, and give that folder"
+    return f"a tar, which has no random access; {unpack}, and name that folder"
 
 
 def _only_root(path: str, members: Iterable[str]) -> str:
@@ -266,11 +271,13 @@ def _only_root(path: str, members: Iterable[str]) -> str:
     levels = (image.rsplit("/", 2) for image in shown)  # root, class, file
     roots = sorted({"".join(names[:-2]) for names in levels if len(names) > 1})
     if not roots:
-        raise InputError(f"{path}: holds no class/file{' or class/file'.join(SUFFIXES)}")
+        raise InputError(
+            f"{path} has no class/file{' or class/file'.join(SUFFIXES)}; name a folder that has"
+        )
     if len(roots) > 1:
         first = repr(roots[0]) if roots[0] else "its top"
         raise InputError(
-            f"{path}: holds classes in {first} and in {roots[1]!r}: choose one of them as root"
+            f"{path} has classes in {first} and in {roots[1]!r}; choose one of them as root"
         )
     return roots[0]
 
@@ -289,10 +296,10 @@ def _arrange(location: str, listing: dict[str, list[str]]) -> tuple[tuple[str, .
     if not listing:
         names = os.listdir(location) if os.path.isdir(location) else []
         if any(name.lower().endswith(SUFFIXES) for name in names):
-            raise InputError(f"{location}: holds images, but no folders of classes; {_SORT}")
+            raise InputError(f"{location} has images, but no folders of classes; {_SORT}")
         if any(name.endswith(".tar") for name in names):
-            raise InputError(f"{location}: holds tars, but no folders of images; {_UNPACK}")
-        raise InputError(f"{location}: holds no folders of images; name the one that does")
+            raise InputError(f"{location} has tars, but no folders of images; {_UNPACK}")
+        raise InputError(f"{location} has no folders of images; name one that has")
     if unreadable := [name for name in listing if not files.is_utf8(name)]:
         raise InputError(
             f"{location}: the name of folder {unreadable[0]!a} is not UTF-8; rename it"
@@ -303,11 +310,11 @@ def _arrange(location: str, listing: dict[str, list[str]]) -> tuple[tuple[str, .
         for name in images:
             if "/" in name or not name.lower().endswith(SUFFIXES):
                 raise InputError(
-                    f"{location}/{folder}/{name}: not a file {', '.join(SUFFIXES)}; convert "
-                    "it, take it out, or choose another root"
+                    f"{location}/{folder}/{name} must be a file {', '.join(SUFFIXES)}; "
+                    "convert it, remove it, or choose another root"
                 )
         if not images:
-            raise InputError(f"{location}/{folder}: holds no image; fill or remove it")
+            raise InputError(f"{location}/{folder} has no image; add some or remove it")
         names += [f"{folder}/{name}" for name in images]
     return tuple(sorted(listing)), names
 
@@ -318,7 +325,7 @@ def _classes(location: str) -> list[str]:
         shown = [entry for entry in entries if not _is_hidden(entry.name)]
         for entry in shown:
             if entry.is_symlink() and not os.path.exists(entry.path):
-                raise InputError(f"{entry.path}: a link that leads nowhere; mend or remove it")
+                raise InputError(f"{entry.path} is a broken link; fix or remove it")
         return [entry.name for entry in shown if entry.is_dir()]
 
 
@@ -328,7 +335,7 @@ def _files_in(folder: str) -> list[str]:
         shown = [entry for entry in entries if not _is_hidden(entry.name)]
         for entry in shown:
             if not (entry.is_symlink() or entry.is_file() or entry.is_dir()):
-                raise InputError(f"{entry.path}: a pipe or a device, no file; take it out")
+                raise InputError(f"{entry.path} is a pipe or a device, not a file; remove it")
         return [entry.name for entry in shown]
 
 
@@ -339,12 +346,12 @@ def _opened(path: str) -> Iterator[int]:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise InputError(f"{path}: no file; take it out")
+                raise InputError(f"{path} is not a file; remove it")
             yield fd
         finally:
             os.close(fd)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); restore it") from None
+        raise InputError(f"{path} cannot be read ({error.strerror}); restore it") from None
 
 
 def _digest(names: Sequence[str], content: bytes = b"") -> str:

@@ -40,7 +40,7 @@ def _find(source: Source, keys: Sequence[str], path: epath.PathLike) -> Int64[np
     listed: set[str] = set()
     for key in keys:
         if key in listed:
-            raise InputError(f"{path}: lists {key!r} twice; list it once")
+            raise InputError(f"{path} lists {key!r} twice; list it once")
         listed.add(key)
     # Only what is listed is held: of a large set, names of all records would be gigabytes.
     indices = [i for i in range(len(source)) if source.key(i) in listed]
@@ -55,18 +55,20 @@ def _read(path: epath.Path) -> bytes:
     try:
         return path.read_bytes()
     except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"{path}: no such file of keys; check keep") from None
+        raise InputError(f"{path}: no such file; check keep") from None
 
 
 def _parse(data: bytes, path: epath.Path) -> list[str]:
     if path.suffix == ".json":
         keys = files.parse_json(data, path)
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-            raise InputError(f"{path}: no JSON list of texts; write one, or a text of a key a line")
+            raise InputError(
+                f"{path} must be a JSON list of strings, or a text file with one key a line"
+            )
     else:
         # Names of files need not be UTF-8; this is how Python lists the others.
         lines = data.decode("utf-8", "surrogateescape").split("\n")
         keys = [line.removesuffix("\r") for line in lines if line.strip()]
     if not keys:
-        raise InputError(f"{path}: lists no key, so nothing would be kept; leave keep out")
+        raise InputError(f"{path} lists no key, so nothing would be kept; leave keep out")
     return keys

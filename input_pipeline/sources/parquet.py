@@ -102,13 +102,13 @@ class ParquetSource:
             data = data["bytes"] if isinstance(data, dict) else data
             texts = [column[row].as_py() for column in fields[1:]]
             if not data:
-                raise InputError("holds no bytes of an image; fetch the file with its images")
+                raise InputError("has no bytes of an image; download the file with its images")
             pixels = decode(data, self._upright)
         except InputError as error:
             raise InputError(f"{self._where(i)}: {error}") from None
         if None in texts:
             raise InputError(
-                f"{self._where(i)}: no caption; leave its file out, or the field caption"
+                f"{self._where(i)} has no caption; leave its file out, or the field caption"
             )
         example = {"image": pixels, "label": self.labels[i], "domain": self.domain[i]}
         return example | dict(zip(("caption",), texts, strict=False))
@@ -180,7 +180,7 @@ class ParquetSource:
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"its row group cannot be read ({_line(error)}); {_AGAIN}") from None
         if (length := sum(map(len, batches))) != num_rows:
-            raise InputError(f"its row group has {length} images, not {num_rows}; {_AGAIN}")
+            raise InputError(f"its row group must have {num_rows} images, got {length}; {_AGAIN}")
         return [pa.chunked_array([part.column(name) for part in batches]) for name in self._columns]
 
 
@@ -197,17 +197,19 @@ class _File:
                 self._check_columns(image, label, caption)
                 column = file.read([label]).column(0) if label else None
         except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{path}: no whole Parquet file ({_line(error)}); {_AGAIN}") from None
+            raise InputError(
+                f"{path} is not a complete Parquet file ({_line(error)}); {_AGAIN}"
+            ) from None
         self.digest, self._label = _footer_digest(path), label
         rows = sum(rows for _, rows in self.groups())
         if column is None:
             self.labels = np.zeros(rows, np.int32)
             return
         if len(column) != rows:
-            raise InputError(f"{path}: not as many labels as rows; {_AGAIN}")
+            raise InputError(f"{path} must have as many labels as rows; {_AGAIN}")
         if column.null_count:
             raise InputError(
-                f"{path}: {column.null_count} rows have no label; choose another split"
+                f"{path} has {column.null_count} rows without a label; choose another split"
             )
         self.labels = column.to_numpy().astype(np.int32)
 
@@ -236,7 +238,9 @@ class _File:
             if name == "" and kind != "bytes or of structs with bytes":
                 continue
             if name not in self.schema.names or not fits(self.schema.field(name).type):
-                raise InputError(f"{self.path}: no column {name!r} of {kind}; it has {columns}")
+                raise InputError(
+                    f"{self.path} has no column {name!r} of {kind}; use one of {columns}"
+                )
 
 
 def _holds_bytes(kind: Any) -> bool:
@@ -256,10 +260,10 @@ def _holds_text(kind: Any) -> bool:
 
 def _paths(path: str, split: str | None) -> list[str]:
     if not files.is_local(path):
-        raise InputError(f"{path}: Parquet is read from mounted folders; mount or copy it")
+        raise InputError(f"{path}: Parquet needs a mounted folder; mount or copy it")
     if not os.path.isdir(path):
         if split is not None:
-            raise InputError(f"{path}: split={split!r} goes with a folder; leave it out here")
+            raise InputError(f"{path}: split={split!r} needs a folder; leave it out here")
         paths = sorted(glob.glob(path, recursive=True))
         if not paths:
             raise InputError(f"{path}: no such folder, and no file matches; check the path")
@@ -273,14 +277,14 @@ def _paths(path: str, split: str | None) -> list[str]:
         names = {name for name in names if split_of[name] == split}
     if not names:
         others = listed(splits) or listed(sorted(present)) or "no *.parquet"
-        raise InputError(f"{path}: no files {split or '*'}-*.parquet; it holds {others}")
+        raise InputError(f"{path} has no files {split or '*'}-*.parquet; it has {others}")
     if len(splits) > 1 and split is None:
-        raise InputError(f"{path}: holds the splits {listed(splits)}; choose one as split")
+        raise InputError(f"{path} has the splits {listed(splits)}; choose one as split")
     totals = {m[2] for name, m in numbered.items() if name in names}
     if totals and (len(totals) > 1 or len(names) != int(next(iter(totals)))):
         raise InputError(
-            f"{path}: {len(names)} files of {' and '.join(sorted(totals))}; fetch the missing "
-            "ones, or name a part of them by a pattern"
+            f"{path} has {len(names)} files of {' and '.join(sorted(totals))}; download "
+            "the missing ones, or name some of them with a pattern"
         )
     return [os.path.join(path, name) for name in sorted(names)]
 
@@ -308,7 +312,7 @@ def _inner_folder(path: str, split: str | None) -> tuple[str, str | None]:
         return next(iter(below.values())), split
     if below:
         raise InputError(
-            f"{path}: holds Parquet files in {listed(below)}; name one of these folders, or a "
+            f"{path} has Parquet files in {listed(below)}; name one of these folders, or a "
             "split that is the last name of one"
         )
     return path, split
@@ -323,17 +327,17 @@ def _class_names(opened: Sequence[_File], given: Sequence[str] | None) -> tuple[
     for file in opened:
         if file.class_names() != first or not file.schema.equals(opened[0].schema):
             raise InputError(
-                f"{file.path}: other columns or classes than {opened[0].path}; keep one data set "
-                "in a folder"
+                f"{file.path} has other columns or classes than {opened[0].path}; keep one "
+                "data set in a folder"
             )
     if given is None:
         if first is None:
-            raise InputError(f"{opened[0].path}: names no classes; set class_names in the config")
+            raise InputError(f"{opened[0].path} names no classes; set class_names in the config")
         return first
     if first is not None and tuple(given) not in (first, imagenet.canonical_names(first)):
         raise InputError(
-            f"{opened[0].path}: its class names are not the {len(given)} of the config: leave "
-            "class_names out"
+            f"class_names must be those of {opened[0].path}, got {len(given)} others; "
+            "leave class_names out"
         )
     return tuple(given)
 
@@ -343,8 +347,8 @@ def _check_labels(labels: np.ndarray, classes: int, where: Any) -> None:
     if wrong.any():
         i = int(np.argmax(wrong))
         raise InputError(
-            f"{where(i)}: label {labels[i]}, but there are {classes} classes; choose a split with "
-            "labels, or give all class_names"
+            f"{where(i)}: its label must be below the {classes} classes, got {labels[i]}; "
+            "choose a split with labels, or give all class_names"
         )
 
 

@@ -50,7 +50,7 @@ def load(spec: Fields) -> Source:
             spec[field] = os.path.expanduser(spec[field])
     name = spec.get("name")
     if name not in KINDS:
-        raise InputError(f"unknown source {name!r}; use one of {', '.join(KINDS)}")
+        raise InputError(f"source.name must be one of {', '.join(KINDS)}, got {name!r}")
     kind = KINDS[name]
     allowed = ("name", kind.needs, *kind.may_have, *subsets.FIELDS, "on_damage")
     if unknown := sorted(set(spec) - set(allowed)):
@@ -59,7 +59,8 @@ def load(spec: Fields) -> Source:
         raise InputError(f"source {name!r} needs the field {kind.needs!r}; set it in the config")
     if spec.setdefault("on_damage", "error") not in damaged_records.POLICIES:
         raise InputError(
-            f"on_damage={spec['on_damage']!r}; use one of {', '.join(damaged_records.POLICIES)}"
+            f"on_damage must be one of {', '.join(damaged_records.POLICIES)}, got "
+            f"{spec['on_damage']!r}"
         )
     source = subsets.apply(kind.open(spec), spec)
     # Last, so that no image of another split or part stands for a damaged one.
@@ -83,8 +84,9 @@ def _image_folder(spec: Fields) -> Source:
         return source
     if split not in ("train", "validation") or held_out is None:
         raise InputError(
-            f"image_folder with split={split!r}, held_out={held_out!r}: they go together; split "
-            "is 'train' or 'validation', held_out how many images of every class are validation's"
+            f"image_folder needs split and held_out together, got {split!r} and "
+            f"{held_out!r}; split is 'train' or 'validation', held_out how many images of "
+            "every class go to validation"
         )
     validation = subsets.per_class(source, held_out, seed=_HELD_OUT_SEED)
     if split == "validation":
@@ -103,7 +105,7 @@ def _tfds(spec: Fields) -> Source:
     fields = {key: spec[key] for key in _TFDS_FIELDS if key in spec}
     path, data_set = spec.get("path"), spec.get("data_set")
     if (path is None) == (data_set is None) or (path and spec.get("data_dir")):
-        raise InputError("source 'tfds' needs either path, or data_set and perhaps data_dir")
+        raise InputError("source 'tfds' needs path, or data_set and perhaps data_dir")
     folder = path or tfds_prepared.locate(spec["data_set"], spec.get("data_dir"))
     source = TfdsSource(folder, spec["split"], **fields)
     return damaged_records.leave_out(source, source.faults, spec["on_damage"])

@@ -82,7 +82,7 @@ def make(spec: Fields, path: str) -> StandIn:
         InputError: a field is missing, unknown or wrong.
     """
     if set(spec) != set(_FIELDS):
-        raise InputError(f"standin has the fields {', '.join(sorted(spec))}; use {_FIELDS}")
+        raise InputError(f"standin must have fields of {_FIELDS}, got {', '.join(sorted(spec))}")
     names = spec["class_names"]
     names = wordnet_ids() if names == IMAGENET else tuple(names)
     _tell(path)
@@ -92,8 +92,8 @@ def make(spec: Fields, path: str) -> StandIn:
 @functools.cache
 def _tell(path: str) -> None:
     say(
-        f"{path} is not there: drawn shapes stand for its images, to try the commands with; "
-        "data=PATH behind the config's name takes images of yours"
+        f"{path} does not exist: drawn shapes stand in for its images, to try the "
+        "commands; pass data=PATH after the config's name for your images"
     )
 
 

@@ -76,25 +76,25 @@ def apply(source: Source, spec: Fields) -> Source:
 def _check_together(spec: Fields) -> None:
     if "per_class" in spec and "long_tail" in spec:
         raise InputError(
-            f"per_class={spec['per_class']} and long_tail both say how many images a class has: "
-            "leave one out"
+            f"per_class={spec['per_class']} and long_tail both set the number of images of "
+            "a class; leave one out"
         )
     if "subset_seed" in spec and not {"per_class", "long_tail"} & set(spec):
         raise InputError(
-            f"subset_seed={spec['subset_seed']}: nothing is drawn; add per_class or long_tail, or "
-            "leave it out"
+            f"subset_seed={spec['subset_seed']} has nothing to draw; add per_class or "
+            "long_tail, or leave it out"
         )
     if "renumber" in spec and "classes" not in spec:
-        raise InputError(f"renumber={spec['renumber']}: no classes are chosen; leave it out")
+        raise InputError(f"renumber={spec['renumber']} needs classes; leave it out")
     if type(spec.get("renumber", True)) is not bool:
-        raise InputError(f"renumber={spec['renumber']!r}: choose True or False")
+        raise InputError(f"renumber must be True or False, got {spec['renumber']!r}")
     if not hasattr(spec.get("long_tail", {}), "items"):
-        raise InputError(f"long_tail={spec['long_tail']!r}: give dict(n_max=..., gamma=...)")
+        raise InputError(f"long_tail must be dict(n_max=..., gamma=...), got {spec['long_tail']!r}")
     if type(n := spec.get("per_class", 1)) is not int or n < 1:
-        raise InputError(f"per_class={n!r}: a whole number of at least 1 is needed")
+        raise InputError(f"per_class must be a whole number of at least 1, got {n!r}")
     seed = spec.get("subset_seed", 0)
     if not isinstance(seed, int | np.integer) or seed < 0:
-        raise InputError(f"subset_seed={seed!r}: a whole number of at least 0 is needed")
+        raise InputError(f"subset_seed must be a whole number of at least 0, got {seed!r}")
 
 
 def per_class(source: Source, n: int, seed: int, labels: Sequence[int] | None = None) -> Subset:
@@ -114,8 +114,8 @@ def per_class(source: Source, n: int, seed: int, labels: Sequence[int] | None = 
     for label in labels:
         if not isinstance(n, int | np.integer) or not 0 < n <= available[label]:
             raise InputError(
-                f"per_class={n}, but class {source.class_names[label]!r} has {available[label]} "
-                f"images; choose 1 to {available[label]}"
+                f"per_class must be at most the {available[label]} images of class "
+                f"{source.class_names[label]!r}, got {n}"
             )
     return _draw(source, dict.fromkeys(labels, n), seed)
 
@@ -142,18 +142,18 @@ def long_tail(
     fields = {"order": "label", **fields}
     if set(fields) != {"n_max", "gamma", "order"}:
         raise InputError(
-            f"long_tail has the fields {', '.join(sorted(fields))}; n_max and gamma are needed, "
-            "order may be there"
+            "long_tail must have n_max and gamma, and may have order, got "
+            f"{', '.join(sorted(fields))}"
         )
     if fields["order"] not in ("label", "size"):
-        raise InputError(f"long_tail.order={fields['order']!r}: use 'label' or 'size'")
+        raise InputError(f"long_tail.order must be 'label' or 'size', got {fields['order']!r}")
     counts = long_tail_counts(len(labels), fields["n_max"], fields["gamma"])
     available = np.bincount(source.labels, minlength=len(source.class_names))
     largest = max(labels, key=lambda label: available[label])
     if counts[0] > available[largest]:
         raise InputError(
-            f"long_tail.n_max={fields['n_max']}, but the largest class, "
-            f"{source.class_names[largest]!r}, has {available[largest]} images; choose fewer"
+            f"long_tail.n_max must be at most the {available[largest]} images of the "
+            f"largest class, {source.class_names[largest]!r}, got {fields['n_max']}"
         )
     if fields["order"] == "size":
         labels = sorted(labels, key=lambda label: -available[label])
@@ -176,12 +176,13 @@ def long_tail_counts(num_classes: int, n_max: Any, gamma: Any) -> Int64[np.ndarr
     """
     if not all(isinstance(value, int | float) and value >= 1 for value in (n_max, gamma)):
         raise InputError(
-            f"long_tail.n_max={n_max!r}, long_tail.gamma={gamma!r}: numbers >= 1 are needed"
+            "long_tail.n_max and long_tail.gamma must be numbers of at least 1, got "
+            f"{n_max!r} and {gamma!r}"
         )
     if n_max < gamma:
         raise InputError(
-            f"long_tail.gamma={gamma} leaves the last class of n_max={n_max} without an image; "
-            f"choose a gamma of 1 to {n_max}"
+            f"long_tail.gamma must be from 1 to n_max={n_max}, so that the last class has "
+            f"an image, got {gamma}"
         )
     # n_k = n_1 gamma^(-(k - 1) / (K - 1)); what is meant to be whole may come out a little less.
     k = np.arange(num_classes)
@@ -208,7 +209,7 @@ def find_classes(source: Source, classes: Any) -> list[int]:
         InputError: there is none, one is unknown or comes twice, or it is no list.
     """
     if not isinstance(classes, list | tuple) or not classes:
-        raise InputError(f"classes={classes!r}: give a list of names or labels")
+        raise InputError(f"classes must be a list of names or labels, got {classes!r}")
     names = {name: label for label, name in enumerate(source.class_names)}
     # The Hub's names of ImageNet's classes, which the source calls by their ids, are names as well,
     # but for those of two classes.
@@ -221,9 +222,9 @@ def find_classes(source: Source, classes: Any) -> list[int]:
             label = chosen
         if type(label) is not int or not 0 <= label < len(names):
             raise InputError(
-                f"classes: there is no class {chosen!r}; the {len(names)} are {listed(names)}"
+                f"classes must be some of {listed(names)} ({len(names)} in all), got {chosen!r}"
             )
         if label in labels:
-            raise InputError(f"classes: {chosen!r} comes twice; name it once")
+            raise InputError(f"classes must have each class once, got {chosen!r} twice")
         labels.append(label)
     return labels

@@ -93,7 +93,7 @@ class TfdsSource:
             stored = field(fields, label, int)
             if stored != self.labels[i]:
                 raise InputError(
-                    f"its label is {stored}, in the index {self.labels[i]}; remove "
+                    f"its label is {stored}, but {self.labels[i]} in the index; remove "
                     f"{shard.index_paths()}"
                 )
             pixels = decode(field(fields, image, bytes), self._upright)
@@ -123,8 +123,8 @@ class TfdsSource:
         if (times > 1).any():
             twice = distinct[times > 1][0].decode(errors="surrogateescape")
             raise InputError(
-                f"{self._split.folder}: {self._split.key} {twice!r} is of several records; choose "
-                "another field as key"
+                f"{self._split.folder}: {self._split.key} must differ between records, got "
+                f"{twice!r} twice; choose another field as key"
             )
         return names
 
@@ -160,8 +160,9 @@ class TfdsSource:
             i = int(np.argmax(wrong))
             shard, record = self._locate(i)
             raise InputError(
-                f"{shard.path}: record {record} has label {self.labels[i]}, but there are "
-                f"{len(self.class_names)} classes; choose a split with labels, or prepare it again"
+                f"{shard.path}: record {record}: its label must be below the "
+                f"{len(self.class_names)} classes, got {self.labels[i]}; choose a split "
+                "with labels, or prepare it again"
             )
 
 

@@ -63,7 +63,9 @@ def locate(data_set: str, data_dir: epath.PathLike | None = None) -> epath.Path:
     """
     matched = re.fullmatch(r"(\w+)(?:/([\w.-]+))?(?::(\d+\.\d+\.\d+))?", data_set)
     if not matched:
-        raise InputError(f"data set {data_set!r}: write name, name/config or name/config:1.0.0")
+        raise InputError(
+            f"data_set must be name, name/config or name/config:1.0.0, got {data_set!r}"
+        )
     name, config, version = matched.groups()
     base = epath.Path(
         data_dir or os.environ.get("TFDS_DATA_DIR") or os.path.expanduser("~/tensorflow_datasets")
@@ -95,7 +97,7 @@ def find(folder: epath.PathLike, version: str | None = None) -> epath.Path:
     if version is not None and (versions or not _configs(folder)):
         if version not in versions:
             found = listed(sorted(versions)) or "none"
-            raise InputError(f"{folder}: version {version} is not there; found: {found}")
+            raise InputError(f"{folder} has no version {version}, only {found}; name one of these")
         return versions[version]
     configs = _configs(folder)
     if not configs and any(_SHARD.fullmatch(path.name) for path in folder.iterdir()):
@@ -106,7 +108,7 @@ def find(folder: epath.PathLike, version: str | None = None) -> epath.Path:
         )
     if len(configs) != 1:
         content = f"configs {listed(configs)}; name one of them" if configs else "no data set"
-        raise InputError(f"{folder}: holds {content}{'' if configs else ' that TFDS prepared'}")
+        raise InputError(f"{folder} has {content}{('' if configs else ' that TFDS prepared')}")
     return find(folder / configs[0], version)
 
 
@@ -153,7 +155,8 @@ def open_split(
         ) from None
     if file_format not in _FORMATS:
         raise InputError(
-            f"{folder}: written as {file_format}; prepare it as {' or '.join(_FORMATS)}"
+            f"{folder}: its format must be {' or '.join(_FORMATS)}, got {file_format}; "
+            "prepare it again"
         )
     for name, kind in ((image, "Image"), (label, "ClassLabel"), (key, "Text"), (caption, "Text")):
         _check_field(folder, features, name, kind)
@@ -169,7 +172,7 @@ def open_split(
 def _check_field(folder: str, features: dict, name: str, kind: str) -> None:
     if name and _kind(features.get(name)) != kind:
         fields = listed(f"{n} ({_kind(f)})" for n, f in sorted(features.items()))
-        raise InputError(f"{folder}: no field {name!r} of kind {kind}; it has {fields}")
+        raise InputError(f"{folder} has no field {name!r} of kind {kind}; it has {fields}")
 
 
 def _kind(feature: object) -> str:
@@ -183,8 +186,8 @@ def _class_names(folder: str, label: str, feature) -> tuple[str, ...]:
     names = tuple(path.read_text().strip("\n").split("\n"))
     if len(names) != feature.num_classes:
         raise InputError(
-            f"{path}: {len(names)} class names, but features.json says {feature.num_classes}; "
-            "prepare the data set again"
+            f"{path} must have the {feature.num_classes} class names of features.json, got "
+            f"{len(names)}; prepare the data set again"
         )
     return names
 
@@ -198,7 +201,7 @@ def _slices(folder: str, splits, split: str) -> Iterator[ShardSlice]:
             "are written like train[:99%]"
         ) from None
     if not sum(instruction.take for instruction in instructions):
-        raise InputError(f"{folder}: split {split!r} holds no record; take a larger slice")
+        raise InputError(f"{folder}: split {split!r} has no record; choose a larger slice")
     for instruction in instructions:
         path, records = os.fspath(instruction.filename), instruction.examples_in_shard
         yield ShardSlice(path, instruction.skip, instruction.take, records)

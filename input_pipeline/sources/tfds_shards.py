@@ -70,8 +70,8 @@ class IndexedShard:
             self.labels = np.concatenate([self.labels, lost])
         if len(self.labels) != records:
             raise InputError(
-                f"{path}: {len(self.labels)} records, but dataset_info.json says {records}: not a "
-                "shard of this set; prepare or fetch it again"
+                f"{path} must have the {records} records of dataset_info.json, got "
+                f"{len(self.labels)}: not a shard of this set; prepare or download it again"
             )
 
     @functools.cached_property
@@ -94,7 +94,9 @@ class IndexedShard:
     def _load_column(self, name: str) -> np.ndarray:
         columns = self._columns or index_cache.load(self._cache_key, (name,))
         if columns is None:
-            raise InputError(f"{self.path}: its index went away while it was read; run this again")
+            raise InputError(
+                f"{self.path}: its index was removed while it was read; run this again"
+            )
         return columns[name]
 
     def fault(self, record: int) -> str:
@@ -215,7 +217,10 @@ class _IndexingLog:
             if shard.built and now - self._said > 30:
                 self._said = now
                 folder = os.path.dirname(shard.path)
-                say(f"{folder}: {self._built} of {self._total} shards are indexed, this once")
+                say(
+                    f"{folder}: {self._built} of {self._total} shards are indexed (needed "
+                    "only once)"
+                )
 
     def end(self, shards: Sequence[IndexedShard]) -> None:
         seconds = time.monotonic() - self._start

@@ -80,11 +80,11 @@ class WebDataset:
         if outside.size:
             i = int(outside[0])
             raise InputError(
-                f"{self._where(i)}: label {labels[i]}, but there are "
-                f"{len(self.class_names)} classes; give all class_names"
+                f"{self._where(i)}: its label must be below the {len(self.class_names)} "
+                f"classes, got {labels[i]}; give all class_names"
             )
         if not len(labels):
-            raise InputError(f"{path}: it holds no samples; name tars that do")
+            raise InputError(f"{path} has no samples; name tars that have")
         self.labels = labels.astype(np.int32)
         self.domain = np.zeros(len(self.labels), np.int32)
 
@@ -146,7 +146,7 @@ class WebDataset:
                 f"({type(error).__name__}); set caption"
             ) from None
         if not isinstance(text, str):
-            raise InputError(f"its caption must be a text, got {text!r}; set caption")
+            raise InputError(f"its caption must be a string, got {text!r}; set caption")
         return text
 
     def _index(self, path: str) -> dict[str, np.ndarray]:
@@ -230,11 +230,11 @@ def _label(data: bytes, where: str) -> int:
 
 def _paths(path: str) -> list[str]:
     if not files.is_local(path):
-        raise InputError(f"{path}: tars are read from mounted folders; mount or copy them")
+        raise InputError(f"{path}: tars need a mounted folder; mount or copy them")
     if bounds := _RANGE.search(path):
         first, last = bounds.groups()
         if int(first) > int(last):
-            raise InputError(f"{path}: the range ends before it begins; turn it round")
+            raise InputError(f"{path}: the range ends before it begins; swap its ends")
         names = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
         paths = [f"{path[: bounds.start()]}{name}{path[bounds.end() :]}" for name in names]
         if missing := [name for name in paths if not os.path.isfile(name)]:

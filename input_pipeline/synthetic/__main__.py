@@ -61,16 +61,16 @@ class Export:
         self.name, self.num_shards = manifest["name"], source.plan.num_shards
         self.suffix = SUFFIXES[manifest["encoding"]["format"]]
         if not files.is_local(folder):
-            raise InputError(f"{folder}: sets are exported to mounted folders; mount or copy it")
+            raise InputError(f"{folder}: exports need a mounted folder; mount or copy it")
         self.folder = Path(folder)
         claim = {"format": kind, "set": files.json_digest(manifest)}
         path = self.folder / CLAIM
         if path.exists():
             if {k: files.read_object(path).get(k) for k in claim} != claim:
-                raise InputError(f"{folder}: holds another export; choose another folder")
+                raise InputError(f"{folder} has another export; choose another folder")
         elif self.folder.exists() and any(p.name[0] != "." for p in self.folder.iterdir()):
             # Hidden files are what an export that was killed at its start has left.
-            raise InputError(f"{folder}: is not empty; choose another folder")
+            raise InputError(f"{folder} is not empty; choose another folder")
         lock(epath.Path(folder))
         files.write_json(path, claim)
         (self.folder / ".done").mkdir(exist_ok=True)
@@ -102,11 +102,11 @@ class Export:
             own = {"index": indices[record], "label": label}
             own["class_name"] = source.class_names[label].encode()
             if any(fields[name] != value for name, value in own.items()):
-                raise InputError(f"{where}: not image {indices[record]} of this set; {REPAIR}")
+                raise InputError(f"{where} must be image {indices[record]} of this set; {REPAIR}")
             try:
                 prompt = fields["prompt"].decode()
             except UnicodeDecodeError:
-                raise InputError(f"{where}: its prompt is no text; {REPAIR}") from None
+                raise InputError(f"{where}: its prompt must be text; {REPAIR}") from None
             yield {**fields, "class_name": source.class_names[label], "prompt": prompt}
 
 
@@ -234,9 +234,9 @@ def _check_class_folders(class_names: Sequence[str]) -> None:
 
 def define_flags(values: flags.FlagValues) -> None:
     """Adds the flags of this command."""
-    flags.DEFINE_string("set", None, "folder of a generated set", flag_values=values)
+    flags.DEFINE_string("set", None, "folder of a synthetic set", flag_values=values)
     flags.DEFINE_enum("export", None, sorted(WRITERS), "the format", flag_values=values)
-    flags.DEFINE_string("to", None, "a new folder, or one to go on with", flag_values=values)
+    flags.DEFINE_string("to", None, "a new folder, or one to resume", flag_values=values)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -254,7 +254,7 @@ def main(argv: Sequence[str]) -> None:
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code, by the conventions of `launch.cli`."""
     argv = list(sys.argv if argv is None else argv)
-    return exit_code(lambda: main(argv), "the same command goes on")
+    return exit_code(lambda: main(argv), "run the same command again to resume")
 
 
 if __name__ == "__main__":

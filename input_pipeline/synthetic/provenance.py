@@ -36,7 +36,7 @@ def plan_of(config: Fields, location: epath.PathLike) -> Plan:
         or sum(counts) * copies > MOST
         or not images_per_shard
     ):
-        raise InputError(f"{location}: {', '.join(fields)} are not numbers of images")
+        raise InputError(f"{location}: {', '.join(fields)} must be numbers of images")
     return Plan(tuple(counts), copies, images_per_shard)
 
 
@@ -53,7 +53,7 @@ def check_names(manifest: Fields, location: epath.PathLike) -> None:
     shards = [entry["file"] for entry in manifest.get("shards", ())]
     for name in (manifest["name"], *manifest.get("files", ()), *shards):
         if not isinstance(name, str) or name in ("", ".", "..") or {"/", "\\", "\0"} & set(name):
-            raise InputError(f"{location}: {name!r} is no plain file name")
+            raise InputError(f"{location}: {name!r} must be a plain file name")
 
 
 def _plain(value: Any) -> Any:
@@ -76,29 +76,37 @@ def checked_config(**values: Any) -> dict[str, Any]:
 def _faults(config: Fields) -> Iterator[str]:
     names, counts, shape = config["class_names"], config["counts"], config["image_shape"]
     if not re.fullmatch("[a-z][a-z0-9_]*", config["name"]):
-        yield f"name {config['name']!r}: use lower-case letters, digits and _, a letter first"
+        yield (
+            f"name must be lower-case letters, digits and _, a letter first, got {config['name']!r}"
+        )
     if len(config["name"]) > _LONGEST_NAME:
-        yield f"name of {len(config['name'])} letters: use at most {_LONGEST_NAME}"
+        yield f"name must have at most {_LONGEST_NAME} letters, got {len(config['name'])}"
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        yield f"class names {repeated} occur twice; give every class its own"
+        yield f"class_names must differ, got {repeated} twice"
     # TFDS keeps the names as lines of a file, and takes the spaces around each away.
     if odd := [name for name in names if not name.strip() or name != name.strip()]:
-        yield f"class name {odd[0]!r}: give it letters, and no spaces around them"
+        yield f"class_names must have letters, and no spaces around them, got {odd[0]!r}"
     if odd := [name for name in names if re.search("[\n\r\ud800-\udfff]", name)]:
-        yield f"class name {odd[0]!r}: give it one line of text"
+        yield f"class_names must be one line of text each, got {odd[0]!r}"
     if len(names) != len(counts):
-        yield f"{len(names)} class names but {len(counts)} counts; give one of each a class"
+        yield f"counts must be one for each of the {len(names)} classes, got {len(counts)}"
     if min(counts, default=0) < 0 or not sum(counts):
-        yield f"counts {counts}: give numbers >= 0, not all 0"
+        yield f"counts must be at least 0, not all 0, got {counts}"
     if len(shape) != 3 or shape[2] not in (1, 3):
-        yield f"image shape {shape}: use [h, w, 1 or 3]"
+        yield f"image shape must be [h, w, 1 or 3], got {shape}"
     if config["copies"] < 1:
-        yield f"copies={config['copies']}: must be at least 1"
+        yield f"copies must be at least 1, got {config['copies']}"
     if sum(counts) * config["copies"] > MOST:
-        yield f"copies={config['copies']} of {sum(counts)} images: at most {MOST} can be made"
+        yield (
+            f"copies of {sum(counts)} images must be at most {MOST} in all, got "
+            f"{config['copies']} copies"
+        )
     if config["images_per_shard"] < 0:
-        yield f"images_per_shard={config['images_per_shard']}: must be at least 1, or 0 for 150 MB"
+        yield (
+            "images_per_shard must be at least 1, or 0 for 150 MB, got "
+            f"{config['images_per_shard']}"
+        )
     encoding = config["encoding"]
     fields = {"png": ["format"], "jpeg": ["format", "quality"]}.get(encoding.get("format"))
     if sorted(encoding) != fields or not 1 <= encoding.get("quality", 95) <= 100:
-        yield f"encoding {encoding}: use format png, or format jpeg with quality 1 to 100"
+        yield (f"encoding must be format png, or format jpeg with quality 1 to 100, got {encoding}")

@@ -58,7 +58,7 @@ class SyntheticSource:
         self._folder = epath.Path(folder)
         path = self._folder / MANIFEST
         if not path.exists():
-            raise InputError(f"{self._folder}: not complete (no {MANIFEST}): {RESUME}")
+            raise InputError(f"{self._folder} is not complete (it has no {MANIFEST}); {RESUME}")
         try:
             self.manifest: dict[str, Any] = files.read_sealed(path)
             self._digest = files.sha256(path)
@@ -67,9 +67,9 @@ class SyntheticSource:
             self.class_names = tuple(self.manifest["class_names"])
             shards = [entry["num_examples"] for entry in self.manifest["shards"]]
             if (len(shards), sum(shards)) != (self.plan.num_shards, self.plan.num_images):
-                raise InputError(f"{path}: its shards do not hold as many images as it counts")
+                raise InputError(f"{path}: its shards do not have as many images as it counts")
         except (KeyError, TypeError):
-            raise InputError(f"{path}: of another version of this project; {RESUME}") from None
+            raise InputError(f"{path} is from another version of this project; {RESUME}") from None
         except InputError as error:
             raise InputError(f"{error}; {REPAIR}") from None
         self.labels = self.plan.labels
@@ -84,7 +84,7 @@ class SyntheticSource:
             raise InputError(f"{path}: no such shard; {REPAIR}")
         size = path.stat().length
         if size != entry["num_bytes"]:
-            raise InputError(f"{path}: {size} bytes, not {entry['num_bytes']}; {REPAIR}")
+            raise InputError(f"{path} must have {entry['num_bytes']} bytes, got {size}; {REPAIR}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -119,10 +119,10 @@ class SyntheticSource:
         number, record = self.plan.locate(i)
         fields = self.read(number, record)
         if (fields["index"], fields["label"]) != (i, self.labels[i]):
-            raise InputError(f"{self._where(number, record)}: not image {i}; {REPAIR}")
+            raise InputError(f"{self._where(number, record)} must be image {i}; {REPAIR}")
         image = decode(fields["image"], self.manifest["image_shape"])
         if image is None:
-            raise InputError(f"{self._where(number, record)}: no image of this set; {REPAIR}")
+            raise InputError(f"{self._where(number, record)} is not an image of this set; {REPAIR}")
         texts = {name: fields[name].decode() for name in ("class_name", "prompt")}
         return {**fields, **texts, "image": image}
 
@@ -146,7 +146,7 @@ class SyntheticSource:
             starts = starts_of(sidecar.get("lengths", ()))
             file = TFRecordFile(self._folder / entry["file"], starts)
             if len(file) != entry["num_examples"] or file.starts[-1] != entry["num_bytes"]:
-                raise InputError(f"{path}: not the index of its shard; {REPAIR}")
+                raise InputError(f"{path} is not the index of its shard; {REPAIR}")
             self._shards[number] = file
         return self._shards[number]
 
@@ -167,8 +167,8 @@ class SyntheticSource:
         """
         if type(copies) is not int or not 1 <= copies <= self.plan.copies:
             raise InputError(
-                f"{self._folder}: copies={copies!r}, but the set holds {self.plan.copies}; "
-                "choose fewer or generate more"
+                f"{self._folder}: copies must be at most the {self.plan.copies} of the "
+                f"set, got {copies!r}; choose fewer or generate more"
             )
         return Subset(self, np.arange(copies * self.plan.copy_size))
 
@@ -192,7 +192,7 @@ def parse(data: bytes, where: str) -> dict[str, Any]:
         raise InputError(f"{where}: {error}") from None
     for name, kind in FIELDS.items():
         if [type(value) for value in fields.get(name, [])] != [kind]:
-            raise InputError(f"{where}: no field {name!r}; {REPAIR}")
+            raise InputError(f"{where} has no field {name!r}; {REPAIR}")
     return {name: fields[name][0] for name in FIELDS}
 
 

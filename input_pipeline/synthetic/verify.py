@@ -138,7 +138,9 @@ def verify(folder: epath.PathLike, progress: Callable[[int], Any] = _IDLE) -> Re
 def _config(folder: epath.Path) -> tuple[dict[str, Any], list[str]]:
     """What the set is made from, of `provenance.json` or else of `manifest.json`."""
     if not (folder / PROVENANCE).exists() and not (folder / MANIFEST).exists():
-        raise InputError(f"{folder}: holds no generated set (no {PROVENANCE}); check the path")
+        raise InputError(
+            f"{folder} is not a synthetic set (it has no {PROVENANCE}); check the path"
+        )
     damaged, config = [], None
     for name in (PROVENANCE, MANIFEST):
         try:

@@ -134,8 +134,8 @@ class SyntheticWriter:
             recorded = {key: recorded[key] for key in self.config.keys() & recorded.keys()}
             if changed := files.differences(recorded, self.config):
                 raise InputError(
-                    f"{self.folder}: holds a set made with {_described(changed)}; choose another "
-                    "folder or delete this one"
+                    f"{self.folder} has a set made with {_described(changed)}; choose "
+                    "another folder or delete this one"
                 )
             is_own = self._repair
         claim = self.folder / PROVENANCE
@@ -144,8 +144,8 @@ class SyntheticWriter:
         is_own = is_own or (self._repair and any(map(self._is_mine, range(self.plan.num_shards))))
         if not is_own and (strangers := self._strangers()):
             raise InputError(
-                f"{self.folder}: holds {strangers[0]}, but no {PROVENANCE}, so it is no generated "
-                f"set; choose another folder; if it was one, {REPAIR}"
+                f"{self.folder} has {strangers[0]}, but no {PROVENANCE}, so it is not a "
+                f"synthetic set; choose another folder; if it was one, {REPAIR}"
             )
         (self.folder / INDEX).mkdir(parents=True, exist_ok=True)
         files.write_sealed(claim, self.config)

@@ -119,14 +119,24 @@ def _other(images):
 @pytest.mark.parametrize(
     ("before", "options", "source", "message"),
     [
-        (None, [], "a.fake", "--source=a.fake must be a field of the config: it has no 'fake'"),
+        (
+            None,
+            [],
+            "a.fake",
+            "--source must be a field of the config, got a.fake: it has no 'fake'",
+        ),
         (None, [], "n", "--source=n must be a source with a name, got 3"),
         (None, [], "n.x", "it has no 'x'"),
-        (None, [], "a.grey", "--source has images of 1 channel"),
-        (None, ["--to=gs://b/c"], "a.real", "copies are written to mounted folders"),
+        (None, [], "a.grey", "--source must have images in colour, got 1 channel"),
+        (None, ["--to=gs://b/c"], "a.real", "--to must be a mounted folder"),
         (None, ["--size=0"], "a.real", "--size"),
-        (None, ["--config=none.py"], "a.real", "there is no file none.py"),
-        (lambda i: (i.parent / "copy" / "x").mkdir(parents=True), [], "a.real", "is not empty"),
+        (None, ["--config=none.py"], "a.real", "no such file: none.py"),
+        (
+            lambda i: (i.parent / "copy" / "x").mkdir(parents=True),
+            [],
+            "a.real",
+            "must be an empty folder",
+        ),
         (_damage, [], "a.real", "b/1.png: "),
         (lambda i: run(i), ["--raw"], "a.real", "with another quality; choose another folder"),
         (_other, [], "a.real", "with another labels, source;"),
@@ -144,7 +154,7 @@ def test_what_is_refused(images, capsys, before, options, source, message):
 def test_generated_images_are_refused(images):
     source = ImageFolder(images)
     source.domain = np.ones(6, np.int32)
-    with pytest.raises(prepare.InputError, match="--source holds generated images"):
+    with pytest.raises(prepare.InputError, match="--source has synthetic images"):
         prepare.Copy(source, images.parent / "copy", 20, 0)
 
 

@@ -175,9 +175,9 @@ def test_repeats_that_do_not_divide_the_batch_go_on_in_the_next():
 @pytest.mark.parametrize(
     ("repeats", "weight", "message"),
     [
-        (0, None, "repeats=0: at least 1"),
-        (-1, 0.5, "repeats=-1: at least 1"),
-        (5, 0.5, r"repeats=5 with synthetic_weight=0\.5: a divisor of batch_size=12 is needed"),
+        (0, None, "repeats must be at least 1, got 0"),
+        (-1, 0.5, "repeats must be at least 1, got -1"),
+        (5, 0.5, r"repeats must divide batch_size=12 where synthetic_weight=0\.5, got 5"),
     ],
 )
 def test_wrong_repeats(repeats, weight, message):
@@ -217,7 +217,7 @@ def test_an_error_while_reading_ahead_arrives_as_it_is():
 
 
 def test_wrong_batches_are_refused():
-    with pytest.raises(InputError, match="batch_size=0: at least 1"):
+    with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):
         loader.batches(numbered(4), 0, seed=0)
     with pytest.raises(InputError, match="no examples"):
         loader.batches(numbered(0), 10, seed=0)

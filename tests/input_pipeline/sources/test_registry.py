@@ -82,14 +82,20 @@ def test_load_digits():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"name": "cifar"}, "unknown source 'cifar'; use one of digits, synthetic"),
-        ({}, "unknown source None"),
+        ({"name": "cifar"}, r"source\.name must be .*got 'cifar'"),
+        ({}, "source.name must be one of .*, got None"),
         ({"name": "digits"}, "needs the field 'split'"),
         ({"name": "digits", "split": "all"}, "no split 'all'; use one of pool, test, train, valid"),
         ({"name": "digits", "split": "pool", "path": "x"}, "no field 'path'; use name, split, per"),
-        ({"name": "digits", "split": "train", "per_class": 4}, "class 'zero' has 3 images"),
+        (
+            {"name": "digits", "split": "train", "per_class": 4},
+            "class must be at most the 3 images of class 'zero', got 4",
+        ),
         ({"name": "synthetic"}, "needs the field 'path'"),
-        ({"name": "synthetic", "path": "/nowhere"}, "/nowhere: not complete"),
+        (
+            {"name": "synthetic", "path": "/nowhere"},
+            r"/nowhere is not complete \(it has no manifest\.json\)",
+        ),
     ],
 )
 def test_load_refuses(spec, message):

@@ -21,7 +21,7 @@ def test_it_stands_for_what_is_missing_and_says_so_once(tmp_path, capsys):
     path = tmp_path / "none"
     whole = sources.load(spec(path))
     part = sources.load(dict(spec(path), held_out=1, split="validation"))
-    assert capsys.readouterr().err.count(f"{path} is not there: drawn shapes stand") == 1
+    assert capsys.readouterr().err.count(f"{path} does not exist: drawn shapes stand") == 1
     assert (
         whole.class_names == ("a", "b", "c")
         and whole.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
@@ -68,5 +68,5 @@ def test_imagenet_has_its_classes_and_other_seeds_other_images():
 @pytest.mark.parametrize("fields", [dict(sizes=3), dict(seed=None)])
 def test_wrong_fields(tmp_path, fields):
     chosen = {name: value for name, value in (FIELDS | fields).items() if value is not None}
-    with pytest.raises(InputError, match="standin has the fields"):
+    with pytest.raises(InputError, match=r"standin must have .*got class_names, images"):
         sources.load(dict(name="image_folder", path=str(tmp_path / "x"), standin=chosen))

@@ -210,8 +210,8 @@ def test_parts_have_the_digest_of_the_whole(tmp_path):
             ["ant/1.png", "x", "y"],
             r"keep.txt: the source has no record '.*' \(the first it has is '",
         ),
-        (["b", "a", "a", "b"], "keep.txt: lists 'a' twice; list it once"),
-        (["", " "], "keep.txt: lists no key, so nothing would be kept"),
+        (["b", "a", "a", "b"], r"keep\.txt lists 'a' twice; list it once"),
+        (["", " "], r"keep\.txt lists no key, so nothing would be kept"),
     ],
 )
 def test_wrong_lists(tmp_path, keys, said):
@@ -228,7 +228,7 @@ def test_the_first_unknown_key_is_named(tmp_path):
 @pytest.mark.parametrize("text", ["{}", "[1]", '"ant"'])
 def test_json_that_is_no_list_of_keys(tmp_path, text):
     (tmp_path / "keep.json").write_text(text)
-    with pytest.raises(InputError, match=r"keep\.json: no JSON list of texts"):
+    with pytest.raises(InputError, match=r"keep\.json must be a JSON list of strings"):
         apply(keep=str(tmp_path / "keep.json"))
 
 
@@ -241,26 +241,53 @@ def test_no_list(tmp_path, name):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        (dict(per_class=9), "per_class=9, but class 'ant' has 8 images; choose 1 to 8"),
-        (dict(per_class=1.5), r"per_class=1\.5: a whole"),
-        (dict(per_class=2, classes=["cow"]), "no class 'cow'; the 4 are ant, bee, cat, dog"),
-        (dict(classes=[4]), "no class 4; the 4 are"),
-        (dict(classes=[-1]), "no class -1"),
-        (dict(classes=["ant", 0]), "classes: 0 comes twice"),
-        (dict(classes=[]), r"classes=\[\]: give a list"),
-        (dict(classes="ant"), "classes='ant': give a list"),
-        (dict(renumber=True), "renumber=True: no classes are chosen"),
-        (dict(subset_seed=1), "subset_seed=1: nothing is drawn"),
-        (dict(subset_seed=-1, per_class=1), "subset_seed=-1: a whole number"),
-        (dict(per_class=1, long_tail=dict(n_max=8, gamma=2)), "per_class=1 and long_tail both say"),
-        (dict(long_tail=dict(n_max=8)), "long_tail has the fields n_max, order; n_max and gamma"),
-        (dict(long_tail=dict(n_max=8, gamma=2, k=1)), "long_tail has the fields gamma, k, n_max"),
-        (dict(long_tail=dict(n_max=9, gamma=2)), "n_max=9, but the largest class, 'ant', has 8"),
-        (dict(long_tail=dict(n_max=8, gamma=9)), "gamma=9 leaves the last class of n_max=8"),
-        (dict(long_tail=dict(n_max=8, gamma=0.5)), "long_tail.gamma=0.5: numbers >= 1"),
-        (dict(long_tail=dict(n_max="all", gamma=2)), "long_tail.n_max='all'"),
-        (dict(long_tail=dict(n_max=8, gamma=float("nan"))), "long_tail.gamma=nan"),
-        (dict(long_tail=dict(n_max=8, gamma=2, order="x")), "order='x': use 'label' or 'size'"),
+        (dict(per_class=9), "per_class must be at most the 8 images of class 'ant', got 9"),
+        (dict(per_class=1.5), r"per_class must be a whole number of at least 1, got 1\.5"),
+        (
+            dict(per_class=2, classes=["cow"]),
+            r"classes must be some of ant, bee, cat, dog \(4 in all\), got 'cow'",
+        ),
+        (dict(classes=[4]), r"classes must be some of ant, bee, cat, dog \(4 in all\), got 4"),
+        (dict(classes=[-1]), r"classes must be some of ant, bee, cat, dog \(4 in all\), got -1"),
+        (dict(classes=["ant", 0]), "classes must have each class once, got 0 twice"),
+        (dict(classes=[]), r"classes must be a list"),
+        (dict(classes="ant"), "classes must be a list of names or labels, got 'ant'"),
+        (dict(renumber=True), "renumber=True needs classes"),
+        (dict(subset_seed=1), "subset_seed=1 has nothing to draw"),
+        (
+            dict(subset_seed=-1, per_class=1),
+            "subset_seed must be a whole number of at least 0, got -1",
+        ),
+        (dict(per_class=1, long_tail=dict(n_max=8, gamma=2)), "per_class=1 and long_tail both set"),
+        (
+            dict(long_tail=dict(n_max=8)),
+            "long_tail must have n_max and gamma, and may have order, got n_max, order",
+        ),
+        (
+            dict(long_tail=dict(n_max=8, gamma=2, k=1)),
+            "long_tail must have n_max and gamma, .*got gamma, k, n_max",
+        ),
+        (
+            dict(long_tail=dict(n_max=9, gamma=2)),
+            "n_max must be at most the 8 images of the largest class, 'ant', got 9",
+        ),
+        (dict(long_tail=dict(n_max=8, gamma=9)), "gamma must be from 1 to n_max=8, .*got 9"),
+        (
+            dict(long_tail=dict(n_max=8, gamma=0.5)),
+            r"long_tail\.gamma must be numbers of at least 1, got 8 and 0\.5",
+        ),
+        (
+            dict(long_tail=dict(n_max="all", gamma=2)),
+            r"long_tail\.n_max and long_tail\.gamma must be .*got 'all' and 2",
+        ),
+        (
+            dict(long_tail=dict(n_max=8, gamma=float("nan"))),
+            r"long_tail\.gamma must be numbers of at least 1, got 8 and nan",
+        ),
+        (
+            dict(long_tail=dict(n_max=8, gamma=2, order="x")),
+            "order must be 'label' or 'size', got 'x'",
+        ),
     ],
 )
 def test_wrong_fields(fields, said):

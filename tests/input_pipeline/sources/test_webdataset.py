@@ -104,12 +104,12 @@ def refused(said, path, **fields):
 def test_wrong_input(folder, tmp_path):
     refused("no such tar, and no file matches", tmp_path / "*.tar")
     refused(r"00002.tar: no such tar; fetch it", f"{folder}/{{00000..00002}}.tar")
-    refused("tars are read from mounted folders", "gs://bucket/x.tar")
+    refused("tars need a mounted folder", "gs://bucket/x.tar")
     refused("caption must be json:title", folder, caption="json:title")
-    refused("caption must be a text, got 1", folder, caption="json:n")
+    refused("caption must be a string, got 1", folder, caption="json:n")
     vtt = r"must have a file .vtt \(caption\), got image, txt, json, cls; set caption"
     refused(vtt, folder, caption="vtt")
-    refused("label 2, but there are 2 classes", folder, class_names=("a", "b"))
+    refused("label must be below the 2 classes, got 2", folder, class_names=("a", "b"))
     broken = tmp_path / "broken.tar"
     data = write_tar(broken, files_of(0)).read_bytes()
     # Between two files, where tarfile sees no damage, and within one.
@@ -119,7 +119,7 @@ def test_wrong_input(folder, tmp_path):
     broken.write_bytes(data[:1024] + b"x" * 512 + data[1536:])
     refused("no file and no end at byte 1,024", broken)
     write_tar(broken, {})
-    refused("it holds no samples", broken)
+    refused("has no samples", broken)
     refused("the range ends before it begins", f"{folder}/{{2..1}}.tar")
     write_tar(broken, files_of(0), "w:gz")
     refused("must be a whole tar that is not compressed", broken)

@@ -105,12 +105,15 @@ def test_an_export_goes_on_where_it_stopped(complete, tmp_path, monkeypatch, kin
     [
         (lambda f, to: damage_shard(f), "record 1 at byte"),
         (lambda f, to: to.mkdir() or (to / "x").touch(), "is not empty"),
-        (lambda f, to: export(f, "folder", to), "holds another export"),
+        (lambda f, to: export(f, "folder", to), "has another export"),
         (lambda f, to: (f / "manifest.json").unlink(), "not complete"),
-        (lambda f, to: change_record(f, class_name=[b"../cat"]), "record 1: not image "),
-        (lambda f, to: change_record(f, label=[2]), "record 1: not image "),
-        (lambda f, to: change_record(f, index=[-1]), "record 1: not image "),
-        (lambda f, to: change_record(f, prompt=[b"\xff"]), "record 1: its prompt is no text"),
+        (
+            lambda f, to: change_record(f, class_name=[b"../cat"]),
+            "record 1 must be image 8 of this set",
+        ),
+        (lambda f, to: change_record(f, label=[2]), "record 1 must be image 8 of this set"),
+        (lambda f, to: change_record(f, index=[-1]), "record 1 must be image 8 of this set"),
+        (lambda f, to: change_record(f, prompt=[b"\xff"]), "record 1: its prompt must be text"),
     ],
 )
 def test_wrong_input(complete, tmp_path, capsys, prepare, message):
@@ -158,7 +161,7 @@ def test_one_process_at_a_time(complete, tmp_path, capsys):
     shutil.copy(tmp_path / "first" / "export.json", tmp_path / "out")
     with FileLock(tmp_path / "out" / ".lock"):
         assert export(complete, "folder", tmp_path / "out") == 2
-    assert "another process is at work in it" in capsys.readouterr().err
+    assert "in use by another process" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "export.json"]
 
 

@@ -79,7 +79,7 @@ def test_every_damaged_shard_is_named(complete):
 
 def test_a_record_without_a_field(complete):
     replace_shard(complete, 1, lambda records: records[2].pop("prompt"))
-    assert "record 2: no field 'prompt'" in verify(complete).faults["damaged"][0]
+    assert "record 2 has no field 'prompt'" in verify(complete).faults["damaged"][0]
 
 
 def test_a_right_record_at_another_place(complete):
@@ -92,7 +92,7 @@ def test_an_incomplete_set(tmp_path):
     write(writer(tmp_path), [0])
     report = verify(tmp_path)
     assert report.shards == [1, 2] and len(report.faults["missing"]) == 7
-    with pytest.raises(InputError, match="holds no generated set"):
+    with pytest.raises(InputError, match="is not a synthetic set"):
         verify(tmp_path / "nothing")
 
 

@@ -150,13 +150,18 @@ def test_a_folder_of_another_configuration_is_refused(complete, change, named, c
 def test_shards_of_unknown_origin_are_refused(complete):
     (complete / "manifest.json").unlink()
     (complete / "provenance.json").unlink()
-    with pytest.raises(InputError, match=r"holds dataset_info\.json, but no provenance\.json"):
+    with pytest.raises(
+        InputError,
+        match=r"set has dataset_info\.json, but no provenance\.json, so it is not a synthetic set",
+    ):
         writer(complete)
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "README.md").write_text("mine")
-    with pytest.raises(InputError, match=r"holds README\.md, but no provenance\.json"):
+    with pytest.raises(
+        InputError, match=r" has README\.md, but no provenance\.json, so it is not a synthetic set"
+    ):
         writer(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 
@@ -165,17 +170,23 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
     ("change", "message"),
     [
         ({"name": "Tiny-set"}, "lower-case"),
-        ({"name": 181 * "a"}, "name of 181 letters: use at most 180"),
-        ({"class_names": ("cat", "cat")}, r"\['cat'\] occur twice"),
-        ({"class_names": ("cat", " ")}, "class name ' ': give it letters"),
-        ({"class_names": ("cat", "dog ")}, "class name 'dog ': .* no spaces around"),
-        ({"class_names": ("cat", "a\ndog")}, r"class name 'a\\ndog': give it one line"),
-        ({"class_names": ("cat", "\ud800")}, r"class name '\\ud800': give it one line"),
-        ({"counts": [1, 2, 3]}, "2 class names but 3 counts"),
+        ({"name": 181 * "a"}, "name must have at most 180 letters, got 181"),
+        ({"class_names": ("cat", "cat")}, r"class_names must differ, got \['cat'\] twice"),
+        ({"class_names": ("cat", " ")}, "class_names must have letters, .*got ' '"),
+        ({"class_names": ("cat", "dog ")}, "no spaces around them, got 'dog '"),
+        (
+            {"class_names": ("cat", "a\ndog")},
+            r"class_names must be one line of text each, got 'a\\ndog'",
+        ),
+        (
+            {"class_names": ("cat", "\ud800")},
+            r"class_names must be one line of text each, got '\\ud800'",
+        ),
+        ({"counts": [1, 2, 3]}, "counts must be one for each of the 2 classes, got 3"),
         ({"counts": [0, 0]}, "not all 0"),
-        ({"copies": 0}, "copies=0"),
-        ({"copies": 10**9}, r"copies=1000000000 of \d+ images: at most"),
-        ({"images_per_shard": -1}, "images_per_shard=-1"),
+        ({"copies": 0}, "copies must be at least 1, got 0"),
+        ({"copies": 10**9}, r"copies of \d+ images must be at most"),
+        ({"images_per_shard": -1}, "images_per_shard must be at least 1, or 0 for 150 MB, got -1"),
         ({"image_shape": (4, 4, 2)}, r"\[4, 4, 2\]"),
         ({"encoding": {"format": "gif"}}, "encoding .*gif"),
         ({"encoding": {"format": "png", "quality": 90}}, "encoding"),
@@ -254,9 +265,9 @@ def test_a_damaged_claim_is_mended_where_the_shards_know_their_set(complete):
     before = contents(complete)
     for name in ("provenance.json", "manifest.json"):
         tiny_set.flip_byte(complete / name, 200)
-    with pytest.raises(InputError, match=r"provenance.json: .*--repair"):
+    with pytest.raises(InputError, match=r"provenance\.json is damaged \(its checksum differs\)"):
         writer(complete)
-    with pytest.raises(InputError, match=r"no generated set"):
+    with pytest.raises(InputError, match=r"not a synthetic set"):
         writer(complete, repair=True, copies=5)
     made = writer(complete, repair=True)
     assert made.pending_shards() == []
