@@ -96,7 +96,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     check_attacks(config.attacks, config.sets)
     for field in ("batch_size", "calibration_bins"):
         if config[field] < 1:
-            raise InputError(f"config.{field}={config[field]}: at least 1 is needed")
+            raise InputError(f"config.{field} must be at least 1, got {config[field]}")
     if config.shots:
         shot_groups.check(config.shots)
 
@@ -114,7 +114,8 @@ def _open_runs(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[E
     for path in paths:
         if path.name in by_name and by_name[path.name].resolve() != path.resolve():
             raise InputError(
-                f"two runs are called {path.name}: {by_name[path.name]} and {path}; rename a folder"
+                f"two runs have the name {path.name}: {by_name[path.name]} and {path}; "
+                "rename a folder"
             )
         by_name.setdefault(path.name, path)
     return [open_run(path, **config.checkpoint) for path in by_name.values()]
@@ -127,7 +128,7 @@ def _describe(args: app.Arguments) -> None:
     runs = _open_runs(args.config, epath.Path(workdir)) if is_folder or args.config.runs else []
     app.describe(args, **{run.name: run.seeds[0].shapes()["params"] for run in runs})
     if not runs:
-        print("no parameters to count: --workdir names no folder of runs")
+        print("no parameters to count: --workdir has no runs")
 
 
 def _evaluate(

@@ -32,7 +32,7 @@ def make_model(config: ml_collections.ConfigDict, num_classes: int) -> Classifie
     fields = module_fields(config, "model")
     name = fields.pop("name", None)
     if name is None:
-        raise InputError("config.model has no name: name a model")
+        raise InputError("config.model has no name; name a model")
     return presets.make(name, num_classes, **fields)
 
 
@@ -58,7 +58,7 @@ def load_class_names(workdir: epath.Path) -> list[str] | None:
         return None
     names = read_json(path)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{path}: no list of names; restore it")
+        raise InputError(f"{path} is not a list of names; restore it")
     return list(canonical_names(names))  # As sources call the same classes.
 
 
@@ -128,10 +128,10 @@ def check_input(
         return
     if expected[0] != actual[0]:
         raise InputError(
-            f"config.num_classes={expected[0]}, but config.evaluation_source has {actual[0]} "
-            "classes"
+            f"config.num_classes must be the {actual[0]} classes of "
+            f"config.evaluation_source, got {expected[0]}"
         )
     raise InputError(
-        f"config.evaluation_source has images of the shape {actual[1]}, {expected[1]} are "
-        "expected: images in colour are needed"
+        f"config.evaluation_source must have images of the shape {expected[1]}, got "
+        f"{actual[1]}; use images in colour"
     )

@@ -65,7 +65,9 @@ def main(args: app.Arguments) -> None:
     # Here only shapes are computed; chips, which one process holds at a time, are for the jobs.
     jax.config.update("jax_platforms", "cpu")
     if args.folder and not is_local(args.folder):
-        raise InputError(f"--workdir={args.folder}: a study needs a folder of a file system")
+        raise InputError(
+            f"--workdir must be a folder of a file system for a study, got {args.folder}"
+        )
     workdir = Path(args.folder or "WORKDIR")
     words = launcher.launcher(args.flags)
     options = launcher.options(args.flags)

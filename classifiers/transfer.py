@@ -75,7 +75,7 @@ def main(args: app.Arguments) -> None:
     check(config)
     if args.dry_run:
         app.describe(args)
-        print("no parameters to count: those of config.clip stay as they are")
+        print("no parameters to count: those of config.clip stay frozen")
         return
     clip = ClipRun.open(config.clip, **config.checkpoint)
     sets = open_sets(config.sets)

@@ -61,7 +61,7 @@ def main(args: app.Arguments) -> None:
     if args.dry_run:
         app.describe(args, **{clip.name: clip.run.shapes()["params"] for clip in clips})
         if not clips:
-            print("no parameters to count: config.clips names no runs that there are")
+            print("no parameters to count: config.clips names no runs")
         return
     sets = open_sets(config.sets)
     named = config.get("class_names", "")
@@ -130,7 +130,7 @@ def _arms(
             head = zero_shot.scale_and_bias(clip)
             said = zero_shot.scores_of_features(of_images, source.labels, weights, label_map, *head)
             if not np.isfinite(said["loss"]).all():
-                raise InputError(f"{clip.run.path}: its outputs are not finite; leave it out")
+                raise InputError(f"{clip.run.path}: its outputs are NaN or infinite; leave it out")
             numbers = scores.summarise(
                 said, source.labels, len(label_map.class_names), config.calibration_bins
             )

@@ -87,7 +87,7 @@ def load_clip_tokenizer(folder: Path, max_length: int = 77) -> ClipTokenizer:
     """
     if not any((folder / name).is_file() for name in (*_VOCABULARIES, _PIECES)):
         raise InputError(
-            f"{folder} holds no tokenizer ({' or '.join(_VOCABULARIES)}): name a folder that does"
+            f"{folder} has no tokenizer ({' or '.join(_VOCABULARIES)}); name a folder that has"
         )
     # Importing it takes a second.
     import transformers
@@ -99,6 +99,6 @@ def load_clip_tokenizer(folder: Path, max_length: int = 77) -> ClipTokenizer:
     except Exception as error:  # The Rust below raises bare Exceptions.
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{folder}: the tokenizer cannot be read ({reason}); fetch it again"
+            f"{folder}: the tokenizer cannot be read ({reason}); download it again"
         ) from error
     return ClipTokenizer(pieces, max_length)

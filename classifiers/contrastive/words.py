@@ -40,7 +40,7 @@ def read_files(named: str, max_length: int) -> dict[str, bytes]:
     paths = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     if not paths:
         raise InputError(
-            f"config.tokenizer={named}: it holds none of {', '.join(TOKENIZER_FILES)}; name the "
+            f"config.tokenizer={named} has none of {', '.join(TOKENIZER_FILES)}; name the "
             f"folder of a tokenizer, or {byte_tokenizer.NAME!r}"
         )
     return {path.name: path.read_bytes() for path in paths}

@@ -55,10 +55,12 @@ def make(where: str, spec: Fields) -> Attack:
     """
     kind = spec.get("kind")
     if kind not in _FIELDS:
-        raise InputError(f"{where}.kind={kind!r}: known are {', '.join(map(repr, _FIELDS))}")
+        raise InputError(
+            f"{where}.kind must be one of {', '.join(map(repr, _FIELDS))}, got {kind!r}"
+        )
     names = _FIELDS[kind]
     if unknown := sorted(set(spec) - set(names)):
-        raise InputError(f"{where} has no field {unknown[0]!r}; {kind} has {', '.join(names)}")
+        raise InputError(f"{where} has no field {unknown[0]!r}; use {', '.join(names)} for {kind}")
     for name in names:
         value = spec.get(name, 0 if name == "seed" else None)
         if name == "kind":
@@ -68,9 +70,9 @@ def make(where: str, spec: Fields) -> Attack:
         if not number or isinstance(value, bool) or not (0 if name == "seed" else 1e-9) <= value:
             number_kind = "a whole number" if whole else "a number of grey levels (of 255)"
             least = "at least 0" if name == "seed" else "above 0"
-            raise InputError(f"{where}.{name}={value!r}: {number_kind} {least} is needed")
+            raise InputError(f"{where}.{name} must be {number_kind} {least}, got {value!r}")
     if not spec["epsilon"] <= 255:
-        raise InputError(f"{where}.epsilon={spec['epsilon']}: there are 255 grey levels")
+        raise InputError(f"{where}.epsilon must be at most 255 grey levels, got {spec['epsilon']}")
     return Attack(**spec)
 
 

@@ -49,9 +49,9 @@ class EvaluationSet:
         map_classes, mapped = self.label_map.num_model_classes, self.made_from["label_map"]
         if num_classes != map_classes:
             needs = (
-                f"label_map={mapped!r} is for the {map_classes:,} classes of ImageNet"
+                f"label_map={mapped!r} needs the {map_classes:,} classes of ImageNet"
                 if mapped
-                else f"the set has {map_classes}: choose another set, or a label_map"
+                else f"the set has {map_classes}; choose another set, or a label_map"
             )
             raise InputError(f"{where}: {run} was trained for {num_classes} classes, {needs}")
         if class_names is None:
@@ -62,8 +62,9 @@ class EvaluationSet:
         for label, (expected_name, name) in enumerate(zip(expected, class_names, strict=True)):
             if expected_name != name:
                 raise InputError(
-                    f"{where}: label {label} is {expected_name!r}, but {name!r} to {run}: evaluate "
-                    "on a set whose classes have the names and the order of the training"
+                    f"{where}: label {label} must be {name!r}, as for {run}, got "
+                    f"{expected_name!r}; evaluate on a set with the class names and the "
+                    "order of the training set"
                 )
 
 
@@ -86,19 +87,24 @@ def check_specs(specs: Fields) -> None:
         InputError: there is none, or a name, a field or a label map is wrong.
     """
     if not specs:
-        raise InputError("config.sets is empty: name a set, sets.NAME = dict(source=...)")
+        raise InputError("config.sets is empty; name a set, sets.NAME = dict(source=...)")
     for name, spec in specs.items():
         where = f"config.sets.{name}"
         if not re.fullmatch(r"[\w.+-]+", name):
-            raise InputError(f"{where}: the name goes into a file's; use letters, digits, _ and -")
+            raise InputError(
+                f"{where}: the name must be letters, digits, _ and -, as it "
+                "becomes part of a file name"
+            )
         if unknown := sorted(set(spec) - set(_FIELDS)):
             raise InputError(f"{where} has no field {unknown[0]!r}; use {', '.join(_FIELDS)}")
         if "source" not in spec:
-            raise InputError(f"{where} needs the field 'source', as input_pipeline.sources.load")
+            raise InputError(
+                f"{where} needs the field 'source', as for input_pipeline.sources.load"
+            )
         mapped = spec.get("label_map", "")
         if mapped and mapped not in label_maps.MAPS:
             maps = ", ".join(map(repr, label_maps.MAPS))
-            raise InputError(f"{where}.label_map={mapped!r}: known are '', {maps}")
+            raise InputError(f"{where}.label_map must be one of '', {maps}, got {mapped!r}")
 
 
 def open_sets(specs: Fields) -> dict[str, EvaluationSet]:

@@ -80,7 +80,7 @@ def resolve(name: str, class_names: Sequence[str], partial: bool = False) -> Lab
     if not name:
         return identity(class_names)
     if name not in MAPS:
-        raise InputError(f"label_map={name!r}: known are '', {', '.join(map(repr, MAPS))}")
+        raise InputError(f"label_map must be one of '', {', '.join(map(repr, MAPS))}, got {name!r}")
     folder_labels = _labels(name, class_names)
     missing = [folder for folder in folder_labels if folder not in set(class_names)]
     unknown = [folder for folder in class_names if folder not in folder_labels]
@@ -90,8 +90,8 @@ def resolve(name: str, class_names: Sequence[str], partial: bool = False) -> Lab
         difference = f"has {unknown[0]!r}" if unknown else f"lacks {missing[0]!r}"
         first = ", ".join([*list(folder_labels)[:2], "..."])
         raise InputError(
-            f"label_map={name!r} is of {len(folder_labels)} classes, {first}, but the set "
-            f"{difference}: unpack the whole set, or choose another label_map"
+            f"label_map={name!r} needs {len(folder_labels)} classes, {first}, but the set "
+            f"{difference}; unpack the whole set, or choose another label_map"
         )
     kept = [label for label, folder in enumerate(class_names) if folder in folder_labels]
     answers = np.full(len(wordnet_ids()), NO_LABEL, np.int32)

@@ -56,7 +56,7 @@ def write(workdir: epath.Path, results: Mapping[str, dict[str, Any]], baseline: 
     if len(results) > 1:
         print(f"\n{report.overview(results)}")
     if baseline and any(baseline not in result["arms"] for result in results.values()):
-        print(f"no arm is called {baseline} (config.baseline): there are no p-values")
+        print(f"config.baseline={baseline} is not the name of an arm, so there are no p-values")
     image_grid.save_png(report.picture(results), workdir / "evaluation.png")
     say(f"see {workdir / 'evaluation.png'}", sys.stdout)
 

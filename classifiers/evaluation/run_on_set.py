@@ -45,9 +45,9 @@ def check_attacks(specs: Fields, sets: Fields) -> dict[str, Attack]:
         where = f"config.attacks.{name}"
         chosen, count = spec.pop("sets", ()), spec.pop("num_images", 0)
         if unknown := [set_name for set_name in chosen if set_name not in sets]:
-            raise InputError(f"{where}.sets has {unknown[0]!r}; there is {', '.join(sets)}")
+            raise InputError(f"{where}.sets must be some of {', '.join(sets)}, got {unknown[0]!r}")
         if not isinstance(count, int) or count < 0:
-            raise InputError(f"{where}.num_images={count!r}: choose a number, or 0 for all")
+            raise InputError(f"{where}.num_images must be a number, or 0 for all, got {count!r}")
         by_name[name] = attacks.make(where, spec)
     return by_name
 
@@ -157,8 +157,8 @@ class RunOnSet:
         image_scores, labels = self._score(variables), self._set.source.labels
         if not np.isfinite(image_scores["loss"]).all():
             raise InputError(
-                f"{run.folder}: its outputs on {self._set.name} are not finite; "
-                "leave this run out, or train it again"
+                f"{run.folder}: its outputs on {self._set.name} are NaN or infinite; leave "
+                "this run out, or train it again"
             )
         num_classes = len(self._set.label_map.class_names)
         results = scores.summarise(

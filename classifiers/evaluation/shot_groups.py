@@ -27,11 +27,14 @@ def check(spec: Fields) -> None:
         InputError: a field is missing, unknown or out of range.
     """
     if set(spec) != set(_FIELDS):
-        raise InputError(f"config.shots has the fields {', '.join(spec)}; {', '.join(_FIELDS)} are")
+        raise InputError(
+            f"config.shots must have the fields {', '.join(_FIELDS)}, got {', '.join(spec)}"
+        )
     if not 0 < spec["few"] <= spec["many"]:
         raise InputError(
-            f"config.shots: few={spec['few']} (fewer images than that) and many={spec['many']} "
-            "(more than that) have to be above 0, and many not below few"
+            "config.shots must have few above 0 and many not below few, got "
+            f"few={spec['few']} (fewer images than that) and many={spec['many']} (more "
+            "than that)"
         )
 
 
@@ -53,8 +56,8 @@ def count_images(spec: Fields, runs: Sequence[EvaluatedRun]) -> Int[np.ndarray, 
     for run in runs:
         if len(names) != run.num_classes or (run.class_names or names) != names:
             raise InputError(
-                f"config.shots.source has other classes than {run.path} was trained for "
-                f"({len(names)} and {run.num_classes}): name its training images"
+                f"config.shots.source must have the {run.num_classes} classes that "
+                f"{run.path} was trained for, got {len(names)}; name its training images"
             )
     return np.bincount(source.labels, minlength=len(names))
 

@@ -96,7 +96,7 @@ def load(path: Path, positions: str, size: int) -> tuple[ViT, Variables]:
         InputError: see `dinov2`.
     """
     if not path.exists():
-        raise InputError(f"{path}: there is no such file or folder; name one with weights")
+        raise InputError(f"{path}: no such file or folder; name one with weights")
     tensors = open_weights(path, "model", None).tensors if path.is_dir() else open_file(path)
     # Of training, for patches that are left out.
     tensors = {name: tensor for name, tensor in tensors.items() if "mask_token" not in name}

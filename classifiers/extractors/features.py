@@ -127,7 +127,7 @@ def feature_batches(
     """
     mesh = make_mesh({"data": -1}) if mesh is None else mesh
     if not len(source):
-        raise InputError("the set holds no images; check its source")
+        raise InputError("the set has no images; check its source")
     _check(extractor, source, taps)
 
     run = _program(extractor.apply, tuple(taps))

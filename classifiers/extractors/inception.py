@@ -105,7 +105,7 @@ def load(path: Path, model: Inception | None = None) -> Variables:
     for name, mapping in mappings.items():
         if not np.isfinite(arrays[name]).all():
             raise InputError(
-                f"{path}: the tensor {name} holds NaN or infinity: download or copy the file again"
+                f"{path}: the tensor {name} has NaN or infinity; download or copy the file again"
             )
         (ours[mapping.paths[0]],) = mapping.to_ours(arrays[name].astype(model.dtype))
     return flax.traverse_util.unflatten_dict(
@@ -127,8 +127,9 @@ def _folded(tensors: Mapping[str, np.ndarray], where: Path) -> dict[str, np.ndar
         shapes = {None if part is None else part.shape for part in norm}
         if kernel is None or shapes != {kernel.shape[:1]}:
             raise InputError(
-                f"{where}: the convolution and the batch norm of {layer} are not both there, of "
-                "one width; the weights are of another model or incomplete, download them again"
+                f"{where}: the convolution and the batch norm of {layer} are missing or "
+                "differ in width; the weights are of another model or incomplete, "
+                "download them again"
             )
         scale, bias, mean, var = (np.asarray(part, np.float64) for part in norm)
         scale = scale / np.sqrt(var + _EPSILON)

@@ -191,7 +191,7 @@ def make(fields: Mapping[str, Any]) -> Clip:
     given = dict(fields)
     name = given.pop("name", "")
     if name and name not in PRESETS:
-        raise InputError(f"clip.name={name!r}: known are {', '.join(PRESETS)}")
+        raise InputError(f"clip.name must be one of {', '.join(PRESETS)}, got {name!r}")
     preset = PRESETS[name].fields if name else {}
     image, text = (
         {**preset.get(tower, {}), **(given.pop(tower, None) or {})} for tower in ("image", "text")
@@ -200,7 +200,7 @@ def make(fields: Mapping[str, Any]) -> Clip:
     dtype = jnp.dtype(own.pop("dtype", "float32"))
     kind = TOWERS.get(image.pop("name", ""))
     if kind is None:
-        raise InputError(f"clip.image.name must be one of {', '.join(TOWERS)}: name a tower")
+        raise InputError(f"clip.image.name must be one of {', '.join(TOWERS)}; name a tower")
     if kind is ViT:
         image["num_classes"] = 1  # the head is never made
     image_tower = _module(kind, image, dtype, "clip.image")
@@ -215,7 +215,7 @@ def _module(kind: type, fields: dict[str, Any], dtype: Any, field: str) -> Any:
     for entry in dataclasses.fields(kind):
         if entry.default is dataclasses.MISSING and entry.name not in fields and entry.init:
             if entry.name not in ("parent", "name"):
-                raise InputError(f"{field}.{entry.name} is missing: set it, or name a preset")
+                raise InputError(f"{field}.{entry.name} is missing; set it, or name a preset")
     values = {n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()}
     return make_module(kind, {**values, "dtype": dtype}, field)
 
@@ -224,7 +224,7 @@ def _check_known(kind: type, fields: Mapping[str, Any], field: str) -> None:
     known = {entry.name for entry in dataclasses.fields(kind)} - {"parent", "name", "dtype"}
     if unknown := sorted(set(fields) - known):
         names = ", ".join(sorted(known))
-        raise InputError(f"{field} has no field {unknown[0]!r}; its fields are {names}")
+        raise InputError(f"{field} has no field {unknown[0]!r}; use {names}")
 
 
 def describe(model: Clip) -> dict[str, Any]:

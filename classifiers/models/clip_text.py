@@ -76,7 +76,7 @@ class ClipTextEncoder(nn.Module):
         """
         length = tokens.shape[1]
         if length > self.max_length:
-            raise ValueError(f"{length} tokens: the encoder takes at most {self.max_length}")
+            raise ValueError(f"texts must have at most {self.max_length} tokens, got {length}")
         positions = nn.Embed(self.max_length, self.width, name="embeddings_position_embedding")
         x = nn.Embed(self.vocab_size, self.width, name="embeddings_token_embedding")(tokens)
         x = (x + positions(jnp.arange(length))[None]).astype(jnp.float32)
@@ -106,7 +106,7 @@ class ClipTextEncoder(nn.Module):
 
     def _pool(self, states: Array, tokens: Array) -> Float[Array, "b d"]:
         if self.pool not in POOLS:
-            raise InputError(f"pool={self.pool!r}: known are {', '.join(POOLS)}")
+            raise InputError(f"pool must be one of {', '.join(POOLS)}, got {self.pool!r}")
         if self.pool == "last":
             return states[:, -1]
         ends = tokens if self.end_token == 2 else tokens == self.end_token

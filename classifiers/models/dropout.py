@@ -34,4 +34,4 @@ def check_rates(**rates: float) -> None:
     """
     for name, rate in rates.items():
         if not 0 <= rate < 1:
-            raise InputError(f"model.{name}={rate}: it is in [0, 1)")
+            raise InputError(f"model.{name} must be in [0, 1), got {rate}")

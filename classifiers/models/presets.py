@@ -88,14 +88,14 @@ def make(name: str, num_classes: int, /, **overrides: Any) -> Classifier:
     """
     if name not in PRESETS and name not in MODULES:
         names = ", ".join((*MODULES, *PRESETS))
-        raise InputError(f"model.name={name!r}: known are {names}")
+        raise InputError(f"model.name must be one of {names}, got {name!r}")
     preset = PRESETS.get(name) or Preset(MODULES[name], {})
     fields = {field.name: field for field in dataclasses.fields(preset.module)}
     for own in ("parent", "name", "num_classes"):
         del fields[own]
     if unknown := sorted(set(overrides) - set(fields)):
         names = ", ".join(sorted(fields))
-        raise InputError(f"model {name!r} has no field {unknown[0]!r}; its fields are {names}")
+        raise InputError(f"model {name!r} has no field {unknown[0]!r}; use {names}")
     values = preset.fields | overrides
     for field, entry in fields.items():
         if field not in values and entry.default is dataclasses.MISSING:

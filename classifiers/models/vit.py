@@ -183,20 +183,23 @@ class ViT(nn.Module):
         for name, allowed in choices:
             if getattr(self, name) not in allowed:
                 names = ", ".join(map(repr, allowed))
-                raise InputError(f"model.{name}={getattr(self, name)!r}: known are {names}")
+                raise InputError(
+                    f"model.{name} must be one of {names}, got {getattr(self, name)!r}"
+                )
         check_rates(dropout=self.dropout, drop_path=self.drop_path)
         if self.distillation and self.pool != "token":
             raise InputError(
-                f"model.distillation={self.distillation!r} needs the class token: pool='token'"
+                f"model.distillation={self.distillation!r} needs the class token; set pool='token'"
             )
         if self.width % self.num_heads:
             raise InputError(
-                f"model.num_heads={self.num_heads} does not divide model.width={self.width}"
+                f"model.width must be a multiple of model.num_heads={self.num_heads}, got "
+                f"{self.width}"
             )
         if shape[1] % self.patch_size or shape[2] % self.patch_size:
             raise InputError(
-                f"images of {shape[1]}x{shape[2]} pixels cannot be cut into patches of "
-                f"model.patch_size={self.patch_size}: choose a multiple of it as their size"
+                f"images must be a multiple of model.patch_size={self.patch_size} pixels "
+                f"each way, got {shape[1]}x{shape[2]}"
             )
 
 
@@ -270,7 +273,7 @@ def sincos_positions(rows: int, columns: int, width: int) -> Float[np.ndarray, "
         InputError: the width is no multiple of 4.
     """
     if width % 4:
-        raise InputError(f"model.width={width}: fixed positions need a multiple of 4")
+        raise InputError(f"model.width must be a multiple of 4 for fixed positions, got {width}")
     y, x = np.mgrid[:rows, :columns].reshape(2, -1, 1)
     frequencies = 10_000.0 ** -np.linspace(0, 1, width // 4)
     angles = [x * frequencies, y * frequencies]

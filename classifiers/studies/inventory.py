@@ -91,12 +91,12 @@ def evaluation_source(config: ml_collections.ConfigDict) -> Any:
     evaluation, name = load_config(config.evaluation.config), config.evaluation.set
     if "sets" not in evaluation:
         raise InputError(
-            f"config.evaluation.config: {config.evaluation.config} is no config of "
-            "classifiers.evaluate"
+            "config.evaluation.config must be a config of classifiers.evaluate, got "
+            f"{config.evaluation.config}"
         )
     if name not in evaluation.sets:
         raise InputError(
-            f"config.evaluation.set: {config.evaluation.config} has no set {name!r}, but "
-            f"{', '.join(evaluation.sets)}"
+            f"config.evaluation.set must be one of {', '.join(evaluation.sets)} "
+            f"({config.evaluation.config}), got {name!r}"
         )
     return evaluation.sets[name].source

@@ -109,31 +109,40 @@ def check(config: ml_collections.ConfigDict) -> None:
         InputError: one of them makes no sense.
     """
     if not config.studies:
-        raise InputError(f"config.studies is empty: name some of {', '.join(STUDIES)}")
+        raise InputError(f"config.studies is empty; name some of {', '.join(STUDIES)}")
     for study in config.studies:
         if study not in STUDIES:
-            raise InputError(f"config.studies: there is no {study!r}; use {', '.join(STUDIES)}")
+            raise InputError(f"config.studies must be some of {', '.join(STUDIES)}, got {study!r}")
         if not config.models_of.get(study):
-            raise InputError(f"config.models_of.{study} is empty: name some of config.models")
+            raise InputError(f"config.models_of.{study} is empty; name some of config.models")
         for label in config.models_of[study]:
             if label not in config.models:
                 labels = ", ".join(config.models)
-                raise InputError(f"config.models_of.{study}: {label!r} is not in models ({labels})")
+                raise InputError(
+                    f"config.models_of.{study} must be some of {labels}, got {label!r}"
+                )
             if not re.fullmatch(r"[\w.@+-]+", label):
                 raise InputError(f"config.models: {label!r} cannot name a folder; use letters")
             if not config.models[label].get("config"):
-                raise InputError(f"config.models.{label} has no config: name a file")
+                raise InputError(f"config.models.{label} has no config; name a file")
     if "filters" in config.studies:
         _check_filters(config.get("filters") or {})
     copies = tuple(config.scaling_copies)
     if any(type(k) is not int or k < 0 for k in copies) or sorted(set(copies)) != list(copies):
-        raise InputError(f"config.scaling_copies={copies}: whole numbers that grow, from 0")
+        raise InputError(
+            f"config.scaling_copies must be increasing whole numbers from 0, got {copies}"
+        )
     if "scaling" in config.studies and (len(copies) < 2 or copies[0]):
-        raise InputError(f"config.scaling_copies={copies}: 0 (real only) and at least one more")
+        raise InputError(
+            f"config.scaling_copies must be 0 (real only) and at least one more, got {copies}"
+        )
     if config.copies < 1:
-        raise InputError(f"config.copies={config.copies}: at least 1 is needed")
+        raise InputError(f"config.copies must be at least 1, got {config.copies}")
     if config.seeds < 0:
-        raise InputError(f"config.seeds={config.seeds}: 0 takes those of the models' configs")
+        raise InputError(
+            "config.seeds must be a number, or 0 for those of the models' "
+            f"configs, got {config.seeds}"
+        )
 
 
 def _check_filters(folders: Fields) -> None:
@@ -181,8 +190,8 @@ def _start(config: ml_collections.ConfigDict, label: str) -> str:
     while start := config.models[chain[-1]].get("init_from", ""):
         if start not in config.models or start in chain:
             raise InputError(
-                f"config.models.{chain[-1]}.init_from={start!r}: name another one of config.models "
-                "that does not begin with this one, or ''"
+                f"config.models.{chain[-1]}.init_from must be another of config.models "
+                f"that does not start from this one, or '', got {start!r}"
             )
         chain.append(start)
     return chain[1] if len(chain) > 1 else ""
@@ -227,15 +236,15 @@ def _check_resolved(run: PlannedRun, name: str) -> None:
     missing = [f for f in ("train_sources", "seeds", "total_steps") if f not in run.config]
     if missing:
         raise InputError(
-            f"config.models.{run.model}: {name} is no config of classifiers.train (it has no "
-            f"{missing[0]!r})"
+            f"config.models.{run.model}: {name} is not a config of classifiers.train (it "
+            f"has no {missing[0]!r})"
         )
     specs = run.config.train_sources.values()
     copies = [spec.get("copies") for spec in specs if spec.get("name") == "synthetic"]
     if copies != [run.arm.copies] * bool(run.arm.copies):
         raise InputError(
-            f"config.models.{run.model}: {run.arm.arguments} of {name} trains on generated sets "
-            f"with copies {copies}; one of {run.arm.copies} is needed"
+            f"config.models.{run.model}: {run.arm.arguments} of {name} must have a "
+            f"synthetic set with {run.arm.copies} copies, got {copies}"
         )
 
 

@@ -42,8 +42,8 @@ def collect(
     for run, other in zip(runs, evaluations, strict=True):
         if any(other[key] != value for key, value in evaluation.items()):
             raise InputError(
-                f"{evaluation_path(config, run)} is of other images than that of {runs[0].folder}: "
-                "remove it and run the same command again"
+                f"{evaluation_path(config, run)} is of other images than that of "
+                f"{runs[0].folder}; remove it and run the same command again"
             )
     arms = read_arms(runs, evaluations, inventory)
     result: dict[str, Any] = {

@@ -52,12 +52,13 @@ def make_loss(config: ml_collections.ConfigDict) -> Callable[[Array, Array], Arr
     """
     name, smoothing = config.get("loss", "cross_entropy"), config.label_smoothing
     if name not in LOSSES:
-        raise InputError(f"config.loss={name!r}: known are {', '.join(LOSSES)}")
+        raise InputError(f"config.loss must be one of {', '.join(LOSSES)}, got {name!r}")
     if not 0.0 <= smoothing < 1.0:
-        raise InputError(f"config.label_smoothing={smoothing}: at least 0 and below 1 is needed")
+        raise InputError(f"config.label_smoothing must be at least 0 and below 1, got {smoothing}")
     if smoothing and name == "bce":
         raise InputError(
-            f"config.label_smoothing={smoothing} makes every class a target of 'bce': set it to 0"
+            "config.label_smoothing must be 0 for 'bce', where it makes every class a "
+            f"target, got {smoothing}"
         )
     return LOSSES[name]
 
@@ -73,11 +74,11 @@ def domain_weights(config: ml_collections.ConfigDict) -> tuple[float, float]:
     """
     weight = config.get("synthetic_loss_weight", 1.0)
     if not 0.0 <= weight < float("inf"):
-        raise InputError(f"config.synthetic_loss_weight={weight}: at least 0 is needed")
+        raise InputError(f"config.synthetic_loss_weight must be at least 0, got {weight}")
     if weight != 1.0 and len(config.train_sources) < 2:
         raise InputError(
-            f"config.synthetic_loss_weight={weight} weighs synthetic images against real ones, and "
-            "config.train_sources has one source: set it to 1, or name both"
+            f"config.synthetic_loss_weight={weight} weighs synthetic images against real "
+            "ones, but config.train_sources has one source; set it to 1, or name both"
         )
     return 1.0, weight
 

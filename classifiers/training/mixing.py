@@ -51,11 +51,12 @@ def mix(
     for name, value in (("mixup", mixup), ("cutmix", cutmix)):
         if not value >= 0:
             raise InputError(
-                f"{name}={value}: Beta({name}, {name}) needs more than 0; 0 is without"
+                f"{name} must be above 0 for Beta({name}, {name}), or 0 to leave it out, "
+                f"got {value}"
             )
     for name, value in (("switch", switch), ("probability", probability)):
         if not 0 <= value <= 1:
-            raise InputError(f"{name}={value}: a probability is in [0, 1]")
+            raise InputError(f"{name} must be in [0, 1], got {value}")
     if not (mixup or cutmix):
         return images, targets
     b, height, width, _ = images.shape
@@ -161,11 +162,11 @@ def check_mix(config: ml_collections.ConfigDict, separate_norms: bool) -> None:
     both = "a mixture of a real and a synthetic image"
     if separate_norms:
         raise InputError(
-            f"config.mix.by_domain=False with model.auxiliary_batch_norm: {both} would be of "
-            "neither domain; set it to True"
+            "config.mix.by_domain must be True with model.auxiliary_batch_norm, got "
+            f"False: {both} has no domain"
         )
     if config.get("synthetic_loss_weight", 1.0) != 1.0:
         raise InputError(
-            f"config.mix.by_domain=False with synthetic_loss_weight: {both} has no weight of its "
-            "own; set it to True"
+            "config.mix.by_domain must be True with synthetic_loss_weight, got False: "
+            f"{both} has no weight"
         )

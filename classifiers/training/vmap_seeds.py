@@ -37,11 +37,13 @@ def check(config: ml_collections.ConfigDict) -> None:
     if not config.get("vmap_seeds"):
         return
     if config.get("best"):
-        raise InputError("config.best with vmap_seeds: each seed has its own best; set one of them")
+        raise InputError(
+            "config.best cannot go with vmap_seeds, as each seed has its own best; set one of them"
+        )
     if extra := sorted(set(config.ema) - {MAIN}):
         raise InputError(
-            f"config.ema.{extra[0]} with vmap_seeds: of each seed only {MAIN!r} is kept; take it "
-            "away, or vmap_seeds"
+            f"config.ema.{extra[0]} cannot go with vmap_seeds, which keeps only {MAIN!r} "
+            "of each seed; remove one of them"
         )
 
 
@@ -53,8 +55,8 @@ def check_preflight(config: ml_collections.ConfigDict) -> None:
     """
     if config.get("vmap_seeds"):
         raise InputError(
-            "--preflight compiles the step of one seed: leave config.vmap_seeds away, and multiply "
-            "the memory of parameters and activations by config.seeds"
+            "--preflight compiles the step of one seed; leave config.vmap_seeds out, and "
+            "multiply the memory of parameters and activations by config.seeds"
         )
 
 

@@ -42,19 +42,19 @@ def check_start(training: Training) -> dict[str, str]:
         return {}
     path = config.init_from
     if run.kind != CLASSIFIER:
-        raise InputError(f"config.init_from={path} is no run of classifiers.train or import")
+        raise InputError(f"config.init_from={path} is not a run of classifiers.train or an import")
     start_model = from_config.make_model(run.config.model, model.num_classes)
     if type(start_model) is not type(model):
         raise InputError(
-            f"config.init_from={path} is a {type(start_model).__name__}, config.model a "
-            f"{type(model).__name__}: name a run of the same model"
+            f"config.init_from={path} must be a {type(model).__name__}, as config.model, "
+            f"got a {type(start_model).__name__}; name a run of the same model"
         )
     for field in dataclasses.fields(model):
         value, start_value = getattr(model, field.name), getattr(start_model, field.name)
         if field.name not in _MAY_DIFFER | _MODULE_FIELDS and value != start_value:
             raise InputError(
-                f"config.init_from={path} has model.{field.name}={start_value!r}, config.model "
-                f"{value!r}: give both the same"
+                f"config.init_from={path}: model.{field.name} must be {value!r}, as in "
+                f"config.model, got {start_value!r}; give both the same"
             )
     used = run.seeds[: config.seeds]
     return {f"init_from_{seed}": start.digest() for seed, start in enumerate(used)}
@@ -92,7 +92,7 @@ def _fit_variables(
     arrays = flatten(variables, sep=".")
     shapes = flatten(presets.variable_shapes(model, image_shape), sep=".")
     for name in sorted(arrays.keys() ^ shapes.keys()):
-        raise InputError(f"config.init_from={path} and config.model do not agree on {name}")
+        raise InputError(f"config.init_from={path} and config.model differ in {name}")
     for name, leaf in shapes.items():
         if arrays[name].shape == leaf.shape:
             continue
@@ -102,7 +102,7 @@ def _fit_variables(
             arrays[name] = np.zeros(leaf.shape, leaf.dtype)
         else:
             raise InputError(
-                f"config.init_from={path}: {name} has the shape {arrays[name].shape}, "
-                f"config.model's has {leaf.shape}"
+                f"config.init_from={path}: {name} must have the shape {leaf.shape} of "
+                f"config.model, got {arrays[name].shape}"
             )
     return flax.traverse_util.unflatten_dict(arrays, sep=".")

@@ -57,7 +57,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "to": f"DIR of an import; {layouts} of an export",
         "model": "import: name of a preset; of transformers config.json says it",
         "pixels": "import: plain or imagenet, where nothing beside the weights says it",
-        "tokenizer": "import of CLIP: folder of its tokenizer; by default that of the weights",
+        "tokenizer": ("import of CLIP: folder of its tokenizer; by default that of the weights"),
     }
     for name, help_text in text.items():
         flags.DEFINE_string(name, None, help_text, flag_values=values)
@@ -82,8 +82,8 @@ def main(argv: Sequence[str]) -> None:
     source, target = (_split(name, values[name].value) for name in ("from", "to"))
     if bool(source[0]) == bool(target[0]):
         raise InputError(
-            f"one of --from and --to begins with a layout ({', '.join(LAYOUTS)}) and a colon: "
-            "--from to import, --to to export (--help shows examples)"
+            f"one of --from and --to must begin with a layout ({', '.join(LAYOUTS)}) and a "
+            "colon: --from to import, --to to export (--help shows examples)"
         )
     importing = bool(source[0])
     of_imports = ("model", "pixels", "size", "num_classes", "tokenizer")
@@ -104,23 +104,27 @@ def _import(source: str, target: str, layout: str, options: dict[str, Any]) -> N
     for name in ("pixels", "size", "num_classes") if of_clip else ("tokenizer",):
         if options.pop(name) is not None:
             raise InputError(
-                f"--{name} is for {'classifiers' if of_clip else 'CLIP'}: leave it out"
+                f"--{name} is for {('classifiers' if of_clip else 'CLIP')}; leave it out"
             )
     (import_clip if of_clip else import_run)(source, target, layout, **options)
 
 
 def _export(source: str, target: str, layout: str, seed: int | None) -> None:
     if not is_local(target):
-        raise InputError(f"{target}: safetensors are written to local folders; name one with --to")
+        raise InputError(f"--to must be a local folder for safetensors, got {target}; name one")
     check_target(epath.Path(target))
     if Run.open(source).kind == CLIP:
         if seed is not None:
-            raise InputError(f"--seed={seed}: {source} is of CLIP, which has one; leave it out")
+            raise InputError(
+                f"--seed={seed} is for classifiers, and {source} is a CLIP; leave it out"
+            )
         if layout not in CLIP_LAYOUTS:
-            raise InputError(f"--to={layout}:...: CLIP is written as {', '.join(CLIP_LAYOUTS)}")
+            raise InputError(
+                f"--to must begin with {', '.join(CLIP_LAYOUTS)} for a CLIP, got {layout}"
+            )
         export_clip(source, target, layout)
     elif layout not in CLASSIFIER_LAYOUTS:
-        raise InputError(f"--to={layout}:...: that is for CLIP, and {source} is none")
+        raise InputError(f"--to={layout}:... is for CLIP, and {source} is not one")
     else:
         export_run(source, target, layout, seed or 0)
 
@@ -130,14 +134,14 @@ def _split(flag: str, value: str | None) -> tuple[str, str]:
     layout, colon, path = (value or "").partition(":")
     layout, path = (layout, path) if colon and layout in LAYOUTS else ("", value or "")
     if not path:
-        raise InputError(f"--{flag} is missing: name a folder (--help shows examples)")
+        raise InputError(f"--{flag} is missing; name a folder (--help shows examples)")
     return layout, path
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code, by the conventions of `launch.cli`."""
     argv = list(sys.argv if argv is None else argv)
-    return exit_code(lambda: main(argv), "nothing is half written, the same command begins again")
+    return exit_code(lambda: main(argv), ("nothing is half written; the same command starts over"))
 
 
 if __name__ == "__main__":

@@ -144,7 +144,9 @@ def check_preset(model: Clip, name: str, where: Any) -> None:
         ("", model, expected),
     ):
         if type(ours) is not type(theirs):
-            raise InputError(f"{where}: the image tower is none of {name}; choose another --model")
+            raise InputError(
+                f"{where}: the image tower is not that of {name}; choose another --model"
+            )
         for field in dataclasses.fields(ours):
             if field.name in ("parent", "name", "image", "text", "end_token", "mlp_dim"):
                 continue

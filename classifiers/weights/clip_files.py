@@ -108,7 +108,10 @@ def import_clip(
         run_name = write_record(made, config, inputs={})
         checkpoint.save_inference(made, run_name, variables)
     if not words:
-        say(f"{target}: no tokenizer lay beside the weights; to encode texts give --tokenizer=DIR")
+        say(
+            f"{target} has no tokenizer, as none was beside the weights; to encode texts "
+            "give --tokenizer=DIR"
+        )
 
 
 def export_clip(source: str, target: str, layout: str) -> None:
@@ -123,11 +126,11 @@ def export_clip(source: str, target: str, layout: str) -> None:
         InputError: it is unfinished, damaged, or the layout has no such model.
     """
     if not is_local(target):
-        raise InputError(f"{target}: safetensors are written to local folders; name one with --to")
+        raise InputError(f"--to must be a local folder for safetensors, got {target}; name one")
     check_target(epath.Path(target))
     run = Run.open(source)
     if run.kind != CLIP:
-        raise InputError(f"{source} is no run of CLIP: name one with --from")
+        raise InputError(f"--from must be a run of CLIP, got {source}; name one")
     model = clip.make(plain(run.config.clip))
     check_layout(model, layout)
     shapes = run.shapes()
@@ -183,7 +186,7 @@ def _open(source: Path, layout: str) -> tuple[list[Path], dict[str, Tensor]]:
     if source.is_file():
         return [source], open_file(source, integers=True)
     if not source.exists():
-        raise InputError(f"{source}: there is no such file or folder; name one with weights")
+        raise InputError(f"{source}: no such file or folder; name one with weights")
     stem = _STEMS.get(layout, "model")
     weights = open_weights(source, stem, None, integers=True)
     return [source / name for name in weights.files], weights.tensors
@@ -196,7 +199,7 @@ def _is_counter(name: str) -> bool:
 def _tokenizer_files(folder: Path, needed: bool) -> dict[str, bytes]:
     found = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
     if needed and not found:
-        raise InputError(f"--tokenizer={folder}: it holds no tokenizer; name a folder that does")
+        raise InputError(f"--tokenizer={folder} has no tokenizer; name a folder that has")
     return {name: path.read_bytes() for name, path in found.items()}
 
 

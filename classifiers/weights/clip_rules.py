@@ -138,7 +138,7 @@ def check_layout(model: Clip, layout: str) -> None:
 
 def _need(has_model: bool, layout: str, feature: str) -> None:
     if not has_model:
-        raise InputError(f"weights in {layout}'s layout: it has no CLIP with {feature}")
+        raise InputError(f"{layout}'s layout of weights has no CLIP with {feature}")
 
 
 def _tower(

@@ -72,7 +72,7 @@ def build(
     timm_config(folder)
     fields: dict[str, Any] = {}
     if name is None and "model_type" not in config:
-        raise InputError(f"{path}: {CONFIG} names no model of transformers: name one with --model")
+        raise InputError(f"{path}: {CONFIG} names no model of transformers; name one with --model")
     if name is None:
         where = folder / CONFIG
         name, fields = _from_transformers(config, tensors, where)
@@ -123,10 +123,12 @@ def _from_transformers(
 ) -> tuple[str, dict[str, Any]]:
     kind = config["model_type"]
     if not isinstance(kind, str) or kind not in _FIXED:
-        raise InputError(f"{where}: model_type is {kind!r}; known are {', '.join(_FIXED)}")
+        raise InputError(f"{where}: model_type must be one of {', '.join(_FIXED)}, got {kind!r}")
     for field, (default, ours) in _FIXED[kind].items():
         if (value := config.get(field, default)) != ours:
-            raise InputError(f"{where}: {field} is {value!r}, only {ours!r} is implemented")
+            raise InputError(
+                f"{where}: {field} must be {ours!r}, the only one implemented, got {value!r}"
+            )
     if kind == "resnet":
         return "resnet", _resnet_fields(config, where)
     fields = {ours: config.get(theirs, default) for ours, (theirs, default) in _VIT_FIELDS.items()}
@@ -146,7 +148,9 @@ def _resnet_fields(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
     widths = [width * (4 if bottleneck else 1) * 2**stage for stage in range(len(depths))]
     hidden_sizes = list(config.get("hidden_sizes", (256, 512, 1024, 2048)))
     if hidden_sizes != widths:
-        raise InputError(f"{where}: hidden_sizes is {hidden_sizes}, only {widths} is implemented")
+        raise InputError(
+            f"{where}: hidden_sizes must be {widths}, the only ones implemented, got {hidden_sizes}"
+        )
     return dict(stage_sizes=tuple(depths), width=width, bottleneck=bottleneck)
 
 
@@ -186,4 +190,4 @@ def _num_classes(tensors: Mapping[str, Tensor], where: Any) -> int:
     ):
         if name in tensors:
             return tensors[name].shape[0]
-    raise InputError(f"{where}: the weights have no head: say --num_classes, for a new one")
+    raise InputError(f"{where}: the weights have no head; pass --num_classes for a new one")

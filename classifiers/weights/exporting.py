@@ -31,14 +31,16 @@ def export_run(source: str, target: str, layout: str, seed: int = 0) -> None:
         InputError: there is no such seed, it is unfinished, or the layout has no such model.
     """
     if not is_local(target):
-        raise InputError(f"{target}: safetensors are written to local folders; name one with --to")
+        raise InputError(f"--to must be a local folder for safetensors, got {target}; name one")
     check_target(epath.Path(target))
     run = Run.open(source)
     config = run.config
     if run.kind != CLASSIFIER:
-        raise InputError(f"{source} is no run of classifiers.train: name one with --from")
+        raise InputError(f"--from must be a run of classifiers.train, got {source}; name one")
     if seed >= config.seeds:
-        raise InputError(f"--seed={seed}: {source} has the seeds 0 to {config.seeds - 1}")
+        raise InputError(
+            f"--seed must be from 0 to {config.seeds - 1}, the seeds of {source}, got {seed}"
+        )
     run = run.seeds[seed]
     shapes = run.shapes()
     num_classes = shapes["params"]["head"]["bias"].shape[0]

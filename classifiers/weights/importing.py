@@ -47,7 +47,7 @@ def import_run(
     # timm's ResNets have torchvision's names.
     if layout_there != layout and (layout_there, layout) != ("torchvision", "timm"):
         raise InputError(
-            f"{source} holds weights of {layout_there}: say --from={layout_there}:{source}"
+            f"{source} has weights of {layout_there}; pass --from={layout_there}:{source}"
         )
     overrides = {"pixels": pixels, "num_classes": num_classes}
     given = {name: value for name, value in overrides.items() if value is not None}

@@ -71,8 +71,8 @@ def _rows(positions: int, model: ViT, where: Any) -> int:
     rows = math.isqrt(max(0, positions - num_tokens))
     if rows == 0 or rows**2 + num_tokens != positions:
         raise InputError(
-            f"{where}: {positions} positions, which are not those of a square image and "
-            f"{num_tokens} tokens; use the model of these weights"
+            f"{where}: the number of positions must be that of a square image and "
+            f"{num_tokens} tokens, got {positions}; use the model of these weights"
         )
     return rows
 
@@ -87,6 +87,6 @@ def check_fixed_positions(positions: np.ndarray, width: int, where: Any) -> None
     fits = rows and positions.shape == (1, rows**2, width)
     if not fits or np.abs(positions - sincos_positions(rows, rows, width)).max() > 1e-2:
         raise InputError(
-            f"{where}: {FIXED_POSITIONS} does not hold the model's fixed positions; choose a model "
-            "with positions='learned_patches'"
+            f"{where}: {FIXED_POSITIONS} must be the model's fixed positions, got others; "
+            "choose a model with positions='learned_patches'"
         )

@@ -118,7 +118,7 @@ def timm_config(folder: Path) -> dict[str, Any]:
     """
     written = read_file(folder / CONFIG).get("pretrained_cfg") or {}
     if not isinstance(written, dict):
-        raise InputError(f"{folder / CONFIG}: pretrained_cfg is {written!r}, not an object")
+        raise InputError(f"{folder / CONFIG}: pretrained_cfg must be an object, got {written!r}")
     return written
 
 
@@ -136,8 +136,7 @@ def scaling(folder: Path, where: Any) -> str:
     mean, std = (config.get(f"image_{key}", config.get(key)) for key in ("mean", "std"))
     if mean is None or std is None:
         raise InputError(
-            f"{where}: nothing beside the weights says how pixels were scaled: say it with "
-            f"--pixels ({', '.join(PIXELS)})"
+            f"{where}: no file says how pixels were scaled; pass --pixels ({', '.join(PIXELS)})"
         )
     for switch in ("do_rescale", "do_normalize"):
         _need(config.get(switch, True) is True, folder, switch, config.get(switch), True)
@@ -146,14 +145,16 @@ def scaling(folder: Path, where: Any) -> str:
     _need(is_usual, folder, "rescale_factor", factor, "1 / 255")
     for values in (mean, std):
         if not isinstance(values, list) or not all(isinstance(x, int | float) for x in values):
-            raise InputError(f"{where}: pixels were scaled by {values!r}, not a list of numbers")
+            raise InputError(
+                f"{where}: mean and deviation of pixels must be lists of numbers, got {values!r}"
+            )
     for name, of_colours in PIXELS.items():
         statistics = np.asarray(of_colours)[:, : len(mean)]
         if np.shape(mean) == np.shape(std) and np.allclose((mean, std), statistics, atol=1e-4):
             return name
     raise InputError(
-        f"{where}: pixels were scaled by mean {mean} and deviation {std}; known are "
-        f"{', '.join(PIXELS)}"
+        f"{where}: the scaling of pixels must be one of {', '.join(PIXELS)}, got mean "
+        f"{mean} and deviation {std}"
     )
 
 
@@ -232,7 +233,9 @@ def _of_transformers(config: Mapping[str, Any], where: Path) -> Preprocessing:
     elif "crop_pct" in config:
         side = math.floor(side / _ratio(config["crop_pct"], where))
     if size > side:
-        raise InputError(f"{where}: crop_size is {size}, more than the size that it is cut from")
+        raise InputError(
+            f"{where}: crop_size must be at most the size that it is cut from, got {size}"
+        )
     rule = _rule(config.get("resample", usual.resample), "resample", where)
     return Preprocessing(size, _share(size, side), rule, stretch)
 
@@ -256,7 +259,7 @@ def _share(size: int, side: int) -> float:
 
 def _ratio(value: Any, where: Path) -> float:
     if not isinstance(value, int | float) or not 0 < value <= 1:
-        raise InputError(f"{where}: crop_pct is {value!r}, not a number in (0, 1]")
+        raise InputError(f"{where}: crop_pct must be a number in (0, 1], got {value!r}")
     return value
 
 
@@ -273,10 +276,12 @@ def whole(value: Any, field: str, where: Path) -> int:
         InputError: it is none.
     """
     if not isinstance(value, int) or value < 1:
-        raise InputError(f"{where}: {field} is {value!r}, not a positive whole number")
+        raise InputError(f"{where}: {field} must be a positive whole number, got {value!r}")
     return value
 
 
 def _need(is_so: bool, where: Path, field: str, value: Any, ours: Any) -> None:
     if not is_so:
-        raise InputError(f"{where}: {field} is {value!r}, only {ours} is implemented")
+        raise InputError(
+            f"{where}: {field} must be {ours}, the only one implemented, got {value!r}"
+        )

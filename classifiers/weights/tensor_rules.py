@@ -126,6 +126,4 @@ def tensor_rules(model: Classifier, layout: str) -> Rules:
 
 def _need(has_model: bool, layout: str, feature: str) -> None:
     if not has_model:
-        raise InputError(
-            f"weights in {layout}'s layout: it has no model with {feature} of this kind"
-        )
+        raise InputError(f"{layout}'s layout of weights has no model of this kind with {feature}")

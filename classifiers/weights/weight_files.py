@@ -51,7 +51,7 @@ def open_tensors(path: epath.PathLike) -> dict[str, Tensor]:
     if path.is_dir():
         return open_weights(path, STEM, None, integers=True).tensors
     if not path.exists():
-        raise InputError(f"{path}: there is no such file or folder; name one with weights")
+        raise InputError(f"{path}: no such file or folder; name one with weights")
     return open_torch_file(path) if path.suffix == ".pth" else open_file(path, integers=True)
 
 
@@ -72,8 +72,8 @@ def find_layout(names: Iterable[str], where: Any) -> str:
         if any(name.startswith(starts) for name in names):
             return layout
     raise InputError(
-        f"{where}: {min(names, default='no tensor')} and the rest are of no layout that is known, "
-        "which are transformers', timm's, torchvision's and EfficientNet-PyTorch's"
+        f"{where}: {min(names, default='no tensor')} and the rest are in none of the known "
+        "layouts: transformers', timm's, torchvision's and EfficientNet-PyTorch's"
     )
 
 

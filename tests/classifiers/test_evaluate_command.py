@@ -224,8 +224,8 @@ def one_line(capsys):
 WRONG = {
     "missing set": (
         dict(sets=dict(v2=dict(source=dict(name="image_folder", path="no/v2"), prepare="unpack"))),
-        "config.sets.v2: no/v2: no such folder, and no zip; check path and root; to prepare the "
-        "set: unpack",
+        "config.sets.v2: no/v2 must be a folder or a zip, got nothing there; check path and root; "
+        "to prepare the set: unpack",
     ),
     "other classes": (
         dict(sets=dict(two=dict(source=dict(VALIDATION, classes=[0, 1])))),
@@ -233,21 +233,24 @@ WRONG = {
     ),
     "other model": (
         dict(sets=dict(r=dict(source=VALIDATION, label_map="imagenet_r"))),
-        "label_map='imagenet_r' is of 200 classes, n01443537, n01484850, ..., but the set",
+        "label_map='imagenet_r' needs 200 classes, n01443537, n01484850, ..., but the set",
     ),
     "attack": (
         dict(attacks=dict(a=dict(kind="pgd", epsilon=1))),
-        "config.attacks.a.steps=None: a whole number above 0 is needed",
+        "config.attacks.a.steps must be a whole number above 0, got None",
     ),
     "attack of no set": (
         dict(attacks=dict(a=dict(kind="fgsm", epsilon=1, sets=["train"]))),
-        "config.attacks.a.sets has 'train'; there is small, validation",
+        "config.attacks.a.sets must be some of small, validation, got 'train'",
     ),
     "images of an attack": (
         dict(attacks=dict(a=dict(kind="fgsm", epsilon=1, num_images=-1))),
-        "config.attacks.a.num_images=-1: choose a number, or 0 for all",
+        "config.attacks.a.num_images must be a number, or 0 for all, got -1",
     ),
-    "shots": (dict(shots=dict(SHOTS, few=100)), "config.shots: few=100"),
+    "shots": (
+        dict(shots=dict(SHOTS, few=100)),
+        "config.shots must have few above 0 and many not below few, got few=100",
+    ),
 }
 
 
@@ -265,15 +268,17 @@ def test_wrong_runs(runs, tmp_path, capsys):
     config = tiny.write_config(tmp_path / "config.py", SETS)
     argv = ("--config.checkpoint.best=True",)
     assert run(evaluate.main, config, runs, *argv) == 2
-    assert "best holds no checkpoint: train with config.best, or use the last" in one_line(capsys)
+    assert "best has no best checkpoint; train with config.best, or use the last" in one_line(
+        capsys
+    )
     assert run(evaluate.main, config, runs, "--config.checkpoint.ema=slow") == 2
-    assert "has no average 'slow': there is main" in one_line(capsys)
+    assert "ema must be one of main, got 'slow'" in one_line(capsys)
     twice = tiny.write_run(tmp_path / "twice" / "real", variables(0), model=FIELDS)
     assert run(evaluate.main, config, runs, f"--config.runs=('{twice}',)") == 2
-    assert f"two runs are called real: {runs / 'real'} and {twice}" in one_line(capsys)
+    assert f"two runs have the name real: {runs / 'real'} and {twice}" in one_line(capsys)
     for field in ("batch_size", "calibration_bins"):
         assert run(evaluate.main, config, runs, f"--config.{field}=0") == 2
-        assert f"config.{field}=0: at least 1 is needed" in one_line(capsys)
+        assert f"config.{field} must be at least 1, got 0" in one_line(capsys)
 
 
 def test_outputs_that_are_not_finite(tmp_path, capsys):
@@ -284,7 +289,7 @@ def test_outputs_that_are_not_finite(tmp_path, capsys):
     *progress, err = capsys.readouterr().err.splitlines()
     # Images are counted in whole ones; rates may have fractions.
     assert progress and not re.search(r"\d\.\d+(/|image \[)", "".join(progress))
-    assert "real/seed_0: its outputs on small are not finite; leave this run out" in err
+    assert "real/seed_0: its outputs on small are NaN or infinite; leave this run out" in err
     assert not list((tmp_path / "runs").glob("evaluation[_.]*"))
 
 
@@ -301,7 +306,7 @@ def test_names_of_classes_are_compared(tmp_path, capsys):
     config = tiny.write_config(tmp_path / "config.py", SETS)
     from_config.save_class_names(folder, list(DIGIT_NAMES)[::-1])
     assert run(evaluate.main, config, tmp_path / "runs") == 2
-    assert "config.sets.small: label 0 is 'zero', but 'nine'" in one_line(capsys)
+    assert "config.sets.small: label 0 must be 'nine', as for " in one_line(capsys)
     (folder / "class_names.json").write_text("[")
     with pytest.raises(InputError, match="not JSON"):
         from_config.load_class_names(folder)

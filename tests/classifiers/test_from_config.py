@@ -69,7 +69,7 @@ def test_another_number_of_classes(data, tmp_path, request, monkeypatch, capsys)
     path = "configs/imagenet/resnet50.py"
     assert run(path, (few, data[1]), "real", tmp_path / "run") == 2
     said = capsys.readouterr().err
-    assert "config.num_classes=1000, but config.evaluation_source has 2 classes" in said
+    assert "config.num_classes must be the 2 classes of config.evaluation_source, got 1000" in said
     assert said.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
@@ -79,18 +79,24 @@ def test_an_arm_without_shards(data, tmp_path, request, monkeypatch, capsys):
     path = "configs/imagenet/resnet50.py"
     assert run(path, (data[0], missing), "generated", tmp_path / "run") == 2
     said = capsys.readouterr().err
-    assert f"{missing}: not complete (no manifest.json)" in said and said.count("\n") == 1
+    assert f"{missing} is not complete (it has no manifest.json)" in said and said.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("model.name=resnet18", "model.name='resnet18': known are resnet, resnet_rs, vit, "),
-        ("optimizer.name=lion", "optimizer.name='lion': known are 'adafactor'"),
-        ("synthetic_weight=0.5", "synthetic_weight=0.5: there are no synthetic images"),
-        ("synthetic_weight=1.5 --dry_run", "synthetic_weight=1.5: the share of every batch"),
-        ("loss=hinge", "config.loss='hinge': known are cross_entropy, bce"),
+        ("model.name=resnet18", "model.name must be one of resnet, resnet_rs, vit, "),
+        ("optimizer.name=lion", "optimizer.name must be one of 'adafactor'"),
+        (
+            "synthetic_weight=0.5",
+            "synthetic_weight=0.5 needs synthetic images to fill 0.5 of every batch",
+        ),
+        (
+            "synthetic_weight=1.5 --dry_run",
+            "synthetic_weight must be the share of every batch",
+        ),
+        ("loss=hinge", "config.loss must be one of cross_entropy, bce"),
     ],
 )
 def test_wrong_fields(flag, message, data, tmp_path, request, monkeypatch, capsys):

@@ -154,7 +154,7 @@ def test_filters_are_compared_with_random_parts(site, capsys, tmp_path, generate
     assert {call.partition("-resnet-")[2] for call in site.calls()} == {arms[2]}
     (tmp_path / "random.json").unlink()
     assert site.run() == 2
-    assert "random.json: no such file of keys" in one_line(capsys)
+    assert "random.json: no such file" in one_line(capsys)
 
 
 def test_what_is_done_is_not_done_again(site):
@@ -215,11 +215,11 @@ def test_a_study_that_is_killed_goes_on(site, capsys):
     with site.start(CAS) as process:
         wait_until(lambda: calls.exists() and stuck in calls.read_text())
         assert site.run(CAS) == 2
-        assert "another process is at work in it" in one_line(capsys)
+        assert "in use by another process" in one_line(capsys)
         process.terminate()
         err = process.communicate(timeout=120)[1]
     assert process.returncode == 75
-    assert err.splitlines()[-1].startswith("preempted: SIGTERM came, and every step was told")
+    assert err.splitlines()[-1].startswith("preempted: SIGTERM: every step was told")
     assert site.calls() == OF_CAS[:3]
     with site.start(CAS) as process:
         wait_until(calls.exists)
@@ -360,58 +360,67 @@ def a_config(site, **fields):
 
 CLASSIFIER = "configs/digits/classifier.py"
 BAD = {
-    "study": (dict(studies=("cas", "cats")), "config.studies: there is no 'cats'; use cas, "),
-    "no studies": (dict(studies=()), "config.studies is empty: name some of cas, scaling"),
-    "no models": (dict(models_of=dict(cas=())), "config.models_of.cas is empty: name some of"),
+    "study": (dict(studies=("cas", "cats")), "config.studies must be some of cas, "),
+    "no studies": (dict(studies=()), "config.studies is empty; name some of cas, scaling"),
+    "no models": (dict(models_of=dict(cas=())), "config.models_of.cas is empty; name some of"),
     "unknown model": (
         dict(models_of=dict(cas=("vgg",))),
-        "config.models_of.cas: 'vgg' is not in models (bottleneck, ",
+        "config.models_of.cas must be some of bottleneck, deep, narrow, resnet, wide, got 'vgg'",
     ),
     "folder": (
         dict(models={"a b": dict(config=CLASSIFIER)}, models_of=dict(cas=("a b",))),
         "config.models: 'a b' cannot name a folder",
     ),
-    "no config": (dict(models=dict(resnet=dict())), "config.models.resnet has no config: name"),
+    "no config": (dict(models=dict(resnet=dict())), "config.models.resnet has no config; name"),
     "no file": (
         dict(models=dict(resnet=dict(config="configs/vgg.py"))),
-        "config.models.resnet: --config=configs/vgg.py:arm=real: there is no file configs/vgg.py",
+        "config.models.resnet: --config=configs/vgg.py:arm",
     ),
     "no argument": (
         dict(models=dict(resnet=dict(config="configs/digits/evaluate.py"))),
         "config.models.resnet: --config=configs/digits/evaluate.py:arm=real: ValueError: there is "
         "no argument 'arm'",
     ),
-    "override": (dict(overrides=("model.depth=3",)), "there is no config field 'depth' (there is"),
+    "override": (dict(overrides=("model.depth=3",)), "the config has no field 'depth'"),
     "value": (dict(overrides=("total_steps=some",)), "config.total_steps"),
     "start": (
         dict(models=dict(resnet=dict(config=CLASSIFIER, init_from="vgg"))),
-        "config.models.resnet.init_from='vgg': name another one of config.models",
+        "config.models.resnet.init_from must be another of config.models",
     ),
     "own start": (
         dict(models=dict(resnet=dict(config=CLASSIFIER, init_from="resnet"))),
-        "config.models.resnet.init_from='resnet': name another one of config.models",
+        "config.models.resnet.init_from must be another of config.models",
     ),
-    "copies": (dict(copies=0), "config.copies=0: at least 1 is needed"),
-    "too many copies": (dict(copies=3), "copies=3, but the set holds 2; choose fewer or generate"),
+    "copies": (dict(copies=0), "config.copies must be at least 1, got 0"),
+    "too many copies": (
+        dict(copies=3),
+        "copies must be at most the 2 of the set, got 3; choose fewer or generate more",
+    ),
     "scaling": (
         dict(studies=("scaling",), scaling_copies=(1, 2)),
-        "config.scaling_copies=(1, 2): 0 (real only) and at least one more",
+        "config.scaling_copies must be 0 (real only) and at least one more, got (1, 2)",
     ),
-    "scaling order": (dict(scaling_copies=(0, 2, 1)), "(0, 2, 1): whole numbers that grow"),
+    "scaling order": (
+        dict(scaling_copies=(0, 2, 1)),
+        "increasing whole numbers from 0, got (0, 2, 1)",
+    ),
     "scaling size": (
         dict(studies=("scaling",), scaling_copies=(0, 1, 4)),
-        "copies=4, but the set holds 2",
+        "copies must be at most the 2 of the set, got 4",
     ),
-    "seeds": (dict(seeds=-1), "config.seeds=-1: 0 takes those of the models' configs"),
+    "seeds": (
+        dict(seeds=-1),
+        "config.seeds must be a number, or 0 for those of the models' configs",
+    ),
     "evaluation": (
         dict(evaluation=dict(config="configs/digits/evaluate.py", set="vest")),
-        "config.evaluation.set: configs/digits/evaluate.py has no set 'vest', but test",
+        "config.evaluation.set must be one of test (configs/digits/evaluate.py), got 'vest'",
     ),
     "no evaluation": (
         dict(evaluation=dict(config=CLASSIFIER, set="test")),
-        "config.evaluation.config: configs/digits/classifier.py is no config of classifiers.evalu",
+        "config.evaluation.config must be a config of classifiers.evaluate, got configs/",
     ),
-    "model": (dict(overrides=("model.name=vgg",)), "model.name='vgg': known are resnet"),
+    "model": (dict(overrides=("model.name=vgg",)), "model.name must be one of resnet"),
 }
 
 
@@ -430,11 +439,11 @@ def test_nonsense_is_refused_before_anything_is_made(site, capsys, fields, said)
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--config.generated=/none"], "/none: not complete (no manifest.json)"),
+        (["--config.generated=/none"], "/none is not complete (it has no manifest.json)"),
         (["--jobs=0"], "jobs"),
-        (["--submit=no-such-program --x"], "--submit: there is no program 'no-such-program'"),
+        (["--submit=no-such-program --x"], "--submit: no such program: 'no-such-program'"),
         (["--submit=sh 'c"], "--submit=sh 'c: No closing quotation"),
-        (["--python=/none/python"], "--python: there is no program '/none/python'"),
+        (["--python=/none/python"], "--python: no such program: '/none/python'"),
     ],
 )
 def test_wrong_flags(site, capsys, argv, said):

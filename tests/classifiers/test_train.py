@@ -113,17 +113,29 @@ def test_a_missing_generated_set(tmp_path, capsys):
 def test_another_config_in_the_same_work_directory(arms, capsys):
     config = "classifier.py:arm=real,runlocal"
     assert run(train.main, config, arms / "real", *TINY, "--config.batch_size=8") == 2
-    assert "was begun with batch_size = 16, now it is 8" in one_line(capsys)
+    assert "batch_size must be 16, as when" in one_line(capsys)
 
 
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("evaluation_batch_size=0", "config.evaluation_batch_size=0: at least 1"),
-        ("optimizer.learning_rate=-1.0", "optimizer.learning_rate=-1.0: a number of at least 0"),
-        ("optimizer.learning_rate=nan", "optimizer.learning_rate=nan"),
-        ("optimizer.weight_decay=-1.0", "optimizer.weight_decay=-1.0"),
-        ("optimizer.warmup_steps=-3", "optimizer.warmup_steps=-3"),
+        ("evaluation_batch_size=0", "config.evaluation_batch_size must be at least 1, got 0"),
+        (
+            "optimizer.learning_rate=-1.0",
+            "optimizer.learning_rate must be a number of at least 0, got -1.0",
+        ),
+        (
+            "optimizer.learning_rate must be a number of at least 0, got nan",
+            "optimizer.learning_rate must be a number of at least 0, got nan",
+        ),
+        (
+            "optimizer.weight_decay must be a number of at least 0, got -1.0",
+            "optimizer.weight_decay must be a number of at least 0, got -1.0",
+        ),
+        (
+            "optimizer.warmup_steps must be at least 0, got -3",
+            "optimizer.warmup_steps must be at least 0, got -3",
+        ),
     ],
 )
 def test_wrong_numbers(tmp_path, capsys, flag, message):
@@ -137,13 +149,13 @@ def test_a_label_that_is_no_class(tmp_path, capsys, monkeypatch):
     images.labels[3] = 10
     monkeypatch.setattr(sources, "load", lambda spec: images)
     assert run(train.main, "classifier.py:arm=real,runlocal", tmp_path / "run", *TINY) == 2
-    assert "has label 10, but there are 10 classes" in one_line(capsys)
+    assert "image 0/train:3: its label must be below the 10 classes, got 10" in one_line(capsys)
     assert not (tmp_path / "run").exists()
 
 
 def test_nothing_to_evaluate(tmp_path, capsys):
     assert run(evaluate.main, "evaluate.py", tmp_path) == 2
-    assert "holds no run of classifiers.train" in one_line(capsys)
+    assert "has no run of classifiers.train" in one_line(capsys)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -154,4 +166,4 @@ def test_an_unfinished_run(arms, tmp_path, capsys):
     config = finished.config.to_dict() | {"total_steps": 5, "seeds": 1}
     write_run(tmp_path / "real", config, seed.variables(seed.shapes()))
     assert run(evaluate.main, "evaluate.py:split=validation", tmp_path) == 2
-    assert "has come to step 0 of 5: finish its training" in capsys.readouterr().err
+    assert "real/seed_0 is at step 0 of 5" in capsys.readouterr().err

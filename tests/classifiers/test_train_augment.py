@@ -34,11 +34,17 @@ def test_mixing_changes_the_losses_and_a_run_is_repeatable(tmp_path):
     ("fields", "message"),
     [
         (dict(augment=dict(size=6, flop=True)), "augment has no field 'flop'"),
-        (dict(augment=dict(size=0)), "augment.size=0"),
-        (dict(evaluation=dict(size=6, crop_ratio=2)), "evaluation.crop_ratio=2"),
-        (dict(mix=dict(mixup=-1)), "mixup=-1"),
+        (dict(augment=dict(size=0)), "augment.size must be a whole number from 1 to 65536, got 0"),
+        (
+            dict(evaluation=dict(size=6, crop_ratio=2)),
+            "evaluation.crop_ratio must be a number in [0, 1], got 2",
+        ),
+        (
+            dict(mix=dict(mixup=-1)),
+            "mixup must be above 0 for Beta(mixup, mixup), or 0 to leave it out, got -1",
+        ),
         (dict(mix=dict(mixup=0.2, cut=1.0)), "mix has no field 'cut'"),
-        (dict(repeats=0), "repeats=0: at least 1 is needed"),
+        (dict(repeats=0), "repeats must be at least 1, got 0"),
     ],
 )
 def test_wrong_fields(tmp_path, capsys, fields, message):

@@ -74,12 +74,12 @@ def test_training_begins_with_another_run(trained, tmp_path, capsys):
         ("channels=3", "config.channels must be those of config.evaluation_source, 1, got 3"),
         ("tokenizer=", "config.tokenizer must be a folder of a tokenizer, or 'bytes'"),
         ("clip.text.vocab_size=300", "config.clip.text must have a vocab_size of at least 514"),
-        ("clip.image.patch_size=3", "images of 8x8 pixels cannot be cut into patches"),
+        ("clip.image.patch_size=3", "pixels each way, got 8x8"),
         ("augment.size=10", "config.train_sources.real must give images of 8x8x1, as"),
-        ("loss_chunk=-1", "config.loss_chunk=-1: at least 0 is needed"),
+        ("loss_chunk=-1", "config.loss_chunk must be at least 0, got -1"),
         ("draw=some", "config.draw must be one of union, one_of_each, got 'some'"),
         ("templates=9", "templates must be 1, 7, 80 or a list of sentences with {}, got '9'"),
-        ("synthetic_weight=2.0", "synthetic_weight=2.0: the share of every batch"),
+        ("synthetic_weight=2.0", "synthetic_weight must be the share of every batch"),
     ],
 )
 def test_wrong_input_ends_with_one_line(flag, said, tmp_path, capsys):

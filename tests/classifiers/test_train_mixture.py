@@ -34,10 +34,14 @@ def test_without_a_weight_it_is_the_union(generated, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("names", "fields", "said"),
     [
-        (["real"], dict(synthetic_weight=0.5), "there are no synthetic images to fill 0.5 of"),
-        (["generated"], dict(synthetic_weight=0.5), "there are no real images to fill 0.5 of"),
-        (["real", "generated"], dict(synthetic_weight=1.5), "synthetic_weight=1.5: the share of"),
-        (["real"], dict(loader_workers=-2), "config.loader_workers=-2: at least -1 is needed"),
+        (["real"], dict(synthetic_weight=0.5), "needs synthetic images to fill 0.5 of"),
+        (["generated"], dict(synthetic_weight=0.5), "needs real images to fill 0.5 of"),
+        (
+            ["real", "generated"],
+            dict(synthetic_weight=1.5),
+            "synthetic_weight must be the share of",
+        ),
+        (["real"], dict(loader_workers=-2), "config.loader_workers must be at least -1, got -2"),
     ],
 )
 def test_nonsense_is_refused_before_a_run_is_begun(

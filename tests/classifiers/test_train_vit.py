@@ -108,5 +108,5 @@ def test_images_that_patches_do_not_divide(tmp_path, capsys):
     model = f"--config.model={dict(VIT, name='vit', patch_size=3)}"
     assert run(train.main, "classifier.py:arm=real", tmp_path / "run", model) == 2
     err = capsys.readouterr().err
-    assert "images of 8x8 pixels cannot be cut" in err and err.count("\n") == 1
+    assert "pixels each way, got 8x8" in err and err.count("\n") == 1
     assert not (tmp_path / "run").exists()

@@ -86,12 +86,21 @@ WRONG = {
     "tuned": (["--config.tuned=0"], "config.tuned must be head, whole, or how many of"),
     "tuned blocks": (["--config.tuned=3"], "config.tuned must be at most the 2 blocks of the tow"),
     "tower rate": (["--config.tower_rate=0.0"], "config.tower_rate must be finite and above 0"),
-    "shots": (["--config.shots=(0, 200)"], "config.shots: shots=200, but class"),
+    "shots": (
+        ["--config.shots=(0, 200)"],
+        "config.shots: shots must be at most the 99 images of class 'zero', got 200",
+    ),
     "strategy": (["--config.strategy=turns"], "config.strategy must be one of mix, real_first"),
     "loss": (["--config.loss.temperature=0.0"], "temperature above 0, got (0.5, 0.5) and 0.0"),
     "loss without a number": (["--config.loss.hard=nan"], "finite hard and soft of at least 0"),
-    "optimizer": (["--config.optimizer.schedule=line"], "optimizer.schedule='line': known are"),
-    "rate": (["--config.zero_shot.learning_rate=nan"], "optimizer.learning_rate=nan: a number"),
+    "optimizer": (
+        ["--config.optimizer.schedule=line"],
+        "optimizer.schedule must be one of 'constant', 'cosine', 'step', got 'line'",
+    ),
+    "rate": (
+        ["--config.zero_shot.learning_rate=nan"],
+        "optimizer.learning_rate must be a number of at least 0, got nan",
+    ),
     "method": (["--config.method=lora"], "config.method must be classifier_tuning, got 'lora'"),
 }
 

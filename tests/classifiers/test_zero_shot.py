@@ -88,7 +88,10 @@ WRONG = {
         "templates must hold {} once each, for the name of the class, got 'a digit'; add it",
     ),
     "another set": (["--config.templates=('8',)"], "templates must be 1, 7, 80 or a list of sen"),
-    "other names": (["--config.class_names=('a', 'b')"], "class 0 is 'a', but 'zero' in the"),
+    "other names": (
+        ["--config.class_names=('a', 'b')"],
+        "class 0 must be 'zero', as in the images of config.sets.test.source, got 'a'",
+    ),
     "no clip": (["--config.clips=()"], "config.clips must name runs of CLIP, got none; add one"),
 }
 

@@ -45,7 +45,7 @@ def test_a_thousand_texts(tmp_path, capsys):
 
 
 def test_folders_without_one(tmp_path):
-    with pytest.raises(InputError, match=r"holds no tokenizer \(tokenizer.json or vocab.json\)"):
+    with pytest.raises(InputError, match=r" has no tokenizer \(tokenizer\.json or vocab\.json\)"):
         load_clip_tokenizer(tmp_path)
     folder = write_tokenizer(tmp_path / "damaged", 9)
     (folder / "vocab.json").write_text("{")

@@ -126,7 +126,7 @@ def test_wrong_input(folder, tokenizer, tmp_path):
     refused("caption must be one of prompt, class_name, got 'title'", train_sources=same)
     with pytest.raises(InputError, match=r"config\.tokenizer must be a folder"):
         words.read_files("", LENGTH)
-    with pytest.raises(InputError, match="it holds none of"):
+    with pytest.raises(InputError, match="has none of"):
         words.read_files(str(tmp_path), LENGTH)
     contents = words.read_files("bytes", LENGTH)
     for changes in (dict(vocab_size=400), dict(end_token=5)):

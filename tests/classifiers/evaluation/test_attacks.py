@@ -177,16 +177,28 @@ def test_only_competing_classes_are_aimed_at():
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        (dict(kind="cw"), "here.kind='cw': known are 'fgsm', 'pgd'"),
-        (dict(FGSM, steps=3), "here has no field 'steps'; fgsm has kind, epsilon"),
-        (dict(kind="fgsm"), "here.epsilon=None: a number of grey levels"),
-        (dict(FGSM, epsilon=0), "here.epsilon=0"),
-        (dict(FGSM, epsilon=True), "here.epsilon=True"),
-        (dict(FGSM, epsilon=256), "there are 255 grey levels"),
-        (dict(PGD, steps=0), "here.steps=0: a whole number above 0"),
-        (dict(PGD, steps=1.5), "here.steps=1.5: a whole number"),
-        (dict(PGD, step_size=-1), "here.step_size=-1: a number of grey levels"),
-        (dict(PGD, seed=-1), "here.seed=-1: a whole number at least 0"),
+        (dict(kind="cw"), "here.kind must be one of 'fgsm', 'pgd'"),
+        (dict(FGSM, steps=3), "here has no field 'steps'; use kind, epsilon for fgsm"),
+        (
+            dict(kind="fgsm"),
+            r"here\.epsilon must be a number of grey levels \(of 255\) above 0, got None",
+        ),
+        (
+            dict(FGSM, epsilon=0),
+            r"here\.epsilon must be a number of grey levels \(of 255\) above 0, got 0",
+        ),
+        (
+            dict(FGSM, epsilon=True),
+            r"here\.epsilon must be a number of grey levels \(of 255\) above 0, got True",
+        ),
+        (dict(FGSM, epsilon=256), "must be at most 255 grey levels"),
+        (dict(PGD, steps=0), r"here\.steps must be a whole number above 0, got 0"),
+        (dict(PGD, steps=1.5), r"here\.steps must be a whole number above 0, got 1\.5"),
+        (
+            dict(PGD, step_size=-1),
+            r"here\.step_size must be a number of grey levels \(of 255\) above 0, got -1",
+        ),
+        (dict(PGD, seed=-1), r"here\.seed must be a whole number at least 0, got -1"),
     ],
 )
 def test_wrong_attacks(spec, said):

@@ -31,19 +31,21 @@ def test_find_runs(tmp_path):
 def test_no_runs(tmp_path):
     (tmp_path / "empty").mkdir()
     for name in ("empty", "none"):
-        with pytest.raises(InputError, match=f"{name} holds no run of classifiers.train: train"):
+        with pytest.raises(InputError, match=f"{name} has no run of classifiers.train; train"):
             evaluated_runs.find_runs(epath.Path(tmp_path / name))
 
 
 def test_a_run_of_another_task(tmp_path):
     make_run(tmp_path / "pretrain", stage={"size": 4}, total_steps=3)
-    with pytest.raises(InputError, match=f"{tmp_path / 'pretrain'} is no run of classifiers.train"):
+    with pytest.raises(
+        InputError, match=f"{tmp_path / 'pretrain'} is not a run of classifiers.train"
+    ):
         evaluated_runs.open_run(epath.Path(tmp_path / "pretrain"))
 
 
 def test_a_run_without_checkpoints(tmp_path):
     make_run(tmp_path / "real", total_steps=3, model={"name": "resnet"})
-    with pytest.raises(InputError, match="seed_0 holds no finished checkpoint"):
+    with pytest.raises(InputError, match="seed_0 has no checkpoint"):
         evaluated_runs.open_run(epath.Path(tmp_path / "real"))
 
 
@@ -55,5 +57,5 @@ def test_seeds_of_two_runs_that_were_swapped(tmp_path):
     (runs[1] / "seed_1").rename(runs[0] / "seed_1")
     (tmp_path / "seed_1").rename(runs[1] / "seed_1")
     for run in runs:
-        with pytest.raises(InputError, match=r"seed_1/checkpoints/0 was saved as run \w+/seed_1"):
+        with pytest.raises(InputError, match=r"seed_1/checkpoints/0: run must be .*got \w+/seed_1"):
             evaluated_runs.open_run(epath.Path(run))

@@ -18,10 +18,10 @@ DIGITS = dict(name="digits", split="validation")
     ("specs", "said"),
     [
         ({}, "config.sets is empty"),
-        ({"a/b": dict(source=DIGITS)}, "config.sets.a/b: the name goes into a file's"),
+        ({"a/b": dict(source=DIGITS)}, "config.sets.a/b: the name must be letters"),
         ({"a": dict(path="x")}, "config.sets.a has no field 'path'; use source, label_map"),
         ({"a": dict(label_map="")}, "config.sets.a needs the field 'source'"),
-        ({"a": dict(source=DIGITS, label_map="v2")}, "config.sets.a.label_map='v2': known are ''"),
+        ({"a": dict(source=DIGITS, label_map="v2")}, "config.sets.a.label_map must be one of ''"),
     ],
 )
 def test_wrong_fields(specs, said):
@@ -39,7 +39,7 @@ def test_a_missing_set_says_how_to_prepare_it(tmp_path):
     with pytest.raises(InputError) as raised:
         image_sets.open_sets({"r": spec})
     said = str(raised.value)
-    assert said.startswith(f"config.sets.r: {path}: no such folder") and "\n" not in said
+    assert said.startswith(f"config.sets.r: {path} must be a folder or a zip") and "\n" not in said
     assert said.endswith("; to prepare the set: unpack imagenet-r.tar")
 
 
@@ -48,14 +48,16 @@ def test_labels_out_of_range(label, monkeypatch):
     images = np.zeros((4, 2, 2, 3), np.uint8)
     source = ArraySource(images, np.array([0, 1, label, 2]), ("a", "b", "c"))
     monkeypatch.setattr(sources, "load", lambda spec: source)
-    with pytest.raises(InputError, match=f"image 2 has label {label}, but there are 3 classes"):
+    with pytest.raises(
+        InputError, match=f"image 2: its label must be below the 3 classes, got {label}"
+    ):
         image_sets.open_sets({"test": dict(source=DIGITS)})
 
 
 def test_an_empty_set(monkeypatch):
     source = ArraySource(np.zeros((0, 2, 2, 3), np.uint8), np.zeros(0, int), ("a",))
     monkeypatch.setattr(sources, "load", lambda spec: source)
-    with pytest.raises(InputError, match="the set holds no images"):
+    with pytest.raises(InputError, match="the set has no images"):
         image_sets.open_sets({"test": dict(source=DIGITS)})
 
 
@@ -106,11 +108,11 @@ def test_another_model():
     evaluation_set.check_model("runs/a", 10, names)
     said = model_check(evaluation_set, 1000, None)
     assert said == (
-        "config.sets.test: runs/a was trained for 1000 classes, the set has 10: choose another "
+        "config.sets.test: runs/a was trained for 1000 classes, the set has 10; choose another "
         "set, or a label_map"
     )
     said = model_check(evaluation_set, 10, names[::-1])
-    assert "config.sets.test: label 0 is 'zero', but 'nine' to runs/a" in said
+    assert "config.sets.test: label 0 must be 'nine', as for runs/a, got 'zero'" in said
 
 
 def test_another_model_of_a_mapped_set(tmp_path):
@@ -122,6 +124,8 @@ def test_another_model_of_a_mapped_set(tmp_path):
     evaluation_set.check_model("runs/a", 1000, None)
     evaluation_set.check_model("runs/a", 1000, list(wordnet_ids()))
     evaluation_set.check_model("runs/a", 1000, [f"class {k}" for k in range(1000)])
-    assert "is for the 1,000 classes of ImageNet" in model_check(evaluation_set, 10, None)
+    assert "label_map='imagenet_v2' needs the 1,000 classes of ImageNet" in model_check(
+        evaluation_set, 10, None
+    )
     said = model_check(evaluation_set, 1000, list(wordnet_ids())[::-1])
-    assert "label 0 is 'n01440764', but 'n15075141' to runs/a" in said
+    assert "label 0 must be 'n15075141', as for runs/a, got 'n01440764'" in said

@@ -95,5 +95,5 @@ def test_cross_entropy_against_torch(smoothing):
 
 
 def test_unknown_model():
-    with pytest.raises(InputError, match=r"model\.name='vgg': known are resnet"):
+    with pytest.raises(InputError, match=r"model\.name must be one of resnet"):
         from_config.make_model(ConfigDict(dict(name="vgg", width=3, dtype="float32")), 10)

@@ -118,7 +118,7 @@ def test_batches_of_what_memory_does_not_hold():
     [
         ((extractor(np.nan), source()), "features of means must be finite, got NaN"),
         ((extractor(), source(size=7)), "images must be such as means takes, got 7x7x3"),
-        ((extractor(), Subset(source(), np.arange(0))), "the set holds no images"),
+        ((extractor(), Subset(source(), np.arange(0))), "the set has no images"),
     ],
 )
 def test_wrong_input(tmp_path, case, message):
@@ -163,7 +163,7 @@ def test_a_classifier_of_ours(tmp_path, monkeypatch, name):
 
 
 def test_other_runs(tmp_path):
-    with pytest.raises(InputError, match="holds no run"):
+    with pytest.raises(InputError, match="is not a run"):
         classifier(tmp_path)
 
 

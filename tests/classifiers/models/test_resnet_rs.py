@@ -294,8 +294,8 @@ def test_any_size(size):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(dropout=25.0), r"model\.dropout=25\.0: it is in \[0, 1\)"),
-        (dict(drop_path=-0.1), r"model\.drop_path=-0\.1: it is in \[0, 1\)"),
+        (dict(dropout=25.0), r"model\.dropout must be in \[0, 1\), got 25\.0"),
+        (dict(drop_path=-0.1), r"model\.drop_path must be in \[0, 1\), got -0\.1"),
     ],
 )
 def test_rates_that_are_none(fields, message):

@@ -193,10 +193,16 @@ def test_mixing_within_domains():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(mixup=-0.1, cutmix=0), "mixup=-0.1: Beta"),
-        (dict(mixup=0, cutmix=float("nan")), "cutmix=nan: Beta"),
-        (dict(mixup=1, cutmix=1, switch=1.5), r"switch=1.5: a probability is in \[0, 1\]"),
-        (dict(mixup=1, cutmix=1, probability=-1), "probability=-1: a probability"),
+        (
+            dict(mixup=-0.1, cutmix=0),
+            r"mixup must be above 0 for Beta\(mixup, mixup\), or 0 to leave it out, got -0\.1",
+        ),
+        (
+            dict(mixup=0, cutmix=float("nan")),
+            r"cutmix must be above 0 for Beta\(cutmix, cutmix\), or 0 to leave it out, got nan",
+        ),
+        (dict(mixup=1, cutmix=1, switch=1.5), r"switch must be in \[0, 1\], got 1.5"),
+        (dict(mixup=1, cutmix=1, probability=-1), r"probability must be in \[0, 1\], got -1"),
     ],
 )
 def test_wrong_numbers(arguments, message):

@@ -112,14 +112,20 @@ def test_other_networks(tmp_path):
 def test_the_flag_cannot_change_midway(together, capsys):
     argv = (*TINY, "--config.vmap_seeds=False")
     assert run_task(train.main, "classifier.py:arm=real,runlocal", together, *argv) == 2
-    assert "was begun with" in capsys.readouterr().err
+    assert "as when" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(best=dict(metric="validation_accuracy", mode="max")), "config.best with vmap_seeds"),
-        (dict(ema=dict(main=dict(decay=0.5), slow=dict(decay=0.9))), "config.ema.slow with vmap"),
+        (
+            dict(best=dict(metric="validation_accuracy", mode="max")),
+            "config.best cannot go with vmap_seeds",
+        ),
+        (
+            dict(ema=dict(main=dict(decay=0.5), slow=dict(decay=0.9))),
+            "config.ema.slow cannot go with vmap_seeds, which keeps only 'main' of each seed",
+        ),
     ],
 )
 def test_what_is_not_kept_of_each_seed_is_refused(tmp_path, capsys, fields, message):

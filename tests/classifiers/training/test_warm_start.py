@@ -100,10 +100,22 @@ def test_larger_images_and_other_classes(tmp_path):
 @pytest.mark.parametrize(
     ("module", "fields", "message"),
     [
-        ("vit", dict(VIT, num_heads=4), r"has model\.num_heads=2, config\.model 4: give both"),
-        ("vit", dict(VIT, pixels="imagenet"), r"has model\.pixels='plain'"),
-        ("vit", dict(VIT, layer_scale=0.1), r"do not agree on params\.block_0\.scale_1"),
-        ("resnet", dict(stage_sizes=(1,)), r"is a ViT, config\.model a ResNet"),
+        (
+            "vit",
+            dict(VIT, num_heads=4),
+            r"config\.init_from=.*: model\.num_heads must be 4, as in config\.model, got 2",
+        ),
+        (
+            "vit",
+            dict(VIT, pixels="imagenet"),
+            r"config\.init_from=.*: model\.pixels must be .*got 'plain'",
+        ),
+        (
+            "vit",
+            dict(VIT, layer_scale=0.1),
+            r"config\.init_from=.* and config\.model differ in params\.block_0\.scale_1",
+        ),
+        ("resnet", dict(stage_sizes=(1,)), r"must be a ResNet, as config\.model, got a ViT"),
     ],
 )
 def test_other_models(module, fields, message, tmp_path):
@@ -117,7 +129,10 @@ def test_grey_weights_for_coloured_images(tmp_path):
     model = presets.make("vit", 3, **VIT)
     variables = write_run(tmp_path / "run", model)[0]
     variables["params"]["patch_embed"]["kernel"] = np.ones((4, 4, 1, 8), np.float32)
-    with pytest.raises(InputError, match=r"kernel has the shape \(4, 4, 1, 8\), config\.model's"):
+    with pytest.raises(
+        InputError,
+        match=r"kernel must have the shape \(4, 4, 3, 8\) of config\.model, got \(4, 4, 1, 8\)",
+    ):
         warm_start._fit_variables(variables, model, (8, 8, 3), "run")
 
 
@@ -132,5 +147,5 @@ def test_the_command(tmp_path, capsys):
     assert read_json(tmp_path / "second" / "inputs.json")["init_from_0"] == first
     capsys.readouterr()
     assert run(tmp_path / "third", dict(real=REAL), **fields | dict(init_from="none")) == 2
-    assert "none holds no run" in capsys.readouterr().err
+    assert "none is not a run" in capsys.readouterr().err
     assert not (tmp_path / "third").exists()

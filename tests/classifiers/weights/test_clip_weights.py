@@ -37,14 +37,20 @@ def one_line(capsys):
 
 
 WRONG = {
-    "another family": (dict(model_type="bert"), "and the rest are of no layout that is known"),
+    "another family": (dict(model_type="bert"), "and the rest are in none of the known layouts"),
     "activation": (
         dict(vision_config__hidden_act="relu"),
         "config.json: hidden_act must be gelu or quick_gelu or gelu_pytorch_tanh, got 'relu'",
     ),
     "size": (dict(vision_config__image_size=16), "image_size must be what preprocessor_config"),
-    "shapes": (dict(projection_dim=12), "(10, 16), in the model it has (12, 16); use"),
-    "depth": (dict(text_config__num_hidden_layers=3), "encoder.layers.2.layer_norm1.bias is miss"),
+    "shapes": (
+        dict(projection_dim=12),
+        "must have the shape (12, 16) of the model, got (10, 16); use",
+    ),
+    "depth": (
+        dict(text_config__num_hidden_layers=3),
+        "encoder.layers.2.layer_norm1.bias of the model is missing",
+    ),
 }
 
 
@@ -68,9 +74,9 @@ def test_wrong_files(name, source, tmp_path, capsys):
     ("argv", "said"),
     [
         (["--model=clip_vit_b32"], "image.width must be 768 for --model=clip_vit_b32, got 20"),
-        (["--model=vit_b16"], "clip.name='vit_b16': known are clip_vit_b32"),
-        (["--size=64"], "--size is for classifiers: leave it out"),
-        (["--tokenizer=no"], "--tokenizer=no: it holds no tokenizer"),
+        (["--model=vit_b16"], "clip.name must be one of clip_vit_b32"),
+        (["--size=64"], "--size is for classifiers"),
+        (["--tokenizer=no"], "--tokenizer=no has no tokenizer"),
     ],
 )
 def test_wrong_flags(argv, said, source, tmp_path, capsys):
@@ -106,7 +112,7 @@ def test_activations_are_compared():
         laion = clip.make({"name": "clip_vit_b16", tower: {"activation": "gelu"}})
         with pytest.raises(InputError, match=rf"^x: {tower}.activation must be 'quick_gelu' for"):
             check_preset(laion, "clip_vit_b16", "x")
-        with pytest.raises(InputError, match=r"^weights in openai's layout: it has no CLIP with"):
+        with pytest.raises(InputError, match=r"^openai's layout of weights has no CLIP with"):
             check_layout(laion, "openai")
     with pytest.raises(InputError, match="no CLIP with SigLIP's towers"):
         check_layout(PUBLISHED["siglip_b16"], "open_clip")
