@@ -10,7 +10,7 @@ Each run below the folder, and each of config.runs, is one arm; its seeds are it
 NAME of config.sets is summed up in evaluation_NAME.json and a table: top-1, top-5, loss,
 calibration error, accuracy by class, of many-, medium- and few-shot classes (config.shots) and
 under attack (config.attacks); evaluation.png draws them. What is done is kept in the folder
-`evaluations`, so that the same command goes on where it stopped, and does only what is new. The
+`evaluations`, so that the same command resumes where it stopped, and does only what is new. The
 processes of a job (--coordinator) share every batch among their devices.
 """
 

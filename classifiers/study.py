@@ -14,7 +14,7 @@ python -m classifiers.study --config=configs/imagenet/study.py --workdir=/mnt/st
 
 config.studies names those to make, config.models_of the models of each. In the work directory come
 runs/MODEL/ARM (classifiers.train, then classifiers.evaluate), logs/, study.json, a PNG file a
-figure and report.html. The same command goes on where it stopped and makes only what is missing.
+figure and report.html. The same command resumes where it stopped and makes only what is missing.
 
 --jobs command lines run at a time, each started by --submit, in which {lane} is the job's place,
 from 0 to jobs - 1, and {step} its name. Jobs on one machine would fight for its chips, so give each

@@ -5,7 +5,7 @@ python -m classifiers.train --config=configs/cifar10/resnet.py:arm=real+generate
     --workdir=runs/both
 python -m classifiers.train --config=configs/imagenet/deit_l.py --preflight=v4:4x4x4
 
-The same command goes on where it stopped. Seed n is trained in the folder seed_n of the run
+The same command resumes where it stopped. Seed n is trained in the folder seed_n of the run
 directory, and learning_curves.png shows how all went. All images of config.train_sources count the
 same, unless config.synthetic_weight says which share of every batch is synthetic;
 config.loader_workers processes read them, 0 for threads, -1 for one a CPU.

@@ -4,7 +4,7 @@ python -m classifiers.train_clip --config=configs/clip/tiny.py --workdir=runs/cl
 python -m classifiers.train_clip --config=configs/clip/tiny.py:runlocal --workdir=runs/clip/try
 python -m classifiers.train_clip --config=configs/clip/vit_b16.py --dry_run
 
-The same command goes on where it stopped, and learning_curves.png shows how it went. A source of
+The same command resumes where it stopped, and learning_curves.png shows how it went. A source of
 config.train_sources gives texts where its field `caption` says what they are (a column, a field, a
 file's suffix, the prompt of a generated image); images without get their class name in a sentence
 of config.templates. config.draw is `union`, where all images count the same, or `one_of_each`,

@@ -17,17 +17,17 @@ def parse(text: str | None, **defaults: Any) -> dict[str, Any]:
     for item in filter(None, (text or "").split(",")):
         name, given, value = item.partition("=")
         if name not in defaults:
-            raise ValueError(f"there is no argument {name!r} (there is: {', '.join(defaults)})")
+            raise ValueError(f"there is no argument {name!r}; use one of {', '.join(defaults)}")
         kind = type(defaults[name])
         if kind is bool:
             if given and value not in ("True", "False"):
-                raise ValueError(f"{item!r}: True or False is needed")
+                raise ValueError(f"{item!r} must be True or False; give one of them")
             arguments[name] = value != "False"
         else:
             try:
                 arguments[name] = kind(value)
             except ValueError:
-                raise ValueError(f"{item!r}: the value is not of type {kind.__name__}") from None
+                raise ValueError(f"{item!r} must have a value of type {kind.__name__}") from None
     return arguments
 
 

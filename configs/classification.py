@@ -14,5 +14,5 @@ def arm_sources(arm: str, real: dict, generated: dict, **others: dict) -> dict:
         **{name: dict(real=source) for name, source in others.items()},
     }
     if arm not in arms:
-        raise ValueError(f"arm={arm}: there is {', '.join(arms)}")
+        raise ValueError(f"arm must be one of {', '.join(arms)}, got {arm}")
     return arms[arm]

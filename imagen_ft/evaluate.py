@@ -6,7 +6,7 @@ python -m imagen_ft.evaluate --config=configs/imagenet/evaluate_images.py:genera
 python -m imagen_ft.evaluate --config=configs/imagenet/evaluate_images.py:sampled=10000 \
     --workdir=runs/drawn
 
-A set NAME of config.sets is a generated set, a folder of images, a set of TFDS or Parquet files, an
+A set NAME of config.sets is a synthetic set, a folder of images, a set of TFDS or Parquet files, an
 npz of samples, or a cascade (a config of stages), whose images are drawn on the way, held only
 until they have been looked at, and written nowhere unless `write` names an npz. config.measures
 says what is measured: Frechet distances (called FID and sFID on Inception alone), inception score,

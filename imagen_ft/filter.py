@@ -1,4 +1,4 @@
-"""Chooses the images of a generated set that are worth training on; the set stays as it is.
+"""Chooses the images of a synthetic set that are worth training on; the set stays as it is.
 
 python -m imagen_ft.filter --config=configs/digits/filter.py --workdir=runs/digits/filter
 python -m imagen_ft.filter --config=configs/cifar10/filter.py --workdir=runs/cifar10/filter

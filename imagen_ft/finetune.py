@@ -5,7 +5,7 @@ python -m imagen_ft.finetune --config=configs/imagenet/imagen_base64.py --prefli
 python -m imagen_ft.finetune --config=configs/imagenet/few_shot.py:model=sd15 \
     --workdir=runs/few_shot
 
-The same command goes on where it stopped: it takes its own newest sound checkpoint, and only if
+The same command resumes where it stopped: it takes its own newest good checkpoint, and only if
 there is none the weights of --config.init_from, and if that is empty new ones. On several hosts
 start it on each; it finds the others by --coordinator or by what the cluster says.
 With --config.lora.rank=16 only adapters of that rank are trained, on the weights of

@@ -7,7 +7,7 @@ python -m imagen_ft.generate --config=configs/imagenet/generate.py --workdir=dat
     --num_workers=64
 
 For every class it makes as many images as the real set has, times config.copies. The same command
-goes on where it stopped: a complete shard is never made again. Any number of workers, each a
+resumes where it stopped: a complete shard is never made again. Any number of workers, each a
 process or a job of several hosts (--coordinator), share one folder, and whoever is last completes
 it. --verify reads a set back, --repair makes what is damaged or missing in it again.
 
@@ -58,7 +58,7 @@ def define_flags(values: flags.FlagValues) -> None:
     """Flags of this task alone."""
     joining.define_flags(values)
     flags.DEFINE_integer(
-        "worker", 0, "which of --num_workers this one is, from 0", flag_values=values
+        "worker", 0, "index of this worker among --num_workers, from 0", flag_values=values
     )
     flags.DEFINE_integer("num_workers", 1, "workers that share --workdir", flag_values=values)
     flags.DEFINE_bool("verify", False, "read a set back and check every record", flag_values=values)
@@ -86,7 +86,7 @@ def _see(folder: epath.Path) -> None:
         if (folder / PROVENANCE).exists():
             return
         time.sleep(1)
-    raise InputError(f"{folder} is not the same folder on all hosts: name one that all see")
+    raise InputError(f"{folder} must be the same folder on all hosts; name one that all see")
 
 
 def main(args: app.Arguments) -> None:
@@ -94,9 +94,11 @@ def main(args: app.Arguments) -> None:
     values, args = args.flags, dataclasses.replace(args, config=with_dtypes(args.config))
     check_numbers(args.config, _LIMITS)
     if not 0 <= values.worker < values.num_workers:
-        raise InputError(f"--worker={values.worker} is not in 0 .. {values.num_workers - 1}")
+        raise InputError(
+            f"--worker must be from 0 to {values.num_workers - 1}, got {values.worker}"
+        )
     if values.repair and values.num_workers > 1:
-        raise InputError("--repair is one worker's work: leave --num_workers away")
+        raise InputError("--repair needs one worker; leave --num_workers out")
     check_start(args.config)
     if args.dry_run:
         app.describe(args, **parameter_shapes(args.config))

@@ -68,7 +68,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_integer(
-        "path", 0, "moments of the denoising that path.png shows; 0 for none", flag_values=values
+        "path", 0, "number of denoising steps that path.png shows; 0 for none", flag_values=values
     )
 
 
@@ -87,7 +87,7 @@ def read_prompts(values: flags.FlagValues) -> dict[str, str]:
     if values.prompts:
         lines = {source: line for source, line in read_lines(values.prompts) if line}
         if not lines:
-            raise InputError(f"--prompts={values.prompts}: the file holds no prompt")
+            raise InputError(f"--prompts={values.prompts} has no prompt; write one a line")
         prompts |= lines
     return prompts
 
@@ -104,7 +104,9 @@ def main(args: app.Arguments) -> None:
     check_numbers(config, _LIMITS)
     check_start(config)
     if args.flags.path < 0:
-        raise InputError(f"--path={args.flags.path}: how many moments to show; 0 for none")
+        raise InputError(
+            f"--path must be a number of steps to show, or 0 for none, got {args.flags.path}"
+        )
     prompts = list(given.values()) or list(names)
     prompts = [prompt for prompt in prompts for _ in range(config.images_per_prompt)]
     if args.dry_run:
@@ -112,7 +114,7 @@ def main(args: app.Arguments) -> None:
         print(memory_table(config))
         return
     if not prompts:
-        raise InputError("nothing to draw: give --prompt=... or --prompts=FILE")
+        raise InputError("nothing to draw; give --prompt=... or --prompts=FILE")
     sizes = [stage.image_size for stage in make_stages(config).values()]
     on_first_process(lambda: check_workdir(args.workdir, prompts, sizes))
     draw(args, config, prompts)
@@ -190,13 +192,13 @@ def check_workdir(workdir: epath.Path, prompts: list[str], sizes: list[int]) -> 
         InputError: there are some, or the folder is a file.
     """
     if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"{workdir} is a file: name a folder as --workdir")
+        raise InputError(f"--workdir must be a folder, got the file {workdir}; name another one")
     ours = {image_name(n, prompt, size) for n, prompt in enumerate(prompts) for size in sizes}
     paths = list(workdir.iterdir()) if workdir.exists() else []
     images = {path.name for path in paths if path.suffix.lower() in IMAGES}
     others = sorted(images - ours - {GRID, PATH})
     if others:
-        raise InputError(f"{workdir} holds other images ({others[0]}): name another --workdir")
+        raise InputError(f"{workdir} has other images ({others[0]}); name another --workdir")
 
 
 def check_same_settings(workdir: epath.Path, settings: dict[str, Any]) -> None:
@@ -210,8 +212,8 @@ def check_same_settings(workdir: epath.Path, settings: dict[str, Any]) -> None:
         return
     for field, (before, now) in differences(read_object(path), settings).items():
         raise InputError(
-            f"{workdir} holds images that were drawn with {field} = {before}, now it is {now}: "
-            "name another --workdir"
+            f"{workdir} has images drawn with {field} = {before}, now it is {now}; name "
+            "another --workdir"
         )
 
 

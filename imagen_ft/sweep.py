@@ -20,7 +20,7 @@ config.halving.measure). --cas trains a classifier on the images of each point t
 (config.cas), in processes of their own, which --submit starts as in classifiers.study, and adds
 their accuracies.
 
-The same command goes on where it stopped. Any number of workers, each a process or a job of several
+The same command resumes where it stopped. Any number of workers, each a process or a job of several
 hosts (--coordinator), share one folder.
 """
 
@@ -74,7 +74,7 @@ def define_flags(values: flags.FlagValues) -> None:
     joining.define_flags(values)
     launcher.define_flags(values)
     flags.DEFINE_integer(
-        "worker", 0, "which of --num_workers this one is, from 0", flag_values=values
+        "worker", 0, "index of this worker among --num_workers, from 0", flag_values=values
     )
     flags.DEFINE_integer("num_workers", 1, "workers that share --workdir", flag_values=values)
     flags.DEFINE_integer(
@@ -109,12 +109,17 @@ def main(args: app.Arguments) -> None:
     """Runs the task."""
     config, values = args.config, args.flags
     if not 0 <= values.worker < values.num_workers:
-        raise InputError(f"--worker={values.worker} is not in 0 .. {values.num_workers - 1}")
+        raise InputError(
+            f"--worker must be from 0 to {values.num_workers - 1}, got {values.worker}"
+        )
     kind = check(config)
     config = _with_dtypes(config)
     points = make_points(config)
     if values.budget < 0:
-        raise InputError(f"--budget={values.budget}: images in all; 0 for the whole grid")
+        raise InputError(
+            "--budget must be a number of images in all, or 0 for the whole "
+            f"grid, got {values.budget}"
+        )
     halving = config.halving
     rounds = plan_rounds(
         len(points), config.num_images, values.budget, halving.factor, halving.finalists
@@ -213,7 +218,9 @@ def _score(args: app.Arguments, config: ml_collections.ConfigDict, points: list[
     if not config.cas:
         raise InputError("--cas needs config.cas, which says how a classifier is trained, got none")
     if not is_local(args.workdir):
-        raise InputError(f"--workdir={args.workdir}: --cas needs a folder of a file system")
+        raise InputError(
+            f"--workdir must be a folder of a file system for --cas, got {args.workdir}"
+        )
     # Chips, which one process holds at a time, are for the classifiers.
     jax.config.update("jax_platforms", "cpu")
     words = launcher.launcher(args.flags)

@@ -9,7 +9,7 @@ Distils the stages (config.distilled), draws the images of every arm (solvers wi
 of config.settings, the students, and config.reference), trains the same classifiers on each with
 the same seeds, and tests which arms are as good as the reference: within config.margin, by two
 one-sided t-tests. In the work directory come worth.json, worth.png and report.html. The same
-command goes on where it stopped, and makes only what is missing.
+command resumes where it stopped, and makes only what is missing.
 
 --jobs command lines run at a time, each started by --submit, as in classifiers.study.
 """
@@ -47,7 +47,9 @@ def main(args: app.Arguments) -> None:
     # Here only shapes are computed; chips, which one process holds at a time, are for the jobs.
     jax.config.update("jax_platforms", "cpu")
     if args.folder and not is_local(args.folder):
-        raise InputError(f"--workdir={args.folder}: a study needs a folder of a file system")
+        raise InputError(
+            f"--workdir must be a folder of a file system for a study, got {args.folder}"
+        )
     workdir = Path(args.folder or "WORKDIR")
     words = launcher.launcher(args.flags)
     options = launcher.options(args.flags)

@@ -82,14 +82,15 @@ def resolve(
     for label, (name, image_name) in enumerate(itertools.zip_longest(expected, image_names)):
         if name != image_name:
             raise InputError(
-                f"config.class_names: class {label} must be {_quoted(image_name)}, as in "
-                f"the images of {source_field}, got {_quoted(name)}; make them the same"
+                f"config.class_names: class {label} must be {_quoted(image_name, 'left out')}, as "
+                f"in the images of {source_field}, got {_quoted(name, 'no class')}; make them the "
+                "same"
             )
     return names
 
 
-def _quoted(name: str | None) -> str:
-    return "no class" if name is None else repr(name)
+def _quoted(name: str | None, nothing: str) -> str:
+    return nothing if name is None else repr(name)
 
 
 def _built_in(file: str) -> tuple[str, ...]:

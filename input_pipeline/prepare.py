@@ -12,7 +12,7 @@ dict(name="tfds", path=DIR, split="train"), or as `prepared=DIR` in configs/imag
 shorter side is longer than --size are shrunk to it by the rule of training. With --raw they are not
 compressed: three to four times the bytes, and next to no time to decode.
 
-The same command goes on where it stopped. Folders without dataset_info.json are not complete.
+The same command resumes where it stopped. Folders without dataset_info.json are not complete.
 """
 
 import concurrent.futures

@@ -1,10 +1,10 @@
-"""How every command ends: with one clear line for what the user can mend, and an exit code.
+"""How every command ends: with one clear line for what the user can fix, and an exit code.
 
 | code | means | a scheduler |
 |---|---|---|
 | 0 | done | goes on |
 | 1 | failed: a bug, or NaN and infinity in a network | does not restart it, it would end so again |
-| 2 | wrong input or a full disk: the line says what to mend | does not restart it before that |
+| 2 | wrong input or a full disk: the line says what to fix | does not restart it before that |
 | 75 | preempted, all work is saved; another process, or the object store, is lost | runs it again |
 | 130 | interrupted from the keyboard | leaves that to the user |
 
@@ -112,7 +112,7 @@ def _groups(values: flags.FlagValues) -> dict[str, list[flags.Flag]]:
 def _described(flag: flags.Flag) -> str:
     """Name, help and default; a help that speaks of the default says it itself."""
     is_set = flag.default not in (None, "", [])
-    default = (flag.default_as_str or "").strip("'") if is_set else "none"
+    default = (flag.default_as_str or "").strip("'") if is_set else "not set"
     text = " ".join(flag.help.split())
     said = "" if "default" in text else f" (default: {default})"
     return f"--{flag.name}: {text}{said}"

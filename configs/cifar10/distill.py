@@ -41,7 +41,7 @@ def get_config(arg=""):
         runlocal=False,
     )
     if args["stage"] not in STAGES:
-        raise ValueError(f"stage={args['stage']}: there is {', '.join(STAGES)}")
+        raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {args['stage']}")
     local = ",runlocal" if args["runlocal"] else ""
     data = f"data={args['data']},root={args['root']}{local}"
     config = STAGES[args["stage"]].get_config(data)

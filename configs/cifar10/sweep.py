@@ -50,7 +50,7 @@ def get_config(arg=""):
         runlocal=False,
     )
     if args["stage"] not in GRIDS:
-        raise ValueError(f"stage={args['stage']}: there is {', '.join(GRIDS)}")
+        raise ValueError(f"stage must be one of {', '.join(GRIDS)}, got {args['stage']}")
     config = ConfigDict()
     local = ",runlocal" if args["runlocal"] else ""
     config.cascade = generate.get_config(f"data={args['data']},root={args['root']}{local}")

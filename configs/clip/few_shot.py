@@ -35,7 +35,7 @@ def get_config(arg=""):
         runlocal=False,
     )
     if args["loss"] not in LOSSES:
-        raise ValueError(f"loss={args['loss']}: there is {', '.join(LOSSES)}")
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {args['loss']}")
     config = ConfigDict()
     config.method = args["method"]
     config.clip = args["clip"]

@@ -30,7 +30,7 @@ SECOND = {"m": "if_ii_m", "l": "if_ii_l", "xl": "if_ii_l"}
 def get_config(arg=""):
     args = arguments.parse(arg, runlocal=False, size="m", hub=False)
     if args["size"] not in FIRST:
-        raise ValueError(f"size={args['size']}: known are {', '.join(FIRST)}")
+        raise ValueError(f"size must be one of {', '.join(FIRST)}, got {args['size']}")
     first, second = FIRST[args["size"]], SECOND[args["size"]]
 
     config = ConfigDict()

@@ -35,7 +35,7 @@ def get_config(arg=""):
         runlocal=False,
     )
     if args["stage"] not in STAGES:
-        raise ValueError(f"stage={args['stage']}: there is {', '.join(STAGES)}")
+        raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {args['stage']}")
     config = STAGES[args["stage"]].get_config("runlocal" if args["runlocal"] else "")
     config.seed = 2  # not the noise that training has seen
     # What the stage was pretrained on: of 30 digits a student would see too little.

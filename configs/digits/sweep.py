@@ -64,9 +64,9 @@ def get_config(arg=""):
         runlocal=False,
     )
     if args["stage"] not in GRIDS:
-        raise ValueError(f"stage={args['stage']}: there is {', '.join(GRIDS)}")
+        raise ValueError(f"stage must be one of {', '.join(GRIDS)}, got {args['stage']}")
     if args["low"] not in ("", "real"):
-        raise ValueError(f"low={args['low']}: '' or real")
+        raise ValueError(f"low must be '' or real, got {args['low']}")
     config = ConfigDict()
     config.cascade = generate.get_config("runlocal" if args["runlocal"] else "")
     config.cascade.images_per_prompt = 8  # of imagen_ft.sample

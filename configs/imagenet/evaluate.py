@@ -85,8 +85,8 @@ def get_config(arg=""):
         sets[name] = _set(label_map, source, f"unpack {archive}")
     default = "val" if args["runlocal"] else "+".join(sets)
     chosen = (args["sets"] or default).split("+")
-    if unknown := [name for name in chosen if name not in sets]:
-        raise ValueError(f"sets={args['sets']}: there is no {unknown[0]!r}, but {'+'.join(sets)}")
+    if any(name not in sets for name in chosen):
+        raise ValueError(f"sets must be some of {'+'.join(sets)}, got {args['sets']}")
     config = ConfigDict()
     config.sets = {name: sets[name] for name in chosen}
     config.runs = ()

@@ -70,7 +70,9 @@ def get_config(arg=""):
         runlocal=False,
     )
     if args["extractor"] not in EXTRACTORS:
-        raise ValueError(f"extractor={args['extractor']}: there is {', '.join(EXTRACTORS)}")
+        raise ValueError(
+            f"extractor must be one of {', '.join(EXTRACTORS)}, got {args['extractor']}"
+        )
     fields, without = EXTRACTORS[args["extractor"]]
     config = ConfigDict()
     config.sets = _sets(args)
@@ -108,7 +110,7 @@ def _sets(args: dict) -> dict:
             sets[name] = dict(source=dict(name=kind, path=path))
     if args["sampled"]:
         if "sampled" in sets:
-            raise ValueError("sampled: another set is called so; rename it")
+            raise ValueError("sampled: another set has this name; rename it")
         size, local = args["size"], ",runlocal" if args["runlocal"] else ""
         if args["cascade"] in MODELS:
             cascade = generate_sd.get_config(f"model={args['cascade']}{local}")

@@ -28,7 +28,7 @@ MODELS = dict(if_i_l=if_i_l, sd15=sd15, sd21=sd21)
 def get_config(arg=""):
     args, others = arguments.split(arg, prior="", model="if_i_l")
     if args["model"] not in MODELS:
-        raise ValueError(f"model={args['model']}: there is {', '.join(MODELS)}")
+        raise ValueError(f"model must be one of {', '.join(MODELS)}, got {args['model']}")
     config = MODELS[args["model"]].get_config(others)
     config.train_source.per_class = 16
     config.prior = dict()

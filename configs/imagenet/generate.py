@@ -92,11 +92,11 @@ def get_config(arg=""):
         runlocal=False,
     )
     if args["cascade"] not in CASCADES:
-        raise ValueError(f"cascade={args['cascade']}: there is {', '.join(CASCADES)}")
+        raise ValueError(f"cascade must be one of {', '.join(CASCADES)}, got {args['cascade']}")
     cascade = CASCADES[args["cascade"]]
     size = args["size"]
     if size not in cascade:
-        raise ValueError(f"size={size}: there is {', '.join(map(str, cascade))}")
+        raise ValueError(f"size must be one of {', '.join(map(str, cascade))}, got {size}")
     local = "runlocal" if args["runlocal"] else ""
 
     config = ConfigDict()

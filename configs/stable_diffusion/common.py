@@ -36,7 +36,7 @@ TINY = dict(
 
 def check(name):
     if name not in MODELS:
-        raise ValueError(f"model={name}: there is {', '.join(MODELS)}")
+        raise ValueError(f"model must be one of {', '.join(MODELS)}, got {name}")
 
 
 def stage(name, runlocal=False):

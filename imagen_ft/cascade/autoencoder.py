@@ -86,6 +86,6 @@ def check_same_autoencoder(run: Any, digest: str) -> None:
     """
     if run.inputs.get("autoencoder", digest) != digest:
         raise InputError(
-            f"{run.path} was trained on the latents of another auto-encoder than the config has: "
-            "name that one as stage.autoencoder.weights"
+            f"{run.path} was trained on the latents of another auto-encoder than the "
+            "config has; name that one as stage.autoencoder.weights"
         )

@@ -135,4 +135,4 @@ def _check_names(kind: str, given: Iterable[str], known: Iterable[str]) -> None:
     known = list(known)
     for name in given:
         if name not in known:
-            raise InputError(f"there is no {kind} {name!r} (there is: {', '.join(known)})")
+            raise InputError(f"there is no {kind} {name!r}; use one of {', '.join(known)}")

@@ -38,8 +38,8 @@ def checked(
                 more = f" and {others} more of its batch" if others else ""
                 dtype = jnp.dtype(stage.denoiser.model.dtype).name
                 raise Diverged(
-                    f"stage {name} drew NaN or infinity for {image}{more}: its network, computing "
-                    f"in {dtype}, has left the finite numbers; look at its weights, or set another "
+                    f"stage {name} drew NaN or infinity for {image}{more}: its network "
+                    f"overflows in {dtype}; check its weights, or set another "
                     "stage.unet.dtype"
                 )
         first += len(finite[0])

@@ -55,8 +55,9 @@ def as_imported(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         if ours["sampler.logvar_coeff"] == "learned" != fixed:
             ours["sampler.logvar_coeff"], taken[name] = fixed, {"logvar_coeff": fixed}
             _say(
-                f"config.stages.{name}.sampler.logvar_coeff: {fixed} takes the place of 'learned', "
-                f"for the scheduler of {path} has variance_type={settings['variance_type']!r}"
+                f"config.stages.{name}.sampler.logvar_coeff: {fixed} replaces 'learned', "
+                f"as the scheduler of {path} has "
+                f"variance_type={settings['variance_type']!r}"
             )
         others = [
             f"{field}={ours[field]!r} (there {theirs[field]!r})"
@@ -65,7 +66,7 @@ def as_imported(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         ]
         if others:
             _say(
-                f"config.stages.{name} draws otherwise than the scheduler of {path}: "
+                f"config.stages.{name} samples differently from the scheduler of {path}: "
                 f"{', '.join(others)}"
             )
     return changed(config, {"stages": taken}, loading=False) if taken else config

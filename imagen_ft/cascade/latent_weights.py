@@ -111,7 +111,7 @@ def sampler_of(path: str) -> dict[str, Any]:
         unlike += [f"{field}={value!r}" for field, value in asked if value not in _ASKED[field]]
     if unlike:
         # Otherwise another picture than diffusers' would be a riddle.
-        say(f"warning: {where} asks for {', '.join(unlike)}, which {fields['name']} stands in for")
+        say(f"warning: {where} asks for {', '.join(unlike)}; {fields['name']} replaces it")
     spacing = _one_of(said, "timestep_spacing", spacing, _SPACINGS, where)
     if spacing == "leading" and _one_of(said, "steps_offset", 0, (0, 1), where):
         spacing = "leading_one"

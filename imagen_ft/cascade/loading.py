@@ -203,7 +203,7 @@ def check_same_model(
         of_encoder = field.startswith("text.") and field not in _OF_PROMPTS
         if field not in _HOW and not (by_digest and of_encoder):
             raise InputError(
-                f"{run.path} was trained with {field} = {before}, the config has {now}: name "
+                f"{run.path}: {field} must be {now}, as in the config, got {before}; name "
                 "another run"
             )
 
@@ -221,8 +221,8 @@ def check_same_text(run: Run, encoder: TextEncoder) -> None:
     trained_with = run.inputs.get("text", "")
     if trained_with != encoder.digest:
         raise InputError(
-            f"{run.path} was trained with the text states of another encoder than config.text has "
-            "now: name the cache that it was trained with"
+            f"{run.path} was trained with another text encoder than config.text; name the "
+            "cache that it was trained with"
         )
 
 

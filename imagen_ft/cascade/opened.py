@@ -77,7 +77,7 @@ def with_t5(config: ml_collections.ConfigDict, path: str) -> ml_collections.Conf
     """
     before = config.text
     if not {"cache", "weights"} & set(before):
-        raise InputError(f"text={path}: this cascade has a text encoder of its own; leave text out")
+        raise InputError(f"text={path}: this cascade has its own text encoder; leave text out")
     kept = ("null", "template", "shape", "dtype", "clean_caption", "max_length")
     fields = {name: before[name] for name in kept if name in before}
     if "cache" in before:
@@ -106,7 +106,7 @@ def _of_runs(runs: Sequence[Run]) -> ml_collections.ConfigDict:
     for run in runs:
         name = run.path.name
         if name in stages:
-            raise InputError(f"{run.path}: two runs are called {name}; rename a folder")
+            raise InputError(f"{run.path}: two runs have the name {name}; rename a folder")
         pictures = run.config.get("pictures") or {}
         fields = {key: value for key, value in pictures.items() if key != "count"}
         entry = {**_SAMPLING, "noise_augmentation": 0.0, **fields}

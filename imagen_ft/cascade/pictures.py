@@ -41,7 +41,9 @@ def show(
         columns = stages * (columns or max(1, _COLUMNS // stages))
     _check(arrays)
     if captions and len(captions) != len(arrays):
-        raise InputError(f"{len(captions)} captions for {len(arrays)} images: one each is needed")
+        raise InputError(
+            f"captions must be one for each of {len(arrays)} images, got {len(captions)}"
+        )
     columns = min(columns or _COLUMNS, len(arrays))
     figure = image_grid.grid(arrays, captions or [""] * len(arrays), columns)
     return Picture(image_grid.to_png(figure))
@@ -121,7 +123,7 @@ def film(
     moments = values.COUNT.of("moments", moments)
     rows = steps.shape[1]
     if len(captions) != rows:
-        raise InputError(f"{len(captions)} captions for {rows} images: one each is needed")
+        raise InputError(f"captions must be one for each of {rows} images, got {len(captions)}")
     shown = np.linspace(0, len(steps) - 1, min(moments, len(steps))).round().astype(int)
     tiles = [steps[step, row] for row in range(rows) for step in shown]
     titles = [
@@ -143,4 +145,4 @@ def _check(images: Sequence[np.ndarray]) -> None:
             kind = f"{image.dtype} {list(image.shape)}"
             raise InputError(f"image {number} must be uint8 [h, w, c], got {kind}")
     if not images:
-        raise InputError("0 images: at least one is needed")
+        raise InputError("there must be at least one image, got none")

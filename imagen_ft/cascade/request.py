@@ -121,34 +121,35 @@ class Request:
         sizes = [stage.denoiser.low_size for stage in stages]
         if self.low is None:
             if sizes[0]:
-                raise InputError("this cascade has no base: give images to enlarge as low")
+                raise InputError("this cascade has no base; give images to enlarge as low")
             return 0
         shape = self.low.shape
         size = shape[1] if len(shape) == 4 else 0
         if not size or size not in sizes:
-            starts = " or ".join(f"{low_size} px" for low_size in sizes if low_size) or "noise"
-            raise InputError(f"low of shape {list(shape)}: the stages start from {starts}")
+            starts = " or ".join(f"{low_size} px" for low_size in sizes if low_size)
+            needed = f"images of {starts}" if starts else "left out, as all stages start from noise"
+            raise InputError(f"low must be {needed}, got the shape {list(shape)}")
         return sizes.index(size)
 
     def _check_counts(self) -> None:
         if (self.prompts is None) == (self.labels is None):
-            raise InputError("prompts or labels: one of them says what to draw")
+            raise InputError("give either prompts or labels, not both or none")
         name = "labels" if self.prompts is None else "prompts"
         if self.labels is not None and self.labels.ndim != 1:
-            raise InputError("labels: give a list, with one for each image")
+            raise InputError("labels must be a list with one for each image")
         if not len(self):
-            raise InputError(f"0 {name}: at least one is needed")
+            raise InputError(f"{name} must name at least one image, got none")
         for field, numbers in (("indices", self.indices), ("positions", self.positions)):
             if numbers is not None and len(numbers) != len(self):
                 raise InputError(
-                    f"{len(numbers)} {field} for {len(self)} {name}: one each is needed"
+                    f"{field} must be one for each of {len(self)} {name}, got {len(numbers)}"
                 )
             # Beyond 32 bits two images would be one.
             if numbers is not None and (numbers.min() < 0 or numbers.max() > MOST_SEED):
                 outside = numbers[(numbers < 0) | (numbers > MOST_SEED)][0]
                 raise InputError(f"{field} must be from 0 to {MOST_SEED}, got {outside}")
         if self.batch_size is not None and self.batch_size < 1:
-            raise InputError(f"batch_size={self.batch_size}: at least 1 is needed")
+            raise InputError(f"batch_size must be at least 1, got {self.batch_size}")
 
     def _check_text(self, class_names: Sequence[str]) -> None:
         if self.prompts is not None:
@@ -156,10 +157,12 @@ class Request:
             return
         labels = np.asarray(self.labels)
         if not np.issubdtype(labels.dtype, np.integer):
-            raise InputError(f"labels are {labels.dtype}: whole numbers of classes are needed")
+            raise InputError(f"labels must be whole numbers of classes, got {labels.dtype}")
         if labels.min() < 0 or labels.max() >= len(class_names):
             outside = labels[(labels < 0) | (labels >= len(class_names))][0]
-            raise InputError(f"label {outside}: the cascade has {len(class_names)} classes, from 0")
+            raise InputError(
+                f"labels must be below the cascade's {len(class_names)} classes, got {outside}"
+            )
 
     def _check_negatives(self, stages: Sequence[Stage]) -> None:
         texts = self.negatives()
@@ -184,17 +187,18 @@ class Request:
         if self.low is not None:
             self._check_shape("low", self.low, stages[first].denoiser.low_size, base)
             if self.start is not None or self.skip_steps:
-                raise InputError("start and skip_steps are of the base, which low leaves out")
+                raise InputError("start and skip_steps need the base, which low leaves out")
         if not 0 <= self.skip_steps < base.sampler.num_steps:
             raise InputError(
-                f"skip_steps={self.skip_steps}: the base has {base.sampler.num_steps} steps"
+                f"skip_steps must be below the base's {base.sampler.num_steps} steps, got "
+                f"{self.skip_steps}"
             )
         if self.start is not None:
             self._check_shape("start", self.start, base.denoiser.image_size, base)
             if not self.skip_steps:
                 raise InputError(
-                    "skip_steps must be at least 1 where there is a start, got 0: all steps begin "
-                    "with noise alone; the more, the closer to it"
+                    "skip_steps must be at least 1 with a start, got 0, where all steps "
+                    "begin with noise alone; the more, the closer to the start"
                 )
 
     def _check_shape(
@@ -205,8 +209,8 @@ class Request:
             images = np.asarray(images)
         if images.shape != shape or images.dtype != np.uint8:
             raise InputError(
-                f"{name} is {images.dtype} {list(images.shape)}: uint8 {list(shape)} is needed, "
-                "one an image"
+                f"{name} must be uint8 {list(shape)}, one an image, got {images.dtype} "
+                f"{list(images.shape)}"
             )
 
 
@@ -220,7 +224,7 @@ def check_fields(given: Iterable[str], also: Iterable[str]) -> None:
     for name in given:
         if name not in names:
             raise InputError(
-                f"sample has no argument {name!r} (there is: {', '.join([*names, *also])})"
+                f"sample has no argument {name!r}; use one of {', '.join([*names, *also])}"
             )
 
 

@@ -153,7 +153,7 @@ def _start_of(run: Run) -> str:
         if _digest(path) == run.inputs["init_from"]:
             return path
         raise InputError(
-            f"{run.path} has adapters of {path}, which holds other weights now; bring those back "
+            f"{run.path} has adapters of {path}, whose weights have changed; restore those "
             "that it was trained on"
         )
     for folder in run.path.resolve().parents:
@@ -162,8 +162,8 @@ def _start_of(run: Run) -> str:
             if _digest(os.fspath(folder / path)) == run.inputs["init_from"]:
                 return os.fspath(folder / path)
     raise InputError(
-        f"{run.path} has adapters of {path}, which is neither here nor in a folder around the run; "
-        "bring those weights there"
+        f"{run.path} has adapters of {path}, which is neither here nor in a folder around "
+        "the run; copy those weights there"
     )
 
 
@@ -205,8 +205,8 @@ def load_public(
     shapes = jax.tree.map(lambda leaf: leaf.shape, denoiser.shapes(text_shape)["params"])
     if jax.tree.map(jnp.shape, params) != shapes:
         raise InputError(
-            f"{field}: the weights of {path} take text states or images of another width than the "
-            "config has"
+            f"{field}: text states or images of the config must have the width that the "
+            f"weights of {path} take"
         )
     return {"params": params}
 
@@ -233,8 +233,8 @@ def check_same_network(network: Any, model: Any, path: str, field: str) -> None:
         names = [f.name for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
         name = next(name for name in names if getattr(ours, name) != getattr(model, name))
         raise InputError(
-            f"{field}: {name} is {getattr(ours, name)}, the weights of {path} have "
-            f"{getattr(model, name)}"
+            f"{field}: {name} must be {getattr(model, name)}, as the weights of {path}, "
+            f"got {getattr(ours, name)}"
         )
 
 
@@ -246,5 +246,5 @@ def check_public(prediction: str, path: str, field: str) -> None:
     """
     if prediction != "eps":
         raise InputError(
-            f"{field}: prediction={prediction!r}, but the weights of {path} give 'eps'"
+            f"{field}: prediction must be 'eps', as for the weights of {path}, got {prediction!r}"
         )

@@ -39,7 +39,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_bool(
-        "runlocal", False, "a few steps of all, to see that it runs", flag_values=values
+        "runlocal", False, "a few steps of everything, to see that it runs", flag_values=values
     )
 
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code, by the conventions of `launch.cli`."""
     argv = list(sys.argv if argv is None else argv)
-    return exit_code(lambda: main(argv), "the same command goes on where it stopped")
+    return exit_code(lambda: main(argv), "run the same command again to resume")
 
 
 def _run(root: Path, runlocal: bool) -> None:
@@ -81,13 +81,13 @@ def _run_imagenet(workdir: str, data: str) -> None:
     root = Path(os.path.relpath(_IMAGENET if workdir == _DIGITS else workdir))
     if data != STAND_IN and not os.path.exists(data):
         raise InputError(
-            f"--imagenet={data}: nothing is there; name a folder or zip of ImageNet, or {STAND_IN}"
+            f"--imagenet={data}: no such file; name a folder or zip of ImageNet, or {STAND_IN}"
         )
     runner = make_runner(root, imagenet_jobs(root, data))
     runner.run()
     runner.tick()
     say(f"report: {root / 'study' / 'report.html'}", sys.stdout)
-    say(f"generated images: {root / 'generated' / 'README.md'}", sys.stdout)
+    say(f"synthetic images: {root / 'generated' / 'README.md'}", sys.stdout)
 
 
 def _peak_memory(runner: JobRunner) -> int:

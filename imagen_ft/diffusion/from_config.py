@@ -83,13 +83,15 @@ def make_denoiser(config: ml_collections.ConfigDict) -> Denoiser:
     """
     check_numbers(config, _LIMITS, "stage")
     if config.low_size and config.size % config.low_size:
-        raise InputError(f"low_size={config.low_size} does not divide size={config.size}")
+        raise InputError(
+            f"size must be a multiple of low_size={config.low_size}, got {config.size}"
+        )
     upsampling = config.get("upsampling", "bilinear")
     if upsampling not in UPSAMPLING:
-        raise InputError(f"upsampling={upsampling!r}: known are {', '.join(UPSAMPLING)}")
+        raise InputError(f"upsampling must be one of {', '.join(UPSAMPLING)}, got {upsampling!r}")
     prediction = config.get("prediction", "eps")
     if prediction not in PREDICTIONS:
-        raise InputError(f"prediction={prediction!r}: known are {', '.join(PREDICTIONS)}")
+        raise InputError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
     learned_variance = config.get("learned_variance", False)
     schedule = make_schedule(config.schedule)
     if isinstance(schedule, ScaledLinear) and schedule.zero_terminal_snr and prediction == "eps":
@@ -137,7 +139,7 @@ def _make_network(config: ml_collections.ConfigDict, out_channels: int) -> Netwo
         )
     halvings = model.halvings
     if config.size % 2**halvings:
-        raise InputError(f"size={config.size} cannot be halved {halvings} times, once a level")
+        raise InputError(f"size must be halved {halvings} times, once a level, got {config.size}")
     return model
 
 
@@ -150,7 +152,7 @@ def make_stage(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Stage:
     """
     guidance, level = _guidance(config), config.get("noise_augmentation", 0.0)
     if not 0.0 <= level <= 1.0:
-        raise InputError(f"noise_augmentation={level}: a level is in [0, 1]")
+        raise InputError(f"noise_augmentation must be in [0, 1], got {level}")
     percentile, maximum = _thresholds(config, denoiser)
     batch_size, stored_size = config.get("batch_size", 0), config.get("stored_size", 0)
     if not 0 <= stored_size <= denoiser.image_size:
@@ -159,13 +161,16 @@ def make_stage(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Stage:
             f"0 for as many, got {stored_size}; images are only made smaller"
         )
     if batch_size < 0:
-        raise InputError(f"batch_size={batch_size}: images at a time; 0 leaves it to the cascade")
+        raise InputError(
+            f"batch_size must be images at a time, or 0 for the cascade's, got {batch_size}"
+        )
     sampler = make_sampler(config.sampler)
     sampler.times(denoiser.schedule)
     if sampler.needs_learned_variance and not denoiser.learned_variance:
         raise InputError(
-            f"sampler.name={config.sampler.name!r} as it is set takes the network's variance, but "
-            "the stage has no learned_variance; set that, or another sampler"
+            f"sampler.name={config.sampler.name!r} with these fields needs the network's "
+            "variance, but the stage has no learned_variance; set it, or choose another "
+            "sampler"
         )
     return Stage(
         denoiser=denoiser,
@@ -197,10 +202,10 @@ def _thresholds(config: ml_collections.ConfigDict, denoiser: Denoiser) -> tuple[
     percentile = config.threshold_percentile
     if not 0.0 < percentile <= 100.0:
         raise InputError(
-            f"threshold_percentile={percentile}: more than 0, at most 100, which clips"
+            f"threshold_percentile must be above 0 and at most 100, which clips, got {percentile}"
         )
     if not maximum >= 1.0:
-        raise InputError(f"threshold_maximum={maximum}: at least 1 is needed")
+        raise InputError(f"threshold_maximum must be at least 1, got {maximum}")
     return percentile, maximum
 
 
@@ -225,7 +230,7 @@ def _guidance(config: ml_collections.ConfigDict) -> dict[str, Any]:
         interval = tuple(config.get(name, ends))
         fields[name] = interval
         if len(interval) != 2 or not 0.0 <= interval[0] < interval[1] <= 1.0:
-            raise InputError(f"{name}={interval}: from and to, in [0, 1], are needed")
+            raise InputError(f"{name} must be from and to, in [0, 1], got {interval}")
     return fields
 
 
@@ -307,19 +312,19 @@ def make_stages(config: ml_collections.ConfigDict, base: bool = True) -> dict[st
         name: make_guided(entry, f"config.stages.{name}") for name, entry in config.stages.items()
     }
     if not stages:
-        raise InputError("config.stages is empty: name at least one run of imagen_ft.finetune")
+        raise InputError("config.stages is empty; name at least one run of imagen_ft.finetune")
     ordered = dict(sorted(stages.items(), key=lambda item: item[1].image_size))
     size = 0 if base else next(iter(ordered.values())).denoiser.low_size
     for name, stage in ordered.items():
         if stage.denoiser.low_size != size:
             if not size:
                 raise InputError(
-                    f"config.stages.{name} starts from {stage.denoiser.low_size} px, and no stage "
-                    "makes them: name the run of one that does, too"
+                    f"config.stages.{name} starts from {stage.denoiser.low_size} px, which "
+                    "no stage makes; name the run of one that does, too"
                 )
             raise InputError(
-                f"config.stages.{name} starts from {stage.denoiser.low_size} px, "
-                f"the stage before it makes {size} px"
+                f"config.stages.{name} must start from the {size} px of the stage before "
+                f"it, got {stage.denoiser.low_size}"
             )
         size = stage.image_size
     return ordered

@@ -89,7 +89,7 @@ def make_loss(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Diffusio
     names = [field.name for field in dataclasses.fields(DiffusionLoss)]
     for name, value in config.items():
         if name not in names:
-            raise InputError(f"loss.{name}: known are {', '.join(names)}")
+            raise InputError(f"loss has no field {name!r}; use {', '.join(names)}")
         if not 0.0 <= value < math.inf:
             raise InputError(
                 f"loss.{name} must be finite and at least 0, got {value}; 0 leaves it out"
@@ -97,12 +97,12 @@ def make_loss(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Diffusio
     loss = DiffusionLoss(**config)
     if loss.vlb_weight and not denoiser.learned_variance:
         raise InputError(
-            f"loss.vlb_weight={loss.vlb_weight}: the stage has no learned_variance to train; set 0"
+            f"loss.vlb_weight must be 0 without learned_variance, got {loss.vlb_weight}"
         )
     if denoiser.learned_variance and not loss.vlb_weight:
         raise InputError(
-            "loss.vlb_weight=0: the stage's learned_variance would drift untrained (DeepFloyd IF's "
-            "networks have one); set 0.001"
+            "loss.vlb_weight must be above 0 with learned_variance, which would drift "
+            "untrained (DeepFloyd IF's networks have one), got 0; set 0.001"
         )
     return loss
 

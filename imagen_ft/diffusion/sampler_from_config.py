@@ -48,7 +48,7 @@ def make_sampler(config: ml_collections.ConfigDict) -> Sampler:
     name = config.name
     if name not in SAMPLERS:
         names = ", ".join(map(repr, SAMPLERS))
-        raise InputError(f"sampler.name={name!r}: known are {names}")
+        raise InputError(f"sampler.name must be one of {names}, got {name!r}")
     for strength in unread_strengths(name):
         value = config.get(strength, 0.0)
         if value not in (0.0, "0", "learned"):
@@ -80,7 +80,7 @@ def _fraction(name: str, value: float | str) -> float:
     except ValueError:
         number = math.nan
     if not 0.0 <= number <= 1.0:
-        raise InputError(f"sampler.{name}={value!r}: a number in [0, 1] is needed")
+        raise InputError(f"sampler.{name} must be a number in [0, 1], got {value!r}")
     return number
 
 

@@ -220,15 +220,15 @@ def make_schedule(config: str | Fields) -> Schedule:
     numbers: dict[str, Any] = {"name": config} if isinstance(config, str) else dict(config)
     name = numbers.pop("name", None)
     if name not in tuple(SCHEDULES):  # a list cannot be looked up in a dict
-        raise InputError(f"schedule {name!r}: known are {', '.join(SCHEDULES)}")
+        raise InputError(f"schedule must be one of {', '.join(SCHEDULES)}, got {name!r}")
     names = [field.name for field in dataclasses.fields(SCHEDULES[name]) if field.init]
     if unknown := sorted(set(numbers) - set(names)):
-        raise InputError(f"schedule.{unknown[0]}: {name!r} has no such number, but {names}")
+        raise InputError(f"schedule.{unknown[0]} is not a field of {name!r}; use {names}")
     for field, number in numbers.items():
         is_switch = isinstance(getattr(SCHEDULES[name], field), bool)
         if isinstance(number, bool) != is_switch or not isinstance(number, int | float):
             needed = "True or False" if is_switch else "a number"
-            raise InputError(f"schedule.{field}={number!r}: {needed} is needed")
+            raise InputError(f"schedule.{field} must be {needed}, got {number!r}")
     check_numbers(numbers, {"num_train_timesteps": (1, _MOST_STEPS)}, "schedule")
     schedule = SCHEDULES[name](**numbers)
     if numbers:

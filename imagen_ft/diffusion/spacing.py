@@ -55,15 +55,17 @@ def sampling_times(
     """
     total = schedule.num_train_timesteps or 1000
     if num_steps < 1:
-        raise InputError(f"sampler.num_steps={num_steps}: at least 1 step is needed")
+        raise InputError(f"sampler.num_steps must be at least 1, got {num_steps}")
     if num_steps > total and schedule.num_train_timesteps:
-        raise InputError(f"sampler.num_steps={num_steps}: the schedule has {total} steps")
+        raise InputError(
+            f"sampler.num_steps must be at most the schedule's {total} steps, got {num_steps}"
+        )
     if spacing in named_spacings():
         steps: np.ndarray = np.asarray(named_spacings()[spacing], np.float64)
         if len(steps) != num_steps or total != 1000:
             raise InputError(
-                f"sampler.spacing={spacing!r} has {len(steps)} of 1000 steps, sampler.num_steps is "
-                f"{num_steps}"
+                f"sampler.num_steps must be {len(steps)} of 1000 for "
+                f"sampler.spacing={spacing!r}, got {num_steps}"
             )
     elif spacing in SIGMA_SPACINGS:
         steps = total * _sigma_times(schedule, num_steps, spacing, logsnr_min) - 1
@@ -84,8 +86,8 @@ def sampling_times(
     else:
         names = ", ".join((*SPACINGS, *SIGMA_SPACINGS, *named_spacings()))
         raise InputError(
-            f"sampler.spacing={spacing!r}: known are {names}, and {OPEN} behind the first "
-            f"{len(SPACINGS)}"
+            f"sampler.spacing must be one of {names}, or one of the first {len(SPACINGS)} "
+            f"with {OPEN} behind, got {spacing!r}"
         )
     return np.append((steps + 1) / total, 0.0).astype(np.float32)
 

@@ -102,7 +102,7 @@ def check_spec(field: str, spec: Fields) -> None:
     if unknown := sorted(set(spec) - set(_FIELDS)):
         raise InputError(f"{field} has no field {unknown[0]!r}; use {', '.join(_FIELDS)}")
     if "source" not in spec:
-        raise InputError(f"{field} needs the field 'source', as input_pipeline.sources.load")
+        raise InputError(f"{field} needs the field 'source', as for input_pipeline.sources.load")
     check_numbers(spec, {"square": SIDE}, field)
 
 

@@ -89,11 +89,12 @@ def check_sets(specs: Fields) -> None:
         InputError: there is none, or a name or a field is wrong.
     """
     if not specs:
-        raise InputError("config.sets is empty: name a set, sets.NAME = dict(source=...)")
+        raise InputError("config.sets is empty; name a set, sets.NAME = dict(source=...)")
     for name, spec in specs.items():
         if not re.fullmatch(r"[\w.+-]+", name):
             raise InputError(
-                f"config.sets.{name}: the name goes into a file's; use letters, digits, _ and -"
+                f"config.sets.{name}: the name must be letters, digits, _ and -, as it "
+                "becomes part of a file name"
             )
         check = check_sampled if "cascade" in spec else check_spec
         check(f"config.sets.{name}", spec)

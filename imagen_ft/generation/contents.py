@@ -28,7 +28,7 @@ def real_counts(config: ml_collections.ConfigDict) -> tuple[tuple[str, ...], lis
     """
     source, path = config.get("real_source"), config.get("counts")
     if bool(source) == bool(path):
-        raise InputError("config.real_source or config.counts: one of them says how many images")
+        raise InputError("give either config.real_source or config.counts for the number of images")
     if source:
         real = sources.load(source)
         names = tuple(real.class_names)
@@ -37,7 +37,10 @@ def real_counts(config: ml_collections.ConfigDict) -> tuple[tuple[str, ...], lis
     counts = files.read_object(path)
     wrong = [name for name, n in counts.items() if type(n) is not int or n < 0]
     if wrong:
-        raise InputError(f"{path}: the count of {wrong[0]!r} is {counts[wrong[0]]!r}, no number")
+        raise InputError(
+            f"{path}: the count of {wrong[0]!r} must be a whole number from 0, "
+            f"got {counts[wrong[0]]!r}"
+        )
     names = class_names.resolve(config.class_names) or tuple(counts)
     if names != tuple(counts) and sorted(counts) != sorted(names):
         names = tuple(sorted(counts))  # WordNet ids
@@ -76,8 +79,8 @@ def set_fields(args: app.Arguments, cascade: Cascade, starts: Starts | None) -> 
     size = encoding.pop("size", 0) or stage.image_size
     if not 1 <= size <= stage.image_size:
         raise InputError(
-            f"config.encoding.size={size}: the cascade draws {stage.image_size} px; use 1 to as "
-            "many, or 0 for as many"
+            f"config.encoding.size must be from 1 to the {stage.image_size} px that the "
+            f"cascade draws, or 0 for as many, got {size}"
         )
     return dict(
         name=config.name,

@@ -27,13 +27,13 @@ def check_sound(args: app.Arguments, report: Report) -> None:
         InputError: something is.
     """
     if report.shards or len(report.faults["damaged"]):
-        raise InputError(f"{args.workdir} has faults (above): --repair makes them again")
+        raise InputError(f"{args.workdir} has faults (above); --repair makes them again")
     if foreign := report.faults["foreign"]:
-        raise InputError(f"{foreign[0]}: of another set; take such files away")
+        raise InputError(f"{foreign[0]} is of another set; remove such files")
     if report.faults["blank"]:
         raise InputError(
-            f"{args.workdir}: images of one colour (above): so the cascade draws them, to make "
-            "them again changes nothing; look at its guidance and thresholds"
+            f"{args.workdir}: images of one colour (above), which the cascade would draw "
+            "again; look at its guidance and thresholds"
         )
 
 
@@ -41,7 +41,7 @@ def discard_damaged(args: app.Arguments, fields: dict[str, Any]) -> None:
     """Takes away what is damaged, so that it is made again."""
     folder = args.workdir
     if not any((folder / name).exists() for name in (PROVENANCE, MANIFEST, INDEX)):
-        raise InputError(f"{folder}: holds no generated set; check the path")
+        raise InputError(f"{folder} is not a synthetic set; check the path")
     lock(folder)
     writer = SyntheticWriter(folder, **fields, repair=True)
     report = check(args)

@@ -83,7 +83,7 @@ def _pending(writer: SyntheticWriter, worker: int, num_workers: int) -> list[int
     """A worker's shards that are to be written; says which of them were there, but damaged."""
     pending = writer.pending_shards(worker, num_workers)
     if damaged := sorted(writer.shards_there() & set(pending)):
-        say(f"{writer.folder}: shards {listed(damaged)} are damaged: made again")
+        say(f"{writer.folder}: shards {listed(damaged)} are damaged; making them again")
     return pending
 
 
@@ -104,12 +104,12 @@ def complete(writer: SyntheticWriter, written: Sequence[int]) -> None:
                 say(f"{writer.folder}: complete, {writer.plan.num_images:,} images", sys.stdout)
                 return
             names = ", ".join(damaged)
-            say(f"{writer.folder}: {names} missing or damaged: written again")
+            say(f"{writer.folder}: {names} missing or damaged; writing again")
         missing = {shard for shard, sidecar in enumerate(writer.sidecars()) if sidecar is None}
         if lost := sorted(missing & set(written)):
             raise InputError(
-                f"{writer.folder}: shard {lost[0]}, which this job has written, is not to be seen "
-                "here: all its hosts need one folder"
+                f"{writer.folder}: shard {lost[0]}, which this job has written, is not "
+                "visible here; all its hosts need one folder"
             )
         if missing:
             count = f"{len(missing)} shards" if len(missing) > 1 else "1 shard"

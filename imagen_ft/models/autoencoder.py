@@ -87,8 +87,8 @@ class Autoencoder(nn.Module):
         stride = self.factor
         if images.shape[1] % stride or images.shape[2] % stride:
             raise ValueError(
-                f"images of {images.shape[1]}x{images.shape[2]} px: give height and width that are "
-                f"multiples of {stride}, the total stride"
+                f"images must be a multiple of {stride} px (the total stride) each way, "
+                f"got {images.shape[1]}x{images.shape[2]}"
             )
         moments = self.quant_conv(self.encoder(images)).astype(jnp.float32)
         mean, logvar = jnp.split(moments, 2, axis=-1)

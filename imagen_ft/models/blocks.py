@@ -41,7 +41,7 @@ class GroupNorm(nn.Module):
     def __call__(self, x: Float[Array, "b *space c"]) -> Float[Array, "b *space c"]:
         width = x.shape[-1]
         if width % self.num_groups:
-            raise ValueError(f"num_groups={self.num_groups} does not divide {width} channels")
+            raise ValueError(f"num_groups must divide {width} channels, got {self.num_groups}")
         scale = self.param("scale", nn.initializers.ones, (width,))
         bias = self.param("bias", nn.initializers.zeros, (width,))
         flat = x.reshape(x.shape[0], -1, width).astype(jnp.float32)  # [b, space, c]

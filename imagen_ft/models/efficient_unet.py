@@ -146,8 +146,8 @@ class EfficientUNet(nn.Module):
         stride = 2 ** len(self.block_out_channels)
         if x.shape[1] % stride or x.shape[2] % stride:
             raise ValueError(
-                f"images of {x.shape[1]}x{x.shape[2]} px: give height and width that are multiples "
-                f"of {stride}, the total stride"
+                f"images must be a multiple of {stride} px (the total stride) each way, "
+                f"got {x.shape[1]}x{x.shape[2]}"
             )
         embedding = self.time_embedding(timestep_embedding(t, self.block_out_channels[0]))
         embedding = nn.swish(sum(context.embedding, embedding))

@@ -162,8 +162,8 @@ class LatentUNet(nn.Module):
         stride = 2 ** (len(levels) - 1)
         if x.shape[1] % stride or x.shape[2] % stride:
             raise ValueError(
-                f"latents of {x.shape[1]}x{x.shape[2]}: give height and width that are multiples "
-                f"of {stride}, the total stride"
+                f"latents must be a multiple of {stride} (the total stride) each way, got "
+                f"{x.shape[1]}x{x.shape[2]}"
             )
         embedding = self.time_embedding(timestep_embedding(t, self.block_out_channels[0]))
         for vector in context.embedding:

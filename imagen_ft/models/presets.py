@@ -208,7 +208,7 @@ def make(name: str, field: str = "model", /, **overrides: Any) -> nn.Module:
     names = {field.name for field in dataclasses.fields(preset.module)} - {"parent", "name"}
     if unknown := sorted(set(overrides) - names):
         raise InputError(
-            f"model {name!r} has no field {unknown[0]!r}; its fields are {', '.join(sorted(names))}"
+            f"model {name!r} has no field {unknown[0]!r}; use {', '.join(sorted(names))}"
         )
     return make_module(preset.module, preset.fields | overrides, field)
 
@@ -251,5 +251,5 @@ def find(name: str) -> Preset:
         InputError: there is none.
     """
     if name not in PRESETS:
-        raise InputError(f"there is no model {name!r}; use one of {', '.join(PRESETS)}")
+        raise InputError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
     return PRESETS[name]

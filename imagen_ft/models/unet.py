@@ -174,8 +174,8 @@ class UNet(nn.Module):
         stride = 2 ** (len(levels) - 1)
         if x.shape[1] % stride or x.shape[2] % stride:
             raise ValueError(
-                f"images of {x.shape[1]}x{x.shape[2]} px: give height and width that are multiples "
-                f"of {stride}, the total stride"
+                f"images must be a multiple of {stride} px (the total stride) each way, "
+                f"got {x.shape[1]}x{x.shape[2]}"
             )
         h = self.conv_in(x)
         skips = [h]

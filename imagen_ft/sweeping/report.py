@@ -41,11 +41,11 @@ def kept(workdir: epath.Path, config: ml_collections.ConfigDict) -> list[Row]:
         InputError: there are none, or they are of another config.
     """
     if not (workdir / FOUND).exists():
-        raise InputError(f"{workdir} holds no finished sweep; run the same command without --cas")
+        raise InputError(f"{workdir} has no finished sweep; run the same command without --cas")
     content = read_sealed(workdir / FOUND)
     if content.get("sweep") != _origin(config):
         raise InputError(
-            f"{workdir} holds a sweep of another config; run the same command without --cas first"
+            f"{workdir} has a sweep of another config; run the same command without --cas first"
         )
     return [Row.from_json(row) for row in content["rows"]]
 

@@ -111,7 +111,7 @@ def run_jobs(
         path = point_folder(epath.Path(workdir), name) / SET / MANIFEST
         if not path.exists():
             raise InputError(
-                f"{path.parent} is not there; run the same command without --cas first"
+                f"{path.parent} does not exist; run the same command without --cas first"
             )
     environment = {name: str(value) for name, value in config.cas.get("environment", {}).items()}
     jobs = make_jobs(config, workdir, names)

@@ -7,7 +7,7 @@ python -m imagen_ft.text --prompts=prompts.txt --weights=weights/sd15 --to=data/
     --variant=fp16
 
 A config then names the cache in place of an encoder: text = dict(cache="data/imagenet_text"). The
-same command goes on where it stopped; another list adds the prompts that are new. The processes of
+same command resumes where it stopped; another list adds the prompts that are new. The processes of
 a job (--coordinator) embed every batch together.
 """
 
@@ -51,8 +51,10 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "template",
         "{}",
-        "put every prompt in place of the {} of this text, as in 'a photo of a {}'; "
-        "config.text.template has to be the same",
+        (
+            "put every prompt in place of the {} of this text, as in 'a photo of a {}'; "
+            "must equal config.text.template"
+        ),
         flag_values=values,
     )
     flags.DEFINE_bool(
@@ -70,7 +72,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     numbers = {
-        "num_classes": (None, "how many class names there have to be"),
+        "num_classes": (None, "how many class names there must be"),
         "max_length": (77, "tokens a prompt, padding included; 77 by default, as in DeepFloyd IF"),
         "batch_size": (64, "prompts at a time, over all devices; 64 by default"),
     }
@@ -86,9 +88,9 @@ def check_flags(values: flags.FlagValues) -> None:
     """
     check_template("--template", values.template)
     if bool(values.prompts) == bool(values.class_names):
-        raise InputError("command line: one of --prompts and --class_names is needed")
+        raise InputError("command line: give either --prompts or --class_names")
     if values.batch_size < 1:
-        raise InputError(f"--batch_size={values.batch_size}: at least 1 is needed")
+        raise InputError(f"--batch_size must be at least 1, got {values.batch_size}")
 
 
 def read_prompts(values: flags.FlagValues, preprocessing: str) -> list[str]:
@@ -108,9 +110,7 @@ def read_prompts(values: flags.FlagValues, preprocessing: str) -> list[str]:
     else:
         texts = [prompt for _, prompt in class_names.read_lines(values.prompts) if prompt]
         if not texts:
-            raise InputError(
-                f"--prompts={values.prompts}: the file holds no prompt; write one a line"
-            )
+            raise InputError(f"--prompts={values.prompts} has no prompt; write one a line")
     keys = prompt_keys(texts, values.template, preprocessing)
     return list(dict.fromkeys(["", *keys]))
 
@@ -185,9 +185,9 @@ def open_cache(folder: epath.Path, encoder: Mapping[str, Any]) -> TextCache | No
         cache.check_made_from(encoder)
         return cache
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"--to={folder} is a file; name a folder")
+        raise InputError(f"--to must be a folder, got the file {folder}; name a folder")
     if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise InputError(f"--to={folder}: the folder holds something else; name another")
+        raise InputError(f"--to={folder} has something else in it; name another")
     return None
 
 
@@ -207,7 +207,9 @@ def main(argv: Sequence[str]) -> None:
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code, by the conventions of `launch.cli`."""
     argv = list(sys.argv if argv is None else argv)
-    return job.exit_code(lambda: main(argv), "the same command goes on from the last part")
+    return job.exit_code(
+        lambda: main(argv), ("run the same command again to resume with the next part")
+    )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class TextCache(RowCache):
 
     HEAD = "encoder.json"
     MADE_FROM, NAMES, ARRAY = "encoder", "prompts", "states"
-    LACKING = "holds no text cache: make it by python -m imagen_ft.text"
+    LACKING = "is not a text cache; make one with python -m imagen_ft.text"
     OF_ANOTHER = "the states of another encoder"
     MEND = "embed its prompts again"
 

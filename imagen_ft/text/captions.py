@@ -52,7 +52,7 @@ def prompt_keys(prompts: Sequence[str], template: str, kind: str) -> list[str]:
     lost = [prompt for prompt, key in zip(prompts, keys, strict=True) if prompt.strip() and not key]
     if lost:
         more = f" (and of {len(lost) - 1} more)" if len(lost) > 1 else ""
-        say(f"warning: of the prompt {lost[0]!r}{more} nothing is left when it is cleaned")
+        say(f"warning: cleaning leaves nothing of the prompt {lost[0]!r}{more}")
     return keys
 
 
@@ -63,7 +63,7 @@ def check_template(field: str, template: str) -> None:
         InputError: there is none, or more than one.
     """
     if template.count("{}") != 1:
-        raise InputError(f"{field}={template}: one {{}} is needed, for the prompt")
+        raise InputError(f"{field} must have one {{}}, for the prompt, got {template}")
 
 
 def text_keys(

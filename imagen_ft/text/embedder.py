@@ -80,9 +80,9 @@ class Embedder(abc.ABC):
             if not finite[:count].all():
                 prompt = batch_prompts[int(np.argmin(finite[:count]))]
                 raise Diverged(
-                    f"{self.name} made NaN or infinity of the prompt {prompt!r}, computing in "
-                    f"{jnp.dtype(self.dtype).name}: take another dtype "
-                    "(bfloat16, float32), or look at its weights"
+                    f"{self.name} made NaN or infinity of the prompt {prompt!r} in "
+                    f"{jnp.dtype(self.dtype).name}; set another dtype (bfloat16, float32), "
+                    "or check its weights"
                 )
             yield np.asarray(array)[:count]
 
@@ -101,8 +101,8 @@ def check_vocabulary(pieces: Any, vocab_size: int) -> None:
     """
     if len(pieces) > vocab_size:
         raise InputError(
-            f"the tokenizer has {len(pieces)} tokens, the text encoder {vocab_size}: they do not "
-            "belong together"
+            f"the tokenizer must have at most the text encoder's {vocab_size} tokens, got "
+            f"{len(pieces)}; they do not belong together"
         )
 
 

@@ -167,8 +167,8 @@ class CachedTextEncoder:
             flags = ["--prompts=FILE", *made_with, f"--to={self.cache.folder}"]
             flags += [f"--template={template}"] if template != "{}" else []
             raise InputError(
-                f"prompt {missing[0]!r} is not in {self.cache.folder}{more}: write it to a file "
-                f"and run python -m imagen_ft.text {shlex.join(flags)}"
+                f"prompt {missing[0]!r} is not in {self.cache.folder}{more}; write it to a "
+                f"file and run python -m imagen_ft.text {shlex.join(flags)}"
             )
 
     @property
@@ -217,17 +217,18 @@ def make_text_encoder(config: ml_collections.ConfigDict) -> TextEncoder:
     cache = TextCache(config.cache)
     if tuple(config.get("shape", cache.shape)) != cache.shape:
         raise InputError(
-            f"config.text.shape={tuple(config.shape)}: {cache.folder} holds states {cache.shape}"
+            f"config.text.shape must be {cache.shape}, as the states of {cache.folder}, "
+            f"got {tuple(config.shape)}"
         )
     if null_text == "empty" and "" not in cache:
         raise InputError(
-            f"{cache.folder} lacks the empty prompt: run python -m imagen_ft.text again"
+            f"{cache.folder} lacks the empty prompt; run python -m imagen_ft.text again"
         )
     encoder = CachedTextEncoder(cache, null_text, template)
     if encoder.preprocessing not in KINDS:
         raise InputError(
-            f"{cache.folder}: of prompts preprocessed by {encoder.preprocessing!r}, but known are "
-            f"{', '.join(map(repr, KINDS))}; make it again"
+            f"{cache.folder}: its prompts must be preprocessed by one of "
+            f"{', '.join(map(repr, KINDS))}, got {encoder.preprocessing!r}; make it again"
         )
     return encoder
 
@@ -249,13 +250,13 @@ def _make_loaded(config: ml_collections.ConfigDict) -> LoadedTextEncoder:
     null_text, template = _null_and_template(config)
     dtype = config.get("dtype", "bfloat16")
     if dtype not in DTYPES:
-        raise InputError(f"config.text.dtype={dtype}: there is {', '.join(DTYPES)}")
+        raise InputError(f"config.text.dtype must be one of {', '.join(DTYPES)}, got {dtype}")
     given = config.weights, config.get("variant"), dtype, config.get("max_length", 77)
     source = open_source(*given, config.shape[1] if "shape" in config else 0)
     if isinstance(source, ClipSource) and tuple(config.get("shape", source.shape)) != source.shape:
         raise InputError(
-            f"config.text.shape={tuple(config.shape)}: the text encoders of {config.weights} make "
-            f"states {source.shape}; say that"
+            f"config.text.shape must be {source.shape}, as the text encoders of "
+            f"{config.weights} make, got {tuple(config.shape)}"
         )
     preprocessing = source.preprocessing(config.get("clean_caption", True))
     resident = config.get("resident", False)
@@ -265,7 +266,7 @@ def _make_loaded(config: ml_collections.ConfigDict) -> LoadedTextEncoder:
 def _null_and_template(config: ml_collections.ConfigDict) -> tuple[str, str]:
     null_text, template = config.get("null", "empty"), config.get("template", "{}")
     if null_text not in ("empty", "zeros"):
-        raise InputError(f"config.text.null={null_text}: there is empty, zeros")
+        raise InputError(f"config.text.null must be empty or zeros, got {null_text}")
     check_template("config.text.template", template)
     return null_text, template
 
@@ -312,7 +313,7 @@ def text_shapes(config: ml_collections.ConfigDict) -> tuple[tuple[int, int], dic
     """
     if config.get("shape") is not None:
         if len(config.shape) != 2:
-            raise InputError(f"text.shape={config.shape}: length and width are needed")
+            raise InputError(f"text.shape must be length and width, got {config.shape}")
         length, width = config.shape
         check_numbers(dict(length=length, width=width), dict(length=SIDE, width=SIDE), "text.shape")
         return (length, width), {}

@@ -38,7 +38,8 @@ def tokenize(prompts: Sequence[str], max_length: int) -> Tokens:
         ids = [FIRST_BYTE + byte for byte in prompt.encode()] + [END]
         if len(ids) > max_length:
             raise InputError(
-                f"prompt {prompt!r} has {len(ids)} tokens, text.max_length is {max_length}"
+                f"prompt {prompt!r} must have at most text.max_length={max_length} tokens, "
+                f"got {len(ids)}"
             )
         tokens[row, : len(ids)] = ids
     return tokens, tokens != PAD
@@ -88,10 +89,10 @@ def load_t5_tokenizer(folder: Path, max_length: int = 77) -> T5Tokenizer:
         InputError: the folder holds neither, or what it holds is damaged.
     """
     if max_length < 2:
-        raise InputError(f"max_length={max_length}: a prompt needs 2 tokens or more")
+        raise InputError(f"max_length must be at least 2 tokens, got {max_length}")
     if not any((folder / name).is_file() for name in _VOCABULARIES):
         raise InputError(
-            f"{folder} holds no tokenizer ({' or '.join(_VOCABULARIES)}): name a folder that does"
+            f"{folder} has no tokenizer ({' or '.join(_VOCABULARIES)}); name a folder that has"
         )
     # Importing them takes a second, and of all tasks only this one needs them.
     import transformers
@@ -103,7 +104,7 @@ def load_t5_tokenizer(folder: Path, max_length: int = 77) -> T5Tokenizer:
     except Exception as error:  # The Rust below raises bare Exceptions.
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{folder}: the tokenizer cannot be read ({reason}); fetch it again"
+            f"{folder}: the tokenizer cannot be read ({reason}); download it again"
         ) from error
     return T5Tokenizer(pieces, max_length, folder_digest(folder))
 
@@ -115,7 +116,7 @@ def _check_pieces(path: Path) -> None:
     model = sentencepiece.SentencePieceProcessor(model_file=str(path))
     ids = model.pad_id(), model.eos_id(), model.unk_id()
     if ids != (0, 1, 2):
-        raise ValueError(f"{path.name}: T5's ids of pad, end, unknown are 0, 1, 2, not {ids}")
+        raise ValueError(f"{path.name}: T5's ids of pad, end, unknown must be 0, 1, 2, got {ids}")
 
 
 def folder_digest(folder: Path) -> str:

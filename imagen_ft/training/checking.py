@@ -29,22 +29,23 @@ def check_run(config: ml_collections.ConfigDict, mesh: Mesh, decays: Collection[
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if splits < 1 or config.batch_size % (ways * splits):
         raise InputError(
-            f"config.accumulation={splits}: batch_size={config.batch_size} cannot be taken in "
-            f"so many parts on {ways} devices of mesh.data x mesh.fsdp"
+            f"config.accumulation must divide batch_size={config.batch_size} into parts "
+            f"for {ways} devices (mesh.data x mesh.fsdp), got {splits}"
         )
     if not 0.0 <= config.text_drop <= 1.0:
-        raise InputError(f"config.text_drop={config.text_drop}: a probability is in [0, 1]")
+        raise InputError(f"config.text_drop must be in [0, 1], got {config.text_drop}")
     if config.evaluation_draws < 1:
-        raise InputError(f"config.evaluation_draws={config.evaluation_draws}: at least 1 is needed")
+        raise InputError(
+            f"config.evaluation_draws must be at least 1, got {config.evaluation_draws}"
+        )
     if config.get("pictures_every", 0) and config.pictures.count < 1:
-        raise InputError(f"config.pictures.count={config.pictures.count}: at least 1 is needed")
+        raise InputError(f"config.pictures.count must be at least 1, got {config.pictures.count}")
     measured = [loss_name(name) for name in decays or (MAIN,)]
     if is_measured(config):
         measured.append(metric_name(config.evaluation_metric))
     if config.get("best") and config.best.metric not in measured:
         raise InputError(
-            f"config.best.metric={config.best.metric!r} is not evaluated: there is "
-            f"{', '.join(measured)}"
+            f"config.best.metric must be one of {', '.join(measured)}, got {config.best.metric!r}"
         )
 
 
@@ -59,8 +60,9 @@ def crop(denoiser: Denoiser, size: int) -> Denoiser:
     factor = denoiser.size // max(1, denoiser.low_size)
     if not 0 < size <= denoiser.size or size % factor or not denoiser.low_size:
         raise InputError(
-            f"config.crop_size={size}: a multiple of {factor} up to stage.size={denoiser.size} is "
-            "needed, and a stage of super-resolution; 0 trains on whole images"
+            f"config.crop_size must be a multiple of {factor} up to "
+            f"stage.size={denoiser.size}, for super-resolution, or 0 for whole images, got "
+            f"{size}"
         )
     return dataclasses.replace(denoiser, size=size, low_size=size // factor)
 

@@ -184,8 +184,8 @@ def _check_fields(
     for name in config.distill:
         if name not in ("teacher", "steps", *FIELDS):
             raise InputError(
-                f"config.distill has no field {name!r} (there is: teacher, steps, "
-                f"{', '.join(FIELDS)})"
+                f"config.distill has no field {name!r}; use one of teacher, steps, "
+                f"{', '.join(FIELDS)}"
             )
     if not fields.get("teacher"):
         raise InputError("config.distill.teacher must name a run to learn from, got ''; set it")

@@ -56,7 +56,7 @@ class LatentCache(RowCache):
 
     HEAD = "latents.json"
     MADE_FROM, NAMES, ARRAY = "latents", "images", MOMENTS
-    LACKING = "holds no latents"
+    LACKING = "has no latents"
     OF_ANOTHER = "other latents"
     MEND = "run the same command again"
 
@@ -250,9 +250,9 @@ def _is_begun(folder: epath.Path) -> bool:
     if (folder / LatentCache.HEAD).exists():
         return True
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{_FIELD}={folder} is a file; name a folder")
+        raise InputError(f"{_FIELD} must be a folder, got the file {folder}; name a folder")
     if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise InputError(f"{_FIELD}={folder}: the folder holds something else; name another")
+        raise InputError(f"{_FIELD}={folder} has something else in it; name another")
     return False
 
 

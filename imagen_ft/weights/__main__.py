@@ -79,11 +79,11 @@ def main(argv: Sequence[str]) -> None:
     source, target = (values[name].value or "" for name in ("from", "to"))
     for name, value in (("from", source), ("to", target)):
         if not _path(value):
-            raise InputError(f"--{name} is missing: name a folder (--help shows examples)")
+            raise InputError(f"--{name} is missing; name a folder (--help shows examples)")
     if source.startswith(LAYOUTS) == target.startswith(LAYOUTS):
         raise InputError(
-            f"one of --from and --to begins with {' or '.join(LAYOUTS)}, --from to import, --to to "
-            "export (--help shows examples)"
+            f"one of --from and --to must begin with {' or '.join(LAYOUTS)}, --from to "
+            "import, --to to export (--help shows examples)"
         )
     if source.startswith(LAYOUTS):
         _import(_path(source), target, values)
@@ -106,7 +106,7 @@ def _import(source: str, target: str, values: flags.FlagValues) -> None:
             raise InputError(f"--{name} is {reason}; an import keeps what is there")
     unknown = sorted(set(values.part) - set(PARTS))
     if unknown:
-        raise InputError(f"--part={unknown[0]}: known are {', '.join(PARTS)}")
+        raise InputError(f"--part must be one of {', '.join(PARTS)}, got {unknown[0]}")
     if is_file:
         is_new = import_file(source, target, values.part, values.pipeline)
     else:
@@ -119,7 +119,7 @@ def _import(source: str, target: str, values: flags.FlagValues) -> None:
 
 def _export(source: str, target: str, values: flags.FlagValues) -> None:
     if values.part:
-        raise InputError("--part is for imports; an export writes all that there is")
+        raise InputError("--part is for imports; an export writes everything there is")
     export_weights(source, target, values.pipeline, values.variant, values.dtype)
     say(f"exported {source} to {target}", sys.stdout)
 
@@ -127,7 +127,7 @@ def _export(source: str, target: str, values: flags.FlagValues) -> None:
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code, by the conventions of `launch.cli`."""
     argv = list(sys.argv if argv is None else argv)
-    return exit_code(lambda: main(argv), "nothing is half written, the same command begins again")
+    return exit_code(lambda: main(argv), ("nothing is half written; the same command starts over"))
 
 
 if __name__ == "__main__":

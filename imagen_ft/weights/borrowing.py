@@ -76,8 +76,9 @@ def borrow_parts(
         own = getattr(encoder, "d_model", None)
         if own != width:
             raise InputError(
-                f"{unet.folder} was trained with text states {width} wide, the text encoder of "
-                f"{pipeline} has {own}: name the pipeline with its encoder"
+                f"the text encoder of {pipeline} must make states {width} wide, as "
+                f"{unet.folder} was trained with, got {own}; name the pipeline with its "
+                "encoder"
             )
     return {name: write for name, (_, write) in lent.items()}
 

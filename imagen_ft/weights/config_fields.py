@@ -44,7 +44,8 @@ def own_fields(
         # A list has one value for each level.
         if any(one != ours for one in (value if isinstance(value, list) else [value])):
             raise InputError(
-                f"{where}: {field} is {value!r}, only {ours!r} is implemented; {advice}"
+                f"{where}: {field} must be {ours!r}, the only one implemented, got "
+                f"{value!r}; {advice}"
             )
     for field in sorted(config.keys() - fixed.keys() - own.keys()):
         if not field.startswith("_") and config[field] not in (None, False):

@@ -54,9 +54,9 @@ def export_weights(
             no such model; nothing is written.
     """
     if not is_local(target):
-        raise InputError(f"{target}: safetensors are written to local folders; name one with --to")
+        raise InputError(f"--to must be a local folder for safetensors, got {target}; name one")
     if variant not in (None, *VARIANT_DTYPES):
-        raise InputError(f"--variant={variant}: known are {', '.join(VARIANT_DTYPES)}")
+        raise InputError(f"--variant must be one of {', '.join(VARIANT_DTYPES)}, got {variant}")
     target = epath.Path(target)
     check_target(target)
     form = Form(variant, dtype)
@@ -64,7 +64,9 @@ def export_weights(
     run = _adapted(locations)
     if run is not None:
         if pipeline:
-            raise InputError("--pipeline: a run with config.lora is exported as adapters alone")
+            raise InputError(
+                "--pipeline: a run with config.lora is exported as adapters alone; leave it out"
+            )
         with atomic_folder(target) as folder:
             write_lora(run, Path(folder), form.numbers)
         return
@@ -76,7 +78,7 @@ def export_weights(
         writers |= borrow_parts(pipeline, locations["unet"], form, writers)
     elif pipeline and "text_encoder" not in writers:
         raise InputError(
-            f"--pipeline={pipeline} is for a U-Net, which {source} has not: leave it out"
+            f"--pipeline={pipeline} needs a U-Net, which {source} does not have; leave it out"
         )
     small = small_files(lenders)
     index = small.pop(MODEL_INDEX, None)
@@ -86,7 +88,7 @@ def export_weights(
         if "unet" in locations:
             _check_pipeline(PARTS["unet"], locations["unet"], components, pipeline or source)
     elif pipeline:
-        raise InputError(f"--pipeline={pipeline} has no {MODEL_INDEX}: name a pipeline's folder")
+        raise InputError(f"--pipeline={pipeline} has no {MODEL_INDEX}; name a pipeline's folder")
     with atomic_folder(target) as folder:
         for name, write in writers.items():
             (folder / name).mkdir()
@@ -111,10 +113,10 @@ def _locations(source: str) -> dict[str, PartLocation]:
     if (root / MANIFEST).exists():
         return {name: locate(root, name) for name in manifest_parts(root)}
     if not root.exists():
-        raise InputError(f"{source}: there is no such folder; name an import or a run")
+        raise InputError(f"{source}: no such folder; name an import or a run")
     location = locate(root, "unet")
     if location.kind != RUN:
-        raise InputError(f"{source} is neither an imported folder nor a run: name one to export")
+        raise InputError(f"--from must be an import or a run, got {source}; name one to export")
     return {"unet": location}
 
 
@@ -127,8 +129,9 @@ def _check_pipeline(
     if isinstance(model, LatentUNet) or name.startswith("StableDiffusion"):
         if not isinstance(model, LatentUNet) or not name.startswith("StableDiffusion"):
             raise InputError(
-                f"{pipeline} is of the class {name}, but {location.folder} is a "
-                f"{type(model).__name__}: name the pipeline of these weights with --pipeline"
+                f"{pipeline} must be of the class of {location.folder}, a "
+                f"{type(model).__name__}, got {name}; name the pipeline of these weights "
+                "with --pipeline"
             )
         return
     if ("SuperResolution" in name) != model.noise_level:
@@ -140,6 +143,6 @@ def _check_pipeline(
     channels = shapes["conv_in"]["kernel"].shape[2] // (2 if model.noise_level else 1)
     if model.out_channels != 2 * channels:
         raise InputError(
-            f"{location.folder} predicts {model.out_channels} channels; diffusers' {name} needs "
-            f"{2 * channels}, eps and the variance: export it without --pipeline"
+            f"{location.folder} must predict {2 * channels} channels, eps and variance, "
+            f"for diffusers' {name}, got {model.out_channels}; export it without --pipeline"
         )

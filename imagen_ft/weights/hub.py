@@ -60,13 +60,13 @@ def _explain(repository: str, error: Exception) -> NoReturn:
     page = f"{huggingface_hub.constants.ENDPOINT}/{repository.partition('@')[0]}"
     if isinstance(error, errors.GatedRepoError):
         reason = (
-            f"the repository is gated: accept its licence at {page}, then log in "
-            "(hf auth login, or set HF_TOKEN)"
+            f"the repository is gated; accept its licence at {page}, then log in (hf auth "
+            "login, or set HF_TOKEN)"
         )
     elif isinstance(error, errors.RepositoryNotFoundError):
         reason = (
-            "there is no such folder, and no such repository that you may see: check the name, "
-            "or log in if it is private or gated (hf auth login, or set HF_TOKEN)"
+            "no such folder, and no such repository that you may read; check the name, or "
+            "log in if it is private or gated (hf auth login, or set HF_TOKEN)"
         )
     elif isinstance(error, errors.RevisionNotFoundError):
         reason = f"the repository has no such revision; {page} lists them"
@@ -77,11 +77,12 @@ def _explain(repository: str, error: Exception) -> NoReturn:
         reason = f"the Hub answered {status} ({error.server_message or 'no reason given'}): "
         reason += "try again later" if status >= 500 else "log in (hf auth login) or check the name"
     elif isinstance(error, errors.HFValidationError):
-        reason = "there is no such folder, and it is no name of a repository: check it"
+        reason = "no such folder, and not the name of a repository; check it"
     elif isinstance(error, errors.HTTPError | ConnectionError | errors.LocalEntryNotFoundError):
         reason = (
-            "there is no such folder, and it cannot be fetched: no network (or HF_HUB_OFFLINE is "
-            "set) and not all of it is in the cache; connect, or name a local folder"
+            "no such folder, and it cannot be downloaded: there is no network (or "
+            "HF_HUB_OFFLINE is set) and the cache does not have all of it; connect, or "
+            "name a local folder"
         )
     else:
         raise error

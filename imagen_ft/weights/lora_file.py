@@ -70,7 +70,7 @@ def read_lora(path: epath.PathLike, model: Any, params: PyTree) -> tuple[Lora, P
         mapping = kernels.get(module)
         if mapping is None:
             raise InputError(
-                f"{path} adapts {module}, which is no layer of this network; name adapters of it"
+                f"{path} adapts {module}, which is not a layer of this network; name adapters of it"
             )
         down, up = arrays.pop(module + _DOWN), arrays.pop(module + _UP, np.zeros(0))
         # One of rank 0, or of no rank, has a shape that does not fit.
@@ -81,16 +81,16 @@ def read_lora(path: epath.PathLike, model: Any, params: PyTree) -> tuple[Lora, P
         ):
             if array.shape != shape:
                 raise InputError(
-                    f"{path}: {module} is adapted by shape {array.shape}, this network needs "
-                    f"{shape}; name adapters of it"
+                    f"{path}: {module} must have the shape {shape} of this network, got "
+                    f"{array.shape}; name adapters of it"
                 )
         scale, ours = scale_of(module, rank, arrays.pop(module + _ALPHA, None)), _module(mapping)
         adapters[(*ours, "down")] = down.transpose(np.argsort(mapping.axes))
         adapters[(*ours, "up")] = up.reshape(outputs, rank).T * np.float32(scale)
     if arrays or not adapters:
         raise InputError(
-            f"{path}: its tensor {min(arrays, default='none')} is no adapter of a U-Net; name a "
-            "file of these alone"
+            f"{path}: its tensor {min(arrays, default='none')} is not an adapter of a "
+            "U-Net; name a file with only these"
         )
     modules = tuple(sorted({path[:-1] for path in adapters}))
     return Lora(1, 1.0, modules), flax.traverse_util.unflatten_dict(adapters)
@@ -127,7 +127,7 @@ def write_lora(run: Run, folder: Path, dtype: np.dtype) -> None:
         with np.errstate(over="ignore"):
             array = arrays[name].astype(dtype)
         if np.isinf(array).any():
-            raise InputError(f"{name} of {run.path} does not fit {dtype}: export it as bfloat16")
+            raise InputError(f"{name} of {run.path} does not fit {dtype}; export it as bfloat16")
         return array
 
     write_file(folder / FILE, header, written)
@@ -177,8 +177,8 @@ def _known(model: Any, where: Any) -> Any:
     """A model that diffusers has too."""
     if not isinstance(model, UNet | LatentUNet):
         raise InputError(
-            f"{where}: a {type(model).__name__} is adapted, and diffusers, whose files these are, "
-            "has none; name a stage with a UNet"
+            f"{where}: diffusers' files have no adapters for a {type(model).__name__}; "
+            "name a stage with a UNet"
         )
     return model
 

@@ -120,7 +120,7 @@ def _reader(part: Part, location: PartLocation, total: int) -> Read:
         with np.errstate(over="ignore"):
             converted = array.astype(dtype, copy=False)
         if dtype == np.float16 and array.dtype != dtype and np.isinf(converted).any():
-            raise InputError(f"{name} of {location.folder} does not fit float16: export it as bf16")
+            raise InputError(f"{name} of {location.folder} does not fit float16; export it as bf16")
         bar.update(array.size)
         return converted
 

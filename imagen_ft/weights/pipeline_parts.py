@@ -116,7 +116,9 @@ def manifest_parts(root: epath.Path) -> dict[str, Any]:
     """
     parts = read_object(root / MANIFEST).get("parts")
     if not isinstance(parts, dict):
-        raise InputError(f"{root / MANIFEST}: no manifest of an import; import it again")
+        raise InputError(
+            f"{root / MANIFEST} does not exist, so this is not a finished import; import it again"
+        )
     return parts
 
 
@@ -137,8 +139,8 @@ def locate(path: epath.PathLike, part: str, variant: str | None = None) -> PartL
     if (root / MANIFEST).exists():
         if part in PARTS and part not in manifest_parts(root):
             raise NoSuchPart(
-                f"{root} was imported without its {part}: import that into a folder of its own "
-                f"(--part={part})"
+                f"{root} was imported without its {part}; import that into a folder of its "
+                f"own (--part={part})"
             )
         return PartLocation(IMPORTED, root / part, root)
     config = read_object(root / "config.json") if (root / "config.json").exists() else {}
@@ -152,12 +154,12 @@ def locate(path: epath.PathLike, part: str, variant: str | None = None) -> PartL
     for folder in folders if "imported" not in config and kind_of(config) != STAGE else ():
         if any((folder / mark).exists() for mark in _MARKS[part]):
             if not is_local(folder):
-                raise InputError(f"{folder}: safetensors are read from local folders; copy it")
+                raise InputError(f"{folder}: safetensors need a local folder; copy it")
             return PartLocation(FILES, folder, root)
     raise NoSuchPart(
         f"{root} has no {part}: it is neither a pipeline's folder, nor the part's own "
-        f"({' or '.join(_MARKS[part])} is missing or of another part), nor an import that was "
-        "finished, nor a run that trained it"
+        f"({' or '.join(_MARKS[part])} is missing or of another part), nor a finished "
+        "import, nor a run that trained it"
     )
 
 
@@ -171,7 +173,7 @@ def _parts_of(config: Mapping[str, Any]) -> tuple[str, ...]:
 def _fetch(name: str, part: str, variant: str | None) -> PartLocation:
     if not is_local(name) or not hub.is_id(name):
         raise InputError(
-            f"{name}: there is no such folder; name one, or a repository of the Hub as owner/name"
+            f"{name}: no such folder; name one, or a repository of the Hub as owner/name"
         )
     # Auto-encoders have repositories of their own, whose files are in no folder.
     prefixes = (f"{part}/", "") if part == "vae" else (f"{part}/",)
@@ -186,7 +188,7 @@ def _fetch(name: str, part: str, variant: str | None) -> PartLocation:
     folder = root / prefix
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
     if not set(names) & set(_MARKS[part]):
-        raise NoSuchPart(f"{name} has no {part}: name a repository of diffusers' layout")
+        raise NoSuchPart(f"{name} has no {part}; name a repository in diffusers' layout")
     if part in PARTS and not any(file in names for file in file_names(stem, variant)[:2]):
         names_there = [file.removeprefix(prefix) for file in hub.file_names(name)]
         choose_file(names_there, stem, variant, f"{name}/{prefix}".rstrip("/"))
@@ -224,7 +226,7 @@ def open_part(
             first, second = weights.tensors[name], weights.tensors[alias]
             if first.dtype != second.dtype or not _same_bytes(first.view(), second.view()):
                 raise InputError(
-                    f"{local}: {alias} and {name} are one matrix in this model, but they differ "
+                    f"{local}: {alias} and {name} must be equal in this model, but differ "
                     "in the file; download it again"
                 )
     for name, rows in layout.counters.items():

@@ -54,8 +54,8 @@ def scheduler_settings(config: Mapping[str, Any], where: Any) -> dict[str, Any]:
     for field, values in _IMPLEMENTED.items():
         if checked[field] not in values:
             raise InputError(
-                f"{where}: {field} is {checked[field]!r}; only {' or '.join(map(repr, values))} is "
-                "implemented, as DeepFloyd IF has it: use its scheduler"
+                f"{where}: {field} must be {' or '.join(map(repr, values))}, as DeepFloyd "
+                f"IF has it, got {checked[field]!r}; use its scheduler"
             )
     for field, default in _DEFAULTS.items():
         value = settings[field]

@@ -184,7 +184,7 @@ def _parts(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, _FilePart]:
             found["unet"] = _unet(own, second.get("projection_dim", 0))
     except KeyError as error:
         raise InputError(
-            f"{path}: the tensor {prefix}{error.args[0]} is missing, which Stable Diffusion has; "
+            f"{path}: the tensor {prefix}{error.args[0]} of Stable Diffusion is missing; "
             "the file is of another model or incomplete"
         ) from None
     known = tuple(part.prefix for part in found.values())
@@ -192,8 +192,9 @@ def _parts(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, _FilePart]:
     if not found or strange or any(name.startswith(_REFINER) for name in tensors):
         example = min(strange, default=min(tensors, default="nothing"))
         raise InputError(
-            f"{path} is no checkpoint of Stable Diffusion 1.x, 2.x or XL base in the original "
-            f"layout: it holds {example}; of diffusers' layout name the pipeline's folder"
+            f"{path} is not a checkpoint of Stable Diffusion 1.x, 2.x or XL base in the "
+            f"original layout: it has {example}; for diffusers' layout name the pipeline's "
+            "folder"
         )
     return found
 
@@ -230,7 +231,7 @@ def _plan(
         original, shape = part.prefix + origins[theirs].name, mapping.file_shape
         if original not in tensors:
             raise InputError(
-                f"{path}: the tensor {original} is missing, which Stable Diffusion has; the file "
+                f"{path}: the tensor {original} of Stable Diffusion is missing; the file "
                 "is of another model or incomplete"
             )
         stored = _stored_shape(shape, origins[theirs])
@@ -238,8 +239,8 @@ def _plan(
         # The auto-encoder's attention is of 1x1 convolutions there.
         if found not in (stored, (*stored, 1, 1)):
             raise InputError(
-                f"{path}: the tensor {original} has the shape {found}, in Stable Diffusion it "
-                f"would be {stored}; the file is of another model"
+                f"{path}: the tensor {original} must have the shape {stored} of Stable "
+                f"Diffusion, got {found}; the file is of another model"
             )
         planned[theirs] = (shape, tensors[original].dtype)
     used = {part.prefix + origin.name for origin in origins.values()}
@@ -247,8 +248,8 @@ def _plan(
         own = original.removeprefix(part.prefix)
         if original.startswith(part.prefix) and not part.idle.fullmatch(own):
             raise InputError(
-                f"{path}: the tensor {original} has no place in a {name} of Stable Diffusion; the "
-                "file is of another model"
+                f"{path}: the tensor {original} is not part of a {name} of Stable "
+                "Diffusion; the file is of another model"
             )
 
     def read(theirs: str, dtype: np.dtype) -> np.ndarray:
@@ -287,8 +288,8 @@ def _small_files(
     is_2x = bool(unet) and unet["use_linear_projection"] and not is_xl
     if is_2x or _PREDICTS_V & set(names):
         raise InputError(
-            f"{path}: whether such weights predict eps or v is not in the file; name with "
-            "--pipeline a folder or repository whose scheduler says so"
+            f"{path}: the file does not say whether the weights predict eps or v; name "
+            "with --pipeline a folder or repository whose scheduler does"
         )
     classes: dict[str, Any] = {name: list(_CLASSES[name]) for name in parts}
     classes["scheduler"] = ["diffusers", _SCHEDULERS[is_xl]["_class_name"]]

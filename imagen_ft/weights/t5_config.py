@@ -51,16 +51,19 @@ def build_t5(config: Mapping[str, Any], where: Any) -> tuple[T5Encoder, Any]:
         value = config.get(field, default)
         if value != ours:
             raise InputError(
-                f"{where}: {field} is {value!r}, only {ours!r} is implemented; "
-                "use the encoder of a T5 v1.1"
+                f"{where}: {field} must be {ours!r}, the only one implemented, got "
+                f"{value!r}; use the encoder of a T5 v1.1"
             )
     fields = {ours: config.get(theirs, default) for ours, (theirs, default) in _FIELDS.items()}
     for ours, value in fields.items():
         if not isinstance(value, int) or value < 1:
-            raise InputError(f"{where}: {_FIELDS[ours][0]} is {value!r}, not a positive number")
+            raise InputError(
+                f"{where}: {_FIELDS[ours][0]} must be a positive number, got {value!r}"
+            )
     if fields["num_buckets"] < 4 or fields["num_buckets"] % 4:
         raise InputError(
-            f"{where}: {_FIELDS['num_buckets'][0]} is {fields['num_buckets']}, not a multiple of 4"
+            f"{where}: {_FIELDS['num_buckets'][0]} must be a multiple of 4, got "
+            f"{fields['num_buckets']}"
         )
     model = make_module(T5Encoder, fields, f"{where}: t5")
     return model, _shapes(model)

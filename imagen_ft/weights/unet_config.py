@@ -152,7 +152,7 @@ def _check_own(own: dict[str, Any], where: Any) -> None:
     for field in _POSITIVE:
         values = own[field] if isinstance(own[field], list) else [own[field]]
         if not all(isinstance(v, int | float) and v > 0 for v in values):
-            fail(field, "a number above 0 is needed")
+            fail(field, "it must be a number above 0")
 
 
 def _fields(own: Mapping[str, Any]) -> dict[str, Any]:

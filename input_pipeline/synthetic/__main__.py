@@ -9,7 +9,7 @@ folder        DIR/CLASS/00000012.png: one folder a class, for torchvision's Imag
 webdataset    DIR/NAME-000000.tar: files 00000012.png, .cls (the label) and .json
 array_record  DIR: random access for Grain and TFDS (`tfds.data_source`), without TensorFlow
 
-The same command goes on where it stopped; each shard is read once, and its checksums are checked.
+The same command resumes where it stopped; each shard is read once, and its checksums are checked.
 """
 
 import concurrent.futures

@@ -18,6 +18,9 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from launch.runtime.reports.tables import text_table
 
+# Of images. bfloat16 rounds to 3 digits, and the peers keep the noisy images in it.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
+
 
 def arguments(description: str, **defaults: str) -> argparse.Namespace:
     """Reads the flags that the benchmarks of networks share.
@@ -115,6 +118,25 @@ class Result:
     def ratio(self) -> float:
         """Our speed over the peer's."""
         return statistics.median(self.peer) / statistics.median(self.ours)
+
+
+def check_same_work(
+    case: str, dtype: str, error: float, evaluations: int, peer_evaluations: int
+) -> None:
+    """Ends the program where a sampler and its peer did not draw the same images alike.
+
+    Args:
+        case: its name.
+        dtype: of the computation.
+        error: relative difference of the images.
+        evaluations: of the network, for all images.
+        peer_evaluations: of the peer's.
+    """
+    if not error <= TOLERANCE[dtype] or evaluations != peer_evaluations:
+        sys.exit(
+            f"{case}: the images differ by {error:.1e}; {evaluations} evaluations of ours, "
+            f"{peer_evaluations} of the peer: no times without the same work"
+        )
 
 
 def compare(

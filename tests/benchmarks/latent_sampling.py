@@ -12,7 +12,6 @@ have to be the same before they are timed. On a GPU torch.compile compiles the p
 import argparse
 import dataclasses
 import pathlib
-import sys
 import tempfile
 from unittest import mock
 
@@ -25,7 +24,14 @@ from imagen_ft.cascade.drawing import image_keys
 from imagen_ft.cascade.opened import as_config
 from imagen_ft.diffusion.samplers import noise_of_keys
 from imagen_ft.diffusion.stage import AUTOENCODER
-from tests.benchmarks.harness import Result, arguments, compare, matrix_peak, report
+from tests.benchmarks.harness import (
+    Result,
+    arguments,
+    check_same_work,
+    compare,
+    matrix_peak,
+    report,
+)
 from tests.benchmarks.operations import LATENT_SIZES, TOKENS, latent_model_flops
 from tests.parity.latent_models import (
     DDIM,
@@ -39,8 +45,6 @@ from tests.parity.torch_weights import randomize, relative_error
 from tests.support.clip_vocabulary import END, VOCABULARY
 
 SEED, GUIDANCE = 3, 7.5
-# bfloat16 rounds to 3 digits, in every step of a chain.
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
 # Width of the text states, heads as the files name them; the rest is in `UNETS`.
 TEXT_WIDTHS = {"sd15": 768, "sd21": 1024, "sdxl": 2048}
 HEADS = {"sd15": 8, "sd21": [5, 10, 20, 20], "sdxl": [5, 10, 20]}
@@ -193,11 +197,7 @@ def measure(pair: Pair, batch: int, guidance_weight: float, args: argparse.Names
     evaluations = pair.steps * (2 if guidance_weight != 1 else 1)
     evaluated = sum(len(call.args[0]) for call in network.call_args_list)
     error = relative_error(ours().astype(np.float32), torch.from_numpy(expected).float())
-    if not error <= TOLERANCE[args.dtype] or evaluated != batch * evaluations:
-        sys.exit(
-            f"{name}: the images differ by {error:.1e}; {batch * evaluations} evaluations of ours, "
-            f"{evaluated} of the peer: no times without the same work"
-        )
+    check_same_work(name, args.dtype, error, batch * evaluations, evaluated)
     return compare(
         name,
         ours,

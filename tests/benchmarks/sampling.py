@@ -12,7 +12,6 @@ On a GPU the peer's network is compiled by torch.compile; on a CPU both use --th
 import argparse
 import contextlib
 import dataclasses
-import sys
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -29,15 +28,21 @@ from imagen_ft.diffusion.schedule import SquaredCos
 from imagen_ft.diffusion.stage import CONDITION_STEP, Stage
 from imagen_ft.models import presets
 from imagen_ft.models.unet import UNet
-from tests.benchmarks.harness import Result, arguments, compare, matrix_peak, report, synchronize
+from tests.benchmarks.harness import (
+    Result,
+    arguments,
+    check_same_work,
+    compare,
+    matrix_peak,
+    report,
+    synchronize,
+)
 from tests.benchmarks.operations import TOKENS, model_flops
 from tests.parity.torch_weights import UNET_RENAMES, randomize, relative_error, variables
 from tests.support import diffusers_unet as parity
 from tests.support.diffusers_pipelines import IF, LEVEL, make_theirs, to_torch
 
 GUIDANCE = {1: 7.0, 2: 4.0}  # of the pipelines' defaults
-# bfloat16 rounds to 3 digits, and the pipelines keep the noisy images in it.
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,11 +193,7 @@ def measure(pair: Pair, batch: int, guidance_weight: float, args: argparse.Names
     error = relative_error(ours(), images)
     evaluations = pair.steps * (2 if guidance_weight != 1 else 1)
     evaluated = sum(len(call.args[0]) for call in network_inputs.call_args_list)
-    if not error <= TOLERANCE[args.dtype] or evaluated != batch * evaluations:
-        sys.exit(
-            f"{name}: the images differ by {error:.1e}; {batch * evaluations} evaluations of ours, "
-            f"{evaluated} of the peer: no times without the same work"
-        )
+    check_same_work(name, args.dtype, error, batch * evaluations, evaluated)
     flops = [
         model_flops(stage.denoiser.model, pair.shapes, case.size, case.text_width, method)
         for method in ("context", "denoise")

@@ -16,6 +16,7 @@ import numpy as np
 
 from classifiers import train_clip, transfer
 from input_pipeline import sources
+from launch.runtime.atomic_folder import atomic_folder
 from tests.support.commands import run
 from tests.support.real_images import zipped_photographs
 
@@ -52,7 +53,8 @@ def few_shot(folder, generated=""):
         if not copies.exists():
             spec = dict(name="image_folder", path=str(data), root="cifar10_sample/train")
             part = dict(held_out=50, split="train", per_class=COPIES)
-            write_corrupted_copies(sources.load(spec | part), copies)
+            with atomic_folder(copies) as whole:
+                write_corrupted_copies(sources.load(spec | part), whole)
         change = STAND_IN.format(folder=copies)
     config = folder / "few_shot.py"
     names = dict(clip=folder / "clip", data=data, generated=generated, change=change)

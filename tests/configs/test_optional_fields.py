@@ -309,7 +309,7 @@ def test_a_source_that_the_config_lacks():
     config = parse(SAMPLE, *(f"start.{field}" for field in fields), "skip_steps=3")
     expected = dict(path="a", name="image_folder", held_out=3, split="train", classes=["one"])
     assert plain(config.start) == expected and config.skip_steps == 3
-    with pytest.raises(InputError, match="there is no config field 'row_groups'"):
+    with pytest.raises(InputError, match="the config has no field 'row_groups'"):
         parse(SAMPLE, *(f"start.{field}" for field in fields), "start.row_groups=3")
     assert "skip_steps" not in parse(SAMPLE, "skip_steps=0")
 
@@ -317,7 +317,7 @@ def test_a_source_that_the_config_lacks():
 def test_which_fields_there_are_depends_on_the_others():
     overrides = ["optimizer.momentum=0.8", "optimizer.name=sgd"]
     assert parse(FINETUNE, *overrides).optimizer.momentum == 0.8
-    with pytest.raises(InputError, match="there is no config field 'momentum'"):
+    with pytest.raises(InputError, match="the config has no field 'momentum'"):
         parse(FINETUNE, "optimizer.momentum=0.8")
 
 
@@ -334,12 +334,24 @@ def test_defaults_leave_a_config_as_it_is(path):
 def test_wrong_values_and_names_are_one_line(capsys):
     sample = importlib.import_module("imagen_ft.sample")
     for override, told in [
-        ("stages.base4.guidance_interval=(0.8,0.2)", "guidance_interval=(0.8, 0.2): from and to"),
+        (
+            "stages.base4.guidance_interval=(0.8,0.2)",
+            "guidance_interval must be from and to, in [0, 1], got (0.8, 0.2)",
+        ),
         ("stages.base4.batch_size=many", "batch_size"),
-        ("stages.base4.guidance_intervals=(0,1)", "no config field 'guidance_intervals'"),
+        (
+            "stages.base4.guidance_intervals=(0,1)",
+            "the config has no field 'guidance_intervals'",
+        ),
         ("stages.base4.guidance_intervals=(0,1)", ", guidance_interval, guidance_rescale, "),
-        ("stages.base4.guide.emas=a", "no config field 'emas' (there is: best, ema, lora, run, "),
-        ("stages.base4.guide=a", "=a: set its fields one by one (there is: best, ema, lora, run, "),
+        (
+            "stages.base4.guide.emas=a",
+            "the config has no field 'emas'; use one of best, ema, lora, run, ",
+        ),
+        (
+            "stages.base4.guide=a",
+            "=a: this field is a group; set one of its fields: best, ema, lora, run, ",
+        ),
     ]:
         assert commands.run(sample.main, SAMPLE, None, "--dry_run", f"--config.{override}") == 2
         err = capsys.readouterr().err

@@ -178,7 +178,9 @@ def test_what_is_kept_is_not_done_again(folder, measured, monkeypatch, capsys):
 
 def test_a_dry_run_counts_the_extractors_parameters(folder, capsys):
     assert run(evaluate.main, folder / "config.py", None, "--dry_run") == 0
-    assert "run: " in (out := capsys.readouterr().out) and " parameters\nfields that" in out
+    assert (
+        "run: " in (out := capsys.readouterr().out) and " parameters\noptional fields that" in out
+    )
 
 
 ONLY = "--config.measures=('frechet',)"
@@ -313,7 +315,7 @@ BAD = {
     ),
     "no images": (
         lambda path: np.savez(path, arr_0=np.zeros((0, 8, 8, 1), np.uint8)),
-        "the set holds no images",
+        "the set has no images",
     ),
 }
 
@@ -336,7 +338,7 @@ WRONG = {
     "measure": ("--config.measures=('fid',)", "must be of frechet, "),
     "sfid": ("--config.measures=('spatial_frechet',)", "is on Inception alone"),
     "extractor": ("--config.extractor.name=lpips", "config.extractor.name must be one of "),
-    "no run": ("--config.extractor.path=nowhere", "config.extractor: nowhere holds no run"),
+    "no run": ("--config.extractor.path=nowhere", "config.extractor: nowhere is not a run"),
     "no reference": ("--config.reference.statistics=no.npz", "no.npz does not exist"),
     "batch": ("--config.batch_size=0", "batch_size"),
 }
@@ -352,7 +354,7 @@ def test_wrong_configs(folder, tmp_path, capsys, name):
 
 SPECS = {
     "sizes": ("dict(source=dict(name='image_folder', path='{path}'))", "must be of one size"),
-    "empty": ("dict(source=dict(name='image_folder', path='{path}/../none'))", "holds no"),
+    "empty": ("dict(source=dict(name='image_folder', path='{path}/../none'))", "has no folders"),
     "field": ("dict(source=dict(name='digits', split='test'), size=8)", "has no field 'size'"),
 }
 

@@ -97,11 +97,11 @@ def test_what_is_gone_of_a_finished_set_is_made_again(command, whole, tmp_path):
     (whole / "dataset_info.json").unlink()
     (whole / "README.md").write_text("")
     code, said = command(whole)
-    assert code == 0 and "README.md, dataset_info.json missing or damaged: written" in said.err
+    assert code == 0 and "README.md, dataset_info.json missing or damaged; writing" in said.err
     assert contents(whole) == sound
     flip_byte(sorted(whole.glob("*.tfrecord-*"))[3], 90)
     code, said = command(whole)
-    assert code == 0 and "shards 3 are damaged: made again" in said.err
+    assert code == 0 and "shards 3 are damaged; making them again" in said.err
     assert contents(whole) == sound
     assert command(whole)[1].err.count("damaged") == 0
 
@@ -137,7 +137,7 @@ def test_verify_and_repair(command, whole):
 def test_repair_leaves_files_of_another_set_to_people(command, whole):
     (whole / "trivial-train.tfrecord-00000-of-00001").write_bytes(b"")
     code, said = command(whole, "--repair")
-    assert code == 2 and "of another set; take such files away" in said.err
+    assert code == 2 and "is of another set; remove such files" in said.err
 
 
 def test_images_are_stored_smaller(command, tmp_path):
@@ -148,18 +148,18 @@ def test_images_are_stored_smaller(command, tmp_path):
     assert np.abs(image - means).max() <= 0.5
     for stored in (16, -1):
         code, said = command(tmp_path / "large", stored=stored, size=8)
-        assert code == 2 and f"size={stored}: the cascade draws 8 px" in said.err
+        assert code == 2 and f"or 0 for as many, got {stored}" in said.err
         assert not (tmp_path / "large").exists()
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--worker=1"], "--worker=1 is not in 0 .. 0"),
-        (["--worker=-1", "--num_workers=2"], "--worker=-1 is not in 0 .. 1"),
-        (["--repair", "--num_workers=2"], "--repair is one worker's work"),
-        (["--verify"], "holds no generated set"),
-        (["--repair"], "holds no generated set"),
+        (["--worker=1"], "--worker must be from 0 to 0, got 1"),
+        (["--worker=-1", "--num_workers=2"], "--worker must be from 0 to 1, got -1"),
+        (["--repair", "--num_workers=2"], "--repair needs one worker"),
+        (["--verify"], "is not a synthetic set"),
+        (["--repair"], "is not a synthetic set"),
     ],
 )
 def test_wrong_flags(command, tmp_path, flags, message):
@@ -171,10 +171,16 @@ def test_wrong_flags(command, tmp_path, flags, message):
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ({"ant": 1, "bee": 2}, "class 2 is 'cat', but no class in"),
-        ({"ant": 1, "bee": 2, "dog": 3}, "class 2 is 'cat', but 'dog'"),
-        ({"ant": 1, "bee": 2, "cat": -3}, "the count of 'cat' is -3"),
-        ({"ant": 1, "bee": 2, "cat": 0.5}, "the count of 'cat' is 0.5"),
+        ({"ant": 1, "bee": 2}, "class 2 must be left out, as in"),
+        ({"ant": 1, "bee": 2, "dog": 3}, "class 2 must be 'dog', as in"),
+        (
+            {"ant": 1, "bee": 2, "cat": -3},
+            "the count of 'cat' must be a whole number from 0, got -3",
+        ),
+        (
+            {"ant": 1, "bee": 2, "cat": 0.5},
+            "the count of 'cat' must be a whole number from 0, got 0.5",
+        ),
     ],
 )
 def test_wrong_counts(command, tmp_path, counts, message):
@@ -240,11 +246,11 @@ def test_one_worker_of_a_kind(command, tmp_path):
             assert running.poll() is None, (tmp_path / "set.log").read_text()
             time.sleep(0.02)
         code, said = command(folder, "--worker=1", "--num_workers=3")
-        assert code == 2 and "worker 1 is already at work" in said.err
+        assert code == 2 and "worker 1 already runs" in said.err
         code, said = command(folder, "--worker=1", "--num_workers=2")
-        assert code == 2 and "3 workers are at work in it, not 2" in said.err
+        assert code == 2 and "--num_workers must be 3" in said.err
         code, said = command(folder, "--repair")
-        assert code == 2 and "another process is at work in it" in said.err
+        assert code == 2 and "in use by another process" in said.err
     finally:
         running.kill()
         running.wait()
@@ -287,7 +293,7 @@ def test_other_peoples_folders_are_left_alone(command, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "README.md").write_text("mine")
     code, said = command(tmp_path / "mine")
-    assert code == 2 and "holds README.md" in said.err
+    assert code == 2 and "has README.md" in said.err
     assert (tmp_path / "mine" / "README.md").read_text() == "mine"
 
 

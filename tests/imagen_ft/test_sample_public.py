@@ -164,7 +164,7 @@ def test_a_film_goes_from_the_first_step_to_the_last(monkeypatch):
     [(tiles, captions, columns)] = drawn
     assert [int(tile[0, 0, 0]) for tile in tiles] == [10, 14, 18] * 2
     assert captions == ["a", "step 5", "step 9", "b", "step 5", "step 9"] and columns == 3
-    with pytest.raises(InputError, match="1 captions for 2 images: one each is needed"):
+    with pytest.raises(InputError, match="captions must be one for each of 2 images, got 1"):
         film(cascade.path(["a", "b"], 10), ["a"], 3)
 
 
@@ -182,7 +182,7 @@ def test_any_prompt_has_a_name_and_a_caption(tmp_path):
 def test_a_folder_with_other_images(work, tmp_path, capsys, name):
     (tmp_path / name).touch()
     assert run(work, tmp_path, "--prompt=two cats") == 2
-    assert f"holds other images ({name}): name another" in error(capsys)
+    assert f"has other images ({name}); name another" in error(capsys)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -198,7 +198,7 @@ def test_images_are_not_replaced_by_others(work, tmp_path, capsys, monkeypatch):
     images = {path.name: path.read_bytes() for path in tmp_path.glob("*.png")}
     capsys.readouterr()
     assert run(work, tmp_path, "--prompt=two cats", "--config.seed=5") == 2
-    assert "drawn with seed = 0, now it is 5: name another --workdir" in error(capsys)
+    assert "drawn with seed = 0, now it is 5" in error(capsys)
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.png")} == images
     assert run(work, tmp_path, "--prompt=two cats", "--config.batch_size=1") == 0
     capsys.readouterr()
@@ -223,21 +223,42 @@ DDIM = ["--config.stages.base64.sampler.name=ddim"]
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "nothing to draw: give --prompt=... or --prompts=FILE"),
+        ([], "nothing to draw; give --prompt=... or --prompts=FILE"),
         (["--prompt=three dogs"], r"'three dogs' is not in .*python -m imagen_ft\.text"),
         (["--prompt=two cats", "--negative_prompt=blur"], r"'blur' is not in .*imagen_ft\.text"),
-        (["--prompts=EMPTY"], "the file is empty"),
-        (["--prompts=BLANK"], "blank.txt: the file holds no prompt"),
-        (["--prompt=two cats", "--prompts=BLANK"], "blank.txt: the file holds no prompt"),
-        (["--prompt=two cats", "--config.stages.base64.sampler.eta=2.0", *DDIM], "eta=2.0"),
-        (["--prompt=two cats", "--config.stages.sr256.batch_size=-1"], "batch_size=-1"),
+        (["--prompts=EMPTY"], "is empty"),
+        (["--prompts=BLANK"], "blank.txt has no prompt"),
+        (["--prompt=two cats", "--prompts=BLANK"], "blank.txt has no prompt"),
+        (
+            ["--prompt=two cats", "--config.stages.base64.sampler.eta=2.0", *DDIM],
+            "eta must be .* got 2.0",
+        ),
+        (
+            ["--prompt=two cats", "--config.stages.sr256.batch_size=-1"],
+            "batch_size must be .* got -1",
+        ),
         (["--prompt=two cats", "--config.stages.base64.guidance_weight=-1.0"], "guidance_weight"),
-        (["--prompt=two cats", "--config.stages.base64.sampler.num_steps=1001"], "has 1000 steps"),
-        (["--prompt=two cats", "--config.stages.base64.sampler.spacing=lu"], "known are"),
-        (["--prompt=two cats", "--config.stages.sr256.noise_augmentation=1.5"], "is in"),
-        (["--prompt=two cats", "--config.stages.sr256.stage.low_size=2"], "starts from 2 px"),
-        (["--prompt=two cats", "--config.stages.base64.stage.unet.pooling_heads=2"], "have 4"),
-        (["--prompt=two cats", "--path=-1"], "--path=-1"),
+        (
+            ["--prompt=two cats", "--config.stages.base64.sampler.num_steps=1001"],
+            "at most the schedule's 1000 steps",
+        ),
+        (
+            ["--prompt=two cats", "--config.stages.base64.sampler.spacing=lu"],
+            "must be one of .* got 'lu'",
+        ),
+        (
+            ["--prompt=two cats", "--config.stages.sr256.noise_augmentation=1.5"],
+            "must be in .* got 1.5",
+        ),
+        (
+            ["--prompt=two cats", "--config.stages.sr256.stage.low_size=2"],
+            "must start from the 4 px .* got 2",
+        ),
+        (
+            ["--prompt=two cats", "--config.stages.base64.stage.unet.pooling_heads=2"],
+            "pooling_heads must be 4, .* got 2",
+        ),
+        (["--prompt=two cats", "--path=-1"], "--path must be .* got -1"),
     ],
 )
 def test_one_line_for_wrong_input(work, tmp_path, capsys, argv, message):
@@ -266,7 +287,9 @@ def test_training_begins_with_the_weights(work):
     config.stage.prediction = "v"
     other = dataclasses.replace(training, denoiser=make_denoiser(config.stage))
     for start in (warm_start.check_start, lambda t: warm_start.create(t, make_mesh({"data": -1}))):
-        with pytest.raises(InputError, match=r"prediction='v', but the weights of .* give 'eps'"):
+        with pytest.raises(
+            InputError, match=r"prediction must be 'eps', as for the weights of .*, got 'v'"
+        ):
             start(other)
 
 

@@ -130,7 +130,7 @@ def test_resolve(named, image_names, resolved):
         (
             ("a", "b"),
             ("a",),
-            r"class 1 must be no class, as in the images of config\.train_source, got 'b'",
+            r"class 1 must be left out, as in the images of config\.train_source, got 'b'",
         ),
         (NAMES, IDS, r"class 0 must be .*got 'tench'"),
         ("imagenet", (*IDS[:7], *IDS[8:]), f"class 7 must be {IDS[8]!r}, .* got {IDS[7]!r}"),

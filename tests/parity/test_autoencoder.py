@@ -122,7 +122,7 @@ def test_files_of_old_versions_of_diffusers(saved, tmp_path):
 )
 def test_what_is_not_implemented(field, value):
     config = {**VAE, "_class_name": "AutoencoderKL", field: value}
-    named = "no network" if field in ("block_out_channels", "norm_num_groups") else field
+    named = "its fields do not fit" if field in ("block_out_channels", "norm_num_groups") else field
     with pytest.raises(InputError, match=rf"^x/config\.json: {named}") as error:
         build_autoencoder(config, "x/config.json")
     assert "\n" not in str(error.value)

@@ -118,7 +118,7 @@ def test_files_of_old_versions_of_transformers(tmp_path):
 def test_what_is_not_implemented(field, value):
     config = {**CLIPS["clip"][1], "model_type": "clip_text_model", field: value}
     named = {
-        "hidden_size": "no network",
+        "hidden_size": "its fields do not fit",
         "max_position_embeddings": "clip_text.max_length",
         "num_hidden_layers": "clip_text.num_layers",
     }
@@ -130,5 +130,5 @@ def test_what_is_not_implemented(field, value):
 
 def test_a_text_that_is_too_long():
     tokens = jax.ShapeDtypeStruct((1, 13), "int32")
-    with pytest.raises(ValueError, match="13 tokens: the encoder takes at most 12"):
+    with pytest.raises(ValueError, match="texts must have at most 12 tokens, got 13"):
         jax.eval_shape(presets.make("tiny_clip").init, jax.random.key(0), tokens)

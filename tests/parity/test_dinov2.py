@@ -128,9 +128,9 @@ def other(tensors, name):
 
 
 OTHERS = {
-    "registers": "there is no tensor embeddings.register_tokens",
-    "a layer is missing": "the tensor encoder.layer.1.norm1.bias is missing",
-    "NaN": "the tensor layernorm.bias holds NaN",
+    "registers": "no tensor embeddings.register_tokens",
+    "a layer is missing": r"the tensor encoder\.layer\.1\.norm1\.bias of the model is missing",
+    "NaN": r"the tensor layernorm\.bias has NaN or infinity",
     "another network": "embeddings.position_embeddings and the patches' kernel must be there",
 }
 
@@ -150,7 +150,7 @@ def test_other_weights(peer, tmp_path, name):
         (dict(positions="timm"), "rule must be one of hub, size, got 'timm'"),
         (dict(pixels="clean"), "rule must be one of torch, pil, got 'clean'"),
         (dict(size=30), r"size must be a multiple of 4 \(pixels of a patch\), got 30"),
-        (dict(path="nowhere"), "nowhere: there is no such file or folder"),
+        (dict(path="nowhere"), "nowhere: no such file or folder"),
     ],
 )
 def test_wrong_arguments(peer, fields, message):

@@ -132,9 +132,9 @@ def damage(tensors, name):
 
 
 DAMAGES = {
-    "a norm is missing": "the convolution and the batch norm of Mixed_5b.branch1x1 are not",
-    "a layer is missing": "of Mixed_5b.branch1x1 are not both there",
-    "NaN": "the tensor fc.bias holds NaN",
+    "a norm is missing": "of Mixed_5b.branch1x1 are missing or differ in width",
+    "a layer is missing": "of Mixed_5b.branch1x1 are missing or differ in width",
+    "NaN": r"the tensor fc\.bias has NaN or infinity",
 }
 
 

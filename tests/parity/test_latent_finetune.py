@@ -229,5 +229,6 @@ def test_bad_input(pipeline, tmp_path, capsys):
         assert not (tmp_path / "run").exists()
 
     assert_fails(
-        "layers_per_block is 2, the weights of", "--config.stage.autoencoder.layers_per_block=2"
+        "layers_per_block must be 1, as the weights of",
+        "--config.stage.autoencoder.layers_per_block=2",
     )

@@ -164,7 +164,7 @@ def test_what_is_not_implemented(field, value):
     config = {**UNETS["sdxl"], "_class_name": "UNet2DConditionModel", field: value}
     if field in ("down_block_types", "up_block_types"):
         config = {**UNETS["sd15"], "_class_name": "UNet2DConditionModel", field: value}
-    named = "no network" if value == 3 or value is None else field
+    named = "its fields do not fit" if value == 3 or value is None else field
     named = "up_block_types" if value == ["CrossAttnDownBlock2D"] else named
     with pytest.raises(InputError, match=rf"^x/config\.json: .*{named}") as error:
         build_latent_unet(config, "x/config.json")
@@ -176,7 +176,7 @@ def test_inputs_that_do_not_fit(tmp_path):
     x, t, text = jnp.zeros((1, 8, 8, 4)), jnp.zeros(1), jnp.zeros((1, 5, 16))
     with pytest.raises(ValueError, match="added goes with a model that has a size_embedding_dim"):
         jax.eval_shape(model.init, jax.random.key(0), x, t, text)
-    with pytest.raises(ValueError, match=r"latents of 7x8: give height and width that are multi"):
+    with pytest.raises(ValueError, match=r"latents must be a multiple of .*got 7x8"):
         plain = presets.make("tiny_sd15")
         jax.eval_shape(plain.init, jax.random.key(0), x[:, :7], t, text)
     tiny_unet("sd15").save_pretrained(tmp_path)

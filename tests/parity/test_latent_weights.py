@@ -101,7 +101,9 @@ def test_parts_that_do_not_fit_together(saved, tmp_path, capsys):
     tiny_clip("clip", hidden_size=24).save_pretrained(pipeline / "text_encoder")
     assert_fails("takes text states 16 wide, the text encoders make 24; name those of these")
     command[1] += "/vae/diffusion_pytorch_model.safetensors"
-    assert_fails("is no checkpoint of Stable Diffusion 1.x, 2.x or XL base in the original layout")
+    assert_fails(
+        "is not a checkpoint of Stable Diffusion 1.x, 2.x or XL base in the original layout"
+    )
     command[1] = f"--from=diffusers:{pipeline}"
     for file in pipeline.glob("*/*.safetensors"):
         file.rename(file.with_suffix(".bin"))

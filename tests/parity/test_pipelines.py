@@ -98,7 +98,7 @@ def test_pipeline(number, guidance_weight, variance_type, tmp_path, monkeypatch,
     ).images.permute(0, 2, 3, 1)
 
     stage, variables = make_ours(tmp_path, number, guidance_weight)
-    said = "logvar_coeff: 0.0 takes the place of 'learned', for the scheduler of"
+    said = "logvar_coeff: 0.0 replaces 'learned', as the scheduler of"
     assert (said in capsys.readouterr().err) == (variance_type == "fixed_small")
     row = lambda step: jnp.asarray(noise)[jnp.where(step == CONDITION_STEP, STEPS + 1, step)]  # noqa: E731
     run = jax.jit(lambda low: stage.run(variables, row, text, null, low)[0])

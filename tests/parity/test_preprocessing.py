@@ -117,15 +117,21 @@ def test_older_files_and_timms(config, expected, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(resample=1), r"resample is 1, only bilinear \(2\) or bicubic \(3\) is implemented"),
-        (dict(do_resize=False), "do_resize is False, only True is implemented"),
-        (dict(size={"height": 8, "width": 9}), r"size is .*, only a square is implemented"),
-        (dict(size="24"), "size is '24', not a positive whole number"),
-        (dict(crop_size=32, do_center_crop=True), "crop_size is 32, more than the size"),
-        (dict(rescale_factor=1 / 127.5), "rescale_factor is 0.007.*, only 1 / 255 is implemented"),
-        (dict(do_rescale=False), "do_rescale is False, only True is implemented"),
-        (dict(do_normalize=False), "do_normalize is False, only True is implemented"),
-        (dict(image_mean=[0.1] * 3), "known are plain, imagenet, clip, efficientnet_lite"),
+        (
+            dict(resample=1),
+            r"resample must be bilinear \(2\) or bicubic \(3\), the only one implemented, got 1",
+        ),
+        (dict(do_resize=False), "do_resize must be True, the only one implemented, got False"),
+        (dict(size={"height": 8, "width": 9}), r"size must be a square, the only one implemented"),
+        (dict(size="24"), "size must be a positive whole number, got '24'"),
+        (dict(crop_size=32, do_center_crop=True), "crop_size must be at most the size .*got 32"),
+        (dict(rescale_factor=1 / 127.5), "rescale_factor must be 1 / 255, .*got 0.007"),
+        (dict(do_rescale=False), "do_rescale must be True, the only one implemented, got False"),
+        (
+            dict(do_normalize=False),
+            "do_normalize must be True, the only one implemented, got False",
+        ),
+        (dict(image_mean=[0.1] * 3), "must be one of plain, imagenet, clip, efficientnet_lite"),
     ],
 )
 def test_what_is_not_implemented(changes, message, tmp_path):

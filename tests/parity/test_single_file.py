@@ -215,22 +215,28 @@ def test_files_that_are_refused(tmp_path, capsys):
         return tmp_path / "changed.safetensors"
 
     lender = lend(tmp_path / "lender", "epsilon")
-    assert_fails("whether such weights predict eps or v is not in the file; name with --pipeline")
+    assert_fails("the file does not say whether the weights predict eps or v; name with --pipeline")
     assert_fails(
         "sd.ckpt is a pickle, which could run any code when it is read; convert it", pickle
     )
     assert_fails("--variant is for folders and repositories", file, "--variant=fp16")
     option = f"--pipeline={lender}"
     name = "middle_block.0.in_layers.2.weight"
-    assert_fails(f"the tensor {UNET}{name} is missing", changed(UNET + name, None), option)
+    assert_fails(
+        f"the tensor {UNET}{name} of Stable Diffusion is missing",
+        changed(UNET + name, None),
+        option,
+    )
     path = changed(UNET + "out.0.weight", torch.zeros(8))
     assert_fails(
-        "out.0.weight has the shape (8,), in Stable Diffusion it would be (32,)", path, option
+        "out.0.weight must have the shape (32,) of Stable Diffusion, got (8,)", path, option
     )
     path = changed(VAE_NAME + "loss.weight", torch.zeros(8))
-    assert_fails("first_stage_model.loss.weight has no place in a vae of Stable", path, option)
+    assert_fails("first_stage_model.loss.weight is not part of a vae of Stable", path, option)
     path = changed("control_model.weight", torch.zeros(8))
-    assert_fails("is no checkpoint of Stable Diffusion 1.x, 2.x or XL base in the original", path)
+    assert_fails(
+        "is not a checkpoint of Stable Diffusion 1.x, 2.x or XL base in the original", path
+    )
     index = json.loads((lender / "model_index.json").read_text())
     index["_class_name"] = "StableDiffusionXLPipeline"
     (lender / "model_index.json").write_text(json.dumps(index))

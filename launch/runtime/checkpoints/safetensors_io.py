@@ -136,9 +136,9 @@ def choose_file(
     if index in names:
         return index, True
     if variants := _variants(names, stem):
-        others = " and ".join(name or "the one without a variant" for name in variants)
-        missing = f"the variant {variant}" if variant else "weights without a variant"
-        raise InputError(f"{where} has not {missing}, only {others}; name one of these")
+        others = " and ".join(name or "weights without a variant" for name in variants)
+        missing = f"variant {variant}" if variant else "weights without a variant"
+        raise InputError(f"{where} has no {missing}, only {others}; name one of these")
     pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".ckpt")))
     if pickles:
         raise InputError(

@@ -84,7 +84,7 @@ def test_the_command(run, tmp_path, capsys):
     assert len(settings["weights"]) == 1
     capsys.readouterr()
     assert run("--config.images_per_prompt=1", "--config.stages.sd.stored_size=8") == 2
-    assert "holds other images" in capsys.readouterr().err
+    assert "has other images" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -110,13 +110,13 @@ def test_a_dry_run_counts_all_parts(run, pipeline, capsys):
         ([f"{STAGE}.pooled_width=8"], "stage.pooled_width must be 0 for a network without"),
         ([f"{STAGE}.sizes=(8, 8)"], "stage.sizes must be 6 numbers"),
         ([f"{STAGE}.autoencoder.preset=sd15"], "must be that of an auto-encoder, got 'sd15'"),
-        ([f"{STAGE}.autoencoder.scaling_factor=0.5"], "scaling_factor is 0.5, the weights of"),
+        ([f"{STAGE}.autoencoder.scaling_factor=0.5"], "scaling_factor must be 0.18215"),
         (["--config.stages.sd.stored_size=32"], "stored_size must be from 1 to the 16 px"),
         ([f"{STAGE}.prediction=v"], "prediction must be that of the weights of"),
         ([f"{STAGE}.schedule=cosine"], "schedule must be that of the weights of"),
         ([f"{SAMPLER}.spacing=5"], "sampler.spacing"),
         ([f"{SAMPLER}.num_steps=1000"], "must be below 1000 for sampler.spacing"),
-        ([f"{SAMPLER}.name=ddpm", f"{SAMPLER}.logvar_coeff=learned"], "takes the network's"),
+        ([f"{SAMPLER}.name=ddpm", f"{SAMPLER}.logvar_coeff=learned"], "needs the network's"),
     ],
 )  # fmt: skip
 def test_bad_input(run, tmp_path, capsys, argv, said):
@@ -148,9 +148,9 @@ def test_weights_that_do_not_fit(run, pipeline, tmp_path, capsys):
     folder, encoder = copied("wide", "text_encoder")
     wide = tiny_clip("clip", vocab_size=len(VOCABULARY), hidden_size=32)
     wide.save_pretrained(encoder)
-    said = "take text states or images of another width than the config has"
+    said = "text states or images of the config must have the width"
     refused(folder, said, 32)
-    refused(folder, f"make states ({LENGTH}, 32); say that")
+    refused(folder, f"config.text.shape must be ({LENGTH}, 32)")
     folder, unet = copied("pickles", "unet")
     weights = unet / "diffusion_pytorch_model.safetensors"
     weights.rename(unet / "diffusion_pytorch_model.bin")
@@ -183,7 +183,7 @@ def test_a_stage_behind_latents_starts_from_their_images():
     stages = make_stages(config)
     assert [(name, stage.image_size) for name, stage in stages.items()] == [("sd", 8), ("sr16", 16)]
     config.stages.sd.stored_size = 12
-    with pytest.raises(InputError, match="starts from 8 px, the stage before it makes 12 px"):
+    with pytest.raises(InputError, match="must start from the 12 px of the stage before it, got 8"):
         make_stages(config)
 
 
@@ -232,7 +232,7 @@ def test_the_sampler_of_a_scheduler(tmp_path, capsys, said, fields, stands_in):
             sampler_of(str(tmp_path))
         return
     assert fields.items() <= sampler_of(str(tmp_path)).items()
-    assert ("stands in for" in capsys.readouterr().err) == stands_in
+    assert ("replaces it" in capsys.readouterr().err) == stands_in
 
 
 def test_sdxl_is_told_more(tmp_path):

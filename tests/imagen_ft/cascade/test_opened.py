@@ -31,7 +31,7 @@ def test_configs_are_found_from_any_folder(tmp_path, monkeypatch):
     own = "import ml_collections\n\n\ndef get_config():\n    return ml_collections.ConfigDict()\n"
     (tmp_path / "configs/digits/sample.py").write_text(own)
     assert load_config("configs/digits/sample.py") == ConfigDict()  # what is here comes first
-    with pytest.raises(InputError, match="there is no file configs/digits/simple"):
+    with pytest.raises(InputError, match="no such file: configs/digits/simple"):
         load_config("configs/digits/simple.py")
 
 
@@ -67,7 +67,7 @@ def test_a_stage_that_enlarges_is_a_cascade_of_its_own(cascade, monkeypatch):
     low = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 1), np.uint8)
     assert alone.with_(guidance_weight=1.0).sample(NAMES, low=low).shape == (3, 8, 8, 1)
     for draw in (alone.sample, alone.path):
-        with pytest.raises(InputError, match="no base: give images to enlarge as low"):
+        with pytest.raises(InputError, match="no base; give images to enlarge as low"):
             draw(NAMES)
 
 
@@ -75,9 +75,9 @@ def test_a_stage_that_enlarges_is_a_cascade_of_its_own(cascade, monkeypatch):
     ("source", "message"),
     [
         ([], "config must be a file, a config, a run or weights, got none"),
-        ("configs/no.py", "there is no file configs/no.py"),
-        ("/no/such/run", "/no/such/run holds no run"),
-        ("~/run", "/no/home/run holds no run"),
+        ("configs/no.py", "no such file: configs/no.py"),
+        ("/no/such/run", "/no/such/run is not a run"),
+        ("~/run", "/no/home/run is not a run"),
         ("", "run must name a run or weights, got ''"),
     ],
 )
@@ -88,7 +88,7 @@ def test_what_cannot_be_loaded(source, message, monkeypatch):
 
 
 def test_t5_takes_the_place_of_a_cache_and_of_nothing_else():
-    with pytest.raises(InputError, match="text=x: this cascade has a text encoder of its own"):
+    with pytest.raises(InputError, match="text=x: this cascade has its own text encoder"):
         opened.with_t5(config(), "x")
     found = opened.with_t5(ConfigDict(dict(text=dict(weights="a", null="zeros"))), "deepfloyd:b/c")
     assert found.text.to_dict() == dict(weights="b/c", null="zeros")
@@ -109,7 +109,7 @@ def test_a_call_with_settings_of_its_own(cascade):
     assert (drawn != other).any()
     np.testing.assert_array_equal(cascade.sample(NAMES), drawn)  # of that call alone
     assert Stage.sample._cache_size() == count  # numbers are inputs of the program
-    with pytest.raises(InputError, match=r"no argument 'steps' \(there is: .*seed.*num_steps"):
+    with pytest.raises(InputError, match="no argument 'steps'"):
         cascade.sample(NAMES, steps=3)
 
 

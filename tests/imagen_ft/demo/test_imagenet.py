@@ -44,7 +44,7 @@ def test_images_that_are_not_there(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert __main__.run(["demo", "--imagenet=none"]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: --imagenet=none: nothing is there") and err.count("\n") == 1
+    assert err.startswith("error: --imagenet=none: no such file") and err.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 

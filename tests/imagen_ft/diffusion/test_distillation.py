@@ -356,7 +356,7 @@ def test_wrong_fields_of_progressive(fields, message):
         (dict(steps=1), "steps must be at least 2 levels of noise, got 1"),
         (dict(solver="euler"), "solver must be one of ddim, heun, got 'euler'"),
         (dict(metric="lpips"), "metric must be one of l2, pseudo_huber, got 'lpips'"),
-        (dict(steps=2000), "the schedule has 1000 steps"),
+        (dict(steps=2000), "at most the schedule's 1000 steps"),
     ],
 )
 def test_wrong_fields_of_consistency(fields, message):

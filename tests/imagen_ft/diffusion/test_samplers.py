@@ -146,9 +146,9 @@ def test_make_sampler():
     ddpm = ConfigDict(dict(name="ddpm", num_steps=3, logvar_coeff=0.3))
     assert make_sampler(ddpm) == DDPM(3, 0.3)
     assert make_sampler(ConfigDict(dict(name="ddim", num_steps=3, eta=0.5))) == DDIM(3, 0.5)
-    with pytest.raises(InputError, match="num_steps=0"):
+    with pytest.raises(InputError, match="num_steps must be at least 1, got 0"):
         make_sampler(ConfigDict(dict(name="ddpm", num_steps=0, logvar_coeff=0.0)))
-    with pytest.raises(InputError, match=r"sampler\.name='plms'.*'ddpm', 'ddim'"):
+    with pytest.raises(InputError, match=r"sampler\.name must be .*got 'plms'"):
         make_sampler(ConfigDict(dict(name="plms", num_steps=3)))
     # As the command line has it in place of 'learned'.
     assert make_sampler(ConfigDict(dict(ddpm, logvar_coeff="0.3"))) == DDPM(3, 0.3)
@@ -180,9 +180,12 @@ def test_solvers_of_a_config(fields, expected):
         (dict(name="unipc", logvar_coeff="0.3"), "logvar_coeff must be 0 or left out for 'unipc'"),
         (dict(name="euler", eta=1.0), "eta must be 0 or left out for 'euler', .*got 1.0"),
         (dict(name="euler_ancestral", eta=1.0), "eta must be 0 or left out"),
-        (dict(name="euler_ancestral", logvar_coeff=2.0), r"logvar_coeff=2\.0: a number in"),
-        (dict(name="dpmpp", order=4), "order=4: at most 3"),
-        (dict(name="dpmpp", order=2.0), "order=2.0: an integer"),
+        (
+            dict(name="euler_ancestral", logvar_coeff=2.0),
+            r"logvar_coeff must be a number in \[0, 1\], got 2\.0",
+        ),
+        (dict(name="dpmpp", order=4), "order must be at most 3, got 4"),
+        (dict(name="dpmpp", order=2.0), r"order must be an integer, got 2\.0"),
         (dict(name="unipc", solver_type="bh3"), "solver_type must be one of bh1, bh2, got 'bh3'"),
         (dict(name="heun", churn=math.nan), "churn must be at least 0, got nan"),
         (dict(name="heun", churn_max="much"), "churn_max must be at least 0, got 'much'"),
@@ -205,5 +208,7 @@ def test_fields_that_a_solver_cannot_have(fields, message):
     ],
 )
 def test_strengths_of_noise_that_are_none(name, field, value):
-    with pytest.raises(InputError, match=rf"sampler\.{field}={value!r}: a number in \[0, 1\]"):
+    with pytest.raises(
+        InputError, match=rf"sampler\.{field} must be a number in \[0, 1\], got {value!r}"
+    ):
         make_sampler(ConfigDict({"name": name, "num_steps": 3, field: value}))

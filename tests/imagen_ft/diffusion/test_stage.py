@@ -305,7 +305,7 @@ def test_eps_where_there_is_no_data():
 def test_an_unknown_prediction():
     config = stage_config()
     config.prediction = "score"
-    with pytest.raises(InputError, match=r"prediction='score': known are eps, x0, v$"):
+    with pytest.raises(InputError, match="prediction must be one of eps, x0, v, got 'score'"):
         make_denoiser(config)
 
 

@@ -37,7 +37,7 @@ def test_group_norm_has_float32_statistics_in_bfloat16():
 
 
 def test_group_norm_names_a_width_that_does_not_divide():
-    with pytest.raises(ValueError, match="num_groups=32 does not divide 48 channels"):
+    with pytest.raises(ValueError, match="num_groups must divide 48 channels, got 32"):
         GroupNorm(32).init(jax.random.key(0), jnp.zeros((1, 4, 48)))
 
 

@@ -243,7 +243,7 @@ def test_every_input_matters(number):
 def test_errors():
     x, t, text, level = inputs()
     for cut in (x[:, 2:], x[:, :, 2:]):
-        with pytest.raises(ValueError, match=r"px: give height and width that are multiples of 4"):
+        with pytest.raises(ValueError, match=r"must be a multiple of 4 px"):
             model().apply(variables(), cut, t, text, level)
     with pytest.raises(ValueError, match="noise_level=True"):
         model().apply(variables(), x, t, text)

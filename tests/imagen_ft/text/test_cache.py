@@ -45,6 +45,20 @@ def test_states_come_back(tmp_path, dtype):
     np.testing.assert_array_equal(again, states[[0, 1, 2, 3, 0]])
 
 
+def test_processes_that_take_turns_write_no_part_twice(tmp_path):
+    states = make(tmp_path)
+    caches = [TextCache(tmp_path) for _ in range(2)]
+    for number, cache in enumerate(caches):
+        cache.take_turns(number, len(caches))
+    for turn in range(2):
+        for number, cache in enumerate(caches):
+            cache.append([f"{turn}, {number}"], states[2 * turn + number][None])
+    found = TextCache(tmp_path)
+    assert len(found) == 8 and len(list(tmp_path.glob("part-*"))) == 6
+    names = [f"{turn}, {number}" for turn in range(2) for number in range(2)]
+    np.testing.assert_array_equal(found.read(names), states)
+
+
 def test_it_is_as_large_as_its_states(tmp_path):
     make(tmp_path)
     cache = TextCache(tmp_path)
@@ -91,14 +105,14 @@ def test_a_part_of_another_cache(tmp_path):
     (tmp_path / "one" / "part-00000.safetensors").rename(
         tmp_path / "other" / "part-00007.safetensors"
     )
-    with pytest.raises(InputError, match=r"part-00007\.safetensors: of another encoder than"):
+    with pytest.raises(InputError, match=r"part-00007\.safetensors is of another encoder than"):
         TextCache(tmp_path / "other")
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"encoder": {"dtype": "real"}, "shape": [3, 4]}'])
 def test_a_damaged_encoder_json(tmp_path, text):
     (tmp_path / "encoder.json").write_text(text)
-    with pytest.raises(InputError, match=r"encoder\.json: damaged; remove"):
+    with pytest.raises(InputError, match=r"encoder\.json is damaged; remove .* and make it again"):
         TextCache(tmp_path)
 
 
@@ -136,7 +150,10 @@ def test_a_cache_says_what_became_of_its_prompts(tmp_path, monkeypatch, fields, 
 def test_a_cache_of_unknown_preprocessing(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "ENCODER", ENCODER | {"preprocessing": "stemming"})
     make(tmp_path)
-    with pytest.raises(InputError, match=r"preprocessed by 'stemming', but known are 'lower-case"):
+    with pytest.raises(
+        InputError,
+        match=r"preprocessed by one of .*got 'stemming'",
+    ):
         encoder(tmp_path)
 
 
@@ -159,9 +176,12 @@ def test_a_missing_prompt_is_named_with_the_command(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"null": "none"}, r"config\.text\.null=none: there is empty, zeros"),
-        ({"template": "photo"}, r"config\.text\.template=photo: one {} is needed"),
-        ({"template": "{} {}"}, r"one {} is needed"),
+        ({"null": "none"}, r"config\.text\.null must be empty or zeros, got none"),
+        (
+            {"template": "photo"},
+            r"config\.text\.template must have one \{\}, for the prompt, got photo",
+        ),
+        ({"template": "{} {}"}, r"must have one {}"),
     ],
 )
 def test_wrong_fields(tmp_path, fields, said):
@@ -171,7 +191,7 @@ def test_wrong_fields(tmp_path, fields, said):
 
 
 def test_no_cache(tmp_path):
-    with pytest.raises(InputError, match=r"none holds no text cache: make it by python -m"):
+    with pytest.raises(InputError, match=r"none is not a text cache; make one with python -m"):
         encoder(tmp_path / "none")
 
 
@@ -179,5 +199,5 @@ def test_a_cache_without_the_empty_prompt(tmp_path):
     make(tmp_path)
     (tmp_path / "part-00000.safetensors").unlink()
     assert encoder(tmp_path, null="zeros").null().shape == (1, 3, 4)
-    with pytest.raises(InputError, match=r"lacks the empty prompt: run python -m"):
+    with pytest.raises(InputError, match=r"lacks the empty prompt; run python -m"):
         encoder(tmp_path)

@@ -55,6 +55,6 @@ def test_a_prompt_of_which_nothing_is_left_is_said(capsys):
     prompts = ["\u732b", "a cat", "", " "]
     assert captions.prompt_keys(prompts, "{}", captions.CLEANED) == ["", "a cat", "", ""]
     said = capsys.readouterr().err
-    assert said == "warning: of the prompt '\u732b' nothing is left when it is cleaned\n"
+    assert said == "warning: cleaning leaves nothing of the prompt '\u732b'\n"
     assert captions.prompt_keys(prompts, "{}", captions.PLAIN)[0] == "\u732b"
     assert not capsys.readouterr().err

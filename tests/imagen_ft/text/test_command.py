@@ -158,7 +158,7 @@ def test_a_cache_of_prompts_as_they_are(pipeline, cache, prompts, tmp_path, caps
     assert encoder.digest != TextCache(cache).digest
     capsys.readouterr()
     assert run(prompts, pipeline, cache, *flags) == 2
-    said = "(preprocessing was caption cleaning, now it is lower-case, no w): name another"
+    said = "(preprocessing was caption cleaning, now it is lower-case, no w); name another"
     assert said in one_line(capsys)
 
 
@@ -175,7 +175,7 @@ def test_another_encoder_is_refused(pipeline, cache, prompts, tmp_path, capsys, 
         argv[change] = {"dtype": "bfloat16", "max_length": 76}[change]
     before = sorted(cache.iterdir())
     assert run(prompts, other, cache, *(f"--{k}={v}" for k, v in argv.items())) == 2
-    assert f"{cache} holds the states of another encoder ({change} was " in one_line(capsys)
+    assert f"{cache} has the states of another encoder ({change} was " in one_line(capsys)
     assert sorted(cache.iterdir()) == before
 
 
@@ -236,26 +236,26 @@ def test_a_tokenizer_of_another_encoder(pipeline, prompts, tmp_path, capsys):
     """Ids beyond the embedding would be read as its last row."""
     tiny_text.save(tmp_path / "small", sentinels=10)
     assert run(prompts, tmp_path / "small", tmp_path / "cache") == 2
-    assert "has 400 tokens, the text encoder 310" in one_line(capsys)
+    assert "at most the text encoder's 310 tokens, got 400" in one_line(capsys)
     assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--prompts=none.txt"], "none.txt: cannot be read"),
-        (["--prompts=/dev/null"], "/dev/null: the file is empty"),
+        (["--prompts=none.txt"], "none.txt cannot be read"),
+        (["--prompts=/dev/null"], "/dev/null is empty"),
         (["--weights=/dev/null"], "/dev/null"),
-        (["--to=/dev/null"], "--to=/dev/null is a file"),
+        (["--to=/dev/null"], "--to must be a folder, got the file /dev/null"),
         (["--dtype=float8"], "--dtype=float8: value should be one of <bfloat16|float16|float32>"),
-        (["--batch_size=0"], "--batch_size=0: at least 1"),
-        (["--max_length=1"], "max_length=1"),
-        (["--template=a photo"], "--template=a photo: one {} is needed"),
+        (["--batch_size=0"], "--batch_size must be at least 1, got 0"),
+        (["--max_length=1"], "max_length must be at least 2 tokens, got 1"),
+        (["--template=a photo"], "--template must have one {}, for the prompt, got a photo"),
         (["--promts=x"], "'promts'. Did you mean: process_id, prompts"),
         (["--weights="], "--weights is missing"),
         (["--max_length=many"], "--max_length=many"),
         (["more"], "'more' is not a flag"),
-        (["--class_names=imagenet"], "one of --prompts and --class_names is needed"),
+        (["--class_names=imagenet"], "give either --prompts or --class_names"),
     ],
 )
 def test_wrong_flags(pipeline, prompts, tmp_path, capsys, argv, said):
@@ -268,8 +268,12 @@ def test_wrong_flags(pipeline, prompts, tmp_path, capsys, argv, said):
     ("text", "argv", "said"),
     [
         ("cat\ndog\ncat\n", [], "names.txt:3: 'cat' is already at "),
-        ("cat\n\ndog\n", [], "names.txt:2 is blank"),
-        ("cat\ndog\n", ["--num_classes=3"], "names.txt has 2 class names, 3 are needed"),
+        ("cat\n\ndog\n", [], "names.txt:2 must be a class name, got a blank line"),
+        (
+            "cat\ndog\n",
+            ["--num_classes=3"],
+            "names.txt must have 3 class names, one a class, got 2",
+        ),
     ],
 )
 def test_class_names(pipeline, tmp_path, capsys, text, argv, said):
@@ -285,7 +289,7 @@ def test_a_folder_of_something_else(pipeline, prompts, tmp_path, capsys):
     (tmp_path / "notes.txt").touch()
     before = sorted(tmp_path.iterdir())
     assert run(prompts, pipeline, tmp_path) == 2
-    assert f"--to={tmp_path}: the folder holds something else" in one_line(capsys)
+    assert f"--to={tmp_path} has something else in it" in one_line(capsys)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -295,7 +299,7 @@ def test_one_process_at_a_time(pipeline, prompts, tmp_path, capsys):
         fcntl.flock(file, fcntl.LOCK_EX)
         capsys.readouterr()
         assert run(prompts, pipeline, tmp_path / "cache") == 2
-    assert "another process is at work in it" in one_line(capsys)
+    assert "in use by another process" in one_line(capsys)
     assert len(TextCache(tmp_path / "cache")) == 2
 
 

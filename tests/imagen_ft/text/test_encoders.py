@@ -24,7 +24,9 @@ def test_tokens_are_bytes_an_end_and_padding():
 
 def test_a_prompt_may_fill_its_tokens_and_no_more():
     assert tokenize(["seven"], 6)[1].all()
-    with pytest.raises(InputError, match=r"'sevens' has 7 tokens, text.max_length is 6"):
+    with pytest.raises(
+        InputError, match=r"'sevens' must have at most text.max_length=6 tokens, got 7"
+    ):
         tokenize(["one", "sevens"], 6)
 
 

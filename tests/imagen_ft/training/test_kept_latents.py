@@ -118,7 +118,7 @@ def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch):
     }.items():
         config = get_config(str(tmp_path / "kept"))
         config.update_from_flattened_dict(change)
-        with pytest.raises(InputError, match=f"holds other latents .{said}.: name another"):
+        with pytest.raises(InputError, match=f"has other latents .{said}.; name another"):
             look(Training.of(config), source, NEW if change else "another")
 
 
@@ -129,12 +129,12 @@ def test_bad_input(tmp_path, capsys):
     file = f"{__file__}:{tmp_path}/other"
     assert commands.run(finetune.main, file, tmp_path / "run") == 2
     error = capsys.readouterr().err.strip().splitlines()
-    assert len(error) == 1 and "the folder holds something else; name another" in error[0]
+    assert len(error) == 1 and "has something else in it; name another" in error[0]
     assert not (tmp_path / "run").exists()
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["notes.txt"]
     (tmp_path / "file").write_text("")
     training = Training.of(get_config(str(tmp_path / "file")))
-    with pytest.raises(InputError, match="is a file; name a folder"):
+    with pytest.raises(InputError, match="must be a folder, got the file"):
         look(training, few(training))
     with pytest.raises(InputError, match=r"config\.latents\.cache must be a folder, got 5"):
         latents_of(ConfigDict(dict(latents=dict(cache=5), stage=dict(autoencoder=VAE))))

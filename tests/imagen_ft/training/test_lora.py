@@ -221,7 +221,7 @@ def test_a_run_of_adapters_is_a_stage_like_any_other(base, adapted):
     assert digest_of(run) not in (run.digest(), digest_of(Run.open(base)))
     other = dataclasses.replace(run, inputs={**run.inputs, "init_from": "of other weights"})
     assert digest_of(other) != digest_of(run)
-    with pytest.raises(InputError, match=r"adapters of .*base, which holds other weights now"):
+    with pytest.raises(InputError, match=r"adapters of .*base, whose weights have changed"):
         loaded(other, training)
 
 
@@ -242,7 +242,7 @@ def test_adapters_of_a_file_are_merged_into_a_stage(base, tmp_path):
 def test_adapters_that_do_not_fit_their_type(base, tmp_path):
     folder = epath.Path(tmp_path) / "run"
     run, _ = write_adapted(folder, base, alpha=1e6)
-    with pytest.raises(InputError, match=r"lora_B.* does not fit float16: export it as bfloat16"):
+    with pytest.raises(InputError, match=r"lora_B.* does not fit float16; export it as bfloat16"):
         write_lora(run, tmp_path, np.dtype(np.float16))
 
 
@@ -255,7 +255,7 @@ def test_adapters_that_are_not_there(base, adapted):
         message = rf"config\.stages\.sr8\.lora must be a local file of adapters, .*; {advice}"
         with pytest.raises(InputError, match=message):
             load_stages(config, make_text_encoder(config.text), base=False)
-    with pytest.raises(InputError, match=r"holds adapters of .*base and no whole network"):
+    with pytest.raises(InputError, match=r"has adapters of .*base and not a whole network"):
         weights.load_unet(run.path)
 
 
@@ -309,12 +309,12 @@ def test_its_base_can_be_kept_in_bfloat16(base):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(rank=0), "config.lora.rank=0: at least 1"),
+        (dict(rank=0), "config.lora.rank must be at least 1, got 0"),
         (dict(alpha=0.0), "config.lora.alpha must be a number above 0, got 0.0"),
         (dict(alpha=True), "config.lora.alpha must be a number above 0, got True"),
         (dict(targets="to_q"), "config.lora.targets must be a list of patterns, got 'to_q'"),
         (dict(targets=(3,)), "config.lora.targets must be a list of patterns, got "),
-        (dict(targets=("to_x",)), "config.lora.targets: 'to_x' is found in no parameter's path"),
+        (dict(targets=("to_x",)), "config.lora.targets: 'to_x' matches no parameter"),
         (dict(base_dtype="float8"), "config.lora.base_dtype must be one of float32, bfloat16"),
         (dict(ranks=4), "config.lora has no field 'ranks'"),
     ],

@@ -158,12 +158,12 @@ def test_repositories(hub):
         "owner/vae/diffusion_pytorch_model.safetensors",
     ]
     said = {
-        "owner/gated": f"is gated: accept its licence at http://127.0.0.1:{server.server_port}/owner",
-        "owner/unknown": "no such repository that you may see",
+        "owner/gated": f"is gated; accept its licence at http://127.0.0.1:{server.server_port}/owner",
+        "owner/unknown": "no such repository that you may read",
         "owner/if@v9": "has no such revision",
         "owner/broken": "answered 500",
         "owner/empty": "has no unet",
-        "variants": "weights without a variant is not there; there is bf16 and fp16",
+        "variants": "weights without a variant, only bf16 and fp16; name one of these",
         "pickle": "pytorch_model.bin is a pickle",
         "offline": "no network",
         "unreachable": "no network",
