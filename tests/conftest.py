@@ -6,15 +6,10 @@ import sys
 
 from tests.support import ROOT
 from tests.support.object_store import bucket, store, store_server
-from tests.support.slices import pytest_addoption, pytest_collection_modifyitems
 
-__all__ = [  # pytest takes them from here
-    "bucket",
-    "pytest_addoption",
-    "pytest_collection_modifyitems",
-    "store",
-    "store_server",
-]
+__all__ = ["bucket", "store", "store_server"]  # pytest takes them from here
+
+pytest_plugins = ["tests.support.messages", "tests.support.slices"]
 
 SETTINGS = {
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax-tests"),

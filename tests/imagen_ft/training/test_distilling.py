@@ -217,7 +217,7 @@ def test_teachers_that_do_not_fit(teacher, tmp_path):
             refused(config)
     config = get_config(teacher)
     config.stage.unet.block_out_channels = (16,)
-    with pytest.raises(InputError, match=r"stage\.unet\.block_out_channels must be \[16\].*got \[8\]"):
+    with pytest.raises(InputError, match=r"unet\.block_out_channels must be \[16\].*got \[8\]"):
         refused(config)
 
 
