@@ -1,14 +1,14 @@
-"""How every command ends: with one clear line for what the user can fix, and an exit code.
+"""How every command ends: one clear line for what the user can fix, and an exit code.
 
-| code | means | a scheduler |
+| code | meaning | what a scheduler does |
 |---|---|---|
-| 0 | done | goes on |
-| 1 | failed: a bug, or NaN and infinity in a network | does not restart it, it would end so again |
-| 2 | wrong input or a full disk: the line says what to fix | does not restart it before that |
-| 75 | preempted, all work is saved; another process, or the object store, is lost | runs it again |
-| 130 | interrupted from the keyboard | leaves that to the user |
+| 0 | done | continues |
+| 1 | failed: a bug, or NaN or infinity in a network | does not restart: it would end the same way |
+| 2 | wrong input or a full disk; the line says what to fix | does not restart until that is fixed |
+| 75 | preempted with all work saved; or another process or the object store was lost | restarts |
+| 130 | interrupted from the keyboard | leaves it to the user |
 
-A command that was killed (137, 143) also goes on when it is run again, from its last checkpoint.
+A command that was killed (137, 143) resumes from its last checkpoint when it is run again.
 """
 
 import contextlib
@@ -26,9 +26,10 @@ from absl import flags
 from launch.cluster import check_alone
 from launch.errors import InputError, outcome
 
-# A run of one small stage opens about 40; loaders of large sets some hundred.
+# Open files: a run of one small stage needs about 40, loaders of large sets a few hundred.
 FEWEST_FILES, MANY_FILES = 48, 4096
 FLAGS_TITLE = "every command"  # in --help
+# A `~` that begins a value: after `=`, `:`, `,`, `+` or a quote.
 _HOME = re.compile(r"(?<=[=:,+'\"])~(?=/|$)")
 
 
@@ -38,20 +39,10 @@ def parse_flags(
     define_flags: Callable[[flags.FlagValues], None],
     required: Sequence[str] = (),
 ) -> flags.FlagValues | None:
-    """Reads the flags of a command that has no config.
+    """Reads the flags of a command that has no config; prints help and returns None if asked to.
 
-    Args:
-        argv: the program's name and its arguments.
-        text: what `--help` prints before the flags.
-        define_flags: defines them.
-        required: names of those that have to be there.
-
-    Returns:
-        Their values; None if help was asked for, which is printed.
-
-    Raises:
-        InputError: an unknown flag, a value of the wrong type, an argument that is no flag, or a
-            required flag is missing.
+    `text` is what `--help` prints before the flags. An unknown, mistyped or missing flag, or an
+    argument that is not a flag, raises `InputError`.
     """
     values = flags.FlagValues()
     define_flags(values)
@@ -66,7 +57,7 @@ def parse_flags(
 
 
 def define_alone(values: flags.FlagValues) -> None:
-    """The flag --coordinator, for a command that does not say that several processes share it."""
+    """Defines --coordinator for a command that cannot be shared by several processes."""
     if "coordinator" not in values:
         flags.DEFINE_string(
             "coordinator",
@@ -79,13 +70,9 @@ def define_alone(values: flags.FlagValues) -> None:
 def helped(
     argv: Sequence[str], text: str, values: flags.FlagValues, others: Sequence[str] = ()
 ) -> bool:
-    """Prints help, if it is asked for; whether it is.
+    """Prints help if the arguments ask for it; returns whether they do.
 
-    Args:
-        argv: the program's name and its arguments.
-        text: stands before the flags.
-        values: the flags.
-        others: lines on flags that are not among them.
+    `text` comes before the flags; `others` are lines on flags that absl does not know of.
     """
     if not {"--help", "-h", "-help"} & set(argv[1:]):
         return False
@@ -94,14 +81,14 @@ def helped(
     lines += [f"  {_described(flag)}" for flag in groups.pop("", ())]
     for title, group in sorted(groups.items()):
         lines += ["", f"{title}:", *(f"  {_described(flag)}" for flag in group)]
-    # A reader such as `head` has seen enough when it closes the pipe.
+    # `head` and similar readers close the pipe once they have seen enough.
     with contextlib.suppress(BrokenPipeError):
         print(*lines, sep="\n")
     return True
 
 
 def _groups(values: flags.FlagValues) -> dict[str, list[flags.Flag]]:
-    """Flags in order of their names, by FLAGS_TITLE of the module that defines them; '' is none."""
+    """Flags sorted by name, grouped by the FLAGS_TITLE of the module that defines them or ''."""
     groups: dict[str, list[flags.Flag]] = {}
     for module, defined in values.flags_by_module_dict().items():
         title = getattr(sys.modules.get(module), "FLAGS_TITLE", "")
@@ -110,24 +97,19 @@ def _groups(values: flags.FlagValues) -> dict[str, list[flags.Flag]]:
 
 
 def _described(flag: flags.Flag) -> str:
-    """Name, help and default; a help that speaks of the default says it itself."""
     is_set = flag.default not in (None, "", [])
     default = (flag.default_as_str or "").strip("'") if is_set else "not set"
     text = " ".join(flag.help.split())
+    # Some help texts describe a default themselves, such as one that depends on the machine.
     said = "" if "default" in text else f" (default: {default})"
     return f"--{flag.name}: {text}{said}"
 
 
 def read_flags(argv: Sequence[str], values: flags.FlagValues) -> None:
-    """Fills flags from a command line; one process of several is kept from what is one's work.
+    """Parses a command line into flags; a command for one process refuses to be one of several.
 
-    Args:
-        argv: the program's name and its arguments.
-        values: the flags, with --coordinator; with --num_processes too where several can share
-            the work (`launch.runtime.devices.joining`).
-
-    Raises:
-        InputError: see `parse_flags`; or this is one of several processes, and the command one's.
+    `values` holds --coordinator, and --num_processes where several processes can share the work
+    (`launch.runtime.devices.joining`). Raises `InputError` as `parse_flags` does.
     """
     try:
         rest = values(expand_home(argv))
@@ -141,31 +123,27 @@ def read_flags(argv: Sequence[str], values: flags.FlagValues) -> None:
 
 
 def expand_home(argv: Sequence[str]) -> list[str]:
-    """Arguments with the user's home for `~`, which shells leave where it is behind a `=`."""
+    """Replaces `~` by the user's home after `=`, where shells leave it alone."""
     home = os.path.expanduser("~")
     return [_HOME.sub(lambda _: home, arg) for arg in argv]
 
 
 def exit_code(command: Callable[[], None], interrupted: str) -> int:
-    """Runs a command; errors that are not bugs become one line on stderr.
+    """Runs a command and returns its exit code; errors that are not bugs become one line on stderr.
 
-    Args:
-        command: does the work.
-        interrupted: what an interrupted user is told, such as how to go on.
-
-    Returns:
-        0 done, 2 wrong input (`InputError`) or a full disk, 130 interrupted, and for `Failed` the
-        code it has: 1, or 75 when the same command is to be run again. The module's table says
-        what a scheduler does then.
+    `interrupted` is what the line says after Ctrl-C, such as how to resume. The codes are those of
+    the module's table; a bug raises.
     """
+    # 1. Run it.
     _open_closed_streams()
     code, line = _outcome(command, interrupted)
-    # A reader that closes its pipe after the work is done is no fault.
+    # 2. Output that nobody could read is an error, unless the reader closed the pipe by choice.
     unwritten = _flush(sys.stdout)
     if code == 0 and unwritten and not isinstance(unwritten, BrokenPipeError):
         code, line = 2, _cannot_print(unwritten)
+    # 3. Say what was wrong.
     if line:
-        # Who gives us no place to say what is wrong still gets the code.
+        # If stderr is broken too, the exit code still tells.
         with contextlib.suppress(OSError):
             say(line)
     _flush(sys.stderr)
@@ -173,18 +151,12 @@ def exit_code(command: Callable[[], None], interrupted: str) -> int:
 
 
 def say(line: str, stream: TextIO | None = None) -> None:
-    """Prints one line; what is no printable character in it, such as of a path, is escaped.
-
-    Args:
-        line: without its end.
-        stream: where to; stderr by default.
-    """
+    """Prints one line, on stderr by default; unprintable characters, as of paths, are escaped."""
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
     print(line, file=stream or sys.stderr, flush=True)
 
 
 def _outcome(command: Callable[[], None], interrupted: str) -> tuple[int, str]:
-    """The exit code, and the line on stderr."""
     try:
         _allow_open_files()
         command()
@@ -205,15 +177,16 @@ def _stream_failure(error: Exception) -> tuple[int, str] | None:
 
 
 def _path_failure(error: Exception) -> tuple[int, str] | None:
-    """Of paths that nothing here can open."""
+    """The ending for paths that etils or fsspec cannot open."""
     if isinstance(error, KeyError):
+        # etils raises a bare KeyError for an unknown scheme: only its module tells its origin.
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         if frame.f_globals["__name__"].startswith("etils.epath"):
             beginning = error.args[0]
             return 2, (
                 f"error: no path that begins with {beginning} can be opened; name a local one"
             )
-    # fsspec's; a path can stand in a config as well.
+    # From fsspec. A config may hold such a path too, so this cannot be checked up front.
     if isinstance(error, ImportError) and "gcsfs" in str(error):
         return 2, 'error: paths at gs:// need more packages; pip install ".[gcs]" first'
     return None
@@ -224,10 +197,10 @@ def _cannot_print(error: OSError) -> str:
 
 
 def _fails(stream: TextIO) -> bool:
-    """Whether a stream takes no more; an unbuffered one forgets what it could not write."""
+    """Whether a stream accepts no more; an unbuffered one keeps no memory of a failed write."""
     if _flush(stream):
         return True
-    with contextlib.suppress(OSError):  # A stream in memory has no number.
+    with contextlib.suppress(OSError):  # Streams in memory have no file descriptor.
         poll = select.poll()
         poll.register(stream.fileno(), 0)
         return any(event & select.POLLERR for _, event in poll.poll(0))
@@ -235,11 +208,11 @@ def _fails(stream: TextIO) -> bool:
 
 
 def _flush(stream: TextIO) -> OSError | None:
-    """Writes what is left of a stream; where that fails, the error, and nothing is left."""
+    """Flushes a stream; on failure returns the error and discards what was left."""
     try:
         stream.flush()
     except OSError as error:
-        # Python would try once more at the very end, and say so in lines and a code of its own.
+        # Python flushes again at exit; it would print a traceback and exit with a code of its own.
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), stream.fileno())
         return error
@@ -247,10 +220,9 @@ def _flush(stream: TextIO) -> OSError | None:
 
 
 def _allow_open_files() -> None:
-    """Raises the limit of open files to what the system allows.
+    """Raises the soft limit of open files to what the system allows, up to MANY_FILES.
 
-    Raises:
-        InputError: that is too few: saving would fail in the threads of libraries.
+    Raises `InputError` below FEWEST_FILES: saving would fail in the threads of libraries.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY
@@ -265,13 +237,11 @@ def _allow_open_files() -> None:
 
 
 def _open_closed_streams() -> None:
-    """Opens standard streams that the caller has closed, as if they led nowhere.
-
-    The next files to be opened would get their numbers, and what libraries print would be written
-    into them.
-    """
+    """Opens /dev/null in place of standard streams that the caller has closed."""
+    # Otherwise the next files to be opened would get descriptors 0 to 2, and whatever libraries
+    # print would be written into them.
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            stream = open(os.devnull, mode)  # It gets the number itself, the lowest free one.
+            stream = open(os.devnull, mode)  # Gets the lowest free descriptor: its own.
             os.set_inheritable(stream.fileno(), True)
             setattr(sys, name, stream)

@@ -1,7 +1,6 @@
-"""What environment variables say of the job that this process was started as one of.
+"""Reads from environment variables which job of several processes this process belongs to.
 
-Slurm, Cloud TPU and MPI set variables of their own. The names are theirs; what JAX makes of them is
-in its `jax/_src/clusters`.
+Slurm, Cloud TPU and MPI each set their own; JAX reads them in its `jax/_src/clusters`.
 """
 
 import dataclasses
@@ -14,37 +13,29 @@ from launch.errors import InputError
 Environment = Mapping[str, str]
 
 BY_HAND = "--coordinator=HOST:PORT --num_processes=N --process_id=I"
-# Above the ports that Linux gives to whoever asks for any.
+# Above Linux's ephemeral ports (32768 to 60999); the range that JAX's slurm_cluster.py uses too.
 _FIRST_PORT, _PORTS = 61440, 4096
-# Steps of one allocation get ports that are far from those of the next allocations.
+# Between the ports of an allocation's steps: the next job numbers do not hit them.
 _STEP_STRIDE = 599
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A job of several processes.
+    """A job of several processes."""
 
-    Attributes:
-        source: whose job it is, and the variable that says so.
-        arguments: for `jax.distributed.initialize`; those that are not here JAX asks the cluster
-            for.
-        fault: why its processes cannot find each other by these variables; '' if they can.
-        is_started: whether the others are started as well, and not this process alone.
-    """
-
-    source: str
+    source: str  # whose job it is, and the variable that says so
+    # For jax.distributed.initialize, which asks the cluster for those that are missing here.
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
-    fault: str = ""
-    is_started: bool = True
+    fault: str = ""  # why these variables do not let its processes find each other
+    is_started: bool = True  # whether the other processes run too, or only this one
 
 
 def find_job(environment: Environment) -> Job | None:
-    """The job of several processes that the variables speak of; None if they speak of none.
+    """The job of several processes that the variables describe; None if they describe none.
 
-    Raises:
-        InputError: a variable is missing or no number, or two clusters speak of jobs of their own.
+    Raises `InputError` if a variable is missing or not a number, or if two clusters set theirs.
     """
-    # MPI's launchers may start their own helpers by Slurm, whose variables are then not ours.
+    # MPI launchers may start their helpers through Slurm, whose variables then say nothing of us.
     if job := _mpi_job(environment):
         return job
     jobs = [job for job in (_slurm_job(environment), _tpu_job(environment)) if job]
@@ -57,14 +48,9 @@ def find_job(environment: Environment) -> Job | None:
 
 
 def check_alone(environment: Environment, coordinator: str) -> None:
-    """Looks whether this process is alone, for a command that is the work of one process.
+    """Raises `InputError` if a command for one process was started as one of several.
 
-    Args:
-        environment: its variables.
-        coordinator: the flag; 'none' is the user's word that it is.
-
-    Raises:
-        InputError: it is one of several.
+    With `coordinator` 'none' the user says that it is alone.
     """
     if coordinator not in ("", "none"):
         raise InputError(f"--coordinator={coordinator}: this command is one process; leave it out")
@@ -78,12 +64,13 @@ def check_alone(environment: Environment, coordinator: str) -> None:
 
 def _mpi_job(environment: Environment) -> Job | None:
     for variable in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
-        # Slurm speaks PMI as well.
+        # Slurm sets PMI variables as well: then its own say more.
         tasks = environment.get("SLURM_STEP_NUM_TASKS")
         if variable == "PMI_SIZE" and environment.get(variable) == tasks:
             continue
         if _number(environment, variable, 1) > 1:
             source = f"MPI's {variable}={environment[variable]}"
+            # By this variable of mpirun, JAX's ompi_cluster.py finds the coordinator.
             if "OMPI_MCA_orte_hnp_uri" in environment:
                 return Job(source)
             fault = f"JAX cannot find the processes of this MPI; pass {BY_HAND}"
@@ -93,6 +80,7 @@ def _mpi_job(environment: Environment) -> Job | None:
 
 def _slurm_job(environment: Environment) -> Job | None:
     if "SLURM_JOB_ID" not in environment:
+        # Outside of a step (srun), this is the batch script itself.
         return None
     if "SLURM_STEP_ID" not in environment:
         return _slurm_script(environment)
@@ -116,7 +104,7 @@ def _slurm_job(environment: Environment) -> Job | None:
 
 
 def _slurm_script(environment: Environment) -> Job | None:
-    """A batch script is one process, which has the rank 0, of all the tasks that are asked for."""
+    # A batch script is a single process with rank 0, however many tasks the job asks for.
     for variable in ("SLURM_NTASKS", "SLURM_JOB_NUM_NODES"):
         if (count := _number(environment, variable, 1)) > 1:
             source = f"Slurm's {variable}={count}"
@@ -129,7 +117,7 @@ def _slurm_script(environment: Environment) -> Job | None:
 
 
 def _first_node(environment: Environment) -> str:
-    """That of task 0: of `a[001-003,7],b` it is a001, of `rack[1-2]n[4,5]` rack1n4."""
+    """The node of task 0: a001 for `a[001-003,7],b`, rack1n4 for `rack[1-2]n[4,5]`."""
     nodes = environment.get("SLURM_STEP_NODELIST", "")
     first = re.match(r"(?:[^,\[\]\s]|\[[\w,-]+\])+", nodes)
     if not first:
@@ -145,22 +133,23 @@ def _slurm_port(environment: Environment) -> int:
 
 
 def _tpu_job(environment: Environment) -> Job | None:
-    # The first that is there counts, as for JAX.
+    # 1. How many hosts and slices: the first variable that is set counts, as in JAX.
     names = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
     variable = next((name for name in names if name in environment), names[1])
     hosts = environment.get(variable, "localhost").split(",")
     slices = _number(environment, "MEGASCALE_NUM_SLICES", 1)
     if len(hosts) == 1 and slices < 2:
         return None
-    # On Kaggle it can hold a warning in words.
+    # On Kaggle the variable can hold a warning in plain words.
     if not all(re.fullmatch(r"\S+", host.strip()) for host in hosts):
         raise InputError(
             f"{variable} must be a list of hosts, got {environment[variable]!r}; fix it, "
             "or unset it if this host is alone"
         )
+    # 2. What JAX would trip over later: variables that are missing or out of range.
     limits = {"MEGASCALE_SLICE_ID": slices}
     if variable in environment:
-        # Without these variables JAX asks a TPU VM's metadata, which a pod has none of.
+        # Without these, JAX asks the metadata server of a TPU VM, which a pod of Kubernetes lacks.
         limits["TPU_WORKER_ID"] = len(hosts)
         needed = ["TPU_WORKER_ID"]
         needed += ["MEGASCALE_SLICE_ID", "MEGASCALE_COORDINATOR_ADDRESS"] if slices > 1 else []

@@ -1,4 +1,4 @@
-"""Which code this is."""
+"""The version of this code."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def code_version() -> str:
-    """Its version: the package's, and the commit where there is one."""
+    """The package's version and, where known, the commit; 'unknown' without both."""
     folder = Path(__file__).parent
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
@@ -15,7 +15,7 @@ def code_version() -> str:
         commit = described.stdout.strip() if described.returncode == 0 else ""
     except (OSError, subprocess.TimeoutExpired):
         commit = ""
-    # Images and hosts of jobs have the files of a commit, and no repository.
+    # Images and hosts of jobs hold the files of a commit without its repository.
     commit = commit or os.environ.get("IMAGEN_FT_COMMIT", "")[:12]
     try:
         version = metadata.version("imagen-ft")

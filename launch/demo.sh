@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes .venv, installs, and runs the whole road on the digits: sh launch/demo.sh [options of imagen_ft.demo]
-# --imagenet=standin (or =PATH of its images) runs ImageNet's road instead, with tiny networks.
+# Creates .venv, installs, and runs every step on the digits: sh launch/demo.sh [options of imagen_ft.demo]
+# --imagenet=standin (or =PATH of its images) runs the steps for ImageNet instead, with tiny networks.
 set -eu
 CDPATH='' cd -- "$(dirname -- "$0")/.."
 . launch/environment.sh

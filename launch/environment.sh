@@ -1,7 +1,7 @@
-# Sourced by demo.sh and test.sh from the repository root: makes .venv and installs into it, once.
+# Sourced by demo.sh and test.sh from the repository root: creates .venv and installs into it, once.
 
-# .venv/ready is written last and removed before pip runs, so that whatever was interrupted is made
-# anew. Its first line is the folder that was installed, the others "EXTRA CHECKSUM-OF-setup.py".
+# .venv/ready is written last and removed before pip runs, so that an interrupted installation starts
+# again. Its first line is the folder that was installed, the others "EXTRA CHECKSUM-OF-setup.py".
 log=.cache/install.log
 probe='import sys
 version = "%d.%d.%d" % sys.version_info[:3]
@@ -21,7 +21,7 @@ fail() {
     exit 2
 }
 
-# find_python: sets $python and $found ("good VERSION") to the first one that can do the work.
+# find_python: sets $python and $found ("good VERSION") to the first Python that will do.
 find_python() {
     if [ -n "${PYTHON:-}" ]; then
         set -- "$PYTHON"
@@ -50,14 +50,14 @@ need_space() {
         fail "the disk is too full: $PWD has ${free:-0} MiB free, $1 MiB are needed; make room"
 }
 
-# installed: whether .venv is one that was finished here, with the Python that PYTHON asks for.
+# installed: whether .venv was completed in this folder, with the Python that PYTHON asks for.
 installed() {
     [ "$(sed -n 1p .venv/ready 2>/dev/null)" = "$PWD" ] || return 1
     current=$(.venv/bin/python -c "$probe" 2>/dev/null) || return 1
     [ -z "${PYTHON:-}" ] || [ "$current" = "$found" ]
 }
 
-# run_logged WHAT COMMAND...: one line from the log where the command fails.
+# run_logged WHAT COMMAND...: if the command fails, ends with one line from its log.
 run_logged() {
     what=$1
     shift
@@ -66,7 +66,7 @@ run_logged() {
     fail "$what failed: ${reason:-$(tail -n 1 "$log")} (log: $PWD/$log)"
 }
 
-# prepare SCRIPT EXTRA MIB: leaves a .venv with EXTRA ("base": none), or ends with one line and 2.
+# prepare SCRIPT EXTRA MIB: makes a .venv with EXTRA ("base": none), or ends with one line and code 2.
 prepare() {
     script=$1 extra=$2
     trap 'say "interrupted; the same command starts again" >&2; exit 130' INT

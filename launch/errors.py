@@ -1,4 +1,4 @@
-"""Errors that end a command with one line, and the exit codes they stand for."""
+"""Errors that end a command with one line, and their exit codes."""
 
 import errno
 import os
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h
-# What the user can mend although no file is named: full disks, limits of the system, hardware.
+# Errors that the user can fix even if they name no file: full disks, system limits, hardware.
 _NAMELESS = (
     errno.EACCES,
     errno.EDQUOT,
@@ -18,7 +18,7 @@ _NAMELESS = (
     errno.ENOTDIR,
     errno.EROFS,
 )
-# What no file that the user names brings about: our own handling of files, memory and processes.
+# Errors that no file of the user's causes: our own handling of files, memory and processes.
 _OURS = (
     errno.EAGAIN,
     errno.EBADF,
@@ -30,15 +30,15 @@ _OURS = (
     errno.ESPIPE,
     errno.ESRCH,
 )
-# How TensorStore's errors begin, and those of them that a later start may not meet.
+# How TensorStore's errors begin; the first four may be gone at the next start.
 _PASSING = ("ABORTED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "UNAVAILABLE")
 _STATUS = re.compile("|".join((*_PASSING, "PERMISSION_DENIED", "UNAUTHENTICATED")))
 _RIGHTS = "log in (gcloud auth application-default login), or ask for access to that bucket"
 _AGAIN = "run the same command again"
-# Whose errors are a store's: a connection that is lost or refused, an answer that came too late.
+# Errors of these packages are the store's: lost or refused connections, late answers.
 _GOOGLE = ("google.api_core", "google.auth", "google.cloud")
 _PACKAGES = ("aiohttp", "fsspec", "gcsfs", "requests", *_GOOGLE)
-# Object stores raise these without a number or a name, with a text that says all.
+# Object stores raise these with a text that says everything, but no number or file name.
 _TEXTS = (
     FileExistsError,
     FileNotFoundError,
@@ -49,15 +49,14 @@ _TEXTS = (
 
 
 def users_error(error: OSError) -> str | None:
-    """What a line says of an error of the system that the user can mend; None for all others.
+    """The line for a system error that the user can fix; None for all others.
 
-    With a file's name nearly every one can be: a folder where a file should be, a loop of links, a
-    name that is too long. Lost connections and children are bugs, or accidents that a traceback
-    tells more of.
+    Almost every error that names a file is one: a folder in place of a file, a loop of links, a
+    name too long. Lost connections and children are bugs or accidents: their traceback says more.
     """
     if isinstance(error, ConnectionError | TimeoutError | ChildProcessError):
         return None
-    if _package(error):  # Some of their lost connections have a number and a name.
+    if _package(error):  # Some of a store's lost connections carry a number and a file name.
         return None
     if error.errno is None:
         return (
@@ -76,16 +75,15 @@ def users_error(error: OSError) -> str | None:
 
 
 def store_failure(error: BaseException) -> Exception | None:
-    """What stands for an error of an object store; None for all others.
+    """`InputError` or `Unreachable` for an error of an object store; None for all others.
 
-    Returns:
-        `InputError` for what the user has no right to, or a name that does not fit; `Unreachable`
-        for what may pass by itself. The packages have tried again by then.
+    `InputError` means missing rights or a malformed name, `Unreachable` what may pass by itself.
+    By then the packages have already retried.
     """
     text = " ".join(str(error).split()) or type(error).__name__
     package = _package(error)
     kind: type[Exception] | None = None
-    # gcsfs has no kinds of its own for what is forbidden or wrong, TensorStore none at all.
+    # gcsfs has no exception types for forbidden or malformed requests, TensorStore none at all.
     if isinstance(error, OSError) and error.errno is None and text.startswith("Forbidden"):
         kind = InputError
     elif isinstance(error, ValueError) and text.startswith("Bad Request: "):
@@ -104,22 +102,23 @@ def store_failure(error: BaseException) -> Exception | None:
 
 
 def _package(error: BaseException) -> str:
-    """Which of the store's it is of; empty for all others."""
+    """The package of a store that an error comes from; '' for all others."""
     module = f"{type(error).__module__}."
     return next((package for package in _PACKAGES if module.startswith(f"{package}.")), "")
 
 
 def _place(error: BaseException) -> str:
-    """What those who raised it again have noted."""
+    """The notes that were added when the error was raised again, such as the path."""
     return "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
 
 
 def _passes(error: BaseException) -> bool:
-    """Whether an error of Google's own packages may not come again."""
+    """Whether an error of Google's packages may be gone at the next try."""
     code = getattr(error, "code", None)
     if isinstance(code, int):
+        # HTTP: 408 is a timeout, 429 too many requests.
         return code >= 500 or code in (408, 429)
-    # Who asks for a login and gets no answer, or one that says so, can ask again.
+    # A login that got no answer, or whose answer allows it, can be tried again.
     return type(error).__name__ == "TransportError" or bool(getattr(error, "retryable", False))
 
 
@@ -131,7 +130,7 @@ def _mount_point(path: str) -> str:
 
 
 def listed(names: Iterable[object], limit: int = 6) -> str:
-    """Names for a message: all of a few, else the first ones and how many more there are."""
+    """Names for a message: all, or the first `limit - 1` and how many more there are."""
     texts = [str(name) for name in names]
     if len(texts) <= limit:
         return ", ".join(texts)
@@ -139,41 +138,36 @@ def listed(names: Iterable[object], limit: int = 6) -> str:
 
 
 class InputError(Exception):
-    """Wrong input, told in one line: what is wrong, where, and what to do."""
+    """Wrong input; the message is one line: what is wrong, where, and what to do."""
 
 
 class Failed(Exception):
-    """The work has not come to its end, and the message says all about it.
+    """The work did not finish, and the message says everything about why."""
 
-    Attributes:
-        code: the command's exit code.
-        word: what the line on stderr begins with.
-    """
-
-    code = 1
-    word = "error"
+    code = 1  # the command's exit code
+    word = "error"  # begins the line on stderr
 
 
 class Preempted(Failed):
-    """The machine was needed elsewhere; all work is saved, and the same command goes on."""
+    """The machine was needed elsewhere; all work is saved, and the same command resumes it."""
 
     code = PREEMPTED
     word = "preempted"
 
 
 class Unreachable(Failed):
-    """An object store does not answer; what is saved is kept, and the same command goes on."""
+    """An object store does not answer; saved work is kept, and the same command resumes it."""
 
     code = PREEMPTED
     word = "lost"
 
 
 class Diverged(Failed):
-    """Training or drawing has left the finite numbers; a restart would end in the same place."""
+    """Training or sampling produced NaN or infinity; a restart would end in the same place."""
 
 
 def outcome(error: BaseException) -> tuple[int, str] | None:
-    """The exit code and the line that an error ends a command with; None for a bug."""
+    """The exit code and the line on stderr for an error; None for a bug."""
     if isinstance(error, InputError):
         return 2, f"error: {error}"
     if isinstance(error, Failed):

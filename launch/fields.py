@@ -1,9 +1,9 @@
-"""The type of a part of a config."""
+"""The type of a section of a config."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
-# A ConfigDict is no Mapping to Python.
+# ConfigDict does not register as a Mapping.
 Fields = Mapping[str, Any] | ml_collections.ConfigDict

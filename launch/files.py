@@ -1,4 +1,4 @@
-"""Files that are either complete or absent, JSON, digests, and the cache folder."""
+"""Files that are either complete or absent, JSON, checksums, and the cache folder."""
 
 import concurrent.futures
 import contextlib
@@ -21,16 +21,17 @@ from etils import epath
 from launch.cpus import usable_cpus
 from launch.errors import InputError
 
-# For all that reach a store. gcsfs would go on to list what was there when this process looked
-# first; and it logs errors, traceback and all, before it raises them.
+# For every module that reaches a store. gcsfs would keep listing what was there when this process
+# first looked; and it logs errors, with tracebacks, before it raises them.
 fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
 logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 T = TypeVar("T")
 R = TypeVar("R")
-# What a file system says that knows no locks: NFS without lockd, Lustre without flock, some FUSE.
+# From file systems without locks: NFS without lockd, Lustre without flock, some FUSE mounts.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+# From file systems that cannot sync a folder: some network and FUSE mounts.
 _NO_SYNC = (errno.EBADF, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES)
-_THREADS = min(16, 2 * usable_cpus())
+_THREADS = min(16, 2 * usable_cpus())  # for waiting on files and hashing, which releases the GIL
 
 
 def is_local(path: epath.PathLike) -> bool:
@@ -39,16 +40,13 @@ def is_local(path: epath.PathLike) -> bool:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether reports and records can hold a name or a prompt, of which a byte may be no text."""
+    """False for names and prompts with bytes that are no text, which reports could not hold."""
+    # Python decodes each such byte of a file name or argument to a lone surrogate (PEP 383).
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def temporary_folder() -> str:
-    """Where files go that nobody needs later: TMPDIR, or what the system has.
-
-    Raises:
-        InputError: there is no room anywhere.
-    """
+    """TMPDIR or the system's folder for temporary files; `InputError` if no disk has room."""
     try:
         return tempfile.gettempdir()
     except FileNotFoundError as error:
@@ -56,13 +54,9 @@ def temporary_folder() -> str:
 
 
 def cache_folder(name: str) -> Path:
-    """Where this user's computer keeps what can be made again; may not be there yet.
+    """The user's folder for files that can be made again; it may not exist yet.
 
-    Args:
-        name: of what is kept.
-
-    Raises:
-        InputError: the user has no home, and what stands for one is another's.
+    Raises `InputError` for a user without a home if another user owns the folder used instead.
     """
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if base.startswith("~"):
@@ -71,10 +65,10 @@ def cache_folder(name: str) -> Path:
 
 
 def _private_folder() -> str:
-    """A folder for a user without HOME and without an entry in passwd, as in containers."""
+    """A folder for users without HOME and without an entry in passwd, as in containers."""
     path = Path(temporary_folder(), f"cache-{os.getuid()}")
     path.mkdir(mode=0o700, exist_ok=True)
-    # Programs are kept in it, so nobody else may write there.
+    # Programs are kept in it (JAX's compilation cache), so nobody else may write there.
     if path.is_symlink() or path.stat().st_uid != os.getuid():
         raise InputError(
             f"{path} belongs to another user; set XDG_CACHE_HOME to a folder of your own"
@@ -86,19 +80,14 @@ def _private_folder() -> str:
 def atomic_file(path: epath.PathLike) -> Iterator[BinaryIO]:
     """Opens a binary file that appears as `path` only if the block ends without an error.
 
-    A local file is written beside its final name, flushed to the disk and renamed. An object store
-    shows an object once its upload has ended, so there the bytes are collected locally first.
-
-    Args:
-        path: the final name, in a folder that exists.
-
-    Yields:
-        The file to write to.
+    The folder of `path` must exist.
     """
+    # A local file is written beside its final name, synced and renamed.
     if is_local(path):
         with _local_atomic_file(Path(path)) as file:
             yield file
     else:
+        # A store shows an object once its upload is complete: so collect the bytes here first.
         with tempfile.TemporaryDirectory(dir=temporary_folder()) as folder:
             source = os.path.join(folder, os.path.basename(path))
             with naming(folder), open(source, "wb") as file:
@@ -107,8 +96,8 @@ def atomic_file(path: epath.PathLike) -> Iterator[BinaryIO]:
 
 
 def _upload(source: str, target: str) -> None:
-    # Not through etils: closing what gcsfs has opened makes an object of what is there so far, also
-    # after an error, and when nobody has it any more.
+    # Not through etils: when a file that gcsfs opened is closed, what was written so far becomes
+    # an object, even after an error, and even if it is closed by the garbage collector.
     store, name = fsspec.core.url_to_fs(target)
     try:
         store.put_file(source, name)
@@ -125,13 +114,9 @@ def _local_atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A name for a library to write a local file to, which becomes `path` as in `atomic_file`.
+    """Yields a free name beside `path` for a library to write to, renamed to `path` at the end.
 
-    Args:
-        path: the final name, in a folder that exists.
-
-    Yields:
-        A name beside it that is free; the file has to be closed when the block ends.
+    As `atomic_file`, for local files. The library must have closed the file when the block ends.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -146,15 +131,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Without this a power cut can undo a rename although the file itself is on the disk."""
+    """Makes a rename last: without this a power cut can undo it though the file is on the disk."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # It may be written to, and not be listed.
+    except PermissionError:  # The folder may be writable but not readable.
         return
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Mounts over a network have no such call for folders.
+        # Network mounts may not offer this for folders.
         if error.errno not in _NO_SYNC:
             raise
     finally:
@@ -163,20 +148,20 @@ def _sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def naming(path: epath.PathLike) -> Iterator[None]:
-    """Has an error of a file say which: writing and closing leave that out."""
+    """Adds the path to errors that lack it: those of writing and closing do."""
     try:
         yield
     except OSError as error:
-        # One without a number has a text, which a name would take the place of.
+        # Without a number, the error has a message, which a file name would replace.
         if error.filename is None and error.errno is not None:
             error.filename = os.fspath(path)
         raise
 
 
 def remove_temporaries(folder: epath.PathLike, name: str = "") -> None:
-    """Removes what a killed process left half written beside `name` (all names if empty).
+    """Removes half-written files that a killed process left beside `name` (beside all if empty).
 
-    Only the one process that may write these names can call it: it removes running work as well.
+    Only for the one process that may write these names: files being written are removed too.
     """
     prefix = f".{name}." if name else "."
     if is_local(folder) and Path(folder).is_dir():
@@ -186,28 +171,24 @@ def remove_temporaries(folder: epath.PathLike, name: str = "") -> None:
 
 
 def in_parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """The results for all items, in order; several threads, for what waits for files or hashes."""
+    """Maps in several threads, for work that waits on files or hashes; keeps the order."""
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(function, items))
 
 
 def write_atomic(path: epath.PathLike, data: bytes) -> None:
-    """Writes a whole file that is either complete or absent under its name."""
+    """Writes a file that is either complete or absent."""
     with atomic_file(path) as file:
         file.write(data)
 
 
 def write_json(path: epath.PathLike, obj: Any) -> None:
-    """Writes JSON with sorted keys, complete or not at all."""
+    """Writes JSON with sorted keys, as `write_atomic` does."""
     write_atomic(path, (json.dumps(obj, indent=2, sort_keys=True) + "\n").encode())
 
 
 def read_json(path: epath.PathLike) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-        InputError: it is missing, or it is not JSON.
-    """
+    """Reads a JSON file; raises `InputError` if it is missing or not JSON."""
     try:
         data = epath.Path(path).read_bytes()
     except FileNotFoundError:
@@ -216,35 +197,23 @@ def read_json(path: epath.PathLike) -> Any:
 
 
 def parse_json(data: bytes, path: epath.PathLike) -> Any:
-    """What the bytes of a JSON file hold.
-
-    Args:
-        data: all of them.
-        path: of the file, for messages.
-
-    Raises:
-        InputError: they are not JSON.
-    """
+    """Parses a JSON file's content; raises `InputError` with `path` if it is not JSON."""
     try:
         return json.loads(data)
     except RecursionError:
         reason = "it is nested too deeply"
-    except ValueError as error:  # Also text that is not UTF-8, and integers of 4,300 digits.
+    except ValueError as error:  # Includes text that is not UTF-8 and integers of 4,300 digits.
         reason = str(error)
     raise InputError(f"{path}: not JSON ({reason}); restore it or write it again")
 
 
 def read_object(path: epath.PathLike) -> dict[str, Any]:
-    """Reads a JSON file that holds an object.
-
-    Raises:
-        InputError: it is missing, it is not JSON, or holds something else.
-    """
+    """Reads a JSON file; raises `InputError` if it is missing or does not hold an object."""
     return _object(read_json(path), path)
 
 
 def parse_object(data: bytes, path: epath.PathLike) -> dict[str, Any]:
-    """As `parse_json`, of a file that holds an object."""
+    """As `parse_json`, for a file that must hold an object."""
     return _object(parse_json(data, path), path)
 
 
@@ -257,14 +226,9 @@ def _object(content: Any, path: epath.PathLike) -> dict[str, Any]:
 
 
 def read_fields(path: epath.PathLike, **kinds: Any) -> dict[str, Any]:
-    """Reads a JSON file that holds an object, and looks at some of its fields.
+    """Reads a JSON object; `kinds` are the types of fields that it must have.
 
-    Args:
-        path: of the file.
-        **kinds: the type of each, as `isinstance` takes it.
-
-    Raises:
-        InputError: as `read_object`, or a field is missing or of another type.
+    Raises `InputError` as `read_object`, or if a field is missing or of another type.
     """
     content = read_object(path)
     for name, kind in kinds.items():
@@ -274,37 +238,33 @@ def read_fields(path: epath.PathLike, **kinds: Any) -> dict[str, Any]:
 
 
 def json_digest(obj: Any) -> str:
-    """SHA-256 of what JSON says of an object, however it is laid out."""
+    """SHA-256 of an object's JSON, whatever its layout and order, as 64 hexadecimal digits."""
     text = json.dumps(obj, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Nothing:
-    """What `differences` has for a field that is missing."""
+    """Stands in `differences` for a missing field."""
 
     def __repr__(self) -> str:
         return "nothing"
 
 
 NOTHING = Nothing()
-# Elements of lists that are shown as a whole.
+# Longer lists are too long for a message: only their first difference is shown.
 _SHOWN = 10
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The fields in which two nested dicts differ, such as a config and the one on disk.
+    """The fields in which two nested dicts of JSON differ, such as a config and the one on disk.
 
-    Args:
-        old: JSON, or what `plain` makes of a config: tuples and lists differ.
-        new: as `old`.
-
-    Returns:
-        By dotted path, in order, the values of both; `NOTHING` where a field is missing. An empty
-        dict is one that is missing. Of long lists the first elements that differ, `names[3]`.
+    Returns (old, new) by dotted path, sorted; `NOTHING` for a missing field. An empty dict equals
+    a missing one; tuples and lists differ. For long lists it is the first element: `names[3]`.
     """
     changed: dict[str, tuple[Any, Any]] = {}
     for key in sorted(old.keys() | new.keys()):
         before, now = old.get(key, NOTHING), new.get(key, NOTHING)
+        # A section that is missing on one side is compared field by field with an empty one.
         inside = [{} if value is NOTHING else value for value in (before, now)]
         if before != now and all(isinstance(value, dict) for value in inside):
             changed |= {f"{key}.{path}": pair for path, pair in differences(*inside).items()}
@@ -320,7 +280,7 @@ def _pairs(old: Sequence[Any], new: Sequence[Any]) -> list[tuple[Any, Any]]:
 
 
 def _first_difference(old: Any, new: Any) -> int | None:
-    """Of two lists of which one is too long for a message; None for all else."""
+    """The index, for lists of which one is too long for a message; otherwise None."""
     if not all(isinstance(value, list | tuple) for value in (old, new)):
         return None
     if max(len(old), len(new)) <= _SHOWN:
@@ -329,16 +289,15 @@ def _first_difference(old: Any, new: Any) -> int | None:
 
 
 def write_sealed(path: epath.PathLike, obj: dict[str, Any]) -> None:
-    """Writes a JSON object with its own digest in the field `digest`, which it has not itself."""
+    """Writes a JSON object together with its own checksum, in the field `digest`."""
     assert "digest" not in obj, f"{path}: the field 'digest' is reserved"
     write_json(path, {**obj, "digest": json_digest(obj)})
 
 
 def read_sealed(path: epath.PathLike) -> dict[str, Any]:
-    """Reads what `write_sealed` wrote, without the digest.
+    """Reads what `write_sealed` wrote, without the checksum.
 
-    Raises:
-        InputError: it is missing, or not what was written.
+    Raises `InputError` if it is missing or not what was written.
     """
     content = read_object(path)
     if "digest" not in content:
@@ -354,6 +313,6 @@ def sha256(path: epath.PathLike) -> str:
     """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with epath.Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
+        while block := file.read(1 << 20):  # 1 MiB at a time
             digest.update(block)
     return digest.hexdigest()

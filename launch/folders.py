@@ -1,4 +1,4 @@
-"""Folders on mounted file systems and in object stores, which have names with slashes instead."""
+"""Folders on file systems and in object stores, where they are only names with slashes."""
 
 import os
 import shutil
@@ -11,13 +11,11 @@ from launch.files import is_local
 
 
 def entries(folder: epath.Path) -> list[epath.Path]:
-    """What is in a folder, in the order of its names; nothing where it is not there.
-
-    A store knows no empty folders, so there the two are the same.
-    """
+    """A folder's content, sorted by name; empty if there is no such folder."""
     try:
         if is_local(folder):
             return sorted(folder.iterdir())
+        # A store has no empty folders: an empty one and a missing one are the same.
         store, top = fsspec.core.url_to_fs(os.fspath(folder))
         names = [_name(path, top) for path in store.ls(top, detail=False)]
     except FileNotFoundError:
@@ -26,7 +24,7 @@ def entries(folder: epath.Path) -> list[epath.Path]:
 
 
 def file_names(folder: epath.Path) -> list[str]:
-    """The names of all files below a folder, relative to it, in order."""
+    """The sorted names of all files below a folder, relative to it."""
     if is_local(folder):
         return sorted(
             str((parent / name).relative_to(folder))
@@ -34,15 +32,14 @@ def file_names(folder: epath.Path) -> list[str]:
             for name in names
         )
     store, top = fsspec.core.url_to_fs(os.fspath(folder))
+    # Names that end with a slash are objects by which mounts mark their folders.
     return sorted(_name(path, top) for path in store.find(top) if not path.endswith("/"))
 
 
 def checksums(folder: epath.Path) -> dict[str, str]:
-    """What a store says of all files below a folder, by name; nothing is read.
-
-    It computes checksums of what it has received.
-    """
+    """The size and checksum of every file below a store's folder, by name, without reading them."""
     store, top = fsspec.core.url_to_fs(os.fspath(folder))
+    # The store computed crc32c of the bytes that it received.
     return {
         _name(path, top): f"{entry['size']} bytes, crc32c {entry['crc32c']}"
         for path, entry in store.find(top, detail=True).items()
@@ -51,17 +48,12 @@ def checksums(folder: epath.Path) -> dict[str, str]:
 
 
 def _name(path: str, top: str) -> str:
-    """Below a store's folder; empty for objects that stand for the folder, which mounts make."""
+    """The name below a folder; empty for the object by which a mount marks that folder."""
     return path.removeprefix(top).strip("/")
 
 
 def move(folder: epath.Path, target: epath.Path) -> None:
-    """Gives a folder another name: at once where that is possible, else file by file.
-
-    Args:
-        folder: to move.
-        target: its new name, which is free.
-    """
+    """Renames a folder to a free name; across file systems and in a store, file by file."""
     if is_local(folder):
         shutil.move(folder, target)
     else:
@@ -69,10 +61,9 @@ def move(folder: epath.Path, target: epath.Path) -> None:
 
 
 def can_rename(parent: epath.Path) -> bool:
-    """Whether folders that hold files can be renamed there: a store cannot, and some mounts.
+    """Whether folders with files can be renamed here: not in a store, nor on some mounts.
 
-    Args:
-        parent: where they are; made if it is missing.
+    Creates `parent` if it is missing.
     """
     if not is_local(parent):
         return False
@@ -80,6 +71,7 @@ def can_rename(parent: epath.Path) -> bool:
     trial = parent / f".{uuid.uuid4().hex}.trial"
     (trial / "old").mkdir(parents=True)
     try:
+        # With a file in it: gcsfuse by default renames only empty folders (--rename-dir-limit).
         (trial / "old" / "file").touch()
         os.rename(trial / "old", trial / "new")
     except OSError:

@@ -1,18 +1,16 @@
-"""What the restarts of a run have cost, as its attempts write it down in `goodput.jsonl`.
+"""What restarts cost a run: each attempt, one start of a command, writes to `goodput.jsonl`.
 
-An attempt is one start of a command. A line says all of an attempt up to then, so the last whole
-one counts, and what is left of one that was being written when the process was killed is passed
-over. Lines are written at the first step, at every checkpoint, at the end, and as steps or
-evaluations begin, if the line before is a second old (in a long attempt a hundredth of its time).
-Behind the step at which the attempt before was killed, every step that begins is written down.
+Each line describes an attempt up to then, so its last complete line counts; a line that a kill cut
+off is ignored. Lines are written at the first step, at every checkpoint, at the end, and as steps
+or evaluations begin if the last line is older than a second (in a long attempt, a hundredth of its
+time). Past the step at which the previous attempt was killed, every step writes one as it begins.
 
-A run is given up when three attempts in a row have ended badly at the same step, and no checkpoint
-has that step. Badly is: with exit code 1, of which the step is known; or without a word, killed,
-after a first step was made, for before that it can be anybody's fault. Of the first kill the step
-may be known roughly only: if its line does not name the very step of the later ones, a fourth
-attempt is needed. Whoever was preempted, interrupted, or had wrong input or a full disk breaks the
-row. The next start ends with exit code 1, which no scheduler starts again; when the file is
-removed, all is counted afresh.
+A run is given up when three attempts in a row end badly at the same step and no checkpoint has
+that step. An attempt ends badly with exit code 1 and a known step, or if it is killed silently
+after its first step; anything can be at fault before that. The step of a first kill may be known
+only roughly: if it differs from that of the next two, a fourth attempt is needed. A preemption, an
+interrupt, wrong input or a full disk starts the count again. A run that is given up exits with
+code 1, which no scheduler restarts; delete the file to reset the count.
 """
 
 import dataclasses
@@ -27,7 +25,7 @@ from launch.folders import entries
 
 GOODPUT = "goodput.jsonl"
 PRODUCTIVE = "steps"
-# What the seconds of an attempt are spent on, and how a summary calls it.
+# What an attempt spends its seconds on, with the words for it in a summary.
 KINDS = {
     "startup": "start-up",
     "restore": "restoring",
@@ -52,58 +50,43 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "error": (str,),
 }
 _NEEDED = _TYPES.keys() - {"end", "exit_code", "error"}
-# Before the first step is made.
+# Work that comes before the first step.
 _EARLY = ("startup", "restore", "compile")
-_ATTEMPTS = 3
-# A unit is used up to a hundred of it.
+_ATTEMPTS = 3  # in a row, at one step, before a run is given up
+# A duration is printed in the first unit of which it has fewer than a hundred.
 _UNITS = (("s", 1.0), ("min", 60.0), ("h", 3600.0), ("days", 86400.0))
 
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """One start of a command that trains.
+    """One start of a command that trains."""
 
-    Attributes:
-        number: from 1.
-        process: a name that no other process has.
-        began: when, in seconds since 1970.
-        seconds: by kind of work, see `KINDS`.
-        first_step: the first that it had to make.
-        last_step: the last that it is known to have begun; the one before the first if none.
-        doing: the kind of work that it was last known to be at.
-        end: done, preempted, diverged, failed or interrupted; None if it has not written its end:
-            it was killed, or is still at work.
-        exit_code: of its process, as far as training decides about that; None as `end`.
-        error: what it failed of.
-    """
-
-    number: int
-    process: str
-    began: float
-    seconds: dict[str, float]
-    first_step: int
-    last_step: int
-    doing: str
+    number: int  # from 1
+    process: str  # a name that no other process has
+    began: float  # seconds since 1970
+    seconds: dict[str, float]  # by kind of work, a key of KINDS
+    first_step: int  # the first step that it had to make
+    last_step: int  # the last step known to have begun; first_step - 1 if none
+    doing: str  # the kind of work that it was last known to do
+    # done, preempted, diverged, failed or interrupted; None if it was killed or is still running.
     end: str | None = None
-    exit_code: int | None = None
-    error: str = ""
+    exit_code: int | None = None  # as training decides it; None as `end`
+    error: str = ""  # why it failed
 
     def to_line(self) -> str:
-        """As it stands in the file."""
+        """The line for the file."""
         seconds = {kind: round(x, 3) for kind, x in self.seconds.items() if x}
         fields = dataclasses.asdict(self) | {"seconds": seconds}
         return json.dumps({name: x for name, x in fields.items() if x not in (None, "")}) + "\n"
 
 
 def read_attempts(folder: epath.PathLike) -> list[Attempt]:
-    """The attempts of a run, in their order; the same process in several seeds is one of them.
-
-    Args:
-        folder: the run directory.
-    """
+    """The attempts of a run directory, in order; seeds trained by one process count as one."""
     folder = epath.Path(folder)
     if own := read_run(folder):
         return own
+    # A run of several seeds has a folder for each. The k-th attempts of one process in all these
+    # folders are one start of the command.
     parts: dict[tuple[str, int], list[Attempt]] = {}
     for part in entries(folder):
         times: Counter[str] = Counter()
@@ -116,12 +99,14 @@ def read_attempts(folder: epath.PathLike) -> list[Attempt]:
 
 
 def read_run(folder: epath.PathLike) -> list[Attempt]:
-    """The attempts of one training, without a look at the folders in its own."""
+    """The attempts of one training; does not look into folders below."""
     try:
         lines = (epath.Path(folder) / GOODPUT).read_bytes().split(b"\n")
+    # The last part has no line end: it is empty, or what a killed process was writing.
     except (FileNotFoundError, NotADirectoryError):
         return []
     attempts = filter(None, map(_parse, lines[:-1]))
+    # Later lines replace earlier ones of the same attempt.
     return list({attempt.number: attempt for attempt in attempts}.values())
 
 
@@ -140,20 +125,20 @@ def _parse(line: bytes) -> Attempt | None:
 
 
 def _join(parts: Sequence[Attempt]) -> Attempt:
-    """What one process did in several folders: its end is that of the last one."""
+    """Joins what one process did in several folders; it ended as the last of them did."""
     parts = sorted(parts, key=operator.attrgetter("began"))
     seconds = {kind: x for kind, x in _by_kind(parts).items() if x}
     return dataclasses.replace(parts[-1], began=parts[0].began, seconds=seconds)
 
 
 def productive(attempts: Iterable[Attempt]) -> float:
-    """The share of the attempts' time, in [0, 1], in which steps were made for the first time."""
+    """The share of all attempts' time, in [0, 1], spent on making steps for the first time."""
     seconds = _by_kind(attempts)
     return seconds[PRODUCTIVE] / (sum(seconds.values()) or 1.0)
 
 
 def summary(attempts: Sequence[Attempt]) -> str:
-    """One line: how much of which time was productive, and what the rest was spent on."""
+    """One line: which share of the time was productive, and what took the rest."""
     if not attempts:
         return "no attempt has trained yet"
     seconds = _by_kind(attempts)
@@ -166,11 +151,9 @@ def summary(attempts: Sequence[Attempt]) -> str:
 
 
 def stuck_at(attempts: Sequence[Attempt], newest: int) -> int | None:
-    """The step at which a run is given up, see above; None while it may go on.
+    """The step at which a run is given up, by the module's rule; None if it may continue.
 
-    Args:
-        attempts: all there were, none of which is at work.
-        newest: the step of the newest checkpoint, 0 if there is none.
+    No attempt may be running; `newest` is the step of the newest checkpoint, 0 for none.
     """
     last = attempts[-_ATTEMPTS:]
     steps = {attempt.last_step for attempt in last}
@@ -181,8 +164,9 @@ def stuck_at(attempts: Sequence[Attempt], newest: int) -> int | None:
 
 
 def ended_badly(attempt: Attempt) -> bool:
-    """Whether an attempt that is not at work any more has itself to blame, as far as one knows."""
+    """Whether an attempt that is no longer running failed through its own fault, probably."""
     if attempt.end is None:
+        # It got past its first step, or was still at that step but neither starting nor compiling.
         return attempt.last_step > attempt.first_step or (
             attempt.last_step == attempt.first_step and attempt.doing not in _EARLY
         )

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Makes .venv, installs the test extra, and runs the tests:
+# Creates .venv, installs the test extra, and runs the tests:
 #   sh launch/test.sh [--all | --slice=K/6] [options of pytest]
-# --all runs the long proofs too (the marker `slow`), --slice=K/6 the K-th sixth of them.
+# --all adds the long tests (marked `slow`); --slice=K/6 adds the K-th sixth of them.
 set -eu
 CDPATH='' cd -- "$(dirname -- "$0")/.."
 . launch/environment.sh

@@ -1,4 +1,4 @@
-"""Prints what a bug report should say: versions of the project and its packages, and the devices.
+"""Prints what to put in a bug report: versions of the project and its packages, and the devices.
 
 python -m launch.versions
 python -m launch.versions --nodevices
@@ -32,7 +32,7 @@ PACKAGES = (
     "safetensors",
     "transformers",
 )
-# Variables that decide which devices there are, and how programs are compiled.
+# Environment variables that decide which devices there are and how programs are compiled.
 _VARIABLES = ("JAX_", "XLA_", "TPU_", "CUDA_VISIBLE", "LIBTPU_", "NPROC")
 
 
@@ -47,10 +47,9 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def versions(devices: bool = True) -> dict[str, str]:
-    """What a report should say, by name, in the order in which it is printed.
+    """What a report should contain, by name, in the order of printing.
 
-    Args:
-        devices: starts JAX to list its devices; nothing else may use a TPU of this host meanwhile.
+    With `devices` it starts JAX; no other process may use a TPU of this host meanwhile.
     """
     found = {
         "imagen-ft": code_version(),
@@ -70,8 +69,8 @@ def _version(package: str) -> str:
 
 
 def _devices() -> str:
-    """Number and kind of each host's devices, or why there are none: that is worth reporting."""
-    import jax  # Loading it takes a second, which --help need not.
+    """Number and kind of the devices of all hosts, or JAX's reason why there are none."""
+    import jax  # Takes a second, which --help can save.
 
     try:
         kinds = [device.device_kind for device in jax.devices()]
@@ -81,11 +80,7 @@ def _devices() -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints a line for each name.
-
-    Raises:
-        InputError: wrong flags.
-    """
+    """Prints one line per name; raises `InputError` for wrong flags."""
     values = parse_flags(argv, __doc__ or "", define_flags)
     if values is not None:
         for name, value in versions(values.devices).items():
@@ -93,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code, by the conventions of `launch.cli`."""
+    """Runs the command; returns an exit code as in `launch.cli`."""
     argv = list(sys.argv if argv is None else argv)
     return exit_code(lambda: main(argv), "nothing was changed")
 

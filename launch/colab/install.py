@@ -1,7 +1,6 @@
-"""What the notebooks' first cell does once the project is here: it installs what the runtime lacks.
+"""Installs, for the first cell of a notebook, the packages that its runtime lacks.
 
-Nothing that the runtime brings is changed without need: its NumPy stays, and its JAX with all that
-belongs to it, unless they are too old for the project.
+Keeps what the runtime brings, NumPy and JAX with its plugins above all, unless too old for us.
 """
 
 import ast
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-# Extras of setup.py that bring the JAX of a chip, by the package that tells which chip there is.
+# Extras of setup.py that install JAX for a chip, by the package of the runtime that reveals it.
 CHIPS = {"libtpu": "tpu", "jax-cuda12-plugin": "cuda", "jax-cuda13-plugin": "cuda"}
 OTHER_VERSIONS = "this runtime has other versions than the project needs: "
 RESTART = (
@@ -23,21 +22,19 @@ RESTART = (
 
 
 def install(folder: Path = Path(), gcs: bool = False) -> None:
-    """Installs what is missing.
+    """Installs what is missing; `gcs` adds the packages for paths at gs://.
 
-    Args:
-        folder: of the project.
-        gcs: whether paths at gs:// are to be opened.
-
-    Raises:
-        SystemExit: it could not be installed, or the session has to be restarted.
+    Raises `SystemExit` if that failed or the session must be restarted.
     """
+    # 1. Is anything missing?
     requirements = required(folder, ("REQUIRES", "GCS") if gcs else ("REQUIRES",))
     before = installed()
     if unmet(requirements, before):
+        # 2. Install it, holding NumPy and JAX at the runtime's versions where these will do.
         kept, chip = plan(requirements, before)
         print("Installing what this runtime lacks, which takes a minute or two ...", flush=True)
         _pip(folder, kept, [*([chip] if chip else []), *(["gcs"] if gcs else [])])
+        # 3. Did that work, and does this process still use old modules?
         now = installed()
         if lacking := unmet(requirements, now):
             raise SystemExit(OTHER_VERSIONS + ", ".join(lacking))
@@ -47,19 +44,19 @@ def install(folder: Path = Path(), gcs: bool = False) -> None:
 
 
 def required(folder: Path, names: Collection[str] = ("REQUIRES",)) -> list[Requirement]:
-    """What the project's setup.py asks for, in its lists of these names."""
+    """The requirements in these lists of the project's setup.py, which is read but not run."""
     nodes = ast.parse((folder / "setup.py").read_text()).body
     lists = {ast.unparse(n.targets[0]): n.value for n in nodes if isinstance(n, ast.Assign)}
     return [Requirement(line) for name in names for line in ast.literal_eval(lists[name])]
 
 
 def installed() -> dict[str, str]:
-    """Versions of all packages, by name."""
+    """Versions of all installed packages, by name."""
     return {each.name: each.version for each in importlib.metadata.distributions()}
 
 
 def unmet(requirements: Iterable[Requirement], versions: Mapping[str, str]) -> list[str]:
-    """The requirements that these versions do not meet, each with what there is."""
+    """The requirements that these versions do not meet, each with the version at hand."""
     by_name = {_plain(name): version for name, version in versions.items()}
     lines = []
     for requirement in requirements:
@@ -70,12 +67,13 @@ def unmet(requirements: Iterable[Requirement], versions: Mapping[str, str]) -> l
 
 
 def plan(requirements: Iterable[Requirement], versions: Mapping[str, str]) -> tuple[list[str], str]:
-    """What is kept, as lines of pip's constraints, and the extra of setup.py for the chip."""
+    """Constraints for pip to keep what the runtime has, and the extra of setup.py for its chip."""
     by_name = {requirement.name: requirement for requirement in requirements}
     kept, extra = [], ""
     if not unmet([by_name["numpy"]], versions):
         kept.append("numpy")
     if not unmet([by_name["jax"]], versions):
+        # Plugins and CUDA packages must match jaxlib, so all of them are kept together.
         kept += [name for name in versions if name in ("jax", "jaxlib", *CHIPS)]
         kept += [name for name in versions if name.startswith("jax-cuda") and name not in kept]
     else:

@@ -1,4 +1,4 @@
-"""A command line as a process of its own: its progress, its end, what it left."""
+"""A command line as a process of its own: its progress, how it ended, what it left behind."""
 
 import collections
 import contextlib
@@ -18,39 +18,25 @@ from typing import IO
 
 from launch.errors import PREEMPTED, Failed, Preempted
 
-# In seconds. A network file system shows late what another host has made.
+# Seconds in which an output must appear: network file systems show other hosts' files late.
 _GRACE = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One command line.
+    """One command line, a step of a study; it runs again if its output or an input changes."""
 
-    Attributes:
-        name: unique; names its log and its mark too.
-        command: arguments behind `python -m`.
-        inputs: files that the command reads; a step is run again where one has changed.
-        output: what it makes; a step whose output is gone is run again.
-        after: names of the steps that have to be done before.
-        seconds: what it takes compared with the others, roughly, for the overall bar.
-        digest: of what else decides what it makes; a step is run again where that has changed.
-    """
-
-    name: str
-    command: tuple[str, ...]
-    inputs: tuple[Path, ...]
-    output: Path
-    after: tuple[str, ...] = ()
-    seconds: float = 10.0
-    digest: str = ""
+    name: str  # unique; also names its log and its mark
+    command: tuple[str, ...]  # arguments after `python -m`
+    inputs: tuple[Path, ...]  # files that it reads; a changed one makes it run again
+    output: Path  # what it makes; a missing one makes it run again
+    after: tuple[str, ...] = ()  # names of the steps that must be done first
+    seconds: float = 10.0  # rough duration relative to other steps, for the overall progress bar
+    digest: str = ""  # of what else decides its output; a change makes it run again
 
 
 class JobFailed(Failed):
-    """A command line has ended with an error.
-
-    Attributes:
-        code: its exit code.
-    """
+    """A command line ended with an error; `code` is its exit code."""
 
     def __init__(self, message: str, code: int):
         super().__init__(message)
@@ -59,22 +45,15 @@ class JobFailed(Failed):
 
 
 class Child:
-    """A running step.
-
-    Attributes:
-        step: what runs.
-        progress: the last line that it has printed.
-        seconds: how long it ran, once it has ended.
-        peak_memory_bytes: of the largest of its processes, once it has ended.
-    """
+    """A running step."""
 
     def __init__(
         self, step: Job, workdir: Path, env: Mapping[str, str], command_line: Sequence[str]
     ):
-        self.step, self.progress, self._error = step, "starting", ""
-        # The last line of a traceback is often not the one that says what happened.
+        self.step, self.progress, self._error = step, "starting", ""  # progress: its last line
+        # The last line of a traceback alone often does not say what happened.
         self._last: collections.deque[str] = collections.deque(maxlen=12)
-        self.seconds, self.peak_memory_bytes = 0.0, 0
+        self.seconds, self.peak_memory_bytes = 0.0, 0  # known when it has ended
         self._log = workdir / "logs" / f"{step.name}.log"
         self._log.parent.mkdir(parents=True, exist_ok=True)
         self._start = time.perf_counter()
@@ -88,9 +67,11 @@ class Child:
         rest = b""
         with pipe:
             while chunk := os.read(pipe.fileno(), 65536):
-                # A step must not wait for its log, not even on a full disk.
+                # A full disk costs log lines; it must not block the step, which would fill the
+                # pipe.
                 with contextlib.suppress(OSError), self._log.open("ab") as log:
                     log.write(chunk)
+                # Progress bars end their lines with \r.
                 *lines, rest = re.split(rb"[\r\n]", rest + chunk)
                 for line in filter(bytes.strip, lines):
                     self.progress = line.decode(errors="replace").strip()
@@ -99,19 +80,17 @@ class Child:
                         self._error = error[2]
 
     def ended(self) -> bool:
-        """Whether it has ended well, and its output can be seen.
-
-        Raises:
-            JobFailed: it has not ended well, or nothing was made.
-        """
+        """Whether it ended well and its output is there; raises `JobFailed` if it ended badly."""
         if self._process.returncode is None and not self._reap():
             return False
+        # 1. A bad end: quote its own error line, or else the last lines that it printed.
         code = self._process.returncode
         if code:
             how = f"exit code {code}" if code > 0 else f"killed by signal {-code}"
             said = self._error or " | ".join(self._last)
             reason = f"{self.step.name}: {said} ({how}, log: {self._log})"
             raise JobFailed(reason, code if code in (2, PREEMPTED) else 1)
+        # 2. A good end, but the output may take a while to appear.
         if self.step.output.exists():
             return True
         if time.perf_counter() - self._start - self.seconds > _GRACE:
@@ -123,43 +102,43 @@ class Child:
         return False
 
     def _reap(self) -> bool:
-        """Asks for the exit code; whether it has one."""
+        """Collects the exit code, if there is one by now."""
+        # wait4 also tells this child's peak memory; resource.getrusage mixes those of all children.
         pid, status, usage = os.wait4(self._process.pid, os.WNOHANG)
         if not pid:
             return False
         self._process.returncode = os.waitstatus_to_exitcode(status)
         self._reader.join()
         self.seconds = time.perf_counter() - self._start
+        # The peak of its largest process; macOS counts bytes, Linux KiB.
         self.peak_memory_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         return True
 
     def terminate(self) -> None:
-        """Tells it to save and leave."""
+        """Asks it to save and exit, by SIGTERM to all of its processes."""
         if self._process.returncode is None:
-            # It may just have ended.
+            # It may have ended just now.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGTERM)
 
     def wait(self) -> None:
-        """Waits for its end."""
+        """Waits until it has ended."""
         if self._process.returncode is None:
             self._process.wait()
             self._reader.join(timeout=1.0)
 
 
-# Loaded here: after a fork, beside other threads, it could wait for ever.
+# Loaded here: after a fork in a process with threads, loading a library could deadlock.
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def start(command_line: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Starts a process that ends when this one is killed; its output is one pipe.
+    """Starts a process that dies with this one, whose stdout and stderr share one pipe.
 
-    Args:
-        command_line: its program and arguments.
-        env: environment variables on top of ours.
+    `env` is added to our environment variables.
     """
     with warnings.catch_warnings():
-        # JAX, where it is loaded, warns of every fork; this one only runs another program.
+        # JAX warns of every fork once it is imported; this child only executes another program.
         warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
         return subprocess.Popen(
             command_line,
@@ -168,13 +147,13 @@ def start(command_line: Sequence[str], env: Mapping[str, str]) -> subprocess.Pop
             stderr=subprocess.STDOUT,
             env={**os.environ, **env},
             preexec_fn=_die_with_parent,
-            # A group of its own: what a launcher has started is ended with it, and Ctrl-C reaches
-            # us alone, who tell it.
+            # A group of its own: what a launcher starts can be ended with it, and Ctrl-C reaches
+            # only this process, which then ends its children in order.
             process_group=0,
         )
 
 
 def _die_with_parent() -> None:
-    """A killed road must not leave steps behind that write beside the next one's."""
+    # A killed runner must not leave steps behind that write to the files of its successor's steps.
     if _LIBC is not None:
         _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -1,4 +1,4 @@
-"""Flags of tasks that run other tasks as processes of their own: how many at a time, and how."""
+"""Flags of tasks that run other tasks as their own processes: how many at a time, and how."""
 
 import shlex
 import shutil
@@ -12,7 +12,7 @@ FLAGS_TITLE = "jobs that it starts"  # in --help
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The flags that `launcher` reads, and `jobs`."""
+    """Defines `jobs` and the flags that `launcher` reads."""
     flags.DEFINE_integer("jobs", 1, "commands to run at a time", lower_bound=1, flag_values=values)
     flags.DEFINE_string(
         "submit",
@@ -32,17 +32,14 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def options(values: flags.FlagValues) -> tuple[str, ...]:
-    """What stands behind every command: what is started here is no task of a cluster's job."""
+    """What to append to every command."""
+    # What starts here directly is not a process of the cluster's job, whatever its variables say.
     alone = not values.submit or values.coordinator == "none"
     return ("--coordinator=none",) if alone else ()
 
 
 def launcher(values: flags.FlagValues) -> list[str]:
-    """What stands before every command.
-
-    Raises:
-        InputError: it cannot be read, or there is no such program.
-    """
+    """What to put before every command; raises `InputError` for no such program or bad quoting."""
     try:
         words = [*shlex.split(values.submit), values.python, "-m"]
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Runs command lines that wait for each other, some at a time, and remembers what is done."""
+"""Runs command lines in the order of their dependencies, several at a time; remembers the done."""
 
 import contextlib
 import signal
@@ -24,10 +24,12 @@ PYTHON = (sys.executable, "-m")
 class JobRunner:
     """The steps of one work directory.
 
-    A finished step leaves a mark, `steps/NAME.json`: what it was run with, seconds, peak memory.
-    Tasks go on where they were interrupted, find out what is complete, and refuse what does not fit
-    what they have begun; so in doubt a step is simply run again.
+    A finished step leaves a mark, `steps/NAME.json`: what it ran with, its seconds, its peak
+    memory.
     """
+
+    # In doubt a step simply runs again: tasks resume, notice what is complete, and refuse work
+    # begun with other settings.
 
     def __init__(
         self,
@@ -38,21 +40,17 @@ class JobRunner:
         launcher: Sequence[str] = PYTHON,
         options: Sequence[str] = (),
     ):
-        """Prepares to run steps.
+        """Prepares to run steps, `lanes` at a time; `workdir` gets marks and logs.
 
-        Args:
-            workdir: where marks and logs are.
-            steps: the command lines.
-            lanes: how many run at a time.
-            env: environment variables on top of ours.
-            launcher: stands before every command; `{lane}` in it is the number of the lane, from 0,
-                and `{step}` the name of the step. It ends when the command has ended, with its
-                exit code.
-            options: stand behind every command; they change nothing in what it makes.
+        `env` is added to our environment variables. `launcher` comes before every command, with
+        `{lane}` replaced by the number of the lane, from 0, and `{step}` by the step's name; it
+        must end when the command ends, with the same exit code. `options` come after every command
+        and must not change what it makes: marks ignore them.
         """
         self._workdir, self._steps, self._env = workdir, {s.name: s for s in steps}, dict(env)
         self._lanes, self._launcher, self._options = lanes, tuple(launcher), tuple(options)
         self._running: dict[int, Child] = {}
+        # Seconds of earlier runs of this study are kept beside the marks.
         self._clock = workdir / "clock.json"
         self._seconds_before = 0.0
         if self._clock.exists():
@@ -61,11 +59,11 @@ class JobRunner:
         self._ticked = 0.0
 
     def wall_seconds(self) -> float:
-        """Time spent on the road so far, over all runs of it that did something."""
+        """Seconds spent on these steps so far, over all runs in which one of them ran."""
         return self._seconds_before + self._ticked
 
     def tick(self, every: float = 0.0) -> None:
-        """Notes the time, unless that was done less than `every` seconds ago."""
+        """Saves the time, unless that was done less than `every` seconds ago."""
         now = time.perf_counter() - self._start
         if now - self._ticked >= every:
             self._ticked = now
@@ -75,14 +73,16 @@ class JobRunner:
         """Runs what is not done.
 
         Raises:
-            JobFailed: a step has failed; the others are ended, as by SIGTERM: they save.
-            Preempted: SIGTERM came; all steps are ended in the same way.
+            JobFailed: a step failed; the others were sent SIGTERM, so that they saved.
+            Preempted: SIGTERM came, and was passed on to all steps.
         """
+        # 1. What is complete from an earlier run.
         done = {name for name in self._steps if self._is_done(name)}
         bars = _Bars(self._lanes, [s for s in self._steps.values() if s.name not in done])
         for name in self._steps:
             if name in done:
                 bars.say(f"{name}: was complete")
+        # 2. Start what can start and collect what has ended, until all is done.
         with _sigterm_raises():
             try:
                 while len(done) < len(self._steps):
@@ -97,7 +97,8 @@ class JobRunner:
                             bars.finished(child)
                     time.sleep(0.1)
             finally:
-                # All are told before any is waited for: saving takes them a while.
+                # 3. On an error, Ctrl-C or SIGTERM: tell all before waiting for any, as saving
+                # takes time.
                 for child in self._running.values():
                     child.terminate()
                 for child in self._running.values():
@@ -105,11 +106,11 @@ class JobRunner:
                 bars.close()
 
     def marks(self) -> dict[str, dict[str, Any]]:
-        """What the finished steps have left, by name."""
+        """The marks of the steps by name; all must have finished."""
         return {name: _read_mark(self._mark_path(name)) for name in self._steps}
 
     def _is_done(self, name: str) -> bool:
-        """Whether its mark is there, its output too, and no step it needs was done after it."""
+        """Whether its mark and output exist, and no step that it needs has run since."""
         step, path = self._steps[name], self._mark_path(name)
         if not path.exists() or not step.output.exists():
             return False
@@ -123,7 +124,7 @@ class JobRunner:
         try:
             return child.ended()
         except JobFailed:
-            # What it was made of may be at fault: the next run looks at that again.
+            # Bad input may be at fault, so the next run checks again the steps that made it.
             for name in child.step.after:
                 self._mark_path(name).unlink(missing_ok=True)
             raise
@@ -160,7 +161,7 @@ def _read_mark(path: Path) -> dict[str, Any]:
 
 
 def _run_with(step: Job) -> dict[str, Any]:
-    """The command, and digests of what decides what it makes."""
+    """The command, and the checksums of everything that decides its output."""
     recipe = {"command": list(step.command), "inputs": {str(f): sha256(f) for f in step.inputs}}
     return recipe | ({"digest": step.digest} if step.digest else {})
 
@@ -173,7 +174,7 @@ def _replaced(word: str, words: Mapping[str, str]) -> str:
 
 @contextlib.contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    """Lets SIGTERM unwind the stack, as Ctrl-C does; only the main thread can."""
+    """Lets SIGTERM unwind the stack as Ctrl-C does; only the main thread can set handlers."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -185,15 +186,15 @@ def _sigterm_raises() -> Iterator[None]:
     try:
         yield
     finally:
-        # None is a handler that was not set from Python.
+        # None means a handler that was not set from Python.
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 class _Bars:
-    """One bar a lane that shows what its step prints, and one for the whole road.
+    """One bar per lane with the last line of its step, and one for all steps.
 
-    In a notebook, whose cells show one bar at a time, the last one only; where nobody looks (a log
-    file), a line a step instead.
+    A notebook cell shows one bar at a time, so there only the last; a log file gets a line per
+    step.
     """
 
     def __init__(self, lanes: int, steps: Sequence[Job]):
@@ -201,7 +202,7 @@ class _Bars:
         terminal = sys.stderr.isatty()
         self._quiet = not terminal and not type(sys.stderr).__module__.startswith("ipykernel")
         form = "{desc} {percentage:3.0f}%|{bar}| {elapsed} so far, about {remaining} left"
-        # A notebook keeps all that was ever printed in a cell.
+        # A notebook stores everything ever printed in a cell, so update there once a second.
         often = dict(mininterval=0.1 if terminal else 1.0, miniters=0)
         nothing = self._quiet or not steps
         self._total = tqdm(
@@ -215,7 +216,7 @@ class _Bars:
     def show(self, progress: Mapping[int, str]) -> None:
         for lane, bar in enumerate(self._lanes):
             bar.set_description_str(progress.get(lane, "")[:100])
-        self._total.update(0)
+        self._total.update(0)  # lets tqdm redraw the elapsed time
 
     def finished(self, child: Child) -> None:
         self.say(f"{child.step.name}: done in {child.seconds:.0f} s")

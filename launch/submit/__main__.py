@@ -1,4 +1,4 @@
-r"""Starts a task's command line on other machines, or as several processes here.
+r"""Starts a task's command line on other machines, or as several processes on this one.
 
 python -m launch.submit MODE [options] -- python -m TASK --config=FILE --workdir=DIR
 python -m launch.submit status|logs|follow|stop|delete NAME
@@ -12,8 +12,8 @@ python -m launch.submit status if-i-l
 MODE is one of:
 {modes}
 --dry_run prints the files and commands and runs nothing; MODE --help lists a mode's options. A job
-is kept in jobs/NAME.json: the other commands find it again, from any terminal. `stop` lets it save;
-`delete` gives its machines back; `follow` takes up what a closed terminal has left (tpu-vm).
+is recorded in jobs/NAME.json, where the other commands find it, from any terminal. `stop` lets it
+save; `delete` gives its machines back; `follow` reattaches after its terminal was closed (tpu-vm).
 """
 
 import dataclasses
@@ -58,8 +58,7 @@ RESUME = "the job continues without this terminal: python -m launch.submit statu
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code.
 
-    Raises:
-        InputError: a wrong command line, or what a mode refuses.
+    Raises `InputError` for a wrong command line and for what a mode refuses.
     """
     words = list(argv[1:])
     what = words[0] if words else "--help"
@@ -76,12 +75,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def submit(mode: Mode, argv: Sequence[str]) -> int:
-    """Starts a job, or prints what would.
+    """Starts a job, or prints what would start it.
 
-    Args:
-        mode: how.
-        argv: the program's name, the mode's options, `--` and the task.
+    `argv`: the program's name, the mode's options, `--` and the task.
     """
+    # 1. The options of the mode, then the task's command line.
     options = list(argv)
     behind = options.index("--") if "--" in options else len(options)
 
@@ -93,6 +91,7 @@ def submit(mode: Mode, argv: Sequence[str]) -> int:
     values = cli.parse_flags(options[:behind], text, define_flags)
     if values is None:
         return 0
+    # 2. The request. Nothing is written or started before every check has passed, cheap ones first.
     task, checkout = Task.of(options[behind + 1 :]), find_checkout(mode.starts_later)
     request = Request(job_name(values.name, task), task, checkout, values, Path(values.jobs))
     check_variables(request.variables)
@@ -103,11 +102,13 @@ def submit(mode: Mode, argv: Sequence[str]) -> int:
     is_started = not (values.dry_run or plan.by_hand)
     ended = _check_name(request) if is_started else None
     _check_task(mode, request)
+    # 3. A dry run, or another tool that the user runs, ends here.
     if not is_started:
         print(plan)
         if plan.by_hand:
             say(plan.by_hand)
         return 0
+    # 4. The record is written first, so that a started job can always be found.
     record = new_record(mode, request)
     with records.claimed(request.folder, record, ended):
         record = mode.start(record, request, plan)
@@ -117,12 +118,8 @@ def submit(mode: Mode, argv: Sequence[str]) -> int:
 
 
 def act(action: str, argv: Sequence[str]) -> int:
-    """Looks for a job, or ends it.
-
-    Args:
-        action: one of `ACTIONS`.
-        argv: the program's name, the job's and options.
-    """
+    """Shows, follows or ends a job; `argv`: the program's name, the job's, and options."""
+    # 1. The job's record.
     names = [word for word in argv[1:] if not word.startswith("-")]
     options = [argv[0], *(word for word in argv[1:] if word.startswith("-"))]
     values = cli.parse_flags(options, __doc__.partition("\n\nMODE")[0], _define_action_flags)
@@ -136,8 +133,10 @@ def act(action: str, argv: Sequence[str]) -> int:
         )
     record = records.read(folder, names[0])
     mode = _mode_of(record, folder)
+    # A queue finds its job by a number, which is not known until it was submitted.
     if mode.queue and record.state == "starting":
         raise InputError(_unfinished(mode, record, folder))
+    # 2. The action.
     if action in ("stop", "delete"):
         return _end(mode, record, action, values)
     if action == "logs":
@@ -162,7 +161,7 @@ def act(action: str, argv: Sequence[str]) -> int:
     try:
         record = _look(mode, record, folder)
     finally:
-        show(record)  # As it was, where nobody answers.
+        show(record)  # As it was, if its cluster does not answer.
     return 0
 
 
@@ -180,7 +179,7 @@ def _end(mode: Mode, record: Record, action: str, values: flags.FlagValues) -> i
     for command in plan.commands:
         run(command, mode.gone)
     now = mode.look(record)
-    if now.state in ("starting", "submitted", "waiting"):  # Who runs has to save yet.
+    if now.state in ("starting", "submitted", "waiting"):  # A running job must save first.
         now = dataclasses.replace(now, state="stopped")
     record = records.renew(Path(values.jobs), record, now)
     show(record)
@@ -198,14 +197,15 @@ def _mode_of(record: Record, folder: Path) -> Mode:
 
 
 def _look(mode: Mode, record: Record, folder: Path) -> Record:
-    """The record as the job is now, which is kept."""
+    """The record brought up to date, and saved."""
+    # Another terminal is still starting it, or it has no number to ask a queue for.
     if record.state == "starting" and (mode.queue or not terminal.is_gone(record.terminal)):
         return record
     return records.renew(folder, record, mode.look(record))
 
 
 def _unfinished(mode: Mode, record: Record, folder: Path) -> str:
-    """What is to be done with a job of which nobody has noted the number yet."""
+    """What to do about a job whose number in a queue was never recorded."""
     if not terminal.is_gone(record.terminal):
         where = f"process {record.terminal['pid']} of {record.terminal['host']}"
         return f"a job {record.name!r} is being submitted by {where}; wait for it"
@@ -217,12 +217,13 @@ def _unfinished(mode: Mode, record: Record, folder: Path) -> str:
 
 
 def _check_task(mode: Mode, request: Request) -> None:
-    """Lets the task look at its arguments, as --check says."""
+    """Lets the task check its own arguments, as far as --check says."""
     check, target = request.flags.check, mode.target(request)
     if check == "none":
         return
     if check == "preflight" and not target:
         raise InputError("--check=preflight needs a job with TPUs; leave it out")
+    # Compiling takes minutes and libtpu: by default only where that is installed.
     compiles = target and "preflight" in request.task.flags
     if check == "auto":
         compiles = compiles and importlib.util.find_spec("libtpu") is not None
@@ -234,15 +235,12 @@ def _check_task(mode: Mode, request: Request) -> None:
 
 
 def _check_name(request: Request) -> Record | None:
-    """Looks whether the name is free; returns the ended job that has it.
-
-    Raises:
-        InputError: a job of that name has not ended yet.
-    """
+    """The ended job that has this name, if any; raises `InputError` if such a job has not ended."""
     if not records.path_of(request.folder, request.name).exists():
         return None
     record = records.read(request.folder, request.name)
     mode = _mode_of(record, request.folder)
+    # What the record says may be old: the job can have ended since.
     if record.state not in ENDED:
         record = _look(mode, record, request.folder)
     if record.state in ENDED:

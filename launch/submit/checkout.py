@@ -1,4 +1,4 @@
-"""Which code a job is to run: the commit of this checkout, and whether that is all of it."""
+"""Which code a job runs: the commit of this checkout, and whether anything differs from it."""
 
 import dataclasses
 import os
@@ -10,27 +10,18 @@ from launch.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Checkout:
-    """The code that lies here.
+    """A checkout of the project."""
 
-    Attributes:
-        root: of the repository.
-        commit: 40 hexadecimal digits.
-        is_dirty: whether files differ from it, or are not in it.
-    """
-
-    root: Path
-    commit: str
-    is_dirty: bool
+    root: Path  # of the repository
+    commit: str  # 40 hexadecimal digits, or '' if unknown
+    is_dirty: bool  # whether files differ from the commit or are not in it
 
 
 def find_checkout(is_needed: bool = True) -> Checkout:
     """The checkout that this module is in.
 
-    Args:
-        is_needed: whether the job runs what is committed, and not simply what lies here.
-
-    Raises:
-        InputError: it is none, or git is missing, and it is needed.
+    With `is_needed` the job runs what is committed: then `InputError` if git or a repository is
+    missing. Otherwise it runs the files that are here.
     """
     folder = Path(__file__).parent
     try:
@@ -42,20 +33,14 @@ def find_checkout(is_needed: bool = True) -> Checkout:
     except InputError:
         if is_needed:
             raise
-    # Images and hosts of jobs have the files of a commit, and no repository.
+    # Images and hosts of jobs hold the files of a commit without its repository.
     return Checkout(folder.parents[1], os.environ.get("IMAGEN_FT_COMMIT", ""), is_dirty=False)
 
 
 def check_clean(checkout: Checkout, allow_dirty: bool, copies_code: bool) -> None:
-    """Looks whether the commit tells what the job would run.
+    """Raises `InputError` if the job would run other code than its commit, unless that is allowed.
 
-    Args:
-        checkout: the code.
-        allow_dirty: whether it need not.
-        copies_code: whether hosts run the commit, not what lies here.
-
-    Raises:
-        InputError: it does not, and that was not allowed.
+    With `copies_code` hosts run the commit, otherwise the files that are here.
     """
     if checkout.is_dirty and not allow_dirty:
         code = f"commit {checkout.commit[:12]} without them" if copies_code else "what lies there"

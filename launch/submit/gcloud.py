@@ -1,4 +1,4 @@
-"""Whose project, and where: from flags, the environment or the configuration of gcloud."""
+"""The Google Cloud project and zone: from flags, the environment or gcloud's configuration."""
 
 import os
 
@@ -13,7 +13,7 @@ _PROPERTIES = {"project": "core/project", "zone": "compute/zone"}
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """Flags of the place, and of how machines are paid for."""
+    """Defines where machines are and how they are paid for."""
     for name in _VARIABLES:
         flags.DEFINE_string(
             name,
@@ -27,20 +27,15 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def setting(name: str, flag: str) -> str:
-    """A setting: the flag's value, else the environment's, else that of gcloud.
+    """The project or zone: the flag's value, else the environment's, else gcloud's.
 
-    Args:
-        name: project or zone.
-        flag: its flag's value.
-
-    Raises:
-        InputError: nobody says it.
+    Raises `InputError` if none of them names one.
     """
     value = flag or os.environ.get(_VARIABLES[name], "")
     if not value:
         command = Command(("gcloud", "config", "get-value", _PROPERTIES[name]))
         value = run(command).strip()
-    # Older versions print it where a value would stand.
+    # Older versions of gcloud print this in place of a value.
     if value in ("", "(unset)"):
         raise InputError(
             f"--{name} is missing; pass it, or run gcloud config set {_PROPERTIES[name]} VALUE"

@@ -1,4 +1,4 @@
-"""Mode gke: pods of a Kubernetes cluster, by a JobSet."""
+"""Mode gke: pods of a Kubernetes cluster, as a JobSet."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from launch.submit.plan import Command, Plan, TextFile, run
 from launch.submit.processes import GOES_ON
 from launch.submit.record import ENDED, Record
 
-# Of GKE's node label cloud.google.com/gke-accelerator.
+# Values of GKE's node label cloud.google.com/gke-accelerator.
 GPUS = {
     "l4": "nvidia-l4",
     "a100": "nvidia-tesla-a100",
@@ -28,14 +28,14 @@ GPUS = {
     "h200": "nvidia-h200-141gb",
     "b200": "nvidia-b200",
 }
-# How kubectl says that something is not there.
+# How kubectl says that an object does not exist.
 _MISSING = ("(NotFound)",)
 _SELECTOR = "jobset.sigs.k8s.io/jobset-name={name}"
 _FIRST = ",jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0"
 
 
 class Gke(Mode):
-    """A JobSet: a Job a slice of TPUs, a pod a host."""
+    """A JobSet, with one Job per TPU slice and one pod per host."""
 
     name = "gke"
     description = "pods of a Kubernetes cluster, with TPU slices or GPUs, by a JobSet"
@@ -43,7 +43,7 @@ class Gke(Mode):
     gone = _MISSING
 
     def define_flags(self, values: flags.FlagValues) -> None:
-        """Which machines, image and cluster."""
+        """Adds the flags for machines, image and cluster."""
         string, integer = flags.DEFINE_string, flags.DEFINE_integer
         tpus.define_flags(values)
         integer("host_chips", 0, "of TPU hosts; by default 4, or 1 of one chip", flag_values=values)
@@ -83,7 +83,7 @@ class Gke(Mode):
         gcloud.define_flags(values)
 
     def shared(self, request: Request) -> tuple[str, ...]:
-        """Folders in which buckets are mounted."""
+        """Folders at which buckets are mounted."""
         return tuple(path for _, path in _mounts(request.flags.mount))
 
     def target(self, request: Request) -> str:
@@ -94,37 +94,41 @@ class Gke(Mode):
         return tpus.parse(values.tpu_type, values.topology).target(values.num_slices)
 
     def plan(self, request: Request) -> Plan:
-        """The manifest, and what creates it."""
+        """The manifest, and the commands that create it."""
         values = request.flags
         _check(request)
+        # 1. Another tool: only its command is printed.
         if values.via != "kubectl":
             note = f"run this yourself: launch.submit starts nothing by {values.via}"
             return Plan(commands=(other_tool(request),), by_hand=note)
+        # 2. The manifest.
         pods = _pods(request)
         text = yaml.safe_dump(
             manifest(request.name, pods, GOES_ON), sort_keys=False, width=2000, allow_unicode=True
         )
         path = request.folder / f"{request.name}.yaml"
+        # 3. The secret first: the pods need it. Its values come from stdin, so `ps` shows none.
         base = _kubectl(_context(request), values.namespace)
         commands = []
         if pods.secret:
             words = ("create", "secret", "generic", pods.secret, "--from-env-file=/dev/stdin")
             commands.append(Command((*base, *words), variables=request.variables))
-        # Not apply: it would change a job of that name which is another's.
+        # Not `kubectl apply`, which would change another user's job of the same name.
         commands.append(Command((*base, "create", f"--filename={path}")))
         return Plan((TextFile(path, text),), tuple(commands))
 
     def found_by(self, request: Request) -> dict[str, Any]:
-        """Its cluster, and the secret that it has."""
+        """Its cluster, and its secret."""
         values = request.flags
         context = _context(request)
+        # Recorded, as the current context may be another one when somebody asks for the job.
         context = context or run(Command(("kubectl", "config", "current-context"))).strip()
         resource = {"context": context, "namespace": values.namespace, "image": values.image}
         resource |= {"queue": values.queue} if values.queue else {}
         return resource | ({"secret": _secret(request.name)} if request.variables else {})
 
     def start(self, record: Record, request: Request, plan: Plan) -> Record:
-        """Creates the secret and the JobSet, or neither."""
+        """Creates both the secret and the JobSet, or neither."""
         self._free_name(record)
         plan.write()
         begun = 0
@@ -134,17 +138,19 @@ class Gke(Mode):
                 begun += 1
         except InputError:
             plan.remove()
+            # The secret was created and the JobSet was not: delete the last kind only.
             if begun:
                 run(self.delete(record).commands[-1])
             raise
         return dataclasses.replace(record, state="submitted")
 
     def _free_name(self, record: Record) -> None:
-        """Deletes an ended job of that name, if it is one of ours."""
+        """Deletes an ended job with this name if it is ours."""
         jobset = _get(record)
         if not jobset:
             return
         labels = jobset["metadata"].get("labels", {})
+        # Its pods would only tell running from waiting; whether it has ended is known without them.
         if labels.get("app.kubernetes.io/managed-by") != MANAGER or _state(jobset, []) not in ENDED:
             raise InputError(
                 f"the cluster already has a JobSet {record.name!r}; give this job another "
@@ -163,7 +169,7 @@ class Gke(Mode):
         words = ("get", "pods", f"--selector={_SELECTOR.format(name=record.name)}")
         pods = json.loads(run(Command((*_base(record), *words, "--output=json"))))["items"]
         codes = [code for pod in pods for code in _exit_codes(pod)]
-        # The first that has failed is not told apart; a code that ends the job says more.
+        # Which pod failed first is unknown; a code that does not restart the job says more.
         failures = sorted((code for code in codes if code), key=lambda code: code in GOES_ON)
         last = failures[:1] or codes[:1]
         attempts = jobset.get("status", {}).get("restarts", 0) + 1
@@ -175,21 +181,21 @@ class Gke(Mode):
         )
 
     def logs(self, record: Record) -> Command:
-        """The first pod's."""
+        """The first pod's log."""
         selector = _SELECTOR.format(name=record.name) + _FIRST
         words = ("logs", f"--selector={selector}", "--container=task", "--tail=100", "--follow")
         return Command((*_base(record), *words))
 
     def stop(self, record: Record) -> Plan:
-        """Suspends the JobSet: its pods get SIGTERM, and the time to save."""
+        """Suspends the JobSet: its pods get SIGTERM and time to save."""
         if "queue" in record.resource:
-            return self.delete(record)  # The queue would start it again.
+            return self.delete(record)  # Kueue would resume a suspended job.
         patch = '--patch={"spec":{"suspend":true}}'
         words = ("patch", "jobset", record.name, "--type=merge", patch)
         return Plan(commands=(Command((*_base(record), *words)),))
 
     def delete(self, record: Record) -> Plan:
-        """Deletes the JobSet, with its pods and logs, and the secret."""
+        """Deletes the JobSet with its pods and their logs, and the secret."""
         kinds = [("jobset", record.name)]
         kinds += [("secret", record.resource["secret"])] if "secret" in record.resource else []
         return Plan(
@@ -221,7 +227,7 @@ def _check(request: Request) -> None:
 
 
 def _hosts(request: Request) -> int:
-    """Hosts of a slice, or of all GPUs."""
+    """Hosts of a slice, or of the whole job with GPUs."""
     values = request.flags
     if values.gpus:
         return values.nodes
@@ -239,17 +245,20 @@ def _host_chips(request: Request, tpu: tpus.Slice) -> int:
     given = request.flags.host_chips
     if given not in (0, 1, 4, 8):
         raise InputError(f"--host_chips must be 1, 4 or 8, got {given}")
+    # Hosts of larger slices have 4 chips each.
     return given or min(tpu.chips, 4)
 
 
 def _pods(request: Request) -> Pods:
     values = request.flags
+    # 1. The resource of a host, the nodes that have it, and how the processes find each other.
     hosts = _hosts(request)
     argv = request.task.argv
     if values.gpus:
         chips, nodes = ("nvidia.com/gpu", values.gpus), {"gke-accelerator": GPUS[values.gpu_type]}
         if hosts > 1:
-            # Kubernetes puts the number of the pod there.
+            # JobSet gives the first pod this name; Kubernetes replaces $(JOB_COMPLETION_INDEX) by a
+            # pod's number. JAX finds the processes of TPU slices by itself.
             address = f"{request.name}-{JOB}-0-0.{request.name}:{PORT}"
             who = (f"--num_processes={hosts}", "--process_id=$(JOB_COMPLETION_INDEX)")
             argv = (*argv, f"--coordinator={address}", *who)
@@ -259,6 +268,7 @@ def _pods(request: Request) -> Pods:
         nodes = {"gke-tpu-accelerator": tpu.generation.gke, "gke-tpu-topology": tpu.shape}
     nodes |= {"gke-spot": "true"} if values.spot else {}
     nodes |= {"reservation-name": values.reserved} if values.reserved else {}
+    # 2. Everything that the manifest says.
     return Pods(
         image=values.image,
         argv=argv,
@@ -293,7 +303,7 @@ def _secret(name: str) -> str:
 
 
 def _context(request: Request) -> str:
-    """The name that gcloud gives kubectl for the cluster; empty for the current one."""
+    """The cluster in kubectl's configuration, as gcloud names it; empty for the current context."""
     values = request.flags
     if not values.cluster:
         return ""
@@ -311,7 +321,7 @@ def _base(record: Record) -> tuple[str, ...]:
 
 
 def _get(record: Record) -> dict[str, Any]:
-    """The JobSet; empty if it is not there."""
+    """The JobSet; empty if it does not exist."""
     words = ("get", "jobset", record.name, "--output=json")
     return json.loads(run(Command((*_base(record), *words)), _MISSING) or "{}")
 
@@ -324,7 +334,7 @@ def _state(jobset: dict[str, Any], pods: list[dict[str, Any]]) -> str:
     if "Failed" in true:
         return "failed"
     if jobset.get("spec", {}).get("suspend"):
-        # A queue has it suspended until there is room.
+        # Kueue keeps a JobSet suspended until there is room for it.
         return "waiting" if QUEUE in jobset["metadata"].get("labels", {}) else "stopped"
     phases = {pod["status"].get("phase") for pod in pods}
     return "running" if "Running" in phases else "waiting" if phases else "submitted"

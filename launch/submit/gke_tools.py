@@ -1,4 +1,4 @@
-"""Jobs on GKE by other tools: their command lines, which the user runs."""
+"""Jobs on GKE by other tools: prints their command lines for the user to run."""
 
 import shlex
 
@@ -10,14 +10,8 @@ from launch.submit.processes import GOES_ON
 
 
 def other_tool(request: Request) -> Command:
-    """The command of xpk or gcluster that comes nearest.
-
-    Flags: xpk 1.16, src/xpk/parser/workload.py; gcluster 1.103, docs/gcluster_job_guide.md of
-    GoogleCloudPlatform/cluster-toolkit.
-
-    Raises:
-        InputError: it has no flag for what is asked for, or needs one more.
-    """
+    """The nearest command of xpk or gcluster; `InputError` if it lacks a flag that is asked for."""
+    # 1. What this module does not translate.
     values = request.flags
     for name in ("env", "mount", "service_account", "queue"):
         if values[name].value:
@@ -27,11 +21,13 @@ def other_tool(request: Request) -> Command:
             )
     if values.gpus or not values.cluster:
         raise InputError(f"--via={values.via} needs --cluster and --tpu_type; add them")
+    # 2. What both tools are told.
     tpu = tpus.parse(values.tpu_type, values.topology)
     codes, task = ",".join(map(str, GOES_ON)), shlex.join(request.task.argv)
     project = gcloud.setting("project", values.project)
     zone = gcloud.setting("zone", values.zone)
     if values.via == "xpk":
+        # 3. xpk 1.16: src/xpk/parser/workload.py. It knows other topologies by their shape.
         usual = tpus.usual_topology(tpu.chips, tpu.generation) == tpu.topology
         kind = tpu.accelerator_type if usual else f"{tpu.generation.prefix}-{tpu.shape}"
         options = {"workload": request.name, "cluster": values.cluster, "project": project}
@@ -42,6 +38,7 @@ def other_tool(request: Request) -> Command:
         options |= {"reservation": values.reserved} if values.reserved else {}
         begin, end = ("xpk", "workload", "create"), ("--spot",) if values.spot else ()
     else:
+        # 3. gcluster 1.103: docs/gcluster_job_guide.md of GoogleCloudPlatform/cluster-toolkit.
         options = {"name": request.name, "cluster": values.cluster, "project": project}
         options |= {"location": zone, "compute-type": tpu.generation.gke, "topology": tpu.shape}
         options |= {"num-slices": values.num_slices, "image": values.image, "command": task}

@@ -1,4 +1,4 @@
-"""Mode local: the processes of a job on this machine, in the foreground."""
+"""Mode local: a job's processes on this machine, in the foreground."""
 
 import dataclasses
 import os
@@ -17,12 +17,13 @@ from launch.submit.plan import Command, Plan
 from launch.submit.processes import GOES_ON, PORT, listening, run_once
 from launch.submit.record import ENDED, Record
 
+# Appended to the commands of processes that share the work, and of those that each do a part.
 COORDINATED = ("--coordinator={address}", "--num_processes={count}", "--process_id={rank}")
 APART = ("--worker={rank}", "--num_workers={count}")
 
 
 class Local(Mode):
-    """Processes of this machine; the first one's output is on the terminal."""
+    """Processes on this machine; the terminal shows the first one's output."""
 
     name = "local"
     description = "processes of this machine, as CPU devices or a GPU each"
@@ -31,7 +32,7 @@ class Local(Mode):
     hosts_share_disks = True
 
     def define_flags(self, values: flags.FlagValues) -> None:
-        """How many processes, of which kind."""
+        """Adds the flags for the number and kind of processes."""
         flags.DEFINE_integer("processes", 1, "that share the work", flag_values=values)
         flags.DEFINE_integer(
             "workers",
@@ -54,7 +55,7 @@ class Local(Mode):
         )
 
     def plan(self, request: Request) -> Plan:
-        """A command a process; they run side by side, with a free port in place of PORT."""
+        """One command per process; they run side by side, with a free port in place of PORT."""
         values = request.flags
         check_least(values, processes=1, workers=0, restarts=0)
         check_processes(request.task, values.processes, values.workers)
@@ -76,7 +77,7 @@ class Local(Mode):
         return commands
 
     def found_by(self, request: Request) -> dict[str, Any]:
-        """Its logs, and what `follow` runs; its terminal, which ends it, is in every record."""
+        """Its logs, and what `follow` runs; `stop` uses the terminal, which every record has."""
         return dict(
             logs=str(request.folder / request.name),
             processes=[list(argv) for argv in self.commands(request)],
@@ -84,11 +85,11 @@ class Local(Mode):
         )
 
     def start(self, record: Record, request: Request, plan: Plan) -> Record:
-        """Leaves it to `follow`, which runs the processes."""
+        """Starts nothing: `follow` runs the processes."""
         return dataclasses.replace(record, state="submitted")
 
     def follow(self, record: Record, folder: Path) -> int:
-        """Runs the processes to their end; starts them again as often as is allowed."""
+        """Runs the processes to their end, and restarts them as often as is allowed."""
         with listening() as asked:
             for attempt in range(record.resource["restarts"] + 1):
                 record = record.with_(folder, state="running", attempts=attempt + 1)
@@ -101,7 +102,7 @@ class Local(Mode):
         return code
 
     def look(self, record: Record) -> Record:
-        """Whether its terminal is still there."""
+        """A job has failed if its terminal is gone before it ended."""
         if record.state not in ENDED and terminal.is_gone(record.terminal):
             return dataclasses.replace(record, state="failed")
         return record
@@ -111,26 +112,26 @@ class Local(Mode):
         return Command(("tail", "-n", "100", "-f", f"{record.resource['logs']}/process-0.log"))
 
     def stop(self, record: Record) -> Plan:
-        """SIGTERM: every process saves.
+        """Sends SIGTERM, after which every process saves.
 
-        Raises:
-            InputError: it has ended, or runs on another machine.
+        Raises `InputError` if the job has ended or runs on another machine.
         """
         record = self.look(record)
         if record.state in ENDED:
             raise InputError(f"{record.name} has ended ({record.state}); there is nothing to stop")
         if terminal.is_elsewhere(record.terminal):
             raise InputError(f"{record.name} runs on {record.terminal['host']}; stop it there")
-        # The shell's own: images of containers have no such program.
+        # The shell's built-in `kill`: container images may lack the program.
         return Plan(commands=(Command(("sh", "-c", f"kill {record.terminal['pid']}")),))
 
 
 def _visible() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES leaves of this machine's GPUs; empty where it says nothing."""
+    """The GPUs in CUDA_VISIBLE_DEVICES; empty if it names none."""
     return [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word]
 
 
 def _check_gpus(count: int) -> None:
+    # The device files of NVIDIA's and AMD's drivers.
     if not any(map(os.path.exists, ("/dev/nvidiactl", "/dev/kfd"))):
         raise InputError("--devices=gpu needs a GPU on this machine; leave it out")
     if _visible() and len(_visible()) < count:
@@ -143,7 +144,7 @@ def _check_gpus(count: int) -> None:
 def _environment(devices: str, rank: int) -> tuple[str, ...]:
     if devices == "cpu":
         return ("env", "JAX_PLATFORMS=cpu", "JAX_NUM_CPU_DEVICES=1")
-    # Those that are left out here may be another job's.
+    # Only GPUs that are visible here: others may be in use by another job.
     gpu = dict(enumerate(_visible())).get(rank, str(rank))
     return ("env", f"CUDA_VISIBLE_DEVICES={gpu}") if devices == "gpu" else ()
 

@@ -1,4 +1,4 @@
-"""What the modes of `launch.submit` have in common."""
+"""What the modes of `launch.submit` share."""
 
 import abc
 import dataclasses
@@ -17,101 +17,70 @@ from launch.submit.record import Record
 from launch.submit.task import Task
 
 FLAGS_TITLE = "every mode"  # in --help
-# Kubernetes allows 63 letters for what it makes of a name; gcluster 28.
+# Kubernetes allows 63 characters for a name with its suffixes (`-hosts-0-0-...`), gcluster 28.
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,26}[a-z0-9])?")
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A job that somebody asks for.
-
-    Attributes:
-        name: of the job.
-        task: what is to be run.
-        checkout: its code.
-        flags: of the mode.
-        folder: of the records, logs and scripts of jobs.
-    """
+    """A job that a user asks for."""
 
     name: str
     task: Task
     checkout: Checkout
-    flags: flags.FlagValues
-    folder: Path
+    flags: flags.FlagValues  # of the mode
+    folder: Path  # for the records, logs and scripts of jobs
 
     @property
     def variables(self) -> tuple[str, ...]:
-        """Names of the environment variables that the task is to have."""
+        """Names of the environment variables to pass to the task."""
         return tuple(dict.fromkeys(self.flags.env))
 
     def options(self) -> dict[str, Any]:
-        """The flags that were given, for the record."""
+        """The flags that were set on the command line, for the record."""
         return {name: self.flags[name].value for name in self.flags if self.flags[name].present}
 
 
 class Mode(abc.ABC):
-    """A way to start a job and to find it again.
+    """A way to start a job and to find it again; `launch.submit.__main__` lists them all."""
 
-    Attributes:
-        name: on the command line.
-        description: one line for --help.
-        copies_code: whether hosts run the commit, not what lies here.
-        queue: what lists its jobs, where these are found by a number that they are given at last;
-            empty where `found_by` says all.
-        gone: how its programs say that a job is not there, in parts of what they print.
-        starts_later: whether what lies here may have changed before the job is started.
-        hosts_share_disks: whether a local path is the same folder on all hosts.
-        shared_flag: that names folders which all hosts see; empty if none does.
-        can_be_followed: whether `follow` can be taken up by another terminal.
-    """
-
-    name: ClassVar[str]
-    description: ClassVar[str]
-    copies_code: ClassVar[bool] = True
+    name: ClassVar[str]  # on the command line
+    description: ClassVar[str]  # one line for --help
+    copies_code: ClassVar[bool] = True  # whether hosts run the commit, not the files here
+    # The program that lists its jobs, if they are known by a number that comes after submission;
+    # empty if `found_by` alone finds them.
     queue: ClassVar[str] = ""
-    gone: ClassVar[tuple[str, ...]] = ()
-    starts_later: ClassVar[bool] = True
-    hosts_share_disks: ClassVar[bool] = False
-    shared_flag: ClassVar[str] = ""
-    can_be_followed: ClassVar[bool] = False
+    gone: ClassVar[tuple[str, ...]] = ()  # parts of messages that say that a job does not exist
+    starts_later: ClassVar[bool] = True  # whether the files here may change before the job starts
+    hosts_share_disks: ClassVar[bool] = False  # whether a local path is one folder for all hosts
+    shared_flag: ClassVar[str] = ""  # the flag that names folders which all hosts see
+    can_be_followed: ClassVar[bool] = False  # whether another terminal can take over `follow`
 
     @abc.abstractmethod
     def define_flags(self, values: flags.FlagValues) -> None:
-        """Flags of this mode alone."""
+        """Adds the flags of this mode alone."""
 
     @abc.abstractmethod
     def plan(self, request: Request) -> Plan:
-        """The files and the commands; nothing is run.
-
-        Raises:
-            InputError: flags that do not fit together, or the task.
-        """
+        """The files and commands, none of which runs; `InputError` for flags that do not fit."""
 
     def target(self, request: Request) -> str:
         """The TPUs as --preflight takes them; empty for other machines."""
         return ""
 
     def shared(self, request: Request) -> tuple[str, ...]:
-        """Folders that all hosts see, besides those at gs://."""
+        """Folders that all hosts see, besides paths at gs://."""
         return ()
 
     def found_by(self, request: Request) -> dict[str, Any]:
-        """What the job is found by, as far as it is known before it is started."""
+        """What identifies the job, as far as it is known before the start."""
         return {}
 
     def start(self, record: Record, request: Request, plan: Plan) -> Record:
-        """Starts the job: writes the files, runs the commands.
+        """Starts the job: writes the files, runs the commands, returns the new record.
 
-        Args:
-            record: of the job, which is kept already.
-            request: for the job.
-            plan: of it.
-
-        Returns:
-            The record as it is then.
-
-        Raises:
-            InputError: a command has failed; what was begun before is taken back.
+        `record` is already saved. Raises `InputError` if a command failed; then what came before it
+        is undone.
         """
         plan.write()
         try:
@@ -123,35 +92,35 @@ class Mode(abc.ABC):
         return dataclasses.replace(record, state="submitted", resource=resource)
 
     def numbered(self, printed: list[str]) -> dict[str, Any]:
-        """What else the job is found by, from what the commands have printed."""
+        """What else identifies the job, such as its number, from the output of the commands."""
         return {}
 
     @abc.abstractmethod
     def look(self, record: Record) -> Record:
-        """The record with the job's state and exit codes as they are now."""
+        """The record with the job's current state and exit codes."""
 
     @abc.abstractmethod
     def logs(self, record: Record) -> Command:
-        """What prints the first process's log, and follows it."""
+        """The command that prints and follows the first process's log."""
 
     @abc.abstractmethod
     def stop(self, record: Record) -> Plan:
-        """What ends the job, so that it can save."""
+        """Ends the job after letting it save."""
 
     def delete(self, record: Record) -> Plan:
-        """What gives the machines back; for most modes that is to stop the job."""
+        """Gives the machines back; in most modes, stopping the job does."""
         return self.stop(record)
 
     def follow(self, record: Record, folder: Path) -> int:
-        """Stays with a job that was started just now; the exit code of the command.
+        """Stays with a job that was just started; returns the command's exit code.
 
-        By default a job goes on alone.
+        By default a job runs without its terminal.
         """
         return 0
 
 
 def new_record(mode: Mode, request: Request) -> Record:
-    """The record of a job that is being started."""
+    """The record of a job that is about to be started."""
     commit = request.checkout.commit + ("+changes" if request.checkout.is_dirty else "")
     return Record(
         name=request.name,
@@ -165,7 +134,7 @@ def new_record(mode: Mode, request: Request) -> Record:
 
 
 def define_common_flags(values: flags.FlagValues) -> None:
-    """Flags of every mode."""
+    """Adds the flags of every mode."""
     string, boolean = flags.DEFINE_string, flags.DEFINE_bool
     string("name", "", "of the job; by default the last folder of --workdir", flag_values=values)
     boolean("dry_run", False, "print the files and commands; run nothing", flag_values=values)
@@ -195,49 +164,32 @@ def define_common_flags(values: flags.FlagValues) -> None:
 
 
 def check_variables(names: tuple[str, ...]) -> None:
-    """Looks whether the variables of --env are set, to something that a line can hold.
-
-    Raises:
-        InputError: one is not.
-    """
+    """Raises `InputError` if a variable of --env is not set, or its value is not a single line."""
     for name in names:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            # What stands behind a `=` would be a value, which may be a secret: it is not repeated.
+            # Whatever follows a `=` may be a secret, so the message does not repeat it.
             raise InputError(
                 "--env must be the name of a variable without its value, got "
                 f"{name.partition('=')[0]}=...; leave the value out"
             )
         if name not in os.environ:
             raise InputError(f"--env={name}: this variable is not set here; export it first")
+        # Values travel as lines NAME=value.
         if "\n" in os.environ[name]:
             raise InputError(f"--env={name}: its value must be one line; pass it as a file")
 
 
 def check_least(values: flags.FlagValues, **least: int) -> None:
-    """Looks whether numbers are large enough.
-
-    Args:
-        values: of a mode.
-        **least: what each flag must be at least.
-
-    Raises:
-        InputError: one is not.
-    """
+    """Raises `InputError` if a flag is less than its value in `least`."""
     for name, number in least.items():
         if (given := getattr(values, name)) < number:
             raise InputError(f"--{name} must be at least {number}, got {given}")
 
 
 def check_processes(task: Task, processes: int, workers: int) -> None:
-    """Looks whether a task can be so many processes.
+    """Raises `InputError` if the task cannot run as so many processes or workers.
 
-    Args:
-        task: of the job.
-        processes: that share the work.
-        workers: that do a part each, alone; 0 for none.
-
-    Raises:
-        InputError: it cannot.
+    Processes share the work; each worker does a part of it alone (0 for none).
     """
     if workers and processes > 1:
         raise InputError("--workers and several processes exclude each other; give one of them")
@@ -253,16 +205,7 @@ def check_processes(task: Task, processes: int, workers: int) -> None:
 
 
 def check_workdir(mode: Mode, task: Task, shared: tuple[str, ...]) -> None:
-    """Looks whether all hosts see one run directory.
-
-    Args:
-        mode: of the job.
-        task: that has the directory.
-        shared: folders that all hosts see.
-
-    Raises:
-        InputError: they do not.
-    """
+    """Raises `InputError` unless all hosts see the work directory; they all see `shared`."""
     workdir = task.workdir
     if not workdir or not is_local(workdir) or mode.hosts_share_disks:
         return
@@ -277,10 +220,9 @@ def check_workdir(mode: Mode, task: Task, shared: tuple[str, ...]) -> None:
 
 
 def job_name(given: str, task: Task) -> str:
-    """The name that was given, or one made of the run directory's last folder.
+    """The given name, or one made from the last folder of --workdir.
 
-    Raises:
-        InputError: the given one has letters that some system does not take.
+    Raises `InputError` if the given one has characters that some mode does not accept.
     """
     if given:
         if not _NAME.fullmatch(given):
@@ -289,6 +231,7 @@ def job_name(given: str, task: Task) -> str:
                 f"the end, got {given}"
             )
         return given
+    # Any name becomes lower-case letters, digits and single hyphens, with a letter first.
     text = os.path.basename(task.workdir.rstrip("/")) or task.module.rpartition(".")[2]
     letters = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     name = (letters if letters[:1].isalpha() else f"job-{letters}")[:28].rstrip("-")

@@ -1,4 +1,4 @@
-"""What a job needs to be started: files to write and commands to run, first of all as text."""
+"""What starting a job takes, as text first: files to write and commands to run."""
 
 import contextlib
 import dataclasses
@@ -11,7 +11,7 @@ from pathlib import Path
 from launch.errors import InputError
 from launch.files import write_atomic
 
-# What to do where a program is missing.
+# What to do if a program is missing.
 _INSTALL = {
     "gcloud": "install the Google Cloud CLI and log in (gcloud auth login)",
     "kubectl": "install it and log in to the cluster (gcloud container clusters get-credentials)",
@@ -22,36 +22,31 @@ _INSTALL = {
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A command line of another program.
-
-    Attributes:
-        argv: the program and its arguments.
-        input: what it reads from its standard input.
-        variables: names of environment variables that it reads there instead, as lines NAME=value;
-            so no value is in a file, a log or a list of processes.
-    """
+    """A command line of another program."""
 
     argv: tuple[str, ...]
-    input: str = ""
+    input: str = ""  # what it reads from stdin
+    # Names of environment variables that it reads from stdin instead, as lines NAME=value: so that
+    # no value is in a file, a log or the list of processes.
     variables: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """As a shell would run it; values of variables are not told."""
+        """As for a shell; without values of variables."""
         line = shlex.join(self.argv)
         if self.variables:
             lines = "".join(f"{name}=${{{name}}}\n" for name in self.variables)
             return f"{line} <<END\n{lines}END"
-        # A quoted word keeps a shell from replacing anything.
+        # Quoting END keeps the shell from expanding anything in the text.
         return f"{line} <<'END'\n{self.input.rstrip()}\nEND" if self.input else line
 
     def stdin(self) -> str:
-        """What is written to its standard input."""
+        """The text for its stdin."""
         return "".join(f"{name}={os.environ[name]}\n" for name in self.variables) or self.input
 
 
 @dataclasses.dataclass(frozen=True)
 class TextFile:
-    """A file to be written before the commands are run."""
+    """A file to write before the commands run."""
 
     path: Path
     text: str
@@ -59,20 +54,14 @@ class TextFile:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Files, then commands, in their order.
-
-    Attributes:
-        files: to be written first.
-        commands: to be run.
-        by_hand: says that the user runs the commands; empty where we do.
-    """
+    """Files to write, then commands to run, in order."""
 
     files: tuple[TextFile, ...] = ()
     commands: tuple[Command, ...] = ()
-    by_hand: str = ""
+    by_hand: str = ""  # tells the user to run the commands; '' if we do
 
     def __str__(self) -> str:
-        """What --dry_run prints: a shell script that would do the same."""
+        """What --dry_run prints: a shell script that does the same."""
         folders = dict.fromkeys(shlex.quote(str(file.path.parent)) for file in self.files)
         blocks = [f"mkdir -p {' '.join(folders)}\n"] if folders else []
         for file in self.files:
@@ -88,7 +77,7 @@ class Plan:
             write_atomic(file.path, file.text.encode())
 
     def remove(self) -> None:
-        """Removes the files, and the folders that are empty without them."""
+        """Removes the files, and their folders if that leaves them empty."""
         for file in self.files:
             file.path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
@@ -96,17 +85,10 @@ class Plan:
 
 
 def run(command: Command, missing_ok: Sequence[str] = ()) -> str:
-    """Runs a command to its end.
+    """Runs a command and returns its stdout.
 
-    Args:
-        command: of a program that says on stderr what went wrong.
-        missing_ok: parts of such messages that mean that what it is about is not there.
-
-    Returns:
-        What it has printed; empty where that was not there.
-
-    Raises:
-        InputError: the program is not installed, or has failed; with its own words.
+    Returns '' instead if stderr contains one of `missing_ok`: what it is about does not exist.
+    Raises `InputError`, with the program's own words, if it failed or is not installed.
     """
     try:
         done = subprocess.run(
@@ -122,10 +104,9 @@ def run(command: Command, missing_ok: Sequence[str] = ()) -> str:
 
 
 def stream(command: Command) -> int:
-    """Runs a command whose output goes to the terminal as it comes; returns its exit code.
+    """Runs a command with its output on the terminal; returns its exit code.
 
-    Raises:
-        InputError: the program is not installed.
+    Raises `InputError` if the program is not installed.
     """
     try:
         return subprocess.run(command.argv, input=command.stdin() or None, text=True).returncode
@@ -134,15 +115,15 @@ def stream(command: Command) -> int:
 
 
 def missing(program: str) -> InputError:
-    """The error of a program that is not installed."""
+    """The error for a program that is not installed."""
     return InputError(f"{program} is not installed; {_INSTALL.get(program, 'install it')}")
 
 
 def said_by(command: Command, code: int, stderr: str) -> str:
-    """One line on a command that has failed: its first words, its code, its last line of text."""
+    """One line on a failed command: its first words, its exit code, and its error."""
     words = [word for word in command.argv if not word.startswith("-")][:4]
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    # gcloud and kubectl begin the line that matters so; more advice follows it.
+    # gcloud and kubectl mark the line that matters this way; more advice may follow it.
     errors = [line for line in lines if line.lower().startswith(("error", "fatal"))]
     reason = (errors or lines[-1:] or ["no output"])[0]
     return f"{' '.join(words)} failed (exit code {code}): {reason}"

@@ -1,4 +1,4 @@
-"""What is known of a job after the terminal that has started it is gone: `jobs/NAME.json`."""
+"""What is known of a job once its terminal is gone: `jobs/NAME.json`."""
 
 import contextlib
 import dataclasses
@@ -13,48 +13,35 @@ from launch.errors import InputError
 from launch.files import read_fields, write_json
 from launch.submit import terminal
 
-# Of jobs that will not go on by themselves; their names are free again.
+# States of jobs that will not continue by themselves; their names can be used again.
 ENDED = ("done", "failed", "stopped", "preempted")
-# "starting" until the mode's programs have taken it.
+# "starting" until the mode's programs have accepted the job.
 STATES = ("starting", "submitted", "waiting", "running", *ENDED)
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A job that was started.
-
-    Attributes:
-        name: of the job.
-        mode: that has started it.
-        command: of the task, as behind `--`.
-        workdir: of the task; empty where it has none.
-        commit: of the code.
-        options: flags that were given; never a value of a variable.
-        resource: what the mode finds the job by: ids, names, places.
-        state: one of `STATES`.
-        exit_codes: of its attempts, in their order; of the first process that has failed.
-        attempts: that were begun, where a cluster keeps the last exit code alone.
-        submitted: seconds since 1970.
-        terminal: that has started it, as `terminal.own` says.
-    """
+    """A job that was started."""
 
     name: str
     mode: str
-    command: list[str]
-    workdir: str
-    commit: str
-    options: dict[str, Any]
-    resource: dict[str, Any]
-    state: str = "starting"
+    command: list[str]  # as after `--`
+    workdir: str  # '' for a task without one
+    commit: str  # with '+changes' if files differed from it
+    options: dict[str, Any]  # flags that were set; never the value of a variable
+    resource: dict[str, Any]  # what the mode finds the job by: ids, names, places
+    state: str = "starting"  # one of STATES
+    # One per attempt, in order: that of the first process that failed.
     exit_codes: list[int] = dataclasses.field(default_factory=list)
-    attempts: int = 0
-    submitted: float = dataclasses.field(default_factory=time.time)
+    attempts: int = 0  # for clusters that report only the last exit code
+    submitted: float = dataclasses.field(default_factory=time.time)  # seconds since 1970
+    # The process that has the job in hand, as `terminal.own` describes it.
     terminal: dict[str, Any] = dataclasses.field(default_factory=terminal.own)
 
     def keep(self, folder: Path) -> "Record":
-        """Writes it as `folder/NAME.json`, unless a later job has that name now; returns it.
+        """Saves it as `folder/NAME.json` unless a later job has its name; returns it.
 
-        It is for who has the job in its hands; others `renew`.
+        Only for the process that has the job in hand; others call `renew`.
         """
         with _alone(folder):
             if self.has_name(folder):
@@ -62,29 +49,22 @@ class Record:
         return self
 
     def has_name(self, folder: Path) -> bool:
-        """Whether no later job has its name."""
+        """Whether no later job has taken its name."""
         is_kept = path_of(folder, self.name).exists()
         return not is_kept or read(folder, self.name).submitted == self.submitted
 
     def with_(self, folder: Path, **changes: Any) -> "Record":
-        """The record with other values, which are kept."""
+        """Saves and returns the record with other values."""
         changed = dataclasses.replace(self, **changes)
         return self if changed == self else changed.keep(folder)
 
 
 @contextlib.contextmanager
 def claimed(folder: Path, record: Record, ended: Record | None) -> Iterator[None]:
-    """A block that starts a job, whose record is there before; with an `InputError` it goes again.
+    """A block that starts a job; its record exists before, and is removed on `InputError`.
 
-    So a job that was started is never without a record, and a name has one job.
-
-    Args:
-        folder: of the records.
-        record: of the new job.
-        ended: the job that had this name before.
-
-    Raises:
-        InputError: another terminal has taken the name since `ended` was read.
+    So a started job always has a record, and a name has one job. `ended` is the earlier job of that
+    name; `InputError` if another terminal has taken the name since it was read.
     """
     path = path_of(folder, record.name)
     with _alone(folder):
@@ -100,16 +80,15 @@ def claimed(folder: Path, record: Record, ended: Record | None) -> Iterator[None
             path.unlink()
             if ended:
                 write_json(path, dataclasses.asdict(ended))
-        with contextlib.suppress(OSError):  # It may have other jobs.
+        with contextlib.suppress(OSError):  # The folder may hold other jobs.
             folder.rmdir()
         raise
 
 
 def renew(folder: Path, before: Record, now: Record) -> Record:
-    """Keeps what a look at a job has shown, if nobody has written since `before` was read.
+    """Saves what `look` found, unless the record was written since `before` was read.
 
-    Returns:
-        What is kept.
+    Returns the record as it is saved.
     """
     with _alone(folder):
         if read(folder, before.name) == before:
@@ -119,11 +98,11 @@ def renew(folder: Path, before: Record, now: Record) -> Record:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time reads and writes; the folder itself is the lock."""
+    """Lets one process at a time read and write; the folder itself is the lock."""
     folder.mkdir(parents=True, exist_ok=True)
     number = os.open(folder, os.O_RDONLY)
     try:
-        # Some file systems know no locks, or none of folders.
+        # Some file systems have no locks, or none on folders: without one it is only less safe.
         with contextlib.suppress(OSError):
             fcntl.flock(number, fcntl.LOCK_EX)
         yield
@@ -132,22 +111,18 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def path_of(folder: Path, name: str) -> Path:
-    """Where the record of a job is."""
+    """The path of a job's record."""
     return folder / f"{name}.json"
 
 
 def listed(folder: Path) -> str:
-    """The names of the jobs there are."""
+    """Names the jobs in a folder, for a message."""
     names = sorted(file.stem for file in folder.glob("*.json"))
     return f"known: {', '.join(names) or 'none'}"
 
 
 def read(folder: Path, name: str) -> Record:
-    """Reads a job's record.
-
-    Raises:
-        InputError: there is none, or it is damaged.
-    """
+    """Reads a job's record; raises `InputError` if there is none or it is damaged."""
     path = path_of(folder, name)
     if not path.exists():
         raise InputError(f"no job {name!r} was started from here; {listed(folder)}")

@@ -1,13 +1,14 @@
-"""Mode sky: a managed job of SkyPilot, on whatever cloud has the machines.
+"""Mode sky: a SkyPilot managed job, on any cloud that has the machines.
 
-Its YAML and commands were read in the sources of SkyPilot 0.14.1:
-
-* A managed job is started anew, on other machines, when these are taken away, and when one of its
-  processes ends with a code of `recover_on_exit_codes`, as often as that happens. 137 may not be
-  among them: it is what SkyPilot says of processes that it has killed because another one failed.
-* A pod of TPUs is one node; its commands are run on each of its hosts, which JAX can find.
-* `--secret NAME` takes a variable's value from the environment of `sky`.
+Its YAML and commands follow the sources of SkyPilot 0.14.1.
 """
+
+# What they do:
+# * SkyPilot restarts a managed job on other machines when these are preempted, and when a process
+#   ends with one of `recover_on_exit_codes`, without limit. 137 must not be one of them: SkyPilot
+#   gives it to processes that it killed because another one failed.
+# * A TPU pod is one node; its commands run on each of its hosts, which JAX finds by itself.
+# * `--secret NAME` takes a variable's value from the environment of `sky`.
 
 import contextlib
 import dataclasses
@@ -27,7 +28,7 @@ from launch.submit.mode import Mode, Request, check_least, check_processes
 from launch.submit.plan import Command, Plan, TextFile, run, stream
 from launch.submit.record import ENDED, Record
 
-# JAX's own; the machines are the job's alone.
+# Any port will do: the machines are the job's alone.
 PORT = 8476
 _STATES = {
     "waiting": ("PENDING", "SUBMITTED", "STARTING", "RECOVERING"),
@@ -58,14 +59,14 @@ code=$?
 
 
 class Sky(Mode):
-    """A managed job."""
+    """A managed job of SkyPilot."""
 
     name = "sky"
     queue = "sky jobs queue"
     description = "machines of any cloud that SkyPilot knows, as a managed job that it recovers"
 
     def define_flags(self, values: flags.FlagValues) -> None:
-        """Which machines, and where."""
+        """Adds the flags for machines and places."""
         string, integer = flags.DEFINE_string, flags.DEFINE_integer
         string("tpu_type", "", f"of a node: {tpus.SYNTAX}", flag_values=values)
         string("gpus", "", "of a node, as SkyPilot calls them: H100:8", flag_values=values)
@@ -96,7 +97,7 @@ class Sky(Mode):
         return piece.target(1) if piece else ""
 
     def plan(self, request: Request) -> Plan:
-        """The code at its commit as a file of git, and the task."""
+        """The code at its commit, as a git bundle, and the task."""
         _check(request)
         root, bundle = request.checkout.root, _bundle(request)
         path = request.folder / request.name / "task.yaml"
@@ -107,7 +108,7 @@ class Sky(Mode):
         return Plan((TextFile(path, _yaml(request)),), (code, launch))
 
     def start(self, record: Record, request: Request, plan: Plan) -> Record:
-        """Starts the job; the first one starts SkyPilot's controller too, which takes minutes."""
+        """Starts the job; the first job also starts SkyPilot's controller, which takes minutes."""
         say(f"{request.name}: sky jobs launch, which takes minutes if no controller runs")
         try:
             return super().start(record, request, plan)
@@ -117,7 +118,7 @@ class Sky(Mode):
             raise
 
     def numbered(self, printed: list[str]) -> dict[str, Any]:
-        """The job's number; its name is not its own among SkyPilot's jobs."""
+        """The job's number; SkyPilot allows several jobs with the same name."""
         match = re.search(r"Managed Job ID: ([0-9]+)", printed[-1])
         if not match:
             raise InputError(
@@ -127,11 +128,11 @@ class Sky(Mode):
         return dict(job_id=match[1])
 
     def look(self, record: Record) -> Record:
-        """Asks SkyPilot's queue; it does not tell exit codes."""
+        """Asks SkyPilot's queue, which does not report exit codes."""
         command = ("sky", "jobs", "queue", "--all", "--verbose", "--refresh", "--output=json")
         job = _job(run(Command(command)), int(record.resource["job_id"]))
         if not job and record.state in ENDED:
-            return record  # It is forgotten there after a while.
+            return record  # The queue forgets old jobs.
         status = str(job.get("status"))
         state = next((state for state, names in _STATES.items() if status in names), "failed")
         reason = job.get("failure_reason")
@@ -140,11 +141,11 @@ class Sky(Mode):
         return dataclasses.replace(record, state=state, resource=resource, attempts=attempts)
 
     def logs(self, record: Record) -> Command:
-        """What all hosts print, with their names in front."""
+        """The output of all hosts, each line with its host's name."""
         return Command(("sky", "jobs", "logs", record.resource["job_id"]))
 
     def stop(self, record: Record) -> Plan:
-        """Processes are sent SIGTERM, and the machines given back."""
+        """Sends SIGTERM to the processes and gives the machines back."""
         words = ("sky", "jobs", "cancel", "--yes", record.resource["job_id"])
         return Plan(commands=(Command(words),))
 
@@ -159,6 +160,7 @@ class Sky(Mode):
 
 
 def _check(request: Request) -> None:
+    # 1. What is true of all machines.
     tpus.check_given(request.flags.tpu_type)
     values, piece = request.flags, _slice(request)
     check_least(values, nodes=1, workers=0, disk=1)
@@ -170,6 +172,7 @@ def _check(request: Request) -> None:
     for name in ("cpus", "memory"):
         if not re.fullmatch(r"([0-9]+(\.[0-9]+)?\+?)?", getattr(values, name)):
             raise InputError(f"--{name} must be N or N+, got {getattr(values, name)}")
+    # 2. What SkyPilot cannot do with TPU slices.
     if piece and any(place.startswith(("k8s", "kubernetes")) for place in values.infra):
         raise InputError(
             "--tpu_type cannot go with --infra=k8s; use the mode gke, which has whole slices"
@@ -186,6 +189,7 @@ def _check(request: Request) -> None:
                 f"{piece.hosts}; choose a smaller one"
             )
         check_processes(request.task, piece.hosts, 0)
+    # 3. The command becomes one line of a script.
     if any(not word.isprintable() for word in request.task.argv):
         raise InputError(
             "the command after -- has a character that a SkyPilot task cannot hold; remove it"
@@ -202,7 +206,8 @@ def _bundle(request: Request) -> Path:
 
 
 def _yaml(request: Request) -> str:
-    """The task. What JSON writes is YAML."""
+    """The task; its values are JSON, which is YAML."""
+    # 1. The machines.
     values, piece = request.flags, _slice(request)
     accelerators = f"tpu-{piece.accelerator_type}" if piece else values.gpus
     lines = [
@@ -215,12 +220,13 @@ def _yaml(request: Request) -> str:
     )
     lines += [f"  {name}: {json.dumps(field)}" for name, field in fields.items() if field]
     if piece:
-        # SkyPilot's own choice for v5e is that of v5p.
+        # For v5e SkyPilot would choose the runtime of v5p.
         runtime = json.dumps(piece.generation.runtime)
         lines += ["  accelerator_args:", f"    runtime_version: {runtime}"]
     lines.append(f"  use_spot: {json.dumps(values.spot)}")
     if values.infra:
         lines += ["  any_of:", *(f"    - infra: {json.dumps(place)}" for place in values.infra)]
+    # 2. When to restart it, the code, and the commands to install and run it.
     lines += ["  job_recovery:", "    recover_on_exit_codes: [75, 143]"]
     lines += ["file_mounts:", f'  "~/imagen_ft.bundle": {json.dumps(str(_bundle(request)))}']
     kind = "tpu," if piece else "cuda," if values.gpus else ""
@@ -235,7 +241,7 @@ def _line(request: Request, piece: tpus.Slice | None) -> str:
         words = dict(rank='"$SKYPILOT_NODE_RANK"', count=values.workers)
         more = [word.format(**words) for word in APART]
     elif piece and piece.hosts > 1:
-        more = ["--coordinator=auto"]
+        more = ["--coordinator=auto"]  # JAX finds the hosts of a slice by itself
     elif values.nodes > 1:
         more = [*_COORDINATED]
     return " ".join((shlex.join(request.task.argv), *more))
@@ -246,7 +252,8 @@ def _indented(text: str) -> list[str]:
 
 
 def _job(text: str, number: int) -> dict[str, Any]:
-    """The job of that number in what the queue has printed; empty if there is none."""
+    """The queue's entry for a job's number; empty if there is none."""
+    # Messages of `sky` may come before the JSON.
     start = re.search(r"^\[", text, re.MULTILINE)
     try:
         jobs = json.JSONDecoder().raw_decode(text, start.start())[0] if start else []

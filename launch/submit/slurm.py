@@ -1,4 +1,4 @@
-"""Mode slurm: a batch script that a Slurm cluster runs, and starts again where that helps."""
+"""Mode slurm: a batch script for a Slurm cluster, which is requeued where that helps."""
 
 import contextlib
 import dataclasses
@@ -20,19 +20,19 @@ from launch.submit.plan import Command, Plan, TextFile, run
 from launch.submit.processes import GOES_ON
 from launch.submit.record import ENDED, Record
 
-# Seconds between looks at the logs, and at the queue, which a whole cluster asks.
+# Seconds between looks at the logs, and between questions to the queue, which all users share.
 LOG_SECONDS, QUEUE_SECONDS = 1.0, 30.0
-# What Slurm calls states in which a job is there.
+# Slurm's names for states of jobs in the queue; then states that end a job from outside.
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING")
 _RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT")
 _TAKEN_AWAY = ("BOOT_FAIL", "DEADLINE", "NODE_FAIL", "PREEMPTED", "TIMEOUT")
-# Seconds by which Slurm may send a signal too early.
+# Seconds by which Slurm may send a signal too early (sbatch's manual on --signal).
 _EARLY = 60
 _OPTIONS = ("time", "partition", "account", "qos", "mem")
 
 
 class Slurm(Mode):
-    """A job, or an array of jobs, of a Slurm cluster."""
+    """A job, or an array of jobs, on a Slurm cluster."""
 
     name = "slurm"
     description = "nodes of a Slurm cluster, as a process a node or a GPU, or an array of workers"
@@ -42,7 +42,7 @@ class Slurm(Mode):
     gone = ("Invalid job id",)
 
     def define_flags(self, values: flags.FlagValues) -> None:
-        """What is asked for, and how often it is started again."""
+        """Adds the flags for nodes, processes and restarts."""
         string, integer = flags.DEFINE_string, flags.DEFINE_integer
         integer("nodes", 1, "that share the work", flag_values=values)
         string("gpus", "", "of each node: N or TYPE:N", flag_values=values)
@@ -88,10 +88,12 @@ class Slurm(Mode):
         )
 
     def plan(self, request: Request) -> Plan:
-        """The batch script, and sbatch, which hands the environment over as it is here."""
+        """The batch script, and the sbatch command, which passes on the current environment."""
+        # 1. Refuse what would fail on the nodes, hours later.
         _check(request)
         folder = request.folder.absolute() / request.name
         _check_folders(request, folder)
+        # 2. The script. It runs this very Python, which all nodes must see.
         values = dict(folder=str(folder), directory=os.getcwd(), most=str(request.flags.restarts))
         lists = dict(
             step=_step(request),
@@ -110,8 +112,8 @@ class Slurm(Mode):
         return dict(logs=logs) | (dict(workers=workers) if workers else {})
 
     def numbered(self, printed: list[str]) -> dict[str, Any]:
-        """The job's number, and its cluster where there are several."""
-        # Some clusters greet everybody in lines before it.
+        """The job's number, and its cluster if there are several."""
+        # `sbatch --parsable` prints NUMBER or NUMBER;CLUSTER, on some clusters after a greeting.
         number, _, cluster = (printed[0].split() or [""])[-1].partition(";")
         if not number.isdecimal():
             raise InputError(
@@ -121,7 +123,7 @@ class Slurm(Mode):
         return dict(job_id=number) | (dict(cluster=cluster) if cluster else {})
 
     def look(self, record: Record) -> Record:
-        """Asks the queue, then the accounts; exit codes are noted by the batch script."""
+        """Asks the queue, then the accounting; exit codes come from files of the batch script."""
         jobs, folder = _jobs(record), Path(record.resource["logs"])
         codes = [_codes(folder / f"{job}.codes") for job in jobs]
         states = self._states(record)
@@ -130,24 +132,25 @@ class Slurm(Mode):
         elif states & {*_WAITING}:
             state = "waiting"
         elif not states and record.state in ENDED:
-            state = record.state  # It is forgotten there after a while.
+            state = record.state  # Slurm forgets old jobs.
         else:
             is_stopped = (folder / f"{record.resource['job_id']}.stopped").exists()
             state = _ended(states, [each[-1] for each in codes if each], len(jobs), is_stopped)
         ended = [*itertools.chain(*codes)]
-        # Of an array it is not told how many are at work.
+        # How many jobs of an array are running is not known here.
         attempts = len(ended) + (state == "running" and len(jobs) == 1)
         return dataclasses.replace(record, state=state, exit_codes=ended, attempts=attempts)
 
     def logs(self, record: Record) -> Command:
-        """What the batch script says, and the first process."""
+        """Follows the logs of the batch script and of the first process."""
         return Command(("tail", "-q", "-n", "100", "-F", *map(str, _logs(record))))
 
     def stop(self, record: Record) -> Plan:
-        """Tells all processes to save; the mark keeps the job from being started again."""
+        """Tells all processes to save; the mark keeps the job from being requeued."""
         job = record.resource["job_id"]
         mark = TextFile(Path(record.resource["logs"]) / f"{job}.stopped", "by launch.submit\n")
         words = ("scancel", *_cluster(record))
+        # A running job gets a signal only, so that it can save; a pending one is cancelled at once.
         running = Command((*words, "--state=RUNNING", "--signal=TERM", job))
         return Plan((mark,), (running, Command((*words, "--state=PENDING", job))))
 
@@ -159,7 +162,7 @@ class Slurm(Mode):
         while record.state not in ENDED:
             time.sleep(LOG_SECONDS)
             if time.monotonic() - looked >= QUEUE_SECONDS:
-                # A queue that does not answer for once is no reason to leave.
+                # The queue may fail to answer now and then; that is no reason to stop.
                 with contextlib.suppress(InputError):
                     record = self.look(record).keep(folder)
                 looked = time.monotonic()
@@ -170,13 +173,15 @@ class Slurm(Mode):
         return 0 if record.state == "done" else (codes or [1])[0]
 
     def _states(self, record: Record) -> set[str]:
+        # --array: one line per job of an array.
         of_job = (*_cluster(record), f"--jobs={record.resource['job_id']}")
         queue = Command(("squeue", *of_job, "--noheader", "--array", "--format=%T"))
         if states := run(queue, self.gone).split():
             return set(states)
-        with contextlib.suppress(InputError):  # Not every cluster keeps accounts.
+        with contextlib.suppress(InputError):  # Not every cluster has accounting.
             words = ("--allocations", "--noheader", "--parsable2", "--format=State")
             lines = run(Command(("sacct", *of_job, *words))).splitlines()
+            # A state may carry details: CANCELLED by 1000.
             return {line.split()[0] for line in lines if line.strip()}
         return set()
 
@@ -184,7 +189,7 @@ class Slurm(Mode):
 def _check(request: Request) -> None:
     values = request.flags
     check_least(values, nodes=1, processes_per_node=1, workers=0, cpus=0, restarts=0, grace=1)
-    if values.grace > 65535:
+    if values.grace > 65535:  # sbatch's limit for --signal
         raise InputError(f"--grace must be at most 65535 seconds, got {values.grace}")
     unlimited = values.time.lower() in ("", "0", "infinite", "unlimited")
     if not unlimited and _seconds(values.time) <= values.grace + _EARLY:
@@ -207,16 +212,12 @@ def _check(request: Request) -> None:
 
 
 def _seconds(time: str) -> int:
-    """A time as sbatch takes it: [D-]H:M:S, M:S, M, or D-H[:M[:S]].
-
-    Raises:
-        InputError: it is none.
-    """
+    """Seconds of a time in sbatch's forms: M, M:S, H:M:S, or days first: D-H, D-H:M, D-H:M:S."""
     days, dash, rest = time.rpartition("-")
     parts = rest.split(":")
     if not re.fullmatch(r"([0-9]+-)?[0-9]+(:[0-9]+){0,2}", time):
         raise InputError(f"--time must be like 90 (minutes), 1:30:00 or 2-12:00:00, got {time}")
-    # Behind days stand hours first; else one part or two begin with minutes.
+    # After days come hours; without them, one or two parts begin with minutes.
     units = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
     return int(days or 0) * 86400 + sum(
         int(part) * unit for part, unit in zip(parts, units, strict=False)
@@ -224,12 +225,13 @@ def _seconds(time: str) -> int:
 
 
 def _check_folders(request: Request, folder: Path) -> None:
-    """Looks whether all nodes see what the job reads and writes, and sbatch can name it."""
+    """Checks that all nodes see what the job reads and writes, and that sbatch can name it."""
     if "\\" in str(folder):
         raise InputError(
             "--jobs must be a folder without a backslash, which Slurm reads "
             f"as its own, got {folder}"
         )
+    # Links are resolved on both sides: /tmp may be a link, or a shared folder reached through one.
     local = [os.path.realpath(path) for path in request.flags.node_disks if path]
     paths = {
         "--workdir": request.task.workdir if "://" not in request.task.workdir else "",
@@ -247,9 +249,11 @@ def _check_folders(request: Request, folder: Path) -> None:
 
 
 def _options(request: Request, folder: Path) -> tuple[str, ...]:
-    """Those of sbatch."""
+    """Options of sbatch."""
     values, workers = request.flags, request.flags.workers
+    # In --output, sbatch replaces %j by the job's number, %A_%a by the array's and the index.
     log = str(folder).replace("%", "%%") + ("/%A_%a.log" if workers else "/%j.log")
+    # Append: by default a requeued job would truncate its log.
     options = [
         f"--job-name={request.name}",
         f"--output={log}",
@@ -267,7 +271,7 @@ def _options(request: Request, folder: Path) -> tuple[str, ...]:
 
 
 def _step(request: Request) -> tuple[str, ...]:
-    """What sbatch and srun are both told: srun does not take all of it over from the job."""
+    """Sizes, for both sbatch and srun: srun does not inherit all of them from the job."""
     values = request.flags
     tasks = values.nodes * values.processes_per_node
     sizes = [f"--nodes={values.nodes}", f"--ntasks={tasks}"]
@@ -276,7 +280,7 @@ def _step(request: Request) -> tuple[str, ...]:
 
 
 def _jobs(record: Record) -> list[str]:
-    """What the files of a job, or of each of an array, begin with."""
+    """The prefixes of a job's files: one, or one for each job of an array."""
     job, workers = record.resource["job_id"], record.resource.get("workers", 0)
     return [f"{job}_{worker}" for worker in range(workers)] or [job]
 
@@ -297,14 +301,12 @@ def _codes(path: Path) -> list[int]:
 
 
 def _ended(states: set[str], last: list[int], jobs: int, is_stopped: bool) -> str:
-    """The state of a job that is not in the queue.
+    """The state of a job that has left the queue.
 
-    Args:
-        states: of its parts, as Slurm calls them; empty where it keeps no accounts.
-        last: exit codes of those parts that have noted one.
-        jobs: the number of parts.
-        is_stopped: whether somebody has asked for it.
+    `states` are Slurm's, of its `jobs` parts, and empty without accounting; `last` are the last
+    exit codes of the parts that have written one.
     """
+    # The script's exit code 0 counts even if Slurm says CANCELLED: the job was done by then.
     if len(last) == jobs and not any(last):
         return "done"
     if is_stopped or "CANCELLED" in states:
@@ -317,7 +319,7 @@ def _ended(states: set[str], last: list[int], jobs: int, is_stopped: bool) -> st
 
 
 def _show(path: Path, size: int) -> int:
-    """Prints what a log has more than before; returns its size."""
+    """Prints what was added to a log of `size` bytes; returns its new size."""
     with contextlib.suppress(OSError), path.open("rb") as file:
         file.seek(size)
         sys.stdout.buffer.write(file.read())

@@ -1,24 +1,20 @@
-r"""The batch script of a Slurm job.
-
-What Slurm does was read in its sources and manuals of August 2026 (26.05), and seen with 22.05:
-
-* `--signal=TERM@SECONDS` (without `B:`), preemption with a grace time, and `scancel --signal=TERM`
-  send SIGTERM to the tasks themselves, not to this script. srun may not forward it: of SIGTERM it
-  makes SIGKILL.
-* This script is sent SIGTERM when Slurm ends the job (scancel, the time limit, the end of the
-  grace); the tasks are as well, and SIGKILL follows after KillWait, 30 seconds by default. By then
-  the job is COMPLETING. While it is RUNNING, this script alone was told (`scancel --batch`).
-* A job that was cancelled, `scontrol requeue` starts again; so this script must know better.
-* srun's exit code is the highest of all tasks, or the highest signal if one was killed: 75 hides 2.
-  Each code stands in its own line on stderr.
-* Of an array, the number of the last task is that of the whole array as well.
-"""
+"""The batch script of a Slurm job."""
 
 import shlex
 from collections.abc import Mapping, Sequence
 
 from launch.errors import InputError
 
+# What Slurm does, from its sources and manuals of August 2026 (26.05), and as observed with 22.05:
+# * `--signal=TERM@SECONDS` (without `B:`), preemption with a grace time, and `scancel
+# --signal=TERM`   send SIGTERM to the tasks themselves, not to this script. srun must not forward
+# it: it turns   SIGTERM into SIGKILL. * Slurm sends SIGTERM to this script when it ends the job
+# (scancel, the time limit, the end of the   grace time), and to the tasks as well; SIGKILL follows
+# after KillWait, 30 seconds by default. By   then the job is COMPLETING. If it is still RUNNING,
+# only this script was signalled   (`scancel --batch`). * `scontrol requeue` would also restart a
+# job that was cancelled; so this script must know better. * srun's exit code is the highest of all
+# tasks', or the highest signal if one was killed: 75 hides   2. Each task's code is in a line of
+# its own on stderr. * In an array, the number of the last task is also that of the whole array.
 _BODY = r"""
 say() {
     printf 'slurm: %s\n' "$1" >&2
@@ -117,14 +113,10 @@ def render(
 ) -> str:
     """The script.
 
-    Args:
-        options: of sbatch.
-        values: `folder` of what it writes, `directory` to work in, `most` restarts.
-        lists: `step`, options of srun; the `task`; `variables`, their names.
-        workers: of an array of jobs, each of which is told which one it is; 0 for one job.
-
-    Raises:
-        InputError: a word has a character that such a script cannot hold.
+    `options` are sbatch's. `values`: `folder` to write to, `directory` to run in, `most` restarts.
+    `lists`: `step` (options of srun), `task` (the command), `variables` (names). With `workers`,
+    each job of an array learns which worker it is. Raises `InputError` for a word that a script
+    cannot hold.
     """
     for word in (*options, *values.values(), *(word for words in lists.values() for word in words)):
         if "\n" in word or "\0" in word:
@@ -137,13 +129,13 @@ def render(
         lines.append(f'task+=(--worker="$SLURM_ARRAY_TASK_ID" --num_workers={workers})')
     else:
         lines.append("whole=$SLURM_JOB_ID job=$SLURM_JOB_ID")
-    # srun replaces what follows a percent sign.
+    # srun replaces %t by the rank of a task; a percent sign of the folder is doubled.
     lines.append('log="${folder//%/%%}/$job-process-%t.log"')
     return "\n".join(lines) + "\n" + _BODY
 
 
 def _directive(option: str) -> str:
-    """An option in a line `#SBATCH`, whose quoting is sbatch's own."""
+    """An option for a `#SBATCH` line, where sbatch has quoting rules of its own."""
     if not any(letter in option for letter in " \t\"'\\#"):
         return option
     escaped = option.replace("\\", "\\\\").replace('"', '\\"')

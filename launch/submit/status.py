@@ -8,7 +8,7 @@ from launch import goodput
 from launch.errors import PREEMPTED, InputError
 from launch.submit.record import Record
 
-# As in the table of launch/cli.py.
+# As in the table of launch/cli.py, with the codes of signals (128 + number).
 _MEANINGS = {
     0: "done",
     1: "failed",
@@ -21,7 +21,7 @@ _MEANINGS = {
 
 
 def show(record: Record) -> None:
-    """Prints a record, a line a fact."""
+    """Prints a record, one fact per line."""
     began = datetime.datetime.fromtimestamp(record.submitted).strftime("%Y-%m-%d %H:%M")
     lines = {
         "job": f"{record.name} ({record.mode}, since {began})",
@@ -30,6 +30,7 @@ def show(record: Record) -> None:
         "commit": record.commit or "unknown",
         **{key.replace("_", " "): x for key, x in record.resource.items() if _is_short(x)},
     }
+    # Some clusters report every exit code, some only the last one and a count.
     if record.exit_codes:
         last = record.exit_codes[-1]
         meaning = _MEANINGS.get(last, "failed")
@@ -48,8 +49,8 @@ def _is_short(value: object) -> bool:
 
 
 def _attempts(workdir: str) -> list[goodput.Attempt]:
-    """Those of the run, where this machine can see it."""
-    # A store may not answer, or want a login: the job is told all the same.
+    """The attempts of the run, if this machine can see it."""
+    # A store may not answer or want a login; the rest of the status is worth printing anyway.
     with contextlib.suppress(OSError, ImportError, KeyError, InputError, ValueError):
         return goodput.read_attempts(workdir)
     return []

@@ -1,4 +1,4 @@
-"""The command line behind `--`: which task it is, and whether it would be refused."""
+"""The command line after `--`: which task it is, and whether that task accepts it."""
 
 import dataclasses
 import functools
@@ -14,28 +14,19 @@ from launch.errors import InputError
 
 SYNTAX = "python -m launch.submit MODE [options] -- python -m TASK --config=FILE --workdir=DIR"
 _PYTHON = re.compile(r"python[0-9.]*")
-_FLAG = re.compile(r"^  --(\w+)", re.MULTILINE)
+_FLAG = re.compile(r"^  --(\w+)", re.MULTILINE)  # a line of --help
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A command line `python -m MODULE ARGUMENTS`.
-
-    Attributes:
-        module: of the command.
-        arguments: behind it, as they were given.
-    """
+    """A command line `python -m MODULE ARGUMENTS`."""
 
     module: str
     arguments: tuple[str, ...]
 
     @classmethod
     def of(cls, argv: Sequence[str]) -> "Task":
-        """Reads what stands behind `--`.
-
-        Raises:
-            InputError: it is no command line of a module that is here.
-        """
+        """Reads what comes after `--`; `InputError` unless it is `python -m` and a module here."""
         if len(argv) < 3 or not _PYTHON.fullmatch(os.path.basename(argv[0])) or argv[1] != "-m":
             line = " ".join(argv) or "nothing"
             raise InputError(f"after -- must come python -m TASK ..., got {line}; {SYNTAX}")
@@ -52,11 +43,11 @@ class Task:
 
     @property
     def argv(self) -> tuple[str, ...]:
-        """The command line for a host, whose `python` is the one that the code is installed in."""
+        """The command line on a host, where `python` is the one that the code is installed in."""
         return ("python", "-m", self.module, *self.arguments)
 
     def value(self, flag: str) -> str:
-        """What `--flag=value` or `--flag value` says; the last counts; empty if nothing does."""
+        """The last value of `--flag=value` or `--flag value`; '' if there is none."""
         found = ""
         for word, following in itertools.pairwise((*self.arguments, "")):
             name, equals, value = word.lstrip("-").partition("=")
@@ -66,16 +57,13 @@ class Task:
 
     @property
     def workdir(self) -> str:
-        """Its run directory; empty where it has none."""
+        """Its work directory; '' if it has none."""
         return self.value("workdir")
 
     @functools.cached_property
     def flags(self) -> frozenset[str]:
-        """The names of its flags.
-
-        Raises:
-            InputError: the module is no command.
-        """
+        """The names of its flags; raises `InputError` if the module is not a command."""
+        # From --help in a process of its own: importing the module here would load JAX.
         done = _python("-m", self.module, "--help")
         names = _FLAG.findall(done.stdout)
         if done.returncode or not names:
@@ -83,13 +71,10 @@ class Task:
         return frozenset(names)
 
     def check(self, preflight: str = "") -> None:
-        """Lets the task itself look at its arguments, here, without running it.
+        """Lets the task check its arguments on this machine, without running it.
 
-        Args:
-            preflight: what --preflight is to be given; empty for --dry_run alone.
-
-        Raises:
-            InputError: what the task says.
+        `preflight` is the value for --preflight; without it, --dry_run. Raises `InputError` with
+        the task's own message.
         """
         if "workdir" in self.flags and not self.workdir:
             raise InputError("--workdir is missing after --; name the run directory")
@@ -107,7 +92,7 @@ class Task:
 
 
 def _python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    # As one process that needs no accelerator, whatever this machine has or is one of.
+    # As a single process on a CPU, whatever accelerator or cluster this machine belongs to.
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     command = [sys.executable, *arguments]
     if "-m" in arguments:

@@ -1,4 +1,4 @@
-"""Which process of which machine has a job in its hands, and whether it is still there."""
+"""Which process of which machine has a job in hand, and whether it is still running."""
 
 import os
 import subprocess
@@ -8,36 +8,37 @@ from typing import Any
 
 
 def own() -> dict[str, Any]:
-    """What this process is found by from another terminal."""
+    """Identifies this process for other terminals."""
     return dict(host=os.uname().nodename, pid=os.getpid(), since=_since(os.getpid()))
 
 
 def is_elsewhere(terminal: Mapping[str, Any]) -> bool:
-    """Whether it is of another machine, whose processes cannot be seen from here."""
+    """Whether it is on another machine, whose processes cannot be seen from here."""
     return terminal["host"] != os.uname().nodename
 
 
 def is_gone(terminal: Mapping[str, Any]) -> bool:
-    """Whether it has ended, as far as can be seen from here."""
-    # Numbers of processes come again.
+    """Whether it has ended, as far as this machine can tell."""
+    # Process numbers are reused, so its start time must match too.
     return not is_elsewhere(terminal) and _since(terminal["pid"]) != terminal["since"]
 
 
 def is_another(terminal: Mapping[str, Any]) -> bool:
-    """Whether another process of this machine has the job in its hands."""
+    """Whether another process of this machine has the job in hand."""
     is_here = not is_elsewhere(terminal) and not is_gone(terminal)
     return is_here and terminal["pid"] != os.getpid()
 
 
 def _since(pid: int) -> str:
-    """When a process was started, in the system's words; empty if there is none of that number."""
+    """When a process started, as the system writes it; '' if no process has this number."""
     try:
-        # proc(5); the name before it may hold any characters. Images of containers have no `ps`.
+        # proc(5): field 22 is the start time in clock ticks since boot. Field 2, the name, may
+        # contain spaces and parentheses. Container images may lack `ps`.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (IndexError, OSError):
         if Path("/proc/self/stat").exists():
             return ""
-    # Another terminal may have another language, or another time of day.
+    # macOS. Another terminal may use another language or time zone.
     environment = os.environ | {"LC_ALL": "C", "TZ": "UTC"}
     command = ["ps", "-o", "lstart=", "-p", str(pid)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

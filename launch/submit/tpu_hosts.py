@@ -1,8 +1,8 @@
-"""Hosts of TPU VMs: what is run on them, through gcloud's ssh, and where their job lies.
+"""What runs on the hosts of TPU VMs, through gcloud's ssh.
 
-A job has the folder imagen-ft-jobs/NAME of the user's home on every host: code/ and venv/, `log`,
-`pid` (of its group of processes, and the boot that this was in), `attempt`, then `exit` with the
-exit code, and `stopped` where somebody has asked it to leave.
+On every host a job has the folder imagen-ft-jobs/NAME in the user's home, with code/, venv/, `log`,
+`pid` (its process group and the id of the boot), `attempt`, later `exit` (the exit code), and
+`stopped` if somebody has asked it to stop.
 """
 
 import concurrent.futures
@@ -14,17 +14,17 @@ from collections.abc import Sequence
 from launch.submit.plan import Command, run
 
 FOLDER = "imagen-ft-jobs"
-# What is said of a host that is not free.
+# Says, in messages, that a host is in use.
 TAKEN = "runs on this host"
-# gcloud processes at once.
+# gcloud processes at a time.
 _AT_ONCE = 16
-# Whether the processes of the job in a folder are there.
+# A shell function: are processes of the job in folder $1 running, in this boot of the machine?
 _ALIVE = """alive() {
   [ -f "$1/pid" ] && read -r pid boot <"$1/pid" &&
     [ "$boot" = "$(cat /proc/sys/kernel/random/boot_id)" ] && kill -0 -- "-$pid" 2>/dev/null
 }
 """
-# Folder.
+# $1: the folder.
 _BEGIN = f"""{_ALIVE}for other in {FOLDER}/*; do
   if alive "$other"; then
     echo "error: the job ${{other##*/}} {TAKEN}: stop it first" >&2
@@ -33,7 +33,7 @@ _BEGIN = f"""{_ALIVE}for other in {FOLDER}/*; do
 done
 rm -rf "$1" && mkdir -p "$1"
 """
-# Folder, extras. The system's Python is older than ours.
+# $1: the folder, $2: extras of setup.py. The system's Python is too old for us.
 _INSTALL = """set -euo pipefail
 cd "$1"
 PATH="$HOME/.local/bin:$PATH"
@@ -42,9 +42,9 @@ rm -rf code venv && mkdir code && tar -xzf code.tar.gz -C code
 uv venv --quiet --python 3.12 venv
 uv pip install --quiet --python venv/bin/python "./code[$2]"
 """
-# Folder, attempt, commit, command line; lines NAME=value from stdin are variables of the task. The
-# outer shell of the task outlives SIGTERM, to note how the task has ended. What is left of the
-# attempt before it, such as a worker of its input pipeline, holds the chips.
+# $1: the folder, $2: the attempt, $3: the commit, then the command line; stdin has the task's
+# variables as lines NAME=value. The outer shell survives SIGTERM, to record the task's exit code.
+# Processes left by the attempt before, such as data-loading workers, still hold the chips.
 _START = f"""set -eu
 {_ALIVE}while IFS= read -r line; do export "$line"; done
 cd "$1"
@@ -66,7 +66,7 @@ setsid bash -c '
 ' job "$@" </dev/null >>log 2>&1 &
 until [ -s pid ]; do sleep 0.1; done
 """
-# Folder. A host that was started anew has lost its processes without an exit code.
+# $1: the folder. A host that was rebooted has lost its processes without an exit code.
 _LOOK = f"""{_ALIVE}cd "$1" 2>/dev/null || {{ echo "job: none"; exit 0; }}
 word=ended
 if [ -f stopped ]; then word=stopped; fi
@@ -78,42 +78,34 @@ else echo "job: none"; fi
 _STOP = f"""{_ALIVE}cd "$1" && touch stopped && if alive .; then kill -TERM -- "-$pid"; fi
 """
 _LOG = 'tail -n 100 -F "$1/log"'
-# Ends with the job.
+# Ends when the job does.
 _FOLLOW = 'read -r pid boot <"$1/pid" && tail -n 100 --pid="$pid" -F "$1/log"'
 
 
 @dataclasses.dataclass(frozen=True)
 class Hosts:
-    """The hosts of a job.
+    """The hosts of a job."""
 
-    Attributes:
-        job: its name.
-        place: flags of every command of gcloud: project and zone.
-        nodes: names of its TPUs, a slice each.
-        counts: hosts of each; empty until they are known.
-        ssh: more flags of ssh and scp.
-    """
-
-    job: str
-    place: tuple[str, ...]
-    nodes: tuple[str, ...]
-    counts: tuple[int, ...] = ()
-    ssh: tuple[str, ...] = ()
+    job: str  # its name
+    place: tuple[str, ...]  # flags of every gcloud command: project and zone
+    nodes: tuple[str, ...]  # names of its TPUs, one per slice
+    counts: tuple[int, ...] = ()  # hosts of each slice; empty until known
+    ssh: tuple[str, ...] = ()  # additional flags of ssh and scp
 
     def describe(self) -> list[Command]:
-        """Commands that print as JSON the state and the hosts of each TPU."""
+        """Commands that print the state and hosts of each TPU, as JSON."""
         words = ("gcloud", "compute", "tpus", "tpu-vm", "describe")
         form = "--format=json(state,networkEndpoints)"
         return [Command((*words, node, *self.place, form)) for node in self.nodes]
 
     def counted(self) -> "Hosts":
-        """These, with their numbers as they are."""
+        """The same hosts, with `counts` as gcloud reports them now."""
         described = [json.loads(run(command)) for command in self.describe()]
         counts = tuple(len(node["networkEndpoints"]) for node in described)
         return dataclasses.replace(self, counts=counts)
 
     def prepare(self, archive: str, extras: str) -> list[Command]:
-        """What brings the code to all hosts, from a file of this machine, and installs it."""
+        """Commands that copy the code, a local archive, to all hosts and install it."""
         scp = ("gcloud", "compute", "tpus", "tpu-vm", "scp", archive)
         copies = [
             Command((*scp, f"{node}:{FOLDER}/{self.job}/code.tar.gz", *self._flags("all")))
@@ -124,13 +116,9 @@ class Hosts:
     def start(
         self, attempt: int, commit: str, argv: Sequence[str], variables: Sequence[str]
     ) -> list[Command]:
-        """What starts the task on each host, so that it outlives us; each has a stdin of its own.
+        """Commands, one per host with a stdin of its own, that start the task detached from ssh.
 
-        Args:
-            attempt: how often it was started before.
-            commit: of the code.
-            argv: the task's command line.
-            variables: of the environment, by name.
+        `attempt` counts earlier starts; `variables` are names of environment variables.
         """
         return [
             self._ssh(node, str(worker), _START, str(attempt), commit, *argv, variables=variables)
@@ -139,17 +127,17 @@ class Hosts:
         ]
 
     def look(self) -> list[Command]:
-        """What asks each host for a line on the job (`told`)."""
+        """Commands that print a line on the job from each host, for `told`."""
         return self._everywhere(_LOOK)
 
     def stop(self) -> list[Command]:
-        """What tells the task on every host to save and leave."""
+        """Commands that tell the task on every host to save and exit."""
         return self._everywhere(_STOP)
 
     def log(self, to_its_end: bool) -> Command:
-        """What prints the first host's log, and follows it: to the end of the job, or for ever."""
+        """The command that follows the first host's log, for ever or to the end of the job."""
         script = _FOLLOW if to_its_end else _LOG
-        # A host that was taken away does not close its connections.
+        # A preempted host does not close its connections, so ssh must notice by itself.
         alive = ("--ssh-flag=-oServerAliveInterval=30",)
         return dataclasses.replace(self, ssh=(*self.ssh, *alive))._ssh(self.nodes[0], "0", script)
 
@@ -159,7 +147,7 @@ class Hosts:
     def _ssh(
         self, node: str, worker: str, script: str, *words: str, variables: Sequence[str] = ()
     ) -> Command:
-        # gcloud hands the text to ssh, and ssh to the user's shell there: it is quoted once.
+        # gcloud passes the text to ssh, and ssh to the login shell of the host: quote it once.
         line = shlex.join(("bash", "-c", script, "job", f"{FOLDER}/{self.job}", *words))
         argv = ("gcloud", "compute", "tpus", "tpu-vm", "ssh", node, *self._flags(worker))
         return Command((*argv, f"--command={line}"), variables=tuple(variables))
@@ -170,20 +158,15 @@ class Hosts:
 
 
 def told(printed: Sequence[str]) -> list[tuple[str, ...]]:
-    """What the hosts have said when they were asked by `Hosts.look`.
+    """Parses what the hosts printed for `Hosts.look`.
 
-    Returns:
-        ("none",), ("running",), or ("ended" or "stopped", exit code, attempt), of each.
+    Each entry is ("none",), ("running",), or ("ended" or "stopped", exit code, attempt).
     """
     lines = [line for text in printed for line in text.splitlines()]
     return [tuple(line.split()[1:]) for line in lines if line.startswith("job: ")]
 
 
 def run_all(commands: Sequence[Command]) -> list[str]:
-    """Runs commands at once; returns what each has printed.
-
-    Raises:
-        InputError: one has failed.
-    """
+    """Runs commands at the same time; returns their outputs. Raises `InputError` if one failed."""
     with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
         return list(pool.map(run, commands))

@@ -1,4 +1,4 @@
-"""Mode tpu-vm: TPU VMs of the Cloud TPU API, asked for as a queued resource or there already."""
+"""Mode tpu-vm: TPU VMs of the Cloud TPU API, as a new queued resource or an existing VM."""
 
 import contextlib
 import dataclasses
@@ -16,12 +16,12 @@ from launch.submit.plan import Command, Plan, run
 from launch.submit.record import ENDED, Record
 from launch.submit.tpu_follow import ABSENT, Follower, hosts_of, look_at_hosts, resource_state
 
-EXTRAS = "tpu,gcs"
+EXTRAS = "tpu,gcs"  # of setup.py, for the hosts
 _QUEUED = ("gcloud", "compute", "tpus", "queued-resources")
 
 
 class TpuVm(Mode):
-    """Hosts with TPUs, reached by ssh."""
+    """TPU hosts that are reached by ssh."""
 
     name = "tpu-vm"
     description = "TPU VMs v4 to v6e, asked for as a queued resource or there already"
@@ -33,7 +33,7 @@ class TpuVm(Mode):
         self.sleep = sleep
 
     def define_flags(self, values: flags.FlagValues) -> None:
-        """Which machines."""
+        """Adds the flags for machines."""
         string = flags.DEFINE_string
         tpus.define_flags(values)
         string("tpu", "", "name of an existing TPU VM, instead of --tpu_type", flag_values=values)
@@ -62,18 +62,18 @@ class TpuVm(Mode):
         gcloud.define_flags(values)
 
     def shared(self, request: Request) -> tuple[str, ...]:
-        """What the user says of mounts."""
+        """Mounted folders, as the user names them."""
         return tuple(request.flags.shared)
 
     def target(self, request: Request) -> str:
-        """The slices; empty for a TPU VM whose type is not told."""
+        """The slices; empty for an existing TPU VM, whose type is not given."""
         values = request.flags
         if values.tpu:
             return ""
         return tpus.parse(values.tpu_type, values.topology).target(values.num_slices)
 
     def plan(self, request: Request) -> Plan:
-        """All that is done where nothing goes wrong, on the first host of each slice."""
+        """All steps of a run in which nothing fails, for the first host of each slice."""
         _check(request)
         resource = _resource(request)
         hosts = hosts_of(request.name, resource)
@@ -81,6 +81,7 @@ class TpuVm(Mode):
         waits = [Command(tuple(resource["describe"]))] if resource["create"] else hosts.describe()
         first = dataclasses.replace(hosts, counts=(1,) * len(hosts.nodes))
         starts = first.start(0, resource["code"], request.task.argv, request.variables)
+        # The code, the machines, their state, the installation, the start, the log.
         return Plan(
             commands=(
                 _archive(request, resource),
@@ -93,11 +94,11 @@ class TpuVm(Mode):
         )
 
     def found_by(self, request: Request) -> dict[str, Any]:
-        """What the machines are found and made anew by."""
+        """What identifies the machines, and creates them again."""
         return _resource(request)
 
     def start(self, record: Record, request: Request, plan: Plan) -> Record:
-        """Packs the code and asks for the machines; `follow` does the rest."""
+        """Archives the code and asks for machines; `follow` does the rest."""
         archive = Path(record.resource["archive"])
         archive.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -110,26 +111,29 @@ class TpuVm(Mode):
                 )
         except InputError:
             archive.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # An earlier job's logs may be there.
+            with contextlib.suppress(OSError):  # It may hold an earlier job's logs.
                 archive.parent.rmdir()
             raise
         return dataclasses.replace(record, state="waiting")
 
     def follow(self, record: Record, folder: Path) -> int:
-        """Waits for the machines, starts the job, shows its log; mends what is taken away."""
+        """Waits for machines, starts the job, shows its log, and replaces preempted machines."""
         return Follower(record, folder, self.sleep).run()
 
     def look(self, record: Record) -> Record:
-        """Asks for the machines, then the hosts."""
+        """Asks for the state of the machines, then of the hosts."""
         if record.state in ENDED:
             return record
+        # 1. The machines.
         state = resource_state(record)
         resource = record.resource | {"machines": state or ABSENT}
         record = dataclasses.replace(record, resource=resource)
         if not state and not resource["is_gone"]:
             return dataclasses.replace(record, state="stopped")
+        # 2. The hosts.
         if state == "ACTIVE" and resource["is_prepared"]:
             record = look_at_hosts(record)
+        # 3. What only `follow` can do next.
         if state == "SUSPENDED" or record.state in ("starting", "waiting", "submitted"):
             hint = f"{record.resource['machines']}; python -m launch.submit follow {record.name}"
             resource = record.resource | {"machines": f"{hint} goes on, if no terminal does"}
@@ -137,7 +141,7 @@ class TpuVm(Mode):
         return record
 
     def logs(self, record: Record) -> Command:
-        """The first host's."""
+        """The first host's log."""
         return hosts_of(record.name, record.resource).log(to_its_end=False)
 
     def stop(self, record: Record) -> Plan:
@@ -150,7 +154,7 @@ class TpuVm(Mode):
         return Plan(commands=tuple(hosts_of(record.name, record.resource).stop()))
 
     def delete(self, record: Record) -> Plan:
-        """Gives the machines back; those that were there before stay."""
+        """Gives the machines back; an existing TPU VM stays."""
         delete = record.resource["delete"]
         return Plan(commands=(Command(tuple(delete)),)) if delete else self.stop(record)
 
@@ -180,11 +184,12 @@ def _check(request: Request) -> None:
 
 
 def _resource(request: Request) -> dict[str, Any]:
-    """What the job is found and made anew by."""
+    """What identifies the job and creates its machines again; saved in its record."""
     values = request.flags
     project = gcloud.setting("project", values.project)
     place = (f"--project={project}", f"--zone={gcloud.setting('zone', values.zone)}")
     name, count = request.name, values.num_slices
+    # Names of a queued resource's nodes: --node-id, or --node-prefix with a number.
     nodes = [values.tpu] if values.tpu else [name]
     if count > 1:
         nodes = [f"{name}-{number}" for number in range(count)]
@@ -209,9 +214,10 @@ def _resource(request: Request) -> dict[str, Any]:
 
 
 def _machines(request: Request) -> tuple[str, ...]:
-    """Flags of what is asked for."""
+    """The flags that describe the machines."""
     values = request.flags
     tpu = tpus.parse(values.tpu_type, values.topology)
+    # An accelerator type implies the usual topology; others need --type and --topology.
     if tpus.usual_topology(tpu.chips, tpu.generation) == tpu.topology:
         kind: tuple[str, ...] = (f"--accelerator-type={tpu.accelerator_type}",)
     else:

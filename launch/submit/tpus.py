@@ -1,4 +1,4 @@
-"""TPU slices by the names that Google's services have for them.
+"""TPU slices by the names that Google's services give them.
 
 Names and shapes: docs.cloud.google.com/tpu/docs (v4, v5e, v5p, v6e) and, for GKE,
 docs.cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus.
@@ -19,26 +19,15 @@ SYNTAX = "GENERATION-SIZE, as v4-32, v5litepod-16, v5p-32 or v6e-16"
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """A row of the table.
+    """A generation of TPUs."""
 
-    Attributes:
-        name: as --preflight takes it.
-        prefix: of accelerator types.
-        counted: what the size in an accelerator type counts of a chip: its cores or itself.
-        axes: of a topology.
-        max_chips: of a slice.
-        gke: of GKE's node label.
-        runtime: software of a TPU VM; empty where the Cloud TPU API has none, and --preflight no
-            compiler.
-    """
-
-    name: str
-    prefix: str
-    counted: int
-    axes: int
-    max_chips: int
-    gke: str
-    runtime: str
+    name: str  # as --preflight takes it
+    prefix: str  # of accelerator types
+    counted: int  # what a chip adds to the size in an accelerator type: its cores, or 1
+    axes: int  # of a topology
+    max_chips: int  # of a slice
+    gke: str  # the value of GKE's node label
+    runtime: str  # a TPU VM's software; '' if neither the Cloud TPU API nor --preflight knows it
 
 
 GENERATIONS = (
@@ -48,57 +37,53 @@ GENERATIONS = (
     Generation("v6e", "v6e", 1, 2, 256, "tpu-v6e-slice", "v2-alpha-tpuv6e"),
     Generation("tpu7x", "tpu7x", 2, 3, 9216, "tpu7x", ""),
 )
-# What people call those that the Cloud TPU API does not give, by its beginning.
+# How names of generations begin that the Cloud TPU API does not offer.
 NEWER = ("tpu7", "v7", "ironwood", "tpu8", "v8")
+# Slices of v5e and v6e, in chips; then those of the others that are smaller than a cube.
 _SQUARES = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
-# Smaller than a cube of 64 chips.
 _BOXES = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
-# An edge of a cube, in chips.
+# Larger slices of v4, v5p and tpu7x consist of cubes with 4 chips along each edge.
 _EDGE = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """Chips that are joined.
-
-    Attributes:
-        generation: of them.
-        topology: chips along each axis.
-    """
+    """Chips with fast links between them."""
 
     generation: Generation
-    topology: tuple[int, ...]
+    topology: tuple[int, ...]  # chips along each axis
 
     @property
     def chips(self) -> int:
-        """How many."""
+        """Their number."""
         return math.prod(self.topology)
 
     @property
     def shape(self) -> str:
-        """The topology as text: 4x4x4."""
+        """The topology as text, such as 4x4x4."""
         return "x".join(map(str, self.topology))
 
     @property
     def accelerator_type(self) -> str:
-        """Its name in the Cloud TPU API; says nothing of the topology."""
+        """Its name in the Cloud TPU API, which leaves the topology open."""
         return f"{self.generation.prefix}-{self.chips * self.generation.counted}"
 
     @property
     def hosts(self) -> int:
-        """TPU VMs of it: v5e and v6e have up to 8 chips on one that is alone, else all have 4."""
+        """Its number of TPU VMs."""
+        # A slice of v5e or v6e with a single host can have 8 chips; all other hosts have 4.
         alone = 8 if self.generation.axes == 2 else 4
         return 1 if self.chips <= alone else self.chips // 4
 
     def target(self, slices: int) -> str:
-        """So many of them, as --preflight takes it; empty if it knows no such chips."""
+        """The value for --preflight, for so many slices; '' if it does not know these chips."""
         if not self.generation.runtime:
             return ""
         return f"{self.generation.name}:{self.shape}" + (f"*{slices}" if slices > 1 else "")
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """Flags of which TPUs, and how many."""
+    """Adds the flags for the kind and number of TPUs."""
     flags.DEFINE_string("tpu_type", "", f"of a slice: {SYNTAX}", flag_values=values)
     flags.DEFINE_string(
         "topology", "", "of a slice, as 4x4x4; by default the usual one", flag_values=values
@@ -107,11 +92,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def check_given(text: str) -> None:
-    """Looks whether the Cloud TPU API gives TPUs of a name.
-
-    Raises:
-        InputError: they are too new.
-    """
+    """Raises `InputError` if the Cloud TPU API does not offer TPUs of this name."""
     if text.lower().removeprefix("tpu-").startswith(NEWER):
         raise InputError(
             f"--tpu_type={text}: TPU7x and later are not in the Cloud TPU API; use Compute "
@@ -120,21 +101,19 @@ def check_given(text: str) -> None:
 
 
 def parse(text: str, topology: str) -> Slice:
-    """Reads --tpu_type and --topology.
+    """Reads --tpu_type and --topology; raises `InputError` if there is no such slice.
 
-    Args:
-        text: an accelerator type; the size counts cores of v4 and v5p, chips of v5e and v6e.
-        topology: chips along each axis; empty for the usual one.
-
-    Raises:
-        InputError: there is no such slice.
+    The size in `text` counts cores for v4, v5p and tpu7x, chips for v5e and v6e. `topology` has the
+    chips along each axis; '' is the usual one.
     """
+    # 1. The generation and the size.
     match = re.fullmatch(r"([a-z0-9]+)-([0-9]+)", text)
     generation = next((g for g in GENERATIONS if match and match[1] in (g.name, g.prefix)), None)
     if not match or generation is None:
         known = ", ".join(g.prefix for g in GENERATIONS)
         raise InputError(f"--tpu_type must be {SYNTAX}, with one of {known}; got {text}")
     chips, rest = divmod(int(match[2]), generation.counted)
+    # 2. The topology.
     if topology:
         axes = _axes(generation, topology)
         if math.prod(axes) * generation.counted != int(match[2]):
@@ -145,6 +124,7 @@ def parse(text: str, topology: str) -> Slice:
             )
     else:
         axes = () if rest or chips > generation.max_chips else usual_topology(chips, generation)
+    # 3. Does such a slice exist?
     if not axes or math.prod(axes) > generation.max_chips:
         sizes = [math.prod(shape) for shape in (_SQUARES if generation.axes == 2 else _BOXES)]
         more = f", or a multiple of {64 * generation.counted}" if generation.axes == 3 else ""
@@ -157,7 +137,7 @@ def parse(text: str, topology: str) -> Slice:
 
 
 def usual_topology(chips: int, generation: Generation) -> tuple[int, ...]:
-    """The topology that a size has where none is said; empty if there is none of that size."""
+    """The default topology for a number of chips; empty if there is no such slice."""
     shapes = _SQUARES if generation.axes == 2 else _BOXES
     for shape in shapes:
         if math.prod(shape) == chips:
@@ -165,7 +145,7 @@ def usual_topology(chips: int, generation: Generation) -> tuple[int, ...]:
     cubes, rest = divmod(chips, _EDGE**3)
     if generation.axes == 2 or rest or not cubes:
         return ()
-    # The one that is most like a cube.
+    # Of all boxes of so many cubes, the one that is most like a cube itself.
     counts = [n for n in range(1, cubes + 1) if cubes % n == 0]
     triples = itertools.combinations_with_replacement(counts, 3)
     products = [triple for triple in triples if math.prod(triple) == cubes]
