@@ -5,25 +5,25 @@ python -m imagen_ft.finetune --config=configs/imagenet/imagen_base64.py --prefli
 python -m imagen_ft.finetune --config=configs/imagenet/few_shot.py:model=sd15 \
     --workdir=runs/few_shot
 
-The same command resumes where it stopped: it takes its own newest good checkpoint, and only if
-there is none the weights of --config.init_from, and if that is empty new ones. On several hosts
-start it on each; it finds the others by --coordinator or by what the cluster says.
+The same command resumes where it stopped: from its own newest good checkpoint, or if there is none
+from the weights of --config.init_from, or if that is empty from new ones. On several hosts start it
+on each; it finds the others through --coordinator or the settings of the cluster.
 With --config.lora.rank=16 only adapters of that rank are trained, on the weights of
 --config.init_from; their checkpoints take megabytes, and the run is sampled like any other.
-With --config.distill.teacher=RUN --config.distill.steps=N it learns to draw with N steps what RUN
-draws with 2 N (progressive distillation), or with --config.distill.method=consistency to draw with
-one or a few (the sampler 'consistency'), in both cases with the guidance of
---config.distill.guidance_weight in it: it begins with the weights of RUN and runs once a step.
---config.prior.source.name=synthetic --config.prior.source.path=SET puts generated images of the
-classes beside a few real ones (prior preservation, DreamBooth), their loss times
---config.prior.weight; --config.text_drop=0.1 trains on no text at times, for guidance.
+With --config.distill.teacher=RUN --config.distill.steps=N it learns to draw in N steps what RUN
+draws in 2 N (progressive distillation), or with --config.distill.method=consistency in one or a few
+(the sampler 'consistency'), in both cases with the guidance of --config.distill.guidance_weight
+built in: it starts from the weights of RUN, and its network runs once per step.
+--config.prior.source.name=synthetic --config.prior.source.path=SET adds synthetic images of the
+classes to a few real ones (prior preservation, DreamBooth), with their loss multiplied by
+--config.prior.weight; --config.text_drop=0.1 drops the text of one image in ten, for guidance.
 A stage with an auto-encoder is trained on latents, encoded at every step; with
---config.latents.cache=FOLDER those of all images, and of the mirrored ones where --config.flip says
-so, are encoded once, before the first step, kept there in float16, and read by other runs too.
-learning_curves.png shows its losses and, where --config.evaluation_metric.every says so, the
-distance of what it draws to real images: --config.best.metric=sampled_fid keeps the best by it.
-goodput.jsonl in the run directory says what the time of every attempt was spent on; when three in a
-row have failed or were killed at the same step, no other begins before you remove that file.
+--config.latents.cache=FOLDER the latents of all images, with --config.flip also of mirrored ones,
+are encoded once, before the first step, and kept there in float16, for other runs to read too.
+learning_curves.png shows its losses and, where --config.evaluation_metric.every asks for it, the
+distance between its images and real ones: --config.best.metric=sampled_fid keeps the best by it.
+goodput.jsonl in the run directory says how each attempt spent its time; after three attempts in a
+row that failed or were killed at the same step, no other starts until you remove that file.
 """
 
 import ml_collections
@@ -49,13 +49,13 @@ from launch.runtime.training.loop import check_fields, lacking_in_training
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The task's own flags."""
+    """Defines the task's own flags."""
     joining.define_flags(values)
     preflight.define_flags(values)
 
 
 def lacking(config: ml_collections.ConfigDict) -> Defaults:
-    """Fields that a config lacks and the command line can set."""
+    """Fields that a config does not set, but the command line may."""
     lora = {"rank": unset(int), "alpha": unset(float), "targets": (), "base_dtype": "float32"}
     images = {"crop_size": 0, "flip": False, "init_from": "", "class_names": class_names.MIXED}
     return {
@@ -81,17 +81,20 @@ def main(args: app.Arguments) -> None:
     check_fields(config)
     training = Training.of(config)
     params = training.abstract.variables["params"]
+    # 1. --dry_run: shapes alone.
     if args.dry_run:
         _, encoder_shapes = text_shapes(config.text)
         network = training.denoiser.shapes(training.text_shape)["params"]
         adapters = {"adapters": params} if training.lora else {}
         if training.teaching:
             teacher = training.teaching.teacher.shapes(training.text_shape)["params"]
+            # There are no adapters with a teacher: a student starts with all of its weights.
             adapters = {"teacher": teacher}
         if training.denoiser.autoencoder is not None:
             adapters["autoencoder"] = training.denoiser.autoencoder_shapes()["params"]
         app.describe(args, unet=network, **adapters, **encoder_shapes)
     elif values.preflight:
+        # 2. --preflight: compiles the update for a topology that need not be here.
         preflight.run(
             values.preflight,
             training.lower,
@@ -101,6 +104,7 @@ def main(args: app.Arguments) -> None:
             cpu_seconds(config.batch_size),
         )
     else:
+        # 3. Training, or resuming it.
         mesh = make_mesh(config.mesh)
         training.check(mesh)
         train_stage(training, make_text_encoder(config.text), mesh, args.workdir)

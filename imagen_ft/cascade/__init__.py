@@ -1,7 +1,7 @@
 """Cascades: `Cascade.load` or `load_cascade`, then `sample` or, for a `Request`, `stream`.
 
-In a notebook `show` displays images and `film` the way to them; `grid` and `to_pil` hand
-them on; `memory_table` tells what fits.
+In a notebook `show` displays images and `film` the steps towards them; `grid` and `to_pil` return
+them as an array or Pillow images; `memory_table` says what fits.
 """
 
 from imagen_ft.cascade.cascade import Cascade, load_cascade

@@ -1,4 +1,4 @@
-"""The weights of a stage's auto-encoder, which belong to no run: of the files that it came with."""
+"""A stage's auto-encoder, which no run stores: it comes from the files it was published in."""
 
 import functools
 from typing import Any
@@ -15,7 +15,7 @@ from launch.errors import InputError
 from launch.runtime.types import Variables
 
 _PART = "vae"
-# In the place of weights: some of chance, always the same, for trials of the program alone.
+# In place of a path: fixed random weights, for trying out programs.
 NEW = "new"
 
 
@@ -27,22 +27,13 @@ def load_autoencoder(
     mesh: Mesh | None = None,
     variant: str | None = None,
 ) -> tuple[Variables, str]:
-    """The variables of an auto-encoder, and their digest.
+    """The variables of an auto-encoder, and their checksum; raises InputError where it finds none.
 
-    Args:
-        stage: the config of a denoiser; `autoencoder.weights` names a pipeline or an auto-encoder
-            of its own, and `autoencoder.variant` the variant of its files; 'new' is weights of
-            chance, for trials.
-        model: the auto-encoder of that config.
-        run: of the stage: without `weights` the auto-encoder is the one of this pipeline, or of
-            the one that this run began with.
-        field: of the stage, for messages.
-        mesh: where they are to be; None is one device.
-        variant: of the files of `run`.
-
-    Raises:
-        InputError: there are no weights, or they are of another auto-encoder.
+    `stage.autoencoder.weights` names a pipeline or an auto-encoder on its own, with its `variant`
+    ('new': random weights, for trials). Without it, the auto-encoder is that of the pipeline `run`
+    names or, for a run of ours, started from; `variant` is then of those files.
     """
+    # 1. Where the weights are.
     section = stage.autoencoder
     path = public_path(section.get("weights") or "")
     if path:
@@ -54,8 +45,10 @@ def load_autoencoder(
         raise InputError(
             f"{field}.stage.autoencoder.weights must name an auto-encoder, got ''; {holds}"
         )
+    # 2. Random ones.
     if path == NEW:
         return jax.jit(functools.partial(_new, model))(), NEW
+    # 3. From files, whose config says what they are.
     loaded, params = weights.load_part(_PART, path, None, mesh, variant)
     check_same_network(model, loaded, path, f"{field}.stage.autoencoder")
     return {"params": params}, weights.digest(path, _PART, variant)
@@ -68,22 +61,15 @@ def _new(model: Autoencoder) -> Variables:
 
 
 def _start_of(path: str) -> str:
-    """The pipeline that a run began with, or the path itself where it is no run."""
+    """The pipeline that a run started from, through any number of runs; or the path itself."""
     while path and (run := open_run(path)) is not None:
         path = run.config.get("init_from") or ""
     return path
 
 
 def check_same_autoencoder(run: Any, digest: str) -> None:
-    """Compares the auto-encoder that a run was trained with, where it says so, with ours.
-
-    Args:
-        run: of imagen_ft.finetune.
-        digest: of ours.
-
-    Raises:
-        InputError: they differ.
-    """
+    """Raises InputError if a run says that it was trained with another auto-encoder."""
+    # Runs from before auto-encoders were recorded say nothing, and pass.
     if run.inputs.get("autoencoder", digest) != digest:
         raise InputError(
             f"{run.path} was trained on the latents of another auto-encoder than the "

@@ -1,4 +1,4 @@
-"""Cascades: from prompts to images, one diffusion model after the other."""
+"""Cascades: from prompts to images through several diffusion models."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,28 +33,19 @@ _REQUEST = Kind("a Request (sample takes prompts)", values.only(Request))
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Cascade:
-    """A base stage and the super-resolution stages behind it.
+    """A base stage and the super-resolution stages after it."""
 
-    Attributes:
-        stages: in order of size.
-        variables: of each stage.
-        encoder: of the prompts.
-        class_names: the prompts it was trained with; empty where any text will do.
-        digests: of each stage's weights.
-        batch_size: how many images are drawn at a time, unless a request or a stage has its own
-            number; with a mesh the next multiple of its devices.
-        config: what it was loaded from, changes included.
-        mesh: of the devices that draw together, each a part of a batch; all processes of a job
-            then have to make the same calls. None is one device.
-    """
-
-    stages: tuple[Stage, ...]
-    variables: tuple[dict[str, Any], ...]
+    stages: tuple[Stage, ...]  # ordered by size
+    variables: tuple[dict[str, Any], ...]  # of each stage
     encoder: TextEncoder
-    class_names: tuple[str, ...]
-    digests: tuple[str, ...]
-    config: ml_collections.ConfigDict
+    class_names: tuple[str, ...]  # the prompts it was trained with; () where any text will do
+    digests: tuple[str, ...]  # checksums of each stage's weights
+    config: ml_collections.ConfigDict  # what it was loaded from, with its changes
+    # Images at a time, unless a request or a stage sets its own; with a mesh, rounded up to a
+    # multiple of its devices.
     batch_size: int = 100
+    # Devices that share each batch; then all processes of a job must make the same calls. None is
+    # one device.
     mesh: Mesh | None = None
 
     def __repr__(self) -> str:
@@ -72,34 +63,37 @@ class Cascade:
         text: str | None = None,
         **changes: Any,
     ) -> "Cascade":
-        """Loads a cascade, whatever names it.
+        """Loads a cascade from a config, a run or public weights.
 
         Args:
             config: of `imagen_ft.sample`, or its file and arguments, such as
-                'configs/digits/sample.py' (from any folder); or a run of imagen_ft.finetune, or
-                weights of DeepFloyd IF, a folder or a repository of the Hub such as
-                'DeepFloyd/IF-I-M-v1.0'; or a list of these, a stage each. A run is sampled as the
-                pictures of its training; weights as 'configs/deepfloyd/sample.py'. Without a base
+                'configs/digits/sample.py' (found from any folder); or a run of imagen_ft.finetune,
+                or weights of DeepFloyd IF, a folder or a Hub repository such as
+                'DeepFloyd/IF-I-M-v1.0'; or a list of these, one per stage. A run is sampled like
+                its training pictures, weights like 'configs/deepfloyd/sample.py'. Without a base
                 the cascade enlarges what `sample` gets as `low`.
-            prompts: that are known to come; see `load_cascade`.
-            mesh: of the devices that draw together, or the size of its axes, such as
-                `{"data": -1}`; None is one device.
-            text: weights with T5, as `config`: it embeds any prompt, and is loaded when the first
-                one comes. None is the encoder of the config, which may be a cache.
-            **changes: as for `with_`; and `run`, `ema`, `best`, `variant`, `lora`, `guide` and
-                `dtype` (of the computation), which decide about the weights:
+            prompts: known in advance; see `load_cascade`.
+            mesh: devices that share each batch, or the size of its axes, such as `{"data": -1}`;
+                None is one device.
+            text: weights with T5, named like `config`: it embeds any prompt and is loaded when the
+                first one comes. None is the config's encoder, which may be a cache.
+            **changes: see `with_`; and `run`, `ema`, `best`, `variant`, `lora`, `guide` and `dtype`
+                (of the computation), which decide about the weights:
                 `stages={"base4": dict(run="gs://mine/base4")}`.
 
         Raises:
             InputError: see `load_cascade`; or a change has an unknown name or a wrong value.
         """
+        # 1. The arguments.
         config = as_config(config)
         known = values.TEXTS.of("prompts", prompts)
         devices = None if mesh is None else values.MESH.of("mesh", mesh)
+        # 2. The config, with every change in it, so that it says what is drawn.
         if text is not None:
             config = with_t5(config, values.PATH.of("text", text))
         with reading(config):
             config = as_imported(with_dtypes(changed(config, changes, loading=True)))
+        # 3. The mesh and the weights.
         if isinstance(devices, Mapping):
             devices = make_mesh(devices)
         with reading(config):
@@ -107,23 +101,18 @@ class Cascade:
             return load_cascade(config, devices, prompts, base=False)
 
     def with_(self, **changes: Any) -> "Cascade":
-        """The same weights with another way of sampling: `with_(guidance_weight=2.0)`.
+        """The same weights sampled in another way: `with_(guidance_weight=2.0)`.
 
-        A program is compiled for each sampler and number of steps, with guidance and without, when
-        it first draws, and kept: other weights, variances and levels of noise cost nothing.
+        A program is compiled for each sampler, number of steps, and with or without guidance, at
+        its first use, and kept; other weights, variances and noise levels cost nothing.
 
-        Args:
-            **changes: of all stages: `sampler`, `num_steps`, `spacing`, numbers of the sampler's
-                own (see `sampler_from_config.make_sampler`; another sampler's strength of noise
-                is not kept where it has no such noise), `guidance_weight`,
-                `guidance_interval`, `guidance_schedule`, `guidance_rescale`, `cads_scale`,
-                `cads_interval`, `cads_mix`, `threshold_percentile`, `threshold_maximum` and, of
-                the stages that enlarge, `noise_augmentation`; of one stage, by the name that the
-                config gives it: `stages={"sr256": dict(num_steps=30)}`. `batch_size` is the
-                cascade's number, within `stages` a stage's own.
-
-        Raises:
-            InputError: a name is unknown, or a value is what a config may not say either.
+        For all stages: `sampler`, `num_steps`, `spacing`, the sampler's own numbers (see
+        `sampler_from_config.make_sampler`; a strength of noise that a new sampler lacks is
+        dropped), `guidance_weight`, `guidance_interval`, `guidance_schedule`, `guidance_rescale`,
+        `cads_scale`, `cads_interval`, `cads_mix`, `threshold_percentile`, `threshold_maximum`, and
+        in super-resolution `noise_augmentation`. For one stage, by its name in the config:
+        `stages={"sr256": dict(num_steps=30)}`. `batch_size` is the cascade's, within `stages` a
+        stage's own. An unknown name or a wrong value raises InputError.
         """
         config = changed(self.config, changes, loading=False)
         check_numbers(config, {"batch_size": BATCH})
@@ -162,33 +151,32 @@ class Cascade:
     ) -> np.ndarray | list[np.ndarray]:
         """Draws all images of a request: `sample("a goldfish", seed=1, guidance_weight=2.0)`.
 
-        Without a `batch_size` of its own, a request of fewer images than the cascade's is drawn in
-        one batch of as many: that takes no longer than it has to, and rounds in its own way.
-
-        Args:
-            prompts: one an image; a text is one image's.
-            every_stage: whether to return the images of all stages that were run, in their order.
-            progress: called with the number of images finished, after each batch.
-            **fields: the other fields of `Request`: `seed`, `low` to enlarge images, ...; and the
-                changes of `with_` but for `batch_size`, for this call alone.
+        `progress` is called with the number of images finished after each batch. `fields` are the
+        other fields of `Request` (`seed`, `low` to enlarge images, ...) and the changes of `with_`
+        except `batch_size`, for this call alone.
 
         Returns:
-            The images of the last stage, uint8 [n, size, size, c] in [0, 255].
+            The images of the last stage, uint8 [n, size, size, c] in [0, 255]; with `every_stage` a
+            list with those of each stage that was run, in order.
 
         Raises:
             InputError: see `Request.check` and `with_`; or a field has an unknown name.
             Diverged: see `stream`.
         """
+        # 1. Changes of this call apply to a copy of the cascade.
         changes = {name: fields.pop(name) for name in FOR_A_CALL if name in fields}
         if changes:
             self = self.with_(**changes)
         check_fields(fields, FOR_A_CALL)
         if progress is not None:
             progress = values.FUNCTION.of("progress", progress)
+        # 2. A request smaller than a batch is drawn as one batch of its size: faster, but sums may
+        # round in another way than within a full batch.
         request, batches = Request(prompts, **fields), []
         if request.batch_size is None:
             size = min(self.batch_size, len(request))
             request = dataclasses.replace(request, batch_size=size)
+        # 3. Draw.
         for batch in self.stream(request, every_stage):
             batches.append(batch)
             if progress is not None:
@@ -197,34 +185,28 @@ class Cascade:
         return stages if every_stage else stages[-1]
 
     def stream(self, request: Request, every_stage: bool = False) -> Iterator[list[np.ndarray]]:
-        """Draws a request batch by batch: one is on its way while the one before it is used.
+        """Draws a request batch by batch; the next one is computed while the caller uses the last.
 
-        Every batch is filled up to one size, and an image has the same row in it whatever else is
+        Every batch is padded to one size, and an image has the same row in it whatever else is
         asked for: with the same `rounding` it is the same to the last bit.
 
-        Args:
-            request: what to draw.
-            every_stage: whether to yield the images of all stages that are run.
-
         Returns:
-            An iterator over batches: images of the last stage alone or of every stage, uint8
-            [b, size, size, c] in [0, 255].
+            An iterator over batches: the images of the last stage, or with `every_stage` of each,
+            uint8 [b, size, size, c] in [0, 255].
 
         Raises:
-            InputError: see `Request.check`; at once, not with the first batch.
-            Diverged: in place of a batch of which a stage has left the finite numbers.
+            InputError: see `Request.check`; at the call, not with the first batch.
+            Diverged: in place of a batch in which a stage drew NaN or infinity.
         """
         request = self._completed(_REQUEST.of("request", request))
+        # Stages that nobody asked for stay on the device.
         shown = slice(None) if every_stage else slice(-1, None)
         batches = ((stages[shown], finite) for stages, finite in self._batches(request))
         run = self._named_stages(request.first_stage(self.stages))
         return checked(fetch_behind(batches), run, request, self.class_names)
 
     def rounding(self) -> dict[str, Any]:
-        """What decides, besides a request, how the sums behind an image are rounded; as JSON.
-
-        How many devices split a batch does not, where each has as many images: only that they do.
-        """
+        """What decides, besides the request, how the sums behind an image are rounded; for JSON."""
         return self._drawing.rounding(self.batch_size)
 
     def path(
@@ -235,21 +217,13 @@ class Cascade:
         start: np.ndarray | RealImages | None = None,
         skip_steps: int = 0,
     ) -> UInt8[np.ndarray, "steps n size size c"]:
-        """How the base comes to the images that `sample` draws: its predictions, step by step.
+        """How the base gets to the images that `sample` draws: its predictions of x_0 at each step.
 
-        Args:
-            prompts: see `Request`, as the others.
-            seed: of the images.
-            negative_prompt: what stands for no text.
-            start: images that it begins with.
-            skip_steps: steps that are not taken, and not shown.
-
-        Raises:
-            InputError: see `Request.check`.
-            Diverged: see `stream`.
+        See `Request` for the arguments, and `stream` for errors; skipped steps are not shown.
         """
         given: dict[str, Any] = dict(negative_prompt=negative_prompt, start=start)
         request = self._completed(Request(prompts, seed=seed, skip_steps=skip_steps, **given))
+        # All images are one batch: every step of every image is held.
         steps, finite = self._drawing.path(request, self._embed(request))
         base = self._named_stages(0, 1)
         return next(checked([(steps, [finite])], base, request, self.class_names))
@@ -259,22 +233,25 @@ class Cascade:
         return Drawing(self.stages, self.variables, self.mesh)
 
     def _completed(self, request: Request) -> Request:
-        """A request that has been looked at, with what it leaves to the cascade."""
+        """A checked request, with the cascade's own negative prompt where it has none."""
         if request.negative_prompt is None:
             own = self.config.get("negative_prompt", "")
             request = dataclasses.replace(request, negative_prompt=own)
+        # Before any work, and for `stream` before the first batch is asked for.
         request.check(self.stages, self.class_names)
         return request
 
     def _batches(
         self, request: Request
     ) -> Iterator[tuple[list[UInt8[Array, "b size size c"]], list[Bool[Array, " b"]]]]:
-        """See `Drawing.batches`; texts are embedded when the first one is asked for."""
+        """See `Drawing.batches`; texts are embedded when the first batch is asked for."""
+        # The request's own number wins: `sample` sets it for small requests.
         size = self.batch_size if request.batch_size is None else request.batch_size
         yield from self._drawing.batches(request, self._embed(request), size)
 
     def _embed(self, request: Request) -> RequestTexts:
         if request.prompts is None:
+            # Each different text is embedded once: a set has many images of few prompts.
             texts, rows = list(self.class_names), np.asarray(request.labels)
         else:
             unique, rows = np.unique(list(request.prompts), return_inverse=True)
@@ -285,6 +262,7 @@ class Cascade:
 
     def _named_stages(self, first: int, last: int | None = None) -> dict[str, Stage]:
         """Some of the stages, by their names in the config."""
+        # `stages` is sorted and unnamed; each starts from another size, which tells its name.
         names = {entry.stage.low_size: name for name, entry in self.config.stages.items()}
         some = self.stages[first:last]
         return {names.get(s.denoiser.low_size, str(s.image_size)): s for s in some}
@@ -296,22 +274,21 @@ def load_cascade(
     prompts: Sequence[str] = (),
     base: bool = True,
 ) -> Cascade:
-    """Loads the cascade of a config: its text encoder, its classes and its stages.
+    """Loads the cascade of a config: text encoder, classes and stages.
 
-    Args:
-        config: of the task, after `imported.as_imported`; `stages` as for `loading.load_stages`;
-            `negative_prompt`, where it has it, is that of the requests that name none.
-        mesh: where the cascade is to be; None is one device.
-        prompts: that are known to come: a T5 that does not stay embeds them before the stages are
-            loaded, and never shares the device with them.
-        base: whether the first stage has to begin with noise alone; else it may enlarge images that
-            are given (`Request.low`).
+    The config must have been through `imported.as_imported`; its `stages` are as for
+    `loading.load_stages`, and its `negative_prompt`, if any, is that of requests that name none.
+    A T5 that does not stay embeds `prompts`, known in advance, before the stages are loaded, so
+    that it never shares the device with them. Without `base` the first stage may enlarge given
+    images (`Request.low`) instead of starting from noise.
 
     Raises:
-        InputError: see `loading.load_stages`; a prompt is not of the cascade's classes; a cache of
-            text states lacks one, or `config.negative_prompt`; or `batch_size` is less than 1.
+        InputError: see `loading.load_stages`; a prompt that is not one of the cascade's classes; a
+            cache of text states that lacks one, or `config.negative_prompt`; or `batch_size` is
+            less than 1.
     """
     check_numbers(config, {"batch_size": BATCH})
+    # 1. Text and classes: cheap, and most mistakes show here.
     encoder = make_text_encoder(config.text)
     names = class_names.resolve(config.class_names)
     check_prompts(prompts, names)
@@ -320,6 +297,7 @@ def load_cascade(
     for text in nulls:
         check_text("config.negative_prompt", text)
     if texts or nulls:
-        encoder.embed(texts, nulls)  # A prompt that a cache lacks is found before any work.
+        encoder.embed(texts, nulls)  # raises if a cache lacks one
+    # 2. The stages' weights.
     stages, variables, digests = load_stages(config, encoder, mesh, base)
     return Cascade(stages, variables, encoder, names, digests, config, config.batch_size, mesh)

@@ -1,4 +1,4 @@
-"""A cascade's settings by short names, changed in all of its stages or in one."""
+"""A cascade's settings by short names, changed in all its stages or in one."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from launch.errors import InputError
 
 
 class _Setting(NamedTuple):
-    """Where a setting is in a stage's entry of the config, and what its values have to be."""
+    """Where a setting is in a stage's entry of the config, and what its values must be."""
 
     field: str
     kind: Kind
@@ -44,11 +44,11 @@ SAMPLING = {
     "noise_augmentation": _Setting("noise_augmentation", values.NUMBER),
     "stored_size": _Setting("stored_size", values.INTEGER),
 }
-# Among the settings of all stages it is the cascade's, among those of one the stage's own.
+# For all stages it is the cascade's batch size, for one stage that stage's own.
 _BATCH_SIZE = {"batch_size": _Setting("batch_size", values.INTEGER)}
-# What one call of `Cascade.sample` may change; its `batch_size` is the request's.
+# What one call of `Cascade.sample` may change; `batch_size` there is the request's.
 FOR_A_CALL = (*SAMPLING, "stages")
-# What decides about the weights.
+# Settings that decide about the weights.
 LOADING = {
     "run": _Setting("run", values.PATH),
     "ema": _Setting("ema", values.NAME),
@@ -63,38 +63,41 @@ LOADING = {
 def changed(
     config: ml_collections.ConfigDict, changes: Mapping[str, Any], loading: bool
 ) -> ml_collections.ConfigDict:
-    """A config with other settings.
+    """A copy of a config with other settings.
 
-    Args:
-        config: of a task, with `stages`; it stays as it is.
-        changes: settings by name (`SAMPLING`), for all stages; `batch_size`, the cascade's; and
-            `stages`, a dict of settings by the stage's name, which go before those for all.
-        loading: whether the weights are still to be loaded: `LOADING` may then change as well.
+    `changes` are settings by name (`SAMPLING`) for all stages; `batch_size`, the cascade's; and
+    `stages`, a dict of settings by stage, which win over those for all. With `loading`, as weights
+    are still to be loaded, `LOADING` may change as well.
 
     Raises:
-        InputError: no setting or stage has such a name; names those there are. A value is of
-            another type.
+        InputError: no setting or stage has such a name (the message lists those there are), or a
+            value is of another type.
     """
+    # 1. The names.
     common = dict(changes)
     by_stage = common.pop("stages", {})
     names = {**SAMPLING, **(LOADING if loading else {})}
     if not isinstance(by_stage, Mapping):
         raise InputError(f"stages must be a dict of settings by stage, got {by_stage!r}")
     _check_names("stage", by_stage, config.stages)
+    # 2. Settings of the cascade.
     locked, config = config.is_locked, ml_collections.ConfigDict(_unshared(config))
     with config.ignore_type():
         for name in _BATCH_SIZE.keys() & common.keys():
             _set(config, name, _BATCH_SIZE[name], common.pop(name))
         _check_names("setting", common, {**names, **_BATCH_SIZE, "stages": None})
+        # 3. Settings of each stage, first those for all.
         for stage, entry in config.stages.items():
             own = by_stage.get(stage, {})
             if not isinstance(own, Mapping):
                 raise InputError(f"stages[{stage!r}] must be a dict of settings, got {own!r}")
             of_stage = {**names, **_BATCH_SIZE}
             _check_names(f"setting of {stage}", own, of_stage)
+            # A stage's own settings win.
             given = {**_fitting(common, entry), **own}
             for name, value in given.items():
                 _set(entry, name, of_stage[name], value)
+            # 4. Fields that follow from those that changed.
             if "dtype" in given and entry.stage.get("autoencoder"):
                 entry.stage.autoencoder.dtype = entry.stage.unet.dtype
             if "sampler" in given:
@@ -103,7 +106,7 @@ def changed(
 
 
 def _unshared(node: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Its fields; a part that it holds in two places (one sampler for all stages) is two parts."""
+    """A part held in two places (one sampler for all stages) becomes two: each may change alone."""
     return {
         name: _unshared(value) if isinstance(value, ml_collections.ConfigDict) else value
         for name, value in node.items()
@@ -111,13 +114,13 @@ def _unshared(node: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def _fitting(common: Mapping[str, Any], entry: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Without the noise of a low-resolution image where a stage starts from none."""
+    """Without the noise of a low-resolution image for a stage that has none."""
     left_out = () if entry.stage.low_size else ("noise_augmentation",)
     return {name: value for name, value in common.items() if name not in left_out}
 
 
 def _drop_strengths(sampler: ml_collections.ConfigDict, given: Iterable[str]) -> None:
-    """Takes out the strengths of another sampler's noise, but for those that were asked for."""
+    """Removes the strengths of another sampler's noise that were not asked for."""
     for name in unread_strengths(sampler.name):
         if name in sampler and name not in given:
             del sampler[name]

@@ -1,4 +1,4 @@
-"""Requests in batches, through the stages of a cascade, on the devices."""
+"""Draws requests in batches, through the stages of a cascade, on the devices."""
 
 import contextlib
 import dataclasses
@@ -31,41 +31,35 @@ class Drawing:
     @property
     def ways(self) -> int:
         """Devices that a batch is split over."""
+        # 'tensor' splits the network, not the batch.
         return 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
     def sizes(self, batch_size: int) -> list[int]:
-        """Images that each stage draws at a time, where the cascade has batches of this size."""
+        """Images that each stage draws at a time within batches of `batch_size`."""
         sizes = [min(stage.batch_size or batch_size, batch_size) for stage in self.stages]
         return [_multiple(size, self.ways) for size in sizes]
 
     def rounding(self, batch_size: int) -> dict[str, Any]:
-        """See `Cascade.rounding`.
-
-        Args:
-            batch_size: of the cascade.
-        """
+        """See `Cascade.rounding`; `batch_size` is the cascade's."""
         axes = {} if self.mesh is None else self.mesh.shape
         devices = jax.local_devices()[:1] if self.mesh is None else self.mesh.devices.ravel()
         precision = jax.default_matmul_precision.value
         return {
             "device": architecture(devices[0]),
+            # How many devices there are does not matter, only how many images each has, and whether
+            # there are several.
             "images_per_device": [size // self.ways for size in self.sizes(batch_size)],
             "several_devices": len(devices) > 1,
             **{axis: axes.get(axis, 1) for axis in ("fsdp", "tensor")},
-            # Only where the user has said one: else the dtype decides.
+            # Only where the user has set one: otherwise the dtype decides.
             **({} if precision is None else {"matmul_precision": precision}),
         }
 
     def batches(
         self, request: Request, texts: RequestTexts, batch_size: int
     ) -> Iterator[tuple[list[UInt8[Array, "b size size c"]], list[Bool[Array, " b"]]]]:
-        """See `_run_stages`: batch by batch, on the devices; none is waited for.
-
-        Args:
-            request: what to draw, after `Request.check`.
-            texts: of the request.
-            batch_size: of the cascade, or the request's own.
-        """
+        """What `_run_stages` returns, batch by batch, for a checked request; none is waited for."""
+        # 1. Each image's index in its set (its noise) and place in the order (its row).
         count = len(request)
         indices = np.arange(count) if request.indices is None else np.asarray(request.indices)
         optional = {"low": request.low, "start": request.start}
@@ -73,6 +67,7 @@ class Drawing:
         positions = np.arange(count)
         if request.positions is not None:
             positions = np.asarray(request.positions)
+        # 2. Batches, cut where the full set would cut them.
         sizes = self.sizes(batch_size)
         for batch in _runs(positions, _multiple(batch_size, self.ways)):
             inputs = {**texts.rows(batch), "indices": indices[batch]}
@@ -82,12 +77,8 @@ class Drawing:
     def path(
         self, request: Request, texts: RequestTexts
     ) -> tuple[UInt8[np.ndarray, "steps n size size c"], Bool[np.ndarray, " n"]]:
-        """The base's predictions, step by step, and which images end as finite numbers.
-
-        Args:
-            request: all of it is one batch.
-            texts: of the request.
-        """
+        """The base's predictions at each step, and which images are finite; all in one batch."""
+        # Padded rows are drawn and dropped.
         count = len(request)
         padding = _multiple(count, self.ways) - count
         keys = image_keys(request.seed, 0, np.pad(np.arange(count), (0, padding)))
@@ -106,6 +97,7 @@ class Drawing:
         if self.mesh is None:
             yield batch
         else:
+            # jit reads the mesh from the context: shardings inside the networks name its axes.
             with jax.set_mesh(self.mesh):
                 yield put_split(self.mesh, batch)
 
@@ -120,20 +112,19 @@ class Drawing:
     ) -> tuple[list[Array], list[Array]]:
         """The images of every stage, uint8 [b, size, size, c], and which of them are finite.
 
-        Args:
-            request: that the batch is of.
-            sizes: images that each stage draws at a time.
-            positions: of the images; one follows on the other.
-            inputs: `text` and `indices` of the batch, and `null_text` where each has its own.
-            begin: `low` and `start` of the first stage, in [-1, 1], where the request has them.
-            common: `null_text` of all images.
+        `sizes` are the images each stage draws at a time, `positions` consecutive places in the
+        set. `inputs` has `text` and `indices`, and `null_text` where each image has its own;
+        `begin` has `low` and `start` of the first stage, in [-1, 1]; `common` has what all images
+        share.
         """
         stages, finite = [], []
         for number in range(request.first_stage(self.stages), len(self.stages)):
+            # `start` is the first stage's alone; `low` is what each later one enlarges.
             batch = inputs | begin
             images = self._run_stage(number, request, sizes[number], positions, batch, common)
             stages.append(to_uint8(images))
             finite.append(finite_images(images))
+            # The next stage starts from these, as floats: they never went through uint8.
             begin = {"low": images}
         return stages, finite
 
@@ -146,15 +137,17 @@ class Drawing:
         inputs: dict[str, Any],
         common: dict[str, np.ndarray],
     ) -> Float[Array, "b size size c"]:
-        """One stage; every batch is filled up to one size, so that one compilation will do.
+        """One stage; every batch is padded to one size, so that one compilation is enough.
 
         The image at position p is in row p % size: how a compiler rounds can depend on the row.
         """
+        # Numbers are inputs of the program: sweeping them does not compile again.
         stage, numbers = self.stages[number].split()
         skip_steps = 0 if number else request.skip_steps
         options = dict(skip_steps=skip_steps, numbers=numbers, **common)
         drawn = []
         for part in _runs(positions, size):
+            # Rows [first, last) of the batch; zeros around them are drawn and dropped.
             first = int(positions[part.start]) % size
             last = first + part.stop - part.start
             batch: dict[str, Any] = {
@@ -168,24 +161,27 @@ class Drawing:
 
 
 def image_keys(seed: int, stage: int, indices: np.ndarray) -> Key[Array, " n"]:
-    """One an image: a function of the seed, the stage's number and the image's index alone."""
+    """One key per image: a function of the seed, the stage's number and the image's index alone."""
+    # fold_in, not split: key n must not depend on how many there are.
     key = jax.random.fold_in(jax.random.key(seed), stage)
     return jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.asarray(indices))
 
 
 def _multiple(size: int, ways: int) -> int:
-    """The next one of `ways`."""
+    """`size` rounded up to a multiple of `ways`."""
     return -(-size // ways) * ways
 
 
 def _runs(positions: Int[np.ndarray, " n"], size: int) -> Iterator[slice]:
-    """Parts of positions that follow on each other, between one multiple of `size` and the next."""
+    """Slices of consecutive positions, none across a multiple of `size`."""
+    # Cut where the next position does not follow, or starts a new batch of the full set.
     cuts = np.flatnonzero((np.diff(positions) != 1) | (positions[1:] % size == 0)) + 1
     return itertools.starmap(slice, itertools.pairwise([0, *cuts.tolist(), len(positions)]))
 
 
 def _filled(values: Array, before: int, behind: int) -> Array:
-    """With rows of zeros around."""
+    """The values with rows of zeros around them."""
+    # On the device if the values are there already: no round trip.
     pad = jnp.pad if isinstance(values, jax.Array) else np.pad
     widths = ((before, behind),) + ((0, 0),) * (values.ndim - 1)
     return pad(values, widths) if before or behind else values

@@ -1,4 +1,4 @@
-"""Whether the stages stayed among the finite numbers."""
+"""Checks that the stages' images are finite numbers."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -18,21 +18,18 @@ def checked(
     request: Request,
     class_names: Sequence[str],
 ) -> Iterator[Any]:
-    """Batches, each after a look at what `images.finite_images` says of it.
+    """Yields the batches; raises Diverged instead where an image is not finite.
 
-    Args:
-        batches: each with the flags of its images for every stage that was run, in their order.
-        stages: that were run, by name.
-        request: that the batches are of, in its order.
-        class_names: of the cascade.
-
-    Raises:
-        Diverged: an image is not finite; names it, its prompt and the first such stage.
+    Each batch comes with the flags (`images.finite_images`) of its images per stage that was run,
+    in the order of `stages`; together the batches are the request, in its order.
     """
+    # Number of the batch's first image in the request.
     first = 0
     for batch, finite in batches:
+        # The first stage that left the finite numbers: those after it only enlarge the damage.
         for (name, stage), flags in zip(stages.items(), finite, strict=True):
             if not flags.all():
+                # argmin of booleans: the first False.
                 image = request.describe(first + int(np.argmin(flags)), class_names)
                 others = len(flags) - int(flags.sum()) - 1
                 more = f" and {others} more of its batch" if others else ""

@@ -1,4 +1,4 @@
-"""What the schedulers of imported weights say, beside what a config says."""
+"""What the schedulers of imported weights say, compared with a config."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,8 @@ from imagen_ft.diffusion.spacing import named_spacings
 from launch.cli import say
 from launch.errors import InputError
 
-# Our `logvar_coeff` by diffusers' names; the logarithm is another way to the small variance.
+# Our `logvar_coeff` by diffusers' names; `fixed_small_log` is the small variance, computed through
+# its logarithm.
 _VARIANCES = {
     "learned_range": "learned",
     "fixed_small": 0.0,
@@ -26,14 +27,11 @@ _VARIANCES = {
 
 
 def as_imported(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A config whose stages draw what their imported weights can draw.
+    """A config whose stages draw what their imported weights can draw; a copy where it differs.
 
     A network whose scheduler has a fixed variance has not learned one, whatever its channels
-    (DreamBooth's IF): where a stage takes the learned variance, the fixed one takes its place, and
-    a line says so. Other differences may be meant; one line a stage tells them.
-
-    Args:
-        config: of a task that draws, with `stages`; it stays as it is.
+    (DreamBooth's IF): where a stage asks for the learned variance, the fixed one replaces it, and a
+    line says so. Other differences may be intended; one line per stage lists them.
 
     Raises:
         InputError: a stage has another noise schedule or prediction than its weights.
@@ -42,15 +40,18 @@ def as_imported(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     for name, entry in config.stages.items():
         if not _is_public(entry.get("run", "")):
             continue
+        # 1. Stable Diffusion: schedule and prediction must be the weights' own.
         path = public_path(entry.run)
         if entry.stage.get("autoencoder") or is_latent(path):
             check_settings(f"config.stages.{name}.stage", entry.stage, path)
             continue
+        # 2. IF: the schedule must be the weights' own.
         settings = weights.scheduler(path)
         if settings is None:
             continue
         _check_schedule(f"config.stages.{name}.stage.schedule", entry, settings, path)
         theirs, ours = _of_scheduler(settings), _of_stage(entry)
+        # 3. The variance, if it was not learned.
         fixed = theirs["sampler.logvar_coeff"]
         if ours["sampler.logvar_coeff"] == "learned" != fixed:
             ours["sampler.logvar_coeff"], taken[name] = fixed, {"logvar_coeff": fixed}
@@ -59,6 +60,7 @@ def as_imported(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
                 f"as the scheduler of {path} has "
                 f"variance_type={settings['variance_type']!r}"
             )
+        # 4. What else differs, as information.
         others = [
             f"{field}={ours[field]!r} (there {theirs[field]!r})"
             for field in theirs
@@ -73,7 +75,7 @@ def as_imported(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def _is_public(run: str) -> bool:
-    """Whether a stage is no run of ours, nor what loading will not find."""
+    """Whether a stage's weights are public; False also for what loading will not find."""
     return run.startswith(PUBLIC) or bool(
         run and epath.Path(run).exists() and open_run(run) is None
     )
@@ -92,8 +94,9 @@ def _check_schedule(
 
 
 def _of_scheduler(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a scheduler does, in fields of a stage."""
+    """What a scheduler does, in the fields of a stage."""
     clips = settings["thresholding"] or settings["clip_sample"]
+    # With sample_max_value 1, dynamic thresholding is clipping.
     dynamic = settings["thresholding"] and settings["sample_max_value"] > 1
     percentile = round(100 * settings["dynamic_thresholding_ratio"], 6)
     return {
@@ -105,10 +108,10 @@ def _of_scheduler(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_stage(entry: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The same of a stage; None where it has no such thing."""
+    """The same for a stage; None where it has no such setting."""
     spacing = entry.sampler.get("spacing", "trailing")
     maximum = entry.get("threshold_maximum", float("inf"))
-    # Divided by 1 at the most, numbers are clipped.
+    # Divided by at most 1, values are only clipped.
     dynamic = entry.threshold_percentile < 100 and maximum > 1
     return {
         "sampler.logvar_coeff": entry.sampler.get("logvar_coeff")
@@ -122,5 +125,6 @@ def _of_stage(entry: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def _say(line: str) -> None:
+    # One line per job, not one per host.
     if jax.process_index() == 0:
         say(line)

@@ -1,4 +1,4 @@
-"""Stable Diffusion's weights as a stage: what their files say of it, and of how it is sampled."""
+"""Stable Diffusion's weights as a stage: what their files say about it and its sampling."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ from launch.cli import say
 from launch.errors import InputError
 from launch.files import read_object
 
-# What decides how a network is computed, and what the stage's other fields say.
+# Fields about how a network is computed, and those that the stage's own fields decide.
 _LEFT_OUT = ("parent", "name", "dtype", "remat", "out_channels", "noise_level")
-# Where the U-Net's config names no size of latents.
+# Pixels each way of the latents, where the U-Net's config does not say (SD 1.x: 512 / 8).
 _SIZE = 64
-# diffusers' schedulers: our sampler and its fields, the spacing where the file names none, and
-# whether it calls by that name what is open here. DDIM stands in for others.
+# By diffusers' class: our sampler and its fields, the spacing where the file names none, and
+# whether that name there means what is `OPEN` here. DDIM stands in for classes that we lack.
 _SAMPLERS: dict[str, tuple[dict[str, Any], str, bool]] = {
     "DDIMScheduler": (dict(name="ddim", eta=0.0, logvar_coeff=0.0), "leading", False),
     "DDPMScheduler": (dict(name="ddpm", logvar_coeff=0.0, eta=0.0), "leading", False),
@@ -32,7 +32,7 @@ _SAMPLERS: dict[str, tuple[dict[str, Any], str, bool]] = {
     "UniPCMultistepScheduler": (dict(name="unipc"), "linspace", True),
 }
 _SPACINGS = ("linspace", "leading", "trailing")
-# What else a scheduler may be asked for, and with which values we draw the same.
+# Other settings of a scheduler, with the values for which ours draws the same.
 _ASKED = {
     "algorithm_type": ("dpmsolver++",),
     "use_beta_sigmas": (False,),
@@ -41,30 +41,24 @@ _ASKED = {
 
 
 def fields_of(model: Any) -> dict[str, Any]:
-    """What a network is made of, but for what decides how it is computed."""
+    """A network's fields, without those about how it is computed."""
     names = [field.name for field in dataclasses.fields(model) if field.name not in _LEFT_OUT]
     return {name: getattr(model, name) for name in names}
 
 
 def stage_of(path: str, model: LatentUNet, variant: str | None) -> dict[str, Any]:
-    """The fields of a denoiser, as the files of a pipeline have them.
-
-    Args:
-        path: of the pipeline: a folder, an import or a repository of the Hub.
-        model: its U-Net.
-        variant: of its weights.
-
-    Raises:
-        InputError: a part is missing or none of a Stable Diffusion.
-    """
+    """The fields of a denoiser, from the files of a pipeline; `model` is its U-Net."""
+    # 1. Sizes and the auto-encoder.
     unet = read_object(weights.part_folder(path, "unet") / "config.json")
     autoencoder, _ = weights.open_model("vae", path, variant)
+    # 2. Noise schedule and prediction.
     settings = settings_of(path)
     if settings is None:
         raise InputError(
             f"{path} has no scheduler, which says how the weights were trained; name a whole "
             "pipeline, or a config with a schedule"
         )
+    # 3. SDXL: the second text encoder's pooled text.
     pooled_width = 0
     if model.size_embedding_dim:
         second, _ = weights.open_model("text_encoder_2", path, variant)
@@ -83,35 +77,28 @@ def stage_of(path: str, model: LatentUNet, variant: str | None) -> dict[str, Any
 
 
 def settings_of(path: str) -> dict[str, Any] | None:
-    """`schedule` and `prediction` of a pipeline; None where it has no scheduler.
-
-    Raises:
-        InputError: they are not implemented.
-    """
+    """`schedule` and `prediction` of a pipeline, if we have them; None without a scheduler."""
     file = _scheduler(path)
     return None if file is None else latent_settings(*file)
 
 
 def sampler_of(path: str) -> dict[str, Any]:
-    """The sampler that a pipeline's scheduler names, without its number of steps.
-
-    Where it names one that we have not, a line says what stands in for it.
-
-    Raises:
-        InputError: a field has a wrong value.
-    """
+    """The sampler that a pipeline's scheduler names, without its number of steps."""
+    # 1. The class.
     said, where = _scheduler(path) or ({"_class_name": "DDIMScheduler"}, path)
     name = said.get("_class_name")
     ours = name if isinstance(name, str) and name in _SAMPLERS else "DDIMScheduler"
     of_class, spacing, is_open = _SAMPLERS[ours]
     fields = dict(of_class)
+    # Every difference is collected for one warning.
     unlike = [] if ours == name else [f"_class_name={name!r}"]
     if fields["name"] not in ("ddim", "ddpm"):
         asked = [(field, said[field]) for field in _ASKED if field in said]
         unlike += [f"{field}={value!r}" for field, value in asked if value not in _ASKED[field]]
     if unlike:
-        # Otherwise another picture than diffusers' would be a riddle.
+        # Without this line a picture that differs from diffusers' would be a riddle.
         say(f"warning: {where} asks for {', '.join(unlike)}; {fields['name']} replaces it")
+    # 2. The spacing: in steps, or in sigma where the file asks for it.
     spacing = _one_of(said, "timestep_spacing", spacing, _SPACINGS, where)
     if spacing == "leading" and _one_of(said, "steps_offset", 0, (0, 1), where):
         spacing = "leading_one"
@@ -120,6 +107,7 @@ def sampler_of(path: str) -> dict[str, Any]:
         fields["spacing"] = by_sigma[0]
     else:
         fields["spacing"] = f"{spacing}{OPEN}" if is_open and spacing != "trailing" else spacing
+    # 3. Fields of single samplers.
     if fields["name"] == "ddim":
         ends_in_data = name != "PNDMScheduler"
         clean = _one_of(said, "set_alpha_to_one", ends_in_data, (True, False), where)
@@ -139,25 +127,17 @@ def _one_of(said: Mapping[str, Any], field: str, default: Any, known: tuple, whe
 
 
 def has_zeros_for_no_text(path: str) -> bool:
-    """Whether no text is zeros to a pipeline (SDXL), and not the states of the empty prompt."""
+    """Whether zeros stand for no text (SDXL), rather than the states of the empty prompt."""
     try:
         index = read_object(weights.part_folder(path, "scheduler").parent / "model_index.json")
     except (NoSuchPart, InputError, OSError):
+        # The weights came without their pipeline: SDXL's default below.
         index = {}
     return bool(index.get("force_zeros_for_empty_prompt", True))
 
 
 def check_settings(field: str, stage: ml_collections.ConfigDict, path: str) -> None:
-    """Compares a denoiser with the scheduler of its weights.
-
-    Args:
-        field: of the denoiser in the config.
-        stage: of the denoiser.
-        path: of the weights.
-
-    Raises:
-        InputError: it has another noise schedule or prediction.
-    """
+    """Raises InputError unless schedule and prediction are those of the weights' scheduler."""
     theirs = settings_of(path)
     if theirs is None:
         return
@@ -180,7 +160,7 @@ def is_latent(path: str) -> bool:
 
 
 def _scheduler(path: str) -> tuple[Mapping[str, Any], Any] | None:
-    """The content and the path of a pipeline's `scheduler_config.json`."""
+    """Content and path of a pipeline's `scheduler_config.json`."""
     try:
         file = weights.part_folder(path, "scheduler") / "scheduler_config.json"
     except NoSuchPart:

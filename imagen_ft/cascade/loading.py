@@ -38,14 +38,14 @@ from launch.runtime.optional_fields import Defaults, below, unset
 from launch.runtime.run import Run
 from launch.runtime.types import Variables
 
-# Of a stage's dtype, see `with_dtypes`.
+# A network's dtype, see `with_dtypes`.
 AUTO = "auto"
 _OF_PROMPTS = ("text.null", "text.template")
-# How to compute, not what: may differ in sampling.
+# Fields that may differ between training and sampling: how to compute, not what.
 _HOW = (
     "stage.unet.dtype",
     "stage.unet.remat",
-    # Where the auto-encoder is: of what it is made a digest says.
+    # Where the auto-encoder's files are; its checksum says whether they are the same.
     "stage.autoencoder.weights",
     "stage.autoencoder.variant",
     "stage.autoencoder.dtype",
@@ -61,39 +61,35 @@ def load_stages(
 ) -> tuple[tuple[Stage, ...], tuple[dict[str, Any], ...], tuple[str, ...]]:
     """Loads the stages that `config.stages` names, each from its run directory (`run`).
 
-    Of a run the newest weights are taken, or with `best` those that evaluated best; of its moving
-    averages 'main', or the one that `ema` names. DeepFloyd IF's own, an import or a folder in
-    diffusers' layout, may be a repository of the Hub with 'deepfloyd:' before its name, and have a
-    `variant`. Where a stage has a `guide`, that is loaded in the same way: another `run`, or the
-    stage's own with another `ema` or `best`. Adapters in a file of diffusers that `lora` names are
-    merged into the weights.
-
-    Args:
-        config: of the task.
-        encoder: of the prompts.
-        mesh: where the cascade is to be; None is one device.
-        base: see `make_stages`.
-
-    Returns:
-        The stages in order of size, the variables of each, and digests of these.
+    From a run the newest weights are loaded, or with `best` those that evaluated best; of its
+    moving averages 'main', or the one that `ema` names. Public weights (DeepFloyd IF's, an import
+    or a folder in diffusers' layout) may be a Hub repository with 'deepfloyd:' before its name, and
+    have a `variant`. A stage's `guide` is loaded in the same way: another `run`, or the stage's own
+    with another `ema` or `best`. `lora` names a diffusers file of adapters to merge. Returns the
+    stages ordered by size, the variables of each, and their checksums.
 
     Raises:
         InputError: a run is missing, unfinished or damaged, was made with another network, text
             encoder or list of classes than the config says, or the stages do not fit together.
     """
+    # 1. Everything that can be checked without loading weights.
     stages = make_stages(config, base)
     for name, entry in config.stages.items():
         for field, part in (("", entry), (".guide", entry.get("guide") or {})):
             check_adapters(f"config.stages.{name}{field}.lora", part.get("lora") or "")
+    # 2. The weights, stage by stage.
     variables, digests = [], []
     for name, stage in stages.items():
         entry, field = config.stages[name], f"config.stages.{name}"
+        # 2a. The network.
         loaded, digest = _load(entry, stage.denoiser, field, config, encoder, mesh)
+        # 2b. The network that guidance leads away from; by default the same run.
         if stage.guide is not None:
             guide = ml_collections.ConfigDict({"run": entry.run, "stage": entry.stage})
             guide.update(entry.guide)
             weaker, other = _load(guide, stage.guide, f"{field}.guide", config, encoder, mesh)
             loaded, digest = {**loaded, GUIDE: weaker}, json_digest([digest, other])
+        # 2c. The auto-encoder, which must be the one that a run was trained with.
         if stage.denoiser.autoencoder is not None:
             given = entry.stage, stage.denoiser.autoencoder, entry.run, field, mesh
             decoder, other = load_autoencoder(*given, entry.get("variant"))
@@ -113,8 +109,9 @@ def _load(
     encoder: TextEncoder,
     mesh: Mesh | None,
 ) -> tuple[Variables, str]:
-    """Variables of one network of a cascade, of a stage or its guide, and their digest."""
+    """Variables of one network, of a stage or its guide, and their checksum."""
     run = open_run(entry.run)
+    # 1. A run of ours, or public weights.
     if run is not None:
         check_same_model(run, entry.stage, config)
         check_same_text(run, encoder)
@@ -125,6 +122,7 @@ def _load(
         path, variant = entry.run, entry.get("variant")
         loaded = load_public(path, denoiser, encoder.shape, field, mesh=mesh, variant=variant)
         digest = weights.digest(public_path(path), "unet", variant)
+    # 2. Adapters; the checksum is of both.
     if not entry.get("lora"):
         return loaded, digest
     adapted = with_adapters(entry.lora, denoiser, loaded, mesh)
@@ -132,7 +130,7 @@ def _load(
 
 
 def lacking_in_cascade(config: ml_collections.ConfigDict) -> Defaults:
-    """Fields of a cascade that a config lacks."""
+    """Fields of a cascade that a config does not set."""
     own = {"negative_prompt": "", "class_names": class_names.MIXED}
     fields = {**below("", config, own), **lacking_in_text(config.text)}
     of_stage = {"ema": MAIN, "best": False, "variant": unset(str), "lora": ""}
@@ -147,11 +145,9 @@ def lacking_in_cascade(config: ml_collections.ConfigDict) -> Defaults:
 
 
 def with_dtypes(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A config in which a dtype of 'auto' is the half precision that is fast here.
-
-    What is drawn notes this config, and so the type that was used. Training has no 'auto': in
-    float16 small gradients are lost.
-    """
+    """A config with the half precision that is fast here in place of each dtype 'auto'."""
+    # What is drawn records the type that was used. Training has no 'auto': in float16 small
+    # gradients are lost.
     half = half_dtype(jax.local_devices()[0])
     networks = [
         entry.get("stage", {}).get(network) or {}
@@ -160,6 +156,7 @@ def with_dtypes(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     ]
     if not any(section.get("dtype") == AUTO for section in [*networks, config.get("text", {})]):
         return config
+    # A copy: the caller's config stays as it is.
     config = changed(config, {}, loading=True)
     networks = [
         section
@@ -173,31 +170,23 @@ def with_dtypes(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def mesh_of(config: ml_collections.ConfigDict) -> Mesh | None:
-    """All devices of this job, as `config.mesh` says; None where there is but one."""
+    """All devices of this job, arranged by `config.mesh`; None where there is only one."""
     return make_mesh(config.get("mesh", {"data": -1})) if jax.device_count() > 1 else None
 
 
 def lacking_in_mesh(config: ml_collections.ConfigDict) -> Defaults:
-    """Fields of `mesh_of` that a config lacks."""
+    """Fields of `mesh_of` that a config does not set."""
     return below("mesh", config.get("mesh") or {}, {"data": -1, "fsdp": 1, "tensor": 1})
 
 
 def check_same_model(
     run: Run, stage: ml_collections.ConfigDict, config: ml_collections.ConfigDict
 ) -> None:
-    """Compares what a run was trained with, with what we take it for.
-
-    Args:
-        run: of imagen_ft.finetune.
-        stage: the network we expect.
-        config: its `text` and `class_names` are what we expect.
-
-    Raises:
-        InputError: they differ.
-    """
+    """Raises InputError if a run was trained with another network, text or list of classes."""
     expected = {"stage": stage, "text": config.text, "class_names": config.class_names}
     trained = {field: run.config[field] for field in expected}
-    # Of states of T5, cached or made here, a digest says whose they are: see `check_same_text`.
+    # T5's states, cached or computed here, have a checksum that says whose they are: see
+    # `check_same_text`. An encoder that is trained here ('model') is compared by its fields.
     by_digest = "model" not in trained["text"] and "model" not in config.text
     for field, (before, now) in differences(plain(trained), plain(expected)).items():
         of_encoder = field.startswith("text.") and field not in _OF_PROMPTS
@@ -209,15 +198,7 @@ def check_same_model(
 
 
 def check_same_text(run: Run, encoder: TextEncoder) -> None:
-    """Compares the text states that a run was trained with, with ours.
-
-    Args:
-        run: of imagen_ft.finetune.
-        encoder: ours.
-
-    Raises:
-        InputError: they are of another encoder.
-    """
+    """Raises InputError if a run was trained with the text states of another encoder."""
     trained_with = run.inputs.get("text", "")
     if trained_with != encoder.digest:
         raise InputError(
@@ -232,12 +213,7 @@ def text_shape(config: ml_collections.ConfigDict) -> tuple[int, int]:
 
 
 def parameter_shapes(config: ml_collections.ConfigDict, base: bool = True) -> dict[str, Any]:
-    """Shapes of the parameters of every stage and of the text encoder; nothing is loaded.
-
-    Args:
-        config: of a task.
-        base: whether the first stage has to begin with noise.
-    """
+    """Shapes of the parameters of every stage and of the text encoder; nothing is loaded."""
     shape, encoder = text_shapes(config.text)
     stages = make_stages(config, base=base)
     shapes = {}

@@ -1,4 +1,4 @@
-"""What a cascade can be loaded from, as a config: files, configs, runs, weights of the Hub."""
+"""The config of a cascade, from whatever names it: a file, a config, runs, weights of the Hub."""
 
 import os
 import re
@@ -28,10 +28,10 @@ from launch.runtime.run import Run
 Opened: TypeAlias = (
     str | os.PathLike[str] | ml_collections.ConfigDict | Sequence[str | os.PathLike[str]]
 )
-# How DeepFloyd IF's weights are sampled, and their text encoder: as the experiment says.
+# Sampling and text encoder of public weights: as in these experiments.
 _PUBLIC_CONFIG = "configs/deepfloyd/sample.py:hub"
 _LATENT_CONFIG = "configs/stable_diffusion/sample.py:hub"
-# Of a run whose config draws no pictures.
+# For a run whose config draws no pictures.
 _SAMPLING: dict[str, Any] = dict(
     sampler=dict(name="ddpm", num_steps=100, logvar_coeff=0.0, eta=0.0),
     guidance_weight=1.0,
@@ -41,25 +41,20 @@ _BATCH_SIZE = 16
 
 
 def as_config(source: Opened) -> ml_collections.ConfigDict:
-    """The config of a cascade.
-
-    Args:
-        source: see `Cascade.load`.
-
-    Raises:
-        InputError: it names nothing, there is no such file or folder, or the stages are not of one
-            kind.
-    """
+    """The config of a cascade; see `Cascade.load` for what may name it. Raises InputError."""
     paths = values.SOURCE.of("config", source)
     if isinstance(paths, ml_collections.ConfigDict):
         return paths
+    # 1. A config file, with its arguments after a colon.
     names = [os.path.expanduser(path) for path in paths]
     if len(names) == 1 and re.search(r"\.py(:|$)", names[0]):
         return load_config(names[0])
     if not names:
         raise InputError("config must be a file, a config, a run or weights, got none")
+    # 2. Runs or public weights, one per stage.
     runs = [None if _is_public(name) else open_run(name) for name in names]
     trained = [run for run in runs if run is not None]
+    # A run knows its text and classes, public weights do not.
     if trained and len(trained) < len(runs):
         raise InputError(f"{', '.join(names)}: runs and other weights together need a config")
     return _of_runs(trained) if trained else _of_weights(names)
@@ -68,18 +63,15 @@ def as_config(source: Opened) -> ml_collections.ConfigDict:
 def with_t5(config: ml_collections.ConfigDict, path: str) -> ml_collections.ConfigDict:
     """A config whose prompts are embedded by T5 itself, loaded when the first one comes.
 
-    Args:
-        config: of a cascade, trained on T5's states.
-        path: weights with T5: a folder, an import or a repository of the Hub.
-
-    Raises:
-        InputError: the config's text encoder is no T5 with published weights.
+    `path` holds weights with T5: a folder, an import or a Hub repository.
     """
     before = config.text
+    # A cascade with an encoder of its own was never trained on T5's states.
     if not {"cache", "weights"} & set(before):
         raise InputError(f"text={path}: this cascade has its own text encoder; leave text out")
     kept = ("null", "template", "shape", "dtype", "clean_caption", "max_length")
     fields = {name: before[name] for name in kept if name in before}
+    # New prompts must be embedded as the cached ones were, which the cache itself says.
     if "cache" in before:
         cache = TextCache(before.cache)
         cleaned = cache.encoder.get("preprocessing", PLAIN) == CLEANED
@@ -90,14 +82,14 @@ def with_t5(config: ml_collections.ConfigDict, path: str) -> ml_collections.Conf
 
 
 def _is_public(name: str) -> bool:
-    """Whether it names a repository of the Hub, and no folder here."""
+    """Whether it names a Hub repository, and no folder here."""
     return name.startswith(PUBLIC) or (
         is_local(name) and not os.path.exists(name) and hub.is_id(name)
     )
 
 
 def _of_runs(runs: Sequence[Run]) -> ml_collections.ConfigDict:
-    """A stage a run, sampled as the pictures of its training were."""
+    """One stage per run, sampled like the pictures of its training."""
     first = runs[0].config
     config = ml_collections.ConfigDict()
     config.seed, config.batch_size = 0, _BATCH_SIZE
@@ -116,17 +108,19 @@ def _of_runs(runs: Sequence[Run]) -> ml_collections.ConfigDict:
 
 
 def _of_weights(names: Sequence[str]) -> ml_collections.ConfigDict:
-    """A stage of each, sampled and with its text as the experiment with such weights has it."""
+    """One stage per name, with sampling and text as in the experiment with such weights."""
     config = load_config(_PUBLIC_CONFIG)
     stages = {}
     for name in names:
         path = public_path(name)
         variant = config.stages.base64.variant if _is_public(name) else None
+        # 1. Stable Diffusion stands alone.
         model, _ = weights.open_model("unet", path, variant)
         if isinstance(model, LatentUNet):
             if len(names) > 1:
                 raise InputError(f"{path}: Stable Diffusion is a stage of its own; name it alone")
             return _of_latents(path, model, variant)
+        # 2. IF: its super-resolution network is the one with a noise level as input.
         model, _ = weights.open_unet(path, variant)
         key = "sr256" if model.noise_level else "base64"
         if key in stages:
@@ -137,6 +131,7 @@ def _of_weights(names: Sequence[str]) -> ml_collections.ConfigDict:
             entry.variant = variant
         stages[key] = entry
     config.stages = stages
+    # 3. Text: T5 comes with any stage's weights.
     with config.ignore_type():
         config.text.weights = public_path(names[0])
         config.text.variant = stages[min(stages)].variant
@@ -145,7 +140,7 @@ def _of_weights(names: Sequence[str]) -> ml_collections.ConfigDict:
 
 
 def _of_latents(path: str, model: LatentUNet, variant: str | None) -> ml_collections.ConfigDict:
-    """Stable Diffusion, as its files and the experiment with such weights have it."""
+    """Stable Diffusion, as its files and the experiment with such weights describe it."""
     name = "sdxl" if model.size_embedding_dim else "sd15"
     config = load_config(f"{_LATENT_CONFIG},model={name}")
     entry = config.stages.sd

@@ -1,4 +1,4 @@
-"""What a cascade draws, as pictures that a notebook displays."""
+"""Images of a cascade as pictures that a notebook displays."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,21 +20,18 @@ def show(
     captions: Sequence[str] | None = None,
     columns: int | None = None,
 ) -> Picture:
-    """A grid of images; the last line of a notebook's cell displays it.
+    """A grid of images; as the last line of a notebook's cell it is displayed.
 
-    Args:
-        images: uint8 [h, w, c] each, of any sizes, as `Cascade.sample` returns them; or its list of
-            every stage's images, to be shown side by side.
-        captions: one an image.
-        columns: images a row; None is up to 8.
-
-    Raises:
-        InputError: no images, images of another kind, or another number of captions.
+    `images` are uint8 [h, w, c] each, of any sizes, as `Cascade.sample` returns them; or its list
+    of every stage's images, shown side by side. `columns` are images per row, by default up to 8.
     """
+    # 1. The arguments.
     captions = None if captions is None else values.CAPTIONS.of("captions", captions)
     columns = None if columns is None else values.COUNT.of("columns", columns)
+    # 2. One list of images.
     arrays = values.ARRAYS.of("images", images)
     if arrays and arrays[0].ndim == 4:
+        # Every stage's images: [stages][n, h, w, c] to one list, image by image.
         stages = len(arrays)
         captions = captions and [caption for caption in captions for _ in range(stages)]
         arrays = [image for same in zip(*arrays, strict=True) for image in same]
@@ -44,6 +41,7 @@ def show(
         raise InputError(
             f"captions must be one for each of {len(arrays)} images, got {len(captions)}"
         )
+    # 3. The picture.
     columns = min(columns or _COLUMNS, len(arrays))
     figure = image_grid.grid(arrays, captions or [""] * len(arrays), columns)
     return Picture(image_grid.to_png(figure))
@@ -53,15 +51,7 @@ def grid(
     images: Sequence[UInt8[np.ndarray, "h w c"]] | UInt8[np.ndarray, "n h w c"],
     columns: int = _COLUMNS,
 ) -> UInt8[np.ndarray, "_h _w c"]:
-    """Images of one size side by side as one, without captions; what is left over is white.
-
-    Args:
-        images: [h, w, c] each.
-        columns: images a row, at most.
-
-    Raises:
-        InputError: no images, images of another kind, or of several sizes.
-    """
+    """Images of one size, [h, w, c] each, joined into one without captions; the rest is white."""
     arrays = values.ARRAYS.of("images", images)
     _check(arrays)
     shapes = {image.shape for image in arrays}
@@ -70,8 +60,10 @@ def grid(
     columns = min(values.COUNT.of("columns", columns), len(arrays))
     rows = -(-len(arrays) // columns)
     height, width, channels = shapes.pop()
+    # White tiles fill the last row.
     tiles = np.full((rows * columns, height, width, channels), 255, np.uint8)
     tiles[: len(arrays)] = arrays
+    # [rows, h, columns, w, c]
     joined = tiles.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
     return joined.reshape(rows * height, columns * width, channels)
 
@@ -81,11 +73,7 @@ def to_pil(
     | Sequence[UInt8[np.ndarray, "_h _w _c"]]
     | UInt8[np.ndarray, "n h w c"],
 ) -> Any:
-    """Pillow's images of arrays: one of [h, w, c], else a list; with 1 channel they are grey.
-
-    Raises:
-        InputError: an image is not uint8 [h, w, 1 or 3].
-    """
+    """Pillow images of arrays: one for [h, w, c], otherwise a list; one channel is grey."""
     if not isinstance(images, list | tuple) and np.ndim(images) == 3:
         return _to_pil(np.asarray(images))
     arrays = values.ARRAYS.of("images", images)
@@ -103,15 +91,9 @@ def _to_pil(image: np.ndarray) -> Image.Image:
 def film(
     steps: UInt8[np.ndarray, "steps n size size c"], captions: Sequence[str], moments: int = 8
 ) -> Picture:
-    """The way from noise to each image, a row each, from the noisiest step to the last.
+    """The way from noise to each image, one row per image, from the noisiest step to the last.
 
-    Args:
-        steps: what `Cascade.path` returns.
-        captions: one an image.
-        moments: how many steps are shown, evenly spaced.
-
-    Raises:
-        InputError: steps of another kind, or another number of captions.
+    `steps` is what `Cascade.path` returns, of which `moments` are shown, evenly spaced.
     """
     steps = np.asarray(steps)
     if steps.dtype != np.uint8 or steps.ndim != 5:
@@ -124,8 +106,10 @@ def film(
     rows = steps.shape[1]
     if len(captions) != rows:
         raise InputError(f"captions must be one for each of {rows} images, got {len(captions)}")
+    # [steps, n, h, w, c] to one list of tiles, image by image.
     shown = np.linspace(0, len(steps) - 1, min(moments, len(steps))).round().astype(int)
     tiles = [steps[step, row] for row in range(rows) for step in shown]
+    # The caption above the first tile of a row, step numbers above the others.
     titles = [
         caption if not column else f"step {step + 1}"
         for caption in captions
@@ -135,11 +119,6 @@ def film(
 
 
 def _check(images: Sequence[np.ndarray]) -> None:
-    """Looks for an image that is none.
-
-    Raises:
-        InputError: there is one, or there are no images.
-    """
     for number, image in enumerate(images):
         if image.ndim != 3 or image.dtype != np.uint8:
             kind = f"{image.dtype} {list(image.shape)}"

@@ -14,7 +14,7 @@ from imagen_ft.text.encoders import check_prompts, check_text
 from launch.errors import InputError
 from launch.runtime.limits import MOST_SEED
 
-# Of each field, which may be None as well but for those that are needed.
+# What each field must be; all but `_NEEDED` may also be None.
 KINDS = {
     "prompts": values.TEXTS,
     "labels": values.LABELS,
@@ -32,48 +32,39 @@ _NEEDED = ("seed", "skip_steps")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Request:
-    """Which images a cascade is to draw: of prompts, or of classes by their numbers.
+    """Which images a cascade draws, by prompts or by numbers of its classes; raises InputError.
 
     Image n of a set depends on the seed, its index and its prompt. How sums are rounded on the way,
-    and so the last bit of a pixel, depends on the size of the batches and the row in them as well.
-
-    Attributes:
-        prompts: one an image; a text is one image's.
-        labels: instead of prompts, the number of each image's class among the cascade's.
-        negative_prompt: what stands for no text where there is guidance, which then leads away
-            from it: one text, or one an image; '' is none. None is the cascade's own.
-        seed: of the set of images, from 0 to 2**32 - 1.
-        indices: which images of the set these are; None is the first ones.
-        positions: where each image is in the order that a set is drawn in; the row of a batch
-            follows from it. None is the order here.
-        batch_size: how many are drawn at a time; None is the cascade's own number.
-        low: uint8 [n, size, size, c], to be drawn larger, one an image; the first stage to run is
-            the one that starts from images of this size. None begins with the base.
-        start: uint8 images of the base's size that it begins with, noised to the first step that is
-            taken (real guidance, He et al. 2023). None begins with noise.
-        skip_steps: steps of the base at the noisiest end that are not taken; at least 1 where there
-            is a `start`.
-
-    Raises:
-        InputError: a field's value is of another kind, such as a seed that is no integer.
+    and so the last bit of a pixel, also depends on the size of the batches and the row within them.
     """
 
-    prompts: str | Sequence[str] | None = None
+    prompts: str | Sequence[str] | None = None  # one per image; a string is one image's
     _: dataclasses.KW_ONLY
-    labels: np.ndarray | None = None
+    labels: np.ndarray | None = None  # instead of prompts: classes of the cascade
+    # What guidance leads away from, in place of no text: one text, or one per image; '' is no text.
+    # None is the cascade's own.
     negative_prompt: str | Sequence[str] | None = None
-    seed: int = 0
+    seed: int = 0  # of the set of images, from 0 to 2**32 - 1
+    # Which images of the set these are; None: the first ones.
     indices: Int[np.ndarray, " n"] | None = None
+    # Each image's place in the order in which the set is drawn, which decides its row of a batch.
+    # None is the order given here.
     positions: Int[np.ndarray, " n"] | None = None
-    batch_size: int | None = None
+    batch_size: int | None = None  # images at a time; None is the cascade's number
+    # Images to enlarge, uint8 [n, size, size, c]; the first stage that runs is the one that starts
+    # from this size. None starts with the base.
     low: np.ndarray | None = None
+    # Images of the base's size, uint8, that it starts from, noised to the first step that is taken
+    # (real guidance, He et al. 2023). None is noise.
     start: np.ndarray | RealImages | None = None
+    # Steps of the base that are not taken, from the noisiest; at least 1 with a `start`.
     skip_steps: int = 0
 
     def __post_init__(self) -> None:
         for name, kind in KINDS.items():
             value = getattr(self, name)
             if value is not None or name in _NEEDED:
+                # The dataclass is frozen; its own values are converted once, here.
                 object.__setattr__(self, name, kind.of(name, value))
         if isinstance(self.prompts, str):
             object.__setattr__(self, "prompts", [self.prompts])
@@ -84,12 +75,12 @@ class Request:
         return 0 if rows is None else len(rows)
 
     def negatives(self) -> Sequence[str]:
-        """The texts that stand for no text: one of all images, or one of each."""
+        """The texts that stand for no text: one for all images, or one per image."""
         texts = "" if self.negative_prompt is None else self.negative_prompt
         return [texts] if isinstance(texts, str) else texts
 
     def describe(self, row: int, class_names: Sequence[str]) -> str:
-        """An image in words: its number in the set, and its prompt."""
+        """An image in words, for messages: its number in the set, and its prompt or class."""
         index = row if self.indices is None else int(self.indices[row])
         if self.prompts is not None:
             return f"image {index} of the prompt {self.prompts[row]!r}"
@@ -97,15 +88,9 @@ class Request:
         return f"image {index} of the class {class_names[labels[row]]!r}"
 
     def check(self, stages: Sequence[Stage], class_names: Sequence[str]) -> None:
-        """Looks whether a cascade can draw this.
+        """Raises InputError unless a cascade can draw this: texts, labels, images, skipped steps.
 
-        Args:
-            stages: of the cascade.
-            class_names: of the cascade; empty where any text will do.
-
-        Raises:
-            InputError: a prompt is no class name, a label no class's number, images do not fit a
-                stage, or fields do not fit together.
+        `class_names` are empty where any text will do.
         """
         self._check_counts()
         self._check_text(class_names)
@@ -113,11 +98,7 @@ class Request:
         self._check_negatives(stages)
 
     def first_stage(self, stages: Sequence[Stage]) -> int:
-        """Number of the stage that is run first, see `low`.
-
-        Raises:
-            InputError: none starts from such images, or the cascade has no base.
-        """
+        """Number of the stage that runs first, see `low`; raises InputError if there is none."""
         sizes = [stage.denoiser.low_size for stage in stages]
         if self.low is None:
             if sizes[0]:
@@ -144,7 +125,7 @@ class Request:
                 raise InputError(
                     f"{field} must be one for each of {len(self)} {name}, got {len(numbers)}"
                 )
-            # Beyond 32 bits two images would be one.
+            # Keys are folded from 32 bits: beyond them two images would be the same.
             if numbers is not None and (numbers.min() < 0 or numbers.max() > MOST_SEED):
                 outside = numbers[(numbers < 0) | (numbers > MOST_SEED)][0]
                 raise InputError(f"{field} must be from 0 to {MOST_SEED}, got {outside}")
@@ -173,6 +154,7 @@ class Request:
                 f"negative_prompt must be one text, or one for each of {len(self)} images, got "
                 f"{len(texts)}"
             )
+        # A negative prompt that changes nothing is a mistake.
         run = stages[self.first_stage(stages) :]
         if any(texts) and not any(stage.reads_null_text for stage in run):
             guided = any(stage.is_guided for stage in run)
@@ -215,11 +197,7 @@ class Request:
 
 
 def check_fields(given: Iterable[str], also: Iterable[str]) -> None:
-    """Looks for names that are no field of a request.
-
-    Raises:
-        InputError: names the first one, and those there are with `also`.
-    """
+    """Raises InputError for the first name that is no field of a request; lists `also` too."""
     names = [field.name for field in dataclasses.fields(Request) if field.name != "prompts"]
     for name in given:
         if name not in names:
@@ -229,19 +207,12 @@ def check_fields(given: Iterable[str], also: Iterable[str]) -> None:
 
 
 class RequestTexts(NamedTuple):
-    """The states of a request's texts.
+    """The text states of a request, each different text once."""
 
-    Attributes:
-        states: of its different prompts.
-        prompt_rows: of each image, in these.
-        nulls: of the different texts that stand for no text.
-        null_rows: of each image, in these; or one row for all.
-    """
-
-    states: Float[np.ndarray, "texts n d"]
-    prompt_rows: Int[np.ndarray, " images"]
-    nulls: Float[np.ndarray, "nulls n d"]
-    null_rows: Int[np.ndarray, " image_or_all"]
+    states: Float[np.ndarray, "texts n d"]  # of the different prompts
+    prompt_rows: Int[np.ndarray, " images"]  # each image's row in `states`
+    nulls: Float[np.ndarray, "nulls n d"]  # of the texts that stand for no text
+    null_rows: Int[np.ndarray, " image_or_all"]  # each image's row in `nulls`, or one for all
 
     @property
     def common(self) -> dict[str, np.ndarray]:
@@ -249,7 +220,7 @@ class RequestTexts(NamedTuple):
         return {"null_text": self.nulls} if len(self.nulls) == 1 else {}
 
     def rows(self, images: slice) -> dict[str, np.ndarray]:
-        """Arguments of `Stage.sample` with a row an image, of some of the images."""
+        """Arguments of `Stage.sample` with one row per image, for some of the images."""
         rows = {"text": self.states[self.prompt_rows[images]]}
         if not self.common:
             rows["null_text"] = self.nulls[self.null_rows[images]]

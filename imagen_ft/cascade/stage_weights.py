@@ -1,4 +1,4 @@
-"""The weights of one stage: of a run, of adapters on other weights, or public ones."""
+"""The weights of one stage: a run's, adapters merged into others, or public ones."""
 
 import contextlib
 import dataclasses
@@ -20,27 +20,28 @@ from launch.runtime.layers.lora import Lora, make_lora
 from launch.runtime.run import STAGE, Run
 from launch.runtime.types import Variables
 
-# Before a path or the name of a repository: weights from elsewhere, of whichever kind.
+# Before a path or a repository's name: these are weights from elsewhere, of whichever kind.
 PUBLIC = ("deepfloyd:", "diffusers:")
 
 
 def public_path(path: str) -> str:
-    """Without what says that it holds weights from elsewhere."""
+    """The path without the prefix that says it holds weights from elsewhere."""
     return path.partition(":")[2] if path.startswith(PUBLIC) else path
 
 
 def open_run(path: str) -> Run | None:
     """A run of imagen_ft.finetune; None where the path holds weights from elsewhere.
 
-    'deepfloyd:' or 'diffusers:' before a path or the name of a repository says that it does.
+    'deepfloyd:' or 'diffusers:' before a path or a repository's name says that it does.
 
     Raises:
-        InputError: there is nothing.
+        InputError: there is nothing at the path.
     """
     if not path:
         raise InputError("run must name a run or weights, got ''; set it in the config")
     if path.startswith(PUBLIC):
         return None
+    # Imports and single networks of diffusers have a config.json as well: its fields tell.
     folder = epath.Path(path)
     if folder.exists() and not (folder / "config.json").exists():
         return None
@@ -56,22 +57,17 @@ def variables_of(
     ema: str = MAIN,
     best: bool = False,
 ) -> Variables:
-    """What a stage of a run is sampled with; adapters (`config.lora`) are merged into their base.
+    """The variables that a stage of a finished run is sampled with.
 
-    Args:
-        run: of imagen_ft.finetune, finished.
-        denoiser: whose variables they are.
-        text_shape: of one prompt's states.
-        mesh: where they are to be; None is one device.
-        ema: see `Run.variables`.
-        best: see `Run.variables`.
+    Adapters (`config.lora`) are merged into their base. For `ema` and `best` see `Run.variables`.
 
     Raises:
-        InputError: as `Run.variables`; or the weights that a run adapts are gone or others now.
+        InputError: see `Run.variables`; or the weights that a run adapts are gone or have changed.
     """
     abstract = _placed(denoiser.shapes(text_shape), mesh)
     if not run.config.get("lora"):
         return run.variables(abstract, ema, best)
+    # A run of adapters holds these alone; its base is where the run found it.
     lora = make_lora(run.config.lora, abstract["params"])
     adapters = _placed({"params": lora.shapes(abstract["params"])}, mesh)
     trained = run.variables(adapters, ema, best)["params"]
@@ -82,44 +78,27 @@ def variables_of(
 def with_adapters(
     path: epath.PathLike, denoiser: Denoiser, variables: Variables, mesh: Mesh | None = None
 ) -> Variables:
-    """Merges the adapters of a file into a stage's variables, which are used up.
-
-    Args:
-        path: a safetensors file, see `weights.read_lora`.
-        denoiser: of the stage.
-        variables: of the stage.
-        mesh: where they are; None is one device.
-
-    Raises:
-        InputError: there is no such file, or its adapters are of another network.
-    """
+    """Merges a safetensors file of adapters into a stage's variables, which are donated."""
     lora, adapters = weights.read_lora(path, denoiser.model, variables["params"])
     return _merged(lora, variables["params"], adapters, mesh)
 
 
 def _merged(lora: Lora, params: Any, adapters: Any, mesh: Mesh | None) -> Variables:
     shardings = None if mesh is None else state_shardings(mesh, params)
+    # Donated: at billions of parameters there is no room for them twice.
     merge = jax.jit(lora.merged, out_shardings=shardings, donate_argnums=0)
     return {"params": merge(params, adapters)}
 
 
 def check_adapters(field: str, path: str) -> None:
-    """Looks whether there is a file of adapters; an empty path names none.
-
-    Raises:
-        InputError: there is no such file.
-    """
+    """Raises InputError if a file of adapters is missing; an empty path names none."""
     if path and not os.path.isfile(path):
         advice = "name a run of adapters as run" if os.path.isdir(path) else "there is none"
         raise InputError(f"{field} must be a local file of adapters, got {path!r}; {advice}")
 
 
 def digest_of(run: Run, ema: str = MAIN, best: bool = False) -> str:
-    """Of the values of `variables_of`; of adapters and of what they were trained on.
-
-    Raises:
-        InputError: as `Run.digest`.
-    """
+    """Checksum of the values of `variables_of`; with adapters, of these and their base."""
     own = run.digest(ema, best)
     return json_digest([own, run.inputs["init_from"]]) if run.config.get("lora") else own
 
@@ -131,7 +110,7 @@ def _placed(shapes: Any, mesh: Mesh | None) -> Any:
 def _base(
     run: Run, denoiser: Denoiser, text_shape: tuple[int, int], mesh: Mesh | None, dtype: Any
 ) -> Any:
-    """The parameters that a run's adapters were trained on, rounded as they were there."""
+    """The parameters that a run's adapters were trained on, rounded as they were in training."""
     path = _start_of(run)
     start = open_run(path)
     if start is None:
@@ -139,16 +118,14 @@ def _base(
         params = load_public(path, denoiser, text_shape, field, mesh, dtype=dtype)["params"]
     else:
         params = variables_of(start, denoiser, text_shape, mesh)["params"]
+    # Adapters have learned to correct the rounded weights, not the exact ones.
     return jax.tree.map(lambda leaf: leaf.astype(dtype).astype(jnp.float32), params)
 
 
 def _start_of(run: Run) -> str:
-    """Where the weights are that a run adapts: a relative path may begin in a folder around it.
-
-    Raises:
-        InputError: they are nowhere, or others now.
-    """
+    """Where the weights are that a run adapts; raises InputError if gone or changed."""
     path = run.config.init_from
+    # 1. Where the config says.
     if path.startswith(PUBLIC) or epath.Path(path).exists():
         if _digest(path) == run.inputs["init_from"]:
             return path
@@ -156,8 +133,10 @@ def _start_of(run: Run) -> str:
             f"{run.path} has adapters of {path}, whose weights have changed; restore those "
             "that it was trained on"
         )
+    # 2. The run was moved or is read from another folder: a relative path may start in any folder
+    # above the run.
     for folder in run.path.resolve().parents:
-        # What is called so there may be anything.
+        # A folder of this name there may be anything.
         with contextlib.suppress(InputError):
             if _digest(os.fspath(folder / path)) == run.inputs["init_from"]:
                 return os.fspath(folder / path)
@@ -168,7 +147,7 @@ def _start_of(run: Run) -> str:
 
 
 def _digest(path: str) -> str:
-    """Of the weights that training can begin with."""
+    """Checksum of the weights that training can start from."""
     start = open_run(path)
     return digest_of(start) if start else weights.digest(public_path(path), "unet")
 
@@ -182,26 +161,19 @@ def load_public(
     variant: str | None = None,
     dtype: Any = None,
 ) -> dict[str, Any]:
-    """Loads the weights of a public U-Net, DeepFloyd IF's or Stable Diffusion's, for a denoiser.
+    """Loads a public U-Net, DeepFloyd IF's or Stable Diffusion's, for a denoiser.
 
-    Args:
-        path: an import, a folder in diffusers' layout, or a repository of the Hub; 'deepfloyd:' or
-            'diffusers:' before it is passed over.
-        denoiser: whose network they have to be.
-        text_shape: of one prompt's states.
-        field: of the denoiser in the config, for messages.
-        mesh: see `weights.load_part`.
-        variant: see `weights.load_part`.
-        dtype: see `weights.load_part`.
-
-    Raises:
-        InputError: they are another network's.
+    `path` is an import, a folder in diffusers' layout or a Hub repository, with or without a prefix
+    of `PUBLIC`. For `mesh`, `variant` and `dtype` see `weights.load_part`.
     """
     path = public_path(path)
+    # 1. What the config alone can get wrong.
     if denoiser.autoencoder is None:
         check_public(denoiser.prediction, path, field)
+    # 2. The weights say what network they are.
     model, params = weights.load_part("unet", path, dtype, mesh, variant)
     check_same_network(denoiser.model, model, path, field)
+    # 3. Widths that follow from the text and the images are no fields of the network.
     shapes = jax.tree.map(lambda leaf: leaf.shape, denoiser.shapes(text_shape)["params"])
     if jax.tree.map(jnp.shape, params) != shapes:
         raise InputError(
@@ -212,17 +184,7 @@ def load_public(
 
 
 def check_same_network(network: Any, model: Any, path: str, field: str) -> None:
-    """Compares a network with that of some weights, but for how it is computed.
-
-    Args:
-        network: of a config.
-        model: of the weights.
-        path: of these, for messages.
-        field: of the network, for messages.
-
-    Raises:
-        InputError: they differ; says in what.
-    """
+    """Raises InputError, naming the field, unless networks differ only in how to compute."""
     if type(network) is not type(model):
         raise InputError(
             f"{field} must be a {type(model).__name__}, as the weights of {path} are, got a "
@@ -239,11 +201,7 @@ def check_same_network(network: Any, model: Any, path: str, field: str) -> None:
 
 
 def check_public(prediction: str, path: str, field: str) -> None:
-    """DeepFloyd IF's networks predict eps; see `load_public`.
-
-    Raises:
-        InputError: the denoiser is to predict something else.
-    """
+    """Raises InputError unless a denoiser predicts eps, as DeepFloyd IF's networks do."""
     if prediction != "eps":
         raise InputError(
             f"{field}: prediction must be 'eps', as for the weights of {path}, got {prediction!r}"

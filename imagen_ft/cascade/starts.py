@@ -1,7 +1,7 @@
-"""Real images that a base begins with in place of noise: real guidance, of He et al. 2023.
+"""Real guidance: a base starts from noised real images instead of noise (He et al. 2023).
 
-They are noised to the first step that is taken (section 3.3), and so what is drawn keeps of them
-what the steps that are left do not decide.
+They are noised to the first step that is taken (section 3.2 and appendix C.3), so what is drawn
+keeps all that the remaining steps do not decide.
 """
 
 import dataclasses
@@ -30,25 +30,21 @@ _FIELD = "config.start"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RealImages:
-    """Images of a source, one for each image of a request; a batch is read when it is drawn.
+    """Images of a source, one per image of a request; a batch is read when it is drawn.
 
-    Attributes:
-        source: the images, of any size.
-        positions: in the source.
-        size: pixels each way that they are brought to.
-        channels: of each.
+    Looks like a uint8 array [n, size, size, channels] that is sliced along its first axis.
     """
 
-    source: Source
-    positions: Int[np.ndarray, " n"]
-    size: int
+    source: Source  # images of any size
+    positions: Int[np.ndarray, " n"]  # in the source
+    size: int  # pixels each way that they are resized to
     channels: int
 
     dtype = np.dtype(np.uint8)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """As of an array with all of them."""
+        """Of an array with all of them."""
         return (len(self.positions), self.size, self.size, self.channels)
 
     def __getitem__(self, rows: slice) -> UInt8[np.ndarray, "n size size c"]:
@@ -70,30 +66,17 @@ class RealImages:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Starts:
-    """The images of `config.start`.
-
-    Attributes:
-        source: of them all.
-        size: of the base's images, pixels each way.
-        channels: of the base's images.
-        closed: names of the cascade's classes; empty where it draws any text.
-    """
+    """The images of `config.start`."""
 
     source: Source
-    size: int
-    channels: int
+    size: int  # pixels each way of the base's images
+    channels: int  # of the base's images
+    # All names of each class of the cascade; () if it draws any text.
     closed: tuple[tuple[str, ...], ...]
 
     @classmethod
     def open(cls, config: ml_collections.ConfigDict) -> "Starts | None":
-        """Opens the images of a config; None where it begins with noise.
-
-        Args:
-            config: `start`, see `sources.load`; `stages` and `class_names` of the cascade.
-
-        Raises:
-            InputError: they are missing, damaged, or have other channels than the base draws.
-        """
+        """Opens the images of `config.start`; None where the config starts from noise."""
         if not _is_given(config):
             return None
         base = _base(config).denoiser
@@ -103,24 +86,17 @@ class Starts:
         except InputError as error:
             raise InputError(f"{_FIELD}: {error}") from None
         starts = cls(source, base.image_size, base.image_channels, _called(config.class_names))
+        # Reads one image: wrong channels fail now, not in the first batch.
         _ = starts._images(np.arange(1))[:1]
         return starts
 
     def digest(self) -> str:
-        """What decides about the images and their order."""
+        """Checksum of the images and their order."""
         keys = [self.source.key(i) for i in range(len(self.source))]
         return json_digest([self.source.digest(), keys])
 
     def check_classes(self, names: Sequence[str], counts: Sequence[int]) -> None:
-        """Looks whether every class of which images are drawn has real ones.
-
-        Args:
-            names: of the classes of a set.
-            counts: images that are drawn of each.
-
-        Raises:
-            InputError: one has none.
-        """
+        """Raises InputError unless every class that is drawn (`counts`) has real images."""
         numbers = self._of_names(names)
         for name, count, number in zip(names, counts, numbers.tolist(), strict=True):
             if count and (number < 0 or not self._class_sizes[number]):
@@ -136,30 +112,17 @@ class Starts:
         indices: Int[np.ndarray, " n"],
         seed: int,
     ) -> RealImages:
-        """A real image of each image's class, drawn by the seed and the image's index alone.
-
-        Args:
-            names: of the classes, of which `check_classes` is content.
-            labels: of the images, in these.
-            indices: of the images in their set.
-            seed: of the set.
-        """
+        """A real image per label, drawn by the seed and the image's index in the set alone."""
         return self._images(self._drawn(self._of_names(names)[labels], indices, seed))
 
     def of_prompts(self, prompts: Sequence[str], seed: int) -> RealImages:
-        """A real image for each prompt: of its class, if it names one, else the next in order.
-
-        Args:
-            prompts: of image 0, 1, ...
-            seed: of the images.
-
-        Raises:
-            InputError: it is a class of the cascade of which there is none.
-        """
+        """A real image for each prompt: of its class if it names one, or else the next in order."""
         names = list(dict.fromkeys(prompts))
+        # Where any text will do, a prompt may well name no class.
         if self.closed:
             self.check_classes(names, [1] * len(names))
         numbers = dict(zip(names, self._of_names(names).tolist(), strict=True))
+        # -1 is a prompt that names no class.
         labels, indices = np.array([numbers[prompt] for prompt in prompts]), np.arange(len(prompts))
         is_class = (labels >= 0) & (self._class_sizes[labels] > 0)
         positions = indices % len(self.source)
@@ -172,12 +135,14 @@ class Starts:
     def _drawn(
         self, labels: Int[np.ndarray, " n"], indices: Int[np.ndarray, " n"], seed: int
     ) -> Int[np.ndarray, " n"]:
-        """Positions of images of classes of the source."""
+        """Positions of images of the source's classes."""
         sizes = self._class_sizes
         order = np.argsort(self.source.labels, kind="stable")
-        # Indices and seeds are of 32 bits: no two of them share a number.
+        # Indices and seeds have 32 bits each: no two pairs share a number. Modulo a class size the
+        # 64 bits of the hash are as good as uniform.
         numbers = np.uint64(seed << 32) + indices.astype(np.uint64)
         draws = (splitmix64(numbers) % sizes[labels].astype(np.uint64)).astype(np.int64)
+        # `order` lists the source class by class: the class's first place, plus the draw.
         return order[(np.cumsum(sizes) - sizes)[labels] + draws]
 
     @functools.cached_property
@@ -185,7 +150,7 @@ class Starts:
         return np.bincount(self.source.labels, minlength=len(self.source.class_names))
 
     def _of_names(self, names: Sequence[str]) -> Int[np.ndarray, " names"]:
-        """The labels that classes have in the source, or -1, by all that they are called."""
+        """The classes' labels in the source, or -1, looked up by any of their names."""
         numbers = {name: label for label, name in enumerate(self.source.class_names)}
         others = {name: called for called in reversed(self.closed) for name in called}
         called = [(name, *others.get(name, ())) for name in names]
@@ -194,17 +159,13 @@ class Starts:
 
 
 def lacking_in_start(config: ml_collections.ConfigDict) -> Defaults:
-    """Fields of real guidance that a config lacks."""
+    """Fields of real guidance that a config does not set."""
     source = lacking_in_source("start", config.get("start") or {})
     return {**below("", config, {"skip_steps": 0}), **source}
 
 
 def check_start(config: ml_collections.ConfigDict) -> None:
-    """Looks at `config.start` and `config.skip_steps` without opening any image.
-
-    Raises:
-        InputError: one of them is there without the other, or a value is wrong.
-    """
+    """Raises InputError for a wrong `start` or `skip_steps`, or one alone; opens no image."""
     skip_steps: Any = config.get("skip_steps") or 0
     if type(skip_steps) is not int or skip_steps < 0:
         raise InputError(
@@ -226,15 +187,7 @@ def check_start(config: ml_collections.ConfigDict) -> None:
 
 
 def check_noise(field: str, config: ml_collections.ConfigDict) -> None:
-    """Looks for real guidance where images have to begin with noise.
-
-    Args:
-        field: of the config, in that of the task.
-        config: of a cascade.
-
-    Raises:
-        InputError: it asks for it.
-    """
+    """Raises InputError for real guidance where images must start from noise."""
     for name in ("start", "skip_steps"):
         if value := config.get(name):
             raise InputError(
@@ -257,7 +210,7 @@ def _is_given(config: ml_collections.ConfigDict) -> bool:
 
 
 def _called(named: str | Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """All that each class of a cascade is called: its prompt, and in ImageNet its id."""
+    """All names of each class of a cascade: its prompt, and in ImageNet its WordNet id."""
     names = class_names.resolve(named)
     if named == class_names.IMAGENET:
         return tuple(zip(names, wordnet_ids(), strict=True))

@@ -1,4 +1,4 @@
-"""What values of settings and arguments have to be, for those who call a cascade in Python."""
+"""What values of settings and arguments must be, for callers of a cascade in Python."""
 
 import operator
 import os
@@ -13,31 +13,22 @@ from launch.errors import InputError
 from launch.runtime.devices.mesh import AXES
 from launch.runtime.limits import MOST_SEED
 
-# Letters of a value in a message.
+# Characters of a value shown in a message.
 _SHOWN = 80
 
 
 class Kind(NamedTuple):
-    """Values of one kind.
+    """Values of one kind."""
 
-    Attributes:
-        words: what they have to be.
-        convert: makes a value one of them; TypeError, ValueError and
-            OverflowError say that it cannot be.
-    """
-
-    words: str
+    words: str  # what they must be, for messages
+    # Makes a value one of them; raises TypeError, ValueError or OverflowError where it cannot.
     convert: Callable[[Any], Any]
 
     def of(self, name: str, value: Any) -> Any:
-        """A value as one of this kind.
-
-        Args:
-            name: of the setting or argument.
-            value: what was given for it.
+        """The value of the setting or argument `name`, converted to this kind.
 
         Raises:
-            InputError: it is none.
+            InputError: it is not of this kind.
         """
         try:
             return self.convert(value)
@@ -46,7 +37,7 @@ class Kind(NamedTuple):
 
 
 def only(*types: type) -> Callable[[Any], Any]:
-    """Converts nothing: a value has to be of one of these types."""
+    """Converts nothing: a value must be of one of these types."""
 
     def convert(value: Any) -> Any:
         if not isinstance(value, types):
@@ -58,6 +49,7 @@ def only(*types: type) -> Callable[[Any], Any]:
 
 def _integer_from(least: int, most: int | None = None) -> Callable[[Any], int]:
     def convert(value: Any) -> int:
+        # index(), not int(): it takes numpy's integers and refuses 2.0 and '2'.
         number = operator.index(value)
         if number < least or (most is not None and number > most):
             raise ValueError
@@ -67,6 +59,7 @@ def _integer_from(least: int, most: int | None = None) -> Callable[[Any], int]:
 
 
 def _number(value: Any) -> float:
+    # float() would take True as 1 and '2' as 2.
     if isinstance(value, bool | str):
         raise TypeError
     return float(value)
@@ -89,6 +82,7 @@ def _captions(value: Any) -> list[str]:
 
 def _rows(value: Any) -> np.ndarray:
     array = np.asarray(value)
+    # An empty list becomes float64: it has no wrong number in it.
     if array.ndim != 1 or not (np.issubdtype(array.dtype, np.integer) or not len(array)):
         raise TypeError
     return array
@@ -108,6 +102,7 @@ def _labels(value: Any) -> np.ndarray:
 
 
 def _array(value: Any) -> Any:
+    # Arrays that are read on demand (`RealImages`) must not be copied here.
     return value if hasattr(value, "shape") and hasattr(value, "dtype") else np.asarray(value)
 
 
@@ -128,6 +123,7 @@ def _mesh(value: Any) -> Any:
         return value
     if not isinstance(value, Mapping) or not set(value) <= set(AXES):
         raise TypeError
+    # Sizes alone: `Cascade.load` makes the mesh.
     return {axis: operator.index(size) for axis, size in value.items()}
 
 
@@ -136,6 +132,7 @@ def _sources(value: Any) -> Any:
         return value
     if isinstance(value, Mapping | bytes):
         raise TypeError
+    # One path or several; a string is a sequence too.
     return [os.fspath(path) for path in ([value] if isinstance(value, _PATHS) else value)]
 
 
@@ -163,6 +160,6 @@ SOURCE = Kind("a config, a file, a run or weights, or a list of runs or weights"
 
 
 def _shown(value: Any) -> str:
-    """A value in one short line."""
+    """A value on one short line."""
     text = " ".join(repr(value).split())
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

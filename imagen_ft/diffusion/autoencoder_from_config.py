@@ -1,4 +1,4 @@
-"""What makes images of a stage's latents, from the config of its denoiser."""
+"""The auto-encoder of a stage that draws latents, from its denoiser's config."""
 
 import ml_collections
 
@@ -11,7 +11,7 @@ from launch.runtime.config import module_fields
 from launch.runtime.limits import SIDE, check_numbers, make_module
 from launch.runtime.optional_fields import Defaults, below, defaults_of, unset
 
-# Of the section, what is no field of the network: where its weights are.
+# Fields of the section that are not the network's: where its weights are.
 WEIGHTS = ("weights", "variant")
 # Height and width of the original, top and left of the crop, height and width of the image.
 _SIZES = 6
@@ -19,16 +19,11 @@ _FIELD = "stage.autoencoder"
 
 
 def make_autoencoder(config: ml_collections.ConfigDict) -> Autoencoder | None:
-    """The auto-encoder of a denoiser; None where that sees images.
+    """The auto-encoder of a denoiser's config; None where the network sees images.
 
-    Args:
-        config: of the denoiser. `autoencoder` has fields of `Autoencoder`, or `preset`, a name of
-            `models.presets`, and the fields that differ from it; `weights`, a pipeline of diffusers
-            or an auto-encoder of its own, where they are not with the network's; and their
-            `variant`.
-
-    Raises:
-        InputError: an unknown preset, or a field has a wrong value.
+    The section `autoencoder` has fields of `Autoencoder`, or `preset` (a name of `models.presets`)
+    and the fields that differ; `weights`, a diffusers pipeline or an auto-encoder on its own where
+    they are not with the network's; and their `variant`.
     """
     section = config.get("autoencoder")
     if not section:
@@ -49,12 +44,9 @@ def make_autoencoder(config: ml_collections.ConfigDict) -> Autoencoder | None:
 
 
 def check_latents(denoiser: Denoiser) -> None:
-    """Looks whether the network, its auto-encoder and what it is told fit together.
-
-    Raises:
-        InputError: they do not.
-    """
+    """Raises InputError unless network, auto-encoder and SDXL's extra inputs fit together."""
     model, autoencoder = denoiser.model, denoiser.autoencoder
+    # 1. The network and its auto-encoder.
     if isinstance(model, LatentUNet) and autoencoder is None:
         raise InputError(
             f"{_FIELD} must say what makes images of the latents that stage.unet draws, got none; "
@@ -71,6 +63,7 @@ def check_latents(denoiser: Denoiser) -> None:
             f"stage.low_size must be 0 for latents, which begin with noise alone, got "
             f"{denoiser.low_size}; enlarge with a stage that draws pixels"
         )
+    # 2. SDXL's inputs besides the text.
     told = isinstance(model, LatentUNet) and model.size_embedding_dim > 0
     if told != (denoiser.pooled_width > 0):
         raise InputError(
@@ -92,7 +85,7 @@ def check_latents(denoiser: Denoiser) -> None:
 def lacking_in_autoencoder(
     path: str, config: ml_collections.ConfigDict, autoencoder: Autoencoder | None
 ) -> Defaults:
-    """Fields of an auto-encoder that the config of a denoiser, at `path`, lacks."""
+    """Fields of an auto-encoder that the config of a denoiser, at `path`, does not set."""
     defaults: Defaults = {"weights": "", "variant": unset(str), "preset": ""}
     if autoencoder is not None:
         defaults |= defaults_of(autoencoder)

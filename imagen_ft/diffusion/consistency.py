@@ -1,4 +1,4 @@
-"""Consistency models: every point of a trajectory is taken to its first one (Song et al. 2023)."""
+"""Consistency models: every point of a trajectory maps to its first point (Song et al. 2023)."""
 
 import dataclasses
 import functools
@@ -15,51 +15,38 @@ from launch.runtime.types import Array
 
 @functools.cache
 def boundary_time(schedule: Schedule) -> float:
-    """The time of the trajectories' first points: that of the least noise of Karras' spacing."""
+    """The time of the trajectories' first points: the least noisy of Karras' spacing."""
     return float(sampling_times(schedule, 2, "karras", LOGSNR_MIN)[1])
 
 
 def consistency(x_t: Image, x0: Image, logsnr: Scalar, logsnr_boundary: Float[Array, ""]) -> Image:
-    """f(x, sigma) = c_skip x + c_out F, of what has constant scale: x = x_t / alpha.
+    """f(x, sigma) = c_skip x + c_out F at constant scale, x = x_t / alpha (Song et al. 2023).
 
-    c_skip = 1 / ((sigma - eps)^2 + 1) and c_out = (sigma - eps) / sqrt(sigma^2 + 1), 1 and 0 at
-    the boundary eps (Song et al. 2023, appendix C, with data of deviation 1). F is that of which
-    the network's x_0 is made with eps = 0: it is -v, and far from the boundary f is x_0.
-
-    Args:
-        x_t: noisy images.
-        x0: the clean images that a network predicts.
-        logsnr: of x_t.
-        logsnr_boundary: of the trajectories' first points.
-
-    Returns:
-        Images of the boundary, of constant scale.
+    Appendix C for data of deviation 1, with F such that eps = 0 gives the network's `x0` (F is -v).
+    At the boundary eps f is x, far from it `x0`. Returns images at constant scale.
     """
+    # c_skip = 1 / ((sigma - eps)^2 + 1), c_out = (sigma - eps) / sqrt(sigma^2 + 1).
     sigma, least = per_image(deviation(logsnr)), per_image(deviation(logsnr_boundary))
     gap = jnp.maximum(sigma - least, 0.0)
-    share = gap / sigma  # c_out over that without a boundary
+    share = gap / sigma  # c_out relative to its value at eps = 0
     skip = 1.0 / (gap**2 + 1.0) - share / (sigma**2 + 1.0)
+    # c_out F + c_skip x, with F replaced by what x_0 and x imply.
     return share * x0 + skip * (x_t / alpha_sigma(per_image(logsnr))[0])
 
 
 def deviation(logsnr: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """Sigma / alpha: of the noise, where data have constant scale."""
+    """Standard deviation of the noise where data are at constant scale: sigma / alpha."""
     return jnp.exp(-0.5 * logsnr)
 
 
 @dataclasses.dataclass(frozen=True)
 class MultistepConsistency(Sampler):
-    """Takes noise to data, and all but the last time back to less noise (algorithm 1).
+    """Takes noise to data and, until the last step, back to less noise (Song et al. 2023).
 
-    For networks that were distilled so, see `distillation.Consistency`.
-
-    Attributes:
-        num_steps: network evaluations.
-        spacing: see `spacing.sampling_times`.
-        logsnr_min: see `Sampler`.
+    Algorithm 1; for networks distilled for it, see `distillation.Consistency`.
     """
 
-    num_steps: int
+    num_steps: int  # network evaluations
     spacing: str = "trailing"
     logsnr_min: float = LOGSNR_MIN
 
@@ -70,9 +57,10 @@ class MultistepConsistency(Sampler):
         prediction = denoise(carry, interval.t)
         boundary = interval.schedule.logsnr(jnp.asarray(boundary_time(interval.schedule)))
         image = consistency(carry, prediction.x0, interval.logsnr_t, boundary)
-        # The image has the boundary's noise already.
+        # x + sqrt(tau^2 - eps^2) z: the image already carries the boundary's noise eps.
         added = deviation(interval.logsnr_s) ** 2 - deviation(boundary) ** 2
         later = image + jnp.sqrt(jnp.maximum(added, 0.0)) * noise
+        # From constant scale back to variance preserving.
         later = later * alpha_sigma(interval.logsnr_s)[0]
         image = jnp.where(interval.last, image, later)
         return image, prediction

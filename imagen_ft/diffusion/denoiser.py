@@ -1,4 +1,4 @@
-"""A network with the conventions that it is trained and sampled with."""
+"""A network together with the conventions it is trained and sampled with."""
 
 import dataclasses
 from typing import Any, Protocol, runtime_checkable
@@ -20,13 +20,9 @@ UPSAMPLING = ("bilinear", "bilinear_corners", "nearest")
 
 @runtime_checkable
 class Network(Protocol):
-    """What a denoiser asks of a model; `UNet`, `EfficientUNet` and `LatentUNet` have it.
+    """What a denoiser needs from a model; `UNet`, `EfficientUNet` and `LatentUNet` have it."""
 
-    Attributes:
-        dtype: of the computation.
-    """
-
-    dtype: Any
+    dtype: Any  # of the computation
 
     def init(self, key: Any, /, *args: Any) -> Any:
         """Variables, from a key, x, t, text, and the noise level or `Added`."""
@@ -37,78 +33,55 @@ class Network(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-    """One stage's network with the conventions that it is trained and sampled with.
-
-    Attributes:
-        model: the network.
-        schedule: of the noise, of images and of low-resolution conditions alike.
-        size: of what the network sees, in pixels: images, or latents.
-        low_size: of the low-resolution images it starts from; 0 for a base model.
-        channels: of what the network sees.
-        upsampling: how these are brought to size, one of `UPSAMPLING`.
-        learned_variance: whether the network has channels for it behind those of `prediction`.
-        prediction: what the network's first `channels` outputs are, one of
-            `forward_process.PREDICTIONS`.
-        autoencoder: makes images of latents, which the network then sees; None: it sees images.
-        pooled_width: of the pooled text that the network is told besides (`Added`), which comes as
-            one more row behind the states, filled up with zeros; 0: there is none.
-        sizes: of `Added`; () is an original and an image of `image_size`, without a crop.
-    """
+    """One stage's network with the conventions it is trained and sampled with."""
 
     model: Network
+    # Of the noise on images, and of that on low-resolution conditions.
     schedule: Schedule
+    # Pixels each way, and channels, of what the network sees: images, or latents.
     size: int
-    low_size: int
+    low_size: int  # pixels of the low-resolution images; 0 for a base
     channels: int
-    upsampling: str = "bilinear"
+    upsampling: str = "bilinear"  # of low-resolution images, one of `UPSAMPLING`
+    # Whether the network outputs channels for the variance after those of `prediction`.
     learned_variance: bool = False
+    # What the first `channels` outputs are, one of `forward_process.PREDICTIONS`.
     prediction: str = "eps"
-    autoencoder: Autoencoder | None = None
+    autoencoder: Autoencoder | None = None  # None: the network sees images
+    # Width of SDXL's pooled text (`Added`), which comes as one more row after the states, padded
+    # with zeros; 0 if there is none.
     pooled_width: int = 0
+    # Of `Added`; () means an original and an image of `image_size`, uncropped.
     sizes: tuple[int, ...] = ()
 
     @property
     def image_size(self) -> int:
-        """Of the images that are drawn, in pixels."""
+        """Pixels each way of the images that come out."""
         return self.size * (self.autoencoder.factor if self.autoencoder else 1)
 
     @property
     def image_channels(self) -> int:
-        """Of the images that are drawn."""
+        """Channels of the images that come out."""
         return self.autoencoder.out_channels if self.autoencoder else self.channels
 
     def init(self, key: Key[Array, ""], text: Float[Array, "n d"]) -> dict[str, Any]:
-        """New variables.
-
-        Args:
-            key: randomness.
-            text: states of any prompt, for their shape.
-
-        Returns:
-            Those of the network alone; the auto-encoder's are in no run of ours.
-        """
+        """New variables of the network, no auto-encoder's; `text` is any prompt's states."""
+        # A super-resolution network sees x_t and the upsampled image, joined along the channels.
         channels = self.channels * (2 if self.low_size else 1)
         x = jnp.zeros((1, self.size, self.size, channels))
         level = jnp.zeros((1,)) if self.low_size else None
         return self.model.init(key, x, jnp.zeros((1,)), *self._told(text[None], level))
 
     def shapes(self, text_shape: tuple[int, int]) -> dict[str, Any]:
-        """Shapes of the variables; nothing is made.
-
-        Raises:
-            InputError: the network's fields do not fit together.
-        """
+        """Shapes of the variables; raises InputError if the network's fields do not fit."""
         with building("stage.unet"):
             text = jax.ShapeDtypeStruct(text_shape, jnp.float32)
             return jax.eval_shape(self.init, jax.random.key(0), text)
 
     def autoencoder_shapes(self) -> dict[str, Any]:
-        """Shapes of the auto-encoder's variables, of which there has to be one.
-
-        Raises:
-            InputError: its fields do not fit together.
-        """
+        """Shapes of the auto-encoder's variables; raises InputError as `shapes` does."""
         assert self.autoencoder is not None, "the network sees images"
+        # The smallest image that leaves one latent pixel: weights do not depend on the size.
         side = self.autoencoder.factor
         with building("stage.autoencoder"):
             image = jax.ShapeDtypeStruct((1, side, side, self.image_channels), jnp.float32)
@@ -117,12 +90,7 @@ class Denoiser:
     def encode(
         self, variables: Variables, images: Float[Array, "b h w c"]
     ) -> tuple[Float[Array, "b size size z"], Float[Array, "b size size z"] | None]:
-        """Mean and log-variance of the latents of images, or the images where there are none.
-
-        Args:
-            variables: of the auto-encoder.
-            images: in [-1, 1].
-        """
+        """Mean and log-variance of latents; without an auto-encoder the images and None."""
         if self.autoencoder is None:
             return images, None
         return self.autoencoder.apply(variables, images, method="encode")  # type: ignore[return-value]
@@ -130,12 +98,7 @@ class Denoiser:
     def decode(
         self, variables: Variables, x0: Float[Array, "b size size z"]
     ) -> Float[Array, "b h w c"]:
-        """Images, about in [-1, 1], of what the network sees; one by one where those are latents.
-
-        Args:
-            variables: of the auto-encoder.
-            x0: without noise.
-        """
+        """Images, about in [-1, 1], from clean latents, one by one; images pass through."""
         return decode_one_by_one(self.autoencoder, variables, x0) if self.autoencoder else x0
 
     def condition(
@@ -144,17 +107,13 @@ class Denoiser:
         noise: Float[Array, "b size size c"],
         level: Float[Array, " b"],
     ) -> Float[Array, "b size size c"]:
-        """Upsamples low-resolution images and noises them to a level.
+        """Upsamples low-resolution images in [-1, 1] and noises them to a level in [0, 1].
 
-        Noise-conditioning augmentation (Ho et al. 2021; Imagen, section 2.4).
-
-        Args:
-            low: low-resolution images in [-1, 1].
-            noise: standard normal, of the shape of the result.
-            level: in [0, 1]; 0 adds nothing.
+        Noise-conditioning augmentation (Ho et al. 2021; Imagen, section 2.4); level 0 adds nothing.
         """
         upsampled = upsample(low, self.size, self.upsampling)
         noised = add_noise(upsampled, noise, self.schedule.logsnr(level))
+        # Even at t = 0 a schedule has a little noise: level 0 means none at all.
         return jnp.where(level[:, None, None, None] > 0, noised, upsampled)
 
     def context(
@@ -163,23 +122,19 @@ class Denoiser:
         text: Float[Array, "b n d"],
         level: Float[Array, " b"] | None = None,
     ) -> PyTree:
-        """What the network needs of the prompts, the same at every time.
-
-        Args:
-            variables: of the model.
-            text: states of the prompts.
-            level: what the condition was noised to, for super-resolution.
-        """
+        """What the network computes from the prompts (and the condition's level) for all times."""
         level = None if level is None else self.schedule.model_time(level)
         return self.model.apply(variables, *self._told(text, level), method="context")
 
     def _told(
         self, text: Float[Array, "b n d"], level: Float[Array, " b"] | None
     ) -> tuple[Array, Any]:
-        """The text's states, and what the network takes behind them."""
+        """The text's states, and what the network takes after them: noise level or `Added`."""
         if not self.pooled_width:
             return text, level
         side = self.image_size
+        # SDXL's micro-conditioning: height and width of the original, top and left of the crop,
+        # height and width of the image.
         sizes = jnp.asarray(self.sizes or (side, side, 0, 0, side, side), jnp.float32)
         pooled = text[:, -1, : self.pooled_width]
         return text[:, :-1], Added(pooled, jnp.broadcast_to(sizes, (len(text), len(sizes))))
@@ -192,14 +147,9 @@ class Denoiser:
         context: PyTree,
         condition: Image | None = None,
     ) -> Float[Array, "b h w out"]:
-        """The network's output: `prediction` and, where it is learned, the variance behind it.
+        """The network's output at t in [0, 1]: `prediction` and, if learned, the variance after it.
 
-        Args:
-            variables: of the model.
-            x_t: noisy images.
-            t: time in [0, 1].
-            context: result of `context`.
-            condition: result of `condition`, for super-resolution.
+        `context` and `condition` are the results of the methods of these names.
         """
         x = x_t if condition is None else jnp.concatenate([x_t, condition], axis=-1)
         time = self.schedule.model_time(t)
@@ -209,18 +159,19 @@ class Denoiser:
 def upsample(
     images: Float[Array, "b h w c"], size: int, method: str
 ) -> Float[Array, "b size size c"]:
-    """Brings square images to a larger size.
+    """Enlarges square images to `size` pixels.
 
-    Args:
-        images: to be upsampled.
-        size: in pixels.
-        method: 'bilinear' between the centres of pixels, 'bilinear_corners' between the outer
-            pixels' own (align_corners of PyTorch, DeepFloyd IF), or 'nearest'.
+    'bilinear' interpolates between pixel centres, 'bilinear_corners' aligns the outer pixels
+    (align_corners in PyTorch, DeepFloyd IF), 'nearest' repeats pixels.
     """
     if method != "bilinear_corners":
         shape = (images.shape[0], size, size, images.shape[-1])
         return jax.image.resize(images, shape, method, antialias=False)
     low = images.shape[1]
+    # Output pixel i lies at i (low - 1) / (size - 1): both ends on the outer pixels. `weights` is
+    # [size, low], two neighbours per row.
     position = np.arange(size) * ((low - 1) / max(size - 1, 1))
     weights = np.maximum(0.0, 1.0 - np.abs(position[:, None] - np.arange(low))).astype(np.float32)
+    # [size, low] x [size, low] x [b, low, low, c] -> [b, size, size, c]. On a TPU the default
+    # precision would round the pixels to bfloat16.
     return jnp.einsum("yh,xw,bhwc->byxc", weights, weights, images, precision="highest")

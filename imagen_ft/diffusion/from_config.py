@@ -1,4 +1,4 @@
-"""Denoisers and stages from configs."""
+"""Builds denoisers and stages from configs."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from launch.runtime.config import module_fields
 from launch.runtime.limits import SIDE, check_numbers, make_module
 from launch.runtime.optional_fields import Defaults, Mixed, below, defaults_of
 
-# What a stage and its guide have to have in common.
+# What a stage and its guide must have in common.
 _OF_IMAGES = (
     "size",
     "low_size",
@@ -46,13 +46,9 @@ _LIMITS = {
 
 @runtime_checkable
 class _Levels(Network, Protocol):
-    """A network by its levels, as configs describe one; see `CONTRIBUTING.md`, A network.
+    """A network seen as levels, as configs describe it; see `CONTRIBUTING.md`, A network."""
 
-    Attributes:
-        block_out_channels: width of each level, from the finest.
-    """
-
-    block_out_channels: Sequence[int]
+    block_out_channels: Sequence[int]  # width of each level, from the finest
 
     @property
     def self_attention(self) -> Sequence[bool]:
@@ -60,32 +56,28 @@ class _Levels(Network, Protocol):
 
     @property
     def halvings(self) -> int:
-        """How many times height and width are halved on the way down."""
+        """How often height and width are halved on the way down."""
 
     def heads(self, level: int) -> int:
-        """The most heads of an attention of a level; `cascade.memory` asks for them."""
+        """The most heads of a level's attention, for `cascade.memory`."""
 
 
 def make_denoiser(config: ml_collections.ConfigDict) -> Denoiser:
-    """Builds a denoiser.
+    """Builds a denoiser from `config.stage` or a part like it; raises InputError.
 
-    Args:
-        config: `size`, `low_size`, `channels`; `schedule`, see `make_schedule`; `unet`: fields of
-            `UNet`, or `preset`, a name of `models.presets`, and the fields that differ from it;
-            `learned_variance`, `prediction` and `upsampling` where they are not those of
-            `Denoiser`. Of latents also `autoencoder`, see `make_autoencoder` (`unet` are then
-            fields of `LatentUNet`), and for SDXL `pooled_width` and `sizes`; `size` and `channels`
-            are the latents'.
-
-    Raises:
-        InputError: unknown schedule, preset, prediction or upsampling, or sizes, levels and parts
-            that do not fit together.
+    Fields: `size`, `low_size`, `channels`; `schedule`, see `make_schedule`; `unet` with fields of
+    `UNet`, or `preset`, a name of `models.presets`, and the fields that differ; and
+    `learned_variance`, `prediction` and `upsampling` where they are not `Denoiser`'s defaults. For
+    latents also `autoencoder`, see `make_autoencoder` (`unet` then has fields of `LatentUNet`, and
+    `size` and `channels` are the latents'), and for SDXL `pooled_width` and `sizes`.
     """
+    # 1. Sizes.
     check_numbers(config, _LIMITS, "stage")
     if config.low_size and config.size % config.low_size:
         raise InputError(
             f"size must be a multiple of low_size={config.low_size}, got {config.size}"
         )
+    # 2. Conventions.
     upsampling = config.get("upsampling", "bilinear")
     if upsampling not in UPSAMPLING:
         raise InputError(f"upsampling must be one of {', '.join(UPSAMPLING)}, got {upsampling!r}")
@@ -99,6 +91,7 @@ def make_denoiser(config: ml_collections.ConfigDict) -> Denoiser:
             "prediction must be 'v' or 'x0' with schedule.zero_terminal_snr, got 'eps': the last "
             "step is noise alone, from which eps tells nothing; set one of them"
         )
+    # 3. The network; a learned variance doubles its outputs.
     denoiser = Denoiser(
         model=_make_network(config, config.channels * (2 if learned_variance else 1)),
         schedule=schedule,
@@ -118,10 +111,12 @@ def make_denoiser(config: ml_collections.ConfigDict) -> Denoiser:
 
 def _make_network(config: ml_collections.ConfigDict, out_channels: int) -> Network:
     fields = module_fields(config.unet, "stage.unet")
+    # 1. The class: a preset's, or by what the stage draws.
     preset = fields.pop("preset", "")
     kind = presets.find(preset).module if preset else UNet
     if not preset and config.get("autoencoder"):
         kind = LatentUNet
+    # 2. Fields that follow from the stage.
     own: dict[str, Any] = dict(out_channels=out_channels)
     if kind is not LatentUNet:
         own["noise_level"] = config.low_size > 0
@@ -131,6 +126,7 @@ def _make_network(config: ml_collections.ConfigDict, out_channels: int) -> Netwo
         model = make_module(kind, fields | own, "stage.unet")
     if not isinstance(model, _Levels):
         raise InputError(f"unet.preset must be that of a denoising network, got {preset!r}")
+    # 3. Levels that fit the size.
     levels = len(model.block_out_channels)
     if len(model.self_attention) != levels:
         raise InputError(
@@ -144,15 +140,12 @@ def _make_network(config: ml_collections.ConfigDict, out_channels: int) -> Netwo
 
 
 def make_stage(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Stage:
-    """Builds a stage from the fields of `Stage`; those with defaults may be missing.
-
-    Raises:
-        InputError: an unknown sampler, spacing or schedule of guidance, steps that the noise
-            schedule does not have, a level or share outside [0, 1], a negative weight.
-    """
+    """Builds a stage from the fields of `Stage`; those with defaults may be missing."""
+    # 1. Guidance and the condition's noise.
     guidance, level = _guidance(config), config.get("noise_augmentation", 0.0)
     if not 0.0 <= level <= 1.0:
         raise InputError(f"noise_augmentation must be in [0, 1], got {level}")
+    # 2. Thresholds and sizes.
     percentile, maximum = _thresholds(config, denoiser)
     batch_size, stored_size = config.get("batch_size", 0), config.get("stored_size", 0)
     if not 0 <= stored_size <= denoiser.image_size:
@@ -164,7 +157,9 @@ def make_stage(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Stage:
         raise InputError(
             f"batch_size must be images at a time, or 0 for the cascade's, got {batch_size}"
         )
+    # 3. The sampler.
     sampler = make_sampler(config.sampler)
+    # Only to raise: whether the schedule has such steps depends on both.
     sampler.times(denoiser.schedule)
     if sampler.needs_learned_variance and not denoiser.learned_variance:
         raise InputError(
@@ -185,9 +180,9 @@ def make_stage(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Stage:
 
 
 def _thresholds(config: ml_collections.ConfigDict, denoiser: Denoiser) -> tuple[float, float]:
-    """Percentile and maximum; see `guidance.threshold`."""
     maximum = config.get("threshold_maximum", float("inf"))
     if denoiser.autoencoder is not None:
+        # Latents have no range to clip to, so fields that would do nothing are refused.
         percentile = config.get("threshold_percentile", 100.0)
         for name, value, none in (
             ("threshold_percentile", percentile, 100.0),
@@ -210,7 +205,7 @@ def _thresholds(config: ml_collections.ConfigDict, denoiser: Denoiser) -> tuple[
 
 
 def _guidance(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The fields of `Stage` that lead away from other images, or from one and the same."""
+    # 1. What leads away from other images: guidance.
     weight, scale = config.guidance_weight, config.get("cads_scale", 0.0)
     schedule = config.get("guidance_schedule", "constant")
     if not 0.0 <= weight < float("inf"):
@@ -222,10 +217,12 @@ def _guidance(config: ml_collections.ConfigDict) -> dict[str, Any]:
         raise InputError(f"cads_scale must be at least 0, got {scale}; 0 is none")
     fields: dict[str, Any] = dict(guidance_weight=weight, guidance_schedule=schedule)
     fields["cads_scale"] = scale
+    # 2. Shares, which may be left out.
     for name, share in (("guidance_rescale", 0.0), ("cads_mix", 1.0)):
         fields[name] = config.get(name, share)
         if not 0.0 <= fields[name] <= 1.0:
             raise InputError(f"{name} must be a share in [0, 1], got {fields[name]}; 0 is none")
+    # 3. Intervals of time; 1 is noise.
     for name, ends in (("guidance_interval", (0.0, 1.0)), ("cads_interval", (0.6, 0.9))):
         interval = tuple(config.get(name, ends))
         fields[name] = interval
@@ -235,11 +232,7 @@ def _guidance(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def make_alone(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Stage:
-    """As `make_stage`, where there are no weights but the denoiser's own.
-
-    Raises:
-        InputError: see `make_stage`; or the config names a guide.
-    """
+    """`make_stage` where the denoiser's weights are the only ones, as in training: no guide."""
     if config.get("guide"):
         raise InputError(
             f"guide must be left out where a stage is drawn as it trains, got "
@@ -249,21 +242,17 @@ def make_alone(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Stage:
 
 
 def make_guided(entry: ml_collections.ConfigDict, field: str) -> Stage:
-    """A stage of a cascade, with its denoiser and the one that guides it.
+    """A stage of a cascade, with its denoiser and, where `entry.guide` says so, a guide.
 
-    Args:
-        entry: fields of `make_stage`; `stage`, of `make_denoiser`; and `guide`, where the stage is
-            led by a weaker network: its own `stage` where that is another one.
-        field: of the entry, for messages.
-
-    Raises:
-        InputError: see `make_stage`; or the guide's images or outputs are not the stage's.
+    The entry has fields of `make_stage`, `stage` for `make_denoiser`, and `guide`, with a `stage`
+    of its own where that differs.
     """
     denoiser = make_denoiser(entry.stage)
     stage = make_stage(entry, denoiser)
     if not entry.get("guide"):
         return stage
     guide = make_denoiser(entry.guide.get("stage", entry.stage))
+    # Both outputs are added up, so they must be of the same kind of images.
     for name in _OF_IMAGES:
         mine, other = getattr(denoiser, name), getattr(guide, name)
         if mine != other:
@@ -275,9 +264,9 @@ def make_guided(entry: ml_collections.ConfigDict, field: str) -> Stage:
 
 
 def lacking_in_denoiser(path: str, config: ml_collections.ConfigDict) -> Defaults:
-    """Fields of `make_denoiser` that a config lacks, which is at `path`."""
+    """Fields of `make_denoiser` that a config, which is at `path`, does not set."""
     denoiser = make_denoiser(config)
-    # Those that the image decides about are no options.
+    # These follow from the images and are not options.
     network = defaults_of(denoiser.model, leave_out=("out_channels", "noise_level"))
     return {
         **below(path, config, defaults_of(denoiser)),
@@ -287,7 +276,7 @@ def lacking_in_denoiser(path: str, config: ml_collections.ConfigDict) -> Default
 
 
 def lacking_in_stage(path: str, config: ml_collections.ConfigDict, denoiser: Denoiser) -> Defaults:
-    """Fields of `make_stage` that a config lacks, which is at `path`."""
+    """Fields of `make_stage` that a config, which is at `path`, does not set."""
     stage = make_stage(config, denoiser)
     sampler = defaults_of(stage.sampler)
     if "logvar_coeff" in sampler:
@@ -299,21 +288,14 @@ def lacking_in_stage(path: str, config: ml_collections.ConfigDict, denoiser: Den
 
 
 def make_stages(config: ml_collections.ConfigDict, base: bool = True) -> dict[str, Stage]:
-    """The stages of `config.stages` by name, in order of size; no weights are loaded.
-
-    Args:
-        config: of the task.
-        base: whether the first one has to begin with noise alone.
-
-    Raises:
-        InputError: a stage starts from another size than the one before it makes, or there is none.
-    """
+    """The stages of `config.stages`, ordered by size; with `base` the first starts from noise."""
     stages = {
         name: make_guided(entry, f"config.stages.{name}") for name, entry in config.stages.items()
     }
     if not stages:
         raise InputError("config.stages is empty; name at least one run of imagen_ft.finetune")
     ordered = dict(sorted(stages.items(), key=lambda item: item[1].image_size))
+    # Each stage must enlarge what the one before it makes; a base enlarges 0 px.
     size = 0 if base else next(iter(ordered.values())).denoiser.low_size
     for name, stage in ordered.items():
         if stage.denoiser.low_size != size:

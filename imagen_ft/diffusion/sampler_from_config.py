@@ -28,27 +28,29 @@ SAMPLERS: dict[str, type[Any]] = {  # dataclasses, which `Sampler` cannot say
     "euler_ancestral": EulerAncestral,
     "consistency": MultistepConsistency,
 }
-# Configs of these may have both strengths, of which they read one; those of others must not.
+# Configs of these may set both strengths of noise, though each reads only one: a sweep can switch
+# the sampler's name alone. Those of others must not.
 _TOLERANT = ("ddpm", "ddim")
 _NEEDED = {"ddpm": "logvar_coeff", "ddim": "eta"}
 _STRENGTHS = ("logvar_coeff", "eta")
 
 
 def make_sampler(config: ml_collections.ConfigDict) -> Sampler:
-    """Builds a sampler from `name` and the fields of its class; most of them may be missing.
+    """Builds a sampler from `name` and the fields of its class, most of which may be missing.
 
-    'ddpm' needs `logvar_coeff`, which may be 'learned', and 'ddim' `eta`. Where a sampler draws no
-    noise, a learned variance is dropped, and strengths of noise have to be 0.
+    'ddpm' needs `logvar_coeff`, which may be 'learned', and 'ddim' `eta`. A sampler that draws no
+    noise drops a learned variance and takes no strength of noise but 0.
 
     Raises:
-        InputError: an unknown name, a number of steps below 1, another field that is out of its
-            range, a strength of noise that the sampler has no noise for.
+        InputError: an unknown name, a number of steps below 1, another field out of its range, or a
+            strength of noise that the sampler does not use.
     """
     check_numbers(config, {"num_steps": (1, _MOST_STEPS), "order": (1, 3)}, "sampler")
     name = config.name
     if name not in SAMPLERS:
         names = ", ".join(map(repr, SAMPLERS))
         raise InputError(f"sampler.name must be one of {names}, got {name!r}")
+    # A strength that would silently do nothing is a mistake in the config.
     for strength in unread_strengths(name):
         value = config.get(strength, 0.0)
         if value not in (0.0, "0", "learned"):
@@ -59,14 +61,14 @@ def make_sampler(config: ml_collections.ConfigDict) -> Sampler:
     fields = {}
     for field in dataclasses.fields(SAMPLERS[name]):
         if field.name in config or field.name == _NEEDED.get(name):
-            value = getattr(config, field.name)  # where it is missing, `reading` says so
+            value = getattr(config, field.name)  # a missing one raises, and `reading` says so
             read = _FIELDS.get(field.name, lambda _, value: value)
             fields[field.name] = read(field.name, value)
     return SAMPLERS[name](**fields)
 
 
 def unread_strengths(name: str) -> tuple[str, ...]:
-    """Strengths of noise that have to be 0 in a sampler's config; none of an unknown sampler."""
+    """Strengths of noise that must be 0 in a sampler's config; none for an unknown sampler."""
     if name in _TOLERANT or name not in SAMPLERS:
         return ()
     read = {field.name for field in dataclasses.fields(SAMPLERS[name])}
@@ -74,7 +76,7 @@ def unread_strengths(name: str) -> tuple[str, ...]:
 
 
 def _fraction(name: str, value: float | str) -> float:
-    # Where a config says 'learned', the command line can put no number, but its digits.
+    # Where the config says 'learned', a number from the command line arrives as a string.
     try:
         number = float(value)
     except ValueError:
@@ -127,6 +129,7 @@ def _flag(name: str, value: Any) -> bool:
     return value
 
 
+# How each field is read; others are taken as they are.
 _FIELDS: dict[str, Callable[[str, Any], Any]] = {
     "logvar_coeff": _mixture,
     "eta": _fraction,

@@ -1,4 +1,4 @@
-"""Sampling: what a sampler is, and the `lax.scan` from noise to data."""
+"""Sampling: what a sampler is, and the `lax.scan` that takes noise to data."""
 
 import abc
 import math
@@ -15,109 +15,85 @@ from imagen_ft.diffusion.schedule import Schedule
 from imagen_ft.diffusion.spacing import sampling_times
 from launch.runtime.types import Array
 
-# What a sampler remembers from step to step: a tree of arrays.
+# What a sampler remembers from step to step: any tree of arrays.
 Carry: TypeAlias = PyTree
 
 
 class Prediction(NamedTuple):
-    """What a network says of x_t.
+    """What a network says about x_t."""
 
-    Attributes:
-        x0: the clean image.
-        logvar_coeff: learned mixing of log variances, of each value; None where it is not learned.
-    """
-
-    x0: Image
+    x0: Image  # the clean image
+    # v of Nichol and Dhariwal 2021, Eq. 15, for each value; None where the variance is not learned.
     logvar_coeff: Image | None = None
 
 
+# (x_t, t) -> prediction; one t for the whole batch.
 Denoise = Callable[[Image, Float[Array, ""]], Prediction]
-# (step) -> standard normal noise; step 0 is what sampling starts from.
+# (step) -> standard normal noise. Step 0 is what sampling starts from.
 Noise = Callable[[int | Array], Image]
 
 
 class Interval(NamedTuple):
-    """One step of sampling, from time t to the earlier time s.
-
-    Attributes:
-        t: where it begins.
-        s: where it ends.
-        logsnr_t: of t.
-        logsnr_s: of s.
-        step: counts down to 1.
-        schedule: of the noise, for times that are no ends of steps.
-    """
+    """One step of sampling, from time t to the earlier time s."""
 
     t: Float[Array, ""]
     s: Float[Array, ""]
     logsnr_t: Float[Array, ""]
     logsnr_s: Float[Array, ""]
-    step: Int[Array, ""]
-    schedule: Schedule
+    step: Int[Array, ""]  # counts down to 1
+    schedule: Schedule  # for times inside the step
 
     @property
     def last(self) -> Bool[Array, ""]:
-        """Whether s is 0, where nothing is left to draw."""
+        """Whether the step ends at data, where there is nothing left to draw."""
         return self.s == 0
 
 
 class Sampler(abc.ABC):
-    """From noise to data over a scan, whose carry is the sampler's own.
+    """Takes noise to data over a scan; the carry is the sampler's own.
 
-    A solver with a memory keeps earlier predictions in the carry; one of second order calls the
-    network more than once in a step.
-
-    Attributes:
-        num_steps: how many steps it takes.
-        spacing: see `spacing.sampling_times`.
-        logsnr_min: noisier times are left out.
+    A multistep solver keeps earlier predictions in the carry; a single-step solver of second order
+    calls the network more than once per step.
     """
 
+    # Steps, not network evaluations: Heun takes two per step.
     num_steps: int
-    spacing: str
-    logsnr_min: float = -math.inf
+    spacing: str  # see `spacing.sampling_times`
+    logsnr_min: float = -math.inf  # noisier times are left out
 
     @property
     def needs_learned_variance(self) -> bool:
-        """Whether the network has to predict `Prediction.logvar_coeff`."""
+        """Whether the network must predict `Prediction.logvar_coeff`."""
         return False
 
     def times(self, schedule: Schedule) -> Float[np.ndarray, " {self.num_steps}+1"]:
-        """Where its steps begin and end: from the noisiest to 0.
-
-        Raises:
-            InputError: see `spacing.sampling_times`.
-        """
+        """Where the steps start and end, from the noisiest to 0; see `sampling_times`."""
         return sampling_times(schedule, self.num_steps, self.spacing, self.logsnr_min)
 
     def evaluation_times(self, schedule: Schedule) -> Float[np.ndarray, " evaluations"]:
-        """When the network is evaluated: once for each of these times, guidance aside."""
+        """When the network runs: once at each of these times, guidance not counted."""
         return self.times(schedule)[:-1]
 
     def initialise(self, x: Image) -> Carry:
-        """The carry of the first step, which begins with the images `x`."""
+        """The carry of the first step, which starts from the noise `x`."""
         return x
 
     @abc.abstractmethod
     def step(
         self, carry: Carry, denoise: Denoise, noise: Image, interval: Interval
     ) -> tuple[Carry, Prediction]:
-        """Takes one step; returns the next carry and the prediction that stands for this step."""
+        """Takes one step; returns the next carry and the prediction to show for this step."""
 
     def finalise(self, carry: Carry) -> Image:
-        """The images, from the carry of the last step."""
+        """The images in the carry of the last step."""
         return carry
 
 
 def noise_of_keys(keys: Key[Array, " b"], shape: tuple[int, int, int]) -> Noise:
-    """Noise of each image by its key and the step alone.
-
-    Args:
-        keys: one an image.
-        shape: [h, w, c] of an image.
-    """
+    """Noise that depends on an image's key and the step alone; `shape` is [h, w, c]."""
 
     def noise(step: int | Array) -> Image:
+        # vmapped over keys, so an image draws the same noise in any batch and row.
         draw = lambda key: jax.random.normal(jax.random.fold_in(key, step), shape)  # noqa: E731
         return jax.vmap(draw)(keys)
 
@@ -133,21 +109,12 @@ def sample(
     skip_steps: int = 0,
     path: bool = False,
 ) -> tuple[Image, Float[Array, "steps b h w c"] | None]:
-    """Draws images.
+    """Draws images; with `path` also every step's prediction of x_0, [steps, b, h, w, c].
 
-    Args:
-        sampler: which step to take.
-        denoise: (x_t, t) -> prediction.
-        schedule: of the noise.
-        noise: of each step, the last ones counting down to 1; see `noise_of_keys`.
-        start: images to begin with, noised to the time of the first step that is taken (real
-            guidance: He et al. 2023, section 3.3); None begins with noise.
-        skip_steps: steps at the noisiest end that are not taken.
-        path: whether the predictions of x_0 at every step are returned too.
-
-    Returns:
-        The images; the predictions [steps, b, h, w, c] or None.
+    `start` replaces the noise: images noised to the time of the first step taken (real guidance, He
+    et al. 2023, section 3.2 and appendix C.3). `skip_steps` at the noisiest end are not taken.
     """
+    # 1. When: numpy values, known at compile time. Steps count down to 1; noise 0 is the start's.
     times = sampler.times(schedule)
     steps = np.arange(sampler.num_steps, 0, -1, dtype=np.int32)[skip_steps:]
 
@@ -157,9 +124,11 @@ def sample(
         carry, prediction = sampler.step(carry, denoise, noise(step), interval)
         return carry, prediction.x0 if path else None
 
+    # 2. Where from: noise, or images with noise.
     x = noise(jnp.zeros((), jnp.int32))
     if start is not None:
         x = add_noise(start, x, schedule.logsnr(jnp.asarray(times[skip_steps])))
+    # 3. One compiled body for all steps, whatever their number.
     intervals = steps, times[skip_steps:-1], times[skip_steps + 1 :]
     carry, predictions = jax.lax.scan(body, sampler.initialise(x), intervals)
     return sampler.finalise(carry), predictions

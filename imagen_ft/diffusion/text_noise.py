@@ -1,4 +1,4 @@
-"""Noise of the prompts' states, by image and time."""
+"""Noise for the states of the prompts, by image and time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,14 +12,15 @@ from launch.runtime.types import Array
 
 # (t) -> standard normal noise for the states of the prompts.
 TextNoise = Callable[[Float[Array, ""]], Float[Array, "b n d"]]
-# Apart from the noise of steps, which count from 0, and of conditions (`stage.CONDITION_STEP`).
+# Folded into a key: never a sampler's step, which count from 0, nor `stage.CONDITION_STEP`.
 _TEXT_STEP = 2**31 - 2
 
 
 def noise_of_text(keys: Key[Array, " b"], text: Float[Array, "b n d"]) -> TextNoise:
-    """Noise of each image's text by its key and the time alone, whatever the steps."""
+    """Noise that depends on each image's key and the time alone, not on the number of steps."""
 
     def noise(t: Float[Array, ""]) -> Float[Array, "b n d"]:
+        # fold_in takes integers; the bits of a float32 tell every time apart.
         bits = jax.lax.bitcast_convert_type(jnp.asarray(t, jnp.float32), jnp.uint32)
 
         def draw(key: Key[Array, ""]) -> Float[Array, "n d"]:
@@ -38,17 +39,10 @@ def annealed(
     *settings: Any,
     pooled_width: int = 0,
 ) -> Float[Array, "b n d"]:
-    """As `guidance.anneal`, a pooled text in the last row by itself: its numbers are of their own.
-
-    Args:
-        text: see there.
-        noise: see there.
-        t: see there.
-        *settings: see there.
-        pooled_width: of the pooled text; 0: there is none.
-    """
+    """`guidance.anneal`, with a pooled text, if any, in the last row by itself."""
     if not pooled_width:
         return guidance.anneal(text, noise, t, *settings)
+    # The pooled text has another scale than the states, and is padded to their width.
     parts = slice(None, -1), slice(None)
     row = slice(-1, None), slice(None, pooled_width)
     result = jnp.asarray(text)

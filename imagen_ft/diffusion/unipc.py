@@ -19,27 +19,20 @@ SOLVER_TYPES = ("bh1", "bh2")
 
 @dataclasses.dataclass(frozen=True)
 class UniPC(Sampler):
-    """UniPC in terms of x_0; one evaluation a step, which the corrector uses a second time.
+    """UniPC for networks that predict x_0; the corrector reuses the evaluation of the next step.
 
-    With the corrector the order of accuracy is one more than `order`. Orders rise over the first
-    steps and fall over the last ones.
-
-    Attributes:
-        num_steps: network evaluations.
-        order: 1, 2 or 3, of the predictor.
-        solver_type: B(h) of the paper: h ('bh1') or exp(h) - 1 ('bh2').
-        spacing: see `spacing.sampling_times`.
-        logsnr_min: see `Sampler`.
+    With the corrector the order of accuracy is `order` + 1. Orders rise over the first steps and
+    fall over the last.
     """
 
-    num_steps: int
-    order: int = 2
-    solver_type: str = "bh2"
+    num_steps: int  # network evaluations
+    order: int = 2  # 1, 2 or 3, of the predictor
+    solver_type: str = "bh2"  # B(h) of the paper: h ('bh1') or exp(h) - 1 ('bh2')
     spacing: str = "trailing"
     logsnr_min: float = LOGSNR_MIN
 
     def initialise(self, x: Image) -> tuple[Image, Image, Memory]:
-        """See `Sampler`: x, what a first-order step had made of it, and the memory."""
+        """See `Sampler`; (x, the first-order step that led to it, memory)."""
         return x, x, Memory.empty(x, self.order)
 
     def step(
@@ -49,10 +42,13 @@ class UniPC(Sampler):
         predicted, base, memory = carry
         prediction = denoise(predicted, interval.t)
         x0, logsnr_t, logsnr_s = prediction.x0, interval.logsnr_t, interval.logsnr_s
+        # 1. The orders of this step and of the one before, limited by memory and by what is left.
         order = jnp.minimum(jnp.minimum(self.order, interval.step), memory.taken + 1)
         order_before = jnp.minimum(jnp.minimum(self.order, interval.step + 1), memory.taken)
+        # 2. Correct the step that led here, with the prediction at its end (UniC).
         corrected = base + alpha_sigma(logsnr_t)[0] * self._corrector(x0, memory, order_before)
         x = jnp.where(memory.taken > 0, corrected, predicted)
+        # 3. Predict the next images from the corrected ones (UniP).
         h = 0.5 * (logsnr_s - logsnr_t)
         base = first_order(x, x0, logsnr_t, logsnr_s)
         predicted = base + alpha_sigma(logsnr_s)[0] * self._predictor(x0, h, memory, order)
@@ -64,13 +60,13 @@ class UniPC(Sampler):
         return carry[0]
 
     def _predictor(self, x0: Image, h: Number, memory: Memory, order: Int[Array, ""]) -> Image:
-        """What is added to a first-order step of length h, but for alpha (UniP, algorithm 2)."""
+        # Added to a first-order step of length h, up to the factor alpha (UniP, algorithm 2).
         earlier = memory.predictions[: self.order - 1]
         nodes = _nodes(memory.gaps[: self.order - 1], h)
         return self._sum(x0, nodes, earlier, h, order - 1)
 
     def _corrector(self, x0: Image, memory: Memory, order: Int[Array, ""]) -> Image:
-        """The same of the step that led here, whose end is known by now (UniC, algorithm 1)."""
+        # The same for the step that led here, whose end, node 1, is now known (UniC, algorithm 1).
         began, *earlier = memory.predictions
         h = memory.gaps[0]
         nodes = [jnp.ones_like(h), *_nodes(memory.gaps[1:], h)]
@@ -84,44 +80,42 @@ class UniPC(Sampler):
         h: Number,
         count: Int[Array, ""],
     ) -> Image:
-        """A polynomial through x_0 and its first neighbours, integrated (Eq. 5 to 7).
-
-        Args:
-            x0: the prediction where the step begins.
-            nodes: where the others are, in steps from there.
-            others: predictions.
-            h: length of the step, in lambda.
-            count: how many of the others there are.
-        """
+        """Integrates a polynomial through x_0 and `count` others (Zhao et al. 2023, Eq. 5 to 7)."""
+        # Nodes are where the others lie, in steps of length h from x_0's place.
         total = jnp.zeros_like(x0)
+        # `count` is traced: the weights of every possible count are computed (scalars, so cheap),
+        # and the right ones chosen.
         weights = [self._weights(nodes[:number], h) for number in range(1, len(nodes) + 1)]
         for index, (node, other) in enumerate(zip(nodes, others, strict=True)):
             weight = jnp.zeros_like(h)
             for number in range(index, len(nodes)):
                 weight = jnp.where(count == number + 1, weights[number][index], weight)
+            # D_m / r_m of the paper, with D_m the difference of the predictions.
             total = total + weight / node * (other - x0)
         return total
 
     def _weights(self, nodes: Sequence[Number], h: Number) -> list[Number]:
-        """Of the differences: they integrate 1, r, r^2, ... as exp(-h) and its phi functions do."""
+        """Weights of the differences, such that powers r^k integrate exactly."""
         if len(nodes) == 1:
-            # The paper's choice of a half, which keeps the order; here B(h) makes a difference.
+            # The paper sets one weight to 1/2, which keeps the order; only here does B(h) matter.
             return [0.5 * h * (phi(1, -h) if self.solver_type == "bh2" else 1.0)]
+        # h times the integral of r^k exp(-h (1 - r)) over r in [0, 1] is k! h phi_k+1(-h).
         moments = [math.factorial(k) * h * phi(k + 1, -h) for k in range(1, len(nodes) + 1)]
         return [_lagrange(index, nodes, moments) for index in range(len(nodes))]
 
 
 def _nodes(gaps: Sequence[Number], h: Number) -> list[Number]:
-    """Where earlier predictions are, in steps of length h from the present one."""
+    """Where earlier predictions lie, in steps of length h from the current one: negative."""
     return [-sum(gaps[: number + 1], jnp.zeros_like(h)) / h for number in range(len(gaps))]
 
 
 def _lagrange(index: int, nodes: Sequence[Number], moments: Sequence[Number]) -> Number:
-    """The polynomial that is 1 at one node and 0 at the others, with moments for its powers."""
+    """Lagrange's basis polynomial for one node, with moments in place of its powers."""
     coefficients, scale = [jnp.ones_like(nodes[index])], jnp.ones_like(nodes[index])
     for number, node in enumerate(nodes):
         if number != index:
             zero = jnp.zeros_like(node)
+            # Times (r - node); coefficients start with the lowest power.
             raised, lowered = [zero, *coefficients], [*coefficients, zero]
             coefficients = [a - node * b for a, b in zip(raised, lowered, strict=True)]
             scale = scale * (nodes[index] - node)

@@ -1,4 +1,4 @@
-"""What training could not work with, of a config."""
+"""Checks of a config before training."""
 
 import dataclasses
 from collections.abc import Collection
@@ -14,17 +14,9 @@ from launch.runtime.training.loop import check_training
 
 
 def check_run(config: ml_collections.ConfigDict, mesh: Mesh, decays: Collection[str]) -> None:
-    """Looks for numbers that training could not work with.
-
-    Args:
-        config: of the run.
-        mesh: where it runs.
-        decays: names of its moving averages.
-
-    Raises:
-        InputError: names the field.
-    """
+    """Raises InputError for numbers that training could not work with; names the field."""
     check_training(config, mesh)
+    # 1. Every part of a batch must fill all devices.
     splits = config.accumulation
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if splits < 1 or config.batch_size % (ways * splits):
@@ -32,6 +24,7 @@ def check_run(config: ml_collections.ConfigDict, mesh: Mesh, decays: Collection[
             f"config.accumulation must divide batch_size={config.batch_size} into parts "
             f"for {ways} devices (mesh.data x mesh.fsdp), got {splits}"
         )
+    # 2. Single numbers.
     if not 0.0 <= config.text_drop <= 1.0:
         raise InputError(f"config.text_drop must be in [0, 1], got {config.text_drop}")
     if config.evaluation_draws < 1:
@@ -40,6 +33,7 @@ def check_run(config: ml_collections.ConfigDict, mesh: Mesh, decays: Collection[
         )
     if config.get("pictures_every", 0) and config.pictures.count < 1:
         raise InputError(f"config.pictures.count must be at least 1, got {config.pictures.count}")
+    # 3. A metric that the run will really log.
     measured = [loss_name(name) for name in decays or (MAIN,)]
     if is_measured(config):
         measured.append(metric_name(config.evaluation_metric))
@@ -50,13 +44,10 @@ def check_run(config: ml_collections.ConfigDict, mesh: Mesh, decays: Collection[
 
 
 def crop(denoiser: Denoiser, size: int) -> Denoiser:
-    """The same network for parts of its images; 0 is whole images.
-
-    Raises:
-        InputError: it has no such parts.
-    """
+    """The same network for crops of its images; 0 is whole images. Raises InputError."""
     if not size:
         return denoiser
+    # A crop must be a whole number of low-resolution pixels.
     factor = denoiser.size // max(1, denoiser.low_size)
     if not 0 < size <= denoiser.size or size % factor or not denoiser.low_size:
         raise InputError(

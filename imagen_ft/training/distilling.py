@@ -1,4 +1,4 @@
-"""A stage that learns from another one, its teacher, to come to images in fewer steps."""
+"""A stage that learns from another one, its teacher, to draw in fewer steps."""
 
 import dataclasses
 import math
@@ -25,11 +25,11 @@ _OF_METHODS = {
     "progressive": ("teacher_steps", "weighting"),
     "consistency": ("solver", "metric", "target"),
 }
-# Of `config.distill`, with what holds where it lacks them.
+# Fields of `config.distill`, with their defaults.
 FIELDS: dict[str, Any] = {
     "method": "progressive",
-    "prediction": "",  # of the teacher; '' is the student's
-    "learned_variance": False,  # of the teacher
+    "prediction": "",  # the teacher's; '' is the student's
+    "learned_variance": False,  # the teacher's
     "guidance_weight": 1.0,
     "threshold_percentile": 100.0,
     "threshold_maximum": float("inf"),
@@ -42,29 +42,22 @@ FIELDS: dict[str, Any] = {
 
 
 def lacking_in_distill(config: ml_collections.ConfigDict) -> Defaults:
-    """Fields of `config.distill` that a config lacks."""
+    """Fields of `config.distill` that a config does not set."""
     own = {"teacher": unset(str), "steps": unset(int), **FIELDS}
     return below("distill", config.get("distill") or {}, own)
 
 
 @dataclasses.dataclass(frozen=True)
 class Teaching:
-    """What a config says of a student's teacher.
+    """What a config says about a student's teacher."""
 
-    Attributes:
-        path: of the teacher's run, or its weights.
-        teacher: its network, at the size that the student is trained at.
-        method: what is learned.
-        guidance_weight: of the teacher, which the student learns to have in it (Meng et al. 2023,
-            section 3.1, at one weight): it runs once where its teacher ran twice.
-        threshold_percentile: of the images that the teacher predicts, see `guidance.threshold`.
-        threshold_maximum: see `guidance.threshold`.
-    """
-
-    path: str
-    teacher: Denoiser
+    path: str  # of the teacher's run, or its weights
+    teacher: Denoiser  # at the size that the student is trained at
     method: Distillation
+    # The teacher's, which the student learns to include (Meng et al. 2023, section 3.1, at one
+    # weight): it runs once where its teacher ran twice.
     guidance_weight: float = 1.0
+    # For the images that the teacher predicts, see `guidance.threshold`.
     threshold_percentile: float = 100.0
     threshold_maximum: float = float("inf")
 
@@ -78,17 +71,12 @@ class Teaching:
         text: Float[Array, "b n d"],
         null_text: Float[Array, "n d"],
     ) -> Losses:
-        """Losses of each image, see `Distillation`; both see the same noise and conditions.
+        """Losses of each image, see `Distillation`; both networks see the same noise and condition.
 
-        Args:
-            student: the network that is trained.
-            variables: of it.
-            target: of its average, see `Distillation`.
-            teacher: of the teacher's.
-            inputs: result of `draw_inputs` with the method's times.
-            text: states of the prompts.
-            null_text: states that stand for no text.
+        `variables` are the student's, `target` those of its average, `teacher` the teacher's.
+        `inputs` come from `draw_inputs` with the method's times.
         """
+        # 1. The teacher: guided, and its images kept in range as in sampling.
         _, x_t, condition, level = noised(student, inputs)
         see = condition, level
         taught = _predict(self.teacher, teacher, text, *see)
@@ -99,6 +87,7 @@ class Teaching:
             limits = self.threshold_percentile, self.threshold_maximum
             return guidance.threshold(taught(x_t, t), *limits)
 
+        # 2. The student, and its average.
         own, average = (_predict(student, tree, text, *see) for tree in (variables, target))
         return self.method.losses(student.schedule, own, clipped, average, x_t, inputs)
 
@@ -110,6 +99,7 @@ class Teaching:
         condition: Image | None,
         level: Float[Array, " b"] | None,
     ) -> Predict:
+        # One batch of twice the rows: with text, then without.
         texts = jnp.concatenate([text, jnp.broadcast_to(null_text[None], text.shape)])
         see = jax.tree.map(lambda a: jnp.concatenate([a, a]), (condition, level))
         predict = _predict(self.teacher, variables, texts, *see)
@@ -117,7 +107,7 @@ class Teaching:
         def guided(x_t: Image, t: Float[Array, " b"]) -> Image:
             both = predict(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]))
             plain, other = jnp.split(both, 2)
-            # The weights add up to 1: what holds of eps and v holds of x_0.
+            # The weights sum to 1: what holds for eps and v holds for x_0.
             return guidance.guide(plain, other, self.guidance_weight, self.teacher.channels)
 
         return guided
@@ -130,11 +120,12 @@ def _predict(
     condition: Image | None,
     level: Float[Array, " b"] | None,
 ) -> Predict:
-    """What a network predicts x_0 to be."""
+    """(x_t, t) -> x_0, as a network predicts it."""
     context = denoiser.context(variables, text, level)
 
     def predict(x_t: Image, t: Float[Array, " b"]) -> Image:
         output = denoiser.predict(variables, x_t, t, context, condition)
+        # Without the variance, and out of the network's dtype.
         output = output[..., : denoiser.channels].astype(x_t.dtype)
         return x0_from_output(output, x_t, denoiser.schedule.logsnr(t), denoiser.prediction)
 
@@ -142,24 +133,19 @@ def _predict(
 
 
 def make_teaching(config: ml_collections.ConfigDict, student: Denoiser) -> Teaching:
-    """Reads `config.distill`; nothing is opened.
-
-    Args:
-        config: of the student's run.
-        student: its network.
-
-    Raises:
-        InputError: a field is wrong, or does not go with the others.
-    """
+    """Reads `config.distill` for the network `student`; opens nothing, raises InputError."""
+    # 1. The fields.
     given = config.distill
     fields = {**FIELDS, **given}
     _check_fields(config, fields, student)
+    # 2. The teacher: the student's stage, but for what it predicts.
     prediction = fields["prediction"] or student.prediction
     stage = ml_collections.ConfigDict(config.stage.to_dict())
     stage.prediction, stage.learned_variance = prediction, fields["learned_variance"]
     teacher = dataclasses.replace(
         make_denoiser(stage), size=student.size, low_size=student.low_size
     )
+    # 3. The method.
     schedule, steps = student.schedule, fields["steps"]
     own = {name: fields[name] for name in _OF_METHODS[fields["method"]]}
     method: Distillation
@@ -181,6 +167,7 @@ def make_teaching(config: ml_collections.ConfigDict, student: Denoiser) -> Teach
 def _check_fields(
     config: ml_collections.ConfigDict, fields: dict[str, Any], student: Denoiser
 ) -> None:
+    # 1. Names.
     for name in config.distill:
         if name not in ("teacher", "steps", *FIELDS):
             raise InputError(
@@ -197,6 +184,7 @@ def _check_fields(
                     f"config.distill.{name} is of the method {method!r}, got "
                     f"{fields['method']!r}; leave it out"
                 )
+    # 2. Values.
     if "steps" not in fields:
         raise InputError("config.distill.steps must be the student's steps, got none; set them")
     check_numbers(fields, {"steps": (1, MOST), "teacher_steps": (0, MOST)}, "config.distill")
@@ -215,6 +203,7 @@ def _check_fields(
             raise InputError(
                 f"config.distill.{name} must be from {least:g} to {most:g}, got {value}; set it so"
             )
+    # 3. What must fit the rest of the config.
     if fields["target"] and fields["target"] not in config.ema:
         raise InputError(
             f"config.distill.target must name an average of config.ema, got {fields['target']!r}; "

@@ -1,4 +1,4 @@
-"""How good a stage is while it is trained: its loss on held-out images."""
+"""The loss of a stage on held-out images, measured while it trains."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -29,19 +29,16 @@ def make_evaluation(
     network: Callable[[Variables], Variables],
     base: Params = None,
 ) -> Callable[[TrainState], dict[str, float]]:
-    """Loss on held-out images, of every moving average; the same times and noise each time.
+    """Loss on held-out images of every moving average, with the same times and noise each time.
 
-    Args:
-        training: its config has `seed`, `evaluation_batch_size` and `evaluation_draws`, how many
-            times and noises an image gets.
-        source: the held-out images.
-        mesh: where the batches go.
-        text: states of every class's prompt, and of none.
-        network: of a state's variables those that the denoiser is called with.
-        base: see `Training.network`; the loss of a student is that of being like its teacher.
+    `config.evaluation_draws` is the number of times and noises per image. `text` has the states of
+    every class's prompt and of none; `network` makes of a state's variables those that the denoiser
+    is called with. For `base` see `Training.network`; a student's loss is its distance to its
+    teacher.
     """
     teacher = base if training.teaching else None
     config, transform = training.config, evaluation_transform(training)
+    # Every device gets the same number of rows; the last batch is padded and masked.
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     batch_size = -(-config.evaluation_batch_size // ways) * ways
     rows = local_rows(mesh, batch_size)
@@ -55,6 +52,8 @@ def make_evaluation(
         number: Int[Array, ""],
         draw: Int[Array, ""],
     ) -> Array:
+        # Times and noise depend on the batch's number and the draw, not on the step: losses of
+        # different steps are comparable.
         key = jax.random.fold_in(jax.random.fold_in(training.evaluation_key, number), draw)
         inputs = training.draw(batch, key, variables.get(AUTOENCODER))
         states = text[0][batch["label"]]
@@ -69,10 +68,12 @@ def make_evaluation(
                 for draw in range(config.evaluation_draws):
                     yield total(variables, placed, text, teacher, number, draw)
 
+        # One batch behind: the device computes while the host adds.
         losses = sum(map(float, fetch_behind(totals())))
         return losses / (len(source) * config.evaluation_draws)
 
     def evaluate(state: TrainState) -> dict[str, float]:
+        # 'main' is what a run is sampled with by default.
         averages = {MAIN: state.inference_variables, **state.ema}
         return {loss_name(name): mean(network(average)) for name, average in averages.items()}
 

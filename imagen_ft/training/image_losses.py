@@ -1,4 +1,4 @@
-"""The noising of a batch, and the loss of each of its images."""
+"""Noises a batch, and computes the loss of each of its images."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,24 +18,17 @@ from launch.runtime.types import Array, Batch, Variables
 
 Inputs = dict[str, Array]
 Losses = dict[str, Float[Array, " b"]]
-# Of a batch, in the place of images what was kept of them, see `kept_latents`.
+# Field of a batch that replaces images by what was kept of them, see `kept_latents`.
 MOMENTS = "moments"
 
 
 class Noised(NamedTuple):
-    """The images of a batch, as a network gets them.
+    """A batch as a network sees it."""
 
-    Attributes:
-        x0: clean images in [-1, 1].
-        x_t: noisy images.
-        condition: what a super-resolution stage sees beside them; None of a base.
-        level: that this was noised to.
-    """
-
-    x0: Image
+    x0: Image  # clean images in [-1, 1]
     x_t: Image
-    condition: Image | None
-    level: Float[Array, " b"] | None
+    condition: Image | None  # what super-resolution sees beside them; None for a base
+    level: Float[Array, " b"] | None  # that the condition was noised to
 
 
 def draw_inputs(
@@ -45,27 +38,25 @@ def draw_inputs(
     times: Callable[[Float[Array, " b"]], Inputs] | None = None,
     samples_latents: bool = True,
 ) -> Inputs:
-    """Adds to a batch all that is random in its loss: what is behind it can be taken in parts.
+    """Adds to a batch all that is random in its loss, so that the rest can run in parts.
 
-    Times are stratified over the batch, the low-resolution images' noise level is uniform.
-
-    Args:
-        denoiser: the network.
-        batch: 'image', uint8 [b, size, size, c], or `MOMENTS` of images, float16 [b, size, size,
-            2 z], and 'label'.
-        key: randomness.
-        times: 't' and what else belongs to it, from uniform numbers; None is any time.
-        samples_latents: whether latents are drawn from what the auto-encoder says of an image, and
-            are not the mean of it.
+    The batch has 'label' and either 'image', uint8 [b, size, size, c], or `MOMENTS`, float16 [b,
+    size, size, 2 z]. `times` makes 't' and what a method needs from uniform numbers; None is any
+    time. Without `samples_latents` latents are the mean of what the auto-encoder says instead of a
+    draw.
     """
     shape = (len(batch["label"]), denoiser.size, denoiser.size, denoiser.channels)
     t_key, eps_key, level_key, noise_key = jax.random.split(key, 4)
     inputs = {name: batch[name] for name in ("image", MOMENTS, "label") if name in batch}
+    # 1. Times, stratified over the batch: a lower variance of the loss than independent ones.
     u = stratified_times(t_key, shape[0])
     inputs |= times(u) if times else {"t": _training_times(denoiser.schedule, u)}
+    # 2. Noise.
     inputs["eps"] = jax.random.normal(eps_key, shape)
     if denoiser.autoencoder is not None and samples_latents:
+        # fold_in, not a fifth split: that would change the other four keys.
         inputs["latent_noise"] = jax.random.normal(jax.random.fold_in(key, 4), shape)
+    # 3. The condition's level, uniform in [0, 1] (Imagen, section 2.4).
     if denoiser.low_size:
         level = jax.random.uniform(level_key, shape[:1])
         inputs["level"] = _training_times(denoiser.schedule, level)
@@ -74,7 +65,7 @@ def draw_inputs(
 
 
 def _training_times(schedule: Schedule, u: Float[Array, " b"]) -> Float[Array, " b"]:
-    """Times from uniform numbers in [0, 1); a discrete schedule's are those of its steps."""
+    """Times from uniform numbers in [0, 1); those of its steps for a discrete schedule."""
     steps = schedule.num_train_timesteps
     return (jnp.floor(u * steps) + 1) / steps if steps else u
 
@@ -86,17 +77,7 @@ def image_losses(
     inputs: Inputs,
     text: Float[Array, "b n d"],
 ) -> Losses:
-    """Losses of each image, see `DiffusionLoss`.
-
-    A super-resolution stage sees the means of its targets' pixels as low-resolution images.
-
-    Args:
-        denoiser: the network.
-        loss: what is computed of its output.
-        variables: its variables.
-        inputs: result of `draw_inputs`, of latents of `encoded`.
-        text: states of the prompts.
-    """
+    """Losses of each image, see `DiffusionLoss`; latents have been through `encoded`."""
     x0, x_t, condition, level = noised(denoiser, inputs)
     variables = {name: value for name, value in variables.items() if name != AUTOENCODER}
     context = denoiser.context(variables, text, level)
@@ -105,28 +86,24 @@ def image_losses(
 
 
 def noised(denoiser: Denoiser, inputs: Inputs) -> Noised:
-    """The images of `draw_inputs`, or their latents, with the noise that was drawn for them."""
+    """The images of `draw_inputs`, or their latents, with the noise drawn for them."""
     x0 = inputs["latents"] if denoiser.autoencoder else to_float(inputs["image"])
     x_t = add_noise(x0, inputs["eps"], denoiser.schedule.logsnr(inputs["t"]))
     if not denoiser.low_size:
         return Noised(x0, x_t, None, None)
+    # Trained on block means of the targets, as if the stage before had drawn them.
     low = shrink(x0, denoiser.low_size)
     condition = denoiser.condition(low, inputs["condition_noise"], inputs["level"])
     return Noised(x0, x_t, condition, inputs["level"])
 
 
 def encoded(denoiser: Denoiser, autoencoder: Variables | None, inputs: Inputs) -> Inputs:
-    """Puts latents in the place of a batch's images, in the memory of one image.
-
-    Args:
-        denoiser: has an auto-encoder.
-        autoencoder: its variables, which stay as they are; None where the batch has `MOMENTS`.
-        inputs: result of `draw_inputs`.
-    """
+    """Replaces a batch's images by latents; no `autoencoder` is needed for `MOMENTS`."""
     used = ("image", MOMENTS, "latent_noise")
     rest = {name: value for name, value in inputs.items() if name not in used}
     mean, logvar = _moments(denoiser, autoencoder, inputs)
     if "latent_noise" in inputs:
+        # A draw from N(mean, exp(logvar)), as the auto-encoder was trained.
         mean = mean + jnp.exp(0.5 * logvar) * inputs["latent_noise"]
     return {**rest, "latents": mean}
 

@@ -1,4 +1,4 @@
-"""The images that a stage is trained on and watched with, and how they come to its size."""
+"""The images that a stage trains on and is evaluated with, at its size."""
 
 import dataclasses
 import functools
@@ -23,19 +23,12 @@ from launch.runtime.types import Reader
 
 @dataclasses.dataclass(frozen=True)
 class TrainingImages:
-    """Opened sources.
-
-    Attributes:
-        train: what is drawn from.
-        evaluation: what is held out; its classes are the same.
-        digests: of `train`, if it can change, by its name in the config.
-        prompts: one a class.
-    """
+    """Opened sources."""
 
     train: Source
-    evaluation: Source
-    digests: dict[str, str]
-    prompts: tuple[str, ...]
+    evaluation: Source  # held out; has the same classes
+    digests: dict[str, str]  # checksum of `train`, if it can change, by its config field
+    prompts: tuple[str, ...]  # one per class
 
 
 def open_images(training: Training) -> TrainingImages:
@@ -45,6 +38,7 @@ def open_images(training: Training) -> TrainingImages:
         InputError: see `sources.load`; or they do not fit the stage, its class names or each other.
     """
     config = training.config
+    # 1. What is trained on.
     train = sources.load(config.train_source)
     prompts = class_names.resolve(config.class_names, train.class_names)
     channels = train[0]["image"].shape[-1]
@@ -53,10 +47,12 @@ def open_images(training: Training) -> TrainingImages:
             f"config.stage.channels={training.denoiser.image_channels}, but the images of "
             f"config.train_source have {channels}"
         )
+    # 2. What is held out.
     evaluation = sources.load(config.evaluation_source)
     check_same_classes(
         "config.train_source", train.class_names, "config.evaluation_source", evaluation.class_names
     )
+    # 3. Synthetic images for prior preservation.
     if training.prior is not None:
         train = with_prior(config, train)
     digest = train.digest()
@@ -64,19 +60,14 @@ def open_images(training: Training) -> TrainingImages:
 
 
 def make_reader(training: Training, source: Source, mesh: Mesh) -> Reader:
-    """What reads the batches: images at the stage's size, random parts, or what is kept of them.
-
-    Args:
-        training: its config has `crop_size` and `flip` where images are augmented, `batch_size`,
-            `seed` and `loader_workers`.
-        source: the images, or `KeptLatents` of them.
-        mesh: where the batches go.
-    """
+    """Reads batches at the stage's size: resized, cropped and flipped, or kept latents."""
+    # 1. This process's rows, and what happens to each image.
     config = training.config
     rows = local_rows(mesh, config.batch_size)
     size, crop, flip = training.image_size, config.get("crop_size", 0), config.get("flip", False)
     cut = functools.partial(_crop_and_flip, size=size, crop=crop, flip=flip)
     is_kept = isinstance(source, KeptLatents)
+    # 2. The batches.
     batches = loader.batches(
         source,
         config.batch_size,
@@ -86,6 +77,7 @@ def make_reader(training: Training, source: Source, mesh: Mesh) -> Reader:
         rows=rows,
         synthetic_weight=training.prior.share if training.prior else None,
     )
+    # 3. Worker processes, as many as shared memory has room for the batches of.
     image_bytes = training.denoiser.image_size**2 * training.denoiser.image_channels
     workers = count_workers(config.get("loader_workers", 0), len(rows) * image_bytes)
     return functools.partial(loader.iterate, batches, workers=workers)
@@ -97,7 +89,7 @@ def to_size(training: Training) -> Transform:
 
 
 def evaluation_transform(training: Training) -> Transform:
-    """Brings an image to size; of a stage that is trained on parts it is the part in the middle."""
+    """Brings an image to size; for a stage trained on crops, its central crop."""
     crop = training.denoiser.image_size
     return functools.partial(_resize_and_crop, size=training.image_size, crop=crop)
 

@@ -1,8 +1,8 @@
-"""Latents of the images that are learned, computed once and kept on disk.
+"""Latents of the training images, computed once and kept on disk.
 
-Kept is what the auto-encoder says of an image, mean and log-variance in float16, and where images
-are flipped also what it says of the mirrored one, which is no mirrored latent: training still draws
-latents anew from both at every step.
+What the auto-encoder says of an image is kept, mean and log-variance in float16; where images are
+flipped also of the mirrored image, whose latent is not the mirrored latent. Training still draws
+new latents from both at every step.
 """
 
 import dataclasses
@@ -44,15 +44,15 @@ from launch.runtime.images import to_float
 from launch.runtime.locks import lock
 from launch.runtime.types import Array, Variables
 
-# Of a cache's parts. What an interruption loses is one part at most.
+# Bytes per part of a cache; an interruption loses one part at most.
 PART_BYTES = 2**26
-_BATCH = 16  # images a device that are read together; they are encoded one by one
+_BATCH = 16  # images per device that are read together; they are encoded one by one
 _FIELD = "config.latents.cache"
 _DTYPE = "float16"
 
 
 class LatentCache(RowCache):
-    """Moments of images, [flips, h, w, 2 z] each: the image's, and the mirrored one's behind it."""
+    """Moments of images, [flips, h, w, 2 z] each: the image's, then the mirrored image's."""
 
     HEAD = "latents.json"
     MADE_FROM, NAMES, ARRAY = "latents", "images", MOMENTS
@@ -62,18 +62,13 @@ class LatentCache(RowCache):
 
 
 class KeptLatents(Wrapper):
-    """A source whose images are what is kept of them, as the field `MOMENTS`; none is decoded."""
+    """A source with the kept latents of its images as `MOMENTS`; no image is decoded."""
 
     def __init__(self, source: Source, cache: LatentCache):
-        """Makes the source.
-
-        Args:
-            source: the images.
-            cache: has all of them.
-        """
+        """Makes the source; the cache must hold all of its images."""
         super().__init__(source)
         keys = (source.key(i) for i in range(len(source)))
-        # Not the cache, whose names would be copied into every process that reads.
+        # Not the cache itself: its names would be copied into every worker process.
         self._parts, self._places = cache.parts, cache.places(keys)
 
     def __getitem__(self, i: SupportsIndex) -> Example:
@@ -83,7 +78,7 @@ class KeptLatents(Wrapper):
 
 
 def pick_flip(example: Example, rng: np.random.Generator) -> Example:
-    """Of an image and its mirrored one, that which `random_flip` would take."""
+    """The image's moments or the mirrored image's, whichever `random_flip` would take."""
     moments = example[MOMENTS]
     mirrored = len(moments) > 1 and rng.random() >= 0.5
     return {**example, MOMENTS: moments[int(mirrored)]}
@@ -91,39 +86,26 @@ def pick_flip(example: Example, rng: np.random.Generator) -> Example:
 
 @dataclasses.dataclass(frozen=True)
 class Keeping:
-    """A cache that is looked at, and what it lacks.
-
-    Attributes:
-        folder: of the cache.
-        made_from: see `RowCache`.
-        source: the images.
-        transform: brings one to size.
-        missing: the numbers of those that are not there.
-        flips: rows of an image, 2 where it is mirrored as well.
-        latents: height, width and channels of a latent.
-    """
+    """A cache that was looked at, and what it lacks."""
 
     folder: epath.Path
-    made_from: dict[str, Any]
+    made_from: dict[str, Any]  # see `RowCache`
     source: Source
-    transform: Transform
-    missing: list[int]
-    flips: int
-    latents: tuple[int, int, int]
+    transform: Transform  # brings an image to size
+    missing: list[int]  # numbers of the images it lacks
+    flips: int  # rows per image: 2 where it is also mirrored
+    latents: tuple[int, int, int]  # height, width and channels of a latent
 
     def fill(self, training: Training) -> Source:
-        """Encodes what is missing; all processes have to call it, and each encodes its share.
+        """Encodes what is missing and returns the images as they are kept.
 
-        Args:
-            training: whose auto-encoder it is.
-
-        Returns:
-            The images as they are kept.
+        All processes must call it; each encodes its share.
 
         Raises:
             InputError: another process is at work there, latents are not finite or beyond float16,
-                or the folder is another one on each host.
+                or the hosts do not see the same folder.
         """
+        # 1. The first process claims the folder.
         shape = self.flips, *self.latents[:2], 2 * self.latents[2]
 
         def claim() -> None:
@@ -134,6 +116,7 @@ class Keeping:
 
         if self.missing:
             on_first_process(claim)
+            # 2. Every process encodes its share, on its own devices.
             config, model = training.config, training.denoiser.autoencoder
             assert model is not None, "images have no latents"
             mesh = make_mesh({}, jax.local_devices())
@@ -147,8 +130,9 @@ class Keeping:
                     f"{self.folder} will have {total:.3g} GB of them"
                 )
             encode = jax.tree_util.Partial(functools.partial(_encode, model), variables)
-            # Nobody reads before all have written.
+            # 3. Wait: nobody reads before all have written.
             agree(lambda: self._encode(encode, cache, mesh))
+        # 4. Read it back: a folder that is local to each host has only that host's share.
         cache = LatentCache(self.folder)
         for i in self.missing:
             if self.source.key(i) not in cache:
@@ -159,9 +143,10 @@ class Keeping:
         return KeptLatents(self.source, cache)
 
     def _encode(self, encode: Callable[[Array], Array], cache: LatentCache, mesh: Mesh) -> None:
-        """Adds this process's share of what is missing."""
+        """Adds this process's share of what is missing, part by part."""
         number, count = jax.process_index(), jax.process_count()
         cache.take_turns(number, count)
+        # Every count-th missing image, from this process's number.
         images = Subset(self.source, np.array(self.missing[number::count], np.int64))
         part_rows = max(1, PART_BYTES // cache.row_bytes)
         names: list[str] = []
@@ -182,6 +167,7 @@ class Keeping:
 
         @functools.partial(jax.jit, out_shardings=batch_sharding(mesh))
         def with_flips(encode: Callable[[Array], Array], images: Array) -> Array:
+            # Mirrored along the width; [b, flips, h, w, 2 z].
             both = [images, images[:, :, ::-1]][: self.flips]
             return jnp.stack([encode(to_float(one)) for one in both], axis=1)
 
@@ -199,20 +185,15 @@ class Keeping:
 def _encode(
     model: Autoencoder, variables: Variables, images: Float[Array, "b h w c"]
 ) -> Float[Array, "b h2 w2 z2"]:
-    """Mean and log-variance, one behind the other."""
+    """Mean and log-variance, joined along the channels."""
     return jnp.concatenate(encode_one_by_one(model, variables, images), axis=-1)
 
 
 def look(training: Training, source: Source, transform: Transform, digest: str) -> Keeping | None:
     """What `config.latents.cache` has of a source, and lacks; None where nothing is kept.
 
-    Nothing is written, and no weights are read.
-
-    Args:
-        training: its config has `latents` and `flip`.
-        source: the images.
-        transform: brings one to the size of the stage.
-        digest: of the auto-encoder's weights.
+    Nothing is written, and no weights are read. `digest` is the checksum of the auto-encoder's
+    weights.
 
     Raises:
         InputError: the folder holds something else, or other latents.
@@ -222,6 +203,7 @@ def look(training: Training, source: Source, transform: Transform, digest: str) 
     if not path or model is None:
         return None
     folder = epath.Path(path)
+    # Whatever changes a latent: a cache made from anything else is refused.
     made_from = {
         "dtype": _DTYPE,
         "autoencoder": digest,
@@ -242,6 +224,7 @@ def look(training: Training, source: Source, transform: Transform, digest: str) 
 
     flips = 2 if made_from["flip"] else 1
     size, channels = training.denoiser.size, training.denoiser.channels
+    # One process looks and tells the others: their views of a shared folder may lag.
     lacks = decide_on_first_process(missing)
     return Keeping(folder, made_from, source, transform, lacks, flips, (size, size, channels))
 
@@ -259,7 +242,7 @@ def _is_begun(folder: epath.Path) -> bool:
 def _checked(
     moments: Float[np.ndarray, "flips h w z2"], name: str
 ) -> Float16[np.ndarray, "flips h w z2"]:
-    with np.errstate(over="ignore"):  # that is what is looked for
+    with np.errstate(over="ignore"):  # looked for below
         kept = moments.astype(_DTYPE)
     if not np.isfinite(kept).all():
         raise InputError(

@@ -1,4 +1,4 @@
-"""Fields that say how a run is watched, and that a config may lack."""
+"""Defaults of the fields that say how a run is watched."""
 
 import dataclasses
 from typing import Any
@@ -12,7 +12,7 @@ from launch.runtime.optional_fields import Defaults, below, unset, within
 
 
 def lacking_in_pictures(config: ml_collections.ConfigDict) -> Defaults:
-    """Fields that say how the pictures of training are drawn, and a config lacks."""
+    """Fields of `config.pictures` that a config does not set."""
     pictures = config.get("pictures") or {}
     return {
         **below("pictures", pictures, {"count": unset(int)}),
@@ -21,19 +21,14 @@ def lacking_in_pictures(config: ml_collections.ConfigDict) -> Defaults:
 
 
 def lacking_in_sampling(path: str, sampling: Any, stage: ml_collections.ConfigDict) -> Defaults:
-    """Fields that say how a stage is sampled, and a part of a config lacks.
-
-    Args:
-        path: of the part.
-        sampling: the part, as `make_stage` takes it; or nothing.
-        stage: of the denoiser.
-    """
+    """Fields of `make_stage` that the part `sampling` of a config, at `path`, does not set."""
     if sampling:
         return lacking_in_stage(path, sampling, make_denoiser(stage))
+    # Without the part its sampler is unknown: all fields that the command line might set.
     sampler: Defaults = {"name": unset(str), "num_steps": unset(int), "eta": unset(float)}
     sampler |= {"logvar_coeff": unset(float), "spacing": unset(str)}
     defaults = {field.name: field.default for field in dataclasses.fields(Stage)}
-    del defaults["guide"]  # Of a cascade alone: a run that is sampled while it is trained has none.
+    del defaults["guide"]  # a run that is sampled in training has none
     own = {name: x for name, x in defaults.items() if x is not dataclasses.MISSING}
     own |= {"guidance_weight": unset(float), "threshold_percentile": unset(float)}
     own |= {"noise_augmentation": 0.0}
@@ -41,7 +36,7 @@ def lacking_in_sampling(path: str, sampling: Any, stage: ml_collections.ConfigDi
 
 
 def lacking_in_metric(config: ml_collections.ConfigDict) -> Defaults:
-    """Fields of `config.evaluation_metric` that a config lacks."""
+    """Fields of `config.evaluation_metric` that a config does not set."""
     fields = config.get("evaluation_metric") or {}
     own: Defaults = {"every": 0, "allow_few_images": False, "measure": unset(str)}
     own |= {"num_images": unset(int), "batch_size": unset(int)}

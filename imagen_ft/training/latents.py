@@ -1,4 +1,4 @@
-"""How the images of a stage with an auto-encoder become latents while it is trained."""
+"""Settings of how images become latents in training."""
 
 from typing import Any
 
@@ -6,17 +6,13 @@ import ml_collections
 
 from launch.errors import InputError
 
-# Where the config does not say.
+# Defaults of `config.latents`.
 LATENTS = {"sample": True, "cache": ""}
 
 
 def latents_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """How images become latents: `config.latents`, with what it lacks.
-
-    Raises:
-        InputError: there is such a field where the stage has no auto-encoder, or it has another
-            kind of value.
-    """
+    """`config.latents`, completed with its defaults; raises InputError for a wrong field."""
+    # 1. The section must make sense for the stage.
     given = dict(config.get("latents") or {})
     if given and not config.stage.get("autoencoder"):
         raise InputError(
@@ -28,6 +24,7 @@ def latents_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
             "config.distill must be left out where config.stage has an autoencoder: what a teacher "
             "predicts is kept in the range of images, which latents have not"
         )
+    # 2. Its values.
     fields = {**LATENTS, **given}
     if not isinstance(fields["sample"], bool):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Pictures of what a stage has learned so far: the same images, with the same noise, each time."""
+"""Pictures of what a stage has learned: the same images, with the same noise, each time."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -30,19 +30,12 @@ def make_pictures(
     null_text: Float[np.ndarray, "n d"],
     network: Callable[[Variables], Variables],
 ) -> Callable[[TrainState], Figure]:
-    """What draws them: a base by its prompts; of super-resolution also what it began with.
+    """Draws held-out images again: by their prompts, or in super-resolution from small versions.
 
-    Args:
-        training: its config has `pictures`: `count` and the fields of `from_config.make_stage`.
-        images: the held-out ones are drawn again.
-        mesh: where the state lives.
-        text_table: states of every class's prompt.
-        null_text: states that stand for no text.
-        network: of a state's variables those that the denoiser is called with.
-
-    Raises:
-        InputError: wrong sampler settings.
+    `config.pictures` has `count` and fields of `from_config.make_stage`. `network` makes of a
+    state's variables those that the denoiser is called with.
     """
+    # 1. Which images, evenly spaced over the held-out ones.
     config, denoiser, source = training.config, training.denoiser, images.evaluation
     stage, transform = make_alone(config.pictures, denoiser), evaluation_transform(training)
     indices = np.linspace(0, len(source) - 1, config.pictures.count).astype(int)
@@ -50,6 +43,7 @@ def make_pictures(
     labels = np.array([example["label"] for example in examples])
     real = np.stack([example["image"] for example in examples])
     captions = [images.prompts[label] for label in labels]
+    # 2. What stays the same each time is put on the devices once.
     text, null = replicate(mesh, text_table[labels]), replicate(mesh, null_text[None])
     low = np.asarray(shrink(to_float(real), denoiser.low_size)) if denoiser.low_size else None
     placed_low = None if low is None else replicate(mesh, low)
@@ -58,16 +52,19 @@ def make_pictures(
     def draw(
         variables: Variables, text: Array, null: Array, low: Array | None
     ) -> tuple[Array, Array]:
+        # The same keys at every step: pictures differ by the weights alone.
         keys = jax.random.split(training.evaluation_key, len(labels))
         drawn = stage.sample(variables, keys, text, null, low)
         return to_uint8(drawn), finite_images(drawn)
 
+    # 3. The figure: for super-resolution three tiles per image.
     def figure(state: TrainState) -> Figure:
         variables = network(state.inference_variables)
         drawn, finite = map(np.asarray, draw(variables, text, null, placed_low))
         names = _marked(captions, finite, int(state.step))
         if low is None:
             return image_grid.grid(list(drawn), names, columns=min(8, len(drawn)))
+        # Pixels are repeated, so that the small image fills its tile.
         began = np.asarray(to_uint8(low)).repeat(denoiser.size // denoiser.low_size, axis=1)
         began = began.repeat(denoiser.size // denoiser.low_size, axis=2)
         tiles = [image for three in zip(began, drawn, real, strict=True) for image in three]
@@ -78,7 +75,7 @@ def make_pictures(
 
 
 def _marked(captions: Sequence[str], finite: Bool[np.ndarray, " n"], step: int) -> list[str]:
-    """Captions that say which images are not finite; so does a line. Training goes on."""
+    """Captions that mark images that are not finite, as does a warning. Training continues."""
     if not finite.all() and jax.process_index() == 0:
         wrong = [caption for caption, sound in zip(captions, finite, strict=True) if not sound]
         say(

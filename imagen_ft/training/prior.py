@@ -1,7 +1,7 @@
-"""Prior preservation: a stage goes on drawing what it drew, of images that it made before.
+"""Prior preservation: a stage keeps drawing what it drew before, by learning from its own images.
 
-DreamBooth (Ruiz et al. 2023, Eq. 2) adds to the loss of a few images that of generated ones of the
-same class, times lambda: few images are learned without the class becoming them.
+DreamBooth (Ruiz et al. 2023, Eq. 2) adds to the loss of a few images lambda times the loss of
+synthetic ones of the same class, so that the few do not take over the class.
 """
 
 import dataclasses
@@ -22,38 +22,26 @@ from launch.runtime.optional_fields import Defaults, below
 from launch.runtime.types import Array
 
 _FIELD = "config.prior"
-# Half of a batch, weighted alike: as many generated images as others, and lambda = 1.
+# Half of each batch, with lambda = 1.
 _DEFAULTS = {"share": 0.5, "weight": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
 class Prior:
-    """Generated images beside those that are learned.
+    """Synthetic images beside those that are learned."""
 
-    Attributes:
-        share: of every batch that they are.
-        weight: lambda, of their mean loss beside that of the others.
-    """
-
-    share: float
-    weight: float
+    share: float  # of every batch that is synthetic
+    weight: float  # lambda, of their mean loss beside that of the others
 
     def weights(self, domain: Int[Array, " b"]) -> Float[Array, " b"]:
-        """What each loss is multiplied by, so that the batch's mean is the sum of both means.
-
-        Args:
-            domain: of each image, real or synthetic.
-        """
+        """Factors of each loss that make the batch's mean the sum of both means."""
+        # mean over b of w_i l_i = mean(own) + lambda mean(synthetic), with `share` of b synthetic.
         own, generated = 1 / (1 - self.share), self.weight / self.share
         return jnp.where(domain == SYNTHETIC, generated, own)
 
 
 def make_prior(config: ml_collections.ConfigDict) -> Prior | None:
-    """Reads `config.prior`; None where there is none.
-
-    Raises:
-        InputError: a field is wrong.
-    """
+    """Reads `config.prior`; None where there is none. Raises InputError for a wrong field."""
     given = config.get("prior")
     if not given:
         return None
@@ -78,18 +66,11 @@ def make_prior(config: ml_collections.ConfigDict) -> Prior | None:
 
 
 def with_prior(config: ml_collections.ConfigDict, train: Source) -> Source:
-    """The images that are learned and the generated ones, as one source.
-
-    Args:
-        config: has `prior`.
-        train: the images that are learned.
-
-    Raises:
-        InputError: see `sources.load`; or they are of other classes, or not what they have to be.
-    """
+    """The images that are learned and the synthetic ones, of the same classes, as one source."""
     generated = sources.load(config.prior.source)
     pair = "config.train_source", train.class_names, f"{_FIELD}.source", generated.class_names
     check_same_classes(*pair)
+    # `Prior.weights` tells them apart by domain: neither source may hold both.
     for field, source, domain, kind in (
         ("config.train_source", train, REAL, "real"),
         (f"{_FIELD}.source", generated, SYNTHETIC, "generated"),
@@ -103,7 +84,7 @@ def with_prior(config: ml_collections.ConfigDict, train: Source) -> Source:
 
 
 def lacking_in_prior(config: ml_collections.ConfigDict) -> Defaults:
-    """Fields of `config.prior` that a config lacks."""
+    """Fields of `config.prior` that a config does not set."""
     given = config.get("prior") or {}
     lacked = below("prior", given, _DEFAULTS)
     return {**lacked, **lacking_in_source("prior.source", given.get("source") or {})}

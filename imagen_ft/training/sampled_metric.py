@@ -1,4 +1,4 @@
-"""What a stage draws while it is trained, measured as `imagen_ft.evaluate` measures it."""
+"""Images drawn by a stage while it trains, measured as `imagen_ft.evaluate` measures them."""
 
 import contextlib
 import dataclasses
@@ -33,30 +33,27 @@ from launch.runtime.types import Variables
 
 _FIELD = "config.evaluation_metric"
 _LIMITS = {"every": (0, MOST), "num_images": (1, MOST), "batch_size": BATCH}
-# Images are held for so many batches at a time; of all only the features stay.
+# Batches of images held at a time; of all images only the features stay.
 _BATCHES = 8
 
 
 def metric_name(config: Fields) -> str:
-    """What `config.evaluation_metric` is logged as, and may be chosen by: 'sampled_fid', ..."""
+    """What the metric is logged as, and may be chosen by: 'sampled_fid', ..."""
     on_inception = not check_extractor(config["extractor"]).suffix
     name = NAMES[config["measure"]][0 if on_inception else 1]
     return f"sampled_{name.replace(' ', '_')}"
 
 
 def is_measured(config: ml_collections.ConfigDict) -> bool:
-    """Whether a run's config asks for it: without, or with `every` at 0, it costs nothing."""
+    """Whether a config asks for the metric; without, or with `every` at 0, it costs nothing."""
     return bool((config.get("evaluation_metric") or {}).get("every", 0))
 
 
 def check_metric(config: ml_collections.ConfigDict) -> None:
-    """Looks at `config.evaluation_metric` without opening any file.
-
-    Raises:
-        InputError: a field is missing or wrong.
-    """
+    """Raises InputError where a field is missing or wrong; opens no file."""
     if not is_measured(config):
         return
+    # 1. The fields.
     fields = config.evaluation_metric
     needed = ("measure", "num_images", "batch_size", "extractor", "sampling")
     if missing := [name for name in needed if name not in fields]:
@@ -70,6 +67,7 @@ def check_metric(config: ml_collections.ConfigDict) -> None:
             f"{_FIELD} needs the arguments of {fields.measure!r} in a field of its name"
         )
     check_numbers(fields, _LIMITS, _FIELD)
+    # 2. What `imagen_ft.evaluate` would check.
     with _named():
         check_extractor(fields.extractor)
         make_alone(fields.sampling, make_denoiser(config.stage))
@@ -79,60 +77,42 @@ def check_metric(config: ml_collections.ConfigDict) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class SampledMetric:
-    """Draws images with the weights of a state, and measures them; every process has to call it.
-
-    Attributes:
-        config: of the run.
-        mesh: of the training: its devices draw together.
-        workdir: of the run; features of the real images are kept in it.
-        prompts: of each class.
-        held_out: real images, which super-resolution enlarges, and which all are compared with
-            where `config.evaluation_metric.reference` names none.
-        text: states of every class's prompt.
-        null_text: states that stand for no text.
-        network: of a state's variables those that the denoiser is called with.
-    """
+    """Draws images with a state's weights and measures them; every process must call it."""
 
     config: ml_collections.ConfigDict
-    mesh: Mesh
-    workdir: epath.Path
-    prompts: tuple[str, ...]
+    mesh: Mesh  # of the training: its devices draw together
+    workdir: epath.Path  # of the run, which also keeps features of the real images
+    prompts: tuple[str, ...]  # one per class
+    # Real images: super-resolution enlarges them, and all images are compared with them where
+    # `config.evaluation_metric.reference` names no others.
     held_out: Source
-    text: Float[np.ndarray, "classes n d"]
-    null_text: Float[np.ndarray, "n d"]
+    text: Float[np.ndarray, "classes n d"]  # of every class's prompt
+    null_text: Float[np.ndarray, "n d"]  # stands for no text
+    # Makes of a state's variables those that the denoiser is called with.
     network: Callable[[Variables], Variables]
 
     def __call__(self, state: TrainState) -> dict[str, float]:
-        """The metric of a state's main average by its name; NaN where images are not finite.
-
-        Raises:
-            InputError: the extractor or the real images are missing, damaged or do not fit.
-        """
+        """The metric of a state's main average, by name; NaN where images are not finite."""
         name = metric_name(self._fields)
         try:
             images = self._draw(self.network(state.inference_variables))
         except Diverged as error:
+            # The run continues: only this value is lost.
             warnings.warn(f"no {name} of step {int(state.step)}: {error}", stacklevel=1)
             return {name: float("nan")}
         return {name: self._measure(images)}
 
     def open(self) -> None:
-        """Opens the extractor and the real images, so that faults come before anything is begun.
-
-        Raises:
-            InputError: they are missing, damaged or do not fit.
-        """
+        """Opens extractor and real images; raises InputError before anything is written."""
         _ = self._references, self._low
 
     def prepare(self) -> None:
-        """Looks at the real images, and measures noise: so that nothing fails in mid-training.
-
-        Raises:
-            InputError: the extractor does not take the images, or a number of them is too small.
-        """
+        """Looks at the real images and measures noise, so that nothing fails later in training."""
+        # 1. What the extractor makes of one black image: names and shapes of its outputs.
         size = make_alone(self._fields.sampling, self._denoiser).image_size
         shape = size, size, self._denoiser.image_channels
         [one] = self._see(np.zeros((1, *shape), np.uint8))
+        # 2. Noise of that shape, measured as if it were features.
         rng, count = np.random.default_rng(0), len(self._labels)
         noise = {
             tap: rng.normal(size=(count, *values.shape[1:])).astype(np.float32)
@@ -162,7 +142,7 @@ class SampledMetric:
 
     @functools.cached_property
     def _denoiser(self) -> Denoiser:
-        """At the size of the stage's images, whatever parts of them it is trained on."""
+        """For whole images, even where the stage trains on crops."""
         return make_denoiser(self.config.stage)
 
     @functools.cached_property
@@ -185,7 +165,7 @@ class SampledMetric:
 
     @functools.cached_property
     def _low(self) -> Source | None:
-        """Real images that a stage of super-resolution enlarges."""
+        """Real images that a super-resolution stage enlarges."""
         if not self._denoiser.low_size:
             return None
         images = ImageSet("low", self.held_out, "unknown", "unknown")
@@ -215,7 +195,8 @@ class SampledMetric:
             yield from feature_batches(self._extractor, source, taps, self._fields.batch_size)
 
     def _parts(self, variables: Variables) -> Iterator[UInt8[np.ndarray, "n h w c"]]:
-        """The images, a few batches at a time: each depends on the run's seed and its number."""
+        """The images, some batches at a time; each depends on the run's seed and its number."""
+        # A cascade around the weights in training: drawn as they will be later.
         cascade = Cascade(
             stages=(make_alone(self._fields.sampling, self._denoiser),),
             variables=(variables,),
@@ -229,6 +210,7 @@ class SampledMetric:
         size = _BATCHES * self._fields.batch_size
         for first in range(0, len(self._labels), size):
             numbers = np.arange(first, min(first + size, len(self._labels)))
+            # Each batch reads the images that it enlarges.
             low = None
             if self._low is not None:
                 low = np.stack([self._low[int(i)]["image"] for i in numbers])
@@ -239,7 +221,7 @@ class SampledMetric:
 
 
 def _as_evaluation(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """What `imagen_ft.evaluate` would be told; real images are the held-out ones by default."""
+    """The config for `imagen_ft.evaluate`; by default the held-out images are the real ones."""
     fields = plain(config.evaluation_metric)
     sampling = config.evaluation_metric.sampling
     size = make_alone(sampling, make_denoiser(config.stage)).image_size
@@ -253,7 +235,7 @@ def _as_evaluation(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
 
 @contextlib.contextmanager
 def _named() -> Iterator[None]:
-    """A block in which messages of wrong input name the field of this config."""
+    """A block in which messages about wrong input name the field of this config."""
     try:
         yield
     except InputError as error:
@@ -264,7 +246,7 @@ def _named() -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class _Table:
-    """A text encoder whose states are there already."""
+    """A text encoder that looks prompts up in states computed before."""
 
     prompts: tuple[str, ...]
     states: Float[np.ndarray, "classes n d"]

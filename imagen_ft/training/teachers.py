@@ -1,4 +1,4 @@
-"""The weights of a teacher, and what they have to be to teach a student."""
+"""A teacher's weights, and what they must be to teach a student."""
 
 import jax
 import jax.numpy as jnp
@@ -27,16 +27,13 @@ from launch.runtime.types import Variables
 def check_teacher(
     teaching: Teaching, config: ml_collections.ConfigDict, encoder: TextEncoder | None
 ) -> dict[str, str]:
-    """Looks at the teacher's weights: digests for `claim_workdir`.
+    """Checks the teacher's weights; returns checksums for `claim_workdir`.
 
-    Args:
-        teaching: that names them.
-        config: of the student's run.
-        encoder: of the prompts; None leaves open whether the teacher was trained with its states.
+    `config` is the student's. Without an encoder the teacher's text states are not compared.
 
     Raises:
         InputError: they are missing, unfinished, damaged or another network's, or were trained with
-            another schedule or text; or the steps are not half of those that it was distilled to.
+            another schedule or text; or the steps are not half of those it was distilled to.
     """
     run = open_run(teaching.path)
     if run is None:
@@ -52,13 +49,13 @@ def check_teacher(
 def _stage_of(
     run: Run, teaching: Teaching, config: ml_collections.ConfigDict
 ) -> ml_collections.ConfigDict:
-    """The student's stage as its teacher's config has to have it."""
+    """The student's stage as its teacher's config must have it."""
     stage, trained = ml_collections.ConfigDict(config.stage.to_dict()), run.config.stage
     for name, default in (("prediction", "eps"), ("learned_variance", False)):
         value = getattr(teaching.teacher, name)
         if name in stage:
             del stage[name]
-        # What a config does not say is the default.
+        # A config may leave out a default: say it only where the teacher's does.
         if name in trained or value != default:
             stage[name] = value
     return stage
@@ -84,11 +81,7 @@ def _check_steps(run: Run, teaching: Teaching) -> None:
 def load_teacher(
     teaching: Teaching, text_shape: tuple[int, int], mesh: Mesh | None = None
 ) -> Variables:
-    """The teacher's variables, sharded as a student's are.
-
-    Raises:
-        InputError: see `variables_of` and `load_public`.
-    """
+    """The teacher's variables, sharded as a student's are."""
     run = open_run(teaching.path)
     if run is None:
         field = "config.stage with config.distill"
@@ -97,16 +90,11 @@ def load_teacher(
 
 
 def begin_as(teacher: Variables, student: Variables, mesh: Mesh) -> Variables:
-    """A copy of a teacher's variables for its student.
-
-    Args:
-        teacher: its variables; they stay.
-        student: shapes of the student's, which has no outputs for a variance.
-        mesh: where they live.
-    """
+    """A copy of a teacher's variables in the shapes of its student's, without a variance."""
 
     def copied(teacher: Variables) -> Variables:
-        # A variance is behind the prediction, along the last axis.
+        # The variance comes after the prediction, along the last axis. A copy, because the
+        # student's variables are donated at every step.
         return jax.tree.map(
             lambda leaf, own: jnp.copy(leaf[..., : own.shape[-1]] if own.shape else leaf),
             teacher,

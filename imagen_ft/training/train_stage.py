@@ -1,4 +1,4 @@
-"""The training of one stage, from opened images to its last checkpoint."""
+"""Trains one stage, from opening its images to the last checkpoint."""
 
 import functools
 
@@ -22,33 +22,34 @@ from launch.runtime.workdir import claim_workdir
 
 
 def train_stage(training: Training, encoder: TextEncoder, mesh: Mesh, workdir: epath.Path) -> None:
-    """Trains a stage, or goes on with it.
+    """Trains a stage, or resumes it.
 
-    Args:
-        training: what the config says.
-        encoder: of the prompts.
-        mesh: where the state lives.
-        workdir: the run directory.
+    All that could be wrong is read before anything is written: images, text, weights, the extractor
+    of a metric.
 
     Raises:
         InputError: images, weights or the run directory do not fit the config.
     """
+    # 1. Images.
     config = training.config
     images = open_images(training)
-    # With other text, weights or images a resumed run would be another one.
+    # 2. What the run is made from: with other text, weights or images a resumed run would be
+    # another one.
     text_digest = {"text": encoder.digest} if encoder.digest else {}
     inputs = text_digest | warm_start.check_start(training, encoder) | images.digests
-    # A table of text can be large: it is kept in the precision that the network computes in.
+    # 3. Text. The table can be large: it is kept in the precision that the network computes in.
     dtype = training.denoiser.model.dtype
     text_table: np.ndarray = encoder.embed(images.prompts).astype(dtype)
     null_text: np.ndarray = encoder.null()[0].astype(dtype)
     text = replicate(mesh, text_table), replicate(mesh, null_text)
+    # 4. Weights that are not trained: a teacher's, those that adapters adapt, the auto-encoder's.
     base = warm_start.load_base(training, mesh)
     autoencoder, digests = warm_start.load_latents(training, mesh)
     inputs |= digests
     keeping = kept_latents.look(
         training, images.train, to_size(training), digests.get("autoencoder", "")
     )
+    # 5. What watches the run: pictures and the sampled metric.
     network = training.network_on(mesh, base, autoencoder)
     pictures = None
     if config.get("pictures_every", 0):
@@ -66,10 +67,12 @@ def train_stage(training: Training, encoder: TextEncoder, mesh: Mesh, workdir: e
             network,
         )
         metric.open()
+    # 6. From here on files are written: the run directory, features of real images, latents.
     run_name = claim_workdir(workdir, config, inputs)
     if metric:
         metric.prepare()
     train = keeping.fill(training) if keeping else images.train
+    # 7. The loop.
     with jax.set_mesh(mesh):
         fit(
             workdir=workdir,
@@ -85,6 +88,7 @@ def train_stage(training: Training, encoder: TextEncoder, mesh: Mesh, workdir: e
             pictures=pictures,
             label=workdir.name,
         )
+    # 8. The curves, and what to do next.
     name = metric_name(config.evaluation_metric) if metric else ""
     on_first_process(lambda: curves.write(workdir, name))
     if jax.process_index() == 0:
@@ -92,13 +96,7 @@ def train_stage(training: Training, encoder: TextEncoder, mesh: Mesh, workdir: e
 
 
 def what_next(workdir: epath.Path, low_size: int, prompt: str) -> str:
-    """What to do with a stage that is trained, in a line.
-
-    Args:
-        workdir: the run directory.
-        low_size: of the images that the stage enlarges; 0 for a base.
-        prompt: one that it knows.
-    """
+    """What to do with a trained stage, in a line; `low_size` is 0 for a base."""
     runs = f"['RUN of {low_size} px', '{workdir}']" if low_size else f"'{workdir}'"
     return (
         f"see learning_curves.png there; Cascade.load({runs}).sample({prompt!r}) of "

@@ -1,4 +1,4 @@
-"""What a config says of the training of one stage, and its update."""
+"""What a config says about the training of one stage, and its update."""
 
 import dataclasses
 import functools
@@ -49,59 +49,45 @@ from launch.runtime.training.optimizers import (
 from launch.runtime.training.train_step import TrainStep, accumulate, make_step
 from launch.runtime.types import Array, Batch, Variables
 
-# What is no part of the state: parameters that are adapted, or a teacher's variables; or None.
+# What the update reads but does not train: the parameters that adapters adapt, or a teacher's
+# variables; or None.
 Params: TypeAlias = PyTree | None
-# Folded into the seed's key for what is no step of training.
+# Folded into the seed's key for what is not a step of training; steps never get here.
 _EVALUATION_STEP = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What a config says of a run, with nothing loaded and nothing allocated.
-
-    Attributes:
-        config: of the run.
-        denoiser: the network, at the size that it is trained at.
-        loss: what is minimised, where there is no teacher.
-        text_shape: of one prompt's states.
-        class_names: in the order of their labels; empty where the images' own will do.
-        tx: the optimiser.
-        schedule: its learning rate at each step.
-        decays: of the moving averages.
-        lora: which kernels get adapters, which alone are trained; None trains the parameters.
-        frozen: which of what is trained stays as it is.
-        abstract: shapes of the state.
-        teaching: from whom it learns; None trains on images alone.
-    """
+    """What a config says about a run, with nothing loaded or allocated."""
 
     config: ml_collections.ConfigDict
-    denoiser: Denoiser
-    loss: DiffusionLoss
-    text_shape: tuple[int, int]
-    class_names: tuple[str, ...]
+    denoiser: Denoiser  # at the size that it is trained at
+    loss: DiffusionLoss  # unused with a teacher
+    text_shape: tuple[int, int]  # of one prompt's states
+    class_names: tuple[str, ...]  # in the order of their labels; () means the images' own
     tx: optax.GradientTransformation
-    schedule: optax.Schedule
-    decays: dict[str, Decay]
-    lora: Lora | None
+    schedule: optax.Schedule  # learning rate at each step
+    decays: dict[str, Decay]  # of the moving averages
+    lora: Lora | None  # None trains the parameters themselves
+    # Which of what is trained stays as it is: a tree of booleans.
     frozen: Any
-    abstract: TrainState
-    teaching: Teaching | None = None
+    abstract: TrainState  # shapes of the state
+    teaching: Teaching | None = None  # None trains on images alone
 
     @classmethod
     def of(cls, config: ml_collections.ConfigDict) -> "Training":
-        """Reads a config.
-
-        Raises:
-            InputError: a field is wrong.
-        """
+        """Reads a config; raises InputError where a field is wrong."""
+        # 1. Sections that need no network.
         check_metric(config)
         latents_of(config)
         make_prior(config)
+        # 2. The network and its loss.
         denoiser = crop(make_denoiser(config.stage), config.get("crop_size", 0))
         decays = make_decays(config.ema)
         teaching = make_teaching(config, denoiser) if config.get("distill") else None
         loss = make_loss(config.loss, denoiser)
         text_shape, _ = text_shapes(config.text)
+        # 3. What is trained: all parameters, or adapters.
         variables = denoiser.shapes(text_shape)
         params = variables["params"]
         lora = make_lora(config.lora, params) if config.get("lora") else None
@@ -111,6 +97,7 @@ class Training:
             )
         trained = {"params": lora.shapes(params)} if lora else variables
         frozen = frozen_parameters(config.frozen, trained["params"])
+        # 4. The optimiser, and the shapes of the whole state.
         tx = make_optimizer(config.optimizer, config.total_steps, frozen)
         schedule = make_schedule(config.optimizer, config.total_steps)
         abstract = abstract_state(lambda state: state, (trained,), tx, decays)
@@ -137,17 +124,17 @@ class Training:
 
     @functools.cached_property
     def prior(self) -> Prior | None:
-        """Generated images beside those that are learned; None where there are none."""
+        """Synthetic images trained on beside the real ones; None without `config.prior`."""
         return make_prior(self.config)
 
     @property
     def keeps_latents(self) -> bool:
-        """Whether batches are `MOMENTS`, and the step needs no auto-encoder."""
+        """Whether batches hold `MOMENTS`, so that the step needs no auto-encoder."""
         return bool(latents_of(self.config)["cache"])
 
     @property
     def image_size(self) -> int:
-        """Of whole images, in pixels."""
+        """Pixels each way of whole images; `denoiser` may see crops of them."""
         autoencoder = self.denoiser.autoencoder
         return self.config.stage.size * (autoencoder.factor if autoencoder else 1)
 
@@ -157,29 +144,19 @@ class Training:
         return jax.random.fold_in(jax.random.key(self.config.seed), _EVALUATION_STEP)
 
     def check(self, mesh: Mesh) -> None:
-        """Looks for numbers that training could not work with.
-
-        Raises:
-            InputError: names the field.
-        """
+        """Raises InputError for numbers that training could not work with; names the field."""
         check_run(self.config, mesh, self.decays)
 
     def draw(
         self, batch: Batch, key: Key[Array, ""], autoencoder: Variables | None = None
     ) -> Inputs:
-        """See `draw_inputs`; with a teacher, at the times that its student learns.
-
-        Args:
-            batch: see `draw_inputs`.
-            key: see `draw_inputs`.
-            autoencoder: the variables of the auto-encoder, where there is one and the batch is
-                not kept latents.
-        """
+        """See `draw_inputs`; with a teacher, at the times that its student learns."""
         times = None
         if self.teaching is not None:
             times = functools.partial(self.teaching.method.times, self.denoiser.schedule)
         samples_latents = bool(latents_of(self.config)["sample"])
         inputs = draw_inputs(self.denoiser, batch, key, times, samples_latents)
+        # Kept latents need no auto-encoder.
         if autoencoder is None and MOMENTS not in inputs:
             return inputs
         return encoded(self.denoiser, autoencoder, inputs)
@@ -193,15 +170,10 @@ class Training:
         teacher: Variables | None = None,
         target: Variables | None = None,
     ) -> Losses:
-        """Losses of each image.
+        """Losses of each image; `inputs` come from `draw`.
 
-        Args:
-            variables: that the denoiser is called with.
-            inputs: result of `draw`.
-            text: states of the prompts.
-            null_text: states that stand for no text.
-            teacher: variables of the teacher, where there is one.
-            target: of the average that it names; None is `variables`.
+        `variables` are what the denoiser is called with, `teacher` the teacher's, `target` those of
+        the average that it is compared with (None: `variables`).
         """
         if self.teaching is None:
             return image_losses(self.denoiser, self.loss, variables, inputs, text)
@@ -216,11 +188,8 @@ class Training:
     ) -> Variables:
         """The variables that the denoiser, or a stage of it, is called with.
 
-        Args:
-            variables: of a state: the denoiser's own, or adapters.
-            base: the parameters that these adapt, or a teacher's variables; None where there are
-                none.
-            autoencoder: the variables of the auto-encoder; None where there is none.
+        `variables` are a state's: the denoiser's own, or adapters. `base` is what these adapt, or a
+        teacher's variables, which are not used here.
         """
         if self.lora is not None:
             variables = {"params": self.lora.merged(base, variables["params"])}
@@ -229,10 +198,11 @@ class Training:
     def network_on(
         self, mesh: Mesh, base: Params, autoencoder: Variables | None = None
     ) -> Callable[[Variables], Variables]:
-        """`network` as one program, with what it adapts; nothing runs where there is none."""
+        """`network` as one compiled program; nothing runs where there are no adapters."""
         if self.lora is None:
             return lambda variables: self.network(variables, base, autoencoder)
         shardings = state_shardings(mesh, self.denoiser.shapes(self.text_shape))
+        # The auto-encoder is added outside: as an output of the program it would be copied.
         merge = jax.jit(self.network, out_shardings=shardings)
         unadapted = dataclasses.replace(self, lora=None)
         return lambda variables: unadapted.network(merge(variables, base), None, autoencoder)
@@ -247,42 +217,43 @@ class Training:
         autoencoder: Variables | None = None,
         unroll: bool = False,
     ) -> tuple[TrainState, dict[str, Array]]:
-        """One step: the new state and its metrics.
+        """One step: the new state and its metrics; step k's randomness is a function of (seed, k).
 
-        Step k's randomness is a function of (config.seed, k).
-
-        Args:
-            state: before it.
-            batch: see `draw_inputs`.
-            text_table: states of every class's prompt.
-            null_text: states that stand for no text.
-            base: see `network`.
-            autoencoder: see `network`.
-            unroll: see `train_step.accumulate`.
+        `text_table` has the states of every class's prompt. For `base` and `autoencoder` see
+        `network`, for `unroll` `train_step.accumulate`.
         """
+        # 1. Everything random: times, noise, latents, and which texts are dropped.
         config = self.config
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         drop_key, loss_key = jax.random.split(key)
         inputs = self.draw(batch, loss_key, autoencoder)
+        # [b, 1, 1], against [b, n, d] of the text. Dropped before the batch is split, so that
+        # accumulation changes nothing.
         shape = (len(batch["label"]), 1, 1)
         inputs["drop"] = jax.random.bernoulli(drop_key, config.text_drop, shape)
         if self.prior is not None:
             inputs["weight"] = self.prior.weights(batch["domain"])
 
+        # 2. The loss of a part of the batch.
         name = self.teaching.method.target if self.teaching else ""
         target = state.ema[name] if name else None
 
         def loss_of(params: Any, inputs: Inputs) -> tuple[Array, Losses]:
             trained = {**state.variables, "params": stop_frozen(params, self.frozen)}
             variables = self.network(trained, base)
+            # Classifier-free guidance needs a network that also knows no text (Ho and Salimans
+            # 2022).
             text = jnp.where(inputs["drop"], null_text[None], text_table[inputs["label"]])
             losses = self.losses(variables, inputs, text, null_text, base, target)
             return (losses["loss"] * inputs.get("weight", 1.0)).mean(), losses
 
+        # 3. Gradients, averaged over `config.accumulation` parts of the batch.
         params = state.variables["params"]
         losses, grads = accumulate(loss_of, params, inputs, config.accumulation, unroll)
+        # 4. The optimiser and the moving averages.
         rate = jnp.asarray(self.schedule(state.step), jnp.float32)
         state, norms = state.update(grads, self.tx, self.decays)
+        # 5. Metrics; `loss_by_level` are means over equal bins of t.
         metrics = {name: values.mean() for name, values in losses.items()}
         metrics["loss_by_level"] = level_losses(losses["loss"], inputs["t"])
         return state, {**metrics, **norms, "learning_rate": rate}
@@ -295,21 +266,14 @@ class Training:
         base: Params = None,
         autoencoder: Variables | None = None,
     ) -> TrainStep:
-        """The update on a mesh.
-
-        Args:
-            mesh: where the state lives.
-            text_table: states of every class's prompt, [classes, n, d].
-            null_text: states that stand for no text, [n, d].
-            base: see `network`.
-            autoencoder: see `network`.
-        """
+        """The update on a mesh, where the state lives; arguments as for `update`."""
+        # On a CPU convolutions in a loop have slow gradients: there accumulation is unrolled.
         on_cpu = mesh.devices.flat[0].platform == "cpu"
         update = functools.partial(self.update, unroll=on_cpu)
         return make_step(update, mesh, self.abstract, (text_table, null_text, base, autoencoder))
 
     def base_shapes(self, mesh: Mesh) -> Params:
-        """Shapes and places of what `network` adapts, or of a teacher; None where none is."""
+        """Shapes and places of what `update` takes as `base`; None where it takes none."""
         if self.teaching:
             return with_shardings(mesh, self.teaching.teacher.shapes(self.text_shape))
         if self.lora is None:
@@ -320,10 +284,11 @@ class Training:
         return with_shardings(mesh, jax.tree.map(cast, params))
 
     def lower(self, mesh: Mesh) -> jax.stages.Lowered:
-        """The update's program for a mesh whose devices need not be there."""
+        """The update lowered for a mesh, whose devices need not exist (`--preflight`)."""
         self.check(mesh)
         shape = jax.ShapeDtypeStruct
         dtype = self.denoiser.model.dtype
+        # 1. What every device holds: text and auto-encoder.
         whole = NamedSharding(mesh, P())
         table = shape((max(1, len(self.class_names)), *self.text_shape), dtype, sharding=whole)
         null_text = shape(self.text_shape, dtype, sharding=whole)
@@ -331,6 +296,7 @@ class Training:
         if self.denoiser.autoencoder is not None and not self.keeps_latents:
             autoencoder = with_shardings(mesh, self.denoiser.autoencoder_shapes())
         step = self.step(mesh, table, null_text, self.base_shapes(mesh), autoencoder)
+        # 2. A batch, split over the devices.
         size, count = self.denoiser.image_size, self.config.batch_size
         rows = batch_sharding(mesh)
         batch = dict(
@@ -343,5 +309,6 @@ class Training:
             batch[MOMENTS] = shape((count, side, side, width), np.float16, sharding=rows)
         if self.prior is not None:
             batch["domain"] = batch["label"]
+        # 3. The program, from shapes alone.
         with jax.set_mesh(mesh):
             return step.lower(with_shardings(mesh, self.abstract), batch)
