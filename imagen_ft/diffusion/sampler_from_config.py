@@ -28,8 +28,8 @@ SAMPLERS: dict[str, type[Any]] = {  # dataclasses, which `Sampler` cannot say
     "euler_ancestral": EulerAncestral,
     "consistency": MultistepConsistency,
 }
-# Configs of these may set both strengths of noise, though each reads only one: a sweep can switch
-# the sampler's name alone. Those of others must not.
+# Configs of these may set both strengths of noise, though each reads only one, so that changing the
+# name is enough to switch between them. Configs of other samplers may not.
 _TOLERANT = ("ddpm", "ddim")
 _NEEDED = {"ddpm": "logvar_coeff", "ddim": "eta"}
 _STRENGTHS = ("logvar_coeff", "eta")

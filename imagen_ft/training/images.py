@@ -77,7 +77,7 @@ def make_reader(training: Training, source: Source, mesh: Mesh) -> Reader:
         rows=rows,
         synthetic_weight=training.prior.share if training.prior else None,
     )
-    # 3. Worker processes, as many as shared memory has room for the batches of.
+    # 3. Worker processes, whose batches lie in shared memory.
     image_bytes = training.denoiser.image_size**2 * training.denoiser.image_channels
     workers = count_workers(config.get("loader_workers", 0), len(rows) * image_bytes)
     return functools.partial(loader.iterate, batches, workers=workers)
