@@ -1,10 +1,10 @@
-"""What a checkpoint costs the training loop: the time that `save` keeps it, and what follows.
+"""What a checkpoint costs the training loop: how long `save` holds it up, and what follows.
 
 python -m tests.benchmarks.checkpoint [--quick] [--megaparams 100] [--batch 64] [--saves 3]
 
-A state of that many million parameters with Adam and one moving average (four arrays of each) is
-trained by a plain step that moves all of them. The peer of `save` is the same save with everything
-waited for: what a loop would lose without the background. Seconds are medians.
+A plain step trains that many million parameters with Adam and a moving average (four arrays each)
+and changes all of them. The peer of `save` is the same save when everything is waited for: what a
+loop would lose without the background. Seconds are medians.
 """
 
 import argparse
@@ -65,7 +65,7 @@ class Clock:
 
 
 def train_and_save(checkpoints, state, x, clock):
-    """Steps, a save with steps beside it, and a save that is waited for."""
+    """Steps, then a save with steps beside it, then a save that is waited for."""
     clock("digest", content_digest, state.ema["main"])
     for _ in range(3):
         state = clock("step", train_step, state, x)
@@ -107,7 +107,7 @@ def measure(folder, layers, batch, saves):
 
 
 def report(times, size, hashed):
-    """The table, and a line of JSON for each case."""
+    """Prints the table, and one JSON line per case."""
     middle = {case: statistics.median(values) for case, values in times.items()}
     sizes = {case: size for case in ("save", "save and wait", "check", "check and restore")}
     sizes["digest"] = hashed

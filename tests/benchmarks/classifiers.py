@@ -5,10 +5,10 @@ python -m tests.benchmarks.classifiers --quick         # 64 px, within a minute 
 python -m tests.benchmarks.classifiers --dtype=bfloat16 --batch=256,512,1024    # on a GPU
 python -m tests.benchmarks.classifiers --input --data=imagenet_sample.zip --root=imagenet_sample/128
 
-A training step is the gradient of the cross-entropy and SGD with Nesterov momentum, with parameters
-in float32. On a GPU the peer is compiled by torch.compile; on a CPU both use --threads threads.
---input asks what the loader costs: steps on images that it reads and augments, against steps on a
-batch that stays in memory, and how many cores would feed the step.
+A training step is the gradient of the cross-entropy and SGD with Nesterov momentum; parameters are
+float32. On a GPU the peer is compiled by torch.compile; on a CPU both use --threads threads.
+--input measures what the loader costs: steps on images that it reads and augments, against steps on
+a batch that stays in memory, and how many cores would feed the step.
 """
 
 import argparse
@@ -49,7 +49,7 @@ from tests.benchmarks.harness import (
     synchronize,
 )
 
-# New networks of this depth have gradients of a norm above 1,000: a larger rate would diverge.
+# The gradients of new networks of this depth have norms above 1,000: a larger rate diverges.
 CLASSES, RATE, MOMENTUM = 1000, 1e-6, 0.9
 PEERS = {
     "resnet50": lambda size: transformers.ResNetForImageClassification(
@@ -105,7 +105,7 @@ class Pair:
 
 
 def inference(pair: Pair, count: int, repeats: int) -> Result:
-    """Logits of a batch."""
+    """The logits of a batch."""
     images = jnp.asarray(pair.batch(count)[0])
     program = jax.jit(pair.model.apply).lower(pair.variables, images).compile()
     pair.theirs.eval()
@@ -127,7 +127,7 @@ def inference(pair: Pair, count: int, repeats: int) -> Result:
 
 
 def training(pair: Pair, count: int, repeats: int) -> Result:
-    """A step of SGD with momentum; the batch's statistics are used and updated."""
+    """A step of SGD with momentum; batch statistics are used and updated."""
     images, labels = (jnp.asarray(a) for a in pair.batch(count))
     tx = optax.sgd(RATE, momentum=MOMENTUM, nesterov=True)
 
@@ -163,7 +163,7 @@ def training(pair: Pair, count: int, repeats: int) -> Result:
         sgd.step()
         return synchronize(loss).item()
 
-    # The first step's loss, and the second's: of the gradient.
+    # The loss of the first step, and of the second, which depends on the gradient.
     error = max(abs(ours() / peer() - 1) for _ in range(2))
     name = f"{pair.name} training, batch {count}"
     common = dict(error=error, work=count, unit="images/s", flops=flops, repeats=repeats)

@@ -34,7 +34,7 @@ def load(folder: Path) -> tuple[CLIPModel, ClipRun]:
 
 
 def features(peer: CLIPModel, run: ClipRun, batch: int, repeats: int) -> Result:
-    """Images a second of both, from pixels to features."""
+    """Images per second for both, from pixels to features."""
     images = np.random.default_rng(0).integers(0, 256, (batch, SIZE, SIZE, 3), np.uint8)
     pixels = torch_pixels(images / np.float32(127.5) - 1)
     ours = jax.jit(functools.partial(apply_to_images, run.model))

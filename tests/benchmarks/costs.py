@@ -1,18 +1,18 @@
-"""What the paper's protocol costs on accelerators: chip hours and money. Nothing is computed.
+"""What the paper's protocol costs on accelerators, in chip hours and money. Computes no images.
 
 python -m tests.benchmarks.costs                 # at 40% of the peak, an assumption
 python -m tests.benchmarks.costs --share=0.3     # such as tests.benchmarks.sampling measures
 python -m tests.benchmarks.costs --quick         # the same: it takes some seconds
 
 Azizi et al. 2023: fine-tune a cascade, generate as many images as ImageNet has, train classifiers
-on real, generated and both, evaluate them; with the paper's cascade (Imagen) and with the public
+on real, synthetic and both, evaluate them; with the paper's cascade (Imagen) and with the public
 one (DeepFloyd IF-L). Steps, batches, guidance and samplers are those of configs/imagenet, the
-operations those of `tests.benchmarks.operations`, the peaks those of
-`launch.runtime.devices.hardware`, the prices those of `tests.benchmarks.prices`.
+operations come from `tests.benchmarks.operations`, the peaks from
+`launch.runtime.devices.hardware`, the prices from `tests.benchmarks.prices`.
 
-No chip reaches its peak. 40% is an assumption: of the training steps of the generators, the
-compiler for TPU v4 expects 48% to 62% (headers of configs/imagenet), without what else a run does;
-sampling in small batches reaches less. What reads, decodes and stores images is not counted.
+No chip reaches its peak. 40% is an assumption: for the training steps of the generators, the
+compiler for TPU v4 expects 48% to 62% (headers of configs/imagenet), without the rest of a run;
+sampling in small batches reaches less. Reading, decoding and storing images is not counted.
 """
 
 import argparse
@@ -34,16 +34,16 @@ from tests.benchmarks.operations import LATENT_SIZES, SIZES, TRAINED, counted
 from tests.benchmarks.prices import PRICES, READ, SOURCE
 
 PEAKS = {price.chip: next(c for c in CHIPS if c.name == price.chip).peak_flops for price in PRICES}
-# What days are reckoned with: the paper's number of TPUs, or a host of GPUs.
+# For durations in days: the paper's number of TPUs, or one host of GPUs.
 MACHINES = {chip: 8 if chip.startswith("H") else 256 for chip in PEAKS}
 MILLION = 1_000_000
-# Images of configs/imagenet/evaluate.py: six sets, once forward. The attacks cost what training on
-# so many costs: 5,000 images, one gradient of FGSM, twice ten of PGD, and what they are judged by.
+# Images of configs/imagenet/evaluate.py: one forward pass over six sets. The attacks cost as much
+# as training on ATTACKED: 5,000 images, 1 gradient for FGSM, 2 x 10 for PGD, and their evaluation.
 EVALUATED, ATTACKED = 166_963, 125_000
 ARMS = {"real": "real", "generated": "generated", "both": "real+generated,k=1"}
 # Guidance, log-variance and steps that Azizi et al. 2023, section 4.2, try for the base.
 GUIDANCES, LOGVARS, STEPS = (1.0, 1.25, 1.5, 1.75, 2.0, 5.0), 5, (128, 500, 1000)
-SEEDS, LARGEST = 10, 10  # of the scaling study, and times ImageNet
+SEEDS, LARGEST = 10, 10  # of the scaling study; multiples of ImageNet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Part:
 
     Attributes:
         name: what is done.
-        flops: that it takes.
+        flops: floating-point operations.
         summed: whether it belongs to the protocol itself.
     """
 
@@ -62,14 +62,14 @@ class Part:
 
 
 def image_flops(preset: str, evaluations: int, guidance: float) -> float:
-    """Of an image that one stage samples; guidance doubles the evaluations of its solver."""
+    """Operations to sample an image with one stage; guidance doubles its evaluations."""
     times = 1 if guidance == 1 else 2
     context, denoise = (counted()[method][preset] for method in ("context", "denoise"))
     return times * (evaluations * denoise + context)
 
 
 def stage_training(name: str, note: str = "", summed: bool = True) -> Part:
-    """The training of a generator's stage, by its config."""
+    """The training of one stage of a generator, as in its config."""
     config = importlib.import_module(f"configs.imagenet.{name}").get_config()
     images = config.total_steps * config.batch_size
     flops = images * counted()["step"][name]
@@ -77,7 +77,7 @@ def stage_training(name: str, note: str = "", summed: bool = True) -> Part:
 
 
 def generation(cascade: str) -> list[Part]:
-    """A generated ImageNet, stage by stage."""
+    """Generating a synthetic ImageNet, stage by stage."""
     largest = max(generate.CASCADES[cascade])
     stages = generate.get_config(f"cascade={cascade},size={largest}").stages
     parts = []
@@ -92,7 +92,7 @@ def generation(cascade: str) -> list[Part]:
 
 @functools.cache
 def training_flops(model: str, arm: str) -> float:
-    """Of the training of a classifier, by its config."""
+    """Operations to train a classifier, as in its config."""
     config = importlib.import_module(f"configs.imagenet.{model}").get_config(f"arm={arm}")
     return config.total_steps * config.batch_size * counted()["step"][model]
 
@@ -115,7 +115,7 @@ def recognition() -> list[Part]:
 
 
 def search() -> list[Part]:
-    """How the paper chose guidance, variance and steps of its base."""
+    """How the paper chose guidance, variance and steps of its base stage."""
     base = functools.partial(image_flops, "imagen_base64")
     tried = LOGVARS * sum(base(steps, guidance) for steps in STEPS for guidance in GUIDANCES)
     count = LOGVARS * len(STEPS) * len(GUIDANCES)
@@ -127,7 +127,7 @@ def search() -> list[Part]:
 
 
 def scaling() -> Part:
-    """The study of figure 6: so many times ImageNet beside the real images, several seeds each."""
+    """The study of figure 6: synthetic images beside the real ones, several seeds each."""
     arms = ["real", *(f"real+generated,k={k}" for k in range(1, LARGEST + 1))]
     flops = SEEDS * sum(training_flops("resnet50", arm) for arm in arms)
     return Part(f"figure 6: resnet50, 0 to {LARGEST} times, {SEEDS} seeds", flops, False)
@@ -154,10 +154,10 @@ class Drawn:
     """A way of drawing images.
 
     Attributes:
-        generator: presets of its networks, from the smallest images.
-        solver: a name of `SAMPLERS`; 'distilled' evaluates a student once a step.
+        generator: presets of its networks, smallest images first.
+        solver: a name in `SAMPLERS`, or 'distilled' for a student with one evaluation per step.
         steps: of each network.
-        guidance: of each network: 1 is none, or that it is in the student.
+        guidance: of each network; 1 for none, or if the student has learned it.
     """
 
     generator: tuple[str, ...]
@@ -167,12 +167,12 @@ class Drawn:
 
     @property
     def evaluations(self) -> int:
-        """Of the networks for one image; guidance counts."""
+        """Evaluations of the networks for one image, guidance included."""
         return sum(self._of_stages())
 
     @property
     def flops(self) -> float:
-        """Of one image, with the decoder's pass where there is one."""
+        """Operations for one image, including the decoder if there is one."""
         counts = counted()
         total = 0.0
         for preset, count, guidance in zip(
@@ -195,7 +195,7 @@ class Drawn:
 
 
 def ways() -> list[Drawn]:
-    """As the configs draw, with half, a quarter and a tenth of the steps, and by students."""
+    """The configs' way to draw; a half, a quarter and a tenth of the steps; and students."""
     rows = []
     for cascade in ("imagen", "if"):
         stages = generate.get_config(f"cascade={cascade},size=256").stages
@@ -215,7 +215,7 @@ def ways() -> list[Drawn]:
 
 
 def print_million(share: float) -> list[dict]:
-    """A million images by generator and solver; returns a line of JSON a row."""
+    """Prints a million images by generator and solver; returns one JSON line per row."""
     cells, lines = [], []
     for way in ways():
         hours = chip_hours(MILLION * way.flops, share)
@@ -231,11 +231,11 @@ def print_million(share: float) -> list[dict]:
 
 
 def chip_hours(flops: float, share: float) -> dict[str, float]:
-    """By chip.
+    """Hours by chip.
 
     Args:
-        flops: that are done.
-        share: of the chip's peak that is reached.
+        flops: floating-point operations.
+        share: the share of the chip's peak that is reached.
     """
     return {chip: flops / (peak * share) / 3600 for chip, peak in PEAKS.items()}
 
@@ -246,7 +246,7 @@ def money(hours: Mapping[str, float], kind: str) -> dict[str, float]:
 
 
 def print_prices() -> None:
-    """The list, with where and when it was read."""
+    """Prints the price list, and where and when it was read."""
     rows = [
         [price.chip, price.resource, price.region, f"{price.on_demand:.2f}", f"{price.spot:.2f}"]
         for price in PRICES
@@ -256,7 +256,10 @@ def print_prices() -> None:
 
 
 def print_protocol(cascade: str, parts: list[Part], share: float) -> list[dict]:
-    """Three tables: chip hours, money on demand, money on spot; returns a line of JSON a row."""
+    """Prints three tables: chip hours, money on demand, money on spot.
+
+    Returns one JSON line per row.
+    """
     total = Part("all of it", sum(part.flops for part in parts if part.summed))
     parts = [*(p for p in parts if p.summed), total, *(p for p in parts if not p.summed)]
     hours = [chip_hours(part.flops, share) for part in parts]
@@ -283,7 +286,7 @@ def print_protocol(cascade: str, parts: list[Part], share: float) -> list[dict]:
 
 
 def print_networks(share: float) -> None:
-    """One line a network: operations of a pass, and of a training step where one was counted."""
+    """Prints per network the operations of a pass and, if counted, of a training step."""
     rows, numbers = [], counted()
     for preset, size in SIZES.items():
         text, step = numbers["context"][preset] / 1e9, numbers["denoise"][preset] / 1e9
@@ -302,7 +305,7 @@ def _share(text: str) -> float:
 
 
 def main() -> None:
-    """Prints the tables, and a line of JSON a row."""
+    """Prints the tables, and one JSON line per row."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""The protocol of generated sets at ImageNet's size, with a sampler that costs nothing.
+"""The protocol of synthetic sets at ImageNet's size, with a sampler that costs nothing.
 
 python -m tests.benchmarks.generate            # 1,281,167 images of 8 px: written, verified, read
 python -m tests.benchmarks.generate --quick    # 50,000
@@ -31,7 +31,7 @@ NAMES = tuple(f"class{i:03d}" for i in range(1000))
 
 
 def class_counts(total: int) -> list[int]:
-    """Of ImageNet, for another total in proportion."""
+    """ImageNet's class counts, scaled to another total."""
     counts = np.full(1000, 1300)
     counts[:105] = 732 + 568 * np.linspace(0, 1, 105) ** 0.4617
     short = 1_281_167 - int(counts.sum())
@@ -43,7 +43,7 @@ def class_counts(total: int) -> list[int]:
 
 
 def memory(pid: int | str, field: str) -> float:
-    """MB that a process has (VmRSS) or had (VmHWM)."""
+    """Memory that a process uses (VmRSS) or has used at most (VmHWM), in MB."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) / 1e3
@@ -101,7 +101,7 @@ def protocol(total: int) -> dict:
 
 
 def overhead(rate: float) -> dict:
-    """Sampling with and without writing, with a sampler of so many images a second of 64 px."""
+    """Sampling with and without writing, at a given speed in images of 64 px per second."""
     images, batch = int(rate * 30), 64
     labels = np.zeros(images, int)
     sampler = Trivial.of(("a",), batch, 64, batch / rate)
@@ -127,7 +127,7 @@ def overhead(rate: float) -> dict:
 
 
 def opening(total: int) -> dict:
-    """Time and memory of opening a set, and of all its indices."""
+    """Time and memory to open a set, and to open all its indices."""
     with tempfile.TemporaryDirectory() as folder:
         copies = max(1, round(total / 1_281_167))
         writer = SyntheticWriter(
@@ -163,7 +163,7 @@ def opening(total: int) -> dict:
 
 
 def main() -> None:
-    """Runs what is asked for, and prints a table and a line of JSON."""
+    """Runs what is asked for; prints a table and a JSON line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

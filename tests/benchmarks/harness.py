@@ -1,4 +1,4 @@
-"""Ours against a peer: alternating runs in one process, a table, and one JSON line a case."""
+"""Ours against a peer: alternating runs in one process, a table, one JSON line per case."""
 
 import argparse
 import contextlib
@@ -18,22 +18,22 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from launch.runtime.reports.tables import text_table
 
-# Of images. bfloat16 rounds to 3 digits, and the peers keep the noisy images in it.
+# Relative to images. bfloat16 rounds to 3 digits, and peers keep noisy images in it.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
 
 
 def arguments(description: str, **defaults: str) -> argparse.Namespace:
-    """Reads the flags that the benchmarks of networks share.
+    """Parses the flags that the benchmarks of networks share.
 
     Args:
         description: what `--help` prints.
-        **defaults: of `preset` and `batch`.
+        **defaults: for `preset` and `batch`.
     """
     return read_flags(add_flags(description), **defaults)
 
 
 def add_flags(description: str) -> argparse.ArgumentParser:
-    """A parser of the shared flags, for a benchmark that adds its own."""
+    """A parser of the shared flags, to which a benchmark can add its own."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -53,24 +53,24 @@ def _sizes(text: str) -> list[int]:
 
 
 def read_flags(parser: argparse.ArgumentParser, **defaults: str) -> argparse.Namespace:
-    """Reads them, and starts the program again with the threads that they ask for."""
+    """Parses the flags, and restarts the program with the number of threads they ask for."""
     parser.set_defaults(**{**defaults, "batch": _sizes(defaults["batch"])})
     args = parser.parse_args()
     if os.environ.get("NPROC") != str(args.threads):
-        # XLA reads both when it starts; on a GPU it would leave PyTorch a quarter of the memory.
+        # XLA reads both at startup; by default it leaves PyTorch a quarter of a GPU's memory.
         settings = {"NPROC": str(args.threads), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         os.execve(sys.executable, [*sys.orig_argv], os.environ | settings)
     return args
 
 
 def as_on_tpu() -> contextlib.AbstractContextManager:
-    """Operations counted here are those that TPUs do: on a CPU some products have another form."""
+    """Counts operations as a TPU does them: a CPU computes some products in another form."""
     device = AbstractDevice("TPU v4", None, "tpu")
     return jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("data",), abstract_device=device))
 
 
 def matrix_peak(dtype: str) -> float:
-    """Operations a second of a large matrix product."""
+    """Operations per second of a large matrix product."""
     size = 8192 if jax.default_backend() == "gpu" else 2048
     a = jnp.ones((size, size), dtype)
     product = jax.jit(lambda a: a @ a)
@@ -92,17 +92,17 @@ def synchronize(result: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What one case took.
+    """Measurements of one case.
 
     Attributes:
         case: its name.
         ours: seconds of each run.
         peer: seconds of each of the peer's runs.
-        flops: floating-point operations of a run; 0 where they are not counted.
-        work: units of work done in a run, for rates.
+        flops: floating-point operations per run; 0 if not counted.
+        work: units of work per run, for rates.
         unit: of the work.
         error: relative difference of the outputs.
-        evaluations: of the network in a run, for its line of JSON; 0 leaves them out.
+        evaluations: of the network per run, for the JSON line; 0 leaves them out.
     """
 
     case: str
@@ -116,21 +116,21 @@ class Result:
 
     @property
     def ratio(self) -> float:
-        """Our speed over the peer's."""
+        """Our speed divided by the peer's."""
         return statistics.median(self.peer) / statistics.median(self.ours)
 
 
 def check_same_work(
     case: str, dtype: str, error: float, evaluations: int, peer_evaluations: int
 ) -> None:
-    """Ends the program where a sampler and its peer did not draw the same images alike.
+    """Ends the program if a sampler and its peer did not draw the same images in the same way.
 
     Args:
         case: its name.
         dtype: of the computation.
         error: relative difference of the images.
         evaluations: of the network, for all images.
-        peer_evaluations: of the peer's.
+        peer_evaluations: of the peer's network.
     """
     if not error <= TOLERANCE[dtype] or evaluations != peer_evaluations:
         sys.exit(
@@ -151,17 +151,17 @@ def compare(
     evaluations: int = 0,
     repeats: int = 7,
 ) -> Result:
-    """Times both, alternating, after one warm run of each.
+    """Times both, alternating, after one warm-up run of each.
 
     Args:
         case: its name.
         ours: runs ours and waits for the result.
         peer: the same for the peer.
-        error: relative difference of their outputs, found before.
-        work: done in a run.
+        error: relative difference of their outputs, computed before.
+        work: units of work per run.
         unit: of the work.
-        flops: of a run.
-        evaluations: of the network in a run, where they are worth telling.
+        flops: per run.
+        evaluations: of the network per run, if worth reporting.
         repeats: timed runs of each.
     """
     times: tuple[list[float], list[float]] = ([], [])
@@ -178,8 +178,8 @@ def report(results: list[Result], peak: float = 0.0) -> None:
     """Prints the table and the JSON lines.
 
     Args:
-        results: of `compare`.
-        peak: operations a second of a large matrix product in this process.
+        results: from `compare`.
+        peak: operations per second of a large matrix product in this process.
     """
     if peak:
         print(f"\na matrix product reaches {peak / 1e9:,.0f} GFLOP/s here")
@@ -198,7 +198,7 @@ def report(results: list[Result], peak: float = 0.0) -> None:
             share = result.flops / statistics.median(result.ours) / peak
             fastest = min(result.peer) / min(result.ours)
             extra = {"evaluations": result.evaluations, "peak_share": share}
-            extra |= {"ratio_of_fastest": fastest}  # what other work on the machine disturbs least
+            extra |= {"ratio_of_fastest": fastest}  # least disturbed by other work on the machine
         rates = [result.work / statistics.median(times) for times in (result.ours, result.peer)]
         line = dict(case=result.case, ours=rates[0], peer=rates[1], unit=result.unit)
         print(json.dumps({**line, "ratio": result.ratio, **extra}))

@@ -1,4 +1,4 @@
-"""Features of the Inception of 2015 against the same network in PyTorch: images a second.
+"""Features of the Inception of 2015 against the same network in PyTorch: images per second.
 
 python -m tests.benchmarks.inception            # from images of 256 pixels, by pytorch-fid's rule
 python -m tests.benchmarks.inception --quick

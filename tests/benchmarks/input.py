@@ -6,9 +6,9 @@ python -m tests.benchmarks.input --quick    # a minute, on images that are made 
 Ours is the project's loader. The peers are Pillow in PyTorch's DataLoader, without workers, once
 with bytes as output as ours and once with normalised floats as usual; and tf.data in an interpreter
 that has TensorFlow. All read the same JPEGs from a folder and do the same operations with the same
-arguments. TensorFlow decodes only what the crop shows, and resizes as its public training programs
-do, bilinear without regard to what it skips. CPU seconds are those of all threads of a process;
-other work on the machine disturbs them less than it disturbs the clock.
+arguments. TensorFlow decodes only the cropped part, and resizes as its public training programs do,
+bilinear without antialiasing. CPU seconds are those of all threads of a process; other work on the
+machine disturbs them less than it disturbs the clock.
 
 Then come the rates of copies that `input_pipeline.prepare` makes of the same files, for which
 there is no peer.
@@ -56,7 +56,7 @@ CASES = {
 
 
 def write_files(args: argparse.Namespace, folder: Path) -> None:
-    """Puts JPEGs into `folder`, in folders of classes: those of --data, or made ones."""
+    """Writes JPEGs into class folders of `folder`: those of --data, or made-up ones."""
     if args.data:
         given = ImageFolder(args.data, args.root)._files
         files = {name: given.read(i) for i, name in enumerate(given.names)}
@@ -103,7 +103,7 @@ def pillow_operation(image, name, sign):
 
 
 def random_box(rng, width, height):
-    """Of a random resized crop: left, upper, right, lower."""
+    """The box of a random resized crop: left, upper, right, lower."""
     for _ in range(10):
         pixels = width * height * rng.uniform(0.08, 1)
         ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
@@ -142,7 +142,7 @@ class Pillow(torch.utils.data.Dataset):
 
 
 def error(paths, case):
-    """Relative difference to Pillow of every operation on the middle of the first images."""
+    """Relative difference from Pillow for every operation, on the middle of the first images."""
     ours, theirs = [], []
     for path in paths[:4]:
         image = Image.open(path).convert("RGB")
@@ -160,7 +160,7 @@ def error(paths, case):
 
 
 class TensorFlow:
-    """tf.data in another interpreter: told the case, it answers with its CPU seconds."""
+    """tf.data in another interpreter: takes a case, answers with its CPU seconds."""
 
     def __init__(self, python, folder, batches):
         script = Path(__file__).with_name("input_tensorflow.py")
@@ -178,8 +178,8 @@ class TensorFlow:
 def measure_roads(folder: Path, batches: int) -> Iterator[dict]:
     """Ours on the files, on copies of them as JPEG and raw (shorter side 320), and decoding alone.
 
-    Copies are made from the same images. Decoding at half the scale is a part of the work that a
-    crop of at least twice the size of the result allows; `share` is how many do.
+    Copies are made from the same images. A crop of at least twice the size of the result can be
+    decoded at half the scale, with less work; `share` is the share of such crops.
     """
     roads = {"files": ImageFolder(folder)}
     for name, quality in (("JPEG copy", 95), ("raw copy", 0)):
@@ -211,7 +211,7 @@ def measure_roads(folder: Path, batches: int) -> Iterator[dict]:
 
 
 def cpu_seconds(batches: Iterable) -> float:
-    """Of taking them all."""
+    """CPU seconds to take them all."""
     start = time.process_time()
     for _ in batches:
         pass
@@ -219,7 +219,7 @@ def cpu_seconds(batches: Iterable) -> float:
 
 
 def main() -> None:
-    """Measures, and prints the table and the JSON lines."""
+    """Measures; prints the table and the JSON lines."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -245,7 +245,7 @@ def main() -> None:
 
 
 def measure(folder: Path, tensorflow: str | None, batches: int, repeats: int) -> list[Result]:
-    """Every case against every peer, alternating, after one warm run of each."""
+    """Every case against every peer, alternating, after one warm-up run of each."""
     paths, results, count = sorted(folder.glob("*/*")), [], batches * BATCH
     tf_data = TensorFlow(tensorflow, folder, batches) if tensorflow else None
     order = [i % len(paths) for i in range(count)]
@@ -261,7 +261,7 @@ def measure(folder: Path, tensorflow: str | None, batches: int, repeats: int) ->
         runs |= {"tf.data": lambda _, layers=layers: tf_data(layers)} if tf_data else {}
         times = {name: [] for name in runs}
         for repeat in range(repeats + 1):
-            # In another order each time: what ran before may still be busy.
+            # In a new order each time, as the previous one may still be busy.
             for name in np.roll([*runs], repeat).tolist():
                 seconds = runs[name](repeat * batches)
                 times[name] += [seconds] if repeat else []

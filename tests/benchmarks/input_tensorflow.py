@@ -11,7 +11,7 @@ import math
 import sys
 import time
 
-tf = importlib.import_module("tensorflow")  # by name: nothing in the project depends on it
+tf = importlib.import_module("tensorflow")  # by name: nothing else in the project uses it
 
 SIZE, BATCH, LAYERS, LEVEL, FILL = 224, 32, 2, 1.0, 128.0
 
@@ -80,7 +80,7 @@ def rotate(image, degrees):
 
 
 def operations(image, sign):
-    """The 15 of the set at magnitude 10; `sign` is 1.0 or -1.0."""
+    """The 15 operations of the set at magnitude 10; `sign` is 1.0 or -1.0."""
     one, zero, factor = 1.0, 0.0, 0.1 + 1.8 * LEVEL
     bits, threshold, amount = int(4 * LEVEL), int(256 * LEVEL), int(110 * LEVEL)
     shear, shift = sign * 0.3 * LEVEL, sign * 0.45 * LEVEL * SIZE

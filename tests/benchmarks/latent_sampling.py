@@ -6,7 +6,7 @@ python -m tests.benchmarks.latent_sampling --preset=sd15 --dtype=bfloat16 --batc
 
 Both read the same files with random weights, start from the same noise, and end in pixels: U-Net,
 guidance, DDIM, decoder; the text encoders have two layers, which cost next to nothing. Their images
-have to be the same before they are timed. On a GPU torch.compile compiles the peer's networks.
+must be the same before they are timed. On a GPU torch.compile compiles the peer's networks.
 """
 
 import argparse
@@ -45,7 +45,7 @@ from tests.parity.torch_weights import randomize, relative_error
 from tests.support.clip_vocabulary import END, VOCABULARY
 
 SEED, GUIDANCE = 3, 7.5
-# Width of the text states, heads as the files name them; the rest is in `UNETS`.
+# Width of the text states, and heads as the files count them; the rest is in `UNETS`.
 TEXT_WIDTHS = {"sd15": 768, "sd21": 1024, "sdxl": 2048}
 HEADS = {"sd15": 8, "sd21": [5, 10, 20, 20], "sdxl": [5, 10, 20]}
 POOLED_WIDTH, SIZE_WIDTH = 1280, 256
@@ -53,11 +53,11 @@ POOLED_WIDTH, SIZE_WIDTH = 1280, 256
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A Stable Diffusion to be measured.
+    """A Stable Diffusion to measure.
 
     Attributes:
-        kind: of `UNETS`.
-        widths: of the U-Net's levels, from the finest.
+        kind: a key of `UNETS`.
+        widths: of the U-Net's levels, finest first.
         vae_widths: of the auto-encoder's levels.
         text_width: of the text states.
         size: of the images, in pixels.
@@ -70,7 +70,7 @@ class Case:
     size: int
 
     def unet(self) -> UNet2DConditionModel:
-        """As the files of this kind have it, but for the widths."""
+        """The configuration in files of this kind, with other widths."""
         down = ["CrossAttnDownBlock2D"] * (len(self.widths) - 1)
         down = ["DownBlock2D", *down] if self.kind == "sdxl" else [*down, "DownBlock2D"]
         fields = dict(
@@ -93,7 +93,7 @@ class Case:
         return UNet2DConditionModel(**fields)
 
     def vae(self) -> AutoencoderKL:
-        """As the files have it, but for the widths."""
+        """The configuration in the files, with other widths."""
         levels = len(self.vae_widths)
         fields = dict(
             VAE,
@@ -106,7 +106,7 @@ class Case:
         return AutoencoderKL(**fields)
 
     def texts(self) -> dict[str, torch.nn.Module]:
-        """One layer of text encoder: only the width of its states counts here."""
+        """Small text encoders: only the width of their states counts here."""
         wide = dict(vocab_size=len(VOCABULARY), max_position_embeddings=TOKENS, num_hidden_layers=2)
         if self.kind != "sdxl":
             return dict(text_encoder=tiny_clip("clip", hidden_size=self.text_width, **wide))
@@ -118,7 +118,7 @@ class Case:
 
 
 def case_of(args: argparse.Namespace) -> Case:
-    """That of --preset, whole, or Stable Diffusion 1.5 with a quarter of its widths."""
+    """The full --preset, or Stable Diffusion 1.5 with a quarter of its widths."""
     if args.preset:
         widths = [320, 640, 1280] if args.preset == "sdxl" else [320, 640, 1280, 1280]
         vae_widths = [128, 256, 512, 512]
@@ -129,7 +129,7 @@ def case_of(args: argparse.Namespace) -> Case:
 
 
 class Pair:
-    """Our cascade and diffusers' pipeline, of the same files."""
+    """Our cascade and diffusers' pipeline, from the same files."""
 
     def __init__(self, case: Case, args: argparse.Namespace, folder: pathlib.Path):
         self.case, self.steps = case, args.steps
@@ -148,7 +148,7 @@ class Pair:
             self.pipeline.vae.decode = torch.compile(self.pipeline.vae.decode)
 
     def flops(self, evaluations: int) -> float:
-        """Operations for an image: both contexts where it is guided, all steps, the decoder."""
+        """Operations per image: both contexts if guided, all steps, the decoder."""
         stage, variables = self.cascade.stages[0], self.cascade.variables[0]
         model, decoder = stage.denoiser.model, stage.denoiser.autoencoder
         widths = self.case.text_width, POOLED_WIDTH if self.case.kind == "sdxl" else 0
@@ -162,7 +162,7 @@ class Pair:
 
 
 def measure(pair: Pair, batch: int, guidance_weight: float, args: argparse.Namespace) -> Result:
-    """One batch at one weight of guidance: the same images first, then the time."""
+    """One batch at one guidance weight: checks that the images agree, then times them."""
     case = pair.case
     side = case.size // 8
     prompts = [f"a dog {n}" for n in range(batch)]
@@ -186,7 +186,7 @@ def measure(pair: Pair, batch: int, guidance_weight: float, args: argparse.Names
             latents=latents,
             output_type="pt",
         ).images
-        # As ours: whole numbers on the host.
+        # Like ours: integers on the host.
         return (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
     with mock.patch.object(

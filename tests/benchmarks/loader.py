@@ -1,11 +1,11 @@
-"""What the order of many examples costs in time and memory, and what threads and processes decode.
+"""What shuffling many examples costs in time and memory, and how fast threads and processes decode.
 
 python -m tests.benchmarks.loader [--quick] [--millions 12] [--batch 4096] [--workers 0,1,2]
 
 The order: indices of batches of 1.28M real and so many million synthetic examples, as their union
-and at half of every batch; the peer is Grain's element-wise `shuffle().repeat().batch()` of as many
-(which has to be shorter). Epochs are checked to hold each example once. Memory is this process's,
-over more epochs than are held.
+and with half of every batch from each; the peer is Grain's element-wise
+`shuffle().repeat().batch()` over the synthetic ones alone. Every epoch is checked to hold each
+example once. Memory is this process's, over more epochs than are held.
 
 Decoding: batches of JPEGs of 500x375 px, cropped at random to 224 px and mirrored, by threads (0)
 and by as many worker processes as named; the peer is one thread that does nothing else. Starting,
@@ -38,24 +38,24 @@ REAL = 1_281_167
 
 
 def resident() -> int:
-    """Bytes of memory that this process holds."""
+    """Resident memory of this process, in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def line(case: str, ours: float, peer: float | None, unit: str, **more: float) -> dict:
-    """What a line of JSON says."""
+    """The fields of a JSON line."""
     ratio = peer and ours / peer
     return dict(case=case, ours=ours, peer=peer, unit=unit, ratio=ratio, **more)
 
 
 def cells(case: str, ours: float, peer: float | None, ratio: float | None, unit: str, **_) -> list:
-    """What a row of the table says."""
+    """The cells of a table row."""
     compared = ["", ""] if ratio is None else [f"{peer:,.6g}", f"{ratio:.2f}"]
     return [case, f"{ours:,.6g}", *compared, unit]
 
 
 def median_seconds(function: Callable[[int], object], count: int) -> float:
-    """Of calls with 0 .. count - 1."""
+    """Median over calls with 0 to count - 1."""
     times = []
     for k in range(count):
         began = time.perf_counter()
@@ -65,7 +65,7 @@ def median_seconds(function: Callable[[int], object], count: int) -> float:
 
 
 def measure_order(n: int, batch: int) -> Iterator[dict]:
-    """Time of an epoch's beginning and of a batch, memory over four epochs."""
+    """Time to begin an epoch and to make a batch, and memory over four epochs."""
     whole, before = np.arange(n), resident()
     epochs = Epochs(n, seed=0)
     for epoch in range(4):
@@ -117,13 +117,13 @@ def crop_and_flip(example: dict, rng: np.random.Generator, size: int) -> dict:
 
 
 def measure_decoding(batch: int, steps: int, workers: list[int]) -> Iterator[dict]:
-    """Images a second of each kind of reader."""
+    """Images per second for each kind of reader."""
     augment = functools.partial(crop_and_flip, size=224)
     dataset = loader.batches(Photographs(10_000), batch, 0, augment=augment)
     expected = [dataset[k]["image"] for k in range(2)]
     alone = batch / median_seconds(dataset.__getitem__, max(2, steps // 4))
     for count in workers:
-        # What was read ahead while the last worker started is not timed; reading ahead goes on.
+        # Not timed: what was read ahead while the last worker started. Reading ahead continues.
         warm = 4 + 4 * count
         times = [time.perf_counter()]
         for k, found in enumerate(loader.iterate(dataset, 0, 2 * warm + steps, count)):
@@ -137,7 +137,7 @@ def measure_decoding(batch: int, steps: int, workers: list[int]) -> Iterator[dic
 
 
 def main() -> None:
-    """Measures, and prints a table and a line of JSON for each of its rows."""
+    """Measures; prints a table, and one JSON line per row."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -4,9 +4,9 @@ python -m tests.benchmarks.metrics            # 50,000 images of 2048 features: 
 python -m tests.benchmarks.metrics --quick    # 6000 of 512
 
 Goals on 2 cores: all measures under 60 s, FID alone (statistics of the images and the distance from
-a reference that is read) under 10 s, precision and recall of 10,000 against 10,000 under 1 GB. The
-peers are what other tools do: eigenvalues of the product of the covariances (torch-fidelity), and
-prdc, which holds all pairs.
+a stored reference) under 10 s, precision and recall of 10,000 against 10,000 under 1 GB. The peers
+are what other tools do: eigenvalues of the product of the covariances (torch-fidelity), and prdc,
+which holds all pairs.
 """
 
 import argparse
@@ -32,11 +32,11 @@ from imagen_ft.metrics.sliced_distance import sliced_distance
 from launch.runtime.reports.tables import text_table
 
 CLASSES = 1008
-PAIRED = 10_000  # images of a side where all pairs are looked at
+PAIRED = 10_000  # images on each side when all pairs are compared
 
 
 def features(count: int, width: int, seed: int) -> np.ndarray:
-    """As a network's: none below 0, some dimensions much more in use than others."""
+    """Like a network's: none below 0, some dimensions used much more than others."""
     random = np.random.default_rng(seed)
     mixing = random.standard_normal((width, 64), np.float32) / 8
     rows = random.standard_normal((count, width), np.float32)
@@ -46,7 +46,7 @@ def features(count: int, width: int, seed: int) -> np.ndarray:
 
 
 def timed(action: Callable[[], Any]) -> tuple[Any, float, float]:
-    """The outcome, seconds, and seconds of all cores, to which a busy machine adds less."""
+    """The result, the seconds, and the CPU seconds, which a busy machine distorts less."""
     start, cpu_start = time.perf_counter(), time.process_time()
     outcome = action()
     return outcome, time.perf_counter() - start, time.process_time() - cpu_start
@@ -60,9 +60,9 @@ def by_eigenvalues(a: statistics.Statistics, b: statistics.Statistics) -> float:
 
 
 def all_pairs(count: int, width: int, ours: bool) -> tuple[dict[str, float], float, float]:
-    """Precision and its kin: shares, seconds, and megabytes on top of the features."""
+    """Precision and its kin: shares, seconds, and megabytes in addition to the features."""
     fake, real = (features(count, width, seed) for seed in (2, 1))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = kilobytes("VmRSS")
 
     def measure() -> dict[str, float]:
@@ -76,7 +76,7 @@ def all_pairs(count: int, width: int, ours: bool) -> tuple[dict[str, float], flo
 
 
 def kilobytes(name: str) -> int:
-    """What Linux says of this process's memory."""
+    """Linux's figure for the memory of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
@@ -89,7 +89,7 @@ def alone(*arguments: Any) -> tuple[dict[str, float], float, float]:
 
 
 def measures(count: int, width: int) -> list[tuple[str, float, float]]:
-    """Each measure's name, seconds, and seconds of all cores."""
+    """The name, seconds and CPU seconds of each measure."""
     fake, real = (features(count, width, seed) for seed in (2, 1))
     logits = np.random.default_rng(0).standard_normal((count, CLASSES), np.float32)
     reference = statistics.of_features(real)
@@ -109,7 +109,7 @@ def measures(count: int, width: int) -> list[tuple[str, float, float]]:
     for name, action in cases.items():
         rows.append((name, *timed(action)[1:]))
         print(f"{name}: {rows[-1][1]:.1f} s", flush=True)
-    # sFID takes what FID takes: its features are 2023.
+    # sFID takes as long as FID: it has 2023 features.
     rows.insert(1, ("sFID", *rows[0][1:]))
     return rows
 

@@ -2,12 +2,12 @@
 
 python -m tests.benchmarks.operations    # counts all again, in some minutes, and writes the file
 
-They are those of `launch.runtime.devices.flops` as a TPU does them: matrix products and
-convolutions, a multiply-add being two, and nothing of a convolution's padding. Only shapes are
-made, no weights. A pass is one image through a network, given 77 tokens of text; a training step is
-that of its config, for one image: forward, backward, and what `remat` computes again. T5 is left
-out, and so is CLIP: a prompt is embedded once for all its images. Of what works on latents, the
-decoder's pass that ends an image is counted, too.
+They are counted by `launch.runtime.devices.flops` as a TPU does them: matrix products and
+convolutions, two per multiply-add, without a convolution's padding. Only shapes are made, no
+weights. A pass is one image through a network, given 77 tokens of text; a training step is that of
+its config, for one image: forward, backward, and what `remat` computes again. T5 and CLIP are left
+out: a prompt is embedded once for all its images. For latent models, the final pass of the decoder
+is counted too.
 """
 
 import functools
@@ -29,7 +29,7 @@ from tests.support import ROOT
 
 PATH = ROOT / "tests" / "benchmarks" / "operations.json"
 TOKENS = 77
-# Of the images that each makes, in pixels.
+# Size of the images that each makes, in pixels.
 SIZES = {
     "if_i_m": 64,
     "if_i_l": 64,
@@ -40,9 +40,9 @@ SIZES = {
     "imagen_sr256": 256,
     "imagen_sr1024": 1024,
 }
-# The same, of what works on latents: an eighth as many a side.
+# The same for latent models; a side of their latents is an eighth of that.
 LATENT_SIZES = {"sd15": 512, "sd21": 768, "sdxl": 1024}
-_PIXELS = 8  # a side for each latent
+_PIXELS = 8  # pixels per latent, along a side
 TRAINED = ("if_i_l", "if_ii_l", "imagen_base64", "imagen_sr256", "imagen_sr1024")
 
 
@@ -54,7 +54,7 @@ def model_flops(model: Network, variables: Any, size: int, text_width: int, meth
         variables: their shapes.
         size: of the image, in pixels.
         text_width: of the text states.
-        method: 'context' (once an image) or 'denoise' (every step).
+        method: 'context' (once per image) or 'denoise' (every step).
     """
 
     def shape(*sizes: int) -> jax.ShapeDtypeStruct:
@@ -74,14 +74,14 @@ def model_flops(model: Network, variables: Any, size: int, text_width: int, meth
 
 
 def pass_flops(preset: str, method: str) -> float:
-    """As `model_flops`, of a preset at the size of its images."""
+    """As `model_flops`, for a preset at its own image size."""
     variables = {"params": presets.parameter_shapes(preset)}
     text_width = presets.PRESETS[preset].text_width
     return model_flops(presets.make(preset), variables, SIZES[preset], text_width, method)
 
 
 def latent_flops(preset: str, method: str) -> float:
-    """As `latent_model_flops`, of a preset at the size of its images."""
+    """As `latent_model_flops`, for a preset at its own image size."""
     size, row = LATENT_SIZES[preset] // _PIXELS, presets.PRESETS[preset]
     name = preset
     if method == "decode":
@@ -94,14 +94,14 @@ def latent_flops(preset: str, method: str) -> float:
 def latent_model_flops(
     model: Any, variables: Any, size: int, widths: tuple[int, int], method: str
 ) -> float:
-    """Operations for one image of a U-Net over latents, or of the decoder behind it.
+    """Operations for one image in a latent U-Net, or in the decoder after it.
 
     Args:
         model: U-Net or auto-encoder.
         variables: their shapes.
-        size: of the latents, a side.
-        widths: of the text states and of the pooled text; 0 is none.
-        method: 'context' (once an image), 'denoise' (every step) or 'decode'.
+        size: side of the latents.
+        widths: of the text states and of the pooled text; 0 for none.
+        method: 'context' (once per image), 'denoise' (every step) or 'decode'.
     """
     shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, "float32")  # noqa: E731
     latents = shape(1, size, size, 4)
@@ -119,7 +119,7 @@ def latent_model_flops(
 
 
 def stage_step_flops(name: str, batch: int = 2) -> float:
-    """Operations of a training step for one image, of a config of configs/imagenet."""
+    """Operations per image of a training step of a config in configs/imagenet."""
     training = Training.of(importlib.import_module(f"configs.imagenet.{name}").get_config())
     shape, size = jax.ShapeDtypeStruct, training.denoiser.size
     images = shape((batch, size, size, training.denoiser.channels), "uint8")
@@ -133,7 +133,7 @@ def stage_step_flops(name: str, batch: int = 2) -> float:
 
 
 def count() -> dict[str, dict[str, float]]:
-    """All of them: `context`, `denoise` and `decode` by preset, `step` by config."""
+    """Counts all: `context`, `denoise` and `decode` by preset, `step` by config."""
     steps = {name: stage_step_flops(name) for name in TRAINED}
     steps |= {name: step_flops(recipe(name)[0]) for name in RECIPES}
     passes = {
@@ -148,7 +148,7 @@ def count() -> dict[str, dict[str, float]]:
 
 @functools.cache
 def counted() -> dict[str, dict[str, float]]:
-    """What the file has, in the form of `count`."""
+    """The contents of the file, in the form of `count`."""
     return json.loads(PATH.read_text())
 
 

@@ -1,12 +1,12 @@
-"""What accelerators cost an hour, in US dollars: list prices of Google Cloud.
+"""What accelerators cost per hour, in US dollars: list prices of Google Cloud.
 
-All are read in SkyPilot's catalogue, which a program fills from Google's own list of prices:
+All come from SkyPilot's catalogue, which a program fills from Google's own price list:
 github.com/skypilot-org/skypilot-catalog, catalogs/v9/gcp/vms.csv at commit 2c3d7ea. That commit has
 no date in the copy that was read; its format, v9, is of 9 July 2026. It was read on 27 November
 2026. Google's own pages (cloud.google.com/tpu/pricing, /spot-vms/pricing, /compute/gpus-pricing)
-could not be read. A TPU's price has its host in it; a GPU's is an eighth of its machine: processors
-and memory, and eight GPUs, without local disks. Spot prices change up to once a day and differ
-between regions by a factor of three.
+could not be read. A TPU's price includes its host; a GPU's is an eighth of its machine: processors,
+memory and eight GPUs, without local disks. Spot prices change up to once a day and differ between
+regions by a factor of three.
 """
 
 import dataclasses
@@ -17,14 +17,14 @@ SOURCE = "SkyPilot's catalogue of Google Cloud's prices, v9 (July 2026), commit 
 
 @dataclasses.dataclass(frozen=True)
 class Price:
-    """Of a chip for an hour, in US dollars.
+    """US dollars per chip and hour.
 
     Attributes:
         chip: its name in `launch.runtime.devices.hardware`.
         resource: the row of the catalogue.
         region: of Google Cloud.
         on_demand: without any commitment.
-        spot: where it may be taken away at any time.
+        spot: for machines that may be taken away at any time.
     """
 
     chip: str

@@ -1,11 +1,11 @@
-"""What the recipes of the classifiers take on accelerators, and on the CPUs that feed them.
+"""What the classifiers' recipes take on accelerators, and on the CPUs that feed them.
 
 python -m tests.benchmarks.recipes                # at 40% of the peak, an assumption
 python -m tests.benchmarks.recipes --share=0.3
 
 A step's operations are counted in its program (`launch.runtime.devices.flops`): matrix products and
-convolutions, forward and backward, for real images alone; nothing is compiled. Feeding them takes
-what `input_pipeline.batches.rates` says, on all CPUs of the hosts.
+convolutions, forward and backward, for real images alone; nothing is compiled. The CPU time to feed
+them is that of `input_pipeline.batches.rates`, on all CPUs of the hosts.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from tests.configs.tables import RECIPES
 
 
 def recipe(name: str) -> tuple[Training, str]:
-    """A config's run with batches of eight, and the target that its header names."""
+    """A config's run with batches of eight, and the target in its header."""
     module = importlib.import_module(f"configs.imagenet.{name}")
     config = module.get_config()
     training = Training.of(config, *from_config.expected_input(config))
@@ -36,7 +36,7 @@ def recipe(name: str) -> tuple[Training, str]:
 
 
 def step_flops(training: Training, batch: int = 8) -> float:
-    """Operations of a training step for one image."""
+    """Operations per image of a training step."""
     shape = jax.ShapeDtypeStruct
     labels = shape((batch,), "int32")
     images = shape((batch, *training.image_shape), "uint8")
@@ -46,7 +46,7 @@ def step_flops(training: Training, batch: int = 8) -> float:
 
 
 def main() -> None:
-    """Prints a table, and a line of JSON a recipe."""
+    """Prints a table, and one JSON line per recipe."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--share", type=float, default=0.4, help="of the peak; default %(default)s")
     share, lines, rows = parser.parse_args().share, [], []

@@ -5,8 +5,8 @@ python -m tests.benchmarks.sampling --quick    # within a minute
 python -m tests.benchmarks.sampling --preset=if_i_m --dtype=bfloat16 --batch=4,16,64    # on a GPU
 python -m tests.benchmarks.sampling --preset=if_ii_m --dtype=bfloat16 --batch=4,16,64
 
-Before it is timed, the pipeline is given the noise of our images: the same images have to come out.
-On a GPU the peer's network is compiled by torch.compile; on a CPU both use --threads threads.
+Before timing, the pipeline gets the noise of our images: the same images must come out. On a GPU
+the peer's network is compiled by torch.compile; on a CPU both use --threads threads.
 """
 
 import argparse
@@ -42,15 +42,15 @@ from tests.parity.torch_weights import UNET_RENAMES, randomize, relative_error, 
 from tests.support import diffusers_unet as parity
 from tests.support.diffusers_pipelines import IF, LEVEL, make_theirs, to_torch
 
-GUIDANCE = {1: 7.0, 2: 4.0}  # of the pipelines' defaults
+GUIDANCE = {1: 7.0, 2: 4.0}  # the pipelines' default
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A stage to be measured.
+    """A stage to measure.
 
     Attributes:
-        number: 1 is the base, 2 super-resolution.
+        number: 1 for the base, 2 for super-resolution.
         fields: of the U-Net.
         size: of the images, in pixels.
         low_size: of the low-resolution images; 0 for the base.
@@ -122,13 +122,13 @@ class Pair:
         return sum(leaf.size for leaf in jax.tree.leaves(self.shapes))
 
     def stage(self, guidance_weight: float) -> Stage:
-        """Ours, with the settings of `make_theirs`."""
+        """Our stage, with the settings of `make_theirs`."""
         level = (LEVEL + 1) / 1000
         sampler = DDPM(self.steps, logvar_coeff=None, spacing="leading")
         return Stage(self.denoiser, sampler, guidance_weight, 95.0, level, threshold_maximum=1.5)
 
     def inputs(self, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """States of the prompts and of none, low-resolution images."""
+        """Text states of the prompts and of the empty one, and low-resolution images."""
         rng = np.random.default_rng(0)
         draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
         text, null = (draw(n, TOKENS, self.case.text_width) for n in (batch, 1))
@@ -136,15 +136,15 @@ class Pair:
         return text, null, np.tanh(draw(batch, low, low, 3)) if low else None
 
     def on_device(self, array: np.ndarray) -> torch.Tensor:
-        """For the peer."""
+        """Moves arrays to the peer's device."""
         return torch.from_numpy(array).to(self.device, self.torch_dtype)
 
     @contextlib.contextmanager
     def same_noise(self, keys: jax.Array) -> Iterator[mock.Mock]:
-        """The pipeline draws what ours draws; yields what sees the inputs of its network."""
+        """Makes the pipeline draw our noise; yields the recorder of its network's inputs."""
         second = self.case.number == 2
         draw = noise_of_keys(keys, (self.case.size, self.case.size, 3))
-        # diffusers draws the start, the condition, then the steps.
+        # diffusers draws noise for the start, the condition, then the steps.
         order = iter([0, *([CONDITION_STEP] if second else []), *range(self.steps, 0, -1)])
         take = lambda *_, **__: to_torch(np.asarray(draw(next(order)))).to(  # noqa: E731
             self.device, self.torch_dtype
@@ -162,7 +162,7 @@ class Pair:
 
 
 def measure(pair: Pair, batch: int, guidance_weight: float, args: argparse.Namespace) -> Result:
-    """One stage at one weight of guidance: the same images first, then the time."""
+    """One stage at one guidance weight: checks that the images agree, then times them."""
     case, stage = pair.case, pair.stage(guidance_weight)
     text, null, low = pair.inputs(batch)
     keys = jax.random.split(jax.random.key(0), batch)

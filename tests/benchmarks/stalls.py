@@ -3,11 +3,11 @@
 python -m tests.benchmarks.stalls --config=configs/imagenet/if_i_l.py:data=DIR --batch=64
 python -m tests.benchmarks.stalls --config=configs/cifar10/finetune_base16.py:runlocal    # a glance
 
-The real program trains on the real images of the config, from scratch and on one device; states of
-the prompts that the config takes from a cache are random ones. A save costs the time that the loop
-stands still for it, and what the steps beside its background work are slower than those before the
-first save. --every is short to see several saves; the last line tells the share at the config's own
-interval.
+The real program trains on the real images of the config, from scratch and on one device; prompts
+that the config reads from a cache get random text states. A save costs the time for which the loop
+stops, and the slowdown of the steps beside its background work relative to those before the first
+save. --every is short so that several saves happen; the last line gives the share at the config's
+own interval.
 """
 
 import argparse
@@ -30,7 +30,7 @@ LOG_EVERY = 10
 
 
 def load(argument: str) -> ConfigDict:
-    """The config that a command line names."""
+    """The config named on the command line."""
     path, _, arg = argument.partition(":")
     spec = importlib.util.spec_from_file_location("config", path)
     module = importlib.util.module_from_spec(spec)
@@ -39,7 +39,7 @@ def load(argument: str) -> ConfigDict:
 
 
 def random_cache(folder: Path, config: ConfigDict) -> list[str]:
-    """Makes the cache that the config asks for; returns the flags that name it."""
+    """Writes the cache that the config needs; returns the flags that name it."""
     if "cache" not in config.text:
         return []
     folder.mkdir()
@@ -79,7 +79,7 @@ def train(args: argparse.Namespace, config: ConfigDict, folder: Path) -> list[di
 
 
 def main() -> None:
-    """Trains, and prints the table and a line of JSON."""
+    """Trains; prints the table and a JSON line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -95,7 +95,7 @@ def main() -> None:
     before = [line for line in timed if line["step"] <= args.every]
     after = [line for line in timed if line["step"] > args.every]
     step = statistics.median(line["step_seconds"] for line in before)
-    # The last save has no step beside it.
+    # No step runs beside the last save.
     saves = [line["checkpoint_seconds"] for line in log if "checkpoint_seconds" in line]
     slower = sum(LOG_EVERY * (line["step_seconds"] - step) for line in after)
     saved = statistics.median(saves[:-1]) + max(0.0, slower / len(saves[:-1]))

@@ -3,9 +3,9 @@
 python -m tests.benchmarks.structure
 
 Prints lines of Python by room and the longest chain of imports. Then, while a cascade of two stages
-is loaded from run directories, and while images come from a folder on the disk into a step of
-training: which files of the project are entered (a function of theirs is called), by how many
-calls, and how often each file on the disk is opened. No time is measured, and there is no peer.
+is loaded from run directories, and while images come from a folder on the disk into a training
+step: which files of the project are entered (one of their functions is called), by how many calls,
+and how often each file on the disk is opened. No time is measured, and there is no peer.
 """
 
 import collections
@@ -44,7 +44,7 @@ def lines_by_room() -> dict[str, int]:
 
 
 def longest_chain() -> list[str]:
-    """Modules of which each imports the next; the longest such list."""
+    """The longest list of modules in which each imports the next."""
     graph = grimp.build_graph(*ROOMS[:-1])
 
     @functools.cache
@@ -57,11 +57,11 @@ def longest_chain() -> list[str]:
 
 @dataclasses.dataclass
 class Journey:
-    """What an action has passed.
+    """What an action has passed through.
 
     Attributes:
         entered: files of the rooms, in the order of the first call, and the number of calls.
-        opened: files below a folder on the disk, and how often each was opened.
+        opened: files in a folder on the disk, and how often each was opened.
     """
 
     entered: collections.Counter
@@ -69,7 +69,7 @@ class Journey:
 
 
 def follow(action: Callable[[], object], folder: Path) -> Journey:
-    """Runs an action and notes what any of its threads calls and opens."""
+    """Runs an action; records what all its threads call and open."""
     journey = Journey(collections.Counter(), collections.Counter())
     prefixes = tuple(f"{ROOT / room}/" for room in ROOMS[:-1])
 
@@ -83,7 +83,7 @@ def follow(action: Callable[[], object], folder: Path) -> Journey:
             journey.opened[Path(arguments[0]).name] += 1
 
     listening = [True]
-    sys.addaudithook(hear)  # It cannot be taken away again.
+    sys.addaudithook(hear)  # It cannot be removed again.
     threading.setprofile(note)
     sys.setprofile(note)
     try:
@@ -96,7 +96,7 @@ def follow(action: Callable[[], object], folder: Path) -> Journey:
 
 
 def loading_a_cascade(folder: Path) -> Journey:
-    """`load_cascade` of a base and a super-resolution stage."""
+    """`load_cascade` for a base and a super-resolution stage."""
     config = sample.get_config()
     for name, entry in config.stages.items():
         start = ["--config.init_from=", "--config.total_steps=1"]
@@ -108,7 +108,7 @@ def loading_a_cascade(folder: Path) -> Journey:
 
 
 def images_to_a_step(folder: Path) -> Journey:
-    """From the opening of a folder of images to the step of training with a batch of two."""
+    """From opening a folder of images to a training step with a batch of two."""
     for name in ("ant", "bee"):
         (folder / name).mkdir()
         image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
@@ -131,7 +131,7 @@ def images_to_a_step(folder: Path) -> Journey:
 
 
 def main() -> None:
-    """Prints it all, the last lines as JSON."""
+    """Prints everything, with JSON in the last lines."""
     lines, chain = lines_by_room(), longest_chain()
     print("\n".join(f"{room:16}{count:8,} lines" for room, count in lines.items()))
     print(f"\nlongest chain of imports, {len(chain)} modules:\n  " + "\n  ".join(chain))

@@ -1,4 +1,4 @@
-"""The T5 encoder against transformers' in PyTorch: prompts a second, same weights, one process.
+"""The T5 encoder against transformers' in PyTorch: prompts per second, same weights, one process.
 
 python -m tests.benchmarks.t5            # t5_small, 35M parameters, 77 tokens
 python -m tests.benchmarks.t5 --quick

@@ -1,4 +1,4 @@
-"""What the protocol costs: counts that are still those of the code, and the page's table."""
+"""What the protocol costs: the counts still match the code, and the page has the table."""
 
 import importlib
 import json
@@ -14,7 +14,7 @@ from tests.support import ROOT, pages
 
 @pytest.fixture(scope="module")
 def printed():
-    """What the command prints, and its lines of JSON by case."""
+    """What the command prints, and its JSON lines by case."""
     with pytest.MonkeyPatch.context() as patch:
         lines = []
         patch.setattr("builtins.print", lambda *values, sep=" ": lines.append(sep.join(values)))
@@ -39,7 +39,7 @@ def test_all_counts_are_those_of_the_code():
 
 @pytest.mark.parametrize("name", operations.TRAINED)
 def test_steps_are_those_of_the_headers(name):
-    # There they are three or four whole passes, of XLA's count.
+    # The headers count three or four whole passes, as XLA does.
     header = importlib.import_module(f"configs.imagenet.{name}").__doc__
     flops = 1e12 * float(re.search(r"\(([\d.]+) TFLOP an image", header)[1])
     assert operations.counted()["step"][name] == pytest.approx(flops, rel=0.11)
@@ -59,7 +59,7 @@ def test_sums(printed):
     flops = 210_000 * 2048 * operations.counted()["step"]["imagen_base64"]
     assert base["v4"] == pytest.approx(flops / (0.4 * 275e12) / 3600)
     assert base["usd_on_demand"]["v4"] == pytest.approx(3.22 * base["v4"])
-    # 1000 steps, each guided: two passes; then 1000 of one, and 32 of one.
+    # 1000 guided steps of two passes; then 1000 and 32 steps of one pass.
     passes = operations.counted()["denoise"]
     drawn = [case for name, case in cases.items() if name.startswith("imagen: generate")]
     for case, steps, preset in zip(
@@ -71,7 +71,7 @@ def test_sums(printed):
 
 
 def test_a_million_images(printed):
-    """Guidance doubles the passes, Heun's steps but for the last one; a decoder runs once."""
+    """Guidance doubles the passes, Heun all steps but the last; a decoder runs once."""
     _, cases = printed
     counts = operations.counted()
     drawn = cases["a million: sd15, ddim 50"]

@@ -4,9 +4,9 @@ python -m tests.benchmarks.threshold            # 64, 256 and 1024 px
 python -m tests.benchmarks.threshold --quick    # 64 and 256 px
 python -m tests.benchmarks.threshold --preflight=v4    # what libtpu's compiler makes of each
 
-The compiler for TPUs estimates neither loops nor sorts: it counts one turn of a loop, and of a sort
-that it reads and writes once. So with `--preflight` ours is told by the bytes of all its turns, at
-the speed that the compiler reckons with, and of the others whether there is a sort.
+The compiler for TPUs estimates neither loops nor sorts: it counts one turn of a loop, and one read
+and write for a sort. So --preflight estimates ours from the bytes of all its turns, at the speed
+that the compiler assumes, and only says whether the others sort.
 """
 
 import argparse
@@ -26,17 +26,17 @@ from launch.runtime.preflight import preflight
 from tests.benchmarks.harness import compare, report
 
 PERCENTILE = 99.5
-# Reads of an image in ours: one for each bit, one for who is above, one for what is no number.
+# Reads of an image in ours: one per bit, one for the values above, one for NaNs.
 PASSES = 31 + 2
 
 
 def by_sort(rows: jax.Array) -> jax.Array:
-    """As it was."""
+    """The former implementation."""
     return jnp.percentile(rows, PERCENTILE, axis=1)
 
 
 def by_top_k(rows: jax.Array) -> jax.Array:
-    """From as much of the tail as is needed."""
+    """Uses as much of the tail as is needed."""
     last = rows.shape[1] - 1
     position = np.float32(PERCENTILE) / np.float32(100) * np.float32(last)
     weight = position - np.floor(position)
@@ -66,7 +66,7 @@ def on_this_device(sizes: list[int]) -> None:
 
 
 def on_a_tpu(generation: str, sizes: list[int]) -> None:
-    """Compiles them for a chip that is not here, which gets one image."""
+    """Compiles them for one image and a chip that is not here."""
     plan = preflight.parse_target(
         f"{generation}:{'x'.join('2' * preflight.GENERATIONS[generation])}"
     )

@@ -4,8 +4,8 @@ python -m tests.benchmarks.training                      # 62M parameters at 64 
 python -m tests.benchmarks.training --quick              # 28M at 32 px
 python -m tests.benchmarks.training --preset=if_i_m --dtype=bfloat16 --batch=16,64    # on a GPU
 
-Both noise the same images with the same noise, take the mean squared error of eps, clip the
-gradient's norm, take a step of Adam and move an average of the weights. --dtype is that of the
+Both add the same noise to the same images, take the mean squared error of eps, clip the gradient's
+norm, take a step of Adam and update a moving average of the weights. --dtype is that of the
 network's arithmetic; parameters, Adam and the average are float32. On a GPU the peer is compiled.
 """
 
@@ -127,7 +127,7 @@ class Theirs:
 
 
 def training_step(args: Any, batch: int) -> Result:
-    """Compares a first step of both, then times more of them."""
+    """Compares the first step of both, then times more of them."""
     pair = Pair(args)
     ours = Ours(pair, batch)
     theirs = Theirs(pair, ours, args.dtype)
@@ -135,7 +135,7 @@ def training_step(args: Any, batch: int) -> Result:
     error = max(
         abs(float(first[name]) - float(value)) / float(value) for name, value in second.items()
     )
-    # Adam's first steps have one size whatever the gradient: an average shows the weights too.
+    # Adam's first steps have the same size for any gradient; the average shows the weights too.
     kernel = ours.state.ema["main"]["params"]["conv_in"]["kernel"]
     theirs_kernel = theirs.average.conv_in.weight.detach().permute(2, 3, 1, 0).cpu()
     error = max(error, relative_error(kernel, theirs_kernel))

@@ -25,7 +25,7 @@ TOKENS = 77
 
 
 def config_of(args: argparse.Namespace) -> tuple[dict, int, int]:
-    """The fields of the U-Net, the size of the images, the width of the text."""
+    """The fields of the U-Net, the image size, and the width of the text states."""
     if args.preset:
         if not args.preset.startswith("if_i_"):
             sys.exit(f"--preset={args.preset}: this benchmark takes if_i_m, if_i_l, if_i_xl")

@@ -1,10 +1,10 @@
-"""Seconds and memory that weights take in and out; diffusers loads the same files.
+"""Time and memory to import and export weights; diffusers loads the same files.
 
 python -m tests.benchmarks.weights [--quick]
 
-Each case runs in processes of its own, one a repeat: a random U-Net in one float32 file. Memory is
-the peak of resident memory beyond what there was after the imports and the same work on a tiny
-model, as a multiple of the model's bytes; files' pages that a process has mapped count.
+Each case runs in processes of its own, one per repeat: a random U-Net in one float32 file. Memory
+is the peak of resident memory beyond that after the imports and the same work on a tiny model, as a
+multiple of the model's bytes; pages of files that a process has mapped count.
 """
 
 import functools
@@ -31,7 +31,7 @@ from launch.runtime.reports.tables import text_table
 from tests.imagen_ft.weights.tiny_weights import write_part
 from tests.support import ROOT
 
-# As DeepFloyd IF's base models, with narrower text.
+# Like DeepFloyd IF's base models, with narrower text states.
 WIDTHS = {"quick": 96, "full": 192}
 CASES = ("load", "import", "load the import", "export", "load, diffusers")
 
@@ -59,7 +59,7 @@ def config(width):
 
 
 def write_model(folder, width):
-    """Random weights; returns their bytes."""
+    """Writes random weights; returns their bytes."""
     (folder / "unet").mkdir(parents=True)
     (folder / "unet/config.json").write_text(json.dumps(config(width)))
     _, shapes = build_unet(config(width), "")
@@ -83,7 +83,7 @@ def resident(field):
 
 
 def measure(work):
-    """Seconds, and peak bytes beyond those there were; a checksum of what is returned."""
+    """Seconds, additional peak bytes, and a checksum of what is returned."""
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # resets the peak
     before, start = resident("VmRSS"), time.perf_counter()

@@ -1,4 +1,4 @@
-"""Runs of adapters, and of what they adapt, that were not trained: all weights are of chance."""
+"""Runs of adapters and of their base models, with random weights instead of training."""
 
 import jax
 import numpy as np
@@ -35,7 +35,7 @@ def write_base(folder):
 
 
 def write_adapted(folder, base, **fields):
-    """A run of adapters, and its training."""
+    """Writes a run of adapters; returns it and its training."""
     training = Training.of(get_config(base, **fields))
     _write(folder, training, {**Run.open(base).inputs, **check_start(training)}, 1)
     return Run.open(folder), training

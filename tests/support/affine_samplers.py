@@ -13,7 +13,7 @@ def alpha_bar(t):
 
 
 def affine_step(sampler, abar_t, abar_s):
-    """x_s = a x_t + b x_0 + standard normal times sqrt(variance)."""
+    """x_s = a x_t + b x_0 + sqrt(variance) times standard normal noise."""
     alpha = abar_t / abar_s
     beta = 1 - alpha
     beta_small = (1 - abar_s) / (1 - abar_t) * beta
@@ -29,7 +29,7 @@ def affine_step(sampler, abar_t, abar_s):
 
 
 def predicted_moments(sampler, data_mean=MEAN, data_std=STD):
-    """Mean and variance of what the sampler draws, by recursion from the noise."""
+    """Mean and variance of the samples, by recursion from the noise."""
     mean, variance = 0.0, 1 - alpha_bar(1)
     for step in range(sampler.num_steps, 0, -1):
         abar_t, abar_s = (

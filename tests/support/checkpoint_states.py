@@ -1,4 +1,4 @@
-"""Small states to save, and damage to what was saved."""
+"""Small states to save, and damage to saved ones."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from launch.runtime.state import TrainState
 
 RUN_NAME = "a run"
 TX = optax.sgd(0.1, momentum=0.9)
-# Values that a detour over decimal or another type would change.
+# Values that would change on a detour through decimal digits or another type.
 ODD = np.array([np.nan, np.inf, -0.0, 1e-45, 1 / 3, 3.4e38], np.float32)
 
 
@@ -63,7 +63,7 @@ def restore(workdir, keep_ema=True):
 
 
 def open_run(workdir, total_steps):
-    """A run without a config.json."""
+    """Opens a run without a config.json."""
     path = epath.Path(workdir)
     return Run(path, ConfigDict(dict(total_steps=total_steps)), {}, RUN_NAME, path)
 
@@ -86,6 +86,6 @@ def damage(path):
 
 
 def largest(folder):
-    """Of Orbax's files."""
+    """The largest of Orbax's files."""
     paths = [path for path in files(folder) if path.name != SEAL]
     return max(paths, key=lambda path: path.stat().st_size)

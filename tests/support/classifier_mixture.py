@@ -1,4 +1,4 @@
-"""Trainings on real and synthetic digits, tiny."""
+"""Tiny trainings on real and synthetic digits."""
 
 from classifiers import train
 from classifiers.training import train_seeds
@@ -10,7 +10,7 @@ REAL = dict(name="digits", split="train")
 
 
 def run(workdir, sources, **fields):
-    """Trains a tiny network for four steps; the exit code."""
+    """Trains a tiny network for four steps; returns the exit code."""
     config = classifier.get_config("runlocal").to_dict()
     config["train_sources"] = sources
     config["model"] |= dict(stage_sizes=(1,), width=4)
@@ -28,7 +28,7 @@ def losses(workdir):
 
 
 def drawn(monkeypatch, workdir, sources, **fields):
-    """The first batches that would be trained on."""
+    """The first batches of the training."""
     fits = []
     monkeypatch.setattr(train_seeds, "fit", lambda **arguments: fits.append(arguments))
     assert run(workdir, sources, **fields) == 0

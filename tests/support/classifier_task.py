@@ -1,4 +1,4 @@
-"""classifiers.train as its command line runs it, tiny."""
+"""classifiers.train as its command line runs it, with a tiny network."""
 
 from tests.support import commands
 
@@ -13,5 +13,5 @@ TINY = [
 
 
 def run(task, config, workdir, *argv):
-    """The exit code, with a config of the digits."""
+    """Runs it with a config of the digits; returns the exit code."""
     return commands.run(task, f"configs/digits/{config}", workdir, *argv)

@@ -1,4 +1,4 @@
-"""Variables of a small classifier, and their comparison."""
+"""Variables of a small classifier, and a comparison of them."""
 
 import jax
 import numpy as np

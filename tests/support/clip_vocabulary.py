@@ -1,4 +1,4 @@
-"""A tiny vocabulary of CLIP's kind: bytes, four pieces, start and end."""
+"""A tiny vocabulary like CLIP's: bytes, four pieces, start and end."""
 
 import json
 
@@ -17,7 +17,7 @@ END = len(VOCABULARY) - 1
 
 
 def write_tokenizer(folder, max_length, pad="<|endoftext|>"):
-    """The files that Stable Diffusion's repositories have; its second version pads with '!'."""
+    """The files of Stable Diffusion's repositories; its second version pads with '!'."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = dict(
         tokenizer_class="CLIPTokenizer",

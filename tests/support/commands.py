@@ -1,4 +1,4 @@
-"""Tasks as users call them, in this process."""
+"""Tasks as users run them, but in this process."""
 
 import sys
 
@@ -8,7 +8,7 @@ from launch.runtime import app
 
 
 def run(task, config, workdir, *argv):
-    """The exit code of a task's `main` with a config file and its arguments."""
+    """Runs a task's `main` with a config file and arguments; returns the exit code."""
     module = sys.modules[task.__module__]
     with pytest.raises(SystemExit) as ended:
         arguments = ["task", f"--config={config}", *argv]

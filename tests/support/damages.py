@@ -2,7 +2,7 @@
 
 
 def damages(folder, rng):
-    """One random change of a random file, as a function that makes it; names of what it is."""
+    """Makes one random change to a random file; returns a description of it."""
     every = sorted(path for path in folder.rglob("*") if path.is_file())
     paths = [path for path in every if ".lock" not in path.name]
     path = paths[rng.integers(len(paths))]

@@ -16,19 +16,19 @@ from tests.support import ROOT
 
 
 def splits(devices):
-    """Every mesh (data, fsdp, tensor) of so many devices."""
+    """Every mesh (data, fsdp, tensor) of this many devices."""
     sizes = [size for size in (1, 2, 4, 8) if devices % size == 0]
     found = itertools.product(sizes, repeat=3)
     return [list(split) for split in found if math.prod(split) == devices]
 
 
 def run_on_eight(module, *arguments):
-    """The JSON that `python -m module` prints last, on eight CPU devices, warnings as errors."""
+    """The JSON that `python -m module` prints last, with eight CPU devices, warnings as errors."""
     return run_on(8, module, *arguments)
 
 
 def run_on(devices, module, *arguments):
-    """The same on as many."""
+    """As `run_on_eight`, with any number of devices."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", module, *arguments],
         cwd=ROOT,
@@ -43,15 +43,15 @@ def run_on(devices, module, *arguments):
 
 
 def on_mesh(function, sizes, variables, batch, split=None):
-    """`function(variables, batch)` on the first devices, by path; its arrays come back whole.
+    """`function(variables, batch)` on the first devices; its whole arrays, by path.
 
     Args:
-        function: is jitted.
+        function: to jit.
         sizes: of the mesh: data, fsdp, tensor.
         variables: split as a state is.
         batch: split as batches are.
-        split: name of the part of the variables as which the result is split; by default the
-            compiler decides.
+        split: the part of the variables as which the result is split; by default the compiler
+            decides.
     """
     devices = jax.devices()[: math.prod(sizes)]
     mesh = meshes.make_mesh(dict(zip(meshes.AXES, sizes, strict=True)), devices)
@@ -66,10 +66,10 @@ def on_mesh(function, sizes, variables, batch, split=None):
 
 
 def drawn(init, rng):
-    """Variables of the shapes that `init()` has, none of them zero; it is not compiled.
+    """Variables with the shapes of `init()`, none of them zero; nothing is compiled.
 
-    Kernels are normal with the variance that keeps activations' scale, scales around 1, and all
-    else around 0.
+    Kernels are normal with a variance that keeps the scale of activations, scales are around 1,
+    everything else is around 0.
     """
 
     def draw(path, leaf):
@@ -83,7 +83,7 @@ def drawn(init, rng):
 
 
 def relative_errors(found, expected, names):
-    """The largest error of each array, relative to its own largest value."""
+    """The largest error of each array, relative to its largest value."""
     return {
         name: float(np.abs(found[name] - expected[name]).max() / np.abs(expected[name]).max())
         for name in names

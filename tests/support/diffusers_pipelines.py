@@ -1,4 +1,4 @@
-"""DeepFloyd IF's pipelines of diffusers, without weights."""
+"""diffusers' pipelines for DeepFloyd IF, without weights."""
 
 import numpy as np
 import torch

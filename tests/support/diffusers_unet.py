@@ -6,7 +6,7 @@ TEXT_WIDTH, TOKENS = 32, 5
 
 
 def diffusers_unet(config):
-    """The same network as diffusers configures it (its scripts/convert_if.py)."""
+    """The same network, configured for diffusers (as in its scripts/convert_if.py)."""
     attention, noise_level = config["attention"], config.get("noise_level", False)
     skip_time_act, scale = config.get("skip_time_act", False), config.get("out_scale", 1.0)
     time_act = skip_time_act if config.get("time_act") is None else config["time_act"]

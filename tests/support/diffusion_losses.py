@@ -14,7 +14,7 @@ LEVELS = np.arange(256) / 127.5 - 1
 
 
 class NoNetwork:
-    """In place of a network that nothing asks."""
+    """Takes the place of a network that is never called."""
 
     dtype = None
 
@@ -30,14 +30,14 @@ def make(schedule, prediction="eps", learned=True):
 
 
 def levels(rng, shape):
-    """Pixels, the first and the last level among them."""
+    """Pixels, including the first and the last level."""
     found = rng.integers(0, 256, shape)
     found[:, 0, 0], found[:, -1, -1] = 0, 255
     return np.float32(LEVELS[found])
 
 
 def batch(schedule, t, prediction="eps", error=0.3, size=3, seed=0):
-    """Arguments of a loss: pixels, their noise, and what a network in error says of it."""
+    """Arguments of a loss: pixels, their noise, and a wrong prediction of it."""
     rng = np.random.default_rng(seed)
     shape = (len(t), size, size, 1)
     x0, eps = levels(rng, shape), rng.normal(size=shape).astype(np.float32)
@@ -54,7 +54,7 @@ def losses(loss, denoiser, *inputs):
 
 
 def log_likelihood(x0, mean, log_variance, cdf=ndtr):
-    """Of pixels under a normal distribution, as improved-diffusion defines it, in float64."""
+    """Of pixels under a normal distribution as in improved-diffusion, in float64."""
     above, below = (cdf((x0 - mean + side / 255) * np.exp(-0.5 * log_variance)) for side in (1, -1))
     inner = np.where(x0 > 0.999, 1 - below, above - below)
     return np.log(np.maximum(np.where(x0 < -0.999, above, inner), 1e-12))

@@ -1,4 +1,4 @@
-"""Shards of a generated set, of images in memory."""
+"""Shards of a synthetic set from images in memory."""
 
 import numpy as np
 

@@ -1,18 +1,18 @@
-"""Some updates of a trainer, whose numbers a test has written down."""
+"""A few updates of a trainer, whose numbers a test has recorded."""
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Of the largest number in a row; other instruction sets change the numbers by a third of it.
+# Relative to the largest number in a row; other processors change numbers by a third of it.
 SHARE = 1e-6
 METRICS = ("loss", "gradient_norm", "update_norm", "learning_rate")
 
 
 def take_steps(step, state, batches):
-    """The state after a step for each batch, and the metrics of each."""
-    # What begins at zero would hide all that comes before it.
+    """Takes one step per batch; returns the state and the metrics of each."""
+    # Layers that start at zero would hide everything before them.
     params = jax.tree.map(_rippled, state.variables["params"])
     averages = {
         name: {**average, "params": jax.tree.map(jnp.copy, params)}
@@ -31,20 +31,20 @@ def _rippled(leaf):
 
 
 def rows(state, metrics, paths):
-    """Metrics of each step; of some arrays, and of their averages, a few values and the largest."""
+    """Metrics of each step; for some arrays and their averages, a few values and the largest."""
     table = {name: [float(each[name]) for each in metrics] for name in METRICS}
     for label, variables in {"trained": state.variables, **state.ema}.items():
         leaves = flax.traverse_util.flatten_dict(variables, sep="/")
         for path in paths:
             values = np.asarray(leaves[path]).ravel()
-            # An odd stride, for otherwise all would be of the first channel.
+            # With an even stride all values would be from the first channel.
             chosen = [*values[:: len(values) // 3 | 1], np.abs(values).max()]
             table[f"{label} {path}"] = [float(value) for value in chosen]
     return table
 
 
 def assert_golden(table, golden):
-    """Compares rows of numbers with those that were written down; shows all that differ."""
+    """Compares rows with the recorded numbers; shows all that differ."""
     assert table.keys() == golden.keys()
     errors = {
         name: np.abs(np.subtract(table[name], expected)).max() / np.abs(expected).max()

@@ -7,7 +7,7 @@ import PIL.Image
 
 
 def picture(height, width, seed=0):
-    """Smooth, so that JPEG changes little."""
+    """A smooth picture, so that JPEG changes little."""
     y, x = np.mgrid[:height, :width]
     waves = [np.sin(x / 5 + seed), np.cos(y / 4 + seed), np.sin((x + y) / 9)]
     return np.rint(np.stack(waves, axis=-1) * 100 + 128).astype(np.uint8)

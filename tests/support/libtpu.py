@@ -1,4 +1,4 @@
-"""Whether the compiler for TPUs is there."""
+"""Whether the compiler for TPUs is installed."""
 
 import platform
 import sys

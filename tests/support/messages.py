@@ -1,4 +1,4 @@
-"""The option --messages=FILE of pytest: all messages that the tests provoke, to be read as a whole.
+"""The option --messages=FILE of pytest: collects all messages that the tests provoke, for reading.
 
 sh launch/test.sh --messages=messages.txt
 """
@@ -18,12 +18,12 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """Lets the errors of this process add their messages to the file."""
+    """Makes the errors of this process append their messages to the file."""
     file = config.getoption("messages")
     if file is None:
         return
     file = file.absolute()  # tests change the current folder
-    if not hasattr(config, "workerinput"):  # pytest-xdist's workers come after the first process
+    if not hasattr(config, "workerinput"):  # pytest-xdist's workers start after the first process
         file.write_text("")
     for kind in (InputError, Failed):
         kind.__init__ = _recording(kind.__init__, file)
@@ -34,7 +34,7 @@ def _recording(init, file):
     def recording(self, *args):
         init(self, *args)
         line = _TEMPORARY.sub("DIR", " ".join(str(self).split()))
-        # A line is added by one write, which no other worker's gets into.
+        # Each line is one write, so that lines of several workers do not mix.
         with file.open("a") as lines:
             lines.write(f"{line}\n")
 

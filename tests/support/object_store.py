@@ -1,8 +1,9 @@
-"""A store of objects that speaks Google's storage API over HTTP, as far as gcsfs, TensorStore and
-google-cloud-storage ask for it (cloud.google.com/storage/docs/json_api/v1).
+"""An object store that speaks Google's storage API over HTTP, as far as our packages use it.
 
-It keeps everything in memory. As in the real one there are no folders, a listing of what is not
-there is empty, an upload shows when it has ended, and a write can be bound to a generation.
+They are gcsfs, TensorStore and google-cloud-storage; the API is documented at
+cloud.google.com/storage/docs/json_api/v1. It keeps everything in memory. As in the real store there
+are no folders, listing a missing prefix gives nothing, an upload becomes visible at its end, and a
+write can depend on a generation.
 """
 
 import base64
@@ -26,21 +27,21 @@ from etils import epath
 _OBJECT = r"/b/(?P<bucket>[^/]+)/o/(?P<key>[^/]+)"
 _MOVE = r"(?P<verb>rewriteTo|copyTo)/b/(?P<to_bucket>[^/]+)|(?P<move>moveTo)"
 _PAGE = 1000
-# Closing tells the other side of it at once.
+# Closing tells the other side at once.
 _RESET = struct.pack("ii", 1, 0)
 
 
 class ObjectStore:
-    """A server on this machine while it is entered; each bucket that is asked for is there.
+    """A server on this machine while it is entered; every bucket name exists.
 
     Attributes:
         objects: bytes and generation by (bucket, key).
         requests: method and path of each request, in order.
-        sent: bytes of objects that were asked for.
+        sent: bytes of objects that were read.
         fail_every: answers each n-th request that changes something with 503, as the real store
-            does now and then, and does nothing; 0 is never.
+            does now and then, and does nothing; 0 for never.
         refuse: a pattern of keys whose uploads are refused, for lack of permission.
-        outage: answers every request with this code; 0 cuts the connection, None is never.
+        outage: answers every request with this code; 0 cuts the connection, None for no outage.
     """
 
     def __init__(self):
@@ -67,23 +68,23 @@ class ObjectStore:
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def environment(self):
-        """What programs have to be started with to take this for Google's store."""
+        """Variables that make a program take this for Google's store."""
         return {
             "STORAGE_EMULATOR_HOST": self.url,
             "TENSORSTORE_GCS_HTTP_URL": self.url,
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
             "GOOGLE_CLOUD_PROJECT": "tests",
-            # gcsfs would ask by gRPC what kind of bucket it is.
+            # gcsfs would ask for the kind of bucket by gRPC.
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
         }
 
     def names(self, bucket, prefix=""):
-        """Keys of what is there, in order."""
+        """The keys of all objects, in order."""
         with self.lock:
             return sorted(k for b, k in self.objects if b == bucket and k.startswith(prefix))
 
     def copy_folder(self, bucket, prefix, folder):
-        """Writes objects below a prefix to files below a folder."""
+        """Writes objects under a prefix to files in a folder."""
         for key in self.names(bucket, prefix):
             path = folder / key.removeprefix(prefix).lstrip("/")
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
     def handle_one_request(self):
         try:
             super().handle_one_request()
-        except ConnectionError:  # Who was killed says no more.
+        except ConnectionError:  # A killed client sends no more.
             self.close_connection = True
 
     def log_message(self, *args):
@@ -258,7 +259,7 @@ class _Handler(BaseHTTPRequestHandler):
         header = Message()
         header["Content-Type"] = self.headers["Content-Type"]
         boundary = b"--" + header.get_param("boundary").encode()
-        # gcsfs ends its lines without the carriage return, which data may end with.
+        # gcsfs ends lines without a carriage return; data may end with one.
         line_end = b"\r\n" if self.body.startswith(boundary + b"\r\n") else b"\n"
         _, described, data = self.body.split(boundary + line_end, 2)
         described, data = (part.split(2 * line_end, 1)[1] for part in (described, data))
@@ -353,7 +354,7 @@ _NUMBERS = itertools.count()
 
 @pytest.fixture(scope="session")
 def store_server():
-    """One for all tests of this process: the packages ask once for its address."""
+    """One server for all tests of this process: packages ask for its address only once."""
     with ObjectStore() as store, pytest.MonkeyPatch.context() as patch:
         for name, value in store.environment().items():
             patch.setitem(os.environ, name, value)
@@ -362,12 +363,12 @@ def store_server():
 
 @pytest.fixture
 def store(store_server, monkeypatch):
-    """What the packages take for Google's store."""
+    """Takes the place of Google's store."""
 
     async def at_once(seconds):
         pass
 
-    # Before it asks again.
+    # No waiting before gcsfs asks again.
     monkeypatch.setattr("gcsfs.retry.asyncio", types.SimpleNamespace(sleep=at_once))
     yield store_server
     store_server.fail_every, store_server.refuse = 0, None

@@ -1,10 +1,10 @@
-"""Which sources are opened while something runs."""
+"""Which sources a program opens."""
 
 from input_pipeline import sources
 
 
 def count_openings(monkeypatch):
-    """A list to which every opening of a source adds its fields."""
+    """A list to which each opening of a source appends its fields."""
     opened, load = [], sources.load
 
     def note(spec):

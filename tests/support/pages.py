@@ -1,4 +1,4 @@
-"""Command lines and Python of a Markdown page, and what is wrong with them."""
+"""The command lines and Python in a Markdown page, and what is wrong with them."""
 
 import ast
 import contextlib
@@ -25,7 +25,7 @@ from launch.submit import task
 from launch.submit.checkout import Checkout
 from tests.support import ROOT
 
-# Programs that are not ours: `sh -n` reads their lines, and nothing else does.
+# Programs that are not ours: only `sh -n` checks their lines.
 OTHERS = {
     ".": "reads what sh launch/demo.sh has made",
     "cd": "needs what git clone has made",
@@ -39,8 +39,8 @@ OTHERS = {
     "tfds": "needs TensorFlow",
 }
 ROOMS = ("classifiers", "imagen_ft", "input_pipeline", "launch")
-_FOLDERS = (*ROOMS, "configs", "tests")  # pages of runs and of generated sets lie elsewhere
-# Terms of DESIGN.md, and what stands in their place; idioms that no native reader would write.
+_FOLDERS = (*ROOMS, "configs", "tests")  # pages of runs and synthetic sets are elsewhere
+# Words used in place of the terms of DESIGN.md, and idioms that no native writer would use.
 _ODD = (
     r"generated (?:image )?(?:set|folder)s?",
     r"goes on (?:where|with|from|in)",
@@ -69,7 +69,7 @@ def all_pages() -> list[str]:
 
 
 def broken_links(path: Path) -> list[str]:
-    """Links of a page to files and headings that are not there; those to other hosts are left."""
+    """A page's links to missing files and headings; links to other hosts are not checked."""
     broken = []
     for link in _LINK.findall(_CODE.sub("", path.read_text())):
         name, _, anchor = link.partition("#")
@@ -82,33 +82,33 @@ def broken_links(path: Path) -> list[str]:
 
 
 def odd_phrases(page: str) -> list[str]:
-    """Phrases of `_ODD` outside of code, in lower case."""
+    """Phrases of `_ODD` outside code, in lower case."""
     text = " ".join(_CODE.sub("", page).split())
     return [found.lower() for found in _ODD_PHRASE.findall(text)]
 
 
 def _anchors(page: str) -> set[str]:
-    """What GitHub calls the headings of a page."""
+    """GitHub's anchors for the headings of a page."""
     text = re.sub(r"^```.*?^```$", "", page, flags=re.MULTILINE | re.DOTALL)
     words = (re.sub(r"[^\w\s-]", "", heading.lower()) for heading in _HEADING.findall(text))
     return {re.sub(r"\s", "-", heading.strip()) for heading in words}
 
 
 def blocks(page: str, *languages: str) -> list[str]:
-    """What stands between ```LANGUAGE and ```, of these languages."""
+    """The text between ```LANGUAGE and ```, for these languages."""
     return [text for found, text in _BLOCK.findall(page) if found in languages]
 
 
 def command_lines(block: str) -> list[str]:
-    """A block's lines, each with those that go on with it, without empty ones and comments."""
+    """A block's lines with their continuations, without empty lines and comments."""
     lines = block.replace("\\\n", " ").splitlines()
     return [line for line in lines if shlex.split(line, comments=True)]
 
 
 def broken_lines(page: str) -> list[str]:
-    """Command lines of a page that would not run, each with the reason.
+    """A page's command lines that would not run, each with the reason.
 
-    To be called in the folder of the project.
+    Must be called in the folder of the project.
     """
     scripts = blocks(page, "sh")
     read = subprocess.run(["sh", "-n"], input="\n".join(scripts), capture_output=True, text=True)
@@ -122,7 +122,7 @@ def broken_lines(page: str) -> list[str]:
 
 
 def broken_python(page: str) -> list[str]:
-    """Python blocks of a page that do not compile, and names that they import in vain."""
+    """Python blocks that do not compile, and imported names that do not exist."""
     broken = []
     for block in blocks(page, "python"):
         try:
@@ -135,9 +135,9 @@ def broken_python(page: str) -> list[str]:
 
 
 def unknown_messages(page: str, section: str) -> list[str]:
-    """Parts of messages in a section's tables that no source has; `…` stands for what varies."""
+    """Parts of messages in a section's tables that no source has; `…` is what varies."""
     sources = [path.read_text() for room in ROOMS for path in (ROOT / room).rglob("*.py")]
-    # A message goes on in the next line of the source.
+    # A message may continue on the next line of the source.
     text = re.sub(r'"\s*\n\s*f?"', "", "".join(sources)).replace('\\"', '"')
     rows = re.findall(
         r"^\| `([^|]+)`", page.partition(f"## {section}\n")[2].partition("\n## ")[0], re.M
@@ -155,7 +155,7 @@ def _imports(nodes: Sequence[ast.AST]) -> Iterator[str]:
 
 
 def _exists(name: str) -> bool:
-    """Whether a dotted name is a module, or something in one."""
+    """Whether a dotted name is a module or a member of one."""
     if _is_module(name):
         return True
     module, _, member = name.rpartition(".")
@@ -170,11 +170,7 @@ def _is_module(name: str) -> bool:
 
 
 def _check(words: Sequence[str]) -> None:
-    """Looks at one command line.
-
-    Raises:
-        InputError: it would not run.
-    """
+    """Raises `InputError` if a command line would not run."""
     words = list(words)
     while _VARIABLE.match(words[0]):
         del words[0]
@@ -214,7 +210,7 @@ def _check_module(name: str, argv: Sequence[str]) -> None:
 
 
 def _check_submit(argv: Sequence[str]) -> None:
-    """What the mode says, then what the task behind `--` says."""
+    """Checks the mode's options, then the task after `--`."""
     words = ["launch.submit", *argv]
     if argv[0] in submit.ACTIONS:
         values = cli.parse_flags([words[0], *words[3:]], "", submit._define_action_flags)
@@ -228,7 +224,7 @@ def _check_submit(argv: Sequence[str]) -> None:
         mock.patch.object(task.Task, "flags", property(_flags_of)),
         mock.patch.object(task.Task, "check", lambda self, preflight="": None),
     ):
-        # Wherever this checkout lies.
+        # This checkout may be on one of them.
         anywhere = ["--node_disks="] if argv[0] == "slurm" else []
         submit.main([*words[:2], "--dry_run", *anywhere, *words[2:]])
     behind = argv[list(argv).index("--") + 1 :]
@@ -236,7 +232,7 @@ def _check_submit(argv: Sequence[str]) -> None:
 
 
 def _flags_of(command: task.Task) -> frozenset[str]:
-    """What the task's --help would say in a process of its own."""
+    """The flags that the task's --help would list in a process of its own."""
     values = flags.FlagValues()
     _module(command.module).define_flags(values)
     return frozenset(("all_tensors", "config", "dry_run", "workdir", *values))
@@ -249,7 +245,7 @@ def _module(name: str) -> ModuleType:
 
 
 def _check_command_of_tests(name: str, argv: Sequence[str]) -> None:
-    """Importing some takes seconds: their flags are looked for in the text."""
+    """Looks for flags in the text, as importing some modules takes seconds."""
     sources = [name, *(["tests.benchmarks.harness"] if "benchmarks" in name else [])]
     text = "".join((ROOT / f"{file.replace('.', '/')}.py").read_text() for file in sources)
     names = [word.partition("=")[0] for word in argv if word.startswith("--")]

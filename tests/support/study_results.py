@@ -1,8 +1,8 @@
-"""Results of a study with the numbers of a paper."""
+"""Results of a study, with the numbers of a paper."""
 
 from classifiers.studies import results
 
-# Azizi et al. 2023, table 3: top-1 of real only, generated only, both.
+# Azizi et al. 2023, table 3: top-1 for real only, synthetic only, both.
 TABLE_3 = {
     "ResNet-50": (76.39, 69.24, 78.17),
     "ResNet-101": (78.15, 71.31, 79.74),
@@ -20,7 +20,7 @@ TABLE_3 = {
 
 
 def arms_of(accuracies, **fields):
-    """By model: what `read_arms` makes of accuracies by name of the arm."""
+    """The output of `read_arms` by model, for accuracies by name of the arm."""
     arms = {}
     for model, by_name in accuracies.items():
         real = by_name["real"]

@@ -55,7 +55,7 @@ def siglip():
 
 
 def save(model, folder, tokenizer=True, size=SIZE):
-    """As a repository of the Hub has it."""
+    """Writes a repository as on the Hub."""
     model.save_pretrained(folder)
     siglip = type(model).__name__ == "SiglipModel"
     kind = dict(image_processor_type="SiglipImageProcessor") if siglip else {}
@@ -105,7 +105,7 @@ class AttentionPool(torch.nn.Module):
 
 
 class ClipResNet(torch.nn.Module):
-    """Radford et al. 2021, section 2.4, and the published names."""
+    """Radford et al. 2021, section 2.4, with the published names."""
 
     def __init__(self, stages=(2, 1, 1, 1), width=8, size=64, out_width=10):
         super().__init__()
@@ -156,7 +156,7 @@ _RENAMES = (
 
 
 def openai_tensors(model, dtype=torch.float32):
-    """CLIPModel's tensors under OpenAI's names: q, k and v in one, projections the other way."""
+    """CLIPModel's tensors with OpenAI's names: q, k and v joined, projections transposed."""
     tensors = {}
     for name, value in model.state_dict().items():
         if match := re.search(r"\.self_attn\.(q)_proj\.(\w+)$", name):

@@ -16,8 +16,8 @@ class TinyRun:
     Attributes:
         module: the task.
         config: its config file.
-        folder: of the run directory in which numbers and checkpoints are.
-        names: of the numbers that are compared.
+        folder: part of the run directory that has the numbers and checkpoints.
+        names: of the numbers to compare.
     """
 
     module: str
@@ -44,11 +44,11 @@ class TinyRun:
         )
 
     def lines(self, workdir):
-        """All that it has logged."""
+        """All lines that it has logged."""
         return read_metrics(workdir / self.folder)
 
     def numbers(self, workdir):
-        """(step, ...) of every line that has one of the names: not the times of checkpoints."""
+        """(step, ...) of every line with one of the names, which leaves out checkpoint times."""
         lines = [line for line in self.lines(workdir) if not line.keys().isdisjoint(self.names)]
         return [(line["step"], *(line.get(name) for name in self.names)) for line in lines]
 
@@ -74,7 +74,7 @@ SEEDS = dataclasses.replace(
 
 
 def finish(*started):
-    """Waits for runs to succeed."""
+    """Waits until all runs have succeeded."""
     outputs = [process.communicate(timeout=300)[0] for process in started]
     assert [process.returncode for process in started] == [0] * len(started), outputs
     return outputs

@@ -1,7 +1,7 @@
-"""A linear model for tests of the training loop; as a program, one that gets signals.
+"""A linear model for tests of the training loop; as a program, one that receives signals.
 
 python -m tests.support.toy WORKDIR JSON, where the JSON has `config` and `faults` for `train`,
-`in_evaluation`, signals to get there, and `several`, whether it is one of several processes.
+`in_evaluation`, signals to receive there, and `several`, whether it is one of several processes.
 """
 
 import functools
@@ -29,7 +29,7 @@ from tests.support.checkpoint_states import RUN_NAME
 TX = optax.sgd(0.1, momentum=0.9)
 DECAYS = {"main": lambda n: 0.9}
 CONFIG = ConfigDict(dict(total_steps=8, log_every=2, checkpoint_every=3, evaluate_every=4))
-# What depends on the machine, or on where a run was cut.
+# What depends on the machine, or on where a run was interrupted.
 MEASURED = {
     "step_seconds",
     "images_per_second",
@@ -47,7 +47,7 @@ class PowerCut(Exception):
 
 
 def batches(start, stop, cut=None, nan=None, sigterm=None, seconds=0.0):
-    """Batch k is a function of k; the one numbered `cut` does not come."""
+    """Batch k is a function of k; the one numbered `cut` never comes."""
     shards, shard = jax.process_count(), jax.process_index()
     for k in range(start, stop):
         if k == cut:

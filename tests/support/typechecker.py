@@ -1,8 +1,8 @@
-"""What jaxtyping's import hook puts around the rooms' functions, see tests/conftest.py."""
+"""The type checker that jaxtyping's import hook applies to the rooms; see tests/conftest.py."""
 
 from beartype import BeartypeConf, beartype
 
-# The rooms whose annotations are checked at every call.
+# Rooms whose annotations are checked at every call.
 ROOMS = ("classifiers", "imagen_ft", "input_pipeline", "launch.runtime")
-# As static checkers do, it takes an int where a float is asked for.
+# Like static checkers, it accepts an int for a float.
 check = beartype(conf=BeartypeConf(is_pep484_tower=True))

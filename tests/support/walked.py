@@ -1,4 +1,4 @@
-"""Uses what the walks of CONTRIBUTING.md have added; run at the root of a copy that has it."""
+"""Uses what the walks of CONTRIBUTING.md have added; run it at the root of a copy that has them."""
 
 import jax
 import jax.numpy as jnp

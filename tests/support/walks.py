@@ -1,4 +1,4 @@
-"""Follows the walks of CONTRIBUTING.md: writes their files, and adds their rows to the tables."""
+"""Follows the walks of CONTRIBUTING.md: writes their files and adds their rows to the tables."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ _TITLE = re.compile(r"# (?P<path>\S+\.py)(?:: (?:class (?P<class>\w+)|(?P<table>
 
 
 def follow(page: str, root: Path) -> dict[str, list[str]]:
-    """Does what the walks of a page say to a copy of the project.
+    """Applies the walks of a page to a copy of the project.
 
     Args:
         page: its text.
@@ -41,7 +41,7 @@ def _apply(block: str, root: Path) -> str:
 
 
 def _split(code: str) -> tuple[str, str]:
-    """Imports, and what is behind them."""
+    """The imports, and the other lines."""
     lines = code.splitlines(keepends=True)
     imports = [line for line in lines if line.startswith(("from ", "import "))]
     return "".join(imports), "".join(line for line in lines if line not in imports)
@@ -60,7 +60,7 @@ def _in_table(text: str, name: str, row: str) -> str:
 
 
 def _in_class(text: str, name: str, code: str) -> str:
-    """At its end: before the next line that is not indented."""
+    """The position at the end of a class: before the next line without indentation."""
     start = re.search(rf"^class {name}\b.*\n", text, re.MULTILINE)
     assert start, f"there is no class {name}"
     end = re.search(r"^\S", text[start.end() :], re.MULTILINE)

@@ -7,7 +7,7 @@ from launch.runtime.run_record import seed_name, write_record
 
 
 def write_run(folder, config, *seeds):
-    """A finished run; each seed's checkpoint holds its variables."""
+    """Writes a finished run; each seed's checkpoint holds its variables."""
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     run_name = write_record(folder, config, inputs={})
