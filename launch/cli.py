@@ -106,7 +106,7 @@ def _described(flag: flags.Flag) -> str:
 
 
 def read_flags(argv: Sequence[str], values: flags.FlagValues) -> None:
-    """Parses a command line into flags; a command for one process refuses to be one of several.
+    """Parses a command line; a command for one process must not be started as one of several.
 
     `values` holds --coordinator, and --num_processes where several processes can share the work
     (`launch.runtime.devices.joining`). Raises `InputError` as `parse_flags` does.

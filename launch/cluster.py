@@ -80,17 +80,19 @@ def _mpi_job(environment: Environment) -> Job | None:
 
 def _slurm_job(environment: Environment) -> Job | None:
     if "SLURM_JOB_ID" not in environment:
-        # Outside of a step (srun), this is the batch script itself.
+        # 1. Outside of a step (srun), this is the batch script itself.
         return None
     if "SLURM_STEP_ID" not in environment:
         return _slurm_script(environment)
     tasks = _number(environment, "SLURM_STEP_NUM_TASKS", 1)
     if tasks < 2:
         return None
+    # 2. A step of several tasks.
     source = f"Slurm's SLURM_STEP_NUM_TASKS={tasks}"
     if _number(environment, "SLURM_HET_SIZE", 1) > 1:
         fault = f"a heterogeneous job has several node lists; pass {BY_HAND}"
         return Job(source, fault=fault)
+    # 3. The same address on every node: the first node, and a port made from job and step.
     own = _number(environment, "SLURM_PROCID")
     if own >= tasks:
         raise InputError(f"SLURM_PROCID must be from 0 to {tasks - 1} ({source}), got {own}")

@@ -54,6 +54,7 @@ def users_error(error: OSError) -> str | None:
     Almost every error that names a file is one: a folder in place of a file, a loop of links, a
     name too long. Lost connections and children are bugs or accidents: their traceback says more.
     """
+    # 1. Not for the user to fix.
     if isinstance(error, ConnectionError | TimeoutError | ChildProcessError):
         return None
     if _package(error):  # Some of a store's lost connections carry a number and a file name.
@@ -64,6 +65,7 @@ def users_error(error: OSError) -> str | None:
         )
     if error.errno in _OURS or (error.filename is None and error.errno not in _NAMELESS):
         return None
+    # 2. The files: renaming and linking name two.
     names = [
         os.fsdecode(n) for n in (error.filename, error.filename2) if isinstance(n, str | bytes)
     ]
@@ -97,6 +99,7 @@ def store_failure(error: BaseException) -> Exception | None:
         kind = InputError if code in ("400", "401", "403") else Unreachable
     if kind is None:
         return None
+    # Each kind has its own remedy.
     remedy = _AGAIN if kind is Unreachable else _RIGHTS
     return kind(f"{_place(error)}the store says {text}: {remedy}")
 

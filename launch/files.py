@@ -148,7 +148,7 @@ def _sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def naming(path: epath.PathLike) -> Iterator[None]:
-    """Adds the path to errors that lack it: those of writing and closing do."""
+    """Adds the path to errors that lack it, such as those of writing and closing."""
     try:
         yield
     except OSError as error:
@@ -280,7 +280,7 @@ def _pairs(old: Sequence[Any], new: Sequence[Any]) -> list[tuple[Any, Any]]:
 
 
 def _first_difference(old: Any, new: Any) -> int | None:
-    """The index, for lists of which one is too long for a message; otherwise None."""
+    """Where lists too long for a message first differ; None for all other values."""
     if not all(isinstance(value, list | tuple) for value in (old, new)):
         return None
     if max(len(old), len(new)) <= _SHOWN:

@@ -53,7 +53,7 @@ _NEEDED = _TYPES.keys() - {"end", "exit_code", "error"}
 # Work that comes before the first step.
 _EARLY = ("startup", "restore", "compile")
 _ATTEMPTS = 3  # in a row, at one step, before a run is given up
-# A duration is printed in the first unit of which it has fewer than a hundred.
+# A duration is printed in the first unit that keeps it below a hundred.
 _UNITS = (("s", 1.0), ("min", 60.0), ("h", 3600.0), ("days", 86400.0))
 
 

@@ -53,6 +53,7 @@ class Gke(Mode):
         string(
             "image", "", "that has the code: launch/submit/Dockerfile builds it", flag_values=values
         )
+        # An image knows its commit only if it was built with launch/submit/Dockerfile.
         flags.DEFINE_bool(
             "check_image",
             True,

@@ -45,9 +45,11 @@ def run_once(processes: Sequence[Sequence[str]], logs: Path, asked: Sequence[int
     seconds, kills them. The code is 0 if all ended well, 130 after Ctrl-C, else that of the first
     failure; among simultaneous ones, a code that a restart would not help.
     """
+    # 1. Start all.
     children = _start_all(processes, logs)
     told_at: float | None = None
     first_failed: list[Process] = []
+    # 2. Wait for all; end all after the first failure or a signal.
     while any(child.code is None for child in children):
         failed = [child for child in children if child.poll()]
         # Once told to end, the others' failures are mere consequences: remember who was first.
@@ -57,6 +59,7 @@ def run_once(processes: Sequence[Sequence[str]], logs: Path, asked: Sequence[int
         elif told_at is not None and (len(asked) > 1 or time.monotonic() - told_at > GRACE):
             _signal(children, signal.SIGKILL)
         time.sleep(0.02)
+    # 3. Read the rest of their output.
     for child in children:
         child.close()
     return outcome(first_failed or children, asked)

@@ -66,6 +66,7 @@ def claimed(folder: Path, record: Record, ended: Record | None) -> Iterator[None
     So a started job always has a record, and a name has one job. `ended` is the earlier job of that
     name; `InputError` if another terminal has taken the name since it was read.
     """
+    # 1. Take the name.
     path = path_of(folder, record.name)
     with _alone(folder):
         if (read(folder, record.name) if path.exists() else None) != ended:
@@ -73,6 +74,7 @@ def claimed(folder: Path, record: Record, ended: Record | None) -> Iterator[None
                 f"another terminal just started a job {record.name!r}; give this one another --name"
             )
         write_json(path, dataclasses.asdict(record))
+    # 2. Start the job. Other errors and Ctrl-C keep the record: the job may have started.
     try:
         yield
     except InputError:

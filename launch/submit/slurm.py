@@ -188,6 +188,7 @@ class Slurm(Mode):
 
 def _check(request: Request) -> None:
     values = request.flags
+    # 1. Times.
     check_least(values, nodes=1, processes_per_node=1, workers=0, cpus=0, restarts=0, grace=1)
     if values.grace > 65535:  # sbatch's limit for --signal
         raise InputError(f"--grace must be at most 65535 seconds, got {values.grace}")
@@ -197,6 +198,7 @@ def _check(request: Request) -> None:
             f"--time must be more than --grace={values.grace} seconds and {_EARLY} more "
             f"(Slurm may be early), got {values.time}; the job would have to leave at once"
         )
+    # 2. Processes and their GPUs.
     check_processes(request.task, values.nodes * values.processes_per_node, values.workers)
     gpus = values.gpus.rpartition(":")[2]
     if values.gpus and (not gpus.isdecimal() or int(gpus) < 1):
@@ -206,6 +208,7 @@ def _check(request: Request) -> None:
             f"--processes_per_node must divide the {gpus} GPUs of a node evenly, got "
             f"{values.processes_per_node}; give 1, or as many as the node has GPUs"
         )
+    # 3. Anything else goes to sbatch as it is.
     for option in values.sbatch:
         if not option.startswith("-"):
             raise InputError(f"--sbatch must be an option, such as --constraint=a100, got {option}")

@@ -118,9 +118,11 @@ def render(
     each job of an array learns which worker it is. Raises `InputError` for a word that a script
     cannot hold.
     """
+    # 1. A script has one command per line.
     for word in (*options, *values.values(), *(word for words in lists.values() for word in words)):
         if "\n" in word or "\0" in word:
             raise InputError(f"{word!r}: a word of a batch script cannot have a line break")
+    # 2. Options, then variables, which the body reads.
     lines = ["#!/bin/bash", *(f"#SBATCH {_directive(option)}" for option in options), ""]
     lines += [f"{name}={shlex.quote(value)}" for name, value in values.items()]
     lines += [f"{name}=({shlex.join(words)})" for name, words in lists.items()]

@@ -38,6 +38,7 @@ def show(record: Record) -> None:
         lines["attempts"] = f"{count}; the last exit code is {last}: {meaning}"
     elif record.attempts:
         lines["attempts"] = str(record.attempts)
+    # From goodput.jsonl: what restarts cost.
     if record.workdir and (attempts := _attempts(record.workdir)):
         lines["training"] = goodput.summary(attempts)
     for name, value in lines.items():

@@ -162,6 +162,7 @@ class TpuVm(Mode):
 def _check(request: Request) -> None:
     values = request.flags
     tpus.check_given(values.tpu_type)
+    # 1. New machines or an existing TPU VM, not both.
     if bool(values.tpu) == bool(values.tpu_type):
         raise InputError(f"the machines are missing; pass --tpu_type={tpus.SYNTAX}, or --tpu=NAME")
     check_least(values, num_slices=1, restarts=0)
@@ -173,6 +174,7 @@ def _check(request: Request) -> None:
         )
     if values.spot and values.reserved:
         raise InputError("--spot and --reserved exclude each other; give one of them")
+    # 2. A slice that exists; this mode asks for unusual topologies of v4 only.
     if not values.tpu:
         tpu = tpus.parse(values.tpu_type, values.topology)
         usual = tpus.usual_topology(tpu.chips, tpu.generation) == tpu.topology
