@@ -6,12 +6,12 @@ python -m classifiers.evaluate --config=configs/cifar10/evaluate.py \
 python -m classifiers.evaluate --config=configs/imagenet/evaluate.py:sets=val+v2+sketch \
     --workdir=runs/imagenet
 
-Each run below the folder, and each of config.runs, is one arm; its seeds are its repetitions. A set
-NAME of config.sets is summed up in evaluation_NAME.json and a table: top-1, top-5, loss,
-calibration error, accuracy by class, of many-, medium- and few-shot classes (config.shots) and
-under attack (config.attacks); evaluation.png draws them. What is done is kept in the folder
-`evaluations`, so that the same command resumes where it stopped, and does only what is new. The
-processes of a job (--coordinator) share every batch among their devices.
+Each run below the work directory, and each of config.runs, is one arm; its seeds are its
+repetitions. For every set NAME of config.sets, evaluation_NAME.json and a table give top-1, top-5,
+loss, calibration error, accuracy by class, of many-, medium- and few-shot classes (config.shots)
+and under attack (config.attacks); evaluation.png draws them. Finished results are kept in the
+folder `evaluations`, so that the same command resumes where it stopped, and does only what is new.
+The processes of a job (--coordinator) share every batch among their devices.
 """
 
 from typing import Any
@@ -41,7 +41,7 @@ define_flags = joining.define_flags
 
 
 def lacking(config: ml_collections.ConfigDict) -> Defaults:
-    """Fields that a config lacks and the command line can set."""
+    """Fields that a config may leave out and the command line can set."""
     fields: Defaults = {}
     for name, spec in config.sets.items():
         path = f"sets.{name}"
@@ -54,7 +54,8 @@ def lacking(config: ml_collections.ConfigDict) -> Defaults:
 
 
 def main(args: app.Arguments) -> None:
-    """Runs the task."""
+    """Runs the command."""
+    # 1. Check the config, then that every run knows the classes of every set.
     config = args.config
     check(config)
     if args.dry_run:
@@ -66,8 +67,10 @@ def main(args: app.Arguments) -> None:
         for evaluation_set in sets.values():
             evaluation_set.check_model(run.path, run.num_classes, run.class_names)
     counts = shot_groups.count_images(config.shots, runs) if config.shots else None
+    # 2. Evaluate each seed of each run on each set, or read what was kept.
     on_first_process(lambda: lock(args.workdir / "evaluations"))
     seeds = _evaluate(config, args.workdir, runs, sets)
+    # 3. Compare the runs on each set, and write the tables and the figure.
     results = {}
     for name, evaluation_set in sets.items():
         groups = _groups(config, evaluation_set, counts)
@@ -80,18 +83,14 @@ def _groups(
     evaluation_set: EvaluationSet,
     counts: Int[np.ndarray, " model_classes"] | None,
 ) -> list[str] | None:
-    """The classes of a set by how many images they were trained with, where that is asked for."""
+    """None if the config asks for no groups."""
     if counts is None:
         return None
     return shot_groups.groups(counts, evaluation_set.label_map, config.shots)
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Looks at all of a config that needs no files.
-
-    Raises:
-        InputError: a field is wrong.
-    """
+    """Raises InputError for a wrong field; needs no files."""
     check_specs(config.sets)
     check_attacks(config.attacks, config.sets)
     for field in ("batch_size", "calibration_bins"):
@@ -108,8 +107,10 @@ def _open_runs(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[E
         InputError: there is none, one is of another task, or two have the same name.
     """
     paths = [path for folder in config.runs for path in find_runs(epath.Path(folder))]
+    # config.runs alone may be enough: --workdir then is only where results go.
     if not paths or any(workdir.glob("*/config.json")):
         paths = [*find_runs(workdir), *paths]
+    # A run that is named twice counts once; two runs of one name would share their results.
     by_name: dict[str, epath.Path] = {}
     for path in paths:
         if path.name in by_name and by_name[path.name].resolve() != path.resolve():
@@ -122,7 +123,6 @@ def _open_runs(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[E
 
 
 def _describe(args: app.Arguments) -> None:
-    """What a dry run prints."""
     workdir = args.flags.workdir or ""
     is_folder = workdir and epath.Path(workdir).exists()
     runs = _open_runs(args.config, epath.Path(workdir)) if is_folder or args.config.runs else []
@@ -137,7 +137,8 @@ def _evaluate(
     runs: list[EvaluatedRun],
     sets: dict[str, EvaluationSet],
 ) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """What each seed of each run has reached, by set and run."""
+    """Results by set and run, one per seed."""
+    # Every process takes part in every batch, so all are in the same place of this loop.
     mesh = make_mesh({"data": -1})
     results: dict[str, dict[str, list]] = {name: {} for name in sets}
     with tqdm(desc="evaluate", unit="image", disable=jax.process_index() > 0) as bar:
@@ -152,6 +153,7 @@ def _evaluate(
                 bar.set_description(f"{run.name} seed {seed} on {name}")
                 path = workdir / "evaluations" / name / f"{run.name}-seed_{seed}.json"
                 seed_results, kept = work.read_or_make(path, seed)
+                # Kept results leave the bar's total, so that its estimate holds for the rest.
                 bar.total -= work.num_images if kept else 0
                 results[name].setdefault(run.name, []).append(seed_results)
     return results

@@ -1,4 +1,4 @@
-"""From a config to a model and its input: what training and evaluation have to agree on."""
+"""From a config to a model and its input: what training and evaluation must agree on."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,15 +20,11 @@ from launch.runtime.optional_fields import Defaults, below, defaults_of
 from launch.runtime.types import Array
 
 _CLASS_NAMES = "class_names.json"
-Mix = Callable[[Array, Array, Array, Array], tuple[Array, Array]]
+Mix = Callable[[Array, Array, Array, Array], tuple[Array, Array]]  # key, images, targets, domain
 
 
 def make_model(config: ml_collections.ConfigDict, num_classes: int) -> Classifier:
-    """Builds the model from `name`, of a preset or a module, and fields that differ from it.
-
-    Raises:
-        InputError: there is no model of that name, or it has no such field.
-    """
+    """Builds the model `name`, a preset or a module, with the fields that differ from it."""
     fields = module_fields(config, "model")
     name = fields.pop("name", None)
     if name is None:
@@ -37,18 +33,18 @@ def make_model(config: ml_collections.ConfigDict, num_classes: int) -> Classifie
 
 
 def lacking_in_model(config: ml_collections.ConfigDict) -> Defaults:
-    """Fields of `make_model` that the section `model` lacks."""
+    """Fields of `make_model` that the section `model` leaves out."""
     model = make_model(config, num_classes=1)
     return below("model", config, defaults_of(model, leave_out=("num_classes",)))
 
 
 def save_class_names(workdir: epath.Path, class_names: Sequence[str]) -> None:
-    """Keeps what a run's labels are called, in their order, in its directory."""
+    """Writes the names of labels 0, 1, ... into a run directory."""
     write_json(workdir / _CLASS_NAMES, list(class_names))
 
 
 def load_class_names(workdir: epath.Path) -> list[str] | None:
-    """What `save_class_names` has kept; None where nothing was, as in imports.
+    """The names that `save_class_names` wrote; None where there are none, as in imports.
 
     Raises:
         InputError: the file is damaged.
@@ -59,7 +55,7 @@ def load_class_names(workdir: epath.Path) -> list[str] | None:
     names = read_json(path)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{path} is not a list of names; restore it")
-    return list(canonical_names(names))  # As sources call the same classes.
+    return list(canonical_names(names))  # as sources name the same classes
 
 
 def init_model(
@@ -70,32 +66,26 @@ def init_model(
 
 
 def make_augment(config: ml_collections.ConfigDict) -> policy.Augment | None:
-    """What happens to an image of training.
-
-    Args:
-        config: `augment`, see `policy.make_augment`; nothing, if it is empty.
-
-    Raises:
-        InputError: a field is wrong.
-    """
+    """How training images are augmented, see `policy.make_augment`; None for not at all."""
     return policy.make_augment(plain(config.augment)) if config.get("augment") else None
 
 
 def make_transform(config: ml_collections.ConfigDict) -> policy.Transform | None:
-    """What happens to an image of evaluation: `evaluation`, see `policy.make_eval_transform`.
+    """What happens to an image in evaluation, see `policy.make_eval_transform`; None for nothing.
 
     Raises:
         InputError: a field is wrong, or images of training would have another size.
     """
     spec = plain(config.get("evaluation") or {})
     size = (config.get("augment") or {}).get("size")
+    # Without `evaluation`, images get the size that the model was trained with.
     if size and not spec:
         spec = {"size": size}
     return policy.make_eval_transform(spec) if spec else None
 
 
 def image_shape(config: ml_collections.ConfigDict, source: Source) -> tuple[int, int, int]:
-    """[h, w, c] of what the model sees of a source in evaluation."""
+    """[h, w, c] of a source's images as the model sees them in evaluation."""
     example, transform = source[0], make_transform(config)
     return (transform(example) if transform else example)["image"].shape
 
@@ -103,14 +93,11 @@ def image_shape(config: ml_collections.ConfigDict, source: Source) -> tuple[int,
 def expected_input(
     config: ml_collections.ConfigDict,
 ) -> tuple[int, tuple[int, int, int]] | None:
-    """Number of classes and [h, w, c] of images, if the config says it: no data is needed then.
-
-    Args:
-        config: `num_classes`, and a size in `evaluation` or `augment`; the images are in colour.
-    """
+    """Number of classes and [h, w, 3], if the config gives both; no data is needed then."""
     size = (config.get("evaluation") or config.get("augment") or {}).get("size")
     if not config.get("num_classes") or not size:
         return None
+    # Raises for a wrong field.
     make_transform(config)
     return config.num_classes, (size, size, 3)
 
@@ -119,11 +106,7 @@ def check_input(
     expected: tuple[int, tuple[int, int, int]] | None,
     actual: tuple[int, tuple[int, int, int]],
 ) -> None:
-    """Compares what the config says of the images with what they are.
-
-    Raises:
-        InputError: they have another number of classes, or are not in colour.
-    """
+    """Raises InputError where the images are not what the config says of them."""
     if expected is None or expected == actual:
         return
     if expected[0] != actual[0]:

@@ -1,4 +1,4 @@
-r"""Trains classifiers on real images, generated images, or both; one run a seed.
+r"""Trains classifiers on real images, synthetic images, or both; one run per seed.
 
 python -m classifiers.train --config=configs/digits/classifier.py:arm=real --workdir=runs/real
 python -m classifiers.train --config=configs/cifar10/resnet.py:arm=real+generated,k=2 \
@@ -6,14 +6,15 @@ python -m classifiers.train --config=configs/cifar10/resnet.py:arm=real+generate
 python -m classifiers.train --config=configs/imagenet/deit_l.py --preflight=v4:4x4x4
 
 The same command resumes where it stopped. Seed n is trained in the folder seed_n of the run
-directory, and learning_curves.png shows how all went. All images of config.train_sources count the
-same, unless config.synthetic_weight says which share of every batch is synthetic;
-config.loader_workers processes read them, 0 for threads, -1 for one a CPU.
+directory, and learning_curves.png shows how all seeds went. All images of config.train_sources
+count the same, unless config.synthetic_weight says which share of every batch is synthetic;
+config.loader_workers processes read them: 0 means threads, -1 one process per CPU.
 config.augment, repeats and mix say what happens to images before the model sees them.
-config.init_from names a run, or weights that classifiers.weights imported, to begin with.
+config.init_from names a run to start from, or weights that classifiers.weights imported.
 config.vmap_seeds trains all seeds as one program: faster where one does not fill a chip.
-goodput.jsonl beside a seed's numbers says what the time of every attempt was spent on; when three
-in a row have failed or were killed at the same step, no other begins before you remove that file.
+goodput.jsonl beside a seed's numbers says what the time of every attempt was spent on. When three
+attempts in a row have failed or were killed at the same step, no other starts before you remove
+that file.
 """
 
 import functools
@@ -39,13 +40,14 @@ from launch.runtime.training.loop import check_fields, lacking_in_training
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The task's own flags."""
+    """Adds the flags of this command."""
     joining.define_flags(values)
     preflight.define_flags(values)
 
 
 def lacking(config: ml_collections.ConfigDict) -> Defaults:
-    """Fields that a config lacks and the command line can set."""
+    """Fields that a config may leave out and the command line can set."""
+    # With the defaults that training takes where a field is left out.
     own = {"num_classes": unset(int), "vmap_seeds": False, "repeats": 1, "init_from": ""}
     own |= {"synthetic_weight": unset(float), "synthetic_loss_weight": 1.0}
     mix = {"mixup": 0.0, "cutmix": 0.0, "switch": 0.5, "probability": 1.0}
@@ -65,21 +67,24 @@ def lacking(config: ml_collections.ConfigDict) -> Defaults:
 
 
 def main(args: app.Arguments) -> None:
-    """Runs the task."""
+    """Runs the command."""
     config, values = args.config, args.flags
+    # 1. The model's input: from the config if it says it, else from the images.
     check_fields(config)
     load_evaluation = functools.cache(lambda: sources.load(config.evaluation_source))
     image_input = from_config.expected_input(config)
-    # What the config says of the images is enough where none is to be read.
+    # A dry run or a preflight works without the images if the config says their shape.
     if image_input is None or not (args.dry_run or values.preflight):
         evaluation = load_evaluation()
         actual = len(evaluation.class_names), from_config.image_shape(config, evaluation)
         from_config.check_input(image_input, actual)
         image_input = actual
+    # 2. Build everything from the config; all wrong fields end here, before a file is written.
     training = Training.of(config, *image_input)
-    from_config.make_augment(config)  # Wrong numbers end here.
+    from_config.make_augment(config)  # only to check its numbers
     if config.get("synthetic_weight") is not None:
         check_share(config.synthetic_weight)
+    # 3. Describe, compile for a topology, or train.
     params = training.abstract.variables["params"]
     if args.dry_run:
         app.describe(args, model=params)

@@ -1,18 +1,19 @@
-"""Trains CLIP on images with texts: real ones, generated ones, or both.
+"""Trains CLIP on images with texts: real ones, synthetic ones, or both.
 
 python -m classifiers.train_clip --config=configs/clip/tiny.py --workdir=runs/clip/tiny
 python -m classifiers.train_clip --config=configs/clip/tiny.py:runlocal --workdir=runs/clip/try
 python -m classifiers.train_clip --config=configs/clip/vit_b16.py --dry_run
 
 The same command resumes where it stopped, and learning_curves.png shows how it went. A source of
-config.train_sources gives texts where its field `caption` says what they are (a column, a field, a
-file's suffix, the prompt of a generated image); images without get their class name in a sentence
-of config.templates. config.draw is `union`, where all images count the same, or `one_of_each`,
-where image n of each source is of one caption, and one of them is drawn anew at every step (Fan et
-al. 2024, section 5). The loss is over the batch of all devices, of which config.loss_chunk rows of
-logits exist at a time. At intervals the zero-shot accuracy on config.evaluation_source is measured.
-config.tokenizer is a folder of a tokenizer, or `bytes`, which needs none; config.init_from names a
-run of CLIP, or weights that classifiers.weights imported, to begin with.
+config.train_sources has texts if its field `caption` says where they are (a column, a field, a
+file's suffix, the prompt of a synthetic image); images without a text get their class name in a
+sentence of config.templates. config.draw is `union`, where all images count the same, or
+`one_of_each`, where image n of every source has the same caption, and one of them is drawn at every
+step (Fan et al. 2024, section 5). The loss is over the batch of all devices, of which
+config.loss_chunk rows of logits exist at a time. The zero-shot accuracy on config.evaluation_source
+is measured at intervals. config.tokenizer is the folder of a tokenizer, or `bytes`, which needs no
+files; config.init_from names a run of CLIP to start from, or weights that classifiers.weights
+imported.
 """
 
 import ml_collections
@@ -36,13 +37,14 @@ from launch.runtime.training.loop import check_fields, check_training, lacking_i
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The task's own flags."""
+    """Adds the flags of this command."""
     joining.define_flags(values)
     preflight.define_flags(values)
 
 
 def lacking(config: ml_collections.ConfigDict) -> Defaults:
-    """Fields that a config lacks and the command line can set."""
+    """Fields that a config may leave out and the command line can set."""
+    # With the defaults that training takes where a field is left out.
     own = {"init_from": "", "loss_chunk": 0, "draw": "union", "synthetic_weight": unset(float)}
     sentences = Mixed("1", (str, tuple))
     own |= {"templates": sentences, "evaluation_templates": sentences}
@@ -60,15 +62,18 @@ def lacking(config: ml_collections.ConfigDict) -> Defaults:
 
 
 def main(args: app.Arguments) -> None:
-    """Runs the task."""
+    """Runs the command."""
     config, values = args.config, args.flags
+    # 1. Check the config.
     check_fields(config)
     if config.get("synthetic_weight") is not None:
         check_share(config.synthetic_weight)
-    from_config.make_augment(config)  # Wrong numbers end here.
+    from_config.make_augment(config)  # these two only to check their numbers
     from_config.make_transform(config)
+    # 2. Build the network and its update; nothing is allocated yet.
     size = config.evaluation.size
     training = Training.of(config, (size, size, config.channels))
+    # 3. Describe, compile for a topology, or train.
     params = training.abstract.variables["params"]
     if args.dry_run:
         app.describe(args, clip=params)

@@ -1,24 +1,23 @@
-"""Tunes the classes' weights of CLIP on few real images and on synthetic ones (He et al. 2023).
+"""Tunes the class weights of CLIP on few real images and on synthetic ones (He et al. 2023).
 
 python -m classifiers.transfer --config=configs/clip/few_shot.py --workdir=runs/clip/few_shot
 python -m classifiers.transfer --config=configs/clip/few_shot.py:loss=soft --workdir=runs/clip/soft
 python -m classifiers.transfer --config=configs/clip/few_shot.py --dry_run
 
-The image tower of config.clip stays as it is, batch norms in evaluation mode; its features are
-computed once and kept in the folder `features`. Or it learns too, by config.tuned: so many of its
-last blocks with what comes after them, or all of it ('whole'), at config.tower_rate times the
-learning rate (table 3 there; the classes' weights alone, 'head', were best). The weights of the
-classes begin as those of classifiers.zero_shot, and are tuned on so many real images of each class
-as config.shots says, drawn by seed, alone ('real') and beside the synthetic ones
-('real+synthetic'); 0 shots are the weights before tuning ('zero_shot'), and after tuning on
-synthetic images alone ('synthetic'). Real images count by their labels; the loss of synthetic ones
-is config.loss: with the labels (hard), with what the weights before tuning say of the image (soft),
-or a part of both. config.strategy trains on both kinds in every step ('mix', the sum of their
-losses), or on one after the other. transfer.json has every arm's accuracies on config.sets.test by
-seed, the paired t-test of synthetic images against none, what the sets are, and the keys of the
-images that were drawn; few_shot.png draws accuracy against shots. The same command makes only the
-arms that the folder `arms` lacks. The processes of a job (--coordinator) share every batch of
-images among their devices.
+The image tower of config.clip stays frozen, batch norms in evaluation mode; its features are
+computed once and kept in the folder `features`. With config.tuned the tower learns too: a number
+means its last blocks and what follows them, 'whole' all of it, at config.tower_rate times the
+learning rate (table 3 there; the class weights alone, 'head', were best). The class weights start
+as those of classifiers.zero_shot, and are tuned on config.shots real images of each class, drawn by
+seed, alone ('real') and together with the synthetic ones ('real+synthetic'); 0 shots are the
+weights before tuning ('zero_shot'), and after tuning on synthetic images alone ('synthetic'). Real
+images count by their labels; the loss of synthetic ones is config.loss: against the labels (hard),
+against what the weights before tuning say of the image (soft), or a sum of both. config.strategy
+trains on both kinds in every step ('mix', the sum of their losses), or on one after the other.
+transfer.json has every arm's accuracies on config.sets.test by seed, the paired t-test of synthetic
+images against none, what the sets are, and the keys of the images that were drawn; few_shot.png
+draws accuracy against shots. The same command makes only the arms that the folder `arms` lacks. The
+processes of a job (--coordinator) share every batch of images among their devices.
 """
 
 import sys
@@ -60,7 +59,7 @@ METHODS = ("classifier_tuning",)
 
 
 def lacking(config: ml_collections.ConfigDict) -> Defaults:
-    """Fields that a config lacks and the command line can set."""
+    """Fields that a config may leave out and the command line can set."""
     own = {"class_names": MIXED, "tuned": Mixed(tower.HEAD, (int, str)), "tower_rate": 1.0}
     fields = below("", config, own)
     for name, spec in config.sets.items():
@@ -70,20 +69,22 @@ def lacking(config: ml_collections.ConfigDict) -> Defaults:
 
 
 def main(args: app.Arguments) -> None:
-    """Runs the task."""
+    """Runs the command."""
     config = args.config
     check(config)
     if args.dry_run:
         app.describe(args)
         print("no parameters to count: those of config.clip stay frozen")
         return
+    # 1. Open the run, the sets and the shots, so that all wrong input ends here.
     clip = ClipRun.open(config.clip, **config.checkpoint)
     sets = open_sets(config.sets)
     names = _names(config, sets)
     draws = {(n, s): _draw(config, sets, n, s) for n in config.shots if n for s in _seeds(config)}
-    clip.tokenizer  # noqa: B018 - looks whether it is there and fits
+    clip.tokenizer  # noqa: B018 - only checks that it is there and fits
     extractor = of_run(clip)
     learning = _tower(config, extractor)
+    # 2. Features of all images before tuning, and the class weights to start from.
     on_first_process(lambda: lock(args.workdir))
     seen = {
         name: features(
@@ -97,6 +98,7 @@ def main(args: app.Arguments) -> None:
     }
     sentences = templates.load(config.templates)
     start = kept_class_weights(clip, names, sentences, args.workdir / "features")
+    # 3. Tune and score every arm and seed that the folder lacks.
     work = Arms(
         config,
         sets,
@@ -107,6 +109,7 @@ def main(args: app.Arguments) -> None:
         args.workdir / "arms",
     )
     arms = work.results(draws)
+    # 4. The keys of the drawn images by shots and seed make the result reproducible.
     drawn = {
         str(n): {str(s): [d.key(i) for i in range(len(d))] for (m, s), d in draws.items() if m == n}
         for n in config.shots
@@ -118,7 +121,6 @@ def main(args: app.Arguments) -> None:
 
 
 def _write(workdir: epath.Path, whole: dict[str, Any]) -> None:
-    """Writes what all arms have reached, and prints it."""
     write_json(workdir / "transfer.json", whole)
     result = whole["arms"]
     print(report.table(result))
@@ -127,11 +129,7 @@ def _write(workdir: epath.Path, whole: dict[str, Any]) -> None:
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Looks at all of a config that needs no files.
-
-    Raises:
-        InputError: a field is wrong.
-    """
+    """Raises InputError for a wrong field; needs no files."""
     if config.method not in METHODS:
         raise InputError(f"config.method must be {METHODS[0]}, got {config.method!r}; choose it")
     check_specs(config.sets)
@@ -158,7 +156,7 @@ def _tuned(config: ml_collections.ConfigDict) -> str | int:
 
 
 def _tower(config: ml_collections.ConfigDict, extractor: Extractor) -> Tower | None:
-    """What of the tower learns, if anything does."""
+    """None where the tower stays frozen."""
     trained = tower.trained_parameters(extractor.variables["params"], _tuned(config))
     if not trained:
         return None
@@ -170,7 +168,7 @@ def _seeds(config: ml_collections.ConfigDict) -> range:
 
 
 def _names(config: ml_collections.ConfigDict, sets: dict[str, EvaluationSet]) -> tuple[str, ...]:
-    """The classes in words, which all sets have in one order."""
+    """The class names in words; raises InputError unless all sets have the same, in one order."""
     expected = sets[TEST].label_map.class_names
     for name, one in sets.items():
         if one.label_map.class_names != expected:
@@ -184,7 +182,7 @@ def _names(config: ml_collections.ConfigDict, sets: dict[str, EvaluationSet]) ->
 def _draw(
     config: ml_collections.ConfigDict, sets: dict[str, EvaluationSet], shots: int, seed: int
 ) -> Subset:
-    """So many real images of each class; more shots with the same seed hold those of fewer."""
+    """Real images of each class; more shots with the same seed contain those of fewer."""
     try:
         return per_class(sets[REAL].source, shots, seed)
     except InputError as error:

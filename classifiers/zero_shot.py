@@ -5,15 +5,16 @@ python -m classifiers.zero_shot --config=configs/clip/zero_shot.py --workdir=run
 python -m classifiers.zero_shot --config=configs/clip/zero_shot.py:templates=1+80,sets=val+v2 \
     --workdir=runs/clip/v2
 
-config.clips are runs of CLIP: imports of classifiers.weights, or what was trained. Each of
+config.clips are runs of CLIP: imports of classifiers.weights, or trained ones. Each of
 config.templates is a set of sentences: '1', '7' and '80' are CLIP's, 'own' those of
 config.own_templates, each with {} for the class. A class is the mean of its sentences' features of
 unit length. Every run with every set of sentences is one arm, on each of config.sets, which are as
-in classifiers.evaluate: evaluation_NAME.json and a table say top-1, top-5, loss, calibration error
-and accuracy by class; evaluation.png draws them. config.class_names says the classes in words: ''
-are the set's own names, 'imagenet' the 1,000 that CLIP's authors chose, or a file with one name a
-line. Features are kept in the folder `features`, so that other sentences take seconds. The
-processes of a job (--coordinator) share every batch of images among their devices.
+in classifiers.evaluate: evaluation_NAME.json and a table give top-1, top-5, loss, calibration error
+and accuracy by class; evaluation.png draws them. config.class_names says where the class names in
+words come from: '' is the set's own names, 'imagenet' the 1,000 that CLIP's authors chose, anything
+else a file with one name per line. Features are kept in the folder `features`, so that other
+sentences take seconds. The processes of a job (--coordinator) share every batch of images among
+their devices.
 """
 
 from typing import Any
@@ -44,7 +45,7 @@ define_flags = joining.define_flags
 
 
 def lacking(config: ml_collections.ConfigDict) -> Defaults:
-    """Fields that a config lacks and the command line can set."""
+    """Fields that a config may leave out and the command line can set."""
     fields = below("", config, {"class_names": MIXED, "own_templates": ()})
     for name, spec in config.sets.items():
         path = f"sets.{name}"
@@ -54,7 +55,8 @@ def lacking(config: ml_collections.ConfigDict) -> Defaults:
 
 
 def main(args: app.Arguments) -> None:
-    """Runs the task."""
+    """Runs the command."""
+    # 1. Check the config, and open runs and sets.
     config = args.config
     sentences = check(config)
     clips = _open_clips(config, needed=not args.dry_run)
@@ -67,21 +69,19 @@ def main(args: app.Arguments) -> None:
     named = config.get("class_names", "")
     names = {name: zero_shot.names_in_words(one, named) for name, one in sets.items()}
     for clip in clips:
-        clip.tokenizer  # noqa: B018 - looks whether it is there and fits
+        clip.tokenizer  # noqa: B018 - only checks that it is there and fits
+    # 2. Score every run with every set of sentences on every set of images.
     on_first_process(lambda: lock(args.workdir))
     results = {
         name: summary(one, _arms(args, clips, one, names[name], sentences), config.baseline)
         for name, one in sets.items()
     }
+    # 3. Write the tables and the figure.
     on_first_process(lambda: write(args.workdir, results, config.baseline))
 
 
 def check(config: ml_collections.ConfigDict) -> dict[str, tuple[str, ...]]:
-    """Looks at all of a config that needs no files; the sentences by the name of their set.
-
-    Raises:
-        InputError: a field is wrong.
-    """
+    """The sentences by set of templates; raises InputError for a wrong field, needs no files."""
     check_specs(config.sets)
     limits = {"batch_size": BATCH, "calibration_bins": (1, MOST)}
     check_numbers(config, limits)
@@ -113,10 +113,10 @@ def _arms(
     names: tuple[str, ...],
     sentences: dict[str, tuple[str, ...]],
 ) -> dict[str, list[dict[str, Any]]]:
-    """What each run with each set of sentences has reached on a set."""
     config, arms = args.config, {}
     folder, source = args.workdir / "features", evaluation_set.source
     for clip in clips:
+        # Computed once per run and set, and kept; sentences only change the class weights.
         of_images = features(
             of_run(clip),
             source,
@@ -129,6 +129,7 @@ def _arms(
             label_map = evaluation_set.label_map
             head = zero_shot.scale_and_bias(clip)
             said = zero_shot.scores_of_features(of_images, source.labels, weights, label_map, *head)
+            # NaN would count as a wrong prediction without a word.
             if not np.isfinite(said["loss"]).all():
                 raise InputError(f"{clip.run.path}: its outputs are NaN or infinite; leave it out")
             numbers = scores.summarise(

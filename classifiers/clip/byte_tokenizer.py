@@ -1,4 +1,4 @@
-"""A tokenizer of CLIP's kind that needs no download: every byte is a token."""
+"""A tokenizer like CLIP's that needs no download: every byte is a token."""
 
 import json
 
@@ -11,13 +11,8 @@ VOCAB_SIZE, END_TOKEN = 514, 513
 
 
 def files(max_length: int) -> dict[str, bytes]:
-    """What the folder of such a tokenizer holds, by name: as transformers reads it.
-
-    Args:
-        max_length: tokens of a text, padding included.
-    """
-    # GPT-2's letters for bytes: those that are printable stand for themselves, the others for the
-    # letters from 256 on.
+    """Its files by name, as transformers reads them; `max_length` includes padding."""
+    # GPT-2's letters for bytes: printable bytes are themselves, the others the letters from 256.
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     letters = [*map(chr, printable), *(chr(256 + n) for n in range(len(others)))]
@@ -30,6 +25,7 @@ def files(max_length: int) -> dict[str, bytes]:
         unk_token=_END,
         pad_token=_END,
     )
+    # Without merges every byte stays a token of its own.
     contents = {
         "vocab.json": json.dumps({token: number for number, token in enumerate(vocabulary)}),
         "merges.txt": "#version: 0.2\n",

@@ -1,4 +1,4 @@
-"""Finished runs of CLIP: imports of classifiers.weights, and what was trained."""
+"""Finished runs of CLIP: imports of classifiers.weights, and trained ones."""
 
 import dataclasses
 import functools
@@ -21,31 +21,19 @@ from launch.runtime.types import Variables
 
 @dataclasses.dataclass(frozen=True)
 class ClipRun:
-    """A run of CLIP; nothing of its weights is read before it is asked for.
-
-    Attributes:
-        run: the run.
-        model: its network.
-        ema: which moving average of its weights counts.
-        best: whether those of the best step do, and not of the last one.
-    """
+    """A run of CLIP; its weights are read when they are first used."""
 
     run: Run
     model: Clip
-    ema: str
-    best: bool
+    ema: str  # which moving average of the weights counts
+    best: bool  # those of the best step, instead of the last
 
     @classmethod
     def open(cls, path: epath.PathLike, ema: str = MAIN, best: bool = False) -> "ClipRun":
-        """Looks at a run.
-
-        Args:
-            path: of the run.
-            ema: see `Run.variables`.
-            best: see `Run.variables`.
+        """Opens the run at `path`; `ema` and `best` are as of `Run.variables`.
 
         Raises:
-            InputError: there is no such run, it is of another family, or is not finished.
+            InputError: there is no such run, it is of another family, or it is not finished.
         """
         run = Run.open(path)
         if run.kind != CLIP:
@@ -63,12 +51,12 @@ class ClipRun:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Of its weights."""
+        """Checksum of its weights."""
         return self.run.digest(self.ema, self.best)
 
     @functools.cached_property
     def variables(self) -> Variables:
-        """Of both towers, on the default device."""
+        """Variables of both towers, on the default device."""
         return jax.device_put(self.run.variables(self.run.shapes(), self.ema, self.best))
 
     @property
@@ -78,16 +66,16 @@ class ClipRun:
 
     @property
     def rule(self) -> str:
-        """The same, in words."""
+        """`transform` in words."""
         fields = sorted(plain(self.run.config.get("evaluation") or {}).items())
         return ", ".join(f"{name} {value}" for name, value in fields if value) or "whole images"
 
     @functools.cached_property
     def tokenizer(self) -> ClipTokenizer:
-        """Of its texts.
+        """The tokenizer of its texts.
 
         Raises:
-            InputError: it has none, or one that is not of its text tower.
+            InputError: it has none, or one that does not fit its text tower.
         """
         folder, text = self.run.path / TOKENIZER, self.model.text
         if not folder.exists():

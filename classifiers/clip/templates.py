@@ -1,4 +1,4 @@
-"""Sentences about a class, {} standing for its name: CLIP's own sets, or a list of one's own."""
+"""Sentences about a class, with {} for its name: CLIP's own sets, or a list of one's own."""
 
 import functools
 import json
@@ -7,19 +7,16 @@ from importlib import resources
 
 from launch.errors import InputError
 
-# By the number of their sentences: the plain one; the seven that OpenAI's notebook on prompts found
-# to be enough; all eighty of it.
+# Named by their size: the plain sentence; the seven that OpenAI's notebook on prompts found to be
+# enough; all eighty of it.
 SETS = ("1", "7", "80")
 
 
 def load(named: str | Sequence[str]) -> tuple[str, ...]:
-    """The templates that a config means.
-
-    Args:
-        named: one of `SETS`, or a list of templates.
+    """The templates of one of `SETS`, or a list of one's own.
 
     Raises:
-        InputError: there is no such set, the list is empty, or one has no {}.
+        InputError: there is no such set, the list is empty, or a template has not just one {}.
     """
     if isinstance(named, str):
         if named not in SETS:
@@ -40,7 +37,8 @@ def load(named: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def fill(template: str, class_name: str) -> str:
-    """A sentence about a class; names may hold braces themselves."""
+    """A sentence about a class."""
+    # Not str.format: names may hold braces themselves.
     return template.replace("{}", class_name)
 
 

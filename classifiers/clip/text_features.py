@@ -1,4 +1,4 @@
-"""Features of texts, and classes as the mean of several sentences about them."""
+"""Features of texts, and of classes as the mean of several sentences about them."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -14,12 +14,12 @@ from classifiers.clip.templates import fill
 from classifiers.models.clip import Clip, unit
 from launch.runtime.types import Array, Variables
 
-# Texts at a time.
+# Texts per batch.
 _BATCH = 64
 
 
 def text_features(clip: ClipRun, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
-    """What the text tower makes of texts; not of unit length.
+    """Features of texts from the text tower; not of unit length.
 
     Raises:
         InputError: the run has no tokenizer, or one of another model.
@@ -28,7 +28,7 @@ def text_features(clip: ClipRun, texts: Sequence[str]) -> Float[np.ndarray, "n d
     step, parts = _encoder(clip.model), []
     for start in range(0, len(tokens), _BATCH):
         batch = tokens[start : start + _BATCH]
-        padded = np.resize(batch, (_BATCH, batch.shape[1]))  # one program for all
+        padded = np.resize(batch, (_BATCH, batch.shape[1]))  # one shape, one compilation
         parts.append(np.asarray(step(clip.variables, padded))[: len(batch)])
     return np.concatenate(parts)
 
@@ -36,17 +36,10 @@ def text_features(clip: ClipRun, texts: Sequence[str]) -> Float[np.ndarray, "n d
 def class_weights(
     clip: ClipRun, class_names: Sequence[str], templates: Sequence[str]
 ) -> Float[np.ndarray, "classes d"]:
-    """Of each class the mean of its sentences' features of unit length, of unit length again.
-
-    Radford et al. 2021, section 3.1.4.
-
-    Args:
-        clip: the run.
-        class_names: that stand for the braces of each template.
-        templates: see `templates`.
-    """
+    """Per class: the mean of its sentences' features of unit length, of unit length again."""
     texts = [fill(template, name) for name in class_names for template in templates]
     features = unit(jnp.asarray(text_features(clip, texts)))
+    # Radford et al. 2021, section 3.1.4. [classes * templates, d] to [classes, templates, d].
     means = features.reshape(len(class_names), len(templates), -1).mean(axis=1)
     return np.asarray(unit(means))
 

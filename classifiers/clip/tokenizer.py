@@ -1,4 +1,4 @@
-"""Texts to the tokens of CLIP's text encoders."""
+"""From texts to the tokens of CLIP's text encoders."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from classifiers.models.clip_text import ClipTextEncoder
 from launch.cli import say
 from launch.errors import InputError
 
-# Either of them holds the vocabulary; transformers reads the second with merges.txt.
+# Either holds the vocabulary; transformers reads the second together with merges.txt.
 _VOCABULARIES = ("tokenizer.json", "vocab.json")
-# SigLIP's pieces are of sentencepiece.
+# SigLIP's vocabulary, of sentencepiece.
 _PIECES = "spiece.model"
-# The folder of a run of CLIP that holds those of `TOKENIZER_FILES` that its weights have.
+# The folder in a run of CLIP with those of `TOKENIZER_FILES` that its weights had.
 TOKENIZER = "tokenizer"
 TOKENIZER_FILES = (
     *_VOCABULARIES,
@@ -30,15 +30,10 @@ TOKENIZER_FILES = (
 
 @dataclasses.dataclass(frozen=True)
 class ClipTokenizer:
-    """Pieces between a start and an end token, then padding, as the weights' own files say.
+    """Pieces between a start and an end token, then padding, as the weights' own files say."""
 
-    Attributes:
-        pieces: transformers' tokenizer.
-        max_length: tokens a prompt, padding included.
-    """
-
-    pieces: Any
-    max_length: int
+    pieces: Any  # transformers' tokenizer
+    max_length: int  # tokens of a text, padding included
 
     @property
     def size(self) -> int:
@@ -46,20 +41,14 @@ class ClipTokenizer:
         return len(self.pieces)
 
     def fits(self, text: ClipTextEncoder) -> bool:
-        """Whether a text tower has all of its tokens, and reads a text where it ends.
-
-        In old files 2 stands for the highest token of a text as the end.
-        """
+        """Whether a text tower has all of its tokens, and pools where its texts end."""
+        # An end token of 2, in old files, means the highest id of a text.
         end = self.pieces.eos_token_id
         return self.size <= text.vocab_size and (text.pool != "end" or text.end_token in (2, end))
 
     def __call__(self, prompts: Sequence[str], warn: bool = True) -> Int[np.ndarray, "n length"]:
-        """Ids; what is too long loses its end, and a line on stderr tells it.
-
-        Args:
-            prompts: as they are.
-            warn: whether to tell it.
-        """
+        """Token ids; texts that are too long lose their end, with a warning on stderr."""
+        # Padding.
         tokens = np.full((len(prompts), self.max_length), self.pieces.pad_token_id, np.int32)
         rows = self.pieces(list(prompts), verbose=False)["input_ids"] if prompts else []
         for prompt, row, ids in zip(prompts, tokens, rows, strict=True):
@@ -70,6 +59,7 @@ class ClipTokenizer:
                         f"warning: prompt {prompt!r} has {len(ids)} tokens, the text encoder takes "
                         f"{self.max_length}: its end is cut off ({end!r})"
                     )
+                # Keeps the end token, where the tower pools.
                 ids = [*ids[: self.max_length - 1], self.pieces.eos_token_id]
             row[: len(ids)] = ids
         return tokens
@@ -78,25 +68,21 @@ class ClipTokenizer:
 def load_clip_tokenizer(folder: Path, max_length: int = 77) -> ClipTokenizer:
     """Reads the `tokenizer` folder of a pipeline or of a run of CLIP.
 
-    Args:
-        folder: holds `vocab.json` and `merges.txt`, or `tokenizer.json`; of SigLIP `spiece.model`.
-        max_length: tokens a prompt: `ClipTextEncoder.max_length`.
-
     Raises:
-        InputError: the folder holds neither, or what it holds is damaged.
+        InputError: the folder has no vocabulary, or a damaged one.
     """
     if not any((folder / name).is_file() for name in (*_VOCABULARIES, _PIECES)):
         raise InputError(
             f"{folder} has no tokenizer ({' or '.join(_VOCABULARIES)}); name a folder that has"
         )
-    # Importing it takes a second.
+    # The import takes a second.
     import transformers
 
     try:
         siglip = (folder / _PIECES).is_file()
         kind = transformers.SiglipTokenizer if siglip else transformers.CLIPTokenizer
         pieces = kind.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # The Rust below raises bare Exceptions.
+    except Exception as error:  # the Rust library below raises bare Exceptions
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"{folder}: the tokenizer cannot be read ({reason}); download it again"

@@ -1,4 +1,4 @@
-"""A picture of how a run went: its loss, its zero-shot accuracy and its scale by step."""
+"""A figure of how a run went: loss, zero-shot accuracy and logit scale by step."""
 
 from etils import epath
 from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""How good CLIP is while it is trained: its zero-shot accuracy on held-out images."""
+"""Zero-shot accuracy on held-out images while CLIP is trained."""
 
 import functools
 from collections.abc import Callable
@@ -26,22 +26,17 @@ from launch.runtime.types import Array, Batch, Variables
 def make_evaluation(
     training: Training, source: Source, tokenizer: ClipTokenizer, mesh: Mesh
 ) -> Callable[[Variables], float]:
-    """Zero-shot accuracy of variables on held-out images, which all processes share among them.
-
-    Args:
-        training: its config has `evaluation_batch_size`, `evaluation_templates`, and for the images
-            `evaluation`.
-        source: the images.
-        tokenizer: of the sentences about classes.
-        mesh: where the batches go.
-    """
+    """A function from variables to accuracy in [0, 1]; all processes share images and texts."""
     config, model = training.config, training.model
     transform = from_config.make_transform(config)
+    # Rounded up to what the devices divide; padding rows have mask 0.
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     batch_size = -(-config.evaluation_batch_size // ways) * ways
     rows = local_rows(mesh, batch_size)
+    # Tokens never change, so texts are tokenized once; their features change with every step.
     sentences = templates.load(config.get("evaluation_templates", "1"))
     names = [in_words(name) for name in source.class_names]
+    # [classes * sentences, length]
     tokens = tokenizer([templates.fill(text, name) for name in names for text in sentences])
     replicated = NamedSharding(mesh, P())
 
@@ -58,15 +53,18 @@ def make_evaluation(
         return (right & batch["mask"]).sum()
 
     def accuracy(variables: Variables) -> float:
+        # 1. Classes: means of their sentences' features, of unit length again.
         parts = []
         for start in range(0, len(tokens), batch_size):
             batch = tokens[start : start + batch_size]
+            # One shape, one compilation.
             padded = np.resize(batch, (batch_size, batch.shape[1]))[rows]
             parts.append(
                 fetch(encode(variables, put_batch(mesh, {"tokens": padded})))[: len(batch)]
             )
         of_classes = np.concatenate(parts).reshape(len(names), len(sentences), -1).mean(axis=1)
         classes = np.asarray(unit(jnp.asarray(of_classes)))
+        # 2. Images: right where the class of the highest cosine is theirs.
         batches = loader.eval_batches(source, batch_size, transform, rows)
         correct = (count(variables, classes, put_batch(mesh, batch)) for batch in batches)
         return sum(map(int, fetch_behind(correct))) / len(source)

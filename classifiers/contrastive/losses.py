@@ -1,7 +1,7 @@
-"""Losses of image-text pairs over the whole batch, of all devices, in pieces of it.
+"""Losses of image-text pairs over the batch of all devices, computed in chunks.
 
-The logits of a batch of 32,768 are 4 GiB in float32. No more than `chunk` rows of them exist on a
-device at a time, forwards and backwards; the loss and its gradient are those of the whole.
+The logits of a batch of 32,768 are 4 GiB in float32. At most `chunk` rows of them exist on a device
+at a time, forwards and backwards; the loss and its gradient are those of the whole batch.
 """
 
 import functools
@@ -23,10 +23,9 @@ Loss = Callable[[Pairs], Float[Array, ""]]
 def make_loss(sigmoid: bool, chunk: int) -> Loss:
     """The loss of a batch whose image n goes with its text n.
 
-    Args:
-        sigmoid: that of SigLIP (Zhai et al. 2023, equation 2), and not of CLIP (Radford et al.
-            2021, figure 3), the mean of the cross-entropies of images and of texts.
-        chunk: rows of logits at a time on a device; 0 is all.
+    `sigmoid` chooses SigLIP's (Zhai et al. 2023, section 3.2); otherwise it is CLIP's (Radford et
+    al. 2021, figure 3), the mean of the cross-entropies of images and of texts. `chunk` is the
+    number of rows of logits at a time on a device, 0 for all.
     """
     local = _sigmoid if sigmoid else _softmax
 
@@ -34,6 +33,7 @@ def make_loss(sigmoid: bool, chunk: int) -> Loss:
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.size <= 1:
             return local(*pairs, axes=(), chunk=chunk)
+        # Each device has its rows of images and gathers all texts; the result is the same on each.
         rows = P(_BATCH_AXES)
         spread = jax.shard_map(
             functools.partial(local, axes=_BATCH_AXES, chunk=chunk),
@@ -55,23 +55,26 @@ def _softmax(
     axes: tuple[str, ...],
     chunk: int,
 ) -> Float[Array, ""]:
-    """Of one device's rows; the bias is the same for all logits and changes nothing."""
-    everyone = _gather(texts, axes)
+    everyone = _gather(texts, axes)  # [n, d]
     count = len(everyone)
 
     def body(columns: tuple[Array, Array], rows: Array) -> tuple[tuple[Array, Array], Array]:
         logits = _logits(rows, everyone, scale, bias)
+        # Online softmax (Milakov & Gimelshein 2018) over the columns: the texts' sums of
+        # exponentials over the images so far, relative to a running maximum.
         highest, total = columns
-        # Sums of exponentials of each text, over the images so far, as of a running highest.
         new = jnp.maximum(highest, jax.lax.stop_gradient(logits.max(axis=0)))
         total = total * jnp.exp(highest - new) + jnp.exp(logits - new[None]).sum(axis=0)
+        # A row is complete within its chunk, so that its logsumexp needs no running sum.
         return (new, total), jax.nn.logsumexp(logits, axis=1)
 
     start = jnp.full(count, -jnp.inf), jnp.zeros(count)
     (highest, total), of_rows = _in_chunks(body, start, images, chunk)
-    # No gradient goes through it: what it adds it takes away again.
+    # The maximum cancels out of the result, so no gradient needs to go through it.
     top = _over(jax.lax.pmax, jax.lax.stop_gradient(highest), axes)
     of_columns = top + jnp.log(_over(jax.lax.psum, total * jnp.exp(highest - top), axes))
+    # Cross-entropy = logsumexp - own logit, for every row and every column. The bias is the same
+    # for all logits and cancels.
     own = _own(images, texts, scale, bias)
     of_devices = _over(jax.lax.psum, of_rows.sum() - 2 * own.sum(), axes)
     return (of_devices + of_columns.sum()) / (2 * count)
@@ -85,41 +88,42 @@ def _sigmoid(
     axes: tuple[str, ...],
     chunk: int,
 ) -> Float[Array, ""]:
-    """Of one device's rows: every other text counts as wrong, and the own one as right."""
     everyone = _gather(texts, axes)
 
     def body(total: Array, rows: Array) -> tuple[Array, Array]:
+        # -log sigmoid(-x) = softplus(x), of every text as if all were wrong.
         wrong = jax.nn.softplus(_logits(rows, everyone, scale, bias)).sum()
         return total + wrong, wrong
 
     total, _ = _in_chunks(body, jnp.zeros(()), images, chunk)
-    # -log sigmoid(x) is softplus(x) - x.
+    # The own texts are right: -log sigmoid(x) = softplus(x) - x.
     total = total - _own(images, texts, scale, bias).sum()
     return _over(jax.lax.psum, total, axes) / len(everyone)
 
 
 def _logits(images: Array, texts: Array, scale: Array, bias: Array) -> Float[Array, "m n"]:
+    # By default TPUs multiply in bfloat16, whose rounding a scale of up to 100 would amplify.
     products = jnp.matmul(images, texts.T, precision="highest")
     return products * scale + bias
 
 
 def _own(images: Array, texts: Array, scale: Array, bias: Array) -> Float[Array, " m"]:
-    """The logit of each image for its own text."""
-    return (images * texts).sum(axis=1) * scale + bias
+    return (images * texts).sum(axis=1) * scale + bias  # each image with its own text
 
 
 def _in_chunks(body: Any, start: Any, rows: Float[Array, "m d"], chunk: int) -> tuple[Any, Array]:
-    """Scans over chunks of the rows; what they compute is computed again for the gradient."""
+    """Scans `body` over chunks of the rows; the backward pass computes each chunk again."""
     size = _divisor(len(rows), chunk)
     if size == len(rows):
         return body(start, rows)
-    split = rows.reshape(-1, size, rows.shape[-1])
+    split = rows.reshape(-1, size, rows.shape[-1])  # [chunks, size, d]
+    # Without the checkpoint the scan would keep the logits of all chunks for the backward pass.
     end, results = jax.lax.scan(jax.checkpoint(body), start, split)
     return end, results.reshape(-1)
 
 
 def _divisor(count: int, most: int) -> int:
-    """The largest divisor of a count that is at most so large; 0 sets no bound."""
+    """The largest divisor of `count` up to `most`; 0 sets no bound."""
     most = min(most or count, count)
     return next(size for size in range(most, 0, -1) if count % size == 0)
 

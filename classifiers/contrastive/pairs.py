@@ -25,10 +25,10 @@ from launch.errors import InputError
 from launch.runtime.devices.mesh import local_rows
 from launch.runtime.types import Reader
 
-# All images count alike; or of those of one caption, one is drawn anew at every step.
+# All images count the same; or of the images of one caption, one is drawn at every step.
 UNION, ONE_OF_EACH = "union", "one_of_each"
 DRAWS = (UNION, ONE_OF_EACH)
-# Captions that are compared before images of several sources count as of one caption.
+# How many captions are compared before several sources count as images of the same captions.
 _COMPARED = 16
 
 
@@ -37,6 +37,7 @@ class Captioned(Wrapper):
 
     def __init__(self, source: Source):
         super().__init__(source)
+        # One class for all, as sources of captions have none and a union needs the same classes.
         self._names, self.class_names = source.class_names, NO_CLASSES
         self._labels, self.labels = source.labels, np.zeros_like(source.labels)
 
@@ -48,7 +49,7 @@ class Captioned(Wrapper):
 
 
 class Numbered(Wrapper):
-    """A source of the numbers of examples, which are read when it is known which of them count."""
+    """A source of the numbers of examples; `Draw` reads the image once it has drawn a source."""
 
     def __getitem__(self, i: SupportsIndex) -> Example:
         return {"number": int(i)}
@@ -56,24 +57,18 @@ class Numbered(Wrapper):
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """Reads, augments and tokenizes an example, with the randomness of its place in the run.
+    """Reads, augments and tokenizes an example, with the randomness of its place in the run."""
 
-    Attributes:
-        choices: sources; of several one is drawn for each example.
-        sentences: templates for the class names of images without a caption; one is drawn.
-        tokenizer: of captions.
-        augment: of images; None is nothing.
-        transform: of images, where there is no augmentation.
-    """
-
-    choices: tuple[Source, ...]
+    choices: tuple[Source, ...]  # one is drawn for each example
+    # Templates for class names; one is drawn where an image has no caption.
     sentences: tuple[str, ...]
     tokenizer: ClipTokenizer
-    augment: Augment | None
-    transform: Transform | None
+    augment: Augment | None  # of images, if any
+    transform: Transform | None  # of images, where there is no augmentation
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """'image' uint8 [h, w, c], 'tokens' int32 [length], 'domain' of an example's 'number'."""
+        # The order of draws is part of a run: changing it changes what a resumed run sees.
         source = self.choices[int(rng.integers(len(self.choices)))]
         found = source[example["number"]]
         if "caption" in found:
@@ -82,16 +77,17 @@ class Draw:
             sentence = self.sentences[int(rng.integers(len(self.sentences)))]
             caption = templates.fill(sentence, found["class_name"])
         image = _seen(found, rng, self.augment, self.transform)
+        # Captions of the web are often too long: a warning each would flood the log.
         tokens = self.tokenizer([caption], warn=False)[0]
         return {"image": image, "tokens": tokens, "domain": found["domain"]}
 
 
 def open_pairs(config: ml_collections.ConfigDict) -> tuple[dict[str, Captioned], Source]:
-    """The sources of `config.train_sources`, and that of all examples of an epoch.
+    """The sources of `config.train_sources` by name, and one of all examples of an epoch.
 
     Raises:
-        InputError: one is missing or damaged; `config.draw` is unknown, or asks for sources of one
-            length and captions, which they have not.
+        InputError: one is missing or damaged, `config.draw` is unknown, or it is 'one_of_each' and
+            the captions of the sources differ.
     """
     draw = config.get("draw", UNION)
     if draw not in DRAWS:
@@ -102,6 +98,7 @@ def open_pairs(config: ml_collections.ConfigDict) -> tuple[dict[str, Captioned],
         if (weight := config.get("synthetic_weight")) is not None:
             check_weight(union.domain, weight)
         return opened, union
+    # Any source has the numbers of all examples: image n is of caption n in each.
     _check_same_captions(opened)
     if config.get("synthetic_weight") is not None:
         raise InputError(
@@ -114,16 +111,7 @@ def open_pairs(config: ml_collections.ConfigDict) -> tuple[dict[str, Captioned],
 def check_images(
     config: ml_collections.ConfigDict, opened: dict[str, Captioned], shape: tuple[int, int, int]
 ) -> None:
-    """Looks whether the first image of each source is one for the network.
-
-    Args:
-        config: `augment` and `evaluation`.
-        opened: the sources, by name.
-        shape: of an image that the network takes, [h, w, c].
-
-    Raises:
-        InputError: it is of another size, or has other channels.
-    """
+    """Raises InputError unless the first image of each source has the `shape` [h, w, c]."""
     augment, transform = from_config.make_augment(config), from_config.make_transform(config)
     for name, source in opened.items():
         found = _seen(source[0], np.random.default_rng(0), augment, transform).shape
@@ -143,16 +131,10 @@ def make_reader(
     shape: tuple[int, int, int],
     mesh: Mesh,
 ) -> Reader:
-    """What reads the batches of a run.
+    """A reader of the run's batches.
 
-    Args:
-        config: `draw`, `templates`, `augment`, `evaluation`, `batch_size`, `seed`, and if it has
-            them `synthetic_weight` and `loader_workers`.
-        opened: the sources, by name.
-        whole: of all examples of an epoch, see `open_pairs`.
-        tokenizer: of captions.
-        shape: of an image, [h, w, c].
-        mesh: where the batches go.
+    `whole` is the source of all examples of an epoch, see `open_pairs`; `shape` is that of an
+    image, [h, w, c].
     """
     rows = local_rows(mesh, config.batch_size)
     one_of_each = config.get("draw", UNION) == ONE_OF_EACH
@@ -163,6 +145,7 @@ def make_reader(
         from_config.make_augment(config),
         from_config.make_transform(config),
     )
+    # The loader draws numbers; `draw` takes the place of an augmentation, which gets an rng.
     batches = loader.batches(
         Numbered(whole),
         config.batch_size,
@@ -178,7 +161,6 @@ def make_reader(
 def _seen(
     example: Example, rng: np.random.Generator, augment: Augment | None, transform: Transform | None
 ) -> UInt8[np.ndarray, "h w c"]:
-    """What the network sees of an example's image."""
     if augment:
         example = augment(example, rng)
     elif transform:
@@ -188,7 +170,7 @@ def _seen(
 
 
 def _check_same_captions(opened: dict[str, Captioned]) -> None:
-    """Looks whether image n of every source has one caption; at some of them."""
+    """Compares the captions of `_COMPARED` images, evenly spread, and the lengths."""
     (first, source), *others = opened.items()
     if not others:
         raise InputError(

@@ -1,4 +1,4 @@
-"""What a config says of the training of CLIP, and its update."""
+"""What a config says about training CLIP, and the update."""
 
 import dataclasses
 import functools
@@ -30,56 +30,39 @@ from launch.runtime.training.optimizers import make_optimizer, make_schedule
 from launch.runtime.training.train_step import TrainStep, make_step
 from launch.runtime.types import Array, Batch, Variables
 
-# Radford et al. 2021, section 2.5: logits are scaled by 100 at the most.
+# Radford et al. 2021, section 2.5: logits are scaled by at most 100.
 _LIMIT = math.log(100)
+# With the step it decides a step's randomness, so that resuming needs the step alone.
 _DROP_SEED = 1
+# Fields that may differ from the run it starts from: they do not change what weights mean.
 _MAY_DIFFER = ("dtype", "remat")
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What a config says of a run, with nothing loaded and nothing allocated.
-
-    Attributes:
-        config: of the run.
-        model: the network.
-        image_shape: [h, w, c] of what it is given.
-        loss: of a batch's features.
-        tx: the optimiser.
-        schedule: its learning rate at each step.
-        decays: of the moving averages.
-        abstract: shapes of the state.
-    """
+    """A run as its config describes it; nothing is loaded and nothing allocated."""
 
     config: ml_collections.ConfigDict
     model: Clip
-    image_shape: tuple[int, int, int]
-    loss: Loss
+    image_shape: tuple[int, int, int]  # [h, w, c]
+    loss: Loss  # of the features of a whole batch
     tx: optax.GradientTransformation
-    schedule: optax.Schedule
-    decays: dict[str, Decay]
-    abstract: TrainState
+    schedule: optax.Schedule  # learning rate by step
+    decays: dict[str, Decay]  # of the moving averages, by name
+    abstract: TrainState  # shapes only
 
     @classmethod
     def of(cls, config: ml_collections.ConfigDict, image_shape: tuple[int, int, int]) -> "Training":
-        """Reads a config.
-
-        Args:
-            config: `clip`, see `clip.make`; `loss_chunk`, see `losses.make_loss`; `ema`,
-                `optimizer`, `total_steps`.
-            image_shape: of the images, [h, w, c].
-
-        Raises:
-            InputError: a field is wrong.
-        """
+        """Builds what the config describes; raises InputError for a wrong field."""
         check_numbers(config, {"loss_chunk": (0, MOST)})
         model = clip.make(plain(config.clip))
         tx = make_optimizer(config.optimizer, config.total_steps)
+        # After the optimiser, since it bounds the parameter and not its gradient.
         if not model.sigmoid:
             tx = optax.chain(tx, _bounded_scale())
         schedule = make_schedule(config.optimizer, config.total_steps)
         decays = make_decays(config.ema)
-        clip.variable_shapes(model, image_shape)  # Fields that do not fit together end here.
+        clip.variable_shapes(model, image_shape)  # raises for fields that do not fit together
         init = functools.partial(_init, model, image_shape)
         abstract = abstract_state(init, (jax.random.key(0),), tx, decays)
         loss = make_loss(model.sigmoid, config.get("loss_chunk", 0))
@@ -90,7 +73,7 @@ class Training:
         """The run that `config.init_from` names; None for new weights.
 
         Raises:
-            InputError: it is no run of CLIP, unfinished, of another network or image size.
+            InputError: it is not a run of CLIP, unfinished, or of another network or image size.
         """
         path = self.config.get("init_from")
         if not path:
@@ -103,6 +86,7 @@ class Training:
                     f"config.clip must be the network of init_from={path}, whose {field} is "
                     f"{theirs.get(field)!r}, got {ours.get(field)!r}; give both the same"
                 )
+        # Fields alone do not tell the image size: learned positions do.
         shapes = run.run.shapes()
         if jax.tree.map(jnp.shape, shapes) != jax.tree.map(jnp.shape, self.abstract.variables):
             raise InputError(
@@ -113,7 +97,7 @@ class Training:
         return run
 
     def create(self, mesh: Mesh) -> TrainState:
-        """The state of step 0: of new weights, or those of `start`."""
+        """The state of step 0: new weights, or those of `start`."""
         start = self.start
         if start is None:
             init = functools.partial(_init, self.model, self.image_shape)
@@ -125,13 +109,13 @@ class Training:
     def update(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         """One step: the new state and its metrics.
 
-        Args:
-            state: before it.
-            batch: 'image' uint8 [b, h, w, c], 'tokens' int32 [b, length], 'domain' [b].
+        `batch` has 'image' uint8 [b, h, w, c], 'tokens' int32 [b, length], and 'domain' [b].
         """
+        # 1. Images to [-1, 1], and the randomness of this step.
         images, tokens = to_float(batch["image"]), batch["tokens"]
         rngs = {"dropout": jax.random.fold_in(jax.random.key(_DROP_SEED), state.step)}
 
+        # 2. Forward and backward; the loss sees the features of all devices.
         def loss_of(params: Any) -> tuple[Array, tuple[Array, Variables]]:
             variables = {**state.variables, "params": params}
             # Flax says any of what apply returns.
@@ -144,16 +128,17 @@ class Training:
         (loss, (scale, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(
             state.variables["params"]
         )
+        # 3. Optimiser, moving averages and batch statistics.
         rate = jnp.asarray(self.schedule(state.step), jnp.float32)
         state, norms = state.update(grads, self.tx, self.decays, model_state)
         return state, {"loss": loss, "logit_scale": scale, "learning_rate": rate, **norms}
 
     def step(self, mesh: Mesh) -> TrainStep:
-        """The update on a mesh."""
+        """The compiled update on a mesh."""
         return make_step(self.update, mesh, self.abstract)
 
     def lower(self, mesh: Mesh) -> jax.stages.Lowered:
-        """The update's program for a mesh whose devices need not be there."""
+        """The update's program for a mesh whose devices need not exist: for preflight."""
         check_training(self.config, mesh)
         count, rows = self.config.batch_size, batch_sharding(mesh)
 
@@ -168,7 +153,7 @@ class Training:
 
 
 def lacking_in_clip(section: ml_collections.ConfigDict) -> Defaults:
-    """Fields of `clip.make` that the section `clip` lacks."""
+    """Fields of `clip.make` that the section `clip` leaves out."""
     model = clip.make(plain(section))
     fields = below("clip", section, defaults_of(model, leave_out=("image", "text")))
     for name, tower in (("image", model.image), ("text", model.text)):
@@ -183,12 +168,13 @@ def _init(model: Clip, image_shape: tuple[int, int, int], key: jax.Array) -> dic
 
 
 def _facts(model: Clip) -> dict[str, Any]:
-    """Fields by dotted name that decide what weights mean."""
+    """The fields that decide what weights mean, by dotted name."""
     described = clip.describe(model)
     facts = {name: x for name, x in described.items() if name not in ("image", "text")}
     for tower in ("image", "text"):
         facts |= {f"{tower}.{name}": value for name, value in described[tower].items()}
     return {
+        # Lists and tuples are the same in JSON.
         name: list(value) if isinstance(value, tuple) else value
         for name, value in facts.items()
         if name.rpartition(".")[2] not in _MAY_DIFFER
@@ -196,9 +182,8 @@ def _facts(model: Clip) -> dict[str, Any]:
 
 
 def _bounded_scale() -> optax.GradientTransformation:
-    """Keeps the logarithm of the logits' scale from 0 to that of 100."""
-
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        # The parameter is log(scale), which starts at log(1 / 0.07) and is kept in [0, log 100].
         scale = params["logit_scale"]
         bounded = jnp.clip(scale + updates["logit_scale"], 0.0, _LIMIT) - scale
         return {**updates, "logit_scale": bounded}, state

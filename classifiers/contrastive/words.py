@@ -1,4 +1,4 @@
-"""The tokenizer that a run is trained with: its files, from where they are to the run's own."""
+"""The tokenizer of a run: its files, from where they are into the run directory."""
 
 import tempfile
 from pathlib import Path
@@ -18,11 +18,7 @@ from launch.files import temporary_folder, write_atomic
 
 
 def read_files(named: str, max_length: int) -> dict[str, bytes]:
-    """The files of a tokenizer by name.
-
-    Args:
-        named: a folder that holds them, such as an import of weights, or 'bytes'.
-        max_length: tokens of a text.
+    """The files of a tokenizer by name: of a folder, of an import of weights, or of 'bytes'.
 
     Raises:
         InputError: the folder holds none.
@@ -35,7 +31,7 @@ def read_files(named: str, max_length: int) -> dict[str, bytes]:
             "''; name one"
         )
     folder = Path(named).expanduser()
-    inner = folder / TOKENIZER
+    inner = folder / TOKENIZER  # of an import of weights, or of a run
     folder = inner if inner.is_dir() else folder
     paths = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     if not paths:
@@ -47,15 +43,12 @@ def read_files(named: str, max_length: int) -> dict[str, bytes]:
 
 
 def open_tokenizer(contents: dict[str, bytes], text: ClipTextEncoder) -> ClipTokenizer:
-    """The tokenizer of some files.
-
-    Args:
-        contents: by name.
-        text: the tower that is to read its tokens.
+    """The tokenizer of these files, for the tower `text`.
 
     Raises:
         InputError: they are damaged, or of another tower.
     """
+    # transformers reads a local folder only, and the run directory may be in a bucket.
     with tempfile.TemporaryDirectory(dir=temporary_folder()) as folder:
         for name, data in contents.items():
             (Path(folder) / name).write_bytes(data)
@@ -70,7 +63,7 @@ def open_tokenizer(contents: dict[str, bytes], text: ClipTextEncoder) -> ClipTok
 
 
 def keep(contents: dict[str, bytes], workdir: epath.Path) -> None:
-    """Writes them where whoever reads the run looks for them."""
+    """Writes the files into a run directory, where `ClipRun` looks for them."""
     (workdir / TOKENIZER).mkdir(exist_ok=True)
     for name, data in contents.items():
         write_atomic(workdir / TOKENIZER / name, data)

@@ -1,6 +1,6 @@
-"""Adversarial images: the fast gradient sign method and projected gradient descent, in L-infinity.
+"""Adversarial images in the L-infinity ball: fast gradient sign method, projected gradient descent.
 
-Pixels count in grey levels of 0 to 255: an epsilon of 4 is the 4/255 of images in [0, 1].
+Epsilons are in grey levels of 0 to 255: 4 is the 4/255 of images in [0, 1].
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from launch.fields import Fields
 from launch.runtime.images import to_float
 from launch.runtime.types import Array
 
-# Grey levels that are 1 where images are in [-1, 1].
+# Grey levels per unit of images in [-1, 1].
 _LEVELS_PER_UNIT = 127.5
 _FIELDS = {
     "fgsm": ("kind", "epsilon"),
@@ -26,33 +26,17 @@ _FIELDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Attack:
-    """How images are changed.
+    """How images are changed."""
 
-    Attributes:
-        kind: 'fgsm' or 'pgd'.
-        epsilon: how much a pixel changes at most, in grey levels of 255.
-        steps: of pgd.
-        step_size: how much a step of pgd changes a pixel, in grey levels of 255.
-        seed: of the point in the ball where pgd begins.
-    """
-
-    kind: str
-    epsilon: float
-    steps: int = 0
-    step_size: float = 0.0
-    seed: int = 0
+    kind: str  # 'fgsm' or 'pgd'
+    epsilon: float  # most change of a pixel, in grey levels of 255
+    steps: int = 0  # of pgd
+    step_size: float = 0.0  # change of a pixel in a step of pgd, in grey levels of 255
+    seed: int = 0  # of pgd's random start in the ball
 
 
 def make(where: str, spec: Fields) -> Attack:
-    """An attack from a config.
-
-    Args:
-        where: its name in the config, for messages.
-        spec: the fields of `Attack`; `seed` may be left out.
-
-    Raises:
-        InputError: a field is unknown, missing or out of range.
-    """
+    """The attack of a config's section `where`; raises InputError for a wrong field."""
     kind = spec.get("kind")
     if kind not in _FIELDS:
         raise InputError(
@@ -65,7 +49,7 @@ def make(where: str, spec: Fields) -> Attack:
         value = spec.get(name, 0 if name == "seed" else None)
         if name == "kind":
             continue
-        whole = name in ("steps", "seed")
+        whole = name in ("steps", "seed")  # bool is an int in Python, hence the check below
         number = isinstance(value, int) if whole else isinstance(value, int | float)
         if not number or isinstance(value, bool) or not (0 if name == "seed" else 1e-9) <= value:
             number_kind = "a whole number" if whole else "a number of grey levels (of 255)"
@@ -78,9 +62,9 @@ def make(where: str, spec: Fields) -> Attack:
 
 @dataclasses.dataclass(frozen=True)
 class StrongestPoints:
-    """The strongest point of each image that an attack has looked at.
+    """The strongest point of each image that an attack has seen.
 
-    A wrong prediction is stronger than a right one, of both the one with the higher loss.
+    A wrong prediction is stronger than a right one; of two alike, the one with the higher loss.
     """
 
     images: Float[Array, "b h w c"]
@@ -98,16 +82,10 @@ def make_attack(
 ]:
     """The attack as a function of variables, images, labels and the images' positions in the set.
 
-    FGSM looks at the image and at x + epsilon sign(grad L) (Goodfellow et al. 2015, section 4).
-    PGD looks at the same two, then begins somewhere in the ball, uniformly, and takes steps of
-    step_size sign(grad L), each back into the ball and into the range of pixels (Madry et al. 2018,
-    section 2.1). What counts is the strongest of all points, so that PGD never finds less than FGSM
-    of the same epsilon, and neither less than no attack. Points are real numbers: what they are
-    rounded to is not looked at.
-
-    Args:
-        attack: which.
-        judge: predictions and losses of images in [-1, 1], see `scores.make_judge`.
+    What counts is the strongest of all points on the way, so that PGD never finds less than FGSM of
+    the same epsilon, and FGSM never less than no attack. Points are real numbers and are not
+    rounded to grey levels. `judge` gives predictions and losses of images in [-1, 1], see
+    `scores.make_judge`.
     """
     epsilon, step_size = (
         jnp.float32(x / _LEVELS_PER_UNIT) for x in (attack.epsilon, attack.step_size)
@@ -132,6 +110,8 @@ def make_attack(
         best: StrongestPoints,
         size: Array,
     ) -> tuple[Array, StrongestPoints]:
+        # One pass gives the gradient for the next point and the scores of this one. The sum over
+        # the batch keeps each image's gradient its own.
         slope, seen = jax.grad(loss_of, has_aux=True)(x, variables, labels)
         x_next = _project(x + size * jnp.sign(slope), clean, epsilon)
         return x_next, _stronger(best, StrongestPoints(x, *seen))
@@ -139,13 +119,16 @@ def make_attack(
     def run(
         variables: Variables, images: Array, labels: Array, positions: Array
     ) -> StrongestPoints:
+        # 1. The clean image, and x + epsilon sign(grad L): Goodfellow et al. 2015, section 4.
         clean = to_float(images)
         x, best = climb(variables, clean, clean, labels, _weakest(clean, labels), epsilon)
         best = look(variables, x, labels, best)
         if attack.kind == "fgsm":
             return best
+        # 2. PGD: from a random point in the ball, steps of step_size sign(grad L), each projected
+        # back (Madry et al. 2018, section 2.1).
         x = _start(clean, positions, epsilon, attack.seed)
-        # No loop inside a program: there the gradients of convolutions are slow on a CPU.
+        # No lax loop: inside one, gradients of convolutions are slow on a CPU.
         for _ in range(attack.steps):
             x, best = climb(variables, clean, x, labels, best, step_size)
         return look(variables, x, labels, best)
@@ -154,20 +137,21 @@ def make_attack(
 
 
 def _project(x: Array, clean: Array, epsilon: Array) -> Array:
-    """Into the ball around the clean image, and into the range of pixels."""
+    """Back into the ball around the clean image, and into the range of pixels."""
     return jnp.clip(x, jnp.maximum(clean - epsilon, -1), jnp.minimum(clean + epsilon, 1))
 
 
 @jax.jit
 def _start(clean: Array, positions: Array, epsilon: Array, seed: Int[Array, ""]) -> Array:
-    """A random point in the ball of each image, which depends on the image's position alone."""
+    """A random point in the ball of each image."""
+    # Keyed by the image's position in the set: not by batch size, devices or resuming.
     keys = jax.vmap(lambda position: jax.random.fold_in(jax.random.key(seed), position))(positions)
     draw = lambda key: jax.random.uniform(key, clean.shape[1:], minval=-1, maxval=1)  # noqa: E731
     return _project(clean + epsilon * jax.vmap(draw)(keys), clean, epsilon)
 
 
 def _weakest(clean: Array, labels: Array) -> StrongestPoints:
-    """What every point is stronger than."""
+    """A start that every point is stronger than: predicted right, at a loss of -inf."""
     loss = jnp.full_like(labels, -jnp.inf, jnp.float32)
     return StrongestPoints(clean, loss, jnp.full_like(labels, True, bool))
 

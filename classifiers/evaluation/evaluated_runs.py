@@ -1,4 +1,4 @@
-"""The runs of an evaluation: which there are, and what their checkpoints hold."""
+"""The runs of an evaluation: where they are, and what their checkpoints hold."""
 
 import dataclasses
 from typing import Any
@@ -13,17 +13,12 @@ from launch.runtime.run import CLASSIFIER, Run
 
 @dataclasses.dataclass(frozen=True)
 class EvaluatedRun(Run):
-    """A finished run of classifiers.train, or an import of classifiers.weights.
-
-    Attributes:
-        num_classes: of its checkpoints.
-        class_names: their names, or None where the run has not kept them.
-        checkpoint: which of a seed's weights count: `ema`, the moving average, and whether `best`,
-            those of the best step and not of the last one.
-    """
+    """A finished run of classifiers.train, or an import of classifiers.weights."""
 
     num_classes: int
-    class_names: list[str] | None
+    class_names: list[str] | None  # None where the run has not kept them
+    # Which weights count: `ema`, the name of a moving average, and `best`, whether those of the
+    # best step instead of the last.
     checkpoint: dict[str, Any]
 
     @property
@@ -33,11 +28,7 @@ class EvaluatedRun(Run):
 
 
 def find_runs(folder: epath.Path) -> list[epath.Path]:
-    """Run directories of classifiers.train in `folder`, or `folder` itself.
-
-    Raises:
-        InputError: there is none.
-    """
+    """Runs of classifiers.train in `folder`, or itself; raises InputError if there is none."""
     if (folder / "config.json").exists():
         return [folder]
     runs = sorted(path.parent for path in folder.glob("*/config.json")) if folder.exists() else []
@@ -47,7 +38,7 @@ def find_runs(folder: epath.Path) -> list[epath.Path]:
 
 
 def open_run(path: epath.Path, best: bool = False, ema: str = MAIN) -> EvaluatedRun:
-    """Looks at a run; nothing is loaded.
+    """Opens a run without loading its weights.
 
     Raises:
         InputError: it is of another task, or a seed is missing or unfinished.
@@ -66,5 +57,6 @@ def open_run(path: epath.Path, best: bool = False, ema: str = MAIN) -> Evaluated
     )
     for seed in evaluated.seeds:
         seed.check_finished()
+        # Raises for a damaged seal now, before anything is evaluated.
         seed.digest(**checkpoint)
     return evaluated

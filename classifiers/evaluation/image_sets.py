@@ -1,4 +1,4 @@
-"""The sets of an evaluation: opened, with the classes that the models know."""
+"""The sets of an evaluation: opened, with their labels mapped to the classes of the models."""
 
 import dataclasses
 import re
@@ -20,31 +20,15 @@ _FIELDS = ("source", "label_map", "prepare")
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSet:
-    """A set of labelled images to evaluate on.
-
-    Attributes:
-        name: of its results.
-        source: the images; their labels are positions in `label_map.class_names`.
-        label_map: how its classes belong to the model's.
-        made_from: what its results depend on, for JSON.
-    """
+    """A set of labelled images to evaluate on."""
 
     name: str
-    source: Source
-    label_map: LabelMap
-    made_from: dict[str, Any]
+    source: Source  # labels are positions in `label_map.class_names`
+    label_map: LabelMap  # from the model's classes to the set's
+    made_from: dict[str, Any]  # what results depend on, for JSON
 
     def check_model(self, run: Any, num_classes: int, class_names: list[str] | None) -> None:
-        """Whether a model's predictions can be compared with this set's labels.
-
-        Args:
-            run: where the model is from.
-            num_classes: that it was trained for.
-            class_names: their names in its order, if the run has kept them.
-
-        Raises:
-            InputError: they cannot.
-        """
+        """Raises InputError where predictions of a model do not fit this set's labels."""
         where = f"config.sets.{self.name}"
         map_classes, mapped = self.label_map.num_model_classes, self.made_from["label_map"]
         if num_classes != map_classes:
@@ -58,7 +42,8 @@ class EvaluationSet:
             return
         expected = list(label_maps.wordnet_ids()) if mapped else list(self.label_map.class_names)
         if mapped and not set(class_names) & set(expected):
-            return  # The same classes by other names, as far as one can tell.
+            return  # the same classes by other names, as far as one can tell
+        # The same names in another order would give plausible, wrong accuracies.
         for label, (expected_name, name) in enumerate(zip(expected, class_names, strict=True)):
             if expected_name != name:
                 raise InputError(
@@ -69,7 +54,7 @@ class EvaluationSet:
 
 
 class WithoutBorder(Wrapper):
-    """A source whose images have lost some pixels on each side."""
+    """A source whose images have lost `pixels` on each side."""
 
     def __init__(self, source: Source, pixels: int):
         super().__init__(source)
@@ -81,11 +66,7 @@ class WithoutBorder(Wrapper):
 
 
 def check_specs(specs: Fields) -> None:
-    """Looks at `config.sets` without opening any.
-
-    Raises:
-        InputError: there is none, or a name, a field or a label map is wrong.
-    """
+    """Raises InputError for a wrong field of `config.sets`; opens nothing."""
     if not specs:
         raise InputError("config.sets is empty; name a set, sets.NAME = dict(source=...)")
     for name, spec in specs.items():
@@ -108,11 +89,10 @@ def check_specs(specs: Fields) -> None:
 
 
 def open_sets(specs: Fields) -> dict[str, EvaluationSet]:
-    """Opens all sets.
+    """Opens the sets of `config.sets`.
 
-    Args:
-        specs: by name `source`, see `sources.load`; `label_map`, see `label_maps`; and `prepare`,
-            what to do where it is missing.
+    Each has `source`, see `sources.load`; `label_map`, see `label_maps`; and `prepare`, advice for
+    where it is missing.
 
     Raises:
         InputError: one is wrong, missing or damaged, or has other classes than its label map.
@@ -128,6 +108,7 @@ def _open(name: str, spec: dict[str, Any]) -> EvaluationSet:
         check_labels(source)
         label_map = label_maps.resolve(mapped, source.class_names, "classes" in spec["source"])
     except InputError as error:
+        # Most sets are downloaded and unpacked by hand: the config says how.
         prepare = spec.get("prepare")
         advice = f"; to prepare the set: {prepare}" if prepare else ""
         raise InputError(f"config.sets.{name}: {error}{advice}") from None
@@ -138,6 +119,7 @@ def _open(name: str, spec: dict[str, Any]) -> EvaluationSet:
 def _mapped(source: Source, label_map: LabelMap) -> Source:
     source_labels = label_map.source_labels.tolist()
     if source_labels != list(range(len(source.class_names))):
+        # Drop images of classes that are not evaluated, and number the others anew.
         kept = np.flatnonzero(np.isin(source.labels, source_labels))
         source = Renumbered(Subset(source, kept), source_labels)
     return WithoutBorder(source, label_map.border) if label_map.border else source

@@ -1,4 +1,4 @@
-"""Results of an evaluation as tables for a terminal, and as a picture."""
+"""Results of an evaluation as tables for a terminal, and as a figure."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -13,21 +13,23 @@ from launch.runtime.reports.tables import percent, text_table
 
 Result = Mapping[str, Any]
 _COLUMNS = 3
-# More bars are too thin to write upon.
+# With more bars than this, numbers on them would overlap.
 _MOST_NUMBERS = 8
 
 
 def in_order(arms: Iterable[str]) -> list[str]:
-    """Names in the order of their numbers: 1x, 2x, 10x."""
+    """Names sorted by the numbers in them: 1x, 2x, 10x."""
+    # split() alternates text and digits, so odd parts are numbers in every name.
     parts = {arm: re.split(r"(\d+)", arm) for arm in arms}
     return sorted(parts, key=lambda arm: [int(x) if i % 2 else x for i, x in enumerate(parts[arm])])
 
 
 def table(result: Result) -> str:
-    """The arms of a set as lines of text: means and standard deviations over seeds."""
+    """One set's arms as text: means and standard deviations over seeds."""
     arms = result["arms"]
     first = next(iter(arms.values()))
     shots = [group for group in GROUPS if group in first]
+    # Columns exist where the results have them: shot groups, attacks, p-values.
     header = ["arm", "top-1 (%)", "top-5 (%)", "loss", "ECE (%)"]
     header += [f"{group} (%)" for group in shots]
     header += [f"{name} (%)" for name in first["attacks"]]
@@ -47,7 +49,7 @@ def table(result: Result) -> str:
 
 
 def overview(results: Mapping[str, Result]) -> str:
-    """Mean top-1 of every arm on every set as lines of text."""
+    """Mean top-1 of every arm on every set, as text."""
     arms = next(iter(results.values()))["arms"]
     rows = [
         [a, *(_percent(r["arms"][a]["mean"]) for r in results.values())] for a in in_order(arms)
@@ -56,7 +58,7 @@ def overview(results: Mapping[str, Result]) -> str:
 
 
 def picture(results: Mapping[str, Result]) -> Figure:
-    """Top-1 of the arms on the sets, and for each set how far confidence can be trusted."""
+    """Top-1 of the arms on all sets, and one reliability diagram per set."""
     panels = 1 + len(results)
     columns = min(_COLUMNS, panels)
     lines = -(-panels // columns)
@@ -65,7 +67,7 @@ def picture(results: Mapping[str, Result]) -> Figure:
     _draw_accuracy(axes[0], results)
     for axis, result in zip(axes[1:], results.values(), strict=False):
         _draw_reliability(axis, result)
-    for axis in axes[panels:]:
+    for axis in axes[panels:]:  # the last row may be half empty
         axis.axis("off")
     return figure
 
@@ -76,7 +78,7 @@ def _draw_accuracy(axes: Axes, results: Mapping[str, Result]) -> None:
     for k, arm in enumerate(arms):
         set_results = [result["arms"][arm] for result in results.values()]
         mean, std = ([100 * result[key] for result in set_results] for key in ("mean", "std"))
-        shift = (k - (len(arms) - 1) / 2) * width
+        shift = (k - (len(arms) - 1) / 2) * width  # bars of a set side by side, centred on its tick
         error = std if any(std) else None
         bars = axes.bar(positions + shift, mean, width, yerr=error, capsize=2, label=arm)
         if len(arms) * len(results) <= _MOST_NUMBERS:
@@ -87,12 +89,12 @@ def _draw_accuracy(axes: Axes, results: Mapping[str, Result]) -> None:
 
 
 def _draw_reliability(axes: Axes, result: Result) -> None:
-    """Guo et al. 2017, figure 1: accuracy against confidence, in bins; all seeds together."""
-    axes.plot([0, 1], [0, 1], color="gray", lw=1, ls="--")
+    """Guo et al. 2017, figure 1: accuracy against confidence, in bins, over all seeds."""
+    axes.plot([0, 1], [0, 1], color="gray", lw=1, ls="--")  # perfect calibration
     for name in in_order(result["arms"]):
         arm = result["arms"][name]
         bins = {key: np.array(values) for key, values in arm["calibration"].items()}
-        filled = bins["count"] > 0
+        filled = bins["count"] > 0  # an empty bin has no point
         x, y = (bins[key][filled] / bins["count"][filled] for key in ("confidence", "correct"))
         error = 100 * np.mean(arm["calibration_error"])
         axes.plot(x, y, marker="o", ms=3, label=f"{name} (ECE {error:.1f}%)")
@@ -102,7 +104,7 @@ def _draw_reliability(axes: Axes, result: Result) -> None:
 
 
 def _add_legend(axes: Axes) -> None:
-    """Below the panel, where it covers nothing."""
+    """Puts the legend below the panel, where it covers nothing."""
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2))
 
 

@@ -1,4 +1,4 @@
-"""What all arms have reached on each set: for JSON, as tables and as a picture."""
+"""What all arms reach on each set: for JSON, as tables and as a figure."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from launch.cli import say
 from launch.files import write_json
 from launch.runtime.reports import image_grid
 
-# Of a seed what `scores.summarise` says, and `checkpoint` and `attacks`.
+# Of one seed: the output of `scores.summarise`, with `checkpoint` and `attacks`.
 SeedResults = Mapping[str, Any]
 
 
@@ -24,13 +24,9 @@ def summary(
     baseline: str,
     groups: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """The arms of a set together.
+    """All arms of a set, from their seeds' results, each compared with the arm `baseline`.
 
-    Args:
-        evaluation_set: the set.
-        seeds: by arm the results of its seeds.
-        baseline: the arm that others are compared with.
-        groups: its classes by the number of their images in training.
+    `groups` names the shot group of each class, if accuracy by group is wanted.
     """
     arms = {name: _arm(seed_results) for name, seed_results in seeds.items()}
     reference = arms.get(baseline, {}).get("accuracies")
@@ -62,9 +58,10 @@ def write(workdir: epath.Path, results: Mapping[str, dict[str, Any]], baseline: 
 
 
 def _arm(seeds: Sequence[SeedResults]) -> dict[str, Any]:
-    """The seeds of a run together."""
+    # Results are a list over seeds, under a name in the plural.
     names = {"accuracies": "accuracy", "top5": "top5", "loss": "loss"}
     names["calibration_error"] = "calibration_error"
+    # Classes without images have None in every seed.
     per_class = [
         None if column[0] is None else float(np.mean(column))
         for column in zip(*(seed["per_class"] for seed in seeds), strict=True)
@@ -86,6 +83,7 @@ def _arm(seeds: Sequence[SeedResults]) -> dict[str, Any]:
         **{plural: [seed[name] for seed in seeds] for plural, name in names.items()},
         "per_class": per_class,
         "calibration": {
+            # Counts add up, errors would not.
             key: np.sum([seed["calibration"][key] for seed in seeds], axis=0).tolist()
             for key in bins
         },

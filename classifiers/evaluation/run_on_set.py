@@ -1,4 +1,4 @@
-"""What each seed of a run reaches on a set; kept on disk, so that no work is done twice."""
+"""Evaluates the seeds of a run on a set; results are kept, so that no work is done twice."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,17 +25,15 @@ from launch.runtime.config import plain
 from launch.runtime.devices.distributed import decide_on_first_process, on_first_process
 from launch.runtime.types import Array, Variables
 
-# Of what is kept: to be raised when a number changes its meaning.
+# Version of kept results: raise it when a number changes its meaning.
 _FORMAT = 2
 
 
 def check_attacks(specs: Fields, sets: Fields) -> dict[str, Attack]:
-    """The attacks of a config.
+    """The attacks of `config.attacks` by name.
 
-    Args:
-        specs: by name the fields of `attacks.make`, and perhaps `sets`, the names of those that are
-            attacked (none is all), and `num_images`, how many images of each (0 is all).
-        sets: `config.sets`.
+    Beside the fields of `attacks.make` each may have `sets`, the names of those it attacks (none
+    means all), and `num_images` of each (0 means all).
 
     Raises:
         InputError: a field is wrong, or there is no such set.
@@ -65,16 +63,13 @@ class RunOnSet:
     ):
         """Makes the network's functions; they compile when they are first used.
 
-        Args:
-            run: whose seeds are evaluated.
-            evaluation_set: on which set.
-            config: `batch_size`, `calibration_bins` and `attacks`.
-            mesh: whose axes data and fsdp batches are split over.
-            tell: is told how many images have been done.
+        `config` has `batch_size`, `calibration_bins` and `attacks`; `tell` is called with the
+        number of images done since its last call.
 
         Raises:
-            InputError: images cannot be made what the network takes.
+            InputError: images cannot be brought to what the network takes.
         """
+        # 1. The network in its own precision, for accuracy.
         self._run, self._set, self._config, self._mesh = run, evaluation_set, config, mesh
         self._tell = tell
         self._transform = from_config.make_transform(run.config)
@@ -85,10 +80,12 @@ class RunOnSet:
         self._score = scores.make_score(
             model, evaluation_set.source, evaluation_set.label_map, *self._batches(), tell
         )
-        # In bfloat16 a step of less than half a grey level would be rounded away.
+        # 2. The network in float32, for attacks: in bfloat16 a step of less than half a grey level
+        # would be rounded away.
         fields = ml_collections.ConfigDict(run.config.model.to_dict() | {"dtype": "float32"})
         precise = from_config.make_model(fields, run.num_classes)
         judge = scores.make_judge(precise, evaluation_set.label_map)
+        # 3. The attacks on this set.
         specs = plain(config["attacks"])
         self._specs = {
             name: spec
@@ -100,28 +97,23 @@ class RunOnSet:
 
     @property
     def num_images(self) -> int:
-        """Images that a seed looks at, once for each attack as well."""
+        """Images that a seed looks at, counting each attack."""
         return len(self._set.source) + sum(
             len(self._attacked_positions(name)) for name in self._attacks
         )
 
     def read_or_make(self, path: epath.Path, seed: int) -> tuple[dict[str, Any], bool]:
-        """A seed's results: what is kept at `path`, or else is made and kept there.
+        """A seed's results, and whether `path` had them; otherwise they are made and kept there.
 
-        Args:
-            path: of a JSON file.
-            seed: which.
-
-        Returns:
-            What `scores.summarise` says; `attacks`, by name `accuracy`, `clean_accuracy` of the
-            same images and `num_images`; `checkpoint`, the weights' digest. And whether it was
-            there already.
+        They are those of `scores.summarise`, with `attacks`, by name `accuracy`, `clean_accuracy`
+        of the same images and `num_images`, and `checkpoint`, the checksum of the weights.
 
         Raises:
             InputError: the checkpoint is damaged or of another model, or its outputs are not
                 finite.
         """
         made_from = self._made_from(seed)
+        # One process looks and all follow, for making them takes every process.
         if (kept := decide_on_first_process(lambda: _kept(path, made_from))) is not None:
             return kept, True
         results = {**self._make(seed), "checkpoint": made_from["checkpoint"]}
@@ -134,6 +126,7 @@ class RunOnSet:
         return results, False
 
     def _made_from(self, seed: int) -> dict[str, Any]:
+        # `augment` decides the size where `evaluation` does not.
         fields = ("model", "evaluation", "augment")
         network = {name: self._run.config.get(name) for name in fields}
         origin = {
@@ -148,6 +141,7 @@ class RunOnSet:
 
     def _make(self, seed: int) -> dict[str, Any]:
         run = self._run.seeds[seed]
+        # Every device has all weights, and its share of images.
         whole = NamedSharding(self._mesh, P())
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
@@ -164,6 +158,7 @@ class RunOnSet:
         results = scores.summarise(
             image_scores, labels, num_classes, self._config["calibration_bins"]
         )
+        # Attacks report the clean accuracy of just the images that they attack.
         correct = image_scores["predicted"] == labels
         return {
             **results,
@@ -189,14 +184,14 @@ class RunOnSet:
         return self._config["batch_size"], self._transform, self._mesh
 
     def _attacked_positions(self, name: str) -> np.ndarray:
-        """Of the images that are attacked: evenly spread, as sets are sorted by class."""
+        """Positions of the attacked images, evenly spread, as sets are sorted by class."""
         total = len(self._set.source)
         count = min(self._specs[name].get("num_images", 0) or total, total)
-        return np.arange(count) * total // count
+        return np.arange(count) * total // count  # floor(k total / count)
 
 
 def _kept(path: epath.Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
-    """The results at a path, if they are there and of the same origin."""
+    """The results at `path`, if they are whole and made from the same; else None."""
     try:
         kept = read_sealed(path)
     except InputError:

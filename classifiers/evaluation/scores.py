@@ -1,4 +1,4 @@
-"""What a classifier says of every image, and the numbers that sum it up."""
+"""What a classifier predicts for every image, and the numbers that sum it up."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, cast, runtime_checkable
@@ -16,8 +16,9 @@ from input_pipeline.source import Source
 from launch.runtime.images import to_float
 from launch.runtime.types import Array, Variables
 
-# Each has one entry an image.
+# By name, [n]: one entry per image.
 Scores = dict[str, np.ndarray]
+# From variables, images in [-1, 1] and labels to `judge`.
 Judge = Callable[
     [Variables, Float[Array, "b h w c"], Int[Array, " b"]], dict[str, Float[Array, " b"]]
 ]
@@ -26,41 +27,33 @@ _TOP_K = 5
 
 @runtime_checkable
 class Network(Protocol):
-    """What is asked of a classifier."""
+    """What is needed of a classifier."""
 
     def apply(self, variables: Any, *args: Any) -> Any:
-        """Logits [b, classes], from images [b, h, w, c] in [-1, 1]."""
+        """Logits [b, classes] of images [b, h, w, c] in [-1, 1]."""
         ...
 
 
 def judge(
     logits: Float[Array, "b model_classes"], labels: Int[Array, " b"], label_map: LabelMap
 ) -> dict[str, Array]:
-    """Compares a model's outputs with labels.
+    """Compares logits of all of a model's classes, which must be finite, with labels of the set.
 
-    The softmax runs over the competing classes. A label that several of the model's classes stand
-    for has the sum of their probabilities.
-
-    Args:
-        logits: of all classes of the model, finite.
-        labels: in the set's numbers.
-        label_map: which of the classes stand for which label.
-
-    Returns:
-        predicted: the label of the most probable class, or NO_LABEL;
-        top5: whether the label is among the answers of the five most probable classes (of all,
-            where fewer compete: then always);
-        loss: minus the logarithm of the label's probability;
-        confidence: the probability of what is predicted. All are of the shape [b].
+    Returns, each [b]: `predicted`, the label of the most probable class or NO_LABEL; `top5`,
+    whether one of the five most probable classes means the label; `loss`, minus the logarithm of
+    the label's probability; `confidence`, the probability of the prediction.
     """
     competing, answers = label_map.competing[None], jnp.asarray(label_map.answers)
+    # 1. The softmax is over competing classes only.
     logits = jnp.where(competing, logits.astype(jnp.float32), -jnp.inf)
     log_p = jax.nn.log_softmax(logits)
+    # 2. Fewer than five may compete, and then the top five are all of them.
     top = jax.lax.top_k(logits, min(_TOP_K, int(label_map.competing.sum())))[1]
     first = jnp.argmax(logits, axis=1)
     predicted = answers[first]
+    # 3. A label that several of the model's classes mean has the sum of their probabilities.
     own = answers[None] == labels[:, None]
-    # A class that stands for no label is alone in what it says.
+    # A class that means no label of the set has its own probability.
     itself = jnp.arange(len(answers))[None] == first[:, None]
     same = jnp.where(predicted[:, None] == NO_LABEL, itself, answers[None] == predicted[:, None])
     return {
@@ -72,7 +65,7 @@ def judge(
 
 
 def make_judge(model: Network, label_map: LabelMap) -> Judge:
-    """`judge` of what the model says of images in [-1, 1], as a function of its variables."""
+    """`judge` of a model's logits, as a function of its variables."""
 
     def of_images(variables: Variables, images: Array, labels: Array) -> dict[str, Array]:
         logits = cast(Array, model.apply(variables, images))
@@ -92,14 +85,8 @@ def make_score(
 ) -> Callable[[Variables], Scores]:
     """A function from variables to the `judge` of every image of a source, in order.
 
-    Args:
-        model: the network.
-        source: images whose labels are the label map's.
-        label_map: how these belong to the model's classes.
-        batch_size: images at a time.
-        transform: what happens to each of them before.
-        mesh: see `over_batches`.
-        tell: is told how many images have been done.
+    `mesh` and `transform` are as of `over_batches`; `tell` is called with the number of images done
+    since its last call.
     """
     of_images = make_judge(model, label_map)
 
@@ -117,23 +104,16 @@ def make_score(
 def summarise(
     scores: Scores, labels: Int[np.ndarray, " n"], num_classes: int, bins: int
 ) -> dict[str, Any]:
-    """The numbers that sum up `judge` of a set, for JSON; all but the loss are in [0, 1].
+    """The numbers that sum up `judge` of a set, for JSON.
 
-    Args:
-        scores: of its images.
-        labels: of its images.
-        num_classes: of the set.
-        bins: of the calibration error.
-
-    Returns:
-        accuracy, top5, loss (in nats): means over images; per_class: the accuracy of each class,
-        None without images; calibration_error and calibration, see `calibration`.
+    accuracy, top5 and loss (in nats) are means over images; per_class is [num_classes], None for
+    classes without images; calibration_error and calibration are those of `calibration`.
     """
     correct = scores["predicted"] == labels
     return {
         "accuracy": float(correct.mean()),
         "top5": float(scores["top5"].mean()),
-        "loss": float(scores["loss"].mean(dtype=np.float64)),
+        "loss": float(scores["loss"].mean(dtype=np.float64)),  # float32 sums of 50,000 lose digits
         "per_class": per_class(correct, labels, num_classes),
         **calibration(scores["confidence"], correct, bins),
     }
@@ -151,24 +131,20 @@ def per_class(
 def calibration(
     confidence: Float[np.ndarray, " n"], correct: np.ndarray, bins: int
 ) -> dict[str, Any]:
-    """The expected calibration error (Guo et al. 2017, Eq. 3).
+    """The expected calibration error (Guo et al. 2017, Eq. 3), in [0, 1].
 
-    Args:
-        confidence: probability of each prediction.
-        correct: whether it is right.
-        bins: of equal width over [0, 1]; a bin holds its upper end.
-
-    Returns:
-        calibration_error: mean over images of |accuracy - confidence| of their bin;
-        calibration: the bins' `count`, and sums of `confidence` and of `correct` over their images.
+    Returns `calibration_error`, the mean over images of |accuracy - confidence| of their bin, and
+    `calibration`, the bins' `count` and sums of `confidence` and `correct` over their images.
     """
     confidence = confidence.astype(np.float64)
+    # Bins of equal width over [0, 1]; each holds its upper end, and the first also 0.
     bin_index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     sums = {
         "count": np.bincount(bin_index, minlength=bins),
         "confidence": np.bincount(bin_index, weights=confidence, minlength=bins),
         "correct": np.bincount(bin_index, weights=correct, minlength=bins),
     }
+    # Eq. 3 weighs bins by their images: counts cancel, and sums remain.
     error = np.abs(sums["correct"] - sums["confidence"]).sum() / len(confidence)
     named = {name: values.tolist() for name, values in sums.items()}
     return {"calibration_error": float(error), "calibration": named}

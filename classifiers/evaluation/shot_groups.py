@@ -1,4 +1,4 @@
-"""Accuracy of classes with many, a medium number and few images of training.
+"""Accuracy of classes with many, a medium number of, and few training images.
 
 The convention for long-tailed ImageNet of "Diversify, Don't Fine-Tune" (2023, appendix B): many is
 more than 800, few is fewer than 300.
@@ -21,11 +21,7 @@ _FIELDS = ("source", "many", "few")
 
 
 def check(spec: Fields) -> None:
-    """Looks at `config.shots`.
-
-    Raises:
-        InputError: a field is missing, unknown or out of range.
-    """
+    """Raises InputError for a wrong field of `config.shots`."""
     if set(spec) != set(_FIELDS):
         raise InputError(
             f"config.shots must have the fields {', '.join(_FIELDS)}, got {', '.join(spec)}"
@@ -39,11 +35,7 @@ def check(spec: Fields) -> None:
 
 
 def count_images(spec: Fields, runs: Sequence[EvaluatedRun]) -> Int[np.ndarray, " model_classes"]:
-    """How many images of each class the runs were trained on.
-
-    Args:
-        spec: `source`, the real images of the training.
-        runs: that were trained on it.
+    """Images of each class that the runs were trained on, from `spec["source"]`.
 
     Raises:
         InputError: the source is missing, or has other classes than a run.
@@ -65,15 +57,9 @@ def count_images(spec: Fields, runs: Sequence[EvaluatedRun]) -> Int[np.ndarray, 
 def groups(
     counts: Int[np.ndarray, " model_classes"], label_map: LabelMap, spec: Fields
 ) -> list[str]:
-    """Of each class of a set, which of `GROUPS` it is in.
-
-    Args:
-        counts: images of training of each class of the model. A class of the set that several of
-            them stand for has their sum.
-        label_map: of the set.
-        spec: `many` and `few`, the limits; both belong to medium.
-    """
+    """The group of `GROUPS` of each class of a set; both limits of `spec` belong to medium."""
     mapped = label_map.answers >= 0
+    # A class that several of the model's classes mean has the sum of their images.
     images = np.bincount(
         label_map.answers[mapped], weights=counts[mapped], minlength=len(label_map.class_names)
     )

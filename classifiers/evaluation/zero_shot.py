@@ -1,4 +1,4 @@
-"""What the features of images say of classes that are known by weights in the same space."""
+"""Scores of image features against classes that are weights in the same space."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,19 +20,18 @@ from launch.runtime.types import Array
 
 
 def names_in_words(evaluation_set: EvaluationSet, named: str | Sequence[str]) -> tuple[str, ...]:
-    """What the classes that compete on a set are called in sentences.
+    """The names in sentences of the classes that compete on a set; with a label map, ImageNet's.
 
-    Args:
-        evaluation_set: the set; with a label map the classes are ImageNet's.
-        named: `config.class_names`, see `class_names.resolve`; '' is the set's own names.
+    `named` is `config.class_names`, see `class_names.resolve`; '' means the set's own names.
 
     Raises:
-        InputError: there are others than the set has, or they are WordNet ids.
+        InputError: there are more or fewer than the set has, or they are WordNet ids.
     """
     mapped = bool(evaluation_set.made_from["label_map"])
     images = wordnet_ids() if mapped else evaluation_set.label_map.class_names
     field = f"config.sets.{evaluation_set.name}.source"
     names = class_names.resolve(named or ("imagenet" if mapped else ""), images, field)
+    # A sentence about n01440764 would run, and score at chance.
     if set(names) & set(wordnet_ids()):
         raise InputError(
             f"config.class_names must say in words what {field} calls {names[0]!r}, got nothing; "
@@ -42,7 +41,7 @@ def names_in_words(evaluation_set: EvaluationSet, named: str | Sequence[str]) ->
 
 
 def scale_and_bias(clip: ClipRun) -> tuple[float, float]:
-    """By which a run's products of features become logits."""
+    """What turns products of a run's features into logits."""
     # Flax says any of what apply returns.
     head: Any = clip.model.apply(clip.variables, method="head")
     return float(head[0]), float(head[1])
@@ -57,16 +56,9 @@ def scores_of_features(
     bias: float = 0.0,
     batch_size: int = 1024,
 ) -> Scores:
-    """`scores.judge` of every image.
+    """`scores.judge` of every image, from features of any length.
 
-    Args:
-        features: of the images, of any length.
-        labels: of the set.
-        weights: of the classes of the label map's model.
-        label_map: how these belong to the labels.
-        scale: of the logits.
-        bias: of the logits.
-        batch_size: images at a time.
+    `weights` are of unit length, one per class of the label map's model.
     """
 
     @jax.jit
@@ -78,6 +70,7 @@ def scores_of_features(
     for start in range(0, len(features), batch_size):
         rows = slice(start, start + batch_size)
         count = len(labels[rows])
+        # The last batch repeats its rows up to the full size: one shape, one compilation.
         index = np.resize(np.arange(start, start + count), min(batch_size, len(features)))
         outputs = step(features[index], labels[index])
         parts.append({name: np.asarray(value)[:count] for name, value in outputs.items()})

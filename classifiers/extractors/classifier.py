@@ -1,4 +1,4 @@
-"""Any classifier of ours as an extractor: a run of classifiers.train, or an import of weights."""
+"""Any of our classifiers as an extractor: a run of classifiers.train, or an import of weights."""
 
 import functools
 from typing import Any
@@ -19,16 +19,10 @@ from launch.runtime.types import Array, Variables
 def classifier(
     path: epath.PathLike, seed: int = 0, ema: str = MAIN, best: bool = False
 ) -> Extractor:
-    """The extractor that a run's network is; images go through what it evaluates them with.
-
-    Args:
-        path: of the run.
-        seed: which of its networks.
-        ema: see `Run.variables`.
-        best: see `Run.variables`.
+    """The network of a run's seed as an extractor; images are prepared as the run evaluates them.
 
     Raises:
-        InputError: there is no such run or seed, it is of another task, or is not finished.
+        InputError: there is no such run or seed, it is of another task, or unfinished.
     """
     run = Run.open(path)
     if run.kind != CLASSIFIER:
@@ -38,6 +32,7 @@ def classifier(
     trained = run.seeds[seed]
     shapes = trained.shapes()
     model = from_config.make_model(run.config.model, shapes["params"]["head"]["bias"].shape[0])
+    # Without `evaluation`, images are evaluated at the size of training.
     fields = run.config.get("evaluation") or {"size": (run.config.get("augment") or {}).get("size")}
     rule = ", ".join(f"{name} {value}" for name, value in sorted(fields.items()) if value)
     return Extractor(
@@ -60,14 +55,7 @@ def apply_to_images(model: Classifier, variables: Variables, images: Array) -> T
 def tapped(
     model: Classifier, variables: Variables, images: Array, **options: Any
 ) -> tuple[Array, Taps]:
-    """What a classifier says of images in [-1, 1], and its intermediates in float32.
-
-    Args:
-        model: the network.
-        variables: of the network.
-        images: [b, h, w, c].
-        **options: of its call.
-    """
+    """Outputs for images [b, h, w, c] in [-1, 1], and the intermediates in float32."""
     # Flax says any of what apply returns.
     result: Any = model.apply(variables, images, mutable=["intermediates"], **options)
     said, state = result

@@ -1,4 +1,4 @@
-"""CLIP's towers as extractors: of a run of CLIP, or of an import of its weights."""
+"""CLIP's image towers as extractors, from a trained run or an import of weights."""
 
 import functools
 from collections.abc import Sequence
@@ -22,21 +22,12 @@ from launch.runtime.types import Array, Variables
 
 
 def clip(path: epath.PathLike, ema: str = MAIN, best: bool = False) -> Extractor:
-    """The extractor that a run's image tower is; images go through what its weights ask for.
-
-    Args:
-        path: of the run.
-        ema: see `Run.variables`.
-        best: see `Run.variables`.
-
-    Raises:
-        InputError: there is no such run, it is of another family, or is not finished.
-    """
+    """The image tower of the run at `path` as an extractor; errors are those of `ClipRun.open`."""
     return of_run(ClipRun.open(path, ema, best))
 
 
 def of_run(run: ClipRun) -> Extractor:
-    """The extractor that an opened run's image tower is."""
+    """The image tower of an opened run as an extractor."""
     return Extractor(
         name=run.name,
         rule=run.rule,
@@ -50,7 +41,7 @@ def of_run(run: ClipRun) -> Extractor:
 def kept_class_weights(
     run: ClipRun, class_names: Sequence[str], templates: Sequence[str], folder: epath.PathLike
 ) -> Float[np.ndarray, "classes d"]:
-    """`text_features.class_weights`, kept in a folder; all processes have to call it."""
+    """`text_features.class_weights`, kept in a folder; every process must call it."""
     origin = {"digest": run.digest, "classes": list(class_names), "templates": list(templates)}
     make = functools.partial(class_weights, run, class_names, templates)
     return kept_array(folder, f"classes-{run.name}", origin, make)
@@ -58,6 +49,7 @@ def kept_class_weights(
 
 def apply_to_images(model: Clip, variables: Variables, images: Array) -> Taps:
     """Features in the space of texts, and spatial ones, of images uint8 [b, h, w, c]."""
+    # Some CLIPs of ours are for grey images: the first kernel tells.
     first = variables["params"]["image"]
     kernel = first.get("patch_embed", first.get("stem_conv_0"))["kernel"]  # [h, w, channels, d]
     if kernel.shape[2] == 1 and images.shape[-1] != 1:

@@ -1,7 +1,7 @@
 """DINOv2 (Oquab et al. 2023) from transformers' files: the extractor of FD-DINOv2.
 
-The weights' positions are for 37 x 37 patches, and two rules bring them to fewer: two sets of
-features of the same weights.
+The weights' positions are for 37 x 37 patches. Two rules resize them to fewer patches, which gives
+two sets of features for the same weights.
 """
 
 import functools
@@ -28,10 +28,10 @@ from launch.runtime.checkpoints.safetensors_io import (
 from launch.runtime.checkpoints.tensor_mapping import Rules, check_fit, tensor_mappings
 from launch.runtime.types import Array, Variables
 
-# By rule, what is added to the number of patches wanted before the old ones are spread over them:
-# the code of torch.hub, which dgm-eval and EDM2 run, adds a tenth; transformers nothing.
+# By rule: what is added to the new number of patches before the old ones are spread over it. The
+# code of torch.hub, which dgm-eval and EDM2 run, adds 0.1; transformers adds nothing.
 POSITION_RULES = {"hub": 0.1, "size": 0.0}
-_HEAD_WIDTH = 64  # of all published networks
+_HEAD_WIDTH = 64  # channels a head, in all published networks
 _POSITIONS = "embeddings.position_embeddings"
 _LAYER = r"encoder.layer.\1."
 _BLOCK = r"^block_(\d+)\."
@@ -53,13 +53,11 @@ _RULES: Rules = (
 def dinov2(
     path: epath.PathLike, positions: str = "hub", pixels: str = "torch", size: int = 224
 ) -> Extractor:
-    """The extractor of FD-DINOv2: ViT-B/14 or L/14, whichever the weights are of.
+    """The extractor of FD-DINOv2: ViT-B/14 or L/14, whichever the weights are.
 
-    Args:
-        path: of a .safetensors file, or of a folder with model.safetensors or its index.
-        positions: one of `POSITION_RULES`; 'hub' for numbers that others publish.
-        pixels: one of `DINOV2_RULES`.
-        size: to which images are brought, pixels each way.
+    `path` is a .safetensors file, or a folder with model.safetensors or its index; `positions` one
+    of `POSITION_RULES` ('hub' gives the numbers that others publish); `pixels` one of
+    `DINOV2_RULES`; `size` that of images in pixels.
 
     Raises:
         InputError: there is no such rule or file, the file is damaged or of another network, or
@@ -80,25 +78,17 @@ def dinov2(
 def apply_to_images(
     model: ViT, pixels: str, size: int, variables: Variables, images: Array
 ) -> Taps:
-    """Of images uint8 [b, h, w, c] the class token and, as `spatial`, the patches' tokens."""
+    """The class token and, as `spatial`, the patches' tokens of images uint8 [b, h, w, c]."""
     return tapped(model, variables, dinov2_pixels(images, pixels, size), features=True)[1]
 
 
 def load(path: Path, positions: str, size: int) -> tuple[ViT, Variables]:
-    """The network that weights are of, and its variables for images of a size.
-
-    Args:
-        path: see `dinov2`.
-        positions: see `dinov2`.
-        size: see `dinov2`.
-
-    Raises:
-        InputError: see `dinov2`.
-    """
+    """The network and its variables for images of a size; arguments and errors as of `dinov2`."""
+    # 1. Open the file, and read the network off its shapes.
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; name one with weights")
     tensors = open_weights(path, "model", None).tensors if path.is_dir() else open_file(path)
-    # Of training, for patches that are left out.
+    # The mask token stands for patches hidden in training, and has no use after it.
     tensors = {name: tensor for name, tensor in tensors.items() if "mask_token" not in name}
     model, trained_size = _model(tensors, path)
     if size % model.patch_size:
@@ -106,6 +96,7 @@ def load(path: Path, positions: str, size: int) -> tuple[ViT, Variables]:
             f"size must be a multiple of {model.patch_size} (pixels of a patch), got {size}; "
             "choose 224, as others do"
         )
+    # 2. Copy every tensor to its place, as float32.
     shapes = presets.variable_shapes(model, (trained_size, trained_size, 3))
     del shapes["params"]["head"]
     mappings = tensor_mappings(shapes, _RULES)
@@ -115,6 +106,7 @@ def load(path: Path, positions: str, size: int) -> tuple[ViT, Variables]:
         values = tensors[name].view()
         check_finite(name, tensors[name], values)
         (ours[mapping.paths[0]],) = mapping.to_ours(np.array(values, np.float32))
+    # 3. Resize the positions; those of the class token stay.
     old, new = (pixels // model.patch_size for pixels in (trained_size, size))
     path_of_positions = "params.positions"
     ours[path_of_positions] = resize_positions(
@@ -125,7 +117,7 @@ def load(path: Path, positions: str, size: int) -> tuple[ViT, Variables]:
 
 
 def _model(tensors: Mapping[str, Tensor], where: Path) -> tuple[ViT, int]:
-    """The network of these tensors, and the size of images that their positions are for."""
+    """The network of these tensors, and the image size that their positions are for."""
     patches = tensors.get("embeddings.patch_embeddings.projection.weight")
     rows = tensors.get(_POSITIONS)
     if patches is None or rows is None or len(patches.shape) != 4 or len(rows.shape) != 3:
@@ -146,4 +138,5 @@ def _model(tensors: Mapping[str, Tensor], where: Path) -> tuple[ViT, int]:
         pixels="imagenet",
     )
     assert isinstance(model, ViT)
+    # Positions are of a square of patches and the class token.
     return model, round((rows.shape[1] - 1) ** 0.5) * patch_size

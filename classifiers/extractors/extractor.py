@@ -1,4 +1,4 @@
-"""What every extractor has: from images to features, spatial features and logits."""
+"""What every extractor is: a network from images to features, spatial features and logits."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,32 +9,21 @@ from jaxtyping import UInt8
 from input_pipeline.source import Transform
 from launch.runtime.types import Array, Variables
 
-# By name: features [b, d], spatial [b, h, w, d], logits [b, classes], and what else there is.
+# By name: features [b, d], spatial [b, h, w, d], logits [b, classes], and others.
 Taps = dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class Extractor:
-    """A network with its weights, as a measure looks at images with it.
-
-    Attributes:
-        name: of the network.
-        rule: by which images are brought to its size and range.
-        digest: of its weights.
-        apply: from variables and images to `Taps` in float32; to be jitted.
-        variables: of the network.
-        transform: what happens to an image before, on the host; None is nothing, and `apply` takes
-            images of any one size.
-        class_names: of its logits; empty where they are not known.
-    """
+    """A network with its weights, and the way a measure shows it images."""
 
     name: str
-    rule: str
-    digest: str
-    apply: Callable[[Variables, UInt8[Array, "b h w c"]], Taps]
+    rule: str  # how images are brought to its size and range
+    digest: str  # checksum of its weights
+    apply: Callable[[Variables, UInt8[Array, "b h w c"]], Taps]  # in float32; jitted by callers
     variables: Variables
-    transform: Transform | None = None
-    class_names: tuple[str, ...] = ()
+    transform: Transform | None = None  # on the host; None: `apply` takes images of any one size
+    class_names: tuple[str, ...] = ()  # of its logits; empty where unknown
 
     @property
     def made_from(self) -> dict[str, Any]:

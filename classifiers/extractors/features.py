@@ -1,4 +1,4 @@
-"""Features of all images of a source, on all devices; kept on disk, so that nobody waits twice."""
+"""Features of all images of a source, computed on all devices and kept on disk."""
 
 import functools
 import hashlib
@@ -22,10 +22,10 @@ from launch.runtime.devices.distributed import decide_on_first_process, on_first
 from launch.runtime.devices.mesh import make_mesh, replicate
 from launch.runtime.types import Array, Variables
 
-# Of what is kept: to be raised when numbers change their meaning.
+# Version of kept arrays: raise it when numbers change their meaning.
 _FORMAT = 1
-# Images whose pixels a digest looks at, where the source has a digest of its own: what is in front
-# of a source may change its images, and says nothing of it.
+# Images whose pixels go into a checksum beside the source's own: a wrapper may change images, and
+# passes on the checksum of what it wraps.
 _SAMPLED = 8
 
 
@@ -40,25 +40,17 @@ def features(
     prepare: Callable[[], Any] = lambda: None,
     name: str = "",
 ) -> dict[str, np.ndarray]:
-    """What an extractor sees in every image of a source, in order; all processes have to call it.
+    """What an extractor sees in every image of a source, in order; every process must call it.
 
-    Args:
-        extractor: the network.
-        source: the images.
-        folder: where results are kept, and taken from if they are there; all processes see it.
-        taps: which of the extractor's outputs.
-        batch_size: images at a time, over all devices.
-        mesh: whose devices share the batches; None is all of this job.
-        digest: what decides about the images; None is that of `images_digest`.
-        prepare: is called on every process before images are read, if they have to be.
-        name: of the images, for the progress bar; '' is the extractor's.
-
-    Returns:
-        By tap float32 [n, ...], on every process.
+    Returns float32 [n, ...] by tap. Arrays are kept in `folder`, which all processes see. `digest`
+    is the checksum of the images, None for `images_digest`; `prepare` is called on every process
+    before images are read, if they are; `batch_size` is over all devices of `mesh`, None for all of
+    this job; `name` is shown in the progress bar.
 
     Raises:
         InputError: see `feature_batches`; or an output is not finite.
     """
+    # 1. Names of files hold a checksum of all that decides the numbers.
     folder = epath.Path(folder)
     made_from = {
         "format": _FORMAT,
@@ -67,10 +59,12 @@ def features(
     }
     stem = json_digest(made_from)[:32]
     paths = {tap: folder / f"{extractor.name}-{stem}-{tap}" for tap in taps}
+    # 2. Read what is kept. One process looks and all follow: computing takes all of them.
     kept = decide_on_first_process(
         lambda: [tap for tap in taps if _is_kept(paths[tap], made_from | {"tap": tap})]
     )
     results = {tap: _read(paths[tap]) for tap in kept}
+    # 3. Compute and keep the rest, in one pass over the images.
     missing = [tap for tap in taps if tap not in kept]
     if missing:
         prepare()
@@ -86,13 +80,10 @@ def features(
 def kept_array(
     folder: epath.PathLike, name: str, origin: dict[str, Any], make: Callable[[], np.ndarray]
 ) -> np.ndarray:
-    """An array that is kept: read where it is there, else made and kept; on every process.
+    """An array that is read where it is kept, else made and kept; on every process.
 
-    Args:
-        folder: where; all processes see it.
-        name: of the files, before what tells them from others of that name.
-        origin: all that it depends on, for JSON.
-        make: makes it; is called on all processes or on none.
+    `origin` is all that it depends on, for JSON; `make` runs on all processes or on none; all see
+    `folder`.
     """
     made_from = {"format": _FORMAT, **origin}
     path = epath.Path(folder) / f"{name}-{json_digest(made_from)[:32]}"
@@ -111,15 +102,9 @@ def feature_batches(
     mesh: Mesh | None = None,
     tell: Callable[[int], Any] = lambda images: None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """As `features` batch by batch, for more images than memory holds; nothing is kept.
+    """Like `features`, batch by batch, for more images than memory holds; nothing is kept.
 
-    Args:
-        extractor: the network.
-        source: the images.
-        taps: which of the extractor's outputs.
-        batch_size: images at a time, over all devices.
-        mesh: whose devices share the batches; None is all of this job.
-        tell: is told how many images have been done.
+    `tell` is called with the number of images done since its last call.
 
     Raises:
         InputError: the source is empty or has images of several sizes, the network cannot take
@@ -131,6 +116,7 @@ def feature_batches(
     _check(extractor, source, taps)
 
     run = _program(extractor.apply, tuple(taps))
+    # Every device gets all weights once, before the first batch.
     variables = jax.tree.map(lambda leaf: replicate(mesh, np.asarray(leaf)), extractor.variables)
     step = lambda images, labels, positions: run(variables, images)  # noqa: E731
     return each_batch(step, source, batch_size, extractor.transform, mesh, tell)
@@ -140,7 +126,7 @@ def feature_batches(
 def _program(
     apply: Callable[[Variables, Array], dict[str, Array]], taps: tuple[str, ...]
 ) -> Callable[[Variables, Array], dict[str, Array]]:
-    """Some outputs in float32; compiled once for all sets that an extractor looks at."""
+    """Some outputs in float32; compiled once for all sets that an extractor sees."""
 
     @jax.jit
     def run(variables: Variables, images: Array) -> dict[str, Array]:
@@ -151,14 +137,16 @@ def _program(
 
 
 def images_digest(source: Source) -> str:
-    """What decides about a source's images and their order, as SHA-256.
+    """A SHA-256 checksum of a source's images and their order.
 
-    A source without a digest of its own is one that is small: all its pixels are looked at.
+    Where the source has no checksum of its own it is small, and all its pixels count.
     """
     own, count = source.digest(), len(source)
     digest = hashlib.sha256(json.dumps([own, count]).encode())
+    # 1. Keys, in order.
     for i in range(count):
         digest.update(source.key(i).encode() + b"\n")
+    # 2. Shapes and pixels of some images, or of all.
     step = 1 if own is None else max(1, count // _SAMPLED)
     for i in range(0, count, step):
         image = source[i]["image"]
@@ -167,9 +155,9 @@ def images_digest(source: Source) -> str:
 
 
 def _check(extractor: Extractor, source: Source, taps: Sequence[str]) -> None:
-    """Looks whether the network takes the first image, and has the taps."""
     example = source[0]
     shape = (extractor.transform(example) if extractor.transform else example)["image"].shape
+    # eval_shape traces the network: what it cannot take shows before any image is read.
     image = jax.ShapeDtypeStruct((1, *shape), jnp.uint8)
     try:
         outputs = jax.eval_shape(extractor.apply, extractor.variables, image)
@@ -209,12 +197,12 @@ def _compute(
 
 
 def _files(path: epath.Path) -> tuple[epath.Path, epath.Path]:
-    """The numbers, and what they were made from."""
+    """The array, and what it was made from."""
     return path.with_name(f"{path.name}.npy"), path.with_name(f"{path.name}.json")
 
 
 def _is_kept(path: epath.Path, made_from: dict[str, Any]) -> bool:
-    """Whether the numbers are there, whole and of this origin."""
+    """Whether the array is there, whole, and made from the same."""
     numbers, record = _files(path)
     try:
         content = read_sealed(record)
@@ -235,6 +223,7 @@ def _read(path: epath.Path) -> np.ndarray:
 def _keep(path: epath.Path, values: np.ndarray, made_from: dict[str, Any]) -> None:
     numbers, record = _files(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    # The record comes last: an array without one does not count.
     with atomic_file(numbers) as file:
         np.lib.format.write_array(file, values, allow_pickle=False)
     write_sealed(record, {"made_from": made_from, "sha256": sha256(numbers)})

@@ -23,7 +23,7 @@ from launch.runtime.checkpoints.tensor_mapping import Rules, check_fit, tensor_m
 from launch.runtime.checkpoints.torch_file import open_torch_file
 from launch.runtime.types import Array, Variables
 
-# torch-fidelity's and pytorch-fid's: two names for one file.
+# What torch-fidelity and what pytorch-fid call the file; it is the same one.
 FILES = (
     "weights-inception-2015-12-05-6726825d.pth",
     "pt_inception-2015-12-05-6726825d.pth",
@@ -41,12 +41,10 @@ _NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 def inception(rule: str = "tf1", path: epath.PathLike | None = None) -> Extractor:
-    """The extractor of FID, IS, KID and sFID.
+    """The extractor of FID, IS, KID and sFID, with one of `INCEPTION_RULES`.
 
-    Args:
-        rule: one of `INCEPTION_RULES`.
-        path: of the weights, .pth or .safetensors with the same names; None looks for `FILES` in
-            the folder to which torch-fidelity and pytorch-fid download them.
+    `path` is a .pth or .safetensors file of the same names; None looks for `FILES` where
+    torch-fidelity and pytorch-fid download them.
 
     Raises:
         InputError: there is no such rule or file, or the file is damaged or of another network.
@@ -58,11 +56,8 @@ def inception(rule: str = "tf1", path: epath.PathLike | None = None) -> Extracto
 
 
 def find_weights() -> Path:
-    """The weights in the cache folder of PyTorch.
-
-    Raises:
-        InputError: they are not there.
-    """
+    """The weights in PyTorch's cache folder; raises InputError if they are not there."""
+    # As torch.hub finds the folder.
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("TORCH_HOME") or os.path.join(cache, "torch")
     folder = Path(os.path.expanduser(home), "hub", "checkpoints")
@@ -77,7 +72,7 @@ def find_weights() -> Path:
 
 
 def apply_to_images(model: Inception, rule: str, variables: Variables, images: Array) -> Taps:
-    """What the network's taps see of images uint8 [b, h, w, c], see `Inception`."""
+    """All taps of images uint8 [b, h, w, c], see `Inception`."""
     pixels = inception_pixels(images, rule, SIZE, model.dtype)
     # Flax says any of what apply returns.
     taps: Any = model.apply(variables, pixels)
@@ -85,14 +80,10 @@ def apply_to_images(model: Inception, rule: str, variables: Variables, images: A
 
 
 def load(path: Path, model: Inception | None = None) -> Variables:
-    """The network's variables of a file, with batch norms folded into the convolutions.
+    """The network's variables from a state dict, with batch norms folded into the convolutions.
 
-    Args:
-        path: of a state dict, .pth or .safetensors.
-        model: None is the published network; its type is the variables'.
-
-    Raises:
-        InputError: see `inception`.
+    `model` is the published network by default; variables are of its dtype. Errors are those of
+    `inception`.
     """
     model = Inception() if model is None else model
     is_safetensors = path.suffix == ".safetensors" and path.is_file()
@@ -114,7 +105,7 @@ def load(path: Path, model: Inception | None = None) -> Variables:
 
 
 def _folded(tensors: Mapping[str, np.ndarray], where: Path) -> dict[str, np.ndarray]:
-    """Each convolution with its norm as one kernel and one bias, in float64."""
+    # In float64, so that folding costs no accuracy.
     layers, folded = set(), {}
     for name, array in tensors.items():
         if match := re.match(r"(.+)\.(?:conv|bn)\.", name):
@@ -131,6 +122,7 @@ def _folded(tensors: Mapping[str, np.ndarray], where: Path) -> dict[str, np.ndar
                 "differ in width; the weights are of another model or incomplete, "
                 "download them again"
             )
+        # norm(conv(x)) = (w * x - mean) * scale + bias, with scale = weight / sqrt(var + epsilon).
         scale, bias, mean, var = (np.asarray(part, np.float64) for part in norm)
         scale = scale / np.sqrt(var + _EPSILON)
         folded[f"{layer}.conv.weight"] = kernel * scale[:, None, None, None]

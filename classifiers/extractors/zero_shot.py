@@ -1,4 +1,4 @@
-"""CLIP with the names of classes as an extractor that has logits: a classifier without training."""
+"""CLIP with class names as an extractor with logits: a classifier without training."""
 
 import dataclasses
 import functools
@@ -15,16 +15,14 @@ from classifiers.models.clip import Clip, unit
 from launch.files import json_digest
 from launch.runtime.types import Array, Variables
 
+# Class weights travel in the variables: as constants of the program they would be compiled in.
 _CLASSES = "classes"
 
 
 def zero_shot(run: ClipRun, class_names: Sequence[str], sentences: Sequence[str]) -> Extractor:
     """A run's image tower with logits for classes (Radford et al. 2021, section 3.1).
 
-    Args:
-        run: of CLIP.
-        class_names: in words.
-        sentences: with {} for a class; a class is the mean of their features of unit length.
+    A class is the mean of the features of `sentences`, each with {} for its name, of unit length.
 
     Raises:
         InputError: the run has no tokenizer, or one of another model.
@@ -44,5 +42,6 @@ def _apply(model: Clip, variables: Variables, images: Array) -> Taps:
     # Flax says any of what apply returns.
     head: Any = model.apply(own, method="head")
     scale, bias = head
+    # By default TPUs multiply in bfloat16, whose rounding the scale of 100 would amplify.
     products = jnp.matmul(unit(taps["features"]), variables[_CLASSES].T, precision="highest")
     return {**taps, "logits": products * scale + bias}

@@ -26,47 +26,31 @@ TOWERS: dict[str, type[ViT | ClipResNet]] = {"vit": ViT, "resnet": ClipResNet}
 
 
 class Pairs(NamedTuple):
-    """What a loss of images and texts is made of.
-
-    Attributes:
-        images: features of unit length.
-        texts: features of unit length.
-        scale: by which their products become logits.
-        bias: added to the logits.
-    """
+    """What a loss of images and texts is made of; features are of unit length."""
 
     images: Float[Array, "b d"]
     texts: Float[Array, "n d"]
-    scale: Float[Array, ""]
+    scale: Float[Array, ""]  # products of features times this, plus the bias, are logits
     bias: Float[Array, ""]
 
     def logits(self) -> Float[Array, "b n"]:
-        """Of each image for each text."""
+        """Logits of each image for each text."""
         return self.images @ self.texts.T * self.scale + self.bias
 
 
 class Clip(nn.Module):
-    """An image tower and a text tower, whose features lie in one space.
+    """An image tower and a text tower, whose features lie in one space."""
 
-    Attributes:
-        image: a `ViT` or a `ClipResNet`.
-        text: the text tower; its pooled states are the features of texts.
-        projection_width: of a layer from the image tower to the features; 0 is none.
-        sigmoid: logits are for a sigmoid each, with a bias, as in SigLIP, and not for a softmax.
-        dtype: of the projection.
-    """
-
-    image: Any
-    text: ClipTextEncoder
-    projection_width: int = 0
-    sigmoid: bool = False
-    dtype: Any = jnp.float32
+    image: Any  # a `ViT` or a `ClipResNet`
+    text: ClipTextEncoder  # its pooled states are the features of texts
+    projection_width: int = 0  # from the image tower to the features; 0 for no projection
+    sigmoid: bool = False  # a sigmoid per pair, with a bias (SigLIP), instead of a softmax
+    dtype: Any = jnp.float32  # of the projection
 
     def setup(self) -> None:
-        """Makes what is beside the towers."""
         if self.projection_width:
             self.image_projection = Dense(self.projection_width, use_bias=False, dtype=self.dtype)
-        # Radford et al. 2021, section 2.5; Zhai et al. 2023, section 3.2.
+        # Radford et al. 2021, section 2.5 (0.07); Zhai et al. 2023, section 3.2 (10 and -10).
         start = math.log(10) if self.sigmoid else math.log(1 / 0.07)
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(start), (1,))
         if self.sigmoid:
@@ -75,51 +59,40 @@ class Clip(nn.Module):
     def __call__(
         self, images: Float[Array, "b h w c"], tokens: Int[Array, "n length"], train: bool = False
     ) -> Pairs:
-        """Features, and how logits are made of them.
-
-        Args:
-            images: in [-1, 1].
-            tokens: see `ClipTextEncoder`.
-            train: see the image tower.
-        """
+        """Features of images in [-1, 1] and of tokens, and how logits are made of them."""
         image_features = unit(self.encode_images(images, train))
         return Pairs(image_features, unit(self.encode_texts(tokens)), *self.head())
 
     def encode_images(
         self, images: Float[Array, "b h w c"], train: bool = False
     ) -> Float[Array, "b d"]:
-        """Features in float32, of any length."""
+        """Features of images in [-1, 1], in float32, not of unit length."""
         features = self.image(images, train=train, features=True)
         if self.projection_width:
             features = self.image_projection(features)
         return features.astype(jnp.float32)
 
     def encode_texts(self, tokens: Int[Array, "n length"]) -> Float[Array, "n d"]:
-        """Features in float32, of any length."""
+        """Features of tokens, in float32, not of unit length."""
         return self.text(tokens).pooled.astype(jnp.float32)
 
     def head(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Scale and bias of the logits."""
         bias = self.logit_bias[0] if self.sigmoid else jnp.zeros(())
-        return jnp.exp(self.logit_scale[0]), bias
+        return jnp.exp(self.logit_scale[0]), bias  # the parameter is log(scale)
 
 
 def unit(features: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    """Features of length 1."""
+    """Features scaled to length 1."""
     return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A published network.
+    """A published network."""
 
-    Attributes:
-        fields: of `make`.
-        size: of its images, pixels each way.
-    """
-
-    fields: dict[str, Any]
-    size: int = 224
+    fields: dict[str, Any]  # as of `make`
+    size: int = 224  # of its images, pixels each way
 
 
 def _text(width: int, num_heads: int, **fields: Any) -> dict[str, Any]:
@@ -134,9 +107,9 @@ def _vit(
         name="vit",
         width=width,
         depth=depth,
-        num_heads=width // 64,
+        num_heads=width // 64,  # 64 channels a head, as in all of them
         patch_size=patch_size,
-        norm_eps=1e-5,
+        norm_eps=1e-5,  # OpenAI's; ViT has 1e-6
         activation="quick_gelu",
         pre_norm=True,
         patch_bias=False,
@@ -146,6 +119,7 @@ def _vit(
     return Preset(dict(image=image, text=text, projection_width=out_width), size)
 
 
+# Zhai et al. 2023, B/16: big_vision's GELU is the tanh approximation, texts are not masked.
 _SIGLIP_IMAGE = dict(
     name="vit", width=768, depth=12, num_heads=12, pool="probe", activation="gelu_tanh"
 )
@@ -162,6 +136,7 @@ _SIGLIP_TEXT = _text(
     norm_eps=1e-6,
 )
 
+# Width, depth, patch size, width of the features, text; Radford et al. 2021.
 PRESETS = {
     "clip_vit_b32": _vit(768, 12, 32, 512, _text(512, 8)),
     "clip_vit_b16": _vit(768, 12, 16, 512, _text(512, 8)),
@@ -178,16 +153,16 @@ PRESETS = {
 
 
 def make(fields: Mapping[str, Any]) -> Clip:
-    """A model, of `config.clip`.
+    """The model of `config.clip`.
 
-    Args:
-        fields: perhaps `name`, of a preset; `image`, the fields of its tower (`name` is one of
-            `TOWERS`), and `text`, those of `ClipTextEncoder`; fields of `Clip`; `dtype` is that of
-            all three. With a preset those that differ from it.
+    `fields` may have `name`, a preset; `image`, the fields of its tower, whose `name` is one of
+    `TOWERS`; `text`, those of `ClipTextEncoder`; and fields of `Clip`. `dtype` holds for all three.
+    With a preset, only what differs from it is given.
 
     Raises:
         InputError: there is no such preset, tower or field, or a field has no or a wrong value.
     """
+    # 1. The preset's fields, with those given over them.
     given = dict(fields)
     name = given.pop("name", "")
     if name and name not in PRESETS:
@@ -198,6 +173,7 @@ def make(fields: Mapping[str, Any]) -> Clip:
     )
     own = {**{k: v for k, v in preset.items() if k not in ("image", "text")}, **given}
     dtype = jnp.dtype(own.pop("dtype", "float32"))
+    # 2. The towers, then what joins them.
     kind = TOWERS.get(image.pop("name", ""))
     if kind is None:
         raise InputError(f"clip.image.name must be one of {', '.join(TOWERS)}; name a tower")
@@ -216,6 +192,7 @@ def _module(kind: type, fields: dict[str, Any], dtype: Any, field: str) -> Any:
         if entry.default is dataclasses.MISSING and entry.name not in fields and entry.init:
             if entry.name not in ("parent", "name"):
                 raise InputError(f"{field}.{entry.name} is missing; set it, or name a preset")
+    # Flax hashes modules under jit, and lists have no hash.
     values = {n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()}
     return make_module(kind, {**values, "dtype": dtype}, field)
 
@@ -228,7 +205,7 @@ def _check_known(kind: type, fields: Mapping[str, Any], field: str) -> None:
 
 
 def describe(model: Clip) -> dict[str, Any]:
-    """A model as the fields that `make` takes, without those at their defaults."""
+    """The fields from which `make` makes this model, without those at their defaults."""
     (name,) = (name for name, kind in TOWERS.items() if type(model.image) is kind)
     towers = dict(image={"name": name, **_set_fields(model.image)}, text=_set_fields(model.text))
     return {**_set_fields(model), **towers, "dtype": jnp.dtype(model.dtype).name}
@@ -244,11 +221,7 @@ def _set_fields(module: nn.Module) -> dict[str, Any]:
 
 
 def variable_shapes(model: Clip, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Shapes of a model's variables for images [h, w, c]; nothing is allocated.
-
-    Raises:
-        InputError: its fields do not fit together, or not to the images.
-    """
+    """Shapes of the variables for images [h, w, c]; raises InputError if fields do not fit."""
     image = jax.ShapeDtypeStruct((1, *image_shape), "float32")
     tokens = jax.ShapeDtypeStruct((1, model.text.max_length), "int32")
     with building("clip"):

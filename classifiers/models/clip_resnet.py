@@ -14,39 +14,28 @@ from launch.runtime.layers.layers import normalise_pixels
 from launch.runtime.types import Array
 
 _HEAD_WIDTH = 64
-# Channels of the last stage to those of the first convolutions.
+# Channels of the last stage per channel of the first convolutions.
 _WIDENING = 32
 
 
 class ClipResNet(nn.Module):
-    """A ResNet with three convolutions as its stem, which averages where others take strides.
+    """A ResNet with a stem of three convolutions, which averages where others take strides."""
 
-    Attributes:
-        stage_sizes: blocks a stage.
-        out_width: of the features, which are those of images and texts together.
-        width: channels of the first stage; they double from stage to stage.
-        momentum: of the moving batch statistics.
-        pixels: what the weights expect, see `layers.PIXELS`.
-        dtype: of the computation; parameters and statistics are float32.
-    """
-
-    stage_sizes: Sequence[int]
-    out_width: int
-    width: int = 64
-    momentum: float = 0.9
-    pixels: str = "clip"
-    dtype: Any = jnp.float32
+    stage_sizes: Sequence[int]  # blocks per stage
+    out_width: int  # of the features, in the space of texts
+    width: int = 64  # channels of the first stage; they double from stage to stage
+    momentum: float = 0.9  # of the moving batch statistics
+    pixels: str = "clip"  # what the weights expect, see `layers.PIXELS`
+    dtype: Any = jnp.float32  # of the computation; parameters and statistics are float32
 
     @nn.compact
     def __call__(
         self, images: Float[Array, "b h w c"], train: bool = False, features: bool = True
     ) -> Float[Array, "b out"]:
-        """Features; the intermediates are `spatial` [b, h, w, d] and `features` [b, out].
+        """Features of images in [-1, 1]; sows `spatial` [b, h, w, d] and `features` [b, out].
 
-        Args:
-            images: in [-1, 1], of one size: that of which positions were learned.
-            train: use and update the statistics of the batch.
-            features: what it returns has no other form.
+        Images have the one size that positions were learned for. `features` changes nothing, since
+        there are no logits.
         """
         norm = make_norm(train=train, momentum=self.momentum, dtype=self.dtype)
         x = self._stem(normalise_pixels(images, self.pixels), norm)
@@ -63,7 +52,7 @@ class ClipResNet(nn.Module):
                     name=f"stage_{stage}_block_{index}",
                 )(x, train)
         self.sow("intermediates", "spatial", x)
-        num_heads = max(1, self.width * _WIDENING // _HEAD_WIDTH)
+        num_heads = max(1, self.width * _WIDENING // _HEAD_WIDTH)  # 64 channels a head
         pool = MeanPixelPool(num_heads, self.out_width, self.dtype, name="attention_pool")
         pooled = pool(x)
         self.sow("intermediates", "features", pooled)
@@ -74,4 +63,4 @@ class ClipResNet(nn.Module):
         for index, (channels, stride) in enumerate(((half, 2), (half, 1), (self.width, 1))):
             x = conv(channels, (3, 3), stride, self.dtype, f"stem_conv_{index}")(x)
             x = nn.relu(norm(name=f"stem_norm_{index}")(x))
-        return nn.avg_pool(x, (2, 2), (2, 2))
+        return nn.avg_pool(x, (2, 2), (2, 2))  # [b, h / 4, w / 4, d]

@@ -16,69 +16,47 @@ POOLS = ("end", "last")
 
 
 class TextStates(NamedTuple):
-    """What a text encoder returns, all of it float32.
+    """What a text encoder returns, all in float32."""
 
-    Attributes:
-        last: states after the last norm; Stable Diffusion 1 and 2 attend to them.
-        penultimate: what the last layer takes, without a norm; SDXL attends to them.
-        pooled: the last state at the end token, projected where the weights have a projection.
-    """
-
-    last: Float[Array, "b n d"]
+    last: Float[Array, "b n d"]  # after the last norm; Stable Diffusion 1 and 2 attend to it
+    # What the last layer takes, not normalised; SDXL attends to it.
     penultimate: Float[Array, "b n d"]
+    # The last state at the end token, projected where the weights say so.
     pooled: Float[Array, "b p"]
 
 
 class ClipTextEncoder(nn.Module):
-    """Encodes tokens. Module and parameter names mirror the public ones.
-
-    Attributes:
-        width: of the states.
-        mlp_width: of the feed-forward layers.
-        num_layers: blocks. Stable Diffusion 2's files lack OpenCLIP's last one.
-        num_heads: heads a block.
-        activation: of `layers.ACTIVATIONS`; OpenAI's weights have 'quick_gelu'.
-        projection_width: of the pooled text; 0 is no projection.
-        projection_bias: whether the projection has one, as SigLIP's.
-        vocab_size: rows of the embedding.
-        max_length: the most tokens.
-        end_token: whose first state is the pooled one; 2, in old files, is the highest id there is.
-        pool: 'end' is the state at the end token, 'last' the last one, as SigLIP's.
-        causal: no token sees a later one; SigLIP's see all.
-        norm_eps: of the norms.
-        dtype: of the matrix products; the residual stream, norms and softmax are float32.
-    """
+    """Encodes tokens; names of modules and parameters follow transformers'."""
 
     width: int
     mlp_width: int
-    num_layers: int
+    num_layers: int  # Stable Diffusion 2's files lack OpenCLIP's last one
     num_heads: int
-    activation: str = "gelu"
-    projection_width: int = 0
-    projection_bias: bool = False
+    activation: str = "gelu"  # of `layers.ACTIVATIONS`; OpenAI's weights have 'quick_gelu'
+    projection_width: int = 0  # of the pooled text; 0 for no projection
+    projection_bias: bool = False  # SigLIP's has one
     vocab_size: int = 49408
     max_length: int = 77
+    # Its first state is the pooled one; 2, in old files, means the highest id.
     end_token: int = 49407
-    pool: str = "end"
-    causal: bool = True
+    pool: str = "end"  # state at the 'end' token, or the 'last' state (SigLIP)
+    causal: bool = True  # no token sees a later one; SigLIP's see all
     norm_eps: float = EPSILON
-    dtype: Any = jnp.float32
+    dtype: Any = jnp.float32  # of matrix products; residual stream, norms and softmax are float32
 
     @nn.compact
     def __call__(self, tokens: Int[Array, "b n"]) -> TextStates:
-        """Encodes.
-
-        Args:
-            tokens: ids, with an end token in each row; padding behind it is encoded like the rest.
+        """Encodes token ids, with an end token in each row; padding is encoded like the rest.
 
         Raises:
-            ValueError: there are more than `max_length`.
+            ValueError: there are more than `max_length` tokens.
         """
         length = tokens.shape[1]
         if length > self.max_length:
             raise ValueError(f"texts must have at most {self.max_length} tokens, got {length}")
         positions = nn.Embed(self.max_length, self.width, name="embeddings_position_embedding")
         x = nn.Embed(self.vocab_size, self.width, name="embeddings_token_embedding")(tokens)
+        # The residual stream stays in float32; SDXL reads it as it is, in `penultimate`.
         x = (x + positions(jnp.arange(length))[None]).astype(jnp.float32)
         penultimate = x
         for layer in range(self.num_layers):
@@ -109,21 +87,13 @@ class ClipTextEncoder(nn.Module):
             raise InputError(f"pool must be one of {', '.join(POOLS)}, got {self.pool!r}")
         if self.pool == "last":
             return states[:, -1]
+        # argmax finds the first end token; with 2 it finds the highest id, as OpenAI's code does.
         ends = tokens if self.end_token == 2 else tokens == self.end_token
         return jnp.take_along_axis(states, ends.argmax(1)[:, None, None], axis=1)[:, 0]
 
 
 class ClipTextBlock(nn.Module):
-    """Self-attention, then a feed-forward layer, both residual and pre-normed.
-
-    Attributes:
-        mlp_width: see `ClipTextEncoder`.
-        num_heads: see `ClipTextEncoder`.
-        activation: see `ClipTextEncoder`.
-        causal: see `ClipTextEncoder`.
-        norm_eps: see `ClipTextEncoder`.
-        dtype: see `ClipTextEncoder`.
-    """
+    """Self-attention, then a feed-forward layer, both residual and pre-norm."""
 
     mlp_width: int
     num_heads: int
@@ -142,6 +112,7 @@ class ClipTextBlock(nn.Module):
             y = dense(f"self_attn_{name}_proj", width)(normed)
             return y.reshape(*y.shape[:2], self.num_heads, -1)  # [b, n, heads, d / heads]
 
+        # [1, 1, n, n], True where a token may look.
         earlier = jnp.asarray(np.tri(length, dtype=bool))[None, None] if self.causal else None
         out = attend_plainly(project("q"), project("k"), project("v"), mask=earlier)
         x = x + dense("self_attn_out_proj", width)(out.reshape(x.shape))

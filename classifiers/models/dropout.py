@@ -1,4 +1,4 @@
-"""What networks leave out at random in training; randomness comes from the rng 'dropout'."""
+"""What networks drop at random in training; randomness comes from the rng 'dropout'."""
 
 import flax.linen as nn
 from jaxtyping import Float
@@ -8,30 +8,26 @@ from launch.runtime.types import Array
 
 
 def dropout(x: Float[Array, " *shape"], rate: float, train: bool) -> Float[Array, " *shape"]:
-    """Leaves single values out (Srivastava et al. 2014); the others are divided by 1 - rate."""
+    """Drops single values (Srivastava et al. 2014); the others are divided by 1 - rate."""
     return nn.Dropout(rate, deterministic=not train)(x)
 
 
 def drop_path(x: Float[Array, " *shape"], rate: float, train: bool) -> Float[Array, " *shape"]:
-    """Leaves a residual branch out, example by example: stochastic depth (Huang et al. 2016).
+    """Drops a residual branch, example by example: stochastic depth (Huang et al. 2016).
 
-    The branches that are left are divided by 1 - rate, so that evaluation takes all as they are.
+    Branches that stay are divided by 1 - rate, so that evaluation takes all as they are.
     """
-    whole = tuple(range(1, x.ndim))
+    whole = tuple(range(1, x.ndim))  # one draw per example
     return nn.Dropout(rate, broadcast_dims=whole, deterministic=not train)(x)
 
 
 def is_stochastic(model: nn.Module) -> bool:
-    """Whether training of a model needs the random numbers `dropout`."""
+    """Whether training a model needs the rng 'dropout'."""
     return any(getattr(model, rate, 0) > 0 for rate in ("dropout", "drop_path"))
 
 
 def check_rates(**rates: float) -> None:
-    """Looks at the rates of a model's fields.
-
-    Raises:
-        InputError: one is not in [0, 1).
-    """
+    """Raises InputError for a rate outside [0, 1)."""
     for name, rate in rates.items():
         if not 0 <= rate < 1:
             raise InputError(f"model.{name} must be in [0, 1), got {rate}")

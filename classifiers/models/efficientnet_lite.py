@@ -13,8 +13,8 @@ from classifiers.models.norm import Norm, make_norm
 from launch.runtime.layers.layers import Conv, normalise_pixels
 from launch.runtime.types import Array
 
-# Of B0 (table 1): by how much a block widens inside, its channels where the stem has 32, the stride
-# of a stage's first block, and the window.
+# Tan & Le 2019, table 1 (B0), a row per stage: how much a block widens inside, its channels if the
+# stem has 32, the stride of the first block, and the window.
 STAGES = (
     (1, 16, 1, 3),
     (6, 24, 2, 3),
@@ -28,28 +28,18 @@ _STEM, _HEAD = 32, 1280
 
 
 class EfficientNetLite(nn.Module):
-    """A network of inverted bottlenecks (MobileNetV2's).
-
-    Attributes:
-        num_classes: of the head.
-        stage_sizes: blocks of each of the first of `STAGES`.
-        width: channels of the stem; all others are in proportion.
-        dropout: of the head's input.
-        momentum: of the moving batch statistics.
-        pixels: what the weights expect, see `layers.PIXELS`.
-        dtype: of the computation; parameters, statistics and logits are float32.
-    """
+    """A network of inverted bottlenecks (MobileNetV2's)."""
 
     num_classes: int
-    stage_sizes: Sequence[int] = (1, 2, 2, 3, 3, 4, 1)
-    width: int = _STEM
-    dropout: float = 0.0
-    momentum: float = 0.99
-    pixels: str = "plain"
-    dtype: Any = jnp.float32
+    stage_sizes: Sequence[int] = (1, 2, 2, 3, 3, 4, 1)  # blocks of the first rows of `STAGES`
+    width: int = _STEM  # channels of the stem; all others are in proportion
+    dropout: float = 0.0  # of the head's input
+    momentum: float = 0.99  # of the moving batch statistics
+    pixels: str = "plain"  # what the weights expect, see `layers.PIXELS`
+    dtype: Any = jnp.float32  # of the computation; parameters, statistics and logits are float32
 
     def __post_init__(self) -> None:
-        """Checks the fields."""
+        """Raises InputError for a rate outside [0, 1)."""
         check_rates(momentum=self.momentum, dropout=self.dropout)
         super().__post_init__()
 
@@ -57,17 +47,16 @@ class EfficientNetLite(nn.Module):
     def __call__(
         self, images: Float[Array, "b h w c"], train: bool = False, features: bool = False
     ) -> Float[Array, "b classes"]:
-        """Logits; the intermediates are `spatial` [b, h, w, d] and `features` [b, d].
+        """Logits of images in [-1, 1]; sows `spatial` [b, h, w, d] and `features` [b, d].
 
-        Args:
-            images: in [-1, 1].
-            train: use and update the statistics of the batch, and drop what `dropout` says.
-            features: return what the head sees instead, [b, d].
+        `features` returns what the head sees instead, [b, d].
         """
+        # The published epsilon.
         norm = make_norm(train=train, momentum=self.momentum, dtype=self.dtype, epsilon=1e-3)
         x = normalise_pixels(images, self.pixels)
         x = conv(self.width, 3, 2, self.dtype, "stem_conv")(x)
         x = nn.relu6(norm(name="stem_norm")(x))
+        # Blocks are numbered through, as the published weights number them.
         index = 0
         for size, (widening, channels, stride, window) in zip(
             self.stage_sizes, STAGES[: len(self.stage_sizes)], strict=True
@@ -89,21 +78,12 @@ class EfficientNetLite(nn.Module):
 
 
 class Block(nn.Module):
-    """Widens, convolves each channel by itself, and narrows; it is added to what comes in.
+    """Widens, convolves each channel by itself, narrows, and is added to its input."""
 
-    Attributes:
-        widening: factor of the channels inside.
-        width: channels that go out.
-        stride: of the convolution of channels; with 2 nothing is added.
-        window: of the convolution of channels.
-        norm: makes its norms.
-        dtype: of the computation.
-    """
-
-    widening: int
-    width: int
-    stride: int
-    window: int
+    widening: int  # factor of the channels inside
+    width: int  # channels out
+    stride: int  # of the depthwise convolution
+    window: int  # of the depthwise convolution
     norm: Norm
     dtype: Any
 
@@ -118,11 +98,12 @@ class Block(nn.Module):
         y = nn.relu6(self.norm(name="depthwise_norm")(y))
         y = conv(self.width, 1, 1, self.dtype, "project_conv")(y)
         y = self.norm(name="project_norm")(y)
+        # No activation after the projection: a linear bottleneck (Sandler et al. 2018).
         return x + y if x.shape == y.shape else y
 
 
 def conv(width: int, window: int, stride: int, dtype: Any, name: str, groups: int = 1) -> nn.Module:
-    """A convolution without a bias, padded as TensorFlow does it."""
+    """A convolution without bias, padded as TensorFlow does: more at the end than at the start."""
     return Conv(
         width,
         (window, window),

@@ -1,4 +1,4 @@
-"""How convolutional networks end: the mean over pixels, dropout, one layer."""
+"""The end of convolutional networks: the mean over pixels, dropout, one layer."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -12,15 +12,12 @@ from launch.runtime.types import Array
 def pooled_head(
     model: nn.Module, x: Float[Array, "b h w d"], train: bool, features: bool
 ) -> Float[Array, "b classes"]:
-    """Logits in float32; `spatial` and `features` become the model's intermediates.
+    """Logits in float32; sows `spatial` and `features` as intermediates of the calling `model`.
 
-    Args:
-        model: in its call; says `num_classes`, and the rate of `dropout` of what the head sees.
-        x: what the last block gives.
-        train: drop.
-        features: return what the head sees instead, [b, d].
+    `model` has `num_classes` and the rate `dropout`. `features` returns what the head sees, [b, d].
     """
     model.sow("intermediates", "spatial", x)
+    # The sum over pixels would lose digits in bfloat16.
     x = x.mean(axis=(1, 2), dtype=jnp.float32)
     model.sow("intermediates", "features", x)
     if features:

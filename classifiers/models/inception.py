@@ -14,37 +14,28 @@ from launch.runtime.layers.layers import Conv, Dense
 from launch.runtime.types import Array
 
 SIZE = 299  # of its images, pixels each way
-# ADM's sFID looks at so many channels of mixed_6/conv.
+# Channels of mixed_6/conv that ADM's sFID compares.
 SPATIAL_CHANNELS = 7
 
 
 class Inception(nn.Module):
-    """Features, spatial features and logits of images.
+    """Features, spatial features and logits of images."""
 
-    Attributes:
-        width: channels of the first convolution; all others are in proportion. The published
-            network's is 32.
-        num_classes: of the head.
-        dtype: of the computation.
-    """
-
+    # Of the first convolution; others are in proportion; 32 is the published network.
     width: int = 32
     num_classes: int = 1008
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w 3"]) -> dict[str, Array]:
-        """What the taps see; all but the logits is after a ReLU.
+        """Every tap, after a ReLU but for logits; images come from `pixel_rules.inception_pixels`.
 
-        Args:
-            images: as `pixel_rules.inception_pixels` makes them.
-
-        Returns:
-            features [b, 2048]; features_64, features_192 and features_768, means over pixels after
-            the blocks of so many channels; spatial [b, 17, 17, 7], of ADM's sFID; logits and, for
-            the inception score, logits_unbiased (without the bias), [b, classes].
+        features [b, 2048]; features_64, features_192 and features_768, means over pixels after the
+        blocks of so many channels; spatial [b, 17, 17, 7], of ADM's sFID; logits [b, classes] and,
+        for the inception score, logits_unbiased, which are without the bias.
         """
         taps: dict[str, Array] = {}
+        # Stem: 299 to 35 pixels. Names and paddings of layers are TensorFlow's.
         x = self._conv(images, "Conv2d_1a_3x3", 32, 3, stride=2, padding="VALID")
         x = self._conv(x, "Conv2d_2a_3x3", 32, 3, padding="VALID")
         x = self._conv(x, "Conv2d_2b_3x3", 64, 3)
@@ -54,6 +45,7 @@ class Inception(nn.Module):
         x = self._conv(x, "Conv2d_4a_3x3", 192, 3, padding="VALID")
         x = _halved(x)
         taps["features_192"] = _mean(x)
+        # 35 x 35, then 17 x 17 after 6a.
         for name, pool_width in (("Mixed_5b", 32), ("Mixed_5c", 64), ("Mixed_5d", 64)):
             x = self._block_a(x, name, pool_width)
         x = self._block_b(x, "Mixed_6a")
@@ -62,10 +54,12 @@ class Inception(nn.Module):
             if name == "6d":  # the node that TensorFlow calls mixed_6/conv
                 taps["spatial"] = first[..., :SPATIAL_CHANNELS]
         taps["features_768"] = _mean(x)
+        # 8 x 8. The two last blocks differ in their pools: that is the quirk of the 2015 graph.
         x = self._block_d(x, "Mixed_7a")
         x = self._block_e(x, "Mixed_7b", self._averaged)
         x = self._block_e(x, "Mixed_7c", self._largest)
         x = taps["features"] = _mean(x)
+        # The inception score of the reference code leaves out the bias.
         head = Dense(self.num_classes, use_bias=False, dtype=self.dtype, name="fc")
         bias = self.param("fc_bias", nn.initializers.zeros, (self.num_classes,))
         taps["logits_unbiased"] = head(x)
@@ -106,11 +100,10 @@ class Inception(nn.Module):
         return jnp.concatenate(branches, axis=-1)
 
     def _averaged(self, x: Array, block: str, width: int) -> Array:
-        """Convolves, then averages: the same as the other way around, of fewer channels.
-
-        Weights of an average add up to 1, so the bias may come before.
-        """
+        """Convolves, then averages: the same as the other way round, on fewer channels."""
+        # Both are linear. Weights of an average add up to 1, so the bias may come before it.
         x = self._linear(width, (1, 1), 1, "SAME", f"{block}_branch_pool")(x)
+        # The 2015 graph leaves the border out of its averages.
         return nn.relu(nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False))
 
     def _largest(self, x: Array, block: str, width: int) -> Array:
@@ -129,7 +122,7 @@ class Inception(nn.Module):
         return jnp.concatenate(branches, axis=-1)
 
     def _block_c(self, x: Array, block: str, inner: int) -> tuple[Array, Array]:
-        """The block, and its first branch."""
+        """The block, and its first branch, which sFID taps."""
         first = self._chain(x, block, ("branch1x1", 192, 1))
         across, down = (1, 7), (7, 1)
         single = [(inner, 1), (inner, across), (192, down)]

@@ -1,4 +1,4 @@
-"""Batch normalisation, plain or with a second set for synthetic images."""
+"""Batch normalisation, plain or with a second set of statistics for synthetic images."""
 
 import functools
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from launch.errors import InputError
 from launch.runtime.types import Array
 
+# From `name` and perhaps `scale_init` to a function of activations.
 Norm = Callable[..., Callable[[Array], Array]]
 _PREFIXES = ("", "auxiliary_")  # before the names of the real and of the synthetic set
 
@@ -25,21 +26,10 @@ def make_norm(
     auxiliary: bool = False,
     domain: Int[Array, " b"] | None = None,
 ) -> Norm:
-    """What makes the norms of a network in one call of it.
+    """Makes the norms of a network in one call of it: `norm(name=..., scale_init=...)(x)`.
 
-    Args:
-        train: use and update the statistics of the batch.
-        momentum: of the moving statistics.
-        dtype: of the output.
-        epsilon: added to variances.
-        auxiliary: `AuxiliaryBatchNorm` instead of plain batch norm.
-        domain: of each example, for `AuxiliaryBatchNorm`.
-
-    Returns:
-        `norm(name=..., scale_init=...)`, a function of activations.
-
-    Raises:
-        InputError: an auxiliary set is to be trained, and nobody says which examples are its.
+    With `auxiliary` they are `AuxiliaryBatchNorm`, for which `domain` says of each example whether
+    it is real (0) or synthetic (1). Raises InputError for training without it.
     """
     fields = dict(momentum=momentum, epsilon=epsilon, dtype=dtype)
     if not auxiliary:
@@ -54,22 +44,16 @@ def make_norm(
 
 
 class AuxiliaryBatchNorm(nn.Module):
-    """Batch norm with statistics, scale and bias of its own for synthetic images.
+    """Batch norm with separate statistics, scale and bias for synthetic images.
 
     Xie et al. 2020 (AdvProp), section 4; for synthetic images "Diversify, Don't Fine-Tune" (2023),
-    section 3.3. The set of real images has the names that plain batch norm gives it.
-
-    Attributes:
-        momentum: of the moving statistics.
-        epsilon: added to variances.
-        dtype: of the output; parameters and statistics are float32.
-        scale_init: how both scales start.
+    section 3.3. The set of real images has the names of plain batch norm.
     """
 
-    momentum: float
+    momentum: float  # of the moving statistics
     epsilon: float = 1e-5
-    dtype: Any = jnp.float32
-    scale_init: Callable[..., Array] = nn.initializers.ones
+    dtype: Any = jnp.float32  # of the output; parameters and statistics are float32
+    scale_init: Callable[..., Array] = nn.initializers.ones  # of both scales
 
     @nn.compact
     def __call__(
@@ -78,16 +62,15 @@ class AuxiliaryBatchNorm(nn.Module):
         domain: Int[Array, " b"] | None = None,
         train: bool = False,
     ) -> Float[Array, "b h w c"]:
-        """Normalised activations.
+        """Normalised activations; `domain` is 0 for real and 1 for synthetic, None for all real.
 
-        Args:
-            x: activations.
-            domain: 0 real, 1 synthetic; None is all real.
-            train: use the statistics of each domain's examples in the whole batch, and update the
-                moving ones; those of a domain without examples stay.
+        Training uses the statistics of each domain's examples in the whole batch, and updates the
+        moving ones, except those of a domain without examples.
         """
         synthetic = jnp.zeros(len(x), bool) if domain is None else domain != 0
+        # Shared by both domains: their sums differ only in which examples count.
         per_example = _moments(x) if train else None
+        # Both sets are made whatever the batch holds: variables must not depend on data.
         affine = []
         for prefix, members in zip(_PREFIXES, (~synthetic, synthetic), strict=True):
             mean, var = self._statistics(prefix, members, x.shape[-1], per_example)
@@ -102,6 +85,7 @@ class AuxiliaryBatchNorm(nn.Module):
                 :, None, None
             ]  # [b, 1, 1, c]
 
+        # Each example is normalised with the mean, scale and bias of its own domain.
         means, scales, biases = (choose(*pair) for pair in zip(*affine, strict=True))
         return ((x - means) * scales + biases).astype(self.dtype)
 
@@ -112,7 +96,6 @@ class AuxiliaryBatchNorm(nn.Module):
         channels: int,
         per_example: tuple[Array, Array] | None,
     ) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
-        """Mean and variance to normalise a domain's examples with."""
         moving = [
             self.variable("batch_stats", prefix + name, init, (channels,), jnp.float32)
             for name, init in (("mean", jnp.zeros), ("var", jnp.ones))
@@ -120,12 +103,15 @@ class AuxiliaryBatchNorm(nn.Module):
         if per_example is None:
             mean, var = (old.value for old in moving)
             return mean, var
+        # Masked sums instead of slices, whose shapes would depend on data. Across devices jit adds
+        # up the batch, so these are the statistics of all of it.
         count = members.sum()
         mean, square = (
             jnp.where(members[:, None], value, 0).sum(0) / jnp.maximum(count, 1)
             for value in per_example
         )
-        moments = mean, jnp.maximum(square - mean**2, 0)
+        moments = mean, jnp.maximum(square - mean**2, 0)  # rounding may make it negative
+        # Init runs on zeros, which would move the fresh statistics.
         if not self.is_initializing():
             for old, new in zip(moving, moments, strict=True):
                 moved = self.momentum * old.value + (1 - self.momentum) * new

@@ -28,17 +28,11 @@ MODULES: dict[str, type[Classifier]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A row of the table.
-
-    Attributes:
-        module: the class.
-        fields: its fields that are not left at their defaults.
-        size: of its images, pixels each way; None is 224, or that of weights.
-    """
+    """A row of the table."""
 
     module: type[Classifier]
-    fields: dict[str, Any]
-    size: int | None = None
+    fields: dict[str, Any]  # that are not at their defaults
+    size: int | None = None  # of its images, pixels each way; None: 224, or that of the weights
 
 
 def _resnet(depth: int) -> Preset:
@@ -53,7 +47,9 @@ def _vit(width: int, depth: int, num_heads: int, **fields: Any) -> Preset:
     return Preset(ViT, dict(width=width, depth=depth, num_heads=num_heads, **fields))
 
 
+# Beyer et al. 2022.
 _PLAIN = dict(positions="sincos", pool="mean")
+# Touvron et al. 2022 (DeiT III).
 _DEIT_III = dict(positions="learned_patches", layer_scale=1e-4)
 
 PRESETS = {
@@ -76,12 +72,7 @@ PRESETS = {
 
 
 def make(name: str, num_classes: int, /, **overrides: Any) -> Classifier:
-    """The model of that name.
-
-    Args:
-        name: of a row of `PRESETS` or of `MODULES`.
-        num_classes: of its head.
-        **overrides: fields of the model with other values.
+    """The model `name`, a row of `PRESETS` or of `MODULES`, with fields overridden.
 
     Raises:
         InputError: there is no such model, it has no such field, or one has no or a wrong value.
@@ -91,7 +82,7 @@ def make(name: str, num_classes: int, /, **overrides: Any) -> Classifier:
         raise InputError(f"model.name must be one of {names}, got {name!r}")
     preset = PRESETS.get(name) or Preset(MODULES[name], {})
     fields = {field.name: field for field in dataclasses.fields(preset.module)}
-    for own in ("parent", "name", "num_classes"):
+    for own in ("parent", "name", "num_classes"):  # not for configs
         del fields[own]
     if unknown := sorted(set(overrides) - set(fields)):
         names = ", ".join(sorted(fields))
@@ -106,11 +97,7 @@ def make(name: str, num_classes: int, /, **overrides: Any) -> Classifier:
 
 
 def variable_shapes(model: Classifier, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Shapes of a model's variables for images [h, w, c]; nothing is allocated.
-
-    Raises:
-        InputError: its fields do not fit together, or not to the images.
-    """
+    """Shapes of the variables for images [h, w, c]; raises InputError if fields do not fit."""
     image = jax.ShapeDtypeStruct((1, *image_shape), "float32")
     with building("model"):
         return jax.eval_shape(model.init, jax.random.key(0), image)

@@ -14,7 +14,7 @@ from classifiers.models.resnet import ResNetBlock, conv
 from launch.runtime.layers.layers import normalise_pixels
 from launch.runtime.types import Array
 
-# Stage sizes by depth.
+# Blocks per stage by depth.
 SIZES = {
     50: (3, 4, 6, 3),
     101: (3, 4, 23, 3),
@@ -30,36 +30,22 @@ class ResNetRS(nn.Module):
     """A ResNet with ResNet-D's stem and shortcuts and squeeze-and-excitation, without max-pool.
 
     It divides the resolution by 32, rounding up.
-
-    Attributes:
-        num_classes: of the head.
-        stage_sizes: blocks a stage, see `SIZES`; every stage but the first halves the resolution.
-        width: channels of the first stage; they double from stage to stage.
-        se_ratio: of squeeze-and-excitation.
-        drop_path: how often training leaves out a block of the last stage; fewer before, as
-            (stage + 1) / (stages + 1), where the stem is the first.
-        dropout: of the head's input.
-        auxiliary_batch_norm: synthetic images have batch norms of their own, see
-            `norm.AuxiliaryBatchNorm`.
-        momentum: of the moving batch statistics; the published networks have 0 and the moving
-            average of all variables.
-        pixels: what the weights expect, see `layers.PIXELS`.
-        dtype: of the computation; parameters, statistics and logits are float32.
     """
 
     num_classes: int
-    stage_sizes: Sequence[int]
-    width: int = 64
-    se_ratio: float = 0.25
-    drop_path: float = 0.0
-    dropout: float = 0.25
-    auxiliary_batch_norm: bool = False
+    stage_sizes: Sequence[int]  # blocks per stage; every stage but the first halves the resolution
+    width: int = 64  # channels of the first stage; they double from stage to stage
+    se_ratio: float = 0.25  # of `SqueezeExcite`
+    drop_path: float = 0.0  # rate of the last stage; earlier ones have less
+    dropout: float = 0.25  # of the head's input
+    auxiliary_batch_norm: bool = False  # see `norm.AuxiliaryBatchNorm`
+    # Of the moving batch statistics; published networks have 0, and average all variables.
     momentum: float = 0.9
-    pixels: str = "plain"
-    dtype: Any = jnp.float32
+    pixels: str = "plain"  # what the weights expect, see `layers.PIXELS`
+    dtype: Any = jnp.float32  # of the computation; parameters, statistics and logits are float32
 
     def __post_init__(self) -> None:
-        """Checks the fields."""
+        """Raises InputError for a rate outside [0, 1)."""
         check_rates(
             momentum=self.momentum,
             dropout=self.dropout,
@@ -76,7 +62,7 @@ class ResNetRS(nn.Module):
         features: bool = False,
         domain: Int[Array, " b"] | None = None,
     ) -> Float[Array, "b classes"]:
-        """Logits; see `ResNet`, whose arguments and errors these are."""
+        """Logits; arguments and errors are those of `ResNet`."""
         norm = make_norm(
             train=train,
             momentum=self.momentum,
@@ -85,6 +71,7 @@ class ResNetRS(nn.Module):
             domain=domain,
         )
         x = self._stem(normalise_pixels(images, self.pixels), norm)
+        # The rate rises linearly with the stage, the stem being the first.
         stages = len(self.stage_sizes)
         for stage, size in enumerate(self.stage_sizes):
             for index in range(size):

@@ -1,8 +1,8 @@
-"""Vision transformers: ViT, plain ViT, DeiT and DeiT III, which differ by the fields of one module.
+"""Vision transformers: ViT, plain ViT, DeiT and DeiT III, which differ in the fields of one module.
 
-ViT is Dosovitskiy et al. 2021 (class token, learned positions); the plain one Beyer et al. 2022
-(means of all tokens, fixed positions); DeiT Touvron et al. 2021 (drop path, if wanted a token for
-distillation); DeiT III Touvron et al. 2022 (layer scale, positions of patches alone).
+ViT is Dosovitskiy et al. 2021 (class token, learned positions); plain ViT Beyer et al. 2022 (mean
+of all tokens, fixed positions); DeiT Touvron et al. 2021 (drop path, and a distillation token if
+asked for); DeiT III Touvron et al. 2022 (layer scale, positions for patches only).
 """
 
 import functools
@@ -29,33 +29,8 @@ _INIT = nn.initializers.truncated_normal(0.02)
 class ViT(nn.Module):
     """A vision transformer for images of any size that its patches divide.
 
-    Learned positions are as many as the images have patches when the variables are made;
+    There are as many learned positions as images have patches when the variables are made;
     `classifiers.weights` resizes them.
-
-    Attributes:
-        num_classes: of the head.
-        width: of the tokens.
-        depth: number of blocks.
-        num_heads: of attention.
-        patch_size: pixels each way.
-        mlp_dim: of the hidden layer; None is four times the width.
-        positions: 'learned', 'learned_patches' (none for the class token: DeiT III) or 'sincos'
-            (fixed).
-        pool: what the head sees: the class 'token', or the 'mean' of all patches, which needs none,
-            or what a learned 'probe' finds in them (SigLIP's).
-        distillation: 'token' adds DeiT's second token, 'heads' also its head. Logits are then the
-            mean of both heads, in training as well: there is no teacher here.
-        layer_scale: at which the gains of the branches start; None is without.
-        dropout: rate after positions, attention and both layers of the MLPs.
-        drop_path: rate at which an image skips a branch of the last block; from 0 in the first one
-            it rises linearly (Huang et al. 2016, section 3).
-        norm_eps: of the layer norms.
-        activation: of `layers.ACTIVATIONS`.
-        pre_norm: whether tokens have a norm before the first block as well (CLIP's).
-        patch_bias: whether the embedding of patches has a bias; CLIP's has none.
-        pixels: what the weights expect, see `layers.PIXELS`.
-        remat: whether every block keeps only its input for the backward pass.
-        dtype: of the computation; parameters, norms, softmax and logits are float32.
     """
 
     num_classes: int
@@ -63,44 +38,51 @@ class ViT(nn.Module):
     depth: int
     num_heads: int
     patch_size: int = 16
-    mlp_dim: int | None = None
+    mlp_dim: int | None = None  # of the hidden layer; None is four times the width
+    # 'learned', 'learned_patches' (none for the class token), 'sincos' (fixed).
     positions: str = "learned"
+    # What the head sees: the class 'token', the 'mean' of all patches, which then has no class
+    # token, or what a learned 'probe' finds in them (SigLIP).
     pool: str = "token"
+    # 'token' adds DeiT's second token, 'heads' its head too. Logits are then the mean of both
+    # heads, in training as well: there is no teacher here.
     distillation: str = ""
-    layer_scale: float | None = None
-    dropout: float = 0.0
+    layer_scale: float | None = None  # initial gain of the branches; None for no scale
+    dropout: float = 0.0  # after positions, attention and both layers of the MLPs
+    # Rate at which an image skips a branch of the last block; it rises linearly from 0 in the
+    # first (Huang et al. 2016, section 3).
     drop_path: float = 0.0
     norm_eps: float = 1e-6
-    activation: str = "gelu"
-    pre_norm: bool = False
-    patch_bias: bool = True
-    pixels: str = "plain"
-    remat: bool = False
+    activation: str = "gelu"  # of `layers.ACTIVATIONS`
+    pre_norm: bool = False  # a norm before the first block as well (CLIP)
+    patch_bias: bool = True  # of the patch embedding; CLIP's has none
+    pixels: str = "plain"  # what the weights expect, see `layers.PIXELS`
+    remat: bool = False  # blocks keep only their input for the backward pass
+    # Of the computation; parameters, norms, softmax and logits are float32.
     dtype: Any = jnp.float32
 
     @property
     def num_tokens(self) -> int:
-        """Tokens before those of the patches."""
+        """How many tokens come before those of the patches."""
         return (self.pool == "token") + bool(self.distillation)
 
     @nn.compact
     def __call__(
         self, images: Float[Array, "b h w c"], train: bool = False, features: bool = False
     ) -> Float[Array, "b classes"]:
-        """Logits; the intermediates are `spatial` [b, h, w, d] and `features` [b, d].
+        """Logits of images in [-1, 1]; sows `spatial` [b, h, w, d] and `features` [b, d].
 
-        Args:
-            images: in [-1, 1].
-            train: drop what `dropout` and `drop_path` say.
-            features: return what the head sees instead, [b, d]; with 'heads' the class token.
+        `features` returns what the head sees instead, [b, d]; with 'heads' that is the class token.
 
         Raises:
             InputError: a field has no such value, or patches do not divide the images.
         """
+        # 1. Images to tokens: [b, n, d], with the class and distillation tokens first.
         self._check(images.shape)
         x = self._embed(normalise_pixels(images, self.pixels), train)
         if self.pre_norm:
             x = _norm(self.norm_eps, "pre_norm")(x).astype(self.dtype)
+        # 2. Blocks.
         block = nn.remat(Block) if self.remat else Block
         for index in range(self.depth):
             x = block(
@@ -114,6 +96,7 @@ class ViT(nn.Module):
                 dtype=self.dtype,
                 name=f"block_{index}",
             )(x)
+        # 3. Features, then logits.
         x = _norm(self.norm_eps, "norm")(x)
         grid = (size // self.patch_size for size in images.shape[1:3])
         self.sow("intermediates", "spatial", x[:, self.num_tokens :].reshape(len(x), *grid, -1))
@@ -121,6 +104,7 @@ class ViT(nn.Module):
         self.sow("intermediates", "features", pooled)
         if features:
             return pooled
+        # A head of zeros: training starts from equal probabilities, as in big_vision.
         head = functools.partial(Dense, self.num_classes, kernel_init=nn.initializers.zeros)
         logits = head(name="head")(pooled)
         if self.distillation == "heads":
@@ -140,7 +124,6 @@ class ViT(nn.Module):
         return x[:, 0] if self.pool == "token" else x.mean(axis=1)
 
     def _embed(self, images: Array, train: bool) -> Float[Array, "b n d"]:
-        """Tokens: of the class, of distillation, of the patches."""
         size = (self.patch_size, self.patch_size)
         init = nn.initializers.lecun_normal()
         embed = Conv(
@@ -155,13 +138,15 @@ class ViT(nn.Module):
         )
         x = embed(images)
         _, rows, columns, width = x.shape
-        x = x.reshape(-1, rows * columns, width)
+        x = x.reshape(-1, rows * columns, width)  # [b, h, w, d] to [b, n, d]
+        # Positions of class and distillation tokens come first, in DeiT III there are none.
         of_tokens = self.num_tokens if self.positions == "learned" else 0
         if self.positions == "sincos":
             positions = jnp.asarray(sincos_positions(rows, columns, width))
         else:
             shape = (1, of_tokens + rows * columns, width)
             positions = self.param("positions", _INIT, shape)
+        # In float32, since learned positions start small (0.02).
         x = x.astype(jnp.float32) + positions[:, of_tokens:]
         tokens = []
         for index, name in enumerate(self._token_names()):
@@ -170,6 +155,7 @@ class ViT(nn.Module):
                 token = token + positions[:, index : index + 1]
             tokens.append(jnp.broadcast_to(token, (x.shape[0], 1, width)))
         x = jnp.concatenate([*tokens, x], axis=1).astype(self.dtype)
+        # Pins the batch to the mesh, so that XLA does not replicate activations inside.
         return split_batch(dropout(x, self.dropout, train))
 
     def _token_names(self) -> list[str]:
@@ -204,17 +190,9 @@ class ViT(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm block: attention, then an MLP, each added to what comes in.
+    """A pre-norm block: attention, then an MLP, each added to its input.
 
-    Attributes:
-        num_heads: of attention.
-        mlp_dim: of the hidden layer.
-        layer_scale: see `ViT`.
-        dropout: rate; 0 outside training.
-        drop_path: rate at which an image skips a branch; 0 outside training.
-        norm_eps: of the norms.
-        activation: of `layers.ACTIVATIONS`.
-        dtype: of the computation.
+    Its rates are 0 outside training; other fields are as in `ViT`.
     """
 
     num_heads: int
@@ -236,6 +214,7 @@ class Block(nn.Module):
         return split_batch(x + self._branch(h, "scale_2"))
 
     def _attention(self, x: Array) -> Array:
+        # [b, n, d] to [b, n, heads, d / heads], and back.
         heads = (*x.shape[:2], self.num_heads, x.shape[-1] // self.num_heads)
         query, key, value = (
             self._dense(x.shape[-1], name)(x).reshape(heads) for name in ("query", "key", "value")
@@ -267,14 +246,13 @@ def _norm(epsilon: float, name: str) -> nn.LayerNorm:
 def sincos_positions(rows: int, columns: int, width: int) -> Float[np.ndarray, "1 n width"]:
     """Fixed positions of patches, row by row: sines and cosines of x, then of y.
 
-    Beyer et al. 2022 (section 2, after MoCo v3), with periods up to 10,000.
-
     Raises:
-        InputError: the width is no multiple of 4.
+        InputError: the width is not a multiple of 4.
     """
     if width % 4:
         raise InputError(f"model.width must be a multiple of 4 for fixed positions, got {width}")
     y, x = np.mgrid[:rows, :columns].reshape(2, -1, 1)
+    # Beyer et al. 2022, section 2 (after MoCo v3): periods of 2 pi to 2 pi * 10,000 patches.
     frequencies = 10_000.0 ** -np.linspace(0, 1, width // 4)
     angles = [x * frequencies, y * frequencies]
     waves = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
@@ -290,21 +268,17 @@ def resize_positions(
 ) -> Float[np.ndarray, "1 m d"]:
     """Learned positions for another number of patches: bicubic, as DeiT and transformers do it.
 
-    That is Keys' kernel with a = -0.75, pixel centres aligned, no wider kernel where patches get
-    fewer. (timm's has a = -0.5 and is wider there.)
-
-    Args:
-        positions: of `num_tokens` tokens, which stay as they are, and of the patches row by row.
-        num_tokens: tokens before the patches that have positions.
-        old: rows and columns of patches there are.
-        new: rows and columns wanted.
-        offset: the old ones are spread over so many more, as DINOv2's code does it.
+    The first `num_tokens` rows stay; patches lie row by row. `old` and `new` are [rows, columns].
+    `offset` spreads the old patches over so many more than `new`, as DINOv2's code does.
     """
+    # Keys' kernel with a = -0.75, pixel centres aligned, and no wider kernel when there are fewer
+    # patches. (timm has a = -0.5, and widens it.)
     positions = np.asarray(positions, np.float32)
     if tuple(old) == tuple(new):
         return positions
     tokens, patches = positions[:, :num_tokens], positions[:, num_tokens:]
     vertical, horizontal = (_bicubic(*sizes, offset) for sizes in zip(old, new, strict=True))
+    # [n, d] to [rows, columns, d]; the kernel is separable, so one matrix for each way.
     grid = patches[0].reshape(*old, -1).astype(np.float64)
     grid = np.einsum("ij,kl,jld->ikd", vertical, horizontal, grid, optimize=True)
     resized = grid.reshape(1, -1, patches.shape[-1]).astype(np.float32)
@@ -312,7 +286,7 @@ def resize_positions(
 
 
 def _bicubic(old: int, new: int, offset: float) -> Float[np.ndarray, "new old"]:
-    """What each new position takes of each old one; beyond the border the last one goes on."""
+    """The share of each old position in each new one; the border is continued outwards."""
     a = -0.75  # Keys 1981, Eq. 15, with a free
     centres = (np.arange(new) + 0.5) * old / (new + offset) - 0.5
     weights = np.zeros((new, old))

@@ -1,4 +1,4 @@
-"""The figures of a study; what they show is in `results`."""
+"""The figures of a study; `results` has the numbers behind them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ def _measured_keys(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def cas(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Bars, a model's two side by side."""
+    """Pairs of bars, real and synthetic, one pair per model."""
     labels = list(dict.fromkeys(row["model"] for row in rows))
     keys = _measured_keys(rows)
     width = max(4.2, 1.3 + 1.2 * len(labels)) * len(keys)
@@ -41,14 +41,14 @@ def cas(rows: Sequence[Mapping[str, Any]]) -> Figure:
                     fontsize=9,
                 )  # fmt: skip
         axes.set_xticks(range(len(labels)), labels)
-        axes.margins(y=0.25)
+        axes.margins(y=0.25)  # room for numbers and legend
         axes.set(ylabel=_AXIS_LABELS[key])
         axes.legend(loc="upper right", ncols=2, fontsize=9)
     return figure
 
 
 def filters(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Bars of what a filter keeps, a random part and all, on the line of real images alone."""
+    """Bars of what a filter keeps, a random part and all, against the line of real images only."""
     figure = Figure(figsize=(max(5.0, 1.5 + 1.6 * len(rows)), 3.8), layout="constrained")
     axes = figure.subplots()
     arms = (("all", GENERATED), ("random", "silver"), ("kept", BOTH))
@@ -59,7 +59,8 @@ def filters(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.bar(positions, mean, 0.24, color=color, yerr=error, capsize=4, label=key)
     for i, row in enumerate(rows):
         axes.hlines(100 * row["real"], i - 0.42, i + 0.42, color=REAL, ls="--")
-    axes.plot([], [], color=REAL, ls="--", label="real only")
+    axes.plot([], [], color=REAL, ls="--", label="real only")  # for the legend
+    # From just below the lowest bar: differences between filters are small.
     lowest = min(
         row[key] - row[_std(key)] for row in rows for key in ("real", "all", "random", "kept")
     )
@@ -71,7 +72,7 @@ def filters(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def scaling(curves: Mapping[str, Any]) -> Figure:
-    """Curves with standard deviations over the number of generated images, one a model."""
+    """Accuracy with its deviation against the number of synthetic images, one curve per model."""
     all_points = [point for model in curves.values() for point in model["points"]]
     keys = _measured_keys(all_points)
     figure = Figure(figsize=(6.4 * len(keys), 4.2), layout="constrained")
@@ -82,6 +83,7 @@ def scaling(curves: Mapping[str, Any]) -> Figure:
                 [point[name] for point in curve] for name in ("num_generated", key, _std(key))
             )
             plots.mean_and_std(axes, x, mean, std, label, color)
+            # The first point has no synthetic images.
             axes.axhline(100 * mean[0], color=color, ls="--", lw=1, alpha=0.7)
         axes.plot([], [], color="gray", ls="--", lw=1, label="real only")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -93,7 +95,7 @@ def scaling(curves: Mapping[str, Any]) -> Figure:
 
 
 def _copies_axis(axes: Axes, curve: Sequence[Mapping[str, Any]]) -> None:
-    """The same numbers at the top, as multiples of the real set."""
+    """The same numbers on the top axis, as multiples of the real set."""
     copy_size = curve[-1]["num_generated"] / curve[-1]["copies"]
     top = axes.secondary_xaxis("top", functions=(lambda n: n / copy_size, lambda k: k * copy_size))
     top.set_xticks([point["copies"] for point in curve])
@@ -101,10 +103,11 @@ def _copies_axis(axes: Axes, curve: Sequence[Mapping[str, Any]]) -> None:
 
 
 def models(comparison: Mapping[str, Any]) -> Figure:
-    """Each model's three accuracies on a line, and beside it what generated images brought."""
+    """Each model's three accuracies on a line; beside it, the gain from synthetic images."""
     rows = comparison["rows"]
     figure = Figure(figsize=(10, 1.7 + 0.42 * len(rows)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.7, 1))
+    # 1. Left: accuracies of each model, joined by a line.
     positions = np.arange(len(rows))
     both = f"real + {comparison['arms']['generated'].replace('_', ' ')}"
     for key, color, label, shift in (
@@ -113,7 +116,7 @@ def models(comparison: Mapping[str, Any]) -> Figure:
         ("both", BOTH, both, 0.13),
     ):
         mean, std = (100 * np.array([row[k] for row in rows]) for k in (key, f"{key}_std"))
-        # Bars of deviations would hide each other.
+        # Shifted up or down if there are error bars, which would hide each other.
         shift *= std.any()
         left.errorbar(
             mean, positions + shift, xerr=std if std.any() else None, fmt="o", ms=7, capsize=3,
@@ -122,10 +125,11 @@ def models(comparison: Mapping[str, Any]) -> Figure:
     ends = [[100 * row[key] for key in ("real", "generated", "both")] for row in rows]
     left.hlines(positions, np.min(ends, 1), np.max(ends, 1), color="lightgray", lw=2, zorder=0)
     left.set_yticks(positions, [row["model"] for row in rows])
-    left.set_ylim(len(rows) - 0.5, -0.5)
+    left.set_ylim(len(rows) - 0.5, -0.5)  # the first model on top
     left.set(xlabel="top-1 accuracy (%)")
     left.grid(axis="x", alpha=0.25)
     figure.legend(loc="outside upper center", ncols=3, fontsize=9, frameon=False)
+    # 2. Right: what both bring against real only.
     gains = np.array([100 * row["difference"] for row in rows])
     right.barh(positions, gains, 0.55, color=[BOTH if gain > 0 else GENERATED for gain in gains])
     right.axvline(0, color="black", lw=0.8)
@@ -144,7 +148,7 @@ def models(comparison: Mapping[str, Any]) -> Figure:
 
 
 def per_class(comparison: Mapping[str, Any], class_names: Sequence[str]) -> Figure:
-    """Class against class, and all classes in the order of their real accuracy."""
+    """Left: a point per class, synthetic against real. Right: all classes by real accuracy."""
     figure = Figure(figsize=(11, 4.9), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
     real, generated = np.asarray(comparison["real"]), np.asarray(comparison["generated"])

@@ -1,4 +1,4 @@
-"""The inventory of a study: are its images there, how many, and how large are its models."""
+"""What a study has: which images, how many, and how large its models are."""
 
 import dataclasses
 import functools
@@ -20,19 +20,14 @@ from launch.runtime.config import load_config, plain
 
 @dataclasses.dataclass(frozen=True)
 class Inventory:
-    """What a study has to work with, counted before it is begun.
+    """Counts, taken before anything is trained."""
 
-    Attributes:
-        image_counts: by model and arm, the numbers of real and of generated images.
-        model_sizes: by model, side of its input in pixels, and parameters.
-    """
-
-    image_counts: dict[tuple[str, str], tuple[int, int]]
-    model_sizes: dict[str, tuple[int, int]]
+    image_counts: dict[tuple[str, str], tuple[int, int]]  # real and synthetic, by (model, arm)
+    model_sizes: dict[str, tuple[int, int]]  # by model: side of its input in pixels, parameters
 
 
 def take_inventory(config: ml_collections.ConfigDict, runs: Sequence[PlannedRun]) -> Inventory:
-    """Opens all images and shapes all models.
+    """Opens all sets of images, and computes the shapes of all models.
 
     Raises:
         InputError: a set is missing, damaged or too small, or a model has no such field.
@@ -40,18 +35,20 @@ def take_inventory(config: ml_collections.ConfigDict, runs: Sequence[PlannedRun]
     opened: dict[str, Source] = {}
 
     def load(spec: Any) -> Source:
+        # Arms share sets: each is opened once.
         key = json_digest(plain(spec))
         if key not in opened:
             opened[key] = sources.load(spec)
         return opened[key]
 
     def count(spec: Any) -> np.ndarray:
-        return np.bincount(load(spec).domain, minlength=2)
+        return np.bincount(load(spec).domain, minlength=2)  # domains: 0 real, 1 synthetic
 
     load(evaluation_source(config))
     image_counts, model_sizes = {}, {}
     for run in runs:
         load(run.config.evaluation_source)
+        # [real, synthetic]
         counts = np.sum([count(spec) for spec in run.config.train_sources.values()], axis=0)
         image_counts[run.model, run.arm.name] = (int(counts[0]), int(counts[1]))
         if run.model not in model_sizes:
@@ -62,14 +59,12 @@ def take_inventory(config: ml_collections.ConfigDict, runs: Sequence[PlannedRun]
 def model_size(
     config: ml_collections.ConfigDict, load: Callable[[Any], Source] = sources.load
 ) -> tuple[int, int]:
-    """Side of a model's input in pixels, and its parameters.
+    """Side of a model's input in pixels, and its number of parameters.
 
-    Args:
-        config: of classifiers.train.
-        load: opens its evaluation images, where the config does not say what they are.
+    Opens the evaluation images only where the config does not give classes and size.
 
     Raises:
-        InputError: the model has no such field, or the images that are asked are missing.
+        InputError: the model has no such field, or images that are needed are missing.
     """
     expected = from_config.expected_input(config)
     if expected is None:

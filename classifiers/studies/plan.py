@@ -1,9 +1,9 @@
 """Which runs a study needs, and the command lines that make them.
 
-CAS and classes need real and generated images, each alone; models need both together as well;
-scaling needs the real ones with 0, 1, 2, ... times as many generated ones; filters need both
-together with all generated images, with those that a filter keeps, and with a random part of the
-same size. A run that several studies need is made once.
+cas and per_class need real and synthetic images, each alone; models also both together; scaling the
+real ones with 0, 1, 2, ... times as many synthetic ones; filters both together, with all synthetic
+images, with those that a filter keeps, and with a random part of the same size. A run that several
+studies need is made once.
 """
 
 import dataclasses
@@ -23,37 +23,30 @@ from launch.runtime import app
 from launch.runtime.config import load_config, plain
 
 STUDIES = ("cas", "scaling", "models", "per_class", "filters")
-# Of what imagen_ft.filter writes: the records it keeps, and as many drawn at random.
+# Files of imagen_ft.filter: records to keep, and as many drawn at random.
 KEPT, RANDOM = "kept", "random"
-# An evaluation takes little of the time of a training.
+# Time of an evaluation as a share of the training's, for the progress of all jobs.
 _EVALUATION_SHARE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """What is trained on.
+    """What is trained on."""
 
-    Attributes:
-        real: whether real images are.
-        copies: how many times as many generated images as there are real ones; 0 is none.
-        filtered: the filter whose list of the generated images is taken; '' is none.
-        part: of that filter, `KEPT` or `RANDOM`.
-    """
-
-    real: bool
-    copies: int
-    filtered: str = ""
-    part: str = ""
+    real: bool  # whether there are real images
+    copies: int  # synthetic images per real one; 0 for none
+    filtered: str = ""  # the filter whose list of synthetic images is taken; '' for none
+    part: str = ""  # of that filter, `KEPT` or `RANDOM`
 
     @property
     def name(self) -> str:
-        """Names the run's folder."""
+        """The name of the run's folder."""
         parts = [self._kind, f"{self.copies}x" if self.copies else "", self.filtered, self.part]
         return "_".join(filter(None, parts))
 
     @property
     def arguments(self) -> str:
-        """As a config of classifiers.train takes them."""
+        """Arguments of the config of classifiers.train."""
         return f"arm={self._kind}" + (f",k={self.copies}" if self.copies else "")
 
     @property
@@ -67,32 +60,23 @@ REAL = Arm(real=True, copies=0)
 
 @dataclasses.dataclass(frozen=True)
 class PlannedRun:
-    """A run of classifiers.train.
+    """A run of classifiers.train."""
 
-    Attributes:
-        model: its label in the study's config.
-        arm: what it is trained on.
-        folder: its run directory.
-        command: arguments behind `python -m`.
-        config: what they resolve to.
-        start: the model whose run of the same arm it begins with; '' begins from scratch.
-    """
-
-    model: str
+    model: str  # its label in the study's config
     arm: Arm
-    folder: Path
-    command: tuple[str, ...]
-    config: ml_collections.ConfigDict
-    start: str
+    folder: Path  # its run directory
+    command: tuple[str, ...]  # arguments behind `python -m`
+    config: ml_collections.ConfigDict  # what they resolve to
+    start: str  # model whose run of the same arm it starts from; '' for new weights
 
     @property
     def job_name(self) -> str:
-        """What its training is called among the jobs."""
+        """The name of its training among the jobs."""
         return f"train-{self.model}-{self.arm.name}"
 
 
 def arms_of(config: ml_collections.ConfigDict, study: str) -> tuple[Arm, ...]:
-    """What the models of a study are trained on."""
+    """The arms that each model of a study is trained on."""
     if study == "scaling":
         return tuple(Arm(True, copies) for copies in config.scaling_copies)
     generated, both = Arm(False, config.copies), Arm(True, config.copies)
@@ -103,11 +87,7 @@ def arms_of(config: ml_collections.ConfigDict, study: str) -> tuple[Arm, ...]:
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Looks at a study's numbers and names.
-
-    Raises:
-        InputError: one of them makes no sense.
-    """
+    """Raises InputError for numbers and names of a study that make no sense."""
     if not config.studies:
         raise InputError(f"config.studies is empty; name some of {', '.join(STUDIES)}")
     for study in config.studies:
@@ -162,8 +142,9 @@ def make_runs(config: ml_collections.ConfigDict, workdir: Path) -> list[PlannedR
     """All runs that the studies need, each once; nothing is written.
 
     Raises:
-        InputError: something in `config` is wrong, or in the config of a model.
+        InputError: the study's config is wrong, or that of a model.
     """
+    # 1. What the studies ask for.
     check(config)
     pairs = [
         (model, arm)
@@ -171,11 +152,12 @@ def make_runs(config: ml_collections.ConfigDict, workdir: Path) -> list[PlannedR
         for model in config.models_of[study]
         for arm in arms_of(config, study)
     ]
-    # A list that grows: what a run begins with is a run as well.
+    # 2. What these start from: the list grows while it is read, for a start may have a start.
     for model, arm in pairs:
         start = _start(config, model)
         if start and (start, arm) not in pairs:
             pairs.append((start, arm))
+    # 3. Each once, by model, real images first.
     labels = list(dict.fromkeys(model for model, _ in pairs))
     order = sorted(
         set(pairs),
@@ -185,7 +167,7 @@ def make_runs(config: ml_collections.ConfigDict, workdir: Path) -> list[PlannedR
 
 
 def _start(config: ml_collections.ConfigDict, label: str) -> str:
-    """The model that a model begins with, or ''."""
+    """The model that a model starts from, or ''; raises InputError for a circle."""
     chain = [label]
     while start := config.models[chain[-1]].get("init_from", ""):
         if start not in config.models or start in chain:
@@ -198,6 +180,7 @@ def _start(config: ml_collections.ConfigDict, label: str) -> str:
 
 
 def _run(config: ml_collections.ConfigDict, workdir: Path, label: str, arm: Arm) -> PlannedRun:
+    # 1. The arguments of the config, and the overrides: the study's, then the model's.
     model = config.models[label]
     file, _, arguments = model.config.partition(":")
     arguments = ",".join(filter(None, (arguments, arm.arguments)))
@@ -212,6 +195,7 @@ def _run(config: ml_collections.ConfigDict, workdir: Path, label: str, arm: Arm)
         overrides.append(f"train_sources.generated.keep={_list_of(config, arm)}")
     if start:
         overrides.append(f"init_from={runs / start / arm.name}")
+    # 2. Resolve them as the command itself will, so that a wrong field ends the study now.
     argv = (
         f"--config={file}:{arguments}",
         f"--workdir={folder}",
@@ -232,7 +216,7 @@ def _list_of(config: ml_collections.ConfigDict, arm: Arm) -> epath.Path:
 
 
 def _check_resolved(run: PlannedRun, name: str) -> None:
-    """Whether a model's config does what its arguments say."""
+    """Raises InputError where a config does not do what its arguments say."""
     missing = [f for f in ("train_sources", "seeds", "total_steps") if f not in run.config]
     if missing:
         raise InputError(
@@ -241,7 +225,7 @@ def _check_resolved(run: PlannedRun, name: str) -> None:
         )
     specs = run.config.train_sources.values()
     copies = [spec.get("copies") for spec in specs if spec.get("name") == "synthetic"]
-    if copies != [run.arm.copies] * bool(run.arm.copies):
+    if copies != [run.arm.copies] * bool(run.arm.copies):  # [] for none
         raise InputError(
             f"config.models.{run.model}: {run.arm.arguments} of {name} must have a "
             f"synthetic set with {run.arm.copies} copies, got {copies}"
@@ -259,15 +243,19 @@ def make_jobs(config: ml_collections.ConfigDict, runs: Sequence[PlannedRun]) -> 
     jobs = []
     for run in runs:
         seeds, total_steps = run.config.seeds, run.config.total_steps
+        # A job is done when its last file is there and its config has not changed.
         last = run.folder / f"seed_{seeds - 1}" / "checkpoints" / str(total_steps)
+        # Images seen: the share of the whole that the job is.
         weight = float(seeds * total_steps * run.config.batch_size)
         digest = json_digest(plain(run.config))
+        # Files that others make; a job waits until they are there.
         needed = tuple(path / "manifest.json" for path in _generated_sets(run))
         if run.arm.filtered:
             needed += (_list_of(config, run.arm),)
-        after = (trainings[run.start, run.arm],) if run.start else ()
+        after = (trainings[run.start, run.arm],) if run.start else ()  # starts from it
         jobs.append(Job(run.job_name, run.command, needed, last, after, weight, digest))
         argv = (f"--config={config.evaluation.config}", f"--workdir={run.folder}")
+        # Its evaluation waits for this training only.
         command, weight = ("classifiers.evaluate", *argv), _EVALUATION_SHARE * weight
         name, path = run.job_name.replace("train", "evaluate", 1), evaluation_path(config, run)
         jobs.append(Job(name, command, (), path, (run.job_name,), weight, evaluation))
@@ -275,7 +263,7 @@ def make_jobs(config: ml_collections.ConfigDict, runs: Sequence[PlannedRun]) -> 
 
 
 def evaluation_path(config: ml_collections.ConfigDict, run: PlannedRun) -> Path:
-    """What the evaluation of a run writes."""
+    """The file that the evaluation of a run writes."""
     return run.folder / f"evaluation_{config.evaluation.set}.json"
 
 

@@ -15,8 +15,8 @@ from launch.runtime.reports.html import Report
 from launch.runtime.reports.tables import p_text, percent, points, text_table
 
 Table = tuple[list[str], list[list[str]]]
-_SIGNIFICANCE = 0.05
-_EXTREMES = 5
+_SIGNIFICANCE = 0.05  # p-values below it count
+_EXTREMES = 5  # classes shown at each end
 _CAS = (
     "Classification accuracy score (Ravuri & Vinyals 2019): accuracy on real images of models that "
     "were trained on generated images only, beside the same models trained on real ones."
@@ -41,15 +41,13 @@ _FILTERS = (
 
 
 def write(workdir: Path, title: str, result: Mapping[str, Any], training: str) -> None:
-    """Writes study.json, a PNG file a figure, and report.html with all of it.
+    """Writes study.json, one PNG file per figure, and report.html with everything.
 
-    Args:
-        workdir: of the study.
-        title: of the page.
-        result: see `results.collect`.
-        training: what the time of all runs was spent on, see `launch.goodput.summary`.
+    `result` is that of `results.collect`, `training` that of `launch.goodput.summary`.
     """
+    # 1. The numbers, for programs.
     write_json(workdir / "study.json", result)
+    # 2. The page: verdicts first, then a section per study.
     report = Report(title)
     for text, good in verdicts(result):
         report.verdict(text, good)
@@ -69,7 +67,8 @@ def write(workdir: Path, title: str, result: Mapping[str, Any], training: str) -
 
 
 def verdicts(result: Mapping[str, Any]) -> list[tuple[str, bool]]:
-    """What the study of models, or else others, come to: sentences, and whether good."""
+    """Sentences that sum up the study, each with whether it is good news."""
+    # Where there is a test over models, it speaks alone.
     if "models" in result:
         both = result["models"]["both"]
         rows = result["models"]["rows"]
@@ -118,7 +117,7 @@ def tables(result: Mapping[str, Any]) -> str:
 
 
 def cas_table(result: Mapping[str, Any]) -> Table:
-    """A row a model and set of images (Azizi et al. 2023, table 2)."""
+    """A row per model and set of images (Azizi et al. 2023, table 2)."""
     rows = result["cas"]
     top5 = rows[0]["top5_mean"] is not None
     header = ["model", "trained on", "images", "top-1 (%)", *["top-5 (%)"] * top5, "against real",
@@ -138,7 +137,7 @@ def cas_table(result: Mapping[str, Any]) -> Table:
 
 
 def scaling_table(result: Mapping[str, Any]) -> Table:
-    """A row a model and number of generated images (Azizi et al. 2023, table A.3)."""
+    """A row per model and number of synthetic images (Azizi et al. 2023, table A.3)."""
     flat = [{"model": m, **point} for m, s in result["scaling"].items() for point in s["points"]]
     top5 = flat[0]["top5_mean"] is not None
     header = ["model", "times", "generated", "in all", "top-1 (%)", *["top-5 (%)"] * top5,
@@ -159,7 +158,7 @@ def scaling_table(result: Mapping[str, Any]) -> Table:
 
 
 def models_table(result: Mapping[str, Any]) -> Table:
-    """A row a model, as in table 3 of Azizi et al. 2023, and the mean of all."""
+    """A row per model, as in table 3 of Azizi et al. 2023, and the mean of all."""
     header = ["model", "input", "parameters", "real (%)", "generated (%)", "real + generated (%)",
               "difference", "p"]  # fmt: skip
     comparison = result["models"]
@@ -182,7 +181,7 @@ def models_table(result: Mapping[str, Any]) -> Table:
 
 
 def per_class_table(result: Mapping[str, Any]) -> Table:
-    """A row a model: in how many classes generated images train better."""
+    """A row per model: in how many classes synthetic images train better."""
     header = ["model", "classes", "generated better", "equal", "real better", "share better (%)",
               "correlation"]  # fmt: skip
     cells = [
@@ -201,7 +200,7 @@ def per_class_table(result: Mapping[str, Any]) -> Table:
 
 
 def filters_table(result: Mapping[str, Any]) -> Table:
-    """A row a model and filter: what is kept beside as many at random."""
+    """A row per model and filter: what is kept beside as many at random."""
     header = ["model", "filter", "kept", "of", "real (%)", "+ all (%)", "+ random (%)",
               "+ kept (%)", "kept - random", "p"]  # fmt: skip
     cells = []
@@ -217,9 +216,9 @@ def filters_table(result: Mapping[str, Any]) -> Table:
 
 
 def extremes_table(comparison: Mapping[str, Any], class_names: Sequence[str]) -> Table:
-    """The classes that gain and lose most by training on generated images."""
+    """The classes that gain and lose most by training on synthetic images."""
     gains = np.subtract(comparison["generated"], comparison["real"])
-    order = np.argsort(-gains, kind="stable")
+    order = np.argsort(-gains, kind="stable")  # the largest gain first
     shown = order if len(order) <= 2 * _EXTREMES else [*order[:_EXTREMES], *order[-_EXTREMES:]]
     cells = [
         [class_names[i], percent(comparison["real"][i]), percent(comparison["generated"][i]),
@@ -283,7 +282,7 @@ def _arm(result: Mapping[str, Any], row: Mapping[str, Any]) -> Mapping[str, Any]
 
 
 def _scores(row: Mapping[str, Any], top5: bool, many: bool) -> list[str]:
-    """Top-1 and perhaps top-5; the deviation only where there are several seeds."""
+    """Top-1, top-5 if measured; with deviations if there are several seeds."""
     scores = [percent(row["mean"], row["std"] if many else None)]
     if top5:
         scores.append(percent(row["top5_mean"], row["top5_std"] if many else None))

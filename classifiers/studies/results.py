@@ -1,7 +1,7 @@
-"""From the evaluations of a study's runs to its numbers. Accuracies are shares in [0, 1].
+"""From the evaluations of a study's runs to its numbers. Accuracies are in [0, 1].
 
 Differences are against real images only. P-values are of two-sided paired t-tests: over the seeds
-of a model (seed n of both begins with the same weights), and over models as in Azizi et al. 2023,
+of a model (seed n of both starts with the same weights), and over models as in Azizi et al. 2023,
 section 5.3. Where there is no test (one pair, or all differences the same) they are None.
 """
 
@@ -18,24 +18,25 @@ from classifiers.studies.plan import REAL, PlannedRun, arms_of, evaluation_path
 from launch.errors import InputError
 from launch.files import read_fields
 
+# By model and name of the arm, see `read_arms`.
 Arms = Mapping[str, Mapping[str, dict[str, Any]]]
-# One image more or less is a larger difference than rounding.
+# Rounding is far below the difference that one image makes.
 _ROUNDING = 1e-9
 
 
 def collect(
     config: ml_collections.ConfigDict, runs: Sequence[PlannedRun], inventory: Inventory
 ) -> dict[str, Any]:
-    """Everything that a study says, as JSON takes it.
+    """Everything that a study reports, as JSON takes it.
 
-    Returns:
-        `evaluation` (set, number of images, class names), `sizes` of the models, `arms` by model
-        and name (see `read_arms`), and for each study of `config.studies` its numbers: see `cas`,
-        `scaling`, `models`, `per_class` and `filters`.
+    `evaluation` (set, number of images, class names), `sizes` of the models, `arms` (see
+    `read_arms`), and for each study of `config.studies` its numbers, from the function of that
+    name.
 
     Raises:
-        InputError: the evaluations are not of one set of images.
+        InputError: the evaluations are not of the same images.
     """
+    # 1. Read the evaluations, which must be comparable.
     kinds: dict[str, Any] = dict(num_images=int, class_names=list, arms=dict)
     evaluations = [read_fields(evaluation_path(config, run), **kinds) for run in runs]
     evaluation = {key: evaluations[0][key] for key in ("num_images", "class_names")}
@@ -45,6 +46,7 @@ def collect(
                 f"{evaluation_path(config, run)} is of other images than that of "
                 f"{runs[0].folder}; remove it and run the same command again"
             )
+    # 2. Statistics of each arm, then of each study.
     arms = read_arms(runs, evaluations, inventory)
     result: dict[str, Any] = {
         "evaluation": {"set": config.evaluation.set, **evaluation},
@@ -62,12 +64,11 @@ def collect(
 def read_arms(
     runs: Sequence[PlannedRun], evaluations: Sequence[Mapping[str, Any]], inventory: Inventory
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """What was measured, by model and by name of the arm.
+    """Measurements by model and by name of the arm.
 
-    Returns:
-        For each: `copies`, `num_real` and `num_generated` images, `accuracies` of the seeds, their
-        `mean` and `std`, `per_class`, `difference` and `p_value` against real images only; the same
-        with `top5_` before it where the evaluation has top-5 accuracies.
+    Each has `copies`, `num_real` and `num_generated` images, `accuracies` of the seeds, their
+    `mean` and `std`, `per_class`, and `difference` and `p_value` against real images only; the same
+    with `top5_` before it where top-5 was measured.
     """
     arms: dict[str, dict[str, dict[str, Any]]] = {}
     for run, evaluation in zip(runs, evaluations, strict=True):
@@ -92,17 +93,7 @@ def against(values: Accuracies, baseline: Accuracies) -> dict[str, Any]:
 
 
 def cas(arms: Arms, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Classification accuracy scores: on real images, of training on generated ones alone.
-
-    Ravuri & Vinyals 2019; the model trained on real images is the reference.
-
-    Args:
-        arms: of the models.
-        names: of the two arms, real first.
-
-    Returns:
-        A row for each model and arm: `model`, `arm` and what `read_arms` says of it.
-    """
+    """Classification accuracy scores (Ravuri & Vinyals 2019): rows by model and arm, real first."""
     keep = ("num_real", "num_generated", *_SCORES)
     return [
         {"model": model, "arm": name, **{key: by_name[name].get(key) for key in keep}}
@@ -112,11 +103,10 @@ def cas(arms: Arms, names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def scaling(arms: Arms, names: Sequence[str]) -> dict[str, Any]:
-    """Accuracy against the number of generated images that are added: Azizi et al., figure 6.
+    """Accuracy against the number of synthetic images added: Azizi et al. 2023, figure 6.
 
-    Returns:
-        By model: `points`, one a number of images, with its `copies`, and `best`, the name of the
-        arm with the highest mean.
+    By model: `points`, one per number of images, and `best`, the name of the arm with the highest
+    mean.
     """
     keep = ("copies", "num_real", "num_generated", *_SCORES)
     return {
@@ -129,16 +119,10 @@ def scaling(arms: Arms, names: Sequence[str]) -> dict[str, Any]:
 
 
 def models(arms: Arms, names: Sequence[str]) -> dict[str, Any]:
-    """Real, generated and both for several models: Azizi et al., table 3.
+    """Real, synthetic and both for several models: Azizi et al. 2023, table 3.
 
-    Args:
-        arms: of the models.
-        names: of the three arms: real, generated, both.
-
-    Returns:
-        `rows`, one a model; and of both against real (`both`) and of generated against real
-        (`generated`): `mean_difference` and `std_difference` over models, `num_better` and the
-        `p_value` of the paired t-test over them.
+    `names` are those of the three arms in this order. `rows` has one per model; `both` and
+    `generated` compare each with real images, over models.
     """
     real, generated, both = names
     keys = {"real": real, "generated": generated, "both": both}
@@ -158,7 +142,7 @@ def models(arms: Arms, names: Sequence[str]) -> dict[str, Any]:
 
 
 def over_models(values: np.ndarray, baseline: np.ndarray) -> dict[str, Any]:
-    """A paired comparison over models of their mean accuracies."""
+    """A paired comparison of mean accuracies over models."""
     differences = values - baseline
     summary = compare(values, baseline)
     return {
@@ -171,24 +155,20 @@ def over_models(values: np.ndarray, baseline: np.ndarray) -> dict[str, Any]:
 
 
 def per_class(arms: Arms, names: Sequence[str]) -> dict[str, Any]:
-    """Accuracy by class of training on generated images against real ones: Azizi et al., figure 5.
+    """Accuracy by class, synthetic images against real ones: Azizi et al. 2023, figure 5.
 
-    Args:
-        arms: of the models.
-        names: of the two arms, real first.
-
-    Returns:
-        By model: `classes`, the labels of which there are images; their accuracies, `real` and
-        `generated`; of how many classes generated images are `better`, `worse` and `equal`,
-        `share_better` of all, and Pearson's `correlation` (None where one of them is the same for
-        all classes).
+    `names` are those of the two arms, real first. By model: `classes`, the labels with images;
+    accuracies `real` and `generated`; counts of classes where synthetic images are `better`,
+    `worse` and `equal`; and Pearson's `correlation`, None where either is the same for all classes.
     """
     comparisons = {}
     for model, by_name in arms.items():
         pairs = list(zip(*(by_name[name]["per_class"] for name in names), strict=True))
+        # None: no images of the class.
         classes = [label for label, pair in enumerate(pairs) if None not in pair]
         real, generated = np.array([pairs[label] for label in classes], float).T
         better, worse = (generated > real + _ROUNDING), (generated < real - _ROUNDING)
+        # Else Pearson's r is 0 / 0.
         varied = len(real) > 1 and np.ptp(real) > _ROUNDING and np.ptp(generated) > _ROUNDING
         comparisons[model] = {
             "classes": classes,
@@ -204,16 +184,11 @@ def per_class(arms: Arms, names: Sequence[str]) -> dict[str, Any]:
 
 
 def filters(arms: Arms, names: Sequence[str]) -> list[dict[str, Any]]:
-    """What the generated images are worth that a filter keeps, beside as many drawn at random.
+    """What the synthetic images that a filter keeps are worth, against as many drawn at random.
 
-    Args:
-        arms: of the models.
-        names: of the arms: real, all generated images beside them, then two of each filter.
-
-    Returns:
-        A row for each model and filter: `model`, `filter`, `num_kept`, `num_generated` before; of
-        `real`, `all`, `kept` and `random` the mean, and with `_std` behind it the deviation; and
-        `difference` and `p_value` of kept against random, over seeds.
+    `names` are real, real with all synthetic images, then kept and random of each filter. A row per
+    model and filter has mean and `_std` of each, and `difference` and `p_value` of kept against
+    random, over seeds.
     """
     real, everything, *parts = names
     rows = []

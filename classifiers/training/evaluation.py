@@ -1,4 +1,4 @@
-"""How good a classifier is while it is trained: its accuracy on held-out images."""
+"""Accuracy on held-out images during training."""
 
 import functools
 from collections.abc import Callable
@@ -19,14 +19,9 @@ from launch.runtime.types import Array, Batch, Variables
 
 
 def make_evaluation(training: Training, source: Source, mesh: Mesh) -> Callable[[Variables], float]:
-    """Accuracy of variables on held-out images, which all processes share among them.
-
-    Args:
-        training: its config has `evaluation_batch_size`, and for the images `evaluation`.
-        source: the images.
-        mesh: where the batches go.
-    """
+    """A function from variables to accuracy in [0, 1]; all processes share the images."""
     config, transform = training.config, from_config.make_transform(training.config)
+    # Rounded up to what the devices divide; padding rows have mask 0.
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     batch_size = -(-config.evaluation_batch_size // ways) * ways
     rows = local_rows(mesh, batch_size)
@@ -38,7 +33,9 @@ def make_evaluation(training: Training, source: Source, mesh: Mesh) -> Callable[
 
     def accuracy(variables: Variables) -> float:
         batches = loader.eval_batches(source, batch_size, transform, rows)
+        # A generator: batches are put as they are counted.
         correct = (count(variables, put_batch(mesh, batch)) for batch in batches)
+        # fetch_behind reads the count of one batch while the next runs, so the device never waits.
         return sum(map(int, fetch_behind(correct))) / len(source)
 
     return accuracy

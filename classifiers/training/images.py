@@ -1,4 +1,4 @@
-"""The images that classifiers are trained on and watched with."""
+"""The images that classifiers are trained on, and those they are watched with."""
 
 import dataclasses
 import functools
@@ -19,33 +19,25 @@ from launch.runtime.types import Reader
 
 @dataclasses.dataclass(frozen=True)
 class TrainingImages:
-    """Opened sources.
+    """Opened sources."""
 
-    Attributes:
-        train: the union of all that are trained on.
-        evaluation: what training watches itself with; its classes are the same.
-        digests: of the sources that can change, by their names in `config.train_sources`.
-    """
-
-    train: Source
-    evaluation: Source
-    digests: dict[str, str]
+    train: Source  # the union of all of `config.train_sources`
+    evaluation: Source  # of the same classes
+    digests: dict[str, str]  # checksums by name, of those sources that can change
 
 
 def open_images(training: Training, evaluation: Source) -> TrainingImages:
     """Opens the sources of `config.train_sources`.
 
-    Args:
-        training: its config has `in_memory` and `synthetic_weight`.
-        evaluation: the images of `config.evaluation_source`.
-
     Raises:
-        InputError: one is missing or has other classes, a label is of none of them, or a domain
-            that the config speaks of has no images.
+        InputError: one is missing or has other classes, a label is out of range, or a domain that
+            `config.synthetic_weight` needs has no images.
     """
     config = training.config
+    # 1. Open each, and join them.
     opened = {name: sources.load(spec) for name, spec in config.train_sources.items()}
     train: Source = Union(list(opened.values()))
+    # 2. Check what would otherwise fail, or train in vain, hours later.
     check_same_classes(
         "config.train_sources",
         train.class_names,
@@ -56,20 +48,14 @@ def open_images(training: Training, evaluation: Source) -> TrainingImages:
         check_labels(source)
     if config.get("synthetic_weight") is not None:
         check_weight(train.domain, config.synthetic_weight)
+    # 3. Checksums go into the run's record: a run resumes only on the same images.
     digests = {name: digest for name, source in opened.items() if (digest := source.digest())}
     whole = in_memory(train) if config.in_memory else train
     return TrainingImages(whole, evaluation, digests)
 
 
 def make_reader(training: Training, source: Source, seed: int, mesh: Mesh) -> Reader:
-    """What reads the batches of one seed.
-
-    Args:
-        training: its config says what happens to images, and how they come together in batches.
-        source: all of them.
-        seed: of their order and of their augmentation.
-        mesh: where the batches go.
-    """
+    """A reader of one seed's batches; `seed` decides order and augmentation."""
     config = training.config
     rows = local_rows(mesh, config.batch_size)
     augment, transform = from_config.make_augment(config), from_config.make_transform(config)
@@ -77,7 +63,7 @@ def make_reader(training: Training, source: Source, seed: int, mesh: Mesh) -> Re
         source,
         config.batch_size,
         seed,
-        # Without augmentation an image of training is prepared as one of evaluation.
+        # Without augmentation, images of training are prepared as those of evaluation.
         transform=None if augment else transform,
         augment=augment,
         rows=rows,
@@ -87,6 +73,6 @@ def make_reader(training: Training, source: Source, seed: int, mesh: Mesh) -> Re
     workers = count_workers(
         config.get("loader_workers", 0),
         len(rows) * math.prod(training.image_shape),
-        readers=config.seeds if config.get("vmap_seeds") else 1,
+        readers=config.seeds if config.get("vmap_seeds") else 1,  # they share the CPUs
     )
     return functools.partial(loader.iterate, batches, workers=workers)

@@ -1,4 +1,4 @@
-"""A picture of how a run went: loss and accuracy by step, one line a seed."""
+"""A figure of how a run went: loss and accuracy by step, one line per seed."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,14 +9,14 @@ from classifiers.training import vmap_seeds
 from launch.runtime.reports.image_grid import save_png
 from launch.runtime.training.metrics import column, read_metrics
 
-# Of one seed, a dict for each line of metrics.jsonl.
+# Of one seed: a dict per line of metrics.jsonl.
 MetricLines = Sequence[Mapping[str, float]]
-# What `vmap_seeds.FOLDER` has of each seed, by what a folder of its own calls it.
+# Metrics of each seed; when seeds are trained together they are called NAME_by_seed/SEED.
 NAMES = ("loss", "accuracy", "validation_accuracy")
 
 
 def read(workdir: epath.Path, count: int) -> list[MetricLines]:
-    """Metrics of each seed, whether they were trained in turn or together."""
+    """Metrics of each seed, whether the seeds were trained in turn or together."""
     together = read_metrics(workdir / vmap_seeds.FOLDER)
     if not together:
         return [read_metrics(workdir / f"seed_{seed}") for seed in range(count)]
@@ -31,12 +31,12 @@ def read(workdir: epath.Path, count: int) -> list[MetricLines]:
 
 
 def draw(runs: Sequence[MetricLines]) -> Figure:
-    """Training loss on the left; on the right accuracy on validation images and on the batches."""
+    """Left: training loss. Right: accuracy on validation images and on the training batches."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    thin = max(0.25, 0.9 / len(runs) ** 0.5)
+    thin = max(0.25, 0.9 / len(runs) ** 0.5)  # many seeds get thin lines
     for number, metrics in enumerate(runs):
-        label = number == 0
+        label = number == 0  # one legend entry for all seeds
         left.plot(*column(metrics, "loss"), color="C0", alpha=thin, linewidth=1)
         steps, values = column(metrics, "accuracy")
         right.plot(

@@ -1,4 +1,4 @@
-"""Losses of classification."""
+"""Losses of classification, per example."""
 
 from collections.abc import Callable
 
@@ -22,18 +22,16 @@ def soft_targets(
 def soft_cross_entropy(
     logits: Float[Array, "b classes"], targets: Float[Array, "b classes"]
 ) -> Float[Array, " b"]:
-    """Cross-entropy an example against probabilities; in float32 whatever the logits are."""
+    """Cross-entropy per example against probabilities, in the targets' float32."""
     return optax.softmax_cross_entropy(logits.astype(targets.dtype), targets)
 
 
 def binary_cross_entropy(
     logits: Float[Array, "b classes"], targets: Float[Array, "b classes"]
 ) -> Float[Array, " b"]:
-    """Binary cross-entropy an example, the mean over all classes; in float32.
-
-    As DeiT III (Touvron et al. 2022, section 3.2; after Wightman et al. 2021, section 3.1) every
-    class that is in a mixed image is a target of 1, however small its share.
-    """
+    """Binary cross-entropy per example, the mean over classes, in the targets' float32."""
+    # Touvron et al. 2022 (DeiT III), section 3.2; after Wightman et al. 2021, section 3.1: every
+    # class in a mixed image is a target of 1, however small its share.
     present = (targets > 0).astype(targets.dtype)
     return optax.sigmoid_binary_cross_entropy(logits.astype(targets.dtype), present).mean(-1)
 
@@ -42,20 +40,13 @@ LOSSES = {"cross_entropy": soft_cross_entropy, "bce": binary_cross_entropy}
 
 
 def make_loss(config: ml_collections.ConfigDict) -> Callable[[Array, Array], Array]:
-    """The loss an example, from logits and targets.
-
-    Args:
-        config: `loss`, a name in `LOSSES`; 'cross_entropy' if it is left out. `label_smoothing`.
-
-    Raises:
-        InputError: there is no such loss, or it has no smoothed labels.
-    """
+    """The loss of `config.loss`, cross-entropy by default; raises InputError for a wrong field."""
     name, smoothing = config.get("loss", "cross_entropy"), config.label_smoothing
     if name not in LOSSES:
         raise InputError(f"config.loss must be one of {', '.join(LOSSES)}, got {name!r}")
     if not 0.0 <= smoothing < 1.0:
         raise InputError(f"config.label_smoothing must be at least 0 and below 1, got {smoothing}")
-    if smoothing and name == "bce":
+    if smoothing and name == "bce":  # any share above 0 is a target of 1 there
         raise InputError(
             "config.label_smoothing must be 0 for 'bce', where it makes every class a "
             f"target, got {smoothing}"
@@ -64,14 +55,7 @@ def make_loss(config: ml_collections.ConfigDict) -> Callable[[Array, Array], Arr
 
 
 def domain_weights(config: ml_collections.ConfigDict) -> tuple[float, float]:
-    """What the loss of a real and of a synthetic example counts.
-
-    Args:
-        config: `synthetic_loss_weight`, 1 if it is left out; `train_sources`.
-
-    Raises:
-        InputError: the weight is no finite number >= 0, or there is nothing to weigh against.
-    """
+    """Factors of the losses of real and synthetic examples; raises InputError for a wrong one."""
     weight = config.get("synthetic_loss_weight", 1.0)
     if not 0.0 <= weight < float("inf"):
         raise InputError(f"config.synthetic_loss_weight must be at least 0, got {weight}")
@@ -80,14 +64,14 @@ def domain_weights(config: ml_collections.ConfigDict) -> tuple[float, float]:
             f"config.synthetic_loss_weight={weight} weighs synthetic images against real "
             "ones, but config.train_sources has one source; set it to 1, or name both"
         )
-    return 1.0, weight
+    return 1.0, weight  # Diversify, Don't Fine-Tune, section 3.3: lambda
 
 
 def weighted(
     values: Float[Array, " b"], domain: Int[Array, " b"], weights: tuple[float, float]
 ) -> Float[Array, " b"]:
-    """Losses times their domains' weights, see `domain_weights`; as they are where all count 1."""
-    if weights == (1.0, 1.0):
+    """Losses times the weight of their domain: 0 is real, 1 synthetic."""
+    if weights == (1.0, 1.0):  # leaves the compiled program as it is without weights
         return values
     real, synthetic = weights
     return values * jnp.where(domain == 0, real, synthetic)

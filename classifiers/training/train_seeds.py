@@ -1,4 +1,4 @@
-"""The training of all seeds of a run, from opened images to their last checkpoints."""
+"""Trains all seeds of a run, from opened images to the last checkpoints."""
 
 import functools
 from typing import Any
@@ -23,25 +23,23 @@ from launch.runtime.workdir import claim_workdir
 
 
 def train_seeds(training: Training, evaluation: Source, mesh: Mesh, workdir: epath.Path) -> None:
-    """Trains every seed, or goes on with it: in turn, or all at once with `config.vmap_seeds`.
-
-    Args:
-        training: what the config says.
-        evaluation: images of `config.evaluation_source`, which have said what the model is given.
-        mesh: where the states live.
-        workdir: the run directory.
+    """Trains or resumes every seed: in turn, or all at once with `config.vmap_seeds`.
 
     Raises:
         InputError: images, weights or the run directory do not fit the config.
     """
+    # 1. Open weights and images; checksums of both tie the run directory to them.
     config = training.config
     start_digests = warm_start.check_start(training)
     images = open_images(training, evaluation)
+    # 2. Claim the run directory: from here on the same command resumes.
     run_name = claim_workdir(workdir, config, images.digests | start_digests)
     on_first_process(lambda: from_config.save_class_names(workdir, evaluation.class_names))
+    # 3. Train; layers find the mesh here when they shard activations by the names of its axes.
     train = _train_together if config.get("vmap_seeds") else _train_in_turn
     with jax.set_mesh(mesh):
         train(training, images, mesh, workdir, run_name)
+    # 4. Draw how it went.
     on_first_process(lambda: learning_curves.write(workdir, config.seeds))
     if jax.process_index() == 0:
         say(
@@ -53,6 +51,7 @@ def train_seeds(training: Training, evaluation: Source, mesh: Mesh, workdir: epa
 def _train_in_turn(
     training: Training, images: TrainingImages, mesh: Mesh, workdir: epath.Path, run_name: str
 ) -> None:
+    # Compiled once: the step and the evaluation are the same for all seeds.
     accuracy = make_evaluation(training, images.evaluation, mesh)
     train_step = training.step(mesh)
     for seed in range(training.config.seeds):
@@ -88,6 +87,7 @@ def _train_together(
         return vmap_seeds.create(states, mesh)
 
     readers = [make_reader(training, images.train, seed, mesh) for seed in range(count)]
+    # One loop for all seeds: state and batches have an axis for them, metrics are means.
     state = fit(
         workdir=workdir / vmap_seeds.FOLDER,
         run_name=seed_name(run_name, vmap_seeds.FOLDER),
@@ -100,4 +100,5 @@ def _train_together(
         evaluate=evaluate,
         label=f"{workdir.name} {count} seeds",
     )
+    # Evaluation and warm starts read seed_n, however the seeds were trained.
     vmap_seeds.write(workdir, run_name, state, training.config.total_steps, count)

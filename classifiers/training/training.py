@@ -1,4 +1,4 @@
-"""What a config says of the training of a classifier, and its update."""
+"""What a config says about training a classifier, and the update."""
 
 import dataclasses
 import functools
@@ -31,59 +31,37 @@ from launch.runtime.training.optimizers import make_optimizer, make_schedule
 from launch.runtime.training.train_step import TrainStep, make_step
 from launch.runtime.types import Array, Batch
 
-# Seeds of what is mixed with what, and of what is dropped.
+# Seeds of mixing and of dropout. With the step they decide a step's randomness, so that resuming
+# needs the step alone, and all seeds of a run mix and drop alike.
 _MIX_SEED, _DROP_SEED = 0, 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What a config says of a run, with nothing loaded and nothing allocated.
-
-    Attributes:
-        config: of the run.
-        model: the network.
-        image_shape: [h, w, c] of what it is given.
-        loss: of each example, from logits and targets.
-        weights: what the loss of a real and of a synthetic example is multiplied with.
-        mix: see `make_mix`.
-        tx: the optimiser.
-        schedule: its learning rate at each step.
-        decays: of the moving averages.
-        abstract: shapes of the state.
-    """
+    """A run as its config describes it; nothing is loaded and nothing allocated."""
 
     config: ml_collections.ConfigDict
     model: Classifier
-    image_shape: tuple[int, int, int]
-    loss: Callable[[Array, Array], Array]
-    weights: tuple[float, float]
+    image_shape: tuple[int, int, int]  # [h, w, c]
+    loss: Callable[[Array, Array], Array]  # per example, from logits and targets
+    weights: tuple[float, float]  # factors of the losses of real and synthetic examples
     mix: Mix | None
     tx: optax.GradientTransformation
-    schedule: optax.Schedule
-    decays: dict[str, Decay]
-    abstract: TrainState
+    schedule: optax.Schedule  # learning rate by step
+    decays: dict[str, Decay]  # of the moving averages, by name
+    abstract: TrainState  # shapes only
 
     @classmethod
     def of(
         cls, config: ml_collections.ConfigDict, num_classes: int, image_shape: tuple[int, int, int]
     ) -> "Training":
-        """Reads a config.
-
-        Args:
-            config: `loss` and `label_smoothing`, see `losses.make_loss`; `synthetic_loss_weight`,
-                see `losses.domain_weights`; `train_sources`: where there are several, metrics of
-                each domain are measured too; `model`, `mix`, `ema`, `optimizer`, `total_steps`.
-            num_classes: of the images.
-            image_shape: of the images, [h, w, c].
-
-        Raises:
-            InputError: a field is wrong.
-        """
+        """Builds what the config describes; raises InputError for a wrong field."""
         model = from_config.make_model(config.model, num_classes)
         tx = make_optimizer(config.optimizer, config.total_steps)
         schedule = make_schedule(config.optimizer, config.total_steps)
         decays = make_decays(config.ema)
         init = functools.partial(from_config.init_model, model, image_shape=image_shape)
+        # Fields that do not fit each other or the images show here, as shapes are computed.
         with building("model"):
             abstract = abstract_state(init, (jax.random.key(0),), tx, decays)
         mix = make_mix(config)
@@ -98,34 +76,28 @@ class Training:
         return Run.open(path) if path else None
 
     def check(self, mesh: Mesh) -> None:
-        """Looks for numbers that training could not work with.
-
-        Raises:
-            InputError: names the field.
-        """
+        """Raises InputError for numbers that training cannot work with on the mesh."""
         check_training(self.config, mesh)
 
     def update(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         """One step: the new state and its metrics.
 
-        The loss is the mean over the batch of what each example's is by its domain's weight
-        ("Diversify, Don't Fine-Tune", 2023, section 3.3: lambda). What is mixed with what, and what
-        is dropped, is the same for all seeds of a run; their images differ.
-
-        Args:
-            state: before it.
-            batch: 'image' uint8 [b, h, w, c], 'label' and 'domain' [b].
+        `batch` has 'image' uint8 [b, h, w, c], 'label' int32 [b], and 'domain' [b], 0 real and 1
+        synthetic.
         """
+        # 1. Images to [-1, 1], labels to probabilities, both mixed within the batch.
         images, domain = to_float(batch["image"]), batch["domain"]
         smoothing = self.config.label_smoothing
         targets = losses.soft_targets(batch["label"], self.model.num_classes, smoothing)
         if self.mix is not None:
             key = jax.random.fold_in(jax.random.key(_MIX_SEED), state.step)
             images, targets = self.mix(key, images, targets, domain)
+        # 2. The randomness of this step, and the domain where batch norms are separate.
         rngs = {"dropout": jax.random.fold_in(jax.random.key(_DROP_SEED), state.step)}
         separate = getattr(self.model, "auxiliary_batch_norm", False)
         options: dict[str, Any] = {"domain": domain} if separate else {}
 
+        # 3. Forward and backward.
         def loss_of(params: Any) -> tuple[Array, tuple[Array, Array, Any]]:
             logits, model_state = self.model.apply(
                 {**state.variables, "params": params},
@@ -142,8 +114,10 @@ class Training:
         (mean, (values, logits, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(
             state.variables["params"]
         )
+        # 4. Optimiser, moving averages and batch statistics.
         rate = jnp.asarray(self.schedule(state.step), jnp.float32)
         state, norms = state.update(grads, self.tx, self.decays, model_state)
+        # 5. Metrics; accuracy counts against the label before mixing, so mixup makes it low.
         correct = (jnp.argmax(logits, axis=-1) == batch["label"]).astype(jnp.float32)
         metrics = {"loss": mean, "accuracy": correct.mean(), "learning_rate": rate}
         if len(self.config.train_sources) > 1:
@@ -151,11 +125,11 @@ class Training:
         return state, {**metrics, **norms}
 
     def step(self, mesh: Mesh) -> TrainStep:
-        """The update on a mesh."""
+        """The compiled update on a mesh."""
         return make_step(self.update, mesh, self.abstract)
 
     def lower(self, mesh: Mesh) -> jax.stages.Lowered:
-        """The update's program for a mesh whose devices need not be there."""
+        """The update's program for a mesh whose devices need not exist: for preflight."""
         self.check(mesh)
         count, rows = self.config.batch_size, batch_sharding(mesh)
 
@@ -169,14 +143,15 @@ class Training:
 
 
 def _by_domain(domain: Array, **values: Float[Array, " b"]) -> dict[str, dict[str, Array]]:
-    """`NAME_by_domain`: means over the examples of each domain; NaN where there is none.
+    """`NAME_by_domain`: means over the examples of each domain; NaN for a domain without examples.
 
-    Where images of both are mixed with each other, a mixture is of the domain of its first one.
+    A mixture of two domains counts for that of its own image, not of its mate's.
     """
     means: dict[str, dict[str, Array]] = {}
     for name, per_example in values.items():
         of_domains = means[f"{name}_by_domain"] = {}
         for number, label in DOMAINS.items():
             members = domain == number
+            # Not jnp.mean(x[members]): shapes must not depend on how many members there are.
             of_domains[label] = jnp.where(members, per_example, 0.0).sum() / members.sum()
     return means

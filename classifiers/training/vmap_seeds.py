@@ -1,4 +1,4 @@
-"""All seeds of a run trained at once, as one vectorised step: small networks fill a chip so."""
+"""Trains all seeds of a run at once, as one vectorised step: so small networks fill a chip."""
 
 import dataclasses
 import functools
@@ -24,16 +24,12 @@ from launch.runtime.state import TrainState
 from launch.runtime.types import Batch, Reader, Variables
 
 FOLDER = "seeds"
-# The step is the same for all seeds, everything else has them as its first axis.
+# All seeds share the step; everything else has them as its first axis.
 _AXES: Any = TrainState(step=None, variables=0, opt_state=0, ema=0)
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Looks for what cannot be kept of each seed where all are trained together.
-
-    Raises:
-        InputError: the config asks for it.
-    """
+    """Raises InputError for what cannot be kept of each seed when all are trained together."""
     if not config.get("vmap_seeds"):
         return
     if config.get("best"):
@@ -48,11 +44,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def check_preflight(config: ml_collections.ConfigDict) -> None:
-    """Refuses what would be compiled for one seed and run for all.
-
-    Raises:
-        InputError: the seeds are to be trained together.
-    """
+    """Raises InputError for `vmap_seeds`: preflight compiles one seed's step."""
     if config.get("vmap_seeds"):
         raise InputError(
             "--preflight compiles the step of one seed; leave config.vmap_seeds out, and "
@@ -63,16 +55,16 @@ def check_preflight(config: ml_collections.ConfigDict) -> None:
 class StackedTraining(Training):
     """A run whose seeds are one state.
 
-    The state's arrays have the seeds as their first axis, those of batches as their second: [b,
-    seeds, ...]. Metrics are means over the seeds, and `NAME_by_seed` one value each of loss and
-    accuracy.
+    Arrays of the state are [seeds, ...], those of batches [b, seeds, ...]. Metrics are means over
+    the seeds; `NAME_by_seed` has one value per seed of loss and accuracy.
     """
 
     def update(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         """One step of all seeds, see `Training.update`."""
+        # Batches: [b, seeds, ...]
         update = jax.vmap(super().update, in_axes=(_AXES, 1), out_axes=(_AXES, 0))
         state, metrics = update(state, batch)
-        # A seed whose batch has none of a domain does not count for it.
+        # A seed whose batch has no example of a domain has NaN there, and does not count.
         means = {
             name: jax.tree.map(jnp.nanmean if isinstance(values, dict) else jnp.mean, values)
             for name, values in metrics.items()
@@ -95,17 +87,13 @@ def stacked(training: Training) -> StackedTraining:
 
 
 def create(states: Sequence[TrainState], mesh: Mesh) -> TrainState:
-    """One state of several; for a moment both are in memory.
-
-    Args:
-        states: of step 0, one a seed.
-        mesh: where it will live.
-    """
+    """Joins the states of step 0, one per seed; for a moment both copies are in memory."""
 
     def join(*states: TrainState) -> TrainState:
         whole = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
         return dataclasses.replace(whole, step=states[0].step)
 
+    # Laid out when it is made: the joined state never lies whole on one device.
     shardings = state_shardings(mesh, jax.eval_shape(join, *states))
     return jax.jit(join, out_shardings=shardings)(*states)
 
@@ -116,15 +104,12 @@ def variables_of(state: TrainState, seed: int) -> Variables:
 
 
 def batches(readers: Sequence[Reader]) -> Reader:
-    """Reads the batches of all seeds: [b, seeds, ...].
-
-    Args:
-        readers: `reader(start, stop)` of each seed.
-    """
+    """A reader of all seeds' batches, [b, seeds, ...], from the reader of each seed."""
 
     def read(start: int, stop: int) -> Iterator[Batch]:
         for seed_batches in zip(*(reader(start, stop) for reader in readers), strict=True):
             yield {
+                # Seeds second: axis 0 stays the batch, which the devices split.
                 name: np.stack([batch[name] for batch in seed_batches], axis=1)
                 for name in seed_batches[0]
             }
@@ -135,21 +120,15 @@ def batches(readers: Sequence[Reader]) -> Reader:
 def write(
     workdir: epath.Path, run_name: str, state: TrainState, total_steps: int, count: int
 ) -> None:
-    """Leaves each seed as a finished run of its own: `seed_n`, for evaluation and warm starts.
+    """Writes each seed as a finished run of its own, `seed_n`, for evaluation and warm starts.
 
-    What is there is not written again, what was interrupted is.
-
-    Args:
-        workdir: the run directory.
-        run_name: see `run_record`.
-        state: at the end.
-        total_steps: length of the run.
-        count: of the seeds.
+    Finished seeds are left alone; a seed whose writing was interrupted is written again.
     """
     for seed in range(count):
         folder = workdir / f"seed_{seed}"
         if decide_on_first_process(functools.partial(latest_step, folder)) == total_steps:
             continue
+        # What is left there comes from an interrupted write, or from a shorter run.
         on_first_process(functools.partial(_clear, folder))
         name = seed_name(run_name, folder.name)
         checkpoint.save_inference(folder, name, variables_of(state, seed), total_steps)

@@ -1,4 +1,4 @@
-"""What training begins with, where nothing is to be resumed: another run's weights, or new ones."""
+"""The weights that training starts from if there is nothing to resume: another run's, or new."""
 
 import dataclasses
 import functools
@@ -21,21 +21,17 @@ from launch.runtime.run import CLASSIFIER
 from launch.runtime.state import TrainState, create_state, state_of
 from launch.runtime.types import Variables
 
-# What may differ from the run that it begins with: none of it changes what the weights mean.
+# Fields that may differ from the run it starts from: they do not change what weights mean.
 _MAY_DIFFER = {"num_classes", "dropout", "drop_path", "momentum", "remat", "dtype", "layer_scale"}
-# Those that every Flax module has.
+# Fields of every Flax module.
 _MODULE_FIELDS = {"parent", "name"}
 
 
 def check_start(training: Training) -> dict[str, str]:
-    """Looks at what `config.init_from` names: digests for `claim_workdir`.
-
-    Args:
-        training: its config has `seeds` and `init_from`: a run of classifiers.train or an import of
-            classifiers.weights, '' for new weights.
+    """Checks the run that `config.init_from` names; returns its checksums for `claim_workdir`.
 
     Raises:
-        InputError: it is missing, unfinished, damaged or another model's.
+        InputError: it is missing, unfinished, damaged or of another model.
     """
     config, model, run = training.config, training.model, training.start
     if run is None:
@@ -43,12 +39,14 @@ def check_start(training: Training) -> dict[str, str]:
     path = config.init_from
     if run.kind != CLASSIFIER:
         raise InputError(f"config.init_from={path} is not a run of classifiers.train or an import")
+    # Our number of classes: the head may differ.
     start_model = from_config.make_model(run.config.model, model.num_classes)
     if type(start_model) is not type(model):
         raise InputError(
             f"config.init_from={path} must be a {type(model).__name__}, as config.model, "
             f"got a {type(start_model).__name__}; name a run of the same model"
         )
+    # Whatever else decides the meaning of weights must be the same.
     for field in dataclasses.fields(model):
         value, start_value = getattr(model, field.name), getattr(start_model, field.name)
         if field.name not in _MAY_DIFFER | _MODULE_FIELDS and value != start_value:
@@ -56,20 +54,13 @@ def check_start(training: Training) -> dict[str, str]:
                 f"config.init_from={path}: model.{field.name} must be {value!r}, as in "
                 f"config.model, got {start_value!r}; give both the same"
             )
+    # Only the seeds that are used: others may be unfinished.
     used = run.seeds[: config.seeds]
     return {f"init_from_{seed}": start.digest() for seed, start in enumerate(used)}
 
 
 def create(training: Training, mesh: Mesh, seed: int) -> TrainState:
-    """The state of step 0: seed n begins with seed n of the run there, if that has as many.
-
-    Learned positions are resized to the images' size, see `vit.resize_positions`; the heads are new
-    where the number of classes is another.
-
-    Args:
-        training: what is trained; `config.init_from`, see `check_start`.
-        mesh: where the state will live, from the start.
-        seed: of new weights, and which of the run's.
+    """The state of step 0: seed n starts from seed n of the run there, modulo how many it has.
 
     Raises:
         InputError: the weights do not fit the model.
@@ -79,6 +70,7 @@ def create(training: Training, mesh: Mesh, seed: int) -> TrainState:
     if training.start is not None:
         starts, path = training.start.seeds, training.config.init_from
         start = starts[seed % len(starts)]
+        # Restored straight into the mesh's shardings.
         variables = start.variables(with_shardings(mesh, start.shapes()))
         return state_of(_fit_variables(variables, model, image_shape, path), tx, averages, mesh)
     init = functools.partial(from_config.init_model, model, image_shape=image_shape)
@@ -91,8 +83,10 @@ def _fit_variables(
     flatten = flax.traverse_util.flatten_dict
     arrays = flatten(variables, sep=".")
     shapes = flatten(presets.variable_shapes(model, image_shape), sep=".")
+    # 1. Both have the same arrays.
     for name in sorted(arrays.keys() ^ shapes.keys()):
         raise InputError(f"config.init_from={path} and config.model differ in {name}")
+    # 2. Shapes may differ where a rule exists: positions are resized, heads start at zero.
     for name, leaf in shapes.items():
         if arrays[name].shape == leaf.shape:
             continue

@@ -24,10 +24,11 @@ from launch.runtime.config import plain
 from launch.runtime.devices.distributed import decide_on_first_process, on_first_process
 
 REAL, SYNTHETIC, TEST = "real", "synthetic", "test"
-# What a seed has reached: accuracy, top5, loss, per_class.
+# Of one seed: accuracy, top5, loss, per_class.
 Reached = dict[str, Any]
-# Of kept results: to be raised when numbers change their meaning.
+# Version of kept results: raise it when their numbers change meaning.
 _FORMAT = 1
+# Fields of the config that decide the numbers; kept results of others are made again.
 _DECIDING = (
     *("strategy", "loss", "epochs", "optimizer", "zero_shot", "few_shot", "calibration_bins"),
     *("tuned", "tower_rate"),
@@ -36,43 +37,34 @@ _DECIDING = (
 
 @dataclasses.dataclass(frozen=True)
 class Arms:
-    """All arms of a config on one tower.
-
-    Attributes:
-        config: of the task.
-        sets: by name; 'test', and 'real' or 'synthetic' or both.
-        seen: features of their images before tuning.
-        start: the classes' weights before tuning.
-        scale: of the logits.
-        tower: what learns beside them; None where the tower stays as it is.
-        folder: where results are kept; all processes see it.
-    """
+    """All arms of a config on one tower."""
 
     config: ml_collections.ConfigDict
-    sets: dict[str, EvaluationSet]
-    seen: dict[str, np.ndarray]
-    start: Float[np.ndarray, "classes d"]
-    scale: float
-    tower: Tower | None
-    folder: epath.Path
+    sets: dict[str, EvaluationSet]  # 'test', and 'real' or 'synthetic' or both
+    seen: dict[str, np.ndarray]  # features before tuning, by set
+    start: Float[np.ndarray, "classes d"]  # class weights before tuning
+    scale: float  # of the logits
+    tower: Tower | None  # None where the tower stays frozen
+    folder: epath.Path  # of kept results; all processes see it
 
     def results(self, draws: dict[tuple[int, int], Subset]) -> dict[str, list[Reached]]:
-        """By name what each seed has reached; names end with the number of shots.
+        """Results by arm, one per seed; arms are called KIND@SHOTS.
 
-        Args:
-            draws: real images by shots and seed.
+        `draws` has the real images by shots and seed.
         """
         arms: dict[str, list[Reached]] = {}
         few, none = self.config.few_shot, self.config.zero_shot
         for shots in self.config.shots:
+            # Without real images: before tuning, and tuned on synthetic ones alone.
             if not shots:
                 before = self._score(self.start, self.seen[TEST])
-                arms["zero_shot@0"] = [before] * self.config.seeds
+                arms["zero_shot@0"] = [before] * self.config.seeds  # no seed decides anything
                 if SYNTHETIC in self.sets:
                     alone = lambda seed: [self._synthetic(none.batch_size)]  # noqa: E731
                     arms["synthetic@0"] = self._seeds("synthetic@0", alone, none.learning_rate)
                 continue
 
+            # Defaults bind the loop's values now: closures would see those of the last round.
             def real(seed: int, shots: int = shots) -> list[Part]:
                 rows = draws[shots, seed].indices
                 return [self._part(REAL, rows, few.real_batch, hard=True)]
@@ -80,6 +72,7 @@ class Arms:
             def both(seed: int, real: Callable[[int], list[Part]] = real) -> list[Part]:
                 return [*real(seed), self._synthetic(few.synthetic_batch)]
 
+            # With real images: alone, and with the synthetic ones.
             arms[f"real@{shots}"] = self._seeds(f"real@{shots}", real, few.learning_rate)
             if SYNTHETIC in self.sets:
                 name = f"real+synthetic@{shots}"
@@ -90,7 +83,7 @@ class Arms:
         return self._part(SYNTHETIC, np.arange(len(self.seen[SYNTHETIC])), batch_size, hard=False)
 
     def _part(self, name: str, rows: np.ndarray, batch_size: int, hard: bool) -> Part:
-        """Some images of a set, that count by their labels alone or by `config.loss`."""
+        """Some images of a set, with the labels alone as their loss (`hard`) or `config.loss`."""
         source = self.sets[name].source
         amounts = dict(hard=1.0, soft=0.0, temperature=1.0) if hard else self.config.loss
         loss = Loss(**amounts, scale=self.scale)
@@ -102,10 +95,11 @@ class Arms:
     def _seeds(
         self, name: str, parts: Callable[[int], list[Part]], learning_rate: float
     ) -> list[Reached]:
-        """What all seeds of an arm have reached: read, or tuned and kept."""
+        """Results of all seeds of an arm: read where kept, else tuned and kept."""
         reached = []
         for seed in range(self.config.seeds):
             path = self.folder / f"{name}-{seed}.json"
+            # One process looks, for all must agree: those that tune wait for each other.
             found = decide_on_first_process(functools.partial(self._read, path))
             if found is None:
                 found = self._tune(parts(seed), learning_rate, seed)
@@ -116,7 +110,7 @@ class Arms:
 
     @functools.cached_property
     def _origin(self) -> dict[str, Any]:
-        """What decides about every arm and seed, for JSON."""
+        """Everything that decides the results of all arms, for JSON."""
         of_sets = {
             name: _digest(self.seen[name], one.source.labels) for name, one in self.sets.items()
         }
@@ -145,13 +139,13 @@ class Arms:
         options = config.strategy, optimizer, config.epochs, seed
         if self.tower is None:
             return self._score(head.tune(self.start, parts, *options), self.seen[TEST])
+        # The tower has changed, so the test images' features are computed again.
         weights, extractor = tower.tune(self.start, parts, *options, self.tower)
         test: Source = self.sets[TEST].source
         batches = feature_batches(extractor, test, batch_size=config.batch_size)
         return self._score(weights, np.concatenate([batch["features"] for batch in batches]))
 
     def _score(self, weights: np.ndarray, features: np.ndarray) -> Reached:
-        """Of the test set."""
         test = self.sets[TEST]
         labels, classes = test.source.labels, len(test.label_map.class_names)
         said = zero_shot.scores_of_features(features, labels, weights, test.label_map, self.scale)
@@ -162,7 +156,7 @@ class Arms:
 def optimizer_of(
     config: ml_collections.ConfigDict, learning_rate: float
 ) -> ml_collections.ConfigDict:
-    """`config.optimizer` with the learning rate of some arms."""
+    """`config.optimizer` with another learning rate."""
     return ml_collections.ConfigDict({**config.optimizer, "learning_rate": learning_rate})
 
 

@@ -1,4 +1,4 @@
-"""Weights of classes that are tuned on features of a frozen tower (He et al. 2023, section 3)."""
+"""Tunes class weights on the features of a frozen tower (He et al. 2023, section 3)."""
 
 import dataclasses
 import functools
@@ -22,19 +22,12 @@ STRATEGIES = ("mix", "real_first", "synthetic_first")
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """What is minimised.
+    """A weighted sum of the cross-entropies with labels and with a teacher."""
 
-    Attributes:
-        hard: what the cross-entropy with the labels counts.
-        soft: what the cross-entropy with the teacher counts, which is the head before tuning.
-        temperature: the teacher's logits are divided by it.
-        scale: by which products of features and weights become logits.
-    """
-
-    hard: float
-    soft: float
-    temperature: float
-    scale: float
+    hard: float  # weight of the labels
+    soft: float  # weight of the teacher, which is the head before tuning
+    temperature: float  # the teacher's logits are divided by it
+    scale: float  # products of features and weights times this are logits
 
     def __call__(
         self,
@@ -44,52 +37,43 @@ class Loss:
         labels: Int[Array, " b"],
         before: Float[Array, "b d"] | None = None,
     ) -> Float[Array, ""]:
-        """The mean over examples, whose features are of length 1.
+        """The mean over examples; features are of unit length.
 
-        Args:
-            weights: of the classes.
-            teacher: those before tuning.
-            features: of the images.
-            labels: of them.
-            before: features that the teacher sees, where they are others.
+        `teacher` are the class weights before tuning; it sees `before`, the features before tuning,
+        where the tower has changed since.
         """
         before = features if before is None else before
         log_p = jax.nn.log_softmax(self.scale * _products(features, weights))
         targets = jax.nn.softmax(self.scale * _products(before, teacher) / self.temperature)
         hard = -jnp.take_along_axis(log_p, labels[:, None], axis=1).mean()
-        # He et al. 2023, section 3.1: the teacher alone is softened.
+        # He et al. 2023, section 3.1: -sum softmax(teacher / T) log softmax(student); only the
+        # teacher is softened.
         soft = -(targets * log_p).sum(axis=1).mean()
         return self.hard * hard + self.soft * soft
 
 
 def _products(features: Array, weights: Array) -> Array:
+    # By default TPUs multiply in bfloat16, whose rounding the scale of 100 would amplify.
     return jnp.matmul(features, weights.T, precision="highest")
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Images of one domain, as the tower sees them.
+    """Images of one domain, as the tower sees them."""
 
-    Attributes:
-        features: of length 1.
-        labels: their classes.
-        batch_size: of them in a step; all, where there are fewer.
-        loss: of them.
-    """
-
-    features: Float[np.ndarray, "n d"]
+    features: Float[np.ndarray, "n d"]  # of unit length
     labels: Int[np.ndarray, " n"]
-    batch_size: int
+    batch_size: int  # per step; all images where there are fewer
     loss: Loss
 
     @classmethod
     def make(cls, features: np.ndarray, labels: np.ndarray, batch_size: int, loss: Loss) -> "Part":
-        """Of features of any length."""
+        """A part from features of any length."""
         return cls(np.asarray(unit(jnp.asarray(features))), labels, batch_size, loss)
 
     @property
     def steps(self) -> int:
-        """In an epoch."""
+        """Steps per epoch."""
         return -(-len(self.labels) // self.batch_size)
 
     def order(self, steps: int, rng: np.random.Generator) -> Int[np.ndarray, "steps b"]:
@@ -104,11 +88,7 @@ PartT = TypeVar("PartT", bound=Part)
 
 
 def check(strategy: str, loss: Loss) -> None:
-    """Looks at what a config says of tuning.
-
-    Raises:
-        InputError: there is no such strategy, or a number makes no sense.
-    """
+    """Raises InputError for an unknown strategy or a number out of range."""
     if strategy not in STRATEGIES:
         names = ", ".join(STRATEGIES)
         raise InputError(f"config.strategy must be one of {names}, got {strategy!r}; choose one")
@@ -129,17 +109,11 @@ def tune(
     epochs: int,
     seed: int,
 ) -> Float[np.ndarray, "classes d"]:
-    """Tuned weights.
+    """Tuned class weights; those of `start` are also the teacher.
 
-    Args:
-        start: the weights before, which are the teacher too.
-        parts: real images and synthetic ones, or one of them.
-        strategy: of `STRATEGIES`. 'mix' has a batch of each part in every step, and the sum of
-            both losses; an epoch is one of the larger part. The others train on one part for all
-            epochs and then on the other.
-        optimizer: see `make_optimizer`; its schedule is that of each phase.
-        epochs: of each phase.
-        seed: of the order.
+    `parts` are real and synthetic images, or one of them. With the strategy 'mix' every step has a
+    batch of each and the sum of both losses, and an epoch is one of the larger part. The others
+    train on one part for `epochs` epochs, then on the other, each with a schedule of its own.
     """
     teacher: Array = jnp.asarray(start)
     weights = teacher
@@ -154,7 +128,7 @@ def tune(
 def in_phases(
     parts: Sequence[PartT], strategy: str, epochs: int, seed: int
 ) -> Iterator[tuple[list[PartT], list[Int[np.ndarray, "steps _"]]]]:
-    """The parts of each phase, and which of their images its steps see; see `tune`."""
+    """The parts of each phase, and the rows of each that its steps see; see `tune`."""
     rng = np.random.default_rng(seed)
     phases = [list(parts)]
     if strategy != "mix" and len(parts) > 1:
@@ -167,7 +141,7 @@ def in_phases(
 def loss_and_gradient(
     losses: Sequence[Loss], weights: Array, teacher: Array, batches: Sequence[tuple[Array, Array]]
 ) -> tuple[Float[Array, ""], Float[Array, "classes d"]]:
-    """Of one step; each loss is of the batch at its place."""
+    """Loss and gradient of one step; `losses` and `batches` belong together by position."""
 
     def total(weights: Array) -> Array:
         values = (
@@ -189,6 +163,7 @@ def _phase(
 ) -> Array:
     tx = make_optimizer(optimizer, total)
 
+    # A phase is one program: features fit in memory, and single steps are too small to dispatch.
     @jax.jit
     def run(weights: Array, teacher: Array, data: tuple, orders: tuple) -> Array:
         def step(state: tuple, rows: tuple) -> tuple[tuple, None]:

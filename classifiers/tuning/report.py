@@ -1,4 +1,4 @@
-"""What shots of real images with and without synthetic ones reach, as a table and a figure."""
+"""What shots of real images reach with and without synthetic ones, as a table and a figure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,20 +11,15 @@ from launch.runtime.reports import plots
 from launch.runtime.reports.plots import BOTH, REAL
 from launch.runtime.reports.tables import p_text, percent, points, text_table
 
-# An arm with synthetic images and the one without, of as many shots.
+# An arm with synthetic images, and the one without of as many shots.
 _PAIRS = {"real+synthetic": "real", "synthetic": "zero_shot"}
 
 
 def result(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Arms for JSON.
+    """The arms as JSON takes them, from each seed's accuracy, top5, loss and per_class.
 
-    Args:
-        arms: by NAME@SHOTS what each seed has reached: accuracy, top5, loss, per_class.
-
-    Returns:
-        For each: `shots`, `accuracies`, `top5` and `loss` of the seeds, their `mean` and `std`,
-        `per_class` over seeds, and `difference` and `p_value` (paired t-test over seeds) against
-        the arm of as many shots without synthetic images; None for that itself.
+    Adds `mean` and `std` over seeds, and `difference` and `p_value` (paired t-test over seeds)
+    against the arm of as many shots without synthetic images; both are None for that arm itself.
     """
     results = {}
     for name, seeds in arms.items():
@@ -32,7 +27,7 @@ def result(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[st
         accuracies = [seed["accuracy"] for seed in seeds]
         without = arms.get(f"{_PAIRS[kind]}@{shots}") if kind in _PAIRS else None
         baseline = None if without is None else [seed["accuracy"] for seed in without]
-        classes = zip(*(seed["per_class"] for seed in seeds), strict=True)
+        classes = zip(*(seed["per_class"] for seed in seeds), strict=True)  # [classes][seeds]
         summary = compare(accuracies, baseline)
         gain = None if baseline is None else summary["mean"] - float(np.mean(baseline))
         results[name] = {
@@ -40,6 +35,7 @@ def result(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[st
             "accuracies": accuracies,
             "top5": [seed["top5"] for seed in seeds],
             "loss": [seed["loss"] for seed in seeds],
+            # None: no test images.
             "per_class": [None if x[0] is None else float(np.mean(x)) for x in classes],
             **summary,
             "difference": gain,
@@ -48,7 +44,7 @@ def result(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[st
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """A row an arm."""
+    """A row per arm."""
     header = ["arm", "shots", "top-1 (%)", "top-5 (%)", "loss", "against without", "p"]
     rows = [
         [
@@ -66,7 +62,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def figure(results: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Accuracy against shots with and without synthetic images: He et al. 2023, figure 1."""
+    """Accuracy against shots, with and without synthetic images: He et al. 2023, figure 1."""
     drawing = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = drawing.subplots()
     kinds = (

@@ -1,4 +1,4 @@
-"""Image towers that learn with the classes' weights, in part or whole (He et al. 2023, table 3)."""
+"""Image towers tuned with the class weights, in part or whole (He et al. 2023, table 3)."""
 
 import dataclasses
 import functools
@@ -26,45 +26,29 @@ from launch.runtime.training.optimizers import make_optimizer
 from launch.runtime.types import Array, Batch
 
 HEAD, WHOLE = "head", "whole"
-# What images and their patches go through before the first block.
+# Parameters that images pass before the first block.
 _BEFORE_BLOCKS = ("patch_embed", "positions", "class_token", "pre_norm", "stem_")
 
 
 @dataclasses.dataclass(frozen=True)
 class ImagePart(Part):
-    """Images of one domain themselves; `features` are those before tuning, the teacher's.
+    """Images of one domain themselves; `features` are the teacher's, those before tuning."""
 
-    Attributes:
-        images: as many as there are features.
-    """
-
-    images: Source
+    images: Source  # as many as features
 
 
 @dataclasses.dataclass(frozen=True)
 class Tower:
-    """An image tower that learns.
+    """An image tower that learns."""
 
-    Attributes:
-        extractor: the tower before tuning.
-        trained: paths of the parameters that learn; all others stay as they are, and so do the
-            statistics of batch norms.
-        rate: their learning rate, as a share of that of the classes' weights.
-        mesh: whose devices share the batches that they divide.
-    """
-
-    extractor: Extractor
-    trained: frozenset[str]
-    rate: float
-    mesh: Mesh
+    extractor: Extractor  # before tuning
+    trained: frozenset[str]  # paths of parameters that learn; batch statistics never do
+    rate: float  # factor of the class weights' learning rate
+    mesh: Mesh  # its devices share batches that they divide
 
 
 def check(tuned: Any, rate: float) -> None:
-    """Looks at what a config says of tuning the tower.
-
-    Raises:
-        InputError: a field has no such value.
-    """
+    """Raises InputError for fields that tuning the tower cannot take."""
     if tuned not in (HEAD, WHOLE) and not (type(tuned) is int and tuned > 0):
         raise InputError(
             f"config.tuned must be head, whole, or how many of the tower's last blocks, got "
@@ -77,13 +61,8 @@ def check(tuned: Any, rate: float) -> None:
 def trained_parameters(params: Mapping[str, Any], tuned: str | int) -> frozenset[str]:
     """Paths of the image tower's parameters that learn.
 
-    Args:
-        params: of CLIP.
-        tuned: 'head' for none, 'whole' for all, or so many of the last blocks, with what comes
-            after them.
-
-    Raises:
-        InputError: there are not so many blocks.
+    `tuned` is 'head' for none, 'whole' for all, or a number: the last blocks and what follows them.
+    Raises InputError if the tower has fewer blocks.
     """
     tower = {name: params[name] for name in ("image", "image_projection") if name in params}
     paths = flax.traverse_util.flatten_dict(tower, sep="/")
@@ -91,6 +70,7 @@ def trained_parameters(params: Mapping[str, Any], tuned: str | int) -> frozenset
         return frozenset()
     if tuned == WHOLE:
         return frozenset(paths)
+    # Ordered by stage and number, as the ResNets of CLIP have stages.
     blocks = sorted({of for path in paths if (of := _block(path)) is not None})
     if int(tuned) > len(blocks):
         raise InputError(
@@ -98,13 +78,14 @@ def trained_parameters(params: Mapping[str, Any], tuned: str | int) -> frozenset
             f"choose fewer, or {WHOLE!r}"
         )
     last = set(blocks[len(blocks) - int(tuned) :])
+    # All that is in no block is before the first or after the last: norms, pooling, projection.
     before = tuple(f"image/{name}" for name in _BEFORE_BLOCKS)
     after = (path for path in paths if _block(path) is None and not path.startswith(before))
     return frozenset(after) | {path for path in paths if _block(path) in last}
 
 
 def _block(path: str) -> tuple[int, int] | None:
-    """The stage and the number of the block that a parameter is of, if of any."""
+    """Stage and number of a parameter's block; ViTs have one stage. None if it is in no block."""
     found = re.match(r"image/(?:stage_(\d+)_)?block_(\d+)/", path)
     return (int(found[1] or 0), int(found[2])) if found else None
 
@@ -118,23 +99,15 @@ def tune(
     seed: int,
     tower: Tower,
 ) -> tuple[Float[np.ndarray, "classes d"], Extractor]:
-    """Tuned weights of the classes, and the tower that belongs to them.
-
-    Args:
-        start: see `head.tune`, like all up to the seed.
-        parts: real images and synthetic ones, or one of them.
-        strategy: how the parts follow each other.
-        optimizer: of both.
-        epochs: of each phase.
-        seed: of the order.
-        tower: before tuning.
-    """
+    """Tuned class weights and the tower that belongs to them; arguments as of `head.tune`."""
     extractor, mesh = tower.extractor, tower.mesh
+    # Flat paths, so that what learns and what stays are two dicts of the same arrays.
     flat = flax.traverse_util.flatten_dict(extractor.variables, sep="/")
     whole = {path: replicate(mesh, np.asarray(leaf)) for path, leaf in flat.items()}
     teacher = replicate(mesh, start)
     learning = {f"params/{path}": whole[f"params/{path}"] for path in tower.trained}
     learnt: Any = {"kernel": teacher, "tower": learning}
+    # Both learn at once: {"kernel": class weights, "tower": the trained parameters}.
     with jax.set_mesh(mesh):
         for phase, orders in in_phases(parts, strategy, epochs, seed):
             learnt = _phase(phase, orders, optimizer, learnt, whole, teacher, tower)
@@ -152,7 +125,7 @@ def _phase(
     tower: Tower,
 ) -> Any:
     losses = tuple(part.loss for part in parts)
-    frozen = ml_collections.FrozenConfigDict(optimizer)
+    frozen = ml_collections.FrozenConfigDict(optimizer)  # hashable: a key of the cache
     tx, step = _program(tower.extractor.apply, losses, frozen, len(orders[0]), tower.rate)
     state = learnt, tx.init(learnt)
     readers = [_batches(*each, tower) for each in zip(parts, orders, strict=True)]
@@ -169,13 +142,14 @@ def _program(
     total_steps: int,
     rate: float,
 ) -> tuple[optax.GradientTransformation, Any]:
-    """The optimiser and one step, which all seeds share."""
+    """The optimiser and the jitted step; cached, so that all seeds share one compilation."""
     tx = make_optimizer(ml_collections.ConfigDict(optimizer), total_steps)
 
     def loss_of(learnt: Any, whole: Any, teacher: Array, batches: Sequence[Batch]) -> Array:
         variables = flax.traverse_util.unflatten_dict({**whole, **learnt["tower"]}, sep="/")
         total = jnp.zeros(())
         for loss, batch in zip(losses, batches, strict=True):
+            # In evaluation mode: batch norms keep their statistics.
             seen = unit(apply(variables, batch["image"])["features"])
             total += loss(learnt["kernel"], teacher, seen, batch["label"], batch["before"])
         return total
@@ -185,6 +159,7 @@ def _program(
         learnt, opt_state = state
         gradient = jax.grad(loss_of)(learnt, whole, teacher, batches)
         updates, opt_state = tx.update(gradient, opt_state, learnt)
+        # Scaled after the optimiser: Adam's updates do not depend on the size of gradients.
         of_tower = jax.tree.map(lambda x: rate * x, updates["tower"])
         return optax.apply_updates(learnt, {**updates, "tower": of_tower}), opt_state
 
@@ -194,7 +169,7 @@ def _program(
 def _batches(
     part: ImagePart, order: Int[np.ndarray, "steps b"], tower: Tower
 ) -> Iterator[dict[str, Array]]:
-    """Images, labels and features before tuning of each step; they are read ahead."""
+    """Images, labels and features before tuning of each step; images are read ahead."""
     images = Subset(part.images, order.ravel())
     read = eval_batches(images, order.shape[1], tower.extractor.transform)
     for batch, rows in zip(read, order, strict=True):

@@ -1,4 +1,4 @@
-"""Weights of classifiers in and out: files of transformers, timm and torchvision, local ones."""
+"""Weights of classifiers in and out: files of transformers, timm and torchvision, local only."""
 
 from classifiers.weights.config_files import build
 from classifiers.weights.weight_files import load, save

@@ -3,7 +3,7 @@
 Import a folder of transformers, which says what model it is:
   python -m classifiers.weights --from=transformers:./vit-base-patch16-224 --to=runs/vit_b16
 
-Import weights of timm or torchvision (safetensors), whose model --model names:
+Import weights of timm or torchvision (safetensors); --model names the model:
   python -m classifiers.weights --from=timm:./deit_small.safetensors --to=runs/deit_s \
       --model=deit_s --pixels=imagenet
   python -m classifiers.weights --from=timm:./deit_base --to=runs/deit_b_384 --model=deit_b_384
@@ -21,10 +21,11 @@ Import CLIP or SigLIP (transformers), or CLIP in a file of OpenAI's or of open_c
 Export a seed of a run of classifiers.train, or an import; CLIP in any layout that has its towers:
   python -m classifiers.weights --from=runs/deit_s --to=transformers:./exported --seed=0
 
---size resizes learned positions; --num_classes makes a new head for so many classes. An import is
-what classifiers.evaluate evaluates, and what training begins with (config.init_from). Of CLIP it
-is what classifiers.zero_shot and classifiers.transfer take; its activation, pooling and pixels are
-those of the weights' own files, and --model only checks them against a published network.
+--size resizes learned positions; --num_classes makes a new head for that many classes. An import
+can be evaluated by classifiers.evaluate, and training can start from it (config.init_from). An
+import of CLIP is what classifiers.zero_shot and classifiers.transfer take; its activation, pooling
+and pixels come from the weights' own files, and --model only checks them against a published
+network.
 """
 
 import sys
@@ -71,20 +72,18 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses the command line and does the work.
-
-    Raises:
-        InputError: wrong flags or wrong files.
-    """
+    """Imports or exports; raises InputError for wrong flags or wrong files."""
     values = parse_flags(argv, __doc__ or "", define_flags)
     if values is None:
         return
     source, target = (_split(name, values[name].value) for name in ("from", "to"))
+    # The side with a layout is the foreign one: it decides the direction.
     if bool(source[0]) == bool(target[0]):
         raise InputError(
             f"one of --from and --to must begin with a layout ({', '.join(LAYOUTS)}) and a "
             "colon: --from to import, --to to export (--help shows examples)"
         )
+    # Flags of the other direction are refused, not ignored.
     importing = bool(source[0])
     of_imports = ("model", "pixels", "size", "num_classes", "tokenizer")
     for name in ("seed",) if importing else of_imports:
@@ -100,7 +99,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _import(source: str, target: str, layout: str, options: dict[str, Any]) -> None:
+    # Transformers has both families: config.json tells.
     of_clip = layout not in CLASSIFIER_LAYOUTS or (layout == "transformers" and is_clip(source))
+    # Options of the other family are refused, not ignored.
     for name in ("pixels", "size", "num_classes") if of_clip else ("tokenizer",):
         if options.pop(name) is not None:
             raise InputError(
@@ -130,7 +131,7 @@ def _export(source: str, target: str, layout: str, seed: int | None) -> None:
 
 
 def _split(flag: str, value: str | None) -> tuple[str, str]:
-    """Layout and path; no layout where none is named."""
+    """Layout and path; the layout is '' where none is named."""
     layout, colon, path = (value or "").partition(":")
     layout, path = (layout, path) if colon and layout in LAYOUTS else ("", value or "")
     if not path:
@@ -145,6 +146,6 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # Files go to files; no accelerator is needed, and its memory might be too small.
+    # Files become files: no accelerator is needed, and its memory might be too small.
     jax.config.update("jax_platforms", "cpu")
     sys.exit(run())

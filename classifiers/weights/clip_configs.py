@@ -1,4 +1,4 @@
-"""What the files beside CLIP's weights say: fields of the model, how images are prepared."""
+"""What the files beside CLIP's weights say: the model's fields, and how images are prepared."""
 
 import dataclasses
 import math
@@ -26,7 +26,8 @@ from launch.runtime.checkpoints.safetensors_io import Tensor
 from launch.runtime.layers.layers import PIXELS
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
-_HEAD_WIDTH = 64
+_HEAD_WIDTH = 64  # channels a head, where only shapes say how many heads there are
+# By our field: transformers' name, and its default where the file has none.
 _VIT = {
     "width": ("hidden_size", 768),
     "mlp_dim": ("intermediate_size", 3072),
@@ -41,7 +42,7 @@ _TEXT = {
     "vocab_size": ("vocab_size", 49408),
     "max_length": ("max_position_embeddings", 77),
 }
-# SigLIP's files leave these out where they are as here.
+# SigLIP's defaults, which its files leave out.
 _SIGLIP_TEXT = {
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -49,12 +50,14 @@ _SIGLIP_TEXT = {
     "vocab_size": 32000,
     "max_position_embeddings": 64,
 }
+# By transformers' name.
 _NAMES_OF_ACTIVATIONS = {
     "gelu": "gelu",
     "quick_gelu": "quick_gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 _ACTIVATIONS_BY_NAME = {ours: theirs for theirs, ours in _NAMES_OF_ACTIVATIONS.items()}
+# Fields of open_clip that are implemented, by section.
 _OPEN_CLIP_FIELDS = {
     "model_cfg": ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu"),
     "vision_cfg": ("image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio"),
@@ -64,36 +67,26 @@ _OPEN_CLIP_FIELDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Described:
-    """What files say of weights.
-
-    Attributes:
-        model: the network.
-        size: of its images, pixels each way.
-        images: how they are brought to that.
-    """
+    """What files say about weights."""
 
     model: Clip
-    size: int
-    images: Preprocessing
+    size: int  # of its images, pixels each way
+    images: Preprocessing  # how images are brought to that size
 
 
 def read(folder: Path, tensors: Mapping[str, Tensor], layout: str, where: Any) -> Described:
-    """The model of weights.
-
-    Args:
-        folder: of the files beside them.
-        tensors: of the weights.
-        layout: of `clip_rules.CLIP_LAYOUTS`.
-        where: the weights, for messages.
+    """The model of weights in `layout`, from the files beside them; `where` is for messages.
 
     Raises:
-        InputError: they are of another family, say what is not implemented, or the files
-            contradict each other.
+        InputError: they are of another family, ask for what is not implemented, or contradict each
+            other.
     """
     if layout == TRANSFORMERS:
         return _of_transformers(folder)
     _check_family(tensors, where)
     config = read_file(folder / OPEN_CLIP_CONFIG)
+    # OpenAI's files say nothing of the activation: it is always quick_gelu. open_clip's config
+    # beside them may say otherwise: then the weights are not OpenAI's.
     if layout == OPENAI:
         if config.get("model_cfg", {}).get("quick_gelu", True) is not True:
             raise InputError(
@@ -110,14 +103,7 @@ def read(folder: Path, tensors: Mapping[str, Tensor], layout: str, where: Any) -
 
 
 def write(folder: Path, described_: Described, evaluation: Mapping[str, Any], layout: str) -> None:
-    """Writes the files beside weights.
-
-    Args:
-        folder: of the weights.
-        described_: the network and the size of its images.
-        evaluation: `config.evaluation` of the run.
-        layout: of `clip_rules.CLIP_LAYOUTS`; OpenAI's has none.
-    """
+    """Writes the files beside weights; OpenAI's layout has none."""
     model, size = described_.model, described_.size
     if layout == TRANSFORMERS:
         images = described(evaluation, model.image.pixels, (size, size, 3), layout)
@@ -132,10 +118,10 @@ def write(folder: Path, described_: Described, evaluation: Mapping[str, Any], la
 
 
 def check_preset(model: Clip, name: str, where: Any) -> None:
-    """Compares weights with the preset that they are said to be of.
+    """Compares weights with the preset that they are said to be.
 
     Raises:
-        InputError: there is no such preset, or a field differs, such as the activation; names it.
+        InputError: there is no such preset, or a field differs; the message names it.
     """
     expected = clip.make({"name": name, "dtype": model.dtype})
     for part, ours, theirs in (
@@ -148,6 +134,7 @@ def check_preset(model: Clip, name: str, where: Any) -> None:
                 f"{where}: the image tower is not that of {name}; choose another --model"
             )
         for field in dataclasses.fields(ours):
+            # Not of the network, or told differently by each layout, or compared on their own.
             if field.name in ("parent", "name", "image", "text", "end_token", "mlp_dim"):
                 continue
             got, needed = getattr(ours, field.name), getattr(theirs, field.name)
@@ -166,6 +153,7 @@ def _of_transformers(folder: Path) -> Described:
         raise InputError(
             f"{where}: model_type must be clip or siglip, got {kind!r}; name a folder of CLIP"
         )
+    # 1. The image tower. Defaults are those of transformers' config classes.
     siglip = kind == "siglip"
     vision, text = (config.get(f"{part}_config") or {} for part in ("vision", "text"))
     eps = 1e-6 if siglip else 1e-5
@@ -177,11 +165,13 @@ def _of_transformers(folder: Path) -> Described:
         norm_eps=_number(vision.get("layer_norm_eps", eps), "layer_norm_eps", where),
         pixels=scaling(folder, where),
     )
+    # 2. The text tower.
     own = _fields({**_SIGLIP_TEXT, **text} if siglip else text, _TEXT, where)
     own |= dict(
         activation=_activation(text, siglip, where),
         norm_eps=_number(text.get("layer_norm_eps", eps), "layer_norm_eps", where),
     )
+    # 3. Where the two families differ.
     width = 0
     if siglip:
         image |= dict(pool="probe")
@@ -195,12 +185,13 @@ def _of_transformers(folder: Path) -> Described:
         end = text.get("eos_token_id", 49407)
         own |= dict(projection_width=width, end_token=whole(end, "eos_token_id", where))
     model = clip.make(dict(image=image, text=own, projection_width=width, sigmoid=siglip))
+    # Must agree with the preprocessor's.
     size = whole(vision.get("image_size", 224), "image_size", where)
     return _checked(model, size, preprocessing(folder, "timm"), where)
 
 
 def _of_tensors(tensors: Mapping[str, Tensor]) -> Described:
-    """OpenAI's, which say all by their shapes."""
+    # OpenAI has no config: shapes say all but the heads, which are 64 wide in all its models.
     depth = _count(tensors, "transformer.resblocks.")
     shape = {name: tensor.shape for name, tensor in tensors.items()}
     text_width, out_width = shape["text_projection"]
@@ -214,12 +205,14 @@ def _of_tensors(tensors: Mapping[str, Tensor]) -> Described:
         projection_width=out_width,
     )
     if "visual.attnpool.positional_embedding" in shape:
+        # The third convolution of the stem gives the width of the first stage.
         width = shape["visual.conv3.weight"][0]
         stages = tuple(
             len({name.split(".")[2] for name in shape if name.startswith(f"visual.layer{stage}.")})
             for stage in (1, 2, 3, 4)
         )
         tokens = shape["visual.attnpool.positional_embedding"][0]
+        # Positions are of the mean and of the last stage's pixels, at 1 / 32 of the image.
         size = math.isqrt(tokens - 1) * 2 ** (len(stages) + 1)
         image = dict(name="resnet", stage_sizes=stages, width=width, out_width=out_width)
         return _openai(image, text, 0, size)
@@ -231,6 +224,7 @@ def _of_tensors(tensors: Mapping[str, Tensor]) -> Described:
         num_heads=max(1, width // _HEAD_WIDTH),
         patch_size=patch_size,
     )
+    # Positions are of the class token and of the patches.
     size = math.isqrt(shape["visual.positional_embedding"][0] - 1) * patch_size
     return _openai(image, text, out_width, size)
 
@@ -244,12 +238,13 @@ def _openai(
     images: Preprocessing | None = None,
     pixels: str = "clip",
 ) -> Described:
-    """Towers as OpenAI builds them; the pooled token is the one of the highest id."""
+    """Towers as OpenAI builds them."""
     if "patch_size" in image:
         image |= dict(
             name="vit", norm_eps=1e-5, activation=activation, pre_norm=True, patch_bias=False
         )
     image["pixels"] = pixels
+    # 2: the pooled token is the one of the highest id.
     text |= dict(activation=activation, end_token=2)
     model = clip.make(dict(image=image, text=text, projection_width=projection_width))
     usual = Preprocessing(size, 1.0, "pil_bicubic", stretch=False)
@@ -261,6 +256,7 @@ def _of_open_clip(config: Mapping[str, Any], where: Path) -> Described:
     vision, text = (_known(model.get(f"{x}_cfg"), f"{x}_cfg", where) for x in ("vision", "text"))
     out_width = whole(model.get("embed_dim"), "embed_dim", where)
     text_width = whole(text.get("width", 512), "width", where)
+    # 1. The text tower. Defaults are those of open_clip's config classes.
     own = dict(
         width=text_width,
         mlp_width=int(text_width * text.get("mlp_ratio", 4.0)),
@@ -270,6 +266,7 @@ def _of_open_clip(config: Mapping[str, Any], where: Path) -> Described:
         max_length=whole(text.get("context_length", 77), "context_length", where),
         projection_width=out_width,
     )
+    # 2. The image tower: a list of layers makes it a ResNet.
     layers, width = vision.get("layers", 12), whole(vision.get("width", 768), "width", where)
     size = whole(vision.get("image_size", 224), "image_size", where)
     if isinstance(layers, list):
@@ -282,6 +279,7 @@ def _of_open_clip(config: Mapping[str, Any], where: Path) -> Described:
             num_heads=width // whole(vision.get("head_width", _HEAD_WIDTH), "head_width", where),
             patch_size=whole(vision.get("patch_size", 16), "patch_size", where),
         )
+    # 3. What both share.
     quick = model.get("quick_gelu", False)
     if not isinstance(quick, bool):
         raise InputError(f"{where}: quick_gelu must be true or false, got {quick!r}")
@@ -296,6 +294,7 @@ def _open_clip_images(
 ) -> tuple[Preprocessing, str]:
     usual = PIXELS["clip"]
     given = (fields.get("mean", usual[0]), fields.get("std", usual[1]))
+    # A network's `pixels` is the key of mean and deviation, not the numbers.
     names = [n for n, v in PIXELS.items() if [list(x) for x in v] == [list(x) for x in given]]
     if not names:
         raise InputError(
@@ -341,10 +340,10 @@ def _number(value: Any, field: str, where: Path) -> float:
 
 
 def _known(config: Any, part: str, where: Path) -> dict[str, Any]:
-    """A part of open_clip's config, whose fields are all implemented."""
+    """A section of open_clip's config; raises InputError for fields that are not implemented."""
     config = config or {}
     for field in sorted(set(config) - set(_OPEN_CLIP_FIELDS[part])):
-        if config[field] not in (None, False):
+        if config[field] not in (None, False):  # switched off
             raise InputError(
                 f"{where}: {part}.{field}={config[field]!r} is not implemented; use a CLIP of "
                 "OpenAI's kind, or SigLIP in transformers' layout"
@@ -385,6 +384,7 @@ def _transformers_config(model: Clip, size: int) -> dict[str, Any]:
         "layer_norm_eps": text.norm_eps,
         "model_type": f"{kind}_text_model",
     }
+    # CLIP's width of the common space is in the config and in those of both towers.
     if model.sigmoid:
         words["projection_size"] = text.projection_width
     else:

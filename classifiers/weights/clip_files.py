@@ -1,6 +1,6 @@
 """CLIP's weights in and out: a run that classifiers.zero_shot and transfer read, and back.
 
-What is exported to the layout that it came from is what came, byte for byte.
+An import that is exported to its own layout gives the original files, byte for byte.
 """
 
 from collections.abc import Callable, Mapping
@@ -42,13 +42,13 @@ from launch.runtime.config import plain
 from launch.runtime.run import CLIP, Run
 from launch.runtime.run_record import write_record
 
-# Copies of what lay beside imported weights, and what their files begin with.
+# Copies of the files beside imported weights, and the suffix of copies of weights' headers.
 _SOURCE, _HEADER = "source", ".header"
 _STEMS = {OPEN_CLIP: "open_clip_model"}
 
 
 def is_clip(path: epath.PathLike) -> bool:
-    """Whether a folder of transformers holds CLIP or SigLIP."""
+    """Whether a folder of transformers has CLIP or SigLIP."""
     return read_file(folder_of(path) / CONFIG).get("model_type") in ("clip", "siglip")
 
 
@@ -59,28 +59,27 @@ def import_clip(
     model: str | None = None,
     tokenizer: str | None = None,
 ) -> None:
-    """Writes weights as a finished run of CLIP.
+    """Writes weights, a .safetensors file or a folder, as a finished run of CLIP.
 
-    Args:
-        source: a .safetensors file, or a folder with the weights.
-        target: a folder that is empty or not there.
-        layout: of `clip_rules.CLIP_LAYOUTS`.
-        model: of `clip.PRESETS`, with which the files are compared.
-        tokenizer: a folder with the tokenizer's files; None is that of the weights.
+    `model` is a preset to compare the files with; `tokenizer` a folder, None for that of the
+    weights.
 
     Raises:
         InputError: anything is wrong with the files; nothing is written.
     """
+    # 1. Look at the target first: loading takes minutes.
     check_target(epath.Path(target))
     check_path(target)
+    # 2. Open the weights, and learn the model from the files beside them.
     files, tensors = _open(Path(source), layout)
     folder = folder_of(source)
     described = clip_configs.read(folder, tensors, layout, source)
     if model is not None:
         clip_configs.check_preset(described.model, model, source)
+    # 3. Load and check every tensor.
     variables = load(tensors, described, layout, source)
     words = _tokenizer_files(Path(tokenizer) if tokenizer else folder, bool(tokenizer))
-    # Pairs, as names of tensors and files are none of a config's fields.
+    # Pairs, since names of tensors and files have dots, and cannot be fields of a config.
     whole_numbers = [
         (name, tensor.view().tolist()) for name, tensor in tensors.items() if _is_counter(name)
     ]
@@ -95,6 +94,8 @@ def import_clip(
             "whole_numbers": whole_numbers,
         },
     }
+    # 4. Write the run under another name, and rename it when it is whole. Headers are kept, since
+    # order and padding of a file's tensors are its own: with them an export is byte for byte.
     with atomic_folder(epath.Path(target)) as made:
         for name, data in words.items():
             (made / TOKENIZER).mkdir(exist_ok=True)
@@ -115,15 +116,10 @@ def import_clip(
 
 
 def export_clip(source: str, target: str, layout: str) -> None:
-    """Writes a run of CLIP in another library's layout.
-
-    Args:
-        source: an import, or a trained run.
-        target: a local folder that is empty or not there.
-        layout: of `clip_rules.CLIP_LAYOUTS`.
+    """Writes an import or a trained run of CLIP in another library's layout.
 
     Raises:
-        InputError: it is unfinished, damaged, or the layout has no such model.
+        InputError: it is unfinished or damaged, or the layout has no such model.
     """
     if not is_local(target):
         raise InputError(f"--to must be a local folder for safetensors, got {target}; name one")
@@ -131,6 +127,7 @@ def export_clip(source: str, target: str, layout: str) -> None:
     run = Run.open(source)
     if run.kind != CLIP:
         raise InputError(f"--from must be a run of CLIP, got {source}; name one")
+    # 1. Check that the layout has the model before anything is read.
     model = clip.make(plain(run.config.clip))
     check_layout(model, layout)
     shapes = run.shapes()
@@ -139,15 +136,18 @@ def export_clip(source: str, target: str, layout: str) -> None:
     imported = plain(run.config.get("imported") or {})
     numbers = dict(imported.get("whole_numbers", ()))
 
+    # 2. Tensors are made one at a time, as the file is written: no second copy in memory.
     def read(name: str, dtype: np.dtype) -> np.ndarray:
         if name in numbers:
             return np.asarray(numbers[name], dtype)
         return mappings[name].to_file(arrays).astype(dtype)
 
     with atomic_folder(epath.Path(target)) as folder:
+        # 3. Back to where it came from: the same bytes.
         if imported.get("layout") == layout:
             _write_as_imported(run, dict(imported["files"]), Path(folder), read)
             return
+        # 4. To another layout: a fresh file, and the configs that belong to it.
         tensors = {name: (m.file_shape, np.dtype(np.float32)) for name, m in mappings.items()}
         write_model(Path(folder), _STEMS.get(layout, "model"), None, tensors, read)
         evaluation = plain(run.config.evaluation)
@@ -161,11 +161,11 @@ def export_clip(source: str, target: str, layout: str) -> None:
 def load(
     tensors: Mapping[str, Tensor], described: Described, layout: str, where: Any
 ) -> dict[str, Any]:
-    """Variables of a model in float32, of the tensors of a layout.
+    """Variables of the described model in float32.
 
     Raises:
-        InputError: they are not of this model: names the first tensor that is missing, too much or
-            of another shape, or holds NaN or infinity.
+        InputError: tensors do not fit the model; names the first that is missing, unknown, of
+            another shape, or not finite.
     """
     shape = (described.size, described.size, 3)
     shapes = clip.variable_shapes(described.model, shape)
@@ -211,6 +211,7 @@ def _write_as_imported(
 ) -> None:
     copies = run.path / _SOURCE
     for name, digest in files.items():
+        # Weights that were trained since, or damaged, give another checksum.
         if write_file(folder / name, (copies / f"{name}{_HEADER}").read_bytes(), read) != digest:
             raise InputError(f"{run.path}: {name} is not what was imported; import it again")
     others = [path for path in copies.iterdir() if not path.name.endswith(_HEADER)]

@@ -1,7 +1,7 @@
 """Names of CLIP's tensors in other libraries' files.
 
 transformers: CLIPModel and SiglipModel. openai: the state dict of OpenAI's models, which open_clip
-has for its CLIP too.
+uses for its CLIP too.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from launch.errors import InputError
 from launch.runtime.checkpoints.tensor_mapping import Rules, TensorMapping, tensor_mappings
 
 TRANSFORMERS, OPENAI, OPEN_CLIP = CLIP_LAYOUTS = ("transformers", "openai", "open_clip")
-# Whole numbers beside the weights, which say nothing that the shapes do not.
+# Whole numbers beside the weights, which say no more than the shapes do.
 COUNTERS = (
     "position_ids",
     "num_batches_tracked",
@@ -24,10 +24,11 @@ COUNTERS = (
     "context_length",
     "vocab_size",
 )
-# One tensor holds them, in this order.
+# Tensors that files may fuse into one, in this order.
 _FUSED = ("query", "key", "value", "self_attn_q_proj", "self_attn_k_proj", "self_attn_v_proj")
 _BLOCK = r"^block_(\d+)\."
 _TEXT_BLOCK = r"^layers_(\d+)\."
+# Rules are regular expressions from our names to theirs, applied one after the other.
 _IMAGE_TRANSFORMERS: Rules = (
     *ENDS,
     (r"^probe_pool\.(query|key|value)\.(\w+)$", r"head.attention.in_proj_\2"),
@@ -39,7 +40,7 @@ _IMAGE_TRANSFORMERS: Rules = (
     (rf"{_BLOCK}out\.", r"encoder.layers.\1.self_attn.out_proj."),
     (rf"{_BLOCK}norm_(\d)\.", r"encoder.layers.\1.layer_norm\2."),
     (rf"{_BLOCK}mlp_(\d)\.", r"encoder.layers.\1.mlp.fc\2."),
-    (r"^pre_norm\.", "pre_layrnorm."),  # as it is misspelt in the files
+    (r"^pre_norm\.", "pre_layrnorm."),  # misspelt in the files
     (r"^norm\.", "post_layernorm."),
     (r"^patch_embed\.", "embeddings.patch_embedding."),
     (r"^class_token$", "embeddings.class_embedding"),
@@ -81,19 +82,14 @@ _TEXT_OPENAI: Rules = (
     (r"^final_layer_norm\.", "ln_final."),
     (r"^text_projection\.weight$", "text_projection"),
 )
-# OpenAI's writes these inputs first, as we do.
+# Projections that OpenAI stores as [in, out], as we do; PyTorch's layers are [out, in].
 _AS_OURS = ("visual.proj", "text_projection")
-# Single numbers, which SigLIP alone keeps as lists of one.
+# Scalars, which only SigLIP stores with a shape of [1].
 _SCALARS = ("logit_scale", "logit_bias")
 
 
 def clip_mappings(model: Clip, shapes: Mapping[str, Any], layout: str) -> dict[str, TensorMapping]:
-    """What a file of a layout holds of a model, by the file's names.
-
-    Args:
-        model: the network.
-        shapes: its variables or their shapes.
-        layout: one of `CLIP_LAYOUTS`.
+    """What a file in `layout` holds of a model, by the file's names; `shapes` may be variables.
 
     Raises:
         InputError: the layout has no such model.
@@ -101,12 +97,14 @@ def clip_mappings(model: Clip, shapes: Mapping[str, Any], layout: str) -> dict[s
     check_layout(model, layout)
     transformers = layout == TRANSFORMERS
     resnet = isinstance(model.image, ClipResNet)
+    # 1. The rules of both towers.
     if transformers:
         image, text = _IMAGE_TRANSFORMERS, _TEXT_TRANSFORMERS
         if model.text.pool == "last":
             text = (*text, (r"^text_projection\.", "text_model.head."))
     else:
         image, text = _RESNET_OPENAI if resnet else _IMAGE_OPENAI, _TEXT_OPENAI
+    # 2. Towers, then what is beside them: projection, scale, bias.
     mappings = _tower("image", shapes, image, "vision_model." if transformers else "visual.")
     mappings |= _tower("text", shapes, text, "")
     projection = "visual_projection.weight" if transformers else "visual.proj"
@@ -120,11 +118,7 @@ def clip_mappings(model: Clip, shapes: Mapping[str, Any], layout: str) -> dict[s
 
 
 def check_layout(model: Clip, layout: str) -> None:
-    """Looks whether a layout has a model.
-
-    Raises:
-        InputError: it has not.
-    """
+    """Raises InputError where a layout has no such model."""
     siglip = model.sigmoid or model.text.pool == "last"
     if layout == TRANSFORMERS:
         _need(not isinstance(model.image, ClipResNet), layout, "a ResNet as its image tower")
@@ -145,6 +139,7 @@ def _tower(
     tower: str, shapes: Mapping[str, Any], rules: Rules, prefix: str
 ) -> dict[str, TensorMapping]:
     """The mappings of one tower, with its paths in the whole model."""
+    # Rules see paths without the tower's name; afterwards it is put back.
     own = {collection: tree[tower] for collection, tree in shapes.items() if tower in tree}
     mappings = {}
     for name, mapping in tensor_mappings(own, rules, _FUSED).items():
@@ -160,6 +155,7 @@ def _as_in_file(name: str, mapping: TensorMapping, layout: str, sigmoid: bool) -
     if name in _SCALARS:
         return mapping if sigmoid else dataclasses.replace(mapping, axes=())
     path = mapping.paths[0]
+    # Theirs lack the leading axes of 1 that ours have for broadcasting.
     if path.endswith(".class_token"):
         return dataclasses.replace(mapping, axes=(2,))
     if path.endswith(".image.positions"):

@@ -29,7 +29,7 @@ from launch.errors import InputError
 from launch.files import write_json
 from launch.runtime.checkpoints.safetensors_io import Tensor
 
-# Fields of transformers' configs with one value that we compute: (its default, ours).
+# Fields of transformers' configs of which we compute one value: (their default, ours).
 _FIXED = {
     "vit": {"hidden_act": ("gelu", "gelu"), "qkv_bias": (True, True)},
     "resnet": {
@@ -39,7 +39,7 @@ _FIXED = {
     },
 }
 _FIXED["deit"] = _FIXED["vit"]
-# Our field and transformers', with its default where the file has none.
+# By our field: transformers' name, and its default where the file has none.
 _VIT_FIELDS = {
     "width": ("hidden_size", 768),
     "depth": ("num_hidden_layers", 12),
@@ -53,19 +53,17 @@ _VIT_FIELDS = {
 def build(
     path: epath.PathLike, name: str | None = None, **overrides: Any
 ) -> tuple[Classifier, int]:
-    """The model of weights, and the size of its images: the preset's, else that of the weights.
+    """The model of weights, and its image size: the preset's, else that of the weights.
 
-    Args:
-        path: see `weight_files.open_tensors`; a folder may hold a config.json of transformers or
-            timm.
-        name: of a preset or module. A config.json of transformers needs none.
-        **overrides: fields of the model; `num_classes` is otherwise that of the weights' head, and
-            `pixels` what preprocessor_config.json or timm's config.json say.
+    `name` is a preset or a module; a config.json of transformers needs none. Of `overrides`,
+    `num_classes` is by default that of the weights' head, and `pixels` what the files beside them
+    say.
 
     Raises:
-        InputError: no such weights, a model that is not implemented, or something is not known:
-            the line names it.
+        InputError: there are no such weights, the model is not implemented, or nothing says what it
+            is.
     """
+    # 1. The module and its fields: from --model, else from transformers' config.json.
     tensors = open_tensors(path)
     folder = folder_of(path)
     config = read_file(folder / CONFIG)
@@ -76,10 +74,12 @@ def build(
     if name is None:
         where = folder / CONFIG
         name, fields = _from_transformers(config, tensors, where)
+    # 2. What no shape tells: how pixels were scaled.
     layout = find_layout(tensors, path)
     if "pixels" not in overrides:
         fields["pixels"] = scaling(folder, path)
     fields |= overrides
+    # 3. The model; its size from the preset, the positions, or the files, in this order.
     num_classes = fields.pop("num_classes", None) or _num_classes(tensors, path)
     model = presets.make(name, num_classes, **fields)
     size = presets.PRESETS[name].size if name in presets.PRESETS else None
@@ -94,23 +94,20 @@ def write_configs(
     layout: str,
     evaluation: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes what others need beside weights that `weight_files.save` writes.
+    """Writes what other libraries need beside `weight_files.save`'s file.
 
-    Args:
-        folder: of the weights.
-        model: the network.
-        image_shape: [h, w, c] of its images, which are square.
-        layout: of `tensor_rules.LAYOUTS`; users of all but 'transformers' get timm's.
-        evaluation: `config.evaluation`, see `policy.make_eval_transform`; None is whole images.
+    `image_shape` is [h, w, c], square; all layouts but 'transformers' get timm's config.json.
+    `evaluation` is `config.evaluation`, None for whole images.
     """
     size, _, channels = image_shape
     images = described(evaluation or {}, model.pixels, image_shape, layout)
     if layout != "transformers":
         write_json(folder / CONFIG, {"num_classes": model.num_classes, "pretrained_cfg": images})
         return
-    # transformers has no EfficientNet-Lite, which `tensor_rules` says.
+    # transformers has no EfficientNet-Lite: `tensor_rules` has refused it.
     assert not isinstance(model, EfficientNetLite)
     fields = _vit_config(model, size) if isinstance(model, ViT) else _resnet_config(model)
+    # transformers counts classes by their labels.
     labels = [f"LABEL_{index}" for index in range(model.num_classes)]
     fields["id2label"] = {str(index): label for index, label in enumerate(labels)}
     fields["label2id"] = {label: index for index, label in enumerate(labels)}
@@ -124,6 +121,7 @@ def _from_transformers(
     kind = config["model_type"]
     if not isinstance(kind, str) or kind not in _FIXED:
         raise InputError(f"{where}: model_type must be one of {', '.join(_FIXED)}, got {kind!r}")
+    # Fields that we do not have must be at the value that we compute.
     for field, (default, ours) in _FIXED[kind].items():
         if (value := config.get(field, default)) != ours:
             raise InputError(
@@ -136,6 +134,7 @@ def _from_transformers(
         if ours != "norm_eps":
             whole(value, _VIT_FIELDS[ours][0], where)
     if kind == "deit":
+        # DeiT's config is the same with and without the head of the distillation token.
         heads = any(name.startswith("distillation_classifier.") for name in tensors)
         fields["distillation"] = "heads" if heads else "token"
     return "vit", fields
@@ -145,6 +144,7 @@ def _resnet_fields(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
     bottleneck = config.get("layer_type", "bottleneck") == "bottleneck"
     depths = config.get("depths", (3, 4, 6, 3))
     width = whole(config.get("embedding_size", 64), "embedding_size", where)
+    # Ours double from stage to stage.
     widths = [width * (4 if bottleneck else 1) * 2**stage for stage in range(len(depths))]
     hidden_sizes = list(config.get("hidden_sizes", (256, 512, 1024, 2048)))
     if hidden_sizes != widths:
@@ -160,7 +160,7 @@ def _vit_config(model: ViT, size: int) -> dict[str, Any]:
     kind, name = ("deit", "DeiT") if model.distillation else ("vit", "ViT")
     architecture = f"{name}ForImageClassification"
     architecture += "WithTeacher" if model.distillation == "heads" else ""
-    # Of transformers' rates this one is ours; attention's weights are not dropped here.
+    # Only this one of transformers' rates is ours: attention's weights are not dropped here.
     rates = {"hidden_dropout_prob": model.dropout, "attention_probs_dropout_prob": 0.0}
     names = {"architectures": [architecture], "model_type": kind, "image_size": size}
     return {**fields, **rates, **names, "hidden_act": "gelu", "qkv_bias": True}
@@ -180,6 +180,7 @@ def _resnet_config(model: ResNet | ResNetRS) -> dict[str, Any]:
 
 
 def _num_classes(tensors: Mapping[str, Tensor], where: Any) -> int:
+    # The bias of every layout's head; DeiT has two heads of one size.
     for name in (
         "classifier.bias",
         "cls_classifier.bias",

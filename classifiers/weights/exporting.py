@@ -19,17 +19,12 @@ from launch.runtime.run import CLASSIFIER, Run
 
 
 def export_run(source: str, target: str, layout: str, seed: int = 0) -> None:
-    """Writes a seed of a run in another library's layout.
-
-    Args:
-        source: a run directory of classifiers.train, or an import.
-        target: a local folder that is empty or not there.
-        layout: one of `tensor_rules.LAYOUTS`.
-        seed: which.
+    """Writes a seed of a run, or an import, in another library's layout, into a new local folder.
 
     Raises:
         InputError: there is no such seed, it is unfinished, or the layout has no such model.
     """
+    # 1. Check target, run and seed before anything is read.
     if not is_local(target):
         raise InputError(f"--to must be a local folder for safetensors, got {target}; name one")
     check_target(epath.Path(target))
@@ -41,13 +36,16 @@ def export_run(source: str, target: str, layout: str, seed: int = 0) -> None:
         raise InputError(
             f"--seed must be from 0 to {config.seeds - 1}, the seeds of {source}, got {seed}"
         )
+    # 2. Rebuild the model from the shapes of the checkpoint.
     run = run.seeds[seed]
     shapes = run.shapes()
     num_classes = shapes["params"]["head"]["bias"].shape[0]
     model = from_config.make_model(config.model, num_classes)
-    tensor_rules(model, layout)  # A layout without such a model is named before all is read.
+    tensor_rules(model, layout)  # raises if the layout has no such model
+    # 3. Read, and write the folder under another name until it is whole.
     variables = run.variables(shapes)
     flat = flax.traverse_util.flatten_dict(shapes, sep=".")
+    # Positions tell, where there are any.
     size = trained_size(flat, model) or _evaluated_size(config)
     image_shape = (size, size, trained_channels(flat))
     with atomic_folder(epath.Path(target)) as folder:

@@ -28,33 +28,30 @@ def import_run(
 ) -> None:
     """Writes weights as a finished run with one seed, for classifiers.evaluate and export.
 
-    Args:
-        source: see `weight_files.open_tensors`.
-        target: a folder that is empty or not there.
-        layout: that the files have to be of.
-        model: see `config_files.build`.
-        pixels: see `layers.PIXELS`; None is what stands beside the weights.
-        size: of images; None is the weights'.
-        num_classes: of a new head; None keeps the weights' head.
+    `size` is that of images, None for the weights'; `num_classes` asks for a new head; for `model`
+    see `config_files.build`, for `pixels` `layers.PIXELS`; None leaves both to the files.
 
     Raises:
         InputError: anything is wrong with the files; nothing is written.
     """
+    # 1. Look at target and layout first: loading takes longer.
     check_target(epath.Path(target))
     check_path(target)
     tensors = open_tensors(source)
     layout_there = find_layout(tensors, source)
-    # timm's ResNets have torchvision's names.
+    # timm's ResNets have torchvision's names: names alone cannot tell them apart.
     if layout_there != layout and (layout_there, layout) != ("torchvision", "timm"):
         raise InputError(
             f"{source} has weights of {layout_there}; pass --from={layout_there}:{source}"
         )
+    # 2. Build the model, and load the weights into it.
     overrides = {"pixels": pixels, "num_classes": num_classes}
     given = {name: value for name, value in overrides.items() if value is not None}
     network, of_weights = build(source, model, **given)
     size = size or of_weights
     image_shape = (size, size, trained_channels(tensors))
     variables = load(source, network, image_shape, new_head=num_classes is not None)
+    # 3. Write a run of zero steps under another name, and rename it when it is whole.
     config = {
         "model": describe(network),
         "seeds": 1,

@@ -1,4 +1,4 @@
-"""Positions of vision transformers in files: for which size of images, and for another."""
+"""Positions of vision transformers in files: for which image size, and resized to another."""
 
 import math
 from collections.abc import Mapping
@@ -14,14 +14,10 @@ POSITIONS, FIXED_POSITIONS = "params.positions", "pos_embed"
 
 
 def trained_size(tensors: Mapping[str, Any], model: Classifier) -> int | None:
-    """Pixels each way of the images that learned positions are for; None where there are none.
+    """The image size in pixels that learned positions are for; None where there are none.
 
-    Args:
-        tensors: whatever has a shape, by a file's names or by our paths.
-        model: the network.
-
-    Raises:
-        InputError: the images are not square.
+    `tensors` may be anything with shapes, by a file's names or by our paths. Raises InputError if
+    the positions are not of a square.
     """
     names = ("position_embeddings", FIXED_POSITIONS, POSITIONS)
     positions = [tensor for name, tensor in tensors.items() if name.endswith(names)]
@@ -33,16 +29,10 @@ def trained_size(tensors: Mapping[str, Any], model: Classifier) -> int | None:
 def resized(
     positions: np.ndarray, model: ViT, image_shape: tuple[int, int, int], where: Any
 ) -> np.ndarray:
-    """Positions learned on square images, for images of another shape.
-
-    Args:
-        positions: [1, n, d].
-        model: the network.
-        image_shape: [h, w, c] of the new images.
-        where: the positions come from, for the message.
+    """Positions [1, n, d] learned on square images, for images of `image_shape` [h, w, c].
 
     Raises:
-        InputError: there are not as many as a square image has.
+        InputError: their number is not that of a square image.
     """
     rows = _rows(positions.shape[1], model, where)
     return resize_positions(
@@ -51,7 +41,7 @@ def resized(
 
 
 def has_fixed_positions(model: Classifier) -> TypeGuard[ViT]:
-    """Whether positions are computed, not learned: our variables then have none, files may."""
+    """Whether positions are computed: our variables then have none, but files may."""
     return isinstance(model, ViT) and model.positions == "sincos"
 
 
@@ -61,12 +51,12 @@ def patch_grid(model: ViT, image_shape: tuple[int, int, int]) -> tuple[int, int]
 
 
 def _placed_tokens(model: ViT) -> int:
-    """Tokens before the patches that have positions."""
+    """How many tokens before the patches have positions."""
     return model.num_tokens if model.positions == "learned" else 0
 
 
 def _rows(positions: int, model: ViT, where: Any) -> int:
-    """Rows of patches of a square image that has so many positions."""
+    """Rows of patches of the square image that has so many positions."""
     num_tokens = _placed_tokens(model)
     rows = math.isqrt(max(0, positions - num_tokens))
     if rows == 0 or rows**2 + num_tokens != positions:
@@ -78,13 +68,10 @@ def _rows(positions: int, model: ViT, where: Any) -> int:
 
 
 def check_fixed_positions(positions: np.ndarray, width: int, where: Any) -> None:
-    """Compares positions of a file, [1, n, d], with those that a model of this width computes.
-
-    Raises:
-        InputError: they differ.
-    """
+    """Raises InputError unless a file's [1, n, d] are what a model of this width computes."""
     rows = math.isqrt(positions.shape[1]) if positions.ndim == 3 else 0
     fits = rows and positions.shape == (1, rows**2, width)
+    # 0.01 allows for files in half precision.
     if not fits or np.abs(positions - sincos_positions(rows, rows, width)).max() > 1e-2:
         raise InputError(
             f"{where}: {FIXED_POSITIONS} must be the model's fixed positions, got others; "

@@ -1,6 +1,6 @@
-"""What the small files beside weights say of images: their size, crop, rule of resizing, scaling.
+"""What the small files beside weights say of images: size, crop, rule of resizing, scaling.
 
-Transformers' preprocessor_config.json and the pretrained_cfg of timm's config.json.
+They are transformers' preprocessor_config.json and the pretrained_cfg of timm's config.json.
 """
 
 import dataclasses
@@ -17,37 +17,30 @@ from launch.files import read_object
 from launch.runtime.layers.layers import PIXELS
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
-# As DeiT and most others are evaluated.
+# 224 of 256 pixels: DeiT and most others are evaluated so.
 CROP_RATIO = 0.875
-# How each layout's library evaluates weights beside which nothing is said.
+# How each layout's library evaluates weights that have no file beside them.
 _USUAL = {
     "transformers": "pil_bilinear",
     "timm": "pil_bicubic",
     "torchvision": "pil_bilinear",
     "efficientnet": "pil_bicubic",
 }
-# Pillow's numbers, which transformers writes, and timm's words.
+# By Pillow's numbers, which transformers writes, and by timm's words.
 _RULES = {2: "pil_bilinear", 3: "pil_bicubic", "bilinear": "pil_bilinear", "bicubic": "pil_bicubic"}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Processor:
-    """What a processor of transformers does where its file leaves it out.
+    """What a processor of transformers does where its file leaves it out."""
 
-    Attributes:
-        size: of images, pixels.
-        square: a size that is one number is that of both sides, not that of the shorter one.
-        resample: Pillow's number.
-        crop: whether the middle is cut out.
-    """
-
-    size: int
-    square: bool
-    resample: int
-    crop: bool
+    size: int  # pixels
+    square: bool  # one number is the size of both sides, instead of the shorter one
+    resample: int  # Pillow's number
+    crop: bool  # whether the middle is cut out
 
 
-# By the first letters of their names.
+# By the start of their names.
 _PROCESSORS = {
     "ViT": _Processor(224, True, 2, False),
     "DeiT": _Processor(256, True, 3, True),
@@ -56,41 +49,30 @@ _PROCESSORS = {
     "CLIP": _Processor(224, False, 3, True),
     "Siglip": _Processor(224, True, 3, False),
 }
-# From this size on ConvNext's stretches the image; below it resizes to size / crop_pct and crops.
+# From this size on, ConvNext's stretches; below, it resizes to size / crop_pct and crops.
 _CONVNEXT_STRETCHES = 384
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """What becomes of an image before the network sees it.
+    """What happens to an image before the network sees it."""
 
-    Attributes:
-        size: of the square that is left, in pixels; None where no file says it.
-        crop_ratio: of it to the side that was resized, in (0, 1].
-        resize: of `resize.RULES`.
-        stretch: both sides are resized, not the shorter one.
-    """
-
-    size: int | None
-    crop_ratio: float
-    resize: str
-    stretch: bool
+    size: int | None  # of the final square, pixels; None where no file says it
+    crop_ratio: float  # final square / resized side, in (0, 1]
+    resize: str  # of `resize.RULES`
+    stretch: bool  # both sides are resized, not only the shorter one
 
     def evaluation(self, size: int) -> dict[str, Any]:
-        """As `config.evaluation`, for images of `size`; a False is left out."""
+        """As `config.evaluation`, for images of `size`."""
         fields = {"size": size, "crop_ratio": self.crop_ratio, "resize": self.resize}
         return fields | ({"stretch": True} if self.stretch else {})
 
 
 def preprocessing(folder: Path, layout: str) -> Preprocessing:
-    """What the files of a folder say.
-
-    Args:
-        folder: of the weights.
-        layout: of `tensor_rules.LAYOUTS`; says what is usual where no file says more.
+    """What the files of a folder say; where there are none, what is usual for the layout.
 
     Raises:
-        InputError: a file says what is not implemented, or nothing that makes sense.
+        InputError: a file asks for what is not implemented, or makes no sense.
     """
     if timm := timm_config(folder):
         return _of_timm(timm, folder / CONFIG)
@@ -101,21 +83,17 @@ def preprocessing(folder: Path, layout: str) -> Preprocessing:
 
 
 def folder_of(path: epath.PathLike) -> Path:
-    """Where the files beside weights are: those are a folder, or a file in it."""
+    """The folder of the files beside weights, which are a folder or a file in it."""
     return Path(path) if Path(path).is_dir() else Path(path).parent
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """The object in a file; an empty one where there is no file."""
+    """The object in a JSON file; an empty one where there is no file."""
     return read_object(path) if path.exists() else {}
 
 
 def timm_config(folder: Path) -> dict[str, Any]:
-    """What timm says of the weights, if it wrote the file.
-
-    Raises:
-        InputError: it is no object.
-    """
+    """The `pretrained_cfg` of timm's config.json; {} where timm did not write the file."""
     written = read_file(folder / CONFIG).get("pretrained_cfg") or {}
     if not isinstance(written, dict):
         raise InputError(f"{folder / CONFIG}: pretrained_cfg must be an object, got {written!r}")
@@ -123,14 +101,10 @@ def timm_config(folder: Path) -> dict[str, Any]:
 
 
 def scaling(folder: Path, where: Any) -> str:
-    """The key of `PIXELS` that the files say.
-
-    Args:
-        folder: of the weights.
-        where: the weights, for messages.
+    """The key of `PIXELS` that the files beside weights give.
 
     Raises:
-        InputError: they say nothing of it, or nothing that is implemented.
+        InputError: they do not say, or it is not implemented.
     """
     config = timm_config(folder) or read_file(folder / PREPROCESSOR)
     mean, std = (config.get(f"image_{key}", config.get(key)) for key in ("mean", "std"))
@@ -138,11 +112,13 @@ def scaling(folder: Path, where: Any) -> str:
         raise InputError(
             f"{where}: no file says how pixels were scaled; pass --pixels ({', '.join(PIXELS)})"
         )
+    # 1. Pixels must be divided by 255, then normalised.
     for switch in ("do_rescale", "do_normalize"):
         _need(config.get(switch, True) is True, folder, switch, config.get(switch), True)
     factor = config.get("rescale_factor", 1 / 255)
     is_usual = isinstance(factor, int | float) and math.isclose(factor, 1 / 255, rel_tol=1e-3)
     _need(is_usual, folder, "rescale_factor", factor, "1 / 255")
+    # 2. Compare mean and deviation with those that we have; grey images have one of each.
     for values in (mean, std):
         if not isinstance(values, list) or not all(isinstance(x, int | float) for x in values):
             raise InputError(
@@ -161,19 +137,16 @@ def scaling(folder: Path, where: Any) -> str:
 def described(
     evaluation: Mapping[str, Any], pixels: str, shape: tuple[int, int, int], layout: str
 ) -> dict[str, Any]:
-    """What `preprocessing` and `scaling` read, for other libraries.
+    """What `preprocessing` and `scaling` read, written for other libraries.
 
-    Args:
-        evaluation: fields of `config.evaluation`. Ours of the rules of resizing is written as
-            bilinear, which is nearest to it.
-        pixels: a key of `PIXELS`.
-        shape: [h, w, c] of the images.
-        layout: of `tensor_rules.LAYOUTS`; users of all but 'transformers' get timm's.
+    `shape` is [h, w, c]. Our own rule of resizing is written as bilinear, the nearest that they
+    have. All layouts but 'transformers' get timm's fields.
     """
     size, _, channels = shape
     mean, std = (list(values)[:channels] for values in PIXELS[pixels])
     ratio, stretch = evaluation.get("crop_ratio") or 1.0, bool(evaluation.get("stretch"))
     rule = "bicubic" if evaluation.get("resize") == "pil_bicubic" else "bilinear"
+    # timm: a crop ratio.
     if layout != "transformers":
         return {
             "mean": mean,
@@ -183,10 +156,11 @@ def described(
             "crop_mode": "squash" if stretch else "center",
             "interpolation": rule,
         }
+    # transformers: the side before the crop, and the size of the crop.
     side = math.floor(size / ratio)
     square = {"height": side, "width": side}
     crop = not stretch or side != size
-    # The processors of these models do this and no more.
+    # Each kind of processor has its own fields; these three do just this and no more.
     model = "Bit" if not stretch else "DeiT" if crop else "ViT"
     return {
         "image_processor_type": f"{model}ImageProcessor",
@@ -202,7 +176,7 @@ def described(
 
 
 def _of_timm(config: Mapping[str, Any], where: Path) -> Preprocessing:
-    # timm validates at the sizes for tests, where there are any.
+    # timm evaluates at its test sizes where it has them.
     size = config.get("test_input_size") or config.get("input_size")
     size = size[-1] if isinstance(size, list) and size else size
     ratio = config.get("test_crop_pct") or config.get("crop_pct") or CROP_RATIO
@@ -217,12 +191,14 @@ def _of_timm(config: Mapping[str, Any], where: Path) -> Preprocessing:
 
 
 def _of_transformers(config: Mapping[str, Any], where: Path) -> Preprocessing:
+    # 1. Which processor wrote the file decides what it leaves out.
     kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "ViT")
     name = next((name for name in _PROCESSORS if kind.startswith(name)), "ViT")
     usual = _PROCESSORS[name]
     does_resize = config.get("do_resize", True)
     _need(does_resize is True, where, "do_resize", does_resize, True)
     side, stretch = _side(config.get("size") or usual.size, usual.square, where)
+    # 2. Whether and how the middle is cut out.
     size = side
     if name == "ConvNext":
         stretch = side >= _CONVNEXT_STRETCHES
@@ -241,7 +217,7 @@ def _of_transformers(config: Mapping[str, Any], where: Path) -> Preprocessing:
 
 
 def _side(size: Any, square: bool, where: Path) -> tuple[int, bool]:
-    """Pixels, and whether they are those of both sides, not of the shorter one."""
+    """Pixels, and whether they are those of both sides, instead of the shorter one."""
     if not isinstance(size, dict):
         return whole(size, "size", where), square
     if "shortest_edge" in size:
@@ -252,7 +228,7 @@ def _side(size: Any, square: bool, where: Path) -> tuple[int, bool]:
 
 
 def _share(size: int, side: int) -> float:
-    """The ratio that makes of a size this side, in spite of rounding."""
+    """A ratio for which floor(size / ratio) is `side` again, in spite of rounding."""
     ratio = size / side
     return ratio if math.floor(size / ratio) == side else math.nextafter(ratio, 0)
 
@@ -270,11 +246,7 @@ def _rule(value: Any, field: str, where: Path) -> str:
 
 
 def whole(value: Any, field: str, where: Path) -> int:
-    """A number of pixels, or of parts of a network.
-
-    Raises:
-        InputError: it is none.
-    """
+    """The value; raises InputError unless it is a whole number of at least 1."""
     if not isinstance(value, int) or value < 1:
         raise InputError(f"{where}: {field} must be a positive whole number, got {value!r}")
     return value

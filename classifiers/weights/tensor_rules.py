@@ -1,9 +1,9 @@
-"""Names of a classifier's tensors in other libraries' files: a table of rules for each layout.
+"""Names of a classifier's tensors in other libraries' files: one table of rules per layout.
 
 transformers: ViTForImageClassification, DeiTForImageClassification (and WithTeacher),
-ResNetForImageClassification, as they are on disk. timm: VisionTransformer and its children.
-torchvision: ResNet, whose names timm's has too. efficientnet: EfficientNet-PyTorch's, the first of
-their kind, and packages with its weights.
+ResNetForImageClassification, as they are on disk. timm: VisionTransformer and its subclasses.
+torchvision: ResNet, whose names timm uses too. efficientnet: EfficientNet-PyTorch, and packages
+with its weights.
 """
 
 from classifiers.models.efficientnet_lite import EfficientNetLite
@@ -14,13 +14,14 @@ from launch.errors import InputError
 from launch.runtime.checkpoints.tensor_mapping import Rules
 
 LAYOUTS = ("transformers", "timm", "torchvision", "efficientnet")
-# Counts that PyTorch's batch norms keep and nothing here reads.
+# A count that PyTorch's batch norms keep; it is written as 0, and never read.
 COUNTER = "num_batches_tracked"
 
+# Rules are regular expressions from our names to theirs, applied one after the other.
 ENDS: Rules = (
     (r"^(params|batch_stats)\.", ""),
     (r"\.(kernel|scale)$", ".weight"),
-    (r"\.(mean|var)$", r".running_\1"),
+    (r"\.(mean|var)$", r".running_\1"),  # batch norms: ours are a collection, theirs buffers
 )
 _BLOCK = r"^block_(\d+)\."
 
@@ -48,6 +49,7 @@ def _vit_transformers(model: ViT) -> Rules:
 
 _VIT_TIMM: Rules = (
     *ENDS,
+    # Three of ours become one of theirs: see FUSED.
     (rf"{_BLOCK}(query|key|value)\.", r"blocks.\1.attn.qkv."),
     (rf"{_BLOCK}out\.", r"blocks.\1.attn.proj."),
     (rf"{_BLOCK}norm_(\d)\.", r"blocks.\1.norm\2."),
@@ -71,6 +73,7 @@ _RESNET_TRANSFORMERS: Rules = (
 )
 RESNET_TORCHVISION: Rules = (
     *ENDS,
+    # torchvision counts stages, convolutions and norms from 1.
     (_STAGE, lambda match: f"layer{int(match[1]) + 1}.{match[2]}."),
     (r"\.conv_(\d)\.", lambda match: f".conv{int(match[1]) + 1}."),
     (r"\.norm_(\d)\.", lambda match: f".bn{int(match[1]) + 1}."),
@@ -92,20 +95,12 @@ _EFFICIENTNET: Rules = (
     (r"^head_norm\.", "_bn1."),
     (r"^head\.", "_fc."),
 )
-# timm keeps them in one tensor, in this order.
+# timm stores these as one tensor, in this order.
 FUSED = ("query", "key", "value")
 
 
 def tensor_rules(model: Classifier, layout: str) -> Rules:
-    """From our names to a layout's.
-
-    Args:
-        model: the network.
-        layout: one of `LAYOUTS`.
-
-    Raises:
-        InputError: the layout has no such model.
-    """
+    """Rules from our names to a layout's; raises InputError if it has no such model."""
     if isinstance(model, ViT):
         if layout == "transformers":
             plain = model.pool == "token" and model.positions == "learned"

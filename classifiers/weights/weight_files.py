@@ -1,4 +1,4 @@
-"""Variables of a classifier from files of other libraries, and back."""
+"""A classifier's variables from files of other libraries, and back."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
@@ -34,15 +34,14 @@ from launch.runtime.checkpoints.tensor_mapping import TensorMapping, check_fit, 
 from launch.runtime.checkpoints.torch_file import open_torch_file
 
 STEM = "model"
+# Prefixes of models with a head; files of base models have none.
 _TRANSFORMERS = ("vit.", "deit.", "resnet.")
 HEADS = ("head", "head_dist")
 _Arrays = dict[str, np.ndarray]
 
 
 def open_tensors(path: epath.PathLike) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or .pth file, or of a folder with model.safetensors.
-
-    A folder may have several files and their index.
+    """Tensors of a .safetensors or .pth file, or of a folder with model.safetensors or its index.
 
     Raises:
         InputError: there is none, or it is damaged.
@@ -56,12 +55,9 @@ def open_tensors(path: epath.PathLike) -> dict[str, Tensor]:
 
 
 def find_layout(names: Iterable[str], where: Any) -> str:
-    """The layout of `LAYOUTS` that tensors' names tell.
-
-    Raises:
-        InputError: none of them.
-    """
+    """The layout that tensors' names belong to; raises InputError if it is none."""
     names = list(names)
+    # Names that only one layout has; base models of transformers have no prefix.
     signs = {
         "transformers": ("vit.", "deit.", "resnet.", "embeddings.", "embedder."),
         "timm": ("blocks.", "patch_embed."),
@@ -83,28 +79,23 @@ def load(
     image_shape: tuple[int, int, int],
     new_head: bool = False,
 ) -> dict[str, Any]:
-    """Loads weights of one of `LAYOUTS` into a model's variables.
+    """Variables in float32 from weights in any of `LAYOUTS`; `image_shape` is [h, w, c].
 
-    Args:
-        path: see `open_tensors`.
-        model: the network; its `pixels` and `norm_eps` are those of the weights.
-        image_shape: [h, w, c] of its images. Positions learned on squares of another size are
-            resized, see `vit.resize_positions`.
-        new_head: leave the heads at zero, for other classes.
-
-    Returns:
-        Variables in float32, for `model.apply`.
+    The model's `pixels` and `norm_eps` must be those of the weights. Positions learned on another
+    size are resized; `new_head` leaves the heads at zero, for other classes.
 
     Raises:
-        InputError: no such file, a damaged one, or one that is not of this model: names the first
-            tensor that is missing, too much or of another shape, or holds NaN or infinity.
+        InputError: there is no such file, it is damaged, or is not of this model; names the first
+            tensor that is missing, unknown, of another shape, or not finite.
     """
+    # 1. Match the file's names with ours.
     tensors = open_tensors(path)
     layout = find_layout(tensors, path)
     shapes = presets.variable_shapes(model, image_shape)
     mappings = tensor_mappings(shapes, tensor_rules(model, layout), FUSED)
     tensors = _tensors_of_model(tensors, mappings, layout)
     arrays: _Arrays = {}
+    # 2. Set aside what is not read: old heads, and positions that we compute.
     if new_head:
         arrays = _new_heads(mappings)
         mappings = {name: m for name, m in mappings.items() if m.paths[0] not in arrays}
@@ -112,7 +103,9 @@ def load(
         tensors = {name: tensors[name] for name in tensors if not name.startswith(heads)}
     if has_fixed_positions(model) and FIXED_POSITIONS in tensors:
         check_fixed_positions(tensors.pop(FIXED_POSITIONS).view(), model.width, path)
+    # 3. Check all shapes before any tensor is read.
     _check_fit(mappings, tensors, path)
+    # 4. Copy tensor by tensor: files are mapped into memory, and one is in memory at a time.
     for name, mapping in mappings.items():
         values = tensors[name].view()
         check_finite(name, tensors[name], values)
@@ -120,6 +113,7 @@ def load(
         fits = mapping.paths != (POSITIONS,) or array.shape == mapping.file_shape
         if not fits and isinstance(model, ViT):
             array = resized(array, model, image_shape, path)
+        # Transposed views would keep the whole fused tensor alive.
         ours = (np.ascontiguousarray(view) for view in mapping.to_ours(array))
         arrays |= zip(mapping.paths, ours, strict=True)
     return flax.traverse_util.unflatten_dict(arrays, sep=".")
@@ -134,16 +128,10 @@ def save(
 ) -> None:
     """Writes variables as model.safetensors in another library's layout, in float32.
 
-    Args:
-        path: a folder that exists.
-        variables: of the model.
-        model: the network.
-        image_shape: [h, w, c] of its images.
-        layout: one of `LAYOUTS`.
-
     Raises:
         InputError: the layout has no such model.
     """
+    # Shapes are written first, and tensors are made one at a time: no second copy in memory.
     mappings = tensor_mappings(variables, tensor_rules(model, layout), FUSED)
     arrays = flax.traverse_util.flatten_dict(variables, sep=".")
     makers: dict[str, Callable[[], np.ndarray]] = {
@@ -152,10 +140,12 @@ def save(
     tensors: dict[str, tuple[tuple[int, ...], np.dtype]] = {
         name: (m.file_shape, np.dtype(np.float32)) for name, m in mappings.items()
     }
+    # PyTorch's strict loading wants the counters of its batch norms.
     for name in [name for name in mappings if name.endswith(".running_mean")]:
         counter = name.replace("running_mean", COUNTER)
         tensors[counter] = ((), np.dtype(np.int64))
         makers[counter] = functools.partial(np.zeros, ())
+    # timm's class has positions even where they are fixed.
     if has_fixed_positions(model):
         positions = sincos_positions(*patch_grid(model, image_shape), model.width)
         tensors[FIXED_POSITIONS] = (positions.shape, positions.dtype)
@@ -167,7 +157,8 @@ def save(
 
 
 def trained_channels(tensors: Mapping[str, Any]) -> int:
-    """Channels of the images that weights of a layout, or our variables, are for."""
+    """The channels of the images that weights of a layout, or our variables, are for."""
+    # The first kernel of each layout.
     firsts = (
         "patch_embeddings.projection.weight",
         "patch_embed.proj.weight",
@@ -177,16 +168,16 @@ def trained_channels(tensors: Mapping[str, Any]) -> int:
     )
     for name, tensor in tensors.items():
         if name.endswith(("patch_embed.kernel", "stem_conv.kernel")):
-            return tensor.shape[2]
+            return tensor.shape[2]  # ours: [h, w, in, out]
         if name.endswith(firsts) and not name.startswith("layer"):
-            return tensor.shape[1]
+            return tensor.shape[1]  # PyTorch's: [out, in, h, w]
     return 3
 
 
 def _tensors_of_model(
     tensors: Mapping[str, Tensor], mappings: Mapping[str, TensorMapping], layout: str
 ) -> dict[str, Tensor]:
-    """The tensors without those that nobody reads; those of a base model with its prefix."""
+    """The tensors without those that nobody reads; names of a base model get the prefix of ours."""
     prefix = ""
     if layout == "transformers" and not any(name.startswith(_TRANSFORMERS) for name in tensors):
         prefix = next(iter(mappings)).partition(".")[0] + "."
