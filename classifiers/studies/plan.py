@@ -245,10 +245,10 @@ def make_jobs(config: ml_collections.ConfigDict, runs: Sequence[PlannedRun]) -> 
         seeds, total_steps = run.config.seeds, run.config.total_steps
         # A job is done when its last file is there and its config has not changed.
         last = run.folder / f"seed_{seeds - 1}" / "checkpoints" / str(total_steps)
-        # Images seen: the share of the whole that the job is.
+        # Images seen: its rough duration beside the others, for the progress bar.
         weight = float(seeds * total_steps * run.config.batch_size)
         digest = json_digest(plain(run.config))
-        # Files that others make; a job waits until they are there.
+        # Files that it reads: a changed one makes it run again.
         needed = tuple(path / "manifest.json" for path in _generated_sets(run))
         if run.arm.filtered:
             needed += (_list_of(config, run.arm),)
