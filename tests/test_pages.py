@@ -210,6 +210,15 @@ def test_help_of_every_command(name, capsys, monkeypatch):
     assert "\nevery command:\n" in out or "\nseveral processes:\n" in out
 
 
+@pytest.mark.parametrize("mode", submit.MODES)
+def test_help_of_a_mode_has_examples(mode, capsys):
+    assert submit.main(["launch.submit", mode, "--help"]) == 0
+    text = capsys.readouterr().out.partition("\nflags:\n")[0]
+    examples = [x for x in pages.command_lines(text) if x.startswith("python -m launch.submit")]
+    assert len(set(examples)) == 4  # with the form of all
+    assert not pages.broken_lines("```sh\n" + "\n".join(examples[1:]) + "\n```\n")
+
+
 def test_help_of_a_mode_has_groups(capsys):
     assert submit.main(["launch.submit", "gke", "--help"]) == 0
     out = capsys.readouterr().out

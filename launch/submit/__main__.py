@@ -87,7 +87,9 @@ def submit(mode: Mode, argv: Sequence[str]) -> int:
         define_common_flags(values)
         mode.define_flags(values)
 
-    text = f"{mode.description}\n\n{SYNTAX.replace('MODE', mode.name)}"
+    command = f"python -m launch.submit {mode.name}"
+    examples = (f"{command} {chosen} -- \\\n    {task}" for chosen, task in mode.examples)
+    text = "\n".join((f"{mode.description}\n", SYNTAX.replace("MODE", mode.name), "", *examples))
     values = cli.parse_flags(options[:behind], text, define_flags)
     if values is None:
         return 0

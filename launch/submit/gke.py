@@ -39,6 +39,23 @@ class Gke(Mode):
 
     name = "gke"
     description = "pods of a Kubernetes cluster, with TPU slices or GPUs, by a JobSet"
+    examples = (
+        (
+            "--tpu_type=v4-512 --image=docker.io/me/imagen-ft --spot",
+            "python -m imagen_ft.finetune --config=configs/imagenet/if_i_l.py "
+            "--workdir=gs://my-bucket/if_i_l",
+        ),
+        (
+            "--nodes=2 --gpus=8 --gpu_type=h100 --image=docker.io/me/imagen-ft",
+            "python -m imagen_ft.finetune --config=configs/imagenet/if_i_l.py "
+            "--workdir=gs://my-bucket/if_i_l",
+        ),
+        (
+            "--tpu_type=v6e-8 --image=docker.io/me/imagen-ft --dry_run",
+            "python -m classifiers.train --config=configs/imagenet/resnet50.py "
+            "--workdir=gs://my-bucket/resnet50",
+        ),
+    )
     shared_flag = "--mount=gs://BUCKET:FOLDER"
     gone = _MISSING
 

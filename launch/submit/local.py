@@ -27,6 +27,22 @@ class Local(Mode):
 
     name = "local"
     description = "processes of this machine, as CPU devices or a GPU each"
+    examples = (
+        (
+            "--processes=2 --devices=cpu",
+            "python -m imagen_ft.finetune --config=configs/digits/pretrain_base4.py "
+            "--workdir=runs/two",
+        ),
+        (
+            "--processes=2",
+            "python -m classifiers.train --config=configs/digits/classifier.py --workdir=runs/real",
+        ),
+        (
+            "--workers=2 --devices=cpu",
+            "python -m imagen_ft.generate --config=configs/digits/generate.py "
+            "--workdir=runs/digits/more",
+        ),
+    )
     copies_code = False
     starts_later = False
     hosts_share_disks = True

@@ -46,6 +46,7 @@ class Mode(abc.ABC):
 
     name: ClassVar[str]  # on the command line
     description: ClassVar[str]  # one line for --help
+    examples: ClassVar[tuple[tuple[str, str], ...]]  # for --help: options, and the task behind --
     copies_code: ClassVar[bool] = True  # whether hosts run the commit, not the files here
     # The program that lists its jobs, if they are known by a number that comes after submission;
     # empty if `found_by` alone finds them.

@@ -64,6 +64,23 @@ class Sky(Mode):
     name = "sky"
     queue = "sky jobs queue"
     description = "machines of any cloud that SkyPilot knows, as a managed job that it recovers"
+    examples = (
+        (
+            "--gpus=H100:8 --spot",
+            "python -m imagen_ft.finetune --config=configs/imagenet/if_i_l.py "
+            "--workdir=gs://my-bucket/if_i_l",
+        ),
+        (
+            "--workers=8 --gpus=H100:8 --spot",
+            "python -m imagen_ft.generate --config=configs/imagenet/generate.py "
+            "--workdir=gs://my-bucket/imagenet_x1",
+        ),
+        (
+            "--tpu_type=v6e-8 --dry_run",
+            "python -m classifiers.train --config=configs/imagenet/resnet50.py "
+            "--workdir=gs://my-bucket/resnet50",
+        ),
+    )
 
     def define_flags(self, values: flags.FlagValues) -> None:
         """Adds the flags for machines and places."""

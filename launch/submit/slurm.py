@@ -36,6 +36,22 @@ class Slurm(Mode):
 
     name = "slurm"
     description = "nodes of a Slurm cluster, as a process a node or a GPU, or an array of workers"
+    examples = (
+        (
+            "--nodes=4 --gpus=8 --processes_per_node=8 --time=24:00:00",
+            "python -m imagen_ft.finetune --config=configs/imagenet/if_i_l.py:host "
+            "--workdir=/nfs/if_i_l",
+        ),
+        (
+            "--workers=32 --gpus=1",
+            "python -m imagen_ft.generate --config=configs/imagenet/generate.py --workdir=/nfs/x1",
+        ),
+        (
+            "--nodes=2 --gpus=8 --dry_run",
+            "python -m classifiers.train --config=configs/imagenet/resnet50.py "
+            "--workdir=/nfs/resnet50",
+        ),
+    )
     copies_code = False
     hosts_share_disks = True
     queue = "squeue --me"

@@ -25,6 +25,23 @@ class TpuVm(Mode):
 
     name = "tpu-vm"
     description = "TPU VMs v4 to v6e, asked for as a queued resource or there already"
+    examples = (
+        (
+            "--tpu_type=v4-512 --spot --zone=us-central2-b",
+            "python -m imagen_ft.finetune --config=configs/imagenet/if_i_l.py "
+            "--workdir=gs://my-bucket/if_i_l",
+        ),
+        (
+            "--tpu=my-tpu",
+            "python -m imagen_ft.finetune --config=configs/imagenet/if_i_l.py "
+            "--workdir=gs://my-bucket/if_i_l",
+        ),
+        (
+            "--tpu_type=v5litepod-16 --dry_run",
+            "python -m classifiers.train --config=configs/imagenet/resnet50.py "
+            "--workdir=gs://my-bucket/resnet50",
+        ),
+    )
     shared_flag = "--shared=FOLDER"
     gone = ("NOT_FOUND",)
     can_be_followed = True
