@@ -1,4 +1,4 @@
-"""From a command line to a running task: flags, the config, one clear line for wrong input."""
+"""From a command line to a running task: flags, the config, one clear line on wrong input."""
 
 import dataclasses
 import functools
@@ -32,13 +32,9 @@ _CONFIG_HELP = (
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """What a task is called with.
+    """What a task is called with: the resolved, locked config and its own flags.
 
-    Attributes:
-        config: the resolved config, locked.
-        folder: the run directory; None only where nothing is run.
-        dry_run: print what would run, then end.
-        flags: the task's own flags.
+    `folder` is the run directory; None where nothing is run (`--dry_run`, `--preflight`).
     """
 
     config: ml_collections.ConfigDict
@@ -48,7 +44,7 @@ class Arguments:
 
     @property
     def workdir(self) -> epath.Path:
-        """The run directory, for who runs something."""
+        """The run directory, for a task that runs."""
         assert self.folder is not None, "a task without a run directory is a dry run only"
         return self.folder
 
@@ -60,26 +56,25 @@ def run(
     argv: Sequence[str] | None = None,
     lacking: optional_fields.Lacking | None = None,
 ) -> None:
-    """Parses the command line, runs `task` and ends the process with the code of `exit_code`.
+    """Parses the command line, runs `task` and exits with a code of `launch.cli`'s table.
 
-    Args:
-        task: gets what the command line says.
-        description: what --help begins with.
-        define_flags: of the task's own flags.
-        argv: instead of the process's.
-        lacking: which fields a config may have and lacks; they can be set as well.
+    `description` is what --help starts with; `define_flags` adds the task's own flags; `argv`
+    replaces the process's. `lacking` lists the fields that a config may have and lacks: a command
+    line can set them too.
     """
     argv = list(sys.argv if argv is None else argv)
 
     def command() -> None:
+        # 1. Read the command line; nothing has been written yet.
         arguments = parse(argv, description, define_flags, lacking)
-        # Grain asks absl's global flags for its debugging options.
+        # Grain reads its debugging options from absl's global flags, and fails on unparsed ones.
         flags.FLAGS.mark_as_parsed()
         _keep_compilations()
         if "preflight" in arguments.flags and arguments.flags.preflight:
-            # libtpu, which is there for it, would look for chips of this machine and complain.
+            # Importing libtpu to compile would otherwise probe this machine for chips and complain.
             jax.config.update("jax_platforms", "cpu")
 
+        # 2. Run the task, alone or together with the other processes of the job.
         def work() -> None:
             with reading(arguments.config):
                 task(arguments)
@@ -92,17 +87,19 @@ def run(
         else:
             work()
 
+    # 3. Exit with one line and a code.
     resume = "run the same command again to resume"
     code = job.exit_code(command, resume)
     if code == Unreachable.code and is_left_waiting():
-        # Python would wait for these threads, and whoever is to run the command again would too.
+        # Orbax's threads still wait for the store. Python would join them at exit, and so keep
+        # a scheduler from running the command again.
         os._exit(code)
     sys.exit(code)
 
 
 def _settings(arguments: Arguments) -> dict[str, Any]:
-    """What all processes of a job have to have in common."""
-    # The config holds its overrides, which are flags as well. Hosts may have other CPUs.
+    """What all processes of a job must agree on."""
+    # `plain` below holds the overrides already. Hosts may differ in their number of CPUs.
     overrides = [name for name in arguments.flags if name.partition(".")[0] == "config"]
     common = job.settings(arguments.flags, paths=("workdir",), without=overrides)
     config = {key: x for key, x in plain(arguments.config).items() if key != "loader_workers"}
@@ -117,9 +114,10 @@ def parse(
 ) -> Arguments:
     """Reads `--config=FILE.py[:arguments]`, `--config.field=value`, `--workdir`, `--dry_run`.
 
-    Raises:
-        InputError: on an unknown flag or config field, a missing file or a value of the wrong type.
+    --help prints and exits. Raises `InputError` on an unknown flag or config field, a missing file
+    or a value of the wrong type.
     """
+    # 1. Define the flags.
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "run directory; created if missing", flag_values=values)
     flags.DEFINE_bool(
@@ -139,13 +137,18 @@ def parse(
     define_alone(values)
     if helped(argv, description, values, _CONFIG_HELP):
         sys.exit(0)
+    # 2. Load the config and give it the fields that the command line sets and it lacks:
+    # ml_collections makes flags of the fields that exist only.
     config, argv = _config(expand_home(argv))
     added = optional_fields.add_named(argv, config, lacking) if lacking else None
     check_overrides(argv, config)
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    # 3. Parse. Fields that were set to their defaults go again, so that the config compares equal
+    # to one that never had them.
     read_flags(argv, values)
     if added:
         optional_fields.remove_defaults(values.config, added)
+    # 4. Check what belongs together.
     if values.all_tensors and not values.dry_run:
         raise InputError("--all_tensors needs --dry_run; add it, or leave --all_tensors out")
     runs = not (values.dry_run or ("preflight" in values and values.preflight))
@@ -154,7 +157,6 @@ def parse(
 
 
 def _config(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, list[str]]:
-    """The config that `--config` names, and the other arguments."""
     names = [arg.removeprefix("--config=") for arg in argv if arg.startswith("--config=")]
     if len(names) != 1:
         raise InputError("--config must be given once; name one file, --config=configs/X/Y.py")
@@ -166,13 +168,14 @@ def _folder(workdir: str | None) -> epath.Path:
         raise InputError("--workdir is missing; name the run directory, --workdir=DIR")
     if not is_local(workdir) and not workdir.startswith("gs://"):
         raise InputError(f"--workdir must be a local path or begin with gs://, got {workdir}")
+    # fsspec reports a missing gcsfs only at the first access, deep inside a library.
     if not is_local(workdir) and not find_spec("gcsfs"):
         raise InputError(f'--workdir={workdir} needs more packages; pip install ".[gcs]" first')
     return epath.Path(workdir)
 
 
 def describe(args: Arguments, **models: Any) -> None:
-    """Prints the resolved config and, for each model, its parameters (shapes are enough)."""
+    """Prints the resolved config and each model's parameters, or abstract ones (shapes only)."""
     print(args.config.to_json_best_effort(indent=2))
     table = tensor_table if args.flags.all_tensors else module_table
     for name, params in models.items():
@@ -183,6 +186,6 @@ def describe(args: Arguments, **models: Any) -> None:
 
 
 def _keep_compilations() -> None:
-    """Compiled programs are kept from run to run."""
+    # A user's own cache folder (flag, or environment variable of JAX) wins.
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder("jax")))

@@ -1,4 +1,4 @@
-"""What tasks do with configs besides reading them."""
+"""Loading and checking configs."""
 
 import contextlib
 import json
@@ -15,29 +15,24 @@ import ml_collections
 
 from launch.errors import InputError
 
-# Types that networks compute in.
+# The types that networks compute in.
 _DTYPES = ("float32", "bfloat16", "float16")
 
-
-# Where the packages of the project are: its folder, or that of installed packages.
+# The folder that holds the packages of the project: a checkout, or site-packages.
 _HOME = Path(__file__).resolve().parents[2]
 
 
 def plain(value: Any) -> Any:
-    """A config's value as JSON gives it back: tuples are lists."""
+    """A config's value after a round trip through JSON: tuples become lists."""
     return json.loads(ml_collections.ConfigDict({"value": value}).to_json())["value"]
 
 
 def module_fields(config: ml_collections.ConfigDict, field: str) -> dict[str, Any]:
-    """A config as the fields of a Flax module: hashable sequences, a dtype for its name.
+    """A config as the fields of a Flax module: tuples for lists, a dtype for its name.
 
-    Args:
-        config: the fields.
-        field: what they are in, for messages.
-
-    Raises:
-        InputError: `dtype` names no type that networks compute in.
+    `field` names the config in messages. Raises `InputError` if `dtype` is not one to compute in.
     """
+    # Flax modules are hashed as static arguments of jit, which lists cannot be.
     fields = {
         name: tuple(value) if isinstance(value, list | tuple) else value
         for name, value in config.items()
@@ -50,14 +45,14 @@ def module_fields(config: ml_collections.ConfigDict, field: str) -> dict[str, An
 
 @contextlib.contextmanager
 def reading(config: ml_collections.ConfigDict) -> Iterator[None]:
-    """In its block a config is read, which may be one of another task.
+    """Turns a field that the block misses in the config into an `InputError` that names it.
 
-    Raises:
-        InputError: it lacks a field; names the field.
+    The usual cause is a config of another task.
     """
     try:
         yield
     except AttributeError as error:
+        # ConfigDict raises AttributeError with the section as `obj`; other objects are bugs.
         if not isinstance(error.obj, ml_collections.ConfigDict):
             raise
         place = _path_to(error.obj, config)
@@ -68,7 +63,7 @@ def reading(config: ml_collections.ConfigDict) -> Iterator[None]:
 
 
 def _path_to(node: Any, config: ml_collections.ConfigDict) -> list[str] | None:
-    """Names of the fields that lead to a part of a config; None where it is no part of it."""
+    """The field names that lead to `node`, by identity; None if it is not part of the config."""
     if node is config:
         return []
     for name, value in config.items():
@@ -82,20 +77,15 @@ def _path_to(node: Any, config: ml_collections.ConfigDict) -> list[str] | None:
 def check_overrides(
     argv: Sequence[str], config: ml_collections.ConfigDict, lacked: Collection[str] = ()
 ) -> None:
-    """Names the field that does not exist; config_flags would only say 'q'.
+    """Raises `InputError` on `--config.x=...` if there is no field x, or x is a missing section.
 
-    Args:
-        argv: the arguments.
-        config: that they set fields of.
-        lacked: dotted paths of fields that it lacks and that can be set.
-
-    Raises:
-        InputError: there is no such field, or it is a section that the config lacks.
+    config_flags would only say "q". `lacked` are dotted paths of absent fields that can be set.
     """
     for arg in argv:
         if not arg.startswith("--config."):
             continue
         path = arg.partition("=")[0].removeprefix("--config.")
+        # Walk down the path; below a section that is absent only `lacked` knows the fields.
         names, node = path.split("."), config
         for depth, name in enumerate(names):
             fields = _fields_of(node, ".".join(names[:depth]), lacked)
@@ -103,6 +93,7 @@ def check_overrides(
                 there = ", ".join(fields) or "nothing"
                 raise InputError(f"{arg}: the config has no field {name!r}; use one of {there}")
             node = node.get(name) if isinstance(node, ml_collections.ConfigDict) else None
+        # The path itself may name an absent section instead of a field.
         fields = _fields_of(None, path, lacked)
         if node is None and fields:
             raise InputError(
@@ -111,7 +102,7 @@ def check_overrides(
 
 
 def _fields_of(node: Any, path: str, lacked: Collection[str]) -> list[str]:
-    """Names in a section of a config, and those that it lacks and that can be set."""
+    """The names in a section, and those below `path` that it lacks and that can be set."""
     names = list(node) if isinstance(node, ml_collections.ConfigDict) else []
     start = f"{path}." if path else ""
     others = {x.removeprefix(start).partition(".")[0] for x in lacked if x.startswith(start)}
@@ -119,13 +110,12 @@ def _fields_of(node: Any, path: str, lacked: Collection[str]) -> list[str]:
 
 
 def load_config(argument: str) -> ml_collections.ConfigDict:
-    """The config of `FILE.py[:arguments]`; a path that is not here is looked for beside the rooms.
+    """Runs `get_config` of `FILE.py[:arguments]`; raises `InputError` if that is not possible.
 
-    So `configs/...` names an experiment of the project from any folder, also of an installed one.
-
-    Raises:
-        InputError: no such file, or it is no config, or the arguments are wrong.
+    A relative path that does not exist here is taken from the project's folder, so `configs/...`
+    works from any folder and for an installed package.
     """
+    # 1. Find the file.
     path, colon, given = argument.partition(":")
     installed = os.path.join(_HOME, path)
     if not os.path.isfile(path) and os.path.isfile(installed):
@@ -137,18 +127,22 @@ def load_config(argument: str) -> ml_collections.ConfigDict:
             else ""
         )
         raise InputError(f"--config={argument}: no such file: {path}{hint}")
+    # 2. Read it; the check spares a wrong file, such as a script, from being executed.
     with open(path, "rb") as file:
         text = file.read()
     if b"get_config" not in text:
         raise InputError(f"--config={argument}: {path} has no get_config; name a config file")
+    # 3. Execute it as a module of its own, not through the import system: its folder need not be a
+    # package, and two configs may share a name.
     module = types.ModuleType("experiment")
     module.__file__ = path
-    sys.modules[module.__name__] = module  # Dataclasses look there for their module.
+    sys.modules[module.__name__] = module  # dataclasses look up their module there
     try:
         exec(compile(text, path, "exec"), module.__dict__)
         config = module.get_config(*([given] if colon else []))
     except (Exception, SystemExit) as error:
         raise InputError(f"--config={argument}: {_reason(error, path)}") from error
+    # 4. Check the result.
     if not isinstance(config, ml_collections.ConfigDict):
         raise InputError(
             f"--config={argument}: get_config must return a ConfigDict, got {type(config).__name__}"
@@ -158,7 +152,7 @@ def load_config(argument: str) -> ml_collections.ConfigDict:
 
 
 def _expand_home(config: ml_collections.ConfigDict) -> None:
-    """Paths that begin with `~/`, wherever they are in a config, begin at the user's home."""
+    """Expands a leading `~/` in every string of a config, in place."""
     with config.unlocked():
         for name, value in config.items():
             expanded = _expanded(value)
@@ -167,7 +161,7 @@ def _expand_home(config: ml_collections.ConfigDict) -> None:
 
 
 def _expanded(value: Any) -> Any:
-    """A field's value, itself where there is nothing to expand."""
+    """The expanded value, or the same object where there is nothing to expand."""
     if isinstance(value, ml_collections.ConfigDict):
         _expand_home(value)
     elif isinstance(value, str) and value.startswith("~/"):
@@ -183,7 +177,7 @@ def _expanded(value: Any) -> Any:
 
 
 def _reason(error: BaseException, path: str) -> str:
-    """An error of a config file in one line: what it is, and in which line of the file."""
+    """An error of a config file in one line, with the line number in the file."""
     if isinstance(error, SyntaxError) and error.lineno:
         return f"{error.filename}, line {error.lineno}: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)

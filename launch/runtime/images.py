@@ -1,4 +1,4 @@
-"""Images at the border: whole numbers in [0, 255] outside, floats in [-1, 1] inside."""
+"""Images at the border: uint8 in [0, 255] outside, float32 in [-1, 1] inside."""
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,11 @@ def to_float(images: UInt8[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
 
 @jax.jit
 def to_uint8(images: Float[Array, "*b h w c"]) -> UInt8[Array, "*b h w c"]:
-    """[-1, 1] to [0, 255], rounded; NaN becomes any number, see `finite_images`."""
+    """[-1, 1] to [0, 255], rounded; NaN becomes an arbitrary number, see `finite_images`."""
     return jnp.round(jnp.clip(images * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)
 
 
 @jax.jit
 def finite_images(images: Float[Array, "b h w c"]) -> Bool[Array, " b"]:
-    """Which images have neither NaN nor infinity; on the device, where they are."""
+    """Which images hold neither NaN nor infinity; stays on the device."""
     return jnp.isfinite(images).all(axis=(1, 2, 3))

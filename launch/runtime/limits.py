@@ -1,4 +1,4 @@
-"""Numbers of configs in the ranges that the work can be done with, before any of it is begun."""
+"""Ranges of numbers in configs, checked before any work starts."""
 
 import contextlib
 import dataclasses
@@ -10,13 +10,15 @@ from typing import Any, TypeVar
 from launch.errors import InputError
 from launch.fields import Fields
 
-# Steps and the like are counted in int32; JAX makes keys of the last 32 bits of a seed.
+# JAX counts steps in int32 and keeps the low 32 bits of a seed.
 MOST, MOST_SEED = 2**31 - 2, 2**32 - 1
 SEED = (0, MOST_SEED)
-# Images of more pixels each way, and longer texts, fit nowhere.
+# Pixels of an image's side, or tokens of a text: more fit into no memory.
 SIDE = (1, 2**16)
+# Images in a batch, over all devices.
 BATCH = (1, 2**24)
-# A model's fields may be up to: each is far above all that was ever trained. Layers are unrolled.
+# Upper bounds of a model's integer fields, far above anything ever trained: a typo would otherwise
+# compile for hours, as layers are unrolled, or run out of memory.
 _MOST_WIDTH = 2**17
 _MOST = {
     "depth": 1000,
@@ -26,6 +28,7 @@ _MOST = {
     "stage_sizes": 1000,
     "vocab_size": 2**20,
 }
+# Fields that Flax adds to every module.
 _OF_FLAX = ("name", "parent")
 _NEEDED = {
     bool: "True or False",
@@ -37,15 +40,10 @@ T = TypeVar("T")
 def check_numbers(
     config: Fields, limits: Mapping[str, tuple[int, int]], field: str = "config"
 ) -> None:
-    """Looks for integers that are out of range; fields that the config lacks are passed over.
+    """Raises `InputError` if an integer is out of range; absent fields pass.
 
-    Args:
-        config: or a part of it.
-        limits: by name of a field, the least and the most it may be.
-        field: what the part is called.
-
-    Raises:
-        InputError: names the field.
+    `limits` holds the least and the greatest allowed value by field name; `field` is the name of
+    the section in messages.
     """
     for name, (least, most) in limits.items():
         if name in config:
@@ -53,19 +51,11 @@ def check_numbers(
 
 
 def make_module(kind: type[T], fields: Mapping[str, Any], field: str) -> T:
-    """A Flax module, of fields that a network can be made of.
+    """Makes a Flax module after checking its fields against their annotations.
 
-    What is annotated as an integer has to be one of at least 1, or 0 where that is the default; a
-    float has to be finite and not below 0; bool, str and sequences are needed where they are
-    annotated. Other annotations are passed over.
-
-    Args:
-        kind: the class.
-        fields: its fields by name.
-        field: what they are in, for messages.
-
-    Raises:
-        InputError: names the field.
+    An int must be at least 1 (0 if that is its default), a float finite and not negative; bool, str
+    and sequences must be what they are annotated as; other annotations pass. Raises `InputError`
+    that names `field` and the field in it.
     """
     for entry in dataclasses.fields(kind):  # type: ignore[arg-type]
         if entry.name in fields and entry.name not in _OF_FLAX:
@@ -75,15 +65,12 @@ def make_module(kind: type[T], fields: Mapping[str, Any], field: str) -> T:
 
 @contextlib.contextmanager
 def building(field: Any) -> Iterator[None]:
-    """In its block shapes of a network are worked out, which only its config's fields decide about.
+    """Turns errors of the block, which builds a network, into an `InputError` about `field`.
 
-    Args:
-        field: what they are in.
-
-    Raises:
-        InputError: they do not fit together, such as widths that heads do not divide.
+    For work that only the config can break, such as a width that the heads do not divide.
     """
     try:
+        # Tracing raises these types for shapes that do not fit.
         yield
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
@@ -93,10 +80,11 @@ def building(field: Any) -> Iterator[None]:
 
 
 def _check_value(name: str, value: Any, entry: dataclasses.Field) -> None:
-    """Looks whether a value is of the kind that a field's annotation says."""
     single, several = _kinds(entry.type)
+    # None passes where the annotation allows it.
     if value is None and type(None) in single:
         return
+    # A union of a type and a sequence of it takes either.
     if single and not (several and isinstance(value, tuple | list)):
         (kind,) = single - {type(None)}
         _check_kind(name, value, kind, entry)
@@ -111,7 +99,7 @@ def _check_value(name: str, value: Any, entry: dataclasses.Field) -> None:
 
 
 def _kinds(annotation: Any) -> tuple[set[Any], set[Any]]:
-    """The types of single values that an annotation allows, and those in sequences of it."""
+    """The types that an annotation allows as single values, and those as elements of sequences."""
     inner = typing.get_args(annotation)
     if typing.get_origin(annotation) is Sequence:
         return set(), set(inner)
@@ -124,6 +112,7 @@ def _kinds(annotation: Any) -> tuple[set[Any], set[Any]]:
 def _check_kind(name: str, value: Any, kind: Any, entry: dataclasses.Field) -> None:
     if kind is int:
         least = 0 if entry.default == 0 else 1
+        # A field such as `num_extra = 0` can be switched off, one without such a default cannot.
         _check_integer(name, value, least, _MOST.get(entry.name, _MOST_WIDTH))
     elif kind is float and not _is_amount(value):
         raise InputError(f"{name} must be a finite number of at least 0, got {value!r}")
@@ -132,6 +121,7 @@ def _check_kind(name: str, value: Any, kind: Any, entry: dataclasses.Field) -> N
 
 
 def _check_integer(name: str, value: Any, least: int, most: int) -> None:
+    # bool is a subclass of int.
     if not isinstance(value, int) or isinstance(value, bool):
         raise InputError(f"{name} must be an integer, got {value!r}")
     if value < least:
@@ -141,6 +131,7 @@ def _check_integer(name: str, value: Any, least: int, most: int) -> None:
 
 
 def _is_amount(value: Any) -> bool:
+    # The comparison is False for NaN.
     return (
         isinstance(value, int | float)
         and not isinstance(value, bool)

@@ -14,17 +14,16 @@ from launch.cli import say
 from launch.errors import InputError
 from launch.files import NO_LOCKS, is_local
 
-# What this process holds of each directory until it ends: alone, or with other workers.
+# Locks that this process holds until it ends, by path: exclusive ones, or shared with workers.
 _ALONE: dict[str, FileLock] = {}
 _WITH_OTHERS: dict[str, tuple[int, FileLock]] = {}
-_TRIES = 50
+_TRIES = 50  # of 0.1 s each
 
 
 def lock(workdir: epath.Path) -> None:
-    """Makes a work directory and keeps other processes out of it until this one ends.
+    """Creates a work directory and locks other processes out until this one ends.
 
-    Raises:
-        InputError: another process is in it, or it is a file.
+    Raises `InputError` if another process uses it or it is a file. An object store has no locks.
     """
     path = _enter(workdir)
     if not is_local(workdir) or path in _ALONE:
@@ -37,20 +36,20 @@ def lock(workdir: epath.Path) -> None:
 
 
 def join(workdir: epath.Path, worker: int, num_workers: int) -> None:
-    """Makes a work directory that several workers share, and stays in it until this process ends.
+    """Creates a work directory that several workers share; holds it until this process ends.
 
-    Raises:
-        InputError: this worker is in it already, other workers divide the work otherwise, a process
-            that needs it for itself is in it, or it is a file.
+    Raises `InputError` if this worker runs already, other workers use another `num_workers`, a
+    process has it for itself, or it is a file.
     """
     path = _enter(workdir)
     if not is_local(workdir):
         return
     _leave(path)
-    # The same file as that of `lock`, which a FileLock could only hold alone.
+    # `lock` holds the same file exclusively. FileLock knows no shared mode, so use flock itself.
     shared = os.open(os.path.join(path, ".lock"), os.O_RDWR | os.O_CREAT, 0o644)
     own = _file_lock(path, f".lock-worker-{worker}")
     try:
+        # First the shared lock on the directory, then the exclusive one on this worker's number.
         _share(shared, str(num_workers), path)
         if not _acquired(own):
             raise InputError(f"worker {worker} already runs in it; wait for its end")
@@ -62,7 +61,7 @@ def join(workdir: epath.Path, worker: int, num_workers: int) -> None:
 
 @contextlib.contextmanager
 def one_at_a_time(workdir: epath.Path) -> Iterator[None]:
-    """Lets one process at a time through a block, the others wait; in a store all go through."""
+    """Lets processes through the block one at a time; in an object store all at once."""
     with contextlib.ExitStack() as held:
         if is_local(workdir):
             with _or_without(workdir):
@@ -72,7 +71,7 @@ def one_at_a_time(workdir: epath.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def tried(workdir: epath.Path) -> Iterator[bool]:
-    """Whether no other process is in such a block of a folder; in a store nobody knows of any."""
+    """Yields whether no other process is in such a block of the folder; True in a store."""
     if not is_local(workdir):
         yield True
         return
@@ -85,17 +84,17 @@ def tried(workdir: epath.Path) -> Iterator[bool]:
 
 
 def _share(file: int, num_workers: str, path: str) -> None:
-    """Holds a lock together with those who say the same number."""
+    """Takes the shared lock together with the workers that state the same number."""
     for left in reversed(range(_TRIES)):
         if _flocked(file, fcntl.LOCK_EX, path):
-            # The first one here says how many there are.
+            # Nobody else holds it: this is the first worker, which sets the number.
             os.ftruncate(file, 0)
             os.pwrite(file, num_workers.encode(), 0)
         if _flocked(file, fcntl.LOCK_SH, path):
             break
         if not left:
             raise InputError("another process runs in it; wait for its end")
-        time.sleep(0.1)  # One that comes in holds it alone for a moment.
+        time.sleep(0.1)  # another worker holds it exclusively for a moment as it comes in
     if (found := os.pread(file, 20, 0).decode()) != num_workers:
         raise InputError(
             f"--num_workers must be {found}, as for the workers that run in it, got "
@@ -120,7 +119,7 @@ def _leave(path: str) -> None:
 
 
 def _file_lock(path: epath.PathLike, name: str) -> FileLock:
-    # What it would fall back to stays behind a process that is killed.
+    # The fallback, a file that exists, would outlive a killed process.
     return FileLock(os.path.join(path, name), thread_local=False, fallback_to_soft=False)
 
 
@@ -135,6 +134,7 @@ def _acquired(one: FileLock) -> bool:
 
 def _flocked(file: int, how: int, path: str) -> bool:
     try:
+        # Non-blocking flock raises BlockingIOError if another process holds it in conflict.
         with _or_without(path):
             fcntl.flock(file, how | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -144,7 +144,7 @@ def _flocked(file: int, how: int, path: str) -> bool:
 
 @contextlib.contextmanager
 def _or_without(path: epath.PathLike) -> Iterator[None]:
-    """Goes on where the file system knows no locks."""
+    """Continues without a lock, with one warning, if the file system has none."""
     try:
         yield
     except OSError as error:

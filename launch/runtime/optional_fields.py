@@ -1,7 +1,7 @@
 """Fields that a config may lack: a command line can set them, and a dry run shows them.
 
-A config stays as it is until one of them is set to another value than its default: runs that were
-made before go on.
+A config does not change until a field is set to something other than its default. So a new field
+does not break the resuming of older runs, whose recorded configs lack it.
 """
 
 import ast
@@ -25,10 +25,10 @@ from launch.errors import InputError
 from launch.fields import Fields
 from launch.runtime.config import check_overrides, reading
 
-# By dotted path the default of a field; `unset(type)` stands for None. What may be of several types
-# is `Mixed`, and is told of where a config has it as well: that has one of the types.
+# Defaults by dotted path; `unset(type)` stands for None with a type. A field of several types is
+# `Mixed`, and is listed even if the config has it, as its value shows one of the types only.
 Defaults = dict[str, Any]
-# Of a task: what a config of it may have and lacks.
+# Given a config of a task: the fields that it may have and lacks.
 Lacking = Callable[[ml_collections.ConfigDict], Defaults]
 _FLAG = "--config."
 _OF_FLAX = ("parent", "name")
@@ -39,12 +39,7 @@ unset = config_dict.placeholder
 
 @dataclasses.dataclass(frozen=True)
 class Mixed:
-    """The default of a field that may be of several types.
-
-    Attributes:
-        value: the default.
-        kinds: the types, of which one is a number, a text or a tuple each.
-    """
+    """The default of a field of several types, `kinds`: each of them a number, str or tuple."""
 
     value: Any
     kinds: tuple[type, ...]
@@ -52,24 +47,16 @@ class Mixed:
 
 @dataclasses.dataclass(frozen=True)
 class Added:
-    """What was added to a config.
-
-    Attributes:
-        defaults: the fields.
-        sections: that had to be made for them, dotted; the outer one before the inner one.
-    """
+    """What was added to a config: fields, and dotted paths of new sections, outer ones first."""
 
     defaults: Defaults = dataclasses.field(default_factory=dict)
     sections: list[str] = dataclasses.field(default_factory=list)
 
 
 def below(path: str, section: Fields, defaults: Mapping[str, Any]) -> Defaults:
-    """Those of `defaults`, by name, that a section lacks, and mixed ones; by their path.
+    """The defaults of the fields that a section lacks, and all `Mixed` ones, by dotted path.
 
-    Args:
-        path: dotted, of the section; '' is the config itself.
-        section: of the config.
-        defaults: of all that the section may have.
+    `path` is the section's, '' for the config itself; `defaults` are by name.
     """
     return within(
         path,
@@ -82,28 +69,30 @@ def below(path: str, section: Fields, defaults: Mapping[str, Any]) -> Defaults:
 
 
 def within(path: str, defaults: Defaults) -> Defaults:
-    """Defaults of a section by their paths in what holds it at `path`; '' holds nothing else."""
+    """Prefixes the names with the path of their section; '' is the config itself."""
     return {f"{path}.{name}" if path else name: default for name, default in defaults.items()}
 
 
 def defaults_of(instance: Any, leave_out: Sequence[str] = ()) -> dict[str, Any]:
-    """Fields of a dataclass as the config that made it would have them, by name."""
+    """The fields of a dataclass, by name, as a config that made it would hold them."""
     defaults = {}
     for field in dataclasses.fields(instance):
         if field.name in (*_OF_FLAX, *leave_out) or not field.init:
             continue
         value, kinds = getattr(instance, field.name), _kinds(field.type)
+        # Configs name dtypes by strings, and hold None as a typed placeholder.
         if field.name == "dtype":
             value = jnp.dtype(value).name
         elif value is None:
             value = unset(kinds[0]) if kinds else None
+        # Modules, functions and other objects cannot be set from a command line.
         if isinstance(value, (*_SIMPLE, config_dict.FieldReference)):
             defaults[field.name] = Mixed(value, kinds) if len(kinds) > 1 else value
     return defaults
 
 
 def _kinds(annotation: Any) -> tuple[type, ...]:
-    """The simple types of a union; sequences are tuples in a config."""
+    """The simple types of a union, () if it is none; a sequence is a tuple in a config."""
     if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
         return ()
     parts = typing.get_args(annotation)
@@ -112,20 +101,13 @@ def _kinds(annotation: Any) -> tuple[type, ...]:
 
 
 def add_named(argv: Sequence[str], config: ml_collections.ConfigDict, lacking: Lacking) -> Added:
-    """Adds the fields that a command line sets and a config lacks, with their defaults.
+    """Adds the fields that a command line sets and `config` lacks, with their defaults.
 
-    A field that may be of several types gets the one that the command line has.
-
-    Args:
-        argv: the arguments.
-        config: unlocked; it is changed.
-        lacking: of the task. It is asked about the config with the other fields of `argv` set, and
-            again when fields were added: a source's depend on its name.
-
-    Raises:
-        InputError: the config is none of this task; a section that it lacks needs a name first; or
-            there is no such field.
+    `config` must be unlocked; it is changed. A `Mixed` field gets the type of the given value.
+    Raises `InputError` if the config belongs to another task, there is no such field, or its
+    section needs a name first.
     """
+    # 1. Which overrides does the config not take as it is?
     named = [(arg, arg.removeprefix(_FLAG)) for arg in argv if arg.startswith(_FLAG)]
     waiting = {
         path: text
@@ -133,6 +115,8 @@ def add_named(argv: Sequence[str], config: ml_collections.ConfigDict, lacking: L
         if not _takes(config, path, text)
     }
     added = Added()
+    # 2. Ask for the optional fields with the other overrides applied, again after each addition:
+    # which fields there are can depend on a value, as those of a source do on its name.
     while waiting:
         others = [arg for arg, override in named if override.partition("=")[0] not in waiting]
         overridden = _overridden([argv[0], *others], copy.deepcopy(config))
@@ -140,6 +124,7 @@ def add_named(argv: Sequence[str], config: ml_collections.ConfigDict, lacking: L
             defaults = lacking(overridden)
         ready = [path for path in waiting if path in defaults]
         if not ready:
+            # Nothing more can be added: say what is wrong with the rest.
             _check_named(tuple(waiting), defaults)
             left = [f"{_FLAG}{path}={text}" for path, text in waiting.items()]
             check_overrides(left, overridden, defaults)
@@ -150,7 +135,7 @@ def add_named(argv: Sequence[str], config: ml_collections.ConfigDict, lacking: L
 
 
 def _check_named(paths: Sequence[str], defaults: Defaults) -> None:
-    """Looks for fields of a section that has no name yet, which decides what fields there are."""
+    # The name of a section, such as a data source, decides which fields it has.
     for path in paths:
         section = path.rpartition(".")[0]
         if f"{section}.name" in defaults:
@@ -161,7 +146,7 @@ def _check_named(paths: Sequence[str], defaults: Defaults) -> None:
 
 
 def _takes(config: ml_collections.ConfigDict, path: str, text: str) -> bool:
-    """Whether a config has a field, and of the type that a text is of."""
+    """Whether a config has a field that can hold a value of the text's type."""
     if not has(config, path):
         return False
     section, name = _section_of(config, path)
@@ -177,7 +162,7 @@ def _literal(text: str) -> Any:
 
 
 def _form(kind: type) -> type:
-    """What types are told apart by: numbers and flags, sequences, texts."""
+    """Merges types that a flag can convert to each other: numbers and bools; lists and tuples."""
     if issubclass(kind, bool | int | float):
         return float
     return tuple if issubclass(kind, list | tuple) else kind
@@ -186,7 +171,8 @@ def _form(kind: type) -> type:
 def _add(
     config: ml_collections.ConfigDict, path: str, default: Any, text: str, added: Added
 ) -> None:
-    """Adds one field, of the type that it is to have, and the sections around it."""
+    """Adds one field with the type that `text` calls for, and the sections around it."""
+    # 1. Make the missing sections.
     *parents, name = path.split(".")
     section = config
     for depth, parent in enumerate(parents, start=1):
@@ -194,20 +180,22 @@ def _add(
             section[parent] = {}
             added.sections.append(".".join(parents[:depth]))
         section = section[parent]
+    # 2. A field that the config has goes, to be added again with another type.
     if name in section:
         del section[name]
     else:
         added.defaults[path] = default
+    # 3. Choose the type.
     if isinstance(default, Mixed):
         form = _form(type(_literal(text)))
         fitting = [kind for kind in default.kinds if _form(kind) is form]
         default = unset(fitting[0]) if fitting else default.value
-    # A reference is of one field: what is set through it, all would have that share it.
+    # 4. Every config needs its own placeholder: fields that share one change together.
     section[name] = unset(default.get_type()) if _is_unset(default) else default
 
 
 def remove_defaults(config: ml_collections.ConfigDict, added: Added) -> None:
-    """Takes those fields out again that were set to what holds without them."""
+    """Removes added fields that were set to their defaults, then added sections left empty."""
     with config.unlocked():
         for path, default in added.defaults.items():
             section, name = _section_of(config, path)
@@ -221,12 +209,7 @@ def remove_defaults(config: ml_collections.ConfigDict, added: Added) -> None:
 
 
 def text(defaults: Defaults, config: ml_collections.ConfigDict) -> str:
-    """The arguments that would set fields to their defaults, one a line; None for `unset`.
-
-    Args:
-        defaults: of fields.
-        config: those that it has are left out.
-    """
+    """The command-line arguments that set the fields which `config` lacks to their defaults."""
     lines = ["optional fields that this config leaves out, with their defaults:"]
     for path, default in sorted(defaults.items()):
         if not has(config, path):
@@ -267,7 +250,7 @@ def _overridden(
 ) -> ml_collections.ConfigDict:
     values = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=list(argv))
-    # Whoever reads the command line says what is wrong with it.
+    # `read_flags` reports what is wrong with the command line later.
     with contextlib.suppress(flags.Error):
         values(argv)
     return config

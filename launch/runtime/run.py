@@ -1,4 +1,4 @@
-"""Finished runs: their configs, newest checkpoints and variables."""
+"""Run directories opened for reading: config, newest and best checkpoints, variables."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ STAGE, CLASSIFIER, CLIP, IMPORT = "stage", "classifier", "clip", "import"
 
 
 def kind_of(config: Fields) -> str:
-    """Whose config it is: `STAGE`, `CLASSIFIER`, `CLIP`, or `IMPORT` for all else."""
+    """The kind of run a config is of: `STAGE`, `CLASSIFIER`, `CLIP`, or `IMPORT` for the rest."""
     if "stage" in config:
         return STAGE
     if "clip" in config:
@@ -27,14 +27,10 @@ def kind_of(config: Fields) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run directory; its config, its inputs and which checkpoint is its newest are read once.
+    """A run directory; its config, its inputs and which checkpoint is newest are read once.
 
-    Attributes:
-        path: the directory.
-        config: that it was made with.
-        inputs: digests of what it was made from, by name.
-        run_name: what its checkpoints call it, see `run_record`.
-        folder: where its checkpoints are: `path`, or that of one of several seeds.
+    `inputs` are checksums of what the run was made from, by name. `folder` holds its checkpoints:
+    `path` itself, or the folder of one seed in it. The checkpoints carry `run_name`.
     """
 
     path: epath.Path
@@ -45,11 +41,7 @@ class Run:
 
     @classmethod
     def open(cls, path: epath.PathLike) -> "Run":
-        """Reads a run's config.
-
-        Raises:
-            InputError: there is no such run, or what it says of itself is damaged.
-        """
+        """Reads a run's record; raises `InputError` if there is none or it is damaged."""
         path = epath.Path(path)
         if not (path / CONFIG).exists():
             raise InputError(f"{path} is not a run (it has no {CONFIG}); train it first")
@@ -58,21 +50,17 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """Whose run it is: `STAGE`, `CLASSIFIER`, `CLIP`, or `IMPORT` for other weights."""
+        """`STAGE`, `CLASSIFIER`, `CLIP`, or `IMPORT` for imported weights."""
         return kind_of(self.config)
 
     @functools.cached_property
     def newest(self) -> SealedCheckpoint:
-        """The newest sealed checkpoint, when it is first asked for.
-
-        Raises:
-            InputError: there is none.
-        """
+        """The newest sealed checkpoint, looked up once; raises `InputError` if there is none."""
         return SealedCheckpoint.find(self.folder, self.run_name)
 
     @property
     def step(self) -> int | None:
-        """Of `newest`; None when there is none."""
+        """The step of `newest`, or None without a checkpoint."""
         try:
             return self.newest.step
         except InputError:
@@ -80,12 +68,12 @@ class Run:
 
     @functools.cached_property
     def best(self) -> SealedCheckpoint:
-        """The one that evaluated best; see `newest`."""
+        """The checkpoint that evaluated best; raises `InputError` if there is none."""
         return SealedCheckpoint.find(self.folder, self.run_name, best=True)
 
     @functools.cached_property
     def seeds(self) -> tuple["Run", ...]:
-        """Each of the `config.seeds` that were trained; what is read of one is kept with it."""
+        """One `Run` for each of `config.seeds`, kept so that what they cache is cached once."""
         names = (f"seed_{number}" for number in range(self.config.seeds))
         return tuple(
             dataclasses.replace(
@@ -95,11 +83,7 @@ class Run:
         )
 
     def check_finished(self) -> None:
-        """Looks whether it has come to its end.
-
-        Raises:
-            InputError: it has not, or has no checkpoint.
-        """
+        """Raises `InputError` if the run has no checkpoint or is not at `config.total_steps`."""
         step, total_steps = self.newest.step, self.config.total_steps
         if step < total_steps:
             raise InputError(
@@ -107,32 +91,19 @@ class Run:
             )
 
     def shapes(self) -> PyTree:
-        """Shapes and types of its newest inference variables, as they are stored.
-
-        Raises:
-            InputError: there is no checkpoint.
-        """
+        """Shapes and types of the newest inference variables, as stored."""
         return self.newest.shapes()
 
     def variables(self, abstract: PyTree, ema: str = MAIN, best: bool = False) -> PyTree:
-        """The inference variables of the finished run.
+        """Restores the inference variables of the finished run, with the shardings of `abstract`.
 
-        Args:
-            abstract: their shapes, and shardings where they shall be sharded.
-            ema: which moving average; `main` is the variables themselves where none is kept.
-            best: those of the best step, not of the last one.
-
-        Raises:
-            InputError: no checkpoint, a damaged one, one of another model, no such average, or the
-                run is not finished.
+        `ema` names a moving average; `main` is the variables themselves if none is kept. Raises
+        `InputError` if the run is not finished, the checkpoint is missing, damaged or of another
+        model, or there is no such average.
         """
         self.check_finished()
         return (self.best if best else self.newest).variables(abstract, ema)
 
     def digest(self, ema: str = MAIN, best: bool = False) -> str:
-        """Of the values of the inference variables; see `variables`.
-
-        Raises:
-            InputError: no checkpoint, a damaged seal, or no such average.
-        """
+        """Checksum of the values that `variables` would return, read from the seal alone."""
         return (self.best if best else self.newest).digest(ema)

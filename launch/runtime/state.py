@@ -1,4 +1,4 @@
-"""The one state of training, created where it will live."""
+"""The state of training, created sharded."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
@@ -19,13 +19,13 @@ from launch.runtime.types import Array, Variables
 class TrainState:
     """Everything that a resumed run needs.
 
-    In place of arrays it may hold what is said of them: shapes, shardings, axes.
+    The leaves may also be what describes arrays: shapes, shardings or axes.
 
     Attributes:
         step: number of updates made, int32 [].
-        variables: the model's collections; `params` is what the optimiser moves.
+        variables: the model's collections; the optimiser moves `params`.
         opt_state: state of the optimiser.
-        ema: moving averages of `variables` by name; empty when none is kept.
+        ema: moving averages of all of `variables`, by name; may be empty.
     """
 
     step: PyTree
@@ -35,7 +35,7 @@ class TrainState:
 
     @property
     def inference_variables(self) -> Variables:
-        """What to sample or evaluate with."""
+        """What to sample or evaluate with: the `main` average if there is one."""
         return self.ema.get(MAIN, self.variables)
 
     def update(
@@ -45,29 +45,28 @@ class TrainState:
         decays: Mapping[str, Decay],
         model_state: Variables | None = None,
     ) -> tuple["TrainState", dict[str, Float[Array, ""]]]:
-        """Applies one optimiser step.
+        """Applies one optimiser step; also returns norms of the raw gradient and of the update.
 
-        Args:
-            grads: gradients of the loss with respect to `variables['params']`.
-            tx: the optimiser.
-            decays: of the moving averages, by name.
-            model_state: new values of the other collections (batch statistics).
-
-        Returns:
-            The new state; the norms of the gradient, as it comes, and of the update.
+        `grads` are with respect to `variables['params']`; `model_state` are the other collections
+        as the forward pass left them (batch statistics).
         """
+        # 1. Move the parameters.
         updates, opt_state = tx.update(grads, self.opt_state, self.variables["params"])
         params = optax.apply_updates(self.variables["params"], updates)
+        # 2. Take over the new statistics.
         variables = {**self.variables, **(model_state or {}), "params": params}
+        # 3. Update the averages, statistics included. A decay is a function of the updates before.
         ema = {
             name: _blend(average, variables, decays[name](self.step))
             for name, average in self.ema.items()
         }
+        # 4. Norms: of the raw gradient, and of what was really added.
         norms = {"gradient_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
         return TrainState(self.step + 1, variables, opt_state, ema), norms
 
 
 def _blend(average: Variables, variables: Variables, decay: float | Float[Array, ""]) -> Variables:
+    # decay * old + (1 - decay) * new
     return jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), average, variables)
 
 
@@ -77,7 +76,7 @@ def abstract_state(
     tx: optax.GradientTransformation,
     averages: Collection[str],
 ) -> TrainState:
-    """Shapes of the state that `create_state` makes, without making it."""
+    """The shapes of what `create_state` makes; nothing is computed."""
     return jax.eval_shape(lambda *args: _new_state(init(*args), tx, averages), *init_args)
 
 
@@ -88,14 +87,10 @@ def create_state(
     averages: Collection[str],
     mesh: Mesh,
 ) -> TrainState:
-    """Makes a new state, sharded from the start: no device ever holds it whole.
+    """Creates the state of step 0 from `init(*init_args)`.
 
-    Args:
-        init: `init(*init_args)` makes the model's variables.
-        init_args: such as a key; weights that are there already are for `state_of`.
-        tx: the optimiser.
-        averages: names of the moving averages that are kept.
-        mesh: where it lives.
+    It is sharded from the start: no device ever holds it whole. For weights that exist already see
+    `state_of`.
     """
     shardings = state_shardings(mesh, abstract_state(init, init_args, tx, averages))
     make = jax.jit(lambda *args: _new_state(init(*args), tx, averages), out_shardings=shardings)
@@ -105,17 +100,14 @@ def create_state(
 def state_of(
     variables: Variables, tx: optax.GradientTransformation, averages: Collection[str], mesh: Mesh
 ) -> TrainState:
-    """The new state of weights that are there: it takes them over, and holds no second copy.
+    """The state of step 0 around existing weights, without a second copy of them.
 
-    Args:
-        variables: of the model; used up where they live as the state has them (`state_shardings`),
-            for the first step of training gives their memory away.
-        tx: the optimiser.
-        averages: names of the moving averages that are kept.
-        mesh: where it lives.
+    The state takes over `variables` where they already have its shardings: the first training step
+    donates their memory, so do not use them afterwards.
     """
     variables = jax.device_put(variables, state_shardings(mesh, variables))
 
+    # Only the rest is computed; `variables` stay where they are.
     def rest(variables: Variables) -> TrainState:
         return dataclasses.replace(_new_state(variables, tx, averages), variables=None)
 
@@ -131,5 +123,6 @@ def _new_state(
         step=jnp.zeros((), jnp.int32),
         variables=variables,
         opt_state=tx.init(variables["params"]),
+        # Copied: the step donates the state, and no buffer can be donated twice.
         ema={name: jax.tree.map(jnp.copy, variables) for name in averages},
     )

@@ -15,7 +15,8 @@ from launch.runtime.devices.distributed import decide_on_first_process
 from launch.runtime.locks import lock
 from launch.runtime.run_record import CONFIG, read_record, write_record
 
-# They may change from run to run: no result depends on them, but for the rounding of sums.
+# Top-level fields that may change when a run resumes: no result depends on them, except through
+# the rounding of sums.
 FREE = (
     "accumulation",
     "best",
@@ -31,40 +32,37 @@ FREE = (
     "profile",
 )
 
+# Appended to the message about inputs that differ.
 _OF_INPUTS = " (checksums of the inputs, and for images of `upright`, whether they are rotated)"
 
 
 def claim_workdir(
     workdir: epath.Path, config: ml_collections.ConfigDict, inputs: Mapping[str, str] | None = None
 ) -> str:
-    """Begins or goes on with a run directory: writes `config.json` and `inputs.json`, or compares.
+    """Starts or resumes a run directory: writes its record, or compares it with this config.
 
-    A local directory stays locked against other processes until this one ends. Call it last, when
-    all that can be wrong with the config has been found.
-
-    Args:
-        workdir: made if it is missing.
-        config: of the run.
-        inputs: digests of what the run is made from, by name.
-
-    Returns:
-        The run's name, which its checkpoints carry.
+    Returns the run's name, which its checkpoints carry. `inputs` are checksums of what the run is
+    made from. A local directory stays locked until this process ends. Call it last, after all
+    checks of the config, as it is the first to write.
 
     Raises:
         InputError: the directory belongs to another config, was made from other inputs, is in use
-            by another process, or is a file; its record is damaged or gone; or checkpoints cannot
+            by another process, or is a file; its record is damaged or lost; or checkpoints cannot
             be saved under such a path.
     """
 
     def claim() -> str:
+        # 1. Make sure of the directory, and keep other processes out.
         check_path(workdir)
         lock(workdir)
         if (workdir / "provenance.json").exists():
             raise InputError(f"{workdir} is a synthetic set; name another --workdir")
+        # 2. A new run: write its record.
         current = plain(config), dict(inputs or {})
         if not (workdir / CONFIG).exists():
             _check_new(workdir)
             return write_record(workdir, *current)
+        # 3. An old one: only the fields in `FREE` may differ.
         before_config, before_inputs, name = read_record(workdir)
         _compare(workdir, before_inputs, current[1], _OF_INPUTS)
         _compare(workdir, before_config, current[0])
@@ -74,7 +72,7 @@ def claim_workdir(
 
 
 def _check_new(workdir: epath.Path) -> None:
-    """A config is written before all checkpoints: where there are some, it was lost."""
+    # The record is written before the first checkpoint: checkpoints without it mean it was lost.
     for folder in (workdir, *(path for path in entries(workdir) if path.is_dir())):
         for name in (CHECKPOINTS, BEST):
             if (folder / name).is_dir() and entries(folder / name):

@@ -1,4 +1,4 @@
-"""Checkpoints that are either whole and undamaged or not used."""
+"""Checkpoints that are either complete and undamaged or not used."""
 
 import math
 import os
@@ -29,6 +29,7 @@ from launch.runtime.ema import MAIN
 from launch.runtime.state import TrainState
 
 CHECKPOINTS, BEST = "checkpoints", "best"
+# Items of a checkpoint: `inference` is restored on its own to sample or evaluate.
 INFERENCE, _TRAINING = "inference", "training"
 
 
@@ -37,28 +38,22 @@ class Checkpoints:
 
     A checkpoint holds the item `inference`, the variables to sample or evaluate with, one
     `inference_NAME` for each other moving average, and `training`, the rest. It counts once it is
-    sealed. In a job of several processes all share the folder and make the same calls.
+    sealed. The processes of a job share the folder and must make the same calls.
     """
 
     def __init__(self, folder: epath.PathLike, run_name: str, max_to_keep: int = 2):
-        """Opens the folder.
-
-        Args:
-            folder: `checkpoints` in the run directory.
-            run_name: see `run_record`; checkpoints of another run are not used.
-            max_to_keep: as many newest ones.
-        """
+        """Opens `checkpoints` in a run directory; those of another `run_name` are not used."""
         self._steps = SealedSteps(absolute(folder), run_name, max_to_keep)
 
     def save(self, state: TrainState) -> None:
-        """Begins to save `state` under its step; the one before is finished first.
+        """Starts to save `state` under its step, after finishing the save before.
 
-        Returns once the arrays are copied to the host: they may be donated.
+        Returns once the arrays are copied to the host: then they may be donated.
 
         Raises:
             OSError: the disk is full.
             InputError: the disk of another process is full.
-            Failed: another process could not save the one before.
+            Failed: another process could not finish the save before.
         """
         averages = _averages(state)
         items = {
@@ -68,26 +63,23 @@ class Checkpoints:
         _save(self._steps, int(state.step), items, averages, {})
 
     def seal_if_saved(self) -> None:
-        """Has the save under way sealed if it has ended; does not wait, and is cheap."""
+        """Starts to seal the save under way if it has ended; cheap, never waits."""
         self._steps.seal_if_saved()
 
     def finish(self) -> None:
-        """Waits until the save under way is sealed, by every process."""
+        """Waits until the save under way is sealed by every process."""
         self._steps.finish()
 
     def restore(self, abstract: TrainState) -> TrainState | None:
-        """Restores the newest sound checkpoint; None when the run has none.
+        """Restores the newest sound checkpoint; None if the run has none.
 
-        Those whose save was cut off are removed, damaged ones set aside; each is named. It may
-        have been saved by other numbers of processes and devices.
-
-        Args:
-            abstract: shapes and shardings of the state.
-
-        Raises:
-            InputError: every checkpoint is damaged.
+        The processes and devices may differ from those that saved it. Unfinished checkpoints are
+        removed, damaged ones set aside, each with a message. Raises `InputError` if all are
+        damaged.
         """
+        # 1. Compile the checksum programs in threads while the checkpoints are being checked.
         prepare_content_digest(_averages(abstract))
+        # 2. Choose the checkpoint.
         sound, damaged = self._steps.newest_sound()
         if sound is None:
             if damaged:
@@ -96,44 +88,36 @@ class Checkpoints:
                     "directory"
                 )
             return None
+        # 3. Restore it, item by item.
         folder = self._steps.folder / str(sound)
         rest = orbax_options.restore(folder / _TRAINING, _rest(abstract))
         averages = {
             name: orbax_options.restore(folder / item_name(name), tree)
             for name, tree in _averages(abstract).items()
         }
+        # 4. Put the state together. Without averages, `inference` holds the variables themselves.
         variables = rest.pop("variables") if "variables" in rest else averages.pop(MAIN)
         return TrainState(**rest, variables=variables, ema=averages)
 
     def close(self) -> None:
-        """Finishes what this process has to do for the save under way."""
+        """Finishes this process's part of the save under way."""
         self._steps.close()
 
 
 def check_mode(mode: str) -> None:
-    """Looks whether `Best` has this mode.
-
-    Raises:
-        InputError: it has not.
-    """
+    """Raises `InputError` if `Best` has no such mode."""
     if mode not in ("min", "max"):
         raise InputError(f"config.best.mode must be 'min' or 'max', got {mode!r}")
 
 
 class Best:
-    """The variables of the step with the best score so far, in a checkpoint of their own."""
+    """The variables of the step with the best score so far, as a checkpoint of their own."""
 
     def __init__(self, folder: epath.PathLike, run_name: str, metric: str, mode: str = "min"):
-        """Opens the folder.
+        """Opens `best` in a run directory.
 
-        Args:
-            folder: `best` in the run directory.
-            run_name: see `run_record`.
-            metric: name of the scalar to compare.
-            mode: 'min' or 'max': which of its values are better.
-
-        Raises:
-            InputError: the mode is another one.
+        `metric` names the scalar to compare, `mode` says whether its least ('min') or its greatest
+        ('max') value is best. Raises `InputError` for another mode.
         """
         check_mode(mode)
         self.metric = metric
@@ -143,13 +127,9 @@ class Best:
         self._looked = False
 
     def offer(self, state: TrainState, scalars: Mapping[str, Any]) -> bool:
-        """Begins to save the state's variables if their score is the best; says whether it is.
+        """Starts to save the state's variables if their score is the best; returns whether it is.
 
-        NaN is never best. Scores of steps that a resumed run has not reached yet do not count, so
-        that in the end it has the same best as if it had never stopped.
-
-        Raises:
-            InputError: the metric is not among the scalars.
+        NaN is never best. Raises `InputError` if the metric is not among the scalars.
         """
         metric = self._compared["metric"]
         if metric not in scalars:
@@ -157,13 +137,16 @@ class Best:
                 f"config.best.metric must be one of {', '.join(sorted(scalars))}, got {metric!r}"
             )
         step, score = int(state.step), float(scalars[metric])
+        # 1. At the first offer, take over the best score of an earlier attempt.
         if not self._looked:
             self._score, self._looked = self._earlier(step), True
+        # 2. Compare. A tie goes to the earlier step.
         old = self._score
         better = not math.isnan(score) and (old is None or self._sign * (score - old) < 0)
-        # All or none: rounding could differ from process to process.
+        # All processes or none: rounding could differ between them.
         if not from_first_process(better):
             return False
+        # 3. Save the variables without the state of the optimiser.
         averages = _averages(state)
         items = {item_name(name): tree for name, tree in averages.items()}
         _save(self._steps, step, items, averages, {**self._compared, "score": score})
@@ -171,19 +154,21 @@ class Best:
         return True
 
     def seal_if_saved(self) -> None:
-        """Has the save under way sealed if it has ended; does not wait, and is cheap."""
+        """Starts to seal the save under way if it has ended; cheap, never waits."""
         self._steps.seal_if_saved()
 
     def finish(self) -> None:
-        """Waits until the save under way is sealed, by every process."""
+        """Waits until the save under way is sealed by every process."""
         self._steps.finish()
 
     def close(self) -> None:
-        """Finishes what this process has to do for the save under way."""
+        """Finishes this process's part of the save under way."""
         self._steps.close()
 
     def _earlier(self, step: int) -> float | None:
-        """The best score before `step`, left by an earlier start that compared the same."""
+        """The best score before `step`, from an earlier attempt that compared the same metric."""
+        # Steps that a resumed run has not reached again do not count: in the end its best is the
+        # same as if it had never stopped.
         for later in self._steps.steps():
             if later >= step:
                 self._steps.set_aside(later, keep=False)
@@ -197,22 +182,13 @@ class Best:
 def save_inference(
     workdir: epath.PathLike, run_name: str, variables: PyTree, step: int = 0
 ) -> None:
-    """Saves variables that were not trained here as those of a finished run, and seals them.
+    """Saves variables that were not trained here as a finished run of `step` updates, sealed.
 
-    `Run.variables` and `Run.digest` then read them. Beyond the variables little memory is
-    needed.
-
-    Args:
-        workdir: the run directory; made if it is missing.
-        run_name: see `run_record`.
-        variables: the model's collections, in any types.
-        step: length of the run.
-
-    Raises:
-        OSError: the disk is full.
+    `run.Run` then reads them like those of any run. Little memory is needed beyond the variables.
+    Raises `OSError` if the disk is full.
     """
+    # 1. Save. In the background Orbax would first copy everything.
     folder = absolute(workdir) / CHECKPOINTS
-    # In the background Orbax would copy everything first.
     options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
     handlers = {INFERENCE: orbax_options.frugal_handler(variables)}
     with (
@@ -223,6 +199,7 @@ def save_inference(
         saved = manager.save(step, args=orbax_options.save_args({INFERENCE: variables}))
     if not saved:
         raise RuntimeError(f"{folder}: the checkpoint of step {step} was not saved")
+    # 2. Seal.
     here = jax.process_index(), jax.process_count()
     if jax.process_index() == 0:
         check_whole(folder / str(step), {INFERENCE: len(jax.tree.leaves(variables))})
@@ -238,31 +215,33 @@ def _save(
     facts: Mapping[str, Any],
 ) -> None:
     steps.finish()
+    # The checksums start on the devices now, before the arrays are donated; the thread that seals
+    # waits for their results.
     digests = {name: begin_content_digest(tree) for name, tree in averages.items()}
     content = lambda: {name: finish() for name, finish in digests.items()}  # noqa: E731
     steps.save(step, items, lambda: {**facts, "content": content()})
 
 
 def _content_digest(variables: PyTree) -> dict[str, Any]:
-    """What the seal keeps of variables without other averages."""
     return {"content": {MAIN: content_digest(variables)}}
 
 
 def _averages(state: TrainState) -> dict[str, PyTree]:
-    """What can be sampled with, by name; `main` always is."""
+    """Everything that can be sampled with, by name; `main` is always there."""
     return {**state.ema, MAIN: state.inference_variables}
 
 
 def _rest(state: TrainState) -> dict[str, PyTree]:
+    # If an average is kept, `inference` holds that average, so the variables belong to the rest.
     rest = {"step": state.step, "opt_state": state.opt_state}
     return {**rest, "variables": state.variables} if MAIN in state.ema else rest
 
 
 def item_name(ema: str) -> str:
-    """The item of a checkpoint that holds a moving average."""
+    """The item of a checkpoint that holds the moving average of this name."""
     return INFERENCE if ema == MAIN else f"{INFERENCE}_{ema}"
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-    """Orbax takes no relative paths."""
+    """An absolute path, as Orbax accepts no relative ones."""
     return epath.Path(os.path.abspath(path)) if is_local(path) else epath.Path(path)

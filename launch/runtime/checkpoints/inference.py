@@ -1,4 +1,4 @@
-"""What is read of a folder of checkpoints: its newest step, and the variables for inference."""
+"""Reads a folder of checkpoints: its newest step, and the variables for inference."""
 
 import dataclasses
 import functools
@@ -17,34 +17,20 @@ from launch.runtime.ema import MAIN
 
 
 def latest_step(workdir: epath.PathLike) -> int | None:
-    """Step of the newest sealed checkpoint of a run; None when there is none."""
+    """Step of a run's newest sealed checkpoint; None without one."""
     return _latest(epath.Path(workdir) / CHECKPOINTS)
 
 
 @dataclasses.dataclass(frozen=True)
 class SealedCheckpoint:
-    """A checkpoint that was saved to its end.
-
-    Attributes:
-        folder: its own; its name is the step.
-        run_name: of the run that it has to be of, see `run_record`.
-    """
+    """A complete checkpoint: a folder named by its step, of the run `run_name`."""
 
     folder: epath.Path
     run_name: str
 
     @classmethod
     def find(cls, workdir: epath.PathLike, run_name: str, best: bool = False) -> "SealedCheckpoint":
-        """The newest one of a run, or its best one.
-
-        Args:
-            workdir: the run directory, or that of a seed.
-            run_name: of the run, or of the seed in it.
-            best: the best and not the newest one.
-
-        Raises:
-            InputError: there is none.
-        """
+        """The newest checkpoint of a run (or a seed), or the best; `InputError` without one."""
         folder = absolute(workdir) / (BEST if best else CHECKPOINTS)
         step = _latest(folder)
         if step is None and best:
@@ -57,25 +43,23 @@ class SealedCheckpoint:
 
     @property
     def step(self) -> int:
-        """Number of updates behind it."""
+        """Number of updates made."""
         return int(self.folder.name)
 
     @functools.cached_property
     def digests(self) -> dict[str, str]:
-        """Of the variables of each moving average: equal values have equal ones, however sharded.
+        """Checksums of each moving average's variables; equal values have equal ones.
 
-        Raises:
-            InputError: the seal is damaged, or of another step or run.
+        Raises `InputError` if the seal is damaged, or belongs to another step or run.
         """
         facts = seals.read_facts(self.folder)
         seals.check_facts(facts, self._identity, self.folder)
         return facts["content"]
 
     def digest(self, ema: str = MAIN) -> str:
-        """Digest of one moving average; `main` is the variables themselves where none is kept.
+        """Checksum of one moving average; `main` is the variables themselves if none is kept.
 
-        Raises:
-            InputError: there is no such average, or the seal is damaged.
+        Raises `InputError` if there is no such average or the seal is damaged.
         """
         if ema not in self.digests:
             names = ", ".join(sorted(self.digests))
@@ -83,15 +67,12 @@ class SealedCheckpoint:
         return self.digests[ema]
 
     def shapes(self) -> PyTree:
-        """Shapes and types of the inference variables, as they are stored.
-
-        Raises:
-            InputError: see `digests`.
-        """
+        """Shapes and types of the stored inference variables; `InputError` if damaged."""
+        # The seal's own checksum is checked first; its files only if Orbax cannot read them.
         self.digest()
         try:
             metadata = ocp.StandardCheckpointHandler().metadata(self.folder / INFERENCE)
-        except Exception:  # Orbax raises many kinds over damaged files.
+        except Exception:  # Orbax raises many types over damaged files
             fault = seals.find_fault(self.folder, expected_facts=self._identity)
             if fault is None:
                 raise
@@ -103,21 +84,19 @@ class SealedCheckpoint:
         )
 
     def variables(self, abstract: PyTree, ema: str = MAIN) -> PyTree:
-        """Restores one moving average.
+        """Restores one moving average, with the shapes and the shardings of `abstract`.
 
-        Args:
-            abstract: shapes of the variables, and shardings where they shall be sharded.
-            ema: see `digest`.
-
-        Raises:
-            InputError: it is damaged, of another model, or has no such average.
+        Raises `InputError` if it is damaged, does not exist, or is of another model.
         """
+        # 1. Check every file, each process a part of them.
         fault = seals.find_fault_together(self.folder, self._identity)
         if fault is not None:
             raise InputError(f"{fault}; remove {self.folder} and run the training command again")
+        # 2. Check that the average exists and fits the model, for a message that names the array.
         self.digest(ema)
         item = self.folder / item_name(ema)
         orbax_options.check_fit(item, abstract)
+        # 3. Read it.
         return orbax_options.restore(item, abstract)
 
     @property
@@ -126,5 +105,6 @@ class SealedCheckpoint:
 
 
 def _latest(folder: epath.Path) -> int | None:
+    # An incomplete checkpoint may be a save under way.
     steps = steps_in(folder)
     return max((n for n in steps if not seals.is_cut_off(folder / str(n))), default=None)

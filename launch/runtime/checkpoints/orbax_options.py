@@ -1,4 +1,4 @@
-"""How Orbax is set up: what it writes, and with how much memory beyond the arrays themselves."""
+"""How Orbax is set up: what it writes, and how little memory it needs beyond the arrays."""
 
 import contextlib
 import ctypes
@@ -21,24 +21,20 @@ from jaxtyping import PyTree
 from launch.errors import InputError
 from launch.files import is_local
 
-# Arrays are stored in pieces of this size: a host that needs a part of one need not read it all.
+# Arrays are stored in pieces of this size, so that a host that needs a part need not read it all.
 CHUNK_BYTES = 2**23
-# Of malloc.h.
+# From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-# Orbax looks for the files that it has written with a pattern, and takes a path for one.
+# Orbax finds the files that it wrote by globbing with their path.
 _NO_PLAIN_TEXT = "*?[\\"
-# In a store's, TensorStore takes what follows for no part of the name.
+# In a store, TensorStore takes what follows a # for a fragment of the URL.
 _NO_KEY = _NO_PLAIN_TEXT + "#"
-# TensorStore takes no others (cloud.google.com/storage/docs/buckets#naming).
+# Bucket names that TensorStore accepts (cloud.google.com/storage/docs/buckets#naming).
 _BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/|$)")
 
 
 def check_path(path: epath.PathLike) -> None:
-    """Looks whether Orbax can save under a path.
-
-    Raises:
-        InputError: it cannot: a checkpoint would lack its arrays.
-    """
+    """Raises `InputError` if Orbax cannot save under a path: arrays would silently be missing."""
     if not is_local(path) and not _BUCKET.match(os.fspath(path)):
         raise InputError(
             f"{path} is not the name of a bucket; it has at least 3 letters, digits, - or _"
@@ -53,15 +49,15 @@ def check_path(path: epath.PathLike) -> None:
 
 
 def find_gap(folder: epath.Path, num_arrays: int) -> str | None:
-    """What a saved tree lacks, or None: Orbax can say that it is written when it is not.
+    """What a saved item lacks of its `num_arrays`, or None if it is complete.
 
-    Args:
-        folder: of the item.
-        num_arrays: that the tree has.
+    Orbax can report a save as done when it is not.
     """
+    # 1. Without its manifest, an OCDBT database (TensorStore's format) is unreadable.
     manifest = folder / "manifest.ocdbt"
     if not manifest.exists():
         return f"{manifest} is missing"
+    # 2. Count the arrays by their metadata files.
     bucket, _, key = os.fspath(folder).removeprefix("gs://").partition("/")
     base = (
         {"driver": "file", "path": f"{folder}/"}
@@ -79,7 +75,7 @@ def find_gap(folder: epath.Path, num_arrays: int) -> str | None:
 
 
 class _RaisedAsWell(logging.Filter):
-    """Leaves out the errors that Orbax logs, traceback and all, before it raises them."""
+    """Drops errors that Orbax logs, with their traceback, before it raises them."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not (record.levelno >= logging.ERROR and f"{os.sep}orbax{os.sep}" in record.pathname)
@@ -87,12 +83,12 @@ class _RaisedAsWell(logging.Filter):
 
 @functools.cache
 def raise_only() -> None:
-    """Has Orbax raise its errors, and print nothing above the line that tells of them."""
+    """Makes Orbax raise its errors only, so that nothing is printed above the line about them."""
     absl.logging.get_absl_logger().addFilter(_RaisedAsWell())
     earlier = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
-        # Of the writes that were under way when the first one failed; nobody waits for them.
+        # From writes in flight when the first one failed; nobody waits for them.
         if str(unraisable.exc_value) != "Event loop is closed":
             earlier(unraisable)
 
@@ -100,13 +96,13 @@ def raise_only() -> None:
 
 
 def is_left_waiting() -> bool:
-    """Whether threads of a save that has failed wait for it: Orbax gives them 20 minutes."""
+    """Whether threads of a failed save still wait: Orbax gives them 20 minutes."""
     threads = threading.enumerate()
     return any(type(thread).__module__.startswith("orbax.") for thread in threads)
 
 
 def save_args(items: Mapping[str, PyTree]) -> ocp.args.Composite:
-    """What Orbax is to save: trees of arrays by name."""
+    """Orbax's arguments for saving trees of arrays by name."""
     chunks = ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES)
     return ocp.args.Composite(
         **{
@@ -117,8 +113,8 @@ def save_args(items: Mapping[str, PyTree]) -> ocp.args.Composite:
 
 
 def saving_handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
-    """For saving trees of any name in the background."""
-    # Weights hardly shrink, and to try takes longer than to write them.
+    """Handlers that save trees of any name in the background."""
+    # Weights hardly shrink, and trying takes longer than writing them.
     implementation = ocp.BasePyTreeCheckpointHandler(use_compression=False)
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     handler = ocp.PyTreeCheckpointHandler(handler_impl=implementation)
@@ -127,14 +123,8 @@ def saving_handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
 
 
 def restore(folder: epath.Path, abstract: PyTree) -> PyTree:
-    """Restores one saved tree, whatever devices have saved it.
-
-    Args:
-        folder: of the item.
-        abstract: shapes and types, with shardings; where there is none, it is this process's first
-            device.
-    """
-    # Without a sharding Orbax would ask for the devices that have saved it.
+    """Restores one item, whatever devices saved it; leaves without a sharding go to one device."""
+    # Without a sharding Orbax would look for the devices that saved the array.
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or here),
@@ -147,11 +137,9 @@ def restore(folder: epath.Path, abstract: PyTree) -> PyTree:
 
 
 def check_fit(folder: epath.Path, abstract: PyTree) -> None:
-    """Checks that a saved tree has the names and shapes of ours.
+    """Raises `InputError` naming the first array whose name or shape differs from `abstract`.
 
-    Raises:
-        InputError: names the first array that is another one; Orbax's own message has many lines
-            or no name.
+    Orbax's own message has many lines, or no name.
     """
     stored, expected = _shapes(ocp.StandardCheckpointHandler().metadata(folder)), _shapes(abstract)
     for name in sorted(stored.keys() | expected.keys()):
@@ -172,12 +160,9 @@ def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
 
 
 def frugal_handler(tree: Any) -> ocp.PyTreeCheckpointHandler:
-    """Orbax's handler with limits, without which it holds a second copy of the whole tree.
-
-    Args:
-        tree: what it will save or restore.
-    """
-    # No array may be as large as the limit, in the type that it is stored in or is read as.
+    """A handler with memory limits; Orbax would hold a second copy of the whole tree without."""
+    # A single array must not exceed the limit, neither as stored nor as read: 8 bytes an element is
+    # the widest type.
     limit = max([2**24, *(8 * leaf.size for leaf in jax.tree.leaves(tree))])
     implementation = ocp.BasePyTreeCheckpointHandler(
         save_concurrent_bytes=limit,
@@ -190,18 +175,19 @@ def frugal_handler(tree: Any) -> ocp.PyTreeCheckpointHandler:
 
 @contextlib.contextmanager
 def freed_memory_returned() -> Iterator[None]:
-    """Large blocks go back to the system when they are freed; glibc keeps them for each thread.
+    """Makes glibc return large blocks to the system when they are freed.
 
-    What it keeps of Orbax's buffers can be half of a model.
+    It would keep them for each thread: Orbax's buffers can add up to half of a model.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:  # not glibc
         yield
         return
+    # Blocks from 1 MiB get a mapping of their own, which ends when they are freed.
     mallopt(_M_MMAP_THRESHOLD, 2**20)
     try:
         yield
     finally:
-        # Where glibc's own adjustment ends.
+        # Setting a threshold turns off glibc's own adjustment: set the values where that ends.
         mallopt(_M_MMAP_THRESHOLD, 2**25)
         mallopt(_M_TRIM_THRESHOLD, 2**26)

@@ -1,8 +1,8 @@
-"""Rows of one shape on disk, by name: each is computed once, and read without what made it.
+"""Rows of one shape on disk, by name: each is computed once, then read without what made it.
 
-A cache is a folder. A JSON file says what the rows were made from; each `part-00000.safetensors`
-holds some rows as one array [n, ...], and in its metadata their names and a checksum of each. A
-part appears complete or not at all and is never changed: to go on is to add parts.
+A cache is a folder. A JSON file says what the rows were made from. Each `part-00000.safetensors`
+holds rows as one array [n, ...], with their names and checksums in its metadata. A part appears
+complete or not at all and never changes; the cache grows by adding parts.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from launch.runtime.checkpoints.safetensors_header import (
 
 
 class Part(NamedTuple):
-    """A file of rows, and where in it they begin."""
+    """A file of rows; `offset` is the byte where they begin."""
 
     path: epath.Path
     offset: int
@@ -38,13 +38,9 @@ class Part(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """The files of a cache: what reading takes that knows where its rows are, and no more.
+    """The files of a cache, for a reader that knows where its rows are.
 
-    Attributes:
-        files: in their order.
-        shape: of one row.
-        dtype: of the rows.
-        mend: what to do for a damaged part, for messages.
+    `shape` is that of one row; `mend` tells in messages what to do about a damaged part.
     """
 
     files: list[Part]
@@ -54,17 +50,17 @@ class Parts:
 
     @property
     def row_bytes(self) -> int:
-        """Size of one row on disk."""
+        """Bytes of one row on disk."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(
         self, places: Int[np.ndarray, "n 2"], names: Sequence[str]
     ) -> Shaped[np.ndarray, "n ..."]:
-        """Rows, by the numbers of their parts and in these; see `RowCache.places`.
+        """Reads rows by (part, row in the part), see `RowCache.places`; [n, ...].
 
-        Raises:
-            InputError: a row is damaged, or is another one than it is called.
+        Raises `InputError` if a row is damaged or has another name.
         """
+        # In the order of the files, each opened once, from its beginning to its end.
         found = np.empty((len(names), *self.shape), self.dtype)
         wanted = sorted(
             (*place, i, name)
@@ -76,6 +72,7 @@ class Parts:
                 for _, row, i, name in of_part:
                     file.seek(part.offset + row * self.row_bytes)
                     data = file.read(self.row_bytes)
+                    # The name is part of the checksum: a row of another name fails too.
                     if _checksum(name, data) != part.checksums[row]:
                         raise InputError(_damaged(part.path, f"row {row}, {name!r}", self.mend))
                     found[i] = np.frombuffer(data, self.dtype).reshape(self.shape)
@@ -83,36 +80,31 @@ class Parts:
 
 
 class RowCache:
-    """A cache that exists, open for reading and for adding.
-
-    A subclass says what its rows are called.
+    """An existing cache, open for reading and adding. Subclasses name its parts and messages.
 
     Attributes:
-        folder: where it is.
-        made_from: what decides about the rows, with their `dtype`; caches with the same hold the
-            same.
+        made_from: what determines the rows, their `dtype` included; equal caches hold equal rows.
         shape: of one row.
-        dtype: of the rows.
         contents: of the JSON file.
-        parts: for reading alone.
+        parts: all that reading needs.
     """
 
-    # The JSON file; in it, and in the parts, what stands for `made_from`; in the parts, the names;
-    # and the array.
+    # The name of the JSON file; the key of `made_from` in it and in the parts' metadata; the key of
+    # the names in that metadata; the name of the array.
     HEAD: ClassVar[str]
     MADE_FROM: ClassVar[str]
     NAMES: ClassVar[str]
     ARRAY: ClassVar[str]
-    # For messages: what a folder lacks, what it holds of another maker, and what to do for a part.
+    # For messages: what a folder without a cache lacks, what one made from something else holds,
+    # and what to do about a damaged part.
     LACKING: ClassVar[str]
     OF_ANOTHER: ClassVar[str]
     MEND: ClassVar[str]
 
     def __init__(self, folder: epath.PathLike):
-        """Reads the list of rows, and none of them.
+        """Reads the headers of all parts, but no rows.
 
-        Raises:
-            InputError: there is no cache, or a file of it is damaged, cut short or another's.
+        Raises `InputError` if there is no cache, or a file is damaged, cut short or of another one.
         """
         self.folder = epath.Path(folder)
         path = self.folder / self.HEAD
@@ -126,7 +118,7 @@ class RowCache:
             self._open()
         except (ArithmeticError, KeyError, TypeError, ValueError):
             raise InputError(f"{path} is damaged; remove {folder} and make it again") from None
-        # By name, see `places`.
+        # (part, row in the part) by name, see `places`.
         self._rows: dict[str, tuple[int, int]] = {}
         self.parts = Parts([], self.shape, self.dtype, self.MEND)
         self._next_part, self._turns = 0, 1
@@ -135,24 +127,24 @@ class RowCache:
             self._next_part = max(self._next_part, 1 + int(path.stem.removeprefix("part-")))
 
     def _open(self) -> None:
-        """Takes what else a subclass has from `contents`."""
+        """A hook for what else a subclass reads from `contents`."""
 
     @classmethod
     def begin(
         cls, folder: epath.PathLike, made_from: Mapping[str, Any], shape: Sequence[int], **more: Any
     ) -> None:
-        """Begins an empty cache in a folder that exists; `more` is for `contents`."""
+        """Creates an empty cache in an existing folder; `more` is added to `contents`."""
         contents = {cls.MADE_FROM: dict(made_from), "shape": list(shape), **more}
         write_json(epath.Path(folder) / cls.HEAD, contents)
 
     @property
     def digest(self) -> str:
-        """Of what decides about the rows."""
+        """Checksum of what determines the rows."""
         return json_digest(self.made_from)
 
     @property
     def row_bytes(self) -> int:
-        """Size of one row on disk."""
+        """Bytes of one row on disk."""
         return self.parts.row_bytes
 
     def __len__(self) -> int:
@@ -162,11 +154,7 @@ class RowCache:
         return name in self._rows
 
     def check_made_from(self, made_from: Mapping[str, Any]) -> None:
-        """Compares what these rows were made from with something else.
-
-        Raises:
-            InputError: they differ; it says in what.
-        """
+        """Raises `InputError`, naming the field, if the rows were made from something else."""
         for field, (old, new) in differences(self.made_from, made_from).items():
             raise InputError(
                 f"{self.folder} has {self.OF_ANOTHER} ({field} was {str(old)[:16]}, now it is "
@@ -174,23 +162,19 @@ class RowCache:
             )
 
     def take_turns(self, number: int, count: int) -> None:
-        """Lets so many processes add parts at a time; this one's is every `count`-th part."""
+        """Lets `count` processes add parts at once: process `number` gets every `count`-th part."""
         self._next_part, self._turns = self._next_part + number, count
 
     def places(self, names: Iterable[str]) -> Int[np.ndarray, "n 2"]:
-        """Where rows are that are all in the cache: the number of the part, and that in it."""
+        """Where rows are, which must all be in the cache: (part, row in the part)."""
         return np.array([self._rows[name] for name in names], np.int32).reshape(-1, 2)
 
     def read(self, names: Sequence[str]) -> Shaped[np.ndarray, "n ..."]:
-        """Rows that are all in the cache; only they are read.
-
-        Raises:
-            InputError: a row is damaged; its file and name are told.
-        """
+        """Reads rows that are all in the cache; raises `InputError` if one is damaged."""
         return self.parts.read(self.places(names), names)
 
     def append(self, names: Sequence[str], rows: Float[np.ndarray, "n ..."]) -> None:
-        """Adds rows as one more part; one process at a time can, or see `take_turns`."""
+        """Adds rows as a new part. For one process at a time, but see `take_turns`."""
         rows = np.ascontiguousarray(rows, self.dtype)
         if rows.shape != (len(names), *self.shape):
             raise ValueError(f"{len(names)} {self.NAMES}, {rows.shape}, each is {self.shape}")
@@ -206,7 +190,8 @@ class RowCache:
         self._index(path)
 
     def _index(self, path: epath.Path) -> None:
-        """Reads the header of a part."""
+        """Reads the header of a part and lists its rows."""
+        # 1. Read what the header says.
         try:
             header = read_header(path)
             entries, metadata = parse_header(header)
@@ -219,11 +204,13 @@ class RowCache:
             checksums = np.array(checksums, np.uint32)
         except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
             raise InputError(_damaged(path, "its head", self.MEND)) from None
+        # 2. Compare it with the cache and the file's length.
         if not same_maker:
             maker = f"of another {self.MADE_FROM} than {self.folder}"
             raise InputError(f"{path} is {maker}; remove it there")
         if not whole or not fits or rows.end - rows.start != len(names) * self.row_bytes:
             raise InputError(_damaged(path, "its length", self.MEND))
+        # 3. Enter the rows; the first part wins if two processes added the same name.
         number = len(self.parts.files)
         self.parts.files.append(Part(path, data_start + rows.start, checksums))
         for row, name in enumerate(names):
@@ -235,5 +222,4 @@ def _checksum(name: str, data: bytes) -> int:
 
 
 def _damaged(path: epath.Path, what: str, mend: str) -> str:
-    """What is said of a part with damage."""
     return f"{path}: {what} is damaged; remove that file, then {mend}"

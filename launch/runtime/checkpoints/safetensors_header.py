@@ -1,4 +1,4 @@
-"""What a safetensors file begins with: names, types, shapes and offsets of its tensors.
+"""The header of a safetensors file: names, types, shapes and offsets of its tensors.
 
 Source: https://github.com/huggingface/safetensors, Format.
 """
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-# By the names that headers use.
+# By their names in headers.
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -21,16 +21,13 @@ DTYPES: dict[str, np.dtype] = {
     "I64": np.dtype(np.int64),
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-# Bytes before the header, which say how long it is.
+# Size of the little-endian integer that precedes the header and holds its length.
 LENGTH_BYTES = 8
 _METADATA = "__metadata__"
 
 
 class HeaderEntry(NamedTuple):
-    """What a header says of a tensor; `dtype` by its name there.
-
-    `start` and `end` are bytes, counted from the end of the header.
-    """
+    """A tensor in a header; `start` and `end` are bytes, counted from the end of the header."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -39,22 +36,18 @@ class HeaderEntry(NamedTuple):
 
 
 def read_header(path: epath.PathLike) -> bytes:
-    """The JSON that a file begins with, padding included; less of it where the file is cut short.
-
-    Args:
-        path: a local or remote file.
-    """
+    """The JSON at the start of a local or remote file, padding included; less if cut short."""
     path = epath.Path(path)
     with path.open("rb") as file:
         length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        # A damaged length must not allocate exabytes.
         return file.read(min(length, path.stat().length))
 
 
 def parse_header(header: bytes) -> tuple[dict[str, HeaderEntry], dict[str, str]]:
-    """What a header says of every tensor, in the order of the file, and its metadata.
+    """The tensors in the order of the file, and the metadata.
 
-    Raises:
-        ValueError, TypeError, KeyError: it is damaged.
+    A damaged header raises ValueError, TypeError or KeyError.
     """
     try:
         table = json.loads(header)
@@ -71,11 +64,7 @@ def parse_header(header: bytes) -> tuple[dict[str, HeaderEntry], dict[str, str]]
 
 
 def make_header(tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> bytes:
-    """A header as the safetensors library writes it: widest types first, then by name.
-
-    Args:
-        tensors: shape and type by name.
-    """
+    """A header as the safetensors library writes it: widest types first, then by name."""
     names = sorted(tensors, key=lambda name: (-tensors[name][1].itemsize, name))
     table: dict[str, Any] = {_METADATA: {"format": "pt"}}
     end = 0
@@ -85,6 +74,7 @@ def make_header(tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> byte
         offsets = [start, end]
         table[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": offsets}
     header = json.dumps(table, separators=(",", ":")).encode()
+    # Padded with spaces to a multiple of 8, so that tensors are aligned.
     return header + b" " * (-len(header) % 8)
 
 

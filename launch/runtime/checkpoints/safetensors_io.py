@@ -1,4 +1,4 @@
-"""Files of tensors: finding them in all their forms, reading slices, writing one tensor a time."""
+"""Finds safetensors files in all their forms, maps their tensors, writes them one by one."""
 
 import dataclasses
 import hashlib
@@ -23,20 +23,13 @@ from launch.runtime.checkpoints.safetensors_header import (
     tensor_bytes,
 )
 
-# Beyond it the peers' libraries split a model into several files too.
+# Diffusers splits larger models into several files too.
 MAX_FILE_BYTES = 10 * 10**9
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """Where a tensor lies.
-
-    Attributes:
-        file: the file.
-        start: its first byte there.
-        shape: its shape.
-        dtype: its type.
-    """
+    """Where a tensor is: `start` is its first byte in `file`."""
 
     file: Path
     start: int
@@ -44,7 +37,7 @@ class Tensor:
     dtype: np.dtype
 
     def view(self) -> np.ndarray:
-        """The tensor, mapped: only what is copied of it is read, and no page outlives it."""
+        """The tensor, memory-mapped: only what is copied is read, and no page outlives it."""
         mapped = np.memmap(self.file, np.uint8, "r", self.start, (self.nbytes,))
         return mapped.view(np.ndarray).view(self.dtype).reshape(self.shape)
 
@@ -55,16 +48,7 @@ class Tensor:
 
 
 def check_finite(name: str, tensor: Tensor, values: np.ndarray) -> None:
-    """Looks for numbers that no sound weights have.
-
-    Args:
-        name: of the tensor, for the message.
-        tensor: where it lies.
-        values: it, or a part of it, as it is stored.
-
-    Raises:
-        InputError: one is NaN or infinite.
-    """
+    """Raises `InputError` if values of a tensor, or of a part of it, are NaN or infinite."""
     if not np.isfinite(values).all():
         raise InputError(
             f"{tensor.file}: the tensor {name} has NaN or infinity; download or copy the "
@@ -76,12 +60,8 @@ def check_finite(name: str, tensor: Tensor, values: np.ndarray) -> None:
 class Weights:
     """The files of one model in one variant.
 
-    Attributes:
-        folder: where they are.
-        variant: 'fp16', 'bf16', ... or None.
-        files: their names, in order.
-        index: the name of the index of several files; None for a single one.
-        tensors: by name.
+    `variant` is 'fp16', 'bf16', ... or None; `index` is the file that lists several files, None for
+    a single one; `tensors` are by name.
     """
 
     folder: Path
@@ -97,7 +77,7 @@ class Weights:
 
 
 def file_names(stem: str, variant: str | None) -> tuple[str, str, str]:
-    """Glob patterns of a single file, of the index and of the files that it indexes."""
+    """Glob patterns of the single file, the index, and the files that it lists."""
     name = _name_pattern(stem, variant)
     return name.format(suffix=""), _index_name(stem, variant), name.format(suffix="-?????-of-?????")
 
@@ -115,26 +95,19 @@ def _index_name(stem: str, variant: str | None) -> str:
 def choose_file(
     names: Iterable[str], stem: str, variant: str | None, where: Any
 ) -> tuple[str, bool]:
-    """Chooses the single file, or else the index, of a variant.
+    """The name of a variant's single file, else of its index; and whether it is an index.
 
-    Args:
-        names: what is in the folder.
-        stem: of the files' names: 'model', 'diffusion_pytorch_model'.
-        variant: 'fp16', 'bf16', ...; None is the files without a variant in their names.
-        where: the folder, for the message.
-
-    Returns:
-        The name, and whether it is that of an index.
-
-    Raises:
-        InputError: there is none; names the variants that there are.
+    `stem` begins the names ('model', 'diffusion_pytorch_model'); variant None is the files without
+    one. Raises `InputError` if there is neither, naming the variants that exist.
     """
+    # 1. The single file, then the index.
     names = set(names)
     single, index, _ = file_names(stem, variant)
     if single in names:
         return single, False
     if index in names:
         return index, True
+    # 2. Neither: say what there is instead.
     if variants := _variants(names, stem):
         others = " and ".join(name or "weights without a variant" for name in variants)
         missing = f"variant {variant}" if variant else "weights without a variant"
@@ -149,6 +122,7 @@ def choose_file(
 
 
 def _variants(names: set[str], stem: str) -> list[str | None]:
+    # The variant precedes the suffix: model.fp16.safetensors, model.safetensors.index.fp16.json.
     variant = r"(?:\.(\w+))?"
     single = re.compile(rf"{stem}{variant}\.safetensors")
     index = re.compile(rf"{stem}\.safetensors\.index{variant}\.json")
@@ -157,29 +131,26 @@ def _variants(names: set[str], stem: str) -> list[str | None]:
 
 
 def open_weights(folder: Path, stem: str, variant: str | None, integers: bool = False) -> Weights:
-    """Finds the files of a model and reads their headers.
+    """Finds the files of a model, see `choose_file`, and reads their headers.
 
-    Args:
-        folder: where they are.
-        stem: of their names, see `choose_file`.
-        variant: see `choose_file`.
-        integers: whether whole numbers (counts of batches) may be among the tensors.
-
-    Raises:
-        InputError: no such files, a file that the index names is missing or has not the tensors
-            that the index says, a damaged file, tensors that are not floating-point numbers.
+    `integers` allows int64 tensors, such as batch counters. Raises `InputError` if files are
+    missing or damaged, disagree with the index, or hold other types.
     """
+    # 1. A single file needs no index.
     name, is_index = choose_file((path.name for path in folder.iterdir()), stem, variant, folder)
     if not is_index:
         return Weights(folder, variant, (name,), None, open_file(folder / name, integers))
+    # 2. Read the index, which maps tensors to files.
     weight_map = read_object(folder / name).get("weight_map")
     whole = isinstance(weight_map, dict) and all(isinstance(f, str) for f in weight_map.values())
     if not weight_map or not whole:
         raise InputError(
             f"{folder / name} has no weight_map, so it is not an index; download it again"
         )
+    # 3. Open each file; it must hold exactly the tensors that the index says.
     files, tensors = tuple(sorted(set(weight_map.values()))), {}
     for file in files:
+        # A path in the index would point outside the folder.
         if Path(file).name != file or not (folder / file).is_file():
             raise InputError(
                 f"{folder / name} lists the file {file}, which is missing; download it as well"
@@ -196,9 +167,9 @@ def open_weights(folder: Path, stem: str, variant: str | None, integers: bool = 
 
 
 def open_file(path: Path, integers: bool = False) -> dict[str, Tensor]:
-    """Reads the header of one file; arguments and errors are those of `open_weights`."""
+    """The tensors of one file from its header; arguments and errors as of `open_weights`."""
     try:
-        with safe_open(path, "numpy"):  # it checks that the tensors fill the file without a hole
+        with safe_open(path, "numpy"):  # checks that the tensors fill the file without a gap
             pass
     except (SafetensorError, OSError) as error:
         raise InputError(
@@ -221,15 +192,9 @@ def open_file(path: Path, integers: bool = False) -> dict[str, Tensor]:
 
 
 def write_file(path: Path, header: bytes, read: Callable[[str, np.dtype], np.ndarray]) -> str:
-    """Writes a file, one tensor after the other.
+    """Writes a file tensor by tensor, so that one is in memory at a time; returns its SHA-256.
 
-    Args:
-        path: of the file.
-        header: as `read_header` or `make_header` return it.
-        read: gives a tensor by its name, as the type that is asked for.
-
-    Returns:
-        SHA-256 of the file.
+    `read(name, dtype)` supplies the tensors, in the order of the header.
     """
     digest = hashlib.sha256()
     with atomic_file(path) as file:
@@ -255,16 +220,10 @@ def write_model(
     tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]],
     read: Callable[[str, np.dtype], np.ndarray],
 ) -> None:
-    """Writes a model as one file, or with an index as several of at most `MAX_FILE_BYTES` each.
+    """Writes a model as one file, or as several of at most `MAX_FILE_BYTES` with an index.
 
-    A larger tensor has a file of its own.
-
-    Args:
-        folder: exists.
-        stem: of the files' names.
-        variant: part of the files' names.
-        tensors: shape and type by name.
-        read: gives a tensor by its name, as the type that is asked for.
+    A tensor above that size gets its own file. `tensors` maps names to shapes and types;
+    `read(name, dtype)` supplies the values.
     """
     split = huggingface_hub.split_state_dict_into_shards_factory(
         dict(tensors),

@@ -1,4 +1,4 @@
-"""Steps that are saved in the background, and count once they are sealed."""
+"""Steps that are saved in the background and count once they are sealed."""
 
 import contextlib
 import errno
@@ -34,16 +34,16 @@ from launch.runtime.devices.distributed import (
 )
 
 Facts = Callable[[], Mapping[str, Any]]
-# As they are written: 0024 would be read as 24, which is not there.
+# As Orbax writes them: 0024 would parse as 24, a folder that does not exist.
 _STEP_NAME = re.compile("0|[1-9][0-9]*", re.ASCII)
 
 
 class SealedSteps:
-    """A folder of checkpoints, one a step; all processes share it and call all but `close` alike.
+    """A folder of checkpoints, one per step, shared by all processes.
 
-    Orbax copies the arrays to the host and writes them in threads; when it has ended, another
-    thread hashes this process's share of the files. What is not sealed yet is as good as absent,
-    and an older step is removed only when enough newer ones are sealed.
+    All make the same calls, except `close`. Orbax copies the arrays to the host and writes them in
+    threads; then another thread hashes this process's share of the files. A step that is not sealed
+    does not count, and an older one is removed only once enough newer ones are sealed.
     """
 
     def __init__(self, folder: epath.Path, run_name: str, max_to_keep: int):
@@ -51,7 +51,7 @@ class SealedSteps:
         raise_only()
         options = ocp.CheckpointManagerOptions(
             create=True,
-            # Two managers at work at the same step must not wait at each other's barriers.
+            # Two managers that save the same step must not wait at each other's barriers.
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 barrier_sync_key_prefix=folder.name
             ),
@@ -60,52 +60,52 @@ class SealedSteps:
             folder, options=options, handler_registry=saving_handlers()
         )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="seal")
+        # The save under way, and its sealing once Orbax has written the files.
         self._pending: tuple[int, Facts] | None = None
         self._sealing: Future[None] | None = None
 
     def save(self, step: int, items: Mapping[str, PyTree], facts: Facts) -> None:
-        """Begins to save; the save before is finished first. The arrays may be donated afterwards.
+        """Starts to save trees of arrays by name; the arrays may be donated afterwards.
 
-        Args:
-            step: not there yet.
-            items: trees of arrays by name.
-            facts: called when they are needed: JSON that the seal keeps.
-
-        Raises:
-            OSError: the disk is full.
+        `facts` is called when the seal is written and returns JSON to keep in it. Raises `OSError`
+        if the disk is full.
         """
+        # 1. Finish the save before.
         self.finish()
-        # One process alone must not go into the save that the others wait in.
+        # 2. Check the space, together: a process that failed alone would leave the others waiting
+        # in the save.
         agree(lambda: check_space(self.folder, items))
         with full_disk_is_an_oserror(self.folder):
             saved = self._manager.save(step, args=save_args(items), force=True)
-        # Orbax can answer False without a word.
+        # 3. Save. Orbax can return False without an error.
         if not saved:
             raise RuntimeError(f"{self.folder}: the checkpoint of step {step} was not saved")
         self._pending = step, facts
         self._num_arrays = {name: len(jax.tree.leaves(tree)) for name, tree in items.items()}
 
     def seal_if_saved(self) -> None:
-        """Has the save under way sealed, in a thread, if Orbax has ended; waits for nothing."""
+        """Starts to seal the save under way, in a thread, if Orbax has ended; never waits."""
         if self._pending and not self._sealing and not self._manager.is_saving_in_progress():
             self._sealing = self._seal(*self._pending)
 
     def finish(self) -> None:
-        """Waits until the save under way is sealed, by every process.
+        """Waits until the save under way is sealed by every process.
 
         Raises:
             OSError: the disk is full.
-            InputError: that of another process is.
-            Failed: another process has failed, or what was written is not whole.
+            InputError: the disk of another process is full.
+            Failed: another process failed, or what was written is incomplete.
         """
         if self._pending is None:
             return
+        # 1. Finish this process's part.
         step, gather_facts = self._pending
         error: Exception | None = None
         try:
             self._finish_here(step, gather_facts)
-        except Exception as failure:  # whatever it is, the others wait to hear of it
+        except Exception as failure:  # of any type: the other processes wait for the report
             error = failure
+        # 2. Tell the others; one failure is everyone's.
         reports = gather_texts("" if error is None else _report(error))
         if error is not None:
             raise error
@@ -114,10 +114,11 @@ class SealedSteps:
                 name, fault = json.loads(report)
                 kind = {kind.__name__: kind for kind in (InputError, Unreachable)}.get(name, Failed)
                 raise kind(f"step {step} was not saved: process {process}: {fault}")
+        # 3. Sealed by all: older steps may go.
         self._remove_old()
 
     def close(self) -> None:
-        """Seals this process's share of the save under way; may be called by one process alone."""
+        """Seals this process's share of the save under way; one process may call it alone."""
         with full_disk_is_an_oserror(self.folder), contextlib.ExitStack() as closing:
             closing.callback(self._manager.close)
             closing.callback(self._thread.shutdown)
@@ -125,20 +126,18 @@ class SealedSteps:
                 self._finish_here(*self._pending)
 
     def newest_sound(self) -> tuple[int | None, dict[int, str]]:
-        """Looks for the newest sound step, and puts out of its way what is newer, named.
+        """The newest sound step or None, and the faults of the damaged steps newer than it.
 
-        Steps whose save was cut off are removed, damaged ones set aside. Where no sound one is
-        left, those are set aside and these stay where they are: nothing is lost.
-
-        Returns:
-            The step, or None; what is wrong with the newer ones that are damaged.
+        Newer steps make room: unfinished ones are removed, damaged ones set aside, with messages.
+        If no step is sound, unfinished ones are set aside and damaged ones stay: nothing is lost.
         """
+        # 1. Remove what Orbax left of saves that were cut off.
         if jax.process_index() == 0:
             for leftover in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 leftover.rmtree()
         faults: dict[int, str] = {}
         cut_off: list[int] = []
-        # All have to go the same way.
+        # 2. Check the steps from the newest on. Process 0 says which, so that all agree.
         for step in reversed(from_first_process(self.steps())):
             folder = self.folder / str(step)
             cut_off_here = from_first_process(seals.is_cut_off(folder))
@@ -155,20 +154,19 @@ class SealedSteps:
                 cut_off.append(step)
             else:
                 faults[step] = fault
+        # 3. None is sound.
         for step in cut_off:
             self.set_aside(step, keep=True)
         return None, faults
 
     def steps(self) -> list[int]:
-        """All that there are, sealed or not; Orbax leaves out those it takes for cut off."""
+        """All steps, sealed or not; Orbax's own list omits those it takes for incomplete."""
         return steps_in(self.folder)
 
     def set_aside(self, step: int, keep: bool) -> None:
-        """Makes room for a new save of a step.
+        """Makes room for a new save of a step that is not used.
 
-        Args:
-            step: that is not used.
-            keep: renames it to `damaged_*` beside the folder, where none is there yet.
+        If `keep`, renames it to `damaged_*` beside the folder, unless that exists already.
         """
 
         def make_room() -> None:
@@ -180,6 +178,7 @@ class SealedSteps:
                 _remove(folder)
 
         on_first_process(make_room)
+        # Orbax caches the list of steps.
         self._manager.reload()
 
     def _seal(self, step: int, gather_facts: Facts) -> Future[None]:
@@ -187,7 +186,7 @@ class SealedSteps:
         facts = {**gather_facts(), **identity(self.folder, self._run_name, step)}
 
         def work() -> None:
-            # Orbax has brought the parts of all processes together on the first one.
+            # By now Orbax has merged the parts of all processes, on process 0.
             if jax.process_index() == 0:
                 check_whole(folder, self._num_arrays)
             seals.seal(folder, *here, facts)
@@ -214,32 +213,23 @@ class SealedSteps:
 
 
 def identity(folder: epath.Path, run_name: str, step: int) -> dict[str, Any]:
-    """What the seal of a checkpoint says of where it belongs.
-
-    Args:
-        folder: of the run's checkpoints.
-        run_name: see `run_record`.
-        step: of this one.
-    """
+    """What a seal says about where its checkpoint belongs; `folder` is that of all steps."""
     return {"run": run_name, "kind": folder.name, "step": step}
 
 
 def steps_in(folder: epath.Path) -> list[int]:
-    """The steps that a folder has a checkpoint of, sealed or not, in order."""
+    """The steps that a folder has checkpoints of, sealed or not, in ascending order."""
     return sorted(int(path.name) for path in entries(folder) if _STEP_NAME.fullmatch(path.name))
 
 
 def check_space(folder: epath.Path, items: Mapping[str, PyTree]) -> None:
-    """Looks whether there is room for a checkpoint, on a disk of this machine.
+    """Raises `OSError` if a local disk has no room for a checkpoint.
 
-    Orbax would find out in one of its threads, and leave half a checkpoint.
-
-    Raises:
-        OSError: there is not.
+    Orbax would find out in a thread, and leave half a checkpoint.
     """
     if not is_local(folder):
         return
-    # What this process writes, and a little for what Orbax says about each array.
+    # The shards that this process writes, and 2 kB for Orbax's metadata of each array.
     num_bytes = sum(
         sum(shard.data.nbytes for shard in leaf.addressable_shards if shard.replica_id == 0) + 2048
         if isinstance(leaf, jax.Array)
@@ -247,28 +237,20 @@ def check_space(folder: epath.Path, items: Mapping[str, PyTree]) -> None:
         for leaf in jax.tree.leaves(items)
     )
     disk = shutil.disk_usage(folder)
-    # Some mounts do not know their size.
+    # Some mounts report no size.
     if disk.total and disk.free < num_bytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
 def check_whole(folder: epath.Path, num_arrays: Mapping[str, int]) -> None:
-    """Looks whether what Orbax calls saved can be read, before it is sealed.
-
-    Args:
-        folder: of the checkpoint.
-        num_arrays: of each item.
-
-    Raises:
-        Failed: something is missing.
-    """
+    """Raises `Failed` if a checkpoint that Orbax calls saved lacks some of its arrays."""
     for name, count in num_arrays.items():
         if gap := find_gap(folder / name, count):
             raise Failed(f"a checkpoint is incomplete: {gap}; it is skipped")
 
 
 def _report(error: Exception) -> str:
-    """What the other processes are told of an error here: the kind to raise, and its text."""
+    """An error here as JSON for the other processes: the type to raise, and its text."""
     if isinstance(error, OSError) and (reason := users_error(error)):
         return json.dumps([InputError.__name__, reason])
     failure = store_failure(error) or error
@@ -277,13 +259,17 @@ def _report(error: Exception) -> str:
 
 
 def _remove(folder: epath.Path) -> None:
+    # The seal goes first: a folder that is half removed no longer counts.
     seals.break_seal(folder)
     folder.rmtree()
 
 
 @contextlib.contextmanager
 def full_disk_is_an_oserror(folder: epath.Path) -> Iterator[None]:
-    """Orbax wraps it in a ValueError, or names no file."""
+    """Turns Orbax's errors about a full disk into OSErrors with a path.
+
+    Orbax wraps them in a ValueError, or names no file.
+    """
     try:
         with naming(folder):
             yield

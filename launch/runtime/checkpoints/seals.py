@@ -1,12 +1,11 @@
-"""Seals: a digest of every file of a finished folder, made and checked by all processes together.
+"""Seals: checksums of all files of a finished folder, made and checked by all processes together.
 
-On a disk it is SHA-256. In an object store it is the checksum that the store computed when it
-received the file: reading a checkpoint back would take more than the 30 seconds that a preempted
-machine has.
+Orbax checks no contents (65 of 65 flipped bits went unnoticed). Process i of n writes
+`digests_i_of_n.json`, with the checksums of every n-th file and of its own text; a folder is sealed
+once all n exist. Any number of processes can check it.
 
-Orbax checks no contents (65 of 65 flipped bits went unnoticed), so we do. Process i of n writes
-`digests_i_of_n.json`, with the digests of each n-th file and one of its own text; a folder is
-sealed when all n are there. Any number of processes can check it.
+On a disk the checksum is SHA-256. In an object store it is the one that the store computed on
+upload: reading a checkpoint back takes longer than the 30 seconds that a preempted machine has.
 """
 
 import errno
@@ -30,13 +29,10 @@ _SHARE_NAME = re.compile(r"digests_(\d+)_of_(\d+)\.json")
 
 
 def seal(folder: epath.PathLike, index: int, count: int, facts: Mapping[str, Any]) -> None:
-    """Writes one process's share of a folder's seal; no collective, so it can run in a thread.
+    """Writes share `index` of `count` of the seal of a folder whose files change no more.
 
-    Args:
-        folder: its files are complete and change no more.
-        index: of this process.
-        count: of processes, each of which has to call this.
-        facts: JSON to keep with the digests; those of process 0 count.
+    Every process must call it. It makes no collective calls, so it can run in a thread. `facts` are
+    JSON to keep with the checksums; those of process 0 count.
     """
     folder = epath.Path(folder)
     digests = _digests(folder, _files(folder)[index::count])
@@ -45,7 +41,7 @@ def seal(folder: epath.PathLike, index: int, count: int, facts: Mapping[str, Any
 
 
 def is_sealed(folder: epath.PathLike) -> bool:
-    """Whether all shares of the folder's seal are there; says nothing about what they hold."""
+    """Whether all shares of the seal exist; their contents are not checked."""
     try:
         return not _missing_share(epath.Path(folder))
     except OSError:
@@ -53,7 +49,7 @@ def is_sealed(folder: epath.PathLike) -> bool:
 
 
 def is_cut_off(folder: epath.PathLike) -> bool:
-    """Whether a share is missing. What cannot be read was not cut off, as far as anyone knows."""
+    """Whether a share of the seal is missing; False for a folder that cannot be read."""
     try:
         return bool(_missing_share(epath.Path(folder)))
     except OSError:
@@ -61,7 +57,7 @@ def is_cut_off(folder: epath.PathLike) -> bool:
 
 
 def break_seal(folder: epath.PathLike) -> None:
-    """Removes the seal, so that a folder that is half removed counts no more."""
+    """Removes the seal, so that a half-removed folder does not count."""
     folder = epath.Path(folder)
     for name in _share_names(folder):
         share = folder / name
@@ -69,13 +65,10 @@ def break_seal(folder: epath.PathLike) -> None:
 
 
 def read_facts(folder: epath.PathLike) -> dict[str, Any]:
-    """The facts of a sealed folder.
-
-    Raises:
-        InputError: the seal is damaged, or cannot be read.
-    """
+    """The facts of a sealed folder; `InputError` if the seal is damaged or cannot be read."""
     folder = epath.Path(folder)
     try:
+        # The first in order of names is that of process 0.
         return _read_share(folder / min(_share_names(folder)))["facts"]
     except OSError as error:
         if store_failure(error):
@@ -89,16 +82,11 @@ def find_fault(
     count: int = 1,
     expected_facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> str | None:
-    """Compares a folder with its seal: what is wrong with it, or None.
+    """What is wrong with a folder, compared with its seal, or None.
 
-    What a disk cannot read is a fault as well. A store that does not answer, or forbids it, says
-    nothing of what it holds: that is raised.
-
-    Args:
-        folder: to check.
-        index: of this process, which hashes its share of the files.
-        count: of processes that check; what one finds the others do not know.
-        expected_facts: what has to be among the facts.
+    This process hashes every `count`-th file from `index` on and knows only what it finds itself,
+    see `find_fault_together`. A file that a disk cannot read is a fault; a store that does not
+    answer or forbids access says nothing about its contents, so that raises.
     """
     try:
         return _find_fault(epath.Path(folder), index, count, expected_facts)
@@ -109,11 +97,7 @@ def find_fault(
 
 
 def check_facts(facts: Mapping[str, Any], expected: Mapping[str, Any], folder: epath.Path) -> None:
-    """Looks whether a seal is of what is expected there.
-
-    Raises:
-        InputError: names the fact that is another one.
-    """
+    """Raises `InputError`, naming the fact, if a seal does not say what is expected of it."""
     for name, value in expected.items():
         if name not in facts:
             raise InputError(f"{folder} has the seal of an older version, without its {name}")
@@ -130,12 +114,14 @@ def _unreadable(folder: epath.Path, error: OSError) -> str:
 def _find_fault(
     folder: epath.Path, index: int, count: int, expected_facts: Mapping[str, Any]
 ) -> str | None:
+    # 1. Is the seal complete, and of one save?
     missing = _missing_share(folder)
     if missing:
         return f"{folder} is not sealed ({missing} is missing)"
     names = _share_names(folder)
     if len({_SHARE_NAME.sub(r"\2", name) for name in names}) > 1:
         return f"{folder} has the seals of two saves ({', '.join(names)})"
+    # 2. Read its shares; do they say what is expected?
     expected: dict[str, str] = {}
     try:
         for name in names:
@@ -143,10 +129,12 @@ def _find_fault(
         check_facts(read_facts(folder), expected_facts, folder)
     except InputError as error:
         return str(error)
+    # 3. Are exactly the sealed files there?
     present = _files(folder)
     for name in sorted(expected.keys() ^ set(present)):
         said = "is missing" if name in expected else "is not one of the checkpoint's files"
         return f"{folder / name} {said}"
+    # 4. Do this process's files have their checksums?
     for name, digest in _digests(folder, present[index::count]).items():
         if digest != expected[name]:
             return f"{folder / name} is damaged (its checksum differs)"
@@ -156,7 +144,7 @@ def _find_fault(
 def find_fault_together(
     folder: epath.PathLike, expected_facts: Mapping[str, Any] = MappingProxyType({})
 ) -> str | None:
-    """`find_fault` by all processes of this job, with the same answer on each."""
+    """`find_fault` shared by all processes of the job; all get the same answer."""
     fault = find_fault(folder, jax.process_index(), jax.process_count(), expected_facts)
     return next(filter(None, gather_texts(fault or "")), None)
 
@@ -170,7 +158,7 @@ def _share_names(folder: epath.Path) -> list[str]:
 
 
 def _missing_share(folder: epath.Path) -> str:
-    """The first name that is not there; empty when nothing is missing."""
+    """The first missing share's file name, or ''. Every name says how many there must be."""
     there = set(_share_names(folder))
     counts = [int(_SHARE_NAME.sub(r"\2", name)) for name in there]
     names = (_share_name(index, max(counts, default=1)) for index in range(max(counts, default=1)))
@@ -178,7 +166,7 @@ def _missing_share(folder: epath.Path) -> str:
 
 
 def _files(folder: epath.Path) -> list[str]:
-    # Nor what another process has begun to write of its share.
+    # Without the shares themselves, also those that another process is writing.
     names = file_names(folder)
     return [n for n in names if not (_SHARE_NAME.fullmatch(n) or n.startswith(".digests_"))]
 
@@ -194,6 +182,7 @@ def _digests(folder: epath.Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def _text(body: Mapping[str, Any]) -> bytes:
+    # The checksum of a share covers its JSON without the checksum itself.
     own = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return (json.dumps({**body, "sha256": own}, indent=2, sort_keys=True) + "\n").encode()
 
@@ -203,7 +192,7 @@ def _read_share(path: epath.Path) -> dict[str, Any]:
     try:
         body = json.loads(data)
         body.pop("sha256")
-        whole = _text(body) == data  # bit by bit: no other spelling passes, either
+        whole = _text(body) == data  # byte by byte: another spelling of the same JSON fails too
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         whole = False
     if not whole:

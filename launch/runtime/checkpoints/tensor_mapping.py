@@ -1,4 +1,4 @@
-"""Our arrays under PyTorch's names and with its axes, and back, by a model's table of rules."""
+"""Maps our arrays to PyTorch's names and axes, and back, by a model's table of rules."""
 
 import dataclasses
 import re
@@ -11,20 +11,21 @@ import numpy as np
 from launch.errors import InputError
 from launch.runtime.types import Array
 
-# (pattern in our dotted path, what is written for it), applied in order.
+# (pattern in our dotted path, replacement), applied in order.
 Rules = Sequence[tuple[str, str | Callable[[re.Match], str]]]
-# PyTorch writes outputs before inputs, and the space of a convolution behind both.
+# By number of axes. PyTorch has outputs before inputs, and puts the window of a convolution last:
+# [i, o] becomes [o, i], and [h, w, i, o] becomes [o, i, h, w].
 _KERNEL_AXES = {2: (1, 0), 4: (3, 2, 0, 1)}
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorMapping:
-    """One tensor of a file, and what of ours it holds.
+    """One tensor of a file, and which of our arrays it holds.
 
     Attributes:
-        paths: dotted, of our arrays; several lie one after the other along the file's first axis.
-        shape: of each of ours.
-        axes: axis i of the file is our axis `axes[i]`. What is missing of ours has one entry.
+        paths: dotted paths of our arrays; several are concatenated along the file's first axis.
+        shape: of each of our arrays.
+        axes: axis i of the file is our axis `axes[i]`. Our other axes must have size 1.
     """
 
     paths: tuple[str, ...]
@@ -33,28 +34,28 @@ class TensorMapping:
 
     @property
     def file_shape(self) -> tuple[int, ...]:
-        """Shape in the file."""
+        """The tensor's shape in the file."""
         shape = self.by_file_axis(self.shape)
         return (len(self.paths) * shape[0], *shape[1:]) if len(self.paths) > 1 else shape
 
     def by_file_axis(self, by_axis: Sequence[Any]) -> tuple[Any, ...]:
-        """Sizes or slices, one for each of our axes, in the order of the file's axes."""
+        """Reorders sizes or slices, one for each of our axes, to the file's axes."""
         return tuple(by_axis[axis] for axis in self.axes)
 
     def to_ours(self, array: np.ndarray) -> list[np.ndarray]:
-        """Views of the file's tensor with our axes, one for each path.
+        """The file's tensor as views with our axes, one for each path.
 
-        Args:
-            array: the tensor; where it holds one array of ours, any slice of it will do.
+        If it holds a single array, any slice of the tensor will do.
         """
         arrays = np.split(array, len(self.paths)) if len(self.paths) > 1 else [array]
         arrays = [array.transpose(np.argsort(self.axes)) for array in arrays]
         return [np.expand_dims(array, self._left_out) for array in arrays]
 
     def to_file(self, arrays: Mapping[str, Array]) -> np.ndarray:
-        """The file's tensor, of our arrays by path; a view where it holds one of them."""
+        """The file's tensor from our arrays by path; a view if it holds a single one."""
         axes = (*self.axes, *self._left_out)
         tensors = [np.asarray(arrays[path]).transpose(axes) for path in self.paths]
+        # Axes of size 1 that the file lacks are now last: drop them.
         tensors = [x.reshape(x.shape[: len(self.axes)]) for x in tensors]
         return np.concatenate(tensors) if len(tensors) > 1 else tensors[0]
 
@@ -66,12 +67,10 @@ class TensorMapping:
 def tensor_mappings(
     shapes: Mapping[str, Any], rules: Rules, fused: Sequence[str] = ()
 ) -> dict[str, TensorMapping]:
-    """What a file holds of a model, by the file's names.
+    """The tensors that a file of a model holds, by their names there.
 
-    Args:
-        shapes: our variables or their shapes, nested.
-        rules: of the model. Paths that become one name lie in one tensor.
-        fused: our modules that one tensor holds, in its order.
+    `shapes` are our variables, or their shapes, nested. Paths that `rules` map to the same name
+    share a tensor; `fused` lists the modules that do, in the order they have in it.
     """
     mappings: dict[str, TensorMapping] = {}
 
@@ -81,10 +80,13 @@ def tensor_mappings(
     flat = flax.traverse_util.flatten_dict(shapes, sep=".")
     for path in sorted(flat, key=order_in_tensor):
         name = path
+        # 1. Translate the path.
         for pattern, replacement in rules:
             name = re.sub(pattern, replacement, name)
+        # 2. Choose the axes: only kernels are laid out differently.
         shape = tuple(flat[path].shape)
         axes = _KERNEL_AXES[len(shape)] if path.endswith(".kernel") else tuple(range(len(shape)))
+        # 3. Append to a tensor that holds other modules already.
         paths = (*mappings[name].paths, path) if name in mappings else (path,)
         mappings[name] = TensorMapping(paths, shape, axes)
     return mappings
@@ -100,19 +102,10 @@ def check_fit(
     advice_on: Mapping[str, str] | None = None,
     aliases: Mapping[str, str] | None = None,
 ) -> None:
-    """Compares the tensors of files with those of a model.
+    """Raises `InputError` for the first tensor that is missing, unknown, or of another shape.
 
-    Args:
-        mappings: the model's.
-        shapes: in the files, by name.
-        where: the files are, for messages.
-        model: what the message calls the model.
-        advice: for the message.
-        advice_on: for the message about the shape of a tensor, by its name.
-        aliases: second names that files may hold as well, or instead: {second: first}.
-
-    Raises:
-        InputError: names the first tensor that is missing, too much or of another shape.
+    `shapes` are those in the files. `advice_on` replaces the message's `advice` for a tensor of
+    another shape; `aliases` maps second names, which files may have too or instead, to first names.
     """
     aliases, advice_on = aliases or {}, advice_on or {}
     second_names = {name: alias for alias, name in aliases.items()}

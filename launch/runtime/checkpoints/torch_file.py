@@ -1,8 +1,8 @@
-"""State dicts as torch.save writes them, read without torch and without running what they say.
+"""Reads state dicts written by torch.save, without torch and without running code from the file.
 
-Such a file is a pickle, which can call any function. The reader here knows the few names that plain
-tensors need and refuses every other one. There are two forms: a zip archive, and before PyTorch 1.6
-several pickles with the numbers behind them.
+Such a file is a pickle, which can call any function. This reader knows the few names that plain
+tensors need and refuses all others. There are two formats: a zip archive, and before PyTorch 1.6
+several pickles followed by the numbers.
 """
 
 import collections
@@ -32,13 +32,13 @@ _DTYPES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-# What the older form begins with, and its version.
+# The first two pickles of the older format.
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _ZIP = b"PK\x03\x04"
 
 
 class _Refused(pickle.UnpicklingError):
-    """A file asks for what no plain tensor needs."""
+    """A file asks for a name that no plain tensor needs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class _Storage:
 
 @dataclasses.dataclass(frozen=True)
 class _View:
-    """A tensor before its numbers are read; all sizes are counted in numbers."""
+    """A tensor before its numbers are read; offset and strides count numbers, not bytes."""
 
     storage: _Storage
     offset: int
@@ -58,7 +58,8 @@ class _View:
     strides: tuple[int, ...]
 
     def read(self, values: np.ndarray) -> np.ndarray:
-        """The tensor, of its storage's numbers [n]."""
+        """Cuts the tensor out of its storage's numbers [n]."""
+        # The strides come from the file: they must not lead outside the storage.
         last = self.offset + sum(
             (size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True)
         )
@@ -72,7 +73,7 @@ class _View:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes dicts, numbers, texts and `_View`s, and nothing else."""
+    """Makes dicts, numbers, strings and `_View`s, and refuses everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
@@ -86,6 +87,7 @@ class _Unpickler(pickle.Unpickler):
         raise _Refused(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> _Storage:
+        # Storages are persistent objects of the pickle: (kind, type, key, device, size).
         kind, dtype, key, _, size, *view = pid
         if kind != "storage" or not isinstance(dtype, np.dtype) or any(view):
             raise ValueError("its numbers are kept in an unknown way")
@@ -102,21 +104,17 @@ class _Unpickler(pickle.Unpickler):
 
 @dataclasses.dataclass(frozen=True)
 class HeldTensor(Tensor):
-    """A tensor that was read with the whole of its file.
-
-    Attributes:
-        values: its numbers.
-    """
+    """A tensor that was read along with its whole file."""
 
     values: np.ndarray
 
     def view(self) -> np.ndarray:
-        """The tensor."""
+        """The values, which are in memory already."""
         return self.values
 
 
 def open_torch_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file as those of other kinds of files; see `read_state_dict`."""
+    """The tensors of a file like those of other formats; see `read_state_dict`."""
     return {
         name: HeldTensor(path, 0, values.shape, values.dtype, values)
         for name, values in read_state_dict(path).items()
@@ -124,17 +122,10 @@ def open_torch_file(path: Path) -> dict[str, Tensor]:
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
-    """Reads the tensors of a model, as torch.save(model.state_dict(), path) has written them.
+    """Reads the tensors in a file of torch.save(model.state_dict(), path), in their types there.
 
-    Args:
-        path: of the file.
-
-    Returns:
-        The tensors by name, with the types that they have in the file.
-
-    Raises:
-        InputError: there is no such file, it is damaged or of another kind, or asks for more than
-            plain tensors.
+    Raises `InputError` if the file is missing, damaged, of another kind, or needs more than plain
+    tensors.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; name one with weights")
@@ -142,6 +133,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file:
             is_zip = file.read(len(_ZIP)) == _ZIP
             file.seek(0)
+            # Tensors may share a storage: read each storage once.
             views, read = (_open_zip if is_zip else _open_older)(file)
             storages = {view.storage.key: view.storage for view in views.values()}
             values = {key: read(storage) for key, storage in storages.items()}
@@ -152,7 +144,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
             "code; save the state dict alone, torch.save(model.state_dict(), ...), or "
             "safetensors"
         ) from None
-    # Bytes at random make an unpickler raise almost anything.
+    # Random bytes make an unpickler raise almost anything.
     except (Exception, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
@@ -172,19 +164,21 @@ def _open_zip(file: BinaryIO) -> tuple[dict[str, _View], _Read]:
     views = _views(_Unpickler(io.BytesIO(archive.read(record))).load())
 
     def read(storage: _Storage) -> np.ndarray:
-        # Reading a member compares it with its checksum.
+        # zipfile compares what it reads with the archive's checksum.
         return _numbers(archive.read(f"{folder}data/{storage.key}"), storage)
 
     return views, read
 
 
 def _open_older(file: BinaryIO) -> tuple[dict[str, _View], _Read]:
-    # Each pickle takes from the file what is its own, and no byte more.
+    # Unpicklers read exactly their own pickle, so that the next one starts at the right byte.
     magic, protocol, system = (_Unpickler(file).load() for _ in range(3))
     if magic != _MAGIC or protocol != _PROTOCOL:
         raise ValueError("it does not begin as one")
     _check_little(system["little_endian"])
     views = _views(_Unpickler(file).load())
+    # After the tensors comes a pickle with the keys of the storages, then each one's size and
+    # numbers.
     storages = {view.storage.key: view.storage for view in views.values()}
     values = {}
     for key in _Unpickler(file).load():

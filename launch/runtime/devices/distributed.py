@@ -1,4 +1,4 @@
-"""What the processes of a job tell each other, and how they agree before they begin."""
+"""What the processes of a job tell each other, and how they agree before they start."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -11,19 +11,12 @@ from jax.experimental import multihost_utils
 from launch.errors import InputError, users_error
 from launch.files import differences
 
-# What `check_same` speaks of first: other code can have other flags and fields.
+# The setting that `check_same` reports first: other code may have other flags and fields.
 CODE = "the code"
 
 
 def check_same(settings: Mapping[str, Any]) -> None:
-    """Compares what the processes of this job were started with.
-
-    Args:
-        settings: what has to be the same on all, as JSON has it; nested.
-
-    Raises:
-        InputError: names the field and the processes.
-    """
+    """Raises `InputError`, naming a field, unless all processes have the same nested settings."""
     own = json.dumps(settings)
     first, *others = (json.loads(text) for text in gather_texts(own))
     for number, other in enumerate(others, start=1):
@@ -37,22 +30,14 @@ def check_same(settings: Mapping[str, Any]) -> None:
 
 
 def on_first_process(action: Callable[[], None]) -> None:
-    """Runs an action on process 0; if it finds wrong input or a full disk, every process says so.
-
-    Raises:
-        InputError: of the action.
-    """
+    """Runs an action on process 0; every process raises its `InputError`, see `agree`."""
     agree(action if jax.process_index() == 0 else None)
 
 
 def decide_on_first_process(decision: Callable[[], Any]) -> Any:
-    """What a function returns on process 0, on every process; called there alone.
+    """Calls a function on process 0 and returns its result, after a trip through JSON, on all.
 
-    Args:
-        decision: gives what JSON can say, and comes back so: a tuple as a list.
-
-    Raises:
-        InputError: of the function.
+    Every process raises its `InputError`.
     """
     decisions: list[Any] = []
     on_first_process(lambda: decisions.append(decision()))
@@ -60,21 +45,16 @@ def decide_on_first_process(decision: Callable[[], Any]) -> Any:
 
 
 def from_first_process(value: Any) -> Any:
-    """The value of process 0 on every process, as JSON gives it back; all have to call it."""
+    """The value of process 0, after a trip through JSON; every process must call this."""
     own = json.dumps(value) if jax.process_index() == 0 else ""
     return json.loads(gather_texts(own)[0])
 
 
 def agree(action: Callable[[], None] | None) -> None:
-    """Runs an action on every process; what one of them cannot do, all of them say.
+    """Runs an action on every process; if one of them fails, all of them raise `InputError`.
 
-    Without, the others would wait for it at their next common step, for minutes.
-
-    Args:
-        action: of this process, which has no step in common with others; None does nothing.
-
-    Raises:
-        InputError: of the first process that found wrong input, a full disk or the like.
+    Otherwise the others would wait for it at their next collective, for minutes. The action must
+    contain no collective itself; None does nothing. Full disks count as wrong input here.
     """
     message = ""
     try:
@@ -84,6 +64,7 @@ def agree(action: Callable[[], None] | None) -> None:
         message = str(error) or "wrong input"
     except OSError as error:
         message = users_error(error) or ""
+        # A bug is raised at once; alone, a full disk stays the OSError that it is.
         if jax.process_count() == 1 or not message:
             raise
     if message := next(filter(None, gather_texts(message)), ""):
@@ -91,14 +72,15 @@ def agree(action: Callable[[], None] | None) -> None:
 
 
 def gather_texts(text: str) -> list[str]:
-    """The texts of all processes in their order; all have to call it. Cheap where all are empty."""
+    """The texts of all processes, in order; all must call this. Cheap if all are empty."""
     if jax.process_count() == 1:
         return [text]
+    # 1. Gather the lengths.
     data = np.frombuffer(text.encode(), np.uint8)
     sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(data))))
     if not sizes.any():
         return [""] * len(sizes)
-    # Each length compiles a program of its own.
+    # 2. Gather the texts, padded to a power of two: every length compiles its own program.
     length = max(1024, 1 << int(sizes.max() - 1).bit_length())
     rows = multihost_utils.process_allgather(np.pad(data, (0, length - len(data))))
     return [

@@ -1,6 +1,6 @@
-"""Counting a program's operations before it is compiled, as the platform in use does them.
+"""Counts the FLOPs of a program before it is compiled, as the platform in use would do them.
 
-XLA counts them itself, but before compiling on CPUs only, and the body of a loop once.
+XLA's own count is available before compiling on CPUs only, and takes one turn of every loop.
 """
 
 import math
@@ -12,18 +12,13 @@ import numpy as np
 
 
 def count_flops(function: Callable[..., Any], *args: Any) -> float:
-    """Floating-point operations of matrix products and convolutions, on all devices together.
+    """FLOPs of the matrix products and convolutions, on all devices together.
 
-    What is computed again in the backward pass counts again. A `scan` counts as often as it turns,
-    a `while_loop`, whose turns nobody knows, once, and of a `cond` the longest branch. Not counted
-    is what falls on the padding of a convolution (but where a CPU takes its kernel's gradient as
-    products, see `layers.cpu_kernels`), and what a kernel written by hand does (cuDNN's
-    attention). The function is traced, not compiled.
-
-    Args:
-        function: to be called with `args`; a jitted one, then called with them, is not traced
-            again.
-        *args: arrays or their shapes.
+    What the backward pass computes again counts again. A `scan` counts once per turn, a
+    `while_loop`, whose turns are unknown, once, a `cond` as its longest branch. Not counted: work
+    on the padding of convolutions (except where a CPU computes kernel gradients as matrix products,
+    see `layers.cpu_kernels`), and kernels that are not traced (cuDNN's attention). The function is
+    only traced; a jitted one that is later called with these arguments is not traced again.
     """
     return _jaxpr_flops(jax.make_jaxpr(lambda *args: function(*args))(*args).jaxpr)
 
@@ -38,6 +33,7 @@ def _equation_flops(eqn: Any) -> float:
         return _dot_flops(eqn)
     if name == "conv_general_dilated":
         return _convolution_flops(eqn)
+    # Everything else costs nothing by itself, but may hold programs: jit, remat, loops, branches.
     inner = [_jaxpr_flops(jaxpr) for value in eqn.params.values() for jaxpr in _jaxprs(value)]
     if name == "cond":
         return max(inner)
@@ -45,6 +41,7 @@ def _equation_flops(eqn: Any) -> float:
 
 
 def _jaxprs(value: Any) -> Iterator[Any]:
+    # Parameters hold jaxprs bare, closed, or in tuples.
     for item in value if isinstance(value, tuple | list) else (value,):
         jaxpr = getattr(item, "jaxpr", item)
         if hasattr(jaxpr, "eqns"):
@@ -52,17 +49,21 @@ def _jaxprs(value: Any) -> Iterator[Any]:
 
 
 def _dot_flops(eqn: Any) -> float:
+    # 2 (multiply and add) x size of the result x length of the contracted axes.
     (contracted, _), _ = eqn.params["dimension_numbers"]
     left, result = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     return 2.0 * math.prod(result) * math.prod(left[axis] for axis in contracted)
 
 
 def _convolution_flops(eqn: Any) -> float:
+    # 1. Products per position of the window: batch x outputs x inputs.
     image, kernel = (variable.aval.shape for variable in eqn.invars)
     result, params = eqn.outvars[0].aval.shape, eqn.params
     image_axes, kernel_axes, result_axes = params["dimension_numbers"]
-    # A result's feature is a sum over the inputs of its group alone: the kernel's second axis.
+    # An output sums over the inputs of its group only: the kernel's second axis.
     products = result[result_axes[0]] * result[result_axes[1]] * kernel[kernel_axes[1]]
+    # 2. For each spatial axis, the pairs of output position and window element that meet an input,
+    # neither padding nor a gap of a dilated input.
     for i, (low, _) in enumerate(params["padding"]):
         size, width, count = (
             shape[axes[2 + i]]

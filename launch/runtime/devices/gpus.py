@@ -1,4 +1,4 @@
-"""Which GPUs each process of a job uses: all that they see, and none of them twice."""
+"""Which GPUs each process of a job uses: together all that they see, none of them twice."""
 
 import ctypes
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,10 @@ _PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 
 def visible(environment: Mapping[str, str]) -> list[str]:
-    """UUIDs of the GPUs that JAX would use, in CUDA's order; of MIG parts their own.
+    """UUIDs of the GPUs (or MIG instances) that JAX would use, in CUDA's order.
 
-    CUDA_VISIBLE_DEVICES and the cluster's control groups have said before which there are;
-    JAX_LOCAL_DEVICE_IDS chooses among these.
-
-    Raises:
-        InputError: JAX_LOCAL_DEVICE_IDS names one that is not there.
+    CUDA_VISIBLE_DEVICES and the cluster's control groups decide which exist, and
+    JAX_LOCAL_DEVICE_IDS chooses among these; a wrong number there raises `InputError`.
     """
     uuids = _all_visible() if _uses_cuda() else []
     chosen = environment.get("JAX_LOCAL_DEVICE_IDS", "")
@@ -35,27 +32,25 @@ def visible(environment: Mapping[str, str]) -> list[str]:
 
 
 def share(views: Sequence[Sequence[str]], own: int) -> list[str]:
-    """What one process uses of the GPUs that it sees.
+    """The GPUs that process `own` uses, given what each process sees ([] on CPUs and TPUs).
 
-    Processes that see the same ones divide them evenly among them, in order. One that sees others
-    than all the rest, as when the cluster gives each its own, uses what it sees.
-
-    Args:
-        views: what each process of the job sees; none at all on CPUs and TPUs.
-        own: the number of the process.
-
-    Raises:
-        InputError: a GPU would be used twice or never, or some processes see none; the same on all.
+    Processes that see the same GPUs divide them evenly, in order. A process that sees others than
+    all the rest, as when the cluster gives each its own, uses all that it sees.
+    Raises `InputError`, on every process, if a GPU would be used twice or never, or only some
+    processes see any.
     """
+    # 1. Group the processes by what they see.
     groups: dict[frozenset[str], list[int]] = {}
     for number, view in enumerate(views):
         groups.setdefault(frozenset(view), []).append(number)
+    # 2. All or none must see GPUs.
     if frozenset() in groups and len(groups) > 1:
         blind, seeing = groups.pop(frozenset())[0], next(iter(groups.values()))[0]
         raise InputError(
             f"process {blind} of this job sees no GPU, process {seeing} sees "
             f"{len(views[seeing])}; give each its own, or set JAX_PLATFORMS=cpu for all"
         )
+    # 3. The groups must not overlap, and their GPUs must divide evenly.
     owners: dict[str, int] = {}
     for uuids, numbers in groups.items():
         for uuid in uuids:
@@ -69,6 +64,7 @@ def share(views: Sequence[Sequence[str]], own: int) -> list[str]:
                 f"{len(numbers)} processes of this job see the same {_count(len(uuids))}, "
                 "which cannot be divided evenly; start one process per host or per GPU"
             )
+    # 4. Take the own part of the own group's GPUs.
     numbers = groups[frozenset(views[own])]
     count = len(views[own]) // len(numbers)
     first = numbers.index(own) * count
@@ -76,8 +72,9 @@ def share(views: Sequence[Sequence[str]], own: int) -> list[str]:
 
 
 def restrict(uuids: Sequence[str]) -> None:
-    """Lets JAX use these GPUs alone; before it has looked for devices."""
+    """Makes JAX use these GPUs only; call it before JAX initialises its devices."""
     if uuids:
+        # JAX wants indices among the visible ones.
         everyone = _all_visible()
         numbers = ",".join(str(everyone.index(uuid)) for uuid in uuids)
         jax.config.update("jax_cuda_visible_devices", numbers)
@@ -88,19 +85,20 @@ def _count(number: int) -> str:
 
 
 def _uses_cuda() -> bool:
+    # JAX would pick CUDA by itself if its plug-in is installed.
     platforms = jax.config.values["jax_platforms"] or "cuda"
     return bool({"cuda", "gpu"} & set(platforms.split(","))) and any(map(find_spec, _PLUGINS))
 
 
 def _all_visible() -> list[str]:
-    """Asks the driver, which makes no context for that."""
+    """UUIDs from the CUDA driver. Asking it creates no context, so it takes no GPU memory."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return []
     count = ctypes.c_int()
     if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
-        return []  # JAX will say why.
+        return []  # JAX will report why
     uuids = []
     for number in range(count.value):
         device, uuid = ctypes.c_int(), (ctypes.c_ubyte * 16)()

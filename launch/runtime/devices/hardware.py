@@ -1,4 +1,4 @@
-"""Accelerators by name: what their makers say they can do."""
+"""Accelerators by name, with their makers' figures."""
 
 import dataclasses
 import re
@@ -11,16 +11,16 @@ class Chip:
     """A row of the table, from the makers' data sheets (docs.cloud.google.com/tpu/docs).
 
     Attributes:
-        name: as people call it.
+        name: the common name.
         kinds: beginnings of `jax.Device.device_kind`.
-        peak_flops: dense bfloat16 operations a second.
+        peak_flops: dense bfloat16 FLOP/s.
         hbm_bytes: memory.
-        link_bandwidth: bytes a second that a chip sends to its neighbours, over all links.
-        slice_size: chips that these links join at most: of a TPU slice, of a GPU host.
-        network_bandwidth: bytes a second that a chip sends beyond them. Google names none for v4;
-            v5p's stands there.
+        link_bandwidth: bytes/s that a chip sends to its neighbours, over all links.
+        slice_size: most chips that these links join: in a TPU slice, in a GPU host.
+        network_bandwidth: bytes/s that a chip sends beyond them. Google gives none for v4; v5p's
+            is used.
         host_chips: chips of a host.
-        host_cpus: hardware threads of such a host, of Google's machine types ct4p-hightpu-4t,
+        host_cpus: hardware threads of a host of the machine types ct4p-hightpu-4t,
             ct5lp-hightpu-4t, ct5p-hightpu-4t, ct6e-standard-4t (cloud.google.com/kubernetes-engine/
             docs/concepts/plan-tpus), a2-highgpu-8g, a3-highgpu-8g and a3-ultragpu-8g
             (docs.cloud.google.com/compute/docs/gpus).
@@ -38,6 +38,7 @@ class Chip:
 
 
 GIB = 2**30
+# Name, kinds, FLOP/s, HBM, links, slice, network, chips and CPUs of a host.
 CHIPS = (
     Chip("v4", ("TPU v4",), 275e12, 32 * GIB, 300e9, 4096, 6.25e9, 4, 240),
     Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 200e9, 256, 3.125e9, 4, 112),
@@ -50,33 +51,31 @@ CHIPS = (
 
 
 def fed_seconds(cpu_seconds: float, chip: Chip, chips: int) -> float:
-    """Seconds in which all CPUs of the hosts of so many chips do so much work."""
+    """Seconds in which all CPUs of the hosts of `chips` chips do `cpu_seconds` of work."""
     return cpu_seconds / (-(-chips // chip.host_chips) * chip.host_cpus)
 
 
 def architecture(device: jax.Device) -> str:
-    """What programs are compiled for; devices that differ in memory alone have the same."""
-    capability = getattr(device, "compute_capability", None)  # GPUs alone have it.
+    """What programs are compiled for; devices that differ only in memory have the same."""
+    capability = getattr(device, "compute_capability", None)  # only GPUs have one
     return f"{device.platform} {capability}" if capability else device.device_kind
 
 
 def cuda_capability(device: jax.Device) -> tuple[int, int] | None:
-    """Compute capability of an NVIDIA GPU, as (7, 5); None of any other device.
-
-    AMD's GPUs are of the platform 'gpu' too, and what they tell is an architecture: 'gfx942'.
-    """
+    """Compute capability of an NVIDIA GPU, such as (7, 5); None for any other device."""
+    # AMD's GPUs belong to platform 'gpu' too; there it is an architecture such as 'gfx942'.
     match = re.fullmatch(r"(\d+)\.(\d+)", str(getattr(device, "compute_capability", "")))
     return (int(match[1]), int(match[2])) if match else None
 
 
 def half_dtype(device: jax.Device) -> str:
-    """The half precision that a device is fast in: NVIDIA's GPUs before Ampere lack bfloat16."""
+    """The half precision a device is fast in: NVIDIA GPUs before Ampere lack bfloat16."""
     capability = cuda_capability(device)
     return "float16" if capability is not None and capability < (8, 0) else "bfloat16"
 
 
 def chip_of(device: jax.Device) -> Chip | None:
-    """The chip behind a device; None where it is not in the table, as a CPU."""
+    """The table's row for a device; None if it has none, as a CPU."""
     for chip in CHIPS:
         if device.device_kind.startswith(chip.kinds):
             return chip

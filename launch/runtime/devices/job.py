@@ -22,34 +22,33 @@ def run_together(
 ) -> None:
     """Joins the other processes, if there are any, and runs a task that all of them run.
 
-    Args:
-        values: the flags, see `joining.define_flags`.
-        settings: what all have to have been started with, see `distributed.check_same`.
-        task: the work.
-
-    Raises:
-        InputError: see `joining.initialize`; the processes have not been started alike.
+    `settings` must be equal on all, see `distributed.check_same`; if not, or if the processes
+    cannot join (`joining.initialize`), all raise `InputError`.
     """
+    # 1. Find each other.
     joining.initialize(values)
     joining.check_joined()
     if not jax.distributed.is_initialized() or jax.process_count() == 1:
         task()
         return
+    # 2. Watch each other from here on: a lost process would leave the rest waiting.
     peers.watch()
     try:
         distributed.check_same(settings())
         task()
+    # 3. Errors that all processes agreed on end all of them the same way.
     except (InputError, Failed):
         raise
     except Exception as error:
-        # Of many kinds, where a process was lost that a step needs.
+        # If another process is lost, a step fails with errors of many types: leave it to the watch
+        # to find out. A full disk is this process's own.
         if not (isinstance(error, OSError) and users_error(error)):
             peers.wait_for_the_end()
         raise
 
 
 def exit_code(command: Callable[[], None], interrupted: str) -> int:
-    """`cli.exit_code` of a command that may be one of several processes, which are told of it."""
+    """`cli.exit_code` for a command that may be one of several processes; tells the others."""
     try:
         code = cli.exit_code(command, interrupted)
     except BaseException:
@@ -62,12 +61,10 @@ def exit_code(command: Callable[[], None], interrupted: str) -> int:
 def settings(
     values: flags.FlagValues, paths: Sequence[str] = (), without: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The flags and the code that all processes of a job have to have in common.
+    """The flags and the code version that all processes of a job must have in common.
 
-    Args:
-        values: the flags.
-        paths: names of those that are paths, which may be written in several ways.
-        without: names of those that may differ.
+    `paths` names flags that are paths, which may be spelled differently; `without` names flags that
+    may differ.
     """
     names = [n for n in values if n not in ("coordinator", "process_id", *without)]
     common = {f"--{name}": values[name].value for name in names}

@@ -22,15 +22,16 @@ from launch.files import NO_LOCKS, temporary_folder
 from launch.runtime.devices import gpus
 
 FLAGS_TITLE = "several processes"  # in --help
-# JAX waits for 300 seconds, then aborts.
+# JAX waits for 300 seconds, then aborts with a core dump; be earlier.
 JOIN_SECONDS = 285.0
+# Prefixes of keys in the coordination service's store.
 _GPUS, _DEVICES = "launch/gpus/", "launch/devices/"
-# Until this process ends.
+# Locks of the numbers that this process has taken, held until it ends.
 _NUMBERS: list[FileLock] = []
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The flags that `initialize` reads; a command that has them is for one process or several."""
+    """Defines the flags that `initialize` reads, for commands of one process or several."""
     flags.DEFINE_string(
         "coordinator",
         "",
@@ -48,20 +49,22 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def initialize(values: flags.FlagValues, environment: Mapping[str, str] | None = None) -> None:
-    """Joins the job's other processes, if the flags or the environment speak of any.
+    """Joins the job's other processes if the flags or the environment tell of any.
 
-    Raises:
-        InputError: flags or variables that do not fit together, a cluster that JAX cannot ask, or
-            GPUs that would be used twice or never.
+    Raises `InputError` for flags or variables that do not fit together, a cluster that JAX cannot
+    ask, or GPUs that would be used twice or never.
     """
+    # 1. Who are the others?
     environment = os.environ if environment is None else environment
     arguments = join_arguments(values, environment)
     if arguments is None:
         return
+    # 2. Catch what would leave everyone waiting: a number taken twice, a port in use.
     if values.num_processes is not None:
         _take_number(values.coordinator, values.process_id)
     if arguments.get("process_id") == 0:
         _check_port(arguments["coordinator_address"])
+    # 3. Wait for all to join, then share the GPUs, before JAX looks for devices.
     _join(arguments)
     _divide_gpus(environment)
 
@@ -69,14 +72,14 @@ def initialize(values: flags.FlagValues, environment: Mapping[str, str] | None =
 def join_arguments(
     values: flags.FlagValues, environment: Mapping[str, str]
 ) -> dict[str, Any] | None:
-    """What `jax.distributed.initialize` is given; None for a process that is alone.
+    """Arguments of `jax.distributed.initialize`; None for a process that is alone.
 
-    Raises:
-        InputError: see `initialize`.
+    Raises `InputError` as `initialize` does.
     """
     coordinator, explicit = values.coordinator, (values.num_processes, values.process_id)
-    # By itself JAX takes one GPU for each process of Slurm or MPI; see `_divide_gpus`.
+    # By default JAX assigns one GPU to each process of Slurm or MPI; `_divide_gpus` does better.
     arguments: dict[str, Any] = {"local_device_ids": []}
+    # 1. Nothing explicit: ask the environment.
     if coordinator in ("", "auto", "none"):
         if explicit != (None, None):
             raise InputError(
@@ -88,6 +91,7 @@ def join_arguments(
         if job is None and coordinator == "auto":
             _check_kubernetes(environment)
         return arguments | job.arguments if job else arguments if coordinator == "auto" else None
+    # 2. Explicit: all three flags are needed.
     if not re.fullmatch(r".+:\d+", coordinator):
         raise InputError(
             f"--coordinator must be HOST:PORT of process 0, auto or none, got {coordinator}"
@@ -104,7 +108,7 @@ def join_arguments(
 
 
 def _check_kubernetes(environment: Mapping[str, str]) -> None:
-    """TPU hosts find each other without its package, those with GPUs do not."""
+    """GPU hosts need the package kubernetes to find each other, TPU hosts do not."""
     variables = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
     asks = "KUBERNETES_SERVICE_HOST" in environment and not any(v in environment for v in variables)
     if asks and find_spec("kubernetes") is None:
@@ -112,14 +116,15 @@ def _check_kubernetes(environment: Mapping[str, str]) -> None:
 
 
 def _join(arguments: Mapping[str, Any]) -> None:
-    """Waits for the others, in JAX's way, but ends with a line where that would be a core dump."""
+    """Waits for the others as JAX does, but turns its aborts and tracebacks into one line."""
+    # JAX's own time-out aborts in C++, where no Python code can catch it.
     late = threading.Timer(JOIN_SECONDS, _end_alone)
     late.daemon = True
     late.start()
     try:
         jax.distributed.initialize(**arguments)
     except Exception as error:
-        # Of many kinds, of whatever the cluster is asked by.
+        # The types depend on what asks the cluster: tell its errors by the modules they pass.
         modules = [
             frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)
         ]
@@ -141,12 +146,12 @@ def _join(arguments: Mapping[str, Any]) -> None:
 
 
 def _check_port(address: str) -> None:
-    """Where it is taken, JAX may crash, or share it with another job of this user."""
+    """Raises `InputError` if the port is taken: JAX may crash, or share it with another job."""
     if "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
         return
     try:
         with socket.socket() as server:
-            # Connections of a job that has ended are no fault.
+            # Connections left over from a job that has ended do not matter.
             server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             server.bind(("", int(address.rpartition(":")[2])))
     except (OSError, OverflowError) as error:
@@ -169,13 +174,13 @@ def _end_alone() -> None:
 
 
 def _divide_gpus(environment: Mapping[str, str]) -> None:
-    """Has each process use its share of the GPUs that it sees, see `gpus.share`."""
+    """Makes each process use its share of the GPUs that it sees, see `gpus.share`."""
     uuids, fault = [], ""
     try:
         uuids = gpus.visible(environment)
     except InputError as error:
         fault = str(error)
-    # Devices may not be asked for before it is known which ones are this process's.
+    # Through the store: collectives need devices, and initialising them would fix the choice.
     views, faults = zip(*_tell_all(_GPUS, [uuids, fault]), strict=True)
     if fault := next(filter(None, faults), ""):
         raise InputError(fault)
@@ -183,11 +188,9 @@ def _divide_gpus(environment: Mapping[str, str]) -> None:
 
 
 def _tell_all(topic: str, word: Any) -> list[Any]:
-    """What every process says on a topic, in their order, by JAX's store: it needs no devices.
+    """What every process says, in order, through JAX's store, which needs no devices.
 
-    Args:
-        topic: begins the keys; each is spoken of once.
-        word: of this process, as JSON has it.
+    `topic` begins the keys and must be new for each call; `word` is sent as JSON.
     """
     state = distributed.global_state
     client: Any = state.client
@@ -198,9 +201,9 @@ def _tell_all(topic: str, word: Any) -> list[Any]:
 
 
 def _take_number(coordinator: str, own: int) -> None:
-    """Keeps a second process of this host from taking the same number: both would wait for long."""
+    """Raises `InputError` if another process of this host has the number: both would hang."""
     name = re.sub(r"\W", "_", f"imagen_ft_{os.getuid()}_{coordinator}_{own}") + ".lock"
-    # What it would fall back to stays behind a process that is killed.
+    # The fallback, a file that exists, would outlive a killed process.
     lock = FileLock(os.path.join(temporary_folder(), name), fallback_to_soft=False)
     try:
         lock.acquire(blocking=False)
@@ -216,12 +219,12 @@ def _take_number(coordinator: str, own: int) -> None:
 
 
 def check_joined() -> None:
-    """Looks whether the processes that the devices speak of have found each other, and see as many.
+    """Raises `InputError` unless all processes that the devices know of have joined, and are alike.
 
-    Raises:
-        InputError: they have not: preemption and saving would be each one's own affair; or one of
-            them has other devices, such as none but its CPU.
+    Without joining, each would handle preemption and saving alone. A process that sees another
+    number or kind of devices, such as only its CPU, would hang the others.
     """
+    # TPU runtimes know of other hosts even if JAX did not join them.
     if not jax.distributed.is_initialized():
         if jax.process_count() > 1:
             raise InputError(

@@ -1,4 +1,4 @@
-"""Devices as a mesh with the axes data, fsdp, tensor; where arrays live on it."""
+"""Devices as a mesh with the axes data, fsdp, tensor, and where arrays live on it."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -16,23 +16,20 @@ from launch.fields import Fields
 from launch.runtime.types import Array, Batch
 
 AXES = ("data", "fsdp", "tensor")
-# Smaller arrays are cheaper to keep whole than to gather.
+# Elements. Smaller arrays are cheaper to replicate than to gather.
 MIN_SHARDED_SIZE = 2**18
 
 
 def make_mesh(axes: Fields, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Builds the mesh.
+    """Builds a mesh over all devices of the job, or the given ones.
 
-    Args:
-        axes: size of each of data, fsdp, tensor; one of them may be -1, "all that are left".
-        devices: to build it over; None is all devices of this job.
-
-    Raises:
-        InputError: the sizes do not multiply to the number of devices.
+    `axes` are the sizes of data, fsdp and tensor (1 if absent); one may be -1, "the rest". Raises
+    `InputError` if their product is not the number of devices.
     """
     sizes = [int(axes.get(name, 1)) for name in AXES]
     count = jax.device_count() if devices is None else len(devices)
     if sizes.count(-1) == 1:
+        # The product is negative: it holds the -1.
         sizes[sizes.index(-1)] = count // max(1, -int(np.prod(sizes)))
     if min(sizes) < 1 or int(np.prod(sizes)) != count:
         described = ", ".join(f"{name} {size}" for name, size in zip(AXES, sizes, strict=True))
@@ -43,12 +40,13 @@ def make_mesh(axes: Fields, devices: Sequence[jax.Device] | None = None) -> Mesh
 
 
 def _arrange(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
-    """Neighbours on the mesh are neighbours on the network; slices are split over data alone."""
+    """Arranges devices so that neighbours on the mesh are neighbours on the network."""
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    # An axis of the mesh may be a part of one of a pod's torus: fsdp 8 on 4x4x16.
+    # A mesh axis may be part of an axis of the pod's torus: fsdp 8 on 4x4x16.
     options: dict[str, Any] = dict(devices=devices, allow_split_physical_axes=True)
     if slices == 1 or devices[0].platform != "tpu":
         return mesh_utils.create_device_mesh(sizes, **options)
+    # Slices are joined by the slower data-centre network: only the data axis crosses it.
     if sizes[0] % slices:
         raise InputError(
             f"config.mesh: data must be a multiple of the {slices} slices, got {sizes[0]}"
@@ -58,20 +56,23 @@ def _arrange(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
 
 
 def platform() -> str:
-    """That of the mesh in use (`jax.set_mesh`), whose chips may not be here; else JAX's default."""
+    """The platform of the mesh in use (`jax.set_mesh`), else JAX's default.
+
+    The mesh may be of chips that are not here, see `launch.runtime.preflight`.
+    """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis of a batch is split over data and fsdp."""
+    """Splits the first axis of a batch over data and fsdp."""
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
 def split_batch(x: Array) -> Array:
-    """Pins an activation to the mesh in use (`jax.set_mesh`), if any: its batch is split, no more.
+    """Pins an activation to the mesh in use, if any, with its batch axis split as the input's.
 
-    A batch that does not divide is left alone.
+    A batch that does not divide evenly is left alone.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size <= 1 or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
@@ -80,14 +81,11 @@ def split_batch(x: Array) -> Array:
 
 
 def state_spec(mesh: Mesh | AbstractMesh, leaf: Any) -> P:
-    """How an array of a state is split: one rule for all big ones.
+    """How an array of a state is split: one rule for all arrays.
 
-    The last axis, a kernel's output channels, is split over tensor, and of the others the largest
-    over fsdp (of all, where tensor is 1); axes that do not divide stay whole.
-
-    Args:
-        mesh: the mesh.
-        leaf: the array or its shape.
+    Small ones are replicated. The last axis, a kernel's output channels, goes over tensor, the
+    largest of the other axes (of all, if tensor is 1) over fsdp. Axes that do not divide are not
+    split.
     """
     fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
     axes: list[str | None] = [None] * len(leaf.shape)
@@ -99,18 +97,19 @@ def state_spec(mesh: Mesh | AbstractMesh, leaf: Any) -> P:
     divisible = [axis for axis in free if leaf.shape[axis] % fsdp == 0]
     if fsdp > 1 and divisible:
         axes[max(divisible, key=lambda axis: leaf.shape[axis])] = "fsdp"
+    # Drop trailing None: P('fsdp') and P('fsdp', None) mean the same.
     while axes and axes[-1] is None:
         axes.pop()
     return P(*axes)
 
 
 def state_shardings(mesh: Mesh, tree: Any) -> Any:
-    """Where the arrays of a state live, see `state_spec`."""
+    """The shardings of a state's arrays, see `state_spec`."""
     return jax.tree.map(lambda leaf: NamedSharding(mesh, state_spec(mesh, leaf)), tree)
 
 
 def with_shardings(mesh: Mesh, tree: Any) -> Any:
-    """The shapes of a tree, each with the sharding that `state_shardings` gives it."""
+    """Shapes and types of a tree, with the shardings of `state_shardings`."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         tree,
@@ -119,13 +118,13 @@ def with_shardings(mesh: Mesh, tree: Any) -> Any:
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
-    """Which rows of a global batch this process's devices hold, in order."""
+    """Rows of a global batch that this process's devices hold, in ascending order."""
     indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in indices.values()]))
 
 
 def put_batch(mesh: Mesh, batch: Batch) -> dict[str, jax.Array]:
-    """Makes global arrays of this process's rows of a batch, see `local_rows`."""
+    """Makes global arrays from this process's rows of a batch, see `local_rows`."""
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, array)
@@ -134,21 +133,23 @@ def put_batch(mesh: Mesh, batch: Batch) -> dict[str, jax.Array]:
 
 
 def replicate(mesh: Mesh, array: np.ndarray) -> jax.Array:
-    """A global array that every device holds whole; each process has to give the same values."""
+    """Puts an array on every device; each process must pass the same values."""
     array = np.asarray(array)
     sharding = NamedSharding(mesh, P())
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def put_split(mesh: Mesh, tree: Any) -> Any:
-    """Splits the first axis of arrays over data and fsdp; each process has to give the same."""
+    """Splits the first axis of arrays over data and fsdp; each process must pass the same."""
 
     def put(array: Any) -> jax.Array:
         sharding = batch_sharding(mesh)
+        # An array that spans several processes is resharded by a jitted identity.
         if isinstance(array, jax.Array) and not array.is_fully_addressable:
             return jax.jit(lambda x: x, out_shardings=sharding)(array)
         if jax.process_count() == 1:
             return jax.device_put(array, sharding)
+        # `make_array_from_callback` takes no key arrays: send the words behind them.
         if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(put(jax.random.key_data(array)))
         array = np.asarray(array)
@@ -158,16 +159,16 @@ def put_split(mesh: Mesh, tree: Any) -> Any:
 
 
 def fetch(array: Array) -> np.ndarray:
-    """The whole of an array, on every process of the job."""
+    """The whole array as NumPy, on every process; collective if it spans several."""
     if isinstance(array, np.ndarray) or array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)
 
 
 def fetch_behind(results: Iterable[Any]) -> Iterator[Any]:
-    """Trees of arrays on the host: each is waited for when the next one is on its way.
+    """Fetches trees of arrays to the host, each only when the next one is under way.
 
-    So the devices do not wait for the host, and no more than two are under way.
+    So the devices do not wait for the host, and at most two results are in their memory.
     """
     ahead: list[Any] = []
     for result in results:

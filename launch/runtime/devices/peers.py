@@ -1,7 +1,7 @@
-"""Watching the other processes of a job: when one is lost, the rest end, to be started again.
+"""Watches the other processes of a job: if one is lost, the rest end, to be started again.
 
-JAX would notice after 100 seconds, and end them with a core dump; a step that waits for the lost
-one never ends by itself.
+JAX would notice after 100 seconds and end them with a core dump. A step that waits for a lost
+process never ends.
 """
 
 import contextlib
@@ -22,55 +22,58 @@ from launch.cli import say
 from launch.errors import PREEMPTED
 
 _BEAT_SECONDS = 2.0
-# A process that is not heard of for so long is lost.
+# A process that is silent for this long is lost.
 LOST_SECONDS = 15.0
-# Until it is first heard of: it has to find its devices.
+# Before its first sign of life a process may take this long to find its devices.
 _START_SECONDS = 300.0
-# Who is saving when another one has left in order may go on for so long.
+# A process that is saving when another one left in order may continue for this long.
 _FINISH_SECONDS = 120.0
+# Prefixes of keys in the coordination service's store, and the states that process 0 announces.
 _ALIVE, _TOLD = "launch/alive/", "launch/told/"
 _LOST, _LEFT = "lost", "left"
 
 
 class Watch:
-    """Says that this process is alive, and looks for those that are not.
+    """Signals that this process is alive, and watches the others.
 
-    All write to the store of JAX's coordination service, which process 0 keeps; it alone reads what
-    all have written, and tells the others whom it misses. A call to a store that is gone can wait
-    for long, so one thread calls and another one judges.
+    All write to the store of JAX's coordination service, which lives in process 0. Process 0 alone
+    reads what all write, and announces whom it misses. A call to a store that is gone can hang, so
+    one thread makes the calls and another one judges.
     """
 
     def __init__(self) -> None:
         self._client: Any = distributed.global_state.client
         self._index = jax.process_index()
+        # The own exit code, once known; whether it is saving; from when on it falls silent.
         self._code: int | None = None
         self._finishing, self._silent_from = False, float("inf")
         now = time.monotonic()
+        # When the store last answered; by process, the last sign of life and when it came.
         self._reached = now
         self._heard = {n: ("", now + _START_SECONDS) for n in range(jax.process_count())}
         self._told: dict[str, str] = {}
         self._left_since: float | None = None
 
     def start(self) -> None:
-        """Begins."""
+        """Starts both threads."""
         for work in (self._talk, self._judge):
             threading.Thread(target=work, name="watch", daemon=True).start()
 
     def leave(self, code: int) -> None:
-        """Tells the others that this process ends with a code that is not 0."""
+        """Tells the others that this process ends with a code other than 0."""
         self._code = code
 
     def be_silent(self) -> None:
-        """Has the others take this process for lost, but not before one that was lost already."""
+        """Stops the signs of life, late enough that a process lost earlier is missed first."""
         self._silent_from = time.monotonic() + 2 * _BEAT_SECONDS
 
     def is_to_blame(self) -> bool:
-        """Whether this process alone is taken for lost."""
+        """Whether this process alone is announced as lost."""
         return self._told.get(_LOST) == str(self._index)
 
     @contextlib.contextmanager
     def finishing(self) -> Iterator[None]:
-        """While this process saves, it is not ended because another one has left in order."""
+        """Inside, this process may finish saving even if another one has left in order."""
         self._finishing, before = True, self._finishing
         try:
             yield
@@ -78,12 +81,11 @@ class Watch:
             self._finishing = before
 
     def end(self, which: str, gone: str = "is gone") -> None:
-        """Ends this process, with its own code if it has one.
+        """Ends this process, with its own exit code if it has one.
 
-        Args:
-            which: the numbers of the processes that are gone.
-            gone: what is said of them.
+        `which` are the numbers of the processes that are missing, `gone` is what happened to them.
         """
+        # os._exit: the main thread may hang in a collective, where no exception reaches it.
         try:
             if self._code is None:
                 say(
@@ -95,17 +97,13 @@ class Watch:
 
     def _talk(self) -> None:
         while True:
-            # The service is gone with process 0, or at the end of the job: then nothing is reached.
+            # The service ends with process 0; `verdict` notices that the store does not answer.
             with contextlib.suppress(jax.errors.JaxRuntimeError):
                 self.talk(time.monotonic())
             time.sleep(_BEAT_SECONDS)
 
     def talk(self, now: float) -> None:
-        """Says once that this process is alive, and hears what process 0 tells.
-
-        Args:
-            now: as for `verdict`.
-        """
+        """Sends one sign of life and reads the announcements; `now` is as in `verdict`."""
         if now < self._silent_from:
             beat = str(now) if self._code is None else _LEFT
             self._client.key_value_set(f"{_ALIVE}{self._index}", beat, allow_overwrite=True)
@@ -116,7 +114,8 @@ class Watch:
         self._reached = now
 
     def _tell(self, now: float) -> None:
-        """Process 0 tells which have left, and which are not heard of."""
+        """Process 0 announces who has left and who is lost."""
+        # Only changes count, by the own clock: clocks of other hosts may differ.
         for key, beat in self._client.key_value_dir_get(_ALIVE):
             index = int(key.removeprefix(_ALIVE))
             if beat != self._heard[index][0]:
@@ -130,24 +129,26 @@ class Watch:
 
     def _judge(self) -> None:
         while True:
-            # A process that can run no Python code ends all the same.
+            # Ends the process even if it can run no Python code, as a library holds the lock.
             faulthandler.dump_traceback_later(4 * LOST_SECONDS, exit=True, file=2)
             if verdict := self.verdict(time.monotonic()):
-                # The store ends with process 0: the others look at it before.
+                # The store ends with process 0: let the others read it first.
                 time.sleep(2 * _BEAT_SECONDS if self._index == 0 else 0)
                 self.end(*verdict)
             time.sleep(_BEAT_SECONDS / 2)
 
     def verdict(self, now: float) -> tuple[str, str] | None:
-        """Why this process has to end: which others are gone, and how; None while it need not.
+        """Why this process must end: (which others are missing, what happened), or None.
 
-        Args:
-            now: of the monotonic clock, in seconds.
+        `now` is seconds of the monotonic clock.
         """
+        # 1. A process is lost: collectives with it never end.
         if lost := self._others(_LOST):
             return lost, "is gone"
+        # 2. The store has gone silent, so process 0 is lost.
         if now - self._reached > LOST_SECONDS:
             return "0", "is gone"
+        # 3. A process left in order: saving needs no collectives, so let it finish.
         left = self._others(_LEFT)
         if left and self._left_since is None:
             self._left_since = now
@@ -165,16 +166,16 @@ _watches: list[Watch] = []
 
 
 def watch() -> None:
-    """Begins to watch, in a job of several processes that have found each other."""
+    """Starts to watch; for a job of several processes that have joined."""
     _watches.append(Watch())
     _watches[0].start()
     if jax.process_index() > 0:
-        # When process 0 is gone, JAX aborts, in a thread that no Python code is told of.
+        # When process 0 is gone, JAX aborts from a thread of C++, past Python's signal handlers.
         ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
 
 
 def leave(code: int) -> None:
-    """Is told how this process ends; when it fails, the others do not wait for it for long."""
+    """Call when this process ends with `code`; if it failed, the others soon end too."""
     for running in _watches if code else ():
         running.leave(code)
 
@@ -185,9 +186,9 @@ def finishing() -> contextlib.AbstractContextManager[None]:
 
 
 def wait_for_the_end() -> None:
-    """Waits until all have been looked for: a step can fail because a process was lost.
+    """Waits until the watch has decided whether a step failed because a process was lost.
 
-    If none was, this process is the one that fails, and the others need not wait for it.
+    If none was, this process is the one at fault, and the others need not wait for it.
     """
     deadline = time.monotonic() + LOST_SECONDS + 6 * _BEAT_SECONDS
     _watches[0].be_silent()
@@ -195,6 +196,7 @@ def wait_for_the_end() -> None:
         time.sleep(_BEAT_SECONDS / 4)
 
 
+# Called by C: is process 0, the coordinator, still there?
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _on_abort(number: int) -> None:
     host, _, port = str(distributed.global_state.coordinator_address).rpartition(":")
@@ -202,4 +204,4 @@ def _on_abort(number: int) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except OSError:
         _watches[0].end("0")
-    # What aborts for another reason goes on to do so.
+    # Any other abort continues: the handler returns, and abort() raises the signal again.

@@ -1,11 +1,10 @@
-"""Matrix products and convolutions, exact in float32, on a CPU in the forms in which XLA is fast.
+"""Matrix products and convolutions in the forms that XLA's CPU compiler is fast at.
 
-XLA's CPU compiler is several times slower at a 1x1 convolution, and at the gradient of any
-convolution's kernel, than at the matrix products that they are. And where a dense layer's kernel
-gradient begins with the outputs' gradient transposed, as JAX writes it, the compiler adds up the
-gradients of all residual branches again for each. `python -m tests.benchmarks.classifiers` measures
-what this brings. Small products and other platforms get what JAX makes by itself, with the
-precision that the numbers' type asks for.
+It is several times slower at a 1x1 convolution, and at the gradient of any convolution's kernel,
+than at the matrix products that these are. And if the gradient of a dense kernel starts with the
+transposed gradient of the outputs, as JAX writes it, the compiler adds up the gradients of all
+residual branches again for each. `python -m tests.benchmarks.classifiers` measures the gain. Small
+products and other platforms keep JAX's forms, at the precision of `precision_for`.
 """
 
 import functools
@@ -20,9 +19,9 @@ from jaxtyping import Array, Float
 from launch.runtime.devices.mesh import platform
 from launch.runtime.layers.precision import precision_for
 
-# Operations from which the form matters; below it, programs are better small.
+# FLOPs from which the form matters; below, smaller programs are better.
 LARGE = 2**27
-# Wider kernels are those of patches, whose gradients would be too many slices.
+# Wider windows are those of patch embeddings, whose gradients would take too many slices.
 _WIDEST = 7
 _Pairs = tuple[tuple[int, int], ...]
 
@@ -30,7 +29,7 @@ _Pairs = tuple[tuple[int, int], ...]
 def dot_general(
     x: Float[Array, "*b i"], kernel: Float[Array, "i o"], dimension_numbers: Any, **options: Any
 ) -> Float[Array, "*b o"]:
-    """`jax.lax.dot_general` as a dense layer calls it; another form of `LARGE` ones on a CPU."""
+    """`jax.lax.dot_general` for a dense layer, in another form on a CPU if `LARGE`."""
     large = 2 * math.prod(x.shape) * kernel.shape[1] >= LARGE
     if platform() == "cpu" and large and options.get("precision") is None:
         return _product(x, kernel)
@@ -44,11 +43,11 @@ def convolve(
     padding: str | Sequence[tuple[int, int]],
     **options: Any,
 ) -> Float[Array, "b *space2 o"]:
-    """`jax.lax.conv_general_dilated` as a convolutional layer calls it: channels are last.
+    """`jax.lax.conv_general_dilated` for a convolutional layer, with channels last.
 
-    On a CPU, `LARGE` convolutions over two axes take another form, but for dilated and grouped
-    ones.
+    On a CPU, `LARGE` convolutions over two axes take another form unless dilated or grouped.
     """
+    # 1. Leave to JAX what the forms below do not cover.
     plain = jax.lax.conv_general_dilated
     window, strides = kernel.shape[:-2], tuple(strides)
     dilations = (*options["lhs_dilation"], *options["rhs_dilation"])
@@ -61,23 +60,26 @@ def convolve(
         or options.get("precision") is not None
     ):
         return plain(x, kernel, strides, padding, **_exact(x, options))
+    # 2. Sizes: of the padding, and of the result.
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
     pads = tuple((int(low), int(high)) for low, high in padding)
     height, width = _sizes(x, window, strides, pads)
     positions = x.shape[0] * height * width
+    # 3. Small ones, and negative padding, are left to JAX as well.
     if 2 * positions * kernel.size < LARGE or min(map(min, pads)) < 0:
         return plain(x, kernel, strides, padding, **_exact(x, options))
+    # 4. A 1x1 convolution is a matrix product.
     if window == (1, 1) and not any(map(any, pads)):
         return _product(x[:, :: strides[0], :: strides[1]], kernel[0, 0])
     if not any(map(any, pads)):
-        # Where nothing is padded XLA takes a way that is three times as slow.
+        # XLA takes a path three times as slow if nothing is padded: pad by one row and column, and
+        # cut off what they add.
         return _convolution(strides, ((0, 1), (0, 1)), x, kernel)[:, :height, :width]
     return _convolution(strides, pads, x, kernel)
 
 
 def _exact(x: Array, options: dict[str, Any]) -> dict[str, Any]:
-    """The options, with a precision where none is given."""
     return options | {"precision": options.get("precision") or precision_for(x.dtype)}
 
 
@@ -95,6 +97,7 @@ def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array
 
 
 def _product_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    # dx = g kernel^T, dkernel = x^T g
     x, kernel = kept
     return _by_rows(gradient, kernel.T), _kernel_gradient(x, gradient)
 
@@ -122,8 +125,12 @@ def _convolution_backward(
     strides: tuple[int, ...], pads: _Pairs, kept: tuple[Array, Array], gradient: Array
 ) -> tuple[Array, Array]:
     x, kernel = kept
+    # 1. With respect to the inputs: the transposed convolution, which XLA does well.
     of_x = functools.partial(_plain, strides, pads, kernel=kernel)
     (x_gradient,) = jax.linear_transpose(of_x, x)(gradient)
+    # 2. With respect to the kernel: for each element of the window, a product of the outputs'
+    # gradient with the inputs that it saw. [b, h, w, kw * i] and [b, h, w, o] to [kw * i, o], row
+    # by row of the window.
     (down, right), (height, width) = strides, gradient.shape[1:3]
     padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     rows = []
@@ -152,6 +159,7 @@ def _rows(x: Float[Array, "*b i"]) -> Float[Array, "n i"]:
 def _kernel_gradient(
     x: Float[Array, "*b i"], gradient: Float[Array, "*b o"]
 ) -> Float[Array, "i o"]:
+    # Contract the rows [n, i], [n, o] to [i, o]; sums in float32.
     rows = (_rows(x), _rows(gradient))
     axes = (((0,), (0,)), ((), ()))
     products = jax.lax.dot_general(*rows, axes, preferred_element_type=jnp.float32)

@@ -1,7 +1,7 @@
-"""What all networks are made of: Dense and Conv that say how their kernels travel, attention.
+"""Layers of all networks: Dense and Conv that state how their kernels travel, and attention.
 
-Kernels are used whole over fsdp and split over tensor. The U-Nets take these layers from here, as
-`classifiers.models` is the lower room.
+Kernels are gathered over fsdp and stay split over tensor. The layers live here because U-Nets and
+classifiers share them.
 """
 
 import functools
@@ -24,11 +24,11 @@ from launch.runtime.layers.precision import products_of
 from launch.runtime.types import Array
 
 Kernel = Float[Array, "*inputs outputs"]
-# AMD's are 'gpu' as well, or of a name of their own.
+# AMD's GPUs are 'gpu' as well, or 'rocm'.
 _GPUS = ("gpu", "rocm")
-# Queries times keys from which on a CPU attends head by head.
+# Queries times keys from which attention on a CPU goes head by head.
 LARGE_ON_CPU = 2**16
-# What published weights take from a pixel in [0, 1], and by what they divide, channel by channel.
+# (mean, std) of pixels in [0, 1] by channel, which published weights expect to be normalised by.
 PIXELS = {
     "plain": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # Google's ViT; what we train: [-1, 1]
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision, DeiT
@@ -37,6 +37,7 @@ PIXELS = {
 }
 
 
+# The identity: gathers the kernel over fsdp forward, splits its gradient backward.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _gather(mesh: AbstractMesh, kernel: Kernel) -> Kernel:
     axes = (axis if axis == "tensor" else None for axis in state_spec(mesh, kernel))
@@ -48,7 +49,7 @@ def _forward(mesh: AbstractMesh, kernel: Kernel) -> tuple[Kernel, None]:
 
 
 def _backward(mesh: AbstractMesh, _: None, gradient: Kernel) -> tuple[Kernel]:
-    # Split at once: what a device does not keep of a gradient need not reach it.
+    # Split at once (reduce-scatter): a device only needs the part of the gradient that it keeps.
     return (jax.lax.with_sharding_constraint(gradient, state_spec(mesh, gradient)),)
 
 
@@ -58,17 +59,15 @@ _gather.defvjp(_forward, _backward)
 def _promote(
     inputs: Array, kernel: Kernel, bias: Array | None, *, dtype: Any = None, **options: Any
 ) -> tuple[Array | None, ...]:
-    """Casts all three, and then gathers the kernel: in half precision half the bytes travel.
-
-    Gathering is said and not left to XLA's partitioner. Where data, fsdp and tensor are all split
-    it would otherwise find ways of its own, some with wrong gradients.
-    """
+    """Casts all three, then gathers the kernel: in half precision half the bytes travel."""
     inputs, kernel, bias = promote_dtype(inputs, kernel, bias, dtype=dtype, **options)
+    # Stated explicitly: with data, fsdp and tensor all split, XLA's partitioner chooses by itself,
+    # and some of its choices give wrong gradients.
     mesh = jax.sharding.get_abstract_mesh()
     return inputs, kernel if mesh.size <= 1 else _gather(mesh, kernel), bias
 
 
-# Flax's type of the function is one of any number of arrays, but the layers give it these three.
+# Flax types the function as taking any number of arrays, but the layers pass exactly these three.
 _promotes: Any = _promote
 Dense = functools.partial(nn.Dense, promote_dtype=_promotes, dot_general=cpu_kernels.dot_general)
 Conv = functools.partial(
@@ -81,12 +80,11 @@ def attend(
     key: Float[Array, "b m heads d"],
     value: Float[Array, "b m heads d"],
 ) -> Float[Array, "b n heads d"]:
-    """Attention with a softmax in float32, implemented as the platform likes it best.
+    """Attention with its softmax in float32, in the form that suits the platform best.
 
-    The platform is that of the mesh in use (`jax.set_mesh`), else JAX's default.
+    softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, Eq. 1), for each head.
     """
-    # Not lax.platform_dependent: it traces every form, and cuDNN's cannot be traced where there is
-    # no cuDNN.
+    # Not lax.platform_dependent: it traces every form, and cuDNN's fails to trace without cuDNN.
     here = platform()
     if here == "cpu" and query.shape[1] * key.shape[1] >= LARGE_ON_CPU:
         return _attend_by_head(query, key, value)
@@ -99,8 +97,8 @@ def attend(
 def _suits_cudnn(query: Array) -> bool:
     """Whether cuDNN's kernel, which never writes the [n, m] weights to memory, takes this query.
 
-    It knows half precision, some sizes of heads and no GPU before Ampere; for the gradient of a
-    single query it has no plan.
+    It needs half precision, a head size that it knows and at least Ampere, and it has no plan for
+    the gradient of a single query.
     """
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     fits = query.shape[-1] <= 128 and query.shape[-1] % 8 == 0
@@ -108,9 +106,9 @@ def _suits_cudnn(query: Array) -> bool:
 
 
 def _is_from_ampere_on() -> bool:
-    """Whether the GPU is NVIDIA's and at least of the generation of the A100."""
+    """Whether the GPU is NVIDIA's and at least as new as the A100."""
     if jax.default_backend() not in _GPUS:
-        return True  # a program for GPUs that are not here
+        return True  # compiling for GPUs that are not here
     capability = cuda_capability(jax.local_devices()[0])
     return capability is not None and capability >= (8, 0)
 
@@ -123,20 +121,17 @@ def attend_plainly(
     mask: Bool[Array, "#b #heads #n #m"] | None = None,
     scale: float | None = None,
 ) -> Float[Array, "b n heads d"]:
-    """Attention by products and a softmax in float32, on any platform.
+    """Attention as two products around a softmax in float32, on any platform.
 
-    Args:
-        query: what attends.
-        key: what it attends to.
-        value: what it takes from there.
-        bias: added to the logits.
-        mask: which keys there are.
-        scale: of the logits; None is that of the head's size.
+    `bias` is added to the logits, `mask` is True for keys that exist, and `scale` multiplies the
+    logits (None: 1 / sqrt(d)).
     """
+    # 1. Half precisions that JAX's own form cannot compile.
     if query.dtype == jnp.float16 or (
         query.dtype == jnp.bfloat16 and platform() in _GPUS and not _is_from_ampere_on()
     ):
         return _attend_by_any_algorithm(query, key, value, bias, mask, scale)
+    # 2. JAX's own form.
     with products_of(query.dtype):
         return jax.nn.dot_product_attention(
             query, key, value, bias, mask, scale=scale, implementation="xla"
@@ -151,15 +146,16 @@ def _attend_by_any_algorithm(
     mask: Array | None,
     scale: float | None,
 ) -> Array:
-    """As JAX's own, which asks for the algorithm of the first product by its name.
+    """`jax.nn.dot_product_attention` without naming the first product's algorithm.
 
-    Float16's is unknown to CPUs and TPUs, and bfloat16's to GPUs before Ampere: compiling fails.
+    JAX names one that CPUs and TPUs lack for float16, and GPUs before Ampere for bfloat16.
     """
     logits = jnp.einsum("bnhd,bmhd->bhnm", query, key, preferred_element_type=jnp.float32)
     logits = logits * (query.shape[-1] ** -0.5 if scale is None else scale)
     logits = logits if bias is None else logits + bias
     if mask is not None:
-        logits = jnp.where(mask, logits, 0.7 * jnp.finfo(jnp.float32).min)  # no NaN where all is
+        # A finite minimum: a row where all is masked gives no NaN.
+        logits = jnp.where(mask, logits, 0.7 * jnp.finfo(jnp.float32).min)
     return jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(logits).astype(value.dtype), value)
 
 
@@ -167,8 +163,8 @@ def _attend_by_cudnn(query: Array, key: Array, value: Array) -> Array:
     return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
 
 
-# An odd number of queries or keys (77 of a text before those of the pixels) is allowed by JAX
-# where there is no gradient.
+# JAX allows cuDNN an odd number of queries or keys (77 tokens of text before pixels) only where
+# there is no gradient, so the gradient is that of the plain form.
 _attend_by_cudnn_forward = jax.custom_vjp(_attend_by_cudnn)
 _Gradient = Callable[[Array], tuple[Array, ...]]
 
@@ -185,8 +181,9 @@ _attend_by_cudnn_forward.defvjp(_odd_forward, _odd_backward)
 
 
 def _attend_by_head(query: Array, key: Array, value: Array) -> Array:
-    """One head of one image at a time: its weights stay in a CPU's cache (4 times as fast)."""
+    """One head of one image at a time, so that the weights fit a CPU's cache: 4 times as fast."""
     b, n, heads, d = query.shape
+    # [b, n, heads, d] to [b * heads, n, d]
     split = lambda x: x.transpose(0, 2, 1, 3).reshape(b * heads, -1, d)  # noqa: E731
 
     def attend_head(inputs: tuple[Array, Array, Array]) -> Array:
@@ -199,12 +196,12 @@ def _attend_by_head(query: Array, key: Array, value: Array) -> Array:
 
 
 def gelu(x: Array) -> Array:
-    """The exact gelu; by erf, which costs a third of jax.nn.gelu's erfc on CPU."""
+    """The exact gelu, x Phi(x) (Hendrycks & Gimpel 2016); on CPU erf costs a third of erfc."""
     return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
 
 
 def quick_gelu(x: Array) -> Array:
-    """An early stand-in for the gelu, with which OpenAI's CLIP was trained."""
+    """The sigmoid approximation of gelu that OpenAI's CLIP was trained with."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
@@ -212,7 +209,7 @@ def _gelu_tanh(x: Array) -> Array:
     return jax.nn.gelu(x, approximate=True)
 
 
-# Weights are worth nothing with another one than they were trained with.
+# Weights are worthless with another activation than they were trained with.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu,
     "quick_gelu": quick_gelu,
@@ -221,11 +218,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def activation(name: str) -> Callable[[Array], Array]:
-    """The function of that name, of `ACTIVATIONS`.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The entry of `ACTIVATIONS`; raises `InputError` if there is none."""
     if name not in ACTIVATIONS:
         raise InputError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
     return ACTIVATIONS[name]
@@ -234,12 +227,8 @@ def activation(name: str) -> Callable[[Array], Array]:
 def normalise_pixels(images: Float[Array, "b h w c"], pixels: str) -> Float[Array, "b h w c"]:
     """From [-1, 1] to the scale that a network's weights were trained with.
 
-    Args:
-        images: in [-1, 1].
-        pixels: a key of `PIXELS`; 'plain' changes nothing.
-
-    Raises:
-        InputError: there is no such key, or the images are not RGB.
+    `pixels` is a key of `PIXELS` ('plain' changes nothing), else `InputError`; so are images that
+    are not RGB.
     """
     if pixels not in PIXELS:
         raise InputError(f"model.pixels must be one of {', '.join(PIXELS)}, got {pixels!r}")

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, Hu et al. 2021, section 4.1): W + (alpha / rank) * down @ up.
 
-Two small matrices of each chosen kernel are trained, moved and saved in the place of the network.
-They are added to the kernels before a network is called, so that any network can have them.
+Two small matrices for each chosen kernel are trained and saved instead of the network. They are
+added to the kernels before the network is called, so any network can have them.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from launch.runtime.layers.paths import matching
 from launch.runtime.limits import check_numbers
 from launch.runtime.types import Array
 
-# The attentions' projections: of queries, keys, values and outputs, in all our networks' names.
+# Projections of attentions: to queries, keys, values and outputs, by the names in all networks.
 _ATTENTION = r"attention.*/((attn\d_)?to_|add_|query|key|value|text_key|text_value|out/)"
 _DTYPES = ("float32", "bfloat16")
 _FIELDS = ("rank", "alpha", "targets", "base_dtype")
@@ -32,10 +32,10 @@ class Lora:
     """Which kernels of a network are adapted, and how.
 
     Attributes:
-        rank: of what is added to each.
-        scale: alpha / rank; the product is multiplied by it.
+        rank: of what is added to each kernel.
+        scale: alpha / rank, which multiplies the product.
         modules: paths of the modules whose kernels are adapted.
-        base_dtype: that the network's own weights are kept in while adapters are trained.
+        base_dtype: the network's own weights are kept in it while adapters train.
     """
 
     rank: int
@@ -44,20 +44,15 @@ class Lora:
     base_dtype: str = "float32"
 
     def init(self, key: Key[Array, ""], params: PyTree) -> PyTree:
-        """New adapters, which change nothing yet: `up` is 0.
+        """New float32 adapters: for each module `down` [..., in, rank] and `up` [rank, out].
 
-        Args:
-            key: randomness of `down`.
-            params: of the network, or their shapes: kernels [..., in, out].
-
-        Returns:
-            By module `down` [..., in, rank] and `up` [rank, out], float32.
+        `params`, or their shapes, hold kernels [..., in, out]. `up` is 0, so nothing changes yet.
         """
         kernels = flax.traverse_util.flatten_dict(params)
         adapters = {}
         for number, module in enumerate(self.modules):
             *window, inputs, outputs = kernels[(*module, "kernel")].shape
-            # As layers of torch begin, which is what public adapters were trained from.
+            # torch's initialisation of layers, which public adapters were trained from.
             limit = 1 / math.sqrt(math.prod(window) * inputs)
             shape = (*window, inputs, self.rank)
             own = jax.random.fold_in(key, number)
@@ -66,39 +61,29 @@ class Lora:
         return flax.traverse_util.unflatten_dict(adapters)
 
     def shapes(self, params: PyTree) -> PyTree:
-        """Shapes of what `init` makes."""
+        """The shapes of `init`'s result."""
         return jax.eval_shape(self.init, jax.random.key(0), params)
 
     def merged(self, params: PyTree, adapters: PyTree) -> PyTree:
-        """Parameters of the network with the adapters in them; those of other modules are shared.
-
-        Args:
-            params: of the network.
-            adapters: see `init`.
-        """
+        """The network's parameters with adapters added; leaves of other modules are shared."""
         kernels = flax.traverse_util.flatten_dict(params)
         parts = flax.traverse_util.flatten_dict(adapters)
         for module in self.modules:
             path = (*module, "kernel")
             down, up = parts[(*module, _DOWN)], parts[(*module, _UP)]
+            # [..., in, rank] @ [rank, out] to [..., in, out]; exact, as it is added to weights.
             added = jnp.matmul(down, up, precision=jax.lax.Precision.HIGHEST)
             kernels[path] = kernels[path].astype(jnp.float32) + self.scale * added
         return flax.traverse_util.unflatten_dict(kernels)
 
 
 def make_lora(config: Fields, params: PyTree, field: str = "config.lora") -> Lora:
-    """Reads which kernels are adapted.
+    """Reads a config of adapters for a network's parameters, or their shapes.
 
-    Args:
-        config: `rank`; where the defaults shall not hold `alpha` (the rank), `targets`, regular
-            expressions searched for in paths such as `mid_block_attentions_0/to_q/kernel` (the
-            attentions' projections where there is none), and `base_dtype` ('float32' or
-            'bfloat16').
-        params: of the network, or their shapes.
-        field: the config's name, for messages.
-
-    Raises:
-        InputError: a field is wrong or missing, or a target is found in no kernel's path.
+    `rank` is required. Optional: `alpha` (the rank); `targets`, regular expressions searched for in
+    paths such as `mid_block_attentions_0/to_q/kernel` (the attentions' projections); `base_dtype`,
+    'float32' or 'bfloat16'. `field` names the config in messages. Raises `InputError` for a wrong
+    or missing field, or a target that matches no kernel.
     """
     if unknown := sorted(set(config) - set(_FIELDS)):
         raise InputError(f"{field} has no field {unknown[0]!r}; use {', '.join(_FIELDS)}")
@@ -118,7 +103,6 @@ def make_lora(config: Fields, params: PyTree, field: str = "config.lora") -> Lor
 
 
 def _modules(field: str, targets: Any, params: PyTree) -> tuple[tuple[str, ...], ...]:
-    """Paths of the modules that a target is found in."""
     flat = flax.traverse_util.flatten_dict(params)
     kernels = {path: leaf for path, leaf in flat.items() if path[-1] == "kernel"}
     hits = matching(f"{field}.targets", targets, flax.traverse_util.unflatten_dict(kernels))

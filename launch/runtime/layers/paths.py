@@ -1,4 +1,4 @@
-"""Parameters by the paths that patterns are found in."""
+"""Choosing parameters by patterns in their paths."""
 
 import re
 from typing import Any
@@ -9,18 +9,13 @@ from launch.errors import InputError
 
 
 def matching(field: str, patterns: Any, params: Any) -> Any:
-    """Which parameters' paths a pattern is found in: a tree of booleans.
+    """A tree of booleans: which parameters have a path that one of the patterns is found in.
 
-    Args:
-        field: that has the patterns, for messages.
-        patterns: a list of regular expressions, searched for in paths such as
-            `down_0/resnet_0/conv1/kernel`.
-        params: the parameters or their shapes.
-
-    Raises:
-        InputError: there is no list, or a pattern is no regular expression or is found nowhere.
+    `patterns` is a list of regular expressions, searched for in paths such as
+    `down_0/resnet_0/conv1/kernel`; `field` names it in messages. Raises `InputError` if it is not a
+    list, or a pattern is invalid or matches nothing.
     """
-    # The letters of a text alone would be patterns, found nearly everywhere.
+    # A string is a sequence too: each of its letters would match nearly everything.
     if not isinstance(patterns, list | tuple) or not all(isinstance(p, str) for p in patterns):
         raise InputError(
             f"{field} must be a list of patterns, got {patterns!r}; put it in brackets"

@@ -9,14 +9,9 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
 def shares(module: Module, count: int) -> list[tuple[str, float]]:
-    """Shares of a step's estimated cycles, by pass and layer; waiting is not counted.
+    """The largest shares of a step's estimated cycles, by pass and layer; without waiting.
 
-    Args:
-        module: the program.
-        count: how many kinds of work are returned, the largest first.
-
-    Returns:
-        Names such as 'backward resnets_*/conv*', and shares of all the cycles that are told.
+    Names are such as 'backward resnets_*/conv*'; the shares are of all cycles that are estimated.
     """
     cycles: dict[str, int] = defaultdict(int)
     for line in module.computations[module.entry]:
@@ -28,14 +23,16 @@ def shares(module: Module, count: int) -> list[tuple[str, float]]:
 
 
 def _work(source: str) -> str:
-    """Pass and layer that an operation comes from, such as `jit(f)/jvp(Net)/block_3/conv1/mul`."""
+    """Pass and layer of a scope path such as `jit(f)/jvp(Net)/block_3/conv1/mul`."""
+    # jvp marks the forward pass, its transpose the backward pass; the rest is the optimiser's.
     if "transpose(jvp(" in source:
         direction = "backward"
     else:
         direction = "forward" if "jvp(" in source else "update"
     *path, _ = source.split("/") or [""]
+    # Scopes of transformations name no layer.
     layers = [scope for scope in path if not re.match(r"(jit|jvp|transpose)\b", scope)]
-    # Of a function inside a layer, such as vmap(), the layer is told as well.
+    # A function inside a layer, such as vmap(), is named together with its layer.
     last = layers[-2:] if layers and "(" in layers[-1] else layers[-1:]
     if direction == "update" or not last:
         return direction

@@ -1,4 +1,4 @@
-"""Compiles a training step for TPUs that nobody holds, and tells what it would need and take."""
+"""Compiles a training step for TPUs that nobody holds; prints the memory and time it would take."""
 
 import dataclasses
 import importlib.util
@@ -23,14 +23,15 @@ from launch.runtime.preflight import hlo, hlo_time
 from launch.runtime.reports.tables import text_table
 
 FLAGS_TITLE = "preflight"  # in --help
-# Axes of the torus of a slice.
+# Number of axes of a slice's torus.
 GENERATIONS = {"v4": 3, "v5p": 3, "v5e": 2, "v6e": 2}
 SYNTAX = "GENERATION:TOPOLOGY[*SLICES], such as v4:4x4x16, v5p:4x4x8*2, v5e:16x16 or v6e:16x16"
+# Chips of the table of weak scaling.
 SCALES = (64, 128, 256, 512, 1024, 2048, 4096)
-# More memory than any other has: what does not fit elsewhere is measured there.
+# Has the most memory: what does not fit elsewhere is measured there.
 LARGEST = "v5p"
 HELP = "try remat, a larger config.mesh.fsdp, fewer images a chip and step, or accumulation"
-# Without, libtpu asks Google's metadata server what machine this is, waits for it, and complains.
+# Without these, libtpu asks Google's metadata server what machine this is, waits, and complains.
 _ALONE = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v4-8",
@@ -38,6 +39,7 @@ _ALONE = {
     "TPU_WORKER_ID": "0",
     "TPU_LOG_DIR": "disabled",
 }
+# Fields of the JSON line.
 _RESULT = (
     "fits", "bytes_per_chip", "hbm_bytes", "flops_per_chip", "estimated_seconds", "floor_seconds",
 )  # fmt: skip
@@ -46,13 +48,7 @@ Lower = Callable[[Mesh], jax.stages.Lowered]
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """TPUs.
-
-    Attributes:
-        generation: a key of `GENERATIONS`.
-        topology: chips along each axis of the torus of a slice.
-        slices: how many such slices.
-    """
+    """TPUs to compile for: `topology` is chips along each axis of the torus of one slice."""
 
     generation: str
     topology: tuple[int, ...]
@@ -60,14 +56,13 @@ class Target:
 
     @property
     def chip(self) -> Chip:
-        """The row of the table."""
+        """Its figures."""
         return next(chip for chip in CHIPS if chip.name == self.generation)
 
     def devices(self) -> Sequence[jax.Device]:
         """Stand-ins to compile for.
 
-        Raises:
-            InputError: libtpu is missing or in use, or there is no such slice.
+        Raises `InputError` if libtpu is missing or in use, or there is no such slice.
         """
         if importlib.util.find_spec("libtpu") is None:
             raise InputError('--preflight needs libtpu to compile; pip install ".[preflight]"')
@@ -75,7 +70,7 @@ class Target:
             os.environ.setdefault(name, value)
         options: dict = {"num_slices": self.slices} if self.slices > 1 else {}
         if self.generation == "v4":
-            options["chip_config_name"] = "megacore"  # both cores as one device
+            options["chip_config_name"] = "megacore"  # both cores of a chip as one device
         name = f"{self.generation}:{'x'.join(map(str, self.topology))}"
         try:
             return topologies.get_topology_desc(name, "tpu", **options).devices
@@ -92,7 +87,7 @@ class Target:
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """`--preflight` and `--preflight_effort`."""
+    """Defines `--preflight` and `--preflight_effort`."""
     flags.DEFINE_string(
         "preflight",
         "",
@@ -116,11 +111,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def parse_target(text: str) -> Target:
-    """Reads what `--preflight` is given.
-
-    Raises:
-        InputError: it is no `SYNTAX`.
-    """
+    """Parses the value of `--preflight`; raises `InputError` if it is not of the form `SYNTAX`."""
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?", text)
     if not match:
         raise InputError(f"--preflight={text}: write {SYNTAX}")
@@ -146,9 +137,9 @@ class Program:
     """The compiled step of one chip.
 
     Attributes:
-        memory: bytes by kind; what is aliased is counted in arguments and in outputs.
+        memory: bytes by kind; aliased ones are also part of arguments and of outputs.
         flops: of a step.
-        seconds: of a step, as the compiler estimates.
+        seconds: of a step, by the compiler's estimate.
         collectives: what is sent.
         buffers: the largest.
         shares: of the estimated time, by pass and layer.
@@ -163,23 +154,19 @@ class Program:
 
     @property
     def total_bytes(self) -> int:
-        """Memory that the chip needs."""
+        """Memory that the chip needs, in bytes; aliased memory counts once."""
+        # The sum holds it three times.
         aliased = self.memory["aliased"]
         return sum(self.memory.values()) - 2 * aliased
 
 
 def compile_step(lower: Lower, mesh: Mesh, target: Target, effort: float) -> Program:
-    """Compiles the step for the chips of a mesh.
+    """Compiles a step for the chips of a mesh.
 
-    Args:
-        lower: lowers it for a mesh, `jax.set_mesh` being its own affair.
-        mesh: of the target's devices.
-        target: where it would run.
-        effort: of the compiler, -1 to 1: less and more than usual.
-
-    Raises:
-        jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED, it does not fit.
+    `lower` lowers it for the mesh (and calls `jax.set_mesh` itself); `effort` is the compiler's,
+    from -1 to 1. Raises `JaxRuntimeError` with RESOURCE_EXHAUSTED if it does not fit.
     """
+    # 1. Compile, and take what the compiler reports.
     compiled = lower(mesh).compile(compiler_options=_effort_options(effort))
     stats, costs, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
     assert stats and costs and text, "the compiler for TPUs has all three"
@@ -190,9 +177,10 @@ def compile_step(lower: Lower, mesh: Mesh, target: Target, effort: float) -> Pro
         temporaries=stats.temp_size_in_bytes,
         code=stats.generated_code_size_in_bytes,
     )
+    # 2. Read the rest from the text of the program, whose groups count the chips of one slice.
     module = hlo.parse(text)
     sizes = dict(mesh.shape) | {"data": mesh.shape["data"] // target.slices}
-    # The compiler counts one turn of every loop.
+    # 3. The compiler counts one turn of every loop.
     turns = hlo.loop_factor(module)
     seconds = _mended(costs["optimal_seconds"], costs["flops"] / target.chip.peak_flops)
     return Program(
@@ -206,10 +194,10 @@ def compile_step(lower: Lower, mesh: Mesh, target: Target, effort: float) -> Pro
 
 
 def _effort_options(effort: float) -> dict[str, Any]:
-    """What the compiler is told.
+    """The compiler options for an effort.
 
-    JAX 0.12 knows levels instead, and at the one below a run's a step has other traffic: weights
-    are gathered before they are cast. So there it is told nothing, or to make more effort, its O3.
+    JAX 0.12 has levels instead. At the level below a run's, a step has other traffic (weights are
+    gathered before they are cast), so no option is set, except its O3 for more effort.
     """
     if "jax_exec_time_optimization_effort" in jax.config.values:
         return {"exec_time_optimization_effort": effort}
@@ -217,9 +205,9 @@ def _effort_options(effort: float) -> dict[str, Any]:
 
 
 def _mended(estimate: float, floor: float) -> float:
-    """The compiler's sum of seconds, without the -1 it adds for each operation it cannot tell.
+    """The compiler's estimate in seconds, without the -1 it adds for each unknown operation.
 
-    Of the sums that this leaves open, whole seconds apart, the smallest not below the floor.
+    The true sum is a whole number of seconds above; this is the smallest not below the floor.
     """
     return estimate + max(0, math.ceil(floor - estimate))
 
@@ -235,25 +223,27 @@ def run(
     """Prints what a step would need and take on a target; the last line is JSON.
 
     Args:
-        target: in the form of `SYNTAX`.
+        target: of the form `SYNTAX`.
         lower: lowers the step for a mesh.
-        axes: of the mesh; see `make_mesh`.
+        axes: sizes of the mesh's axes, see `make_mesh`.
         params: of the model, or their shapes.
-        effort: of the compiler, -1 to 1; at 0, a large model's step takes it tens of minutes.
-        cpu_seconds: that a step's input takes, by how it is stored; None where it takes none.
+        effort: of the compiler, -1 to 1; at 0 a large model's step takes tens of minutes.
+        cpu_seconds: CPU time of a step's input, by how it is stored; None if it takes none.
 
     Raises:
-        InputError: it does not fit, after all has been printed; a wrong target or mesh; libtpu is
+        InputError: it does not fit, after everything is printed; a wrong target or mesh; libtpu is
             missing or in use.
     """
+    # 1. Find the chips.
     plan = parse_target(target)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-    # A program for chips that are not there is kept, but cannot be read back.
+    # The cache would store a program for absent chips, but cannot load it.
     jax.config.update("jax_enable_compilation_cache", False)
     mesh = make_mesh(axes, plan.devices())
     shape = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
     print(f"preflight for {target}: {mesh.size} chips, mesh {shape}")
     print(f"parameters: {parameters:,}", flush=True)
+    # 2. Compile; what does not fit is measured on larger chips.
     refused, note = False, ""
     try:
         program = compile_step(lower, mesh, plan, effort)
@@ -262,6 +252,7 @@ def run(
             raise
         refused, note = True, f" (it does not fit; as compiled for {LARGEST})"
         program = _measure_elsewhere(target, lower, axes, mesh.size, effort, str(error))
+    # 3. Print what it needs and takes.
     fits = not refused and program.total_bytes <= plan.chip.hbm_bytes
     _print_memory(program, plan.chip, note)
     floor = program.flops / plan.chip.peak_flops
@@ -270,6 +261,7 @@ def run(
     _print_collectives(program.collectives)
     if not refused:
         _print_scaling(program, plan.chip, mesh, parameters)
+    # 4. The same as one line of JSON, for programs.
     result = dict(
         fits=fits,
         bytes_per_chip=program.total_bytes,
@@ -290,7 +282,8 @@ def run(
 def _measure_elsewhere(
     target: str, lower: Lower, axes: Mapping[str, int], chips: int, effort: float, error: str
 ) -> Program:
-    """The step on as many chips with more memory: the compiler tells nothing of what it refuses."""
+    """The step on as many chips with more memory: a refused compilation reports nothing."""
+    # Spread the chips over three axes as evenly as their factors allow.
     topology = [1, 1, 1]
     for factor in sorted(_prime_factors(chips), reverse=True):
         topology[topology.index(min(topology))] *= factor
@@ -346,7 +339,7 @@ def _print_compute(program: Program, chip: Chip, floor: float, note: str) -> Non
 def _print_feeding(
     cpu_seconds: Mapping[str, float], program: Program, chip: Chip, chips: int
 ) -> None:
-    """What a step takes is the longer of the chips' time and that of the CPUs that feed them."""
+    """Compares the chips' time with that of the CPUs that feed them: a step takes the longer."""
     for stored, work in cpu_seconds.items():
         seconds = fed_seconds(work, chip, chips)
         slower = "CPUs" if seconds > program.seconds else "chips"
@@ -369,23 +362,14 @@ def _print_collectives(collectives: Sequence[hlo.Collective]) -> None:
 def scaled_seconds(
     program: Program, chip: Chip, mesh: Mapping[str, int], parameters: int, chips: int
 ) -> float:
-    """Model of a step's time with the same work a chip: only the data axis grows.
+    """Seconds of a step on `chips` chips with the same work per chip: only the data axis grows.
 
-    The compiler's estimate, less what the data axis costs by this model on the compiled mesh, plus
-    what it costs on `chips`. That is a ring over each slice, (d - 1) / d of the bytes at the
-    bandwidth of the links, which the mesh's axes share equally; then among k slices (k - 1) / k of
-    a chip's part at the network's. Nothing is hidden behind computation.
-
-    Args:
-        program: the compiled step.
-        chip: whose bandwidths count.
-        mesh: sizes of the axes that it was compiled for.
-        parameters: of the model; where the compiled data axis is 1, gradients are taken to be sent
-            in float32, reduced and gathered.
-        chips: of the scaled run.
-
-    Returns:
-        Seconds.
+    The compiler's estimate, minus the cost of the data axis on the compiled `mesh` by this model,
+    plus its cost on `chips`. The model is a ring over each slice, (d - 1) / d of the bytes at the
+    bandwidth of the links, which the mesh's axes share equally, then among k slices (k - 1) / k of
+    a chip's part at the bandwidth of the network. Nothing overlaps with computation. If the
+    compiled data axis is 1, gradients of all `parameters` are assumed to be sent in float32,
+    reduced and gathered.
     """
     rest = math.prod(size for name, size in mesh.items() if name != "data")
     shared = max(1, sum(size > 1 for name, size in mesh.items() if name != "data") + 1)
@@ -401,6 +385,7 @@ def scaled_seconds(
     if data > 1:
         whole = sent * data / (data - 1)
         return max(0.0, program.seconds - cost(data * rest, whole)) + cost(chips, whole)
+    # 4 bytes to reduce and 4 to gather.
     return program.seconds + cost(chips, 8 * parameters / rest)
 
 
@@ -412,6 +397,7 @@ def _print_scaling(program: Program, chip: Chip, mesh: Mesh, parameters: int) ->
     rows, first = [], None
     for chips in SCALES:
         slices = -(-chips // chip.slice_size)
+        # Every slice must hold a whole number of fsdp x tensor groups.
         if chips % (rest * slices):
             rows.append([f"{chips}", "", "", "", "", f"no mesh with fsdp x tensor = {rest}"])
             continue

@@ -1,4 +1,4 @@
-"""A report as one HTML file: text, tables, pictures inside it."""
+"""A report as one HTML file, with its pictures inside."""
 
 import base64
 import html
@@ -24,14 +24,14 @@ figure { margin: 1rem 0; } img { max-width: 100%; } figcaption { color: #555; fo
 
 
 class Report:
-    """Collects its elements in order; `write` makes the page."""
+    """Collects elements in order; `write` makes the page. All text is escaped."""
 
     def __init__(self, title: str):
         self._title = title
         self._elements: list[str] = []
 
     def heading(self, text: str) -> None:
-        """Begins a section."""
+        """Starts a section."""
         self._elements.append(f"<h2>{html.escape(text)}</h2>")
 
     def text(self, text: str) -> None:
@@ -53,11 +53,11 @@ class Report:
         self._elements.append(f"<table><tr>{head}</tr>{''.join(lines)}</table>")
 
     def figure(self, figure: Figure, caption: str) -> None:
-        """Adds a figure, kept inside the page."""
+        """Adds a figure as PNG inside the page."""
         self.png(to_png(figure), caption)
 
     def png(self, png: bytes, caption: str) -> None:
-        """Adds a picture, kept inside the page."""
+        """Adds a PNG file's bytes inside the page."""
         data = base64.b64encode(png).decode()
         caption = html.escape(caption)
         self._elements.append(

@@ -1,4 +1,4 @@
-"""Pictures of images: grids with captions."""
+"""Grids of images with captions, as figures and PNG files."""
 
 import dataclasses
 import io
@@ -13,16 +13,13 @@ from matplotlib.figure import Figure
 
 from launch.files import write_atomic
 
+# Pixels per inch of every PNG.
 DPI = 110
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A picture that notebooks display where it is the last line of a cell.
-
-    Attributes:
-        png: its file.
-    """
+    """A PNG that notebooks display when it is the last expression of a cell."""
 
     png: bytes = dataclasses.field(repr=False)
 
@@ -30,12 +27,12 @@ class Picture:
         return self.png
 
     def save(self, path: epath.PathLike) -> None:
-        """Writes it as PNG."""
+        """Writes the PNG file."""
         write_atomic(path, self.png)
 
 
 def show(axes: Axes, image: UInt8[np.ndarray, "h w c"]) -> None:
-    """Draws one image, pixel by pixel."""
+    """Draws one image without interpolation or axes."""
     axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
@@ -44,15 +41,9 @@ def show(axes: Axes, image: UInt8[np.ndarray, "h w c"]) -> None:
 def grid(
     images: Sequence[UInt8[np.ndarray, "_h _w _c"]], captions: Sequence[str], columns: int
 ) -> Figure:
-    """Images row by row, each with its caption above.
-
-    Args:
-        images: of any sizes, values in [0, 255].
-        captions: one an image; may be empty.
-        columns: images a row.
-    """
+    """Images row by row, each with its caption above; sizes may differ, captions may be ''."""
     rows = -(-len(images) // columns)
-    # An image is shown pixel by pixel, or larger where it is small.
+    # Inches. A pixel of the largest image is at least one of the figure; small images are enlarged.
     cell = max(1.0, max(image.shape[0] for image in images) / DPI)
     figure = Figure(figsize=(cell * columns, (cell + 0.2) * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -60,19 +51,20 @@ def grid(
         axis.axis("off")
     for axis, image, caption in zip(axes, images, captions, strict=False):
         show(axis, image)
+        # About 14 letters of this size fit an inch; a caption has at most two lines.
         lines = textwrap.wrap(caption, int(14 * cell), max_lines=2, placeholder="…")
-        # A prompt is text: a dollar sign in it begins no formula.
+        # Prompts are plain text: a dollar sign starts no formula.
         axis.set_title("\n".join(lines), fontsize=9, pad=3, parse_math=False)
     return figure
 
 
 def to_png(figure: Figure) -> bytes:
-    """Renders a figure."""
+    """The bytes of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight")
     return buffer.getvalue()
 
 
 def save_png(figure: Figure, path: epath.PathLike) -> None:
-    """Writes a figure as PNG."""
+    """Writes a figure as a PNG file."""
     write_atomic(path, to_png(figure))

@@ -1,4 +1,4 @@
-"""Tables of a network's parameters: a line a module, or a line a tensor."""
+"""Tables of a network's parameters, one line per module or per tensor."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -9,22 +9,17 @@ from clu import parameter_overview
 
 from launch.runtime.reports.tables import text_table
 
-# Lines of a table that fit a screen; with more, modules are summed up.
+# Lines that fit a screen; beyond, modules are summed up.
 _MOST_ROWS = 40
 _HEADER = ("module", "tensors", "parameters", "share", "largest tensor", "dtype")
 
 
 def module_table(params: Mapping[str, Any], most_rows: int = _MOST_ROWS) -> str:
-    """A line a module, of the deepest level that fits; blocks that are alike but for numbers join.
+    """A line per module, at the deepest level that fits `most_rows`.
 
-    Args:
-        params: tensors or their shapes, by name within modules by name.
-        most_rows: lines that fit. The coarsest table, of outermost modules without their numbers,
-            may have more.
-
-    Returns:
-        Of each module (a `*` stands for several numbers) how many tensors and parameters it has,
-        the share of all, the shape of its largest tensor, and the types.
+    If no level fits, modules that differ in their numbers share a line, with `*` for the number;
+    that coarsest table may be longer. Columns: tensors, parameters, share of all parameters, shape
+    of the largest tensor, types.
     """
     leaves = {
         tuple(str(key.key) for key in path): leaf
@@ -32,6 +27,7 @@ def module_table(params: Mapping[str, Any], most_rows: int = _MOST_ROWS) -> str:
     }
     if not leaves:
         return "no tensors"
+    # Take the finest grouping that fits, else the coarsest.
     for name_of in _groupings(max(map(len, leaves))):
         groups: dict[str, list[Any]] = {}
         for path, leaf in leaves.items():
@@ -44,20 +40,21 @@ def module_table(params: Mapping[str, Any], most_rows: int = _MOST_ROWS) -> str:
 
 
 def tensor_table(params: Mapping[str, Any]) -> str:
-    """A line a tensor: name, shape, dtype, size."""
+    """A line per tensor: name, shape, dtype, size."""
     return parameter_overview.get_parameter_overview(params, include_stats=False)
 
 
 def _groupings(depth: int) -> list[Callable[[tuple[str, ...]], str]]:
-    """Names of the line that a tensor's path is in, the finest first."""
+    """Functions from a tensor's path to the name of its line, the finest first."""
 
     def of_level(level: int) -> Callable[[tuple[str, ...]], str]:
-        # A tensor that lies beside modules is a line of its own.
+        # A tensor beside modules gets its own line.
         return lambda path: "/".join(path[:-1][:level] or path)
 
     outermost = of_level(1)
     return [
         *(of_level(level) for level in range(depth - 1, 0, -1)),
+        # Without the last number of the outermost module, then without any.
         lambda path: re.sub(r"\d+(?=\D*$)", "*", outermost(path)),
         lambda path: re.sub(r"\d+", "*", outermost(path)),
     ]
@@ -77,6 +74,6 @@ def _row(name: str, leaves: list[Any], total: int) -> list[str]:
 
 
 def _in_numbers(name: str) -> list[tuple[int, str]]:
-    """To sort by: block 10 is behind block 9."""
+    """A sort key that puts block 10 after block 9."""
     parts = enumerate(re.split(r"(\d+)", name))
     return [(int(part), "") if i % 2 else (0, part) for i, part in parts]

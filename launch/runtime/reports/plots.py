@@ -1,4 +1,4 @@
-"""Plots of accuracies, all in percent, that more than one report draws."""
+"""Plots of accuracies, all in percent, that several reports draw."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 REAL, GENERATED, BOTH = "#1f6fb4", "#d1495b", "#2a9d6f"
-# More names than this hide each other.
+# More class names than this would hide each other.
 _MOST_NAMES = 30
 Values = Sequence[float] | np.ndarray
 
@@ -19,16 +19,7 @@ def mean_and_std(
     label: str,
     color: str | None = None,
 ) -> None:
-    """A line through means, with their standard deviations as bars and as a band.
-
-    Args:
-        axes: to draw on.
-        x: of the points.
-        mean: accuracies in [0, 1].
-        std: their standard deviations.
-        label: for the legend.
-        color: matplotlib's next one if None.
-    """
+    """A line through mean accuracies in [0, 1], with standard deviations as bars and a band."""
     means, stds = 100 * np.asarray(mean), 100 * np.asarray(std)
     bars = axes.errorbar(x, means, stds, marker="o", capsize=4, label=label, color=color)
     if stds.any():
@@ -37,19 +28,13 @@ def mean_and_std(
 
 
 def class_scatter(axes: Axes, real: Values, generated: Values, class_names: Sequence[str]) -> None:
-    """Accuracy by class of training on generated images against training on real ones.
-
-    Args:
-        axes: to draw on.
-        real: accuracies in [0, 1], one a class.
-        generated: the same.
-        class_names: written beside the points where there are few.
-    """
+    """Accuracies in [0, 1] by class: trained on synthetic images against trained on real ones."""
+    # Both axes have the same range, in percent; below the diagonal, real images are better.
     xs, ys = 100 * np.asarray(real), 100 * np.asarray(generated)
     few = len(xs) <= _MOST_NAMES
     both = np.concatenate([xs, ys])
     room = 0.05 * max(np.ptp(both), 5.0)
-    # A name stands to the right of its point.
+    # Names stand to the right of their points and need more room there.
     span = [max(both.min() - room, -3.0), both.max() + (3 * room if few else room)]
     axes.plot(span, span, color="gray", lw=1, zorder=1)
     axes.scatter(xs, ys, s=30 if few else 12, alpha=0.9 if few else 0.45, lw=0, zorder=2)

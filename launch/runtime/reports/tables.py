@@ -1,15 +1,12 @@
-"""Tables of text, and the cells that reports have in common."""
+"""Tables of text, and formats of cells that reports share."""
 
 from collections.abc import Sequence
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], rule: bool = False) -> str:
-    """A table for a terminal: the cells of the first column begin together, the others' end so.
+    """A table for a terminal: the first column aligned left, the others right.
 
-    Args:
-        header: of the columns; empty above notes.
-        rows: as many cells each.
-        rule: whether a line is drawn below the header.
+    `rule` draws a line below the header.
     """
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = []
@@ -22,17 +19,15 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], rule: bool 
 
 
 def fitting_table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int = 120) -> str:
-    """As `text_table` with a rule; where that is too wide each row is a column, in several tables.
+    """`text_table` with a rule; if wider than `width` letters, transposed and in several tables.
 
-    Args:
-        header: of the columns.
-        rows: as many cells each.
-        width: letters that a line may have; the cells of one row always stay together.
+    Each row is a column then, and is never split.
     """
     whole = text_table(header, rows, rule=True)
     if _width(whole) <= width:
         return whole
     parts: list[list[Sequence[str]]] = [[]]
+    # Fill each table with as many rows as fit its width, at least one.
     for row in rows:
         if parts[-1] and _width(_turned(header, [*parts[-1], row])) > width:
             parts.append([])
@@ -50,15 +45,15 @@ def _width(table: str) -> int:
 
 
 def percent(mean: float, std: float | None = None) -> str:
-    """Shares of 1 as a cell of a table, in percent: mean, or mean and standard deviation."""
+    """A share, or its mean and standard deviation, in percent."""
     return f"{100 * mean:.2f}" + ("" if std is None else f" ± {100 * std:.2f}")
 
 
 def points(difference: float) -> str:
-    """A difference of shares of 1 as a cell of a table, in percentage points."""
+    """A difference of two shares in percentage points, with its sign."""
     return f"{100 * difference:+.2f}"
 
 
 def p_text(p_value: float | None) -> str:
-    """A p-value as a cell of a table; empty where there is none."""
+    """A p-value with one digit; '' for None."""
     return "" if p_value is None else f"{p_value:.1g}"

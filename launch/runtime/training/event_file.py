@@ -1,7 +1,7 @@
-"""TensorBoard's events, written by the thread that logs them.
+"""TensorBoard events, written by the thread that logs them.
 
-tensorboardX's own writer hands them to a thread. A full disk ends that thread, and training then
-waits for ever for room in its queue.
+tensorboardX's own writer uses a thread of its own. A full disk ends that thread, and training then
+waits forever for room in its queue.
 """
 
 import os
@@ -17,26 +17,22 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
 
-# What is written reaches the disk with the first event after so long.
+# Events reach the disk with the first one logged after this time.
 _FLUSH_SECONDS = 30.0
 
 
 class EventFile:
-    """A new file of events in a folder."""
+    """A new file of events, beside those of earlier attempts."""
 
     def __init__(self, folder: epath.Path, first_step: int):
-        """Opens it.
-
-        Args:
-            folder: a local one; older files in it stay.
-            first_step: what older files say of it and of later steps is hidden.
-        """
-        # Two starts within a second have files of their own.
+        """Opens a file in a local folder; hides what older files say of `first_step` and later."""
+        # The unique part separates two starts within the same second.
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{uuid.uuid4().hex}"
         self._records = RecordWriter(os.path.join(folder, name))
         self._flushed = time.monotonic()
         self._add(Event(file_version="brain.Event:2"))
         self._add(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
+        # TensorBoard drops older events from this step on when it sees a START.
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Adds numbers by name."""
@@ -44,14 +40,15 @@ class EventFile:
         self._add(Event(step=step, summary=Summary(value=entries)))
 
     def image(self, step: int, name: str, png: bytes) -> None:
-        """Adds a picture, the bytes of a PNG file in RGBA."""
+        """Adds an RGBA picture as the bytes of a PNG file."""
+        # A PNG is an 8-byte signature, then the chunk IHDR: length, name, width, height.
         width, height = struct.unpack(">2I", png[16:24])
         image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
         entry = Summary.Value(tag=name, image=image)
         self._add(Event(step=step, summary=Summary(value=[entry])))
 
     def flush(self) -> None:
-        """Has what was added in the file, on the disk."""
+        """Brings what was added to the disk."""
         self._records.flush()
         self._flushed = time.monotonic()
 

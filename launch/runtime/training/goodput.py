@@ -1,4 +1,4 @@
-"""What an attempt to train spends its time on, written down as it goes: see `launch.goodput`."""
+"""Measures what an attempt to train spends its time on, and records it: see `launch.goodput`."""
 
 import contextlib
 import dataclasses
@@ -18,26 +18,24 @@ from launch.goodput import GOODPUT, KINDS, PRODUCTIVE, Attempt, ended_badly, rea
 from launch.runtime.checkpoints.inference import latest_step
 from launch.runtime.devices.distributed import decide_on_first_process
 
-# A line is this old, in seconds and as a share of the attempt, before the next one is written.
+# The next line is written when the last is older than this, in seconds and as a share of the
+# attempt: the number of lines grows with the logarithm of its length.
 _SECONDS, _SHARE = 1.0, 1e-2
-# So many steps from where the last attempt has ended badly are all written down.
+# After an attempt that ended badly, this many steps from its end are each recorded, so that the
+# next attempt knows whether it ends at the same one.
 _WATCHED = 1000
-# The first step compiles; the next ones tell how long one takes.
+# Steps whose end is waited for: the first compiles, the next ones show how long a step takes.
 _TIMED_STEPS = 3
 _ERROR_CHARACTERS = 200
 _ENDS = {Preempted: "preempted", Diverged: "diverged", KeyboardInterrupt: "interrupted"}
-# The time before a command's first training is that attempt's start-up, and no other's.
+# The age of the process counts as start-up of its first attempt only: a study makes many.
 _is_age_counted = False
 
 
 def begin(workdir: epath.Path) -> "Ledger":
-    """The ledger of an attempt that begins now; every process calls it.
+    """The ledger of an attempt that starts now; every process must call it.
 
-    Args:
-        workdir: the run directory.
-
-    Raises:
-        Failed: the last attempts have all ended at the same step, see `launch.goodput`.
+    Raises `Failed` if three attempts in a row ended at the same step, see `launch.goodput`.
     """
     earlier: list[Attempt] = []
 
@@ -62,19 +60,18 @@ def _refusal(workdir: epath.Path, step: int, last: Attempt) -> str:
 
 
 class Ledger:
-    """The time of one attempt: each moment is of one kind, so that the kinds add up to it."""
+    """The time of one attempt. Every moment is of exactly one kind, so the kinds add up.
+
+    Steps run asynchronously: the host only estimates when those under way will have ended.
+    """
 
     def __init__(
         self, earlier: Sequence[Attempt] = (), clock: Callable[[], float] = time.perf_counter
     ):
-        """Begins to count.
-
-        Args:
-            earlier: the attempts before.
-            clock: in seconds.
-        """
+        """Starts to count; `clock` is in seconds, `earlier` are the attempts before."""
         self._earlier, self._clock = tuple(earlier), clock
         self._reached = max((attempt.last_step for attempt in earlier), default=0)
+        # A step at or below `_reached` was made before: it is "repeated", not productive.
         self._watched = range(0)
         if earlier and ended_badly(earlier[-1]):
             step = earlier[-1].last_step
@@ -84,16 +81,15 @@ class Ledger:
         self._created = self._since = self._written = clock()
         self._began = time.time()
         self._first_step = self._step = 0
-        # When the steps under way will have ended, and how long one takes.
+        # Estimates: when the steps under way will have ended, and how long one takes, in seconds.
         self._busy_until, self._step_began, self._step_seconds = 0.0, 0.0, float("inf")
 
     def start(self, first_step: int, append: Callable[[str], None]) -> None:
-        """Is called once there is a state; from here on the attempt is on record.
+        """Call once there is a state: from here on, `append` writes the attempt's lines to a file.
 
-        Args:
-            first_step: the first that is to be made.
-            append: writes a line to the file.
+        `first_step` is the first that will be made.
         """
+        # What the process did before this ledger existed, imports above all, is start-up.
         global _is_age_counted
         if not _is_age_counted and _is_command():
             before = max(0.0, process_age() - (self._clock() - self._created))
@@ -105,47 +101,45 @@ class Ledger:
 
     @property
     def attempts(self) -> list[Attempt]:
-        """Those before, and this one as far as it has come."""
+        """The earlier attempts, and this one so far."""
         number = self._earlier[-1].number + 1 if self._earlier else 1
         work = dict(self._seconds), self._first_step, self._step, self._kind
         return [*self._earlier, Attempt(number, _process(), self._began, *work)]
 
     @contextlib.contextmanager
     def doing(self, kind: str) -> Iterator[None]:
-        """Its block is work of a kind, before which the steps under way have ended."""
+        """Counts the block as `kind`; the steps under way must have ended before it."""
         before = self._kind
         self._turn_to(kind)
         self._note_if_due()
         yield
-        # Where it fails, that was the last thing to be done.
+        # No `finally`: an attempt that fails in the block should record what it was doing.
         self._busy_until = self._turn_to(before)
 
     def begin_step(self, step: int) -> None:
-        """Is told of a step that is about to be made."""
+        """Call before a step is dispatched."""
         self._step = step
         self._step_began = self._turn_to("compile" if self._is_first() else self._kind_of_steps())
         self._note_if_due()
 
     def is_timed(self) -> bool:
-        """Whether the step under way has to be waited for: its time is to be known."""
+        """Whether to wait for the step under way, because its duration is needed."""
         return self._step < self._first_step + _TIMED_STEPS
 
     def end_step(self) -> None:
-        """Is told that the step is under way, or has ended where it is timed."""
+        """Call when the step is dispatched or, if it is timed, has ended."""
         now = self._turn_to(self._kind_of_steps())
         if not self.is_timed():
+            # Steps queue up behind each other on the device.
             self._busy_until = max(self._busy_until, self._step_began) + self._step_seconds
             return
         self._busy_until = now
         if not self._is_first():
+            # The fastest: a slow one may have waited for something else.
             self._step_seconds = min(self._step_seconds, now - self._step_began)
 
     def waited(self, seconds: float) -> None:
-        """Is told for how long a batch was waited for; while steps are under way, it costs nothing.
-
-        Args:
-            seconds: until now.
-        """
+        """Call after waiting `seconds` for a batch. Only time when the device was idle counts."""
         now, kind = self._turn_to(self._kind), self._kind
         if self._step >= self._first_step:
             idle = min(seconds, max(0.0, now - self._busy_until))
@@ -153,12 +147,12 @@ class Ledger:
             self._seconds["data"] += idle
 
     def note(self) -> None:
-        """Writes down where the attempt is."""
+        """Records the current state of the attempt."""
         self._turn_to(self._kind)
         self._write(self.attempts[-1])
 
     def end(self, error: BaseException | None) -> None:
-        """Writes down how the attempt ends; it is done where there is no error."""
+        """Records how the attempt ended; None means that it is done."""
         self._turn_to(self._kind)
         attempt, end, code, text = self.attempts[-1], "done", 0, ""
         if error is not None:
@@ -175,7 +169,7 @@ class Ledger:
         return "repeated" if self._step <= self._reached else PRODUCTIVE
 
     def _turn_to(self, kind: str) -> float:
-        """Counts the time up to now, which is returned; from here on it is of another kind."""
+        """Counts the time up to now, which it returns, and switches to another kind."""
         now = self._clock()
         self._seconds[self._kind] += now - self._since
         self._kind, self._since = kind, now
@@ -194,20 +188,21 @@ class Ledger:
 
 
 def _is_command() -> bool:
-    """Whether this process was started as `python -m`: a notebook's age is nobody's start-up."""
+    """Whether this process runs `python -m ...`: the age of a notebook is nobody's start-up."""
     return getattr(sys.modules["__main__"], "__spec__", None) is not None
 
 
 @functools.cache
 def _process() -> str:
-    """A name of this process: numbers come again, in containers at once."""
+    """A name for this process; the start time tells apart numbers that containers reuse."""
     return f"{os.uname().nodename}:{os.getpid()}:{time.time() - process_age():.2f}"
 
 
 def process_age() -> float:
-    """For how many seconds this process has been there."""
+    """Seconds since this process started."""
     try:
-        # proc(5); the name before it may hold any characters.
+        # proc(5): the process name, in brackets, may hold any characters. Field 22 of the file, the
+        # 20th after it, is the start time in clock ticks since boot.
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         ticks = int(fields[19]) / os.sysconf("SC_CLK_TCK")
         return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks
@@ -216,12 +211,13 @@ def process_age() -> float:
 
 
 def _age_by_ps() -> float:
-    """As `process_age`, where there is no /proc: whole seconds, 0 where nothing tells."""
+    """`process_age` without /proc, as on macOS: in whole seconds; 0 if ps fails."""
     command = ["ps", "-o", "etime=", "-p", str(os.getpid())]
     try:
         text = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout
     except (OSError, subprocess.TimeoutExpired):
         return 0.0
+    # [[days-]hours:]minutes:seconds
     parts = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)", text.strip())
     days, hours, minutes, seconds = map(int, parts.groups("0")) if parts else (0, 0, 0, 0)
     return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)

@@ -1,4 +1,4 @@
-"""The training loop, the same for diffusion models and classifiers."""
+"""The training loop, shared by diffusion models and classifiers."""
 
 import dataclasses
 import functools
@@ -29,6 +29,7 @@ from launch.runtime.training.preemption import Preemption
 from launch.runtime.training.training_log import TrainingLog, ending
 from launch.runtime.types import Metrics, Reader
 
+# Ranges of config fields, in steps unless the name says otherwise.
 _EVERY = (0, MOST)
 _LIMITS = {
     "total_steps": (1, MOST),
@@ -36,6 +37,7 @@ _LIMITS = {
     "evaluation_batch_size": BATCH,
     "seed": SEED,
     "seeds": (1, MOST),
+    # -1 is one loader process for each CPU, 0 is threads.
     "loader_workers": (-1, 1024),
     "log_every": _EVERY,
     "checkpoint_every": _EVERY,
@@ -47,7 +49,7 @@ _PROFILE = {"start": (0, MOST), "steps": (0, MOST)}
 
 
 def lacking_in_training(config: ml_collections.ConfigDict) -> Defaults:
-    """Fields that `fit`, the optimiser and the averages read and a config lacks."""
+    """The optional fields, read by `fit`, the optimiser and the averages, that a config lacks."""
     own = {"pictures_every": 0, "keep_checkpoints": 2, "loader_workers": 0}
     best, profile = {"metric": unset(str), "mode": "min"}, {"start": 0, "steps": 0}
     average = {"decay": unset(float), "schedule": "warmup", "relative_width": unset(float)}
@@ -66,12 +68,9 @@ def lacking_in_training(config: ml_collections.ConfigDict) -> Defaults:
 
 
 def check_training(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-    """Looks for numbers that `fit` could not work with, before a run directory is begun.
-
-    Raises:
-        InputError: names the field.
-    """
+    """Raises `InputError` for a number that `fit` cannot work with; call it before writing."""
     check_fields(config)
+    # Rows of a batch are split over these two mesh axes.
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.batch_size % ways:
         raise InputError(
@@ -81,7 +80,7 @@ def check_training(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
 
 
 def check_fields(config: ml_collections.ConfigDict) -> None:
-    """The part of `check_training` that is the same on all devices."""
+    """The part of `check_training` that does not depend on the devices."""
     check_numbers(config, _LIMITS)
     profile = config.get("profile") or {}
     check_numbers(profile, _PROFILE, "config.profile")
@@ -112,32 +111,34 @@ def fit(
 
     Args:
         workdir: the run directory.
-        run_name: which its checkpoints carry, see `claim_workdir`.
-        config: `total_steps`; the intervals `log_every`, `checkpoint_every`, `evaluate_every` and,
-            if it has it, `pictures_every`, in steps (0: never; the last step is always logged,
-            evaluated and saved). If it has them, also `keep_checkpoints`, how many (2);
-            `best`, a dict of `metric` and `mode` ('min' or 'max'): the checkpoint that evaluates
-            best is kept besides; `profile`, a dict of `start` and `steps`: these are traced.
+        run_name: carried by its checkpoints, see `claim_workdir`.
+        config: `total_steps`; the intervals `log_every`, `checkpoint_every`, `evaluate_every` and
+            optionally `pictures_every`, in steps (0: never; the last step is always logged,
+            evaluated and saved). Optional: `keep_checkpoints` (2); `best`, a dict of `metric` and
+            `mode` ('min' or 'max'), which also keeps the checkpoint that evaluates best; `profile`,
+            a dict of `start` and `steps`, the steps to trace.
         mesh: where batches go.
         abstract: shapes of the state.
         create: makes the state of step 0.
         train_step: jitted; donates the state. Its metrics are scalars, 'loss' among them, and
             short vectors (see `metrics.to_scalars`).
-        batches: of the run.
+        batches: reads the batches of the run.
         evaluate: scalars of a state.
-        metric: more of them, at the interval `config.evaluation_metric.every`.
+        metric: more scalars, at the interval `config.evaluation_metric.every`.
         pictures: a figure of a state.
         label: the run's name on the terminal.
 
     Raises:
         Diverged: the loss, a norm of the gradient or the update, or the validation loss is not
             finite.
-        Preempted: the machine is taken away; all is saved.
-        Failed: the last attempts have ended at the same step, see `launch.goodput`.
+        Preempted: the machine is being taken away; everything is saved.
+        Failed: the last attempts ended at the same step, see `launch.goodput`.
     """
+    # 1. Start the record of this attempt; refuse to end at the same step a fourth time.
     ledger = goodput.begin(workdir)
     with Preemption() as preemption, ExitStack() as opened:
-        # However it ends, what is being saved is finished: it can be the last good checkpoint.
+        # 2. Get a state: the newest sound checkpoint, or a new one. However training ends, the save
+        # under way is finished: it may be the last good checkpoint.
         storage = opened.enter_context(closing(_Storage(workdir, run_name, config, ledger)))
         state = storage.restore(mesh, abstract) or create()
         start, total = int(state.step), config.total_steps
@@ -145,37 +146,45 @@ def fit(
             if jax.process_index() == 0:
                 say(ending(workdir, label))
             return state
+        # 3. Open the profile and the log. Batches are a function of the step alone.
         window = config.get("profile") or {}
         profile = opened.enter_context(closing(Profile(workdir / "profile", start + 1, **window)))
         log = TrainingLog(workdir, start, total, label, storage.newest, ledger)
         opened.enter_context(log)
         looks = _Looks(config, evaluate, metric, pictures)
+        # 4. Train. Dispatch is asynchronous: the host prepares the next step while this one runs,
+        # and reads metrics one step late.
         for step, batch in enumerate(log.wait_for(batches(start, total)), start=start + 1):
+            # 4.1 Make the step.
             batch = put_batch(mesh, batch)
             log.before(step, train_step, state, batch)
             profile.before(step, state)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = train_step(state, batch)
             profile.after(step, metrics)
+            # 4.2 Decide what follows. Metrics are read before a save, which needs a finite state.
             save = _due(step, config.checkpoint_every, total)
             log.after(step, metrics, read=save or _due(step, config.log_every, total))
             leave = preemption.reached(step)
-            # Evaluate, save, and only then take the next batch: a resumed run repeats nothing. Who
-            # has to leave in time neither evaluates nor draws, but for the end of the run.
+            # 4.3 Evaluate, save, and only then take the next batch: a resumed run repeats nothing.
+            # A preempted process has no time to evaluate or draw, except at the end of the run.
             scalars = looks.take(step, state, log) if not leave or step == total else None
             if save or leave or (scalars and config.get("best")):
                 log.save(step, storage.keep, state, scalars, save or leave)
+            # 4.4 Leave if the machine is going away. Otherwise seal a save that has ended: a thread
+            # hashes its files meanwhile.
             if leave:
                 storage.finish()
                 raise Preempted(f"{workdir} is saved at step {step}: run the same command again")
             storage.seal_if_saved()
+        # 5. Wait until the last checkpoint is sealed.
         storage.finish()
     return state
 
 
 @dataclasses.dataclass(frozen=True)
 class _Looks:
-    """What is seen of a state between steps; see `fit` for the fields."""
+    """What is done with a state between steps; see `fit` for the fields."""
 
     config: ml_collections.ConfigDict
     evaluate: Callable[[TrainState], Mapping[str, Any]] | None
@@ -183,7 +192,7 @@ class _Looks:
     pictures: Callable[[TrainState], Figure] | None
 
     def take(self, step: int, state: TrainState, log: TrainingLog) -> Mapping[str, float] | None:
-        """Evaluates and draws what is due at a step; the scalars, where it was evaluated."""
+        """Evaluates and draws what is due at a step; returns the scalars if it evaluated."""
         config, total, scalars = self.config, self.config.total_steps, None
         due = []
         if self.evaluate and _due(step, config.evaluate_every, total):
@@ -199,7 +208,7 @@ class _Looks:
 
 
 class _Storage:
-    """The newest checkpoints of a run and, where the config asks for it, the best one."""
+    """The newest checkpoints of a run and, if the config asks for it, the best one."""
 
     def __init__(
         self,
@@ -212,7 +221,7 @@ class _Storage:
         keep = config.get("keep_checkpoints", 2)
         self._checkpoints = Checkpoints(workdir / CHECKPOINTS, run_name, max_to_keep=keep)
         self._best = Best(workdir / BEST, run_name, **best) if best else None
-        # A metric with an interval of its own is not among the scalars of every evaluation.
+        # A metric with its own interval is missing from the scalars of most evaluations.
         self._is_rare = bool((config.get("evaluation_metric") or {}).get("every", 0))
 
     def restore(self, mesh: Mesh, abstract: TrainState) -> TrainState | None:
@@ -220,11 +229,12 @@ class _Storage:
             return self._checkpoints.restore(with_shardings(mesh, abstract))
 
     def keep(self, state: TrainState, scalars: Mapping[str, float] | None, save: bool) -> None:
-        """Offers the state as the best if it was evaluated; saves it as the newest."""
+        """Offers an evaluated state as the best; saves it as the newest if `save`."""
         if self._best and scalars and (self._best.metric in scalars or not self._is_rare):
             self._best.offer(state, scalars)
         if save:
-            # A run that goes on from here does not evaluate this step again.
+            # Seal the best first: a run that resumes from the newest does not evaluate its step
+            # again.
             if self._best:
                 self._best.finish()
             self._checkpoints.save(state)
@@ -239,7 +249,7 @@ class _Storage:
                 saved.finish()
 
     def newest(self) -> str:
-        """Where the newest sealed checkpoint is; the one under way is waited for."""
+        """Path of the newest sealed checkpoint, after waiting for a save under way."""
         self.finish()
         step = latest_step(self._workdir)
         return "none" if step is None else str(self._workdir / CHECKPOINTS / str(step))

@@ -21,48 +21,51 @@ from launch.runtime.training.event_file import EventFile
 from launch.runtime.training.mirror import Mirror
 
 METRICS = "metrics.jsonl"
-# What a run that goes on has found damaged among its numbers, as it was.
+# Damaged lines of metrics.jsonl that a resumed run found, unchanged.
 DAMAGED = "metrics.damaged"
 
 
 class MetricWriter:
-    """Writes numbers and pictures of one run, by step; only the first process writes."""
+    """Writes the numbers and pictures of one run, by step, in the first process only."""
 
     def __init__(self, workdir: epath.Path, start_step: int):
-        """Opens the files; those of a run in an object store are local ones that are copied there.
+        """Opens the files; for a run in an object store, local ones that are copied there.
 
-        Lines that a killed run wrote after `start_step` are dropped; damaged ones are taken to a
-        file of their own, and stderr is told of them. It is told as well where there are none at
-        all of a run that goes on.
+        Lines that a killed run wrote after `start_step` are dropped, as those steps come again.
+        Damaged lines move to a file of their own. stderr reports that, and missing metrics.
         """
         self._active = jax.process_index() == 0
         if not self._active:
             return
         self._workdir, path = workdir, workdir / METRICS
+        # 1. Set damaged lines aside.
         lines, damaged = _read(path)
         if damaged:
             aside = workdir / DAMAGED
             earlier = aside.read_bytes() if aside.exists() else b""
             write_atomic(aside, earlier + b"".join(line + b"\n" for line in damaged))
             say(f"{path}: {_count(damaged)} moved to {aside.name}")
+        # 2. Keep the lines up to the checkpoint.
         kept = [line for line in lines if line["step"] <= start_step]
         if start_step and not kept:
             state = "holds no numbers" if path.exists() else "is missing"
             say(f"{path} {state}: the metrics up to step {start_step} are lost, training continues")
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomic(path, text.encode())
+        # 3. A store cannot append to a file: write locally, and upload.
         self._folder, self._mirror = workdir, None
         if not is_local(workdir):
             self._folder = epath.Path(tempfile.mkdtemp(prefix="metrics-", dir=temporary_folder()))
             write_atomic(self._folder / METRICS, text.encode())
             self._mirror = Mirror(Path(self._folder), workdir)
+        # 4. Open the files for appending.
         self._file = (self._folder / METRICS).open("a")
         self._attempts = self._open_attempts()
         with naming(self._folder):
             self._events = EventFile(self._folder, first_step=start_step + 1)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Appends one line: {"step": step, **scalars}."""
+        """Appends the line {"step": step, **scalars}, and the same events."""
         if not self._active:
             return
         with naming(self._folder / METRICS):
@@ -72,7 +75,7 @@ class MetricWriter:
             self._events.scalars(step, scalars)
 
     def attempt(self, line: str) -> None:
-        """Appends a line to goodput.jsonl, see `launch.goodput`: those of all attempts are kept."""
+        """Appends a line to goodput.jsonl, which keeps all attempts, see `launch.goodput`."""
         if self._active:
             with naming(self._folder / GOODPUT):
                 self._attempts.write(line)
@@ -84,13 +87,13 @@ class MetricWriter:
         if self._mirror:
             write_atomic(self._folder / GOODPUT, lines)
         file = (self._folder / GOODPUT).open("a")
-        # What a killed process has left of a line does not take the next one with it.
+        # A killed process may have left half a line: end it, so that only that one is lost.
         if lines and not lines.endswith(b"\n"):
             file.write("\n")
         return file
 
     def picture(self, step: int, figure: Figure) -> None:
-        """Writes `pictures/step_N.png`, and the same among TensorBoard's images."""
+        """Writes `pictures/step_N.png`, and the same picture as a TensorBoard event."""
         if not self._active:
             return
         folder = self._folder / "pictures"
@@ -101,7 +104,7 @@ class MetricWriter:
             self._events.image(step, "pictures", png)
 
     def copy(self) -> None:
-        """Has what was written so far in the object store, if the run is in one; waits for that."""
+        """Waits until a run in an object store has there what was written so far."""
         if self._active and self._mirror:
             with naming(self._folder):
                 self._events.flush()
@@ -111,6 +114,7 @@ class MetricWriter:
         """Flushes the files."""
         if not self._active:
             return
+        # Every file is closed even if another fails; the stack runs from the bottom up.
         with contextlib.ExitStack() as closing:
             closing.callback(self._close_mirror)
             closing.enter_context(naming(self._folder))
@@ -126,11 +130,10 @@ class MetricWriter:
 
 
 def to_scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Brings metrics to the host, under the names that they are logged by.
+    """Brings metrics to the host as {logged name: number}.
 
-    Args:
-        metrics: scalars; short vectors, whose entry i becomes `name/i`; dicts, whose entry `key`
-            becomes `name/key`. An entry that is NaN had nothing to be measured on and is left out.
+    Entry i of a vector becomes `name/i`, entry `key` of a dict `name/key`; a NaN
+    among them had nothing to be measured on, and is left out.
     """
     scalars = {}
     for name, value in jax.device_get(dict(metrics)).items():
@@ -144,9 +147,9 @@ def to_scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
-    """Reads metrics.jsonl, a dict a line: `step`, a whole number from 0, and other numbers.
+    """The lines of metrics.jsonl: `step`, an integer from 0, and other numbers.
 
-    A last line that a crash cut off is left out; so are damaged ones, and stderr is told of them.
+    A last line that a crash cut off is left out, and so are damaged ones, which stderr reports.
     """
     path = epath.Path(workdir) / METRICS
     lines, damaged = _read(path)
@@ -156,7 +159,8 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
 
 
 def _read(path: epath.Path) -> tuple[list[dict[str, float]], list[bytes]]:
-    """What the lines hold, and those that are damaged."""
+    """The parsed lines, and the damaged ones as they are."""
+    # What follows the last newline is empty, or half a line.
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     parsed = [_parse(line) for line in lines]
     damaged = [line for line, numbers in zip(lines, parsed, strict=True) if numbers is None]
@@ -169,7 +173,7 @@ def _parse(line: bytes) -> dict[str, float] | None:
         step, values = numbers["step"], numbers.values()
         is_sound = type(step) is int and 0 <= step < 2**63
         is_sound = is_sound and all(type(value) in (int, float) for value in values)
-        np.array([*values], float)  # An integer can be too large for that.
+        np.array([*values], float)  # raises OverflowError for huge integers
     except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
         return None
     return numbers if is_sound else None

@@ -1,4 +1,4 @@
-"""Files that a run adds to, on their way to an object store, which takes whole files only."""
+"""Copies the files that a run appends to into an object store, which takes whole files only."""
 
 import shutil
 import threading
@@ -11,25 +11,20 @@ from launch.cli import say
 from launch.errors import Unreachable, store_failure
 from launch.files import atomic_file
 
-# A file that grew is uploaded whole, after so long at the earliest.
+# Seconds between uploads: each sends a grown file anew as a whole.
 _SECONDS = 30.0
-# And uploading takes no more than so much of the time.
+# At most this share of the time goes into uploading.
 _SHARE = 0.1
 
 
 class Mirror:
-    """Copies the files of a local folder to a store whenever they have changed, in a thread.
+    """Uploads the files of a local folder whenever they have changed, in a thread.
 
-    A copy that fails is said, and tried again: whoever writes to the folder never waits for it.
+    A copy that fails is reported and tried again later; writers to the folder never wait.
     """
 
     def __init__(self, source: Path, target: epath.Path):
-        """Begins.
-
-        Args:
-            source: the folder; its files only grow, or get new content at once.
-            target: where the same names go.
-        """
+        """Starts the thread. Files in `source` may only grow, or be replaced atomically."""
         self._source, self._target = source, target
         self._copied: dict[Path, tuple[int, int]] = {}
         self._one_at_a_time, self._ended = threading.Lock(), threading.Event()
@@ -37,17 +32,17 @@ class Mirror:
         self._thread.start()
 
     def copy(self) -> bool:
-        """Copies what has changed, and waits for that; says whether the store has all of it."""
+        """Uploads what has changed and waits; returns whether the store now has everything."""
         failed = []
         with self._one_at_a_time:
-            # Names with a dot are of what is not whole yet.
+            # Hidden files are incomplete ones.
             for path in sorted(self._source.rglob("[!.]*")):
-                # A store's errors are of many kinds. None of them is a reason to stop training.
+                # Stores raise errors of many kinds; none of them is a reason to stop training.
                 try:
                     self._copy(path)
                 except Exception as error:
                     failed.append((path, error))
-                    # The others would wait as long for its answer.
+                    # The other files would wait just as long for a store that does not answer.
                     if isinstance(store_failure(error), Unreachable):
                         break
         if failed:
@@ -58,7 +53,7 @@ class Mirror:
         return not failed
 
     def close(self) -> bool:
-        """Copies for the last time, see `copy`."""
+        """Ends the thread and copies once more, see `copy`."""
         self._ended.set()
         self._thread.join()
         return self.copy()
@@ -74,6 +69,7 @@ class Mirror:
         if path.is_dir():
             return
         status = path.stat()
+        # Size and time are taken before copying: what is appended meanwhile is uploaded next time.
         version = status.st_size, status.st_mtime_ns
         if self._copied.get(path) == version:
             return

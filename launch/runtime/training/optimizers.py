@@ -16,16 +16,11 @@ from launch.runtime.optional_fields import Defaults, below, unset
 
 
 def make_schedule(config: ml_collections.ConfigDict, total_steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then constant, by cosine, or in steps.
+    """Learning rate by step: linear warm-up, then constant, cosine decay to zero, or in steps.
 
-    Args:
-        config: `learning_rate`, `schedule` ('constant', 'cosine' or 'step'), `warmup_steps`, where
-            the default shall not hold `warmup_from`, the first rate (0); and for 'step'
-            `boundaries`, the steps from which on the rate is `factor` (0.1) of what it was before.
-        total_steps: where cosine reaches zero.
-
-    Raises:
-        InputError: an unknown schedule, or boundaries that are not its.
+    `schedule` is 'constant', 'cosine' or 'step'. Warm-up rises from `warmup_from` (0) in
+    `warmup_steps`. For 'step', from each of `boundaries` (steps of the whole run) on, the rate is
+    `factor` (0.1) of what it was. Raises `InputError` for an unknown schedule or unused fields.
     """
     peak, warmup = config.learning_rate, config.warmup_steps
     if config.schedule != "step" and (extra := {"boundaries", "factor"} & set(config)):
@@ -43,13 +38,14 @@ def make_schedule(config: ml_collections.ConfigDict, total_steps: int) -> optax.
         schedules = "'constant', 'cosine', 'step'"
         raise InputError(f"optimizer.schedule must be one of {schedules}, got {config.schedule!r}")
     if not warmup:
+        # `join_schedules` restarts the count at 0 after the warm-up.
         return after
     before = optax.linear_schedule(config.get("warmup_from", 0.0), peak, warmup)
     return optax.join_schedules([before, after], [warmup])
 
 
 def _drops(config: ml_collections.ConfigDict) -> dict[int, float]:
-    """Factors of the learning rate by step after the warm-up."""
+    """Factors of the learning rate by step after the warm-up, as optax wants them."""
     boundaries, warmup = tuple(config.get("boundaries", ())), config.warmup_steps
     if not boundaries or list(boundaries) != sorted({b for b in boundaries if warmup < b <= MOST}):
         raise InputError(
@@ -60,8 +56,8 @@ def _drops(config: ml_collections.ConfigDict) -> dict[int, float]:
 
 
 def _adafactor(rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
-    # As Imagen trains its base: a given rate, no first moment; updates are not scaled by the size
-    # of the parameter.
+    # Saharia et al. 2022 (Imagen) train the base model with Adafactor: a given rate, no first
+    # moment, and updates not scaled by the parameter's size.
     return optax.adafactor(rate, multiply_by_parameter_scale=False)
 
 
@@ -90,15 +86,16 @@ def _sgd(
     nesterov: bool = True,
     no_decay: Sequence[str] = (),
 ) -> Any:
-    # Part of the gradient, before the momentum: what papers mean by SGD's weight decay.
+    # Added to the gradient before momentum: what papers mean by the weight decay of SGD.
     decay = optax.add_decayed_weights(weight_decay, mask=functools.partial(_decayed, no_decay))
     return optax.chain(decay, optax.sgd(rate, momentum=momentum, nesterov=nesterov))
 
 
+# Fields of every optimiser, and those that several share.
 _SCHEDULE = ("learning_rate", "schedule", "warmup_steps", "warmup_from", "boundaries", "factor")
 _SHARED = ("name", *_SCHEDULE, "weight_decay", "clip_norm")
 _MOMENTS = ("b1", "b2", "eps")
-# By name: what makes it, its own fields, whether it decays weights.
+# By name: the function that makes it, its own fields, whether it decays weights.
 _OPTIMIZERS: dict[str, tuple[Callable, tuple[str, ...], bool]] = {
     "adafactor": (_adafactor, (), False),
     "adam": (_adam, (*_MOMENTS, "mu_dtype"), False),
@@ -111,20 +108,16 @@ _OPTIMIZERS: dict[str, tuple[Callable, tuple[str, ...], bool]] = {
 def make_optimizer(
     config: ml_collections.ConfigDict, total_steps: int, frozen: Any = None
 ) -> optax.GradientTransformation:
-    """Builds the optimiser.
+    """Builds the optimiser from `config.optimizer`.
 
-    Args:
-        config: `name` ('adafactor', 'adam', 'adamw', 'lamb' or 'sgd'), the fields of
-            `make_schedule`, `clip_norm` of the whole gradient (0: none), `weight_decay` (adamw,
-            lamb, sgd; on kernels only, without those that a pattern of `no_decay` finds, see
-            `frozen_parameters`), and where the defaults shall not hold `b1`, `b2`, `eps` (adam,
-            adamw, lamb) or `momentum` and `nesterov` (sgd).
-        total_steps: length of the run.
-        frozen: result of `frozen_parameters`; these get no update and no optimiser state.
-
-    Raises:
-        InputError: an unknown optimiser or field, or a number that the optimiser would ignore.
+    Fields: `name` ('adafactor', 'adam', 'adamw', 'lamb' or 'sgd'); those of `make_schedule`;
+    `clip_norm`, of the whole gradient (0: no clipping); `weight_decay` (adamw, lamb, sgd), on
+    kernels only, except those that a pattern of `no_decay` matches; optionally `b1`, `b2`, `eps`
+    (adam, adamw, lamb), `momentum`, `nesterov` (sgd). Parameters in `frozen`, a result of
+    `frozen_parameters`, get no update and no optimiser state. Raises `InputError` for an unknown
+    optimiser or field, or a number that the optimiser would ignore.
     """
+    # 1. Check the fields.
     if config.name not in _OPTIMIZERS:
         names = ", ".join(repr(name) for name in _OPTIMIZERS)
         raise InputError(f"optimizer.name must be one of {names}, got {config.name!r}")
@@ -143,10 +136,12 @@ def make_optimizer(
             raise InputError(
                 f"optimizer.{field} must be a number of at least 0, got {config[field]}"
             )
+    # 2. Build it. Clipping comes first: it is of the raw gradient.
     rate = make_schedule(config, total_steps)
     tx = make(rate, config.weight_decay, **{name: config[name] for name in own if name in config})
     if config.clip_norm:
         tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
+    # 3. Give frozen parameters an optimiser without state.
     if frozen is None or not any(jax.tree.leaves(frozen)):
         return tx
     labels = jax.tree.map(lambda still: "frozen" if still else "trained", frozen)
@@ -154,14 +149,14 @@ def make_optimizer(
 
 
 def lacking_in_optimizer(config: ml_collections.ConfigDict) -> Defaults:
-    """Fields of `make_optimizer` that the section `optimizer` lacks."""
+    """The optional fields of `make_optimizer`, with their defaults, that `config` lacks."""
     make, own, _ = _OPTIMIZERS.get(config.name, (None, (), False))
     defaults: Defaults = {"warmup_from": 0.0}
     if config.schedule == "step":
         defaults |= {"boundaries": (), "factor": 0.1}
     for name in own:
         parameters = inspect.signature(make).parameters if make else {}
-        if name not in parameters:  # those that the optimiser of optax itself takes
+        if name not in parameters:  # it is passed through to optax's optimiser
             parameters = inspect.signature(getattr(optax, config.name)).parameters
         default = parameters[name].default
         defaults[name] = unset(str) if default is None else default
@@ -169,15 +164,11 @@ def lacking_in_optimizer(config: ml_collections.ConfigDict) -> Defaults:
 
 
 def frozen_parameters(patterns: Sequence[str], params: Any) -> Any:
-    """Which parameters stay as they are: a tree of booleans.
+    """Which parameters do not train: a tree of booleans.
 
-    Args:
-        patterns: regular expressions, searched for in paths such as `down_0/resnet_0/conv1/kernel`.
-        params: the parameters or their shapes.
-
-    Raises:
-        InputError: a pattern is no regular expression or is found nowhere, or nothing is left to
-            train.
+    The patterns are regular expressions searched for in paths such as
+    `down_0/resnet_0/conv1/kernel`. Raises `InputError` if one is invalid or matches nothing, or
+    nothing is left to train.
     """
     frozen = matching("config.frozen", patterns, params)
     if all(jax.tree.leaves(frozen)):
@@ -186,12 +177,12 @@ def frozen_parameters(patterns: Sequence[str], params: Any) -> Any:
 
 
 def stop_frozen(params: Any, frozen: Any) -> Any:
-    """Parameters without gradients where they are frozen: the backward pass is spared them."""
+    """Cuts the gradients of frozen parameters, which spares the backward pass their work."""
     stop = lambda still, leaf: jax.lax.stop_gradient(leaf) if still else leaf  # noqa: E731
     return jax.tree.map(stop, frozen, params)
 
 
 def _decayed(no_decay: Sequence[str], params: optax.Params) -> optax.Params:
-    """Biases and normalisation scales are vectors; they are not decayed."""
+    # Biases and scales of normalisations are vectors: they are never decayed.
     spared = matching("optimizer.no_decay", no_decay, params)
     return jax.tree.map(lambda leaf, spare: leaf.ndim > 1 and not spare, params, spared)

@@ -1,4 +1,4 @@
-"""What can be measured of training as it runs: speed, memory, a profile of some steps."""
+"""What can be measured while training runs: speed, memory, a profile of some steps."""
 
 import resource
 import sys
@@ -15,11 +15,11 @@ from launch.runtime.types import Batch
 
 
 class StepTimer:
-    """Times of the steps since the last lap.
+    """Times the steps since the last lap.
 
     Attributes:
-        waited: seconds since then that were spent waiting for batches.
-        paused: seconds since then that were spent on other things than training.
+        waited: seconds of the lap spent waiting for batches.
+        paused: seconds of the lap spent on other things than training.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class StepTimer:
 
     @property
     def started(self) -> bool:
-        """Whether the first step has begun."""
+        """Whether the first step has started."""
         return self._images > 0
 
     @property
@@ -40,30 +40,30 @@ class StepTimer:
         return self._since is not None
 
     def start(self, images: int, floor_seconds: float | None) -> None:
-        """Is called as the first step begins.
+        """Call as the first step starts.
 
-        Args:
-            images: of a step, on all devices together.
-            floor_seconds: what a step would take at the peak of the devices.
+        `images` are those of a step on all devices; `floor_seconds` is its duration at the peak of
+        the devices, if known.
         """
         self._images, self._floor, self._began = images, floor_seconds, time.perf_counter()
 
     def run(self, step: int) -> None:
-        """Is called when the first step, which compiles, has ended: it is kept by itself."""
+        """Call when the first step has ended; it compiles, so it does not count in the laps."""
         now = time.perf_counter()
         self._first = {"first_step_seconds": now - self._began}
         self._since, self.waited, self.paused = (step, now), 0.0, 0.0
 
     @property
     def first_step_seconds(self) -> float:
-        """Of the first step, which compiles, once it has ended."""
+        """Duration of the first step, compilation included, once it has ended."""
         return self._first["first_step_seconds"]
 
     def lap(self, step: int) -> dict[str, float]:
-        """What is to be logged at a step that has just ended; the next lap begins here."""
+        """What to log at a step that has just ended; starts the next lap."""
         assert self._since is not None, "run() comes first"
         now, (since, then) = time.perf_counter(), self._since
         scalars, self._first = self._first, {}
+        # No step has been made since the last lap if the first one is logged itself.
         if step > since:
             seconds = now - then - self.paused
             step_seconds = seconds / (step - since)
@@ -79,15 +79,9 @@ class StepTimer:
 
 
 def floor_seconds(train_step: Callable[..., Any], state: Any, batch: Batch) -> float | None:
-    """Time of a step if all devices worked at their peak in bfloat16.
+    """Seconds of a step if all devices worked at their bfloat16 peak.
 
-    Args:
-        train_step: the jitted step.
-        state: its first argument.
-        batch: its second.
-
-    Returns:
-        Seconds; None where the chip is unknown (a CPU) or the step is not a jitted function.
+    None if the chip is unknown (a CPU) or the step is not a jitted function.
     """
     chip = chip_of(jax.local_devices()[0])
     if chip is None or not hasattr(train_step, "lower"):
@@ -96,8 +90,8 @@ def floor_seconds(train_step: Callable[..., Any], state: Any, batch: Batch) -> f
 
 
 def memory() -> dict[str, float]:
-    """Peaks so far in bytes: of this process's fullest device where it tells, of the process."""
-    # The unit is the system's (getrusage(2)).
+    """Peak bytes so far: of the process, and of its fullest device if the platform tells."""
+    # getrusage(2): bytes on macOS, kilobytes on Linux.
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     scalars = {"host_peak_bytes": float(host * (1 if sys.platform == "darwin" else 1024))}
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
@@ -108,31 +102,28 @@ def memory() -> dict[str, float]:
 class Profile:
     """A trace of some steps on the first process, for TensorBoard, XProf or Perfetto.
 
-    Close it: a window that is open when training ends is written as far as it goes.
+    Close it: if training ends inside the window, the trace so far is written.
     """
 
     def __init__(self, folder: epath.Path, first: int, start: int = 0, steps: int = 0):
-        """Sets the window.
+        """Sets the window: `steps` (0: none) from step `start` on.
 
-        Args:
-            folder: where the trace goes.
-            first: the run's first step; of a window that began before it nothing is traced.
-            start: the first step to trace.
-            steps: how many; 0 is none.
+        A window that starts before `first`, the run's first step, is not traced at all.
         """
         is_traced = steps > 0 and start >= first and jax.process_index() == 0
         self._folder, self._start = folder, start if is_traced else None
         self._last, self._open = start + steps - 1, False
 
     def before(self, step: int, state: Any) -> None:
-        """Is told of a step that is about to be made from `state`."""
+        """Call before a step is made from `state`."""
         if step == self._start:
+            # Earlier steps still run on the device and would appear in the trace.
             jax.block_until_ready(state)
             jax.profiler.start_trace(str(self._folder))
             self._open = True
 
     def after(self, step: int, metrics: Any) -> None:
-        """Is told of a step under way, and what it will return."""
+        """Call when a step is dispatched, with what it will return."""
         if self._open and step == self._last:
             jax.block_until_ready(metrics)
             self.close()

@@ -1,4 +1,4 @@
-"""The jitted update: where its results live, and how a batch is taken in chunks."""
+"""The jitted update: where its results live, and gradients of a batch taken in chunks."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -14,6 +14,7 @@ from launch.runtime.devices.mesh import state_shardings
 from launch.runtime.state import TrainState
 from launch.runtime.types import Array, Batch
 
+# Values of each example of a batch, such as its loss, by name.
 PerExample = dict[str, Float[Array, " b"]]
 
 
@@ -21,10 +22,8 @@ PerExample = dict[str, Float[Array, " b"]]
 class TrainStep:
     """A jitted `update(state, batch, *constants) -> (state, metrics)` that donates the state.
 
-    Attributes:
-        jitted: the function.
-        constants: arrays that are the same at every step; in a closure they would become part of
-            the program.
+    `constants` are arrays that do not change. As arguments they are stored once; captured by a
+    closure they would be compiled into the program.
     """
 
     jitted: Any
@@ -37,7 +36,7 @@ class TrainStep:
     def lower(
         self, state: TrainState, batch: Batch | Mapping[str, jax.ShapeDtypeStruct]
     ) -> jax.stages.Lowered:
-        """Its program for these arguments, or for their shapes."""
+        """The program for these arguments, or for their shapes."""
         return self.jitted.lower(state, batch, *self.constants)
 
 
@@ -47,14 +46,7 @@ def make_step(
     abstract: TrainState,
     constants: tuple[Any, ...] = (),
 ) -> TrainStep:
-    """Jits an update.
-
-    Args:
-        update: `update(state, batch, *constants)`.
-        mesh: the state stays where `state_shardings` has put it there; metrics come back whole.
-        abstract: shapes of the state.
-        constants: see `TrainStep`.
-    """
+    """Jits an update: the state keeps its `state_shardings`, metrics are replicated."""
     shardings = state_shardings(mesh, abstract), NamedSharding(mesh, P())
     return TrainStep(jax.jit(update, donate_argnums=0, out_shardings=shardings), constants)
 
@@ -66,18 +58,18 @@ def accumulate(
     chunks: int,
     unroll: bool = False,
 ) -> tuple[PerExample, PyTree]:
-    """Gradient of the mean loss of a batch, of which only a chunk is in memory at a time.
+    """Gradient of the mean loss of a batch, with one chunk of it in memory at a time.
 
     Args:
-        loss_of: (params, examples) -> mean loss, and values of each example.
-        params: where the gradient is taken.
+        loss_of: (params, examples) -> mean loss, values of each example.
+        params: the gradient is with respect to these.
         examples: arrays with the batch as their first axis.
-        chunks: how many there are; they divide the batch.
-        unroll: write them out one after the other. On a CPU a loop would take 30 times as long:
-            there convolutions in loops have slow gradients.
+        chunks: their number, a divisor of the batch size.
+        unroll: write the chunks out instead of looping over them. On a CPU a loop takes 30 times as
+            long, because gradients of convolutions inside loops are slow there.
 
     Returns:
-        The values of every example, in the batch's order, and the gradient.
+        The values of every example, in the order of the batch, and the gradient.
     """
     grad_of = jax.grad(loss_of, has_aux=True)
     if chunks == 1:
@@ -88,6 +80,7 @@ def accumulate(
         grads, values = grad_of(params, chunk)
         return jax.tree.map(jnp.add, total, grads), values
 
+    # [b, ...] to [chunks, b / chunks, ...]; add up the gradients; back to [b, ...].
     zeros = jax.tree.map(jnp.zeros_like, params)
     split = jax.tree.map(lambda leaf: _split(leaf, chunks), examples)
     total, values = jax.lax.scan(body, zeros, split, unroll=chunks if unroll else 1)
@@ -96,7 +89,9 @@ def accumulate(
 
 
 def _split(leaf: Array, chunks: int) -> Array:
-    """[b, ...] to [chunks, b / chunks, ...]; every chunk takes its share of every device's rows."""
+    """[b, ...] to [chunks, b / chunks, ...]."""
+    # Row i goes to chunk i % chunks. Devices hold blocks of rows, so each chunk takes its share of
+    # every device's rows and no row has to move.
     leaf = leaf.reshape(-1, chunks, *leaf.shape[1:]).swapaxes(0, 1)
     if jax.sharding.get_abstract_mesh().empty:
         return leaf

@@ -1,4 +1,4 @@
-"""What a training loop tells: metrics one step late, and whether they are finite."""
+"""The log of a training loop: metrics read one step late, and checked to be finite."""
 
 import collections
 import contextlib
@@ -22,24 +22,25 @@ from launch.runtime.training.performance import StepTimer, floor_seconds, memory
 from launch.runtime.types import Batch, Metrics
 
 T = TypeVar("T")
-# Where one of these is not finite, the state is not, either.
+# If one of these is not finite, neither is the state.
 CHECKED = ("loss", "gradient_norm", "update_norm")
+# Mean loss by noise level, a vector: NaN where a batch had no example at a level.
 LEVELS = "loss_by_level"
-# So many steps are under way at most: the next batch is on the device in time, but not dozens.
+# At most this many steps are in flight. The next batch is on the device in time, and the host does
+# not run dozens of steps (and their memory) ahead.
 _UNDER_WAY = 2
-# So many steps can be looked back on for the first that was not finite.
+# How many steps back the first non-finite one can be found.
 _REMEMBERED = 1000
 
 
 class TrainingLog:
-    """The log of one run. Metrics are read one step late: the device never waits for the host.
+    """The log of one run. Metrics are read one step late, so the device never waits for the host.
 
-    A logged step has, besides its metrics, `step_seconds`; `images_per_second`, of all devices
-    together; `data_wait`, the share of the time that this process waited for batches;
-    `share_of_peak`, of the chips' bfloat16 operations, where the chip is known; and the numbers of
-    `memory`. The first step, which compiles, evaluations, pictures and saving do not count in
-    these: they have `first_step_seconds`, `evaluation_seconds`, `pictures_seconds` and
-    `checkpoint_seconds`.
+    A logged step has, besides its metrics: `step_seconds`; `images_per_second` of all devices;
+    `data_wait`, the share of the time that this process waited for batches; `share_of_peak` of the
+    chips' bfloat16 FLOPs, if the chip is known; and the numbers of `memory`. The first step (which
+    compiles), evaluations, pictures and saves do not count in these. They have their own
+    `first_step_seconds`, `evaluation_seconds`, `pictures_seconds` and `checkpoint_seconds`.
     """
 
     def __init__(
@@ -51,15 +52,9 @@ class TrainingLog:
         newest_checkpoint: Callable[[], str],
         ledger: Ledger,
     ):
-        """Opens the files.
+        """Opens the files and starts the ledger of this attempt.
 
-        Args:
-            workdir: the run directory.
-            start: the step that the run goes on from.
-            total: its last step.
-            label: its name on the terminal.
-            newest_checkpoint: where that is, for the message when training diverges.
-            ledger: of this attempt, which is on record from here on.
+        The run resumes after step `start`; `newest_checkpoint` is for the message on divergence.
         """
         self._workdir, self._newest_checkpoint = workdir, newest_checkpoint
         self._writer = MetricWriter(workdir, start)
@@ -73,9 +68,9 @@ class TrainingLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: Any, trace: Any) -> None:
-        """Writes down how the attempt has ended, if that can be; ends the files."""
+        """Records how the attempt ended, if possible, and closes the files."""
         with contextlib.closing(self):
-            # What is at fault here is told already where the attempt has failed of it.
+            # If the disk is what failed, recording fails too: the first error is the one to raise.
             with contextlib.suppress(OSError) if error else contextlib.nullcontext():
                 self._ledger.end(error)
         if error is None and jax.process_index() == 0:
@@ -83,7 +78,7 @@ class TrainingLog:
             say(ending(self._workdir, self._label))
 
     def wait_for(self, batches: Iterable[T]) -> Iterator[T]:
-        """Hands the batches on, and takes the time that each is waited for."""
+        """Yields the batches, timing how long each is waited for."""
         rest = iter(batches)
         while True:
             began = time.perf_counter()
@@ -97,7 +92,7 @@ class TrainingLog:
             yield batch
 
     def before(self, step: int, train_step: Callable[..., Any], state: Any, batch: Batch) -> None:
-        """Is told of a step that is about to be made; of the first it learns images and FLOPs."""
+        """Call before a step is made; the first call counts the images and FLOPs of a step."""
         self._ledger.begin_step(step)
         if not self._timer.started:
             self._terminal.compiling()
@@ -105,32 +100,31 @@ class TrainingLog:
             self._timer.start(images, floor_seconds(train_step, state, batch))
 
     def after(self, step: int, metrics: Metrics, read: bool) -> None:
-        """Is told of a step under way; reads the metrics of the one before, if they are to be.
+        """Call when a step is dispatched. If `read`, its metrics are logged at the next call.
 
-        Raises:
-            Diverged: they are not finite.
+        Raises `Diverged` if those of an earlier step are not finite.
         """
+        # 1. Log the step before: its metrics are ready, or nearly.
         self.flush()
+        # 2. Keep what tells whether this one is finite, and bound the number of steps in flight.
         kept = {name: metrics[name] for name in (*CHECKED, LEVELS) if name in metrics}
         self._unchecked.append((step, kept))
         if len(self._unchecked) > _UNDER_WAY:
             jax.block_until_ready(self._unchecked[-1 - _UNDER_WAY][1])
+        # 3. Tell the clocks.
         if self._ledger.is_timed():
             jax.block_until_ready(metrics)
         self._ledger.end_step()
         if not self._timer.running:
             self._timer.run(step)
             self._terminal.compiled(self._timer.first_step_seconds)
+        # 4. Leave the metrics for the next call.
         if read:
             self._pending = (step, metrics)
         self._terminal.update()
 
     def flush(self) -> None:
-        """Waits for the metrics that are to be read, and writes them.
-
-        Raises:
-            Diverged: they are not finite.
-        """
+        """Waits for pending metrics and writes them; raises `Diverged` if not finite."""
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
@@ -141,10 +135,9 @@ class TrainingLog:
         self._writer.write(step, {**scalars, **speed, **memory()})
 
     def check(self) -> None:
-        """Waits for the newest step: what it has left is finite, or the first that was not is told.
+        """Waits for the newest step; raises `Diverged` with the first step that was not finite.
 
-        Raises:
-            Diverged: with the step, its batch, and where the newest checkpoint is.
+        Looking at the newest is enough: NaN in a state stays there.
         """
         if self._unchecked and any(_not_finite(self._unchecked[-1][1])):
             step, metrics = next(entry for entry in self._unchecked if any(_not_finite(entry[1])))
@@ -156,11 +149,7 @@ class TrainingLog:
         self._unchecked.clear()
 
     def evaluate(self, step: int, evaluate: Callable[[Any], Mapping], state: Any) -> dict:
-        """Evaluates a state and logs that.
-
-        Raises:
-            Diverged: 'validation_loss' is not finite.
-        """
+        """Evaluates a state and logs the result; `Diverged` if `validation_loss` is not finite."""
         metrics, seconds = self._pause("evaluation", evaluate, state)
         scalars = to_scalars(metrics)
         if not np.isfinite(scalars.get("validation_loss", 0.0)):
@@ -169,30 +158,26 @@ class TrainingLog:
         return scalars
 
     def picture(self, step: int, pictures: Callable[[Any], Figure], state: Any) -> None:
-        """Draws a picture of a state and files it."""
+        """Draws a state and writes the picture."""
         figure, seconds = self._pause("pictures", pictures, state)
         self._writer.picture(step, figure)
         self._writer.write(step, {"pictures_seconds": seconds})
 
     def save(self, step: int, save: Callable[..., Any], *args: Any) -> None:
-        """Saves, if the newest state is finite, and logs how long training stood still for it.
-
-        Raises:
-            Diverged: it is not.
-        """
+        """Saves if the newest state is finite, else raises `Diverged`; logs how long it took."""
         _, seconds = self._pause("checkpoint", save, *args)
         self._writer.write(step, {"checkpoint_seconds": seconds})
         self._ledger.note()
-        # Before the checkpoint is sealed: a run that goes on from it has the numbers up to there.
+        # Upload before the checkpoint is sealed: a run that resumes from it has all its numbers.
         self._pause("checkpoint", self._writer.copy)
 
     def close(self) -> None:
-        """Ends the bar's line and the files; what is pending has been flushed, or is given up."""
+        """Closes the files; pending metrics have been flushed, or are dropped after an error."""
         self._terminal.close()
         self._writer.close()
 
     def _pause(self, kind: str, work: Callable[..., T], *args: Any) -> tuple[T, float]:
-        """Does what is not training; its seconds begin when the steps under way have ended."""
+        """Does work that is not training; its time starts when the steps in flight have ended."""
         self.flush()
         self.check()
         began = time.perf_counter()
@@ -211,19 +196,14 @@ class TrainingLog:
 
 
 def ending(workdir: epath.Path, label: str) -> str:
-    """Where a run that has come to its end is, and what it has reached.
-
-    Args:
-        workdir: the run directory; its validation numbers are those of all attempts.
-        label: its name on the terminal.
-    """
+    """One line: where a finished run is, and its validation numbers over all attempts."""
     metrics = read_metrics(workdir)
     told = ("validation_", "sampled_")
     names = {name: None for line in metrics for name in line if name.startswith(told)}
     reached = []
     for name in names:
         steps, values = column(metrics, name)
-        # Of distances and losses less is better; scores are the other way round.
+        # Lower is better for losses and distances (FID), higher for scores (Inception Score).
         falls = "loss" in name or (name.startswith("sampled_") and name != "sampled_is")
         best = int(np.nanargmin(values) if falls else np.nanargmax(values))
         text = f"{name.replace('_', ' ')} {values[-1]:.4g}"
@@ -232,7 +212,7 @@ def ending(workdir: epath.Path, label: str) -> str:
 
 
 def _rate(images_per_second: float) -> str:
-    """Four digits; of thousands all are written out."""
+    """Four significant digits, or all digits of the integer part."""
     whole = images_per_second >= 1000
     return f"{images_per_second:,.0f}" if whole else f"{images_per_second:.4g}"
 
@@ -242,7 +222,7 @@ def _not_finite(metrics: Metrics) -> Iterator[str]:
 
 
 class _Terminal:
-    """A bar on a terminal; in a file or a pipe a line each time that metrics are logged."""
+    """A bar on a terminal; in a file or a pipe, a line each time that metrics are logged."""
 
     def __init__(self, start: int, total: int, label: str):
         first, terminal = jax.process_index() == 0, sys.stderr.isatty()
@@ -278,6 +258,7 @@ class _Terminal:
         if self._began is None:
             self._began = step, now
         since, then = self._began
+        # The rate since the first log of this process, which excludes compilation.
         if step > since:
             left = (now - then) / (step - since) * (self._total - step)
             said.append(f"{tqdm.format_interval(left)} left")
