@@ -32,13 +32,10 @@ _CONFIG_HELP = (
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """What a task is called with: the resolved, locked config and its own flags.
-
-    `folder` is the run directory; None where nothing is run (`--dry_run`, `--preflight`).
-    """
+    """What a task is called with; the config is resolved and locked."""
 
     config: ml_collections.ConfigDict
-    folder: epath.Path | None
+    folder: epath.Path | None  # the run directory; None if nothing is run (--dry_run, --preflight)
     dry_run: bool
     flags: flags.FlagValues
 
@@ -98,8 +95,8 @@ def run(
 
 
 def _settings(arguments: Arguments) -> dict[str, Any]:
-    """What all processes of a job must agree on."""
-    # `plain` below holds the overrides already. Hosts may differ in their number of CPUs.
+    # What all processes must agree on. `plain` below holds the overrides already. Hosts may differ
+    # in their number of CPUs.
     overrides = [name for name in arguments.flags if name.partition(".")[0] == "config"]
     common = job.settings(arguments.flags, paths=("workdir",), without=overrides)
     config = {key: x for key, x in plain(arguments.config).items() if key != "loader_workers"}
@@ -137,14 +134,14 @@ def parse(
     define_alone(values)
     if helped(argv, description, values, _CONFIG_HELP):
         sys.exit(0)
-    # 2. Load the config and give it the fields that the command line sets and it lacks:
-    # ml_collections makes flags of the fields that exist only.
+    # 2. Load the config and add the optional fields that the command line sets: ml_collections
+    # makes flags of existing fields only.
     config, argv = _config(expand_home(argv))
     added = optional_fields.add_named(argv, config, lacking) if lacking else None
     check_overrides(argv, config)
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
-    # 3. Parse. Fields that were set to their defaults go again, so that the config compares equal
-    # to one that never had them.
+    # 3. Parse. Fields that were set to their defaults are removed again, so that the config
+    # compares equal to one that never had them.
     read_flags(argv, values)
     if added:
         optional_fields.remove_defaults(values.config, added)

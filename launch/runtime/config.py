@@ -45,10 +45,7 @@ def module_fields(config: ml_collections.ConfigDict, field: str) -> dict[str, An
 
 @contextlib.contextmanager
 def reading(config: ml_collections.ConfigDict) -> Iterator[None]:
-    """Turns a field that the block misses in the config into an `InputError` that names it.
-
-    The usual cause is a config of another task.
-    """
+    """Turns a field that the block misses in the config into an `InputError` that names it."""
     try:
         yield
     except AttributeError as error:
@@ -63,7 +60,7 @@ def reading(config: ml_collections.ConfigDict) -> Iterator[None]:
 
 
 def _path_to(node: Any, config: ml_collections.ConfigDict) -> list[str] | None:
-    """The field names that lead to `node`, by identity; None if it is not part of the config."""
+    # By identity: equal sections may occur twice.
     if node is config:
         return []
     for name, value in config.items():
@@ -79,8 +76,9 @@ def check_overrides(
 ) -> None:
     """Raises `InputError` on `--config.x=...` if there is no field x, or x is a missing section.
 
-    config_flags would only say "q". `lacked` are dotted paths of absent fields that can be set.
+    `lacked` are dotted paths of absent fields that can be set.
     """
+    # config_flags would only say "q".
     for arg in argv:
         if not arg.startswith("--config."):
             continue
@@ -152,7 +150,6 @@ def load_config(argument: str) -> ml_collections.ConfigDict:
 
 
 def _expand_home(config: ml_collections.ConfigDict) -> None:
-    """Expands a leading `~/` in every string of a config, in place."""
     with config.unlocked():
         for name, value in config.items():
             expanded = _expanded(value)
@@ -177,7 +174,6 @@ def _expanded(value: Any) -> Any:
 
 
 def _reason(error: BaseException, path: str) -> str:
-    """An error of a config file in one line, with the line number in the file."""
     if isinstance(error, SyntaxError) and error.lineno:
         return f"{error.filename}, line {error.lineno}: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)

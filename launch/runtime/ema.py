@@ -61,7 +61,7 @@ def _make_decay(field: str, spec: Fields) -> Decay:
 def power_of(relative_width: float) -> float:
     """Power gamma of the average with weights t^gamma whose width is given.
 
-    Karras et al. 2024, Eq. 126. The width is the standard deviation of t, which is in [0, 1].
+    Karras et al. 2024, Eq. 126. The width is the standard deviation of t in [0, 1].
     """
     inverse = relative_width**-2
     # Solve width^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) for the largest root, that is

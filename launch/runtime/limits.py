@@ -40,10 +40,9 @@ T = TypeVar("T")
 def check_numbers(
     config: Fields, limits: Mapping[str, tuple[int, int]], field: str = "config"
 ) -> None:
-    """Raises `InputError` if an integer is out of range; absent fields pass.
+    """Raises `InputError` if an integer of section `field` is out of range; absent fields pass.
 
-    `limits` holds the least and the greatest allowed value by field name; `field` is the name of
-    the section in messages.
+    `limits` holds the least and the greatest allowed value by field name.
     """
     for name, (least, most) in limits.items():
         if name in config:
@@ -65,10 +64,8 @@ def make_module(kind: type[T], fields: Mapping[str, Any], field: str) -> T:
 
 @contextlib.contextmanager
 def building(field: Any) -> Iterator[None]:
-    """Turns errors of the block, which builds a network, into an `InputError` about `field`.
-
-    For work that only the config can break, such as a width that the heads do not divide.
-    """
+    """Turns errors of the block, which builds a network, into an `InputError` about `field`."""
+    # For work that only the config can break, such as a width that the heads do not divide.
     try:
         # Tracing raises these types for shapes that do not fit.
         yield
@@ -99,7 +96,7 @@ def _check_value(name: str, value: Any, entry: dataclasses.Field) -> None:
 
 
 def _kinds(annotation: Any) -> tuple[set[Any], set[Any]]:
-    """The types that an annotation allows as single values, and those as elements of sequences."""
+    # Types of single values, and types of elements of sequences.
     inner = typing.get_args(annotation)
     if typing.get_origin(annotation) is Sequence:
         return set(), set(inner)
@@ -112,7 +109,7 @@ def _kinds(annotation: Any) -> tuple[set[Any], set[Any]]:
 def _check_kind(name: str, value: Any, kind: Any, entry: dataclasses.Field) -> None:
     if kind is int:
         least = 0 if entry.default == 0 else 1
-        # A field such as `num_extra = 0` can be switched off, one without such a default cannot.
+        # What is 0 by default can be switched off.
         _check_integer(name, value, least, _MOST.get(entry.name, _MOST_WIDTH))
     elif kind is float and not _is_amount(value):
         raise InputError(f"{name} must be a finite number of at least 0, got {value!r}")

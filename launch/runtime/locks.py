@@ -21,10 +21,7 @@ _TRIES = 50  # of 0.1 s each
 
 
 def lock(workdir: epath.Path) -> None:
-    """Creates a work directory and locks other processes out until this one ends.
-
-    Raises `InputError` if another process uses it or it is a file. An object store has no locks.
-    """
+    """Locks other processes out of a work directory until this one ends; `InputError` if in use."""
     path = _enter(workdir)
     if not is_local(workdir) or path in _ALONE:
         return
@@ -84,7 +81,7 @@ def tried(workdir: epath.Path) -> Iterator[bool]:
 
 
 def _share(file: int, num_workers: str, path: str) -> None:
-    """Takes the shared lock together with the workers that state the same number."""
+    # Shared by all workers that state the same number; the lock file holds it.
     for left in reversed(range(_TRIES)):
         if _flocked(file, fcntl.LOCK_EX, path):
             # Nobody else holds it: this is the first worker, which sets the number.
@@ -144,7 +141,7 @@ def _flocked(file: int, how: int, path: str) -> bool:
 
 @contextlib.contextmanager
 def _or_without(path: epath.PathLike) -> Iterator[None]:
-    """Continues without a lock, with one warning, if the file system has none."""
+    # Continue without a lock, with one warning, if the file system has none.
     try:
         yield
     except OSError as error:

@@ -92,7 +92,7 @@ def defaults_of(instance: Any, leave_out: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _kinds(annotation: Any) -> tuple[type, ...]:
-    """The simple types of a union, () if it is none; a sequence is a tuple in a config."""
+    # Sequences are tuples in a config.
     if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
         return ()
     parts = typing.get_args(annotation)
@@ -146,7 +146,7 @@ def _check_named(paths: Sequence[str], defaults: Defaults) -> None:
 
 
 def _takes(config: ml_collections.ConfigDict, path: str, text: str) -> bool:
-    """Whether a config has a field that can hold a value of the text's type."""
+    # A field can hold a value of its own form; None has no type.
     if not has(config, path):
         return False
     section, name = _section_of(config, path)
@@ -162,7 +162,7 @@ def _literal(text: str) -> Any:
 
 
 def _form(kind: type) -> type:
-    """Merges types that a flag can convert to each other: numbers and bools; lists and tuples."""
+    # Types of one form are converted to each other when a flag is set.
     if issubclass(kind, bool | int | float):
         return float
     return tuple if issubclass(kind, list | tuple) else kind
@@ -171,7 +171,6 @@ def _form(kind: type) -> type:
 def _add(
     config: ml_collections.ConfigDict, path: str, default: Any, text: str, added: Added
 ) -> None:
-    """Adds one field with the type that `text` calls for, and the sections around it."""
     # 1. Make the missing sections.
     *parents, name = path.split(".")
     section = config
@@ -180,7 +179,7 @@ def _add(
             section[parent] = {}
             added.sections.append(".".join(parents[:depth]))
         section = section[parent]
-    # 2. A field that the config has goes, to be added again with another type.
+    # 2. Remove a field of another type; it is added again below.
     if name in section:
         del section[name]
     else:

@@ -27,17 +27,13 @@ def kind_of(config: Fields) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run directory; its config, its inputs and which checkpoint is newest are read once.
-
-    `inputs` are checksums of what the run was made from, by name. `folder` holds its checkpoints:
-    `path` itself, or the folder of one seed in it. The checkpoints carry `run_name`.
-    """
+    """A run directory; its config, its inputs and which checkpoint is newest are read once."""
 
     path: epath.Path
     config: ml_collections.ConfigDict
-    inputs: dict[str, str]
-    run_name: str
-    folder: epath.Path
+    inputs: dict[str, str]  # checksums of what it was made from, by name
+    run_name: str  # carried by its checkpoints
+    folder: epath.Path  # of its checkpoints: `path`, or that of one seed in it
 
     @classmethod
     def open(cls, path: epath.PathLike) -> "Run":

@@ -17,21 +17,12 @@ from launch.runtime.types import Array, Variables
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a resumed run needs.
+    """Everything that a resumed run needs; the leaves may also be shapes, shardings or axes."""
 
-    The leaves may also be what describes arrays: shapes, shardings or axes.
-
-    Attributes:
-        step: number of updates made, int32 [].
-        variables: the model's collections; the optimiser moves `params`.
-        opt_state: state of the optimiser.
-        ema: moving averages of all of `variables`, by name; may be empty.
-    """
-
-    step: PyTree
-    variables: PyTree
+    step: PyTree  # number of updates made, int32 []
+    variables: PyTree  # the model's collections; the optimiser moves 'params'
     opt_state: PyTree
-    ema: PyTree
+    ema: PyTree  # moving averages of all of `variables`, by name; may be empty
 
     @property
     def inference_variables(self) -> Variables:
@@ -60,7 +51,7 @@ class TrainState:
             name: _blend(average, variables, decays[name](self.step))
             for name, average in self.ema.items()
         }
-        # 4. Norms: of the raw gradient, and of what was really added.
+        # 4. Norms of the raw gradient, and of what was added to the parameters.
         norms = {"gradient_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
         return TrainState(self.step + 1, variables, opt_state, ema), norms
 
@@ -87,11 +78,8 @@ def create_state(
     averages: Collection[str],
     mesh: Mesh,
 ) -> TrainState:
-    """Creates the state of step 0 from `init(*init_args)`.
-
-    It is sharded from the start: no device ever holds it whole. For weights that exist already see
-    `state_of`.
-    """
+    """Creates the state of step 0 from `init(*init_args)`; for existing weights see `state_of`."""
+    # Sharded from the start: no device ever holds it whole.
     shardings = state_shardings(mesh, abstract_state(init, init_args, tx, averages))
     make = jax.jit(lambda *args: _new_state(init(*args), tx, averages), out_shardings=shardings)
     return make(*init_args)

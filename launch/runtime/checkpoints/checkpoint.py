@@ -46,14 +46,9 @@ class Checkpoints:
         self._steps = SealedSteps(absolute(folder), run_name, max_to_keep)
 
     def save(self, state: TrainState) -> None:
-        """Starts to save `state` under its step, after finishing the save before.
+        """Starts to save `state` under its step, after finishing the save before, see `finish`.
 
         Returns once the arrays are copied to the host: then they may be donated.
-
-        Raises:
-            OSError: the disk is full.
-            InputError: the disk of another process is full.
-            Failed: another process could not finish the save before.
         """
         averages = _averages(state)
         items = {
@@ -67,7 +62,7 @@ class Checkpoints:
         self._steps.seal_if_saved()
 
     def finish(self) -> None:
-        """Waits until the save under way is sealed by every process."""
+        """Waits until every process has sealed the save under way; raises as `SealedSteps.finish`."""
         self._steps.finish()
 
     def restore(self, abstract: TrainState) -> TrainState | None:
@@ -114,11 +109,7 @@ class Best:
     """The variables of the step with the best score so far, as a checkpoint of their own."""
 
     def __init__(self, folder: epath.PathLike, run_name: str, metric: str, mode: str = "min"):
-        """Opens `best` in a run directory.
-
-        `metric` names the scalar to compare, `mode` says whether its least ('min') or its greatest
-        ('max') value is best. Raises `InputError` for another mode.
-        """
+        """Opens `best` in a run directory; the 'min' or 'max' of the scalar `metric` is best."""
         check_mode(mode)
         self.metric = metric
         self._compared, self._sign = {"metric": metric, "mode": mode}, 1 if mode == "min" else -1
@@ -158,7 +149,7 @@ class Best:
         self._steps.seal_if_saved()
 
     def finish(self) -> None:
-        """Waits until the save under way is sealed by every process."""
+        """Waits until every process has sealed the save under way; raises as `SealedSteps.finish`."""
         self._steps.finish()
 
     def close(self) -> None:
@@ -166,7 +157,7 @@ class Best:
         self._steps.close()
 
     def _earlier(self, step: int) -> float | None:
-        """The best score before `step`, from an earlier attempt that compared the same metric."""
+        # The best score before `step`, from an earlier attempt that compared the same metric.
         # Steps that a resumed run has not reached again do not count: in the end its best is the
         # same as if it had never stopped.
         for later in self._steps.steps():
@@ -227,7 +218,7 @@ def _content_digest(variables: PyTree) -> dict[str, Any]:
 
 
 def _averages(state: TrainState) -> dict[str, PyTree]:
-    """Everything that can be sampled with, by name; `main` is always there."""
+    # `main` is always there.
     return {**state.ema, MAIN: state.inference_variables}
 
 

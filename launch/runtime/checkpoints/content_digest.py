@@ -51,10 +51,7 @@ def prepare_content_digest(tree: PyTree) -> None:
 
 
 def begin_content_digest(tree: PyTree) -> Callable[[], str]:
-    """Starts `content_digest` on the devices; the returned function waits for the result.
-
-    The arrays may be donated before that function is called.
-    """
+    """Starts `content_digest`; call the result to wait for it. Arrays may be donated before."""
     # 1. Compile all programs at once, in parallel.
     named = jax.tree_util.tree_flatten_with_path(tree)[0]
     for _, leaf in named:
@@ -93,7 +90,7 @@ def _lanes(leaf: Any) -> UInt32[Array, "4"] | UInt32[np.ndarray, "4"]:
 def _program(
     shape: tuple[int, ...], dtype: Any, sharding: jax.sharding.Sharding
 ) -> "concurrent.futures.Future[jax.stages.Compiled]":
-    """The program for arrays of this kind, compiled once; its result is on every device."""
+    # The result is replicated, as every process reads all of it.
     whole = NamedSharding(sharding.mesh, P()) if isinstance(sharding, NamedSharding) else None
     leaf = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
     lowered = jax.jit(_of_array, out_shardings=whole).lower(leaf)
@@ -113,7 +110,7 @@ def _of_array(x: Array) -> UInt32[Array, "4"]:
 
 
 def _of_host_array(x: np.ndarray) -> UInt32[np.ndarray, "4"]:
-    """Hashes block by block, so that no device needs memory for the whole array."""
+    # Block by block, so that no device needs memory for the whole array.
     words = np.ascontiguousarray(x).reshape(-1).view(_UNSIGNED[x.dtype.itemsize])
     total = np.zeros(4, np.uint32)
     for start in range(0, words.size, _BLOCK):
@@ -150,19 +147,19 @@ def _sums(lanes: list[UInt32[Array, "*shape"]]) -> UInt32[Array, "4"]:
 
 
 def _sum_together(*lanes: UInt32[Array, "*shape"]) -> UInt32[Array, "4"]:
-    """One reduction for all lanes: on a CPU four take 20 times as long."""
+    # One reduction for all lanes: on a CPU four take 20 times as long.
     add = lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True))  # noqa: E731
     zeros = (np.uint32(0),) * len(lanes)
     return jnp.stack(jax.lax.reduce(lanes, zeros, add, tuple(range(lanes[0].ndim))))
 
 
 def _sum_each(*lanes: UInt32[Array, "*shape"]) -> UInt32[Array, "4"]:
-    """One reduction per lane: on a TPU a common one takes four times as long to compile."""
+    # One reduction per lane: on a TPU a common one takes four times as long to compile.
     return jnp.stack([jnp.sum(lane, dtype=jnp.uint32) for lane in lanes])
 
 
 def _mix(x: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
-    """The finalizer of MurmurHash3 (Appleby 2011), a permutation of the 32-bit numbers."""
+    # The finalizer of MurmurHash3 (Appleby 2011), a permutation of the 32-bit numbers.
     x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

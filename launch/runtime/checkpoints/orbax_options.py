@@ -49,10 +49,8 @@ def check_path(path: epath.PathLike) -> None:
 
 
 def find_gap(folder: epath.Path, num_arrays: int) -> str | None:
-    """What a saved item lacks of its `num_arrays`, or None if it is complete.
-
-    Orbax can report a save as done when it is not.
-    """
+    """What a saved item lacks of its `num_arrays`, or None if it is complete."""
+    # Orbax can report a save as done when it is not.
     # 1. Without its manifest, an OCDBT database (TensorStore's format) is unreadable.
     manifest = folder / "manifest.ocdbt"
     if not manifest.exists():
@@ -137,10 +135,8 @@ def restore(folder: epath.Path, abstract: PyTree) -> PyTree:
 
 
 def check_fit(folder: epath.Path, abstract: PyTree) -> None:
-    """Raises `InputError` naming the first array whose name or shape differs from `abstract`.
-
-    Orbax's own message has many lines, or no name.
-    """
+    """Raises `InputError` naming the first array whose name or shape differs from `abstract`."""
+    # Orbax's own message has many lines, or no name.
     stored, expected = _shapes(ocp.StandardCheckpointHandler().metadata(folder)), _shapes(abstract)
     for name in sorted(stored.keys() | expected.keys()):
         stored_shape, model_shape = stored.get(name, "missing"), expected.get(name, "missing")
@@ -175,10 +171,8 @@ def frugal_handler(tree: Any) -> ocp.PyTreeCheckpointHandler:
 
 @contextlib.contextmanager
 def freed_memory_returned() -> Iterator[None]:
-    """Makes glibc return large blocks to the system when they are freed.
-
-    It would keep them for each thread: Orbax's buffers can add up to half of a model.
-    """
+    """Makes glibc return large blocks to the system when they are freed."""
+    # It would keep them for each thread: Orbax's buffers can add up to half of a model.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:  # not glibc
         yield

@@ -38,15 +38,12 @@ class Part(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """The files of a cache, for a reader that knows where its rows are.
-
-    `shape` is that of one row; `mend` tells in messages what to do about a damaged part.
-    """
+    """The files of a cache, for a reader that knows where its rows are."""
 
     files: list[Part]
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of one row
     dtype: np.dtype
-    mend: str
+    mend: str  # what to do about a damaged part, for messages
 
     @property
     def row_bytes(self) -> int:
@@ -82,11 +79,8 @@ class Parts:
 class RowCache:
     """An existing cache, open for reading and adding. Subclasses name its parts and messages.
 
-    Attributes:
-        made_from: what determines the rows, their `dtype` included; equal caches hold equal rows.
-        shape: of one row.
-        contents: of the JSON file.
-        parts: all that reading needs.
+    `made_from` is what determines the rows, their `dtype` included: equal caches hold equal rows.
+    `shape` is of one row, `contents` the JSON file, `parts` all that reading needs.
     """
 
     # The name of the JSON file; the key of `made_from` in it and in the parts' metadata; the key of
@@ -190,7 +184,6 @@ class RowCache:
         self._index(path)
 
     def _index(self, path: epath.Path) -> None:
-        """Reads the header of a part and lists its rows."""
         # 1. Read what the header says.
         try:
             header = read_header(path)

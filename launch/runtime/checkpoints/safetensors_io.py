@@ -58,16 +58,12 @@ def check_finite(name: str, tensor: Tensor, values: np.ndarray) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """The files of one model in one variant.
-
-    `variant` is 'fp16', 'bf16', ... or None; `index` is the file that lists several files, None for
-    a single one; `tensors` are by name.
-    """
+    """The files of one model in one variant."""
 
     folder: Path
-    variant: str | None
+    variant: str | None  # 'fp16', 'bf16', ...; None for names without one
     files: tuple[str, ...]
-    index: str | None
+    index: str | None  # lists several files; None for a single one
     tensors: dict[str, Tensor]
 
     @property
@@ -150,7 +146,7 @@ def open_weights(folder: Path, stem: str, variant: str | None, integers: bool = 
     # 3. Open each file; it must hold exactly the tensors that the index says.
     files, tensors = tuple(sorted(set(weight_map.values()))), {}
     for file in files:
-        # A path in the index would point outside the folder.
+        # Plain names only: a path could lead outside the folder.
         if Path(file).name != file or not (folder / file).is_file():
             raise InputError(
                 f"{folder / name} lists the file {file}, which is missing; download it as well"
@@ -192,10 +188,7 @@ def open_file(path: Path, integers: bool = False) -> dict[str, Tensor]:
 
 
 def write_file(path: Path, header: bytes, read: Callable[[str, np.dtype], np.ndarray]) -> str:
-    """Writes a file tensor by tensor, so that one is in memory at a time; returns its SHA-256.
-
-    `read(name, dtype)` supplies the tensors, in the order of the header.
-    """
+    """Writes a file and returns its SHA-256; `read(name, dtype)` supplies one tensor at a time."""
     digest = hashlib.sha256()
     with atomic_file(path) as file:
 

@@ -67,8 +67,7 @@ class SealedSteps:
     def save(self, step: int, items: Mapping[str, PyTree], facts: Facts) -> None:
         """Starts to save trees of arrays by name; the arrays may be donated afterwards.
 
-        `facts` is called when the seal is written and returns JSON to keep in it. Raises `OSError`
-        if the disk is full.
+        `facts`, called when the seal is written, gives JSON to keep in it. See `finish` for errors.
         """
         # 1. Finish the save before.
         self.finish()
@@ -164,10 +163,7 @@ class SealedSteps:
         return steps_in(self.folder)
 
     def set_aside(self, step: int, keep: bool) -> None:
-        """Makes room for a new save of a step that is not used.
-
-        If `keep`, renames it to `damaged_*` beside the folder, unless that exists already.
-        """
+        """Makes room for a step; `keep` moves its folder to `damaged_*`, unless that exists."""
 
         def make_room() -> None:
             folder, name = self.folder / str(step), self.folder.name.removesuffix("s")
@@ -223,10 +219,8 @@ def steps_in(folder: epath.Path) -> list[int]:
 
 
 def check_space(folder: epath.Path, items: Mapping[str, PyTree]) -> None:
-    """Raises `OSError` if a local disk has no room for a checkpoint.
-
-    Orbax would find out in a thread, and leave half a checkpoint.
-    """
+    """Raises `OSError` if a local disk has no room for a checkpoint."""
+    # Orbax would find out in a thread, and leave half a checkpoint.
     if not is_local(folder):
         return
     # The shards that this process writes, and 2 kB for Orbax's metadata of each array.
@@ -250,7 +244,7 @@ def check_whole(folder: epath.Path, num_arrays: Mapping[str, int]) -> None:
 
 
 def _report(error: Exception) -> str:
-    """An error here as JSON for the other processes: the type to raise, and its text."""
+    # The type that the other processes raise, and its text.
     if isinstance(error, OSError) and (reason := users_error(error)):
         return json.dumps([InputError.__name__, reason])
     failure = store_failure(error) or error
@@ -266,10 +260,8 @@ def _remove(folder: epath.Path) -> None:
 
 @contextlib.contextmanager
 def full_disk_is_an_oserror(folder: epath.Path) -> Iterator[None]:
-    """Turns Orbax's errors about a full disk into OSErrors with a path.
-
-    Orbax wraps them in a ValueError, or names no file.
-    """
+    """Turns Orbax's errors about a full disk into OSErrors with a path."""
+    # Orbax wraps them in a ValueError, or names no file.
     try:
         with naming(folder):
             yield

@@ -68,7 +68,7 @@ def read_facts(folder: epath.PathLike) -> dict[str, Any]:
     """The facts of a sealed folder; `InputError` if the seal is damaged or cannot be read."""
     folder = epath.Path(folder)
     try:
-        # The first in order of names is that of process 0.
+        # The first by name is that of process 0.
         return _read_share(folder / min(_share_names(folder)))["facts"]
     except OSError as error:
         if store_failure(error):
@@ -158,7 +158,7 @@ def _share_names(folder: epath.Path) -> list[str]:
 
 
 def _missing_share(folder: epath.Path) -> str:
-    """The first missing share's file name, or ''. Every name says how many there must be."""
+    # Every name says how many shares there must be.
     there = set(_share_names(folder))
     counts = [int(_SHARE_NAME.sub(r"\2", name)) for name in there]
     names = (_share_name(index, max(counts, default=1)) for index in range(max(counts, default=1)))

@@ -20,17 +20,11 @@ _KERNEL_AXES = {2: (1, 0), 4: (3, 2, 0, 1)}
 
 @dataclasses.dataclass(frozen=True)
 class TensorMapping:
-    """One tensor of a file, and which of our arrays it holds.
+    """One tensor of a file, and which of our arrays it holds."""
 
-    Attributes:
-        paths: dotted paths of our arrays; several are concatenated along the file's first axis.
-        shape: of each of our arrays.
-        axes: axis i of the file is our axis `axes[i]`. Our other axes must have size 1.
-    """
-
-    paths: tuple[str, ...]
-    shape: tuple[int, ...]
-    axes: tuple[int, ...]
+    paths: tuple[str, ...]  # dotted; several arrays are concatenated along the file's first axis
+    shape: tuple[int, ...]  # of each of our arrays
+    axes: tuple[int, ...]  # axis i of the file is our axes[i]; our other axes have size 1
 
     @property
     def file_shape(self) -> tuple[int, ...]:
@@ -43,10 +37,7 @@ class TensorMapping:
         return tuple(by_axis[axis] for axis in self.axes)
 
     def to_ours(self, array: np.ndarray) -> list[np.ndarray]:
-        """The file's tensor as views with our axes, one for each path.
-
-        If it holds a single array, any slice of the tensor will do.
-        """
+        """Views with our axes of the file's tensor, or of a slice if it holds a single array."""
         arrays = np.split(array, len(self.paths)) if len(self.paths) > 1 else [array]
         arrays = [array.transpose(np.argsort(self.axes)) for array in arrays]
         return [np.expand_dims(array, self._left_out) for array in arrays]

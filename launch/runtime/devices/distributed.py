@@ -35,10 +35,7 @@ def on_first_process(action: Callable[[], None]) -> None:
 
 
 def decide_on_first_process(decision: Callable[[], Any]) -> Any:
-    """Calls a function on process 0 and returns its result, after a trip through JSON, on all.
-
-    Every process raises its `InputError`.
-    """
+    """The result of a function on process 0, through JSON, on all; all raise its `InputError`."""
     decisions: list[Any] = []
     on_first_process(lambda: decisions.append(decision()))
     return from_first_process(decisions[0] if decisions else None)

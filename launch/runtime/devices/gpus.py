@@ -34,11 +34,11 @@ def visible(environment: Mapping[str, str]) -> list[str]:
 def share(views: Sequence[Sequence[str]], own: int) -> list[str]:
     """The GPUs that process `own` uses, given what each process sees ([] on CPUs and TPUs).
 
-    Processes that see the same GPUs divide them evenly, in order. A process that sees others than
-    all the rest, as when the cluster gives each its own, uses all that it sees.
     Raises `InputError`, on every process, if a GPU would be used twice or never, or only some
     processes see any.
     """
+    # Processes that see the same GPUs divide them evenly, in order. A process that sees others than
+    # all the rest, as when the cluster gives each its own, uses all that it sees.
     # 1. Group the processes by what they see.
     groups: dict[frozenset[str], list[int]] = {}
     for number, view in enumerate(views):
@@ -64,7 +64,7 @@ def share(views: Sequence[Sequence[str]], own: int) -> list[str]:
                 f"{len(numbers)} processes of this job see the same {_count(len(uuids))}, "
                 "which cannot be divided evenly; start one process per host or per GPU"
             )
-    # 4. Take the own part of the own group's GPUs.
+    # 4. Take this process's part of its group's GPUs.
     numbers = groups[frozenset(views[own])]
     count = len(views[own]) // len(numbers)
     first = numbers.index(own) * count
@@ -91,7 +91,7 @@ def _uses_cuda() -> bool:
 
 
 def _all_visible() -> list[str]:
-    """UUIDs from the CUDA driver. Asking it creates no context, so it takes no GPU memory."""
+    # From the CUDA driver. Asking it creates no context, so it takes no GPU memory.
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:

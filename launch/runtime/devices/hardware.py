@@ -8,32 +8,20 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A row of the table, from the makers' data sheets (docs.cloud.google.com/tpu/docs).
-
-    Attributes:
-        name: the common name.
-        kinds: beginnings of `jax.Device.device_kind`.
-        peak_flops: dense bfloat16 FLOP/s.
-        hbm_bytes: memory.
-        link_bandwidth: bytes/s that a chip sends to its neighbours, over all links.
-        slice_size: most chips that these links join: in a TPU slice, in a GPU host.
-        network_bandwidth: bytes/s that a chip sends beyond them. Google gives none for v4; v5p's
-            is used.
-        host_chips: chips of a host.
-        host_cpus: hardware threads of a host of the machine types ct4p-hightpu-4t,
-            ct5lp-hightpu-4t, ct5p-hightpu-4t, ct6e-standard-4t (cloud.google.com/kubernetes-engine/
-            docs/concepts/plan-tpus), a2-highgpu-8g, a3-highgpu-8g and a3-ultragpu-8g
-            (docs.cloud.google.com/compute/docs/gpus).
-    """
+    """A row of the table, from the makers' data sheets (docs.cloud.google.com/tpu/docs)."""
 
     name: str
-    kinds: tuple[str, ...]
-    peak_flops: float
+    kinds: tuple[str, ...]  # beginnings of `jax.Device.device_kind`
+    peak_flops: float  # dense bfloat16 FLOP/s
     hbm_bytes: int
-    link_bandwidth: float
-    slice_size: int
+    link_bandwidth: float  # bytes/s that a chip sends to its neighbours, over all links
+    slice_size: int  # most chips that these links join: in a TPU slice, in a GPU host
+    # Bytes/s that a chip sends beyond the links. Google gives none for v4; v5p's is used.
     network_bandwidth: float
     host_chips: int
+    # Hardware threads of a host of the machine types ct4p-hightpu-4t, ct5lp-hightpu-4t,
+    # ct5p-hightpu-4t, ct6e-standard-4t (cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus)
+    # and a2-highgpu-8g, a3-highgpu-8g, a3-ultragpu-8g (docs.cloud.google.com/compute/docs/gpus).
     host_cpus: int
 
 

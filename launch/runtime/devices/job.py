@@ -63,8 +63,7 @@ def settings(
 ) -> dict[str, Any]:
     """The flags and the code version that all processes of a job must have in common.
 
-    `paths` names flags that are paths, which may be spelled differently; `without` names flags that
-    may differ.
+    `paths` names flags that are paths, maybe spelled differently; `without`, those that may differ.
     """
     names = [n for n in values if n not in ("coordinator", "process_id", *without)]
     common = {f"--{name}": values[name].value for name in names}

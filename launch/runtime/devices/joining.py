@@ -72,10 +72,7 @@ def initialize(values: flags.FlagValues, environment: Mapping[str, str] | None =
 def join_arguments(
     values: flags.FlagValues, environment: Mapping[str, str]
 ) -> dict[str, Any] | None:
-    """Arguments of `jax.distributed.initialize`; None for a process that is alone.
-
-    Raises `InputError` as `initialize` does.
-    """
+    """Arguments of `jax.distributed.initialize`, or None if alone; raises as `initialize` does."""
     coordinator, explicit = values.coordinator, (values.num_processes, values.process_id)
     # By default JAX assigns one GPU to each process of Slurm or MPI; `_divide_gpus` does better.
     arguments: dict[str, Any] = {"local_device_ids": []}
@@ -108,7 +105,7 @@ def join_arguments(
 
 
 def _check_kubernetes(environment: Mapping[str, str]) -> None:
-    """GPU hosts need the package kubernetes to find each other, TPU hosts do not."""
+    # GPU hosts need the package to find each other, TPU hosts do not.
     variables = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
     asks = "KUBERNETES_SERVICE_HOST" in environment and not any(v in environment for v in variables)
     if asks and find_spec("kubernetes") is None:
@@ -116,7 +113,6 @@ def _check_kubernetes(environment: Mapping[str, str]) -> None:
 
 
 def _join(arguments: Mapping[str, Any]) -> None:
-    """Waits for the others as JAX does, but turns its aborts and tracebacks into one line."""
     # JAX's own time-out aborts in C++, where no Python code can catch it.
     late = threading.Timer(JOIN_SECONDS, _end_alone)
     late.daemon = True
@@ -146,7 +142,7 @@ def _join(arguments: Mapping[str, Any]) -> None:
 
 
 def _check_port(address: str) -> None:
-    """Raises `InputError` if the port is taken: JAX may crash, or share it with another job."""
+    # JAX may crash on a port in use, or share it with another job of this user.
     if "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
         return
     try:
@@ -174,7 +170,6 @@ def _end_alone() -> None:
 
 
 def _divide_gpus(environment: Mapping[str, str]) -> None:
-    """Makes each process use its share of the GPUs that it sees, see `gpus.share`."""
     uuids, fault = [], ""
     try:
         uuids = gpus.visible(environment)
@@ -188,10 +183,8 @@ def _divide_gpus(environment: Mapping[str, str]) -> None:
 
 
 def _tell_all(topic: str, word: Any) -> list[Any]:
-    """What every process says, in order, through JAX's store, which needs no devices.
-
-    `topic` begins the keys and must be new for each call; `word` is sent as JSON.
-    """
+    # What every process says, in order, through JAX's store, which needs no devices. A topic can be
+    # used once.
     state = distributed.global_state
     client: Any = state.client
     client.key_value_set(f"{topic}{state.process_id}", json.dumps(word))
@@ -201,7 +194,7 @@ def _tell_all(topic: str, word: Any) -> list[Any]:
 
 
 def _take_number(coordinator: str, own: int) -> None:
-    """Raises `InputError` if another process of this host has the number: both would hang."""
+    # Two processes with the same number would both wait a long time for the job.
     name = re.sub(r"\W", "_", f"imagen_ft_{os.getuid()}_{coordinator}_{own}") + ".lock"
     # The fallback, a file that exists, would outlive a killed process.
     lock = FileLock(os.path.join(temporary_folder(), name), fallback_to_soft=False)

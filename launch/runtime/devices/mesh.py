@@ -40,7 +40,7 @@ def make_mesh(axes: Fields, devices: Sequence[jax.Device] | None = None) -> Mesh
 
 
 def _arrange(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
-    """Arranges devices so that neighbours on the mesh are neighbours on the network."""
+    # Neighbours on the mesh should be neighbours on the network.
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     # A mesh axis may be part of an axis of the pod's torus: fsdp 8 on 4x4x16.
     options: dict[str, Any] = dict(devices=devices, allow_split_physical_axes=True)
@@ -56,10 +56,7 @@ def _arrange(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
 
 
 def platform() -> str:
-    """The platform of the mesh in use (`jax.set_mesh`), else JAX's default.
-
-    The mesh may be of chips that are not here, see `launch.runtime.preflight`.
-    """
+    """The platform of the mesh in use (whose chips may be elsewhere), else JAX's default."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
@@ -70,10 +67,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def split_batch(x: Array) -> Array:
-    """Pins an activation to the mesh in use, if any, with its batch axis split as the input's.
-
-    A batch that does not divide evenly is left alone.
-    """
+    """Pins an activation to the mesh in use, if any: its batch axis is split, if it divides."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size <= 1 or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
         return x
@@ -166,10 +160,8 @@ def fetch(array: Array) -> np.ndarray:
 
 
 def fetch_behind(results: Iterable[Any]) -> Iterator[Any]:
-    """Fetches trees of arrays to the host, each only when the next one is under way.
-
-    So the devices do not wait for the host, and at most two results are in their memory.
-    """
+    """Fetches trees of arrays to the host, each only when the next one is under way."""
+    # So the devices do not wait for the host, and hold at most two results.
     ahead: list[Any] = []
     for result in results:
         ahead.append(result)

@@ -44,7 +44,7 @@ class Watch:
     def __init__(self) -> None:
         self._client: Any = distributed.global_state.client
         self._index = jax.process_index()
-        # The own exit code, once known; whether it is saving; from when on it falls silent.
+        # This process's exit code, once known; whether it is saving; from when on it is silent.
         self._code: int | None = None
         self._finishing, self._silent_from = False, float("inf")
         now = time.monotonic()
@@ -81,10 +81,7 @@ class Watch:
             self._finishing = before
 
     def end(self, which: str, gone: str = "is gone") -> None:
-        """Ends this process, with its own exit code if it has one.
-
-        `which` are the numbers of the processes that are missing, `gone` is what happened to them.
-        """
+        """Says that process `which` `gone`, then ends this one, with its own exit code if known."""
         # os._exit: the main thread may hang in a collective, where no exception reaches it.
         try:
             if self._code is None:
@@ -114,8 +111,8 @@ class Watch:
         self._reached = now
 
     def _tell(self, now: float) -> None:
-        """Process 0 announces who has left and who is lost."""
-        # Only changes count, by the own clock: clocks of other hosts may differ.
+        # In process 0 only: who has left, and who is lost?
+        # Only changes count, timed by this host's clock: those of other hosts may differ.
         for key, beat in self._client.key_value_dir_get(_ALIVE):
             index = int(key.removeprefix(_ALIVE))
             if beat != self._heard[index][0]:
@@ -129,7 +126,7 @@ class Watch:
 
     def _judge(self) -> None:
         while True:
-            # Ends the process even if it can run no Python code, as a library holds the lock.
+            # Ends the process even if it can run no Python code, as when a library holds its lock.
             faulthandler.dump_traceback_later(4 * LOST_SECONDS, exit=True, file=2)
             if verdict := self.verdict(time.monotonic()):
                 # The store ends with process 0: let the others read it first.
@@ -148,7 +145,7 @@ class Watch:
         # 2. The store has gone silent, so process 0 is lost.
         if now - self._reached > LOST_SECONDS:
             return "0", "is gone"
-        # 3. A process left in order: saving needs no collectives, so let it finish.
+        # 3. A process left in order: let a save under way finish.
         left = self._others(_LEFT)
         if left and self._left_since is None:
             self._left_since = now
@@ -186,10 +183,8 @@ def finishing() -> contextlib.AbstractContextManager[None]:
 
 
 def wait_for_the_end() -> None:
-    """Waits until the watch has decided whether a step failed because a process was lost.
-
-    If none was, this process is the one at fault, and the others need not wait for it.
-    """
+    """Waits until the watch has decided whether a step failed because a process was lost."""
+    # If none was, this process is the one at fault, and the others need not wait for it.
     deadline = time.monotonic() + LOST_SECONDS + 6 * _BEAT_SECONDS
     _watches[0].be_silent()
     while time.monotonic() < deadline and not _watches[0].is_to_blame():

@@ -43,10 +43,7 @@ def convolve(
     padding: str | Sequence[tuple[int, int]],
     **options: Any,
 ) -> Float[Array, "b *space2 o"]:
-    """`jax.lax.conv_general_dilated` for a convolutional layer, with channels last.
-
-    On a CPU, `LARGE` convolutions over two axes take another form unless dilated or grouped.
-    """
+    """`jax.lax.conv_general_dilated` with channels last, in another form on a CPU if `LARGE`."""
     # 1. Leave to JAX what the forms below do not cover.
     plain = jax.lax.conv_general_dilated
     window, strides = kernel.shape[:-2], tuple(strides)
@@ -145,7 +142,7 @@ _convolution.defvjp(_convolution_forward, _convolution_backward)
 
 
 def _sizes(x: Array, window: Sequence[int], strides: Sequence[int], pads: _Pairs) -> list[int]:
-    """Height and width of a convolution's result."""
+    # The usual rule, here for windows without dilation.
     return [
         (size + sum(pad) - wide) // stride + 1
         for size, pad, wide, stride in zip(x.shape[1:3], pads, window, strides, strict=True)

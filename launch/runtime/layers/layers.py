@@ -59,7 +59,7 @@ _gather.defvjp(_forward, _backward)
 def _promote(
     inputs: Array, kernel: Kernel, bias: Array | None, *, dtype: Any = None, **options: Any
 ) -> tuple[Array | None, ...]:
-    """Casts all three, then gathers the kernel: in half precision half the bytes travel."""
+    # Cast all three, then gather the kernel: in half precision half the bytes travel.
     inputs, kernel, bias = promote_dtype(inputs, kernel, bias, dtype=dtype, **options)
     # Stated explicitly: with data, fsdp and tensor all split, XLA's partitioner chooses by itself,
     # and some of its choices give wrong gradients.
@@ -80,10 +80,8 @@ def attend(
     key: Float[Array, "b m heads d"],
     value: Float[Array, "b m heads d"],
 ) -> Float[Array, "b n heads d"]:
-    """Attention with its softmax in float32, in the form that suits the platform best.
-
-    softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, Eq. 1), for each head.
-    """
+    """Attention with its softmax in float32, in the form that suits the platform best."""
+    # softmax(q k^T / sqrt(d)) v, for each head (Vaswani et al. 2017, Eq. 1)
     # Not lax.platform_dependent: it traces every form, and cuDNN's fails to trace without cuDNN.
     here = platform()
     if here == "cpu" and query.shape[1] * key.shape[1] >= LARGE_ON_CPU:
@@ -95,18 +93,15 @@ def attend(
 
 
 def _suits_cudnn(query: Array) -> bool:
-    """Whether cuDNN's kernel, which never writes the [n, m] weights to memory, takes this query.
-
-    It needs half precision, a head size that it knows and at least Ampere, and it has no plan for
-    the gradient of a single query.
-    """
+    # cuDNN's kernel never writes the [n, m] weights to memory. It needs half precision, a head size
+    # that it knows and at least Ampere, and has no plan for the gradient of a single query.
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     fits = query.shape[-1] <= 128 and query.shape[-1] % 8 == 0
     return half and fits and query.shape[1] >= 2 and _is_from_ampere_on()
 
 
 def _is_from_ampere_on() -> bool:
-    """Whether the GPU is NVIDIA's and at least as new as the A100."""
+    # Ampere (A100) has compute capability 8.0.
     if jax.default_backend() not in _GPUS:
         return True  # compiling for GPUs that are not here
     capability = cuda_capability(jax.local_devices()[0])
@@ -146,10 +141,8 @@ def _attend_by_any_algorithm(
     mask: Array | None,
     scale: float | None,
 ) -> Array:
-    """`jax.nn.dot_product_attention` without naming the first product's algorithm.
-
-    JAX names one that CPUs and TPUs lack for float16, and GPUs before Ampere for bfloat16.
-    """
+    # `jax.nn.dot_product_attention` names the first product's algorithm, one that CPUs and TPUs
+    # lack for float16, and GPUs before Ampere for bfloat16. This is the same without the name.
     logits = jnp.einsum("bnhd,bmhd->bhnm", query, key, preferred_element_type=jnp.float32)
     logits = logits * (query.shape[-1] ** -0.5 if scale is None else scale)
     logits = logits if bias is None else logits + bias
@@ -181,7 +174,7 @@ _attend_by_cudnn_forward.defvjp(_odd_forward, _odd_backward)
 
 
 def _attend_by_head(query: Array, key: Array, value: Array) -> Array:
-    """One head of one image at a time, so that the weights fit a CPU's cache: 4 times as fast."""
+    # One head of one image at a time, so that the weights fit a CPU's cache: 4 times as fast.
     b, n, heads, d = query.shape
     # [b, n, heads, d] to [b * heads, n, d]
     split = lambda x: x.transpose(0, 2, 1, 3).reshape(b * heads, -1, d)  # noqa: E731

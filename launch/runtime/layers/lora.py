@@ -29,19 +29,12 @@ _DOWN, _UP = "down", "up"
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """Which kernels of a network are adapted, and how.
-
-    Attributes:
-        rank: of what is added to each kernel.
-        scale: alpha / rank, which multiplies the product.
-        modules: paths of the modules whose kernels are adapted.
-        base_dtype: the network's own weights are kept in it while adapters train.
-    """
+    """Which kernels of a network are adapted, and how."""
 
     rank: int
-    scale: float
-    modules: tuple[tuple[str, ...], ...]
-    base_dtype: str = "float32"
+    scale: float  # alpha / rank, which multiplies down @ up
+    modules: tuple[tuple[str, ...], ...]  # paths of the modules whose kernels are adapted
+    base_dtype: str = "float32"  # the network's own weights are kept in it while adapters train
 
     def init(self, key: Key[Array, ""], params: PyTree) -> PyTree:
         """New float32 adapters: for each module `down` [..., in, rank] and `up` [rank, out].

@@ -65,21 +65,13 @@ class Module:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective operation.
+    """One collective operation."""
 
-    Attributes:
-        kind: a key of `_RING`.
-        axes: mesh axes that it runs over; all if the text does not tell.
-        chips: number of chips that it joins.
-        bytes: sent by a chip in a step.
-        turns_known: False if a loop around it has an unknown number of turns; one is counted then.
-    """
-
-    kind: str
-    axes: tuple[str, ...]
-    chips: int
-    bytes: float
-    turns_known: bool
+    kind: str  # a key of `_RING`
+    axes: tuple[str, ...]  # mesh axes that it runs over; all if the text does not tell
+    chips: int  # that it joins
+    bytes: float  # sent by a chip in a step
+    turns_known: bool  # if not, one turn is counted of a loop around it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +81,7 @@ class Buffer:
     bytes: int
     count: int
     shape: str
-    source: str
+    source: str  # the path of scopes, with * for numbers
 
 
 def parse(text: str) -> Module:
@@ -120,7 +112,6 @@ def _instruction(line: str) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-    """Index after the parenthesis that closes the one at `start`."""
     depth = 0
     for match in re.finditer(r"[()]", text[start:]):
         depth += 1 if match[0] == "(" else -1
@@ -187,7 +178,7 @@ def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
 def _calls(
     module: Module, name: str, turns: int, turns_known: bool
 ) -> Iterator[tuple[str, int, bool]]:
-    """Yields the computations that run, with how often, and whether that is known."""
+    # Yields (computation, number of runs, whether that is known).
     yield name, turns, turns_known
     for line in module.computations[name]:
         if line.opcode in ("all-reduce", "reduce-scatter", "reduce", "scatter", "sort", "map"):
@@ -202,7 +193,7 @@ def _calls(
 
 
 def _turns(module: Module, caller: str, loop: Instruction) -> tuple[int, bool]:
-    """The number of turns of a loop that counts up to a constant, and whether it is known."""
+    # Only loops that count up to a constant are understood.
     # 1. The condition must end in `counter < last`.
     condition = module.computations[re.findall(r"condition=%([\w.\-]+)", loop.attributes)[0]]
     lines = {line.name: line for line in condition}
@@ -243,7 +234,7 @@ def loop_factor(module: Module) -> float:
 
 
 def _matrix_flops(module: Module, computation: str, line: Instruction) -> float:
-    """FLOPs of a convolution, padding included; TPUs write matrix products as convolutions too."""
+    # TPUs write matrix products as convolutions too. Padding is counted.
     labels = re.search(r"dim_labels=\w+_(\w+)->\w+", line.attributes)
     if line.opcode != "convolution" or not labels:
         return 0.0
@@ -262,13 +253,13 @@ def _dims(shape: str) -> list[int]:
 
 
 def _scatters(lines: Mapping[str, Instruction], name: str) -> bool:
-    """Whether every user of a result only cuts a part out of it."""
+    # If every user only cuts out a part, a chip does not need the rest.
     users = [line for line in lines.values() if name in line.operands]
     return bool(users) and all(line.opcode == "dynamic-slice" for line in users)
 
 
 def _group(attributes: str, mesh: Mapping[str, int]) -> tuple[tuple[str, ...], int]:
-    """Mesh axes that a collective runs over, and the number of chips that it joins."""
+    # Groups of one collective are alike: look at one of them.
     names, sizes = tuple(mesh), tuple(mesh.values())
     members = _members(attributes, math.prod(sizes))
     # An axis takes part if the chips of a group differ in their coordinate on it.
@@ -278,7 +269,7 @@ def _group(attributes: str, mesh: Mapping[str, int]) -> tuple[tuple[str, ...], i
 
 
 def _members(attributes: str, chips: int) -> Int[np.ndarray, " g"]:
-    """Chips of the first group that joins more than one, else of the first group."""
+    # The first group that joins more than one chip, else the first.
     # {{0,1},{2,3}}, or source_target_pairs={{0,1},{1,0}}
     if match := re.search(r"source_target_pairs=\{(\{[\d,{} ]*\})\}", attributes) or (
         match := _LISTS.search(attributes)
@@ -343,7 +334,7 @@ def largest_buffers(module: Module, count: int) -> list[Buffer]:
 
 
 def _allocated(line: Instruction) -> int:
-    """HBM that a result takes; an asynchronous one counts where it is done."""
+    # The result of an asynchronous operation counts where it is done.
     if line.opcode in _ALIASES or line.opcode.endswith("-start"):
         return 0
     return size_of(line.shape, padded=True)

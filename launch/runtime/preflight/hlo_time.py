@@ -23,8 +23,8 @@ def shares(module: Module, count: int) -> list[tuple[str, float]]:
 
 
 def _work(source: str) -> str:
-    """Pass and layer of a scope path such as `jit(f)/jvp(Net)/block_3/conv1/mul`."""
-    # jvp marks the forward pass, its transpose the backward pass; the rest is the optimiser's.
+    # Scope paths are such as jit(f)/jvp(Net)/block_3/conv1/mul. jvp marks the forward pass, its
+    # transpose the backward pass; the rest is the optimiser's.
     if "transpose(jvp(" in source:
         direction = "backward"
     else:

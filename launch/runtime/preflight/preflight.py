@@ -60,10 +60,7 @@ class Target:
         return next(chip for chip in CHIPS if chip.name == self.generation)
 
     def devices(self) -> Sequence[jax.Device]:
-        """Stand-ins to compile for.
-
-        Raises `InputError` if libtpu is missing or in use, or there is no such slice.
-        """
+        """Stand-ins to compile for; `InputError` without libtpu, or if there is no such slice."""
         if importlib.util.find_spec("libtpu") is None:
             raise InputError('--preflight needs libtpu to compile; pip install ".[preflight]"')
         for name, value in _ALONE.items():
@@ -134,28 +131,19 @@ def parse_target(text: str) -> Target:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The compiled step of one chip.
+    """The compiled step of one chip."""
 
-    Attributes:
-        memory: bytes by kind; aliased ones are also part of arguments and of outputs.
-        flops: of a step.
-        seconds: of a step, by the compiler's estimate.
-        collectives: what is sent.
-        buffers: the largest.
-        shares: of the estimated time, by pass and layer.
-    """
-
-    memory: Mapping[str, int]
-    flops: float
-    seconds: float
+    memory: Mapping[str, int]  # bytes; aliased ones are also part of arguments and of outputs
+    flops: float  # of a step
+    seconds: float  # of a step, by the compiler's estimate
     collectives: Sequence[hlo.Collective]
-    buffers: Sequence[hlo.Buffer]
-    shares: Sequence[tuple[str, float]] = ()
+    buffers: Sequence[hlo.Buffer]  # the largest
+    shares: Sequence[tuple[str, float]] = ()  # of the estimated time, by pass and layer
 
     @property
     def total_bytes(self) -> int:
         """Memory that the chip needs, in bytes; aliased memory counts once."""
-        # The sum holds it three times.
+        # Aliased memory is in the sum three times.
         aliased = self.memory["aliased"]
         return sum(self.memory.values()) - 2 * aliased
 
@@ -194,21 +182,16 @@ def compile_step(lower: Lower, mesh: Mesh, target: Target, effort: float) -> Pro
 
 
 def _effort_options(effort: float) -> dict[str, Any]:
-    """The compiler options for an effort.
-
-    JAX 0.12 has levels instead. At the level below a run's, a step has other traffic (weights are
-    gathered before they are cast), so no option is set, except its O3 for more effort.
-    """
+    # JAX 0.12 has levels instead of efforts. At the level below a run's, a step has other traffic
+    # (weights are gathered before they are cast), so none is set, except its O3 for more effort.
     if "jax_exec_time_optimization_effort" in jax.config.values:
         return {"exec_time_optimization_effort": effort}
     return {"optimization_level": 39} if effort > 0 else {}
 
 
 def _mended(estimate: float, floor: float) -> float:
-    """The compiler's estimate in seconds, without the -1 it adds for each unknown operation.
-
-    The true sum is a whole number of seconds above; this is the smallest not below the floor.
-    """
+    # The compiler adds -1 to its sum of seconds for each operation that it cannot estimate. The
+    # true sum is whole seconds above: take the smallest that is not below the floor.
     return estimate + max(0, math.ceil(floor - estimate))
 
 
@@ -282,7 +265,7 @@ def run(
 def _measure_elsewhere(
     target: str, lower: Lower, axes: Mapping[str, int], chips: int, effort: float, error: str
 ) -> Program:
-    """The step on as many chips with more memory: a refused compilation reports nothing."""
+    # A refused compilation reports nothing: compile for as many chips with more memory.
     # Spread the chips over three axes as evenly as their factors allow.
     topology = [1, 1, 1]
     for factor in sorted(_prime_factors(chips), reverse=True):
@@ -339,7 +322,7 @@ def _print_compute(program: Program, chip: Chip, floor: float, note: str) -> Non
 def _print_feeding(
     cpu_seconds: Mapping[str, float], program: Program, chip: Chip, chips: int
 ) -> None:
-    """Compares the chips' time with that of the CPUs that feed them: a step takes the longer."""
+    # The chips wait for the CPUs that feed them, or the other way round.
     for stored, work in cpu_seconds.items():
         seconds = fed_seconds(work, chip, chips)
         slower = "CPUs" if seconds > program.seconds else "chips"

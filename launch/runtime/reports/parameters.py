@@ -45,7 +45,7 @@ def tensor_table(params: Mapping[str, Any]) -> str:
 
 
 def _groupings(depth: int) -> list[Callable[[tuple[str, ...]], str]]:
-    """Functions from a tensor's path to the name of its line, the finest first."""
+    # Functions from a tensor's path to the name of its line, the finest first.
 
     def of_level(level: int) -> Callable[[tuple[str, ...]], str]:
         # A tensor beside modules gets its own line.
@@ -74,6 +74,6 @@ def _row(name: str, leaves: list[Any], total: int) -> list[str]:
 
 
 def _in_numbers(name: str) -> list[tuple[int, str]]:
-    """A sort key that puts block 10 after block 9."""
+    # Puts block 10 after block 9.
     parts = enumerate(re.split(r"(\d+)", name))
     return [(int(part), "") if i % 2 else (0, part) for i, part in parts]

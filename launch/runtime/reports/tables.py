@@ -4,10 +4,7 @@ from collections.abc import Sequence
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], rule: bool = False) -> str:
-    """A table for a terminal: the first column aligned left, the others right.
-
-    `rule` draws a line below the header.
-    """
+    """A table for a terminal, first column left, others right; `rule` underlines the header."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = []
     for name, *cells in (header, *rows):
@@ -19,10 +16,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], rule: bool 
 
 
 def fitting_table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int = 120) -> str:
-    """`text_table` with a rule; if wider than `width` letters, transposed and in several tables.
-
-    Each row is a column then, and is never split.
-    """
+    """`text_table` with a rule; if wider than `width` letters, transposed and in several tables."""
     whole = text_table(header, rows, rule=True)
     if _width(whole) <= width:
         return whole

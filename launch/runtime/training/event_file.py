@@ -32,7 +32,7 @@ class EventFile:
         self._flushed = time.monotonic()
         self._add(Event(file_version="brain.Event:2"))
         self._add(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
-        # TensorBoard drops older events from this step on when it sees a START.
+        # On a START, TensorBoard drops what it has read of this step and later ones.
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Adds numbers by name."""

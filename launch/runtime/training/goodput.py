@@ -60,10 +60,7 @@ def _refusal(workdir: epath.Path, step: int, last: Attempt) -> str:
 
 
 class Ledger:
-    """The time of one attempt. Every moment is of exactly one kind, so the kinds add up.
-
-    Steps run asynchronously: the host only estimates when those under way will have ended.
-    """
+    """The time of one attempt. Every moment is of exactly one kind, so the kinds add up."""
 
     def __init__(
         self, earlier: Sequence[Attempt] = (), clock: Callable[[], float] = time.perf_counter
@@ -85,10 +82,7 @@ class Ledger:
         self._busy_until, self._step_began, self._step_seconds = 0.0, 0.0, float("inf")
 
     def start(self, first_step: int, append: Callable[[str], None]) -> None:
-        """Call once there is a state: from here on, `append` writes the attempt's lines to a file.
-
-        `first_step` is the first that will be made.
-        """
+        """Call once there is a state, before step `first_step`; `append` writes lines to a file."""
         # What the process did before this ledger existed, imports above all, is start-up.
         global _is_age_counted
         if not _is_age_counted and _is_command():
@@ -169,7 +163,7 @@ class Ledger:
         return "repeated" if self._step <= self._reached else PRODUCTIVE
 
     def _turn_to(self, kind: str) -> float:
-        """Counts the time up to now, which it returns, and switches to another kind."""
+        # Count the time up to now, then switch.
         now = self._clock()
         self._seconds[self._kind] += now - self._since
         self._kind, self._since = kind, now
@@ -188,13 +182,13 @@ class Ledger:
 
 
 def _is_command() -> bool:
-    """Whether this process runs `python -m ...`: the age of a notebook is nobody's start-up."""
+    # `python -m ...` sets it. The age of a notebook is nobody's start-up.
     return getattr(sys.modules["__main__"], "__spec__", None) is not None
 
 
 @functools.cache
 def _process() -> str:
-    """A name for this process; the start time tells apart numbers that containers reuse."""
+    # The start time tells apart process numbers that are used again, by containers at once.
     return f"{os.uname().nodename}:{os.getpid()}:{time.time() - process_age():.2f}"
 
 
@@ -211,7 +205,7 @@ def process_age() -> float:
 
 
 def _age_by_ps() -> float:
-    """`process_age` without /proc, as on macOS: in whole seconds; 0 if ps fails."""
+    # Where there is no /proc, as on macOS: in whole seconds; 0 if ps fails.
     command = ["ps", "-o", "etime=", "-p", str(os.getpid())]
     try:
         text = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout

@@ -132,8 +132,8 @@ class MetricWriter:
 def to_scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Brings metrics to the host as {logged name: number}.
 
-    Entry i of a vector becomes `name/i`, entry `key` of a dict `name/key`; a NaN
-    among them had nothing to be measured on, and is left out.
+    Entry i of a vector becomes `name/i`, entry `key` of a dict `name/key`; a NaN among them had
+    nothing to be measured on, and is left out.
     """
     scalars = {}
     for name, value in jax.device_get(dict(metrics)).items():
@@ -159,7 +159,6 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
 
 
 def _read(path: epath.Path) -> tuple[list[dict[str, float]], list[bytes]]:
-    """The parsed lines, and the damaged ones as they are."""
     # What follows the last newline is empty, or half a line.
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     parsed = [_parse(line) for line in lines]

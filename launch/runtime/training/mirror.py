@@ -18,10 +18,7 @@ _SHARE = 0.1
 
 
 class Mirror:
-    """Uploads the files of a local folder whenever they have changed, in a thread.
-
-    A copy that fails is reported and tried again later; writers to the folder never wait.
-    """
+    """Uploads a local folder's files whenever they change, in a thread; failures are retried."""
 
     def __init__(self, source: Path, target: epath.Path):
         """Starts the thread. Files in `source` may only grow, or be replaced atomically."""

@@ -45,7 +45,7 @@ def make_schedule(config: ml_collections.ConfigDict, total_steps: int) -> optax.
 
 
 def _drops(config: ml_collections.ConfigDict) -> dict[int, float]:
-    """Factors of the learning rate by step after the warm-up, as optax wants them."""
+    # optax wants factors by step, here counted from the end of the warm-up.
     boundaries, warmup = tuple(config.get("boundaries", ())), config.warmup_steps
     if not boundaries or list(boundaries) != sorted({b for b in boundaries if warmup < b <= MOST}):
         raise InputError(

@@ -15,14 +15,10 @@ from launch.runtime.types import Batch
 
 
 class StepTimer:
-    """Times the steps since the last lap.
-
-    Attributes:
-        waited: seconds of the lap spent waiting for batches.
-        paused: seconds of the lap spent on other things than training.
-    """
+    """Times the steps since the last lap."""
 
     def __init__(self) -> None:
+        # Seconds of the lap spent waiting for batches, and on other things than training.
         self.waited = self.paused = 0.0
         self._images, self._began = 0, time.perf_counter()
         self._floor: float | None = None
@@ -42,8 +38,7 @@ class StepTimer:
     def start(self, images: int, floor_seconds: float | None) -> None:
         """Call as the first step starts.
 
-        `images` are those of a step on all devices; `floor_seconds` is its duration at the peak of
-        the devices, if known.
+        `images` are of all devices; `floor_seconds` is a step's time at their peak, if known.
         """
         self._images, self._floor, self._began = images, floor_seconds, time.perf_counter()
 
@@ -63,7 +58,7 @@ class StepTimer:
         assert self._since is not None, "run() comes first"
         now, (since, then) = time.perf_counter(), self._since
         scalars, self._first = self._first, {}
-        # No step has been made since the last lap if the first one is logged itself.
+        # There is no step in the lap if the first one itself is logged.
         if step > since:
             seconds = now - then - self.paused
             step_seconds = seconds / (step - since)
@@ -79,10 +74,7 @@ class StepTimer:
 
 
 def floor_seconds(train_step: Callable[..., Any], state: Any, batch: Batch) -> float | None:
-    """Seconds of a step if all devices worked at their bfloat16 peak.
-
-    None if the chip is unknown (a CPU) or the step is not a jitted function.
-    """
+    """Seconds of a step at the devices' bfloat16 peak; None on unknown chips, or if not jitted."""
     chip = chip_of(jax.local_devices()[0])
     if chip is None or not hasattr(train_step, "lower"):
         return None
@@ -106,10 +98,7 @@ class Profile:
     """
 
     def __init__(self, folder: epath.Path, first: int, start: int = 0, steps: int = 0):
-        """Sets the window: `steps` (0: none) from step `start` on.
-
-        A window that starts before `first`, the run's first step, is not traced at all.
-        """
+        """Traces `steps` steps (0: none) from `start` on; nothing if that is before `first`."""
         is_traced = steps > 0 and start >= first and jax.process_index() == 0
         self._folder, self._start = folder, start if is_traced else None
         self._last, self._open = start + steps - 1, False

@@ -37,10 +37,7 @@ class Preemption:
             raise Preempted("SIGTERM came as this run finished; run the same command again")
 
     def reached(self, step: int) -> bool:
-        """Whether to save after `step` and leave; all processes get the same answer.
-
-        With several processes, each must ask after every step it makes.
-        """
+        """Whether to save after `step` and leave, same on all processes; ask after every step."""
         if jax.process_count() == 1:
             return self._noted
         global _asked

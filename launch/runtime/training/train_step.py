@@ -60,17 +60,11 @@ def accumulate(
 ) -> tuple[PerExample, PyTree]:
     """Gradient of the mean loss of a batch, with one chunk of it in memory at a time.
 
-    Args:
-        loss_of: (params, examples) -> mean loss, values of each example.
-        params: the gradient is with respect to these.
-        examples: arrays with the batch as their first axis.
-        chunks: their number, a divisor of the batch size.
-        unroll: write the chunks out instead of looping over them. On a CPU a loop takes 30 times as
-            long, because gradients of convolutions inside loops are slow there.
-
-    Returns:
-        The values of every example, in the order of the batch, and the gradient.
+    `loss_of` maps (params, examples) to (mean loss, values of each example). `examples` have the
+    batch, a multiple of `chunks`, as their first axis. Returns the values of every example, in the
+    order of the batch, and the gradient. `unroll` writes the chunks out instead of looping.
     """
+    # On a CPU a loop takes 30 times as long: gradients of convolutions inside loops are slow there.
     grad_of = jax.grad(loss_of, has_aux=True)
     if chunks == 1:
         grads, values = grad_of(params, examples)
@@ -89,7 +83,7 @@ def accumulate(
 
 
 def _split(leaf: Array, chunks: int) -> Array:
-    """[b, ...] to [chunks, b / chunks, ...]."""
+    # [b, ...] to [chunks, b / chunks, ...]
     # Row i goes to chunk i % chunks. Devices hold blocks of rows, so each chunk takes its share of
     # every device's rows and no row has to move.
     leaf = leaf.reshape(-1, chunks, *leaf.shape[1:]).swapaxes(0, 1)

@@ -52,10 +52,7 @@ class TrainingLog:
         newest_checkpoint: Callable[[], str],
         ledger: Ledger,
     ):
-        """Opens the files and starts the ledger of this attempt.
-
-        The run resumes after step `start`; `newest_checkpoint` is for the message on divergence.
-        """
+        """Opens the files and starts the ledger; the run resumes after step `start`."""
         self._workdir, self._newest_checkpoint = workdir, newest_checkpoint
         self._writer = MetricWriter(workdir, start)
         self._terminal = _Terminal(start, total, label)
@@ -111,7 +108,7 @@ class TrainingLog:
         self._unchecked.append((step, kept))
         if len(self._unchecked) > _UNDER_WAY:
             jax.block_until_ready(self._unchecked[-1 - _UNDER_WAY][1])
-        # 3. Tell the clocks.
+        # 3. Time the step.
         if self._ledger.is_timed():
             jax.block_until_ready(metrics)
         self._ledger.end_step()
@@ -135,10 +132,8 @@ class TrainingLog:
         self._writer.write(step, {**scalars, **speed, **memory()})
 
     def check(self) -> None:
-        """Waits for the newest step; raises `Diverged` with the first step that was not finite.
-
-        Looking at the newest is enough: NaN in a state stays there.
-        """
+        """Waits for the newest step; raises `Diverged` with the first step that was not finite."""
+        # Looking at the newest is enough: NaN in a state stays there.
         if self._unchecked and any(_not_finite(self._unchecked[-1][1])):
             step, metrics = next(entry for entry in self._unchecked if any(_not_finite(entry[1])))
             name = next(_not_finite(metrics))
@@ -177,7 +172,7 @@ class TrainingLog:
         self._writer.close()
 
     def _pause(self, kind: str, work: Callable[..., T], *args: Any) -> tuple[T, float]:
-        """Does work that is not training; its time starts when the steps in flight have ended."""
+        # The time of the work starts when the steps in flight have ended.
         self.flush()
         self.check()
         began = time.perf_counter()
@@ -212,7 +207,7 @@ def ending(workdir: epath.Path, label: str) -> str:
 
 
 def _rate(images_per_second: float) -> str:
-    """Four significant digits, or all digits of the integer part."""
+    # Four significant digits, or all digits of the integer part.
     whole = images_per_second >= 1000
     return f"{images_per_second:,.0f}" if whole else f"{images_per_second:.4g}"
 
