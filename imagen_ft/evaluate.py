@@ -7,16 +7,16 @@ python -m imagen_ft.evaluate --config=configs/imagenet/evaluate_images.py:sample
     --workdir=runs/drawn
 
 A set NAME of config.sets is a synthetic set, a folder of images, a set of TFDS or Parquet files, an
-npz of samples, or a cascade (a config of stages), whose images are drawn on the way, held only
-until they have been looked at, and written nowhere unless `write` names an npz. config.measures
-says what is measured: Frechet distances (called FID and sFID on Inception alone), inception score,
-kernel and sliced distances, precision, recall, density, coverage, the Frechet distance relative to
-that of held-out real images (1 is as good as fresh real images), classes apart, recognizability and
-diversity, the Frechet distance at infinitely many images, and copies of real ones. It writes
-evaluation.json, with all that each number depends on, report.html, and reference.npz, the
-statistics of the real images. Features and results are kept in the folders `features` and
-`measured`: run the same command again, and only what is missing is computed. The processes of a job
-(--coordinator) share every batch among their devices.
+npz of samples, or a cascade (a config of stages), whose images are drawn when they are needed,
+deleted once they have been measured, and written nowhere else unless `write` names an npz.
+config.measures lists what is measured: Frechet distances (called FID and sFID only on Inception),
+inception score, kernel and sliced distances, precision, recall, density, coverage, the Frechet
+distance relative to that of held-out real images (1 is as good as fresh real images), the distance
+of each class by itself, recognizability and diversity, the Frechet distance at infinitely many
+images, and copies of real images. The work directory gets evaluation.json, with everything that
+each number depends on, report.html, and reference.npz, the statistics of the real images. Features
+and results are cached in its folders `features` and `measured`: the same command computes only what
+is missing. The processes of a job (--coordinator) share every batch among their devices.
 """
 
 import functools
@@ -53,32 +53,36 @@ from launch.runtime.locks import lock
 from launch.runtime.optional_fields import Defaults
 
 define_flags = joining.define_flags
-# Of what is kept: to be raised when numbers change their meaning.
+# Version of the kept results: raise it when numbers change their meaning.
 _FORMAT = 1
-# Arguments of measures, and which images are shown: what results depend on besides images.
+# What results depend on besides images: arguments of measures, and how many copies are shown.
 _SETTINGS = ("measures", "allow_few_images", *WITH_ARGUMENTS, "num_worst")
 
 
 def lacking(config: ml_collections.ConfigDict) -> Defaults:
-    """Fields that a config lacks and the command line can set."""
+    """Optional fields that the config leaves out and the command line can set."""
     return {**lacking_in_sets(config.sets), **lacking_in_measuring(config)}
 
 
 def main(args: app.Arguments) -> None:
     """Runs the task."""
     config = args.config
+    # 1. Check all that needs no files.
     kind = check(config)
     if args.dry_run:
         _describe(args)
         return
+    # 2. Open the extractor, the real images and the sets, before anything is written.
     extractor = open_extractor(config.extractor)
     mixed = extractor.transform is not None
     references = open_references(config, extractor, mixed)
     real = references.source.source if references.source else None
     sets = open_sets(config.sets, mixed, real, args.workdir / "drawn")
     check_classes(sets, references, "classes_apart" in config.measures)
+    # 3. Features and measures; those that are kept are not computed again.
     on_first_process(lambda: lock(args.workdir))
     measured = _measure(config, args.workdir, kind, extractor, sets, references)
+    # 4. Keep only those drawn images that the report shows, then write it.
     for images in sets:
         if images.drawn:
             _leave(images, config.sets[images.name].get("write"), measured[images.name])
@@ -88,10 +92,9 @@ def main(args: app.Arguments) -> None:
 
 
 def check(config: ml_collections.ConfigDict) -> Kind:
-    """Looks at all of a config that needs no files; returns the row of its extractor.
+    """Checks all of a config that needs no files; returns the row of its extractor.
 
-    Raises:
-        InputError: a field is wrong.
+    Raises `InputError` if a field is wrong.
     """
     check_sets(config.sets)
     kind = check_extractor(config.extractor)
@@ -102,10 +105,10 @@ def check(config: ml_collections.ConfigDict) -> Kind:
 
 
 def _describe(args: app.Arguments) -> None:
-    """What a dry run prints."""
     try:
         extractor = open_extractor(args.config.extractor)
     except InputError as error:
+        # A dry run works without weights, too; then it cannot count parameters.
         app.describe(args)
         print(f"no parameters to count: {error}")
     else:
@@ -113,9 +116,9 @@ def _describe(args: app.Arguments) -> None:
 
 
 def _leave(images: ImageSet, path: str | None, measured: Measured) -> None:
-    """Writes what was drawn where the config asks for it, and leaves only what pictures show."""
     drawn = images.drawn
     assert drawn is not None
+    # Images that were dropped in an earlier run are drawn again, but only if the npz is missing.
     if path and not decide_on_first_process(lambda: drawn.is_written(epath.Path(path))):
         drawn.draw()
         on_first_process(lambda: drawn.write_npz(epath.Path(path)))
@@ -130,12 +133,13 @@ def _measure(
     sets: list[ImageSet],
     references: References,
 ) -> dict[str, Measured]:
-    """The measures of each set, by name, on the first process; those kept are not taken again."""
+    """The results of each set by name, on all processes; kept ones are not computed again."""
 
     def look(images: ImageSet) -> Images:
         folder = workdir / "features"
         return see(images, extractor, kind, config.measures, folder, config.batch_size)
 
+    # 1. Find what is kept. The first process reads files, so that all agree on what is missing.
     digests = decide_on_first_process(references.digests)
     origins = decide_on_first_process(
         lambda: [_made_from(config, extractor, images, digests) for images in sets]
@@ -146,12 +150,14 @@ def _measure(
         ]
     )
     if not all(kept):
+        # 2. Features of the real images, only if any set has to be measured.
         real = references.real(look, digests)
         if references.statistics is None:
             on_first_process(lambda: write_statistics(workdir / STATISTICS, real, extractor))
         suffix = kind.suffix.format(extractor.name)
         for i in (i for i in range(len(sets)) if not kept[i]):
             images = look(sets[i])
+            # 3. All processes extract features, but one computes the measures.
             common = conditions(extractor, images, sets[i].uint8_rule, sets[i].file_format)
             measures = Measures(config, images, real, common)
             take = functools.partial(_take, sets[i].name, len(config.measures), measures, suffix)
@@ -181,7 +187,7 @@ def _made_from(
     images: ImageSet,
     digests: dict[str, str | None],
 ) -> dict[str, Any]:
-    """What the results of a set depend on, for JSON."""
+    """All that the results of a set depend on, as JSON."""
     return {
         "format": _FORMAT,
         "extractor": extractor.made_from,
@@ -200,8 +206,8 @@ def _path(workdir: epath.Path, images: ImageSet) -> epath.Path:
 def _read(
     workdir: epath.Path, images: ImageSet, made_from: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """The results of a set, if they are there, whole and of this origin."""
     try:
+        # Missing, damaged or of other settings: measure again.
         content = read_sealed(_path(workdir, images))
     except InputError:
         return None

@@ -8,17 +8,18 @@ A filter NAME of config.filters has a score, an extractor, and a limit or a shar
 
     confidence    probability of the image's own class by a classifier, or by CLIP and the field
                   `templates`, above a limit; 'chance' is 1 / classes (He et al. 2023)
-    margin        log probability of its own class less that of the next best, above a limit
+    margin        log probability of its own class minus that of the next best, above a limit
     nearest_real  the nearest real image is of its own class (the real filter of He et al. 2023)
     distance      mean distance to the k nearest real images of its class, below a limit
 
-config.combine says whether an image has to pass 'all' of them or 'any'; config.per_class draws so
-many of each class from those that pass, and takes the best where fewer do; config.balance leaves
-every class as many as the smallest. In the work directory come kept.json, a list of records that
-every source takes as `keep`, random.json, as many records of each class drawn at random, to compare
-with, records.csv with every score, filter.json, and report.html with the best and the worst images
-of each class. Features are kept in the folder `features`: the same command with other limits takes
-seconds. The processes of a job (--coordinator) share every batch among their devices.
+config.combine says whether an image must pass 'all' filters or 'any'. config.per_class draws that
+many images of each class from those that pass, and adds the best others where fewer pass.
+config.balance cuts every class to the size of the smallest. The work directory gets kept.json, a
+list of records that every source takes as `keep`; random.json, as many records of each class drawn
+at random, for comparison; records.csv with every score; filter.json; and report.html with the best
+and the worst images of each class. Features are cached in its folder `features`: the same command
+with other limits takes seconds. The processes of a job (--coordinator) share every batch among
+their devices.
 """
 
 import ml_collections
@@ -53,12 +54,15 @@ def main(args: app.Arguments) -> None:
     if args.dry_run:
         _describe(args)
         return
+    # 1. Open extractors and sets, and check that their classes agree, before anything is written.
     extractors = _open_extractors(config)
+    # Only extractors that resize take images of several sizes.
     mixed = all(extractor.transform is not None for extractor in extractors.values())
     generated = open_set("generated", "config.generated", config.generated, mixed)
     real = open_set("real", "config.real", config.real, mixed) if config.get("real") else None
     filters = from_config.make_filters(config, generated.source.class_names)
     _check_classes(filters, extractors, generated, real)
+    # 2. CLIP becomes a classifier by the set's class names.
     judges = _judges(filters, extractors, generated)
     check_per_class(generated.source.labels, config.get("per_class", 0))
     on_first_process(lambda: lock(args.workdir))
@@ -66,13 +70,14 @@ def main(args: app.Arguments) -> None:
     def see(one: Filter, images: ImageSet, tap: str) -> np.ndarray:
         extractor, folder = judges[one.name], args.workdir / "features"
         taps = {of.tap for of in filters if judges[of.name] is extractor} | {"features"}
-        # One pass for all filters of an extractor; of real images there is but one use.
+        # One pass for all filters of an extractor. Of real images only features are needed.
         wanted = sorted(taps) if images is generated else ["features"]
         digest, size = images.digest(), config.batch_size
         return features(
             extractor, images.source, folder, wanted, size, digest=digest, name=images.name
         )[tap]
 
+    # 3. Score and choose; then measure what was chosen, and report.
     judged = judge(config, filters, generated, real, see)
     measured = _measure(filters[0], generated, real, judged, see) if real else {}
     made_from = {
@@ -95,10 +100,10 @@ def main(args: app.Arguments) -> None:
 
 
 def _describe(args: app.Arguments) -> None:
-    """What a dry run prints."""
     try:
         extractors = _open_extractors(args.config)
     except InputError as error:
+        # A dry run works without weights, too; then it cannot count parameters.
         app.describe(args)
         print(f"no parameters to count: {error}")
     else:
@@ -106,7 +111,7 @@ def _describe(args: app.Arguments) -> None:
 
 
 def _open_extractors(config: ml_collections.ConfigDict) -> dict[str, Extractor]:
-    """Each that a filter names, once, by the digest of its fields."""
+    """The extractors that filters name, each once, by the checksum of its fields."""
     extractors: dict[str, Extractor] = {}
     for name, spec in config.filters.items():
         digest = _digest(spec.extractor)
@@ -122,7 +127,7 @@ def _open_extractors(config: ml_collections.ConfigDict) -> dict[str, Extractor]:
 def _judges(
     filters: list[Filter], extractors: dict[str, Extractor], generated: ImageSet
 ) -> dict[str, Extractor]:
-    """The extractor of each filter, by its name; one that takes names of classes has the set's."""
+    """The extractor of each filter by its name, those that take class names with the set's."""
     words = [in_words(name) for name in generated.source.class_names]
     judges = {}
     for one in filters:
@@ -143,13 +148,10 @@ def _check_classes(
     generated: ImageSet,
     real: ImageSet | None,
 ) -> None:
-    """Labels have to mean the same in the set, among the real images and to the classifiers.
-
-    Raises:
-        InputError: they do not.
-    """
+    """Raises `InputError` unless labels mean the same in the set, real images and classifiers."""
     names = generated.source.class_names
     if real is not None:
+        # Names may differ, but not their number, nor the label of a name that occurs in both.
         others = real.source.class_names
         if len(others) != len(names):
             raise InputError(
@@ -158,6 +160,7 @@ def _check_classes(
             )
         check_order("config.real", others, "config.generated", names)
     for one in filters:
+        # Classifiers with another number of classes fail in `judge`, with a message of their own.
         known = extractors[_digest(one.extractor)].class_names
         if one.kind.tap == "logits" and len(known) == len(names):
             check_order(f"config.filters.{one.name}.extractor", known, "config.generated", names)
@@ -166,7 +169,7 @@ def _check_classes(
 def _measure(
     one: Filter, generated: ImageSet, real: ImageSet, judged: Judged, see: See
 ) -> dict[str, OfClasses]:
-    """Recall and coverage of each class by all images, those kept, and the random part."""
+    """Recall and coverage of each class by all images, the kept ones, and the random part."""
     parts = {
         "all": np.ones(len(judged.kept), bool),
         "kept": judged.kept,

@@ -1,4 +1,4 @@
-r"""Looks for the best way of sampling one stage: a grid of settings, each drawn once and measured.
+r"""Finds the best way to sample one stage: draws and measures every point of a grid of settings.
 
 python -m imagen_ft.sweep --config=configs/digits/sweep.py --workdir=runs/digits/sweep
 python -m imagen_ft.sweep --config=configs/imagenet/sweep_base.py --workdir=runs/sweep \
@@ -10,15 +10,15 @@ python -m imagen_ft.sweep --config=configs/digits/sweep.py --workdir=runs/digits
 
 config.grid has the values of each dimension: sampler, num_steps, logvar_coeff, eta, order,
 guidance_weight, noise_augmentation, ema and the other settings of `Cascade.with_`. All points have
-the same classes and noise, and a stage that enlarges begins with the same images at all of them:
-with what the stages before it draw, once, or with real images (config.low), shrunk.
+the same classes and noise, and a super-resolution stage enlarges the same images at all of them:
+those that the stages before it draw, once, or shrunk real images (config.low).
 
-In the work directory come sweep.csv, figures, report.html and best.py, the best setting by
-config.choose_by as a config of imagen_ft.generate and imagen_ft.sample. --budget=N spends N images
-in all: few of every point, then more of the best ones (successive halving by
-config.halving.measure). --cas trains a classifier on the images of each point that came to the end
+The work directory gets sweep.csv, figures, report.html and best.py, the best setting by
+config.choose_by as a config for imagen_ft.generate and imagen_ft.sample. --budget=N spends N images
+in total: a few on every point, then more on the best ones (successive halving by
+config.halving.measure). --cas trains a classifier on the images of each point of the last round
 (config.cas), in processes of their own, which --submit starts as in classifiers.study, and adds
-their accuracies.
+their accuracies to the outputs.
 
 The same command resumes where it stopped. Any number of workers, each a process or a job of several
 hosts (--coordinator), share one folder.
@@ -60,6 +60,7 @@ from launch.runtime.limits import BATCH, MOST, SEED, check_numbers
 from launch.runtime.locks import join, lock, one_at_a_time
 from launch.runtime.optional_fields import Defaults, below, unset, within
 
+# Lowest and highest values of the config's numbers.
 _LIMITS = {
     "num_images": (2, MOST),
     "batch_size": BATCH,
@@ -70,7 +71,7 @@ _HALVING = {"factor": (2, MOST), "finalists": (1, MOST)}
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """Flags of this task alone."""
+    """Flags of this command."""
     joining.define_flags(values)
     launcher.define_flags(values)
     flags.DEFINE_integer(
@@ -90,7 +91,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def lacking(config: ml_collections.ConfigDict) -> Defaults:
-    """Fields that a config lacks and the command line can set."""
+    """Optional fields that the config leaves out and the command line can set."""
     cascade = config.cascade
     of_cascade = (lacking_in_cascade, lacking_in_mesh, lacking_in_set)
     fields = {
@@ -112,6 +113,7 @@ def main(args: app.Arguments) -> None:
         raise InputError(
             f"--worker must be from 0 to {values.num_workers - 1}, got {values.worker}"
         )
+    # 1. Check, and expand the grid; nothing is loaded.
     kind = check(config)
     config = _with_dtypes(config)
     points = make_points(config)
@@ -124,6 +126,7 @@ def main(args: app.Arguments) -> None:
     rounds = plan_rounds(
         len(points), config.num_images, values.budget, halving.factor, halving.finalists
     )
+    # 2. Other things that the command can do: describe, or train classifiers.
     if args.dry_run:
         app.describe(args, **parameter_shapes(config.cascade, base=False))
         _describe(config, points, rounds)
@@ -131,12 +134,15 @@ def main(args: app.Arguments) -> None:
     if values.cas:
         _score(args, config, points)
         return
+    # 3. Open the extractor and real images, then join the other workers in the work directory.
     extractor = open_extractor(config.extractor)
     references = open_references(config, extractor, extractor.transform is not None)
     on_first_process(lambda: join(args.workdir, values.worker, values.num_workers))
     bench = Bench(config, args.workdir, kind, extractor, references)
+    # 4. Draw and measure; returns when all workers' points are done.
     rows = Sweep(bench, points, rounds, values.worker, values.num_workers).run()
 
+    # 5. Report. Every worker writes the same files, one after the other.
     def finish() -> None:
         with one_at_a_time(args.workdir):
             report.keep(args.workdir, config, rows)
@@ -146,17 +152,18 @@ def main(args: app.Arguments) -> None:
 
 
 def check(config: ml_collections.ConfigDict) -> Kind:
-    """Looks at all of a config that needs no files, but for its grid; the row of its extractor.
+    """Checks all of a config that needs no files, except its grid; returns its extractor's row.
 
-    Raises:
-        InputError: a field is wrong.
+    Raises `InputError` if a field is wrong.
     """
+    # 1. Extractor, numbers, measures.
     kind = check_extractor(config.extractor)
     check_numbers(config, _LIMITS)
     check_numbers(config.cascade, {"batch_size": BATCH, "seed": SEED}, "config.cascade")
     check_noise("config.cascade", config.cascade)
     check_numbers(config.halving, _HALVING, "config.halving")
     check_measures("config.measures", config.measures, config.extractor.name)
+    # 2. Points must be ranked by measures that are taken.
     for field, name in (
         ("choose_by", config.choose_by),
         ("halving.measure", config.halving.measure),
@@ -168,6 +175,7 @@ def check(config: ml_collections.ConfigDict) -> Kind:
                 f"config.{field} must be one of {', '.join(there)}, got {name!r}; name one, or add "
                 "it to config.measures"
             )
+    # 3. Real images, images to enlarge, classifiers.
     check_references(config)
     if config.low:
         check_spec("config.low", config.low)
@@ -189,12 +197,13 @@ def _with_dtypes(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict
 
 
 def _describe(config: ml_collections.ConfigDict, points: list[Point], rounds: list[Round]) -> None:
-    """Prints what would be drawn."""
     for point in points:
         print(f"{point.name}: {point.evaluations:,} evaluations of the network for an image")
+    # Who survives is unknown: count the most expensive points for an upper bound.
     drawn, most = 0, sorted((point.evaluations for point in points), reverse=True)
     total = 0
     for entry in rounds:
+        # Points keep the images of earlier rounds.
         new = entry.images - drawn
         total += new * sum(most[: entry.points])
         print(f"{entry.points} points, {new:,} images more of each, {entry.images:,} in all")
@@ -205,7 +214,7 @@ def _describe(config: ml_collections.ConfigDict, points: list[Point], rounds: li
 
 
 def _evaluations_before(config: ml_collections.ConfigDict) -> int:
-    """Of the stages that draw what the swept one enlarges, for one image."""
+    # Evaluations for one image of the stages below the swept one; real images cost none.
     if config.low:
         return 0
     low_size = config.cascade.stages[config.stage].stage.low_size
@@ -214,21 +223,23 @@ def _evaluations_before(config: ml_collections.ConfigDict) -> int:
 
 
 def _score(args: app.Arguments, config: ml_collections.ConfigDict, points: list[Point]) -> None:
-    """Trains the classifiers, and writes the report again."""
+    """Trains the classifiers of all points of the last round, and writes the report again."""
     if not config.cas:
         raise InputError("--cas needs config.cas, which says how a classifier is trained, got none")
     if not is_local(args.workdir):
         raise InputError(
             f"--workdir must be a folder of a file system for --cas, got {args.workdir}"
         )
-    # Chips, which one process holds at a time, are for the classifiers.
+    # A chip is held by one process at a time: leave it to the classifiers.
     jax.config.update("jax_platforms", "cpu")
     words = launcher.launcher(args.flags)
     lock(args.workdir)
+    # 1. Points of the last round with finite images.
     rows = report.kept(args.workdir, config)
     names = [row.name for row in rows if row.is_final and row.measured]
     options = launcher.options(args.flags)
     workdir = Path(args.workdir)
+    # 2. Train what is missing, then report with the scores.
     trained.run_jobs(config, workdir, names, args.flags.jobs, words, options)
     report.write(args.workdir, config, points, rows)
 

@@ -8,8 +8,8 @@ python -m imagen_ft.worth --config=configs/digits/fast_study.py:runlocal --dry_r
 Distils the stages (config.distilled), draws the images of every arm (solvers with the evaluations
 of config.settings, the students, and config.reference), trains the same classifiers on each with
 the same seeds, and tests which arms are as good as the reference: within config.margin, by two
-one-sided t-tests. In the work directory come worth.json, worth.png and report.html. The same
-command resumes where it stopped, and makes only what is missing.
+one-sided t-tests. The work directory gets worth.json, worth.png and report.html. The same command
+resumes where it stopped, and makes only what is missing.
 
 --jobs command lines run at a time, each started by --submit, as in classifiers.study.
 """
@@ -37,20 +37,21 @@ define_flags = launcher.define_flags
 
 
 def lacking(config: ml_collections.ConfigDict) -> Defaults:
-    """Fields that a config lacks and the command line can set."""
+    """Optional fields that the config leaves out and the command line can set."""
     return below("", config, {"overrides": ()})
 
 
 def main(args: app.Arguments) -> None:
     """Runs the task."""
     config = args.config
-    # Here only shapes are computed; chips, which one process holds at a time, are for the jobs.
+    # A chip is held by one process at a time: leave it to the jobs, as this one only needs shapes.
     jax.config.update("jax_platforms", "cpu")
     if args.folder and not is_local(args.folder):
         raise InputError(
             f"--workdir must be a folder of a file system for a study, got {args.folder}"
         )
     workdir = Path(args.folder or "WORKDIR")
+    # 1. All arms and jobs, as command lines.
     words = launcher.launcher(args.flags)
     options = launcher.options(args.flags)
     arms = plan.make_arms(config, workdir)
@@ -62,11 +63,14 @@ def main(args: app.Arguments) -> None:
         for arm in arms:
             print(f"{arm.name}: {arm.evaluations} evaluations of the networks for an image")
         return
+    # 2. Run the jobs whose outputs are missing.
     lock(args.workdir)
     environment = {name: str(value) for name, value in config.get("environment", {}).items()}
     runner = JobRunner(workdir, jobs, args.flags.jobs, environment, words, options)
     runner.run()
+    # Saves the total time.
     runner.tick()
+    # 3. Test the arms and report.
     result = results.collect(config, workdir, arms)
     report.write(workdir, config.name, result)
     print(report.table(result))

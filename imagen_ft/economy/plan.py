@@ -1,6 +1,7 @@
-"""Which ways of drawing images are compared, and the command lines that make their classifiers.
+"""Which ways of drawing images are compared, and the command lines that train their classifiers.
 
-An arm is a set of images that a cascade has drawn in one way, and classifiers that see these alone.
+An arm is a set of images that a cascade has drawn in one way, with the classifiers that see only
+these.
 """
 
 import dataclasses
@@ -24,34 +25,26 @@ _MANIFEST = "manifest.json"
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """A way of drawing images.
+    """A way of drawing images."""
 
-    Attributes:
-        name: of its folders.
-        kind: a solver, `DISTILLED` or `REFERENCE`.
-        evaluations: of the networks for one image, all stages together.
-        by_stage: the same, stage by stage.
-        command: arguments behind `python -m` that draw its images.
-        after: jobs whose runs it draws with.
-    """
-
-    name: str
-    kind: str
-    evaluations: int
+    name: str  # of its folders
+    kind: str  # a solver's name, `DISTILLED` or `REFERENCE`
+    evaluations: int  # of the networks for one image, all stages together
     by_stage: tuple[int, ...]
-    command: tuple[str, ...]
-    after: tuple[str, ...] = ()
+    command: tuple[str, ...]  # arguments after `python -m` that draw its images
+    after: tuple[str, ...] = ()  # names of the jobs that train its stages
 
 
 def make_arms(config: ml_collections.ConfigDict, workdir: Path) -> list[Arm]:
     """The reference, then the solvers' arms and the students', from many evaluations to few.
 
-    Raises:
-        InputError: a field is wrong, or the config of the images is.
+    Raises `InputError` if a field is wrong, here or in the config of the images.
     """
     _check(config)
+    # 1. The reference: many steps, the accuracy that others have to reach.
     first = _arm(config, workdir, REFERENCE, config.reference.sampler, config.reference.steps)
     arms = [first]
+    # 2. Each solver, with as many steps as its evaluations allow; some cannot take a single one.
     for solver in config.solvers:
         for budget in config.settings:
             steps = [
@@ -60,7 +53,9 @@ def make_arms(config: ml_collections.ConfigDict, workdir: Path) -> list[Arm]:
             ]
             if all(steps):
                 arms.append(_arm(config, workdir, solver, solver, steps))
+    # 3. Students of progressive distillation, which take DDIM steps (Salimans & Ho 2022).
     arms += [_arm(config, workdir, DISTILLED, "ddim", steps) for steps in config.distilled]
+    # Several budgets may allow the same steps: keep one arm for them.
     return list({arm.name: arm for arm in arms}.values())
 
 
@@ -73,6 +68,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
                     f"{tuple(steps)}; give as many numbers, of at least 1"
                 )
     for steps in config.distilled:
+        # Each round of distillation halves the steps: the ratio must be a power of two.
         for count, whole in zip(steps, config.reference.steps, strict=True):
             if count >= whole or whole % count or (whole // count) & (whole // count - 1):
                 raise InputError(
@@ -86,9 +82,10 @@ def _check(config: ml_collections.ConfigDict) -> None:
 def _steps_within(
     config: ml_collections.ConfigDict, stage: str, solver: str, evaluations: int
 ) -> int:
-    """The most steps of a solver that need no more evaluations; 0 where even one does."""
+    """The most steps of a solver within so many evaluations; 0 if even one step needs more."""
     schedule = make_schedule(load_config(config.generate).stages[stage].stage.schedule)
     for steps in range(evaluations, 0, -1):
+        # Solvers of higher order evaluate more than once a step: ask the sampler for its times.
         fields = dict(name=solver, num_steps=steps, logvar_coeff=0.0, eta=0.0)
         sampler = make_sampler(ml_collections.ConfigDict(fields))
         if len(sampler.evaluation_times(schedule)) <= evaluations:
@@ -104,6 +101,7 @@ def _arm(
     steps: Sequence[int],
 ) -> Arm:
     name = f"{kind}_{'_'.join(map(str, steps))}"
+    # 1. Overrides of each stage: its run, or its student's, and its sampler.
     overrides, after = [], []
     for (stage, run), count in zip(config.runs.items(), steps, strict=True):
         if kind == DISTILLED:
@@ -113,6 +111,7 @@ def _arm(
         overrides += [f"{path}.run={run}", f"{path}.sampler.name={solver}"]
         overrides += [f"{path}.sampler.num_steps={count}"]
         overrides += [f"{path}.sampler.{field}" for field in config.solvers.get(solver, ())]
+    # 2. The command, resolved as it will be, to count evaluations: guidance costs a second one.
     argv = (
         f"--config={config.generate}",
         f"--workdir={workdir / 'sets' / name}",
@@ -133,10 +132,12 @@ def _student(workdir: Path, stage: str, steps: int) -> Path:
 
 
 def rounds(config: ml_collections.ConfigDict, workdir: Path) -> list[Job]:
-    """The distillation of each stage, a job for each time that its steps are halved."""
+    """The distillation of each stage: a job for each time that its steps are halved."""
     file, _, arguments = config.distill.partition(":")
     jobs = []
     for place, (stage, run) in enumerate(config.runs.items()):
+        # As many rounds as the student with the fewest steps needs; the others are on the way to
+        # it.
         fewest = min((steps[place] for steps in config.distilled), default=0)
         steps, teacher = config.reference.steps[place] // 2, run
         after: tuple[str, ...] = ()
@@ -149,6 +150,7 @@ def rounds(config: ml_collections.ConfigDict, workdir: Path) -> list[Job]:
                 f"--workdir={folder}",
             )
             jobs.append(Job(name, command, (Path(file),), folder, after, 60.0))
+            # The student of one round teaches the next.
             steps, teacher, after = steps // 2, str(folder), (name,)
     return jobs
 
@@ -158,10 +160,12 @@ def make_jobs(config: ml_collections.ConfigDict, workdir: Path, arms: Sequence[A
     jobs = rounds(config, workdir)
     for arm in arms:
         output = workdir / "sets" / arm.name / _MANIFEST
+        # A rough guess, which only the progress bar uses.
         seconds = 10.0 + arm.evaluations
         jobs.append(Job(f"draw-{arm.name}", arm.command, (), output, arm.after, seconds))
         path = f"--config.train_sources.{config.source}.path={output.parent}"
         jobs += _classify(config, workdir, arm.name, config.classifier, (path,))
+    # Classifiers of real images alone, for the report.
     return jobs + _classify(config, workdir, REAL, config.real, ())
 
 
@@ -175,6 +179,7 @@ def _classify(
     run = workdir / "classifiers" / name
     command = ("classifiers.train", f"--config={classifier}", f"--workdir={run}", *overrides)
     command += tuple(f"--config.{override}" for override in config.get("overrides", ()))
+    # Classifiers of real images wait for no set.
     manifest = (workdir / "sets" / name / _MANIFEST,) if overrides else ()
     after = (f"draw-{name}",) if overrides else ()
     evaluate = (f"--config={config.evaluation.config}", f"--workdir={run}")
@@ -192,5 +197,5 @@ def _classify(
 
 
 def evaluation_path(config: ml_collections.ConfigDict, workdir: Path, name: str) -> Path:
-    """What the evaluation of an arm's classifiers writes."""
+    """The file that the evaluation of an arm's classifiers writes."""
     return workdir / "classifiers" / name / f"evaluation_{config.evaluation.set}.json"

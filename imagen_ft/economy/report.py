@@ -48,7 +48,7 @@ def write(workdir: Path, name: str, result: dict[str, Any]) -> None:
 
 
 def verdict(result: dict[str, Any]) -> tuple[str, bool]:
-    """How few evaluations are as good as the reference's, in a sentence."""
+    """The fewest evaluations as good as the reference, in a sentence, and whether there are any."""
     first, best = result["arms"][0], cheapest(result)
     margin = 100 * result["margin"]
     if best is first:
@@ -67,7 +67,7 @@ def verdict(result: dict[str, Any]) -> tuple[str, bool]:
 
 
 def rows(result: dict[str, Any]) -> list[list[str]]:
-    """The table's cells, an arm a row."""
+    """The cells of the table, a row for each arm."""
     whole = result["arms"][0]["evaluations"]
     return [
         [
@@ -90,7 +90,8 @@ def table(result: dict[str, Any]) -> str:
 
 
 def draw(result: dict[str, Any]) -> Figure:
-    """Accuracy against evaluations, a line a kind."""
+    """Accuracy against evaluations, a line for each kind of arm."""
+    # 1. The reference, with the band in which others count as equally good.
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()
     first, *others = result["arms"]
@@ -99,14 +100,16 @@ def draw(result: dict[str, Any]) -> Figure:
     low, high = (100 * (first["mean"] + sign * result["margin"]) for sign in (-1, 1))
     label = f"{first['evaluations']} evaluations, ± {100 * result['margin']:g} points"
     axes.axhspan(low, high, color="gray", alpha=0.15, lw=0, label=label)
+    # 2. A line for each kind; bars are half of the interval of the difference.
     for kind in dict.fromkeys(row["kind"] for row in others):
         own = sorted((r for r in others if r["kind"] == kind), key=lambda r: r["evaluations"])
         x, mean = ([row[key] for row in own] for key in ("evaluations", "mean"))
         spread = [100 * (row["high"] - row["low"]) / 2 for row in own]
         axes.errorbar(x, 100 * np.asarray(mean), spread, marker="o", capsize=3, label=kind)
+    # 3. What real images reach, and the axes.
     axes.axhline(100 * np.mean(result["real"]), color="black", lw=1, ls="--", label="real alone")
     axes.set(xlabel="evaluations for one image", ylabel="accuracy (%)", xscale="log")
-    # The powers of ten of a logarithmic axis name none of the arms.
+    # Ticks at the arms: the powers of ten of a logarithmic axis would hit none of them.
     axes.set_xticks(sorted({row["evaluations"] for row in result["arms"]}))
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_locator(NullLocator())

@@ -1,7 +1,7 @@
-"""Images that a cascade draws when they are needed: no set is written, and nothing is done twice.
+"""Images that a cascade draws when they are needed, without writing a set.
 
-Images are kept on disk in parts until they have been measured, so an interrupted run resumes; after
-that only those that pictures show stay.
+Images are kept on disk in parts until they have been measured, so that an interrupted run resumes;
+afterwards only those that pictures show stay.
 """
 
 import dataclasses
@@ -25,44 +25,36 @@ from launch.errors import InputError
 from launch.files import atomic_file, json_digest
 from launch.runtime.devices.distributed import decide_on_first_process, on_first_process
 
-# Of what is kept: to be raised when images change.
+# Version of the files on disk: raise it when images change.
 _FORMAT = 1
+# The `domain` of synthetic images in batches; real ones have 0.
 _SYNTHETIC = 1
-# A part is at most so many batches and bytes, and at least one batch: hours are never at stake.
+# A part is at most 4 batches and 64 MiB, but at least one batch: an interruption loses minutes.
 _BATCHES, _BYTES = 4, 64 << 20
 _SHOWN = "shown.npz"
-# Parts in memory while they are read in order.
+# Parts that are cached in memory while images are read in order.
 _READ = 3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """Which images are drawn.
+    """Which images are drawn."""
 
-    Attributes:
-        labels: the class of each image.
-        prompts: of each class.
-        seed: of the set of images: image n has the noise of this seed and n.
-        size: pixels each way that images are resized to; 0 is as they are drawn.
-        low: images to be enlarged, one an image of the plan, as the first stage takes them; None
-            begins with noise.
-        low_digest: what decides about these.
-        first: the number of the first image in the set of this seed.
-    """
-
-    labels: Int32[np.ndarray, " n"]
-    prompts: tuple[str, ...]
-    seed: int = 0
-    size: int = 0
+    labels: Int32[np.ndarray, " n"]  # the class of each image
+    prompts: tuple[str, ...]  # of each class
+    seed: int = 0  # image n of a set has the noise of (seed, n)
+    size: int = 0  # pixels each way after resizing; 0 keeps the drawn size
+    # Images to enlarge, one for each label, as the first stage takes them; None starts from noise.
+    # Their checksum stands for them in the checksum of the drawn images.
     low: Source | None = None
     low_digest: str | None = None
-    first: int = 0
+    first: int = 0  # number of the first image in the set of this seed
 
 
 class Drawn:
     """A source whose images `draw` makes; `drop` leaves only those that pictures show.
 
-    All processes of a job make the same calls of these two, and see one folder.
+    All processes of a job must call `draw` and `drop` alike, and see the same folder.
     """
 
     def __init__(
@@ -72,18 +64,13 @@ class Drawn:
         folder: epath.PathLike,
         name: str = "images",
     ):
-        """Makes the source; the cascade is loaded, and nothing is drawn.
+        """Loads the cascade once, to check that it can draw such images; draws nothing.
 
-        Args:
-            load: gives the cascade, each time that it is needed.
-            plan: which images.
-            folder: where all that is drawn is held, in a folder of its own; other plans and
-                cascades can share it.
-            name: of the images, for the progress bar.
-
-        Raises:
-            InputError: of `load`; or the cascade cannot draw such images.
+        `load` is called again whenever images have to be drawn. `folder` may be shared with other
+        plans and cascades: files lie below the checksum of these. `name` is for the progress bar.
+        Raises `InputError` as `load` does, or if the cascade cannot draw the plan.
         """
+        # 1. Only looked at: `load` decides what stays in memory.
         cascade = load()
         self._load, self._plan, self._name = load, plan, name
         self.class_names, self.labels = plan.prompts, plan.labels
@@ -97,8 +84,10 @@ class Drawn:
                 f"{size}; leave it out for as many"
             )
         self._shape = (size, size, stage.denoiser.image_channels)
+        # 2. The size of parts: whole batches.
         few = min(_BATCHES, _BYTES // max(1, batch * int(np.prod(self._shape))))
         self._part_size = batch * max(1, few)
+        # 3. The checksum names the folder, so images of other settings are never mixed up.
         self._digest = json_digest(_made_from(cascade, plan))
         self._folder = epath.Path(folder) / self._digest[:32]
         self._read = functools.lru_cache(_READ)(self._read_part)
@@ -108,8 +97,9 @@ class Drawn:
         return len(self.labels)
 
     def __getitem__(self, i: SupportsIndex) -> Example:
-        """Image i, once it has been drawn."""
+        """Image i, which must have been drawn."""
         number = int(i)
+        # Once dropped, only shown images are there; before that, parts hold all.
         image = self._read_shown().get(number)
         if image is None:
             part, row = divmod(number, self._part_size)
@@ -121,18 +111,16 @@ class Drawn:
         return str(i)
 
     def digest(self) -> str:
-        """What decides about the images: weights, settings, texts, rounding, seed and labels."""
+        """Checksum of what decides about the images: weights, settings, prompts, seed, labels."""
         return self._digest
 
     def draw(self, positions: Collection[int] | None = None) -> None:
-        """Draws what is not there yet.
+        """Draws those images that are not on disk yet; all of them without `positions`.
 
-        Args:
-            positions: of the images that are needed; None is all.
-
-        Raises:
-            InputError: the disk is full, or the cascade's own.
+        Raises `InputError` if the disk is full, or as the cascade does.
         """
+        # 1. The parts that hold the images, and those of them that are missing. The first process
+        # decides, because all have to draw the same batches.
         parts = list(range(self._num_parts))
         if positions is not None:
             parts = sorted({position // self._part_size for position in positions})
@@ -142,12 +130,14 @@ class Drawn:
         if not missing:
             return
         on_first_process(lambda: self._folder.mkdir(parents=True, exist_ok=True))
+        # 2. Draw and write part by part.
         count = lambda some: sum(len(self._range(part)) for part in some)  # noqa: E731
         with tqdm(
             total=count(parts),
             initial=count(parts) - count(missing),
             desc=f"draw {self._name}",
             unit="image",
+            # Seconds; a log file gets a line only every half minute.
             mininterval=0.5 if sys.stderr.isatty() else 30.0,
             disable=jax.process_index() > 0,
         ) as bar:
@@ -155,11 +145,8 @@ class Drawn:
                 on_first_process(functools.partial(_write, self._path(part), images))
 
     def drop(self, shown: Collection[int]) -> None:
-        """Leaves only the images that pictures show; draws them where they are not there.
-
-        Args:
-            shown: their positions.
-        """
+        """Leaves only the images at the positions `shown`, which are drawn if necessary."""
+        # The shown images are written before the parts are removed: an interruption loses none.
         if not decide_on_first_process(lambda: set(shown) <= self._read_shown().keys()):
             self.draw(shown)
             on_first_process(functools.partial(self._write_shown, sorted(set(shown))))
@@ -167,19 +154,16 @@ class Drawn:
         self._shown = None
 
     def write_npz(self, path: epath.Path) -> None:
-        """Writes all images as ADM's samplers do, for this process alone; `draw` them before."""
+        """Writes all images, which must be drawn, as ADM's samplers do; for one process."""
         images = np.concatenate([self._read_part(part) for part in range(self._num_parts)])
         path.parent.mkdir(parents=True, exist_ok=True)
         digest = np.array(self._digest)
         with atomic_file(path) as file:
+            # arr_0 [n, h, w, c] uint8 and arr_1 [n] are ADM's; `digest` is ours, for `is_written`.
             np.savez(file, arr_0=images, arr_1=self.labels, digest=digest)
 
     def is_written(self, path: epath.Path) -> bool:
-        """Whether a file holds these images, see `write_npz`.
-
-        Raises:
-            InputError: it holds something else.
-        """
+        """Whether the file of `write_npz` is there; raises `InputError` if it has others."""
         if not path.exists():
             return False
         arrays = read_arrays(path, {"digest"}, "samples", "the images as arr_0")
@@ -203,6 +187,7 @@ class Drawn:
         if not path.exists():
             return False
         try:
+            # A damaged part is drawn again.
             return self._read_part(part).shape == (len(self._range(part)), *self._shape)
         except (EOFError, ValueError):
             return False
@@ -214,6 +199,7 @@ class Drawn:
     def _draw_parts(
         self, parts: list[int], tell: Callable[[int], Any]
     ) -> Iterator[tuple[int, UInt8[np.ndarray, "n h w c"]]]:
+        # The parts are drawn as one stream, so that batches are full across their borders.
         cascade = _with_prompts(self._load(), self._plan)
         indices = np.concatenate([np.asarray(self._range(part)) for part in parts])
         drawn: list[np.ndarray] = []
@@ -221,7 +207,8 @@ class Drawn:
         part = next(waiting)
         for [images] in cascade.stream(self._request(cascade, indices)):
             tell(len(images))
-            drawn += [resize(image, self._shape[0]) for image in images]
+            drawn += [resize(image, self._shape[0]) for image in images]  # [h, w, c] each
+            # A batch may complete several parts, and its rest belongs to the next.
             while len(drawn) >= len(self._range(part)):
                 count = len(self._range(part))
                 yield part, np.stack(drawn[:count])
@@ -248,7 +235,7 @@ class Drawn:
                 arrays = read_arrays(path, {"images", "positions"}, "images", "images")
                 pairs = zip(arrays["positions"].tolist(), arrays["images"], strict=True)
                 self._shown = dict(pairs)
-            except (InputError, KeyError, ValueError):  # Not there, or damaged.
+            except (InputError, KeyError, ValueError):  # absent or damaged: drawn again
                 self._shown = {}
         return self._shown
 
@@ -270,14 +257,15 @@ def _write(path: epath.Path, images: UInt8[np.ndarray, "n h w c"]) -> None:
 
 
 def _with_prompts(cascade: Cascade, plan: Plan) -> Cascade:
-    """A cascade that draws any text draws the plan's classes."""
+    # A cascade without class names takes any text: it gets the plan's.
     return (
         cascade if cascade.class_names else dataclasses.replace(cascade, class_names=plan.prompts)
     )
 
 
 def _made_from(cascade: Cascade, plan: Plan) -> dict[str, Any]:
-    """What decides about the images, for JSON."""
+    """All that decides about the images, as JSON."""
+    # Only these fields of the config change images; others, such as batch_size, do not.
     fields = ("class_names", "negative_prompt", "stages", "text")
     config = {name: cascade.config[name] for name in fields if name in cascade.config}
     return {

@@ -21,31 +21,24 @@ from launch.runtime.optional_fields import Defaults, unset
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A row of the table of extractors.
+    """A row of the table of extractors."""
 
-    Attributes:
-        open: opens one, given its fields.
-        fields: that it may have, with what holds without them.
-        logits: its tap for the inception score; empty where it has none.
-        suffix: how measures on it are told from those on Inception, with the extractor's name.
-        has_spatial: whether sFID is on its spatial features.
-        has_classes: whether it is a classifier of the images' own classes.
-        takes_names: whether it can be made a classifier by the names of classes, as CLIP can.
-    """
-
+    # Opens one, given the fields of the config, whose names and defaults are below.
     open: Callable[[dict[str, Any]], Extractor]
     fields: Defaults
-    logits: str
+    logits: str  # its tap for the inception score; '' if it has none
+    # Appended to the names of measures, with the extractor's name, to tell them from Inception's.
     suffix: str
-    has_spatial: bool = False
-    has_classes: bool = False
-    takes_names: bool = False
+    has_spatial: bool = False  # whether sFID can be taken on its spatial features
+    has_classes: bool = False  # whether it is a classifier of the images' own classes
+    takes_names: bool = False  # whether class names can make it a classifier, as with CLIP
 
 
 def _inception(fields: dict[str, Any]) -> Extractor:
     return inception(fields.get("rule", "tf1"), fields.get("path") or None)
 
 
+# For the meaning of `rule`, `positions`, `pixels` and `ema` see the extractors' own modules.
 KINDS = {
     "inception": Kind(
         _inception,
@@ -78,16 +71,10 @@ KINDS = {
 
 
 def check_extractor(spec: Fields) -> Kind:
-    """The row of an extractor.
+    """The row of an extractor; raises `InputError` if there is no such row or a field is wrong.
 
-    Args:
-        spec: `name` and the fields of that extractor; inception: `rule`, and `path` unless its
-            weights are where torch-fidelity and pytorch-fid put them; classifier: `path` of a run
-            or an import, see `classifiers.extractors.classifier`; clip: `path`, see
-            `classifiers.extractors.clip`; dinov2: see `classifiers.extractors.dinov2`.
-
-    Raises:
-        InputError: there is no such extractor, or a field is wrong.
+    `spec` has `name` and the fields of that extractor. All need `path`, of a run or an import, but
+    for inception, whose weights are searched where torch-fidelity and pytorch-fid put them.
     """
     name = spec.get("name")
     if name not in KINDS:
@@ -109,13 +96,9 @@ def open_zero_shot(
 ) -> Extractor:
     """Opens an extractor that `takes_names`, with logits for these classes.
 
-    Args:
-        spec: see `check_extractor`.
-        class_names: in words.
-        named: the sentences, see `classifiers.clip.templates.load`.
-
-    Raises:
-        InputError: as `open_extractor`; or it has no tokenizer.
+    `class_names` are in words; `named` are the sentences about them, as
+    `classifiers.clip.templates.load` takes them. Raises `InputError` as `open_extractor`, or if it
+    has no tokenizer.
     """
     fields = plain(spec)
     del fields["name"]
@@ -125,8 +108,7 @@ def open_zero_shot(
 def open_extractor(spec: Fields) -> Extractor:
     """Opens the extractor of a config, see `check_extractor`.
 
-    Raises:
-        InputError: as `check_extractor`; or its weights are missing, damaged or not finished.
+    Raises `InputError` as `check_extractor`, or if its weights are missing, damaged or unfinished.
     """
     kind = check_extractor(spec)
     fields = plain(spec)

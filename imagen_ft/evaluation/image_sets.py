@@ -1,4 +1,4 @@
-"""The sets of images that are measured, and those that they are compared with."""
+"""The image sets that are measured, and those that they are compared with."""
 
 import dataclasses
 from typing import Any, SupportsIndex
@@ -22,38 +22,30 @@ from launch.runtime.limits import SIDE, check_numbers
 NPZ = "npz"
 _FIELDS = ("source", "square", "file_format", "uint8_rule")
 _UNKNOWN = "unknown"
-# Who names no classes has one.
+# An npz without labels has one class.
 _NO_CLASSES = ("all",)
-# Names of files that are looked at for their format.
+# How many file names are looked at to find the format: enough to see a mixture.
 _KEYS = 1000
 _FORMATS = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png"}
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
-    """Images, and what numbers on them depend on besides.
-
-    Attributes:
-        name: of the set.
-        source: the images; all of one size, if they have to be.
-        file_format: 'png', 'jpeg', 'none' if they were never written, or 'unknown'.
-        uint8_rule: how floats became uint8.
-        drawn: the source, where it has to be drawn before it is read.
-    """
+    """Images, and what numbers on them depend on besides."""
 
     name: str
-    source: Source
-    file_format: str
-    uint8_rule: str
-    drawn: Drawn | None = None
+    source: Source  # images of one size, unless sizes may be mixed
+    file_format: str  # 'png', 'jpeg', 'none' if never written, or 'unknown'
+    uint8_rule: str  # how floats became uint8: 'round', 'unknown', ...
+    drawn: Drawn | None = None  # the source again, if it must be drawn before it is read
 
     def prepare(self) -> None:
-        """Draws the images, if they have to be; all processes have to call it."""
+        """Draws the images, if they have to be; every process must call it."""
         if self.drawn:
             self.drawn.draw()
 
     def digest(self) -> str:
-        """What decides about the images and their order; none has to be drawn for it."""
+        """Checksum of the images and their order, which needs none of them to be drawn."""
         return self.drawn.digest() if self.drawn else images_digest(self.source)
 
 
@@ -70,7 +62,7 @@ class Square(Wrapper):
 
 
 class OneSize(Wrapper):
-    """A source that refuses images of another size than its first one."""
+    """A source that raises `InputError` for an image of another size than the first."""
 
     def __init__(self, source: Source, name: str):
         super().__init__(source)
@@ -90,15 +82,7 @@ class OneSize(Wrapper):
 
 
 def check_spec(field: str, spec: Fields) -> None:
-    """Looks at the fields of one set.
-
-    Args:
-        field: where it stands in the config.
-        spec: see `open_set`.
-
-    Raises:
-        InputError: a field is wrong.
-    """
+    """Checks the fields of one set, see `open_set`; raises `InputError` if one is wrong."""
     if unknown := sorted(set(spec) - set(_FIELDS)):
         raise InputError(f"{field} has no field {unknown[0]!r}; use {', '.join(_FIELDS)}")
     if "source" not in spec:
@@ -109,23 +93,21 @@ def check_spec(field: str, spec: Fields) -> None:
 def open_set(name: str, field: str, spec: Fields, mixed: bool = False) -> ImageSet:
     """Opens a set.
 
-    Args:
-        name: of the set.
-        field: where it stands in the config.
-        spec: `source`, see `sources.load`, or dict(name="npz", path=...) for `npz_samples`;
-            `square`, pixels each way to which its images are cropped and resized; `file_format`
-            and `uint8_rule`, where the source does not say them.
-        mixed: whether its images may be of several sizes.
-
-    Raises:
-        InputError: a field is wrong; it is missing, damaged or empty.
+    `spec` has `source`, as `sources.load` takes it or dict(name="npz", path=...) for `npz_samples`;
+    it may have `square`, pixels each way to which images are cropped and resized, and `file_format`
+    and `uint8_rule`, which override what the source says. `field` is the place in the config, for
+    messages. Without `square` and `mixed`, an image of another size than the first raises when it
+    is read. Raises `InputError` if a field is wrong, or if the set is missing, damaged or empty.
     """
     check_spec(field, spec)
     fields = plain(spec)
     try:
+        # 1. The images.
         source = _open(fields["source"])
         check_labels(source)
+        # 2. How they were written; asked of the source itself, before it is wrapped.
         file_format, uint8_rule = _written(fields["source"], source)
+        # 3. One size, as extractors that do not resize need it.
         if "square" in fields:
             source = Square(source, fields["square"])
         elif not mixed:
@@ -141,13 +123,10 @@ def open_set(name: str, field: str, spec: Fields, mixed: bool = False) -> ImageS
 
 
 def npz_samples(path: epath.PathLike) -> ArraySource:
-    """Images of an npz as ADM's samplers write it: arr_0 and, where there are labels, arr_1.
+    """Images of an npz as ADM's samplers write it.
 
-    Args:
-        path: arr_0 is uint8 [n, h, w, c], arr_1 whole numbers [n] from 0.
-
-    Raises:
-        InputError: it is missing, damaged, a pickle, or holds something else.
+    arr_0 is uint8 [n, h, w, c]; arr_1, which may be absent, holds whole numbers from 0, [n]. Raises
+    `InputError` if the file is missing, damaged, a pickle, or holds something else.
     """
     path = epath.Path(path)
     arrays = read_arrays(path, {"arr_0", "arr_1"}, "samples", "the images as arr_0")
@@ -157,6 +136,7 @@ def npz_samples(path: epath.PathLike) -> ArraySource:
         raise InputError(
             f"{path}: arr_0 must be images, uint8 [n, h, w, c], got {has}; give another file"
         )
+    # ADM's files do not name their classes: numbers stand for names.
     names: tuple[str, ...] = _NO_CLASSES
     if labels is None:
         labels = np.zeros(len(images), np.int32)
@@ -179,7 +159,7 @@ def _open(spec: dict[str, Any]) -> Source:
 
 
 def _written(spec: dict[str, Any], source: Source) -> tuple[str, str]:
-    """File format and uint8 rule, as far as a source tells."""
+    # Our own sets record their format, and are rounded; of folders only file names show it.
     if spec["name"] == "synthetic":
         manifest = files.read_sealed(epath.Path(spec["path"]) / MANIFEST)
         return manifest["encoding"]["format"], "round"

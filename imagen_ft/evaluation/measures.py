@@ -1,4 +1,4 @@
-"""All measures of one set of images against the real ones, from features."""
+"""All measures of one image set against the real ones, from features."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -26,24 +26,19 @@ from imagen_ft.metrics.sliced_distance import sliced_distance
 from imagen_ft.metrics.statistics import Statistics, of_features
 from launch.errors import InputError
 
+# For subsets of equal size: fixed, so that results repeat.
 _DRAW_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """What the extractor sees in a set.
-
-    Attributes:
-        pooled: features, and classes.
-        spatial: flattened, for sFID; None where it is not asked for.
-        logits: for the inception score and recognizability; None where neither is asked for.
-        num_classes: that the labels are of.
-    """
+    """What the extractor sees in a set."""
 
     pooled: Labelled
-    spatial: np.ndarray | None = None
+    spatial: np.ndarray | None = None  # [n, 2023], flattened, for sFID
+    # [n, classes], for inception score and recognizability; both are None unless asked for.
     logits: np.ndarray | None = None
-    num_classes: int = 0
+    num_classes: int = 0  # of the set, whether or not all have images
 
     def __len__(self) -> int:
         return len(self.pooled.labels)
@@ -51,24 +46,15 @@ class Images:
 
 @dataclasses.dataclass(frozen=True)
 class Real:
-    """What sets are compared with.
+    """What image sets are compared with."""
 
-    Attributes:
-        pooled: statistics of the real images.
-        spatial: of the real images, for sFID.
-        images: features of each; None where a file of statistics is all there is.
-        held_out: other real images.
-        statistics_digest: of what the statistics are of.
-        images_digest: of the real images.
-        held_out_digest: of those held out.
-        statistics_format: of the files that the statistics are of.
-        images_format: of the real images' files.
-    """
-
+    # Statistics of the real images, or of a file.
     pooled: Statistics
     spatial: Statistics | None
+    # Features of the real images, None if there is only a file; and of other real images.
     images: Labelled | None
     held_out: Labelled | None
+    # Checksums and file formats, see `Conditions`.
     statistics_digest: str
     images_digest: str | None
     held_out_digest: str | None
@@ -78,29 +64,27 @@ class Real:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """All that is known of a set.
+    """All results of one set."""
 
-    Attributes:
-        results: one a measure, in the order of the config.
-        classes: by label `num_images`, `distance` and, with held-out images, `relative`.
-        worst: of the images most like copies `image`, `nearest` (positions), `distance`, `ratio`.
-    """
-
-    results: list[Result]
+    results: list[Result]  # in the order of config.measures
+    # By label `num_images`, `distance` and, with held-out images, `relative`.
     classes: dict[int, dict[str, float]]
+    # Of the images most like copies: positions `image` and `nearest`, `distance`, `ratio`.
     worst: list[dict[str, float]]
 
     def to_json(self) -> dict[str, Any]:
         """For a file."""
+        # JSON has only strings for keys: labels become numbers again in `from_json`.
         return dataclasses.asdict(self) | {
             "classes": {str(label): row for label, row in self.classes.items()}
         }
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Measured":
-        """What `to_json` gave, after a file."""
+        """The inverse of `to_json`."""
         results = []
         for fields in content["results"]:
+            # JSON has made lists of tuples, which would not compare equal.
             settings = tuple((name, value) for name, value in fields["conditions"]["settings"])
             conditions = Conditions(**{**fields["conditions"], "settings": settings})
             results.append(Result(**{**fields, "conditions": conditions}))
@@ -109,19 +93,15 @@ class Measured:
 
 
 class Measures:
-    """Takes the measures of `config.measures`, one after the other."""
+    """Takes the measures of `config.measures`, one after the other.
+
+    Add a method that yields results, and a row of `MEASURES`. Methods find features in `self._ours`
+    [n, d] and `self._theirs()` [m, d].
+    """
 
     def __init__(
         self, config: ml_collections.ConfigDict, images: Images, real: Real, common: Conditions
     ):
-        """Gets ready.
-
-        Args:
-            config: `measures`, and the arguments of each.
-            images: of the set.
-            real: what it is compared with.
-            common: what holds for all measures.
-        """
         self._config, self._images, self._real = config, images, real
         self._ours = images.pooled.features
         self._common = common
@@ -130,17 +110,16 @@ class Measures:
         self._worst: list[dict[str, float]] = []
 
     def take(self, suffix: str, tell: Callable[[str], Any]) -> Measured:
-        """Takes them.
+        """Takes them, and calls `tell` with each measure's name afterwards.
 
-        Args:
-            suffix: of the names, where the extractor is not Inception.
-            tell: is told each measure's name when it has been taken.
+        `suffix` goes behind the names of results, where the extractor is not Inception.
         """
         results = []
         for name in self._config.measures:
             results += list(MEASURES[name].take(self))
             tell(name)
         if suffix:
+            # Only on Inception is a Frechet distance called FID: 'fid' becomes 'fd (NAME)'.
             names = dict(NAMES.values())
             results = [
                 dataclasses.replace(
@@ -151,6 +130,7 @@ class Measures:
         return Measured(results, self._classes, self._worst)
 
     def _statistics(self) -> Statistics:
+        # Two measures need it, and a covariance [d, d] takes seconds.
         if self._pooled is None:
             self._pooled = of_features(self._ours)
         return self._pooled
@@ -197,7 +177,7 @@ class Measures:
         assert self._images.logits is not None
         fields = self._config.inception_score
         score, deviation = inception_score(self._images.logits, **fields)
-        # It looks at no real images.
+        # No reference: it looks at no real images.
         conditions = dataclasses.replace(self._common, settings=_settings(fields))
         yield Result("is", score, conditions, deviation)
 
@@ -224,7 +204,7 @@ class Measures:
             yield Result(name, getattr(shares, name), self._on_images(**fields))
 
     def _relative(self) -> Iterator[Result]:
-        """On as many generated images as held-out ones, drawn where there are more."""
+        # The larger of the two sets is subsampled, as the distance depends on the number of images.
         held_out = self._real.held_out
         assert held_out is not None
         count = min(len(self._ours), len(held_out.labels))
@@ -239,14 +219,14 @@ class Measures:
         yield Result("relative fd", ratio, self._on_statistics(num_images=count, settings=settings))
 
     def _classes_apart(self) -> Iterator[Result]:
-        """Fills the table; what it is summed up by is the mean over classes."""
         images, real, held_out = self._images.pooled, self._real.images, self._real.held_out
         assert real is not None
+        # A row a class goes into the table of classes; the result is the mean over classes.
         ratios = relative_distance_of_classes(images, held_out, real) if held_out else {}
         for label in np.unique(images.labels).tolist():
             ours, theirs = images.of_class(label), real.of_class(label)
             if min(len(ours), len(theirs)) < 2:
-                continue  # It has no covariance.
+                continue  # a single image has no covariance
             row: dict[str, float] = {"num_images": len(ours)}
             row["distance"] = distance_of_features(ours, theirs)
             if label in ratios:
@@ -273,11 +253,12 @@ class Measures:
         yield Result("recognizability", score, self._common)
 
     def _diversity(self) -> Iterator[Result]:
-        """It looks at no real images: that of a set of real ones is what to compare it with."""
+        # No reference; it is to be compared with the diversity of a set of real images.
         value, _ = diversity(self._ours, self._images.pooled.labels)
         yield Result("diversity", value, self._common)
 
     def _copying(self) -> Iterator[Result]:
+        # The worst go to the page as pictures, and two numbers into the table.
         found = copying(self._ours, self._theirs())
         for i in found.worst(self._config.num_worst).tolist():
             self._worst.append(
@@ -298,23 +279,16 @@ class Measures:
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """A row of the table of measures.
-
-    Attributes:
-        take: takes it.
-        needs: of the real images: 'statistics', 'source', 'held_out' or nothing.
-        names: where sets can be chosen by it, what its first result is called on Inception, and on
-            other extractors.
-        has_arguments: whether they are in the config, in a field of its name.
-    """
+    """A row of the table of measures."""
 
     take: Callable[[Measures], Iterator[Result]]
-    needs: str = ""
+    needs: str = ""  # of the real images: 'statistics', 'source', 'held_out' or ''
+    # If sweeps may choose by it: its first result's name on Inception, and on other extractors.
     names: tuple[str, str] | None = None
-    has_arguments: bool = False
+    has_arguments: bool = False  # whether the config has a field of its name with arguments
 
 
-# In the order in which they are shown.
+# In the order in which messages list them.
 MEASURES = {
     "frechet": Measure(Measures._frechet, "statistics", ("fid", "fd")),
     "spatial_frechet": Measure(Measures._spatial_frechet, "statistics", ("sfid", "sfd")),
@@ -341,5 +315,6 @@ def _settings(fields: ml_collections.ConfigDict) -> tuple[tuple[str, Any], ...]:
 
 
 def _draw(features: np.ndarray, count: int) -> np.ndarray:
+    # Sorted, so that a full draw keeps the order of the images.
     order: Int[np.ndarray, " n"] = np.random.default_rng(_DRAW_SEED).permutation(len(features))
     return features[np.sort(order[:count])]

@@ -18,20 +18,14 @@ STATISTICS = "reference.npz"
 
 @dataclasses.dataclass(frozen=True)
 class References:
-    """As a config names them.
+    """The real side of a comparison, as a config names it."""
 
-    Attributes:
-        statistics: of a file; None where they are of `source`.
-        source: real images; None where there is only a file.
-        held_out: other real images; None without.
-    """
-
-    statistics: npz.Reference | None
-    source: ImageSet | None
-    held_out: ImageSet | None
+    statistics: npz.Reference | None  # of a file; None if they are to be computed from `source`
+    source: ImageSet | None  # real images; None if there is only a file
+    held_out: ImageSet | None  # other real images
 
     def digests(self) -> dict[str, str | None]:
-        """What numbers depend on of all this, for JSON."""
+        """Checksums of all that numbers depend on here, for JSON."""
         source, held_out = (
             None if images is None else images.digest() for images in (self.source, self.held_out)
         )
@@ -39,14 +33,10 @@ class References:
         return {"statistics": digest, "source": source, "held_out": held_out}
 
     def real(self, see: Callable[[ImageSet], Images], digests: dict[str, str | None]) -> Real:
-        """Their features.
-
-        Args:
-            see: extracts those of a set.
-            digests: as `digests` gives them.
-        """
+        """Features and statistics; `see` extracts the features of a set."""
         images = see(self.source) if self.source else None
         held_out = see(self.held_out) if self.held_out else None
+        # A file of statistics takes precedence; features of `source` then serve the other measures.
         if self.statistics is not None:
             pooled, spatial = self.statistics.pooled, self.statistics.spatial
             statistics_format, digest = "unknown", self.statistics.digest
@@ -69,17 +59,14 @@ class References:
 
 
 def check_references(config: ml_collections.ConfigDict) -> None:
-    """Looks whether `config.reference` has what `config.measures` need.
-
-    Raises:
-        InputError: it has not, or a field is wrong.
-    """
+    """Raises `InputError` if `config.reference` lacks what a measure needs, or a field is wrong."""
     reference = config.reference
     for name in ("source", "held_out"):
         if reference[name]:
             check_spec(f"config.reference.{name}", reference[name])
     for measure in config.measures:
         needed = MEASURES[measure].needs
+        # Statistics can come from a file or from images; other needs only from images.
         if needed == "statistics":
             if not (reference.statistics or reference.source):
                 raise InputError(
@@ -96,18 +83,13 @@ def check_references(config: ml_collections.ConfigDict) -> None:
 def open_references(
     config: ml_collections.ConfigDict, extractor: Extractor, mixed: bool
 ) -> References:
-    """Opens what `config.reference` names.
+    """Opens what `config.reference` names; for `mixed` see `open_set`.
 
-    Args:
-        config: of the task.
-        extractor: of its features.
-        mixed: see `open_set`.
-
-    Raises:
-        InputError: something is missing or damaged; the statistics are of another extractor; or
-            they have not what a measure needs.
+    Raises `InputError` if something is missing or damaged, if the statistics were made with another
+    extractor, or if they lack what a measure needs.
     """
     reference = config.reference
+    # 1. The file. Ours say what made them; for others the user has to know.
     statistics = npz.read(reference.statistics) if reference.statistics else None
     if statistics is not None:
         made_by = statistics.extractor
@@ -121,6 +103,7 @@ def open_references(
                 f"{reference.statistics} must hold mu_s and sigma_s for 'spatial_frechet', got "
                 "neither; leave it out of config.measures, or give another file"
             )
+    # 2. The images.
     source, held_out = (
         open_set(f"reference.{name}", f"config.reference.{name}", reference[name], mixed)
         if reference[name]
@@ -131,18 +114,10 @@ def open_references(
 
 
 def check_classes(sets: Sequence[ImageSet], references: References, apart: bool) -> None:
-    """Looks whether labels mean the same in all sets, where classes are told apart.
+    """Raises `InputError` if labels mean different things in the sets, where classes matter.
 
-    Names may differ, as those of a folder and of a prompt do: their number has to be one, and
-    names that occur in both have to have one label.
-
-    Args:
-        sets: that are measured.
-        references: what they are compared with.
-        apart: whether classes are told apart.
-
-    Raises:
-        InputError: they do not.
+    Names may differ, as a folder's do from a prompt's. But all sets must have as many classes as
+    the real one, and a name that occurs in two of them must have the same label.
     """
     real = references.source
     if not apart or real is None:
@@ -159,17 +134,7 @@ def check_classes(sets: Sequence[ImageSet], references: References, apart: bool)
 
 
 def check_order(name: str, ours: Sequence[str], other: str, theirs: Sequence[str]) -> None:
-    """Looks whether class names that occur in two sets have one label in both.
-
-    Args:
-        name: of one set, for the message.
-        ours: its class names.
-        other: the other set's name.
-        theirs: its class names.
-
-    Raises:
-        InputError: one has not.
-    """
+    """Raises `InputError` if a class name that occurs in both sets has different labels."""
     number = {class_name: label for label, class_name in enumerate(theirs)}
     for label, class_name in enumerate(ours):
         if number.get(class_name, label) != label:
@@ -180,7 +145,7 @@ def check_order(name: str, ours: Sequence[str], other: str, theirs: Sequence[str
 
 
 def write_statistics(path: epath.Path, real: Real, extractor: Extractor) -> None:
-    """Keeps the statistics of the real images, for other commands to compare with."""
+    """Writes the statistics of the real images, as a reference for other commands."""
     npz.write(path, real.pooled, real.spatial, extractor.made_from)
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation found: a table for a terminal, JSON, and a page with pictures."""
+"""The results of an evaluation: a table for a terminal, JSON, and a page with pictures."""
 
 import dataclasses
 import sys
@@ -25,14 +25,15 @@ from launch.files import write_json
 from launch.runtime.reports.html import Report
 from launch.runtime.reports.tables import fitting_table
 
-# Letters of a line on the terminal.
+# Characters of a line on the terminal.
 _WIDTH = 100
-# Samples of a set, how many are in a row, and classes that stand out, a row each.
+# Samples that the page shows of a set, samples a row, and classes that stand out, a row each.
 _SAMPLES, _COLUMNS, _CLASSES = 40, 10, 3
-# What classes are compared by, and the field that holds it.
+# What classes are ordered by, and its field in the results.
 _FIELDS = {"relative": "relative", "Frechet": "distance"}
-# Rows of the table of classes: beyond it, the worst and the best.
+# Rows of the table of classes; of more, the best and the worst halves.
 _ROWS = 100
+# Lower is better for all measures that are not listed.
 _BETTER = {
     "is": "higher",
     "precision": "higher",
@@ -54,19 +55,12 @@ def write(
     references: References,
     measured: Mapping[str, Measured],
 ) -> None:
-    """Writes evaluation.json and report.html, and prints the table.
-
-    Args:
-        workdir: where to.
-        config: of the task.
-        extractor: of all features.
-        sets: that were measured.
-        references: what they were compared with.
-        measured: by name of a set.
-    """
+    """Writes evaluation.json and report.html, and prints the table."""
+    # 1. What the table shows, and which of its numbers do not compare.
     header, rows = cells(measured)
     notes = differences({name: found.results for name, found in measured.items()})
     by_name = {images.name: images for images in sets}
+    # 2. JSON: classes by name, and images by their keys in the sources.
     content = {
         "extractor": extractor.made_from,
         "sets": {
@@ -83,6 +77,7 @@ def write(
         "differences": notes,
     }
     write_json(workdir / "evaluation.json", content)
+    # 3. The page: the table, warnings, then pictures set by set.
     page = Report("Images measured against real ones")
     page.text(
         f"Features: {extractor.name}, images by the rule '{extractor.rule}', weights "
@@ -98,6 +93,7 @@ def write(
     page.heading("What the numbers depend on")
     page.table(*_conditions(measured))
     page.write(workdir / "report.html")
+    # 4. The terminal.
     print(f"\n{fitting_table(header, rows)}")
     for note in notes:
         print(textwrap.fill(f"note: {note}", _WIDTH, subsequent_indent=" " * len("note: ")))
@@ -111,24 +107,27 @@ def shown(images: ImageSet, found: Measured) -> set[int]:
 
 
 def cells(measured: Mapping[str, Measured]) -> tuple[list[str], list[list[str]]]:
-    """The table of all sets: header and rows."""
+    """Header and rows of the table of all sets."""
+    # All sets have the same measures, so the first gives the header.
     first = next(iter(measured.values())).results
     header = ["set", "images", *(result.measure for result in first)]
     rows = []
     for name, found in measured.items():
+        # Some measures take fewer images than the set has.
         count = f"{max(result.conditions.num_images for result in found.results):,}"
         rows.append([name, count, *(_text(result) for result in found.results)])
     return header, rows
 
 
 def differences(results: Mapping[str, Sequence[Result]]) -> list[str]:
-    """What keeps sets from being compared with the first one, a line for each reason and set."""
+    """Why sets do not compare with the first one: a line for each set and reason."""
     (first, expected), *others = results.items()
     lines = []
     for name, found in others:
         measures: dict[str, list[str]] = {}
         for ours, theirs in zip(expected, found, strict=True):
             if reason := difference(ours, theirs):
+                # One line for all measures with the same reason.
                 measures.setdefault(reason, []).append(ours.measure.partition(" (")[0])
         lines += [
             f"{first} and {name} do not compare in {', '.join(names)}: {reason}"
@@ -140,6 +139,7 @@ def differences(results: Mapping[str, Sequence[Result]]) -> list[str]:
 def _section(page: Report, images: ImageSet, references: References, found: Measured) -> None:
     _samples(page, images, images.name)
     if found.worst and references.source is not None:
+        # Copies beside their originals: pairs of columns, with a wider gap between pairs.
         pairs = [
             (
                 images.source[int(row["image"])]["image"],
@@ -160,6 +160,7 @@ def _section(page: Report, images: ImageSet, references: References, found: Meas
 
 def _classes(page: Report, images: ImageSet, classes: dict[int, dict[str, float]]) -> None:
     names = [in_words(name) for name in images.source.class_names]
+    # Ties have no best and worst: they are listed in the order of labels.
     measure, ordered = _ordered(classes)
     listed = ordered
     is_tie = _is_tie(classes)
@@ -182,6 +183,7 @@ def _classes(page: Report, images: ImageSet, classes: dict[int, dict[str, float]
     ]
     order = "class" if is_tie else "class, best first"
     page.table([order, "images", "Frechet distance", "relative"], rows)
+    # A row of pictures for each class that stands out.
     for (title, labels), picks in _of_classes(images, classes).items():
         told = ", ".join(names[label] for label in labels)
         caption = f"{images.name}: the {title} classes by their {measure} distance: {told}."
@@ -189,15 +191,15 @@ def _classes(page: Report, images: ImageSet, classes: dict[int, dict[str, float]
 
 
 def _ordered(classes: dict[int, dict[str, float]]) -> tuple[str, list[int]]:
-    """What classes are compared by, and these, the best first."""
+    # Relative distances are fairer to classes that vary much, but need all to have held-out images.
     measure = "relative" if all("relative" in row for row in classes.values()) else "Frechet"
     ordered = sorted(classes, key=lambda label: (classes[label][_FIELDS[measure]], label))
     return measure, ordered
 
 
 def _is_tie(classes: dict[int, dict[str, float]]) -> bool:
-    """Whether no class is better than another, as where the held-out images themselves are seen."""
     measure, ordered = _ordered(classes)
+    # As when the measured images are the held-out ones: all relative distances are 1.
     values = [classes[label][_FIELDS[measure]] for label in ordered]
     return len(values) > 1 and bool(np.allclose(values, values[0], rtol=1e-6, atol=0))
 
@@ -205,13 +207,14 @@ def _is_tie(classes: dict[int, dict[str, float]]) -> bool:
 def _of_classes(
     images: ImageSet, classes: dict[int, dict[str, float]]
 ) -> dict[tuple[str, tuple[int, ...]], Int[np.ndarray, " n"]]:
-    """Positions of images of the best and the worst classes, as many of each; none if all tie."""
+    """Positions of images of the best and the worst classes, in equal numbers; none if all tie."""
     _, ordered = _ordered(classes)
     few = 0 if _is_tie(classes) else min(_CLASSES, len(ordered) // 2)
     picks = {}
     for title, labels in (("best", ordered[:few]), ("worst", ordered[::-1][:few])):
         if labels:
             members = [np.flatnonzero(images.source.labels == label) for label in labels]
+            # Equally many of each class, so that rows align.
             count = min(_COLUMNS, *map(len, members))
             rows = [_spread(positions, count) for positions in members]
             picks[title, tuple(labels)] = np.concatenate(rows)
@@ -219,6 +222,7 @@ def _of_classes(
 
 
 def _of_samples(images: ImageSet) -> Int[np.ndarray, " n"]:
+    # Evenly spaced over the images sorted by class: as many classes as possible.
     return _spread(np.argsort(images.source.labels, kind="stable"), _SAMPLES)
 
 
@@ -236,14 +240,14 @@ def _picture(
 
 
 def _spread(positions: Int[np.ndarray, " n"], count: int) -> Int[np.ndarray, " m"]:
-    """At most so many of them, evenly spaced."""
+    """At most `count` positions, evenly spaced."""
     chosen = np.linspace(0, len(positions) - 1, min(count, len(positions)))
     return positions[chosen.round().astype(int)]
 
 
 def _named(row: dict[str, float], images: ImageSet, references: References) -> dict[str, Any]:
-    """One that is most like a copy, with the keys of both images."""
     assert references.source is not None
+    # Positions change with the choice of images, keys do not.
     keys = {
         "image": images.source.key(int(row["image"])),
         "nearest": references.source.source.key(int(row["nearest"])),
@@ -258,6 +262,7 @@ def _conditions(measured: Mapping[str, Measured]) -> tuple[list[str], list[list[
     for name, found in measured.items():
         for result in found.results:
             where = result.conditions
+            # 'fd (NAME)' on other extractors than Inception.
             better = _BETTER.get(result.measure.partition(" (")[0], "lower")
             row = [name, result.measure, _number(result.value)]
             row += ["" if result.deviation is None else _number(result.deviation), better]
@@ -280,5 +285,5 @@ def _number(value: float) -> str:
 
 
 def _short(digest: str) -> str:
-    """The beginning of a digest is enough to tell it from others."""
+    # 12 of a SHA-256's 64 digits are enough to identify it.
     return digest[:12] if len(digest) == 64 else digest

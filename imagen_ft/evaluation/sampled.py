@@ -1,4 +1,4 @@
-"""The sets that are measured: those that are there, and those that a cascade draws on the way."""
+"""The sets that are measured: existing ones, and those that a cascade draws on the way."""
 
 import contextlib
 import functools
@@ -28,6 +28,7 @@ from launch.files import json_digest
 from launch.runtime.config import plain, reading
 from launch.runtime.limits import BATCH, MOST, SEED, SIDE, check_numbers
 
+# The default of sets that are drawn; papers mostly use 50,000.
 NUM_IMAGES = 10_000
 BALANCED, REAL = "balanced", "real"
 _FIELDS = ("cascade", "num_images", "labels", "seed", "square", "low", "write")
@@ -35,21 +36,14 @@ _LIMITS = {"num_images": (1, MOST), "seed": SEED, "square": SIDE}
 
 
 class Shrunk(Wrapper):
-    """A source whose images a stage can enlarge: its low-resolution size, or shrunk to it.
+    """A source whose images a super-resolution stage can enlarge.
 
-    Larger ones are brought to the size of the stage's images first, and each pixel is the mean of a
-    block of them, as in training, but rounded.
+    Images of `low_size` stay as they are. Others are first resized to `size`, then each pixel is
+    the mean of a block, as in training, but rounded to uint8. Both are pixels each way.
     """
 
     def __init__(self, source: Source, low_size: int, size: int, positions: Int[np.ndarray, " n"]):
-        """Makes the source.
-
-        Args:
-            source: images of any size.
-            low_size: pixels each way, which the stage begins with.
-            size: pixels each way, of its images.
-            positions: which of the images, in this order.
-        """
+        """Takes the images at `positions` of the source, in this order."""
         super().__init__(source)
         self._sizes, self._positions = (low_size, size), positions
         self.labels, self.domain = source.labels[positions], source.domain[positions]
@@ -68,7 +62,7 @@ class Shrunk(Wrapper):
 
 
 class OneLoaded:
-    """Loads cascades; only the last one is held, for two can be more than a device's memory."""
+    """Loads cascades and keeps only the last: two may exceed the memory of a device."""
 
     def __init__(self) -> None:
         self._held: tuple[str, Cascade] | None = None
@@ -77,17 +71,14 @@ class OneLoaded:
         """The cascade of a config, see `load_cascade`."""
         name = json.dumps(plain(config), sort_keys=True)
         if self._held is None or self._held[0] != name:
+            # Free the old weights before the new ones are loaded.
             self._held = None
             self._held = name, load_cascade(config, mesh_of(config), base=False)
         return self._held[1]
 
 
 def check_sets(specs: Fields) -> None:
-    """Looks at `config.sets` without opening any.
-
-    Raises:
-        InputError: there is none, or a name or a field is wrong.
-    """
+    """Checks `config.sets` without opening any; raises `InputError` for wrong names and fields."""
     if not specs:
         raise InputError("config.sets is empty; name a set, sets.NAME = dict(source=...)")
     for name, spec in specs.items():
@@ -105,14 +96,7 @@ def open_sets(
 ) -> list[ImageSet]:
     """Opens `config.sets`: those with a `cascade` by `open_sampled`, others by `open_set`.
 
-    Args:
-        specs: by name.
-        mixed: see `open_set`.
-        real: see `open_sampled`.
-        folder: see `open_sampled`.
-
-    Raises:
-        InputError: as these do.
+    For the arguments and errors see these.
     """
     load = OneLoaded()
     return [
@@ -124,15 +108,11 @@ def open_sets(
 
 
 def check_sampled(field: str, spec: Fields) -> None:
-    """Looks at the fields of a set that is drawn; nothing is loaded.
+    """Checks the fields of a set that is drawn, see `open_sampled`, without loading anything.
 
-    Args:
-        field: where it stands in the config.
-        spec: see `open_sampled`.
-
-    Raises:
-        InputError: a field is wrong.
+    Raises `InputError` if one is wrong.
     """
+    # 1. The fields of the set.
     if unknown := sorted(set(spec) - set(_FIELDS)):
         raise InputError(f"{field} has no field {unknown[0]!r}; use {', '.join(_FIELDS)}")
     check_numbers(spec, _LIMITS, field)
@@ -141,6 +121,7 @@ def check_sampled(field: str, spec: Fields) -> None:
             f"{field}.labels must be {BALANCED!r} (as many of each class) or {REAL!r} (drawn as "
             f"those of config.reference.source), got {labels!r}; name one"
         )
+    # 2. The cascade, as far as shapes and settings go.
     config = spec["cascade"]
     if not isinstance(config, ml_collections.ConfigDict):
         raise InputError(
@@ -150,6 +131,7 @@ def check_sampled(field: str, spec: Fields) -> None:
         check_numbers(config, {"batch_size": BATCH}, "cascade")
         check_noise("cascade", config)
         stages, _ = make_stages(config, base=False), (config.text, config.class_names)
+    # 3. Images to enlarge: needed if and only if the first stage does not start from noise.
     low, first = spec.get("low"), next(iter(stages.values()))
     if bool(low) != bool(first.denoiser.low_size):
         needed = "name images to enlarge" if not low else "leave the base out of cascade.stages"
@@ -170,31 +152,29 @@ def open_sampled(
 ) -> ImageSet:
     """Opens a set that is drawn; nothing is drawn yet.
 
-    Args:
-        name: of the set, in `config.sets`.
-        spec: `cascade`, stages (of runs or public weights) and how to draw, as a config of
-            imagen_ft.sample; `num_images`, 10,000 if it is not there; `labels`, 'balanced' or
-            'real'; `seed`, else the cascade's; `square`, pixels each way that images are resized
-            to; of a cascade that begins with super-resolution `low`, a set as for `open_set`, of
-            its low-resolution size or larger; `write`, an npz that all images are written to.
-        load: gives the cascade of a config.
-        real: the real images, for 'real' labels, and for the classes of a cascade that draws any
-            text.
-        folder: where images are held while they are needed.
+    `spec` has `cascade`, stages (runs or public weights) and how to draw, as a config of
+    imagen_ft.sample has them. It may have `num_images`, 10,000 by default; `labels`, 'balanced' or
+    'real'; `seed`, by default the cascade's; `square`, pixels each way after resizing; `write`, an
+    npz for all images; and, for a cascade that starts with super-resolution, `low`, a set as for
+    `open_set` of its low-resolution size or larger.
 
-    Raises:
-        InputError: a field is wrong; weights or images are missing, damaged, or do not fit.
+    `real` gives the labels where they are 'real', and the classes of a cascade that takes any text.
+    Raises `InputError` if a field is wrong, or if weights or images are missing, damaged or do not
+    fit.
     """
     field = f"config.sets.{name}"
     check_sampled(field, spec)
     with _named(field), reading(spec["cascade"]):
         config = as_imported(with_dtypes(spec["cascade"]))
+        # 1. What to draw: the cascade's classes, or else those of the real images.
         prompts = class_names.resolve(config.class_names)
         if not prompts and real is None:
             raise InputError("cascade.class_names must say what to draw, got none; name classes")
         prompts = prompts or tuple(real.class_names if real else ())
+        # 2. Labels, noise and images to enlarge.
         plan = _plan(field, spec, config, prompts, real)
         drawn = Drawn(functools.partial(load, config), plan, folder, name)
+        # 3. Fail now, not after hours, if `write` names a file with other images.
         if path := spec.get("write"):
             drawn.is_written(epath.Path(path))
     return ImageSet(name, drawn, "none", "round", drawn)
@@ -210,6 +190,7 @@ def _plan(
     count, rule = spec.get("num_images", NUM_IMAGES), spec.get("labels", BALANCED)
     seed = spec.get("seed", config.get("seed", 0))
     fields = dict(prompts=prompts, seed=seed, size=spec.get("square", 0))
+    # From noise: only labels matter. Otherwise the low-resolution images bring their labels.
     low = spec.get("low")
     if not low:
         return Plan(class_of_each(rule, count, len(prompts), real, seed), **fields)
@@ -229,19 +210,11 @@ def enlarged(
     count: int,
     seed: int,
 ) -> tuple[Shrunk, str]:
-    """Real images that a stage enlarges, and a digest of what decides about them.
+    """Real images that a stage enlarges, and a checksum of all that decides about them.
 
-    Args:
-        images: of the low-resolution size or larger.
-        low_size: pixels each way, which the stage begins with.
-        size: pixels each way, of its images.
-        prompts: of each class.
-        rule: 'balanced' or 'real'.
-        count: how many.
-        seed: which.
-
-    Raises:
-        InputError: they are of other classes, or fewer.
+    `low_size` and `size`, in pixels each way, are the stage's input and output; `rule` is
+    'balanced' or 'real'. Raises `InputError` for other classes than `prompts`, or fewer images than
+    `count`.
     """
     if len(images.source.class_names) != len(prompts):
         raise InputError(
@@ -261,19 +234,13 @@ def enlarged(
 def class_of_each(
     rule: str, count: int, num_classes: int, real: Source | None, seed: int
 ) -> Int32[np.ndarray, " n"]:
-    """The class of each image; the first ones do not depend on how many there are.
+    """The class of each image; the first ones do not depend on `count`.
 
-    Args:
-        rule: 'balanced' or 'real'.
-        count: how many images.
-        num_classes: of the cascade.
-        real: for 'real': labels are drawn from its own.
-        seed: of the drawing.
-
-    Raises:
-        InputError: it needs real images of as many classes.
+    With rule 'real' they are drawn from the labels of the real images, with 'balanced' they take
+    turns. Raises `InputError` if 'real' finds no real images with `num_classes` classes.
     """
     if rule == BALANCED:
+        # In turn, so that any first part of the images is balanced too.
         return (np.arange(count) % num_classes).astype(np.int32)
     if real is None or len(real.class_names) != num_classes:
         got = "none" if real is None else f"{len(real.class_names)} classes"
@@ -287,11 +254,13 @@ def class_of_each(
 def _positions(
     rule: str, labels: Int32[np.ndarray, " n"], count: int, seed: int
 ) -> Int[np.ndarray, " m"]:
-    """Which images are enlarged: drawn without returning, of all or as many of each class."""
+    # Sampled without replacement.
     order = np.random.default_rng(seed).permutation(len(labels))
     if rule == BALANCED:
+        # Sort by rank within the class, then by class: every class's first image, then every
+        # second.
         shuffled = labels[order]
-        rank = np.empty(len(labels), np.int64)
+        rank = np.empty(len(labels), np.int64)  # [n], in shuffled order
         for label in np.unique(labels):
             members = np.flatnonzero(shuffled == label)
             rank[members] = np.arange(len(members))
@@ -301,7 +270,7 @@ def _positions(
 
 @contextlib.contextmanager
 def _named(field: str) -> Iterator[None]:
-    """A block in which messages of wrong input begin with the field of the set."""
+    """Prefixes messages of `InputError` with the field of the set."""
     try:
         yield
     except InputError as error:

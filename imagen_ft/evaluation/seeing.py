@@ -1,4 +1,4 @@
-"""What an extractor sees in images, as far as measures ask for it."""
+"""The features of image sets, as measures need them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,15 +17,9 @@ from launch.errors import InputError
 
 
 def check_measures(field: str, measures: Sequence[str], extractor: str) -> None:
-    """Looks whether there are such measures, and whether an extractor can be measured with them.
+    """Raises `InputError` if a measure is unknown, listed twice, or not possible on an extractor.
 
-    Args:
-        field: where they stand in the config.
-        measures: names of `MEASURES`.
-        extractor: name of its row.
-
-    Raises:
-        InputError: there is none, one twice, an unknown one, or one that the extractor has not.
+    `field` is their place in the config, `extractor` the name of its row.
     """
     if not measures:
         raise InputError(f"{field} must name some of {', '.join(MEASURES)}, got none")
@@ -37,6 +31,7 @@ def check_measures(field: str, measures: Sequence[str], extractor: str) -> None:
             )
         if list(measures).count(name) > 1:
             raise InputError(f"{field} must name each once, got {name!r} twice; drop one")
+    # Some measures need outputs that only some extractors have.
     for name, able, needed in (
         ("spatial_frechet", kind.has_spatial, "is on Inception alone"),
         ("inception_score", kind.logits, "needs a classifier"),
@@ -49,7 +44,8 @@ def check_measures(field: str, measures: Sequence[str], extractor: str) -> None:
 
 
 def taps_for(measures: Sequence[str], kind: Kind) -> tuple[str, ...]:
-    """The outputs of an extractor that measures need."""
+    """The outputs of an extractor that measures need; 'features' first."""
+    # All other measures work on the pooled features.
     taps = {"spatial_frechet": "spatial"}
     taps |= dict.fromkeys(("inception_score", "recognizability"), kind.logits)
     return tuple(dict.fromkeys(["features", *(taps[name] for name in measures if name in taps)]))
@@ -58,16 +54,10 @@ def taps_for(measures: Sequence[str], kind: Kind) -> tuple[str, ...]:
 def as_images(
     outputs: Mapping[str, np.ndarray], labels: Int[np.ndarray, " n"], num_classes: int, kind: Kind
 ) -> Images:
-    """Outputs by tap, as measures take them.
-
-    Args:
-        outputs: of `taps_for`, one row an image.
-        labels: of each image.
-        num_classes: that the labels are of.
-        kind: the row of the extractor.
-    """
+    """Converts outputs by tap, one row an image, for `Measures`."""
 
     def flat(name: str) -> np.ndarray | None:
+        # [n, h, w, c] to [n, h * w * c]: ADM flattens its spatial features in this order, too.
         return outputs[name].reshape(len(outputs[name]), -1) if name in outputs else None
 
     pooled = Labelled(outputs["features"], labels)
@@ -82,18 +72,10 @@ def see(
     folder: epath.Path,
     batch_size: int,
 ) -> Images:
-    """What an extractor sees in a set; all processes have to call it.
+    """What an extractor sees in a set, which is drawn if necessary; every process must call it.
 
-    Args:
-        images: the set; one that is drawn is drawn if that has to be.
-        extractor: the network.
-        kind: its row.
-        measures: that are to be taken.
-        folder: where features are kept.
-        batch_size: images at a time, over all devices.
-
-    Raises:
-        InputError: see `classifiers.extractors.features.features`.
+    `folder` caches features; `batch_size` is over all devices. Raises `InputError` as
+    `classifiers.extractors.features.features` does.
     """
     outputs = features(
         extractor,
@@ -101,6 +83,7 @@ def see(
         folder,
         taps_for(measures, kind),
         batch_size,
+        # The checksum is the key in the cache: a set whose features are there need not be drawn.
         digest=images.digest(),
         prepare=images.prepare,
         name=images.name,
@@ -111,14 +94,8 @@ def see(
 def conditions(
     extractor: Extractor, images: Images, uint8_rule: str, file_format: str
 ) -> Conditions:
-    """What all results on a set depend on besides the real images.
-
-    Args:
-        extractor: of the features.
-        images: what it sees in the set.
-        uint8_rule: how floats became uint8.
-        file_format: of the set's files.
-    """
+    """What all results on a set depend on, besides the real images."""
+    # Classes without images count as well: a set without some of them is not balanced.
     counts = np.bincount(images.pooled.labels, minlength=images.num_classes)
     return Conditions(
         extractor=extractor.name,
@@ -126,6 +103,7 @@ def conditions(
         input_rule=extractor.rule,
         uint8_rule=uint8_rule,
         file_format=file_format,
+        # Each measure fills in the reference that it used.
         reference_file_format=None,
         num_images=len(images),
         class_balance="balanced" if len(counts) > 1 and np.ptp(counts) == 0 else "drawn",

@@ -19,6 +19,8 @@ from launch.fields import Fields
 from launch.runtime.limits import BATCH, MOST, SEED, check_numbers
 from launch.runtime.optional_fields import Defaults, Mixed, below, unset
 
+# Fields of a filter. `limit` may be a number, 'chance' or a number for each class, and `templates`
+# a name or sentences: `Mixed` says which types the command line takes.
 _NEEDED = ("score", "extractor")
 _OPTIONAL: dict[str, Any] = {
     "limit": Mixed(unset(float), (float, str, tuple)),
@@ -31,23 +33,15 @@ _OPTIONAL: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Filter:
-    """A row of `config.filters`.
-
-    Attributes:
-        name: of the row.
-        score: what it judges by.
-        extractor: its network, as `imagen_ft.evaluation.extractors.open_extractor` takes it.
-        rule: when an image passes.
-        k: real images that a distance is to.
-        templates: sentences about classes, by which CLIP knows them.
-    """
+    """A row of `config.filters`."""
 
     name: str
-    score: str
+    score: str  # its row of `SCORES`
+    # As `imagen_ft.evaluation.extractors.open_extractor` takes it.
     extractor: ml_collections.ConfigDict
     rule: Rule
-    k: int
-    templates: str | Sequence[str]
+    k: int  # real images that a distance is averaged over
+    templates: str | Sequence[str]  # sentences that tell CLIP the classes
 
     @property
     def kind(self) -> Score:
@@ -56,17 +50,18 @@ class Filter:
 
     @property
     def tap(self) -> str:
-        """The output of the extractor that it needs."""
+        """The output of the extractor that its score needs."""
+        # Extractors call their logits differently.
         tap = self.kind.tap
         return KINDS[self.extractor.name].logits or tap if tap == "logits" else tap
 
     @property
     def needs_names(self) -> bool:
-        """Whether its extractor has to be told the classes."""
+        """Whether its extractor must be given the class names."""
         return self.kind.tap == "logits" and KINDS[self.extractor.name].takes_names
 
     def describe(self) -> str:
-        """In a few words, such as 'confidence > 0.1'."""
+        """Its rule in a few words, such as 'confidence > 0.1'."""
         rule = self.rule
         if rule.share is not None:
             of = "of each class" if rule.each_class else "of the set"
@@ -77,11 +72,13 @@ class Filter:
 
 
 def lacking(config: Fields) -> Defaults:
-    """Fields that a config lacks and the command line can set."""
+    """Optional fields that the config leaves out and the command line can set."""
+    # 1. The task's own fields, and those of both sets.
     own = {"combine": "all", "per_class": 0, "balance": False, "seed": 0, "num_shown": 8}
     fields = below("", config, own)
     fields |= lacking_in_images("generated", config.get("generated") or {})
     fields |= lacking_in_images("real", config.get("real") or {})
+    # 2. Those of each filter and its extractor.
     for name, spec in (config.get("filters") or {}).items():
         fields |= below(f"filters.{name}", spec, _OPTIONAL)
         extractor = spec.get("extractor") or {}
@@ -92,11 +89,7 @@ def lacking(config: Fields) -> Defaults:
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Looks at all of a config that needs no files.
-
-    Raises:
-        InputError: a field is wrong.
-    """
+    """Checks all of a config that needs no files; raises `InputError` if a field is wrong."""
     check_spec("config.generated", config.generated)
     if config.get("real"):
         check_spec("config.real", config.real)
@@ -115,21 +108,18 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def make_filters(config: ml_collections.ConfigDict, class_names: tuple[str, ...]) -> list[Filter]:
-    """The filters of a config for a set of these classes.
+    """The filters of a config that `check` has passed, for a set of these classes.
 
-    Args:
-        config: of the task; `check` has looked at it.
-        class_names: of the set.
-
-    Raises:
-        InputError: there are not as many limits as classes.
+    Raises `InputError` if a filter has several limits, but not one for each class.
     """
     filters = []
     for name, spec in config.filters.items():
         score, limit = SCORES[spec.score], spec.get("limit")
+        # Without limit and share the score's own limit holds.
         if limit is None and spec.get("share") is None:
             limit = score.limit
         if limit == CHANCE:
+            # 1 / classes: the probability of a guess.
             limit = 1 / len(class_names)
         if isinstance(limit, tuple | list) and len(limit) != len(class_names):
             raise InputError(
@@ -143,6 +133,7 @@ def make_filters(config: ml_collections.ConfigDict, class_names: tuple[str, ...]
 
 
 def _check_filter(field: str, spec: Fields, has_real: bool) -> None:
+    # 1. Fields, and the score.
     allowed = (*_NEEDED, *_OPTIONAL)
     if unknown := sorted(set(spec) - set(allowed)):
         raise InputError(f"{field} has no field {unknown[0]!r}; use {', '.join(allowed)}")
@@ -153,6 +144,7 @@ def _check_filter(field: str, spec: Fields, has_real: bool) -> None:
             f"{field}.score must be one of {', '.join(SCORES)}, got {name!r}; take one"
         )
     score = SCORES[name]
+    # 2. The extractor, and whether it gives what the score needs.
     try:
         kind = check_extractor(spec["extractor"])
     except InputError as error:
@@ -162,6 +154,7 @@ def _check_filter(field: str, spec: Fields, has_real: bool) -> None:
             f"{field}.extractor must be a classifier of the set's classes, or clip, for the score "
             f"{name!r}, got {spec['extractor']['name']!r}; name one, or take another score"
         )
+    # 3. Other fields.
     templates.load(spec.get("templates", "1"))
     if score.needs_real and not has_real:
         raise InputError(
@@ -175,6 +168,7 @@ def _check_filter(field: str, spec: Fields, has_real: bool) -> None:
 
 
 def _check_rule(field: str, spec: Fields, score: Score) -> None:
+    # At most one of them; at least one, unless the score has a limit of its own.
     limit, share = spec.get("limit"), spec.get("share")
     if limit is not None and share is not None:
         raise InputError(
@@ -197,5 +191,6 @@ def _check_rule(field: str, spec: Fields, score: Score) -> None:
 
 
 def _is_number(value: Any) -> bool:
+    # bool is a subclass of int.
     is_real = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     return is_real and math.isfinite(value)

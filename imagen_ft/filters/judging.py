@@ -1,4 +1,4 @@
-"""Judges every image of a set by the filters of a config, and chooses those to keep."""
+"""Judges every image of a set by the filters of a config, and chooses which to keep."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -13,27 +13,22 @@ from imagen_ft.filters.from_config import Filter
 from imagen_ft.metrics.neighbours import CONVENTIONS, neighbourhoods
 from launch.errors import InputError
 
-# (filter, set, tap) -> what its extractor sees in the set's images.
+# (filter, set, tap) -> that output of the filter's extractor for the set's images, [n, ...].
 See = Callable[[Filter, ImageSet, str], np.ndarray]
-# Of a set, by name, a value of each label; labels without a value are not in it.
+# By name of a part of the set, a value for each label; labels without a value are left out.
 OfClasses = dict[str, dict[int, float]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """What is known of every image of a set.
+    """What the filters say of every image of a set."""
 
-    Attributes:
-        scores: by name of a filter.
-        passing: whether each passes, by name of a filter.
-        goodness: the mean over filters of an image's rank, in (0, 1]; the best has the highest.
-        kept: which are kept.
-        random: as many of each class, drawn from all: what a filter has to be better than.
-    """
-
+    # By name of the filter: scores, and whether they pass.
     scores: dict[str, Float64[np.ndarray, " n"]]
     passing: dict[str, Bool[np.ndarray, " n"]]
+    # The mean over filters of the image's rank, in (0, 1]; the best image has the highest.
     goodness: Float64[np.ndarray, " n"]
+    # The images to keep; and as many of each class drawn at random: the baseline in training.
     kept: Bool[np.ndarray, " n"]
     random: Bool[np.ndarray, " n"]
 
@@ -47,21 +42,17 @@ def judge(
 ) -> Judged:
     """Scores all images, and chooses.
 
-    Args:
-        config: of the task.
-        filters: that it names.
-        generated: the set to filter.
-        real: images to compare with.
-        see: gives an extractor's outputs.
-
-    Raises:
-        InputError: an extractor has other classes, a class has no real images, or nothing is kept.
+    Raises `InputError` if an extractor has other classes, a class has no real images, or nothing
+    would be kept.
     """
     labels = generated.source.labels
+    # 1. Scores and verdicts of each filter.
     found = {one.name: _score(one, generated, real, see) for one in filters}
     passing = {one.name: one.rule.passes(found[one.name], labels) for one in filters}
+    # 2. One order over all filters: scores differ in scale, so their ranks are averaged.
     ranks = [_ranks(one.rule.goodness(found[one.name])) for one in filters]
     goodness = np.mean(ranks, axis=0)
+    # 3. Choose: combine the filters, take equally many of each class if the config asks for it.
     kept = selection.combine(list(passing.values()), config.get("combine", "all"))
     seed = config.get("seed", 0)
     if per_class := config.get("per_class", 0):
@@ -74,6 +65,7 @@ def judge(
         )
     if config.get("balance", False):
         kept = _balanced(kept, generated, seed)
+    # 4. The baseline: as many of each class, at random.
     counts = np.bincount(labels[kept], minlength=len(generated.source.class_names))
     everything = np.ones(len(labels), bool)
     of_labels = {label: int(counts[label]) for label in np.unique(labels).tolist()}
@@ -88,23 +80,15 @@ def neighbourhoods_of_classes(
     real_labels: Int[np.ndarray, " m"],
     parts: Mapping[str, Bool[np.ndarray, " n"]],
 ) -> dict[str, OfClasses]:
-    """Recall and coverage of each class by parts of a set, in [0, 1].
+    """Recall and coverage of real images by parts of a set, within each class, in [0, 1].
 
-    Recall is that of Kynkaanniemi et al. 2019 (k = 3), coverage that of Naeem et al. 2020 (k = 5).
-    Classes with no more images than k are left out.
-
-    Args:
-        features: of the set.
-        labels: of its images.
-        real: features of real images.
-        real_labels: of these.
-        parts: of the set, by name.
-
-    Returns:
-        By 'recall' and 'coverage', and by name of the part, the value of each label.
+    Recall as in Kynkaanniemi et al. 2019 (k = 3), coverage as in Naeem et al. 2020 (k = 5). Returns
+    'recall' and 'coverage', each by name of the part and label. Classes with at most k images are
+    left out.
     """
     values: dict[str, OfClasses] = {}
     for measure, convention in (("recall", "adm"), ("coverage", "prdc")):
+        # Each measure by the convention of its paper.
         rule = CONVENTIONS[convention]
         for name, part in parts.items():
             row = values.setdefault(measure, {}).setdefault(name, {})
@@ -119,8 +103,10 @@ def _score(
     one: Filter, generated: ImageSet, real: ImageSet | None, see: See
 ) -> Float64[np.ndarray, " n"]:
     labels = generated.source.labels
+    # [n, ...] to [n, d].
     outputs = see(one, generated, one.tap)
     outputs = outputs.reshape(len(outputs), -1)
+    # Two scores compare features with real images; the others need only logits.
     if one.kind.needs_real:
         assert real is not None
         theirs = see(one, real, one.tap).reshape(len(real.source), -1)
@@ -139,8 +125,9 @@ def _score(
 
 
 def _ranks(goodness: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
-    """In (0, 1], the highest has 1; equal ones share the mean of theirs."""
+    # In (0, 1], 1 for the highest; ties share the mean of their ranks.
     _, inverse, counts = np.unique(goodness, return_inverse=True, return_counts=True)
+    # The ranks of a tie end at the cumulative count; half of its width back is their mean.
     means = np.cumsum(counts) - (counts - 1) / 2
     return means[inverse] / len(goodness)
 
@@ -149,6 +136,7 @@ def _balanced(
     kept: Bool[np.ndarray, " n"], generated: ImageSet, seed: int
 ) -> Bool[np.ndarray, " n"]:
     labels = generated.source.labels
+    # Balancing to a class that keeps nothing would keep nothing at all.
     for label in np.unique(labels).tolist():
         if not kept[labels == label].any():
             raise InputError(

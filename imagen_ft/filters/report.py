@@ -1,4 +1,4 @@
-"""What a filter leaves: the lists of records, a table, JSON, and a page with pictures."""
+"""The outputs of a filter: lists of records, a table, JSON, and a page with pictures."""
 
 import csv
 import io
@@ -28,7 +28,7 @@ KEPT, RANDOM, RECORDS, SUMMARY, PAGE = (
     "filter.json",
     "report.html",
 )
-# Of more classes, those of which least is kept, and most.
+# Classes on the page and in the terminal; of more, those that keep least and most.
 _CLASSES = 20
 
 
@@ -43,18 +43,15 @@ def write(
 ) -> None:
     """Writes kept.json and random.json, records.csv, filter.json and report.html; prints a table.
 
-    Args:
-        workdir: where to.
-        generated: the set.
-        filters: that have judged it.
-        judged: what they found.
-        measured: see `judging.neighbourhoods_of_classes`; empty without real images.
-        made_from: what all this depends on.
-        num_shown: pictures of the best and of the worst of each class.
+    `measured` is what `judging.neighbourhoods_of_classes` gives, empty without real images;
+    `made_from` is all that the result depends on; `num_shown` is pictures of the best and of the
+    worst of each class.
     """
+    # 1. Remove old lists first and write new ones last: a list that is there belongs to the files
+    # beside it, even after an interruption.
     for name in (KEPT, RANDOM):
-        # A list that is there belongs to what is beside it, whenever this ends.
         (workdir / name).unlink(missing_ok=True)
+    # 2. A table of all scores, and a summary.
     keys = [generated.source.key(i) for i in range(len(generated.source))]
     write_atomic(workdir / RECORDS, _records(keys, generated, filters, judged))
     header, rows = _classes(generated, filters, judged, measured)
@@ -69,9 +66,11 @@ def write(
         "classes": [dict(zip(header, row, strict=True)) for row in rows],
     }
     write_json(workdir / SUMMARY, summary)
+    # 3. Pages and lists.
     _page(workdir / PAGE, generated, filters, judged, (header, rows), num_shown)
     for name, part in ((RANDOM, judged.random), (KEPT, judged.kept)):
         write_json(workdir / name, [keys[i] for i in np.flatnonzero(part)])
+    # 4. The terminal.
     print(f"\n{fitting_table(*_of_filters(filters, judged))}")
     if len(rows) <= _CLASSES:
         print(f"\n{fitting_table(header, rows)}")
@@ -86,7 +85,7 @@ def _told(judged: Judged) -> str:
 def _records(
     keys: Sequence[str], generated: ImageSet, filters: Sequence[Filter], judged: Judged
 ) -> bytes:
-    """A line an image, with all scores."""
+    # A line for each image, with all scores.
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     names = [one.name for one in filters]
@@ -98,12 +97,12 @@ def _records(
         passes = [int(judged.passing[name][i]) for name in names]
         label = generated.source.class_names[generated.source.labels[i]]
         table.writerow([key, label, *scores, *passes, int(judged.kept[i]), int(judged.random[i])])
-    # Names of files need not be UTF-8.
+    # File names need not be UTF-8: Python keeps their odd bytes as surrogates.
     return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 def _of_filters(filters: Sequence[Filter], judged: Judged) -> tuple[list[str], list[list[str]]]:
-    """A row a filter, and what all of them come to."""
+    """A row for each filter, and one for all together."""
     header, count = ["filter", "rule", "images", "share (%)"], len(judged.kept)
     parts = [(one.name, one.describe(), judged.passing[one.name]) for one in filters]
     rows = [
@@ -119,7 +118,7 @@ def _classes(
     judged: Judged,
     measured: Mapping[str, OfClasses],
 ) -> tuple[list[str], list[list[str]]]:
-    """A row a class: how much is kept, its mean scores, recall and coverage."""
+    """A row for each class: how much is kept, mean scores, recall and coverage."""
     header = ["class", "images", "kept", "share (%)", *(f"mean {one.name}" for one in filters)]
     header += [f"{measure}, {part}" for measure, parts in measured.items() for part in parts]
     rows = []
@@ -153,10 +152,11 @@ def _page(
     page.verdict(f"{_told(judged)}.", good=True)
     page.table(*_of_filters(filters, judged))
     for one in filters:
-        # Inception's weights need no path.
+        # Inception may have no path.
         network = f"{one.extractor.name} {one.extractor.get('path') or ''}".strip()
         page.text(f"{one.name}: {one.kind.meaning}, by {network}.")
     labels = generated.source.labels
+    # A class that loses everything is easy to miss in a long table.
     emptied = [
         label for label in np.unique(labels).tolist() if not judged.kept[labels == label].any()
     ]
@@ -172,7 +172,7 @@ def _page(
 
 
 def _shown(labels: Int[np.ndarray, " n"], kept: Bool[np.ndarray, " n"]) -> list[int]:
-    """All labels, or of many those of which least is kept, and most."""
+    # All labels; of too many, those that keep least and those that keep most.
     present = np.unique(labels).tolist()
     if len(present) <= _CLASSES:
         return present
@@ -188,6 +188,7 @@ def _pictures(
     members = np.flatnonzero(generated.source.labels == label)
     order = members[np.argsort(-judged.goodness[members], kind="stable")]
     count = min(num_shown, len(order))
+    # The worst comes first in its row.
     best, worst = order[:count], order[-count:][::-1]
     images = [generated.source[int(i)]["image"] for i in (*best, *worst)]
     kept = int(judged.kept[members].sum())

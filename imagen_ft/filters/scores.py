@@ -1,4 +1,4 @@
-"""What a filter judges images by: a number for each, from a classifier or from real images."""
+"""Scores that filters judge images by, from a classifier's logits or from real images."""
 
 import dataclasses
 
@@ -12,23 +12,16 @@ from launch.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A row of the table of scores.
+    """A row of the table of scores."""
 
-    Attributes:
-        tap: the extractor's output that it is of: 'logits' or 'features'.
-        needs_real: whether it compares with real images.
-        best: whether the 'highest' or the 'lowest' are best.
-        limit: what an image has to reach where a config says nothing; None: a config has to say it.
-        meaning: in words, for a report.
-    """
-
-    tap: str
-    needs_real: bool
-    best: str
-    limit: float | str | None
-    meaning: str
+    tap: str  # the output of the extractor that it reads: 'logits' or 'features'
+    needs_real: bool  # whether it compares with real images
+    best: str  # 'highest' or 'lowest'
+    limit: float | str | None  # what an image must exceed by default; None: the config must say it
+    meaning: str  # in words, for a report
 
 
+# A limit that depends on the set: 1 / number of classes.
 CHANCE = "chance"
 SCORES = {
     "confidence": Score("logits", False, "highest", CHANCE, "probability of the image's own class"),
@@ -58,7 +51,8 @@ def confidence(
 def margin(
     logits: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]
 ) -> Float64[np.ndarray, " n"]:
-    """Log probability of the own class less that of the most probable other; below 0: mistaken."""
+    """Log probability of the own class minus that of the best other one; negative if mistaken."""
+    # The softmax's denominator cancels: logits suffice.
     own = np.arange(len(labels)), labels
     others = logits.astype(np.float64)
     ours = others[own].copy()
@@ -72,13 +66,11 @@ def nearest_real(
     real: Float[np.ndarray, "m d"],
     real_labels: Int[np.ndarray, " m"],
 ) -> Float64[np.ndarray, " n"]:
-    """Distance to the nearest real image of another class less that to one of the own class.
+    """Distance to the nearest real image of another class minus that to one of the own class.
 
-    Below 0 the nearest real image is of another class: what the real filter of He et al. 2023
-    drops. Distances are between features of length 1, in [0, 2].
-
-    Raises:
-        InputError: a class of the images has no real one, or there is one class alone.
+    Negative if the nearest real image is of another class: those are the images that the real
+    filter of He et al. 2023 drops. Distances are between features of length 1, in [0, 2]. Raises
+    `InputError` if a class of the images has no real one, or if there is only one class.
     """
     _check_classes(labels, real_labels)
     if len(np.unique(real_labels)) < 2:
@@ -89,7 +81,7 @@ def nearest_real(
     features, real = _of_length_one(features), _of_length_one(real)
     scores = np.empty(len(labels))
     for label in np.unique(labels):
-        rows, own = labels == label, real_labels == label
+        rows, own = labels == label, real_labels == label  # [n], [m]
         to_own, to_others = (
             _distances(features[rows], real[of]).mean(axis=1) for of in (own, ~own)
         )
@@ -104,12 +96,10 @@ def class_distance(
     real_labels: Int[np.ndarray, " m"],
     k: int,
 ) -> Float64[np.ndarray, " n"]:
-    """Mean distance to the k nearest real images of the own class, or to all where it has fewer.
+    """Mean distance to the k nearest real images of the own class, or to all if it has fewer.
 
-    Distances are between features of length 1, in [0, 2].
-
-    Raises:
-        InputError: a class of the images has no real one.
+    Distances are between features of length 1, in [0, 2]. Raises `InputError` if a class of the
+    images has no real one.
     """
     _check_classes(labels, real_labels)
     features, real = _of_length_one(features), _of_length_one(real)
@@ -121,12 +111,13 @@ def class_distance(
 
 
 def _log_probabilities(logits: Float[np.ndarray, "n classes"]) -> Float64[np.ndarray, "n classes"]:
+    # Subtracting the maximum keeps exp from overflowing.
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def _of_length_one(features: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, "n d"]:
-    # In float64: the distance of two features that nearly agree keeps its digits.
+    # In float64, so that the distance of two almost equal features keeps its digits.
     lengths = np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
     return features / np.maximum(lengths, np.finfo(np.float32).tiny)
 
@@ -134,7 +125,7 @@ def _of_length_one(features: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, "n
 def _distances(
     rows: Float64[np.ndarray, "n d"], columns: Float64[np.ndarray, "m d"], k: int = 1
 ) -> Float64[np.ndarray, "n k"]:
-    """To the k nearest of the columns, in ascending order."""
+    # To the k nearest columns, ascending: [n, k].
     ours, theirs = points_of(rows, columns)
     return np.sqrt(nearest(ours, theirs, min(k, len(columns)))[0])
 

@@ -1,4 +1,4 @@
-"""Which images pass, and which of those are kept: rules, their combination, and draws by class."""
+"""Which images pass, and which of them are kept: rules, their combination, and draws by class."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,24 +13,19 @@ COMBINATIONS = ("all", "any")
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """When an image passes: one of `limit` and `share` is given.
+    """When an image passes: by `limit` or by `share`, exactly one of which is set."""
 
-    Attributes:
-        best: whether the 'highest' or the 'lowest' scores are best.
-        limit: what its score has to exceed (or stay below); one number, or one of each class.
-        share: of the images that pass, best first, in (0, 1].
-        each_class: whether the share is one of every class, and not of the whole set.
-    """
-
-    best: str
+    best: str  # 'highest' or 'lowest' scores
+    # What the score must exceed, or stay below if the lowest are best; one for all or one a class.
     limit: float | Sequence[float] | None = None
-    share: float | None = None
-    each_class: bool = True
+    share: float | None = None  # of the images, best first, in (0, 1]
+    each_class: bool = True  # whether the share is of each class, or of the whole set
 
     def passes(
         self, scores: Float64[np.ndarray, " n"], labels: Int[np.ndarray, " n"]
     ) -> Bool[np.ndarray, " n"]:
         """Whether each image passes."""
+        # Negating scores and limits alike makes 'lowest' the same case as 'highest'.
         goodness = self.goodness(scores)
         if self.limit is not None:
             limits = self.goodness(np.atleast_1d(np.asarray(self.limit, np.float64)))
@@ -39,26 +34,23 @@ class Rule:
         groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
         passing = np.zeros(len(scores), bool)
         for group in groups if self.each_class else [np.arange(len(scores))]:
+            # Stable sorts: ties go to the first images.
             count = round(self.share * len(group))
             passing[group[np.argsort(-goodness[group], kind="stable")[:count]]] = True
         return passing
 
     def goodness(self, scores: Float64[np.ndarray, " *n"]) -> Float64[np.ndarray, " *n"]:
-        """The scores, turned so that the highest are best."""
+        """The scores, negated if the lowest are best."""
         return scores if self.best == "highest" else -scores
 
 
 def combine(passing: Sequence[Bool[np.ndarray, " n"]], how: str) -> Bool[np.ndarray, " n"]:
-    """Images that 'all' rules, or 'any' of them, let pass."""
+    """Whether 'all' filters or 'any' of them let each image pass."""
     return np.logical_and.reduce(passing) if how == "all" else np.logical_or.reduce(passing)
 
 
 def check_per_class(labels: Int[np.ndarray, " n"], per_class: int) -> None:
-    """Looks whether so many images of every class can be taken.
-
-    Raises:
-        InputError: a class has fewer.
-    """
+    """Raises `InputError` if a class has fewer than `per_class` images."""
     values, counts = np.unique(labels, return_counts=True)
     if per_class > counts.min():
         raise InputError(
@@ -74,16 +66,10 @@ def draw(
     per_class: int,
     seed: int,
 ) -> Bool[np.ndarray, " n"]:
-    """Takes so many images of every class (He et al. 2023, appendix on the CLIP filter).
+    """Takes `per_class` images of every class (He et al. 2023, appendix on the CLIP filter).
 
-    Of more that pass they are drawn at random; where fewer pass, the best are taken.
-
-    Args:
-        passing: whether each image passes.
-        goodness: by which the best are taken, higher first; those that pass come before others.
-        labels: of the images.
-        per_class: how many of each; see `check_per_class`.
-        seed: of the draw.
+    If more pass, they are drawn at random; if fewer, the rest are the best by `goodness` that do
+    not pass. See `check_per_class`.
     """
     kept = np.zeros(len(labels), bool)
     for label in np.unique(labels):
@@ -92,6 +78,7 @@ def draw(
         if len(passed) >= per_class:
             kept[_drawn(passed, per_class, seed, int(label))] = True
         else:
+            # lexsort's last key is the first to sort by: those that pass come first.
             order = np.lexsort((-goodness[members], ~passing[members]))
             kept[members[order[:per_class]]] = True
     return kept
@@ -100,7 +87,7 @@ def draw(
 def balanced(
     kept: Bool[np.ndarray, " n"], labels: Int[np.ndarray, " n"], seed: int
 ) -> Bool[np.ndarray, " n"]:
-    """As many images of every class as the smallest one keeps, drawn at random."""
+    """Equally many images of every class, as many as the smallest keeps, drawn at random."""
     present = np.unique(labels)
     fewest = min(int(kept[labels == label].sum()) for label in present)
     return random_part(kept, labels, dict.fromkeys(present.tolist(), fewest), seed)
@@ -112,7 +99,8 @@ def random_part(
     counts: dict[int, int],
     seed: int,
 ) -> Bool[np.ndarray, " n"]:
-    """So many images of each label, drawn at random from those that are `among` the choice."""
+    """`counts[label]` images of each label, drawn at random from those in `among`."""
+    # Each label has its own seed: its draw does not depend on other classes.
     chosen = np.zeros(len(labels), bool)
     for label, count in counts.items():
         chosen[_drawn(np.flatnonzero(among & (labels == label)), count, seed, label)] = True

@@ -1,4 +1,4 @@
-"""Whether generated images show their classes, and how much they vary within (Fan et al. 2024)."""
+"""Whether synthetic images show their classes, and how much they vary within (Fan et al. 2024)."""
 
 import numpy as np
 from jaxtyping import Float, Float64, Int
@@ -10,25 +10,18 @@ from launch.errors import InputError
 def recognizability(
     predicted: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"]
 ) -> tuple[float, dict[int, float]]:
-    """F1 of a classifier of real images on generated ones (Fan et al. 2024, section 3.2).
+    """F1 of a classifier of real images on synthetic ones: the mean over classes, and each class's.
 
-    An image of another class that is taken for one counts against that one, too: the numbers hold
-    for as many images of each class (there: 50).
-
-    Args:
-        predicted: the classifier's class of each image.
-        labels: the class that each was generated for.
-
-    Returns:
-        The mean over the classes that were generated, and the F1 of each, all in [0, 1].
-
-    Raises:
-        InputError: there are no images.
+    Fan et al. 2024, section 3.2; all in [0, 1]. An image taken for a wrong class also counts
+    against that class, so the numbers hold for balanced sets only (the paper draws 50 images a
+    class). Raises `InputError` if there are no images.
     """
     _check_any(labels)
+    # F1 = 2 TP / (2 TP + FP + FN); the denominator is images of the class plus images taken for it.
     size = 1 + max(int(predicted.max()), int(labels.max()))
     right = np.bincount(labels[predicted == labels], minlength=size)
     sums = np.bincount(labels, minlength=size) + np.bincount(predicted, minlength=size)
+    # The mean is over classes that have images: others would count as 0.
     scores = {label: float(2 * right[label] / sums[label]) for label in np.unique(labels).tolist()}
     return float(np.mean(list(scores.values()))), scores
 
@@ -36,20 +29,12 @@ def recognizability(
 def diversity(
     features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"]
 ) -> tuple[float, dict[int, float]]:
-    """Standard deviation of features within a class (Fan et al. 2024, section 3.2).
+    """Standard deviation of features within a class: the mean over classes, and each class's value.
 
-    The paper does not say how dimensions are put together: here it is the mean of their standard
-    deviations, so compare with that of real images rather than with the paper's numbers.
-
-    Args:
-        features: of generated images.
-        labels: the class that each was generated for.
-
-    Returns:
-        The mean over classes of at least two images, and the value of each.
-
-    Raises:
-        InputError: NaN features, or no class has two images.
+    Fan et al. 2024, section 3.2. The paper does not say how to combine the dimensions; here it is
+    the mean of their standard deviations, so compare with real images, not with the paper's
+    numbers. Classes with a single image are left out. Raises `InputError` on NaN features, or if no
+    class has two images.
     """
     _check_any(labels)
     check_finite("features", features)

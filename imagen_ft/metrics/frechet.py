@@ -1,6 +1,6 @@
 """The Frechet distance between sets of images: FID, sFID, and the same on any other extractor.
 
-It is called FID on the pooled features of Inception-v3 alone, sFID on ADM's spatial ones.
+The name FID is only for the pooled features of Inception-v3, sFID only for ADM's spatial ones.
 """
 
 import dataclasses
@@ -15,16 +15,9 @@ from launch.errors import InputError
 def frechet_distance(a: Statistics, b: Statistics, allow_few_images: bool = False) -> float:
     """Squared Frechet distance between two Gaussians (Heusel et al. 2017, Eq. 6).
 
-    A set against itself is 0 but for rounding, of either sign: the sum of roots of eigenvalues and
-    the traces that cancel it are computed apart, and differ by about 1e-14 of the trace.
-
-    Args:
-        a: one set.
-        b: the other.
-        allow_few_images: whether there may be no more images than dimensions.
-
-    Raises:
-        InputError: the features are of different widths, or there are too few images.
+    A set against itself gives 0 up to rounding of either sign, about 1e-14 of the trace. Raises
+    `InputError` if the widths of the features differ, or, unless `allow_few_images`, if a set has
+    no more images than dimensions.
     """
     if a.width != b.width:
         raise InputError(
@@ -34,16 +27,13 @@ def frechet_distance(a: Statistics, b: Statistics, allow_few_images: bool = Fals
     if not allow_few_images:
         check_enough(a)
         check_enough(b)
+    # Heusel et al. 2017, Eq. 6: |m_a - m_b|^2 + Tr(S_a + S_b - 2 (S_a S_b)^(1/2)).
     traces = np.trace(a.covariance) + np.trace(b.covariance)
     return float(np.square(a.mean - b.mean).sum() + traces - 2 * _trace_of_root(a, b))
 
 
 def check_enough(statistics: Statistics) -> None:
-    """Refuses a covariance that has no full rank.
-
-    Raises:
-        InputError: it is of no more images than the features have dimensions.
-    """
+    """Raises `InputError` for no more images than dimensions: their covariance is singular."""
     count, width = statistics.num_images, statistics.width
     if count is not None and count <= width:
         raise InputError(
@@ -54,17 +44,16 @@ def check_enough(statistics: Statistics) -> None:
 
 
 def distance_of_features(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
-    """The same distance from features, exact and fast also where the images are few.
+    """The same distance from features, exact and fast also for few images.
 
-    With S = A^T A of centred features over (n - 1)^(1/2), the trace of (S_a S_b)^(1/2) is the
-    nuclear norm of A B^T, [n, m]: nothing singular, and small where a set is. The expectation falls
-    with the number of images: compare at one number only.
-
-    Raises:
-        InputError: a feature is NaN or infinite, or a set has fewer than two images.
+    It falls with the number of images, so compare at one number only. Raises `InputError` if a
+    feature is NaN or infinite, or if a set has fewer than two images.
     """
+    # With more images than dimensions, [d, d] covariances are the smaller problem.
     if min(len(a), len(b)) > a.shape[1]:
         return frechet_distance(of_features(a), of_features(b))
+    # Let A [n, d] be the centred features over sqrt(n - 1), so that S_a = A^T A, and B the same of
+    # the other set.
     centred, means = [], []
     for name, features in (("features", a), ("reference features", b)):
         if len(features) < 2:
@@ -73,7 +62,9 @@ def distance_of_features(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"
         rows = features.astype(np.float64)
         means.append(rows.mean(axis=0))
         centred.append((rows - means[-1]) / np.sqrt(len(rows) - 1))
+    # Tr (S_a S_b)^(1/2) is the nuclear norm of A B^T, [n, m]: small, and nothing in it is singular.
     shared = np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum()
+    # Tr S_a is the sum of squares of A.
     traces = sum(np.square(rows).sum() for rows in centred)
     return float(np.square(means[0] - means[1]).sum() + traces - 2 * shared)
 
@@ -81,20 +72,13 @@ def distance_of_features(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"
 def relative_distance(
     generated: Statistics, held_out: Statistics, real: Statistics, allow_few_images: bool = False
 ) -> float:
-    """Distance of generated images from real ones, over that of other real images from them.
+    """Distance of synthetic images from real ones, over that of held-out real images from them.
 
-    1.0 is as good as fresh real images, on any extractor.
-
-    Args:
-        generated: the images to measure.
-        held_out: as many real images, none of which is in `real`.
-        real: what both are compared with.
-        allow_few_images: as for `frechet_distance`.
-
-    Raises:
-        InputError: as `frechet_distance`; or the numbers of images differ, of which the distance
-            depends.
+    1.0 means as good as fresh real images, whatever the extractor. No held-out image may be in
+    `real`. Raises `InputError` as `frechet_distance`, or if the numbers of synthetic and held-out
+    images differ.
     """
+    # The distance falls with the number of images, so the ratio needs equal numbers.
     counts = generated.num_images, held_out.num_images
     if None not in counts and counts[0] != counts[1]:
         raise InputError(
@@ -107,12 +91,7 @@ def relative_distance(
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """Features of images whose classes are known.
-
-    Attributes:
-        features: of each image.
-        labels: its class.
-    """
+    """Features and class labels of the same images."""
 
     features: Float[np.ndarray, "n d"]
     labels: Int[np.ndarray, " n"]
@@ -125,9 +104,9 @@ class Labelled:
 def relative_distance_of_classes(
     generated: Labelled, held_out: Labelled, real: Labelled
 ) -> dict[int, float]:
-    """`relative_distance` within each class that all three have two images of, by class.
+    """`relative_distance` by class, for classes with at least two images in all three sets.
 
-    Of a class the first images count, as many generated as held-out ones.
+    Of each class, equally many synthetic and held-out images are compared: the first ones.
     """
     ratios = {}
     for label in np.unique(generated.labels).tolist():
@@ -146,23 +125,14 @@ def distance_at_infinity(
     seed: int = 0,
     allow_few_images: bool = False,
 ) -> float:
-    """The distance that infinitely many images would have: a line in 1 / N, at 0.
+    """The distance that infinitely many images would have (Chong & Forsyth 2020).
 
-    Chong & Forsyth 2020, with the points of Stein et al. 2023: evenly spaced numbers of images from
-    a tenth, but at most 5000, to all. Each takes those of the one before and more, of one random
-    order, so that all are a single pass.
-
-    Args:
-        features: of the generated images, many of them.
-        reference: of the real ones.
-        num_points: on the line.
-        seed: of the order.
-        allow_few_images: as for `frechet_distance`.
-
-    Raises:
-        InputError: as `frechet_distance`, for the point with the fewest images; or there are not
-            enough for the points.
+    The smallest subset, a tenth of the images but at most 5000, must be enough for
+    `frechet_distance`. Raises `InputError` if it is not, or if there are too few images for
+    `num_points` subsets.
     """
+    # 1. Evenly spaced numbers of images up to all; of 50,000 images Stein et al. 2023 take 15, from
+    # 5000.
     total = len(features)
     counts = np.linspace(min(5000, max(total // 10, 2)), total, num_points).astype(int)
     if num_points < 2 or (np.diff(counts) < 1).any():
@@ -170,12 +140,15 @@ def distance_at_infinity(
             f"num_points must be at least 2 and far fewer than images, got {num_points} of {total} "
             "images; take more images"
         )
+    # 2. Each subset extends the one before it in one random order, so a single pass gives all
+    # distances.
     order = np.random.default_rng(seed).permutation(total)
     moments = Moments(features.shape[1])
     distances = []
     for start, stop in zip([0, *counts[:-1]], counts, strict=True):
         moments.add(features[order[start:stop]])
         distances.append(frechet_distance(moments.statistics(), reference, allow_few_images))
+    # 3. The bias is linear in 1 / N to first order: fit a line, and read it at 1 / N = 0.
     return float(np.polyfit(1 / counts, distances, 1)[1])
 
 
@@ -189,18 +162,19 @@ def _ratio(distance: float, own: float) -> float:
 
 
 def _trace_of_root(a: Statistics, b: Statistics) -> float:
-    """Of (S_a S_b)^(1/2): with S_a = R R^T, R^T S_b R has its eigenvalues and is symmetric."""
-    # The root of the lower rank, so that fewest eigenvalues are rounding.
+    # Tr (S_a S_b)^(1/2): with S_a = R R^T, the symmetric R^T S_b R has the eigenvalues of S_a S_b.
+    # Take the root of the covariance of lower rank, so that fewer of them are mere rounding.
     few, many = sorted((a, b), key=lambda side: side.num_images or np.inf)
-    root = _root(few.covariance)
+    root = _root(few.covariance)  # [d, r]
     eigenvalues = np.linalg.eigvalsh(root.T @ many.covariance @ root)
     return float(np.sqrt(eigenvalues.clip(min=0)).sum())
 
 
 def _root(covariance: Float64[np.ndarray, "d d"]) -> Float64[np.ndarray, "d r"]:
     try:
-        return np.linalg.cholesky(covariance)  # A tenth of the time of eigenvectors.
+        return np.linalg.cholesky(covariance)  # ten times faster than eigenvectors
     except np.linalg.LinAlgError:
+        # Singular, or negative by rounding: keep only the eigenvalues above rounding.
         values, vectors = np.linalg.eigh(covariance)
     largest = len(values) * np.finfo(np.float64).eps * values[-1]
     above = values > largest

@@ -10,6 +10,7 @@ from imagen_ft.metrics.statistics import check_finite
 from launch.errors import InputError
 
 RULES = ("torch_fidelity", "adm")
+# Images of a part in ADM's evaluator: 10 parts only if there are 50,000 images.
 _ADM_SPLIT = 5000
 
 
@@ -21,15 +22,9 @@ def inception_score(
 ) -> tuple[float, float]:
     """Mean and population standard deviation over splits (Salimans et al. 2016).
 
-    Args:
-        logits: of each image, for Inception-v3 those without the bias.
-        rule: 'torch_fidelity' shuffles the images and makes `splits` parts; 'adm' takes parts of
-            5000 in the order of the images, and their mean alone is its score.
-        splits: number of parts, for 'torch_fidelity'.
-        seed: of the shuffle, for 'torch_fidelity'.
-
-    Raises:
-        InputError: an unknown rule, fewer images than splits, or NaN.
+    For Inception-v3, `logits` are those without the bias. Rule 'torch_fidelity' shuffles the images
+    by `seed` and makes `splits` parts; 'adm' takes parts of 5000 in the given order, and its score
+    is their mean alone. Raises `InputError` for an unknown rule, fewer images than splits, or NaN.
     """
     if rule not in RULES:
         raise InputError(f"rule must be one of {', '.join(RULES)}, got {rule!r}; name one of them")
@@ -40,6 +35,7 @@ def inception_score(
     if rule == "adm":
         order, borders = np.arange(count), [*range(0, count, _ADM_SPLIT), count]
     else:
+        # The legacy generator, so that the parts are those of torch-fidelity.
         order = np.random.RandomState(seed).permutation(count)
         borders = [part * count // splits for part in range(splits + 1)]
     scores = [_score(logits[order[start:stop]]) for start, stop in itertools.pairwise(borders)]
@@ -47,8 +43,9 @@ def inception_score(
 
 
 def _score(logits: Float[np.ndarray, "n c"]) -> float:
+    # Salimans et al. 2016: exp E_x KL(p(y|x) || p(y)), in float64 as torch-fidelity does.
     log_p = log_softmax(logits.astype(np.float64), axis=1)
     p = np.exp(log_p)
-    # Where no image can be of a class, its term is 0, not NaN.
+    # A class that no image can have contributes 0, not NaN.
     log_mean = np.log(np.maximum(p.mean(axis=0), np.finfo(np.float64).tiny))
     return float(np.exp((p * (log_p - log_mean)).sum(axis=1).mean()))

@@ -16,18 +16,9 @@ def kernel_distance(
 ) -> tuple[float, float]:
     """KID: mean and population standard deviation over subsets (Binkowski et al. 2018).
 
-    The unbiased squared MMD with the kernel (x y / d + 1)^3, so that it may be slightly negative.
-    The subsets are those of torch-fidelity for the same seed.
-
-    Args:
-        generated: features.
-        real: features.
-        subsets: how many.
-        subset_size: images of each set in a subset.
-        seed: of the subsets.
-
-    Raises:
-        InputError: a set has fewer images than a subset, or NaN features.
+    The unbiased squared MMD, so it may be slightly negative. The subsets are those of
+    torch-fidelity for the same seed. Raises `InputError` if a set has fewer images than a subset,
+    or NaN features.
     """
     fewest = min(len(generated), len(real))
     if not 2 <= subset_size <= fewest or subsets < 1:
@@ -37,6 +28,7 @@ def kernel_distance(
         )
     check_finite("generated features", generated)
     check_finite("real features", real)
+    # torch-fidelity draws from the legacy generator, one set after the other: keep the order.
     random = np.random.RandomState(seed)
     distances = []
     for _ in range(subsets):
@@ -49,7 +41,7 @@ def kernel_distance(
 
 
 def _squared_mmd(x: Float64[np.ndarray, "n d"], y: Float64[np.ndarray, "n d"]) -> float:
-    """Gretton et al. 2012, Lemma 6: without the diagonals within a set, with all pairs across."""
+    # Gretton et al. 2012, Lemma 6: without the diagonals within a set, with all pairs across.
     count, width = x.shape
     within = 0.0
     for side in (x, y):
@@ -59,8 +51,8 @@ def _squared_mmd(x: Float64[np.ndarray, "n d"], y: Float64[np.ndarray, "n d"]) -
 
 
 def _sum_of_kernel(x: Float64[np.ndarray, "n d"], y: Float64[np.ndarray, "m d"]) -> float:
-    """Of (x y / d + 1)^3 over all pairs."""
-    base = x @ y.T  # NumPy computes half of it where both are one array.
+    # Binkowski et al. 2018: k(x, y) = (x^T y / d + 1)^3, summed over all pairs.
+    base = x @ y.T  # [n, m]; where x is y, NumPy computes only half of it
     base /= x.shape[1]
     base += 1
     return float(np.vdot(base * base, base))

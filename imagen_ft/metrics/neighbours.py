@@ -12,21 +12,16 @@ from imagen_ft.metrics.points import Points, blocks, is_own, points_of, squared_
 from launch.errors import InputError
 from launch.runtime.types import Array
 
-# Pairs of a block, 32 MiB of float32: about what a processor's cache holds.
+# Rows and columns of a block of pairs: 32 MiB of float32, about a processor's cache.
 _ROWS, _COLUMNS = 1024, 8192
 
 
 @dataclasses.dataclass(frozen=True)
 class Convention:
-    """What counts as a neighbourhood; numbers of different ones do not compare.
+    """What counts as a neighbourhood; results of different conventions do not compare."""
 
-    Attributes:
-        k: it reaches to the k-th nearest other image of the same set.
-        comparison: '<=' where its border belongs to it, else '<'.
-    """
-
-    k: int
-    comparison: str
+    k: int  # the radius is the distance to the k-th nearest other image of the same set
+    comparison: str  # '<=' if the border belongs to the neighbourhood, else '<'
 
 
 # Kynkaanniemi et al. 2019, as ADM and torch-fidelity count; Naeem et al. 2020, as prdc does.
@@ -35,18 +30,15 @@ CONVENTIONS = {"adm": Convention(3, "<="), "prdc": Convention(5, "<")}
 
 @dataclasses.dataclass(frozen=True)
 class Neighbourhoods:
-    """Shares of images, all in [0, 1] but density, which may be above.
+    """Shares of images, in [0, 1]; only density may be above 1."""
 
-    Attributes:
-        precision: of generated images, in a real one's neighbourhood.
-        recall: of real images, in a generated one's neighbourhood.
-        density: mean number of real neighbourhoods around a generated image, over k.
-        coverage: of real images, with a generated one in their neighbourhood.
-    """
-
+    # Synthetic images inside some real image's neighbourhood.
     precision: float
+    # Real images inside some synthetic image's neighbourhood.
     recall: float
+    # Mean number of real neighbourhoods around a synthetic image, over k.
     density: float
+    # Real images with a synthetic one in their neighbourhood.
     coverage: float
 
 
@@ -57,13 +49,7 @@ def neighbourhoods(
 ) -> Neighbourhoods:
     """Precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020).
 
-    Args:
-        generated: features.
-        real: features.
-        convention: one of `CONVENTIONS`, or another.
-
-    Raises:
-        InputError: a set has no more images than k, or NaN features.
+    Raises `InputError` if a set has no more images than k, or NaN features.
     """
     k, comparison = convention.k, convention.comparison
     if comparison not in ("<", "<="):
@@ -75,21 +61,25 @@ def neighbourhoods(
         )
     ours, theirs = points_of(generated, real)
     xp = ours.xp
+    # 1. The squared radius of every neighbourhood: the k-th nearest image, itself not counted.
     within = xp.less_equal if comparison == "<=" else xp.less
     our_radii, their_radii = (
         xp.asarray(nearest(side, side, k, np.arange(len(side)))[0][:, -1])
         for side in (ours, theirs)
     )
-    around = np.zeros(len(ours), np.int64)  # real neighbourhoods around each generated image
+    # 2. Who lies in whose neighbourhood, block by block.
+    around = np.zeros(len(ours), np.int64)  # real neighbourhoods around each synthetic image
     recalled, covered = np.zeros(len(theirs), bool), np.zeros(len(theirs), bool)
     for rows in blocks(len(ours), _ROWS):
         for columns in blocks(len(theirs), _COLUMNS):
-            squares = squared_distances(ours[rows], theirs[columns])
+            squares = squared_distances(ours[rows], theirs[columns])  # [rows, columns]
+            # Density and precision count by row, coverage by column.
             in_theirs = within(squares, their_radii[None, columns])
             around[rows] += np.asarray(xp.count_nonzero(in_theirs, axis=1))
             covered[columns] |= np.asarray(in_theirs.any(axis=0))
             in_ours = within(squares, our_radii[rows, None])
             recalled[columns] |= np.asarray(in_ours.any(axis=0))
+    # 3. Shares.
     return Neighbourhoods(
         precision=float((around > 0).mean()),
         recall=float(recalled.mean()),
@@ -101,16 +91,9 @@ def neighbourhoods(
 def nearest(
     rows: Points, columns: Points, k: int, own: Int[np.ndarray, " n"] | None = None
 ) -> tuple[Float[np.ndarray, "n k"], Int[np.ndarray, " n"]]:
-    """The k smallest squared distances to the columns, in ascending order.
+    """The k smallest squared distances to the columns, ascending, and the position of the nearest.
 
-    Args:
-        rows: what to find the nearest of.
-        columns: among which.
-        k: how many.
-        own: the position of each row among the columns, where it is one of them and does not count.
-
-    Returns:
-        The squared distances, and the position of the nearest.
+    If the rows are among the columns, `own` gives the position of each there, which does not count.
     """
     distances = np.empty((len(rows), k), rows.norms.dtype)
     positions = np.empty(len(rows), np.int64)
@@ -124,17 +107,21 @@ def nearest(
 def _nearest_of_block(
     rows: Points, columns: Points, k: int, own: Int[np.ndarray, " n"] | None
 ) -> tuple[Float[Array, "n k"], Int[Array, " n"]]:
+    # Running results over the blocks of columns: the k smallest squares, the smallest and its
+    # position.
     xp = rows.xp
     best = xp.full((len(rows), k), np.inf, rows.norms.dtype)
     least, position = best[:, 0], xp.zeros(len(rows), int)
     for block in blocks(len(columns), _COLUMNS):
         squares = squared_distances(rows, columns[block])
+        # A row is at distance 0 from itself; most blocks hold none of them and skip the mask.
         if own is not None and own.min() < block.stop and own.max() >= block.start:
             squares = xp.where(is_own(own, block, xp), np.inf, squares)
         candidate = squares.argmin(axis=1)
         smallest = squares.min(axis=1)
         position = xp.where(smallest < least, candidate + block.start, position)
         least = xp.minimum(smallest, least)
+        # Only the k smallest of the block can be among the k smallest of all.
         few = min(k, squares.shape[1])
         both = xp.concatenate([best, xp.partition(squares, few - 1, axis=1)[:, :few]], axis=1)
         best = xp.partition(both, k - 1, axis=1)[:, :k]

@@ -1,8 +1,7 @@
-"""Two sets of features made ready for distances: in blocks, on the accelerator where there is one.
+"""Prepares two sets of features for distances: in blocks, on an accelerator where there is one.
 
-Float32 features are computed with in float32, on an accelerator by JAX (which may round a product
-nowhere below that), else by NumPy; float64 features in float64, by NumPy. Both sets are moved by
-the mean of the real one, which changes no distance and keeps digits that the mean would take.
+Float32 features stay float32, computed by JAX on an accelerator and by NumPy otherwise; float64
+features are computed in float64 by NumPy.
 """
 
 import contextlib
@@ -21,17 +20,11 @@ from launch.runtime.types import Array
 
 @dataclasses.dataclass(frozen=True)
 class Points:
-    """One set.
+    """One set of features, both sets moved by the same vector."""
 
-    Attributes:
-        rows: features, moved.
-        norms: squared lengths of the rows.
-        xp: whose arrays they are, `numpy` or `jax.numpy`.
-    """
-
-    rows: Float[Array, "n d"]
-    norms: Float[Array, " n"]
-    xp: ModuleType
+    rows: Float[Array, "n d"]  # moved
+    norms: Float[Array, " n"]  # squared lengths of the rows
+    xp: ModuleType  # `numpy` or `jax.numpy`, which owns the arrays
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -43,16 +36,14 @@ class Points:
 def points_of(
     generated: Float[np.ndarray, "n d"], real: Float[np.ndarray, "m d"]
 ) -> tuple[Points, Points]:
-    """Both sets, ready.
-
-    Raises:
-        InputError: a set is empty, or has NaN or infinite features.
-    """
+    """Prepares both sets; raises `InputError` if one is empty or has NaN or infinite features."""
     for name, features in (("generated features", generated), ("real features", real)):
         if not len(features):
             raise InputError(f"{name} must be of at least one image, got none; check the folder")
         check_finite(name, features)
     dtype = np.float64 if np.float64 in (generated.dtype, real.dtype) else np.float32
+    # Moving both sets by one vector changes no distance, and saves the digits that a large common
+    # mean would take in |a|^2 - 2ab + |b|^2.
     mean = real.mean(axis=0, dtype=np.float64).astype(dtype)
     xp = module(dtype)
     ready = []
@@ -64,32 +55,37 @@ def points_of(
 
 
 def module(dtype: type) -> ModuleType:
-    """What computes with arrays of a dtype here: `numpy` or `jax.numpy`."""
+    """The array module for a dtype on this machine: `numpy` or `jax.numpy`."""
+    # JAX would round float64 to float32.
     return jnp if jax.default_backend() != "cpu" and dtype == np.float32 else np
 
 
 def full_precision() -> contextlib.AbstractContextManager:
-    """Within it JAX's products of float32 are as exact as NumPy's."""
+    """Makes JAX's float32 products as exact as NumPy's within the block."""
+    # TPUs multiply float32 in bfloat16 passes, Ampere and later GPUs in TF32, unless told
+    # otherwise.
     return jax.default_matmul_precision("highest")
 
 
 def squared_distances(a: Points, b: Points) -> Float[Array, "n m"]:
-    """Of all pairs; 0 where it is below the rounding, as for equal rows."""
+    """Squared distances of all pairs; exactly 0 below the rounding error, as for equal rows."""
     xp = a.xp
+    # |a - b|^2 = |a|^2 - 2 ab + |b|^2: one matrix product, then in place.
     with full_precision():
         squares = a.rows @ b.rows.T
     squares *= -2
     squares += a.norms[:, None]
     squares += b.norms[None, :]
+    # The product's rounding grows with sqrt(d); what is below it may even be negative.
     rounding = xp.finfo(squares.dtype).eps * a.rows.shape[1] ** 0.5
     return xp.where(squares <= rounding * a.norms[:, None], 0, squares)
 
 
 def blocks(count: int, size: int) -> list[slice]:
-    """Slices of at most `size` that make up `count`."""
+    """Slices of at most `size` that cover `count`."""
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def is_own(rows: Int[np.ndarray, " n"], columns: slice, xp: ModuleType) -> Bool[Array, "n m"]:
-    """Which pairs are a point and itself, by the rows' positions among the columns."""
+    """Which pairs are a point and itself, given the rows' positions among the columns."""
     return xp.asarray(rows[:, None] == np.arange(columns.start, columns.stop)[None, :])

@@ -1,4 +1,4 @@
-"""Reference statistics from npz files: ours, and those that other tools publish."""
+"""Statistics of reference images in npz files: ours, and those that other tools publish."""
 
 import dataclasses
 import json
@@ -15,41 +15,32 @@ from launch.errors import InputError
 
 # Names of mean and covariance: pytorch-fid, EDM, ADM; then pMF and iMF.
 _POOLED = (("mu", "sigma"), ("ref_mu", "ref_sigma"))
-# ADM's features of seven channels, for sFID.
+# ADM's spatial features, 17 x 17 x 7, for sFID.
 _SPATIAL = ("mu_s", "sigma_s")
 _COUNT, _EXTRACTOR = "num_images", "extractor"
-# Rounding of covariances that were kept in float32.
+# Allowed asymmetry over the largest variance: rounding of covariances stored in float32.
 _ASYMMETRY = 1e-4
 _OTHER = "give another file"
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """What a file tells of the real images.
+    """The content of a file of statistics."""
 
-    Attributes:
-        pooled: for FID, or a Frechet distance on another extractor.
-        spatial: for sFID; None where the file has none.
-        digest: SHA-256 of the file.
-        extractor: what made the features, see `write`; None where the file does not say.
-    """
-
-    pooled: Statistics
-    spatial: Statistics | None
-    digest: str
-    extractor: dict[str, Any] | None = None
+    pooled: Statistics  # for FID, or a Frechet distance on another extractor
+    spatial: Statistics | None  # for sFID
+    digest: str  # SHA-256 of the file
+    extractor: dict[str, Any] | None = None  # what made the features; None in other tools' files
 
 
 def read(path: epath.PathLike) -> Reference:
-    """Reads the statistics of ADM's (`VIRTUAL_*.npz`), pytorch-fid's, EDM's, pMF's or our npz.
+    """Reads an npz of ADM (`VIRTUAL_*.npz`), pytorch-fid, EDM, pMF or ours, without unpickling.
 
-    Nothing in it is ever unpickled.
-
-    Raises:
-        InputError: it is missing, no npz, a pickle, or damaged; holds no statistics; they are not
-            finite, or their shapes do not fit.
+    Raises `InputError` if it is missing, not an npz, a pickle or damaged, if it holds no
+    statistics, or if they are not finite or of the wrong shapes.
     """
     path = epath.Path(path)
+    # 1. Find a pair of names for mean and covariance; ADM's 10,000 images (arr_0) are never loaded.
     wanted = {_COUNT, _EXTRACTOR, *_SPATIAL, *(name for pair in _POOLED for name in pair)}
     arrays = read_arrays(path, wanted, "reference statistics", "mu and sigma")
     names = next((pair for pair in _POOLED if set(pair) <= set(arrays)), None)
@@ -58,6 +49,7 @@ def read(path: epath.PathLike) -> Reference:
             f"{path} must hold mu and sigma, got {', '.join(sorted(arrays)) or 'none of them'}; "
             "compute statistics of its images first, or give another file"
         )
+    # 2. Check and convert.
     count = _count(path, arrays)
     spatial = _statistics(path, arrays, _SPATIAL, count) if set(_SPATIAL) <= set(arrays) else None
     pooled = _statistics(path, arrays, names, count)
@@ -70,13 +62,9 @@ def write(
     spatial: Statistics | None = None,
     extractor: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes statistics as pytorch-fid and, where there are spatial ones, ADM read them.
+    """Writes statistics in the format of pytorch-fid, and of ADM where there are spatial ones.
 
-    Args:
-        path: of the file.
-        pooled: of the real images.
-        spatial: of the real images.
-        extractor: what made the features, for JSON.
+    `extractor` says what made the features, and must fit into JSON.
     """
     arrays: dict[str, Any] = {"mu": pooled.mean, "sigma": pooled.covariance}
     if spatial is not None:
@@ -118,6 +106,7 @@ def _statistics(
             f"{path}: {names[0]} and {names[1]} must be of the shapes [d] and [d, d], got "
             f"{list(mean.shape)} and {list(covariance.shape)}; {_OTHER}"
         )
+    # A covariance has no negative variance and is symmetric.
     covariance = covariance.astype(np.float64)
     variance = covariance.diagonal()
     asymmetry = np.abs(covariance - covariance.T).max()

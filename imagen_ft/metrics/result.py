@@ -1,4 +1,4 @@
-"""A measured number, and all that it depends on."""
+"""A measured number, and everything that it depends on."""
 
 import dataclasses
 
@@ -10,60 +10,47 @@ _OF_ANY_NUMBER |= {"authentic", "copy ratio"}
 
 @dataclasses.dataclass(frozen=True)
 class Conditions:
-    """How a measure was taken. What does not apply to it is None.
+    """How a measure was taken; None where a condition does not apply."""
 
-    Attributes:
-        extractor: name of the network and tap that made the features.
-        weights_digest: of its weights.
-        input_rule: how it resizes and scales images, by name.
-        uint8_rule: how the sampler's floats became uint8: 'round', 'floor', or the maker's own.
-        file_format: of the generated images: 'png', 'jpeg', or 'none' if they were never written.
-        reference_file_format: of the real ones.
-        num_images: generated images that count.
-        class_balance: 'balanced', or 'drawn'.
-        reference_digest: of the real images, or of the file with their statistics.
-        k: of neighbourhoods.
-        comparison: of neighbourhoods, '<' or '<='.
-        settings: other arguments of the measure: splits, subsets, directions, seed.
-    """
-
+    # Network and tap that made the features, by name, and the checksum of its weights.
     extractor: str
     weights_digest: str
+    # How images are resized and scaled, by name.
     input_rule: str
+    # How the sampler's floats became uint8: 'round', 'floor', or a name of its own.
     uint8_rule: str
+    # Of the synthetic and the real images: 'png', 'jpeg', or 'none' if never written.
     file_format: str
     reference_file_format: str | None
+    # Synthetic images, and whether classes are 'balanced' or 'drawn'.
     num_images: int
     class_balance: str
+    # Checksum of the real images, or of the file with their statistics.
     reference_digest: str | None
+    # Size of neighbourhoods, and '<' or '<=' for their border.
     k: int | None = None
     comparison: str | None = None
+    # Other arguments of the measure: splits, subsets, directions, seed.
     settings: tuple[tuple[str, int | float | str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One number.
-
-    Attributes:
-        measure: its name: 'fid' is on Inception-v3's pooled features alone.
-        value: the number.
-        conditions: what it depends on.
-        deviation: over splits or subsets, where there are such.
-    """
+    """One number; 'fid' names only the distance on Inception-v3's pooled features."""
 
     measure: str
     value: float
     conditions: Conditions
-    deviation: float | None = None
+    deviation: float | None = None  # over splits or subsets
 
 
 def difference(a: Result, b: Result) -> str | None:
-    """What keeps two results from being compared, in a few words; None if nothing does.
+    """Why two results do not compare, in a few words; None if they do.
 
-    What is not known of one of them is no difference, nor are two ways of writing that lose
-    nothing; nor is the number of images where the mean of a measure does not depend on it.
+    Conditions that are unknown on one side do not count, nor does PNG against images never written,
+    nor the number of images where the mean of the measure does not depend on it.
     """
+    # Each condition that differs and matters adds a reason.
     parts = [] if a.measure == b.measure else [f"{a.measure} and {b.measure}"]
     for field in dataclasses.fields(Conditions):
         pair = tuple(getattr(result.conditions, field.name) for result in (a, b))
@@ -71,6 +58,7 @@ def difference(a: Result, b: Result) -> str | None:
             continue
         if field.name != "num_images":
             parts.append(f"{field.name.replace('_', ' ')} {' and '.join(_only_here(*pair))}")
+        # On other extractors measures are called 'fd (NAME)': the table has the part before that.
         elif a.measure.partition(" (")[0] not in _OF_ANY_NUMBER:
             parts.append(f"{pair[0]:,} and {pair[1]:,} images")
     return ", ".join(parts) or None
@@ -81,9 +69,9 @@ def _are_lossless(ours: object, theirs: object) -> bool:
 
 
 def _only_here(ours: object, theirs: object) -> list[str]:
-    """Both values, of settings those alone that the other one has not."""
     if not isinstance(ours, tuple) or not isinstance(theirs, tuple):
         return [_shown(ours), _shown(theirs)]
+    # Of settings, show only what the other side does not have.
     pairs = ((ours, theirs), (theirs, ours))
     return [
         " ".join(f"{name}={_shown(value)}" for name, value in own if (name, value) not in other)
@@ -94,5 +82,5 @@ def _only_here(ours: object, theirs: object) -> list[str]:
 
 def _shown(value: object) -> str:
     text = "none" if value is None else str(value)
-    # The beginning of a digest is enough to tell it from others.
+    # 12 of a SHA-256's 64 digits are enough to identify it.
     return text[:12] if len(text) == 64 else text

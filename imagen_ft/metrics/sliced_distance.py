@@ -6,7 +6,7 @@ from jaxtyping import Float, Float64
 from imagen_ft.metrics.points import blocks, full_precision, points_of
 from launch.errors import InputError
 
-# Directions at once: 20 MB of projections for 50,000 images.
+# Directions at a time: 20 MB of float32 projections for 50,000 images.
 _DIRECTIONS = 100
 
 
@@ -18,20 +18,13 @@ def sliced_distance(
 ) -> float:
     """MIND (Berthet et al. 2026): 3 d times the mean squared distance of sorted projections.
 
-    Of sets of unequal sizes the larger is drawn down to the smaller.
-
-    Args:
-        generated: features.
-        real: features.
-        num_directions: random ones, uniform on the sphere.
-        seed: of directions and draw; the distance differs by a few percent between seeds.
-
-    Raises:
-        InputError: a set is empty, has NaN features, or there are no directions.
+    The larger set is subsampled to the size of the smaller. The distance differs by a few percent
+    between seeds. Raises `InputError` if a set is empty or has NaN features, or without directions.
     """
     if num_directions < 1:
         raise InputError(f"num_directions must be at least 1, got {num_directions}; take 1000")
     random = np.random.default_rng(seed)
+    # 1. Sets of one size.
     count = min(len(generated), len(real))
     generated, real = (
         features
@@ -39,6 +32,7 @@ def sliced_distance(
         else features[random.choice(len(features), count, replace=False)]
         for features in (generated, real)
     )
+    # 2. Normalised Gaussians are uniform on the sphere.
     directions = random.standard_normal((num_directions, real.shape[1]))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     return distance_along(directions, generated, real)
@@ -49,15 +43,16 @@ def distance_along(
     generated: Float[np.ndarray, "n d"],
     real: Float[np.ndarray, "n d"],
 ) -> float:
-    """The distance from given directions of length 1, of sets of one size.
+    """The distance along given directions of length 1; both sets must have the same size.
 
-    Raises:
-        InputError: a set is empty, or has NaN features.
+    Raises `InputError` if a set is empty or has NaN features.
     """
     ours, theirs = points_of(generated, real)
     xp, total = ours.xp, 0.0
     for block in blocks(len(directions), _DIRECTIONS):
         some = xp.asarray(directions[block].astype(ours.rows.dtype))
+        # In one dimension, optimal transport pairs sorted values: [directions, d] @ [d, n], sorted
+        # by row.
         with full_precision():
             sorted_ones = [xp.sort(some @ side.rows.T, axis=1) for side in (ours, theirs)]
         squares = xp.square(sorted_ones[0] - sorted_ones[1])

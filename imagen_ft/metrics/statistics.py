@@ -9,23 +9,17 @@ from jaxtyping import Float, Float64
 
 from launch.errors import InputError
 
-# Rows of features that are turned into float64 at once.
+# Rows that are converted to float64 at a time, to bound the memory.
 _ROWS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """What a Frechet distance knows of a set of images.
-
-    Attributes:
-        mean: of the features.
-        covariance: of the features, unbiased.
-        num_images: of how many images; None where a file does not say.
-    """
+    """All that a Frechet distance uses of a set of images."""
 
     mean: Float64[np.ndarray, " d"]
-    covariance: Float64[np.ndarray, "d d"]
-    num_images: int | None = None
+    covariance: Float64[np.ndarray, "d d"]  # unbiased: over n - 1
+    num_images: int | None = None  # None where a file does not say
 
     @property
     def width(self) -> int:
@@ -34,28 +28,20 @@ class Statistics:
 
 
 class Moments:
-    """The sums behind `Statistics`, for any number of images and in any split.
+    """Running mean and covariance of features, in float64, for any split of the images.
 
-    Chan, Golub & LeVeque 1979: parts keep the sum of products of what deviates from their own mean,
-    so that no large numbers cancel, and two parts make the whole but for the last bits.
-
-    Attributes:
-        num_images: seen so far.
-        mean: of their features.
-        scatter: sum over images of the outer products of their deviations from the mean.
+    Chan, Golub & LeVeque 1979: each part keeps the products of deviations from its own mean, so no
+    large numbers cancel, and merged parts equal the whole up to the last bits.
     """
 
     def __init__(self, width: int):
+        # `scatter` is the sum over images of the outer products of their deviations from the mean.
         self.num_images = 0
         self.mean = np.zeros(width)
         self.scatter = np.zeros((width, width))
 
     def add(self, features: Float[np.ndarray, "n d"]) -> None:
-        """Adds images.
-
-        Raises:
-            InputError: a feature is NaN or infinite, or they are of another width.
-        """
+        """Adds images; raises `InputError` if a feature is NaN or infinite, or of another width."""
         if features.shape[1] != len(self.mean):
             raise InputError(
                 f"features must be {len(self.mean)} wide as those before, got {features.shape[1]}; "
@@ -69,11 +55,7 @@ class Moments:
             self._merge(len(rows), mean, rows.T @ rows)
 
     def merge(self, other: "Moments") -> None:
-        """Adds the images that another has seen.
-
-        Raises:
-            InputError: the other's features are of another width.
-        """
+        """Adds the images of another; raises `InputError` if its features have another width."""
         if len(other.mean) != len(self.mean):
             raise InputError(
                 f"features must be {len(self.mean)} wide in all parts, got {len(other.mean)}; "
@@ -88,18 +70,14 @@ class Moments:
             return
         total = self.num_images + count
         shift = mean - self.mean
-        # Chan, Golub & LeVeque 1979, with outer products for squares.
+        # Chan, Golub & LeVeque 1979, with outer products in place of squares.
         self.scatter += scatter
         self.scatter += np.outer(shift, shift * (self.num_images * count / total))
         self.mean = self.mean + shift * (count / total)
         self.num_images = total
 
     def statistics(self) -> Statistics:
-        """Of all images so far.
-
-        Raises:
-            InputError: there are fewer than two.
-        """
+        """Statistics of all images so far; raises `InputError` for fewer than two."""
         if self.num_images < 2:
             raise InputError(
                 f"the number of images must be at least 2, got {self.num_images}: fewer have no "
@@ -109,10 +87,9 @@ class Moments:
 
 
 def of_features(features: Float[np.ndarray, "n d"]) -> Statistics:
-    """Statistics of features that are all at hand.
+    """Statistics of features in memory.
 
-    Raises:
-        InputError: a feature is NaN or infinite, or there are fewer than two images.
+    Raises `InputError` if a feature is NaN or infinite, or if there are fewer than two images.
     """
     moments = Moments(features.shape[1])
     moments.add(features)
@@ -120,17 +97,15 @@ def of_features(features: Float[np.ndarray, "n d"]) -> Statistics:
 
 
 def merge_hosts(moments: Moments) -> Moments:
-    """The moments of all processes' images, the same on each; all have to call it.
-
-    Parts are merged in the order of the processes.
-    """
+    """The moments of all processes' images, equal on each; every process must call it."""
     if jax.process_count() == 1:
         return moments
     numbers = np.concatenate([[float(moments.num_images)], moments.mean, moments.scatter.ravel()])
-    # JAX would round float64 to float32, so it gets the bits.
+    # JAX would round float64 to float32: send its bits as uint32 instead.
     parts = np.asarray(multihost_utils.process_allgather(numbers.view(np.uint32)))
     width = len(moments.mean)
     merged = Moments(width)
+    # [processes, 1 + d + d * d]; merged in the order of processes, so that all get the same bits.
     for part in parts.reshape(len(parts), -1).view(np.float64):
         own = Moments(width)
         own.num_images, own.mean = int(part[0]), part[1 : 1 + width]
@@ -140,12 +115,9 @@ def merge_hosts(moments: Moments) -> Moments:
 
 
 def check_finite(name: str, features: np.ndarray) -> None:
-    """Refuses features that are no numbers.
-
-    Raises:
-        InputError: a feature is NaN or infinite; names the first such image.
-    """
-    # The sum of finite float32 numbers is finite in float64: no array of flags in the usual case.
+    """Raises `InputError`, naming the first image with a NaN or infinite feature."""
+    # Float32 sums cannot overflow float64: a finite sum by row proves all finite without a second
+    # array in the usual case.
     with np.errstate(over="ignore", invalid="ignore"):
         sums = features.sum(axis=1, dtype=np.float64)
     if np.isfinite(sums).all():

@@ -34,15 +34,7 @@ from launch.runtime.locks import one_at_a_time
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """Draws and measures points.
-
-    Attributes:
-        config: of the task.
-        workdir: of the sweep.
-        kind: row of the extractor.
-        extractor: of the features.
-        references: what points are compared with.
-    """
+    """Draws and measures points, and loads nothing twice."""
 
     config: ml_collections.ConfigDict
     workdir: epath.Path
@@ -52,7 +44,7 @@ class Bench:
 
     @functools.cached_property
     def prompts(self) -> tuple[str, ...]:
-        """Of each class."""
+        """The prompt of each class: config.cascade.class_names, or else the real classes."""
         names = class_names.resolve(self.config.cascade.class_names)
         real = self.references.source
         if not names and real is None:
@@ -63,22 +55,17 @@ class Bench:
 
     @functools.cached_property
     def labels(self) -> Int32[np.ndarray, " n"]:
-        """The class of each image, of all points alike."""
+        """The class of each image, the same for all points."""
         real = self.references.source.source if self.references.source else None
         config = self.config
+        # Images that are enlarged keep their own classes.
         if self._shrunk is not None:
             return self._shrunk[0].labels
         count, seed = config.num_images, config.cascade.seed
         return class_of_each(config.labels, count, len(self.prompts), real, seed)
 
     def portion(self, point: Point, first: int, last: int) -> ImageSet:
-        """Images of a point, drawn when they are needed.
-
-        Args:
-            point: how they are drawn.
-            first: the number of the first one.
-            last: of the one behind the last.
-        """
+        """Images `first` to `last` - 1 of a point, drawn when they are needed."""
         low, digest = self._low(point, first, last)
         drawn = Drawn(
             functools.partial(self._cascade, point),
@@ -93,31 +80,22 @@ class Bench:
             self.workdir / "drawn",
             point.name,
         )
+        # Never written to files, and rounded to uint8 by the sampler.
         return ImageSet(point.name, drawn, "none", "round", drawn)
 
     def see(self, images: ImageSet, measures: tuple[str, ...]) -> Images:
-        """What the extractor sees in a set; all processes have to call it.
-
-        Args:
-            images: of the set.
-            measures: that are to be taken.
-        """
+        """What the extractor sees in a set; every process must call it."""
         folder, size = self.workdir / "features", self.config.batch_size
         return see(images, self.extractor, self.kind, measures, folder, size)
 
     def measure(self, images: Images, measures: tuple[str, ...], is_final: bool) -> Measured:
-        """Takes measures of a point's images, for this process alone.
+        """Takes measures of a point's images, on this process alone.
 
-        Args:
-            images: what the extractor sees in them.
-            measures: which.
-            is_final: whether the numbers are to be told; others only put points in order, for which
-                fewer images than features will do.
-
-        Raises:
-            InputError: a measure needs more images.
+        Unless `is_final`, numbers only rank points, and fewer images than features' dimensions will
+        do. Raises `InputError` if a measure needs more images.
         """
         allow_few = self.config.allow_few_images or not is_final
+        # `Measures` reads its choice from a config.
         changes = {"measures": measures, "allow_few_images": allow_few}
         config = ml_collections.ConfigDict({**self.config, **changes})
         common = conditions(self.extractor, images, "round", "none")
@@ -126,11 +104,12 @@ class Bench:
 
     @functools.cached_property
     def digests(self) -> dict[str, Any]:
-        """What numbers depend on of the real images."""
+        """Checksums of the real images and statistics, on which all numbers depend."""
         return decide_on_first_process(self.references.digests)
 
     def prepare(self) -> None:
-        """Looks at the real images; all processes have to call it."""
+        """Extracts the features of the real images; every process must call it."""
+        # The first worker writes the features, the others then read them.
         with one_worker(self.workdir / "features"):
             _ = self._real
 
@@ -144,15 +123,17 @@ class Bench:
         return OneLoaded()
 
     def _cascade(self, point: Point) -> Cascade:
-        """The weights of the point's average, and its way of drawing."""
+        # Of a point, only its average decides what is loaded: points with the same weights share
+        # them.
         changes = {"stages": {self.config.stage: {EMA: point.ema}}}
         loaded = self._load(self._up_to_stage(changed(self.config.cascade, changes, loading=True)))
         config = self._up_to_stage(point.config)
+        # How to draw is the point's own, and costs nothing to replace.
         stages = tuple(make_stages(config, base=False).values())
         return dataclasses.replace(loaded, stages=stages, config=config)
 
     def _base(self, point: Point) -> Cascade:
-        """The stages before the one that is swept, of the weights that the point needs as well."""
+        # Cut from the point's own cascade, so that no other weights are loaded.
         cascade = self._cascade(point)
         config = cascade.config.copy_and_resolve_references()
         with config.unlocked():
@@ -166,8 +147,8 @@ class Bench:
         )
 
     def _up_to_stage(self, cascade: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-        """A cascade's config without stages above the one that is swept; alone, if it enlarges."""
         config = cascade.copy_and_resolve_references()
+        # Drops the stages above the swept one; and those below, if real images take their place.
         low_size = config.stages[self.config.stage].stage.low_size
         with config.unlocked():
             for name, entry in list(config.stages.items()):
@@ -178,7 +159,7 @@ class Bench:
 
     @functools.cached_property
     def _shrunk(self) -> tuple[Shrunk, str] | None:
-        """Real images to enlarge, and their digest, where the config names some."""
+        """Real images to enlarge and their checksum, if the config names some."""
         config = self.config
         if not config.low:
             return None
@@ -189,12 +170,15 @@ class Bench:
         return enlarged(images, *sizes, self.prompts, config.labels, count, seed)
 
     def _low(self, point: Point, first: int, last: int) -> tuple[Source | None, str | None]:
-        """What images of a point are made from: real ones, or such as are drawn once for all."""
         if self._shrunk is not None:
+            # 1. Real images.
             source, digest = self._shrunk
             return Subset(source, np.arange(first, last)), json_digest([digest, first, last])
         if not self.config.cascade.stages[self.config.stage].stage.low_size:
+            # 2. The swept stage starts from noise.
             return None, None
+        # 3. Images of the stages below. They do not depend on the point, so that one worker draws
+        # them and the others find them on disk.
         plan = Plan(self.labels[first:last], self.prompts, self.config.cascade.seed, first=first)
         folder = self.workdir / "base"
         drawn = Drawn(functools.partial(self._base, point), plan, folder, name="base images")
@@ -205,8 +189,9 @@ class Bench:
 
 @contextlib.contextmanager
 def one_worker(folder: epath.Path) -> Iterator[None]:
-    """A block that one worker at a time is in; the others wait."""
+    """Lets one worker at a time into the block; the others wait."""
     with contextlib.ExitStack() as stack:
+        # A worker may be several processes: the first one holds the lock for all.
         if jax.process_index() == 0:
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(one_at_a_time(folder))

@@ -1,4 +1,4 @@
-"""The best setting as a config file, which imagen_ft.generate and imagen_ft.sample read."""
+"""Writes the best setting as a config file for imagen_ft.generate and imagen_ft.sample."""
 
 import math
 import pprint
@@ -29,7 +29,7 @@ def get_config():
 
 
 class _Number:
-    """A float as Python reads it, where that is no literal."""
+    """A float that has no literal in Python: infinity and NaN."""
 
     def __init__(self, value: float):
         self._value = value
@@ -39,14 +39,8 @@ class _Number:
 
 
 def write(path: epath.Path, config: ml_collections.ConfigDict, title: str, why: str) -> None:
-    """Writes a config file.
-
-    Args:
-        path: its name.
-        config: what it gives.
-        title: its first line.
-        why: the last lines of what it says of itself.
-    """
+    """Writes a config file; `title` is its first line, `why` the last paragraph of its opening."""
+    # pprint writes Python, and keeps the order of fields.
     fields = pprint.pformat(_literal(config.to_dict()), width=100, sort_dicts=False)
     text = _TEXT.format(title=title, path=path, why=why, config=fields)
     write_atomic(path, text.encode())

@@ -1,4 +1,4 @@
-"""The figures of a sweep: measures against guidance, and against each other."""
+"""Figures of a sweep: measures against a dimension of the grid, and against each other."""
 
 import math
 from collections.abc import Sequence
@@ -18,15 +18,16 @@ from imagen_ft.sweeping.rows import (
 )
 from launch.fields import Fields
 
-# What stands below the axis, and what lines are of, where the grid has it: the first one that does.
+# Candidates for the horizontal axis, and for separate lines: the first with several values wins.
 _STEPS = "num_steps"
 _ALONG = ("guidance_weight", "noise_augmentation", "logvar_coeff", "eta", _STEPS)
 _LINES = ("logvar_coeff", "noise_augmentation", "num_steps", "sampler", "ema", "eta")
+# Inches.
 _SIZE = (6.4, 4.2)
 
 
 def axes_of(grid: Fields) -> tuple[str, str]:
-    """The dimension along which measures are drawn, and that of the lines; '' is none."""
+    """The dimensions for the horizontal axis and for the lines; '' if the grid has none."""
     several = [name for name, values in grid.items() if len(values) > 1]
     along = next((name for name in _ALONG if name in several), "")
     lines = next((name for name in _LINES if name in several and name != along), "")
@@ -34,29 +35,23 @@ def axes_of(grid: Fields) -> tuple[str, str]:
 
 
 def against(rows: Sequence[Row], along: str, lines: str, measure: str) -> Figure | None:
-    """A measure along a dimension, a line for each value of another one.
+    """A measure of `CHOICES` along a numeric dimension, with a line for each value of `lines`.
 
-    A point of a line is the best one over all other dimensions.
-
-    Args:
-        rows: that compare with each other: of one number of images.
-        along: a dimension of numbers; in place of 'num_steps' stand the network's evaluations.
-        lines: another dimension; '' is one line.
-        measure: of `CHOICES`.
-
-    Returns:
-        None where there is nothing to draw.
+    The rows must have equally many images. Returns None if there is nothing to draw.
     """
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()
+    # 1. Points of each line. Rows come best first: setdefault keeps the best over other dimensions.
     curves: dict[str, dict[float, Row]] = {}
     for row in best_first(rows, measure):
         if along in row.values and not math.isnan(value_of(row, measure)):
             name = f"{lines} {text(row.values[lines])}" if lines in row.values else ""
+            # Steps cost differently by solver: show evaluations of the network instead.
             x = row.evaluations if along == _STEPS else row.values[along]
             curves.setdefault(name, {}).setdefault(x, row)
     if not curves:
         return None
+    # 2. Draw the lines; CAS has error bars over seeds.
     for name in sorted(curves):
         curve = dict(sorted(curves[name].items()))
         values = [_scaled(row, measure) for row in curve.values()]
@@ -65,6 +60,7 @@ def against(rows: Sequence[Row], along: str, lines: str, measure: str) -> Figure
             axes.errorbar(list(curve), values, stds, marker="o", capsize=4, label=name)
         else:
             axes.plot(list(curve), values, marker="o", label=name)
+    # 3. Axes: costs span powers of two, distances several magnitudes.
     xlabel = "evaluations of the network for an image" if along == _STEPS else along
     axes.set(xlabel=xlabel.replace("_", " "), ylabel=_label(rows, measure))
     if along == _STEPS:
@@ -79,16 +75,8 @@ def against(rows: Sequence[Row], along: str, lines: str, measure: str) -> Figure
 
 
 def trade_off(rows: Sequence[Row], first: str, second: str) -> Figure | None:
-    """Two measures of all points, and the front of those that no other one beats in both.
-
-    Args:
-        rows: as in `against`.
-        first: measure of the horizontal axis.
-        second: of the vertical one.
-
-    Returns:
-        None where fewer than two points have both.
-    """
+    """Two measures of all points, with the Pareto front; None for fewer than two points."""
+    # Only points that have both measures.
     both = [
         row
         for row in rows
@@ -100,6 +88,7 @@ def trade_off(rows: Sequence[Row], first: str, second: str) -> Figure | None:
     axes = figure.subplots()
     xs, ys = _columns(both, first, second)
     axes.scatter(xs, ys, s=18, alpha=0.6, lw=0)
+    # The front: points that no other one beats in both.
     front = pareto_front(both, first, second)
     xs, ys = _columns(front, first, second)
     axes.plot(xs, ys, color="C3", marker="o", lw=1.2, label="front")
@@ -115,7 +104,7 @@ def _columns(rows: Sequence[Row], *measures: str) -> list[list[float]]:
 
 
 def _name(axes: Axes, rows: Sequence[Row], xs: Sequence[float], ys: Sequence[float]) -> None:
-    """Writes its guidance beside each of a few points."""
+    # More than a dozen labels would overlap.
     for row, x, y in list(zip(rows, xs, ys, strict=True))[:12]:
         value = row.values.get("guidance_weight")
         if value is not None:
@@ -123,6 +112,7 @@ def _name(axes: Axes, rows: Sequence[Row], xs: Sequence[float], ys: Sequence[flo
 
 
 def _scaled(row: Row, measure: str) -> float:
+    # Accuracies in percent.
     return value_of(row, measure) * (100 if measure == CAS else 1)
 
 

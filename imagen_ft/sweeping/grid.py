@@ -1,4 +1,4 @@
-"""The points of a sweep: every combination of the values that one stage is drawn with."""
+"""The points of a sweep: all combinations of the values with which one stage is sampled."""
 
 import dataclasses
 import itertools
@@ -23,36 +23,24 @@ _OF_SAMPLER = "sampler."
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One way of drawing a stage's images.
+    """One way of sampling a stage."""
 
-    Attributes:
-        name: of its folder: the values that it is made of.
-        values: by dimension; without those that its sampler does not read.
-        config: `config.cascade` with these values.
-        ema: which average of the stage's weights.
-        evaluations: of the network, for one image.
-    """
-
-    name: str
-    values: dict[str, Any]
-    config: ml_collections.ConfigDict
-    ema: str
-    evaluations: int
+    name: str  # its folder's too: 'sampler=ddim+num_steps=50'
+    values: dict[str, Any]  # by dimension, without those that its sampler does not read
+    config: ml_collections.ConfigDict  # config.cascade with these values
+    ema: str  # which average of the stage's weights
+    evaluations: int  # of the network, for one image
 
 
 def make_points(config: ml_collections.ConfigDict) -> list[Point]:
-    """The points of `config.grid`, each once; nothing is loaded.
+    """The points of `config.grid`, without duplicates; nothing is loaded.
 
-    Combinations that differ only in what the sampler of both does not read are one point.
-
-    Args:
-        config: `cascade`, as of imagen_ft.generate; `stage`, the name of one of its stages; `grid`,
-            by dimension (`DIMENSIONS`) its values.
-
-    Raises:
-        InputError: there is no such stage or dimension, a dimension has no values or one twice, the
-            stage does not read it, or a value is one that it cannot have.
+    Combinations that differ only in what their sampler does not read are one point. `config.stage`
+    names the stage of `config.cascade` that is swept; `config.grid` has the values of each of the
+    `DIMENSIONS`. Raises `InputError` for a wrong stage, dimension or value, for a value listed
+    twice, or for a dimension that the stage does not read.
     """
+    # 1. Check the stage and the values.
     with reading(config.cascade):
         entry = _entry(config)
         make_denoiser(entry.stage)
@@ -63,8 +51,9 @@ def make_points(config: ml_collections.ConfigDict) -> list[Point]:
         )
     if EMA in grid:
         _check_averages(config.stage, entry.run, grid[EMA])
-        # Weights are loaded once for all points of an average.
+        # The average varies slowest, so that each one's weights are loaded only once.
         grid = {EMA: grid.pop(EMA), **grid}
+    # 2. Try each combination as a cascade.
     points: dict[str, Point] = {}
     for combination in itertools.product(*grid.values()):
         values = dict(zip(grid, combination, strict=True))
@@ -76,10 +65,12 @@ def make_points(config: ml_collections.ConfigDict) -> list[Point]:
                 stage = make_guided(cascade.stages[config.stage], f"stages.{config.stage}")
         except InputError as error:
             raise InputError(f"config.grid: {error}") from None
+        # 3. Name points by what they read: duplicates get the same name.
         own = {name: value for name, value in values.items() if _reads(stage, name)}
         name = "+".join(f"{dimension}={text(value)}" for dimension, value in own.items())
         ema = values.get(EMA, entry.get("ema", MAIN))
         points.setdefault(name, Point(name, own, cascade, ema, stage.evaluations))
+    # 4. A dimension that no point reads is a mistake.
     for dimension in grid:
         if not any(dimension in point.values for point in points.values()):
             raise InputError(
@@ -90,9 +81,10 @@ def make_points(config: ml_collections.ConfigDict) -> list[Point]:
 
 
 def text(value: Any) -> str:
-    """A value of a dimension, for names and tables."""
+    """A value of a dimension, as text for names and tables."""
     if isinstance(value, tuple | list):
         return "-".join(map(text, value))
+    # Six digits if they are exact; else all, so that two values never share a name.
     short = f"{value:g}" if isinstance(value, float) else str(value)
     return short if not isinstance(value, float) or float(short) == value else repr(value)
 
@@ -127,20 +119,23 @@ def _values(name: str, values: Any) -> tuple[Any, ...]:
 
 def _reads(stage: Stage, name: str) -> bool:
     """Whether images of the stage depend on a dimension."""
+    # Conditions that the names of fields do not show.
     if name == "noise_augmentation":
         return bool(stage.denoiser.low_size)
     if name in ("guidance_interval", "guidance_schedule", "guidance_rescale"):
         return stage.is_guided
     if name in ("cads_interval", "cads_mix"):
         return stage.cads_scale > 0
+    # Other fields belong to the sampler: it reads those that it has.
     field = SAMPLING[name].field if name in SAMPLING else ""
     if not field.startswith(_OF_SAMPLER) or name == "sampler":
         return True
-    sampler: Any = stage.sampler  # a dataclass, which its protocol cannot say
+    sampler: Any = stage.sampler  # samplers are dataclasses, which their protocol cannot say
     return field.removeprefix(_OF_SAMPLER) in {field.name for field in dataclasses.fields(sampler)}
 
 
 def _check_averages(stage: str, path: str, names: Iterable[str]) -> None:
+    # Only runs keep several averages; imported weights are a single set.
     run = open_run(path)
     if run is None:
         raise InputError(

@@ -1,4 +1,4 @@
-"""What a sweep has found: sweep.csv, figures, report.html, and the best setting as a config."""
+"""The outputs of a sweep: sweep.csv, figures, report.html, and the best setting as a config."""
 
 import csv
 import dataclasses
@@ -24,22 +24,18 @@ from launch.runtime.reports.image_grid import to_png
 from launch.runtime.reports.tables import text_table
 
 FOUND, TABLE, PAGE = "sweep.json", "sweep.csv", "report.html"
-# Points of the tables on the page and in the terminal, and those whose samples are shown.
+# Rows of the tables on the page and in the terminal, and points whose samples are shown.
 _LISTED, _SHOWN = 20, 6
 
 
 def keep(workdir: epath.Path, config: ml_collections.ConfigDict, rows: Sequence[Row]) -> None:
-    """Writes all rows to `FOUND`."""
+    """Writes all rows to `FOUND`, for `--cas` and later reports."""
     content = {"sweep": _origin(config), "rows": [row.to_json() for row in rows]}
     write_sealed(workdir / FOUND, content)
 
 
 def kept(workdir: epath.Path, config: ml_collections.ConfigDict) -> list[Row]:
-    """The rows that `keep` wrote.
-
-    Raises:
-        InputError: there are none, or they are of another config.
-    """
+    """The rows that `keep` wrote; raises `InputError` if there are none, or of another config."""
     if not (workdir / FOUND).exists():
         raise InputError(f"{workdir} has no finished sweep; run the same command without --cas")
     content = read_sealed(workdir / FOUND)
@@ -56,21 +52,17 @@ def write(
     points: Sequence[Point],
     rows: Sequence[Row],
 ) -> None:
-    """Writes all outputs, and prints the best points.
-
-    Args:
-        workdir: where to.
-        config: of the task.
-        points: of the grid.
-        rows: one each.
-    """
+    """Writes all outputs, and prints the best points; rows are one for each point."""
+    # 1. Add the classifiers' scores that are there by now, and choose.
     scores = trained.read_scores(config, workdir, [row.name for row in rows if row.is_final])
     rows = [dataclasses.replace(row, score=scores.get(row.name)) for row in rows]
     chosen = best(rows, config.choose_by)
+    # 2. Files.
     write_atomic(workdir / TABLE, _csv(list(config.grid), rows, chosen).encode())
     if chosen is not None:
         _write_best(workdir, config, points, rows, chosen)
     _page(workdir, config, rows, chosen)
+    # 3. The terminal.
     header, lines = _listed(config, rows)
     print(f"\n{text_table(header, lines, rule=True)}")
     if chosen is None:
@@ -80,7 +72,7 @@ def write(
 
 
 def _origin(config: ml_collections.ConfigDict) -> str:
-    """What rows depend on, of the config; how they are chosen and scored is no part of it."""
+    # What the rows do not depend on: how they are scored and chosen, and how fast they were made.
     outside = ("cas", "choose_by", "batch_size", "num_shown")
     fields = {name: value for name, value in plain(config).items() if name not in outside}
     return json_digest(fields)
@@ -106,15 +98,16 @@ def _write_best(
 
 
 def _csv(dimensions: Sequence[str], rows: Sequence[Row], chosen: Row | None) -> str:
-    """All numbers of all points; those left out early have fewer images and measures."""
+    """All numbers of all points; points that were dropped early have fewer images and measures."""
     names = list(
         dict.fromkeys(
             result.measure
-            # Those that came to the end have all measures.
+            # final rows first: only they have all measures
             for row in sorted(rows, key=lambda row: not row.is_final)
             for result in (row.measured.results if row.measured else ())
         )
     )
+    # A column of deviations only for measures that have them.
     deviated = [name for name in names if any(_deviation(row, name) is not None for row in rows)]
     scored = any(row.score for row in rows)
     buffer = io.StringIO()
@@ -125,6 +118,7 @@ def _csv(dimensions: Sequence[str], rows: Sequence[Row], chosen: Row | None) -> 
         results = {r.measure: r for r in (row.measured.results if row.measured else ())}
         cells: list[Any] = [text(row.values[d]) if d in row.values else "" for d in dimensions]
         cells += [row.evaluations, row.images]
+        # Full precision: tables are read by programs.
         cells += [repr(results[name].value) if name in results else "" for name in names]
         cells += [_blank(_deviation(row, name)) for name in deviated]
         if scored:
@@ -145,7 +139,7 @@ def _blank(value: float | None) -> str:
 def _listed(
     config: ml_collections.ConfigDict, rows: Sequence[Row]
 ) -> tuple[list[str], list[list[str]]]:
-    """The table of the best points: header and rows."""
+    """Header and rows of the table of the best points."""
     final = best_first([row for row in rows if row.is_final], config.choose_by)[:_LISTED]
     results = next((row.measured.results for row in final if row.measured), [])
     scored = any(row.score for row in final)
@@ -155,6 +149,7 @@ def _listed(
     for row in final:
         line = [row.name, f"{row.images:,}"]
         if row.measured is None:
+            # The images were not finite, so there are no numbers.
             line += ["not finite"] * len(results)
         else:
             line += [f"{result.value:.4g}" for result in row.measured.results]
@@ -171,6 +166,7 @@ def _page(
     rows: Sequence[Row],
     chosen: Row | None,
 ) -> None:
+    # 1. What is best, and the table. Rows of earlier rounds have fewer images: they do not compare.
     final = [row for row in rows if row.is_final]
     page = Report(f"How stage {config.stage} is sampled best")
     label = label_of(rows, config.choose_by)
@@ -182,13 +178,16 @@ def _page(
         "compared. Numbers of other numbers of images do not compare with them."
     )
     page.table(*_listed(config, rows))
+    # 2. Warnings about numbers that do not compare.
     measured = {row.name: row.measured.results for row in final if row.measured}
     for note in differences(measured)[:_LISTED] if measured else ():
         page.verdict(note, good=False)
+    # 3. Figures, also as files.
     for name, figure, caption in _figures(config, final):
         png = to_png(figure)
         write_atomic(workdir / f"{name}.png", png)
         page.png(png, caption)
+    # 4. Samples of the best points, and of the two worst for contrast.
     page.heading("Samples")
     page.text("The same classes and the same noise at every point.")
     ordered = best_first(final, config.choose_by)
@@ -200,10 +199,11 @@ def _page(
 
 
 def _figures(config: ml_collections.ConfigDict, rows: Sequence[Row]) -> list[tuple[str, Any, str]]:
-    """Name, figure and caption of all that can be drawn (Azizi et al. 2023, figures 3 and 4)."""
+    """Name, figure and caption of all that can be drawn (Azizi et al. 2023, Figures 3 and 4)."""
     along, lines = figures.axes_of(config.grid)
     others = [name for name in config.grid if name not in (along, lines)]
     rest = f" Best over {', '.join(others)}." if others else ""
+    # Beside CAS stands a measure of images: FID if there is one, as in the paper.
     measure = config.choose_by if config.choose_by != CAS else config.halving.measure
     measure = "frechet" if "frechet" in config.measures else measure
     drawn = [

@@ -1,4 +1,4 @@
-"""What was found at each point, and which of them is best."""
+"""Results of the points of a sweep, and which of them is best."""
 
 import dataclasses
 import math
@@ -11,19 +11,14 @@ from imagen_ft.evaluation.measures import NAMES, Measured
 from imagen_ft.metrics.result import Result
 
 CAS = "cas"
-# What points can be chosen by.
+# Measures that points can be chosen by.
 CHOICES = (*NAMES, CAS)
 _HIGHER_IS_BETTER = ("inception_score", CAS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Accuracy of classifiers that were trained on a point's images alone.
-
-    Attributes:
-        mean: over seeds, in [0, 1].
-        std: over seeds.
-    """
+    """Accuracy of classifiers trained on a point's images alone, in [0, 1], over seeds."""
 
     mean: float
     std: float
@@ -31,28 +26,19 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A point as it was measured last.
-
-    Attributes:
-        name: of the point.
-        values: see `Point`.
-        evaluations: see `Point`.
-        images: that it was measured on.
-        is_final: whether it was among those that are compared in the end.
-        measured: None where its images are not finite numbers.
-        score: None where it was not asked for, or is not there yet.
-    """
+    """A point with its latest results."""
 
     name: str
+    # See `Point`.
     values: dict[str, Any]
     evaluations: int
-    images: int
-    is_final: bool
-    measured: Measured | None
-    score: Score | None = None
+    images: int  # that it was measured on
+    is_final: bool  # whether it reached the last round
+    measured: Measured | None  # None if its images are not finite numbers
+    score: Score | None = None  # None until its classifiers are trained
 
     def to_json(self) -> dict[str, Any]:
-        """For a file; without the score."""
+        """For a file; without the score, which has files of its own."""
         fields = dataclasses.asdict(self) | {
             "measured": self.measured.to_json() if self.measured else None
         }
@@ -61,18 +47,19 @@ class Row:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Row":
-        """What `to_json` gave, after a file."""
+        """The inverse of `to_json`."""
         measured = content["measured"]
         return cls(**{**content, "measured": Measured.from_json(measured) if measured else None})
 
 
 def point_folder(workdir: epath.Path, name: str) -> epath.Path:
-    """Where all of a point is."""
+    """The folder with all files of a point."""
     return workdir / "points" / name
 
 
 def result_of(row: Row, measure: str) -> Result | None:
     """The result of a measure, if it was taken."""
+    # 'fd (NAME)' on other extractors than Inception.
     for result in row.measured.results if row.measured else ():
         if result.measure.partition(" (")[0] in NAMES[measure]:
             return result
@@ -80,7 +67,7 @@ def result_of(row: Row, measure: str) -> Result | None:
 
 
 def value_of(row: Row, measure: str) -> float:
-    """Of a measure of `CHOICES`; NaN where there is none."""
+    """The value of a measure of `CHOICES`; NaN if it was not taken."""
     if measure == CAS:
         return row.score.mean if row.score else math.nan
     result = result_of(row, measure)
@@ -88,7 +75,7 @@ def value_of(row: Row, measure: str) -> float:
 
 
 def label_of(rows: Sequence[Row], measure: str) -> str:
-    """How a measure of `CHOICES` is called honestly: 'fid' on Inception alone."""
+    """The name of a measure of `CHOICES` on this extractor: 'fid' on Inception alone."""
     if measure == CAS:
         return "CAS (%)"
     names = (result_of(row, measure) for row in rows)
@@ -96,29 +83,31 @@ def label_of(rows: Sequence[Row], measure: str) -> str:
 
 
 def higher_is_better(measure: str) -> bool:
-    """Whether more of a measure of `CHOICES` is better."""
+    """Whether higher values of a measure of `CHOICES` are better."""
     return measure in _HIGHER_IS_BETTER
 
 
 def best_first(rows: Sequence[Row], measure: str) -> list[Row]:
-    """Rows by a measure of `CHOICES`; those without it come last, ties stay as they are."""
+    """Rows sorted by a measure of `CHOICES`; rows without it come last, ties keep their order."""
     sign = -1.0 if higher_is_better(measure) else 1.0
 
     def key(row: Row) -> tuple[bool, float]:
         value = value_of(row, measure)
+        # NaN does not sort: it goes last, as infinity.
         return math.isnan(value), sign * value if math.isfinite(value) else math.inf
 
     return sorted(rows, key=key)
 
 
 def best(rows: Sequence[Row], measure: str) -> Row | None:
-    """The best of those that are compared in the end; None where the measure is of none."""
+    """The best row of the last round; None if none has the measure."""
     final = [row for row in rows if row.is_final and not math.isnan(value_of(row, measure))]
     return best_first(final, measure)[0] if final else None
 
 
 def pareto_front(rows: Sequence[Row], first: str, second: str) -> list[Row]:
-    """Rows that no other one beats in both measures, the best of the first one first."""
+    """Rows that no other one beats in both measures, sorted by the first."""
+    # In the order of the first measure, each row of the front must improve the second.
     front: list[Row] = []
     for row in best_first(rows, first):
         value = value_of(row, second)

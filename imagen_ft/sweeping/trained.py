@@ -1,7 +1,7 @@
-"""CAS of points: a classifier is trained on a point's images alone, and sees real ones at the end.
+"""CAS of points: classifiers that are trained on a point's images alone and tested on real ones.
 
-The images that were measured are written as a generated set, which `classifiers.train` reads; this
-room may not import it, and so runs it, and `classifiers.evaluate`, as command lines.
+The measured images are written as a synthetic set, which `classifiers.train` reads. As this package
+may not import it, it is run as a command line, and so is `classifiers.evaluate`.
 """
 
 import functools
@@ -30,16 +30,12 @@ _NEEDS, _MAY_HAVE = ("train", "evaluation", "set"), ("overrides", "environment")
 
 
 def lacking_in_cas(cas: ml_collections.ConfigDict) -> Defaults:
-    """Fields of `config.cas` that a config lacks."""
+    """Optional fields that `config.cas` leaves out."""
     return below("cas", cas, {**dict.fromkeys(_NEEDS, unset(str)), "overrides": ()})
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Looks at `config.cas`.
-
-    Raises:
-        InputError: a field is missing or unknown.
-    """
+    """Raises `InputError` if a field of `config.cas` is missing or unknown."""
     for name in _NEEDS:
         if name not in config.cas:
             raise InputError(
@@ -51,12 +47,9 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def write_set(bench: Bench, sets: Sequence[ImageSet], folder: epath.Path) -> None:
-    """Writes the images of a point as a generated set; all processes have to call it.
+    """Writes the images of a point, given in portions, as a synthetic set.
 
-    Args:
-        bench: of the sweep.
-        sets: portions of its images, in order.
-        folder: where to.
+    Every process must call it. A finished set is left alone.
     """
     if decide_on_first_process((folder / MANIFEST).exists):
         return
@@ -67,12 +60,13 @@ def write_set(bench: Bench, sets: Sequence[ImageSet], folder: epath.Path) -> Non
 
 
 def make_jobs(config: ml_collections.ConfigDict, workdir: Path, names: Sequence[str]) -> list[Job]:
-    """A training and an evaluation for each of these points."""
+    """A training and an evaluation of each point's classifiers."""
     jobs = []
     digest = json_digest(plain(config.cas))
     for name in names:
         folder = Path(point_folder(epath.Path(workdir), name))
         run = folder / RUN
+        # The config of the classifier calls its source of synthetic images 'generated'.
         source = f"--config.train_sources.generated.path={folder / SET}"
         overrides = [f"--config.{override}" for override in config.cas.get("overrides", ())]
         train = ("classifiers.train", f"--config={config.cas.train}", f"--workdir={run}")
@@ -81,6 +75,7 @@ def make_jobs(config: ml_collections.ConfigDict, workdir: Path, names: Sequence[
             Job(f"train-{name}", (*train, source, *overrides), manifest, run, digest=digest)
         )
         evaluate = ("classifiers.evaluate", f"--config={config.cas.evaluation}", f"--workdir={run}")
+        # The digest makes both jobs run again when config.cas changes.
         output = run / f"evaluation_{config.cas.set}.json"
         jobs.append(Job(f"evaluate-{name}", evaluate, (), output, (f"train-{name}",), 1.0, digest))
     return jobs
@@ -94,18 +89,10 @@ def run_jobs(
     launcher: Sequence[str],
     options: Sequence[str],
 ) -> None:
-    """Trains and evaluates the classifiers of these points that are not there yet.
+    """Trains and evaluates the classifiers of these points, those that are missing.
 
-    Args:
-        config: of the task.
-        workdir: of the sweep.
-        names: of the points.
-        lanes: command lines at a time.
-        launcher: see `JobRunner`.
-        options: see `JobRunner`.
-
-    Raises:
-        InputError: a point has no set.
+    `lanes` is command lines at a time; for `launcher` and `options` see `JobRunner`. Raises
+    `InputError` if a point has no set.
     """
     for name in names:
         path = point_folder(epath.Path(workdir), name) / SET / MANIFEST
@@ -121,7 +108,7 @@ def run_jobs(
 def read_scores(
     config: ml_collections.ConfigDict, workdir: epath.Path, names: Sequence[str]
 ) -> Mapping[str, Score]:
-    """The scores that are there, by name of the point."""
+    """Scores of the points whose evaluation is there, by name."""
     scores = {}
     for name in names if config.cas else ():
         path = point_folder(workdir, name) / RUN / f"evaluation_{config.cas.set}.json"
@@ -133,13 +120,14 @@ def read_scores(
 
 
 def _write(bench: Bench, sets: Sequence[ImageSet], folder: epath.Path) -> None:
-    """All shards that are missing, for this process alone."""
+    # 1. Which image is where: portions follow each other.
     real = bench.references.source
     labels = np.concatenate([images.source.labels for images in sets])
     starts = np.cumsum([0, *(len(images.source) for images in sets)])
     first = sets[0].source[0]["image"]
     encoding = dict(plain(bench.config.cascade.get("encoding", {"format": "png"})))
     encoding.pop("size", None)
+    # 2. A set as imagen_ft.generate writes it.
     writer = SyntheticWriter(
         folder,
         name="sweep",
@@ -151,7 +139,7 @@ def _write(bench: Bench, sets: Sequence[ImageSet], folder: epath.Path) -> None:
         provenance={"images": [images.digest() for images in sets]},
         encoding=encoding,
     )
-    # A set counts its images class by class.
+    # 3. The missing shards; a set numbers its images class by class.
     order = np.argsort(labels, kind="stable")
     for shard in writer.pending_shards():
         pairs = []

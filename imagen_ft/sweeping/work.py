@@ -1,8 +1,8 @@
-"""The rounds of a sweep: each point's images are drawn and measured by the workers that are free.
+"""The rounds of a sweep: free workers draw and measure each point's images.
 
-A point's result is one file, whole or absent; all else that is on its way can be lost. A worker
-takes the points that fall to it first, then those that nobody is at: so none waits for one that has
-died.
+The result of a point is one file, whole or absent; everything else may be lost at any time. A
+worker takes its own share of the points first, then those that nobody is working on, so nobody
+waits for a worker that has died.
 """
 
 import contextlib
@@ -34,15 +34,16 @@ from launch.runtime.config import plain
 from launch.runtime.devices.distributed import decide_on_first_process, on_first_process
 from launch.runtime.locks import tried
 
-# Of what is kept: to be raised when numbers change their meaning.
+# Version of the kept results: raise it when numbers change their meaning.
 _FORMAT = 1
-# Seconds between two looks at what other workers are at.
+# Seconds between looks at the other workers' results.
 LOOK_EVERY = 5.0
 SAMPLES = "samples.png"
+# Columns of the picture with samples.
 _COLUMNS = 10
 # What results depend on besides images.
 _SETTINGS = ("allow_few_images", *WITH_ARGUMENTS, "num_worst")
-# First and last image of each portion that a point is drawn in.
+# Ranges of images that a point is drawn in, one a round: (first, last + 1).
 Portions = Sequence[tuple[int, int]]
 
 
@@ -57,15 +58,7 @@ class Sweep:
         worker: int = 0,
         num_workers: int = 1,
     ):
-        """Gets ready.
-
-        Args:
-            bench: draws and measures.
-            points: of the grid.
-            rounds: see `plan_rounds`.
-            worker: which of the workers this one is.
-            num_workers: how many share the work directory.
-        """
+        """`worker` is the index of this one among `num_workers` that share the work directory."""
         self._bench, self._points, self._rounds = bench, list(points), list(rounds)
         self._worker, self._num_workers = worker, num_workers
         config = bench.config
@@ -75,11 +68,13 @@ class Sweep:
         self._settings = {name: plain(config[name]) for name in _SETTINGS if name in config}
 
     def run(self) -> list[Row]:
-        """Runs what is missing; a row of each point, as it was measured last."""
+        """Runs what is missing, and returns each point's row of its last round."""
+        # 1. The real images, once.
         self._bench.prepare()
         rows: dict[str, Row] = {}
         points, ends = self._points, [0]
         for entry in self._rounds:
+            # 2. The round: the best points so far, up to its number of images.
             points, ends = points[: entry.points], [*ends, entry.images]
             portions = list(itertools.pairwise(ends))
             is_last = entry is self._rounds[-1]
@@ -88,12 +83,15 @@ class Sweep:
                 row = self._read(point, portions, is_last)
                 assert row is not None
                 rows[point.name] = row
+            # 3. Rank them for the next round. A point keeps its images and only draws more.
             order = best_first([rows[point.name] for point in points], self._halving)
             points = [next(p for p in points if p.name == row.name) for row in order]
+        # 4. All results are there: images may go.
         on_first_process(self._clean)
         return [rows[point.name] for point in self._points]
 
     def _run_round(self, points: Sequence[Point], portions: Portions, is_last: bool) -> None:
+        # Own points first, so that workers rarely meet.
         own = list(points[self._worker :: self._num_workers])
         others = [point for point in points if point not in own]
         waits = False
@@ -104,10 +102,13 @@ class Sweep:
             disable=jax.process_index() > 0,
         ) as bar:
             while True:
+                # 1. What is missing, by the files that are there now.
                 missing = [p for p in (*own, *others) if not self._read(p, portions, is_last)]
                 bar.update(len(points) - len(missing) - bar.n)
                 if not missing:
                     return
+                # 2. Work on every free point; look again first, as another worker may just have
+                # finished it.
                 worked = False
                 for point in missing:
                     with self._claimed(point) as is_mine:
@@ -115,6 +116,7 @@ class Sweep:
                             self._work(point, portions, is_last)
                             bar.update()
                             worked = True
+                # 3. All that is missing is being worked on: wait.
                 if not worked:
                     if not waits:
                         say("waiting for points that other workers are at", sys.stdout)
@@ -123,8 +125,9 @@ class Sweep:
 
     @contextlib.contextmanager
     def _claimed(self, point: Point) -> Iterator[bool]:
-        """Whether no other worker is at a point, nor comes to it within the block."""
+        """Whether this worker may work on a point; if so, no other can within the block."""
         folder = self._folder(point)
+        # The lock ends with the process, so a dead worker holds no point.
         with contextlib.ExitStack() as stack:
 
             def claim() -> bool:
@@ -134,11 +137,11 @@ class Sweep:
             yield decide_on_first_process(claim)
 
     def _work(self, point: Point, portions: Portions, is_last: bool) -> None:
-        """Draws and measures a point, and writes what was found."""
         try:
             sets = [self._bench.portion(point, *portion) for portion in portions]
             content = self._measured(point, sets, is_last)
         except Diverged as error:
+            # A setting whose images are not finite is a result, and the sweep continues.
             say(f"{point.name}: {error}")
             content = None
         origin = self._made_from(point, portions, is_last)
@@ -146,16 +149,20 @@ class Sweep:
         on_first_process(lambda: write_sealed(path, {"made_from": origin, "measured": content}))
 
     def _measured(self, point: Point, sets: list[ImageSet], is_last: bool) -> dict[str, Any]:
+        # 1. Features, portion by portion; those of earlier rounds are cached.
         looked_at = [self._bench.see(images, self._measures) for images in sets]
+        # 2. A picture, while the images are on disk.
         picture = self._folder(point) / SAMPLES
         if not decide_on_first_process(picture.exists):
             self._show(sets[0], picture)
         if self._bench.config.cas:
-            # Its classifier is to see those images that are measured.
+            # 3. Its classifier must see the images that are measured; without one, they are dropped
+            # now.
             if is_last:
                 trained.write_set(self._bench, sets, self._folder(point) / trained.SET)
         else:
             _drop(sets)
+        # 4. The measures; earlier rounds take only the one that ranks points.
         measures = self._of_round(is_last)
 
         def take() -> dict[str, Any]:
@@ -167,7 +174,7 @@ class Sweep:
         return decide_on_first_process(take)
 
     def _show(self, images: ImageSet, path: epath.Path) -> None:
-        """Writes a picture of the first images: those of all points have the same noise."""
+        # The first images: the same classes and noise at all points.
         count = min(self._bench.config.num_shown, len(images.source))
         assert images.drawn is not None
         images.drawn.draw(range(count))
@@ -182,7 +189,7 @@ class Sweep:
         return self._measures if is_last else (self._halving,)
 
     def _read(self, point: Point, portions: Portions, is_last: bool) -> Row | None:
-        """The result of a point, if it is there, whole and of this origin."""
+        """The result of a point, if it is there, whole and made with these settings."""
         origin = self._made_from(point, portions, is_last)
 
         def read() -> dict[str, Any] | None:
@@ -206,11 +213,11 @@ class Sweep:
         )
 
     def _made_from(self, point: Point, portions: Portions, is_last: bool) -> dict[str, Any]:
-        """What a result depends on, for JSON."""
         for portion in portions:
             if (point.name, portion) not in self._digests:
-                # The weights that it takes may not be those that are held.
+                # Cached, as it may load a point's weights in place of others.
                 self._digests[point.name, portion] = self._bench.portion(point, *portion).digest()
+        # All that the result depends on; any other content makes the file stale.
         labels = self._bench.labels[: portions[-1][1]].tolist()
         return {
             "format": _FORMAT,
@@ -229,7 +236,6 @@ class Sweep:
         return self._folder(point) / f"{portions[-1][1]}.json"
 
     def _clean(self) -> None:
-        """Takes away the images of points that have all been measured."""
         if (self._bench.workdir / "drawn").exists():
             (self._bench.workdir / "drawn").rmtree(missing_ok=True)
 
@@ -241,7 +247,7 @@ def _drop(sets: Sequence[ImageSet]) -> None:
 
 
 def _joined(parts: Sequence[Images]) -> Images:
-    """Features of all portions as those of one set."""
+    """The features of all portions as one set."""
 
     def joined(arrays: list[np.ndarray | None]) -> np.ndarray | None:
         there = [array for array in arrays if array is not None]
