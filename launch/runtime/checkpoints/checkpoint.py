@@ -62,7 +62,7 @@ class Checkpoints:
         self._steps.seal_if_saved()
 
     def finish(self) -> None:
-        """Waits until every process has sealed the save under way; raises as `SealedSteps.finish`."""
+        """Waits until all processes have sealed the save under way; see `SealedSteps.finish`."""
         self._steps.finish()
 
     def restore(self, abstract: TrainState) -> TrainState | None:
@@ -149,7 +149,7 @@ class Best:
         self._steps.seal_if_saved()
 
     def finish(self) -> None:
-        """Waits until every process has sealed the save under way; raises as `SealedSteps.finish`."""
+        """Waits until all processes have sealed the save under way; see `SealedSteps.finish`."""
         self._steps.finish()
 
     def close(self) -> None:
