@@ -7,8 +7,7 @@ from jaxtyping import UInt8
 
 from input_pipeline.augment import resize
 
-# Pixels: images up to _SMALL get cells of that size, larger ones of _LARGE, with _GAP between
-# cells.
+# Pixels: cells have _SMALL if all images fit, else _LARGE; _GAP is between cells.
 _SMALL, _LARGE, _GAP = 64, 128, 4
 
 

@@ -257,8 +257,7 @@ def _positions(
     # Sampled without replacement.
     order = np.random.default_rng(seed).permutation(len(labels))
     if rule == BALANCED:
-        # Sort by rank within the class, then by class: every class's first image, then every
-        # second.
+        # Sort by rank within the class, then by class: each class's first image, then each second.
         shuffled = labels[order]
         rank = np.empty(len(labels), np.int64)  # [n], in shuffled order
         for label in np.unique(labels):

@@ -131,8 +131,7 @@ def distance_at_infinity(
     `frechet_distance`. Raises `InputError` if it is not, or if there are too few images for
     `num_points` subsets.
     """
-    # 1. Evenly spaced numbers of images up to all; of 50,000 images Stein et al. 2023 take 15, from
-    # 5000.
+    # 1. Numbers of images, evenly spaced; of 50,000 images Stein et al. 2023 take 15, from 5000.
     total = len(features)
     counts = np.linspace(min(5000, max(total // 10, 2)), total, num_points).astype(int)
     if num_points < 2 or (np.diff(counts) < 1).any():
@@ -140,8 +139,7 @@ def distance_at_infinity(
             f"num_points must be at least 2 and far fewer than images, got {num_points} of {total} "
             "images; take more images"
         )
-    # 2. Each subset extends the one before it in one random order, so a single pass gives all
-    # distances.
+    # 2. Each subset extends the one before, in one random order: a single pass gives all distances.
     order = np.random.default_rng(seed).permutation(total)
     moments = Moments(features.shape[1])
     distances = []

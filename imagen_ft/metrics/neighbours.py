@@ -107,8 +107,7 @@ def nearest(
 def _nearest_of_block(
     rows: Points, columns: Points, k: int, own: Int[np.ndarray, " n"] | None
 ) -> tuple[Float[Array, "n k"], Int[Array, " n"]]:
-    # Running results over the blocks of columns: the k smallest squares, the smallest and its
-    # position.
+    # Results over the blocks so far: the k smallest squares, the smallest, and its position.
     xp = rows.xp
     best = xp.full((len(rows), k), np.inf, rows.norms.dtype)
     least, position = best[:, 0], xp.zeros(len(rows), int)

@@ -62,8 +62,7 @@ def module(dtype: type) -> ModuleType:
 
 def full_precision() -> contextlib.AbstractContextManager:
     """Makes JAX's float32 products as exact as NumPy's within the block."""
-    # TPUs multiply float32 in bfloat16 passes, Ampere and later GPUs in TF32, unless told
-    # otherwise.
+    # By default TPUs multiply float32 in bfloat16 passes, and GPUs since Ampere in TF32.
     return jax.default_matmul_precision("highest")
 
 

@@ -51,8 +51,7 @@ def distance_along(
     xp, total = ours.xp, 0.0
     for block in blocks(len(directions), _DIRECTIONS):
         some = xp.asarray(directions[block].astype(ours.rows.dtype))
-        # In one dimension, optimal transport pairs sorted values: [directions, d] @ [d, n], sorted
-        # by row.
+        # [k, d] @ [d, n]; in one dimension, optimal transport pairs the sorted values of both sets.
         with full_precision():
             sorted_ones = [xp.sort(some @ side.rows.T, axis=1) for side in (ours, theirs)]
         squares = xp.square(sorted_ones[0] - sorted_ones[1])

@@ -123,8 +123,7 @@ class Bench:
         return OneLoaded()
 
     def _cascade(self, point: Point) -> Cascade:
-        # Of a point, only its average decides what is loaded: points with the same weights share
-        # them.
+        # Only a point's average decides what is loaded: points with the same weights share them.
         changes = {"stages": {self.config.stage: {EMA: point.ema}}}
         loaded = self._load(self._up_to_stage(changed(self.config.cascade, changes, loading=True)))
         config = self._up_to_stage(point.config)

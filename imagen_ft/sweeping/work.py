@@ -156,8 +156,7 @@ class Sweep:
         if not decide_on_first_process(picture.exists):
             self._show(sets[0], picture)
         if self._bench.config.cas:
-            # 3. Its classifier must see the images that are measured; without one, they are dropped
-            # now.
+            # 3. A classifier must see the images that are measured; without one, drop them now.
             if is_last:
                 trained.write_set(self._bench, sets, self._folder(point) / trained.SET)
         else:
