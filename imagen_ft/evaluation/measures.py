@@ -286,6 +286,7 @@ class Measure:
     # If sweeps may choose by it: its first result's name on Inception, and on other extractors.
     names: tuple[str, str] | None = None
     has_arguments: bool = False  # whether the config has a field of its name with arguments
+    higher: tuple[str, ...] = ()  # names of its results of which higher values are better
 
 
 # In the order in which messages list them.
@@ -295,19 +296,29 @@ MEASURES = {
     "frechet_infinity": Measure(
         Measures._frechet_infinity, "statistics", ("fid infinity", "fd infinity"), True
     ),
-    "inception_score": Measure(Measures._inception_score, "", ("is", "is"), True),
+    "inception_score": Measure(Measures._inception_score, "", ("is", "is"), True, higher=("is",)),
     "kernel": Measure(Measures._kernel, "source", ("kid", "kd"), True),
     "sliced": Measure(Measures._sliced, "source", ("mind", "mind"), True),
-    "precision_recall": Measure(Measures._precision_recall, "source", has_arguments=True),
-    "density_coverage": Measure(Measures._density_coverage, "source", has_arguments=True),
+    "precision_recall": Measure(
+        Measures._precision_recall, "source", has_arguments=True, higher=("precision", "recall")
+    ),
+    "density_coverage": Measure(
+        Measures._density_coverage, "source", has_arguments=True, higher=("density", "coverage")
+    ),
     "relative": Measure(Measures._relative, "held_out", ("relative fd", "relative fd")),
     "classes_apart": Measure(Measures._classes_apart, "source", ("class fd", "class fd")),
-    "recognizability": Measure(Measures._recognizability),
-    "diversity": Measure(Measures._diversity),
-    "copying": Measure(Measures._copying, "source"),
+    "recognizability": Measure(Measures._recognizability, higher=("recognizability",)),
+    "diversity": Measure(Measures._diversity, higher=("diversity",)),
+    "copying": Measure(Measures._copying, "source", higher=("authentic", "copy ratio")),
 }
 NAMES = {name: row.names for name, row in MEASURES.items() if row.names}
+_HIGHER = {name for row in MEASURES.values() for name in row.higher}
 WITH_ARGUMENTS = tuple(name for name, row in MEASURES.items() if row.has_arguments)
+
+
+def higher_is_better(name: str) -> bool:
+    """Whether higher values of a result are better; 'fd (NAME)' counts as 'fd'."""
+    return name.partition(" (")[0] in _HIGHER
 
 
 def _settings(fields: ml_collections.ConfigDict) -> tuple[tuple[str, Any], ...]:

@@ -13,7 +13,7 @@ from jaxtyping import Int
 
 from classifiers.extractors.extractor import Extractor
 from imagen_ft.evaluation.image_sets import ImageSet
-from imagen_ft.evaluation.measures import Measured
+from imagen_ft.evaluation.measures import Measured, higher_is_better
 from imagen_ft.evaluation.mosaic import mosaic
 from imagen_ft.evaluation.references import References
 from imagen_ft.metrics.result import Result, difference
@@ -33,18 +33,6 @@ _SAMPLES, _COLUMNS, _CLASSES = 40, 10, 3
 _FIELDS = {"relative": "relative", "Frechet": "distance"}
 # Rows of the table of classes; of more, the best and the worst halves.
 _ROWS = 100
-# Lower is better for all measures that are not listed.
-_BETTER = {
-    "is": "higher",
-    "precision": "higher",
-    "recall": "higher",
-    "density": "higher",
-    "coverage": "higher",
-    "authentic": "higher",
-    "copy ratio": "higher",
-    "recognizability": "higher",
-    "diversity": "higher",
-}
 
 
 def write(
@@ -262,8 +250,7 @@ def _conditions(measured: Mapping[str, Measured]) -> tuple[list[str], list[list[
     for name, found in measured.items():
         for result in found.results:
             where = result.conditions
-            # 'fd (NAME)' on other extractors than Inception.
-            better = _BETTER.get(result.measure.partition(" (")[0], "lower")
+            better = "higher" if higher_is_better(result.measure) else "lower"
             row = [name, result.measure, _number(result.value)]
             row += ["" if result.deviation is None else _number(result.deviation), better]
             row += [f"{where.num_images:,}", where.class_balance, where.file_format]

@@ -7,13 +7,13 @@ from typing import Any
 
 from etils import epath
 
+from imagen_ft.evaluation import measures
 from imagen_ft.evaluation.measures import NAMES, Measured
 from imagen_ft.metrics.result import Result
 
 CAS = "cas"
 # Measures that points can be chosen by.
 CHOICES = (*NAMES, CAS)
-_HIGHER_IS_BETTER = ("inception_score", CAS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ def label_of(rows: Sequence[Row], measure: str) -> str:
 
 def higher_is_better(measure: str) -> bool:
     """Whether higher values of a measure of `CHOICES` are better."""
-    return measure in _HIGHER_IS_BETTER
+    return measure == CAS or measures.higher_is_better(NAMES[measure][0])
 
 
 def best_first(rows: Sequence[Row], measure: str) -> list[Row]:
