@@ -16,29 +16,27 @@ from launch.files import is_utf8
 from launch.runtime.optional_fields import Mixed
 
 IMAGENET = "imagenet"
-# What `resolve` takes, in configs.
+# What a config may have as `class_names`, see `resolve`.
 MIXED = Mixed((), (tuple, str))
+# A WordNet id and its words, as in Kaggle's LOC_synset_mapping.txt: "n01440764 tench, Tinca tinca".
 _SYNSET = re.compile(r"n\d{8}[\s,]+\S")
 
 
 def load(name_or_path: epath.PathLike, expected: int | None = None) -> tuple[str, ...]:
     """Reads class names in the order of their labels.
 
-    'imagenet' stands for the 1,000 names that CLIP's prompts use, in the order of the WordNet ids
-    (Radford et al. 2021; openai/CLIP, notebooks/Prompt_Engineering_for_ImageNet.ipynb). They hold
-    'missile' twice (labels 657 and 744) and 'sunglasses' twice (836 and 837): what is published is
-    not changed here, so this list alone may have duplicates.
-
-    Args:
-        name_or_path: 'imagenet', a text file with one name a line, or a `.json` file with a list or
-            an object by number, {"0": "tench", ...}.
-        expected: how many there have to be; None takes any number.
+    'imagenet' stands for the 1,000 names of CLIP's prompts, in the order of the WordNet ids
+    (Radford et al. 2021; openai/CLIP, notebooks/Prompt_Engineering_for_ImageNet.ipynb). Another
+    argument is a text file with one name a line, or a `.json` file with a list or an object by
+    number, {"0": "tench", ...}. With `expected` there must be that many names.
 
     Raises:
-        InputError: the file is missing, neither text nor JSON, has another number of names, a blank
-            one or the same one twice; it names the line.
+        InputError: the file is missing, is neither text nor JSON, has another number of names, or
+            has a blank name or the same one twice; the message names the line.
     """
     if name_or_path == IMAGENET:
+        # As published, and not checked: 'missile' is there twice (labels 657 and 744), and so is
+        # 'sunglasses' (836 and 837).
         names = _built_in("imagenet_class_names.txt")
         named = [(f"{IMAGENET}:{i}", name) for i, name in enumerate(names, start=1)]
     else:
@@ -56,29 +54,25 @@ def resolve(
     image_names: Sequence[str] | None = None,
     source_field: str = "config.train_source",
 ) -> tuple[str, ...]:
-    """The class names that a config means, compared with those of its images.
+    """The class names of a config, compared with those of its images.
 
-    Args:
-        named: `config.class_names`: a list of names; the argument of `load`; or '' or an empty
-            list for those of the images.
-        image_names: class names of the images. With 'imagenet' they may also be the WordNet ids,
-            which ImageNet's folders are named by. None where the images are not at hand: then
-            nothing is compared, and '' is no names.
-        source_field: the field that names these images, for messages.
-
-    Raises:
-        InputError: they differ; it names the first class that does.
+    `named` is `config.class_names`: a list of names, an argument of `load`, or '' or () for the
+    names that the images have. `image_names` is None where the images are not at hand; then nothing
+    is compared, and '' gives no names. Raises InputError at the first class that differs.
     """
+    # 1. Nothing to compare, or the same names.
     if not named:
         return tuple(image_names or ())
     names = load(named) if isinstance(named, str) else tuple(named)
     if image_names is None or tuple(image_names) in (names, canonical_names(names)):
         return names
+    # 2. With 'imagenet' the images may also be named by WordNet id, as ImageNet's folders are. Show
+    # the mismatch in the kind of name that more of the images have.
     expected = names
-    # Of names and ids, those were meant that the images have more of.
     ids = wordnet_ids()
     if named == IMAGENET and len({*names} & {*image_names}) <= len({*ids} & {*image_names}):
         expected = ids
+    # 3. Name the first class that differs, also where one list is shorter.
     for label, (name, image_name) in enumerate(itertools.zip_longest(expected, image_names)):
         if name != image_name:
             raise InputError(
@@ -116,19 +110,15 @@ def _check_names(named: list[tuple[str, str]]) -> None:
 
 
 def read_lines(path: epath.PathLike) -> Iterator[tuple[str, str]]:
-    """The lines of a text file, or the strings of a `.json` file: a list, or an object by number.
+    """Yields (location, text) of each line of a text file, or of each string of a `.json` file.
 
-    Args:
-        path: its name tells which of both it is.
-
-    Yields:
-        Where a line is, for messages, and the line without white space around it.
-
-    Raises:
-        InputError: the file cannot be read as what it should be, or holds nothing.
+    The JSON may be a list or an object by number. `location` is for messages; the text has no white
+    space around it. Raises InputError if the file cannot be read as what its name says, or is
+    empty.
     """
     path = epath.Path(path)
     try:
+        # Windows editors put a byte-order mark first, which utf-8-sig removes.
         text = path.read_bytes().decode("utf-8-sig")
     except OSError:
         raise InputError(f"{path} cannot be read; name a file with one entry a line") from None
@@ -138,6 +128,7 @@ def read_lines(path: epath.PathLike) -> Iterator[tuple[str, str]]:
     if path.suffix == ".json":
         entries = [(f"{path}, item {i}", line) for i, line in _json_list(path, text)]
     else:
+        # newline=None: the line ends of Windows and old Macs count as well.
         lines = enumerate(io.StringIO(text, newline=None), start=1)
         entries = [(f"{path}:{i}", line) for i, line in lines]
     if not entries:
@@ -155,13 +146,14 @@ def _json_list(path: epath.Path, text: str) -> Iterator[tuple[int, str]]:
         raise InputError(f"{path}: not a list of strings ({error}); fix the file") from None
     if isinstance(entries, dict) and set(entries) == {str(i) for i in range(len(entries))}:
         entries = [entries[str(i)] for i in range(len(entries))]
-        # Keras has the WordNet id and a word.
+        # Keras' imagenet_class_index.json has pairs: {"0": ["n01440764", "tench"], ...}.
         entries = [" ".join(x) if _is_texts(x) else x for x in entries]
     if not isinstance(entries, list):
         raise InputError(f'{path} must be a JSON list, got something else; write ["...", "..."]')
     for number, entry in enumerate(entries, start=1):
         if not isinstance(entry, str):
             raise InputError(f"{path}, item {number} must be a string, got {entry!r}; fix the list")
+        # JSON can escape half a surrogate pair, which no text file can hold.
         if not is_utf8(entry):
             raise InputError(f"{path}, item {number} must be text, got {entry!r}; fix the list")
         yield number, entry

@@ -1,4 +1,4 @@
-"""What ImageNet's 1,000 classes are called on disk, and how its images are read."""
+"""How ImageNet's 1,000 classes are named on disk, and whether its images are turned upright."""
 
 import collections
 import functools
@@ -9,22 +9,23 @@ from typing import Any
 
 from launch.errors import InputError
 
+# Class names that may be spelled differently before a set no longer counts as ImageNet.
 _OTHER_SPELLINGS = 10
 _WORDNET_ID = re.compile(r"n\d{8}")
 
 
 def wordnet_ids() -> tuple[str, ...]:
-    """Names of ImageNet's 1,000 folders, in the order of the labels, which is the sorted one."""
+    """The names of ImageNet's 1,000 folders; sorted, which is also the order of the labels."""
     return _lines("imagenet_wnids.txt")
 
 
 def lemmas() -> tuple[str, ...]:
-    """WordNet's words for each of the classes, in the same order; 'crane' is there twice."""
+    """WordNet's words for each class, in the same order; 'crane' is there twice."""
     return _lines("imagenet_lemmas.txt")
 
 
 def ids_of_lemmas() -> dict[str, str]:
-    """Words -> WordNet id, of the classes that have their words alone."""
+    """WordNet id by words; the classes that share their words ('crane') are left out."""
     times = collections.Counter(lemmas())
     pairs = zip(lemmas(), wordnet_ids(), strict=True)
     return {words: wordnet_id for words, wordnet_id in pairs if times[words] == 1}
@@ -36,16 +37,10 @@ def _lines(file: str) -> tuple[str, ...]:
 
 
 def canonical_names(class_names: Sequence[str]) -> tuple[str, ...]:
-    """WordNet ids where a set has ImageNet's 1,000 classes by what WordNet calls them.
+    """The WordNet ids if these are ImageNet's 1,000 classes in words, else the names unchanged.
 
-    The Hub's imagenet-1k does ("tench, Tinca tinca"), in the same order. Spelling may differ in a
-    few places; order may not.
-
-    Args:
-        class_names: of a set.
-
-    Returns:
-        The ids, or the names as they are.
+    The Hub's imagenet-1k has them so ("tench, Tinca tinca"), in the same order. Up to 10 may be
+    spelled differently; none may be at another's place.
     """
     names = lemmas()
     if len(class_names) != len(names):
@@ -56,14 +51,14 @@ def canonical_names(class_names: Sequence[str]) -> tuple[str, ...]:
 
 
 def in_words(class_name: str) -> str:
-    """A class as reports show it: "n01440764 (tench)"; what is no id of ImageNet stays as it is."""
+    """A class as reports show it, "n01440764 (tench)"; unchanged if it is not an ImageNet id."""
     word = _words().get(class_name)
     return f"{class_name} ({word})" if word else class_name
 
 
 @functools.cache
 def _words() -> dict[str, str]:
-    """The first of WordNet's words for each id."""
+    # The first of the words is the most common one.
     words = (lemma.partition(",")[0] for lemma in lemmas())
     return dict(zip(wordnet_ids(), words, strict=True))
 
@@ -71,16 +66,11 @@ def _words() -> dict[str, str]:
 def upright(chosen: Any, class_names: Sequence[str]) -> bool:
     """Whether images are turned as their EXIF orientation says.
 
-    Training and evaluation on ImageNet ignore it, everywhere; where cameras took the pictures as
-    somebody held them, what is up would be lost.
-
-    Args:
-        chosen: the option of a source, True or False; None looks at the names.
-        class_names: of the source; ImageNet's, or some of them, are WordNet ids.
-
-    Raises:
-        InputError: another option.
+    `chosen` is the option of a source: True, False (else InputError), or None to decide by the
+    class names.
     """
     if chosen is not None and type(chosen) is not bool:
         raise InputError(f"upright must be True or False, got {chosen!r}; choose one")
+    # Training and evaluation on ImageNet ignore the orientation everywhere, and published numbers
+    # were measured so. Photographs of phones are only upright with it.
     return not all(map(_WORDNET_ID.fullmatch, class_names)) if chosen is None else chosen

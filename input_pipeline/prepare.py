@@ -1,4 +1,4 @@
-r"""Makes a copy of a config's images that is read faster: resized, as ArrayRecord.
+r"""Copies a config's images into a form that is read faster: resized, as ArrayRecord.
 
 python -m input_pipeline.prepare --config=configs/imagenet/resnet50.py:data=imagenet.zip \
     --source=train_sources.real --to=data/imagenet_320 --raw
@@ -7,12 +7,12 @@ python -m input_pipeline.prepare --config=configs/cifar10/resnet.py \
 python -m input_pipeline.prepare --config=configs/imagenet/vit_s16.py \
     --source=train_sources.real --to=data/imagenet_256 --size=256 --workers=16
 
-The copy has the order, labels and names of the images; training reads it as the source
+The copy keeps the order, labels and names of the images. Training reads it as the source
 dict(name="tfds", path=DIR, split="train"), or as `prepared=DIR` in configs/imagenet. Images whose
-shorter side is longer than --size are shrunk to it by the rule of training. With --raw they are not
-compressed: three to four times the bytes, and next to no time to decode.
+shorter side is longer than --size are shrunk to it, by the same rule as in training. With --raw
+they are not compressed: three to four times the bytes, and next to no time to decode.
 
-The same command resumes where it stopped. Folders without dataset_info.json are not complete.
+The same command resumes an interrupted copy. A folder without dataset_info.json is not complete.
 """
 
 import concurrent.futures
@@ -45,11 +45,11 @@ from launch.runtime.config import load_config, plain
 from launch.runtime.locks import lock
 
 NAME, CLAIM, INDEX = "prepared", "prepared.json", "index"
-PER_SHARD = 1024  # images: those of ImageNet make 100 MB as JPEG, 400 MB raw
+PER_SHARD = 1024  # images; for ImageNet 100 MB as JPEG, 400 MB raw
 
 
 def shrink(image: np.ndarray, size: int) -> np.ndarray:
-    """An image [h, w, c] with its shorter side brought to `size`, if that is longer."""
+    """Brings the shorter side of an image [h, w, c] down to `size` pixels, if it is longer."""
     shorter = min(image.shape[:2])
     if shorter <= size:
         return image
@@ -58,19 +58,14 @@ def shrink(image: np.ndarray, size: int) -> np.ndarray:
 
 
 class Copy:
-    """A folder with a copy of a source, complete or in the making; it can be pickled."""
+    """A copy of a source in a local folder, complete or in progress; it can be pickled."""
 
     def __init__(self, source: Source, folder: epath.PathLike, size: int, quality: int):
-        """Describes a copy; nothing is written.
+        """Describes a copy and writes nothing yet.
 
-        Args:
-            source: real images in colour.
-            folder: of the copy.
-            size: of the shorter side at most, in pixels.
-            quality: of JPEG, 1 to 100; 0 is uncompressed.
-
-        Raises:
-            InputError: the folder is in a store, or the source is empty, grey or generated.
+        `size` limits the shorter side, in pixels; `quality` is JPEG's, 1 to 100, and 0 is
+        uncompressed. Raises InputError if the folder is in a store, or the source is empty, grey or
+        synthetic.
         """
         if not files.is_local(folder):
             raise InputError(f"--to must be a mounted folder, got {folder}; mount one")
@@ -88,11 +83,11 @@ class Copy:
         self.num_shards = -(-len(source) // self.per_shard)
 
     def claim(self) -> None:
-        """Begins the folder, or goes on with it, and keeps other processes out.
+        """Creates or resumes the folder, and keeps other processes out of it.
 
-        Raises:
-            InputError: it holds something else, or another process is in it.
+        Raises InputError if it holds something else, or another process is using it.
         """
+        # 1. What decides about the bytes of the copy. Resuming needs the same.
         labels = hashlib.sha256(self.source.labels.astype("<i4").tobytes()).hexdigest()
         made_of = dict(
             source=self.source.digest(),
@@ -102,6 +97,7 @@ class Copy:
             quality=self.quality,
             images_per_shard=self.per_shard,
         )
+        # 2. The folder must be ours, or empty.
         path = self.folder / CLAIM
         if path.exists():
             changed = files.differences(files.read_sealed(path), made_of)
@@ -111,10 +107,11 @@ class Copy:
                     f"--to={self.folder} has a copy with another {names}; choose another folder"
                 )
         elif self.folder.exists() and any(p.name[0] != "." for p in self.folder.iterdir()):
-            # Hidden files are what one that was killed at its start has left.
+            # Hidden files may be left over from a copy that was killed at its start.
             raise InputError(
                 f"--to must be an empty folder, got {self.folder}; choose another folder"
             )
+        # 3. Take it. Temporary files left by a killed process go only now that nobody else writes.
         lock(epath.Path(self.folder))
         files.write_sealed(path, made_of)
         (self.folder / INDEX).mkdir(exist_ok=True)
@@ -122,15 +119,15 @@ class Copy:
             files.remove_temporaries(folder)
 
     def path(self, shard: int) -> Path:
-        """Where a shard is."""
+        """The file of a shard, named as TFDS does."""
         return self.folder / f"{NAME}-train.array_record-{shard:05d}-of-{self.num_shards:05d}"
 
     def rows(self, shard: int) -> range:
-        """The source's images in a shard."""
+        """Indices in the source of a shard's images."""
         return range(shard * self.per_shard, min((shard + 1) * self.per_shard, len(self.source)))
 
     def entry(self, shard: int) -> dict[str, Any] | None:
-        """What is noted of a shard that is written whole; None where it is not."""
+        """The size and checksum noted for a complete shard; None if it is missing or incomplete."""
         try:
             entry = files.read_sealed(self._entry_path(shard))
             size = self.path(shard).stat().st_size
@@ -152,6 +149,7 @@ class Copy:
     def _record(self, i: int) -> bytes:
         example = self.source[i]
         image = shrink(example["image"], self.size)
+        # BMP keeps every value; JPEG loses some quality once more.
         if self.quality:
             data = image_codec.encode_jpeg(image, self.quality)
         else:
@@ -160,11 +158,12 @@ class Copy:
         return tf_example.encode_example({"image": data, "label": label, "file_name": name})
 
     def finish(self) -> None:
-        """Makes the folder a TFDS data set, with which it is complete."""
+        """Writes TFDS's metadata, which makes the copy complete."""
         sizes = [self.path(shard).stat().st_size for shard in range(self.num_shards)]
         tfds_metadata.write_metadata(
             self.folder,
             NAME,
+            # TFDS has no BMP: None leaves the format to the reader.
             tfds_metadata.image_features(
                 self.source.class_names,
                 (None, None, 3),
@@ -184,10 +183,9 @@ class Copy:
 
 
 def prepare(copy: Copy, workers: int) -> None:
-    """Writes what is missing of a copy, several shards at a time, each in a process of its own.
+    """Writes the shards that a copy lacks, several at a time, each in its own process.
 
-    Raises:
-        InputError: see `Copy.claim`; an image is damaged; or a process was killed.
+    Raises InputError for a damaged image or a killed process, and see `Copy.claim`.
     """
     copy.claim()
     pending = [shard for shard in range(copy.num_shards) if copy.entry(shard) is None]
@@ -200,10 +198,11 @@ def prepare(copy: Copy, workers: int) -> None:
 
 
 def _written(copy: Copy, shards: Sequence[int], workers: int) -> Iterator[int]:
-    """Images of each shard that has been written, in any order."""
+    """Yields the number of images of each shard as it is finished, in any order."""
     if workers <= 1:
         yield from map(copy.write, shards)
         return
+    # "spawn", since a forked child of a process with threads may hang.
     pool = concurrent.futures.ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), _begin, (copy,)
     )
@@ -218,11 +217,12 @@ def _written(copy: Copy, shards: Sequence[int], workers: int) -> Iterator[int]:
                 "use fewer, and run the same command again to resume"
             ) from None
         except BaseException:
+            # Ctrl-C or a damaged image: do not start the shards still waiting.
             pool.shutdown(cancel_futures=True)
             raise
 
 
-_COPY: Copy  # Of a process that writes.
+_COPY: Copy  # set once in each worker, so that the labels are not pickled for every shard
 
 
 def _begin(copy: Copy) -> None:
@@ -236,10 +236,9 @@ def _write(shard: int) -> int:
 
 
 def find_source(config: Fields, field: str) -> Source:
-    """Opens the source that a config has in a field, such as `train_sources.real`.
+    """Opens the source in a config's field, such as `train_sources.real`.
 
-    Raises:
-        InputError: there is no such field, or see `sources.load`.
+    Raises InputError if there is no such field, and see `sources.load`.
     """
     spec: Any = plain(config)
     for name in field.split("."):
@@ -254,7 +253,7 @@ def find_source(config: Fields, field: str) -> Source:
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """Adds the flags of this command."""
+    """Defines the flags of this command."""
     number = functools.partial(flags.DEFINE_integer, flag_values=values)
     flags.DEFINE_string("config", None, "FILE.py[:arguments]", flag_values=values)
     flags.DEFINE_string("source", None, "the config field with the images", flag_values=values)
@@ -266,14 +265,11 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses the command line and does the work.
-
-    Raises:
-        InputError: wrong flags, or see `prepare`.
-    """
+    """Parses the command line and does the work; raises InputError for wrong flags."""
     values = parse_flags(argv, __doc__ or "", define_flags, required=("config", "source", "to"))
     if values is None:
         return
+    # Quality 0 stands for --raw.
     source = find_source(load_config(values.config), values.source)
     copy = Copy(source, values.to, values.size, 0 if values.raw else values.quality)
     prepare(copy, values.workers or usable_cpus())
@@ -281,7 +277,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code, by the conventions of `launch.cli`."""
+    """Runs the command and returns its exit code, see `launch.cli`."""
     argv = list(sys.argv if argv is None else argv)
     return exit_code(lambda: main(argv), "run the same command again to resume")
 

@@ -1,4 +1,4 @@
-"""Labelled image sets with random access: what every source has, and those held in memory."""
+"""The interface of labelled image sets with random access, and sets in memory."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
@@ -8,8 +8,8 @@ from jaxtyping import Int, Int32
 
 from launch.errors import InputError, listed
 
-REAL = 0
-# 'image' uint8 [h, w, c], 'label' and 'domain' int32 scalars.
+REAL = 0  # the domain of real images; that of synthetic ones is 1
+# 'image' uint8 [h, w, c] in [0, 255], 'label' and 'domain' int32 scalars; a 'caption' if asked for.
 Example = dict[str, Any]
 Transform = Callable[[Example], Example]
 Augment = Callable[[Example, np.random.Generator], Example]
@@ -17,30 +17,24 @@ Augment = Callable[[Example, np.random.Generator], Example]
 
 @runtime_checkable
 class Source(Protocol):
-    """A labelled image set.
+    """A labelled image set with random access."""
 
-    Attributes:
-        class_names: the name of each label.
-        labels: the label of each image, known without decoding any.
-        domain: 0 for a real image, 1 for a synthetic one.
-    """
-
-    class_names: tuple[str, ...]
-    labels: Int32[np.ndarray, " n"]
-    domain: Int32[np.ndarray, " n"]
+    class_names: tuple[str, ...]  # by label
+    labels: Int32[np.ndarray, " n"]  # known without decoding an image
+    domain: Int32[np.ndarray, " n"]  # 0 real, 1 synthetic
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: SupportsIndex) -> Example:
-        """Example i."""
+        """Decodes example i."""
         ...
 
     def key(self, i: int) -> str:
-        """A name of example i that no other one has; it does not change with what is left out."""
+        """A unique name of example i, the same in every subset of the set."""
         ...
 
     def digest(self) -> str | None:
-        """What decides about the examples, as a digest; None for a set that never changes."""
+        """A checksum of all that decides about the examples; None for a set that never changes."""
         ...
 
 
@@ -56,15 +50,10 @@ class ArraySource:
         keys: Sequence[str] | None = None,
         digest: str | None = None,
     ):
-        """Makes a source.
+        """Wraps uint8 images [n, h, w, c] in [0, 255].
 
-        Args:
-            images: uint8 [n, h, w, c], values [0, 255].
-            labels: indices into class_names.
-            class_names: the name of each label.
-            domain: 0 for real images, 1 for synthetic ones; one for all, or one each.
-            keys: the name of each image; None is its number.
-            digest: see `Source.digest`.
+        `domain` is 0 for real and 1 for synthetic, one number for all or one each. `keys` default
+        to the images' numbers; for `digest` see `Source`.
         """
         if images.dtype != np.uint8 or images.ndim != 4 or len(labels) != len(images):
             raise TypeError(
@@ -84,11 +73,11 @@ class ArraySource:
         return {"image": self.images[i], "label": self.labels[i], "domain": self.domain[i]}
 
     def key(self, i: int) -> str:
-        """The name of image i."""
+        """See `Source`."""
         return str(i) if self._keys is None else self._keys[i]
 
     def digest(self) -> str | None:
-        """What was given as it."""
+        """See `Source`."""
         return self._digest
 
 
@@ -103,19 +92,13 @@ def in_memory(source: Source) -> ArraySource:
 def check_same_classes(
     first: str, names: Sequence[str], second: str, other_names: Sequence[str]
 ) -> None:
-    """Looks whether two sources have the same classes in the same order.
+    """Raises InputError unless two sources have the same classes in the same order.
 
-    Args:
-        first: what one is called in messages, such as its field.
-        names: of its classes.
-        second: what the other one is called.
-        other_names: of its classes.
-
-    Raises:
-        InputError: they have not; it names the classes that one of them lacks.
+    `first` and `second` are what messages call them, such as their fields.
     """
     if tuple(names) == tuple(other_names):
         return
+    # Missing classes first: an order can only differ where none is missing.
     for lacking, there, having, expected in (
         (second, other_names, first, names),
         (first, names, second, other_names),
@@ -135,11 +118,7 @@ def check_same_classes(
 
 
 def check_labels(source: Source) -> None:
-    """Looks whether every label is that of a class.
-
-    Raises:
-        InputError: one is not, or there is no image.
-    """
+    """Raises InputError if the set is empty or a label is not below the number of classes."""
     if not len(source):
         raise InputError("the set has no images; check its source")
     wrong = np.flatnonzero((source.labels < 0) | (source.labels >= len(source.class_names)))
@@ -152,10 +131,9 @@ def check_labels(source: Source) -> None:
 
 
 class Wrapper:
-    """A source in front of another one; all that a subclass does not change is as it is there."""
+    """A source in front of another; what a subclass does not override is the other's."""
 
     def __init__(self, source: Source):
-        """Wraps a source."""
         self._source = source
         self.class_names, self.labels = source.class_names, source.labels
         self.domain = source.domain
@@ -167,19 +145,18 @@ class Wrapper:
         return self._source[i]
 
     def key(self, i: int) -> str:
-        """The name of example i in the whole source."""
+        """See `Source`: subsets keep the names of the whole set."""
         return self._source.key(i)
 
     def digest(self) -> str | None:
-        """Of the whole source."""
+        """See `Source`; that of the whole set."""
         return self._source.digest()
 
 
 class Subset(Wrapper):
-    """The examples of a source at the given indices, in their order."""
+    """The examples at the given indices, in their order; an index may occur several times."""
 
     def __init__(self, source: Source, indices: Int[np.ndarray, " m"]):
-        """Makes a subset; an index may occur several times."""
         super().__init__(source)
         self.indices = np.asarray(indices, np.int64)
         self.labels = source.labels[self.indices]
@@ -189,10 +166,10 @@ class Subset(Wrapper):
         return self._source[int(self.indices[i])]
 
     def key(self, i: int) -> str:
-        """The name of example i in the whole source."""
+        """See `Source`."""
         return self._source.key(int(self.indices[i]))
 
 
 def joined_digest(digests: Iterable[str | None]) -> str | None:
-    """One digest of several; None if all are."""
+    """One checksum of several; None if all are None."""
     return " and ".join(digest for digest in digests if digest) or None

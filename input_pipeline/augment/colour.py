@@ -1,40 +1,36 @@
-"""Random changes of colour: colour jitter, and the three of DeiT III."""
+"""Random changes of colour: colour jitter, and DeiT III's 3-Augment."""
 
 import numpy as np
 
 from input_pipeline.augment import pixels
 from input_pipeline.source import Example
 
-_SOLARIZE_FROM = 128
+# DeiT III's code (facebookresearch/deit, augment.py): threshold, and the range of the blur's sigma.
+_SOLARIZE_FROM = 128  # of 255
 _SIGMAS = (0.1, 2.0)  # pixels
 
 
 def colour_jitter(example: Example, rng: np.random.Generator, strength: float) -> Example:
-    """Other brightness, contrast and saturation, in random order.
+    """Changes brightness, contrast and saturation of a uint8 image [h, w, 1 or 3], in random order.
 
-    Args:
-        example: its field 'image' is uint8 [h, w, 1 or 3].
-        rng: randomness.
-        strength: each factor is uniform in [max(0, 1 - strength), 1 + strength].
+    Each factor is uniform in [max(0, 1 - strength), 1 + strength].
     """
     image, low = example["image"], max(0.0, 1 - strength)
     changes = (pixels.brightness, pixels.contrast, pixels.saturation)
     factors = low + (1 + strength - low) * rng.random(len(changes))
+    # The three do not commute, so their order is random too, as in torchvision.
     for which in rng.permutation(len(changes)):
         image = changes[which](image, factors[which])
     return {**example, "image": image}
 
 
 def three_augment(example: Example, rng: np.random.Generator) -> Example:
-    """One of greyscale, solarisation and blur (Touvron et al. 2022, DeiT III, section 4).
+    """One of greyscale, solarisation and blur, on uint8 [h, w, 1 or 3].
 
-    There a colour jitter of 0.3 follows.
-
-    Args:
-        example: its field 'image' is uint8 [h, w, 1 or 3].
-        rng: randomness.
+    Touvron et al. 2022 (DeiT III, section 4), where a colour jitter of 0.3 follows.
     """
     image = example["image"]
+    # u is drawn in any case, so later steps see the same randomness whichever is chosen.
     which, u = rng.random(2)
     if which < 1 / 3:
         image = pixels.greyscale(image)

@@ -1,4 +1,4 @@
-"""Crops: random ones for training, the middle for evaluation."""
+"""Crops: random ones for training, central ones for evaluation."""
 
 import math
 
@@ -8,20 +8,17 @@ from input_pipeline.augment.resize import resize, resize_by
 from input_pipeline.source import Example
 from launch.errors import InputError
 
-_TRIES = 10
+_TRIES = 10  # boxes drawn before the central one is taken, as in torchvision
 
 
 def random_shift(example: Example, rng: np.random.Generator, max_shift: int) -> Example:
-    """Pads the image with zeros and crops it back at random (He et al. 2016, section 4.2).
+    """Pads an image [h, w, c] with zeros and crops it back at random.
 
-    Args:
-        example: its field 'image' is [h, w, c].
-        rng: randomness.
-        max_shift: pixels of padding on every side; the shift is uniform up to it.
+    He et al. 2016, section 4.2. The shift is uniform up to `max_shift` pixels in each direction.
     """
     image = example["image"]
     height, width, channels = image.shape
-    # np.pad and rng.integers would take 100 us together, an image of some pixels 2.
+    # np.pad and rng.integers together take 100 us; this takes 2 us for a small image.
     padded = np.zeros((height + 2 * max_shift, width + 2 * max_shift, channels), image.dtype)
     padded[max_shift : max_shift + height, max_shift : max_shift + width] = image
     top, left = (rng.random(2) * (2 * max_shift + 1)).astype(int)
@@ -29,16 +26,7 @@ def random_shift(example: Example, rng: np.random.Generator, max_shift: int) -> 
 
 
 def random_crop(example: Example, rng: np.random.Generator, size: int) -> Example:
-    """A square of the image; every position is as likely.
-
-    Args:
-        example: its field 'image' is [h, w, c].
-        rng: randomness.
-        size: of the square, in pixels.
-
-    Raises:
-        InputError: the image is smaller.
-    """
+    """A random square of an image [h, w, c], `size` pixels wide; InputError if it does not fit."""
     image = example["image"]
     height, width = image.shape[:2]
     if size > min(height, width):
@@ -50,12 +38,7 @@ def random_crop(example: Example, rng: np.random.Generator, size: int) -> Exampl
 
 
 def central_crop(example: Example, size: int) -> Example:
-    """The square in the middle of the image.
-
-    Args:
-        example: its field 'image' is [h, w, c], h and w at least `size`.
-        size: of the square, in pixels.
-    """
+    """The central square of an image [h, w, c] whose sides are at least `size` pixels."""
     height, width, _ = example["image"].shape
     top, left = (height - size) // 2, (width - size) // 2
     return {**example, "image": example["image"][top : top + size, left : left + size]}
@@ -68,18 +51,11 @@ def random_resized_crop(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Example:
-    """A random box of the image, resized to a square (Szegedy et al. 2015, section 6).
+    """A random box of an image [h, w, c], resized to a square (Szegedy et al. 2015, section 6).
 
-    Args:
-        example: its field 'image' is [h, w, c].
-        rng: randomness.
-        size: of the square, in pixels.
-        scale: area of the box, as shares of the image's; uniform.
-        ratio: width over height of the box; its logarithm is uniform.
-
-    Returns:
-        The example. If ten boxes did not fit into the image it shows the middle, as much of it as
-        `ratio` allows.
+    The box's area is a uniform share in `scale` of the image's; its width over height is
+    log-uniform in `ratio`. If ten boxes do not fit, the largest central box that `ratio` allows is
+    used.
     """
     image = example["image"]
     height, width, _ = image.shape
@@ -95,7 +71,8 @@ def _random_box(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> tuple[int, int, int, int]:
-    """Top, left, height and width, in pixels."""
+    # 1. With area A and aspect r, the sides are sqrt(A / r) and sqrt(A r). All tries are drawn at
+    # once, which is faster than one by one.
     for share, u in rng.random((_TRIES, 2)).tolist():
         pixels = height * width * (scale[0] + (scale[1] - scale[0]) * share)
         wide = log_uniform(ratio, u)
@@ -103,28 +80,29 @@ def _random_box(
         if 0 < h <= height and 0 < w <= width:
             top, left = (rng.random(2) * (height - h + 1, width - w + 1)).astype(int).tolist()
             return top, left, h, w
+    # 2. None fitted: the whole image, cut where its aspect exceeds the bounds, as in torchvision.
     h = max(1, min(height, round(width / ratio[0])))
     w = max(1, min(width, round(height * ratio[1])))
     return (height - h) // 2, (width - w) // 2, h, w
 
 
 def log_uniform(bounds: tuple[float, float], u: float) -> float:
-    """From bounds[0] at u = 0 to bounds[1] at 1; log-uniform if `u` is uniform."""
+    """From bounds[0] at u = 0 to bounds[1] at u = 1; log-uniform for uniform `u`."""
     return bounds[0] * (bounds[1] / bounds[0]) ** u
 
 
 def resized_central_crop(
     example: Example, size: int, crop_ratio: float, rule: str = "opencv", stretch: bool = False
 ) -> Example:
-    """The middle of the image at a fixed scale: what is evaluated.
+    """The centre of an image [h, w, c] at a fixed scale, for evaluation.
 
     Args:
-        example: its field 'image' is [h, w, c].
+        example: changed in its 'image' only.
         size: of the square that is returned, in pixels.
-        crop_ratio: in (0, 1]. The shorter side is resized to size / crop_ratio (0.875 and 224:
-            256) before the middle is cut out.
+        crop_ratio: in (0, 1]. The shorter side is resized to size / crop_ratio before the crop: for
+            0.875 and 224 to 256 pixels.
         rule: one of `resize.RULES`.
-        stretch: resize both sides to that, which keeps no aspect, as transformers' ViT does it.
+        stretch: resize both sides to that and lose the aspect, as transformers' ViT does.
     """
     image = example["image"]
     shorter, side = min(image.shape[:2]), math.floor(size / crop_ratio)

@@ -8,7 +8,7 @@ from input_pipeline.augment.crop import log_uniform
 from input_pipeline.source import Example
 
 _TRIES = 10
-# ImageNet's mean and standard deviation: noise of mean 0 and variance 1 there is this in [0, 255].
+# ImageNet's mean and standard deviation per channel, in [0, 255].
 _MEAN = 255 * np.array([0.485, 0.456, 0.406], np.float32)
 _STD = 255 * np.array([0.229, 0.224, 0.225], np.float32)
 
@@ -20,32 +20,27 @@ def random_erasing(
     area: tuple[float, float] = (0.02, 1 / 3),
     aspect: tuple[float, float] = (0.3, 1 / 0.3),
 ) -> Example:
-    """Replaces a box by noise, pixel by pixel (Zhong et al. 2020, algorithm 1).
+    """Replaces a box of a uint8 image [h, w, 1 or 3] by noise (Zhong et al. 2020, Algorithm 1).
 
-    timm, and DeiT with it, draws standard normal noise once the image has been normalised by
-    ImageNet's mean and standard deviation. Here it is drawn in [0, 255] with that mean and
-    deviation, rounded, and clipped at both ends (3% of the values); grey gets their averages.
+    The box's area is a uniform share in `area` of the image's; its height over width is log-uniform
+    in `aspect`. If none of ten boxes fits, the image stays as it is.
 
-    Args:
-        example: its field 'image' is uint8 [h, w, 1 or 3].
-        rng: randomness.
-        probability: of an image to lose a box.
-        area: of the box, as shares of the image's; uniform.
-        aspect: height over width; its logarithm is uniform.
-
-    Returns:
-        The example; itself if no box was drawn, or none of ten fitted.
+    timm, and so DeiT, fills it with standard normal noise after normalising by ImageNet's mean and
+    deviation. Here the noise has that mean and deviation in [0, 255], rounded and clipped at both
+    ends (3% of the values); grey images get the channels' average.
     """
     if rng.random() >= probability:
         return example
     image = example["image"]
     height, width, channels = image.shape
+    # With area A and aspect r, the sides are sqrt(A r) and sqrt(A / r).
     for share, u in rng.random((_TRIES, 2)).tolist():
         pixels = height * width * (area[0] + (area[1] - area[0]) * share)
         ratio = log_uniform(aspect, u)
         h, w = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
         if h < height and w < width:
             top, left = (rng.random(2) * (height - h + 1, width - w + 1)).astype(int)
+            # The source may keep the original in memory.
             image = image.copy()
             image[top : top + h, left : left + w] = _noise(rng, (h, w, channels))
             return {**example, "image": image}
@@ -53,6 +48,7 @@ def random_erasing(
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int, int]) -> np.ndarray:
+    # [h, w, c]; broadcast over the channels.
     mean, std = (_MEAN, _STD) if shape[2] == 3 else (_MEAN.mean(), _STD.mean())
     values = rng.standard_normal(shape, np.float32) * std + mean
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)

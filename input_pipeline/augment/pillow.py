@@ -1,6 +1,6 @@
-"""Pillow's rules of resizing, to the last bit: what other libraries' weights were evaluated with.
+"""Pillow's rules of resizing, bit for bit: what other libraries' weights were evaluated with.
 
-Pillow weighs bytes with whole numbers, and rounds to grey levels after columns and after rows.
+Pillow sums bytes with integer weights, and rounds to grey levels after each of the two axes.
 """
 
 import functools
@@ -12,71 +12,68 @@ from jaxtyping import Float64, Int32, UInt8
 if TYPE_CHECKING:
     from scipy import sparse
 
-# Weights are multiplied by 2 to this.
+# Fixed-point weights have this many bits after the point (Pillow, Resample.c: PRECISION_BITS).
 BITS = 22
-# By name: how far the kernel reaches, in pixels.
+# How far each kernel reaches to either side, in pixels.
 REACH = {"bilinear": 1, "bicubic": 2}
 
 
 def resize_as_pillow(
     image: UInt8[np.ndarray, "h w c"], height: int, width: int, kernel: str
 ) -> UInt8[np.ndarray, "{height} {width} c"]:
-    """An image of another size, smooth where it becomes smaller.
+    """Resizes, with a low-pass filter where the image shrinks; `kernel` is a key of `REACH`.
 
-    Pillow 13 begins with the rows where these become fewer by much more than the columns do; those
-    before it, with which numbers were published, never.
-
-    Args:
-        image: any number of channels.
-        height: of the result.
-        width: of the result.
-        kernel: a key of `REACH`.
+    Pillow 13 resizes the rows first where these shrink much more than the columns; earlier
+    versions, with which numbers were published, always resize the columns first.
     """
+    # [h, w, c] -> [w, h, c]: along the width first.
     columns = np.ascontiguousarray(image.transpose(1, 0, 2))
     columns = _summed(columns, width, kernel)
+    # [width, h, c] -> [h, width, c]: then along the height.
     return _summed(np.ascontiguousarray(columns.transpose(1, 0, 2)), height, kernel)
 
 
 def _summed(x: UInt8[np.ndarray, "n m c"], size: int, kernel: str) -> UInt8[np.ndarray, "size m c"]:
     if len(x) == size:
         return x
+    # [size, n] @ [n, m * c]. At most 2^8 * 2^22 a sum (bicubic a little more), so int32 is enough.
     sums = _sparse(len(x), size, kernel) @ x.reshape(len(x), -1).astype(np.int32)
+    # Rounds to the nearest level.
     levels = (sums + (1 << (BITS - 1))) >> BITS
     return levels.clip(0, 255).astype(np.uint8).reshape(size, *x.shape[1:])
 
 
 @functools.lru_cache(maxsize=64)
 def _sparse(old: int, new: int, kernel: str) -> "sparse.csr_array":
-    # Importing it takes a fifth of a second, which tasks that resize nothing save.
+    # Imported late: it takes 0.2 s, which tasks without resizing need not wait for.
     from scipy import sparse
 
     return sparse.csr_array(whole_weights(old, new, kernel))
 
 
 def whole_weights(old: int, new: int, kernel: str) -> Int32[np.ndarray, "new old"]:
-    """`weights` as Pillow multiplies bytes with them, rounded away from 0."""
+    """`weights` in Pillow's fixed-point numbers, rounded half away from zero."""
     values = weights(old, new, kernel)
     return np.trunc(values * 2**BITS + np.copysign(0.5, values)).astype(np.int32)
 
 
 def weights(old: int, new: int, kernel: str) -> Float64[np.ndarray, "new old"]:
-    """What each new pixel takes of each old one.
+    """The weight of each old pixel in each new one; rows sum to 1.
 
-    The kernel is as wide as a new pixel, if that is the larger; beyond the border there is nothing.
-
-    Args:
-        old: pixels in a row.
-        new: pixels in a row of the result.
-        kernel: a key of `REACH`; bicubic is Keys 1981 with a = -0.5.
+    The kernel is stretched to the width of a new pixel when shrinking, and cut off at the borders.
+    `kernel` is a key of `REACH`; bicubic is Keys 1981 with a = -0.5.
     """
+    # Old pixels per new pixel; a kernel never gets narrower than one old pixel.
     scale = old / new
     wide = max(scale, 1.0)
     reach = REACH[kernel] * wide
     values = np.zeros((new, old))
     for row in range(new):
+        # Of the new pixel, in old pixels from the corner of the first one.
         centre = (row + 0.5) * scale
         first = max(int(centre - reach + 0.5), 0)
         last = min(int(centre + reach + 0.5), old)
+        # Distances from the centre in units of the kernel, at the middles of the old pixels.
         t = np.abs((np.arange(first, last) - centre + 0.5) / wide)
         parts = _keys(t) if kernel == "bicubic" else np.maximum(1 - t, 0)
         values[row, first:last] = parts / parts.sum()

@@ -1,4 +1,4 @@
-"""From a config to what happens to every image: one function for training, one for evaluation."""
+"""From a config to the function applied to every image, in training and in evaluation."""
 
 import functools
 import math
@@ -15,6 +15,7 @@ from launch.fields import Fields
 from launch.runtime.limits import SIDE
 from launch.runtime.optional_fields import Defaults, Mixed, below, unset
 
+# The fields of `augment` and `evaluation`, in the order in which training applies them.
 _COLOURS = ("randaugment", "three_augment", "colour_jitter")
 _TRAINING = ("size", "crop", "shift", "flip", *_COLOURS, "erasing")
 EVALUATION = ("size", "crop_ratio", "resize", "stretch")
@@ -22,13 +23,13 @@ _RANDAUGMENT = ("layers", "magnitude", "std", "increasing", "probability", "fill
 
 
 def lacking_in_augment(config: Fields) -> Defaults:
-    """Fields of `make_augment` that the section `augment` lacks."""
+    """Defaults of the fields of `make_augment` that the section `augment` lacks."""
     own = {"size": unset(int), "shift": 0, "flip": False, "three_augment": False}
     own |= {"colour_jitter": 0.0, "erasing": 0.0}
     boxes: Defaults = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3)}
     operations: Defaults = {"layers": unset(int), "magnitude": unset(float), "std": 0.0}
     operations |= {"increasing": False, "probability": 1.0, "fill": Mixed(128, (int, tuple))}
-    if config.get("crop") is None:  # any field of it would be a crop
+    if config.get("crop") is None:  # setting any default would switch the crop on
         boxes = dict.fromkeys(boxes, unset(tuple))
     return {
         **below("augment", config, own),
@@ -38,63 +39,58 @@ def lacking_in_augment(config: Fields) -> Defaults:
 
 
 def lacking_in_evaluation(config: Fields) -> Defaults:
-    """Fields of `make_eval_transform` that the section `evaluation` lacks."""
+    """Defaults of the fields of `make_eval_transform` that the section `evaluation` lacks."""
     own = {"size": unset(int), "crop_ratio": 1.0, "resize": resize.RULES[0], "stretch": False}
     return below("evaluation", config, own)
 
 
 def make_augment(config: Fields) -> Augment:
-    """The augmentation that a config describes, its steps in the order of the fields.
-
-    A step whose field is absent, None, False or 0 is left out.
+    """The augmentation that a config describes, with its steps in the order of the fields below.
 
     Args:
-        config: `size` of the square image, in pixels;
-            crop: dict with `scale` and `ratio`, see `crop.random_resized_crop` (either may be left
-                out); without it the image's largest square, resized;
-            shift: by how many pixels it is moved at most, see `crop.random_shift`;
-            flip: whether every other image is mirrored;
-            randaugment: dict of the arguments of `randaugment.rand_augment`;
-            three_augment: whether one of greyscale, solarisation and blur is done;
-            colour_jitter: its strength, see `colour.colour_jitter`;
-            erasing: the probability of random erasing.
+        config: a field that is absent, None, False or 0 leaves its step out. size: of the square
+            image, in pixels (required). crop: dict of `scale` and `ratio`, both optional, see
+            `crop.random_resized_crop`; without it, the largest central square. shift: the largest
+            shift in pixels, see `crop.random_shift`. flip: whether every other image is mirrored.
+            randaugment: dict of the arguments of `randaugment.rand_augment`. three_augment: one of
+            greyscale, solarisation and blur. colour_jitter: its strength, see
+            `colour.colour_jitter`. erasing: the probability of random erasing.
 
     Returns:
-        A function of an example and of randomness. It raises an InputError if the image is not of
-        1 or 3 channels, or `fill` has not one value for each.
+        A function of an example and a generator. It raises InputError unless the image has 1 or 3
+            channels and `fill` fits them.
 
     Raises:
         InputError: a field is unknown, missing or out of range.
     """
     config = _fields("augment", config, _TRAINING, needs=("size",))
     size = _whole("augment.size", config["size"])
+    # 1. To the size of the network.
     steps: list[Augment] = [_crop(size, config.get("crop"))]
+    # 2. Geometry.
     if config.get("shift"):
         shift = _whole("augment.shift", config["shift"])
         steps.append(functools.partial(crop.random_shift, max_shift=shift))
     if _flag("augment.flip", config.get("flip")):
         steps.append(flip.random_flip)
+    # 3. Colours.
     if config.get("randaugment") is not None:
         steps.append(_randaugment(config["randaugment"]))
     if _flag("augment.three_augment", config.get("three_augment")):
         steps.append(colour.three_augment)
     if strength := _number("augment.colour_jitter", config.get("colour_jitter", 0)):
         steps.append(functools.partial(colour.colour_jitter, strength=strength))
+    # 4. Erasing, last, so that nothing changes its noise.
     if probability := _number("augment.erasing", config.get("erasing", 0), 1):
         steps.append(functools.partial(erasing.random_erasing, probability=probability))
     return functools.partial(_apply, steps=steps)
 
 
 def make_eval_transform(config: Fields) -> Transform:
-    """What an image goes through in evaluation, by the rule of resizing of training or another.
+    """The transform of evaluation; InputError if a field is unknown, missing or out of range.
 
-    Args:
-        config: `size` of the square image, in pixels, and what `crop.resized_central_crop` says of
-            `crop_ratio`, 1 if it is left out, of `resize`, its rule, 'opencv' if it is left out,
-            and of `stretch`.
-
-    Raises:
-        InputError: a field is unknown, missing or out of range.
+    `config` has `size` and may have `crop_ratio` (default 1), `resize` (its rule, default 'opencv')
+    and `stretch`, see `crop.resized_central_crop`.
     """
     config = _fields("evaluation", config, EVALUATION, needs=("size",))
     size = _whole("evaluation.size", config["size"])
@@ -167,17 +163,13 @@ def _rand_augment_rgb(example: Example, rng: np.random.Generator, **arguments: A
 def _fields(
     what: str, config: Any, allowed: tuple[str, ...], needs: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """The fields that are set.
-
-    Raises:
-        InputError: one is unknown, or one is missing.
-    """
     if not hasattr(config, "items"):
         raise InputError(
             f"{what} must be a group of fields of {', '.join(allowed)}, got {config!r}"
         )
     if unknown := sorted(set(config) - set(allowed)):
         raise InputError(f"{what} has no field {unknown[0]!r}; use {', '.join(allowed)}")
+    # None counts as absent, so that a command line can unset a field.
     given = {key: value for key, value in config.items() if value is not None}
     for name in needs:
         if name not in given:

@@ -1,4 +1,4 @@
-"""RandAugment: some operations in a row, drawn anew for every image."""
+"""RandAugment: several random operations in a row, drawn anew for every image."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from input_pipeline.augment import geometry, pixels
 from input_pipeline.augment.geometry import Fill, Image
 from input_pipeline.source import Example
 
-_FULL = 10  # the magnitude that the ranges below are given for
+_FULL = 10  # the magnitude at which the ranges below are reached
 
 # (level, sign, increasing) -> the operation's argument; level is magnitude / 10, sign 1 or -1.
 Argument = Callable[[float, int, bool], float]
@@ -17,24 +17,21 @@ Argument = Callable[[float, int, bool], float]
 
 @dataclasses.dataclass(frozen=True)
 class _Operation:
-    """One row of the table.
+    """A row of the table of operations."""
 
-    Attributes:
-        apply: image, the arguments there are -> image.
-        argument: its strength; None where it has none.
-        filled: whether it takes a colour to fill with.
-    """
-
-    apply: Callable[..., Image]
-    argument: Argument | None = None
-    filled: bool = False
+    apply: Callable[..., Image]  # (image[, argument][, fill]) -> image
+    argument: Argument | None = None  # its strength, if it has one
+    filled: bool = False  # whether it uncovers pixels that need a fill colour
 
 
+# Ranges of timm's auto_augment.py, with level in [0, 1]. With `increasing` (timm's "inc1") a higher
+# level always changes the image more; without it, it can mean a smaller change.
 def _signed(full: float) -> Argument:
     return lambda level, sign, increasing: sign * full * level
 
 
 def _factor(level: float, sign: int, increasing: bool) -> float:
+    # A factor of 1 leaves the image unchanged.
     return max(0.1, 1 + sign * 0.9 * level) if increasing else 0.1 + 1.8 * level
 
 
@@ -52,7 +49,8 @@ def _amount(level: float, sign: int, increasing: bool) -> int:
     return int(110 * level)
 
 
-# Cubuk et al. 2020, table 6, with Invert and SolarizeAdd and in the ranges of timm.
+# Cubuk et al. 2020, table 6, plus Invert and SolarizeAdd, in timm's ranges. Angles are in degrees,
+# shears and translations are shares of the side.
 OPERATIONS = {
     "AutoContrast": _Operation(pixels.autocontrast),
     "Equalize": _Operation(pixels.equalize),
@@ -76,16 +74,12 @@ _NAMES = tuple(OPERATIONS)
 def operate(
     image: Image, name: str, magnitude: float, sign: int, increasing: bool, fill: Fill
 ) -> Image:
-    """One operation.
+    """Applies one of `OPERATIONS` to an image uint8 [h, w, 1 or 3].
 
-    Args:
-        image: uint8, 1 or 3 channels.
-        name: of OPERATIONS.
-        magnitude: 0 or more; 10 reaches the end of the usual ranges.
-        sign: 1 or -1: the direction of what has one.
-        increasing: whether a larger magnitude always changes the image more. If not, it keeps more
-            bits, solarises less, and means less colour, contrast, brightness or sharpness below 5.
-        fill: as in `geometry.affine`.
+    `magnitude` is 0 or more; 10 is the end of the usual ranges. `sign`, 1 or -1, is the direction
+    where there is one. With `increasing`, a larger magnitude always changes the image more. Without
+    it, a larger one keeps more bits and solarises less, and below 5 means less colour, contrast,
+    brightness or sharpness. For `fill` see `geometry.affine`.
     """
     operation = OPERATIONS[name]
     arguments = [fill] if operation.filled else []
@@ -104,23 +98,24 @@ def rand_augment(
     probability: float = 1.0,
     fill: Fill = 128,
 ) -> Example:
-    """Operations one after the other, each drawn uniformly (Cubuk et al. 2020, section 3).
+    """Applies `layers` operations, each drawn uniformly (Cubuk et al. 2020, section 3).
 
-    DeiT's `rand-m9-mstd0.5-inc1` of timm is two layers, magnitude 9, std 0.5, increasing and
-    probability 0.5; the paper's own code has no probability.
+    timm's `rand-m9-mstd0.5-inc1`, which DeiT uses, is layers 2, magnitude 9, std 0.5, increasing
+    and probability 0.5; the paper's own code has no probability.
 
     Args:
-        example: its field 'image' is uint8 [h, w, 1 or 3].
-        rng: randomness.
-        layers: how many operations.
+        example: its 'image' is uint8 [h, w, 1 or 3].
+        rng: a generator of this example's own.
+        layers: the number of operations.
         magnitude: of all of them, see `operate`.
-        std: of normal noise on each magnitude; it ends at 0, and at 10 (or a larger `magnitude`).
+        std: of normal noise on each magnitude, which stays in [0, max(10, magnitude)].
         increasing: see `operate`.
-        probability: of each drawn operation to be applied.
+        probability: that a drawn operation is applied.
         fill: see `operate`.
     """
     image = example["image"]
     noise = std * rng.standard_normal(layers) if std else np.zeros(layers)
+    # One call for all random numbers: three per layer.
     for (which, sign, chance), shift in zip(rng.random((layers, 3)), noise, strict=True):
         if chance < probability:
             drawn = min(max(0.0, magnitude + shift), max(_FULL, magnitude))

@@ -1,4 +1,4 @@
-"""Batches: the position in the data is one number, so resuming needs the step and nothing else."""
+"""Batches as a function of seed and step, so that resuming needs the step and nothing else."""
 
 import gc
 import re
@@ -20,19 +20,19 @@ from launch.errors import InputError
 
 Batch = dict[str, np.ndarray]
 
-# A core decodes some 270 photographs a second; one is left for the step.
+# A core decodes about 270 photographs a second. One core is left for the training step.
 _THREADS = min(16, max(1, usable_cpus() - 1))
 _READ_AHEAD = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_THREADS + 1)
-# Workers hand pixels over in shared memory, a file for each array, and smaller arrays in a pipe.
+# Workers pass arrays of at least this size in shared memory, a file each, and others in a pipe.
 _MIN_SHARED_BYTES = 2**20
 _WORKER_READ_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
 
 
 class _DrawnBatches:
-    """Random access to this process's part of every batch of an endless run.
+    """Random access to this process's rows of every batch of an endless run.
 
-    Grain's element-wise `shuffle().repeat().batch()` costs 95 us an example, and its index shuffle
-    is visibly not uniform on a few dozen examples. So Grain sees whole batches.
+    Grain sees whole batches as elements: its own `shuffle().repeat().batch()` costs 95 us per
+    example, and its index shuffle is visibly not uniform for a few dozen examples.
     """
 
     def __init__(self, source, plan, draws, batch_size, seed, transform, augment, rows, repeats):
@@ -41,9 +41,12 @@ class _DrawnBatches:
         self._batch_size, self._rows, self._repeats = batch_size, rows, repeats
 
     def __len__(self) -> int:
+        # Grain needs a length: the largest for which positions fit in 64 bits.
         return sys.maxsize // self._batch_size
 
     def __getitem__(self, k: int) -> Batch:
+        # [rows]: position of each row in the run. `repeats` neighbours share one draw, and the plan
+        # counts draws: draw number -> batch of the plan and row in it.
         positions = k * self._batch_size + self._rows
         number, plan_rows = np.divmod(positions // self._repeats, self._draws)
         indices = self._plan(int(number[0]), plan_rows)
@@ -52,15 +55,15 @@ class _DrawnBatches:
     def _draw(self, indices: list[int], positions: Int64[np.ndarray, " rows"]) -> Iterator[Example]:
         last: int | None = None
         for index, position in zip(indices, positions, strict=True):
-            if index != last:  # what is repeated is decoded once
+            if index != last:  # repeated images are decoded once
                 example, last = _example(self._source, index, self._transform), index
             yield self._augmented(example, position)
 
     def _augmented(self, example: Example, position: np.integer) -> Example:
         if self._augment is None:
             return example
-        # Every position in the run has its own randomness, whichever process comes by it. Philox
-        # takes it as its counter; seeding another generator would cost more than the crop.
+        # Every position in the run has its own randomness, whichever process loads it. Philox takes
+        # the position as its counter; seeding another generator would cost more than the crop.
         bits = np.random.Philox(counter=[0, int(position), 0, 0], key=[self._seed, 0])
         return self._augment(example, np.random.Generator(bits))
 
@@ -75,7 +78,7 @@ def _stack(examples: Sequence[Example]) -> Batch:
         raise InputError(
             "only classifiers.train_clip reads captions; leave the field caption out of the source"
         )
-    # What was kept of images in their place is of one shape.
+    # Kept latents, which replace images, all have one shape.
     shapes = sorted({example["image"].shape for example in examples if "image" in example})
     if len(shapes) > 1:
         small, large = ("x".join(map(str, shape)) for shape in (shapes[0], shapes[-1]))
@@ -99,30 +102,31 @@ def batches(
 ) -> grain.MapDataset:
     """Endless shuffled batches: element k is a function of (seed, k) only.
 
-    Every epoch has its own order and holds each example once; epochs run on across the borders of
-    batches. What row r of batch k holds does not depend on who loads it.
+    Every epoch has its own order and contains each example once; a batch may span two epochs. Row r
+    of batch k holds the same example whichever process loads it.
 
     Args:
         source: what to draw from.
-        batch_size: examples in a global batch, over all processes.
+        batch_size: rows of a global batch, over all processes.
         seed: any integer >= 0.
         transform: maps one example to another, before examples are stacked.
-        augment: the same, after `transform`, with randomness of its own for every example drawn; it
-            leaves what it is given as it is.
-        rows: those of a batch that this process loads; None is all.
+        augment: the same, after `transform`, with a generator of its own for every row; it must not
+            modify the example it is given.
+        rows: the rows of each batch that this process loads; None is all.
         synthetic_weight: the share of synthetic images in every batch, see `FixedWeight`; None is
-            that of the source, on average.
-        repeats: an example drawn fills so many rows that follow each other, each augmented by
-            itself (Hoffer et al. 2020, Augment Your Batch); an epoch then has as many more batches.
-            Where it does not divide the batch, the last example of a batch goes on in the next.
+            the source's share, on average.
+        repeats: each drawn example fills this many consecutive rows, each augmented on its own
+            (Hoffer et al. 2020, Augment Your Batch); an epoch then has that many times as many
+            batches. If it does not divide the batch, an example continues in the next batch.
 
     Returns:
         A dataset whose element k is a dict of arrays with these rows.
 
     Raises:
-        InputError: the source is empty, or the batch is, the weight cannot be kept, or is to be
-            kept in batches that `repeats` does not divide.
+        InputError: the source or the batch is empty, or the weight is impossible, or is given
+            although `repeats` does not divide the batch.
     """
+    # 1. Check.
     if not len(source):
         raise InputError("the source has no examples; check its split or path")
     if batch_size < 1:
@@ -134,35 +138,31 @@ def batches(
             f"repeats must divide batch_size={batch_size} where "
             f"synthetic_weight={synthetic_weight}, got {repeats}"
         )
+    # 2. The plan: which example is in which row.
     rows = np.arange(batch_size) if rows is None else rows
-    # What the plan takes as a batch: draws for one batch, or for as many as end together.
+    # A batch of the plan is the draws of one batch; if these are not whole, of `repeats` batches.
     draws = batch_size // repeats if batch_size % repeats == 0 else batch_size
     plan: BatchPlan = Shuffled(len(source), draws, seed)
     if synthetic_weight is not None:
         plan = FixedWeight(source.domain, synthetic_weight, draws, seed)
+    # 3. The images, decoded when asked for.
     return grain.MapDataset.source(
         _DrawnBatches(source, plan, draws, batch_size, seed, transform, augment, rows, repeats)
     )
 
 
 def iterate(dataset: grain.MapDataset, start: int, stop: int, workers: int = 0) -> Iterator[Batch]:
-    """Batches start .. stop - 1, the same for any number of workers; they are read ahead.
+    """Yields batches start .. stop - 1, read ahead; the same for any number of workers.
 
-    Args:
-        dataset: of `batches`.
-        start: the first batch.
-        stop: one past the last.
-        workers: processes that read. They take seconds to start, memory of their own, and shared
-            memory for four batches each. 0 is threads, one a core: as good where most of the time
-            goes to decoding, during which other threads run.
-
-    Raises:
-        InputError: a worker was killed.
+    `workers` are processes. They take seconds to start, memory of their own, and shared memory for
+    four batches each. 0 uses threads, one a core: as good where decoding, which lets other threads
+    run, takes most of the time. Raises InputError if a worker is killed.
     """
     reader = iter(_read_ahead(dataset[start:stop], workers))
     try:
         yield from reader
     except RuntimeError as error:
+        # Grain reports a killed worker only in the text of a RuntimeError.
         code = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
         if not workers or not code:
             raise
@@ -174,7 +174,8 @@ def iterate(dataset: grain.MapDataset, start: int, stop: int, workers: int = 0) 
     finally:
         reader.close()
         if workers:
-            # Frames of Grain's that an exception has passed hold shared memory beyond Python's end.
+            # An exception's traceback holds Grain's frames, and these hold shared memory, which
+            # would outlive this process.
             del reader
             gc.collect()
 
@@ -182,7 +183,7 @@ def iterate(dataset: grain.MapDataset, start: int, stop: int, workers: int = 0) 
 def _read_ahead(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
     if not workers:
         return dataset.to_iter_dataset(_READ_AHEAD)
-    flags.FLAGS.mark_as_parsed()  # Grain asks absl's global flags for options to hand on.
+    flags.FLAGS.mark_as_parsed()  # Grain reads absl's global flags to pass them to workers
     alone = grain.experimental.WithOptionsIterDataset(
         dataset.to_iter_dataset(_WORKER_READ_AHEAD),
         grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED_BYTES),
@@ -192,7 +193,7 @@ def _read_ahead(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
 
 
 class _EvalBatches:
-    """Random access to the batches of one pass in order, the last one padded with zeros."""
+    """Random access to the batches of one pass in order; the last one is padded with zeros."""
 
     def __init__(self, source, batch_size, transform, rows):
         self._source, self._batch_size, self._transform = source, batch_size, transform
@@ -204,7 +205,7 @@ class _EvalBatches:
     def __getitem__(self, k: int) -> Batch:
         positions = k * self._batch_size + self._rows
         mask = positions < len(self._source)
-        # A process whose rows are all padding reads one image, to know its shape.
+        # A process with nothing but padding still reads one image, for its shape.
         real = positions[mask].tolist() or [0]
         batch = _stack([_example(self._source, i, self._transform) for i in real])
         missing = len(positions) - len(real)
@@ -223,14 +224,8 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """One pass in order, in batches of one size.
 
-    Args:
-        source: what to read.
-        batch_size: examples in a global batch.
-        transform: maps one example to another.
-        rows: those of a batch that this process loads; None is all.
-
-    Returns:
-        Batches with the field `mask`, bool [b]: False for the padding of the last batch.
+    Batches have the field `mask`, bool [b]: False for the padding of the last batch. `batch_size`
+    is over all processes; `rows` are those that this process loads, None is all.
     """
     rows = np.arange(batch_size) if rows is None else rows
     dataset = grain.MapDataset.source(_EvalBatches(source, batch_size, transform, rows))

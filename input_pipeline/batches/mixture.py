@@ -1,4 +1,4 @@
-"""Real and synthetic images as one source, and as fixed shares of every batch."""
+"""Real and synthetic images as one source, and with a fixed share of every batch."""
 
 import operator
 from collections.abc import Sequence
@@ -14,21 +14,16 @@ from input_pipeline.synthetic.source import SYNTHETIC
 from launch.errors import InputError
 
 DOMAINS = {REAL: "real", SYNTHETIC: "synthetic"}
-_ROW_STREAM = 2  # the stream of the domains' rows in a batch; theirs are REAL and SYNTHETIC
+# Random streams of a seed: 0 (REAL) and 1 (SYNTHETIC) order the examples of a domain, this one the
+# rows of a batch.
+_ROW_STREAM = 2
 
 
 class Union:
-    """All examples of several sources, one source after the other.
-
-    Every example counts the same, so a larger source fills more of each batch.
-    """
+    """All examples of several sources, one source after the other; each example counts the same."""
 
     def __init__(self, sources: Sequence[Source]):
-        """Joins sources.
-
-        Raises:
-            InputError: there is none, or they do not have the same class names in the same order.
-        """
+        """Joins sources; InputError unless they have the same class names in the same order."""
         if not sources:
             raise InputError("a union needs at least one source; name one")
         for number, source in enumerate(sources):
@@ -49,58 +44,53 @@ class Union:
         return self._sources[number][local]
 
     def key(self, i: int) -> str:
-        """The number of the source and the name in it: two sources may use the same one."""
+        """`source/key`, with the source's number, as two sources may use the same key."""
         number, local = self._locate(i)
         return f"{number}/{self._sources[number].key(local)}"
 
     def digest(self) -> str | None:
-        """Of all sources, in their order."""
+        """Covers all sources, in their order."""
         return joined_digest(source.digest() for source in self._sources)
 
     def _locate(self, i: int) -> tuple[int, int]:
         if not 0 <= i < len(self):
             raise IndexError(f"example {i} of {len(self)}")
+        # The first source that ends after i.
         number = int(np.searchsorted(self._ends, i, side="right"))
         return number, int(i) - int(self._ends[number]) + len(self._sources[number])
 
 
 class FixedWeight:
-    """The plan in which synthetic images are the same share of every batch, however many there are.
+    """A plan with a fixed share of synthetic images in every batch, however many there are.
 
-    "Diversify, Don't Fine-Tune" (2023, section 3.3) gives each domain half. A domain runs through
-    epochs of its own, with each of its examples once in each. Of the first k batches together,
-    floor(k * batch_size * weight) rows are synthetic: the share is the same in every batch where
-    batch_size * weight is whole, and otherwise one row more in some. Which rows they are is
-    drawn anew for every batch; with weight 0 the batches are those of the real images alone.
+    "Diversify, Don't Fine-Tune" (2023, section 3.3) gives each domain half. Each domain runs
+    through epochs of its own. The first k batches together have floor(k * batch_size * weight)
+    synthetic rows: the same number in every batch if batch_size * weight is whole, else sometimes
+    one more. The rows they take are drawn anew for every batch; with weight 0 the batches are those
+    of the real images alone.
     """
 
     def __init__(self, domain: Int32[np.ndarray, " n"], weight: Any, batch_size: int, seed: int):
-        """Makes a plan.
-
-        Args:
-            domain: of each example: 0 real, 1 synthetic.
-            weight: the share of the synthetic images, in [0, 1].
-            batch_size: rows in a global batch.
-            seed: any integer >= 0.
-
-        Raises:
-            InputError: see `check_weight`.
-        """
+        """`domain` is 0 for real and 1 for synthetic, `weight` in [0, 1]; see `check_weight`."""
         check_weight(domain, weight)
-        # The fraction that is meant: as a float, 3 * (1 / 3) can be a little less than 1.
+        # The exact fraction: in floats the floor of 3 * (1 / 3) can be 0.
         self._weight = Fraction(weight).limit_denominator(10**9)
         self._batch_size, self._seed = batch_size, seed
+        # Indices in the source of each domain's examples; its epochs run over these.
         self._members = {d: np.flatnonzero(domain == d).astype(np.int32) for d in DOMAINS}
         self._epochs = {d: Epochs(len(members), seed, d) for d, members in self._members.items()}
 
     def __call__(self, k: int, rows: Int[np.ndarray, " p"]) -> Int64[np.ndarray, " p"]:
         """See `order.BatchPlan`."""
+        # 1. [batch_size]: which rows are synthetic. The same on every process.
         before = self._synthetic_before(k)
         domains = np.arange(self._batch_size) < self._synthetic_before(k + 1) - before
         np.random.default_rng((self._seed, k, _ROW_STREAM)).shuffle(domains)
+        # 2. Where each domain is in its own run when the batch begins.
         first = {REAL: k * self._batch_size - before, SYNTHETIC: before}
         indices = np.empty(len(rows), np.int64)
         for domain, members in self._members.items():
+            # 3. The n-th row of a domain in the batch takes the n-th example from there.
             ranks = np.cumsum(domains == domain) - 1
             mine = domains[rows] == domain
             if mine.any():
@@ -112,15 +102,7 @@ class FixedWeight:
 
 
 def check_weight(domain: Int32[np.ndarray, " n"], weight: Any) -> None:
-    """Looks whether a weight can be kept.
-
-    Args:
-        domain: of each example: 0 real, 1 synthetic.
-        weight: the share of the synthetic images in every batch.
-
-    Raises:
-        InputError: see `check_share`, or there are no images of a domain that it asks for.
-    """
+    """Raises InputError if a weight is not in [0, 1], or needs images of a domain that has none."""
     check_share(weight)
     for kind, share in ((REAL, 1 - weight), (SYNTHETIC, weight)):
         if share and not (domain == kind).any():
@@ -131,11 +113,7 @@ def check_weight(domain: Int32[np.ndarray, " n"], weight: Any) -> None:
 
 
 def check_share(weight: Any) -> None:
-    """Looks at a weight without any images.
-
-    Raises:
-        InputError: it is no number in [0, 1].
-    """
+    """Raises InputError unless a weight is a number in [0, 1]; needs no images."""
     is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
     if not is_number or not 0 <= weight <= 1:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Which example comes where in an endless run: known from the seed and the position alone."""
+"""Which example comes where in an endless run, from the seed and the position alone."""
 
 import threading
 from typing import Protocol, runtime_checkable
@@ -6,43 +6,38 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int, Int32, Int64
 
-# A batch can span two epochs, and others are read beside it.
+# Epochs whose orders are held: a batch can span two.
 _KEPT = 2
 
 
 @runtime_checkable
 class BatchPlan(Protocol):
-    """What the batches of a run hold."""
+    """Which examples the batches of a run hold."""
 
     def __call__(self, k: int, rows: Int[np.ndarray, " p"]) -> Int64[np.ndarray, " p"]:
-        """The index of the example at each of these rows of batch k."""
+        """The indices of the examples in these rows of batch k."""
         ...
 
 
 class Epochs:
-    """An endless run over n examples: each once an epoch, every epoch in an order of its own.
+    """An endless run over n examples: each once per epoch, every epoch in its own order.
 
-    The order of an epoch is drawn when it is first asked for; 4 bytes an example are held for each
-    of two epochs. Several threads may use it, and a copy that is unpickled draws again.
+    An epoch's order is drawn when first needed, and two are held, at 4 bytes per example. Threads
+    may share it; an unpickled copy draws again.
     """
 
     def __init__(self, n: int, seed: int, stream: int = 0):
-        """Makes a run.
-
-        Args:
-            n: examples, at least 1.
-            seed: any integer >= 0.
-            stream: runs of one seed and other streams have nothing to do with each other.
-        """
+        """Streams of the same seed are independent of each other."""
         self._n, self._seed, self._stream = n, seed, stream
         self._orders: dict[int, Int32[np.ndarray, " n"]] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self):
+        # The lock cannot be pickled, and orders would cost more to send than to draw.
         return Epochs, (self._n, self._seed, self._stream)
 
     def __call__(self, positions: Int64[np.ndarray, " p"]) -> Int64[np.ndarray, " p"]:
-        """The example at each position, counted from the beginning of the run."""
+        """The example at each position, counted from the start of the run."""
         epochs = positions // self._n
         indices = np.empty_like(positions)
         for epoch in np.unique(epochs).tolist():
@@ -51,8 +46,10 @@ class Epochs:
         return indices
 
     def _order(self, epoch: int) -> Int32[np.ndarray, " n"]:
-        # All threads come to a new epoch at once; one draws it, which for 12M examples takes 1 s.
+        # All threads reach a new epoch at once. One draws it, which takes 1 s for 12M examples; the
+        # others wait.
         with self._lock:
+            # Popping and storing again keeps the most recently used last.
             order = self._orders.pop(epoch, None)
             while len(self._orders) >= _KEPT:
                 del self._orders[next(iter(self._orders))]
@@ -64,16 +61,9 @@ class Epochs:
 
 
 class Shuffled:
-    """The plan in which all examples count the same; epochs run on across borders of batches."""
+    """The plan in which all examples count the same; a batch may span two epochs."""
 
     def __init__(self, n: int, batch_size: int, seed: int):
-        """Makes a plan.
-
-        Args:
-            n: examples, at least 1.
-            batch_size: rows in a global batch.
-            seed: any integer >= 0.
-        """
         self._batch_size, self._epochs = batch_size, Epochs(n, seed)
 
     def __call__(self, k: int, rows: Int[np.ndarray, " p"]) -> Int64[np.ndarray, " p"]:

@@ -12,7 +12,7 @@ from input_pipeline.source import Source, Transform
 from launch.runtime.devices import mesh as meshes
 from launch.runtime.types import Array
 
-# Of a batch: images uint8 [b, h, w, c], labels and positions in the source, both [b].
+# Images uint8 [b, h, w, c], labels [b] and positions in the source [b] -> results, each [b, ...].
 Step = Callable[[Array, Array, Array], Mapping[str, Array]]
 
 
@@ -24,7 +24,7 @@ def over_batches(
     mesh: Mesh | None = None,
     tell: Callable[[int], Any] = lambda images: None,
 ) -> dict[str, np.ndarray]:
-    """What a step says of every image, in order; see `each_batch`."""
+    """A step's results for every image, in order: [n, ...] each; see `each_batch`."""
     batches = list(each_batch(step, source, batch_size, transform, mesh, tell))
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
@@ -37,23 +37,24 @@ def each_batch(
     mesh: Mesh | None = None,
     tell: Callable[[int], Any] = lambda images: None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """What a step says of each batch, in order; results are fetched one batch late.
+    """Yields a step's results for each batch, in order.
 
     Args:
-        step: what is done; it gets padding too, which is left out of the results.
+        step: what to compute; it gets padding too, which is cut off its results.
         source: the images.
-        batch_size: images at a time; with a mesh the next multiple of its devices.
-        transform: what happens to each of them before.
+        batch_size: images at a time; with a mesh, rounded up to a multiple of its devices.
+        transform: applied to each image first.
         mesh: batches are split over its axes data and fsdp, and all processes of a job share them;
             None leaves them where JAX puts them.
-        tell: is told how many images have been done.
+        tell: called with the number of images done, after each batch.
     """
+    # 1. The batch, and the rows of it that this process loads for its devices.
     if mesh is not None:
         share = mesh.shape["data"] * mesh.shape["fsdp"]
         batch_size = -(-batch_size // share) * share
-    # With a mesh, this process reads what its devices hold.
     rows = None if mesh is None else meshes.local_rows(mesh, batch_size)
 
+    # 2. Compute.
     def results() -> Iterator[tuple[Mapping[str, Array], np.ndarray]]:
         for k, batch in enumerate(loader.eval_batches(source, batch_size, transform, rows)):
             positions = np.arange(k * batch_size, (k + 1) * batch_size, dtype=np.int32)
@@ -66,6 +67,7 @@ def each_batch(
                     outputs = step(*meshes.put_batch(mesh, inputs).values())
             yield outputs, positions < len(source)
 
+    # 3. Fetch one batch late, so that the device computes while results are copied.
     for outputs, mask in meshes.fetch_behind(results()):
         yield {name: np.asarray(value)[mask] for name, value in outputs.items()}
         tell(int(mask.sum()))

@@ -1,4 +1,4 @@
-"""Processes that read ahead: they end when, and only when, the one that reads from them does."""
+"""Worker processes that read ahead, and end with their parent."""
 
 import multiprocessing
 import os
@@ -10,18 +10,15 @@ from launch.cli import say
 from launch.cpus import usable_cpus
 
 ALL = -1
-_SHARED_MEMORY = "/dev/shm"  # macOS has none of its own size.
-_BATCHES = 4  # that a worker has there
+_SHARED_MEMORY = "/dev/shm"  # of limited size; macOS has no such folder
+_BATCHES = 4  # that a worker holds there
 
 
 def count_workers(asked: int, batch_bytes: int, readers: int = 1) -> int:
-    """Processes of one reader.
+    """The number of processes of one reader, of `readers` that read at the same time.
 
-    Args:
-        asked: `config.loader_workers`: so many, shared among the readers; `ALL` is one for each CPU
-            that this process may use but one, as far as shared memory has room for their batches.
-        batch_bytes: of the images of a batch that this process loads.
-        readers: that read at the same time.
+    `asked` is `config.loader_workers`, shared by the readers; `ALL` is one for each usable CPU but
+    one, as far as shared memory has room for their batches of `batch_bytes`.
     """
     if asked != ALL:
         return -(-asked // readers)
@@ -29,7 +26,7 @@ def count_workers(asked: int, batch_bytes: int, readers: int = 1) -> int:
     count = -(-most // readers)
     if not os.path.isdir(_SHARED_MEMORY):
         return count
-    # Half of it: others use it too, and what is free now may not stay so.
+    # Plan with half of it: others use it too, and may soon take more.
     room = shutil.disk_usage(_SHARED_MEMORY).free // 2 // (_BATCHES * batch_bytes * readers)
     if room < count:
         say(
@@ -40,17 +37,12 @@ def count_workers(asked: int, batch_bytes: int, readers: int = 1) -> int:
 
 
 def end_with_parent(index: int, count: int) -> None:
-    """Is called first in a worker.
-
-    Notices to leave go to all processes of a job, but what they mean is for the parent to decide,
-    and it may want some more batches. A parent that is killed cannot end its workers.
-
-    Args:
-        index: of the worker.
-        count: of the workers.
-    """
+    """Called first in a worker, by Grain with its index and count: leaves signals to the parent."""
+    # A scheduler's signal goes to all processes of a job, but the parent decides what it means, and
+    # may want a few more batches before it saves.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    # A parent that is killed by SIGKILL cannot end its workers, so they watch it.
     threading.Thread(target=_wait_and_end, daemon=True).start()
 
 

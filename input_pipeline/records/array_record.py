@@ -1,4 +1,4 @@
-"""ArrayRecord shards with random access; the format checks a record's hash whenever it is read."""
+"""ArrayRecord shards with random access; the format verifies a record's hash on every read."""
 
 import collections
 import contextlib
@@ -13,20 +13,17 @@ from typing import Any
 from launch import files
 from launch.errors import InputError
 
+# Disk full, quota reached, file too large.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REPAIR = "prepare or fetch this shard again"
 
 
 def write_array_record(path: Path, records: Iterable[bytes]) -> None:
-    """Writes one shard, which appears under its name only when it is complete.
-
-    Raises:
-        OSError: there is no room for it.
-    """
+    """Writes one shard, which appears under its name when complete; OSError if the disk is full."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     with files.atomic_path(path) as temporary:
-        # Images are compressed already, or are not meant to be.
+        # One record per group, for random access. Images are compressed already, or raw on purpose.
         writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
         try:
             for record in records:
@@ -39,7 +36,7 @@ def write_array_record(path: Path, records: Iterable[bytes]) -> None:
 
 @contextlib.contextmanager
 def _no_room_as_os_error(path: Path) -> Iterator[None]:
-    """The library has one kind of error for all, and the system's words in it."""
+    """The library raises RuntimeError for everything, with the system's message in its text."""
     try:
         yield
     except RuntimeError as error:
@@ -50,15 +47,15 @@ def _no_room_as_os_error(path: Path) -> Iterator[None]:
 
 
 class _Readers:
-    """Open readers of the whole process, at most so many that its open files suffice."""
+    """The open readers of this process, limited by its number of open files."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._open: collections.OrderedDict[str, tuple[Any, Any]] = collections.OrderedDict()
 
     def get(self, path: str) -> Any:
+        # A rewritten shard is another file under the same name.
         stat = os.stat(path)
-        # A shard that was written again is another file under the same name.
         version = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
         with self._lock:
             if path in self._open and self._open[path][0] == version:
@@ -67,22 +64,25 @@ class _Readers:
         reader = _new_reader(path)
         with self._lock:
             self._open[path] = (version, reader)
-            # Not closed: another thread may be reading. It closes when the last one lets go of it.
+            # Dropped but not closed: another thread may be reading. It closes with the last
+            # reference.
             while len(self._open) > _capacity():
                 self._open.popitem(last=False)
         return reader
 
 
 def _capacity() -> int:
+    # Half of the limit leaves files for everything else.
     return max(16, min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
 
 
 def _new_reader(path: str) -> Any:
     from array_record.python.array_record_module import ArrayRecordReader
 
+    # No read-ahead, which is for sequential readers; 32 kB, since records are read one at a time.
     options = dict(options="readahead_buffer_size:0", file_reader_buffer_size=32768)
     reader = ArrayRecordReader(path, **options)
-    # Of a file that was cut short it says no more than this, and that it has 0 records.
+    # This is all it says of a truncated file, which otherwise seems to have 0 records.
     if not reader.ok():
         raise ValueError("cut short")
     return reader
@@ -94,18 +94,11 @@ _READERS = _Readers()
 class ArrayRecordFile:
     """One shard as a sequence of byte strings.
 
-    It holds no open file itself, so it can be pickled and used by several threads.
-
-    Attributes:
-        path: of the shard.
+    It holds no open file itself, so it can be pickled and shared by threads.
     """
 
     def __init__(self, path: str):
-        """Opens a shard.
-
-        Raises:
-            InputError: the file is in a store, missing, cut short or no ArrayRecord.
-        """
+        """Opens a shard; InputError if it is in a store, missing, truncated or no ArrayRecord."""
         self.path = path
         if not files.is_local(path):
             raise InputError(
@@ -125,11 +118,7 @@ class ArrayRecordFile:
         return self._length
 
     def __getitem__(self, i: int) -> bytes:
-        """The data of record i.
-
-        Raises:
-            InputError: the record is damaged, or the file is no longer there.
-        """
+        """The data of record i; InputError if they are damaged, or the file is gone."""
         if not 0 <= i < self._length:
             raise IndexError(f"record {i} of {self._length}")
         try:
@@ -145,7 +134,7 @@ class ArrayRecordFile:
 
     @classmethod
     def scan(cls, path: str) -> Iterator[tuple[None, bytes | InputError]]:
-        """Goes through a shard from front to back; see `TFRecordFile.scan`."""
+        """Yields (None, data or error) for each record; see `TFRecordFile.scan`."""
         shard = cls(path)
         for i in range(len(shard)):
             try:
@@ -155,5 +144,5 @@ class ArrayRecordFile:
 
 
 def _line(error: Exception) -> str:
-    """The cause without the source lines of the library, which follow it."""
+    # The cause comes first; file and line of the library's source follow after "; ".
     return str(error).split("; ")[0].replace("\n", " ")

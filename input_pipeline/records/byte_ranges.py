@@ -1,4 +1,4 @@
-"""Ranges of a file's bytes: mounted files and objects of a store such as `gs://` alike."""
+"""Byte ranges of mounted files and of objects in a store such as `gs://`."""
 
 import contextlib
 import os
@@ -8,33 +8,33 @@ from typing import Protocol, runtime_checkable
 from launch import files
 from launch.errors import InputError
 
-_WINDOW = 8 << 20  # bytes that one request to a store should at least bring
+_WINDOW = 8 << 20  # bytes per request to a store, so that its latency matters little
 
 
 @runtime_checkable
 class ByteRanges(Protocol):
-    """A file that is open for reading, by several threads if need be."""
+    """A file open for reading; threads may share it."""
 
     def size(self) -> int:
-        """Its bytes."""
+        """In bytes."""
         ...
 
     def changed(self) -> str:
-        """What is another one after the file was written again: its time, or a store's tag."""
+        """A mark that differs after the file is rewritten: its time, or a store's tag."""
         ...
 
     def read(self, offset: int, length: int) -> bytes:
-        """The bytes from an offset on; fewer where the file ends."""
+        """The bytes from `offset` on, fewer at the end of the file."""
         ...
 
 
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[ByteRanges]:
-    """Opens a file for as long as the block lasts; an object in a store is not held open.
+    """Opens a file for the block; an object in a store is not held open.
 
     Raises:
         FileNotFoundError: there is none.
-        InputError: the store cannot be reached for want of a package, or is of no known kind.
+        InputError: the package for this store is missing, or the store is unknown.
     """
     if not files.is_local(path):
         yield _Object(path)
@@ -62,6 +62,7 @@ class _Mounted:
 
 class _Object:
     def __init__(self, path: str):
+        # Imported late: local files do not need it.
         import fsspec
 
         try:
@@ -76,6 +77,7 @@ class _Object:
 
     def changed(self) -> str:
         info = self._store.info(self._path)
+        # Each store has its own name for it.
         fields = ("mtime", "updated", "LastModified", "ETag", "etag", "created")
         return str(next((info[key] for key in fields if info.get(key)), ""))
 
@@ -84,14 +86,14 @@ class _Object:
 
 
 class Ahead:
-    """Reads much at a time, for whoever goes through a file from front to back."""
+    """Reads large windows, for going through a file from front to back."""
 
     def __init__(self, file: ByteRanges):
         self._file, self._size = file, file.size()
         self._start, self._window = 0, b""
 
     def size(self) -> int:
-        """Its bytes."""
+        """See `ByteRanges`."""
         return self._size
 
     def changed(self) -> str:
@@ -99,10 +101,11 @@ class Ahead:
         return self._file.changed()
 
     def read(self, offset: int, length: int) -> bytes:
-        """The bytes from an offset on; fewer where the file ends."""
+        """See `ByteRanges`."""
         length = max(0, min(length, self._size - offset))
         at = offset - self._start
         if at < 0 or at + length > len(self._window):
+            # Outside the window: fetch a new one that starts here.
             whole = min(max(length, _WINDOW), self._size - offset)
             self._start, self._window, at = offset, self._file.read(offset, whole), 0
         return self._window[at : at + length]

@@ -13,11 +13,11 @@ Value = bytes | str | int | float | np.integer | np.floating
 
 @functools.cache
 def load_messages() -> tuple[Any, Any]:
-    """The messages of a record; whoever reads or writes records in threads calls it before.
+    """The protobuf classes; call it before starting threads that read or write records.
 
-    While tensorflow_datasets is imported, etils replaces Python's `__import__` for all threads, and
-    what JAX imports in another one meanwhile fails. It takes half a second, which tasks without
-    records save.
+    Importing tensorflow_datasets takes half a second, which tasks without records need not wait
+    for. Meanwhile etils replaces `__import__` for all threads, so an import of JAX in another one
+    fails.
     """
     from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
@@ -25,23 +25,20 @@ def load_messages() -> tuple[Any, Any]:
 
 
 def encode_example(values: Mapping[str, Value | Sequence[Value]]) -> bytes:
-    """Serialises one record as a tf.train.Example; the same values give the same bytes.
+    """Serialises one record; the same values give the same bytes.
 
-    Args:
-        values: name -> value or sequence of values of one kind. Texts are stored as UTF-8,
-            but for names of files that are none: as they are.
-
-    Raises:
-        TypeError: a value is of another kind.
+    Each value is one or a sequence of bytes, text, integers or floats, else TypeError. Texts are
+    stored as UTF-8; file names that are not UTF-8 keep their bytes.
     """
     example = load_messages()[0]()
     for name, value in values.items():
         example.features.feature[name].CopyFrom(_feature(name, value))
-    return example.SerializeToString(deterministic=True)
+    return example.SerializeToString(deterministic=True)  # sorts the map's keys
 
 
 def _feature(name: str, value: Any) -> Any:
     proto = load_messages()[1]
+    # The format has lists only: a scalar is a list of one.
     scalar = isinstance(value, bytes | str) or np.ndim(value) == 0
     items: list[Any] = [value] if scalar else list(value)
     if all(isinstance(item, bytes | str) for item in items):
@@ -58,14 +55,7 @@ def _feature(name: str, value: Any) -> Any:
 
 
 def decode_example(data: bytes) -> dict[str, list[Any]]:
-    """Parses a tf.train.Example.
-
-    Returns:
-        Name -> list of bytes (texts as well), int or float; the format has no scalars.
-
-    Raises:
-        InputError: the bytes are no tf.train.Example.
-    """
+    """Name -> list of bytes (also for texts), int or float; InputError if it is another message."""
     from google.protobuf.message import DecodeError
 
     try:

@@ -1,4 +1,4 @@
-"""The files that make a folder of shards a TFDS data set."""
+"""The metadata files that make a folder of shards a TFDS data set."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from etils import epath
 
 from launch import files
 
-VERSION = "1.0.0"
+VERSION = "1.0.0"  # TFDS needs one; it says nothing here
 
 
 def image_features(
@@ -18,15 +18,12 @@ def image_features(
     image_format: str | None,
     texts: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """TFDS's features of a record with the fields `image` and `label`.
+    """TFDS's features of a record with `image`, `label` and the text fields `texts`.
 
-    Args:
-        class_names: the name of each label.
-        image_shape: [h, w, c]; None where it differs.
-        image_format: png or jpeg; None is any that readers know.
-        texts: names of fields that are text.
+    `image_shape` is [h, w, c] with None for sides that vary; `image_format` is png, jpeg, or None
+    for any format.
     """
-    # Not at the top: it takes half a second.
+    # Imported late: it takes half a second.
     import tensorflow_datasets as tfds
 
     image = tfds.features.Image(shape=tuple(image_shape), encoding_format=image_format)
@@ -37,7 +34,7 @@ def image_features(
 def generated_features(
     class_names: Sequence[str], image_shape: Sequence[int], image_format: str
 ) -> dict[str, Any]:
-    """`image_features` of a generated set, which tells more of its images."""
+    """`image_features` of a synthetic set, whose records have more fields."""
     import tensorflow_datasets as tfds
 
     features = image_features(class_names, image_shape, image_format, ("class_name", "prompt"))
@@ -54,27 +51,25 @@ def write_metadata(
     homepage: str,
     file_format: str = "tfrecord",
 ) -> list[str]:
-    """Writes `dataset_info.json`, `features.json` and the class names for TFDS.
+    """Writes `dataset_info.json`, `features.json` and the class names; returns the files' names.
 
-    `tfds.builder_from_directory(folder)` opens it from then on, with a single split `train`.
+    From then on `tfds.builder_from_directory(folder)` opens the set, with the single split `train`.
 
     Args:
-        folder: holds the shards `NAME-train.tfrecord-00000-of-0000N`.
+        folder: holds the shards `NAME-train.FORMAT-00000-of-0000N`.
         name: of the data set, as in the names of the shards.
         features: of a record, see `image_features`.
         shard_lengths: records in each shard.
-        num_bytes: size of all shards.
-        description: of the data set, for people.
-        homepage: where they read more; without one TFDS would name a page of its own catalogue.
-        file_format: of the shards, tfrecord or array_record.
-
-    Returns:
-        The names of the files.
+        num_bytes: of all shards together.
+        description: for people.
+        homepage: where to read more; without one TFDS would name a page of its own catalogue.
+        file_format: tfrecord or array_record.
     """
     import tensorflow_datasets as tfds
 
-    # TFDS does not write atomically: let it write elsewhere, then move file by file.
+    # TFDS does not write atomically, so it writes to a draft, which is then copied file by file.
     with tempfile.TemporaryDirectory(dir=files.temporary_folder()) as draft:
+        # 1. What TFDS would otherwise take from a builder's code.
         identity = tfds.core.DatasetIdentity(
             name=name, version=tfds.core.Version(VERSION), data_dir=draft, module_name=""
         )
@@ -86,10 +81,12 @@ def write_metadata(
             supervised_keys=("image", "label"),
         )
         info.set_file_format(file_format)
+        # 2. The shards.
         split = tfds.core.SplitInfo(
             name="train", shard_lengths=list(shard_lengths), num_bytes=num_bytes
         )
         info.set_splits(tfds.core.SplitDict([split]))
+        # 3. Write.
         info.write_to_directory(draft)
         paths = sorted(epath.Path(draft).iterdir())
         for path in paths:

@@ -1,7 +1,7 @@
-"""TFRecord shards with random access, both checksums checked on every read.
+"""TFRecord shards with random access; both checksums are verified on every read.
 
 A record is: length (uint64, little endian), masked CRC-32C of these 8 bytes, data, masked CRC-32C
-of the data. Grain's reader is sequential and checks neither.
+of the data. Grain's reader is sequential and verifies neither.
 """
 
 import contextlib
@@ -24,33 +24,28 @@ from launch.errors import InputError
 _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
 _LENGTH_CRC = struct.Struct("<QI")
-_HEADER = _LENGTH_CRC.size
-_FOOTER = _CRC.size
+_HEADER = _LENGTH_CRC.size  # 12 bytes before the data
+_FOOTER = _CRC.size  # 4 bytes after them
 _REPAIR = "write this shard again"
 
 
 def masked_crc(data: bytes) -> int:
-    """CRC-32C, rotated and shifted as the TFRecord format asks (`core/lib/hash/crc32c.h`)."""
+    """CRC-32C, masked as the TFRecord format requires (TensorFlow, `core/lib/hash/crc32c.h`)."""
     crc = crc32c.crc32c(data)
+    # Rotated right by 15 bits, plus a constant.
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 class Written(NamedTuple):
-    """A shard that has been written.
+    """A shard that has been written."""
 
-    Attributes:
-        num_bytes: its size.
-        sha256: its digest.
-        lengths: of the data of each record, in bytes.
-    """
-
-    num_bytes: int
-    sha256: str
-    lengths: list[int]
+    num_bytes: int  # of the file
+    sha256: str  # of the file
+    lengths: list[int]  # bytes of each record's data
 
 
 def write_tfrecord(path: epath.PathLike, records: Iterable[bytes]) -> Written:
-    """Writes one shard, which appears under its name only when it is complete."""
+    """Writes one shard, which appears under its name only when complete."""
     digest, lengths = hashlib.sha256(), []
     with files.atomic_file(path) as file:
         for data in records:
@@ -65,44 +60,33 @@ def write_tfrecord(path: epath.PathLike, records: Iterable[bytes]) -> Written:
 
 
 class TFRecordFile:
-    """One shard as a sequence of byte strings.
+    """One shard as a sequence of byte strings; `file[i]` reads record i alone.
 
-    Where the records begin is known when it is made; `file[i]` then reads record i alone. It holds
-    no open file, so it can be pickled, used by several threads, and there can be thousands of them.
-
-    Attributes:
-        path: of the shard.
-        starts: where each record begins, and where the last one ends.
+    It holds no open file, so it can be pickled, shared by threads, and opened by the thousand.
     """
 
     def __init__(self, path: epath.PathLike, starts: Int64[np.ndarray, " ends"] | None = None):
-        """Finds the records.
+        """Finds the records, in a local file or an object in a store (`gs://`).
 
-        Args:
-            path: a local file, or an object in a store (`gs://`), of which every read is a request.
-            starts: what this shard had before: then nothing is read.
-
-        Raises:
-            InputError: the file is missing, ends inside a record, or a length is damaged.
+        With `starts`, from an earlier `starts` or an index, nothing is read. Raises InputError if
+        the file is missing, ends inside a record, or a length is damaged.
         """
         self.path = os.fspath(path)
         if starts is None:
             with self._open() as file:
-                # A store answers a few large requests sooner than one a record.
+                # In a mounted file only the lengths are read. In a store every read is a request,
+                # and a few large ones are faster than one per record.
                 whole = not files.is_local(self.path)
                 ends = [end for end, _ in self._records(Ahead(file) if whole else file, whole)]
                 starts = np.array([0, *ends], np.int64)
+        # [n + 1]: where each record starts, and where the last one ends.
         self.starts: Int64[np.ndarray, " ends"] = starts
 
     def __len__(self) -> int:
         return len(self.starts) - 1
 
     def __getitem__(self, i: int) -> bytes:
-        """The data of record i.
-
-        Raises:
-            InputError: the record does not match its checksums, or the file became shorter.
-        """
+        """The data of record i; InputError if a checksum is wrong, or the file became shorter."""
         i = range(len(self))[i]
         start, end = self.starts[i : i + 2].tolist()
         with self._open() as file:
@@ -118,8 +102,8 @@ class TFRecordFile:
         return _where(self.path, i, int(self.starts[i]))
 
     def _data(self, record: bytes, i: int, start: int, end: int) -> bytes:
-        """Of a record that has been read from start to end."""
         length = self._length(record[:_HEADER], i, start, start + len(record))
+        # `starts` may come from an index of an earlier version of the file.
         if length != end - start - _HEADER - _FOOTER:
             raise self._error(i, start, "not where the index says")
         data = record[_HEADER:-_FOOTER]
@@ -129,14 +113,10 @@ class TFRecordFile:
 
     @classmethod
     def scan(cls, path: epath.PathLike) -> Iterator[tuple[int, bytes | InputError]]:
-        """Goes through a shard from front to back and reads it once.
+        """Reads a shard once, from front to back; yields (end, data or error) of each record.
 
-        Yields:
-            Where a record ends, and its data or how they are damaged.
-
-        Raises:
-            InputError: the file is missing, ends inside a record, or a length is damaged: what
-                comes after is lost.
+        Raises InputError if the file is missing, ends inside a record, or a length is damaged: all
+        that follows is lost.
         """
         shard, start = cls(path, np.zeros(1, np.int64)), 0
         with shard._open() as file:
@@ -150,7 +130,7 @@ class TFRecordFile:
                 start = end
 
     def _records(self, file: ByteRanges, whole: bool) -> Iterator[tuple[int, bytes]]:
-        """Where each record ends, and the record if the whole file is read."""
+        """Yields (end, record) for each; the record is empty unless `whole`."""
         size, start, record = file.size(), 0, 0
         while start < size:
             header = file.read(start, _HEADER)
@@ -162,6 +142,7 @@ class TFRecordFile:
         if len(header) < _HEADER:
             raise self._error(record, start, "truncated")
         length, crc = _LENGTH_CRC.unpack(header)
+        # Checked before it is used: a wrong length would lead anywhere.
         if masked_crc(header[: _LENGTH.size]) != crc:
             raise self._error(record, start, "damaged length (wrong checksum)")
         left = size - start - _HEADER - _FOOTER
@@ -187,7 +168,7 @@ def _where(path: str, record: int, start: int) -> str:
 
 
 def starts_of(lengths: Sequence[int]) -> Int64[np.ndarray, " ends"]:
-    """Where records begin, and the last one ends, whose data have these lengths."""
+    """[n + 1]: where records with data of these lengths start, and where the last one ends."""
     starts = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(np.asarray(lengths, np.int64) + _HEADER + _FOOTER, out=starts[1:])
     return starts

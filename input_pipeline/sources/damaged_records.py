@@ -1,4 +1,4 @@
-"""What becomes of records that cannot be read: an error, or another record of the same class."""
+"""What happens with unreadable records: an error, or another record of the same class instead."""
 
 import threading
 import weakref
@@ -12,11 +12,11 @@ from launch.cli import say
 from launch.errors import InputError
 
 POLICIES = ("error", "skip")
-_TRIES = 100  # damaged records of a class, one after the other: that is no accident
+_TRIES = 100  # damaged records of a class in a row; more is no accident
 
 
 class _DamageCount:
-    """Damaged records and what stands for them; it tells stderr at the 1st, 2nd, 4th, 8th, ..."""
+    """Damaged records and their replacements; reports the 1st, 2nd, 4th, 8th, ... on stderr."""
 
     def __init__(self, total: int):
         self.lock = threading.Lock()
@@ -45,38 +45,36 @@ class _DamageCount:
 
 
 class SkipDamaged(Wrapper):
-    """A source that gives, for a damaged record, the next sound one of the same class.
+    """A source that replaces a damaged record by the next sound one of the same class.
 
-    So labels stay true. Which one it is depends on the data alone. Several threads may use it;
-    stderr is told, at the end as well.
+    So labels stay true. The choice depends on the data alone, so every run makes the same one.
+    Threads may share it; stderr hears of the damage as it is found and at the end.
     """
 
     def __init__(self, source: Source):
-        """Wraps a source; it should be the last wrapper, so that no other split stands in."""
+        # It should be the outermost wrapper: a record of another split must not replace one.
         super().__init__(source)
         self._begin_count()
 
     @property
     def damaged(self) -> int:
-        """Records that were found damaged until now."""
+        """The number of records found damaged so far."""
         return len(self._count.instead)
 
     def __getitem__(self, i: SupportsIndex) -> Example:
-        """Example i, or the one that stands for it.
-
-        Raises:
-            InputError: many of the class are damaged one after the other, or all.
-        """
+        """Example i or its replacement; InputError after too many damaged records in a row."""
         i = int(i)
         try:
             return self._source[self._count.instead.get(i, i)]
         except InputError as error:
-            fault = InputError(str(error))  # Without the frames, which would hold this source.
+            fault = InputError(str(error))  # a copy without frames, which would keep this source
         instead, example = self._next(i, fault)
         self._count.add(i, instead, fault)
         return example
 
     def _next(self, i: int, fault: InputError) -> tuple[int, Example]:
+        # Candidates: records of the same class and domain, from the one after i round to the one
+        # before.
         alike = np.flatnonzero((self.labels == self.labels[i]) & (self.domain == self.domain[i]))
         after = np.roll(alike, -int(np.searchsorted(alike, i, side="right")))[:-1]
         for j in after[:_TRIES].tolist():
@@ -91,6 +89,7 @@ class SkipDamaged(Wrapper):
             f"{fault}"
         )
 
+    # The count has a lock, which cannot be pickled; each process counts its own.
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_count", "_end")}
 
@@ -100,19 +99,14 @@ class SkipDamaged(Wrapper):
 
     def _begin_count(self) -> None:
         self._count = _DamageCount(len(self.labels))
+        # Reports the last count when the source is deleted or the process exits.
         self._end = weakref.finalize(self, self._count.end)
 
 
 def leave_out(source: Source, faults: Mapping[int, str], policy: str) -> Source:
-    """A source without the records that are too damaged to have a label.
+    """Drops records too damaged to have a label (number -> fault), or raises for them.
 
-    Args:
-        source: its labels are classes but for these records.
-        faults: number of such a record -> how it is damaged.
-        policy: 'skip' or 'error'.
-
-    Raises:
-        InputError: there are faults and the policy is 'error', or nothing is left.
+    Raises InputError if there are faults and the policy is 'error', or no record is left.
     """
     if not faults:
         return source

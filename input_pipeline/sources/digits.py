@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits that scikit-learn carries, split once and for all."""
+"""The 1,797 handwritten digits that come with scikit-learn, split once and for all."""
 
 import functools
 
@@ -9,18 +9,20 @@ from input_pipeline.source import ArraySource
 from launch.errors import InputError
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-# Images per class where the number is fixed; pool and test share the rest in their proportion.
+# Images per class where that number is fixed; `pool` gets 1,000 of the rest and `test` what is
+# left, both with the class balance of the rest.
 _DIGITS_PER_CLASS = {"train": 3, "validation": 10}
 _DIGITS_POOL, _DIGITS_SEED = 1000, 1797
 
 
 @functools.cache
 def _load_digits() -> tuple[UInt8[np.ndarray, "n 8 8 1"], Int32[np.ndarray, " n"]]:
-    # scikit-learn takes 1.5 s to import, which every task on other images saves.
+    # scikit-learn takes 1.5 s to import, which tasks on other images need not wait for.
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]  # levels 0..16
+    # Levels 0 to 16 become 0 to 255: [n, 8, 8] -> [n, 8, 8, 1].
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
     return images, bunch.target.astype(np.int32)
 
 
@@ -28,12 +30,15 @@ def _load_digits() -> tuple[UInt8[np.ndarray, "n 8 8 1"], Int32[np.ndarray, " n"
 def _digit_splits() -> dict[str, Int64[np.ndarray, " _"]]:
     labels = _load_digits()[1]
     rng = np.random.default_rng(_DIGITS_SEED)
+    # 1. Shuffle each class.
     shuffled = [rng.permutation(np.flatnonzero(labels == k)) for k in range(len(DIGIT_NAMES))]
     members: dict[str, list[np.ndarray]] = {}
     start = 0
+    # 2. Cut off the splits with a fixed number of images per class.
     for split, count in _DIGITS_PER_CLASS.items():
         members[split] = [indices[start : start + count] for indices in shuffled]
         start += count
+    # 3. Divide the rest between pool and test.
     rest = [indices[start:] for indices in shuffled]
     pool = _proportional(np.array([len(indices) for indices in rest]), _DIGITS_POOL)
     members["pool"] = [indices[:count] for indices, count in zip(rest, pool, strict=True)]
@@ -42,7 +47,7 @@ def _digit_splits() -> dict[str, Int64[np.ndarray, " _"]]:
 
 
 def _proportional(counts: np.ndarray, total: int) -> np.ndarray:
-    """Shares `total` in the proportion of `counts`, rounded by the largest remainders."""
+    """Divides `total` in proportion to `counts`, by the method of largest remainders."""
     exact = counts * total / counts.sum()
     shares = np.floor(exact).astype(int)
     missing = np.argsort(shares - exact, kind="stable")[: total - shares.sum()]
@@ -51,14 +56,11 @@ def _proportional(counts: np.ndarray, total: int) -> np.ndarray:
 
 
 def digits(split: str) -> ArraySource:
-    """The 1,797 handwritten digits of 8 x 8 pixels that scikit-learn carries.
+    """Opens a split of scikit-learn's 1,797 handwritten digits, 8 x 8 pixels, one channel.
 
-    Args:
-        split: `pool` (1,000 images), `train` (3 a class), `validation` (10 a class) or `test`
-            (667). They are fixed, disjoint and stratified, and together the whole set.
-
-    Raises:
-        InputError: there is no such split.
+    The splits are `pool` (1,000 images), `train` (3 per class), `validation` (10 per class) and
+    `test` (667): fixed, disjoint, stratified and together the whole set. Another name raises
+    InputError.
     """
     splits = _digit_splits()
     if split not in splits:

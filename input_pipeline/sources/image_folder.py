@@ -1,4 +1,4 @@
-"""Labelled images as files: `class/file.jpg` in a folder, or in a zip of one."""
+"""Labelled images as files, `class/file.jpg`, in a folder or in a zip."""
 
 import contextlib
 import hashlib
@@ -24,10 +24,10 @@ from input_pipeline.source import Example
 from launch import files
 from launch.errors import InputError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")  # in capital letters as well
-_WINDOWS = 0  # what `create_system` says of MS-DOS and its children
-# ImageNet's validation images come without folders; Kaggle's table has a line an image, behind a
-# head: ILSVRC2012_val_00000001,n01751748 321 87 ...
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")  # compared in lower case
+_WINDOWS = 0  # `create_system` of MS-DOS and Windows in a zip
+# ImageNet's validation images come without folders. Kaggle's table has a header and a line per
+# image: ILSVRC2012_val_00000001,n01751748 321 87 ...
 _SORT = (
     "sort them into a folder a class, such as ImageNet's by Kaggle's table: cd there, then "
     "tail -n +2 LOC_val_solution.csv | tr ',' ' ' | while read f c x; do mkdir -p $c; "
@@ -37,51 +37,44 @@ _UNPACK = (
     "unpack each class's tar into a folder of its own: cd there, then "
     "for f in *.tar; do mkdir ${f%.tar} && tar -xf $f -C ${f%.tar}; done"
 )
-_LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip's member: signature, length of name and extra
+# In a zip, before each member's data: signature, ..., lengths of its name and of its extra field.
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 
 @runtime_checkable
 class _Files(Protocol):
-    """Where the images are.
+    """Where the images are: in a folder or in a zip."""
 
-    Attributes:
-        location: of the folder that holds the classes, for messages.
-        names: `class/file` of each image, sorted by class, then by file.
-        class_names: sorted.
-    """
-
-    location: str
-    names: list[str]
-    class_names: tuple[str, ...]
+    location: str  # of the folder that holds the classes, for messages
+    names: list[str]  # `class/file` of each image, sorted by class, then by file
+    class_names: tuple[str, ...]  # sorted
 
     def read(self, i: int) -> bytes:
         """The bytes of image i."""
 
     def digest(self) -> str:
-        """Of what is known without reading an image."""
+        """A checksum of what is known without reading an image."""
 
 
 class ImageFolder:
     """Images with random access; their labels are known without reading one.
 
-    A class is a folder, its label the position of its name in sorted order (for WordNet ids that is
-    ImageNet's order). Every file in it is an image; what lies beside the classes, and what has a
-    name that begins with a dot, is not looked at. Only names are held, no open file: it can be
-    pickled, and used by several threads.
+    Each class is a folder, its label the position of its name in sorted order (for WordNet ids that
+    is ImageNet's order). Every file in it must be an image; files beside the class folders and
+    names that start with a dot are ignored. Only names are held, no open file: it can be pickled
+    and shared by threads.
     """
 
     def __init__(self, path: epath.PathLike, root: str = "", upright: Any = None):
-        """Lists the images.
+        """Lists the images of a mounted folder or a zip.
 
-        Args:
-            path: a mounted folder, or a zip.
-            root: the folder in it that holds the classes. In a zip '' is the only one that does.
-            upright: turns images as their EXIF orientation says, which photographs of phones need.
-                None does so unless the classes are ImageNet's, on which others ignore it.
+        `root` is the folder in it that holds the classes; '' in a zip finds it, if it is the only
+        one. `upright` turns images as their EXIF orientation says, which photographs of phones
+        need; None does so unless the classes are ImageNet's, where others ignore it too.
 
         Raises:
-            InputError: there is no such folder or zip or it is damaged, a class has no image, or a
-                file in a class is no image by its name.
+            InputError: there is no such folder or zip, it is damaged, a class has no image, or a
+                file in a class is not named like an image.
         """
         path = os.fspath(path)
         if not files.is_local(path):
@@ -98,11 +91,7 @@ class ImageFolder:
         return len(self.labels)
 
     def __getitem__(self, i: SupportsIndex) -> Example:
-        """Example i: RGB, each image of its own size.
-
-        Raises:
-            InputError: the file is missing, damaged, cut short or no image; it is named.
-        """
+        """Example i in RGB, at its own size; InputError names a file that is missing or damaged."""
         data = self._files.read(operator.index(i))
         try:
             image = decode(data, self._upright)
@@ -115,26 +104,18 @@ class ImageFolder:
         return self._files.names[i]
 
     def digest(self) -> str:
-        """Of the names of all images, and in a zip of their sizes and checksums; and if turned."""
+        """Covers the names, in a zip also sizes and checksums, and whether images are turned."""
         return decoded_digest(self._files.digest(), self._upright)
 
 
 def decode(data: bytes, upright: bool = False) -> UInt8[np.ndarray, "h w 3"]:
-    """Decodes a file as the usual training on ImageNet does.
+    """Decodes a file to values in [0, 255], as the usual training on ImageNet does.
 
-    Opacity is dropped. Grey, palette and CMYK become RGB; of 16 bits the upper 8 are kept.
-
-    Args:
-        data: PNG, JPEG or any format that OpenCV reads.
-        upright: see `image_codec.decode_image`.
-
-    Returns:
-        Values [0, 255].
-
-    Raises:
-        InputError: the bytes are no image, or a part of one.
+    PNG, JPEG or any format that OpenCV reads. Transparency is dropped; grey, palette and CMYK
+    become RGB; the upper 8 of 16 bits are kept. For `upright` see `image_codec.decode_image`.
+    Raises InputError if the bytes are not a complete image.
     """
-    # OpenCV 5 refuses a part without saying why; that older ones refuse is not relied on.
+    # OpenCV 5 rejects a truncated file without saying why; older versions may not reject it.
     if not image_file.is_whole(data):
         raise InputError(
             f"{len(data)} bytes that are only the beginning of an image; download it again"
@@ -146,13 +127,11 @@ def decode(data: bytes, upright: bool = False) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def decoded_digest(digest: str, upright: bool) -> str:
-    """The digest of a source: that of its files, and whether their images are turned."""
+    """A source's checksum from that of its files, and from whether its images are turned."""
     return hashlib.sha256(f"{digest} upright".encode()).hexdigest() if upright else digest
 
 
 class _Folder:
-    """Images in a folder."""
-
     def __init__(self, path: str, root: str):
         self.location = os.path.join(path, root) if root else path
         if not os.path.isdir(self.location):
@@ -171,15 +150,17 @@ class _Folder:
 
 
 class _Zip:
-    """Images in a zip; its list is read once, an image by its offset alone."""
+    """Images in a zip. The central directory is read once; then each image by its offset."""
 
     def __init__(self, path: str, root: str):
         self._path = path
         try:
+            # 1. All members, under clean names.
             with zipfile.ZipFile(path) as archive:
                 members = {_slashed(member): member for member in archive.infolist()}
         except (zipfile.BadZipFile, EOFError, OSError):
             raise InputError(f"{path}: {_advice(path)}") from None
+        # 2. The folder with the classes, and the files of each.
         root = root.strip("/") or _only_root(path, members)
         self.location = f"{path}/{root}" if root else path
         prefix = f"{root}/" if root else ""
@@ -187,9 +168,12 @@ class _Zip:
         for member in members:
             folder, below, file = member.removeprefix(prefix).partition("/")
             if member.startswith(prefix) and below and not _is_hidden(folder):
+                # A member "class/" without a file is an empty folder: it is listed, and reported
+                # later.
                 listing.setdefault(folder, []).extend([file] if file else [])
         self.class_names, self.names = _arrange(self.location, listing)
-        # Columns: where its header is, method, size in the zip, size, checksum.
+        # 3. An array and not a list of ZipInfo: a million images then take 40 MB and pickle fast.
+        # [n, 5]: offset of the local header, method, compressed size, size, checksum.
         rows = [self._row(members[prefix + name]) for name in self.names]
         self.index: Int64[np.ndarray, "n 5"] = np.array(rows, np.int64)
 
@@ -209,10 +193,13 @@ class _Zip:
         start, method, packed_size, size, crc = self.index[i].tolist()
         with _opened(self._path) as fd:
             header = os.pread(fd, _LOCAL_HEADER.size, start)
+            # The name and the extra field before the data may be longer here than in the central
+            # directory.
             if len(header) == _LOCAL_HEADER.size and header.startswith(b"PK\x03\x04"):
                 start += _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack(header)[1:])
             data = os.pread(fd, packed_size, start)
-        with contextlib.suppress(zlib.error):  # The checksum tells it.
+        # Damage shows in the checksum; size + 1 stops a member that unpacks to more than it says.
+        with contextlib.suppress(zlib.error):
             if method == zipfile.ZIP_DEFLATED:
                 data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
         if len(data) != size or zlib.crc32(data) != crc:
@@ -223,11 +210,12 @@ class _Zip:
         return data
 
     def digest(self) -> str:
+        # Columns 3 and 4: size and checksum.
         return _digest(self.names, self.index[:, 3:].astype("<i8").tobytes())
 
 
 def _slashed(member: zipfile.ZipInfo) -> str:
-    """A member's name as it should be: some tools of Windows write backslashes, others `./`."""
+    """A member's clean name: some Windows tools write backslashes, others write `./`."""
     name = member.filename
     if member.create_system == _WINDOWS:
         name = name.replace("\\", "/")
@@ -248,7 +236,7 @@ def _advice(path: str) -> str:
 
 
 def _tar_advice(path: str) -> str:
-    """What to do with a tar, which cannot be read at random; empty for what is none."""
+    """What to do with a tar, which has no random access; '' if the file is not a tar."""
     try:
         with tarfile.open(path, "r:*") as archive:
             first = next((member.name for member in archive if member.isfile()), "")
@@ -265,7 +253,7 @@ def _tar_advice(path: str) -> str:
 
 
 def _only_root(path: str, members: Iterable[str]) -> str:
-    """The folder that holds the classes, if every image is in a class of the same one."""
+    """The folder that holds the classes, if there is only one."""
     images = (member for member in members if member.lower().endswith(SUFFIXES))
     shown = (image for image in images if not any(map(_is_hidden, image.split("/"))))
     levels = (image.rsplit("/", 2) for image in shown)  # root, class, file
@@ -283,16 +271,13 @@ def _only_root(path: str, members: Iterable[str]) -> str:
 
 
 def _is_hidden(name: str) -> bool:
-    """Also what macOS puts into a zip and Windows into folders, for itself."""
+    # macOS adds __MACOSX to zips; Windows adds the other two to folders.
     return name.startswith(".") or name.lower() in ("__macosx", "thumbs.db", "desktop.ini")
 
 
 def _arrange(location: str, listing: dict[str, list[str]]) -> tuple[tuple[str, ...], list[str]]:
-    """Class names, and `class/file` of every image.
-
-    Raises:
-        InputError: there is no class, one has no image, or something in it is none.
-    """
+    """Class names, and `class/file` of each image; InputError for an empty class or other files."""
+    # 1. No class folder: say what the location holds instead.
     if not listing:
         names = os.listdir(location) if os.path.isdir(location) else []
         if any(name.lower().endswith(SUFFIXES) for name in names):
@@ -300,11 +285,13 @@ def _arrange(location: str, listing: dict[str, list[str]]) -> tuple[tuple[str, .
         if any(name.endswith(".tar") for name in names):
             raise InputError(f"{location} has tars, but no folders of images; {_UNPACK}")
         raise InputError(f"{location} has no folders of images; name one that has")
+    # 2. Class names go into JSON and text files, which need UTF-8.
     if unreadable := [name for name in listing if not files.is_utf8(name)]:
         raise InputError(
             f"{location}: the name of folder {unreadable[0]!a} is not UTF-8; rename it"
         )
     names = []
+    # 3. Every file in a class must be an image.
     for folder in sorted(listing):
         images = sorted(name for name in listing[folder] if not _is_hidden(name))
         for name in images:
@@ -320,20 +307,21 @@ def _arrange(location: str, listing: dict[str, list[str]]) -> tuple[tuple[str, .
 
 
 def _classes(location: str) -> list[str]:
-    """Names of the folders in a folder; a link that leads nowhere may have been one."""
     with os.scandir(location) as entries:
         shown = [entry for entry in entries if not _is_hidden(entry.name)]
         for entry in shown:
+            # It may have been a class: without it all later labels would be off by one.
             if entry.is_symlink() and not os.path.exists(entry.path):
                 raise InputError(f"{entry.path} is a broken link; fix or remove it")
         return [entry.name for entry in shown if entry.is_dir()]
 
 
 def _files_in(folder: str) -> list[str]:
-    """Names in a folder. What the folder itself says of them is enough: millions are not asked."""
     with os.scandir(folder) as entries:
         shown = [entry for entry in entries if not _is_hidden(entry.name)]
         for entry in shown:
+            # No stat: the listing of the folder has the types, and millions of calls would take
+            # minutes on a network disk.
             if not (entry.is_symlink() or entry.is_file() or entry.is_dir()):
                 raise InputError(f"{entry.path} is a pipe or a device, not a file; remove it")
         return [entry.name for entry in shown]
@@ -342,7 +330,7 @@ def _files_in(folder: str) -> list[str]:
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[int]:
     try:
-        # Opening a pipe, to which a link may lead, would wait for who writes into it.
+        # A link may lead to a pipe, and opening that would wait for a writer.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):

@@ -1,4 +1,4 @@
-"""Lists of records to keep: what a filter has left of a set."""
+"""A source restricted to the records that a list names, such as a filter's."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,33 +16,28 @@ class KeptRecords(Subset):
     """The records of a source whose keys a file lists, in the source's order."""
 
     def __init__(self, source: Source, path: epath.PathLike):
-        """Reads the list.
-
-        Args:
-            source: its method `key` gives the name of each record.
-            path: a JSON list if it ends in `.json`, else text with one key a line.
+        """Reads a JSON list if `path` ends in `.json`, else text with one key a line.
 
         Raises:
-            InputError: there is no such file, it lists no key, one twice, or one that the source
-                has not; the first such is named.
+            InputError: the file is missing or lists no key, one twice, or one that the source
+                lacks; the message names the first of these.
         """
         data = _read(epath.Path(path))
         super().__init__(source, _find(source, _parse(data, epath.Path(path)), path))
         self._digest = hashlib.sha256(data).hexdigest()
 
     def digest(self) -> str | None:
-        """Of the whole source, and of the list."""
+        """Covers the whole source and the list."""
         return joined_digest((super().digest(), self._digest))
 
 
 def _find(source: Source, keys: Sequence[str], path: epath.PathLike) -> Int64[np.ndarray, " m"]:
-    """Indices of the records with these keys, ascending."""
     listed: set[str] = set()
     for key in keys:
         if key in listed:
             raise InputError(f"{path} lists {key!r} twice; list it once")
         listed.add(key)
-    # Only what is listed is held: of a large set, names of all records would be gigabytes.
+    # Ascending. Only the listed keys are held: all names of a large set would be gigabytes.
     indices = [i for i in range(len(source)) if source.key(i) in listed]
     if unknown := listed.difference(source.key(i) for i in indices):
         first = next(key for key in keys if key in unknown)
@@ -66,7 +61,7 @@ def _parse(data: bytes, path: epath.Path) -> list[str]:
                 f"{path} must be a JSON list of strings, or a text file with one key a line"
             )
     else:
-        # Names of files need not be UTF-8; this is how Python lists the others.
+        # File names need not be UTF-8; surrogateescape is how Python lists such names.
         lines = data.decode("utf-8", "surrogateescape").split("\n")
         keys = [line.removesuffix("\r") for line in lines if line.strip()]
     if not keys:

@@ -1,11 +1,11 @@
-"""Fields of sources that a config may lack; apart, for JAX comes with what reads their defaults."""
+"""Defaults of source fields that a config may lack; apart, as reading defaults imports JAX."""
 
 from input_pipeline.sources import subsets
 from input_pipeline.sources.registry import KINDS
 from launch.fields import Fields
 from launch.runtime.optional_fields import Defaults, below, unset
 
-# Of every field that a source of some kind may have besides its name.
+# For every field that some kind of source has besides its name; see `registry.load`.
 _DEFAULTS: Defaults = {
     "on_damage": "error",
     "copies": unset(int),
@@ -38,13 +38,14 @@ _DEFAULTS: Defaults = {
 
 
 def lacking_in_source(path: str, spec: Fields) -> Defaults:
-    """Fields of `load` that a config's `spec` lacks, which is at `path`; of none its name."""
+    """Defaults of the fields that the source `spec`, at `path` in a config, lacks."""
+    # Without a name nothing is known of its other fields.
     if not spec.get("name"):
         return below(path, spec, {"name": unset(str)})
     kind = KINDS.get(spec["name"])
     names = (kind.needs, *kind.may_have, *subsets.FIELDS, "on_damage") if kind else ()
     own = {name: x for name, x in _DEFAULTS.items() if name.partition(".")[0] in names}
-    # Of a group that is there all is needed: it has no defaults.
+    # A group, such as `standin`, has no defaults: it is absent, or has all its fields.
     return below(path, spec, {name: x for name, x in own.items() if _group(name) not in spec})
 
 

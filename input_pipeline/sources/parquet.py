@@ -1,4 +1,4 @@
-"""Labelled images in Parquet files as the Hugging Face Hub has them."""
+"""Labelled images in Parquet files, in the layout of the Hugging Face Hub."""
 
 import collections
 import glob
@@ -20,21 +20,21 @@ from input_pipeline.sources.image_folder import decode, decoded_digest
 from launch import files
 from launch.errors import InputError, listed
 
-# NAME-00000-of-00012.parquet; older files of the Hub have a digest behind it.
+# NAME-00000-of-00012.parquet; older files of the Hub have a hash after the numbers.
 _NUMBERED = re.compile(r"(.+)-\d+-of-(\d+)(?:-\w+)?\.parquet")
 _AGAIN = "fetch it again"
-# What files are called that hold a whole split.
+# Names of files that hold a whole split, such as train.parquet.
 _SPLITS = ("train", "validation", "valid", "val", "dev", "test")
-NO_CLASSES = ("all",)
-_BATCH_ROWS = 64  # at 30 MB each these are 2 GB
+NO_CLASSES = ("all",)  # the only class of a set without labels
+_BATCH_ROWS = 64  # below Arrow's 2 GB even with images of 30 MB
 
 
 class ParquetSource:
-    """Images with random access by row group; their labels come without reading an image.
+    """Images with random access by row group; their labels are known without reading an image.
 
-    Parquet holds rows in groups, and one image costs its whole group: for training that shuffles
-    choose files with small groups, or array_record. It holds no open file, so it can be pickled and
-    used by several threads.
+    Parquet stores rows in groups, and reading one image costs its whole group: for shuffled
+    training choose files with small groups, or array_record. It holds no open file, so it can be
+    pickled and shared by threads.
     """
 
     def __init__(
@@ -48,23 +48,24 @@ class ParquetSource:
         upright: Any = None,
         caption: str = "",
     ):
-        """Opens files: reads their footers and the column of labels.
+        """Reads the footers and the column of labels.
 
         Args:
             path: a mounted folder that holds `*.parquet`, or a pattern that matches such files.
-            split: takes the files `SPLIT-00000-of-0000N.parquet`, or `SPLIT.parquet`, of the folder
-                only.
-            image: name of a column of bytes, or of structs with the field `bytes`.
-            label: name of a column of integers; '' is none, and all images are of one class.
-            class_names: the name of each label, where the files do not say it.
-            row_groups: how many are kept in memory.
+            split: takes only the files `SPLIT-00000-of-0000N.parquet`, or `SPLIT.parquet`, of the
+                folder.
+            image: a column of bytes, or of structs with the field `bytes`.
+            label: a column of integers; '' puts all images into one class.
+            class_names: by label, where the files do not name them.
+            row_groups: how many decompressed row groups to keep in memory.
             upright: see `ImageFolder`.
-            caption: name of a column of texts, which examples have as their 'caption'; '' is none.
+            caption: a column of texts, which become the examples' 'caption'; '' is none.
 
         Raises:
-            InputError: a file is missing or damaged, has another schema or other classes than the
-                first one, or a label is no class.
+            InputError: a file is missing or damaged, its schema or classes differ from those of the
+                first, or a label is out of range.
         """
+        # 1. Footers and labels of all files.
         self._paths = _paths(os.fspath(path), split)
         self._root = os.path.commonpath([os.path.dirname(path) for path in self._paths])
         self._columns = (image, caption) if caption else (image,)
@@ -72,13 +73,13 @@ class ParquetSource:
         opened = [_File(path, image, label, caption) for path in self._paths]
         if not label and class_names is None:
             class_names = NO_CLASSES
-        # By what everything else calls the same classes: folders, lists, runs, label maps.
+        # 2. Classes. ImageNet's get their WordNet ids, as folders, lists and runs name them.
         self.class_names = imagenet.canonical_names(_class_names(opened, class_names))
         self._upright = imagenet.upright(upright, self.class_names)
         self._footers = [file.footer for file in opened]
         self._digests = [file.digest for file in opened]
         groups = [(n, g, rows) for n, file in enumerate(opened) for g, rows in file.groups()]
-        # Columns: number of the file, of its row group, first row in the file, end in this source.
+        # 3. Where each image is.
         self._groups: Int64[np.ndarray, "groups 4"] = _table(groups)
         self.labels = np.concatenate([file.labels for file in opened])
         self.domain = np.zeros(len(self.labels), np.int32)
@@ -89,11 +90,7 @@ class ParquetSource:
         return len(self.labels)
 
     def __getitem__(self, i: SupportsIndex) -> Example:
-        """Example i: RGB, each image of its own size.
-
-        Raises:
-            InputError: its row group is damaged, or it holds no image.
-        """
+        """Example i in RGB, at its own size; InputError if its row group or image is damaged."""
         i = operator.index(i)
         group, _, row = self._locate(i)
         try:
@@ -114,18 +111,19 @@ class ParquetSource:
         return example | dict(zip(("caption",), texts, strict=False))
 
     def key(self, i: int) -> str:
-        """File and row of image i."""
+        """`file:row` of image i."""
         _, path, _ = self._locate(i)
         return f"{os.path.relpath(path, self._root)}:{self._row(i)}"
 
     def digest(self) -> str:
-        """Of labels, names and footers of all files (they have every column's size); if turned."""
+        """Covers labels, file names and footers, which have every column's size; and `upright`."""
         names = [os.path.relpath(path, self._root) for path in self._paths]
         facts = json.dumps([names, self._digests, self.class_names]).encode()
         digest = hashlib.sha256(facts + self.labels.astype("<i4").tobytes()).hexdigest()
         return decoded_digest(digest, self._upright)
 
     def __getstate__(self) -> dict[str, Any]:
+        # Locks cannot be pickled; every process has its own cache.
         return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_cache")}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
@@ -137,7 +135,7 @@ class ParquetSource:
         self._cache: collections.OrderedDict[int, Any] = collections.OrderedDict()
 
     def _locate(self, i: int) -> tuple[int, str, int]:
-        """Row group, file and row in the group."""
+        """The row group, its file, and the row within the group."""
         if not 0 <= i < len(self):
             raise IndexError(f"example {i} of {len(self)}")
         group = int(np.searchsorted(self._groups[:, 3], i, side="right"))
@@ -152,12 +150,12 @@ class ParquetSource:
         return f"{self._locate(i)[1]}: row {self._row(i)}"
 
     def _group(self, group: int) -> Any:
-        """The encoded images of a row group, and their captions if these are asked for."""
         with self._lock:
+            # Most recently used last.
             if group in self._cache:
                 self._cache.move_to_end(group)
                 return self._cache[group]
-        # Two threads may read the same one; to wait for each other would cost more.
+        # Two threads may read the same group; waiting for each other would cost more.
         images = self._read(group)
         with self._lock:
             self._cache[group] = images
@@ -166,6 +164,7 @@ class ParquetSource:
         return images
 
     def _read(self, group: int) -> Any:
+        # Imported late: tasks without Parquet need not wait for it.
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -175,7 +174,7 @@ class ParquetSource:
             with pq.ParquetFile(
                 self._paths[number], metadata=self._footers[number], page_checksum_verification=True
             ) as file:
-                # Arrow cannot read structs of more than 2 GB at once, nor join them.
+                # Arrow can neither read nor join structs of more than 2 GB at once.
                 batches = list(file.iter_batches(_BATCH_ROWS, [inner], list(self._columns)))
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"its row group cannot be read ({_line(error)}); {_AGAIN}") from None
@@ -185,7 +184,7 @@ class ParquetSource:
 
 
 class _File:
-    """What a file says besides its images."""
+    """What a file says apart from its images."""
 
     def __init__(self, path: str, image: str, label: str, caption: str):
         import pyarrow as pa
@@ -214,12 +213,12 @@ class _File:
         self.labels = column.to_numpy().astype(np.int32)
 
     def groups(self) -> list[tuple[int, int]]:
-        """Number of each row group, and its rows."""
+        """(number, rows) of each row group."""
         footer = self.footer
         return [(g, footer.row_group(g).num_rows) for g in range(footer.num_row_groups)]
 
     def class_names(self) -> tuple[str, ...] | None:
-        """As the Hub's library writes them."""
+        """From the metadata that Hugging Face's `datasets` writes; None if there is none."""
         data = (self.schema.metadata or {}).get(b"huggingface", b"{}")
         node: Any = files.parse_json(data, f"{self.path}, its metadata 'huggingface'")
         for field in ("info", "features", self._label, "names"):
@@ -235,6 +234,7 @@ class _File:
             (label, "integers", pa.types.is_integer),
             (caption, "texts", _holds_text),
         ):
+            # Without labels or captions; an image column there must be.
             if name == "" and kind != "bytes or of structs with bytes":
                 continue
             if name not in self.schema.names or not fits(self.schema.field(name).type):
@@ -261,6 +261,7 @@ def _holds_text(kind: Any) -> bool:
 def _paths(path: str, split: str | None) -> list[str]:
     if not files.is_local(path):
         raise InputError(f"{path}: Parquet needs a mounted folder; mount or copy it")
+    # 1. A file or a pattern.
     if not os.path.isdir(path):
         if split is not None:
             raise InputError(f"{path}: split={split!r} needs a folder; leave it out here")
@@ -268,6 +269,7 @@ def _paths(path: str, split: str | None) -> list[str]:
         if not paths:
             raise InputError(f"{path}: no such folder, and no file matches; check the path")
         return paths
+    # 2. The files of the split.
     path, split = _inner_folder(path, split)
     names = present = _parquet_names(path)
     numbered = {name: m for name in names if (m := _NUMBERED.fullmatch(name))}
@@ -280,6 +282,7 @@ def _paths(path: str, split: str | None) -> list[str]:
         raise InputError(f"{path} has no files {split or '*'}-*.parquet; it has {others}")
     if len(splits) > 1 and split is None:
         raise InputError(f"{path} has the splits {listed(splits)}; choose one as split")
+    # 3. All of NAME-00000-of-00012 must be there: nothing else would show that one is missing.
     totals = {m[2] for name, m in numbered.items() if name in names}
     if totals and (len(totals) > 1 or len(names) != int(next(iter(totals)))):
         raise InputError(
@@ -294,12 +297,11 @@ def _parquet_names(folder: str) -> set[str]:
 
 
 def _inner_folder(path: str, split: str | None) -> tuple[str, str | None]:
-    """Where a snapshot of the Hub has its files, and the split that is still to be chosen there.
+    """The folder in a snapshot of the Hub that has the files, and the split left to choose there.
 
-    That is here, in `data/`, or in a folder a split: `train/`, or `default/train/`.
-
-    Raises:
-        InputError: several folders have files, and the split names none of them.
+    The files may be in the snapshot itself, in `data/`, or in one folder per split: `train/` or
+    `default/train/`. Raises InputError if several folders have files and `split` names none of
+    them.
     """
     if _parquet_names(path):
         return path, split
@@ -323,6 +325,7 @@ def _class_names(opened: Sequence[_File], given: Sequence[str] | None) -> tuple[
         raise InputError(
             f"class_names must be a list of names, got {given!r}; write ['...', '...']"
         )
+    # All files must be of one data set.
     first = opened[0].class_names()
     for file in opened:
         if file.class_names() != first or not file.schema.equals(opened[0].schema):
@@ -353,7 +356,8 @@ def _check_labels(labels: np.ndarray, classes: int, where: Any) -> None:
 
 
 def _table(groups: Sequence[tuple[int, int, int]]) -> Int64[np.ndarray, "groups 4"]:
-    """Number of file and group, first row in the file, and where it ends among all."""
+    # [groups, 4]: number of the file, of the row group, its first row in the file, and its end
+    # among all rows of this source.
     rows, in_file, end = [], 0, 0
     for number, group, length in groups:
         in_file = 0 if group == 0 else in_file
@@ -363,6 +367,7 @@ def _table(groups: Sequence[tuple[int, int, int]]) -> Int64[np.ndarray, "groups 
     return np.array(rows, np.int64).reshape(-1, 4)
 
 
+# A Parquet file ends with: footer, length of the footer (4 bytes), "PAR1".
 def _footer_digest(path: str) -> str:
     with open(path, "rb") as file:
         file.seek(-8, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""Sets of labelled images with random access, and the table that opens one from a config."""
+"""The table of sources, and `load`, which opens one from a config."""
 
 import dataclasses
 import os
@@ -24,30 +24,28 @@ def load(spec: Fields) -> Source:
     """Opens the source that a config describes; a field that is None counts as absent.
 
     Args:
-        spec: `name` and the fields of that source; all have those of `subsets.apply`, to take only
-            a part, and `on_damage`: a record that cannot be read is an 'error' (default), or 'skip'
-            lets another of its class stand for it, see `damaged_records.SkipDamaged`.
-            digits: `split`.
-            synthetic: `path`, `copies` to take only the first so many copies of the real set, and
-                `caption`, see `SyntheticSource`.
-            image_folder: `path`, `root` and `upright`, see `ImageFolder`; and `held_out`, how many
-                images of every class are the `split` 'validation' and not 'train'; `standin`, see
-                `standin.make`: what is drawn instead where there is nothing at `path`.
-            tfds: `split` in the syntax of TFDS, and `path`, or `data_set` and `data_dir`, see
-                `tfds_prepared.locate`; `image`, `label`, `key` and `caption` name fields,
-                `upright`, see `TfdsSource`.
-            parquet: see `ParquetSource`.
+        spec: `name`, and the fields of that kind of source. Every kind has those of
+            `subsets.apply`, which take a part of it, and `on_damage`: 'error' (the default) raises
+            for an unreadable record, 'skip' replaces it by another of its class, see
+            `damaged_records.SkipDamaged`. digits: `split`. synthetic: `path`; `copies` takes only
+            the first copies of the real set; `caption`, see `SyntheticSource`. image_folder:
+            `path`, `root` and `upright`, see `ImageFolder`; `held_out`, the number of images per
+            class that are in the `split` 'validation' and not in 'train'; `standin`, see
+            `standin.make`: what to draw if `path` does not exist. tfds: `split` in TFDS's syntax,
+            and `path`, or `data_set` and `data_dir`, see `tfds_prepared.locate`; `image`, `label`,
+            `key`, `caption` and `upright`, see `TfdsSource`. parquet: see `ParquetSource`.
             webdataset: see `WebDataset`.
-            With `caption` (of those that have the field) examples have a text for training CLIP.
 
     Raises:
-        InputError: an unknown name, field or split, or a set that is missing, damaged or not
-            complete.
+        InputError: an unknown name, field or split, or a set that is missing, damaged or
+            incomplete.
     """
+    # 1. The fields that are set.
     spec = {key: spec[key] for key in spec if spec[key] is not None}
     for field in ("path", "data_dir"):
         if isinstance(spec.get(field), str):
             spec[field] = os.path.expanduser(spec[field])
+    # 2. Check them against the table.
     name = spec.get("name")
     if name not in KINDS:
         raise InputError(f"source.name must be one of {', '.join(KINDS)}, got {name!r}")
@@ -62,8 +60,9 @@ def load(spec: Fields) -> Source:
             f"on_damage must be one of {', '.join(damaged_records.POLICIES)}, got "
             f"{spec['on_damage']!r}"
         )
+    # 3. Open the set and take the part that is asked for.
     source = subsets.apply(kind.open(spec), spec)
-    # Last, so that no image of another split or part stands for a damaged one.
+    # 4. Last, so that an image of another split or part never replaces a damaged one.
     return damaged_records.SkipDamaged(source) if spec["on_damage"] == "skip" else source
 
 
@@ -79,6 +78,7 @@ def _image_folder(spec: Fields) -> Source:
         source = standin.make(stand_in, path)
     else:
         source = ImageFolder(path, spec.get("root", ""), spec.get("upright"))
+    # Hold out: the same images for every run, as the seed is fixed.
     split, held_out = spec.get("split"), spec.get("held_out")
     if split is None and held_out is None:
         return source
@@ -92,6 +92,7 @@ def _image_folder(spec: Fields) -> Source:
     if split == "validation":
         return validation
     rest = Subset(source, np.setdiff1d(np.arange(len(source)), validation.indices))
+    # A class may have had no more images than are held out.
     empty = np.flatnonzero(np.bincount(rest.labels, minlength=len(source.class_names)) == 0)
     if empty.size:
         raise InputError(
@@ -108,6 +109,7 @@ def _tfds(spec: Fields) -> Source:
         raise InputError("source 'tfds' needs path, or data_set and perhaps data_dir")
     folder = path or tfds_prepared.locate(spec["data_set"], spec.get("data_dir"))
     source = TfdsSource(folder, spec["split"], **fields)
+    # Shards may hold records without even a readable label; other sources cannot.
     return damaged_records.leave_out(source, source.faults, spec["on_damage"])
 
 
@@ -128,19 +130,14 @@ _WEBDATASET_FIELDS = ("caption", "class_names", "upright")
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-    """A row of the table of sources.
-
-    Attributes:
-        open: opens one, given its fields.
-        needs: the field that has to be there.
-        may_have: other fields of its own.
-    """
+    """A row of the table of sources."""
 
     open: Callable[[Fields], Source]
-    needs: str
-    may_have: tuple[str, ...] = ()
+    needs: str  # the required field
+    may_have: tuple[str, ...] = ()  # its other fields, without those that every source has
 
 
+# To add a source: a row here, and its new fields in `lacking.py`.
 KINDS = {
     "digits": _Kind(lambda spec: digits(spec["split"]), "split"),
     "synthetic": _Kind(_synthetic, "path", ("copies", "caption")),

@@ -1,4 +1,4 @@
-"""Coloured shapes in the place of photographs that are not there, to try commands with."""
+"""Drawn shapes in place of photographs that are not there, for trying out commands."""
 
 import functools
 import operator
@@ -16,28 +16,21 @@ from launch.fields import Fields
 
 IMAGENET = "imagenet"
 _FIELDS = ("class_names", "images", "size", "seed")
-# The drawing's own number: another one would be other images.
+# Raise it when the drawing changes: checksums of stand-ins then change too.
 _VERSION = 1
-# Hues of neighbouring classes are far apart.
+# Multiples of the golden ratio, modulo 1, spread evenly: neighbouring classes differ in hue.
 _GOLDEN = (5**0.5 - 1) / 2
 
 
 class StandIn:
-    """Images with random access, each drawn when it is asked for; nothing is on any disk.
+    """Images with random access, drawn when asked for; nothing is on disk.
 
-    A class is a shape, its colour and that of the ground; an image of it has a place, a size and
-    some noise of its own. Image i is the same on all machines.
+    A class is a shape with a colour and a background; each image has its own position, size and
+    noise. Image i is the same on all machines.
     """
 
     def __init__(self, class_names: Sequence[str], images: int, size: int, seed: int):
-        """Makes a set.
-
-        Args:
-            class_names: one a class.
-            images: of each class.
-            size: of an image, pixels each way.
-            seed: of the images: sets of two seeds share none.
-        """
+        """`images` of each class, `size` pixels each way; sets with different seeds share none."""
         self.class_names, self._size, self._seed = tuple(class_names), size, seed
         self.labels = np.repeat(np.arange(len(class_names), dtype=np.int32), images)
         self.domain = np.full(len(self.labels), REAL, np.int32)
@@ -51,19 +44,22 @@ class StandIn:
         return {"image": self._draw(int(label), rng), "label": label, "domain": self.domain[i]}
 
     def key(self, i: int) -> str:
-        """Its number."""
+        """Seed and number of image i."""
         return f"standin:{self._seed}:{i}"
 
     def digest(self) -> str:
-        """Of what is drawn, and how."""
+        """Covers what is drawn, and how."""
         count = len(self) // len(self.class_names)
         return f"standin-{_VERSION}:{len(self.class_names)}x{count}:{self._size}px:{self._seed}"
 
     def _draw(self, label: int, rng: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
+        # 1. Class: hue and shape. Image: position and radius, as shares of its side.
         hue, shape = label * _GOLDEN % 1, label % len(_SHAPES)
         centre, radius = rng.uniform(0.4, 0.6, 2), rng.uniform(0.22, 0.38)
+        # 2. Coordinates in which the shape has radius 1, of the middle of each pixel: [h, w].
         axis = (np.arange(self._size) + 0.5) / self._size
         y, x = np.meshgrid(*((axis - middle) / radius for middle in centre), indexing="ij")
+        # 3. The shape on a darker background of the complementary hue: [h, w, 3] in [0, 1].
         inside = _SHAPES[shape](x, y)[..., None]
         picture = np.where(inside, _colour(hue, 0.95), _colour(hue + 0.5, 0.35))
         picture = picture + rng.normal(0, 0.03, picture.shape)
@@ -71,15 +67,10 @@ class StandIn:
 
 
 def make(spec: Fields, path: str) -> StandIn:
-    """What stands for the images of a path where there are none; says so, once.
+    """The stand-in for the images of a path that does not exist; says so once on stderr.
 
-    Args:
-        spec: `class_names`, a list or 'imagenet' for its WordNet ids; `images`, `size` and `seed`,
-            see `StandIn`.
-        path: of the images that are missing.
-
-    Raises:
-        InputError: a field is missing, unknown or wrong.
+    `spec` has `class_names` (a list, or 'imagenet' for its WordNet ids), `images`, `size` and
+    `seed`, see `StandIn`; else InputError.
     """
     if set(spec) != set(_FIELDS):
         raise InputError(f"standin must have fields of {_FIELDS}, got {', '.join(sorted(spec))}")
@@ -98,7 +89,8 @@ def _tell(path: str) -> None:
 
 
 def _colour(hue: float, value: float) -> np.ndarray:
-    """RGB in [0, 1] of a hue, whose period is 1."""
+    """RGB in [0, 1] of a hue with period 1."""
+    # Three cosines a third of a turn apart, as the primaries on a colour wheel.
     waves = np.cos(2 * np.pi * (hue + np.array([0, 1 / 3, 2 / 3])))
     return value * (0.55 + 0.45 * waves)
 

@@ -1,7 +1,7 @@
-"""Parts of a source: chosen records, chosen classes, so many images of a class.
+"""Parts of a source: listed records, some classes, or a number of images per class.
 
-All draws come from one order of each class's images by seed and label. So fewer images are a part
-of more, whether they are drawn for a class, for a long tail or for some of the classes only.
+All draws take from one order of each class's images, given by seed and label. So a draw of fewer
+images is part of a larger one, whether per class, for a long tail or for some classes only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,21 +16,16 @@ from input_pipeline.sources.kept_records import KeptRecords
 from launch.errors import InputError, listed
 from launch.fields import Fields
 
-# What every source can be given in a config, see `apply`.
+# The fields that every source in a config may have, see `apply`.
 FIELDS = ("per_class", "subset_seed", "long_tail", "classes", "renumber", "keep")
 
 
 class Renumbered(Wrapper):
-    """A source of some of its classes, whose labels are their positions among these."""
+    """Numbers a source's classes anew: `labels` has the old label of each new one."""
 
     def __init__(self, source: Source, labels: Sequence[int]):
-        """Numbers anew.
-
-        Args:
-            source: all its examples are of these classes.
-            labels: the old label of each new one.
-        """
         super().__init__(source)
+        # Old label -> new label. All examples must be of these classes, so no -1 is read.
         new = np.full(len(source.class_names), -1, np.int32)
         new[list(labels)] = np.arange(len(labels))
         self.class_names = tuple(source.class_names[label] for label in labels)
@@ -41,33 +36,33 @@ class Renumbered(Wrapper):
 
 
 def apply(source: Source, spec: Fields) -> Source:
-    """The part of a source that a config asks for.
+    """The part of a source that a config asks for; InputError if a field is wrong.
 
-    Args:
-        source: the whole.
-        spec: may have, and is applied in this order,
-            keep: a file of record keys, see `kept_records.KeptRecords`;
-            classes: names or labels of those that are taken. They become the labels 0, 1, ... in
-                this order; with `renumber` False all keep the names and labels that they have;
-            per_class: how many images of each of them; or long_tail, a dict of the arguments of
-                `long_tail_counts`, and `order`, see `long_tail`;
-            subset_seed: of the draw of these images, 0 by default.
+    `spec` may have these fields, which are applied in this order:
 
-    Raises:
-        InputError: a field is wrong, or asks for what the source has not.
+    keep: a file of record keys, see `kept_records.KeptRecords`.
+    classes: names or labels to keep. They become the labels 0, 1, ... in this order; with
+        `renumber` False all classes keep their names and labels.
+    per_class: the number of images of each; or long_tail, a dict of the arguments of
+        `long_tail_counts` and `order`, see `long_tail`.
+    subset_seed: of the draw of these images, 0 by default.
     """
     _check_together(spec)
+    # 1. Listed records.
     if "keep" in spec:
         source = KeptRecords(source, spec["keep"])
+    # 2. Some classes, under their old labels, so that draws do not depend on the renumbering.
     labels = None
     if "classes" in spec:
         labels = find_classes(source, spec["classes"])
         source = Subset(source, np.flatnonzero(np.isin(source.labels, labels)))
+    # 3. A number of images per class.
     seed = spec.get("subset_seed", 0)
     if "per_class" in spec:
         source = per_class(source, spec["per_class"], seed, labels)
     if "long_tail" in spec:
         source = long_tail(source, dict(spec["long_tail"]), seed, labels)
+    # 4. New labels.
     if labels is not None and spec.get("renumber", True):
         source = Renumbered(source, labels)
     return source
@@ -98,16 +93,9 @@ def _check_together(spec: Fields) -> None:
 
 
 def per_class(source: Source, n: int, seed: int, labels: Sequence[int] | None = None) -> Subset:
-    """Draws n examples of every class; a smaller n with the same seed gives a part of them.
+    """Draws n examples per class, or of the classes `labels`; a smaller n gives a part of them.
 
-    Args:
-        source: where from.
-        n: how many.
-        seed: of the draw.
-        labels: the classes; None is all.
-
-    Raises:
-        InputError: a class has fewer than n examples.
+    Raises InputError if a class has fewer than n.
     """
     labels = range(len(source.class_names)) if labels is None else labels
     available = np.bincount(source.labels, minlength=len(source.class_names))
@@ -123,22 +111,17 @@ def per_class(source: Source, n: int, seed: int, labels: Sequence[int] | None = 
 def long_tail(
     source: Source, fields: Fields, seed: int, labels: Sequence[int] | None = None
 ) -> Subset:
-    """Draws a long tail; one of fewer images, or steeper, is a part of it.
+    """Draws a long tail; one with fewer images, or steeper, is part of it.
 
-    As in "Diversify, Don't Fine-Tune" (2023, appendix B) the counts are limits: a class that has
-    fewer images gives all.
+    As in "Diversify, Don't Fine-Tune" (2023, appendix B) the counts are limits: a class with fewer
+    images gives all it has.
 
-    Args:
-        source: where from.
-        fields: `n_max` and `gamma`, see `long_tail_counts`, and `order`: classes are the first, the
-            second, ... by 'label' (the default) or by 'size', the one with most images first.
-        seed: of the draw.
-        labels: the classes in their order; None is all.
-
-    Raises:
-        InputError: a field is missing, unknown or wrong, or no class has `n_max` images.
+    `fields` has `n_max` and `gamma`, see `long_tail_counts`, and `order`, which ranks the classes
+    by 'label' (the default; in the order of `labels`) or by 'size', largest first. Raises
+    InputError if one is missing, unknown or wrong, or no class has `n_max` images.
     """
     labels = range(len(source.class_names)) if labels is None else labels
+    # 1. The fields.
     fields = {"order": "label", **fields}
     if set(fields) != {"n_max", "gamma", "order"}:
         raise InputError(
@@ -147,6 +130,7 @@ def long_tail(
         )
     if fields["order"] not in ("label", "size"):
         raise InputError(f"long_tail.order must be 'label' or 'size', got {fields['order']!r}")
+    # 2. Counts by rank, of which the first must exist somewhere.
     counts = long_tail_counts(len(labels), fields["n_max"], fields["gamma"])
     available = np.bincount(source.labels, minlength=len(source.class_names))
     largest = max(labels, key=lambda label: available[label])
@@ -155,24 +139,18 @@ def long_tail(
             f"long_tail.n_max must be at most the {available[largest]} images of the "
             f"largest class, {source.class_names[largest]!r}, got {fields['n_max']}"
         )
+    # 3. Rank the classes; sorting is stable, so classes of equal size stay ordered by label.
     if fields["order"] == "size":
         labels = sorted(labels, key=lambda label: -available[label])
     return _draw(source, dict(zip(labels, counts.tolist(), strict=True)), seed)
 
 
 def long_tail_counts(num_classes: int, n_max: Any, gamma: Any) -> Int64[np.ndarray, " classes"]:
-    """Images of each class: an exponential decline, rounded down.
+    """Images per class: exponential decline from `n_max` to `n_max / gamma`, rounded down.
 
-    Cui et al. 2019 (Class-Balanced Loss, section 5.1); ImageNet-LT is another distribution, whose
-    published list can be given as `keep`.
-
-    Args:
-        num_classes: how many classes.
-        n_max: images of the first one.
-        gamma: the imbalance: how many times the last one's.
-
-    Raises:
-        InputError: n_max < 1, gamma < 1, or the last class is left with no image.
+    Cui et al. 2019 (Class-Balanced Loss, section 5.1), gamma being the imbalance. ImageNet-LT is
+    another distribution; give its published list as `keep`. Raises InputError if n_max < 1, gamma <
+    1, or the last class would get no image.
     """
     if not all(isinstance(value, int | float) and value >= 1 for value in (n_max, gamma)):
         raise InputError(
@@ -184,17 +162,19 @@ def long_tail_counts(num_classes: int, n_max: Any, gamma: Any) -> Int64[np.ndarr
             f"long_tail.gamma must be from 1 to n_max={n_max}, so that the last class has "
             f"an image, got {gamma}"
         )
-    # n_k = n_1 gamma^(-(k - 1) / (K - 1)); what is meant to be whole may come out a little less.
+    # n_k = n_1 gamma^(-(k - 1) / (K - 1)), with k from 1 to K (Cui et al. 2019, section 5.1). The
+    # 1e-9 is for whole numbers that floating point makes a little smaller.
     k = np.arange(num_classes)
     exact = n_max * float(gamma) ** (-k / max(1, num_classes - 1))
     return np.floor(exact + 1e-9).astype(np.int64)
 
 
 def _draw(source: Source, counts: Mapping[int, int], seed: int) -> Subset:
-    """The first images of each class (label -> how many) in its order for this seed."""
+    # Indices of each class, ascending.
     order = np.argsort(source.labels, kind="stable")
     ends = np.cumsum(np.bincount(source.labels, minlength=len(source.class_names)))
     members = np.split(order, ends[:-1])
+    # A generator per (seed, label): the order of a class does not depend on the others.
     chosen = [
         np.random.default_rng((seed, label)).permutation(members[label])[:count]
         for label, count in counts.items()
@@ -203,16 +183,12 @@ def _draw(source: Source, counts: Mapping[int, int], seed: int) -> Subset:
 
 
 def find_classes(source: Source, classes: Any) -> list[int]:
-    """The labels of classes that are given by name or by label.
-
-    Raises:
-        InputError: there is none, one is unknown or comes twice, or it is no list.
-    """
+    """Labels of classes given by name or label; InputError for an unknown or repeated one."""
     if not isinstance(classes, list | tuple) or not classes:
         raise InputError(f"classes must be a list of names or labels, got {classes!r}")
     names = {name: label for label, name in enumerate(source.class_names)}
-    # The Hub's names of ImageNet's classes, which the source calls by their ids, are names as well,
-    # but for those of two classes.
+    # The Hub's names of ImageNet's classes count too, where the source has WordNet ids; except
+    # 'crane', which two classes share.
     words = imagenet.ids_of_lemmas()
     labels: list[int] = []
     for chosen in classes:

@@ -21,13 +21,10 @@ from launch.errors import InputError
 
 
 class TfdsSource:
-    """A split of a prepared data set with random access; its labels come without an image.
+    """A split of a prepared data set with random access.
 
-    They are read from the records once and then kept, see `tfds_shards`. It holds no open file, so
-    it can be pickled and used by several threads.
-
-    Attributes:
-        faults: number of each record that is too damaged to have a label -> how it is.
+    Labels are read from the records once and then kept in an index, see `tfds_shards`. It holds no
+    open file, so it can be pickled and shared by threads.
     """
 
     def __init__(
@@ -44,21 +41,24 @@ class TfdsSource:
 
         Args:
             folder: see `tfds_prepared.find`.
-            split: in the syntax of TFDS: `train[:99%]`, `train[5:10]+validation`.
-            image: name of the field of images.
-            label: name of the field of labels.
-            key: see `tfds_prepared.open_split`.
+            split: in TFDS's syntax: `train[:99%]`, `train[5:10]+validation`.
+            image: the field of images.
+            label: the field of labels.
+            key: the text field that names a record, see `tfds_prepared.open_split`.
             upright: turns images as their EXIF orientation says, which TFDS itself ignores.
-            caption: name of a text, which examples have as their 'caption'; '' is none.
+            caption: a text field, which becomes the examples' 'caption'; '' is none.
 
         Raises:
-            InputError: see `open_split`; a shard is missing or another set's; a label is no class.
+            InputError: see `open_split`; a shard is missing or of another set; a label is out of
+                range.
         """
+        # 1. What the metadata say.
         found = tfds_prepared.find(folder)
         self._split = tfds_prepared.open_split(found, split, image, label, key, caption)
         self._fields, self._caption = (image, label), caption
         self._upright = imagenet.upright(upright, ())
         self.class_names = self._split.class_names
+        # 2. The shards with their indexes; the first time each is read whole.
         slices = self._split.slices
         self._shards = open_shards(
             {piece.path: piece.records for piece in slices},
@@ -66,10 +66,12 @@ class TfdsSource:
             label,
             self._split.key,
         )
+        # 3. Labels in the order of the split, which may take parts of shards.
         self._ends = np.cumsum([piece.take for piece in slices])
         labels = {path: shard.labels for path, shard in self._shards.items()}
         self.labels: Int32[np.ndarray, " n"] = self._in_order(labels)
         self.domain = np.zeros(len(self.labels), np.int32)
+        # Number of each record too damaged to have a label -> what is wrong with it.
         self.faults = {int(i): self._fault(int(i)) for i in np.flatnonzero(self.labels == NO_LABEL)}
         self._check_labels()
 
@@ -77,10 +79,9 @@ class TfdsSource:
         return len(self.labels)
 
     def __getitem__(self, i: SupportsIndex) -> Example:
-        """Example i: RGB, each image of its own size.
+        """Example i in RGB, at its own size.
 
-        Raises:
-            InputError: its record is damaged or holds no image, or not the label of the index.
+        Raises InputError if its record or image is damaged, or its label is not that of the index.
         """
         i = operator.index(i)
         shard, record = self._locate(i)
@@ -90,6 +91,8 @@ class TfdsSource:
         image, label = self._fields
         try:
             fields = tf_example.decode_example(data)
+            # A shard that was replaced by one of the same size and time would otherwise mix up
+            # labels.
             stored = field(fields, label, int)
             if stored != self.labels[i]:
                 raise InputError(
@@ -105,10 +108,9 @@ class TfdsSource:
         return example | dict(zip(("caption",), texts, strict=False))
 
     def key(self, i: int) -> str:
-        """The name of record i that the data set gives it, or else `shard:record`.
+        """The name that the data set gives record i, or else `shard:record`.
 
-        Raises:
-            InputError: the data set gives two of them the same name.
+        Raises InputError if two records have the same name.
         """
         shard, record = self._locate(i)
         if not self._split.key:
@@ -118,6 +120,7 @@ class TfdsSource:
     @functools.cached_property
     def _names(self) -> np.ndarray:
         names = self._gather("key")
+        # Damaged records have no name, so only the others must differ.
         named = names[self.labels != NO_LABEL]
         distinct, times = np.unique(named, return_counts=True)
         if (times > 1).any():
@@ -129,7 +132,7 @@ class TfdsSource:
         return names
 
     def digest(self) -> str:
-        """Of class names, labels and the checksums of all records; and if images are turned."""
+        """Covers class names, labels, checksums of all records, and whether images are turned."""
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
         digest.update(self.labels.astype("<i4").tobytes())
         digest.update(self._gather("crc").astype("<u4").tobytes())
@@ -139,6 +142,7 @@ class TfdsSource:
         if not 0 <= i < len(self):
             raise IndexError(f"example {i} of {len(self)}")
         number = int(np.searchsorted(self._ends, i, side="right"))
+        # self._ends[number] - piece.take is where the slice starts in the split.
         piece = self._split.slices[number]
         return self._shards[piece.path], piece.skip + int(i) - int(self._ends[number]) + piece.take
 

@@ -1,4 +1,4 @@
-"""Data sets that TFDS prepared: where they are, and which records a split is."""
+"""Data sets that TFDS prepared: where they are, and which records form a split."""
 
 import dataclasses
 import os
@@ -16,50 +16,31 @@ _FORMATS = ("array_record", "tfrecord")
 
 @dataclasses.dataclass(frozen=True)
 class ShardSlice:
-    """Some records of a shard, one after the other.
-
-    Attributes:
-        path: of the shard.
-        skip: records before the first.
-        take: how many.
-        records: in the whole shard.
-    """
+    """Consecutive records of a shard."""
 
     path: str
-    skip: int
-    take: int
-    records: int
+    skip: int  # records before the first
+    take: int  # records
+    records: int  # in the whole shard
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """What a split, or a slice of some, is made of.
-
-    Attributes:
-        folder: of the data set.
-        file_format: 'array_record' or 'tfrecord'.
-        class_names: the name of each label.
-        key: the field that names a record; '' if none does.
-        slices: in the order of TFDS.
-    """
+    """The shards of a split, or of a slice of splits, and what their records mean."""
 
     folder: str
-    file_format: str
-    class_names: tuple[str, ...]
-    key: str
-    slices: tuple[ShardSlice, ...]
+    file_format: str  # 'array_record' or 'tfrecord'
+    class_names: tuple[str, ...]  # by label
+    key: str  # the field that names a record; '' if none does
+    slices: tuple[ShardSlice, ...]  # in TFDS's order
 
 
 def locate(data_set: str, data_dir: epath.PathLike | None = None) -> epath.Path:
-    """The folder of a data set by its name.
+    """The folder of a data set by TFDS's name for it, `name[/config][:version]`.
 
-    Args:
-        data_set: as TFDS writes it, `name[/config][:version]`; the newest version by default, and
-            the config if there is only one.
-        data_dir: where TFDS prepared it; None is `$TFDS_DATA_DIR`, or `~/tensorflow_datasets`.
-
-    Raises:
-        InputError: it is not there, or there are several configs.
+    The newest version by default, and the config if there is only one. `data_dir` defaults to
+    `$TFDS_DATA_DIR`, then to `~/tensorflow_datasets`. Raises InputError if it is not there, or
+    several configs are.
     """
     matched = re.fullmatch(r"(\w+)(?:/([\w.-]+))?(?::(\d+\.\d+\.\d+))?", data_set)
     if not matched:
@@ -81,16 +62,16 @@ def locate(data_set: str, data_dir: epath.PathLike | None = None) -> epath.Path:
 
 
 def find(folder: epath.PathLike, version: str | None = None) -> epath.Path:
-    """The folder that holds the records: this one, or its newest version.
+    """The folder that holds the records: `folder` itself, or its newest version.
 
-    Raises:
-        InputError: there is none, or it holds several configs.
+    Raises InputError if there is none, or several configs.
     """
     folder = epath.Path(folder)
     if (folder / "dataset_info.json").exists():
         return folder
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; prepare the data set there with 'tfds build'")
+    # 1. NAME/1.0.0: compared as numbers, so that 10.0.0 is newer than 9.0.0.
     versions = {path.name: path for path in folder.iterdir() if _is_prepared(path)}
     if versions and version is None:
         return max(versions.values(), key=lambda path: [int(x) for x in path.name.split(".")])
@@ -99,6 +80,7 @@ def find(folder: epath.PathLike, version: str | None = None) -> epath.Path:
             found = listed(sorted(versions)) or "none"
             raise InputError(f"{folder} has no version {version}, only {found}; name one of these")
         return versions[version]
+    # 2. NAME/CONFIG/1.0.0, or a helpful error.
     configs = _configs(folder)
     if not configs and any(_SHARD.fullmatch(path.name) for path in folder.iterdir()):
         raise InputError(
@@ -129,26 +111,21 @@ def open_split(
     key: str = "",
     caption: str = "",
 ) -> Split:
-    """Reads what TFDS wrote about a data set.
+    """Reads `dataset_info.json` and `features.json` of a prepared data set.
 
-    Args:
-        folder: holds `dataset_info.json`, `features.json` and the shards.
-        split: in the syntax of TFDS: `train[:99%]`, `train[5:10]+validation`.
-        image: name of the field of images.
-        label: name of the field of labels.
-        key: name of the text that names a record; '' is `file_name` if there is one.
-        caption: name of a text; '' is none.
-
-    Raises:
-        InputError: a file is missing or damaged, or there is no such field, split or slice.
+    `split` is in TFDS's syntax: `train[:99%]`, `train[5:10]+validation`. `image`, `label` and
+    `caption` name fields; `key` names the text field that identifies a record, and '' takes
+    `file_name` if there is one. Raises InputError if a file is missing or damaged, or there is no
+    such field, split or slice.
     """
+    # Imported late: it takes half a second.
     import tensorflow_datasets as tfds
 
     folder = os.fspath(folder)
     try:
         info = tfds.builder_from_directory(folder).info
         features, file_format = dict(info.features), info.file_format.value
-    except Exception as error:  # TFDS lets through whatever its parsers raise.
+    except Exception as error:  # TFDS passes on whatever its parsers raise
         said = f"{type(error).__name__}: {_line(error)}"
         raise InputError(
             f"{folder}: its metadata cannot be read ({said}); prepare it again"
@@ -182,7 +159,7 @@ def _kind(feature: object) -> str:
 def _class_names(folder: str, label: str, feature) -> tuple[str, ...]:
     path = epath.Path(folder) / f"{label}.labels.txt"
     if not path.exists():
-        return tuple(map(str, range(feature.num_classes)))  # as TFDS itself calls them
+        return tuple(map(str, range(feature.num_classes)))  # TFDS's own names
     names = tuple(path.read_text().strip("\n").split("\n"))
     if len(names) != feature.num_classes:
         raise InputError(
@@ -208,7 +185,7 @@ def _slices(folder: str, splits, split: str) -> Iterator[ShardSlice]:
 
 
 def _line(error: Exception) -> str:
-    """The last line: the first ones of TFDS say that parsing failed, this one why."""
+    # TFDS's first lines say that parsing failed, the last one why. str() of a KeyError adds quotes.
     said = error.args[0] if isinstance(error, KeyError) and error.args else error
     lines = [line.strip() for line in str(said).splitlines() if line.strip()]
     return lines[-1] if lines else ""

@@ -1,4 +1,4 @@
-"""Shards that TFDS prepared, each with its index: labels, names and checksums of its records."""
+"""Shards that TFDS prepared, each with an index: labels, names and checksums of its records."""
 
 import concurrent.futures
 import functools
@@ -18,38 +18,24 @@ from launch.cli import say
 from launch.cpus import usable_cpus
 from launch.errors import InputError
 
-NO_LABEL = np.iinfo(np.int32).min  # of a record that is too damaged to have one
+NO_LABEL = np.iinfo(np.int32).min  # the label of a record too damaged to have one
 
 _FILES: dict[str, type[ArrayRecordFile] | type[TFRecordFile]] = {
     "array_record": ArrayRecordFile,
     "tfrecord": TFRecordFile,
 }
 _THREADS = min(16, 2 * usable_cpus())
-_REST = -1
+_REST = -1  # the fault of all records after the last readable byte
 
 
 class IndexedShard:
-    """A shard and what is known of it without an image.
-
-    Attributes:
-        path: of the file.
-        labels: of all its records, `NO_LABEL` where one is damaged.
-        built: whether its index had to be made now.
-        unkept: why it could be kept nowhere.
-    """
+    """A shard and its index: what is known of it without decoding an image."""
 
     def __init__(self, path: str, file_format: str, records: int, label: str, key: str):
-        """Reads the index, or makes it, for which the whole shard is read.
+        """Reads the index, or makes it, which reads the whole shard.
 
-        Args:
-            path: of the file.
-            file_format: 'array_record' or 'tfrecord'.
-            records: how many there should be.
-            label: name of the field of labels.
-            key: name of the text that names a record, or ''.
-
-        Raises:
-            InputError: the file is missing, or has another number of records.
+        `records` is how many there must be; `label` and `key` are fields of a record, `key` may be
+        ''. Raises InputError if the file is missing, or has another number of records.
         """
         self.path, self._format = path, file_format
         try:
@@ -60,11 +46,14 @@ class IndexedShard:
             ) from None
         self._faults: dict[int, str] = {}
         self._columns: Mapping[str, np.ndarray] = {}
+        # Why the index could not be stored.
         self.unkept: OSError | None = None
         kept = index_cache.load(self._cache_key, ("label",))
+        # Whether the index had to be made now.
         self.built = kept is None
+        # `NO_LABEL` where a record is damaged.
         self.labels: np.ndarray = (kept or self._make_index(label, key))["label"]
-        # Records behind the byte from which a shard cannot be read are lost, but not unknown.
+        # After a damaged length nothing more can be read, but the metadata say how many are lost.
         if _REST in self._faults and len(self.labels) < records:
             lost = np.full(records - len(self.labels), NO_LABEL, np.int32)
             self.labels = np.concatenate([self.labels, lost])
@@ -76,22 +65,22 @@ class IndexedShard:
 
     @functools.cached_property
     def file(self) -> TFRecordFile | ArrayRecordFile:
-        """Its records."""
+        """The records, opened at the first use."""
         if self._format == "array_record":
             return ArrayRecordFile(self.path)
         return TFRecordFile(self.path, self._load_column("starts"))
 
     def column(self, name: str) -> np.ndarray:
-        """What the index says of all records: `crc` or `key` (bytes).
+        """A column of the index, `crc` or `key` (bytes), zero for lost records.
 
-        Raises:
-            InputError: the shard was written again, or its index was removed.
+        Raises InputError if the index was removed or the shard rewritten in the meantime.
         """
         column = self._load_column(name)
         lost = len(self.labels) - len(column)
         return np.concatenate([column, np.zeros(lost, column.dtype)]) if lost else column
 
     def _load_column(self, name: str) -> np.ndarray:
+        # Read from disk each time: names of millions of records are not worth holding.
         columns = self._columns or index_cache.load(self._cache_key, (name,))
         if columns is None:
             raise InputError(
@@ -100,16 +89,16 @@ class IndexedShard:
         return columns[name]
 
     def fault(self, record: int) -> str:
-        """How a record without a label is damaged."""
+        """What is wrong with a record that has no label."""
         return self._faults.get(record) or self._faults[_REST]
 
     def index_paths(self) -> str:
-        """Where its index may be, for messages."""
+        """Where the index may be, for messages."""
         return " or ".join(map(str, self._cache_key.paths()))
 
     def _make_index(self, label: str, key: str) -> Mapping[str, np.ndarray]:
         columns = self._read_columns(label, key)
-        # What is damaged may be mended without another size or time, so that is not kept.
+        # Damage may be repaired without a change of size or time, so its index is not stored.
         self.unkept = None if self._faults else index_cache.save(self._cache_key, columns)
         if self._faults or self.unkept:
             self._columns = columns
@@ -126,12 +115,14 @@ class IndexedShard:
                     row = self._read_record(i, data, label, key)
                 except InputError as error:
                     self._faults[i] = str(error)
+                    # Only this record is damaged, or it lacks a field; the scan continues.
                     row = NO_LABEL, b"", 0
                 labels.append(row[0])
                 keys.append(row[1])
                 crcs.append(row[2])
                 starts.append(end)
         except InputError as error:
+            # The scan itself failed: nothing after this byte can be read.
             self._faults[_REST] = str(error)
         columns: dict[str, np.ndarray] = {
             "label": np.array(labels, np.int32),
@@ -145,7 +136,6 @@ class IndexedShard:
     def _read_record(
         self, i: int, data: bytes | InputError, label: str, key: str
     ) -> tuple[int, bytes, int]:
-        """Label, key and checksum of record i."""
         if isinstance(data, InputError):
             raise data
         try:
@@ -157,11 +147,7 @@ class IndexedShard:
 
 
 def field(fields: Mapping[str, list[Any]], name: str, kind: type) -> Any:
-    """The one value of a field.
-
-    Raises:
-        InputError: there is none, or it is of another kind.
-    """
+    """The only value of a field; InputError if there is none or it is of another type."""
     values = fields.get(name, [])
     if [type(value) for value in values] != [kind]:
         raise InputError(f"no field {name!r} of one {kind.__name__}; prepare this shard again")
@@ -171,18 +157,12 @@ def field(fields: Mapping[str, list[Any]], name: str, kind: type) -> Any:
 def open_shards(
     paths: Mapping[str, int], file_format: str, label: str, key: str
 ) -> dict[str, IndexedShard]:
-    """Opens shards, several at a time; says so if that takes long because they have no index.
+    """Opens shards (path -> number of records) in parallel; says so if indexing takes long.
 
-    Args:
-        paths: path -> the records there should be.
-        file_format: 'array_record' or 'tfrecord'.
-        label: name of the field of labels.
-        key: name of the text that names a record, or ''.
-
-    Raises:
-        InputError: see `IndexedShard`.
+    See `IndexedShard` for the other arguments and for errors.
     """
-    # Processes that begin together share the work, each in another order.
+    # A random order per process: those that start together index different shards first, and find
+    # the others' indexes later.
     order = random.SystemRandom().sample(sorted(paths), len(paths))
     progress = _IndexingLog(len(order))
 
@@ -196,6 +176,7 @@ def open_shards(
         try:
             shards = {path: future.result() for path, future in zip(order, opened, strict=True)}
         except BaseException:
+            # Ctrl-C or a damaged shard: do not open those still waiting.
             pool.shutdown(cancel_futures=True)
             raise
     progress.end([shards[path] for path in order])
@@ -203,7 +184,7 @@ def open_shards(
 
 
 class _IndexingLog:
-    """Tells on stderr that shards are being read for the first time, and how far that is."""
+    """Reports on stderr that shards are being indexed, and how far that is."""
 
     def __init__(self, total: int):
         self._lock = threading.Lock()
@@ -214,7 +195,7 @@ class _IndexingLog:
         with self._lock:
             self._built += shard.built
             now = time.monotonic()
-            if shard.built and now - self._said > 30:
+            if shard.built and now - self._said > 30:  # seconds
                 self._said = now
                 folder = os.path.dirname(shard.path)
                 say(

@@ -1,4 +1,4 @@
-"""Images with captions in tars, a sample's files side by side: `000001.jpg`, `000001.txt`."""
+"""Images with captions in tars in WebDataset's layout: `000001.jpg`, `000001.txt` side by side."""
 
 import glob
 import hashlib
@@ -23,13 +23,14 @@ from launch import files
 from launch.errors import InputError
 
 _JSON = "json:"
-# Of each sample: its key, and where its image, its caption and its label are.
+# Of the index, one row per sample; see `Sample`.
 _COLUMNS = ("key", "image", "caption", "label")
+# A range of numbered tars: {00000..00099}.
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 class Sample(NamedTuple):
-    """Where the files of a sample are in its tar: first byte and size, or (-1, 0)."""
+    """Where a sample's files are in its tar: (first byte, size), or (-1, 0) for none."""
 
     key: str
     image: tuple[int, int]
@@ -38,10 +39,10 @@ class Sample(NamedTuple):
 
 
 class WebDataset:
-    """Tars in the layout of WebDataset with random access; their index is made once and kept.
+    """Tars in WebDataset's layout with random access; their index is made once and kept.
 
-    A sample is the files of a tar whose names agree up to the first dot. It holds no open file, so
-    it can be pickled and used by several threads.
+    A sample is the files whose names agree up to the first dot. It holds no open file, so it can be
+    pickled and shared by threads.
     """
 
     def __init__(
@@ -54,27 +55,28 @@ class WebDataset:
         """Lists the samples.
 
         Args:
-            path: a tar, a pattern such as `data/*.tar`, or one with a range, `{00000..00099}.tar`.
-            caption: the suffix of the captions' files, such as 'txt', or `json:FIELD` of files
-                `.json`; '' reads none.
-            class_names: the name of each label, of files `.cls`; without it all are of one class.
+            path: a tar, a pattern such as `data/*.tar`, or a range such as `{00000..00099}.tar`.
+            caption: the suffix of caption files, such as 'txt', or `json:FIELD` for a field of
+                `.json` files; '' reads none.
+            class_names: by label, as in `.cls` files; without it all samples are of one class.
             upright: see `ImageFolder`.
 
         Raises:
-            InputError: no file matches, one is damaged, no tar or compressed; a sample lacks its
-                image, caption or label, or has two of one kind.
+            InputError: no file matches; one is damaged, compressed or not a tar; a sample lacks its
+                image, caption or label, or has two.
         """
         self._paths = _paths(path)
         self._root = os.path.commonpath([os.path.dirname(path) for path in self._paths])
         self._caption, self._has_labels = caption, class_names is not None
         self.class_names = NO_CLASSES if class_names is None else tuple(class_names)
         self._upright = imagenet.upright(upright, self.class_names)
+        # 1. The index of each tar: cumulated, then joined.
         shards = [self._index(path) for path in tqdm(self._paths, desc="tars", disable=None)]
         self._ends = np.cumsum([len(shard["key"]) for shard in shards])
         self._keys, self._images, self._captions, labels = (
             np.concatenate([shard[name] for shard in shards]) for name in _COLUMNS
         )
-        # Before they are cut to 32 bits: what is too large for these would be another class.
+        # 2. Check labels before the cast to 32 bits, in which a huge one could become a valid one.
         self.labels = labels
         outside = np.flatnonzero((labels < 0) | (labels >= len(self.class_names)))
         if outside.size:
@@ -92,11 +94,7 @@ class WebDataset:
         return len(self.labels)
 
     def __getitem__(self, i: SupportsIndex) -> Example:
-        """Example i: RGB, each image of its own size, and its caption.
-
-        Raises:
-            InputError: its image or its caption is damaged.
-        """
+        """Example i in RGB, at its own size, with its caption; InputError if one is damaged."""
         i = operator.index(i)
         with byte_ranges.opened(self._path(i)) as file:
             image = file.read(*map(int, self._images[i]))
@@ -110,11 +108,11 @@ class WebDataset:
         return {**example, "caption": caption} if self._caption else example
 
     def key(self, i: int) -> str:
-        """Tar, below the folder of all, and key of sample i."""
+        """`tar:sample` of sample i."""
         return f"{self._name(self._path(i))}:{self._key(i)}"
 
     def digest(self) -> str:
-        """Of the names and sizes of all files of all tars; and if images are turned."""
+        """Covers the names, positions and sizes of all files, and whether images are turned."""
         digest = hashlib.sha256(json.dumps([*map(self._name, self._paths)]).encode())
         digest.update(json.dumps([self._caption, *self.class_names]).encode())
         for column in (self._keys, self._images, self._captions, self.labels):
@@ -130,6 +128,7 @@ class WebDataset:
         return os.path.relpath(path, self._root)
 
     def _key(self, i: int) -> str:
+        # Names in a tar need not be UTF-8.
         return self._keys[i].decode("utf-8", "surrogateescape")
 
     def _where(self, i: int) -> str:
@@ -150,6 +149,7 @@ class WebDataset:
         return text
 
     def _index(self, path: str) -> dict[str, np.ndarray]:
+        # What the index depends on besides the tar.
         asked = f"webdataset.{self._caption.replace(':', '_')}.{int(self._has_labels)}"
         key = CacheKey.of_file(path, asked)
         columns = index_cache.load(key, _COLUMNS)
@@ -158,6 +158,7 @@ class WebDataset:
             keys = [os.fsencode(sample.key) for sample in samples]
             columns = {
                 "key": np.array(keys, np.bytes_),
+                # [n, 2], also where there is no sample.
                 "image": np.array([sample.image for sample in samples], np.int64).reshape(-1, 2),
                 "caption": np.array([s.caption for s in samples], np.int64).reshape(-1, 2),
                 "label": np.array([sample.label for sample in samples], np.int64),
@@ -167,7 +168,7 @@ class WebDataset:
 
 
 def _samples(path: str, caption: str, has_labels: bool) -> list[Sample]:
-    """The samples of a tar, in its order."""
+    # 1. Group the tar's files by sample. "r:" refuses compression, which has no random access.
     suffix = ".json" if caption.startswith(_JSON) else f".{caption}"
     found: dict[str, dict[str, Any]] = {}
     try:
@@ -176,6 +177,7 @@ def _samples(path: str, caption: str, has_labels: bool) -> list[Sample]:
                 if not member.isfile():
                     continue
                 folder, name = os.path.split(member.name)
+                # The key of a sample is its path up to the first dot of the file name.
                 stem, dot, end = name.partition(".")
                 end = f".{end.lower()}"
                 kind = "image" if end in SUFFIXES else "caption" if end == suffix else end[1:]
@@ -198,6 +200,7 @@ def _samples(path: str, caption: str, has_labels: bool) -> list[Sample]:
             f"{path} must be a whole tar that is not compressed, got {reason}; fetch or unpack it "
             "again"
         ) from None
+    # 2. Every sample must be complete.
     needed = ["image", *["caption"] * bool(caption), *["label"] * has_labels]
     for key, sample in found.items():
         if missing := [kind for kind in needed if kind not in sample]:
@@ -206,6 +209,7 @@ def _samples(path: str, caption: str, has_labels: bool) -> list[Sample]:
                 f"{path}: sample {key} must have a file {suffixes[missing[0]]} ({missing[0]}), got "
                 f"{', '.join(sample)}; set caption or class_names, or write the tar again"
             )
+    # 3. In the order of the tar.
     none = (-1, 0)
     return [
         Sample(key, sample["image"], sample.get("caption", none), sample.get("label", 0))
@@ -214,7 +218,7 @@ def _samples(path: str, caption: str, has_labels: bool) -> list[Sample]:
 
 
 def _check_end(path: str, offset: int) -> None:
-    """Looks for the zeros behind the last file: tarfile takes any damage there for the end."""
+    """Raises unless zeros follow the last file: tarfile takes any damage there for the end."""
     with open(path, "rb") as file:
         file.seek(offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -223,6 +227,7 @@ def _check_end(path: str, offset: int) -> None:
 
 def _label(data: bytes, where: str) -> int:
     try:
+        # Through int64, for what the index can store.
         return int(np.int64(int(data)))
     except (OverflowError, ValueError):
         raise InputError(f"{where} must be a label, got {data[:20]!r}; write it again") from None
@@ -231,6 +236,7 @@ def _label(data: bytes, where: str) -> int:
 def _paths(path: str) -> list[str]:
     if not files.is_local(path):
         raise InputError(f"{path}: tars need a mounted folder; mount or copy them")
+    # 1. A range: every tar of it must exist.
     if bounds := _RANGE.search(path):
         first, last = bounds.groups()
         if int(first) > int(last):
@@ -240,6 +246,7 @@ def _paths(path: str) -> list[str]:
         if missing := [name for name in paths if not os.path.isfile(name)]:
             raise InputError(f"{missing[0]}: no such tar; fetch it, or name a shorter range")
         return paths
+    # 2. A folder, a pattern or a file.
     pattern = os.path.join(path, "*.tar") if os.path.isdir(path) else path
     if paths := sorted(glob.glob(pattern)):
         return paths

@@ -4,12 +4,13 @@ python -m input_pipeline.synthetic --set=runs/generated --export=webdataset --to
 python -m input_pipeline.synthetic --set=runs/generated --export=folder --to=DIR
 python -m input_pipeline.synthetic --set=runs/generated --export=array_record --to=DIR
 
-folder        DIR/CLASS/00000012.png: one folder a class, for torchvision's ImageFolder, which
-              numbers the classes by their names in order; classes.txt has them by label
+folder        DIR/CLASS/00000012.png: a folder for each class, for torchvision's ImageFolder,
+              which numbers the classes in order of their names; classes.txt has them by label
 webdataset    DIR/NAME-000000.tar: files 00000012.png, .cls (the label) and .json
 array_record  DIR: random access for Grain and TFDS (`tfds.data_source`), without TensorFlow
 
-The same command resumes where it stopped; each shard is read once, and its checksums are checked.
+The same command resumes an interrupted export. Each shard is read once, and its checksums are
+verified.
 """
 
 import concurrent.futures
@@ -38,23 +39,17 @@ from launch.errors import InputError
 from launch.runtime.locks import lock
 
 CLAIM, CLASSES = "export.json", "classes.txt"
-_LONGEST = 255  # bytes in a name of most file systems
+_LONGEST = 255  # bytes in a file name, on most file systems
 SUFFIXES = {"png": ".png", "jpeg": ".jpg"}
 
 
 class Export:
-    """What all formats need of a set: its records, and where they go."""
+    """What all formats need: the set's records, the folder, and which shards are done."""
 
     def __init__(self, source: SyntheticSource, folder: str, kind: str):
-        """Opens or starts an export.
+        """Starts or resumes an export to a folder; `kind` is a key of `WRITERS`.
 
-        Args:
-            source: the set.
-            folder: made if it is missing.
-            kind: a key of `WRITERS`.
-
-        Raises:
-            InputError: the folder holds something else, is in use or in a store.
+        Raises InputError if the folder holds something else, is in use or in a store.
         """
         self.source, self.kind = source, kind
         manifest = source.manifest
@@ -63,14 +58,16 @@ class Export:
         if not files.is_local(folder):
             raise InputError(f"{folder}: exports need a mounted folder; mount or copy it")
         self.folder = Path(folder)
+        # 1. The folder must hold this export, or nothing.
         claim = {"format": kind, "set": files.json_digest(manifest)}
         path = self.folder / CLAIM
         if path.exists():
             if {k: files.read_object(path).get(k) for k in claim} != claim:
                 raise InputError(f"{folder} has another export; choose another folder")
         elif self.folder.exists() and any(p.name[0] != "." for p in self.folder.iterdir()):
-            # Hidden files are what an export that was killed at its start has left.
+            # Hidden files may be left over from an export that was killed at its start.
             raise InputError(f"{folder} is not empty; choose another folder")
+        # 2. Take it. `.done` has an empty file for each finished shard.
         lock(epath.Path(folder))
         files.write_json(path, claim)
         (self.folder / ".done").mkdir(exist_ok=True)
@@ -86,10 +83,9 @@ class Export:
         (self.folder / ".done" / str(shard)).touch()
 
     def records(self, shard: int) -> Iterator[dict[str, Any]]:
-        """The fields of a shard's records; texts as such.
+        """Yields the fields of each record of a shard, with texts decoded.
 
-        Raises:
-            InputError: a record is damaged, or not the one that the set has there.
+        Raises InputError if a record is damaged, or is not the one that belongs there.
         """
         path, source = self.source.shard(shard).path, self.source
         indices = source.plan.indices(shard).tolist()
@@ -99,6 +95,7 @@ class Export:
             where = f"{path}: record {record}"
             fields = parse(data, where)
             label = int(source.labels[indices[record]])
+            # The plan says which image this must be.
             own = {"index": indices[record], "label": label}
             own["class_name"] = source.class_names[label].encode()
             if any(fields[name] != value for name, value in own.items()):
@@ -111,7 +108,7 @@ class Export:
 
 
 def to_folder(export: Export, shard: int) -> None:
-    """Writes one file an image, in the folder of its class."""
+    """Writes one file per image, in the folder of its class."""
     folders = set()
     for fields in export.records(shard):
         folder = export.folder / class_folder(fields["class_name"])
@@ -119,12 +116,12 @@ def to_folder(export: Export, shard: int) -> None:
             folder.mkdir(exist_ok=True)
             folders.add(folder)
         (folder / f"{fields['index']:08d}{export.suffix}").write_bytes(fields["image"])
-    # A shard is noted as done when its images are on the disk, all at once.
+    # One sync for all images, before the shard is noted as done.
     os.sync()
 
 
 def to_webdataset(export: Export, shard: int) -> None:
-    """Writes one tar."""
+    """Writes one tar per shard."""
     path = export.folder / f"{export.name}-{shard:06d}.tar"
     with files.atomic_file(path) as file, tarfile.open(fileobj=file, mode="w") as tar:
         for fields in export.records(shard):
@@ -140,7 +137,7 @@ def to_webdataset(export: Export, shard: int) -> None:
 
 
 def to_array_record(export: Export, shard: int) -> None:
-    """Writes one array_record file of the same tf.train.Examples."""
+    """Writes one array_record file per shard, with the same tf.train.Examples."""
     file = export.source.shard(shard)
     path = export.folder / _array_record_name(export, shard)
     write_array_record(path, (file[record] for record in range(len(file))))
@@ -151,7 +148,7 @@ def _array_record_name(export: Export, shard: int) -> str:
 
 
 def finish_array_record(export: Export) -> None:
-    """Makes the folder a TFDS data set."""
+    """Writes TFDS's metadata, which makes the folder a data set."""
     manifest, plan = export.source.manifest, export.source.plan
     paths = [export.folder / _array_record_name(export, s) for s in range(export.num_shards)]
     tfds_metadata.write_metadata(
@@ -169,7 +166,7 @@ def finish_array_record(export: Export) -> None:
 
 
 def class_folder(name: str) -> str:
-    """The name of a class as that of a folder."""
+    """A folder name for a class: no separators, and not hidden."""
     return name.replace("/", "_").replace("\0", "_").lstrip(".") or "_"
 
 
@@ -181,20 +178,16 @@ WRITERS: dict[str, Callable[[Export, int], None]] = {
 
 
 def export_set(source: SyntheticSource, kind: str, folder: str) -> None:
-    """Exports a set.
+    """Exports a set to a folder, as `kind`, a key of `WRITERS`.
 
-    Args:
-        source: the set.
-        kind: a key of `WRITERS`.
-        folder: where to.
-
-    Raises:
-        InputError: the folder holds something else, the set is damaged, or classes cannot have
-            folders of their own.
+    Raises InputError if the folder holds something else, the set is damaged, or class names cannot
+    be folders.
     """
     if kind == "folder":
+        # 1. Before anything is written.
         _check_class_folders(source.class_names)
     export = Export(source, folder, kind)
+    # 2. The shards that are left, one per core at a time.
     pending, plan = export.pending(), source.plan
     left = sum(map(plan.shard_size, pending))
     bar = tqdm(total=plan.num_images, initial=plan.num_images - left, unit="image", desc=kind)
@@ -211,16 +204,18 @@ def export_set(source: SyntheticSource, kind: str, folder: str) -> None:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    # 3. What describes the whole.
     if kind == "array_record":
         finish_array_record(export)
     if kind == "folder":
-        # Readers of folders number the classes by their names in order.
+        # Readers of folders number classes by sorted name; this file keeps the set's own order.
         text = "".join(f"{name}\n" for name in source.class_names)
         files.write_atomic(export.folder / CLASSES, text.encode())
 
 
 def _check_class_folders(class_names: Sequence[str]) -> None:
     names = [class_folder(name) for name in class_names]
+    # "a/b" and "a_b", for example.
     if len(set(names)) < len(names):
         raise InputError("two classes would have one folder; export as webdataset")
     for name in names:
@@ -233,18 +228,14 @@ def _check_class_folders(class_names: Sequence[str]) -> None:
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """Adds the flags of this command."""
+    """Defines the flags of this command."""
     flags.DEFINE_string("set", None, "folder of a synthetic set", flag_values=values)
     flags.DEFINE_enum("export", None, sorted(WRITERS), "the format", flag_values=values)
     flags.DEFINE_string("to", None, "a new folder, or one to resume", flag_values=values)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses the command line and does the work.
-
-    Raises:
-        InputError: wrong flags, or see `export_set`.
-    """
+    """Parses the command line and does the work; raises InputError for wrong flags."""
     values = parse_flags(argv, __doc__ or "", define_flags, required=("set", "export", "to"))
     if values is not None:
         export_set(SyntheticSource(values.set), values.export, values.to)
@@ -252,7 +243,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code, by the conventions of `launch.cli`."""
+    """Runs the command and returns its exit code, see `launch.cli`."""
     argv = list(sys.argv if argv is None else argv)
     return exit_code(lambda: main(argv), "run the same command again to resume")
 

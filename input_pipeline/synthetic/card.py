@@ -1,4 +1,4 @@
-"""What people read of a generated set: a data-set card and a picture."""
+"""What people read about a synthetic set: a data-set card and a picture of samples."""
 
 import json
 from typing import Any
@@ -13,7 +13,7 @@ from input_pipeline.synthetic import source
 from input_pipeline.synthetic.writer import CARD, SyntheticWriter
 
 PICTURE = "samples.png"
-_CLASSES, _IMAGES, _TILE = 10, 8, 64
+_CLASSES, _IMAGES, _TILE = 10, 8, 64  # rows and columns of the picture; pixels of a tile at least
 _TEXT = """---
 pretty_name: {name}
 task_categories: [image-classification]
@@ -70,16 +70,13 @@ are in `manifest.json`. This reads all of it back:
 
 
 def make_card(writer: SyntheticWriter, provenance: dict[str, Any]) -> list[tuple[str, bytes]]:
-    """Names and contents of the card's files, of shards that are all written.
-
-    Args:
-        writer: of the set.
-        provenance: what it is made from.
-    """
+    """Names and contents of the card's files; all shards must be written."""
     plan, config = writer.plan, writer.config
     height, width, _ = config["image_shape"]
+    # 1. Classes for the picture, evenly spaced over those that have images.
     labels = np.flatnonzero(plan.counts)
     shown = labels[np.linspace(0, len(labels) - 1, min(_CLASSES, len(labels))).astype(int)]
+    # 2. The text.
     quality = config["encoding"].get("quality")
     text = _TEXT.format(
         name=config["name"],
@@ -103,12 +100,13 @@ def make_card(writer: SyntheticWriter, provenance: dict[str, Any]) -> list[tuple
 
 
 def _picture(writer: SyntheticWriter, labels: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "h w c"]:
-    """One line of images a class, on white."""
+    # 1. The size of a tile: small images are enlarged by whole numbers, large ones shrunk.
     height, width, channels = writer.config["image_shape"]
     scale = max(1, _TILE // max(height, width)) if max(height, width) < _TILE else 1
     tile = (height * scale, width * scale)
     if max(tile) > 2 * _TILE:
         tile = tuple(side * 2 * _TILE // max(tile) for side in tile)
+    # 2. A row of images per class, on white.
     gap = 2
     rows, columns = len(labels), _IMAGES
     picture = np.full(
@@ -123,7 +121,7 @@ def _picture(writer: SyntheticWriter, labels: Int[np.ndarray, " n"]) -> UInt8[np
 
 
 def _caption(writer: SyntheticWriter, label: int) -> str:
-    """A class's name, and where that says little, such as a WordNet id, its prompt."""
+    """The class name, plus its prompt if that differs: a WordNet id alone says little."""
     name = writer.class_names[label]
     index = int(np.flatnonzero(writer.plan.labels == label)[0])
     prompt = _record(writer, index)["prompt"].decode()

@@ -1,4 +1,4 @@
-"""All that decides about the images of a generated set: what its `provenance.json` holds."""
+"""What decides about the images of a synthetic set, as its `provenance.json` records it."""
 
 import json
 import re
@@ -13,20 +13,15 @@ from launch.errors import InputError
 from launch.fields import Fields
 from launch.runtime.limits import MOST
 
-_FORMAT = 2
-# File systems have 255 bytes for a name: that of a shard, while it is written.
+_FORMAT = 2  # of `provenance.json`
+# Characters: file systems allow 255 bytes, and a shard's temporary name is longer than its own.
 _LONGEST_NAME = 180
 
 
 def plan_of(config: Fields, location: epath.PathLike) -> Plan:
-    """The plan of a set, of its `provenance.json`.
+    """The plan of a set, from the content of its `provenance.json`.
 
-    Args:
-        config: what that holds.
-        location: where it was read, for messages.
-
-    Raises:
-        InputError: numbers that no set has.
+    Raises InputError, naming `location`, for numbers that no set has.
     """
     fields = ("counts", "copies", "images_per_shard")
     counts, copies, images_per_shard = (config[field] for field in fields)
@@ -41,14 +36,9 @@ def plan_of(config: Fields, location: epath.PathLike) -> Plan:
 
 
 def check_names(manifest: Fields, location: epath.PathLike) -> None:
-    """Looks whether what a manifest names is in its folder.
+    """Raises InputError if a file that a manifest names would lie outside its folder.
 
-    Args:
-        manifest: or the content of a `provenance.json`, which names no files.
-        location: where it was read, for messages.
-
-    Raises:
-        InputError: a name leads elsewhere.
+    The content of a `provenance.json`, which names no files, will do too.
     """
     shards = [entry["file"] for entry in manifest.get("shards", ())]
     for name in (manifest["name"], *manifest.get("files", ()), *shards):
@@ -63,10 +53,11 @@ def _plain(value: Any) -> Any:
 
 
 def checked_config(**values: Any) -> dict[str, Any]:
-    """The values as JSON gives them back, so that they compare with a file; InputError if wrong."""
+    """The values as read back from JSON, so that they compare with a file; InputError if wrong."""
     config = json.loads(json.dumps({"format": _FORMAT, **values}, default=_plain))
     for fault in _faults(config):
         raise InputError(f"generated set: {fault}")
+    # 0 asks for shards of the usual size.
     if not config["images_per_shard"]:
         quality = config["encoding"].get("quality")
         config["images_per_shard"] = usual_shard(config["image_shape"], quality)
@@ -83,7 +74,7 @@ def _faults(config: Fields) -> Iterator[str]:
         yield f"name must have at most {_LONGEST_NAME} letters, got {len(config['name'])}"
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         yield f"class_names must differ, got {repeated} twice"
-    # TFDS keeps the names as lines of a file, and takes the spaces around each away.
+    # TFDS stores the names as lines of a file, and strips each.
     if odd := [name for name in names if not name.strip() or name != name.strip()]:
         yield f"class_names must have letters, and no spaces around them, got {odd[0]!r}"
     if odd := [name for name in names if re.search("[\n\r\ud800-\udfff]", name)]:

@@ -1,11 +1,11 @@
-"""Generated image sets: folders of shards that TFDS opens.
+"""Synthetic image sets: folders of shards that TFDS opens.
 
 NAME-train.tfrecord-00000-of-00009   image, label, class name, prompt, index of the image
-index/00000-of-00009.json            its sidecar: size, digest, lengths of records; written after it
+index/00000-of-00009.json            its sidecar: size, checksum, record lengths; written after it
 provenance.json                      what the set is made from; written before the first shard
 dataset_info.json, features.json     and the class names, for `tfds.builder_from_directory`
-README.md, samples.png               what people read of the set
-manifest.json                        written last: with it the set is complete
+README.md, samples.png               what people read about the set
+manifest.json                        written last: a set that has it is complete
 
 python -m input_pipeline.synthetic --set=DIR --export=folder --to=DIR    # for other trainers
 """
@@ -25,37 +25,33 @@ from input_pipeline.synthetic.writer import MANIFEST, REPAIR, RESUME, sidecar_pa
 from launch import files
 from launch.errors import InputError
 
-SYNTHETIC = 1  # the domain of generated images
+SYNTHETIC = 1  # the domain of synthetic images; that of real ones is 0
 CAPTIONS = ("prompt", "class_name")
 FIELDS = {"image": bytes, "label": int, "class_name": bytes, "prompt": bytes, "index": int}
 
 
 class SyntheticSource:
-    """A complete generated set with random access; its labels are known without reading a shard.
-
-    Attributes:
-        manifest: what the folder's `manifest.json` says.
-        plan: which image is where.
-    """
+    """A complete synthetic set with random access; labels are known without reading a shard."""
 
     def __init__(self, folder: epath.PathLike, caption: str = ""):
         """Opens a set.
 
-        Args:
-            folder: of the set.
-            caption: examples have a 'caption' of it, 'prompt' or 'class_name'; '' is none.
+        `caption` is the field that becomes the examples' 'caption', 'prompt' or 'class_name'; '' is
+        none.
 
         Raises:
-            InputError: the set is not complete, a shard is missing or has another size, or the
-                manifest is damaged; there is no such caption.
+            InputError: the set is incomplete, a shard is missing or has another size, the manifest
+                is damaged, or there is no such caption.
         """
         if caption not in ("", *CAPTIONS):
             raise InputError(
                 f"caption must be one of {', '.join(CAPTIONS)}, got {caption!r}; choose one"
             )
         self._caption = caption
+        # Imports that threads must not trigger later, see there.
         tf_example.load_messages()
         self._folder = epath.Path(folder)
+        # 1. The manifest, and the plan that follows from it.
         path = self._folder / MANIFEST
         if not path.exists():
             raise InputError(f"{self._folder} is not complete (it has no {MANIFEST}); {RESUME}")
@@ -72,9 +68,11 @@ class SyntheticSource:
             raise InputError(f"{path} is from another version of this project; {RESUME}") from None
         except InputError as error:
             raise InputError(f"{error}; {REPAIR}") from None
+        # 2. Labels and domain; broadcast, so that the domain takes no memory.
         self.labels = self.plan.labels
         self.domain = np.broadcast_to(np.int32(SYNTHETIC), self.labels.shape)
         self._shards: dict[int, TFRecordFile] = {}
+        # 3. The sizes of all shards, in parallel: in a store each one is a request.
         files.in_parallel(self._check_size, range(self.plan.num_shards))
 
     def _check_size(self, number: int) -> None:
@@ -90,27 +88,16 @@ class SyntheticSource:
         return len(self.labels)
 
     def __getitem__(self, i: SupportsIndex) -> Example:
-        """Example i, decoded.
-
-        Raises:
-            InputError: its record is damaged or is not the record of image i.
-        """
+        """Example i; InputError if its record is damaged or belongs to another image."""
         record = self._record(range(len(self))[i])
         example = {"image": record["image"], "label": self.labels[i], "domain": self.domain[i]}
         return {**example, "caption": record[self._caption]} if self._caption else example
 
     def records(self, indices: Iterable[SupportsIndex] | None = None) -> Iterator[dict[str, Any]]:
-        """All that the set says of its images: `for record in SyntheticSource(folder).records()`.
+        """Yields the records of the given images, or of all: `for record in source.records()`.
 
-        Args:
-            indices: of the images; None is all, in their order.
-
-        Yields:
-            `image` (uint8 [h, w, c] in [0, 255]), `label`, `class_name`, `prompt`, `index`.
-
-        Raises:
-            InputError: a record is damaged.
-            IndexError: there is no such image.
+        Each has `image` (uint8 [h, w, c] in [0, 255]), `label`, `class_name`, `prompt` and `index`.
+        Raises InputError for a damaged record, IndexError for an index that the set lacks.
         """
         for i in range(len(self)) if indices is None else indices:
             yield self._record(range(len(self))[i])
@@ -127,15 +114,15 @@ class SyntheticSource:
         return {**fields, **texts, "image": image}
 
     def key(self, i: int) -> str:
-        """The key index of image i."""
+        """The index of image i, as text."""
         return str(i)
 
     def digest(self) -> str:
-        """Of the manifest, which has the digests of all shards."""
+        """That of the manifest, which has the checksums of all shards."""
         return self._digest
 
     def shard(self, number: int) -> TFRecordFile:
-        """A shard's records; where they are is read when it is first used."""
+        """A shard's records; their positions are read from its sidecar at the first use."""
         if number not in self._shards:
             entry = self.manifest["shards"][number]
             path = sidecar_path(self._folder, number, self.plan.num_shards)
@@ -145,25 +132,24 @@ class SyntheticSource:
                 raise InputError(f"{error}; {REPAIR}") from None
             starts = starts_of(sidecar.get("lengths", ()))
             file = TFRecordFile(self._folder / entry["file"], starts)
+            # A sidecar of another shard would point between records.
             if len(file) != entry["num_examples"] or file.starts[-1] != entry["num_bytes"]:
                 raise InputError(f"{path} is not the index of its shard; {REPAIR}")
             self._shards[number] = file
         return self._shards[number]
 
     def read(self, number: int, record: int) -> dict[str, Any]:
-        """The fields of one record: `image`, `class_name`, `prompt` (bytes), `label`, `index`.
+        """The fields of one record: `image`, `class_name`, `prompt` (all bytes), `label`, `index`.
 
-        Raises:
-            InputError: the record is damaged, or a field is missing.
+        Raises InputError if the record is damaged, or a field is missing.
         """
         file = self.shard(number)
         return parse(file[record], self._where(number, record))
 
     def first_copies(self, copies: int) -> Subset:
-        """The first images, exactly so many times the real set with its class balance.
+        """The first `copies` times N images, with the class balance of the real set; see `Plan`.
 
-        Raises:
-            InputError: the set has fewer copies.
+        Raises InputError if the set has fewer copies.
         """
         if type(copies) is not int or not 1 <= copies <= self.plan.copies:
             raise InputError(
@@ -177,15 +163,7 @@ class SyntheticSource:
 
 
 def parse(data: bytes, where: str) -> dict[str, Any]:
-    """The fields of a record.
-
-    Args:
-        data: the record.
-        where: it is, for messages.
-
-    Raises:
-        InputError: it is no record of a generated set.
-    """
+    """The fields of a record; InputError, naming `where`, if it is not of a synthetic set."""
     try:
         fields = tf_example.decode_example(data)
     except InputError as error:
@@ -197,7 +175,7 @@ def parse(data: bytes, where: str) -> dict[str, Any]:
 
 
 def decode(data: bytes, shape: list[int]) -> UInt8[np.ndarray, "h w c"] | None:
-    """An image, or None if the bytes are no image of this shape."""
+    """The image, or None if the bytes are not an image of this shape."""
     try:
         image = image_codec.decode_image(data, shape[2])
     except InputError:

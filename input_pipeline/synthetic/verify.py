@@ -1,4 +1,4 @@
-"""Reading a generated set back: what of it is not as it has to be."""
+"""Reads a synthetic set back and reports what is wrong with it."""
 
 import concurrent.futures
 import dataclasses
@@ -18,50 +18,37 @@ from launch import files
 from launch.cpus import usable_cpus
 from launch.errors import InputError
 
-# So many of each kind of fault are listed, and so many classes.
-LISTED = 20
+LISTED = 20  # faults of each kind, and classes, that a report lists before it sums up
 _IDLE = lambda count: None  # noqa: E731
 
 
 @dataclasses.dataclass
 class ShardReport:
-    """What `verify` finds in one shard.
-
-    Attributes:
-        number: of the shard.
-        indices: of its records.
-        labels: of its records.
-        undecodable: indices whose image is none of the set's size.
-        mislabelled: indices with another label or class name than the set's.
-        blank: indices of images of one colour.
-        damaged: what is wrong with its files, in one line each.
-    """
+    """What `verify` finds in one shard."""
 
     number: int
-    indices: Int64[np.ndarray, " m"]
-    labels: Int64[np.ndarray, " m"]
+    indices: Int64[np.ndarray, " m"]  # as its records say
+    labels: Int64[np.ndarray, " m"]  # as its records say
+    # Indices of images that do not decode to the set's size,
     undecodable: list[int] = dataclasses.field(default_factory=list)
+    # have another label or class name than the plan's,
     mislabelled: list[int] = dataclasses.field(default_factory=list)
+    # or are of a single colour.
     blank: list[int] = dataclasses.field(default_factory=list)
+    # What is wrong with its files, one line each.
     damaged: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `verify` found.
-
-    Attributes:
-        num_examples: records.
-        class_counts: class -> records.
-        faults: kind -> what has it: `missing`, `double`, `undecodable`, `mislabelled` and `blank`
-            name images by index, `damaged` and `foreign` (of another set) name files.
-        shards: to be made again.
-    """
+    """What `verify` found."""
 
     num_examples: int
-    class_counts: dict[str, int]
+    class_counts: dict[str, int]  # class name -> records
+    # By kind: `missing`, `double`, `undecodable`, `mislabelled` and `blank` list indices of images,
+    # `damaged` and `foreign` (of another set) list files.
     faults: dict[str, Sequence[Any]]
-    shards: list[int]
+    shards: list[int]  # to be written again
 
     @property
     def ok(self) -> bool:
@@ -69,7 +56,7 @@ class Report:
         return not any(map(len, self.faults.values()))
 
     def as_json(self) -> dict[str, Any]:
-        """For people and programs; long lists are cut, and many classes are summed up."""
+        """For people and programs: long lists are cut, and many classes are summed up."""
         faults = {
             kind: {"count": len(cases), "first": np.asarray(cases[:LISTED]).tolist()}
             for kind, cases in self.faults.items()
@@ -92,28 +79,26 @@ class Report:
 
 
 def verify(folder: epath.PathLike, progress: Callable[[int], Any] = _IDLE) -> Report:
-    """Reads a whole set: checksums, digests, every image and every index.
+    """Reads a whole set: checksums, every image and every index.
 
-    A shard at a time is read by each of the machine's cores; nothing is kept of an image.
-
-    Args:
-        folder: of the set.
-        progress: told the number of images that were read, after each shard.
-
-    Raises:
-        InputError: there is no set, or not even what it is made from can be read.
+    `progress` is called with the number of images read, after each shard. Raises InputError if
+    there is no set, or not even its provenance can be read.
     """
+    # 1. What the set should be.
     folder = epath.Path(folder)
     config, damaged = _config(folder)
     plan, set_id = plan_of(config, folder), files.json_digest(config)
     entries = _manifest(folder, damaged)
     check = lambda number: _check(folder, config, plan, set_id, entries, number)  # noqa: E731
+    # 2. Read the shards, one per core at a time. Of an image nothing is kept but how often it was
+    # seen.
     times = np.zeros(plan.num_images, np.uint8)
     counts = np.zeros(len(config["class_names"]), np.int64)
     faults: dict[str, list[Any]] = {"undecodable": [], "mislabelled": [], "blank": []}
     shards = set()
     with concurrent.futures.ThreadPoolExecutor(usable_cpus()) as pool:
         for shard in pool.map(check, range(plan.num_shards)):
+            # Damaged records may name any index and label.
             inside = (shard.indices >= 0) & (shard.indices < len(times))
             np.add.at(times, shard.indices[inside], 1)
             valid = (shard.labels >= 0) & (shard.labels < len(counts))
@@ -121,15 +106,18 @@ def verify(folder: epath.PathLike, progress: Callable[[int], Any] = _IDLE) -> Re
             for kind in faults:
                 faults[kind] += getattr(shard, kind)
             damaged += shard.damaged
+            # Blank images are reported but not repaired: the same seed would draw them again.
             if shard.damaged or shard.undecodable or shard.mislabelled:
                 shards.add(shard.number)
             progress(plan.shard_size(shard.number))
+    # 3. Images that no shard has, or several. Their shards are to be written again.
     for kind, indices in (
         ("missing", np.flatnonzero(times == 0)),
         ("double", np.flatnonzero(times > 1)),
     ):
         shards.update(np.unique(plan.locate_all(indices)[0]).tolist())
         faults[kind] = indices.tolist()
+    # 4. Files of other sets, and the report.
     faults["damaged"], faults["foreign"] = damaged, _foreign(folder, config, plan)
     class_counts = dict(zip(config["class_names"], counts.tolist(), strict=True))
     return Report(int(counts.sum()), class_counts, dict(faults), sorted(shards))
@@ -142,6 +130,7 @@ def _config(folder: epath.Path) -> tuple[dict[str, Any], list[str]]:
             f"{folder} is not a synthetic set (it has no {PROVENANCE}); check the path"
         )
     damaged, config = [], None
+    # The first that can be read counts, and the other must agree with it.
     for name in (PROVENANCE, MANIFEST):
         try:
             content = files.read_sealed(folder / name)
@@ -151,6 +140,7 @@ def _config(folder: epath.Path) -> tuple[dict[str, Any], list[str]]:
             continue
         if config is None:
             config = content
+            # A manifest has these besides.
             fields = set(content) - {"num_examples", "class_counts", "files", "shards", "code"}
         elif any(content.get(field) != config[field] for field in fields):
             damaged.append(f"{folder / name}: of another set than {PROVENANCE}")
@@ -160,10 +150,11 @@ def _config(folder: epath.Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _manifest(folder: epath.Path, damaged: list[str]) -> list[dict[str, Any]] | None:
-    """The manifest's lines on shards; its other files are looked at."""
+    """The manifest's entries for shards; adds to `damaged` what is wrong with its other files."""
     try:
         manifest = files.read_sealed(folder / MANIFEST)
         check_names(manifest, folder / MANIFEST)
+    # Reported by `_config` already, or the set is not complete yet.
     except InputError:
         return None
     for name, digest in manifest["files"].items():
@@ -174,7 +165,7 @@ def _manifest(folder: epath.Path, damaged: list[str]) -> list[dict[str, Any]] | 
 
 
 def _foreign(folder: epath.Path, config: dict[str, Any], plan: Plan) -> list[str]:
-    """Shards and sidecars that are none of the set's."""
+    """Shards and sidecars that do not belong to the set."""
     numbers = range(plan.num_shards)
     shards = {shard_name(config["name"], number, plan.num_shards) for number in numbers}
     sidecars = {sidecar_path(folder, number, plan.num_shards).name for number in numbers}
@@ -191,11 +182,12 @@ def _check(
     entries: list[dict[str, Any]] | None,
     number: int,
 ) -> ShardReport:
-    """Reads one shard and its sidecar."""
+    # 1. The records.
     path = folder / shard_name(config["name"], number, plan.num_shards)
     shard, lengths = _read(path, config, plan, number)
     if shard.damaged:
         return shard
+    # 2. The sidecar, and the manifest if there is one.
     sidecar = sidecar_path(folder, number, plan.num_shards)
     kept = dict(num_examples=len(lengths), num_bytes=path.stat().length, sha256=files.sha256(path))
     try:
@@ -212,13 +204,13 @@ def _check(
 def _read(
     path: epath.Path, config: dict[str, Any], plan: Plan, number: int
 ) -> tuple[ShardReport, list[int]]:
-    """Reads every record of a shard, from front to back."""
     indices, labels = [], []
     shard = ShardReport(number, np.empty(0, np.int64), np.empty(0, np.int64))
     expected = plan.indices(number).tolist()
     lengths = []
     try:
         for record, (_, data) in enumerate(TFRecordFile.scan(path)):
+            # The scan goes on after a record with a wrong checksum.
             if isinstance(data, InputError):
                 shard.damaged.append(str(data))
                 continue
@@ -227,10 +219,12 @@ def _read(
             index, label = fields["index"], fields["label"]
             indices.append(index)
             labels.append(label)
+            # The record, ...
             if not _is_label_of(config, plan, index, label, fields["class_name"]):
                 shard.mislabelled.append(index)
             elif record >= len(expected) or index != expected[record]:
                 shard.damaged.append(f"{path}: record {record} is image {index}, not its own")
+            # ... and its image.
             image = source.decode(fields["image"], config["image_shape"])
             if image is None:
                 shard.undecodable.append(index)

@@ -1,4 +1,4 @@
-"""Writing generated image sets: shards that appear whole and can be resumed."""
+"""Writes synthetic image sets, as shards that appear whole, so that writing can be resumed."""
 
 import json
 import reprlib
@@ -29,17 +29,17 @@ def _described(changed: Mapping[str, tuple[Any, Any]]) -> str:
 
 
 def shard_name(name: str, shard: int, num_shards: int) -> str:
-    """TFDS's name of a shard."""
+    """The name that TFDS expects of a shard."""
     return f"{name}-train.tfrecord-{shard:05d}-of-{num_shards:05d}"
 
 
 def sidecar_path(folder: epath.Path, shard: int, num_shards: int) -> epath.Path:
-    """Where a shard's index is."""
+    """The file with a shard's size, checksum and record lengths."""
     return folder / INDEX / f"{shard:05d}-of-{num_shards:05d}.json"
 
 
 def description(plan: Plan, image_shape: Sequence[int]) -> str:
-    """A generated set in words, for TFDS."""
+    """A synthetic set in words, for TFDS."""
     height, width, _ = image_shape
     classes = sum(count > 0 for count in plan.counts)
     return (
@@ -50,16 +50,9 @@ def description(plan: Plan, image_shape: Sequence[int]) -> str:
 
 
 class SyntheticWriter:
-    """Writes a generated set shard by shard; a new one on the same folder goes on with it.
+    """Writes a synthetic set shard by shard; a new writer on the same folder resumes it.
 
-    Several processes may write different shards of one folder; whoever comes last calls `finish`.
-
-    Attributes:
-        folder: of the set.
-        config: all that decides about the images, as `provenance.json` has it.
-        plan: which images it holds, and where.
-        class_names: the name of each label.
-        set_id: digest of `config`.
+    Several processes may write different shards of one folder; the last to finish calls `finish`.
     """
 
     def __init__(
@@ -75,23 +68,23 @@ class SyntheticWriter:
         encoding: Mapping[str, Any] = PNG,
         repair: bool = False,
     ):
-        """Opens or starts a set.
+        """Starts or resumes a set.
 
         Args:
-            folder: made if it is missing.
+            folder: created if it is missing.
             name: of the data set: lower-case letters, digits and underscores.
-            class_names: the name of each label; all different, as TFDS demands.
+            class_names: by label; all different, as TFDS demands.
             image_shape: [h, w, 1 or 3].
             counts: images of each class in the real set.
-            copies: size of the generated set in real sets.
+            copies: size of the synthetic set, in real sets.
             images_per_shard: the last shard may have fewer; 0 makes shards of 100 to 200 MB.
-            provenance: all that decides about the images (config, weights, seed), as JSON.
+            provenance: all that decides about the images (config, weights, seed), for JSON.
             encoding: `format` png, or jpeg with `quality` (1 to 100).
-            repair: whether a damaged `provenance.json` or `manifest.json` is taken away.
+            repair: whether a damaged `provenance.json` or `manifest.json` is deleted.
 
         Raises:
-            InputError: a value is wrong, the folder holds a set made from something else, or one
-                of these two files is damaged.
+            InputError: a value is wrong, the folder holds a set made from something else, or one of
+                these two files is damaged.
         """
         self.config = checked_config(
             name=name,
@@ -103,6 +96,7 @@ class SyntheticWriter:
             provenance=provenance,
             encoding=encoding,
         )
+        # What sidecars name, so that shards of another set are recognised.
         self.set_id = files.json_digest(self.config)
         self.folder, self.class_names = epath.Path(folder), tuple(class_names)
         self.plan = plan_of(self.config, self.folder)
@@ -111,14 +105,11 @@ class SyntheticWriter:
 
     @staticmethod
     def check(**fields: Any) -> None:
-        """Looks whether these arguments would do; see the class.
-
-        Raises:
-            InputError: a value is wrong.
-        """
+        """Raises InputError if arguments of `__init__` are wrong; writes nothing."""
         checked_config(**fields)
 
     def _claim_folder(self) -> None:
+        # 1. If it holds a set, that must be made from the same.
         is_own = False
         for name in (PROVENANCE, MANIFEST):
             path = self.folder / name
@@ -129,8 +120,10 @@ class SyntheticWriter:
             except InputError as error:
                 if not self._repair:
                     raise InputError(f"{error}; {REPAIR}") from None
+                # Repair: the file is written again, from the config.
                 path.unlink()
                 continue
+            # A manifest has more fields than the provenance.
             recorded = {key: recorded[key] for key in self.config.keys() & recorded.keys()}
             if changed := files.differences(recorded, self.config):
                 raise InputError(
@@ -138,6 +131,7 @@ class SyntheticWriter:
                     "another folder or delete this one"
                 )
             is_own = self._repair
+        # 2. Without provenance, it must be empty, or its shards must be this set's.
         claim = self.folder / PROVENANCE
         if claim.exists():
             return
@@ -147,11 +141,11 @@ class SyntheticWriter:
                 f"{self.folder} has {strangers[0]}, but no {PROVENANCE}, so it is not a "
                 f"synthetic set; choose another folder; if it was one, {REPAIR}"
             )
+        # 3. Claim it, before the first shard.
         (self.folder / INDEX).mkdir(parents=True, exist_ok=True)
         files.write_sealed(claim, self.config)
 
     def _strangers(self) -> list[str]:
-        """What a new set's folder should not hold."""
         names = (path.name for path in self.folder.iterdir()) if self.folder.exists() else ()
         return sorted(name for name in names if name[0] != "." and name != INDEX)
 
@@ -160,23 +154,24 @@ class SyntheticWriter:
         return sidecar is not None and sidecar.get("set") == self.set_id
 
     def own_shards(self, worker: int = 0, num_workers: int = 1) -> range:
-        """The shards that fall to one of several workers: neighbours, which share batches."""
+        """The shards of one of several workers; neighbouring ones, which can share batches."""
         count = self.plan.num_shards
         return range(worker * count // num_workers, (worker + 1) * count // num_workers)
 
     def is_written(self, shard: int) -> bool:
-        """Whether a shard of this set is there, with the size and digest of its sidecar."""
+        """Whether a shard of this set is there with its size and checksum; reads the shard."""
         sidecar, path = self.sidecar(shard), self.shard_path(shard)
         if sidecar is None or not self.is_there(shard, sidecar):
             return False
         return files.sha256(path) == sidecar.get("sha256")
 
     def is_there(self, shard: int, sidecar: Mapping[str, Any] | None = None) -> bool:
-        """Whether a shard is there that a sidecar of this set fits; the shard is not read."""
+        """Whether a shard of this set is there with its size; does not read the shard."""
         sidecar = self.sidecar(shard) if sidecar is None else sidecar
         path = self.shard_path(shard)
         if sidecar is None or sidecar.get("set") != self.set_id or not path.exists():
             return False
+        # Sidecars are JSON that anything may have damaged: check types before adding lengths up.
         lengths, size = sidecar.get("lengths"), self.plan.shard_size(shard)
         if not isinstance(lengths, list) or {type(length) for length in lengths} != {int}:
             return False
@@ -185,18 +180,19 @@ class SyntheticWriter:
         return path.stat().length == sidecar.get("num_bytes") == int(starts_of(lengths)[-1])
 
     def pending_shards(self, worker: int = 0, num_workers: int = 1) -> list[int]:
-        """A worker's shards that are missing, damaged or without a sidecar: those to write."""
+        """A worker's shards still to be written: missing, damaged or without a sidecar."""
         own = self.own_shards(worker, num_workers)
         written = files.in_parallel(self.is_written, own)
         return [shard for shard, done in zip(own, written, strict=True) if not done]
 
     def shards_there(self) -> set[int]:
-        """Shards of all workers that have a sidecar; only names are looked at."""
+        """Shards, of all workers, that have a sidecar; only lists names."""
         sidecars = self.folder.glob(f"{INDEX}/[0-9]*-of-{self.plan.num_shards:05d}.json")
         return {int(path.name.partition("-")[0]) for path in sidecars}
 
     def discard(self, shard: int) -> None:
-        """Takes a shard away, to be written again; the set is not complete any more."""
+        """Deletes a shard so that it is written again; the set is no longer complete."""
+        # In this order no interruption leaves a manifest or a sidecar of a shard that is gone.
         (self.folder / MANIFEST).unlink(missing_ok=True)
         for path in (self.sidecar_path(shard), self.shard_path(shard)):
             path.unlink(missing_ok=True)
@@ -204,17 +200,16 @@ class SyntheticWriter:
     def write_encoded(self, shard: int, encoded: Iterable[tuple[bytes, str]]) -> None:
         """Writes one shard and then its sidecar; each is complete or absent.
 
-        Args:
-            shard: its number.
-            encoded: for each of `plan.indices(shard)`, in this order, what `encode` makes of its
-                image, and its prompt.
+        `encoded` has (file from `encode`, prompt) for each of `plan.indices(shard)`, in this order.
         """
-        # A repair: not complete until it is finished.
+        # 1. In a repair there is a manifest; without it the set counts as incomplete.
         (self.folder / MANIFEST).unlink(missing_ok=True)
         path, sidecar = self.shard_path(shard), self.sidecar_path(shard)
         sidecar.unlink(missing_ok=True)
+        # 2. Leftovers of a process that was killed while writing this shard.
         for target in (path, sidecar):
             files.remove_temporaries(target.parent, target.name)
+        # 3. The shard, record by record as images come, then the sidecar that vouches for it.
         indices = self.plan.indices(shard).tolist()
         records = (
             self._record(index, image, prompt)
@@ -224,7 +219,7 @@ class SyntheticWriter:
         files.write_atomic(sidecar, json.dumps(self.describe(**written._asdict())).encode())
 
     def describe(self, num_bytes: int, sha256: str, lengths: Sequence[int]) -> dict[str, Any]:
-        """The sidecar of a shard with this size, digest and lengths of records."""
+        """The sidecar of a shard with this size, checksum and record lengths."""
         return {
             "set": self.set_id,
             "num_examples": len(lengths),
@@ -234,7 +229,7 @@ class SyntheticWriter:
         }
 
     def damaged_metadata(self) -> list[str]:
-        """Files of a complete set, other than shards, that are missing or not what was written."""
+        """Files of a complete set, other than shards, that are missing or changed."""
         digests = files.read_sealed(self.folder / MANIFEST)["files"]
         paths = {name: self.folder / name for name in digests}
         return [
@@ -246,19 +241,16 @@ class SyntheticWriter:
     def finish(self, card: Iterable[tuple[str, bytes]] = (), code: str = "") -> None:
         """Makes the folder a TFDS data set and, last, marks it as complete.
 
-        One process at a time may call it.
-
-        Args:
-            card: names and contents of files that tell people of the set.
-            code: version of the code that made it, for the manifest.
-
-        Raises:
-            InputError: shards are pending.
+        Only one process at a time may call it. `card` has names and contents of files for people;
+        `code` is the version of the code, for the manifest. Raises InputError if shards are
+        pending.
         """
+        # 1. All shards must be there.
         sidecars = self.sidecars()
         if pending := [shard for shard, sidecar in enumerate(sidecars) if sidecar is None]:
             some = ", ".join(map(str, pending[:5])) + (", ..." if len(pending) > 5 else "")
             raise InputError(f"{self.folder}: shards {some} are not written; {RESUME}")
+        # 2. TFDS's metadata and the card.
         kept = ("num_examples", "num_bytes", "sha256")
         shards = [
             {"file": self.shard_path(shard).name, **{key: sidecar[key] for key in kept}}
@@ -280,9 +272,10 @@ class SyntheticWriter:
         for name, data in card:
             files.write_atomic(self.folder / name, data)
             names.append(name)
-        # Not those of shards: another worker could be at one.
+        # 3. Leftovers of killed processes, but not those of shards: a worker may be writing one.
         for name in (*names, MANIFEST, PROVENANCE):
             files.remove_temporaries(self.folder, name)
+        # 4. The manifest.
         counts = [count * self.plan.copies for count in self.plan.counts]
         digests = {name: files.sha256(self.folder / name) for name in sorted(names)}
         totals = {"num_examples": self.plan.num_images, "class_counts": counts, "files": digests}
@@ -294,11 +287,11 @@ class SyntheticWriter:
         return self.folder / shard_name(self.config["name"], shard, self.plan.num_shards)
 
     def sidecar_path(self, shard: int) -> epath.Path:
-        """Where its index is."""
+        """Where its sidecar is."""
         return sidecar_path(self.folder, shard, self.plan.num_shards)
 
     def sidecars(self) -> list[dict[str, Any] | None]:
-        """Those of all shards that are there (see `is_there`); None for the others."""
+        """By shard; None where the shard is not there, see `is_there`."""
 
         def find(shard: int) -> dict[str, Any] | None:
             sidecar = self.sidecar(shard)
@@ -307,14 +300,14 @@ class SyntheticWriter:
         return files.in_parallel(find, range(self.plan.num_shards))
 
     def sidecar(self, shard: int) -> dict[str, Any] | None:
-        """What is written beside a shard; None where there is nothing, or something damaged."""
+        """A shard's sidecar; None if it is missing or damaged."""
         try:
             return files.read_object(self.sidecar_path(shard))
         except InputError:
             return None
 
     def encode(self, image: np.ndarray) -> bytes:
-        """The file of an image, in the encoding of the set."""
+        """The bytes of an image file, in the set's encoding."""
         expected, encoding = tuple(self.config["image_shape"]), self.config["encoding"]
         if image.shape != expected or image.dtype != np.uint8:
             raise ValueError(f"expected uint8 {expected}, got {image.dtype} {image.shape}")
