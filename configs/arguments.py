@@ -1,17 +1,13 @@
-"""Arguments behind a config file's name: `FILE.py:name=value,name=value`."""
+"""Arguments after a config file's name: `FILE.py:name=value,name=value`."""
 
 from typing import Any
 
 
 def parse(text: str | None, **defaults: Any) -> dict[str, Any]:
-    """Typed arguments of a config file.
+    """Typed arguments of a config file, from text such as 'name=value,flag'.
 
-    Args:
-        text: 'name=value,name'; a bare name is a boolean that is set.
-        **defaults: every argument there is; its type decides how a value is read.
-
-    Raises:
-        ValueError: an argument that is not there, or a value of another type.
+    A bare name sets a boolean. `defaults` has every argument, and the type of a default decides
+    how its value is read. Raises ValueError for another name, or a value of another type.
     """
     arguments = dict(defaults)
     for item in filter(None, (text or "").split(",")):
@@ -32,18 +28,7 @@ def parse(text: str | None, **defaults: Any) -> dict[str, Any]:
 
 
 def split(text: str | None, **own: Any) -> tuple[dict[str, Any], str]:
-    """Arguments of a config file that hands the others on to another one.
-
-    Args:
-        text: see `parse`.
-        **own: see `parse`.
-
-    Returns:
-        Its own arguments, and the text of the others.
-
-    Raises:
-        ValueError: see `parse`.
-    """
+    """`parse` for a config that builds on another: its own arguments, and the text of the rest."""
     items = list(filter(None, (text or "").split(",")))
     mine = [item for item in items if item.partition("=")[0] in own]
     others = ",".join(item for item in items if item not in mine)

@@ -1,12 +1,8 @@
-"""What the configs of classifiers share: the arms."""
+"""The arms that the configs of classifiers share."""
 
 
 def arm_sources(arm: str, real: dict, generated: dict, **others: dict) -> dict:
-    """The training sources of an arm: real, generated, their plain union, or one of the others.
-
-    Raises:
-        ValueError: there is no such arm.
-    """
+    """The training sources of an arm: real, generated, their plain union, or one of `others`."""
     arms = {
         "real": dict(real=real),
         "generated": dict(generated=generated),

@@ -1,4 +1,4 @@
-"""What measures of images share: those that most have use for, and the arguments of each."""
+"""The measures of images that most configs use, and the arguments of each."""
 
 from ml_collections import ConfigDict
 
@@ -17,12 +17,10 @@ MEASURES = (
 
 
 def set_measures(config: ConfigDict, subset_size: int, without: tuple[str, ...] = ()) -> None:
-    """Sets `config.measures` and the arguments of each, as papers have them.
+    """Sets `config.measures`, and the arguments of each as in the papers.
 
-    Args:
-        config: of imagen_ft.evaluate.
-        subset_size: images of a subset, for the kernel distance; 1000 where there are as many.
-        without: measures that the extractor has not.
+    `subset_size` is the number of images in a subset for the kernel distance: 1000, or fewer if
+    there are not that many. `without` lists measures that the extractor lacks.
     """
     config.measures = tuple(measure for measure in MEASURES if measure not in without)
     config.update(_arguments(subset_size))
@@ -34,16 +32,11 @@ def while_training(
     num_images: int = 10_000,
     subset_size: int = 1000,
 ) -> dict:
-    """`config.evaluation_metric`: what a stage draws, measured; Azizi et al. choose by FID-10K.
+    """`config.evaluation_metric`: a measure of drawn images; Azizi et al. choose by FID-10K.
 
-    It is off: --config.evaluation_metric.every=STEPS turns it on, and with it
-    --config.best.metric=sampled_fid keeps the best checkpoint.
-
-    Args:
-        pictures: `config.pictures`, whose way of sampling it takes.
-        measure: one of `config.measures`.
-        num_images: that are drawn; as many of each class.
-        subset_size: see `set_measures`.
+    It is off. --config.evaluation_metric.every=STEPS turns it on, and then
+    --config.best.metric=sampled_fid keeps the best checkpoint. It samples in the way of `pictures`
+    and draws `num_images`, equally many of each class.
     """
     sampling = {name: value for name, value in pictures.items() if name != "count"}
     return dict(
@@ -52,7 +45,7 @@ def while_training(
         num_images=num_images,
         batch_size=256,
         extractor=dict(name="inception", rule="tf1", path=""),
-        # An npz of statistics; without one the held-out images are what is compared with.
+        # An npz of statistics; without one the images are compared with the held-out ones.
         reference=dict(statistics=""),
         sampling=sampling,
         **_arguments(subset_size),
@@ -62,12 +55,12 @@ def while_training(
 def _arguments(subset_size: int) -> dict:
     return dict(
         allow_few_images=False,
-        # Chong & Forsyth 2020, with the points of Stein et al. 2023: a tenth of the images, but at
-        # most 5,000, has to be more than the features are wide.
+        # Chong & Forsyth 2020, with the points of Stein et al. 2023. A tenth of the images, at most
+        # 5,000, must be more than the features have dimensions.
         frechet_infinity=dict(num_points=15, seed=0),
-        inception_score=dict(rule="torch_fidelity", splits=10, seed=2020),
-        kernel=dict(subsets=100, subset_size=subset_size, seed=2020),
+        inception_score=dict(rule="torch_fidelity", splits=10, seed=2020),  # torch-fidelity's
+        kernel=dict(subsets=100, subset_size=subset_size, seed=2020),  # torch-fidelity's
         sliced=dict(num_directions=1000, seed=2020),
-        precision_recall=dict(k=3, comparison="<="),
-        density_coverage=dict(k=5, comparison="<"),
+        precision_recall=dict(k=3, comparison="<="),  # Kynkäänniemi et al. 2019
+        density_coverage=dict(k=5, comparison="<"),  # Naeem et al. 2020
     )

@@ -1,8 +1,7 @@
 """What the runs on CIFAR-10's photographs share.
 
-Arguments of those that train stages: `data`, a folder or zip with `root/train` in it, which holds
-the folders of the classes; `runlocal`, for a CPU: where the default's images are not there, drawn
-shapes stand for them.
+Arguments of the configs that train stages: `data`, a folder or zip that has the class folders in
+`root/train`; `runlocal`, for a CPU: if the default images are missing, drawn shapes replace them.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +12,7 @@ DATA = "data/cifar10_sample.zip"
 CLASS_NAMES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
-# Every name of a class has at most ten bytes; an end token follows.
+# Class names have at most ten bytes, and an end token follows.
 TEXT = dict(
     max_length=11,
     seed=0,
@@ -27,13 +26,13 @@ def parse(arg: str) -> dict:
 
 
 def source(args: dict, split: str) -> dict:
-    """The images to train on, or of `validation` the 50 a class that are held out of them."""
-    # The test images are for the classifiers' last comparison.
+    """The training images, or for `validation` the 50 per class that are held out of them."""
+    # The test images are kept for the final comparison of classifiers.
     return dict(photographs(args, "train"), held_out=50, split=split)
 
 
 def photographs(args: dict, folder: str) -> dict:
-    """All images of `train` or `test`; with `runlocal` and no data drawn ones, see the module."""
+    """All images of `train` or `test`; drawn ones with `runlocal` and no data, see the module."""
     root = f"{args['root']}/{folder}" if args["root"] else folder
     source = dict(name="image_folder", path=args["data"], root=root)
     if args["runlocal"] and args["data"] == DATA:
@@ -43,7 +42,7 @@ def photographs(args: dict, folder: str) -> dict:
 
 
 def shrink(config: ConfigDict) -> None:
-    """What a stage's training is with `runlocal`."""
+    """Shrinks a stage's training for `runlocal`."""
     config.stage.unet.update(
         block_out_channels=(16, 32, 32),
         layers_per_block=1,

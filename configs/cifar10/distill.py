@@ -1,23 +1,23 @@
-r"""Distils a stage of CIFAR-10's photographs into half of its steps, or to consistency.
+r"""Distils a stage of CIFAR-10's photographs into half as many steps, or to consistency.
 
 python -m imagen_ft.finetune --config=configs/cifar10/distill.py \
     --workdir=runs/cifar10/distilled/sr32_32
 
-Before it, the stage, by `finetune_sr32.py` or `finetune_base16.py`. Its network predicts eps, from
-which a step out of noise alone cannot tell an image: the student learns v, in a round of as many
-steps as its teacher has first. What can be said behind the name of the file, besides the data's
-arguments of `finetune_base16.py`:
+First train the stage, with `finetune_sr32.py` or `finetune_base16.py`. Its network predicts eps,
+which at pure noise says nothing about the image; so the student predicts v, and a first round keeps
+the teacher's number of steps. Arguments after the file's name, besides those of
+`finetune_base16.py` for the data:
 
     stage      sr32 (the default) or base16
-    steps      of the student, 64: the first round, with as many as its teacher; then 32, 16, 8, 4.
-               Of consistency the levels of noise that it is trained on
-    teacher    a run: by default the stage's own; of a later round the student of the one before it
+    steps      of the student: 64 in the first round, as many as its teacher; then 32, 16, 8, 4.
+               For consistency, the number of noise levels that it is trained on
+    teacher    a run: by default the stage's own; in a later round the student of the previous one
     method     progressive (the default) or consistency, from a student that has learned v
-    guidance   of the teacher, which the student learns
-    runlocal   a few steps; without a teacher the small network of `finetune_sr32.py` is trained
+    guidance   weight of the teacher's guidance, which the student learns
+    runlocal   a few steps; without a teacher it trains the small network of `finetune_sr32.py`
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-Hardware: one GPU, minutes a round, by estimate.
+Hardware: one GPU, an estimated few minutes per round.
 """
 
 from ml_collections import ConfigDict
@@ -48,7 +48,7 @@ def get_config(arg=""):
     if args["runlocal"] and not args["teacher"]:
         return config
 
-    config.seed = 2  # not the noise that training has seen
+    config.seed = 2  # other noise than the training's
     config.stage.prediction = "v"
     first = not args["teacher"]
     config.distill = dict(

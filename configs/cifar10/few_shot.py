@@ -1,12 +1,12 @@
-r"""Few shots of CIFAR-10's photographs with and without synthetic ones, by the CLIP of `clip.py`.
+r"""Few-shot tuning of the CLIP of `clip.py` on CIFAR-10, with and without synthetic images.
 
 python -m classifiers.transfer --config=configs/cifar10/few_shot.py:method=classifier_tuning \
     --workdir=runs/cifar10/few_shot
 
-Before it, `clip.py`, which knows half of the classes, and `generate.py`. The real shots are of the
-50 images a class that neither has seen. Arguments: `method`, `clip`, `generated`, `strategy` and
-`loss` as in `configs/clip/few_shot.py`, whose numbers these are; `data`, `root` as in `resnet.py`;
-`runlocal`.
+First run `clip.py`, which knows half of the classes, and `generate.py`. The real shots are taken
+from the 50 images per class that neither has seen. Arguments: `method`, `clip`, `generated`,
+`strategy` and `loss` as in `configs/clip/few_shot.py`, which has the numbers; `data`, `root` as in
+`resnet.py`; `runlocal`.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 2 CPU cores, 3 minutes.

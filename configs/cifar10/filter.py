@@ -1,14 +1,14 @@
-r"""Chooses generated photographs of CIFAR-10's kinds by a classifier of the real ones.
+r"""Filters synthetic CIFAR-10 photographs by a classifier that was trained on the real ones.
 
 python -m imagen_ft.filter --config=configs/cifar10/filter.py --workdir=runs/cifar10/filter
 
-Before it, `generate.py` and `resnet.py:arm=real`. Arguments: `generated`, a generated set;
-`extractor`, a run of classifiers.train; `copies`, that are looked at of the set, 0 for all;
-`share`, to keep of each class, 0 for all that are more probable than by chance; `data`, `root` as
-in `resnet.py`; `runlocal`.
+First run `generate.py` and `resnet.py:arm=real`. Arguments: `generated`, a synthetic set;
+`extractor`, a run of classifiers.train; `copies`, how many of the set's copies to consider, 0 for
+all; `share` of each class to keep, 0 for all images whose class is more probable than by chance;
+`data`, `root` as in `resnet.py`; `runlocal`.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-Hardware: one GPU or 2 CPU cores, some minutes.
+Hardware: one GPU or 2 CPU cores, a few minutes.
 """
 
 from ml_collections import ConfigDict
@@ -41,8 +41,8 @@ def get_config(arg=""):
     config.generated = dict(source=source)
     config.real = dict(source=common.source(args, "train"))
     config.filters = dict(confidence=confidence)
-    config.combine = "all"  # or any
-    config.per_class = 0  # images that are drawn of each; 0 takes all that pass
+    config.combine = "all"  # of the filters must pass; or "any"
+    config.per_class = 0  # images to draw from those that pass; 0 keeps all
     config.balance = False
     config.seed = 0  # of the draws
     config.batch_size = 500

@@ -3,13 +3,13 @@ r"""Trains a 16x16 base on CIFAR-10's photographs, from scratch.
 python -m imagen_ft.finetune --config=configs/cifar10/finetune_base16.py \
     --workdir=runs/cifar10/base16
 
-The data is any export of CIFAR-10 as images, one folder a class, in a folder or a zip:
-`cifar10_sample/train/airplane/0000.jpg`, ... in `data/cifar10_sample.zip`, or what the arguments
-say: `:data=data/cifar10,root=` for `data/cifar10/train/airplane/...`.
+The data is any export of CIFAR-10 as images, one folder per class, in a folder or a zip: by default
+`cifar10_sample/train/airplane/0000.jpg`, ... in `data/cifar10_sample.zip`. Arguments name others:
+`:data=data/cifar10,root=` reads `data/cifar10/train/airplane/...`.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-Hardware: one GPU, 5 minutes (0.4 TFLOP a step; decoding takes as long). `:runlocal` is 20 steps of
-a small network, for a CPU.
+Hardware: one GPU, 5 minutes (0.4 TFLOP per step; decoding takes as long). `:runlocal` trains a
+small network for 20 steps, on a CPU.
 """
 
 from ml_collections import ConfigDict
@@ -25,14 +25,14 @@ def get_config(arg=""):
     config.seed = 0
     config.batch_size = 128
     config.total_steps = 20_000
-    config.accumulation = 1  # parts that a batch is taken in
+    config.accumulation = 1  # microbatches per step
 
     config.class_names = common.CLASS_NAMES
     config.train_source = common.source(args, "train")
     config.crop_size = 0  # whole images
     config.flip = True
     config.text = common.TEXT
-    config.text_drop = 0.1
+    config.text_drop = 0.1  # share of prompts replaced by no text
 
     config.stage = dict(
         size=16,  # pixels
@@ -68,7 +68,7 @@ def get_config(arg=""):
 
     config.evaluation_source = common.source(args, "validation")
     config.evaluation_batch_size = 512
-    config.evaluation_draws = 2  # of noise for each image
+    config.evaluation_draws = 2  # of noise per image
     config.log_every = 100  # steps, like the other intervals
     config.evaluate_every = 2000
     config.checkpoint_every = 2000
@@ -79,9 +79,9 @@ def get_config(arg=""):
         count=10,
         sampler=dict(name="ddpm", num_steps=128, logvar_coeff=0.0, eta=0.0),
         guidance_weight=1.25,
-        threshold_percentile=99.5,
+        threshold_percentile=99.5,  # dynamic thresholding (Saharia et al. 2022)
     )
-    # KID: of the 500 images that are held out no FID can be taken.
+    # KID: the 500 held-out images are too few for an FID.
     config.evaluation_metric = while_training(config.pictures, "kernel", 500, subset_size=100)
     config.profile = dict(start=0, steps=0)
     if args["runlocal"]:

@@ -3,11 +3,11 @@ r"""Trains 16 -> 32 super-resolution on CIFAR-10's photographs, from scratch.
 python -m imagen_ft.finetune --config=configs/cifar10/finetune_sr32.py \
     --workdir=runs/cifar10/sr32
 
-The data and its arguments are those of `finetune_base16.py`.
+The data and the arguments are as in `finetune_base16.py`.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-Hardware: one GPU, 5 minutes (1.3 TFLOP a step; decoding takes as long). `:runlocal` is 20 steps of
-a small network, for a CPU.
+Hardware: one GPU, 5 minutes (1.3 TFLOP per step; decoding takes as long). `:runlocal` trains a
+small network for 20 steps, on a CPU.
 """
 
 from ml_collections import ConfigDict
@@ -23,14 +23,14 @@ def get_config(arg=""):
     config.seed = 0
     config.batch_size = 128
     config.total_steps = 10_000
-    config.accumulation = 1  # parts that a batch is taken in
+    config.accumulation = 1  # microbatches per step
 
     config.class_names = common.CLASS_NAMES
     config.train_source = common.source(args, "train")
     config.crop_size = 0  # whole images
     config.flip = True
     config.text = common.TEXT
-    config.text_drop = 0.1
+    config.text_drop = 0.1  # share of prompts replaced by no text
 
     config.stage = dict(
         size=32,  # pixels
@@ -66,7 +66,7 @@ def get_config(arg=""):
 
     config.evaluation_source = common.source(args, "validation")
     config.evaluation_batch_size = 512
-    config.evaluation_draws = 2  # of noise for each image
+    config.evaluation_draws = 2  # of noise per image
     config.log_every = 100  # steps, like the other intervals
     config.evaluate_every = 2000
     config.checkpoint_every = 2000
@@ -77,9 +77,9 @@ def get_config(arg=""):
         count=10,
         sampler=dict(name="ddpm", num_steps=64, logvar_coeff=0.1, eta=0.0),
         guidance_weight=1.0,
-        threshold_percentile=99.5,
+        threshold_percentile=99.5,  # dynamic thresholding (Saharia et al. 2022)
     )
-    # KID: of the 500 images that are held out no FID can be taken.
+    # KID: the 500 held-out images are too few for an FID.
     config.evaluation_metric = while_training(config.pictures, "kernel", 500, subset_size=100)
     config.profile = dict(start=0, steps=0)
     if args["runlocal"]:

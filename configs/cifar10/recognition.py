@@ -1,15 +1,15 @@
-"""What the classifiers on CIFAR-10's photographs share; the recipes are ours.
+"""What the classifiers on CIFAR-10's photographs share; the recipes are our own.
 
 Arguments of each config, as in `FILE.py:arm=real+generated,k=2`:
 
-    arm           real, generated, or real+generated: the plain union
-    k             copies of the real set's size that are taken of the generated set
+    arm           real, generated (the synthetic set), or real+generated: their plain union
+    k             copies to use of the synthetic set; each has the size of the real set
     generated     the folder of that set, made by `imagen_ft.generate`
-    same_steps    as many steps as with real images alone; else an epoch is all of the arm
+    same_steps    as many steps as with real images alone; else an epoch is all images of the arm
     data, root    a folder or a zip, and the folder in it that holds `train/airplane/*` and so on
-    images        how many real ones there are to train on, for the length of an epoch
+    images        the number of real training images, for the length of an epoch
     cpu           a smaller network and fewer epochs, for two cores
-    runlocal      some steps of a tiny network
+    runlocal      a few steps of a tiny network
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from configs import arguments, classification
 from configs.cifar10 import common
 
-# Of the sample's 12,500, less 50 a class that training is watched with.
+# The sample's 12,500, less the 50 per class that are held out for validation.
 NUM_IMAGES = 12_000
 
 
@@ -44,13 +44,13 @@ def train_sources(args: dict) -> dict:
 
 
 def epochs_to_steps(epochs: int, batch_size: int, args: dict) -> int:
-    """Steps in which all images of the arm are seen so many times."""
+    """Steps for this many epochs over all images of the arm."""
     real, generated = (name in args["arm"].split("+") for name in ("real", "generated"))
     sets = 1 if args["same_steps"] else real + args["k"] * generated
     return round(epochs * sets * args["images"] / batch_size)
 
 
 def shrink(config: ConfigDict) -> None:
-    """What the run is with `runlocal`, but for the model."""
+    """Shrinks a run for `runlocal`, all but the model."""
     config.total_steps, config.optimizer.warmup_steps, config.batch_size = 20, 2, 16
     config.log_every, config.evaluate_every, config.checkpoint_every = 5, 20, 10

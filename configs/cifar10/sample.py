@@ -1,8 +1,8 @@
-r"""Draws photographs of CIFAR-10's classes with the two stages that were trained before.
+r"""Draws photographs of CIFAR-10's classes with the two stages trained before.
 
 python -m imagen_ft.sample --config=configs/cifar10/sample.py --workdir=runs/cifar10/samples
 
-Before it, the two runs:
+First train the two stages:
 
     python -m imagen_ft.finetune --config=configs/cifar10/finetune_base16.py \
         --workdir=runs/cifar10/base16
@@ -10,7 +10,7 @@ Before it, the two runs:
         --workdir=runs/cifar10/sr32
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-`:runlocal` in all three is for a CPU. Hardware: one GPU, a minute. Expected: samples.png, eight
+On a CPU, add `:runlocal` to all three. Hardware: one GPU, a minute. Expected: samples.png, eight
 images of each class at 16 and 32 pixels.
 """
 
@@ -28,7 +28,7 @@ def get_config(arg=""):
     config.seed = 0
     config.class_names = common.CLASS_NAMES
     config.text = common.TEXT
-    config.negative_prompt = ""  # what guidance leads away from; none is no text
+    config.negative_prompt = ""  # what guidance leads away from; '' is no text
     config.stages = dict(
         base16=dict(
             run="runs/cifar10/base16",
@@ -43,7 +43,7 @@ def get_config(arg=""):
             sampler=dict(name="ddpm", num_steps=64, logvar_coeff=0.1, eta=0.0),
             guidance_weight=1.0,
             threshold_percentile=99.5,
-            noise_augmentation=0.0,  # of the low-resolution image
+            noise_augmentation=0.0,  # t of the low-resolution image
         ),
     )
     config.batch_size = 80

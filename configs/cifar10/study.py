@@ -1,14 +1,14 @@
-r"""Studies what generated photographs of CIFAR-10's kind are worth to a ResNet and a ViT.
+r"""Studies what synthetic photographs of CIFAR-10's classes are worth to a ResNet and a ViT.
 
 python -m classifiers.study --config=configs/cifar10/study.py --workdir=runs/cifar10/study
 
-Before it, `configs/cifar10/generate.py:k=10`. Arguments: `data`, the real images, where they are
-not those of `resnet.py` and `vit.py`; `generated`, the generated set; `runlocal` for a CPU;
-`filter`, a work directory of `filter.py:copies=K`, with `copies=K`: then the study `filters` alone.
+First run `configs/cifar10/generate.py:k=10`. Arguments: `data`, the real images, if not those of
+`resnet.py` and `vit.py`; `generated`, the synthetic set; `runlocal` for a CPU; `filter`, a workdir
+of `filter.py:copies=K`, with `copies=K`: runs the study `filters` only.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-Hardware: one GPU; several with `--jobs=N --submit="env CUDA_VISIBLE_DEVICES={lane}"`. It is 15 runs
-of five seeds: what `resnet.py` and `vit.py` say 75 times, for up to eleven times the images.
+Hardware: one GPU; several with `--jobs=N --submit="env CUDA_VISIBLE_DEVICES={lane}"`. These are 15
+runs of five seeds: 75 times what `resnet.py` and `vit.py` take, with up to eleven times the images.
 """
 
 from ml_collections import ConfigDict
@@ -43,7 +43,7 @@ def get_config(arg=""):
     config.copies = args["copies"]
     config.scaling_copies = tuple(range(11))
     config.generated = args["generated"]
-    config.filters = {}  # a work directory of imagen_ft.filter each
+    config.filters = {}  # name -> workdir of imagen_ft.filter
     config.overrides = ()
     config.seeds = 5
     config.evaluation = dict(config=path("evaluate"), set="test")

@@ -1,21 +1,22 @@
-r"""Looks for the best way of sampling a stage on CIFAR-10.
+r"""Searches for the best way of sampling a stage on CIFAR-10.
 
 python -m imagen_ft.sweep --config=configs/cifar10/sweep.py --workdir=runs/cifar10/sweep
 
-Before it, the two runs that `sample.py` names, and a classifier of `resnet.py`. What can be said
-behind the name of the file:
+First train the two stages, see `sample.py`, and a classifier with `resnet.py`. Arguments after the
+file's name:
 
-    stage       sr32 (the default), which enlarges what base16 draws, once for all points; or base16
-    extractor   a run of classifiers.train, whose features are measured; without Inception's weights
-                no number is called FID
+    stage       sr32 (the default), which enlarges images that base16 draws once for all points; or
+                base16
+    extractor   a run of classifiers.train, whose features are compared; the numbers are not called
+                FID, which is for Inception's features
     data, root  as in `finetune_base16.py`
     runlocal    two points of a few images, for runs with `runlocal`
 
-Points are compared with the training images; the test images are for the classifiers' last
-comparison, and so there is no CAS here.
+Points are compared with the training images. The test images are kept for the final comparison of
+classifiers, so there is no CAS here.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-Hardware: one GPU, not timed; `--budget=72000` takes a fifth of the images.
+Hardware: one GPU, not timed; `--budget=72000` draws a fifth of the images.
 Expected: report.html, best.py.
 """
 
@@ -54,17 +55,17 @@ def get_config(arg=""):
     config = ConfigDict()
     local = ",runlocal" if args["runlocal"] else ""
     config.cascade = generate.get_config(f"data={args['data']},root={args['root']}{local}")
-    config.cascade.images_per_prompt = 8  # of imagen_ft.sample
+    config.cascade.images_per_prompt = 8  # for imagen_ft.sample
     config.cascade.show_stages = True
     config.stage = args["stage"]
     config.grid = GRIDS[args["stage"]]
-    config.num_images = 10_000  # of each point
+    config.num_images = 10_000  # per point
     config.labels = "balanced"
     config.low = {}  # such as dict(source=...): real images to enlarge
 
     size = config.cascade.stages[config.stage].stage.size
     config.reference = dict(
-        statistics="",  # an npz that takes the place of the source's
+        statistics="",  # an npz to use instead of the source
         source=dict(source=common.source(args, "train"), square=size),
         held_out=dict(source=common.source(args, "validation"), square=size),
     )
@@ -72,13 +73,13 @@ def get_config(arg=""):
         name="classifier", path=args["extractor"], seed=0, ema="main", best=False
     )
     config.batch_size = 500
-    # Of those held out there are fewer than features.
+    # These need more held-out images than there are features.
     without = ("spatial_frechet", "relative", "classes_apart", "copying")
     set_measures(config, subset_size=1000, without=without)
     config.choose_by = "frechet"
     config.halving = dict(measure="frechet", factor=3, finalists=2)  # with --budget
     config.cas = {}
-    config.num_shown = 40  # images of each point
+    config.num_shown = 40  # images per point
     if args["runlocal"]:
         config.grid = dict(guidance_weight=(1.0, 2.0))
         config.num_images, config.allow_few_images = 40, True

@@ -1,13 +1,13 @@
-r"""Trains a small vision transformer on CIFAR-10's photographs, and on generated ones.
+r"""Trains a small vision transformer on CIFAR-10's photographs, and on synthetic ones.
 
 python -m classifiers.train --config=configs/cifar10/vit.py:arm=real \
     --workdir=runs/cifar10/vit/real
 
 `recognition.py` describes the arguments (`:arm=real+generated,k=2`, `:cpu`, `:runlocal`, ...), and
-`finetune_base16.py` the data. Patches of 4 px, positions and pooling of the plain ViT-S/16.
+`finetune_base16.py` the data. Patches are 4 px; positions and pooling are the plain ViT-S/16's.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-Hardware: one GPU, minutes. `:cpu`, a third of the width and half the depth, starts on 2 cores.
+Hardware: one GPU, minutes. `:cpu` has a third of the width and half the depth, for 2 cores.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -28,11 +28,11 @@ def get_config(arg=""):
 
     config.num_classes = 10
     config.train_sources = recognition.train_sources(args)
-    config.synthetic_weight = config_dict.placeholder(float)  # of a batch; None shuffles all
+    config.synthetic_weight = config_dict.placeholder(float)  # share of a batch; None shuffles all
     config.synthetic_loss_weight = 1.0
     config.in_memory = True
     config.loader_workers = 0  # threads
-    config.repeats = 1  # of an image in a batch
+    config.repeats = 1  # rows of a batch per image
     config.augment = dict(size=32, shift=4, flip=True)  # pixels
     config.mix = {}
 
@@ -67,7 +67,7 @@ def get_config(arg=""):
     config.evaluation_batch_size = 500
     config.evaluation = dict(size=32, crop_ratio=1.0)
     config.log_every = 50  # steps, like the next two
-    # Two or ten epochs of the real images.
+    # Every 2 or 10 epochs of the real images.
     config.evaluate_every = round((2 if args["cpu"] else 10) * args["images"] / batch_size)
     config.checkpoint_every = 1000
     config.keep_checkpoints = 2

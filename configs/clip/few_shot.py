@@ -1,16 +1,16 @@
-r"""Few shots of digits with and without synthetic ones, by the tiny CLIP of `tiny.py`.
+r"""Few-shot tuning of the tiny CLIP of `tiny.py` on digits, with and without synthetic ones.
 
 python -m classifiers.transfer --config=configs/clip/few_shot.py:method=classifier_tuning \
     --workdir=runs/clip/few_shot
 
-Before it, the run of `tiny.py`, and the demo, which leaves runs/digits/generated. What can be said
-behind the name of the file:
+First run `tiny.py`, and the demo, which writes runs/digits/generated. Arguments after the file's
+name:
 
     method     classifier_tuning
     clip       a run of CLIP
-    generated  a folder of synthetic images; '' is without
+    generated  a synthetic set; '' uses none
     strategy   mix, real_first or synthetic_first
-    loss       hard, soft, or both by halves
+    loss       hard, soft, or both with equal weights
     runlocal   two numbers of shots, few epochs
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
@@ -50,7 +50,7 @@ def get_config(arg=""):
         config.sets.synthetic = dict(source=dict(name="synthetic", path=args["generated"]))
     config.shots = (0, 4) if args["runlocal"] else (0, 1, 2, 4, 8, 16)
     config.seeds = 3
-    # He et al. 2023.
+    # He et al. 2023: classifier tuning, with all numbers from here to the optimiser.
     config.strategy = args["strategy"]
     hard, soft = LOSSES[args["loss"]]
     config.loss = dict(hard=hard, soft=soft, temperature=2.0)
@@ -61,5 +61,5 @@ def get_config(arg=""):
         name="adamw", schedule="cosine", warmup_steps=0, weight_decay=0.1, clip_norm=1.0
     )
     config.batch_size = 128
-    config.calibration_bins = 15
+    config.calibration_bins = 15  # Guo et al. 2017
     return config

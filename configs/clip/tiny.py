@@ -1,12 +1,12 @@
-r"""Trains a tiny CLIP on digits with their names in sentences; it needs no download.
+r"""Trains a tiny CLIP on digits and sentences with their names; it needs no download.
 
 python -m classifiers.train_clip --config=configs/clip/tiny.py --workdir=runs/clip/tiny
 
 Arguments: `arm`, `real` (the pool of 1,000), `generated` (the demo's digits, whose captions are
-their prompts) or `real+generated`; `generated`, their folder; `runlocal`, some steps.
+their prompts) or `real+generated`; `generated`, their folder; `runlocal`, a few steps.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-Hardware: 2 CPU cores, 8 minutes. Expected: 94% of the 667 test digits by their names alone
+Hardware: 2 CPU cores, 8 minutes. Expected: 94% zero-shot accuracy on the 667 test digits
 (`--config.evaluation_source.split=test`).
 """
 
@@ -50,7 +50,7 @@ def get_config(arg=""):
             num_layers=2,
             num_heads=2,
             projection_width=64,
-            vocab_size=514,  # of the tokenizer: bytes, bytes that end words, start and end
+            vocab_size=514,  # 256 bytes, 256 that end a word, start and end
             max_length=26,
             end_token=513,
         ),
@@ -65,7 +65,7 @@ def get_config(arg=""):
         schedule="cosine",
         warmup_steps=50,
         b1=0.9,
-        b2=0.98,
+        b2=0.98,  # Radford et al. 2021, like eps
         eps=1e-6,
         weight_decay=0.1,
         clip_norm=1.0,
@@ -79,7 +79,7 @@ def get_config(arg=""):
     config.evaluation_batch_size = 100
     config.log_every = 20  # steps, like the next two
     config.evaluate_every = 100
-    config.checkpoint_every = 0  # at the end alone
+    config.checkpoint_every = 0  # only at the end
     config.keep_checkpoints = 2
     if args["runlocal"]:
         config.total_steps, config.optimizer.warmup_steps = 6, 2

@@ -1,28 +1,28 @@
-r"""Trains CLIP ViT-B/16 on real pairs, generated ones, or both, as Fan et al. 2024 in section 5.
+r"""Trains CLIP ViT-B/16 on real pairs, synthetic ones, or both, as in Fan et al. 2024, section 5.
 
 python -m classifiers.train_clip --config=configs/clip/vit_b16.py:arm=random \
     --workdir=runs/clip/vit_b16/random
 
-What can be said behind the name of the file:
+Arguments after the file's name:
 
-    arm         real (the default), generated, real+generated (all count alike), or random: of the
-                real and the generated image of each caption one is drawn anew at every step
-    data        tars of real pairs in WebDataset's layout (`*.jpg` and `*.txt`), or with
+    arm         real (the default), generated (synthetic), real+generated (all count the same), or
+                random: every step draws the real or the synthetic image of each caption anew
+    data        tars of real pairs in WebDataset's layout (`*.jpg` and `*.txt`); instead of them
     parquet     a folder of Parquet files with the columns `image` and `caption`
-    generated   a generated set whose prompts are the captions
-    pairs       how many there are: the length of an epoch
-    epochs      32 as in the paper
-    batch       32768 as OpenAI's
+    generated   a synthetic set whose prompts are the captions
+    pairs       the number of pairs, which is the length of an epoch
+    epochs      32, as in the paper
+    batch       32768, as OpenAI's
     tokenizer   the folder of CLIP's tokenizer
-    val         ImageNet's images for the zero-shot accuracy: `images.py` of configs/imagenet says
-                what `imagenet`, `train`, `val` and `tfds` may be
-    runlocal    some steps of a tiny network, on drawn shapes
+    val         ImageNet's images for the zero-shot accuracy: `images.py` in configs/imagenet
+                explains `imagenet`, `train`, `val` and `tfds`
+    runlocal    a few steps of a tiny network, on drawn shapes
 
-Rates, betas and weight decay are open_clip's for ViTs. Fan et al. scale the data from 1 to 371
-million pairs: `:pairs=1000000`, `4000000`, `8000000`, ...
+Learning rate, betas and weight decay are open_clip's for ViTs. Fan et al. scale the data from 1 to
+371 million pairs: `:pairs=1000000`, `4000000`, `8000000`, ...
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-Hardware: 64 TPU v4; `--preflight=v4:4x4x4` says what a chip needs.
+Hardware: 64 TPU v4; `--preflight=v4:4x4x4` tells what a chip needs.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -30,7 +30,7 @@ from ml_collections import ConfigDict, config_dict
 from configs import arguments, classification
 from configs.imagenet.images import DATA, real_images
 
-# open_clip's sentence for one template, and the class names are CLIP's own.
+# CLIP's 80 sentences for each class (Radford et al. 2021), with CLIP's own class names.
 _TEMPLATES = "80"
 
 
@@ -57,10 +57,10 @@ def get_config(arg=""):
     config.total_steps = max(1, round(args["epochs"] * args["pairs"] / args["batch"]))
     config.train_sources = _sources(args)
     config.draw = "one_of_each" if args["arm"] == "random" else "union"
-    config.synthetic_weight = config_dict.placeholder(float)  # of a batch; None shuffles all
+    config.synthetic_weight = config_dict.placeholder(float)  # share of a batch; None shuffles all
     config.templates = "1"
     config.tokenizer = args["tokenizer"]
-    config.loader_workers = -1  # a process for each CPU
+    config.loader_workers = -1  # one process per CPU
     config.augment = dict(
         size=224, crop=dict(scale=(0.9, 1.0), ratio=(3 / 4, 4 / 3))
     )  # of the area
@@ -79,7 +79,7 @@ def get_config(arg=""):
         eps=1e-6,
         weight_decay=0.2,
         no_decay=(),
-        clip_norm=0.0,  # not at all
+        clip_norm=0.0,  # no clipping
     )
     config.ema = {}  # no average of the weights
     config.mesh = dict(data=-1, fsdp=1, tensor=1)

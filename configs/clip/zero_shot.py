@@ -1,24 +1,24 @@
-r"""CLIP by the names of the classes: ImageNet's validation images and its five shifted sets.
+r"""Zero-shot accuracy of CLIP on ImageNet's validation images and its five shifted sets.
 
 python -m classifiers.zero_shot --config=configs/clip/zero_shot.py --workdir=runs/clip/zero_shot
 
-Before it, once, the weights, here of a folder of transformers:
+First import the weights once, here from a folder of transformers:
 
     python -m classifiers.weights --from=transformers:./clip-vit-base-patch16 --to=runs/clip/vit_b16
 
-What can be said behind the name of the file:
+Arguments after the file's name:
 
     clips      runs of CLIP, joined by +
     templates  sets of sentences, joined by +: 1, 7, 80
     sets, data, val, tfds, shifts   as in `configs/imagenet/evaluate.py`
-    runlocal   one validation image a class, and one sentence
+    runlocal   one validation image per class, and one sentence
 
 Published top-1 on the validation images with 80 sentences: ViT-B/32 63.2, B/16 68.3, L/14 75.5,
-ResNet-50 59.6; some points fewer with one sentence.
+ResNet-50 59.6; a few points lower with one sentence.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-Hardware: one GPU; decoding takes as long as the features, some 270 photographs a second on each
-core, and the 80,000 sentences two minutes.
+Hardware: one GPU. Decoding, at about 270 photographs a second on each core, takes as long as the
+features; the 80,000 sentences take two minutes.
 """
 
 from ml_collections import ConfigDict
@@ -51,5 +51,5 @@ def get_config(arg=""):
     config.sets = of_images.sets
     config.baseline = ""
     config.batch_size = of_images.batch_size
-    config.calibration_bins = 15
+    config.calibration_bins = 15  # Guo et al. 2017
     return config

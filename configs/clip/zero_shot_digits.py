@@ -1,11 +1,11 @@
-"""The tiny CLIP of `tiny.py` by the names of the digits, on the test digits.
+"""Zero-shot accuracy of the tiny CLIP of `tiny.py` on the test digits.
 
 python -m classifiers.zero_shot --config=configs/clip/zero_shot_digits.py --workdir=runs/clip/digits
 
-Before it, the run of `tiny.py`.
+First run `tiny.py`.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-Hardware: 2 CPU cores, some seconds.
+Hardware: 2 CPU cores, a few seconds.
 """
 
 from ml_collections import ConfigDict
@@ -24,5 +24,5 @@ def get_config(arg=""):
     config.sets = {args["split"]: dict(source=dict(name="digits", split=args["split"]))}
     config.baseline = ""
     config.batch_size = 128
-    config.calibration_bins = 15
+    config.calibration_bins = 15  # Guo et al. 2017
     return config

@@ -2,21 +2,21 @@
 
 python -m imagen_ft.sample --config=configs/deepfloyd/sample.py --workdir=runs/if --prompt=goldfish
 
-Before it, once: import the weights, and embed the prompts.
+First, once, import the weights and embed the prompts:
 
     weights="python -m imagen_ft.weights"
     $weights --from=deepfloyd:DeepFloyd/IF-I-M-v1.0 --to=weights/IF-I-M
     $weights --from=deepfloyd:DeepFloyd/IF-II-M-v1.0 --to=weights/IF-II-M --part=unet
     python -m imagen_ft.text --prompts=prompts.txt --weights=weights/IF-I-M --to=data/text
 
-`:hub` needs none of both: it reads half precision weights from the Hugging Face Hub (accept the
-licence of DeepFloyd IF there and log in), and T5 embeds the prompts and leaves before the rest is
-loaded; 11 GB are downloaded once. `--dry_run` tells what memory each phase takes.
+`:hub` needs neither: it reads half-precision weights from the Hugging Face Hub (accept the licence
+of DeepFloyd IF there and log in), and T5 embeds the prompts and is freed before the rest is loaded;
+11 GB are downloaded once. `--dry_run` tells how much memory each phase takes.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-Hardware: one GPU or TPU with 16 GB. Expected: samples.png. `size=l` and `size=xl` take the larger
-models of the same names; `runlocal` two steps a stage. A dtype of "auto" is bfloat16, but float16
-on NVIDIA's GPUs before Ampere (T4, V100), which are slow in it.
+Hardware: one GPU or TPU with 16 GB. Expected: samples.png. `size=l` and `size=xl` use the larger
+models of those names; `runlocal` takes two steps per stage. The dtype "auto" is bfloat16, but
+float16 on NVIDIA's GPUs before Ampere (T4, V100), which are slow in bfloat16.
 """
 
 from ml_collections import ConfigDict
@@ -37,7 +37,7 @@ def get_config(arg=""):
     config.seed = 0
     config.class_names = ()
     config.text = dict(cache="data/text", null="empty", shape=(77, 4096))
-    config.negative_prompt = ""  # what guidance leads away from; none is no text
+    config.negative_prompt = ""  # what guidance leads away from; '' is no text
     # IFPipeline's and IFSuperResolutionPipeline's defaults.
     config.stages = dict(
         base64=dict(
@@ -74,7 +74,7 @@ def get_config(arg=""):
             guidance_weight=4.0,
             threshold_percentile=95.0,
             threshold_maximum=1.0,
-            noise_augmentation=0.251,  # t of the noise level 250
+            noise_augmentation=0.251,  # t of noise level 250: (250 + 1) / 1000
             batch_size=4,
         ),
     )
@@ -87,8 +87,8 @@ def get_config(arg=""):
             max_length=77,
             null="empty",
             shape=(77, 4096),
-            clean_caption=True,  # as IF's pipelines do; a cache knows how it was made
-            resident=False,  # T5 makes room for the stages
+            clean_caption=True,  # as IF's pipelines do; a cache records how it was made
+            resident=False,  # T5 is freed before the stages are loaded
         )
         for stage in config.stages.values():
             name = stage.run.removeprefix("weights/")

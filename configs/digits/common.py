@@ -6,9 +6,9 @@ CLASS_NAMES = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
 )  # fmt: skip
 
-# Programs of one thread each: small networks gain little from more threads, and the number of
-# threads decides how sums are rounded. The results do not depend on how many cores a machine has.
-# Programs this small take longer to compile than to run, so they are compiled with less effort.
+# One thread per program: small networks gain little from more, and the number of threads decides
+# how sums are rounded, so results do not depend on the machine's cores. Programs this small take
+# longer to compile than to run, so the compiler optimises less.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "NPROC": "1",
@@ -17,13 +17,13 @@ ENVIRONMENT = {
 
 
 def text() -> dict:
-    """A T5 encoder with fixed random weights; the longest name has five bytes and an end token."""
+    """A T5 encoder with fixed random weights; the longest name is five bytes and an end token."""
     model = dict(d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, dtype="float32")
     return dict(max_length=6, seed=0, model=model)
 
 
 def _unet(width: int) -> dict:
-    """One level; attention in the middle only."""
+    """One level, with attention in the middle block only."""
     return dict(
         block_out_channels=(width,),
         layers_per_block=1,
@@ -43,7 +43,7 @@ def base_stage() -> dict:
 
 
 def super_resolution_stage() -> dict:
-    """8x8 digits from noise and a 4x4 digit."""
+    """8x8 digits from noise and 4x4 digits."""
     return dict(size=8, low_size=4, channels=1, schedule="cosine", prediction="v", unet=_unet(32))
 
 
@@ -53,7 +53,7 @@ def cascade() -> ConfigDict:
     config.seed = 0
     config.class_names = CLASS_NAMES
     config.text = text()
-    config.negative_prompt = ""  # what guidance leads away from; none is no text
+    config.negative_prompt = ""  # what guidance leads away from; '' is no text
     config.stages = dict(
         base4=dict(
             run="runs/digits/finetune_base4",
@@ -68,7 +68,7 @@ def cascade() -> ConfigDict:
             sampler=dict(name="ddpm", num_steps=32, logvar_coeff=0.5, eta=0.0),
             guidance_weight=1.0,
             threshold_percentile=100.0,
-            noise_augmentation=0.0,  # of the low-resolution image
+            noise_augmentation=0.0,  # t of the low-resolution image
         ),
     )
     config.batch_size = 150

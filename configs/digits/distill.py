@@ -1,19 +1,19 @@
-r"""Distils a stage of the demo's digits into half of its steps, or to consistency.
+r"""Distils a stage of the demo's digits into half as many steps, or to consistency.
 
 python -m imagen_ft.finetune --config=configs/digits/distill.py \
     --workdir=runs/digits/distilled/base4_16
 
-Before it, the demo, which leaves the two stages. What can be said behind the name of the file:
+First run the demo, which trains the two stages. Arguments after the file's name:
 
     stage      base4 (the default) or sr8
-    steps      of the student, 16; of consistency, the levels of noise that it is trained on
-    teacher    a run: by default the demo's, which is drawn with twice as many steps of DDIM; of the
-               next round the student of this one, with half of the steps
-    method     progressive (the default) or consistency, which is sampled by that name
-    guidance   of the teacher, which the student learns
+    steps      of the student, 16; for consistency, the number of noise levels it is trained on
+    teacher    a run: by default the demo's, sampled with twice as many steps of DDIM; in the next
+               round the student of this one, with half as many steps
+    method     progressive (the default) or consistency, which has a sampler of that name
+    guidance   weight of the teacher's guidance, which the student learns
     runlocal   a few steps
 
-Hardware: 2 CPU cores, a minute a round.
+Hardware: 2 CPU cores, a minute per round.
 """
 
 from ml_collections import ConfigDict
@@ -37,10 +37,10 @@ def get_config(arg=""):
     if args["stage"] not in STAGES:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {args['stage']}")
     config = STAGES[args["stage"]].get_config("runlocal" if args["runlocal"] else "")
-    config.seed = 2  # not the noise that training has seen
-    # What the stage was pretrained on: of 30 digits a student would see too little.
+    config.seed = 2  # other noise than the training's
+    # The pretraining's 1,000 digits: 30 are too few for a student.
     config.train_source.split = "pool"
-    config.init_from = ""  # a student begins as its teacher
+    config.init_from = ""  # a student starts as a copy of its teacher
     config.distill = dict(
         teacher=args["teacher"] or f"runs/digits/finetune_{args['stage']}",
         method=args["method"],

@@ -2,9 +2,9 @@
 
 python -m classifiers.evaluate --config=configs/digits/evaluate.py --workdir=runs/digits/classifiers
 
-`:split=validation` compares them on the digits that every choice is made with.
+`:split=validation` compares them on the digits with which every choice is made.
 
-Hardware: 2 CPU cores, some seconds.
+Hardware: 2 CPU cores, a few seconds.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +20,7 @@ def get_config(arg=""):
     config.checkpoint = dict(best=False, ema="main")
     config.baseline = "real"
     config.batch_size = 128
-    config.calibration_bins = 15
+    config.calibration_bins = 15  # Guo et al. 2017
     config.attacks = dict()
     config.shots = dict()
     return config

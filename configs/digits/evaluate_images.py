@@ -1,23 +1,22 @@
-r"""Measures the demo's generated digits against the real ones, as a classifier of digits sees them.
+r"""Measures the demo's synthetic digits against the real ones, by the features of a classifier.
 
 python -m imagen_ft.evaluate --config=configs/digits/evaluate_images.py --workdir=runs/digits/images
 
-Before it, the demo (or what it does as single commands), which leaves runs/digits/generated and the
-classifier of the pool. The real digits are that pool of 1,000; those held out are the 100 of
-validation, of which the same is measured for comparison. What can be said behind the name of the
-file:
+First run the demo (or its commands one by one), which writes runs/digits/generated and the
+classifier of the pool. The real digits are that pool of 1,000. The 100 held-out digits of
+validation are measured too, for comparison. Arguments after the file's name:
 
-    generated  folders of generated sets, joined by +
-    sampled    so many digits that the demo's cascade draws on the way, as one more set; 0 for none
-    enlarged   so many digits that its 4 -> 8 stage draws from the pool's, shrunk; 0 for none
+    generated  folders of synthetic sets, joined by +
+    sampled    how many digits the demo's cascade draws on the fly, as one more set; 0 for none
+    enlarged   how many digits its 4 -> 8 stage draws from the pool's, shrunk; 0 for none
     extractor  a run of classifiers.train
     runlocal   fewer subsets and directions
 
-What is drawn on the way is written nowhere, unless `--config.sets.sampled.write=FILE.npz`. With
-`:generated=,sampled=1000,enlarged=1000` nothing need be generated before.
+Digits drawn on the fly are not stored, except with `--config.sets.sampled.write=FILE.npz`. With
+`:generated=,sampled=1000,enlarged=1000` no synthetic set is needed.
 
-Hardware: 2 CPU cores, some seconds, and a minute for 1,000 digits that are drawn. No number of it
-is called FID: that is on Inception alone.
+Hardware: 2 CPU cores, a few seconds, and a minute to draw 1,000 digits. No number here is called
+FID, which is for Inception's features.
 """
 
 from ml_collections import ConfigDict
@@ -58,7 +57,7 @@ def get_config(arg=""):
         )
     config.sets["validation"] = dict(source=dict(name="digits", split="validation"))
     config.reference = dict(
-        statistics="",  # an npz that takes the place of the source's
+        statistics="",  # an npz to use instead of the source
         source=dict(source=dict(name="digits", split="pool")),
         held_out=dict(source=dict(name="digits", split="validation")),
     )

@@ -1,27 +1,27 @@
-r"""What the demo's classifiers gain from digits that are drawn with fewer evaluations.
+r"""What the demo's classifiers gain from digits that are drawn with fewer network evaluations.
 
 python -m imagen_ft.worth --config=configs/digits/fast_study.py --workdir=runs/digits/fast --jobs=2
 
-Before it, the demo, which leaves the two stages. The reference draws with 32 + 16 evaluations of
-DDPM; the arms with 1/2 to 1/24 of these, by solvers and by distilled stages. What can be said
-behind the name of the file, several joined by +:
+First run the demo, which trains the two stages. The reference draws with 32 + 16 evaluations of
+DDPM; the arms with 1/2 to 1/24 of these, by solvers and by distilled stages. Arguments after the
+file's name, with several values joined by +:
 
     solvers    ddpm+ddim+dpmpp+unipc+heun; none leaves them out
     settings   evaluations of both stages, 16x8+8x4+4x4+3x2+1x1
     distilled  steps of both stages, 8x4+4x4+2x2+1x1; none leaves them out
     runs       folder of the demo
-    runlocal   a few steps of all
+    runlocal   a few steps of everything
 
-Hardware: 2 CPU cores, an estimated 40 minutes. Expected, of
+Hardware: 2 CPU cores, an estimated 40 minutes. Expected with
 `:solvers=dpmpp,settings=4x4,distilled=4x4`, on digits that nothing else has seen, 7 seeds:
 
-                      evaluations  accuracy      difference, its interval of 90%
+                      evaluations  accuracy      difference, with its 90% interval
     ddpm, 32 + 16     48           95.57 ± 0.85
     dpmpp, 4 + 4      8            93.49 ± 0.70  -2.08 (-2.80 to -1.35)
     distilled, 4 + 4  8            94.92 ± 0.58  -0.64 (-1.39 to +0.10), p of equivalence 0.2
 
-so that halves lose two thirds less than the solver, and 7 seeds cannot tell whether that is within
-a point. The other arms were not measured.
+So distilled stages lose two thirds less than the solver does, and 7 seeds cannot tell whether the
+rest is within one point. The other arms were not measured.
 """
 
 from ml_collections import ConfigDict
@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from configs import arguments
 from configs.digits import common
 
-# Fields of the samplers: the demo's have a strength of noise, which only DDPM draws.
+# Overrides for each sampler: the demo's config has a strength of noise, which only DDPM uses.
 SOLVERS = {
     "ddpm": (),
     "ddim": (),
@@ -66,13 +66,13 @@ def get_config(arg=""):
     end = ",runlocal" if args["runlocal"] else ""
     config.classifier = f"{classifier}generated,k=30{end}"
     config.real = f"{classifier}real{end}"
-    config.source = "generated"  # of the classifier's train_sources, that the images are
+    config.source = "generated"  # which of the classifier's train_sources the images replace
     config.reference = dict(sampler="ddpm", steps=(32, 16))
     config.solvers = {name: SOLVERS[name] for name in _words(args["solvers"])}
     config.settings = _pairs(args["settings"])
     config.distilled = _pairs(args["distilled"])
-    config.margin = 0.01
-    config.overrides = ()  # of the classifiers
+    config.margin = 0.01  # of accuracy, for the test of equivalence
+    config.overrides = ()  # for the classifiers
     config.evaluation = dict(config="configs/digits/evaluate.py", set="test")
     config.environment = common.ENVIRONMENT
     if args["runlocal"]:

@@ -1,12 +1,13 @@
-r"""Chooses the demo's generated digits by a classifier of the 30 real ones, and by these digits.
+r"""Filters the demo's synthetic digits by a classifier of the 30 real ones, and by these digits.
 
 python -m imagen_ft.filter --config=configs/digits/filter.py --workdir=runs/digits/filter
 
-Before it, the demo (or what it does as single commands), which leaves runs/digits/generated and
-runs/digits/classifiers. Arguments: `generated`, a generated set; `extractor`, a run of
-classifiers.train; `copies`, that are looked at of the set, 0 for all; `runlocal`, fewer pictures.
+First run the demo (or its commands one by one), which writes runs/digits/generated and
+runs/digits/classifiers. Arguments: `generated`, a synthetic set; `extractor`, a run of
+classifiers.train; `copies`, how many of the set's copies to consider, 0 for all; `runlocal`, fewer
+pictures.
 
-Hardware: 2 CPU cores, some seconds.
+Hardware: 2 CPU cores, a few seconds.
 """
 
 from ml_collections import ConfigDict
@@ -33,8 +34,8 @@ def get_config(arg=""):
         confidence=dict(score="confidence", extractor=extractor, limit="chance"),
         nearest_real=dict(score="nearest_real", extractor=extractor, limit=0.0),
     )
-    config.combine = "all"  # or any
-    config.per_class = 0  # images that are drawn of each; 0 takes all that pass
+    config.combine = "all"  # of the filters must pass; or "any"
+    config.per_class = 0  # images to draw from those that pass; 0 keeps all
     config.balance = False
     config.seed = 0  # of the draws
     config.batch_size = 100

@@ -16,15 +16,15 @@ def get_config(arg=""):
     args = arguments.parse(arg, runlocal=False)
 
     config = ConfigDict()
-    config.seed = 1  # not the noise that pretraining has seen
+    config.seed = 1  # other noise than the pretraining's
     config.batch_size = 32
     config.total_steps = 10
-    config.accumulation = 1  # parts that a batch is taken in
+    config.accumulation = 1  # microbatches per step
 
     config.class_names = common.CLASS_NAMES
     config.train_source = dict(name="digits", split="train")
     config.text = common.text()
-    config.text_drop = 0.1
+    config.text_drop = 0.1  # share of prompts replaced by no text
 
     config.stage = common.super_resolution_stage()
     config.init_from = "runs/digits/pretrain_sr8"
@@ -43,7 +43,7 @@ def get_config(arg=""):
 
     config.evaluation_source = dict(name="digits", split="validation")
     config.evaluation_batch_size = 100
-    config.evaluation_draws = 4  # of noise for each image
+    config.evaluation_draws = 4  # of noise per image
     config.log_every = 5  # steps, like the next two
     config.evaluate_every = 5
     config.checkpoint_every = 200

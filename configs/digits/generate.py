@@ -1,4 +1,4 @@
-"""Generates 30 digits for each of the 30 real ones.
+"""Generates 30 synthetic digits for each of the 30 real ones.
 
 python -m imagen_ft.generate --config=configs/digits/generate.py --workdir=runs/digits/generated
 

@@ -19,12 +19,12 @@ def get_config(arg=""):
     config.seed = 0
     config.batch_size = 32
     config.total_steps = 3000
-    config.accumulation = 1  # parts that a batch is taken in
+    config.accumulation = 1  # microbatches per step
 
     config.class_names = common.CLASS_NAMES
     config.train_source = dict(name="digits", split="pool")
     config.text = common.text()
-    config.text_drop = 0.1
+    config.text_drop = 0.1  # share of prompts replaced by no text
 
     config.stage = common.base_stage()
     config.init_from = ""  # from scratch
@@ -43,7 +43,7 @@ def get_config(arg=""):
 
     config.evaluation_source = dict(name="digits", split="validation")
     config.evaluation_batch_size = 100
-    config.evaluation_draws = 4  # of noise for each image
+    config.evaluation_draws = 4  # of noise per image
     config.log_every = 50  # steps, like the next two
     config.evaluate_every = 500
     config.checkpoint_every = 500

@@ -1,14 +1,14 @@
-r"""Studies what the demo's generated digits are worth to five small networks.
+r"""Studies what the demo's synthetic digits are worth to five small networks.
 
 python -m classifiers.study --config=configs/digits/study.py --workdir=runs/digits/study --jobs=2
 
-Before it, the demo (or what it does as single commands), which leaves runs/digits/generated. As
-many generated digits as real ones (30), but for scaling, which adds up to ten times as many. With
-`:filter=runs/digits/filter,copies=10`, after `filter.py:copies=10`, the study `filters` alone: what
-that keeps of ten times as many, against as many drawn at random.
+First run the demo (or its commands one by one), which writes runs/digits/generated. There are as
+many synthetic digits as real ones (30), except in scaling, which adds up to ten times as many. With
+`:filter=runs/digits/filter,copies=10`, after `filter.py:copies=10`, only the study `filters` runs:
+the digits that the filter keeps of ten times as many, against equally many drawn at random.
 
-Hardware: 2 CPU cores, an estimated 15 minutes; with `runlocal` 2.6 minutes of one core's time.
-Expected: scaling of resnet from 76% (0) over 86% (1x) to 96% (10x).
+Hardware: 2 CPU cores, an estimated 15 minutes; with `runlocal` 2.6 minutes on one core. Expected:
+resnet scales from 76% (0) through 86% (1x) to 96% (10x).
 """
 
 from ml_collections import ConfigDict
@@ -41,7 +41,7 @@ def get_config(arg=""):
     config.copies = args["copies"]
     config.scaling_copies = tuple(range(11))
     config.generated = args["generated"]
-    config.filters = {}  # a work directory of imagen_ft.filter each
+    config.filters = {}  # name -> workdir of imagen_ft.filter
     config.overrides = ()
     config.seeds = 0
     config.evaluation = dict(config="configs/digits/evaluate.py", set="test")

@@ -1,31 +1,32 @@
-r"""Looks for the best way of sampling a stage of the demo's digits.
+r"""Searches for the best way of sampling a stage of the demo's digits.
 
 python -m imagen_ft.sweep --config=configs/digits/sweep.py --workdir=runs/digits/sweep
 
-Before it, the demo (or what it does as single commands), which leaves the two stages and the
-classifier of the pool. What can be said behind the name of the file:
+First run the demo (or its commands one by one), which trains the two stages and the classifier of
+the pool. Arguments after the file's name:
 
-    stage      sr8 (the default), which enlarges what base4 draws, once for all points; or base4
+    stage      sr8 (the default), which enlarges digits that base4 draws once for all points; or
+               base4
     low        real: sr8 enlarges real digits, shrunk
-    solvers    samplers by their number of network evaluations, in place of the stage's grid
+    solvers    compares samplers over numbers of network evaluations, instead of the stage's grid
     extractor  a run of classifiers.train
     runlocal   two points of a few images
 
-`--cas` afterwards trains classifiers on the images of each point. The whole grid takes 36,000
-images; `--budget=7200` spends a fifth of them.
+`--cas` then trains classifiers on the images of each point. The whole grid takes 36,000 images;
+`--budget=7200` draws a fifth of them.
 
-Hardware: 2 CPU cores, 5 minutes of `stage=base4`, 8 of `stage=base4,solvers`. Expected:
-report.html, best.py; of the solvers a Frechet distance (features of the pool's classifier, one
-seed of everything) of
+Hardware: 2 CPU cores, 5 minutes for `stage=base4`, 8 for `stage=base4,solvers`. Expected:
+report.html, best.py; for the solvers these Frechet distances (features of the pool's classifier,
+one seed):
 
     steps    4      6      10     16     32     64     evaluations
-    ddpm     0.446  0.258  0.162  0.114  0.076  0.057  one a step
+    ddpm     0.446  0.258  0.162  0.114  0.076  0.057  one per step
     ddim     0.425  0.254  0.147  0.092  0.054  0.042
     dpmpp    0.380  0.201  0.092  0.051  0.034  0.032
     unipc    0.351  0.182  0.088  0.050  0.034  0.033
-    heun     4.58   1.83   0.116  0.023  0.031  0.037  two a step, one in the last
+    heun     4.58   1.83   0.116  0.023  0.031  0.037  two per step, one in the last
 
-so that 16 evaluations of unipc or dpmpp come closer than 64 of ddpm.
+So 16 evaluations of unipc or dpmpp get closer to the real digits than 64 of ddpm.
 """
 
 from ml_collections import ConfigDict
@@ -47,7 +48,7 @@ GRIDS = {
         num_steps=(8, 16),
     ),
 }
-# Steps such that heun, with two evaluations a step, has as many as the others where they cross.
+# heun takes two evaluations per step: its 16 steps compare with 32 of the others, and so on.
 SOLVERS = dict(
     sampler=("ddpm", "ddim", "dpmpp", "unipc", "heun"),
     num_steps=(4, 6, 10, 16, 32, 64),
@@ -69,17 +70,17 @@ def get_config(arg=""):
         raise ValueError(f"low must be '' or real, got {args['low']}")
     config = ConfigDict()
     config.cascade = generate.get_config("runlocal" if args["runlocal"] else "")
-    config.cascade.images_per_prompt = 8  # of imagen_ft.sample
+    config.cascade.images_per_prompt = 8  # for imagen_ft.sample
     config.cascade.show_stages = True
     config.stage = args["stage"]
     config.grid = SOLVERS if args["solvers"] else GRIDS[args["stage"]]
-    config.num_images = 1000  # of each point
+    config.num_images = 1000  # per point
     config.labels = "balanced"
     config.low = dict(source=dict(name="digits", split="pool")) if args["low"] else {}
 
     size = config.cascade.stages[config.stage].stage.size
     config.reference = dict(
-        statistics="",  # an npz that takes the place of the source's
+        statistics="",  # an npz to use instead of the source
         source=dict(source=dict(name="digits", split="pool"), square=size),
         held_out=dict(source=dict(name="digits", split="validation"), square=size),
     )
@@ -97,7 +98,7 @@ def get_config(arg=""):
         set="validation",
         environment=common.ENVIRONMENT,
     )
-    config.num_shown = 40  # images of each point
+    config.num_shown = 40  # images per point
     if args["runlocal"]:
         config.grid = dict(guidance_weight=(1.0, 2.0))
         config.num_images = 70

@@ -6,7 +6,7 @@ python -m classifiers.train --config=configs/imagenet/cas_resnet50.py:arm=real+g
 `recognition.py` describes the arguments (`:arm=real`, `k`, `:data=DIR`, `:runlocal`, ...). Without
 the hardware, `--dry_run` prints the network, and `--preflight=v4:2x2x2` what a chip needs.
 
-Ravuri & Vinyals 2019, as Azizi et al. 2023 (section 5.2) train it: on the central crop alone. The
+Ravuri & Vinyals 2019, trained as in Azizi et al. 2023 (section 5.2): on central crops only. The
 score is the accuracy of the arm `generated`: 64.96 with samples of 256 px, 69.24 with 1024 px.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
@@ -32,11 +32,11 @@ def get_config(arg=""):
 
     config.num_classes = 1000
     config.train_sources = recognition.train_sources(args)
-    config.synthetic_weight = config_dict.placeholder(float)  # of a batch; None shuffles all
+    config.synthetic_weight = config_dict.placeholder(float)  # share of a batch; None shuffles all
     config.synthetic_loss_weight = 1.0
     config.in_memory = False
-    config.loader_workers = -1  # a process for each CPU
-    config.repeats = 1  # of an image in a batch
+    config.loader_workers = -1  # one process per CPU
+    config.repeats = 1  # rows of a batch per image
     config.augment = {}  # the evaluation's central crop
     config.mix = {}
 
@@ -48,7 +48,8 @@ def get_config(arg=""):
         name="sgd",
         learning_rate=0.1 * batch_size / 256,  # 0.4 with batches of 1024
         schedule="step",
-        boundaries=tuple(  # after these epochs
+        # Steps after 30, 60 and 80 epochs, each of which divides the rate by 10.
+        boundaries=tuple(
             recognition.epochs_to_steps(epoch, batch_size, args) for epoch in (30, 60, 80)
         ),
         factor=0.1,
@@ -56,7 +57,7 @@ def get_config(arg=""):
         momentum=0.9,
         nesterov=True,
         weight_decay=1e-4,
-        clip_norm=0.0,  # not at all
+        clip_norm=0.0,  # no clipping
     )
     config.ema = {}  # no average of the weights
     config.mesh = dict(data=-1, fsdp=1, tensor=1)

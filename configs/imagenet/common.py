@@ -1,24 +1,24 @@
-"""What the generators' runs on ImageNet share: arguments, images, and a glance at each.
+"""What the generators' runs on ImageNet share: arguments, images, and their shrinking.
 
 Azizi et al. 2023 fine-tune a base for 210,000 steps with Adafactor and its super-resolution for
-490,000 with Adam, batch 2048. Imagen (Saharia et al. 2022, appendix) has the learning rate, the
-warm-up, the average of the weights, the text drop and Adam's moments. Clipping at a norm of 1 and
-all intervals are ours.
+490,000 with Adam, batch 2048. Learning rate, warm-up, average of the weights, text drop and Adam's
+moments are Imagen's (Saharia et al. 2022, appendix). Clipping at a norm of 1 and all intervals are
+our own.
 
 Arguments of each config, as in `FILE.py:host,data=data/imagenet.zip`:
 
     host          one host with eight GPUs of 80 GB instead of 256 TPU v4: a quarter of the batch,
-                  in parts; the learning rate stays
+                  in microbatches, at the same learning rate
     data          a folder, or a zip, of `train/n01440764/*.JPEG` and `val/n01440764/*.JPEG`
-    train, val    what these two folders in it are called
+    train, val    the names of these two folders in it
     tfds          a folder of imagenet2012 that TFDS prepared, instead of `data`; TFRecord may be at
                   gs://
     runlocal      a few steps of a tiny network at an eighth of the sizes, with a text encoder that
-                  needs no download: it starts on a CPU. Where `data/imagenet` is not there either,
-                  drawn shapes stand for the images
+                  needs no download, for a CPU. If `data/imagenet` is missing too, drawn shapes
+                  replace the images
 
-The expected times are FLOPs / 40% of the chips' bfloat16 peak: three forward passes an image, four
-where the network computes its blocks again (`remat`).
+The expected times are FLOPs / 40% of the chips' bfloat16 peak: three forward passes per image, or
+four where the network recomputes its blocks (`remat`).
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from configs import arguments
 from configs.imagenet.images import DATA, real_images
 
-# The longest class name has 37 bytes; an end token follows.
+# The longest class name has 37 bytes, and an end token follows.
 LOCAL_TEXT = dict(
     max_length=38,
     seed=0,
@@ -47,13 +47,13 @@ def train_source(args: dict) -> dict:
 
 
 def evaluation_source(args: dict) -> dict:
-    """Ten validation images a class."""
+    """Ten validation images per class."""
     return dict(real_images(args, "val"), per_class=10)
 
 
 def shrink(config: ConfigDict, tiny: str) -> None:
-    """What the run is with `runlocal`; `tiny` is the preset that stands for its network."""
-    # The same of all stages: the one makes what the next begins with.
+    """Shrinks a run for `runlocal`; `tiny` is the preset that replaces its network."""
+    # All stages by the same factor: each one's output is the next one's input.
     for field in ("size", "low_size"):
         config.stage[field] //= 8
     config.crop_size //= 8

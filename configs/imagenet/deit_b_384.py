@@ -1,4 +1,4 @@
-r"""Fine-tunes a DeiT-B at 384 px, on any mix of real and generated images.
+r"""Fine-tunes a DeiT-B at 384 px, on any mix of real and synthetic images.
 
 python -m classifiers.train --config=configs/imagenet/deit_b_384.py:arm=real+generated,k=1 \
     --workdir=runs/imagenet/deit_b_384/real+generated
@@ -6,8 +6,8 @@ python -m classifiers.train --config=configs/imagenet/deit_b_384.py:arm=real+gen
 `recognition.py` describes the arguments (`:arm=real`, `k`, `:data=DIR`, `:runlocal`, ...). Without
 the hardware, `--dry_run` prints the network, and `--preflight=v4:2x4x4` what a chip needs.
 
-Touvron et al. 2021, section 5: the rate is constant. It begins with the run of `deit_b.py` of the
-same arm, runs/imagenet/deit_b/ARM; `--config.init_from=DIR` names another.
+Touvron et al. 2021, section 5: the learning rate is constant. It starts from the run of `deit_b.py`
+on the same arm, runs/imagenet/deit_b/ARM; `--config.init_from=DIR` names another.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 32 TPU v4, 1.0 hours (1.0 by operations, 0.0 to decode), or 8 H100, 1.1 hours (1.1 by
@@ -33,20 +33,20 @@ def get_config(arg=""):
 
     config.num_classes = 1000
     config.train_sources = recognition.train_sources(args)
-    config.synthetic_weight = config_dict.placeholder(float)  # of a batch; None shuffles all
+    config.synthetic_weight = config_dict.placeholder(float)  # share of a batch; None shuffles all
     config.synthetic_loss_weight = 1.0
     config.in_memory = False
-    config.loader_workers = -1  # a process for each CPU
-    config.repeats = 3  # of an image in a batch (repeated augmentation)
+    config.loader_workers = -1  # one process per CPU
+    config.repeats = 3  # rows of a batch per image (repeated augmentation)
     config.augment = dict(
         size=384,  # pixels
-        crop=dict(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)),  # of the area; width / height
+        crop=dict(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)),  # shares of the area; width / height
         flip=True,
-        # Two layers, each done half of the time, as in timm's rand-m9-mstd0.5-inc1.
+        # timm's rand-m9-mstd0.5-inc1: two layers, each applied half of the time.
         randaugment=dict(layers=2, magnitude=9, std=0.5, increasing=True, probability=0.5),
         erasing=0.25,  # probability
     )
-    config.mix = dict(mixup=0.8, cutmix=1.0)  # one of the two, each half of the time
+    config.mix = dict(mixup=0.8, cutmix=1.0)  # one of the two, with probability 1/2 each
 
     config.model = dict(name="deit_b_384", dtype="bfloat16")
     config.init_from = f"runs/imagenet/deit_b/{args['arm']}"
@@ -59,7 +59,7 @@ def get_config(arg=""):
         warmup_steps=0,
         weight_decay=1e-8,
         no_decay=("positions", "token"),
-        clip_norm=0.0,  # not at all
+        clip_norm=0.0,  # no clipping
     )
     config.ema = {}  # no average of the weights
     config.mesh = dict(data=-1, fsdp=1, tensor=1)

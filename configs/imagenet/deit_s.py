@@ -1,4 +1,4 @@
-r"""Trains a DeiT-S on any mix of real and generated images.
+r"""Trains a DeiT-S on any mix of real and synthetic images.
 
 python -m classifiers.train --config=configs/imagenet/deit_s.py:arm=real+generated,k=1 \
     --workdir=runs/imagenet/deit_s/real+generated
@@ -6,7 +6,7 @@ python -m classifiers.train --config=configs/imagenet/deit_s.py:arm=real+generat
 `recognition.py` describes the arguments (`:arm=real`, `k`, `:data=DIR`, `:runlocal`, ...). Without
 the hardware, `--dry_run` prints the network, and `--preflight=v4:2x2x4` what a chip needs.
 
-Touvron et al. 2021, table 9: 5e-4 per 512 images.
+Touvron et al. 2021, table 9; the learning rate is 5e-4 per 512 images.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 16 TPU v4, 1.7 hours (1.7 by operations, 0.2 to decode), or 8 H100, 1.1 hours (0.9 by
@@ -32,20 +32,20 @@ def get_config(arg="", name="deit_s"):
 
     config.num_classes = 1000
     config.train_sources = recognition.train_sources(args)
-    config.synthetic_weight = config_dict.placeholder(float)  # of a batch; None shuffles all
+    config.synthetic_weight = config_dict.placeholder(float)  # share of a batch; None shuffles all
     config.synthetic_loss_weight = 1.0
     config.in_memory = False
-    config.loader_workers = -1  # a process for each CPU
-    config.repeats = 3  # of an image in a batch (repeated augmentation)
+    config.loader_workers = -1  # one process per CPU
+    config.repeats = 3  # rows of a batch per image (repeated augmentation)
     config.augment = dict(
         size=224,  # pixels
-        crop=dict(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)),  # of the area; width / height
+        crop=dict(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)),  # shares of the area; width / height
         flip=True,
-        # Two layers, each done half of the time, as in timm's rand-m9-mstd0.5-inc1.
+        # timm's rand-m9-mstd0.5-inc1: two layers, each applied half of the time.
         randaugment=dict(layers=2, magnitude=9, std=0.5, increasing=True, probability=0.5),
         erasing=0.25,  # probability
     )
-    config.mix = dict(mixup=0.8, cutmix=1.0)  # one of the two, each half of the time
+    config.mix = dict(mixup=0.8, cutmix=1.0)  # one of the two, with probability 1/2 each
 
     config.model = dict(name=name, dtype="bfloat16")
     config.init_from = ""
@@ -59,9 +59,9 @@ def get_config(arg="", name="deit_s"):
         warmup_from=1e-6,
         weight_decay=0.05,
         no_decay=("positions", "token"),
-        clip_norm=0.0,  # not at all
+        clip_norm=0.0,  # no clipping
     )
-    config.ema = dict(main=dict(decay=0.99996, schedule="constant"))
+    config.ema = dict(main=dict(decay=0.99996, schedule="constant"))  # DeiT's
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
 
     config.evaluation_source = recognition.evaluation_source(args)

@@ -1,22 +1,22 @@
-r"""Distils the fine-tuned DeepFloyd IF-II-L, 64 -> 256, into few steps, a round at a time.
+r"""Distils the fine-tuned DeepFloyd IF-II-L, 64 -> 256, into few steps, one round at a time.
 
 python -m imagen_ft.finetune --config=configs/imagenet/distill_if_ii_l.py \
     --workdir=runs/imagenet/distilled/if_ii_l_32
 
-Before it, the run of `if_ii_l.py`, whose arguments are these too, or its weights. IF-II-L predicts
-eps and a variance. Its student predicts v, for from eps a step out of noise alone cannot tell an
-image, and no variance, for it draws no noise: the first round has as many steps as its teacher.
-Arguments besides:
+First run `if_ii_l.py`, or import its weights. IF-II-L predicts eps and a variance. Its student
+predicts v, as eps says nothing about the image at pure noise, and no variance, as it draws no
+noise; so a first round keeps the teacher's number of steps. Arguments, besides those of
+`if_ii_l.py`:
 
-    steps      of the student, 32 (the first round); then 16, 8, 4
-    teacher    a run: by default that of `if_ii_l.py`; of a later round the student of the one
-               before it
-    guidance   of the first round's teacher, which the student learns (Meng et al. 2023)
-    runlocal   without a teacher: the tiny network of `if_ii_l.py`, trained
+    steps      of the student: 32 in the first round, then 16, 8, 4
+    teacher    a run: by default that of `if_ii_l.py`; in a later round the student of the previous
+               one
+    guidance   weight of the first teacher's guidance, which the student learns (Meng et al. 2023)
+    runlocal   a few steps; without a teacher it trains the tiny network of `if_ii_l.py`
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-Hardware: as `if_ii_l.py`, with two forward passes of the teacher beside the student's step (one in
-the first round; guidance doubles them), and its weights, in parts like the student's. Not run.
+Hardware: as for `if_ii_l.py`, plus two forward passes of the teacher per step (one in the first
+round; guidance doubles them) and the teacher's weights, sharded like the student's. Not run yet.
 """
 
 from ml_collections import ConfigDict
@@ -47,7 +47,7 @@ def get_config(arg=""):
         return config
 
     first = not args["teacher"]
-    config.seed = 2  # not the noise that training has seen
+    config.seed = 2  # other noise than the training's
     config.stage.prediction, config.stage.learned_variance = "v", False
     config.init_from, config.loss.vlb_weight = "", 0.0
     config.distill = dict(
@@ -59,7 +59,7 @@ def get_config(arg=""):
         learned_variance=first,
         guidance_weight=args["guidance"],
     )
-    # Salimans & Ho 2022, appendix C: 50,000 updates a round, the rate falling to 0.
+    # Salimans & Ho 2022, appendix C: 50,000 updates per round, with the rate falling to 0.
     config.total_steps = 50_000
     config.optimizer.schedule, config.optimizer.warmup_steps = "cosine", 1000
     config.pictures.sampler = ConfigDict(dict(name="ddim", num_steps=args["steps"], eta=0.0))

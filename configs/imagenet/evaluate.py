@@ -3,36 +3,36 @@ r"""Evaluates ImageNet classifiers on the validation images and five shifted set
 python -m classifiers.evaluate --config=configs/imagenet/evaluate.py \
     --workdir=runs/imagenet/classifiers
 
-Before it, runs of classifiers.train, or imports of classifiers.weights, in that folder, each for
-the 1,000 classes in the order of the WordNet ids. What can be said behind the name of the file:
+First put runs of classifiers.train, or imports of classifiers.weights, into that folder, each for
+the 1,000 classes in the order of the WordNet ids. Arguments after the file's name:
 
-    sets      of those below, joined by +: sets=val+v2+r (all by default)
-    data      a folder or zip with the two folders below in it
-    val       which holds the validation images
+    sets      some of those below, joined by +: sets=val+v2+r (all by default)
+    data      a folder or zip that has the folders `val` and `train`
+    val       the folder in it with the validation images
     tfds      a folder of imagenet2012 that TFDS prepared, instead of these
-    train     which holds the training images; looked at for gamma alone
-    shifts    folder of the other sets
-    gamma     of runs on the long tail of n_max=1300 with this gamma: accuracy of many-, medium-
-              and few-shot classes as well
-    runlocal  one validation image a class, and four of them attacked: to see that it runs
+    train     the folder in it with the training images; read only for gamma
+    shifts    the folder with the other sets
+    gamma     for runs on the long tail of n_max=1300 with this gamma: adds the accuracy on many-,
+              medium- and few-shot classes
+    runlocal  one validation image per class, and four attacked images: to see that it runs
 
 | set | images | folder | unpacked from |
 |---|---|---|---|
-| val | 50,000 | data/imagenet/val | ILSVRC2012_img_val.tar, sorted into a folder a WordNet id |
+| val | 50,000 | data/imagenet/val | ILSVRC2012_img_val.tar, sorted into a folder per WordNet id |
 | v2 | 10,000 | imagenetv2-matched-frequency-format-val | imagenetv2-matched-frequency.tar.gz |
 | sketch | 50,889 | sketch | ImageNet-Sketch.zip |
 | r | 30,000 | imagenet-r | imagenet-r.tar |
 | a | 7,500 | imagenet-a | imagenet-a.tar |
 | objectnet | 18,574 | objectnet-1.0/images | objectnet-1.0.zip |
 
-A set that is missing ends the command before it begins, with a line that says where to get it; what
-counts as right on each is said in `classifiers/evaluation/label_maps.py`. The attacks are on 5,000
-validation images. 4/255 is the usual ball for networks that were trained against attacks; 1/255 is
-there because others get next to nothing right in that. The numbers of the attacks are ours.
+If a set is missing, the command stops at once with a line that says where to get it.
+`classifiers/evaluation/label_maps.py` defines what counts as right on each. The attacks are on
+5,000 validation images. A radius of 4/255 is usual for networks trained against attacks; others get
+almost nothing right there, hence 1/255 as well. The numbers of the attacks are our own.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-Hardware: one GPU. The 167,000 images of a checkpoint take as long as decoding them, some 270 a
-second on each core; the attacks cost as much as training on some 125,000 images.
+Hardware: one GPU. For each checkpoint, the 167,000 images take as long as decoding them, at about
+270 a second on each core; the attacks cost as much as training on about 125,000 images.
 """
 
 from ml_collections import ConfigDict
@@ -40,7 +40,7 @@ from ml_collections import ConfigDict
 from configs import arguments
 from configs.imagenet.images import DATA, real_images
 
-# Label map, folder, and the archive that holds it.
+# Label map, folder, and the archive that it is unpacked from.
 SHIFTS = {
     "v2": (
         "imagenet_v2",
@@ -93,7 +93,7 @@ def get_config(arg=""):
     config.checkpoint = dict(best=False, ema="main")
     config.baseline = "real"
     config.batch_size = 256
-    config.calibration_bins = 15
+    config.calibration_bins = 15  # Guo et al. 2017
     config.attacks = dict()
     if "val" in chosen:
         images = dict(sets=("val",), num_images=5000)
@@ -109,7 +109,7 @@ def get_config(arg=""):
             real_images(args, "train"),
             long_tail=dict(n_max=1300, gamma=args["gamma"]),
         )
-        config.shots.many, config.shots.few = 800, 300  # images a class
+        config.shots.many, config.shots.few = 800, 300  # images per class: above, below
     if args["runlocal"]:
         config.batch_size = 8
         for entry in config.sets.values():

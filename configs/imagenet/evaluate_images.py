@@ -1,33 +1,33 @@
-r"""Measures generated ImageNet images: FID, sFID, IS, KID, MIND, precision, recall and more.
+r"""Measures synthetic ImageNet images: FID, sFID, IS, KID, MIND, precision, recall and more.
 
 python -m imagen_ft.evaluate --config=configs/imagenet/evaluate_images.py:generated=data/set \
     --workdir=runs/imagenet/images
 
-Before it, the weights of Inception where torch-fidelity or pytorch-fid put them (or
-`weights=FILE`). What can be said behind the name of the file:
+It needs Inception's weights where torch-fidelity or pytorch-fid put them (or `weights=FILE`).
+Arguments after the file's name:
 
-    generated   folders of generated sets, joined by +
-    folders     folders or zips of images, one folder a class, joined by +
+    generated   folders of synthetic sets, joined by +
+    folders     folders or zips of images, one folder per class, joined by +
     npz         files of samples, as ADM writes them, joined by +
-    sampled     so many images that a cascade draws on the way, as many of each class (Azizi et al.
-                choose by 10,000), of
-    cascade     if (the default) or imagen, and of size, as in `generate.py`; or sd15, sd21 or
-                sdxl, as in `generate_sd.py`
-    statistics  an npz of reference statistics, such as ADM's VIRTUAL_imagenet256_labeled.npz;
-                the Frechet distances are to it, and not to the real images
-    extractor   inception (the default), dinov2 or classifier, whose weights are at
-    weights     a file or folder, see `imagen_ft/evaluation/extractors.py`
+    sampled     how many images a cascade draws on the fly, equally many of each class (Azizi et al.
+                choose by 10,000)
+    cascade     draws them: if (the default) or imagen, at `size`, as in `generate.py`; or sd15,
+                sd21 or sdxl, as in `generate_sd.py`
+    statistics  an npz of reference statistics, such as ADM's VIRTUAL_imagenet256_labeled.npz, to
+                which the Frechet distances are taken instead of to the real images
+    extractor   inception (the default), dinov2 or classifier
+    weights     its file or folder, see `imagen_ft/evaluation/extractors.py`
     size        pixels each way to which real images are cropped and resized
-    infinity    the Frechet distance at infinitely many images as well, for sets of 25,000 and more
+    infinity    also the Frechet distance for infinitely many images, for sets of 25,000 and more
     per_class   real training images of each class
     data, train, val, tfds   the real images, as in `images.py`
-    runlocal    2 real images a class, few subsets, and distances of fewer images than dimensions
+    runlocal    2 real images per class, few subsets, and distances of fewer images than dimensions
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-What is drawn is written nowhere, unless `--config.sets.sampled.write=FILE.npz`; drawing goes on
-where it stopped. Those held out are validation's 50,000. Numbers compare at one number of images
-only: 50,000 is what papers measure. Hardware: one GPU; decoding takes as long as the features, some
-270 photographs a second on each core.
+Images drawn on the fly are not stored, except with `--config.sets.sampled.write=FILE.npz`; an
+interrupted drawing resumes. The held-out images are the 50,000 of validation. Numbers are only
+comparable for equal numbers of images; papers use 50,000. Hardware: one GPU; decoding, at about 270
+photographs a second on each core, takes as long as the features.
 """
 
 from ml_collections import ConfigDict
@@ -38,7 +38,7 @@ from configs.imagenet.images import DATA, real_images
 from configs.measures import set_measures
 from configs.stable_diffusion.common import MODELS
 
-# Fields of each extractor, and the measures that it has not.
+# Fields of each extractor, and the measures that it cannot give.
 EXTRACTORS = {
     "inception": (dict(rule="tf1"), ("recognizability",)),
     "dinov2": (
@@ -123,6 +123,6 @@ def _sets(args: dict) -> dict:
     return sets or dict(imagenet_synthetic=_DEFAULT)
 
 
-# Fields of `generate.py` that say what is drawn and how.
+# The fields of `generate.py` that say what to draw, and how.
 _OF_CASCADE = ("batch_size", "class_names", "mesh", "negative_prompt", "seed", "stages", "text")
 _DEFAULT = dict(source=dict(name="synthetic", path="data/imagenet_synthetic"))

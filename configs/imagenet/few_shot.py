@@ -1,20 +1,20 @@
-r"""Fine-tunes adapters of a public model on 16 images a class of ImageNet, on one device.
+r"""Fine-tunes adapters of a public model on 16 images per class of ImageNet, on one device.
 
 python -m imagen_ft.finetune --config=configs/imagenet/few_shot.py \
     --workdir=runs/imagenet/few_shot
 
-`:model=sd15` and `:model=sd21` adapt Stable Diffusion in the place of DeepFloyd IF-I-L.
-`:prior=SET` puts a generated set of the same classes beside the images (prior preservation,
-DreamBooth): half of every batch, weighted alike. `--config.text_drop=0` never drops the text.
+`:model=sd15` and `:model=sd21` adapt Stable Diffusion instead of DeepFloyd IF-I-L. `:prior=SET`
+adds a synthetic set of the same classes (prior preservation, DreamBooth): half of every batch, with
+the same weight. `--config.text_drop=0` never drops the text.
 
-Before it, once, the weights and the text as for `if_i_l.py`, `sd15.py` or `sd21.py`, whose
-arguments are these too. The network stays as it is, in bfloat16; the adapters, 16 wide, train in
-its attentions (LoRA), and a checkpoint holds them alone. `:runlocal` has no weights to adapt, and
-trains its tiny network.
+First prepare weights and text once, as for `if_i_l.py`, `sd15.py` or `sd21.py`, whose arguments
+work here too. The network stays frozen, in bfloat16. Adapters of rank 16 train in its attention
+layers (LoRA), and a checkpoint holds only them. `:runlocal` has no weights to adapt, and trains its
+tiny network.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-Hardware: one device of 24 GB, by estimate: the network takes 2 bytes a parameter, and its blocks
-are computed again for the gradients. `--preflight=v6e:1x1` counts it, in more than half an hour.
+Hardware: one device of 24 GB, by estimate: the network takes 2 bytes per parameter, and its blocks
+are recomputed for the gradients. `--preflight=v6e:1x1` counts it, in more than half an hour.
 """
 
 from ml_collections import ConfigDict
@@ -40,11 +40,11 @@ def get_config(arg=""):
     if not config.init_from:
         return config
 
-    # He et al. 2023 have 16 shots at most; the rank, the rate and the length are ours, as scripts
-    # of the kind have them.
+    # He et al. 2023 use at most 16 shots. Rank, rate and length are our own, close to those of
+    # common LoRA scripts.
     config.lora = dict(rank=16, alpha=16.0, base_dtype="bfloat16")
-    config.batch_size, config.accumulation = 64, 4  # 16 images at a time
-    config.total_steps = 2500  # ten times every image
+    config.batch_size, config.accumulation = 64, 4  # microbatches of 16 images
+    config.total_steps = 2500  # ten epochs
     config.optimizer = ConfigDict(
         dict(
             name="adamw",

@@ -1,26 +1,26 @@
-r"""Chooses generated ImageNet images that are worth training on.
+r"""Chooses the synthetic ImageNet images that are worth training on.
 
 python -m imagen_ft.filter --config=configs/imagenet/filter.py:generated=data/set,weights=FOLDER \
     --workdir=runs/imagenet/filter
 
-What can be said behind the name of the file:
+Arguments after the file's name:
 
-    generated   folder of a generated set
-    copies      that are looked at of it; 0 for all
+    generated   folder of a synthetic set
+    copies      how many of its copies to consider; 0 for all
     extractor   classifier (the default), a run of classifiers.train or an import of its weights;
                 clip, a run or an import of CLIP, which knows classes by their names (He et al.);
-                or dinov2, which has no classes: then by the nearest real image alone
+                or dinov2, which has no classes and filters by the nearest real image only
     weights     of the extractor
-    share       to keep of each class, such as 0.5; 0 keeps what is more probable than by chance
-    per_class   images that are drawn of each class from those that pass; 0 takes all
-    real        the real images of each class to compare with; 0 compares with none
+    share       of each class to keep, such as 0.5; 0 keeps what is more probable than by chance
+    per_class   images to draw of each class from those that pass; 0 takes all
+    real        real images of each class to compare with; 0 for no comparison
     size        pixels each way to which real images are cropped and resized
     data, train, val, tfds   the real images, as in `images.py`
-    runlocal    small batches, 2 real images a class
+    runlocal    small batches, 2 real images per class
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-Hardware: one GPU; decoding takes as long as the features, some 270 photographs a second on each
-core. He et al. (2023) keep what is above chance and draw `per_class` of it.
+Hardware: one GPU; decoding, at about 270 photographs a second on each core, takes as long as the
+features. He et al. (2023) keep what is above chance and draw `per_class` images of it.
 """
 
 from ml_collections import ConfigDict
@@ -76,7 +76,7 @@ def get_config(arg=""):
         config.filters["confidence"] = dict(score="confidence", extractor=extractor, **kept)
     if args["real"]:
         config.filters["nearest_real"] = dict(score="nearest_real", extractor=extractor, limit=0.0)
-    config.combine = "all"  # or any
+    config.combine = "all"  # of the filters must pass; or "any"
     config.per_class = args["per_class"]
     config.balance = False
     config.seed = 0  # of the draws

@@ -3,29 +3,29 @@ r"""Generates a synthetic ImageNet: for every class as many images as the real o
 python -m imagen_ft.generate --config=configs/imagenet/generate.py:k=10 \
     --workdir=data/imagenet_synthetic
 
-Before it, the two runs; add `--worker=I --num_workers=N` to share the work among N machines or
-jobs, each with all its chips:
+First train the two stages, as below. `--worker=I --num_workers=N` shares the generation among N
+machines or jobs, each with all its chips.
 
     python -m imagen_ft.finetune --config=configs/imagenet/if_i_l.py --workdir=runs/imagenet/if_i_l
     python -m imagen_ft.finetune --config=configs/imagenet/if_ii_l.py \
         --workdir=runs/imagenet/if_ii_l
 
-What can be said behind the name of the file:
+Arguments after the file's name:
 
     cascade       if (DeepFloyd IF-L, the default) or imagen
-    size          64, 256, or, of imagen, 1024; 1024 is stored at 256
-    k             how many times the real set
-    data, train,  the real images, as in `common.py`; only their classes are counted
+    size          64, 256 or, for imagen, 1024, which is stored at 256
+    k             size of the synthetic set, in real sets
+    data, train,  the real images, as in `common.py`; only counted by class
     tfds
-    runlocal      one image a class at an eighth of the sizes, by tiny stages that are trained with
-                  `runlocal` as well
+    runlocal      one image per class at an eighth of the sizes, from tiny stages that were trained
+                  with `runlocal` too
 
-Guidance, variances, steps and noise augmentation of imagen are those that Azizi et al. 2023 chose
-(1000, 1000 and 32 steps); IF keeps its learned variance and takes 100 and 50 steps.
+For imagen, guidance, variances, steps (1000, 1000 and 32) and noise augmentation are those that
+Azizi et al. 2023 chose. IF keeps its learned variance and takes 100 and 50 steps.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-Hardware: `python -m tests.benchmarks.costs` tells chip hours and money. Expected: k * 1.28M images
-in shards of about 150 MB: 64 px take 12 GB, 256 px about 50 GB, for each real set.
+Hardware: `python -m tests.benchmarks.costs` prints chip hours and money. Expected: k * 1.28M images
+in shards of about 150 MB: k * 12 GB at 64 px, about k * 50 GB at 256 px.
 """
 
 from ml_collections import ConfigDict
@@ -34,8 +34,7 @@ from configs import arguments
 from configs.imagenet import common, if_i_l, if_ii_l, imagen_base64, imagen_sr256, imagen_sr1024
 from configs.imagenet.images import DATA
 
-# The stages of each cascade by the size of their images: the config that trains a stage, and how it
-# is sampled.
+# The stages of each cascade, by image size: the config that trains the stage, and how to sample it.
 CASCADES = {
     "if": {
         64: dict(
@@ -105,27 +104,27 @@ def get_config(arg=""):
     config.copies = args["k"]
     config.class_names = "imagenet"
     config.real_source = common.train_source(args)
-    # Of all stages the same.
+    # The same for all stages.
     config.text = cascade[64]["training"].get_config(local).text
-    config.negative_prompt = ""  # what guidance leads away from; none is no text
+    config.negative_prompt = ""  # what guidance leads away from; '' is no text
     config.stages = {
         stage["name"]: dict(
             run=f"runs/imagenet/{stage['name']}",
             stage=stage["training"].get_config(local).stage,
             sampler=stage["sampler"],
             guidance_weight=stage["guidance_weight"],
-            # Of Imagen, its paper's.
+            # For Imagen its paper's: the percentile of |x_0| at which dynamic thresholding clips.
             **stage.get("thresholds", dict(threshold_percentile=99.5)),
-            noise_augmentation=0.0,  # of the low-resolution image
+            noise_augmentation=0.0,  # t of the low-resolution image
         )
         for pixels, stage in cascade.items()
         if pixels <= size
     }
     config.batch_size = 256
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
-    config.images_per_shard = 0  # as many as make 150 MB
+    config.images_per_shard = 0  # shards of about 150 MB
     if size == 64:
-        config.encoding = dict(size=0, format="png")  # as large as they are
+        config.encoding = dict(size=0, format="png")  # at their own size
     else:
         config.encoding = dict(size=256, format="jpeg", quality=95)
     if args["cascade"] == "if" and not args["runlocal"]:

@@ -3,7 +3,7 @@ r"""Fine-tunes DeepFloyd IF-I-XL on ImageNet at 64x64.
 python -m imagen_ft.finetune --config=configs/imagenet/if_i_xl.py \
     --workdir=runs/imagenet/if_i_xl
 
-Before it, once:
+First, once:
 
     python -m imagen_ft.weights --from=deepfloyd:DeepFloyd/IF-I-XL-v1.0 \
         --to=weights/IF-I-XL
@@ -16,8 +16,8 @@ Before it, once:
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 256 TPU v4, 0.79 s a step, 46 hours (10.9 TFLOP an image at 40% of the peak). `:host`, 8
 H100: 1.76 s a step, 4.3 days. By `--preflight` (half an hour of a core) a v4 chip needs 16.0 GiB of
-its 32, and the compiler estimates 0.498 s a step, half of it in convolutions, 0.287 s being the
-least for its FLOPs.
+its 32, and the compiler estimates 0.498 s a step, half of it in convolutions; 0.287 s is the least
+for its FLOPs.
 """
 
 from ml_collections import ConfigDict
@@ -34,7 +34,7 @@ def get_config(arg=""):
     # Azizi et al. 2023, section 4.1.
     config.batch_size = 2048
     config.total_steps = 210_000
-    config.accumulation = 1  # parts that a batch is taken in
+    config.accumulation = 1  # microbatches per step
 
     config.class_names = "imagenet"
     config.train_source = common.train_source(args)
@@ -42,7 +42,7 @@ def get_config(arg=""):
     config.flip = False
     # Tokens, channels; the empty prompt stands for no text.
     config.text = dict(cache="data/imagenet_text", null="empty", shape=(77, 4096))
-    config.text_drop = 0.1
+    config.text_drop = 0.1  # share of prompts replaced by no text (Saharia et al. 2022)
 
     config.stage = dict(
         size=64,  # pixels
@@ -56,7 +56,7 @@ def get_config(arg=""):
     )
     config.init_from = "weights/IF-I-XL"
     config.frozen = ()
-    # Nichol & Dhariwal 2021, section 3.1: lambda.
+    # lambda of Nichol & Dhariwal 2021, section 3.1, for the learned variance.
     config.loss = dict(min_snr_gamma=0.0, vlb_weight=0.001)
     # Saharia et al. 2022, appendix; the clipping is ours.
     config.optimizer = dict(
@@ -67,12 +67,12 @@ def get_config(arg=""):
         weight_decay=0.0,
         clip_norm=1.0,
     )
-    config.ema = dict(main=dict(decay=0.9999, schedule="warmup"))
-    config.mesh = dict(data=-1, fsdp=8, tensor=1)  # parameters in eight parts
+    config.ema = dict(main=dict(decay=0.9999, schedule="warmup"))  # Saharia et al. 2022, appendix
+    config.mesh = dict(data=-1, fsdp=8, tensor=1)  # parameters split over 8 chips
 
     config.evaluation_source = common.evaluation_source(args)
     config.evaluation_batch_size = 2048
-    config.evaluation_draws = 1  # of noise for each image
+    config.evaluation_draws = 1  # of noise per image
     config.log_every = 100  # steps, like the other intervals
     config.evaluate_every = 5000
     config.checkpoint_every = 2500
@@ -86,7 +86,7 @@ def get_config(arg=""):
             name="ddpm", num_steps=100, spacing="leading", logvar_coeff="learned", eta=0.0
         ),
         guidance_weight=1.25,
-        threshold_percentile=95.0,
+        threshold_percentile=95.0,  # the public pipeline's, like the next one
         threshold_maximum=1.5,
     )
     config.evaluation_metric = while_training(config.pictures)

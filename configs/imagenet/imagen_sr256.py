@@ -3,7 +3,7 @@ r"""Trains Imagen's 600M super-resolution on ImageNet, 64 -> 256.
 python -m imagen_ft.finetune --config=configs/imagenet/imagen_sr256.py \
     --workdir=runs/imagenet/imagen_sr256
 
-Before it, once:
+First, once:
 
     python -m imagen_ft.weights --from=deepfloyd:DeepFloyd/IF-I-L-v1.0 --to=weights/IF-I-L
     python -m imagen_ft.text --class_names=imagenet --weights=weights/IF-I-L \
@@ -13,13 +13,13 @@ Before it, once:
 `--dry_run` prints the network, and `--preflight=v4:4x4x16` what a chip needs.
 
 Imagen's weights are not public, so this starts from scratch, which took Imagen 2.5M steps;
-`--config.init_from=DIR` starts from a run of the same network, and then this is the paper's
+`--config.init_from=DIR` starts from a run of the same network, which makes it the paper's
 fine-tuning.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 256 TPU v4, 0.11 s a step, 15 hours (1.5 TFLOP an image at 40% of the peak). `:host`, 8
 H100: 0.25 s a step, 33 hours. By `--preflight` a v4 chip needs 6.2 GiB of its 32, and the compiler
-estimates 0.071 s a step, nearly two thirds in convolutions, 0.044 s being the least for its FLOPs.
+estimates 0.071 s a step, nearly two thirds in convolutions; 0.044 s is the least for its FLOPs.
 """
 
 from ml_collections import ConfigDict
@@ -36,7 +36,7 @@ def get_config(arg=""):
     # Azizi et al. 2023, section 4.1.
     config.batch_size = 2048
     config.total_steps = 490_000
-    config.accumulation = 1  # parts that a batch is taken in
+    config.accumulation = 1  # microbatches per step
 
     config.class_names = "imagenet"
     config.train_source = common.train_source(args)
@@ -44,7 +44,7 @@ def get_config(arg=""):
     config.flip = False
     # Tokens, channels; zeros stand for no text.
     config.text = dict(cache="data/imagenet_text128", null="zeros", shape=(128, 4096))
-    config.text_drop = 0.1
+    config.text_drop = 0.1  # share of prompts replaced by no text (Saharia et al. 2022)
 
     config.stage = dict(
         size=256,  # pixels
@@ -71,12 +71,12 @@ def get_config(arg=""):
         weight_decay=0.0,
         clip_norm=1.0,
     )
-    config.ema = dict(main=dict(decay=0.9999, schedule="warmup"))
-    config.mesh = dict(data=-1, fsdp=8, tensor=1)  # parameters in eight parts
+    config.ema = dict(main=dict(decay=0.9999, schedule="warmup"))  # Saharia et al. 2022, appendix
+    config.mesh = dict(data=-1, fsdp=8, tensor=1)  # parameters split over 8 chips
 
     config.evaluation_source = common.evaluation_source(args)
     config.evaluation_batch_size = 2048
-    config.evaluation_draws = 1  # of noise for each image
+    config.evaluation_draws = 1  # of noise per image
     config.log_every = 100  # steps, like the other intervals
     config.evaluate_every = 5000
     config.checkpoint_every = 2500
@@ -85,10 +85,10 @@ def get_config(arg=""):
     config.pictures_every = 5000
     config.pictures = dict(
         count=8,
-        # Guidance and variance are those of Azizi et al. 2023, who take 1000 steps (4.2).
+        # Guidance and variance of Azizi et al. 2023, section 4.2, who take 1000 steps.
         sampler=dict(name="ddpm", num_steps=128, logvar_coeff=0.1, eta=0.0),
         guidance_weight=1.0,
-        threshold_percentile=99.5,
+        threshold_percentile=99.5,  # dynamic thresholding (Saharia et al. 2022)
     )
     config.evaluation_metric = while_training(config.pictures)
     config.profile = dict(start=0, steps=0)

@@ -1,7 +1,7 @@
-"""Where the real images of ImageNet are, for all its configs."""
+"""Where ImageNet's real images are, for all its configs."""
 
 DATA = "data/imagenet"
-# With `runlocal` and no images these are drawn: as many of a class as ImageNet has, at 64 px.
+# Drawn with `runlocal` if there are no images: as many per class as ImageNet has, at 64 px.
 STAND_INS = {
     "train": dict(class_names="imagenet", images=1300, size=64, seed=0),
     "val": dict(class_names="imagenet", images=50, size=64, seed=1),

@@ -2,32 +2,34 @@
 
 Arguments of each config, as in `FILE.py:arm=real+generated,k=3,data=data/imagenet.zip`:
 
-    arm           real, generated, or real+generated: the plain union (Azizi et al. 2023)
-    k             copies of the real set's size that are taken of the generated set
+    arm           real, generated (the synthetic set), or real+generated: their plain union (Azizi
+                  et al. 2023)
+    k             copies to use of the synthetic set; each has the size of the real set
     generated     the folder of that set, made by `imagen_ft.generate`
-    same_steps    as many steps as with real images alone; else an epoch is all of the arm
-    epochs, batch other ones; the learning rate keeps its proportion to the batch
-    per_class     so many real images a class, drawn at random (low data: 100, 200 or 500)
-    gamma         real images in a long tail from 1,300 a class down to 1,300 / gamma
+    same_steps    as many steps as with real images alone; else an epoch is all images of the arm
+    epochs, batch replace the recipe's; the learning rate stays proportional to the batch
+    per_class     number of real images per class, drawn at random (low data: 100, 200 or 500)
+    gamma         a long tail of real images, from 1,300 per class down to 1,300 / gamma
     data          a folder, or a zip, of `train/n01440764/*.JPEG` and `val/n01440764/*.JPEG`
-    prepared      the folder of a copy that is read faster, by `input_pipeline.prepare`, to train on
-    train, val    what these two folders in it are called
+    prepared      a copy of the training images that is read faster, by `input_pipeline.prepare`
+    train, val    the names of these two folders in `data`
     tfds          a folder of imagenet2012 that TFDS prepared, instead of `data`
-    runlocal      four steps of a tiny network at 32 px: it starts on a CPU; drawn shapes stand for
-                  the real images where `data/imagenet` is not there
+    runlocal      four steps of a tiny network at 32 px, for a CPU; if `data/imagenet` is missing,
+                  drawn shapes replace the real images
 
-"Diversify, Don't Fine-Tune" (2023, section 3.3) mixes otherwise; that is the arm real+generated
-with `--config.synthetic_weight=0.5 --config.synthetic_loss_weight=0.6`, and with a ResNet also
+"Diversify, Don't Fine-Tune" (2023, section 3.3) mixes in another way: the arm real+generated with
+`--config.synthetic_weight=0.5 --config.synthetic_loss_weight=0.6`, and with a ResNet also
 `--config.model.auxiliary_batch_norm=True`.
 
-Low data and long tails there are `epochs=100` with `per_class` or `gamma`, and for real images
-alone `batch=2048` with `--config.optimizer.learning_rate=0.88`. An epoch is of what is there.
+Its low data and long tails are `epochs=100` with `per_class` or `gamma`, and for real images alone
+also `batch=2048` with `--config.optimizer.learning_rate=0.88`. An epoch covers the images that are
+left.
 
-The expected times are the longer of two, for real images alone: FLOPs / 40% of the chips' bfloat16
+The expected times, for real images alone, are the longer of two: FLOPs / 40% of the chips' bfloat16
 peak, and decoding JPEG files on all CPUs of the hosts (`input_pipeline.batches.rates`). Both are
-printed by `python -m tests.benchmarks.recipes`. From a raw copy of `input_pipeline.prepare`
-decoding takes a third; its 0.4 MB an image have to come from memory or fast disks. CPUs that share
-a core, as those of many hosts do, may take twice as long.
+printed by `python -m tests.benchmarks.recipes`. With a raw copy by `input_pipeline.prepare`
+decoding takes a third, but its 0.4 MB per image must come from memory or fast disks. Where two CPUs
+share a core, as on many hosts, decoding may take twice as long.
 """
 
 from ml_collections import ConfigDict
@@ -82,7 +84,7 @@ def evaluation_source(args: dict) -> dict:
 
 
 def epochs_to_steps(epochs: int, batch_size: int, args: dict) -> int:
-    """Steps in which all images of the arm are seen so many times."""
+    """Steps for this many epochs over all images of the arm."""
     real, generated = (name in args["arm"].split("+") for name in ("real", "generated"))
     if args["same_steps"]:
         images = _num_real(args)
@@ -92,19 +94,20 @@ def epochs_to_steps(epochs: int, batch_size: int, args: dict) -> int:
 
 
 def warmup_steps(epochs: int, batch_size: int, args: dict) -> int:
-    """Steps in which as many images are seen as the real ones so many times, whatever the arm."""
+    """Steps for this many epochs over the real images, whatever the arm."""
     return round(epochs * _num_real(args) / batch_size)
 
 
 def _num_real(args: dict) -> int:
-    """Real images that the arguments leave of the training set."""
+    """Real training images that the arguments leave."""
     if args["gamma"]:
+        # Cui et al. 2019; the same counts as `subsets.long_tail_counts` draws.
         return sum(int(1300 * args["gamma"] ** (-k / 999) + 1e-9) for k in range(NUM_CLASSES))
     return args["per_class"] * NUM_CLASSES or NUM_IMAGES
 
 
 def shrink(config: ConfigDict) -> None:
-    """What the run is with `runlocal`."""
+    """Shrinks a run for `runlocal`."""
     kind = "resnet" if config.model.name.startswith("resnet") else "vit"
     config.model.update(_LOCAL[kind], dtype="float32")
     config.init_from, config.loader_workers = "", 0

@@ -1,4 +1,4 @@
-r"""Trains a ResNet-101 on any mix of real and generated images.
+r"""Trains a ResNet-101 on any mix of real and synthetic images.
 
 python -m classifiers.train --config=configs/imagenet/resnet101.py:arm=real+generated,k=1 \
     --workdir=runs/imagenet/resnet101/real+generated
@@ -6,7 +6,7 @@ python -m classifiers.train --config=configs/imagenet/resnet101.py:arm=real+gene
 `recognition.py` describes the arguments (`:arm=real`, `k`, `:data=DIR`, `:runlocal`, ...). Without
 the hardware, `--dry_run` prints the network, and `--preflight=v4:2x4x4` what a chip needs.
 
-Azizi et al. 2023, section 5.4. They do not give RandAugment's numbers; these are ResNet-RS-50's.
+Azizi et al. 2023, section 5.4, which does not give RandAugment's numbers; these are ResNet-RS-50's.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 32 TPU v4, 0.6 hours (0.6 by operations, 0.1 to decode), or 8 H100, 0.7 hours (0.7 by

@@ -1,4 +1,4 @@
-r"""Trains a ResNet-50 on any mix of real and generated images.
+r"""Trains a ResNet-50 on any mix of real and synthetic images.
 
 python -m classifiers.train --config=configs/imagenet/resnet50.py:arm=real+generated,k=1 \
     --workdir=runs/imagenet/resnet50/real+generated
@@ -6,7 +6,7 @@ python -m classifiers.train --config=configs/imagenet/resnet50.py:arm=real+gener
 `recognition.py` describes the arguments (`:arm=real`, `k`, `:data=DIR`, `:runlocal`, ...). Without
 the hardware, `--dry_run` prints the network, and `--preflight=v4:2x4x4` what a chip needs.
 
-Azizi et al. 2023, section 5.4. They do not give RandAugment's numbers; these are ResNet-RS-50's.
+Azizi et al. 2023, section 5.4, which does not give RandAugment's numbers; these are ResNet-RS-50's.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 32 TPU v4, 0.3 hours (0.3 by operations, 0.1 to decode), or 8 H100, 0.5 hours (0.3 by
@@ -32,19 +32,20 @@ def get_config(arg="", name="resnet50"):
 
     config.num_classes = 1000
     config.train_sources = recognition.train_sources(args)
-    config.synthetic_weight = config_dict.placeholder(float)  # of a batch; None shuffles all
+    config.synthetic_weight = config_dict.placeholder(float)  # share of a batch; None shuffles all
     config.synthetic_loss_weight = 1.0
     config.in_memory = False
-    config.loader_workers = -1  # a process for each CPU
-    config.repeats = 1  # of an image in a batch
+    config.loader_workers = -1  # one process per CPU
+    config.repeats = 1  # rows of a batch per image
     config.augment = dict(
         size=224,  # pixels
-        crop=dict(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)),  # of the area; width / height
+        crop=dict(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)),  # shares of the area; width / height
         flip=True,
         randaugment=dict(layers=2, magnitude=10),  # ResNet-RS-50's (Bello et al. 2021)
     )
     config.mix = {}
 
+    # Dropout of Azizi et al. 2023, section 5.4.
     config.model = dict(name=name, dropout=0.25, auxiliary_batch_norm=False, dtype="bfloat16")
     config.init_from = ""
     config.loss = "cross_entropy"
@@ -57,7 +58,7 @@ def get_config(arg="", name="resnet50"):
         momentum=0.9,
         nesterov=False,
         weight_decay=1e-4,
-        clip_norm=0.0,  # not at all
+        clip_norm=0.0,  # no clipping
     )
     config.ema = {}  # no average of the weights
     config.mesh = dict(data=-1, fsdp=1, tensor=1)

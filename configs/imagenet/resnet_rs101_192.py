@@ -1,4 +1,4 @@
-r"""Trains a ResNet-RS-101 at 192 px on any mix of real and generated images.
+r"""Trains a ResNet-RS-101 at 192 px on any mix of real and synthetic images.
 
 python -m classifiers.train --config=configs/imagenet/resnet_rs101_192.py:arm=real+generated,k=1 \
     --workdir=runs/imagenet/resnet_rs101_192/real+generated
@@ -6,8 +6,8 @@ python -m classifiers.train --config=configs/imagenet/resnet_rs101_192.py:arm=re
 `recognition.py` describes the arguments (`:arm=real`, `k`, `:data=DIR`, `:runlocal`, ...). Without
 the hardware, `--dry_run` prints the network, and `--preflight=v4:2x4x4` what a chip needs.
 
-Bello et al. 2021, table 7 and appendix; dropout 0.25 is the preset's. The central crop of the
-evaluation leaves 32 px away, as TensorFlow's own training does.
+Bello et al. 2021, table 7 and appendix; dropout 0.25 is the preset's. Evaluation resizes to 32 px
+more and crops the centre, as TensorFlow's own training does.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 32 TPU v4, 1.2 hours (1.2 by operations, 0.1 to decode), or 8 H100, 1.4 hours (1.4 by

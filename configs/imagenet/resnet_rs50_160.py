@@ -1,4 +1,4 @@
-r"""Trains a ResNet-RS-50 at 160 px on any mix of real and generated images.
+r"""Trains a ResNet-RS-50 at 160 px on any mix of real and synthetic images.
 
 python -m classifiers.train --config=configs/imagenet/resnet_rs50_160.py:arm=real+generated,k=1 \
     --workdir=runs/imagenet/resnet_rs50_160/real+generated
@@ -6,8 +6,8 @@ python -m classifiers.train --config=configs/imagenet/resnet_rs50_160.py:arm=rea
 `recognition.py` describes the arguments (`:arm=real`, `k`, `:data=DIR`, `:runlocal`, ...). Without
 the hardware, `--dry_run` prints the network, and `--preflight=v4:2x4x4` what a chip needs.
 
-Bello et al. 2021, table 7 and appendix; dropout 0.25 is the preset's. The central crop of the
-evaluation leaves 32 px away, as TensorFlow's own training does.
+Bello et al. 2021, table 7 and appendix; dropout 0.25 is the preset's. Evaluation resizes to 32 px
+more and crops the centre, as TensorFlow's own training does.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 32 TPU v4, 0.5 hours (0.5 by operations, 0.1 to decode), or 8 H100, 1.2 hours (0.5 by
@@ -33,14 +33,14 @@ def get_config(arg="", name="resnet_rs_50", size=160, magnitude=10):
 
     config.num_classes = 1000
     config.train_sources = recognition.train_sources(args)
-    config.synthetic_weight = config_dict.placeholder(float)  # of a batch; None shuffles all
+    config.synthetic_weight = config_dict.placeholder(float)  # share of a batch; None shuffles all
     config.synthetic_loss_weight = 1.0
     config.in_memory = False
-    config.loader_workers = -1  # a process for each CPU
-    config.repeats = 1  # of an image in a batch
+    config.loader_workers = -1  # one process per CPU
+    config.repeats = 1  # rows of a batch per image
     config.augment = dict(
         size=size,  # pixels
-        crop=dict(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)),  # of the area; width / height
+        crop=dict(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)),  # shares of the area; width / height
         flip=True,
         randaugment=dict(layers=2, magnitude=magnitude),
     )
@@ -58,9 +58,9 @@ def get_config(arg="", name="resnet_rs_50", size=160, magnitude=10):
         momentum=0.9,
         nesterov=False,
         weight_decay=4e-5,
-        clip_norm=0.0,  # not at all
+        clip_norm=0.0,  # no clipping
     )
-    config.ema = dict(main=dict(decay=0.9999, schedule="constant"))
+    config.ema = dict(main=dict(decay=0.9999, schedule="constant"))  # Bello et al. 2021
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
 
     config.evaluation_source = recognition.evaluation_source(args)

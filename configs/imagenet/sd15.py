@@ -3,30 +3,30 @@ r"""Fine-tunes Stable Diffusion 1.5 on ImageNet at 512x512, on its latents.
 python -m imagen_ft.finetune --config=configs/imagenet/sd15.py \
     --workdir=runs/imagenet/sd15
 
-Before it, once:
+First, once:
 
     python -m imagen_ft.weights \
         --from=diffusers:stable-diffusion-v1-5/stable-diffusion-v1-5 --to=weights/sd15
     python -m imagen_ft.text --class_names=imagenet --template="a photo of a {}" \
         --weights=weights/sd15 --to=data/imagenet_text_sd15
 
-The auto-encoder and the text encoder stay as they are; images are encoded in the step. With
+The auto-encoder and the text encoder stay unchanged; images are encoded within the step. With
 `--config.latents.cache=data/imagenet_latents_sd15` they are encoded once, before the first step,
-and then take 168 GB, with the mirrored ones; other runs read them too. The run is sampled and
-generated with like any other: `generate_sd.py` has the unchanged weights, `--config.stages.sd.run`
-names others.
+which takes 168 GB including mirrored images; other runs can read them too. Sample and generate as
+with any other run: `generate_sd.py` has the published weights, `--config.stages.sd.run` names
+others.
 
-What can be said behind the name of the file:
+Arguments after the file's name:
 
-    weights       where they are; weights/sd15 and so on by default
+    weights       their folder; weights/sd15 and so on by default
     data, train,  the images, as in `common.py`
     val, tfds
-    runlocal      a few steps of tiny networks at 16 px, whose auto-encoder has weights of chance
+    runlocal      a few steps of tiny networks at 16 px, with a random auto-encoder
 
-None of the papers fine-tunes it: "Diversify, Don't Fine-Tune" (2023) draws with it as it is, and
-Azizi et al. (2023) fine-tune Imagen. The model card has the text drop, AdamW and batches of 2048 at
-a rate of 1e-4, for a training from scratch; a quarter of that batch, a tenth of that rate and eight
-passes over the images are ours.
+None of the papers fine-tunes it: "Diversify, Don't Fine-Tune" (2023) draws with it as published,
+and Azizi et al. (2023) fine-tune Imagen. Text drop and AdamW are the model card's, which trains
+from scratch in batches of 2048 at a rate of 1e-4; a quarter of that batch, a tenth of that rate and
+eight epochs are our own.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: one host with eight GPUs of 80 GB, or 32 TPU v4; not run yet.
@@ -50,7 +50,7 @@ def get_config(arg="", name="sd15"):
     config.seed = 0
     config.batch_size = 512
     config.total_steps = 20_000
-    config.accumulation = 4  # parts that a batch is taken in
+    config.accumulation = 4  # microbatches per step
 
     config.class_names = "imagenet"
     config.train_source = common.train_source(args)
@@ -68,7 +68,8 @@ def get_config(arg="", name="sd15"):
     config.stage = stable_diffusion.stage(name)
     config.stage.unet.update(remat=True, dtype="bfloat16")
     config.stage.autoencoder.dtype = "bfloat16"
-    # Not the mean of what the auto-encoder says; a folder of latents that are kept.
+    # Draw latents from the auto-encoder's distribution instead of its mean; `cache` may name a
+    # folder to store them in.
     config.latents = dict(sample=True, cache="")
     config.init_from = f"diffusers:{args['weights']}"
     config.frozen = ()
@@ -82,11 +83,11 @@ def get_config(arg="", name="sd15"):
         clip_norm=1.0,
     )
     config.ema = dict(main=dict(decay=0.9999, schedule="warmup"))
-    config.mesh = dict(data=-1, fsdp=8, tensor=1)  # parameters in eight parts
+    config.mesh = dict(data=-1, fsdp=8, tensor=1)  # parameters split over 8 chips
 
     config.evaluation_source = common.evaluation_source(args)
     config.evaluation_batch_size = 128
-    config.evaluation_draws = 1  # of noise for each image
+    config.evaluation_draws = 1  # of noise per image
     config.log_every = 100  # steps, like the other intervals
     config.evaluate_every = 2000
     config.checkpoint_every = 1000

@@ -1,18 +1,18 @@
-r"""Studies what a generated ImageNet is worth, as Azizi et al. 2023 do in section 5.
+r"""Studies what a synthetic ImageNet is worth, as Azizi et al. 2023 do in section 5.
 
 python -m classifiers.study --config=configs/imagenet/study.py --workdir=runs/imagenet/study \
     --jobs=8 --submit="srun --nodes=1 --ntasks=1 --gpus=8 --job-name={step}"
 
-Before it, `configs/imagenet/generate.py:k=10`. CAS (table 2) and the classes (figure 5) take
-ResNet-50 by the recipe of Ravuri & Vinyals; real, generated and both (table 3) twelve models;
-scaling (figure 6) ResNet-50, ten seeds of each. Arguments: `data`, the real images, where they are
-not those of the models' configs; `generated`, the generated set; `seeds` of scaling; `runlocal`;
-`filter`, a work directory of `filter.py` on so many `copies`: then the study `filters` alone.
+First run `configs/imagenet/generate.py:k=10`. CAS (table 2) and the accuracies by class (figure 5)
+use ResNet-50 with the recipe of Ravuri & Vinyals; real, generated and both (table 3) are compared
+for twelve models; scaling (figure 6) uses ResNet-50 with ten seeds. Arguments: `data`, the real
+images, if not those of the models' configs; `generated`, the synthetic set; `seeds` of scaling;
+`runlocal`; `filter`, a workdir of `filter.py` on this many `copies`: runs the study `filters` only.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-Hardware: what each model's config says, `--jobs` times. It is 47 runs, 155 trainings.
-`--config.studies="('cas',)"` begins with the cheapest two. Expected, with the paper's images: CAS
-64.96 / 85.66 against 73.09 / 91.47 of real ones; both against real +1.04 points over the models,
+Hardware: that of each model's config, `--jobs` times. There are 47 runs, 155 trainings;
+`--config.studies="('cas',)"` starts with the cheapest two. Expected, with the paper's images: CAS
+64.96 / 85.66 against 73.09 / 91.47 with real ones; both against real +1.04 points over the models,
 p = 1e-5; scaling at 256 px best near 1x and better than real only up to 3x.
 """
 
@@ -50,7 +50,7 @@ def get_config(arg=""):
     config.models = {
         label: dict(config=path(label), overrides=()) for label in (*COMPARED, "cas_resnet50")
     }
-    # DeiT-B at 384 px goes on from DeiT-B, each arm from the same.
+    # DeiT-B at 384 px starts from DeiT-B, each arm from its own.
     config.models.deit_b_384.init_from = "deit_b"
     config.models.resnet50.overrides = (f"seeds={args['seeds']}",)
     config.models_of = dict(
@@ -62,7 +62,7 @@ def get_config(arg=""):
     config.copies = args["copies"]
     config.scaling_copies = tuple(range(11))
     config.generated = args["generated"]
-    config.filters = {}  # a work directory of imagen_ft.filter each
+    config.filters = {}  # name -> workdir of imagen_ft.filter
     config.overrides = ()
     config.seeds = 0
     config.evaluation = dict(config=path("evaluate", "sets=val"), set="val")

@@ -1,12 +1,12 @@
-r"""Looks for the best way of sampling Imagen's base: the grid of Azizi et al. 2023.
+r"""Searches for the best way of sampling Imagen's base: the grid of Azizi et al. 2023.
 
 python -m imagen_ft.sweep --config=configs/imagenet/sweep_base.py \
     --workdir=runs/imagenet/sweep_base
 
-`sweeps.py` describes the arguments. Before it, the run of `imagen_base64.py`, and the weights of
-Inception. Guidance, log-variance coefficient and steps, 90 points of 50,000 images, by FID against
-validation; `--dry_run` counts evaluations, `--budget=900000` spends a fifth of the images, and
-`--worker=I --num_workers=N` shares them among N jobs.
+`sweeps.py` describes the arguments. First run `imagen_base64.py`, and get Inception's weights. The
+grid has guidance, log-variance coefficient and steps: 90 points of 50,000 images, compared by FID
+against validation. `--dry_run` counts evaluations, `--budget=900000` draws a fifth of the images,
+and `--worker=I --num_workers=N` shares them among N jobs.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 256 TPU v4 or more. Expected: guidance 1.25, coefficient 0 and 1000 steps, FID 2.5.

@@ -1,13 +1,13 @@
-r"""Looks for the best way of sampling Imagen's 64 -> 256: the grid of Azizi et al. 2023.
+r"""Searches for the best way of sampling Imagen's 64 -> 256: the grid of Azizi et al. 2023.
 
 python -m imagen_ft.sweep --config=configs/imagenet/sweep_sr256.py \
     --workdir=runs/imagenet/sweep_sr256
 
-`sweeps.py` describes the arguments. Before it, the runs of `imagen_base64.py` and
-`imagen_sr256.py`, and the weights of Inception. Guidance, noise augmentation, log-variance
-coefficient and steps, 150 points of 50,000 images, all from the same images of the base, which are
-drawn once; with `:low`, and with `:runlocal`, from real validation images, shrunk.
-`--budget=1500000` spends a fifth.
+`sweeps.py` describes the arguments. First run `imagen_base64.py` and `imagen_sr256.py`, and get
+Inception's weights. The grid has guidance, noise augmentation, log-variance coefficient and steps:
+150 points of 50,000 images, all enlarged from the same images of the base, which are drawn once;
+with `:low` or `:runlocal`, from real validation images, shrunk. `--budget=1500000` draws a fifth of
+the images.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 256 TPU v4 or more. Expected: guidance 1, coefficient 0.1, no noise and 1000 steps, FID
@@ -31,7 +31,7 @@ def get_config(arg=""):
     if args["low"] or args["runlocal"]:
         config.low = dict(source=real_images(args, "val"))
     if args["runlocal"]:
-        # The tiny base draws other images than the tiny stage enlarges.
+        # Only the tiny stage, which enlarges real images: no run of a tiny base is needed.
         base = config.cascade.stages.imagen_base64
         stage = imagen_sr256.get_config("runlocal").stage
         config.cascade.stages = dict(

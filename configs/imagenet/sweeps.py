@@ -2,12 +2,12 @@
 
 Arguments of both, as in `FILE.py:images=10000,weights=FILE`:
 
-    images    of each point, 50,000 as in the paper
-    weights   of Inception, where they are not where torch-fidelity or pytorch-fid put them
-    cas       one point a guidance weight, at the best of the other settings, of as many images as
-              there are real ones; `--cas` then trains a ResNet-50 on each
+    images    per point, 50,000 as in the paper
+    weights   Inception's, if they are not where torch-fidelity or pytorch-fid put them
+    cas       one point per guidance weight, with the best of the other settings and as many images
+              as there are real ones; `--cas` then trains a ResNet-50 on each
     data, train, val, tfds   the real images, as in `images.py`; points are compared with val's
-    runlocal  two points of a few images by a tiny network
+    runlocal  two points of a few images from a tiny network
 """
 
 from ml_collections import ConfigDict
@@ -37,20 +37,15 @@ def parse(arg: str, **defaults) -> dict:
 
 
 def sweep(args: dict, stage: str, size: int, grid: dict, chosen: dict) -> ConfigDict:
-    """The config of a sweep.
+    """The config of a sweep over `grid` for a stage that draws images of `size` pixels.
 
-    Args:
-        args: of the config.
-        stage: that is swept.
-        size: of its images.
-        grid: the values of each dimension.
-        chosen: the paper's choice of all but the guidance weight.
+    `chosen` is the paper's choice of everything but the guidance weight.
     """
     config = ConfigDict()
     local = ",runlocal" if args["runlocal"] else ""
     config.cascade = generate.get_config(f"cascade=imagen,size={size}{local}")
     config.cascade.real_source = real_images(args, "train")
-    config.cascade.images_per_prompt = 1  # of imagen_ft.sample
+    config.cascade.images_per_prompt = 1  # for imagen_ft.sample
     config.cascade.show_stages = True
     config.stage = stage
     config.grid = grid
@@ -60,7 +55,7 @@ def sweep(args: dict, stage: str, size: int, grid: dict, chosen: dict) -> Config
 
     train, val = real_images(args, "train"), real_images(args, "val")
     config.reference = dict(
-        statistics="",  # an npz that takes the place of the source's
+        statistics="",  # an npz to use instead of the source
         source=dict(source=val, square=size),
         held_out=dict(source=dict(train, per_class=50), square=size),
     )
@@ -87,7 +82,7 @@ def sweep(args: dict, stage: str, size: int, grid: dict, chosen: dict) -> Config
             set="val",
             environment={},
         )
-    config.num_shown = 40  # images of each point
+    config.num_shown = 40  # images per point
     if args["runlocal"]:
         config.grid = dict(guidance_weight=(1.0, 2.0))
         config.num_images, config.batch_size, config.allow_few_images = 20, 8, True

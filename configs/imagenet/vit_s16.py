@@ -1,4 +1,4 @@
-r"""Trains a plain ViT-S/16 on any mix of real and generated images.
+r"""Trains a plain ViT-S/16 on any mix of real and synthetic images.
 
 python -m classifiers.train --config=configs/imagenet/vit_s16.py:arm=real+generated,k=1 \
     --workdir=runs/imagenet/vit_s16/real+generated
@@ -7,7 +7,7 @@ python -m classifiers.train --config=configs/imagenet/vit_s16.py:arm=real+genera
 the hardware, `--dry_run` prints the network, and `--preflight=v4:2x2x4` what a chip needs.
 
 Beyer et al. 2022 (Better plain ViT baselines); `:epochs=90` is their short form. Their weight
-decay of 1e-4 is not multiplied with the learning rate of 1e-3, AdamW's is: 0.1 is the same.
+decay of 1e-4 is not multiplied by the learning rate of 1e-3, AdamW's is: 0.1 has the same effect.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 16 TPU v4, 1.7 hours (1.7 by operations, 0.2 to decode), or 8 H100, 1.1 hours (0.9 by
@@ -33,14 +33,14 @@ def get_config(arg=""):
 
     config.num_classes = 1000
     config.train_sources = recognition.train_sources(args)
-    config.synthetic_weight = config_dict.placeholder(float)  # of a batch; None shuffles all
+    config.synthetic_weight = config_dict.placeholder(float)  # share of a batch; None shuffles all
     config.synthetic_loss_weight = 1.0
     config.in_memory = False
-    config.loader_workers = -1  # a process for each CPU
-    config.repeats = 1  # of an image in a batch
+    config.loader_workers = -1  # one process per CPU
+    config.repeats = 1  # rows of a batch per image
     config.augment = dict(
         size=224,  # pixels
-        crop=dict(scale=(0.05, 1.0), ratio=(3 / 4, 4 / 3)),  # of the area; width / height
+        crop=dict(scale=(0.05, 1.0), ratio=(3 / 4, 4 / 3)),  # shares of the area; width / height
         flip=True,
         randaugment=dict(layers=2, magnitude=10),
     )
@@ -54,7 +54,7 @@ def get_config(arg=""):
         name="adamw",
         learning_rate=1e-3 * batch_size / 1024,  # at its peak
         schedule="cosine",
-        warmup_steps=round(10_000 * 1024 / batch_size),
+        warmup_steps=round(10_000 * 1024 / batch_size),  # the images of 10,000 steps at 1024
         mu_dtype="bfloat16",  # of the first moment
         weight_decay=0.1,
         no_decay=(),

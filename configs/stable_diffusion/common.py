@@ -1,6 +1,7 @@
-"""Stable Diffusion's stages and texts, as their public configurations have them."""
+"""Stable Diffusion's stages and text encoders, as in their public configurations."""
 
-# By name: what draws latents, what makes images of them, and what is told of prompts.
+# By model: the U-Net's weights, size of the latents and prediction; the auto-encoder; the shape of
+# embedded prompts (tokens, channels); and diffusers' default guidance weight.
 MODELS = {
     "sd15": dict(
         weights="stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -23,7 +24,7 @@ MODELS = {
         size=128,
         prediction="eps",
         autoencoder="sdxl_vae",
-        shape=(78, 2048),  # the pooled text is one more row
+        shape=(78, 2048),  # 77 tokens, and one more row for the pooled text
         guidance_weight=5.0,
     ),
 }
@@ -40,7 +41,7 @@ def check(name):
 
 
 def stage(name, runlocal=False):
-    """The fields of a denoiser; `runlocal` is the same kind, tiny, of 16 px."""
+    """The fields of a denoiser; with `runlocal` a tiny one of the same kind, for 16 px."""
     model = MODELS[name]
     pooled_width = 0
     if name == "sdxl":
@@ -51,21 +52,21 @@ def stage(name, runlocal=False):
         channels=4,
         schedule="scaled_linear",
         prediction=model["prediction"],
-        pooled_width=pooled_width,  # of the pooled text; 0: the network takes none
+        pooled_width=pooled_width,  # of the pooled text; 0 if the network takes none
         unet=dict(
             preset=TINY[name]["unet"] if runlocal else name,
             dtype="float32" if runlocal else "auto",
         ),
         autoencoder=dict(
             preset="tiny_vae" if runlocal else model["autoencoder"],
-            weights="",  # with those of the network
+            weights="",  # beside the network's own
             dtype="float32" if runlocal else "auto",
         ),
     )
 
 
 def sampler():
-    """DDIM as the public files have it; 50 steps are diffusers' default."""
+    """DDIM as in the public files, with diffusers' default of 50 steps."""
     return dict(
         name="ddim",
         num_steps=50,
@@ -77,7 +78,7 @@ def sampler():
 
 
 def text(name, weights, variant=None, runlocal=False):
-    """CLIP's text encoders of a pipeline; they embed a prompt when it comes."""
+    """A pipeline's CLIP text encoders, which embed a prompt when it is first used."""
     return dict(
         weights=weights,
         variant=variant,
@@ -86,5 +87,5 @@ def text(name, weights, variant=None, runlocal=False):
         null="zeros" if name == "sdxl" else "empty",
         template="{}",
         shape=(TINY if runlocal else MODELS)[name]["shape"],
-        resident=False,  # they make room for the stages
+        resident=False,  # freed before the stages are loaded
     )

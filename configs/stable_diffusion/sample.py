@@ -3,19 +3,21 @@
 python -m imagen_ft.sample --config=configs/stable_diffusion/sample.py --workdir=runs/sd \
     --prompt="a goldfish in a bowl"
 
-Before it, once, import the weights; `:hub` reads half precision weights from the Hugging Face Hub.
+First import the weights once; `:hub` instead reads half-precision weights from the Hugging Face
+Hub.
 
     python -m imagen_ft.weights --from=diffusers:stable-diffusion-v1-5/stable-diffusion-v1-5 \
         --to=weights/sd15
 
-`model=sd21` (768 px, v prediction) and `model=sdxl` (1024 px, two text encoders) take the others.
-A folder of diffusers or an import of such weights needs no config: `Cascade.load("weights/sd15")`
-has all that its files say. `--config.stages.sd.stored_size=256` makes the images smaller, filtered;
+`model=sd21` (768 px, v prediction) and `model=sdxl` (1024 px, two text encoders) are the others.
+A diffusers folder, or an import of it, needs no config: `Cascade.load("weights/sd15")` takes all
+from its files. `--config.stages.sd.stored_size=256` shrinks the images with a filter;
 `--config.stages.sd.sampler.name=dpmpp --config.stages.sd.sampler.num_steps=20` takes fewer steps.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-Hardware: one GPU or TPU with 16 GB, 24 GB for sdxl. Expected: samples.png. `--dry_run` tells what
-memory each phase takes; `runlocal` is for tests: tiny networks, whose weights --config...run names.
+Hardware: one GPU or TPU with 16 GB, 24 GB for sdxl. Expected: samples.png. `--dry_run` tells how
+much memory each phase takes. `runlocal` is for tests: tiny networks, with weights from
+--config...run.
 """
 
 from ml_collections import ConfigDict
@@ -36,7 +38,7 @@ def get_config(arg=""):
     config.seed = 0
     config.class_names = ()
     config.text = common.text(name, weights, variant, runlocal)
-    config.negative_prompt = ""  # what guidance leads away from; none is no text
+    config.negative_prompt = ""  # what guidance leads away from; '' is no text
     config.stages = dict(
         sd=dict(
             run=f"diffusers:{weights}",
@@ -44,8 +46,8 @@ def get_config(arg=""):
             stage=common.stage(name, runlocal),
             sampler=common.sampler(),
             guidance_weight=common.MODELS[name]["guidance_weight"],
-            stored_size=0,  # as large as they are drawn
-            batch_size=2 if name == "sd15" else 1,  # what the memory below has room for
+            stored_size=0,  # the size they are drawn at
+            batch_size=2 if name == "sd15" else 1,  # what fits into the memory named above
         )
     )
     config.batch_size = 4
