@@ -97,6 +97,7 @@ def _check_names(named: list[tuple[str, str]]) -> None:
     for location, name in named:
         if not name:
             raise InputError(f"{location} must be a class name, got a blank line; fix the list")
+        # Such a list would make the id part of the prompt.
         if _SYNSET.match(name):
             raise InputError(
                 f"{location}: {name!r} is a WordNet id with its words; name the list 'imagenet' if "

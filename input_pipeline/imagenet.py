@@ -37,11 +37,9 @@ def _lines(file: str) -> tuple[str, ...]:
 
 
 def canonical_names(class_names: Sequence[str]) -> tuple[str, ...]:
-    """The WordNet ids if these are ImageNet's 1,000 classes in words, else the names unchanged.
-
-    The Hub's imagenet-1k has them so ("tench, Tinca tinca"), in the same order. Up to 10 may be
-    spelled differently; none may be at another's place.
-    """
+    """The WordNet ids if these are ImageNet's 1,000 classes in words, else the names unchanged."""
+    # The Hub's imagenet-1k has WordNet's words ("tench, Tinca tinca"), in the order of the ids. A
+    # few may be spelled differently, but a name at another's place means another order.
     names = lemmas()
     if len(class_names) != len(names):
         return tuple(class_names)
@@ -64,11 +62,7 @@ def _words() -> dict[str, str]:
 
 
 def upright(chosen: Any, class_names: Sequence[str]) -> bool:
-    """Whether images are turned as their EXIF orientation says.
-
-    `chosen` is the option of a source: True, False (else InputError), or None to decide by the
-    class names.
-    """
+    """Whether to turn images as their EXIF orientation says; None decides by the class names."""
     if chosen is not None and type(chosen) is not bool:
         raise InputError(f"upright must be True or False, got {chosen!r}; choose one")
     # Training and evaluation on ImageNet ignore the orientation everywhere, and published numbers

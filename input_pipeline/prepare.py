@@ -61,14 +61,15 @@ class Copy:
     """A copy of a source in a local folder, complete or in progress; it can be pickled."""
 
     def __init__(self, source: Source, folder: epath.PathLike, size: int, quality: int):
-        """Describes a copy and writes nothing yet.
+        """Describes a copy, and writes nothing yet.
 
         `size` limits the shorter side, in pixels; `quality` is JPEG's, 1 to 100, and 0 is
-        uncompressed. Raises InputError if the folder is in a store, or the source is empty, grey or
-        synthetic.
+        uncompressed.
         """
+        # ArrayRecord needs a file system; a copy must not turn synthetic images into real ones.
         if not files.is_local(folder):
             raise InputError(f"--to must be a mounted folder, got {folder}; mount one")
+        # A wrong label would only show when the copy is read.
         check_labels(source)
         if source.domain.any():
             raise InputError(
@@ -83,10 +84,7 @@ class Copy:
         self.num_shards = -(-len(source) // self.per_shard)
 
     def claim(self) -> None:
-        """Creates or resumes the folder, and keeps other processes out of it.
-
-        Raises InputError if it holds something else, or another process is using it.
-        """
+        """Creates or resumes the folder and locks it; InputError if it holds something else."""
         # 1. What decides about the bytes of the copy. Resuming needs the same.
         labels = hashlib.sha256(self.source.labels.astype("<i4").tobytes()).hexdigest()
         made_of = dict(
@@ -100,6 +98,7 @@ class Copy:
         # 2. The folder must be ours, or empty.
         path = self.folder / CLAIM
         if path.exists():
+            # Another source, size or quality would mix two copies.
             changed = files.differences(files.read_sealed(path), made_of)
             if changed:
                 names = ", ".join(field.partition(".")[0] for field in changed)
@@ -142,6 +141,7 @@ class Copy:
         """Writes a shard, then its entry, each whole or not at all; returns how many images."""
         path, rows = self.path(shard), self.rows(shard)
         write_array_record(path, map(self._record, rows))
+        # The entry comes last: a shard without one is written again.
         entry = dict(num_bytes=path.stat().st_size, sha256=files.sha256(path))
         files.write_sealed(self._entry_path(shard), entry)
         return len(rows)
@@ -183,11 +183,9 @@ class Copy:
 
 
 def prepare(copy: Copy, workers: int) -> None:
-    """Writes the shards that a copy lacks, several at a time, each in its own process.
-
-    Raises InputError for a damaged image or a killed process, and see `Copy.claim`.
-    """
+    """Writes the shards that a copy lacks, several at a time, each in its own process."""
     copy.claim()
+    # Shards with an entry are complete: that is how a copy resumes.
     pending = [shard for shard in range(copy.num_shards) if copy.entry(shard) is None]
     left = sum(len(copy.rows(shard)) for shard in pending)
     total = len(copy.source)
@@ -236,10 +234,7 @@ def _write(shard: int) -> int:
 
 
 def find_source(config: Fields, field: str) -> Source:
-    """Opens the source in a config's field, such as `train_sources.real`.
-
-    Raises InputError if there is no such field, and see `sources.load`.
-    """
+    """Opens the source in a config's field, such as `train_sources.real`."""
     spec: Any = plain(config)
     for name in field.split("."):
         if not isinstance(spec, Mapping) or name not in spec:

@@ -83,6 +83,7 @@ class ArraySource:
 
 def in_memory(source: Source) -> ArraySource:
     """Decodes a whole source of images of one size, once."""
+    # [n, h, w, c]; np.stack raises ValueError for images of several sizes.
     images = np.stack([source[i]["image"] for i in range(len(source))])
     keys = [source.key(i) for i in range(len(source))]
     digest = source.digest()
@@ -92,10 +93,7 @@ def in_memory(source: Source) -> ArraySource:
 def check_same_classes(
     first: str, names: Sequence[str], second: str, other_names: Sequence[str]
 ) -> None:
-    """Raises InputError unless two sources have the same classes in the same order.
-
-    `first` and `second` are what messages call them, such as their fields.
-    """
+    """Raises InputError unless two sources, as messages call them, have the same classes."""
     if tuple(names) == tuple(other_names):
         return
     # Missing classes first: an order can only differ where none is missing.
@@ -158,6 +156,7 @@ class Subset(Wrapper):
 
     def __init__(self, source: Source, indices: Int[np.ndarray, " m"]):
         super().__init__(source)
+        # Labels are copied at once: they are asked for without decoding images.
         self.indices = np.asarray(indices, np.int64)
         self.labels = source.labels[self.indices]
         self.domain = source.domain[self.indices]

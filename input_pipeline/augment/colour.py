@@ -5,16 +5,15 @@ import numpy as np
 from input_pipeline.augment import pixels
 from input_pipeline.source import Example
 
-# DeiT III's code (facebookresearch/deit, augment.py): threshold, and the range of the blur's sigma.
+# DeiT III's code (facebookresearch/deit, augment.py), where a colour jitter of 0.3 follows:
+# threshold, and the range of the blur's sigma.
 _SOLARIZE_FROM = 128  # of 255
 _SIGMAS = (0.1, 2.0)  # pixels
 
 
 def colour_jitter(example: Example, rng: np.random.Generator, strength: float) -> Example:
-    """Changes brightness, contrast and saturation of a uint8 image [h, w, 1 or 3], in random order.
-
-    Each factor is uniform in [max(0, 1 - strength), 1 + strength].
-    """
+    """Changes brightness, contrast and saturation of uint8 [h, w, 1 or 3], in random order."""
+    # Each factor is uniform in [max(0, 1 - strength), 1 + strength].
     image, low = example["image"], max(0.0, 1 - strength)
     changes = (pixels.brightness, pixels.contrast, pixels.saturation)
     factors = low + (1 + strength - low) * rng.random(len(changes))
@@ -25,10 +24,7 @@ def colour_jitter(example: Example, rng: np.random.Generator, strength: float) -
 
 
 def three_augment(example: Example, rng: np.random.Generator) -> Example:
-    """One of greyscale, solarisation and blur, on uint8 [h, w, 1 or 3].
-
-    Touvron et al. 2022 (DeiT III, section 4), where a colour jitter of 0.3 follows.
-    """
+    """Greyscale, solarisation or blur of uint8 [h, w, 1 or 3] (Touvron et al. 2022, section 4)."""
     image = example["image"]
     # u is drawn in any case, so later steps see the same randomness whichever is chosen.
     which, u = rng.random(2)

@@ -12,15 +12,13 @@ _TRIES = 10  # boxes drawn before the central one is taken, as in torchvision
 
 
 def random_shift(example: Example, rng: np.random.Generator, max_shift: int) -> Example:
-    """Pads an image [h, w, c] with zeros and crops it back at random.
-
-    He et al. 2016, section 4.2. The shift is uniform up to `max_shift` pixels in each direction.
-    """
+    """Pads [h, w, c] with zeros and crops it back at random (He et al. 2016, section 4.2)."""
     image = example["image"]
     height, width, channels = image.shape
     # np.pad and rng.integers together take 100 us; this takes 2 us for a small image.
     padded = np.zeros((height + 2 * max_shift, width + 2 * max_shift, channels), image.dtype)
     padded[max_shift : max_shift + height, max_shift : max_shift + width] = image
+    # Uniform up to `max_shift` pixels in each direction.
     top, left = (rng.random(2) * (2 * max_shift + 1)).astype(int)
     return {**example, "image": padded[top : top + height, left : left + width]}
 
@@ -99,8 +97,8 @@ def resized_central_crop(
     Args:
         example: changed in its 'image' only.
         size: of the square that is returned, in pixels.
-        crop_ratio: in (0, 1]. The shorter side is resized to size / crop_ratio before the crop: for
-            0.875 and 224 to 256 pixels.
+        crop_ratio: in (0, 1]. The shorter side is resized to size / crop_ratio before the crop (to
+            256 pixels for 224 and 0.875).
         rule: one of `resize.RULES`.
         stretch: resize both sides to that and lose the aspect, as transformers' ViT does.
     """

@@ -1,7 +1,4 @@
-"""Pillow's rules of resizing, bit for bit: what other libraries' weights were evaluated with.
-
-Pillow sums bytes with integer weights, and rounds to grey levels after each of the two axes.
-"""
+"""Pillow's rules of resizing, bit for bit: what other libraries' weights were evaluated with."""
 
 import functools
 from typing import TYPE_CHECKING
@@ -21,15 +18,13 @@ REACH = {"bilinear": 1, "bicubic": 2}
 def resize_as_pillow(
     image: UInt8[np.ndarray, "h w c"], height: int, width: int, kernel: str
 ) -> UInt8[np.ndarray, "{height} {width} c"]:
-    """Resizes, with a low-pass filter where the image shrinks; `kernel` is a key of `REACH`.
-
-    Pillow 13 resizes the rows first where these shrink much more than the columns; earlier
-    versions, with which numbers were published, always resize the columns first.
-    """
-    # [h, w, c] -> [w, h, c]: along the width first.
+    """Resizes, with a low-pass filter where the image shrinks; `kernel` is a key of `REACH`."""
+    # Width first, then height, rounding to grey levels after each. Pillow 13 starts with the height
+    # where that shrinks much more; earlier versions, with which numbers were published, never do.
+    # [h, w, c] -> [w, h, c]
     columns = np.ascontiguousarray(image.transpose(1, 0, 2))
     columns = _summed(columns, width, kernel)
-    # [width, h, c] -> [h, width, c]: then along the height.
+    # [width, h, c] -> [h, width, c]
     return _summed(np.ascontiguousarray(columns.transpose(1, 0, 2)), height, kernel)
 
 
@@ -58,12 +53,8 @@ def whole_weights(old: int, new: int, kernel: str) -> Int32[np.ndarray, "new old
 
 
 def weights(old: int, new: int, kernel: str) -> Float64[np.ndarray, "new old"]:
-    """The weight of each old pixel in each new one; rows sum to 1.
-
-    The kernel is stretched to the width of a new pixel when shrinking, and cut off at the borders.
-    `kernel` is a key of `REACH`; bicubic is Keys 1981 with a = -0.5.
-    """
-    # Old pixels per new pixel; a kernel never gets narrower than one old pixel.
+    """Each old pixel's weight in each new one, by a key of `REACH`; rows sum to 1."""
+    # Old pixels per new one. Shrinking stretches the kernel to the width of a new pixel.
     scale = old / new
     wide = max(scale, 1.0)
     reach = REACH[kernel] * wide
@@ -71,6 +62,7 @@ def weights(old: int, new: int, kernel: str) -> Float64[np.ndarray, "new old"]:
     for row in range(new):
         # Of the new pixel, in old pixels from the corner of the first one.
         centre = (row + 0.5) * scale
+        # The kernel is cut off at the borders.
         first = max(int(centre - reach + 0.5), 0)
         last = min(int(centre + reach + 0.5), old)
         # Distances from the centre in units of the kernel, at the middles of the old pixels.
@@ -81,6 +73,6 @@ def weights(old: int, new: int, kernel: str) -> Float64[np.ndarray, "new old"]:
 
 
 def _keys(t: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
-    near = 1.5 * t**3 - 2.5 * t**2 + 1  # Keys 1981, Eq. 4
+    near = 1.5 * t**3 - 2.5 * t**2 + 1  # Keys 1981, Eq. 4, with a = -0.5
     far = -0.5 * (t**3 - 5 * t**2 + 8 * t - 4)
     return np.where(t < 1, near, np.where(t < 2, far, 0))

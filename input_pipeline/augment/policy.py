@@ -87,13 +87,14 @@ def make_augment(config: Fields) -> Augment:
 
 
 def make_eval_transform(config: Fields) -> Transform:
-    """The transform of evaluation; InputError if a field is unknown, missing or out of range.
+    """The transform of evaluation: `size`, and perhaps `crop_ratio`, `resize` and `stretch`.
 
-    `config` has `size` and may have `crop_ratio` (default 1), `resize` (its rule, default 'opencv')
-    and `stretch`, see `crop.resized_central_crop`.
+    See `crop.resized_central_crop`. Raises InputError if a field is unknown, missing or out of
+    range.
     """
     config = _fields("evaluation", config, EVALUATION, needs=("size",))
     size = _whole("evaluation.size", config["size"])
+    # 1 is no crop beyond the square.
     ratio = config.get("crop_ratio", 1)
     if not _number("evaluation.crop_ratio", ratio, 1):
         raise InputError("evaluation.crop_ratio must be above 0 and at most 1, got 0")
@@ -112,6 +113,7 @@ def _apply(example: Example, rng: np.random.Generator, steps: list[Augment]) -> 
     channels = example["image"].shape[2]
     if channels not in (1, 3):
         raise InputError(f"images must have 1 (grey) or 3 channels to be augmented, got {channels}")
+    # Each step returns a new example; the source may keep the old one.
     for step in steps:
         example = step(example, rng)
     return example
@@ -147,6 +149,7 @@ def _randaugment(config: Any) -> Augment:
     }
     if "fill" in config:
         arguments["fill"] = _fill(f"{name}.fill", config["fill"])
+        # Three values fit RGB only, which is known when the first image comes.
         if not isinstance(arguments["fill"], float):
             return functools.partial(_rand_augment_rgb, **arguments)
     return functools.partial(randaugment.rand_augment, **arguments)

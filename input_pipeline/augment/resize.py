@@ -61,11 +61,9 @@ def _shrink(image: Image, height: int, width: int) -> Resized:
 
 
 def _average(image: Image, height: int, width: int) -> Resized:
-    """OpenCV's INTER_AREA in half its time, as two products with sparse matrices.
-
-    OpenCV works out weights for each pixel, though they depend on the row and the column alone.
-    """
+    """OpenCV's INTER_AREA in half its time, as two products with sparse matrices."""
     h, w, channels = image.shape
+    # OpenCV works out weights for each pixel, though they depend on the row and the column alone.
     # [height, h] @ [h, w * c], then the same for columns: [width, w] @ [w, height * c].
     rows = _weights(h, height) @ image.reshape(h, -1).astype(np.float32)
     columns = cv2.transpose(rows.reshape(height, w, channels)).reshape(w, -1)
@@ -93,11 +91,9 @@ def _weights(length: int, shorter: int) -> sparse.csr_array:
 
 
 def square(image: Image, size: int) -> Square:
-    """The largest central square of an image, resized to `size` pixels: how every set is prepared.
-
-    Equals resizing the shorter side to `size` and cropping the centre (Dhariwal and Nichol 2021,
-    for ImageNet), without resizing what the crop cuts off.
-    """
+    """The largest central square, resized to `size` pixels: how every image set is prepared."""
+    # As resizing the shorter side and cropping the centre (Dhariwal and Nichol 2021, for ImageNet),
+    # but without resizing what the crop cuts off.
     height, width = image.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2

@@ -29,11 +29,7 @@ _WORKER_READ_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
 
 
 class _DrawnBatches:
-    """Random access to this process's rows of every batch of an endless run.
-
-    Grain sees whole batches as elements: its own `shuffle().repeat().batch()` costs 95 us per
-    example, and its index shuffle is visibly not uniform for a few dozen examples.
-    """
+    """Random access to this process's rows of every batch of an endless run."""
 
     def __init__(self, source, plan, draws, batch_size, seed, transform, augment, rows, repeats):
         self._source, self._plan, self._draws, self._seed = source, plan, draws, seed
@@ -155,8 +151,8 @@ def iterate(dataset: grain.MapDataset, start: int, stop: int, workers: int = 0) 
     """Yields batches start .. stop - 1, read ahead; the same for any number of workers.
 
     `workers` are processes. They take seconds to start, memory of their own, and shared memory for
-    four batches each. 0 uses threads, one a core: as good where decoding, which lets other threads
-    run, takes most of the time. Raises InputError if a worker is killed.
+    four batches each. 0 uses threads, one per core: as good where decoding, which lets other
+    threads run, takes most of the time. Raises InputError if a worker is killed.
     """
     reader = iter(_read_ahead(dataset[start:stop], workers))
     try:

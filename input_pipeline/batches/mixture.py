@@ -73,7 +73,7 @@ class FixedWeight:
     def __init__(self, domain: Int32[np.ndarray, " n"], weight: Any, batch_size: int, seed: int):
         """`domain` is 0 for real and 1 for synthetic, `weight` in [0, 1]; see `check_weight`."""
         check_weight(domain, weight)
-        # The exact fraction: in floats the floor of 3 * (1 / 3) can be 0.
+        # The exact fraction: in floats 100 * 0.29 is less than 29.
         self._weight = Fraction(weight).limit_denominator(10**9)
         self._batch_size, self._seed = batch_size, seed
         # Indices in the source of each domain's examples; its epochs run over these.
@@ -114,6 +114,7 @@ def check_weight(domain: Int32[np.ndarray, " n"], weight: Any) -> None:
 
 def check_share(weight: Any) -> None:
     """Raises InputError unless a weight is a number in [0, 1]; needs no images."""
+    # bool is an int to Python.
     is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
     if not is_number or not 0 <= weight <= 1:
         raise InputError(

@@ -22,8 +22,8 @@ class BatchPlan(Protocol):
 class Epochs:
     """An endless run over n examples: each once per epoch, every epoch in its own order.
 
-    An epoch's order is drawn when first needed, and two are held, at 4 bytes per example. Threads
-    may share it; an unpickled copy draws again.
+    Two orders are held, 4 bytes per example each. Threads may share it; unpickled copies draw
+    again.
     """
 
     def __init__(self, n: int, seed: int, stream: int = 0):

@@ -69,5 +69,6 @@ def each_batch(
 
     # 3. Fetch one batch late, so that the device computes while results are copied.
     for outputs, mask in meshes.fetch_behind(results()):
+        # `mask` cuts off the padding of the last batch.
         yield {name: np.asarray(value)[mask] for name, value in outputs.items()}
         tell(int(mask.sum()))

@@ -40,6 +40,7 @@ def _no_room_as_os_error(path: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        # The message is all that tells a full disk from other errors.
         for number in _NO_ROOM:
             if os.strerror(number) in str(error):
                 raise OSError(number, os.strerror(number), str(path)) from None
@@ -92,10 +93,7 @@ _READERS = _Readers()
 
 
 class ArrayRecordFile:
-    """One shard as a sequence of byte strings.
-
-    It holds no open file itself, so it can be pickled and shared by threads.
-    """
+    """One shard as a sequence of byte strings; it can be pickled and shared by threads."""
 
     def __init__(self, path: str):
         """Opens a shard; InputError if it is in a store, missing, truncated or no ArrayRecord."""

@@ -30,12 +30,7 @@ class ByteRanges(Protocol):
 
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[ByteRanges]:
-    """Opens a file for the block; an object in a store is not held open.
-
-    Raises:
-        FileNotFoundError: there is none.
-        InputError: the package for this store is missing, or the store is unknown.
-    """
+    """Opens a file for the block; FileNotFoundError if there is none. Objects are not held open."""
     if not files.is_local(path):
         yield _Object(path)
         return
@@ -57,6 +52,7 @@ class _Mounted:
         return str(os.fstat(self._fd).st_mtime_ns)
 
     def read(self, offset: int, length: int) -> bytes:
+        # pread takes its own offset, so threads can share the file.
         return os.pread(self._fd, length, offset)
 
 
@@ -102,6 +98,7 @@ class Ahead:
 
     def read(self, offset: int, length: int) -> bytes:
         """See `ByteRanges`."""
+        # A reader may ask for more than is left.
         length = max(0, min(length, self._size - offset))
         at = offset - self._start
         if at < 0 or at + length > len(self._window):

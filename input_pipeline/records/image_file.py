@@ -26,11 +26,8 @@ def is_whole(data: bytes) -> bool:
 
 
 def _is_whole_jpeg(data: bytes) -> bool:
-    """Walks from marker to marker to the end of the image (ITU-T T.81, 1992, Annex B).
-
-    Previews and other pictures lie inside segments, which are skipped by their lengths. There may
-    be fill bytes before a marker, and a progressive image has several scans.
-    """
+    """Walks from marker to marker to the end of the image (ITU-T T.81, 1992, Annex B)."""
+    # A progressive image has several scans, and fill bytes may precede any marker.
     at, seen_scan = 0, False
     while marker := (_SCAN_END if seen_scan else _MARKER).search(data, at):
         at, code = marker.end(), data[marker.end() - 1]
@@ -40,5 +37,6 @@ def _is_whole_jpeg(data: bytes) -> bool:
         if code in _ALONE or code == _EOI:
             continue
         seen_scan = seen_scan or code == _SOS
+        # Skip the segment by its length: it may hold a preview, with an end of its own.
         at += int.from_bytes(data[at : at + 2], "big")
     return False

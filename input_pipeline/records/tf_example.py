@@ -13,12 +13,9 @@ Value = bytes | str | int | float | np.integer | np.floating
 
 @functools.cache
 def load_messages() -> tuple[Any, Any]:
-    """The protobuf classes; call it before starting threads that read or write records.
-
-    Importing tensorflow_datasets takes half a second, which tasks without records need not wait
-    for. Meanwhile etils replaces `__import__` for all threads, so an import of JAX in another one
-    fails.
-    """
+    """The protobuf classes; call it before starting threads that read or write records."""
+    # Imported late: it takes half a second. Meanwhile etils replaces `__import__` for all threads,
+    # so an import of JAX in another thread fails.
     from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
     return tf_example_pb2.Example, tf_feature_pb2
@@ -41,6 +38,7 @@ def _feature(name: str, value: Any) -> Any:
     # The format has lists only: a scalar is a list of one.
     scalar = isinstance(value, bytes | str) or np.ndim(value) == 0
     items: list[Any] = [value] if scalar else list(value)
+    # File names that are not UTF-8 hold surrogate escapes, which become their bytes again.
     if all(isinstance(item, bytes | str) for item in items):
         items = [
             item.encode(errors="surrogateescape") if isinstance(item, str) else item
@@ -65,5 +63,6 @@ def decode_example(data: bytes) -> dict[str, list[Any]]:
     decoded = {}
     for name, feature in features.items():
         kind = feature.WhichOneof("kind")
+        # A field without values has no kind.
         decoded[name] = list(getattr(feature, kind).value) if kind else []
     return decoded

@@ -78,6 +78,7 @@ def write_metadata(
             description=description,
             homepage=homepage,
             features=tfds.features.FeaturesDict(dict(features)),
+            # For `as_supervised=True`: (image, label).
             supervised_keys=("image", "label"),
         )
         info.set_file_format(file_format)
@@ -86,7 +87,7 @@ def write_metadata(
             name="train", shard_lengths=list(shard_lengths), num_bytes=num_bytes
         )
         info.set_splits(tfds.core.SplitDict([split]))
-        # 3. Write.
+        # 3. Write the draft, then each file under its name.
         info.write_to_directory(draft)
         paths = sorted(epath.Path(draft).iterdir())
         for path in paths:

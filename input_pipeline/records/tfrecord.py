@@ -60,17 +60,10 @@ def write_tfrecord(path: epath.PathLike, records: Iterable[bytes]) -> Written:
 
 
 class TFRecordFile:
-    """One shard as a sequence of byte strings; `file[i]` reads record i alone.
-
-    It holds no open file, so it can be pickled, shared by threads, and opened by the thousand.
-    """
+    """One shard as a sequence of byte strings, of which `file[i]` reads record i alone."""
 
     def __init__(self, path: epath.PathLike, starts: Int64[np.ndarray, " ends"] | None = None):
-        """Finds the records, in a local file or an object in a store (`gs://`).
-
-        With `starts`, from an earlier `starts` or an index, nothing is read. Raises InputError if
-        the file is missing, ends inside a record, or a length is damaged.
-        """
+        """Finds the records, in a file or an object of a store; with `starts` nothing is read."""
         self.path = os.fspath(path)
         if starts is None:
             with self._open() as file:
@@ -113,10 +106,9 @@ class TFRecordFile:
 
     @classmethod
     def scan(cls, path: epath.PathLike) -> Iterator[tuple[int, bytes | InputError]]:
-        """Reads a shard once, from front to back; yields (end, data or error) of each record.
+        """Reads a shard once, front to back; yields (end, data or error) of each record.
 
-        Raises InputError if the file is missing, ends inside a record, or a length is damaged: all
-        that follows is lost.
+        Raises InputError at a damaged length or a truncated record: all that follows is lost.
         """
         shard, start = cls(path, np.zeros(1, np.int64)), 0
         with shard._open() as file:

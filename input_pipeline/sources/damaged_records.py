@@ -45,11 +45,7 @@ class _DamageCount:
 
 
 class SkipDamaged(Wrapper):
-    """A source that replaces a damaged record by the next sound one of the same class.
-
-    So labels stay true. The choice depends on the data alone, so every run makes the same one.
-    Threads may share it; stderr hears of the damage as it is found and at the end.
-    """
+    """A source that replaces a damaged record by the next sound one of the same class."""
 
     def __init__(self, source: Source):
         # It should be the outermost wrapper: a record of another split must not replace one.
@@ -75,6 +71,7 @@ class SkipDamaged(Wrapper):
     def _next(self, i: int, fault: InputError) -> tuple[int, Example]:
         # Candidates: records of the same class and domain, from the one after i round to the one
         # before.
+        # So labels stay true, and every run makes the same choice.
         alike = np.flatnonzero((self.labels == self.labels[i]) & (self.domain == self.domain[i]))
         after = np.roll(alike, -int(np.searchsorted(alike, i, side="right")))[:-1]
         for j in after[:_TRIES].tolist():
@@ -104,10 +101,7 @@ class SkipDamaged(Wrapper):
 
 
 def leave_out(source: Source, faults: Mapping[int, str], policy: str) -> Source:
-    """Drops records too damaged to have a label (number -> fault), or raises for them.
-
-    Raises InputError if there are faults and the policy is 'error', or no record is left.
-    """
+    """Drops records too damaged to have a label (number -> fault); with policy 'error' raises."""
     if not faults:
         return source
     first = faults[min(faults)]

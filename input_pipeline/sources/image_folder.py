@@ -229,6 +229,7 @@ def _advice(path: str) -> str:
     if advice := _tar_advice(path):
         return advice
     with open(path, "rb") as file:
+        # "PK" starts every zip.
         beginning = file.read(2)
     if beginning in (b"", b"PK"):
         return "not a zip, or a truncated one; download it again"

@@ -18,9 +18,7 @@ class KeptRecords(Subset):
     def __init__(self, source: Source, path: epath.PathLike):
         """Reads a JSON list if `path` ends in `.json`, else text with one key a line.
 
-        Raises:
-            InputError: the file is missing or lists no key, one twice, or one that the source
-                lacks; the message names the first of these.
+        Raises InputError, naming the first key that is listed twice or that the source lacks.
         """
         data = _read(epath.Path(path))
         super().__init__(source, _find(source, _parse(data, epath.Path(path)), path))
@@ -39,6 +37,7 @@ def _find(source: Source, keys: Sequence[str], path: epath.PathLike) -> Int64[np
         listed.add(key)
     # Ascending. Only the listed keys are held: all names of a large set would be gigabytes.
     indices = [i for i in range(len(source)) if source.key(i) in listed]
+    # Every listed key must be a record: a list made from another set would silently keep less.
     if unknown := listed.difference(source.key(i) for i in indices):
         first = next(key for key in keys if key in unknown)
         like = f" (the first it has is {source.key(0)!r})" if len(source) else ""

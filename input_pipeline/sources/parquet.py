@@ -32,9 +32,8 @@ _BATCH_ROWS = 64  # below Arrow's 2 GB even with images of 30 MB
 class ParquetSource:
     """Images with random access by row group; their labels are known without reading an image.
 
-    Parquet stores rows in groups, and reading one image costs its whole group: for shuffled
-    training choose files with small groups, or array_record. It holds no open file, so it can be
-    pickled and shared by threads.
+    Reading one image costs its whole row group: for shuffled training choose files with small
+    groups, or array_record. It holds no open file, so it can be pickled and shared by threads.
     """
 
     def __init__(
@@ -98,6 +97,7 @@ class ParquetSource:
             data = fields[0][row].as_py()
             data = data["bytes"] if isinstance(data, dict) else data
             texts = [column[row].as_py() for column in fields[1:]]
+            # Some sets of the Hub store a path instead of the bytes.
             if not data:
                 raise InputError("has no bytes of an image; download the file with its images")
             pixels = decode(data, self._upright)
@@ -159,6 +159,7 @@ class ParquetSource:
         images = self._read(group)
         with self._lock:
             self._cache[group] = images
+            # Drop the least recently used ones.
             while len(self._cache) > self._row_groups:
                 self._cache.popitem(last=False)
         return images
@@ -297,14 +298,11 @@ def _parquet_names(folder: str) -> set[str]:
 
 
 def _inner_folder(path: str, split: str | None) -> tuple[str, str | None]:
-    """The folder in a snapshot of the Hub that has the files, and the split left to choose there.
-
-    The files may be in the snapshot itself, in `data/`, or in one folder per split: `train/` or
-    `default/train/`. Raises InputError if several folders have files and `split` names none of
-    them.
-    """
+    """The folder of a Hub snapshot that has the files, and the split left to choose there."""
+    # 1. In the snapshot itself.
     if _parquet_names(path):
         return path, split
+    # 2. In `data/`, or in one folder per split: `train/` or `default/train/`.
     walk = [folder for folder, _, _ in os.walk(path) if _parquet_names(folder)]
     below = {os.path.relpath(folder, path): folder for folder in sorted(walk)}
     named = [folder for name, folder in below.items() if os.path.basename(name) == split]
@@ -321,6 +319,7 @@ def _inner_folder(path: str, split: str | None) -> tuple[str, str | None]:
 
 
 def _class_names(opened: Sequence[_File], given: Sequence[str] | None) -> tuple[str, ...]:
+    # A string is a sequence too, of its letters.
     if isinstance(given, str):
         raise InputError(
             f"class_names must be a list of names, got {given!r}; write ['...', '...']"

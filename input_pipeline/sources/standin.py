@@ -15,7 +15,7 @@ from launch.errors import InputError
 from launch.fields import Fields
 
 IMAGENET = "imagenet"
-_FIELDS = ("class_names", "images", "size", "seed")
+_FIELDS = ("class_names", "images", "size", "seed")  # names may be 'imagenet', for WordNet ids
 # Raise it when the drawing changes: checksums of stand-ins then change too.
 _VERSION = 1
 # Multiples of the golden ratio, modulo 1, spread evenly: neighbouring classes differ in hue.
@@ -23,11 +23,7 @@ _GOLDEN = (5**0.5 - 1) / 2
 
 
 class StandIn:
-    """Images with random access, drawn when asked for; nothing is on disk.
-
-    A class is a shape with a colour and a background; each image has its own position, size and
-    noise. Image i is the same on all machines.
-    """
+    """Images with random access, drawn when asked for; image i is the same on all machines."""
 
     def __init__(self, class_names: Sequence[str], images: int, size: int, seed: int):
         """`images` of each class, `size` pixels each way; sets with different seeds share none."""
@@ -53,7 +49,7 @@ class StandIn:
         return f"standin-{_VERSION}:{len(self.class_names)}x{count}:{self._size}px:{self._seed}"
 
     def _draw(self, label: int, rng: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
-        # 1. Class: hue and shape. Image: position and radius, as shares of its side.
+        # 1. The class decides hue and shape, the image position and radius (shares of its side).
         hue, shape = label * _GOLDEN % 1, label % len(_SHAPES)
         centre, radius = rng.uniform(0.4, 0.6, 2), rng.uniform(0.22, 0.38)
         # 2. Coordinates in which the shape has radius 1, of the middle of each pixel: [h, w].
@@ -67,11 +63,7 @@ class StandIn:
 
 
 def make(spec: Fields, path: str) -> StandIn:
-    """The stand-in for the images of a path that does not exist; says so once on stderr.
-
-    `spec` has `class_names` (a list, or 'imagenet' for its WordNet ids), `images`, `size` and
-    `seed`, see `StandIn`; else InputError.
-    """
+    """The stand-in for the images of a path that does not exist; says so once on stderr."""
     if set(spec) != set(_FIELDS):
         raise InputError(f"standin must have fields of {_FIELDS}, got {', '.join(sorted(spec))}")
     names = spec["class_names"]

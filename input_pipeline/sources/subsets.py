@@ -93,10 +93,7 @@ def _check_together(spec: Fields) -> None:
 
 
 def per_class(source: Source, n: int, seed: int, labels: Sequence[int] | None = None) -> Subset:
-    """Draws n examples per class, or of the classes `labels`; a smaller n gives a part of them.
-
-    Raises InputError if a class has fewer than n.
-    """
+    """Draws n examples per class, or of the classes `labels`; a smaller n gives a part of them."""
     labels = range(len(source.class_names)) if labels is None else labels
     available = np.bincount(source.labels, minlength=len(source.class_names))
     for label in labels:
@@ -148,9 +145,8 @@ def long_tail(
 def long_tail_counts(num_classes: int, n_max: Any, gamma: Any) -> Int64[np.ndarray, " classes"]:
     """Images per class: exponential decline from `n_max` to `n_max / gamma`, rounded down.
 
-    Cui et al. 2019 (Class-Balanced Loss, section 5.1), gamma being the imbalance. ImageNet-LT is
-    another distribution; give its published list as `keep`. Raises InputError if n_max < 1, gamma <
-    1, or the last class would get no image.
+    Cui et al. 2019 (Class-Balanced Loss, section 5.1). Raises InputError if the last class gets
+    none.
     """
     if not all(isinstance(value, int | float) and value >= 1 for value in (n_max, gamma)):
         raise InputError(
@@ -164,6 +160,7 @@ def long_tail_counts(num_classes: int, n_max: Any, gamma: Any) -> Int64[np.ndarr
         )
     # n_k = n_1 gamma^(-(k - 1) / (K - 1)), with k from 1 to K (Cui et al. 2019, section 5.1). The
     # 1e-9 is for whole numbers that floating point makes a little smaller.
+    # ImageNet-LT is another distribution; its published list can be given as `keep`.
     k = np.arange(num_classes)
     exact = n_max * float(gamma) ** (-k / max(1, num_classes - 1))
     return np.floor(exact + 1e-9).astype(np.int64)

@@ -21,11 +21,7 @@ from launch.errors import InputError
 
 
 class TfdsSource:
-    """A split of a prepared data set with random access.
-
-    Labels are read from the records once and then kept in an index, see `tfds_shards`. It holds no
-    open file, so it can be pickled and shared by threads.
-    """
+    """A split of a prepared data set with random access; it can be pickled."""
 
     def __init__(
         self,
@@ -79,10 +75,7 @@ class TfdsSource:
         return len(self.labels)
 
     def __getitem__(self, i: SupportsIndex) -> Example:
-        """Example i in RGB, at its own size.
-
-        Raises InputError if its record or image is damaged, or its label is not that of the index.
-        """
+        """Example i in RGB, at its own size; InputError if its record or image is damaged."""
         i = operator.index(i)
         shard, record = self._locate(i)
         if i in self.faults:
@@ -108,10 +101,7 @@ class TfdsSource:
         return example | dict(zip(("caption",), texts, strict=False))
 
     def key(self, i: int) -> str:
-        """The name that the data set gives record i, or else `shard:record`.
-
-        Raises InputError if two records have the same name.
-        """
+        """The data set's name of record i, else `shard:record`; InputError if two have the same."""
         shard, record = self._locate(i)
         if not self._split.key:
             return f"{os.path.basename(shard.path)}:{record}"

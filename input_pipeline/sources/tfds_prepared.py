@@ -62,10 +62,7 @@ def locate(data_set: str, data_dir: epath.PathLike | None = None) -> epath.Path:
 
 
 def find(folder: epath.PathLike, version: str | None = None) -> epath.Path:
-    """The folder that holds the records: `folder` itself, or its newest version.
-
-    Raises InputError if there is none, or several configs.
-    """
+    """The folder that holds the records: `folder` itself, or its newest version."""
     folder = epath.Path(folder)
     if (folder / "dataset_info.json").exists():
         return folder
@@ -114,9 +111,8 @@ def open_split(
     """Reads `dataset_info.json` and `features.json` of a prepared data set.
 
     `split` is in TFDS's syntax: `train[:99%]`, `train[5:10]+validation`. `image`, `label` and
-    `caption` name fields; `key` names the text field that identifies a record, and '' takes
-    `file_name` if there is one. Raises InputError if a file is missing or damaged, or there is no
-    such field, split or slice.
+    `caption` name fields; `key` names the text that identifies a record, '' takes `file_name` if
+    there is one.
     """
     # Imported late: it takes half a second.
     import tensorflow_datasets as tfds

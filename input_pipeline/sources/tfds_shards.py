@@ -34,8 +34,7 @@ class IndexedShard:
     def __init__(self, path: str, file_format: str, records: int, label: str, key: str):
         """Reads the index, or makes it, which reads the whole shard.
 
-        `records` is how many there must be; `label` and `key` are fields of a record, `key` may be
-        ''. Raises InputError if the file is missing, or has another number of records.
+        `label` and `key` name fields of a record; InputError if it does not have `records` of them.
         """
         self.path, self._format = path, file_format
         try:
@@ -71,10 +70,7 @@ class IndexedShard:
         return TFRecordFile(self.path, self._load_column("starts"))
 
     def column(self, name: str) -> np.ndarray:
-        """A column of the index, `crc` or `key` (bytes), zero for lost records.
-
-        Raises InputError if the index was removed or the shard rewritten in the meantime.
-        """
+        """A column of the index, `crc` or `key` (bytes), with zeros for lost records."""
         column = self._load_column(name)
         lost = len(self.labels) - len(column)
         return np.concatenate([column, np.zeros(lost, column.dtype)]) if lost else column
@@ -157,10 +153,7 @@ def field(fields: Mapping[str, list[Any]], name: str, kind: type) -> Any:
 def open_shards(
     paths: Mapping[str, int], file_format: str, label: str, key: str
 ) -> dict[str, IndexedShard]:
-    """Opens shards (path -> number of records) in parallel; says so if indexing takes long.
-
-    See `IndexedShard` for the other arguments and for errors.
-    """
+    """Opens shards (path -> number of records) in parallel; says so if indexing takes long."""
     # A random order per process: those that start together index different shards first, and find
     # the others' indexes later.
     order = random.SystemRandom().sample(sorted(paths), len(paths))

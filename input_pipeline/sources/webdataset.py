@@ -39,11 +39,7 @@ class Sample(NamedTuple):
 
 
 class WebDataset:
-    """Tars in WebDataset's layout with random access; their index is made once and kept.
-
-    A sample is the files whose names agree up to the first dot. It holds no open file, so it can be
-    pickled and shared by threads.
-    """
+    """Tars in WebDataset's layout with random access; their index is made once and kept."""
 
     def __init__(
         self,

@@ -47,10 +47,7 @@ class Export:
     """What all formats need: the set's records, the folder, and which shards are done."""
 
     def __init__(self, source: SyntheticSource, folder: str, kind: str):
-        """Starts or resumes an export to a folder; `kind` is a key of `WRITERS`.
-
-        Raises InputError if the folder holds something else, is in use or in a store.
-        """
+        """Starts or resumes an export to a folder; `kind` is a key of `WRITERS`."""
         self.source, self.kind = source, kind
         manifest = source.manifest
         self.name, self.num_shards = manifest["name"], source.plan.num_shards
@@ -59,6 +56,7 @@ class Export:
             raise InputError(f"{folder}: exports need a mounted folder; mount or copy it")
         self.folder = Path(folder)
         # 1. The folder must hold this export, or nothing.
+        # The manifest has all checksums, so it identifies the set.
         claim = {"format": kind, "set": files.json_digest(manifest)}
         path = self.folder / CLAIM
         if path.exists():
@@ -83,10 +81,7 @@ class Export:
         (self.folder / ".done" / str(shard)).touch()
 
     def records(self, shard: int) -> Iterator[dict[str, Any]]:
-        """Yields the fields of each record of a shard, with texts decoded.
-
-        Raises InputError if a record is damaged, or is not the one that belongs there.
-        """
+        """Yields the fields of each record of a shard, with texts decoded."""
         path, source = self.source.shard(shard).path, self.source
         indices = source.plan.indices(shard).tolist()
         for record, (_, data) in enumerate(TFRecordFile.scan(path)):
@@ -95,7 +90,7 @@ class Export:
             where = f"{path}: record {record}"
             fields = parse(data, where)
             label = int(source.labels[indices[record]])
-            # The plan says which image this must be.
+            # Checksums vouch for the bytes; the plan says which image this must be.
             own = {"index": indices[record], "label": label}
             own["class_name"] = source.class_names[label].encode()
             if any(fields[name] != value for name, value in own.items()):
@@ -131,6 +126,7 @@ def to_webdataset(export: Export, shard: int) -> None:
                 (".cls", str(fields["label"]).encode()),
                 (".json", json.dumps(kept, sort_keys=True).encode()),
             ):
+                # TarInfo's defaults (no time, no owner) give the same bytes in every export.
                 member = tarfile.TarInfo(f"{fields['index']:08d}{suffix}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
@@ -167,6 +163,7 @@ def finish_array_record(export: Export) -> None:
 
 def class_folder(name: str) -> str:
     """A folder name for a class: no separators, and not hidden."""
+    # A leading dot would hide the folder from readers.
     return name.replace("/", "_").replace("\0", "_").lstrip(".") or "_"
 
 
@@ -178,11 +175,7 @@ WRITERS: dict[str, Callable[[Export, int], None]] = {
 
 
 def export_set(source: SyntheticSource, kind: str, folder: str) -> None:
-    """Exports a set to a folder, as `kind`, a key of `WRITERS`.
-
-    Raises InputError if the folder holds something else, the set is damaged, or class names cannot
-    be folders.
-    """
+    """Exports a set to a folder, as `kind`, a key of `WRITERS`."""
     if kind == "folder":
         # 1. Before anything is written.
         _check_class_folders(source.class_names)
@@ -218,6 +211,7 @@ def _check_class_folders(class_names: Sequence[str]) -> None:
     # "a/b" and "a_b", for example.
     if len(set(names)) < len(names):
         raise InputError("two classes would have one folder; export as webdataset")
+    # Names that most file systems, or classes.txt, cannot hold.
     for name in names:
         if name in (CLASSES, CLAIM):
             raise InputError(f"the folder of class {name!r} is a file's name; export as webdataset")

@@ -109,9 +109,11 @@ def _picture(writer: SyntheticWriter, labels: Int[np.ndarray, " n"]) -> UInt8[np
     # 2. A row of images per class, on white.
     gap = 2
     rows, columns = len(labels), _IMAGES
+    # Gaps of 2 pixels around every tile.
     picture = np.full(
         (rows * (tile[0] + gap) + gap, columns * (tile[1] + gap) + gap, channels), 255, np.uint8
     )
+    # The first images of the class, by index.
     for row, label in enumerate(labels):
         for column, index in enumerate(np.flatnonzero(writer.plan.labels == label)[:columns]):
             image = np.repeat(np.repeat(_read(writer, int(index)), scale, 0), scale, 1)
@@ -137,6 +139,7 @@ def _record(writer: SyntheticWriter, index: int) -> dict[str, Any]:
     shard, record = writer.plan.locate(index)
     path = writer.shard_path(shard)
     sidecar = writer.sidecar(shard)
+    # The sidecar has the record lengths, so one record is read without a scan.
     assert sidecar is not None, "a card is made when all shards are written"
     data = TFRecordFile(path, starts_of(sidecar["lengths"]))[record]
     return source.parse(data, f"{path}: record {record}")

@@ -18,9 +18,7 @@ class Plan:
     """The images of a set, by index, and the shards that hold them.
 
     Image n is image n % N of copy n // N of the real set, N = sum(counts), and each copy is sorted
-    by class. So the first k * N images are exactly k times the real set, with its class balance. In
-    the shards each copy is shuffled, all by the same permutation: every shard, and every batch
-    drawn for one, has many classes.
+    by class. So the first k * N images are exactly k times the real set, with its class balance.
     """
 
     counts: tuple[int, ...]  # images of each class in the real set
@@ -50,6 +48,8 @@ class Plan:
     @functools.cached_property
     def order(self) -> Int32[np.ndarray, " N"]:
         """[N]: the images of a copy in the order of their records."""
+        # One permutation for all copies: every shard, and every batch drawn for one, has many
+        # classes.
         numbers = splitmix64(np.arange(1, self.copy_size + 1, dtype=np.uint64))
         return np.argsort(numbers, kind="stable").astype(np.int32)
 
@@ -95,10 +95,7 @@ def labels_for(counts: Sequence[int], copies: int) -> Int32[np.ndarray, " n"]:
 
 
 def usual_shard(image_shape: Sequence[int], quality: int | None = None) -> int:
-    """Images in a shard of about 150 MB.
-
-    `image_shape` is [h, w, c]; `quality` is JPEG's, None is PNG.
-    """
+    """Images [h, w, c] in a shard of about 150 MB, by JPEG's quality; None is PNG."""
     share = _PNG if quality is None else np.interp(quality, *_JPEG)
     # 200 bytes for the record's other fields.
     record = 200 + share * int(np.prod(image_shape))
@@ -106,10 +103,8 @@ def usual_shard(image_shape: Sequence[int], quality: int | None = None) -> int:
 
 
 def splitmix64(numbers: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
-    """SplitMix64 (Steele et al. 2014) of `numbers`: pseudo-random numbers that never change.
-
-    NumPy's generators may change with its version, and a set outlives them.
-    """
+    """SplitMix64 (Steele et al. 2014) of `numbers`: pseudo-random numbers that never change."""
+    # NumPy's generators may change with its version, and a set outlives them.
     z = numbers * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

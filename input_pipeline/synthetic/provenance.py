@@ -19,10 +19,7 @@ _LONGEST_NAME = 180
 
 
 def plan_of(config: Fields, location: epath.PathLike) -> Plan:
-    """The plan of a set, from the content of its `provenance.json`.
-
-    Raises InputError, naming `location`, for numbers that no set has.
-    """
+    """The plan of a set, from its `provenance.json`; InputError for impossible numbers."""
     fields = ("counts", "copies", "images_per_shard")
     counts, copies, images_per_shard = (config[field] for field in fields)
     numbers = [*counts, copies, images_per_shard]
@@ -36,10 +33,8 @@ def plan_of(config: Fields, location: epath.PathLike) -> Plan:
 
 
 def check_names(manifest: Fields, location: epath.PathLike) -> None:
-    """Raises InputError if a file that a manifest names would lie outside its folder.
-
-    The content of a `provenance.json`, which names no files, will do too.
-    """
+    """Raises InputError if a file that a manifest names would lie outside its folder."""
+    # A `provenance.json` names no files.
     shards = [entry["file"] for entry in manifest.get("shards", ())]
     for name in (manifest["name"], *manifest.get("files", ()), *shards):
         if not isinstance(name, str) or name in ("", ".", "..") or {"/", "\\", "\0"} & set(name):
@@ -55,6 +50,7 @@ def _plain(value: Any) -> Any:
 def checked_config(**values: Any) -> dict[str, Any]:
     """The values as read back from JSON, so that they compare with a file; InputError if wrong."""
     config = json.loads(json.dumps({"format": _FORMAT, **values}, default=_plain))
+    # The first fault is enough.
     for fault in _faults(config):
         raise InputError(f"generated set: {fault}")
     # 0 asks for shards of the usual size.
@@ -66,6 +62,7 @@ def checked_config(**values: Any) -> dict[str, Any]:
 
 def _faults(config: Fields) -> Iterator[str]:
     names, counts, shape = config["class_names"], config["counts"], config["image_shape"]
+    # TFDS accepts these names of data sets.
     if not re.fullmatch("[a-z][a-z0-9_]*", config["name"]):
         yield (
             f"name must be lower-case letters, digits and _, a letter first, got {config['name']!r}"

@@ -34,14 +34,10 @@ class SyntheticSource:
     """A complete synthetic set with random access; labels are known without reading a shard."""
 
     def __init__(self, folder: epath.PathLike, caption: str = ""):
-        """Opens a set.
+        """Opens a complete set; InputError if it is incomplete, or a shard is missing or cut short.
 
         `caption` is the field that becomes the examples' 'caption', 'prompt' or 'class_name'; '' is
         none.
-
-        Raises:
-            InputError: the set is incomplete, a shard is missing or has another size, the manifest
-                is damaged, or there is no such caption.
         """
         if caption not in ("", *CAPTIONS):
             raise InputError(
@@ -105,6 +101,7 @@ class SyntheticSource:
     def _record(self, i: int) -> dict[str, Any]:
         number, record = self.plan.locate(i)
         fields = self.read(number, record)
+        # The checksums cannot tell whether a shard belongs in this place; these fields can.
         if (fields["index"], fields["label"]) != (i, self.labels[i]):
             raise InputError(f"{self._where(number, record)} must be image {i}; {REPAIR}")
         image = decode(fields["image"], self.manifest["image_shape"])
@@ -130,6 +127,7 @@ class SyntheticSource:
                 sidecar = files.read_object(path)
             except InputError as error:
                 raise InputError(f"{error}; {REPAIR}") from None
+            # The positions follow from the lengths, so the shard is not scanned.
             starts = starts_of(sidecar.get("lengths", ()))
             file = TFRecordFile(self._folder / entry["file"], starts)
             # A sidecar of another shard would point between records.
@@ -139,18 +137,12 @@ class SyntheticSource:
         return self._shards[number]
 
     def read(self, number: int, record: int) -> dict[str, Any]:
-        """The fields of one record: `image`, `class_name`, `prompt` (all bytes), `label`, `index`.
-
-        Raises InputError if the record is damaged, or a field is missing.
-        """
+        """One record's `image`, `class_name`, `prompt` (all bytes), `label` and `index`."""
         file = self.shard(number)
         return parse(file[record], self._where(number, record))
 
     def first_copies(self, copies: int) -> Subset:
-        """The first `copies` times N images, with the class balance of the real set; see `Plan`.
-
-        Raises InputError if the set has fewer copies.
-        """
+        """The first `copies` times N images, with the class balance of the real set; see `Plan`."""
         if type(copies) is not int or not 1 <= copies <= self.plan.copies:
             raise InputError(
                 f"{self._folder}: copies must be at most the {self.plan.copies} of the "

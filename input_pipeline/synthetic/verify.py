@@ -79,10 +79,9 @@ class Report:
 
 
 def verify(folder: epath.PathLike, progress: Callable[[int], Any] = _IDLE) -> Report:
-    """Reads a whole set: checksums, every image and every index.
+    """Reads a whole set: checksums, every image and every index. InputError if there is none.
 
-    `progress` is called with the number of images read, after each shard. Raises InputError if
-    there is no set, or not even its provenance can be read.
+    `progress` is called with the number of images read, after each shard.
     """
     # 1. What the set should be.
     folder = epath.Path(folder)
@@ -124,7 +123,7 @@ def verify(folder: epath.PathLike, progress: Callable[[int], Any] = _IDLE) -> Re
 
 
 def _config(folder: epath.Path) -> tuple[dict[str, Any], list[str]]:
-    """What the set is made from, of `provenance.json` or else of `manifest.json`."""
+    """What the set is made from, and what is wrong with the files that say so."""
     if not (folder / PROVENANCE).exists() and not (folder / MANIFEST).exists():
         raise InputError(
             f"{folder} is not a synthetic set (it has no {PROVENANCE}); check the path"
@@ -154,8 +153,8 @@ def _manifest(folder: epath.Path, damaged: list[str]) -> list[dict[str, Any]] | 
     try:
         manifest = files.read_sealed(folder / MANIFEST)
         check_names(manifest, folder / MANIFEST)
-    # Reported by `_config` already, or the set is not complete yet.
     except InputError:
+        # Reported by `_config` already, or the set is not complete yet.
         return None
     for name, digest in manifest["files"].items():
         path = folder / name
@@ -210,7 +209,7 @@ def _read(
     lengths = []
     try:
         for record, (_, data) in enumerate(TFRecordFile.scan(path)):
-            # The scan goes on after a record with a wrong checksum.
+            # The scan continues after a record with a wrong checksum.
             if isinstance(data, InputError):
                 shard.damaged.append(str(data))
                 continue
@@ -219,12 +218,12 @@ def _read(
             index, label = fields["index"], fields["label"]
             indices.append(index)
             labels.append(label)
-            # The record, ...
+            # The plan says which image this record must be.
             if not _is_label_of(config, plan, index, label, fields["class_name"]):
                 shard.mislabelled.append(index)
             elif record >= len(expected) or index != expected[record]:
                 shard.damaged.append(f"{path}: record {record} is image {index}, not its own")
-            # ... and its image.
+            # An image of one colour decodes too, but is hardly what a model should draw.
             image = source.decode(fields["image"], config["image_shape"])
             if image is None:
                 shard.undecodable.append(index)

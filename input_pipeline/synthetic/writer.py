@@ -50,10 +50,7 @@ def description(plan: Plan, image_shape: Sequence[int]) -> str:
 
 
 class SyntheticWriter:
-    """Writes a synthetic set shard by shard; a new writer on the same folder resumes it.
-
-    Several processes may write different shards of one folder; the last to finish calls `finish`.
-    """
+    """Writes a synthetic set shard by shard; a new writer on the same folder resumes it."""
 
     def __init__(
         self,
@@ -153,9 +150,11 @@ class SyntheticWriter:
         sidecar = self.sidecar(shard)
         return sidecar is not None and sidecar.get("set") == self.set_id
 
+    # Several processes may write different shards of one folder; the last to finish calls `finish`.
     def own_shards(self, worker: int = 0, num_workers: int = 1) -> range:
         """The shards of one of several workers; neighbouring ones, which can share batches."""
         count = self.plan.num_shards
+        # Contiguous parts whose sizes differ by at most one.
         return range(worker * count // num_workers, (worker + 1) * count // num_workers)
 
     def is_written(self, shard: int) -> bool:
@@ -239,11 +238,9 @@ class SyntheticWriter:
         ]
 
     def finish(self, card: Iterable[tuple[str, bytes]] = (), code: str = "") -> None:
-        """Makes the folder a TFDS data set and, last, marks it as complete.
+        """Makes the folder a TFDS data set and, last, marks it as complete; one process at a time.
 
-        Only one process at a time may call it. `card` has names and contents of files for people;
-        `code` is the version of the code, for the manifest. Raises InputError if shards are
-        pending.
+        `card` has names and contents of files for people; `code` is the version of the code.
         """
         # 1. All shards must be there.
         sidecars = self.sidecars()
@@ -278,6 +275,7 @@ class SyntheticWriter:
         # 4. The manifest.
         counts = [count * self.plan.copies for count in self.plan.counts]
         digests = {name: files.sha256(self.folder / name) for name in sorted(names)}
+        # The manifest seals config, counts, and the checksums of all files.
         totals = {"num_examples": self.plan.num_images, "class_counts": counts, "files": digests}
         totals["code"] = code
         files.write_sealed(self.folder / MANIFEST, {**self.config, **totals, "shards": shards})
