@@ -25,6 +25,7 @@ def printed():
     return text, {case["case"]: case for case in cases}
 
 
+@pytest.mark.slow
 def test_two_counts_are_those_of_the_code():
     counted = operations.counted()
     assert operations.latent_flops("sd15", "denoise") == counted["denoise"]["sd15"]

@@ -208,6 +208,7 @@ def wait_until(happened):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_study_that_is_killed_goes_on(site, capsys):
     stuck = "train-resnet-generated_1x"
     site.write("wait", stuck)

@@ -21,6 +21,7 @@ def test_images_are_augmented_and_repeated(tmp_path, monkeypatch):
     assert (copies[:, 0] != copies[:, 1]).any(axis=1).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_mixing_changes_the_losses_and_a_run_is_repeatable(tmp_path):
     fields = dict(augment=POLICY, evaluation=dict(size=6, crop_ratio=0.9))
     for name, more in (("plain", {}), ("mixed", dict(mix=MIX)), ("again", dict(mix=MIX))):

@@ -28,17 +28,20 @@ def arms(tmp_path_factory, generated):
     return folder
 
 
+@pytest.mark.slow
 def test_real_images_alone_are_trained_as_with_plain_batch_norm(arms):
     plain, auxiliary = (losses(arms / f"real_{norm}") for norm in AUXILIARY)
     assert len(plain) == 4 and auxiliary == pytest.approx(plain, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_synthetic_images_are_normalised_by_themselves(arms):
     plain, auxiliary = (losses(arms / f"mixed_{norm}") for norm in AUXILIARY)
     assert np.isfinite(auxiliary).all()
     assert np.abs(np.subtract(plain, auxiliary)).min() > 1e-4  # rounding gives 1e-7
 
 
+@pytest.mark.slow
 def test_evaluation_finds_what_training_has_measured(arms, monkeypatch, request):
     monkeypatch.chdir(request.config.rootpath)
     config = "--config=configs/digits/evaluate.py:split=validation"

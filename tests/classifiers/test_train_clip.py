@@ -48,6 +48,7 @@ def test_a_run_can_be_used(trained, capsys):
     assert "done" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_training_begins_with_another_run(trained, tmp_path, capsys):
     start = f"--config.init_from={trained}"
     steps = ("--config.total_steps=1", "--config.optimizer.warmup_steps=0")

@@ -59,6 +59,7 @@ def loss_at(model):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "fields", "drops"),
     [
@@ -81,6 +82,7 @@ def trained(folder):
     return column(read_metrics(folder / "seed_0"), "loss")[1].tolist()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_drops_the_same(tmp_path):
     losses = trained(tmp_path)
     before = Run.open(tmp_path).seeds[0].digest()

@@ -59,6 +59,7 @@ def test_few_shots(clip_run, tmp_path):
     assert (folder / "few_shot.png").exists()
 
 
+@pytest.mark.slow
 def test_arms_are_kept(clip_run, tmp_path):
     """A command that is started again makes the arms that are not there, or are others now."""
     config, folder = with_stand_ins(tmp_path), tmp_path / "run"

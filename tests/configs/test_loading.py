@@ -20,6 +20,7 @@ from tests.configs.tables import (
     load,
 )
 from tests.support import commands
+from tests.support.slow import only_fast
 
 # Tasks that compare what was trained: they may look at the test images.
 COMPARISONS = (
@@ -69,29 +70,24 @@ def test_it_begins_with_its_command_line(path):
     assert callable(importlib.import_module(task).main)
 
 
-# Each takes ten seconds of two cores to shape; if_i_l and imagen_sr256 are always looked at.
-LONG = [
+# One of each kind is always looked at; a large one takes ten seconds of two cores to shape.
+SHORT = [
     f"configs/{name}.py"
     for name in (
-        "deepfloyd/sample",
-        "imagenet/distill_if_ii_l",
-        "imagenet/if_i_xl",
-        "imagenet/if_ii_l",
-        "imagenet/imagen_base64",
-        "imagenet/sd15",
-        "imagenet/sd21",
-        "imagenet/study",
-        "imagenet/sweep_base",
-        "imagenet/sweep_sr256",
-        "stable_diffusion/sample",
+        "cifar10/clip",
+        "cifar10/finetune_sr32",
+        "cifar10/vit",
+        "digits/generate",
+        "digits/pretrain_base4",
+        "digits/sweep",
+        "imagenet/deit_s",
+        "imagenet/imagen_sr1024",
+        "imagenet/resnet50",
     )
 ]
 
 
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(path, marks=pytest.mark.slow) if path in LONG else path for path in CONFIGS],
-)
+@pytest.mark.parametrize("path", only_fast(CONFIGS, SHORT))
 def test_its_networks_resolve(path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     resolved, counts = dry_run(path, "", capsys)

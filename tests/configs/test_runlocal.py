@@ -18,6 +18,7 @@ from tests.support import commands
 FINETUNE = "imagen_ft.finetune"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("group", "arguments", "size"),
     [("cifar10", "root=set", 10), ("imagenet", "val=set/test", 1000)],

@@ -11,6 +11,7 @@ import pytest
 from launch.errors import users_error
 from launch.runtime.checkpoints import sealed_steps
 from tests.support import toy
+from tests.support.slow import first_fast
 from tests.support.small_disk import small_disk
 
 CONFIG = toy.changed(
@@ -23,7 +24,7 @@ def whole(tmp_path_factory):
     return toy.train(tmp_path_factory.mktemp("whole"), CONFIG)
 
 
-@pytest.mark.parametrize("size", ["8k", "16k", "32k", "64k", "120k", "200k"])
+@pytest.mark.parametrize("size", first_fast(["32k", "8k", "16k", "64k", "120k", "200k"]))
 def test_training_on_a_full_disk(whole, size, tmp_path, capfd):
     disk = tmp_path / "disk"
     with small_disk(disk, size) as resize:

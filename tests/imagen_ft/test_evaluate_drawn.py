@@ -85,6 +85,7 @@ class Cut(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_drawing_goes_on_where_it_stopped_and_leaves_nothing_behind(folder, tmp_path, monkeypatch):
     counted, whole = [], Drawn._draw_parts
 

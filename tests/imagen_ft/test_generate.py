@@ -348,6 +348,7 @@ def test_training_over_a_damaged_set(whole):
     assert source.damaged == 1
 
 
+@pytest.mark.slow
 def test_a_set_in_a_store(command, whole, store, bucket):
     for worker in (1, 0):
         code, said = command(f"{bucket}/set", f"--worker={worker}", "--num_workers=2")

@@ -138,6 +138,7 @@ def test_pictures(work, tmp_path, monkeypatch):
         cascade.sample(prompts, low=np.zeros((4, 5, 5, 3), np.uint8))
 
 
+@pytest.mark.slow
 def test_weights_without_a_config(work):
     """A stage with its own T5, which has any prompt at hand; or T5 in the place of a cache."""
     cascade = Cascade.load(str(work / "with_t5"), num_steps=2)
@@ -192,6 +193,7 @@ def of_keys(stage, variables, keys, **_):
     return jax.vmap(lambda key: jax.random.uniform(key, shape, minval=-1.0))(keys)
 
 
+@pytest.mark.slow
 def test_images_are_not_replaced_by_others(work, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Stage, "sample", of_keys)
     assert run(work, tmp_path, "--prompt=two cats") == 0

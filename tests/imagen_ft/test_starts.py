@@ -134,6 +134,7 @@ def test_the_same_set_by_two_workers_and_after_a_loss(work, whole, capsys):
     assert "skip_steps = 62 (now 61)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_pictures_of_prompts(work, monkeypatch):
     shown = []
     show = sample.show

@@ -20,6 +20,7 @@ def saved(tmp_path_factory):
     return workdir, found[0]["digests"]
 
 
+@pytest.mark.slow
 def test_each_process_has_hashed_its_share(saved):
     workdir, digests = saved
     for folder in (workdir / "checkpoints" / "2", workdir / "checkpoints" / "3"):
@@ -32,6 +33,7 @@ def test_each_process_has_hashed_its_share(saved):
     assert newest(workdir).digest("slow") == digests["slow"] != digests["main"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "devices"), [(2, 2), (1, 1)])
 def test_other_processes_restore_the_same_bits(saved, processes, devices):
     workdir, digests = saved
@@ -49,6 +51,7 @@ def test_other_processes_restore_the_same_bits(saved, processes, devices):
         assert best != digests["main"]
 
 
+@pytest.mark.slow
 def test_damage_that_one_process_finds_counts_for_all(saved, tmp_path):
     workdir = shutil.copytree(saved[0], tmp_path / "run")
     folder = workdir / "checkpoints" / "3"
@@ -61,6 +64,7 @@ def test_damage_that_one_process_finds_counts_for_all(saved, tmp_path):
     assert (workdir / "damaged_checkpoint_3").is_dir() and not folder.exists()
 
 
+@pytest.mark.slow
 def test_a_failure_of_one_process_is_heard_by_all(saved, tmp_path):
     workdir = shutil.copytree(saved[0], tmp_path / "run")
     first, second = run_processes(MODULE, "fail", str(workdir))

@@ -82,6 +82,7 @@ def test_two_processes_train_the_classifier_of_one(run, tmp_path):
     assert (tmp_path / "both" / "learning_curves.png").exists()
 
 
+@pytest.mark.slow
 def test_an_error_of_the_first_process_is_told_by_both(tmp_path):
     write_record(epath.Path(tmp_path), plain(tiny_training.get_config()), inputs={})
     both = start_two(tmp_path, "--config.seed=5")

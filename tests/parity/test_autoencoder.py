@@ -31,6 +31,7 @@ def saved(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_both_ways_and_their_gradients(saved, monkeypatch):
     """Decoded one at a time, with the attention in pieces; encoded without either."""
     monkeypatch.setattr(autoencoder, "PIECE", 20)  # 36 pixels are no multiple, 40 are

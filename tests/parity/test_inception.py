@@ -85,6 +85,7 @@ def largest_error(folder, share, sizes):
     return max(difference(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.slow
 def test_a_narrow_network(tmp_path):
     assert largest_error(tmp_path, 16, [(40, 56)]) <= 1e-6
 

@@ -85,6 +85,7 @@ def test_a_run_draws_the_same_picture_in_diffusers(trained, tmp_path):
     assert np.abs(draw(loaded) - before).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_pipeline_of_other_parts_is_refused(trained, tmp_path, capsys):
     """One line and exit code 2; nothing is written."""
     folder, _, trained_run = trained

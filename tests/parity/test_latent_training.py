@@ -40,6 +40,7 @@ def torch_loss(unet, vae, batch, inputs, text, prediction):
     return torch.square(output - target).mean(dim=(1, 2, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [True, False])
 def test_latents(samples, tmp_path):
     """Of images' means, or drawn with the noise of the batch, times the scale of the latents."""

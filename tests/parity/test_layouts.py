@@ -11,6 +11,7 @@ from classifiers import weights
 from classifiers.models import presets
 from classifiers.weights.tensor_rules import COUNTER
 from tests.parity.transformers_models import difference, draw_images
+from tests.support.slow import only_fast
 
 FIELDS = dict(patch_size=4, width=16, depth=2, num_heads=4)
 VITS = {
@@ -144,7 +145,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", only_fast(CASES, ["plain"]))
 def test_a_file_is_read_alike_and_comes_back(case, tmp_path):
     layout, module, fields, size = CASES[case]
     model = presets.make(module, 5, **fields)

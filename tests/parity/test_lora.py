@@ -37,6 +37,7 @@ def output(model, params):
     return jax.jit(model.apply)({"params": params}, *unet_inputs(1))
 
 
+@pytest.mark.slow
 def test_their_adapters_compute_the_same(saved):
     folder, before, expected = saved
     model, params = weights.load_unet(folder / "unet")

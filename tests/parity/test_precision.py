@@ -28,6 +28,7 @@ from launch.runtime.layers.layers import Dense
 from launch.runtime.state import TrainState
 from tests.classifiers import tiny_training as tiny_classifier
 from tests.imagen_ft import tiny_training as tiny_stage
+from tests.support.slow import only_fast
 
 CLASSIFIERS = {
     "efficientnet_lite": dict(stage_sizes=(1, 1), width=8),
@@ -99,7 +100,9 @@ def test_every_network_is_here():
     assert {presets[name].module for name in NETWORKS} == modules
 
 
-@pytest.mark.parametrize("name", [*CLASSIFIERS, *NETWORKS])
+@pytest.mark.parametrize(
+    "name", only_fast([*CLASSIFIERS, *NETWORKS], ["vit", "tiny_imagen_sr", "tiny_t5"])
+)
 def test_networks(name):
     assert set(of_network(name, "float32")) == {(True, True)}
     half = of_network(name, "bfloat16")

@@ -23,6 +23,7 @@ from tests.parity.transformers_models import (
     make,
     to_torch,
 )
+from tests.support.slow import first_fast
 
 
 @pytest.fixture(scope="module", params=RESNETS)
@@ -110,7 +111,9 @@ def test_transformers_reads_what_is_written(pair, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "depths"),
-    [("resnet50", [3, 4, 6, 3]), ("resnet101", [3, 4, 23, 3]), ("resnet152", [3, 8, 36, 3])],
+    first_fast(
+        [("resnet50", [3, 4, 6, 3]), ("resnet101", [3, 4, 23, 3]), ("resnet152", [3, 8, 36, 3])]
+    ),
 )
 def test_published_sizes(name, depths):
     """Every tensor of the full networks has its name and shape; nothing is allocated."""

@@ -148,6 +148,7 @@ def lend(folder, prediction):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "dtype"),
     [("sd15", torch.float16), ("sd21", torch.float32), ("sdxl", torch.float32)],

@@ -68,7 +68,7 @@ def test_the_cases_cover_the_family():
     "config",
     [
         # Eight would take a minute and a half.
-        pytest.param(config, id=name, marks=[pytest.mark.slow] if name > "seed 3" else [])
+        pytest.param(config, id=name, marks=[pytest.mark.slow] if name > "seed 0" else [])
         for name, config in CASES.items()
     ],
 )

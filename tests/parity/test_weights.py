@@ -127,6 +127,7 @@ FULL_SIZE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_every_tensor_of_the_full_sized_unets(name):
     with torch.device("meta"):
@@ -171,7 +172,7 @@ def assert_same_files(ours, theirs):
     [
         (torch.float32, {}),
         pytest.param(torch.float16, dict(variant="fp16"), marks=pytest.mark.slow),
-        (torch.bfloat16, dict(max_shard_size="30KB")),
+        pytest.param(torch.bfloat16, dict(max_shard_size="30KB"), marks=pytest.mark.slow),
     ],
     ids=["one file", "one file of a variant", "several"],
 )
@@ -215,6 +216,7 @@ def test_a_pipeline_imports_and_exports(saved, tmp_path):
     assert exported == {**table, "safety_checker": [None, None]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_run_draws_in_diffusers(saved, tmp_path, stage):
     _, params = weights.load_unet(saved / str(stage))

@@ -94,6 +94,7 @@ def test_a_file_that_goes_while_it_is_looked_for(store, bucket, monkeypatch):
     assert "cannot be read" in seals.find_fault(bucket / "checkpoints" / "1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", ["no seal", "a flipped bit"])
 def test_a_damaged_checkpoint(store, bucket, left):
     save(bucket, 1, 2)

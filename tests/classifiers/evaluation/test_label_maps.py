@@ -158,6 +158,7 @@ def written_sets(folder):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_oracle_is_right_on_every_set(tmp_path, monkeypatch, capsys):
     """Through the command: three networks at once, of which one knows the truth."""
     monkeypatch.setattr(from_config, "make_model", lambda config, classes: tiny.Oracle(classes, ()))

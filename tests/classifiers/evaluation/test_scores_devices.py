@@ -1,6 +1,9 @@
+import pytest
+
 from tests.support.devices import run_on_eight
 
 
+@pytest.mark.slow
 def test_eight_devices_say_what_one_says():
     differences = run_on_eight("tests.classifiers.evaluation.scores_devices")
     assert differences.pop("moved") > 1e-3

@@ -213,6 +213,7 @@ def test_the_training_step_passes_the_domain():
             assert changed and changed == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lamb"])
 def test_only_kernels_are_decayed(optimizer):
     shared = dict(learning_rate=0.1, schedule="constant", warmup_steps=0, clip_norm=0.0)

@@ -15,6 +15,7 @@ from classifiers.models.resnet import ResNet, ResNetBlock, SqueezeExcite
 from classifiers.models.resnet_rs import ResNetRS
 from launch.errors import InputError
 from tests.classifiers.models import torch_resnet_rs as theirs
+from tests.support.slow import first_fast
 
 # Millions of parameters by depth: Azizi et al. 2023, table 3; the last Bello et al. 2021.
 PUBLISHED = {50: 36, 101: 64, 152: 87, 350: 164}
@@ -39,7 +40,7 @@ def count_by_hand(depth):
     return total + 2048 * 1000 + 1000
 
 
-@pytest.mark.parametrize(("depth", "millions"), PUBLISHED.items())
+@pytest.mark.parametrize(("depth", "millions"), first_fast(PUBLISHED.items()))
 def test_number_of_parameters(depth, millions):
     model = ResNetRS(num_classes=1000, stage_sizes=resnet_rs.SIZES[depth])
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)

@@ -12,6 +12,7 @@ from classifiers.models.dropout import is_stochastic
 from classifiers.models.vit import sincos_positions
 from launch.errors import InputError
 from tests.support.close import assert_same_up_to_rounding
+from tests.support.slow import first_fast
 
 FIELDS = dict(width=8, depth=3, num_heads=2, patch_size=4)
 # As torchvision, timm 1.0.31 and (vit_s16: timm's without class token and with fixed positions)
@@ -30,7 +31,7 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", first_fast(PUBLISHED, 2))
 def test_number_of_parameters(name):
     size = presets.PRESETS[name].size or 224
     shapes = presets.variable_shapes(presets.make(name, 1000), (size, size, 3))
@@ -163,6 +164,7 @@ def test_layer_scale_starts_small():
     assert np.abs(model.apply(variables, images) - short.apply(variables, images)).max() > 0
 
 
+@pytest.mark.slow
 def test_remat_changes_no_gradient():
     model, variables = make((1, 8, 8, 3), drop_path=0.5, dropout=0.2)
     images = pictures(4, 8, 8, 3)

@@ -84,6 +84,7 @@ def test_losses_are_those_of_torch(name, smoothing, mixed):
     np.testing.assert_allclose(values, expected.numpy(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_lambda_weighs_what_synthetic_images_teach():
     batch = draw()
     synthetic = batch["domain"] == 1

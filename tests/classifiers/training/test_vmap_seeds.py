@@ -38,6 +38,7 @@ def together(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_seeds_at_once_are_those_in_turn(together, tmp_path):
     assert run(tmp_path / "run", dict(real=REAL), **FIELDS) == 0
     for ours, theirs in zip(variables(together), variables(tmp_path / "run"), strict=True):
@@ -52,6 +53,7 @@ def test_seeds_at_once_are_those_in_turn(together, tmp_path):
         assert line["accuracy"] == pytest.approx(np.mean(by_seed))
 
 
+@pytest.mark.slow
 def test_what_is_interrupted_goes_on_bit_for_bit(together, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("no space left")
@@ -70,6 +72,7 @@ def test_what_is_interrupted_goes_on_bit_for_bit(together, tmp_path, monkeypatch
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
+@pytest.mark.slow
 def test_curves(together, tmp_path):
     assert run(tmp_path / "run", dict(real=REAL), **FIELDS) == 0
     for ours, alone in zip(
@@ -87,6 +90,7 @@ def test_curves(together, tmp_path):
         assert decode_image((folder / "learning_curves.png").read_bytes(), 3).shape[0] > 300
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_evaluated_and_not_written_again(together):
     seal = together / "seed_1" / "checkpoints" / "4" / "digests_0_of_1.json"
     before = seal.stat().st_mtime_ns
@@ -109,12 +113,14 @@ def test_other_networks(tmp_path):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), ours, theirs)
 
 
+@pytest.mark.slow
 def test_the_flag_cannot_change_midway(together, capsys):
     argv = (*TINY, "--config.vmap_seeds=False")
     assert run_task(train.main, "classifier.py:arm=real,runlocal", together, *argv) == 2
     assert "as when" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -133,6 +139,7 @@ def test_what_is_not_kept_of_each_seed_is_refused(tmp_path, capsys, fields, mess
     assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_preflight_is_of_one_seed(tmp_path, capsys):
     argv = (*TINY, "--config.vmap_seeds=True", "--preflight=v4:2x2x1")
     assert run_task(train.main, "classifier.py:arm=real,runlocal", tmp_path, *argv) == 2

@@ -136,6 +136,7 @@ def test_grey_weights_for_coloured_images(tmp_path):
         warm_start._fit_variables(variables, model, (8, 8, 3), "run")
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, capsys):
     model = dict(VIT, name="vit")
     assert run(tmp_path / "first", dict(real=REAL), model=model) == 0

@@ -183,6 +183,7 @@ def test_a_learned_variance_has_to_be_there():
         make_stage(ConfigDict(SAMPLING | dict(sampler=sampler)), stages()[1].denoiser)
 
 
+@pytest.mark.slow
 def test_upsampling_begins_anywhere_in_a_cascade(cascade):
     """Three stages; the third one alone has other keys than as the second one."""
     network = dict(STAGES[1][0], size=16, low_size=8)
@@ -218,6 +219,7 @@ def traced_anew():
     Stage.sample.clear_cache()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced_anew")
 def test_batches_of_a_stage_change_nothing(cascade, monkeypatch):
     prompts, original, drawn = ["c", "ab", "de", "c", "ab"], samplers.noise_of_keys, []

@@ -59,6 +59,7 @@ def run(pipeline, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_a_folder_is_drawn(pipeline):
     """What its files say; the path ends in the images, and real ones decide what is left."""
     cascade = Cascade.load(pipeline, dtype="float32", num_steps=2, stored_size=12)
@@ -126,6 +127,7 @@ def test_bad_input(run, tmp_path, capsys, argv, said):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit(run, pipeline, tmp_path, capsys):
     def copied(name, part):
         shutil.copytree(pipeline, tmp_path / name)

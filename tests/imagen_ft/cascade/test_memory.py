@@ -35,6 +35,7 @@ def config(**changes):
     return fields
 
 
+@pytest.mark.slow
 def test_phases_of_a_cascade_with_t5(tmp_path):
     tiny_text.save(tmp_path)
     text = dict(weights=str(tmp_path), max_length=9, dtype="float16", resident=False)

@@ -103,6 +103,7 @@ def test_nothing_moves_between_host_and_device(cascade, number):
     assert "callback" not in str(program) and not program.effects
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1], ids=["base", "super-resolution"])
 def test_memory_does_not_grow_with_steps(cascade, number):
     def memory(num_steps, method):

@@ -177,6 +177,7 @@ def test_output():
     assert relative_error(output, Reference(weights)(*inputs())) < 1e-5
 
 
+@pytest.mark.slow
 def test_every_parameter_gets_a_gradient():
     gradient = dict(output_and_gradient(model())[1])
     # A softmax does not see what all its keys share.
@@ -184,6 +185,7 @@ def test_every_parameter_gets_a_gradient():
     assert not [name for name, leaf in gradient.items() if not np.abs(leaf).max() > 1e-2]
 
 
+@pytest.mark.slow
 def test_remat_changes_nothing_but_memory():
     output, gradient = output_and_gradient(model())
     output_remat, gradient_remat = output_and_gradient(model(remat=True))

@@ -12,6 +12,7 @@ from imagen_ft.models.t5 import T5Encoder
 from imagen_ft.models.unet import UNet
 from launch.errors import InputError
 from tests.support import diffusers_unet as parity
+from tests.support.slow import first_fast
 
 # Computed from the public configurations, in millions.
 IF = {"if_i_m": 371.6, "if_i_l": 935.4, "if_i_xl": 4304.7, "if_ii_m": 461.1, "if_ii_l": 1243.3}
@@ -27,6 +28,7 @@ def torch_sizes(module):
     return sorted(parameter.numel() for parameter in module.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IF)
 def test_if_has_the_parameters_of_diffusers(name, monkeypatch):
     shapes = parameter_shapes(name)
@@ -44,7 +46,7 @@ def imagen_shapes(name):
     return parameter_shapes(name)
 
 
-@pytest.mark.parametrize("name", IMAGEN)
+@pytest.mark.parametrize("name", first_fast(IMAGEN))
 def test_imagen_has_the_size_of_the_paper(name):
     assert sum(sizes(imagen_shapes(name))) / 1e6 == pytest.approx(IMAGEN[name], rel=0.05)
 
@@ -57,6 +59,7 @@ def test_imagen_attends_in_the_last_block(name, to_itself):
     assert ("key" in kinds) == ("feed_forward_in" in kinds) == to_itself
 
 
+@pytest.mark.slow
 def test_imagen_sr1024_runs_on_crops_and_whole_images():
     shapes = {"params": imagen_shapes("imagen_sr1024")}
     for size in (256, 1024):
@@ -66,7 +69,7 @@ def test_imagen_sr1024_runs_on_crops_and_whole_images():
         assert output.shape == (1, size, size, 3)
 
 
-@pytest.mark.parametrize(("name", "millions"), [("t5_xxl", 4762.3), ("t5_small", 35.3)])
+@pytest.mark.parametrize(("name", "millions"), first_fast([("t5_small", 35.3), ("t5_xxl", 4762.3)]))
 def test_t5_has_the_parameters_of_transformers(name, millions):
     assert sum(sizes(parameter_shapes(name))) / 1e6 == pytest.approx(millions, abs=0.05)
     config = T5Config(**PRESETS[name].fields, feed_forward_proj="gated-gelu")

@@ -96,6 +96,7 @@ def test_remat_is_chosen_by_level():
     assert rematerialised(True) == fine + coarse
 
 
+@pytest.mark.slow
 def test_remat_changes_no_result():
     def output_and_gradient(remat):
         model = UNet(**CONFIG, remat=remat)
@@ -105,6 +106,7 @@ def test_remat_changes_no_result():
     assert_same_up_to_rounding(output_and_gradient(True), output_and_gradient(False))
 
 
+@pytest.mark.slow
 def test_float16_where_it_would_overflow():
     """A stream of 1e4 has squares, and queries and keys have products, beyond 65,504."""
     model = UNet(

@@ -10,12 +10,14 @@ def eight():
     return run_on_eight("tests.imagen_ft.text.text_devices")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", ["data 2 fsdp 4", "fsdp 8", "data 8"])
 def test_states_are_those_of_one_device(eight, axes):
     assert eight[f"float32 {axes}"][0] <= 1e-5
     assert eight[f"bfloat16 {axes}"][0] <= 1e-2
 
 
+@pytest.mark.slow
 def test_what_a_device_holds(eight):
     """Of the parameters its part over fsdp, of eight prompts one."""
     whole = 512 * 512
@@ -27,6 +29,7 @@ def test_what_a_device_holds(eight):
     }
 
 
+@pytest.mark.slow
 def test_batches_fit_the_devices(eight):
     """Three prompts a batch become eight, one a device; the second one is filled up."""
     assert all(sizes == [8, 3] for _, _, sizes in eight.values())

@@ -31,6 +31,7 @@ from tests.imagen_ft import tiny_training
 from tests.imagen_ft.training.test_training import NULL, TEXT, batch_of, denoiser
 from tests.support import commands
 from tests.support.adapted_runs import write_base
+from tests.support.slow import first_fast
 
 
 def leaves_of(tree):
@@ -107,7 +108,7 @@ def taught(method, weight=1.0, decays=None, steps=3):
     return training, base, states, found, state
 
 
-@pytest.mark.parametrize("weight", [1.0, 3.0])
+@pytest.mark.parametrize("weight", first_fast([3.0, 1.0]))
 def test_an_update_follows_the_teacher(weight):
     """By the formulas, image by image; both see the same text, condition and level."""
     training, base, states, found, after = taught(Progressive(4, 8), weight)
@@ -141,6 +142,7 @@ def test_an_update_follows_the_teacher(weight):
         assert value == pytest.approx(float(start[name] - 0.1 * slope[name]), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_average_that_a_student_is_compared_with():
     """Of consistency: its target's weights, and no gradient through them."""
     decays = {"main": lambda n: 0.5, "slow": lambda n: 0.9}
@@ -285,6 +287,7 @@ def test_a_variance_that_no_student_can_learn():
         Training.of(config)
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_the_teacher_too(tmp_path, capsys):
     config = tmp_path / "config.py"
     config.write_text(

@@ -54,6 +54,7 @@ def few(training, count=40):
     return Subset(open_images(training).train, np.arange(count))
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_what_is_encoded(tmp_path, mesh):
     """The same images, flips and noise, so the same latents to half precision."""
     folder = tmp_path / "kept"

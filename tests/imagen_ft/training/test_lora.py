@@ -102,6 +102,7 @@ class Scaled(nn.Module):
         return self.denoise(x, t, self.context(text))
 
 
+@pytest.mark.slow
 def test_an_update_moves_the_adapters_by_the_gradient_of_the_network():
     denoiser = Denoiser(Scaled(), Cosine(), 4, 0, 1)
     base, scale, rate = {"out": {"kernel": jnp.float32([[0.5]])}}, 1.5, 0.1

@@ -38,6 +38,7 @@ class Scaled(nn.Module):
         return nn.Dense(1, use_bias=False, name="out")(x)
 
 
+@pytest.mark.slow
 def test_an_update_follows_the_gradient_of_both_means():
     denoiser, rate, weight = Denoiser(Scaled(), Cosine(), 4, 0, 1), 0.1, 0.3
     start = {"out": {"kernel": jnp.float32([[0.5]])}}

@@ -63,6 +63,7 @@ def metric_of(run, workdir, **changes):
     return SampledMetric(training.config, mesh, workdir, images.prompts, source, *texts, network)
 
 
+@pytest.mark.slow
 def test_it_is_that_of_the_images_that_the_weights_draw(run, tmp_path, monkeypatch):
     """Super-resolution that draws its low-resolution image with larger pixels, and one pixel off.
 
@@ -108,6 +109,7 @@ def test_it_is_that_of_the_images_that_the_weights_draw(run, tmp_path, monkeypat
     assert metric(state) != values
 
 
+@pytest.mark.slow
 def test_images_that_are_not_finite_are_said_and_training_goes_on(run, tmp_path, monkeypatch):
     def nan(self, variables, keys, text, null_text, low=None, **options):
         return jnp.full((len(low), 8, 8, 1), jnp.nan)
@@ -118,6 +120,7 @@ def test_images_that_are_not_finite_are_said_and_training_goes_on(run, tmp_path,
         assert np.isnan(metric_of(run, tmp_path)(state)["sampled_mind"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -136,6 +139,7 @@ def test_too_few_images_are_said_before_training(run, tmp_path, changes, said):
         metric.prepare()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -159,6 +163,7 @@ def test_wrong_fields(changes, said):
         check_metric(config(**changes))
 
 
+@pytest.mark.slow
 def test_a_field_that_is_missing_and_one_that_is_off():
     missing = config()
     del missing.evaluation_metric["sampling"]
@@ -168,6 +173,7 @@ def test_a_field_that_is_missing_and_one_that_is_off():
     check_metric(missing)
 
 
+@pytest.mark.slow
 def test_its_name_says_fid_on_inception_alone():
     spec = dict(measure="frechet", extractor=dict(name="inception"))
     assert metric_name(spec) == "sampled_fid"
@@ -175,6 +181,7 @@ def test_its_name_says_fid_on_inception_alone():
     assert metric_name(spec) == "sampled_fd"
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_can_be_chosen_by_it():
     found = config()
     found.best = dict(metric="sampled_mind", mode="min")
@@ -184,6 +191,7 @@ def test_the_best_checkpoint_can_be_chosen_by_it():
         Training.of(found).check(make_mesh({}, jax.devices()[:1]))
 
 
+@pytest.mark.slow
 def test_curves(tmp_path):
     lines = [{"step": 1, "loss": 0.5}, {"step": 2, "validation_loss": 0.4, "sampled_fd": 3.0}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

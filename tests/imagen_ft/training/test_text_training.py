@@ -79,6 +79,7 @@ def run(task, folder, argument, workdir, *argv):
     return ended.value.code
 
 
+@pytest.mark.slow
 def test_training(digits):
     text = read_json(digits / "run" / "config.json")["text"]
     assert text == {"cache": str(digits / "cache"), "template": "the digit {}"}
@@ -86,6 +87,7 @@ def test_training(digits):
     assert '"step": 2' in lines and "validation_loss" in lines
 
 
+@pytest.mark.slow
 def test_dry_run(digits, tmp_path, capsys):
     assert run(finetune, digits, "train", tmp_path / "none", "--dry_run") == 0
     out = capsys.readouterr().out
@@ -94,6 +96,7 @@ def test_dry_run(digits, tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_sampling(digits, tmp_path):
     """The prompt's states reach the network: by other states it draws another image."""
     argv = ("--prompt=seven", "--prompt=seven", "--config.seed=3")
@@ -106,11 +109,13 @@ def test_sampling(digits, tmp_path):
     assert (first[1] != second[1]).any()
 
 
+@pytest.mark.slow
 def test_generating(digits, tmp_path):
     assert run(generate, digits, "sample", tmp_path / "set") == 0
     assert verify(tmp_path / "set").ok
 
 
+@pytest.mark.slow
 def test_a_learned_variance_needs_the_bound(digits, tmp_path, capsys):
     assert run(finetune, digits, "learned", tmp_path / "run") == 2
     err = capsys.readouterr().err
@@ -118,6 +123,7 @@ def test_a_learned_variance_needs_the_bound(digits, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_belongs_to_its_text_states(digits, tmp_path, capsys):
     """The cache at the same path has been made again, with another encoder."""
     path = digits / "run" / "inputs.json"
@@ -131,6 +137,7 @@ def test_a_run_belongs_to_its_text_states(digits, tmp_path, capsys):
     assert not (tmp_path / "samples").exists()
 
 
+@pytest.mark.slow
 def test_a_prompt_that_is_not_in_the_cache(digits, tmp_path, capsys):
     argv = ("--config.text.template=a {}",)
     assert run(finetune, digits, "train", tmp_path / "run", *argv) == 2

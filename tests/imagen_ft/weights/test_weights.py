@@ -440,6 +440,7 @@ main(sys.argv)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remote", [False, True], ids=["file system", "object store"])
 def test_an_interrupted_import_is_made_anew(pipeline, tmp_path, monkeypatch, remote):
     command = ["weights", f"--from=deepfloyd:{pipeline}", f"--to={tmp_path}/imported"]

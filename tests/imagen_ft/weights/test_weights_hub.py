@@ -136,6 +136,7 @@ def hub(tmp_path_factory):
     server.server_close()
 
 
+@pytest.mark.slow
 def test_repositories(hub):
     server, ask, pipeline, folder = hub
     answer = ask(str(pipeline), str(folder))
@@ -172,6 +173,7 @@ def test_repositories(hub):
         assert words in answer[name] and "\n" not in answer[name], (name, answer[name])
 
 
+@pytest.mark.slow
 def test_a_token_opens_a_gated_repository(hub):
     _, ask, _, _ = hub
     assert ask(HF_TOKEN=TOKEN) == {"gated": "loaded"}
