@@ -16,39 +16,28 @@ from launch.runtime.layers.layers import Conv, Dense, attend
 from launch.runtime.types import Array, Variables
 
 EPSILON = 1e-6
-# Queries that attend at a time: of 1,024 px the weights of all would be a gigabyte an image.
+# Queries that attend at a time. A 1,024 px image has 128^2 = 16,384 latents: the attention weights
+# of all of them would take a gigabyte in float32.
 PIECE = 2048
 
 
 class Autoencoder(nn.Module):
     """Images to latents and back. Module and parameter names mirror the public checkpoints.
 
-    Latents are scaled as the U-Net takes them: (z - shift_factor) * scaling_factor of what the
-    encoder gives.
-
-    Attributes:
-        block_out_channels: width of each level, from the finest; each but the last halves.
-        layers_per_block: resnets a level of the encoder (one more in the decoder).
-        latent_channels: of the latents.
-        out_channels: of the images.
-        num_groups: groups of every group norm.
-        scaling_factor: see above.
-        shift_factor: see above.
-        force_upcast: float16 overflows in these weights: float32 takes its place.
-        remat: whether every resnet and attention keeps only its inputs for the backward pass.
-        dtype: of the computation; parameters, statistics and output are float32.
+    Latents are scaled as the U-Net takes them: (z - shift_factor) * scaling_factor, where z is the
+    encoder's output.
     """
 
-    block_out_channels: Sequence[int]
-    layers_per_block: int = 2
+    block_out_channels: Sequence[int]  # width of each level, finest first; all but the last halve
+    layers_per_block: int = 2  # resnets a level in the encoder; the decoder has one more
     latent_channels: int = 4
     out_channels: int = 3
     num_groups: int = 32
-    scaling_factor: float = 0.18215
+    scaling_factor: float = 0.18215  # about 1 / (standard deviation of z), for Stable Diffusion 1
     shift_factor: float = 0.0
-    force_upcast: bool = True
-    remat: bool = False
-    dtype: Any = jnp.float32
+    force_upcast: bool = True  # use float32 for float16, which overflows with these weights
+    remat: bool = False  # recompute every resnet and attention in the backward pass
+    dtype: Any = jnp.float32  # of the computation; parameters, statistics and output: float32
 
     def setup(self):
         dtype = self.computed_in
@@ -60,13 +49,13 @@ class Autoencoder(nn.Module):
 
     @property
     def computed_in(self) -> jnp.dtype:
-        """The type of the computation, after `force_upcast`."""
+        """`dtype` after `force_upcast`."""
         dtype = jnp.dtype(self.dtype)
         return jnp.dtype("float32") if self.force_upcast and dtype == jnp.float16 else dtype
 
     @property
     def factor(self) -> int:
-        """Pixels of an image for one of the latents, each way."""
+        """Image pixels per latent, along height or width."""
         return 2 ** (len(self.block_out_channels) - 1)
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -76,13 +65,9 @@ class Autoencoder(nn.Module):
     def encode(
         self, images: Float[Array, "b h w c"]
     ) -> tuple[Float[Array, "b h2 w2 z"], Float[Array, "b h2 w2 z"]]:
-        """Mean and log-variance of the latents.
+        """Mean and log-variance of the scaled latents; images are in [-1, 1].
 
-        Args:
-            images: in [-1, 1].
-
-        Raises:
-            ValueError: the images cannot be halved as often as the levels ask for.
+        Raises `ValueError` unless height and width are multiples of `factor`.
         """
         stride = self.factor
         if images.shape[1] % stride or images.shape[2] % stride:
@@ -93,6 +78,7 @@ class Autoencoder(nn.Module):
         moments = self.quant_conv(self.encoder(images)).astype(jnp.float32)
         mean, logvar = jnp.split(moments, 2, axis=-1)
         mean = (mean - self.shift_factor) * self.scaling_factor
+        # Scaling z by s adds 2 log(s) to its log-variance. The bounds are the public code's.
         return mean, jnp.clip(logvar, -30.0, 20.0) + 2 * math.log(self.scaling_factor)
 
     def decode(self, latents: Float[Array, "b h w z"]) -> Float[Array, "b h2 w2 c"]:
@@ -112,20 +98,11 @@ class Autoencoder(nn.Module):
 
 
 class Coder(nn.Module):
-    """What encoder and decoder have in common.
-
-    Attributes:
-        out_channels: of the output.
-        block_out_channels: width of each level, from the finest.
-        layers: resnets a level.
-        num_groups: groups of every group norm.
-        remat: see `Autoencoder`.
-        dtype: of the computation.
-    """
+    """What encoder and decoder share; for the fields see `Autoencoder`."""
 
     out_channels: int
     block_out_channels: Sequence[int]
-    layers: int
+    layers: int  # resnets a level
     num_groups: int
     remat: bool = False
     dtype: Any = jnp.float32
@@ -150,7 +127,7 @@ class Coder(nn.Module):
 
 
 class Encoder(Coder):
-    """Images to the moments of latents, before the last 1x1 convolution."""
+    """Images to the moments of latents, before the final 1x1 convolution."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 out"]:
@@ -160,18 +137,18 @@ class Encoder(Coder):
             for layer in range(self.layers):
                 h = self._resnet(width, f"down_blocks_{level}_resnets_{layer}")(h)
             if level < len(widths) - 1:
-                # Behind only, unlike the U-Net's.
+                # Pads at the bottom and right only, unlike the U-Net's.
                 name = f"down_blocks_{level}_downsamplers_0"
                 h = Downsample((0, 1), self.dtype, name=name)(h)
         return self._out(self._middle(h))
 
 
 class Decoder(Coder):
-    """Latents, after their first 1x1 convolution, to images."""
+    """Latents, after the first 1x1 convolution, to images."""
 
     @nn.compact
     def __call__(self, z: Float[Array, "b h w z"]) -> Float[Array, "b h2 w2 out"]:
-        widths = self.block_out_channels[::-1]
+        widths = self.block_out_channels[::-1]  # the decoder starts at the coarsest level
         h = self._middle(self._conv(widths[0], "conv_in")(z))
         for level, width in enumerate(widths):
             for layer in range(self.layers):
@@ -182,12 +159,7 @@ class Decoder(Coder):
 
 
 class PixelAttention(nn.Module):
-    """Self-attention of one head over all pixels, residual.
-
-    Attributes:
-        num_groups: of its norm.
-        dtype: of the computation.
-    """
+    """Residual self-attention of one head over all pixels."""
 
     num_groups: int
     dtype: Any = jnp.float32
@@ -197,6 +169,7 @@ class PixelAttention(nn.Module):
         norm = GroupNorm(self.num_groups, self.dtype, EPSILON, name="group_norm")
         tokens = norm(x.reshape(x.shape[0], -1, x.shape[-1]))  # [b, h * w, c]
         dense = lambda name: Dense(x.shape[-1], dtype=self.dtype, name=name)  # noqa: E731
+        # [b, h * w, 1 head, c]
         query, key, value = (dense(name)(tokens)[:, :, None] for name in ("to_q", "to_k", "to_v"))
         out = _attend_in_pieces(query, key, value)[:, :, 0]
         return split_batch(x + dense("to_out_0")(out).reshape(x.shape))
@@ -207,11 +180,12 @@ def _attend_in_pieces(
     key: Float[Array, "b n heads d"],
     value: Float[Array, "b n heads d"],
 ) -> Float[Array, "b n heads d"]:
+    # Exact: rows of the softmax are independent, so queries can be split and keys cannot.
     b, n, heads, d = query.shape
     if n <= PIECE:
         return attend(query, key, value)
     padded = jnp.pad(query, ((0, 0), (0, -n % PIECE), (0, 0), (0, 0)))
-    pieces = padded.reshape(b, -1, PIECE, heads, d).swapaxes(0, 1)
+    pieces = padded.reshape(b, -1, PIECE, heads, d).swapaxes(0, 1)  # [pieces, b, PIECE, heads, d]
     out = jax.lax.map(lambda queries: attend(queries, key, value), pieces)
     return out.swapaxes(0, 1).reshape(padded.shape)[:, :n]
 
@@ -221,7 +195,7 @@ def decode_one_by_one(
 ) -> Float[Array, "b h2 w2 c"]:
     """As `Autoencoder.decode`, one image at a time on each device of the mesh in use.
 
-    At 1,024 px one image's activations take gigabytes, which a batch may not have.
+    At 1,024 px the activations of one image take gigabytes; those of a batch may not fit.
     """
     return _one_by_one(lambda z: model.apply(variables, z, method="decode"), latents)
 
@@ -229,7 +203,7 @@ def decode_one_by_one(
 def encode_one_by_one(
     model: Autoencoder, variables: Variables, images: Float[Array, "b h w c"]
 ) -> tuple[Float[Array, "b h2 w2 z"], Float[Array, "b h2 w2 z"]]:
-    """As `Autoencoder.encode`, in the memory of one image on each device of the mesh in use."""
+    """As `Autoencoder.encode`, one image at a time on each device of the mesh in use."""
     return _one_by_one(lambda x: model.apply(variables, x, method="encode"), images)
 
 
@@ -237,7 +211,8 @@ def _one_by_one(function: Callable[[Array], PyTree], batch: Float[Array, "b ..."
     mesh = jax.sharding.get_abstract_mesh()
     devices = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
     devices = devices if batch.shape[0] % devices == 0 else 1
-    # What a device holds are neighbours: one of each device's makes a step.
-    steps = batch.reshape(devices, -1, *batch.shape[1:]).swapaxes(0, 1)
+    # A device holds consecutive rows of the batch. Each step takes one row from every device, so
+    # that all devices work and no rows move between them.
+    steps = batch.reshape(devices, -1, *batch.shape[1:]).swapaxes(0, 1)  # [steps, devices, ...]
     results = jax.lax.map(function, steps)
     return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:]), results)

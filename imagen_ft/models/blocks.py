@@ -20,10 +20,11 @@ KeysValues = tuple[Float[Array, "b tokens heads channels"], Float[Array, "b toke
 
 
 def timestep_embedding(t: Float[Array, " b"], width: int) -> Float[Array, "b width"]:
-    """Sinusoids of `t`, cosines first, periods up to 10,000 (Ho et al. 2020)."""
+    """Sinusoids of `t`, cosines first (Vaswani et al. 2017, section 3.5; Ho et al. 2020)."""
+    # Angular frequencies fall geometrically from 1 to almost 1 / 10,000.
     half = width // 2
-    # The exponents are rounded to float32 as in the checkpoints' own code: at t = 999 one unit in
-    # the last place of a frequency moves the sinusoid by 1e-4.
+    # The exponents are rounded to float32 as in the code that trained the checkpoints: at t = 999
+    # one unit in the last place of a frequency moves the sinusoid by 1e-4.
     exponents = np.float32(-math.log(10_000.0)) * np.arange(half, dtype=np.float32)
     frequencies = np.exp(np.float64(exponents / np.float32(half))).astype(np.float32)
     angles = t.astype(jnp.float32)[:, None] * frequencies[None]
@@ -31,7 +32,7 @@ def timestep_embedding(t: Float[Array, " b"], width: int) -> Float[Array, "b wid
 
 
 class GroupNorm(nn.Module):
-    """Group norm over all axes but the first, statistics in float32."""
+    """Group norm over all axes but the first, with float32 statistics (Wu & He 2018)."""
 
     num_groups: int
     dtype: Dtype = jnp.float32
@@ -45,21 +46,21 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (width,))
         bias = self.param("bias", nn.initializers.zeros, (width,))
         flat = x.reshape(x.shape[0], -1, width).astype(jnp.float32)  # [b, space, c]
-        # Over the space first, channel by channel, then over the group: the long sums stay
-        # along the layout. Two passes keep the variance exact.
+        # Means over space first, channel by channel, then over the group: the long sums run along
+        # the memory layout. Two passes, since E[x^2] - E[x]^2 cancels for large means.
         centred = flat - self._group_means(flat.mean(1))
         variance = self._group_means(jnp.square(centred).mean(1))
         normed = centred * (jax.lax.rsqrt(variance + self.epsilon) * scale[None, None])
         return (normed + bias[None, None]).astype(self.dtype).reshape(x.shape)
 
     def _group_means(self, x: Float[Array, "b c"]) -> Float[Array, "b 1 c"]:
-        groups = x.reshape(x.shape[0], self.num_groups, -1)
+        groups = x.reshape(x.shape[0], self.num_groups, -1)  # [b, groups, c / groups]
         means = jnp.broadcast_to(groups.mean(2, keepdims=True), groups.shape)
         return means.reshape(x.shape[0], 1, -1)
 
 
 class TimestepEmbedding(nn.Module):
-    """Two-layer network on a sinusoid: of the time, the condition's noise level, sizes."""
+    """Two-layer network on the sinusoids of time, noise level or sizes."""
 
     width: int
     dtype: Dtype = jnp.float32
@@ -72,7 +73,7 @@ class TimestepEmbedding(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-    """Pools tokens by attention from one class token: the mean plus a learned vector."""
+    """Pools tokens by attention from one query: their mean plus a learned vector."""
 
     num_heads: int
     dtype: Dtype = jnp.float32
@@ -83,6 +84,7 @@ class AttentionPooling(nn.Module):
         position = self.param(
             "positional_embedding", nn.initializers.normal(width**-0.5), (1, width)
         )
+        # As in the public code, padding counts in the mean and is attended to.
         token = text.mean(axis=1, keepdims=True) + position[None].astype(text.dtype)
         tokens = split_batch(jnp.concatenate([token, text], axis=1))
 
@@ -114,21 +116,14 @@ class TextTimeEmbedding(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """BigGAN-style residual block with scale-shift, optionally resampling inside.
-
-    Attributes:
-        width: output channels.
-        num_groups: of both norms.
-        resample: '', 'down' (2x2 average pool) or 'up' (nearest, x2), on the branch and the skip.
-        skip_time_act: the embedding has been activated by the caller.
-        out_scale: the output is divided by it.
-    """
+    """BigGAN-style residual block with scale-shift norm (Dhariwal & Nichol 2021)."""
 
     width: int
     num_groups: int
+    # '', 'down' (2x2 average pool) or 'up' (nearest, x2), on both the branch and the skip.
     resample: str = ""
-    skip_time_act: bool = False
-    out_scale: float = 1.0
+    skip_time_act: bool = False  # True: the caller has activated the embedding
+    out_scale: float = 1.0  # divides the output
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -136,35 +131,31 @@ class ResnetBlock(nn.Module):
         self, x: Float[Array, "b h w c"], embedding: Float[Array, "b d"]
     ) -> Float[Array, "b h2 w2 width"]:
         conv = lambda name, **kw: Conv(self.width, (3, 3), dtype=self.dtype, name=name, **kw)  # noqa: E731
+        # 1. Norm, resample, convolve.
         h = gelu(GroupNorm(self.num_groups, self.dtype, name="norm1")(x))
         if self.resample:
             resample = average_pool if self.resample == "down" else upsample_nearest
             x, h = resample(x), resample(h)
         h = conv("conv1")(h)
+        # 2. Scale and shift by the embedding; 1 + scale, so that 0 changes nothing.
         embedding = embedding if self.skip_time_act else gelu(embedding)
         modulation = Dense(2 * self.width, dtype=self.dtype, name="time_emb_proj")(embedding)
-        scale, shift = jnp.split(modulation[:, None, None], 2, axis=-1)
+        scale, shift = jnp.split(modulation[:, None, None], 2, axis=-1)  # each [b, 1, 1, width]
         h = GroupNorm(self.num_groups, self.dtype, name="norm2")(h) * (1 + scale) + shift
         h = conv("conv2")(gelu(h))
+        # 3. Add the skip, projected where the width changes.
         if x.shape[-1] != self.width:
             x = Conv(self.width, (1, 1), dtype=self.dtype, name="conv_shortcut")(x)
         return split_batch((x + h) / self.out_scale)
 
 
 class AddedKVAttention(nn.Module):
-    """Self-attention whose keys and values begin with those of the text.
-
-    Attributes:
-        width: channels.
-        head_dim: channels a head.
-        num_groups: of the norm of the image.
-        cross_num_groups: of the norm of the text.
-    """
+    """Self-attention over the pixels with the text's keys and values in front of theirs."""
 
     width: int
-    head_dim: int
-    num_groups: int
-    cross_num_groups: int = 32
+    head_dim: int  # channels a head
+    num_groups: int  # of the image's norm
+    cross_num_groups: int = 32  # of the text's norm
     dtype: Dtype = jnp.float32
 
     def setup(self):

@@ -1,17 +1,16 @@
 """The Efficient U-Net of Imagen's super-resolution stages (Saharia et al. 2022, appendix B).
 
-Most of the parameters are at the lowest resolution. Every block on the way down begins with a
-strided convolution, every block on the way up ends with the upsampling.
+Most of the parameters are at the lowest resolution. Every block going down starts with a strided
+convolution, every block going up ends with the upsampling. The paper's figures leave open, and we
+chose:
 
-The paper's figures leave open:
-
-* Where the width changes. The sampling convolutions keep it, as they are the ones that work at the
-  higher resolution; the first residual block going down widens, the last one going up narrows.
-* How many skips. One a block, added to what comes from below, and one from the input convolution.
+* Where the width changes. The sampling convolutions keep it, as they work at the higher
+  resolution; the first residual block going down widens, the last one going up narrows.
+* How many skips. One a block, and one from the input convolution, each added going up.
 * What is scaled by 1/sqrt(2). Every sum of two branches: residual, attention and skip alike, so
-  that sums keep the variance of what they add (Song et al. 2021; Saharia et al. 2021).
+  that sums keep the variance of their terms (Song et al. 2021; Saharia et al. 2021).
 * The upsampling. Nearest neighbours, then a 3x3 convolution: no checkerboards (Odena et al. 2016).
-* The hidden width of an attention block, twice the channels: that of its feed-forward layer.
+* The hidden width of the feed-forward layer in an attention block: twice the channels.
 """
 
 import functools
@@ -41,44 +40,31 @@ from launch.runtime.types import Array
 class EfficientUNet(nn.Module):
     """A text-conditional U-Net for super-resolution, light at high resolutions.
 
-    Attributes:
-        out_channels: of the prediction; 3 for the eps of an image.
-        block_out_channels: width of each block, from the finest; each halves height and width.
-        layers_per_block: residual blocks of each, as many going down as going up.
-        self_attention: for each block, whether it ends with self-attention and a feed-forward
-            layer.
-        text_attention: for each block, whether it attends to the text. With self-attention the
-            text's keys and values join those of the image, as in the base: one attention costs
-            less than two. Without it this is cross-attention.
-        cross_attention_dim: width of the projected text.
-        time_embedding_dim: width of the embeddings of time, noise level and pooled text; 0 is four
-            times the finest block's.
-        num_heads: of every attention.
-        num_groups: of every group norm.
-        pooling_heads: heads of the text's attention pooling.
-        noise_level: whether the noise level of the low-resolution images is embedded.
-        remat: whether every residual block and attention keeps only its inputs for the backward
-            pass and computes the rest again; or one such choice for each block.
-        dtype: of the computation; parameters, statistics and output are float32.
+    Sequences have one entry a block, finest first.
     """
 
-    out_channels: int
-    block_out_channels: Sequence[int]
-    layers_per_block: Sequence[int]
-    self_attention: Sequence[bool]
+    out_channels: int  # 3 for the eps of an image
+    block_out_channels: Sequence[int]  # width of each block; each halves height and width
+    layers_per_block: Sequence[int]  # residual blocks, the same number going down and up
+    self_attention: Sequence[bool]  # whether a block ends with it and a feed-forward layer
+    # Whether a block attends to the text. With self-attention the text's keys and values join those
+    # of the image, as in the base: one attention costs less than two. Without it this is
+    # cross-attention.
     text_attention: Sequence[bool]
-    cross_attention_dim: int
+    cross_attention_dim: int  # channels of the projected text
+    # Channels of the embeddings of time, noise level and pooled text; 0: four times the finest's.
     time_embedding_dim: int = 0
     num_heads: int = 8
     num_groups: int = 32
-    pooling_heads: int = 8
-    noise_level: bool = True
+    pooling_heads: int = 8  # of the text's attention pooling
+    noise_level: bool = True  # whether that of the low-resolution images is embedded
+    # Recompute residual blocks and attentions in the backward pass: all, or one choice a block.
     remat: bool | Sequence[bool] = False
-    dtype: Any = jnp.float32
+    dtype: Any = jnp.float32  # of the computation; parameters, statistics and output: float32
 
     @property
     def halvings(self) -> int:
-        """How many times height and width are halved on the way down."""
+        """How many times height and width are halved."""
         return len(self.block_out_channels)
 
     @nn.nowrap
@@ -87,6 +73,7 @@ class EfficientUNet(nn.Module):
         return self.num_heads
 
     def setup(self):
+        # 1. Embeddings of time, noise level and text.
         first = self.block_out_channels[0]
         width = self.time_embedding_dim or 4 * first
         self.time_embedding = TimestepEmbedding(width, self.dtype)
@@ -94,6 +81,7 @@ class EfficientUNet(nn.Module):
             self.noise_level_embedding = TimestepEmbedding(width, self.dtype)
         self.text_projection = Dense(self.cross_attention_dim, dtype=self.dtype)
         self.text_embedding = TextTimeEmbedding(width, self.pooling_heads, self.dtype)
+        # 2. Blocks, each number halving going down and doubling going up.
         self.conv_in = Conv(first, (3, 3), dtype=self.dtype)
         self.down = [DBlock(**self._block(n)) for n in range(len(self.block_out_channels))]
         self.up = [UBlock(**self._block(n)) for n in range(len(self.block_out_channels))]
@@ -109,24 +97,17 @@ class EfficientUNet(nn.Module):
     ) -> Float[Array, "b h w out"]:
         """Predicts eps.
 
-        Args:
-            x: noisy images with the low-resolution images, already noised and of the same size,
-                concatenated behind them; height and width are multiples of the total stride, 2 to
-                the number of blocks, and may differ from those of training.
-            t: time, in the units that the weights were trained with.
-            text: states of the text encoder.
-            noise_level: of the low-resolution images, in the units of t.
-
-        Raises:
-            ValueError: the images cannot be halved as often as there are blocks; `noise_level` is
-                given and the model has none, or the other way round.
+        `x` holds the noisy images and behind them, along the channels, the low-resolution images,
+        upsampled and noised. Sizes may differ from those of training. `t` and `noise_level`, of the
+        low-resolution images, are in the units of training. Raises `ValueError` if height or width
+        is not a multiple of 2**blocks, or if `noise_level` is missing or not wanted.
         """
         return self.denoise(x, t, self.context(text, noise_level))
 
     def context(
         self, text: Float[Array, "b n d"], noise_level: Float[Array, " b"] | None = None
     ) -> Context:
-        """What `denoise` needs of the text and the noise level; see `__call__` for both."""
+        """What `denoise` needs from the text and the noise level; see `__call__` for both."""
         if self.noise_level != (noise_level is not None):
             raise ValueError(
                 "noise_level goes with a model that has noise_level=True, and only there"
@@ -136,27 +117,31 @@ class EfficientUNet(nn.Module):
         if noise_level is not None:
             sinusoid = timestep_embedding(noise_level, self.block_out_channels[0])
             embedding.append(self.noise_level_embedding(sinusoid))
+        # In the order in which `denoise` takes them.
         blocks = [block for block in (*self.down, *reversed(self.up)) if block.text_attention]
         return Context(tuple(embedding), tuple(block.context(text) for block in blocks))
 
     def denoise(
         self, x: Float[Array, "b h w c"], t: Float[Array, " b"], context: Context
     ) -> Float[Array, "b h w out"]:
-        """As `__call__`, with what `context` has returned."""
+        """As `__call__`, given the result of `context`."""
         stride = 2 ** len(self.block_out_channels)
         if x.shape[1] % stride or x.shape[2] % stride:
             raise ValueError(
                 f"images must be a multiple of {stride} px (the total stride) each way, "
                 f"got {x.shape[1]}x{x.shape[2]}"
             )
+        # 1. Embed the time, and what the context adds to it; activated once for all blocks.
         embedding = self.time_embedding(timestep_embedding(t, self.block_out_channels[0]))
         embedding = nn.swish(sum(context.embedding, embedding))
+        # 2. Down: keep the input of every block.
         texts = iter(context.keys_values)
         h = self.conv_in(x)
         skips = []
         for block in self.down:
             skips.append(h)
             h = block(h, embedding, next(texts) if block.text_attention else None)
+        # 3. Up: the output of a block joins the input of its counterpart, which has its shape.
         for block in reversed(self.up):
             h = block(h, embedding, next(texts) if block.text_attention else None)
             h = merge(h, skips.pop())
@@ -177,18 +162,11 @@ class EfficientUNet(nn.Module):
 
 
 class Block(nn.Module):
-    """What DBlock and UBlock share: residual blocks, then attention.
+    """What DBlock and UBlock share: residual blocks, then attention; see `EfficientUNet`."""
 
-    Attributes:
-        outer_width: channels on its side of the higher resolution.
-        width: channels on its side of the lower resolution.
-        layers: residual blocks.
-        self_attention: see EfficientUNet, as for the rest.
-    """
-
-    outer_width: int
-    width: int
-    layers: int
+    outer_width: int  # channels at the higher resolution
+    width: int  # channels at the lower resolution
+    layers: int  # residual blocks
     self_attention: bool
     text_attention: bool
     num_heads: int
@@ -197,7 +175,7 @@ class Block(nn.Module):
     dtype: Dtype = jnp.float32
 
     def add_layers(self, widths: Sequence[int]) -> None:
-        """Makes the residual blocks of these widths, and the attention."""
+        """Creates residual blocks of these widths, and the attention."""
         wrap = nn.remat if self.remat else lambda module: module
         shared = dict(num_groups=self.num_groups, dtype=self.dtype)
         self.resnets = [wrap(EfficientResnetBlock)(width, **shared) for width in widths]
@@ -211,14 +189,14 @@ class Block(nn.Module):
         return self.attention.context(text)
 
     def run_layers(self, h: Array, embedding: Array, text: KeysValues | None) -> Array:
-        """Runs what `add_layers` has made."""
+        """Runs what `add_layers` has created."""
         for resnet in self.resnets:
             h = resnet(h, embedding)
         return self.attention(h, text) if self.self_attention or self.text_attention else h
 
 
 class DBlock(Block):
-    """Strided convolution, then the layers, of which the first one changes the width."""
+    """Strided convolution, then the layers; the first one changes the width."""
 
     def setup(self):
         self.conv = Conv(self.outer_width, (3, 3), strides=2, dtype=self.dtype)
@@ -231,7 +209,7 @@ class DBlock(Block):
 
 
 class UBlock(Block):
-    """The layers, of which the last one changes the width, then upsampling."""
+    """The layers, the last of which changes the width, then upsampling."""
 
     def setup(self):
         self.add_layers([self.width] * (self.layers - 1) + [self.outer_width])
@@ -244,12 +222,7 @@ class UBlock(Block):
 
 
 class EfficientResnetBlock(nn.Module):
-    """Residual block with scale-shift norm; the embedding has been activated by the caller.
-
-    Attributes:
-        width: output channels.
-        num_groups: of both norms.
-    """
+    """Residual block with scale-shift norm; the caller has activated the embedding."""
 
     width: int
     num_groups: int
@@ -263,37 +236,29 @@ class EfficientResnetBlock(nn.Module):
         norm = functools.partial(GroupNorm, self.num_groups, self.dtype)
         h = conv(kernel_size=(3, 3), name="conv1")(nn.swish(norm(name="norm1")(x)))
         modulation = Dense(2 * self.width, dtype=self.dtype, name="modulation")(embedding)
-        scale, shift = jnp.split(modulation[:, None, None], 2, axis=-1)
+        # Dhariwal & Nichol 2021: adaptive group norm, with 1 + scale so that 0 changes nothing.
+        scale, shift = jnp.split(modulation[:, None, None], 2, axis=-1)  # each [b, 1, 1, width]
         h = norm(name="norm2")(h) * (1 + scale) + shift
         h = conv(kernel_size=(3, 3), name="conv2")(nn.swish(h))
-        # The figure has a convolution on every shortcut; where the width stays it adds little.
+        # The paper's figure has a convolution on every shortcut; with equal widths it adds little.
         if x.shape[-1] != self.width:
             x = conv(kernel_size=(1, 1), name="conv_shortcut")(x)
         return merge(x, h)
 
 
 class Attention(nn.Module):
-    """Attention of every pixel to the pixels, to the text, or to both at once.
-
-    Projections to queries, keys and values have no biases: a softmax cannot see those of keys.
-
-    Attributes:
-        width: channels.
-        num_heads: heads; they share the channels.
-        self_attention: to the pixels, and then a feed-forward layer.
-        text_attention: to the text.
-        num_groups: of the norms of the image; the text has a layer norm.
-    """
+    """Attention of every pixel to the pixels, to the text, or to both at once."""
 
     width: int
-    num_heads: int
-    self_attention: bool
+    num_heads: int  # they share the channels
+    self_attention: bool  # to the pixels; adds a feed-forward layer
     text_attention: bool
-    num_groups: int
+    num_groups: int  # of the image's norms; the text has a layer norm
     dtype: Dtype = jnp.float32
 
     def setup(self):
         dense = functools.partial(Dense, dtype=self.dtype)
+        # No biases: one of the keys shifts all logits of a query alike, which a softmax ignores.
         project = functools.partial(dense, self.width, use_bias=False)
         self.norm = GroupNorm(self.num_groups, self.dtype)
         self.query, self.out = project(), dense(self.width)
@@ -314,11 +279,13 @@ class Attention(nn.Module):
         self, x: Float[Array, "b h w c"], text: KeysValues | None
     ) -> Float[Array, "b h w c"]:
         h = self.norm(x.reshape(x.shape[0], -1, self.width))  # [b, h * w, c]
+        # One softmax over the text's tokens and the pixels: their keys are concatenated.
         pairs = [text] if self.text_attention else []
         if self.self_attention:
             pairs.append((self._heads(self.key(h)), self._heads(self.value(h))))
         keys, values = (jnp.concatenate(arrays, axis=1) for arrays in zip(*pairs, strict=True))
         h = attend(self._heads(self.query(h)), keys, values)
+        # [b, h * w, heads, c / heads] to [b, h, w, c]
         x = merge(x, self.out(h.reshape(h.shape[0], -1, self.width)).reshape(x.shape))
         if not self.self_attention:
             return x
@@ -330,5 +297,5 @@ class Attention(nn.Module):
 
 
 def merge(x: Array, y: Array) -> Array:
-    """The sum of two branches, with their variance."""
+    """The sum of two branches over sqrt(2): independent branches keep their variance."""
     return split_batch((x + y) * 0.5**0.5)

@@ -1,7 +1,4 @@
-"""Blocks of the latent networks: the U-Net's and the auto-encoder's.
-
-Module and parameter names mirror the public checkpoints.
-"""
+"""Blocks of the latent U-Net and the auto-encoder, named as in the public checkpoints."""
 
 from typing import Any
 
@@ -18,13 +15,9 @@ Dtype = Any
 
 
 class LatentResnet(nn.Module):
-    """Residual block whose embedding, if it has one, is added.
+    """Residual block to `width` channels that adds an embedding, in the U-Net, between its halves.
 
-    Attributes:
-        width: output channels.
-        num_groups: of both norms.
-        epsilon: of both norms.
-        dtype: of the computation.
+    The auto-encoder's blocks take no embedding.
     """
 
     width: int
@@ -41,7 +34,7 @@ class LatentResnet(nn.Module):
         h = conv("conv1")(nn.silu(norm("norm1")(x)))
         if embedding is not None:
             dense = Dense(self.width, dtype=self.dtype, name="time_emb_proj")
-            h = h + dense(nn.silu(embedding))[:, None, None]
+            h = h + dense(nn.silu(embedding))[:, None, None]  # [b, 1, 1, width]
         h = conv("conv2")(nn.silu(norm("norm2")(h)))
         if x.shape[-1] != self.width:
             x = Conv(self.width, (1, 1), dtype=self.dtype, name="conv_shortcut")(x)
@@ -49,13 +42,10 @@ class LatentResnet(nn.Module):
 
 
 class Downsample(nn.Module):
-    """A convolution of stride 2.
+    """A 3x3 convolution of stride 2."""
 
-    Attributes:
-        padding: zeros before and behind each axis.
-        dtype: of the computation.
-    """
-
+    # Zeros before and after each spatial axis. JAX's "SAME" would choose (0, 1) for an even size:
+    # right for the auto-encoder, wrong for the U-Net's (1, 1).
     padding: tuple[int, int]
     dtype: Dtype = jnp.float32
 
@@ -66,7 +56,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Every pixel becomes 2x2, then a convolution."""
+    """Nearest-neighbour doubling, then a 3x3 convolution."""
 
     dtype: Dtype = jnp.float32
 

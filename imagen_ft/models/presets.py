@@ -1,16 +1,16 @@
-"""The models by name: DeepFloyd IF, Imagen, T5, Stable Diffusion, and tiny ones of each kind.
+"""The models by name: DeepFloyd IF, Imagen, T5, Stable Diffusion, and a tiny one of each kind.
 
-IF's and Stable Diffusion's numbers are those of their public configurations, T5's those of its
-v1.1 checkpoints. Imagen's are the paper's (Saharia et al. 2022, appendix B); of what it leaves open
+IF's and Stable Diffusion's numbers come from their public configurations, T5's from its v1.1
+checkpoints, Imagen's from the paper (Saharia et al. 2022, appendix B). Where the paper is silent
 we chose:
 
 * The text is projected to 1,024 channels before it is pooled and attended to.
 * imagen_base64: the embeddings are as wide as the finest level. At four times that, the usual
   width, the network would have 2.23B parameters instead of about 2B.
 * imagen_sr256: the paper lists the same residual blocks for both super-resolution stages, and
-  self-attention is 2% of them, so they cannot have 600M and 400M parameters. With the listed 2, 4,
-  8, 8 ours has 424M; four more each way at the lowest resolution, where they cost least, make it
-  583M.
+  self-attention is 2% of the parameters, so the stages cannot have 600M and 400M. With the listed
+  2, 4, 8, 8 ours has 424M; four more each way at the lowest resolution, where they cost least, make
+  it 583M.
 """
 
 import dataclasses
@@ -33,23 +33,16 @@ T5_XXL_WIDTH, TINY_T5_WIDTH = 4096, 16
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A row of the table.
-
-    Attributes:
-        module: the class.
-        fields: its fields that are not left at their defaults.
-        text_width: of the text states that a U-Net is conditioned on.
-        pooled_width: of the pooled text that it is told besides; 0: it is not.
-    """
+    """A row of the table: a class and its fields that differ from their defaults."""
 
     module: type[nn.Module]
     fields: dict[str, Any]
-    text_width: int = T5_XXL_WIDTH
-    pooled_width: int = 0
+    text_width: int = T5_XXL_WIDTH  # channels of the text states that a U-Net attends to
+    pooled_width: int = 0  # channels of SDXL's pooled text; 0: the U-Net takes none
 
 
 def _if_i(width: int) -> Preset:
-    """IF's base, whose other widths are multiples of the first one's."""
+    # All of IF's base models scale one number: levels are 1 to 4 times as wide.
     fields = dict(
         out_channels=6,  # eps and the learned variance
         block_out_channels=(width, 2 * width, 3 * width, 4 * width),
@@ -61,7 +54,7 @@ def _if_i(width: int) -> Preset:
 
 
 def _if_ii(widths: tuple[int, ...], layers: tuple[int, ...]) -> Preset:
-    """IF's super-resolution; text and embeddings are as wide as the coarsest level."""
+    # In IF's super-resolution, text and embeddings are as wide as the coarsest level.
     fields = dict(
         out_channels=6,
         block_out_channels=widths,
@@ -71,7 +64,7 @@ def _if_ii(widths: tuple[int, ...], layers: tuple[int, ...]) -> Preset:
         time_embedding_dim=widths[-1],
         noise_level=True,
         skip_time_act=True,
-        out_scale=1.41422712,
+        out_scale=1.41422712,  # as in the public config, for sqrt(2) = 1.41421356
     )
     return Preset(UNet, fields)
 
@@ -99,7 +92,7 @@ def _t5(d_model: int, d_ff: int, num_layers: int, num_heads: int, d_kv: int = 64
 
 
 def _sd(text_width: int, pooled_width: int = 0, **fields: Any) -> Preset:
-    """Stable Diffusion's U-Nets; `attention_head_dim` in their configs is the number of heads."""
+    # `attention_head_dim` in the public configs is the number of heads, despite its name.
     usual = dict(
         out_channels=4,
         block_out_channels=(320, 640, 1280, 1280),
@@ -109,25 +102,24 @@ def _sd(text_width: int, pooled_width: int = 0, **fields: Any) -> Preset:
 
 
 def _tiny_sd(pooled_width: int = 0, **fields: Any) -> Preset:
-    """The same kind with two levels of one layer, for the states of the tiny CLIP."""
+    # Two levels of one layer; the text states are the tiny CLIP's, as wide as the tiny T5's.
     usual = dict(block_out_channels=(8, 16), layers_per_block=1, num_groups=4)
     return _sd(TINY_T5_WIDTH, pooled_width, **usual, **fields)
 
 
 def _vae(**fields: Any) -> Preset:
-    """Stable Diffusion's auto-encoders differ in their weights and the scale of the latents."""
+    # Stable Diffusion's auto-encoders differ only in their weights and the scale of the latents.
     return Preset(Autoencoder, dict(block_out_channels=(128, 256, 512, 512)) | fields)
 
 
 def _clip(width: int, num_layers: int, num_heads: int, **fields: Any) -> Preset:
-    """CLIP's and OpenCLIP's text encoders, as Stable Diffusion's files have them."""
     fields = dict(width=width, num_layers=num_layers, num_heads=num_heads) | fields
-    # The files' configs name 2: that their weights pool at the highest id.
+    # end_token=2, as in the public configs, selects pooling at the highest id of a prompt.
     return Preset(ClipTextEncoder, dict(mlp_width=4 * width, end_token=2) | fields)
 
 
 def _tiny(preset: Preset, **attention: Any) -> Preset:
-    """The same kind with two levels of one layer."""
+    # The same kind of network with two levels of one layer.
     fields = dict(
         preset.fields,
         block_out_channels=(8, 16),
@@ -167,6 +159,7 @@ PRESETS = {
         size_embedding_dim=256,
     ),
     "clip_l": _clip(768, num_layers=12, num_heads=12, activation="quick_gelu"),
+    # 24 layers were trained; Stable Diffusion 2 takes the states before the last one.
     "openclip_h": _clip(1024, num_layers=23, num_heads=16),
     "openclip_g": _clip(1280, num_layers=32, num_heads=20, projection_width=1280),
     "sd_vae": _vae(),
@@ -194,15 +187,9 @@ PRESETS = {
 
 
 def make(name: str, field: str = "model", /, **overrides: Any) -> nn.Module:
-    """The model of that name.
+    """The model of a row of `PRESETS`, with `overrides` of its fields; `field` is for messages.
 
-    Args:
-        name: of a row of `PRESETS`.
-        field: what its fields are in, for messages.
-        **overrides: fields of the model with other values.
-
-    Raises:
-        InputError: there is no such model, it has no such field, or one has a wrong value.
+    Raises `InputError` if there is no such model or field, or a field has a wrong value.
     """
     preset = find(name)
     names = {field.name for field in dataclasses.fields(preset.module)} - {"parent", "name"}
@@ -214,10 +201,10 @@ def make(name: str, field: str = "model", /, **overrides: Any) -> nn.Module:
 
 
 def parameter_shapes(name: str, **overrides: Any) -> dict[str, Any]:
-    """Shapes and types of the parameters, by module and name; nothing is allocated.
+    """Shapes and types of the parameters, by module and name; arguments and errors as in `make`.
 
-    The model takes images of three channels, and with `noise_level` as many of the low-resolution
-    image, or latents of as many as it predicts; arguments and errors are those of `make`.
+    Nothing is allocated. A pixel model takes images of three channels, and three more of the
+    low-resolution image if it has `noise_level`; a latent model takes as many as it predicts.
     """
     model = make(name, **overrides)
     inputs = _inputs(model, find(name))
@@ -225,7 +212,7 @@ def parameter_shapes(name: str, **overrides: Any) -> dict[str, Any]:
 
 
 def _inputs(model: Any, preset: Preset) -> list[Any]:
-    """Shapes and types of the smallest inputs that a model takes."""
+    # One example, one token, and the smallest size that can be halved at every level.
     floats = lambda *shape: jax.ShapeDtypeStruct(shape, "float32")  # noqa: E731
     tokens = jax.ShapeDtypeStruct((1, 1), "int32")
     if isinstance(model, T5Encoder):
@@ -245,11 +232,7 @@ def _inputs(model: Any, preset: Preset) -> list[Any]:
 
 
 def find(name: str) -> Preset:
-    """The row of that name.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The row of that name. Raises `InputError` if there is none."""
     if name not in PRESETS:
         raise InputError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
     return PRESETS[name]

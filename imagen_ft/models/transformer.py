@@ -1,7 +1,4 @@
-"""The transformer between a latent U-Net's resnets, which attends to its pixels and to the text.
-
-Module and parameter names mirror the public checkpoints.
-"""
+"""The latent U-Net's transformer over pixels and text, named as in the public checkpoints."""
 
 import functools
 from typing import Any
@@ -17,24 +14,14 @@ from launch.runtime.types import Array
 
 
 class Transformer(nn.Module):
-    """Blocks between two projections, residual (Rombach et al. 2022, appendix E.2).
-
-    Attributes:
-        width: channels.
-        num_heads: heads of every attention.
-        depth: blocks.
-        num_groups: of the norm.
-        linear_projection: see `LatentUNet`.
-        remat: whether every block keeps only its inputs for the backward pass.
-        dtype: of the computation.
-    """
+    """Blocks between two projections, residual (Rombach et al. 2022, appendix E.2)."""
 
     width: int
     num_heads: int
-    depth: int
+    depth: int  # blocks
     num_groups: int
-    linear_projection: bool
-    remat: bool = False
+    linear_projection: bool  # else 1x1 convolutions, as in Stable Diffusion 1
+    remat: bool = False  # recompute every block in the backward pass
     dtype: Any = jnp.float32
 
     def setup(self):
@@ -42,6 +29,7 @@ class Transformer(nn.Module):
         if not self.linear_projection:
             projection = functools.partial(Conv, self.width, (1, 1), dtype=self.dtype)
         block = nn.remat(TransformerBlock) if self.remat else TransformerBlock
+        # This norm's epsilon is 1e-6 in the public code; the resnets' is 1e-5.
         self.norm = GroupNorm(self.num_groups, self.dtype, 1e-6)
         self.proj_in = projection()
         self.transformer_blocks = [
@@ -63,13 +51,7 @@ class Transformer(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention to the pixels, to the text, and a gated feed-forward layer, each pre-normed.
-
-    Attributes:
-        width: channels.
-        num_heads: of both attentions.
-        dtype: of the computation.
-    """
+    """Attention to the pixels, to the text, and a gated feed-forward layer, each normed first."""
 
     width: int
     num_heads: int
@@ -83,6 +65,7 @@ class TransformerBlock(nn.Module):
         self.attn1_to_q, self.attn1_to_k, self.attn1_to_v = inner(), inner(), inner()
         self.attn2_to_q, self.attn2_to_k, self.attn2_to_v = inner(), inner(), inner()
         self.attn1_to_out_0, self.attn2_to_out_0 = outer(), outer()
+        # 4 * width hidden channels and as many for their gate.
         self.ff_net_0_proj = Dense(8 * self.width, dtype=self.dtype)
         self.ff_net_2 = outer()
 
@@ -91,15 +74,17 @@ class TransformerBlock(nn.Module):
         return self._heads(self.attn2_to_k(text)), self._heads(self.attn2_to_v(text))
 
     def __call__(self, x: Float[Array, "b n c"], text: KeysValues) -> Float[Array, "b n c"]:
+        # 1. Self-attention over the pixels.
         normed = self.norm1(x)
         query, key, value = (
             self._heads(project(normed))
             for project in (self.attn1_to_q, self.attn1_to_k, self.attn1_to_v)
         )
         x = x + self.attn1_to_out_0(attend(query, key, value).reshape(x.shape))
+        # 2. Cross-attention to the text.
         query = self._heads(self.attn2_to_q(self.norm2(x)))
         x = x + self.attn2_to_out_0(attend(query, *text).reshape(x.shape))
-        # Shazeer 2020, section 2: GEGLU.
+        # 3. Feed-forward layer: GEGLU (Shazeer 2020, section 2).
         hidden, gate = jnp.split(self.ff_net_0_proj(self.norm3(x)), 2, axis=-1)
         return x + self.ff_net_2(hidden * gelu(gate))
 

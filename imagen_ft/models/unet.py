@@ -22,67 +22,45 @@ from launch.runtime.types import Array
 
 
 class Context(NamedTuple):
-    """What a network knows besides x_t and t: the same at every step of sampling.
+    """What a network needs besides x_t and t, computed once for all steps of sampling."""
 
-    Attributes:
-        embedding: of the pooled text and, for super-resolution, of the noise level.
-        keys_values: of the text, for each attention in the order of the computation.
-    """
-
-    embedding: tuple[Float[Array, "b d"], ...]
-    keys_values: tuple[KeysValues, ...]
+    embedding: tuple[Float[Array, "b d"], ...]  # of pooled text and, for super-resolution, noise
+    keys_values: tuple[KeysValues, ...]  # of the text, for each attention of the forward pass
 
 
 class UNet(nn.Module):
     """A text-conditional U-Net over pixels, for base and super-resolution stages.
 
-    Attributes:
-        out_channels: twice the image's channels where the variance is learned.
-        block_out_channels: width of each level, from the finest.
-        layers_per_block: resnets a level going down (one more going up), or one such number for
-            each level.
-        attention: for each level, whether it attends to itself and the text.
-        cross_attention_dim: width of the projected text.
-        time_embedding_dim: width of the embeddings of time, noise level and pooled text; 0 is four
-            times the finest level's.
-        attention_head_dim: channels a head, or one such number for each block down, which the
-            blocks up take in the same order (diffusers does not reverse it).
-        num_groups: groups of every other group norm.
-        pooling_heads: heads of the text's attention pooling.
-        noise_level: whether the noise level of a low-resolution condition is embedded
-            (super-resolution; the condition itself is concatenated to x).
-        skip_time_act: the embeddings are not activated in every resnet (IF's stage II).
-        time_act: they are activated once, before; None is the same as skip_time_act.
-        out_scale: every resnet's output is divided by it.
-        mid_out_scale: the same for those of the middle; None is out_scale.
-        cross_num_groups: groups of the text's norm in every attention.
-        remat: whether every resnet and attention keeps only its inputs for the backward pass and
-            computes the rest again; or one such choice for each level (the middle goes with the
-            coarsest).
-        dtype: of the computation; parameters, statistics and output are float32.
+    A field that is one value or a sequence holds for all levels or has one entry a level, finest
+    first; the middle goes with the coarsest level.
     """
 
-    out_channels: int
-    block_out_channels: Sequence[int]
-    layers_per_block: int | Sequence[int]
-    attention: Sequence[bool]
-    cross_attention_dim: int
+    out_channels: int  # twice the image's channels if the variance is learned
+    block_out_channels: Sequence[int]  # width of each level
+    layers_per_block: int | Sequence[int]  # resnets going down; one more going up
+    attention: Sequence[bool]  # for each level, whether it attends to itself and the text
+    cross_attention_dim: int  # channels of the projected text
+    # Channels of the embeddings of time, noise level and pooled text; 0: four times the finest's.
     time_embedding_dim: int = 0
+    # Channels a head. As in diffusers, a sequence is not reversed going up: its first entry is for
+    # the finest level going down and for the coarsest going up.
     attention_head_dim: int | Sequence[int] = 64
     num_groups: int = 32
-    cross_num_groups: int = 32
-    pooling_heads: int = 64
+    cross_num_groups: int = 32  # of the text's norm in every attention
+    pooling_heads: int = 64  # of the text's attention pooling
+    # Whether the noise level of the low-resolution images is embedded (super-resolution; the
+    # images themselves are concatenated to x).
     noise_level: bool = False
-    skip_time_act: bool = False
-    time_act: bool | None = None
-    out_scale: float = 1.0
-    mid_out_scale: float | None = None
-    remat: bool | Sequence[bool] = False
-    dtype: Any = jnp.float32
+    skip_time_act: bool = False  # True: resnets do not activate the embedding (IF's stage II)
+    time_act: bool | None = None  # activate it once, before all resnets; None: as skip_time_act
+    out_scale: float = 1.0  # every resnet's output is divided by it
+    mid_out_scale: float | None = None  # the same in the middle; None: out_scale
+    remat: bool | Sequence[bool] = False  # recompute resnets and attentions in the backward pass
+    dtype: Any = jnp.float32  # of the computation; parameters, statistics and output: float32
 
     @property
     def halvings(self) -> int:
-        """How many times height and width are halved on the way down."""
+        """How many times height and width are halved."""
         return len(self.block_out_channels) - 1
 
     @property
@@ -98,6 +76,7 @@ class UNet(nn.Module):
         return max(1, self.block_out_channels[level] // smallest)
 
     def setup(self):
+        # 1. Embeddings of time, noise level and text; the first convolution.
         first, levels = self.block_out_channels[0], len(self.block_out_channels)
         width = self.time_embedding_dim or 4 * first
         self.time_embedding = TimestepEmbedding(width, self.dtype)
@@ -106,6 +85,7 @@ class UNet(nn.Module):
         self.add_embedding = TextTimeEmbedding(width, self.pooling_heads, self.dtype)
         self.encoder_hid_proj = Dense(self.cross_attention_dim, dtype=self.dtype)
         self.conv_in = Conv(first, (3, 3), dtype=self.dtype)
+        # 2. Down, middle, up. The names are the checkpoints'; `order` is that of the forward pass.
         order = []
         for level in range(levels):
             order += self._add_layers(level, f"down_blocks_{level}", self._layers(level))
@@ -119,6 +99,7 @@ class UNet(nn.Module):
             if level > 0:
                 self._add_resnet(level, f"{self._up_name(level)}_upsamplers_0", "up")
         self.attention_order = tuple(order)
+        # 3. The prediction.
         self.conv_norm_out = GroupNorm(self.num_groups, self.dtype)
         self.conv_out = Conv(self.out_channels, (3, 3), dtype=self.dtype)
 
@@ -129,25 +110,19 @@ class UNet(nn.Module):
         text: Float[Array, "b n d"],
         noise_level: Float[Array, " b"] | None = None,
     ) -> Float[Array, "b h w out"]:
-        """Predicts eps and, where it is learned, the variance: channels behind those of eps.
+        """Predicts eps and, if it is learned, the variance in the channels behind eps.
 
-        Args:
-            x: noisy images; for super-resolution with the low-resolution images, already of the
-                same size, concatenated behind them.
-            t: time, in the units that the weights were trained with (0 to 999 for IF).
-            text: states of the text encoder.
-            noise_level: of the low-resolution images, in the units of t.
-
-        Raises:
-            ValueError: `noise_level` is given and the model has none, or the other way round; the
-                images cannot be halved as often as the levels ask for.
+        For super-resolution `x` also holds, behind the noisy images along the channels, the
+        low-resolution images, already upsampled. `t` and their `noise_level` are in the units of
+        training (0 to 999 for IF). Raises `ValueError` if `noise_level` is missing or not wanted,
+        or if height or width is not a multiple of the total stride.
         """
         return self.denoise(x, t, self.context(text, noise_level))
 
     def context(
         self, text: Float[Array, "b n d"], noise_level: Float[Array, " b"] | None = None
     ) -> Context:
-        """What `denoise` needs of the text and the noise level; see `__call__` for both."""
+        """What `denoise` needs from the text and the noise level; see `__call__` for both."""
         if self.noise_level != (noise_level is not None):
             raise ValueError(
                 "noise_level goes with a model that has noise_level=True, and only there"
@@ -155,6 +130,7 @@ class UNet(nn.Module):
         embedding = [self.add_embedding(text)]
         if noise_level is not None:
             sinusoid = timestep_embedding(noise_level, self.block_out_channels[0])
+            # First, since the public code adds it first: the order decides the rounding.
             embedding.insert(0, self.class_embedding(sinusoid))
         text = self.encoder_hid_proj(text)
         keys_values = (getattr(self, name).context(text) for name in self.attention_order)
@@ -163,7 +139,8 @@ class UNet(nn.Module):
     def denoise(
         self, x: Float[Array, "b h w c"], t: Float[Array, " b"], context: Context
     ) -> Float[Array, "b h w out"]:
-        """As `__call__`, with what `context` has returned."""
+        """As `__call__`, given the result of `context`."""
+        # 1. Embed the time, and what the context adds to it.
         embedding = self.time_embedding(timestep_embedding(t, self.block_out_channels[0]))
         for vector in context.embedding:
             embedding = embedding + vector
@@ -177,13 +154,16 @@ class UNet(nn.Module):
                 f"images must be a multiple of {stride} px (the total stride) each way, "
                 f"got {x.shape[1]}x{x.shape[2]}"
             )
+        # 2. Down: keep every output for the way up.
         h = self.conv_in(x)
         skips = [h]
         for level in levels:
             h = self._down(level, h, embedding, texts, skips)
+        # 3. Middle.
         h = self.mid_block_resnets_0(h, embedding)
         h = self.mid_block_attentions_0(h, next(texts))
         h = self.mid_block_resnets_1(h, embedding)
+        # 4. Up: each resnet takes one kept output.
         for level in reversed(levels):
             h = self._up(level, h, embedding, texts, skips)
         h = gelu(self.conv_norm_out(h))
@@ -233,11 +213,11 @@ class UNet(nn.Module):
         return layers if isinstance(layers, int) else layers[level]
 
     def _up_name(self, level: int) -> str:
-        # Checkpoints count the blocks of the way up from the coarsest.
+        # Checkpoints count the up blocks from the coarsest level.
         return f"up_blocks_{len(self.block_out_channels) - 1 - level}"
 
     def _add_layers(self, level: int, name: str, layers: int) -> list[str]:
-        """Returns the names of the attentions."""
+        # Returns the names of the attentions.
         for layer in range(layers):
             self._add_resnet(level, f"{name}_resnets_{layer}")
         if not self.attention[level]:
@@ -245,6 +225,7 @@ class UNet(nn.Module):
         return [self._add_attention(level, f"{name}_attentions_{layer}") for layer in range(layers)]
 
     def _add_resnet(self, level: int, name: str, resample: str = "") -> None:
+        # setattr, since Flax names a submodule by the attribute that it is assigned to.
         block = nn.remat(ResnetBlock) if self._remat(level) else ResnetBlock
         fields = dict(
             width=self.block_out_channels[level],
@@ -261,6 +242,7 @@ class UNet(nn.Module):
     def _add_attention(self, level: int, name: str) -> str:
         head_dim = self.attention_head_dim
         if not isinstance(head_dim, int):
+            # Up blocks are numbered from the coarsest level, and the list is indexed by number.
             up = name.startswith("up_blocks")
             head_dim = head_dim[len(head_dim) - 1 - level if up else level]
         block = nn.remat(AddedKVAttention) if self._remat(level) else AddedKVAttention

@@ -1,4 +1,4 @@
-"""Public weights in and out: files to our models, our runs to diffusers."""
+"""Public weights in and out: loads files into our models, exports our runs to diffusers."""
 
 from imagen_ft.weights.loading import load_part, load_t5, load_unet, open_model, open_t5, open_unet
 from imagen_ft.weights.lora_file import read_lora

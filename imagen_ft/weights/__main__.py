@@ -1,30 +1,30 @@
 """Imports public weights, or exports an import or a run, in diffusers' layout.
 
-Those are DeepFloyd IF's (deepfloyd:) and Stable Diffusion 1, 2 and XL (diffusers:); either word
-will do for both. Import a repository of the Hugging Face Hub, or a folder:
+It takes weights of DeepFloyd IF (deepfloyd:) and of Stable Diffusion 1, 2 and XL (diffusers:);
+either prefix works for both. Import a repository of the Hugging Face Hub, or a folder:
   python -m imagen_ft.weights --from=deepfloyd:DeepFloyd/IF-I-M-v1.0 --to=weights/IF-I-M
   python -m imagen_ft.weights --from=deepfloyd:./IF-I-M --to=gs://bucket/IF-I-M --part=unet
   python -m imagen_ft.weights --from=deepfloyd:./IF-I-M --to=weights/fp16 --variant=fp16
   python -m imagen_ft.weights --from=diffusers:OWNER/NAME --to=weights/sd15 --variant=fp16
 
-Or a single file of Stable Diffusion's original layout, as diffusers would have it; tokenizers (and
-of 2.x the scheduler, which says what the weights predict) are taken from --pipeline:
+Import a single file in Stable Diffusion's original layout, converted to diffusers'; tokenizers (and
+for 2.x the scheduler, which says what the weights predict) come from --pipeline:
   python -m imagen_ft.weights --from=diffusers:sd15.safetensors --to=weights/sd15 \
       --pipeline=OWNER/NAME
 
 Export an import, byte for byte as it was:
   python -m imagen_ft.weights --from=weights/IF-I-M --to=deepfloyd:exported
 
-Export a run of imagen_ft.finetune, with the rest of the pipeline that it was made from:
+Export a run of imagen_ft.finetune, with the rest of the pipeline that it started from:
   python -m imagen_ft.weights --from=runs/base64 --to=deepfloyd:exported --pipeline=weights/IF-I-M
   then, in diffusers: IFPipeline.from_pretrained("exported", safety_checker=None)
 
 A run with config.lora is exported as its adapters (pytorch_lora_weights.safetensors), which
-load_lora_weights of diffusers reads; config.stages.NAME.lora=FILE samples with any such file.
+diffusers' load_lora_weights reads; config.stages.NAME.lora=FILE samples with any file of that kind.
 
 IF's repositories are gated: accept their licence on their page, then `hf auth login` or HF_TOKEN.
-An import needs 1.2 times the size of the weights in memory and as much on disk. Interrupted, the
-same command begins again.
+An import needs 1.2 times the size of the weights in memory and as much on disk. If it is
+interrupted, the same command starts over.
 """
 
 import os
@@ -68,14 +68,11 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses the command line and does the work.
-
-    Raises:
-        InputError: wrong flags or wrong files.
-    """
+    """Parses the command line and does the work; raises `InputError` on wrong flags or files."""
     values = parse_flags(argv, __doc__ or "", define_flags)
     if values is None:
         return
+    # Exactly one side names a layout: that side is outside, and tells the direction.
     source, target = (values[name].value or "" for name in ("from", "to"))
     for name, value in (("from", source), ("to", target)):
         if not _path(value):
@@ -92,7 +89,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _path(value: str) -> str:
-    """Without the layout."""
+    # Without the layout's prefix.
     return value.partition(":")[2] if value.startswith(LAYOUTS) else value
 
 
@@ -125,12 +122,12 @@ def _export(source: str, target: str, values: flags.FlagValues) -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code, by the conventions of `launch.cli`."""
+    """Runs the command; returns an exit code of `launch.cli`."""
     argv = list(sys.argv if argv is None else argv)
     return exit_code(lambda: main(argv), ("nothing is half written; the same command starts over"))
 
 
 if __name__ == "__main__":
-    # Files go to files; no accelerator is needed, and its memory might be too small.
+    # This copies files to files: an accelerator is no help, and its memory may be too small.
     jax.config.update("jax_platforms", "cpu")
     sys.exit(run())

@@ -12,6 +12,7 @@ from imagen_ft.weights.config_fields import check_class, own_fields
 from launch.errors import InputError
 from launch.runtime.limits import building, make_module
 
+# Fields of which we implement one value: (diffusers' default, that value).
 _FIXED: dict[str, tuple[Any, Any]] = {
     "act_fn": ("silu", "silu"),
     "down_block_types": ("DownEncoderBlock2D", "DownEncoderBlock2D"),
@@ -22,7 +23,7 @@ _FIXED: dict[str, tuple[Any, Any]] = {
     "use_post_quant_conv": (True, True),
     "use_quant_conv": (True, True),
 }
-# diffusers' defaults.
+# Fields that may vary, with diffusers' defaults; `...`: the file must give it.
 _OWN: dict[str, Any] = {
     "block_out_channels": ...,
     "force_upcast": True,
@@ -38,20 +39,14 @@ _OWN: dict[str, Any] = {
 
 
 def build_autoencoder(config: Mapping[str, Any], where: Any) -> tuple[Autoencoder, Any]:
-    """The auto-encoder that a `config.json` of diffusers describes.
+    """The float32 model that diffusers' `config.json` describes, and its parameters' shapes.
 
-    Args:
-        config: its content.
-        where: its path, for messages.
-
-    Returns:
-        The model, computing in float32, and the shapes of its parameters.
-
-    Raises:
-        InputError: names the first field that asks for what we do not implement.
+    Raises `InputError` naming the first field whose value is not implemented.
     """
+    # 1. Read the fields.
     check_class(config, "AutoencoderKL", where)
     own = own_fields(config, _FIXED, _OWN, where, "use the auto-encoder of a Stable Diffusion")
+    # 2. Check fields against each other.
     for field in ("down_block_types", "up_block_types"):
         blocks = config.get(field, [""])
         with building(where):
@@ -68,6 +63,7 @@ def build_autoencoder(config: Mapping[str, Any], where: Any) -> tuple[Autoencode
         )
     if not own["scaling_factor"]:
         raise InputError(f"{where}: scaling_factor must be above 0; use that of these weights")
+    # 3. Build the model under our names.
     fields = dict(
         block_out_channels=tuple(own["block_out_channels"]),
         layers_per_block=own["layers_per_block"],

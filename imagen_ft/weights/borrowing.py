@@ -1,4 +1,4 @@
-"""What one pipeline takes from another: small files, and the parts that are not trained."""
+"""What an export takes from another pipeline: small files, and parts that were not trained."""
 
 import functools
 import json
@@ -34,14 +34,10 @@ from launch.runtime.checkpoints.tensor_mapping import tensor_mappings
 
 
 def lender(pipeline: str) -> epath.Path:
-    """The folder of a pipeline's small files.
-
-    Raises:
-        InputError: there is no such folder, import or repository.
-    """
+    """The folder of a pipeline's small files; `InputError` if there is no such pipeline."""
     root = epath.Path(pipeline)
     if not root.exists():
-        locate(pipeline, "scheduler")  # says what is wrong with the name
+        locate(pipeline, "scheduler")  # for its error messages about the name
         root = epath.Path(hub.fetch(pipeline, SMALL_PATTERNS))
     return root / "source" if (root / MANIFEST).exists() else root
 
@@ -49,23 +45,20 @@ def lender(pipeline: str) -> epath.Path:
 def borrow_parts(
     pipeline: str, unet: PartLocation, form: Form, owned: Collection[str] = ()
 ) -> dict[str, Writer]:
-    """Writers of what a U-Net needs of a pipeline to draw, but for those that it has not.
+    """Writers of the parts that the U-Net of an import or run needs from a pipeline to draw.
 
-    Args:
-        pipeline: a folder, an import or a repository.
-        unet: an import or a run.
-        form: how the weights are written; files of another form are taken where there are none.
-        owned: parts that are not needed.
-
-    Raises:
-        InputError: a part is damaged, or made for another U-Net.
+    Skips parts in `owned`, and those that the pipeline lacks. Weights that do not exist in the
+    wanted `form` are copied in the one that does. Raises `InputError` if a part is damaged or was
+    made for another U-Net.
     """
+    # 1. Find the parts that this kind of U-Net needs; IF's works in pixels and needs no vae.
     model, shapes = open_checkpoint(PARTS["unet"], unet)
     names = ["text_encoder"]
     if isinstance(model, LatentUNet):
         names += ["vae", "text_encoder_2"] if model.size_embedding_dim else ["vae"]
     needed = [name for name in names if name not in owned]
     lent = {name: part for name in needed if (part := _lent(pipeline, PARTS[name], form))}
+    # 2. Check that they fit the U-Net before anything is written.
     if isinstance(model, LatentUNet):
         mappings = tensor_mappings(shapes, layout_of(model).rules)
         tensors = {name: mapping.file_shape for name, mapping in mappings.items()}
@@ -84,7 +77,8 @@ def borrow_parts(
 
 
 def _lent(pipeline: str, part: Part, form: Form) -> tuple[Any, Writer] | None:
-    """A part's model and what writes it; pipelines of diffusers work without text encoders."""
+    # A part's model and its writer; None if the pipeline lacks it: diffusers' pipelines work
+    # without text encoders. Tries the wanted variant first, and reports why that one failed.
     faults = []
     for variant in dict.fromkeys((form.variant, None, *VARIANT_DTYPES)):
         try:
@@ -109,10 +103,9 @@ def _copy(weights: Weights, folder: Path) -> None:
 
 
 def small_files(lenders: list[epath.Path]) -> dict[str, bytes]:
-    """The small files of a pipeline by name; each folder from the first that has it.
+    """Contents of a pipeline's small files by path; each folder from the first lender that has it.
 
-    Raises:
-        InputError: a scheduler is not implemented.
+    Raises `InputError` if a scheduler is not implemented.
     """
     contents: dict[str, bytes] = {}
     for root in lenders:
@@ -129,10 +122,10 @@ def small_files(lenders: list[epath.Path]) -> dict[str, bytes]:
 
 
 def without_missing(index: bytes, parts: set[str]) -> bytes:
-    """The index of a pipeline, with null for what is not there (the safety checker)."""
+    """`model_index.json` with null for every component not in `parts` (the safety checker)."""
     table = parse_object(index, MODEL_INDEX)
     components = {n for n, value in table.items() if isinstance(value, list) and any(value[:1])}
     if components <= parts:
-        return index
+        return index  # byte for byte
     table.update({name: [None, None] for name in components - parts})
     return (json.dumps(table, indent=2) + "\n").encode()

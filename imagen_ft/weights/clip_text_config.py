@@ -13,12 +13,13 @@ from launch.errors import InputError
 from launch.runtime.limits import building, make_module
 
 MODEL_TYPE = "clip_text_model"
+# Fields of which we implement one value: (transformers' default, that value).
 _FIXED: dict[str, tuple[Any, Any]] = {
     "layer_norm_eps": (1e-5, EPSILON),
     "model_type": (None, MODEL_TYPE),
     "quantization_config": (None, None),
 }
-# Our field and transformers', with its default where the file has none.
+# Our field: (transformers' field, its default if the file lacks it).
 _FIELDS = {
     "width": ("hidden_size", 512),
     "mlp_width": ("intermediate_size", 2048),
@@ -34,20 +35,12 @@ _WITH_PROJECTION = "CLIPTextModelWithProjection"
 
 
 def build_clip_text(config: Mapping[str, Any], where: Any) -> tuple[ClipTextEncoder, Any]:
-    """The encoder that a `config.json` of transformers describes.
+    """The float32 model that transformers' `config.json` describes, and its parameters' shapes.
 
-    Args:
-        config: its content.
-        where: its path, for messages.
-
-    Returns:
-        The model, computing in float32, and the shapes of its parameters.
-
-    Raises:
-        InputError: names the first field that asks for what we do not implement.
+    Raises `InputError` naming the first field whose value is not implemented.
     """
     own: dict[str, Any] = dict([*_FIELDS.values(), ("hidden_act", "quick_gelu")])
-    # Other fields are of training, or of transformers' other models.
+    # Other fields concern training, or other models of transformers.
     known = {name: value for name, value in config.items() if name in {*_FIXED, *own}}
     own = own_fields(known, _FIXED, own, where, "use the text encoder of a Stable Diffusion")
     activation = own["hidden_act"]
@@ -58,6 +51,7 @@ def build_clip_text(config: Mapping[str, Any], where: Any) -> tuple[ClipTextEnco
         )
     fields = {ours: own[theirs] for ours, (theirs, _) in _FIELDS.items()}
     fields["activation"] = activation
+    # `projection_dim` is set even where the weights have no projection: only the class tells.
     if config.get("architectures") != [_WITH_PROJECTION]:
         fields["projection_width"] = 0
     with building(where):

@@ -1,4 +1,4 @@
-"""Fields of a public `config.json`: those with one value that we compute, and those it may set."""
+"""Fields of a public `config.json`: those that must have one value, and those it may set."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,11 +7,7 @@ from launch.errors import InputError
 
 
 def check_class(config: Mapping[str, Any], name: str, where: Any) -> None:
-    """Checks of what class of diffusers a config is.
-
-    Raises:
-        InputError: of another one than `name`.
-    """
+    """Raises `InputError` unless `name` is the class of diffusers that a config is for."""
     if config.get("_class_name") != name:
         raise InputError(
             f"{where}: _class_name must be {name!r}, got {config.get('_class_name')!r}; name the "
@@ -28,30 +24,27 @@ def own_fields(
 ) -> dict[str, Any]:
     """The values of the fields that a config may set, defaults filled in.
 
-    Args:
-        config: its content.
-        fixed: fields with one value that we compute: (the library's default, ours).
-        own: fields that it may set, with the library's defaults; `...` where it has to.
-        where: its path, for messages.
-        advice: what to use instead, for messages.
-
-    Raises:
-        InputError: a fixed field has another value, or a field is unknown and not None or False,
-            or missing; names it.
+    `fixed` has, for each field of which we implement one value, (the library's default, that
+    value); `own` has the library's default of each field that may vary, `...` if it must be given.
+    Raises `InputError`, naming the field, if a fixed one has another value, an own one is missing,
+    or an unknown one is set (not None or False). `where` and `advice` are for messages.
     """
+    # 1. A library's default may differ from what we implement: absence does not mean agreement.
     for field, (default, ours) in fixed.items():
         value = config.get(field, default)
-        # A list has one value for each level.
+        # A list has one value a level.
         if any(one != ours for one in (value if isinstance(value, list) else [value])):
             raise InputError(
                 f"{where}: {field} must be {ours!r}, the only one implemented, got "
                 f"{value!r}; {advice}"
             )
+    # 2. An unknown field may change the computation; one that is off, or private, does not.
     for field in sorted(config.keys() - fixed.keys() - own.keys()):
         if not field.startswith("_") and config[field] not in (None, False):
             raise InputError(
                 f"{where}: {field}={config[field]!r} is a field that is not implemented; {advice}"
             )
+    # 3. Fill in the defaults.
     values = {field: config.get(field, default) for field, default in own.items()}
     missing = [field for field, value in values.items() if value is ...]
     if missing:

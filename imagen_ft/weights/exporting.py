@@ -1,4 +1,4 @@
-"""From imports and runs to diffusers' layout."""
+"""Exports imports and runs to diffusers' layout."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,23 +36,24 @@ def export_weights(
 ) -> None:
     """Writes weights in diffusers' layout.
 
-    An import is written as it was, byte for byte, unless `variant` or `dtype` ask for another form.
-    A run's U-Net gets a `config.json` made from its fields; of a run with `config.lora` the file
-    of its adapters is all that is written.
+    An import is written byte for byte as it was, unless `variant` or `dtype` asks for another form.
+    A run's U-Net gets a `config.json` made from its fields. A run with `config.lora` becomes one
+    file of adapters.
 
     Args:
         source: an imported folder, or a run directory of imagen_ft.finetune.
-        target: a local folder that is empty or not there.
+        target: a local folder that is empty or does not exist.
         pipeline: a folder, import or repository with what `source` lacks: text encoders and their
             tokenizers, auto-encoder, schedulers, model_index.json. With them diffusers' pipelines
             load `target`.
-        variant: 'fp16' or 'bf16': part of the files' names, and their type where `dtype` is None.
-        dtype: 'float32', 'float16' or 'bfloat16'; for a run float32 where both are None.
+        variant: 'fp16' or 'bf16': part of the files' names, and their type if `dtype` is None.
+        dtype: 'float32', 'float16' or 'bfloat16'; a run's default is float32.
 
     Raises:
-        InputError: anything is wrong with the source, the pipeline or the target, or diffusers has
+        InputError: something is wrong with the source, the pipeline or the target, or diffusers has
             no such model; nothing is written.
     """
+    # 1. Check the arguments.
     if not is_local(target):
         raise InputError(f"--to must be a local folder for safetensors, got {target}; name one")
     if variant not in (None, *VARIANT_DTYPES):
@@ -60,6 +61,7 @@ def export_weights(
     target = epath.Path(target)
     check_target(target)
     form = Form(variant, dtype)
+    # 2. A run of adapters: they are all that is exported.
     locations = _locations(source)
     run = _adapted(locations)
     if run is not None:
@@ -70,6 +72,7 @@ def export_weights(
         with atomic_folder(target) as folder:
             write_lora(run, Path(folder), form.numbers)
         return
+    # 3. Plan the parts: the source's own, then those borrowed from the pipeline.
     writers = {
         name: make_writer(PARTS[name], location, form) for name, location in locations.items()
     }
@@ -80,6 +83,7 @@ def export_weights(
         raise InputError(
             f"--pipeline={pipeline} needs a U-Net, which {source} does not have; leave it out"
         )
+    # 4. Collect the small files, and adapt the index to the parts that there will be.
     small = small_files(lenders)
     index = small.pop(MODEL_INDEX, None)
     if index is not None:
@@ -89,6 +93,7 @@ def export_weights(
             _check_pipeline(PARTS["unet"], locations["unet"], components, pipeline or source)
     elif pipeline:
         raise InputError(f"--pipeline={pipeline} has no {MODEL_INDEX}; name a pipeline's folder")
+    # 5. Write everything.
     with atomic_folder(target) as folder:
         for name, write in writers.items():
             (folder / name).mkdir()
@@ -101,7 +106,7 @@ def export_weights(
 
 
 def _adapted(locations: Mapping[str, PartLocation]) -> Run | None:
-    """The run, where it holds adapters."""
+    # The run, if it holds adapters.
     if "unet" not in locations or locations["unet"].kind != RUN:
         return None
     run = Run.open(locations["unet"].folder)
@@ -123,7 +128,7 @@ def _locations(source: str) -> dict[str, PartLocation]:
 def _check_pipeline(
     part: Part, location: PartLocation, index: Mapping[str, Any], pipeline: str
 ) -> None:
-    """Whether a pipeline can draw with a U-Net."""
+    # Raises InputError unless the class of pipeline that the index names can draw with this U-Net.
     model, shapes = open_checkpoint(part, location)
     name = index.get("_class_name", "")
     if isinstance(model, LatentUNet) or name.startswith("StableDiffusion"):
@@ -140,6 +145,8 @@ def _check_pipeline(
             f"{pipeline} is of the class {name}, but {location.folder} is {kind}: "
             "name the pipeline of that stage with --pipeline"
         )
+    # Super-resolution takes noisy and low-resolution images. IF's pipelines split the prediction
+    # into eps and variance, and fail on one without the latter.
     channels = shapes["conv_in"]["kernel"].shape[2] // (2 if model.noise_level else 1)
     if model.out_channels != 2 * channels:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Downloads from the Hugging Face Hub, kept in its cache; tokens are found as its client does."""
+"""Downloads from the Hugging Face Hub, through its client's cache and login."""
 
 import re
 from collections.abc import Sequence
@@ -14,19 +14,14 @@ _ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
 
 def is_id(path: str) -> bool:
-    """Whether it has the form owner/name or owner/name@revision."""
+    """Whether the path has the form owner/name or owner/name@revision."""
     return _ID.fullmatch(path) is not None
 
 
 def fetch(repository: str, patterns: Sequence[str]) -> Path:
-    """Downloads the files that match, unless they are in the cache; its folder.
+    """Downloads the files that match any pattern, unless they are cached; returns their folder.
 
-    Args:
-        repository: owner/name, or owner/name@revision.
-        patterns: of the files' names.
-
-    Raises:
-        InputError: no such repository or revision, no access to it, no network.
+    Raises `InputError` if there is no such repository or revision, no access to it, or no network.
     """
     name, _, revision = repository.partition("@")
     try:
@@ -40,11 +35,7 @@ def fetch(repository: str, patterns: Sequence[str]) -> Path:
 
 
 def file_names(repository: str) -> list[str]:
-    """Names of all files of a repository.
-
-    Raises:
-        InputError: as `fetch`.
-    """
+    """Names of all files of a repository; raises `InputError` as `fetch`."""
     name, _, revision = repository.partition("@")
     try:
         return huggingface_hub.HfApi().list_repo_files(name, revision=revision or None)
@@ -53,10 +44,12 @@ def file_names(repository: str) -> list[str]:
 
 
 def _explain(repository: str, error: Exception) -> NoReturn:
+    # 1. The client reports a refusal by the server as a file missing from the cache.
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(
         error.__cause__, errors.HfHubHTTPError
     ):
-        error = error.__cause__  # nothing is in the cache because of that
+        error = error.__cause__
+    # 2. Say what to do. Subclasses come first: a gated repository is also one not found.
     page = f"{huggingface_hub.constants.ENDPOINT}/{repository.partition('@')[0]}"
     if isinstance(error, errors.GatedRepoError):
         reason = (

@@ -1,4 +1,4 @@
-"""From diffusers' layout to folders that every task can read, nothing lost on the way."""
+"""From diffusers' layout to folders that every task can read; exports restore the same bytes."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ from launch.runtime.run_record import write_record
 
 MODEL_INDEX = "model_index.json"
 HEADER = ".header"
-# The files of a pipeline that are kept as they are.
+# The small files of a pipeline, which an import copies unchanged.
 SMALL_PATTERNS = (MODEL_INDEX, *(f"{name}/*" for name in SMALL_PARTS))
 
 
@@ -45,36 +45,39 @@ def import_weights(
     variant: str | None = None,
     origin: str = "",
 ) -> bool:
-    """Imports the weights of a pipeline, in the types that they are stored in.
+    """Imports the weights of a pipeline, keeping their types.
 
-    `target` then has a finished run directory for each part, whose checkpoint
-    `load_unet`, `load_t5` and `Run.variables` read, and in `source/` the small files as
-    they are: what an export needs to write the same bytes again.
+    Each part becomes a finished run directory in `target`, readable by `load_unet`, `load_t5` and
+    `Run.variables`. `source/` holds the small files unchanged: with them an export writes the same
+    bytes again.
 
     Args:
         source: a pipeline's folder, a part's own, or a repository of the Hub.
-        target: a folder, local or `gs://`, that is empty or not there.
-        parts: of `PARTS`; by default those that the source has.
-        variant: 'fp16', 'bf16' or None, the files without a variant in their names.
-        origin: what the record shall name; empty is `source`.
+        target: a folder, local or `gs://`, that is empty or does not exist.
+        parts: keys of `PARTS`; by default all that the source has.
+        variant: 'fp16', 'bf16' or None, for files without a variant in their names.
+        origin: what the record names as the source; empty: `source`.
 
     Returns:
-        False where `target` already holds this very import.
+        False if `target` already holds exactly this import.
 
     Raises:
-        InputError: anything is wrong with the source or the target; nothing is written.
+        InputError: something is wrong with the source or the target; nothing is written.
     """
+    # 1. Find the parts and open their files; shapes are checked against each config.json here.
     target, origin = epath.Path(target), origin or source
     locations = _locations(source, parts, variant)
     opened = {
         name: open_part(location.folder, PARTS[name], variant)
         for name, location in locations.items()
     }
+    # 2. Check that the parts fit together and that their schedulers are implemented.
     unet = opened["unet"][1] if "unet" in opened else {}
     tensors = {name: mapping.file_shape for name, mapping in unet.items()}
     check_parts({name: model for name, (model, _, _) in opened.items()}, tensors, origin)
     root = _small_files(source, locations)
     check_schedulers(root)
+    # 3. Describe the import; equal checksums mean that it is there already.
     table = {
         name: {
             "files": {file: sha256(weights.folder / file) for file in weights.files},
@@ -86,6 +89,7 @@ def import_weights(
     manifest = {"from": origin, "parts": table}
     if (target / MANIFEST).exists() and manifest_parts(target) == table:
         return False
+    # 4. Write. The manifest is last: a folder without it is not a finished import.
     check_target(target)
     check_path(target)
     with atomic_folder(target) as folder:
@@ -97,6 +101,7 @@ def import_weights(
 
 
 def _locations(source: str, parts: Sequence[str], variant: str | None) -> dict[str, PartLocation]:
+    # 1. Locate each part. A part that was asked for must be there; of the others, any may lack.
     locations: dict[str, PartLocation] = {}
     missing: list[tuple[str, NoSuchPart]] = []
     for part in parts or PARTS:
@@ -108,6 +113,7 @@ def _locations(source: str, parts: Sequence[str], variant: str | None) -> dict[s
             missing.append((part, error))
     if not locations:
         raise missing[0][1]
+    # 2. Do not silently skip a part that the pipeline claims to have.
     for part, reason in missing:
         if _should_have(source, part):
             raise InputError(f"{reason}; --part={','.join(locations)} leaves it out") from reason
@@ -121,7 +127,7 @@ def _locations(source: str, parts: Sequence[str], variant: str | None) -> dict[s
 
 
 def _should_have(source: str, part: str) -> bool:
-    """Whether a folder without a usable part was to have it: that is not passed over in silence."""
+    # Whether a pipeline has a folder for the part, or lists it in its index as not null.
     root = epath.Path(source)
     index = root / MODEL_INDEX
     listed = read_object(index).get(part) if index.exists() else None
@@ -130,17 +136,14 @@ def _should_have(source: str, part: str) -> bool:
 
 def _small_files(source: str, locations: Mapping[str, PartLocation]) -> Path:
     root = Path(next(iter(locations.values())).root)
+    # Of a repository, only the parts have been downloaded so far.
     if not os.path.exists(source):
         root = hub.fetch(source, SMALL_PATTERNS)
     return root
 
 
 def check_schedulers(root: epath.Path | Path) -> None:
-    """Checks that the settings of a pipeline's schedulers, if it has any, are implemented.
-
-    Raises:
-        InputError: they are not.
-    """
+    """Raises `InputError` if a pipeline has a scheduler with settings that are not implemented."""
     for name in ("scheduler", "image_noising_scheduler"):
         path = root / name / "scheduler_config.json"
         if path.exists():
@@ -157,6 +160,7 @@ def _import_part(
     folder: epath.Path,
     source: str,
 ) -> None:
+    # 1. A finished run of 0 steps: every task that reads runs can read it.
     params = read_params(model, mappings, weights, STORED)
     (folder / name).mkdir(parents=True)
     config: dict[str, Any] = {
@@ -167,6 +171,8 @@ def _import_part(
     }
     run_name = write_record(folder / name, {"imported": config, "total_steps": 0}, inputs={})
     checkpoint.save_inference(folder / name, run_name, {"params": params})
+    # 2. What the parameters do not hold: configs, the index, and each file's header (order of the
+    # tensors, metadata), for an export of the same bytes.
     copies = folder / "source" / name
     copies.mkdir(parents=True)
     for path in sorted(weights.folder.glob("*.json")):

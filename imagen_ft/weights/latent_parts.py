@@ -1,4 +1,4 @@
-"""What the parts of a Stable Diffusion have to share: latents, text states, a noise schedule."""
+"""What the parts of a Stable Diffusion must agree on: latents, text states, noise schedule."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,9 +8,10 @@ from imagen_ft.models.autoencoder import Autoencoder
 from imagen_ft.models.latent_unet import LatentUNet
 from launch.errors import InputError
 
+# sqrt(beta) is linear in t: diffusers' name for the schedule of Rombach et al. 2022, and ours.
 SCHEDULE = "scaled_linear"
 _PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-# Our numbers and diffusers', with the defaults of its schedulers.
+# Our field: (diffusers' field, its default).
 _NUMBERS = {
     "num_train_timesteps": ("num_train_timesteps", 1000),
     "beta_first": ("beta_start", 1e-4),
@@ -25,18 +26,12 @@ def is_latent_scheduler(config: Mapping[str, Any]) -> bool:
 
 
 def latent_settings(config: Mapping[str, Any], where: Any) -> dict[str, Any]:
-    """What a `scheduler_config.json`, of whichever scheduler, says about the weights.
+    """The `schedule` (for `make_schedule`) and `prediction` of a `scheduler_config.json`.
 
-    Args:
-        config: its content.
-        where: its path, for messages.
-
-    Returns:
-        `schedule`, as `make_schedule` takes it, and `prediction`.
-
-    Raises:
-        InputError: names the first field that we do not implement.
+    These describe the weights, not a sampler: any scheduler's file will do. Raises `InputError`
+    naming the first field whose value is not implemented.
     """
+    # 1. What the network predicts, and the kind of schedule.
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in tuple(_PREDICTIONS):
         raise InputError(
@@ -49,6 +44,7 @@ def latent_settings(config: Mapping[str, Any], where: Any) -> dict[str, Any]:
             f"{where}: {field} is {config.get(field)!r}, only {SCHEDULE!r} without trained_betas "
             "is implemented; use the scheduler of a Stable Diffusion"
         )
+    # 2. The schedule's numbers. A bool is an int in Python, so types are compared exactly.
     schedule = {"name": SCHEDULE}
     for ours, (theirs, default) in _NUMBERS.items():
         value = config.get(theirs, default)
@@ -64,16 +60,12 @@ def latent_settings(config: Mapping[str, Any], where: Any) -> dict[str, Any]:
 def check_parts(
     models: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: Any
 ) -> None:
-    """Checks that a U-Net takes what the other parts make.
+    """Raises `InputError` unless a latent U-Net takes what the other parts make.
 
-    Args:
-        models: by the names of their parts; those that are missing are not looked at.
-        shapes: of the U-Net's tensors, by diffusers' names.
-        where: they come from, for messages.
-
-    Raises:
-        InputError: they do not fit together.
+    `models` are by part; absent ones are not checked. `shapes` are those of the U-Net's tensors, by
+    diffusers' names.
     """
+    # 1. Latents.
     unet, autoencoder = models.get("unet"), models.get("vae")
     if not isinstance(unet, LatentUNet):
         return
@@ -83,6 +75,7 @@ def check_parts(
             f"{where}: the U-Net takes latents of {channels} channels, the auto-encoder makes "
             f"{autoencoder.latent_channels}; name the vae of these weights"
         )
+    # 2. Text states; SDXL's two encoders are concatenated.
     names = ["text_encoder", "text_encoder_2"] if unet.size_embedding_dim else ["text_encoder"]
     encoders = [models[name] for name in names if isinstance(models.get(name), ClipTextEncoder)]
     width = next(shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight"))

@@ -1,4 +1,4 @@
-"""`config.json` of a U-Net of Stable Diffusion in diffusers' layout."""
+"""`config.json` of Stable Diffusion's U-Nets in diffusers' layout, read and written."""
 
 import functools
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from imagen_ft.weights.config_fields import check_class, own_fields
 from launch.errors import InputError
 from launch.runtime.limits import building, make_module
 
-# Fields with one value that we compute: (diffusers' default where the file has none, ours).
+# Fields of which we implement one value: (diffusers' default if the file lacks it, that value).
 _FIXED: dict[str, tuple[Any, Any]] = {
     "act_fn": ("silu", "silu"),
     "attention_type": ("default", "default"),
@@ -44,12 +44,12 @@ _FIXED: dict[str, tuple[Any, Any]] = {
     "time_embedding_type": ("positional", "positional"),
     "timestep_post_act": (None, None),
 }
-# Fields that say which U-Net it is, with diffusers' defaults.
+# Fields that tell the U-Nets apart, with diffusers' defaults; `...`: the file must give it.
 _OWN: dict[str, Any] = {
     "addition_embed_type": None,
-    "addition_embed_type_num_heads": 64,  # of other kinds of addition
+    "addition_embed_type_num_heads": 64,  # used by other kinds of addition only
     "addition_time_embed_dim": None,
-    "attention_head_dim": 8,  # the number of heads, whatever its name says
+    "attention_head_dim": 8,  # the number of heads, despite its name
     "block_out_channels": ...,
     "cross_attention_dim": 1280,
     "down_block_types": ...,
@@ -65,14 +65,15 @@ _OWN: dict[str, Any] = {
     "upcast_attention": False,  # the softmax is in float32 anyway
     "use_linear_projection": False,
 }
+# Class of a block -> whether it has transformers.
 _DOWN = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
 _UP = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
-# Height and width of the original, of the crop and of the image.
+# SDXL's sizes: two numbers each for the original, the crop and the image to make.
 SIZES = 6
 
 
 def is_latent(config: Mapping[str, Any]) -> bool:
-    """Whether a U-Net's config is of Stable Diffusion's kind."""
+    """Whether a U-Net's config is of Stable Diffusion's kind, not IF's."""
     middle = config.get("mid_block_type", "UNetMidBlock2DCrossAttn")
     down = config.get("down_block_types")
     blocks = down if isinstance(down, list) else []
@@ -80,17 +81,9 @@ def is_latent(config: Mapping[str, Any]) -> bool:
 
 
 def build_latent_unet(config: Mapping[str, Any], where: Any) -> tuple[LatentUNet, Any]:
-    """The U-Net that a `config.json` of diffusers describes.
+    """The float32 model that diffusers' `config.json` describes, and its parameters' shapes.
 
-    Args:
-        config: its content.
-        where: its path, for messages.
-
-    Returns:
-        The model, computing in float32, and the shapes of its parameters.
-
-    Raises:
-        InputError: names the first field that asks for what we do not implement.
+    Raises `InputError` naming the first field whose value is not implemented.
     """
     check_class(config, "UNet2DConditionModel", where)
     own = own_fields(config, _FIXED, _OWN, where, "use a U-Net of Stable Diffusion")
@@ -99,19 +92,18 @@ def build_latent_unet(config: Mapping[str, Any], where: Any) -> tuple[LatentUNet
         model = make_module(LatentUNet, _fields(own), f"{where}: unet")
         pooled_width = 0
         if model.size_embedding_dim:
+            # This input concatenates the pooled text and the sinusoids of all sizes.
             width = own["projection_class_embeddings_input_dim"]
             pooled_width = width - SIZES * model.size_embedding_dim
         return model, _shapes(model, own["in_channels"], own["cross_attention_dim"], pooled_width)
 
 
 def latent_unet_config(model: LatentUNet, params: Any, sample_size: int) -> dict[str, Any]:
-    """The `config.json` with which diffusers computes what `model` computes.
+    """The `config.json` with which diffusers computes the same as `model`.
 
-    Args:
-        model: the network.
-        params: its parameters or their shapes.
-        sample_size: height and width of its latents.
+    `params` may be shapes only; `sample_size` is the height and width of the latents.
     """
+    # 1. Widths of inputs are not fields of the model: take them from the parameters.
     listed = lambda value: value if isinstance(value, int) else list(value)  # noqa: E731
     down, up = ({value: name for name, value in table.items()} for table in (_DOWN, _UP))
     attention = [bool(has) for has in model.attention]
@@ -130,6 +122,7 @@ def latent_unet_config(model: LatentUNet, params: Any, sample_size: int) -> dict
         up_block_types=[up[has] for has in reversed(attention)],
         use_linear_projection=model.linear_projection,
     )
+    # 2. Add what SDXL alone has.
     if model.size_embedding_dim:
         added = params["add_embedding"]["linear_1"]["kernel"]
         own |= dict(
@@ -137,17 +130,17 @@ def latent_unet_config(model: LatentUNet, params: Any, sample_size: int) -> dict
             addition_time_embed_dim=model.size_embedding_dim,
             projection_class_embeddings_input_dim=added.shape[0],
         )
+    # 3. Write every field, so that a change of diffusers' defaults changes nothing.
     fixed = {field: ours for field, (_, ours) in _FIXED.items()}
     fields = {**fixed, **_OWN, **own}
     return {"_class_name": "UNet2DConditionModel", **dict(sorted(fields.items()))}
 
 
 def _check_own(own: dict[str, Any], where: Any) -> None:
-    """Checks what belongs together."""
-
     def fail(field: str, reason: str) -> None:
         raise InputError(f"{where}: {field} is {own[field]!r}, {reason}")
 
+    # 1. Blocks: known ones, and the same levels going down and up.
     levels = len(own["block_out_channels"])
     for field, blocks in (("down_block_types", _DOWN), ("up_block_types", _UP)):
         for block in own[field]:
@@ -157,12 +150,14 @@ def _check_own(own: dict[str, Any], where: Any) -> None:
         _UP[b] for b in reversed(own["up_block_types"])
     ]:
         fail("up_block_types", "not the mirror of down_block_types; only that is implemented")
+    # 2. Lists have one entry a level; some fields may not be lists.
     for field in ("down_block_types", "attention_head_dim", "transformer_layers_per_block"):
         if isinstance(own[field], list) and len(own[field]) != levels:
             fail(field, f"but there are {levels} block_out_channels; give one for each")
     for field in ("layers_per_block", "cross_attention_dim"):
         if not isinstance(own[field], int):
             fail(field, "only one number for all levels is implemented")
+    # 3. Single values, and the embedding of SDXL's sizes.
     if own["mid_block_only_cross_attention"]:
         fail("mid_block_only_cross_attention", "only None and False are implemented")
     if own["addition_embed_type"] not in (None, "text_time"):

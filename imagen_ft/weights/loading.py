@@ -1,4 +1,4 @@
-"""Models with their weights: from files tensor by tensor, or from checkpoints."""
+"""Loads models with their weights, from files tensor by tensor or from checkpoints."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -34,8 +34,8 @@ from launch.runtime.checkpoints.tensor_mapping import TensorMapping
 from launch.runtime.devices.mesh import state_shardings
 from launch.runtime.run import Run
 
-STORED = "stored"
-# Tensors that are read at a time: changing their layout takes longer than reading them.
+STORED = "stored"  # dtype: keep the one in the files
+# Tensors that are read at a time; transposing them takes longer than reading them.
 READERS = 4
 
 
@@ -46,20 +46,18 @@ def load_part(
     mesh: Mesh | None = None,
     variant: str | None = None,
 ) -> tuple[Any, dict[str, Any]]:
-    """Loads a part of a pipeline.
+    """Loads a part of a pipeline: the model of the checkpoint's own config, and its parameters.
+
+    The model computes in float32; that of a run, as it was trained.
 
     Args:
-        name: of the part, one of `PARTS`.
+        name: one of `PARTS`.
         path: a pipeline's folder, the part's own, a repository of the Hub ('owner/name', or
             'owner/name@revision'), a folder that `python -m imagen_ft.weights` has imported, or,
             for a U-Net, a run directory of imagen_ft.finetune without adapters.
-        dtype: of the parameters; None is float32, 'stored' what the files have.
-        mesh: where they live, sharded as training shards them; None is the default device.
-        variant: 'fp16', 'bf16' or None, the files without a variant in their names.
-
-    Returns:
-        The model of the checkpoint's own config, computing in float32 (a run's: as it was
-        trained), and its parameters.
+        dtype: of the parameters; None: float32, 'stored': as in the files.
+        mesh: shards them as training does; None: the default device.
+        variant: 'fp16', 'bf16' or None, for files without a variant in their names.
 
     Raises:
         InputError: there is no such part, it is damaged, or it is not implemented.
@@ -70,74 +68,29 @@ def load_part(
 def load_unet(
     path: epath.PathLike, dtype: Any = None, mesh: Mesh | None = None, variant: str | None = None
 ) -> tuple[UNet, dict[str, Any]]:
-    """Loads a U-Net; call it as `model.apply({"params": params}, x, t, text, noise_level=None)`.
-
-    Args:
-        path: as for `load_part`.
-        dtype: as for `load_part`.
-        mesh: as for `load_part`.
-        variant: as for `load_part`.
-
-    Raises:
-        InputError: as `load_part`.
-    """
+    """As `load_part`; call `model.apply({"params": params}, x, t, text, noise_level=None)`."""
     return _load("unet", UNet, path, dtype, mesh, variant)
 
 
 def load_t5(
     path: epath.PathLike, dtype: Any = None, mesh: Mesh | None = None, variant: str | None = None
 ) -> tuple[T5Encoder, dict[str, Any]]:
-    """Loads a T5 encoder; call it as `model.apply({"params": params}, tokens, mask)`.
-
-    Args:
-        path: as for `load_part`, but no run directory.
-        dtype: as for `load_part`.
-        mesh: as for `load_part`.
-        variant: as for `load_part`.
-
-    Raises:
-        InputError: as `load_part`.
-    """
+    """As `load_part`; call `model.apply({"params": params}, tokens, mask)`."""
     return _load("text_encoder", T5Encoder, path, dtype, mesh, variant)
 
 
 def open_model(name: str, path: epath.PathLike, variant: str | None = None) -> tuple[Any, Any]:
-    """The model of a part and the shapes of its parameters; nothing is loaded.
-
-    Args:
-        name: of the part, one of `PARTS`.
-        path: as for `load_part`.
-        variant: as for `load_part`.
-
-    Raises:
-        InputError: as `load_part`.
-    """
+    """As `load_part`, but shapes in place of parameters; nothing is loaded."""
     return _open(name, object, path, variant)
 
 
 def open_t5(path: epath.PathLike, variant: str | None = None) -> tuple[T5Encoder, Any]:
-    """A T5 encoder and the shapes of its parameters; nothing is loaded.
-
-    Args:
-        path: as for `load_t5`.
-        variant: as for `load_t5`.
-
-    Raises:
-        InputError: as `load_t5`.
-    """
+    """As `load_t5`, but shapes in place of parameters; nothing is loaded."""
     return _open("text_encoder", T5Encoder, path, variant)
 
 
 def open_unet(path: epath.PathLike, variant: str | None = None) -> tuple[UNet, Any]:
-    """A U-Net and the shapes of its parameters; nothing is loaded.
-
-    Args:
-        path: as for `load_part`.
-        variant: as for `load_part`.
-
-    Raises:
-        InputError: as `load_part`.
-    """
+    """As `load_unet`, but shapes in place of parameters; nothing is loaded."""
     return _open("unet", UNet, path, variant)
 
 
@@ -162,6 +115,7 @@ def _load(
 ) -> tuple[Any, dict[str, Any]]:
     part, location = PARTS[name], locate(path, name, variant)
     if location.kind != FILES:
+        # Check before gigabytes are read.
         _check_kind(open_checkpoint(part, location, variant)[0], kind, location)
         return load_checkpoint(part, location, dtype, mesh, variant)
     model, mappings, weights = open_part(location.folder, part, variant)
@@ -184,17 +138,10 @@ def read_params(
     dtype: Any = None,
     mesh: Mesh | None = None,
 ) -> dict[str, Any]:
-    """Reads parameters, a few tensors at a time, for each device what it holds.
+    """Reads parameters a few tensors at a time; each device gets only its own shards.
 
-    Args:
-        model: whose they are.
-        mappings: of the tensors, by the files' names.
-        weights: the files.
-        dtype: as for `load_part`.
-        mesh: as for `load_part`.
-
-    Raises:
-        InputError: a number is NaN or infinite; names the tensor.
+    `mappings` are by the files' names; `dtype` and `mesh` as in `load_part`. Raises `InputError`
+    naming the tensor if a number is NaN, infinite, or out of float16's range.
     """
     second_names = {name: alias for alias, name in layout_of(model).aliases(mappings).items()}
 
@@ -204,6 +151,7 @@ def read_params(
         abstract = jax.ShapeDtypeStruct(mapping.shape, _dtype(tensor.dtype, dtype))
 
         def shard(index: Any) -> np.ndarray:
+            # The file is memory-mapped: indexing before copying reads this shard's bytes only.
             values = tensor.view()[mapping.by_file_axis(index)]
             check_finite(name, tensor, values)
             (array,) = mapping.to_ours(values)
@@ -217,6 +165,7 @@ def read_params(
             return array
 
         array = jax.make_array_from_callback(mapping.shape, _sharding(mesh, abstract), shard)
+        # Wait, so that at most READERS tensors are held on the host.
         array.block_until_ready()
         bar.update(tensor.nbytes)
         return mapping.paths[0], array
@@ -237,17 +186,13 @@ def load_checkpoint(
     mesh: Mesh | None = None,
     variant: str | None = None,
 ) -> tuple[Any, dict[str, Any]]:
-    """Loads what was imported or trained.
-
-    Raises:
-        InputError: it is damaged, of another variant, or not a model of this kind.
-    """
+    """As `load_part`, for an import or a run."""
     model, shapes = open_checkpoint(part, location, variant)
     run = Run.open(location.folder)
     stored = run.shapes()["params"]
     structures: list[Any] = [jax.tree.structure(tree) for tree in (stored, shapes)]
     if structures[0] != structures[1]:
-        stored = shapes  # Run.variables will name the difference
+        stored = shapes  # restoring below fails, and names the difference
 
     def abstract(shape: Any, stored: Any) -> jax.ShapeDtypeStruct:
         array = jax.ShapeDtypeStruct(shape.shape, _dtype(stored.dtype, dtype))
@@ -260,11 +205,7 @@ def load_checkpoint(
 def open_checkpoint(
     part: Part, location: PartLocation, variant: str | None = None
 ) -> tuple[Any, Any]:
-    """The model of an import or a run, and the shapes of its parameters; nothing is loaded.
-
-    Raises:
-        InputError: it is of another variant, or not a model of this kind.
-    """
+    """As `open_model`, for an import or a run."""
     if location.kind == RUN:
         return _trained_unet(Run.open(location.folder))
     path = location.folder / "config.json"
@@ -297,7 +238,7 @@ def _trained_unet(run: Run) -> tuple[UNet | LatentUNet, Any]:
         )
     channels = stored["conv_in"]["kernel"].shape[2]
     text_width = stored["encoder_hid_proj"]["kernel"].shape[0]
-    # Whether the variance is learned is best known to the weights.
+    # The width of the output tells whether the variance is learned.
     model = model.clone(out_channels=stored["conv_out"]["kernel"].shape[3])
     return model, unet_shapes(model, channels, text_width)
 

@@ -1,9 +1,9 @@
-"""Low-rank adapters in and out of diffusers' files: of its U-Nets, by their modules' names.
+"""Reads and writes low-rank adapters of U-Nets as diffusers' files (LoRA, Hu et al. 2021).
 
-A file holds `MODULE.lora_A.weight` [rank, in] and `MODULE.lora_B.weight` [out, rank], behind
-'unet.' or not; what their product is multiplied by is alpha / rank, where alpha is `MODULE.alpha`,
-that of the file's metadata, or the rank; or alpha / sqrt(rank) where the metadata says so. Older
-files say `lora.down` and `lora.up`.
+A file holds `MODULE.lora_A.weight` [rank, in] and `MODULE.lora_B.weight` [out, rank], with or
+without the prefix 'unet.'. Their product is scaled by alpha / rank, where alpha is `MODULE.alpha`,
+or the one in the file's metadata, or the rank; or by alpha / sqrt(rank) if the metadata says so.
+Older files say `lora.down` and `lora.up`.
 """
 
 import json
@@ -33,7 +33,7 @@ FILE = "pytorch_lora_weights.safetensors"
 _METADATA = "lora_adapter_metadata"
 _PREFIX = "unet."
 _DOWN, _UP, _ALPHA = ".lora_A.weight", ".lora_B.weight", ".alpha"
-# Names of older files, applied in order.
+# From the names in older files to today's, applied in order.
 _OLDER = (
     (r"\.processor\.(\w+)_lora\.(down|up)\.", r".\1.lora.\2."),
     (r"\.to_out\.lora\.", r".to_out.0.lora."),
@@ -43,19 +43,12 @@ _OLDER = (
 
 
 def read_lora(path: epath.PathLike, model: Any, params: PyTree) -> tuple[Lora, PyTree]:
-    """The adapters of a file, to be merged into a U-Net's parameters.
+    """The adapters of a safetensors file: how they merge into a U-Net's parameters, and their own.
 
-    Args:
-        path: a safetensors file.
-        model: a U-Net that diffusers has.
-        params: of the U-Net, or their shapes.
-
-    Returns:
-        How they are merged, and they themselves, `up` multiplied by its own alpha / rank.
-
-    Raises:
-        InputError: there is no such file, it is damaged, or its adapters are of another network.
+    `up` is multiplied by its alpha / rank. `params` may be shapes only. Raises `InputError` if
+    there is no such file, it is damaged, or its adapters fit another network.
     """
+    # 1. Read the file, and find the network's layers under the names that it uses.
     path = Path(path)
     arrays = _arrays(path)
     rules = layout_of(_known(model, path)).rules
@@ -64,6 +57,7 @@ def read_lora(path: epath.PathLike, model: Any, params: PyTree) -> tuple[Lora, P
         for mapping in tensor_mappings(params, rules).values()
         if mapping.paths[0].endswith(".kernel")
     }
+    # 2. Check each pair, and bring it into our layout.
     scale_of = _scales(path)
     adapters: dict[tuple[str, ...], np.ndarray] = {}
     for module in [name.removesuffix(_DOWN) for name in arrays if name.endswith(_DOWN)]:
@@ -73,7 +67,7 @@ def read_lora(path: epath.PathLike, model: Any, params: PyTree) -> tuple[Lora, P
                 f"{path} adapts {module}, which is not a layer of this network; name adapters of it"
             )
         down, up = arrays.pop(module + _DOWN), arrays.pop(module + _UP, np.zeros(0))
-        # One of rank 0, or of no rank, has a shape that does not fit.
+        # A matrix of rank 0, or a scalar, counts as rank 1 and so fails the check of its shape.
         rank, (outputs, inputs, *window) = max((1, *down.shape[:1])), mapping.file_shape
         for array, shape in (
             (down, (rank, inputs, *window)),
@@ -85,42 +79,44 @@ def read_lora(path: epath.PathLike, model: Any, params: PyTree) -> tuple[Lora, P
                     f"{array.shape}; name adapters of it"
                 )
         scale, ours = scale_of(module, rank, arrays.pop(module + _ALPHA, None)), _module(mapping)
+        # [rank, in, *window] to [*window, in, rank], and [out, rank] to [rank, out].
         adapters[(*ours, "down")] = down.transpose(np.argsort(mapping.axes))
         adapters[(*ours, "up")] = up.reshape(outputs, rank).T * np.float32(scale)
+    # 3. Anything left over would be ignored silently: refuse it.
     if arrays or not adapters:
         raise InputError(
             f"{path}: its tensor {min(arrays, default='none')} is not an adapter of a "
             "U-Net; name a file with only these"
         )
+    # Rank 1 and alpha 1 make Lora's own scale 1: the scales are in `up` already.
     modules = tuple(sorted({path[:-1] for path in adapters}))
     return Lora(1, 1.0, modules), flax.traverse_util.unflatten_dict(adapters)
 
 
 def write_lora(run: Run, folder: Path, dtype: np.dtype) -> None:
-    """Writes a run's adapters; their products are to be added as they are: alpha is the rank.
+    """Writes the adapters of a run that has `config.lora`, with their scale in `lora_B`.
 
-    Args:
-        run: whose `config.lora` is set, of a U-Net of diffusers' kind.
-        folder: exists.
-        dtype: of the numbers.
-
-    Raises:
-        InputError: the run is not finished or damaged, or diffusers has no such network.
+    The file has no alpha, which readers take to be the rank. Raises `InputError` if the run is
+    unfinished or damaged, or diffusers has no such network.
     """
+    # 1. Read the run's adapters.
     rules = layout_of(_known(make_denoiser(run.config.stage).model, run.path)).rules
     stored = run.shapes()
     scale = run.config.lora.get("alpha", run.config.lora.rank) / run.config.lora.rank
     adapters = flax.traverse_util.flatten_dict(run.variables(stored)["params"], sep=".")
+    # 2. Bring them into the files' layout and names.
     arrays: dict[str, np.ndarray] = {}
     for path in sorted(adapters):
         ours, _, part = path.rpartition(".")
         name = _PREFIX + _named(f"{ours}.kernel", rules)
         array = np.asarray(adapters[path])
         if part == "down":
+            # [*window, in, rank] to [rank, in, *window]
             arrays[name + _DOWN] = np.moveaxis(array, (-1, -2), (0, 1))
         else:
             window = (1,) * (adapters[f"{ours}.down"].ndim - 2)
             arrays[name + _UP] = scale * array.T.reshape(*array.T.shape, *window)
+    # 3. Write.
     header = make_header({name: (array.shape, dtype) for name, array in arrays.items()})
 
     def written(name: str, dtype: np.dtype) -> np.ndarray:
@@ -134,7 +130,7 @@ def write_lora(run: Run, folder: Path, dtype: np.dtype) -> None:
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """Tensors of a file by their names of today, without what is before those of a U-Net."""
+    # Tensors by today's names, without the prefix.
     arrays = {}
     for name, tensor in open_file(path).items():
         array = tensor.view().astype(np.float32)
@@ -146,10 +142,8 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _scales(path: Path) -> Callable[[str, int, np.ndarray | None], float]:
-    """What the product of a module is multiplied by: of its name, its rank and its own alpha.
-
-    The file's metadata has alpha by the end of a module's name, and one of all others.
-    """
+    # Returns a function of a module's name, rank and own alpha to the scale of its product. The
+    # metadata has alphas for endings of modules' names, and one for all others.
     try:
         table = json.loads(parse_header(read_header(path))[1].get(_METADATA, "{}"))
         fields = {name.removeprefix(_PREFIX): value for name, value in table.items()}
@@ -157,7 +151,7 @@ def _scales(path: Path) -> Callable[[str, int, np.ndarray | None], float]:
         common = float(fields["lora_alpha"]) if "lora_alpha" in fields else None
     except (ValueError, TypeError, AttributeError):
         raise InputError(f"{path}: its metadata is damaged; download the file again") from None
-    # Rank-stabilised adapters, Kalajdzievski 2023.
+    # Rank-stabilised adapters divide by sqrt(rank) (Kalajdzievski 2023).
     is_stabilised = bool(fields.get("use_rslora"))
 
     def scale_of(module: str, rank: int, own: np.ndarray | None) -> float:
@@ -174,7 +168,7 @@ def _scales(path: Path) -> Callable[[str, int, np.ndarray | None], float]:
 
 
 def _known(model: Any, where: Any) -> Any:
-    """A model that diffusers has too."""
+    # Imagen's Efficient U-Net does not exist in diffusers.
     if not isinstance(model, UNet | LatentUNet):
         raise InputError(
             f"{where}: diffusers' files have no adapters for a {type(model).__name__}; "
@@ -184,7 +178,7 @@ def _known(model: Any, where: Any) -> Any:
 
 
 def _named(kernel: str, rules: Rules) -> str:
-    """Name in the files of the module that has a kernel of ours."""
+    # The files' name of the module that owns one of our kernels.
     for pattern, replacement in rules:
         kernel = re.sub(pattern, replacement, kernel)
     return kernel.removesuffix(".weight")

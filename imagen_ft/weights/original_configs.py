@@ -1,4 +1,7 @@
-"""Which Stable Diffusion a file of the original layout holds: its parts' configs, by shapes."""
+"""Derives the parts' configs of a Stable Diffusion in the original layout from tensor shapes.
+
+Functions raise `KeyError` with the name of a tensor that is missing.
+"""
 
 import re
 from collections.abc import Mapping
@@ -6,22 +9,15 @@ from typing import Any
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# That of all their attentions, but for the U-Net of 1.x, which has 8 heads everywhere.
+# Channels a head in all attentions except those of 1.x's U-Net, which has 8 heads everywhere.
 _HEAD_WIDTH, _HEADS_1X = 64, 8
-_SIZE_WIDTH = 256
-_SIZES = 6
+_SIZE_WIDTH = 256  # channels of the embedding of one of XL's sizes
+_SIZES = 6  # numbers that describe XL's sizes
 
 
 def unet_config(shapes: Shapes, pooled_width: int) -> dict[str, Any]:
-    """Of a U-Net.
-
-    Args:
-        shapes: of its tensors by their original names.
-        pooled_width: of the text that it is told besides; 0 where the file has no such encoder.
-
-    Raises:
-        KeyError: a tensor is missing, by its name.
-    """
+    """Config of a U-Net; `pooled_width` is 0 if the file has no encoder with pooled text."""
+    # 1. A level has `stride` numbered blocks: its resnets, then the one that halves.
     halving = [
         int(match[1])
         for name in shapes
@@ -29,12 +25,13 @@ def unet_config(shapes: Shapes, pooled_width: int) -> dict[str, Any]:
     ]
     stride = min(halving, default=0) or _missing("input_blocks.3.0.op.weight")
     first = [1 + level * stride for level in range(len(halving) + 1)]
+    # 2. Widths, and blocks of the transformers (0: the level has none).
     widths = [shapes[f"input_blocks.{block}.0.in_layers.2.weight"][0] for block in first]
     depths = [_count(shapes, rf"input_blocks\.{b}\.1\.transformer_blocks\.(\d+)\.") for b in first]
     middle = "middle_block.1.transformer_blocks"
-    # The middle has as many blocks as the coarsest level would have.
+    # The coarsest level may have no transformer: its number of blocks is then the middle's.
     blocks = [*(depth or 1 for depth in depths[:-1]), _count(shapes, rf"{middle}\.(\d+)\.")]
-    # Linear projections came with 2.x, and heads of one width.
+    # 2.x introduced linear projections, and together with them heads of a fixed width.
     is_linear = len(shapes["middle_block.1.proj_in.weight"]) == 2
     heads = [max(1, width // _HEAD_WIDTH) for width in widths] if is_linear else _HEADS_1X
     config: dict[str, Any] = dict(
@@ -50,6 +47,7 @@ def unet_config(shapes: Shapes, pooled_width: int) -> dict[str, Any]:
         up_block_types=["CrossAttnUpBlock2D" if n else "UpBlock2D" for n in reversed(depths)],
         use_linear_projection=is_linear,
     )
+    # 3. XL's pooled text and sizes share one input: its width minus the text's is that of 6 sizes.
     if "label_emb.0.0.weight" in shapes:
         width = shapes["label_emb.0.0.weight"][1]
         size_width = (width - pooled_width) // _SIZES if pooled_width else _SIZE_WIDTH
@@ -62,15 +60,7 @@ def unet_config(shapes: Shapes, pooled_width: int) -> dict[str, Any]:
 
 
 def autoencoder_config(shapes: Shapes, scaling_factor: float) -> dict[str, Any]:
-    """Of an auto-encoder.
-
-    Args:
-        shapes: of its tensors by their original names.
-        scaling_factor: of its latents.
-
-    Raises:
-        KeyError: a tensor is missing, by its name.
-    """
+    """Config of an auto-encoder."""
     levels = _count(shapes, r"encoder\.down\.(\d+)\.block\.")
     if not levels:
         _missing("encoder.down.0.block.0.conv1.weight")
@@ -89,14 +79,7 @@ def autoencoder_config(shapes: Shapes, scaling_factor: float) -> dict[str, Any]:
 
 
 def clip_config(shapes: Shapes) -> dict[str, Any]:
-    """Of OpenAI's text encoder.
-
-    Args:
-        shapes: of its tensors by their original names.
-
-    Raises:
-        KeyError: a tensor is missing, by its name.
-    """
+    """Config of OpenAI's text encoder."""
     layers = _count(shapes, r"text_model\.encoder\.layers\.(\d+)\.")
     embeddings = "text_model.embeddings"
     return _text_config(
@@ -110,15 +93,9 @@ def clip_config(shapes: Shapes) -> dict[str, Any]:
 
 
 def open_clip_config(shapes: Shapes, is_pooled: bool) -> dict[str, Any]:
-    """Of open_clip's text encoder.
+    """Config of open_clip's text encoder, with or without its last layer and pooled text.
 
-    Args:
-        shapes: of its tensors by their original names.
-        is_pooled: whether its pooled text is wanted, and its last layer; otherwise diffusers has
-            the encoder without it: the states before it are what the U-Net attends to.
-
-    Raises:
-        KeyError: a tensor is missing, by its name.
+    2.x's U-Net attends to the states before the last layer, so diffusers leaves that layer out.
     """
     layers = _count(shapes, r"transformer\.resblocks\.(\d+)\.")
     fields: dict[str, Any] = dict(architectures=["CLIPTextModel"], num_hidden_layers=layers - 1)
@@ -143,7 +120,7 @@ def _text_config(
     rows, width = embedding
     return dict(
         model_type="clip_text_model",
-        eos_token_id=2,  # pooled at the highest id, which is the end token's
+        eos_token_id=2,  # transformers then pools at the highest id, which is the end token's
         hidden_size=width,
         intermediate_size=mlp_width,
         max_position_embeddings=length,
@@ -154,7 +131,7 @@ def _text_config(
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
-    """How many numbers a pattern's group has at the beginning of a name, counted from 0."""
+    # How many different numbers the pattern's group matches at the start of names.
     return len({match[1] for name in shapes if (match := re.match(pattern, name))})
 
 

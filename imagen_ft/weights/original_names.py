@@ -1,7 +1,8 @@
-"""Names of Stable Diffusion's tensors in the files of its authors, by diffusers' names.
+"""From diffusers' names of Stable Diffusion's tensors to those in the authors' files.
 
-Sources: the repositories CompVis/stable-diffusion (1.x), Stability-AI/stablediffusion (2.x) and
-Stability-AI/generative-models (XL), whose modules these are, and open_clip for its text encoders.
+Sources: the modules of the repositories CompVis/stable-diffusion (1.x),
+Stability-AI/stablediffusion (2.x) and Stability-AI/generative-models (XL), and open_clip for its
+text encoders.
 """
 
 import re
@@ -36,28 +37,20 @@ _CLIP_BLOCK = {
 
 
 class Origin(NamedTuple):
-    """Where a tensor of diffusers is.
+    """Where a tensor of diffusers is stored in an original file."""
 
-    Attributes:
-        name: of the tensor that holds it, without what is before all of a part's.
-        third: which third of that tensor's first axis it is, 0 to 2; None: all of it.
-        is_transposed: whether the axes are the other way round.
-    """
-
-    name: str
-    third: int | None = None
+    name: str  # of the tensor that holds it, without the part's prefix
+    third: int | None = None  # 0 to 2: a third of its first axis (fused q, k, v); None: all of it
     is_transposed: bool = False
 
 
 def unet_rules(layers: int, attention: Sequence[bool]) -> Rules:
-    """From diffusers' names of a U-Net's tensors to the original ones.
+    """Rules for a U-Net's tensors; `layers` is the number of resnets a level going down.
 
-    Args:
-        layers: resnets a level going down.
-        attention: for each level, whether it has transformers.
+    The original numbers all blocks of a half in one row, and the modules inside a block.
     """
-    stride = layers + 1  # a level's resnets, and what halves or doubles
-    place = {"resnets": 0, "attentions": 1}
+    stride = layers + 1  # blocks a level: its resnets, and the one that halves or doubles
+    place = {"resnets": 0, "attentions": 1}  # number of the module inside its block
     return (
         (r"^conv_in\.", "input_blocks.0.0."),
         (r"^conv_norm_out\.", "out.0."),
@@ -87,7 +80,7 @@ def unet_rules(layers: int, attention: Sequence[bool]) -> Rules:
             ),
         ),
         (
-            # Behind the last resnet of its level, and its transformer where there is one.
+            # In the block of its level's last resnet, after that one's transformer if it has one.
             r"^up_blocks\.(\d+)\.upsamplers\.0\.",
             lambda match: (
                 f"output_blocks.{int(match[1]) * stride + layers}."
@@ -102,11 +95,7 @@ def unet_rules(layers: int, attention: Sequence[bool]) -> Rules:
 
 
 def autoencoder_rules(levels: int) -> Rules:
-    """From diffusers' names of an auto-encoder's tensors to the original ones.
-
-    Args:
-        levels: of either half.
-    """
+    """Rules for an auto-encoder's tensors; the original counts the decoder's levels backwards."""
     block = {"resnets": "block", "upsamplers.0": "upsample"}
     return (
         (r"\.conv_norm_out\.", ".norm_out."),
@@ -125,7 +114,7 @@ def autoencoder_rules(levels: int) -> Rules:
     )
 
 
-# From transformers' names of a text encoder's tensors to open_clip's; OpenAI's has the same names.
+# From transformers' names to open_clip's. Files with OpenAI's encoder use transformers' names.
 OPEN_CLIP_RULES: Rules = (
     (r"^text_projection\.weight", "text_projection"),
     (r"^text_model\.embeddings\.token_embedding\.", "token_embedding."),
@@ -138,15 +127,11 @@ OPEN_CLIP_RULES: Rules = (
 
 
 def origin_of(name: str, rules: Rules) -> Origin:
-    """Where a tensor is.
-
-    Args:
-        name: in diffusers' files.
-        rules: from these names to the original ones.
-    """
+    """Where the tensor that diffusers calls `name` is stored."""
     projection = re.search(r"\.self_attn\.([qkv])_proj\.", name)
     original = name
     for pattern, replacement in rules:
         original = re.sub(pattern, replacement, original)
+    # open_clip fuses the three projections into one tensor, and transposes its text projection.
     third = "qkv".index(projection[1]) if projection and ".in_proj_" in original else None
     return Origin(original, third, original == "text_projection")

@@ -1,4 +1,4 @@
-"""The files of a part, wherever it lies, and its digest."""
+"""The files of a part, wherever they are, and its checksum."""
 
 import hashlib
 import tempfile
@@ -22,14 +22,10 @@ from launch.runtime.run import Run
 
 
 def part_folder(path: epath.PathLike, part: str) -> Path:
-    """A local folder with a part's files, of an import with the verbatim copies of the small ones.
+    """A local folder with a part's files; for an import, with its copies of the small ones.
 
-    Args:
-        path: a pipeline's folder, the part's own, an import, or a repository of the Hub.
-        part: one of `PARTS` or `SMALL_PARTS`.
-
-    Raises:
-        InputError: there is none, or it cannot be fetched.
+    `path` is a pipeline's folder, the part's own, an import, or a repository of the Hub; `part` is
+    one of `PARTS` or `SMALL_PARTS`. Raises `InputError` if there is none or it cannot be fetched.
     """
     location = locate(path, part)
     if location.kind == FILES:
@@ -41,7 +37,8 @@ def part_folder(path: epath.PathLike, part: str) -> Path:
 
 
 def _local_copy(folder: epath.Path, manifest: epath.Path) -> Path:
-    """Small files of a remote import, copied once for each content of its manifest."""
+    # transformers reads tokenizers from local folders only. The manifest's checksum names the copy,
+    # so that another import at the same address gets its own.
     target = cache_folder("source") / sha256(manifest)[:32] / folder.name
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -56,22 +53,17 @@ def _local_copy(folder: epath.Path, manifest: epath.Path) -> Path:
 
 
 def digest(path: epath.PathLike, part: str, variant: str | None = None) -> str:
-    """Digest of a part: equal files, imported or not, or equal trained weights, have equal ones.
+    """Checksum of a part: the same for equal files, imported or not, and for equal trained weights.
 
-    Args:
-        path: as for `part_folder`, or a run directory.
-        part: one of `PARTS` or `SMALL_PARTS`.
-        variant: of the weights.
-
-    Raises:
-        InputError: there is none.
+    `path` and errors are those of `part_folder`; a run directory will do too.
     """
     location = locate(path, part, variant)
     if part in PARTS and location.kind == RUN:
         return Run.open(location.folder).digest()
     folder = part_folder(path, part)
     if location.kind == IMPORTED and part in PARTS:
-        # Those of the files that it was imported from: a cache of either is one of both.
+        # The checksums of the original files, so that a text cache made from these serves the
+        # import too, and the other way round.
         files = {"config.json": sha256(folder / "config.json")}
         files |= dict(sorted(manifest_parts(location.root)[part]["files"].items()))
         return _digest_of(files)

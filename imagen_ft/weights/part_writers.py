@@ -1,4 +1,4 @@
-"""Writes one part of a pipeline in diffusers' layout, of an import or a run."""
+"""Writes one part of an import or a run in diffusers' layout."""
 
 import dataclasses
 import json
@@ -28,46 +28,42 @@ from launch.runtime.run import Run
 DTYPES = ("float32", "float16", "bfloat16")
 VARIANT_DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
 
-# Writes one part into the folder that it is given.
+# Writes one part into a folder that exists.
 Writer = Callable[[Path], None]
-# Gives a tensor of the files by its name, as the type that is asked for.
+# Returns a tensor by its name in the files, as the given type.
 Read = Callable[[str, np.dtype], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How weights are written; without either an import is written as it was."""
+    """How weights are written; with neither field, an import is written as it was."""
 
     variant: str | None
     dtype: str | None
 
     @property
     def as_imported(self) -> bool:
-        """Whether files are to be the same bytes again."""
+        """Whether to write the same bytes as were imported."""
         return self.variant is None and self.dtype is None
 
     @property
     def numbers(self) -> np.dtype:
-        """The type of the numbers in other files."""
+        """The type of the numbers, unless files are written as imported."""
         return jnp.dtype(self.dtype or VARIANT_DTYPES.get(self.variant or "", "float32"))
 
 
 def make_writer(part: Part, location: PartLocation, form: Form) -> Writer:
-    """What writes a part; all that can be checked before anything is written has been.
+    """A writer of a part of an import or a run; everything is checked now, before it writes.
 
-    Args:
-        part: what is written.
-        location: of an import or a run.
-        form: how.
-
-    Raises:
-        InputError: it is no model of this kind, or diffusers has none such.
+    Raises `InputError` if it is not a model of this kind, or diffusers has no such model.
     """
+    # 1. The same bytes as imported.
     model, shapes = open_checkpoint(part, location)
     copies = location.root / "source" / part.name
     if location.kind != RUN and form.as_imported:
         files = manifest_parts(location.root)[part.name]["files"]
         return lambda folder: _write_as_imported(part, location, files, copies, folder)
+    # 2. Another form: make the config, then plan names, shapes and types of the tensors.
     if location.kind == RUN:
         size = Run.open(location.folder).config.stage.size
         if isinstance(model, LatentUNet):
@@ -93,6 +89,7 @@ def _write_as_imported(
 ) -> None:
     _, shapes = open_checkpoint(part, location)
     read = _reader(part, location, sum(leaf.size for leaf in jax.tree.leaves(shapes)))
+    # The copied headers fix the order of the tensors and their types, so the checksums must match.
     for name, digest in files.items():
         if write_file(folder / name, (copies / f"{name}{HEADER}").read_bytes(), read) != digest:
             raise InputError(
@@ -104,7 +101,7 @@ def _write_as_imported(
 
 
 def _reader(part: Part, location: PartLocation, total: int) -> Read:
-    """Loads the parameters; what it returns reads them one by one, with a progress bar."""
+    # Loads all parameters; `read` then returns them one by one, with a progress bar.
     model, params = load_checkpoint(part, location, STORED)
     layout = layout_of(model)
     mappings = tensor_mappings(params, layout.rules)
@@ -114,6 +111,7 @@ def _reader(part: Part, location: PartLocation, total: int) -> Read:
 
     def read(name: str, dtype: np.dtype) -> np.ndarray:
         if name in layout.counters:
+            # Not a parameter: the file counts rows, so it can be made again.
             rows = mappings[layout.counters[name]].file_shape[0]
             return np.arange(rows, dtype=dtype)[None]
         array = mappings[aliases.get(name, name)].to_file(arrays)
@@ -128,7 +126,7 @@ def _reader(part: Part, location: PartLocation, total: int) -> Read:
 
 
 def _with_dtype(config: bytes, dtype: np.dtype) -> bytes:
-    """Whatever type the files have, transformers reads them as the one that the config names."""
+    # transformers loads files as the type that their config names, whatever type they have.
     table = parse_object(config, "config.json")
     fields = {"dtype", "torch_dtype"} & table.keys()
     if not fields:

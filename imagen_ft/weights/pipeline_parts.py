@@ -1,4 +1,4 @@
-"""Parts of a pipeline, in whatever a path stands for: diffusers' layout, an import, a run."""
+"""Finds and opens the parts of a pipeline in diffusers' layout, an import, a run or the Hub."""
 
 import dataclasses
 import os
@@ -31,9 +31,9 @@ from launch.runtime.checkpoints.tensor_mapping import (
 )
 from launch.runtime.run import STAGE, kind_of
 
-# Written last into an imported folder; names what it was made of.
+# Written last into an imported folder, with the checksums of what was imported.
 MANIFEST = "weights.json"
-# Folders of a pipeline without weights of ours, kept as they are.
+# Folders of a pipeline without weights, copied unchanged.
 SMALL_PARTS = (
     "scheduler",
     "image_noising_scheduler",
@@ -45,16 +45,11 @@ SMALL_PARTS = (
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A part of a pipeline that has weights.
+    """A part of a pipeline that has weights."""
 
-    Attributes:
-        name: its folder.
-        stem: of its files' names.
-        build: from the content of config.json and its path to the model and its shapes.
-    """
-
-    name: str
-    stem: str
+    name: str  # its folder's name, too
+    stem: str  # what names of its weight files start with
+    # From the content of config.json and its path to the model and its parameters' shapes.
     build: Callable[[Mapping[str, Any], Any], tuple[Any, Any]]
 
 
@@ -76,7 +71,7 @@ PARTS = {
         Part("vae", "diffusion_pytorch_model", build_autoencoder),
     )
 }
-# The files that tell a part's own folder from others.
+# Files that mark a folder as a part's own; any one of them is enough.
 _TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "spiece.model")
 _MARKS = {
     **dict.fromkeys(PARTS, ("config.json",)),
@@ -90,30 +85,20 @@ FILES, IMPORTED, RUN = "files", "imported", "run"
 
 
 class NoSuchPart(InputError):
-    """A path has not this part, but may have others."""
+    """A path lacks this part, but may have others."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PartLocation:
-    """Where a part is.
+    """Where a part is."""
 
-    Attributes:
-        kind: FILES, IMPORTED or RUN.
-        folder: FILES: with the part's files; otherwise a run directory.
-        root: the folder that was named; of a repository, its local copy.
-    """
-
-    kind: str
-    folder: epath.Path
-    root: epath.Path
+    kind: str  # FILES, IMPORTED or RUN
+    folder: epath.Path  # of the part's files; for IMPORTED and RUN, a run directory
+    root: epath.Path  # the folder that was named; for a repository, its local copy
 
 
 def manifest_parts(root: epath.Path) -> dict[str, Any]:
-    """What an import says of its parts, by name.
-
-    Raises:
-        InputError: its manifest is damaged.
-    """
+    """An import's entries about its parts, by name; raises `InputError` if they are damaged."""
     parts = read_object(root / MANIFEST).get("parts")
     if not isinstance(parts, dict):
         raise InputError(
@@ -123,11 +108,11 @@ def manifest_parts(root: epath.Path) -> dict[str, Any]:
 
 
 def locate(path: epath.PathLike, part: str, variant: str | None = None) -> PartLocation:
-    """Finds a part; fetches its files (of that variant) where the path is a repository.
+    """Finds a part. From a repository of the Hub it downloads the part's files of that variant.
 
-    Raises:
-        InputError: there is no such folder, or it has no such part.
+    Raises `InputError` if there is no such folder, and `NoSuchPart` if it lacks the part.
     """
+    # 1. A repository, or a file that cannot be one.
     root = epath.Path(path)
     if not root.exists():
         return _fetch(os.fspath(path), part, variant)
@@ -136,6 +121,7 @@ def locate(path: epath.PathLike, part: str, variant: str | None = None) -> PartL
             f"{root} is a file; name a folder in diffusers' layout, or import a checkpoint of "
             f"Stable Diffusion: python -m imagen_ft.weights --from=diffusers:{root} --to=FOLDER"
         )
+    # 2. An import: the whole of it, or the folder of one part.
     if (root / MANIFEST).exists():
         if part in PARTS and part not in manifest_parts(root):
             raise NoSuchPart(
@@ -146,8 +132,10 @@ def locate(path: epath.PathLike, part: str, variant: str | None = None) -> PartL
     config = read_object(root / "config.json") if (root / "config.json").exists() else {}
     if part in PARTS and config.get("imported", {}).get("part") == part:
         return PartLocation(IMPORTED, root, root.parent)
+    # 3. A run that trained a U-Net.
     if part == "unet" and kind_of(config) == STAGE:
         return PartLocation(RUN, root, root)
+    # 4. Files in diffusers' layout: the pipeline's folder, or the part's own.
     folders = [root / part]
     if part not in PARTS or part in _parts_of(config):
         folders.append(root)
@@ -164,7 +152,7 @@ def locate(path: epath.PathLike, part: str, variant: str | None = None) -> PartL
 
 
 def _parts_of(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Whose config it may be; only diffusers' names a class."""
+    # Parts that a config.json may belong to. Only diffusers' name a class; transformers' do not.
     if "_class_name" not in config:
         return ("text_encoder", "text_encoder_2")
     return ("vae",) if config["_class_name"] == "AutoencoderKL" else ("unet",)
@@ -175,7 +163,8 @@ def _fetch(name: str, part: str, variant: str | None) -> PartLocation:
         raise InputError(
             f"{name}: no such folder; name one, or a repository of the Hub as owner/name"
         )
-    # Auto-encoders have repositories of their own, whose files are in no folder.
+    # 1. Ask for as little as possible. Auto-encoders also have repositories of their own, with the
+    # files at the top.
     prefixes = (f"{part}/", "") if part == "vae" else (f"{part}/",)
     if part in SMALL_PARTS:
         patterns = [f"{part}/*"]
@@ -183,6 +172,7 @@ def _fetch(name: str, part: str, variant: str | None) -> PartLocation:
         stem = PARTS[part].stem
         files = ("config.json", *file_names(stem, variant))
         patterns = [prefix + file for prefix in prefixes for file in files]
+    # 2. The Hub's client reports no error if nothing matches: see what has come.
     root = epath.Path(hub.fetch(name, patterns))
     prefix = next((p for p in prefixes if (root / p / "config.json").exists()), prefixes[0])
     folder = root / prefix
@@ -190,6 +180,7 @@ def _fetch(name: str, part: str, variant: str | None) -> PartLocation:
     if not set(names) & set(_MARKS[part]):
         raise NoSuchPart(f"{name} has no {part}; name a repository in diffusers' layout")
     if part in PARTS and not any(file in names for file in file_names(stem, variant)[:2]):
+        # Weights are missing: `choose_file` says which variants there are.
         names_there = [file.removeprefix(prefix) for file in hub.file_names(name)]
         choose_file(names_there, stem, variant, f"{name}/{prefix}".rstrip("/"))
     return PartLocation(FILES, folder, root)
@@ -198,14 +189,12 @@ def _fetch(name: str, part: str, variant: str | None) -> PartLocation:
 def open_part(
     folder: epath.Path, part: Part, variant: str | None
 ) -> tuple[Any, dict[str, TensorMapping], Weights]:
-    """Opens files in diffusers' layout and checks that they fit their config.json.
+    """Opens files in diffusers' layout: the model, its parameters by the files' names, the files.
 
-    Returns:
-        The model, its parameters by the files' names, the files.
-
-    Raises:
-        InputError: anything is missing, damaged, or of a model that is not implemented.
+    Raises `InputError` if something is missing, damaged, not implemented, or does not fit the
+    config.json.
     """
+    # 1. Build the model of config.json, and compare its shapes with the files'.
     local = Path(folder)
     where = local / "config.json"
     model, shapes = part.build(read_object(where), where)
@@ -221,6 +210,7 @@ def open_part(
         advice="use the config.json of these weights",
         aliases=aliases,
     )
+    # 2. A tensor under two names must be the same under both: only one of them is read.
     for alias, name in aliases.items():
         if {alias, name} <= weights.tensors.keys():
             first, second = weights.tensors[name], weights.tensors[alias]
@@ -229,6 +219,7 @@ def open_part(
                     f"{local}: {alias} and {name} must be equal in this model, but differ "
                     "in the file; download it again"
                 )
+    # 3. Counters are not read: they must be what a model without them assumes.
     for name, rows in layout.counters.items():
         count = np.arange(mappings[rows].file_shape[0])[None]
         if name in weights.tensors and not np.array_equal(weights.tensors[name].view(), count):
@@ -240,4 +231,5 @@ def open_part(
 
 
 def _same_bytes(first: np.ndarray, second: np.ndarray) -> bool:
+    # Bytes, since NaN is not equal to itself.
     return np.array_equal(first.view(np.uint8), second.view(np.uint8))

@@ -10,7 +10,7 @@ from imagen_ft.weights.pipeline_parts import NoSuchPart
 from launch.errors import InputError
 from launch.files import read_object
 
-# What IF's samplers need to know, with DDPMScheduler's defaults.
+# The fields that decide what IF's samplers compute, with DDPMScheduler's defaults.
 _DEFAULTS = {
     "num_train_timesteps": 1000,
     "beta_schedule": "linear",
@@ -26,6 +26,7 @@ _DEFAULTS = {
     "rescale_betas_zero_snr": False,
     "trained_betas": None,
 }
+# Upper bound of every number; a schedule is a table of num_train_timesteps rows.
 _MOST = 100_000
 _IMPLEMENTED = {
     "_class_name": ("DDPMScheduler",),
@@ -42,12 +43,7 @@ _IMPLEMENTED = {
 def scheduler_settings(config: Mapping[str, Any], where: Any) -> dict[str, Any]:
     """The settings of a `scheduler_config.json`, defaults filled in.
 
-    Args:
-        config: its content.
-        where: its path, for messages.
-
-    Raises:
-        InputError: names the first field that DeepFloyd IF has otherwise, or of a wrong kind.
+    Raises `InputError` naming the first field that is not implemented or has the wrong type.
     """
     settings = {field: config.get(field, default) for field, default in _DEFAULTS.items()}
     checked = {**settings, "_class_name": config.get("_class_name", "DDPMScheduler")}
@@ -59,6 +55,7 @@ def scheduler_settings(config: Mapping[str, Any], where: Any) -> dict[str, Any]:
             )
     for field, default in _DEFAULTS.items():
         value = settings[field]
+        # bool first: in Python it is an int, too.
         if isinstance(default, bool):
             is_sound, kind = isinstance(value, bool), "True or False"
         elif isinstance(default, int | float):
@@ -72,13 +69,10 @@ def scheduler_settings(config: Mapping[str, Any], where: Any) -> dict[str, Any]:
 
 
 def scheduler(path: epath.PathLike) -> dict[str, Any] | None:
-    """The settings of the scheduler that weights come with; None where they are alone.
+    """The settings of a pipeline's scheduler; None if the weights have none.
 
-    Args:
-        path: a pipeline's folder, an import, or a repository of the Hub.
-
-    Raises:
-        InputError: see `scheduler_settings`.
+    `path` is a pipeline's folder, an import, or a repository of the Hub. Raises `InputError` as
+    `scheduler_settings`.
     """
     try:
         file = part_folder(path, "scheduler") / "scheduler_config.json"

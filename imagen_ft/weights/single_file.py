@@ -1,4 +1,4 @@
-"""Single-file checkpoints of Stable Diffusion's original layout, to folders of diffusers'."""
+"""Converts single-file checkpoints in Stable Diffusion's original layout to diffusers'."""
 
 import dataclasses
 import json
@@ -35,18 +35,20 @@ from launch.runtime.checkpoints.safetensors_io import Tensor, open_file, write_m
 from launch.runtime.checkpoints.tensor_mapping import Rules, tensor_mappings
 
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+# Prefixes of the parts' tensors. The text encoder of 1.x is OpenAI's, of 2.x open_clip's; XL has
+# both; the refiner has only the latter, in another place.
 _UNET, _VAE = "model.diffusion_model.", "first_stage_model."
-# Its parts' tensors begin so: OpenAI's encoder or open_clip's.
 _TEXT_1, _TEXT_2 = "cond_stage_model.transformer.", "cond_stage_model.model."
 _TEXT_XL = ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model.")
 _REFINER = "conditioner.embedders.0.model."
-# Numbers of the schedule and of training, moving averages: nothing that diffusers has.
+# Tensors that diffusers does not have: the schedule, the state of training, moving averages.
 _BESIDES = re.compile(
     r"(alphas_cumprod|(sqrt|log|posterior)_)\w*|betas|global_step|logvar|lvlb_weights|scale_factor"
     r"|v_pred|ztsnr|(model_ema|denoiser)\..*"
 )
+# Empty tensors by which some XL files say that they predict v, or end at an SNR of zero.
 _PREDICTS_V = {"v_pred", "ztsnr"}
-# Counters, masks and temperatures in the text encoders, which compute nothing.
+# Counters, masks and temperatures in text encoders, which no output depends on.
 _IDLE = re.compile(r"text_model\.embeddings\.position_ids|logit_scale|attn_mask")
 _CLASSES = {
     "unet": ("diffusers", "UNet2DConditionModel"),
@@ -57,6 +59,7 @@ _CLASSES = {
 
 
 _SCHEDULER_FILE = "scheduler/scheduler_config.json"
+# The schedule that all of them were trained with; the rest is for diffusers' samplers.
 _SCHEDULE = dict(
     beta_end=0.012,
     beta_schedule=SCHEDULE,
@@ -66,30 +69,21 @@ _SCHEDULE = dict(
     steps_offset=1,
     timestep_spacing="leading",
 )
-# Of 1.x and of XL, as their repositories of diffusers have them.
+# What 1.x's and XL's repositories in diffusers' layout add, in this order.
 _SCHEDULERS: tuple[dict[str, Any], ...] = (
     dict(_class_name="PNDMScheduler", set_alpha_to_one=False, skip_prk_steps=True),
     dict(_class_name="EulerDiscreteScheduler", use_karras_sigmas=False),
 )
-# Gives a tensor by diffusers' name, as the type that is asked for.
+# Returns a tensor by diffusers' name, in the type that the file has.
 _Read = Callable[[str, np.dtype], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class _FilePart:
-    """A part of a pipeline, in a file.
-
-    Attributes:
-        prefix: of its tensors.
-        config: what diffusers' `config.json` says of it.
-        rules: from diffusers' names to those behind the prefix.
-        idle: names behind the prefix that are passed over.
-    """
-
-    prefix: str
-    config: dict[str, Any]
-    rules: Rules
-    idle: re.Pattern = _IDLE
+    prefix: str  # of its tensors
+    config: dict[str, Any]  # content of diffusers' config.json
+    rules: Rules  # from diffusers' names to those behind the prefix
+    idle: re.Pattern = _IDLE  # names behind the prefix to ignore
 
 
 def import_file(
@@ -98,50 +92,39 @@ def import_file(
     parts: Sequence[str] = (),
     pipeline: str | None = None,
 ) -> bool:
-    """Imports a single file, see `import_weights`; for a while the disk has it twice.
+    """As `import_weights`, from one safetensors file of Stable Diffusion 1.x, 2.x or XL base.
 
-    Args:
-        source: a safetensors file of Stable Diffusion 1.x, 2.x or XL base: what is in it is told by
-            names and shapes.
-        target: as for `import_weights`.
-        parts: as for `import_weights`.
-        pipeline: a folder, import or repository with what a file has not: tokenizers and the
-            scheduler. Without it there are no tokenizers, and the scheduler is 1.x's or XL's.
-
-    Returns:
-        As `import_weights`.
-
-    Raises:
-        InputError: as `import_weights`; or it is no such file, or of 2.x and there is no pipeline
-            that says what the weights predict.
+    Names and shapes tell which it is. `pipeline` is a folder, import or repository with what the
+    file lacks: tokenizers and the scheduler. Without it there are no tokenizers, and the scheduler
+    is 1.x's or XL's. Raises `InputError` also if the file is something else, or a 2.x without a
+    pipeline that says what the weights predict.
     """
+    # The weights are unpacked first: for a while they take twice their size on disk.
     with tempfile.TemporaryDirectory(dir=temporary_folder()) as folder:
         unpack(Path(source), Path(folder), pipeline)
         return import_weights(folder, target, parts, origin=source)
 
 
 def unpack(path: Path, folder: Path, pipeline: str | None = None) -> None:
-    """Writes a pipeline in diffusers' layout.
+    """Writes a single file as a pipeline in diffusers' layout into an empty folder.
 
-    Args:
-        path: see `import_file`.
-        folder: exists and is empty.
-        pipeline: see `import_file`.
-
-    Raises:
-        InputError: see `import_file`.
+    `pipeline` and errors are those of `import_file`.
     """
+    # 1. Open the file; a pickle is never opened.
     if path.suffix in _PICKLES:
         raise InputError(
             f"{path} is a pickle, which could run any code when it is read; convert it to "
             "safetensors and name that file"
         )
     tensors = open_file(path, integers=True)
+    # 2. Find its parts, and plan where each of diffusers' tensors comes from.
     parts = _parts(path, tensors)
     readers = {name: _plan(path, tensors, name, part) for name, part in parts.items()}
+    # 3. Take or make the small files.
     small = _small_files(path, parts, pipeline, tensors)
     if "unet" in parts:
         _add_sizes(parts, small)
+    # 4. Write, tensor by tensor.
     for name, (shapes, read) in readers.items():
         (folder / name).mkdir()
         write_json(folder / name / "config.json", parts[name].config)
@@ -153,14 +136,13 @@ def unpack(path: Path, folder: Path, pipeline: str | None = None) -> None:
 
 
 def _parts(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, _FilePart]:
-    """The parts that a file has."""
-
     def shapes(prefix: str) -> dict[str, tuple[int, ...]]:
         found = {
             n.removeprefix(prefix): t.shape for n, t in tensors.items() if n.startswith(prefix)
         }
         return {name: shape for name, shape in found.items() if not _IDLE.fullmatch(name)}
 
+    # 1. A part is there if a tensor has its prefix; its config follows from the shapes.
     found: dict[str, _FilePart] = {}
     prefix = ""
     try:
@@ -173,6 +155,7 @@ def _parts(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, _FilePart]:
         ):
             if own := shapes(prefix):
                 found[name] = _text_encoder(prefix, own, is_pooled)
+        # The scale is not in the file: it is a constant of each kind's published config.
         prefix = _VAE
         if own := shapes(prefix):
             config = autoencoder_config(own, 0.13025 if is_xl else 0.18215)
@@ -187,6 +170,7 @@ def _parts(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, _FilePart]:
             f"{path}: the tensor {prefix}{error.args[0]} of Stable Diffusion is missing; "
             "the file is of another model or incomplete"
         ) from None
+    # 2. Unknown tensors mean another model, perhaps with the same names for some of its parts.
     known = tuple(part.prefix for part in found.values())
     strange = [n for n in tensors if not n.startswith(known) and not _BESIDES.fullmatch(n)]
     if not found or strange or any(name.startswith(_REFINER) for name in tensors):
@@ -207,7 +191,7 @@ def _text_encoder(
     config = open_clip_config(shapes, is_pooled)
     if is_pooled:
         return _FilePart(prefix, config, OPEN_CLIP_RULES)
-    # The last layer, and the projection of what it makes.
+    # Ignore the last layer, and the projection of its output.
     last = rf"transformer\.resblocks\.{config['num_hidden_layers']}\..*|text_projection"
     return _FilePart(prefix, config, OPEN_CLIP_RULES, re.compile(f"{_IDLE.pattern}|{last}"))
 
@@ -222,7 +206,8 @@ def _unet(shapes: dict[str, tuple[int, ...]], pooled_width: int) -> _FilePart:
 def _plan(
     path: Path, tensors: Mapping[str, Tensor], name: str, part: _FilePart
 ) -> tuple[dict[str, tuple[tuple[int, ...], np.dtype]], _Read]:
-    """Shape and type of diffusers' tensors by name, and what reads one."""
+    # Returns shape and type of diffusers' tensors by name, and a function that reads one.
+    # 1. Build the model that the config describes, and find each of its tensors in the file.
     model, own_shapes = PARTS[name].build(part.config, f"{path}: {name}")
     mappings = tensor_mappings(own_shapes, layout_of(model).rules)
     origins = {theirs: origin_of(theirs, part.rules) for theirs in mappings}
@@ -236,13 +221,14 @@ def _plan(
             )
         stored = _stored_shape(shape, origins[theirs])
         found = tensors[original].shape
-        # The auto-encoder's attention is of 1x1 convolutions there.
+        # The original auto-encoder's attention uses 1x1 convolutions in place of dense layers.
         if found not in (stored, (*stored, 1, 1)):
             raise InputError(
                 f"{path}: the tensor {original} must have the shape {stored} of Stable "
                 f"Diffusion, got {found}; the file is of another model"
             )
         planned[theirs] = (shape, tensors[original].dtype)
+    # 2. Nothing behind the prefix may be left over.
     used = {part.prefix + origin.name for origin in origins.values()}
     for original in sorted(set(tensors) - used):
         own = original.removeprefix(part.prefix)
@@ -271,10 +257,11 @@ def _stored_shape(shape: tuple[int, ...], origin: Origin) -> tuple[int, ...]:
 def _small_files(
     path: Path, parts: Mapping[str, _FilePart], pipeline: str | None, names: Collection[str]
 ) -> dict[str, bytes]:
-    """What describes the pipeline, of another one or as 1.x and XL have it."""
+    # 1. Which kind of pipeline the U-Net belongs to.
     unet = parts["unet"].config if "unet" in parts else {}
     is_xl = "addition_embed_type" in unet
     kind = "StableDiffusionXLPipeline" if is_xl else "StableDiffusionPipeline"
+    # 2. Take the files of a pipeline of that kind.
     if pipeline is not None:
         small = small_files([lender(pipeline)])
         index = parse_object(small.get(MODEL_INDEX, b"{}"), MODEL_INDEX)
@@ -284,7 +271,8 @@ def _small_files(
                 "the pipeline of these weights"
             )
         return small
-    # Of 2.x there are weights of both kinds, and of XL some say that they are of the other.
+    # 3. Make those of 1.x and XL base, which predict eps. 2.x exists for eps and for v, and so do
+    # fine-tuned XLs, some of which say so.
     is_2x = bool(unet) and unet["use_linear_projection"] and not is_xl
     if is_2x or _PREDICTS_V & set(names):
         raise InputError(
@@ -300,7 +288,8 @@ def _small_files(
 
 
 def _add_sizes(parts: Mapping[str, _FilePart], small: Mapping[str, bytes]) -> None:
-    """Says how large the images are that weights of this kind were trained with last."""
+    # Sizes of the last stage of training, in latents: 512 px (64), 768 px (96, 2.x that predicts v)
+    # or, for XL, 1,024 px (128).
     scheduler = parse_object(small.get(_SCHEDULER_FILE, b"{}"), _SCHEDULER_FILE)
     is_xl = "addition_embed_type" in parts["unet"].config
     size = 96 if scheduler.get("prediction_type") == "v_prediction" else 64

@@ -11,7 +11,7 @@ from imagen_ft.models.t5 import T5Encoder
 from launch.errors import InputError
 from launch.runtime.limits import make_module
 
-# Our field and transformers', with its default where the file has none.
+# Our field: (transformers' field, its default if the file lacks it).
 _FIELDS = {
     "vocab_size": ("vocab_size", 32128),
     "d_model": ("d_model", 512),
@@ -22,7 +22,7 @@ _FIELDS = {
     "num_buckets": ("relative_attention_num_buckets", 32),
     "max_distance": ("relative_attention_max_distance", 128),
 }
-# Fields with one value that we compute: (transformers' default, ours).
+# Fields of which we implement one value: (transformers' default, that value).
 _FIXED = {
     "model_type": (None, "t5"),
     "feed_forward_proj": ("relu", "gated-gelu"),
@@ -35,18 +35,11 @@ _FIXED = {
 
 
 def build_t5(config: Mapping[str, Any], where: Any) -> tuple[T5Encoder, Any]:
-    """The encoder that a `config.json` of transformers describes.
+    """The float32 model that transformers' `config.json` describes, and its parameters' shapes.
 
-    Args:
-        config: its content.
-        where: its path, for messages.
-
-    Returns:
-        The model, computing in float32, and the shapes of its parameters.
-
-    Raises:
-        InputError: names the first field that asks for what we do not implement.
+    Raises `InputError` naming the first field whose value is not implemented.
     """
+    # Unknown fields are ignored: T5's configs carry many that do not concern the encoder.
     for field, (default, ours) in _FIXED.items():
         value = config.get(field, default)
         if value != ours:
@@ -60,6 +53,7 @@ def build_t5(config: Mapping[str, Any], where: Any) -> tuple[T5Encoder, Any]:
             raise InputError(
                 f"{where}: {_FIELDS[ours][0]} must be a positive number, got {value!r}"
             )
+    # Two signs, each with an exact and a logarithmic half.
     if fields["num_buckets"] < 4 or fields["num_buckets"] % 4:
         raise InputError(
             f"{where}: {_FIELDS['num_buckets'][0]} must be a multiple of 4, got "

@@ -1,4 +1,7 @@
-"""Names of our parameters in diffusers' and transformers' files: a table of rules for a model."""
+"""From our parameters' names to those in diffusers' and transformers' files, model by model.
+
+Rules are regular expressions, applied one after the other.
+"""
 
 import dataclasses
 import re
@@ -32,7 +35,7 @@ _AUTOENCODER: Rules = (
     (r"\.mid_block_([a-z]+)_(\d+)\.", r".mid_block.\1.\2."),
     *_UNET[2:],
 )
-# Files older than diffusers 0.17.
+# Names in files from before diffusers 0.17.
 _OLD_ATTENTION: Rules = (
     (r"\.to_q\.", ".query."),
     (r"\.to_k\.", ".key."),
@@ -59,17 +62,12 @@ _CLIP_COUNTERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A model's tensors in files.
+    """How files name a model's tensors."""
 
-    Attributes:
-        rules: from our names to the files'.
-        second_names: from these to others that files may have as well, or instead.
-        counters: tensors of whole numbers, which files may have and nothing needs: each counts the
-            rows of the other tensor from 0.
-    """
-
-    rules: Rules
-    second_names: Rules = ()
+    rules: Rules  # from our names to the files'
+    second_names: Rules = ()  # from those to names that a file may use as well, or instead
+    # Integer tensors that files may have and nothing needs: each counts the rows of another tensor,
+    # {counter: other}, from 0.
     counters: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def aliases(self, names: Iterable[str]) -> dict[str, str]:
@@ -86,14 +84,15 @@ class Layout:
 
 _LAYOUTS: dict[type, Layout] = {
     Autoencoder: Layout(_AUTOENCODER, _OLD_ATTENTION),
-    # transformers 5 writes a CLIPTextModel without the prefix.
+    # transformers 5 writes CLIPTextModel without the prefix.
     ClipTextEncoder: Layout(CLIP_TEXT, ((r"^text_model\.", ""),), _CLIP_COUNTERS),
     LatentUNet: Layout(_LATENT_UNET),
+    # A T5 file holds its embedding twice, or under either name.
     T5Encoder: Layout(_T5, ((r"^shared\.", "encoder.embed_tokens."),)),
     UNet: Layout(_UNET),
 }
 
 
 def layout_of(model: Any) -> Layout:
-    """That of a model which has public files."""
+    """The layout of a model that has public files; `KeyError` for others."""
     return _LAYOUTS[type(model)]

@@ -1,4 +1,4 @@
-"""`config.json` of a U-Net of DeepFloyd IF in diffusers' layout, for both ways.
+"""`config.json` of DeepFloyd IF's U-Nets in diffusers' layout, read and written.
 
 `UNet2DConditionModel` has many forms; a field that would select another one is an error.
 """
@@ -15,7 +15,7 @@ from imagen_ft.weights.config_fields import check_class, own_fields
 from launch.errors import InputError
 from launch.runtime.limits import building, make_module
 
-# Fields with one value that we compute: (diffusers' default where the file has none, ours).
+# Fields of which we implement one value: (diffusers' default if the file lacks it, that value).
 _FIXED: dict[str, tuple[Any, Any]] = {
     "act_fn": ("silu", "gelu"),
     "addition_embed_type": (None, "text"),
@@ -46,7 +46,8 @@ _FIXED: dict[str, tuple[Any, Any]] = {
     "transformer_layers_per_block": (1, 1),
     "use_linear_projection": (False, False),
 }
-# Fields that say which of IF's U-Nets it is, with diffusers' defaults; None: the file must tell.
+# Fields that tell IF's U-Nets apart, with diffusers' defaults. `_check_own` demands those that are
+# None here and that every IF has.
 _OWN: dict[str, Any] = {
     "addition_embed_type_num_heads": 64,
     "attention_head_dim": 8,
@@ -67,7 +68,7 @@ _OWN: dict[str, Any] = {
     "time_embedding_act_fn": None,
     "time_embedding_dim": None,
     "up_block_types": None,
-    "upcast_attention": False,  # these blocks take no notice of it
+    "upcast_attention": False,  # ignored by these blocks
 }
 _POSITIVE = (
     "addition_embed_type_num_heads",
@@ -82,26 +83,20 @@ _POSITIVE = (
     "out_channels",
     "resnet_out_scale_factor",
 )
+# Class of a block -> whether it has attention.
 _DOWN = {"ResnetDownsampleBlock2D": False, "SimpleCrossAttnDownBlock2D": True}
 _UP = {"ResnetUpsampleBlock2D": False, "SimpleCrossAttnUpBlock2D": True}
-# diffusers has no field for the groups of the text's norm.
+# Groups of the text's norm: a constant in diffusers, not a field.
 _CROSS_GROUPS = 32
 
 
 def build_unet(config: Mapping[str, Any], where: Any) -> tuple[UNet, Any]:
-    """The U-Net that a `config.json` of diffusers describes.
+    """The float32 model that diffusers' `config.json` describes, and its parameters' shapes.
 
-    Args:
-        config: its content.
-        where: its path, for messages.
-
-    Returns:
-        The model, computing in float32, and the shapes of its parameters.
-
-    Raises:
-        InputError: names the first field that asks for what we do not implement.
+    Raises `InputError` naming the first field whose value is not implemented.
     """
     check_class(config, "UNet2DConditionModel", where)
+    # diffusers turns None into "text_proj" where encoder_hid_dim is given.
     config = {**config, "encoder_hid_dim_type": config.get("encoder_hid_dim_type") or "text_proj"}
     own = own_fields(config, _FIXED, _OWN, where, "use a U-Net of DeepFloyd IF")
     with building(where):
@@ -111,14 +106,14 @@ def build_unet(config: Mapping[str, Any], where: Any) -> tuple[UNet, Any]:
 
 
 def _check_own(own: dict[str, Any], where: Any) -> None:
-    """Replaces lists of one repeated number by it, and checks what belongs together."""
-
     def fail(field: str, reason: str) -> None:
         raise InputError(f"{where}: {field} is {own[field]!r}, {reason}")
 
+    # 1. Required fields.
     for field in ("block_out_channels", "down_block_types", "up_block_types", "encoder_hid_dim"):
         if own[field] is None:
             fail(field, "every U-Net of DeepFloyd IF has it; use such a config.json")
+    # 2. Lists of one repeated number become that number, in place.
     levels = len(own["block_out_channels"])
     for field in ("attention_head_dim", "cross_attention_dim"):
         if isinstance(own[field], list):
@@ -128,6 +123,7 @@ def _check_own(own: dict[str, Any], where: Any) -> None:
                 own[field] = own[field][0]
     if isinstance(own["cross_attention_dim"], list):
         fail("cross_attention_dim", "only one number for all levels is implemented")
+    # 3. Blocks: known ones, and the same levels going down and up.
     for field, blocks in (("down_block_types", _DOWN), ("up_block_types", _UP)):
         if len(own[field]) != levels:
             fail(field, f"but there are {levels} block_out_channels; give one for each")
@@ -138,6 +134,7 @@ def _check_own(own: dict[str, Any], where: Any) -> None:
         _UP[b] for b in reversed(own["up_block_types"])
     ]:
         fail("up_block_types", "not the mirror of down_block_types; only that is implemented")
+    # 4. Single values.
     layers = own["layers_per_block"]
     if isinstance(layers, list) and len(layers) != levels:
         fail("layers_per_block", f"but there are {levels} block_out_channels; give one for each")
@@ -180,13 +177,7 @@ def _fields(own: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.cache  # tracing a large network takes seconds
 def unet_shapes(model: UNet, in_channels: int, text_width: int) -> Any:
-    """Shapes of the parameters.
-
-    Args:
-        model: the network.
-        in_channels: of its images; for super-resolution those of the condition as well.
-        text_width: of the text encoder's states.
-    """
+    """Shapes of the parameters; `in_channels` includes those of the low-resolution images."""
     size = 2 ** (len(model.block_out_channels) - 1)
     x, t = jnp.zeros((1, size, size, in_channels)), jnp.zeros((1,))
     level = t if model.noise_level else None
@@ -195,27 +186,23 @@ def unet_shapes(model: UNet, in_channels: int, text_width: int) -> Any:
 
 
 def unet_config(model: UNet, params: Any, sample_size: int | None, where: Any) -> dict[str, Any]:
-    """The `config.json` with which diffusers computes what `model` computes.
+    """The `config.json` with which diffusers computes the same as `model`.
 
-    Args:
-        model: the network.
-        params: its parameters or their shapes.
-        sample_size: pixels of the images it makes.
-        where: where the model comes from, for messages.
-
-    Raises:
-        InputError: diffusers has no such network.
+    `params` may be shapes only; `sample_size` is the height and width of the images in pixels.
+    Raises `InputError`, naming `where`, if diffusers has no such network.
     """
     if model.cross_num_groups != _CROSS_GROUPS:
         raise InputError(
             f"{where}: cross_num_groups is {model.cross_num_groups}, in diffusers it is always "
             f"{_CROSS_GROUPS}: this model cannot be exported; train one that has it"
         )
+    # 1. Our None means "as another field"; diffusers' file spells the values out.
     levels = len(model.block_out_channels)
     layers, head_dim = model.layers_per_block, model.attention_head_dim
     mid_out_scale = model.out_scale if model.mid_out_scale is None else model.mid_out_scale
     time_act = model.skip_time_act if model.time_act is None else model.time_act
     down, up = ({value: name for name, value in table.items()} for table in (_DOWN, _UP))
+    # 2. Widths of inputs are not fields of the model: take them from the parameters.
     own = dict(
         addition_embed_type_num_heads=model.pooling_heads,
         attention_head_dim=head_dim if isinstance(head_dim, int) else list(head_dim),
@@ -238,5 +225,6 @@ def unet_config(model: UNet, params: Any, sample_size: int | None, where: Any) -
         up_block_types=[up[bool(model.attention[level])] for level in reversed(range(levels))],
         upcast_attention=False,
     )
+    # 3. Write every field, so that a change of diffusers' defaults changes nothing.
     fixed = {field: ours for field, (_, ours) in _FIXED.items()}
     return {"_class_name": "UNet2DConditionModel", **dict(sorted({**fixed, **own}.items()))}
