@@ -6,14 +6,14 @@ python -m imagen_ft.generate --config=configs/digits/generate.py --workdir=runs/
 python -m imagen_ft.generate --config=configs/imagenet/generate.py --workdir=data/set --worker=3 \
     --num_workers=64
 
-For every class it makes as many images as the real set has, times config.copies. The same command
-resumes where it stopped: a complete shard is never made again. Any number of workers, each a
-process or a job of several hosts (--coordinator), share one folder, and whoever is last completes
-it. --verify reads a set back, --repair makes what is damaged or missing in it again.
+For every class it draws as many images as the real set has, times config.copies. The same command
+resumes where it stopped: a complete shard is never drawn again. Any number of workers, each a
+process or a job of several hosts (--coordinator), can share one folder; the last one completes
+it. --verify reads a set back, --repair draws again what is damaged or missing.
 
-config.start, a source as config.real_source, and config.skip_steps begin with real images in place
-of noise (real guidance, He et al. 2023): each with one of its class, drawn by the seed and its
-number, noised to the step behind those that the base skips.
+config.start, a source like config.real_source, and config.skip_steps start from real images in
+place of noise (real guidance, He et al. 2023): each image from one of its class, chosen by the seed
+and the image's number, and noised to the step after those that the base skips.
 """
 
 import dataclasses
@@ -81,7 +81,7 @@ def lacking(config: ml_collections.ConfigDict) -> Defaults:
 
 
 def _see(folder: epath.Path) -> None:
-    """Looks whether this host sees what the first one has begun; a mount can be late."""
+    # Waits up to 60 s until this host sees what the first one has written: network mounts lag.
     for _ in range(60):
         if (folder / PROVENANCE).exists():
             return
@@ -91,6 +91,7 @@ def _see(folder: epath.Path) -> None:
 
 def main(args: app.Arguments) -> None:
     """Runs the task."""
+    # 1. Check the config and the flags.
     values, args = args.flags, dataclasses.replace(args, config=with_dtypes(args.config))
     check_numbers(args.config, _LIMITS)
     if not 0 <= values.worker < values.num_workers:
@@ -100,18 +101,21 @@ def main(args: app.Arguments) -> None:
     if values.repair and values.num_workers > 1:
         raise InputError("--repair needs one worker; leave --num_workers out")
     check_start(args.config)
+    # 2. Tasks that draw nothing.
     if args.dry_run:
         app.describe(args, **parameter_shapes(args.config))
         return
     if values.verify:
         check_sound(args, check(args))
         return
+    # 3. Load the cascade, and settle what the set is.
     starts = Starts.open(args.config)
     args = dataclasses.replace(args, config=as_imported(args.config))
     cascade = load_cascade(args.config, mesh_of(args.config))
     fields = set_fields(args, cascade, starts)
     SyntheticWriter.check(**fields)
 
+    # 4. Join the set as this worker, or remove its damage; one process does so for the job.
     def claim() -> None:
         if values.repair:
             discard_damaged(args, fields)
@@ -121,7 +125,9 @@ def main(args: app.Arguments) -> None:
 
     distributed.on_first_process(claim)
     distributed.agree(functools.partial(_see, args.workdir))
+    # 5. Draw.
     generate(args, cascade, fields, starts)
+    # 6. After a repair, read everything back once more.
     if values.repair:
         distributed.on_first_process(lambda: check_sound(args, verify(args.workdir)))
 

@@ -6,10 +6,10 @@ python -m imagen_ft.sample --config=configs/deepfloyd/sample.py --workdir=runs/i
 python -m imagen_ft.sample --config=configs/stable_diffusion/sample.py --workdir=runs/sd \
     --prompt=goldfish
 
-Without --prompt or --prompts, every class the cascade knows is sampled. --path=8 also writes
+Without --prompt or --prompts, it samples every class that the cascade knows. --path=8 also writes
 path.png: eight moments of the base's way from noise to each of the first images. config.start, a
-source of real images, and config.skip_steps begin with these in place of noise (real guidance, He
-et al. 2023): with images of the class that a prompt names, or in order; the picture shows them
+source of real images, and config.skip_steps start from these in place of noise (real guidance, He
+et al. 2023): from images of the class that a prompt names, or in order; the picture shows them
 first. The processes of a job (--coordinator) draw together, and the first one writes.
 """
 
@@ -44,13 +44,13 @@ from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.limits import BATCH, SEED, check_numbers
 from launch.runtime.optional_fields import Defaults
 
-# A picture of more is not looked at, and takes minutes to draw.
+# Images in samples.png and path.png: nobody looks at more, and drawing more takes minutes.
 MOST_SHOWN = 256
 MOST_PATHS = 16
 GRID, PATH, SETTINGS = "samples.png", "path.png", "samples.json"
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 _LIMITS = {"seed": SEED, "batch_size": BATCH, "images_per_prompt": (1, 10**6)}
-# Fields of the config that samples.json leaves out: no image depends on them, or in its last bits.
+# Fields that samples.json leaves out: images do not depend on them, except for rounding.
 OUTSIDE_SETTINGS = ("batch_size", "show_stages")
 
 
@@ -78,10 +78,9 @@ def lacking(config: ml_collections.ConfigDict) -> Defaults:
 
 
 def read_prompts(values: flags.FlagValues) -> dict[str, str]:
-    """Prompts of the command line, then those of the file, by where they come from.
+    """Prompts of the command line, then of the file, keyed by where they come from for messages.
 
-    Raises:
-        InputError: the file cannot be read, or holds none.
+    Raises `InputError` if the file cannot be read or has no prompt.
     """
     prompts = {f"--prompt number {i}": prompt for i, prompt in enumerate(values.prompt, start=1)}
     if values.prompts:
@@ -94,6 +93,7 @@ def read_prompts(values: flags.FlagValues) -> dict[str, str]:
 
 def main(args: app.Arguments) -> None:
     """Runs the task."""
+    # 1. Read config and prompts, and check them.
     config = with_dtypes(args.config)
     if args.flags.negative_prompt is not None:
         with config.unlocked():
@@ -107,12 +107,14 @@ def main(args: app.Arguments) -> None:
         raise InputError(
             f"--path must be a number of steps to show, or 0 for none, got {args.flags.path}"
         )
+    # 2. One prompt an image; equal ones stand together, a row of the picture.
     prompts = list(given.values()) or list(names)
     prompts = [prompt for prompt in prompts for _ in range(config.images_per_prompt)]
     if args.dry_run:
         app.describe(dataclasses.replace(args, config=config), **parameter_shapes(config))
         print(memory_table(config))
         return
+    # 3. Check the folder before the models are loaded, which takes minutes; then draw.
     if not prompts:
         raise InputError("nothing to draw; give --prompt=... or --prompts=FILE")
     sizes = [stage.image_size for stage in make_stages(config).values()]
@@ -121,42 +123,41 @@ def main(args: app.Arguments) -> None:
 
 
 def draw(args: app.Arguments, config: ml_collections.ConfigDict, prompts: list[str]) -> None:
-    """Draws the images and writes them into the folder.
+    """Draws one image per prompt and writes them into the folder; `config` includes the flags.
 
-    Args:
-        args: of the command.
-        config: its config, with the flags in it.
-        prompts: one an image.
-
-    Raises:
-        InputError: see `load_cascade` and `Starts.open`; or the folder has other settings.
-        Diverged: see `Cascade.stream`.
+    Raises `InputError` as `load_cascade` and `Starts.open`, or if the folder's images have other
+    settings, and `Diverged` as `Cascade.stream`.
     """
+    # 1. Real images to start from, if any.
     starts = Starts.open(config)
     began = starts.of_prompts(prompts, config.seed) if starts else None
     begin = dict(start=began, skip_steps=config.skip_steps) if starts else {}
-    # Several processes draw every batch together.
+    # 2. Load the cascade; several processes draw every batch together.
     mesh = make_mesh({"data": -1}) if jax.process_count() > 1 else None
     config = as_imported(config)
     cascade = load_cascade(config, mesh, prompts)
+    # 3. Record what decides the images; a folder with others is refused, not mixed.
     fields = plain(config).items()
     settings = {name: value for name, value in fields if name not in OUTSIDE_SETTINGS}
     settings |= dict(prompts=prompts, weights=list(cascade.digests))
     if starts and began:
         settings |= dict(start_digest=starts.digest(), started_from=began.keys())
     on_first_process(lambda: check_same_settings(args.workdir, settings))
+    # 4. Draw every stage, so that the picture can show them side by side.
     quiet = jax.process_index() > 0
     with tqdm(total=len(prompts), desc="sample", unit="image", disable=quiet) as bar:
         options = dict(seed=config.seed, progress=bar.update, **begin)
         stages = cascade.sample(prompts, every_stage=True, **options)
     shown = stages if config.show_stages else stages[-1:]
 
+    # 5. Write the images and the picture.
     def write() -> None:
         args.workdir.mkdir(parents=True, exist_ok=True)
         write_json(args.workdir / SETTINGS, settings)
         write_images(shown, prompts, config.images_per_prompt, args.workdir, began)
 
     on_first_process(write)
+    # 6. Draw the first images once more, keeping the base's steps, for path.png.
     if args.flags.path:
         prompts = prompts[:MOST_PATHS]
         if began:
@@ -173,7 +174,10 @@ def write_images(
     workdir: epath.Path,
     began: RealImages | None = None,
 ) -> None:
-    """Writes single files of every stage, and one picture of them all and what they began with."""
+    """Writes every stage's images as files, and one picture of them and what they started from.
+
+    `stages` has one array [b, h, w, c] a stage, coarsest first.
+    """
     for number, prompt in enumerate(prompts):
         for images in stages:
             path = workdir / image_name(number, prompt, images.shape[1])
@@ -186,27 +190,23 @@ def write_images(
 
 
 def check_workdir(workdir: epath.Path, prompts: list[str], sizes: list[int]) -> None:
-    """Looks for images of other prompts, among which these would be lost.
+    """Raises `InputError` if the folder is a file, or has images that this run will not replace.
 
-    Raises:
-        InputError: there are some, or the folder is a file.
+    Images of other prompts would be mixed with these.
     """
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir must be a folder, got the file {workdir}; name another one")
     ours = {image_name(n, prompt, size) for n, prompt in enumerate(prompts) for size in sizes}
     paths = list(workdir.iterdir()) if workdir.exists() else []
     images = {path.name for path in paths if path.suffix.lower() in IMAGES}
+    # File names hold number, prompt and size: a run with the same ones overwrites its own images.
     others = sorted(images - ours - {GRID, PATH})
     if others:
         raise InputError(f"{workdir} has other images ({others[0]}); name another --workdir")
 
 
 def check_same_settings(workdir: epath.Path, settings: dict[str, Any]) -> None:
-    """Compares with what the images that are there were drawn with; they would be replaced.
-
-    Raises:
-        InputError: it was something else.
-    """
+    """Raises `InputError` if the images to be replaced were drawn with other settings."""
     path = workdir / SETTINGS
     if not path.exists():
         return
@@ -218,9 +218,9 @@ def check_same_settings(workdir: epath.Path, settings: dict[str, Any]) -> None:
 
 
 def image_name(number: int, prompt: str, size: int) -> str:
-    """File name of one image: its number, its prompt where letters allow, its size in pixels."""
+    """File name of an image: its number, its prompt in letters and `_`, its size in pixels."""
     name = "".join(letter if letter.isalnum() else "_" for letter in prompt)
-    # File systems count bytes, at most 255 with what an unfinished file has behind its name.
+    # File systems allow 255 bytes, not letters, and an unfinished file gets a suffix.
     name = name.encode()[:80].decode(errors="ignore")
     return f"{number:05d}_{name}_{size}px.png"
 

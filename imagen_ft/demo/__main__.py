@@ -4,9 +4,9 @@ python -m imagen_ft.demo
 python -m imagen_ft.demo --runlocal --workdir=runs/try
 python -m imagen_ft.demo --imagenet=standin
 
-Pretrains a small text-to-image cascade, fine-tunes it on 30 labelled digits, generates 900, trains
-classifiers on real and generated digits and says what the generated ones were worth. Run it again:
-it resumes, and skips what is complete.
+It pretrains a small text-to-image cascade, fine-tunes it on 30 labelled digits, generates 900,
+trains classifiers on real and synthetic digits, and reports what the synthetic ones were worth. Run
+it again to resume; it skips what is complete.
 With --imagenet=standin it runs ImageNet's pipeline instead, with tiny networks for a CPU: base,
 super-resolution, one image a class, and a study with classifiers on drawn shapes; with
 --imagenet=PATH on the images of that folder or zip (train/n01440764/*.JPEG and val/...).
@@ -44,11 +44,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the road and writes the report.
-
-    Raises:
-        InputError: wrong flags.
-    """
+    """Runs the pipeline and writes the report; raises `InputError` on wrong flags."""
     values = parse_flags(argv, __doc__ or "", define_flags, required=("workdir",))
     if values is None:
         return
@@ -59,16 +55,17 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code, by the conventions of `launch.cli`."""
+    """Runs the command; returns an exit code of `launch.cli`."""
     argv = list(sys.argv if argv is None else argv)
     return exit_code(lambda: main(argv), "run the same command again to resume")
 
 
 def _run(root: Path, runlocal: bool) -> None:
+    # 1. Run the steps, each a process of its own.
     runner = make_runner(root, digits_jobs(root, runlocal))
     runner.run()
     runner.tick()
-    # JAX comes with it, and would take 300 MB beside the steps.
+    # 2. Report. Imported only now: it imports JAX, which takes 300 MB while the steps need memory.
     from imagen_ft.demo import report
 
     result = report.write(root, runner.wall_seconds(), _peak_memory(runner))
@@ -91,9 +88,9 @@ def _run_imagenet(workdir: str, data: str) -> None:
 
 
 def _peak_memory(runner: JobRunner) -> int:
-    """An upper bound, in bytes: ours and the largest steps', as if those had run together."""
+    # An upper bound in bytes: ours plus the largest steps', as if those had run together.
     peaks = sorted(mark["peak_memory_bytes"] for mark in runner.marks().values())
-    unit = 1 if sys.platform == "darwin" else 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS reports ru_maxrss in bytes, Linux in KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit + sum(peaks[-LANES:])
 
 

@@ -1,20 +1,18 @@
-"""ImageNet's road at a glance: the commands of the paper's experiment, each with `runlocal`."""
+"""ImageNet's pipeline in miniature: the commands of the paper's experiment, with `runlocal`."""
 
 from pathlib import Path
 
 from launch.jobs.runner import Job
 
-STAND_IN = "standin"
+STAND_IN = "standin"  # of --imagenet: no images of ImageNet at hand
 STAGES = ("if_i_l", "if_ii_l")
 
 
 def imagenet_jobs(root: Path, data: str) -> list[Job]:
-    """The command lines from the two stages of a cascade to a study of what it has drawn.
+    """The jobs from fine-tuning the two stages of a cascade to a study of the images it draws.
 
-    Args:
-        root: folder of all runs.
-        data: a folder or zip of ImageNet's images; 'standin' for drawn ones, where the configs'
-            own folder is not there either.
+    `data` is a folder or zip of ImageNet's images. With 'standin' the configs' own folder is used
+    if it exists, else drawn shapes.
     """
     images = [] if data == STAND_IN else [f"data={data}"]
     generated, study = root / "generated", root / "study"
@@ -28,12 +26,14 @@ def imagenet_jobs(root: Path, data: str) -> list[Job]:
         given: tuple[str, ...] = (),
         overrides: tuple[str, ...] = (),
     ) -> Job:
+        # `inputs` are the files whose changes make a finished step run again.
         path = Path("configs/imagenet") / f"{name}.py"
         arguments = ",".join(["runlocal", *images, *given])
         command = (module, f"--config={path}:{arguments}", f"--workdir={workdir}")
         inputs = (path, *(path.with_name(f"{other}.py") for other in ("common", "images")))
         return Job(name, (*command, *overrides), inputs, output, after)
 
+    # Drawing waits for both stages; the study compares real images with the drawn set.
     runs = tuple(f"--config.stages.{stage}.run={root / stage}" for stage in STAGES)
     return [
         *(job(stage, "imagen_ft.finetune", root / stage, root / stage) for stage in STAGES),

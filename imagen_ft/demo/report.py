@@ -1,4 +1,4 @@
-"""The demo's report: what generated digits look like, and what they were worth."""
+"""The demo's report: what synthetic digits look like, and what they were worth."""
 
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,17 @@ from launch.runtime.reports.html import Report
 from launch.runtime.reports.tables import p_text, percent, points, text_table
 from launch.runtime.training.metrics import column, read_metrics
 
+# Synthetic digits an arm, in multiples of the 30 real ones.
 COPIES = {"real": 0, "real+generated_1x": 1, "real+generated_10x": 10, "real+generated_30x": 30}
 ORDER = (*COPIES, "generated", "pretrained", "pool")
 _STAGES = ("pretrain_base4", "finetune_base4", "pretrain_sr8", "finetune_sr8")
-# What the demo promises: so many points, at so small a p-value.
+# What the demo promises: a gain in accuracy of at least 5 points, at a p-value below 0.001.
 POINTS, P_VALUE = 0.05, 1e-3
 
 
 def write(root: Path, wall_seconds: float, peak_memory_bytes: int) -> dict[str, Any]:
-    """Writes report.html, report.png, report.json into `root`; returns what the last one holds."""
+    """Writes report.html, report.png and report.json into `root`; returns the latter's content."""
+    # 1. Accuracies.
     path = root / "classifiers" / "evaluation_test.json"
     evaluation = read_fields(path, arms=dict, class_names=list, num_images=int)
     result = {
@@ -37,6 +39,7 @@ def write(root: Path, wall_seconds: float, peak_memory_bytes: int) -> dict[str, 
         "wall_seconds": wall_seconds,
         "peak_memory_bytes": peak_memory_bytes,
     }
+    # 2. Distances to the nearest training digit; those of unseen real digits show what is normal.
     generated = in_memory(SyntheticSource(root / "generated"))
     train, pool = digits("train"), digits("pool")
     result["nearest_neighbours"] = {
@@ -45,6 +48,7 @@ def write(root: Path, wall_seconds: float, peak_memory_bytes: int) -> dict[str, 
         "generated_to_pool": _mean_distance(generated.images, pool.images),
         "validation_to_pool": _mean_distance(digits("validation").images, pool.images),
     }
+    # 3. Write.
     _page(root, result, generated, train, pool).write(root / "report.html")
     image_grid.save_png(_picture(root, result), root / "report.png")
     write_json(root / "report.json", result)
@@ -52,7 +56,7 @@ def write(root: Path, wall_seconds: float, peak_memory_bytes: int) -> dict[str, 
 
 
 def verdict(result: dict[str, Any]) -> tuple[str, bool]:
-    """Whether generated digits helped, in a sentence and as a truth value."""
+    """Whether synthetic digits helped, as a sentence and as a bool."""
     arms = result["arms"]
     mixed = {name: arm for name, arm in arms.items() if name.startswith("real+generated")}
 
@@ -61,6 +65,7 @@ def verdict(result: dict[str, Any]) -> tuple[str, bool]:
         gain = mixed[name]["mean"] - arms["real"]["mean"]
         return gain >= POINTS and p_value is not None and p_value < P_VALUE
 
+    # The best arm that keeps the promise; if none does, the most accurate one.
     name = max(mixed, key=lambda arm: (holds(arm), mixed[arm]["mean"]))
     gain, p_value = mixed[name]["mean"] - arms["real"]["mean"], mixed[name]["p_value"]
     good = holds(name)
@@ -77,10 +82,9 @@ def verdict(result: dict[str, Any]) -> tuple[str, bool]:
 def fine_tuning(result: dict[str, Any], losses: dict[str, tuple[float, float]]) -> str:
     """What fine-tuning changed, in sentences.
 
-    Args:
-        result: what `write` returns.
-        losses: by stage, on the validation digits: first and last while it was fine-tuned.
+    `losses` has for each stage the first and last validation loss of its fine-tuning.
     """
+    # A difference within one standard deviation over seeds is called chance.
     arms = result["arms"]
     before, after = arms["pretrained"], arms["generated"]
     spread = max(before["std"], after["std"])
@@ -99,7 +103,7 @@ def fine_tuning(result: dict[str, Any], losses: dict[str, tuple[float, float]]) 
 
 
 def rows(result: dict[str, Any]) -> list[list[str]]:
-    """The table's cells, an arm a row."""
+    """The table's cells, one row an arm."""
     real = result["arms"]["real"]["mean"]
     return [
         [
@@ -121,7 +125,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _picture(root: Path, result: dict[str, Any]) -> Figure:
-    """The demo at a glance, for the README."""
+    # The whole demo in one picture, for the README.
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 1.1)).ravel()
     _draw_samples(left, root / "samples", result["class_names"], images_a_class=4)
@@ -136,6 +140,7 @@ def _page(
     train: ArraySource,
     pool: ArraySource,
 ) -> Report:
+    # 1. Verdict and accuracies.
     report = Report("What generated digits are worth")
     report.verdict(*verdict(result))
     report.text(
@@ -152,6 +157,7 @@ def _page(
         figure,
         "Accuracy against the number of generated digits: mean and standard deviation over seeds.",
     )
+    # 2. Fine-tuning, and what it draws.
     report.heading("What fine-tuning changed")
     losses = {}
     for stage in ("base4", "sr8"):
@@ -165,6 +171,7 @@ def _page(
         figure,
         "Class by class: the base stage's 4x4 digit, and to its right the 8x8 digit made of it.",
     )
+    # 3. Copies of training digits.
     report.heading("Is it copying?")
     distances = result["nearest_neighbours"]
     report.text(
@@ -176,6 +183,7 @@ def _page(
         "mean square over pixels, of 255). A copy would be at 0."
     )
     report.figure(_neighbour_figure(generated, train, pool), "Generated, nearest of 30, of 1,000.")
+    # 4. Details: classes, training curves, times.
     report.heading("Class by class")
     report.figure(
         _per_class_figure(result),
@@ -192,7 +200,7 @@ def _page(
 def _distances(
     images: UInt8[np.ndarray, "n h w c"], others: UInt8[np.ndarray, "m h w c"]
 ) -> Float[np.ndarray, "n m"]:
-    """Root mean square differences over pixels."""
+    # Root mean square differences over pixels, in units of 1/255.
     a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (images, others))
     return cdist(a, b) / np.sqrt(a.shape[1])
 
@@ -204,7 +212,7 @@ def _mean_distance(images: np.ndarray, others: np.ndarray) -> float:
 def _draw_samples(
     figure: Figure | SubFigure, folder: Path, class_names: list[str], images_a_class: int
 ) -> None:
-    """Draws what imagen_ft.sample has made: each digit at 4 px, then at 8 px."""
+    # File names of imagen_ft.sample sort by number, then size: each digit at 4 px, then at 8 px.
     rows = [sorted(folder.glob(f"*_{name}_*px.png"))[: 2 * images_a_class] for name in class_names]
     axes = figure.subplots(len(rows), len(rows[0]), squeeze=False)
     for row, (name, paths) in enumerate(zip(class_names, rows, strict=True)):
@@ -214,17 +222,19 @@ def _draw_samples(
 
 
 def _neighbour_figure(generated: ArraySource, train: ArraySource, pool: ArraySource) -> Figure:
+    # Three synthetic digits of each class, each with its nearest real ones.
     labels = generated.labels
     picks = np.concatenate([np.flatnonzero(labels == label)[:3] for label in np.unique(labels)])
     images = generated.images[picks]
     near = [s.images[_distances(images, s.images).argmin(axis=1)] for s in (train, pool)]
-    trio = np.stack([images, *near], axis=1).reshape(-1, *images.shape[1:])
+    trio = np.stack([images, *near], axis=1).reshape(-1, *images.shape[1:])  # [3 * n, h, w, c]
     return image_grid.grid(list(trio), ["generated", "of 30", "of 1,000"] * len(picks), 9)
 
 
 def _draw_accuracy(figure: Figure | SubFigure, result: dict[str, Any]) -> None:
     axes = figure.subplots()
     arms = result["arms"]
+    # The curve: arms with growing numbers of synthetic digits. The lines: arms without the 30.
     series = [arms[name] for name in COPIES]
     positions, numbers = range(len(series)), [30 * copies for copies in COPIES.values()]
     mean, std = ([arm[key] for arm in series] for key in ("mean", "std"))

@@ -1,4 +1,4 @@
-"""The demo's road as jobs: each step is a command line that waits for those it needs."""
+"""The demo's pipeline as jobs: each step is a command line that waits for those it needs."""
 
 import dataclasses
 from collections.abc import Collection, Iterable, Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 from configs.digits.common import ENVIRONMENT
 from launch.jobs.runner import Job, JobRunner
 
+# Arms of the comparison, with the arguments of their config; k: synthetic copies of the 30 digits.
 ARMS = {
     "real": "arm=real",
     "pool": "arm=pool",
@@ -16,21 +17,18 @@ ARMS = {
     "real+generated_10x": "arm=real+generated,k=10",
     "real+generated_30x": "arm=real+generated,k=30",
 }
-# Whose digits are not the fine-tuned cascade's: the step that draws them, and its folder.
+# Arms whose digits another cascade than the fine-tuned one draws: (the step, its folder).
 SETS = {"pretrained": ("generate_pretrained", "pretrained")}
-LANES = 2
+LANES = 2  # steps that run at the same time
 
 
 def digits_jobs(
     root: Path, runlocal: bool, arms: Collection[str] = tuple(ARMS), seeds: int = 0
 ) -> list[Job]:
-    """The command lines of the road, below `root`.
+    """The jobs of the pipeline, with all runs below `root`.
 
-    Args:
-        root: folder of all runs.
-        runlocal: a few steps of all.
-        arms: keys of `ARMS`: which classifiers are trained and compared.
-        seeds: of each; 0 is as many as the config has.
+    `runlocal` runs a few steps of everything. `arms` are the keys of `ARMS` to train and compare,
+    `seeds` the number of classifiers an arm; 0: as many as the config has.
     """
     road = _Road(root, runlocal, seeds)
     manifest, folder = "manifest.json", root / "classifiers"
@@ -56,8 +54,7 @@ def digits_jobs(
 
 @dataclasses.dataclass(frozen=True)
 class _Road:
-    """Makes the jobs of `digits_jobs`, which says what the fields are."""
-
+    # Makes the jobs of `digits_jobs`, which explains the fields.
     root: Path
     runlocal: bool
     seeds: int
@@ -73,7 +70,8 @@ class _Road:
         overrides: Sequence[str] = (),
         output: Path | None = None,
     ) -> Job:
-        """A command with an experiment of the digits, `config`, with arguments behind a colon."""
+        # `config` is a file of configs/digits, with its arguments after a colon; `seconds` is a
+        # rough duration, for the progress bar.
         file, _, arguments = config.partition(":")
         arguments = ",".join(filter(None, (arguments, "runlocal" if self.runlocal else "")))
         path = Path("configs/digits") / f"{file}.py"
@@ -83,13 +81,13 @@ class _Road:
         return Job(name, command, inputs, output or workdir, after, seconds)
 
     def finetune(self, name: str, start: str = "") -> Job:
-        """A stage of that name, trained from scratch or from the run `start`."""
+        # Trains a stage from scratch, or from the run `start`.
         after, seconds = ((start,), 15) if start else ((), 100)
         init = (f"--config.init_from={self.root / start}",) if start else ()
         return self.job(name, "imagen_ft.finetune", name, self.root / name, after, seconds, init)
 
     def draw(self, name: str, task: str, folder: Path, kind: str, output: str) -> Job:
-        """Images into a folder, by the stages of one kind, 'pretrain' or 'finetune'."""
+        # Draws images into a folder with the stages of one kind, 'pretrain' or 'finetune'.
         runs = {stage: self.root / f"{kind}_{stage}" for stage in ("base4", "sr8")}
         after = tuple(run.name for run in runs.values())
         stages = [f"--config.stages.{stage}.run={run}" for stage, run in runs.items()]
@@ -97,7 +95,7 @@ class _Road:
         return self.job(name, module, task, folder, after, 20, stages, folder / output)
 
     def classify(self, arm: str) -> Job:
-        """The classifiers of an arm."""
+        # Arms without synthetic digits wait for nothing: they train beside the cascade.
         after: tuple[str, ...] = ()
         overrides = []
         if "generated" in ARMS[arm]:
@@ -110,18 +108,16 @@ class _Road:
 
 
 def variant(job: Job, name: str, *overrides: str) -> Job:
-    """A job with other settings, whose work directory is the folder `name` beside the job's."""
+    """A job with more overrides, and with the work directory `name` beside the original's."""
     output = job.output.with_name(name)
     command = [f"--workdir={output}" if w.startswith("--workdir=") else w for w in job.command]
     return dataclasses.replace(job, name=name, command=(*command, *overrides), output=output)
 
 
 def make_runner(root: Path, jobs: Iterable[Job]) -> JobRunner:
-    """Runs jobs of the road, `LANES` at a time.
+    """A runner of `jobs`, `LANES` at a time, with logs and marks in `root`.
 
-    Args:
-        root: where their logs and marks are.
-        jobs: those that are not among them count as done.
+    Jobs that these wait for and that are not among them count as done.
     """
     jobs = list(jobs)
     names = {job.name for job in jobs}
@@ -129,5 +125,5 @@ def make_runner(root: Path, jobs: Iterable[Job]) -> JobRunner:
         dataclasses.replace(job, after=tuple(name for name in job.after if name in names))
         for job in jobs
     ]
-    # Its steps are no tasks of a cluster's job, whatever the variables around it say.
+    # Steps never join a cluster's job, even where environment variables (Slurm's) suggest one.
     return JobRunner(root, jobs, LANES, ENVIRONMENT, options=("--coordinator=none",))

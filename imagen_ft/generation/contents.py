@@ -1,4 +1,4 @@
-"""What a synthetic set holds: classes and counts, and the fields that decide its images."""
+"""What a synthetic set contains: its classes and counts, and the fields that decide its images."""
 
 from typing import Any
 
@@ -18,14 +18,12 @@ from launch.runtime.optional_fields import Defaults, below, unset
 
 
 def real_counts(config: ml_collections.ConfigDict) -> tuple[tuple[str, ...], list[int]]:
-    """Names of the classes, and how many images the real set has of each.
+    """The class names, and the number of images of each in the real set.
 
-    Args:
-        config: `real_source`, or `counts`: a JSON file, class -> number; and `class_names`.
-
-    Raises:
-        InputError: they are not the config's classes, or neither or both of the fields are there.
+    They come from `real_source` or from `counts`, a JSON file {class: number}. Raises `InputError`
+    if the config has neither or both, or if the classes are not those of `class_names`.
     """
+    # 1. Count the labels of a real set.
     source, path = config.get("real_source"), config.get("counts")
     if bool(source) == bool(path):
         raise InputError("give either config.real_source or config.counts for the number of images")
@@ -34,6 +32,7 @@ def real_counts(config: ml_collections.ConfigDict) -> tuple[tuple[str, ...], lis
         names = tuple(real.class_names)
         class_names.resolve(config.class_names, names, "config.real_source")
         return names, np.bincount(real.labels, minlength=len(names)).tolist()
+    # 2. Or read the counts.
     counts = files.read_object(path)
     wrong = [name for name, n in counts.items() if type(n) is not int or n < 0]
     if wrong:
@@ -43,13 +42,14 @@ def real_counts(config: ml_collections.ConfigDict) -> tuple[tuple[str, ...], lis
         )
     names = class_names.resolve(config.class_names) or tuple(counts)
     if names != tuple(counts) and sorted(counts) != sorted(names):
-        names = tuple(sorted(counts))  # WordNet ids
+        # Counts by WordNet id, whose sorted order is the order of ImageNet's labels.
+        names = tuple(sorted(counts))
         class_names.resolve(config.class_names, names, path)
     return names, [counts[name] for name in names]
 
 
 def lacking_in_set(config: ml_collections.ConfigDict) -> Defaults:
-    """Fields that say what a generated set is, and a config lacks."""
+    """Fields that describe a synthetic set, and that a config lacks."""
     encoding = {"format": "png", "quality": unset(int), "size": 0}
     source = config.get("real_source") or {}
     return {
@@ -60,20 +60,17 @@ def lacking_in_set(config: ml_collections.ConfigDict) -> Defaults:
 
 
 def set_fields(args: app.Arguments, cascade: Cascade, starts: Starts | None) -> dict[str, Any]:
-    """All that decides about the images of the set, as arguments of `SyntheticWriter`.
+    """Everything that decides the images of the set, as arguments of `SyntheticWriter`.
 
-    Args:
-        args: of the command.
-        cascade: draws the images.
-        starts: real images that it begins with; None is noise.
-
-    Raises:
-        InputError: a field of the config is wrong, or a class has no image to begin with.
+    `starts` are real images to start from; None: noise. Raises `InputError` if a field of the
+    config is wrong, or a class has no real image to start from.
     """
+    # 1. Classes and counts.
     config = args.config
     names, counts = real_counts(config)
     if starts is not None:
         starts.check_classes(names, counts)
+    # 2. Encoding. Images may be stored smaller than the last stage draws them, not larger.
     stage = cascade.stages[-1]
     encoding = {"format": "png", **plain(config.get("encoding", {}))}
     size = encoding.pop("size", 0) or stage.image_size
@@ -82,6 +79,8 @@ def set_fields(args: app.Arguments, cascade: Cascade, starts: Starts | None) -> 
             f"config.encoding.size must be from 1 to the {stage.image_size} px that the "
             f"cascade draws, or 0 for as many, got {size}"
         )
+    # 3. Any difference from the provenance of a set that exists is an error: a set never mixes
+    # images of two cascades.
     return dict(
         name=config.name,
         class_names=names,

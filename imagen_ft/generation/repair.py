@@ -1,4 +1,4 @@
-"""Reads a synthetic set back; discards what is damaged, so that it is made again."""
+"""Verifies a synthetic set, and discards what is damaged so that it is generated again."""
 
 import json
 from typing import Any
@@ -13,7 +13,7 @@ from launch.runtime.locks import lock
 
 
 def check(args: app.Arguments) -> Report:
-    """Reads the set back and prints what was found."""
+    """Reads the whole set back and prints what it finds."""
     with tqdm(desc=f"verifying {args.workdir.name}", unit="image", mininterval=1) as bar:
         report = verify(args.workdir, bar.update)
     print(json.dumps(report.as_json(), indent=2))
@@ -21,15 +21,12 @@ def check(args: app.Arguments) -> Report:
 
 
 def check_sound(args: app.Arguments, report: Report) -> None:
-    """What is left to do, by what was found.
-
-    Raises:
-        InputError: something is.
-    """
+    """Raises `InputError`, saying what to do, if `check` found a fault."""
     if report.shards or len(report.faults["damaged"]):
         raise InputError(f"{args.workdir} has faults (above); --repair makes them again")
     if foreign := report.faults["foreign"]:
         raise InputError(f"{foreign[0]} is of another set; remove such files")
+    # Not damage: sampling with the same seed would give the same image.
     if report.faults["blank"]:
         raise InputError(
             f"{args.workdir}: images of one colour (above), which the cascade would draw "
@@ -38,10 +35,12 @@ def check_sound(args: app.Arguments, report: Report) -> None:
 
 
 def discard_damaged(args: app.Arguments, fields: dict[str, Any]) -> None:
-    """Takes away what is damaged, so that it is made again."""
+    """Removes damaged shards, so that `generate` makes them again; locks the set."""
+    # 1. Do not start a new set at a mistyped path.
     folder = args.workdir
     if not any((folder / name).exists() for name in (PROVENANCE, MANIFEST, INDEX)):
         raise InputError(f"{folder} is not a synthetic set; check the path")
+    # 2. Remove the shards with faults, and the manifest: the set is not complete any more.
     lock(folder)
     writer = SyntheticWriter(folder, **fields, repair=True)
     report = check(args)

@@ -1,4 +1,4 @@
-"""From a stream of images to shards: encoded and written while the next ones are drawn."""
+"""Encodes and writes a stream of images as shards while the devices draw the next ones."""
 
 import concurrent.futures
 import itertools
@@ -18,63 +18,52 @@ from input_pipeline.records import tf_example
 from input_pipeline.synthetic.writer import SyntheticWriter
 from launch.cpus import usable_cpus
 
-# Seconds between two looks at what other workers have written.
+# Seconds between two looks at what other workers have written: listing a remote folder is slow.
 LOOK_EVERY = 10.0
-# Images that a thread encodes at a time.
+# Images that a thread encodes in one task.
 _CHUNK = 16
 
 
 class ShardStream:
-    """Takes the images of some shards in order; writes each shard when its last image is there.
+    """Takes the images of some shards in order, and writes each shard when it has all its images.
 
-    In a job of several processes each writes every so many-th shard. A shard is written in the
-    background, and at most one waits: then `add` waits as well.
+    In a job of n processes each writes every n-th shard. Shards are written in the background; when
+    one is being written and another waits, `add` blocks.
     """
 
     def __init__(self, writer: SyntheticWriter, shards: Sequence[int], prompts: Sequence[str]):
-        """Makes a stream.
-
-        Args:
-            writer: of the set.
-            shards: in the order in which their images come.
-            prompts: of each class.
-        """
-        tf_example.load_messages()
+        """`shards` are in the order in which their images come; `prompts` has one per class."""
+        tf_example.load_messages()  # before any thread starts: see there
         self._writer, self._shards, self._prompts = writer, list(shards), prompts
         self._next, self._taken = 0, 0
         self._images: list[concurrent.futures.Future] = []
         self._size = writer.config["image_shape"][0]
         self._encoders = concurrent.futures.ThreadPoolExecutor(usable_cpus())
-        # Raw images can be large: so many chunks at most wait for an encoder.
+        # Raw images can be large: bound the chunks that wait for an encoder.
         self._free = threading.BoundedSemaphore(4 * usable_cpus())
         self._background = concurrent.futures.ThreadPoolExecutor(1)
         self._writing: list[concurrent.futures.Future] = []
 
     def add(self, images: UInt8[np.ndarray, "b h w c"]) -> None:
-        """Takes the next images.
-
-        Raises:
-            OSError: an earlier shard could not be written.
-        """
+        """Takes the next images; raises `OSError` if an earlier shard could not be written."""
         while len(images):
+            # 1. Take what the current shard still lacks; a batch may span several shards.
             shard = self._shards[self._next]
             missing = self._writer.plan.shard_size(shard) - self._taken
             taken, images = images[:missing], images[missing:]
+            # 2. Encode it, if this process writes the shard. Every process draws every image.
             if self._is_mine():
                 for first in range(0, len(taken), _CHUNK):
                     chunk = taken[first : first + _CHUNK]
                     self._free.acquire()
                     self._images.append(self._encoders.submit(self._encode, chunk))
+            # 3. Move on to the next shard when this one is full.
             self._taken += len(taken)
             if len(taken) == missing:
                 self._close_shard(shard)
 
     def finish(self) -> None:
-        """Waits until all shards are written.
-
-        Raises:
-            OSError: one could not be.
-        """
+        """Waits until all shards are written; raises `OSError` if one could not be."""
         while self._writing:
             self._writing.pop(0).result()
 
@@ -83,6 +72,7 @@ class ShardStream:
 
     def _close_shard(self, shard: int) -> None:
         if self._is_mine():
+            # `result` raises what the background thread raised.
             while len(self._writing) > 1:
                 self._writing.pop(0).result()
             self._writing.append(self._background.submit(self._write, shard, self._images))
@@ -106,23 +96,16 @@ class ShardStream:
     def __exit__(
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # What is complete is written however the work ends.
+        # Even after an error, complete shards are written: a resumed run need not draw them again.
         self._background.shutdown(wait=True)
         self._encoders.shutdown(wait=True, cancel_futures=True)
 
 
 class SetProgressBar:
-    """A bar over the whole set: this worker's images, and what the others have written."""
+    """A progress bar over the whole set: this worker's images, and what others have written."""
 
     def __init__(self, writer: SyntheticWriter, own: range, pending: Sequence[int], name: str):
-        """Begins the bar.
-
-        Args:
-            writer: of the set.
-            own: shards of this worker.
-            pending: those that are not written yet.
-            name: of the set.
-        """
+        """Shows the bar; of this worker's shards, `own`, those in `pending` are not written yet."""
         self._writer, self._own = writer, own
         size = writer.plan.shard_size
         self._mine = sum(size(shard) for shard in own) - sum(size(shard) for shard in pending)
@@ -132,7 +115,7 @@ class SetProgressBar:
             initial=self._mine + self._others,
             desc=name,
             unit="image",
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+            mininterval=0.5 if sys.stderr.isatty() else 30.0,  # seconds; log files grow slowly
             disable=jax.process_index() > 0,
         )
 

@@ -1,4 +1,4 @@
-"""One worker's part of a generated set: it draws its shards, and completes the set if it is last.
+"""One worker's part of a synthetic set: it draws its shards; the last worker completes the set.
 
 All processes of a job are one worker, and make the same calls.
 """
@@ -30,18 +30,17 @@ from launch.runtime.locks import one_at_a_time
 def generate(
     args: app.Arguments, cascade: Cascade, fields: dict[str, Any], starts: Starts | None
 ) -> None:
-    """Writes this worker's shards that are missing; the last worker completes the set.
+    """Draws and writes this worker's missing shards; the last worker completes the set.
 
-    Args:
-        args: of the command; its config has `class_names` and `seed`.
-        cascade: draws the images.
-        fields: see `contents.set_fields`.
-        starts: real images that it begins with; None is noise.
+    `fields` come from `contents.set_fields`; `starts` are real images to start from, None: noise.
     """
+    # 1. Find this worker's shards that are missing. One process looks for all: others may see an
+    # older state of a shared folder, and would then draw other images.
     writer = SyntheticWriter(args.workdir, **fields)
     workers = args.flags.worker, args.flags.num_workers
     own = writer.own_shards(*workers)
     pending = distributed.decide_on_first_process(lambda: _pending(writer, *workers))
+    # 2. Draw their images as one stream across shards.
     prompts = class_names.resolve(args.config.class_names) or writer.class_names
     began, count = time.perf_counter(), sum(map(writer.plan.shard_size, pending))
     with (
@@ -50,14 +49,16 @@ def generate(
     ):
         if pending:
             request = _request(writer, pending, args.config, starts)
-            # A cascade that draws any text draws the set's classes.
+            # A cascade that draws any text gets the set's classes here: labels index into them.
             for [images] in dataclasses.replace(cascade, class_names=prompts).stream(request):
+                # If one process fails to write, all stop; else the others would wait for it.
                 distributed.agree(functools.partial(stream.add, images))
                 progress.drew(len(images))
         distributed.agree(stream.finish)
     if count:
         seconds = time.perf_counter() - began
         print(f"{count:,} images in {seconds:,.0f} s, {count / seconds:.4g} a second")
+    # 3. Complete the set if no shard is missing.
     distributed.on_first_process(lambda: complete(writer, pending))
 
 
@@ -67,7 +68,8 @@ def _request(
     config: ml_collections.ConfigDict,
     starts: Starts | None,
 ) -> Request:
-    """The images of some shards."""
+    # Positions place each image in the drawing order of the whole set. They fix its row in a batch,
+    # so that its last bits do not depend on which shards are missing or whose they are.
     plan, seed = writer.plan, config.seed
     indices = np.concatenate([plan.indices(shard) for shard in shards])
     positions = np.concatenate([plan.positions(shard) for shard in shards])
@@ -80,7 +82,7 @@ def _request(
 
 
 def _pending(writer: SyntheticWriter, worker: int, num_workers: int) -> list[int]:
-    """A worker's shards that are to be written; says which of them were there, but damaged."""
+    # The worker's shards to write; says which of them exist but are damaged.
     pending = writer.pending_shards(worker, num_workers)
     if damaged := sorted(writer.shards_there() & set(pending)):
         say(f"{writer.folder}: shards {listed(damaged)} are damaged; making them again")
@@ -88,16 +90,13 @@ def _pending(writer: SyntheticWriter, worker: int, num_workers: int) -> list[int
 
 
 def complete(writer: SyntheticWriter, written: Sequence[int]) -> None:
-    """Completes the set if no shard is missing; prints what there is.
+    """Completes the set if no shard is missing, and prints its state.
 
-    Args:
-        writer: of the set.
-        written: shards that this job has written.
-
-    Raises:
-        InputError: one of these is missing.
+    Raises `InputError` if a shard in `written`, by this job, cannot be seen here.
     """
+    # Several workers may finish at the same time: one of them completes the set.
     with one_at_a_time(writer.folder):
+        # 1. Complete already? Its metadata may still be damaged.
         if (writer.folder / MANIFEST).exists():
             damaged = writer.damaged_metadata()
             if not damaged:
@@ -105,6 +104,7 @@ def complete(writer: SyntheticWriter, written: Sequence[int]) -> None:
                 return
             names = ", ".join(damaged)
             say(f"{writer.folder}: {names} missing or damaged; writing again")
+        # 2. Shards still missing: another worker will complete the set.
         missing = {shard for shard, sidecar in enumerate(writer.sidecars()) if sidecar is None}
         if lost := sorted(missing & set(written)):
             raise InputError(
@@ -120,5 +120,6 @@ def complete(writer: SyntheticWriter, written: Sequence[int]) -> None:
                 sys.stdout,
             )
             return
+        # 3. Write the metadata, the manifest last.
         writer.finish(make_card(writer, writer.config["provenance"]), code_version())
         say(f"{writer.folder}: complete, {writer.plan.num_images:,} images", sys.stdout)

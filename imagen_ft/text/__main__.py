@@ -7,8 +7,8 @@ python -m imagen_ft.text --prompts=prompts.txt --weights=weights/sd15 --to=data/
     --variant=fp16
 
 A config then names the cache in place of an encoder: text = dict(cache="data/imagenet_text"). The
-same command resumes where it stopped; another list adds the prompts that are new. The processes of
-a job (--coordinator) embed every batch together.
+same command resumes where it stopped; with another list it adds the prompts that are new. All
+processes of a job (--coordinator) embed every batch together.
 """
 
 import functools
@@ -81,11 +81,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def check_flags(values: flags.FlagValues) -> None:
-    """Looks at the flags; see `define_flags`.
-
-    Raises:
-        InputError: one has a wrong value, or what to embed is missing or said twice.
-    """
+    """Raises `InputError` on a wrong value, or unless exactly one source of prompts is given."""
     check_template("--template", values.template)
     if bool(values.prompts) == bool(values.class_names):
         raise InputError("command line: give either --prompts or --class_names")
@@ -94,14 +90,10 @@ def check_flags(values: flags.FlagValues) -> None:
 
 
 def read_prompts(values: flags.FlagValues, preprocessing: str) -> list[str]:
-    """The texts to be embedded, each once: the empty one, then those of a file.
+    """The distinct texts to embed, preprocessed: the empty one first, then those of the file.
 
-    Args:
-        values: of the flags.
-        preprocessing: one of `captions.KINDS`.
-
-    Raises:
-        InputError: the file cannot be read, holds no prompt, or is no list of class names.
+    Raises `InputError` if the file cannot be read, holds no prompt, or is not a list of class names
+    where one is asked for.
     """
     if values.class_names:
         texts = list(class_names.load(values.class_names, values.num_classes))
@@ -112,37 +104,39 @@ def read_prompts(values: flags.FlagValues, preprocessing: str) -> list[str]:
         if not texts:
             raise InputError(f"--prompts={values.prompts} has no prompt; write one a line")
     keys = prompt_keys(texts, values.template, preprocessing)
+    # The empty text stands for "no text" in guidance: every cache needs it.
     return list(dict.fromkeys(["", *keys]))
 
 
 def embed_prompts(values: flags.FlagValues) -> None:
-    """Brings the states of all prompts into the cache.
-
-    Raises:
-        InputError: wrong input, or the cache is another encoder's, damaged or in use.
-    """
+    """Embeds all prompts; `InputError` if the cache is another encoder's, damaged or in use."""
+    # 1. Identify the encoder from its files, without loading it.
     folder = epath.Path(values.to)
     source = open_source(values.weights, values.variant, values.dtype, values.max_length)
     preprocessing = source.preprocessing(values.clean_caption)
     prompts = read_prompts(values, preprocessing)
     encoder = source.identity(preprocessing)
 
+    # 2. Find the prompts that the cache lacks. One process decides for all, as another may see an
+    # older state of a shared folder.
     def look() -> list[str]:
         cache = open_cache(folder, encoder)
         missing = [prompt for prompt in prompts if cache is None or prompt not in cache]
         if missing:
             if cache is not None:
-                claim(folder)  # Loading takes minutes: another process there is noticed before.
+                # Loading takes minutes: notice another process at work here before that.
+                claim(folder)
             source.warn_of_long(missing)
         return missing
 
     missing: list[str] = decide_on_first_process(look)
+    # 3. Load the encoder and embed. Parameters and batches are split over all devices.
     if missing:
-        # Parameters are split over all devices, and so are batches.
         embedder = source.load(make_mesh({"fsdp": -1}))
         caches: list[TextCache] = []
 
         def begin() -> None:
+            # Another command may have made the cache while this one was loading.
             claim(folder)
             cache = open_cache(folder, encoder)
             if cache is None:
@@ -157,7 +151,7 @@ def embed_prompts(values: flags.FlagValues) -> None:
 
 
 def made_with(values: flags.FlagValues) -> list[str]:
-    """The flags that stand for the encoder."""
+    """The flags that select the encoder; messages about missing prompts repeat them."""
     names = ("weights", "variant", "dtype", "max_length")
     given = {name: values[name].value for name in names}
     given_flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
@@ -165,20 +159,15 @@ def made_with(values: flags.FlagValues) -> list[str]:
 
 
 def claim(folder: epath.Path) -> None:
-    """Keeps other processes out of a cache, and removes what one that was killed left half written.
-
-    Raises:
-        InputError: another process is at work there.
-    """
+    """Locks a cache and removes partial files of a killed process; `InputError` if it is locked."""
     lock(folder)
     remove_temporaries(folder)
 
 
 def open_cache(folder: epath.Path, encoder: Mapping[str, Any]) -> TextCache | None:
-    """Opens a cache where there is one.
+    """Opens a cache; None if there is none yet.
 
-    Raises:
-        InputError: it is another encoder's or damaged, or the folder is something else.
+    Raises `InputError` if it is another encoder's or damaged, or the folder holds something else.
     """
     if (folder / "encoder.json").exists():
         cache = TextCache(folder)
@@ -192,11 +181,7 @@ def open_cache(folder: epath.Path, encoder: Mapping[str, Any]) -> TextCache | No
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses the command line and does the work.
-
-    Raises:
-        InputError: wrong flags, or see `embed_prompts`.
-    """
+    """Parses the command line and does the work; raises `InputError` as `embed_prompts`."""
     values = parse_flags(argv, __doc__ or "", define_flags, required=("weights", "to"))
     if values is not None:
         check_flags(values)
@@ -205,7 +190,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code, by the conventions of `launch.cli`."""
+    """Runs the command; returns an exit code of `launch.cli`."""
     argv = list(sys.argv if argv is None else argv)
     return job.exit_code(
         lambda: main(argv), ("run the same command again to resume with the next part")

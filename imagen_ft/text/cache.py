@@ -1,6 +1,6 @@
-"""Text states on disk, by prompt: every one is computed once, and read without the encoder.
+"""Text states on disk, by prompt: each is computed once, and read without the encoder.
 
-`encoder.json` of the folder says what the states are of; all else is as in any `RowCache`.
+The folder's `encoder.json` identifies the encoder; for everything else see `RowCache`.
 """
 
 import hashlib
@@ -18,25 +18,22 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 
 class TextCache(RowCache):
-    """A cache that exists, open for reading and for adding.
+    """A cache that exists, open for reading and adding."""
 
-    Attributes:
-        encoder: what decides about the states; caches with the same hold the same.
-        shape: [length, d] of one prompt's states.
-        flags: of the command, that stand for the encoder; for messages.
-    """
-
+    # Names of files and fields, and words of messages; see `RowCache`.
     HEAD = "encoder.json"
     MADE_FROM, NAMES, ARRAY = "encoder", "prompts", "states"
     LACKING = "is not a text cache; make one with python -m imagen_ft.text"
     OF_ANOTHER = "the states of another encoder"
     MEND = "embed its prompts again"
 
-    shape: tuple[int, int]
+    shape: tuple[int, int]  # [length, d] of one prompt's states
 
     def _open(self) -> None:
         length, width = self.shape
         self.shape = length, width
+        # Caches made from equal encoders hold the same states. The flags, of the command that
+        # made it, are for messages.
         self.encoder = self.made_from
         self.flags = [str(flag) for flag in self.contents["flags"]]
 
@@ -48,13 +45,13 @@ class TextCache(RowCache):
         shape: tuple[int, int],
         flags: Sequence[str],
     ) -> "TextCache":
-        """Begins an empty cache in a folder that exists; see the class for the arguments."""
+        """Starts an empty cache in a folder that exists."""
         cls.begin(folder, encoder, shape, flags=list(flags))
         return cls(folder)
 
     @property
     def digest(self) -> str:
-        """Of what decides about the states."""
+        """Checksum of everything that decides the states."""
         return digest_of(self.encoder)
 
     def read(self, names: Sequence[str]) -> Float[np.ndarray, "n length d"]:
@@ -63,5 +60,6 @@ class TextCache(RowCache):
 
 
 def digest_of(encoder: Mapping[str, Any]) -> str:
-    """Of what decides about an encoder's states."""
+    """Checksum of everything that decides an encoder's states."""
+    # Sorted, since the order of a dict's keys must not matter.
     return hashlib.sha256(json.dumps(encoder, sort_keys=True).encode()).hexdigest()

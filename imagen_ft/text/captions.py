@@ -1,9 +1,8 @@
-"""How a text is made ready for the tokenizer: plainly, or cleaned as DeepFloyd IF's captions were.
+"""Prepares texts for the tokenizer: plainly, or cleaned as DeepFloyd IF's captions were.
 
-IF was trained on captions from the web, without the marks that these are full of, and its pipelines
-clean prompts in the same way before T5 sees them (diffusers' `clean_caption=True`). What is done,
-and in which order, is theirs; markup and broken encodings are Beautiful Soup's and ftfy's part, as
-there.
+IF was trained on captions from the web, with web debris removed, and its pipelines clean prompts in
+the same way before T5 sees them (diffusers' `clean_caption=True`). The steps and their order are
+theirs; as there, Beautiful Soup removes markup and ftfy repairs broken encodings.
 """
 
 import html
@@ -18,14 +17,14 @@ from launch.errors import InputError
 
 PLAIN = "lower-case, no white space around"
 CLEANED = "caption cleaning of DeepFloyd IF"
-# CLIP's tokenizers lower the case themselves.
+# These strings identify caches on disk. CLIP's tokenizers lower the case themselves.
 AS_IT_IS = "as it is"
 KINDS = (PLAIN, CLEANED, AS_IT_IS)
 
 _DOMAIN = r"[a-zA-Z0-9.\-]+[.](?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b/?(?!@)"
 _FILE = "(?:png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4)"
 _LETTER, _SIGN = "[a-zA-Z]", "[xх×]"  # noqa: RUF001 - one of these is Cyrillic
-# All of the basic plane but the newest, which IF leaves as it is.
+# All dashes of Unicode's basic plane except the newest, which IF leaves alone.
 _DASHES = "".join(
     c for c in map(chr, range(0x10000)) if unicodedata.category(c) == "Pd" and c != "\u2e5d"
 )
@@ -34,20 +33,18 @@ Rules = tuple[tuple[re.Pattern[str], str], ...]
 
 
 def preprocess(text: str, kind: str) -> str:
-    """What is tokenised of a text; `kind` is one of `KINDS`."""
+    """The text that is tokenised; `kind` is one of `KINDS`."""
     if kind == CLEANED:
         return clean_caption(text)
     return text if kind == AS_IT_IS else text.lower().strip()
 
 
 def prompt_keys(prompts: Sequence[str], template: str, kind: str) -> list[str]:
-    """What a cache knows prompts by: the texts that are tokenised; says where nothing is left.
+    """A cache's keys: prompts put into the template in place of `{}`, then preprocessed.
 
-    Args:
-        prompts: to be put into the template.
-        template: with `{}` where a prompt goes.
-        kind: one of `KINDS`.
+    Warns if cleaning leaves nothing of a prompt.
     """
+    # Not `format`: a prompt or template may hold other braces.
     keys = [preprocess(template.replace("{}", prompt), kind) for prompt in prompts]
     lost = [prompt for prompt, key in zip(prompts, keys, strict=True) if prompt.strip() and not key]
     if lost:
@@ -57,11 +54,7 @@ def prompt_keys(prompts: Sequence[str], template: str, kind: str) -> list[str]:
 
 
 def check_template(field: str, template: str) -> None:
-    """Looks for the `{}` that a prompt takes the place of.
-
-    Raises:
-        InputError: there is none, or more than one.
-    """
+    """Raises `InputError` unless the template has exactly one `{}`, for the prompt."""
     if template.count("{}") != 1:
         raise InputError(f"{field} must have one {{}}, for the prompt, got {template}")
 
@@ -69,14 +62,9 @@ def check_template(field: str, template: str) -> None:
 def text_keys(
     prompts: Sequence[str], nulls: Sequence[str], template: str, kind: str, null_text: str
 ) -> list[str | None]:
-    """The keys of prompts, then of texts that stand for no text, which no template is around.
+    """Keys of `prompts`, then of `nulls`, which stand for no text and get no template.
 
-    Args:
-        prompts: see `prompt_keys`.
-        nulls: as they are.
-        template: see `prompt_keys`.
-        kind: see `prompt_keys`.
-        null_text: 'zeros' where the empty one of `nulls` has no states, but zeros: None.
+    The key of an empty null is None, for states of zeros, if `null_text` is 'zeros'.
     """
     no_text = None if null_text == "zeros" else ""
     keys = prompt_keys(nulls, "{}", kind)
@@ -84,19 +72,23 @@ def text_keys(
 
 
 def clean_caption(text: str) -> str:
-    """What DeepFloyd IF makes of a prompt, cleaned twice; of ideographs nothing is left."""
+    """Cleans a prompt as DeepFloyd IF does; ideographs are removed."""
+    # Twice, as IF's pipelines do: removing one thing can uncover another.
     return _clean(_clean(text))
 
 
 def _clean(text: str) -> str:
-    # Both take a while to import, and only who has prompts needs them.
+    # Imported here, as bs4 below: slow to import, and needed only to clean prompts.
     import ftfy
 
+    # 1. Addresses, and "<person>", which the next step would remove as a tag.
     text = urllib.parse.unquote_plus(text).strip().lower()
     text = _apply(_ADDRESSES, text)
     text = _apply(_MARKS, _without_markup(text))
+    # 2. More than three hyphens or underscores: they stand for spaces.
     if sum(map(text.count, "-_")) > 3:
         text = text.replace("-", " ").replace("_", " ")
+    # 3. Encodings. Unescaped twice, for the likes of "&amp;lt;".
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return _apply(_WORDS, text).strip()
 
@@ -105,7 +97,7 @@ def _without_markup(text: str) -> str:
     import bs4
 
     with warnings.catch_warnings():
-        # It warns of texts that look like the name of a file: ours are texts.
+        # It warns about texts that look like a file name or an address; prompts may.
         warnings.simplefilter("ignore", bs4.MarkupResemblesLocatorWarning)
         return bs4.BeautifulSoup(text, "html.parser").text
 
@@ -122,18 +114,18 @@ def _rules(*pairs: tuple[str, str]) -> Rules:
 
 _ADDRESSES = _rules(
     ("<person>", "person"),
-    # The beginning of an address, or the whole of one with a common ending.
+    # The start of an address, or all of one with a common ending.
     *((rf"\b(?:{scheme}:(?:/{{1,3}}|[a-zA-Z0-9%])|{_DOMAIN})", "") for scheme in ("https?", "www")),
 )
 _MARKS = _rules(
-    (r"@\w+", ""),  # names of users
+    (r"@\w+", ""),  # user names
     ("[\u31c0-\u9fff]+", ""),  # CJK, from strokes to ideographs
     (f"[{re.escape(_DASHES)}]+", "-"),
     ("[`´«»“”¨]", '"'),  # noqa: RUF001
     ("[‘’]", "'"),  # noqa: RUF001
     ("&quot;?|&amp", ""),
-    (r"(?:\d{1,3}\.){3}\d{1,3}", " "),  # addresses of computers
-    (r"\d:\d\d\s+$", ""),  # numbers of articles
+    (r"(?:\d{1,3}\.){3}\d{1,3}", " "),  # IP addresses
+    (r"\d:\d\d\s+$", ""),  # article numbers
     (r"\\n", " "),
     (r"#(?:\d{1,3}|\d{5,})\b", ""),
     (r"\b\d{6,}\b", ""),
@@ -144,11 +136,11 @@ _MARKS = _rules(
     (r"\s+\.\s+", " "),
 )
 _WORDS = _rules(
-    # Numbers of models and of parts.
+    # Model and part numbers.
     (rf"\b{_LETTER}{{1,3}}\d{{3,15}}\b", ""),
     (rf"\b{_LETTER}+\d+{_LETTER}+\b", ""),
     (rf"\b\d+{_LETTER}+\d+\b", ""),
-    # Words of shops.
+    # Words of web shops.
     (r"(?:worldwide\s+)?(?:free\s+)?shipping", ""),
     (r"(?:free\s)?download(?:\sfree)?", ""),
     (r"\bclick\b\s(?:for|on)\s\w+", ""),
@@ -156,7 +148,7 @@ _WORDS = _rules(
     (r"\bpage\s+\d+\b", ""),
     (rf"\b\d*{_LETTER}+\d+{_LETTER}+\d+[a-zA-Z\d]*\b", " "),
     (rf"\b\d+\.?\d*{_SIGN}\d+\.?\d*\b", ""),  # sizes
-    # White space, and what is left at the ends.
+    # White space, and debris at the ends.
     (r"\b\s+:\s+", ": "),
     (r"(\D[,./])\b", r"\1 "),
     (r"\s+", " "),

@@ -1,4 +1,4 @@
-"""Prompts through CLIP's text encoders, as Stable Diffusion attends to their states."""
+"""Embeds prompts with CLIP's text encoders, as Stable Diffusion uses them."""
 
 import dataclasses
 import functools
@@ -19,18 +19,11 @@ from launch.runtime.types import Array
 
 @dataclasses.dataclass(frozen=True)
 class ClipEmbedder(Embedder):
-    """One text encoder, or SDXL's two, with their weights where they will be used.
-
-    Attributes:
-        models: the networks.
-        params: their parameters, by `state_shardings` of the mesh.
-        tokenizers: of the prompts, one a network.
-        mesh: batches are split over its axes data and fsdp.
-    """
+    """One text encoder, or SDXL's two, with weights on the devices."""
 
     models: tuple[ClipTextEncoder, ...]
-    params: tuple[dict[str, Any], ...]
-    tokenizers: tuple[ClipTokenizer, ...]
+    params: tuple[dict[str, Any], ...]  # sharded by `state_shardings`
+    tokenizers: tuple[ClipTokenizer, ...]  # one a network
     mesh: Mesh
 
     name = "CLIP"
@@ -50,7 +43,8 @@ class ClipEmbedder(Embedder):
         return self.models[0].dtype
 
     def tokens(self, prompts: Sequence[str]) -> tuple[np.ndarray, ...]:
-        """See `Embedder`: the ids of each tokenizer; the first one tells what it cuts off."""
+        """See `Embedder`: the ids of each tokenizer."""
+        # Both cut at the same length: one warning is enough.
         numbered = enumerate(self.tokenizers)
         return tuple(tokenizer(prompts, warn=number == 0) for number, tokenizer in numbered)
 
@@ -60,26 +54,24 @@ class ClipEmbedder(Embedder):
 
 
 def clip_shape(models: Sequence[ClipTextEncoder], length: int) -> tuple[int, int]:
-    """[rows, d] of what `states_of` gives for so many tokens."""
+    """[rows, d] of the result of `states_of` for `length` tokens."""
     return length + (len(models) > 1), sum(model.width for model in models)
 
 
 def states_of(outputs: Sequence[TextStates]) -> Float[Array, "b rows d"]:
-    """What a U-Net is told of prompts.
+    """What a U-Net takes of the encoders' outputs.
 
-    Of one encoder the last states (whose files lack the layers that Stable Diffusion 2 leaves out);
-    of two the last but one, side by side, and in one more row the second one's pooled text, filled
-    up with zeros: `Denoiser.pooled_width` of it are the pooled text.
-
-    Args:
-        outputs: of each encoder.
+    One encoder: its last states (Stable Diffusion 2's files leave out the layers behind them). Two:
+    their last states but one, concatenated, and behind them one more row with the second one's
+    pooled text, padded with zeros; its first `Denoiser.pooled_width` channels are the pooled text.
     """
     if len(outputs) == 1:
         return outputs[0].last
-    states = jnp.concatenate([output.penultimate for output in outputs], axis=-1)
+    states = jnp.concatenate([output.penultimate for output in outputs], axis=-1)  # [b, n, d]
     pooled = outputs[-1].pooled
     fill = states.shape[-1] - pooled.shape[-1]
-    row = jnp.pad(pooled, ((0, 0), (0, fill)))[:, None]
+    # One array for both: caches and loaders then need not know of pooled text.
+    row = jnp.pad(pooled, ((0, 0), (0, fill)))[:, None]  # [b, 1, d]
     return jnp.concatenate([states, row], axis=1)
 
 

@@ -1,4 +1,4 @@
-"""Prompts through a text encoder and into a cache, in batches over all devices."""
+"""Embeds prompts with a text encoder in batches over all devices, and fills a cache."""
 
 import abc
 from collections.abc import Iterator, Sequence
@@ -16,22 +16,16 @@ from launch.errors import Diverged, InputError
 from launch.runtime.devices.mesh import batch_sharding, fetch_behind
 from launch.runtime.types import Array
 
-# Of a cache's parts. What an interruption loses is one part at most.
+# Size of a cache's parts, 64 MiB: an interruption loses at most one of them.
 PART_BYTES = 2**26
 
 
 class Embedder(abc.ABC):
-    """A text encoder with its weights where they will be used.
+    """A text encoder with its weights on the devices."""
 
-    Attributes:
-        name: of the encoder, for messages.
-        params: its parameters, by `state_shardings` of the mesh.
-        mesh: batches are split over its axes data and fsdp.
-    """
-
-    name: str
-    params: Any
-    mesh: Mesh
+    name: str  # for messages
+    params: Any  # sharded by `state_shardings`
+    mesh: Mesh  # batches are split over its axes data and fsdp
 
     @property
     @abc.abstractmethod
@@ -41,30 +35,25 @@ class Embedder(abc.ABC):
     @property
     @abc.abstractmethod
     def dtype(self) -> Any:
-        """Of the computation and of the states."""
+        """Type of the computation and of the states."""
 
     @abc.abstractmethod
     def tokens(self, prompts: Sequence[str]) -> tuple[np.ndarray, ...]:
-        """What `encode` takes, with a row a prompt each."""
+        """The arrays that `encode` takes, each with one row a prompt."""
 
     @abc.abstractmethod
     def encode(self, *tokens: Array) -> tuple[Array, Array]:
-        """States of a batch, and which of them are finite, whole on every process."""
+        """States of a batch, and which prompts' are finite, replicated on every process."""
 
     def embed(
         self, prompts: Sequence[str], batch_size: int
     ) -> Iterator[Float[np.ndarray, "n length d"]]:
-        """States of prompts, batch by batch, padding included.
+        """States of preprocessed prompts, batch by batch, padding included.
 
-        Every batch has one shape, so one compilation is enough: the last one is filled up.
-
-        Args:
-            prompts: after `captions.preprocess`.
-            batch_size: prompts a batch; rounded up to a multiple of the devices it is split over.
-
-        Raises:
-            Diverged: the encoder has left the finite numbers; names the prompt.
+        `batch_size` is rounded up to a multiple of the devices that share a batch. Raises
+        `Diverged`, naming the prompt, if states are not finite.
         """
+        # 1. One shape for all batches, so that the encoder compiles once; the last one is padded.
         ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         batch_size = -(-min(batch_size, len(prompts)) // ways) * ways
 
@@ -73,6 +62,7 @@ class Embedder(abc.ABC):
                 tokens = self.tokens(prompts[first : first + batch_size])
                 yield self.encode(*(self._put(rows, batch_size) for rows in tokens))
 
+        # 2. Check each batch on the host while the devices compute the next one.
         starts = range(0, len(prompts), batch_size)
         for first, (array, finite) in zip(starts, fetch_behind(states()), strict=True):
             batch_prompts = prompts[first : first + batch_size]
@@ -88,17 +78,15 @@ class Embedder(abc.ABC):
 
     def _put(self, rows: np.ndarray, batch_size: int) -> Array:
         batch = np.pad(rows, ((0, batch_size - len(rows)), (0, 0)))
-        # Every process knows the whole batch, and gives its devices their rows.
+        # Every process has the whole batch, and hands its own devices their rows.
         sharding = batch_sharding(self.mesh)
         return jax.make_array_from_callback(batch.shape, sharding, lambda index: batch[index])
 
 
 def check_vocabulary(pieces: Any, vocab_size: int) -> None:
-    """Compares a tokenizer of transformers with the encoder that it is to go with.
-
-    Raises:
-        InputError: it has more tokens than the encoder.
-    """
+    """Raises `InputError` if a tokenizer has more tokens than the encoder has embeddings."""
+    # JAX raises no error on an index out of range. Fewer tokens than embeddings are usual: T5 pads
+    # its table to a round number.
     if len(pieces) > vocab_size:
         raise InputError(
             f"the tokenizer must have at most the text encoder's {vocab_size} tokens, got "
@@ -107,7 +95,7 @@ def check_vocabulary(pieces: Any, vocab_size: int) -> None:
 
 
 def whole(mesh: Mesh, states: Array) -> tuple[Array, Array]:
-    """States and which are finite, whole on every process: one of them writes them."""
+    """States, and which prompts' are finite, replicated: the process that writes needs all."""
     results = states, jnp.isfinite(states).all(axis=(1, 2))
     return jax.lax.with_sharding_constraint(results, NamedSharding(mesh, PartitionSpec()))
 
@@ -115,16 +103,13 @@ def whole(mesh: Mesh, states: Array) -> tuple[Array, Array]:
 def fill_cache(
     cache: TextCache | None, embedder: Embedder, prompts: Sequence[str], batch_size: int
 ) -> None:
-    """Embeds prompts and adds them to a cache, part by part.
+    """Embeds preprocessed prompts that the cache lacks, and adds them part by part.
 
-    Args:
-        cache: of the embedder's states; None in the processes that only compute.
-        embedder: of the prompts.
-        prompts: after `captions.preprocess`, none of them in the cache.
-        batch_size: prompts a batch.
+    `cache` is None in processes that only compute.
     """
     batches = embedder.embed(prompts, batch_size)
     if cache is None:
+        # All processes must run every batch: the computation is collective.
         for _ in batches:
             pass
         return

@@ -1,4 +1,4 @@
-"""What stands between prompts and the denoisers: text encoders, and states from a cache on disk."""
+"""Text encoders of a config: with fixed random weights, published weights, or cached states."""
 
 import dataclasses
 import difflib
@@ -25,13 +25,13 @@ from launch.runtime.config import module_fields
 from launch.runtime.limits import SEED, SIDE, building, check_numbers, make_module
 from launch.runtime.optional_fields import Defaults, below, defaults_of, unset
 
-# Prompts that the encoder with fixed weights takes at a time.
+# Prompts a batch for the encoder with fixed weights.
 BATCH_SIZE = 16
 
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """Makes of prompts what the denoisers are conditioned on."""
+    """Turns prompts into the states that the denoisers are conditioned on."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -40,40 +40,32 @@ class TextEncoder(Protocol):
     def embed(
         self, prompts: Sequence[str], nulls: Sequence[str] = ()
     ) -> Float[np.ndarray, "n length d"]:
-        """States of the prompts, in float32; padding is kept.
+        """Float32 states of `prompts`, then of `nulls`; padding is kept.
 
-        Args:
-            prompts: what to draw.
-            nulls: their states come behind: texts that stand for no text, negative prompts or the
-                empty one, see `null`.
+        Nulls stand for no text in guidance: negative prompts, or the empty one, see `null`.
         """
 
     def null(self) -> Float[np.ndarray, "1 length d"]:
-        """The states that stand for no text: those of the empty one, or zeros."""
+        """The states that stand for no text: those of the empty prompt, or zeros."""
 
     def parameters(self) -> dict:
-        """Shapes of the weights that it holds."""
+        """Shapes of the weights that it keeps in memory."""
 
     @property
     def digest(self) -> str:
-        """Of what decides about the states and is not in the config; '' if that is nothing."""
+        """Checksum of what decides the states and is not in the config; '' if there is nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FixedTextEncoder:
     """A frozen T5 encoder with weights drawn from a fixed seed: it needs no download.
 
-    Distinct prompts get distinct states, which is all that a closed list of class names asks for.
-
-    Attributes:
-        model: the network.
-        max_length: tokens a prompt, padding included.
-        seed: of the weights.
+    Distinct prompts get distinct states, which is enough for a closed list of class names.
     """
 
     model: T5Encoder
-    max_length: int
-    seed: int
+    max_length: int  # tokens a prompt, padding included
+    seed: int  # of the weights
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -84,13 +76,14 @@ class FixedTextEncoder:
         self, prompts: Sequence[str], nulls: Sequence[str] = ()
     ) -> Float[np.ndarray, "n length d"]:
         """See `TextEncoder`; padding is masked inside the encoder only."""
-        # Apart, so that no text's states hang on its row: how they are rounded depends on it.
+        # Apart, so that adding nulls moves no prompt to another row: rounding depends on the row.
         return np.concatenate([self._states(prompts), self._states(nulls)])
 
     def _states(self, prompts: Sequence[str]) -> Float[np.ndarray, "n length d"]:
         tokens, mask = tokenize(prompts, self.max_length)
         states = [np.zeros((0, *self.shape), np.float32)]
         for first in range(0, len(prompts), BATCH_SIZE):
+            # Pad the last batch: one shape compiles once.
             rows = slice(first, first + BATCH_SIZE)
             fill = ((0, BATCH_SIZE - len(tokens[rows])), (0, 0))
             batch = _encode(
@@ -100,7 +93,7 @@ class FixedTextEncoder:
         return np.concatenate(states)
 
     def null(self) -> Float[np.ndarray, "1 length d"]:
-        """See `TextEncoder`: those of the empty prompt, as DeepFloyd IF has it."""
+        """See `TextEncoder`: the empty prompt's, as in DeepFloyd IF."""
         return self.embed((), [""])
 
     def parameters(self) -> dict:
@@ -111,29 +104,24 @@ class FixedTextEncoder:
 
     @property
     def digest(self) -> str:
-        """None: the config says all."""
+        """Empty: the config says everything."""
         return ""
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _encode(model: T5Encoder, seed: int, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    # Inside jit: every call draws the weights again, and nothing has to keep them.
     variables = model.init(jax.random.key(seed), tokens[:1], mask[:1])
     return cast(jax.Array, model.apply(variables, tokens, mask))
 
 
 @dataclasses.dataclass(frozen=True)
 class CachedTextEncoder:
-    """States that T5 has computed before; T5 itself is not there.
-
-    Attributes:
-        cache: the states.
-        null_text: 'empty' is the empty prompt's states (DeepFloyd IF), 'zeros' is zeros (Imagen).
-        template: what a prompt is put into, in place of `{}`.
-    """
+    """States that an encoder has computed before; the encoder itself is not needed."""
 
     cache: TextCache
-    null_text: str
-    template: str
+    null_text: str  # 'empty': the empty prompt's states (DeepFloyd IF), 'zeros': zeros (Imagen)
+    template: str  # a prompt replaces its `{}`
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -143,25 +131,23 @@ class CachedTextEncoder:
     def embed(
         self, prompts: Sequence[str], nulls: Sequence[str] = ()
     ) -> Float[np.ndarray, "n length d"]:
-        """See `TextEncoder`.
-
-        Raises:
-            InputError: a prompt is not in the cache; it says how to add it. A state is damaged.
-        """
+        """See `TextEncoder`; `InputError` if a prompt is not cached, or its states are damaged."""
         keys = text_keys(prompts, nulls, self.template, self.preprocessing, self.null_text)
         self._check(prompts, keys[: len(prompts)], self.template)
         self._check(nulls, keys[len(prompts) :], "{}")
+        # A key of None leaves its row zero.
         states = np.zeros((len(keys), *self.shape), np.float32)
         rows = [row for row, key in enumerate(keys) if key is not None]
         states[rows] = self.cache.read([key for key in keys if key is not None])
         return states
 
     def _check(self, texts: Sequence[str], keys: Sequence[str | None], template: str) -> None:
+        # Raises an error with the command that adds the missing prompts.
         pairs = zip(texts, keys, strict=True)
         missing = [text for text, key in pairs if key is not None and key not in self.cache]
         if missing:
             more = f" (nor are {len(missing) - 1} more)" if len(missing) > 1 else ""
-            # Caches from before there was cleaning do not say that they are without it.
+            # Caches older than caption cleaning do not record that they were made without it.
             plain = {"--noclean_caption"} if self.preprocessing == PLAIN else set()
             made_with = [*self.cache.flags, *plain.difference(self.cache.flags)]
             flags = ["--prompts=FILE", *made_with, f"--to={self.cache.folder}"]
@@ -173,7 +159,7 @@ class CachedTextEncoder:
 
     @property
     def preprocessing(self) -> str:
-        """Of the texts, one of `captions.KINDS`: as the cache was made."""
+        """How the cache was made: one of `captions.KINDS`."""
         return self.cache.encoder.get("preprocessing", PLAIN)
 
     def null(self) -> Float[np.ndarray, "1 length d"]:
@@ -181,38 +167,34 @@ class CachedTextEncoder:
         return self.embed((), [""])
 
     def parameters(self) -> dict:
-        """None: there are only states."""
+        """Empty: it keeps no weights."""
         return {}
 
     @property
     def digest(self) -> str:
-        """Of the encoder that has made the states."""
+        """Checksum of the encoder that computed the states."""
         return self.cache.digest
 
 
 def make_text_encoder(config: ml_collections.ConfigDict) -> TextEncoder:
-    """Builds the encoder of a config.
+    """Builds the encoder of a config's section `text`.
 
-    Args:
-        config: either `cache`, a folder that `python -m imagen_ft.text` has made, with `null`
-            ('empty' or 'zeros') and `template` where they are not 'empty' and '{}', and `shape`,
-            [length, d] of its states, where that is needed before it is made; or `weights`, those
-            of T5 or of CLIP (see `sources.open_source`), with `dtype`, `max_length`, `null`,
-            `template`, `variant`, `clean_caption` (of T5, see `captions`; a cache knows by itself)
-            and `resident` (whether the encoder stays loaded) where they are not IF's; or
-            `max_length`, `seed` and `model` (fields of `T5Encoder`) for fixed random weights.
-
-    Raises:
-        InputError: there is no such cache or weights, they are damaged, or a field has a wrong
-            value.
+    Raises `InputError` if there is no such cache or weights, they are damaged, or a field has a
+    wrong value.
     """
+    # 1. `weights`, of T5 or CLIP (see `sources.open_source`). Optional: `dtype`, `max_length`,
+    # `null` ('empty' or 'zeros'), `template`, `variant`, `clean_caption` (T5 only), and `resident`:
+    # whether the encoder stays loaded.
     if "weights" in config:
         return _make_loaded(config)
+    # 2. `max_length`, `seed` and `model`, fields of `T5Encoder`: fixed random weights.
     if "cache" not in config:
         check_numbers(config, {"max_length": SIDE, "seed": SEED}, "text")
         fields = module_fields(config.model, "text.model")
         model = make_module(T5Encoder, {**fields, "vocab_size": VOCABULARY}, "text.model")
         return FixedTextEncoder(model, config.max_length, config.seed)
+    # 3. `cache`, a folder made by `python -m imagen_ft.text`. Optional: `null`, `template`, and
+    # `shape`, [length, d] of its states, for use before the cache exists.
     null_text, template = _null_and_template(config)
     cache = TextCache(config.cache)
     if tuple(config.get("shape", cache.shape)) != cache.shape:
@@ -220,6 +202,7 @@ def make_text_encoder(config: ml_collections.ConfigDict) -> TextEncoder:
             f"config.text.shape must be {cache.shape}, as the states of {cache.folder}, "
             f"got {tuple(config.shape)}"
         )
+    # Guidance needs the empty prompt.
     if null_text == "empty" and "" not in cache:
         raise InputError(
             f"{cache.folder} lacks the empty prompt; run python -m imagen_ft.text again"
@@ -234,7 +217,7 @@ def make_text_encoder(config: ml_collections.ConfigDict) -> TextEncoder:
 
 
 def lacking_in_text(config: ml_collections.ConfigDict) -> Defaults:
-    """Fields of `make_text_encoder` that the section `text` lacks."""
+    """Optional fields of `make_text_encoder` that the section `text` lacks."""
     if "weights" not in config and "cache" not in config:
         fields = module_fields(config.model, "text.model")
         model = make_module(T5Encoder, {**fields, "vocab_size": VOCABULARY}, "text.model")
@@ -251,6 +234,7 @@ def _make_loaded(config: ml_collections.ConfigDict) -> LoadedTextEncoder:
     dtype = config.get("dtype", "bfloat16")
     if dtype not in DTYPES:
         raise InputError(f"config.text.dtype must be one of {', '.join(DTYPES)}, got {dtype}")
+    # With `shape` given, T5's width is known and its config need not be read.
     given = config.weights, config.get("variant"), dtype, config.get("max_length", 77)
     source = open_source(*given, config.shape[1] if "shape" in config else 0)
     if isinstance(source, ClipSource) and tuple(config.get("shape", source.shape)) != source.shape:
@@ -274,16 +258,11 @@ def _null_and_template(config: ml_collections.ConfigDict) -> tuple[str, str]:
 def check_prompts(
     prompts: Sequence[str], class_names: Sequence[str], locations: Sequence[str] | None = None
 ) -> None:
-    """A model of a closed list of classes knows nothing else.
+    """Raises `InputError` if a prompt is not a text, or not one of `class_names`, if there are any.
 
-    Args:
-        prompts: to be checked.
-        class_names: what they may be; empty where any text will do.
-        locations: where each comes from, for the message.
-
-    Raises:
-        InputError: names the first prompt that is no text, or no class name, and the class names.
+    `locations` say in messages where each prompt comes from.
     """
+    # A model of a closed list of classes knows nothing else.
     for row, prompt in enumerate(prompts):
         check_text(locations[row] if locations else f"prompt {row + 1}", prompt)
         if class_names and prompt not in class_names:
@@ -297,11 +276,8 @@ def check_prompts(
 
 
 def check_text(location: str, text: Any) -> None:
-    """Looks at a prompt.
-
-    Raises:
-        InputError: it is no text that has an encoding; begins with its location.
-    """
+    """Raises `InputError`, starting with the location, unless a prompt is text with an encoding."""
+    # JSON can hold lone surrogates, which no UTF-8 file or tokenizer takes.
     if not isinstance(text, str) or not is_utf8(text):
         raise InputError(f"{location} must be a text, in UTF-8, got {text!r}")
 
@@ -309,7 +285,7 @@ def check_text(location: str, text: Any) -> None:
 def text_shapes(config: ml_collections.ConfigDict) -> tuple[tuple[int, int], dict[str, Any]]:
     """Shape of one prompt's states; shapes of the encoder's parameters, by name.
 
-    A cache that is not made yet is as good here as one that is: `config.shape` says what it holds.
+    With `config.shape` a cache need not exist yet.
     """
     if config.get("shape") is not None:
         if len(config.shape) != 2:

@@ -1,4 +1,4 @@
-"""Published text encoders, T5 or CLIP's, in whatever a path stands for."""
+"""Published text encoders, T5's or CLIP's, found under a path but not loaded."""
 
 import abc
 import dataclasses
@@ -23,23 +23,18 @@ from launch.errors import InputError
 from launch.files import read_object
 from launch.runtime.limits import SIDE, check_numbers
 
-# Of CLIP's tokenizers; T5's folders lack it, and so may what new versions of transformers write.
+# CLIP's tokenizers have the first file and T5's do not. New versions of transformers may not write
+# it: then the second one tells.
 _OF_CLIP, _SETTINGS = "merges.txt", "tokenizer_config.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class TextSource(abc.ABC):
-    """A published text encoder that is not loaded.
+    """A published text encoder that is not loaded."""
 
-    Attributes:
-        path: of the weights, as for `weights.load_part`.
-        variant: of their files.
-        dtype: of parameters, computation and states.
-    """
-
-    path: str
+    path: str  # as for `weights.load_part`
     variant: str | None
-    dtype: str
+    dtype: str  # of parameters, computation and states
 
     @property
     @abc.abstractmethod
@@ -48,36 +43,27 @@ class TextSource(abc.ABC):
 
     @abc.abstractmethod
     def preprocessing(self, clean_caption: bool) -> str:
-        """Of the texts, one of `captions.KINDS`, with or without `clean_caption`."""
+        """How texts are preprocessed: one of `captions.KINDS`."""
 
     @abc.abstractmethod
     def identity(self, preprocessing: str) -> dict[str, Any]:
-        """What decides about the states of a prompt; encoders with the same give the same."""
+        """Everything that decides the states of a prompt; equal identities give equal states."""
 
     @abc.abstractmethod
     def load(self, mesh: Mesh) -> Embedder:
-        """Loads the weights, split over a mesh.
-
-        Raises:
-            InputError: they are damaged.
-        """
+        """Loads the weights, sharded over a mesh; raises `InputError` if they are damaged."""
 
     @abc.abstractmethod
     def warn_of_long(self, prompts: Sequence[str]) -> None:
-        """Says which prompts lose their ends, unless the embedder does."""
+        """Warns about prompts that will be cut off, unless the embedder does."""
 
 
 @dataclasses.dataclass(frozen=True)
 class T5Source(TextSource):
-    """T5; see `TextSource`.
-
-    Attributes:
-        tokenizer: of the prompts.
-        width: of the states; 0 where only the weights know it.
-    """
+    """T5; see `TextSource`."""
 
     tokenizer: T5Tokenizer
-    width: int = 0
+    width: int = 0  # channels of the states; 0: read it from the weights' config
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -118,19 +104,12 @@ class T5Source(TextSource):
 
 @dataclasses.dataclass(frozen=True)
 class ClipSource(TextSource):
-    """The text encoder of a Stable Diffusion, or the two of SDXL; see `TextSource`.
+    """The text encoder of a Stable Diffusion, or the two of SDXL; see `TextSource`."""
 
-    Attributes:
-        parts: of the pipeline.
-        models: the networks.
-        tokenizers: of the prompts, one a network.
-        digests: of the tokenizers.
-    """
-
-    parts: tuple[str, ...]
+    parts: tuple[str, ...]  # of the pipeline; models, tokenizers and checksums have the same order
     models: tuple[ClipTextEncoder, ...]
     tokenizers: tuple[ClipTokenizer, ...]
-    digests: tuple[str, ...]
+    digests: tuple[str, ...]  # checksums of the tokenizers
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -138,7 +117,7 @@ class ClipSource(TextSource):
         return clip_shape(self.models, self.tokenizers[0].max_length)
 
     def preprocessing(self, clean_caption: bool) -> str:
-        """See `TextSource`: the tokenizer does all."""
+        """See `TextSource`: the tokenizer does everything."""
         return AS_IT_IS
 
     def identity(self, preprocessing: str) -> dict[str, Any]:
@@ -160,28 +139,24 @@ class ClipSource(TextSource):
         return ClipEmbedder(models, tuple(params for _, params in loaded), self.tokenizers, mesh)
 
     def warn_of_long(self, prompts: Sequence[str]) -> None:
-        """See `TextSource`: the tokenizer tells it."""
+        """Nothing: the tokenizer warns, see `ClipEmbedder.tokens`."""
 
 
 def open_source(
     path: str, variant: str | None, dtype: str, max_length: int, width: int = 0
 ) -> T5Source | ClipSource:
-    """The text encoder of a pipeline; its tokenizer tells the kind.
+    """The text encoder of a pipeline; its tokenizer tells which kind it is.
 
-    Args:
-        path: see `TextSource`.
-        variant: see `TextSource`.
-        dtype: see `TextSource`.
-        max_length: tokens a prompt, padding included, at the most: CLIP takes no more than its own.
-        width: of T5's states, where it is known.
-
-    Raises:
-        InputError: there is no text encoder or tokenizer, one is damaged, or they are of two kinds.
+    `max_length` is in tokens, padding included; CLIP's own maximum limits it. `width`, of T5's
+    states, is 0 if unknown. Raises `InputError` if there is no text encoder or tokenizer, one is
+    damaged, or they are of different kinds.
     """
+    # 1. T5 has one encoder.
     check_numbers(dict(max_length=max_length), {"max_length": SIDE}, "text")
     folder = weights.part_folder(path, "tokenizer")
     if not _is_of_clip(folder):
         return T5Source(path, variant, dtype, load_t5_tokenizer(folder, max_length), width)
+    # 2. CLIP: SDXL has a second encoder with a tokenizer of its own.
     folders = {"text_encoder": folder}
     if (second := _second_tokenizer(path)) not in (None, folder):
         folders["text_encoder_2"] = second
@@ -190,6 +165,7 @@ def open_source(
             f"{path} must have the tokenizer_2 that its text_encoder_2 goes with, got none; fetch "
             "it again"
         )
+    # 3. Read the configs, not the weights.
     models = []
     for part in folders:
         model, _ = weights.open_model(part, path, variant)
@@ -213,7 +189,6 @@ def _is_of_clip(folder: Path) -> bool:
 
 
 def _second_tokenizer(path: str) -> Path | None:
-    """The folder of SDXL's second one."""
     try:
         return weights.part_folder(path, "tokenizer_2")
     except NoSuchPart:

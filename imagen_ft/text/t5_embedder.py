@@ -1,4 +1,4 @@
-"""Prompts through T5, in batches over all devices."""
+"""Embeds prompts with T5 in batches over all devices."""
 
 import dataclasses
 import functools
@@ -17,16 +17,9 @@ from launch.runtime.types import Array
 
 @dataclasses.dataclass(frozen=True)
 class T5Embedder(Embedder):
-    """T5 with its weights where they will be used.
+    """T5 with its weights on the devices."""
 
-    Attributes:
-        model: the network; its `dtype` is that of the computation and of the states.
-        params: its parameters, by `state_shardings` of the mesh.
-        tokenizer: of the prompts.
-        mesh: batches are split over its axes data and fsdp.
-    """
-
-    model: T5Encoder
+    model: T5Encoder  # its `dtype` is that of the states, too
     params: dict[str, Any]
     tokenizer: T5Tokenizer
     mesh: Mesh
@@ -47,7 +40,7 @@ class T5Embedder(Embedder):
         return self.model.dtype
 
     def tokens(self, prompts: Sequence[str]) -> tuple[np.ndarray, ...]:
-        """See `Embedder`: ids, and which of them are not padding."""
+        """See `Embedder`: ids, and a mask that is False on padding."""
         return self.tokenizer(prompts)
 
     def encode(self, *tokens: Array) -> tuple[Array, Array]:
@@ -55,9 +48,11 @@ class T5Embedder(Embedder):
         return _encode(self.model, self.mesh, self.params, *tokens)
 
 
+# At module level, so that embedders with equal models share one compilation.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _encode(
     model: T5Encoder, mesh: Mesh, params: dict[str, Any], tokens: Array, mask: Array
 ) -> tuple[Array, Array]:
+    # The model returns float32; states are kept in the type of the computation.
     states = cast(jax.Array, model.apply({"params": params}, tokens, mask)).astype(model.dtype)
     return whole(mesh, states)

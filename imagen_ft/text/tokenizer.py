@@ -1,4 +1,4 @@
-"""Prompts to tokens: bytes for models of our own, T5's pieces for DeepFloyd IF."""
+"""Tokenizers: bytes for our own models, T5's pieces for DeepFloyd IF."""
 
 import dataclasses
 import hashlib
@@ -12,11 +12,11 @@ from jaxtyping import Bool, Int
 from launch.errors import InputError
 from launch.files import sha256
 
-# ByT5's convention (Xue et al. 2022): three special ids, then the 256 bytes.
+# ByT5's convention (Xue et al. 2022): three special ids (2 is "unknown"), then the 256 bytes.
 PAD, END, FIRST_BYTE = 0, 1, 3
 VOCABULARY = FIRST_BYTE + 256
 
-# The files of a tokenizer's folder that decide about its tokens.
+# Files of a tokenizer's folder that decide its tokens.
 _VOCABULARIES = ("tokenizer.json", "spiece.model")
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _OF_CLIP = ("vocab.json", "merges.txt")
@@ -25,13 +25,9 @@ Tokens = tuple[Int[np.ndarray, "n length"], Bool[np.ndarray, "n length"]]
 
 
 def tokenize(prompts: Sequence[str], max_length: int) -> Tokens:
-    """UTF-8 bytes, an end token, padding.
+    """UTF-8 bytes, an end token, padding; and a mask that is False on padding.
 
-    Returns:
-        The ids, and which of them are not padding.
-
-    Raises:
-        InputError: a prompt is too long; it is named.
+    Raises `InputError` naming a prompt that is too long.
     """
     tokens = np.full((len(prompts), max_length), PAD, np.int32)
     for row, prompt in enumerate(prompts):
@@ -47,31 +43,22 @@ def tokenize(prompts: Sequence[str], max_length: int) -> Tokens:
 
 @dataclasses.dataclass(frozen=True)
 class T5Tokenizer:
-    """The tokens that DeepFloyd IF gives to T5: pieces, an end token, padding; too long is cut.
+    """DeepFloyd IF's tokens for T5: pieces, an end token, padding; long prompts are cut."""
 
-    Attributes:
-        pieces: transformers' tokenizer.
-        max_length: tokens a prompt, padding included.
-        digest: of the files that it was read from.
-    """
-
-    pieces: Any
-    max_length: int
-    digest: str
+    pieces: Any  # transformers' tokenizer
+    max_length: int  # tokens a prompt, padding included
+    digest: str  # checksum of the files that it was read from
 
     def __call__(self, prompts: Sequence[str]) -> Tokens:
-        """Tokens of prompts as they are: `captions.preprocess` comes before.
-
-        Returns:
-            The ids, and which of them are not padding.
-        """
+        """Ids of preprocessed prompts, and a mask that is False on padding."""
         batch = self.pieces(
             list(prompts), padding="max_length", max_length=self.max_length, truncation=True
         )
         return np.asarray(batch["input_ids"], np.int32), np.asarray(batch["attention_mask"], bool)
 
     def too_long(self, prompts: Sequence[str]) -> list[str]:
-        """The prompts of which the end will be cut off."""
+        """The prompts whose ends will be cut off."""
+        # verbose=False: transformers would print a warning of its own.
         ids = self.pieces(list(prompts), verbose=False)["input_ids"] if prompts else []
         return [
             prompt for prompt, row in zip(prompts, ids, strict=True) if len(row) > self.max_length
@@ -79,14 +66,10 @@ class T5Tokenizer:
 
 
 def load_t5_tokenizer(folder: Path, max_length: int = 77) -> T5Tokenizer:
-    """Reads the `tokenizer` folder of a pipeline.
+    """Reads a pipeline's `tokenizer` folder: `tokenizer.json`, or the usual `spiece.model` alone.
 
-    Args:
-        folder: holds `tokenizer.json`, or `spiece.model` alone as the published repositories do.
-        max_length: tokens a prompt; IF was trained with 77 (diffusers, pipeline_if.py).
-
-    Raises:
-        InputError: the folder holds neither, or what it holds is damaged.
+    IF was trained with 77 tokens (diffusers, pipeline_if.py). Raises `InputError` if the folder has
+    neither file, or they are damaged.
     """
     if max_length < 2:
         raise InputError(f"max_length must be at least 2 tokens, got {max_length}")
@@ -94,14 +77,14 @@ def load_t5_tokenizer(folder: Path, max_length: int = 77) -> T5Tokenizer:
         raise InputError(
             f"{folder} has no tokenizer ({' or '.join(_VOCABULARIES)}); name a folder that has"
         )
-    # Importing them takes a second, and of all tasks only this one needs them.
+    # Imported here: it takes a second, and only this function needs it.
     import transformers
 
     try:
         if not (folder / "tokenizer.json").is_file():
             _check_pieces(folder / "spiece.model")
         pieces = transformers.T5Tokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # The Rust below raises bare Exceptions.
+    except Exception as error:  # the Rust code underneath raises bare Exceptions
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"{folder}: the tokenizer cannot be read ({reason}); download it again"
@@ -110,7 +93,7 @@ def load_t5_tokenizer(folder: Path, max_length: int = 77) -> T5Tokenizer:
 
 
 def _check_pieces(path: Path) -> None:
-    """Where it cannot read a model, transformers takes it for one of another library's."""
+    # transformers takes a damaged spiece.model for a file of another library: check it first.
     import sentencepiece
 
     model = sentencepiece.SentencePieceProcessor(model_file=str(path))
@@ -120,7 +103,7 @@ def _check_pieces(path: Path) -> None:
 
 
 def folder_digest(folder: Path) -> str:
-    """Of the files that decide about a tokenizer's tokens, T5's or CLIP's."""
+    """Checksum of the files that decide a tokenizer's tokens, T5's or CLIP's."""
     paths = [folder / name for name in (*_VOCABULARIES, *_SETTINGS, *_OF_CLIP)]
     lines = [f"{path.name} {sha256(path)}\n" for path in paths if path.is_file()]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -12,7 +12,7 @@ from imagen_ft.weights.config_fields import check_class, own_fields
 from launch.errors import InputError
 from launch.runtime.limits import building, make_module
 
-# Fields of which we implement one value: (diffusers' default, that value).
+# Fields with one supported value: (diffusers' default, that value).
 _FIXED: dict[str, tuple[Any, Any]] = {
     "act_fn": ("silu", "silu"),
     "down_block_types": ("DownEncoderBlock2D", "DownEncoderBlock2D"),
@@ -71,7 +71,7 @@ def build_autoencoder(config: Mapping[str, Any], where: Any) -> tuple[Autoencode
         out_channels=own["out_channels"],
         num_groups=own["norm_num_groups"],
         scaling_factor=own["scaling_factor"],
-        shift_factor=own["shift_factor"] or 0.0,
+        shift_factor=own["shift_factor"] or 0.0,  # null in Stable Diffusion's files
         force_upcast=own["force_upcast"],
     )
     with building(where):

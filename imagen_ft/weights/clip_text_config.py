@@ -13,7 +13,7 @@ from launch.errors import InputError
 from launch.runtime.limits import building, make_module
 
 MODEL_TYPE = "clip_text_model"
-# Fields of which we implement one value: (transformers' default, that value).
+# Fields with one supported value: (transformers' default, that value).
 _FIXED: dict[str, tuple[Any, Any]] = {
     "layer_norm_eps": (1e-5, EPSILON),
     "model_type": (None, MODEL_TYPE),
@@ -30,6 +30,7 @@ _FIELDS = {
     "max_length": ("max_position_embeddings", 77),
     "end_token": ("eos_token_id", 49407),
 }
+# OpenAI's encoders and open_clip's.
 _ACTIVATIONS = ("quick_gelu", "gelu")
 _WITH_PROJECTION = "CLIPTextModelWithProjection"
 

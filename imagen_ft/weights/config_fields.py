@@ -24,8 +24,8 @@ def own_fields(
 ) -> dict[str, Any]:
     """The values of the fields that a config may set, defaults filled in.
 
-    `fixed` has, for each field of which we implement one value, (the library's default, that
-    value); `own` has the library's default of each field that may vary, `...` if it must be given.
+    `fixed` has (the library's default, our value) for each field with one supported value; `own`
+    has the library's default of each field that may vary, `...` if it must be given.
     Raises `InputError`, naming the field, if a fixed one has another value, an own one is missing,
     or an unknown one is set (not None or False). `where` and `advice` are for messages.
     """

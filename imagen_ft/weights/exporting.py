@@ -114,6 +114,7 @@ def _adapted(locations: Mapping[str, PartLocation]) -> Run | None:
 
 
 def _locations(source: str) -> dict[str, PartLocation]:
+    # An import exports all its parts; a run has a U-Net alone.
     root = epath.Path(source)
     if (root / MANIFEST).exists():
         return {name: locate(root, name) for name in manifest_parts(root)}

@@ -101,7 +101,7 @@ def import_weights(
 
 
 def _locations(source: str, parts: Sequence[str], variant: str | None) -> dict[str, PartLocation]:
-    # 1. Locate each part. A part that was asked for must be there; of the others, any may lack.
+    # 1. Locate each part. Those that were asked for must be there; others may be missing.
     locations: dict[str, PartLocation] = {}
     missing: list[tuple[str, NoSuchPart]] = []
     for part in parts or PARTS:

@@ -11,7 +11,7 @@ from imagen_ft.weights.config_fields import check_class, own_fields
 from launch.errors import InputError
 from launch.runtime.limits import building, make_module
 
-# Fields of which we implement one value: (diffusers' default if the file lacks it, that value).
+# Fields with one supported value: (diffusers' default if the file lacks it, that value).
 _FIXED: dict[str, tuple[Any, Any]] = {
     "act_fn": ("silu", "silu"),
     "attention_type": ("default", "default"),
@@ -189,6 +189,7 @@ def _fields(own: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.cache  # tracing a large network takes seconds
 def _shapes(model: LatentUNet, in_channels: int, text_width: int, pooled_width: int) -> Any:
+    # The smallest latents that can be halved at every level; only shapes are computed.
     size = 2 ** (len(model.block_out_channels) - 1)
     floats = lambda *shape: jax.ShapeDtypeStruct(shape, "float32")  # noqa: E731
     inputs: list[Any] = [floats(1, size, size, in_channels), floats(1), floats(1, 1, text_width)]

@@ -43,7 +43,7 @@ _OLDER = (
 
 
 def read_lora(path: epath.PathLike, model: Any, params: PyTree) -> tuple[Lora, PyTree]:
-    """The adapters of a safetensors file: how they merge into a U-Net's parameters, and their own.
+    """The adapters in a safetensors file: how to merge them into a U-Net, and their parameters.
 
     `up` is multiplied by its alpha / rank. `params` may be shapes only. Raises `InputError` if
     there is no such file, it is damaged, or its adapters fit another network.

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from launch.runtime.checkpoints.tensor_mapping import Rules
 
+# diffusers' names of modules -> the original ones.
 _EMBEDDINGS = {"time": "time_embed", "add": "label_emb.0"}
 _RESNET = {
     "norm1": "in_layers.0",

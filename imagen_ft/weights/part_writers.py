@@ -95,6 +95,7 @@ def _write_as_imported(
             raise InputError(
                 f"{location.root}: {part.name}/{name} is not what was imported; import it again"
             )
+    # Configs and the index are copies.
     for path in copies.iterdir():
         if not path.name.endswith(HEADER):
             write_atomic(folder / path.name, path.read_bytes())
@@ -115,6 +116,7 @@ def _reader(part: Part, location: PartLocation, total: int) -> Read:
             rows = mappings[layout.counters[name]].file_shape[0]
             return np.arange(rows, dtype=dtype)[None]
         array = mappings[aliases.get(name, name)].to_file(arrays)
+        # An overflow becomes inf; the check below reports it with the tensor's name.
         with np.errstate(over="ignore"):
             converted = array.astype(dtype, copy=False)
         if dtype == np.float16 and array.dtype != dtype and np.isinf(converted).any():

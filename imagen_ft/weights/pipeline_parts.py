@@ -54,6 +54,7 @@ class Part:
 
 
 def _build_text_encoder(config: Mapping[str, Any], where: Any) -> tuple[Any, Any]:
+    # CLIP's (Stable Diffusion) or T5's (IF); a config of neither fails in `build_t5`.
     build = build_clip_text if config.get("model_type") == MODEL_TYPE else build_t5
     return build(config, where)
 

@@ -46,7 +46,7 @@ _BESIDES = re.compile(
     r"(alphas_cumprod|(sqrt|log|posterior)_)\w*|betas|global_step|logvar|lvlb_weights|scale_factor"
     r"|v_pred|ztsnr|(model_ema|denoiser)\..*"
 )
-# Empty tensors by which some XL files say that they predict v, or end at an SNR of zero.
+# Marker tensors of some XL files: they predict v, or their schedule ends at an SNR of zero.
 _PREDICTS_V = {"v_pred", "ztsnr"}
 # Counters, masks and temperatures in text encoders, which no output depends on.
 _IDLE = re.compile(r"text_model\.embeddings\.position_ids|logit_scale|attn_mask")
@@ -239,6 +239,7 @@ def _plan(
             )
 
     def read(theirs: str, dtype: np.dtype) -> np.ndarray:
+        # Undo the fusing of q, k and v, the transposition, and the 1x1 windows.
         origin, shape = origins[theirs], planned[theirs][0]
         array = tensors[part.prefix + origin.name].view()
         if origin.third is not None:
@@ -249,6 +250,7 @@ def _plan(
 
 
 def _stored_shape(shape: tuple[int, ...], origin: Origin) -> tuple[int, ...]:
+    # The shape that a tensor must have in the original file.
     if origin.third is not None:
         return (3 * shape[0], *shape[1:])
     return shape[::-1] if origin.is_transposed else shape

@@ -22,7 +22,7 @@ _FIELDS = {
     "num_buckets": ("relative_attention_num_buckets", 32),
     "max_distance": ("relative_attention_max_distance", 128),
 }
-# Fields of which we implement one value: (transformers' default, that value).
+# Fields with one supported value: (transformers' default, that value).
 _FIXED = {
     "model_type": (None, "t5"),
     "feed_forward_proj": ("relu", "gated-gelu"),

@@ -16,6 +16,7 @@ from imagen_ft.models.t5 import T5Encoder
 from imagen_ft.models.unet import UNet
 from launch.runtime.checkpoints.tensor_mapping import Rules
 
+# Flax numbers modules in their names, PyTorch in lists: down_blocks_0_ is down_blocks.0.
 _UNET: Rules = (
     (r"^(down_blocks|up_blocks)_(\d+)_([a-z]+)_(\d+)\.", r"\1.\2.\3.\4."),
     (r"^mid_block_([a-z]+)_(\d+)\.", r"mid_block.\1.\2."),
@@ -55,6 +56,7 @@ _T5: Rules = (
 )
 
 
+# Files of old versions of transformers have this buffer.
 _CLIP_COUNTERS = {
     "text_model.embeddings.position_ids": "text_model.embeddings.position_embedding.weight"
 }

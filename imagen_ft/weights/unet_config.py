@@ -15,7 +15,7 @@ from imagen_ft.weights.config_fields import check_class, own_fields
 from launch.errors import InputError
 from launch.runtime.limits import building, make_module
 
-# Fields of which we implement one value: (diffusers' default if the file lacks it, that value).
+# Fields with one supported value: (diffusers' default if the file lacks it, that value).
 _FIXED: dict[str, tuple[Any, Any]] = {
     "act_fn": ("silu", "gelu"),
     "addition_embed_type": (None, "text"),
@@ -70,6 +70,7 @@ _OWN: dict[str, Any] = {
     "up_block_types": None,
     "upcast_attention": False,  # ignored by these blocks
 }
+# Fields that are numbers above 0, or lists of them.
 _POSITIVE = (
     "addition_embed_type_num_heads",
     "attention_head_dim",
@@ -169,6 +170,7 @@ def _fields(own: Mapping[str, Any]) -> dict[str, Any]:
         pooling_heads=own["addition_embed_type_num_heads"],
         noise_level=own["class_embed_type"] == "timestep",
         skip_time_act=skip_time_act,
+        # None for the usual value, so that the model compares equal to its preset.
         time_act=None if time_act == skip_time_act else time_act,
         out_scale=float(out_scale),
         mid_out_scale=None if mid_out_scale == out_scale else float(mid_out_scale),
