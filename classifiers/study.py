@@ -89,7 +89,7 @@ def main(args: app.Arguments) -> None:
     # 4. Read the evaluations of all runs, and report.
     result = results.collect(config, runs, inventory)
     training = summary([attempt for run in runs for attempt in read_attempts(run.folder)])
-    report.write(workdir, f"What generated images are worth: {config.name}", result, training)
+    report.write(workdir, f"What synthetic images are worth: {config.name}", result, training)
     print(report.tables(result))
     say(f"report: {workdir / 'report.html'}", sys.stdout)
 

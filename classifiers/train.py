@@ -1,7 +1,7 @@
 r"""Trains classifiers on real images, synthetic images, or both; one run per seed.
 
 python -m classifiers.train --config=configs/digits/classifier.py:arm=real --workdir=runs/real
-python -m classifiers.train --config=configs/cifar10/resnet.py:arm=real+generated,k=2 \
+python -m classifiers.train --config=configs/cifar10/resnet.py:arm=real+synthetic,k=2 \
     --workdir=runs/both
 python -m classifiers.train --config=configs/imagenet/deit_l.py --preflight=v4:4x4x4
 

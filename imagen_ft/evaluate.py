@@ -1,7 +1,7 @@
 r"""Measures sets of images against real ones, and compares them.
 
 python -m imagen_ft.evaluate --config=configs/digits/evaluate_images.py --workdir=runs/digits/images
-python -m imagen_ft.evaluate --config=configs/imagenet/evaluate_images.py:generated=data/set \
+python -m imagen_ft.evaluate --config=configs/imagenet/evaluate_images.py:synthetic=data/set \
     --workdir=runs/images
 python -m imagen_ft.evaluate --config=configs/imagenet/evaluate_images.py:sampled=10000 \
     --workdir=runs/drawn

@@ -58,38 +58,38 @@ def main(args: app.Arguments) -> None:
     extractors = _open_extractors(config)
     # Only extractors that resize take images of several sizes.
     mixed = all(extractor.transform is not None for extractor in extractors.values())
-    generated = open_set("generated", "config.generated", config.generated, mixed)
+    synthetic = open_set("synthetic", "config.synthetic", config.synthetic, mixed)
     real = open_set("real", "config.real", config.real, mixed) if config.get("real") else None
-    filters = from_config.make_filters(config, generated.source.class_names)
-    _check_classes(filters, extractors, generated, real)
+    filters = from_config.make_filters(config, synthetic.source.class_names)
+    _check_classes(filters, extractors, synthetic, real)
     # 2. CLIP becomes a classifier by the set's class names.
-    judges = _judges(filters, extractors, generated)
-    check_per_class(generated.source.labels, config.get("per_class", 0))
+    judges = _judges(filters, extractors, synthetic)
+    check_per_class(synthetic.source.labels, config.get("per_class", 0))
     on_first_process(lambda: lock(args.workdir))
 
     def see(one: Filter, images: ImageSet, tap: str) -> np.ndarray:
         extractor, folder = judges[one.name], args.workdir / "features"
         taps = {of.tap for of in filters if judges[of.name] is extractor} | {"features"}
         # One pass for all filters of an extractor. Of real images only features are needed.
-        wanted = sorted(taps) if images is generated else ["features"]
+        wanted = sorted(taps) if images is synthetic else ["features"]
         digest, size = images.digest(), config.batch_size
         return features(
             extractor, images.source, folder, wanted, size, digest=digest, name=images.name
         )[tap]
 
     # 3. Score and choose; then measure what was chosen, and report.
-    judged = judge(config, filters, generated, real, see)
-    measured = _measure(filters[0], generated, real, judged, see) if real else {}
+    judged = judge(config, filters, synthetic, real, see)
+    measured = _measure(filters[0], synthetic, real, judged, see) if real else {}
     made_from = {
         "config": plain(config),
-        "generated": generated.digest(),
+        "synthetic": synthetic.digest(),
         "real": real.digest() if real else None,
         "extractors": {name: extractor.made_from for name, extractor in judges.items()},
     }
     on_first_process(
         lambda: report.write(
             args.workdir,
-            generated,
+            synthetic,
             filters,
             judged,
             measured,
@@ -125,10 +125,10 @@ def _open_extractors(config: ml_collections.ConfigDict) -> dict[str, Extractor]:
 
 
 def _judges(
-    filters: list[Filter], extractors: dict[str, Extractor], generated: ImageSet
+    filters: list[Filter], extractors: dict[str, Extractor], synthetic: ImageSet
 ) -> dict[str, Extractor]:
     """The extractor of each filter by its name, those that take class names with the set's."""
-    words = [in_words(name) for name in generated.source.class_names]
+    words = [in_words(name) for name in synthetic.source.class_names]
     judges = {}
     for one in filters:
         if one.needs_names:
@@ -145,11 +145,11 @@ def _digest(spec: ml_collections.ConfigDict) -> str:
 def _check_classes(
     filters: list[Filter],
     extractors: dict[str, Extractor],
-    generated: ImageSet,
+    synthetic: ImageSet,
     real: ImageSet | None,
 ) -> None:
     """Raises `InputError` unless labels mean the same in the set, real images and classifiers."""
-    names = generated.source.class_names
+    names = synthetic.source.class_names
     if real is not None:
         # Names may differ, but not their number, nor the label of a name that occurs in both.
         others = real.source.class_names
@@ -158,16 +158,16 @@ def _check_classes(
                 f"config.real must have the {len(names)} classes of the set, got {len(others)}; "
                 "choose them by classes=[...] of its source"
             )
-        check_order("config.real", others, "config.generated", names)
+        check_order("config.real", others, "config.synthetic", names)
     for one in filters:
         # Classifiers with another number of classes fail in `judge`, with a message of their own.
         known = extractors[_digest(one.extractor)].class_names
         if one.kind.tap == "logits" and len(known) == len(names):
-            check_order(f"config.filters.{one.name}.extractor", known, "config.generated", names)
+            check_order(f"config.filters.{one.name}.extractor", known, "config.synthetic", names)
 
 
 def _measure(
-    one: Filter, generated: ImageSet, real: ImageSet, judged: Judged, see: See
+    one: Filter, synthetic: ImageSet, real: ImageSet, judged: Judged, see: See
 ) -> dict[str, OfClasses]:
     """Recall and coverage of each class by all images, the kept ones, and the random part."""
     parts = {
@@ -175,9 +175,9 @@ def _measure(
         "kept": judged.kept,
         "random": judged.random,
     }
-    ours, theirs = (see(one, images, "features") for images in (generated, real))
+    ours, theirs = (see(one, images, "features") for images in (synthetic, real))
     return neighbourhoods_of_classes(
-        ours, generated.source.labels, theirs, real.source.labels, parts
+        ours, synthetic.source.labels, theirs, real.source.labels, parts
     )
 
 

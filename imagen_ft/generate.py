@@ -1,7 +1,7 @@
 r"""Samples a labelled set of synthetic images and writes it as TFRecord shards, a TFDS folder.
 
-python -m imagen_ft.generate --config=configs/digits/generate.py --workdir=runs/digits/generated
-python -m imagen_ft.generate --config=configs/digits/generate.py --workdir=runs/digits/generated \
+python -m imagen_ft.generate --config=configs/digits/generate.py --workdir=runs/digits/synthetic
+python -m imagen_ft.generate --config=configs/digits/generate.py --workdir=runs/digits/synthetic \
     --verify
 python -m imagen_ft.generate --config=configs/imagenet/generate.py --workdir=data/set --worker=3 \
     --num_workers=64

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from launch.runtime.reports import plots
-from launch.runtime.reports.plots import BOTH, GENERATED, REAL
+from launch.runtime.reports.plots import BOTH, REAL, SYNTHETIC
 from launch.runtime.reports.tables import p_text, points
 
 _AXIS_LABELS = {"mean": "top-1 accuracy (%)", "top5_mean": "top-5 accuracy (%)"}
@@ -27,8 +27,8 @@ def cas(rows: Sequence[Mapping[str, Any]]) -> Figure:
     width = max(4.2, 1.3 + 1.2 * len(labels)) * len(keys)
     figure = Figure(figsize=(width, 3.8), layout="constrained")
     for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
-        for i, (kind, color) in enumerate((("real", REAL), ("generated", GENERATED))):
-            kind_rows = [row for row in rows if bool(row["num_generated"]) == bool(i)]
+        for i, (kind, color) in enumerate((("real", REAL), ("synthetic", SYNTHETIC))):
+            kind_rows = [row for row in rows if bool(row["num_synthetic"]) == bool(i)]
             mean, std = (np.array([100 * row[k] for row in kind_rows]) for k in (key, _std(key)))
             positions = np.arange(len(kind_rows)) + 0.38 * (i - 0.5)
             error = std if std.any() else None
@@ -51,7 +51,7 @@ def filters(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Bars of what a filter keeps, a random part and all, against the line of real images only."""
     figure = Figure(figsize=(max(5.0, 1.5 + 1.6 * len(rows)), 3.8), layout="constrained")
     axes = figure.subplots()
-    arms = (("all", GENERATED), ("random", "silver"), ("kept", BOTH))
+    arms = (("all", SYNTHETIC), ("random", "silver"), ("kept", BOTH))
     for i, (key, color) in enumerate(arms):
         mean, std = (np.array([100 * row[name] for row in rows]) for name in (key, _std(key)))
         positions = np.arange(len(rows)) + 0.26 * (i - 1)
@@ -80,14 +80,14 @@ def scaling(curves: Mapping[str, Any]) -> Figure:
         for i, (label, model) in enumerate(curves.items()):
             curve, color = model["points"], f"C{i}"
             x, mean, std = (
-                [point[name] for point in curve] for name in ("num_generated", key, _std(key))
+                [point[name] for point in curve] for name in ("num_synthetic", key, _std(key))
             )
             plots.mean_and_std(axes, x, mean, std, label, color)
             # The first point has no synthetic images.
             axes.axhline(100 * mean[0], color=color, ls="--", lw=1, alpha=0.7)
         axes.plot([], [], color="gray", ls="--", lw=1, label="real only")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.set(xlabel="generated images added to the real ones", ylabel=_AXIS_LABELS[key])
+        axes.set(xlabel="synthetic images added to the real ones", ylabel=_AXIS_LABELS[key])
         _copies_axis(axes, curve)
         axes.grid(alpha=0.25)
         axes.legend()
@@ -96,7 +96,7 @@ def scaling(curves: Mapping[str, Any]) -> Figure:
 
 def _copies_axis(axes: Axes, curve: Sequence[Mapping[str, Any]]) -> None:
     """The same numbers on the top axis, as multiples of the real set."""
-    copy_size = curve[-1]["num_generated"] / curve[-1]["copies"]
+    copy_size = curve[-1]["num_synthetic"] / curve[-1]["copies"]
     top = axes.secondary_xaxis("top", functions=(lambda n: n / copy_size, lambda k: k * copy_size))
     top.set_xticks([point["copies"] for point in curve])
     top.set_xlabel(f"times the real set ({curve[0]['num_real']:,} images)")
@@ -109,9 +109,9 @@ def models(comparison: Mapping[str, Any]) -> Figure:
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.7, 1))
     # 1. Left: accuracies of each model, joined by a line.
     positions = np.arange(len(rows))
-    both = f"real + {comparison['arms']['generated'].replace('_', ' ')}"
+    both = f"real + {comparison['arms']['synthetic'].replace('_', ' ')}"
     for key, color, label, shift in (
-        ("generated", GENERATED, "generated only", -0.13),
+        ("synthetic", SYNTHETIC, "synthetic only", -0.13),
         ("real", REAL, "real only", 0.0),
         ("both", BOTH, both, 0.13),
     ):
@@ -122,7 +122,7 @@ def models(comparison: Mapping[str, Any]) -> Figure:
             mean, positions + shift, xerr=std if std.any() else None, fmt="o", ms=7, capsize=3,
             color=color, label=label,
         )  # fmt: skip
-    ends = [[100 * row[key] for key in ("real", "generated", "both")] for row in rows]
+    ends = [[100 * row[key] for key in ("real", "synthetic", "both")] for row in rows]
     left.hlines(positions, np.min(ends, 1), np.max(ends, 1), color="lightgray", lw=2, zorder=0)
     left.set_yticks(positions, [row["model"] for row in rows])
     left.set_ylim(len(rows) - 0.5, -0.5)  # the first model on top
@@ -131,7 +131,7 @@ def models(comparison: Mapping[str, Any]) -> Figure:
     figure.legend(loc="outside upper center", ncols=3, fontsize=9, frameon=False)
     # 2. Right: what both bring against real only.
     gains = np.array([100 * row["difference"] for row in rows])
-    right.barh(positions, gains, 0.55, color=[BOTH if gain > 0 else GENERATED for gain in gains])
+    right.barh(positions, gains, 0.55, color=[BOTH if gain > 0 else SYNTHETIC for gain in gains])
     right.axvline(0, color="black", lw=0.8)
     for y, gain in zip(positions, gains, strict=True):
         right.annotate(
@@ -151,14 +151,14 @@ def per_class(comparison: Mapping[str, Any], class_names: Sequence[str]) -> Figu
     """Left: a point per class, synthetic against real. Right: all classes by real accuracy."""
     figure = Figure(figsize=(11, 4.9), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
-    real, generated = np.asarray(comparison["real"]), np.asarray(comparison["generated"])
-    plots.class_scatter(left, real, generated, class_names)
-    shares = f"generated better in {100 * comparison['share_better']:.0f}% of classes"
+    real, synthetic = np.asarray(comparison["real"]), np.asarray(comparison["synthetic"])
+    plots.class_scatter(left, real, synthetic, class_names)
+    shares = f"synthetic better in {100 * comparison['share_better']:.0f}% of classes"
     r = comparison["correlation"]
     left.set_title(shares + ("" if r is None else f", correlation {r:.2f}"), fontsize=10)
     order = np.argsort(real, kind="stable")
     size = 4 if len(order) <= 100 else 2
-    for values, color, label in ((real, REAL, "real only"), (generated, GENERATED, "generated")):
+    for values, color, label in ((real, REAL, "real only"), (synthetic, SYNTHETIC, "synthetic")):
         right.plot(100 * values[order], "o", ms=size, color=color, alpha=0.75, label=label)
     if len(order) <= 30:
         right.set_xticks(

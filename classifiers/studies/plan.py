@@ -51,7 +51,7 @@ class Arm:
 
     @property
     def _kind(self) -> str:
-        kinds = ("real",) * self.real + ("generated",) * bool(self.copies)
+        kinds = ("real",) * self.real + ("synthetic",) * bool(self.copies)
         return "+".join(kinds)
 
 
@@ -79,11 +79,11 @@ def arms_of(config: ml_collections.ConfigDict, study: str) -> tuple[Arm, ...]:
     """The arms that each model of a study is trained on."""
     if study == "scaling":
         return tuple(Arm(True, copies) for copies in config.scaling_copies)
-    generated, both = Arm(False, config.copies), Arm(True, config.copies)
+    synthetic, both = Arm(False, config.copies), Arm(True, config.copies)
     if study == "filters":
         parts = [(name, part) for name in config.filters for part in (KEPT, RANDOM)]
         return (REAL, both, *(Arm(True, config.copies, *names) for names in parts))
-    return (REAL, generated, both) if study == "models" else (REAL, generated)
+    return (REAL, synthetic, both) if study == "models" else (REAL, synthetic)
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -189,10 +189,10 @@ def _run(config: ml_collections.ConfigDict, workdir: Path, label: str, arm: Arm)
     overrides = [*config.overrides, *model.get("overrides", ())]
     if config.seeds:
         overrides.append(f"seeds={config.seeds}")
-    if config.generated and arm.copies:
-        overrides.append(f"train_sources.generated.path={config.generated}")
+    if config.synthetic and arm.copies:
+        overrides.append(f"train_sources.synthetic.path={config.synthetic}")
     if arm.filtered:
-        overrides.append(f"train_sources.generated.keep={_list_of(config, arm)}")
+        overrides.append(f"train_sources.synthetic.keep={_list_of(config, arm)}")
     if start:
         overrides.append(f"init_from={runs / start / arm.name}")
     # 2. Resolve them as the command itself will, so that a wrong field ends the study now.
@@ -249,7 +249,7 @@ def make_jobs(config: ml_collections.ConfigDict, runs: Sequence[PlannedRun]) -> 
         weight = float(seeds * total_steps * run.config.batch_size)
         digest = json_digest(plain(run.config))
         # Files that it reads: a changed one makes it run again.
-        needed = tuple(path / "manifest.json" for path in _generated_sets(run))
+        needed = tuple(path / "manifest.json" for path in _synthetic_sets(run))
         if run.arm.filtered:
             needed += (_list_of(config, run.arm),)
         after = (trainings[run.start, run.arm],) if run.start else ()  # starts from it
@@ -267,6 +267,6 @@ def evaluation_path(config: ml_collections.ConfigDict, run: PlannedRun) -> Path:
     return run.folder / f"evaluation_{config.evaluation.set}.json"
 
 
-def _generated_sets(run: PlannedRun) -> list[epath.Path]:
+def _synthetic_sets(run: PlannedRun) -> list[epath.Path]:
     specs = run.config.train_sources.values()
     return [epath.Path(spec.path) for spec in specs if spec.get("name") == "synthetic"]

@@ -19,23 +19,23 @@ _SIGNIFICANCE = 0.05  # p-values below it count
 _EXTREMES = 5  # classes shown at each end
 _CAS = (
     "Classification accuracy score (Ravuri & Vinyals 2019): accuracy on real images of models that "
-    "were trained on generated images only, beside the same models trained on real ones."
+    "were trained on synthetic images only, beside the same models trained on real ones."
 )
 _SCALING = (
-    "Accuracy against the number of generated images that are added to the real ones: mean and "
+    "Accuracy against the number of synthetic images that are added to the real ones: mean and "
     "standard deviation over seeds. p: paired t-test over seeds against real only."
 )
 _MODELS = (
-    "The same recipe of each model on real images, on generated ones and on both. p: paired t-test "
+    "The same recipe of each model on real images, on synthetic ones and on both. p: paired t-test "
     "of both against real only, over the seeds of a model."
 )
 _PER_CLASS = (
-    "Accuracy by class, the mean over seeds; a point is a class. Above the line generated images "
+    "Accuracy by class, the mean over seeds; a point is a class. Above the line synthetic images "
     "train better than real ones."
 )
 
 _FILTERS = (
-    "Real images with all generated ones, with those that a filter keeps, and with as many of each "
+    "Real images with all synthetic ones, with those that a filter keeps, and with as many of each "
     "class drawn at random: what is kept has to beat the random part. p: paired t-test over seeds."
 )
 
@@ -75,7 +75,7 @@ def verdicts(result: Mapping[str, Any]) -> list[tuple[str, bool]]:
         p_value = both["p_value"] if len(rows) > 1 else rows[0]["p_value"]
         over = "models" if len(rows) > 1 else "seeds"
         return [(
-            f"Generated images beside real ones: {both['num_better']} of {len(rows)} models gain, "
+            f"Synthetic images beside real ones: {both['num_better']} of {len(rows)} models gain, "
             f"{points(both['mean_difference'])} points on average {_test(p_value, over)}.",
             _holds(both["mean_difference"], p_value),
         )]  # fmt: skip
@@ -83,7 +83,7 @@ def verdicts(result: Mapping[str, Any]) -> list[tuple[str, bool]]:
     for model, scaled in result.get("scaling", {}).items():
         best = next(point for point in scaled["points"] if point["arm"] == scaled["best"])
         sentences.append((
-            f"{model} is best with {best['num_generated']:,} generated images: "
+            f"{model} is best with {best['num_synthetic']:,} synthetic images: "
             f"{percent(best['mean'])}%, {points(best['difference'])} points against real only "
             f"{_test(best['p_value'], 'seeds')}.",
             _holds(best["difference"], best["p_value"]),
@@ -124,10 +124,10 @@ def cas_table(result: Mapping[str, Any]) -> Table:
               "p"]  # fmt: skip
     cells = []
     for row in rows:
-        fake, many = row["num_generated"], len(_arm(result, row)["accuracies"]) > 1
+        fake, many = row["num_synthetic"], len(_arm(result, row)["accuracies"]) > 1
         cells.append([
             row["model"],
-            "generated" if fake else "real",
+            "synthetic" if fake else "real",
             f"{fake or row['num_real']:,}",
             *_scores(row, top5, many),
             points(row["difference"]) if fake else "",
@@ -140,14 +140,14 @@ def scaling_table(result: Mapping[str, Any]) -> Table:
     """A row per model and number of synthetic images (Azizi et al. 2023, table A.3)."""
     flat = [{"model": m, **point} for m, s in result["scaling"].items() for point in s["points"]]
     top5 = flat[0]["top5_mean"] is not None
-    header = ["model", "times", "generated", "in all", "top-1 (%)", *["top-5 (%)"] * top5,
+    header = ["model", "times", "synthetic", "in all", "top-1 (%)", *["top-5 (%)"] * top5,
               "against real", "p"]  # fmt: skip
     cells = [
         [
             row["model"],
             f"{row['copies']}x",
-            f"{row['num_generated']:,}",
-            f"{row['num_real'] + row['num_generated']:,}",
+            f"{row['num_synthetic']:,}",
+            f"{row['num_real'] + row['num_synthetic']:,}",
             *_scores(row, top5, len(_arm(result, row)["accuracies"]) > 1),
             points(row["difference"]) if row["copies"] else "",
             p_text(row["p_value"]),
@@ -159,21 +159,21 @@ def scaling_table(result: Mapping[str, Any]) -> Table:
 
 def models_table(result: Mapping[str, Any]) -> Table:
     """A row per model, as in table 3 of Azizi et al. 2023, and the mean of all."""
-    header = ["model", "input", "parameters", "real (%)", "generated (%)", "real + generated (%)",
+    header = ["model", "input", "parameters", "real (%)", "synthetic (%)", "real + synthetic (%)",
               "difference", "p"]  # fmt: skip
     comparison = result["models"]
     cells = []
     for row in comparison["rows"]:
         size, many = result["sizes"][row["model"]], row["seeds"] > 1
         arms = [percent(row[k], row[f"{k}_std"] if many else None)
-                for k in ("real", "generated", "both")]  # fmt: skip
+                for k in ("real", "synthetic", "both")]  # fmt: skip
         cells.append([
             row["model"], f"{size['input']}x{size['input']}", _short(size["parameters"]), *arms,
             points(row["difference"]), p_text(row["p_value"]),
         ])  # fmt: skip
     if len(comparison["rows"]) > 1:
         means = [percent(np.mean([row[k] for row in comparison["rows"]]))
-                 for k in ("real", "generated", "both")]  # fmt: skip
+                 for k in ("real", "synthetic", "both")]  # fmt: skip
         both = comparison["both"]
         cells.append(["mean; paired t-test over models", "", "", *means,
                       points(both["mean_difference"]), p_text(both["p_value"])])  # fmt: skip
@@ -182,7 +182,7 @@ def models_table(result: Mapping[str, Any]) -> Table:
 
 def per_class_table(result: Mapping[str, Any]) -> Table:
     """A row per model: in how many classes synthetic images train better."""
-    header = ["model", "classes", "generated better", "equal", "real better", "share better (%)",
+    header = ["model", "classes", "synthetic better", "equal", "real better", "share better (%)",
               "correlation"]  # fmt: skip
     cells = [
         [
@@ -209,7 +209,7 @@ def filters_table(result: Mapping[str, Any]) -> Table:
         arms = [percent(row[k], row[f"{k}_std"] if many else None)
                 for k in ("real", "all", "random", "kept")]  # fmt: skip
         cells.append([
-            row["model"], row["filter"], f"{row['num_kept']:,}", f"{row['num_generated']:,}",
+            row["model"], row["filter"], f"{row['num_kept']:,}", f"{row['num_synthetic']:,}",
             *arms, points(row["difference"]), p_text(row["p_value"]),
         ])  # fmt: skip
     return header, cells
@@ -217,15 +217,15 @@ def filters_table(result: Mapping[str, Any]) -> Table:
 
 def extremes_table(comparison: Mapping[str, Any], class_names: Sequence[str]) -> Table:
     """The classes that gain and lose most by training on synthetic images."""
-    gains = np.subtract(comparison["generated"], comparison["real"])
+    gains = np.subtract(comparison["synthetic"], comparison["real"])
     order = np.argsort(-gains, kind="stable")  # the largest gain first
     shown = order if len(order) <= 2 * _EXTREMES else [*order[:_EXTREMES], *order[-_EXTREMES:]]
     cells = [
-        [class_names[i], percent(comparison["real"][i]), percent(comparison["generated"][i]),
+        [class_names[i], percent(comparison["real"][i]), percent(comparison["synthetic"][i]),
          points(gains[i])]
         for i in shown
     ]  # fmt: skip
-    return ["class", "real (%)", "generated (%)", "difference"], cells
+    return ["class", "real (%)", "synthetic (%)", "difference"], cells
 
 
 def _cas(report: Report, workdir: Path, result: Mapping[str, Any]) -> None:
@@ -235,15 +235,15 @@ def _cas(report: Report, workdir: Path, result: Mapping[str, Any]) -> None:
 
 
 def _scaling(report: Report, workdir: Path, result: Mapping[str, Any]) -> None:
-    report.heading("How many generated images")
+    report.heading("How many synthetic images")
     _figure(report, workdir / "scaling.png", figures.scaling(result["scaling"]), _SCALING)
     report.table(*scaling_table(result))
 
 
 def _models(report: Report, workdir: Path, result: Mapping[str, Any]) -> None:
-    report.heading("Real, generated, both")
+    report.heading("Real, synthetic, both")
     report.table(*models_table(result))
-    for kind, name in (("both", "Both"), ("generated", "Generated only")):
+    for kind, name in (("both", "Both"), ("synthetic", "Synthetic only")):
         comparison = result["models"][kind]
         report.text(
             f"{name} against real only: {comparison['num_better']} of {comparison['num_models']} "

@@ -66,14 +66,14 @@ def read_arms(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Measurements by model and by name of the arm.
 
-    Each has `copies`, `num_real` and `num_generated` images, `accuracies` of the seeds, their
+    Each has `copies`, `num_real` and `num_synthetic` images, `accuracies` of the seeds, their
     `mean` and `std`, `per_class`, and `difference` and `p_value` against real images only; the same
     with `top5_` before it where top-5 was measured.
     """
     arms: dict[str, dict[str, dict[str, Any]]] = {}
     for run, evaluation in zip(runs, evaluations, strict=True):
         arm = dict(evaluation["arms"][run.arm.name])
-        arm["num_real"], arm["num_generated"] = inventory.image_counts[run.model, run.arm.name]
+        arm["num_real"], arm["num_synthetic"] = inventory.image_counts[run.model, run.arm.name]
         arm["copies"] = run.arm.copies
         arms.setdefault(run.model, {})[run.arm.name] = arm
     for by_name in arms.values():
@@ -94,7 +94,7 @@ def against(values: Accuracies, baseline: Accuracies) -> dict[str, Any]:
 
 def cas(arms: Arms, names: Sequence[str]) -> list[dict[str, Any]]:
     """Classification accuracy scores (Ravuri & Vinyals 2019): rows by model and arm, real first."""
-    keep = ("num_real", "num_generated", *_SCORES)
+    keep = ("num_real", "num_synthetic", *_SCORES)
     return [
         {"model": model, "arm": name, **{key: by_name[name].get(key) for key in keep}}
         for model, by_name in arms.items()
@@ -108,7 +108,7 @@ def scaling(arms: Arms, names: Sequence[str]) -> dict[str, Any]:
     By model: `points`, one per number of images, and `best`, the name of the arm with the highest
     mean.
     """
-    keep = ("copies", "num_real", "num_generated", *_SCORES)
+    keep = ("copies", "num_real", "num_synthetic", *_SCORES)
     return {
         model: {
             "points": [{"arm": n, **{key: by_name[n].get(key) for key in keep}} for n in names],
@@ -122,10 +122,10 @@ def models(arms: Arms, names: Sequence[str]) -> dict[str, Any]:
     """Real, synthetic and both for several models: Azizi et al. 2023, table 3.
 
     `names` are those of the three arms in this order. `rows` has one per model; `both` and
-    `generated` compare each with real images, over models.
+    `synthetic` compare each with real images, over models.
     """
-    real, generated, both = names
-    keys = {"real": real, "generated": generated, "both": both}
+    real, synthetic, both = names
+    keys = {"real": real, "synthetic": synthetic, "both": both}
     rows = []
     for model, by_name in arms.items():
         row: dict[str, Any] = {"model": model, "seeds": len(by_name[real]["accuracies"])}
@@ -137,7 +137,7 @@ def models(arms: Arms, names: Sequence[str]) -> dict[str, Any]:
     return {
         "arms": keys,
         "rows": rows,
-        **{key: over_models(means[key], means["real"]) for key in ("both", "generated")},
+        **{key: over_models(means[key], means["real"]) for key in ("both", "synthetic")},
     }
 
 
@@ -158,7 +158,7 @@ def per_class(arms: Arms, names: Sequence[str]) -> dict[str, Any]:
     """Accuracy by class, synthetic images against real ones: Azizi et al. 2023, figure 5.
 
     `names` are those of the two arms, real first. By model: `classes`, the labels with images;
-    accuracies `real` and `generated`; counts of classes where synthetic images are `better`,
+    accuracies `real` and `synthetic`; counts of classes where synthetic images are `better`,
     `worse` and `equal`; and Pearson's `correlation`, None where either is the same for all classes.
     """
     comparisons = {}
@@ -166,19 +166,19 @@ def per_class(arms: Arms, names: Sequence[str]) -> dict[str, Any]:
         pairs = list(zip(*(by_name[name]["per_class"] for name in names), strict=True))
         # None: no images of the class.
         classes = [label for label, pair in enumerate(pairs) if None not in pair]
-        real, generated = np.array([pairs[label] for label in classes], float).T
-        better, worse = (generated > real + _ROUNDING), (generated < real - _ROUNDING)
+        real, synthetic = np.array([pairs[label] for label in classes], float).T
+        better, worse = (synthetic > real + _ROUNDING), (synthetic < real - _ROUNDING)
         # Else Pearson's r is 0 / 0.
-        varied = len(real) > 1 and np.ptp(real) > _ROUNDING and np.ptp(generated) > _ROUNDING
+        varied = len(real) > 1 and np.ptp(real) > _ROUNDING and np.ptp(synthetic) > _ROUNDING
         comparisons[model] = {
             "classes": classes,
             "real": real.tolist(),
-            "generated": generated.tolist(),
+            "synthetic": synthetic.tolist(),
             "better": int(better.sum()),
             "worse": int(worse.sum()),
             "equal": int((~better & ~worse).sum()),
             "share_better": float(better.mean()),
-            "correlation": float(stats.pearsonr(real, generated)[0]) if varied else None,
+            "correlation": float(stats.pearsonr(real, synthetic)[0]) if varied else None,
         }
     return comparisons
 
@@ -198,8 +198,8 @@ def filters(arms: Arms, names: Sequence[str]) -> list[dict[str, Any]]:
             row: dict[str, Any] = {
                 "model": model,
                 "filter": kept.removeprefix(f"{everything}_").removesuffix("_kept"),
-                "num_kept": by_name[kept]["num_generated"],
-                "num_generated": by_name[everything]["num_generated"],
+                "num_kept": by_name[kept]["num_synthetic"],
+                "num_synthetic": by_name[everything]["num_synthetic"],
                 "seeds": len(by_name[kept]["accuracies"]),
             }
             for key, name in keys.items():

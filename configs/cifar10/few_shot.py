@@ -4,7 +4,7 @@ python -m classifiers.transfer --config=configs/cifar10/few_shot.py:method=class
     --workdir=runs/cifar10/few_shot
 
 First run `clip.py`, which knows half of the classes, and `generate.py`. The real shots are taken
-from the 50 images per class that neither has seen. Arguments: `method`, `clip`, `generated`,
+from the 50 images per class that neither has seen. Arguments: `method`, `clip`, `synthetic`,
 `strategy` and `loss` as in `configs/clip/few_shot.py`, which has the numbers; `data`, `root` as in
 `resnet.py`; `runlocal`.
 
@@ -22,14 +22,14 @@ def get_config(arg=""):
         arg,
         method="classifier_tuning",
         clip="runs/cifar10/clip",
-        generated="runs/cifar10/generated",
+        synthetic="runs/cifar10/synthetic",
         strategy="mix",
         loss="both",
         data=common.DATA,
         root="cifar10_sample",
         runlocal=False,
     )
-    names = ("method", "clip", "generated", "strategy", "loss")
+    names = ("method", "clip", "synthetic", "strategy", "loss")
     told = ",".join(f"{name}={args[name]}" for name in names)
     config = few_shot.get_config(told + (",runlocal" if args["runlocal"] else ""))
     config.sets.real.source = common.source(args, "validation")

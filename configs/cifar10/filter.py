@@ -2,7 +2,7 @@ r"""Filters synthetic CIFAR-10 photographs by a classifier that was trained on t
 
 python -m imagen_ft.filter --config=configs/cifar10/filter.py --workdir=runs/cifar10/filter
 
-First run `generate.py` and `resnet.py:arm=real`. Arguments: `generated`, a synthetic set;
+First run `generate.py` and `resnet.py:arm=real`. Arguments: `synthetic`, a synthetic set;
 `extractor`, a run of classifiers.train; `copies`, how many of the set's copies to consider, 0 for
 all; `share` of each class to keep, 0 for all images whose class is more probable than by chance;
 `data`, `root` as in `resnet.py`; `runlocal`.
@@ -20,7 +20,7 @@ from configs.cifar10 import common
 def get_config(arg=""):
     args = arguments.parse(
         arg,
-        generated="runs/cifar10/generated",
+        synthetic="runs/cifar10/synthetic",
         extractor="runs/cifar10/classifiers/real",
         copies=0,
         share=0.0,
@@ -28,7 +28,7 @@ def get_config(arg=""):
         root="cifar10_sample",
         runlocal=False,
     )
-    source = dict(name="synthetic", path=args["generated"])
+    source = dict(name="synthetic", path=args["synthetic"])
     if args["copies"]:
         source["copies"] = args["copies"]
     extractor = dict(name="classifier", path=args["extractor"], seed=0, ema="main", best=False)
@@ -38,7 +38,7 @@ def get_config(arg=""):
     else:
         confidence["limit"] = "chance"
     config = ConfigDict()
-    config.generated = dict(source=source)
+    config.synthetic = dict(source=source)
     config.real = dict(source=common.source(args, "train"))
     config.filters = dict(confidence=confidence)
     config.combine = "all"  # of the filters must pass; or "any"

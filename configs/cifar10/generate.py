@@ -1,6 +1,6 @@
 r"""Generates a synthetic CIFAR-10 with the two stages trained before.
 
-python -m imagen_ft.generate --config=configs/cifar10/generate.py --workdir=runs/cifar10/generated
+python -m imagen_ft.generate --config=configs/cifar10/generate.py --workdir=runs/cifar10/synthetic
 
 First train the two stages, see `sample.py`. Arguments: `k`, the size of the synthetic set in real
 sets; `data` and `root` as in `finetune_base16.py`; `runlocal` for a CPU, if the runs had it too.

@@ -1,10 +1,10 @@
 """What the classifiers on CIFAR-10's photographs share; the recipes are our own.
 
-Arguments of each config, as in `FILE.py:arm=real+generated,k=2`:
+Arguments of each config, as in `FILE.py:arm=real+synthetic,k=2`:
 
-    arm           real, generated (the synthetic set), or real+generated: their plain union
+    arm           real, synthetic (the synthetic set), or real+synthetic: their plain union
     k             copies to use of the synthetic set; each has the size of the real set
-    generated     the folder of that set, made by `imagen_ft.generate`
+    synthetic     the folder of that set, made by `imagen_ft.generate`
     same_steps    as many steps as with real images alone; else an epoch is all images of the arm
     data, root    a folder or a zip, and the folder in it that holds `train/airplane/*` and so on
     images        the number of real training images, for the length of an epoch
@@ -27,7 +27,7 @@ def parse(arg: str) -> dict:
         arg,
         arm="real",
         k=1,
-        generated="runs/cifar10/generated",
+        synthetic="runs/cifar10/synthetic",
         same_steps=False,
         data=common.DATA,
         root="cifar10_sample",
@@ -39,14 +39,14 @@ def parse(arg: str) -> dict:
 
 def train_sources(args: dict) -> dict:
     """The images of the arm."""
-    generated = dict(name="synthetic", path=args["generated"], copies=args["k"])
-    return classification.arm_sources(args["arm"], common.source(args, "train"), generated)
+    synthetic = dict(name="synthetic", path=args["synthetic"], copies=args["k"])
+    return classification.arm_sources(args["arm"], common.source(args, "train"), synthetic)
 
 
 def epochs_to_steps(epochs: int, batch_size: int, args: dict) -> int:
     """Steps for this many epochs over all images of the arm."""
-    real, generated = (name in args["arm"].split("+") for name in ("real", "generated"))
-    sets = 1 if args["same_steps"] else real + args["k"] * generated
+    real, synthetic = (name in args["arm"].split("+") for name in ("real", "synthetic"))
+    sets = 1 if args["same_steps"] else real + args["k"] * synthetic
     return round(epochs * sets * args["images"] / batch_size)
 
 

@@ -3,7 +3,7 @@ r"""Trains a ResNet-18 for small images on CIFAR-10's photographs, and on synthe
 python -m classifiers.train --config=configs/cifar10/resnet.py:arm=real \
     --workdir=runs/cifar10/classifiers/real
 
-`recognition.py` describes the arguments (`:arm=real+generated,k=2`, `:cpu`, `:runlocal`, ...), and
+`recognition.py` describes the arguments (`:arm=real+synthetic,k=2`, `:cpu`, `:runlocal`, ...), and
 `finetune_base16.py` the data.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.

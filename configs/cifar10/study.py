@@ -3,7 +3,7 @@ r"""Studies what synthetic photographs of CIFAR-10's classes are worth to a ResN
 python -m classifiers.study --config=configs/cifar10/study.py --workdir=runs/cifar10/study
 
 First run `configs/cifar10/generate.py:k=10`. Arguments: `data`, the real images, if not those of
-`resnet.py` and `vit.py`; `generated`, the synthetic set; `runlocal` for a CPU; `filter`, a workdir
+`resnet.py` and `vit.py`; `synthetic`, the synthetic set; `runlocal` for a CPU; `filter`, a workdir
 of `filter.py:copies=K`, with `copies=K`: runs the study `filters` only.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
@@ -22,7 +22,7 @@ def get_config(arg=""):
     args = arguments.parse(
         arg,
         data="",
-        generated="runs/cifar10/generated",
+        synthetic="runs/cifar10/synthetic",
         filter="",
         copies=1,
         runlocal=False,
@@ -42,7 +42,7 @@ def get_config(arg=""):
     )
     config.copies = args["copies"]
     config.scaling_copies = tuple(range(11))
-    config.generated = args["generated"]
+    config.synthetic = args["synthetic"]
     config.filters = {}  # name -> workdir of imagen_ft.filter
     config.overrides = ()
     config.seeds = 5

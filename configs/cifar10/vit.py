@@ -3,7 +3,7 @@ r"""Trains a small vision transformer on CIFAR-10's photographs, and on syntheti
 python -m classifiers.train --config=configs/cifar10/vit.py:arm=real \
     --workdir=runs/cifar10/vit/real
 
-`recognition.py` describes the arguments (`:arm=real+generated,k=2`, `:cpu`, `:runlocal`, ...), and
+`recognition.py` describes the arguments (`:arm=real+synthetic,k=2`, `:cpu`, `:runlocal`, ...), and
 `finetune_base16.py` the data. Patches are 4 px; positions and pooling are the plain ViT-S/16's.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.

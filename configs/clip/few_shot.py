@@ -3,12 +3,12 @@ r"""Few-shot tuning of the tiny CLIP of `tiny.py` on digits, with and without sy
 python -m classifiers.transfer --config=configs/clip/few_shot.py:method=classifier_tuning \
     --workdir=runs/clip/few_shot
 
-First run `tiny.py`, and the demo, which writes runs/digits/generated. Arguments after the file's
+First run `tiny.py`, and the demo, which writes runs/digits/synthetic. Arguments after the file's
 name:
 
     method     classifier_tuning
     clip       a run of CLIP
-    generated  a synthetic set; '' uses none
+    synthetic  a synthetic set; '' uses none
     strategy   mix, real_first or synthetic_first
     loss       hard, soft, or both with equal weights
     runlocal   two numbers of shots, few epochs
@@ -29,7 +29,7 @@ def get_config(arg=""):
         arg,
         method="classifier_tuning",
         clip="runs/clip/tiny",
-        generated="runs/digits/generated",
+        synthetic="runs/digits/synthetic",
         strategy="mix",
         loss="both",
         runlocal=False,
@@ -46,8 +46,8 @@ def get_config(arg=""):
         real=dict(source=dict(name="digits", split="pool")),
         test=dict(source=dict(name="digits", split="validation")),
     )
-    if args["generated"]:
-        config.sets.synthetic = dict(source=dict(name="synthetic", path=args["generated"]))
+    if args["synthetic"]:
+        config.sets.synthetic = dict(source=dict(name="synthetic", path=args["synthetic"]))
     config.shots = (0, 4) if args["runlocal"] else (0, 1, 2, 4, 8, 16)
     config.seeds = 3
     # He et al. 2023: classifier tuning, with all numbers from here to the optimiser.

@@ -2,8 +2,8 @@ r"""Trains a tiny CLIP on digits and sentences with their names; it needs no dow
 
 python -m classifiers.train_clip --config=configs/clip/tiny.py --workdir=runs/clip/tiny
 
-Arguments: `arm`, `real` (the pool of 1,000), `generated` (the demo's digits, whose captions are
-their prompts) or `real+generated`; `generated`, their folder; `runlocal`, a few steps.
+Arguments: `arm`, `real` (the pool of 1,000), `synthetic` (the demo's digits, whose captions are
+their prompts) or `real+synthetic`; `synthetic`, their folder; `runlocal`, a few steps.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 2 CPU cores, 8 minutes. Expected: 94% zero-shot accuracy on the 667 test digits
@@ -16,7 +16,7 @@ from configs import arguments, classification
 
 
 def get_config(arg=""):
-    args = arguments.parse(arg, arm="real", generated="runs/digits/generated", runlocal=False)
+    args = arguments.parse(arg, arm="real", synthetic="runs/digits/synthetic", runlocal=False)
     config = ConfigDict()
     config.seed = 0
     config.batch_size = 100
@@ -24,7 +24,7 @@ def get_config(arg=""):
     config.train_sources = classification.arm_sources(
         args["arm"],
         real=dict(name="digits", split="pool"),
-        generated=dict(name="synthetic", path=args["generated"], caption="class_name"),
+        synthetic=dict(name="synthetic", path=args["synthetic"], caption="class_name"),
     )
     config.draw = "union"
     config.templates = ("a photo of the number {}.", "the digit {}.", "{}")

@@ -5,11 +5,11 @@ python -m classifiers.train_clip --config=configs/clip/vit_b16.py:arm=random \
 
 Arguments after the file's name:
 
-    arm         real (the default), generated (synthetic), real+generated (all count the same), or
+    arm         real (the default), synthetic (synthetic), real+synthetic (all count the same), or
                 random: every step draws the real or the synthetic image of each caption anew
     data        tars of real pairs in WebDataset's layout (`*.jpg` and `*.txt`); instead of them
     parquet     a folder of Parquet files with the columns `image` and `caption`
-    generated   a synthetic set whose prompts are the captions
+    synthetic   a synthetic set whose prompts are the captions
     pairs       the number of pairs, which is the length of an epoch
     epochs      32, as in the paper
     batch       32768, as OpenAI's
@@ -40,7 +40,7 @@ def get_config(arg=""):
         arm="real",
         data="data/pairs/*.tar",
         parquet="",
-        generated="data/pairs_generated",
+        synthetic="data/pairs_synthetic",
         pairs=1_000_000,
         epochs=32,
         batch=32_768,
@@ -102,9 +102,9 @@ def _sources(args: dict) -> dict:
         real = dict(name="parquet", path=args["parquet"], label="", caption="caption")
     else:
         real = dict(name="webdataset", path=args["data"], caption="txt")
-    generated = dict(name="synthetic", path=args["generated"], caption="prompt")
-    arm = "real+generated" if args["arm"] == "random" else args["arm"]
-    return classification.arm_sources(arm, real=real, generated=generated)
+    synthetic = dict(name="synthetic", path=args["synthetic"], caption="prompt")
+    arm = "real+synthetic" if args["arm"] == "random" else args["arm"]
+    return classification.arm_sources(arm, real=real, synthetic=synthetic)
 
 
 def _shrink(config: ConfigDict) -> None:

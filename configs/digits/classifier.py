@@ -1,10 +1,10 @@
-r"""Trains a small ResNet on one arm: real, generated, real+generated or pool.
+r"""Trains a small ResNet on one arm: real, synthetic, real+synthetic or pool.
 
-python -m classifiers.train --config=configs/digits/classifier.py:arm=real+generated,k=10 \
-    --workdir=runs/digits/classifiers/real+generated_10x
+python -m classifiers.train --config=configs/digits/classifier.py:arm=real+synthetic,k=10 \
+    --workdir=runs/digits/classifiers/real+synthetic_10x
 
 k is the number of synthetic copies of the real set. Hardware: 2 CPU cores, a minute. Expected
-validation accuracy: real 79%, real+generated (k=30) 98%, pool 99%.
+validation accuracy: real 79%, real+synthetic (k=30) 98%, pool 99%.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -24,7 +24,7 @@ def get_config(arg=""):
     config.train_sources = classification.arm_sources(
         args["arm"],
         real=dict(name="digits", split="train"),
-        generated=dict(name="synthetic", path="runs/digits/generated", copies=args["k"]),
+        synthetic=dict(name="synthetic", path="runs/digits/synthetic", copies=args["k"]),
         pool=dict(name="digits", split="pool"),
     )
     config.synthetic_weight = config_dict.placeholder(float)  # share of a batch; None shuffles all

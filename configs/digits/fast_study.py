@@ -64,9 +64,9 @@ def get_config(arg=""):
     config.distill = f"configs/digits/distill.py{local}"
     classifier = "configs/digits/classifier.py:arm="
     end = ",runlocal" if args["runlocal"] else ""
-    config.classifier = f"{classifier}generated,k=30{end}"
+    config.classifier = f"{classifier}synthetic,k=30{end}"
     config.real = f"{classifier}real{end}"
-    config.source = "generated"  # which of the classifier's train_sources the images replace
+    config.source = "synthetic"  # which of the classifier's train_sources the images replace
     config.reference = dict(sampler="ddpm", steps=(32, 16))
     config.solvers = {name: SOLVERS[name] for name in _words(args["solvers"])}
     config.settings = _pairs(args["settings"])

@@ -2,8 +2,8 @@ r"""Filters the demo's synthetic digits by a classifier of the 30 real ones, and
 
 python -m imagen_ft.filter --config=configs/digits/filter.py --workdir=runs/digits/filter
 
-First run the demo (or its commands one by one), which writes runs/digits/generated and
-runs/digits/classifiers. Arguments: `generated`, a synthetic set; `extractor`, a run of
+First run the demo (or its commands one by one), which writes runs/digits/synthetic and
+runs/digits/classifiers. Arguments: `synthetic`, a synthetic set; `extractor`, a run of
 classifiers.train; `copies`, how many of the set's copies to consider, 0 for all; `runlocal`, fewer
 pictures.
 
@@ -18,17 +18,17 @@ from configs import arguments
 def get_config(arg=""):
     args = arguments.parse(
         arg,
-        generated="runs/digits/generated",
+        synthetic="runs/digits/synthetic",
         extractor="runs/digits/classifiers/real",
         copies=0,
         runlocal=False,
     )
-    source = dict(name="synthetic", path=args["generated"])
+    source = dict(name="synthetic", path=args["synthetic"])
     if args["copies"]:
         source["copies"] = args["copies"]
     extractor = dict(name="classifier", path=args["extractor"], seed=0, ema="main", best=False)
     config = ConfigDict()
-    config.generated = dict(source=source)
+    config.synthetic = dict(source=source)
     config.real = dict(source=dict(name="digits", split="train"))
     config.filters = dict(
         confidence=dict(score="confidence", extractor=extractor, limit="chance"),

@@ -1,6 +1,6 @@
 """Generates 30 synthetic digits for each of the 30 real ones.
 
-python -m imagen_ft.generate --config=configs/digits/generate.py --workdir=runs/digits/generated
+python -m imagen_ft.generate --config=configs/digits/generate.py --workdir=runs/digits/synthetic
 
 Hardware: 2 CPU cores, 1 minute. Expected: 900 images in 6 shards.
 """

@@ -2,7 +2,7 @@ r"""Studies what the demo's synthetic digits are worth to five small networks.
 
 python -m classifiers.study --config=configs/digits/study.py --workdir=runs/digits/study --jobs=2
 
-First run the demo (or its commands one by one), which writes runs/digits/generated. There are as
+First run the demo (or its commands one by one), which writes runs/digits/synthetic. There are as
 many synthetic digits as real ones (30), except in scaling, which adds up to ten times as many. With
 `:filter=runs/digits/filter,copies=10`, after `filter.py:copies=10`, only the study `filters` runs:
 the digits that the filter keeps of ten times as many, against equally many drawn at random.
@@ -19,7 +19,7 @@ from configs.digits import common
 
 def get_config(arg=""):
     args = arguments.parse(
-        arg, generated="runs/digits/generated", filter="", copies=1, runlocal=False
+        arg, synthetic="runs/digits/synthetic", filter="", copies=1, runlocal=False
     )
     classifier = "configs/digits/classifier.py" + (":runlocal" if args["runlocal"] else "")
     networks = {
@@ -40,7 +40,7 @@ def get_config(arg=""):
     )
     config.copies = args["copies"]
     config.scaling_copies = tuple(range(11))
-    config.generated = args["generated"]
+    config.synthetic = args["synthetic"]
     config.filters = {}  # name -> workdir of imagen_ft.filter
     config.overrides = ()
     config.seeds = 0

@@ -92,7 +92,7 @@ def get_config(arg=""):
     config.choose_by = "frechet"
     config.halving = dict(measure="frechet", factor=3, finalists=2)  # with --budget
     config.cas = dict(
-        train="configs/digits/classifier.py:arm=generated,k=1",
+        train="configs/digits/classifier.py:arm=synthetic,k=1",
         overrides=("seeds=2",),
         evaluation="configs/digits/evaluate.py:split=validation",
         set="validation",

@@ -1,17 +1,17 @@
 r"""Trains the ResNet-50 of the classification accuracy score (CAS).
 
-python -m classifiers.train --config=configs/imagenet/cas_resnet50.py:arm=real+generated,k=1 \
-    --workdir=runs/imagenet/cas_resnet50/real+generated
+python -m classifiers.train --config=configs/imagenet/cas_resnet50.py:arm=real+synthetic,k=1 \
+    --workdir=runs/imagenet/cas_resnet50/real+synthetic
 
 `recognition.py` describes the arguments (`:arm=real`, `k`, `:data=DIR`, `:runlocal`, ...). Without
 the hardware, `--dry_run` prints the network, and `--preflight=v4:2x2x2` what a chip needs.
 
 Ravuri & Vinyals 2019, trained as in Azizi et al. 2023 (section 5.2): on central crops only. The
-score is the accuracy of the arm `generated`: 64.96 with samples of 256 px, 69.24 with 1024 px.
+score is the accuracy of the arm `synthetic`: 64.96 with samples of 256 px, 69.24 with 1024 px.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 8 TPU v4, 0.9 hours (0.9 by operations, 0.1 to decode), or 8 H100, 0.3 hours (0.2 by
-operations, 0.3 to decode). Expected top-1 (%), real / generated / both: 73.09 / 69.24 / -.
+operations, 0.3 to decode). Expected top-1 (%), real / synthetic / both: 73.09 / 69.24 / -.
 """
 
 from ml_collections import ConfigDict, config_dict

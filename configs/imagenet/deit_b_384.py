@@ -1,7 +1,7 @@
 r"""Fine-tunes a DeiT-B at 384 px, on any mix of real and synthetic images.
 
-python -m classifiers.train --config=configs/imagenet/deit_b_384.py:arm=real+generated,k=1 \
-    --workdir=runs/imagenet/deit_b_384/real+generated
+python -m classifiers.train --config=configs/imagenet/deit_b_384.py:arm=real+synthetic,k=1 \
+    --workdir=runs/imagenet/deit_b_384/real+synthetic
 
 `recognition.py` describes the arguments (`:arm=real`, `k`, `:data=DIR`, `:runlocal`, ...). Without
 the hardware, `--dry_run` prints the network, and `--preflight=v4:2x4x4` what a chip needs.
@@ -11,7 +11,7 @@ on the same arm, runs/imagenet/deit_b/ARM; `--config.init_from=DIR` names anothe
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 32 TPU v4, 1.0 hours (1.0 by operations, 0.0 to decode), or 8 H100, 1.1 hours (1.1 by
-operations, 0.1 to decode). Expected top-1 (%), real / generated / both: 83.16 / 75.45 / 83.75
+operations, 0.1 to decode). Expected top-1 (%), real / synthetic / both: 83.16 / 75.45 / 83.75
 (Azizi et al. 2023, table 3).
 """
 

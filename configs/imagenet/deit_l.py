@@ -1,7 +1,7 @@
 r"""Trains a DeiT-L (DeiT III) at 192 px on any mix of real and synthetic images.
 
-python -m classifiers.train --config=configs/imagenet/deit_l.py:arm=real+generated,k=1 \
-    --workdir=runs/imagenet/deit_l/real+generated
+python -m classifiers.train --config=configs/imagenet/deit_l.py:arm=real+synthetic,k=1 \
+    --workdir=runs/imagenet/deit_l/real+synthetic
 
 `recognition.py` describes the arguments (`:arm=real`, `k`, `:data=DIR`, `:runlocal`, ...). Without
 the hardware, `--dry_run` prints the network, and `--preflight=v4:4x4x4` what a chip needs.
@@ -13,7 +13,7 @@ clips at a norm of 1.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 64 TPU v4, 4.1 hours (4.1 by operations, 0.1 to decode), or 8 H100, 9.1 hours (9.1 by
-operations, 1.1 to decode). Expected top-1 (%), real / generated / both: 82.22 / 74.60 / 83.05
+operations, 1.1 to decode). Expected top-1 (%), real / synthetic / both: 82.22 / 74.60 / 83.05
 (Azizi et al. 2023, table 3; theirs at 224 px).
 """
 

@@ -1,7 +1,7 @@
 r"""Trains a DeiT-S on any mix of real and synthetic images.
 
-python -m classifiers.train --config=configs/imagenet/deit_s.py:arm=real+generated,k=1 \
-    --workdir=runs/imagenet/deit_s/real+generated
+python -m classifiers.train --config=configs/imagenet/deit_s.py:arm=real+synthetic,k=1 \
+    --workdir=runs/imagenet/deit_s/real+synthetic
 
 `recognition.py` describes the arguments (`:arm=real`, `k`, `:data=DIR`, `:runlocal`, ...). Without
 the hardware, `--dry_run` prints the network, and `--preflight=v4:2x2x4` what a chip needs.
@@ -10,7 +10,7 @@ Touvron et al. 2021, table 9; the learning rate is 5e-4 per 512 images.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 16 TPU v4, 1.7 hours (1.7 by operations, 0.2 to decode), or 8 H100, 1.1 hours (0.9 by
-operations, 1.1 to decode). Expected top-1 (%), real / generated / both: 78.97 / 72.26 / 80.49
+operations, 1.1 to decode). Expected top-1 (%), real / synthetic / both: 78.97 / 72.26 / 80.49
 (Azizi et al. 2023, table 3).
 """
 

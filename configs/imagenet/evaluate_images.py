@@ -1,12 +1,12 @@
 r"""Measures synthetic ImageNet images: FID, sFID, IS, KID, MIND, precision, recall and more.
 
-python -m imagen_ft.evaluate --config=configs/imagenet/evaluate_images.py:generated=data/set \
+python -m imagen_ft.evaluate --config=configs/imagenet/evaluate_images.py:synthetic=data/set \
     --workdir=runs/imagenet/images
 
 It needs Inception's weights where torch-fidelity or pytorch-fid put them (or `weights=FILE`).
 Arguments after the file's name:
 
-    generated   folders of synthetic sets, joined by +
+    synthetic   folders of synthetic sets, joined by +
     folders     folders or zips of images, one folder per class, joined by +
     npz         files of samples, as ADM writes them, joined by +
     sampled     how many images a cascade draws on the fly, equally many of each class (Azizi et al.
@@ -52,7 +52,7 @@ EXTRACTORS = {
 def get_config(arg=""):
     args = arguments.parse(
         arg,
-        generated="",
+        synthetic="",
         folders="",
         npz="",
         sampled=0,
@@ -100,7 +100,7 @@ def get_config(arg=""):
 
 
 def _sets(args: dict) -> dict:
-    kinds = {"generated": "synthetic", "folders": "image_folder", "npz": "npz"}
+    kinds = {"synthetic": "synthetic", "folders": "image_folder", "npz": "npz"}
     sets: dict = {}
     for argument, kind in kinds.items():
         for path in filter(None, args[argument].split("+")):

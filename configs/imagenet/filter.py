@@ -1,11 +1,11 @@
 r"""Chooses the synthetic ImageNet images that are worth training on.
 
-python -m imagen_ft.filter --config=configs/imagenet/filter.py:generated=data/set,weights=FOLDER \
+python -m imagen_ft.filter --config=configs/imagenet/filter.py:synthetic=data/set,weights=FOLDER \
     --workdir=runs/imagenet/filter
 
 Arguments after the file's name:
 
-    generated   folder of a synthetic set
+    synthetic   folder of a synthetic set
     copies      how many of its copies to consider; 0 for all
     extractor   classifier (the default), a run of classifiers.train or an import of its weights;
                 clip, a run or an import of CLIP, which knows classes by their names (He et al.);
@@ -39,7 +39,7 @@ _EXTRACTORS = {
 def get_config(arg=""):
     args = arguments.parse(
         arg,
-        generated="data/imagenet_synthetic",
+        synthetic="data/imagenet_synthetic",
         copies=0,
         extractor="classifier",
         weights="runs/imagenet/resnet50/real",
@@ -61,11 +61,11 @@ def get_config(arg=""):
         raise ValueError("extractor=dinov2 compares with real images; set real, such as real=16")
     fields = _EXTRACTORS[args["extractor"]]
     extractor = dict(name=args["extractor"], path=args["weights"], **fields)
-    source = dict(name="synthetic", path=args["generated"])
+    source = dict(name="synthetic", path=args["synthetic"])
     if args["copies"]:
         source["copies"] = args["copies"]
     config = ConfigDict()
-    config.generated = dict(source=source)
+    config.synthetic = dict(source=source)
     config.real = {}
     if count := (2 if args["runlocal"] else args["real"]):
         train = real_images(args, "train")

@@ -1,11 +1,11 @@
 """What the classifiers on ImageNet share: arms, sources, and the length of a run.
 
-Arguments of each config, as in `FILE.py:arm=real+generated,k=3,data=data/imagenet.zip`:
+Arguments of each config, as in `FILE.py:arm=real+synthetic,k=3,data=data/imagenet.zip`:
 
-    arm           real, generated (the synthetic set), or real+generated: their plain union (Azizi
+    arm           real, synthetic (the synthetic set), or real+synthetic: their plain union (Azizi
                   et al. 2023)
     k             copies to use of the synthetic set; each has the size of the real set
-    generated     the folder of that set, made by `imagen_ft.generate`
+    synthetic     the folder of that set, made by `imagen_ft.generate`
     same_steps    as many steps as with real images alone; else an epoch is all images of the arm
     epochs, batch replace the recipe's; the learning rate stays proportional to the batch
     per_class     number of real images per class, drawn at random (low data: 100, 200 or 500)
@@ -17,7 +17,7 @@ Arguments of each config, as in `FILE.py:arm=real+generated,k=3,data=data/imagen
     runlocal      four steps of a tiny network at 32 px, for a CPU; if `data/imagenet` is missing,
                   drawn shapes replace the real images
 
-"Diversify, Don't Fine-Tune" (2023, section 3.3) mixes in another way: the arm real+generated with
+"Diversify, Don't Fine-Tune" (2023, section 3.3) mixes in another way: the arm real+synthetic with
 `--config.synthetic_weight=0.5 --config.synthetic_loss_weight=0.6`, and with a ResNet also
 `--config.model.auxiliary_batch_norm=True`.
 
@@ -50,7 +50,7 @@ def parse(arg: str) -> dict:
         arg,
         arm="real",
         k=1,
-        generated="data/imagenet_synthetic",
+        synthetic="data/imagenet_synthetic",
         same_steps=False,
         epochs=0,
         batch=0,
@@ -74,8 +74,8 @@ def train_sources(args: dict) -> dict:
         real["per_class"] = args["per_class"]
     if args["gamma"]:
         real["long_tail"] = dict(n_max=1300, gamma=args["gamma"])
-    generated = dict(name="synthetic", path=args["generated"], copies=args["k"])
-    return classification.arm_sources(args["arm"], real, generated)
+    synthetic = dict(name="synthetic", path=args["synthetic"], copies=args["k"])
+    return classification.arm_sources(args["arm"], real, synthetic)
 
 
 def evaluation_source(args: dict) -> dict:
@@ -85,11 +85,11 @@ def evaluation_source(args: dict) -> dict:
 
 def epochs_to_steps(epochs: int, batch_size: int, args: dict) -> int:
     """Steps for this many epochs over all images of the arm."""
-    real, generated = (name in args["arm"].split("+") for name in ("real", "generated"))
+    real, synthetic = (name in args["arm"].split("+") for name in ("real", "synthetic"))
     if args["same_steps"]:
         images = _num_real(args)
     else:
-        images = _num_real(args) * real + args["k"] * NUM_IMAGES * generated
+        images = _num_real(args) * real + args["k"] * NUM_IMAGES * synthetic
     return round(epochs * images / batch_size)
 
 

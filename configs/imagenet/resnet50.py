@@ -1,7 +1,7 @@
 r"""Trains a ResNet-50 on any mix of real and synthetic images.
 
-python -m classifiers.train --config=configs/imagenet/resnet50.py:arm=real+generated,k=1 \
-    --workdir=runs/imagenet/resnet50/real+generated
+python -m classifiers.train --config=configs/imagenet/resnet50.py:arm=real+synthetic,k=1 \
+    --workdir=runs/imagenet/resnet50/real+synthetic
 
 `recognition.py` describes the arguments (`:arm=real`, `k`, `:data=DIR`, `:runlocal`, ...). Without
 the hardware, `--dry_run` prints the network, and `--preflight=v4:2x4x4` what a chip needs.
@@ -10,7 +10,7 @@ Azizi et al. 2023, section 5.4, which does not give RandAugment's numbers; these
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 32 TPU v4, 0.3 hours (0.3 by operations, 0.1 to decode), or 8 H100, 0.5 hours (0.3 by
-operations, 0.5 to decode). Expected top-1 (%), real / generated / both: 76.39 / 69.24 / 78.17
+operations, 0.5 to decode). Expected top-1 (%), real / synthetic / both: 76.39 / 69.24 / 78.17
 (Azizi et al. 2023, table 3).
 """
 

@@ -1,7 +1,7 @@
 r"""Trains a ResNet-RS-101 at 160 px on any mix of real and synthetic images.
 
-python -m classifiers.train --config=configs/imagenet/resnet_rs101_160.py:arm=real+generated,k=1 \
-    --workdir=runs/imagenet/resnet_rs101_160/real+generated
+python -m classifiers.train --config=configs/imagenet/resnet_rs101_160.py:arm=real+synthetic,k=1 \
+    --workdir=runs/imagenet/resnet_rs101_160/real+synthetic
 
 `recognition.py` describes the arguments (`:arm=real`, `k`, `:data=DIR`, `:runlocal`, ...). Without
 the hardware, `--dry_run` prints the network, and `--preflight=v4:2x4x4` what a chip needs.
@@ -11,7 +11,7 @@ more and crops the centre, as TensorFlow's own training does.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 32 TPU v4, 0.8 hours (0.8 by operations, 0.1 to decode), or 8 H100, 1.2 hours (0.9 by
-operations, 1.2 to decode). Expected top-1 (%), real / generated / both: 80.11 / 72.73 / 80.89
+operations, 1.2 to decode). Expected top-1 (%), real / synthetic / both: 80.11 / 72.73 / 80.89
 (Azizi et al. 2023, table 3).
 """
 

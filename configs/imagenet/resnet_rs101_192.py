@@ -1,7 +1,7 @@
 r"""Trains a ResNet-RS-101 at 192 px on any mix of real and synthetic images.
 
-python -m classifiers.train --config=configs/imagenet/resnet_rs101_192.py:arm=real+generated,k=1 \
-    --workdir=runs/imagenet/resnet_rs101_192/real+generated
+python -m classifiers.train --config=configs/imagenet/resnet_rs101_192.py:arm=real+synthetic,k=1 \
+    --workdir=runs/imagenet/resnet_rs101_192/real+synthetic
 
 `recognition.py` describes the arguments (`:arm=real`, `k`, `:data=DIR`, `:runlocal`, ...). Without
 the hardware, `--dry_run` prints the network, and `--preflight=v4:2x4x4` what a chip needs.
@@ -11,7 +11,7 @@ more and crops the centre, as TensorFlow's own training does.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 32 TPU v4, 1.2 hours (1.2 by operations, 0.1 to decode), or 8 H100, 1.4 hours (1.4 by
-operations, 1.2 to decode). Expected top-1 (%), real / generated / both: 81.29 / 73.63 / 81.80
+operations, 1.2 to decode). Expected top-1 (%), real / synthetic / both: 81.29 / 73.63 / 81.80
 (Azizi et al. 2023, table 3).
 """
 

@@ -1,7 +1,7 @@
 r"""Trains a ResNet-RS-152 at 224 px on any mix of real and synthetic images.
 
-python -m classifiers.train --config=configs/imagenet/resnet_rs152_224.py:arm=real+generated,k=1 \
-    --workdir=runs/imagenet/resnet_rs152_224/real+generated
+python -m classifiers.train --config=configs/imagenet/resnet_rs152_224.py:arm=real+synthetic,k=1 \
+    --workdir=runs/imagenet/resnet_rs152_224/real+synthetic
 
 `recognition.py` describes the arguments (`:arm=real`, `k`, `:data=DIR`, `:runlocal`, ...). Without
 the hardware, `--dry_run` prints the network, and `--preflight=v4:2x4x4` what a chip needs.
@@ -11,7 +11,7 @@ more and crops the centre, as TensorFlow's own training does.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 32 TPU v4, 2.4 hours (2.4 by operations, 0.1 to decode), or 8 H100, 2.7 hours (2.7 by
-operations, 1.2 to decode). Expected top-1 (%), real / generated / both: 82.81 / 74.46 / 83.10
+operations, 1.2 to decode). Expected top-1 (%), real / synthetic / both: 82.81 / 74.46 / 83.10
 (Azizi et al. 2023, table 3).
 """
 

@@ -4,9 +4,9 @@ python -m classifiers.study --config=configs/imagenet/study.py --workdir=runs/im
     --jobs=8 --submit="srun --nodes=1 --ntasks=1 --gpus=8 --job-name={step}"
 
 First run `configs/imagenet/generate.py:k=10`. CAS (table 2) and the accuracies by class (figure 5)
-use ResNet-50 with the recipe of Ravuri & Vinyals; real, generated and both (table 3) are compared
+use ResNet-50 with the recipe of Ravuri & Vinyals; real, synthetic and both (table 3) are compared
 for twelve models; scaling (figure 6) uses ResNet-50 with ten seeds. Arguments: `data`, the real
-images, if not those of the models' configs; `generated`, the synthetic set; `seeds` of scaling;
+images, if not those of the models' configs; `synthetic`, the synthetic set; `seeds` of scaling;
 `runlocal`; `filter`, a workdir of `filter.py` on this many `copies`: runs the study `filters` only.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
@@ -31,7 +31,7 @@ def get_config(arg=""):
     args = arguments.parse(
         arg,
         data="",
-        generated="data/imagenet_synthetic",
+        synthetic="data/imagenet_synthetic",
         filter="",
         copies=1,
         seeds=10,
@@ -61,7 +61,7 @@ def get_config(arg=""):
     )
     config.copies = args["copies"]
     config.scaling_copies = tuple(range(11))
-    config.generated = args["generated"]
+    config.synthetic = args["synthetic"]
     config.filters = {}  # name -> workdir of imagen_ft.filter
     config.overrides = ()
     config.seeds = 0

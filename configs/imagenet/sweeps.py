@@ -76,7 +76,7 @@ def sweep(args: dict, stage: str, size: int, grid: dict, chosen: dict) -> Config
         )
         config.num_images = _TRAIN
         config.cas = dict(
-            train="configs/imagenet/cas_resnet50.py:arm=generated",
+            train="configs/imagenet/cas_resnet50.py:arm=synthetic",
             overrides=(),
             evaluation="configs/imagenet/evaluate.py:sets=val",
             set="val",

@@ -1,7 +1,7 @@
 r"""Trains a plain ViT-S/16 on any mix of real and synthetic images.
 
-python -m classifiers.train --config=configs/imagenet/vit_s16.py:arm=real+generated,k=1 \
-    --workdir=runs/imagenet/vit_s16/real+generated
+python -m classifiers.train --config=configs/imagenet/vit_s16.py:arm=real+synthetic,k=1 \
+    --workdir=runs/imagenet/vit_s16/real+synthetic
 
 `recognition.py` describes the arguments (`:arm=real`, `k`, `:data=DIR`, `:runlocal`, ...). Without
 the hardware, `--dry_run` prints the network, and `--preflight=v4:2x2x4` what a chip needs.
@@ -11,7 +11,7 @@ decay of 1e-4 is not multiplied by the learning rate of 1e-3, AdamW's is: 0.1 ha
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: 16 TPU v4, 1.7 hours (1.7 by operations, 0.2 to decode), or 8 H100, 1.1 hours (0.9 by
-operations, 1.1 to decode). Expected top-1 (%), real / generated / both: 79.89 / 71.88 / 81.00
+operations, 1.1 to decode). Expected top-1 (%), real / synthetic / both: 79.89 / 71.88 / 81.00
 (Azizi et al. 2023, table 3).
 """
 

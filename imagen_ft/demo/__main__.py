@@ -84,7 +84,7 @@ def _run_imagenet(workdir: str, data: str) -> None:
     runner.run()
     runner.tick()
     say(f"report: {root / 'study' / 'report.html'}", sys.stdout)
-    say(f"synthetic images: {root / 'generated' / 'README.md'}", sys.stdout)
+    say(f"synthetic images: {root / 'synthetic' / 'README.md'}", sys.stdout)
 
 
 def _peak_memory(runner: JobRunner) -> int:

@@ -15,7 +15,7 @@ def imagenet_jobs(root: Path, data: str) -> list[Job]:
     if it exists, else drawn shapes.
     """
     images = [] if data == STAND_IN else [f"data={data}"]
-    generated, study = root / "generated", root / "study"
+    synthetic, study = root / "synthetic", root / "study"
 
     def job(
         name: str,
@@ -38,11 +38,11 @@ def imagenet_jobs(root: Path, data: str) -> list[Job]:
     return [
         *(job(stage, "imagen_ft.finetune", root / stage, root / stage) for stage in STAGES),
         job(
-            "generate", "imagen_ft.generate", generated, generated / "manifest.json",
+            "generate", "imagen_ft.generate", synthetic, synthetic / "manifest.json",
             STAGES, overrides=runs,
         ),
         job(
             "study", "classifiers.study", study, study / "report.html",
-            ("generate",), (f"generated={generated}",), ("--jobs=2",),
+            ("generate",), (f"synthetic={synthetic}",), ("--jobs=2",),
         ),
     ]  # fmt: skip

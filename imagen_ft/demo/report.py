@@ -20,8 +20,8 @@ from launch.runtime.reports.tables import p_text, percent, points, text_table
 from launch.runtime.training.metrics import column, read_metrics
 
 # Synthetic digits an arm, in multiples of the 30 real ones.
-COPIES = {"real": 0, "real+generated_1x": 1, "real+generated_10x": 10, "real+generated_30x": 30}
-ORDER = (*COPIES, "generated", "pretrained", "pool")
+COPIES = {"real": 0, "real+synthetic_1x": 1, "real+synthetic_10x": 10, "real+synthetic_30x": 30}
+ORDER = (*COPIES, "synthetic", "pretrained", "pool")
 _STAGES = ("pretrain_base4", "finetune_base4", "pretrain_sr8", "finetune_sr8")
 # What the demo promises: a gain in accuracy of at least 5 points, at a p-value below 0.001.
 POINTS, P_VALUE = 0.05, 1e-3
@@ -40,16 +40,16 @@ def write(root: Path, wall_seconds: float, peak_memory_bytes: int) -> dict[str, 
         "peak_memory_bytes": peak_memory_bytes,
     }
     # 2. Distances to the nearest training digit; those of unseen real digits show what is normal.
-    generated = in_memory(SyntheticSource(root / "generated"))
+    synthetic = in_memory(SyntheticSource(root / "synthetic"))
     train, pool = digits("train"), digits("pool")
     result["nearest_neighbours"] = {
-        "generated_to_train": _mean_distance(generated.images, train.images),
+        "synthetic_to_train": _mean_distance(synthetic.images, train.images),
         "validation_to_train": _mean_distance(digits("validation").images, train.images),
-        "generated_to_pool": _mean_distance(generated.images, pool.images),
+        "synthetic_to_pool": _mean_distance(synthetic.images, pool.images),
         "validation_to_pool": _mean_distance(digits("validation").images, pool.images),
     }
     # 3. Write.
-    _page(root, result, generated, train, pool).write(root / "report.html")
+    _page(root, result, synthetic, train, pool).write(root / "report.html")
     image_grid.save_png(_picture(root, result), root / "report.png")
     write_json(root / "report.json", result)
     return result
@@ -58,7 +58,7 @@ def write(root: Path, wall_seconds: float, peak_memory_bytes: int) -> dict[str, 
 def verdict(result: dict[str, Any]) -> tuple[str, bool]:
     """Whether synthetic digits helped, as a sentence and as a bool."""
     arms = result["arms"]
-    mixed = {name: arm for name, arm in arms.items() if name.startswith("real+generated")}
+    mixed = {name: arm for name, arm in arms.items() if name.startswith("real+synthetic")}
 
     def holds(name: str) -> bool:
         p_value = mixed[name]["p_value"]
@@ -72,7 +72,7 @@ def verdict(result: dict[str, Any]) -> tuple[str, bool]:
     helped = "helped" if good else "did not help enough"
     shown = "none" if p_value is None else f"{p_value:.1g}"
     return (
-        f"Generated digits {helped}: {name} reaches {100 * mixed[name]['mean']:.1f}%, "
+        f"Synthetic digits {helped}: {name} reaches {100 * mixed[name]['mean']:.1f}%, "
         f"{100 * gain:+.1f} points against real only (paired t-test over seeds, p = {shown}; "
         f"asked for: {100 * POINTS:.0f} points at p < {P_VALUE}).",
         good,
@@ -86,7 +86,7 @@ def fine_tuning(result: dict[str, Any], losses: dict[str, tuple[float, float]]) 
     """
     # A difference within one standard deviation over seeds is called chance.
     arms = result["arms"]
-    before, after = arms["pretrained"], arms["generated"]
+    before, after = arms["pretrained"], arms["synthetic"]
     spread = max(before["std"], after["std"])
     gain = after["mean"] - before["mean"]
     said = "no more than chance" if abs(gain) <= spread else "a gain" if gain > 0 else "a loss"
@@ -136,16 +136,16 @@ def _picture(root: Path, result: dict[str, Any]) -> Figure:
 def _page(
     root: Path,
     result: dict[str, Any],
-    generated: ArraySource,
+    synthetic: ArraySource,
     train: ArraySource,
     pool: ArraySource,
 ) -> Report:
     # 1. Verdict and accuracies.
-    report = Report("What generated digits are worth")
+    report = Report("What synthetic digits are worth")
     report.verdict(*verdict(result))
     report.text(
         "A cascade (4x4, then 8x8) was pretrained on 1,000 digits and fine-tuned on 30 labelled "
-        f"ones, 3 a class. It generated {len(generated):,} digits. The same small ResNet was "
+        f"ones, 3 a class. It synthetic {len(synthetic):,} digits. The same small ResNet was "
         f"trained on each mix, and tested on {result['num_test_images']} digits that nothing else "
         f"has seen. Wall time {result['wall_seconds']:.0f} s, peak memory at most "
         f"{result['peak_memory_bytes'] / 2**30:.2f} GiB."
@@ -155,7 +155,7 @@ def _page(
     _draw_accuracy(figure, result)
     report.figure(
         figure,
-        "Accuracy against the number of generated digits: mean and standard deviation over seeds.",
+        "Accuracy against the number of synthetic digits: mean and standard deviation over seeds.",
     )
     # 2. Fine-tuning, and what it draws.
     report.heading("What fine-tuning changed")
@@ -164,7 +164,7 @@ def _page(
         _, values = column(read_metrics(root / f"finetune_{stage}"), "validation_loss")
         losses[stage] = float(values[0]), float(values[-1])
     report.text(fine_tuning(result, losses))
-    report.heading("Generated digits")
+    report.heading("Synthetic digits")
     figure = Figure(figsize=(11, 7), layout="constrained")
     _draw_samples(figure, root / "samples", result["class_names"], images_a_class=8)
     report.figure(
@@ -175,19 +175,19 @@ def _page(
     report.heading("Is it copying?")
     distances = result["nearest_neighbours"]
     report.text(
-        "Each generated digit (left) beside the nearest of the 30 real digits it was fine-tuned on "
+        "Each synthetic digit (left) beside the nearest of the 30 real digits it was fine-tuned on "
         "(middle) and of the 1,000 it was pretrained on (right). Mean distance to the nearest of "
-        f"the 30: {distances['generated_to_train']:.1f} for generated digits, "
+        f"the 30: {distances['synthetic_to_train']:.1f} for synthetic digits, "
         f"{distances['validation_to_train']:.1f} for real digits it has not seen; of the 1,000: "
-        f"{distances['generated_to_pool']:.1f} and {distances['validation_to_pool']:.1f} (root "
+        f"{distances['synthetic_to_pool']:.1f} and {distances['validation_to_pool']:.1f} (root "
         "mean square over pixels, of 255). A copy would be at 0."
     )
-    report.figure(_neighbour_figure(generated, train, pool), "Generated, nearest of 30, of 1,000.")
+    report.figure(_neighbour_figure(synthetic, train, pool), "Synthetic, nearest of 30, of 1,000.")
     # 4. Details: classes, training curves, times.
     report.heading("Class by class")
     report.figure(
         _per_class_figure(result),
-        "Accuracy of classifiers trained on generated digits only against real digits only.",
+        "Accuracy of classifiers trained on synthetic digits only against real digits only.",
     )
     report.heading("Training")
     report.figure(_curves_figure(root), "Training loss, and the loss on the 100 validation digits.")
@@ -221,14 +221,14 @@ def _draw_samples(
         axes[row, 0].set_ylabel(name, rotation=0, ha="right", va="center")
 
 
-def _neighbour_figure(generated: ArraySource, train: ArraySource, pool: ArraySource) -> Figure:
+def _neighbour_figure(synthetic: ArraySource, train: ArraySource, pool: ArraySource) -> Figure:
     # Three synthetic digits of each class, each with its nearest real ones.
-    labels = generated.labels
+    labels = synthetic.labels
     picks = np.concatenate([np.flatnonzero(labels == label)[:3] for label in np.unique(labels)])
-    images = generated.images[picks]
+    images = synthetic.images[picks]
     near = [s.images[_distances(images, s.images).argmin(axis=1)] for s in (train, pool)]
     trio = np.stack([images, *near], axis=1).reshape(-1, *images.shape[1:])  # [3 * n, h, w, c]
-    return image_grid.grid(list(trio), ["generated", "of 30", "of 1,000"] * len(picks), 9)
+    return image_grid.grid(list(trio), ["synthetic", "of 30", "of 1,000"] * len(picks), 9)
 
 
 def _draw_accuracy(figure: Figure | SubFigure, result: dict[str, Any]) -> None:
@@ -238,19 +238,19 @@ def _draw_accuracy(figure: Figure | SubFigure, result: dict[str, Any]) -> None:
     series = [arms[name] for name in COPIES]
     positions, numbers = range(len(series)), [30 * copies for copies in COPIES.values()]
     mean, std = ([arm[key] for arm in series] for key in ("mean", "std"))
-    plots.mean_and_std(axes, positions, mean, std, "30 real + generated")
-    for name, style in (("generated", "--"), ("pool", ":")):
-        label = "900 generated only" if name == "generated" else "pool of 1,000 real"
+    plots.mean_and_std(axes, positions, mean, std, "30 real + synthetic")
+    for name, style in (("synthetic", "--"), ("pool", ":")):
+        label = "900 synthetic only" if name == "synthetic" else "pool of 1,000 real"
         axes.axhline(100 * arms[name]["mean"], ls=style, color="gray", label=label)
     axes.set_xticks(positions, [str(number) for number in numbers])
-    axes.set(xlabel="generated digits", ylabel="test accuracy (%)")
+    axes.set(xlabel="synthetic digits", ylabel="test accuracy (%)")
     axes.legend()
 
 
 def _per_class_figure(result: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(5, 4.6), layout="constrained")
     axes = figure.subplots()
-    real, fake = (result["arms"][name]["per_class"] for name in ("real", "generated"))
+    real, fake = (result["arms"][name]["per_class"] for name in ("real", "synthetic"))
     plots.class_scatter(axes, real, fake, result["class_names"])
     return figure
 

@@ -11,11 +11,11 @@ from launch.jobs.runner import Job, JobRunner
 ARMS = {
     "real": "arm=real",
     "pool": "arm=pool",
-    "generated": "arm=generated,k=30",
-    "pretrained": "arm=generated,k=30",
-    "real+generated_1x": "arm=real+generated,k=1",
-    "real+generated_10x": "arm=real+generated,k=10",
-    "real+generated_30x": "arm=real+generated,k=30",
+    "synthetic": "arm=synthetic,k=30",
+    "pretrained": "arm=synthetic,k=30",
+    "real+synthetic_1x": "arm=real+synthetic,k=1",
+    "real+synthetic_10x": "arm=real+synthetic,k=10",
+    "real+synthetic_30x": "arm=real+synthetic,k=30",
 }
 # Arms whose digits another cascade than the fine-tuned one draws: (the step, its folder).
 SETS = {"pretrained": ("generate_pretrained", "pretrained")}
@@ -37,7 +37,7 @@ def digits_jobs(
         road.finetune("pretrain_sr8"),
         road.finetune("finetune_base4", "pretrain_base4"),
         road.finetune("finetune_sr8", "pretrain_sr8"),
-        road.draw("generate", "generate", root / "generated", "finetune", manifest),
+        road.draw("generate", "generate", root / "synthetic", "finetune", manifest),
         *(
             road.draw(step, "generate", root / images, "pretrain", manifest)
             for arm, (step, images) in SETS.items()
@@ -98,10 +98,10 @@ class _Road:
         # Arms without synthetic digits wait for nothing: they train beside the cascade.
         after: tuple[str, ...] = ()
         overrides = []
-        if "generated" in ARMS[arm]:
-            step, images = SETS.get(arm, ("generate", "generated"))
+        if "synthetic" in ARMS[arm]:
+            step, images = SETS.get(arm, ("generate", "synthetic"))
             after = (step,)
-            overrides = [f"--config.train_sources.generated.path={self.root / images}"]
+            overrides = [f"--config.train_sources.synthetic.path={self.root / images}"]
         overrides += [f"--config.seeds={self.seeds}"] if self.seeds else []
         config, workdir = f"classifier:{ARMS[arm]}", self.root / "classifiers" / arm
         return self.job(arm, "classifiers.train", config, workdir, after, 45, overrides)

@@ -234,7 +234,7 @@ class Measures:
             self._classes[label] = row
         if not self._classes:
             raise InputError(
-                "config.measures: 'classes_apart' needs a class with at least 2 generated and 2 "
+                "config.measures: 'classes_apart' needs a class with at least 2 synthetic and 2 "
                 "real images, got none; leave it out"
             )
         mean = float(np.mean([row["distance"] for row in self._classes.values()]))

@@ -76,7 +76,7 @@ def lacking(config: Fields) -> Defaults:
     # 1. The task's own fields, and those of both sets.
     own = {"combine": "all", "per_class": 0, "balance": False, "seed": 0, "num_shown": 8}
     fields = below("", config, own)
-    fields |= lacking_in_images("generated", config.get("generated") or {})
+    fields |= lacking_in_images("synthetic", config.get("synthetic") or {})
     fields |= lacking_in_images("real", config.get("real") or {})
     # 2. Those of each filter and its extractor.
     for name, spec in (config.get("filters") or {}).items():
@@ -90,7 +90,7 @@ def lacking(config: Fields) -> Defaults:
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Checks all of a config that needs no files; raises `InputError` if a field is wrong."""
-    check_spec("config.generated", config.generated)
+    check_spec("config.synthetic", config.synthetic)
     if config.get("real"):
         check_spec("config.real", config.real)
     if not config.filters:

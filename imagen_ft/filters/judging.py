@@ -36,7 +36,7 @@ class Judged:
 def judge(
     config: ml_collections.ConfigDict,
     filters: Sequence[Filter],
-    generated: ImageSet,
+    synthetic: ImageSet,
     real: ImageSet | None,
     see: See,
 ) -> Judged:
@@ -45,9 +45,9 @@ def judge(
     Raises `InputError` if an extractor has other classes, a class has no real images, or nothing
     would be kept.
     """
-    labels = generated.source.labels
+    labels = synthetic.source.labels
     # 1. Scores and verdicts of each filter.
-    found = {one.name: _score(one, generated, real, see) for one in filters}
+    found = {one.name: _score(one, synthetic, real, see) for one in filters}
     passing = {one.name: one.rule.passes(found[one.name], labels) for one in filters}
     # 2. One order over all filters: scores differ in scale, so their ranks are averaged.
     ranks = [_ranks(one.rule.goodness(found[one.name])) for one in filters]
@@ -64,9 +64,9 @@ def judge(
             f"{rules}"
         )
     if config.get("balance", False):
-        kept = _balanced(kept, generated, seed)
+        kept = _balanced(kept, synthetic, seed)
     # 4. The baseline: as many of each class, at random.
-    counts = np.bincount(labels[kept], minlength=len(generated.source.class_names))
+    counts = np.bincount(labels[kept], minlength=len(synthetic.source.class_names))
     everything = np.ones(len(labels), bool)
     of_labels = {label: int(counts[label]) for label in np.unique(labels).tolist()}
     random = selection.random_part(everything, labels, of_labels, seed)
@@ -100,11 +100,11 @@ def neighbourhoods_of_classes(
 
 
 def _score(
-    one: Filter, generated: ImageSet, real: ImageSet | None, see: See
+    one: Filter, synthetic: ImageSet, real: ImageSet | None, see: See
 ) -> Float64[np.ndarray, " n"]:
-    labels = generated.source.labels
+    labels = synthetic.source.labels
     # [n, ...] to [n, d].
-    outputs = see(one, generated, one.tap)
+    outputs = see(one, synthetic, one.tap)
     outputs = outputs.reshape(len(outputs), -1)
     # Two scores compare features with real images; the others need only logits.
     if one.kind.needs_real:
@@ -114,10 +114,10 @@ def _score(
         if one.score == "nearest_real":
             return scores.nearest_real(outputs, labels, *others)
         return scores.class_distance(outputs, labels, *others, k=one.k)
-    if outputs.shape[1] != len(generated.source.class_names):
+    if outputs.shape[1] != len(synthetic.source.class_names):
         raise InputError(
             f"config.filters.{one.name}.extractor must be a classifier of the set's "
-            f"{len(generated.source.class_names)} classes, got one of {outputs.shape[1]}; name "
+            f"{len(synthetic.source.class_names)} classes, got one of {outputs.shape[1]}; name "
             "another"
         )
     function = scores.confidence if one.score == "confidence" else scores.margin
@@ -133,15 +133,15 @@ def _ranks(goodness: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
 
 
 def _balanced(
-    kept: Bool[np.ndarray, " n"], generated: ImageSet, seed: int
+    kept: Bool[np.ndarray, " n"], synthetic: ImageSet, seed: int
 ) -> Bool[np.ndarray, " n"]:
-    labels = generated.source.labels
+    labels = synthetic.source.labels
     # Balancing to a class that keeps nothing would keep nothing at all.
     for label in np.unique(labels).tolist():
         if not kept[labels == label].any():
             raise InputError(
                 "config.balance must leave images of every class, got none of "
-                f"{generated.source.class_names[label]!r}, which the filters drop whole; loosen "
+                f"{synthetic.source.class_names[label]!r}, which the filters drop whole; loosen "
                 "them, take a share of each class, or set balance=False"
             )
     return selection.balanced(kept, labels, seed)

@@ -34,7 +34,7 @@ _CLASSES = 20
 
 def write(
     workdir: epath.Path,
-    generated: ImageSet,
+    synthetic: ImageSet,
     filters: Sequence[Filter],
     judged: Judged,
     measured: Mapping[str, OfClasses],
@@ -52,9 +52,9 @@ def write(
     for name in (KEPT, RANDOM):
         (workdir / name).unlink(missing_ok=True)
     # 2. A table of all scores, and a summary.
-    keys = [generated.source.key(i) for i in range(len(generated.source))]
-    write_atomic(workdir / RECORDS, _records(keys, generated, filters, judged))
-    header, rows = _classes(generated, filters, judged, measured)
+    keys = [synthetic.source.key(i) for i in range(len(synthetic.source))]
+    write_atomic(workdir / RECORDS, _records(keys, synthetic, filters, judged))
+    header, rows = _classes(synthetic, filters, judged, measured)
     summary = {
         **made_from,
         "images": len(keys),
@@ -67,7 +67,7 @@ def write(
     }
     write_json(workdir / SUMMARY, summary)
     # 3. Pages and lists.
-    _page(workdir / PAGE, generated, filters, judged, (header, rows), num_shown)
+    _page(workdir / PAGE, synthetic, filters, judged, (header, rows), num_shown)
     for name, part in ((RANDOM, judged.random), (KEPT, judged.kept)):
         write_json(workdir / name, [keys[i] for i in np.flatnonzero(part)])
     # 4. The terminal.
@@ -83,7 +83,7 @@ def _told(judged: Judged) -> str:
 
 
 def _records(
-    keys: Sequence[str], generated: ImageSet, filters: Sequence[Filter], judged: Judged
+    keys: Sequence[str], synthetic: ImageSet, filters: Sequence[Filter], judged: Judged
 ) -> bytes:
     # A line for each image, with all scores.
     text = io.StringIO()
@@ -95,7 +95,7 @@ def _records(
     for i, key in enumerate(keys):
         scores = [f"{judged.scores[name][i]:.6g}" for name in names]
         passes = [int(judged.passing[name][i]) for name in names]
-        label = generated.source.class_names[generated.source.labels[i]]
+        label = synthetic.source.class_names[synthetic.source.labels[i]]
         table.writerow([key, label, *scores, *passes, int(judged.kept[i]), int(judged.random[i])])
     # File names need not be UTF-8: Python keeps their odd bytes as surrogates.
     return text.getvalue().encode("utf-8", "surrogateescape")
@@ -113,7 +113,7 @@ def _of_filters(filters: Sequence[Filter], judged: Judged) -> tuple[list[str], l
 
 
 def _classes(
-    generated: ImageSet,
+    synthetic: ImageSet,
     filters: Sequence[Filter],
     judged: Judged,
     measured: Mapping[str, OfClasses],
@@ -122,12 +122,12 @@ def _classes(
     header = ["class", "images", "kept", "share (%)", *(f"mean {one.name}" for one in filters)]
     header += [f"{measure}, {part}" for measure, parts in measured.items() for part in parts]
     rows = []
-    labels = generated.source.labels
+    labels = synthetic.source.labels
     for label in np.unique(labels).tolist():
         members = labels == label
         kept = int(judged.kept[members].sum())
         row = [
-            in_words(generated.source.class_names[label]),
+            in_words(synthetic.source.class_names[label]),
             f"{int(members.sum()):,}",
             f"{kept:,}",
         ]
@@ -142,7 +142,7 @@ def _classes(
 
 def _page(
     path: epath.Path,
-    generated: ImageSet,
+    synthetic: ImageSet,
     filters: Sequence[Filter],
     judged: Judged,
     classes: tuple[list[str], list[list[str]]],
@@ -155,19 +155,19 @@ def _page(
         # Inception may have no path.
         network = f"{one.extractor.name} {one.extractor.get('path') or ''}".strip()
         page.text(f"{one.name}: {one.kind.meaning}, by {network}.")
-    labels = generated.source.labels
+    labels = synthetic.source.labels
     # A class that loses everything is easy to miss in a long table.
     emptied = [
         label for label in np.unique(labels).tolist() if not judged.kept[labels == label].any()
     ]
     if emptied:
-        names = ", ".join(in_words(generated.source.class_names[label]) for label in emptied[:10])
+        names = ", ".join(in_words(synthetic.source.class_names[label]) for label in emptied[:10])
         page.verdict(f"{len(emptied)} classes lose all their images: {names}.", good=False)
     page.heading("Classes")
     page.table(*classes)
     page.heading("The best and the worst of each class")
     for label in _shown(labels, judged.kept):
-        _pictures(page, generated, judged, label, num_shown)
+        _pictures(page, synthetic, judged, label, num_shown)
     page.write(path)
 
 
@@ -182,18 +182,18 @@ def _shown(labels: Int[np.ndarray, " n"], kept: Bool[np.ndarray, " n"]) -> list[
 
 
 def _pictures(
-    page: Report, generated: ImageSet, judged: Judged, label: int, num_shown: int
+    page: Report, synthetic: ImageSet, judged: Judged, label: int, num_shown: int
 ) -> None:
     """A row of the best images of a class, and one of the worst."""
-    members = np.flatnonzero(generated.source.labels == label)
+    members = np.flatnonzero(synthetic.source.labels == label)
     order = members[np.argsort(-judged.goodness[members], kind="stable")]
     count = min(num_shown, len(order))
     # The worst comes first in its row.
     best, worst = order[:count], order[-count:][::-1]
-    images = [generated.source[int(i)]["image"] for i in (*best, *worst)]
+    images = [synthetic.source[int(i)]["image"] for i in (*best, *worst)]
     kept = int(judged.kept[members].sum())
     caption = (
-        f"{in_words(generated.source.class_names[label])}: the best above, the worst below; "
+        f"{in_words(synthetic.source.class_names[label])}: the best above, the worst below; "
         f"{kept:,} of {len(members):,} are kept."
     )
     page.png(encode_png(mosaic(images, count)), caption)

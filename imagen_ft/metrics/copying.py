@@ -37,7 +37,7 @@ class Copying:
         return np.argsort(self.ratio, kind="stable")[:count]
 
 
-def copying(generated: Float[np.ndarray, "n d"], real: Float[np.ndarray, "m d"]) -> Copying:
+def copying(synthetic: Float[np.ndarray, "n d"], real: Float[np.ndarray, "m d"]) -> Copying:
     """Compares synthetic images with the real ones that their model was trained on.
 
     Raises `InputError` for fewer than two real images, no synthetic ones, or NaN features.
@@ -45,14 +45,14 @@ def copying(generated: Float[np.ndarray, "n d"], real: Float[np.ndarray, "m d"])
     if len(real) < 2:
         raise InputError(f"real images must be at least 2, got {len(real)}; take the training set")
     # 1. The nearest real images of each synthetic one.
-    ours, theirs = points_of(generated, real)
+    ours, theirs = points_of(synthetic, real)
     squares, positions = nearest(ours, theirs, min(_NEIGHBOURS, len(real)))
     # 2. How near those real images are to each other; each is looked up once.
     touched, inverse = np.unique(positions, return_inverse=True)
     _, others = nearest(theirs[touched], theirs, 1, own=touched)
     # 3. Both distances again, from differences: the expansion |a|^2 - 2ab + |b|^2 loses the digits
     # of small distances, and copies have the smallest.
-    distance = _distances(generated, real[positions])
+    distance = _distances(synthetic, real[positions])
     real_distance = _distances(real[touched], real[others])[inverse]
     # 4. The calibrated ratio; 0 where all 50 neighbours coincide with the image.
     mean = np.sqrt(squares.astype(np.float64)).mean(axis=1)

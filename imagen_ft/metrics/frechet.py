@@ -70,7 +70,7 @@ def distance_of_features(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"
 
 
 def relative_distance(
-    generated: Statistics, held_out: Statistics, real: Statistics, allow_few_images: bool = False
+    synthetic: Statistics, held_out: Statistics, real: Statistics, allow_few_images: bool = False
 ) -> float:
     """Distance of synthetic images from real ones, over that of held-out real images from them.
 
@@ -79,14 +79,14 @@ def relative_distance(
     images differ.
     """
     # The distance falls with the number of images, so the ratio needs equal numbers.
-    counts = generated.num_images, held_out.num_images
+    counts = synthetic.num_images, held_out.num_images
     if None not in counts and counts[0] != counts[1]:
         raise InputError(
-            f"held-out images must be as many as generated ones, got {counts[1]} and {counts[0]}: "
+            f"held-out images must be as many as synthetic ones, got {counts[1]} and {counts[0]}: "
             "the distance falls with their number; take as many of both"
         )
     own = frechet_distance(held_out, real, allow_few_images)
-    return _ratio(frechet_distance(generated, real, allow_few_images), own)
+    return _ratio(frechet_distance(synthetic, real, allow_few_images), own)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,15 +102,15 @@ class Labelled:
 
 
 def relative_distance_of_classes(
-    generated: Labelled, held_out: Labelled, real: Labelled
+    synthetic: Labelled, held_out: Labelled, real: Labelled
 ) -> dict[int, float]:
     """`relative_distance` by class, for classes with at least two images in all three sets.
 
     Of each class, equally many synthetic and held-out images are compared: the first ones.
     """
     ratios = {}
-    for label in np.unique(generated.labels).tolist():
-        ours, theirs, reals = (part.of_class(label) for part in (generated, held_out, real))
+    for label in np.unique(synthetic.labels).tolist():
+        ours, theirs, reals = (part.of_class(label) for part in (synthetic, held_out, real))
         count = min(len(ours), len(theirs))
         if min(count, len(reals)) >= 2:
             own = distance_of_features(theirs[:count], reals)

@@ -8,7 +8,7 @@ from launch.errors import InputError
 
 
 def kernel_distance(
-    generated: Float[np.ndarray, "n d"],
+    synthetic: Float[np.ndarray, "n d"],
     real: Float[np.ndarray, "m d"],
     subsets: int = 100,
     subset_size: int = 1000,
@@ -20,13 +20,13 @@ def kernel_distance(
     torch-fidelity for the same seed. Raises `InputError` if a set has fewer images than a subset,
     or NaN features.
     """
-    fewest = min(len(generated), len(real))
+    fewest = min(len(synthetic), len(real))
     if not 2 <= subset_size <= fewest or subsets < 1:
         raise InputError(
             f"subset_size must be from 2 to the number of images ({fewest}), got {subset_size} (of "
             f"{subsets} subsets); take smaller subsets"
         )
-    check_finite("generated features", generated)
+    check_finite("synthetic features", synthetic)
     check_finite("real features", real)
     # torch-fidelity draws from the legacy generator, one set after the other: keep the order.
     random = np.random.RandomState(seed)
@@ -34,7 +34,7 @@ def kernel_distance(
     for _ in range(subsets):
         x, y = (
             features[random.choice(len(features), subset_size, replace=False)].astype(np.float64)
-            for features in (generated, real)
+            for features in (synthetic, real)
         )
         distances.append(_squared_mmd(x, y))
     return float(np.mean(distances)), float(np.std(distances))

@@ -43,7 +43,7 @@ class Neighbourhoods:
 
 
 def neighbourhoods(
-    generated: Float[np.ndarray, "n d"],
+    synthetic: Float[np.ndarray, "n d"],
     real: Float[np.ndarray, "m d"],
     convention: Convention = CONVENTIONS["adm"],
 ) -> Neighbourhoods:
@@ -54,12 +54,12 @@ def neighbourhoods(
     k, comparison = convention.k, convention.comparison
     if comparison not in ("<", "<="):
         raise InputError(f"comparison must be '<' or '<=', got {comparison!r}; give one of them")
-    if not 1 <= k < min(len(generated), len(real)):
+    if not 1 <= k < min(len(synthetic), len(real)):
         raise InputError(
-            f"k must be from 1 to below the number of images, got {k} of {len(generated)} "
-            f"generated and {len(real)} real ones; take more images"
+            f"k must be from 1 to below the number of images, got {k} of {len(synthetic)} "
+            f"synthetic and {len(real)} real ones; take more images"
         )
-    ours, theirs = points_of(generated, real)
+    ours, theirs = points_of(synthetic, real)
     xp = ours.xp
     # 1. The squared radius of every neighbourhood: the k-th nearest image, itself not counted.
     within = xp.less_equal if comparison == "<=" else xp.less

@@ -34,20 +34,20 @@ class Points:
 
 
 def points_of(
-    generated: Float[np.ndarray, "n d"], real: Float[np.ndarray, "m d"]
+    synthetic: Float[np.ndarray, "n d"], real: Float[np.ndarray, "m d"]
 ) -> tuple[Points, Points]:
     """Prepares both sets; raises `InputError` if one is empty or has NaN or infinite features."""
-    for name, features in (("generated features", generated), ("real features", real)):
+    for name, features in (("synthetic features", synthetic), ("real features", real)):
         if not len(features):
             raise InputError(f"{name} must be of at least one image, got none; check the folder")
         check_finite(name, features)
-    dtype = np.float64 if np.float64 in (generated.dtype, real.dtype) else np.float32
+    dtype = np.float64 if np.float64 in (synthetic.dtype, real.dtype) else np.float32
     # Moving both sets by one vector changes no distance, and saves the digits that a large common
     # mean would take in |a|^2 - 2ab + |b|^2.
     mean = real.mean(axis=0, dtype=np.float64).astype(dtype)
     xp = module(dtype)
     ready = []
-    for features in (generated, real):
+    for features in (synthetic, real):
         rows = features.astype(dtype) - mean
         norms = np.einsum("nd,nd->n", rows, rows)
         ready.append(Points(xp.asarray(rows), xp.asarray(norms), xp))

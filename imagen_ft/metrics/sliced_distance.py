@@ -11,7 +11,7 @@ _DIRECTIONS = 100
 
 
 def sliced_distance(
-    generated: Float[np.ndarray, "n d"],
+    synthetic: Float[np.ndarray, "n d"],
     real: Float[np.ndarray, "m d"],
     num_directions: int = 1000,
     seed: int = 2020,
@@ -25,29 +25,29 @@ def sliced_distance(
         raise InputError(f"num_directions must be at least 1, got {num_directions}; take 1000")
     random = np.random.default_rng(seed)
     # 1. Sets of one size.
-    count = min(len(generated), len(real))
-    generated, real = (
+    count = min(len(synthetic), len(real))
+    synthetic, real = (
         features
         if len(features) == count
         else features[random.choice(len(features), count, replace=False)]
-        for features in (generated, real)
+        for features in (synthetic, real)
     )
     # 2. Normalised Gaussians are uniform on the sphere.
     directions = random.standard_normal((num_directions, real.shape[1]))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    return distance_along(directions, generated, real)
+    return distance_along(directions, synthetic, real)
 
 
 def distance_along(
     directions: Float64[np.ndarray, "k d"],
-    generated: Float[np.ndarray, "n d"],
+    synthetic: Float[np.ndarray, "n d"],
     real: Float[np.ndarray, "n d"],
 ) -> float:
     """The distance along given directions of length 1; both sets must have the same size.
 
     Raises `InputError` if a set is empty or has NaN features.
     """
-    ours, theirs = points_of(generated, real)
+    ours, theirs = points_of(synthetic, real)
     xp, total = ours.xp, 0.0
     for block in blocks(len(directions), _DIRECTIONS):
         some = xp.asarray(directions[block].astype(ours.rows.dtype))

@@ -66,8 +66,8 @@ def make_jobs(config: ml_collections.ConfigDict, workdir: Path, names: Sequence[
     for name in names:
         folder = Path(point_folder(epath.Path(workdir), name))
         run = folder / RUN
-        # The config of the classifier calls its source of synthetic images 'generated'.
-        source = f"--config.train_sources.generated.path={folder / SET}"
+        # The config of the classifier calls its source of synthetic images 'synthetic'.
+        source = f"--config.train_sources.synthetic.path={folder / SET}"
         overrides = [f"--config.{override}" for override in config.cas.get("overrides", ())]
         train = ("classifiers.train", f"--config={config.cas.train}", f"--workdir={run}")
         manifest = (folder / SET / MANIFEST,)

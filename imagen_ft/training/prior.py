@@ -36,8 +36,8 @@ class Prior:
     def weights(self, domain: Int[Array, " b"]) -> Float[Array, " b"]:
         """Factors of each loss that make the batch's mean the sum of both means."""
         # mean over b of w_i l_i = mean(own) + lambda mean(synthetic), with `share` of b synthetic.
-        own, generated = 1 / (1 - self.share), self.weight / self.share
-        return jnp.where(domain == SYNTHETIC, generated, own)
+        own, synthetic = 1 / (1 - self.share), self.weight / self.share
+        return jnp.where(domain == SYNTHETIC, synthetic, own)
 
 
 def make_prior(config: ml_collections.ConfigDict) -> Prior | None:
@@ -51,7 +51,7 @@ def make_prior(config: ml_collections.ConfigDict) -> Prior | None:
                 f"{_FIELD} has no field {name!r}; there is source, {', '.join(_DEFAULTS)}"
             )
     if not given.get("source"):
-        raise InputError(f"{_FIELD}.source must name generated images, got none; set it")
+        raise InputError(f"{_FIELD}.source must name synthetic images, got none; set it")
     numbers = {}
     for name, most, end in (("share", 1.0, "below 1"), ("weight", math.inf, "finite")):
         value = given.get(name, _DEFAULTS[name])
@@ -67,20 +67,20 @@ def make_prior(config: ml_collections.ConfigDict) -> Prior | None:
 
 def with_prior(config: ml_collections.ConfigDict, train: Source) -> Source:
     """The images that are learned and the synthetic ones, of the same classes, as one source."""
-    generated = sources.load(config.prior.source)
-    pair = "config.train_source", train.class_names, f"{_FIELD}.source", generated.class_names
+    synthetic = sources.load(config.prior.source)
+    pair = "config.train_source", train.class_names, f"{_FIELD}.source", synthetic.class_names
     check_same_classes(*pair)
     # `Prior.weights` tells them apart by domain: neither source may hold both.
     for field, source, domain, kind in (
         ("config.train_source", train, REAL, "real"),
-        (f"{_FIELD}.source", generated, SYNTHETIC, "generated"),
+        (f"{_FIELD}.source", synthetic, SYNTHETIC, "synthetic"),
     ):
         if not np.all(source.domain == domain):
             raise InputError(
                 f"{field} must have {kind} images alone where there is a prior, got others; name "
                 f"{'images to learn' if domain == REAL else 'a set of imagen_ft.generate'}"
             )
-    return Union([train, generated])
+    return Union([train, synthetic])
 
 
 def lacking_in_prior(config: ml_collections.ConfigDict) -> Defaults:

@@ -31,7 +31,7 @@ def image_features(
     return {"image": image, "label": label, **{name: tfds.features.Text() for name in texts}}
 
 
-def generated_features(
+def synthetic_features(
     class_names: Sequence[str], image_shape: Sequence[int], image_format: str
 ) -> dict[str, Any]:
     """`image_features` of a synthetic set, whose records have more fields."""

@@ -1,8 +1,8 @@
 """Exports a synthetic set for trainers that do not read TFRecord.
 
-python -m input_pipeline.synthetic --set=runs/generated --export=webdataset --to=DIR
-python -m input_pipeline.synthetic --set=runs/generated --export=folder --to=DIR
-python -m input_pipeline.synthetic --set=runs/generated --export=array_record --to=DIR
+python -m input_pipeline.synthetic --set=runs/synthetic --export=webdataset --to=DIR
+python -m input_pipeline.synthetic --set=runs/synthetic --export=folder --to=DIR
+python -m input_pipeline.synthetic --set=runs/synthetic --export=array_record --to=DIR
 
 folder        DIR/CLASS/00000012.png: a folder for each class, for torchvision's ImageFolder,
               which numbers the classes in order of their names; classes.txt has them by label
@@ -150,7 +150,7 @@ def finish_array_record(export: Export) -> None:
     tfds_metadata.write_metadata(
         export.folder,
         export.name,
-        tfds_metadata.generated_features(
+        tfds_metadata.synthetic_features(
             export.source.class_names, manifest["image_shape"], manifest["encoding"]["format"]
         ),
         [plan.shard_size(shard) for shard in range(export.num_shards)],

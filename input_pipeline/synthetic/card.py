@@ -54,7 +54,7 @@ For `as_data_source` of TFDS, which reads no TFRECORD, a copy is made by
 
     python -m input_pipeline.synthetic --set="THIS FOLDER" --export=array_record --to=DIR
 
-`config.train_sources.generated = dict(name="synthetic", path="THIS FOLDER")` trains a classifier of
+`config.train_sources.synthetic = dict(name="synthetic", path="THIS FOLDER")` trains a classifier of
 imagen-ft on it. A record has `image`, `label`, `class_name`, `prompt` and `index`; the first
 {real:,} indices are one image for each real one, and so on. The shards' names, sizes and digests
 are in `manifest.json`. This reads all of it back:

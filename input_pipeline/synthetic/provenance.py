@@ -52,7 +52,7 @@ def checked_config(**values: Any) -> dict[str, Any]:
     config = json.loads(json.dumps({"format": _FORMAT, **values}, default=_plain))
     # The first fault is enough.
     for fault in _faults(config):
-        raise InputError(f"generated set: {fault}")
+        raise InputError(f"synthetic set: {fault}")
     # 0 asks for shards of the usual size.
     if not config["images_per_shard"]:
         quality = config["encoding"].get("quality")

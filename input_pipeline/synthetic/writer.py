@@ -256,7 +256,7 @@ class SyntheticWriter:
         names = tfds_metadata.write_metadata(
             self.folder,
             self.config["name"],
-            tfds_metadata.generated_features(
+            tfds_metadata.synthetic_features(
                 self.config["class_names"],
                 self.config["image_shape"],
                 self.config["encoding"]["format"],

@@ -40,7 +40,7 @@ MILLION = 1_000_000
 # Images of configs/imagenet/evaluate.py: one forward pass over six sets. The attacks cost as much
 # as training on ATTACKED: 5,000 images, 1 gradient for FGSM, 2 x 10 for PGD, and their evaluation.
 EVALUATED, ATTACKED = 166_963, 125_000
-ARMS = {"real": "real", "generated": "generated", "both": "real+generated,k=1"}
+ARMS = {"real": "real", "synthetic": "synthetic", "both": "real+synthetic,k=1"}
 # Guidance, log-variance and steps that Azizi et al. 2023, section 4.2, try for the base.
 GUIDANCES, LOGVARS, STEPS = (1.0, 1.25, 1.5, 1.75, 2.0, 5.0), 5, (128, 500, 1000)
 SEEDS, LARGEST = 10, 10  # of the scaling study; multiples of ImageNet
@@ -99,8 +99,8 @@ def training_flops(model: str, arm: str) -> float:
 
 def recognition() -> list[Part]:
     """All classifiers of tables 2 and 3, and their evaluation."""
-    cas = sum(training_flops("cas_resnet50", ARMS[arm]) for arm in ("real", "generated"))
-    parts = [Part("train cas_resnet50 on real, on generated", cas)]
+    cas = sum(training_flops("cas_resnet50", ARMS[arm]) for arm in ("real", "synthetic"))
+    parts = [Part("train cas_resnet50 on real, on synthetic", cas)]
     models = study.COMPARED
     for arm, argument in ARMS.items():
         flops = sum(training_flops(model, argument) for model in models)
@@ -128,7 +128,7 @@ def search() -> list[Part]:
 
 def scaling() -> Part:
     """The study of figure 6: synthetic images beside the real ones, several seeds each."""
-    arms = ["real", *(f"real+generated,k={k}" for k in range(1, LARGEST + 1))]
+    arms = ["real", *(f"real+synthetic,k={k}" for k in range(1, LARGEST + 1))]
     flops = SEEDS * sum(training_flops("resnet50", arm) for arm in arms)
     return Part(f"figure 6: resnet50, 0 to {LARGEST} times, {SEEDS} seeds", flops, False)
 

@@ -3,13 +3,13 @@ import pytest
 
 from input_pipeline.sources.digits import DIGIT_NAMES
 from input_pipeline.synthetic.writer import SyntheticWriter
-from tests.support.generated_set import write_shard
+from tests.support.synthetic_set import write_shard
 
 
 @pytest.fixture(scope="module")
-def generated(tmp_path_factory):
+def synthetic(tmp_path_factory):
     """Sixty white images."""
-    folder = tmp_path_factory.mktemp("generated") / "set"
+    folder = tmp_path_factory.mktemp("synthetic") / "set"
     writer = SyntheticWriter(folder, "white", DIGIT_NAMES, (8, 8, 1), [3] * 10, 2, 60, {})
     write_shard(writer, 0, np.full((60, 8, 8, 1), 255, np.uint8), [""] * 60)
     writer.finish()

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 # A second seed is two points better than the first, so that there is a deviation.
-ACCURACY = {"real": 0.6, "generated": 0.4, "real+generated": 0.65}
+ACCURACY = {"real": 0.6, "synthetic": 0.4, "real+synthetic": 0.65}
 CLASSES = [f"class {i}" for i in range(4)]
 
 
@@ -19,11 +19,11 @@ def accuracies(model, arm, seeds):
     """What it says was measured."""
     kind, *parts = arm.split("_")
     copies = int(parts[0].rstrip("x")) if parts else 1
-    mean = ACCURACY[kind] + 0.01 * copies * (kind == "real+generated")
+    mean = ACCURACY[kind] + 0.01 * copies * (kind == "real+synthetic")
     mean += 0.03 * ("kept" in parts)
     mean -= 0.1 * (model == "narrow")
     # Some seeds gain more than others.
-    gain = 0.01 if kind == "real+generated" else 0.0
+    gain = 0.01 if kind == "real+synthetic" else 0.0
     return [round(mean + (0.02 + gain) * seed, 6) for seed in range(seeds)]
 
 
@@ -38,7 +38,7 @@ def evaluate(workdir, flags):
     measured_accuracies = accuracies(model, arm, seeds)
     mean = sum(measured_accuracies) / seeds
     per_class = [mean - 0.1, mean - 0.05, mean + 0.05, mean + 0.1]
-    if arm.startswith("generated"):
+    if arm.startswith("synthetic"):
         per_class = [*per_class[2:], *per_class[:2]]
     top5 = [accuracy + 0.2 for accuracy in measured_accuracies]
     measured = {"accuracies": measured_accuracies, "per_class": per_class, "top5": top5}

@@ -1,9 +1,9 @@
 """Few shots of photographs with synthetic images beside them, by a tiny CLIP; prints the table.
 
-python -m tests.classifiers.few_shot WORKDIR [GENERATED]
+python -m tests.classifiers.few_shot WORKDIR [SYNTHETIC]
 
 Trains the CLIP of configs/cifar10/clip.py on half of the classes, and tunes on 1 to 16 shots. The
-synthetic images are GENERATED, a set of our cascade for CIFAR-10; without one, corrupted copies of
+synthetic images are SYNTHETIC, a set of our cascade for CIFAR-10; without one, corrupted copies of
 real photographs (blurred and noisy, 100 a class) stand for them, and their folder says so in
 transfer.json. CIFAR10_SAMPLE may name the zip. What is there is not made again.
 """
@@ -25,7 +25,7 @@ CONFIG = """
 from configs.cifar10 import few_shot
 
 def get_config():
-    config = few_shot.get_config("clip={clip},data={data},generated={generated}")
+    config = few_shot.get_config("clip={clip},data={data},synthetic={synthetic}")
     {change}
     return config
 """
@@ -42,13 +42,13 @@ def write_corrupted_copies(source, folder):
         cv2.imwrite(str(path), image.clip(0, 255).astype(np.uint8)[..., ::-1])
 
 
-def few_shot(folder, generated=""):
+def few_shot(folder, synthetic=""):
     """Trains, tunes, and leaves `few_shot/transfer.json` and the figure in the folder."""
     data = zipped_photographs("cifar10_sample")
     arguments = f"configs/cifar10/clip.py:data={data}"
     assert run(train_clip.main, arguments, folder / "clip") == 0
     change = "pass"
-    if not generated:
+    if not synthetic:
         copies = folder / "corrupted_copies"
         if not copies.exists():
             spec = dict(name="image_folder", path=str(data), root="cifar10_sample/train")
@@ -57,7 +57,7 @@ def few_shot(folder, generated=""):
                 write_corrupted_copies(sources.load(spec | part), whole)
         change = STAND_IN.format(folder=copies)
     config = folder / "few_shot.py"
-    names = dict(clip=folder / "clip", data=data, generated=generated, change=change)
+    names = dict(clip=folder / "clip", data=data, synthetic=synthetic, change=change)
     config.write_text(CONFIG.format(**names))
     assert run(transfer.main, config, folder / "few_shot") == 0
 
@@ -65,4 +65,4 @@ def few_shot(folder, generated=""):
 if __name__ == "__main__":
     few_shot(Path(sys.argv[1]), *sys.argv[2:])
     if not sys.argv[2:]:
-        print("synthetic: no generated images, but corrupted copies of real ones in their place")
+        print("synthetic: no synthetic images, but corrupted copies of real ones in their place")

@@ -11,18 +11,18 @@ from input_pipeline.synthetic.writer import SyntheticWriter
 from launch.runtime.training.metrics import read_metrics
 from tests.configs.tables import RECIPES, image_zip
 from tests.support import commands
-from tests.support.generated_set import write_shard
+from tests.support.synthetic_set import write_shard
 
 ROOT = "train=set/train,val=set/train"
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A zip of one image a class, and a generated set of one image a class."""
+    """A zip of one image a class, and a synthetic set of one image a class."""
     folder, names = tmp_path_factory.mktemp("data"), wordnet_ids()
     images = image_zip(folder / "data.zip", [f"set/train/{name}" for name in names], per_class=1)
-    write_set(folder / "generated", names)
-    return images, folder / "generated"
+    write_set(folder / "synthetic", names)
+    return images, folder / "synthetic"
 
 
 def write_set(folder, names):
@@ -35,17 +35,17 @@ def write_set(folder, names):
 
 def run(path, data, arm, workdir, *argv):
     """The exit code."""
-    images, generated = data
-    argument = f"runlocal,arm={arm},data={images},{ROOT},generated={generated}"
+    images, synthetic = data
+    argument = f"runlocal,arm={arm},data={images},{ROOT},synthetic={synthetic}"
     return commands.run(train.main, f"{path}:{argument}", workdir, *argv)
 
 
 @pytest.mark.parametrize(
     ("name", "arm"),
     [
-        ("resnet50", "real+generated"),
-        *(pytest.param(name, "real+generated", marks=pytest.mark.slow) for name in RECIPES),
-        pytest.param("vit_s16", "generated", marks=pytest.mark.slow),
+        ("resnet50", "real+synthetic"),
+        *(pytest.param(name, "real+synthetic", marks=pytest.mark.slow) for name in RECIPES),
+        pytest.param("vit_s16", "synthetic", marks=pytest.mark.slow),
         pytest.param("deit_s", "real", marks=pytest.mark.slow),
     ],
 )
@@ -57,7 +57,7 @@ def test_it_starts(name, arm, data, tmp_path, request, monkeypatch):
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     for line in lines:
         assert 3 < line["loss"] < 12  # ln 1000 is 6.9
-    both = arm == "real+generated"
+    both = arm == "real+synthetic"
     assert any("loss_by_domain/synthetic" in line for line in lines) == both
     config = importlib.import_module(path[:-3].replace("/", ".")).get_config(f"runlocal,arm={arm}")
     assert len(config.train_sources) == 1 + both
@@ -77,7 +77,7 @@ def test_an_arm_without_shards(data, tmp_path, request, monkeypatch, capsys):
     monkeypatch.chdir(request.config.rootpath)
     missing = tmp_path / "none"
     path = "configs/imagenet/resnet50.py"
-    assert run(path, (data[0], missing), "generated", tmp_path / "run") == 2
+    assert run(path, (data[0], missing), "synthetic", tmp_path / "run") == 2
     said = capsys.readouterr().err
     assert f"{missing} is not complete (it has no manifest.json)" in said and said.count("\n") == 1
     assert not (tmp_path / "run").exists()

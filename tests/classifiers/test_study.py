@@ -22,14 +22,14 @@ from launch.files import read_json, write_json
 from launch.runtime import app
 from tests.classifiers import fake_python
 from tests.support import ROOT
-from tests.support.generated_set import write_shard
+from tests.support.synthetic_set import write_shard
 
 CONFIG = "configs/digits/study.py:runlocal"
-ARMS = ("real", "real+generated_1x", "generated_1x")
+ARMS = ("real", "real+synthetic_1x", "synthetic_1x")
 RUNS = [f"{model}-{arm}" for model in ("resnet", "narrow") for arm in ARMS]
 CAS = "--config.studies=('cas',)"
 OF_CAS = [
-    f"{task}-resnet-{arm}" for arm in ("real", "generated_1x") for task in ("train", "evaluate")
+    f"{task}-resnet-{arm}" for arm in ("real", "synthetic_1x") for task in ("train", "evaluate")
 ]
 STEPS = {f"{task}-{run}" for run in RUNS for task in ("train", "evaluate")}
 
@@ -43,14 +43,14 @@ def a_set(folder, level):
 
 
 @pytest.fixture(scope="module")
-def generated(tmp_path_factory):
-    return a_set(tmp_path_factory.mktemp("generated") / "set", 255)
+def synthetic(tmp_path_factory):
+    return a_set(tmp_path_factory.mktemp("synthetic") / "set", 255)
 
 
 class Site:
     """A folder with a fake Python, and a study in it."""
 
-    def __init__(self, folder, generated):
+    def __init__(self, folder, synthetic):
         self.folder, self.workdir = folder, folder / "study"
         self.python = folder / "python"
         source = Path(fake_python.__file__).read_text()
@@ -59,7 +59,7 @@ class Site:
         self.argv = (
             f"--config={CONFIG}",
             f"--workdir={self.workdir}",
-            f"--config.generated={generated}",
+            f"--config.synthetic={synthetic}",
             f"--python={self.python}",
         )
 
@@ -89,9 +89,9 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path, generated, monkeypatch):
+def site(tmp_path, synthetic, monkeypatch):
     monkeypatch.chdir(ROOT)
-    return Site(tmp_path, generated)
+    return Site(tmp_path, synthetic)
 
 
 def one_line(capsys):
@@ -117,9 +117,9 @@ def test_a_study_from_end_to_end(site, capsys):
         assert set(arms) == set(ARMS)
         for name, arm in arms.items():
             assert arm["accuracies"] == fake_python.accuracies(model, name, 2)
-    both = result["arms"]["narrow"]["real+generated_1x"]
-    assert (both["num_real"], both["num_generated"], both["copies"]) == (30, 30, 1)
-    assert (result["arms"]["narrow"]["real"]["num_generated"]) == 0
+    both = result["arms"]["narrow"]["real+synthetic_1x"]
+    assert (both["num_real"], both["num_synthetic"], both["copies"]) == (30, 30, 1)
+    assert (result["arms"]["narrow"]["real"]["num_synthetic"]) == 0
     page = (site.workdir / "report.html").read_text()
     assert page.count("<figure>") == page.count('src="data:image/png;base64,') == 4
     for name in ("cas", "scaling", "models", "per_class_resnet"):
@@ -129,8 +129,8 @@ def test_a_study_from_end_to_end(site, capsys):
     assert "2 of 2 models gain, +6.50 points" in page
 
 
-def test_filters_are_compared_with_random_parts(site, capsys, tmp_path, generated):
-    keys = SyntheticSource(generated)
+def test_filters_are_compared_with_random_parts(site, capsys, tmp_path, synthetic):
+    keys = SyntheticSource(synthetic)
     lists = {"kept": range(0, 30, 2), "random": range(15)}
     for name, rows in lists.items():
         write_json(tmp_path / f"{name}.json", [keys.key(i) for i in rows])
@@ -138,11 +138,11 @@ def test_filters_are_compared_with_random_parts(site, capsys, tmp_path, generate
     assert site.run() == 0
     arms = [
         REAL.name,
-        *(f"real+generated_1x{end}" for end in ("", "_filter_kept", "_filter_random")),
+        *(f"real+synthetic_1x{end}" for end in ("", "_filter_kept", "_filter_random")),
     ]
     assert {call.partition("-resnet-")[2] for call in site.calls()} == set(arms)
     (row,) = site.result()["filters"]
-    assert (row["filter"], row["num_kept"], row["num_generated"]) == ("filter", 15, 30)
+    assert (row["filter"], row["num_kept"], row["num_synthetic"]) == ("filter", 15, 30)
     assert row["difference"] == pytest.approx(0.03) and row["all"] == row["random"] < row["kept"]
     assert (site.workdir / "filters.png").read_bytes().startswith(b"\x89PNG")
     page = (site.workdir / "report.html").read_text()
@@ -166,7 +166,7 @@ def test_what_is_done_is_not_done_again(site):
     # Others need some of the same runs.
     more = ("--config.studies=('cas','models')", "--config.models_of.models=('resnet',)")
     assert site.run(*more) == 0
-    assert site.calls() == [f"{task}-resnet-real+generated_1x" for task in ("train", "evaluate")]
+    assert site.calls() == [f"{task}-resnet-real+synthetic_1x" for task in ("train", "evaluate")]
     assert set(site.result()) == {"evaluation", "sizes", "arms", "cas", "models"}
 
 
@@ -175,7 +175,7 @@ def test_other_numbers_or_images_run_what_they_concern(site, tmp_path):
     assert site.run(CAS, "--config.overrides=('optimizer.learning_rate=0.2',)") == 0
     assert site.calls() == OF_CAS
     folder = a_set(tmp_path / "other", 255)
-    other = (CAS, f"--config.generated={folder}")
+    other = (CAS, f"--config.synthetic={folder}")
     assert site.run(*other) == 0 and site.calls() == OF_CAS
     shutil.rmtree(folder)
     a_set(folder, 254)
@@ -186,11 +186,11 @@ def test_other_numbers_or_images_run_what_they_concern(site, tmp_path):
     ("code", "ours", "word"), [(2, 2, "error"), (75, 75, "preempted"), (9, 1, "error")]
 )
 def test_a_job_that_fails(site, capsys, code, ours, word):
-    site.write("fail", f"train-resnet-generated_1x {code}")
+    site.write("fail", f"train-resnet-synthetic_1x {code}")
     assert site.run(CAS) == ours
-    log = site.workdir / "logs" / "train-resnet-generated_1x.log"
+    log = site.workdir / "logs" / "train-resnet-synthetic_1x.log"
     assert one_line(capsys) == (
-        f"{word}: train-resnet-generated_1x: train-resnet-generated_1x had bad luck "
+        f"{word}: train-resnet-synthetic_1x: train-resnet-synthetic_1x had bad luck "
         f"(exit code {code}, log: {log})"
     )
     assert "had bad luck" in log.read_text()
@@ -210,7 +210,7 @@ def wait_until(happened):
 
 @pytest.mark.slow
 def test_a_study_that_is_killed_goes_on(site, capsys):
-    stuck = "train-resnet-generated_1x"
+    stuck = "train-resnet-synthetic_1x"
     site.write("wait", stuck)
     calls = site.folder / "calls"
     with site.start(CAS) as process:
@@ -244,18 +244,18 @@ def test_jobs_are_submitted(site):
     assert site.run(CAS) == 0 and site.calls() == []
 
 
-def test_the_command_lines(site, generated):
+def test_the_command_lines(site, synthetic):
     only = ("--config.studies=('models',)", "--config.models_of.models=('narrow',)")
     assert site.run(*only, "--config.seeds=3", "--config.overrides=('batch_size=16',)") == 0
     arguments = dict(line.split(" ", 1) for line in fake_python.lines(site.folder / "calls"))
-    folder = site.workdir / "runs" / "narrow" / "real+generated_1x"
-    assert json.loads(arguments["train-narrow-real+generated_1x"]) == [
-        "--config=configs/digits/classifier.py:runlocal,arm=real+generated,k=1",
+    folder = site.workdir / "runs" / "narrow" / "real+synthetic_1x"
+    assert json.loads(arguments["train-narrow-real+synthetic_1x"]) == [
+        "--config=configs/digits/classifier.py:runlocal,arm=real+synthetic,k=1",
         f"--workdir={folder}",
         "--config.batch_size=16",
         "--config.model.width=8",
         "--config.seeds=3",
-        f"--config.train_sources.generated.path={generated}",
+        f"--config.train_sources.synthetic.path={synthetic}",
         "--coordinator=none",
     ]
     assert json.loads(arguments["train-narrow-real"]) == [
@@ -266,7 +266,7 @@ def test_the_command_lines(site, generated):
         "--config.seeds=3",
         "--coordinator=none",
     ]
-    assert json.loads(arguments["evaluate-narrow-real+generated_1x"]) == [
+    assert json.loads(arguments["evaluate-narrow-real+synthetic_1x"]) == [
         "--config=configs/digits/evaluate.py",
         f"--workdir={folder}",
         "--coordinator=none",
@@ -290,7 +290,7 @@ def test_a_model_begins_with_another_ones_run_of_the_same_arm(site):
     assert site.run("--jobs=4") == 0
     arguments = dict(line.split(" ", 1) for line in fake_python.lines(site.folder / "calls"))
     calls = site.calls()
-    for arm in ("real", "generated_1x"):
+    for arm in ("real", "synthetic_1x"):
         assert calls.index(f"train-small-{arm}") < calls.index(f"train-large-{arm}")
         start = f"--config.init_from={site.workdir}/runs/small/{arm}"
         assert start in json.loads(arguments[f"train-large-{arm}"])
@@ -299,7 +299,7 @@ def test_a_model_begins_with_another_ones_run_of_the_same_arm(site):
 
 
 @pytest.mark.slow  # Six programs that compile.
-def test_its_numbers_are_those_of_an_evaluation_of_its_runs(site, generated):
+def test_its_numbers_are_those_of_an_evaluation_of_its_runs(site, synthetic):
     """Trains and evaluates; then classifiers.evaluate compares the same runs in its own way."""
     site.argv = site.argv[:-1]
     numbers = ("total_steps=60", "batch_size=16", "model.stage_sizes=(1,)", "seeds=3")
@@ -319,7 +319,7 @@ def test_its_numbers_are_those_of_an_evaluation_of_its_runs(site, generated):
         for key in ("accuracies", "mean", "std", "p_value", "per_class"):
             assert arms[name][key] == arm[key]
     # White squares teach nothing.
-    assert arms["generated_1x"]["mean"] + 0.03 < arms["real"]["mean"]
+    assert arms["synthetic_1x"]["mean"] + 0.03 < arms["real"]["mean"]
     assert (site.workdir / "scaling.png").exists()
 
 
@@ -335,7 +335,7 @@ def test_dry_run(site, capsys):
     # What --submit starts may be a job of several processes.
     assert len(commands) == len(STEPS) and "--coordinator" not in "".join(commands)
     assert sum(" -m classifiers.train --config=" in line for line in commands) == 6
-    assert "arm=real+generated,k=1 " in commands[2]
+    assert "arm=real+synthetic,k=1 " in commands[2]
     assert "resnet: 77,754 parameters" in lines
     assert lines[-1] == "6 runs of classifiers.train, 12 trainings with all their seeds"
 
@@ -440,7 +440,7 @@ def test_nonsense_is_refused_before_anything_is_made(site, capsys, fields, said)
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--config.generated=/none"], "/none is not complete (it has no manifest.json)"),
+        (["--config.synthetic=/none"], "/none is not complete (it has no manifest.json)"),
         (["--jobs=0"], "jobs"),
         (["--submit=no-such-program --x"], "--submit: no such program: 'no-such-program'"),
         (["--submit=sh 'c"], "--submit=sh 'c: No closing quotation"),

@@ -102,9 +102,9 @@ def one_line(capsys):
     return err
 
 
-def test_a_missing_generated_set(tmp_path, capsys):
-    path = f"--config.train_sources.generated.path={tmp_path / 'none'}"
-    config = "classifier.py:arm=real+generated,k=2"
+def test_a_missing_synthetic_set(tmp_path, capsys):
+    path = f"--config.train_sources.synthetic.path={tmp_path / 'none'}"
+    config = "classifier.py:arm=real+synthetic,k=2"
     assert run(train.main, config, tmp_path / "run", path) == 2
     assert str(tmp_path / "none") in one_line(capsys)
     assert not (tmp_path / "run").exists()

@@ -14,10 +14,10 @@ AUXILIARY = {"plain": False, "auxiliary": True}
 
 
 @pytest.fixture(scope="module")
-def arms(tmp_path_factory, generated):
+def arms(tmp_path_factory, synthetic):
     """Runs by (images, batch norm)."""
     folder = tmp_path_factory.mktemp("arms")
-    mixtures = {"real": dict(real=REAL), "mixed": dict(real=REAL, generated=generated)}
+    mixtures = {"real": dict(real=REAL), "mixed": dict(real=REAL, synthetic=synthetic)}
     for images, sources in mixtures.items():
         for norm, auxiliary in AUXILIARY.items():
             model = dict(classifier.get_config().model, stage_sizes=(1,), width=4)

@@ -1,4 +1,4 @@
-"""Real and generated digits in one classifier: as a union, at a fixed share, read by processes."""
+"""Real and synthetic digits in one classifier: as a union, at a fixed share, read by processes."""
 
 import numpy as np
 import pytest
@@ -11,8 +11,8 @@ from tests.support.classifier_mixture import REAL, drawn, losses, run
 @pytest.mark.parametrize(
     ("weight", "counts"), [(0.25, {4}), (0.0, {0}), (1.0, {16}), (0.3, {4, 5})]
 )
-def test_a_fixed_share(generated, tmp_path, monkeypatch, weight, counts):
-    sources = dict(real=REAL, generated=generated)
+def test_a_fixed_share(synthetic, tmp_path, monkeypatch, weight, counts):
+    sources = dict(real=REAL, synthetic=synthetic)
     batches = drawn(monkeypatch, tmp_path / "run", sources, synthetic_weight=weight)
     assert {int(batch["domain"].sum()) for batch in batches} == counts
     for batch in batches:
@@ -20,8 +20,8 @@ def test_a_fixed_share(generated, tmp_path, monkeypatch, weight, counts):
         np.testing.assert_array_equal(white, batch["domain"] == 1)
 
 
-def test_without_a_weight_it_is_the_union(generated, tmp_path, monkeypatch):
-    sources = dict(real=REAL, generated=generated)
+def test_without_a_weight_it_is_the_union(synthetic, tmp_path, monkeypatch):
+    sources = dict(real=REAL, synthetic=synthetic)
     absent = drawn(monkeypatch, tmp_path / "absent", sources)
     none = drawn(monkeypatch, tmp_path / "none", sources, synthetic_weight=None)
     for ours, theirs in zip(absent, none, strict=True):
@@ -35,9 +35,9 @@ def test_without_a_weight_it_is_the_union(generated, tmp_path, monkeypatch):
     ("names", "fields", "said"),
     [
         (["real"], dict(synthetic_weight=0.5), "needs synthetic images to fill 0.5 of"),
-        (["generated"], dict(synthetic_weight=0.5), "needs real images to fill 0.5 of"),
+        (["synthetic"], dict(synthetic_weight=0.5), "needs real images to fill 0.5 of"),
         (
-            ["real", "generated"],
+            ["real", "synthetic"],
             dict(synthetic_weight=1.5),
             "synthetic_weight must be the share of",
         ),
@@ -45,9 +45,9 @@ def test_without_a_weight_it_is_the_union(generated, tmp_path, monkeypatch):
     ],
 )
 def test_nonsense_is_refused_before_a_run_is_begun(
-    generated, tmp_path, capsys, names, fields, said
+    synthetic, tmp_path, capsys, names, fields, said
 ):
-    sources = dict(real=REAL, generated=generated)
+    sources = dict(real=REAL, synthetic=synthetic)
     assert run(tmp_path / "run", {name: sources[name] for name in names}, **fields) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1 and said in err
@@ -55,8 +55,8 @@ def test_nonsense_is_refused_before_a_run_is_begun(
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_other_workers(generated, tmp_path, monkeypatch):
-    sources, fields = dict(real=REAL, generated=generated), dict(synthetic_weight=0.25)
+def test_a_run_goes_on_with_other_workers(synthetic, tmp_path, monkeypatch):
+    sources, fields = dict(real=REAL, synthetic=synthetic), dict(synthetic_weight=0.25)
     assert run(tmp_path / "whole", sources, **fields) == 0
     iterate = loader.iterate
 

@@ -9,7 +9,7 @@ from launch.files import read_json
 from tests.support import ROOT, tiny_clips
 from tests.support.commands import run
 
-CONFIG = f"{ROOT}/configs/clip/few_shot.py:generated=,runlocal"
+CONFIG = f"{ROOT}/configs/clip/few_shot.py:synthetic=,runlocal"
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def with_stand_ins(folder):
     text = (ROOT / "configs/clip/few_shot.py").read_text()
     other = 'dict(name="digits", split="test")'
     config = folder / "few_shot.py"
-    config.write_text(text.replace('dict(name="synthetic", path=args["generated"])', other))
+    config.write_text(text.replace('dict(name="synthetic", path=args["synthetic"])', other))
     return f"{config}:runlocal"
 
 

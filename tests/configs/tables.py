@@ -49,23 +49,23 @@ VARIANTS = {
     "configs/cifar10/finetune_sr32.py": ["data=cifar10,root=,runlocal", "data=x.zip,root=a"],
     "configs/cifar10/clip.py": ["classes=all", "classes=dog+cat,data=x.zip,root=a"],
     "configs/cifar10/few_shot.py": [
-        "clip=x,generated=,strategy=real_first",
+        "clip=x,synthetic=,strategy=real_first",
         "loss=hard,data=x.zip",
     ],
     "configs/cifar10/filter.py": [
         "share=0.5,copies=2",
-        "data=x.zip,root=a,generated=x,extractor=y",
+        "data=x.zip,root=a,synthetic=x,extractor=y",
     ],
     "configs/cifar10/generate.py": ["k=10", "data=cifar10,root=", "k=2,data=x.zip,root=a,runlocal"],
     **{
         f"configs/cifar10/{name}.py": [
             "cpu",
             "cpu,runlocal",
-            "arm=generated,generated=x",
-            "arm=real+generated,k=2",
-            "arm=real+generated,k=3,cpu",
-            "arm=real+generated,same_steps",
-            "arm=real+generated,runlocal",
+            "arm=synthetic,synthetic=x",
+            "arm=real+synthetic,k=2",
+            "arm=real+synthetic,k=3,cpu",
+            "arm=real+synthetic,same_steps",
+            "arm=real+synthetic,runlocal",
             "data=cifar10,root=",
             "data=x.zip,root=a,images=45000",
         ]
@@ -74,19 +74,19 @@ VARIANTS = {
     "configs/cifar10/study.py": [
         "filter=x,copies=3",
         "data=x.zip",
-        "generated=x",
-        "data=x.zip,generated=x,runlocal",
+        "synthetic=x",
+        "data=x.zip,synthetic=x,runlocal",
     ],
     "configs/cifar10/sweep.py": ["stage=base16", "extractor=x", "data=x.zip,root=a,runlocal"],
     "configs/clip/few_shot.py": [
-        "clip=x,generated=,strategy=real_first",
+        "clip=x,synthetic=,strategy=real_first",
         "loss=hard",
         "loss=soft,runlocal",
     ],
-    "configs/clip/tiny.py": ["arm=generated,generated=x", "arm=real+generated"],
+    "configs/clip/tiny.py": ["arm=synthetic,synthetic=x", "arm=real+synthetic"],
     "configs/clip/vit_b16.py": [
-        "arm=generated,generated=x",
-        "arm=real+generated,parquet=x,tokenizer=y",
+        "arm=synthetic,synthetic=x",
+        "arm=real+synthetic,parquet=x,tokenizer=y",
         "arm=random,data=x,pairs=4000000,epochs=16,batch=4096",
         "imagenet=x.zip,val=a",
         "tfds=x",
@@ -124,10 +124,10 @@ VARIANTS = {
     ],
     "configs/digits/classifier.py": [
         "arm=pool",
-        "arm=generated",
-        "arm=generated,k=10",
-        "arm=real+generated,k=1",
-        "arm=real+generated,k=10,runlocal",
+        "arm=synthetic",
+        "arm=synthetic,k=10",
+        "arm=real+synthetic,k=1",
+        "arm=real+synthetic,k=10,runlocal",
     ],
     "configs/digits/distill.py": [
         "stage=sr8,steps=8",
@@ -137,11 +137,11 @@ VARIANTS = {
     ],
     "configs/digits/evaluate.py": ["split=validation"],
     "configs/digits/evaluate_images.py": [
-        "generated=a/x+a/y.z",
+        "synthetic=a/x+a/y.z",
         "extractor=x,runlocal",
-        "generated=,sampled=40,enlarged=30",
+        "synthetic=,sampled=40,enlarged=30",
     ],
-    "configs/digits/filter.py": ["generated=x,extractor=y,copies=1"],
+    "configs/digits/filter.py": ["synthetic=x,extractor=y,copies=1"],
     "configs/digits/fast_study.py": [
         "solvers=dpmpp+unipc,distilled=none",
         "solvers=none,distilled=4x4",
@@ -155,8 +155,8 @@ VARIANTS = {
         "extractor=x,runlocal",
     ],
     "configs/digits/study.py": [
-        "generated=x",
-        "generated=x,runlocal",
+        "synthetic=x",
+        "synthetic=x,runlocal",
         "filter=x,copies=10",
     ],
     **{
@@ -171,15 +171,15 @@ VARIANTS = {
     },
     **{
         path: [
-            "arm=real+generated,k=3",
-            "arm=real+generated,k=2,same_steps",
-            "arm=generated,generated=x",
-            "arm=real+generated,runlocal",
+            "arm=real+synthetic,k=3",
+            "arm=real+synthetic,k=2,same_steps",
+            "arm=synthetic,synthetic=x",
+            "arm=real+synthetic,runlocal",
             "batch=1000",
             "epochs=50",
             "per_class=100,epochs=100,batch=2048",
-            "arm=real+generated,k=2,gamma=50",
-            "arm=real+generated,tfds=x",
+            "arm=real+synthetic,k=2,gamma=50",
+            "arm=real+synthetic,tfds=x",
             "data=imagenet.zip,train=a,val=b",
         ]
         for path in RECIPE_FILES
@@ -205,7 +205,7 @@ VARIANTS = {
         "sampled=10,cascade=imagen,size=64,infinity",
         "sampled=10,runlocal",
         "sampled=10,cascade=sd15,runlocal",
-        "generated=a/x+b,folders=c,npz=d.npz",
+        "synthetic=a/x+b,folders=c,npz=d.npz",
         "statistics=x.npz,size=64,per_class=10",
         "extractor=dinov2,weights=x",
         "extractor=classifier,weights=x",
@@ -217,7 +217,7 @@ VARIANTS = {
         "weights=x,share=0.5,per_class=100",
         "extractor=dinov2,weights=x,real=16,size=64",
         "extractor=clip,weights=x",
-        "generated=x,data=x.zip,train=a,real=1",
+        "synthetic=x,data=x.zip,train=a,real=1",
         "tfds=x,real=2,runlocal",
     ],
     "configs/imagenet/generate.py": [
@@ -242,10 +242,10 @@ VARIANTS = {
     },
     "configs/imagenet/study.py": [
         "data=x.zip",
-        "generated=x",
+        "synthetic=x",
         "seeds=3",
         "filter=x",
-        "data=x.zip,generated=x,runlocal",
+        "data=x.zip,synthetic=x,runlocal",
     ],
 }
 

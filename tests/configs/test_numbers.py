@@ -18,13 +18,13 @@ from tests.configs.tables import IMAGENET, RECIPES, load
 
 def test_arms_of_the_classifiers():
     get_config = load("configs/digits/classifier.py").get_config
-    real, fake = dict(name="digits", split="train"), "runs/digits/generated"
+    real, fake = dict(name="digits", split="train"), "runs/digits/synthetic"
     assert get_config("").train_sources.to_dict() == {"real": real}
     assert get_config("arm=pool").train_sources.real.split == "pool"
-    mixed = get_config("arm=real+generated,k=10").train_sources.to_dict()
-    assert mixed == {"real": real, "generated": dict(name="synthetic", path=fake, copies=10)}
-    assert list(get_config("arm=generated").train_sources) == ["generated"]
-    with pytest.raises(ValueError, match="arm must be one of real, generated"):
+    mixed = get_config("arm=real+synthetic,k=10").train_sources.to_dict()
+    assert mixed == {"real": real, "synthetic": dict(name="synthetic", path=fake, copies=10)}
+    assert list(get_config("arm=synthetic").train_sources) == ["synthetic"]
+    with pytest.raises(ValueError, match="arm must be one of real, synthetic"):
         get_config("arm=fake")
 
 
@@ -92,15 +92,15 @@ def test_the_recipes_numbers(name):
     warmup = {"vit_s16": 10_000, "deit_b_384": 0}.get(name, round(5 * images / batch))
     assert found.warmup_steps == warmup
     # An epoch of a mixture is longer; the warm-up is not.
-    mixed = get_config("arm=real+generated,k=3")
+    mixed = get_config("arm=real+synthetic,k=3")
     assert mixed.total_steps == round(4 * epochs * images / batch)
     assert mixed.optimizer.warmup_steps == warmup
-    assert get_config("arm=real+generated,k=3,same_steps").total_steps == config.total_steps
-    assert get_config("arm=generated,k=2").total_steps == round(2 * epochs * images / batch)
+    assert get_config("arm=real+synthetic,k=3,same_steps").total_steps == config.total_steps
+    assert get_config("arm=synthetic,k=2").total_steps == round(2 * epochs * images / batch)
     half = get_config(f"batch={batch // 2}")
     assert half.optimizer.learning_rate == rate / 2 and half.batch_size == batch // 2
     assert half.optimizer.warmup_steps == pytest.approx(2 * warmup, abs=1)
-    for arm in ("real", "generated", "real+generated"):
+    for arm in ("real", "synthetic", "real+synthetic"):
         start = f"runs/imagenet/deit_b/{arm}" if name == "deit_b_384" else ""
         assert get_config(f"arm={arm}").init_from == start
 
@@ -127,7 +127,7 @@ def test_few_and_unequal_images_to_train_on():
     config = get_config("per_class=100,epochs=100,batch=2048")
     assert config.train_sources.real.per_class == 100
     assert config.total_steps == round(100 * 100_000 / 2048)
-    mixed = get_config("arm=real+generated,k=2,per_class=100,epochs=100")
+    mixed = get_config("arm=real+synthetic,k=2,per_class=100,epochs=100")
     assert mixed.total_steps == round(100 * (100_000 + 2 * 1_281_167) / 4096)
     copied = get_config("per_class=100,prepared=/p").train_sources.real.to_dict()
     assert copied == dict(name="tfds", path="/p", split="train", per_class=100)

@@ -41,9 +41,9 @@ MOMENTS = {
     "training": lambda d: (d / "pretrain_base4" / "metrics.jsonl").exists(),
     "saving": lambda d: any((d / "pretrain_sr8" / "checkpoints").glob("*tmp*")),
     "saved, not sealed": lambda d: (d / "finetune_base4" / "checkpoints" / "5").exists(),
-    "generating": lambda d: any((d / "generated").glob("*.tfrecord-*")),
+    "generating": lambda d: any((d / "synthetic").glob("*.tfrecord-*")),
     "classifying": lambda d: (d / "classifiers" / "real" / "seed_1" / "metrics.jsonl").exists(),
-    "comparing": lambda d: (d / "steps" / "real+generated_30x.json").exists(),
+    "comparing": lambda d: (d / "steps" / "real+synthetic_30x.json").exists(),
 }
 
 
@@ -63,8 +63,8 @@ def test_killed_demo_ends_with_the_numbers_of_an_uninterrupted_one(whole_run, tm
     expected, got = (json.loads((d / "report.json").read_text()) for d in (whole, tmp_path))
     assert got["arms"] == expected["arms"]
     assert got["nearest_neighbours"] == expected["nearest_neighbours"]
-    for shard in sorted((whole / "generated").glob("*.tfrecord-*")):
-        assert (tmp_path / "generated" / shard.name).read_bytes() == shard.read_bytes()
+    for shard in sorted((whole / "synthetic").glob("*.tfrecord-*")):
+        assert (tmp_path / "synthetic" / shard.name).read_bytes() == shard.read_bytes()
     for run in ("pretrain_base4", "pretrain_sr8", "finetune_base4", "finetune_sr8"):
         assert losses(tmp_path / run) == losses(whole / run)
 
@@ -78,8 +78,8 @@ def losses(run: Path) -> list[tuple[int, float | None, float | None]]:
 def test_demo_reports_and_does_nothing_twice(whole_run):
     workdir, output = whole_run
     report = json.loads((workdir / "report.json").read_text())
-    arms = {"real", "pool", "generated", "pretrained"}
-    arms |= {f"real+generated_{k}x" for k in (1, 10, 30)}
+    arms = {"real", "pool", "synthetic", "pretrained"}
+    arms |= {f"real+synthetic_{k}x" for k in (1, 10, 30)}
     assert set(report["arms"]) == arms
     for arm in report["arms"].values():
         assert len(arm["accuracies"]) == 2
@@ -87,7 +87,7 @@ def test_demo_reports_and_does_nothing_twice(whole_run):
     assert report["wall_seconds"] > 0 and report["peak_memory_bytes"] > 2**27
     page = (workdir / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 5
-    assert "real+generated_10x" in output
+    assert "real+synthetic_10x" in output
 
     checkpoint = workdir / "pretrain_base4" / "checkpoints" / "20" / "digests_0_of_1.json"
     before = checkpoint.stat().st_mtime_ns

@@ -32,14 +32,14 @@ from input_pipeline.synthetic.writer import SyntheticWriter
 from launch.errors import InputError
 from tests.classifiers.evaluation import tiny
 from tests.support.commands import run
-from tests.support.generated_set import write_shard
+from tests.support.synthetic_set import write_shard
 
 NUM_IMAGES, COPIES, KERNEL = 60, 9, dict(subsets=3, subset_size=20, seed=2020)
 CONFIG = """
 from configs.digits import evaluate_images
 
 def get_config():
-    config = evaluate_images.get_config("runlocal,generated={folder}/set,extractor={folder}/run")
+    config = evaluate_images.get_config("runlocal,synthetic={folder}/set,extractor={folder}/run")
     config.kernel = {kernel!r}
     config.sliced.num_directions = 50
     del config.sets.validation
@@ -58,7 +58,7 @@ def images_of_set():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A run, a generated set and an npz, and the config that compares them."""
+    """A run, a synthetic set and an npz, and the config that compares them."""
     folder = tmp_path_factory.mktemp("evaluate")
     tiny.write_run(folder / "run", tiny.variables, model=tiny.FIELDS)
     writer = SyntheticWriter(folder / "set", "noise", DIGIT_NAMES, (8, 8, 1), [6] * 10, 1, 60, {})

@@ -26,7 +26,7 @@ from configs.digits import evaluate_images
 from tests.support import small_cascade
 
 def get_config():
-    config = evaluate_images.get_config("runlocal,generated=,extractor={folder}/run")
+    config = evaluate_images.get_config("runlocal,synthetic=,extractor={folder}/run")
     del config.sets.validation
     cascade = small_cascade.config()
     cascade.class_names, cascade.batch_size = tuple("0123456789"), {batch}

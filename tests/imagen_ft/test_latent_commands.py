@@ -1,4 +1,4 @@
-"""Sets of images that Stable Diffusion draws: generated, and drawn on the way of a measure."""
+"""Sets of images that Stable Diffusion draws: synthetic, and drawn on the way of a measure."""
 
 import functools
 import json
@@ -36,7 +36,7 @@ def get_config():
 
 @pytest.mark.slow
 def test_sets(tmp_path, monkeypatch):
-    """A generated set is of the stored size, and goes on as it began; a drawn one is the same."""
+    """A synthetic set is of the stored size, and goes on as it began; a drawn one is the same."""
     monkeypatch.chdir(ROOT)
     pipeline, counts = tmp_path / "pipeline", tmp_path / "counts.json"
     save_pipeline(pipeline, "sd15", "epsilon")

@@ -151,7 +151,7 @@ def test_what_is_refused(images, capsys, before, options, source, message):
     assert len(said) == 1
 
 
-def test_generated_images_are_refused(images):
+def test_synthetic_images_are_refused(images):
     source = ImageFolder(images)
     source.domain = np.ones(6, np.int32)
     with pytest.raises(prepare.InputError, match="--source has synthetic images"):

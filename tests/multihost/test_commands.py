@@ -40,7 +40,7 @@ from configs.digits import evaluate_images
 from tests.imagen_ft import tiny_training
 
 def get_config():
-    config = evaluate_images.get_config("runlocal,generated=,extractor={folder}/real")
+    config = evaluate_images.get_config("runlocal,synthetic=,extractor={folder}/real")
     del config.sets.validation
     training = tiny_training.get_config()
     stage = dict(training.pictures, stage=training.stage, run="{folder}/alone")

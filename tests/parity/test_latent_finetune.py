@@ -146,7 +146,7 @@ def write_config(path, config):
 
 @pytest.mark.slow
 def test_commands_draw_with_a_run(run, extractor, tmp_path, capsys):
-    """Samples, a generated set, a measure of what is drawn on the way, and a sweep."""
+    """Samples, a synthetic set, a measure of what is drawn on the way, and a sweep."""
     cascade = common.cascade()
     cascade.text, cascade.batch_size = run.config.text, 5
     cascade.stages = dict(
@@ -170,7 +170,7 @@ def test_commands_draw_with_a_run(run, extractor, tmp_path, capsys):
     assert len(drawn) == 30 and drawn[0]["image"].shape == (8, 8, 1)
 
     measured = evaluate_images.get_config(
-        f"runlocal,generated={tmp_path}/set,extractor={extractor}"
+        f"runlocal,synthetic={tmp_path}/set,extractor={extractor}"
     )
     measured.sets.sampled = dict(cascade=cascade, num_images=20, labels="balanced", write="")
     measured.measures, measured.sliced.num_directions = ("sliced",), 20

@@ -1,4 +1,4 @@
-"""What is made from runs, at gs://: generated sets, text caches, imports; and who refuses it."""
+"""What is made from runs, at gs://: synthetic sets, text caches, imports; and who refuses it."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The road from training to a generated set, killed at gs://, gives what it gives on a disk."""
+"""The road from training to a synthetic set, killed at gs://, gives what it gives on a disk."""
 
 import os
 import signal

@@ -28,8 +28,8 @@ def arms_of(accuracies, **fields):
             name: {
                 "accuracies": list(values),
                 "copies": 0 if name == "real" else int(name.split("_")[1][:-1]),
-                "num_real": 30 * (not name.startswith("generated")),
-                "num_generated": 0 if name == "real" else 30 * int(name.split("_")[1][:-1]),
+                "num_real": 30 * (not name.startswith("synthetic")),
+                "num_synthetic": 0 if name == "real" else 30 * int(name.split("_")[1][:-1]),
                 **results.against(values, real),
                 **fields,
             }
@@ -41,8 +41,8 @@ def arms_of(accuracies, **fields):
 def of_the_paper():
     return arms_of(
         {
-            model: {"real": [real / 100], "generated_1x": [fake / 100],
-                    "real+generated_1x": [both / 100]}
+            model: {"real": [real / 100], "synthetic_1x": [fake / 100],
+                    "real+synthetic_1x": [both / 100]}
             for model, (real, fake, both) in TABLE_3.items()
         }
     )  # fmt: skip

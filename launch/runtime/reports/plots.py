@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-REAL, GENERATED, BOTH = "#1f6fb4", "#d1495b", "#2a9d6f"
+REAL, SYNTHETIC, BOTH = "#1f6fb4", "#d1495b", "#2a9d6f"
 # More class names than this would hide each other.
 _MOST_NAMES = 30
 Values = Sequence[float] | np.ndarray
@@ -27,10 +27,10 @@ def mean_and_std(
         axes.fill_between(x, low, high, color=bars[0].get_color(), alpha=0.15, lw=0)
 
 
-def class_scatter(axes: Axes, real: Values, generated: Values, class_names: Sequence[str]) -> None:
+def class_scatter(axes: Axes, real: Values, synthetic: Values, class_names: Sequence[str]) -> None:
     """Accuracies in [0, 1] by class: trained on synthetic images against trained on real ones."""
     # Both axes have the same range, in percent; below the diagonal, real images are better.
-    xs, ys = 100 * np.asarray(real), 100 * np.asarray(generated)
+    xs, ys = 100 * np.asarray(real), 100 * np.asarray(synthetic)
     few = len(xs) <= _MOST_NAMES
     both = np.concatenate([xs, ys])
     room = 0.05 * max(np.ptp(both), 5.0)
@@ -42,4 +42,4 @@ def class_scatter(axes: Axes, real: Values, generated: Values, class_names: Sequ
         for name, x, y in zip(class_names, xs, ys, strict=True):
             axes.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=9)
     axes.set(xlim=span, ylim=span, aspect="equal")
-    axes.set(xlabel="trained on real images (%)", ylabel="trained on generated images (%)")
+    axes.set(xlabel="trained on real images (%)", ylabel="trained on synthetic images (%)")

@@ -11,7 +11,7 @@ from input_pipeline.sources.digits import DIGIT_NAMES
 from input_pipeline.synthetic.writer import SyntheticWriter
 from launch.errors import InputError
 from launch.runtime.devices.mesh import make_mesh
-from tests.support.generated_set import write_shard
+from tests.support.synthetic_set import write_shard
 
 TEXT = dict(width=8, mlp_width=8, num_layers=1, num_heads=1, vocab_size=514, end_token=513)
 LENGTH = 20

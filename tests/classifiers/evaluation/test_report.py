@@ -27,14 +27,14 @@ def an_arm(mean, std, p_value, seeds, **more):
 def a_result(name="test", **more):
     arms = {
         "real": an_arm(0.8, 0.0123, None, 2, **more),
-        "real+generated": an_arm(0.905, 0.01, 1.234e-5, 5, **more),
+        "real+synthetic": an_arm(0.905, 0.01, 1.234e-5, 5, **more),
     }
     return dict(name=name, num_images=12345, class_names=["a"] * 3, baseline="real", arms=arms)
 
 
 def test_numbers_are_in_their_order():
-    arms = ["real+generated_10x", "real", "real+generated_1x", "generated", "real+generated_2x"]
-    expected = ["generated", "real", *(f"real+generated_{k}x" for k in (1, 2, 10))]
+    arms = ["real+synthetic_10x", "real", "real+synthetic_1x", "synthetic", "real+synthetic_2x"]
+    expected = ["synthetic", "real", *(f"real+synthetic_{k}x" for k in (1, 2, 10))]
     assert report.in_order(arms) == expected
     result = a_result()
     result["arms"] = dict.fromkeys(arms, result["arms"]["real"])
@@ -54,7 +54,7 @@ def test_table():
     columns = ["arm", "top-1 (%)", "top-5 (%)", "loss", "ECE (%)", "seeds", "p against real"]
     assert re.split(r" {2,}", header) == columns
     assert rows[0].split() == ["real", "80.00", "±", "1.23", "90.00", "0.600", "3.10", "2"]
-    expected = ["real+generated", "90.50", "±", "1.00", "90.00", "0.600", "3.10", "5", "1.2e-05"]
+    expected = ["real+synthetic", "90.50", "±", "1.00", "90.00", "0.600", "3.10", "5", "1.2e-05"]
     assert rows[1].split() == expected
     # Columns end together.
     assert header.index("top-1 (%)") + len("top-1 (%)") - 1 == rows[0].index("1.23") + 3
@@ -75,7 +75,7 @@ def test_overview():
     assert [line.split() for line in lines] == [
         ["top-1", "(%)", "val", "v2"],
         ["real", "80.00", "80.00"],
-        ["real+generated", "90.50", "90.50"],
+        ["real+synthetic", "90.50", "90.50"],
     ]
 
 

@@ -12,7 +12,7 @@ from input_pipeline.imagenet import wordnet_ids
 from launch.runtime.reports import plots
 from tests.support.study_results import TABLE_3, arms_of, of_the_paper
 
-NAMES = ("real", "generated_1x", "real+generated_1x")
+NAMES = ("real", "synthetic_1x", "real+synthetic_1x")
 
 
 def scaled(seeds=10, level=0.76):
@@ -20,7 +20,7 @@ def scaled(seeds=10, level=0.76):
     rng = np.random.default_rng(0)
     gains = [0, 0.012, 0.01, 0.006, 0.002, -0.002, -0.006, -0.01, -0.013, -0.016, -0.02]
     return {
-        ("real" if not k else f"real+generated_{k}x"): level + gain + rng.normal(0, 0.002, seeds)
+        ("real" if not k else f"real+synthetic_{k}x"): level + gain + rng.normal(0, 0.002, seeds)
         for k, gain in enumerate(gains)
     }
 
@@ -28,14 +28,14 @@ def scaled(seeds=10, level=0.76):
 def by_class(classes, seed=0):
     rng = np.random.default_rng(seed)
     real = np.clip(rng.normal(0.75, 0.15, classes), 0, 1)
-    generated = np.clip(real - 0.04 + rng.normal(0, 0.1, classes), 0, 1)
-    return {"real": {"per_class": real}, "generated_1x": {"per_class": generated}}
+    synthetic = np.clip(real - 0.04 + rng.normal(0, 0.1, classes), 0, 1)
+    return {"real": {"per_class": real}, "synthetic_1x": {"per_class": synthetic}}
 
 
 def made_up(classes=1000):
     """A study of the size of the paper's."""
     top5 = dict(top5_mean=0.9, top5_std=0.001, top5_difference=-0.02, top5_p_value=0.01)
-    one = arms_of({"resnet50": {"real": [0.7309], "generated_1x": [0.6496]}}, **top5)
+    one = arms_of({"resnet50": {"real": [0.7309], "synthetic_1x": [0.6496]}}, **top5)
     arms, curve = of_the_paper(), arms_of({"resnet50": scaled()}, **top5)
     names = NAMES[:2]
     comparison = results.per_class({"cas_resnet50": by_class(classes)}, names)
@@ -59,7 +59,7 @@ def result():
 
 def test_tables(result):
     header, rows = report.models_table(result)
-    assert header[3:6] == ["real (%)", "generated (%)", "real + generated (%)"]
+    assert header[3:6] == ["real (%)", "synthetic (%)", "real + synthetic (%)"]
     assert rows[0] == [
         "ResNet-50", "224x224", "25.6M", "76.39", "69.24", "78.17", "+1.78", "",
     ]  # fmt: skip
@@ -68,7 +68,7 @@ def test_tables(result):
     assert header == [
         "model", "trained on", "images", "top-1 (%)", "top-5 (%)", "against real", "p",
     ]  # fmt: skip
-    assert rows[1] == ["resnet50", "generated", "30", "64.96", "90.00", "-8.13", ""]
+    assert rows[1] == ["resnet50", "synthetic", "30", "64.96", "90.00", "-8.13", ""]
     header, rows = report.scaling_table(result)
     assert [row[1] for row in rows] == [f"{k}x" for k in range(11)]
     assert rows[10][2:4] == ["300", "330"] and re.fullmatch(r"7\d\.\d\d ± 0\.\d\d", rows[10][4])
@@ -80,25 +80,25 @@ def test_tables(result):
 
 
 def test_extremes_are_the_largest_gains_and_losses():
-    comparison = {"real": np.linspace(0.5, 0.9, 20), "generated": np.linspace(0.9, 0.5, 20)}
+    comparison = {"real": np.linspace(0.5, 0.9, 20), "synthetic": np.linspace(0.9, 0.5, 20)}
     rows = report.extremes_table(comparison, [str(i) for i in range(20)])[1]
     assert [row[0] for row in rows] == ["0", "1", "2", "3", "4", "15", "16", "17", "18", "19"]
     assert rows[0] == ["0", "50.00", "90.00", "+40.00"]
-    few = {"real": [0.5, 0.6], "generated": [0.4, 0.9]}
+    few = {"real": [0.5, 0.6], "synthetic": [0.4, 0.9]}
     assert [row[0] for row in report.extremes_table(few, "ab")[1]] == ["b", "a"]
 
 
 def test_verdicts(result):
     ((text, good),) = report.verdicts(result)
     assert good and text == (
-        "Generated images beside real ones: 12 of 12 models gain, +1.04 points on average (paired "
+        "Synthetic images beside real ones: 12 of 12 models gain, +1.04 points on average (paired "
         "t-test over models, p = 1e-05)."
     )
     ((text, good),) = report.verdicts({"scaling": result["scaling"]})
-    assert good and text.startswith("resnet50 is best with 30 generated images: 7")
+    assert good and text.startswith("resnet50 is best with 30 synthetic images: 7")
     assert report.verdicts({}) == []
-    harm = {"a": {"real": [0.7, 0.8, 0.8], "generated_1x": [0.5] * 3,
-                  "real+generated_1x": [0.6, 0.72, 0.69]}}  # fmt: skip
+    harm = {"a": {"real": [0.7, 0.8, 0.8], "synthetic_1x": [0.5] * 3,
+                  "real+synthetic_1x": [0.6, 0.72, 0.69]}}  # fmt: skip
     one = {"models": results.models(arms_of(harm), NAMES)}
     ((text, good),) = report.verdicts(one)
     assert not good and "0 of 1 models gain, -9.67 points" in text and "over seeds, p = 0.0" in text
@@ -108,9 +108,9 @@ def test_verdicts(result):
 
 
 def test_the_page(result, tmp_path):
-    report.write(tmp_path, "What <generated> images are worth", result, "productive 9% of 1 h")
+    report.write(tmp_path, "What <synthetic> images are worth", result, "productive 9% of 1 h")
     page = (tmp_path / "report.html").read_text()
-    assert "<h1>What &lt;generated&gt; images are worth</h1>" in page
+    assert "<h1>What &lt;synthetic&gt; images are worth</h1>" in page
     assert page.count("<h2>") == 4 and page.count('src="data:image/png;base64,') == 4
     assert "Training: productive 9% of 1 h." in page
     assert re.search(r"<td>n\d{8} \([^)]+\)</td>", page)
@@ -150,8 +150,8 @@ def test_models_are_drawn_in_order(result):
 
 def test_cas_is_drawn_with_its_errors():
     rows = results.cas(
-        arms_of({m: {"real": [0.7, 0.72], "generated_1x": [0.6, 0.5]} for m in ("a", "b")}),
-        ("real", "generated_1x"),
+        arms_of({m: {"real": [0.7, 0.72], "synthetic_1x": [0.6, 0.5]} for m in ("a", "b")}),
+        ("real", "synthetic_1x"),
     )
     (axes,) = figures.cas(rows).axes
     heights = [bar.get_height() for bar in axes.patches]
@@ -164,7 +164,7 @@ def test_classes_are_drawn(classes, names):
     comparison = results.per_class({"a": by_class(classes)}, NAMES[:2])["a"]
     left, right = figures.per_class(comparison, [f"class {i}" for i in range(classes)]).axes
     points = left.collections[0].get_offsets()
-    expected = 100 * np.stack([comparison["real"], comparison["generated"]], axis=1)
+    expected = 100 * np.stack([comparison["real"], comparison["synthetic"]], axis=1)
     np.testing.assert_allclose(points, expected)
     assert len(left.texts) == names
     assert left.get_xlim() == left.get_ylim()

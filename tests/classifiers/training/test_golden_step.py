@@ -63,7 +63,7 @@ def config_of():
     The rest is `tiny_training`'s: momentum, decay of weights, dropout.
     """
     config = tiny_training.get_config()
-    config.train_sources = dict(real={}, generated={})
+    config.train_sources = dict(real={}, synthetic={})
     config.synthetic_loss_weight, config.label_smoothing = 0.6, 0.1
     config.mix = dict(mixup=0.8, cutmix=1.0, by_domain=True)
     config.total_steps, config.optimizer.warmup_steps = 4, 1

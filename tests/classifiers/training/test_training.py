@@ -19,7 +19,7 @@ from launch.runtime.state import TrainState
 from launch.runtime.training.metrics import to_scalars
 from tests.support.close import assert_same_up_to_rounding
 
-REAL, BOTH = dict(real={}), dict(real={}, generated={})
+REAL, BOTH = dict(real={}), dict(real={}, synthetic={})
 
 
 def config_of(**fields):

@@ -26,7 +26,7 @@ def test_its_command_lines(tmp_path, monkeypatch, data):
     source = configs["generate"].real_source
     assert ("standin" in source) == (data == STAND_IN)
     assert source.path == ("data/imagenet" if data == STAND_IN else data)
-    assert configs["study"].generated == str(tmp_path / "generated")
+    assert configs["study"].synthetic == str(tmp_path / "synthetic")
 
 
 @pytest.mark.parametrize("cascade", ["if", "imagen,size=1024"])
@@ -52,6 +52,6 @@ def test_images_that_are_not_there(tmp_path, capsys, monkeypatch):
 def test_the_whole_road(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     JobRunner(tmp_path, imagenet_jobs(tmp_path, STAND_IN), LANES, ENVIRONMENT).run()
-    manifest = json.loads((tmp_path / "generated" / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "synthetic" / "manifest.json").read_text())
     assert manifest["counts"] == [1] * 1000
     assert (tmp_path / "study" / "report.html").exists()

@@ -17,7 +17,7 @@ SHORT = (
     "finetune_base4",
     "finetune_sr8",
     "generate",
-    "real+generated_1x",
+    "real+synthetic_1x",
 )
 FEW = ("--config.total_steps=4", "--config.checkpoint_every=4", "--config.evaluate_every=4")
 # A stage is pretrained and fine-tuned by one program, which is compiled once.
@@ -39,10 +39,10 @@ def test_the_road_ends_in_a_classifier_and_is_not_run_twice(tmp_path, capfd):
         road.append(dataclasses.replace(job, command=command, seconds=0))
     JobRunner(tmp_path, road, LANES, QUICK).run()
     assert set(JobRunner(tmp_path, road, LANES, QUICK).marks()) == set(SHORT)
-    manifest = json.loads((tmp_path / "generated" / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "synthetic" / "manifest.json").read_text())
     assert sum(manifest["counts"]) > 0
     for seed in range(2):
-        metrics = tmp_path / "classifiers" / "real+generated_1x" / f"seed_{seed}" / "metrics.jsonl"
+        metrics = tmp_path / "classifiers" / "real+synthetic_1x" / f"seed_{seed}" / "metrics.jsonl"
         assert "validation_accuracy" in metrics.read_text()
 
     capfd.readouterr()

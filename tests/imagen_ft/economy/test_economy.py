@@ -77,7 +77,7 @@ def test_the_arms():
     assert "--config.stages.sr8.sampler.name=ddim" in drawn.command
     train = jobs["train-heun_4_2"]
     assert train.after == ("draw-heun_4_2",)
-    assert train.command[-1] == "--config.train_sources.generated.path=fast/sets/heun_4_2"
+    assert train.command[-1] == "--config.train_sources.synthetic.path=fast/sets/heun_4_2"
     assert "arm=real" in jobs["train-real"].command[1] and not jobs["train-real"].after
     waits = {name for job in jobs.values() for name in job.after}
     assert waits <= jobs.keys()

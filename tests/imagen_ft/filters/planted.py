@@ -35,7 +35,7 @@ from configs.cifar10 import filter
 
 def get_config():
     config = filter.get_config("share=0.9,extractor={folder}/judge")
-    config.generated = dict(source=dict(name="image_folder", path="{folder}/planted"))
+    config.synthetic = dict(source=dict(name="image_folder", path="{folder}/planted"))
     config.real = {{}}
     config.filters.confidence.each_class = False
     config.batch_size = 125

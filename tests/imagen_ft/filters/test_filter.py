@@ -13,14 +13,14 @@ from input_pipeline import sources
 from input_pipeline.sources.digits import DIGIT_NAMES, digits
 from input_pipeline.synthetic.writer import SyntheticWriter
 from tests.support.commands import run
-from tests.support.generated_set import write_shard
+from tests.support.synthetic_set import write_shard
 
 PER_CLASS, PLANTED = 6, 6
 CONFIG = """
 from configs.digits import filter
 
 def get_config():
-    config = filter.get_config("generated={folder}/set")
+    config = filter.get_config("synthetic={folder}/set")
     config.real.source.split = "pool"
     {change}
     return config
@@ -186,7 +186,7 @@ FAULTS = {
     "config.per_class = 7": "config.per_class must be at most what each class has, got 7",
     "config.real.source.classes = (0, 1)": "config.real must have the 10 classes of the set, got 2",
     "config.real.source.classes = (1, 0, 2, 3, 4, 5, 6, 7, 8, 9)": (
-        "config.real: label 0 is 'one', which is 1 in config.generated"
+        "config.real: label 0 is 'one', which is 1 in config.synthetic"
     ),
 }
 

@@ -85,7 +85,7 @@ def test_relative_distance_of_fresh_real_images_is_1():
     assert frechet.relative_distance(fresh, held_out, real) == pytest.approx(1, abs=0.2)
     found = frechet.relative_distance(poor, held_out, real)
     assert found == frechet_distance(poor, real) / frechet_distance(held_out, real) > 10
-    with pytest.raises(InputError, match="as many as generated ones, got 2000 and 1999"):
+    with pytest.raises(InputError, match="as many as synthetic ones, got 2000 and 1999"):
         frechet.relative_distance(dataclasses.replace(poor, num_images=1999), held_out, real)
 
 
@@ -100,7 +100,7 @@ def test_relative_distance_within_classes():
     assert sorted(found) == [0, 1]  # of class 2 nothing was held out
     assert found[0] == pytest.approx(1, abs=0.4)
     assert found[1] > 5
-    # Of more generated images than held-out ones the first count.
+    # Of more synthetic images than held-out ones the first count.
     more = frechet.relative_distance_of_classes(labelled(50, 80, [0]), held_out, real)
     first = Labelled(labelled(50, 80, [0]).features[:60], np.zeros(60, int))
     assert more == frechet.relative_distance_of_classes(first, held_out, real)

@@ -88,9 +88,9 @@ def test_sliced_distance_of_unequal_sets():
         (lambda: inception_score(LOGITS * np.nan), "logits must be finite"),
         (lambda: kernel_distance(A, B), r"from 2 to the number of images \(250\), got 1000"),
         (lambda: kernel_distance(A, B * np.nan, 1, 9), "real features must be finite"),
-        (lambda: sliced_distance(A, B[:0]), "generated features must be of at least one image"),
+        (lambda: sliced_distance(A, B[:0]), "synthetic features must be of at least one image"),
         (lambda: sliced_distance(A, B, num_directions=0), "num_directions must be at least 1"),
-        (lambda: sliced_distance(A * np.inf, B), "generated features must be finite"),
+        (lambda: sliced_distance(A * np.inf, B), "synthetic features must be finite"),
     ],
 )
 def test_wrong_arguments_are_refused(action, message):

@@ -154,7 +154,7 @@ def test_points_are_chosen_by_the_accuracy_of_classifiers(config, tmp_path):
         assert run(sweep.main, path, tmp_path / "run", *flags, "--cas") == 0
     assert len(commands) == 8 and chosen(tmp_path / "run") == (1.0, 0.0, 4)
     for command in commands[::2]:
-        (source,) = [word for word in command if ".train_sources.generated.path=" in word]
+        (source,) = [word for word in command if ".train_sources.synthetic.path=" in word]
         images = SyntheticSource(source.partition("=")[2])
         assert images.labels.tolist().count(0) == 20 and len(images) == 40
     assert {row["cas"] for row in table(tmp_path / "run")} == {"0.9", "0.6"}

@@ -1,4 +1,4 @@
-"""Generated images beside those that are learned: DreamBooth's loss, and batches of both."""
+"""Synthetic images beside those that are learned: DreamBooth's loss, and batches of both."""
 
 import flax.linen as nn
 import jax
@@ -77,7 +77,7 @@ def test_an_update_follows_the_gradient_of_both_means():
 
 
 def test_batches_hold_both(monkeypatch):
-    """The share of the generated ones is that of the config, however many there are."""
+    """The share of the synthetic ones is that of the config, however many there are."""
     config = tiny_training.get_config()
     config.prior = ConfigDict(dict(source=dict(name="synthetic", path="set"), share=0.25))
     training, mesh = Training.of(config), make_mesh({}, jax.devices()[:1])
@@ -100,7 +100,7 @@ def test_batches_hold_both(monkeypatch):
     monkeypatch.setattr(
         "imagen_ft.training.prior.sources.load", lambda spec: load(spec, domain=REAL)
     )
-    with pytest.raises(InputError, match=r"config\.prior\.source must have generated images alone"):
+    with pytest.raises(InputError, match=r"config\.prior\.source must have synthetic images alone"):
         open_images(training)
 
 
@@ -113,7 +113,7 @@ def test_weights_leave_the_mean_of_a_batch():
     ("prior", "said"),
     [
         (dict(source=dict(name="digits"), shares=1), "has no field 'shares'; there is source, "),
-        (dict(weight=1.0), "source must name generated images, got none"),
+        (dict(weight=1.0), "source must name synthetic images, got none"),
         (dict(source=dict(name="digits"), share=1.0), "share must be above 0 and below 1, got 1.0"),
         (dict(source=dict(name="digits"), weight=0), "weight must be above 0 and finite, got 0"),
         (dict(source=dict(name="digits"), weight=True), "weight must be above 0 and finite, got T"),

@@ -11,8 +11,8 @@ from input_pipeline.sources.digits import DIGIT_NAMES
 from input_pipeline.synthetic.writer import SyntheticWriter
 from launch.errors import InputError
 from tests.input_pipeline.sources import prepared_set
-from tests.support.generated_set import write_shard
 from tests.support.image_folder import encoded, picture
+from tests.support.synthetic_set import write_shard
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def test_tfds(tmp_path):
         sources.load(dict(name="tfds", path=str(folder), split="train", caption="label"))
 
 
-def test_generated_sets_and_who_reads_captions(tmp_path):
+def test_synthetic_sets_and_who_reads_captions(tmp_path):
     writer = SyntheticWriter(tmp_path / "set", "x", DIGIT_NAMES, (8, 8, 1), [1] * 10, 1, 10, {})
     prompts = [f"prompt {n}" for n in writer.plan.indices(0)]
     write_shard(writer, 0, np.zeros((10, 8, 8, 1), np.uint8), prompts)

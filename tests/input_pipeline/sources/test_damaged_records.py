@@ -41,7 +41,7 @@ def test_the_next_of_the_same_class_stands_in():
     assert pixels(source) == [4, 1, 4, 3, 4, 1] and source.damaged == 3
 
 
-def test_a_generated_image_does_not_stand_for_a_real_one():
+def test_a_synthetic_image_does_not_stand_for_a_real_one():
     inner = Damaged([0] * 4, bad=[0])
     inner.domain = np.array([0, 1, 1, 0], np.int32)
     assert pixels(SkipDamaged(inner))[0] == 3

@@ -112,7 +112,7 @@ def test_slices_hold_what_tfds_itself_reads(tmp_path):
             assert ours[i]["label"] == example["label"]
 
 
-def test_a_generated_set_is_one_as_well(complete):
+def test_a_synthetic_set_is_one_as_well(complete):
     source = TfdsSource(complete, "train")
     order = np.concatenate([of_shard(shard) for shard in range(3)])
     assert source.labels.tolist() == [LABELS[index] for index in order]

@@ -169,7 +169,7 @@ def test_help(request):
     command = [sys.executable, "-m", "input_pipeline.synthetic", "--help"]
     done = subprocess.run(command, cwd=request.config.rootpath, capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr
-    assert "python -m input_pipeline.synthetic --set=runs/generated" in done.stdout
+    assert "python -m input_pipeline.synthetic --set=runs/synthetic" in done.stdout
     assert "<array_record|folder|webdataset>: the format" in done.stdout
 
 

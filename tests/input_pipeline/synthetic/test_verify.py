@@ -19,7 +19,7 @@ from tests.input_pipeline.synthetic.tiny_set import (
     writer,
 )
 from tests.support.damages import damages
-from tests.support.generated_set import write_shard
+from tests.support.synthetic_set import write_shard
 
 
 def test_a_good_set(complete):

@@ -18,7 +18,7 @@ from tests.input_pipeline.synthetic.tiny_set import (
     write,
     writer,
 )
-from tests.support.generated_set import write_shard
+from tests.support.synthetic_set import write_shard
 
 
 def test_sidecar_and_manifest(complete):

@@ -1,4 +1,4 @@
-"""A generated set of 12 images in 3 shards, and ways to damage it."""
+"""A synthetic set of 12 images in 3 shards, and ways to damage it."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from input_pipeline.records.tfrecord import TFRecordFile, write_tfrecord
 from input_pipeline.synthetic.plan import Plan
 from input_pipeline.synthetic.writer import SyntheticWriter
 from launch import files
-from tests.support.generated_set import write_shard
+from tests.support.synthetic_set import write_shard
 
 CONFIG = {
     "name": "tiny",

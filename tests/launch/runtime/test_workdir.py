@@ -79,13 +79,13 @@ def test_it_belongs_to_what_it_is_made_from(tmp_path):
             None,
             r"init_from must be .*got nothing \(checksums of .*upright",
         ),
-        ({"init_from": "abc", "generated": "e"}, "generated must be nothing, .* got e"),
+        ({"init_from": "abc", "synthetic": "e"}, "synthetic must be nothing, .* got e"),
     ):
         with pytest.raises(InputError, match=said):
             claim_workdir(epath.Path(tmp_path), small_config(), inputs)
 
 
-def test_it_is_no_generated_set(tmp_path):
+def test_it_is_no_synthetic_set(tmp_path):
     (tmp_path / "provenance.json").write_text("{}")
     with pytest.raises(InputError, match="is a synthetic set; name another --workdir"):
         claim_workdir(epath.Path(tmp_path), small_config())

@@ -1,13 +1,13 @@
 from launch.runtime.reports.tables import fitting_table, text_table
 
-HEADER, ROWS = ["arm", "top-1", ""], [["real", "80.25", "(all)"], ["generated", "9", ""]]
+HEADER, ROWS = ["arm", "top-1", ""], [["real", "80.25", "(all)"], ["synthetic", "9", ""]]
 
 
 def test_text_table():
     assert text_table(HEADER, ROWS).split("\n") == [
         "arm        top-1",
         "real       80.25  (all)",
-        "generated      9",
+        "synthetic      9",
     ]
     assert text_table(HEADER, []) == "arm  top-1"
 
