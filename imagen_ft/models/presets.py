@@ -14,6 +14,7 @@ we chose:
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -207,28 +208,40 @@ def parameter_shapes(name: str, **overrides: Any) -> dict[str, Any]:
     low-resolution image if it has `noise_level`; a latent model takes as many as it predicts.
     """
     model = make(name, **overrides)
-    inputs = _inputs(model, find(name))
+    inputs = _INPUTS.get(type(model), _unet_inputs)(model, find(name))
     return jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
 
 
-def _inputs(model: Any, preset: Preset) -> list[Any]:
-    # One example, one token, and the smallest size that can be halved at every level.
-    floats = lambda *shape: jax.ShapeDtypeStruct(shape, "float32")  # noqa: E731
-    tokens = jax.ShapeDtypeStruct((1, 1), "int32")
-    if isinstance(model, T5Encoder):
-        return [tokens, jax.ShapeDtypeStruct((1, 1), "bool")]
-    if isinstance(model, ClipTextEncoder):
-        return [tokens]
-    size, text = 2 ** len(model.block_out_channels), floats(1, 1, preset.text_width)
-    if isinstance(model, Autoencoder):
-        return [floats(1, size, size, model.out_channels)]
-    if isinstance(model, LatentUNet):
-        sizes: Any = floats(1, preset.pooled_width), floats(1, 6)
-        added = Added(*sizes) if preset.pooled_width else None
-        return [floats(1, size, size, model.out_channels), floats(1), text, added]
-    channels = 6 if model.noise_level else 3
-    level = [floats(1)] if model.noise_level else []
-    return [floats(1, size, size, channels), floats(1), text, *level]
+def _floats(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, "float32")
+
+
+def _image(model: Any, channels: int) -> jax.ShapeDtypeStruct:
+    size = 2 ** len(model.block_out_channels)  # the smallest that can be halved at every level
+    return _floats(1, size, size, channels)
+
+
+def _unet_inputs(model: Any, preset: Preset) -> list[Any]:
+    level = [_floats(1)] if model.noise_level else []
+    image = _image(model, 6 if model.noise_level else 3)
+    return [image, _floats(1), _floats(1, 1, preset.text_width), *level]
+
+
+def _latent_unet_inputs(model: Any, preset: Preset) -> list[Any]:
+    width = preset.pooled_width
+    added = Added(_floats(1, width), _floats(1, 6)) if width else None  # type: ignore[arg-type]
+    text = _floats(1, 1, preset.text_width)
+    return [_image(model, model.out_channels), _floats(1), text, added]
+
+
+_TOKENS, _MASK = (jax.ShapeDtypeStruct((1, 1), dtype) for dtype in ("int32", "bool"))
+# What a class of models takes, for one example with one token; all others denoise pixels.
+_INPUTS: dict[type[nn.Module], Callable[[Any, Preset], list[Any]]] = {
+    Autoencoder: lambda model, preset: [_image(model, model.out_channels)],
+    ClipTextEncoder: lambda model, preset: [_TOKENS],
+    LatentUNet: _latent_unet_inputs,
+    T5Encoder: lambda model, preset: [_TOKENS, _MASK],
+}
 
 
 def find(name: str) -> Preset:
