@@ -96,8 +96,8 @@ def test_one_term_for_one_thing(path):
 
 
 def test_odd_phrases_are_found():
-    text = "It goes on where it stopped.\nMend that.\n`synthetic` is a name.\nA synthetic\nset.\n"
-    assert pages.odd_phrases(text) == ["goes on where", "mend", "synthetic set"]
+    text = "It goes on where it stopped.\nMend that.\n`generated set` is a name.\nA generated\nset.\n"
+    assert pages.odd_phrases(text) == ["goes on where", "mend", "generated set"]
 
 
 FINETUNE = "python -m imagen_ft.finetune --config=configs/digits/finetune_base4.py"

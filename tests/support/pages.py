@@ -42,7 +42,7 @@ ROOMS = ("classifiers", "imagen_ft", "input_pipeline", "launch")
 _FOLDERS = (*ROOMS, "configs", "tests")  # pages of runs and synthetic sets are elsewhere
 # Words used in place of the terms of DESIGN.md, and idioms that no native writer would use.
 _ODD = (
-    r"synthetic (?:image )?(?:set|folder)s?",
+    r"generated (?:image )?(?:set|folder)s?",
     r"goes on (?:where|with|from|in)",
     r"mend(?:s|ed)?",
     r"leaves? away",
