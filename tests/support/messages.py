@@ -35,7 +35,7 @@ def _recording(init, file):
         init(self, *args)
         line = _TEMPORARY.sub("DIR", " ".join(str(self).split()))
         # Each line is one write, so that lines of several workers do not mix.
-        with file.open("a") as lines:
+        with file.open("a", errors="backslashreplace") as lines:
             lines.write(f"{line}\n")
 
     return recording
