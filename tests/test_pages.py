@@ -96,7 +96,9 @@ def test_one_term_for_one_thing(path):
 
 
 def test_odd_phrases_are_found():
-    text = "It goes on where it stopped.\nMend that.\n`generated set` is a name.\nA generated\nset.\n"
+    text = (
+        "It goes on where it stopped.\nMend that.\n`generated set` is a name.\nA generated\nset.\n"
+    )
     assert pages.odd_phrases(text) == ["goes on where", "mend", "generated set"]
 
 

@@ -199,6 +199,7 @@ def test_damaged_results_are_made_again(runs, copied, again):
     assert again() == [("real", "validation", 1)] and results(copied) == results(runs)
 
 
+@pytest.mark.slow
 def test_runs_elsewhere_and_other_weights(runs, tmp_path):
     config = tiny.write_config(tmp_path / "config.py", {"small": SETS["small"]})
     workdir, evaluations = tmp_path / "results", []

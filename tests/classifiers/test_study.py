@@ -170,6 +170,7 @@ def test_what_is_done_is_not_done_again(site):
     assert set(site.result()) == {"evaluation", "sizes", "arms", "cas", "models"}
 
 
+@pytest.mark.slow
 def test_other_numbers_or_images_run_what_they_concern(site, tmp_path):
     assert site.run(CAS) == 0 and site.calls() == OF_CAS
     assert site.run(CAS, "--config.overrides=('optimizer.learning_rate=0.2',)") == 0

@@ -325,6 +325,7 @@ def test_a_shard_of_another_worker_that_went_away(command, whole):
     assert verify(whole).ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds", [15, pytest.param(200, marks=pytest.mark.slow)])
 def test_random_damage_is_found_and_mended(command, whole, rounds):
     before, rng = contents(whole), np.random.default_rng(rounds)

@@ -208,6 +208,7 @@ def test_images_are_not_replaced_by_others(work, tmp_path, capsys, monkeypatch):
     assert "drawn with negative_prompt = , now it is a goldfish" in error(capsys)
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_the_memory_of_every_phase(work, capsys):
     with pytest.raises(SystemExit) as ended:
         argv = ["sample", f"--config={work / 'config.py'}", "--dry_run"]

@@ -144,6 +144,7 @@ def test_what_has_no_digest():
         content_digest({"x": np.zeros(3, ml_dtypes.int4)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "devices"), [(1, 8), (2, 2)])
 def test_any_layout_on_any_devices(processes, devices):
     job = dict(processes=processes, devices=devices)

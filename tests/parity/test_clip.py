@@ -89,6 +89,7 @@ def test_towers_logits_and_files(name, tmp_path):
     same_files(source, tmp_path / "back")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["openai", pytest.param("open_clip", marks=pytest.mark.slow)])
 def test_files_of_openai_and_open_clip(layout, tmp_path):
     """What transformers computes of the same weights; half precision keeps its bytes."""

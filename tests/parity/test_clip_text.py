@@ -24,6 +24,7 @@ from tests.parity.torch_weights import relative_error
 TOKENS = np.array([[61, 63, 7, 62, 62, 62, 62], [61, 9, 8, 7, 6, 62, 0]], np.int32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CLIPS)
 def test_states_and_the_gradient_of_the_embedding(kind, tmp_path):
     theirs = tiny_clip(kind)

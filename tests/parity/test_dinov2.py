@@ -81,6 +81,7 @@ def test_the_rules_for_positions_differ(peer):
         assert difference(whole, model.embeddings.position_embeddings) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(32, 32), (300, 280), (56, 640)])
 @pytest.mark.parametrize("rule", DINOV2_RULES)
 def test_pixels(rule, size):

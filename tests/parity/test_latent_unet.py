@@ -32,6 +32,7 @@ from tests.support.devices import drawn
 SIZES = [[900, 1200, 0, 64, 1024, 1024], [512, 512, 3, 0, 768, 1024]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", [*(pytest.param(k, marks=pytest.mark.slow) for k in ("sd15", "sd21")), "sdxl"]
 )

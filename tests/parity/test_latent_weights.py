@@ -47,6 +47,7 @@ def add_positions(folder, prefix="text_model."):
     safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "options"),
     [

@@ -157,6 +157,7 @@ def test_evaluation_of_classifiers(net, programs):
     assert set(products("\n".join(programs))) == {(True, True)}
 
 
+@pytest.mark.slow
 def test_evaluation_of_stages(programs):
     training = imagen_ft.training.training.Training.of(tiny_stage.get_config())
     state = mock.Mock(

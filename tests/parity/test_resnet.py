@@ -52,6 +52,7 @@ def test_evaluation(pair):
         assert difference(features, peer.resnet(given).pooler_output[:, :, 0, 0]) <= 1e-5
 
 
+@pytest.mark.slow
 def test_training(pair):
     """Outputs, new statistics and gradients, which batch norm makes harder to agree on."""
     peer, name, model, variables = pair

@@ -58,6 +58,7 @@ def saved(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_unet_computes_what_diffusers_computes(saved, stage, tmp_path):
     expected = theirs(tiny_unet(stage), stage)
@@ -167,6 +168,7 @@ def assert_same_files(ours, theirs):
     assert [name for name in theirs if ours[name] != theirs[name]] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "options"),
     [
@@ -277,6 +279,7 @@ def test_other_types_and_names(saved, tmp_path, monkeypatch):
     assert {leaf.dtype.name for leaf in jax.tree.leaves(stored)} == {"bfloat16"}
 
 
+@pytest.mark.slow
 def test_a_pipeline_that_does_not_fit_a_run(saved, tmp_path):
     _, params = weights.load_unet(saved / "1")
     run = make_run(tmp_path / "run", 1, params)

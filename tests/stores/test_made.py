@@ -58,6 +58,7 @@ def test_texts(store, bucket):
     assert len(TextCache(bucket / "cache")) == 5
 
 
+@pytest.mark.slow
 def test_an_import(store, bucket, tmp_path):
     pipeline = write_pipeline(tmp_path / "pipeline")
     command = ["weights", f"--from=deepfloyd:{pipeline}"]

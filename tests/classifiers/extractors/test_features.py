@@ -139,6 +139,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_classifier_of_ours(tmp_path, monkeypatch, name):
     """Its features are those that it gives itself, of images that it brings to its size itself."""

@@ -151,6 +151,7 @@ def pair(name):
     return *nets, jax.tree.map(lambda leaf: (draw(leaf) * signs(leaf)).astype(np.float32), shapes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_networks(name):
     """Training: each half as in a plain one; evaluation: the real set, whatever the other is."""
@@ -179,6 +180,7 @@ def test_training_needs_the_domain():
         model.apply(found, values(2, 8, 8, 1), train=True, mutable=["batch_stats"])
 
 
+@pytest.mark.slow
 def test_the_training_step_passes_the_domain():
     model, _, found = pair("resnet")
     optimizer = dict(

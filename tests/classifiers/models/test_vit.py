@@ -51,6 +51,7 @@ def pictures(*shape):
     return jax.random.uniform(jax.random.key(2), shape, minval=-1, maxval=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", ["sincos", "learned", "learned_patches"])
 def test_positions_are_seen(positions):
     """Patches in another order are another image; with none added they would be the same."""
@@ -73,6 +74,7 @@ def test_fixed_positions():
     assert jax.eval_shape(model.apply, variables, pictures(2, 16, 4, 3)).shape == (2, 3)
 
 
+@pytest.mark.slow
 def test_features_are_what_the_head_sees():
     model, variables = make((1, 8, 8, 3))
     images = pictures(2, 8, 8, 3)
@@ -83,6 +85,7 @@ def test_features_are_what_the_head_sees():
     np.testing.assert_allclose(model.apply(variables, images), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", ["dropout", "drop_path"])
 def test_only_training_drops(field):
     model, variables = make((1, 8, 8, 3), **{field: 0.5})

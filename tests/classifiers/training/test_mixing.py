@@ -122,6 +122,7 @@ def kinds(images):
     return np.where(own.all((-1, -2)), 0, np.where(cut, 2, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_example", [False, True])
 def test_how_often(per_example):
     arguments = dict(mixup=1.0, cutmix=20.0, switch=0.3, probability=0.6, per_example=per_example)
@@ -133,6 +134,7 @@ def test_how_often(per_example):
     assert per_example or (drawn_kinds == drawn_kinds[:, :1]).all()
 
 
+@pytest.mark.slow
 def test_always_and_never():
     both = dict(mixup=1.0, cutmix=20.0)
     assert set(kinds(draw(50, **both, switch=0.0)[0]).ravel()) == {1}

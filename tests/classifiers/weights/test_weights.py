@@ -356,6 +356,7 @@ def test_help(capsys):
     assert "--pixels: import: plain or imagenet" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_trained_run_is_exported(tmp_path, monkeypatch, request, capsys):
     """And its import is evaluated as the run is."""
     monkeypatch.chdir(request.config.rootpath)

@@ -61,6 +61,7 @@ def test_changes_that_are_refused(cascade, changes, message):
         cascade.with_(**changes)
 
 
+@pytest.mark.slow
 def test_another_way_of_sampling_is_that_of_another_config(cascade, monkeypatch):
     def load_stages(config, *_):
         return tuple(make_stages(config).values()), cascade.variables, cascade.digests

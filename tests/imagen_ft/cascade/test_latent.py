@@ -101,6 +101,7 @@ def test_a_dry_run_counts_all_parts(run, pipeline, capsys):
     assert phases["sd: load"].device == held < phases["sd: decode"].device
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "said"),
     [

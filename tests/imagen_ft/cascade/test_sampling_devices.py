@@ -67,6 +67,7 @@ def compiled():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.slow
 def test_one_compilation_a_stage_and_shape(cascade, compiled):
     own = with_batches(cascade, 3, 4)
     count = lambda: compiled.count("jit(sample)")  # noqa: E731

@@ -165,6 +165,7 @@ def finite_differences(function, at, step=1e-5):
     return np.reshape((ahead - behind) / (2 * step), at.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "prediction"), [(SquaredCos(), "eps"), (Cosine(), "v"), (SquaredCos(8), "x0")]
 )

@@ -174,6 +174,7 @@ def assert_finite(samplers, schedules):
         assert (np.abs(images) <= 1).all(), sampler
 
 
+@pytest.mark.slow
 def test_no_number_of_steps_is_lost_or_gives_nan():
     samplers = [DPMpp(count, 3) for count in (FEW_STEPS - 1, FEW_STEPS)]
     samplers += [UniPC(MOST, 3), UniPC(MOST, 3, "bh1"), EulerAncestral(MOST)]

@@ -105,6 +105,7 @@ def test_wrong_arguments_are_refused(computation, action, message):
         action(computation(FAKE), computation(REAL))
 
 
+@pytest.mark.slow
 def test_an_accelerator_finds_the_same(monkeypatch):
     real, fake = (side[:192].astype(np.float32) for side in (REAL, FAKE))
     fake[:9] = real[100:109]

@@ -47,6 +47,7 @@ def test_gelu_is_exact():
     np.testing.assert_allclose(gelu(x), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_large_attention_on_cpu_is_the_same(dtype, monkeypatch):
     """Weights and gradient of the form by heads against jax.nn.dot_product_attention."""

@@ -195,6 +195,7 @@ def test_remat_changes_nothing_but_memory():
         np.testing.assert_allclose(gradient_remat[name], leaf, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("remat", "count"), [(False, 0), (True, 6), ((False, True), 4)])
 def test_remat_by_block(remat, count):
     """One residual block a level each way, and at the lower level an attention each way."""
@@ -218,6 +219,7 @@ def test_context_is_computed_once():
         assert_same_up_to_rounding(denoise(x, time, context), expected)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close():
     half = model(dtype=jnp.bfloat16)
     output = apply(half, variables(), *inputs())
@@ -242,6 +244,7 @@ def test_every_input_matters(number):
     assert np.abs(output - output_and_gradient(model())[0]).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_errors():
     x, t, text, level = inputs()
     for cut in (x[:, 2:], x[:, :, 2:]):
@@ -251,6 +254,7 @@ def test_errors():
         model().apply(variables(), x, t, text)
 
 
+@pytest.mark.slow
 def test_a_shift_by_the_total_stride_shifts_the_output():
     """And by no other: convolutions with strides see the world in steps."""
     # The farthest that a pixel is seen, and then twice: borders and patch must not meet.

@@ -47,6 +47,7 @@ def run(model):
     return jax.jit(model.apply)(variables(), *inputs())
 
 
+@pytest.mark.slow
 def test_context_is_all_that_text_and_level_do():
     model = UNet(**CONFIG)
     x, t, text, level = inputs()
@@ -59,6 +60,7 @@ def test_context_is_all_that_text_and_level_do():
     assert_same_up_to_rounding(in_two(variables()), run(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("field", "row"), [("x", 0), ("t", 1), ("text", 2), ("noise_level", 3)])
 def test_every_input_matters(field, row):
     model, changed = UNet(**CONFIG), list(inputs())

@@ -30,6 +30,7 @@ def test_a_prompt_may_fill_its_tokens_and_no_more():
         tokenize(["one", "sevens"], 6)
 
 
+@pytest.mark.slow
 def test_distinct_prompts_have_distinct_states():
     states, null = encoder().embed(NAMES), encoder().null()
     assert states.shape == (10, 6, 16) and null.shape == (1, 6, 16)
@@ -46,6 +47,7 @@ def test_states_depend_on_the_prompt_alone():
     np.testing.assert_allclose(encoder().embed(NAMES[7:8]), states[7:8], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_padding_changes_no_state():
     longer = encoder(max_length=9).embed(["seven"])
     np.testing.assert_allclose(longer[:, :6], encoder().embed(["seven"]), atol=1e-5)

@@ -58,6 +58,7 @@ def test_t5_is_there_while_it_runs(pipeline, loads, resident):
     assert {leaf.is_deleted() for leaf in jax.tree.leaves(loads)} == {not resident}
 
 
+@pytest.mark.slow
 def test_prompts_are_cleaned_unless_they_are_not_to_be(pipeline):
     states = make(pipeline, dtype="float32").embed(["(a) cat", "a cat"])
     np.testing.assert_array_equal(states[0], states[1])

@@ -223,6 +223,7 @@ def test_teachers_that_do_not_fit(teacher, tmp_path):
         refused(config)
 
 
+@pytest.mark.slow
 def test_a_teacher_of_another_encoder_or_method(teacher, tmp_path):
     run = Run.open(teacher)
     for name, inputs, distill, message in (

@@ -123,6 +123,7 @@ def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch):
             look(Training.of(config), source, NEW if change else "another")
 
 
+@pytest.mark.slow
 def test_bad_input(tmp_path, capsys):
     """One line and exit code 2, before anything is written."""
     (tmp_path / "other").mkdir()

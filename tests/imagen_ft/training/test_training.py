@@ -162,6 +162,7 @@ def test_an_update_follows_the_gradient():
     assert metrics["learning_rate"] == 0 and updated(3)[1]["learning_rate"] == np.float32(0.2)
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_make_the_same_update():
     whole, metrics = updated(3)
     split, split_metrics = updated(3, accumulation=4)

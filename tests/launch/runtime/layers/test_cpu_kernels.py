@@ -68,6 +68,7 @@ def test_a_pointwise_convolution_is_a_product(strides, always):
     assert "conv_general_dilated" not in traced(layer, params, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layer", "plain"), [(layers.Conv, nn.Conv), (layers.Dense, nn.Dense)])
 def test_half_precision(layer, plain, always):
     """As near to float32 as Flax's own layer, sums of thousands of terms included."""

@@ -54,6 +54,7 @@ def test_sigterm_in_a_step_and_the_same_command_again(whole, tmp_path):
     assert numbers(tmp_path, *names) == numbers(whole[0], *names)
 
 
+@pytest.mark.slow
 def test_who_has_to_leave_does_not_evaluate_first(whole, tmp_path):
     """An evaluation, or the compilation of one, can take longer than the machine is left to us."""
     assert start(tmp_path, faults=dict(sigterm=3)).returncode == 75
