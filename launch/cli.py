@@ -184,7 +184,7 @@ def _path_failure(error: Exception) -> tuple[int, str] | None:
         if frame.f_globals["__name__"].startswith("etils.epath"):
             beginning = error.args[0]
             return 2, (
-                f"error: no path that begins with {beginning} can be opened; name a local one"
+                f"error: no path that begins with {beginning} can be opened; use a local one"
             )
     # From fsspec. A config may hold such a path too, so this cannot be checked up front.
     if isinstance(error, ImportError) and "gcsfs" in str(error):

@@ -145,8 +145,8 @@ def _tpu_job(environment: Environment) -> Job | None:
     # On Kaggle the variable can hold a warning in plain words.
     if not all(re.fullmatch(r"\S+", host.strip()) for host in hosts):
         raise InputError(
-            f"{variable} must be a list of hosts, got {environment[variable]!r}; fix it, "
-            "or unset it if this host is alone"
+            f"{variable} must be a list of hosts, got {environment[variable]!r}; fix it, or unset "
+            "it if there is only this host"
         )
     # 2. What JAX would trip over later: variables that are missing or out of range.
     limits = {"MEGASCALE_SLICE_ID": slices}

@@ -31,7 +31,7 @@ KINDS = {
     "restore": "restoring",
     "compile": "compiling",
     PRODUCTIVE: "steps",
-    "repeated": "steps made again",
+    "repeated": "repeated steps",
     "data": "waiting for data",
     "evaluation": "evaluation",
     "pictures": "pictures",

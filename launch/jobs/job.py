@@ -95,8 +95,8 @@ class Child:
             return True
         if time.perf_counter() - self._start - self.seconds > _GRACE:
             raise JobFailed(
-                f"{self.step.name}: exited with 0, but {self.step.output} is missing; the "
-                f"launcher must wait for its end (log: {self._log})",
+                f"{self.step.name}: exited with 0, but {self.step.output} is missing; the launcher "
+                f"must wait for it to finish (log: {self._log})",
                 1,
             )
         return False

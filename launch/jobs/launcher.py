@@ -8,7 +8,7 @@ from absl import flags
 
 from launch.errors import InputError
 
-FLAGS_TITLE = "jobs that it starts"  # in --help
+FLAGS_TITLE = "started jobs"  # in --help
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -18,15 +18,15 @@ def define_flags(values: flags.FlagValues) -> None:
         "submit",
         "",
         (
-            "starts each of them, such as 'srun --gpus=8' or 'env "
-            "CUDA_VISIBLE_DEVICES={lane}'; must wait for their end"
+            "command that starts each of them, such as 'srun --gpus=8' or 'env "
+            "CUDA_VISIBLE_DEVICES={lane}'; it must wait until they finish"
         ),
         flag_values=values,
     )
     flags.DEFINE_string(
         "python",
         sys.executable,
-        "the Python that runs them, if it is elsewhere",
+        "Python to run them with, if not this one",
         flag_values=values,
     )
 
@@ -46,5 +46,5 @@ def launcher(values: flags.FlagValues) -> list[str]:
         raise InputError(f"--submit={values.submit}: {error}") from None
     if not shutil.which(words[0]):
         flag = "--submit" if values.submit else "--python"
-        raise InputError(f"{flag}: no such program: {words[0]!r}; name one on the PATH")
+        raise InputError(f"{flag}: no such program: {words[0]!r}; use one on the PATH")
     return words

@@ -81,7 +81,7 @@ class JobRunner:
         bars = _Bars(self._lanes, [s for s in self._steps.values() if s.name not in done])
         for name in self._steps:
             if name in done:
-                bars.say(f"{name}: was complete")
+                bars.say(f"{name}: already complete")
         # 2. Start what can start and collect what has ended, until all is done.
         with _sigterm_raises():
             try:
@@ -180,7 +180,7 @@ def _sigterm_raises() -> Iterator[None]:
         return
 
     def leave(number: int, frame: object) -> None:
-        raise Preempted("SIGTERM: every step was told to save; run the same command again")
+        raise Preempted("SIGTERM: every step was asked to save; run the same command again")
 
     before = signal.signal(signal.SIGTERM, leave)
     try:

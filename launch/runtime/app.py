@@ -42,7 +42,7 @@ class Arguments:
     @property
     def workdir(self) -> epath.Path:
         """The run directory, for a task that runs."""
-        assert self.folder is not None, "a task without a run directory is a dry run only"
+        assert self.folder is not None, "without --workdir this task supports only --dry_run"
         return self.folder
 
 
@@ -156,13 +156,16 @@ def parse(
 def _config(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, list[str]]:
     names = [arg.removeprefix("--config=") for arg in argv if arg.startswith("--config=")]
     if len(names) != 1:
-        raise InputError("--config must be given once; name one file, --config=configs/X/Y.py")
+        raise InputError(
+            "--config must be given once, got another number; pass one file, "
+            "--config=configs/X/Y.py"
+        )
     return load_config(names[0]), [arg for arg in argv if not arg.startswith("--config=")]
 
 
 def _folder(workdir: str | None) -> epath.Path:
     if not workdir:
-        raise InputError("--workdir is missing; name the run directory, --workdir=DIR")
+        raise InputError("--workdir is missing; pass the run directory, --workdir=DIR")
     if not is_local(workdir) and not workdir.startswith("gs://"):
         raise InputError(f"--workdir must be a local path or begin with gs://, got {workdir}")
     # fsspec reports a missing gcsfs only at the first access, deep inside a library.

@@ -22,15 +22,15 @@ def check_target(target: epath.Path) -> None:
     """Raises `InputError` if something is there already or the name is that of a weight file."""
     if target.suffix in _OF_FILES:
         raise InputError(
-            f"--to must be a folder, got {target}; name one for the weights and the files "
+            f"--to must be a folder, got {target}; pass a folder for the weights and the files "
             "that describe them"
         )
     if target.exists() and not target.is_dir():
-        raise InputError(f"--to must be a folder, got the file {target}; name another one")
+        raise InputError(f"--to must be a folder, got the file {target}; choose another one")
     # A folder that still has the marker is the rest of a killed process: it may be overwritten.
     if entries(target) and not (target / _UNFINISHED).exists():
         raise InputError(
-            f"--to must be an empty folder, got {target}; name another one, or remove it"
+            f"--to must be an empty folder, got {target}; choose another one, or remove it"
         )
 
 

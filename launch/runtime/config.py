@@ -55,7 +55,7 @@ def reading(config: ml_collections.ConfigDict) -> Iterator[None]:
         place = _path_to(error.obj, config)
         field = ".".join(["config", *(place or []), str(error.name)])
         raise InputError(
-            f"{field} is missing, which this task needs; name a config of this task, or add it"
+            f"{field} is missing, and this task needs it; add it, or use a config of this task"
         ) from error
 
 
@@ -129,7 +129,7 @@ def load_config(argument: str) -> ml_collections.ConfigDict:
     with open(path, "rb") as file:
         text = file.read()
     if b"get_config" not in text:
-        raise InputError(f"--config={argument}: {path} has no get_config; name a config file")
+        raise InputError(f"--config={argument}: {path} has no get_config; use a config file")
     # 3. Execute it as a module of its own, not through the import system: its folder need not be a
     # package, and two configs may share a name.
     module = types.ModuleType("experiment")

@@ -24,9 +24,7 @@ def make_decays(config: ml_collections.ConfigDict) -> dict[str, Decay]:
     of the training so far (Karras et al. 2024, section 3.1). Raises `InputError` otherwise.
     """
     if config and MAIN not in config:
-        raise InputError(
-            f"config.ema must have {MAIN!r}, the average that images are sampled with; add it"
-        )
+        raise InputError(f"config.ema must have {MAIN!r}, the average used for sampling; add it")
     return {name: _make_decay(f"config.ema.{name}", spec) for name, spec in config.items()}
 
 
@@ -49,8 +47,8 @@ def _make_decay(field: str, spec: Fields) -> Decay:
     decay = spec["decay"]
     if not 0.0 < decay < 1.0:
         raise InputError(
-            f"{field}.decay must be between 0 and 1, got {decay}; for no "
-            "average leave config.ema out"
+            f"{field}.decay must be between 0 and 1, got {decay}; to train without an average "
+            "leave config.ema out"
         )
     if schedule == "constant":
         return lambda n: jnp.asarray(decay)

@@ -28,7 +28,7 @@ def lock(workdir: epath.Path) -> None:
     _leave(path)
     own = _file_lock(path, ".lock")
     if not _acquired(own):
-        raise InputError(f"{workdir} is in use by another process; wait for its end")
+        raise InputError(f"{workdir} is in use by another process; wait for it to finish")
     _ALONE[path] = own
 
 
@@ -49,7 +49,7 @@ def join(workdir: epath.Path, worker: int, num_workers: int) -> None:
         # First the shared lock on the directory, then the exclusive one on this worker's number.
         _share(shared, str(num_workers), path)
         if not _acquired(own):
-            raise InputError(f"worker {worker} already runs in it; wait for its end")
+            raise InputError(f"worker {worker} is already running there; wait for it to finish")
     except InputError as error:
         os.close(shared)
         raise InputError(f"{workdir}: {error}") from None
@@ -90,18 +90,18 @@ def _share(file: int, num_workers: str, path: str) -> None:
         if _flocked(file, fcntl.LOCK_SH, path):
             break
         if not left:
-            raise InputError("another process runs in it; wait for its end")
+            raise InputError("another process is running there; wait for it to finish")
         time.sleep(0.1)  # another worker holds it exclusively for a moment as it comes in
     if (found := os.pread(file, 20, 0).decode()) != num_workers:
         raise InputError(
-            f"--num_workers must be {found}, as for the workers that run in it, got "
-            f"{num_workers}; change it, or wait for their end"
+            f"--num_workers must be {found}, as for the workers already running there, got "
+            f"{num_workers}; change it, or wait for them to finish"
         )
 
 
 def _enter(workdir: epath.Path) -> str:
     if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"--workdir must be a folder, got the file {workdir}; name another one")
+        raise InputError(f"--workdir must be a folder, got the file {workdir}; choose another one")
     workdir.mkdir(parents=True, exist_ok=True)
     return os.path.abspath(workdir)
 

@@ -140,8 +140,8 @@ def _check_named(paths: Sequence[str], defaults: Defaults) -> None:
         section = path.rpartition(".")[0]
         if f"{section}.name" in defaults:
             raise InputError(
-                f"{_FLAG}{section}.name must be set as well, got {_FLAG}{path} alone; the "
-                "name decides which fields there are"
+                f"{_FLAG}{section}.name must be set as well, got only {_FLAG}{path}; the name "
+                "decides which fields there are"
             )
 
 

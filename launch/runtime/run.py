@@ -40,7 +40,9 @@ class Run:
         """Reads a run's record; raises `InputError` if there is none or it is damaged."""
         path = epath.Path(path)
         if not (path / CONFIG).exists():
-            raise InputError(f"{path} is not a run (it has no {CONFIG}); train it first")
+            raise InputError(
+                f"{path} is not a run (it has no {CONFIG}); check the path, or train it first"
+            )
         config, inputs, run_name = read_record(path)
         return cls(path, ml_collections.ConfigDict(config), inputs, run_name, path)
 

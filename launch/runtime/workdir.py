@@ -56,7 +56,7 @@ def claim_workdir(
         check_path(workdir)
         lock(workdir)
         if (workdir / "provenance.json").exists():
-            raise InputError(f"{workdir} is a synthetic set; name another --workdir")
+            raise InputError(f"{workdir} is a synthetic set; choose another --workdir")
         # 2. A new run: write its record.
         current = plain(config), dict(inputs or {})
         if not (workdir / CONFIG).exists():
@@ -77,8 +77,8 @@ def _check_new(workdir: epath.Path) -> None:
         for name in (CHECKPOINTS, BEST):
             if (folder / name).is_dir() and entries(folder / name):
                 raise InputError(
-                    f"{workdir} has checkpoints, but no {CONFIG}; restore it, or name "
-                    "another --workdir"
+                    f"{workdir} has checkpoints, but no {CONFIG}; restore it, or choose another "
+                    "--workdir"
                 )
 
 
@@ -86,6 +86,6 @@ def _compare(workdir: epath.Path, before: dict, current: dict, note: str = "") -
     for field, (old, new) in differences(before, current).items():
         if field.partition(".")[0] not in FREE:
             raise InputError(
-                f"{field} must be {old}, as when {workdir} was started, got {new}{note}; "
-                "name another --workdir, or remove that one"
+                f"{field} must be {old}, as when {workdir} was started, got {new}{note}; choose "
+                "another --workdir, or remove that one"
             )

@@ -130,7 +130,7 @@ def act(action: str, argv: Sequence[str]) -> int:
     folder = Path(values.jobs)
     if len(names) != 1:
         raise InputError(
-            f"name one job: python -m launch.submit {action} NAME [--jobs=FOLDER] "
+            f"give one job: python -m launch.submit {action} NAME [--jobs=FOLDER] "
             f"({records.listed(folder)})"
         )
     record = records.read(folder, names[0])
@@ -149,7 +149,8 @@ def act(action: str, argv: Sequence[str]) -> int:
         return stream(command)
     if values.dry_run:
         raise InputError(
-            f"--dry_run cannot go with {action}, which neither starts nor ends a job; leave it out"
+            f"--dry_run cannot be combined with {action}, which neither starts nor ends a job; "
+            "leave it out"
         )
     if action == "follow":
         if not mode.can_be_followed:
@@ -186,15 +187,13 @@ def _end(mode: Mode, record: Record, action: str, values: flags.FlagValues) -> i
     record = records.renew(Path(values.jobs), record, now)
     show(record)
     if record.state not in ENDED:
-        say(f"{record.name}: told to save and exit; `status` shows when it has")
+        say(f"{record.name}: asked to save and exit; `status` shows when it has")
     return 0
 
 
 def _mode_of(record: Record, folder: Path) -> Mode:
     if record.mode not in MODES:
-        raise InputError(
-            f"{records.path_of(folder, record.name)}: there is no mode {record.mode!r}"
-        )
+        raise InputError(f"{records.path_of(folder, record.name)}: unknown mode {record.mode!r}")
     return MODES[record.mode]
 
 

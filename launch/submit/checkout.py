@@ -43,7 +43,11 @@ def check_clean(checkout: Checkout, allow_dirty: bool, copies_code: bool) -> Non
     With `copies_code` hosts run the commit, otherwise the files that are here.
     """
     if checkout.is_dirty and not allow_dirty:
-        code = f"commit {checkout.commit[:12]} without them" if copies_code else "what lies there"
+        code = (
+            f"commit {checkout.commit[:12]} without them"
+            if copies_code
+            else "the files as they are"
+        )
         raise InputError(
             f"{checkout.root} has changes that are not committed; commit them, or pass "
             f"--allow_dirty to run {code}"
@@ -56,7 +60,7 @@ def _git(folder: Path, *arguments: str) -> str:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise InputError(
-            "git is not installed, and a job's code is identified by its commit; install it"
+            "git is not installed, but jobs identify their code by its commit; install it"
         ) from None
     if done.returncode:
         raise InputError(

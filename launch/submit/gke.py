@@ -74,21 +74,23 @@ class Gke(Mode):
         flags.DEFINE_bool(
             "check_image",
             True,
-            "whether pods end where the image has another commit than this checkout; "
-            "--nocheck_image for images that do not say theirs",
+            "whether pods stop if the image has another commit than this checkout; "
+            "--nocheck_image for images without a commit",
             flag_values=values,
         )
         flags.DEFINE_multi_string(
             "mount",
             [],
-            "gs://BUCKET[/FOLDER]:/PATH: where pods see it as a folder; may be repeated",
+            "gs://BUCKET[/FOLDER]:/PATH: mounts it at that path in the pods; may be repeated",
             flag_values=values,
         )
-        integer("restarts", 10, "how often it is started again; 10 by default", flag_values=values)
+        integer(
+            "restarts", 10, "how often it is restarted at most; 10 by default", flag_values=values
+        )
         integer("grace", 300, "seconds that pods have to save; 300 by default", flag_values=values)
         string("reserved", "", "name of a reservation of machines", flag_values=values)
         string("cluster", "", "by default that of kubectl's current context", flag_values=values)
-        string("queue", "", "a queue of Kueue, where the cluster has some", flag_values=values)
+        string("queue", "", "a queue of Kueue, if the cluster has any", flag_values=values)
         string("namespace", "default", "of Kubernetes", flag_values=values)
         string("service_account", "", "of Kubernetes; it may read the bucket", flag_values=values)
         flags.DEFINE_enum(
@@ -117,7 +119,7 @@ class Gke(Mode):
         _check(request)
         # 1. Another tool: only its command is printed.
         if values.via != "kubectl":
-            note = f"run this yourself: launch.submit starts nothing by {values.via}"
+            note = f"run this yourself: launch.submit starts nothing with {values.via}"
             return Plan(commands=(other_tool(request),), by_hand=note)
         # 2. The manifest.
         pods = _pods(request)
@@ -226,7 +228,7 @@ class Gke(Mode):
 def _check(request: Request) -> None:
     values = request.flags
     if not values.image:
-        raise InputError("--image is missing; build one with launch/submit/Dockerfile and name it")
+        raise InputError("--image is missing; build one with launch/submit/Dockerfile and pass it")
     if bool(values.tpu_type) == bool(values.gpus):
         raise InputError(
             f"the machines are missing; pass --tpu_type={tpus.SYNTAX}, or --gpus=8 --gpu_type=h100"
@@ -240,7 +242,7 @@ def _check(request: Request) -> None:
     if values.tpu_type and values.nodes > 1:
         raise InputError("--nodes needs GPUs; --tpu_type already says how many hosts a slice has")
     if values.spot and values.reserved:
-        raise InputError("--spot and --reserved exclude each other; give one of them")
+        raise InputError("--spot and --reserved exclude each other; pass only one of them")
     check_processes(request.task, _hosts(request) * values.num_slices, 0)
 
 

@@ -16,7 +16,7 @@ def other_tool(request: Request) -> Command:
     for name in ("env", "mount", "service_account", "queue"):
         if values[name].value:
             raise InputError(
-                f"--{name} cannot go with --via={values.via}, which has its own flag for "
+                f"--{name} cannot be combined with --via={values.via}, which has its own flag for "
                 f"it; leave --{name} out, and add it to the printed command"
             )
     if values.gpus or not values.cluster:

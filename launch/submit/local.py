@@ -26,7 +26,7 @@ class Local(Mode):
     """Processes on this machine; the terminal shows the first one's output."""
 
     name = "local"
-    description = "processes of this machine, as CPU devices or a GPU each"
+    description = "processes on this machine, each with CPU devices or a GPU"
     examples = (
         (
             "--processes=2 --devices=cpu",
@@ -53,7 +53,7 @@ class Local(Mode):
         flags.DEFINE_integer(
             "workers",
             0,
-            "that each do a part alone (--worker=I --num_workers=N), instead of --processes",
+            "that each do a part on their own (--worker=I --num_workers=N), instead of --processes",
             flag_values=values,
         )
         flags.DEFINE_enum(

@@ -149,7 +149,7 @@ def define_common_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     boolean(
-        "allow_dirty", False, "run although files here differ from the commit", flag_values=values
+        "allow_dirty", False, "run even if files here differ from the commit", flag_values=values
     )
     flags.DEFINE_enum(
         "check",
@@ -193,7 +193,9 @@ def check_processes(task: Task, processes: int, workers: int) -> None:
     Processes share the work; each worker does a part of it alone (0 for none).
     """
     if workers and processes > 1:
-        raise InputError("--workers and several processes exclude each other; give one of them")
+        raise InputError(
+            "--workers and several processes exclude each other; pass only one of them"
+        )
     if workers and "worker" not in task.flags:
         raise InputError(
             f"{task.module} has no --worker, so its work cannot be divided "
@@ -215,7 +217,7 @@ def check_workdir(mode: Mode, task: Task, shared: tuple[str, ...]) -> None:
         known = f" ({', '.join(shared)})" if shared else ""
         more = f", or under a folder that all hosts see{known}: {mode.shared_flag}"
         raise InputError(
-            f"--workdir={workdir} would be another folder on every host; name one at "
+            f"--workdir={workdir} would be a different folder on every host; choose one at "
             f"gs://{(more if mode.shared_flag else '')}"
         )
 

@@ -91,7 +91,8 @@ class Sky(Mode):
         integer(
             "workers",
             0,
-            "nodes that do a part alone (--worker=I --num_workers=N), instead of --nodes",
+            "nodes that each do a part on their own (--worker=I --num_workers=N), instead of "
+            "--nodes",
             flag_values=values,
         )
         flags.DEFINE_multi_string(
@@ -183,7 +184,7 @@ def _check(request: Request) -> None:
     check_least(values, nodes=1, workers=0, disk=1)
     check_processes(request.task, values.nodes, values.workers)
     if values.tpu_type and values.gpus:
-        raise InputError("--tpu_type and --gpus exclude each other; give one of them")
+        raise InputError("--tpu_type and --gpus exclude each other; pass only one of them")
     if values.gpus and not re.fullmatch(r"[A-Za-z][\w.-]*:[1-9][0-9]*", values.gpus):
         raise InputError(f"--gpus must be TYPE:N, such as H100:8, got {values.gpus}")
     for name in ("cpus", "memory"):
@@ -192,12 +193,13 @@ def _check(request: Request) -> None:
     # 2. What SkyPilot cannot do with TPU slices.
     if piece and any(place.startswith(("k8s", "kubernetes")) for place in values.infra):
         raise InputError(
-            "--tpu_type cannot go with --infra=k8s; use the mode gke, which has whole slices"
+            "--tpu_type cannot be combined with --infra=k8s; use the mode gke, which has whole "
+            "slices"
         )
     if piece and values.nodes > 1:
         raise InputError(
-            "--nodes cannot go with --tpu_type, as SkyPilot does not join "
-            "slices; choose a larger one"
+            "--nodes cannot be combined with --tpu_type, as SkyPilot does not join slices; choose "
+            "a larger one"
         )
     if piece and piece.hosts > 1:
         if values.workers:

@@ -35,7 +35,9 @@ class Slurm(Mode):
     """A job, or an array of jobs, on a Slurm cluster."""
 
     name = "slurm"
-    description = "nodes of a Slurm cluster, as a process a node or a GPU, or an array of workers"
+    description = (
+        "nodes of a Slurm cluster, with one process per node or GPU, or an array of workers"
+    )
     examples = (
         (
             "--nodes=4 --gpus=8 --processes_per_node=8 --time=24:00:00",
@@ -71,7 +73,7 @@ class Slurm(Mode):
         integer(
             "workers",
             0,
-            "array of jobs, each of one process that does a part alone (--worker=I "
+            "array of jobs, each one process that does a part on its own (--worker=I "
             "--num_workers=N), instead of --nodes",
             flag_values=values,
         )
@@ -87,7 +89,7 @@ class Slurm(Mode):
         integer(
             "grace",
             120,
-            "seconds before the time limit at which the processes are told to save and leave",
+            "seconds before the time limit at which the processes are asked to save and exit",
             flag_values=values,
         )
         integer(
@@ -99,7 +101,7 @@ class Slurm(Mode):
         flags.DEFINE_list(
             "node_disks",
             ["/tmp", "/var/tmp", "/dev/shm", "/run"],
-            "folders that each node has of its own: nothing that the job needs may be there",
+            "folders that are different on every node, so that nothing the job needs may be there",
             flag_values=values,
         )
 
@@ -211,8 +213,8 @@ def _check(request: Request) -> None:
     unlimited = values.time.lower() in ("", "0", "infinite", "unlimited")
     if not unlimited and _seconds(values.time) <= values.grace + _EARLY:
         raise InputError(
-            f"--time must be more than --grace={values.grace} seconds and {_EARLY} more "
-            f"(Slurm may be early), got {values.time}; the job would have to leave at once"
+            f"--time must be more than --grace={values.grace} seconds and {_EARLY} more (Slurm may "
+            f"be early), got {values.time}; the job would have to stop at once"
         )
     # 2. Processes and their GPUs.
     check_processes(request.task, values.nodes * values.processes_per_node, values.workers)
@@ -262,8 +264,8 @@ def _check_folders(request: Request, folder: Path) -> None:
         above = [os.path.realpath(path), *map(str, Path(os.path.realpath(path)).parents)]
         if path and (disk := next((each for each in local if each in above), "")):
             raise InputError(
-                f"{name}, {path}, is under {disk}, which is another folder on every node; "
-                "use a folder that all nodes share (or correct --node_disks)"
+                f"{name}, {path}, is under {disk}, which is a different folder on every node; use "
+                "a folder that all nodes share (or correct --node_disks)"
             )
 
 

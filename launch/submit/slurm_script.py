@@ -26,7 +26,7 @@ refuse() {
     exit 2
 }
 
-# Whether the same command goes on after this exit code.
+# Whether the same command can resume after this exit code.
 goes_on() {
     case $1 in
     75 | 137 | 143) return 0 ;;

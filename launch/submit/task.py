@@ -77,7 +77,7 @@ class Task:
         the task's own message.
         """
         if "workdir" in self.flags and not self.workdir:
-            raise InputError("--workdir is missing after --; name the run directory")
+            raise InputError("--workdir is missing after --; pass the run directory")
         if "dry_run" not in self.flags:
             return
         check = f"--preflight={preflight}" if preflight else "--dry_run"

@@ -118,12 +118,12 @@ class Follower:
     def _left(self) -> str:
         """Tells a user whose machines are still there what to do."""
         command, name = "python -m launch.submit", self.record.name
-        goes_on = "" if self.record.state in ENDED else f"{command} follow {name} goes on, "
+        goes_on = "" if self.record.state in ENDED else f"{command} follow {name} resumes, "
         if not self.record.resource["delete"]:
             return f"{goes_on}{command} stop {name} ends the job"
         return (
-            f"its machines, or the request for them, stay and cost: {goes_on}{command} delete "
-            f"{name} gives them back"
+            "its machines, or the request for them, still exist and cost money: "
+            f"{goes_on}{command} delete {name} gives them back"
         )
 
     def _keep(self, resource: dict[str, Any] | None = None, **changes: Any) -> None:

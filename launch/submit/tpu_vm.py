@@ -24,7 +24,7 @@ class TpuVm(Mode):
     """TPU hosts that are reached by ssh."""
 
     name = "tpu-vm"
-    description = "TPU VMs v4 to v6e, asked for as a queued resource or there already"
+    description = "TPU VMs v4 to v6e, requested as a queued resource or already existing"
     examples = (
         (
             "--tpu_type=v4-512 --spot --zone=us-central2-b",
@@ -54,7 +54,12 @@ class TpuVm(Mode):
         string = flags.DEFINE_string
         tpus.define_flags(values)
         string("tpu", "", "name of an existing TPU VM, instead of --tpu_type", flag_values=values)
-        string("runtime_version", "", "software of the hosts, if not the usual", flag_values=values)
+        string(
+            "runtime_version",
+            "",
+            "software version of the hosts, if not the usual one",
+            flag_values=values,
+        )
         flags.DEFINE_bool("reserved", False, "from the project's reservation", flag_values=values)
         flags.DEFINE_multi_string(
             "create",
@@ -67,7 +72,7 @@ class TpuVm(Mode):
         flags.DEFINE_multi_string(
             "shared",
             [],
-            "a folder that all hosts have mounted; may be repeated",
+            "a folder mounted on all hosts; may be repeated",
             flag_values=values,
         )
         flags.DEFINE_integer(
@@ -124,7 +129,7 @@ class TpuVm(Mode):
                 run(Command(tuple(record.resource["create"])))
             elif resource_state(record) != "ACTIVE":
                 raise InputError(
-                    f"--tpu={request.flags.tpu} does not exist or is not READY; name one that is"
+                    f"--tpu={request.flags.tpu} does not exist or is not READY; choose one that is"
                 )
         except InputError:
             archive.unlink(missing_ok=True)
@@ -153,7 +158,7 @@ class TpuVm(Mode):
         # 3. What only `follow` can do next.
         if state == "SUSPENDED" or record.state in ("starting", "waiting", "submitted"):
             hint = f"{record.resource['machines']}; python -m launch.submit follow {record.name}"
-            resource = record.resource | {"machines": f"{hint} goes on, if no terminal does"}
+            resource = record.resource | {"machines": f"{hint} continues it if no terminal does"}
             record = dataclasses.replace(record, resource=resource)
         return record
 
@@ -190,7 +195,7 @@ def _check(request: Request) -> None:
             "machines, not for --tpu; leave them out"
         )
     if values.spot and values.reserved:
-        raise InputError("--spot and --reserved exclude each other; give one of them")
+        raise InputError("--spot and --reserved exclude each other; pass only one of them")
     # 2. A slice that exists; this mode asks for unusual topologies of v4 only.
     if not values.tpu:
         tpu = tpus.parse(values.tpu_type, values.topology)

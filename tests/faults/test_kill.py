@@ -93,4 +93,6 @@ def test_demo_reports_and_does_nothing_twice(whole_run):
     before = checkpoint.stat().st_mtime_ns
     again = finish(start_demo(workdir))
     steps = output.count(": done in ")
-    assert steps == again.count("was complete") == 15 and checkpoint.stat().st_mtime_ns == before
+    assert (
+        steps == again.count("already complete") == 15 and checkpoint.stat().st_mtime_ns == before
+    )

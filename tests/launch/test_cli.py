@@ -119,7 +119,7 @@ def test_errors_of_the_program_keep_their_traceback(error):
 def test_paths_of_unknown_stores(capsys):
     assert cli.exit_code(lambda: epath.Path("foo://x").exists(), "") == 2
     err = capsys.readouterr().err
-    assert err == "error: no path that begins with foo:// can be opened; name a local one\n"
+    assert err == "error: no path that begins with foo:// can be opened; use a local one\n"
     with pytest.raises(KeyError):
         cli.exit_code(lambda: {}["a"], "")
 

@@ -79,7 +79,7 @@ def test_a_process_that_trains_several_seeds_is_one_attempt(tmp_path):
 def test_summary():
     assert summary([]) == "no attempt has trained yet"
     assert productive([]) == 0.0
-    line = "productive 76% of 3.3 min in 2 attempts: start-up 20%, steps made again 4%"
+    line = "productive 76% of 3.3 min in 2 attempts: start-up 20%, repeated steps 4%"
     assert summary([KILLED, DONE]) == line and productive([KILLED, DONE]) == 0.76
     all_kinds = dataclasses.replace(KILLED, seconds=dict.fromkeys(KINDS, 1000.0))
     assert all(f"{KINDS[kind]} 11%" in summary([all_kinds]) for kind in KINDS if kind != "steps")

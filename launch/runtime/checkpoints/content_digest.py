@@ -75,9 +75,9 @@ def begin_content_digest(tree: PyTree) -> Callable[[], str]:
 
 def _check(leaf: Any) -> None:
     if leaf.dtype.kind == "c" or leaf.dtype.name.endswith(("int2", "int4")):
-        raise TypeError(f"no digest of an array of the type {leaf.dtype}")
+        raise TypeError(f"no checksum for an array of the type {leaf.dtype}")
     if leaf.size * max(1, leaf.dtype.itemsize // 4) >= 2**32:
-        raise ValueError(f"no digest of an array of the shape {leaf.shape}: it is too large")
+        raise ValueError(f"no checksum for an array of the shape {leaf.shape}: it is too large")
 
 
 def _lanes(leaf: Any) -> UInt32[Array, "4"] | UInt32[np.ndarray, "4"]:

@@ -35,7 +35,8 @@ class SealedCheckpoint:
         step = _latest(folder)
         if step is None and best:
             raise InputError(
-                f"{folder} has no best checkpoint; train with config.best, or use the last one"
+                f"{folder} has no best checkpoint; train with config.best, or use the last "
+                "checkpoint"
             )
         if step is None:
             raise InputError(f"{workdir} has no checkpoint; train it first")

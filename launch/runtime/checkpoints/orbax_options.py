@@ -37,14 +37,14 @@ def check_path(path: epath.PathLike) -> None:
     """Raises `InputError` if Orbax cannot save under a path: arrays would silently be missing."""
     if not is_local(path) and not _BUCKET.match(os.fspath(path)):
         raise InputError(
-            f"{path} is not the name of a bucket; it has at least 3 letters, digits, - or _"
+            f"{path} is not the name of a bucket; use at least 3 letters, digits, - or _"
         )
     refused = _NO_PLAIN_TEXT if is_local(path) else _NO_KEY
     for character in os.path.abspath(path) if is_local(path) else os.fspath(path):
         if character in refused:
             raise InputError(
-                f"{path}: checkpoints cannot be saved under a path with {character!r}; "
-                "name another folder"
+                f"{path}: checkpoints cannot be saved under a path with {character!r}; choose "
+                "another folder"
             )
 
 
@@ -142,8 +142,8 @@ def check_fit(folder: epath.Path, abstract: PyTree) -> None:
         stored_shape, model_shape = stored.get(name, "missing"), expected.get(name, "missing")
         if stored_shape != model_shape:
             raise InputError(
-                f"{folder}: {name} must have the model's shape {model_shape}, got "
-                f"{stored_shape}; name the run of this model"
+                f"{folder}: {name} must have the model's shape {model_shape}, got {stored_shape}; "
+                "use the run of this model"
             )
 
 

@@ -152,7 +152,7 @@ class RowCache:
         for field, (old, new) in differences(self.made_from, made_from).items():
             raise InputError(
                 f"{self.folder} has {self.OF_ANOTHER} ({field} was {str(old)[:16]}, now it is "
-                f"{str(new)[:16]}); name another folder, or remove that one"
+                f"{str(new)[:16]}); choose another folder, or remove this one"
             )
 
     def take_turns(self, number: int, count: int) -> None:
@@ -200,7 +200,7 @@ class RowCache:
         # 2. Compare it with the cache and the file's length.
         if not same_maker:
             maker = f"of another {self.MADE_FROM} than {self.folder}"
-            raise InputError(f"{path} is {maker}; remove it there")
+            raise InputError(f"{path} is {maker}; remove it from there")
         if not whole or not fits or rows.end - rows.start != len(names) * self.row_bytes:
             raise InputError(_damaged(path, "its length", self.MEND))
         # 3. Enter the rows; the first part wins if two processes added the same name.

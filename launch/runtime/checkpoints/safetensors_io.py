@@ -107,14 +107,14 @@ def choose_file(
     if variants := _variants(names, stem):
         others = " and ".join(name or "weights without a variant" for name in variants)
         missing = f"variant {variant}" if variant else "weights without a variant"
-        raise InputError(f"{where} has no {missing}, only {others}; name one of these")
+        raise InputError(f"{where} has no {missing}, only {others}; choose one of these")
     pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".ckpt")))
     if pickles:
         raise InputError(
-            f"{where}: {pickles[0]} is a pickle, which could run any code when it is read; "
-            "save the model as safetensors (save_pretrained does) and name that folder"
+            f"{where}: {pickles[0]} is a pickle, which could run any code when it is read; save "
+            "the model as safetensors (save_pretrained does) and use that folder"
         )
-    raise InputError(f"{where} has no weights ({single} or {index}); name a folder that has them")
+    raise InputError(f"{where} has no weights ({single} or {index}); choose a folder that has them")
 
 
 def _variants(names: set[str], stem: str) -> list[str | None]:
@@ -155,8 +155,8 @@ def open_weights(folder: Path, stem: str, variant: str | None, integers: bool = 
         indexed = {tensor for tensor, indexed_in in weight_map.items() if indexed_in == file}
         for tensor in sorted(tensors_of_file.keys() ^ indexed):
             raise InputError(
-                f"{folder / name} and {file} disagree about the tensor {tensor}: they "
-                "belong to different models or are incomplete; download both again"
+                f"{folder / name} and {file} disagree about the tensor {tensor}; they are "
+                "incomplete or belong to different models, download both again"
             )
         tensors.update(tensors_of_file)
     return Weights(folder, variant, files, name, tensors)

@@ -100,7 +100,7 @@ def check_facts(facts: Mapping[str, Any], expected: Mapping[str, Any], folder: e
     """Raises `InputError`, naming the fact, if a seal does not say what is expected of it."""
     for name, value in expected.items():
         if name not in facts:
-            raise InputError(f"{folder} has the seal of an older version, without its {name}")
+            raise InputError(f"{folder} has the seal of an older version, without a {name}")
         if facts[name] != value:
             raise InputError(
                 f"{folder}: {name} must be {value}, got {facts[name]}; it was copied from elsewhere"

@@ -89,7 +89,7 @@ def check_fit(
     where: Any,
     *,
     model: str = "the model",
-    advice: str = "use the model of these weights",
+    advice: str = "choose the model that these weights belong to",
     advice_on: Mapping[str, str] | None = None,
     aliases: Mapping[str, str] | None = None,
 ) -> None:
@@ -104,8 +104,8 @@ def check_fit(
         names = [n for n in (name, second_names.get(name)) if n and n in shapes]
         if not names:
             raise InputError(
-                f"{where}: the tensor {name} of {model} is missing; the weights are of "
-                "another model or incomplete, download them again"
+                f"{where}: the tensor {name} of {model} is missing; the weights are incomplete or "
+                "of another model, download them again"
             )
         for name in names:
             if tuple(shapes[name]) != mapping.file_shape:

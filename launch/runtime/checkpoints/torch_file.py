@@ -65,7 +65,7 @@ class _View:
         )
         least = min((self.offset, *self.shape, *self.strides), default=0)
         if least < 0 or (0 not in self.shape and last >= len(values)):
-            raise ValueError("a tensor reaches beyond its numbers")
+            raise ValueError("a tensor is larger than its data")
         strides = [stride * values.itemsize for stride in self.strides]
         return np.lib.stride_tricks.as_strided(
             values[self.offset :], self.shape, strides, writeable=False
@@ -90,12 +90,12 @@ class _Unpickler(pickle.Unpickler):
         # Storages are persistent objects of the pickle: (kind, type, key, device, size).
         kind, dtype, key, _, size, *view = pid
         if kind != "storage" or not isinstance(dtype, np.dtype) or any(view):
-            raise ValueError("its numbers are kept in an unknown way")
+            raise ValueError("its numbers are stored in an unknown way")
         return _Storage(str(key), dtype, int(size))
 
     def _tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _View:
         if not isinstance(storage, _Storage):
-            raise ValueError("a tensor without numbers")
+            raise ValueError("a tensor without data")
         return _View(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
 
     def _parameter(self, tensor: Any, *_: Any) -> Any:
@@ -128,7 +128,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     tensors.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file; name one with weights")
+        raise InputError(f"{path}: no such file; choose one with weights")
     try:
         with path.open("rb") as file:
             is_zip = file.read(len(_ZIP)) == _ZIP
@@ -140,9 +140,8 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
             return {name: view.read(values[view.storage.key]) for name, view in views.items()}
     except _Refused as error:
         raise InputError(
-            f"{path} asks for {error}, which weights do not need and which could run any "
-            "code; save the state dict alone, torch.save(model.state_dict(), ...), or "
-            "safetensors"
+            f"{path} asks for {error}, which weights do not need and which could run any code; "
+            "save only the state dict, torch.save(model.state_dict(), ...), or safetensors"
         ) from None
     # Random bytes make an unpickler raise almost anything.
     except (Exception, zipfile.BadZipFile) as error:
@@ -174,7 +173,7 @@ def _open_older(file: BinaryIO) -> tuple[dict[str, _View], _Read]:
     # Unpicklers read exactly their own pickle, so that the next one starts at the right byte.
     magic, protocol, system = (_Unpickler(file).load() for _ in range(3))
     if magic != _MAGIC or protocol != _PROTOCOL:
-        raise ValueError("it does not begin as one")
+        raise ValueError("it does not begin like one")
     _check_little(system["little_endian"])
     views = _views(_Unpickler(file).load())
     # After the tensors comes a pickle with the keys of the storages, then each one's size and
@@ -191,10 +190,10 @@ def _open_older(file: BinaryIO) -> tuple[dict[str, _View], _Read]:
 
 def _views(content: Any) -> dict[str, _View]:
     if not isinstance(content, dict) or not content:
-        raise ValueError("it holds no state dict")
+        raise ValueError("it has no state dict")
     for name, view in content.items():
         if not isinstance(name, str) or not isinstance(view, _View):
-            raise ValueError(f"{name} is no tensor")
+            raise ValueError(f"{name} is not a tensor")
     return dict(content)
 
 

@@ -56,8 +56,8 @@ def share(views: Sequence[Sequence[str]], own: int) -> list[str]:
         for uuid in uuids:
             if (other := owners.setdefault(uuid, numbers[0])) != numbers[0]:
                 raise InputError(
-                    f"processes {other} and {numbers[0]} of this job share some GPUs, but "
-                    "not all; give each its own, or all of its host's"
+                    f"processes {other} and {numbers[0]} of this job share some GPUs, but not all; "
+                    "give each its own, or all GPUs of its host"
                 )
         if len(uuids) % len(numbers):
             raise InputError(

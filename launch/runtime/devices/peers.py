@@ -86,8 +86,8 @@ class Watch:
         try:
             if self._code is None:
                 say(
-                    f"lost: process {which} of this job {gone}; see its own output. What "
-                    "was saved is kept: run the same command again on all"
+                    f"lost: process {which} of this job {gone}; see its own output. What was saved "
+                    "is kept: run the same command again on all hosts"
                 )
         finally:
             os._exit(PREEMPTED if self._code is None else self._code)

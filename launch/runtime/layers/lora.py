@@ -81,12 +81,12 @@ def make_lora(config: Fields, params: PyTree, field: str = "config.lora") -> Lor
     if unknown := sorted(set(config) - set(_FIELDS)):
         raise InputError(f"{field} has no field {unknown[0]!r}; use {', '.join(_FIELDS)}")
     if "rank" not in config:
-        raise InputError(f"{field}.rank is missing; set it, 16 is usual")
+        raise InputError(f"{field}.rank is missing; set it (16 is usual)")
     check_numbers(config, {"rank": (1, _MOST_RANK)}, field)
     alpha = config.get("alpha", config["rank"])
     if isinstance(alpha, bool) or not (isinstance(alpha, int | float) and 0 < alpha < math.inf):
         raise InputError(
-            f"{field}.alpha must be a number above 0, got {alpha!r}; the rank is usual"
+            f"{field}.alpha must be a number above 0, got {alpha!r}; the value of rank is usual"
         )
     dtype = config.get("base_dtype", "float32")
     if dtype not in _DTYPES:

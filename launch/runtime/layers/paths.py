@@ -28,7 +28,7 @@ def matching(field: str, patterns: Any, params: Any) -> Any:
             hits = [re.search(pattern, name) is not None for name in names]
         except re.error as error:
             raise InputError(
-                f"{field}: {pattern!r} must be a regular expression ({error})"
+                f"{field}: {pattern!r} must be a valid regular expression ({error})"
             ) from None
         if not any(hits):
             raise InputError(

@@ -30,7 +30,7 @@ SYNTAX = "GENERATION:TOPOLOGY[*SLICES], such as v4:4x4x16, v5p:4x4x8*2, v5e:16x1
 SCALES = (64, 128, 256, 512, 1024, 2048, 4096)
 # Has the most memory: what does not fit elsewhere is measured there.
 LARGEST = "v5p"
-HELP = "try remat, a larger config.mesh.fsdp, fewer images a chip and step, or accumulation"
+HELP = "try remat, a larger config.mesh.fsdp, fewer images per chip and step, or accumulation"
 # Without these, libtpu asks Google's metadata server what machine this is, waits, and complains.
 _ALONE = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -74,8 +74,8 @@ class Target:
         except jax.errors.JaxRuntimeError as error:
             if "lockfile" in str(error):
                 raise InputError(
-                    "--preflight: another process uses libtpu (/tmp/libtpu_lockfile); "
-                    "wait for its end"
+                    "--preflight: another process uses libtpu (/tmp/libtpu_lockfile); wait for it "
+                    "to finish"
                 ) from None
             reason = str(error).splitlines()[0]
             raise InputError(
@@ -89,8 +89,8 @@ def define_flags(values: flags.FlagValues) -> None:
         "preflight",
         "",
         (
-            "compile the step for TPUs, without having any, print memory, operations, traffic "
-            f"and estimated time, then exit: {SYNTAX}"
+            "compile the step for TPUs (none needed), print memory, operations, traffic and "
+            f"estimated time, then exit: {SYNTAX}"
         ),
         flag_values=values,
     )
@@ -256,7 +256,7 @@ def run(
     print(json.dumps(result), flush=True)
     if not fits:
         raise InputError(
-            f"--preflight={target}: the step needs {program.total_bytes / GIB:.1f} GiB a "
+            f"--preflight={target}: the step needs {program.total_bytes / GIB:.1f} GiB per "
             f"chip of {plan.chip.hbm_bytes / GIB:.0f}; the largest buffers are "
             f"{'; '.join(map(_describe, program.buffers[:3]))}; {HELP}"
         )
@@ -279,7 +279,7 @@ def _measure_elsewhere(
         match = re.search(r"\(([\d.]+[KMGT])\) exceeds available HBM", error)
         size = f"{match[1]} of temporaries" if match else "too much"
         raise InputError(
-            f"--preflight={target}: the step needs {size} a chip, more than {LARGEST} has; {HELP}"
+            f"--preflight={target}: the step needs {size} per chip, more than {LARGEST} has; {HELP}"
         ) from None
 
 
@@ -296,14 +296,14 @@ def _describe(buffer: hlo.Buffer) -> str:
 
 
 def _print_memory(program: Program, chip: Chip, note: str) -> None:
-    print(f"\nmemory a chip{note}, GiB")
+    print(f"\nmemory per chip{note}, GiB")
     for kind, size in program.memory.items():
         print(f"  {kind:12} {size / GIB:8.2f}")
     free = 1 - program.total_bytes / chip.hbm_bytes
     print(
         f"  {'total':12} {program.total_bytes / GIB:8.2f} of {chip.hbm_bytes / GIB:.0f}: ", end=""
     )
-    print(f"{free:.0%} free (what is aliased counts once)")
+    print(f"{free:.0%} free (aliased buffers count once)")
     print("largest buffers at the peak of the schedule")
     for buffer in program.buffers:
         print(f"  {_describe(buffer)}")
@@ -311,7 +311,7 @@ def _print_memory(program: Program, chip: Chip, note: str) -> None:
 
 def _print_compute(program: Program, chip: Chip, floor: float, note: str) -> None:
     print(f"\na step{note}")
-    print(f"  FLOPs a chip         {program.flops / 1e12:10.3f} T")
+    print(f"  FLOPs per chip       {program.flops / 1e12:10.3f} T")
     print(f"  compiler's estimate  {program.seconds:10.4f} s")
     print(f"  floor                {floor:10.4f} s, FLOPs / {chip.peak_flops / 1e12:.0f} TFLOP/s")
     print("where the compiler expects the time to go")
@@ -327,7 +327,7 @@ def _print_feeding(
         seconds = fed_seconds(work, chip, chips)
         slower = "CPUs" if seconds > program.seconds else "chips"
         cpus = f"{-(-chips // chip.host_chips)} x {chip.host_cpus} CPUs"
-        print(f"fed from {stored:12} {seconds:10.4f} s by {cpus}: the {slower} hold it up")
+        print(f"fed from {stored:12} {seconds:10.4f} s by {cpus}: limited by the {slower}")
 
 
 def _print_collectives(collectives: Sequence[hlo.Collective]) -> None:
@@ -339,7 +339,7 @@ def _print_collectives(collectives: Sequence[hlo.Collective]) -> None:
         sent = sum(member.bytes for member in members) / 1e9
         once = "" if all(member.turns_known for member in members) else "(one turn of a loop)"
         rows.append([kind, axes, f"{chips}", f"{len(members)}", f"{sent:.3f}", once])
-    print("\n" + text_table(["collective", "over", "chips", "count", "GB a chip sends", ""], rows))
+    print("\n" + text_table(["collective", "over", "chips", "count", "GB sent per chip", ""], rows))
 
 
 def scaled_seconds(
@@ -375,7 +375,7 @@ def scaled_seconds(
 def _print_scaling(program: Program, chip: Chip, mesh: Mesh, parameters: int) -> None:
     rest = mesh.size // mesh.shape["data"]
     print(
-        f"\nweak scaling, the same work a chip (a model, not compiled: {scaled_seconds.__name__})"
+        f"\nweak scaling, the same work per chip (a model, not compiled: {scaled_seconds.__name__})"
     )
     rows, first = [], None
     for chips in SCALES:

@@ -48,7 +48,7 @@ class MetricWriter:
         # 2. Keep the lines up to the checkpoint.
         kept = [line for line in lines if line["step"] <= start_step]
         if start_step and not kept:
-            state = "holds no numbers" if path.exists() else "is missing"
+            state = "has no numbers" if path.exists() else "is missing"
             say(f"{path} {state}: the metrics up to step {start_step} are lost, training continues")
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomic(path, text.encode())

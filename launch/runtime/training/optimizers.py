@@ -49,7 +49,7 @@ def _drops(config: ml_collections.ConfigDict) -> dict[int, float]:
     boundaries, warmup = tuple(config.get("boundaries", ())), config.warmup_steps
     if not boundaries or list(boundaries) != sorted({b for b in boundaries if warmup < b <= MOST}):
         raise InputError(
-            f"optimizer.boundaries must be increasing steps above warmup_steps={warmup}, "
+            f"optimizer.boundaries must be increasing step numbers above warmup_steps={warmup}, "
             f"got {boundaries}"
         )
     return dict.fromkeys((b - warmup for b in boundaries), config.get("factor", 0.1))
@@ -172,7 +172,7 @@ def frozen_parameters(patterns: Sequence[str], params: Any) -> Any:
     """
     frozen = matching("config.frozen", patterns, params)
     if all(jax.tree.leaves(frozen)):
-        raise InputError("config.frozen leaves no parameter to train; name fewer")
+        raise InputError("config.frozen leaves no parameter to train; freeze fewer")
     return frozen
 
 

@@ -158,7 +158,7 @@ def test_what_is_complete_is_not_done_again(site, capfd):
     first = site.road(*steps).marks()
     capfd.readouterr()
     assert site.run(*steps) == [] and site.road(*steps).marks() == first
-    assert capfd.readouterr().err.splitlines() == ["a: was complete", "b: was complete"]
+    assert capfd.readouterr().err.splitlines() == ["a: already complete", "b: already complete"]
 
 
 @pytest.mark.parametrize(("gone", "again"), [("a", "ab"), ("b", "b"), ("c", "c")])
@@ -251,7 +251,7 @@ def test_preempted_steps_end_the_road_as_preempted(site):
 @pytest.mark.parametrize(
     ("number", "error", "said"),
     [
-        (signal.SIGTERM, Preempted, "SIGTERM: every step was told to save"),
+        (signal.SIGTERM, Preempted, "SIGTERM: every step was asked to save"),
         (signal.SIGINT, KeyboardInterrupt, None),
     ],
 )

@@ -91,15 +91,15 @@ def test_wrong_command_line(config, tmp_path, capsys, argv, said):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--workdir=run"], "--config must be given once; name one file"),
+        (["--workdir=run"], "--config must be given once, got"),
         (["--config=none.py", "--workdir=run"], "--config=none.py: no such file: none.py"),
-        (["--config={parts}", "--workdir=run"], "parts.py has no get_config; name a config file"),
+        (["--config={parts}", "--workdir=run"], "parts.py has no get_config; use a config file"),
         (["--config={config}:fast", "--workdir=run"], ":fast: ValueError: there is no argument"),
         (
             ["--config=a:b/c.py", "--workdir=run"],
             "no such file: a; what follows a ':' is an argument",
         ),
-        (["--config={config}"], "--workdir is missing; name the run directory"),
+        (["--config={config}"], "--workdir is missing; pass the run directory"),
         (["--config={config}:runlocal", "--number=2"], "--workdir is missing"),
         (["--config={config}", "--workdir=run", "--all_tensors"], "--all_tensors needs --dry_run"),
     ],

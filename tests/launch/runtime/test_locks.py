@@ -55,7 +55,7 @@ def test_workers_together(tmp_path, monkeypatch):
         # The refused one has not wiped out how many they are.
         with pytest.raises(InputError, match="--num_workers must be 3"):
             join(folder, 1, 2)
-        with pytest.raises(InputError, match="worker 0 already runs"):
+        with pytest.raises(InputError, match="worker 0 is already running"):
             join(folder, 0, 3)
         join(folder, 1, 3)
         with another_process(folder, "locks.join(folder, 2, 3)"):

@@ -57,7 +57,7 @@ def test_of_long_lists_the_first_difference_is_told(tmp_path):
             [*names[:7], "owl", *names[8:]],
             r"names\[7\] must be class 7, as when .* was started, got owl",
         ),
-        (names[:-1], r"names\[999\] must be class 999, .* got nothing; name"),
+        (names[:-1], r"names\[999\] must be class 999, .* got nothing; choose"),
     ):
         with pytest.raises(InputError, match=said):
             claim_workdir(epath.Path(tmp_path), small_config(names=other))
@@ -69,7 +69,7 @@ def test_it_belongs_to_what_it_is_made_from(tmp_path):
     for inputs, said in (
         (
             {"init_from": "abd"},
-            r"init_from must be abc, .* got abd \(checksums of .*upright.*\); name another",
+            r"init_from must be abc, .* got abd \(checksums of .*upright.*\); choose another",
         ),
         (
             {},
@@ -87,7 +87,7 @@ def test_it_belongs_to_what_it_is_made_from(tmp_path):
 
 def test_it_is_no_synthetic_set(tmp_path):
     (tmp_path / "provenance.json").write_text("{}")
-    with pytest.raises(InputError, match="is a synthetic set; name another --workdir"):
+    with pytest.raises(InputError, match="is a synthetic set; choose another --workdir"):
         claim_workdir(epath.Path(tmp_path), small_config())
     assert not (tmp_path / "config.json").exists()
 

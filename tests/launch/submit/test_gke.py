@@ -235,7 +235,7 @@ def test_looked_at_and_ended(job, kubectl, secrets, capsys):
         (("--image=i", "--tpu_type=v4-8", "--nodes=2"), "--nodes needs GPUs"),
         (("--image=i", "--tpu_type=v4-8", "--restarts=-1"), "--restarts must be"),
         (("--image=i", "--tpu_type=v4-8", "--mount=b:/data"), "--mount must be gs://BUCKET"),
-        (("--image=i", "--tpu_type=v4-8", "--spot", "--reserved=r"), "give one of them"),
+        (("--image=i", "--tpu_type=v4-8", "--spot", "--reserved=r"), "pass only one of them"),
         (("--image=i", "--tpu_type=v4-8", "--env=NOT_SET_HERE"), "not set here"),
         (("--image=i", "--tpu_type=v4-8", "--via=xpk"), "needs --cluster"),
         (

@@ -103,7 +103,7 @@ def test_who_is_told_to_leave_has_to_save_yet(job, local, monkeypatch, tmp_path,
     monkeypatch.setattr(type(local), "stop", lambda self, seen: Plan())
     assert job("stop", "a") == 0
     said = capsys.readouterr()
-    assert "state: running\n" in said.out and "told to save and exit" in said.err
+    assert "state: running\n" in said.out and "asked to save and exit" in said.err
     assert record.read(tmp_path / "jobs", "a") == kept
 
 

@@ -190,7 +190,9 @@ def test_refused(submit, files, options, said):
 
 
 def test_words_and_folders_that_are_refused(submit, files):
-    with pytest.raises(InputError, match="--workdir=runs/a would be another folder on every host"):
+    with pytest.raises(
+        InputError, match="--workdir=runs/a would be a different folder on every host"
+    ):
         submit("sky", *TASK[:-1], "--workdir=runs/a")
     with pytest.raises(InputError, match="has a character that"):
         submit("sky", *TASK, "--x=a\nb")

@@ -383,7 +383,7 @@ def test_a_value_is_written_nowhere(submitted, folder, monkeypatch, capfd, tools
         (("--restarts=-1",), "--restarts must be at least 0, got -1"),
         (("--grace=70000",), "--grace must be at most 65535 seconds"),
         (("--time=3",), "--time must be more than --grace=120 seconds and 60 more"),
-        (("--time=0-0:10:0", "--grace=540"), "the job would have to leave at once"),
+        (("--time=0-0:10:0", "--grace=540"), "the job would have to stop at once"),
         (("--time=soon",), "--time must be like 90 \\(minutes\\), 1:30:00 or 2-12:00:00, got soon"),
         (("--gpus=a100",), "--gpus must be N or TYPE:N, got a100"),
         (("--gpus=8", "--processes_per_node=3"), "must divide the 8 GPUs of a node evenly"),
@@ -400,7 +400,7 @@ def test_a_value_is_written_nowhere(submitted, folder, monkeypatch, capfd, tools
         ),
         (
             ("--jobs=/nowhere/jobs",),
-            "--jobs, /nowhere/jobs/cats, is under /nowhere, which is anoth",
+            "--jobs, /nowhere/jobs/cats, is under /nowhere, which is a dif",
         ),
         (("--jobs=a\\b",), "without a backslash, which Slurm reads as its own"),
         (("--env=NOT_SET_ANYWHERE",), "this variable is not set here"),

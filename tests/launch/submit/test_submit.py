@@ -35,12 +35,12 @@ TASK = ("--", "python", "-m", "imagen_ft.finetune", "--config=c.py", "--workdir=
         (["local", "--processes=0", *TASK], "--processes must be at least 1, got 0"),
         (["local", "--workers=-1", *TASK], "--workers must be at least 0, got -1"),
         (["local", "--restarts=-1", *TASK], "--restarts must be at least 0, got -1"),
-        (["local", "--processes=2", "--workers=2", *TASK], "give one of them"),
+        (["local", "--processes=2", "--workers=2", *TASK], "pass only one of them"),
         (["local", "--devices=gpu", *TASK], "needs a GPU on this machine"),
         (["local", "--check=preflight", *TASK], "needs a job with TPUs"),
         (["local", "--unknown", *TASK], "command line: Unknown command line flag"),
-        (["status"], "name one job"),
-        (["status", "a", "b"], "name one job"),
+        (["status"], "give one job"),
+        (["status", "a", "b"], "give one job"),
         (["logs", "nobody"], "no job 'nobody' was started from here"),
     ],
 )
@@ -56,7 +56,10 @@ def test_changes_in_no_commit(job, monkeypatch):
     monkeypatch.setattr(submit, "find_checkout", lambda is_needed: dirty)
     assert job("local", "--dry_run", *TASK) == 0
     monkeypatch.setattr(submit.MODES["local"], "starts_later", True)
-    for copies, code in ((True, "commit 000000000000 without them"), (False, "what lies there")):
+    for copies, code in (
+        (True, "commit 000000000000 without them"),
+        (False, "the files as they are"),
+    ):
         monkeypatch.setattr(submit.MODES["local"], "copies_code", copies)
         with pytest.raises(InputError, match=f"not committed; .* --allow_dirty to run {code}$"):
             job("local", "--dry_run", *TASK)
@@ -68,7 +71,7 @@ def test_what_lies_here_needs_no_repository(monkeypatch, tools):
     monkeypatch.setenv("IMAGEN_FT_COMMIT", "0" * 40)
     assert find_checkout(is_needed=False) == Checkout(ROOT, "0" * 40, is_dirty=False)
     with pytest.raises(
-        InputError, match="git is not installed, and a job's code is identified by its com"
+        InputError, match="git is not installed, but jobs identify their code by its commit"
     ):
         find_checkout()
 
@@ -140,7 +143,9 @@ def test_run_directories_of_several_hosts(workdir, shared, is_shared):
     if is_shared:
         check_workdir(Pod, task, shared)
         return
-    with pytest.raises(InputError, match="would be another folder on every host; name one at gs:"):
+    with pytest.raises(
+        InputError, match="would be a different folder on every host; choose one at gs:"
+    ):
         check_workdir(Pod, task, shared)
 
 

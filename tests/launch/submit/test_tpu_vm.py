@@ -85,7 +85,7 @@ def test_waits_starts_and_restarts(job, gcloud, capsys, secrets, tmp_path):
     said = capsys.readouterr().err
     assert said.count("its machines are WAITING_FOR_RESOURCES") == 1
     assert "exit code 75; restarting" in said
-    assert "done; its machines, or the request for them, stay and cost" in said
+    assert "done; its machines, or the request for them, still exist and cost money" in said
     starts = [(words, read) for words, read in gcloud.calls() if "setsid" in " ".join(words)]
     assert {read for _, read in starts} == {"HF_TOKEN=hf_very'secret\n"}
     texts = [said, *(path.read_text() for path in tmp_path.rglob("jobs/*.json"))]
@@ -156,7 +156,7 @@ def test_a_step_that_fails_leaves_the_machines_and_says_so(job, gcloud, capsys, 
     gcloud.answer("uv venv", err="no space left on device", code=1)
     says(gcloud, ["ACTIVE"])
     with pytest.raises(
-        InputError, match=r"no space left.*follow run-1 goes on.*delete run-1 gives"
+        InputError, match=r"no space left.*follow run-1 resumes.*delete run-1 gives"
     ):
         job(*NEW, *TASK)
     assert len(gcloud.slept) == 4  # It is tried five times.
@@ -172,10 +172,10 @@ def test_taken_up_by_another_terminal(job, gcloud, capsys, monkeypatch, secrets)
     monkeypatch.setattr(submit.MODES["tpu-vm"], "sleep", interrupt)
     with pytest.raises(KeyboardInterrupt):
         job(*NEW, "--env=HF_TOKEN", *TASK)
-    assert "follow run-1 goes on" in capsys.readouterr().err
+    assert "follow run-1 resumes" in capsys.readouterr().err
     assert job("status", "run-1") == 0
     printed = capsys.readouterr().out
-    assert "machines: SUSPENDED; python -m launch.submit follow run-1 goes on" in printed
+    assert "machines: SUSPENDED; python -m launch.submit follow run-1 continues it" in printed
     with pytest.raises(InputError, match="a job 'run-1' is waiting"):
         job(*NEW, *TASK)
     monkeypatch.delenv("HF_TOKEN")
@@ -207,7 +207,7 @@ def test_looked_at_and_ended(job, gcloud, capsys):
         ),
         (("--tpu_type=tpu7x-8",), "TPU7x and later are not in the Cloud TPU API"),
         (("--tpu=mine", "--spot"), "not for --tpu"),
-        (("--tpu_type=v4-8", "--spot", "--reserved"), "give one of them"),
+        (("--tpu_type=v4-8", "--spot", "--reserved"), "pass only one of them"),
         (("--tpu_type=v4-8", "--num_slices=0"), "--num_slices must be at least 1"),
         (("--tpu_type=v5p-128", "--topology=2x4x8"), "needs --tpu_type=v4"),
         (("--tpu_type=v4-8", "--env=NOT_SET_HERE"), "not set here"),

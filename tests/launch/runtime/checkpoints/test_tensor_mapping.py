@@ -56,11 +56,11 @@ def test_a_slice_of_ours_is_a_slice_of_the_file():
         ({"conv.bias": None}, r"x: the tensor conv\.bias of the model is missing"),
         (
             {"more": (1,)},
-            r"x: the model has no tensor more \(1 too many\); use the model of these weights",
+            r"x: the model has no tensor more \(1 too many\); choose the model that",
         ),
         (
             {"conv.weight": (7, 5, 2, 3)},
-            r"conv\.weight must have .*got \(7, 5, 2, 3\); use the model of these weights",
+            r"conv\.weight must have .*got \(7, 5, 2, 3\); choose the model that",
         ),
         (
             {"conv.bias": (8,)},

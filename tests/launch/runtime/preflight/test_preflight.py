@@ -311,8 +311,8 @@ def test_the_slower_of_chips_and_cpus_is_named(capsys):
     preflight._print_feeding({"files": 240.0, "a copy": 120.0}, program, v4, chips=10)
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines == [
-        "fed from files 0.3333 s by 3 x 240 CPUs: the CPUs hold it up",
-        "fed from a copy 0.1667 s by 3 x 240 CPUs: the chips hold it up",
+        "fed from files 0.3333 s by 3 x 240 CPUs: limited by the CPUs",
+        "fed from a copy 0.1667 s by 3 x 240 CPUs: limited by the chips",
     ]
 
 

@@ -237,7 +237,7 @@ def test_a_run_that_is_killed_at_one_step(tmp_path, monkeypatch):
         killed(tmp_path, monkeypatch, cut=5)
     steps = [one.last_step for one in read_attempts(tmp_path)]
     assert steps[1:] == [5, 5, 5]
-    refused(tmp_path, "ended at step 5, the last was killed \\(steps")
+    refused(tmp_path, "ended at step 5, the last was killed \\(repeated")
     # A checkpoint of that step, whoever made it.
     monkeypatch.setattr(goodput, "latest_step", lambda workdir: 5)
     fails(tmp_path, cut=6)

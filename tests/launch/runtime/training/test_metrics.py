@@ -146,7 +146,7 @@ def test_a_run_that_goes_on_without_its_metrics_says_so(tmp_path, capsys):
     assert not capsys.readouterr().err
     rest = "the metrics up to step 3 are lost, training continues\n"
     MetricWriter(epath.Path(tmp_path), 3).close()
-    assert capsys.readouterr().err == f"{path} holds no numbers: {rest}"
+    assert capsys.readouterr().err == f"{path} has no numbers: {rest}"
     path.unlink()
     MetricWriter(epath.Path(tmp_path), 3).close()
     assert capsys.readouterr().err == f"{path} is missing: {rest}"
