@@ -44,7 +44,7 @@ def load(name_or_path: epath.PathLike, expected: int | None = None) -> tuple[str
         _check_names(named)
     if expected is not None and len(named) != expected:
         raise InputError(
-            f"{name_or_path} must have {expected} class names, one a class, got {len(named)}"
+            f"{name_or_path} must have {expected} names, one per class, got {len(named)}"
         )
     return tuple(name for _, name in named)
 
@@ -100,12 +100,13 @@ def _check_names(named: list[tuple[str, str]]) -> None:
         # Such a list would make the id part of the prompt.
         if _SYNSET.match(name):
             raise InputError(
-                f"{location}: {name!r} is a WordNet id with its words; name the list 'imagenet' if "
-                "these are ImageNet's 1,000 classes, else write the ids alone or the words alone"
+                f"{location}: {name!r} is a WordNet id with its words; use 'imagenet' if these are "
+                "ImageNet's 1,000 classes, else write only the ids or only the words"
             )
         if name in seen:
             raise InputError(
-                f"{location}: {name!r} is already at {seen[name]}; give every class its own name"
+                f"{location}: {name!r} is already at {seen[name]}; give every class a name of its "
+                "own"
             )
         seen[name] = location
 
@@ -122,7 +123,7 @@ def read_lines(path: epath.PathLike) -> Iterator[tuple[str, str]]:
         # Windows editors put a byte-order mark first, which utf-8-sig removes.
         text = path.read_bytes().decode("utf-8-sig")
     except OSError:
-        raise InputError(f"{path} cannot be read; name a file with one entry a line") from None
+        raise InputError(f"{path} cannot be read; use a file with one entry per line") from None
     except UnicodeDecodeError as error:
         number = error.object.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}:{number} is not UTF-8; save the file as UTF-8") from None
@@ -133,7 +134,7 @@ def read_lines(path: epath.PathLike) -> Iterator[tuple[str, str]]:
         lines = enumerate(io.StringIO(text, newline=None), start=1)
         entries = [(f"{path}:{i}", line) for i, line in lines]
     if not entries:
-        raise InputError(f"{path} is empty; write one entry a line")
+        raise InputError(f"{path} is empty; write one entry per line")
     for location, line in entries:
         yield location, line.strip()
 

@@ -64,7 +64,7 @@ def _words() -> dict[str, str]:
 def upright(chosen: Any, class_names: Sequence[str]) -> bool:
     """Whether to turn images as their EXIF orientation says; None decides by the class names."""
     if chosen is not None and type(chosen) is not bool:
-        raise InputError(f"upright must be True or False, got {chosen!r}; choose one")
+        raise InputError(f"upright must be True or False, got {chosen!r}")
     # Training and evaluation on ImageNet ignore the orientation everywhere, and published numbers
     # were measured so. Photographs of phones are only upright with it.
     return not all(map(_WORDNET_ID.fullmatch, class_names)) if chosen is None else chosen

@@ -68,13 +68,13 @@ class Copy:
         """
         # ArrayRecord needs a file system; a copy must not turn synthetic images into real ones.
         if not files.is_local(folder):
-            raise InputError(f"--to must be a mounted folder, got {folder}; mount one")
+            raise InputError(f"--to must be a local or mounted folder, got {folder}; use one")
         # A wrong label would only show when the copy is read.
         check_labels(source)
         if source.domain.any():
             raise InputError(
-                "--source has synthetic images, and the copy would make them real ones; "
-                "use input_pipeline.synthetic for those"
+                "--source has synthetic images, and the copy would count them as real; use "
+                "input_pipeline.synthetic for those"
             )
         if (channels := source[0]["image"].shape[-1]) != 3:
             raise InputError(f"--source must have images in colour, got {channels} channel")
@@ -103,7 +103,7 @@ class Copy:
             if changed:
                 names = ", ".join(field.partition(".")[0] for field in changed)
                 raise InputError(
-                    f"--to={self.folder} has a copy with another {names}; choose another folder"
+                    f"--to={self.folder} has a copy with a different {names}; choose another folder"
                 )
         elif self.folder.exists() and any(p.name[0] != "." for p in self.folder.iterdir()):
             # Hidden files may be left over from a copy that was killed at its start.
@@ -251,11 +251,13 @@ def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of this command."""
     number = functools.partial(flags.DEFINE_integer, flag_values=values)
     flags.DEFINE_string("config", None, "FILE.py[:arguments]", flag_values=values)
-    flags.DEFINE_string("source", None, "the config field with the images", flag_values=values)
-    flags.DEFINE_string("to", None, "a new folder, or one to resume", flag_values=values)
-    number("size", 320, "of the shorter side, in pixels", lower_bound=1, upper_bound=2**14)
+    flags.DEFINE_string("source", None, "config field of the images", flag_values=values)
+    flags.DEFINE_string(
+        "to", None, "folder of the copy; the same folder resumes", flag_values=values
+    )
+    number("size", 320, "length of the shorter side in pixels", lower_bound=1, upper_bound=2**14)
     number("quality", 95, "of JPEG", lower_bound=1, upper_bound=100)
-    flags.DEFINE_bool("raw", False, "do not compress", flag_values=values)
+    flags.DEFINE_bool("raw", False, "store pixels uncompressed", flag_values=values)
     number("workers", None, "processes; by default one per CPU", lower_bound=1)
 
 

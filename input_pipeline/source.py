@@ -104,14 +104,14 @@ def check_same_classes(
         present = set(there)
         if missing := [name for name in expected if name not in present]:
             raise InputError(
-                f"{lacking} lacks {len(missing)} of the {len(expected)} classes of "
-                f"{having}: {listed(map(repr, missing))}; add images of them, or list the "
-                f"classes to keep in {having} with its field classes=[...]"
+                f"{lacking} lacks {len(missing)} of the {len(expected)} classes of {having}: "
+                f"{listed(map(repr, missing))}; add images of them, or list the classes to keep in "
+                f"{having} with the field classes=[...]"
             )
     at = next(i for i, (a, b) in enumerate(zip(names, other_names, strict=False)) if a != b)
     raise InputError(
-        f"class {at} is {names[at]!r} in {first}, but {other_names[at]!r} in {second}; "
-        "give both the same order with the field classes"
+        f"class {at} is {names[at]!r} in {first}, but {other_names[at]!r} in {second}; give both "
+        "the same order with the field classes=[...]"
     )
 
 

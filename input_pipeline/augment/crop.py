@@ -29,7 +29,8 @@ def random_crop(example: Example, rng: np.random.Generator, size: int) -> Exampl
     height, width = image.shape[:2]
     if size > min(height, width):
         raise InputError(
-            f"a crop must fit the image of {height}x{width} px, got {size} px; choose less"
+            f"a crop must fit the image of {height}x{width} px, got {size} px; choose a smaller "
+            "crop"
         )
     top, left = (rng.random(2) * (height - size + 1, width - size + 1)).astype(int)
     return {**example, "image": image[top : top + size, left : left + size]}

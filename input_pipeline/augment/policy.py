@@ -158,7 +158,7 @@ def _randaugment(config: Any) -> Augment:
 def _rand_augment_rgb(example: Example, rng: np.random.Generator, **arguments: Any) -> Example:
     if example["image"].shape[2] != 3:
         raise InputError(
-            "augment.randaugment.fill must be one value for grey images, got 3; choose one"
+            "augment.randaugment.fill must be one value for grey images, got 3; keep one"
         )
     return randaugment.rand_augment(example, rng, **arguments)
 

@@ -79,7 +79,7 @@ def _stack(examples: Sequence[Example]) -> Batch:
     if len(shapes) > 1:
         small, large = ("x".join(map(str, shape)) for shape in (shapes[0], shapes[-1]))
         raise InputError(
-            f"images of {small} and of {large} in one batch; resize them to one size "
+            f"images of {small} and {large} in one batch; resize them to the same size "
             "(config.augment.size, or square)"
         )
     return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
@@ -131,7 +131,7 @@ def batches(
         raise InputError(f"repeats must be at least 1, got {repeats}")
     if batch_size % repeats and synthetic_weight is not None:
         raise InputError(
-            f"repeats must divide batch_size={batch_size} where "
+            f"repeats must divide batch_size={batch_size} with "
             f"synthetic_weight={synthetic_weight}, got {repeats}"
         )
     # 2. The plan: which example is in which row.
@@ -163,9 +163,9 @@ def iterate(dataset: grain.MapDataset, start: int, stop: int, workers: int = 0) 
         if not workers or not code:
             raise
         raise InputError(
-            f"loader_workers={workers}: one of them was killed (exit code {code[1]}), for "
-            "lack of memory or of shared memory (/dev/shm); give it more, use fewer "
-            "workers, or 0 for threads"
+            f"loader_workers={workers}: one of them was killed (exit code {code[1]}), perhaps for "
+            "lack of memory or shared memory (/dev/shm); make room, use fewer workers, or 0 for "
+            "threads"
         ) from error
     finally:
         reader.close()

@@ -25,7 +25,7 @@ class Union:
     def __init__(self, sources: Sequence[Source]):
         """Joins sources; InputError unless they have the same class names in the same order."""
         if not sources:
-            raise InputError("a union needs at least one source; name one")
+            raise InputError("a union needs at least one source; add one")
         for number, source in enumerate(sources):
             check_same_classes(
                 "source 0", sources[0].class_names, f"source {number}", source.class_names
@@ -108,7 +108,7 @@ def check_weight(domain: Int32[np.ndarray, " n"], weight: Any) -> None:
         if share and not (domain == kind).any():
             raise InputError(
                 f"synthetic_weight={weight} needs {DOMAINS[kind]} images to fill "
-                f"{share:.6g} of every batch; add a source of them, or leave it None"
+                f"{share:.6g} of every batch; add a source of them, or leave it out"
             )
 
 
@@ -118,6 +118,6 @@ def check_share(weight: Any) -> None:
     is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
     if not is_number or not 0 <= weight <= 1:
         raise InputError(
-            "synthetic_weight must be the share of every batch that is synthetic, in [0, "
-            f"1], or None, got {weight!r}"
+            "synthetic_weight must be the synthetic share of every batch, in [0, 1], or None, got "
+            f"{weight!r}"
         )

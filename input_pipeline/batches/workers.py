@@ -30,8 +30,8 @@ def count_workers(asked: int, batch_bytes: int, readers: int = 1) -> int:
     room = shutil.disk_usage(_SHARED_MEMORY).free // 2 // (_BATCHES * batch_bytes * readers)
     if room < count:
         say(
-            f"config.loader_workers={ALL}: {room or 'threads, not'} of {count} processes, "
-            f"as {_SHARED_MEMORY} has no room for the batches of more; make it larger"
+            f"config.loader_workers={ALL}: {room or 'threads, not'} of {count} processes, as "
+            f"{_SHARED_MEMORY} has no room for more batches; make it larger"
         )
     return min(room, count)
 

@@ -15,7 +15,7 @@ from launch.errors import InputError
 
 # Disk full, quota reached, file too large.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_REPAIR = "prepare or fetch this shard again"
+_REPAIR = "prepare or download this shard again"
 
 
 def write_array_record(path: Path, records: Iterable[bytes]) -> None:

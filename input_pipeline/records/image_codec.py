@@ -53,8 +53,8 @@ def decode_image(data: bytes, channels: int, upright: bool = False) -> UInt8[np.
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if pixels is None:
         raise InputError(
-            f"OpenCV cannot decode these {len(data)} bytes as an image; convert it to JPEG "
-            "or PNG, or remove it"
+            f"OpenCV cannot decode the {len(data)} bytes of this image; convert it to JPEG or PNG, "
+            "or remove it"
         )
     # cvtColor, as copying pixels[..., ::-1] takes as long as decoding.
     return pixels[..., None] if channels == 1 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)

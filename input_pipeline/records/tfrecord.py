@@ -139,7 +139,7 @@ class TFRecordFile:
             raise self._error(record, start, "damaged length (wrong checksum)")
         left = size - start - _HEADER - _FOOTER
         if length > left:
-            fault = f"truncated ({length} bytes announced, {max(left, 0)} left)"
+            fault = f"truncated ({length} bytes expected, {max(left, 0)} left)"
             raise self._error(record, start, fault)
         return length
 

@@ -39,8 +39,8 @@ class _DamageCount:
     def _say(self, last: str) -> None:
         count = len(self.instead)
         say(
-            f"on_damage=skip: {count} of {self._total} records are damaged; others of "
-            f"their class replace them{last}"
+            f"on_damage=skip: {count} of {self._total} records are damaged; others of the same "
+            f"class replace them{last}"
         )
 
 
@@ -81,9 +81,8 @@ class SkipDamaged(Wrapper):
                 continue
         tried = min(len(after), _TRIES) + 1
         raise InputError(
-            f"on_damage=skip: {tried} records of class "
-            f"{self.class_names[self.labels[i]]!r} in a row are damaged, too many to skip: "
-            f"{fault}"
+            f"on_damage=skip: {tried} records of class {self.class_names[self.labels[i]]!r} in a "
+            f"row are damaged, which is too many to skip: {fault}"
         )
 
     # The count has a lock, which cannot be pickled; each process counts its own.

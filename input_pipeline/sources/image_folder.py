@@ -29,9 +29,9 @@ _WINDOWS = 0  # `create_system` of MS-DOS and Windows in a zip
 # ImageNet's validation images come without folders. Kaggle's table has a header and a line per
 # image: ILSVRC2012_val_00000001,n01751748 321 87 ...
 _SORT = (
-    "sort them into a folder a class, such as ImageNet's by Kaggle's table: cd there, then "
-    "tail -n +2 LOC_val_solution.csv | tr ',' ' ' | while read f c x; do mkdir -p $c; "
-    "mv $f.JPEG $c; done"
+    "sort them into one folder per class, such as ImageNet's by Kaggle's table: cd there, then "
+    "tail -n +2 LOC_val_solution.csv | tr ',' ' ' | while read f c x; do mkdir -p $c; mv $f.JPEG "
+    "$c; done"
 )
 _UNPACK = (
     "unpack each class's tar into a folder of its own: cd there, then "
@@ -117,9 +117,7 @@ def decode(data: bytes, upright: bool = False) -> UInt8[np.ndarray, "h w 3"]:
     """
     # OpenCV 5 rejects a truncated file without saying why; older versions may not reject it.
     if not image_file.is_whole(data):
-        raise InputError(
-            f"{len(data)} bytes that are only the beginning of an image; download it again"
-        )
+        raise InputError(f"{len(data)} bytes of a truncated image; download it again")
     try:
         return image_codec.decode_image(data, channels=3, upright=upright)
     except cv2.error as error:
@@ -135,9 +133,7 @@ class _Folder:
     def __init__(self, path: str, root: str):
         self.location = os.path.join(path, root) if root else path
         if not os.path.isdir(self.location):
-            raise InputError(
-                f"{self.location} must be a folder or a zip, got nothing there; check path and root"
-            )
+            raise InputError(f"{self.location} does not exist; check path and root")
         listing = {name: _files_in(f"{self.location}/{name}") for name in _classes(self.location)}
         self.class_names, self.names = _arrange(self.location, listing)
 
@@ -183,8 +179,8 @@ class _Zip:
             zipfile.ZIP_DEFLATED,
         ):
             raise InputError(
-                f"{self._path}: {member.filename} is encrypted, or neither stored nor deflated; "
-                "write the zip again"
+                f"{self._path}: {member.filename} is encrypted or uses an unsupported compression; "
+                "write the zip again (stored or deflated)"
             )
         sizes = member.compress_size, member.file_size
         return member.header_offset, member.compress_type, *sizes, member.CRC
@@ -233,7 +229,7 @@ def _advice(path: str) -> str:
         beginning = file.read(2)
     if beginning in (b"", b"PK"):
         return "not a zip, or a truncated one; download it again"
-    return "neither a folder nor a zip; unpack it if it is another archive, and name that folder"
+    return "neither a folder nor a zip; unpack it if it is another archive, and use that folder"
 
 
 def _tar_advice(path: str) -> str:
@@ -247,10 +243,10 @@ def _tar_advice(path: str) -> str:
     target = shlex.quote(folder)
     unpack = f"mkdir {target} && tar -xf {shlex.quote(path)} -C {target}"
     if first.endswith(".tar"):
-        return f"a tar of tars, one a class; {unpack}, then {_UNPACK}"
+        return f"a tar of tars, one per class; {unpack}, then {_UNPACK}"
     if "/" not in first.removeprefix("./"):
         return f"a tar of images without classes; {unpack}, then {_SORT}"
-    return f"a tar, which has no random access; {unpack}, and name that folder"
+    return f"a tar, which has no random access; {unpack}, and use that folder"
 
 
 def _only_root(path: str, members: Iterable[str]) -> str:
@@ -261,7 +257,8 @@ def _only_root(path: str, members: Iterable[str]) -> str:
     roots = sorted({"".join(names[:-2]) for names in levels if len(names) > 1})
     if not roots:
         raise InputError(
-            f"{path} has no class/file{' or class/file'.join(SUFFIXES)}; name a folder that has"
+            f"{path} has no class/file{' or class/file'.join(SUFFIXES)}; choose a folder that has "
+            "them"
         )
     if len(roots) > 1:
         first = repr(roots[0]) if roots[0] else "its top"
@@ -285,7 +282,7 @@ def _arrange(location: str, listing: dict[str, list[str]]) -> tuple[tuple[str, .
             raise InputError(f"{location} has images, but no folders of classes; {_SORT}")
         if any(name.endswith(".tar") for name in names):
             raise InputError(f"{location} has tars, but no folders of images; {_UNPACK}")
-        raise InputError(f"{location} has no folders of images; name one that has")
+        raise InputError(f"{location} has no folders of images; choose one that has")
     # 2. Class names go into JSON and text files, which need UTF-8.
     if unreadable := [name for name in listing if not files.is_utf8(name)]:
         raise InputError(

@@ -40,7 +40,7 @@ def _find(source: Source, keys: Sequence[str], path: epath.PathLike) -> Int64[np
     # Every listed key must be a record: a list made from another set would silently keep less.
     if unknown := listed.difference(source.key(i) for i in indices):
         first = next(key for key in keys if key in unknown)
-        like = f" (the first it has is {source.key(0)!r})" if len(source) else ""
+        like = f" (its first is {source.key(0)!r})" if len(source) else ""
         raise InputError(f"{path}: the source has no record {first!r}{like}; make the list from it")
     return np.array(indices, np.int64)
 
@@ -49,7 +49,7 @@ def _read(path: epath.Path) -> bytes:
     try:
         return path.read_bytes()
     except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"{path}: no such file; check keep") from None
+        raise InputError(f"{path}: no such file; check the field keep") from None
 
 
 def _parse(data: bytes, path: epath.Path) -> list[str]:
@@ -57,12 +57,12 @@ def _parse(data: bytes, path: epath.Path) -> list[str]:
         keys = files.parse_json(data, path)
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
             raise InputError(
-                f"{path} must be a JSON list of strings, or a text file with one key a line"
+                f"{path} must be a JSON list of strings, or a text file with one key per line"
             )
     else:
         # File names need not be UTF-8; surrogateescape is how Python lists such names.
         lines = data.decode("utf-8", "surrogateescape").split("\n")
         keys = [line.removesuffix("\r") for line in lines if line.strip()]
     if not keys:
-        raise InputError(f"{path} lists no key, so nothing would be kept; leave keep out")
+        raise InputError(f"{path} lists no keys, so nothing would be kept; leave keep out")
     return keys

@@ -22,7 +22,7 @@ from launch.errors import InputError, listed
 
 # NAME-00000-of-00012.parquet; older files of the Hub have a hash after the numbers.
 _NUMBERED = re.compile(r"(.+)-\d+-of-(\d+)(?:-\w+)?\.parquet")
-_AGAIN = "fetch it again"
+_AGAIN = "download it again"
 # Names of files that hold a whole split, such as train.parquet.
 _SPLITS = ("train", "validation", "valid", "val", "dev", "test")
 NO_CLASSES = ("all",)  # the only class of a set without labels
@@ -99,13 +99,13 @@ class ParquetSource:
             texts = [column[row].as_py() for column in fields[1:]]
             # Some sets of the Hub store a path instead of the bytes.
             if not data:
-                raise InputError("has no bytes of an image; download the file with its images")
+                raise InputError("has no image bytes; download a file that has its images")
             pixels = decode(data, self._upright)
         except InputError as error:
             raise InputError(f"{self._where(i)}: {error}") from None
         if None in texts:
             raise InputError(
-                f"{self._where(i)} has no caption; leave its file out, or the field caption"
+                f"{self._where(i)} has no caption; leave out its file, or the field caption"
             )
         example = {"image": pixels, "label": self.labels[i], "domain": self.domain[i]}
         return example | dict(zip(("caption",), texts, strict=False))
@@ -206,7 +206,7 @@ class _File:
             self.labels = np.zeros(rows, np.int32)
             return
         if len(column) != rows:
-            raise InputError(f"{path} must have as many labels as rows; {_AGAIN}")
+            raise InputError(f"{path} must have one label per row; {_AGAIN}")
         if column.null_count:
             raise InputError(
                 f"{path} has {column.null_count} rows without a label; choose another split"
@@ -287,8 +287,8 @@ def _paths(path: str, split: str | None) -> list[str]:
     totals = {m[2] for name, m in numbered.items() if name in names}
     if totals and (len(totals) > 1 or len(names) != int(next(iter(totals)))):
         raise InputError(
-            f"{path} has {len(names)} files of {' and '.join(sorted(totals))}; download "
-            "the missing ones, or name some of them with a pattern"
+            f"{path} has {len(names)} files of {' and '.join(sorted(totals))}; download the "
+            "missing ones, or select files with a pattern"
         )
     return [os.path.join(path, name) for name in sorted(names)]
 
@@ -312,8 +312,8 @@ def _inner_folder(path: str, split: str | None) -> tuple[str, str | None]:
         return next(iter(below.values())), split
     if below:
         raise InputError(
-            f"{path} has Parquet files in {listed(below)}; name one of these folders, or a "
-            "split that is the last name of one"
+            f"{path} has Parquet files in {listed(below)}; use one of these folders, or a split "
+            "with the name of one"
         )
     return path, split
 
@@ -329,17 +329,17 @@ def _class_names(opened: Sequence[_File], given: Sequence[str] | None) -> tuple[
     for file in opened:
         if file.class_names() != first or not file.schema.equals(opened[0].schema):
             raise InputError(
-                f"{file.path} has other columns or classes than {opened[0].path}; keep one "
-                "data set in a folder"
+                f"{file.path} has other columns or classes than {opened[0].path}; keep one data "
+                "set per folder"
             )
     if given is None:
         if first is None:
-            raise InputError(f"{opened[0].path} names no classes; set class_names in the config")
+            raise InputError(f"{opened[0].path} has no class names; set class_names in the config")
         return first
     if first is not None and tuple(given) not in (first, imagenet.canonical_names(first)):
         raise InputError(
-            f"class_names must be those of {opened[0].path}, got {len(given)} others; "
-            "leave class_names out"
+            f"class_names must equal those of {opened[0].path}, got {len(given)} others; leave "
+            "class_names out"
         )
     return tuple(given)
 

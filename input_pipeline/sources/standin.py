@@ -65,7 +65,9 @@ class StandIn:
 def make(spec: Fields, path: str) -> StandIn:
     """The stand-in for the images of a path that does not exist; says so once on stderr."""
     if set(spec) != set(_FIELDS):
-        raise InputError(f"standin must have fields of {_FIELDS}, got {', '.join(sorted(spec))}")
+        raise InputError(
+            f"standin must have only the fields {_FIELDS}, got {', '.join(sorted(spec))}"
+        )
     names = spec["class_names"]
     names = wordnet_ids() if names == IMAGENET else tuple(names)
     _tell(path)
@@ -75,8 +77,8 @@ def make(spec: Fields, path: str) -> StandIn:
 @functools.cache
 def _tell(path: str) -> None:
     say(
-        f"{path} does not exist: drawn shapes stand in for its images, to try the "
-        "commands; pass data=PATH after the config's name for your images"
+        f"{path} does not exist: using drawn shapes in place of its images, to try the commands; "
+        "pass data=PATH after the config's name to use your images"
     )
 
 

@@ -71,13 +71,13 @@ def apply(source: Source, spec: Fields) -> Source:
 def _check_together(spec: Fields) -> None:
     if "per_class" in spec and "long_tail" in spec:
         raise InputError(
-            f"per_class={spec['per_class']} and long_tail both set the number of images of "
-            "a class; leave one out"
+            f"per_class={spec['per_class']} and long_tail both set the number of images per class; "
+            "leave one out"
         )
     if "subset_seed" in spec and not {"per_class", "long_tail"} & set(spec):
         raise InputError(
-            f"subset_seed={spec['subset_seed']} has nothing to draw; add per_class or "
-            "long_tail, or leave it out"
+            f"subset_seed={spec['subset_seed']} draws nothing; add per_class or long_tail, or "
+            "leave it out"
         )
     if "renumber" in spec and "classes" not in spec:
         raise InputError(f"renumber={spec['renumber']} needs classes; leave it out")
@@ -195,9 +195,9 @@ def find_classes(source: Source, classes: Any) -> list[int]:
             label = chosen
         if type(label) is not int or not 0 <= label < len(names):
             raise InputError(
-                f"classes must be some of {listed(names)} ({len(names)} in all), got {chosen!r}"
+                f"classes must be some of {listed(names)} ({len(names)} in total), got {chosen!r}"
             )
         if label in labels:
-            raise InputError(f"classes must have each class once, got {chosen!r} twice")
+            raise InputError(f"classes must list each class once, got {chosen!r} twice")
         labels.append(label)
     return labels

@@ -165,5 +165,5 @@ def _text(data: bytes, name: str) -> str:
         return data.decode()
     except UnicodeDecodeError:
         raise InputError(
-            f"field {name!r} must be in UTF-8, got {data[:40]!r}; leave the field caption out"
+            f"field {name!r} must be UTF-8 text, got {data[:40]!r}; leave the field caption out"
         ) from None

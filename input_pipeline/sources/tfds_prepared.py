@@ -55,8 +55,8 @@ def locate(data_set: str, data_dir: epath.PathLike | None = None) -> epath.Path:
     if not folder.exists():
         raise InputError(
             f"{folder}: {data_set} is not prepared; where TensorFlow is installed run 'tfds build "
-            f"{name}{f'/{config}' if config else ''} --file_format=array_record --data_dir={base}'"
-            f" (some sets first want files in {base}/downloads/manual), or set data_dir"
+            f"{name}{f'/{config}' if config else ''} --file_format=array_record --data_dir={base}' "
+            f"(some sets need files in {base}/downloads/manual first), or set data_dir"
         )
     return find(folder, version)
 
@@ -75,18 +75,18 @@ def find(folder: epath.PathLike, version: str | None = None) -> epath.Path:
     if version is not None and (versions or not _configs(folder)):
         if version not in versions:
             found = listed(sorted(versions)) or "none"
-            raise InputError(f"{folder} has no version {version}, only {found}; name one of these")
+            raise InputError(f"{folder} has no version {version}, only {found}; use one of these")
         return versions[version]
     # 2. NAME/CONFIG/1.0.0, or a helpful error.
     configs = _configs(folder)
     if not configs and any(_SHARD.fullmatch(path.name) for path in folder.iterdir()):
         raise InputError(
-            f"{folder}: holds shards without dataset_info.json, as tools other than TFDS write "
-            "them, with other fields and sometimes labels from 1; read the images that they are "
-            "made from as image_folder or parquet, or prepare the set with 'tfds build'"
+            f"{folder}: has shards without dataset_info.json, which other tools than TFDS write, "
+            "with other fields and sometimes labels from 1; read the original images as "
+            "image_folder or parquet, or prepare the set with 'tfds build'"
         )
     if len(configs) != 1:
-        content = f"configs {listed(configs)}; name one of them" if configs else "no data set"
+        content = f"configs {listed(configs)}; choose one of them" if configs else "no data set"
         raise InputError(f"{folder} has {content}{('' if configs else ' that TFDS prepared')}")
     return find(folder / configs[0], version)
 

@@ -41,7 +41,7 @@ class IndexedShard:
             self._cache_key = index_cache.CacheKey.of_file(path, f"{label}-{key}")
         except FileNotFoundError:
             raise InputError(
-                f"{path}: no such shard; prepare or fetch the data set again"
+                f"{path}: no such shard; prepare or download the data set again"
             ) from None
         self._faults: dict[int, str] = {}
         self._columns: Mapping[str, np.ndarray] = {}
@@ -80,7 +80,8 @@ class IndexedShard:
         columns = self._columns or index_cache.load(self._cache_key, (name,))
         if columns is None:
             raise InputError(
-                f"{self.path}: its index was removed while it was read; run this again"
+                f"{self.path}: its index was removed while it was being read; run the same command "
+                "again"
             )
         return columns[name]
 
@@ -202,7 +203,7 @@ class _IndexingLog:
             say(f"{os.path.dirname(shards[0].path)}: {self._built} shards indexed, {seconds:.0f} s")
         if unkept := [shard for shard in shards if shard.unkept]:
             say(
-                f"{unkept[0].path}: its index cannot be kept in {unkept[0].index_paths()} "
-                f"({unkept[0].unkept}), nor {len(unkept) - 1} others: the shards are read at every "
-                "start; set XDG_CACHE_HOME to a folder that can be written to"
+                f"{unkept[0].path}: its index cannot be saved in {unkept[0].index_paths()} "
+                f"({unkept[0].unkept}), nor can {len(unkept) - 1} others, so the shards are read "
+                "at every start; set XDG_CACHE_HOME to a writable folder"
             )

@@ -82,7 +82,7 @@ class WebDataset:
                 f"classes, got {labels[i]}; give all class_names"
             )
         if not len(labels):
-            raise InputError(f"{path} has no samples; name tars that have")
+            raise InputError(f"{path} has no samples; choose tars that have some")
         self.labels = labels.astype(np.int32)
         self.domain = np.zeros(len(self.labels), np.int32)
 
@@ -137,7 +137,7 @@ class WebDataset:
                 text = json.loads(text)[self._caption.removeprefix(_JSON)]
         except (KeyError, RecursionError, TypeError, ValueError) as error:
             raise InputError(
-                f"its caption must be {self._caption}, in UTF-8, got {data[:40]!r} "
+                f"its caption must be {self._caption} in UTF-8, got {data[:40]!r} "
                 f"({type(error).__name__}); set caption"
             ) from None
         if not isinstance(text, str):
@@ -180,8 +180,8 @@ def _samples(path: str, caption: str, has_labels: bool) -> list[Sample]:
                 sample = found.setdefault(os.path.join(folder, stem), {})
                 if not dot or (kind in ("image", "caption", "cls") and kind in sample):
                     raise InputError(
-                        f"{path}: sample {stem} must have one {kind}, got {member.name} besides; "
-                        "write the tar again"
+                        f"{path}: sample {stem} must have only one {kind}, got {member.name} as "
+                        "well; write the tar again"
                     )
                 sample[kind] = member.offset_data, member.size
                 if kind == "cls" and has_labels:
@@ -193,7 +193,7 @@ def _samples(path: str, caption: str, has_labels: bool) -> list[Sample]:
     except (tarfile.TarError, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"{path} must be a whole tar that is not compressed, got {reason}; fetch or unpack it "
+            f"{path} must be a complete, uncompressed tar, got {reason}; download or unpack it "
             "again"
         ) from None
     # 2. Every sample must be complete.
@@ -240,7 +240,7 @@ def _paths(path: str) -> list[str]:
         names = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
         paths = [f"{path[: bounds.start()]}{name}{path[bounds.end() :]}" for name in names]
         if missing := [name for name in paths if not os.path.isfile(name)]:
-            raise InputError(f"{missing[0]}: no such tar; fetch it, or name a shorter range")
+            raise InputError(f"{missing[0]}: no such tar; download it, or use a shorter range")
         return paths
     # 2. A folder, a pattern or a file.
     pattern = os.path.join(path, "*.tar") if os.path.isdir(path) else path

@@ -210,13 +210,18 @@ def _check_class_folders(class_names: Sequence[str]) -> None:
     names = [class_folder(name) for name in class_names]
     # "a/b" and "a_b", for example.
     if len(set(names)) < len(names):
-        raise InputError("two classes would have one folder; export as webdataset")
+        raise InputError("two classes would share a folder; export as webdataset")
     # Names that most file systems, or classes.txt, cannot hold.
     for name in names:
         if name in (CLASSES, CLAIM):
-            raise InputError(f"the folder of class {name!r} is a file's name; export as webdataset")
+            raise InputError(
+                f"class {name!r} would have the name of another file as its folder; export as "
+                "webdataset"
+            )
         if len(name.encode()) > _LONGEST:
-            raise InputError(f"class {name[:40]!r}...: too long for a folder; export as webdataset")
+            raise InputError(
+                f"class {name[:40]!r}... is too long for a folder name; export as webdataset"
+            )
         if not name.isprintable():
             raise InputError(f"class {name!r} is not one line of text; export as webdataset")
 
@@ -225,7 +230,9 @@ def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of this command."""
     flags.DEFINE_string("set", None, "folder of a synthetic set", flag_values=values)
     flags.DEFINE_enum("export", None, sorted(WRITERS), "the format", flag_values=values)
-    flags.DEFINE_string("to", None, "a new folder, or one to resume", flag_values=values)
+    flags.DEFINE_string(
+        "to", None, "folder of the export; the same folder resumes", flag_values=values
+    )
 
 
 def main(argv: Sequence[str]) -> None:

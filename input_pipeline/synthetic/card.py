@@ -56,8 +56,8 @@ For `as_data_source` of TFDS, which reads no TFRECORD, a copy is made by
 
 `config.train_sources.synthetic = dict(name="synthetic", path="THIS FOLDER")` trains a classifier of
 imagen-ft on it. A record has `image`, `label`, `class_name`, `prompt` and `index`; the first
-{real:,} indices are one image for each real one, and so on. The shards' names, sizes and digests
-are in `manifest.json`. This reads all of it back:
+{real:,} indices are one image for each real one, and so on. The shards' names, sizes and
+checksums are in `manifest.json`. This reads all of it back:
 
     python -m imagen_ft.generate --config=... --workdir="THIS FOLDER" --verify
 

@@ -73,7 +73,7 @@ def _faults(config: Fields) -> Iterator[str]:
         yield f"class_names must differ, got {repeated} twice"
     # TFDS stores the names as lines of a file, and strips each.
     if odd := [name for name in names if not name.strip() or name != name.strip()]:
-        yield f"class_names must have letters, and no spaces around them, got {odd[0]!r}"
+        yield f"class_names must not be empty or begin or end with spaces, got {odd[0]!r}"
     if odd := [name for name in names if re.search("[\n\r\ud800-\udfff]", name)]:
         yield f"class_names must be one line of text each, got {odd[0]!r}"
     if len(names) != len(counts):
@@ -86,12 +86,12 @@ def _faults(config: Fields) -> Iterator[str]:
         yield f"copies must be at least 1, got {config['copies']}"
     if sum(counts) * config["copies"] > MOST:
         yield (
-            f"copies of {sum(counts)} images must be at most {MOST} in all, got "
+            f"copies of {sum(counts)} images must make at most {MOST} in total, got "
             f"{config['copies']} copies"
         )
     if config["images_per_shard"] < 0:
         yield (
-            "images_per_shard must be at least 1, or 0 for 150 MB, got "
+            "images_per_shard must be at least 1, or 0 for shards of 150 MB, got "
             f"{config['images_per_shard']}"
         )
     encoding = config["encoding"]

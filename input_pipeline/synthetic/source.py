@@ -40,9 +40,7 @@ class SyntheticSource:
         none.
         """
         if caption not in ("", *CAPTIONS):
-            raise InputError(
-                f"caption must be one of {', '.join(CAPTIONS)}, got {caption!r}; choose one"
-            )
+            raise InputError(f"caption must be one of {', '.join(CAPTIONS)}, got {caption!r}")
         self._caption = caption
         # Imports that threads must not trigger later, see there.
         tf_example.load_messages()
@@ -59,7 +57,9 @@ class SyntheticSource:
             self.class_names = tuple(self.manifest["class_names"])
             shards = [entry["num_examples"] for entry in self.manifest["shards"]]
             if (len(shards), sum(shards)) != (self.plan.num_shards, self.plan.num_images):
-                raise InputError(f"{path}: its shards do not have as many images as it counts")
+                raise InputError(
+                    f"{path}: its shards have a different number of images than it says"
+                )
         except (KeyError, TypeError):
             raise InputError(f"{path} is from another version of this project; {RESUME}") from None
         except InputError as error:
@@ -145,8 +145,8 @@ class SyntheticSource:
         """The first `copies` times N images, with the class balance of the real set; see `Plan`."""
         if type(copies) is not int or not 1 <= copies <= self.plan.copies:
             raise InputError(
-                f"{self._folder}: copies must be at most the {self.plan.copies} of the "
-                f"set, got {copies!r}; choose fewer or generate more"
+                f"{self._folder}: copies must be at most {self.plan.copies}, as in "
+                f"the set, got {copies!r}; choose fewer, or generate more"
             )
         return Subset(self, np.arange(copies * self.plan.copy_size))
 

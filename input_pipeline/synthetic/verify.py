@@ -142,7 +142,7 @@ def _config(folder: epath.Path) -> tuple[dict[str, Any], list[str]]:
             # A manifest has these besides.
             fields = set(content) - {"num_examples", "class_counts", "files", "shards", "code"}
         elif any(content.get(field) != config[field] for field in fields):
-            damaged.append(f"{folder / name}: of another set than {PROVENANCE}")
+            damaged.append(f"{folder / name}: belongs to another set than {PROVENANCE}")
     if config is None:
         raise InputError("; ".join(damaged))
     return {field: config[field] for field in fields}, damaged
@@ -159,7 +159,7 @@ def _manifest(folder: epath.Path, damaged: list[str]) -> list[dict[str, Any]] | 
     for name, digest in manifest["files"].items():
         path = folder / name
         if not path.exists() or files.sha256(path) != digest:
-            damaged.append(f"{path}: missing or not what was written")
+            damaged.append(f"{path}: missing or changed since it was written")
     return manifest["shards"]
 
 

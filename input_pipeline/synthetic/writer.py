@@ -135,8 +135,8 @@ class SyntheticWriter:
         is_own = is_own or (self._repair and any(map(self._is_mine, range(self.plan.num_shards))))
         if not is_own and (strangers := self._strangers()):
             raise InputError(
-                f"{self.folder} has {strangers[0]}, but no {PROVENANCE}, so it is not a "
-                f"synthetic set; choose another folder; if it was one, {REPAIR}"
+                f"{self.folder} has {strangers[0]}, but no {PROVENANCE}, so it is not a synthetic "
+                f"set; choose another folder, or if it was one, {REPAIR}"
             )
         # 3. Claim it, before the first shard.
         (self.folder / INDEX).mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ def test_files(tmp_path, file, data):
     path = tmp_path / file
     path.write_bytes(data)
     assert class_names.load(path) == class_names.load(str(path), 3) == ("café", "red  fox", "owl")
-    with pytest.raises(InputError, match=rf"{file} must have 4 class names, one a class, got 3"):
+    with pytest.raises(InputError, match=rf"{file} must have 4 names, one per class, got 3"):
         class_names.load(path, expected=4)
 
 

@@ -128,7 +128,7 @@ def _other(images):
         (None, [], "n", "--source=n must be a source with a name, got 3"),
         (None, [], "n.x", "it has no 'x'"),
         (None, [], "a.grey", "--source must have images in colour, got 1 channel"),
-        (None, ["--to=gs://b/c"], "a.real", "--to must be a mounted folder"),
+        (None, ["--to=gs://b/c"], "a.real", "--to must be a local or mounted folder"),
         (None, ["--size=0"], "a.real", "--size"),
         (None, ["--config=none.py"], "a.real", "no such file: none.py"),
         (
@@ -138,8 +138,8 @@ def _other(images):
             "must be an empty folder",
         ),
         (_damage, [], "a.real", "b/1.png: "),
-        (lambda i: run(i), ["--raw"], "a.real", "with another quality; choose another folder"),
-        (_other, [], "a.real", "with another labels, source;"),
+        (lambda i: run(i), ["--raw"], "a.real", "with a different quality; choose another folder"),
+        (_other, [], "a.real", "with a different labels, source;"),
     ],
 )
 def test_what_is_refused(images, capsys, before, options, source, message):

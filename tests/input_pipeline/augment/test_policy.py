@@ -71,9 +71,7 @@ def test_size_and_kind(channels):
 
 def test_a_colour_to_fill_grey_images_with():
     config = dict(size=16, randaugment={**RAND, "fill": [3, 140, 250]})
-    with pytest.raises(
-        InputError, match="fill must be one value for grey images, got 3; choose one"
-    ):
+    with pytest.raises(InputError, match="fill must be one value for grey images, got 3; keep one"):
         make_augment(config)({"image": photograph(9, 9, channels=1)}, np.random.default_rng(0))
 
 

@@ -177,7 +177,7 @@ def test_repeats_that_do_not_divide_the_batch_go_on_in_the_next():
     [
         (0, None, "repeats must be at least 1, got 0"),
         (-1, 0.5, "repeats must be at least 1, got -1"),
-        (5, 0.5, r"repeats must divide batch_size=12 where synthetic_weight=0\.5, got 5"),
+        (5, 0.5, r"repeats must divide batch_size=12 with synthetic_weight=0\.5, got 5"),
     ],
 )
 def test_wrong_repeats(repeats, weight, message):

@@ -120,8 +120,8 @@ def killed(example):
         (damaged, "x.tfrecord: record 3: damaged; write it again"),
         (
             killed,
-            "loader_workers=1: one of them was killed (exit code -9), for lack of memory or of "
-            "shared memory (/dev/shm); give it more, use fewer workers, or 0 for threads",
+            "loader_workers=1: one of them was killed (exit code -9), perhaps for lack of memory "
+            "or shared memory (/dev/shm); make room, use fewer workers, or 0 for threads",
         ),
     ],
 )

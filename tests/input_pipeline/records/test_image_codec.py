@@ -31,7 +31,7 @@ def test_a_grey_file_as_colour_and_back():
 
 @pytest.mark.parametrize("data", [b"", b"no image"])
 def test_no_image(data):
-    with pytest.raises(InputError, match="OpenCV cannot decode these"):
+    with pytest.raises(InputError, match="OpenCV cannot decode the"):
         image_codec.decode_image(data, 3)
 
 

@@ -109,7 +109,7 @@ def test_a_huge_length_with_a_right_checksum_allocates_nothing(path, length):
     header = struct.pack("<Q", length)
     whole = path.read_bytes()
     path.write_bytes(whole[:41] + header + struct.pack("<I", masked_crc(header)) + whole[53:])
-    with pytest.raises(InputError, match=rf"record 2 at byte 41.*\({length} bytes announced, 21 l"):
+    with pytest.raises(InputError, match=rf"record 2 at byte 41.*\({length} bytes expected, 21 l"):
         TFRecordFile(path)
 
 
@@ -180,7 +180,7 @@ def test_damage_in_a_store(remote, path):
     store.pipe_file("/tfrecord/x", whole[:60])
     with pytest.raises(InputError, match="record 2 at byte 41: truncated"):
         file[2]
-    with pytest.raises(InputError, match=r"record 2 at byte 41: truncated \(21 bytes announced"):
+    with pytest.raises(InputError, match=r"record 2 at byte 41: truncated \(21 bytes expected"):
         TFRecordFile(remote)
 
 

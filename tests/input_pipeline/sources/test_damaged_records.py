@@ -53,14 +53,14 @@ def test_what_is_said(capsys):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 4  # at 1, 2, 4 and 8
     assert lines[0] == (
-        "on_damage=skip: 1 of 50 records are damaged; others of their class replace them; "
+        "on_damage=skip: 1 of 50 records are damaged; others of the same class replace them; "
         "now shard: record 1: damaged"
     )
     assert lines[3].startswith("on_damage=skip: 8 of 50 records")
     del source
     gc.collect()
     assert capsys.readouterr().err == (
-        "on_damage=skip: 10 of 50 records are damaged; others of their class replace them\n"
+        "on_damage=skip: 10 of 50 records are damaged; others of the same class replace them\n"
     )
 
 
@@ -75,7 +75,7 @@ def test_too_many_are_an_error():
     assert int(source[0]["image"][0, 0, 0]) == 0
     with pytest.raises(
         InputError,
-        match=r"3 records of class 'b' in a row are damaged, too many to skip.* record 1",
+        match=r"3 records of class 'b' in a row are damaged, which is too many to skip.* record 1",
     ):
         source[1]
     many = SkipDamaged(Damaged([0] * 250, bad=range(120)))

@@ -143,14 +143,12 @@ def test_every_beginning_of_an_image_is_refused(kind):
     data = with_preview(data) if "preview" in kind else data
     assert decode(data).shape == (24, 24, 3)
     for length in range(4, len(data), 7):
-        with pytest.raises(
-            InputError, match=f"{length} bytes that are only the beginning of an image"
-        ):
+        with pytest.raises(InputError, match=f"{length} bytes of a truncated image"):
             decode(data[:length])
 
 
 def test_what_is_no_image():
-    with pytest.raises(InputError, match="OpenCV cannot decode these 5 bytes"):
+    with pytest.raises(InputError, match="OpenCV cannot decode the 5 bytes"):
         decode(b"hello")
     huge = bytearray(encoded(picture(2, 2)))
     huge[16:24] = (65535).to_bytes(4, "big") * 2  # width and height
@@ -169,7 +167,7 @@ def test_a_damaged_image_is_named(tmp_path, kind, data):
     assert source[0]["label"] == 0
     with pytest.raises(
         InputError,
-        match=r"/x/cat/1\.jpeg: .* (?:an image; )",
+        match=r"/x/cat/1\.jpeg: .* image; ",
     ) as raised:
         source[1]
     assert "\n" not in str(raised.value)
@@ -220,7 +218,7 @@ def test_wrong_folders_and_zips(tmp_path):
             ImageFolder(*where)
         assert "\n" not in str(raised.value)
 
-    refused("none must be a folder or a zip", tmp_path / "none")
+    refused("none does not exist", tmp_path / "none")
     refused("gs://bucket/x: images need a mounted folder", "gs://bucket/x")
     write_folder(tmp_path, {"1.txt": b""})
     refused("has no folders of images", tmp_path)
@@ -234,7 +232,7 @@ def test_wrong_folders_and_zips(tmp_path):
     (tmp_path / "cut.zip").write_bytes(two.read_bytes()[:-9])
     refused("cut.zip: not a zip, or a truncated one", tmp_path / "cut.zip")
     bzip2 = write_zip(tmp_path / "bzip2.zip", {"a/1.png": b"1"}, methods=[zipfile.ZIP_BZIP2])
-    refused("a/1.png is encrypted, or neither stored nor deflated", bzip2)
+    refused("a/1.png is encrypted or uses an unsupported compression", bzip2)
     empty = write_zip(tmp_path / "class.zip", {"a/1.png": b"", "b/": b""})
     refused("class.zip/b has no image", empty)
 

@@ -124,7 +124,7 @@ def several_folders(path):
     [
         (
             lambda path: tar(path, ["n01440764.tar"]),
-            "a tar of tars, one a class; mkdir set .* for f in",
+            "a tar of tars, one per class; mkdir set .* for f in",
         ),
         (lambda path: tar(path, ["./1.JPEG"]), "a tar of images without classes; mkdir set &&"),
         (
@@ -139,14 +139,14 @@ def several_folders(path):
         (other_archive, "neither a folder nor a zip; unpack it"),
         (flat, "has images, but no folders of classes; sort them"),
         (not_text, r"the name of folder 'caf\\udce9' is not UTF-8; rename it"),
-        (foreign_shards, "holds shards without dataset_info.json"),
-        (several_folders, "Parquet files in default/test, default/train; name one"),
+        (foreign_shards, "has shards without dataset_info.json"),
+        (several_folders, "Parquet files in default/test, default/train; use one"),
     ],
 )
 def test_what_is_refused(tmp_path, make, said):
     with pytest.raises(InputError, match=said) as raised:
         sources.load(make(tmp_path / "set"))
-    assert "fetch it again" not in str(raised.value) and "\n" not in str(raised.value)
+    assert "download it again" not in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_the_advice_sorts_images(tmp_path):

@@ -116,7 +116,7 @@ def test_splits_and_patterns(tmp_path):
 
 def test_class_names(tmp_path):
     folder = write_files(tmp_path / "a", names=None)
-    refused("names no classes; set class_names in the config", folder)
+    refused("has no class names; set class_names in the config", folder)
     assert ParquetSource(folder, class_names=("x", "y", "z")).class_names == ("x", "y", "z")
     refused(
         r"row 2: its label must be .*got 2; choose a split with labels, or give all class_names",
@@ -124,7 +124,7 @@ def test_class_names(tmp_path):
         class_names=("x", "y"),
     )
     named = write_files(tmp_path / "b")
-    refused("class_names must be those of .*, got 2 others", named, class_names=("x", "y"))
+    refused("class_names must equal those of .*, got 2 others", named, class_names=("x", "y"))
     assert ParquetSource(named, class_names=NAMES).class_names == NAMES
 
 
@@ -174,10 +174,10 @@ def test_damaged_images(tmp_path):
     source = ParquetSource(write_files(tmp_path / "a", lengths=(3,), image=images))
     assert source[0]["image"].shape == (24, 24, 3)
     with pytest.raises(
-        InputError, match=r"of-00001\.parquet: row 1: .* only the beginning of an image"
+        InputError, match=r"of-00001\.parquet: row 1: .* bytes of a truncated image"
     ):
         source[1]
-    with pytest.raises(InputError, match="row 2: has no bytes of an image"):
+    with pytest.raises(InputError, match="row 2: has no image bytes"):
         source[2]
 
 
@@ -198,7 +198,7 @@ def test_footers_are_read_once(tmp_path, monkeypatch):
     assert source[11]["label"] == 2
 
 
-NO_NAMES, NO_JSON = "names no classes; set class_names", "its metadata 'huggingface': not JSON"
+NO_NAMES, NO_JSON = "has no class names; set class_names", "its metadata 'huggingface': not JSON"
 
 
 @pytest.mark.parametrize(

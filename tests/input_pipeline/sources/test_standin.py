@@ -21,7 +21,7 @@ def test_it_stands_for_what_is_missing_and_says_so_once(tmp_path, capsys):
     path = tmp_path / "none"
     whole = sources.load(spec(path))
     part = sources.load(dict(spec(path), held_out=1, split="validation"))
-    assert capsys.readouterr().err.count(f"{path} does not exist: drawn shapes stand") == 1
+    assert capsys.readouterr().err.count(f"{path} does not exist: using drawn shapes") == 1
     assert (
         whole.class_names == ("a", "b", "c")
         and whole.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4

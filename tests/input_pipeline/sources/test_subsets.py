@@ -208,10 +208,10 @@ def test_parts_have_the_digest_of_the_whole(tmp_path):
     [
         (
             ["ant/1.png", "x", "y"],
-            r"keep.txt: the source has no record '.*' \(the first it has is '",
+            r"keep.txt: the source has no record '.*' \(its first is '",
         ),
         (["b", "a", "a", "b"], r"keep\.txt lists 'a' twice; list it once"),
-        (["", " "], r"keep\.txt lists no key, so nothing would be kept"),
+        (["", " "], r"keep\.txt lists no keys, so nothing would be kept"),
     ],
 )
 def test_wrong_lists(tmp_path, keys, said):
@@ -245,15 +245,15 @@ def test_no_list(tmp_path, name):
         (dict(per_class=1.5), r"per_class must be a whole number of at least 1, got 1\.5"),
         (
             dict(per_class=2, classes=["cow"]),
-            r"classes must be some of ant, bee, cat, dog \(4 in all\), got 'cow'",
+            r"classes must be some of ant, bee, cat, dog \(4 in total\), got 'cow'",
         ),
-        (dict(classes=[4]), r"classes must be some of ant, bee, cat, dog \(4 in all\), got 4"),
-        (dict(classes=[-1]), r"classes must be some of ant, bee, cat, dog \(4 in all\), got -1"),
-        (dict(classes=["ant", 0]), "classes must have each class once, got 0 twice"),
+        (dict(classes=[4]), r"classes must be some of ant, bee, cat, dog \(4 in total\), got 4"),
+        (dict(classes=[-1]), r"classes must be some of ant, bee, cat, dog \(4 in total\), got -1"),
+        (dict(classes=["ant", 0]), "classes must list each class once, got 0 twice"),
         (dict(classes=[]), r"classes must be a list"),
         (dict(classes="ant"), "classes must be a list of names or labels, got 'ant'"),
         (dict(renumber=True), "renumber=True needs classes"),
-        (dict(subset_seed=1), "subset_seed=1 has nothing to draw"),
+        (dict(subset_seed=1), "subset_seed=1 draws nothing"),
         (
             dict(subset_seed=-1, per_class=1),
             "subset_seed must be a whole number of at least 0, got -1",

@@ -103,7 +103,7 @@ def refused(said, path, **fields):
 
 def test_wrong_input(folder, tmp_path):
     refused("no such tar, and no file matches", tmp_path / "*.tar")
-    refused(r"00002.tar: no such tar; fetch it", f"{folder}/{{00000..00002}}.tar")
+    refused(r"00002.tar: no such tar; download it", f"{folder}/{{00000..00002}}.tar")
     refused("tars need a mounted folder", "gs://bucket/x.tar")
     refused("caption must be json:title", folder, caption="json:title")
     refused("caption must be a string, got 1", folder, caption="json:n")
@@ -115,18 +115,18 @@ def test_wrong_input(folder, tmp_path):
     # Between two files, where tarfile sees no damage, and within one.
     for size in (700, 1024, 1500):
         broken.write_bytes(data[:size])
-        refused("must be a whole tar that is not compressed", broken)
+        refused("must be a complete, uncompressed tar", broken)
     broken.write_bytes(data[:1024] + b"x" * 512 + data[1536:])
     refused("no file and no end at byte 1,024", broken)
     write_tar(broken, {})
     refused("has no samples", broken)
     refused("the range ends before it begins", f"{folder}/{{2..1}}.tar")
     write_tar(broken, files_of(0), "w:gz")
-    refused("must be a whole tar that is not compressed", broken)
+    refused("must be a complete, uncompressed tar", broken)
     write_tar(broken, {"0.png": encoded(image(0)), "0.txt": b"\xff"})
     refused("its caption must be txt, in UTF-8", broken, caption="txt")
     write_tar(broken, {"0.png": encoded(image(0)), "0.jpg": encoded(image(0))})
-    refused("sample 0 must have one image, got 0.jpg besides", broken)
+    refused("sample 0 must have only one image, got 0.jpg as well", broken)
     write_tar(broken, {"0.png": encoded(image(0)), "0.cls": b"x"})
     refused("0.cls must be a label, got b'x'", broken, class_names=("a",))
     for label in (2**32, 2**64):

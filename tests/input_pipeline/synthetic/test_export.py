@@ -128,10 +128,10 @@ def test_wrong_input(complete, tmp_path, capsys, prepare, message):
 @pytest.mark.parametrize(
     ("class_names", "said"),
     [
-        (("a/b", "a_b"), "two classes would have one folder"),
-        (("classes.txt", "b"), "the folder of class 'classes.txt' is a file's name"),
-        (("export.json", "b"), "the folder of class 'export.json' is a file's name"),
-        (("a", "ä" * 128), "too long for a folder"),
+        (("a/b", "a_b"), "two classes would share a folder"),
+        (("classes.txt", "b"), "class 'classes.txt' would have the name of another file"),
+        (("export.json", "b"), "class 'export.json' would have the name of another file"),
+        (("a", "ä" * 128), "too long for a folder name"),
         (("a", "two\u2028lines"), "is not one line of text"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -75,7 +75,7 @@ def test_load_a_part(complete):
     assert part.labels.tolist() == [0, 0, 1] * 2
     np.testing.assert_array_equal(part[5]["image"], IMAGES[5])
     assert sources.load({**spec, "copies": 2, "per_class": 1}).labels.tolist() in ([0, 1], [1, 0])
-    with pytest.raises(InputError, match="copies must be at most the 4 of the set, got 5"):
+    with pytest.raises(InputError, match="copies must be at most 4, as in the set, got 5"):
         sources.load({**spec, "copies": 5})
 
 
@@ -129,14 +129,14 @@ def test_source_refuses_a_damaged_manifest(complete):
     ("field", "value", "said"),
     [
         ("counts", [10**18, 1], "counts, copies, images_per_shard must be numbers of images"),
-        ("counts", [10**6, 1], "its shards do not have as many images as it counts"),
+        ("counts", [10**6, 1], "its shards have a different number of images"),
         ("counts", [-1, 1], "counts, copies, images_per_shard must be"),
         ("counts", ["1", 1], "counts, copies, images_per_shard must be"),
         ("copies", 10**12, "counts, copies, images_per_shard must be"),
-        ("copies", 10**6, "its shards do not have as many images as it counts"),
+        ("copies", 10**6, "its shards have a different number of images"),
         ("images_per_shard", 0, "counts, copies, images_per_shard must be"),
-        ("images_per_shard", 10**6, "its shards do not have as many images as it counts"),
-        ("shards", [], "its shards do not have as many images as it counts"),
+        ("images_per_shard", 10**6, "its shards have a different number of images"),
+        ("shards", [], "its shards have a different number of images"),
         ("shards", 3, "is from another version of this project"),
     ],
 )
