@@ -28,7 +28,7 @@ def make_model(config: ml_collections.ConfigDict, num_classes: int) -> Classifie
     fields = module_fields(config, "model")
     name = fields.pop("name", None)
     if name is None:
-        raise InputError("config.model has no name; name a model")
+        raise InputError("config.model has no name; set config.model.name")
     return presets.make(name, num_classes, **fields)
 
 
@@ -111,10 +111,10 @@ def check_input(
         return
     if expected[0] != actual[0]:
         raise InputError(
-            f"config.num_classes must be the {actual[0]} classes of "
-            f"config.evaluation_source, got {expected[0]}"
+            f"config.num_classes must be {actual[0]}, as in config.evaluation_source, got "
+            f"{expected[0]}; set it to that"
         )
     raise InputError(
-        f"config.evaluation_source must have images of the shape {expected[1]}, got "
-        f"{actual[1]}; use images in colour"
+        f"config.evaluation_source must have images of the shape {expected[1]}, got {actual[1]}; "
+        "use colour images"
     )

@@ -67,7 +67,7 @@ def main(args: app.Arguments) -> None:
     jax.config.update("jax_platforms", "cpu")
     if args.folder and not is_local(args.folder):
         raise InputError(
-            f"--workdir must be a folder of a file system for a study, got {args.folder}"
+            f"--workdir must be a local or mounted folder for a study, got {args.folder}"
         )
     # 1. Plan: runs are what to train, jobs the command lines for them, which wait for each other.
     workdir = Path(args.folder or "WORKDIR")
@@ -103,7 +103,7 @@ def _describe(args: app.Arguments, runs: list[plan.PlannedRun], commands: list[s
         with contextlib.suppress(InputError):
             print(f"{label}: {model_size(run.config)[1]:,} parameters")
     trainings = sum(run.config.seeds for run in runs)
-    print(f"{len(runs)} runs of classifiers.train, {trainings} trainings with all their seeds")
+    print(f"{len(runs)} runs of classifiers.train, {trainings} trainings over all seeds")
 
 
 if __name__ == "__main__":

@@ -91,8 +91,8 @@ def main(args: app.Arguments) -> None:
         found = from_config.image_shape(config, evaluation)
         if found != training.image_shape:
             raise InputError(
-                f"config.channels must be those of config.evaluation_source, {found[2]}, got "
-                f"{config.channels}; set it"
+                f"config.channels must be {found[2]}, as in config.evaluation_source, got "
+                f"{config.channels}; set it to that"
             )
         mesh = make_mesh(config.mesh)
         check_training(config, mesh)

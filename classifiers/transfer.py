@@ -131,7 +131,9 @@ def _write(workdir: epath.Path, whole: dict[str, Any]) -> None:
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises InputError for a wrong field; needs no files."""
     if config.method not in METHODS:
-        raise InputError(f"config.method must be {METHODS[0]}, got {config.method!r}; choose it")
+        raise InputError(
+            f"config.method must be {METHODS[0]}, got {config.method!r}; set it to that"
+        )
     check_specs(config.sets)
     needed = {TEST} | ({REAL} if any(config.shots) else {SYNTHETIC})
     if missing := sorted(needed - set(config.sets)):
@@ -173,8 +175,8 @@ def _names(config: ml_collections.ConfigDict, sets: dict[str, EvaluationSet]) ->
     for name, one in sets.items():
         if one.label_map.class_names != expected:
             raise InputError(
-                f"config.sets.{name} must have the classes of the test set in its order, got "
-                f"{', '.join(one.label_map.class_names[:3])}, ...; name one that has"
+                f"config.sets.{name} must have the test set's classes in the same order, got "
+                f"{', '.join(one.label_map.class_names[:3])}, ...; use a set that has"
             )
     return zero_shot.names_in_words(sets[TEST], config.get("class_names", ""))
 

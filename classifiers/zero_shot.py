@@ -63,7 +63,7 @@ def main(args: app.Arguments) -> None:
     if args.dry_run:
         app.describe(args, **{clip.name: clip.run.shapes()["params"] for clip in clips})
         if not clips:
-            print("no parameters to count: config.clips names no runs")
+            print("no parameters to count: config.clips lists no runs")
         return
     sets = open_sets(config.sets)
     named = config.get("class_names", "")
@@ -86,7 +86,7 @@ def check(config: ml_collections.ConfigDict) -> dict[str, tuple[str, ...]]:
     limits = {"batch_size": BATCH, "calibration_bins": (1, MOST)}
     check_numbers(config, limits)
     if not config.templates:
-        raise InputError("config.templates must name sets of sentences, got none; add '1'")
+        raise InputError("config.templates must list sets of sentences, got none; add '1'")
     own = config.get("own_templates", ())
     return {
         str(name): templates.load(own if name == OWN else str(name)) for name in config.templates
@@ -95,14 +95,16 @@ def check(config: ml_collections.ConfigDict) -> dict[str, tuple[str, ...]]:
 
 def _open_clips(config: ml_collections.ConfigDict, needed: bool) -> list[ClipRun]:
     if not config.clips and needed:
-        raise InputError("config.clips must name runs of CLIP, got none; add one")
+        raise InputError("config.clips must list CLIP runs, got none; add one")
     paths = [epath.Path(path) for path in config.clips]
     if not needed and not all(path.exists() for path in paths):
         return []
     clips = [ClipRun.open(path, **config.checkpoint) for path in paths]
     by_name = {clip.name: clip for clip in clips}
     if len(by_name) < len(clips):
-        raise InputError("config.clips must have a name each, got one twice; rename a folder")
+        raise InputError(
+            "config.clips must be runs with different names, got one name twice; rename a folder"
+        )
     return clips
 
 

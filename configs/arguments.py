@@ -17,7 +17,7 @@ def parse(text: str | None, **defaults: Any) -> dict[str, Any]:
         kind = type(defaults[name])
         if kind is bool:
             if given and value not in ("True", "False"):
-                raise ValueError(f"{item!r} must be True or False; give one of them")
+                raise ValueError(f"{item!r} must be True or False")
             arguments[name] = value != "False"
         else:
             try:

@@ -38,8 +38,8 @@ class ClipRun:
         run = Run.open(path)
         if run.kind != CLIP:
             raise InputError(
-                f"{path} must be a run of CLIP, got one of another kind; import CLIP's weights "
-                "with classifiers.weights"
+                f"{path} must be a CLIP run, got another kind of run; import CLIP weights with "
+                "classifiers.weights"
             )
         run.check_finished()
         return cls(run, clip.make(plain(run.config.clip)), ema, best)
@@ -80,14 +80,14 @@ class ClipRun:
         folder, text = self.run.path / TOKENIZER, self.model.text
         if not folder.exists():
             raise InputError(
-                f"{self.run.path}: its weights came without a tokenizer; import them again with "
-                "--tokenizer=DIR"
+                f"{self.run.path}: its weights were imported without a tokenizer; import them "
+                "again with --tokenizer=DIR"
             )
         tokenizer = load_clip_tokenizer(Path(folder), text.max_length)
         if not tokenizer.fits(text):
             raise InputError(
-                f"{folder}: the tokenizer must have at most {text.vocab_size} tokens and end texts "
-                f"with {text.end_token}, got {tokenizer.size} and "
-                f"{tokenizer.pieces.eos_token_id}; it is of another model"
+                f"{folder}: the tokenizer must have at most {text.vocab_size} tokens and the end "
+                f"token {text.end_token}, got {tokenizer.size} and "
+                f"{tokenizer.pieces.eos_token_id}; use the tokenizer of this model"
             )
         return tokenizer

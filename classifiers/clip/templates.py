@@ -22,7 +22,7 @@ def load(named: str | Sequence[str]) -> tuple[str, ...]:
         if named not in SETS:
             raise InputError(
                 f"templates must be {', '.join(SETS)} or a list of sentences with {{}}, got "
-                f"{named!r}; choose one"
+                f"{named!r}"
             )
         return _sets()[named]
     if not named:

@@ -73,7 +73,8 @@ def load_clip_tokenizer(folder: Path, max_length: int = 77) -> ClipTokenizer:
     """
     if not any((folder / name).is_file() for name in (*_VOCABULARIES, _PIECES)):
         raise InputError(
-            f"{folder} has no tokenizer ({' or '.join(_VOCABULARIES)}); name a folder that has"
+            f"{folder} has no tokenizer ({' or '.join(_VOCABULARIES)}); choose a folder that has "
+            "one"
         )
     # The import takes a second.
     import transformers

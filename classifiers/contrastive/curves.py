@@ -19,7 +19,7 @@ def write(workdir: epath.Path) -> None:
     middle.plot(steps, 100 * values, "o-", color="C1", markersize=3)
     middle.set(xlabel="step", ylabel="zero-shot accuracy (%)", ylim=(0, 101))
     right.plot(*column(lines, "logit_scale"), color="C2", linewidth=1)
-    right.set(xlabel="step", ylabel="scale of the logits")
+    right.set(xlabel="step", ylabel="logit scale")
     for axes in (left, middle, right):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

@@ -91,7 +91,7 @@ def open_pairs(config: ml_collections.ConfigDict) -> tuple[dict[str, Captioned],
     """
     draw = config.get("draw", UNION)
     if draw not in DRAWS:
-        raise InputError(f"config.draw must be one of {', '.join(DRAWS)}, got {draw!r}; take one")
+        raise InputError(f"config.draw must be one of {', '.join(DRAWS)}, got {draw!r}")
     opened = {name: Captioned(sources.load(spec)) for name, spec in config.train_sources.items()}
     if draw == UNION:
         union: Source = Union(list(opened.values()))
@@ -118,8 +118,8 @@ def check_images(
         if found != shape:
             ours, theirs = ("x".join(map(str, each)) for each in (shape, found))
             raise InputError(
-                f"config.train_sources.{name} must give images of {ours}, as config.evaluation and "
-                f"config.channels say, got {theirs}; set config.augment.size, or take other images"
+                f"config.train_sources.{name} must have images of {ours}, as in config.evaluation "
+                f"and config.channels, got {theirs}; set config.augment.size, or use other images"
             )
 
 
@@ -175,7 +175,7 @@ def _check_same_captions(opened: dict[str, Captioned]) -> None:
     if not others:
         raise InputError(
             f"config.train_sources must be at least two with draw={ONE_OF_EACH!r}, got {first}; "
-            "add one, or leave draw out"
+            "add another, or leave draw out"
         )
     for name, other in others:
         if len(other) != len(source):
@@ -188,8 +188,8 @@ def _check_same_captions(opened: dict[str, Captioned]) -> None:
             texts = [_caption_of(one, i) for one in (source, other)]
             if texts[0] != texts[1]:
                 raise InputError(
-                    f"config.train_sources.{name}: image {other.key(i)} must be of the caption "
-                    f"{texts[0]!r}, as in {first}, got {texts[1]!r}; generate it from that"
+                    f"config.train_sources.{name}: image {other.key(i)} must have the caption "
+                    f"{texts[0]!r}, as in {first}, got {texts[1]!r}; generate it from that caption"
                 )
 
 

@@ -83,16 +83,16 @@ class Training:
         for field in sorted(theirs.keys() | ours.keys()):
             if theirs.get(field) != ours.get(field):
                 raise InputError(
-                    f"config.clip must be the network of init_from={path}, whose {field} is "
-                    f"{theirs.get(field)!r}, got {ours.get(field)!r}; give both the same"
+                    f"config.clip.{field} must be {theirs.get(field)!r}, as in init_from={path}, "
+                    f"got {ours.get(field)!r}; give both the same"
                 )
         # Fields alone do not tell the image size: learned positions do.
         shapes = run.run.shapes()
         if jax.tree.map(jnp.shape, shapes) != jax.tree.map(jnp.shape, self.abstract.variables):
             raise InputError(
-                f"config.init_from={path} must be of images of {self.image_shape[0]} px with "
-                f"{self.image_shape[2]} channels, got others; set config.evaluation.size and "
-                "config.channels to its own"
+                f"config.init_from={path} must be trained on images of {self.image_shape[0]} px "
+                f"with {self.image_shape[2]} channels; set config.evaluation.size and "
+                "config.channels to those of the run"
             )
         return run
 

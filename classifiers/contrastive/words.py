@@ -27,8 +27,8 @@ def read_files(named: str, max_length: int) -> dict[str, bytes]:
         return byte_tokenizer.files(max_length)
     if not named:
         raise InputError(
-            f"config.tokenizer must be a folder of a tokenizer, or {byte_tokenizer.NAME!r}, got "
-            "''; name one"
+            f"config.tokenizer must be the folder of a tokenizer, or {byte_tokenizer.NAME!r}, got "
+            "''"
         )
     folder = Path(named).expanduser()
     inner = folder / TOKENIZER  # of an import of weights, or of a run
@@ -36,8 +36,8 @@ def read_files(named: str, max_length: int) -> dict[str, bytes]:
     paths = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     if not paths:
         raise InputError(
-            f"config.tokenizer={named} has none of {', '.join(TOKENIZER_FILES)}; name the "
-            f"folder of a tokenizer, or {byte_tokenizer.NAME!r}"
+            f"config.tokenizer={named} has none of {', '.join(TOKENIZER_FILES)}; use the folder of "
+            f"a tokenizer, or {byte_tokenizer.NAME!r}"
         )
     return {path.name: path.read_bytes() for path in paths}
 
@@ -55,9 +55,9 @@ def open_tokenizer(contents: dict[str, bytes], text: ClipTextEncoder) -> ClipTok
         tokenizer = load_clip_tokenizer(Path(folder), text.max_length)
     if not tokenizer.fits(text):
         raise InputError(
-            f"config.clip.text must have a vocab_size of at least {tokenizer.size} and the "
-            f"end_token {tokenizer.pieces.eos_token_id}, as config.tokenizer has, got "
-            f"{text.vocab_size} and {text.end_token}; set them"
+            f"config.clip.text must have vocab_size at least {tokenizer.size} and end_token "
+            f"{tokenizer.pieces.eos_token_id}, as in config.tokenizer, got {text.vocab_size} and "
+            f"{text.end_token}; set them"
         )
     return tokenizer
 

@@ -33,7 +33,7 @@ def find_runs(folder: epath.Path) -> list[epath.Path]:
         return [folder]
     runs = sorted(path.parent for path in folder.glob("*/config.json")) if folder.exists() else []
     if not runs:
-        raise InputError(f"{folder} has no run of classifiers.train; train one, or name its folder")
+        raise InputError(f"{folder} has no run of classifiers.train; train one, or use its folder")
     return runs
 
 
@@ -46,7 +46,7 @@ def open_run(path: epath.Path, best: bool = False, ema: str = MAIN) -> Evaluated
     run = Run.open(path)
     if run.kind != CLASSIFIER:
         raise InputError(
-            f"{path} is not a run of classifiers.train; name a folder that has only such runs"
+            f"{path} is not a run of classifiers.train; use a folder that has only such runs"
         )
     num_classes = run.seeds[0].shapes()["params"]["head"]["bias"].shape[0]
     names = from_config.load_class_names(path)

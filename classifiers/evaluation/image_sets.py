@@ -68,19 +68,19 @@ class WithoutBorder(Wrapper):
 def check_specs(specs: Fields) -> None:
     """Raises InputError for a wrong field of `config.sets`; opens nothing."""
     if not specs:
-        raise InputError("config.sets is empty; name a set, sets.NAME = dict(source=...)")
+        raise InputError("config.sets is empty; add a set, sets.NAME = dict(source=...)")
     for name, spec in specs.items():
         where = f"config.sets.{name}"
         if not re.fullmatch(r"[\w.+-]+", name):
             raise InputError(
-                f"{where}: the name must be letters, digits, _ and -, as it "
-                "becomes part of a file name"
+                f"{where}: the name must consist of letters, digits, _ and -, as it becomes part "
+                "of a file name"
             )
         if unknown := sorted(set(spec) - set(_FIELDS)):
             raise InputError(f"{where} has no field {unknown[0]!r}; use {', '.join(_FIELDS)}")
         if "source" not in spec:
             raise InputError(
-                f"{where} needs the field 'source', as for input_pipeline.sources.load"
+                f"{where} needs the field 'source', a dict for input_pipeline.sources.load"
             )
         mapped = spec.get("label_map", "")
         if mapped and mapped not in label_maps.MAPS:

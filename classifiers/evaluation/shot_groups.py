@@ -28,9 +28,8 @@ def check(spec: Fields) -> None:
         )
     if not 0 < spec["few"] <= spec["many"]:
         raise InputError(
-            "config.shots must have few above 0 and many not below few, got "
-            f"few={spec['few']} (fewer images than that) and many={spec['many']} (more "
-            "than that)"
+            f"config.shots must have few above 0 and many at least as large, got few={spec['few']} "
+            f"(classes with fewer images) and many={spec['many']} (classes with more)"
         )
 
 

@@ -34,8 +34,8 @@ def names_in_words(evaluation_set: EvaluationSet, named: str | Sequence[str]) ->
     # A sentence about n01440764 would run, and score at chance.
     if set(names) & set(wordnet_ids()):
         raise InputError(
-            f"config.class_names must say in words what {field} calls {names[0]!r}, got nothing; "
-            "set it to 'imagenet', or name a file with one name a line"
+            f"config.class_names must give the classes of {field} names in words, got "
+            f"{names[0]!r}; set it to 'imagenet', or to a file with one name per line"
         )
     return names
 

@@ -26,7 +26,7 @@ def classifier(
     """
     run = Run.open(path)
     if run.kind != CLASSIFIER:
-        raise InputError(f"{path} is not a run of classifiers.train; name one, or an import")
+        raise InputError(f"{path} is not a run of classifiers.train; use one, or an import")
     if not 0 <= seed < run.config.seeds:
         raise InputError(f"seed must be from 0 to {run.config.seeds - 1}, got {seed}: see {path}")
     trained = run.seeds[seed]

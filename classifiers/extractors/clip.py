@@ -54,7 +54,7 @@ def apply_to_images(model: Clip, variables: Variables, images: Array) -> Taps:
     kernel = first.get("patch_embed", first.get("stem_conv_0"))["kernel"]  # [h, w, channels, d]
     if kernel.shape[2] == 1 and images.shape[-1] != 1:
         raise InputError(
-            f"images must be grey for this CLIP, got {images.shape[-1]} channels; take another CLIP"
+            f"images must be grey for this CLIP, got {images.shape[-1]} channels; use another CLIP"
         )
     images = images if kernel.shape[2] == 1 else in_colour(images)
     # Flax says any of what apply returns.

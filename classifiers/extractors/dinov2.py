@@ -86,15 +86,15 @@ def load(path: Path, positions: str, size: int) -> tuple[ViT, Variables]:
     """The network and its variables for images of a size; arguments and errors as of `dinov2`."""
     # 1. Open the file, and read the network off its shapes.
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder; name one with weights")
+        raise InputError(f"{path}: no such file or folder; choose one with weights")
     tensors = open_weights(path, "model", None).tensors if path.is_dir() else open_file(path)
     # The mask token stands for patches hidden in training, and has no use after it.
     tensors = {name: tensor for name, tensor in tensors.items() if "mask_token" not in name}
     model, trained_size = _model(tensors, path)
     if size % model.patch_size:
         raise InputError(
-            f"size must be a multiple of {model.patch_size} (pixels of a patch), got {size}; "
-            "choose 224, as others do"
+            f"size must be a multiple of {model.patch_size} (the patch size), got {size}; 224 is "
+            "usual"
         )
     # 2. Copy every tensor to its place, as float32.
     shapes = presets.variable_shapes(model, (trained_size, trained_size, 3))
@@ -122,8 +122,8 @@ def _model(tensors: Mapping[str, Tensor], where: Path) -> tuple[ViT, int]:
     rows = tensors.get(_POSITIONS)
     if patches is None or rows is None or len(patches.shape) != 4 or len(rows.shape) != 3:
         raise InputError(
-            f"{where}: {_POSITIONS} and the patches' kernel must be there, got other weights; name "
-            "DINOv2 as transformers saves it"
+            f"{where}: {_POSITIONS} or the patches' kernel is missing; use DINOv2 as transformers "
+            "saves it"
         )
     width, patch_size = patches.shape[0], patches.shape[-1]
     depth = len({name.split(".")[2] for name in tensors if name.startswith("encoder.layer.")})

@@ -164,13 +164,13 @@ def _check(extractor: Extractor, source: Source, taps: Sequence[str]) -> None:
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
-            f"images must be such as {extractor.name} takes, got {'x'.join(map(str, shape))} "
-            f"({reason}); choose another extractor, or other images"
+            f"images must fit {extractor.name}, got {'x'.join(map(str, shape))} ({reason}); choose "
+            "another extractor, or other images"
         ) from error
     if unknown := [tap for tap in taps if tap not in outputs]:
         raise InputError(
-            f"taps must be of {', '.join(sorted(outputs))}, got {unknown[0]!r}; "
-            f"{extractor.name} has no other"
+            f"taps must be some of {', '.join(sorted(outputs))}, got {unknown[0]!r}; "
+            f"{extractor.name} has no others"
         )
 
 

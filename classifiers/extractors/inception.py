@@ -65,9 +65,8 @@ def find_weights() -> Path:
         if (folder / name).is_file():
             return folder / name
     raise InputError(
-        f"the weights of Inception must be a file, got none: {folder} holds neither "
-        f"{' nor '.join(FILES)}; download one of them (torch-fidelity and pytorch-fid say where "
-        "from), or name its path"
+        f"{folder} has no weights of Inception ({' or '.join(FILES)}); download one of them "
+        "(torch-fidelity and pytorch-fid say from where), or set its path"
     )
 
 
@@ -118,9 +117,8 @@ def _folded(tensors: Mapping[str, np.ndarray], where: Path) -> dict[str, np.ndar
         shapes = {None if part is None else part.shape for part in norm}
         if kernel is None or shapes != {kernel.shape[:1]}:
             raise InputError(
-                f"{where}: the convolution and the batch norm of {layer} are missing or "
-                "differ in width; the weights are of another model or incomplete, "
-                "download them again"
+                f"{where}: the convolution and the batch norm of {layer} are missing or differ in "
+                "width; the weights are incomplete or of another model, download them again"
             )
         # norm(conv(x)) = (w * x - mean) * scale + bias, with scale = weight / sqrt(var + epsilon).
         scale, bias, mean, var = (np.asarray(part, np.float64) for part in norm)

@@ -24,7 +24,7 @@ DINOV2_RULES = ("torch", "pil")
 def check_rule(rule: str, rules: tuple[str, ...]) -> None:
     """Raises InputError for a rule that is not one of `rules`."""
     if rule not in rules:
-        raise InputError(f"rule must be one of {', '.join(rules)}, got {rule!r}; choose one")
+        raise InputError(f"rule must be one of {', '.join(rules)}, got {rule!r}")
 
 
 def in_colour(images: Num[Array, "b h w c"]) -> Num[Array, "b h w 3"]:

@@ -176,7 +176,7 @@ def make(fields: Mapping[str, Any]) -> Clip:
     # 2. The towers, then what joins them.
     kind = TOWERS.get(image.pop("name", ""))
     if kind is None:
-        raise InputError(f"clip.image.name must be one of {', '.join(TOWERS)}; name a tower")
+        raise InputError(f"clip.image.name must be one of {', '.join(TOWERS)}; set one of these")
     if kind is ViT:
         image["num_classes"] = 1  # the head is never made
     image_tower = _module(kind, image, dtype, "clip.image")
@@ -191,7 +191,7 @@ def _module(kind: type, fields: dict[str, Any], dtype: Any, field: str) -> Any:
     for entry in dataclasses.fields(kind):
         if entry.default is dataclasses.MISSING and entry.name not in fields and entry.init:
             if entry.name not in ("parent", "name"):
-                raise InputError(f"{field}.{entry.name} is missing; set it, or name a preset")
+                raise InputError(f"{field}.{entry.name} is missing; set it, or choose a preset")
     # Flax hashes modules under jit, and lists have no hash.
     values = {n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()}
     return make_module(kind, {**values, "dtype": dtype}, field)

@@ -35,7 +35,9 @@ def make_norm(
     if not auxiliary:
         return functools.partial(nn.BatchNorm, use_running_average=not train, **fields)
     if train and domain is None:
-        raise InputError("model.auxiliary_batch_norm: training needs the domain of every example")
+        raise InputError(
+            "model.auxiliary_batch_norm needs the domain of every example in training; pass domain"
+        )
 
     def norm(**own: Any) -> Callable[[Array], Array]:
         return functools.partial(AuxiliaryBatchNorm(**fields, **own), domain=domain, train=train)

@@ -166,7 +166,7 @@ def per_class(comparison: Mapping[str, Any], class_names: Sequence[str]) -> Figu
         )
         right.set(ylabel="accuracy (%)")
     else:
-        right.set(xlabel="classes, in the order of accuracy of real only", ylabel="accuracy (%)")
+        right.set(xlabel="classes, sorted by accuracy of real only", ylabel="accuracy (%)")
     right.grid(alpha=0.25)
     right.legend()
     return figure

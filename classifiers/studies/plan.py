@@ -89,12 +89,12 @@ def arms_of(config: ml_collections.ConfigDict, study: str) -> tuple[Arm, ...]:
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises InputError for numbers and names of a study that make no sense."""
     if not config.studies:
-        raise InputError(f"config.studies is empty; name some of {', '.join(STUDIES)}")
+        raise InputError(f"config.studies is empty; choose some of {', '.join(STUDIES)}")
     for study in config.studies:
         if study not in STUDIES:
             raise InputError(f"config.studies must be some of {', '.join(STUDIES)}, got {study!r}")
         if not config.models_of.get(study):
-            raise InputError(f"config.models_of.{study} is empty; name some of config.models")
+            raise InputError(f"config.models_of.{study} is empty; choose some of config.models")
         for label in config.models_of[study]:
             if label not in config.models:
                 labels = ", ".join(config.models)
@@ -102,9 +102,11 @@ def check(config: ml_collections.ConfigDict) -> None:
                     f"config.models_of.{study} must be some of {labels}, got {label!r}"
                 )
             if not re.fullmatch(r"[\w.@+-]+", label):
-                raise InputError(f"config.models: {label!r} cannot name a folder; use letters")
+                raise InputError(
+                    f"config.models: {label!r} cannot be a folder name; use letters and digits"
+                )
             if not config.models[label].get("config"):
-                raise InputError(f"config.models.{label} has no config; name a file")
+                raise InputError(f"config.models.{label} has no config; set it to a config file")
     if "filters" in config.studies:
         _check_filters(config.get("filters") or {})
     copies = tuple(config.scaling_copies)
@@ -114,28 +116,31 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     if "scaling" in config.studies and (len(copies) < 2 or copies[0]):
         raise InputError(
-            f"config.scaling_copies must be 0 (real only) and at least one more, got {copies}"
+            "config.scaling_copies must be 0 (real only) and at least one other number, got "
+            f"{copies}"
         )
     if config.copies < 1:
         raise InputError(f"config.copies must be at least 1, got {config.copies}")
     if config.seeds < 0:
         raise InputError(
-            "config.seeds must be a number, or 0 for those of the models' "
-            f"configs, got {config.seeds}"
+            "config.seeds must be a number of seeds, or 0 for those of the models' configs, got "
+            f"{config.seeds}"
         )
 
 
 def _check_filters(folders: Fields) -> None:
     if not folders:
         raise InputError(
-            "config.filters must name work directories of imagen_ft.filter for the study "
-            "'filters', got none; add NAME=FOLDER, or leave the study out"
+            "config.filters must list folders of imagen_ft.filter for the study 'filters', got "
+            "none; add NAME=FOLDER, or leave the study out"
         )
     for name, folder in folders.items():
         if not re.fullmatch(r"[\w.@+-]+", name):
-            raise InputError(f"config.filters: {name!r} cannot name a folder; use letters")
+            raise InputError(
+                f"config.filters: {name!r} cannot be a folder name; use letters and digits"
+            )
         if not isinstance(folder, str) or not folder:
-            raise InputError(f"config.filters.{name} must be a folder, got {folder!r}; name one")
+            raise InputError(f"config.filters.{name} must be a folder, got {folder!r}")
 
 
 def make_runs(config: ml_collections.ConfigDict, workdir: Path) -> list[PlannedRun]:
@@ -172,8 +177,8 @@ def _start(config: ml_collections.ConfigDict, label: str) -> str:
     while start := config.models[chain[-1]].get("init_from", ""):
         if start not in config.models or start in chain:
             raise InputError(
-                f"config.models.{chain[-1]}.init_from must be another of config.models "
-                f"that does not start from this one, or '', got {start!r}"
+                f"config.models.{chain[-1]}.init_from must be another of config.models, one that "
+                f"does not start from this one, or '', got {start!r}"
             )
         chain.append(start)
     return chain[1] if len(chain) > 1 else ""

@@ -18,25 +18,26 @@ Table = tuple[list[str], list[list[str]]]
 _SIGNIFICANCE = 0.05  # p-values below it count
 _EXTREMES = 5  # classes shown at each end
 _CAS = (
-    "Classification accuracy score (Ravuri & Vinyals 2019): accuracy on real images of models that "
-    "were trained on synthetic images only, beside the same models trained on real ones."
+    "Classification accuracy score (Ravuri & Vinyals 2019): accuracy on real images of models "
+    "trained on synthetic images only, next to the same models trained on real ones."
 )
 _SCALING = (
-    "Accuracy against the number of synthetic images that are added to the real ones: mean and "
-    "standard deviation over seeds. p: paired t-test over seeds against real only."
+    "Accuracy against the number of synthetic images added to the real ones: mean and standard "
+    "deviation over seeds. p: paired t-test over seeds against real only."
 )
 _MODELS = (
     "The same recipe of each model on real images, on synthetic ones and on both. p: paired t-test "
     "of both against real only, over the seeds of a model."
 )
 _PER_CLASS = (
-    "Accuracy by class, the mean over seeds; a point is a class. Above the line synthetic images "
-    "train better than real ones."
+    "Accuracy by class, the mean over seeds; each point is a class. Above the line synthetic "
+    "images train better than real ones."
 )
 
 _FILTERS = (
-    "Real images with all synthetic ones, with those that a filter keeps, and with as many of each "
-    "class drawn at random: what is kept has to beat the random part. p: paired t-test over seeds."
+    "Real images with all synthetic ones, with those that a filter keeps, and with the same "
+    "number of each class drawn at random: the kept images have to beat the random ones. p: "
+    "paired t-test over seeds."
 )
 
 
@@ -75,7 +76,7 @@ def verdicts(result: Mapping[str, Any]) -> list[tuple[str, bool]]:
         p_value = both["p_value"] if len(rows) > 1 else rows[0]["p_value"]
         over = "models" if len(rows) > 1 else "seeds"
         return [(
-            f"Synthetic images beside real ones: {both['num_better']} of {len(rows)} models gain, "
+            f"Synthetic images next to real ones: {both['num_better']} of {len(rows)} models gain, "
             f"{points(both['mean_difference'])} points on average {_test(p_value, over)}.",
             _holds(both["mean_difference"], p_value),
         )]  # fmt: skip
@@ -90,8 +91,8 @@ def verdicts(result: Mapping[str, Any]) -> list[tuple[str, bool]]:
         ))  # fmt: skip
     for row in result.get("filters", ()):
         sentences.append((
-            f"{row['filter']}, {row['model']}: what is kept is {points(row['difference'])} points "
-            f"against as many at random {_test(row['p_value'], 'seeds')}.",
+            f"{row['filter']}, {row['model']}: the kept images score {points(row['difference'])} "
+            f"points against the same number at random {_test(row['p_value'], 'seeds')}.",
             _holds(row["difference"], row["p_value"]),
         ))  # fmt: skip
     return sentences
@@ -103,7 +104,7 @@ def _holds(difference: float, p_value: float | None) -> bool:
 
 def _test(p_value: float | None, over: str) -> str:
     if p_value is None:
-        return f"(no paired t-test over {over}: too few of them, or all the same)"
+        return f"(no paired t-test over {over}: too few, or all equal)"
     return f"(paired t-test over {over}, p = {p_text(p_value)})"
 
 

@@ -43,7 +43,7 @@ def collect(
     for run, other in zip(runs, evaluations, strict=True):
         if any(other[key] != value for key, value in evaluation.items()):
             raise InputError(
-                f"{evaluation_path(config, run)} is of other images than that of "
+                f"{evaluation_path(config, run)} was made on other images than that of "
                 f"{runs[0].folder}; remove it and run the same command again"
             )
     # 2. Statistics of each arm, then of each study.

@@ -48,8 +48,8 @@ def make_loss(config: ml_collections.ConfigDict) -> Callable[[Array, Array], Arr
         raise InputError(f"config.label_smoothing must be at least 0 and below 1, got {smoothing}")
     if smoothing and name == "bce":  # any share above 0 is a target of 1 there
         raise InputError(
-            "config.label_smoothing must be 0 for 'bce', where it makes every class a "
-            f"target, got {smoothing}"
+            "config.label_smoothing must be 0 for 'bce', where it would make every class a "
+            f"target, got {smoothing}; set it to 0"
         )
     return LOSSES[name]
 
@@ -61,8 +61,8 @@ def domain_weights(config: ml_collections.ConfigDict) -> tuple[float, float]:
         raise InputError(f"config.synthetic_loss_weight must be at least 0, got {weight}")
     if weight != 1.0 and len(config.train_sources) < 2:
         raise InputError(
-            f"config.synthetic_loss_weight={weight} weighs synthetic images against real "
-            "ones, but config.train_sources has one source; set it to 1, or name both"
+            f"config.synthetic_loss_weight={weight} weighs synthetic images against real ones, but "
+            "config.train_sources has one source; set it to 1, or add the other source"
         )
     return 1.0, weight  # Diversify, Don't Fine-Tune, section 3.3: lambda
 

@@ -39,8 +39,7 @@ def mix(
     for name, value in (("mixup", mixup), ("cutmix", cutmix)):
         if not value >= 0:
             raise InputError(
-                f"{name} must be above 0 for Beta({name}, {name}), or 0 to leave it out, "
-                f"got {value}"
+                f"{name} must be above 0 for Beta({name}, {name}), or 0 to turn it off, got {value}"
             )
     for name, value in (("switch", switch), ("probability", probability)):
         if not 0 <= value <= 1:

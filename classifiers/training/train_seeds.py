@@ -44,7 +44,7 @@ def train_seeds(training: Training, evaluation: Source, mesh: Mesh, workdir: epa
     if jax.process_index() == 0:
         say(
             f"{workdir.name}: see learning_curves.png in {workdir}; classifiers.evaluate with "
-            f"--workdir={workdir.parent} compares it with the runs beside it"
+            f"--workdir={workdir.parent} compares it with the runs next to it"
         )
 
 

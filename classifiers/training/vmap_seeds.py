@@ -34,11 +34,12 @@ def check(config: ml_collections.ConfigDict) -> None:
         return
     if config.get("best"):
         raise InputError(
-            "config.best cannot go with vmap_seeds, as each seed has its own best; set one of them"
+            "config.best cannot be combined with vmap_seeds, as each seed has its own best; set "
+            "only one of them"
         )
     if extra := sorted(set(config.ema) - {MAIN}):
         raise InputError(
-            f"config.ema.{extra[0]} cannot go with vmap_seeds, which keeps only {MAIN!r} "
+            f"config.ema.{extra[0]} cannot be combined with vmap_seeds, which keeps only {MAIN!r} "
             "of each seed; remove one of them"
         )
 

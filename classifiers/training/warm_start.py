@@ -38,13 +38,16 @@ def check_start(training: Training) -> dict[str, str]:
         return {}
     path = config.init_from
     if run.kind != CLASSIFIER:
-        raise InputError(f"config.init_from={path} is not a run of classifiers.train or an import")
+        raise InputError(
+            f"config.init_from={path} is not a run of classifiers.train or an import; use one of "
+            "these"
+        )
     # Our number of classes: the head may differ.
     start_model = from_config.make_model(run.config.model, model.num_classes)
     if type(start_model) is not type(model):
         raise InputError(
-            f"config.init_from={path} must be a {type(model).__name__}, as config.model, "
-            f"got a {type(start_model).__name__}; name a run of the same model"
+            f"config.init_from={path} must be a {type(model).__name__}, as config.model, got a "
+            f"{type(start_model).__name__}; use a run of the same model"
         )
     # Whatever else decides the meaning of weights must be the same.
     for field in dataclasses.fields(model):
@@ -85,7 +88,10 @@ def _fit_variables(
     shapes = flatten(presets.variable_shapes(model, image_shape), sep=".")
     # 1. Both have the same arrays.
     for name in sorted(arrays.keys() ^ shapes.keys()):
-        raise InputError(f"config.init_from={path} and config.model differ in {name}")
+        raise InputError(
+            f"config.init_from={path} and config.model differ in {name}; use a run of the same "
+            "model"
+        )
     # 2. Shapes may differ where a rule exists: positions are resized, heads start at zero.
     for name, leaf in shapes.items():
         if arrays[name].shape == leaf.shape:
@@ -97,6 +103,6 @@ def _fit_variables(
         else:
             raise InputError(
                 f"config.init_from={path}: {name} must have the shape {leaf.shape} of "
-                f"config.model, got {arrays[name].shape}"
+                f"config.model, got {arrays[name].shape}; use a run of the same model"
             )
     return flax.traverse_util.unflatten_dict(arrays, sep=".")

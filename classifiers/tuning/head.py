@@ -91,13 +91,13 @@ def check(strategy: str, loss: Loss) -> None:
     """Raises InputError for an unknown strategy or a number out of range."""
     if strategy not in STRATEGIES:
         names = ", ".join(STRATEGIES)
-        raise InputError(f"config.strategy must be one of {names}, got {strategy!r}; choose one")
+        raise InputError(f"config.strategy must be one of {names}, got {strategy!r}")
     amounts = (loss.hard, loss.soft)
     finite = np.isfinite([*amounts, loss.temperature]).all()
     if not finite or min(amounts) < 0 or not any(amounts) or loss.temperature <= 0:
         raise InputError(
-            "config.loss must have finite hard and soft of at least 0, one of them above, and a "
-            f"temperature above 0, got {amounts} and {loss.temperature}; change it"
+            "config.loss must have hard and soft finite and at least 0, not both 0, and a "
+            f"temperature above 0, got {amounts} and {loss.temperature}"
         )
 
 

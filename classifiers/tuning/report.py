@@ -75,7 +75,7 @@ def figure(results: Mapping[str, Mapping[str, Any]]) -> Figure:
             curve.sort(key=lambda arm: arm["shots"])
             x, mean, std = ([arm[key] for arm in curve] for key in ("shots", "mean", "std"))
             plots.mean_and_std(axes, x, mean, std, label, color)
-    axes.set(xlabel="real images a class", ylabel="top-1 accuracy (%)")
+    axes.set(xlabel="real images per class", ylabel="top-1 accuracy (%)")
     axes.grid(alpha=0.25)
     axes.legend()
     return drawing

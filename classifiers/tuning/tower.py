@@ -51,11 +51,11 @@ def check(tuned: Any, rate: float) -> None:
     """Raises InputError for fields that tuning the tower cannot take."""
     if tuned not in (HEAD, WHOLE) and not (type(tuned) is int and tuned > 0):
         raise InputError(
-            f"config.tuned must be head, whole, or how many of the tower's last blocks, got "
-            f"{tuned!r}; choose one"
+            "config.tuned must be 'head', 'whole', or the number of the tower's last blocks to "
+            f"train, got {tuned!r}"
         )
     if not 0 < rate < float("inf"):
-        raise InputError(f"config.tower_rate must be finite and above 0, got {rate}; change it")
+        raise InputError(f"config.tower_rate must be finite and above 0, got {rate}")
 
 
 def trained_parameters(params: Mapping[str, Any], tuned: str | int) -> frozenset[str]:

@@ -56,15 +56,17 @@ def define_flags(values: flags.FlagValues) -> None:
     text = {
         "from": f"{layouts} imports; DIR of a run exports",
         "to": f"DIR of an import; {layouts} of an export",
-        "model": "import: name of a preset; of transformers config.json says it",
-        "pixels": "import: plain or imagenet, where nothing beside the weights says it",
-        "tokenizer": ("import of CLIP: folder of its tokenizer; by default that of the weights"),
+        "model": "import: name of a preset; for transformers weights config.json has it",
+        "pixels": "import: plain or imagenet, if no file next to the weights says it",
+        "tokenizer": (
+            "import of CLIP: folder of its tokenizer; by default the one next to the weights"
+        ),
     }
     for name, help_text in text.items():
         flags.DEFINE_string(name, None, help_text, flag_values=values)
     numbers = {
-        "size": "import: of images, pixels each way; by default that of the weights",
-        "num_classes": "import: of a new head; by default the weights' head is kept",
+        "size": "import: image size in pixels; by default that of the weights",
+        "num_classes": "import: classes of a new head; by default the weights' head is kept",
         "seed": "export: which seed of the run; 0 by default",
     }
     for name, help_text in numbers.items():
@@ -88,7 +90,9 @@ def main(argv: Sequence[str]) -> None:
     of_imports = ("model", "pixels", "size", "num_classes", "tokenizer")
     for name in ("seed",) if importing else of_imports:
         if values[name].value is not None:
-            raise InputError(f"--{name} is for {'exports' if importing else 'imports'}")
+            raise InputError(
+                f"--{name} is for {'exports' if importing else 'imports'}; leave it out"
+            )
     if importing:
         options = {name: values[name].value for name in of_imports}
         _import(source[1], target[1], source[0], options)
@@ -112,7 +116,7 @@ def _import(source: str, target: str, layout: str, options: dict[str, Any]) -> N
 
 def _export(source: str, target: str, layout: str, seed: int | None) -> None:
     if not is_local(target):
-        raise InputError(f"--to must be a local folder for safetensors, got {target}; name one")
+        raise InputError(f"--to must be a local folder for safetensors, got {target}; choose one")
     check_target(epath.Path(target))
     if Run.open(source).kind == CLIP:
         if seed is not None:
@@ -135,14 +139,16 @@ def _split(flag: str, value: str | None) -> tuple[str, str]:
     layout, colon, path = (value or "").partition(":")
     layout, path = (layout, path) if colon and layout in LAYOUTS else ("", value or "")
     if not path:
-        raise InputError(f"--{flag} is missing; name a folder (--help shows examples)")
+        raise InputError(f"--{flag} is missing; pass a folder (--help shows examples)")
     return layout, path
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code, by the conventions of `launch.cli`."""
     argv = list(sys.argv if argv is None else argv)
-    return exit_code(lambda: main(argv), ("nothing is half written; the same command starts over"))
+    return exit_code(
+        lambda: main(argv), ("nothing incomplete was left behind; the same command starts over")
+    )
 
 
 if __name__ == "__main__":

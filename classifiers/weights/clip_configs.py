@@ -90,14 +90,14 @@ def read(folder: Path, tensors: Mapping[str, Tensor], layout: str, where: Any) -
     if layout == OPENAI:
         if config.get("model_cfg", {}).get("quick_gelu", True) is not True:
             raise InputError(
-                f"{folder / OPEN_CLIP_CONFIG}: quick_gelu must be true beside OpenAI's weights, "
-                f"got {config['model_cfg']['quick_gelu']!r}; say --from=open_clip:{where}"
+                f"{folder / OPEN_CLIP_CONFIG}: quick_gelu must be true for OpenAI's weights, got "
+                f"{config['model_cfg']['quick_gelu']!r}; pass --from=open_clip:{where}"
             )
         return _of_tensors(tensors)
     if not config:
         raise InputError(
-            f"{where}: {OPEN_CLIP_CONFIG} must lie beside weights of open_clip, got none; it says "
-            "their activation: copy it there, or say --from=openai if they are OpenAI's"
+            f"{where}: {OPEN_CLIP_CONFIG}, which has the activation, is missing next to these "
+            "open_clip weights; copy it there, or pass --from=openai if they are OpenAI's"
         )
     return _of_open_clip(config, folder / OPEN_CLIP_CONFIG)
 
@@ -141,7 +141,7 @@ def check_preset(model: Clip, name: str, where: Any) -> None:
             if got != needed:
                 raise InputError(
                     f"{where}: {part}{field.name} must be {needed!r} for --model={name}, got "
-                    f"{got!r}; choose the model of these weights"
+                    f"{got!r}; choose the model that these weights belong to"
                 )
 
 
@@ -151,7 +151,8 @@ def _of_transformers(folder: Path) -> Described:
     kind = config.get("model_type")
     if kind not in ("clip", "siglip"):
         raise InputError(
-            f"{where}: model_type must be clip or siglip, got {kind!r}; name a folder of CLIP"
+            f"{where}: model_type must be clip or siglip, got {kind!r}; use a folder of CLIP "
+            "weights"
         )
     # 1. The image tower. Defaults are those of transformers' config classes.
     siglip = kind == "siglip"
@@ -178,7 +179,10 @@ def _of_transformers(folder: Path) -> Described:
         projection = text.get("projection_size") or own["width"]
         own |= dict(projection_width=projection, projection_bias=True, pool="last", causal=False)
         if vision.get("vision_use_head", True) is not True:
-            raise InputError(f"{where}: vision_use_head is false; only SigLIP with it is known")
+            raise InputError(
+                f"{where}: vision_use_head must be true, the only one implemented, got false; use "
+                "a SigLIP that has it"
+            )
     else:
         image |= dict(pre_norm=True, patch_bias=False)
         width = whole(config.get("projection_dim", 512), "projection_dim", where)
@@ -303,15 +307,18 @@ def _open_clip_images(
         )
     mode, rule = fields.get("resize_mode", "shortest"), fields.get("interpolation", "bicubic")
     if mode not in ("shortest", "squash") or rule not in ("bicubic", "bilinear"):
-        raise InputError(f"{where}: preprocess_cfg must be shortest or squash, bicubic or bilinear")
+        raise InputError(
+            f"{where}: preprocess_cfg must have resize_mode shortest or squash, and interpolation "
+            f"bicubic or bilinear, got {mode} and {rule}"
+        )
     return Preprocessing(size, 1.0, f"pil_{rule}", stretch=mode == "squash"), names[0]
 
 
 def _checked(model: Clip, size: int, images: Preprocessing, where: Path) -> Described:
     if images.size not in (None, size):
         raise InputError(
-            f"{where}: image_size must be what {PREPROCESSOR} crops to, got {size} and "
-            f"{images.size}; use the files of these weights"
+            f"{where}: image_size and the crop size of {PREPROCESSOR} must be equal, got {size} "
+            f"and {images.size}; use the files that came with these weights"
         )
     return Described(model, size, images)
 
@@ -329,7 +336,10 @@ def _activation(config: Mapping[str, Any], siglip: bool, where: Path) -> str:
     name = config.get("hidden_act", "gelu_pytorch_tanh" if siglip else "quick_gelu")
     if not isinstance(name, str) or name not in _NAMES_OF_ACTIVATIONS:
         names = " or ".join(_NAMES_OF_ACTIVATIONS)
-        raise InputError(f"{where}: hidden_act must be {names}, got {name!r}; use these weights'")
+        raise InputError(
+            f"{where}: hidden_act must be {names}, got {name!r}; use the config.json that came "
+            "with these weights"
+        )
     return _NAMES_OF_ACTIVATIONS[name]
 
 
@@ -356,7 +366,7 @@ def _check_family(tensors: Mapping[str, Tensor], where: Any) -> None:
         if name not in tensors:
             raise InputError(
                 f"{where}: the tensor {name} is missing, which every CLIP of OpenAI's kind has; "
-                "the weights are of another family, name those of CLIP"
+                "the weights are of another model, use CLIP weights"
             )
 
 

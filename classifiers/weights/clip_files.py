@@ -110,8 +110,8 @@ def import_clip(
         checkpoint.save_inference(made, run_name, variables)
     if not words:
         say(
-            f"{target} has no tokenizer, as none was beside the weights; to encode texts "
-            "give --tokenizer=DIR"
+            f"{target} has no tokenizer, as there was none next to the weights; to encode texts, "
+            "import again with --tokenizer=DIR"
         )
 
 
@@ -122,11 +122,11 @@ def export_clip(source: str, target: str, layout: str) -> None:
         InputError: it is unfinished or damaged, or the layout has no such model.
     """
     if not is_local(target):
-        raise InputError(f"--to must be a local folder for safetensors, got {target}; name one")
+        raise InputError(f"--to must be a local folder for safetensors, got {target}; choose one")
     check_target(epath.Path(target))
     run = Run.open(source)
     if run.kind != CLIP:
-        raise InputError(f"--from must be a run of CLIP, got {source}; name one")
+        raise InputError(f"--from must be a CLIP run, got {source}")
     # 1. Check that the layout has the model before anything is read.
     model = clip.make(plain(run.config.clip))
     check_layout(model, layout)
@@ -186,7 +186,7 @@ def _open(source: Path, layout: str) -> tuple[list[Path], dict[str, Tensor]]:
     if source.is_file():
         return [source], open_file(source, integers=True)
     if not source.exists():
-        raise InputError(f"{source}: no such file or folder; name one with weights")
+        raise InputError(f"{source}: no such file or folder; choose one with weights")
     stem = _STEMS.get(layout, "model")
     weights = open_weights(source, stem, None, integers=True)
     return [source / name for name in weights.files], weights.tensors
@@ -199,7 +199,7 @@ def _is_counter(name: str) -> bool:
 def _tokenizer_files(folder: Path, needed: bool) -> dict[str, bytes]:
     found = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
     if needed and not found:
-        raise InputError(f"--tokenizer={folder} has no tokenizer; name a folder that has")
+        raise InputError(f"--tokenizer={folder} has no tokenizer; choose a folder that has one")
     return {name: path.read_bytes() for name, path in found.items()}
 
 

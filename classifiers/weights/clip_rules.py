@@ -132,7 +132,9 @@ def check_layout(model: Clip, layout: str) -> None:
 
 def _need(has_model: bool, layout: str, feature: str) -> None:
     if not has_model:
-        raise InputError(f"{layout}'s layout of weights has no CLIP with {feature}")
+        raise InputError(
+            f"the {layout} layout cannot hold a CLIP with {feature}; choose another layout"
+        )
 
 
 def _tower(

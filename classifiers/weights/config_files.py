@@ -70,7 +70,7 @@ def build(
     timm_config(folder)
     fields: dict[str, Any] = {}
     if name is None and "model_type" not in config:
-        raise InputError(f"{path}: {CONFIG} names no model of transformers; name one with --model")
+        raise InputError(f"{path}: {CONFIG} has no model of transformers; set one with --model")
     if name is None:
         where = folder / CONFIG
         name, fields = _from_transformers(config, tensors, where)

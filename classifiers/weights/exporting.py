@@ -26,12 +26,12 @@ def export_run(source: str, target: str, layout: str, seed: int = 0) -> None:
     """
     # 1. Check target, run and seed before anything is read.
     if not is_local(target):
-        raise InputError(f"--to must be a local folder for safetensors, got {target}; name one")
+        raise InputError(f"--to must be a local folder for safetensors, got {target}; choose one")
     check_target(epath.Path(target))
     run = Run.open(source)
     config = run.config
     if run.kind != CLASSIFIER:
-        raise InputError(f"--from must be a run of classifiers.train, got {source}; name one")
+        raise InputError(f"--from must be a run of classifiers.train, got {source}")
     if seed >= config.seeds:
         raise InputError(
             f"--seed must be from 0 to {config.seeds - 1}, the seeds of {source}, got {seed}"

@@ -42,7 +42,7 @@ def import_run(
     # timm's ResNets have torchvision's names: names alone cannot tell them apart.
     if layout_there != layout and (layout_there, layout) != ("torchvision", "timm"):
         raise InputError(
-            f"{source} has weights of {layout_there}; pass --from={layout_there}:{source}"
+            f"{source} has {layout_there} weights; pass --from={layout_there}:{source}"
         )
     # 2. Build the model, and load the weights into it.
     overrides = {"pixels": pixels, "num_classes": num_classes}

@@ -61,8 +61,8 @@ def _rows(positions: int, model: ViT, where: Any) -> int:
     rows = math.isqrt(max(0, positions - num_tokens))
     if rows == 0 or rows**2 + num_tokens != positions:
         raise InputError(
-            f"{where}: the number of positions must be that of a square image and "
-            f"{num_tokens} tokens, got {positions}; use the model of these weights"
+            f"{where}: the number of positions must be a square number plus {num_tokens} tokens, "
+            f"got {positions}; choose the model that these weights belong to"
         )
     return rows
 

@@ -104,7 +104,11 @@ def tensor_rules(model: Classifier, layout: str) -> Rules:
     if isinstance(model, ViT):
         if layout == "transformers":
             plain = model.pool == "token" and model.positions == "learned"
-            _need(plain and model.layer_scale is None, layout, "pooling, positions and layer scale")
+            _need(
+                plain and model.layer_scale is None,
+                layout,
+                "this pooling, these positions or layer scale",
+            )
             return _vit_transformers(model)
         _need(layout == "timm", layout, "a vision transformer")
         _need(model.distillation != "token", layout, "a distillation token without its head")
@@ -114,11 +118,13 @@ def tensor_rules(model: Classifier, layout: str) -> Rules:
         return _EFFICIENTNET
     _need(layout != "efficientnet", layout, "residual blocks")
     _need(isinstance(model, ResNet), layout, "squeeze-and-excitation")
-    _need(not model.auxiliary_batch_norm, layout, "batch norms of synthetic images")
-    _need(not model.small_stem, layout, "the stem for small images")
+    _need(not model.auxiliary_batch_norm, layout, "batch norms for synthetic images")
+    _need(not model.small_stem, layout, "a stem for small images")
     return _RESNET_TRANSFORMERS if layout == "transformers" else RESNET_TORCHVISION
 
 
 def _need(has_model: bool, layout: str, feature: str) -> None:
     if not has_model:
-        raise InputError(f"{layout}'s layout of weights has no model of this kind with {feature}")
+        raise InputError(
+            f"the {layout} layout cannot hold a model with {feature}; choose another layout"
+        )

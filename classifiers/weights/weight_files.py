@@ -50,7 +50,7 @@ def open_tensors(path: epath.PathLike) -> dict[str, Tensor]:
     if path.is_dir():
         return open_weights(path, STEM, None, integers=True).tensors
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder; name one with weights")
+        raise InputError(f"{path}: no such file or folder; choose one with weights")
     return open_torch_file(path) if path.suffix == ".pth" else open_file(path, integers=True)
 
 
@@ -68,8 +68,8 @@ def find_layout(names: Iterable[str], where: Any) -> str:
         if any(name.startswith(starts) for name in names):
             return layout
     raise InputError(
-        f"{where}: {min(names, default='no tensor')} and the rest are in none of the known "
-        "layouts: transformers', timm's, torchvision's and EfficientNet-PyTorch's"
+        f"{where}: {min(names, default='no tensor')} and the other names match none of the known "
+        "layouts: transformers, timm, torchvision, EfficientNet-PyTorch"
     )
 
 
@@ -216,5 +216,5 @@ def _check_fit(
         if mapping.paths == (POSITIONS,) and len(shape) == 3 and shape[::2] == model_shape[::2]:
             shapes[name] = model_shape  # as many as the images need, after they are resized
         if mapping.paths[0].split(".")[1] in HEADS:
-            advice_on[name] = "use the model of these weights, or a new head"
+            advice_on[name] = "choose the model that these weights belong to, or a new head"
     check_fit(mappings, shapes, where, advice_on=advice_on)

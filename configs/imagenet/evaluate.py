@@ -61,7 +61,7 @@ SHIFTS = {
     "objectnet": (
         "objectnet",
         "objectnet-1.0/images",
-        "objectnet-1.0.zip of objectnet.dev, which tells the password",
+        "objectnet-1.0.zip of objectnet.dev, which gives the password",
     ),
 }
 _PREPARE_VAL = "sort ILSVRC2012_img_val.tar of image-net.org into one folder a WordNet id"

@@ -58,7 +58,9 @@ def get_config(arg=""):
             f"extractor must be one of {', '.join(_EXTRACTORS)}, got {args['extractor']}"
         )
     if args["extractor"] == "dinov2" and not args["real"]:
-        raise ValueError("extractor=dinov2 compares with real images; set real, such as real=16")
+        raise ValueError(
+            "extractor=dinov2 needs real images to compare with; set real, such as real=16"
+        )
     fields = _EXTRACTORS[args["extractor"]]
     extractor = dict(name=args["extractor"], path=args["weights"], **fields)
     source = dict(name="synthetic", path=args["synthetic"])

@@ -225,8 +225,7 @@ def one_line(capsys):
 WRONG = {
     "missing set": (
         dict(sets=dict(v2=dict(source=dict(name="image_folder", path="no/v2"), prepare="unpack"))),
-        "config.sets.v2: no/v2 must be a folder or a zip, got nothing there; check path and root; "
-        "to prepare the set: unpack",
+        "config.sets.v2: no/v2 does not exist; check path and root; to prepare the set: unpack",
     ),
     "other classes": (
         dict(sets=dict(two=dict(source=dict(VALIDATION, classes=[0, 1])))),
@@ -250,7 +249,7 @@ WRONG = {
     ),
     "shots": (
         dict(shots=dict(SHOTS, few=100)),
-        "config.shots must have few above 0 and many not below few, got few=100",
+        "config.shots must have few above 0 and many at least as large, got few=100",
     ),
 }
 

@@ -69,7 +69,7 @@ def test_another_number_of_classes(data, tmp_path, request, monkeypatch, capsys)
     path = "configs/imagenet/resnet50.py"
     assert run(path, (few, data[1]), "real", tmp_path / "run") == 2
     said = capsys.readouterr().err
-    assert "config.num_classes must be the 2 classes of config.evaluation_source, got 1000" in said
+    assert "config.num_classes must be 2, as in config.evaluation_source, got 1000" in said
     assert said.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
@@ -94,7 +94,7 @@ def test_an_arm_without_shards(data, tmp_path, request, monkeypatch, capsys):
         ),
         (
             "synthetic_weight=1.5 --dry_run",
-            "synthetic_weight must be the share of every batch",
+            "synthetic_weight must be the synthetic share of every batch",
         ),
         ("loss=hinge", "config.loss must be one of cross_entropy, bce"),
     ],

@@ -146,7 +146,10 @@ def test_filters_are_compared_with_random_parts(site, capsys, tmp_path, syntheti
     assert row["difference"] == pytest.approx(0.03) and row["all"] == row["random"] < row["kept"]
     assert (site.workdir / "filters.png").read_bytes().startswith(b"\x89PNG")
     page = (site.workdir / "report.html").read_text()
-    assert "filter, resnet: what is kept is +3.00 points against as many at random" in page
+    assert (
+        "filter, resnet: the kept images score +3.00 points against the same number at random"
+        in page
+    )
     assert "kept - random" in capsys.readouterr().out
     # Another list makes what it concerns anew.
     write_json(tmp_path / "kept.json", [keys.key(i) for i in range(1, 30, 2)])
@@ -221,7 +224,7 @@ def test_a_study_that_is_killed_goes_on(site, capsys):
         process.terminate()
         err = process.communicate(timeout=120)[1]
     assert process.returncode == 75
-    assert err.splitlines()[-1].startswith("preempted: SIGTERM: every step was told")
+    assert err.splitlines()[-1].startswith("preempted: SIGTERM: every step was asked")
     assert site.calls() == OF_CAS[:3]
     with site.start(CAS) as process:
         wait_until(calls.exists)
@@ -338,7 +341,7 @@ def test_dry_run(site, capsys):
     assert sum(" -m classifiers.train --config=" in line for line in commands) == 6
     assert "arm=real+synthetic,k=1 " in commands[2]
     assert "resnet: 77,754 parameters" in lines
-    assert lines[-1] == "6 runs of classifiers.train, 12 trainings with all their seeds"
+    assert lines[-1] == "6 runs of classifiers.train, 12 trainings over all seeds"
 
 
 def test_alone_on_the_word_of_the_user(site, capsys):
@@ -363,17 +366,17 @@ def a_config(site, **fields):
 CLASSIFIER = "configs/digits/classifier.py"
 BAD = {
     "study": (dict(studies=("cas", "cats")), "config.studies must be some of cas, "),
-    "no studies": (dict(studies=()), "config.studies is empty; name some of cas, scaling"),
-    "no models": (dict(models_of=dict(cas=())), "config.models_of.cas is empty; name some of"),
+    "no studies": (dict(studies=()), "config.studies is empty; choose some of cas, scaling"),
+    "no models": (dict(models_of=dict(cas=())), "config.models_of.cas is empty; choose some of"),
     "unknown model": (
         dict(models_of=dict(cas=("vgg",))),
         "config.models_of.cas must be some of bottleneck, deep, narrow, resnet, wide, got 'vgg'",
     ),
     "folder": (
         dict(models={"a b": dict(config=CLASSIFIER)}, models_of=dict(cas=("a b",))),
-        "config.models: 'a b' cannot name a folder",
+        "config.models: 'a b' cannot be a folder name",
     ),
-    "no config": (dict(models=dict(resnet=dict())), "config.models.resnet has no config; name"),
+    "no config": (dict(models=dict(resnet=dict())), "config.models.resnet has no config; set"),
     "no file": (
         dict(models=dict(resnet=dict(config="configs/vgg.py"))),
         "config.models.resnet: --config=configs/vgg.py:arm",
@@ -396,11 +399,11 @@ BAD = {
     "copies": (dict(copies=0), "config.copies must be at least 1, got 0"),
     "too many copies": (
         dict(copies=3),
-        "copies must be at most the 2 of the set, got 3; choose fewer or generate more",
+        "copies must be at most the 2 of the set, got 3; choose fewer, or generate more",
     ),
     "scaling": (
         dict(studies=("scaling",), scaling_copies=(1, 2)),
-        "config.scaling_copies must be 0 (real only) and at least one more, got (1, 2)",
+        "config.scaling_copies must be 0 (real only) and at least one other number, got (1, 2)",
     ),
     "scaling order": (
         dict(scaling_copies=(0, 2, 1)),
@@ -408,11 +411,11 @@ BAD = {
     ),
     "scaling size": (
         dict(studies=("scaling",), scaling_copies=(0, 1, 4)),
-        "copies must be at most the 2 of the set, got 4",
+        "copies must be at most 2, as in the set, got 4",
     ),
     "seeds": (
         dict(seeds=-1),
-        "config.seeds must be a number, or 0 for those of the models' configs",
+        "config.seeds must be a number of seeds, or 0 for those of the models' configs",
     ),
     "evaluation": (
         dict(evaluation=dict(config="configs/digits/evaluate.py", set="vest")),

@@ -42,7 +42,7 @@ def test_mixing_changes_the_losses_and_a_run_is_repeatable(tmp_path):
         ),
         (
             dict(mix=dict(mixup=-1)),
-            "mixup must be above 0 for Beta(mixup, mixup), or 0 to leave it out, got -1",
+            "mixup must be above 0 for Beta(mixup, mixup), or 0 to turn it off, got -1",
         ),
         (dict(mix=dict(mixup=0.2, cut=1.0)), "mix has no field 'cut'"),
         (dict(repeats=0), "repeats must be at least 1, got 0"),

@@ -62,25 +62,25 @@ def test_training_begins_with_another_run(trained, tmp_path, capsys):
     capsys.readouterr()
     width = "--config.clip.projection_width=32"
     assert run(train_clip.main, f"{TINY}:runlocal", tmp_path / "x", start, *SMALL, width) == 2
-    assert "config.clip must be the network of init_from=" in capsys.readouterr().err
+    assert ", as in init_from=" in capsys.readouterr().err
     size = ("--config.evaluation.size=10", "--config.augment.size=10")
     assert run(train_clip.main, f"{TINY}:runlocal", tmp_path / "x", start, *SMALL, *size) == 2
-    assert "must be of images of 10 px with 1 channels, got others" in capsys.readouterr().err
+    assert "must be trained on images of 10 px with 1 channels" in capsys.readouterr().err
     assert not (tmp_path / "x" / "config.json").exists()
 
 
 @pytest.mark.parametrize(
     ("flag", "said"),
     [
-        ("channels=3", "config.channels must be those of config.evaluation_source, 1, got 3"),
-        ("tokenizer=", "config.tokenizer must be a folder of a tokenizer, or 'bytes'"),
-        ("clip.text.vocab_size=300", "config.clip.text must have a vocab_size of at least 514"),
+        ("channels=3", "config.channels must be 1, as in config.evaluation_source, got 3"),
+        ("tokenizer=", "config.tokenizer must be the folder of a tokenizer, or 'bytes'"),
+        ("clip.text.vocab_size=300", "config.clip.text must have vocab_size at least 514"),
         ("clip.image.patch_size=3", "pixels each way, got 8x8"),
-        ("augment.size=10", "config.train_sources.real must give images of 8x8x1, as"),
+        ("augment.size=10", "config.train_sources.real must have images of 8x8x1, as"),
         ("loss_chunk=-1", "config.loss_chunk must be at least 0, got -1"),
         ("draw=some", "config.draw must be one of union, one_of_each, got 'some'"),
         ("templates=9", "templates must be 1, 7, 80 or a list of sentences with {}, got '9'"),
-        ("synthetic_weight=2.0", "synthetic_weight must be the share of every batch"),
+        ("synthetic_weight=2.0", "synthetic_weight must be the synthetic share of every batch"),
     ],
 )
 def test_wrong_input_ends_with_one_line(flag, said, tmp_path, capsys):

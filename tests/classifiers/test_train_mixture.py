@@ -39,7 +39,7 @@ def test_without_a_weight_it_is_the_union(synthetic, tmp_path, monkeypatch):
         (
             ["real", "synthetic"],
             dict(synthetic_weight=1.5),
-            "synthetic_weight must be the share of",
+            "synthetic_weight must be the synthetic share of",
         ),
         (["real"], dict(loader_workers=-2), "config.loader_workers must be at least -1, got -2"),
     ],

@@ -84,7 +84,7 @@ def test_arms_are_kept(clip_run, tmp_path):
 
 
 WRONG = {
-    "tuned": (["--config.tuned=0"], "config.tuned must be head, whole, or how many of"),
+    "tuned": (["--config.tuned=0"], "config.tuned must be 'head', 'whole', or the number"),
     "tuned blocks": (["--config.tuned=3"], "config.tuned must be at most the 2 blocks of the tow"),
     "tower rate": (["--config.tower_rate=0.0"], "config.tower_rate must be finite and above 0"),
     "shots": (
@@ -93,7 +93,7 @@ WRONG = {
     ),
     "strategy": (["--config.strategy=turns"], "config.strategy must be one of mix, real_first"),
     "loss": (["--config.loss.temperature=0.0"], "temperature above 0, got (0.5, 0.5) and 0.0"),
-    "loss without a number": (["--config.loss.hard=nan"], "finite hard and soft of at least 0"),
+    "loss without a number": (["--config.loss.hard=nan"], "hard and soft finite and at least 0"),
     "optimizer": (
         ["--config.optimizer.schedule=line"],
         "optimizer.schedule must be one of 'constant', 'cosine', 'step', got 'line'",

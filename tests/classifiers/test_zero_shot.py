@@ -92,7 +92,7 @@ WRONG = {
         ["--config.class_names=('a', 'b')"],
         "class 0 must be 'zero', as in the images of config.sets.test.source, got 'a'",
     ),
-    "no clip": (["--config.clips=()"], "config.clips must name runs of CLIP, got none; add one"),
+    "no clip": (["--config.clips=()"], "config.clips must list CLIP runs, got none; add one"),
 }
 
 
@@ -114,4 +114,4 @@ def test_words_are_needed(clip_run, tmp_path, capsys):
     config.write_text(text.replace('dict(name="digits", split=args["split"])', source))
     argv = [f"--config.clips={(str(clip_run),)!r}"]
     assert run(zero_shot.main, config, tmp_path / "run", *argv) == 2
-    assert "config.class_names must say in words what config.sets.test" in capsys.readouterr().err
+    assert "config.class_names must give the classes of config.sets.test" in capsys.readouterr().err

@@ -146,7 +146,7 @@ def test_a_config_of_another_task(task, name, field, tmp_path, capsys, monkeypat
     module = importlib.import_module(task)
     assert commands.run(module.main, f"configs/digits/{name}.py", tmp_path / "run") == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: config.{field} is missing, which this task needs; name a ")
+    assert error.startswith(f"error: config.{field} is missing, and this task needs it; add it")
     assert error.count("\n") == 1 and not (tmp_path / "run").exists()
 
 

@@ -118,19 +118,17 @@ def test_wrong_input(folder, tokenizer, tmp_path):
     same = config_of(folder).train_sources.to_dict()
     same["b"]["caption"] = "class_name"
     refused(
-        "must be of the caption 'a', as in a, got 'zero'", draw="one_of_each", train_sources=same
+        "must have the caption 'a', as in a, got 'zero'", draw="one_of_each", train_sources=same
     )
     refused("draw='one_of_each' each source is", draw="one_of_each", synthetic_weight=0.5)
     refused("templates must hold {} once each", templates=("digit",))
     same["b"]["caption"] = "title"
     refused("caption must be one of prompt, class_name, got 'title'", train_sources=same)
-    with pytest.raises(InputError, match=r"config\.tokenizer must be a folder"):
+    with pytest.raises(InputError, match=r"config\.tokenizer must be the folder"):
         words.read_files("", LENGTH)
     with pytest.raises(InputError, match="has none of"):
         words.read_files(str(tmp_path), LENGTH)
     contents = words.read_files("bytes", LENGTH)
     for changes in (dict(vocab_size=400), dict(end_token=5)):
-        with pytest.raises(
-            InputError, match=r"config\.clip\.text must have a vocab_size of at least"
-        ):
+        with pytest.raises(InputError, match=r"config\.clip\.text must have vocab_size at least"):
             words.open_tokenizer(contents, tower(**changes))

@@ -18,7 +18,7 @@ DIGITS = dict(name="digits", split="validation")
     ("specs", "said"),
     [
         ({}, "config.sets is empty"),
-        ({"a/b": dict(source=DIGITS)}, "config.sets.a/b: the name must be letters"),
+        ({"a/b": dict(source=DIGITS)}, "config.sets.a/b: the name must consist of letters"),
         ({"a": dict(path="x")}, "config.sets.a has no field 'path'; use source, label_map"),
         ({"a": dict(label_map="")}, "config.sets.a needs the field 'source'"),
         ({"a": dict(source=DIGITS, label_map="v2")}, "config.sets.a.label_map must be one of ''"),
@@ -39,7 +39,7 @@ def test_a_missing_set_says_how_to_prepare_it(tmp_path):
     with pytest.raises(InputError) as raised:
         image_sets.open_sets({"r": spec})
     said = str(raised.value)
-    assert said.startswith(f"config.sets.r: {path} must be a folder or a zip") and "\n" not in said
+    assert said.startswith(f"config.sets.r: {path} does not exist") and "\n" not in said
     assert said.endswith("; to prepare the set: unpack imagenet-r.tar")
 
 

@@ -91,7 +91,7 @@ def test_extremes_are_the_largest_gains_and_losses():
 def test_verdicts(result):
     ((text, good),) = report.verdicts(result)
     assert good and text == (
-        "Synthetic images beside real ones: 12 of 12 models gain, +1.04 points on average (paired "
+        "Synthetic images next to real ones: 12 of 12 models gain, +1.04 points on average (paired "
         "t-test over models, p = 1e-05)."
     )
     ((text, good),) = report.verdicts({"scaling": result["scaling"]})

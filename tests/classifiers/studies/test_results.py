@@ -158,5 +158,7 @@ def test_collected(tmp_path):
 
 @pytest.mark.parametrize("fields", [dict(num_images=9), dict(class_names=["a", "c"])])
 def test_evaluations_of_different_images(tmp_path, fields):
-    with pytest.raises(InputError, match=r"synthetic_1x/evaluation_test\.json is of other images"):
+    with pytest.raises(
+        InputError, match=r"synthetic_1x/evaluation_test\.json was made on other images"
+    ):
         results.collect(CONFIG, evaluations(tmp_path, **fields), INVENTORY)

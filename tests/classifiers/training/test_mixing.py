@@ -197,11 +197,11 @@ def test_mixing_within_domains():
     [
         (
             dict(mixup=-0.1, cutmix=0),
-            r"mixup must be above 0 for Beta\(mixup, mixup\), or 0 to leave it out, got -0\.1",
+            r"mixup must be above 0 for Beta\(mixup, mixup\), or 0 to turn it off, got -0\.1",
         ),
         (
             dict(mixup=0, cutmix=float("nan")),
-            r"cutmix must be above 0 for Beta\(cutmix, cutmix\), or 0 to leave it out, got nan",
+            r"cutmix must be above 0 for Beta\(cutmix, cutmix\), or 0 to turn it off, got nan",
         ),
         (dict(mixup=1, cutmix=1, switch=1.5), r"switch must be in \[0, 1\], got 1.5"),
         (dict(mixup=1, cutmix=1, probability=-1), r"probability must be in \[0, 1\], got -1"),

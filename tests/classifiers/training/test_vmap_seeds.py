@@ -126,11 +126,11 @@ def test_the_flag_cannot_change_midway(together, capsys):
     [
         (
             dict(best=dict(metric="validation_accuracy", mode="max")),
-            "config.best cannot go with vmap_seeds",
+            "config.best cannot be combined with vmap_seeds",
         ),
         (
             dict(ema=dict(main=dict(decay=0.5), slow=dict(decay=0.9))),
-            "config.ema.slow cannot go with vmap_seeds, which keeps only 'main' of each seed",
+            "config.ema.slow cannot be combined with vmap_seeds, which keeps only 'main'",
         ),
     ],
 )

@@ -37,7 +37,10 @@ def one_line(capsys):
 
 
 WRONG = {
-    "another family": (dict(model_type="bert"), "and the rest are in none of the known layouts"),
+    "another family": (
+        dict(model_type="bert"),
+        "and the other names match none of the known layouts",
+    ),
     "activation": (
         dict(vision_config__hidden_act="relu"),
         "config.json: hidden_act must be gelu or quick_gelu or gelu_pytorch_tanh, got 'relu'",
@@ -91,17 +94,17 @@ def test_single_files_of_others(tmp_path, capsys):
     safetensors.torch.save_file(tiny_clips.openai_tensors(tiny_clips.clip(num_heads=1)), file)
     to = f"--to={tmp_path / 'run'}"
     assert run(["weights", f"--from=open_clip:{file}", to]) == 2
-    assert "open_clip_config.json must lie beside weights of open_clip" in one_line(capsys)
+    assert "is missing next to these open_clip weights" in one_line(capsys)
     config = {"model_cfg": {"quick_gelu": False, "embed_dim": 10, "new": 1}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     assert run(["weights", f"--from=openai:{file}", to]) == 2
-    assert "quick_gelu must be true beside OpenAI's weights, got False" in one_line(capsys)
+    assert "quick_gelu must be true for OpenAI's weights, got False" in one_line(capsys)
     assert run(["weights", f"--from=open_clip:{file}", to]) == 2
     assert "model_cfg.new=1 is not implemented" in one_line(capsys)
     safetensors.torch.save_file({"fc.weight": torch.zeros(2, 2)}, file)
     (tmp_path / "open_clip_config.json").unlink()
     assert run(["weights", f"--from=openai:{file}", to]) == 2
-    assert "the weights are of another family, name those of CLIP" in one_line(capsys)
+    assert "the weights are of another model, use CLIP weights" in one_line(capsys)
 
 
 def test_activations_are_compared():
@@ -112,7 +115,7 @@ def test_activations_are_compared():
         laion = clip.make({"name": "clip_vit_b16", tower: {"activation": "gelu"}})
         with pytest.raises(InputError, match=rf"^x: {tower}.activation must be 'quick_gelu' for"):
             check_preset(laion, "clip_vit_b16", "x")
-        with pytest.raises(InputError, match=r"^openai's layout of weights has no CLIP with"):
+        with pytest.raises(InputError, match=r"^the openai layout cannot hold a CLIP with"):
             check_layout(laion, "openai")
     with pytest.raises(InputError, match="no CLIP with SigLIP's towers"):
         check_layout(PUBLISHED["siglip_b16"], "open_clip")
@@ -137,10 +140,10 @@ def test_a_tokenizer_of_another_model(source, tmp_path, capsys):
     (words / "vocab.json").write_text(json.dumps(vocabulary))
     argv = [f"--from=transformers:{source}", f"--to={tmp_path / 'run'}", f"--tokenizer={words}"]
     assert run(["weights", *argv]) == 0
-    with pytest.raises(InputError, match=r"must have at most 518 tokens and end texts with 517"):
+    with pytest.raises(InputError, match=r"must have at most 518 tokens and the end token 517"):
         ClipRun.open(tmp_path / "run").tokenizer(["cat"])
     write_run(tmp_path / "other", {"model": {}, "seeds": 0})
-    with pytest.raises(InputError, match="must be a run of CLIP, got one of another kind"):
+    with pytest.raises(InputError, match="must be a CLIP run, got another kind of run"):
         ClipRun.open(tmp_path / "other")
 
 

@@ -228,7 +228,7 @@ def test_a_base_model_of_transformers(tmp_path):
             {"head.bias": np.ones(4)},
             r"head\.bias must have the shape .* got \(4,\); .*or a new head",
         ),
-        ({"pos_embed": np.ones((1, 4, 8))}, "positions must be that of a square image .*, got 4"),
+        ({"pos_embed": np.ones((1, 4, 8))}, "positions must be a square number .*, got 4"),
         (
             {"pos_embed": np.ones((1, 5, 4))},
             r"pos_embed must have the shape \(1, 5, 8\) of the model, got \(1, 5, 4\)",
@@ -254,7 +254,7 @@ def test_a_model_without_rules_is_said_in_one_line(tmp_path, capsys):
     safetensors.numpy.save_file(tensors, tmp_path / "rs.safetensors")
     flags = ("--model=resnet_rs_50", "--pixels=imagenet")
     assert command(f"--from=timm:{tmp_path}/rs.safetensors", f"--to={tmp_path}/run", *flags) == 2
-    assert "has no model of this kind with squeeze-and-excitation" in one_line(capsys)
+    assert "cannot hold a model with squeeze-and-excitation" in one_line(capsys)
 
 
 def test_half_precision_becomes_float32(vit):
@@ -285,17 +285,17 @@ def test_fixed_positions_are_looked_at(tmp_path):
             "vit",
             dict(layer_scale=0.1),
             "transformers",
-            "transformers's layout of weights has no model of this kind with pooling",
+            "the transformers layout cannot hold a model with this pooling",
         ),
         (
             "vit",
             dict(distillation="token"),
             "timm",
-            "has no model of this kind with a distillation token",
+            "cannot hold a model with a distillation token",
         ),
-        ("vit", {}, "torchvision", "has no model of this kind with a vision transformer"),
-        ("resnet", dict(small_stem=True), "torchvision", "the stem for small images"),
-        ("resnet", dict(auxiliary_batch_norm=True), "timm", "batch norms of synthetic images"),
+        ("vit", {}, "torchvision", "cannot hold a model with a vision transformer"),
+        ("resnet", dict(small_stem=True), "torchvision", "a stem for small images"),
+        ("resnet", dict(auxiliary_batch_norm=True), "timm", "batch norms for synthetic images"),
         ("resnet_rs", {}, "timm", "squeeze-and-excitation"),
     ],
 )
@@ -333,11 +333,11 @@ def test_other_files(tmp_path):
         (("--from=timm:x", "--to=y", "--size=big"), "command line: "),
         (("--from=timm:x", "--to=y", "more"), "'more' is not a flag"),
         (("--from=timm:none", "--to=y"), "no such file or folder"),
-        (("--from=timm:vit", "--to=y"), "names no model of transformers; name one with --model"),
+        (("--from=timm:vit", "--to=y"), "has no model of transformers; set one with --model"),
         (("--from=timm:vit", "--to=y", "--model=vit_b16"), "pass --pixels"),
         (("--from=timm:vit", "--to=vit", "--model=vit_b16"), "must be an empty folder"),
         (("--from=timm:vit", "--to=y[1]", "--model=vit_b16"), "under a path with '['"),
-        (("--from=transformers:vit", "--to=y"), "vit has weights of timm"),
+        (("--from=transformers:vit", "--to=y"), "vit has timm weights"),
         (("--from=none", "--to=timm:y"), "none is not a run"),
         (("--from=x", "--to=timm:y.safetensors"), "--to must be a folder, got y.safetensors; name"),
         (("--from=timm:vit", "--to=y.pth", "--model=vit_b16"), "must be a folder, got y.pth"),
