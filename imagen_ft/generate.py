@@ -65,7 +65,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "repair",
         False,
-        "read a set back, and make again what is damaged or missing",
+        "read a set back, and generate again what is damaged or missing",
         flag_values=values,
     )
 
@@ -86,7 +86,9 @@ def _see(folder: epath.Path) -> None:
         if (folder / PROVENANCE).exists():
             return
         time.sleep(1)
-    raise InputError(f"{folder} must be the same folder on all hosts; name one that all see")
+    raise InputError(
+        f"{folder} must be the same folder on all hosts; choose one that all of them see"
+    )
 
 
 def main(args: app.Arguments) -> None:

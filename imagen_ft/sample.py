@@ -59,16 +59,16 @@ def define_flags(values: flags.FlagValues) -> None:
     joining.define_flags(values)
     flags.DEFINE_multi_string("prompt", [], "what to draw; may be repeated", flag_values=values)
     flags.DEFINE_string(
-        "prompts", None, "text file, one prompt a line, or a JSON list", flag_values=values
+        "prompts", None, "text file with one prompt per line, or a JSON list", flag_values=values
     )
     flags.DEFINE_string(
         "negative_prompt",
         None,
-        "what not to draw, where there is guidance; short for --config.negative_prompt",
+        "what not to draw (needs guidance); short for --config.negative_prompt",
         flag_values=values,
     )
     flags.DEFINE_integer(
-        "path", 0, "number of denoising steps that path.png shows; 0 for none", flag_values=values
+        "path", 0, "number of denoising steps to show in path.png; 0 for none", flag_values=values
     )
 
 
@@ -86,7 +86,7 @@ def read_prompts(values: flags.FlagValues) -> dict[str, str]:
     if values.prompts:
         lines = {source: line for source, line in read_lines(values.prompts) if line}
         if not lines:
-            raise InputError(f"--prompts={values.prompts} has no prompt; write one a line")
+            raise InputError(f"--prompts={values.prompts} has no prompt; write one per line")
         prompts |= lines
     return prompts
 
@@ -195,14 +195,14 @@ def check_workdir(workdir: epath.Path, prompts: list[str], sizes: list[int]) -> 
     Images of other prompts would be mixed with these.
     """
     if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"--workdir must be a folder, got the file {workdir}; name another one")
+        raise InputError(f"--workdir must be a folder, got the file {workdir}; choose another one")
     ours = {image_name(n, prompt, size) for n, prompt in enumerate(prompts) for size in sizes}
     paths = list(workdir.iterdir()) if workdir.exists() else []
     images = {path.name for path in paths if path.suffix.lower() in IMAGES}
     # File names hold number, prompt and size: a run with the same ones overwrites its own images.
     others = sorted(images - ours - {GRID, PATH})
     if others:
-        raise InputError(f"{workdir} has other images ({others[0]}); name another --workdir")
+        raise InputError(f"{workdir} has other images ({others[0]}); choose another --workdir")
 
 
 def check_same_settings(workdir: epath.Path, settings: dict[str, Any]) -> None:
@@ -212,8 +212,8 @@ def check_same_settings(workdir: epath.Path, settings: dict[str, Any]) -> None:
         return
     for field, (before, now) in differences(read_object(path), settings).items():
         raise InputError(
-            f"{workdir} has images drawn with {field} = {before}, now it is {now}; name "
-            "another --workdir"
+            f"{workdir} has images drawn with {field} = {before}, now it is {now}; choose another "
+            "--workdir"
         )
 
 

@@ -81,7 +81,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "budget",
         0,
-        "images in all, by successive halving; 0 for the whole grid",
+        "images in total, spent by successive halving; 0 for the whole grid",
         flag_values=values,
     )
     flags.DEFINE_bool(
@@ -119,8 +119,8 @@ def main(args: app.Arguments) -> None:
     points = make_points(config)
     if values.budget < 0:
         raise InputError(
-            "--budget must be a number of images in all, or 0 for the whole "
-            f"grid, got {values.budget}"
+            "--budget must be a total number of images, or 0 for the whole grid, got "
+            f"{values.budget}"
         )
     halving = config.halving
     rounds = plan_rounds(
@@ -172,8 +172,8 @@ def check(config: ml_collections.ConfigDict) -> Kind:
         there += [CAS] if config.cas and field == "choose_by" else []
         if name not in there:
             raise InputError(
-                f"config.{field} must be one of {', '.join(there)}, got {name!r}; name one, or add "
-                "it to config.measures"
+                f"config.{field} must be one of {', '.join(there)}, got {name!r}; choose one, or "
+                "add it to config.measures"
             )
     # 3. Real images, images to enlarge, classifiers.
     check_references(config)
@@ -181,7 +181,7 @@ def check(config: ml_collections.ConfigDict) -> Kind:
         check_spec("config.low", config.low)
         if not config.cascade.stages[config.stage].stage.low_size:
             raise InputError(
-                f"config.low must be empty where the stage starts from noise, got images for "
+                "config.low must be empty for a stage that starts from noise, got images for "
                 f"{config.stage!r}; leave it empty"
             )
     if config.cas:
@@ -198,7 +198,7 @@ def _with_dtypes(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict
 
 def _describe(config: ml_collections.ConfigDict, points: list[Point], rounds: list[Round]) -> None:
     for point in points:
-        print(f"{point.name}: {point.evaluations:,} evaluations of the network for an image")
+        print(f"{point.name}: {point.evaluations:,} network evaluations per image")
     # Who survives is unknown: count the most expensive points for an upper bound.
     drawn, most = 0, sorted((point.evaluations for point in points), reverse=True)
     total = 0
@@ -210,7 +210,7 @@ def _describe(config: ml_collections.ConfigDict, points: list[Point], rounds: li
         drawn = entry.images
     print(f"{len(points)} points, {cost(rounds):,} images, at most {total:,} evaluations")
     if lower := _evaluations_before(config):
-        print(f"once for all: {drawn:,} images to begin with, {lower * drawn:,} evaluations")
+        print(f"once for all points: {drawn:,} images to begin with, {lower * drawn:,} evaluations")
 
 
 def _evaluations_before(config: ml_collections.ConfigDict) -> int:
@@ -225,10 +225,10 @@ def _evaluations_before(config: ml_collections.ConfigDict) -> int:
 def _score(args: app.Arguments, config: ml_collections.ConfigDict, points: list[Point]) -> None:
     """Trains the classifiers of all points of the last round, and writes the report again."""
     if not config.cas:
-        raise InputError("--cas needs config.cas, which says how a classifier is trained, got none")
+        raise InputError("--cas needs config.cas, which says how a classifier is trained; add it")
     if not is_local(args.workdir):
         raise InputError(
-            f"--workdir must be a folder of a file system for --cas, got {args.workdir}"
+            f"--workdir must be a local or mounted folder for --cas, got {args.workdir}"
         )
     # A chip is held by one process at a time: leave it to the classifiers.
     jax.config.update("jax_platforms", "cpu")

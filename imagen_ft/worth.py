@@ -48,7 +48,7 @@ def main(args: app.Arguments) -> None:
     jax.config.update("jax_platforms", "cpu")
     if args.folder and not is_local(args.folder):
         raise InputError(
-            f"--workdir must be a folder of a file system for a study, got {args.folder}"
+            f"--workdir must be a local or mounted folder for a study, got {args.folder}"
         )
     workdir = Path(args.folder or "WORKDIR")
     # 1. All arms and jobs, as command lines.
@@ -61,7 +61,7 @@ def main(args: app.Arguments) -> None:
         for job in jobs:
             print(shlex.join([*words, *job.command, *options]))
         for arm in arms:
-            print(f"{arm.name}: {arm.evaluations} evaluations of the networks for an image")
+            print(f"{arm.name}: {arm.evaluations} network evaluations per image")
         return
     # 2. Run the jobs whose outputs are missing.
     lock(args.workdir)

@@ -41,9 +41,9 @@ def load_autoencoder(
     else:
         path = public_path(_start_of(run))
     if not path:
-        holds = f"{run} holds none" if run else "there are no other weights that have one"
+        holds = f"{run} holds none" if run else "no other weights here have one"
         raise InputError(
-            f"{field}.stage.autoencoder.weights must name an auto-encoder, got ''; {holds}"
+            f"{field}.stage.autoencoder.weights must be an auto-encoder, got ''; {holds}"
         )
     # 2. Random ones.
     if path == NEW:
@@ -72,6 +72,6 @@ def check_same_autoencoder(run: Any, digest: str) -> None:
     # Runs from before auto-encoders were recorded say nothing, and pass.
     if run.inputs.get("autoencoder", digest) != digest:
         raise InputError(
-            f"{run.path} was trained on the latents of another auto-encoder than the "
-            "config has; name that one as stage.autoencoder.weights"
+            f"{run.path} was trained on latents of another auto-encoder than the config's; set "
+            "stage.autoencoder.weights to that one"
         )

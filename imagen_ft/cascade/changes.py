@@ -78,7 +78,7 @@ def changed(
     by_stage = common.pop("stages", {})
     names = {**SAMPLING, **(LOADING if loading else {})}
     if not isinstance(by_stage, Mapping):
-        raise InputError(f"stages must be a dict of settings by stage, got {by_stage!r}")
+        raise InputError(f"stages must be a dict from stage names to settings, got {by_stage!r}")
     _check_names("stage", by_stage, config.stages)
     # 2. Settings of the cascade.
     locked, config = config.is_locked, ml_collections.ConfigDict(_unshared(config))

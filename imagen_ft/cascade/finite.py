@@ -35,9 +35,8 @@ def checked(
                 more = f" and {others} more of its batch" if others else ""
                 dtype = jnp.dtype(stage.denoiser.model.dtype).name
                 raise Diverged(
-                    f"stage {name} drew NaN or infinity for {image}{more}: its network "
-                    f"overflows in {dtype}; check its weights, or set another "
-                    "stage.unet.dtype"
+                    f"stage {name} produced NaN or infinity for {image}{more}: its network "
+                    f"overflows in {dtype}; check its weights, or set another stage.unet.dtype"
                 )
         first += len(finite[0])
         yield batch

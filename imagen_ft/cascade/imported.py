@@ -68,7 +68,7 @@ def as_imported(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         ]
         if others:
             _say(
-                f"config.stages.{name} samples differently from the scheduler of {path}: "
+                f"config.stages.{name} is sampled differently from the scheduler of {path}: "
                 f"{', '.join(others)}"
             )
     return changed(config, {"stages": taken}, loading=False) if taken else config
@@ -89,7 +89,7 @@ def _check_schedule(
     )
     if make_schedule(entry.stage.schedule) != make_schedule(theirs):
         raise InputError(
-            f"{field} must be that of the weights of {path}, {theirs}, got {entry.stage.schedule!r}"
+            f"{field} must be {theirs}, as for the weights of {path}, got {entry.stage.schedule!r}"
         )
 
 

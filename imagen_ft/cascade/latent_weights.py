@@ -55,8 +55,8 @@ def stage_of(path: str, model: LatentUNet, variant: str | None) -> dict[str, Any
     settings = settings_of(path)
     if settings is None:
         raise InputError(
-            f"{path} has no scheduler, which says how the weights were trained; name a whole "
-            "pipeline, or a config with a schedule"
+            f"{path} has no scheduler, which says how the weights were trained; choose a whole "
+            "pipeline, or set a schedule in the config"
         )
     # 3. SDXL: the second text encoder's pooled text.
     pooled_width = 0
@@ -143,13 +143,13 @@ def check_settings(field: str, stage: ml_collections.ConfigDict, path: str) -> N
         return
     if make_schedule(stage.schedule) != make_schedule(theirs["schedule"]):
         raise InputError(
-            f"{field}.schedule must be that of the weights of {path}, {theirs['schedule']}, got "
-            f"{stage.schedule!r}; take theirs"
+            f"{field}.schedule must be {theirs['schedule']}, as for the weights of {path}, got "
+            f"{stage.schedule!r}; set it to theirs"
         )
     if (ours := stage.get("prediction", "eps")) != theirs["prediction"]:
         raise InputError(
-            f"{field}.prediction must be that of the weights of {path}, {theirs['prediction']!r}, "
-            f"got {ours!r}; take theirs"
+            f"{field}.prediction must be {theirs['prediction']!r}, as for the weights of {path}, "
+            f"got {ours!r}; set it to theirs"
         )
 
 

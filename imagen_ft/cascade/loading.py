@@ -192,7 +192,7 @@ def check_same_model(
         of_encoder = field.startswith("text.") and field not in _OF_PROMPTS
         if field not in _HOW and not (by_digest and of_encoder):
             raise InputError(
-                f"{run.path}: {field} must be {now}, as in the config, got {before}; name "
+                f"{run.path}: {field} must be {now}, as in the config, got {before}; choose "
                 "another run"
             )
 
@@ -202,8 +202,8 @@ def check_same_text(run: Run, encoder: TextEncoder) -> None:
     trained_with = run.inputs.get("text", "")
     if trained_with != encoder.digest:
         raise InputError(
-            f"{run.path} was trained with another text encoder than config.text; name the "
-            "cache that it was trained with"
+            f"{run.path} was trained with another text encoder than config.text; use the one that "
+            "it was trained with"
         )
 
 

@@ -115,7 +115,7 @@ def memory_table(config: Opened) -> str:
     phases = memory_phases(config)
     phases.append(Phase("peak", max(p.device for p in phases), max(p.host for p in phases)))
     rows = [[p.name, f"{p.device / GB:.2f}", f"{p.host / GB:.2f}"] for p in phases]
-    return text_table(["memory, in GB at the most", "device", "host"], rows, rule=True)
+    return text_table(["peak memory, in GB", "device", "host"], rows, rule=True)
 
 
 def _is_public(path: str) -> bool:

@@ -50,7 +50,7 @@ def as_config(source: Opened) -> ml_collections.ConfigDict:
     if len(names) == 1 and re.search(r"\.py(:|$)", names[0]):
         return load_config(names[0])
     if not names:
-        raise InputError("config must be a file, a config, a run or weights, got none")
+        raise InputError("config must be a config, a file, a run or weights, got none")
     # 2. Runs or public weights, one per stage.
     runs = [None if _is_public(name) else open_run(name) for name in names]
     trained = [run for run in runs if run is not None]
@@ -118,13 +118,13 @@ def _of_weights(names: Sequence[str]) -> ml_collections.ConfigDict:
         model, _ = weights.open_model("unet", path, variant)
         if isinstance(model, LatentUNet):
             if len(names) > 1:
-                raise InputError(f"{path}: Stable Diffusion is a stage of its own; name it alone")
+                raise InputError(f"{path}: Stable Diffusion is a cascade by itself; name it alone")
             return _of_latents(path, model, variant)
         # 2. IF: its super-resolution network is the one with a noise level as input.
         model, _ = weights.open_unet(path, variant)
         key = "sr256" if model.noise_level else "base64"
         if key in stages:
-            raise InputError(f"{path}: two stages of one size; name one of them")
+            raise InputError(f"{path}: two stages have the same size; choose one of them")
         entry = config.stages[key]
         entry.run, entry.stage.unet = PUBLIC[0] + path, {**fields_of(model), "dtype": "auto"}
         with entry.ignore_type():

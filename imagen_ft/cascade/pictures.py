@@ -39,7 +39,7 @@ def show(
     _check(arrays)
     if captions and len(captions) != len(arrays):
         raise InputError(
-            f"captions must be one for each of {len(arrays)} images, got {len(captions)}"
+            f"captions must have one string for each of {len(arrays)} images, got {len(captions)}"
         )
     # 3. The picture.
     columns = min(columns or _COLUMNS, len(arrays))
@@ -56,7 +56,9 @@ def grid(
     _check(arrays)
     shapes = {image.shape for image in arrays}
     if len(shapes) > 1:
-        raise InputError(f"images must be uint8 [h, w, c] of one size, got {sorted(shapes)}")
+        raise InputError(
+            f"images must be uint8 [h, w, c], all of the same size, got {sorted(shapes)}"
+        )
     columns = min(values.COUNT.of("columns", columns), len(arrays))
     rows = -(-len(arrays) // columns)
     height, width, channels = shapes.pop()
@@ -105,7 +107,9 @@ def film(
     moments = values.COUNT.of("moments", moments)
     rows = steps.shape[1]
     if len(captions) != rows:
-        raise InputError(f"captions must be one for each of {rows} images, got {len(captions)}")
+        raise InputError(
+            f"captions must have one string for each of {rows} images, got {len(captions)}"
+        )
     # [steps, n, h, w, c] to one list of tiles, image by image.
     shown = np.linspace(0, len(steps) - 1, min(moments, len(steps))).round().astype(int)
     tiles = [steps[step, row] for row in range(rows) for step in shown]

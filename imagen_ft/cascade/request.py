@@ -108,22 +108,28 @@ class Request:
         size = shape[1] if len(shape) == 4 else 0
         if not size or size not in sizes:
             starts = " or ".join(f"{low_size} px" for low_size in sizes if low_size)
-            needed = f"images of {starts}" if starts else "left out, as all stages start from noise"
+            needed = (
+                f"images of {starts}" if starts else "left out, as the cascade starts from noise"
+            )
             raise InputError(f"low must be {needed}, got the shape {list(shape)}")
         return sizes.index(size)
 
     def _check_counts(self) -> None:
         if (self.prompts is None) == (self.labels is None):
-            raise InputError("give either prompts or labels, not both or none")
+            raise InputError("give either prompts or labels, and not both")
         name = "labels" if self.prompts is None else "prompts"
         if self.labels is not None and self.labels.ndim != 1:
-            raise InputError("labels must be a list with one for each image")
+            raise InputError(
+                "labels must be a flat list, one label per image, got the shape "
+                f"{list(self.labels.shape)}"
+            )
         if not len(self):
-            raise InputError(f"{name} must name at least one image, got none")
+            raise InputError(f"{name} must have at least one entry, got none")
         for field, numbers in (("indices", self.indices), ("positions", self.positions)):
             if numbers is not None and len(numbers) != len(self):
                 raise InputError(
-                    f"{field} must be one for each of {len(self)} {name}, got {len(numbers)}"
+                    f"{field} must have one entry for each of {len(self)} {name}, got "
+                    f"{len(numbers)}"
                 )
             # Keys are folded from 32 bits: beyond them two images would be the same.
             if numbers is not None and (numbers.min() < 0 or numbers.max() > MOST_SEED):
@@ -138,7 +144,7 @@ class Request:
             return
         labels = np.asarray(self.labels)
         if not np.issubdtype(labels.dtype, np.integer):
-            raise InputError(f"labels must be whole numbers of classes, got {labels.dtype}")
+            raise InputError(f"labels must be integers, the numbers of classes, got {labels.dtype}")
         if labels.min() < 0 or labels.max() >= len(class_names):
             outside = labels[(labels < 0) | (labels >= len(class_names))][0]
             raise InputError(
@@ -151,17 +157,17 @@ class Request:
             check_text("negative_prompt", text)
         if not isinstance(self.negative_prompt, str | None) and len(texts) != len(self):
             raise InputError(
-                f"negative_prompt must be one text, or one for each of {len(self)} images, got "
+                f"negative_prompt must be one string, or one for each of {len(self)} images, got "
                 f"{len(texts)}"
             )
         # A negative prompt that changes nothing is a mistake.
         run = stages[self.first_stage(stages) :]
         if any(texts) and not any(stage.reads_null_text for stage in run):
             guided = any(stage.is_guided for stage in run)
-            reason = "a guide leads" if guided else "guidance_weight is 1, none,"
+            reason = "a guide is used" if guided else "guidance_weight is 1 (off)"
             raise InputError(
                 f"negative_prompt={next(filter(None, texts))!r} changes nothing: {reason} in every "
-                "stage; set another, or leave it out"
+                "stage; leave it out, or change that"
             )
 
     def _check_images(self, stages: Sequence[Stage]) -> None:
@@ -169,7 +175,10 @@ class Request:
         if self.low is not None:
             self._check_shape("low", self.low, stages[first].denoiser.low_size, base)
             if self.start is not None or self.skip_steps:
-                raise InputError("start and skip_steps need the base, which low leaves out")
+                raise InputError(
+                    "start and skip_steps are for the base, which low replaces; leave them out, "
+                    "or low"
+                )
         if not 0 <= self.skip_steps < base.sampler.num_steps:
             raise InputError(
                 f"skip_steps must be below the base's {base.sampler.num_steps} steps, got "
@@ -179,8 +188,8 @@ class Request:
             self._check_shape("start", self.start, base.denoiser.image_size, base)
             if not self.skip_steps:
                 raise InputError(
-                    "skip_steps must be at least 1 with a start, got 0, where all steps "
-                    "begin with noise alone; the more, the closer to the start"
+                    "skip_steps must be at least 1 with a start, got 0, which would ignore it; "
+                    "the more are skipped, the closer to the start"
                 )
 
     def _check_shape(
@@ -191,7 +200,7 @@ class Request:
             images = np.asarray(images)
         if images.shape != shape or images.dtype != np.uint8:
             raise InputError(
-                f"{name} must be uint8 {list(shape)}, one an image, got {images.dtype} "
+                f"{name} must be uint8 {list(shape)}, one per image, got {images.dtype} "
                 f"{list(images.shape)}"
             )
 

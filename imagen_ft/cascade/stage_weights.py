@@ -38,7 +38,7 @@ def open_run(path: str) -> Run | None:
         InputError: there is nothing at the path.
     """
     if not path:
-        raise InputError("run must name a run or weights, got ''; set it in the config")
+        raise InputError("run must be a run or weights, got ''; set it in the config")
     if path.startswith(PUBLIC):
         return None
     # Imports and single networks of diffusers have a config.json as well: its fields tell.
@@ -130,8 +130,8 @@ def _start_of(run: Run) -> str:
         if _digest(path) == run.inputs["init_from"]:
             return path
         raise InputError(
-            f"{run.path} has adapters of {path}, whose weights have changed; restore those "
-            "that it was trained on"
+            f"{run.path} has adapters of {path}, whose weights have changed since; restore the "
+            "weights that it was trained on"
         )
     # 2. The run was moved or is read from another folder: a relative path may start in any folder
     # above the run.
@@ -141,8 +141,8 @@ def _start_of(run: Run) -> str:
             if _digest(os.fspath(folder / path)) == run.inputs["init_from"]:
                 return os.fspath(folder / path)
     raise InputError(
-        f"{run.path} has adapters of {path}, which is neither here nor in a folder around "
-        "the run; copy those weights there"
+        f"{run.path} has adapters of {path}, which is not at that path nor in a folder above the "
+        "run; copy those weights there"
     )
 
 
@@ -177,8 +177,8 @@ def load_public(
     shapes = jax.tree.map(lambda leaf: leaf.shape, denoiser.shapes(text_shape)["params"])
     if jax.tree.map(jnp.shape, params) != shapes:
         raise InputError(
-            f"{field}: text states or images of the config must have the width that the "
-            f"weights of {path} take"
+            f"{field}: the config's text states and images must have the widths that the weights "
+            f"of {path} take; use their preset"
         )
     return {"params": params}
 
@@ -188,7 +188,7 @@ def check_same_network(network: Any, model: Any, path: str, field: str) -> None:
     if type(network) is not type(model):
         raise InputError(
             f"{field} must be a {type(model).__name__}, as the weights of {path} are, got a "
-            f"{type(network).__name__}; name other weights, or their preset"
+            f"{type(network).__name__}; name other weights, or use their preset"
         )
     ours = dataclasses.replace(network, dtype=model.dtype, remat=model.remat)
     if ours != model:

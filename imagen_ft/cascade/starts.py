@@ -59,7 +59,7 @@ class RealImages:
         if image.shape[-1] != self.channels:
             raise InputError(
                 f"{_FIELD}: {self.source.key(position)} must have {self.channels} channels, as the "
-                f"base draws, got {image.shape[-1]}; take it out, or name other images"
+                f"base draws, got {image.shape[-1]}; remove that image, or use other images"
             )
         return square(image, self.size)
 
@@ -101,7 +101,7 @@ class Starts:
         for name, count, number in zip(names, counts, numbers.tolist(), strict=True):
             if count and (number < 0 or not self._class_sizes[number]):
                 raise InputError(
-                    f"{_FIELD} must have images of every class that is drawn, got none of "
+                    f"{_FIELD} must have images of every class that is sampled, got none of "
                     f"{name!r}; add some, or leave the class out"
                 )
 
@@ -169,20 +169,21 @@ def check_start(config: ml_collections.ConfigDict) -> None:
     skip_steps: Any = config.get("skip_steps") or 0
     if type(skip_steps) is not int or skip_steps < 0:
         raise InputError(
-            f"config.skip_steps must be a whole number of steps, got {skip_steps!r}; 0 is none"
+            f"config.skip_steps must be a whole number of steps, got {skip_steps!r}; 0 skips none"
         )
     if not _is_given(config):
         if skip_steps:
             raise InputError(
-                f"config.skip_steps must be 0 where images begin with noise, got {skip_steps}; "
-                "name real images to begin with, as config.start, or leave it out"
+                f"config.skip_steps must be 0 if images start from noise, got {skip_steps}; set "
+                "config.start to the real images to start from, or leave it out"
             )
         return
     steps = _base(config).sampler.num_steps
     if not 1 <= skip_steps < steps:
         raise InputError(
-            f"config.skip_steps must be at least 1 and less than the {steps} steps of the base "
-            f"where config.start names real images, got {skip_steps}; the more, the closer to them"
+            f"config.skip_steps must be at least 1 and less than the {steps} steps of the base if "
+            f"config.start names real images, got {skip_steps}; the more are skipped, the closer "
+            "to those images"
         )
 
 
@@ -191,8 +192,8 @@ def check_noise(field: str, config: ml_collections.ConfigDict) -> None:
     for name in ("start", "skip_steps"):
         if value := config.get(name):
             raise InputError(
-                f"{field}.{name} must be left out, got {value!r}: what is measured here begins "
-                "with noise; draw with imagen_ft.generate, and measure that set"
+                f"{field}.{name} must be left out, got {value!r}: images that are measured here "
+                "start from noise; generate a set with imagen_ft.generate, and measure that"
             )
 
 
@@ -204,7 +205,7 @@ def _is_given(config: ml_collections.ConfigDict) -> bool:
     start = config.get("start")
     if start and not isinstance(start, ml_collections.ConfigDict):
         raise InputError(
-            f"{_FIELD} must be a source, as input_pipeline.sources.load, got {start!r}; give a dict"
+            f"{_FIELD} must be a source for input_pipeline.sources.load, got {start!r}; give a dict"
         )
     return bool(start)
 

@@ -35,11 +35,15 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "imagenet",
         "",
-        "ImageNet's road, tiny, in runs/imagenet_glance: 'standin', or where its images are",
+        "run a tiny ImageNet pipeline instead, in runs/imagenet_glance: 'standin', or the path of "
+        "ImageNet",
         flag_values=values,
     )
     flags.DEFINE_bool(
-        "runlocal", False, "a few steps of everything, to see that it runs", flag_values=values
+        "runlocal",
+        False,
+        "only a few steps of everything, to check that it runs",
+        flag_values=values,
     )
 
 
@@ -78,7 +82,7 @@ def _run_imagenet(workdir: str, data: str) -> None:
     root = Path(os.path.relpath(_IMAGENET if workdir == _DIGITS else workdir))
     if data != STAND_IN and not os.path.exists(data):
         raise InputError(
-            f"--imagenet={data}: no such file; name a folder or zip of ImageNet, or {STAND_IN}"
+            f"--imagenet={data}: no such file; give a folder or zip of ImageNet, or {STAND_IN}"
         )
     runner = make_runner(root, imagenet_jobs(root, data))
     runner.run()

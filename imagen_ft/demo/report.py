@@ -94,11 +94,12 @@ def fine_tuning(result: dict[str, Any], losses: dict[str, tuple[float, float]]) 
         f"{stage} {first:.5f} to {last:.5f}" for stage, (first, last) in losses.items()
     )
     return (
-        f"Classifiers trained on 900 digits of the pretrained cascade reach "
-        f"{100 * before['mean']:.1f}%, on as many of the fine-tuned one {100 * after['mean']:.1f}% "
-        f"({100 * gain:+.1f} points, deviation over seeds {100 * spread:.1f}): {said}. Validation "
-        f"loss from the first evaluation of fine-tuning to its last: {of_stages}. 30 digits are "
-        "few beside the 1,000 of the same kind that the cascade was pretrained on."
+        "Classifiers trained on 900 digits from the pretrained cascade reach "
+        f"{100 * before['mean']:.1f}%, on the same number from the fine-tuned one "
+        f"{100 * after['mean']:.1f}% ({100 * gain:+.1f} points, deviation over seeds "
+        f"{100 * spread:.1f}): {said}. Validation loss from the first evaluation of fine-tuning to "
+        f"its last: {of_stages}. 30 digits are few next to the 1,000 digits of the same kind that "
+        "the cascade was pretrained on."
     )
 
 
@@ -145,9 +146,9 @@ def _page(
     report.verdict(*verdict(result))
     report.text(
         "A cascade (4x4, then 8x8) was pretrained on 1,000 digits and fine-tuned on 30 labelled "
-        f"ones, 3 a class. It synthetic {len(synthetic):,} digits. The same small ResNet was "
-        f"trained on each mix, and tested on {result['num_test_images']} digits that nothing else "
-        f"has seen. Wall time {result['wall_seconds']:.0f} s, peak memory at most "
+        f"ones, 3 per class. It generated {len(synthetic):,} digits. The same small ResNet was "
+        f"trained on each mix, and tested on {result['num_test_images']} digits that were used for "
+        f"nothing else. Wall time {result['wall_seconds']:.0f} s, peak memory at most "
         f"{result['peak_memory_bytes'] / 2**30:.2f} GiB."
     )
     report.table(HEADER, rows(result))
@@ -175,9 +176,9 @@ def _page(
     report.heading("Is it copying?")
     distances = result["nearest_neighbours"]
     report.text(
-        "Each synthetic digit (left) beside the nearest of the 30 real digits it was fine-tuned on "
-        "(middle) and of the 1,000 it was pretrained on (right). Mean distance to the nearest of "
-        f"the 30: {distances['synthetic_to_train']:.1f} for synthetic digits, "
+        "Each synthetic digit (left) next to the nearest of the 30 real digits it was fine-tuned "
+        "on (middle) and of the 1,000 it was pretrained on (right). Mean distance to the nearest "
+        f"of the 30: {distances['synthetic_to_train']:.1f} for synthetic digits, "
         f"{distances['validation_to_train']:.1f} for real digits it has not seen; of the 1,000: "
         f"{distances['synthetic_to_pool']:.1f} and {distances['validation_to_pool']:.1f} (root "
         "mean square over pixels, of 255). A copy would be at 0."
@@ -193,7 +194,7 @@ def _page(
     report.figure(_curves_figure(root), "Training loss, and the loss on the 100 validation digits.")
     runs = (*_STAGES, *(f"classifiers/{arm}" for arm in ORDER))
     times = [[run, summary(read_attempts(root / run))] for run in runs]
-    report.table(["run", "where its time went"], times)
+    report.table(["run", "where the time went"], times)
     return report
 
 

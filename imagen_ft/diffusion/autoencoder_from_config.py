@@ -36,7 +36,7 @@ def make_autoencoder(config: ml_collections.ConfigDict) -> Autoencoder | None:
         return make_module(Autoencoder, fields, _FIELD)
     if presets.find(preset).module is not Autoencoder:
         raise InputError(
-            f"{_FIELD}.preset must be that of an auto-encoder, got {preset!r}; sd_vae is one"
+            f"{_FIELD}.preset must be that of an auto-encoder, got {preset!r}; sd_vae, for example"
         )
     model = presets.make(preset, _FIELD, **fields)
     assert isinstance(model, Autoencoder)
@@ -49,18 +49,17 @@ def check_latents(denoiser: Denoiser) -> None:
     # 1. The network and its auto-encoder.
     if isinstance(model, LatentUNet) and autoencoder is None:
         raise InputError(
-            f"{_FIELD} must say what makes images of the latents that stage.unet draws, got none; "
+            f"{_FIELD} must be the auto-encoder of the latents that stage.unet draws, got none; "
             "add autoencoder=dict(preset='sd_vae')"
         )
     if autoencoder is not None and autoencoder.latent_channels != denoiser.channels:
         raise InputError(
-            f"stage.channels must be those of the auto-encoder's latents, "
-            f"{autoencoder.latent_channels}, got {denoiser.channels}; name the auto-encoder of "
-            "these weights"
+            f"stage.channels must be {autoencoder.latent_channels}, as in the auto-encoder's "
+            f"latents, got {denoiser.channels}; use the auto-encoder of these weights"
         )
     if autoencoder is not None and denoiser.low_size:
         raise InputError(
-            f"stage.low_size must be 0 for latents, which begin with noise alone, got "
+            "stage.low_size must be 0 for latents, which start from pure noise, got "
             f"{denoiser.low_size}; enlarge with a stage that draws pixels"
         )
     # 2. SDXL's inputs besides the text.
@@ -74,9 +73,9 @@ def check_latents(denoiser: Denoiser) -> None:
     names = [f"stage.sizes[{n}]" for n in range(len(denoiser.sizes))]
     if denoiser.sizes and (len(names) != _SIZES or not told):
         raise InputError(
-            f"stage.sizes must be {_SIZES} numbers, and of SDXL alone, got {denoiser.sizes}; give "
-            "height and width of the original, top and left of the crop, height and width of the "
-            "image"
+            f"stage.sizes must be {_SIZES} numbers for SDXL, and left out for other models, got "
+            f"{denoiser.sizes}; give the original's height and width, the crop's top and left, and "
+            "the image's height and width"
         )
     numbers = dict(zip(names, denoiser.sizes, strict=True))
     check_numbers(numbers, dict.fromkeys(names, (0, SIDE[1])), "config")

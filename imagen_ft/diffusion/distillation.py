@@ -245,6 +245,4 @@ def make_consistency(
 def check_name(field: str, name: str, known: tuple[str, ...]) -> None:
     """Raises InputError unless a field of `config.distill` has a known name."""
     if name not in known:
-        raise InputError(
-            f"config.distill.{field} must be one of {', '.join(known)}, got {name!r}; name one"
-        )
+        raise InputError(f"config.distill.{field} must be one of {', '.join(known)}, got {name!r}")

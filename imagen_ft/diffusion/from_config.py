@@ -89,7 +89,7 @@ def make_denoiser(config: ml_collections.ConfigDict) -> Denoiser:
     if isinstance(schedule, ScaledLinear) and schedule.zero_terminal_snr and prediction == "eps":
         raise InputError(
             "prediction must be 'v' or 'x0' with schedule.zero_terminal_snr, got 'eps': the last "
-            "step is noise alone, from which eps tells nothing; set one of them"
+            "step is pure noise, where eps says nothing about the image; set one of them"
         )
     # 3. The network; a learned variance doubles its outputs.
     denoiser = Denoiser(
@@ -130,12 +130,12 @@ def _make_network(config: ml_collections.ConfigDict, out_channels: int) -> Netwo
     levels = len(model.block_out_channels)
     if len(model.self_attention) != levels:
         raise InputError(
-            f"unet.attention must have a value a level, {levels} as block_out_channels, got "
-            f"{len(model.self_attention)}; give both as many"
+            f"unet.attention must have one value per level, {levels} as in block_out_channels, got "
+            f"{len(model.self_attention)}; give both the same number"
         )
     halvings = model.halvings
     if config.size % 2**halvings:
-        raise InputError(f"size must be halved {halvings} times, once a level, got {config.size}")
+        raise InputError(f"size must be halved {halvings} times, once per level, got {config.size}")
     return model
 
 
@@ -151,11 +151,11 @@ def make_stage(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Stage:
     if not 0 <= stored_size <= denoiser.image_size:
         raise InputError(
             f"stored_size must be from 1 to the {denoiser.image_size} px that the stage draws, or "
-            f"0 for as many, got {stored_size}; images are only made smaller"
+            f"0 for that size, got {stored_size}; images can only be made smaller"
         )
     if batch_size < 0:
         raise InputError(
-            f"batch_size must be images at a time, or 0 for the cascade's, got {batch_size}"
+            f"batch_size must be a number of images, or 0 for the cascade's, got {batch_size}"
         )
     # 3. The sampler.
     sampler = make_sampler(config.sampler)
@@ -163,9 +163,8 @@ def make_stage(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Stage:
     sampler.times(denoiser.schedule)
     if sampler.needs_learned_variance and not denoiser.learned_variance:
         raise InputError(
-            f"sampler.name={config.sampler.name!r} with these fields needs the network's "
-            "variance, but the stage has no learned_variance; set it, or choose another "
-            "sampler"
+            f"sampler.name={config.sampler.name!r} with these fields needs a learned variance; set "
+            "stage.learned_variance, or choose another sampler"
         )
     return Stage(
         denoiser=denoiser,
@@ -190,14 +189,15 @@ def _thresholds(config: ml_collections.ConfigDict, denoiser: Denoiser) -> tuple[
         ):
             if value != none:
                 raise InputError(
-                    f"{name} must be left out where a stage draws latents, got {value}: they have "
-                    "no range to be kept in; guidance_rescale takes back contrast"
+                    f"{name} must be left out for a stage that draws latents, got {value}: latents "
+                    "have no fixed range; use guidance_rescale against too much contrast"
                 )
         return percentile, maximum
     percentile = config.threshold_percentile
     if not 0.0 < percentile <= 100.0:
         raise InputError(
-            f"threshold_percentile must be above 0 and at most 100, which clips, got {percentile}"
+            "threshold_percentile must be above 0 and at most 100 (which only clips), got "
+            f"{percentile}"
         )
     if not maximum >= 1.0:
         raise InputError(f"threshold_maximum must be at least 1, got {maximum}")
@@ -209,25 +209,29 @@ def _guidance(config: ml_collections.ConfigDict) -> dict[str, Any]:
     weight, scale = config.guidance_weight, config.get("cads_scale", 0.0)
     schedule = config.get("guidance_schedule", "constant")
     if not 0.0 <= weight < float("inf"):
-        raise InputError(f"guidance_weight must be finite and at least 0, got {weight}; 1 is none")
+        raise InputError(
+            f"guidance_weight must be finite and at least 0, got {weight}; 1 turns guidance off"
+        )
     if schedule not in WEIGHT_SCHEDULES:
         names = ", ".join(WEIGHT_SCHEDULES)
-        raise InputError(f"guidance_schedule must be one of {names}, got {schedule!r}; name one")
+        raise InputError(f"guidance_schedule must be one of {names}, got {schedule!r}")
     if not 0.0 <= scale < float("inf"):
-        raise InputError(f"cads_scale must be at least 0, got {scale}; 0 is none")
+        raise InputError(f"cads_scale must be finite and at least 0, got {scale}; 0 turns it off")
     fields: dict[str, Any] = dict(guidance_weight=weight, guidance_schedule=schedule)
     fields["cads_scale"] = scale
     # 2. Shares, which may be left out.
     for name, share in (("guidance_rescale", 0.0), ("cads_mix", 1.0)):
         fields[name] = config.get(name, share)
         if not 0.0 <= fields[name] <= 1.0:
-            raise InputError(f"{name} must be a share in [0, 1], got {fields[name]}; 0 is none")
+            raise InputError(
+                f"{name} must be a fraction in [0, 1], got {fields[name]}; 0 turns it off"
+            )
     # 3. Intervals of time; 1 is noise.
     for name, ends in (("guidance_interval", (0.0, 1.0)), ("cads_interval", (0.6, 0.9))):
         interval = tuple(config.get(name, ends))
         fields[name] = interval
         if len(interval) != 2 or not 0.0 <= interval[0] < interval[1] <= 1.0:
-            raise InputError(f"{name} must be from and to, in [0, 1], got {interval}")
+            raise InputError(f"{name} must be two increasing numbers in [0, 1], got {interval}")
     return fields
 
 
@@ -235,8 +239,8 @@ def make_alone(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Stage:
     """`make_stage` where the denoiser's weights are the only ones, as in training: no guide."""
     if config.get("guide"):
         raise InputError(
-            f"guide must be left out where a stage is drawn as it trains, got "
-            f"{config.guide.to_dict()}; name it where the run is sampled"
+            "guide must be left out for a stage that is sampled during its own training, got "
+            f"{config.guide.to_dict()}; set it when sampling the finished run"
         )
     return make_stage(config, denoiser)
 
@@ -257,8 +261,8 @@ def make_guided(entry: ml_collections.ConfigDict, field: str) -> Stage:
         mine, other = getattr(denoiser, name), getattr(guide, name)
         if mine != other:
             raise InputError(
-                f"{field}.guide.stage.{name} must be that of the stage, {mine}, got {other}; name "
-                "another run"
+                f"{field}.guide.stage.{name} must be that of the stage, {mine}, got {other}; "
+                "choose another run"
             )
     return dataclasses.replace(stage, guide=guide)
 
@@ -293,7 +297,7 @@ def make_stages(config: ml_collections.ConfigDict, base: bool = True) -> dict[st
         name: make_guided(entry, f"config.stages.{name}") for name, entry in config.stages.items()
     }
     if not stages:
-        raise InputError("config.stages is empty; name at least one run of imagen_ft.finetune")
+        raise InputError("config.stages is empty; add at least one run of imagen_ft.finetune")
     ordered = dict(sorted(stages.items(), key=lambda item: item[1].image_size))
     # Each stage must enlarge what the one before it makes; a base enlarges 0 px.
     size = 0 if base else next(iter(ordered.values())).denoiser.low_size
@@ -301,8 +305,8 @@ def make_stages(config: ml_collections.ConfigDict, base: bool = True) -> dict[st
         if stage.denoiser.low_size != size:
             if not size:
                 raise InputError(
-                    f"config.stages.{name} starts from {stage.denoiser.low_size} px, which "
-                    "no stage makes; name the run of one that does, too"
+                    f"config.stages.{name} starts from {stage.denoiser.low_size} px, which no "
+                    "stage makes; add the run of a stage that does"
                 )
             raise InputError(
                 f"config.stages.{name} must start from the {size} px of the stage before "

@@ -74,18 +74,19 @@ def make_loss(config: ml_collections.ConfigDict, denoiser: Denoiser) -> Diffusio
             raise InputError(f"loss has no field {name!r}; use {', '.join(names)}")
         if not 0.0 <= value < math.inf:
             raise InputError(
-                f"loss.{name} must be finite and at least 0, got {value}; 0 leaves it out"
+                f"loss.{name} must be finite and at least 0, got {value}; 0 turns it off"
             )
     # Bound and learned variance belong together: nothing else trains the variance.
     loss = DiffusionLoss(**config)
     if loss.vlb_weight and not denoiser.learned_variance:
         raise InputError(
-            f"loss.vlb_weight must be 0 without learned_variance, got {loss.vlb_weight}"
+            f"loss.vlb_weight must be 0 without learned_variance, got {loss.vlb_weight}; set one "
+            "or the other"
         )
     if denoiser.learned_variance and not loss.vlb_weight:
         raise InputError(
-            "loss.vlb_weight must be above 0 with learned_variance, which would drift "
-            "untrained (DeepFloyd IF's networks have one), got 0; set 0.001"
+            "loss.vlb_weight must be above 0 with learned_variance, or the variance drifts "
+            "(DeepFloyd IF's networks have one), got 0; set 0.001"
         )
     return loss
 

@@ -55,8 +55,8 @@ def make_sampler(config: ml_collections.ConfigDict) -> Sampler:
         value = config.get(strength, 0.0)
         if value not in (0.0, "0", "learned"):
             raise InputError(
-                f"sampler.{strength} must be 0 or left out for {name!r}, which draws no such "
-                f"noise, got {value!r}; set it to 0"
+                f"sampler.{strength} must be 0 or left out for {name!r}, which adds no such noise, "
+                f"got {value!r}; set it to 0"
             )
     fields = {}
     for field in dataclasses.fields(SAMPLERS[name]):
@@ -92,15 +92,15 @@ def _mixture(name: str, value: float | str) -> float | None:
 
 def _not_negative(name: str, value: Any) -> float:
     if not _is_number(value) or not value >= 0.0:
-        raise InputError(f"sampler.{name} must be at least 0, got {value!r}; 0 is none")
+        raise InputError(f"sampler.{name} must be a number of at least 0, got {value!r}")
     return float(value)
 
 
 def _not_positive(name: str, value: Any) -> float:
     if not _is_number(value) or not value <= 0.0:
         raise InputError(
-            f"sampler.{name} must be at most 0, got {value!r}; -inf leaves out no time, -10.2 "
-            "those at which there is next to nothing to see"
+            f"sampler.{name} must be at most 0, got {value!r}; -inf keeps all times, -10.2 drops "
+            "those that are almost pure noise"
         )
     return float(value)
 
@@ -111,21 +111,19 @@ def _is_number(value: Any) -> bool:
 
 def _solver_type(name: str, value: Any) -> str:
     if value not in SOLVER_TYPES:
-        raise InputError(
-            f"sampler.{name} must be one of {', '.join(SOLVER_TYPES)}, got {value!r}; name one"
-        )
+        raise InputError(f"sampler.{name} must be one of {', '.join(SOLVER_TYPES)}, got {value!r}")
     return value
 
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise InputError(f"sampler.{name} must be a text, got {value!r}; name one")
+        raise InputError(f"sampler.{name} must be a string, got {value!r}")
     return value
 
 
 def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise InputError(f"sampler.{name} must be True or False, got {value!r}; set one of them")
+        raise InputError(f"sampler.{name} must be True or False, got {value!r}")
     return value
 
 

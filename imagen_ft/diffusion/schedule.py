@@ -231,7 +231,10 @@ def make_schedule(config: str | Fields) -> Schedule:
     if numbers:
         ratios = np.asarray(schedule.logsnr(jnp.asarray([0.0, 0.5, 1.0])))
         if not np.isfinite(ratios).all() or not (np.diff(ratios) < 0).all():
-            raise InputError(f"schedule={name}, {numbers}: logsnr must be finite and fall with t")
+            raise InputError(
+                f"schedule={name}, {numbers}: logsnr must be finite and fall with t; change the "
+                "schedule's fields"
+            )
     return schedule
 
 

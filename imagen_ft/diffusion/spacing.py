@@ -67,8 +67,8 @@ def sampling_times(
         steps: np.ndarray = np.asarray(named_spacings()[spacing], np.float64)
         if len(steps) != num_steps or total != 1000:
             raise InputError(
-                f"sampler.num_steps must be {len(steps)} of 1000 for "
-                f"sampler.spacing={spacing!r}, got {num_steps}"
+                f"sampler.num_steps must be {len(steps)}, of a schedule of 1000 steps, for "
+                f"sampler.spacing={spacing!r}, got {num_steps} of {total}"
             )
     elif spacing in SIGMA_SPACINGS:
         # 2. Spaced in sigma; rounding can give two neighbours the same step.
@@ -86,14 +86,14 @@ def sampling_times(
         steps = _spaced(schedule, count, spacing.removesuffix(OPEN), last)[:num_steps]
         if schedule.num_train_timesteps and (steps[0] >= total or (np.diff(steps) >= 0).any()):
             raise InputError(
-                f"sampler.num_steps must be below {num_steps} for sampler.spacing={spacing!r}, "
-                f"which has no more of the schedule's {total} steps; take fewer, or 'trailing'"
+                f"sampler.num_steps must be below {num_steps} for sampler.spacing={spacing!r}, as "
+                f"the schedule has only {total} steps; use fewer, or 'trailing'"
             )
     else:
         names = ", ".join((*SPACINGS, *SIGMA_SPACINGS, *named_spacings()))
         raise InputError(
-            f"sampler.spacing must be one of {names}, or one of the first {len(SPACINGS)} "
-            f"with {OPEN} behind, got {spacing!r}"
+            f"sampler.spacing must be one of {names}, or one of the first {len(SPACINGS)} with "
+            f"{OPEN} appended, got {spacing!r}"
         )
     # To times, with data at the end.
     return np.append((steps + 1) / total, 0.0).astype(np.float32)

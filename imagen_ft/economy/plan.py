@@ -64,19 +64,22 @@ def _check(config: ml_collections.ConfigDict) -> None:
         for steps in config[field]:
             if len(steps) != len(config.runs) or any(type(n) is not int or n < 1 for n in steps):
                 raise InputError(
-                    f"config.{field} must be steps of each of {', '.join(config.runs)}, got "
-                    f"{tuple(steps)}; give as many numbers, of at least 1"
+                    f"config.{field} must have one number of steps, at least 1, for each of "
+                    f"{', '.join(config.runs)}, got {tuple(steps)}"
                 )
     for steps in config.distilled:
         # Each round of distillation halves the steps: the ratio must be a power of two.
         for count, whole in zip(steps, config.reference.steps, strict=True):
             if count >= whole or whole % count or (whole // count) & (whole // count - 1):
                 raise InputError(
-                    f"config.distilled must be halves of {tuple(config.reference.steps)}, got "
-                    f"{tuple(steps)}; halve one or more times"
+                    "config.distilled must be config.reference.steps, "
+                    f"{tuple(config.reference.steps)}, halved one or more times, got {tuple(steps)}"
                 )
     if not 0.0 < config.margin < 1.0:
-        raise InputError(f"config.margin must be a share of images, got {config.margin}; 0.01 is 1")
+        raise InputError(
+            f"config.margin must be a fraction of images between 0 and 1, got {config.margin}; "
+            "0.01 is 1%"
+        )
 
 
 def _steps_within(

@@ -30,19 +30,19 @@ def write(workdir: Path, name: str, result: dict[str, Any]) -> None:
     figure = draw(result)
     image_grid.save_png(figure, workdir / "worth.png")
     write_json(workdir / "worth.json", result)
-    report = Report(f"What images are worth by how they are drawn: {name}")
+    report = Report(f"What images are worth, by how they were sampled: {name}")
     report.verdict(*verdict(result))
     report.text(
-        f"Classifiers saw the images of one arm alone, {len(result['real'])} seeds each; on the "
-        f"real images alone they reach {percent(np.mean(result['real']))}%. Evaluations are those "
-        "of the networks for one image; guidance counts. The test of equivalence: two one-sided "
-        "t-tests over pairs of seeds."
+        f"Each classifier saw the images of one arm only, {len(result['real'])} seeds each; on the "
+        f"real images alone they reach {percent(np.mean(result['real']))}%. Evaluations are "
+        "network evaluations per image, including those for guidance. The test of equivalence: "
+        "two one-sided t-tests over pairs of seeds."
     )
     report.table(HEADER, rows(result))
     report.figure(
         figure,
         "Accuracy against evaluations. Bars: intervals of 90% of the difference from the "
-        "reference; one within the band is as good.",
+        "reference; an interval within the band counts as equally good.",
     )
     report.write(workdir / "report.html")
 
@@ -108,7 +108,7 @@ def draw(result: dict[str, Any]) -> Figure:
         axes.errorbar(x, 100 * np.asarray(mean), spread, marker="o", capsize=3, label=kind)
     # 3. What real images reach, and the axes.
     axes.axhline(100 * np.mean(result["real"]), color="black", lw=1, ls="--", label="real alone")
-    axes.set(xlabel="evaluations for one image", ylabel="accuracy (%)", xscale="log")
+    axes.set(xlabel="network evaluations per image", ylabel="accuracy (%)", xscale="log")
     # Ticks at the arms: the powers of ten of a logarithmic axis would hit none of them.
     axes.set_xticks(sorted({row["evaluations"] for row in result["arms"]}))
     axes.xaxis.set_major_formatter(ScalarFormatter())

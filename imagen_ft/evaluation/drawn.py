@@ -80,8 +80,8 @@ class Drawn:
         size = plan.size or stage.image_size
         if not 1 <= size <= stage.image_size:
             raise InputError(
-                f"square must be 1 to {stage.image_size} pixels, which the cascade draws, got "
-                f"{size}; leave it out for as many"
+                f"square must be from 1 to the {stage.image_size} px that the cascade draws, got "
+                f"{size}; leave it out for that size"
             )
         self._shape = (size, size, stage.denoiser.image_channels)
         # 2. The size of parts: whole batches.
@@ -168,7 +168,7 @@ class Drawn:
             return False
         arrays = read_arrays(path, {"digest"}, "samples", "the images as arr_0")
         if str(arrays.get("digest")) != self._digest:
-            raise InputError(f"{path} must be free or hold these images, got others; name another")
+            raise InputError(f"{path} has other images; choose another path")
         return True
 
     @property

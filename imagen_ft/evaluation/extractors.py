@@ -78,16 +78,14 @@ def check_extractor(spec: Fields) -> Kind:
     """
     name = spec.get("name")
     if name not in KINDS:
-        raise InputError(
-            f"config.extractor.name must be one of {', '.join(KINDS)}, got {name!r}; name one"
-        )
+        raise InputError(f"config.extractor.name must be one of {', '.join(KINDS)}, got {name!r}")
     fields = KINDS[name].fields
     if unknown := sorted(set(spec) - {"name", *fields}):
         raise InputError(
             f"config.extractor has no field {unknown[0]!r}; {name} has {', '.join(fields)}"
         )
     if name != "inception" and not spec.get("path"):
-        raise InputError(f"config.extractor.path must name the weights of {name}, got none; set it")
+        raise InputError(f"config.extractor.path must be the weights of {name}, got none; set it")
     return KINDS[name]
 
 

@@ -75,8 +75,8 @@ class OneSize(Wrapper):
         if shape != self._shape:
             sizes = ["x".join(map(str, size)) for size in (self._shape, shape)]
             raise InputError(
-                f"images of {self._name} must be of one size, got {sizes[0]} and, image "
-                f"{self.key(int(i))}, {sizes[1]}; say square=PIXELS beside the source"
+                f"images of {self._name} must all have the same size, got {sizes[0]} and "
+                f"{sizes[1]} (image {self.key(int(i))}); set square=PIXELS next to the source"
             )
         return example
 
@@ -86,7 +86,9 @@ def check_spec(field: str, spec: Fields) -> None:
     if unknown := sorted(set(spec) - set(_FIELDS)):
         raise InputError(f"{field} has no field {unknown[0]!r}; use {', '.join(_FIELDS)}")
     if "source" not in spec:
-        raise InputError(f"{field} needs the field 'source', as for input_pipeline.sources.load")
+        raise InputError(
+            f"{field} needs the field 'source', a dict for input_pipeline.sources.load"
+        )
     check_numbers(spec, {"square": SIDE}, field)
 
 
@@ -154,7 +156,7 @@ def _open(spec: dict[str, Any]) -> Source:
     if spec.get("name") != NPZ:
         return sources.load(spec)
     if set(spec) != {"name", "path"}:
-        raise InputError(f"source 'npz' has the field path alone, got {', '.join(sorted(spec))}")
+        raise InputError(f"source 'npz' has only the field path, got {', '.join(sorted(spec))}")
     return npz_samples(spec["path"])
 
 

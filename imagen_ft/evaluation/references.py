@@ -76,7 +76,7 @@ def check_references(config: ml_collections.ConfigDict) -> None:
         elif needed and not reference[needed]:
             raise InputError(
                 f"config.reference.{needed} must be a set of real images for {measure!r}, got "
-                "none; name one, or leave the measure out of config.measures"
+                "none; choose one, or leave the measure out of config.measures"
             )
 
 
@@ -95,8 +95,8 @@ def open_references(
         made_by = statistics.extractor
         if made_by is not None and made_by != extractor.made_from:
             raise InputError(
-                f"{reference.statistics} must be of {_named(extractor.made_from)}, got "
-                f"{_named(made_by)}; take statistics of the same extractor and rule"
+                f"{reference.statistics} must be from {_named(extractor.made_from)}, got "
+                f"{_named(made_by)}; compute statistics with the same extractor and rule"
             )
         if "spatial_frechet" in config.measures and statistics.spatial is None:
             raise InputError(
@@ -140,7 +140,7 @@ def check_order(name: str, ours: Sequence[str], other: str, theirs: Sequence[str
         if number.get(class_name, label) != label:
             raise InputError(
                 f"{name}: label {label} is {class_name!r}, which is {number[class_name]} in "
-                f"{other}; bring the classes into one order"
+                f"{other}; give both the same order of classes"
             )
 
 

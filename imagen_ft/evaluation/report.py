@@ -118,7 +118,7 @@ def differences(results: Mapping[str, Sequence[Result]]) -> list[str]:
                 # One line for all measures with the same reason.
                 measures.setdefault(reason, []).append(ours.measure.partition(" (")[0])
         lines += [
-            f"{first} and {name} do not compare in {', '.join(names)}: {reason}"
+            f"{first} and {name} are not comparable in {', '.join(names)}: {reason}"
             for reason, names in measures.items()
         ]
     return lines

@@ -80,11 +80,11 @@ class OneLoaded:
 def check_sets(specs: Fields) -> None:
     """Checks `config.sets` without opening any; raises `InputError` for wrong names and fields."""
     if not specs:
-        raise InputError("config.sets is empty; name a set, sets.NAME = dict(source=...)")
+        raise InputError("config.sets is empty; add a set, sets.NAME = dict(source=...)")
     for name, spec in specs.items():
         if not re.fullmatch(r"[\w.+-]+", name):
             raise InputError(
-                f"config.sets.{name}: the name must be letters, digits, _ and -, as it "
+                f"config.sets.{name}: the name must consist of letters, digits, _ and -, as it "
                 "becomes part of a file name"
             )
         check = check_sampled if "cascade" in spec else check_spec
@@ -118,14 +118,14 @@ def check_sampled(field: str, spec: Fields) -> None:
     check_numbers(spec, _LIMITS, field)
     if (labels := spec.get("labels", BALANCED)) not in (BALANCED, REAL):
         raise InputError(
-            f"{field}.labels must be {BALANCED!r} (as many of each class) or {REAL!r} (drawn as "
-            f"those of config.reference.source), got {labels!r}; name one"
+            f"{field}.labels must be {BALANCED!r} (the same number of each class) or {REAL!r} "
+            f"(drawn as those of config.reference.source), got {labels!r}"
         )
     # 2. The cascade, as far as shapes and settings go.
     config = spec["cascade"]
     if not isinstance(config, ml_collections.ConfigDict):
         raise InputError(
-            f"{field}.cascade must be what imagen_ft.sample reads, got {config!r}; give a dict"
+            f"{field}.cascade must be a dict, a config as for imagen_ft.sample, got {config!r}"
         )
     with _named(field), reading(config):
         check_numbers(config, {"batch_size": BATCH}, "cascade")
@@ -134,9 +134,11 @@ def check_sampled(field: str, spec: Fields) -> None:
     # 3. Images to enlarge: needed if and only if the first stage does not start from noise.
     low, first = spec.get("low"), next(iter(stages.values()))
     if bool(low) != bool(first.denoiser.low_size):
-        needed = "name images to enlarge" if not low else "leave the base out of cascade.stages"
+        needed = (
+            "set it to the images to enlarge" if not low else "leave the base out of cascade.stages"
+        )
         raise InputError(
-            f"{field}.low must be there where the first stage enlarges images, and only there, got "
+            f"{field}.low must be set if the first stage enlarges images, and only then, got "
             f"{'images' if low else 'none'}; {needed}"
         )
     if low:
@@ -169,7 +171,9 @@ def open_sampled(
         # 1. What to draw: the cascade's classes, or else those of the real images.
         prompts = class_names.resolve(config.class_names)
         if not prompts and real is None:
-            raise InputError("cascade.class_names must say what to draw, got none; name classes")
+            raise InputError(
+                "cascade.class_names must list what to draw, got none; add class names"
+            )
         prompts = prompts or tuple(real.class_names if real else ())
         # 2. Labels, noise and images to enlarge.
         plan = _plan(field, spec, config, prompts, real)
@@ -219,7 +223,7 @@ def enlarged(
     if len(images.source.class_names) != len(prompts):
         raise InputError(
             f"low must have the {len(prompts)} classes of cascade.class_names, got "
-            f"{len(images.source.class_names)}; name another set"
+            f"{len(images.source.class_names)}; choose another set"
         )
     if len(images.source) < count:
         raise InputError(

@@ -22,18 +22,16 @@ def check_measures(field: str, measures: Sequence[str], extractor: str) -> None:
     `field` is their place in the config, `extractor` the name of its row.
     """
     if not measures:
-        raise InputError(f"{field} must name some of {', '.join(MEASURES)}, got none")
+        raise InputError(f"{field} must list some of {', '.join(MEASURES)}, got none")
     kind = KINDS[extractor]
     for name in measures:
         if name not in MEASURES:
-            raise InputError(
-                f"{field} must be of {', '.join(MEASURES)}, got {name!r}; take one of these"
-            )
+            raise InputError(f"{field} must be some of {', '.join(MEASURES)}, got {name!r}")
         if list(measures).count(name) > 1:
-            raise InputError(f"{field} must name each once, got {name!r} twice; drop one")
+            raise InputError(f"{field} must list each once, got {name!r} twice; drop one")
     # Some measures need outputs that only some extractors have.
     for name, able, needed in (
-        ("spatial_frechet", kind.has_spatial, "is on Inception alone"),
+        ("spatial_frechet", kind.has_spatial, "needs Inception"),
         ("inception_score", kind.logits, "needs a classifier"),
         ("recognizability", kind.has_classes, "needs a classifier of the images' classes"),
     ):

@@ -94,15 +94,15 @@ def check(config: ml_collections.ConfigDict) -> None:
     if config.get("real"):
         check_spec("config.real", config.real)
     if not config.filters:
-        raise InputError("config.filters must name at least one filter, got none; add one")
+        raise InputError("config.filters must have at least one filter, got none; add one")
     for name, spec in config.filters.items():
         _check_filter(f"config.filters.{name}", spec, bool(config.get("real")))
     if (combine := config.get("combine", "all")) not in COMBINATIONS:
         raise InputError(
-            f"config.combine must be one of {', '.join(COMBINATIONS)}, got {combine!r}; take one"
+            f"config.combine must be one of {', '.join(COMBINATIONS)}, got {combine!r}"
         )
     if type(balance := config.get("balance", False)) is not bool:
-        raise InputError(f"config.balance must be True or False, got {balance!r}; choose one")
+        raise InputError(f"config.balance must be True or False, got {balance!r}")
     numbers = {"per_class": (0, MOST), "seed": SEED, "num_shown": (1, MOST), "batch_size": BATCH}
     check_numbers(config, numbers)
 
@@ -123,8 +123,8 @@ def make_filters(config: ml_collections.ConfigDict, class_names: tuple[str, ...]
             limit = 1 / len(class_names)
         if isinstance(limit, tuple | list) and len(limit) != len(class_names):
             raise InputError(
-                f"config.filters.{name}.limit must be one number, or one of each of the "
-                f"{len(class_names)} classes, got {len(limit)}; give as many"
+                f"config.filters.{name}.limit must be one number, or one for each of the "
+                f"{len(class_names)} classes, got {len(limit)}; give that many"
             )
         rule = Rule(score.best, limit, spec.get("share"), spec.get("each_class", True))
         own = spec.get("k", 5), spec.get("templates", "1")
@@ -140,9 +140,7 @@ def _check_filter(field: str, spec: Fields, has_real: bool) -> None:
     if missing := [name for name in _NEEDED if name not in spec]:
         raise InputError(f"{field} must have the field {missing[0]!r}, got none; set it")
     if (name := spec["score"]) not in SCORES:
-        raise InputError(
-            f"{field}.score must be one of {', '.join(SCORES)}, got {name!r}; take one"
-        )
+        raise InputError(f"{field}.score must be one of {', '.join(SCORES)}, got {name!r}")
     score = SCORES[name]
     # 2. The extractor, and whether it gives what the score needs.
     try:
@@ -152,18 +150,18 @@ def _check_filter(field: str, spec: Fields, has_real: bool) -> None:
     if score.tap == "logits" and not (kind.has_classes or kind.takes_names):
         raise InputError(
             f"{field}.extractor must be a classifier of the set's classes, or clip, for the score "
-            f"{name!r}, got {spec['extractor']['name']!r}; name one, or take another score"
+            f"{name!r}, got {spec['extractor']['name']!r}; use one of these, or another score"
         )
     # 3. Other fields.
     templates.load(spec.get("templates", "1"))
     if score.needs_real and not has_real:
         raise InputError(
             f"config.real must be a set of real images for {field} (score {name!r}), got none; "
-            "name one"
+            "choose one"
         )
     check_numbers(spec, {"k": (1, MOST)}, field)
     if type(each := spec.get("each_class", True)) is not bool:
-        raise InputError(f"{field}.each_class must be True or False, got {each!r}; choose one")
+        raise InputError(f"{field}.each_class must be True or False, got {each!r}")
     _check_rule(field, spec, score)
 
 
@@ -172,7 +170,7 @@ def _check_rule(field: str, spec: Fields, score: Score) -> None:
     limit, share = spec.get("limit"), spec.get("share")
     if limit is not None and share is not None:
         raise InputError(
-            f"{field} must have a limit or a share, got both ({limit}, {share}); leave one out"
+            f"{field} must have a limit or a share, got both ({limit}, {share}); set only one"
         )
     if limit is None and share is None and score.limit is None:
         raise InputError(
@@ -184,7 +182,7 @@ def _check_rule(field: str, spec: Fields, score: Score) -> None:
         if not numbers or not all(_is_number(number) for number in numbers):
             also = f", or {CHANCE!r}" if score.limit == CHANCE else ""
             raise InputError(
-                f"{field}.limit must be a number, or one of each class{also}, got {limit!r}; set it"
+                f"{field}.limit must be a number, or one per class{also}, got {limit!r}; set it"
             )
     if share is not None and not (_is_number(share) and 0 < share <= 1):
         raise InputError(f"{field}.share must be above 0 and at most 1, got {share!r}; set it")

@@ -117,7 +117,7 @@ def _score(
     if outputs.shape[1] != len(synthetic.source.class_names):
         raise InputError(
             f"config.filters.{one.name}.extractor must be a classifier of the set's "
-            f"{len(synthetic.source.class_names)} classes, got one of {outputs.shape[1]}; name "
+            f"{len(synthetic.source.class_names)} classes, got one of {outputs.shape[1]}; choose "
             "another"
         )
     function = scores.confidence if one.score == "confidence" else scores.margin
@@ -141,7 +141,7 @@ def _balanced(
         if not kept[labels == label].any():
             raise InputError(
                 "config.balance must leave images of every class, got none of "
-                f"{synthetic.source.class_names[label]!r}, which the filters drop whole; loosen "
-                "them, take a share of each class, or set balance=False"
+                f"{synthetic.source.class_names[label]!r}, all dropped by the filters; loosen "
+                "them, keep a share of each class, or set balance=False"
             )
     return selection.balanced(kept, labels, seed)

@@ -134,6 +134,6 @@ def _check_classes(labels: Int[np.ndarray, " n"], real_labels: Int[np.ndarray, "
     missing = np.setdiff1d(labels, real_labels)
     if missing.size:
         raise InputError(
-            f"config.real must have images of every class of the set, got none of label "
-            f"{missing[0]}; name another set of real images"
+            "config.real must have images of every class of the set, got none of label "
+            f"{missing[0]}; choose another set of real images"
         )

@@ -54,8 +54,8 @@ def check_per_class(labels: Int[np.ndarray, " n"], per_class: int) -> None:
     values, counts = np.unique(labels, return_counts=True)
     if per_class > counts.min():
         raise InputError(
-            f"config.per_class must be at most what each class has, got {per_class}; label "
-            f"{values[counts.argmin()]} has {counts.min()} images"
+            "config.per_class must be at most the number of images of every class, got "
+            f"{per_class}; label {values[counts.argmin()]} has {counts.min()} images"
         )
 
 

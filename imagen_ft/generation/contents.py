@@ -26,7 +26,7 @@ def real_counts(config: ml_collections.ConfigDict) -> tuple[tuple[str, ...], lis
     # 1. Count the labels of a real set.
     source, path = config.get("real_source"), config.get("counts")
     if bool(source) == bool(path):
-        raise InputError("give either config.real_source or config.counts for the number of images")
+        raise InputError("set either config.real_source or config.counts, for the number of images")
     if source:
         real = sources.load(source)
         names = tuple(real.class_names)
@@ -37,8 +37,8 @@ def real_counts(config: ml_collections.ConfigDict) -> tuple[tuple[str, ...], lis
     wrong = [name for name, n in counts.items() if type(n) is not int or n < 0]
     if wrong:
         raise InputError(
-            f"{path}: the count of {wrong[0]!r} must be a whole number from 0, "
-            f"got {counts[wrong[0]]!r}"
+            f"{path}: the count of {wrong[0]!r} must be a whole number of at least 0, got "
+            f"{counts[wrong[0]]!r}"
         )
     names = class_names.resolve(config.class_names) or tuple(counts)
     if names != tuple(counts) and sorted(counts) != sorted(names):
@@ -76,8 +76,8 @@ def set_fields(args: app.Arguments, cascade: Cascade, starts: Starts | None) -> 
     size = encoding.pop("size", 0) or stage.image_size
     if not 1 <= size <= stage.image_size:
         raise InputError(
-            f"config.encoding.size must be from 1 to the {stage.image_size} px that the "
-            f"cascade draws, or 0 for as many, got {size}"
+            f"config.encoding.size must be from 1 to the {stage.image_size} px that the cascade "
+            f"draws, or 0 for that size, got {size}"
         )
     # 3. Any difference from the provenance of a set that exists is an error: a set never mixes
     # images of two cascades.

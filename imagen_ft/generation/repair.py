@@ -23,14 +23,16 @@ def check(args: app.Arguments) -> Report:
 def check_sound(args: app.Arguments, report: Report) -> None:
     """Raises `InputError`, saying what to do, if `check` found a fault."""
     if report.shards or len(report.faults["damaged"]):
-        raise InputError(f"{args.workdir} has faults (above); --repair makes them again")
+        raise InputError(
+            f"{args.workdir} has faults (listed above); run the same command with --repair"
+        )
     if foreign := report.faults["foreign"]:
-        raise InputError(f"{foreign[0]} is of another set; remove such files")
+        raise InputError(f"{foreign[0]} belongs to another set; remove such files")
     # Not damage: sampling with the same seed would give the same image.
     if report.faults["blank"]:
         raise InputError(
-            f"{args.workdir}: images of one colour (above), which the cascade would draw "
-            "again; look at its guidance and thresholds"
+            f"{args.workdir} has images of a single colour (listed above), and the cascade would "
+            "draw them again; check its guidance and thresholds"
         )
 
 

@@ -57,7 +57,7 @@ def generate(
         distributed.agree(stream.finish)
     if count:
         seconds = time.perf_counter() - began
-        print(f"{count:,} images in {seconds:,.0f} s, {count / seconds:.4g} a second")
+        print(f"{count:,} images in {seconds:,.0f} s, {count / seconds:.4g} per second")
     # 3. Complete the set if no shard is missing.
     distributed.on_first_process(lambda: complete(writer, pending))
 
@@ -108,15 +108,15 @@ def complete(writer: SyntheticWriter, written: Sequence[int]) -> None:
         missing = {shard for shard, sidecar in enumerate(writer.sidecars()) if sidecar is None}
         if lost := sorted(missing & set(written)):
             raise InputError(
-                f"{writer.folder}: shard {lost[0]}, which this job has written, is not "
-                "visible here; all its hosts need one folder"
+                f"{writer.folder}: shard {lost[0]}, which this job has written, is not visible "
+                "here; use a folder that all hosts share"
             )
         if missing:
             count = f"{len(missing)} shards" if len(missing) > 1 else "1 shard"
             verb = "are" if len(missing) > 1 else "is"
             say(
-                f"{writer.folder}: {count} of other workers {verb} not written yet; "
-                "whoever writes the last one completes the set",
+                f"{writer.folder}: {count} of other workers {verb} not written yet; the worker "
+                "that writes the last one completes the set",
                 sys.stdout,
             )
             return

@@ -45,7 +45,7 @@ def diversity(
             deviations[label] = float(rows.std(axis=0, ddof=1).mean())
     if not deviations:
         raise InputError(
-            "every class must have at least 2 images for its diversity, got one of each; take more"
+            "diversity needs at least 2 images of a class, got one of each; use more images"
         )
     return float(np.mean(list(deviations.values()))), deviations
 

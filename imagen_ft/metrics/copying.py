@@ -43,7 +43,7 @@ def copying(synthetic: Float[np.ndarray, "n d"], real: Float[np.ndarray, "m d"])
     Raises `InputError` for fewer than two real images, no synthetic ones, or NaN features.
     """
     if len(real) < 2:
-        raise InputError(f"real images must be at least 2, got {len(real)}; take the training set")
+        raise InputError(f"real images must be at least 2, got {len(real)}; use the training set")
     # 1. The nearest real images of each synthetic one.
     ours, theirs = points_of(synthetic, real)
     squares, positions = nearest(ours, theirs, min(_NEIGHBOURS, len(real)))

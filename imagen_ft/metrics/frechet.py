@@ -21,8 +21,8 @@ def frechet_distance(a: Statistics, b: Statistics, allow_few_images: bool = Fals
     """
     if a.width != b.width:
         raise InputError(
-            f"both sets' features must be of one width, got {a.width} and {b.width}; use "
-            "statistics of the same extractor"
+            f"both sets' features must have the same width, got {a.width} and {b.width}; compute "
+            "both with the same extractor"
         )
     if not allow_few_images:
         check_enough(a)
@@ -38,8 +38,8 @@ def check_enough(statistics: Statistics) -> None:
     if count is not None and count <= width:
         raise InputError(
             f"the number of images must be above {width}, the features' dimensions, got {count}: "
-            "the covariance of so few is singular, and the distance says more of their number than "
-            "of the images; take more images, or allow_few_images"
+            "with fewer the covariance is singular, and the distance depends more on their number "
+            "than on the images; use more images, or set allow_few_images=True"
         )
 
 
@@ -57,7 +57,9 @@ def distance_of_features(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"
     centred, means = [], []
     for name, features in (("features", a), ("reference features", b)):
         if len(features) < 2:
-            raise InputError(f"{name} must be of at least 2 images, got {len(features)}; take more")
+            raise InputError(
+                f"{name} must be of at least 2 images, got {len(features)}; use more images"
+            )
         check_finite(name, features)
         rows = features.astype(np.float64)
         means.append(rows.mean(axis=0))
@@ -82,8 +84,8 @@ def relative_distance(
     counts = synthetic.num_images, held_out.num_images
     if None not in counts and counts[0] != counts[1]:
         raise InputError(
-            f"held-out images must be as many as synthetic ones, got {counts[1]} and {counts[0]}: "
-            "the distance falls with their number; take as many of both"
+            f"the numbers of held-out and synthetic images must be equal, got {counts[1]} and "
+            f"{counts[0]}: the distance falls with their number; use the same number of both"
         )
     own = frechet_distance(held_out, real, allow_few_images)
     return _ratio(frechet_distance(synthetic, real, allow_few_images), own)
@@ -136,8 +138,8 @@ def distance_at_infinity(
     counts = np.linspace(min(5000, max(total // 10, 2)), total, num_points).astype(int)
     if num_points < 2 or (np.diff(counts) < 1).any():
         raise InputError(
-            f"num_points must be at least 2 and far fewer than images, got {num_points} of {total} "
-            "images; take more images"
+            f"num_points must be at least 2 and far below the number of images, got {num_points} "
+            f"for {total} images; use more images"
         )
     # 2. Each subset extends the one before, in one random order: a single pass gives all distances.
     order = np.random.default_rng(seed).permutation(total)
@@ -153,8 +155,8 @@ def distance_at_infinity(
 def _ratio(distance: float, own: float) -> float:
     if own <= 0:
         raise InputError(
-            "held-out images must differ from the real ones that both are compared with, got a "
-            "distance of 0; take images that are not among those"
+            "held-out images must differ from the real images of the comparison, got a distance "
+            "of 0; use images that are not among those"
         )
     return distance / own
 

@@ -27,11 +27,13 @@ def inception_score(
     is their mean alone. Raises `InputError` for an unknown rule, fewer images than splits, or NaN.
     """
     if rule not in RULES:
-        raise InputError(f"rule must be one of {', '.join(RULES)}, got {rule!r}; name one of them")
+        raise InputError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
     check_finite("logits", logits)
     count = len(logits)
     if not count or not 1 <= splits <= count:
-        raise InputError(f"splits must be from 1 to the {count} images, got {splits}; take fewer")
+        raise InputError(
+            f"splits must be from 1 to the {count} images, got {splits}; use fewer splits"
+        )
     if rule == "adm":
         order, borders = np.arange(count), [*range(0, count, _ADM_SPLIT), count]
     else:

@@ -23,8 +23,8 @@ def kernel_distance(
     fewest = min(len(synthetic), len(real))
     if not 2 <= subset_size <= fewest or subsets < 1:
         raise InputError(
-            f"subset_size must be from 2 to the number of images ({fewest}), got {subset_size} (of "
-            f"{subsets} subsets); take smaller subsets"
+            f"subset_size must be from 2 to the number of images ({fewest}), got {subset_size} "
+            f"(for {subsets} subsets); use smaller subsets"
         )
     check_finite("synthetic features", synthetic)
     check_finite("real features", real)

@@ -53,11 +53,11 @@ def neighbourhoods(
     """
     k, comparison = convention.k, convention.comparison
     if comparison not in ("<", "<="):
-        raise InputError(f"comparison must be '<' or '<=', got {comparison!r}; give one of them")
+        raise InputError(f"comparison must be '<' or '<=', got {comparison!r}")
     if not 1 <= k < min(len(synthetic), len(real)):
         raise InputError(
-            f"k must be from 1 to below the number of images, got {k} of {len(synthetic)} "
-            f"synthetic and {len(real)} real ones; take more images"
+            f"k must be at least 1 and below the number of images, got {k} for {len(synthetic)} "
+            f"synthetic and {len(real)} real ones; use more images"
         )
     ours, theirs = points_of(synthetic, real)
     xp = ours.xp

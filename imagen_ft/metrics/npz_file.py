@@ -19,14 +19,16 @@ def read_arrays(
     `InputError` if it is missing, not an npz, a pickle, or damaged.
     """
     if not path.exists():
-        raise InputError(f"{path} does not exist; give an npz of {what}")
+        raise InputError(f"{path} does not exist; give an npz file of {what}")
     with path.open("rb") as file:
         # An npz is a zip (PK); pickles, of protocol 2 or later, start with 0x80 and get a message
         # of their own.
         magic = file.read(4)
         if not magic.startswith(b"PK"):
-            kind = "a pickle, which could run any code" if magic[:1] == b"\x80" else "no npz"
-            raise InputError(f"{path} is {kind}; convert it to an npz with {needs}")
+            kind = (
+                "a pickle, which could run any code" if magic[:1] == b"\x80" else "not an npz file"
+            )
+            raise InputError(f"{path} is {kind}; convert it to an npz file with {needs}")
         file.seek(0)
         try:
             with np.load(file, allow_pickle=False) as archive:
@@ -35,5 +37,5 @@ def read_arrays(
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise InputError(
-                f"{path} is damaged or holds pickles ({reason}); get another"
+                f"{path} is damaged or holds pickles ({reason}); use another file"
             ) from None

@@ -20,7 +20,7 @@ _SPATIAL = ("mu_s", "sigma_s")
 _COUNT, _EXTRACTOR = "num_images", "extractor"
 # Allowed asymmetry over the largest variance: rounding of covariances stored in float32.
 _ASYMMETRY = 1e-4
-_OTHER = "give another file"
+_OTHER = "use another file"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ def read(path: epath.PathLike) -> Reference:
     if names is None:
         raise InputError(
             f"{path} must hold mu and sigma, got {', '.join(sorted(arrays)) or 'none of them'}; "
-            "compute statistics of its images first, or give another file"
+            "compute statistics of its images first, or use another file"
         )
     # 2. Check and convert.
     count = _count(path, arrays)
@@ -82,7 +82,9 @@ def _count(path: epath.Path, arrays: Mapping[str, np.ndarray]) -> int | None:
         return None
     count = arrays[_COUNT]
     if count.shape or count.dtype.kind not in "iu" or count < 2:
-        raise InputError(f"{path}: {_COUNT} must be a whole number from 2; make the file again")
+        raise InputError(
+            f"{path}: {_COUNT} must be a whole number of at least 2; compute the statistics again"
+        )
     return int(count)
 
 
@@ -103,7 +105,7 @@ def _statistics(
             raise InputError(f"{path}: {name} must be finite, got NaN or infinity; {_OTHER}")
     if mean.ndim != 1 or not mean.size or covariance.shape != (mean.size, mean.size):
         raise InputError(
-            f"{path}: {names[0]} and {names[1]} must be of the shapes [d] and [d, d], got "
+            f"{path}: {names[0]} and {names[1]} must have the shapes [d] and [d, d], got "
             f"{list(mean.shape)} and {list(covariance.shape)}; {_OTHER}"
         )
     # A covariance has no negative variance and is symmetric.

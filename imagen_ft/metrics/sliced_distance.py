@@ -22,7 +22,7 @@ def sliced_distance(
     between seeds. Raises `InputError` if a set is empty or has NaN features, or without directions.
     """
     if num_directions < 1:
-        raise InputError(f"num_directions must be at least 1, got {num_directions}; take 1000")
+        raise InputError(f"num_directions must be at least 1, got {num_directions}; 1000 is usual")
     random = np.random.default_rng(seed)
     # 1. Sets of one size.
     count = min(len(synthetic), len(real))

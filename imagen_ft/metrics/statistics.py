@@ -44,8 +44,8 @@ class Moments:
         """Adds images; raises `InputError` if a feature is NaN or infinite, or of another width."""
         if features.shape[1] != len(self.mean):
             raise InputError(
-                f"features must be {len(self.mean)} wide as those before, got {features.shape[1]}; "
-                "use one extractor for a set"
+                f"features must be {len(self.mean)} wide, as before, got {features.shape[1]}; use "
+                "one extractor for the whole set"
             )
         check_finite("features", features)
         for start in range(0, len(features), _ROWS):
@@ -58,8 +58,8 @@ class Moments:
         """Adds the images of another; raises `InputError` if its features have another width."""
         if len(other.mean) != len(self.mean):
             raise InputError(
-                f"features must be {len(self.mean)} wide in all parts, got {len(other.mean)}; "
-                "use one extractor for a set"
+                f"features must be {len(self.mean)} wide in all parts, got {len(other.mean)}; use "
+                "one extractor for the whole set"
             )
         self._merge(other.num_images, other.mean, other.scatter)
 
@@ -80,8 +80,8 @@ class Moments:
         """Statistics of all images so far; raises `InputError` for fewer than two."""
         if self.num_images < 2:
             raise InputError(
-                f"the number of images must be at least 2, got {self.num_images}: fewer have no "
-                "covariance; check the folder"
+                f"the number of images must be at least 2, got {self.num_images}: a single image "
+                "has no covariance; check the folder"
             )
         return Statistics(self.mean, self.scatter / (self.num_images - 1), self.num_images)
 

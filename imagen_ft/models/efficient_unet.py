@@ -110,7 +110,7 @@ class EfficientUNet(nn.Module):
         """What `denoise` needs from the text and the noise level; see `__call__` for both."""
         if self.noise_level != (noise_level is not None):
             raise ValueError(
-                "noise_level goes with a model that has noise_level=True, and only there"
+                "noise_level must be given if and only if the model has noise_level=True"
             )
         text = self.text_projection(text)
         embedding = [self.text_embedding(text)]

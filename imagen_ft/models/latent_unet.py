@@ -118,7 +118,7 @@ class LatentUNet(nn.Module):
         """What `denoise` needs from the text and the sizes; see `__call__` for both."""
         if bool(self.size_embedding_dim) != (added is not None):
             raise ValueError(
-                "added goes with a model that has a size_embedding_dim above 0, and only there"
+                "added must be given if and only if the model has a size_embedding_dim above 0"
             )
         embedding = []
         if added is not None:

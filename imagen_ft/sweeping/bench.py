@@ -49,7 +49,7 @@ class Bench:
         real = self.references.source
         if not names and real is None:
             raise InputError(
-                "config.cascade.class_names must say what to draw, got none; name classes"
+                "config.cascade.class_names must list what to draw, got none; add class names"
             )
         return names or tuple(real.source.class_names if real else ())
 

@@ -61,7 +61,7 @@ def against(rows: Sequence[Row], along: str, lines: str, measure: str) -> Figure
         else:
             axes.plot(list(curve), values, marker="o", label=name)
     # 3. Axes: costs span powers of two, distances several magnitudes.
-    xlabel = "evaluations of the network for an image" if along == _STEPS else along
+    xlabel = "network evaluations per image" if along == _STEPS else along
     axes.set(xlabel=xlabel.replace("_", " "), ylabel=_label(rows, measure))
     if along == _STEPS:
         axes.set_xscale("log", base=2)

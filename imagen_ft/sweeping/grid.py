@@ -47,7 +47,7 @@ def make_points(config: ml_collections.ConfigDict) -> list[Point]:
     grid = {name: _values(name, values) for name, values in config.grid.items()}
     if not grid:
         raise InputError(
-            f"config.grid must have a dimension, got none; name some of {', '.join(DIMENSIONS)}"
+            f"config.grid must have a dimension, got none; add some of {', '.join(DIMENSIONS)}"
         )
     if EMA in grid:
         _check_averages(config.stage, entry.run, grid[EMA])
@@ -74,8 +74,8 @@ def make_points(config: ml_collections.ConfigDict) -> list[Point]:
     for dimension in grid:
         if not any(dimension in point.values for point in points.values()):
             raise InputError(
-                f"config.grid.{dimension} must be what stage {config.stage!r} reads with its "
-                f"samplers, got a dimension that it has not; leave it out"
+                f"config.grid.{dimension} must be a setting of stage {config.stage!r} and its "
+                "samplers, and is not; leave it out"
             )
     return list(points.values())
 
@@ -92,9 +92,7 @@ def text(value: Any) -> str:
 def _entry(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     stages = config.cascade.stages
     if config.stage not in stages:
-        raise InputError(
-            f"config.stage must be one of {', '.join(stages)}, got {config.stage!r}; name one"
-        )
+        raise InputError(f"config.stage must be one of {', '.join(stages)}, got {config.stage!r}")
     return stages[config.stage]
 
 
@@ -105,8 +103,7 @@ def _values(name: str, values: Any) -> tuple[Any, ...]:
         )
     if not isinstance(values, tuple | list) or not values:
         raise InputError(
-            f"config.grid.{name} must be the values of a dimension, got {values!r}; name at least "
-            "one"
+            f"config.grid.{name} must be a list of values, got {values!r}; give at least one"
         )
     values = tuple(tuple(value) if isinstance(value, list) else value for value in values)
     for value in values:
@@ -139,13 +136,13 @@ def _check_averages(stage: str, path: str, names: Iterable[str]) -> None:
     run = open_run(path)
     if run is None:
         raise InputError(
-            f"config.grid.ema needs a run of imagen_ft.finetune, got {path}, which has one set of "
-            f"weights; leave it out"
+            f"config.grid.ema needs a run of imagen_ft.finetune, got {path}, which has only one "
+            "set of weights; leave it out"
         )
     there = (MAIN, *(name for name in run.config.get("ema", {}) if name != MAIN))
     for name in names:
         if name not in there:
             raise InputError(
-                f"config.grid.ema must be of the averages of {path} ({', '.join(there)}), got "
+                f"config.grid.ema must be some of the averages of {path} ({', '.join(there)}), got "
                 f"{name!r}; leave it out, or train {stage} with it"
             )

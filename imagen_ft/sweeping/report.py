@@ -66,7 +66,7 @@ def write(
     header, lines = _listed(config, rows)
     print(f"\n{text_table(header, lines, rule=True)}")
     if chosen is None:
-        say(f"nothing is chosen yet: no point has {config.choose_by!r}", sys.stdout)
+        say(f"no best point yet: none has {config.choose_by!r}", sys.stdout)
     else:
         say(f"best: {chosen.name}, see {workdir / best_file.FILE}", sys.stdout)
 
@@ -93,7 +93,7 @@ def _write_best(
         point.config,
         f"The best setting of stage {config.stage}: {values}.",
         f"{label} is {value_of(chosen, config.choose_by):.6g} on {chosen.images:,} images, the "
-        f"best of {sum(row.is_final for row in rows)} points with as many.",
+        f"best of {sum(row.is_final for row in rows)} points with that many.",
     )
 
 
@@ -175,7 +175,7 @@ def _page(
         page.verdict(f"Best by {label} ({value:.4g}): {chosen.name}.", good=True)
     page.text(
         f"{len(rows)} points; {len(final)} of them have {final[0].images:,} images each, and are "
-        "compared. Numbers of other numbers of images do not compare with them."
+        "compared. Results on other numbers of images cannot be compared with them."
     )
     page.table(*_listed(config, rows))
     # 2. Warnings about numbers that do not compare.
@@ -210,7 +210,7 @@ def _figures(config: ml_collections.ConfigDict, rows: Sequence[Row]) -> list[tup
         (
             f"{measure}_against_{along}",
             figures.against(rows, along, lines, measure) if along else None,
-            f"{label_of(rows, measure)} against {along}, a line for each {lines or 'grid'}.{rest}",
+            f"{label_of(rows, measure)} against {along}, one line per {lines or 'grid'}.{rest}",
         ),
         (
             f"{measure}_against_inception_score",

@@ -67,6 +67,6 @@ def _rounds(points: Sequence[int], first: int, last: int) -> list[Round]:
 
 def _too_small(budget: int, least: int, num_points: int, num_images: int) -> InputError:
     return InputError(
-        f"--budget must be at least {least} for {num_points} points and {num_images} images of "
+        f"--budget must be at least {least} for {num_points} points and {num_images} images for "
         f"each finalist, got {budget}; raise it, or lower config.num_images"
     )

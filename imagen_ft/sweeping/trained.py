@@ -38,9 +38,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     """Raises `InputError` if a field of `config.cas` is missing or unknown."""
     for name in _NEEDS:
         if name not in config.cas:
-            raise InputError(
-                f"config.cas.{name} must be there, got none; see the configs' sweep.py"
-            )
+            raise InputError(f"config.cas.{name} is missing; set it, as in the configs' sweep.py")
     known = (*_NEEDS, *_MAY_HAVE)
     if unknown := sorted(set(config.cas) - set(known)):
         raise InputError(f"config.cas has no field {unknown[0]!r}; use {', '.join(known)}")

@@ -119,7 +119,7 @@ class Sweep:
                 # 3. All that is missing is being worked on: wait.
                 if not worked:
                     if not waits:
-                        say("waiting for points that other workers are at", sys.stdout)
+                        say("waiting for points that other workers are computing", sys.stdout)
                     waits = True
                     time.sleep(LOOK_EVERY)
 

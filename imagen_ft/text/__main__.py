@@ -38,13 +38,13 @@ def define_flags(values: flags.FlagValues) -> None:
     """Adds the flags of this command."""
     joining.define_flags(values)
     text = {
-        "prompts": "file of text, one prompt a line; or .json, a list",
-        "class_names": "the same, each name once and no blank line; or 'imagenet', CLIP's 1,000 "
-        "names",
-        "weights": "folder with text_encoder/ and tokenizer/ (diffusers' layout, or what "
-        "imagen_ft.weights has imported), or a repository on the Hugging Face Hub",
-        "to": "the cache; made, or added to",
-        "variant": "of the files of weights, such as fp16; by default those without one",
+        "prompts": "text file with one prompt per line, or a .json list",
+        "class_names": "the same with class names, each once and no blank line; or 'imagenet' for "
+        "CLIP's 1,000 names",
+        "weights": "folder with text_encoder/ and tokenizer/ (diffusers' layout, or an import of "
+        "imagen_ft.weights), or a repository on the Hugging Face Hub",
+        "to": "folder of the cache; created if missing, otherwise added to",
+        "variant": "variant of the weight files, such as fp16; by default those without a variant",
     }
     for name, help_text in text.items():
         flags.DEFINE_string(name, None, help_text, flag_values=values)
@@ -68,13 +68,17 @@ def define_flags(values: flags.FlagValues) -> None:
         "dtype",
         "bfloat16",
         DTYPES,
-        "of parameters, computation and states; bfloat16 by default, float16 is for older GPUs",
+        "dtype of parameters, computation and states; bfloat16 by default, float16 is for older "
+        "GPUs",
         flag_values=values,
     )
     numbers = {
-        "num_classes": (None, "how many class names there must be"),
-        "max_length": (77, "tokens a prompt, padding included; 77 by default, as in DeepFloyd IF"),
-        "batch_size": (64, "prompts at a time, over all devices; 64 by default"),
+        "num_classes": (None, "the number of class names to expect"),
+        "max_length": (
+            77,
+            "tokens per prompt, padding included; 77 by default, as in DeepFloyd IF",
+        ),
+        "batch_size": (64, "prompts per batch, over all devices; 64 by default"),
     }
     for name, (default, help_text) in numbers.items():
         flags.DEFINE_integer(name, default, help_text, flag_values=values)
@@ -102,7 +106,7 @@ def read_prompts(values: flags.FlagValues, preprocessing: str) -> list[str]:
     else:
         texts = [prompt for _, prompt in class_names.read_lines(values.prompts) if prompt]
         if not texts:
-            raise InputError(f"--prompts={values.prompts} has no prompt; write one a line")
+            raise InputError(f"--prompts={values.prompts} has no prompt; write one per line")
     keys = prompt_keys(texts, values.template, preprocessing)
     # The empty text stands for "no text" in guidance: every cache needs it.
     return list(dict.fromkeys(["", *keys]))
@@ -174,9 +178,9 @@ def open_cache(folder: epath.Path, encoder: Mapping[str, Any]) -> TextCache | No
         cache.check_made_from(encoder)
         return cache
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"--to must be a folder, got the file {folder}; name a folder")
+        raise InputError(f"--to must be a folder, got the file {folder}; choose a folder")
     if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise InputError(f"--to={folder} has something else in it; name another")
+        raise InputError(f"--to={folder} has other files in it; choose another folder")
     return None
 
 

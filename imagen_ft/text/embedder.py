@@ -70,9 +70,9 @@ class Embedder(abc.ABC):
             if not finite[:count].all():
                 prompt = batch_prompts[int(np.argmin(finite[:count]))]
                 raise Diverged(
-                    f"{self.name} made NaN or infinity of the prompt {prompt!r} in "
-                    f"{jnp.dtype(self.dtype).name}; set another dtype (bfloat16, float32), "
-                    "or check its weights"
+                    f"{self.name} produced NaN or infinity for the prompt {prompt!r} in "
+                    f"{jnp.dtype(self.dtype).name}; set another dtype (bfloat16, float32), or "
+                    "check its weights"
                 )
             yield np.asarray(array)[:count]
 
@@ -90,7 +90,7 @@ def check_vocabulary(pieces: Any, vocab_size: int) -> None:
     if len(pieces) > vocab_size:
         raise InputError(
             f"the tokenizer must have at most the text encoder's {vocab_size} tokens, got "
-            f"{len(pieces)}; they do not belong together"
+            f"{len(pieces)}; use the tokenizer that belongs to the encoder"
         )
 
 

@@ -199,8 +199,8 @@ def make_text_encoder(config: ml_collections.ConfigDict) -> TextEncoder:
     cache = TextCache(config.cache)
     if tuple(config.get("shape", cache.shape)) != cache.shape:
         raise InputError(
-            f"config.text.shape must be {cache.shape}, as the states of {cache.folder}, "
-            f"got {tuple(config.shape)}"
+            f"config.text.shape must be {cache.shape}, as for the states of {cache.folder}, got "
+            f"{tuple(config.shape)}"
         )
     # Guidance needs the empty prompt.
     if null_text == "empty" and "" not in cache:
@@ -210,7 +210,7 @@ def make_text_encoder(config: ml_collections.ConfigDict) -> TextEncoder:
     encoder = CachedTextEncoder(cache, null_text, template)
     if encoder.preprocessing not in KINDS:
         raise InputError(
-            f"{cache.folder}: its prompts must be preprocessed by one of "
+            f"{cache.folder}: its prompts must be preprocessed in one of the ways "
             f"{', '.join(map(repr, KINDS))}, got {encoder.preprocessing!r}; make it again"
         )
     return encoder
@@ -239,8 +239,8 @@ def _make_loaded(config: ml_collections.ConfigDict) -> LoadedTextEncoder:
     source = open_source(*given, config.shape[1] if "shape" in config else 0)
     if isinstance(source, ClipSource) and tuple(config.get("shape", source.shape)) != source.shape:
         raise InputError(
-            f"config.text.shape must be {source.shape}, as the text encoders of "
-            f"{config.weights} make, got {tuple(config.shape)}"
+            f"config.text.shape must be {source.shape}, as for the text encoders of "
+            f"{config.weights}, got {tuple(config.shape)}"
         )
     preprocessing = source.preprocessing(config.get("clean_caption", True))
     resident = config.get("resident", False)
@@ -279,7 +279,7 @@ def check_text(location: str, text: Any) -> None:
     """Raises `InputError`, starting with the location, unless a prompt is text with an encoding."""
     # JSON can hold lone surrogates, which no UTF-8 file or tokenizer takes.
     if not isinstance(text, str) or not is_utf8(text):
-        raise InputError(f"{location} must be a text, in UTF-8, got {text!r}")
+        raise InputError(f"{location} must be a string that UTF-8 can encode, got {text!r}")
 
 
 def text_shapes(config: ml_collections.ConfigDict) -> tuple[tuple[int, int], dict[str, Any]]:
@@ -289,7 +289,9 @@ def text_shapes(config: ml_collections.ConfigDict) -> tuple[tuple[int, int], dic
     """
     if config.get("shape") is not None:
         if len(config.shape) != 2:
-            raise InputError(f"text.shape must be length and width, got {config.shape}")
+            raise InputError(
+                f"text.shape must be two numbers, length and width, got {config.shape}"
+            )
         length, width = config.shape
         check_numbers(dict(length=length, width=width), dict(length=SIDE, width=SIDE), "text.shape")
         return (length, width), {}

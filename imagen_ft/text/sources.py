@@ -162,8 +162,7 @@ def open_source(
         folders["text_encoder_2"] = second
     elif (Path(path) / "text_encoder_2").exists():
         raise InputError(
-            f"{path} must have the tokenizer_2 that its text_encoder_2 goes with, got none; fetch "
-            "it again"
+            f"{path} must have a tokenizer_2 for its text_encoder_2, got none; download it again"
         )
     # 3. Read the configs, not the weights.
     models = []
@@ -171,8 +170,8 @@ def open_source(
         model, _ = weights.open_model(part, path, variant)
         if not isinstance(model, ClipTextEncoder):
             raise InputError(
-                f"{path}: {part} must be CLIP's, as its tokenizer is, got a "
-                f"{type(model).__name__}; name a whole pipeline"
+                f"{path}: {part} must be CLIP's, like its tokenizer, got a {type(model).__name__}; "
+                "choose a whole pipeline"
             )
         models.append(model)
     length = min(max_length, *(model.max_length for model in models))

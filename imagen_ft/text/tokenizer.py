@@ -75,7 +75,8 @@ def load_t5_tokenizer(folder: Path, max_length: int = 77) -> T5Tokenizer:
         raise InputError(f"max_length must be at least 2 tokens, got {max_length}")
     if not any((folder / name).is_file() for name in _VOCABULARIES):
         raise InputError(
-            f"{folder} has no tokenizer ({' or '.join(_VOCABULARIES)}); name a folder that has"
+            f"{folder} has no tokenizer ({' or '.join(_VOCABULARIES)}); choose a folder that has "
+            "one"
         )
     # Imported here: it takes a second, and only this function needs it.
     import transformers

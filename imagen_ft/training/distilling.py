@@ -175,7 +175,7 @@ def _check_fields(
                 f"{', '.join(FIELDS)}"
             )
     if not fields.get("teacher"):
-        raise InputError("config.distill.teacher must name a run to learn from, got ''; set it")
+        raise InputError("config.distill.teacher must be a run to learn from, got ''; set it")
     distillation.check_name("method", fields["method"], tuple(_OF_METHODS))
     for method, names in _OF_METHODS.items():
         for name in set(names) & set(config.distill):
@@ -186,7 +186,9 @@ def _check_fields(
                 )
     # 2. Values.
     if "steps" not in fields:
-        raise InputError("config.distill.steps must be the student's steps, got none; set them")
+        raise InputError(
+            "config.distill.steps must be the student's number of steps, got none; set it"
+        )
     check_numbers(fields, {"steps": (1, MOST), "teacher_steps": (0, MOST)}, "config.distill")
     if fields["prediction"] not in ("", *PREDICTIONS):
         raise InputError(
@@ -201,29 +203,29 @@ def _check_fields(
     ):
         if not least <= value <= most:
             raise InputError(
-                f"config.distill.{name} must be from {least:g} to {most:g}, got {value}; set it so"
+                f"config.distill.{name} must be from {least:g} to {most:g}, got {value}"
             )
     # 3. What must fit the rest of the config.
     if fields["target"] and fields["target"] not in config.ema:
         raise InputError(
-            f"config.distill.target must name an average of config.ema, got {fields['target']!r}; "
-            f"there is {', '.join(config.ema) or 'none'}"
+            "config.distill.target must be an average of config.ema "
+            f"({', '.join(config.ema) or 'none'}), got {fields['target']!r}"
         )
     if student.learned_variance:
         raise InputError(
-            "config.stage.learned_variance must be False with config.distill, got True: nothing "
-            "trains a student's variance, and it draws no noise with it; set False, and "
-            "config.distill.learned_variance=True of a teacher that has one"
+            "config.stage.learned_variance must be False with config.distill, got True: a "
+            "student's variance is neither trained nor used; set it to False, and "
+            "config.distill.learned_variance=True if the teacher has one"
         )
     if config.init_from or config.get("lora"):
         name = "init_from" if config.init_from else "lora"
         raise InputError(
             f"config.{name} must be empty with config.distill, got {config[name]!r}: a student "
-            "begins with all of its teacher's weights; leave it out"
+            "starts from all of its teacher's weights; leave it out"
         )
     for name, value in config.loss.items():
         if value:
             raise InputError(
-                f"config.loss.{name} must be 0 with config.distill, whose loss is its own, got "
-                f"{value}; set 0"
+                f"config.loss.{name} must be 0 with config.distill, which has a loss of its own, "
+                f"got {value}; set 0"
             )

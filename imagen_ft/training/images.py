@@ -45,7 +45,7 @@ def open_images(training: Training) -> TrainingImages:
     if channels != training.denoiser.image_channels:
         raise InputError(
             f"config.stage.channels={training.denoiser.image_channels}, but the images of "
-            f"config.train_source have {channels}"
+            f"config.train_source have {channels}; set it to that"
         )
     # 2. What is held out.
     evaluation = sources.load(config.evaluation_source)

@@ -126,8 +126,8 @@ class Keeping:
             if jax.process_index() == 0:
                 total = len(self.source) * cache.row_bytes / 1e9
                 say(
-                    f"latents: {len(self.missing)} of {len(self.source)} images are encoded; "
-                    f"{self.folder} will have {total:.3g} GB of them"
+                    f"latents: {len(self.missing)} of {len(self.source)} images to encode; "
+                    f"{self.folder} will hold {total:.3g} GB of them"
                 )
             encode = jax.tree_util.Partial(functools.partial(_encode, model), variables)
             # 3. Wait: nobody reads before all have written.
@@ -138,7 +138,7 @@ class Keeping:
             if self.source.key(i) not in cache:
                 raise InputError(
                     f"{_FIELD} must be a folder that all hosts see, but {self.folder} lacks image "
-                    f"{self.source.key(i)}; name one"
+                    f"{self.source.key(i)}; choose one"
                 )
         return KeptLatents(self.source, cache)
 
@@ -233,9 +233,9 @@ def _is_begun(folder: epath.Path) -> bool:
     if (folder / LatentCache.HEAD).exists():
         return True
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{_FIELD} must be a folder, got the file {folder}; name a folder")
+        raise InputError(f"{_FIELD} must be a folder, got the file {folder}; choose a folder")
     if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise InputError(f"{_FIELD}={folder} has something else in it; name another")
+        raise InputError(f"{_FIELD}={folder} has other files in it; choose another folder")
     return False
 
 
@@ -246,7 +246,7 @@ def _checked(
         kept = moments.astype(_DTYPE)
     if not np.isfinite(kept).all():
         raise InputError(
-            f"config.stage.autoencoder.dtype must be one that latents are finite in, but those of "
-            f"image {name} are not, as {_DTYPE}; set float32, or look at the weights"
+            f"config.stage.autoencoder.dtype must keep latents finite, but those of image {name} "
+            f"are not, as {_DTYPE}; set float32, or check the weights"
         )
     return kept

@@ -16,24 +16,24 @@ def latents_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
     given = dict(config.get("latents") or {})
     if given and not config.stage.get("autoencoder"):
         raise InputError(
-            "config.latents must be left out where config.stage has no autoencoder, got "
-            f"{sorted(given)}; only latents are drawn"
+            "config.latents must be left out if config.stage has no autoencoder, got "
+            f"{sorted(given)}"
         )
     if config.get("distill") and config.stage.get("autoencoder"):
         raise InputError(
-            "config.distill must be left out where config.stage has an autoencoder: what a teacher "
-            "predicts is kept in the range of images, which latents have not"
+            "config.distill must be left out if config.stage has an autoencoder: a teacher's "
+            "predictions are clipped to the range of images, which latents do not have"
         )
     # 2. Its values.
     fields = {**LATENTS, **given}
     if not isinstance(fields["sample"], bool):
         raise InputError(
-            f"config.latents.sample must be True or False, got {fields['sample']!r}; False takes "
+            f"config.latents.sample must be True or False, got {fields['sample']!r}; False uses "
             "the mean"
         )
     if not isinstance(fields["cache"], str):
         raise InputError(
-            f"config.latents.cache must be a folder, got {fields['cache']!r}; '' encodes images at "
-            "every step"
+            f"config.latents.cache must be a folder, got {fields['cache']!r}; '' encodes the "
+            "images at every step"
         )
     return fields

@@ -80,7 +80,7 @@ def _marked(captions: Sequence[str], finite: Bool[np.ndarray, " n"], step: int) 
         wrong = [caption for caption, sound in zip(captions, finite, strict=True) if not sound]
         say(
             f"warning: pictures of step {step}: {len(wrong)} of {len(captions)} have NaN or "
-            f"infinity, first that of {wrong[0]!r}"
+            f"infinity, the first is {wrong[0]!r}"
         )
     return [
         caption if sound else f"not finite: {caption}"

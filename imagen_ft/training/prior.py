@@ -47,11 +47,9 @@ def make_prior(config: ml_collections.ConfigDict) -> Prior | None:
         return None
     for name in given:
         if name not in ("source", *_DEFAULTS):
-            raise InputError(
-                f"{_FIELD} has no field {name!r}; there is source, {', '.join(_DEFAULTS)}"
-            )
+            raise InputError(f"{_FIELD} has no field {name!r}; use source, {', '.join(_DEFAULTS)}")
     if not given.get("source"):
-        raise InputError(f"{_FIELD}.source must name synthetic images, got none; set it")
+        raise InputError(f"{_FIELD}.source must be a set of synthetic images, got none; set it")
     numbers = {}
     for name, most, end in (("share", 1.0, "below 1"), ("weight", math.inf, "finite")):
         value = given.get(name, _DEFAULTS[name])
@@ -77,8 +75,8 @@ def with_prior(config: ml_collections.ConfigDict, train: Source) -> Source:
     ):
         if not np.all(source.domain == domain):
             raise InputError(
-                f"{field} must have {kind} images alone where there is a prior, got others; name "
-                f"{'images to learn' if domain == REAL else 'a set of imagen_ft.generate'}"
+                f"{field} must have {kind} images only when there is a prior, got others; use "
+                f"{'the images to learn' if domain == REAL else 'a set of imagen_ft.generate'}"
             )
     return Union([train, synthetic])
 

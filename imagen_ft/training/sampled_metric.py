@@ -60,11 +60,11 @@ def check_metric(config: ml_collections.ConfigDict) -> None:
         raise InputError(f"{_FIELD} needs the field {missing[0]!r}; set it, or every=0")
     if fields.measure not in NAMES:
         raise InputError(
-            f"{_FIELD}.measure must be one of {', '.join(NAMES)}, got {fields.measure!r}; name one"
+            f"{_FIELD}.measure must be one of {', '.join(NAMES)}, got {fields.measure!r}"
         )
     if MEASURES[fields.measure].has_arguments and fields.measure not in fields:
         raise InputError(
-            f"{_FIELD} needs the arguments of {fields.measure!r} in a field of its name"
+            f"{_FIELD} needs the arguments of {fields.measure!r} in a field of that name"
         )
     check_numbers(fields, _LIMITS, _FIELD)
     # 2. What `imagen_ft.evaluate` would check.

@@ -68,13 +68,13 @@ def _check_steps(run: Run, teaching: Teaching) -> None:
     method = teaching.method
     if given.get("method", FIELDS["method"]) != "progressive":
         raise InputError(
-            f"config.distill.teacher must be no consistency model, whose steps are none of an "
-            f"ODE's, got {run.path}; name the run that it was distilled from"
+            "config.distill.teacher must not be a consistency model, whose steps do not solve an "
+            f"ODE, got {run.path}; use the run that it was distilled from"
         )
     if isinstance(method, Progressive) and method.teacher_steps != given.steps:
         raise InputError(
-            f"config.distill.teacher_steps must be the {given.steps} that {run.path} was distilled "
-            f"to, got {method.teacher_steps}; set config.distill.steps={given.steps // 2}"
+            f"config.distill.teacher_steps must be {given.steps}, to which {run.path} was "
+            f"distilled, got {method.teacher_steps}; set config.distill.steps={given.steps // 2}"
         )
 
 

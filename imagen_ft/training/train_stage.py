@@ -100,5 +100,5 @@ def what_next(workdir: epath.Path, low_size: int, prompt: str) -> str:
     runs = f"['RUN of {low_size} px', '{workdir}']" if low_size else f"'{workdir}'"
     return (
         f"see learning_curves.png there; Cascade.load({runs}).sample({prompt!r}) of "
-        "imagen_ft.cascade draws with it"
+        "imagen_ft.cascade samples from it"
     )

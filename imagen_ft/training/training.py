@@ -93,7 +93,7 @@ class Training:
         lora = make_lora(config.lora, params) if config.get("lora") else None
         if lora and not config.init_from:
             raise InputError(
-                "config.init_from must name the weights that config.lora adapts, got ''; set it"
+                "config.init_from must be the weights that config.lora adapts, got ''; set it"
             )
         trained = {"params": lora.shapes(params)} if lora else variables
         frozen = frozen_parameters(config.frozen, trained["params"])

@@ -51,19 +51,22 @@ def define_flags(values: flags.FlagValues) -> None:
         "from": "diffusers:FOLDER or diffusers:OWNER/NAME[@REVISION] imports; DIR (import or run) "
         "exports",
         "to": "DIR, local or gs://, of an import; diffusers:FOLDER of an export",
-        "variant": "fp16 or bf16: which files to import; of an export, how files are named",
-        "pipeline": "export: where the other parts, tokenizer, schedulers and model_index.json are "
-        "taken from; import of a single file: tokenizer and scheduler; a folder, an import or "
-        "OWNER/NAME",
+        "variant": "fp16 or bf16: import: which files to read; export: how files are named",
+        "pipeline": "folder, import or OWNER/NAME; export: it has the other parts, tokenizer, "
+        "schedulers and model_index.json; import of a single file: tokenizer and scheduler",
     }
     for name, help_text in text.items():
         flags.DEFINE_string(name, None, help_text, flag_values=values)
     parts = ", ".join(PARTS)
     flags.DEFINE_list(
-        "part", [], f"import: {parts}; by default those there are", flag_values=values
+        "part", [], f"import: {parts}; by default all that the source has", flag_values=values
     )
     flags.DEFINE_enum(
-        "dtype", None, DTYPES, "export: type of the numbers (float32 for a run)", flag_values=values
+        "dtype",
+        None,
+        DTYPES,
+        "export: dtype of the numbers (float32 for a run)",
+        flag_values=values,
     )
 
 
@@ -76,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
     source, target = (values[name].value or "" for name in ("from", "to"))
     for name, value in (("from", source), ("to", target)):
         if not _path(value):
-            raise InputError(f"--{name} is missing; name a folder (--help shows examples)")
+            raise InputError(f"--{name} is missing; pass a folder (--help shows examples)")
     if source.startswith(LAYOUTS) == target.startswith(LAYOUTS):
         raise InputError(
             f"one of --from and --to must begin with {' or '.join(LAYOUTS)}, --from to "
@@ -100,7 +103,7 @@ def _import(source: str, target: str, values: flags.FlagValues) -> None:
     )
     for name, reason in refused.items():
         if values[name].value:
-            raise InputError(f"--{name} is {reason}; an import keeps what is there")
+            raise InputError(f"--{name} is {reason}; leave it out")
     unknown = sorted(set(values.part) - set(PARTS))
     if unknown:
         raise InputError(f"--part must be one of {', '.join(PARTS)}, got {unknown[0]}")
@@ -111,12 +114,12 @@ def _import(source: str, target: str, values: flags.FlagValues) -> None:
     if is_new:
         say(f"imported {source} into {target}", sys.stdout)
     else:
-        say(f"{target} holds this import of {source} already", sys.stdout)
+        say(f"{target} already has this import of {source}", sys.stdout)
 
 
 def _export(source: str, target: str, values: flags.FlagValues) -> None:
     if values.part:
-        raise InputError("--part is for imports; an export writes everything there is")
+        raise InputError("--part is for imports, and an export writes everything; leave it out")
     export_weights(source, target, values.pipeline, values.variant, values.dtype)
     say(f"exported {source} to {target}", sys.stdout)
 
@@ -124,7 +127,9 @@ def _export(source: str, target: str, values: flags.FlagValues) -> None:
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns an exit code of `launch.cli`."""
     argv = list(sys.argv if argv is None else argv)
-    return exit_code(lambda: main(argv), ("nothing is half written; the same command starts over"))
+    return exit_code(
+        lambda: main(argv), ("nothing incomplete was left behind; the same command starts over")
+    )
 
 
 if __name__ == "__main__":

@@ -53,16 +53,19 @@ def build_autoencoder(config: Mapping[str, Any], where: Any) -> tuple[Autoencode
             levels = len(own["block_out_channels"])
         if len(blocks) != levels:
             raise InputError(
-                f"{where}: {field} must be one for each of block_out_channels, got {blocks!r}; use "
-                "the config.json of these weights"
+                f"{where}: {field} must have one entry for each of block_out_channels, got "
+                f"{blocks!r}; use the config.json that came with these weights"
             )
     if own["in_channels"] != own["out_channels"]:
         raise InputError(
             f"{where}: in_channels is {own['in_channels']}, out_channels {own['out_channels']}; "
-            "only an auto-encoder of images is implemented"
+            "only auto-encoders of images are supported"
         )
     if not own["scaling_factor"]:
-        raise InputError(f"{where}: scaling_factor must be above 0; use that of these weights")
+        raise InputError(
+            f"{where}: scaling_factor must be above 0; use the config.json that came with these "
+            "weights"
+        )
     # 3. Build the model under our names.
     fields = dict(
         block_out_channels=tuple(own["block_out_channels"]),

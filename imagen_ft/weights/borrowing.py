@@ -69,9 +69,8 @@ def borrow_parts(
         own = getattr(encoder, "d_model", None)
         if own != width:
             raise InputError(
-                f"the text encoder of {pipeline} must make states {width} wide, as "
-                f"{unet.folder} was trained with, got {own}; name the pipeline with its "
-                "encoder"
+                f"the text encoder of {pipeline} must make states {width} wide, as {unet.folder} "
+                f"was trained with, got {own}; use the pipeline that has its encoder"
             )
     return {name: write for name, (_, write) in lent.items()}
 

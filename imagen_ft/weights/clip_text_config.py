@@ -48,7 +48,7 @@ def build_clip_text(config: Mapping[str, Any], where: Any) -> tuple[ClipTextEnco
     if activation not in _ACTIVATIONS:
         raise InputError(
             f"{where}: hidden_act must be {' or '.join(_ACTIVATIONS)}, got {activation!r}; use the "
-            "config.json of these weights"
+            "config.json that came with these weights"
         )
     fields = {ours: own[theirs] for ours, (theirs, _) in _FIELDS.items()}
     fields["activation"] = activation

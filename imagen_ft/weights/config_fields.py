@@ -10,8 +10,8 @@ def check_class(config: Mapping[str, Any], name: str, where: Any) -> None:
     """Raises `InputError` unless `name` is the class of diffusers that a config is for."""
     if config.get("_class_name") != name:
         raise InputError(
-            f"{where}: _class_name must be {name!r}, got {config.get('_class_name')!r}; name the "
-            "folder of such weights"
+            f"{where}: _class_name must be {name!r}, got {config.get('_class_name')!r}; choose a "
+            "folder with such weights"
         )
 
 
@@ -41,9 +41,7 @@ def own_fields(
     # 2. An unknown field may change the computation; one that is off, or private, does not.
     for field in sorted(config.keys() - fixed.keys() - own.keys()):
         if not field.startswith("_") and config[field] not in (None, False):
-            raise InputError(
-                f"{where}: {field}={config[field]!r} is a field that is not implemented; {advice}"
-            )
+            raise InputError(f"{where}: {field}={config[field]!r} is not implemented; {advice}")
     # 3. Fill in the defaults.
     values = {field: config.get(field, default) for field, default in own.items()}
     missing = [field for field, value in values.items() if value is ...]

@@ -55,7 +55,7 @@ def export_weights(
     """
     # 1. Check the arguments.
     if not is_local(target):
-        raise InputError(f"--to must be a local folder for safetensors, got {target}; name one")
+        raise InputError(f"--to must be a local folder for safetensors, got {target}; choose one")
     if variant not in (None, *VARIANT_DTYPES):
         raise InputError(f"--variant must be one of {', '.join(VARIANT_DTYPES)}, got {variant}")
     target = epath.Path(target)
@@ -67,7 +67,7 @@ def export_weights(
     if run is not None:
         if pipeline:
             raise InputError(
-                "--pipeline: a run with config.lora is exported as adapters alone; leave it out"
+                "--pipeline: a run with config.lora is exported as adapters only; leave it out"
             )
         with atomic_folder(target) as folder:
             write_lora(run, Path(folder), form.numbers)
@@ -92,7 +92,7 @@ def export_weights(
         if "unet" in locations:
             _check_pipeline(PARTS["unet"], locations["unet"], components, pipeline or source)
     elif pipeline:
-        raise InputError(f"--pipeline={pipeline} has no {MODEL_INDEX}; name a pipeline's folder")
+        raise InputError(f"--pipeline={pipeline} has no {MODEL_INDEX}; choose a pipeline's folder")
     # 5. Write everything.
     with atomic_folder(target) as folder:
         for name, write in writers.items():
@@ -119,10 +119,10 @@ def _locations(source: str) -> dict[str, PartLocation]:
     if (root / MANIFEST).exists():
         return {name: locate(root, name) for name in manifest_parts(root)}
     if not root.exists():
-        raise InputError(f"{source}: no such folder; name an import or a run")
+        raise InputError(f"{source}: no such folder; choose an import or a run")
     location = locate(root, "unet")
     if location.kind != RUN:
-        raise InputError(f"--from must be an import or a run, got {source}; name one to export")
+        raise InputError(f"--from must be an import or a run, got {source}; choose one to export")
     return {"unet": location}
 
 
@@ -135,16 +135,15 @@ def _check_pipeline(
     if isinstance(model, LatentUNet) or name.startswith("StableDiffusion"):
         if not isinstance(model, LatentUNet) or not name.startswith("StableDiffusion"):
             raise InputError(
-                f"{pipeline} must be of the class of {location.folder}, a "
-                f"{type(model).__name__}, got {name}; name the pipeline of these weights "
-                "with --pipeline"
+                f"{pipeline} must have a {type(model).__name__}, as {location.folder} has, got "
+                f"{name}; set --pipeline to the pipeline of these weights"
             )
         return
     if ("SuperResolution" in name) != model.noise_level:
         kind = "a super-resolution model" if model.noise_level else "a base model"
         raise InputError(
-            f"{pipeline} is of the class {name}, but {location.folder} is {kind}: "
-            "name the pipeline of that stage with --pipeline"
+            f"{pipeline} is of the class {name}, but {location.folder} is {kind}; set --pipeline "
+            "to the pipeline of that stage"
         )
     # Super-resolution takes noisy and low-resolution images. IF's pipelines split the prediction
     # into eps and variance, and fail on one without the latter.

@@ -73,9 +73,8 @@ def _explain(repository: str, error: Exception) -> NoReturn:
         reason = "no such folder, and not the name of a repository; check it"
     elif isinstance(error, errors.HTTPError | ConnectionError | errors.LocalEntryNotFoundError):
         reason = (
-            "no such folder, and it cannot be downloaded: there is no network (or "
-            "HF_HUB_OFFLINE is set) and the cache does not have all of it; connect, or "
-            "name a local folder"
+            "no such folder, and it cannot be downloaded: there is no network (or HF_HUB_OFFLINE "
+            "is set) and the cache does not have all of it; connect, or use a local folder"
         )
     else:
         raise error

@@ -120,7 +120,7 @@ def _locations(source: str, parts: Sequence[str], variant: str | None) -> dict[s
     for location in locations.values():
         if location.kind != FILES:
             raise InputError(
-                f"{source} is a run or an import already; name a folder or repository in "
+                f"{source} is a run or an import already; choose a folder or repository in "
                 "diffusers' layout to import"
             )
     return locations

@@ -36,7 +36,7 @@ def latent_settings(config: Mapping[str, Any], where: Any) -> dict[str, Any]:
     if prediction not in tuple(_PREDICTIONS):
         raise InputError(
             f"{where}: prediction_type must be {' or '.join(_PREDICTIONS)}, got {prediction!r}; "
-            "use the scheduler of these weights"
+            "use the scheduler that came with these weights"
         )
     if not is_latent_scheduler(config) or config.get("trained_betas") is not None:
         field = "trained_betas" if is_latent_scheduler(config) else "beta_schedule"
@@ -73,7 +73,7 @@ def check_parts(
     if isinstance(autoencoder, Autoencoder) and autoencoder.latent_channels != channels:
         raise InputError(
             f"{where}: the U-Net takes latents of {channels} channels, the auto-encoder makes "
-            f"{autoencoder.latent_channels}; name the vae of these weights"
+            f"{autoencoder.latent_channels}; use the vae that came with these weights"
         )
     # 2. Text states; SDXL's two encoders are concatenated.
     names = ["text_encoder", "text_encoder_2"] if unet.size_embedding_dim else ["text_encoder"]
@@ -82,5 +82,6 @@ def check_parts(
     if len(encoders) == len(names) and sum(encoder.width for encoder in encoders) != width:
         raise InputError(
             f"{where}: the U-Net takes text states {width} wide, the text encoders make "
-            f"{' + '.join(str(encoder.width) for encoder in encoders)}; name those of these weights"
+            f"{' + '.join(str(encoder.width) for encoder in encoders)}; use those that came with "
+            "these weights"
         )

@@ -145,30 +145,30 @@ def _check_own(own: dict[str, Any], where: Any) -> None:
     for field, blocks in (("down_block_types", _DOWN), ("up_block_types", _UP)):
         for block in own[field]:
             if block not in blocks:
-                fail(field, f"of which {block} is not implemented; known are {', '.join(blocks)}")
+                fail(field, f"but {block} is not implemented; known are {', '.join(blocks)}")
     if [_DOWN[b] for b in own["down_block_types"]] != [
         _UP[b] for b in reversed(own["up_block_types"])
     ]:
-        fail("up_block_types", "not the mirror of down_block_types; only that is implemented")
+        fail("up_block_types", "but only the mirror of down_block_types is implemented")
     # 2. Lists have one entry a level; some fields may not be lists.
     for field in ("down_block_types", "attention_head_dim", "transformer_layers_per_block"):
         if isinstance(own[field], list) and len(own[field]) != levels:
             fail(field, f"but there are {levels} block_out_channels; give one for each")
     for field in ("layers_per_block", "cross_attention_dim"):
         if not isinstance(own[field], int):
-            fail(field, "only one number for all levels is implemented")
+            fail(field, "but only one number for all levels is implemented")
     # 3. Single values, and the embedding of SDXL's sizes.
     if own["mid_block_only_cross_attention"]:
-        fail("mid_block_only_cross_attention", "only None and False are implemented")
+        fail("mid_block_only_cross_attention", "but only None and False are implemented")
     if own["addition_embed_type"] not in (None, "text_time"):
-        fail("addition_embed_type", "only None and 'text_time' are implemented")
+        fail("addition_embed_type", "but only None and 'text_time' are implemented")
     if own["addition_embed_type"]:
         size, width = own["addition_time_embed_dim"], own["projection_class_embeddings_input_dim"]
         if not isinstance(size, int) or not isinstance(width, int) or not 0 < SIZES * size < width:
             fail(
                 "projection_class_embeddings_input_dim",
                 f"but must be the pooled text's width and {SIZES} times addition_time_embed_dim "
-                f"({size!r}); use the config.json of these weights",
+                f"({size!r}); use the config.json that came with these weights",
             )
 
 

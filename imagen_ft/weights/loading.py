@@ -127,7 +127,7 @@ def _check_kind(model: Any, kind: type, location: PartLocation) -> None:
     if not isinstance(model, kind):
         raise InputError(
             f"{location.folder}: the model must be a {kind.__name__} (DeepFloyd IF's kind), got a "
-            f"{type(model).__name__}; name a pipeline of DeepFloyd IF"
+            f"{type(model).__name__}; choose a pipeline of DeepFloyd IF"
         )
 
 
@@ -159,8 +159,8 @@ def read_params(
                 array = np.array(array, dtype=abstract.dtype, order="C")
             if abstract.dtype == np.float16 and not np.isfinite(array).all():
                 raise InputError(
-                    f"{tensor.file}: the tensor {name} has numbers beyond float16's range; "
-                    "use bfloat16 or float32"
+                    f"{tensor.file}: the tensor {name} has numbers outside float16's range; use "
+                    "bfloat16 or float32"
                 )
             return array
 
@@ -211,7 +211,7 @@ def open_checkpoint(
     path = location.folder / "config.json"
     imported = read_sealed(path).get("imported")
     if not isinstance(imported, dict):
-        raise InputError(f"{path} is not of an import; import the weights again")
+        raise InputError(f"{path} does not belong to an import; import the weights again")
     if variant not in (None, imported["variant"]):
         origin = imported["variant"] or "weights without a variant"
         raise InputError(
@@ -223,8 +223,8 @@ def open_checkpoint(
 def _trained_unet(run: Run) -> tuple[UNet | LatentUNet, Any]:
     if run.config.get("lora"):
         raise InputError(
-            f"{run.path} has adapters of {run.config.init_from} and not a whole network; "
-            "name those weights, or sample it as the run of a stage"
+            f"{run.path} has adapters of {run.config.init_from} and no whole network; use those "
+            "weights, or sample it as the run of a stage"
         )
     model = make_denoiser(run.config.stage).model
     stored = run.shapes()["params"]
@@ -233,8 +233,8 @@ def _trained_unet(run: Run) -> tuple[UNet | LatentUNet, Any]:
     layers = {"encoder_hid_proj", "conv_in", "conv_out"}
     if not isinstance(model, UNet) or not layers <= stored.keys():
         raise InputError(
-            f"{run.path} must be a run of DeepFloyd IF's UNet, got a "
-            f"{type(model).__name__}; name another run"
+            f"{run.path} must be a run of DeepFloyd IF's UNet, got a {type(model).__name__}; "
+            "choose another run"
         )
     channels = stored["conv_in"]["kernel"].shape[2]
     text_width = stored["encoder_hid_proj"]["kernel"].shape[0]

@@ -64,7 +64,8 @@ def read_lora(path: epath.PathLike, model: Any, params: PyTree) -> tuple[Lora, P
         mapping = kernels.get(module)
         if mapping is None:
             raise InputError(
-                f"{path} adapts {module}, which is not a layer of this network; name adapters of it"
+                f"{path} adapts {module}, which is not a layer of this network; use adapters of "
+                "this network"
             )
         down, up = arrays.pop(module + _DOWN), arrays.pop(module + _UP, np.zeros(0))
         # A matrix of rank 0, or a scalar, counts as rank 1 and so fails the check of its shape.
@@ -76,7 +77,7 @@ def read_lora(path: epath.PathLike, model: Any, params: PyTree) -> tuple[Lora, P
             if array.shape != shape:
                 raise InputError(
                     f"{path}: {module} must have the shape {shape} of this network, got "
-                    f"{array.shape}; name adapters of it"
+                    f"{array.shape}; use adapters of this network"
                 )
         scale, ours = scale_of(module, rank, arrays.pop(module + _ALPHA, None)), _module(mapping)
         # [rank, in, *window] to [*window, in, rank], and [out, rank] to [rank, out].
@@ -85,8 +86,8 @@ def read_lora(path: epath.PathLike, model: Any, params: PyTree) -> tuple[Lora, P
     # 3. Anything left over would be ignored silently: refuse it.
     if arrays or not adapters:
         raise InputError(
-            f"{path}: its tensor {min(arrays, default='none')} is not an adapter of a "
-            "U-Net; name a file with only these"
+            f"{path}: its tensor {min(arrays, default='none')} is not an adapter of a U-Net; use a "
+            "file with only those"
         )
     # Rank 1 and alpha 1 make Lora's own scale 1: the scales are in `up` already.
     modules = tuple(sorted({path[:-1] for path in adapters}))
@@ -159,7 +160,7 @@ def _scales(path: Path) -> Callable[[str, int, np.ndarray | None], float]:
         alpha = np.asarray(next(others, rank if common is None else common) if own is None else own)
         if alpha.size != 1 or not np.isfinite(alpha).all():
             raise InputError(
-                f"{path}: alpha of {module} must be a finite number, got {alpha.tolist()}; name "
+                f"{path}: alpha of {module} must be a finite number, got {alpha.tolist()}; use "
                 "another file"
             )
         return alpha.item() / (math.sqrt(rank) if is_stabilised else rank)
@@ -171,8 +172,8 @@ def _known(model: Any, where: Any) -> Any:
     # Imagen's Efficient U-Net does not exist in diffusers.
     if not isinstance(model, UNet | LatentUNet):
         raise InputError(
-            f"{where}: diffusers' files have no adapters for a {type(model).__name__}; "
-            "name a stage with a UNet"
+            f"{where}: diffusers' files have no adapters for a {type(model).__name__}; choose a "
+            "stage with a UNet"
         )
     return model
 

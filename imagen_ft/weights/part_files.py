@@ -32,7 +32,7 @@ def part_folder(path: epath.PathLike, part: str) -> Path:
         return Path(location.folder)
     copies = location.root / "source" / part
     if location.kind == RUN or not copies.exists():
-        raise NoSuchPart(f"{path} has no files of a {part}; name the pipeline that has them")
+        raise NoSuchPart(f"{path} has no files of a {part}; use the pipeline that has them")
     return Path(copies) if is_local(copies) else _local_copy(copies, location.root / MANIFEST)
 
 

@@ -103,7 +103,7 @@ def manifest_parts(root: epath.Path) -> dict[str, Any]:
     parts = read_object(root / MANIFEST).get("parts")
     if not isinstance(parts, dict):
         raise InputError(
-            f"{root / MANIFEST} does not exist, so this is not a finished import; import it again"
+            f"{root / MANIFEST} does not exist, so this import is incomplete; import it again"
         )
     return parts
 
@@ -119,7 +119,7 @@ def locate(path: epath.PathLike, part: str, variant: str | None = None) -> PartL
         return _fetch(os.fspath(path), part, variant)
     if root.is_file():
         raise InputError(
-            f"{root} is a file; name a folder in diffusers' layout, or import a checkpoint of "
+            f"{root} is a file; choose a folder in diffusers' layout, or import a checkpoint of "
             f"Stable Diffusion: python -m imagen_ft.weights --from=diffusers:{root} --to=FOLDER"
         )
     # 2. An import: the whole of it, or the folder of one part.
@@ -146,9 +146,8 @@ def locate(path: epath.PathLike, part: str, variant: str | None = None) -> PartL
                 raise InputError(f"{folder}: safetensors need a local folder; copy it")
             return PartLocation(FILES, folder, root)
     raise NoSuchPart(
-        f"{root} has no {part}: it is neither a pipeline's folder, nor the part's own "
-        f"({' or '.join(_MARKS[part])} is missing or of another part), nor a finished "
-        "import, nor a run that trained it"
+        f"{root} has no {part}; use a pipeline's folder, a folder of that part (with its own "
+        f"{' or '.join(_MARKS[part])}), a finished import, or a run that trained it"
     )
 
 
@@ -162,7 +161,7 @@ def _parts_of(config: Mapping[str, Any]) -> tuple[str, ...]:
 def _fetch(name: str, part: str, variant: str | None) -> PartLocation:
     if not is_local(name) or not hub.is_id(name):
         raise InputError(
-            f"{name}: no such folder; name one, or a repository of the Hub as owner/name"
+            f"{name}: no such folder; choose one, or a repository of the Hub as owner/name"
         )
     # 1. Ask for as little as possible. Auto-encoders also have repositories of their own, with the
     # files at the top.
@@ -179,7 +178,7 @@ def _fetch(name: str, part: str, variant: str | None) -> PartLocation:
     folder = root / prefix
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
     if not set(names) & set(_MARKS[part]):
-        raise NoSuchPart(f"{name} has no {part}; name a repository in diffusers' layout")
+        raise NoSuchPart(f"{name} has no {part}; use a repository in diffusers' layout")
     if part in PARTS and not any(file in names for file in file_names(stem, variant)[:2]):
         # Weights are missing: `choose_file` says which variants there are.
         names_there = [file.removeprefix(prefix) for file in hub.file_names(name)]
@@ -208,7 +207,7 @@ def open_part(
         {n: tensor.shape for n, tensor in weights.tensors.items() if n not in layout.counters},
         local,
         model="the model of its config.json",
-        advice="use the config.json of these weights",
+        advice="use the config.json that came with these weights",
         aliases=aliases,
     )
     # 2. A tensor under two names must be the same under both: only one of them is read.

@@ -50,8 +50,8 @@ def scheduler_settings(config: Mapping[str, Any], where: Any) -> dict[str, Any]:
     for field, values in _IMPLEMENTED.items():
         if checked[field] not in values:
             raise InputError(
-                f"{where}: {field} must be {' or '.join(map(repr, values))}, as DeepFloyd "
-                f"IF has it, got {checked[field]!r}; use its scheduler"
+                f"{where}: {field} must be {' or '.join(map(repr, values))}, as DeepFloyd IF has "
+                f"it, got {checked[field]!r}; use IF's scheduler"
             )
     for field, default in _DEFAULTS.items():
         value = settings[field]

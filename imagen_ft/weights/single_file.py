@@ -167,8 +167,8 @@ def _parts(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, _FilePart]:
             found["unet"] = _unet(own, second.get("projection_dim", 0))
     except KeyError as error:
         raise InputError(
-            f"{path}: the tensor {prefix}{error.args[0]} of Stable Diffusion is missing; "
-            "the file is of another model or incomplete"
+            f"{path}: the tensor {prefix}{error.args[0]} of Stable Diffusion is missing; the file "
+            "is incomplete or of another model, download it again"
         ) from None
     # 2. Unknown tensors mean another model, perhaps with the same names for some of its parts.
     known = tuple(part.prefix for part in found.values())
@@ -176,9 +176,8 @@ def _parts(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, _FilePart]:
     if not found or strange or any(name.startswith(_REFINER) for name in tensors):
         example = min(strange, default=min(tensors, default="nothing"))
         raise InputError(
-            f"{path} is not a checkpoint of Stable Diffusion 1.x, 2.x or XL base in the "
-            f"original layout: it has {example}; for diffusers' layout name the pipeline's "
-            "folder"
+            f"{path} is not a checkpoint of Stable Diffusion 1.x, 2.x or XL base in the original "
+            f"layout: it has {example}; for diffusers' layout give the pipeline's folder"
         )
     return found
 
@@ -216,16 +215,16 @@ def _plan(
         original, shape = part.prefix + origins[theirs].name, mapping.file_shape
         if original not in tensors:
             raise InputError(
-                f"{path}: the tensor {original} of Stable Diffusion is missing; the file "
-                "is of another model or incomplete"
+                f"{path}: the tensor {original} of Stable Diffusion is missing; the file is "
+                "incomplete or of another model, download it again"
             )
         stored = _stored_shape(shape, origins[theirs])
         found = tensors[original].shape
         # The original auto-encoder's attention uses 1x1 convolutions in place of dense layers.
         if found not in (stored, (*stored, 1, 1)):
             raise InputError(
-                f"{path}: the tensor {original} must have the shape {stored} of Stable "
-                f"Diffusion, got {found}; the file is of another model"
+                f"{path}: the tensor {original} must have the shape {stored} of Stable Diffusion, "
+                f"got {found}; use a file of that model"
             )
         planned[theirs] = (shape, tensors[original].dtype)
     # 2. Nothing behind the prefix may be left over.
@@ -234,8 +233,8 @@ def _plan(
         own = original.removeprefix(part.prefix)
         if original.startswith(part.prefix) and not part.idle.fullmatch(own):
             raise InputError(
-                f"{path}: the tensor {original} is not part of a {name} of Stable "
-                "Diffusion; the file is of another model"
+                f"{path}: the tensor {original} is not part of a {name} of Stable Diffusion; use a "
+                "file of that model"
             )
 
     def read(theirs: str, dtype: np.dtype) -> np.ndarray:
@@ -269,8 +268,8 @@ def _small_files(
         index = parse_object(small.get(MODEL_INDEX, b"{}"), MODEL_INDEX)
         if unet and (found := index.get("_class_name")) != kind:
             raise InputError(
-                f"--pipeline={pipeline} must be a {kind}, as {path} is of one, got {found}; name "
-                "the pipeline of these weights"
+                f"--pipeline={pipeline} must be a {kind}, like {path}, got {found}; use the "
+                "pipeline of these weights"
             )
         return small
     # 3. Make those of 1.x and XL base, which predict eps. 2.x exists for eps and for v, and so do
@@ -278,8 +277,8 @@ def _small_files(
     is_2x = bool(unet) and unet["use_linear_projection"] and not is_xl
     if is_2x or _PREDICTS_V & set(names):
         raise InputError(
-            f"{path}: the file does not say whether the weights predict eps or v; name "
-            "with --pipeline a folder or repository whose scheduler does"
+            f"{path}: the file does not say whether the weights predict eps or v; set --pipeline "
+            "to a folder or repository whose scheduler does"
         )
     classes: dict[str, Any] = {name: list(_CLASSES[name]) for name in parts}
     classes["scheduler"] = ["diffusers", _SCHEDULERS[is_xl]["_class_name"]]

@@ -113,7 +113,7 @@ def _check_own(own: dict[str, Any], where: Any) -> None:
     # 1. Required fields.
     for field in ("block_out_channels", "down_block_types", "up_block_types", "encoder_hid_dim"):
         if own[field] is None:
-            fail(field, "every U-Net of DeepFloyd IF has it; use such a config.json")
+            fail(field, "but every U-Net of DeepFloyd IF has it; use its config.json")
     # 2. Lists of one repeated number become that number, in place.
     levels = len(own["block_out_channels"])
     for field in ("attention_head_dim", "cross_attention_dim"):
@@ -123,34 +123,34 @@ def _check_own(own: dict[str, Any], where: Any) -> None:
             if len(set(own[field])) == 1:
                 own[field] = own[field][0]
     if isinstance(own["cross_attention_dim"], list):
-        fail("cross_attention_dim", "only one number for all levels is implemented")
+        fail("cross_attention_dim", "but only one number for all levels is implemented")
     # 3. Blocks: known ones, and the same levels going down and up.
     for field, blocks in (("down_block_types", _DOWN), ("up_block_types", _UP)):
         if len(own[field]) != levels:
             fail(field, f"but there are {levels} block_out_channels; give one for each")
         for block in own[field]:
             if block not in blocks:
-                fail(field, f"of which {block} is not implemented; known are {', '.join(blocks)}")
+                fail(field, f"but {block} is not implemented; known are {', '.join(blocks)}")
     if [_DOWN[b] for b in own["down_block_types"]] != [
         _UP[b] for b in reversed(own["up_block_types"])
     ]:
-        fail("up_block_types", "not the mirror of down_block_types; only that is implemented")
+        fail("up_block_types", "but only the mirror of down_block_types is implemented")
     # 4. Single values.
     layers = own["layers_per_block"]
     if isinstance(layers, list) and len(layers) != levels:
         fail("layers_per_block", f"but there are {levels} block_out_channels; give one for each")
     if own["class_embed_type"] not in (None, "timestep"):
-        fail("class_embed_type", "only None and 'timestep' are implemented")
+        fail("class_embed_type", "but only None and 'timestep' are implemented")
     if own["mid_block_only_cross_attention"]:
-        fail("mid_block_only_cross_attention", "only None and False are implemented")
+        fail("mid_block_only_cross_attention", "but only None and False are implemented")
     if own["norm_num_groups"] is None:
-        fail("norm_num_groups", "a U-Net without norms is not implemented")
+        fail("norm_num_groups", "but a U-Net without norms is not implemented")
     if own["time_embedding_act_fn"] not in (None, "gelu"):
-        fail("time_embedding_act_fn", "only None and 'gelu' are implemented")
+        fail("time_embedding_act_fn", "but only None and 'gelu' are implemented")
     for field in _POSITIVE:
         values = own[field] if isinstance(own[field], list) else [own[field]]
         if not all(isinstance(v, int | float) and v > 0 for v in values):
-            fail(field, "it must be a number above 0")
+            fail(field, "but must be a number above 0")
 
 
 def _fields(own: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,8 +195,8 @@ def unet_config(model: UNet, params: Any, sample_size: int | None, where: Any) -
     """
     if model.cross_num_groups != _CROSS_GROUPS:
         raise InputError(
-            f"{where}: cross_num_groups is {model.cross_num_groups}, in diffusers it is always "
-            f"{_CROSS_GROUPS}: this model cannot be exported; train one that has it"
+            f"{where}: cross_num_groups is {model.cross_num_groups}, but always {_CROSS_GROUPS} in "
+            f"diffusers, so this model cannot be exported; train one with {_CROSS_GROUPS}"
         )
     # 1. Our None means "as another field"; diffusers' file spells the values out.
     levels = len(model.block_out_channels)

@@ -129,7 +129,7 @@ def test_the_report_shows_all(measured, folder, capsys):
     assert out.endswith(f"see {measured / 'report.html'}\n")
     notes = json.loads((measured / "evaluation.json").read_text())["differences"]
     note, other, relative = notes
-    assert note.startswith("samples and set do not compare in fd, is, ")
+    assert note.startswith("samples and set are not comparable in fd, is, ")
     assert note.endswith(": 200 and 60 images, class balance drawn and balanced")
     assert "in kd, " in other and other.endswith(": class balance drawn and balanced")
     assert "in relative fd: 100 and 60 images, " in relative
@@ -200,7 +200,7 @@ def test_statistics_of_a_file(folder, measured, tmp_path, capsys):
     capsys.readouterr()
     reference.write(path, pooled.pooled, extractor={**made_by, "rule": "another"})
     assert run(evaluate.main, folder / "config.py", tmp_path / "y", ONLY, file) == 2
-    assert "take statistics of the same extractor and rule" in capsys.readouterr().err
+    assert "compute statistics with the same extractor and rule" in capsys.readouterr().err
     assert not (tmp_path / "y").exists()
 
 
@@ -336,7 +336,7 @@ def test_wrong_samples(folder, tmp_path, capsys, name):
 
 WRONG = {
     "measure": ("--config.measures=('fid',)", "must be of frechet, "),
-    "sfid": ("--config.measures=('spatial_frechet',)", "is on Inception alone"),
+    "sfid": ("--config.measures=('spatial_frechet',)", "needs Inception"),
     "extractor": ("--config.extractor.name=lpips", "config.extractor.name must be one of "),
     "no run": ("--config.extractor.path=nowhere", "config.extractor: nowhere is not a run"),
     "no reference": ("--config.reference.statistics=no.npz", "no.npz does not exist"),
@@ -353,7 +353,10 @@ def test_wrong_configs(folder, tmp_path, capsys, name):
 
 
 SPECS = {
-    "sizes": ("dict(source=dict(name='image_folder', path='{path}'))", "must be of one size"),
+    "sizes": (
+        "dict(source=dict(name='image_folder', path='{path}'))",
+        "must all have the same size",
+    ),
     "empty": ("dict(source=dict(name='image_folder', path='{path}/../none'))", "has no folders"),
     "field": ("dict(source=dict(name='digits', split='test'), size=8)", "has no field 'size'"),
 }

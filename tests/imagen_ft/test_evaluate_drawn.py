@@ -176,13 +176,13 @@ def test_what_decides_about_the_images(folder, tmp_path):
 
 
 WRONG = {
-    "no low": ("enlarged", dict(low=None), "low must be there where the first stage enlarges"),
+    "no low": ("enlarged", dict(low=None), "low must be set if the first stage enlarges"),
     "low": ("whole", dict(low=dict(source=dict(name="digits", split="pool"))), "leave the base"),
     "labels": ("whole", dict(labels="all"), "labels must be 'balanced'"),
     "count": ("whole", dict(num_images=0), "num_images"),
     "few": ("enlarged", dict(num_images=1001), "at most the 1000 images of low"),
     "square": ("whole", dict(square=9), "square must be 1 to 8 pixels"),
-    "cascade": ("whole", dict(cascade="x.py"), "cascade must be what imagen_ft.sample reads"),
+    "cascade": ("whole", dict(cascade="x.py"), "cascade must be a dict, a config as for imagen_ft"),
     "field": ("whole", dict(source=3), "has no field 'source'"),
     "lacking": ("whole", dict(cascade=ml_collections.ConfigDict(dict(batch_size=8))), "is missing"),
 }

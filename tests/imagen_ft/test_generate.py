@@ -137,7 +137,7 @@ def test_verify_and_repair(command, whole):
 def test_repair_leaves_files_of_another_set_to_people(command, whole):
     (whole / "trivial-train.tfrecord-00000-of-00001").write_bytes(b"")
     code, said = command(whole, "--repair")
-    assert code == 2 and "is of another set; remove such files" in said.err
+    assert code == 2 and "belongs to another set; remove such files" in said.err
 
 
 def test_images_are_stored_smaller(command, tmp_path):
@@ -148,7 +148,7 @@ def test_images_are_stored_smaller(command, tmp_path):
     assert np.abs(image - means).max() <= 0.5
     for stored in (16, -1):
         code, said = command(tmp_path / "large", stored=stored, size=8)
-        assert code == 2 and f"or 0 for as many, got {stored}" in said.err
+        assert code == 2 and f"or 0 for that size, got {stored}" in said.err
         assert not (tmp_path / "large").exists()
 
 
@@ -246,7 +246,7 @@ def test_one_worker_of_a_kind(command, tmp_path):
             assert running.poll() is None, (tmp_path / "set.log").read_text()
             time.sleep(0.02)
         code, said = command(folder, "--worker=1", "--num_workers=3")
-        assert code == 2 and "worker 1 already runs" in said.err
+        assert code == 2 and "worker 1 is already running" in said.err
         code, said = command(folder, "--worker=1", "--num_workers=2")
         assert code == 2 and "--num_workers must be 3" in said.err
         code, said = command(folder, "--repair")

@@ -133,7 +133,7 @@ def test_pictures(work, tmp_path, monkeypatch):
     # What is given has been rounded to uint8.
     assert np.abs(again.astype(int) - large).mean() < 3
     with pytest.raises(
-        InputError, match=r"low of shape \[4, 5, 5, 3\]: the stages start from 4 px"
+        InputError, match=r"low must be images of 4 px, got the shape \[4, 5, 5, 3\]"
     ):
         cascade.sample(prompts, low=np.zeros((4, 5, 5, 3), np.uint8))
 
@@ -152,7 +152,7 @@ def test_weights_without_a_config(work):
     assert live.encoder.digest == cached.encoder.digest
     states = cascade.encoder.embed(["a prompt that no cache has"])
     assert states.shape == (1, 77, tiny_text.D_MODEL)
-    with pytest.raises(InputError, match="two stages of one size"):
+    with pytest.raises(InputError, match="two stages have the same size"):
         Cascade.load([str(work / "with_t5")] * 2)
 
 
@@ -165,7 +165,9 @@ def test_a_film_goes_from_the_first_step_to_the_last(monkeypatch):
     [(tiles, captions, columns)] = drawn
     assert [int(tile[0, 0, 0]) for tile in tiles] == [10, 14, 18] * 2
     assert captions == ["a", "step 5", "step 9", "b", "step 5", "step 9"] and columns == 3
-    with pytest.raises(InputError, match="captions must be one for each of 2 images, got 1"):
+    with pytest.raises(
+        InputError, match="captions must have one string for each of 2 images, got 1"
+    ):
         film(cascade.path(["a", "b"], 10), ["a"], 3)
 
 
@@ -183,7 +185,7 @@ def test_any_prompt_has_a_name_and_a_caption(tmp_path):
 def test_a_folder_with_other_images(work, tmp_path, capsys, name):
     (tmp_path / name).touch()
     assert run(work, tmp_path, "--prompt=two cats") == 2
-    assert f"has other images ({name}); name another" in error(capsys)
+    assert f"has other images ({name}); choose another" in error(capsys)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -215,7 +217,7 @@ def test_a_dry_run_tells_the_memory_of_every_phase(work, capsys):
         app.run(sample.main, sample.__doc__, sample.define_flags, argv=argv)
     assert ended.value.code == 0
     lines = capsys.readouterr().out.splitlines()[-7:]
-    assert lines[0].startswith("memory, in GB at the most")
+    assert lines[0].startswith("peak memory, in GB")
     phases = ["base64: load", "sr256: load", "base64: draw", "sr256: draw", "peak"]
     assert [line.rsplit(maxsplit=2)[0] for line in lines[2:]] == phases
 

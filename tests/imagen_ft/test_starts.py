@@ -184,7 +184,7 @@ def test_imagenet_is_known_by_words_and_ids():
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        (["skip_steps=3"], "config.skip_steps must be 0 where images begin with noise, got 3"),
+        (["skip_steps=3"], "config.skip_steps must be 0 if images start from noise, got 3"),
         (["skip_steps=-1"], "config.skip_steps must be a whole number of steps, got -1"),
         (["start.name=digits", "start.split=pool"], "at least 1 and less than the 64 steps"),
         (["start.name=digits", "skip_steps=64"], "at least 1 and less than the 64 steps"),
@@ -208,7 +208,7 @@ def test_images_that_are_not_there(work, capsys):
     for flags, said in (
         (
             begin(work),
-            "config.start must have images of every class that is drawn, got none of 'c'",
+            "config.start must have images of every class that is sampled, got none of 'c'",
         ),
         ([*begin(work), "--config.start.path=gone"], "config.start: gone"),
         ([*begin(work), "--config.start.name=parquet"], "config.start: "),

@@ -101,7 +101,9 @@ def test_files_of_old_versions_of_transformers(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, expected)
     with pytest.raises(InputError, match=r"position_ids must count from 0 to 8 in this model"):
         load("shuffled", {**old, positions: np.arange(9)[None, ::-1].copy()})
-    with pytest.raises(InputError, match=r"must be a T5Encoder .*, got a ClipTextEncoder; name a"):
+    with pytest.raises(
+        InputError, match=r"must be a T5Encoder .*, got a ClipTextEncoder; choose a"
+    ):
         weights.load_t5(tmp_path / "old")
 
 

@@ -132,7 +132,7 @@ OTHERS = {
     "registers": "no tensor embeddings.register_tokens",
     "a layer is missing": r"the tensor encoder\.layer\.1\.norm1\.bias of the model is missing",
     "NaN": r"the tensor layernorm\.bias has NaN or infinity",
-    "another network": "embeddings.position_embeddings and the patches' kernel must be there",
+    "another network": "embeddings.position_embeddings or the patches' kernel is missing",
 }
 
 
@@ -150,7 +150,7 @@ def test_other_weights(peer, tmp_path, name):
     [
         (dict(positions="timm"), "rule must be one of hub, size, got 'timm'"),
         (dict(pixels="clean"), "rule must be one of torch, pil, got 'clean'"),
-        (dict(size=30), r"size must be a multiple of 4 \(pixels of a patch\), got 30"),
+        (dict(size=30), r"size must be a multiple of 4 \(the patch size\), got 30"),
         (dict(path="nowhere"), "nowhere: no such file or folder"),
     ],
 )

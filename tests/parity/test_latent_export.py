@@ -103,10 +103,10 @@ def test_a_pipeline_of_other_parts_is_refused(trained, tmp_path, capsys):
         assert not (tmp_path / "exported").exists()
 
     tiny_vae(latent_channels=8).save_pretrained(other / "vae")
-    assert_fails("the U-Net takes latents of 4 channels, the auto-encoder makes 8; name the vae")
+    assert_fails("the U-Net takes latents of 4 channels, the auto-encoder makes 8; use the vae")
     tiny_vae().save_pretrained(other / "vae")
     tiny_clip("clip", hidden_size=24).save_pretrained(other / "text_encoder")
-    assert_fails("takes text states 16 wide, the text encoders make 24; name those of these")
+    assert_fails("takes text states 16 wide, the text encoders make 24; use those that came")
     index = json.loads((other / "model_index.json").read_text())
     (other / "model_index.json").write_text(json.dumps(index | {"_class_name": "IFPipeline"}))
     tiny_clip("clip").save_pretrained(other / "text_encoder")

@@ -175,11 +175,13 @@ def test_what_is_not_implemented(field, value):
 def test_inputs_that_do_not_fit(tmp_path):
     model = presets.make("tiny_sdxl")
     x, t, text = jnp.zeros((1, 8, 8, 4)), jnp.zeros(1), jnp.zeros((1, 5, 16))
-    with pytest.raises(ValueError, match="added goes with a model that has a size_embedding_dim"):
+    with pytest.raises(ValueError, match="added must be given if and only if the model has a size"):
         jax.eval_shape(model.init, jax.random.key(0), x, t, text)
     with pytest.raises(ValueError, match=r"latents must be a multiple of .*got 7x8"):
         plain = presets.make("tiny_sd15")
         jax.eval_shape(plain.init, jax.random.key(0), x[:, :7], t, text)
     tiny_unet("sd15").save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"the model must be a UNet .*, got a LatentUNet; name a"):
+    with pytest.raises(
+        InputError, match=r"the model must be a UNet .*, got a LatentUNet; choose a"
+    ):
         weights.load_unet(tmp_path)

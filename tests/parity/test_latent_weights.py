@@ -95,12 +95,12 @@ def test_parts_that_do_not_fit_together(saved, tmp_path, capsys):
 
     shutil.rmtree(pipeline / "vae")
     tiny_vae(latent_channels=8).save_pretrained(pipeline / "vae")
-    assert_fails("the U-Net takes latents of 4 channels, the auto-encoder makes 8; name the vae")
+    assert_fails("the U-Net takes latents of 4 channels, the auto-encoder makes 8; use the vae")
     shutil.rmtree(pipeline / "vae")
     shutil.copytree(saved / "vae", pipeline / "vae")
     shutil.rmtree(pipeline / "text_encoder")
     tiny_clip("clip", hidden_size=24).save_pretrained(pipeline / "text_encoder")
-    assert_fails("takes text states 16 wide, the text encoders make 24; name those of these")
+    assert_fails("takes text states 16 wide, the text encoders make 24; use those that came")
     command[1] += "/vae/diffusion_pytorch_model.safetensors"
     assert_fails(
         "is not a checkpoint of Stable Diffusion 1.x, 2.x or XL base in the original layout"

@@ -112,7 +112,7 @@ def test_ours_compute_the_same_in_diffusers(saved, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("another network", "which is not a layer of this network; name adapters of it"),
+        ("another network", "which is not a layer of this network; use adapters"),
         (
             "another width",
             r"file\.safetensors: down_blocks\.1\.attentions\.0\.to_q must have .*got \(4, 7\)",

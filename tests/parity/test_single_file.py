@@ -216,7 +216,7 @@ def test_files_that_are_refused(tmp_path, capsys):
         return tmp_path / "changed.safetensors"
 
     lender = lend(tmp_path / "lender", "epsilon")
-    assert_fails("the file does not say whether the weights predict eps or v; name with --pipeline")
+    assert_fails("the file does not say whether the weights predict eps or v; set --pipeline")
     assert_fails(
         "sd.ckpt is a pickle, which could run any code when it is read; convert it", pickle
     )

@@ -107,18 +107,18 @@ def test_a_dry_run_counts_all_parts(run, pipeline, capsys):
     [
         (["--config.stages.sd.threshold_percentile=95.0"], "threshold_percentile must be left out"),
         (["--config.stages.sd.threshold_maximum=1.5"], "threshold_maximum must be left out"),
-        ([f"{STAGE}.channels=8"], "stage.channels must be those of the auto-encoder's latents, 4"),
+        ([f"{STAGE}.channels=8"], "stage.channels must be 4, as in the auto-encoder's latents"),
         ([f"{STAGE}.low_size=4"], "stage.low_size must be 0 for latents"),
         ([f"{STAGE}.pooled_width=8"], "stage.pooled_width must be 0 for a network without"),
         ([f"{STAGE}.sizes=(8, 8)"], "stage.sizes must be 6 numbers"),
         ([f"{STAGE}.autoencoder.preset=sd15"], "must be that of an auto-encoder, got 'sd15'"),
         ([f"{STAGE}.autoencoder.scaling_factor=0.5"], "scaling_factor must be 0.18215"),
         (["--config.stages.sd.stored_size=32"], "stored_size must be from 1 to the 16 px"),
-        ([f"{STAGE}.prediction=v"], "prediction must be that of the weights of"),
-        ([f"{STAGE}.schedule=cosine"], "schedule must be that of the weights of"),
+        ([f"{STAGE}.prediction=v"], "prediction must be 'eps', as for the weights of"),
+        ([f"{STAGE}.schedule=cosine"], ", as for the weights of"),
         ([f"{SAMPLER}.spacing=5"], "sampler.spacing"),
         ([f"{SAMPLER}.num_steps=1000"], "must be below 1000 for sampler.spacing"),
-        ([f"{SAMPLER}.name=ddpm", f"{SAMPLER}.logvar_coeff=learned"], "needs the network's"),
+        ([f"{SAMPLER}.name=ddpm", f"{SAMPLER}.logvar_coeff=learned"], "needs a learned variance"),
     ],
 )  # fmt: skip
 def test_bad_input(run, tmp_path, capsys, argv, said):
@@ -151,7 +151,7 @@ def test_weights_that_do_not_fit(run, pipeline, tmp_path, capsys):
     folder, encoder = copied("wide", "text_encoder")
     wide = tiny_clip("clip", vocab_size=len(VOCABULARY), hidden_size=32)
     wide.save_pretrained(encoder)
-    said = "text states or images of the config must have the width"
+    said = "text states and images must have the widths"
     refused(folder, said, 32)
     refused(folder, f"config.text.shape must be ({LENGTH}, 32)")
     folder, unet = copied("pickles", "unet")
@@ -164,12 +164,12 @@ def test_networks_without_an_autoencoder(pipeline):
     config = as_config(pipeline)
     del config.stages.sd.stage.autoencoder
     config.stages.sd.stage.unet = dict(preset="tiny_sd15")
-    with pytest.raises(InputError, match=r"stage\.autoencoder must say what makes images"):
+    with pytest.raises(InputError, match=r"stage\.autoencoder must be the auto-encoder"):
         Cascade.load(config)
     sampler = dict(name="ddim", num_steps=2, eta=0.0, keeps_noise="yes")
     with pytest.raises(InputError, match="keeps_noise must be True or False, got 'yes'"):
         make_sampler(ConfigDict(sampler))
-    with pytest.raises(InputError, match="Stable Diffusion is a stage of its own"):
+    with pytest.raises(InputError, match="Stable Diffusion is a cascade by itself"):
         as_config([pipeline, pipeline])
 
 
@@ -253,5 +253,5 @@ def test_sdxl_is_told_more(tmp_path):
     assert (denoiser.size, denoiser.channels) == (8, LATENTS)
     assert denoiser.image_size == 8 * 2 ** (len(VAE["block_out_channels"]) - 1)
     shutil.rmtree(tmp_path / "tokenizer_2")
-    with pytest.raises(InputError, match="must have the tokenizer_2"):
+    with pytest.raises(InputError, match="must have a tokenizer_2"):
         Cascade.load(tmp_path)

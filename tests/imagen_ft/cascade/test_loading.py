@@ -31,7 +31,7 @@ RUN = Run(epath.Path("run"), config(), {}, "", epath.Path("run"))
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (dict(width=8), r"stage\.unet\.width must be 8, .* got 4; name another run"),
+        (dict(width=8), r"stage\.unet\.width must be 8, .* got 4; choose another run"),
         (dict(length=16), r"text\.length must be 16, as in the config, got 77"),
         (dict(class_names=("dog", "cat")), r"class_names must be \['dog', 'cat'\]"),
     ],
@@ -125,7 +125,7 @@ def test_a_guide_makes_the_same_images():
     both = guided(run="runs/early", stage=guided(ema="x").stages.sr8.stage)
     with pytest.raises(InputError, match=r"base4\.guide\.stage\.size must be .*, 4, got 8"):
         make_stages(both)
-    with pytest.raises(InputError, match="guide must be left out where a stage"):
+    with pytest.raises(InputError, match="guide must be left out for a stage"):
         entry = guided(ema="x").stages.base4
         make_alone(entry, make_denoiser(entry.stage))
     shapes = loading.parameter_shapes(guided(ema="x"))

@@ -74,11 +74,11 @@ def test_a_stage_that_enlarges_is_a_cascade_of_its_own(cascade, monkeypatch):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ([], "config must be a file, a config, a run or weights, got none"),
+        ([], "config must be a config, a file, a run or weights, got none"),
         ("configs/no.py", "no such file: configs/no.py"),
         ("/no/such/run", "/no/such/run is not a run"),
         ("~/run", "/no/home/run is not a run"),
-        ("", "run must name a run or weights, got ''"),
+        ("", "run must be a run or weights, got ''"),
     ],
 )
 def test_what_cannot_be_loaded(source, message, monkeypatch):
@@ -138,7 +138,7 @@ def test_images_are_handed_on(cascade):
     assert [image.size for image in whole] == [(6, 4)] * 5 and isinstance(grey, Image.Image)
     np.testing.assert_array_equal(np.asarray(whole[1]), images[1])
     np.testing.assert_array_equal(np.asarray(grey), images[0, ..., 0])
-    with pytest.raises(InputError, match="of one size, got"):
+    with pytest.raises(InputError, match="of the same size, got"):
         grid([images[0], images[0, 1:]])
     with pytest.raises(InputError, match="columns must be an integer of at least 1"):
         grid(images, columns=0)

@@ -16,7 +16,11 @@ IMAGES = np.zeros((2, 4, 4, 3), np.uint8)
 # The call, and what each wrong value of an argument of it leads to.
 WRONG = {
     "sample": {
-        "prompts": [(5, "a text, or a list of texts"), (b"ab", "a text"), ({"ab": 1}, "a text")],
+        "prompts": [
+            (5, "a string, or a list of strings"),
+            (b"ab", "a string"),
+            ({"ab": 1}, "a string"),
+        ],
         "seed": [("a", "an integer from 0 to 4294967295"), (1.5, "an integer"), (None, "an int")],
         "num_steps": [("x", "an integer"), (2.5, "an integer")],
         "guidance_weight": [
@@ -25,7 +29,7 @@ WRONG = {
             (None, "a number"),
             ([1], "a number"),
         ],
-        "negative_prompt": [(5, "a text, or a list of texts")],
+        "negative_prompt": [(5, "a string, or a list of strings")],
         "batch_size": [("x", "an integer"), (2.0, "an integer")],
         "indices": [(5, "a list of integers"), ([0.5], "a list of integers"), ("a", "a list")],
         "positions": [([[0]], "a list of integers")],
@@ -36,27 +40,27 @@ WRONG = {
         "progress": [(5, "a function")],
     },
     "Request": {"seed": [(-1, "an integer from 0"), (2**32, "an integer from 0 to 4294967295")]},
-    "path": {"prompts": [(5, "a text")], "seed": [("a", "an integer from 0")]},
+    "path": {"prompts": [(5, "a string")], "seed": [("a", "an integer from 0")]},
     "stream": {"request": [("ab", "a Request .sample takes prompts.")]},
     "with_": {"batch_size": [("x", "an integer")], "sampler": [(5, "a name")]},
     "load": {
         "config": [(x, "a config, a file, a run or weights") for x in (5, None, [5], {"a": 1})],
-        "prompts": [(5, "a text, or a list of texts")],
+        "prompts": [(5, "a string, or a list of strings")],
         "mesh": [(x, "a mesh, or the size") for x in ("x", 3, {"x": 1}, {"data": "x"})],
         "text": [(5, "a path")],
-        "guide": [({"run": 5}, "a dict of a guide's run"), ({"best": 1}, "a dict of a guide's")],
+        "guide": [({"run": 5}, "a dict of some of run"), ({"best": 1}, "a dict of some of")],
     },
     "memory_table": {"config": [(5, "a config, a file")]},
     "show": {
         "images": [(5, "a list of images"), ("x", "a list of images")],
-        "captions": [(5, "a list of texts"), ([1, 2], "a list of texts")],
+        "captions": [(5, "a list of strings"), ([1, 2], "a list of strings")],
         "columns": [("x", "an integer of at least 1"), (-1, "an integer of at least 1")],
     },
     "grid": {"images": [(5, "a list of images")], "columns": [(1.5, "an integer of at least 1")]},
     "to_pil": {"images": [(5, "a list of images"), ("x", "a list of images")]},
     "film": {
         "steps": [(5, "uint8 .steps, n, size, size, c., as Cascade.path")],
-        "captions": [(5, "a list of texts")],
+        "captions": [(5, "a list of strings")],
         "moments": [("x", "an integer of at least 1")],
     },
 }

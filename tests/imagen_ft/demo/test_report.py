@@ -165,7 +165,7 @@ def test_the_report_is_written(run):
     assert '<p class="verdict">Synthetic digits helped: real+synthetic_10x' in page
     assert "<td>classifiers/pool</td><td>productive 67% of 90 s in 1 attempt: start-up 33%<" in page
     assert "<td>pretrain_sr8</td><td>no attempt has trained yet<" in page
-    assert "It synthetic 10 digits" in page and "tested on 667 digits" in page
-    assert "of the fine-tuned one 71.0% (+0.5 points" in page and "no more than chance" in page
+    assert "It generated 10 digits" in page and "tested on 667 digits" in page
+    assert "from the fine-tuned one 71.0% (+0.5 points" in page and "no more than chance" in page
     assert "base4 0.46000 to 0.45000" in page
     assert (run / "report.png").read_bytes().startswith(b"\x89PNG")

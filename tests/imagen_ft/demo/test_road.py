@@ -47,4 +47,4 @@ def test_the_road_ends_in_a_classifier_and_is_not_run_twice(tmp_path, capfd):
 
     capfd.readouterr()
     JobRunner(tmp_path, road, LANES, QUICK).run()
-    assert capfd.readouterr().err.count("was complete") == len(SHORT)
+    assert capfd.readouterr().err.count("already complete") == len(SHORT)

@@ -151,7 +151,7 @@ def test_options(folder, main, tmp_path):
 
 
 FAULTS = {
-    "config.filters = {}": "config.filters must name at least one filter",
+    "config.filters = {}": "config.filters must have at least one filter",
     "config.filters.x = dict(score='beauty', extractor=dict(name='classifier', path='x'))": (
         "config.filters.x.score must be one of confidence"
     ),
@@ -163,7 +163,7 @@ FAULTS = {
         "config.filters.confidence.extractor must be a classifier of the set's classes"
     ),
     "config.filters.confidence.extractor.path = ''": (
-        "config.filters.confidence.extractor.path must name the weights"
+        "config.filters.confidence.extractor.path must be the weights"
     ),
     "config.real = {}": "config.real must be a set of real images for config.filters.nearest_real",
     "config.filters.nearest_real.score = 'distance'; del config.filters.nearest_real.limit": (
@@ -171,10 +171,10 @@ FAULTS = {
     ),
     "config.filters.nearest_real.share = 0.5": "must have a limit or a share, got both",
     "config.filters.confidence = dict(config.filters.confidence, limit=float('nan'))": (
-        "config.filters.confidence.limit must be a number, or one of each class, or 'chance'"
+        "config.filters.confidence.limit must be a number, or one per class, or 'chance'"
     ),
     "config.filters.confidence = dict(config.filters.confidence, limit=(0.1, 0.2))": (
-        "config.filters.confidence.limit must be one number, or one of each of the 10 classes"
+        "config.filters.confidence.limit must be one number, or one for each of the 10 classes"
     ),
     "config.filters.confidence = dict(config.filters.confidence, limit=None, share=0)": (
         "config.filters.confidence.share must be above 0 and at most 1, got 0"
@@ -183,7 +183,7 @@ FAULTS = {
     "config.filters.nearest_real.limit = 9.0": (
         "config.filters must keep at least one image, got none of 60; loosen confidence"
     ),
-    "config.per_class = 7": "config.per_class must be at most what each class has, got 7",
+    "config.per_class = 7": "must be at most the number of images of every class, got 7",
     "config.real.source.classes = (0, 1)": "config.real must have the 10 classes of the set, got 2",
     "config.real.source.classes = (1, 0, 2, 3, 4, 5, 6, 7, 8, 9)": (
         "config.real: label 0 is 'one', which is 1 in config.synthetic"

@@ -34,7 +34,7 @@ def test_diversity_is_the_deviation_within_classes():
     ("action", "message"),
     [
         (lambda: recognizability(LABELS[:0], LABELS[:0]), "at least one image, got none"),
-        (lambda: diversity(np.ones((3, 2)), np.arange(3)), "at least 2 images for its diversity"),
+        (lambda: diversity(np.ones((3, 2)), np.arange(3)), "diversity needs at least 2 images"),
         (lambda: diversity(np.full((3, 2), np.nan), np.zeros(3, int)), "features must be finite"),
     ],
 )

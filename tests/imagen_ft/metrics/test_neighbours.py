@@ -92,8 +92,11 @@ def test_a_set_of_copies(computation):
 @pytest.mark.parametrize(
     ("action", "message"),
     [
-        (lambda a, b: neighbourhoods(a[:3], b), "k must be from 1 .* got 3 of 3 synthetic and 310"),
-        (lambda a, b: neighbourhoods(a, b, Convention(0, "<")), "k must be from 1"),
+        (
+            lambda a, b: neighbourhoods(a[:3], b),
+            "k must be at least 1 .* got 3 for 3 synthetic and 310",
+        ),
+        (lambda a, b: neighbourhoods(a, b, Convention(0, "<")), "k must be at least 1"),
         (lambda a, b: neighbourhoods(a, b, Convention(3, ">")), "must be '<' or '<=', got '>'"),
         (lambda a, b: neighbourhoods(a * np.inf, b), "synthetic features must be finite"),
         (lambda a, b: copying(a, b[:1]), "real images must be at least 2, got 1"),

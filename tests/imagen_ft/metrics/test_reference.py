@@ -85,8 +85,8 @@ def cut_short(path):
         (npz(**GOOD | {"mu": np.arange(4)}), "mu must be real numbers, got int64"),
         (npz(**GOOD | {"sigma": asymmetric()}), "sigma must be a covariance"),
         (npz(**GOOD | {"sigma": -POOLED.covariance}), "sigma must be a covariance"),
-        (npz(**ADM | {"mu_s": SPATIAL.mean[:2]}), "mu_s and sigma_s must be of the shapes"),
-        (npz(**GOOD, num_images=np.array(1)), "num_images must be a whole number from 2"),
+        (npz(**ADM | {"mu_s": SPATIAL.mean[:2]}), "mu_s and sigma_s must have the shapes"),
+        (npz(**GOOD, num_images=np.array(1)), "num_images must be a whole number of at least 2"),
     ],
 )
 def test_wrong_files_are_refused(tmp_path, make, message):

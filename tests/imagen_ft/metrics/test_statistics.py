@@ -68,7 +68,7 @@ def test_one_process_keeps_its_own():
     ("action", "message"),
     [
         (lambda: moments_of(FEATURES[:1]).statistics(), "images must be at least 2, got 1"),
-        (lambda: moments_of(FEATURES[:, :4]), "must be 5 wide as those before, got 4"),
+        (lambda: moments_of(FEATURES[:, :4]), "must be 5 wide, as before, got 4"),
         (lambda: moments_of(FEATURES).merge(Moments(4)), "must be 5 wide in all parts, got 4"),
         (
             lambda: of_features(np.where(FEATURES == FEATURES[7], np.nan, FEATURES)),

@@ -205,7 +205,7 @@ def test_workers_share_points(config, whole, tmp_path, capsys):
         with mock.patch.object(time, "sleep", sleep):
             assert run(sweep.main, config, folder, *FEW, "--worker=1", "--num_workers=2") == 0
     assert len(done) == 3 and point.name not in done
-    assert "waiting for points that other workers are at" in capsys.readouterr().out
+    assert "waiting for points that other workers are computing" in capsys.readouterr().out
     again = contents(folder)
     assert run(sweep.main, config, folder, *FEW, "--worker=0", "--num_workers=2") == 0
     assert contents(folder) == again
@@ -258,7 +258,7 @@ def test_super_resolution_begins_with_one_set_of_images(config, tmp_path):
     [
         (["--config.stage=base"], "config.stage must be one of base2, sr4, got 'base'"),
         (["--config.grid={}"], "config.grid must have a dimension"),
-        (["--config.grid.num_steps=()"], "config.grid.num_steps must be the values"),
+        (["--config.grid.num_steps=()"], "config.grid.num_steps must be a list of values"),
         (["--config.grid.num_steps=(4, 4)"], "config.grid.num_steps must have each value once"),
         (
             ["--config.grid.num_steps=(0,)"],
@@ -268,7 +268,7 @@ def test_super_resolution_begins_with_one_set_of_images(config, tmp_path):
         (["--budget=30"], "--budget must be at least"),
         (
             ["--budget=-1"],
-            "--budget must be a number of images in all, or 0 for the whole grid, got -1",
+            "--budget must be a total number of images, or 0 for the whole grid, got -1",
         ),
         (["--worker=2", "--num_workers=2"], "--worker must be from 0 to 1, got 2"),
         (["--config.choose_by=sliced"], "config.choose_by must be one of frechet, got 'sliced'"),
@@ -291,9 +291,9 @@ GRID = "guidance_weight=(1.0, 2.0, 3.0)"
     ("grid", "message"),
     [
         ("depth=(1,)", "config.grid has no dimension 'depth'; use some of sampler, num_steps"),
-        ("noise_augmentation=(0.1,)", "config.grid.noise_augmentation must be what stage 'base2'"),
-        ("sampler=('ddim',), logvar_coeff=(0.1,)", "config.grid.logvar_coeff must be what"),
-        ("eta=(0.1,)", "config.grid.eta must be what stage 'base2' reads"),
+        ("noise_augmentation=(0.1,)", "config.grid.noise_augmentation must be a setting of stage"),
+        ("sampler=('ddim',), logvar_coeff=(0.1,)", "config.grid.logvar_coeff must be a setting"),
+        ("eta=(0.1,)", "config.grid.eta must be a setting of stage 'base2'"),
     ],
 )  # fmt: skip
 def test_wrong_dimensions(tmp_path, capsys, grid, message):
@@ -315,7 +315,7 @@ def test_what_a_sampler_does_not_read_makes_no_points(tmp_path, capsys):
     with mock.patch.object(sweep, "parameter_shapes", lambda config, base: {}):
         assert run(sweep.main, path, None, "--dry_run") == 0
     out = capsys.readouterr().out
-    assert "eta=1+sampler=ddim: 4 evaluations of the network for an image" in out
+    assert "eta=1+sampler=ddim: 4 network evaluations per image" in out
     assert "\n4 points, 4,000 images, at most 16,000 evaluations\n" in out
 
 

@@ -152,7 +152,7 @@ def test_a_cache_of_unknown_preprocessing(tmp_path, monkeypatch):
     make(tmp_path)
     with pytest.raises(
         InputError,
-        match=r"preprocessed by one of .*got 'stemming'",
+        match=r"preprocessed in one of the ways .*got 'stemming'",
     ):
         encoder(tmp_path)
 

@@ -158,7 +158,7 @@ def test_a_cache_of_prompts_as_they_are(pipeline, cache, prompts, tmp_path, caps
     assert encoder.digest != TextCache(cache).digest
     capsys.readouterr()
     assert run(prompts, pipeline, cache, *flags) == 2
-    said = "(preprocessing was caption cleaning, now it is lower-case, no w); name another"
+    said = "(preprocessing was caption cleaning, now it is lower-case, no w); choose another"
     assert said in one_line(capsys)
 
 
@@ -272,7 +272,7 @@ def test_wrong_flags(pipeline, prompts, tmp_path, capsys, argv, said):
         (
             "cat\ndog\n",
             ["--num_classes=3"],
-            "names.txt must have 3 class names, one a class, got 2",
+            "names.txt must have 3 names, one per class, got 2",
         ),
     ],
 )
@@ -289,7 +289,7 @@ def test_a_folder_of_something_else(pipeline, prompts, tmp_path, capsys):
     (tmp_path / "notes.txt").touch()
     before = sorted(tmp_path.iterdir())
     assert run(prompts, pipeline, tmp_path) == 2
-    assert f"--to={tmp_path} has something else in it" in one_line(capsys)
+    assert f"--to={tmp_path} has other files in it" in one_line(capsys)
     assert sorted(tmp_path.iterdir()) == before
 
 

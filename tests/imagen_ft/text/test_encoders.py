@@ -65,7 +65,9 @@ def test_class_names():
         InputError, match=r"prompt 2: 'ten' is not a class of this model; use one of zero, one"
     ):
         check_prompts(["nine", "ten"], NAMES)
-    with pytest.raises(InputError, match=r"^prompt 2 must be a text, in UTF-8, got '.udcff'"):
+    with pytest.raises(
+        InputError, match=r"^prompt 2 must be a string that UTF-8 can encode, got '.udcff'"
+    ):
         check_prompts(["nine", "\udcff"], ())
     with pytest.raises(InputError, match=r"class 19, \.\.\.$"):
         check_prompts(["ten"], [f"class {n}" for n in range(30)])

@@ -76,7 +76,7 @@ def test_states_that_are_not_finite(pipeline):
     tokens, _ = encoder.source.tokenizer(["another", "dogs"])
     own = max({*tokens[1].tolist()} - {*tokens[0].tolist()})
     encoder._loaded[0].params["shared"]["embedding"] = embedding.at[own].set(np.inf)
-    with pytest.raises(Diverged, match="NaN or infinity of the prompt 'dogs' in float16"):
+    with pytest.raises(Diverged, match="NaN or infinity for the prompt 'dogs' in float16"):
         encoder.embed(["another", "dogs"])
 
 

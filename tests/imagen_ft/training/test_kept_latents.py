@@ -119,7 +119,7 @@ def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch):
     }.items():
         config = get_config(str(tmp_path / "kept"))
         config.update_from_flattened_dict(change)
-        with pytest.raises(InputError, match=f"has other latents .{said}.; name another"):
+        with pytest.raises(InputError, match=f"has other latents .{said}.; choose another"):
             look(Training.of(config), source, NEW if change else "another")
 
 
@@ -131,7 +131,7 @@ def test_bad_input(tmp_path, capsys):
     file = f"{__file__}:{tmp_path}/other"
     assert commands.run(finetune.main, file, tmp_path / "run") == 2
     error = capsys.readouterr().err.strip().splitlines()
-    assert len(error) == 1 and "has something else in it; name another" in error[0]
+    assert len(error) == 1 and "has other files in it; choose another" in error[0]
     assert not (tmp_path / "run").exists()
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["notes.txt"]
     (tmp_path / "file").write_text("")

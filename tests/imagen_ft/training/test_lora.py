@@ -256,7 +256,7 @@ def test_adapters_that_are_not_there(base, adapted):
         message = rf"config\.stages\.sr8\.lora must be a local file of adapters, .*; {advice}"
         with pytest.raises(InputError, match=message):
             load_stages(config, make_text_encoder(config.text), base=False)
-    with pytest.raises(InputError, match=r"has adapters of .*base and not a whole network"):
+    with pytest.raises(InputError, match=r"has adapters of .*base and no whole network"):
         weights.load_unet(run.path)
 
 
@@ -271,7 +271,9 @@ def test_what_is_adapted_may_be_named_from_a_folder_around_the_run(base, tmp_pat
     (tmp_path / "base").mkdir()  # It is called so, and has no weights.
     shutil.copytree(base.parent / run.path, "inner/alone")
     monkeypatch.chdir("inner")
-    with pytest.raises(InputError, match="adapters of base, which is neither here nor in a folder"):
+    with pytest.raises(
+        InputError, match="adapters of base, which is not at that path nor in a folder"
+    ):
         Cascade.load("alone")
 
 
@@ -341,5 +343,5 @@ def test_a_dry_run_counts_the_network_and_its_adapters(base, tmp_path, capsys):
 def test_without_weights_there_is_nothing_to_adapt(base):
     config = get_config(base)
     config.init_from = ""
-    with pytest.raises(InputError, match=r"config\.init_from must name the weights that"):
+    with pytest.raises(InputError, match=r"config\.init_from must be the weights that"):
         Training.of(config)

@@ -24,7 +24,7 @@ def test_a_picture_that_is_not_finite_is_said(monkeypatch, capsys):
     draw = make_pictures(training, opened, mesh, text, text[0], training.network_on(mesh, None))
     state = mock.Mock(TrainState, step=7, inference_variables={})
     titles = [axis.get_title() for axis in draw(state).axes]
-    line = "warning: pictures of step 7: 1 of 2 have NaN or infinity, first that of '"
+    line = "warning: pictures of step 7: 1 of 2 have NaN or infinity, the first is '"
     assert capsys.readouterr().err.startswith(line)
     assert [title.startswith("not finite") for title in titles] == [False] * 3 + [True] + [
         False

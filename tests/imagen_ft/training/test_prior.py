@@ -112,8 +112,8 @@ def test_weights_leave_the_mean_of_a_batch():
 @pytest.mark.parametrize(
     ("prior", "said"),
     [
-        (dict(source=dict(name="digits"), shares=1), "has no field 'shares'; there is source, "),
-        (dict(weight=1.0), "source must name synthetic images, got none"),
+        (dict(source=dict(name="digits"), shares=1), "has no field 'shares'; use source, "),
+        (dict(weight=1.0), "source must be a set of synthetic images, got none"),
         (dict(source=dict(name="digits"), share=1.0), "share must be above 0 and below 1, got 1.0"),
         (dict(source=dict(name="digits"), weight=0), "weight must be above 0 and finite, got 0"),
         (dict(source=dict(name="digits"), weight=True), "weight must be above 0 and finite, got T"),

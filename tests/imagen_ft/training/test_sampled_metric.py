@@ -149,7 +149,7 @@ def test_too_few_images_are_said_before_training(run, tmp_path, changes, said):
         (dict(extractor=dict(name="resnet")), r"evaluation_metric.extractor.name must be one of"),
         (
             dict(measure="spatial_frechet"),
-            r"'spatial_frechet' is on Inception alone, got extractor",
+            r"'spatial_frechet' needs Inception, got extractor",
         ),
         (dict(measure="kernel"), r"evaluation_metric needs the arguments of 'kernel' in a field"),
         (

@@ -331,7 +331,7 @@ def test_damaged_indices(tmp_path):
 def test_variants_that_are_not_there(tmp_path):
     folder = write_part(tmp_path / "unet", "unet", "fp16")
     write_part(folder, "unet", "bf16", files=2)
-    assert_fails(folder, "weights without a variant, only bf16 and fp16; name one of these")
+    assert_fails(folder, "weights without a variant, only bf16 and fp16; choose one of these")
     assert_fails(folder, "has no variant int8, only bf16 and fp16", variant="int8")
 
 
@@ -417,7 +417,7 @@ def test_an_import_again(pipeline, imported, tmp_path, capsys):
     command = ["weights", f"--from=deepfloyd:{pipeline}", f"--to={imported}"]
     stamp = (imported / "weights.json").stat().st_mtime_ns
     main(command)
-    assert "holds this import" in capsys.readouterr().out
+    assert "already has this import" in capsys.readouterr().out
     assert (imported / "weights.json").stat().st_mtime_ns == stamp
     with pytest.raises(InputError, match=r"must be an empty folder, got .*imported"):
         main([*command, "--part=unet"])

@@ -164,7 +164,7 @@ def test_repositories(hub):
         "owner/if@v9": "has no such revision",
         "owner/broken": "answered 500",
         "owner/empty": "has no unet",
-        "variants": "weights without a variant, only bf16 and fp16; name one of these",
+        "variants": "weights without a variant, only bf16 and fp16; choose one of these",
         "pickle": "pytorch_model.bin is a pickle",
         "offline": "no network",
         "unreachable": "no network",
