@@ -5,7 +5,7 @@ python -m classifiers.study --config=configs/cifar10/study.py --workdir=runs/cif
 python -m classifiers.study --config=configs/imagenet/study.py --workdir=/mnt/study \
     --jobs=8 --submit="srun --gpus=8"
 
-    cas         accuracy after training on synthetic images alone, beside real ones
+    cas         accuracy after training on synthetic images alone, next to real ones
     scaling     accuracy against the number of synthetic images, mean and deviation over seeds
     models      real, synthetic and both for several models, with a paired t-test over them
     per_class   accuracy by class, real against synthetic

@@ -12,9 +12,8 @@ config.loader_workers processes read them: 0 means threads, -1 one process per C
 config.augment, repeats and mix say what happens to images before the model sees them.
 config.init_from names a run to start from, or weights that classifiers.weights imported.
 config.vmap_seeds trains all seeds as one program: faster where one does not fill a chip.
-goodput.jsonl beside a seed's numbers says what the time of every attempt was spent on. When three
-attempts in a row have failed or were killed at the same step, no other starts before you remove
-that file.
+goodput.jsonl in a seed's folder says how every attempt spent its time. When three attempts in a row
+have failed or were killed at the same step, no other starts before you remove that file.
 """
 
 import functools

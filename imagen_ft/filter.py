@@ -15,7 +15,7 @@ A filter NAME of config.filters has a score, an extractor, and a limit or a shar
 config.combine says whether an image must pass 'all' filters or 'any'. config.per_class draws that
 many images of each class from those that pass, and adds the best others where fewer pass.
 config.balance cuts every class to the size of the smallest. The work directory gets kept.json, a
-list of records that every source takes as `keep`; random.json, as many records of each class drawn
+list of records that every source takes as `keep`; random.json, the same number per class drawn
 at random, for comparison; records.csv with every score; filter.json; and report.html with the best
 and the worst images of each class. Features are cached in its folder `features`: the same command
 with other limits takes seconds. The processes of a job (--coordinator) share every batch among

@@ -22,7 +22,7 @@ Learning rate, betas and weight decay are open_clip's for ViTs. Fan et al. scale
 371 million pairs: `:pairs=1000000`, `4000000`, `8000000`, ...
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-Hardware: 64 TPU v4; `--preflight=v4:4x4x4` tells what a chip needs.
+Hardware: 64 TPU v4; `--preflight=v4:4x4x4` shows what a chip needs.
 """
 
 from ml_collections import ConfigDict, config_dict

@@ -17,7 +17,7 @@ Published top-1 on the validation images with 80 sentences: ViT-B/32 63.2, B/16 
 ResNet-50 59.6; a few points lower with one sentence.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-Hardware: one GPU. Decoding, at about 270 photographs a second on each core, takes as long as the
+Hardware: one GPU. Decoding, at about 270 photographs per second on each core, takes as long as the
 features; the 80,000 sentences take two minutes.
 """
 

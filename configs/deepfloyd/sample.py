@@ -11,7 +11,7 @@ First, once, import the weights and embed the prompts:
 
 `:hub` needs neither: it reads half-precision weights from the Hugging Face Hub (accept the licence
 of DeepFloyd IF there and log in), and T5 embeds the prompts and is freed before the rest is loaded;
-11 GB are downloaded once. `--dry_run` tells how much memory each phase takes.
+11 GB are downloaded once. `--dry_run` shows how much memory each phase takes.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: one GPU or TPU with 16 GB. Expected: samples.png. `size=l` and `size=xl` use the larger

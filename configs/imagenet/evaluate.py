@@ -32,7 +32,7 @@ almost nothing right there, hence 1/255 as well. The numbers of the attacks are 
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Hardware: one GPU. For each checkpoint, the 167,000 images take as long as decoding them, at about
-270 a second on each core; the attacks cost as much as training on about 125,000 images.
+270 per second on each core; the attacks cost as much as training on about 125,000 images.
 """
 
 from ml_collections import ConfigDict

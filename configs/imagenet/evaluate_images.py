@@ -27,7 +27,7 @@ On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
 Images drawn on the fly are not stored, except with `--config.sets.sampled.write=FILE.npz`; an
 interrupted drawing resumes. The held-out images are the 50,000 of validation. Numbers are only
 comparable for equal numbers of images; papers use 50,000. Hardware: one GPU; decoding, at about 270
-photographs a second on each core, takes as long as the features.
+photographs per second on each core, takes as long as the features.
 """
 
 from ml_collections import ConfigDict

@@ -19,7 +19,7 @@ Arguments after the file's name:
     runlocal    small batches, 2 real images per class
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-Hardware: one GPU; decoding, at about 270 photographs a second on each core, takes as long as the
+Hardware: one GPU; decoding, at about 270 photographs per second on each core, takes as long as the
 features. He et al. (2023) keep what is above chance and draw `per_class` images of it.
 """
 

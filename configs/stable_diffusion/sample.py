@@ -15,7 +15,7 @@ from its files. `--config.stages.sd.stored_size=256` shrinks the images with a f
 `--config.stages.sd.sampler.name=dpmpp --config.stages.sd.sampler.num_steps=20` takes fewer steps.
 
 On TPUs `pip install ".[tpu]"` first, on GPUs `pip install ".[cuda]"`.
-Hardware: one GPU or TPU with 16 GB, 24 GB for sdxl. Expected: samples.png. `--dry_run` tells how
+Hardware: one GPU or TPU with 16 GB, 24 GB for sdxl. Expected: samples.png. `--dry_run` shows how
 much memory each phase takes. `runlocal` is for tests: tiny networks, with weights from
 --config...run.
 """

@@ -8,7 +8,7 @@ It pretrains a small text-to-image cascade, fine-tunes it on 30 labelled digits,
 trains classifiers on real and synthetic digits, and reports what the synthetic ones were worth. Run
 it again to resume; it skips what is complete.
 With --imagenet=standin it runs ImageNet's pipeline instead, with tiny networks for a CPU: base,
-super-resolution, one image a class, and a study with classifiers on drawn shapes; with
+super-resolution, one image per class, and a study with classifiers on drawn shapes; with
 --imagenet=PATH on the images of that folder or zip (train/n01440764/*.JPEG and val/...).
 """
 

@@ -336,7 +336,7 @@ def test_wrong_values_and_names_are_one_line(capsys):
     for override, told in [
         (
             "stages.base4.guidance_interval=(0.8,0.2)",
-            "guidance_interval must be from and to, in [0, 1], got (0.8, 0.2)",
+            "guidance_interval must be two increasing numbers in [0, 1], got (0.8, 0.2)",
         ),
         ("stages.base4.batch_size=many", "batch_size"),
         (

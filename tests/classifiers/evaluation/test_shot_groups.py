@@ -62,5 +62,5 @@ def test_wrong_fields(change, said):
 
 def test_a_missing_source(tmp_path):
     source = dict(name="image_folder", path=str(tmp_path / "none"))
-    with pytest.raises(InputError, match=r"config.shots.source: .*none must be a folder or a zip"):
+    with pytest.raises(InputError, match=r"config.shots.source: .*none does not exist"):
         shot_groups.count_images(dict(LIMITS, source=source), [a_run(10)])

@@ -117,7 +117,7 @@ def test_batches_of_what_memory_does_not_hold():
     ("case", "message"),
     [
         ((extractor(np.nan), source()), "features of means must be finite, got NaN"),
-        ((extractor(), source(size=7)), "images must be such as means takes, got 7x7x3"),
+        ((extractor(), source(size=7)), "images must fit means, got 7x7x3"),
         ((extractor(), Subset(source(), np.arange(0))), "the set has no images"),
     ],
 )
@@ -128,7 +128,7 @@ def test_wrong_input(tmp_path, case, message):
 
 
 def test_unknown_taps(tmp_path):
-    with pytest.raises(InputError, match="taps must be of features, spatial, got 'logits'"):
+    with pytest.raises(InputError, match="taps must be some of features, spatial, got 'logits'"):
         features(extractor(), source(), tmp_path, ("logits",))
 
 

@@ -45,10 +45,13 @@ WRONG = {
         dict(vision_config__hidden_act="relu"),
         "config.json: hidden_act must be gelu or quick_gelu or gelu_pytorch_tanh, got 'relu'",
     ),
-    "size": (dict(vision_config__image_size=16), "image_size must be what preprocessor_config"),
+    "size": (
+        dict(vision_config__image_size=16),
+        "image_size and the crop size of preprocessor_config",
+    ),
     "shapes": (
         dict(projection_dim=12),
-        "must have the shape (12, 16) of the model, got (10, 16); use",
+        "must have the shape (12, 16) of the model, got (10, 16); choose",
     ),
     "depth": (
         dict(text_config__num_hidden_layers=3),
@@ -117,7 +120,7 @@ def test_activations_are_compared():
             check_preset(laion, "clip_vit_b16", "x")
         with pytest.raises(InputError, match=r"^the openai layout cannot hold a CLIP with"):
             check_layout(laion, "openai")
-    with pytest.raises(InputError, match="no CLIP with SigLIP's towers"):
+    with pytest.raises(InputError, match="a CLIP with SigLIP's towers"):
         check_layout(PUBLISHED["siglip_b16"], "open_clip")
 
 

@@ -314,7 +314,7 @@ def test_other_files(tmp_path):
     for name, message in (
         ("none", "no such file or folder"),
         ("empty", "has no weights"),
-        ("unet.safetensors", r"down\.weight and the rest are in none of the known layouts"),
+        ("unet.safetensors", r"down\.weight and the other names match none of the known layouts"),
         ("cut.safetensors", "is not a complete safetensors file"),
     ):
         with pytest.raises(InputError, match=message):
@@ -339,7 +339,7 @@ def test_other_files(tmp_path):
         (("--from=timm:vit", "--to=y[1]", "--model=vit_b16"), "under a path with '['"),
         (("--from=transformers:vit", "--to=y"), "vit has timm weights"),
         (("--from=none", "--to=timm:y"), "none is not a run"),
-        (("--from=x", "--to=timm:y.safetensors"), "--to must be a folder, got y.safetensors; name"),
+        (("--from=x", "--to=timm:y.safetensors"), "--to must be a folder, got y.safetensors; pass"),
         (("--from=timm:vit", "--to=y.pth", "--model=vit_b16"), "must be a folder, got y.pth"),
         (("--from=vit", "--to=timm:gs://y"), "--to must be a local folder"),
     ],

@@ -377,11 +377,11 @@ def test_cascades_without_a_half(cascade):
         (dict(prompts=["ab"], batch_size=0), "batch_size must be at least 1, got 0"),
         (
             dict(prompts=["ab"], indices=np.arange(2)),
-            "indices must be one for each of 1 prompts, got 2",
+            "indices must have one entry for each of 1 prompts, got 2",
         ),
         (
             dict(prompts=["ab"], positions=np.arange(2)),
-            "positions must be one for each of 1 prompts, got 2",
+            "positions must have one entry for each of 1 prompts, got 2",
         ),
         (dict(labels=np.array([0, 3])), "labels must be below the cascade's 3 classes, got 3"),
         (dict(labels=np.array([0, -1])), "labels must be below the cascade's 3 classes, got -1"),
@@ -480,7 +480,7 @@ def test_an_image_that_is_not_finite_is_named(cascade):
     bad = dataclasses.replace(
         cascade, encoder=BadStates(text.model, text.max_length, text.seed), batch_size=2
     )
-    words = r"stage base4 drew NaN or infinity for image 43 of the prompt 'de': .* in float32"
+    words = r"stage base4 produced NaN or infinity for image 43 of the prompt 'de': .* in float32"
     options = dict(indices=np.array([40, 41, 42, 43, 44]), batch_size=2)
     with pytest.raises(Diverged, match=words):
         bad.sample(["ab", "c", "c", "de", "de"], **options)
@@ -488,7 +488,7 @@ def test_an_image_that_is_not_finite_is_named(cascade):
     next(batches)
     with pytest.raises(Diverged, match="image 3 of the class 'de'"):
         next(batches)
-    with pytest.raises(Diverged, match="stage base4 drew NaN or infinity for image 1 of"):
+    with pytest.raises(Diverged, match="stage base4 produced NaN or infinity for image 1 of"):
         bad.path(["ab", "de"])
 
 
@@ -503,7 +503,9 @@ def test_the_stage_that_is_not_finite_is_named(cascade, number):
     variables = list(cascade.variables)
     variables[number] = jax.tree_util.tree_map_with_path(spoil, variables[number])
     spoilt = dataclasses.replace(cascade, variables=tuple(variables))
-    words = f"stage {('base4', 'sr8')[number]} drew .* image 0 of the prompt 'ab' and 1 more of its"
+    words = (
+        f"stage {('base4', 'sr8')[number]} produced .* image 0 of the prompt 'ab' and 1 more of its"
+    )
     with pytest.raises(Diverged, match=words):
         spoilt.sample(["ab", "c"])
 
@@ -549,7 +551,7 @@ def test_negative_prompts(cascade):
         ),
         (
             dict(negative_prompt="zz", low=np.zeros((2, 4, 4, 1), np.uint8)),
-            "negative_prompt='zz' changes nothing: guidance_weight is 1, none, in every stage",
+            "negative_prompt='zz' changes nothing: guidance_weight is 1 .off. in every stage",
         ),
     ],
 )

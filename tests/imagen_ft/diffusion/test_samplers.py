@@ -187,8 +187,11 @@ def test_solvers_of_a_config(fields, expected):
         (dict(name="dpmpp", order=4), "order must be at most 3, got 4"),
         (dict(name="dpmpp", order=2.0), r"order must be an integer, got 2\.0"),
         (dict(name="unipc", solver_type="bh3"), "solver_type must be one of bh1, bh2, got 'bh3'"),
-        (dict(name="heun", churn=math.nan), "churn must be at least 0, got nan"),
-        (dict(name="heun", churn_max="much"), "churn_max must be at least 0, got 'much'"),
+        (dict(name="heun", churn=math.nan), "churn must be a number of at least 0, got nan"),
+        (
+            dict(name="heun", churn_max="much"),
+            "churn_max must be a number of at least 0, got 'much'",
+        ),
         (dict(name="unipc", logsnr_min=1.0), r"logsnr_min must be at most 0, got 1\.0"),
     ],
 )

@@ -165,4 +165,4 @@ def test_a_dry_run_prints_the_command_lines(capsys):
         "classifiers.train": 4,
         "classifiers.evaluate": 4,
     }
-    assert "distilled_4_4: 8 evaluations" in out
+    assert "distilled_4_4: 8 network evaluations" in out

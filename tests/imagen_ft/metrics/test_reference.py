@@ -73,7 +73,7 @@ def cut_short(path):
     [
         (lambda path: None, "does not exist"),
         (lambda path: path.write_bytes(pickle.dumps(Bomb())), "is a pickle, which could run"),
-        (lambda path: path.write_bytes(b"mu"), "is no npz"),
+        (lambda path: path.write_bytes(b"mu"), "is not an npz file"),
         (npz(**GOOD | {"mu": np.array([Bomb()])}), "is damaged or holds pickles"),
         (cut_short, "is damaged or holds pickles"),
         (npz(arr_0=np.zeros((2, 4, 4, 3), np.uint8)), "must hold mu and sigma, got none of them"),
