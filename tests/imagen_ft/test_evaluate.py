@@ -335,7 +335,7 @@ def test_wrong_samples(folder, tmp_path, capsys, name):
 
 
 WRONG = {
-    "measure": ("--config.measures=('fid',)", "must be of frechet, "),
+    "measure": ("--config.measures=('fid',)", "must be some of frechet, "),
     "sfid": ("--config.measures=('spatial_frechet',)", "needs Inception"),
     "extractor": ("--config.extractor.name=lpips", "config.extractor.name must be one of "),
     "no run": ("--config.extractor.path=nowhere", "config.extractor: nowhere is not a run"),

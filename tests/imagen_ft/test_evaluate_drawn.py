@@ -181,7 +181,7 @@ WRONG = {
     "labels": ("whole", dict(labels="all"), "labels must be 'balanced'"),
     "count": ("whole", dict(num_images=0), "num_images"),
     "few": ("enlarged", dict(num_images=1001), "at most the 1000 images of low"),
-    "square": ("whole", dict(square=9), "square must be 1 to 8 pixels"),
+    "square": ("whole", dict(square=9), "square must be from 1 to the 8 px"),
     "cascade": ("whole", dict(cascade="x.py"), "cascade must be a dict, a config as for imagen_ft"),
     "field": ("whole", dict(source=3), "has no field 'source'"),
     "lacking": ("whole", dict(cascade=ml_collections.ConfigDict(dict(batch_size=8))), "is missing"),

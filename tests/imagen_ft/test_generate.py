@@ -175,11 +175,11 @@ def test_wrong_flags(command, tmp_path, flags, message):
         ({"ant": 1, "bee": 2, "dog": 3}, "class 2 must be 'dog', as in"),
         (
             {"ant": 1, "bee": 2, "cat": -3},
-            "the count of 'cat' must be a whole number from 0, got -3",
+            "the count of 'cat' must be a whole number of at least 0, got -3",
         ),
         (
             {"ant": 1, "bee": 2, "cat": 0.5},
-            "the count of 'cat' must be a whole number from 0, got 0.5",
+            "the count of 'cat' must be a whole number of at least 0, got 0.5",
         ),
     ],
 )

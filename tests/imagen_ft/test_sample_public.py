@@ -304,6 +304,6 @@ def test_what_is_no_number_is_not_written(work, tmp_path, capsys, monkeypatch):
     assert run(work, tmp_path, "--prompt=two cats") == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith(
-        "error: stage base64 drew NaN or infinity for image 0 of the prompt 'two"
+        "error: stage base64 produced NaN or infinity for image 0 of the prompt 'two"
     )
     assert not list(tmp_path.iterdir())

@@ -55,7 +55,7 @@ def test_times(name, theirs, ours, num_steps):
 def test_times_that_there_are_not():
     with pytest.raises(InputError, match=r"must be below 1000 for sampler\.spacing='leading_one'"):
         sampling_times(make_schedule("scaled_linear"), 1000, "leading_one")
-    with pytest.raises(InputError, match="first 4 with _open behind"):
+    with pytest.raises(InputError, match="first 4 with _open appended"):
         sampling_times(make_schedule("scaled_linear"), 2, "karras_open")
 
 

@@ -27,7 +27,7 @@ def test_wrong_flags(tmp_path, monkeypatch, capsys, argv, said):
 def test_help(capsys):
     assert __main__.run(["demo", "--help"]) == 0
     out = capsys.readouterr().out
-    assert "sh launch/demo.sh" in out and "--runlocal: a few steps" in out
+    assert "sh launch/demo.sh" in out and "--runlocal: only a few steps" in out
 
 
 def test_its_steps_are_no_tasks_of_a_cluster(monkeypatch):

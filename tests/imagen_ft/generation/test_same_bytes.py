@@ -93,7 +93,7 @@ def test_no_shard_with_what_is_no_number(draw, whole, tmp_path, capsys, monkeypa
     monkeypatch.setattr(Stage, "sample", sample)
     draw(tmp_path / "set", code=1)
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("error: stage base4 drew NaN or infinity for image "), said
+    assert said.startswith("error: stage base4 produced NaN or infinity for image "), said
     shards = [path.name.split("-")[2] for path in (tmp_path / "set").glob("*.tfrecord-*")]
     assert shards == ["00000"]
     monkeypatch.undo()
