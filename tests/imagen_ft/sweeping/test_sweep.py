@@ -329,7 +329,7 @@ def test_points_of_solvers_and_what_they_cost(tmp_path, capsys):
     with mock.patch.object(sweep, "parameter_shapes", lambda config, base: {}):
         assert run(sweep.main, path, None, "--dry_run") == 0
     out = capsys.readouterr().out
-    points = dict(line.split(": ") for line in out.splitlines() if "evaluations of the" in line)
+    points = dict(line.split(": ") for line in out.splitlines() if "network evaluations" in line)
     names = {name: int(count.split()[0]) for name, count in points.items()}
     assert names == {
         "logvar_coeff=0+sampler=ddpm": 4,
