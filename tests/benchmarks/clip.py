@@ -21,6 +21,7 @@ from classifiers.contrastive.training import Training
 from classifiers.extractors.clip import apply_to_images
 from classifiers.weights.clip_files import import_clip
 from configs.clip import vit_b16
+from launch.runtime.devices.flops import count_flops
 from launch.runtime.devices.mesh import make_mesh, put_batch
 from launch.runtime.state import state_of
 from tests.benchmarks.harness import Result, arguments, compare, report
@@ -58,6 +59,7 @@ def features(peer: CLIPModel, run: ClipRun, batch: int, repeats: int) -> Result:
         error=error,
         work=batch,
         unit="images/s",
+        flops=count_flops(ours, run.variables, images),
         repeats=repeats,
     )
 
@@ -110,6 +112,7 @@ def step(peer: CLIPModel, run: ClipRun, batch: int, repeats: int) -> Result:
         error=error,
         work=batch,
         unit="pairs/s",
+        flops=count_flops(program, held[0], ours_batch),
         repeats=repeats,
     )
 
