@@ -251,7 +251,7 @@ def print_prices() -> None:
         [price.chip, price.resource, price.region, f"{price.on_demand:.2f}", f"{price.spot:.2f}"]
         for price in PRICES
     ]
-    print(f"\nUS$ a chip and hour: {SOURCE}, read {READ}")
+    print(f"\nUS$ per chip and hour: {SOURCE}, read {READ}")
     print(text_table(["chip", "of", "region", "on demand", "spot"], rows))
 
 

@@ -399,7 +399,7 @@ BAD = {
     "copies": (dict(copies=0), "config.copies must be at least 1, got 0"),
     "too many copies": (
         dict(copies=3),
-        "copies must be at most the 2 of the set, got 3; choose fewer, or generate more",
+        "copies must be at most 2, as in the set, got 3; choose fewer, or generate more",
     ),
     "scaling": (
         dict(studies=("scaling",), scaling_copies=(1, 2)),

@@ -104,7 +104,7 @@ def test_verdicts(result):
     assert not good and "0 of 1 models gain, -9.67 points" in text and "over seeds, p = 0.0" in text
     single = {"a": {name: [0.5] for name in NAMES}}
     ((text, good),) = report.verdicts({"models": results.models(arms_of(single), NAMES)})
-    assert not good and "no paired t-test over seeds: too few of them" in text
+    assert not good and "no paired t-test over seeds" in text
 
 
 def test_the_page(result, tmp_path):
