@@ -3,6 +3,7 @@
 import pytest
 
 from tests.support import ROOT, slices
+from tests.support.slow import first_fast, only_fast
 
 INI = "[pytest]\nmarkers = slow\n"
 FAST = "def test_fast():\n    pass\n\n\n"
@@ -85,3 +86,14 @@ def test_what_takes_long_is_alone():
     assert len({dealt[file] for file in "ab"}) == 1
     dealt = slices.deal(["new", *seconds], seconds)
     assert [file for file in dealt if dealt[file] == dealt["new"]] == ["new"]
+
+
+def test_some_cases_of_a_test_are_slow():
+    slow = lambda cases: [bool(getattr(case, "marks", ())) for case in cases]  # noqa: E731
+    assert slow(first_fast([(1, 2), (3, 4), (5, 6)])) == [False, True, True]
+    assert slow(first_fast("abc", 2)) == [False, False, True]
+    assert slow(only_fast("abc", "b")) == [True, False, True]
+    named = pytest.param(3, 4, id="name", marks=pytest.mark.xfail)
+    first, *others = first_fast([(1, 2), (3, 4), named])
+    assert first == (1, 2) and [case.values for case in others] == [(3, 4), (3, 4)]
+    assert others[1].id == "name" and {mark.name for mark in others[1].marks} == {"xfail", "slow"}

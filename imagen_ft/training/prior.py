@@ -75,7 +75,7 @@ def with_prior(config: ml_collections.ConfigDict, train: Source) -> Source:
     ):
         if not np.all(source.domain == domain):
             raise InputError(
-                f"{field} must have {kind} images only when there is a prior, got others; use "
+                f"{field} must have only {kind} images when there is a prior, got others; use "
                 f"{'the images to learn' if domain == REAL else 'a set of imagen_ft.generate'}"
             )
     return Union([train, synthetic])

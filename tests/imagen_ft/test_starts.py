@@ -190,7 +190,7 @@ def test_imagenet_is_known_by_words_and_ids():
         (["start.name=digits", "skip_steps=64"], "at least 1 and less than the 64 steps"),
         (
             ["start.path=a", "skip_steps=3"],
-            "--config.start.name must be set as well, got --config.start.path",
+            "--config.start.name must be set as well, got only --config.start.path",
         ),
     ],
 )

@@ -241,7 +241,7 @@ def test_files_that_are_refused(tmp_path, capsys):
     index = json.loads((lender / "model_index.json").read_text())
     index["_class_name"] = "StableDiffusionXLPipeline"
     (lender / "model_index.json").write_text(json.dumps(index))
-    assert_fails("must be a StableDiffusionPipeline, as", file, option)
+    assert_fails("must be a StableDiffusionPipeline, like", file, option)
 
 
 def shapes_of(preset, rules, prefix):

@@ -96,6 +96,8 @@ def test_tiny_models_are_of_their_kind(name):
     # Conditioned on what the tiny T5 returns.
     projection = shapes["text_projection" if module is EfficientUNet else "encoder_hid_proj"]
     assert projection["kernel"].shape[0] == make("tiny_t5").d_model
+    # The image, and in super-resolution the low-resolution one.
+    assert shapes["conv_in"]["kernel"].shape[2] == (6 if noise_level else 3)
 
 
 def test_overrides():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from imagen_ft.evaluation.measures import Measured
+from imagen_ft.evaluation.measures import Measured, higher_is_better
 from imagen_ft.metrics.result import Conditions, Result
 from imagen_ft.sweeping import rows
 
@@ -22,6 +22,7 @@ def test_the_best_is_the_highest_score_or_the_shortest_distance(suffix):
         row("b", {distance: 2.0, f"is{suffix}": 5.0}, 0.9),
         row("c", {distance: float("nan"), f"is{suffix}": 7.0}, 0.1),
     ]
+    assert [higher_is_better(result.measure) for result in found[0].measured.results] == [0, 1]
     order = lambda measure: "".join(row.name for row in rows.best_first(found, measure))  # noqa: E731
     assert order("frechet") == "bac"
     assert order("inception_score") == "acb"

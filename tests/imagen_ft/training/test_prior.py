@@ -100,7 +100,7 @@ def test_batches_hold_both(monkeypatch):
     monkeypatch.setattr(
         "imagen_ft.training.prior.sources.load", lambda spec: load(spec, domain=REAL)
     )
-    with pytest.raises(InputError, match=r"config\.prior\.source must have synthetic images alone"):
+    with pytest.raises(InputError, match=r"config\.prior\.source must have only synthetic images"):
         open_images(training)
 
 

@@ -222,7 +222,7 @@ def test_wrong_folders_and_zips(tmp_path):
     refused("gs://bucket/x: images need a mounted folder", "gs://bucket/x")
     write_folder(tmp_path, {"1.txt": b""})
     refused("has no folders of images", tmp_path)
-    refused("a/b must be a folder or a zip", tmp_path, "a/b")
+    refused("a/b does not exist", tmp_path, "a/b")
     two = write_zip(tmp_path / "two.zip", {"x/train/a/1.png": b"", "x/test/a/1.png": b""})
     refused("classes in 'x/test' and in 'x/train'", two)
     deep = write_zip(tmp_path / "deep.zip", {"x/a/1.png": b"", "x/a/deep/2.png": b""})

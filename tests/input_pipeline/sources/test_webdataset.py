@@ -124,7 +124,7 @@ def test_wrong_input(folder, tmp_path):
     write_tar(broken, files_of(0), "w:gz")
     refused("must be a complete, uncompressed tar", broken)
     write_tar(broken, {"0.png": encoded(image(0)), "0.txt": b"\xff"})
-    refused("its caption must be txt, in UTF-8", broken, caption="txt")
+    refused("its caption must be txt in UTF-8", broken, caption="txt")
     write_tar(broken, {"0.png": encoded(image(0)), "0.jpg": encoded(image(0))})
     refused("sample 0 must have only one image, got 0.jpg as well", broken)
     write_tar(broken, {"0.png": encoded(image(0)), "0.cls": b"x"})
