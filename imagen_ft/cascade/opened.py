@@ -19,9 +19,9 @@ from imagen_ft.cascade.stage_weights import PUBLIC, open_run, public_path
 from imagen_ft.models.latent_unet import LatentUNet
 from imagen_ft.text.cache import TextCache
 from imagen_ft.text.captions import CLEANED, PLAIN
-from imagen_ft.weights import hub
 from launch.errors import InputError
 from launch.files import is_local
+from launch.runtime.checkpoints import hub
 from launch.runtime.config import load_config
 from launch.runtime.run import Run
 

@@ -10,7 +10,6 @@ from typing import Any
 from etils import epath
 
 from imagen_ft.models.latent_unet import LatentUNet
-from imagen_ft.weights import hub
 from imagen_ft.weights.importing import MODEL_INDEX, SMALL_PATTERNS, check_schedulers
 from imagen_ft.weights.latent_parts import check_parts
 from imagen_ft.weights.loading import open_checkpoint
@@ -29,6 +28,7 @@ from imagen_ft.weights.pipeline_parts import (
 from imagen_ft.weights.tensor_rules import layout_of
 from launch.errors import InputError
 from launch.files import parse_object
+from launch.runtime.checkpoints import hub
 from launch.runtime.checkpoints.safetensors_io import Weights
 from launch.runtime.checkpoints.tensor_mapping import tensor_mappings
 

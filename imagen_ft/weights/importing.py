@@ -7,7 +7,6 @@ from typing import Any
 
 from etils import epath
 
-from imagen_ft.weights import hub
 from imagen_ft.weights.latent_parts import check_parts, is_latent_scheduler, latent_settings
 from imagen_ft.weights.loading import STORED, read_params
 from imagen_ft.weights.pipeline_parts import (
@@ -25,7 +24,7 @@ from imagen_ft.weights.scheduler_config import scheduler_settings
 from launch.errors import InputError
 from launch.files import read_object, sha256, write_atomic, write_json
 from launch.runtime.atomic_folder import atomic_folder, check_target
-from launch.runtime.checkpoints import checkpoint
+from launch.runtime.checkpoints import checkpoint, hub
 from launch.runtime.checkpoints.orbax_options import check_path
 from launch.runtime.checkpoints.safetensors_header import read_header
 from launch.runtime.checkpoints.safetensors_io import Weights

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from imagen_ft.weights import hub
 from imagen_ft.weights.autoencoder_config import build_autoencoder
 from imagen_ft.weights.clip_text_config import MODEL_TYPE, build_clip_text
 from imagen_ft.weights.latent_unet_config import build_latent_unet, is_latent
@@ -18,6 +17,7 @@ from imagen_ft.weights.tensor_rules import layout_of
 from imagen_ft.weights.unet_config import build_unet
 from launch.errors import InputError
 from launch.files import is_local, read_object
+from launch.runtime.checkpoints import hub
 from launch.runtime.checkpoints.safetensors_io import (
     Weights,
     choose_file,

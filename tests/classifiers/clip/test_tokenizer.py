@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, SiglipTokenizer
 
 from classifiers.clip.tokenizer import load_clip_tokenizer
 from launch.errors import InputError
+from tests.imagen_ft.text.tiny_text import pieces_of_class_names
 from tests.support.clip_vocabulary import END, write_tokenizer
 
 
@@ -51,3 +52,18 @@ def test_folders_without_one(tmp_path):
     (folder / "vocab.json").write_text("{")
     with pytest.raises(InputError, match=r"damaged: the tokenizer cannot be read"):
         load_clip_tokenizer(folder)
+
+
+def test_siglip(tmp_path, capsys):
+    """From spiece.model alone: lower case, no punctuation, an end token, no start."""
+    (tmp_path / "spiece.model").write_bytes(pieces_of_class_names())
+    texts = ["A photo of a Tench!", "", "goldfish, great white shark", "tench " * 20]
+    tokenizer = load_clip_tokenizer(tmp_path, 16)
+    tokens = tokenizer(texts)
+    theirs = SiglipTokenizer.from_pretrained(tmp_path)
+    expected = theirs(texts, padding="max_length", max_length=16, truncation=True)["input_ids"]
+    np.testing.assert_array_equal(tokens, expected)
+    np.testing.assert_array_equal(tokens[0], tokenizer(["a photo of a tench"])[0])
+    end = theirs.eos_token_id
+    assert tokens[1, 0] == end and (tokens == end).any(axis=1).all() and tokens[3, -1] == end
+    assert "takes 16: its end is cut off" in capsys.readouterr().err

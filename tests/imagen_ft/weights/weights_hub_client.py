@@ -8,9 +8,9 @@ import numpy as np
 from huggingface_hub import constants
 
 from imagen_ft import weights
-from imagen_ft.weights import hub
 from imagen_ft.weights.__main__ import main
 from launch.errors import InputError
+from launch.runtime.checkpoints import hub
 
 COMMAND = "weights"
 

@@ -9,6 +9,7 @@ import huggingface_hub
 from huggingface_hub import errors
 
 from launch.errors import InputError
+from launch.files import is_local
 
 _ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
@@ -16,6 +17,13 @@ _ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
 def is_id(path: str) -> bool:
     """Whether the path has the form owner/name or owner/name@revision."""
     return _ID.fullmatch(path) is not None
+
+
+def local(path: str, patterns: Sequence[str]) -> Path:
+    """A path of this machine as it is, or the folder of a repository, as `fetch` downloads it."""
+    if is_local(path) and not Path(path).exists() and is_id(path):
+        return fetch(path, patterns)
+    return Path(path)
 
 
 def fetch(repository: str, patterns: Sequence[str]) -> Path:
