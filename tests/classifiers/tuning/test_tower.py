@@ -20,6 +20,7 @@ from input_pipeline.source import ArraySource
 from launch.runtime.devices.mesh import make_mesh
 from tests.parity.test_clip import torch_pixels
 from tests.support import tiny_clips
+from tests.support.devices import run_on_eight
 
 RNG = np.random.default_rng(0)
 START = RNG.normal(size=(4, 10)).astype(np.float32)
@@ -140,3 +141,9 @@ def test_blocks_of_a_resnet():
     assert found(1) == {"stage_1_block_1", "attention_pool"}
     assert found(2) == {"stage_1_block_0", "stage_1_block_1", "attention_pool"}
     assert found("whole") == {*names, "attention_pool"} and found("head") == set()
+
+
+@pytest.mark.slow
+def test_eight_devices_tune_alike():
+    found = run_on_eight("tests.classifiers.tuning.tower_devices")
+    assert found["difference"] <= 2e-5 and found["moved"] > 1e-2
