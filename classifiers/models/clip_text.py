@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from launch.errors import InputError
+from launch.runtime.layers.cpu_kernels import add_branch
 from launch.runtime.layers.layers import Dense, activation, attend_plainly
 from launch.runtime.types import Array
 
@@ -115,7 +116,7 @@ class ClipTextBlock(nn.Module):
         # [1, 1, n, n], True where a token may look.
         earlier = jnp.asarray(np.tri(length, dtype=bool))[None, None] if self.causal else None
         out = attend_plainly(project("q"), project("k"), project("v"), mask=earlier)
-        x = x + dense("self_attn_out_proj", width)(out.reshape(x.shape))
+        x = add_branch(x, dense("self_attn_out_proj", width)(out.reshape(x.shape)))
         normed = nn.LayerNorm(self.norm_eps, name="layer_norm2")(x)
         hidden = activation(self.activation)(dense("mlp_fc1", self.mlp_width)(normed))
-        return x + dense("mlp_fc2", width)(hidden)
+        return add_branch(x, dense("mlp_fc2", width)(hidden))

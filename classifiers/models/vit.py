@@ -17,6 +17,7 @@ from classifiers.models.attention_pool import ProbePool
 from classifiers.models.dropout import check_rates, drop_path, dropout
 from launch.errors import InputError
 from launch.runtime.devices.mesh import split_batch
+from launch.runtime.layers.cpu_kernels import add_branch
 from launch.runtime.layers.layers import Conv, Dense, activation, attend, normalise_pixels
 from launch.runtime.types import Array
 
@@ -207,11 +208,11 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         h = _norm(self.norm_eps, "norm_1")(x).astype(self.dtype)
-        x = x + self._branch(self._attention(h), "scale_1")
+        x = add_branch(x, self._branch(self._attention(h), "scale_1"))
         h = _norm(self.norm_eps, "norm_2")(x).astype(self.dtype)
         h = self._drop(activation(self.activation)(self._dense(self.mlp_dim, "mlp_1")(h)))
         h = self._dense(x.shape[-1], "mlp_2")(h)
-        return split_batch(x + self._branch(h, "scale_2"))
+        return split_batch(add_branch(x, self._branch(h, "scale_2")))
 
     def _attention(self, x: Array) -> Array:
         # [b, n, d] to [b, n, heads, d / heads], and back.

@@ -27,7 +27,8 @@ CONVOLUTIONS = [
 
 @pytest.fixture
 def always(monkeypatch):
-    monkeypatch.setattr(cpu_kernels, "LARGE", 0)
+    for name in ("LARGE", "_LARGE_SUM", "_MANY_ROWS"):
+        monkeypatch.setattr(cpu_kernels, name, 0)
 
 
 def pair(ours, theirs, shape, **fields):
@@ -136,3 +137,54 @@ def test_seeds_at_once(kernel, always):
         return jax.vmap(jax.grad(lambda params, x: jnp.sum(jnp.sin(layer.apply(params, x)))))
 
     assert_close(*(jax.jit(gradient(layer))(params, x) for layer in (ours, theirs)))
+
+
+def test_sums_of_branches(always):
+    """Each is computed once, however deep the network; numbers stay what they are."""
+    x = jax.random.normal(jax.random.key(0), (4, 8, 16))
+    kernels = list(jax.random.normal(jax.random.key(1), (6, 16, 16)))
+
+    def gradient(add):
+        def value(kernels, x):
+            for kernel in kernels:
+                normed = x / jnp.sqrt(1 + jnp.mean(x * x, axis=-1, keepdims=True))
+                x = add(x, jnp.tanh(normed @ kernel))
+            return jnp.sum(jnp.sin(x))
+
+        return jax.jit(jax.value_and_grad(value)).lower(kernels, x).compile()
+
+    kept, plain = gradient(cpu_kernels.add_branch), gradient(jnp.add)
+    for a, b in zip(*(jax.tree.leaves(each(kernels, x)) for each in (kept, plain)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    assert " call(" in kept.as_text() and " call(" not in plain.as_text()
+    assert _most_operands(kept) <= 6 < _most_operands(plain)
+    mesh = AbstractMesh((1,), ("data",), abstract_device=AbstractDevice("tpu", None, "tpu"))
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert "custom_vjp" not in str(jax.make_jaxpr(cpu_kernels.add_branch)(x, x))
+    assert "custom_vjp" in str(jax.make_jaxpr(cpu_kernels.add_branch)(x, x))
+
+
+def _most_operands(program):
+    lines = (line for line in program.as_text().splitlines() if " fusion(" in line)
+    return max(line.split(" fusion(")[1].split(")")[0].count("%") for line in lines)
+
+
+def test_attention():
+    """From 64 x 64 tokens on the form for CPUs, whose gradient is our own."""
+    shapes = [(2, length, 3, 8) for length in (80, 96, 96, 80)]
+    query, key, value, weights = (
+        jax.random.normal(jax.random.key(n), shape) for n, shape in enumerate(shapes)
+    )
+
+    def gradient(attend):
+        value_of = lambda *arrays: jnp.sum(weights * attend(*arrays))  # noqa: E731
+        return jax.jit(jax.value_and_grad(value_of, (0, 1, 2)))(query, key, value)
+
+    assert_close(gradient(layers.attend), gradient(layers.attend_plainly))
+    for length, dtype, expected in (
+        (80, jnp.float32, 1),
+        (48, jnp.float32, 0),
+        (80, jnp.bfloat16, 0),
+    ):
+        arrays = [x[:, :length].astype(dtype) for x in (query, key, value)]
+        assert ("custom_vjp" in str(jax.make_jaxpr(layers.attend)(*arrays))) == expected
