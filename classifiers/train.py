@@ -96,6 +96,7 @@ def main(args: app.Arguments) -> None:
             params,
             values.preflight_effort,
             None if config.in_memory else cpu_seconds(config.batch_size),
+            training.abstract.held,
         )
     else:
         mesh = make_mesh(config.mesh)

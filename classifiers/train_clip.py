@@ -85,6 +85,7 @@ def main(args: app.Arguments) -> None:
             params,
             values.preflight_effort,
             cpu_seconds(config.batch_size),
+            training.abstract.held,
         )
     else:
         evaluation = sources.load(config.evaluation_source)

@@ -102,6 +102,7 @@ def main(args: app.Arguments) -> None:
             params,
             values.preflight_effort,
             cpu_seconds(config.batch_size),
+            training.held,
         )
     else:
         # 3. Training, or resuming it.

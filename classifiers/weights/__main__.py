@@ -18,8 +18,9 @@ Import CLIP or SigLIP (transformers), or CLIP in a file of OpenAI's or of open_c
   python -m classifiers.weights --from=transformers:openai/clip-vit-base-patch16 \
       --to=runs/clip_b16
   python -m classifiers.weights --from=openai:./ViT-B-16.safetensors --to=runs/clip_b16 \
-      --tokenizer=./clip-vit-base-patch16 --model=clip_vit_b16
-  python -m classifiers.weights --from=open_clip:./CLIP-ViT-B-16-laion2B --to=runs/clip_laion
+      --tokenizer=openai/clip-vit-base-patch16 --model=clip_vit_b16
+  python -m classifiers.weights --from=open_clip:laion/CLIP-ViT-B-16-laion2B-s34B-b88K \
+      --to=runs/clip_laion
 
 Export a seed of a run of classifiers.train, or an import; CLIP in any layout that has its towers:
   python -m classifiers.weights --from=runs/deit_s --to=transformers:./exported --seed=0
@@ -57,7 +58,10 @@ def define_flags(values: flags.FlagValues) -> None:
     """Adds the flags of this command."""
     layouts = ", ".join(f"{layout}:PATH" for layout in LAYOUTS)
     text = {
-        "from": f"{layouts} imports (PATH may be owner/name on the Hub); DIR of a run exports",
+        "from": (
+            f"{layouts} imports (but for openai and efficientnet PATH may be owner/name[@revision] "
+            "on the Hub); DIR of a run exports"
+        ),
         "to": f"DIR of an import; {layouts} of an export",
         "model": "import: name of a preset; for transformers weights config.json has it",
         "pixels": "import: plain or imagenet, if no file next to the weights says it",

@@ -27,8 +27,10 @@ from classifiers.weights.preprocessing import (
     Preprocessing,
     folder_of,
     local_copy,
+    origin,
     read_file,
 )
+from classifiers.weights.weight_files import STEM
 from launch.cli import say
 from launch.errors import InputError
 from launch.files import is_local, sha256, write_atomic
@@ -51,12 +53,12 @@ from launch.runtime.run_record import write_record
 
 # Copies of the files beside imported weights, and the suffix of copies of weights' headers.
 _SOURCE, _HEADER = "source", ".header"
-_STEM, _STEMS = "model", {OPEN_CLIP: "open_clip_model"}
+_STEMS = {OPEN_CLIP: "open_clip_model"}
 
 
 def is_clip(path: epath.PathLike) -> bool:
     """Whether a folder or a repository of transformers has CLIP or SigLIP."""
-    folder = folder_of(local_copy(os.fspath(path)))
+    folder = folder_of(hub.local(os.fspath(path), (CONFIG,)))
     return read_file(folder / CONFIG).get("model_type") in ("clip", "siglip")
 
 
@@ -79,7 +81,7 @@ def import_clip(
     check_target(epath.Path(target))
     check_path(target)
     # 2. Open the weights, and learn the model from the files beside them.
-    weights = Path(local_copy(source, _STEMS.get(layout, _STEM)))
+    weights = Path(local_copy(source, _STEMS.get(layout, STEM)))
     files, tensors = _open(weights, layout)
     folder = folder_of(weights)
     described = clip_configs.read(folder, tensors, layout, source)
@@ -97,7 +99,7 @@ def import_clip(
         "total_steps": 0,
         "evaluation": described.images.evaluation(described.size),
         "imported": {
-            "from": source,
+            **origin(source, os.fspath(weights)),
             "layout": layout,
             "files": [(path.name, sha256(epath.Path(path))) for path in files],
             "whole_numbers": whole_numbers,
@@ -158,7 +160,7 @@ def export_clip(source: str, target: str, layout: str) -> None:
             return
         # 4. To another layout: a fresh file, and the configs that belong to it.
         tensors = {name: (m.file_shape, np.dtype(np.float32)) for name, m in mappings.items()}
-        write_model(Path(folder), _STEMS.get(layout, _STEM), None, tensors, read)
+        write_model(Path(folder), _STEMS.get(layout, STEM), None, tensors, read)
         evaluation = plain(run.config.evaluation)
         size = evaluation["size"]
         images = Preprocessing(size, 1.0, "pil_bicubic", stretch=False)
@@ -196,7 +198,7 @@ def _open(source: Path, layout: str) -> tuple[list[Path], dict[str, Tensor]]:
         return [source], open_file(source, integers=True)
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; choose one with weights")
-    stem = _STEMS.get(layout, _STEM)
+    stem = _STEMS.get(layout, STEM)
     weights = open_weights(source, stem, None, integers=True)
     return [source / name for name in weights.files], weights.tensors
 
@@ -209,7 +211,9 @@ def _tokenizer_files(chosen: str | None, beside: Path) -> dict[str, bytes]:
     folder = hub.local(chosen, TOKENIZER_FILES) if chosen else beside
     found = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
     if chosen and not found:
-        raise InputError(f"--tokenizer={chosen} has no tokenizer; choose a folder that has one")
+        raise InputError(
+            f"--tokenizer={chosen} has no tokenizer; choose a folder or a repository that has one"
+        )
     return {name: path.read_bytes() for name, path in found.items()}
 
 

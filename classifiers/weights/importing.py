@@ -8,8 +8,14 @@ from etils import epath
 
 from classifiers.models.presets import MODULES, Classifier
 from classifiers.weights.config_files import build
-from classifiers.weights.preprocessing import folder_of, local_copy, preprocessing
-from classifiers.weights.weight_files import find_layout, load, open_tensors, trained_channels
+from classifiers.weights.preprocessing import folder_of, local_copy, origin, preprocessing
+from classifiers.weights.weight_files import (
+    STEM,
+    find_layout,
+    load,
+    open_tensors,
+    trained_channels,
+)
 from launch.errors import InputError
 from launch.runtime.atomic_folder import atomic_folder, check_target
 from launch.runtime.checkpoints import checkpoint
@@ -38,7 +44,7 @@ def import_run(
     # 1. Look at target and layout first: loading takes longer.
     check_target(epath.Path(target))
     check_path(target)
-    weights = local_copy(source)
+    weights = local_copy(source, STEM)
     tensors = open_tensors(weights)
     layout_there = find_layout(tensors, source)
     # timm's ResNets have torchvision's names: names alone cannot tell them apart.
@@ -59,7 +65,7 @@ def import_run(
         "seeds": 1,
         "total_steps": 0,
         "evaluation": preprocessing(folder_of(weights), layout).evaluation(size),
-        "imported": {"from": source, "layout": layout},
+        "imported": {**origin(source, weights), "layout": layout},
     }
     with atomic_folder(epath.Path(target)) as folder:
         name = seed_name(write_record(folder, config, inputs={}), "seed_0")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from classifiers.clip.tokenizer import TOKENIZER_FILES
 from launch.errors import InputError
 from launch.files import read_object
 from launch.runtime.checkpoints import hub
@@ -90,17 +91,25 @@ def folder_of(path: epath.PathLike) -> Path:
     return Path(path) if Path(path).is_dir() else Path(path).parent
 
 
-def local_copy(source: str, stem: str = "model") -> str:
+def local_copy(source: str, stem: str) -> str:
     """A path as it is; of a repository of the Hub, owner/name, the folder it is downloaded to.
 
-    `stem` begins the names of the weights. Raises `InputError` as `hub.fetch`, and for a
+    `stem` begins the names of the weights. Raises `InputError` as `hub.local`, and for a
     repository without weights in safetensors.
     """
-    patterns = ("*.json", "*.txt", "*.model", *file_names(stem, None))
-    folder = hub.local(source, patterns)
-    if not os.path.exists(source) and hub.is_id(source) and not any(folder.glob("*.safetensors")):
+    single, index, parts = file_names(stem, None)
+    small = (CONFIG, PREPROCESSOR, "open_clip_config.json", *TOKENIZER_FILES)
+    folder = hub.local(source, (*small, single, index, parts))
+    if hub.is_repository(source) and not any((folder / x).exists() for x in (single, index)):
         choose_file(hub.file_names(source), stem, None, source)
     return os.fspath(folder)
+
+
+def origin(source: str, folder: str) -> dict[str, str]:
+    """Where weights come from, for the config of their import."""
+    # The client's folders are named by the commit.
+    commit = {"commit": Path(folder).name} if hub.is_repository(source) else {}
+    return {"from": source, **commit}
 
 
 def read_file(path: Path) -> dict[str, Any]:

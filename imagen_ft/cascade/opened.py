@@ -20,7 +20,6 @@ from imagen_ft.models.latent_unet import LatentUNet
 from imagen_ft.text.cache import TextCache
 from imagen_ft.text.captions import CLEANED, PLAIN
 from launch.errors import InputError
-from launch.files import is_local
 from launch.runtime.checkpoints import hub
 from launch.runtime.config import load_config
 from launch.runtime.run import Run
@@ -83,9 +82,7 @@ def with_t5(config: ml_collections.ConfigDict, path: str) -> ml_collections.Conf
 
 def _is_public(name: str) -> bool:
     """Whether it names a Hub repository, and no folder here."""
-    return name.startswith(PUBLIC) or (
-        is_local(name) and not os.path.exists(name) and hub.is_id(name)
-    )
+    return name.startswith(PUBLIC) or hub.is_repository(name)
 
 
 def _of_runs(runs: Sequence[Run]) -> ml_collections.ConfigDict:

@@ -283,6 +283,18 @@ class Training:
         cast = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype)  # noqa: E731
         return with_shardings(mesh, jax.tree.map(cast, params))
 
+    def autoencoder_shapes(self, mesh: Mesh) -> Variables | None:
+        """Shapes and places of the auto-encoder; None where there is none, or latents are kept."""
+        if self.denoiser.autoencoder is None or self.keeps_latents:
+            return None
+        return with_shardings(mesh, self.denoiser.autoencoder_shapes())
+
+    def held(self, mesh: Mesh) -> dict[str, Any]:
+        """Shapes and places of what stays in a chip's memory, by what it is."""
+        name = "teacher" if self.teaching else "frozen"
+        others = {name: self.base_shapes(mesh), "autoencoder": self.autoencoder_shapes(mesh)}
+        return {**self.abstract.held(mesh), **others}
+
     def lower(self, mesh: Mesh) -> jax.stages.Lowered:
         """The update lowered for a mesh, whose devices need not exist (`--preflight`)."""
         self.check(mesh)
@@ -292,10 +304,8 @@ class Training:
         whole = NamedSharding(mesh, P())
         table = shape((max(1, len(self.class_names)), *self.text_shape), dtype, sharding=whole)
         null_text = shape(self.text_shape, dtype, sharding=whole)
-        autoencoder = None
-        if self.denoiser.autoencoder is not None and not self.keeps_latents:
-            autoencoder = with_shardings(mesh, self.denoiser.autoencoder_shapes())
-        step = self.step(mesh, table, null_text, self.base_shapes(mesh), autoencoder)
+        places = self.base_shapes(mesh), self.autoencoder_shapes(mesh)
+        step = self.step(mesh, table, null_text, *places)
         # 2. A batch, split over the devices.
         size, count = self.denoiser.image_size, self.config.batch_size
         rows = batch_sharding(mesh)

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Float, PyTree
 
-from launch.runtime.devices.mesh import state_shardings
+from launch.runtime.devices.mesh import state_shardings, with_shardings
 from launch.runtime.ema import MAIN, Decay
 from launch.runtime.types import Array, Variables
 
@@ -28,6 +28,11 @@ class TrainState:
     def inference_variables(self) -> Variables:
         """What to sample or evaluate with: the `main` average if there is one."""
         return self.ema.get(MAIN, self.variables)
+
+    def held(self, mesh: Mesh) -> dict[str, PyTree]:
+        """Shapes and places of its arrays on a mesh, by what they are."""
+        parts = dict(parameters=self.variables, optimizer=self.opt_state, averages=self.ema)
+        return {name: with_shardings(mesh, part) for name, part in parts.items()}
 
     def update(
         self,

@@ -12,18 +12,31 @@ from launch.errors import InputError
 from launch.files import is_local
 
 _ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
+# Names that end so are mistyped paths of files.
+_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
 def is_id(path: str) -> bool:
     """Whether the path has the form owner/name or owner/name@revision."""
-    return _ID.fullmatch(path) is not None
+    return _ID.fullmatch(path) is not None and not path.endswith(_FILES)
+
+
+def is_repository(path: str) -> bool:
+    """Whether the path names a repository, and nothing on this machine."""
+    return is_local(path) and not Path(path).exists() and is_id(path)
 
 
 def local(path: str, patterns: Sequence[str]) -> Path:
-    """A path of this machine as it is, or the folder of a repository, as `fetch` downloads it."""
-    if is_local(path) and not Path(path).exists() and is_id(path):
-        return fetch(path, patterns)
-    return Path(path)
+    """A path of this machine as it is, or the folder of a repository, as `fetch` downloads it.
+
+    Raises:
+        InputError: as `fetch`; the path is in an object store.
+    """
+    if not is_local(path):
+        raise InputError(
+            f"{path} must be on this machine, or owner/name of the Hub; copy it to a local folder"
+        )
+    return fetch(path, patterns) if is_repository(path) else Path(path)
 
 
 def fetch(repository: str, patterns: Sequence[str]) -> Path:

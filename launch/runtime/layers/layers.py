@@ -26,9 +26,10 @@ from launch.runtime.types import Array
 Kernel = Float[Array, "*inputs outputs"]
 # AMD's GPUs are 'gpu' as well, or 'rocm'.
 _GPUS = ("gpu", "rocm")
-# Queries times keys from which attention on a CPU takes other forms: in float32 all heads at once,
-# then head by head.
-_MIDDLE_ON_CPU, LARGE_ON_CPU = 2**12, 2**16
+# Queries times keys from which attention in float32 on a CPU has the heads in front.
+_MIDDLE_ON_CPU = 2**12
+# And from which it goes head by head.
+LARGE_ON_CPU = 2**16
 # (mean, std) of pixels in [0, 1] by channel, which published weights expect to be normalised by.
 PIXELS = {
     "plain": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # Google's ViT; what we train: [-1, 1]
@@ -88,7 +89,8 @@ def attend(
     pairs = query.shape[1] * key.shape[1]
     if here == "cpu" and pairs >= LARGE_ON_CPU:
         return _attend_by_head(query, key, value)
-    if here == "cpu" and pairs >= _MIDDLE_ON_CPU and query.dtype == jnp.float32:
+    alike = query.dtype == key.dtype == jnp.float32 and query.shape[2] == key.shape[2]
+    if here == "cpu" and pairs >= _MIDDLE_ON_CPU and alike:
         return cpu_kernels.attend(query, key, value)
     if here == "gpu" and _suits_cudnn(query):
         even = query.shape[1] % 2 == key.shape[1] % 2 == 0

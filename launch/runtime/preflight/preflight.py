@@ -8,7 +8,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 from absl import flags
@@ -23,6 +23,8 @@ from launch.runtime.preflight import hlo, hlo_time
 from launch.runtime.reports.tables import text_table
 
 FLAGS_TITLE = "preflight"  # in --help
+# Shapes and places of arrays that stay in memory, for a mesh and by name.
+Held: TypeAlias = Callable[[Mesh], Mapping[str, PyTree]]
 # Number of axes of a slice's torus.
 GENERATIONS = {"v4": 3, "v5p": 3, "v5e": 2, "v6e": 2}
 SYNTAX = "GENERATION:TOPOLOGY[*SLICES], such as v4:4x4x16, v5p:4x4x8*2, v5e:16x16 or v6e:16x16"
@@ -202,6 +204,7 @@ def run(
     params: PyTree,
     effort: float,
     cpu_seconds: Mapping[str, float] | None = None,
+    held: Held | None = None,
 ) -> None:
     """Prints what a step would need and take on a target; the last line is JSON.
 
@@ -212,6 +215,8 @@ def run(
         params: of the model, or their shapes.
         effort: of the compiler, -1 to 1; at 0 a large model's step takes tens of minutes.
         cpu_seconds: CPU time of a step's input, by how it is stored; None if it takes none.
+        held: arrays that stay in memory, for a mesh and by name; their sizes are printed first,
+            for compiling may take hours.
 
     Raises:
         InputError: it does not fit, after everything is printed; a wrong target or mesh; libtpu is
@@ -226,6 +231,8 @@ def run(
     shape = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
     print(f"preflight for {target}: {mesh.size} chips, mesh {shape}")
     print(f"parameters: {parameters:,}", flush=True)
+    if held is not None:
+        _print_held(held(mesh), plan.chip)
     # 2. Compile; what does not fit is measured on larger chips.
     refused, note = False, ""
     try:
@@ -293,6 +300,21 @@ def _prime_factors(number: int) -> list[int]:
 def _describe(buffer: hlo.Buffer) -> str:
     source = f" of {buffer.source}" if buffer.source else ""
     return f"{buffer.bytes / GIB:.2f} GiB in {buffer.count} x {buffer.shape}{source}"
+
+
+def _print_held(held: Mapping[str, PyTree], chip: Chip) -> None:
+    sizes = {name: _bytes_per_chip(tree) for name, tree in held.items()}
+    print("\nheld by a chip between steps, GiB")
+    for name, size in sizes.items():
+        if size:
+            print(f"  {name:12} {size / GIB:8.2f}")
+    total = sum(sizes.values()) / GIB
+    print(f"  {'total':12} {total:8.2f} of {chip.hbm_bytes / GIB:.0f}", flush=True)
+
+
+def _bytes_per_chip(tree: PyTree) -> int:
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
 def _print_memory(program: Program, chip: Chip, note: str) -> None:

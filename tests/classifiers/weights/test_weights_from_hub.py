@@ -2,8 +2,11 @@
 
 import threading
 
+import numpy as np
 import pytest
+import safetensors.numpy
 from huggingface_hub import constants
+from transformers import ViTConfig, ViTForImageClassification
 
 from classifiers.clip.run import ClipRun
 from classifiers.weights.__main__ import run
@@ -12,6 +15,16 @@ from tests.support import tiny_clips
 from tests.support.clip_vocabulary import write_tokenizer
 from tests.support.fake_hub import FakeHub, files
 from tests.support.tiny_clips import LENGTH
+
+TINY = dict(
+    hidden_size=8,
+    intermediate_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    image_size=8,
+    patch_size=4,
+    num_labels=3,
+)
 
 
 @pytest.fixture
@@ -22,7 +35,9 @@ def hub(tmp_path, monkeypatch):
     alone = {name: data for name, data in content.items() if name not in words}
     server = FakeHub(
         {
-            "owner/clip": {"main": content | {"pytorch_model.bin": b"pickle", "flax.msgpack": b""}},
+            "owner/clip": {
+                "main": content | {"pytorch_model.bin": b"pickle", "onnx/config.json": b"{}"}
+            },
             "owner/alone": {"main": alone},
             "owner/pickle": {"main": {"config.json": b"{}", "pytorch_model.bin": b"pickle"}},
         }
@@ -49,8 +64,9 @@ def test_repositories(hub, tmp_path, capsys):
     loaded, expected = ClipRun.open(tmp_path / "run"), ClipRun.open(tmp_path / "b")
     assert loaded.digest == expected.digest
     assert loaded.tokenizer(["cat"]).tolist() == expected.tokenizer(["cat"]).tolist()
-    assert Run.open(tmp_path / "run").config.imported["from"] == "owner/clip"
-    downloaded = {name.rpartition("/")[2] for name in hub.downloads}
+    imported = Run.open(tmp_path / "run").config.imported
+    assert imported["from"] == "owner/clip" and len(imported["commit"]) == 40
+    downloaded = {name.removeprefix("owner/clip/") for name in hub.downloads}
     assert downloaded == set(files(tmp_path / "clip"))
     argv = ["weights", f"--from={tmp_path / 'run'}", f"--to=transformers:{tmp_path / 'out'}"]
     assert run(argv) == 0
@@ -68,13 +84,41 @@ def test_a_tokenizer_of_another_repository(hub, tmp_path):
     [
         ("owner/unknown", "no such repository that you may read"),
         ("owner/pickle", "pytorch_model.bin is a pickle"),
+        ("owner/clip.safetensors", "no such file or folder"),
+        ("gs://owner/clip", "must be on this machine, or owner/name of the Hub"),
     ],
 )
 def test_wrong_repositories(name, said, hub, tmp_path, capsys):
     target = tmp_path / "run"
     assert run(["weights", f"--from=transformers:{name}", f"--to={target}"]) == 2
     err = capsys.readouterr().err
-    lines = [line for line in err.splitlines() if "Fetching" not in line]
-    assert len(lines) == 1 and lines[0].startswith(f"error: {name}"), err
+    lines = [line for line in err.splitlines() if line and "Fetching" not in line]
+    assert len(lines) == 1 and lines[0].startswith("error: ") and name in lines[0], err
     assert said in lines[0]
     assert not target.exists()
+
+
+def test_nothing_is_downloaded_for_a_target_that_is_used(hub, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/file").touch()
+    assert run(["weights", "--from=transformers:owner/clip", f"--to={tmp_path / 'run'}"]) == 2
+    assert {name.rpartition("/")[2] for name in hub.downloads} <= {"config.json"}
+
+
+def test_a_classifier(hub, tmp_path):
+    """At a revision, in two files with an index."""
+    model = ViTForImageClassification(ViTConfig(**TINY))
+    model.save_pretrained(tmp_path / "vit", max_shard_size="2kB")
+    content = files(tmp_path / "vit")
+    assert "model.safetensors.index.json" in content
+    hub.repositories["owner/vit"] = {"main": {}, "v2": content}
+    flags = ["--pixels=plain", f"--to={tmp_path / 'run'}"]
+    assert run(["weights", "--from=transformers:owner/vit@v2", *flags]) == 0
+    argv = ["weights", f"--from={tmp_path / 'run'}", f"--to=transformers:{tmp_path / 'out'}"]
+    assert run(argv) == 0
+    written = safetensors.numpy.load_file(tmp_path / "out/model.safetensors")
+    parts = map(safetensors.numpy.load_file, (tmp_path / "vit").glob("*.safetensors"))
+    expected = {name: tensor for part in parts for name, tensor in part.items()}
+    assert written.keys() == expected.keys()
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(written[name], tensor, err_msg=name)

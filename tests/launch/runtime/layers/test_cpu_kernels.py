@@ -188,3 +188,23 @@ def test_attention():
     ):
         arrays = [x[:, :length].astype(dtype) for x in (query, key, value)]
         assert ("custom_vjp" in str(jax.make_jaxpr(layers.attend)(*arrays))) == expected
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_branch_in_half_precision(dtype, always):
+    """The stream stays in float32; each gets a gradient of its own type."""
+    x, branch = jnp.ones((2, 3)), jnp.ones((2, 3), dtype)
+    value = lambda x, branch: jnp.sum(jnp.sin(cpu_kernels.add_branch(x, branch)))  # noqa: E731
+    found = jax.grad(value, (0, 1))(x, branch)
+    assert [gradient.dtype for gradient in found] == [jnp.float32, dtype]
+    assert_close(found, (jnp.cos(x + branch), jnp.cos(x + branch).astype(dtype)))
+
+
+def test_few_rows(monkeypatch):
+    """Below the limit the kernel is not turned first; the gradient is the same."""
+    monkeypatch.setattr(cpu_kernels, "LARGE", 0)
+    for rows, barriers in ((8, False), (cpu_kernels._MANY_ROWS, True)):
+        x, kernel = jnp.ones((rows, 4)), jnp.ones((4, 6))
+        gradient = jax.grad(lambda x, kernel: jnp.sum(cpu_kernels._product(x, kernel)))
+        assert ("optimization_barrier" in str(jax.make_jaxpr(gradient)(x, kernel))) == barriers
+        np.testing.assert_allclose(gradient(x, kernel), 6.0)

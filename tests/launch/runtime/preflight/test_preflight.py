@@ -43,9 +43,14 @@ def lower(mesh):
     with jax.set_mesh(mesh):
         return jax.jit(step, donate_argnums=0).lower(weights, x)
 
+def held(mesh):
+    sharding = NamedSharding(mesh, P(None, "fsdp"))
+    shape = jax.ShapeDtypeStruct((8, 4096, 4096), "bfloat16", sharding=sharding)
+    return {"parameters": shape, "averages": {}}
+
 axes = dict(data=-1, fsdp=4)
 params = jax.ShapeDtypeStruct((8, 1024, 1024), "float32")
-sys.exit(exit_code(lambda: preflight.run(target, lower, axes, params, -1.0), ""))
+sys.exit(exit_code(lambda: preflight.run(target, lower, axes, params, -1.0, None, held), ""))
 """
 
 
@@ -71,6 +76,9 @@ def test_two_slices():
     lines = done.stdout.splitlines()
     assert lines[0] == "preflight for v5p:2x2x2*2: 16 chips, mesh data 4, fsdp 4, tensor 1"
     assert lines[1] == "parameters: 8,388,608"
+    # What is held is said before anything is compiled: 256 MiB over four chips.
+    table = ["  parameters       0.06", "  total            0.06 of 95"]
+    assert lines[3:6] == ["held by a chip between steps, GiB", *table]
     result = json.loads(lines[-1])
     assert result["fits"] and result["hbm_bytes"] == 95 * 2**30
     # Weights of 8 MiB, in place of which the new ones come; 64 KiB of x.
