@@ -50,17 +50,17 @@ def write(workdir: Path, name: str, result: dict[str, Any]) -> None:
 def verdict(result: dict[str, Any]) -> tuple[str, bool]:
     """The fewest evaluations as good as the reference, in a sentence, and whether there are any."""
     first, best = result["arms"][0], cheapest(result)
-    margin = 100 * result["margin"]
+    margin = f"{100 * result['margin']:g} point{'s' * (result['margin'] != 0.01)}"
     if best is first:
         return (
-            f"No arm with fewer evaluations than {first['evaluations']} is within {margin:g} "
-            f"points of these (p < {LEVEL}).",
+            f"No arm with fewer evaluations than {first['evaluations']} is within {margin} "
+            f"of these (p < {LEVEL}).",
             False,
         )
     return (
         f"{best['evaluations']} evaluations ({best['name']}) are as good as "
-        f"{first['evaluations']}: within {margin:g} points, {points(best['difference'])} "
-        f"(p = {best['p_equivalent']:.1g}); {first['evaluations'] / best['evaluations']:.1f} times "
+        f"{first['evaluations']}: within {margin}, {points(best['difference'])} "
+        f"(p = {best['p_equivalent']:.2g}); {first['evaluations'] / best['evaluations']:.1f} times "
         "fewer.",
         True,
     )
@@ -78,7 +78,7 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
             percent(row["mean"], row["std"]),
             points(row["difference"]),
             f"{points(row['low'])} to {points(row['high'])}",
-            "" if row is result["arms"][0] else f"{row['p_equivalent']:.1g}",
+            "" if row is result["arms"][0] else f"{row['p_equivalent']:.2g}",
         ]
         for row in result["arms"]
     ]

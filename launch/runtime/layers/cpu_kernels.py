@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from launch.runtime.devices.mesh import platform
 from launch.runtime.layers.precision import precision_for
+from launch.runtime.types import Array as AnyArray
 
 # FLOPs from which the form matters; below, smaller programs are better.
 LARGE = 2**27
@@ -42,7 +43,9 @@ def dot_general(
     return jax.lax.dot_general(x, kernel, dimension_numbers, **_exact(x, options))
 
 
-def add_branch(x: Float[Array, "*b d"], branch: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+def add_branch(
+    x: Float[AnyArray, "*b d"], branch: Float[AnyArray, "*b d"]
+) -> Float[AnyArray, "*b d"]:
     """`x + branch` in a residual network, computed once for all that use it."""
     # A CPU's compiler would add up the branches so far, and in the gradient those behind, again
     # for each use of their sum: work that grows with the square of the depth. It keeps results of
@@ -53,15 +56,15 @@ def add_branch(x: Float[Array, "*b d"], branch: Float[Array, "*b d"]) -> Float[A
 
 
 @jax.custom_vjp
-def _kept_sum(x: Array, branch: Array) -> Array:
+def _kept_sum(x: AnyArray, branch: AnyArray) -> AnyArray:
     return _called(jnp.add, x, branch)
 
 
-def _kept_sum_forward(x: Array, branch: Array) -> tuple[Array, None]:
+def _kept_sum_forward(x: AnyArray, branch: AnyArray) -> tuple[AnyArray, None]:
     return _kept_sum(x, branch), None
 
 
-def _kept_sum_backward(_: None, gradient: Array) -> tuple[Array, Array]:
+def _kept_sum_backward(_: None, gradient: AnyArray) -> tuple[AnyArray, AnyArray]:
     kept = _called(jnp.positive, gradient)
     return kept, kept
 
@@ -69,7 +72,7 @@ def _kept_sum_backward(_: None, gradient: Array) -> tuple[Array, Array]:
 _kept_sum.defvjp(_kept_sum_forward, _kept_sum_backward)
 
 
-def _called(function: Any, *arrays: Array) -> Array:
+def _called(function: Any, *arrays: AnyArray) -> AnyArray:
     with set_xla_metadata(inlineable="false"):
         return jax.jit(function, inline=False)(*arrays)
 

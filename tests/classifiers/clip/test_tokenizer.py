@@ -4,8 +4,8 @@ from transformers import CLIPTokenizer, SiglipTokenizer
 
 from classifiers.clip.tokenizer import load_clip_tokenizer
 from launch.errors import InputError
-from tests.imagen_ft.text.tiny_text import pieces_of_class_names
 from tests.support.clip_vocabulary import END, write_tokenizer
+from tests.support.tiny_pieces import pieces_of_class_names
 
 
 @pytest.mark.parametrize("pad", ["<|endoftext|>", "!"])

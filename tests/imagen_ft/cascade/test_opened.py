@@ -44,7 +44,7 @@ def test_runs_are_the_stages_of_a_cascade(monkeypatch):
     pictures = dict(count=4, sampler=SAMPLER, guidance_weight=3.0, threshold_percentile=99.0)
     runs = {"runs/base": a_run("base", 0, pictures=pictures), "runs/sr": a_run("sr", 1)}
     monkeypatch.setattr(opened, "open_run", runs.get)
-    monkeypatch.setattr(opened, "is_local", lambda name: name not in runs)
+    monkeypatch.setattr(opened.hub, "is_repository", lambda name: False)
     found = opened.as_config(["runs/base", epath.Path("runs/sr")])
     base, larger = make_stages(found).values()
     assert (base.guidance_weight, base.threshold_percentile) == (3.0, 99.0)
@@ -60,7 +60,7 @@ def test_a_stage_that_enlarges_is_a_cascade_of_its_own(cascade, monkeypatch):
 
     pictures = dict(count=4, sampler=SAMPLER, guidance_weight=2.0)
     monkeypatch.setattr(opened, "open_run", {"runs/sr": a_run("sr", 1, pictures=pictures)}.get)
-    monkeypatch.setattr(opened, "is_local", lambda name: False)
+    monkeypatch.setattr(opened.hub, "is_repository", lambda name: False)
     monkeypatch.setattr(cascades, "load_stages", load_stages)
     alone = Cascade.load("runs/sr")
     assert repr(alone).endswith("sr: 4 to 8 px, ddpm of 2 steps, guidance 2.0)")

@@ -142,7 +142,9 @@ def test_the_report(finished):
     best = results.cheapest(result)
     assert best["name"] == "distilled_4_4" and best["evaluations"] == 8
     said, good = report.verdict(result)
-    assert good and said.startswith("8 evaluations (distilled_4_4) are as good as 48: within 1 po")
+    assert good and said.startswith(
+        "8 evaluations (distilled_4_4) are as good as 48: within 1 point, "
+    )
     assert "6.0 times fewer" in said and "80.00%" in page
     assert re.search(
         r"dpmpp_1_1 +1 \+ 1 +2 +1/24 +75\.\d\d ± 0\.\d\d +-20\.00", report.table(result)
@@ -150,7 +152,9 @@ def test_the_report(finished):
     for row in result["arms"][1:]:
         row["p_equivalent"] = 0.5
     said, good = report.verdict(result)
-    assert not good and said.startswith("No arm with fewer evaluations than 48 is within 1 points")
+    assert not good and said.startswith(
+        "No arm with fewer evaluations than 48 is within 1 point of"
+    )
 
 
 def test_a_dry_run_prints_the_command_lines(capsys):
