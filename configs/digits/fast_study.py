@@ -25,7 +25,7 @@ seeds: accuracy, and its difference from the reference's 95.57 +- 0.85 in points
      1 + 1       1/24   82.54  -13.02  82.01  -13.56  82.01  -13.56  93.49  -2.08
 
 Distilled stages with a quarter of the evaluations are as good as the reference within one point (p
-of equivalence 0.05); with a twelfth they lose 0.8 points (90% interval 0.4 to 1.3), of which 7
+of equivalence 0.048); with a twelfth they lose 0.8 points (90% interval 0.4 to 1.3), of which 7
 seeds cannot tell whether it is within one. Dpmpp with 4 + 4 comes from a run of its own; ddim and
 heun were not measured.
 """

@@ -3,9 +3,9 @@
 It is several times slower at a 1x1 convolution, and at the gradient of any convolution's kernel,
 than at the matrix products that these are. And if the gradient of a dense kernel starts with the
 transposed gradient of the outputs, as JAX writes it, the compiler adds up the gradients of all
-residual branches again for each. `python -m tests.benchmarks.classifiers` measures the gain. Small
-products and other platforms keep JAX's forms, at the precision of `precision_for`. All of it
-differentiates in reverse only.
+residual branches again for each. `python -m tests.benchmarks.classifiers` and `clip` measure the
+gain. Small products and other platforms keep JAX's forms, at the precision of `precision_for`. All
+of it differentiates in reverse only.
 """
 
 import functools

@@ -307,6 +307,12 @@ def test_its_base_can_be_kept_in_bfloat16(base):
     training = Training.of(get_config(base, base_dtype="bfloat16"))
     shapes = training.base_shapes(make_mesh({}))
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("bfloat16")}
+    # Preflight counts it beside what is trained.
+    held = training.held(make_mesh({}))
+    assert held["frozen"] == shapes and held["autoencoder"] is None
+    counted = jax.tree.map(jnp.shape, (held["parameters"], held["optimizer"]))
+    trained = training.abstract.variables, training.abstract.opt_state
+    assert counted == jax.tree.map(jnp.shape, trained)
 
 
 @pytest.mark.parametrize(
