@@ -73,6 +73,8 @@ prepare() {
     trap 'exit 143' TERM
     unset PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONUSERBASE PIP_PREFIX PIP_ROOT PIP_TARGET PIP_USER
     export PYTHONNOUSERSITE=1
+    # XLA's CPU programs take their memory anew for each run, and large pages make that cheap.
+    export GLIBC_TUNABLES="glibc.malloc.hugetlb=1${GLIBC_TUNABLES:+:$GLIBC_TUNABLES}"
 
     [ -z "${PYTHON:-}" ] || find_python
     mark="$extra $(cksum <setup.py)"

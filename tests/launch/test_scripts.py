@@ -186,6 +186,22 @@ def test_a_moved_clone_is_made_anew(clone):
     assert clone.called() == ["venv", "."]
 
 
+@pytest.mark.parametrize("script", ["demo.sh", "test.sh"])
+@pytest.mark.parametrize(
+    ("own", "given"),
+    [
+        ("", "glibc.malloc.hugetlb=1"),
+        # The last one counts.
+        ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=1:glibc.malloc.hugetlb=0"),
+    ],
+)
+def test_memory_comes_in_large_pages_unless_the_caller_says_otherwise(clone, script, own, given):
+    shown = """) echo "$GLIBC_TUNABLES";"""
+    for name in PYTHONS:
+        clone.program(name, GOOD.replace(""") echo "$PWD" "${PYTHONPATH-clean}";""", shown))
+    assert clone.run(script, GLIBC_TUNABLES=own)[1][0] == given
+
+
 def test_a_full_disk_stops_an_installed_clone_too(clone):
     clone.run("demo.sh")
     clone.program("df", DISK.format(1024))

@@ -20,7 +20,9 @@ def count_flops(function: Callable[..., Any], *args: Any) -> float:
     see `layers.cpu_kernels`), and kernels that are not traced (cuDNN's attention). The function is
     only traced; a jitted one that is later called with these arguments is not traced again.
     """
-    return _jaxpr_flops(jax.make_jaxpr(lambda *args: function(*args))(*args).jaxpr)
+    # A jitted function may have compiler options, which JAX forbids inside another one.
+    trace = getattr(function, "trace", None) or jax.jit(lambda *args: function(*args)).trace
+    return _jaxpr_flops(trace(*args).jaxpr)
 
 
 def _jaxpr_flops(jaxpr: Any) -> float:

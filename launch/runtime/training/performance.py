@@ -76,7 +76,7 @@ class StepTimer:
 def floor_seconds(train_step: Callable[..., Any], state: Any, batch: Batch) -> float | None:
     """Seconds of a step at the devices' bfloat16 peak; None on unknown chips, or if not jitted."""
     chip = chip_of(jax.local_devices()[0])
-    if chip is None or not hasattr(train_step, "lower"):
+    if chip is None or not hasattr(train_step, "trace"):
         return None
     return count_flops(train_step, state, batch) / (jax.device_count() * chip.peak_flops)
 

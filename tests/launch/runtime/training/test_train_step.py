@@ -6,9 +6,10 @@ import numpy as np
 import optax
 import pytest
 
+from launch.runtime.devices.flops import count_flops
 from launch.runtime.devices.mesh import make_mesh
 from launch.runtime.state import abstract_state, create_state
-from launch.runtime.training.train_step import accumulate, make_step
+from launch.runtime.training.train_step import ONE_AT_A_TIME, accumulate, known, make_step
 
 RNG = np.random.default_rng(0)
 EXAMPLES = {"x": RNG.normal(size=(12, 3)).astype(np.float32), "y": np.arange(12.0)}
@@ -37,7 +38,8 @@ def test_a_step_has_its_constants_and_can_be_lowered():
         return {"params": {"w": jnp.zeros(3)}}
 
     def update(state, batch, scale):
-        state, norms = state.update({"w": scale * batch["x"].mean(0)}, optax.sgd(1.0), {})
+        mean = jnp.full(4, 0.25) @ batch["x"]
+        state, norms = state.update({"w": scale * mean}, optax.sgd(1.0), {})
         return state, norms
 
     mesh = make_mesh({"data": -1})
@@ -51,3 +53,14 @@ def test_a_step_has_its_constants_and_can_be_lowered():
     assert metrics["gradient_norm"] == pytest.approx(12**0.5)
     assert before.variables["params"]["w"].is_deleted()
     assert "stablehlo" in step.lower(abstract, batch).as_text()
+    assert count_flops(step, abstract, batch) == 2 * 4 * 3
+    # It has compiler options, which JAX forbids inside another jitted function.
+    if known(*ONE_AT_A_TIME):
+        with pytest.raises(ValueError, match="compiler_options"):
+            jax.make_jaxpr(step)(abstract, batch)
+
+
+def test_options_that_the_compiler_does_not_know_are_left_out():
+    assert known(*ONE_AT_A_TIME) in ({}, dict([ONE_AT_A_TIME]))
+    assert known("xla_cpu_enable_fast_math", False) == {"xla_cpu_enable_fast_math": False}
+    assert known("xla_cpu_no_such_option", False) == {}
