@@ -53,14 +53,13 @@ def get_config():
     config.num_worst = 2
     return config
 """
-SAMPLE = f"""
-from ml_collections import ConfigDict
+SAMPLE = """
+from tests.support import small_cascade
 
 def get_config():
-    return ConfigDict(dict(
-        class_names={small_cascade.NAMES}, seed=0, batch_size=4, images_per_prompt=1, stages={{}},
-        show_stages=True,
-    ))
+    config = small_cascade.config()
+    config.update(seed=0, batch_size=4, images_per_prompt=1, show_stages=True)
+    return config
 """
 
 
