@@ -14,7 +14,7 @@ from classifiers import from_config
 from classifiers.clip import templates
 from classifiers.clip.tokenizer import ClipTokenizer
 from classifiers.contrastive.training import Training
-from classifiers.models.clip import unit
+from classifiers.models.clip import products, unit
 from input_pipeline.batches import loader
 from input_pipeline.imagenet import in_words
 from input_pipeline.source import Source
@@ -49,7 +49,7 @@ def make_evaluation(
     def count(variables: Variables, classes: Array, batch: Batch) -> Array:
         # Flax says any of what apply returns.
         features: Any = model.apply(variables, to_float(batch["image"]), method="encode_images")
-        right = jnp.argmax(features @ classes.T, axis=-1) == batch["label"]
+        right = jnp.argmax(products(features, classes), axis=-1) == batch["label"]
         return (right & batch["mask"]).sum()
 
     def accuracy(variables: Variables) -> float:

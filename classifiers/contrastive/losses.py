@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
 
-from classifiers.models.clip import Pairs
+from classifiers.models.clip import Pairs, products
 from launch.runtime.types import Array
 
 _BATCH_AXES = ("data", "fsdp")
@@ -102,9 +102,7 @@ def _sigmoid(
 
 
 def _logits(images: Array, texts: Array, scale: Array, bias: Array) -> Float[Array, "m n"]:
-    # By default TPUs multiply in bfloat16, whose rounding a scale of up to 100 would amplify.
-    products = jnp.matmul(images, texts.T, precision="highest")
-    return products * scale + bias
+    return products(images, texts) * scale + bias
 
 
 def _own(images: Array, texts: Array, scale: Array, bias: Array) -> Float[Array, " m"]:

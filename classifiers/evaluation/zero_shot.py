@@ -12,7 +12,7 @@ from classifiers.clip.run import ClipRun
 from classifiers.evaluation.image_sets import EvaluationSet
 from classifiers.evaluation.label_maps import LabelMap
 from classifiers.evaluation.scores import Scores, judge
-from classifiers.models.clip import unit
+from classifiers.models.clip import products, unit
 from input_pipeline import class_names
 from input_pipeline.imagenet import wordnet_ids
 from launch.errors import InputError
@@ -63,7 +63,7 @@ def scores_of_features(
 
     @jax.jit
     def step(batch: Array, batch_labels: Array) -> dict[str, Array]:
-        logits = unit(batch) @ jnp.asarray(weights).T * scale + bias
+        logits = products(unit(batch), jnp.asarray(weights)) * scale + bias
         return judge(logits, batch_labels, label_map)
 
     parts = []

@@ -5,13 +5,11 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
-
 from classifiers.clip.run import ClipRun
 from classifiers.clip.text_features import class_weights
 from classifiers.extractors.clip import apply_to_images, of_run
 from classifiers.extractors.extractor import Extractor, Taps
-from classifiers.models.clip import Clip, unit
+from classifiers.models.clip import Clip, products, unit
 from launch.files import json_digest
 from launch.runtime.types import Array, Variables
 
@@ -42,6 +40,5 @@ def _apply(model: Clip, variables: Variables, images: Array) -> Taps:
     # Flax says any of what apply returns.
     head: Any = model.apply(own, method="head")
     scale, bias = head
-    # By default TPUs multiply in bfloat16, whose rounding the scale of 100 would amplify.
-    products = jnp.matmul(unit(taps["features"]), variables[_CLASSES].T, precision="highest")
-    return {**taps, "logits": products * scale + bias}
+    cosines = products(unit(taps["features"]), variables[_CLASSES])
+    return {**taps, "logits": cosines * scale + bias}

@@ -35,7 +35,7 @@ class Pairs(NamedTuple):
 
     def logits(self) -> Float[Array, "b n"]:
         """Logits of each image for each text."""
-        return self.images @ self.texts.T * self.scale + self.bias
+        return products(self.images, self.texts) * self.scale + self.bias
 
 
 class Clip(nn.Module):
@@ -85,6 +85,12 @@ class Clip(nn.Module):
 def unit(features: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
     """Features scaled to length 1."""
     return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
+
+
+def products(features: Float[Array, "b d"], others: Float[Array, "n d"]) -> Float[Array, "b n"]:
+    """Of all pairs of features, or of features and class weights, at float32 precision."""
+    # By default TPUs multiply in bfloat16, whose rounding a scale of up to 100 would amplify.
+    return jnp.matmul(features, others.T, precision="highest")
 
 
 @dataclasses.dataclass(frozen=True)

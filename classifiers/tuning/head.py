@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Float, Int
 
-from classifiers.models.clip import unit
+from classifiers.models.clip import products, unit
 from launch.errors import InputError
 from launch.runtime.training.optimizers import make_optimizer
 from launch.runtime.types import Array
@@ -43,18 +43,13 @@ class Loss:
         where the tower has changed since.
         """
         before = features if before is None else before
-        log_p = jax.nn.log_softmax(self.scale * _products(features, weights))
-        targets = jax.nn.softmax(self.scale * _products(before, teacher) / self.temperature)
+        log_p = jax.nn.log_softmax(self.scale * products(features, weights))
+        targets = jax.nn.softmax(self.scale * products(before, teacher) / self.temperature)
         hard = -jnp.take_along_axis(log_p, labels[:, None], axis=1).mean()
         # He et al. 2023, section 3.1: -sum softmax(teacher / T) log softmax(student); only the
         # teacher is softened.
         soft = -(targets * log_p).sum(axis=1).mean()
         return self.hard * hard + self.soft * soft
-
-
-def _products(features: Array, weights: Array) -> Array:
-    # By default TPUs multiply in bfloat16, whose rounding the scale of 100 would amplify.
-    return jnp.matmul(features, weights.T, precision="highest")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,15 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+import classifiers.contrastive.evaluation
 import classifiers.models.presets
 import classifiers.training.evaluation
 import classifiers.training.training
 import imagen_ft.models.presets
 import imagen_ft.training.evaluation
 import imagen_ft.training.training
+from classifiers.contrastive import words
+from classifiers.contrastive.training import Training
+from classifiers.evaluation import label_maps, zero_shot
+from classifiers.models.clip import Clip
 from classifiers.models.clip_text import ClipTextEncoder
 from classifiers.models.inception import Inception
+from classifiers.models.vit import ViT
 from imagen_ft.models.autoencoder import Autoencoder
 from imagen_ft.models.latent_unet import LatentUNet
 from imagen_ft.models.t5 import T5Encoder
@@ -161,6 +168,31 @@ def test_evaluation_of_classifiers(net, programs):
     training = classifiers.training.training.Training.of(config, 10, (8, 8, 1))
     evaluate = classifiers.training.evaluation.make_evaluation(training, digits(8), make_mesh({}))
     evaluate(zeros(training.abstract.inference_variables))
+    assert set(products("\n".join(programs))) == {(True, True)}
+
+
+def test_zero_shot_from_features(programs):
+    features, labels = np.ones((2, 4), np.float32), np.zeros(2, int)
+    label_map = label_maps.identity(("a", "b"))
+    zero_shot.scores_of_features(features, labels, features, label_map, scale=100.0)
+    assert set(products("\n".join(programs))) == {(True, True)}
+
+
+@pytest.mark.slow
+def test_zero_shot_while_clip_is_trained(programs):
+    text = dict(width=8, mlp_width=8, num_layers=1, num_heads=1, vocab_size=514, end_token=513)
+    vit = ViT(num_classes=0, **CLASSIFIERS["vit"])
+    model = Clip(vit, ClipTextEncoder(**text, max_length=20), projection_width=8)
+    tokenizer = words.open_tokenizer(words.read_files("bytes", 20), model.text)
+    shapes = jax.eval_shape(
+        model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 20), int)
+    )
+    config = ConfigDict(dict(evaluation_batch_size=2))
+    training = mock.Mock(Training, config=config, model=model)
+    source = ArraySource(np.zeros((2, 8, 8, 3), np.uint8), np.arange(2), ("a", "b"))
+    classifiers.contrastive.evaluation.make_evaluation(training, source, tokenizer, make_mesh({}))(
+        zeros(shapes)
+    )
     assert set(products("\n".join(programs))) == {(True, True)}
 
 

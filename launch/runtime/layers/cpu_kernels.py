@@ -19,6 +19,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float
 
 from launch.runtime.devices.mesh import platform
+from launch.runtime.layers.cpu_depthwise import depthwise
 from launch.runtime.layers.precision import precision_for
 from launch.runtime.types import Array as AnyArray
 
@@ -26,6 +27,8 @@ from launch.runtime.types import Array as AnyArray
 LARGE = 2**27
 # Wider windows are those of patch embeddings, whose gradients would take too many slices.
 _WIDEST = 7
+# FLOPs of a depthwise convolution from which a sum of products pays for its longer program.
+_LARGE_DEPTHWISE = 2**22
 # Numbers from which a sum of branches is kept.
 _LARGE_SUM = 2**16
 # Rows from which a turned copy of the kernel is worth its making.
@@ -93,7 +96,7 @@ def convolve(
         platform() != "cpu"
         or len(window) != 2
         or max(window) > _WIDEST
-        or options["feature_group_count"] != 1
+        or options["feature_group_count"] not in (1, _groups_if_depthwise(x, kernel))
         or set(dilations) != {1}
         or options.get("precision") is not None
     ):
@@ -103,10 +106,13 @@ def convolve(
         padding = jax.lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
     pads = tuple((int(low), int(high)) for low, high in padding)
     height, width = _sizes(x, window, strides, pads)
-    positions = x.shape[0] * height * width
+    flops = 2 * x.shape[0] * height * width * kernel.size
     # 3. Small ones, and negative padding, are left to JAX as well.
-    if 2 * positions * kernel.size < LARGE or min(map(min, pads)) < 0:
+    by_channel = options["feature_group_count"] > 1
+    if flops < (_LARGE_DEPTHWISE if by_channel else LARGE) or min(map(min, pads)) < 0:
         return plain(x, kernel, strides, padding, **_exact(x, options))
+    if by_channel:
+        return depthwise(strides, pads, x, kernel)
     # 4. A 1x1 convolution is a matrix product.
     if window == (1, 1) and not any(map(any, pads)):
         return _product(x[:, :: strides[0], :: strides[1]], kernel[0, 0])
@@ -115,6 +121,11 @@ def convolve(
         # cut off what they add.
         return _convolution(strides, ((0, 1), (0, 1)), x, kernel)[:, :height, :width]
     return _convolution(strides, pads, x, kernel)
+
+
+def _groups_if_depthwise(x: Array, kernel: Array) -> int:
+    # As many groups as channels, with one filter each; 1 if it cannot be one.
+    return x.shape[-1] if kernel.shape[-2:] == (1, x.shape[-1]) else 1
 
 
 def _exact(x: Array, options: dict[str, Any]) -> dict[str, Any]:

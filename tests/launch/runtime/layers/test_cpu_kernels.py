@@ -27,7 +27,7 @@ CONVOLUTIONS = [
 
 @pytest.fixture
 def always(monkeypatch):
-    for name in ("LARGE", "_LARGE_SUM", "_MANY_ROWS"):
+    for name in ("LARGE", "_LARGE_DEPTHWISE", "_LARGE_SUM", "_MANY_ROWS"):
         monkeypatch.setattr(cpu_kernels, name, 0)
 
 
@@ -62,6 +62,15 @@ def test_convolutions(height, width, kernel, strides, padding, always):
     assert_close(*pair(layers.Conv, nn.Conv, (2, height, width, 3), **fields))
 
 
+@pytest.mark.parametrize(("height", "width", "kernel", "strides", "padding"), CONVOLUTIONS)
+def test_depthwise_convolutions(height, width, kernel, strides, padding, always):
+    fields = dict(features=3, kernel_size=kernel, strides=strides, padding=padding)
+    fields["feature_group_count"] = 3
+    assert_close(*pair(layers.Conv, nn.Conv, (2, height, width, 3), **fields))
+    layer, x = layers.Conv(**fields), jnp.ones((2, height, width, 3))
+    assert "conv_general_dilated" not in traced(layer, layer.init(jax.random.key(0), x), x)
+
+
 @pytest.mark.parametrize("strides", [1, 2])
 def test_a_pointwise_convolution_is_a_product(strides, always):
     x, layer = jnp.ones((2, 6, 5, 3)), layers.Conv(4, (1, 1), strides)
@@ -70,10 +79,17 @@ def test_a_pointwise_convolution_is_a_product(strides, always):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("layer", "plain"), [(layers.Conv, nn.Conv), (layers.Dense, nn.Dense)])
-def test_half_precision(layer, plain, always):
+@pytest.mark.parametrize(
+    ("layer", "plain", "fields"),
+    [
+        (layers.Conv, nn.Conv, dict(kernel_size=(3, 3))),
+        (layers.Conv, nn.Conv, dict(kernel_size=(3, 3), feature_group_count=4)),
+        (layers.Dense, nn.Dense, {}),
+    ],
+)
+def test_half_precision(layer, plain, fields, always):
     """As near to float32 as Flax's own layer, sums of thousands of terms included."""
-    fields = dict(features=4) | (dict(kernel_size=(3, 3)) if plain is nn.Conv else {})
+    fields = dict(features=4, **fields)
     ((_, exact), _), ours, theirs = (
         pair(layer, plain, (8, 32, 32, 4), **fields),
         *pair(layer, plain, (8, 32, 32, 4), **fields, dtype=jnp.bfloat16),
@@ -94,6 +110,8 @@ def test_dense_layers(shape, always):
     [
         dict(kernel_size=(3,)),
         dict(kernel_size=(3, 3), feature_group_count=2),
+        dict(kernel_size=(3, 3), feature_group_count=4, features=8),
+        dict(kernel_size=(3, 3), feature_group_count=4, features=4, kernel_dilation=2),
         dict(kernel_size=(3, 3), kernel_dilation=2),
         dict(kernel_size=(8, 8), strides=8),
         dict(kernel_size=(3, 3), padding=[(-1, 0), (0, 0)]),
@@ -102,7 +120,7 @@ def test_dense_layers(shape, always):
 )
 def test_other_convolutions_are_left_alone(fields, always):
     x = jnp.ones((2, 16, 16, 4) if len(fields["kernel_size"]) == 2 else (2, 16, 4))
-    layer = layers.Conv(features=6, **fields)
+    layer = layers.Conv(**dict(features=6) | fields)
     params = layer.init(jax.random.key(0), x)
     assert "custom_vjp" not in traced(layer, params, x)
 
@@ -116,8 +134,24 @@ def test_small_products_are_left_alone(monkeypatch):
             assert ("custom_vjp" in traced(layer, params, x)) == expected
 
 
+def test_small_depthwise_convolutions_are_left_alone(monkeypatch):
+    layer, x = layers.Conv(4, (3, 3), feature_group_count=4), jnp.ones((2, 8, 8, 4))
+    params, flops = layer.init(jax.random.key(0), x), 2 * 128 * 9 * 4
+    for large, expected in ((flops, True), (flops + 1, False)):
+        monkeypatch.setattr(cpu_kernels, "_LARGE_DEPTHWISE", large)
+        assert ("custom_vjp" in traced(layer, params, x)) == expected
+
+
 @pytest.mark.parametrize("kind", ["tpu", "gpu"])
-@pytest.mark.parametrize("layer", [layers.Conv(6, (3, 3)), layers.Conv(6, (1, 1)), layers.Dense(6)])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.Conv(6, (3, 3)),
+        layers.Conv(6, (1, 1)),
+        layers.Conv(4, (3, 3), feature_group_count=4),
+        layers.Dense(6),
+    ],
+)
 def test_other_platforms_are_left_alone(layer, kind, always):
     x = jnp.ones((2, 8, 8, 4))
     params = layer.init(jax.random.key(0), x)
@@ -127,10 +161,11 @@ def test_other_platforms_are_left_alone(layer, kind, always):
         assert "custom_vjp" not in traced(layer, params, x)
 
 
-@pytest.mark.parametrize("kernel", [(1, 1), (3, 3)])
-def test_seeds_at_once(kernel, always):
+@pytest.mark.parametrize(("kernel", "groups"), [((1, 1), 1), ((3, 3), 1), ((3, 3), 4)])
+def test_seeds_at_once(kernel, groups, always):
     x = jax.random.normal(jax.random.key(0), (3, 2, 6, 6, 4))
-    ours, theirs = layers.Conv(5, kernel), nn.Conv(5, kernel)
+    fields = dict(features=5 if groups == 1 else 4, kernel_size=kernel, feature_group_count=groups)
+    ours, theirs = layers.Conv(**fields), nn.Conv(**fields)
     params = jax.vmap(theirs.init)(jax.random.split(jax.random.key(1), 3), x)
 
     def gradient(layer):
