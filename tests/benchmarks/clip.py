@@ -2,6 +2,7 @@
 
 python -m tests.benchmarks.clip            # batches of 8, float32
 python -m tests.benchmarks.clip --quick    # batches of 2, within a minute or two
+python -m tests.benchmarks.clip --plain    # the step without our options of XLA's compiler
 
 Image features, and a step of contrastive training: the gradient of the loss and AdamW, which
 PyTorch has in its fused form.
@@ -24,7 +25,8 @@ from configs.clip import vit_b16
 from launch.runtime.devices.flops import count_flops
 from launch.runtime.devices.mesh import make_mesh, put_batch
 from launch.runtime.state import state_of
-from tests.benchmarks.harness import Result, arguments, compare, report
+from launch.runtime.training import train_step
+from tests.benchmarks.harness import Result, add_flags, compare, read_flags, report
 from tests.parity.test_clip import torch_pixels
 from tests.parity.torch_weights import relative_error
 from tests.support import tiny_clips
@@ -114,19 +116,24 @@ def step(peer: CLIPModel, run: ClipRun, batch: int, repeats: int) -> Result:
         unit="pairs/s",
         flops=count_flops(program, held[0], ours_batch),
         repeats=repeats,
+        in_a_row=2,
     )
 
 
 def main() -> None:
     """Measures and prints."""
-    args = arguments(__doc__ or "", preset="clip_vit_b16", batch="8")
+    parser = add_flags(__doc__ or "")
+    parser.add_argument("--plain", action="store_true", help="no options of XLA's compiler")
+    args = read_flags(parser, batch="8")
+    if args.plain:
+        train_step.ON_CPUS.clear()
     torch.set_num_threads(args.threads)
     batches = [2] if args.quick else args.batch
     with tempfile.TemporaryDirectory() as folder:
         peer, run = load(Path(folder))
         results = [features(peer, run, batch, 5 if args.quick else 7) for batch in batches]
         # Each of them takes over the weights.
-        results += [step(*load(Path(folder) / str(b)), b, 3 if args.quick else 5) for b in batches]
+        results += [step(*load(Path(folder) / str(b)), b, 2 if args.quick else 3) for b in batches]
         report(results)
 
 

@@ -150,6 +150,7 @@ def compare(
     flops: float = 0.0,
     evaluations: int = 0,
     repeats: int = 7,
+    in_a_row: int = 1,
 ) -> Result:
     """Times both, alternating, after one warm-up run of each.
 
@@ -162,15 +163,20 @@ def compare(
         unit: of the work.
         flops: per run.
         evaluations: of the network per run, if worth reporting.
-        repeats: timed runs of each.
+        repeats: turns of each.
+        in_a_row: timed runs in each turn. More than one, as of the steps of a training, follow one
+            that is not timed: it finds the memory that it needs cold, for the other had its turn.
     """
     times: tuple[list[float], list[float]] = ([], [])
     for repeat in range(repeats + 1):
         for function, found in zip((ours, peer), times, strict=True):
-            start = time.perf_counter()
-            function()
-            if repeat:
-                found.append(time.perf_counter() - start)
+            if repeat and in_a_row > 1:
+                function()
+            for _ in range(in_a_row if repeat else 1):
+                start = time.perf_counter()
+                function()
+                if repeat:
+                    found.append(time.perf_counter() - start)
     return Result(case, *times, flops, work, unit, error, evaluations)
 
 

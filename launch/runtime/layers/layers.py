@@ -220,7 +220,9 @@ def activation(name: str) -> Callable[[Array], Array]:
     """The entry of `ACTIVATIONS`; raises `InputError` if there is none."""
     if name not in ACTIVATIONS:
         raise InputError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
-    return ACTIVATIONS[name]
+    # From its input again in the backward pass: XLA would keep intermediate values as well, thrice
+    # the memory.
+    return jax.checkpoint(ACTIVATIONS[name])
 
 
 def normalise_pixels(images: Float[Array, "b h w c"], pixels: str) -> Float[Array, "b h w c"]:
