@@ -19,6 +19,7 @@ from classifiers.models.resnet import SIZES
 from classifiers.models.vit import ViT
 from launch.errors import InputError
 from launch.runtime.layers.layers import Dense
+from launch.runtime.layers.precision import precision_for
 from launch.runtime.limits import building, make_module
 from launch.runtime.types import Array
 
@@ -88,9 +89,9 @@ def unit(features: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
 
 
 def products(features: Float[Array, "b d"], others: Float[Array, "n d"]) -> Float[Array, "b n"]:
-    """Of all pairs of features, or of features and class weights, at float32 precision."""
-    # By default TPUs multiply in bfloat16, whose rounding a scale of up to 100 would amplify.
-    return jnp.matmul(features, others.T, precision="highest")
+    """Products of all pairs of features, or of features and class weights."""
+    # In full: TPUs would round to bfloat16, which a scale of up to 100 amplifies.
+    return jnp.matmul(features, others.T, precision=precision_for(features.dtype))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,9 +3,10 @@
 python -m tests.benchmarks.depthwise            # images of 128 px, batches of 32
 python -m tests.benchmarks.depthwise --quick    # batches of 8
 
-`--forward_only` leaves the gradients out, which are with respect to inputs and kernel.
+Gradients are with respect to inputs and kernel.
 """
 
+import argparse
 import functools
 from typing import Any
 
@@ -14,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from launch.cpus import usable_cpus
 from launch.runtime.layers.cpu_depthwise import depthwise
-from tests.benchmarks.harness import Result, add_flags, compare, read_flags, report
+from tests.benchmarks.harness import Result, compare, report
 
 # Pixels of a side, channels, pixels of the window's side, stride.
 SHAPES = ((64, 32, 3, 1), (64, 96, 3, 2), (32, 144, 5, 2), (16, 240, 5, 1), (8, 672, 5, 1))
@@ -83,11 +85,11 @@ def cases(count: int, shape: tuple[int, ...], gradient: bool, repeats: int) -> l
 
 def main() -> None:
     """Runs the benchmark."""
-    args = read_flags(add_flags(__doc__), batch="32")
-    torch.set_num_threads(args.threads)
-    count, repeats = (8, 3) if args.quick else (args.batch[0], 5)
-    gradients = (False,) if args.forward_only else (False, True)
-    report([r for g in gradients for shape in SHAPES for r in cases(count, shape, g, repeats)])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="smaller, fewer repeats")
+    count, repeats = (8, 3) if parser.parse_args().quick else (32, 5)
+    torch.set_num_threads(usable_cpus())
+    report([r for g in (False, True) for shape in SHAPES for r in cases(count, shape, g, repeats)])
 
 
 if __name__ == "__main__":

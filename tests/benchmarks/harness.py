@@ -164,8 +164,8 @@ def compare(
         flops: per run.
         evaluations: of the network per run, if worth reporting.
         repeats: turns of each.
-        in_a_row: timed runs in each turn. More than one, as of the steps of a training, follow one
-            that is not timed: it finds the memory that it needs cold, for the other had its turn.
+        in_a_row: timed runs in each turn. Above 1, as for steps of training, one that is not timed
+            goes first: the other's turn has left caches and memory cold.
     """
     times: tuple[list[float], list[float]] = ([], [])
     for repeat in range(repeats + 1):

@@ -3,8 +3,9 @@
 It is several times slower at a 1x1 convolution, and at the gradient of any convolution's kernel,
 than at the matrix products that these are. And if the gradient of a dense kernel starts with the
 transposed gradient of the outputs, as JAX writes it, the compiler adds up the gradients of all
-residual branches again for each. `python -m tests.benchmarks.classifiers` and `clip` measure the
-gain. Small products and other platforms keep JAX's forms, at the precision of `precision_for`. All
+residual branches again for each. It is slow at depthwise convolutions too (`cpu_depthwise`).
+`python -m tests.benchmarks.classifiers`, `clip` and `depthwise` measure the gain. Small products
+and other platforms keep JAX's forms, at the precision of `precision_for`. All
 of it differentiates in reverse only.
 """
 
@@ -87,7 +88,7 @@ def convolve(
     padding: str | Sequence[tuple[int, int]],
     **options: Any,
 ) -> Float[Array, "b *space2 o"]:
-    """`jax.lax.conv_general_dilated` with channels last, in another form on a CPU if `LARGE`."""
+    """`jax.lax.conv_general_dilated` with channels last, in another form on a CPU if large."""
     # 1. Leave to JAX what the forms below do not cover.
     plain = jax.lax.conv_general_dilated
     window, strides = kernel.shape[:-2], tuple(strides)
@@ -107,9 +108,10 @@ def convolve(
     pads = tuple((int(low), int(high)) for low, high in padding)
     height, width = _sizes(x, window, strides, pads)
     flops = 2 * x.shape[0] * height * width * kernel.size
-    # 3. Small ones, and negative padding, are left to JAX as well.
+    # 3. Small and empty ones, and negative padding, are left to JAX as well.
     by_channel = options["feature_group_count"] > 1
-    if flops < (_LARGE_DEPTHWISE if by_channel else LARGE) or min(map(min, pads)) < 0:
+    least = max(1, _LARGE_DEPTHWISE if by_channel else LARGE)
+    if flops < least or min(map(min, pads)) < 0:
         return plain(x, kernel, strides, padding, **_exact(x, options))
     if by_channel:
         return depthwise(strides, pads, x, kernel)
@@ -124,8 +126,10 @@ def convolve(
 
 
 def _groups_if_depthwise(x: Array, kernel: Array) -> int:
-    # As many groups as channels, with one filter each; 1 if it cannot be one.
-    return x.shape[-1] if kernel.shape[-2:] == (1, x.shape[-1]) else 1
+    # As many groups as channels, with one filter each; 1 if it cannot be one. A mesh in use would
+    # gather the whole batch for the gradient, which takes one image after the other.
+    alone = jax.sharding.get_abstract_mesh().size <= 1
+    return x.shape[-1] if alone and kernel.shape[-2:] == (1, x.shape[-1]) else 1
 
 
 def _exact(x: Array, options: dict[str, Any]) -> dict[str, Any]:
@@ -243,7 +247,7 @@ _convolution.defvjp(_convolution_forward, _convolution_backward)
 def _sizes(x: Array, window: Sequence[int], strides: Sequence[int], pads: _Pairs) -> list[int]:
     # The usual rule, here for windows without dilation.
     return [
-        (size + sum(pad) - wide) // stride + 1
+        max(0, (size + sum(pad) - wide) // stride + 1)
         for size, pad, wide, stride in zip(x.shape[1:3], pads, window, strides, strict=True)
     ]
 

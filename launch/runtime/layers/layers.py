@@ -220,9 +220,10 @@ def activation(name: str) -> Callable[[Array], Array]:
     """The entry of `ACTIVATIONS`; raises `InputError` if there is none."""
     if name not in ACTIVATIONS:
         raise InputError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
-    # From its input again in the backward pass: XLA would keep intermediate values as well, thrice
-    # the memory.
-    return jax.checkpoint(ACTIVATIONS[name])
+    # Computed again in the backward pass: a CPU's programs would keep two more arrays of this size,
+    # the largest of a block.
+    on_cpu = platform() == "cpu"
+    return jax.checkpoint(ACTIVATIONS[name]) if on_cpu else ACTIVATIONS[name]
 
 
 def normalise_pixels(images: Float[Array, "b h w c"], pixels: str) -> Float[Array, "b h w c"]:

@@ -18,8 +18,9 @@ from launch.runtime.types import Array, Batch
 # Values of each example of a batch, such as its loss, by name.
 PerExample = dict[str, Float[Array, " b"]]
 # XLA's CPU programs take their memory anew for each run, and touching it costs time: these hold
-# less. In order of memory, products also run one at a time: each takes all cores, and two disturb
-# each other. And parameters are not copied before they are replaced.
+# less. Operations come in the order that needs least memory, and one at a time: two products, which
+# take all cores each, would disturb each other. Parameters are not copied before they are replaced.
+# `python -m tests.benchmarks.clip`, with and without --plain, measures the gain.
 ON_CPUS: dict[str, str | bool] = {
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
     "xla_cpu_copy_insertion_use_region_analysis": True,
@@ -60,8 +61,9 @@ def make_step(
 ) -> TrainStep:
     """Jits an update: the state keeps its `state_shardings`, metrics are replicated."""
     shardings = state_shardings(mesh, abstract), NamedSharding(mesh, P())
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    options = {k: v for k, v in ON_CPUS.items() if on_cpu and is_known(k, v)}
+    # With several devices XLA has an order of its own, for their collectives.
+    alone = mesh.devices.flat[0].platform == "cpu" and mesh.size == 1
+    options = {k: v for k, v in ON_CPUS.items() if alone and is_known(k, v)}
     jitted = jax.jit(
         update, donate_argnums=0, out_shardings=shardings, compiler_options=options or None
     )

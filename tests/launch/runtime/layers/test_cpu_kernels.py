@@ -134,6 +134,23 @@ def test_small_products_are_left_alone(monkeypatch):
             assert ("custom_vjp" in traced(layer, params, x)) == expected
 
 
+def test_windows_larger_than_the_image_see_nothing(always):
+    layer = layers.Conv(4, (7, 7), padding="VALID", feature_group_count=4)
+    params = layer.init(jax.random.key(0), jnp.ones((1, 7, 7, 4)))
+    assert layer.apply(params, jnp.ones((2, 5, 5, 4))).shape == (2, 0, 0, 4)
+
+
+def test_depthwise_convolutions_on_a_mesh_are_left_alone(always):
+    """The gradient of the form for CPUs would gather the whole batch on each device."""
+    layer, x = layers.Conv(4, (3, 3), feature_group_count=4), jnp.ones((2, 8, 8, 4))
+    params = layer.init(jax.random.key(0), x)
+    for devices, plain in ((1, False), (2, True)):
+        device = AbstractDevice("cpu", None, "cpu")
+        mesh = AbstractMesh((devices, 1, 1), ("data", "fsdp", "tensor"), abstract_device=device)
+        with jax.sharding.use_abstract_mesh(mesh):
+            assert ("conv_general_dilated" in traced(layer, params, x)) == plain
+
+
 def test_small_depthwise_convolutions_are_left_alone(monkeypatch):
     layer, x = layers.Conv(4, (3, 3), feature_group_count=4), jnp.ones((2, 8, 8, 4))
     params, flops = layer.init(jax.random.key(0), x), 2 * 128 * 9 * 4
@@ -202,6 +219,16 @@ def test_sums_of_branches(always):
 def _most_operands(program):
     lines = (line for line in program.as_text().splitlines() if " fusion(" in line)
     return max(line.split(" fusion(")[1].split(")")[0].count("%") for line in lines)
+
+
+@pytest.mark.parametrize("name", layers.ACTIVATIONS)
+def test_only_the_input_of_an_activation_is_kept(name):
+    x = jnp.linspace(-4.0, 4.0, 9)
+    value, backward = jax.vjp(layers.activation(name), x)
+    expected, plain_backward = jax.vjp(layers.ACTIVATIONS[name], x)
+    assert_close((value, backward(x)), (expected, plain_backward(x)))
+    kept, plain = (len(jax.tree.leaves(one)) for one in (backward, plain_backward))
+    assert kept == 1 < plain
 
 
 def test_attention():
