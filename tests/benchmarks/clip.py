@@ -26,7 +26,14 @@ from launch.runtime.devices.flops import count_flops
 from launch.runtime.devices.mesh import make_mesh, put_batch
 from launch.runtime.state import state_of
 from launch.runtime.training import train_step
-from tests.benchmarks.harness import Result, add_flags, compare, read_flags, report
+from tests.benchmarks.harness import (
+    Result,
+    add_flags,
+    compare,
+    matrix_peak,
+    read_flags,
+    report,
+)
 from tests.parity.test_clip import torch_pixels
 from tests.parity.torch_weights import relative_error
 from tests.support import tiny_clips
@@ -134,7 +141,7 @@ def main() -> None:
         results = [features(peer, run, batch, 5 if args.quick else 7) for batch in batches]
         # Each of them takes over the weights.
         results += [step(*load(Path(folder) / str(b)), b, 2 if args.quick else 3) for b in batches]
-        report(results)
+        report(results, matrix_peak(args.dtype))
 
 
 if __name__ == "__main__":
