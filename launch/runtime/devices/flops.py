@@ -18,8 +18,8 @@ def count_flops(function: Callable[..., Any], *args: Any) -> float:
     `while_loop`, whose turns are unknown, once, a `cond` as its longest branch. Not counted: work
     on the padding of convolutions (except where a CPU computes kernel gradients as matrix products,
     see `layers.cpu_kernels`), depthwise convolutions that a CPU computes as sums, and kernels that
-    are not traced (cuDNN's attention). The function is
-    only traced; a jitted one that is later called with these arguments is not traced again.
+    are not traced (cuDNN's attention). The function is only traced; a jitted one that is later
+    called with these arguments is not traced again.
     """
     # A jitted function may have compiler options, which JAX forbids inside another one.
     trace = getattr(function, "trace", None) or jax.jit(lambda *args: function(*args)).trace

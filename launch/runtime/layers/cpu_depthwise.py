@@ -1,6 +1,6 @@
 """Depthwise convolution as a sum of shifted products, for CPUs.
 
-XLA's CPU compiler loops over groups one by one, 5 to 40 times as slow; it makes one vectorized loop
+XLA's CPU compiler loops over groups one by one, 7 to 46 times as slow; it makes one vectorized loop
 of this sum. `python -m tests.benchmarks.depthwise` measures both.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from launch.runtime.types import Array
 
@@ -19,10 +20,16 @@ _Pairs = tuple[tuple[int, int], ...]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def depthwise(strides: tuple[int, ...], pads: _Pairs, x: Array, kernel: Array) -> Array:
-    """Each channel of x [b, h, w, c] convolved with its own window of kernel [h, w, 1, c].
+def depthwise(
+    strides: tuple[int, ...],
+    pads: _Pairs,
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "y x 1 c"],
+) -> Float[Array, "b h2 w2 c"]:
+    """Each channel convolved with its own window; differentiates in reverse only.
 
-    `pads` are rows and columns of zeros before and after; sums are in float32.
+    `pads` are rows and columns of zeros before and after, at least 0, and the window must fit.
+    Sums are in float32, the result in the type of `x`.
     """
     padded = _pad(x, pads)
     total = sum(

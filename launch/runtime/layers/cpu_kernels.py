@@ -5,8 +5,8 @@ than at the matrix products that these are. And if the gradient of a dense kerne
 transposed gradient of the outputs, as JAX writes it, the compiler adds up the gradients of all
 residual branches again for each. It is slow at depthwise convolutions too (`cpu_depthwise`).
 `python -m tests.benchmarks.classifiers`, `clip` and `depthwise` measure the gain. Small products
-and other platforms keep JAX's forms, at the precision of `precision_for`. All
-of it differentiates in reverse only.
+and other platforms keep JAX's forms, at the precision of `precision_for`. All of it differentiates
+in reverse only.
 """
 
 import functools
